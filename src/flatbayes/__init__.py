@@ -1,0 +1,1 @@
+"""Sharpness-aware Bayesian posteriors for any PyTorch model."""

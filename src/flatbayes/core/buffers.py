@@ -1,0 +1,96 @@
+"""Buffers (running statistics and the like) and training flags: frozen around a pass, or estimated afresh."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Whatever happens to buffers and training flags inside is undone at the end."""
+    places = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        with unchanged_mode(model):
+            yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, saved in places:
+                buffer.copy_(saved)
+                if getattr(module, name) is not buffer:  # replaced, not edited
+                    setattr(module, name, buffer)
+
+
+@contextmanager
+def unchanged_mode(model: nn.Module) -> Iterator[None]:
+    """Every module leaves with the `training` flag it came with."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode; outside, each module has the mode it had."""
+    with unchanged_mode(model):
+        model.eval()
+        yield
+
+
+def running_norms(model: nn.Module) -> list[_NormBase]:
+    """The normalisation layers that keep running statistics of the data."""
+    return [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+
+
+def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Running statistics of the current weights, each the plain average over the batches.
+
+    Only normalisation layers run in training mode, so dropout stays off. The model is left as it was.
+
+    Args:
+        model: The network.
+        batches: Inputs as the network takes them.
+
+    Returns:
+        The re-estimated buffers by name, for `holding`.
+    """
+    norms = running_norms(model)
+    names = {id(module): name for name, module in model.named_modules()}
+    momenta = [norm.momentum for norm in norms]
+    try:
+        with frozen(model), torch.no_grad():
+            model.eval()
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a cumulative average
+                norm.train()
+            for batch in batches:
+                model(batch)
+            return {
+                f"{names[id(norm)]}.{name}".removeprefix("."): buffer.clone()
+                for norm in norms
+                for name, buffer in norm.named_buffers(recurse=False)
+            }
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+@contextmanager
+def holding(model: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, the named buffers hold the given values."""
+    with frozen(model):
+        buffers = dict(model.named_buffers())
+        with torch.no_grad():
+            for name, value in values.items():
+                buffers[name].copy_(value)
+        yield

@@ -1,0 +1,61 @@
+"""Random state of torch's global generators: captured, replayed, forked."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """A snapshot of the generators of the CPU and of some accelerators."""
+
+    cpu: Tensor
+    accelerators: dict[torch.device, Tensor]
+
+    @staticmethod
+    def capture(model: nn.Module) -> "RandomState":
+        """The state of every generator that a forward pass of the model can use."""
+        devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+        states = {d: torch.get_device_module(d.type).get_rng_state(d) for d in devices}
+        return RandomState(torch.get_rng_state(), states)
+
+    def restore(self) -> None:
+        """Put the generators back to this state."""
+        torch.set_rng_state(self.cpu)
+        for device, state in self.accelerators.items():
+            torch.get_device_module(device.type).set_rng_state(state, device)
+
+
+@contextmanager
+def replayed(state: RandomState, model: nn.Module) -> Iterator[None]:
+    """Inside, randomness starts again from `state`; afterwards it goes on as if nothing had happened."""
+    with unmoved(model):
+        state.restore()
+        yield
+
+
+@contextmanager
+def forked(seed: int, model: nn.Module) -> Iterator[None]:
+    """Inside, randomness starts from `seed`; afterwards it goes on as if nothing had happened."""
+    with unmoved(model):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def unmoved(model: nn.Module) -> Iterator[None]:
+    """Whatever randomness is used inside, none is used up."""
+    before = RandomState.capture(model)
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+def fresh_seed(generator: torch.Generator) -> int:
+    """A seed for another generator, drawn from this one."""
+    device = generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device).item())

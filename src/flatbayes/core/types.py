@@ -1,0 +1,59 @@
+"""The words that both axes share: what a closure is, and what a posterior carries while it is being fitted."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Closure = Callable[[], Tensor]
+"""Zeroes the gradients, computes the mean negative log likelihood (no prior, no weight decay, no KL) of one
+batch, backpropagates it into `.grad`, and returns the detached loss. It may loop over micro-batches."""
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+"""Builds an optimiser over the parameters it is given."""
+
+
+@dataclass
+class State:
+    """Everything that one training run of a posterior changes.
+
+    Attributes:
+        model: The network. Its parameters are the current weights.
+        optimizer: Updates the parameters; None once the posterior is fitted and only drawn from.
+        num_data: Number of training examples, the n of the likelihood; never the batch size.
+        statistics: What the posterior keeps beside the weights, by name; empty for a point.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer | None
+    num_data: int
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on from here, bit for bit (the random state is the caller's)."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "statistics": dict(self.statistics),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Undo everything since `saved` was taken.
+
+        Raises:
+            ValueError: The statistics are not those of this posterior on this model.
+        """
+        shapes = {name: tensor.shape for name, tensor in self.statistics.items()}
+        found = {name: tensor.shape for name, tensor in saved["statistics"].items()}
+        if shapes != found:
+            raise ValueError(
+                f"The saved statistics do not fit this posterior and model: expected {shapes}, got {found}. "
+                "Use the posterior and the model that they were saved with."
+            )
+        self.model.load_state_dict(saved["model"])
+        if self.optimizer is not None and saved["optimizer"] is not None:
+            self.optimizer.load_state_dict(saved["optimizer"])
+        for name, tensor in saved["statistics"].items():
+            self.statistics[name].copy_(tensor)

@@ -1,0 +1,78 @@
+"""Adaptive SAM (Kwon et al., ICML 2021): a ball that grows with the weights, so that rescaling does not matter.
+
+Networks compute the same function after one layer is scaled up and the next one down, but Euclidean sharpness
+changes. In the norm ||e / T|| with T = |w| it does not. As in the authors' code, T = |w| + eta for tensors named
+`weight` and 1 for the others.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core import Closure
+from flatbayes.flatness.ascent import asked_at, check_ascent_steps, check_radius, global_norm, scaled_to
+from flatbayes.flatness.flatness import Flatness
+
+
+@dataclass(frozen=True)
+class ASAM(Flatness):
+    """Asks at the worst point of a ball whose axes are proportional to the weights.
+
+    Attributes:
+        rho: Radius, relative to the weights; ten times that of SAM is a usual start.
+        eta: Added to |w|, so that weights at zero can move too.
+        ascent_steps: Times the displacement is aimed; every one costs a gradient.
+        fresh_noise: Draw new dropout masks for the second pass instead of replaying those of the first.
+    """
+
+    rho: float = 0.5
+    eta: float = 0.01
+    ascent_steps: int = 1
+    fresh_noise: bool = False
+
+    def __post_init__(self) -> None:
+        check_radius(self.rho)
+        check_ascent_steps(self.ascent_steps)
+        if not 0 <= self.eta < float("inf"):
+            raise ValueError(f"eta is added to |w|: it must be finite and at least 0, got {self.eta}.")
+
+    @property
+    def gradients(self) -> int:
+        """One to aim with for each ascent step, and the final one."""
+        return self.ascent_steps + 1
+
+    def __call__(self, closure: Closure, model: nn.Module) -> Closure:
+        """The closure whose gradient is that of the worst loss in the adaptive ball."""
+        return asked_at(
+            lambda weights, grads: adaptive_offset(grads, adaptive_scale(weights, self.eta), self.rho),
+            closure,
+            model,
+            ascent_steps=self.ascent_steps,
+            fresh_noise=self.fresh_noise,
+        )
+
+
+def adaptive_scale(weights: Mapping[str, Tensor], eta: float) -> list[Tensor]:
+    """T: `|w| + eta` for tensors whose own name is `weight`, 1 for all others."""
+    return [
+        w.detach().abs() + eta if name.rpartition(".")[2] == "weight" else torch.ones_like(w)
+        for name, w in weights.items()
+    ]
+
+
+def adaptive_offset(grads: Sequence[Tensor], scale: Sequence[Tensor], rho: float) -> list[Tensor] | None:
+    """Maximiser of <g, e> over ||e / T|| <= rho: e = rho T² g / ||T g|| (Kwon et al., Algorithm 1).
+
+    Args:
+        grads: One gradient per tensor.
+        scale: T, positive, of the gradients' shapes.
+        rho: Radius of the ball.
+
+    Returns:
+        One displacement per tensor, zero for a zero gradient; None where the gradient is not finite.
+    """
+    scaled = torch._foreach_mul(list(grads), list(scale))
+    norm = global_norm(scaled)
+    return scaled_to(torch._foreach_mul(scaled, list(scale)), norm, rho)

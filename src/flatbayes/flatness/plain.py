@@ -1,0 +1,22 @@
+"""No flatness: the closure as it is, the baseline that every comparison needs."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from flatbayes.core import Closure
+from flatbayes.flatness.flatness import Flatness
+
+
+@dataclass(frozen=True)
+class Plain(Flatness):
+    """The identity: ordinary training, the baseline twin of every flat one."""
+
+    @property
+    def gradients(self) -> int:
+        """One: the closure itself."""
+        return 1
+
+    def __call__(self, closure: Closure, model: nn.Module) -> Closure:
+        """The closure, untouched."""
+        return closure

@@ -1,0 +1,63 @@
+"""Sharpness-aware minimisation (Foret et al., ICLR 2021): the gradient at the worst point of a Euclidean ball.
+
+The worst point of max over ||e|| <= rho of L(w + e) is found by first-order ascent, e = rho g / ||g|| with g the
+gradient at w. Re-aiming the displacement at the gradient found there (a generalised power method) approaches the
+exact maximum; one step is Foret et al.'s Algorithm 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from flatbayes.core import Closure
+from flatbayes.flatness.ascent import asked_at, check_ascent_steps, check_radius, global_norm, scaled_to
+from flatbayes.flatness.flatness import Flatness
+
+
+@dataclass(frozen=True)
+class SAM(Flatness):
+    """Asks at the worst point of a Euclidean ball around the weights.
+
+    Attributes:
+        rho: Radius of the ball, the norm taken over all trainable weights together.
+        ascent_steps: Times the displacement is aimed; every one costs a gradient.
+        fresh_noise: Draw new dropout masks for the second pass, as the paper's code does, instead of replaying
+            those of the first.
+    """
+
+    rho: float = 0.05
+    ascent_steps: int = 1
+    fresh_noise: bool = False
+
+    def __post_init__(self) -> None:
+        check_radius(self.rho)
+        check_ascent_steps(self.ascent_steps)
+
+    @property
+    def gradients(self) -> int:
+        """One to aim with for each ascent step, and the final one."""
+        return self.ascent_steps + 1
+
+    def __call__(self, closure: Closure, model: nn.Module) -> Closure:
+        """The closure whose gradient is that of the worst loss in the ball."""
+        return asked_at(
+            lambda _, grads: euclidean_offset(grads, self.rho),
+            closure,
+            model,
+            ascent_steps=self.ascent_steps,
+            fresh_noise=self.fresh_noise,
+        )
+
+
+def euclidean_offset(grads: Sequence[Tensor], rho: float) -> list[Tensor] | None:
+    """Maximiser of <g, e> over ||e|| <= rho: e = rho g / ||g||, the norm over all tensors jointly.
+
+    Args:
+        grads: One gradient per tensor.
+        rho: Radius of the ball.
+
+    Returns:
+        One displacement per tensor, zero for a zero gradient; None where the gradient is not finite.
+    """
+    return scaled_to(grads, global_norm(grads), rho)

@@ -1,0 +1,9 @@
+"""Axis A: what is done with the gradients, and how networks are drawn afterwards."""
+
+from flatbayes.posteriors.ensemble import Ensemble
+from flatbayes.posteriors.mc_dropout import MCDropout
+from flatbayes.posteriors.point import Point
+from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.swag import SWAG
+
+__all__ = ["SWAG", "Ensemble", "MCDropout", "Point", "Posterior"]

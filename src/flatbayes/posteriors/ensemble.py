@@ -1,0 +1,63 @@
+"""Deep ensembles (Lakshminarayanan et al., NeurIPS 2017): the same fit, repeated from fresh initial weights.
+
+The mixture of what the runs end in. The member may be any posterior: of `SWAG()` it is MultiSWAG (Wilson &
+Izmailov, NeurIPS 2020).
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core import Closure, MakeOptimizer, State
+from flatbayes.posteriors.point import Point
+from flatbayes.posteriors.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class Ensemble(Posterior):
+    """An equal mixture of independent runs; one run of it is one run of its member.
+
+    Attributes:
+        member: The posterior to repeat.
+        size: Number of repetitions.
+    """
+
+    member: Posterior = Point()
+    size: int = 5
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"An ensemble has at least 1 member, got size {self.size}.")
+
+    @property
+    def runs(self) -> int:
+        """Those of the member, `size` times."""
+        return self.size * self.member.runs
+
+    @property
+    def stochastic(self) -> bool:
+        """As the member: draws of different runs always differ."""
+        return self.member.stochastic
+
+    @property
+    def moves_weights(self) -> bool:
+        """As the member."""
+        return self.member.moves_weights
+
+    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+        """One run of the member."""
+        return self.member.init(model, make_optimizer, num_data)
+
+    def step(self, state: State, closure: Closure) -> Tensor:
+        """A step of the member."""
+        return self.member.step(state, closure)
+
+    def collect(self, state: State) -> None:
+        """As the member."""
+        self.member.collect(state)
+
+    def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
+        """A draw from this run of the member."""
+        return self.member.draw(state, generator)

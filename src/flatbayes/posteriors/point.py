@@ -1,0 +1,60 @@
+"""The point posterior: all mass on one network, the maximum a posteriori estimate (MAP)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core import Closure, MakeOptimizer, State
+from flatbayes.core.buffers import evaluating
+from flatbayes.posteriors.gradient import check_prior_precision, start, update
+from flatbayes.posteriors.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class Point(Posterior):
+    """One network, as ordinary training leaves it.
+
+    Attributes:
+        prior_precision: Precision of a Gaussian prior over all trainable weights; None leaves the prior to the
+            optimizer's weight decay, which is this divided by the number of training examples.
+    """
+
+    prior_precision: float | None = None
+
+    def __post_init__(self) -> None:
+        check_prior_precision(self.prior_precision)
+
+    @property
+    def runs(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        """No: there is one network to draw."""
+        return False
+
+    @property
+    def moves_weights(self) -> bool:
+        """No: the running statistics are those of training."""
+        return False
+
+    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+        """Model and optimiser."""
+        return start(model, make_optimizer, num_data, self.prior_precision)
+
+    def step(self, state: State, closure: Closure) -> Tensor:
+        """One step of the optimiser."""
+        return update(state, closure, self.prior_precision)
+
+    def collect(self, state: State) -> None:
+        """Nothing: the end of training is what counts."""
+
+    @contextmanager
+    def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
+        """The model itself, in eval mode."""
+        with evaluating(state.model):
+            yield state.model

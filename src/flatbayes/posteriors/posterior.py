@@ -1,0 +1,64 @@
+"""What every posterior is: four verbs over an explicit state."""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core import Closure, MakeOptimizer, State
+
+
+class Posterior(ABC):
+    """Decides what is done with the gradients of a closure, and how networks are drawn afterwards.
+
+    A posterior holds hyperparameters only. What a training run changes is in its `State`; a posterior of several
+    runs (an ensemble) is the equal mixture of what they end in.
+    """
+
+    @property
+    @abstractmethod
+    def runs(self) -> int:
+        """Independent training runs, from fresh initial weights, that the posterior is made of."""
+
+    @property
+    @abstractmethod
+    def stochastic(self) -> bool:
+        """Whether two draws of one run differ; if not, one draw per run says everything."""
+
+    @property
+    @abstractmethod
+    def moves_weights(self) -> bool:
+        """Whether draws have weights that training never visited, and so need running statistics of their own."""
+
+    @abstractmethod
+    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+        """The state before the first step: model, optimiser, empty statistics.
+
+        Args:
+            model: The network; it is used, not copied, and not changed here.
+            make_optimizer: Builds the optimiser from parameters; None for a state that is only drawn from.
+            num_data: Number of training examples.
+        """
+
+    @abstractmethod
+    def step(self, state: State, closure: Closure) -> Tensor:
+        """One update: call the closure, add the prior at the unperturbed weights, move. Returns the loss."""
+
+    @abstractmethod
+    def collect(self, state: State) -> None:
+        """Take note of the current weights, where the posterior is built from where training has been."""
+
+    @abstractmethod
+    def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
+        """A context in which the model, in eval mode, is one network of the posterior.
+
+        Afterwards weights, buffers, training flags and random state are as before. Contexts may be nested.
+
+        Args:
+            state: What was fitted.
+            generator: All randomness of the draw comes from here.
+
+        Raises:
+            RuntimeError: There is nothing to draw from yet.
+        """

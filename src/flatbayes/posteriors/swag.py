@@ -1,0 +1,162 @@
+"""SWAG, stochastic weight averaging Gaussian (Maddox et al., NeurIPS 2019).
+
+The iterates of late training with a high learning rate scatter around a solution; SWAG is the Gaussian with their
+mean and, as covariance, their variance on the diagonal plus a low-rank part from the last few iterates. Sharper
+or flatter training changes where the iterates go, and nothing here.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flatbayes.core import Closure, MakeOptimizer, State
+from flatbayes.core.buffers import evaluating
+from flatbayes.core.weights import flatten, installed, trainable, unflatten
+from flatbayes.posteriors.gradient import check_prior_precision, start, update
+from flatbayes.posteriors.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class SWAG(Posterior):
+    """A Gaussian through the iterates of late training.
+
+    Attributes:
+        rank: Iterates kept for the low-rank part of the covariance; 0 is SWAG-Diag.
+        scale: Factor on the whole covariance. A half is Maddox et al.'s choice beside a low-rank part, one their
+            choice for SWAG-Diag; 0 puts all mass on the mean (SWA).
+        prior_precision: Precision of a Gaussian prior over all trainable weights; None leaves the prior to the
+            optimizer's weight decay, which is this divided by the number of training examples.
+    """
+
+    rank: int = 20
+    scale: float = 0.5
+    prior_precision: float | None = None
+
+    def __post_init__(self) -> None:
+        check_prior_precision(self.prior_precision)
+        if self.rank < 0 or self.rank == 1:
+            raise ValueError(
+                f"rank must be 0 (SWAG-Diag) or at least 2, since one deviation has no variance; got {self.rank}."
+            )
+        if not 0 <= self.scale < math.inf:
+            raise ValueError(f"scale multiplies the covariance: it must be finite and at least 0, got {self.scale}.")
+
+    @property
+    def runs(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        """Unless the covariance is scaled to nothing."""
+        return self.scale > 0
+
+    @property
+    def moves_weights(self) -> bool:
+        """Yes: neither the mean nor a draw around it was visited in training."""
+        return True
+
+    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+        """Model, optimiser, and moments of all trainable weights, still empty."""
+        state = start(model, make_optimizer, num_data, self.prior_precision)
+        like = flatten(trainable(model))
+        state.statistics = {
+            "count": torch.zeros((), dtype=torch.int64, device=like.device),
+            "mean": torch.zeros_like(like),
+            "sum_squares": torch.zeros_like(like),
+            "deviations": like.new_zeros(self.rank, like.numel()),
+        }
+        return state
+
+    def step(self, state: State, closure: Closure) -> Tensor:
+        """One step of the optimiser."""
+        return update(state, closure, self.prior_precision)
+
+    def collect(self, state: State) -> None:
+        """Add the current weights to the moments, and their deviation to the last `rank` ones."""
+        weights, found = flatten(trainable(state.model)), state.statistics
+        found["count"] += 1
+        count = int(found["count"])
+        deviation = update_moments(found["mean"], found["sum_squares"], weights, count)
+        if self.rank:
+            found["deviations"][(count - 1) % self.rank] = deviation
+
+    @contextmanager
+    def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
+        """The model with weights from the Gaussian; running statistics are the caller's to re-estimate.
+
+        Raises:
+            RuntimeError: Fewer than two snapshots were collected.
+        """
+        params, found = trainable(state.model), state.statistics
+        count, mean = int(found["count"]), found["mean"]
+        if count < 2:
+            raise RuntimeError(
+                f"SWAG needs at least 2 collected snapshots before a draw, got {count}; "
+                "lower collect_from or train longer."
+            )
+        columns = min(count, self.rank)
+        z1 = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        z2 = torch.randn(columns, generator=generator, dtype=mean.dtype, device=mean.device)
+        weights = gaussian_sample(
+            mean, found["sum_squares"] / count, found["deviations"][:columns], self.scale, z1, z2
+        )
+        with installed(params, unflatten(weights, params)), evaluating(state.model):
+            yield state.model
+
+
+def update_moments(
+    mean: Float[Tensor, " params"],
+    sum_squares: Float[Tensor, " params"],
+    weights: Float[Tensor, " params"],
+    count: int,
+) -> Float[Tensor, " params"]:
+    """Welford's update, in place: `mean` and the sum of squared deviations from it.
+
+    The textbook E[w²] - E[w]² comes out negative for half of all weights in float32, this never does.
+
+    Args:
+        mean: Mean of the snapshots so far.
+        sum_squares: Sum of their squared deviations from it.
+        weights: The new snapshot.
+        count: Number of snapshots with the new one.
+
+    Returns:
+        The snapshot's deviation from the new mean (zero for the first).
+    """
+    before = weights - mean
+    mean.add_(before, alpha=1 / count)
+    after = weights - mean
+    sum_squares.addcmul_(before, after)
+    return after
+
+
+def gaussian_sample(
+    mean: Float[Tensor, " params"],
+    variance: Float[Tensor, " params"],
+    deviations: Float[Tensor, "rank params"],
+    scale: float,
+    z1: Float[Tensor, " params"],
+    z2: Float[Tensor, " rank"],
+) -> Float[Tensor, " params"]:
+    """mean + sqrt(scale) (sqrt(variance) z1 + Dᵀ z2 / sqrt(rank - 1)), Maddox et al., Algorithm 1.
+
+    One z2 serves the whole network, so weights of different layers that moved together are drawn together.
+
+    Args:
+        mean: Mean of the Gaussian.
+        variance: Its diagonal part.
+        deviations: D, one deviation from the mean a row; without rows there is no low-rank part.
+        scale: Factor on the covariance.
+        z1: Standard normal noise for the diagonal part.
+        z2: Standard normal noise for the low-rank part.
+    """
+    noise = variance.sqrt() * z1
+    if len(z2):
+        noise.addmv_(deviations.T, z2, alpha=1 / math.sqrt(len(z2) - 1))
+    return mean.add(noise, alpha=math.sqrt(scale))
