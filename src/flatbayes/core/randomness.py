@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +17,10 @@ class RandomState:
     accelerators: dict[torch.device, Tensor]
 
     @staticmethod
-    def capture(model: nn.Module) -> "RandomState":
-        """The state of every generator that a forward pass of the model can use."""
-        devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+    def capture(model: nn.Module | None) -> "RandomState":
+        """The state of every generator that a forward pass of the model can use; the CPU's without a model."""
+        params = () if model is None else model.parameters()
+        devices = {p.device for p in params if p.device.type not in ("cpu", "meta")}
         states = {d: torch.get_device_module(d.type).get_rng_state(d) for d in devices}
         return RandomState(torch.get_rng_state(), states)
 
@@ -38,7 +40,7 @@ def replayed(state: RandomState, model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def forked(seed: int, model: nn.Module) -> Iterator[None]:
+def forked(seed: int, model: nn.Module | None) -> Iterator[None]:
     """Inside, randomness starts from `seed`; afterwards it goes on as if nothing had happened."""
     with unmoved(model):
         torch.manual_seed(seed)
@@ -46,7 +48,7 @@ def forked(seed: int, model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def unmoved(model: nn.Module) -> Iterator[None]:
+def unmoved(model: nn.Module | None) -> Iterator[None]:
     """Whatever randomness is used inside, none is used up."""
     before = RandomState.capture(model)
     try:
@@ -59,3 +61,9 @@ def fresh_seed(generator: torch.Generator) -> int:
     """A seed for another generator, drawn from this one."""
     device = generator.device
     return int(torch.randint(2**62, (), generator=generator, device=device).item())
+
+
+def spawn(*key: int, count: int) -> list[int]:
+    """`count` independent seeds, a pure function of the key."""
+    state = np.random.SeedSequence(key).generate_state(count, np.uint64)
+    return [int(word) >> 1 for word in state]  # torch takes 63 bits on every device

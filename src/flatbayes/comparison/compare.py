@@ -1,0 +1,152 @@
+"""Flat against plain: every posterior in both versions, over seeds, in parallel, and safe to interrupt."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+from flatbayes.comparison.statistics import summarise
+from flatbayes.comparison.task import Task
+from flatbayes.core.environment import environment
+from flatbayes.core.files import read_json, write_json
+from flatbayes.core.spec import label, to_spec
+from flatbayes.data import Source
+from flatbayes.flatness import SAM, Flatness, Plain
+from flatbayes.metrics import HIGHER_IS_BETTER
+from flatbayes.posteriors import Posterior
+from flatbayes.training import Recipe
+
+CONFIG = "config.json"
+FILES = ("config.json", "environment.json", "results.json", "report.html")
+EXTENDABLE = ("posteriors", "flatness", "seeds")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Posteriors x flatness x seeds on one data set, with one network and one recipe.
+
+    Attributes:
+        source: The data.
+        model: Builds the network.
+        posteriors: Those to compare.
+        flatness: The flat version of each; the other one is `Plain()`.
+        recipe: How all of them are trained.
+        seeds: Number of seeds, from 0 on; twins share theirs.
+        num_draws: Networks averaged in a prediction.
+        part: Evaluate on the test part, or on the validation part to choose hyperparameters.
+    """
+
+    source: Source
+    model: Callable[..., nn.Module]
+    posteriors: Sequence[Posterior]
+    flatness: Flatness = SAM()
+    recipe: Recipe = Recipe()
+    seeds: int = 5
+    num_draws: int = 30
+    part: str = "test"
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"A comparison needs at least 1 seed, got {self.seeds}.")
+        if self.num_draws < 1:
+            raise ValueError(f"A prediction needs at least 1 draw, got num_draws={self.num_draws}.")
+        if not self.posteriors:
+            raise ValueError("A comparison needs at least one posterior, got none.")
+        if isinstance(self.flatness, Plain):
+            raise ValueError("A comparison sets a flatness against Plain: choose another one, such as SAM.")
+
+    def tasks(self) -> list[Task]:
+        """Every run, the seeds outermost: an interrupted comparison then has whole seeds."""
+        return [
+            Task(self.source, self.model, posterior, flatness, self.recipe, seed, self.num_draws, self.part)
+            for seed in range(self.seeds)
+            for posterior in self.posteriors
+            for flatness in (Plain(), self.flatness)
+        ]
+
+    def claim(self, folder: Path, *, overwrite: bool) -> None:
+        """Make the folder that of this comparison, or go on with it.
+
+        A comparison may be continued with other posteriors, flatness or numbers of seeds; it is another one if
+        data, network, recipe, draws or part differ.
+
+        Raises:
+            ValueError: The folder already holds something else, and `overwrite` is not set.
+        """
+        config = to_spec(self)["init_args"]
+        path = folder / CONFIG
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file, not a folder: choose another --out.")
+        if path.is_file() and not overwrite:
+            found = read_json(path)
+            fixed = [key for key in config if key not in EXTENDABLE]
+            other = [key for key in fixed if not isinstance(found, dict) or found.get(key) != config[key]]
+            if other:
+                raise ValueError(
+                    f"{folder} already holds another run (it differs in {', '.join(other)}): choose another --out, "
+                    "or --overwrite."
+                )
+        if overwrite and folder.is_dir():
+            for old in [*folder.glob("runs/*.json"), *(folder / name for name in FILES)]:
+                old.unlink(missing_ok=True)
+        write_json(path, config)
+
+    def results(self, folder: Path, *, jobs: int | None = None, progress: bool | None = None) -> dict[str, Any]:
+        """Do what is not in the folder yet, and write `results.json`.
+
+        Args:
+            folder: Where finished runs are kept.
+            jobs: Processes; by default one per core.
+            progress: Show a progress bar; by default if standard error is a terminal.
+
+        Returns:
+            The content of `results.json`.
+        """
+        tasks = self.tasks()
+        kept = [task.kept(folder / "runs") for task in tasks]
+        missing = [task for task, found in zip(tasks, kept, strict=True) if found is None]
+        if missing:
+            _execute(missing, folder / "runs", jobs or os.cpu_count() or 1, len(tasks), progress)
+            kept = [task.kept(folder / "runs") for task in tasks]
+        runs = [found for found in kept if found is not None]
+        results = {
+            "flatbayes": version("flatbayes"),
+            "environment": environment(),
+            "config": to_spec(self)["init_args"],
+            "runs": runs,
+            "summary": summarise(runs, label(Plain()), HIGHER_IS_BETTER),
+        }
+        write_json(folder / "results.json", results)
+        return results
+
+
+def _execute(tasks: Sequence[Task], folder: Path, jobs: int, total: int, progress: bool | None) -> None:
+    try:
+        from joblib import Parallel, delayed
+    except ImportError as error:
+        raise ImportError("Comparisons need joblib: pip install 'flatbayes[compare]'.") from error
+
+    bar = Progress(
+        TextColumn("comparing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("runs  {task.fields[last]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not (sys.stderr.isatty() if progress is None else progress),
+    )
+    with bar:
+        shown = bar.add_task("", total=total, completed=total - len(tasks), last="")
+        calls = (delayed(task.execute)(folder) for task in tasks)
+        for result in Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")(calls):
+            last = f"{result['posterior']} {result['flatness']} seed {result['seed']}: nll {result['metrics']['nll']:.3f}"
+            bar.update(shown, advance=1, last=last)

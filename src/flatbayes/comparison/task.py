@@ -1,0 +1,103 @@
+"""One run of a comparison: a cell of posterior x flatness x seed, as a pure function of its description."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from flatbayes.core.files import read_json, write_json
+from flatbayes.core.spec import label, to_spec
+from flatbayes.data import Dataset, Source
+from flatbayes.flatness import Flatness
+from flatbayes.posteriors import Posterior
+from flatbayes.prediction import evaluate
+from flatbayes.training import Curves, Recipe, fit
+
+
+@dataclass(frozen=True)
+class Task:
+    """What determines a run, and nothing else.
+
+    Attributes:
+        source: The data; its test part is the same for every seed.
+        model: Builds the network.
+        posterior: Axis A.
+        flatness: Axis B.
+        recipe: How it is trained.
+        seed: Decides which examples are for training and which for validation, initial weights, order, noise.
+        num_draws: Networks averaged in the evaluation.
+        part: The part of the data that it is evaluated on.
+    """
+
+    source: Source
+    model: Callable[..., nn.Module]
+    posterior: Posterior
+    flatness: Flatness
+    recipe: Recipe
+    seed: int
+    num_draws: int = 30
+    part: str = "test"
+
+    def key(self) -> str:
+        """A name for the result, the same for equal tasks of this version of flatbayes."""
+        text = json.dumps([version("flatbayes"), to_spec(self)["init_args"]], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def kept(self, folder: Path) -> dict[str, Any] | None:
+        """The result of an earlier run, if it is in the folder and whole."""
+        try:
+            found = read_json(folder / f"{self.key()}.json")
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if isinstance(found, dict) and "metrics" in found else None
+
+    def execute(self, folder: Path | None = None) -> dict[str, Any]:
+        """Train, evaluate, and keep the result in the folder.
+
+        One thread is used, so that the result does not depend on how many runs go on beside it.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            result = self._result(_load(self.source, self.seed))
+        finally:
+            torch.set_num_threads(threads)
+        if folder is not None:
+            write_json(folder / f"{self.key()}.json", result)
+        return result
+
+    def _result(self, data: Dataset) -> dict[str, Any]:
+        curves = Curves()
+        fitted = fit(
+            self.model, data, self.posterior, self.flatness, self.recipe, seed=self.seed, progress=False, watch=curves
+        )
+        held_out = {"test": data.test, "val": data.val}[self.part]
+        evaluation = evaluate(fitted, held_out.inputs, held_out.targets, self.num_draws, seed=self.seed)
+        return {
+            "data": label(self.source),
+            "model": label(self.model),
+            "posterior": label(self.posterior),
+            "flatness": label(self.flatness),
+            "seed": self.seed,
+            "metrics": evaluation.metrics,
+            "cost": fitted.info["cost"],
+            "num_networks": evaluation.num_networks,
+            "reliability": evaluation.reliability,
+            "curves": _columns(curves.records),
+        }
+
+
+@lru_cache(maxsize=2)
+def _load(source: Source, seed: int) -> Dataset:
+    return source.load(seed)
+
+
+def _columns(records: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {key: [r.get(key) for r in records] for key in ("epoch", "loss", "val_nll", "lr")}

@@ -1,0 +1,63 @@
+"""Random flips and shifts of training images, for whole batches on their device."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Changes each image of a batch at random.
+
+    Attributes:
+        flip: Mirror every second image, on average, left to right.
+        pad: Surround images by this many black pixels, and cut a window of the original size out anywhere.
+    """
+
+    flip: bool
+    pad: int
+
+    def __post_init__(self) -> None:
+        if self.pad < 0:
+            raise ValueError(f"pad is a number of pixels, 0 or more, got {self.pad}.")
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Images of the same shape and dtype.
+
+        Args:
+            images: [n, channels, height, width], before standardisation, so that 0 is black.
+            generator: Decides flips and shifts; it may live on another device than the images.
+        """
+        count, _, height, width = images.shape
+        flips = torch.zeros(count, dtype=torch.bool)
+        shifts = torch.zeros(2, count, dtype=torch.int64)
+        if self.flip:
+            flips = torch.rand(count, generator=generator, device=generator.device) < 0.5
+        if self.pad:
+            spread = 2 * self.pad + 1
+            shifts = (
+                torch.randint(spread, (2, count), generator=generator, device=generator.device) - self.pad
+            )
+        flips, (down, right) = flips.to(images.device), shifts.to(images.device)
+        rows = torch.arange(height, device=images.device) + down[:, None]
+        columns = torch.arange(width, device=images.device) + right[:, None]
+        columns = torch.where(flips[:, None], width - 1 - columns, columns)
+        return gathered(images, rows, columns)
+
+
+def gathered(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pixel (i, j) of each new image is pixel (rows[i], columns[j]) of the old, and 0 outside of it.
+
+    Args:
+        images: [n, channels, height, width].
+        rows: [n, height], of any integers.
+        columns: [n, width], of any integers.
+    """
+    count, channels, height, width = images.shape
+    example = torch.arange(count, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[None, :, None, None]
+    row, column = rows[:, None, :, None], columns[:, None, None, :]
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    pixels = images[example, channel, row.clamp(0, height - 1), column.clamp(0, width - 1)]
+    return pixels.masked_fill_(~inside, 0)

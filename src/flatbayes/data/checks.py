@@ -1,0 +1,79 @@
+"""What every source's examples must satisfy, said in words where they do not."""
+
+import torch
+from torch import Tensor
+
+CHUNK = 4096  # examples looked at together
+
+
+def check_labels(parts: dict[str, Tensor], class_names: tuple[str, ...]) -> None:
+    """Labels count from 0 to the number of classes, at least 2, and every class has an example somewhere.
+
+    Args:
+        parts: The labels of each part, by its name.
+        class_names: One per class.
+
+    Raises:
+        ValueError: They do not.
+    """
+    num_classes = len(class_names)
+    if num_classes < 2:
+        raise ValueError(
+            f"A classification task needs at least 2 classes, got {num_classes} {list(class_names)}. "
+            "Check that the labels are read from the right column or folders."
+        )
+    seen = torch.zeros(num_classes, dtype=torch.bool)
+    for name, targets in parts.items():
+        wrong = ((targets < 0) | (targets >= num_classes)).nonzero().flatten()
+        if len(wrong):
+            raise ValueError(
+                f"{len(wrong)} labels of the {name} examples are out of range: labels go from 0 to "
+                f"{num_classes - 1}, and the first wrong one is {int(targets[wrong[0]])} in row {int(wrong[0])} "
+                "(counted from 0). Correct them, or leave out examples without a label."
+            )
+        seen[targets] = True
+    if not seen.all():
+        missing = [class_names[index] for index in (~seen).nonzero().flatten().tolist()]
+        raise ValueError(
+            f"No example has a label of {len(missing)} of the {num_classes} classes, of which the first is "
+            f"{missing[0]!r}. Number the classes without gaps, 0 to {int(seen.sum()) - 1}."
+        )
+
+
+def check_finite(inputs: Tensor, what: str, feature_names: tuple[str, ...] = (), first_row: int = 0) -> None:
+    """No NaN and no infinity.
+
+    Args:
+        inputs: [n, ...].
+        what: The examples, for the message.
+        feature_names: One per feature, if known.
+        first_row: Number of the first example, where earlier ones were looked at before.
+
+    Raises:
+        ValueError: Says how many there are, and where the first is.
+    """
+    if not inputs.is_floating_point():
+        return
+    bad = [int((~chunk.isfinite()).sum()) for chunk in inputs.split(CHUNK)]
+    if not any(bad):
+        return
+    chunk = next(index for index, number in enumerate(bad) if number)
+    row, *place = (~inputs[chunk * CHUNK : (chunk + 1) * CHUNK].isfinite()).nonzero()[0].tolist()
+    row += chunk * CHUNK
+    value = float(inputs[(row, *place)])
+    where = f"pixel {tuple(place)} (channel, row, column)"
+    if len(place) == 1:
+        where = f"feature {feature_names[place[0]]!r}" if feature_names else f"feature {place[0]}"
+    raise ValueError(
+        f"The {what} hold {sum(bad)} values that are missing or not finite; the first is {value} in row "
+        f"{first_row + row} (counted from 0), {where}. Fill them in or leave those examples out."
+    )
+
+
+def check_rows(name: str, num_inputs: int, num_targets: int) -> None:
+    """As many inputs as labels."""
+    if num_inputs != num_targets:
+        raise ValueError(
+            f"The {name} examples have {num_inputs} inputs and {num_targets} labels; there must be one label for "
+            "each input."
+        )

@@ -1,0 +1,166 @@
+"""Columns of tables: files read, numbers to features, classes to labels."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatbayes.data.extras import needed
+from flatbayes.data.parquet import named
+
+
+def read_table(path: Path) -> Any:
+    """A CSV file with a header, or a parquet file, as a table of pyarrow.
+
+    Raises:
+        ValueError: It is of neither kind, damaged, or has two columns of one name.
+        FileNotFoundError: There is no such file.
+    """
+    with needed("data"):
+        import pyarrow.csv
+        import pyarrow.parquet
+    readers = {".csv": pyarrow.csv.read_csv, ".parquet": pyarrow.parquet.read_table}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"A table is a file with the suffix .csv or .parquet, got {path}. Convert it.")
+    with named(path):
+        table = readers[path.suffix.lower()](path)
+    names = table.column_names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path} has several columns of the same name: {twice}. Rename or remove them.")
+    return table
+
+
+def column_of(files: Sequence[Path], name: str) -> Any:
+    """One column of several parquet files, one after the other."""
+    with needed("data"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    chunks = []
+    for path in files:
+        with named(path):
+            chunks += pq.read_table(path, columns=[name]).column(name).chunks
+    kinds = {str(chunk.type) for chunk in chunks}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"Column {name!r} has several types in {files[0].parent}: {sorted(kinds)}. Make them one."
+        )
+    return pa.chunked_array(chunks)
+
+
+def features(table: Any, names: Sequence[str], path: Path) -> Tensor:
+    """Numeric columns as float32, [rows, features]; what is missing is NaN.
+
+    Args:
+        table: A table or a record batch of pyarrow that has these columns.
+        names: The columns, in the order of the features.
+        path: The file, for the message.
+
+    Raises:
+        ValueError: A column holds something else than numbers or booleans.
+    """
+    with needed("data"):
+        import pyarrow as pa
+        from pyarrow import types
+    values = np.empty((len(table), len(names)), dtype=np.float32)
+    for index, name in enumerate(names):
+        column = table.column(name)
+        kind = column.type
+        if not any(
+            test(kind)
+            for test in (
+                types.is_integer,
+                types.is_floating,
+                types.is_boolean,
+                types.is_decimal,
+                types.is_null,
+            )
+        ):
+            raise ValueError(
+                f"Column {name!r} of {path} holds {kind}, and features must be numbers or booleans. Encode it as "
+                "numbers, or remove it."
+            )
+        with np.errstate(over="ignore"):  # becomes an infinity, which is refused later
+            values[:, index] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return torch.from_numpy(values)
+
+
+def number_labels(
+    columns: Mapping[str, Any], name: str, class_names: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
+    """Labels that are numbers from 0 already, or None if they are words.
+
+    Args:
+        columns: The column of the labels in each part.
+        name: The column's name.
+        class_names: One per class; if empty, the numbers are the names.
+    """
+    with needed("data"):
+        from pyarrow import types
+    if not all(types.is_integer(column.type) for column in columns.values()):
+        return None
+    targets = {
+        part: torch.from_numpy(present(column, name).to_numpy().astype("int64"))
+        for part, column in columns.items()
+    }
+    highest = max((int(labels.max()) for labels in targets.values() if len(labels)), default=-1)
+    return tuple(class_names) or tuple(str(label) for label in range(highest + 1)), targets
+
+
+def class_labels(columns: Mapping[str, Any], name: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Classes are the distinct values, sorted; labels are their numbers.
+
+    Args:
+        columns: The column of the classes in each part.
+        name: The column's name.
+
+    Raises:
+        ValueError: Values are missing, or neither whole numbers nor words nor booleans.
+    """
+    with needed("data"):
+        from pyarrow import types
+    values = {}
+    for part, column in columns.items():
+        kind = column.type
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        if not any(
+            test(kind)
+            for test in (
+                types.is_integer,
+                types.is_string,
+                types.is_large_string,
+                types.is_boolean,
+                types.is_null,
+            )
+        ):
+            raise ValueError(
+                f"Column {name!r} holds {kind}, and classes must be whole numbers or words. Name another column as "
+                "the target, or write its values so; flatbayes does not fit regressions to tables."
+            )
+        values[part] = present(column, name).cast(kind).to_pylist()
+    classes = sorted(set().union(*values.values()))
+    numbers = {value: number for number, value in enumerate(classes)}
+    targets = {
+        part: torch.tensor([numbers[value] for value in found], dtype=torch.int64)
+        for part, found in values.items()
+    }
+    return tuple(str(value) for value in classes), targets
+
+
+def present(column: Any, name: str) -> Any:
+    """The column, if no value of it is missing.
+
+    Raises:
+        ValueError: Some are.
+    """
+    if column.null_count:
+        first = column.is_null().to_pylist().index(True)
+        raise ValueError(
+            f"Column {name!r} has {column.null_count} missing labels, the first in row {first} (counted from 0). "
+            "Fill them in or leave those examples out."
+        )
+    return column

@@ -1,0 +1,23 @@
+"""Scikit-learn's handwritten digits: real data that needs no network."""
+
+from dataclasses import dataclass
+
+import torch
+
+from flatbayes.data.dataset import Part
+from flatbayes.data.extras import needed
+from flatbayes.data.source import Raw, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(Source):
+    """The 1,797 handwritten digits of 8 x 8 grey pixels (values 0 to 16) that come with scikit-learn."""
+
+    def read(self) -> Raw:
+        """All of them; there is no test part, so one is split off."""
+        with needed("compare"):
+            from sklearn.datasets import load_digits
+        images, labels = load_digits(return_X_y=True)
+        inputs = torch.from_numpy(images.astype("uint8")).reshape(-1, 1, 8, 8)
+        part = Part(inputs=inputs, targets=torch.from_numpy(labels).long())
+        return Raw(all=part, class_names=tuple(str(digit) for digit in range(10)))

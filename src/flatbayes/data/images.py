@@ -1,0 +1,147 @@
+"""Encoded images (PNG, JPEG ...) to tensors: the one place that decodes.
+
+They stay encoded until the rows of a part are known, so that only the images that are used are decoded, one by
+one, into the tensor that holds them.
+"""
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatbayes.data.dataset import Part
+from flatbayes.data.extras import needed
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+GREY = frozenset({"1", "L", "LA"})
+DEEP = frozenset({"F", "I", "I;16", "I;16B", "I;16L", "I;16N"})
+
+Encoded = tuple[str, bytes]
+"""What to call an image in a message, and the content of its file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What each image of a dataset is decoded to.
+
+    Attributes:
+        channels: 1 for grey images, 3 for colour.
+        height: In pixels.
+        width: In pixels.
+        resize: Scale images of another size to this one, instead of refusing them.
+    """
+
+    channels: int
+    height: int
+    width: int
+    resize: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPart:
+    """Some examples with their labels, the images still encoded.
+
+    Attributes:
+        encoded: Yields the images with the given numbers, which ascend.
+        layout: What they are decoded to.
+        targets: The class of each example, [n] (int64).
+    """
+
+    encoded: Callable[[np.ndarray], Iterator[Encoded]]
+    layout: Layout
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, rows: Tensor) -> Part:
+        """The examples with these numbers, in this order, decoded."""
+        ascending, places = rows.sort()
+        inputs = empty(len(rows), self.layout)
+        for place, image in zip(places.tolist(), self.encoded(ascending.numpy()), strict=True):
+            inputs[place] = decoded(image, self.layout)
+        return Part(inputs=torch.from_numpy(inputs), targets=self.targets[rows])
+
+
+def layout_of(images: Iterable[Encoded], size: int | None) -> Layout:
+    """Colour if any image has colour; the size of the first one, or the one to resize to.
+
+    Args:
+        images: All there are; as few as needed are looked at, and only at their headers.
+        size: Height and width to resize to; None leaves images as they are.
+
+    Raises:
+        ValueError: There are no images, or the size is not positive.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"The size of images is a number of pixels, 1 or more, got {size}.")
+    headers = (header(image) for image in images)
+    first = next(headers, None)
+    if first is None:
+        raise ValueError("There are no images to read. Check the path.")
+    mode, (width, height) = first
+    grey = mode in GREY and all(other in GREY for other, _ in headers)
+    return Layout(
+        channels=1 if grey else 3, height=size or height, width=size or width, resize=size is not None
+    )
+
+
+def header(image: Encoded) -> tuple[str, tuple[int, int]]:
+    """Mode and (width, height) of an image that is not decoded."""
+    with opened(image) as picture:
+        return picture.mode, picture.size
+
+
+def empty(count: int, layout: Layout) -> np.ndarray:
+    """Room for so many images, [count, channels, height, width]."""
+    return np.empty((count, layout.channels, layout.height, layout.width), dtype=np.uint8)
+
+
+def decoded(image: Encoded, layout: Layout) -> np.ndarray:
+    """The pixels, [channels, height, width], 0 to 255.
+
+    Raises:
+        ValueError: The image is damaged, or not of this layout.
+    """
+    name, _ = image
+    with opened(image) as picture:
+        if picture.mode in DEEP:
+            raise ValueError(
+                f"{name} has more than 8 bits per pixel (mode {picture.mode}). Save it with 8 bits."
+            )
+        if layout.channels == 1 and picture.mode not in GREY:
+            raise ValueError(
+                f"{name} has colour (mode {picture.mode}), and grey images were expected. Convert it to grey."
+            )
+        found = (picture.height, picture.width)
+        if found != (layout.height, layout.width) and not layout.resize:
+            raise ValueError(
+                f"{name} is {found[0]} x {found[1]} pixels (height x width), and {layout.height} x "
+                f"{layout.width} were expected, as for the others. Scale all images to one size; for a dataset, "
+                "the option size does so."
+            )
+        try:
+            picture = picture.convert("L" if layout.channels == 1 else "RGB")
+        except Exception as error:  # decoders answer damage with exceptions of any kind
+            raise ValueError(f"{name} is a damaged image: {error}. Replace it.") from error
+        if layout.resize:
+            picture = picture.resize((layout.width, layout.height))
+        pixels = np.asarray(picture)
+    return pixels[None] if layout.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def opened(image: Encoded) -> Any:
+    """A Pillow image, its header read."""
+    with needed("data"):
+        from PIL import Image
+    name, content = image
+    try:
+        return Image.open(io.BytesIO(content))
+    except Exception as error:  # decoders answer damage with exceptions of any kind
+        raise ValueError(
+            f"{name} is not an image that can be read: {error}. Replace it or leave it out."
+        ) from error

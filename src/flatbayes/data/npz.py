@@ -1,0 +1,137 @@
+"""Arrays in NumPy's .npz files."""
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatbayes.data.dataset import Part
+from flatbayes.data.source import Raw, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Npz(Source):
+    """Arrays in a .npz file: images or features, and labels.
+
+    Attributes:
+        path: The file.
+        inputs: Name of the array of inputs: features, [n, features], or images, [n, height, width] with or without
+            an axis of 1 to 4 channels before or after these two.
+        targets: Name of the array of labels, [n], whole numbers from 0.
+        test_inputs: Name of the inputs of the test part, used if there is such an array.
+        test_targets: Name of its labels.
+    """
+
+    path: str
+    inputs: str = "x"
+    targets: str = "y"
+    test_inputs: str = "x_test"
+    test_targets: str = "y_test"
+
+    def read(self) -> Raw:
+        """The arrays, and the test part where there is one."""
+        path = Path(self.path)
+        names = array_names(path)
+        wanted = [self.inputs, self.targets]
+        has_test = self.test_inputs in names or self.test_targets in names
+        wanted += [self.test_inputs, self.test_targets] if has_test else []
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise ValueError(
+                f"{path} lacks the arrays {missing}. It has {names}. Name one of these, or add them."
+            )
+        arrays = read_arrays(path, wanted)
+        parts = [
+            Part(
+                inputs=as_inputs(arrays[x], f"{x!r} of {path}"),
+                targets=as_labels(arrays[y], f"{y!r} of {path}"),
+            )
+            for x, y in zip(wanted[::2], wanted[1::2], strict=True)
+        ]
+        first = parts[0].inputs
+        highest = max((int(part.targets.max()) for part in parts if len(part)), default=-1)
+        return Raw(
+            all=parts[0],
+            test=parts[1] if has_test else None,
+            class_names=tuple(str(label) for label in range(highest + 1)),
+            feature_names=tuple(str(index) for index in range(first.shape[1])) if first.ndim == 2 else (),
+        )
+
+
+def array_names(path: Path) -> list[str]:
+    """Names of the arrays in a file."""
+    return list(_load(path, None))
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """These arrays of a file; others are not read.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, of another kind, or holds Python objects.
+    """
+    return _load(path, names)
+
+
+def _load(path: Path, names: Sequence[str] | None) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}. Check the path.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict.fromkeys(file.files) if names is None else {name: file[name] for name in names}
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(
+            f"{path} cannot be read as .npz: {error}. Write it again with numpy.savez, without object arrays."
+        ) from error
+
+
+def as_inputs(array: np.ndarray, what: str) -> Tensor:
+    """Features, [n, features] (float32), or images, [n, channels, height, width] (uint8, otherwise float32).
+
+    Raises:
+        ValueError: The array is neither.
+    """
+    if array.dtype.kind not in "biuf" or array.ndim not in (2, 3, 4) or 0 in array.shape[1:]:
+        raise ValueError(
+            f"{what} must be numbers of the shape [n, features], [n, height, width], [n, channels, height, width] or "
+            f"[n, height, width, channels], got {array.dtype} of the shape {array.shape}. Reshape it."
+        )
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[1] > 4:
+        if array.shape[3] > 4:
+            raise ValueError(
+                f"{what} has the shape {array.shape}, in which neither the second nor the last axis is one of 1 to 4 "
+                "channels. Reshape it to [n, channels, height, width]."
+            )
+        array = array.transpose(0, 3, 1, 2)
+    kind = np.uint8 if array.dtype == np.uint8 and array.ndim == 4 else np.float32
+    with np.errstate(over="ignore"):  # becomes an infinity, which is refused later
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
+
+
+def as_labels(array: np.ndarray, what: str) -> Tensor:
+    """Labels, [n] (int64).
+
+    Raises:
+        ValueError: They are not whole numbers, or not one per example.
+    """
+    if array.dtype.kind not in "biu" or array.ndim != 1:
+        raise ValueError(
+            f"{what} must be whole numbers (integers) of the shape [n], one class for each example, got {array.dtype} of "
+            f"the shape {array.shape}. Convert it, for example with numpy.argmax or astype('int64')."
+        )
+    return torch.from_numpy(array.astype(np.int64))

@@ -1,0 +1,143 @@
+"""What every source of data is: it reads examples, and they are then checked and split alike."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from flatbayes.data.augment import Augment
+from flatbayes.data.checks import check_finite, check_labels, check_rows
+from flatbayes.data.dataset import Dataset, Part
+from flatbayes.data.images import EncodedPart
+from flatbayes.data.split import check_size, split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raw:
+    """Examples as they are stored, before any split.
+
+    Attributes:
+        all: All but those of the other two.
+        test: The test part, where the source itself has one.
+        val: The validation part, where the source itself has one.
+        class_names: One per class.
+        feature_names: One per feature; empty for images.
+    """
+
+    all: Part | EncodedPart
+    test: Part | EncodedPart | None = None
+    val: Part | EncodedPart | None = None
+    class_names: tuple[str, ...]
+    feature_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(ABC):
+    """Where examples come from, and how they are split.
+
+    Attributes:
+        train_size: Training examples to keep, drawn in proportion to the classes; None keeps all.
+        val_size: Validation examples, as a fraction (below 1) of what the test part leaves, or as a count; not
+            used where the source has a validation part of its own.
+        test_size: Test examples, as a fraction (below 1) of all, or as a count; not used where the source has a
+            test part of its own.
+        split_seed: Decides which examples are the test part, which no other seed moves.
+        flip: Mirror training images left to right at random.
+        pad: Shift training images at random by up to this many pixels, what enters being black.
+    """
+
+    train_size: int | None = None
+    val_size: float = 0.1
+    test_size: float = 0.2
+    split_seed: int = 0
+    flip: bool = False
+    pad: int = 0
+
+    def __post_init__(self) -> None:
+        check_size(self.val_size, "val_size")
+        check_size(self.test_size, "test_size")
+        if self.train_size is not None and self.train_size < 1:
+            raise ValueError(
+                f"train_size is a number of examples, 1 or more, or None; got {self.train_size}."
+            )
+        if self.split_seed < 0:
+            raise ValueError(f"split_seed must be 0 or more, got {self.split_seed}.")
+        Augment(flip=self.flip, pad=self.pad)  # refuses a negative pad
+
+    @abstractmethod
+    def read(self) -> Raw:
+        """All examples, as they are stored."""
+
+    def load(self, seed: int) -> Dataset:
+        """The examples in three parts.
+
+        Args:
+            seed: Decides, together with `split_seed`, which examples are for training and which for validation;
+                the test part is the same for all seeds.
+
+        Raises:
+            ValueError: The examples are not fit for a classification task, or too few.
+            FileNotFoundError: There is nothing at the path.
+            ImportError: A package that reads this kind of file is not installed.
+        """
+        if seed < 0:
+            raise ValueError(f"The seed must be 0 or more, got {seed}.")
+        raw = self.read()
+        check(raw)
+        if raw.feature_names and (self.flip or self.pad):
+            raise ValueError("flip and pad are for images, and these examples are features; leave both out.")
+        train, val, test = split(
+            raw.all.targets,
+            train=self.train_size,
+            val=0 if raw.val is not None else self.val_size,
+            test=0 if raw.test is not None else self.test_size,
+            split_seed=self.split_seed,
+            seed=seed,
+        )
+        parts = {
+            "training": raw.all.take(train),
+            "validation": raw.all.take(val) if raw.val is None else whole(raw.val),
+            "test": raw.all.take(test) if raw.test is None else whole(raw.test),
+        }
+        for name, part in parts.items():
+            if len(part) == 0:
+                raise ValueError(
+                    f"The {name} part is empty: of {len(raw.all)} examples, {len(train)} are for training, "
+                    f"{len(parts['validation'])} for validation (val_size={self.val_size:g}) and "
+                    f"{len(parts['test'])} for the test (test_size={self.test_size:g}). "
+                    "Change these sizes, or give more examples."
+                )
+        return Dataset(
+            train=parts["training"],
+            val=parts["validation"],
+            test=parts["test"],
+            class_names=raw.class_names,
+            feature_names=raw.feature_names,
+            augment=Augment(flip=self.flip, pad=self.pad) if self.flip or self.pad else None,
+        )
+
+
+def whole(part: Part | EncodedPart) -> Part:
+    """All examples of a part, in order."""
+    return part.take(torch.arange(len(part)))
+
+
+def check(raw: Raw) -> None:
+    """Refuse examples that no classifier can be fitted to.
+
+    Raises:
+        ValueError: Says what is wrong, and where.
+    """
+    named = {"given": raw.all, "validation": raw.val, "test": raw.test}
+    parts = {name: part for name, part in named.items() if part is not None}
+    for name, part in parts.items():
+        if isinstance(part, Part):  # images that are still encoded have whole numbers and one shape
+            check_rows(name, len(part.inputs), len(part.targets))
+            check_finite(part.inputs, f"{name} examples", raw.feature_names)
+            shape, expected = part.inputs.shape[1:], raw.all.take(torch.arange(0)).inputs.shape[1:]
+            if shape != expected:
+                raise ValueError(
+                    f"The {name} examples have the shape {tuple(shape)}, and the others "
+                    f"{tuple(expected)}. Give all parts the same shape."
+                )
+    check_labels({name: part.targets for name, part in parts.items()}, raw.class_names)

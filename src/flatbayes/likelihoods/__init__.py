@@ -1,0 +1,6 @@
+"""How targets depend on a network's outputs: losses, and predictions from many networks."""
+
+from flatbayes.likelihoods.categorical import Categorical, CategoricalPredictive
+from flatbayes.likelihoods.likelihood import Likelihood, Predictive
+
+__all__ = ["Categorical", "CategoricalPredictive", "Likelihood", "Predictive"]

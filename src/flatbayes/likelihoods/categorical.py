@@ -1,0 +1,160 @@
+"""Classification: a softmax over the outputs of a network.
+
+A Bayesian model average is the mean of the networks' probabilities, not of their logits. Means are taken in log
+space and in float64, so that log probabilities stay exact where the probabilities themselves underflow.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from flatbayes.likelihoods.likelihood import Likelihood, Predictive
+
+
+@dataclass(frozen=True, eq=False)
+class CategoricalPredictive(Predictive):
+    """Class probabilities and their uncertainty.
+
+    Attributes:
+        log_probs: Log of the averaged probabilities, float64.
+        expected_entropy: Average entropy of the networks in nats: what no further data would resolve.
+        variance_of_probs: Variance over the networks of each class probability.
+        member_probs: Each network's probabilities, float32, if they were asked for.
+    """
+
+    log_probs: Float[Tensor, "examples classes"]
+    expected_entropy: Float[Tensor, " examples"]
+    variance_of_probs: Float[Tensor, "examples classes"]
+    member_probs: Float[Tensor, "draws examples classes"] | None = None
+
+    @property
+    def mean(self) -> Float[Tensor, "examples classes"]:
+        """Averaged class probabilities."""
+        return self.log_probs.exp()
+
+    @property
+    def variance(self) -> Float[Tensor, "examples classes"]:
+        """Variance over the networks of each class probability."""
+        return self.variance_of_probs
+
+    @property
+    def entropy(self) -> Float[Tensor, " examples"]:
+        """Entropy of the averaged probabilities: H[mean p]."""
+        return entropy(self.log_probs)
+
+    @property
+    def mutual_information(self) -> Float[Tensor, " examples"]:
+        """H[mean p] - mean H[p], at least zero."""
+        return (self.entropy - self.expected_entropy).clamp_min(0.0)
+
+    @property
+    def top_class(self) -> Int[Tensor, " examples"]:
+        """Index of the most probable class."""
+        return self.log_probs.argmax(-1)
+
+    @property
+    def confidence(self) -> Float[Tensor, " examples"]:
+        """Probability of the most probable class."""
+        return self.log_probs.amax(-1).exp()
+
+    def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
+        """`class`, `confidence`, `entropy`, `mutual_information`, then `probability_<name>` for every class."""
+        probs = self.mean.cpu().numpy()
+        names = [str(k) for k in range(probs.shape[1])] if names is None else names
+        top = self.top_class.cpu().numpy()
+        return {
+            "class": np.asarray(names)[top],
+            "confidence": self.confidence.cpu().numpy(),
+            "entropy": self.entropy.cpu().numpy(),
+            "mutual_information": self.mutual_information.cpu().numpy(),
+            **{f"probability_{name}": probs[:, k] for k, name in enumerate(names)},
+        }
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Predictions for all examples of the parts, in order."""
+        members = [p.member_probs for p in parts if p.member_probs is not None]
+        return cls(
+            torch.cat([p.log_probs for p in parts]),
+            torch.cat([p.expected_entropy for p in parts]),
+            torch.cat([p.variance_of_probs for p in parts]),
+            torch.cat(members, dim=1) if members else None,
+        )
+
+
+@dataclass(frozen=True)
+class Categorical(Likelihood):
+    """Targets are class indices, outputs are logits.
+
+    Attributes:
+        num_classes: Number of classes, the size of a network's output.
+    """
+
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise ValueError(f"Classification needs at least 2 classes, got {self.num_classes}.")
+
+    def loss(self, outputs: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """Mean cross entropy.
+
+        Raises:
+            ValueError: The outputs are not one logit per class.
+        """
+        self._check(outputs)
+        return F.cross_entropy(outputs.float() if outputs.dtype != torch.float64 else outputs, targets)
+
+    def predictive(
+        self, outputs: Iterable[Float[Tensor, "batch classes"]], *, keep_members: bool = False
+    ) -> CategoricalPredictive:
+        """Average of the networks' probabilities.
+
+        Raises:
+            ValueError: The outputs are not one logit per class, or there are none.
+        """
+        count, members = 0, []
+        for logits in outputs:
+            self._check(logits)
+            log_probs = logits.double().log_softmax(-1)
+            probs = log_probs.exp()
+            if keep_members:
+                members.append(probs.float())
+            count += 1
+            if count == 1:
+                log_sum, entropies = log_probs, entropy(log_probs)
+                mean, sum_squares = probs, torch.zeros_like(probs)
+                continue
+            log_sum = torch.logaddexp(log_sum, log_probs)
+            entropies = entropies + entropy(log_probs)
+            before = probs - mean
+            mean = mean + before / count
+            sum_squares = sum_squares + before * (probs - mean)
+        if not count:
+            raise ValueError("There is no prediction without networks: ask for at least 1 draw.")
+        return CategoricalPredictive(
+            log_sum - math.log(count),
+            entropies / count,
+            sum_squares / count,
+            torch.stack(members) if keep_members else None,
+        )
+
+    def _check(self, outputs: Tensor) -> None:
+        if outputs.ndim != 2 or outputs.shape[1] != self.num_classes:
+            raise ValueError(
+                f"The model gives outputs of shape {tuple(outputs.shape)}, but there are {self.num_classes} classes: "
+                f"expected (batch, {self.num_classes}). Change the size of its last layer, or the data."
+            )
+
+
+def entropy(log_probs: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
+    """-sum_c p_c log p_c in nats, with 0 log 0 = 0."""
+    return -(log_probs.exp() * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)

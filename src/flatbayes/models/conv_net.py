@@ -1,0 +1,54 @@
+"""A small convolutional network for small images."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flatbayes.models.checks import check_arguments, check_image, check_sizes
+from flatbayes.models.initial import kaiming_
+
+
+class ConvNet(nn.Module):
+    """Two stages of two 3x3 convolutions each, for digits of 8 x 8 up to pictures of 32 x 32 pixels.
+
+    Convolutions are followed by BatchNorm and ReLU, stages by pooling and dropout.
+
+    Args:
+        input_shape: Channels, height and width of an image.
+        num_classes: Size of the output.
+        width: Channels of the first stage; the second has twice as many.
+        dropout: Probability of dropping a unit after each stage.
+
+    Raises:
+        ValueError: The inputs are not images, a size is not positive, or the dropout rate is outside [0, 1).
+    """
+
+    def __init__(
+        self, input_shape: tuple[int, ...], num_classes: int, width: int = 32, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        check_arguments(input_shape, num_classes, dropout)
+        check_sizes("width", [width])
+        channels = check_image(input_shape, "ConvNet")
+        self.features = nn.Sequential(
+            *conv_norm_relu(channels, width),
+            *conv_norm_relu(width, width),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Dropout(dropout),
+            *conv_norm_relu(width, 2 * width),
+            *conv_norm_relu(2 * width, 2 * width),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+        )
+        self.classifier = nn.Linear(2 * width, num_classes)
+        kaiming_(self)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits."""
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+
+def conv_norm_relu(channels: int, out: int) -> list[nn.Module]:
+    """A 3x3 convolution that keeps the image's size, BatchNorm and ReLU."""
+    return [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]

@@ -1,0 +1,51 @@
+"""The pre-activation ResNet (He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016)."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flatbayes.models.checks import check_arguments, check_depth, check_image
+from flatbayes.models.residual import PreActivationBlock, residual_network
+
+BASIC_DEPTHS = range(8, 44, 6)
+BOTTLENECK_DEPTHS = range(47, 10_000, 9)
+
+
+class PreResNet(nn.Module):
+    """The CIFAR variant: three stages of 16, 32 and 64 channels, four times as many with bottlenecks.
+
+    Args:
+        input_shape: Channels, height and width of an image of at least 8 x 8 pixels.
+        num_classes: Size of the output.
+        depth: Number of layers: 6n + 2 below 44, with blocks of two 3x3 convolutions; 9n + 2 from there on,
+            with bottlenecks. 20, 110 and 164 are common.
+        dropout: Probability of dropping a unit before the last convolution of each block.
+
+    Raises:
+        ValueError: The inputs are not images, there is no network of this depth, or the dropout rate is
+            outside [0, 1).
+    """
+
+    def __init__(
+        self, input_shape: tuple[int, ...], num_classes: int, depth: int = 20, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        check_arguments(input_shape, num_classes, dropout)
+        channels = check_image(input_shape, "PreResNet")
+        check_depth("PreResNet", depth, [*BASIC_DEPTHS, *BOTTLENECK_DEPTHS])
+
+        def basic(before: int, width: int, stride: int) -> nn.Module:
+            return PreActivationBlock((before, width, width), (3, 3), stride, dropout)
+
+        def bottleneck(before: int, width: int, stride: int) -> nn.Module:
+            return PreActivationBlock((before, width // 4, width // 4, width), (1, 3, 1), stride, dropout)
+
+        if depth in BASIC_DEPTHS:
+            widths, blocks, block = (16, 32, 64), (depth - 2) // 6, basic
+        else:
+            widths, blocks, block = (64, 128, 256), (depth - 2) // 9, bottleneck
+        self.network = residual_network(channels, num_classes, widths, blocks, block)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits."""
+        logits: Tensor = self.network(x)
+        return logits

@@ -1,0 +1,192 @@
+"""The fitted posterior: what users keep, and the only thing needed to predict."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flatbayes.core import State
+from flatbayes.core.buffers import holding, reestimate, running_norms
+from flatbayes.core.randomness import spawn
+from flatbayes.likelihoods import Likelihood, Predictive
+from flatbayes.posteriors import Posterior
+from flatbayes.prediction.inputs import chunks
+
+Inputs = Tensor | NDArray[np.generic] | Iterable[Any]
+"""All examples in one tensor or array, or an iterable of batches: `inputs` or `(inputs, targets, ...)`."""
+
+
+@dataclass
+class FittedPosterior:
+    """Networks to draw, and how to make one prediction out of them.
+
+    Attributes:
+        posterior: The method and its hyperparameters.
+        states: What each of its training runs ended in; the mixture weighs them equally.
+        likelihood: Makes predictions out of outputs.
+        transform: Applied to inputs before a network sees them, such as the standardisation of the training data.
+        statistics_inputs: Batches of training inputs, before the transform, on which running statistics of draws
+            are re-estimated; needed where draws move the weights of a network with BatchNorm.
+        info: Plain data that travels with the artefact: class names, the model's description and the like.
+    """
+
+    posterior: Posterior
+    states: Sequence[State]
+    likelihood: Likelihood
+    transform: Callable[[Tensor], Tensor] | None = None
+    statistics_inputs: Sequence[Tensor] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+    _statistics: dict[tuple[int, int, int], dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.states:
+            raise ValueError("A fitted posterior needs the state of at least one training run, got none.")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.states[0].model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the networks; floating-point inputs are converted to it."""
+        return next(self.states[0].model.parameters()).dtype
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move networks and statistics to another device, in place."""
+        for state in self.states:
+            state.model.to(device)
+            state.statistics = {name: tensor.to(device) for name, tensor in state.statistics.items()}
+        self._statistics.clear()
+        return self
+
+    def predict(
+        self,
+        inputs: Inputs,
+        num_draws: int = 30,
+        *,
+        batch_size: int = 256,
+        seed: int = 0,
+        keep_members: bool = False,
+    ) -> Predictive:
+        """Average the predictions of networks drawn from the posterior.
+
+        Memory grows with the number of examples, and with that of draws only if members are kept.
+
+        Args:
+            inputs: Examples, as the training data had them: the transform is applied here.
+            num_draws: Networks to draw, rounded up to a multiple of the posterior's runs; where draws of a run
+                are all the same network, one of each is taken.
+            batch_size: Examples a forward pass sees at a time; batches of an iterable are taken as they come.
+            seed: The same seed draws the same networks.
+            keep_members: Also keep the prediction of each network.
+
+        Raises:
+            ValueError: No draws are asked for, or there are no inputs.
+            RuntimeError: The posterior has nothing to draw from yet.
+        """
+        parts = list(
+            self.stream(inputs, num_draws, batch_size=batch_size, seed=seed, keep_members=keep_members)
+        )
+        if not parts:
+            raise ValueError("There is nothing to predict: the inputs are empty.")
+        return type(parts[0]).concatenate(parts)
+
+    def stream(
+        self,
+        inputs: Inputs,
+        num_draws: int = 30,
+        *,
+        batch_size: int = 256,
+        seed: int = 0,
+        keep_members: bool = False,
+    ) -> Iterator[Predictive]:
+        """As `predict`, a chunk of examples at a time: for inputs that do not fit into memory.
+
+        An iterable is read once, whatever the number of draws.
+        """
+        keys = self.draw_keys(num_draws, seed)
+        for batches in chunks(inputs, batch_size):
+            outputs = (self._outputs(key, batches) for key in keys)
+            yield self.likelihood.predictive(outputs, keep_members=keep_members)
+
+    def draws(self, num_draws: int = 30, *, seed: int = 0) -> Iterator[nn.Module]:
+        """Networks of the posterior, one after the other; each is valid until the next is asked for."""
+        for key in self.draw_keys(num_draws, seed):
+            with self.drawn(key) as network:
+                yield network
+
+    def draw_keys(self, num_draws: int, seed: int = 0) -> list[tuple[int, int, int]]:
+        """(seed, run, draw) of each network, the same number for every run.
+
+        Raises:
+            ValueError: No draws are asked for.
+        """
+        if num_draws < 1:
+            raise ValueError(f"A prediction needs at least 1 draw, got num_draws={num_draws}.")
+        runs = len(self.states)
+        each = -(-num_draws // runs) if self.posterior.stochastic else 1
+        return [(seed, run, draw) for draw in range(each) for run in range(runs)]
+
+    @contextmanager
+    def drawn(self, key: tuple[int, int, int]) -> Iterator[nn.Module]:
+        """The network of a key, with running statistics of its own where it needs them."""
+        state = self.states[key[1]]
+        generator = torch.Generator(self.device).manual_seed(spawn(*key, count=1)[0])
+        with self.posterior.draw(state, generator) as network:
+            if not (self.posterior.moves_weights and running_norms(network)):
+                yield network
+                return
+            if key not in self._statistics:
+                self._statistics[key] = self._estimate(network)
+            with holding(network, self._statistics[key]):
+                yield network
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the artefact: `posterior.safetensors` and `posterior.json`. Nothing in it is code."""
+        from flatbayes.prediction.artefact import save
+
+        return save(self, Path(folder))
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None
+    ) -> "FittedPosterior":
+        """Read an artefact.
+
+        Args:
+            folder: Where it was saved.
+            model: The architecture, or a function that builds it; may be left out for models of flatbayes.
+
+        Raises:
+            FileNotFoundError: There is no artefact.
+            ValueError: It is damaged, or does not fit the model.
+        """
+        from flatbayes.prediction.artefact import load
+
+        return load(Path(folder), model)
+
+    @torch.no_grad()
+    def _outputs(self, key: tuple[int, int, int], batches: Sequence[Tensor]) -> Tensor:
+        with self.drawn(key) as network:
+            return torch.cat([network(self._prepared(batch)) for batch in batches])
+
+    def _prepared(self, batch: Tensor) -> Tensor:
+        batch = batch.to(self.device)
+        ready = batch if self.transform is None else self.transform(batch)
+        return ready.to(self.dtype) if ready.is_floating_point() else ready
+
+    def _estimate(self, network: nn.Module) -> dict[str, Tensor]:
+        if not self.statistics_inputs:
+            raise ValueError(
+                "Draws of this posterior have new weights, so the running statistics of their BatchNorm layers "
+                "must be estimated on training data, and there is none here: pass `statistics_inputs`, some "
+                "batches of training inputs."
+            )
+        return reestimate(network, (self._prepared(batch) for batch in self.statistics_inputs))

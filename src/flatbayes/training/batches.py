@@ -1,0 +1,89 @@
+"""Batches of a training part held in memory: on the device when it fits, shuffled by a stream of their own."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from flatbayes.core.randomness import spawn
+
+SHARE_OF_DEVICE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """An iterable of shuffled `(inputs, targets)`; every pass has an order, and an augmentation, of its own.
+
+    The last, smaller batch of a pass is left out, so that every step sees as many examples; shuffling sees to it
+    that every example gets its turn. Orders depend on the seed and the number of the pass alone: training a twin
+    in another way does not move them.
+
+    Attributes:
+        inputs: All examples.
+        targets: Their targets.
+        batch_size: Examples per batch; at most as many as there are.
+        seed: Decides orders and augmentations.
+        augment: Random changes to the inputs of a batch, given a generator on their device.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    batch_size: int
+    seed: int
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Batches of one pass."""
+        return max(1, len(self.inputs) // self.batch_size)
+
+    @property
+    def num_data(self) -> int:
+        """Number of examples."""
+        return len(self.inputs)
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one pass."""
+        order = torch.randperm(
+            len(self.inputs), generator=torch.Generator().manual_seed(spawn(self.seed, 2 * number, count=1)[0])
+        ).to(self.inputs.device)
+        changes = torch.Generator(self.inputs.device).manual_seed(spawn(self.seed, 2 * number + 1, count=1)[0])
+        for k in range(len(self)):
+            chosen = order[k * self.batch_size : (k + 1) * self.batch_size]
+            inputs = self.inputs[chosen]
+            yield inputs if self.augment is None else self.augment(inputs, changes), self.targets[chosen]
+
+
+def fits(tensor: Tensor, device: torch.device) -> bool:
+    """Whether a tensor may live on the device for all of training."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return tensor.numel() * tensor.element_size() < SHARE_OF_DEVICE * free
+    return device.type == "cpu"
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A user's loader as batches: its order, workers and augmentation are its own.
+
+    Attributes:
+        loader: Iterable of `(inputs, targets)` that can be read once per epoch; its `dataset` has a length.
+    """
+
+    loader: DataLoader[Any]
+
+    def __len__(self) -> int:
+        """Batches of one pass."""
+        return len(self.loader)
+
+    @property
+    def num_data(self) -> int:
+        """Number of examples."""
+        return len(self.loader.dataset)  # type: ignore[arg-type]
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one pass."""
+        for inputs, targets, *_ in self.loader:
+            yield inputs, targets

@@ -1,0 +1,47 @@
+"""What a training costs: seconds, gradients, peak memory."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Meter:
+    """Runs from its creation on, for the device that is trained on."""
+
+    device: torch.device
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        try:
+            CLEAR.write_text("5")  # Linux starts a new peak
+        except OSError:
+            return  # elsewhere the peak is that of the whole process so far
+
+    def seconds(self) -> float:
+        """Wall-clock time so far."""
+        return time.perf_counter() - self.started
+
+    def peak_memory_mb(self) -> float:
+        """Largest memory in MiB: of the device's tensors on CUDA, else of the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        try:
+            line = next(x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM"))
+            return int(line.split()[1]) / 2**10
+        except (OSError, StopIteration):
+            pass
+        try:
+            import resource
+        except ImportError:  # Windows
+            return float("nan")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,151 @@
+"""The one training loop: every posterior, every flatness, on Lightning Fabric's devices and precisions."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core import Closure, State
+from flatbayes.core.randomness import forked
+from flatbayes.core.spec import label
+from flatbayes.flatness import Flatness
+from flatbayes.likelihoods import Likelihood
+from flatbayes.posteriors import Posterior
+from flatbayes.training.recipe import Recipe
+from flatbayes.training.schedules import collects
+from flatbayes.training.watch import Watch
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+class TrainingBatches(Protocol):
+    """Batches that the loop can ask for, epoch by epoch."""
+
+    @property
+    def num_data(self) -> int:
+        """Number of training examples."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch."""
+
+
+@dataclass
+class Job:
+    """One training run, and how far it has come.
+
+    Attributes:
+        posterior: Decides what is done with the gradients.
+        flatness: Decides where they are taken.
+        likelihood: The loss.
+        batches: The training data.
+        recipe: How to train.
+        transform: Applied to the inputs of every batch on the device.
+        validate: Measures the module between epochs; decides nothing.
+        gradients: Forward and backward passes so far.
+        epochs_done: Whole epochs so far.
+        state: The posterior's state, once training has begun.
+    """
+
+    posterior: Posterior
+    flatness: Flatness
+    likelihood: Likelihood
+    batches: TrainingBatches
+    recipe: Recipe
+    transform: Callable[[Tensor], Tensor] | None = None
+    validate: Callable[[nn.Module], Mapping[str, float]] | None = None
+    gradients: int = 0
+    epochs_done: int = 0
+    state: State | None = None
+
+    def train(self, fabric: "Fabric", module: nn.Module, *, seed: int, watch: Watch) -> State:
+        """Train to the end of the recipe.
+
+        Raises:
+            RuntimeError: The loss is not finite.
+        """
+        recipe, batches = self.recipe, self.batches
+        module = fabric.to_device(module)
+        self.state = state = self.posterior.init(module, recipe.optimizer, batches.num_data)
+        network, optimizer = fabric.setup(module, state.optimizer)
+        state.optimizer = optimizer
+        rates = [group["lr"] for group in optimizer.param_groups]
+        total_steps, step = recipe.epochs * len(batches), 0
+        watched = watched_epochs(recipe.epochs, recipe.validations)
+        with forked(seed, module):
+            for epoch in range(recipe.epochs):
+                module.train()
+                loss_sum = torch.zeros((), device=fabric.device)
+                for batch in batches.epoch(epoch):
+                    factor = recipe.schedule.factor(step, total_steps)
+                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                        group["lr"] = rate * factor
+                    closure = self.flatness(self._closure(fabric, network, optimizer, batch), module)
+                    loss = self.posterior.step(state, self._clipped(fabric, module, optimizer, closure))
+                    if collects(step, len(batches), total_steps, recipe.collect_from, recipe.collect_per_epoch):
+                        self.posterior.collect(state)
+                    loss_sum += loss
+                    step += 1
+                    watch.step(step, loss, rates[0] * factor)
+                mean_loss = float(loss_sum / len(batches))
+                if not math.isfinite(mean_loss):
+                    raise RuntimeError(self._diverged(mean_loss, epoch + 1, rates[0]))
+                self.epochs_done = epoch + 1
+                record = {"epoch": epoch + 1, "step": step, "loss": mean_loss, "lr": rates[0] * factor}
+                if self.validate is not None and epoch + 1 in watched:
+                    record |= self.validate(module)
+                watch.epoch(record)
+        module.eval()
+        return state
+
+    def _closure(
+        self, fabric: "Fabric", network: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor]
+    ) -> Closure:
+        inputs, targets = (tensor.to(fabric.device, non_blocking=True) for tensor in batch)
+        if self.transform is not None:
+            inputs = self.transform(inputs)
+        pieces = min(self.recipe.accumulate, len(inputs))
+        parts = list(zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True))
+
+        def closure() -> Tensor:
+            self.gradients += 1
+            optimizer.zero_grad()
+            total = torch.zeros((), device=fabric.device)
+            for x, y in parts:
+                loss = self.likelihood.loss(network(x), y) * (len(x) / len(inputs))
+                fabric.backward(loss)
+                total += loss.detach()
+            return total
+
+        return closure
+
+    def _clipped(
+        self, fabric: "Fabric", module: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure
+    ) -> Closure:
+        if self.recipe.clip_norm is None:
+            return closure
+
+        def clipped() -> Tensor:
+            loss = closure()
+            fabric.clip_gradients(module, optimizer, max_norm=self.recipe.clip_norm, error_if_nonfinite=False)
+            return loss
+
+        return clipped
+
+    def _diverged(self, loss: float, epoch: int, rate: float) -> str:
+        return (
+            f"The loss is {loss} in epoch {epoch} of {self.recipe.epochs}. Try a lower learning rate (now {rate:g}), "
+            f"a smaller rho (now {label(self.flatness)}), clipping (--clip_norm 1), or precision 32-true (now "
+            f"{self.recipe.precision})."
+        )
+
+
+def watched_epochs(epochs: int, times: int) -> set[int]:
+    """`times` epochs, evenly spaced and ending with the last (all of them if there are fewer)."""
+    return {math.ceil(epochs * (k + 1) / times) for k in range(times)}

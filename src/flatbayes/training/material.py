@@ -1,0 +1,165 @@
+"""What training knows of its data: a data set held in memory, or a user's loader; the loop sees no difference."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from flatbayes.core.buffers import evaluating
+from flatbayes.core.randomness import spawn
+from flatbayes.data import Dataset, Standardize
+from flatbayes.likelihoods import Categorical, Likelihood
+from flatbayes.training.batches import Batches, Loaded, fits
+from flatbayes.training.loop import TrainingBatches
+from flatbayes.training.recipe import Recipe
+
+VALIDATION_BATCH = 512
+
+
+class Material(ABC):
+    """Training data, and what comes with it."""
+
+    @property
+    @abstractmethod
+    def known(self) -> dict[str, Any]:
+        """Arguments that a model may take: facts about the data."""
+
+    @property
+    @abstractmethod
+    def transform(self) -> Standardize | None:
+        """What inputs go through on their way to the network."""
+
+    @property
+    @abstractmethod
+    def info(self) -> dict[str, Any]:
+        """Plain data about inputs and targets that predictions need."""
+
+    @abstractmethod
+    def likelihood(self) -> Likelihood:
+        """How targets depend on outputs, if the data says so."""
+
+    @abstractmethod
+    def batches(self, recipe: Recipe, seed: int, device: torch.device) -> TrainingBatches:
+        """The batches of a training run."""
+
+    @abstractmethod
+    def sample(self, recipe: Recipe, seed: int) -> list[Tensor]:
+        """Batches of training inputs, before the transform, to re-estimate running statistics on."""
+
+    @abstractmethod
+    def validator(self, likelihood: Likelihood) -> Callable[[nn.Module], dict[str, float]] | None:
+        """Measures a network on held-out data, if there is any."""
+
+
+def material(data: Dataset | DataLoader[Any]) -> Material:
+    """The material of either kind of data."""
+    return Held(data) if isinstance(data, Dataset) else Streamed(data)
+
+
+@dataclass(frozen=True, eq=False)
+class Held(Material):
+    """A data set in memory, standardised by its training part."""
+
+    data: Dataset
+    scale: Standardize = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", Standardize.fit(self.data.train.inputs))
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """Shape of an input, number of classes."""
+        return {"input_shape": self.data.input_shape, "num_classes": self.data.num_classes}
+
+    @property
+    def transform(self) -> Standardize:
+        """Standardisation with the statistics of the training part."""
+        return self.scale
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Names of classes and features, shape of an input."""
+        data = self.data
+        return {
+            "class_names": list(data.class_names),
+            "feature_names": list(data.feature_names),
+            "input_shape": list(data.input_shape),
+        }
+
+    def likelihood(self) -> Likelihood:
+        """Categorical over the data's classes."""
+        return Categorical(self.data.num_classes)
+
+    def batches(self, recipe: Recipe, seed: int, device: torch.device) -> TrainingBatches:
+        """Shuffled and augmented, on the device if they fit."""
+        inputs, targets = self.data.train.inputs, self.data.train.targets
+        if fits(inputs, device):
+            inputs, targets = inputs.to(device), targets.to(device)
+        return Batches(inputs, targets, min(recipe.batch_size, len(inputs)), seed, self.data.augment)
+
+    def sample(self, recipe: Recipe, seed: int) -> list[Tensor]:
+        """Random whole batches, not augmented."""
+        inputs = self.data.train.inputs
+        size = min(recipe.batch_size, len(inputs))
+        count = min(len(inputs) // size, recipe.statistics_batches) * size
+        generator = torch.Generator().manual_seed(spawn(seed, count=1)[0])
+        return list(inputs[torch.randperm(len(inputs), generator=generator)[:count]].split(size))
+
+    def validator(self, likelihood: Likelihood) -> Callable[[nn.Module], dict[str, float]]:
+        """Loss of the network in eval mode on the validation part, as `val_nll`."""
+
+        def validate(module: nn.Module) -> dict[str, float]:
+            device = next(module.parameters()).device
+            with evaluating(module), torch.no_grad():
+                batches = self.data.val.inputs.split(VALIDATION_BATCH)
+                outputs = torch.cat([module(self.scale(inputs.to(device))) for inputs in batches])
+                return {"val_nll": float(likelihood.loss(outputs, self.data.val.targets.to(device)))}
+
+        return validate
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed(Material):
+    """A user's loader of ready batches."""
+
+    loader: DataLoader[Any]
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """Nothing: the user's function knows its data."""
+        return {}
+
+    @property
+    def transform(self) -> None:
+        """None: batches come ready."""
+        return
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def likelihood(self) -> Likelihood:
+        """Not to be known from a loader.
+
+        Raises:
+            ValueError: Always; it says what to pass.
+        """
+        raise ValueError("With a loader, say what the targets are: likelihood=Categorical(num_classes).")
+
+    def batches(self, recipe: Recipe, seed: int, device: torch.device) -> TrainingBatches:
+        """The loader's own."""
+        return Loaded(self.loader)
+
+    def sample(self, recipe: Recipe, seed: int) -> list[Tensor]:
+        """Its first batches."""
+        batches: Iterator[Any] = iter(self.loader)
+        return [inputs for _, (inputs, *_) in zip(range(recipe.statistics_batches), batches, strict=False)]
+
+    def validator(self, likelihood: Likelihood) -> None:
+        """None: nothing is held out."""
+        return

@@ -1,0 +1,63 @@
+"""How a network is trained, whatever the posterior and the flatness: one frozen dataclass."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+
+from flatbayes.training.schedules import Schedule, SWALinear
+
+Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
+
+SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4)
+"""The optimiser of most published SWAG and SAM results."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        epochs: Passes over the training data.
+        batch_size: Examples per step.
+        optimizer: Builds the optimizer from parameters: a class of torch.optim or your own, with its arguments.
+            Its weight decay is the prior unless the posterior has a prior_precision.
+        schedule: Learning rate over training.
+        collect_from: Share of training after which snapshots of the weights are collected (used by SWAG).
+        collect_per_epoch: Snapshots collected per epoch from then on.
+        clip_norm: Largest norm of the final gradient; None does not clip.
+        accumulate: Micro-batches that the batch of a step is cut into, to save memory.
+        precision: Numbers of the forward and backward pass.
+        accelerator: Device to train on: auto, cpu, cuda or mps.
+        validations: Times over training that the loss on the validation part is measured, for the curves; 0 for
+            never. It decides nothing.
+        statistics_batches: Batches of training inputs kept to re-estimate BatchNorm statistics of draws; only
+            where the posterior and the network need them.
+    """
+
+    epochs: int = 60
+    batch_size: int = 64
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = SGD
+    schedule: Schedule = SWALinear()
+    collect_from: float = 0.7
+    collect_per_epoch: int = 1
+    clip_norm: float | None = None
+    accumulate: int = 1
+    precision: Precision = "32-true"
+    accelerator: str = "auto"
+    validations: int = 20
+    statistics_batches: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "collect_per_epoch", "accumulate", "statistics_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.validations < 0:
+            raise ValueError(f"validations must be at least 0, got {self.validations}.")
+        if not 0 <= self.collect_from < 1:
+            raise ValueError(f"collect_from is a share of training, at least 0 and below 1; got {self.collect_from}.")
+        if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
+            raise ValueError(f"clip_norm must be positive and finite, got {self.clip_norm}.")

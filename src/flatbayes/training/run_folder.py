@@ -1,0 +1,81 @@
+"""The folder of a run: everything needed to know what was done, and to use what came of it."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flatbayes.core.environment import environment
+from flatbayes.core.files import read_json, write_json
+from flatbayes.prediction import FittedPosterior
+from flatbayes.training.watch import JsonLines
+
+FIT_FILES = ("config.json", "environment.json", "metrics.jsonl", "results.json", "posterior.json")
+CONFIG, METRICS, RESULTS = "config.json", "metrics.jsonl", "results.json"
+
+
+class RunFolder:
+    """`config.json`, `environment.json`, `metrics.jsonl`, the fitted posterior, `results.json`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: dict[str, Any], *, overwrite: bool) -> "RunFolder":
+        """Claim a folder for a new run.
+
+        Args:
+            path: The folder; it is made if need be.
+            config: What the run was asked to do.
+            overwrite: Replace the run that is there; files that no run writes stay.
+
+        Raises:
+            ValueError: The folder already holds a run, or the path is a file.
+        """
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file, not a folder: choose another --out.")
+        held = [name for name in (*FIT_FILES, "posterior.safetensors") if (path / name).exists()]
+        if held and not overwrite:
+            raise ValueError(f"{path} already holds a run ({', '.join(held)}): choose another --out, or --overwrite.")
+        for name in held:
+            (path / name).unlink()
+        write_json(path / CONFIG, config)
+        write_json(path / "environment.json", environment())
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """A folder that holds a run.
+
+        Raises:
+            FileNotFoundError: It does not.
+        """
+        if not (path / CONFIG).is_file():
+            raise FileNotFoundError(f"{path} holds no run: there is no {CONFIG}. Make one with `flatbayes fit`.")
+        return cls(path)
+
+    def config(self) -> dict[str, Any]:
+        """What the run was asked to do."""
+        found: dict[str, Any] = read_json(self.path / CONFIG)
+        return found
+
+    def log(self) -> JsonLines:
+        """Writes every epoch to `metrics.jsonl`."""
+        return JsonLines(self.path / METRICS)
+
+    def save(self, fitted: FittedPosterior) -> None:
+        """Keep the fitted posterior."""
+        fitted.save(self.path)
+
+    def add_result(self, run: dict[str, Any]) -> Path:
+        """Keep the outcome of an evaluation in `results.json`, beside those of other parts of the data."""
+        path = self.path / RESULTS
+        earlier = read_json(path)["runs"] if path.is_file() else []
+        results = {
+            "flatbayes": version("flatbayes"),
+            "environment": environment(),
+            "config": self.config(),
+            "runs": [other for other in earlier if other.get("part") != run.get("part")] + [run],
+            "summary": [],
+        }
+        write_json(path, results)
+        return path

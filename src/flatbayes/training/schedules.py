@@ -1,0 +1,114 @@
+"""When things happen during training: pure functions of the step."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+
+class Schedule(ABC):
+    """The learning rate over training, as a factor on the optimiser's own."""
+
+    @abstractmethod
+    def factor(self, step: int, total_steps: int) -> float:
+        """Factor at a step, counted from 0."""
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The optimiser's learning rate throughout.
+
+    Attributes:
+        warmup: Share of training over which the rate first rises linearly from zero.
+    """
+
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_share("warmup", self.warmup)
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """One, after the warm-up."""
+        return _warmup(step, total_steps, self.warmup)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Half a cosine wave from the optimiser's learning rate down to a last one.
+
+    Attributes:
+        last: The factor at the end.
+        warmup: Share of training over which the rate first rises linearly from zero.
+    """
+
+    last: float = 0.0
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_share("last", self.last)
+        _check_share("warmup", self.warmup)
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """last + (1 - last) (1 + cos(pi t)) / 2, with t the share of training done."""
+        wave = (1 + math.cos(math.pi * step / total_steps)) / 2
+        return (self.last + (1 - self.last) * wave) * _warmup(step, total_steps, self.warmup)
+
+
+@dataclass(frozen=True)
+class SWALinear(Schedule):
+    """SWAG's schedule (Maddox et al., 2019): high, then linearly down, then constant for collecting.
+
+    Attributes:
+        high_until: Share of training at the optimiser's learning rate.
+        low_from: Share of training after which the rate is the low one; collect from here on.
+        low: The low factor; large enough for the iterates to explore.
+        warmup: Share of training over which the rate first rises linearly from zero.
+    """
+
+    high_until: float = 0.4
+    low_from: float = 0.7
+    low: float = 0.1
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("high_until", "low_from", "low", "warmup"):
+            _check_share(name, getattr(self, name))
+        if self.high_until > self.low_from:
+            raise ValueError(
+                f"high_until ({self.high_until}) must not come after low_from ({self.low_from}): the learning rate "
+                "falls between the two."
+            )
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """1 until `high_until`, `low` from `low_from`, linear between."""
+        done = step / total_steps
+        if done < self.high_until:
+            return _warmup(step, total_steps, self.warmup)
+        if done >= self.low_from:
+            return self.low
+        return 1 - (1 - self.low) * (done - self.high_until) / (self.low_from - self.high_until)
+
+
+def collects(step: int, steps_per_epoch: int, total_steps: int, collect_from: float, per_epoch: int) -> bool:
+    """Whether a snapshot is taken after this step (counted from 0).
+
+    Args:
+        step: The step that has just been done.
+        steps_per_epoch: Steps of an epoch.
+        total_steps: Steps of the whole training.
+        collect_from: Share of training before the first snapshot.
+        per_epoch: Snapshots an epoch, evenly spaced, the last at its end.
+    """
+    done = step + 1
+    if done <= collect_from * total_steps:
+        return False
+    within = (done - 1) % steps_per_epoch + 1
+    return within * per_epoch // steps_per_epoch > (within - 1) * per_epoch // steps_per_epoch
+
+
+def _warmup(step: int, total_steps: int, share: float) -> float:
+    return min(1.0, (step + 1) / (share * total_steps)) if share > 0 else 1.0
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie between 0 and 1, got {value}.")

@@ -1,0 +1,116 @@
+"""What is seen of a training while it runs: a progress bar, a log of its epochs."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+Record = dict[str, Any]
+
+
+class Watch:
+    """Sees nothing; the interface of all that do."""
+
+    def begin(self, run: int, runs: int, total_steps: int) -> None:
+        """A training run starts."""
+
+    def step(self, step: int, loss: Tensor, lr: float) -> None:
+        """A step is done; reading the loss waits for the device, so do it seldom."""
+
+    def epoch(self, record: Record) -> None:
+        """An epoch is done."""
+
+
+class Watches(Watch):
+    """Several watches as one."""
+
+    def __init__(self, watches: Sequence[Watch]) -> None:
+        self._watches = watches
+
+    def begin(self, run: int, runs: int, total_steps: int) -> None:
+        """Pass it on."""
+        for watch in self._watches:
+            watch.begin(run, runs, total_steps)
+
+    def step(self, step: int, loss: Tensor, lr: float) -> None:
+        """Pass it on."""
+        for watch in self._watches:
+            watch.step(step, loss, lr)
+
+    def epoch(self, record: Record) -> None:
+        """Pass it on."""
+        for watch in self._watches:
+            watch.epoch(record)
+
+
+class Curves(Watch):
+    """Keeps every epoch's record."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def epoch(self, record: Record) -> None:
+        """Keep it."""
+        self.records.append(record)
+
+
+class JsonLines(Watch):
+    """Appends every epoch's record to a file, one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def epoch(self, record: Record) -> None:
+        """Write it at once, so that nothing is lost when training stops."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+class Bar(Watch):
+    """A progress bar on the terminal with loss, learning rate and time left."""
+
+    def __init__(self, console: Console | None = None, every: float = 0.2) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%"),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console or Console(stderr=True),
+        )
+        self._every, self._seen = every, 0.0
+        self._task = self._progress.add_task("training", total=None, numbers="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, run: int, runs: int, total_steps: int) -> None:
+        """A bar for the whole of this run."""
+        what = "training" if runs == 1 else f"training {run + 1} of {runs}"
+        self._progress.reset(self._task, total=total_steps, description=what)
+
+    def step(self, step: int, loss: Tensor, lr: float) -> None:
+        """Move the bar, a few times a second."""
+        if time.monotonic() - self._seen >= self._every:
+            self._seen = time.monotonic()
+            self._progress.update(self._task, completed=step, numbers=f"loss {loss.item():.4f}  lr {lr:.2g}")
+
+    def epoch(self, record: Record) -> None:
+        """Move the bar to the end of the epoch."""
+        validation = f"  val nll {record['val_nll']:.4f}" if record.get("val_nll") is not None else ""
+        numbers = f"epoch {record['epoch']}  loss {record['loss']:.4f}  lr {record['lr']:.2g}{validation}"
+        self._progress.update(self._task, completed=record["step"], numbers=numbers)

@@ -1,0 +1,281 @@
+"""What holds for every flatness: new exports are tested here the day they appear."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from support import FLATNESSES, WITH_RADIUS, Counted, assert_same, batch, named, network, snapshot, with_radius
+from torch import nn
+
+from flatbayes.core.randomness import RandomState
+from flatbayes.core.spec import build, to_spec
+from flatbayes.flatness import ASAM, SAM, Flatness, Plain, Random
+from flatbayes.flatness.asam import adaptive_scale
+
+AIMED = [f for f in FLATNESSES if not isinstance(f, Random)]  # a random direction depends on the gradient's bits
+
+every = pytest.mark.parametrize("flat", FLATNESSES, ids=named(FLATNESSES))
+every_ball = pytest.mark.parametrize("flat", WITH_RADIUS, ids=named(WITH_RADIUS))
+
+
+@every
+def test_leaves_everything_as_one_plain_call_does(flat):
+    model, plain_model = network(), network()
+    torch.manual_seed(3)
+    plain_loss = Counted(plain_model, *batch())()
+    expected = snapshot(plain_model)
+
+    torch.manual_seed(3)
+    loss = flat(Counted(model, *batch()), model)()
+
+    assert_same(snapshot(model), expected)
+    assert torch.equal(loss, plain_loss)
+    if not isinstance(flat, Plain):
+        grads = zip(model.parameters(), plain_model.parameters(), strict=True)
+        assert any(not torch.equal(a.grad, b.grad) for a, b in grads)
+
+
+@every
+def test_calls_the_closure_as_often_as_declared(flat):
+    model = network()
+    closure = Counted(model, *batch())
+    flat(closure, model)()
+    assert closure.calls == flat.gradients
+
+
+@every_ball
+def test_a_failure_in_a_later_pass_restores_everything(flat):
+    model, plain_model = network(), network()
+    torch.manual_seed(3)
+    Counted(plain_model, *batch())()
+    expected = snapshot(plain_model)
+    for fail_at in range(2, flat.gradients + 1):
+        model = network()
+        torch.manual_seed(3)
+        with pytest.raises(ArithmeticError):
+            flat(Counted(model, *batch(), fail_at=fail_at), model)()
+        assert_same(snapshot(model), expected)
+
+
+@every_ball
+def test_displacement_has_the_radius_and_no_feasible_one_rises_faster(flat):
+    model = network(torch.float64).eval()
+    closure = Counted(model, *batch(dtype=torch.float64), seen=[])
+    flat(closure, model)()
+    first, last = closure.seen[0], closure.seen[-1]
+    e = torch.cat([(b - a).flatten() for a, b in zip(first, last, strict=True)])
+    scale = _geometry(flat, model)
+    assert torch.linalg.vector_norm(e / scale).item() == pytest.approx(flat.rho, rel=1e-9)
+
+    if isinstance(flat, SAM | ASAM):  # the last displacement was aimed at the gradient before it
+        with torch.no_grad():
+            for p, w in zip(model.parameters(), closure.seen[-2], strict=True):
+                p.copy_(w)
+        Counted(model, *batch(dtype=torch.float64))()
+        g = torch.cat([p.grad.flatten() for p in model.parameters()])
+        reached = g @ e
+        for k in range(200):
+            z = torch.randn(e.shape, generator=torch.Generator().manual_seed(k), dtype=e.dtype)
+            feasible = scale * z * (flat.rho / z.norm())
+            assert g @ feasible < reached
+
+
+@every_ball
+def test_on_an_isotropic_quadratic_the_gradient_is_that_of_the_displaced_weights(flat):
+    a, model = 4.0, Vector([0.3, -0.7, 0.2])
+    w = model.weight.detach().clone()
+    seen = []
+
+    def closure():
+        model.zero_grad()
+        seen.append(model.weight.detach().clone())
+        loss = a * model.weight.square().sum() / 2
+        loss.backward()
+        return loss.detach()
+
+    loss = flat(closure, model)()
+    assert loss.item() == pytest.approx(a * w.square().sum().item() / 2)
+    torch.testing.assert_close(model.weight.grad, a * seen[-1])
+    if type(flat) is SAM:
+        torch.testing.assert_close(seen[-1], w * (1 + flat.rho / w.norm()))
+
+
+@every
+def test_zero_gradient_moves_nothing(flat):
+    model = Vector([0.5, -0.5])
+
+    def closure():
+        model.zero_grad()
+        assert model.weight.isfinite().all()
+        loss = (model.weight * 0).sum()
+        loss.backward()
+        return loss.detach()
+
+    assert flat(closure, model)().item() == 0
+    assert model.weight.tolist() == [0.5, -0.5]
+    assert model.weight.grad.tolist() == [0, 0]
+
+
+@every
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_gradient_that_is_not_finite_skips_the_ascent(flat, bad):
+    model, calls = Vector([0.5, -0.5]), []
+
+    def closure():
+        model.zero_grad()
+        calls.append(model.weight.detach().clone())
+        loss = (model.weight * torch.tensor([1.0, bad], dtype=torch.float64)).sum()
+        loss.backward()
+        return loss.detach()
+
+    flat(closure, model)()
+    assert len(calls) == 1
+    assert model.weight.tolist() == [0.5, -0.5]
+    assert not model.weight.grad.isfinite().all()
+
+
+@every
+def test_parameters_without_gradient_stay_out_of_it(flat):
+    model = network()
+    model.extra = nn.Parameter(torch.full((3,), 2.0))
+    model[0].weight.requires_grad_(False)
+    closure = Counted(model, *batch(), seen=[])
+    flat(closure, model)()
+    for seen in closure.seen:
+        by_name = dict(zip([n for n, _ in model.named_parameters()], seen, strict=True))
+        assert by_name["extra"].tolist() == [2, 2, 2]
+        assert torch.equal(by_name["0.weight"], model[0].weight)
+
+
+@every_ball
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_precision_follows_the_model(flat, dtype):
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).to(dtype)
+    x, y = torch.randn(6, 5, dtype=dtype), torch.arange(6) % 3
+    before = [p.detach().clone() for p in model.parameters()]
+    flat(Counted(model, x, y), model)()
+    assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("flat", AIMED, ids=named(AIMED))
+def test_does_not_depend_on_the_scale_of_the_loss(flat):
+    grads = []
+    for scale in (1.0, 2.0**20):
+        model = network(torch.float64)
+        torch.manual_seed(3)
+        inner = Counted(model, *batch(dtype=torch.float64))
+
+        def closure(inner=inner, scale=scale, model=model):
+            inner.calls += 1
+            model.zero_grad()
+            loss = nn.functional.cross_entropy(model(inner.inputs), inner.targets) * scale
+            loss.backward()
+            return loss.detach()
+
+        flat(closure, model)()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]) / scale)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-9, atol=1e-12)
+
+
+@every_ball
+def test_noise_is_replayed_unless_fresh_is_asked_for(flat):
+    for fresh in (False, True):
+        model = Vector([0.5, -0.5])
+        draws = []
+
+        def closure(model=model, draws=draws):
+            model.zero_grad()
+            draws.append(torch.rand(2))
+            loss = (model.weight.square() * draws[-1]).sum()
+            loss.backward()
+            return loss.detach()
+
+        state = RandomState.capture(model)
+        replace(flat, fresh_noise=fresh)(closure, model)()
+        assert torch.equal(draws[0], draws[1]) is not fresh
+        if not fresh:
+            after = torch.get_rng_state()
+            state.restore()
+            torch.rand(2)
+            assert torch.equal(after, torch.get_rng_state())
+
+
+@every_ball
+@pytest.mark.parametrize("rho", [-0.1, math.inf, math.nan])
+def test_refuses_a_radius_that_is_none(flat, rho):
+    with pytest.raises(ValueError, match="rho is the radius of a ball"):
+        with_radius(flat, rho)
+
+
+@every
+def test_can_be_written_down_and_read_back(flat):
+    assert build(to_spec(flat), within="flatbayes.flatness") == flat
+    assert isinstance(flat, Flatness)
+
+
+@every
+def test_tied_weights_move_once(flat):
+    model = Tied()
+    closure = Counted(model, torch.randn(6, 4), torch.arange(6) % 4, seen=[])
+    flat(closure, model)()
+    if not isinstance(flat, Plain):
+        first, last = closure.seen[0], closure.seen[-1]
+        assert len(first) == 1
+        e = last[0] - first[0]
+        scale = _geometry(flat, model).view_as(e)
+        assert (e / scale).norm().item() == pytest.approx(flat.rho, rel=1e-4)
+
+
+def test_adaptive_radius_sees_through_rescaling_of_layers():
+    def worst(c):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)).double()
+        with torch.no_grad():
+            model[0].weight *= c
+            model[2].weight /= c
+        losses = []
+
+        def closure():
+            model.zero_grad()
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1)).double()
+            loss = nn.functional.cross_entropy(model(x), torch.arange(8) % 3)
+            loss.backward()
+            losses.append(loss.item())
+            return loss.detach()
+
+        return model, closure, losses
+
+    gaps = {}
+    for flat in (ASAM(rho=0.2, eta=0.0), SAM(rho=0.2)):
+        for c in (1.0, 10.0):
+            model, closure, losses = worst(c)
+            flat(closure, model)()
+            gaps[type(flat), c] = losses[1] - losses[0]
+    assert gaps[ASAM, 1.0] == pytest.approx(gaps[ASAM, 10.0], rel=1e-9)
+    assert gaps[SAM, 1.0] != pytest.approx(gaps[SAM, 10.0], rel=0.1)
+
+
+class Vector(nn.Module):
+    def __init__(self, values):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Linear(4, 4, bias=False)
+        self.two = nn.Linear(4, 4, bias=False)
+        self.two.weight = self.one.weight
+
+    def forward(self, x):
+        return self.two(torch.tanh(self.one(x)))
+
+
+def _geometry(flat, model):
+    weights = dict(model.named_parameters())
+    scale = adaptive_scale(weights, flat.eta) if isinstance(flat, ASAM) else [torch.ones_like(w) for w in weights.values()]
+    return torch.cat([s.detach().flatten() for s in scale])
+

@@ -1,0 +1,174 @@
+"""What holds for every posterior: new exports are tested here the day they appear."""
+
+import copy
+
+import pytest
+import torch
+from support import (
+    POSTERIORS,
+    WITH_RADIUS,
+    advance,
+    assert_same,
+    batch,
+    named,
+    network,
+    snapshot,
+    train,
+    with_radius,
+)
+
+from flatbayes.core.spec import build, to_spec
+from flatbayes.flatness import SAM, Plain
+from flatbayes.posteriors import SWAG, Posterior
+
+every = pytest.mark.parametrize("posterior", POSTERIORS, ids=named(POSTERIORS))
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@every
+def test_init_leaves_the_model_alone(posterior):
+    model = network()
+    before = snapshot(model)
+    state = posterior.init(model, lambda p: torch.optim.SGD(p, lr=0.1), 10)
+    assert state.model is model
+    assert_same(snapshot(model), before)
+
+
+@every
+@pytest.mark.parametrize("flat", WITH_RADIUS, ids=named(WITH_RADIUS))
+def test_radius_zero_is_plain_bit_for_bit(posterior, flat):
+    state, losses = train(posterior, Plain())
+    expected = snapshot(state.model)
+    other, other_losses = train(posterior, with_radius(flat, 0.0))
+    assert_same(snapshot(other.model), expected)
+    assert all(torch.equal(a, b) for a, b in zip(losses, other_losses, strict=True))
+    assert all(torch.equal(state.statistics[k], other.statistics[k]) for k in state.statistics)
+
+
+@every
+def test_training_moves_the_weights_and_flatness_matters(posterior):
+    begin = snapshot(network())["weights"]
+    plain = snapshot(train(posterior, Plain())[0].model)["weights"]
+    flat = snapshot(train(posterior, SAM(rho=0.1))[0].model)["weights"]
+    for name in (n for n in begin if n.endswith("weight")):  # a bias before BatchNorm has no gradient
+        assert not torch.equal(begin[name], plain[name])
+        assert not torch.equal(plain[name], flat[name])
+
+
+@every
+def test_same_seed_same_run(posterior):
+    (one, losses), (other, other_losses) = train(posterior, SAM()), train(posterior, SAM())
+    assert_same(snapshot(one.model), snapshot(other.model))
+    assert torch.equal(torch.stack(losses), torch.stack(other_losses))
+
+
+@every
+def test_a_state_saved_midway_resumes_bit_for_bit(posterior):
+    straight, _ = train(posterior, SAM(), steps=6)
+    expected = snapshot(straight.model)
+
+    half, _ = train(posterior, SAM(), steps=3)
+    saved, rng = copy.deepcopy(half.state_dict()), torch.get_rng_state()
+    fresh = posterior.init(network(), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), 36)
+    fresh.load_state_dict(saved)
+    torch.set_rng_state(rng)
+    advance(posterior, SAM(), fresh, range(3, 6))
+
+    assert_same(snapshot(fresh.model), expected)
+    assert all(torch.equal(straight.statistics[k], fresh.statistics[k]) for k in fresh.statistics)
+
+
+@every
+def test_a_draw_restores_everything(posterior):
+    state, _ = train(posterior, Plain())
+    x, _ = batch(9)
+    before = snapshot(state.model)
+    with posterior.draw(state, generator(1)) as outer:
+        assert outer is state.model
+        assert not outer.training
+        first = outer(x)
+        with posterior.draw(state, generator(2)) as inner:
+            inner(x)
+        if not any(m.training for m in outer.modules()):
+            assert torch.equal(outer(x), first)
+    assert_same(snapshot(state.model), before)
+    with pytest.raises(ArithmeticError), posterior.draw(state, generator(1)):
+        raise ArithmeticError("on purpose")
+    assert_same(snapshot(state.model), before)
+
+
+@every
+def test_draws_are_functions_of_their_generator(posterior):
+    state, _ = train(posterior, Plain())
+    x, _ = batch(9)
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.rand(3)  # the global stream has no say
+        with posterior.draw(state, generator(seed)) as model:
+            outputs.append(model(x).detach())
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2]) is not posterior.stochastic
+
+
+@every
+def test_draws_have_new_weights_only_where_declared(posterior):
+    state, _ = train(posterior, Plain())
+    before = snapshot(state.model)["weights"]
+    with posterior.draw(state, generator()) as model:
+        inside = snapshot(model)["weights"]
+    moved = any(not torch.equal(inside[name], before[name]) for name in before)
+    assert moved is posterior.moves_weights
+
+
+@every
+def test_precision_follows_the_model(posterior):
+    state, losses = train(posterior, SAM(), dtype=torch.float64)
+    assert losses[0].dtype == torch.float64
+    assert all(t.dtype in (torch.float64, torch.int64) for t in state.statistics.values())
+    x, _ = batch(9, dtype=torch.float64)
+    with posterior.draw(state, generator()) as model:
+        assert model(x).dtype == torch.float64
+
+
+@every
+def test_a_state_without_optimizer_is_not_trained(posterior):
+    state = posterior.init(network(), None, 10)
+    with pytest.raises(RuntimeError, match="no optimizer"):
+        posterior.step(state, lambda: torch.zeros(()))
+
+
+@every
+def test_needs_something_to_train(posterior):
+    model = network().requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameters"):
+        posterior.init(model, None, 10)
+    with pytest.raises(ValueError, match="num_data"):
+        posterior.init(network(), None, 0)
+
+
+@every
+def test_can_be_written_down_and_read_back(posterior):
+    assert build(to_spec(posterior), within="flatbayes.posteriors") == posterior
+    assert isinstance(posterior, Posterior)
+    assert posterior.runs >= 1
+
+
+@every
+def test_statistics_of_another_method_are_refused(posterior):
+    state, _ = train(posterior, Plain())
+    saved = copy.deepcopy(state.state_dict())
+    saved["statistics"]["stranger"] = torch.zeros(2)
+    with pytest.raises(ValueError, match="do not fit this posterior"):
+        state.load_state_dict(saved)
+
+
+def test_draw_before_collecting_says_what_is_missing():
+    state = SWAG().init(network(), None, 10)
+    for count in (0, 1):
+        with pytest.raises(RuntimeError, match=f"at least 2 collected snapshots before a draw, got {count}"), \
+                SWAG().draw(state, generator()):
+            pass
+        SWAG().collect(state)

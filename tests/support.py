@@ -1,0 +1,131 @@
+"""Instances of every exported method, and small networks to try them on."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flatbayes import flatness, posteriors
+from flatbayes.core.spec import label
+from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
+
+FLATNESSES = [getattr(flatness, name)() for name in flatness.__all__ if name != "Flatness"] + [
+    flatness.SAM(rho=0.1, ascent_steps=3),
+    flatness.ASAM(rho=0.3, ascent_steps=2),
+]
+WITH_RADIUS = [f for f in FLATNESSES if any(field.name == "rho" for field in fields(f))]
+
+CHOSEN = [
+    Point(),
+    Point(prior_precision=2.0),
+    MCDropout(),
+    MCDropout(rate=0.4),
+    SWAG(rank=0),
+    SWAG(rank=3),
+    Ensemble(size=2),
+    Ensemble(SWAG(rank=2), size=2),
+]
+OTHERS = [
+    getattr(posteriors, name)()
+    for name in posteriors.__all__
+    if name != "Posterior" and name not in {type(p).__name__ for p in CHOSEN}
+]
+POSTERIORS = CHOSEN + OTHERS
+
+
+def named(things):
+    return [label(thing) for thing in things]
+
+
+def network(dtype=torch.float32) -> nn.Module:
+    """BatchNorm and dropout of two kinds, on 1 x 8 x 8 images in 3 classes."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout2d(0.2),
+        nn.Flatten(),
+        nn.Linear(144, 16),
+        nn.BatchNorm1d(16, momentum=None),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(16, 3),
+    ).to(dtype)
+
+
+def batch(k: int = 0, size: int = 12, dtype=torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(100 + k)
+    targets = torch.randint(0, 3, (size,), generator=generator)
+    inputs = torch.randn(size, 1, 8, 8, generator=generator) + targets.view(-1, 1, 1, 1)
+    return inputs.to(dtype), targets
+
+
+@dataclass
+class Counted:
+    """A closure on one batch that counts its calls, and may fail at one of them."""
+
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    calls: int = 0
+    fail_at: int | None = None
+    seen: list | None = None
+
+    def __call__(self) -> Tensor:
+        self.calls += 1
+        self.model.zero_grad()
+        loss = F.cross_entropy(self.model(self.inputs), self.targets)
+        if self.seen is not None:
+            self.seen.append([p.detach().clone() for p in self.model.parameters()])
+        if self.calls == self.fail_at:
+            self.model.eval()
+            raise ArithmeticError("on purpose")
+        loss.backward()
+        return loss.detach()
+
+
+def snapshot(model: nn.Module) -> dict:
+    """Everything that must come back."""
+    return {
+        "weights": {n: p.detach().clone() for n, p in model.named_parameters()},
+        "buffers": {n: b.detach().clone() for n, b in model.named_buffers()},
+        "mode": [m.training for m in model.modules()],
+        "rates": [m.p for m in model.modules() if hasattr(m, "p")],
+        "rng": torch.get_rng_state(),
+    }
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert one["mode"] == other["mode"]
+    assert one["rates"] == other["rates"]
+    for kind in ("weights", "buffers"):
+        assert one[kind].keys() == other[kind].keys()
+        for name in one[kind]:
+            assert torch.equal(one[kind][name], other[kind][name]), f"{kind} {name}"
+    assert torch.equal(one["rng"], other["rng"])
+
+
+def train(posterior, flat, steps: int = 6, model: nn.Module | None = None, dtype=torch.float32):
+    """A few steps of SGD with momentum, collecting after each of the last ones."""
+    model = network(dtype) if model is None else model
+    torch.manual_seed(7)
+    state = posterior.init(model, lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), 36)
+    losses = advance(posterior, flat, state, range(steps), dtype)
+    return state, losses
+
+
+def advance(posterior, flat, state, steps, dtype=torch.float32) -> list[Tensor]:
+    losses = []
+    for k in steps:
+        closure = Counted(state.model, *batch(k % 3, dtype=dtype))
+        losses.append(posterior.step(state, flat(closure, state.model)))
+        if k >= 1:
+            posterior.collect(state)
+    return losses
+
+
+def with_radius(flat, rho: float):
+    return replace(flat, rho=rho)
+
