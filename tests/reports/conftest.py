@@ -4,11 +4,15 @@ import random
 from math import exp, sqrt
 from statistics import fmean, stdev
 
+import pytest
+
+from flatbayes.reports.results import Glossary
+
 HIGHER_IS_BETTER = {"accuracy": True, "nll": False, "ece": False, "brier": False, "auroc_correct": True}
 DEFINITIONS = {
     "accuracy": "Share of examples whose most probable class is the true one.",
     "nll": "Mean negative log probability of the true class, in nats.",
-    "ece": "Mean gap of confidence and accuracy over 20 equal-width left-open bins (a, b] of the top probability.",
+    "ece": "Mean gap of confidence and accuracy over 20 equal-width bins (a, b] of the top probability.",
     "brier": "Mean squared distance of the probabilities to the one-hot label.",
     "auroc_correct": "Area under the ROC curve of the top probability as a detector of correct predictions.",
 }
@@ -22,7 +26,7 @@ POSTERIORS = {
 T_QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
-def results(seeds=5, posteriors=None, metrics=None, epochs=30):
+def fake_results(seeds=5, posteriors=None, metrics=None, epochs=30):
     """A `results.json` in which SAM mostly helps."""
     rng = random.Random(7)
     labels = list(POSTERIORS)[:5] if posteriors is None else posteriors
@@ -37,12 +41,19 @@ def results(seeds=5, posteriors=None, metrics=None, epochs=30):
                 runs.append(run(rng, label, flatness, seed, nll, names, epochs))
     return {
         "flatbayes": "0.1.0",
-        "environment": {"python": "3.11.7", "torch": "2.13.0", "platform": "Linux", "threads": 1, "cuda": None},
+        "environment": {
+            "python": "3.11.7",
+            "torch": "2.13.0",
+            "platform": "Linux",
+            "threads": 1,
+            "cuda": None,
+        },
         "config": {
             "data": {"class_path": "Digits", "init_args": {"train_size": 500}},
             "model": {"class_path": "ConvNet", "init_args": {"width": 32}},
             "optimizer": {"name": "SGD", "lr": 0.05, "momentum": 0.9},
             "epochs": epochs,
+            "part": "test",
             "seeds": list(range(seeds)),
         },
         "runs": runs,
@@ -101,10 +112,8 @@ def curves(rng, nll, epochs, flat):
 def summary(runs, label, name, seeds):
     """One paired row; the interval is the t-interval of the differences."""
     sides = {
-        side: [
-            r["metrics"][name] for r in runs if r["posterior"] == label and (r["flatness"] == "Plain") == (side == "plain")
-        ]
-        for side in ("plain", "flat")
+        side: [r["metrics"][name] for r in runs if (r["posterior"], r["flatness"]) == (label, flatness)]
+        for side, flatness in (("plain", "Plain"), ("flat", "SAM(rho=0.1)"))
     }
     differences = [b - a for a, b in zip(sides["plain"], sides["flat"], strict=True)]
     mean, ends, wins = fmean(differences), None, "tie"
@@ -125,3 +134,19 @@ def summary(runs, label, name, seeds):
         "interval": ends,
         "wins": wins,
     }
+
+
+@pytest.fixture(scope="session")
+def make_results():
+    """Makes a fake `results.json`: `make_results(seeds=..., posteriors=..., metrics=..., epochs=...)`."""
+    return fake_results
+
+
+@pytest.fixture
+def results():
+    return fake_results()
+
+
+@pytest.fixture(scope="session")
+def glossary():
+    return Glossary(HIGHER_IS_BETTER, DEFINITIONS)

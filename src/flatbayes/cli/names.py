@@ -63,7 +63,7 @@ def _translated(arguments: Sequence[str]) -> Iterable[str]:
         axis = None
         if argument.startswith("--"):
             option, equals, value = argument.partition("=")
-            name = option[2:].removesuffix("+").rpartition(".")[2]
+            name = option[2:].removesuffix("+").removesuffix(".help").rpartition(".")[2]
             if name in AXES:
                 if equals:
                     yield f"{option}={_value(name, value)}"

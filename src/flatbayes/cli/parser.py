@@ -7,6 +7,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 from torch import nn
 
+from flatbayes.cli.help import HelpFormatter
 from flatbayes.core.spec import to_spec
 from flatbayes.data import Source
 from flatbayes.flatness import SAM, Flatness
@@ -31,7 +32,13 @@ PartName = Literal["test", "val", "train"]
 
 def build_parser() -> ArgumentParser:
     """The parser of `flatbayes`, its verbs as subcommands."""
-    parser = ArgumentParser(prog="flatbayes", description=OVERVIEW, exit_on_error=False)
+    parser = ArgumentParser(
+        prog="flatbayes",
+        usage="flatbayes VERB ... (flatbayes VERB --help for its options)",
+        description=OVERVIEW,
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+    )
     parser.add_argument("--version", action="version", version=version("flatbayes"))
     verbs = parser.add_subcommands(title="verbs", metavar="VERB", required=True)
     verbs.add_subcommand("compare", _compare(), help="flat against plain: several posteriors, over seeds")
@@ -42,13 +49,21 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+def _verb(usage: str, description: str) -> ArgumentParser:
+    return ArgumentParser(
+        usage=f"flatbayes {usage}", description=description, formatter_class=HelpFormatter, exit_on_error=False
+    )
+
+
 def _training_options(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_subclass_arguments(
         Source,
         "data",
         required=True,
-        help="digits, cifar10, npz, table ... (see --data.help NAME), or a path to a file or folder",
+        metavar="NAME",
+        help="digits, cifar10, npz, table ... or a path to a file or folder; its options are --data.OPTION, shown by "
+        "--data.help NAME",
     )
     parser.add_subclass_arguments(
         nn.Module,
@@ -56,16 +71,21 @@ def _training_options(parser: ArgumentParser) -> None:
         skip=KNOWN_TO_DATA,
         instantiate=False,
         required=False,
+        metavar="NAME",
         help="ConvNet, MLP, PreResNet, WideResNet, or the dotted path of your own class or function; "
         "by default ConvNet for images and MLP for tables",
     )
-    parser.add_argument("--flatness", type=Flatness, help="where gradients are taken: SAM, ASAM, Random, Plain")
+    parser.add_argument(
+        "--flatness", type=Flatness, metavar="NAME", help="where gradients are taken: SAM, ASAM, Random, Plain"
+    )
     parser.add_class_arguments(Recipe, None)
     parser.set_defaults({"flatness": to_spec(SAM()), **_recipe_defaults()})
+    for axis, title in {"data": "data", "model": "model", "Recipe": "training"}.items():
+        parser.groups[axis].title = title
 
 
 def _compare() -> ArgumentParser:
-    parser = ArgumentParser(description="Fit every posterior plainly and flatly over seeds, and report who wins.")
+    parser = _verb("compare --data DATA --out FOLDER [options]", "Fit every posterior plainly and flatly over seeds, and report who wins.")
     _training_options(parser)
     parser.add_argument("--posteriors", type=list[Posterior], help="those to compare, such as [MCDropout, SWAG]")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds; twins share theirs")
@@ -78,7 +98,7 @@ def _compare() -> ArgumentParser:
 
 
 def _fit() -> ArgumentParser:
-    parser = ArgumentParser(description="Fit one posterior, measure it on the validation part, and keep it.")
+    parser = _verb("fit --data DATA --out FOLDER [options]", "Fit one posterior, measure it on the validation part, and keep it.")
     _training_options(parser)
     parser.add_argument("--posterior", type=Posterior, help="what is fitted: SWAG, MCDropout, Ensemble, Point")
     parser.add_argument("--seed", type=int, default=0, help="decides everything random")
@@ -89,14 +109,14 @@ def _fit() -> ArgumentParser:
 
 
 def _evaluate() -> ArgumentParser:
-    parser = ArgumentParser(description="Measure a fitted posterior on the data it was fitted for.")
+    parser = _verb("evaluate FOLDER [options]", "Measure a fitted posterior on the data it was fitted for.")
     _run_options(parser)
     parser.add_argument("--part", type=PartName, default="test", help="the part of the data")
     return parser
 
 
 def _predict() -> ArgumentParser:
-    parser = ArgumentParser(description="Predict class probabilities and uncertainties for new inputs.")
+    parser = _verb("predict FOLDER --input FILE --output FILE [options]", "Predict class probabilities and uncertainties for new inputs.")
     _run_options(parser)
     parser.add_argument("--input", type=Path, required=True, help="parquet, CSV or npz file, or folder of images")
     parser.add_argument("--output", type=Path, required=True, help="parquet, CSV or npz file to write")
@@ -105,7 +125,7 @@ def _predict() -> ArgumentParser:
 
 
 def _report() -> ArgumentParser:
-    parser = ArgumentParser(description="Write report.html from the results.json of a comparison.")
+    parser = _verb("report FOLDER", "Write report.html from the results.json of a comparison.")
     parser.add_argument("folder", type=Path, help="folder of a comparison")
     return parser
 

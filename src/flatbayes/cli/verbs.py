@@ -17,7 +17,7 @@ from flatbayes.core.spec import build, label, locate, to_spec
 from flatbayes.data import Dataset, Part, PredictionWriter, Source, read_inputs
 from flatbayes.metrics import DEFINITIONS
 from flatbayes.models import MLP, ConvNet
-from flatbayes.prediction import FittedPosterior, evaluate
+from flatbayes.prediction import FittedPosterior, check_num_draws, evaluate
 from flatbayes.reports import summary_table, write_report
 from flatbayes.training import Interrupted, Recipe, fit, rehearse
 from flatbayes.training.run_folder import RunFolder
@@ -51,6 +51,7 @@ def compare(options: Options) -> None:
 
 def fit_one(options: Options) -> None:
     """One posterior, kept in a run folder and measured on the validation part."""
+    check_num_draws(options.draws)
     dataset = options.data.load(options.seed)
     model, recipe = _model(options.model, options.data, dataset), _recipe(options)
     rehearse(model, dataset, options.posterior, recipe)
@@ -78,6 +79,7 @@ def fit_one(options: Options) -> None:
 
 def evaluate_run(options: Options) -> None:
     """A run's posterior on a part of its data."""
+    check_num_draws(options.draws)
     folder = RunFolder.open(Path(options.folder))
     config = folder.config()
     fitted = _load(folder.path, options.model)
@@ -91,9 +93,9 @@ def predict(options: Options) -> None:
     target = Path(options.output)
     if target.exists() and not options.overwrite:
         raise ValueError(f"{target} exists: choose another --output, or --overwrite.")
+    check_num_draws(options.draws)
     writer = PredictionWriter(target)
     fitted = _load(Path(options.folder), options.model)
-    fitted.draw_keys(options.draws)
     info, count = fitted.info, 0
     inputs = read_inputs(Path(options.input), tuple(info["input_shape"]), tuple(info["feature_names"]))
     with writer, console.status("predicting") as status:

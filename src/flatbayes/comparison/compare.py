@@ -21,6 +21,7 @@ from flatbayes.data import Source
 from flatbayes.flatness import SAM, Flatness, Plain
 from flatbayes.metrics import HIGHER_IS_BETTER
 from flatbayes.posteriors import Posterior
+from flatbayes.prediction import check_num_draws
 from flatbayes.training import Recipe
 
 CONFIG = "config.json"
@@ -55,8 +56,7 @@ class Comparison:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"A comparison needs at least 1 seed, got {self.seeds}.")
-        if self.num_draws < 1:
-            raise ValueError(f"A prediction needs at least 1 draw, got num_draws={self.num_draws}.")
+        check_num_draws(self.num_draws)
         if not self.posteriors:
             raise ValueError("A comparison needs at least one posterior, got none.")
         if isinstance(self.flatness, Plain):

@@ -1,5 +1,7 @@
 """What every source's examples must satisfy, said in words where they do not."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,16 +30,35 @@ def check_labels(parts: dict[str, Tensor], class_names: tuple[str, ...]) -> None
         if len(wrong):
             raise ValueError(
                 f"{len(wrong)} labels of the {name} examples are out of range: labels go from 0 to "
-                f"{num_classes - 1}, and the first wrong one is {int(targets[wrong[0]])} in row {int(wrong[0])} "
-                "(counted from 0). Correct them, or leave out examples without a label."
+                f"{num_classes - 1}, and the first wrong one is {int(targets[wrong[0]])} in row "
+                f"{int(wrong[0])} (counted from 0). Correct them, or leave out examples without a label."
             )
         seen[targets] = True
     if not seen.all():
         missing = [class_names[index] for index in (~seen).nonzero().flatten().tolist()]
         raise ValueError(
-            f"No example has a label of {len(missing)} of the {num_classes} classes, of which the first is "
-            f"{missing[0]!r}. Number the classes without gaps, 0 to {int(seen.sum()) - 1}."
+            f"{len(missing)} of the {num_classes} classes have no example; the first is {missing[0]!r}. "
+            f"Leave such classes out, and number the others without gaps, 0 to {int(seen.sum()) - 1}."
         )
+
+
+def number_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers, from 0 to the highest.
+
+    Args:
+        targets: The labels of each part.
+
+    Raises:
+        ValueError: The highest label is beyond what so few examples can have without gaps.
+    """
+    highest = max((int(labels.max()) for labels in targets if len(labels)), default=-1)
+    total = sum(len(labels) for labels in targets)
+    if highest >= total:
+        raise ValueError(
+            f"The highest label is {highest}, and there are only {total} examples. Labels number the classes "
+            "from 0 without gaps; check that they are read from the right column or array."
+        )
+    return tuple(str(label) for label in range(highest + 1))
 
 
 def check_finite(inputs: Tensor, what: str, feature_names: tuple[str, ...] = (), first_row: int = 0) -> None:
@@ -54,7 +75,7 @@ def check_finite(inputs: Tensor, what: str, feature_names: tuple[str, ...] = (),
     """
     if not inputs.is_floating_point():
         return
-    bad = [int((~chunk.isfinite()).sum()) for chunk in inputs.split(CHUNK)]
+    bad = [int((~chunk.isfinite()).sum()) for chunk in torch.split(inputs, CHUNK)]
     if not any(bad):
         return
     chunk = next(index for index, number in enumerate(bad) if number)
@@ -74,6 +95,6 @@ def check_rows(name: str, num_inputs: int, num_targets: int) -> None:
     """As many inputs as labels."""
     if num_inputs != num_targets:
         raise ValueError(
-            f"The {name} examples have {num_inputs} inputs and {num_targets} labels; there must be one label for "
-            "each input."
+            f"The {name} examples have {num_inputs} inputs and {num_targets} labels; there must be one "
+            "label for each input."
         )

@@ -38,7 +38,7 @@ class CIFAR10(Source):
             folder = downloaded(HUB_NAME)
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"There is no folder {folder} for CIFAR-10. Set root (or the environment variable FLATBAYES_DATA) "
-                "to one with train*.parquet and test*.parquet, or neither to download it."
+                f"There is no folder {folder} for CIFAR-10. Set root (or the environment variable "
+                "FLATBAYES_DATA) to one with train*.parquet and test*.parquet, or neither to download it."
             )
         return read_images(folder, "img", "label", None, CLASSES)

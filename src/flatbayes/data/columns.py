@@ -1,6 +1,7 @@
 """Columns of tables: files read, numbers to features, classes to labels."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.data.checks import number_names
 from flatbayes.data.extras import needed
 from flatbayes.data.parquet import named
 
@@ -22,7 +24,10 @@ def read_table(path: Path) -> Any:
     with needed("data"):
         import pyarrow.csv
         import pyarrow.parquet
-    readers = {".csv": pyarrow.csv.read_csv, ".parquet": pyarrow.parquet.read_table}
+    readers = {
+        ".csv": pyarrow.csv.read_csv,
+        ".parquet": partial(pyarrow.parquet.read_table, partitioning=None),
+    }
     if path.suffix.lower() not in readers:
         raise ValueError(f"A table is a file with the suffix .csv or .parquet, got {path}. Convert it.")
     with named(path):
@@ -42,12 +47,8 @@ def column_of(files: Sequence[Path], name: str) -> Any:
     chunks = []
     for path in files:
         with named(path):
-            chunks += pq.read_table(path, columns=[name]).column(name).chunks
-    kinds = {str(chunk.type) for chunk in chunks}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"Column {name!r} has several types in {files[0].parent}: {sorted(kinds)}. Make them one."
-        )
+            chunks += pq.read_table(path, columns=[name], partitioning=None).column(name).chunks
+    require_one_type(chunks, name)
     return pa.chunked_array(chunks)
 
 
@@ -69,19 +70,11 @@ def features(table: Any, names: Sequence[str], path: Path) -> Tensor:
     for index, name in enumerate(names):
         column = table.column(name)
         kind = column.type
-        if not any(
-            test(kind)
-            for test in (
-                types.is_integer,
-                types.is_floating,
-                types.is_boolean,
-                types.is_decimal,
-                types.is_null,
-            )
-        ):
+        numeric = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
+        if not any(test(kind) for test in numeric):
             raise ValueError(
-                f"Column {name!r} of {path} holds {kind}, and features must be numbers or booleans. Encode it as "
-                "numbers, or remove it."
+                f"Column {name!r} of {path} holds {kind}, and features must be numbers or booleans. Encode "
+                "it as numbers, or remove it."
             )
         with np.errstate(over="ignore"):  # becomes an infinity, which is refused later
             values[:, index] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
@@ -106,8 +99,7 @@ def number_labels(
         part: torch.from_numpy(present(column, name).to_numpy().astype("int64"))
         for part, column in columns.items()
     }
-    highest = max((int(labels.max()) for labels in targets.values() if len(labels)), default=-1)
-    return tuple(class_names) or tuple(str(label) for label in range(highest + 1)), targets
+    return tuple(class_names) or number_names(list(targets.values())), targets
 
 
 def class_labels(columns: Mapping[str, Any], name: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:
@@ -122,24 +114,23 @@ def class_labels(columns: Mapping[str, Any], name: str) -> tuple[tuple[str, ...]
     """
     with needed("data"):
         from pyarrow import types
+    require_one_type(list(columns.values()), name)
     values = {}
     for part, column in columns.items():
         kind = column.type
         if types.is_dictionary(kind):
             kind = kind.value_type
-        if not any(
-            test(kind)
-            for test in (
-                types.is_integer,
-                types.is_string,
-                types.is_large_string,
-                types.is_boolean,
-                types.is_null,
-            )
-        ):
+        countable = (
+            types.is_integer,
+            types.is_string,
+            types.is_large_string,
+            types.is_boolean,
+            types.is_null,
+        )
+        if not any(test(kind) for test in countable):
             raise ValueError(
-                f"Column {name!r} holds {kind}, and classes must be whole numbers or words. Name another column as "
-                "the target, or write its values so; flatbayes does not fit regressions to tables."
+                f"Column {name!r} holds {kind}, and classes must be whole numbers or words. Name another "
+                "column as the target, or write its values so; flatbayes does not fit regressions to tables."
             )
         values[part] = present(column, name).cast(kind).to_pylist()
     classes = sorted(set().union(*values.values()))
@@ -151,6 +142,17 @@ def class_labels(columns: Mapping[str, Any], name: str) -> tuple[tuple[str, ...]
     return tuple(str(value) for value in classes), targets
 
 
+def require_one_type(columns: Sequence[Any], name: str) -> None:
+    """Refuse a column that is of one type here, and of another there.
+
+    Raises:
+        ValueError: Lists the types.
+    """
+    kinds = sorted({str(column.type) for column in columns})
+    if len(kinds) > 1:
+        raise ValueError(f"Column {name!r} has several types in these files: {kinds}. Convert them to one.")
+
+
 def present(column: Any, name: str) -> Any:
     """The column, if no value of it is missing.
 
@@ -160,7 +162,7 @@ def present(column: Any, name: str) -> Any:
     if column.null_count:
         first = column.is_null().to_pylist().index(True)
         raise ValueError(
-            f"Column {name!r} has {column.null_count} missing labels, the first in row {first} (counted from 0). "
-            "Fill them in or leave those examples out."
+            f"Column {name!r} has {column.null_count} missing labels, the first in row {first} (counted "
+            "from 0). Fill them in or leave those examples out."
         )
     return column

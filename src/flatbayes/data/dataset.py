@@ -12,8 +12,8 @@ class Part:
     """Some examples with their labels.
 
     Attributes:
-        inputs: Images, [n, channels, height, width] (uint8, or float32 where they were stored so), or features,
-            [n, features] (float32); raw, before any standardisation.
+        inputs: Images, [n, channels, height, width] (uint8, or float32 where they were stored so), or
+            features, [n, features] (float32); raw, before any standardisation.
         targets: The class of each example, [n] (int64), counted from 0.
     """
 

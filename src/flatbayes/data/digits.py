@@ -11,7 +11,14 @@ from flatbayes.data.source import Raw, Source
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(Source):
-    """The 1,797 handwritten digits of 8 x 8 grey pixels (values 0 to 16) that come with scikit-learn."""
+    """The 1,797 handwritten digits of 8 x 8 grey pixels (values 0 to 16) that come with scikit-learn.
+
+    By default half of them are for testing, and training takes 500: few enough for uncertainty to matter.
+    """
+
+    train_size: int | None = 500
+    val_size: float = 0.4
+    test_size: float = 0.5
 
     def read(self) -> Raw:
         """All of them; there is no test part, so one is split off."""

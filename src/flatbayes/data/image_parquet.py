@@ -37,8 +37,8 @@ class ImageParquet(Source):
         folder = downloaded(self.path) if is_hub_name(self.path) else Path(self.path)
         if not folder.exists():
             raise FileNotFoundError(
-                f"There is no file or folder {self.path}. Check the path, or give `owner/name` of a dataset on the "
-                "Hugging Face hub."
+                f"There is no file or folder {self.path}. Check the path, or give `owner/name` of a dataset "
+                "on the Hugging Face hub."
             )
         return read_images(folder, self.image, self.label, self.size)
 

@@ -1,7 +1,7 @@
 """Encoded images (PNG, JPEG ...) to tensors: the one place that decodes.
 
-They stay encoded until the rows of a part are known, so that only the images that are used are decoded, one by
-one, into the tensor that holds them.
+They stay encoded until the rows of a part are known, so that only the images that are used are decoded, one
+by one, into the tensor that holds them.
 """
 
 import io
@@ -121,16 +121,17 @@ def decoded(image: Encoded, layout: Layout) -> np.ndarray:
         if found != (layout.height, layout.width) and not layout.resize:
             raise ValueError(
                 f"{name} is {found[0]} x {found[1]} pixels (height x width), and {layout.height} x "
-                f"{layout.width} were expected, as for the others. Scale all images to one size; for a dataset, "
-                "the option size does so."
+                f"{layout.width} were expected, as for the others. Scale all images to one size; for a "
+                "dataset, the option size does so."
             )
+        mode = "L" if layout.channels == 1 else "RGB"
         try:
-            picture = picture.convert("L" if layout.channels == 1 else "RGB")
+            picture = picture if picture.mode == mode else picture.convert(mode)
+            if layout.resize:
+                picture = picture.resize((layout.width, layout.height))
+            pixels = np.asarray(picture)
         except Exception as error:  # decoders answer damage with exceptions of any kind
             raise ValueError(f"{name} is a damaged image: {error}. Replace it.") from error
-        if layout.resize:
-            picture = picture.resize((layout.width, layout.height))
-        pixels = np.asarray(picture)
     return pixels[None] if layout.channels == 1 else pixels.transpose(2, 0, 1)
 
 

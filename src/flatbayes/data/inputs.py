@@ -27,8 +27,8 @@ def read_inputs(
     """Inputs in the order of the file, in chunks of names (or None) and of a tensor as a dataset has it.
 
     Args:
-        path: A .npz, .parquet or .csv file, or a folder of images at any depth, which are read by name and whose
-            names come with them.
+        path: A .npz, .parquet or .csv file, or a folder of images at any depth, which are read by name and
+            whose names come with them.
         input_shape: (channels, height, width) or (features,), as in training.
         feature_names: Columns of a table that are the features, in order; others are ignored.
         chunk_size: Inputs in a chunk, at most.
@@ -100,7 +100,7 @@ def _array(path: Path, input_shape: tuple[int, ...], chunk_size: int) -> Chunks:
             f"The model takes inputs of the shape {input_shape}, and those in {path} have {found}. "
             "Give inputs like those of the training."
         )
-    return _unnamed(inputs.split(chunk_size))
+    return _unnamed(torch.split(inputs, chunk_size))
 
 
 def _folder(path: Path, input_shape: tuple[int, ...], chunk_size: int) -> Chunks:

@@ -1,15 +1,15 @@
 """Arrays in NumPy's .npz files."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.data.checks import number_names
 from flatbayes.data.dataset import Part
 from flatbayes.data.source import Raw, Source
 
@@ -19,9 +19,9 @@ class Npz(Source):
     """Arrays in a .npz file: images or features, and labels.
 
     Attributes:
-        path: The file.
-        inputs: Name of the array of inputs: features, [n, features], or images, [n, height, width] with or without
-            an axis of 1 to 4 channels before or after these two.
+        path: The file, as numpy.savez writes it.
+        inputs: Name of the array of inputs: features, [n, features], or images, [n, height, width] with or
+            without an axis of 1 to 4 channels before or after these two.
         targets: Name of the array of labels, [n], whole numbers from 0.
         test_inputs: Name of the inputs of the test part, used if there is such an array.
         test_targets: Name of its labels.
@@ -54,11 +54,10 @@ class Npz(Source):
             for x, y in zip(wanted[::2], wanted[1::2], strict=True)
         ]
         first = parts[0].inputs
-        highest = max((int(part.targets.max()) for part in parts if len(part)), default=-1)
         return Raw(
             all=parts[0],
             test=parts[1] if has_test else None,
-            class_names=tuple(str(label) for label in range(highest + 1)),
+            class_names=number_names([part.targets for part in parts]),
             feature_names=tuple(str(index) for index in range(first.shape[1])) if first.ndim == 2 else (),
         )
 
@@ -78,21 +77,13 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     return _load(path, names)
 
 
-def _load(path: Path, names: Sequence[str] | None) -> dict:
+def _load(path: Path, names: Sequence[str] | None) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Check the path.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return dict.fromkeys(file.files) if names is None else {name: file[name] for name in names}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except Exception as error:  # damage is answered with exceptions of any kind
         raise ValueError(
             f"{path} cannot be read as .npz: {error}. Write it again with numpy.savez, without object arrays."
         ) from error
@@ -106,16 +97,16 @@ def as_inputs(array: np.ndarray, what: str) -> Tensor:
     """
     if array.dtype.kind not in "biuf" or array.ndim not in (2, 3, 4) or 0 in array.shape[1:]:
         raise ValueError(
-            f"{what} must be numbers of the shape [n, features], [n, height, width], [n, channels, height, width] or "
-            f"[n, height, width, channels], got {array.dtype} of the shape {array.shape}. Reshape it."
+            f"{what} must be numbers of the shape [n, features], [n, height, width], [n, channels, height, "
+            f"width] or [n, height, width, channels], got {array.dtype} of the shape {array.shape}."
         )
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[1] > 4:
         if array.shape[3] > 4:
             raise ValueError(
-                f"{what} has the shape {array.shape}, in which neither the second nor the last axis is one of 1 to 4 "
-                "channels. Reshape it to [n, channels, height, width]."
+                f"{what} has the shape {array.shape}, in which neither the second nor the last axis is one "
+                "of 1 to 4 channels. Reshape it to [n, channels, height, width]."
             )
         array = array.transpose(0, 3, 1, 2)
     kind = np.uint8 if array.dtype == np.uint8 and array.ndim == 4 else np.float32
@@ -131,7 +122,8 @@ def as_labels(array: np.ndarray, what: str) -> Tensor:
     """
     if array.dtype.kind not in "biu" or array.ndim != 1:
         raise ValueError(
-            f"{what} must be whole numbers (integers) of the shape [n], one class for each example, got {array.dtype} of "
-            f"the shape {array.shape}. Convert it, for example with numpy.argmax or astype('int64')."
+            f"{what} must be whole numbers (integers) of the shape [n], one class for each example, got "
+            f"{array.dtype} of the shape {array.shape}. Convert it, for example with numpy.argmax or "
+            "astype('int64')."
         )
     return torch.from_numpy(array.astype(np.int64))

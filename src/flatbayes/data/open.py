@@ -14,8 +14,8 @@ def source_for(path: str) -> Source:
     """A source that reads this path, its other options as they come.
 
     Args:
-        path: A .npz file, a parquet file with images, a folder with such files or with images, or the name of a
-            dataset on the Hugging Face hub, `owner/name`.
+        path: A .npz file, a parquet file with images, a folder with such files or with images, or the name of
+            a dataset on the Hugging Face hub, `owner/name`.
 
     Raises:
         FileNotFoundError: There is nothing.
@@ -41,8 +41,8 @@ def source_for(path: str) -> Source:
             raise ValueError(_needs_target(path))
         case suffix:
             raise ValueError(
-                f"No reader is known for {path} (suffix {suffix!r}). Known are .npz, .parquet, .csv (with a target), "
-                "and folders of images or parquet files."
+                f"No reader is known for {path} (suffix {suffix!r}). Known are .npz, .parquet, .csv (with a "
+                "target), and folders of images or parquet files."
             )
 
 

@@ -1,14 +1,16 @@
 """Predictions to a file, chunk by chunk: all of them, or nothing."""
 
 import csv
-import os
+import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 
+from flatbayes.core.files import replacing
 from flatbayes.data.extras import needed
 
 Columns = Mapping[str, np.ndarray | Sequence[str]]
@@ -17,15 +19,14 @@ Columns = Mapping[str, np.ndarray | Sequence[str]]
 class PredictionWriter:
     """Writes columns to a .parquet, .csv or .npz file.
 
-    A context manager: the rows go to a temporary file beside the target, which takes the target's name when the
-    context ends without an exception, and is removed otherwise.
+    A context manager: the rows go to a temporary file beside the target, which takes the target's name when
+    the context ends without an exception, and is removed otherwise.
 
     Args:
-        path: The target; a file there is replaced.
+        path: The target; a file there is replaced, and missing folders are made.
 
     Raises:
         ValueError: The suffix is of another kind.
-        FileNotFoundError: There is no such folder.
         ImportError: The package that writes this kind is not installed.
     """
 
@@ -41,20 +42,24 @@ class PredictionWriter:
             raise ValueError(
                 f"Predictions are written to {', '.join(kinds)} files, got {path}. Change the suffix."
             )
-        if not self.path.parent.is_dir():
-            raise FileNotFoundError(
-                f"There is no folder {self.path.parent} to write {self.path.name} to. Create it."
-            )
         if suffix == ".parquet":
             with needed("data"):
                 import pyarrow.parquet  # noqa: F401
         self._kind = kinds[suffix]
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        self._temporary = self.path
+        self._stack = ExitStack()
         self._file: _File | None = None
         self._names: list[str] = []
 
     def __enter__(self) -> "PredictionWriter":
+        self._temporary = self._stack.enter_context(replacing(self.path))
+        self._stack.push(self._close)  # before the file is renamed
         return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
     def write(self, columns: Columns) -> None:
         """Append some rows.
@@ -75,18 +80,13 @@ class PredictionWriter:
             raise ValueError(f"The columns of {self.path} are {self._names}, got {list(columns)}.")
         self._file.write(columns)
 
-    def __exit__(
+    def _close(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if self._file is not None:
-                self._file.close()
-            if error is None:
-                if self._file is None:
-                    raise ValueError(f"No predictions were written to {self.path}: there were no inputs.")
-                self._temporary.replace(self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.close()
+        elif error is None:
+            raise ValueError(f"No predictions were written to {self.path}: there were no inputs.")
 
 
 class _File(Protocol):
@@ -137,5 +137,9 @@ class _Npz:
             self._chunks[name].append(np.asarray(values))
 
     def close(self) -> None:
-        with self._path.open("wb") as file:  # a name would get the suffix .npz
-            np.savez(file, **{name: np.concatenate(chunks) for name, chunks in self._chunks.items()})
+        with zipfile.ZipFile(
+            self._path, "w"
+        ) as archive:  # numpy.savez has no room for a column called "file"
+            for name, chunks in self._chunks.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                    np.lib.format.write_array(stream, np.concatenate(chunks), allow_pickle=False)

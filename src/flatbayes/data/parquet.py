@@ -29,7 +29,7 @@ def named(path: Path) -> Iterator[None]:
         raise FileNotFoundError(f"There is no file {path}.")
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} cannot be read: {error}. Check that it is complete and that its suffix tells its kind."
         ) from error
@@ -40,7 +40,9 @@ def schema(path: Path) -> Any:
     with needed("data"):
         import pyarrow.parquet as pq
     with named(path):
-        return pq.read_schema(path)
+        found = pq.read_schema(path)
+        found.names  # noqa: B018 - decodes them, which fails in a damaged file
+        return found
 
 
 def batches(path: Path, columns: Sequence[str], size: int = BATCH) -> Iterator[Any]:
@@ -75,7 +77,7 @@ def holds_images(kind: Any) -> bool:
         from pyarrow import types
     if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
-    return types.is_binary(kind) or types.is_large_binary(kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def image_rows(files: Sequence[Path], column: str, rows: np.ndarray | None = None) -> Iterator[Encoded]:
@@ -96,8 +98,9 @@ def image_rows(files: Sequence[Path], column: str, rows: np.ndarray | None = Non
         require_columns(path, [column], schema(path).names)
         if column not in image_columns(path):
             raise ValueError(
-                f"Column {column!r} of {path} holds no encoded images: expected binary, or a struct with a field "
-                f"'bytes', got {schema(path).field(column).type}. Columns with images: {image_columns(path)}."
+                f"Column {column!r} of {path} holds no encoded images: expected binary or a struct with a "
+                f"field 'bytes', got {schema(path).field(column).type}. Columns that may hold them: "
+                f"{image_columns(path)}."
             )
         offset = start
         for batch in batches(path, [column]):

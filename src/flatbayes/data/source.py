@@ -37,10 +37,10 @@ class Source(ABC):
 
     Attributes:
         train_size: Training examples to keep, drawn in proportion to the classes; None keeps all.
-        val_size: Validation examples, as a fraction (below 1) of what the test part leaves, or as a count; not
-            used where the source has a validation part of its own.
-        test_size: Test examples, as a fraction (below 1) of all, or as a count; not used where the source has a
-            test part of its own.
+        val_size: Validation examples, as a fraction (below 1) of what the test part leaves, or as a count;
+            not used where the source has a validation part of its own.
+        test_size: Test examples, as a fraction (below 1) of all, or as a count; not used where the source has
+            a test part of its own.
         split_seed: Decides which examples are the test part, which no other seed moves.
         flip: Mirror training images left to right at random.
         pad: Shift training images at random by up to this many pixels, what enters being black.
@@ -72,8 +72,8 @@ class Source(ABC):
         """The examples in three parts.
 
         Args:
-            seed: Decides, together with `split_seed`, which examples are for training and which for validation;
-                the test part is the same for all seeds.
+            seed: Decides, together with `split_seed`, which examples are for training and which for
+                validation; the test part is the same for all seeds.
 
         Raises:
             ValueError: The examples are not fit for a classification task, or too few.

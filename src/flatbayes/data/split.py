@@ -78,7 +78,7 @@ def dealt(targets: Tensor, size: int, randomness: Sequence[int]) -> tuple[Tensor
     """
     generator = np.random.default_rng(randomness)
     order = torch.from_numpy(generator.permutation(len(targets)))
-    classes, labels = targets.unique(return_inverse=True)
+    classes, labels = torch.unique(targets, return_inverse=True)
     counts = torch.bincount(labels, minlength=len(classes))
     # Rank of each example among those of its class, in random order: the first `quota` of them are chosen.
     by_class = order[labels[order].argsort(stable=True)]

@@ -32,7 +32,7 @@ class Standardize:
                 "The mean of no examples is not defined: Standardize.fit got 0. Give it training data."
             )
         pooled = [0, *range(2, inputs.ndim)]
-        chunks = inputs.split(CHUNK)
+        chunks = torch.split(inputs, CHUNK)
         values = inputs.numel() // inputs.shape[1]
         sums = [chunk.double().sum(pooled, keepdim=True) for chunk in chunks]
         mean = torch.stack(sums).sum(0) / values

@@ -36,9 +36,10 @@ def auroc(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " examples"
     if not num_positive or not num_negative:
         return math.nan
     _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
-    ranks = counts.cumsum(0) - (counts - 1) / 2  # from 1; those that tie share the average
-    wins = float(ranks[place][positive].sum()) - num_positive * (num_positive + 1) / 2
-    return wins / (num_positive * num_negative)
+    # Those that tie share their average rank; twice that is a whole number, so nothing is rounded.
+    twice_ranks = 2 * counts.cumsum(0) - counts + 1
+    twice_wins = int(twice_ranks[place][positive].sum()) - num_positive * (num_positive + 1)
+    return twice_wins / (2 * num_positive * num_negative)
 
 
 def auroc_correct(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:

@@ -25,7 +25,7 @@ def check_image(input_shape: Sequence[int], model: str) -> int:
     if len(input_shape) != 3:
         raise ValueError(
             f"{model} needs images, an input shape of (channels, height, width), got {tuple(input_shape)}. "
-            "Use MLP for inputs of any other shape, or reshape them (a grey image of 8 x 8 pixels is (1, 8, 8))."
+            "Use MLP for inputs of any other shape, or reshape them: one grey image of 8 x 8 is (1, 8, 8)."
         )
     return input_shape[0]
 

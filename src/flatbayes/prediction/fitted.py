@@ -128,8 +128,7 @@ class FittedPosterior:
         Raises:
             ValueError: No draws are asked for.
         """
-        if num_draws < 1:
-            raise ValueError(f"A prediction needs at least 1 draw, got num_draws={num_draws}.")
+        check_num_draws(num_draws)
         runs = len(self.states)
         each = -(-num_draws // runs) if self.posterior.stochastic else 1
         return [(seed, run, draw) for draw in range(each) for run in range(runs)]
@@ -190,3 +189,13 @@ class FittedPosterior:
                 "batches of training inputs."
             )
         return reestimate(network, (self._prepared(batch) for batch in self.statistics_inputs))
+
+
+def check_num_draws(num_draws: int) -> None:
+    """Refuse a prediction without networks.
+
+    Raises:
+        ValueError: `num_draws` is below 1.
+    """
+    if num_draws < 1:
+        raise ValueError(f"A prediction needs at least 1 draw, got num_draws={num_draws}.")

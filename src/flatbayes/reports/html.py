@@ -51,7 +51,9 @@ def style_sheet() -> str:
 
 def top(results: Results, title: str) -> Html:
     """Title, the conclusion in one sentence, and the score in figures."""
-    place = " · ".join(filter(None, (ask.subject(results, "data"), ask.subject(results, "model"))))
+    measured = {"test": "measured on the test part", "val": "measured on the validation part"}
+    part = measured.get(str((results.get("config") or {}).get("part")))
+    place = " · ".join(filter(None, (ask.subject(results, "data"), ask.subject(results, "model"), part)))
     counts = ask.tally(results["summary"])
     score = [
         ("flat", "flat better", counts["flat"]),
@@ -77,12 +79,13 @@ def top(results: Results, title: str) -> Html:
 def sections(results: Results, glossary: Glossary) -> dict[str, list[Html]]:
     """The page's sections from top to bottom; an empty one is left out."""
     reliability, curves = reliability_panels(results), curve_panels(results)
+    unjudged = ask.tally(results["summary"])["unknown"] > 0
     has_cost = any(run.get("cost") for run in results["runs"])
     return {
         "Results": [glance_table(results), results_table(results, glossary)],
         "Differences": [
             tag("p", prose.DIFFERENCES),
-            legend(tie=True),
+            legend(tie="within noise, or not judged" if unjudged else "within noise"),
             gallery(difference_panels(results, glossary)),
         ],
         "Means and seeds": [
@@ -98,12 +101,12 @@ def sections(results: Results, glossary: Glossary) -> dict[str, list[Html]]:
     }
 
 
-def legend(*, tie: bool = False, lines: bool = False) -> Html:
+def legend(tie: str | None = None, *, lines: bool = False) -> Html:
     """The key to marks and colours."""
     style = " line" if lines else ""
     keys = {"plain": "plain", "flat": "flat"}
     if tie:
-        keys = {"flat": "flat better", "plain": "plain better", "tie": "within noise"}
+        keys = {"flat": "flat better", "plain": "plain better", "tie": tie}
     return tag(
         "p",
         *(

@@ -1,5 +1,6 @@
 """One picture for a README: the NLL of every twin, and whether their confidence is earned."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flatbayes.reports import results as ask
@@ -20,8 +21,9 @@ LEFT = 200.0
 TOP = 124.0
 BOTTOM = 56.0
 ROW = 46.0
-LANE = {False: -0.17, True: 0.17}
-NAMES = {"nll": "test NLL", "ece": "ECE", "brier": "Brier score"}
+PLOT = 232.0
+LANE = 8.0
+NAMES = {"nll": "NLL", "ece": "ECE", "brier": "Brier score"}
 
 
 def picture(results: Results) -> str:
@@ -31,17 +33,17 @@ def picture(results: Results) -> str:
     labels = ask.posteriors(results)
     pooled = {flat: pool([r for r in results["runs"] if ask.is_flat(r) == flat]) for flat in (False, True)}
     both = any(pooled.values())
-    height = TOP + BOTTOM + max(ROW * len(labels), 232.0 if both else 0.0)
+    height = TOP + BOTTOM + max(ROW * len(labels), PLOT if both else 0.0)
     with svg.drawing(WIDTH, height) as figure:
         title = heading(figure, results, height)
         right_edge = 580.0 if both else WIDTH - EDGE
         twins = axes_between(figure, height, LEFT, right_edge - 70)
-        draw_pairs(twins, results, metric, labels)
+        draw_pairs(twins, results, metric, (height - TOP - BOTTOM) / len(labels))
         subtitle(figure, height, EDGE, f"{NAMES.get(metric, metric)}, plain → flat; a thin line is one seed")
         caption: dict[str, Any] = {"fontsize": 11, "alpha": 0.75, "ha": "right"}
         figure.text(right_edge / WIDTH, 1 - (TOP - 12) / height, "flat − plain", **caption)
         if both:
-            draw_reliability(axes_between(figure, height, 652, WIDTH - EDGE), pooled)
+            draw_reliability(axes_between(figure, height, 652, WIDTH - EDGE, PLOT), pooled)
             subtitle(figure, height, 622, "accuracy by confidence")
             annotate(figure.axes[-1])
         return svg.standalone(figure, "picture", f"{title}. {ask.conclusion(results)}", card(height))
@@ -53,11 +55,12 @@ def card(height: float) -> str:
     return f'<rect x="0.5" y="0.5" {size} rx="10" fill="#ffffff" stroke="#d5dae1" />'
 
 
-def axes_between(figure: "Figure", height: float, left: float, right: float) -> "Axes":
-    """Axes between the heading and the foot, in CSS pixels."""
-    return figure.add_axes(
-        (left / WIDTH, BOTTOM / height, (right - left) / WIDTH, 1 - (TOP + BOTTOM) / height)
-    )
+def axes_between(
+    figure: "Figure", height: float, left: float, right: float, tall: float | None = None
+) -> "Axes":
+    """Axes below the heading, down to the foot unless a height is given, in CSS pixels."""
+    tall = height - TOP - BOTTOM if tall is None else tall
+    return figure.add_axes((left / WIDTH, 1 - (TOP + tall) / height, (right - left) / WIDTH, tall / height))
 
 
 def subtitle(figure: "Figure", height: float, left: float, text: str) -> None:
@@ -93,17 +96,20 @@ def annotate(axes: "Axes") -> None:
     axes.text(0.98, 0.05, "overconfident", alpha=0.6, fontsize=10.5, ha="right")
 
 
-def draw_pairs(axes: "Axes", results: Results, metric: str, labels: list[str]) -> None:
-    """One row for each posterior: its name, its seeds and means, its difference."""
+def draw_pairs(axes: "Axes", results: Results, metric: str, row: float) -> None:
+    """A row of so many pixels for each posterior: its name, its seeds and means, its difference."""
+    labels = ask.posteriors(results)
+    lane = LANE / row
     for place, posterior in enumerate(labels):
         if place:
             axes.axhline(place - 0.5, color=svg.INK, alpha=0.1, linewidth=0.8, zorder=0)
-        lines = wrapped(shorten(posterior, 66), 22)[:3]
-        write(
-            axes, 0, EDGE - LEFT, place, "\n".join(lines), fontsize=12 if len(lines) < 3 else 10.5, ha="left"
-        )
-        draw_seeds(axes, results, metric, posterior, place)
-        draw_means(axes, results, metric, posterior, place)
+        lines = wrapped(posterior, 22)
+        lines = lines if len(lines) < 5 else [*lines[:3], f"{lines[3]} …"]
+        size = {1: 12.0, 2: 12.0, 3: 10.5, 4: 9.0}[len(lines)]
+        write(axes, 0, EDGE - LEFT, place, "\n".join(lines), fontsize=size, ha="left")
+        lanes = {False: place - lane, True: place + lane}
+        draw_seeds(axes, results, metric, posterior, lanes)
+        draw_means(axes, results, metric, posterior, lanes)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -127,35 +133,40 @@ def write(axes: "Axes", side: int, shift: float, place: float, text: str, **styl
     )
 
 
-def draw_seeds(axes: "Axes", results: Results, metric: str, posterior: str, place: float) -> None:
+def draw_seeds(
+    axes: "Axes", results: Results, metric: str, posterior: str, lanes: Mapping[bool, float]
+) -> None:
     """Thin slanted lines from the plain to the flat twin of a seed."""
     twins = {
         flat: {run["seed"]: run["metrics"].get(metric) for run in ask.runs_of(results, posterior, flat)}
         for flat in (False, True)
     }
-    lanes = [place + LANE[False], place + LANE[True]]
     for seed, plain in twins[False].items():
         flat = twins[True].get(seed)
         if ask.finite(plain) and ask.finite(flat):
-            axes.plot([plain, flat], lanes, color=svg.INK, alpha=0.25, linewidth=0.9, zorder=2)
+            ends = ([plain, flat], [lanes[False], lanes[True]])
+            axes.plot(*ends, color=svg.INK, alpha=0.25, linewidth=0.9, zorder=2)
     for flat, values in twins.items():
         seen = [value for value in values.values() if ask.finite(value)]
-        at = [place + LANE[flat]] * len(seen)
+        at = [lanes[flat]] * len(seen)
         axes.plot(seen, at, "o", color=MARKERS[flat]["color"], alpha=0.5, markersize=4.5, mew=0, zorder=3)
 
 
-def draw_means(axes: "Axes", results: Results, metric: str, posterior: str, place: float) -> None:
+def draw_means(
+    axes: "Axes", results: Results, metric: str, posterior: str, lanes: Mapping[bool, float]
+) -> None:
     """The two means joined by a thick line, and the difference as a number at the right edge."""
     row = ask.row_of(results, posterior, metric)
     if row is None:
         return
     means = {flat: (row[side] or {}).get("mean") for flat, side in ((False, "plain"), (True, "flat"))}
     drawn = {flat: mean for flat, mean in means.items() if ask.finite(mean)}
-    lanes = [place + LANE[flat] for flat in drawn]
-    axes.plot(list(drawn.values()), lanes, color=svg.INK, alpha=0.7, linewidth=1.8, zorder=3)
+    at = [lanes[flat] for flat in drawn]
+    axes.plot(list(drawn.values()), at, color=svg.INK, alpha=0.7, linewidth=1.8, zorder=3)
     for flat, mean in drawn.items():
-        axes.plot([mean], [place + LANE[flat]], markersize=9.5, **MARKERS[flat])
+        axes.plot([mean], [lanes[flat]], markersize=9.5, **MARKERS[flat])
     word = ask.verdict(row)
     weight = "bold" if word in ("flat", "plain") else "normal"
     text = signed(row.get("difference"))
-    write(axes, 1, 70, place, text, ha="right", fontsize=12.5, color=VERDICT_COLOURS[word], fontweight=weight)
+    style = {"ha": "right", "fontsize": 12.5, "fontweight": weight, "color": VERDICT_COLOURS[word]}
+    write(axes, 1, 70, (lanes[False] + lanes[True]) / 2, text, **style)

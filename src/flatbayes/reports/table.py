@@ -1,10 +1,11 @@
 """The summary as a table for the terminal and for a README."""
 
 from itertools import groupby
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
-from flatbayes.reports.formats import bracket, signed, spread, wrapped
-from flatbayes.reports.results import Results, counted, flat_name, interval, seeds, subject, verdict
+from flatbayes.reports.formats import bracket, number, signed, spread, wrapped
+from flatbayes.reports.results import Results, counted, flat_name, interval, metrics, seeds, subject, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,39 +14,60 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WORDS = {"flat": "flat", "plain": "plain", "tie": "tie", "unknown": "–"}
-LABEL_WIDTH = 15
+WIDE = 100
+"""Columns of a terminal that holds the whole table; a narrower one leaves out the standard deviations."""
+SIDES = ("plain", "flat")
 STYLES = {"flat": "bold green", "plain": "bold red", "tie": "dim", "unknown": "dim"}
 
 
-def summary_table(results: Results) -> "Table":
-    """One row for each posterior and metric, at most 100 columns wide; print it with a rich console.
+def summary_table(results: Results, width: int | None = None) -> "Table":
+    """One row for each posterior and metric; print it with a rich console.
 
     Green: flat is better by the 95 % paired interval; red: plain is; dim: the interval contains zero.
+
+    Args:
+        results: The content of `results.json`.
+        width: Columns to fit into, 80 at least; by default those of the terminal.
     """
+    from rich.text import Text
+
+    wide = (width or get_terminal_size().columns) >= WIDE
+    table = empty_table(results, wide)
+    metric_width = min(max(map(len, metrics(results))), 18 if wide else 14)
+    label_width = (28 if wide else 26) - max(metric_width, 13)
+    table.columns[0].min_width, table.columns[1].max_width = min(label_width, 9), metric_width
+    table.columns[1].min_width = metric_width
+    for posterior, group in groupby(results["summary"], key=lambda row: row["posterior"]):
+        rows = list(group)
+        for label, row in zip(stretched(wrapped(posterior, label_width), len(rows)), rows, strict=True):
+            word = verdict(row)
+            sides = [spread(row[side]) if wide else number((row[side] or {}).get("mean")) for side in SIDES]
+            judged = (Text(text, STYLES[word]) for text in (difference(row), WORDS[word]))
+            table.add_row(Text(label), Text(row["metric"]), *map(Text, sides), *judged)
+        table.add_section()
+    return table
+
+
+def empty_table(results: Results, wide: bool) -> "Table":
+    """Title, caption and columns."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    mean = "mean ± sd" if wide else "mean"
     table = Table(
         title=Text(f"{flat_name(results)} against Plain on {subject(results, 'data')}"),
-        caption=f"mean ± sd over {counted(len(seeds(results)), 'seed')}; flat − plain, 95 % paired interval",
+        caption=f"{mean} over {counted(len(seeds(results)), 'seed')}; flat − plain, 95 % paired interval",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
+        show_edge=False,
     )
     table.add_column("Posterior", no_wrap=True)
-    table.add_column("Metric", max_width=13, overflow="fold")
+    table.add_column("Metric", overflow="fold")
     for name in ("Plain", "Flat", "Difference"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("Better", no_wrap=True)
-
-    for posterior, group in groupby(results["summary"], key=lambda row: row["posterior"]):
-        rows = list(group)
-        for label, row in zip(stretched(wrapped(posterior, LABEL_WIDTH), len(rows)), rows, strict=True):
-            word = verdict(row)
-            cells = (label, row["metric"], spread(row["plain"]), spread(row["flat"]))
-            table.add_row(*map(Text, cells), *(Text(t, STYLES[word]) for t in (difference(row), WORDS[word])))
-        table.add_section()
     return table
 
 
@@ -57,7 +79,7 @@ def markdown_table(results: Results) -> str:
     ]
     for row in results["summary"]:
         word = verdict(row)
-        sides = {side: spread(row[side]) for side in ("plain", "flat")}
+        sides = {side: spread(row[side]) for side in SIDES}
         if word in sides:
             sides[word] = f"**{sides[word]}**"
         cells = (

@@ -1,0 +1,63 @@
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+
+from flatbayes.core.spec import build, label, locate, to_spec
+from flatbayes.flatness import SAM, Plain
+from flatbayes.models import ConvNet
+from flatbayes.posteriors import SWAG, Ensemble
+
+
+@dataclass(frozen=True)
+class Own:
+    size: int = 3
+
+
+def test_round_trips():
+    for thing in (SAM(rho=0.3), Ensemble(SWAG(rank=5), size=2), Own(4)):
+        assert build(to_spec(thing)) == thing
+    bound = build(to_spec(partial(torch.optim.SGD, lr=0.5)), bind=True)
+    assert bound.func is torch.optim.SGD
+    assert bound.keywords == {"lr": 0.5}
+
+
+def test_public_paths():
+    assert to_spec(SAM())["class_path"] == "flatbayes.flatness.SAM"
+    assert to_spec(partial(torch.optim.AdamW))["class_path"] == "torch.optim.AdamW"
+
+
+def test_labels_show_what_differs_from_the_defaults():
+    assert label(SWAG()) == "SWAG"
+    assert label(SWAG(rank=0)) == "SWAG(rank=0)"
+    assert label(Plain()) == "Plain"
+    assert label(Ensemble(SWAG(scale=0.1), size=3)) == "Ensemble(member=SWAG(scale=0.1), size=3)"
+    assert label(partial(ConvNet, width=16)) == "ConvNet(width=16)"
+    assert label(partial(torch.optim.SGD, lr=0.5)) == "SGD(lr=0.5)"
+
+
+def test_what_has_no_name_cannot_be_written_down():
+    for thing in (lambda: None, object()):
+        with pytest.raises(TypeError, match="cannot be written down as data"):
+            to_spec(thing)
+
+
+@pytest.mark.parametrize(
+    "path", ["os.system", "flatbayes.reports.write_report", "flatbayes.posteriors.swag.math", "flatbayes.posteriorsx.Y"]
+)
+def test_nothing_outside_the_package_is_reached(path):
+    with pytest.raises(ValueError, match=r"is not part of|does not lead to"):
+        build({"class_path": path, "init_args": {}}, within="flatbayes.posteriors")
+
+
+def test_a_nested_stranger_is_refused_too():
+    spec = {"class_path": "flatbayes.posteriors.Ensemble", "init_args": {"member": {"class_path": "os.getcwd"}}}
+    with pytest.raises(ValueError, match=r"os\.getcwd"):
+        build(spec, within="flatbayes.posteriors")
+
+
+@pytest.mark.parametrize("path", ["nowhere.Thing", "flatbayes.posteriors.Nothing", "plain", "torch.pi", ""])
+def test_paths_that_lead_nowhere(path):
+    with pytest.raises(ValueError, match=r"does not lead to|is not a class"):
+        locate(path)

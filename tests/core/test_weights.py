@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch import nn
+
+from flatbayes.core.weights import displaced, flatten, installed, trainable, unflatten
+
+
+def params():
+    torch.manual_seed(0)
+    return [nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(5))]
+
+
+def test_displaced_adds_inside_and_restores_the_very_bits():
+    ps = params()
+    before = [p.detach().clone() for p in ps]
+    offsets = [torch.full_like(p, 1e-3) * torch.randn_like(p) for p in ps]
+    with displaced(ps, offsets):
+        for p, w, e in zip(ps, before, offsets, strict=True):
+            assert torch.equal(p, w + e)
+    assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
+
+
+def test_installed_converts_and_nests():
+    ps = params()
+    before = [p.detach().clone() for p in ps]
+    with installed(ps, [torch.ones(3, 4, dtype=torch.float64), torch.ones(5)]):
+        assert all((p == 1).all() and p.dtype == torch.float32 for p in ps)
+        with installed(ps, [torch.zeros(3, 4), torch.zeros(5)]):
+            assert all((p == 0).all() for p in ps)
+        assert all((p == 1).all() for p in ps)
+    assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
+
+
+@pytest.mark.parametrize("context", [displaced, installed])
+def test_restores_after_an_exception(context):
+    ps = params()
+    before = [p.detach().clone() for p in ps]
+    with pytest.raises(KeyboardInterrupt), context(ps, [torch.ones_like(p) for p in ps]):
+        raise KeyboardInterrupt
+    assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
+
+
+def test_restores_when_the_edit_itself_fails():
+    ps = params()
+    before = [p.detach().clone() for p in ps]
+    with pytest.raises(RuntimeError), displaced(ps, [torch.ones(3, 4), torch.ones(7)]):
+        pass
+    assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
+
+
+def test_flatten_and_unflatten_are_inverse():
+    ps = params()
+    vector = flatten(ps)
+    assert vector.shape == (17,)
+    assert all(torch.equal(a, b) for a, b in zip(unflatten(vector, ps), ps, strict=True))
+    vector.zero_()
+    assert ps[0].abs().sum() > 0
+
+
+def test_trainable_leaves_out_frozen_and_counts_tied_once():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    model[1].bias.requires_grad_(False)
+    assert [p.shape for p in trainable(model)] == [(2, 2), (2,)]
+
+
+def test_autocast_sees_the_new_weights_without_leaving_its_block():
+    layer, x = nn.Linear(4, 4, bias=False), torch.ones(1, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = layer(x)
+        with installed([layer.weight], [torch.zeros(4, 4)]):
+            assert (layer(x) == 0).all()
+        assert torch.equal(layer(x), before)

@@ -1,0 +1,55 @@
+import huggingface_hub
+import pytest
+import torch
+
+from flatbayes.data import CIFAR10
+
+
+@pytest.fixture
+def folder(tmp_path, write_parquet, pixels):
+    root = tmp_path / "cifar10"
+    write_parquet(root / "train.parquet", pixels(40), list(range(10)) * 4)
+    write_parquet(root / "test.parquet", pixels(10, seed=1), list(range(10)))
+    return root
+
+
+def test_a_folder(folder):
+    loaded = CIFAR10(root=str(folder), val_size=10).load(0)
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (30, 10, 10)
+    assert loaded.class_names[:2] == ("airplane", "automobile")
+    assert loaded.test.targets.tolist() == list(range(10))
+    assert (loaded.augment.flip, loaded.augment.pad) == (True, 4)
+
+
+def test_the_environment_names_the_folder_above(folder, monkeypatch):
+    monkeypatch.setenv("FLATBAYES_DATA", str(folder.parent))
+    assert len(CIFAR10().read().all) == 40
+
+
+def test_without_a_folder_it_is_downloaded(folder, monkeypatch):
+    monkeypatch.delenv("FLATBAYES_DATA", raising=False)
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(folder)
+    )
+    assert len(CIFAR10().read().all) == 40
+    assert asked == ["uoft-cs/cifar10"]
+
+
+def test_a_missing_folder_says_what_to_set(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nothing.*FLATBAYES_DATA"):
+        CIFAR10(root=str(tmp_path / "nothing")).read()
+
+
+@pytest.mark.real_data
+def test_the_real_images(real_data):
+    raw = CIFAR10().read()
+    assert (len(raw.all), len(raw.test)) == (50_000, 10_000)
+    assert raw.all.targets.bincount().tolist() == [5000] * 10
+    assert raw.test.targets.bincount().tolist() == [1000] * 10
+    some = raw.all.take(torch.arange(0, 50_000, 100))
+    assert some.inputs.shape == (500, 3, 32, 32)
+    assert some.inputs.dtype == torch.uint8
+    # Published means of the channels: 125.3, 123.0, 113.9.
+    expected = torch.tensor([125.3, 123.0, 113.9])
+    torch.testing.assert_close(some.inputs.float().mean((0, 2, 3)), expected, atol=5.0, rtol=0)

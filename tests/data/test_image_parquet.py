@@ -1,0 +1,139 @@
+import huggingface_hub
+import pytest
+import torch
+
+from flatbayes.data import ImageParquet
+
+LABELS = [0, 1, 2] * 10
+
+
+def channels_first(images):
+    return torch.from_numpy(images.transpose(0, 3, 1, 2))
+
+
+def test_a_file_round_trips(tmp_path, write_parquet, pixels):
+    images = pixels(30)
+    file = write_parquet(tmp_path / "all.parquet", images, LABELS)
+    raw = ImageParquet(path=str(file)).read()
+    everything = raw.all.take(torch.arange(30))
+    assert torch.equal(everything.inputs, channels_first(images))
+    assert everything.targets.tolist() == LABELS
+    assert raw.class_names == ("0", "1", "2")
+    assert raw.test is None
+
+
+def test_examples_keep_their_labels_through_the_split(tmp_path, write_parquet, pixels):
+    images = pixels(30)
+    file = write_parquet(tmp_path / "all.parquet", images, LABELS)
+    loaded = ImageParquet(path=str(file), test_size=6, val_size=6).load(0)
+    known = {
+        image.numpy().tobytes(): label for image, label in zip(channels_first(images), LABELS, strict=True)
+    }
+    seen = set()
+    for part in (loaded.train, loaded.val, loaded.test):
+        for image, label in zip(part.inputs, part.targets.tolist(), strict=True):
+            assert known[image.numpy().tobytes()] == label
+            seen.add(image.numpy().tobytes())
+    assert len(seen) == 30
+
+
+def test_a_folder_has_parts_and_names(tmp_path, write_parquet, pixels):
+    folder = tmp_path / "plain_text"
+    write_parquet(folder / "train-0.parquet", pixels(6), [0, 1] * 3, names=["cat", "dog"])
+    write_parquet(folder / "train-1.parquet", pixels(4, seed=1), [0, 1] * 2, names=["cat", "dog"])
+    write_parquet(folder / "validation-0.parquet", pixels(2, seed=2), [0, 1], names=["cat", "dog"])
+    write_parquet(folder / "test-0.parquet", pixels(2, seed=3), [1, 0], names=["cat", "dog"])
+    loaded = ImageParquet(path=str(tmp_path)).load(0)
+    assert loaded.class_names == ("cat", "dog")
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (10, 2, 2)
+    assert torch.equal(loaded.test.inputs, channels_first(pixels(2, seed=3)))
+    assert loaded.test.targets.tolist() == [1, 0]
+
+
+def test_words_are_classes(tmp_path, write_parquet, pixels):
+    file = write_parquet(tmp_path / "a.parquet", pixels(4), ["dog", "cat", "dog", "cat"])
+    raw = ImageParquet(path=str(file)).read()
+    assert raw.class_names == ("cat", "dog")
+    assert raw.all.targets.tolist() == [1, 0, 1, 0]
+
+
+def test_a_name_on_the_hub_is_downloaded(tmp_path, monkeypatch, write_parquet, pixels):
+    write_parquet(tmp_path / "data" / "train-0.parquet", pixels(6), [0, 1] * 3, image="image")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path))
+    assert len(ImageParquet(path="owner/name", image="image").read().all) == 6
+
+
+def test_all_parts_have_the_same_channels(tmp_path, write_parquet, pixels):
+    write_parquet(tmp_path / "train.parquet", pixels(4)[..., 0], [0, 1] * 2)
+    write_parquet(tmp_path / "test.parquet", pixels(2), [0, 1])
+    loaded = ImageParquet(path=str(tmp_path), val_size=2).load(0)
+    assert loaded.input_shape == (3, 4, 4)
+    assert torch.equal(loaded.train.inputs[:, 0], loaded.train.inputs[:, 2])
+
+
+def test_grey_images_have_one_channel(tmp_path, write_parquet, pixels):
+    file = write_parquet(tmp_path / "train.parquet", pixels(4)[..., 0], [0, 1] * 2)
+    raw = ImageParquet(path=str(file)).read()
+    assert torch.equal(
+        raw.all.take(torch.arange(4)).inputs, torch.from_numpy(pixels(4)[..., :1]).movedim(-1, 1)
+    )
+
+
+def test_images_of_several_sizes_need_one(tmp_path, write_parquet, pixels):
+    images = [*pixels(2, 4, 4), *pixels(2, 6, 5)]
+    file = write_parquet(tmp_path / "a.parquet", images, [0, 1, 0, 1])
+    with pytest.raises(
+        ValueError, match=r"Row [23] of .* is 6 x 5 pixels .* 4 x 4 were expected.* option size"
+    ):
+        ImageParquet(path=str(file), test_size=1, val_size=1).load(0)
+    assert ImageParquet(path=str(file), size=3, test_size=1, val_size=1).load(0).input_shape == (3, 3, 3)
+
+
+def test_a_missing_label_is_located(tmp_path, write_parquet, pixels):
+    file = write_parquet(tmp_path / "a.parquet", pixels(3), [0, None, 1])
+    with pytest.raises(ValueError, match=r"'label' has 1 missing labels, the first in row 1"):
+        ImageParquet(path=str(file)).read()
+
+
+def test_missing_columns_are_listed(tmp_path, write_parquet, pixels):
+    file = write_parquet(tmp_path / "a.parquet", pixels(2), [0, 1])
+    with pytest.raises(ValueError, match=r"lacks the columns \['fine_label'\]. It has \['img', 'label'\]"):
+        ImageParquet(path=str(file), label="fine_label").read()
+
+
+def test_fractional_labels_are_refused(tmp_path, write_parquet, pixels):
+    file = write_parquet(tmp_path / "a.parquet", pixels(2), [0.0, 1.5])
+    with pytest.raises(ValueError, match="'label' holds double, and classes must be whole numbers"):
+        ImageParquet(path=str(file)).read()
+
+
+def test_hidden_labels_are_refused(tmp_path, write_parquet, pixels):
+    write_parquet(tmp_path / "train.parquet", pixels(4), [0, 1] * 2)
+    write_parquet(tmp_path / "test.parquet", pixels(2), [-1, -1])
+    with pytest.raises(ValueError, match="2 labels of the test examples are out of range"):
+        ImageParquet(path=str(tmp_path)).load(0)
+
+
+def test_labels_of_different_types_are_refused(tmp_path, write_parquet, pixels):
+    write_parquet(tmp_path / "train.parquet", pixels(4), [0, 1] * 2)
+    write_parquet(tmp_path / "test.parquet", pixels(2), ["0", "1"])
+    with pytest.raises(ValueError, match=r"'label' has several types .*\['int64', 'string'\]"):
+        ImageParquet(path=str(tmp_path)).load(0)
+
+
+def test_a_damaged_image_is_located(tmp_path, write_parquet, pixels, png):
+    images = [*pixels(5), png(pixels(1)[0])[:60]]
+    file = write_parquet(tmp_path / "a.parquet", images, [0, 1] * 3)
+    with pytest.raises(ValueError, match=r"Row 5 of .*a.parquet \('img'\) is a damaged image"):
+        ImageParquet(path=str(file), test_size=1, val_size=1).load(0)
+
+
+def test_a_damaged_file_is_named(tmp_path, write_parquet, pixels, truncate):
+    file = truncate(write_parquet(tmp_path / "a.parquet", pixels(2), [0, 1]))
+    with pytest.raises(ValueError, match=r"a.parquet cannot be read"):
+        ImageParquet(path=str(file)).read()
+
+
+def test_nothing_at_the_path(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*missing"):
+        ImageParquet(path=str(tmp_path / "missing")).read()

@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+import torch
+
+from flatbayes.data import Npz
+from flatbayes.data.npz import as_inputs
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(**arrays):
+        np.savez(tmp_path / "data.npz", **arrays)
+        return str(tmp_path / "data.npz")
+
+    return save
+
+
+def test_features(save):
+    x, y = RANDOM.normal(size=(50, 3)), np.arange(50) % 2
+    raw = Npz(path=save(x=x, y=y)).read()
+    assert torch.equal(raw.all.inputs, torch.from_numpy(x.astype(np.float32)))
+    assert raw.all.targets.tolist() == y.tolist()
+    assert raw.class_names == ("0", "1")
+    assert raw.feature_names == ("0", "1", "2")
+    assert raw.test is None
+
+
+def test_a_test_part_and_other_names(save):
+    arrays = {
+        "x": np.zeros((6, 2)),
+        "y": np.arange(6) % 2,
+        "x_test": np.ones((4, 2)),
+        "y_test": np.arange(4) % 3,
+    }
+    path = save(**arrays)
+    raw = Npz(path=path).read()
+    assert len(raw.test) == 4
+    assert raw.class_names == ("0", "1", "2")
+    swapped = Npz(path=path, inputs="x_test", targets="y_test", test_inputs="x", test_targets="y").read()
+    assert (len(swapped.all), len(swapped.test)) == (4, 6)
+    assert Npz(path=path, test_inputs="none", test_targets="none").read().test is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((5, 8, 9), (5, 1, 8, 9)),
+        ((5, 8, 9, 3), (5, 3, 8, 9)),
+        ((5, 3, 8, 9), (5, 3, 8, 9)),
+        ((5, 8, 9, 1), (5, 1, 8, 9)),
+        ((5, 1, 8, 9), (5, 1, 8, 9)),
+    ],
+)
+@pytest.mark.parametrize(("kind", "kept"), [(np.uint8, torch.uint8), (np.float64, torch.float32)])
+def test_images(shape, expected, kind, kept):
+    array = (RANDOM.random(shape) * 255).astype(kind)
+    images = as_inputs(array, "x")
+    assert images.shape == expected
+    assert images.dtype == kept
+    assert images.is_contiguous()
+    last = array[..., -1] if shape[-1] in (1, 3) else array[:, -1] if len(shape) == 4 else array
+    torch.testing.assert_close(images[:, -1], torch.from_numpy(last).to(kept))
+
+
+def test_missing_arrays_are_listed(save):
+    with pytest.raises(ValueError, match=r"lacks the arrays \['x'\]. It has \['a', 'y'\]"):
+        Npz(path=save(a=np.zeros((2, 2)), y=np.arange(2))).read()
+    with pytest.raises(ValueError, match=r"lacks the arrays \['y_test'\]"):
+        Npz(path=save(x=np.zeros((2, 2)), y=np.arange(2), x_test=np.zeros((2, 2)))).read()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros(3), np.zeros((3, 0)), np.zeros((1, 2, 3, 4, 5)), np.array([["a"]]), np.zeros((2, 2), complex)],
+)
+def test_arrays_that_are_no_inputs(array):
+    with pytest.raises(ValueError, match=r"x must be numbers of the shape .*got"):
+        as_inputs(array, "x")
+
+
+def test_images_without_an_axis_of_channels():
+    with pytest.raises(ValueError, match=r"\(2, 8, 9, 10\).* neither"):
+        as_inputs(np.zeros((2, 8, 9, 10)), "x")
+
+
+@pytest.mark.parametrize("y", [np.array([0.0, 1.0]), np.eye(2, dtype=int), np.array(["a", "b"])])
+def test_targets_that_are_no_labels(save, y):
+    with pytest.raises(ValueError, match=r"'y' of .*data.npz must be whole numbers"):
+        Npz(path=save(x=np.zeros((2, 2)), y=y)).read()
+
+
+def test_gaps_and_infinities_are_refused(save):
+    x = np.zeros((40, 2))
+    with pytest.raises(ValueError, match="1 of the 3 classes have no example; the first is '1'"):
+        Npz(path=save(x=x, y=np.arange(40) % 2 * 2)).load(0)
+    x[3, 1] = 1e300  # beyond float32
+    with pytest.raises(ValueError, match=r"inf in row 3 .* feature '1'"):
+        Npz(path=save(x=x, y=np.arange(40) % 2)).load(0)
+
+
+def test_objects_are_never_unpickled(save):
+    with pytest.raises(ValueError, match=r"data.npz cannot be read as .npz: .*allow_pickle=False"):
+        Npz(path=save(x=np.array([{}, {}], dtype=object), y=np.arange(2))).read()
+
+
+def test_damage_names_the_file(save, tmp_path, truncate):
+    path = save(x=RANDOM.normal(size=(50, 3)), y=np.arange(50) % 2)
+    truncate(tmp_path / "data.npz")
+    with pytest.raises(ValueError, match=r"data.npz cannot be read"):
+        Npz(path=path).read()
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(ValueError, match=r"one.npz cannot be read"):
+        Npz(path=str(tmp_path / "one.npz")).read()
+    with pytest.raises(FileNotFoundError, match=r"no file .*missing.npz"):
+        Npz(path=str(tmp_path / "missing.npz")).read()
+
+
+def test_flipped_bits_never_end_in_another_exception(save, tmp_path):
+    path = tmp_path / "data.npz"
+    content = (save(x=RANDOM.normal(size=(5, 3)), y=np.arange(5) % 2), path.read_bytes())[1]
+    messages = []
+    for _ in range(500):
+        damaged = bytearray(content)
+        damaged[RANDOM.integers(len(content))] ^= 1 << RANDOM.integers(8)
+        path.write_bytes(damaged)
+        try:
+            Npz(path=str(path)).read()
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 100
+    assert all("data.npz" in message for message in messages)

@@ -1,0 +1,86 @@
+import csv
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from flatbayes.data import PredictionWriter
+
+CHUNKS = [
+    {"file": ["a.png", "b,ü.png"], "class": ["cat", "dog"], "p": np.array([0.1, 1 / 3], dtype=np.float32)},
+    {"file": ["a much longer name.png"], "class": ["cat"], "p": np.array([0.7], dtype=np.float32)},
+]
+
+
+def read(path):
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pydict()
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return {name: file[name].tolist() for name in file.files}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [np.float32(row[name]) if name == "p" else row[name] for row in rows] for name in rows[0]}
+
+
+def write(path, chunks=CHUNKS):
+    with PredictionWriter(path) as writer:
+        for chunk in chunks:
+            writer.write(chunk)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
+class TestEveryKind:
+    def test_chunks_are_appended(self, tmp_path, suffix):
+        path = tmp_path / f"p{suffix}"
+        write(path)
+        found = read(path)
+        assert list(found) == ["file", "class", "p"]
+        assert found["file"] == ["a.png", "b,ü.png", "a much longer name.png"]
+        assert found["class"] == ["cat", "dog", "cat"]
+        assert np.array_equal(np.array(found["p"], dtype=np.float32), np.array([0.1, 1 / 3, 0.7], np.float32))
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_an_exception_leaves_what_was_there(self, tmp_path, suffix):
+        path = tmp_path / f"p{suffix}"
+        path.write_text("before")
+
+        def interrupted():
+            with PredictionWriter(path) as writer:
+                writer.write(CHUNKS[0])
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert path.read_text() == "before"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_nothing_appears_before_the_end(self, tmp_path, suffix):
+        path = tmp_path / f"p{suffix}"
+        with PredictionWriter(path) as writer:
+            writer.write(CHUNKS[0])
+            assert not path.exists()
+        assert path.exists()
+
+    def test_no_predictions_are_no_file(self, tmp_path, suffix):
+        with pytest.raises(ValueError, match="No predictions were written"):
+            write(tmp_path / f"p{suffix}", [])
+        assert not list(tmp_path.iterdir())
+
+    def test_columns_must_fit(self, tmp_path, suffix):
+        with pytest.raises(ValueError, match=r"one value for each row, got the shapes"):
+            write(tmp_path / f"p{suffix}", [{"a": ["x"], "p": np.zeros(2)}])
+        with pytest.raises(ValueError, match=r"columns of .* are \['a'\], got \['b'\]"):
+            write(tmp_path / f"p{suffix}", [{"a": np.zeros(2)}, {"b": np.zeros(2)}])
+        assert not list(tmp_path.iterdir())
+
+
+def test_csv_has_the_digits_of_its_numbers(tmp_path):
+    write(tmp_path / "p.csv", [{"p": np.array([0.1], np.float32), "q": np.array([0.1]), "n": np.array([3])}])
+    assert (tmp_path / "p.csv").read_text() == "p,q,n\n0.1,0.1,3\n"
+
+
+@pytest.mark.parametrize("name", ["p.json", "p", "p.csv.gz"])
+def test_other_kinds_are_refused_at_once(tmp_path, name):
+    with pytest.raises(ValueError, match=r"\.parquet, \.csv, \.npz files, got"):
+        PredictionWriter(tmp_path / name)

@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from flatbayes.likelihoods import Categorical, CategoricalPredictive
+from flatbayes.likelihoods.categorical import entropy
+
+
+def logits(seed, draws=5, examples=7, classes=4):
+    return 3 * torch.randn(draws, examples, classes, generator=torch.Generator().manual_seed(seed))
+
+
+def test_two_members_that_disagree():  # oracle O27
+    members = torch.tensor([[[0.9, 0.1]], [[0.1, 0.9]]]).log()
+    found = Categorical(2).predictive(iter(members))
+    assert found.entropy.item() == pytest.approx(0.693147, abs=1e-6)
+    assert found.expected_entropy.item() == pytest.approx(0.325083, abs=1e-6)
+    assert found.mutual_information.item() == pytest.approx(0.368064, abs=1e-6)
+    assert found.mean.tolist() == [pytest.approx([0.5, 0.5])]
+    assert found.variance.tolist() == [pytest.approx([0.16, 0.16])]
+
+
+def test_averages_probabilities_not_logits():
+    outputs = logits(0)
+    found = Categorical(4).predictive(iter(outputs))
+    probs = outputs.double().softmax(-1)
+    torch.testing.assert_close(found.mean, probs.mean(0))
+    torch.testing.assert_close(found.variance, probs.var(0, correction=0))
+    torch.testing.assert_close(found.entropy, -(probs.mean(0) * probs.mean(0).log()).sum(-1))
+    assert torch.equal(found.top_class, probs.mean(0).argmax(-1))
+    torch.testing.assert_close(found.confidence, probs.mean(0).amax(-1))
+    assert (found.mutual_information >= 0).all()
+    assert not torch.allclose(found.mean, outputs.double().mean(0).softmax(-1), atol=1e-3)
+
+
+def test_one_member_has_no_disagreement():
+    found = Categorical(4).predictive([logits(0)[0]])
+    assert found.mutual_information.abs().max() < 1e-12
+    assert (found.variance == 0).all()
+
+
+def test_log_probabilities_are_exact_where_probabilities_underflow():
+    extreme = torch.tensor([[0.0, -2000.0]])
+    found = Categorical(2).predictive([extreme, extreme])
+    assert found.log_probs[0, 1].item() == pytest.approx(-2000.0, rel=1e-12)
+    assert found.entropy.isfinite().all()
+
+
+def test_members_are_kept_on_request_and_parts_concatenate():
+    outputs = logits(1)
+    whole = Categorical(4).predictive(iter(outputs), keep_members=True)
+    halves = [Categorical(4).predictive(iter(part), keep_members=True) for part in outputs.split([3, 4], dim=1)]
+    joined = CategoricalPredictive.concatenate(halves)
+    assert whole.member_probs.shape == (5, 7, 4)
+    for name in ("log_probs", "expected_entropy", "variance_of_probs", "member_probs"):
+        torch.testing.assert_close(getattr(joined, name), getattr(whole, name))
+    assert Categorical(4).predictive(iter(outputs)).member_probs is None
+
+
+def test_columns_have_the_names_of_the_classes():
+    found = Categorical(2).predictive([torch.tensor([[2.0, 0.0], [0.0, 3.0]])])
+    columns = found.columns(["cat", "dog"])
+    assert list(columns) == [
+        "class", "confidence", "entropy", "mutual_information", "probability_cat", "probability_dog",
+    ]
+    assert columns["class"].tolist() == ["cat", "dog"]
+    assert columns["probability_cat"][0] == pytest.approx(1 / (1 + math.exp(-2)))
+
+
+def test_loss_is_mean_cross_entropy_in_full_precision():
+    outputs, targets = logits(0)[0], torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    torch.testing.assert_close(Categorical(4).loss(outputs, targets), F.cross_entropy(outputs, targets))
+    assert Categorical(4).loss(outputs.bfloat16(), targets).dtype == torch.float32
+    assert Categorical(4).loss(outputs.double(), targets).dtype == torch.float64
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (7,), (7, 4, 1)])
+def test_outputs_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"there are 4 classes: expected \(batch, 4\)"):
+        Categorical(4).loss(torch.zeros(shape), torch.zeros(7, dtype=torch.int64))
+    with pytest.raises(ValueError, match="there are 4 classes"):
+        Categorical(4).predictive([torch.zeros(shape)])
+
+
+def test_nothing_to_average_is_an_error():
+    with pytest.raises(ValueError, match="at least 1 draw"):
+        Categorical(4).predictive([])
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        Categorical(1)
+
+
+def test_entropy_of_certainty_is_zero():
+    assert entropy(torch.tensor([0.0, -math.inf])).item() == 0

@@ -1,0 +1,251 @@
+"""What holds for every architecture, and the published sizes of the residual networks."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes import models
+from flatbayes.core.spec import build, to_spec
+from flatbayes.models import MLP, ConvNet, PreResNet, WideResNet
+
+GREY, COLOUR, WIDE = (1, 8, 8), (3, 32, 32), (2, 9, 12)
+IMAGE_MODELS = [
+    ConvNet,
+    partial(ConvNet, width=4),
+    partial(PreResNet, depth=8),
+    partial(PreResNet, depth=47),
+    partial(WideResNet, depth=10, width=1),
+    partial(WideResNet, depth=16, width=2),
+]
+CASES = [
+    *[(make, shape) for make in IMAGE_MODELS for shape in (GREY, COLOUR, WIDE)],
+    *[(MLP, shape) for shape in ((5,), (4, 3), GREY)],
+    (partial(MLP, hidden=()), (5,)),
+    (partial(MLP, hidden=(7,)), (5,)),
+]
+
+
+def count(model):
+    return sum(param.numel() for param in model.parameters())
+
+
+def dropouts(model):
+    return [module for module in model.modules() if isinstance(module, nn.Dropout)]
+
+
+def test_every_exported_architecture_is_tested():
+    tested = {getattr(make, "func", make).__name__ for make, _ in CASES}
+    assert tested == set(models.__all__)
+
+
+@pytest.mark.parametrize(("make", "shape"), CASES)
+class TestEveryArchitecture:
+    @pytest.mark.parametrize("num_classes", [1, 2, 10])
+    def test_one_logit_per_class(self, make, shape, num_classes):
+        model = make(shape, num_classes).eval()
+        assert model(torch.randn(3, *shape)).shape == (3, num_classes)
+
+    def test_the_gradient_reaches_every_parameter(self, make, shape):
+        torch.manual_seed(0)
+        model = make(shape, 3)
+        nn.functional.cross_entropy(model(torch.randn(4, *shape)), torch.tensor([0, 1, 2, 0])).backward()
+        assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+    def test_prediction_is_deterministic_and_independent_of_the_batch(self, make, shape):
+        torch.manual_seed(0)
+        model, x = make(shape, 3, dropout=0.5), torch.randn(4, *shape)
+        model.train()
+        model(x)
+        model.eval()
+        assert torch.equal(model(x), model(x))
+        torch.testing.assert_close(model(x)[:1], model(x[:1]))
+
+    def test_dropout_has_the_rate_and_acts_in_training_only(self, make, shape):
+        torch.manual_seed(0)
+        model, x = make(shape, 3, dropout=0.5), torch.randn(4, *shape)
+        rates = [module.p for module in dropouts(model)]
+        if getattr(make, "keywords", {}).get("hidden") == ():
+            assert rates == []
+            return
+        assert rates
+        assert set(rates) == {0.5}
+        assert not torch.equal(model(x), model(x))
+
+    def test_without_dropout_the_modules_are_there_and_do_nothing(self, make, shape):
+        torch.manual_seed(0)
+        model, x = make(shape, 3), torch.randn(4, *shape)
+        assert len(dropouts(model)) == len(dropouts(make(shape, 3, dropout=0.5)))
+        assert {module.p for module in dropouts(model)} <= {0.0}
+        assert torch.equal(model(x), model(x))
+
+    def test_comes_back_from_its_description(self, make, shape):
+        make = make if isinstance(make, partial) else partial(make)
+        spec = to_spec(partial(make.func, **make.keywords, input_shape=shape, num_classes=3))
+        model = build(spec, within="flatbayes.models")
+        assert {k: v.shape for k, v in model.state_dict().items()} == {
+            k: v.shape for k, v in make(shape, 3).state_dict().items()
+        }
+
+    def test_same_seed_same_weights(self, make, shape):
+        states = []
+        for _ in range(2):
+            torch.manual_seed(1)
+            states.append(make(shape, 3).state_dict())
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+    @pytest.mark.parametrize("rate", [-0.1, 1.0, 2.0, float("nan")])
+    def test_refuses_a_dropout_rate_that_is_none(self, make, shape, rate):
+        with pytest.raises(ValueError, match="dropout rate must be at least 0 and below 1, got"):
+            make(shape, 3, dropout=rate)
+
+    def test_refuses_no_classes(self, make, shape):
+        with pytest.raises(ValueError, match=r"num_classes must be .*, got 0\."):
+            make(shape, 0)
+
+    def test_refuses_an_empty_input(self, make, shape):
+        with pytest.raises(ValueError, match=r"input_shape must be .*, got "):
+            make((0, *shape[1:]), 3)
+        with pytest.raises(ValueError, match=r"input_shape must be .*, got \(\)\."):
+            make((), 3)
+
+
+@pytest.mark.parametrize("make", IMAGE_MODELS)
+@pytest.mark.parametrize("shape", [(64,), (8, 8), (1, 1, 8, 8)])
+def test_image_models_point_to_the_mlp(make, shape):
+    with pytest.raises(ValueError, match=r"needs images, .* got \(.*Use MLP"):
+        make(shape, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "published"),
+    [
+        (partial(PreResNet, depth=20), 272_282),  # 0.27 M
+        (partial(PreResNet, depth=110), 1_146_842),  # 1.15 M with bottlenecks
+        (partial(PreResNet, depth=164), 1_703_258),  # 1.70 M
+        (WideResNet, 36_479_194),  # WRN-28-10
+        (partial(WideResNet, depth=16, width=4), 2_748_890),  # 2.75 M
+        (partial(WideResNet, depth=40, width=2), 2_243_546),  # 2.2 M
+    ],
+)
+def test_sizes_are_the_published_ones(make, published):
+    with torch.device("meta"):
+        assert count(make((3, 32, 32), 10)) == published
+
+
+@pytest.mark.parametrize(
+    ("depth", "convs"), [(8, 7 + 2), (20, 19 + 2), (38, 37 + 2), (47, 46 + 3), (110, 109 + 3), (164, 163 + 3)]
+)
+def test_depth_of_a_pre_resnet_counts_its_layers(depth, convs):
+    # All layers but the classifier, and the projections where channels change.
+    with torch.device("meta"):
+        model = PreResNet((3, 32, 32), 10, depth)
+    assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == convs
+
+
+@pytest.mark.parametrize(
+    ("model", "depth", "nearest"),
+    [
+        (PreResNet, 2, "8"),
+        (PreResNet, 21, "20 or 26"),
+        (PreResNet, 44, "38 or 47"),
+        (PreResNet, 163, "155 or 164"),
+        (WideResNet, 0, "10"),
+        (WideResNet, 27, "22 or 28"),
+        (WideResNet, -3, "10"),
+    ],
+)
+def test_an_impossible_depth_is_told_the_nearest_ones(model, depth, nearest):
+    with pytest.raises(
+        ValueError, match=rf"cannot have depth {depth}: the nearest possible depth is {nearest}\."
+    ):
+        model(COLOUR, 10, depth)
+
+
+@pytest.mark.parametrize("make", [ConvNet, WideResNet])
+def test_refuses_no_width(make):
+    with pytest.raises(ValueError, match=r"width must be .*, got 0"):
+        make(COLOUR, 10, width=0)
+
+
+def test_refuses_an_empty_hidden_layer():
+    with pytest.raises(ValueError, match=r"hidden must be .*, got 0"):
+        MLP((5,), 2, hidden=(8, 0))
+
+
+def test_mlp_is_linear_without_hidden_layers():
+    torch.manual_seed(0)
+    model = MLP((2, 3), 4, hidden=())
+    x, y = torch.randn(5, 2, 3), torch.randn(5, 2, 3)
+    torch.testing.assert_close(model(x + y) - model(x), model(y) - model(torch.zeros_like(y)))
+    assert count(model) == 6 * 4 + 4
+
+
+def test_mlp_sizes_and_places_of_dropout():
+    kinds = [type(module).__name__ for module in MLP((2, 3), 4, hidden=(7, 5)).layers]
+    assert kinds == ["Flatten", "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]
+    assert count(MLP((2, 3), 4, hidden=(7, 5))) == (6 * 7 + 7) + (7 * 5 + 5) + (5 * 4 + 4)
+
+
+@pytest.mark.parametrize("make", [PreResNet, partial(WideResNet, depth=16, width=1)])
+def test_one_dropout_in_each_residual_block_before_its_last_convolution(make):
+    model = make(COLOUR, 10, dropout=0.3)
+    branches = [module.branch for module in model.modules() if hasattr(module, "branch")]
+    assert len(dropouts(model)) == len(branches) > 0
+    assert all(isinstance(b[-2], nn.Dropout) and isinstance(b[-1], nn.Conv2d) for b in branches)
+
+
+@pytest.mark.parametrize("make", IMAGE_MODELS)
+def test_convolutions_start_as_he_et_al_say(make):
+    torch.manual_seed(0)
+    for module in make(COLOUR, 10).modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 2000:
+            fan_out = module.out_channels * module.kernel_size[0] ** 2
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
+def test_a_pre_activation_block_adds_to_its_unchanged_input():
+    from flatbayes.models.residual import PreActivationBlock
+
+    block = PreActivationBlock((4, 4, 4), (3, 3), stride=1, dropout=0.0).eval()
+    nn.init.zeros_(block.branch[-1].weight)
+    x = torch.randn(2, 4, 5, 5)
+    assert torch.equal(block(x), x)
+
+
+def test_a_pre_activation_block_normalises_then_cuts_at_zero():
+    kinds = [type(module).__name__ for module in PreResNet(COLOUR, 10).network.stage1[0].modules()]
+    leaves = [kind for kind in kinds if kind not in ("PreActivationBlock", "Sequential")]
+    assert leaves == ["BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "Dropout", "Conv2d"]
+
+
+@pytest.mark.parametrize(
+    "make", [PreResNet, partial(PreResNet, depth=47), partial(WideResNet, depth=10, width=1)]
+)
+def test_the_second_and_third_stage_halve_the_image(make):
+    network, sizes = make(COLOUR, 10).eval().network, []
+    for stage in (network.stage1, network.stage2, network.stage3):
+        stage.register_forward_hook(lambda *args: sizes.append(tuple(args[2].shape[2:])))
+    network(torch.randn(1, *COLOUR))
+    assert sizes == [(32, 32), (16, 16), (8, 8)]
+
+
+def test_conv_net_learns_the_digits():
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    torch.manual_seed(0)
+    order = torch.randperm(len(digits.target))
+    x = torch.tensor(digits.images).float().div(8).sub(1).unsqueeze(1)[order]
+    y = torch.tensor(digits.target).long()[order]
+    model, epochs = ConvNet(GREY, 10, width=16), 20  # narrower and shorter than one would, to be quick
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    for _ in range(epochs):
+        for batch in torch.randperm(500).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+        schedule.step()
+    model.eval()
+    with torch.no_grad():
+        assert (model(x[500:]).argmax(-1) == y[500:]).float().mean() > 0.96

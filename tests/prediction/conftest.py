@@ -1,0 +1,37 @@
+import pytest
+import torch
+from support import batch, network, train
+
+from flatbayes.data import Standardize
+from flatbayes.flatness import Plain
+from flatbayes.likelihoods import Categorical
+from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
+from flatbayes.prediction import FittedPosterior
+
+
+@pytest.fixture
+def make():
+    """A fitted posterior of a kind, on the networks of the laws."""
+
+    def build(posterior, runs=None):
+        states = []
+        for k in range(runs or posterior.runs):
+            model = network()
+            with torch.no_grad():
+                model[9].weight.mul_(1 + k)
+            states.append(train(posterior, Plain(), model=model)[0])
+        for state in states:
+            state.model.eval()
+        inputs = [batch(k)[0] for k in range(3)]
+        scale = Standardize.fit(torch.cat(inputs))
+        return FittedPosterior(posterior, states, Categorical(3), scale, inputs, {"class_names": ["a", "b", "c"]})
+
+    return build
+
+
+KINDS = [Point(), MCDropout(), SWAG(rank=3), Ensemble(size=3), Ensemble(SWAG(rank=2), size=2)]
+
+
+@pytest.fixture(params=KINDS, ids=lambda p: type(p).__name__)
+def fitted(request, make):
+    return make(request.param)

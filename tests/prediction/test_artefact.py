@@ -1,0 +1,165 @@
+import json
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import batch, network
+from torch import nn
+
+from flatbayes.posteriors import SWAG, Point
+from flatbayes.prediction import FittedPosterior
+
+
+def inputs():
+    return batch(3, size=20)[0]
+
+
+def test_loads_and_predicts_the_same(fitted, tmp_path):
+    expected = fitted.predict(inputs(), 4).log_probs
+    fitted.save(tmp_path / "ünïcode" / "x")
+    for model in (network(), network):
+        found = FittedPosterior.load(tmp_path / "ünïcode" / "x", model)
+        assert torch.equal(found.predict(inputs(), 4).log_probs, expected)
+    assert found.posterior == fitted.posterior
+    assert found.info == fitted.info
+    assert sorted(p.name for p in (tmp_path / "ünïcode" / "x").iterdir()) == ["posterior.json", "posterior.safetensors"]
+
+
+def test_size_is_that_of_its_tensors(make, tmp_path):
+    fitted = make(SWAG(rank=3))
+    fitted.save(tmp_path)
+    tensors = load_file(tmp_path / "posterior.safetensors")
+    total = sum(t.numel() * t.element_size() for t in tensors.values())
+    assert (tmp_path / "posterior.safetensors").stat().st_size < total + 10_000
+
+
+def test_saving_again_replaces(make, tmp_path):
+    make(SWAG(rank=3)).save(tmp_path)
+    make(Point()).save(tmp_path)
+    assert FittedPosterior.load(tmp_path, network).posterior == Point()
+
+
+def test_double_precision_survives(make, tmp_path):
+    fitted = make(Point())
+    fitted.states[0].model.double()
+    fitted.save(tmp_path)
+    found = FittedPosterior.load(tmp_path, network)
+    assert torch.equal(found.predict(inputs()).log_probs, fitted.predict(inputs()).log_probs)
+    assert found.dtype == torch.float64
+
+
+def test_tied_weights(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.two.weight = self.one.weight
+
+        def forward(self, x):
+            return self.two(self.one(x))
+
+    from flatbayes.likelihoods import Categorical
+
+    posterior = Point()
+    fitted = FittedPosterior(posterior, [posterior.init(Tied(), None, 5)], Categorical(3))
+    fitted.save(tmp_path)
+    found = FittedPosterior.load(tmp_path, Tied)
+    assert torch.equal(found.predict(torch.ones(2, 3)).log_probs, fitted.predict(torch.ones(2, 3)).log_probs)
+    assert found.states[0].model.two.weight is found.states[0].model.one.weight
+
+
+def test_models_of_flatbayes_need_not_be_given(make, tmp_path):
+    from flatbayes.core.spec import to_spec
+    from flatbayes.models import MLP
+
+    fitted = make(Point())
+    build = partial(MLP, input_shape=[1, 8, 8], num_classes=3, hidden=[7])
+    fitted.states = [Point().init(build(), None, 5)]
+    fitted.info["model"] = to_spec(build)
+    fitted.save(tmp_path)
+    state = torch.get_rng_state()
+    found = FittedPosterior.load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(found.predict(inputs()).log_probs, fitted.predict(inputs()).log_probs)
+
+
+def test_no_other_class_is_imported_because_an_artefact_says_so(make, tmp_path):
+    fitted = make(Point())
+    fitted.info["model"] = {"class_path": "os.system", "init_args": {"command": "touch hacked"}}
+    fitted.save(tmp_path)
+    with pytest.raises(ValueError, match=r"os\.system, which is not part of flatbayes"):
+        FittedPosterior.load(tmp_path)
+    fitted.info["model"] = None
+    fitted.save(tmp_path)
+    with pytest.raises(ValueError, match="pass `model`"):
+        FittedPosterior.load(tmp_path)
+    description = json.loads((tmp_path / "posterior.json").read_text())
+    description["posterior"] = {"class_path": "os.system", "init_args": {"command": "touch hacked"}}
+    (tmp_path / "posterior.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"os\.system"):
+        FittedPosterior.load(tmp_path, network)
+
+
+def test_another_architecture_is_refused(make, tmp_path):
+    make(Point()).save(tmp_path)
+    with pytest.raises(ValueError, match="another architecture than Linear"):
+        FittedPosterior.load(tmp_path, nn.Linear(2, 3))
+    make(SWAG(rank=3)).save(tmp_path)
+    with pytest.raises(ValueError, match=r"do not fit|another architecture"):
+        FittedPosterior.load(tmp_path, nn.Linear(2, 3))
+
+
+def test_a_missing_artefact(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no fitted posterior.*posterior\.json is missing"):
+        FittedPosterior.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["posterior.json", "posterior.safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped"])
+def test_damage_is_an_error_that_names_the_file(make, tmp_path, name, damage):
+    make(SWAG(rank=3)).save(tmp_path)
+    path = tmp_path / name
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content[: {"truncated": len(content) // 2, "emptied": 0, "flipped": None}[damage]]))
+    with pytest.raises(ValueError, match="damaged"):
+        FittedPosterior.load(tmp_path, network)
+
+
+@pytest.mark.parametrize("key", ["posterior", "likelihood", "num_data", "info", "num_statistics_batches", "sha256"])
+def test_a_missing_entry_is_damage(make, tmp_path, key):
+    make(SWAG(rank=3)).save(tmp_path)
+    description = json.loads((tmp_path / "posterior.json").read_text())
+    del description[key]
+    (tmp_path / "posterior.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="damaged"):
+        FittedPosterior.load(tmp_path, network)
+
+
+def test_a_newer_schema_names_the_version_that_reads_it(make, tmp_path):
+    fitted = make(Point())
+    fitted.info["flatbayes"] = "9.9"
+    fitted.save(tmp_path)
+    text = (tmp_path / "posterior.json").read_text().replace('"schema": 1', '"schema": 7')
+    (tmp_path / "posterior.json").write_text(text)
+    with pytest.raises(ValueError, match=r"schema 7.*9\.9"):
+        FittedPosterior.load(tmp_path, network)
+
+
+def test_tensors_that_were_swapped_do_not_pass(make, tmp_path):
+    make(Point()).save(tmp_path)
+    tensors = load_file(tmp_path / "posterior.safetensors")
+    tensors["run.0.model.0.bias"] += 1
+    save_file(tensors, tmp_path / "posterior.safetensors")
+    with pytest.raises(ValueError, match="checksum"):
+        FittedPosterior.load(tmp_path, network)
+
+
+def test_only_transforms_that_are_data_are_saved(make, tmp_path):
+    fitted = make(Point())
+    fitted.transform = lambda x: x
+    with pytest.raises(TypeError, match="Only a Standardize transform"):
+        fitted.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,160 @@
+import pytest
+import torch
+from support import assert_same, batch, snapshot
+from torch.utils.data import DataLoader, TensorDataset
+
+from flatbayes.core.buffers import reestimate
+from flatbayes.likelihoods import Categorical
+from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
+from flatbayes.prediction import FittedPosterior
+from flatbayes.prediction.inputs import chunks
+
+
+def inputs(n=40):
+    return torch.cat([batch(k, size=10)[0] for k in range(n // 10)])
+
+
+def test_predicts_the_average_of_its_draws(fitted):
+    x = inputs()
+    found = fitted.predict(x, 6, keep_members=True)
+    count = len(fitted.draw_keys(6))
+    assert found.member_probs.shape == (count, 40, 3)
+    with torch.no_grad():
+        by_hand = [fitted_network(fitted, net, x) for net in fitted.draws(6)]
+    torch.testing.assert_close(found.mean, torch.stack(by_hand).mean(0))
+    torch.testing.assert_close(found.mean.sum(-1), torch.ones(40, dtype=torch.float64))
+
+
+def fitted_network(fitted, net, x):
+    return net(fitted.transform(x)).double().softmax(-1)
+
+
+def test_leaves_everything_as_it_was(fitted):
+    before = [snapshot(state.model) for state in fitted.states]
+    fitted.predict(inputs(), 4)
+    for state, expected in zip(fitted.states, before, strict=True):
+        assert_same(snapshot(state.model), expected)
+
+
+def test_same_seed_same_prediction(fitted):
+    x = inputs()
+    one, other = fitted.predict(x, 6, seed=3), fitted.predict(x, 6, seed=3)
+    assert torch.equal(one.log_probs, other.log_probs)
+    if fitted.posterior.stochastic:
+        assert not torch.equal(one.log_probs, fitted.predict(x, 6, seed=4).log_probs)
+
+
+def test_arrays_loaders_and_generators_give_the_same(fitted):
+    if isinstance(fitted.posterior, MCDropout):
+        pytest.skip("masks depend on how examples come in batches")
+    x = inputs()
+    expected = fitted.predict(x, 4, batch_size=8).log_probs
+    loader = DataLoader(TensorDataset(x, torch.zeros(40)), batch_size=8)
+    for kind in (x.numpy(), loader, (b for b in x.split(8)), [(b, None) for b in x.split(8)], x.double()):
+        torch.testing.assert_close(fitted.predict(kind, 4, batch_size=8).log_probs, expected)
+
+
+def test_an_iterable_is_read_once_and_held_in_part(fitted):
+    read = []
+
+    def endless():
+        for k in range(70):
+            read.append(k)
+            yield batch(k % 5, size=4)[0]
+
+    stream = fitted.stream(endless(), 3)
+    first = next(stream)
+    assert len(first.log_probs) == 32 * 4
+    assert len(read) == 32
+    assert sum(len(part.log_probs) for part in stream) == 38 * 4
+    assert len(read) == 70
+
+
+@pytest.mark.parametrize(
+    ("posterior", "asked", "got"),
+    [(Point(), 30, 1), (MCDropout(), 7, 7), (SWAG(rank=3), 5, 5), (SWAG(rank=2, scale=0.0), 5, 1),
+     (Ensemble(size=3), 30, 3), (Ensemble(SWAG(rank=2), size=2), 5, 6)],
+)  # fmt: skip
+def test_every_run_has_the_same_number_of_draws(make, posterior, asked, got):
+    keys = make(posterior).draw_keys(asked)
+    assert len(keys) == len(set(keys)) == got
+    runs = [run for _, run, _ in keys]
+    assert len({runs.count(run) for run in range(posterior.runs)}) == 1
+
+
+def test_statistics_of_a_draw_are_its_own_and_estimated_once(make, monkeypatch):
+    fitted = make(SWAG(rank=3))
+    calls = []
+
+    def counted(model, batches):
+        calls.append(1)
+        return reestimate(model, batches)
+
+    monkeypatch.setattr("flatbayes.prediction.fitted.reestimate", counted)
+    x = inputs()
+    fitted.predict(x, 4)
+    fitted.predict(x[:10], 4)
+    assert len(calls) == 4
+    key = fitted.draw_keys(1)[0]
+    with fitted.drawn(key) as net:
+        inside = {name: b.clone() for name, b in net.named_buffers()}
+        ready = [fitted.transform(b) for b in fitted.statistics_inputs]
+        fresh = reestimate(net, ready)
+    for name, value in fresh.items():
+        torch.testing.assert_close(inside[name], value)
+    assert not torch.allclose(inside["1.running_mean"], fitted.states[0].model[1].running_mean)
+
+
+def test_point_like_posteriors_keep_the_statistics_of_training(make):
+    fitted = make(Ensemble(size=2))
+    fitted.statistics_inputs = ()
+    fitted.predict(inputs(), 4)
+
+
+def test_missing_statistics_inputs_are_named(make):
+    fitted = make(SWAG(rank=3))
+    fitted.statistics_inputs = ()
+    with pytest.raises(ValueError, match="pass `statistics_inputs`"):
+        fitted.predict(inputs(), 4)
+
+
+def test_bad_requests(fitted):
+    with pytest.raises(ValueError, match="at least 1 draw, got num_draws=0"):
+        fitted.predict(inputs(), 0)
+    with pytest.raises(ValueError, match="inputs are empty"):
+        fitted.predict(inputs()[:0])
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        fitted.predict(inputs(), batch_size=0)
+    with pytest.raises(ValueError, match="got a str"):
+        fitted.predict("abc")
+    with pytest.raises(ValueError, match="at least one training run"):
+        FittedPosterior(fitted.posterior, [], fitted.likelihood)
+
+
+def test_precision_follows_the_networks(make):
+    fitted = make(Point())
+    fitted.states[0].model.double()
+    assert fitted.predict(inputs(), 1).mean.dtype == torch.float64
+
+
+def test_moving_keeps_the_predictions(fitted):
+    x = inputs()
+    expected = fitted.predict(x, 3).log_probs
+    assert torch.equal(fitted.to("cpu").predict(x, 3).log_probs, expected)
+
+
+def test_chunks_cut_what_is_in_memory_into_batches():
+    assert [[len(b) for b in chunk] for chunk in chunks(torch.zeros(10, 2), 4)] == [[4, 4, 2]]
+    assert [[len(b) for b in chunk] for chunk in chunks(iter([torch.zeros(3)] * 5), 4, 2)] == [[3, 3], [3, 3], [3]]
+    assert list(chunks([], 4)) == []
+
+
+def test_drawing_from_a_network_without_norm_layers_needs_no_data():
+    model = torch.nn.Linear(2, 3)
+    posterior = SWAG(rank=2)
+    state = posterior.init(model, None, 10)
+    for _ in range(3):
+        with torch.no_grad():
+            model.weight.add_(torch.randn_like(model.weight))
+        posterior.collect(state)
+    assert FittedPosterior(posterior, [state], Categorical(3)).predict(torch.zeros(4, 2), 3).mean.shape == (4, 3)

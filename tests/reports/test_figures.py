@@ -1,0 +1,99 @@
+"""What the figures compute before they draw, and that drawing leaves matplotlib as it was."""
+
+import sys
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+
+from flatbayes.reports import readme_picture
+from flatbayes.reports.curves import averaged, curve_panels
+from flatbayes.reports.figures import better_side, metric_panels
+from flatbayes.reports.reliability import pool
+
+
+def test_pooled_bins_weigh_by_count():
+    runs = [
+        {
+            "reliability": {
+                "edges": [0, 0.5, 1],
+                "counts": [0, 1],
+                "confidence": [None, 0.9],
+                "accuracy": [None, 1.0],
+            }
+        },
+        {
+            "reliability": {
+                "edges": [0, 0.5, 1],
+                "counts": [0, 3],
+                "confidence": [None, 0.7],
+                "accuracy": [None, 0.0],
+            }
+        },
+    ]
+    bins = pool(runs)
+    assert list(bins.counts) == [0, 4]
+    assert bins.points() == ([pytest.approx(0.75)], [pytest.approx(0.25)], [4])
+    assert pool([{}, {"reliability": None}]) is None
+
+
+def test_curves_average_what_was_measured():
+    runs = [
+        {"curves": {"epoch": [1, 2, 3], "val_nll": [None, 1.0, float("nan")]}},
+        {"curves": {"epoch": [1, 2, 3], "val_nll": [None, 3.0, 5.0]}},
+    ]
+    assert list(averaged(runs, "val_nll")) == [(2, 2.0, pytest.approx(2**0.5)), (3, 5.0, None)]
+    assert averaged(runs, "loss") == []
+
+
+def test_flat_is_better_on_the_side_that_the_metric_says(glossary):
+    assert better_side(glossary, "accuracy").startswith("right")
+    assert better_side(glossary, "nll").startswith("left")
+    assert better_side(glossary, "novelty") == "flat − plain"
+
+
+def test_drawing_leaves_no_trace_in_matplotlib(results, glossary):
+    before = dict(matplotlib.rcParams)
+    metric_panels(results, glossary)
+    assert dict(matplotlib.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_style_of_the_user_does_not_change_the_figures(results):
+    expected = curve_panels(results)
+    with matplotlib.rc_context({"lines.linewidth": 9.0, "axes.facecolor": "red", "text.usetex": True}):
+        assert curve_panels(results) == expected
+
+
+def test_without_matplotlib_the_extra_is_named(results, glossary, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'flatbayes\[compare\]'"):
+        metric_panels(results, glossary)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "posteriors"), [(5, None), (1, ["A" * 90]), (2, [f"P{k}()" for k in range(8)])]
+)
+def test_readme_picture_is_a_reproducible_svg_with_fixed_colours(tmp_path, make_results, seeds, posteriors):
+    results = make_results(seeds=seeds, posteriors=posteriors, epochs=2)
+    first = readme_picture(results, tmp_path / "a.svg")
+    second = readme_picture(results, tmp_path / "b.svg")
+    text = first.read_text(encoding="utf-8")
+    assert text == second.read_text(encoding="utf-8")
+    assert "currentColor" not in text
+    assert "var(" not in text
+    assert text.count("http") == 1
+    root = ElementTree.fromstring(text)
+    assert root.attrib["width"] == "900"
+    words = "".join(root.itertext())
+    assert "plain" in words
+    assert "flat" in words
+
+
+def test_readme_picture_without_nll_and_reliability_shows_another_metric(tmp_path, make_results):
+    results = make_results(seeds=2, metrics=["ece"], epochs=2)
+    for run in results["runs"]:
+        run["reliability"] = None
+    words = readme_picture(results, tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert "ECE, plain → flat" in words
+    assert "confidence" not in words

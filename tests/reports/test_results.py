@@ -1,0 +1,72 @@
+"""Reading results, the conclusion, and numbers as text."""
+
+import pytest
+
+from flatbayes.reports.formats import amount, number, plus_minus, ratio, shorten, signed, wrapped
+from flatbayes.reports.results import conclusion, installed_glossary, verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.97123, "0.9712"),
+        (-0.00001, "−1e−05"),
+        (0, "0.0000"),
+        (52.345, "52.34"),
+        (1234567.0, "1,234,567"),
+        (None, "–"),
+        (float("nan"), "–"),
+        (float("-inf"), "−∞"),
+    ],
+)
+def test_number(value, text):
+    assert number(value) == text
+
+
+def test_other_formats():
+    assert signed(0.01) == "+0.0100"
+    assert signed(-0.01) == "−0.0100"
+    assert plus_minus(0.5, None) == "0.5000"
+    assert amount(480) == "480"
+    assert amount(3.14159) == "3.14"
+    assert amount(None) == ratio(1, 0) == ratio(None, 2) == "–"
+    assert ratio(3, 2) == "1.50×"
+
+
+def test_labels_give_way_in_the_middle_and_break_after_brackets():
+    assert shorten("A" * 30 + "Z" * 30, 20) == "A" * 13 + "…" + "Z" * 6
+    assert wrapped("Ensemble(member=SWAG(rank=10), size=3)", 15) == [
+        "Ensemble(",
+        "member=SWAG(",
+        "rank=10),",
+        "size=3)",
+    ]
+    assert wrapped("A" * 25, 10) == ["A" * 10, "A" * 10, "A" * 5]
+    assert "".join(wrapped("MCDropout(rate=0.1)", 15)) == "MCDropout(rate=0.1)"
+
+
+def test_conclusion_counts_the_verdicts(results):
+    counts = {
+        word: sum(row["wins"] == word for row in results["summary"]) for word in ("flat", "plain", "tie")
+    }
+    assert conclusion(results) == (
+        f"Over 5 seeds on Digits(train_size=500), SAM(rho=0.1) improved {counts['flat']} of 25 metrics "
+        f"(5 metrics × 5 posteriors), worsened {counts['plain']}, and {counts['tie']} differences "
+        "are within noise (95 % paired intervals)."
+    )
+    results["summary"][0].update(interval=None)
+    assert conclusion(results).endswith("; 1 could not be judged.")
+
+
+def test_no_verdict_without_an_interval():
+    row = {"difference": -0.1, "interval": [-0.2, -0.05], "wins": "flat"}
+    assert verdict(row) == "flat"
+    assert verdict({**row, "interval": None}) == "unknown"
+    assert verdict({**row, "difference": float("nan")}) == "unknown"
+
+
+def test_the_library_s_own_glossary_is_understood():
+    glossary = installed_glossary()
+    assert glossary.direction("nll") == "↓ lower is better"
+    assert glossary.direction("accuracy") == "↑ higher is better"
+    assert set(glossary.higher_is_better) == set(glossary.definitions)
