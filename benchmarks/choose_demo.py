@@ -1,6 +1,6 @@
 """How the demo's hyperparameters were chosen: on validation data only, the plain twin first.
 
-The recipe (learning rate, schedule) is the one with the best validation NLL of *plain* SWAG; then, with the recipe
+The recipe (learning rate, weight decay, schedule) is the one with the best validation NLL of *plain* SWAG; then, with the recipe
 fixed, rho is the one with the best validation NLL of flat SWAG, and the scales and the dropout rate those of the
 plain twins. The test part is never looked at.
 
@@ -24,25 +24,26 @@ from flatbayes.prediction import evaluate
 from flatbayes.training import Recipe, SWALinear, fit
 
 SEEDS = range(5)
-RATES = (0.05, 0.1, 0.2)
-LOWS = (0.1, 0.3, 1.0)
-RHOS = (0.05, 0.1, 0.2, 0.3)
+RATES = (0.05, 0.1, 0.2, 0.4)
+DECAYS = (5e-4, 2e-3, 5e-3, 1e-2)
+LOWS = (0.1, 0.5)
+RHOS = (0.05, 0.1, 0.2, 0.3, 0.4)
 SCALES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 DROPOUTS = (0.05, 0.1, 0.2, 0.3)
 MODEL = partial(ConvNet, width=16)
 
 
-def recipe(lr, low):
-    optimizer = partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=5e-4)
+def recipe(lr, decay, low):
+    optimizer = partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=decay)
     return Recipe(epochs=60, optimizer=optimizer, schedule=SWALinear(low=low), validations=0)
 
 
-def swag(lr, low, flatness, seed):
+def swag(cell, flatness, seed):
     """Validation NLL of SWAG and SWAG-Diag at every scale, from one training."""
     torch.set_num_threads(1)
     data = Digits().load(seed)
     try:
-        fitted = fit(MODEL, data, SWAG(rank=20), flatness, recipe(lr, low), seed=seed, progress=False)
+        fitted = fit(MODEL, data, SWAG(rank=20), flatness, recipe(*cell), seed=seed, progress=False)
     except RuntimeError:
         return {}
     found = {}
@@ -52,10 +53,10 @@ def swag(lr, low, flatness, seed):
     return found
 
 
-def dropout(lr, low, rate, flatness, seed):
+def dropout(cell, rate, flatness, seed):
     torch.set_num_threads(1)
     data = Digits().load(seed)
-    fitted = fit(MODEL, data, MCDropout(rate=rate), flatness, recipe(lr, low), seed=seed, progress=False)
+    fitted = fit(MODEL, data, MCDropout(rate=rate), flatness, recipe(*cell), seed=seed, progress=False)
     return evaluate(fitted, data.val.inputs, data.val.targets).metrics["nll"]
 
 
@@ -66,18 +67,18 @@ def mean(values):
 
 def main(jobs=2):
     parallel = Parallel(n_jobs=jobs)
-    cells = list(itertools.product(RATES, LOWS))
-    plain = parallel(delayed(swag)(lr, low, Plain(), seed) for (lr, low) in cells for seed in SEEDS)
+    cells = list(itertools.product(RATES, DECAYS, LOWS))
+    plain = parallel(delayed(swag)(cell, Plain(), seed) for cell in cells for seed in SEEDS)
     by_cell = {cell: plain[k * len(SEEDS) : (k + 1) * len(SEEDS)] for k, cell in enumerate(cells)}
     table = {
         cell: {key: mean(f[key] for f in found) for key in found[0]} for cell, found in by_cell.items() if all(found)
     }
     for cell, row in table.items():
-        print("plain lr, low", cell, json.dumps({k: round(v, 4) for k, v in row.items()}), flush=True)
-    lr, low = min(table, key=lambda cell: min(table[cell].values()))
-    print("recipe:", lr, low, flush=True)
+        print("plain lr, decay, low", cell, json.dumps({k: round(v, 4) for k, v in row.items()}), flush=True)
+    best = min(table, key=lambda cell: min(table[cell].values()))
+    print("recipe:", best, flush=True)
 
-    flat = parallel(delayed(swag)(lr, low, SAM(rho=rho), seed) for rho in RHOS for seed in SEEDS)
+    flat = parallel(delayed(swag)(best, SAM(rho=rho), seed) for rho in RHOS for seed in SEEDS)
     for k, rho in enumerate(RHOS):
         found = flat[k * len(SEEDS) : (k + 1) * len(SEEDS)]
         if all(found):
@@ -85,7 +86,7 @@ def main(jobs=2):
             print("SAM rho", rho, json.dumps(row), flush=True)
 
     cells = list(itertools.product(DROPOUTS, (Plain(), *(SAM(rho=rho) for rho in RHOS))))
-    found = parallel(delayed(dropout)(lr, low, rate, flatness, seed) for rate, flatness in cells for seed in SEEDS)
+    found = parallel(delayed(dropout)(best, rate, flatness, seed) for rate, flatness in cells for seed in SEEDS)
     for k, (rate, flatness) in enumerate(cells):
         print("MCDropout", rate, flatness, round(mean(found[k * len(SEEDS) : (k + 1) * len(SEEDS)]), 4), flush=True)
 

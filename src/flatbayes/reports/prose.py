@@ -9,8 +9,8 @@ DIFFERENCES = (
 MEANS = "Large marks are means, faint dots the single seeds (plain above its line, flat below)."
 RELIABILITY = (
     "Accuracy of the predictions made with each confidence, all seeds pooled. On the dotted diagonal "
-    "a model knows what it knows; below it, it is overconfident. The larger a mark, the more "
-    "predictions it stands for; the bars below show their number on a logarithmic scale."
+    "a model knows what it knows; below it is overconfident, above it underconfident. The larger a "
+    "mark, the more predictions it stands for; the bars below show their number on a logarithmic scale."
 )
 CURVES = "Mean over seeds; the band is one standard deviation to each side."
 

@@ -34,6 +34,7 @@ FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 
 UNITS_PER_INCH = 72.0
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "flatbayes",
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 11.0,
@@ -119,11 +120,8 @@ ROOT_STYLE = {"style": "stroke-linejoin: round; stroke-linecap: butt"}
 
 def cleaned(figure: "Figure", name: str, colours: Mapping[str, str]) -> ElementTree.Element:
     """Matplotlib's SVG without metadata, namespaces and unused ids, in these colours, coordinates rounded."""
-    import matplotlib
-
     stream = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
+    figure.savefig(stream, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(stream.getvalue())
     for parent in list(root.iter()):
         for child in [c for c in parent if bare(c.tag) in ("metadata", "style")]:

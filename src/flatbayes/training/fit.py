@@ -114,7 +114,7 @@ def fit(
                 done = states or ([job.state] if job.state else [])
                 if not done:
                     raise
-                place = f"in epoch {job.epochs_done + 1} of {recipe.epochs}, run {run + 1} of {posterior.runs}"
+                place = f"after {job.epochs_done} of {recipe.epochs} epochs of run {run + 1} of {posterior.runs}"
                 raise Interrupted(f"stopped {place}", fitted(done, interrupted=place)) from None
             gradients += job.gradients
     cost = {"train_seconds": meter.seconds(), "gradients": gradients, "peak_memory_mb": meter.peak_memory_mb()}

@@ -71,7 +71,7 @@ class Job:
             RuntimeError: The loss is not finite.
         """
         recipe, batches = self.recipe, self.batches
-        module = fabric.to_device(module)
+        module = fabric.to_device(module.double() if recipe.precision == "64-true" else module)
         self.state = state = self.posterior.init(module, recipe.optimizer, batches.num_data)
         network, optimizer = fabric.setup(module, state.optimizer)
         state.optimizer = optimizer
@@ -128,12 +128,14 @@ class Job:
     def _clipped(
         self, fabric: "Fabric", module: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure
     ) -> Closure:
-        if self.recipe.clip_norm is None:
+        scaled = self.recipe.precision == "16-mixed"  # clipping to infinity is what takes the scale off
+        if self.recipe.clip_norm is None and not scaled:
             return closure
+        largest = math.inf if self.recipe.clip_norm is None else self.recipe.clip_norm
 
         def clipped() -> Tensor:
             loss = closure()
-            fabric.clip_gradients(module, optimizer, max_norm=self.recipe.clip_norm, error_if_nonfinite=False)
+            fabric.clip_gradients(module, optimizer, max_norm=largest, error_if_nonfinite=False)
             return loss
 
         return clipped

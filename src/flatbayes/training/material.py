@@ -113,11 +113,12 @@ class Held(Material):
         """Loss of the network in eval mode on the validation part, as `val_nll`."""
 
         def validate(module: nn.Module) -> dict[str, float]:
-            device = next(module.parameters()).device
+            weight = next(module.parameters())
             with evaluating(module), torch.no_grad():
                 batches = self.data.val.inputs.split(VALIDATION_BATCH)
-                outputs = torch.cat([module(self.scale(inputs.to(device))) for inputs in batches])
-                return {"val_nll": float(likelihood.loss(outputs, self.data.val.targets.to(device)))}
+                ready = (self.scale(inputs.to(weight.device)).to(weight.dtype) for inputs in batches)
+                outputs = torch.cat([module(inputs) for inputs in ready])
+                return {"val_nll": float(likelihood.loss(outputs, self.data.val.targets.to(weight.device)))}
 
         return validate
 

@@ -1,0 +1,127 @@
+"""A comparison is a pure function of its description: kept, continued, the same however it came about."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from flatbayes.comparison import Comparison, Task
+from flatbayes.data import Digits
+from flatbayes.flatness import SAM, Plain, Random
+from flatbayes.models import MLP
+from flatbayes.posteriors import SWAG, MCDropout, Point
+from flatbayes.training import Recipe
+
+SMALL = Comparison(
+    source=Digits(train_size=60, val_size=40),
+    model=partial(MLP, hidden=(16,)),
+    posteriors=(Point(), SWAG(rank=2)),
+    flatness=SAM(rho=0.1),
+    recipe=Recipe(epochs=3, batch_size=20, collect_from=0.0, validations=1),
+    seeds=2,
+    num_draws=3,
+)
+
+
+def outcome(results):
+    return [{k: r[k] for k in ("posterior", "flatness", "seed", "metrics", "reliability")} for r in results["runs"]]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    SMALL.claim(folder, overwrite=False)
+    return folder, SMALL.results(folder, jobs=1)
+
+
+def test_results_have_every_cell_and_the_promised_keys(finished):
+    folder, results = finished
+    assert set(results) == {"flatbayes", "environment", "config", "runs", "summary"}
+    assert len(results["runs"]) == 2 * 2 * 2
+    for run in results["runs"]:
+        assert {"data", "model", "posterior", "flatness", "seed", "metrics", "cost"} <= set(run)
+        assert {"accuracy", "nll", "ece", "brier"} <= set(run["metrics"])
+        assert {"train_seconds", "gradients", "peak_memory_mb"} == set(run["cost"])
+        assert run["cost"]["gradients"] == (9 if run["flatness"] == "Plain" else 18)
+    assert {run["posterior"] for run in results["runs"]} == {"Point", "SWAG(rank=2)"}
+    assert {run["flatness"] for run in results["runs"]} == {"Plain", "SAM(rho=0.1)"}
+    for row in results["summary"]:
+        assert {"posterior", "metric", "plain", "flat", "difference", "interval", "wins"} <= set(row)
+    assert len(results["summary"]) == 2 * 5
+    json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)  # no NaN in the file
+
+
+def test_again_returns_the_kept_runs_without_training(finished, monkeypatch):
+    folder, results = finished
+    monkeypatch.setattr(Task, "execute", lambda *a: pytest.fail("a kept run was done again"))
+    SMALL.claim(folder, overwrite=False)
+    assert SMALL.results(folder)["runs"] == json.loads(json.dumps(results["runs"]))
+
+
+def test_an_interrupted_comparison_ends_the_same(finished, tmp_path):
+    _, results = finished
+    for task in SMALL.tasks()[:3]:
+        task.execute(tmp_path / "runs")
+    (tmp_path / "runs" / f"{SMALL.tasks()[1].key()}.json").write_text('{"half')  # killed while writing by hand
+    SMALL.claim(tmp_path, overwrite=False)
+    assert outcome(SMALL.results(tmp_path, jobs=2)) == outcome(results)
+
+
+def test_more_posteriors_and_seeds_may_be_added(finished):
+    folder, results = finished
+    more = replace(SMALL, seeds=3, posteriors=(Point(), SWAG(rank=2), MCDropout(rate=0.1)))
+    more.claim(folder, overwrite=False)
+    assert outcome(more.results(folder, jobs=1))[0] == outcome(results)[0]
+    SMALL.claim(folder, overwrite=False)
+    assert outcome(SMALL.results(folder)) == outcome(results)
+
+
+def test_another_comparison_does_not_move_in_unasked(finished, tmp_path):
+    folder, _ = finished
+    other = replace(SMALL, num_draws=4)
+    with pytest.raises(ValueError, match=r"already holds another run \(it differs in num_draws\).*--overwrite"):
+        other.claim(folder, overwrite=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        SMALL.claim(tmp_path / "file", overwrite=False)
+    (tmp_path / "own.txt").write_text("mine")
+    SMALL.claim(tmp_path, overwrite=False)
+    (tmp_path / "results.json").write_text("{}")
+    other.claim(tmp_path, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "file", "own.txt"]
+
+
+def test_the_test_part_is_the_same_for_all_seeds_and_unlike_validation():
+    first, second = (SMALL.source.load(seed) for seed in (0, 1))
+    assert torch.equal(first.test.inputs, second.test.inputs)
+    assert not torch.equal(first.train.inputs, second.train.inputs)
+    task = SMALL.tasks()[0]
+    assert task.execute()["metrics"] != replace(task, part="val").execute()["metrics"]
+
+
+def test_keys_tell_tasks_apart():
+    tasks = SMALL.tasks()
+    changed = [replace(t, num_draws=5) for t in tasks] + [replace(t, part="val") for t in tasks]
+    assert len({t.key() for t in tasks + changed}) == 3 * len(tasks)
+    assert tasks[0].key() == SMALL.tasks()[0].key()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 0}, "at least 1 seed"),
+        ({"num_draws": 0}, "at least 1 draw"),
+        ({"posteriors": ()}, "at least one posterior"),
+        ({"flatness": Plain()}, "against Plain"),
+    ],
+)
+def test_comparisons_that_make_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **changes)
+
+
+def test_the_control_experiment_is_a_flatness_like_any_other(tmp_path):
+    control = replace(SMALL, flatness=Random(rho=0.1), posteriors=(Point(),), seeds=1)
+    assert {r["flatness"] for r in control.results(tmp_path, jobs=1)["runs"]} == {"Plain", "Random(rho=0.1)"}

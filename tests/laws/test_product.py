@@ -1,0 +1,27 @@
+"""The product of the axes: every posterior with every flatness fits, predicts, saves, loads, predicts the same."""
+
+import pytest
+import torch
+from support import FLATNESSES, POSTERIORS, named, network
+from torch.utils.data import DataLoader, TensorDataset
+
+from flatbayes.likelihoods import Categorical
+from flatbayes.prediction import FittedPosterior
+from flatbayes.training import Recipe, fit
+
+RECIPE = Recipe(epochs=2, batch_size=8, collect_from=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
+
+
+@pytest.mark.parametrize("flat", FLATNESSES, ids=named(FLATNESSES))
+@pytest.mark.parametrize("posterior", POSTERIORS, ids=named(POSTERIORS))
+def test_fits_predicts_saves_loads(posterior, flat, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(24, 1, 8, 8, generator=generator), torch.arange(24) % 3
+    loader = DataLoader(TensorDataset(x, y), batch_size=8)
+    fitted = fit(network, loader, posterior, flat, RECIPE, likelihood=Categorical(3))
+    assert fitted.info["cost"]["gradients"] == 6 * flat.gradients * posterior.runs
+    predictive = fitted.predict(x, 3)
+    torch.testing.assert_close(predictive.mean.sum(-1), torch.ones(24, dtype=torch.float64))
+    assert predictive.entropy.isfinite().all()
+    fitted.save(tmp_path)
+    assert torch.equal(FittedPosterior.load(tmp_path, network).predict(x, 3).log_probs, predictive.log_probs)

@@ -1,0 +1,263 @@
+"""The loop: twins share everything but flatness, precision and devices are Fabric's, nothing is lost."""
+
+import json
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from flatbayes.data import Dataset, Part
+from flatbayes.flatness import SAM, Plain
+from flatbayes.likelihoods import Categorical
+from flatbayes.models import MLP, ConvNet
+from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
+from flatbayes.training import Constant, Curves, Interrupted, Recipe, Watch, fit, rehearse
+from flatbayes.training.batches import Batches
+from flatbayes.training.watch import Bar, JsonLines
+
+
+def blobs(n=90, images=False):
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(n) % 3
+    if images:
+        inputs = torch.randint(0, 100, (n, 1, 8, 8), generator=generator).to(torch.uint8)
+        inputs += (targets * 70).to(torch.uint8).view(-1, 1, 1, 1)
+    else:
+        inputs = torch.randn(n, 4, generator=generator) + 2 * nn.functional.one_hot(targets, 4)
+    parts = [Part(inputs=i, targets=t) for i, t in zip(inputs.split(n // 3), targets.split(n // 3), strict=True)]
+    return Dataset(
+        train=parts[0], val=parts[1], test=parts[2], class_names=("a", "b", "c"), feature_names=(), augment=None
+    )
+
+
+SHORT = Recipe(epochs=4, batch_size=10, collect_from=0.0, validations=2)
+
+
+def weights(fitted):
+    return torch.cat([p.detach().flatten() for s in fitted.states for p in s.model.parameters()])
+
+
+@pytest.mark.parametrize("posterior", [Point(), MCDropout(rate=0.2), SWAG(rank=2), Ensemble(size=2)])
+def test_twins_share_everything_but_flatness(posterior):
+    data = blobs(images=True)
+    plain = fit(ConvNet, data, posterior, Plain(), SHORT, seed=5)
+    zero = fit(ConvNet, data, posterior, SAM(rho=0.0), SHORT, seed=5)
+    flat = fit(ConvNet, data, posterior, SAM(rho=0.1), SHORT, seed=5)
+    other = fit(ConvNet, data, posterior, Plain(), SHORT, seed=6)
+    assert torch.equal(weights(plain), weights(zero))
+    assert not torch.equal(weights(plain), weights(flat))
+    assert not torch.equal(weights(plain), weights(other))
+    assert zero.info["cost"]["gradients"] == 2 * plain.info["cost"]["gradients"] == 2 * 4 * 3 * posterior.runs
+    assert len({float(w.sum()) for w in weights(plain).chunk(posterior.runs)}) == posterior.runs
+
+
+def test_the_callers_randomness_is_left_alone():
+    before = torch.get_rng_state()
+    fit(MLP, blobs(), Point(), SAM(), SHORT)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_it_learns_and_predicts():
+    data = blobs()
+    fitted = fit(MLP, data, SWAG(rank=5), SAM(rho=0.05), replace(SHORT, epochs=30))
+    predictive = fitted.predict(data.test.inputs)
+    assert (predictive.top_class == data.test.targets).float().mean() > 0.75
+    assert fitted.info["class_names"] == ["a", "b", "c"]
+    assert fitted.info["model"]["init_args"] == {"input_shape": [4], "num_classes": 3}
+    assert not any(m.training for s in fitted.states for m in s.model.modules())
+    assert all(s.optimizer is None for s in fitted.states)
+
+
+HALF = pytest.param("16-mixed", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU")])
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", HALF])
+@pytest.mark.parametrize("posterior", [SWAG(rank=2), Point(prior_precision=0.1)])
+def test_precisions(precision, posterior):
+    data = blobs()
+    optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+    recipe = replace(SHORT, precision=precision, epochs=15, optimizer=optimizer)
+    fitted = fit(MLP, data, posterior, SAM(), recipe)
+    assert (fitted.predict(data.test.inputs).top_class == data.test.targets).float().mean() > 0.6
+    assert fitted.dtype == (torch.float64 if precision == "64-true" else torch.float32)
+
+
+def test_accumulation_is_the_whole_batch():
+    runs = [
+        fit(MLP, blobs(), Point(), SAM(rho=0.1), replace(SHORT, accumulate=k, precision="64-true")) for k in (1, 4)
+    ]
+    torch.testing.assert_close(weights(runs[0]), weights(runs[1]))
+
+
+def test_clipping_bounds_every_step():
+    moved = []
+    for clip in (None, 1e-3):
+        optimizer = partial(torch.optim.SGD, lr=1.0)
+        recipe = replace(SHORT, clip_norm=clip, optimizer=optimizer, schedule=Constant(), epochs=1, batch_size=30)
+        start = fit(MLP, blobs(), Point(), SAM(), replace(recipe, optimizer=partial(torch.optim.SGD, lr=0.0)))
+        moved.append((weights(fit(MLP, blobs(), Point(), SAM(), recipe)) - weights(start)).norm().item())
+    assert moved[1] == pytest.approx(1e-3, rel=1e-3)
+    assert moved[0] > 0.01
+
+
+def test_a_network_of_the_users_is_copied():
+    model = nn.Linear(4, 3)
+    before = model.weight.detach().clone()
+    fitted = fit(model, blobs(), Point(), SAM(), SHORT)
+    assert torch.equal(model.weight, before)
+    assert not torch.equal(fitted.states[0].model.weight, before)
+    with pytest.raises(ValueError, match="was given one network. Pass its class"):
+        fit(model, blobs(), Ensemble(size=2), SAM(), SHORT)
+
+
+def test_functions_get_what_they_take():
+    seen = []
+
+    def make(num_classes, width=5):
+        seen.append((num_classes, width))
+        return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, num_classes))
+
+    fit(partial(make, width=7), blobs(), Point(), SAM(), SHORT)
+    fit(lambda: nn.Linear(4, 3), blobs(), Point(), SAM(), SHORT)
+    assert seen == [(3, 7)]
+    with pytest.raises(TypeError, match=r"was to build a torch\.nn\.Module, and returned a int"):
+        fit(lambda: 3, blobs(), Point(), SAM(), SHORT)
+    with pytest.raises(TypeError, match="Expected a network"):
+        fit("MLP", blobs(), Point(), SAM(), SHORT)
+
+
+def test_a_loader_of_the_users():
+    data = blobs()
+    loader = DataLoader(TensorDataset(data.train.inputs, data.train.targets), batch_size=10, shuffle=True)
+
+    def make():
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+    fitted = fit(make, loader, SWAG(rank=2), SAM(), SHORT, likelihood=Categorical(3))
+    assert fitted.states[0].num_data == 30
+    assert len(fitted.statistics_inputs) == 3
+    assert fitted.predict(data.test.inputs, 4).mean.shape == (30, 3)
+    with pytest.raises(ValueError, match="likelihood=Categorical"):
+        fit(make, loader, SWAG(rank=2), SAM(), SHORT)
+
+
+def test_a_loss_that_is_not_finite_names_the_epoch_and_what_to_try():
+    recipe = replace(SHORT, optimizer=partial(torch.optim.SGD, lr=1e12))
+    with pytest.raises(RuntimeError, match=r"(?s)The loss is nan in epoch \d of 4.*lower learning rate.*SAM\(rho=0.3\)"):
+        fit(MLP, blobs(), Point(), SAM(rho=0.3), recipe)
+
+
+class StopAt(Watch):
+    def __init__(self, run, epoch):
+        self.at, self.run = (run, epoch), -1
+
+    def begin(self, run, runs, total_steps):
+        self.run = run
+
+    def epoch(self, record):
+        if (self.run, record["epoch"]) == self.at:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_hands_over_what_was_fitted():
+    data = blobs()
+    with pytest.raises(Interrupted, match="after 4 of 4 epochs of run 1 of 1") as caught:
+        fit(MLP, data, SWAG(rank=2), SAM(), SHORT, watch=StopAt(0, 4))
+    fitted = caught.value.fitted
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert fitted.predict(data.test.inputs, 3).mean.shape == (30, 3)
+    assert "interrupted" in fitted.info
+
+
+def test_ctrl_c_in_an_ensemble_keeps_the_complete_runs():
+    with pytest.raises(Interrupted) as caught:
+        fit(MLP, blobs(), Ensemble(size=3), SAM(), SHORT, watch=StopAt(2, 1))
+    assert len(caught.value.fitted.states) == 2
+
+
+def test_curves_and_logs(tmp_path):
+    curves = Curves()
+    fit(MLP, blobs(), Point(), SAM(), SHORT, watch=curves)
+    assert [r["epoch"] for r in curves.records] == [1, 2, 3, 4]
+    assert ["val_nll" in r for r in curves.records] == [False, True, False, True]
+    assert curves.records[-1]["step"] == 12
+    fit(MLP, blobs(), Point(), SAM(), SHORT, watch=JsonLines(tmp_path / "m.jsonl"))
+    assert [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()] == curves.records
+
+
+def test_the_bar_shows_loss_rate_and_time(capsys):
+    from rich.console import Console
+
+    console = Console(force_terminal=True, width=120)
+    bar = Bar(console, every=0.0)
+    with bar:
+        bar.begin(1, 3, 100)
+        bar.step(50, torch.tensor(0.25), 0.1)
+        bar.epoch({"epoch": 5, "step": 60, "loss": 0.2, "lr": 0.05, "val_nll": 0.3})
+    shown = capsys.readouterr().out
+    for text in ("training 2 of 3", "60%", "loss 0.2000", "lr 0.05", "val nll 0.3000", "left"):
+        assert text in shown
+
+
+def test_rehearsal_finds_what_training_would_die_of():
+    data = blobs()
+    before = torch.get_rng_state()
+    rehearse(MLP, data, SWAG(rank=2), SHORT)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ValueError, match="there are 3 classes"):
+        rehearse(lambda: nn.Linear(4, 2), data, Point(), SHORT)
+    with pytest.raises(RuntimeError, match="at least 2 collected snapshots before a draw, got 1"):
+        rehearse(MLP, data, SWAG(), Recipe(epochs=1))
+    with pytest.raises(ValueError, match="must return a tensor"):
+        rehearse(nn.LSTM(4, 3), data, Point(), SHORT)
+    with pytest.raises(ValueError, match="have rate 0"):
+        rehearse(MLP, data, MCDropout(), SHORT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"collect_from": 1.0}, "collect_from is a share"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive"),
+        ({"clip_norm": math.nan}, "clip_norm must be positive"),
+        ({"validations": -1}, "validations must be at least 0"),
+        ({"accumulate": 0}, "accumulate must be at least 1"),
+    ],
+)
+def test_recipes_that_make_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**changes)
+
+
+def test_batches_are_functions_of_seed_and_epoch():
+    x = torch.arange(25)
+    batches = Batches(x, x, 10, seed=3)
+    assert len(batches) == 2
+    first = [y.tolist() for _, y in batches.epoch(0)]
+    assert first == [y.tolist() for _, y in batches.epoch(0)]
+    assert first != [y.tolist() for _, y in batches.epoch(1)]
+    assert first != [y.tolist() for _, y in Batches(x, x, 10, seed=4).epoch(0)]
+    seen = {value for epoch in range(10) for _, y in batches.epoch(epoch) for value in y.tolist()}
+    assert len(seen) == 25
+    assert all(len(y) == 10 for _, y in batches.epoch(0))
+
+
+def test_augmentation_sees_each_batch_once():
+    calls = []
+
+    def augment(inputs, generator):
+        calls.append(torch.rand(1, generator=generator).item())
+        return inputs + 1
+
+    x = torch.zeros(20, 1)
+    batches = Batches(x, torch.arange(20), 10, seed=3, augment=augment)
+    assert all((inputs == 1).all() for inputs, _ in batches.epoch(0))
+    list(batches.epoch(0))
+    assert calls[:2] == calls[2:]
+    assert calls[0] != calls[1]

@@ -1,0 +1,74 @@
+import math
+
+import pytest
+
+from flatbayes.training import Constant, Cosine, SWALinear
+from flatbayes.training.loop import watched_epochs
+from flatbayes.training.schedules import collects
+
+
+def curve(schedule, total=100):
+    return [schedule.factor(step, total) for step in range(total)]
+
+
+def test_constant():
+    assert curve(Constant()) == [1.0] * 100
+
+
+def test_cosine_goes_from_one_to_the_last_factor():
+    factors = curve(Cosine(last=0.1), 1000)
+    assert factors[0] == 1
+    assert factors[500] == pytest.approx(0.55)
+    assert factors[-1] == pytest.approx(0.1, abs=1e-4)
+    assert factors == sorted(factors, reverse=True)
+
+
+def test_swa_linear_is_high_then_falls_then_low():
+    factors = curve(SWALinear(high_until=0.5, low_from=0.9, low=0.2))
+    assert factors[:50] == [1.0] * 50
+    assert factors[70] == pytest.approx(0.6)
+    assert factors[90:] == [0.2] * 10
+
+
+@pytest.mark.parametrize("make", [Constant, Cosine, SWALinear])
+def test_warmup_rises_from_zero(make):
+    factors = curve(make(warmup=0.1))
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[10] == pytest.approx(curve(make())[10])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Cosine(last=-0.1),
+        lambda: SWALinear(low=1.5),
+        lambda: Constant(warmup=math.nan),
+        lambda: SWALinear(high_until=0.8, low_from=0.5),
+    ],
+)
+def test_refuses_what_is_no_share(make):
+    with pytest.raises(ValueError, match=r"must lie between 0 and 1|must not come after"):
+        make()
+
+
+def when(per_epoch, steps=10, epochs=4, collect_from=0.5):
+    total = steps * epochs
+    return [step for step in range(total) if collects(step, steps, total, collect_from, per_epoch)]
+
+
+def test_snapshots_at_the_end_of_epochs_of_the_last_part():
+    assert when(1) == [29, 39]
+    assert when(1, collect_from=0.0) == [9, 19, 29, 39]
+    assert when(2) == [24, 29, 34, 39]
+    assert when(4) == [22, 24, 27, 29, 32, 34, 37, 39]
+
+
+def test_no_more_snapshots_than_steps():
+    assert when(7, steps=3, epochs=1, collect_from=0.0) == [0, 1, 2]
+
+
+def test_validations_are_evenly_spaced_and_end_with_the_last_epoch():
+    assert watched_epochs(60, 3) == {20, 40, 60}
+    assert watched_epochs(2, 20) == {1, 2}
+    assert watched_epochs(5, 0) == set()
