@@ -1,8 +1,8 @@
 """How the demo's hyperparameters were chosen: on validation data only, the plain twin first.
 
-The recipe (learning rate, weight decay, schedule) is the one with the best validation NLL of *plain* SWAG; then, with the recipe
-fixed, rho is the one with the best validation NLL of flat SWAG, and the scales and the dropout rate those of the
-plain twins. The test part is never looked at.
+The recipe (learning rate, weight decay, schedule) is the one with the best validation NLL of *plain* SWAG. Then,
+with the recipe fixed, rho is the one with the best validation NLL of flat SWAG; scales and dropout rate are those of
+the plain twins. The test part is never looked at.
 
     python benchmarks/choose_demo.py            # about 15 minutes on two cores
 """
@@ -88,7 +88,13 @@ def main(jobs=2):
     cells = list(itertools.product(DROPOUTS, (Plain(), *(SAM(rho=rho) for rho in RHOS))))
     found = parallel(delayed(dropout)(best, rate, flatness, seed) for rate, flatness in cells for seed in SEEDS)
     for k, (rate, flatness) in enumerate(cells):
-        print("MCDropout", rate, flatness, round(mean(found[k * len(SEEDS) : (k + 1) * len(SEEDS)]), 4), flush=True)
+        print(
+            "MCDropout",
+            rate,
+            flatness,
+            round(mean(found[k * len(SEEDS) : (k + 1) * len(SEEDS)]), 4),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -128,4 +128,3 @@ def advance(posterior, flat, state, steps, dtype=torch.float32) -> list[Tensor]:
 
 def with_radius(flat, rho: float):
     return replace(flat, rho=rho)
-

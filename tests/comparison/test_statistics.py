@@ -49,6 +49,9 @@ def test_only_seeds_that_both_twins_have_are_paired():
         run("B", "Plain", 0, nll=1.0, accuracy=0.5),
     ]
     rows = summarise(runs, "Plain", {"nll": False, "accuracy": True})
-    assert [(r["posterior"], r["metric"], r["plain"]["n"]) for r in rows] == [("A", "nll", 2), ("A", "accuracy", 1)]
+    assert [(r["posterior"], r["metric"], r["plain"]["n"]) for r in rows] == [
+        ("A", "nll", 2),
+        ("A", "accuracy", 1),
+    ]
     assert rows[0]["difference"] == pytest.approx(-0.2)
     assert rows[0]["wins"] == "flat"

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from support import assert_same, batch, network, snapshot
 from torch import nn
 
 from flatbayes.core.buffers import evaluating, frozen, holding, reestimate, running_norms
+from support import assert_same, batch, network, snapshot
 
 
 def test_frozen_undoes_statistics_counters_and_modes():

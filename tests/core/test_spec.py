@@ -44,7 +44,13 @@ def test_what_has_no_name_cannot_be_written_down():
 
 
 @pytest.mark.parametrize(
-    "path", ["os.system", "flatbayes.reports.write_report", "flatbayes.posteriors.swag.math", "flatbayes.posteriorsx.Y"]
+    "path",
+    [
+        "os.system",
+        "flatbayes.reports.write_report",
+        "flatbayes.posteriors.swag.math",
+        "flatbayes.posteriorsx.Y",
+    ],
 )
 def test_nothing_outside_the_package_is_reached(path):
     with pytest.raises(ValueError, match=r"is not part of|does not lead to"):
@@ -52,7 +58,10 @@ def test_nothing_outside_the_package_is_reached(path):
 
 
 def test_a_nested_stranger_is_refused_too():
-    spec = {"class_path": "flatbayes.posteriors.Ensemble", "init_args": {"member": {"class_path": "os.getcwd"}}}
+    spec = {
+        "class_path": "flatbayes.posteriors.Ensemble",
+        "init_args": {"member": {"class_path": "os.getcwd"}},
+    }
     with pytest.raises(ValueError, match=r"os\.getcwd"):
         build(spec, within="flatbayes.posteriors")
 

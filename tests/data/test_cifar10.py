@@ -29,9 +29,7 @@ def test_the_environment_names_the_folder_above(folder, monkeypatch):
 def test_without_a_folder_it_is_downloaded(folder, monkeypatch):
     monkeypatch.delenv("FLATBAYES_DATA", raising=False)
     asked = []
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(folder)
-    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(folder))
     assert len(CIFAR10().read().all) == 40
     assert asked == ["uoft-cs/cifar10"]
 

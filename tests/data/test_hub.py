@@ -10,9 +10,7 @@ def test_names_of_the_hub(name):
     assert is_hub_name(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["cifar10", "./data/x", "/abs/path", "a/b/c", "../x", "a/train.parquet", "a/"]
-)
+@pytest.mark.parametrize("name", ["cifar10", "./data/x", "/abs/path", "a/b/c", "../x", "a/train.parquet", "a/"])
 def test_other_paths(name):
     assert not is_hub_name(name)
 

@@ -26,9 +26,7 @@ def test_examples_keep_their_labels_through_the_split(tmp_path, write_parquet, p
     images = pixels(30)
     file = write_parquet(tmp_path / "all.parquet", images, LABELS)
     loaded = ImageParquet(path=str(file), test_size=6, val_size=6).load(0)
-    known = {
-        image.numpy().tobytes(): label for image, label in zip(channels_first(images), LABELS, strict=True)
-    }
+    known = {image.numpy().tobytes(): label for image, label in zip(channels_first(images), LABELS, strict=True)}
     seen = set()
     for part in (loaded.train, loaded.val, loaded.test):
         for image, label in zip(part.inputs, part.targets.tolist(), strict=True):
@@ -74,17 +72,13 @@ def test_all_parts_have_the_same_channels(tmp_path, write_parquet, pixels):
 def test_grey_images_have_one_channel(tmp_path, write_parquet, pixels):
     file = write_parquet(tmp_path / "train.parquet", pixels(4)[..., 0], [0, 1] * 2)
     raw = ImageParquet(path=str(file)).read()
-    assert torch.equal(
-        raw.all.take(torch.arange(4)).inputs, torch.from_numpy(pixels(4)[..., :1]).movedim(-1, 1)
-    )
+    assert torch.equal(raw.all.take(torch.arange(4)).inputs, torch.from_numpy(pixels(4)[..., :1]).movedim(-1, 1))
 
 
 def test_images_of_several_sizes_need_one(tmp_path, write_parquet, pixels):
     images = [*pixels(2, 4, 4), *pixels(2, 6, 5)]
     file = write_parquet(tmp_path / "a.parquet", images, [0, 1, 0, 1])
-    with pytest.raises(
-        ValueError, match=r"Row [23] of .* is 6 x 5 pixels .* 4 x 4 were expected.* option size"
-    ):
+    with pytest.raises(ValueError, match=r"Row [23] of .* is 6 x 5 pixels .* 4 x 4 were expected.* option size"):
         ImageParquet(path=str(file), test_size=1, val_size=1).load(0)
     assert ImageParquet(path=str(file), size=3, test_size=1, val_size=1).load(0).input_shape == (3, 3, 3)
 

@@ -144,9 +144,7 @@ def test_labels_and_inputs_of_different_numbers_are_refused():
 
 
 SOURCES = [
-    kind
-    for kind in vars(data).values()
-    if isinstance(kind, type) and issubclass(kind, Source) and kind is not Source
+    kind for kind in vars(data).values() if isinstance(kind, type) and issubclass(kind, Source) and kind is not Source
 ]
 
 
@@ -154,8 +152,6 @@ SOURCES = [
 def test_every_option_of_every_source_is_explained(source):
     parser = jsonargparse.ArgumentParser()
     parser.add_class_arguments(source)
-    options = {
-        action.dest: action.help for action in parser._actions if action.dest not in ("help", "config")
-    }
+    options = {action.dest: action.help for action in parser._actions if action.dest not in ("help", "config")}
     assert {"train_size", "val_size", "test_size", "split_seed", "flip", "pad"} <= set(options)
     assert all(text and len(text) > 10 for text in options.values()), options

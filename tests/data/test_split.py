@@ -49,6 +49,11 @@ def test_the_seed_moves_training_and_validation_but_never_the_test_part():
     assert torch.equal(first[2], second[2])
 
 
+def test_the_seed_moves_a_smaller_training_part_without_a_validation_part_too():
+    first, second = (parts(train=300, val=0, seed=seed)[0] for seed in (0, 1))
+    assert set(first.tolist()) != set(second.tolist())
+
+
 def test_the_other_sizes_do_not_move_the_test_part():
     assert torch.equal(parts(train=10, val=0.5)[2], parts()[2])
 

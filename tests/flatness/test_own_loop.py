@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from support import WITH_RADIUS, named
 from torch import nn
 from torch.nn import functional as F
 
 from flatbayes.flatness import SAM, Plain
+from support import WITH_RADIUS, named
 
 DENSE = [
     torch.optim.SGD,
@@ -28,7 +28,9 @@ DENSE = [
 
 def task(dtype=torch.float32):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3)).to(dtype)
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3)).to(
+        dtype
+    )
     x = torch.randn(60, 6, dtype=dtype)
     return model, x, x[:, :3].argmax(1)
 
@@ -47,7 +49,9 @@ def plain_closure(model, optimizer, x, y):
 @pytest.mark.parametrize("flat", WITH_RADIUS, ids=named(WITH_RADIUS))
 def test_any_optimizer_learns(make, flat):
     model, x, y = task()
-    optimizer = make(model.parameters(), **({} if make in (torch.optim.Adadelta, torch.optim.Rprop) else {"lr": 0.05}))
+    optimizer = make(
+        model.parameters(), **({} if make in (torch.optim.Adadelta, torch.optim.Rprop) else {"lr": 0.05})
+    )
     losses = []
     for _ in range(25):
         losses.append(flat(plain_closure(model, optimizer, x, y), model)().item())

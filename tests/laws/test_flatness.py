@@ -5,13 +5,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import FLATNESSES, WITH_RADIUS, Counted, assert_same, batch, named, network, snapshot, with_radius
 from torch import nn
 
 from flatbayes.core.randomness import RandomState
 from flatbayes.core.spec import build, to_spec
 from flatbayes.flatness import ASAM, SAM, Flatness, Plain, Random
 from flatbayes.flatness.asam import adaptive_scale
+from support import (
+    FLATNESSES,
+    WITH_RADIUS,
+    Counted,
+    assert_same,
+    batch,
+    named,
+    network,
+    snapshot,
+    with_radius,
+)
 
 AIMED = [f for f in FLATNESSES if not isinstance(f, Random)]  # a random direction depends on the gradient's bits
 
@@ -276,6 +286,9 @@ class Tied(nn.Module):
 
 def _geometry(flat, model):
     weights = dict(model.named_parameters())
-    scale = adaptive_scale(weights, flat.eta) if isinstance(flat, ASAM) else [torch.ones_like(w) for w in weights.values()]
+    scale = (
+        adaptive_scale(weights, flat.eta)
+        if isinstance(flat, ASAM)
+        else [torch.ones_like(w) for w in weights.values()]
+    )
     return torch.cat([s.detach().flatten() for s in scale])
-

@@ -4,6 +4,10 @@ import copy
 
 import pytest
 import torch
+
+from flatbayes.core.spec import build, to_spec
+from flatbayes.flatness import SAM, Plain
+from flatbayes.posteriors import SWAG, Posterior
 from support import (
     POSTERIORS,
     WITH_RADIUS,
@@ -16,10 +20,6 @@ from support import (
     train,
     with_radius,
 )
-
-from flatbayes.core.spec import build, to_spec
-from flatbayes.flatness import SAM, Plain
-from flatbayes.posteriors import SWAG, Posterior
 
 every = pytest.mark.parametrize("posterior", POSTERIORS, ids=named(POSTERIORS))
 
@@ -168,7 +168,9 @@ def test_statistics_of_another_method_are_refused(posterior):
 def test_draw_before_collecting_says_what_is_missing():
     state = SWAG().init(network(), None, 10)
     for count in (0, 1):
-        with pytest.raises(RuntimeError, match=f"at least 2 collected snapshots before a draw, got {count}"), \
-                SWAG().draw(state, generator()):
+        with (
+            pytest.raises(RuntimeError, match=f"at least 2 collected snapshots before a draw, got {count}"),
+            SWAG().draw(state, generator()),
+        ):
             pass
         SWAG().collect(state)

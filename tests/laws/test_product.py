@@ -1,13 +1,13 @@
-"""The product of the axes: every posterior with every flatness fits, predicts, saves, loads, predicts the same."""
+"""Every posterior with every flatness fits, predicts, saves, loads, and predicts the same."""
 
 import pytest
 import torch
-from support import FLATNESSES, POSTERIORS, named, network
 from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes.likelihoods import Categorical
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import Recipe, fit
+from support import FLATNESSES, POSTERIORS, named, network
 
 RECIPE = Recipe(epochs=2, batch_size=8, collect_from=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
 

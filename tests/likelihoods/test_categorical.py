@@ -63,7 +63,12 @@ def test_columns_have_the_names_of_the_classes():
     found = Categorical(2).predictive([torch.tensor([[2.0, 0.0], [0.0, 3.0]])])
     columns = found.columns(["cat", "dog"])
     assert list(columns) == [
-        "class", "confidence", "entropy", "mutual_information", "probability_cat", "probability_dog",
+        "class",
+        "confidence",
+        "entropy",
+        "mutual_information",
+        "probability_cat",
+        "probability_dog",
     ]
     assert columns["class"].tolist() == ["cat", "dog"]
     assert columns["probability_cat"][0] == pytest.approx(1 / (1 + math.exp(-2)))

@@ -157,9 +157,7 @@ def test_depth_of_a_pre_resnet_counts_its_layers(depth, convs):
     ],
 )
 def test_an_impossible_depth_is_told_the_nearest_ones(model, depth, nearest):
-    with pytest.raises(
-        ValueError, match=rf"cannot have depth {depth}: the nearest possible depth is {nearest}\."
-    ):
+    with pytest.raises(ValueError, match=rf"cannot have depth {depth}: the nearest possible depth is {nearest}\."):
         model(COLOUR, 10, depth)
 
 
@@ -220,9 +218,7 @@ def test_a_pre_activation_block_normalises_then_cuts_at_zero():
     assert leaves == ["BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "Dropout", "Conv2d"]
 
 
-@pytest.mark.parametrize(
-    "make", [PreResNet, partial(PreResNet, depth=47), partial(WideResNet, depth=10, width=1)]
-)
+@pytest.mark.parametrize("make", [PreResNet, partial(PreResNet, depth=47), partial(WideResNet, depth=10, width=1)])
 def test_the_second_and_third_stage_halve_the_image(make):
     network, sizes = make(COLOUR, 10).eval().network, []
     for stage in (network.stage1, network.stage2, network.stage3):

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from support import batch, network, train
 
 from flatbayes.data import Standardize
 from flatbayes.flatness import Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
 from flatbayes.prediction import FittedPosterior
+from support import batch, network, train
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import batch, network
 from torch import nn
 
 from flatbayes.posteriors import SWAG, Point
 from flatbayes.prediction import FittedPosterior
+from support import batch, network
 
 
 def inputs():
@@ -23,7 +23,10 @@ def test_loads_and_predicts_the_same(fitted, tmp_path):
         assert torch.equal(found.predict(inputs(), 4).log_probs, expected)
     assert found.posterior == fitted.posterior
     assert found.info == fitted.info
-    assert sorted(p.name for p in (tmp_path / "ünïcode" / "x").iterdir()) == ["posterior.json", "posterior.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "ünïcode" / "x").iterdir()) == [
+        "posterior.json",
+        "posterior.safetensors",
+    ]
 
 
 def test_size_is_that_of_its_tensors(make, tmp_path):

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from support import assert_same, batch, snapshot
 from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes.core.buffers import reestimate
@@ -8,6 +7,7 @@ from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.inputs import chunks
+from support import assert_same, batch, snapshot
 
 
 def inputs(n=40):
@@ -145,7 +145,11 @@ def test_moving_keeps_the_predictions(fitted):
 
 def test_chunks_cut_what_is_in_memory_into_batches():
     assert [[len(b) for b in chunk] for chunk in chunks(torch.zeros(10, 2), 4)] == [[4, 4, 2]]
-    assert [[len(b) for b in chunk] for chunk in chunks(iter([torch.zeros(3)] * 5), 4, 2)] == [[3, 3], [3, 3], [3]]
+    assert [[len(b) for b in chunk] for chunk in chunks(iter([torch.zeros(3)] * 5), 4, 2)] == [
+        [3, 3],
+        [3, 3],
+        [3],
+    ]
     assert list(chunks([], 4)) == []
 
 
@@ -157,4 +161,7 @@ def test_drawing_from_a_network_without_norm_layers_needs_no_data():
         with torch.no_grad():
             model.weight.add_(torch.randn_like(model.weight))
         posterior.collect(state)
-    assert FittedPosterior(posterior, [state], Categorical(3)).predict(torch.zeros(4, 2), 3).mean.shape == (4, 3)
+    assert FittedPosterior(posterior, [state], Categorical(3)).predict(torch.zeros(4, 2), 3).mean.shape == (
+        4,
+        3,
+    )

@@ -52,14 +52,16 @@ def test_flat_is_better_on_the_side_that_the_metric_says(glossary):
     assert better_side(glossary, "novelty") == "flat − plain"
 
 
-def test_drawing_leaves_no_trace_in_matplotlib(results, glossary):
+def test_drawing_leaves_no_trace_in_matplotlib(make_results, glossary):
+    results = make_results(seeds=2, posteriors=["Point()"], metrics=["nll"], epochs=1)
     before = dict(matplotlib.rcParams)
     metric_panels(results, glossary)
     assert dict(matplotlib.rcParams) == before
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
-def test_style_of_the_user_does_not_change_the_figures(results):
+def test_style_of_the_user_does_not_change_the_figures(make_results):
+    results = make_results(seeds=2, posteriors=["Point()"], metrics=["nll"], epochs=4)
     expected = curve_panels(results)
     with matplotlib.rc_context({"lines.linewidth": 9.0, "axes.facecolor": "red", "text.usetex": True}):
         assert curve_panels(results) == expected
@@ -71,9 +73,7 @@ def test_without_matplotlib_the_extra_is_named(results, glossary, monkeypatch):
         metric_panels(results, glossary)
 
 
-@pytest.mark.parametrize(
-    ("seeds", "posteriors"), [(5, None), (1, ["A" * 90]), (2, [f"P{k}()" for k in range(8)])]
-)
+@pytest.mark.parametrize(("seeds", "posteriors"), [(5, None), (1, ["A" * 90]), (2, [f"P{k}()" for k in range(8)])])
 def test_readme_picture_is_a_reproducible_svg_with_fixed_colours(tmp_path, make_results, seeds, posteriors):
     results = make_results(seeds=seeds, posteriors=posteriors, epochs=2)
     first = readme_picture(results, tmp_path / "a.svg")

@@ -93,9 +93,7 @@ def test_damaged_results_say_what_is_wrong_and_what_to_run(tmp_path, content, co
 def test_a_browser_renders_it_on_phone_and_desk_without_complaint(tmp_path, make_results, glossary):
     text = page(make_results(), glossary)
     policy = re.search(r"<meta http-equiv=[^>]*>", text)[0]
-    (tmp_path / "report.html").write_text(
-        text.replace(policy, "").replace("</html>", PROBE), encoding="utf-8"
-    )
+    (tmp_path / "report.html").write_text(text.replace(policy, "").replace("</html>", PROBE), encoding="utf-8")
     frames = "".join(f'<iframe src="report.html" width="{width}" height="900"></iframe>' for width in WIDTHS)
     (tmp_path / "frames.html").write_text(f"<!doctype html>{frames}", encoding="utf-8")
     said = console_of(tmp_path / "frames.html", tmp_path / "profile")

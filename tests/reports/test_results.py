@@ -46,9 +46,7 @@ def test_labels_give_way_in_the_middle_and_break_after_brackets():
 
 
 def test_conclusion_counts_the_verdicts(results):
-    counts = {
-        word: sum(row["wins"] == word for row in results["summary"]) for word in ("flat", "plain", "tie")
-    }
+    counts = {word: sum(row["wins"] == word for row in results["summary"]) for word in ("flat", "plain", "tie")}
     assert conclusion(results) == (
         f"Over 5 seeds on Digits(train_size=500), SAM(rho=0.1) improved {counts['flat']} of 25 metrics "
         f"(5 metrics × 5 posteriors), worsened {counts['plain']}, and {counts['tie']} differences "

@@ -53,9 +53,9 @@ def test_a_label_with_brackets_is_text_and_long_labels_are_whole(make_results):
     text = shown(results)
     assert "[red]x[/red]" in text
     first_column = "".join(line[:16].strip() for line in text.splitlines())
-    assert "Ensemble(member=Ensemble(member=SWAG(), size=2), size=3)".replace(
+    assert "Ensemble(member=Ensemble(member=SWAG(), size=2), size=3)".replace(" ", "") in first_column.replace(
         " ", ""
-    ) in first_column.replace(" ", "")
+    )
 
 
 def test_long_metric_names_take_room_from_the_labels(make_results):
@@ -80,10 +80,6 @@ def test_markdown_table_has_a_row_for_each_entry_and_bold_winners(results):
         assert bold == (row["wins"] == "flat")
 
 
-@pytest.mark.parametrize(
-    ("label", "literal"), [("a|b", "a\\|b"), ("<script>", "&lt;script>"), ("a_b*", "a\\_b\\*")]
-)
+@pytest.mark.parametrize(("label", "literal"), [("a|b", "a\\|b"), ("<script>", "&lt;script>"), ("a_b*", "a\\_b\\*")])
 def test_markdown_labels_are_literal(make_results, label, literal):
-    assert f"| {literal} |" in markdown_table(
-        make_results(seeds=2, posteriors=[label], metrics=["nll"], epochs=1)
-    )
+    assert f"| {literal} |" in markdown_table(make_results(seeds=2, posteriors=[label], metrics=["nll"], epochs=1))

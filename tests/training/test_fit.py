@@ -30,7 +30,12 @@ def blobs(n=90, images=False):
         inputs = torch.randn(n, 4, generator=generator) + 2 * nn.functional.one_hot(targets, 4)
     parts = [Part(inputs=i, targets=t) for i, t in zip(inputs.split(n // 3), targets.split(n // 3), strict=True)]
     return Dataset(
-        train=parts[0], val=parts[1], test=parts[2], class_names=("a", "b", "c"), feature_names=(), augment=None
+        train=parts[0],
+        val=parts[1],
+        test=parts[2],
+        class_names=("a", "b", "c"),
+        feature_names=(),
+        augment=None,
     )
 
 
@@ -72,7 +77,9 @@ def test_it_learns_and_predicts():
     assert all(s.optimizer is None for s in fitted.states)
 
 
-HALF = pytest.param("16-mixed", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU")])
+HALF = pytest.param(
+    "16-mixed", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU")]
+)
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", HALF])
@@ -147,7 +154,9 @@ def test_a_loader_of_the_users():
 
 def test_a_loss_that_is_not_finite_names_the_epoch_and_what_to_try():
     recipe = replace(SHORT, optimizer=partial(torch.optim.SGD, lr=1e12))
-    with pytest.raises(RuntimeError, match=r"(?s)The loss is nan in epoch \d of 4.*lower learning rate.*SAM\(rho=0.3\)"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)The loss is nan in epoch \d of 4.*lower learning rate.*SAM\(rho=0.3\)"
+    ):
         fit(MLP, blobs(), Point(), SAM(rho=0.3), recipe)
 
 

@@ -48,7 +48,7 @@ def _objects(parser: ArgumentParser, options: Namespace) -> Namespace:
     # The model is built later, once per run and with what the data says; the optimizer once there are weights.
     verb = options[options.subcommand]
     later = {key: verb.pop(key) for key in ("model", "optimizer") if key in verb}
-    ready = parser.instantiate(options)
+    ready: Namespace = parser.instantiate(options)
     for key, spec in later.items():
         plain = spec.as_dict() if isinstance(spec, Namespace) else spec
         ready[options.subcommand][key] = build(plain, bind=True) if key == "optimizer" else plain
@@ -58,7 +58,9 @@ def _objects(parser: ArgumentParser, options: Namespace) -> Namespace:
 def _message(error: Exception) -> str:
     text = str(error)
     if isinstance(error, argparse.ArgumentError) and "Expected a dot import path" in text:
-        names = "; ".join(f"{axis}: {', '.join(known(axis))}" for axis in AXES if axis not in ("member", "posteriors"))
+        names = "; ".join(
+            f"{axis}: {', '.join(known(axis))}" for axis in AXES if axis not in ("member", "posteriors")
+        )
         text = f"{text}\nKnown names: {names}."
     return text
 

@@ -51,7 +51,10 @@ def build_parser() -> ArgumentParser:
 
 def _verb(usage: str, description: str) -> ArgumentParser:
     return ArgumentParser(
-        usage=f"flatbayes {usage}", description=description, formatter_class=HelpFormatter, exit_on_error=False
+        usage=f"flatbayes {usage}",
+        description=description,
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
     )
 
 
@@ -76,16 +79,22 @@ def _training_options(parser: ArgumentParser) -> None:
         "by default ConvNet for images and MLP for tables",
     )
     parser.add_argument(
-        "--flatness", type=Flatness, metavar="NAME", help="where gradients are taken: SAM, ASAM, Random, Plain"
+        "--flatness",
+        type=Flatness,
+        metavar="NAME",
+        help="where gradients are taken: SAM, ASAM, Random, Plain",
     )
     parser.add_class_arguments(Recipe, None)
     parser.set_defaults({"flatness": to_spec(SAM()), **_recipe_defaults()})
     for axis, title in {"data": "data", "model": "model", "Recipe": "training"}.items():
-        parser.groups[axis].title = title
+        (parser.groups or {})[axis].title = title
 
 
 def _compare() -> ArgumentParser:
-    parser = _verb("compare --data DATA --out FOLDER [options]", "Fit every posterior plainly and flatly over seeds, and report who wins.")
+    parser = _verb(
+        "compare --data DATA --out FOLDER [options]",
+        "Fit every posterior plainly and flatly over seeds, and report who wins.",
+    )
     _training_options(parser)
     parser.add_argument("--posteriors", type=list[Posterior], help="those to compare, such as [MCDropout, SWAG]")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds; twins share theirs")
@@ -98,7 +107,10 @@ def _compare() -> ArgumentParser:
 
 
 def _fit() -> ArgumentParser:
-    parser = _verb("fit --data DATA --out FOLDER [options]", "Fit one posterior, measure it on the validation part, and keep it.")
+    parser = _verb(
+        "fit --data DATA --out FOLDER [options]",
+        "Fit one posterior, measure it on the validation part, and keep it.",
+    )
     _training_options(parser)
     parser.add_argument("--posterior", type=Posterior, help="what is fitted: SWAG, MCDropout, Ensemble, Point")
     parser.add_argument("--seed", type=int, default=0, help="decides everything random")
@@ -116,7 +128,10 @@ def _evaluate() -> ArgumentParser:
 
 
 def _predict() -> ArgumentParser:
-    parser = _verb("predict FOLDER --input FILE --output FILE [options]", "Predict class probabilities and uncertainties for new inputs.")
+    parser = _verb(
+        "predict FOLDER --input FILE --output FILE [options]",
+        "Predict class probabilities and uncertainties for new inputs.",
+    )
     _run_options(parser)
     parser.add_argument("--input", type=Path, required=True, help="parquet, CSV or npz file, or folder of images")
     parser.add_argument("--output", type=Path, required=True, help="parquet, CSV or npz file to write")
@@ -136,7 +151,10 @@ def _run_options(parser: ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=256, help="examples in a forward pass")
     parser.add_argument("--seed", type=int, default=0, help="decides which networks are drawn")
     parser.add_argument(
-        "--model", type=str | None, default=None, help="dotted path of the model, if it is not part of flatbayes"
+        "--model",
+        type=str | None,
+        default=None,
+        help="dotted path of the model, if it is not part of flatbayes",
     )
 
 

@@ -1,6 +1,5 @@
 """What each verb does with its options."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,9 @@ import torch
 from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from flatbayes.comparison import Comparison
-from flatbayes.core.files import read_json, write_json
+from flatbayes.core.files import read_json
 from flatbayes.core.spec import build, label, locate, to_spec
 from flatbayes.data import Dataset, Part, PredictionWriter, Source, read_inputs
 from flatbayes.metrics import DEFINITIONS
@@ -74,7 +72,9 @@ def fit_one(options: Options) -> None:
         raise
     folder.save(fitted)
     _measure(fitted, folder, dataset.val, "val", options.draws, 256, 0)
-    console.print(f"kept in  {folder.path}\nnext     flatbayes evaluate {folder.path}", highlight=False, soft_wrap=True)
+    console.print(
+        f"kept in  {folder.path}\nnext     flatbayes evaluate {folder.path}", highlight=False, soft_wrap=True
+    )
 
 
 def evaluate_run(options: Options) -> None:

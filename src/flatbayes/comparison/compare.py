@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import nn
 
 from flatbayes.comparison.statistics import summarise
@@ -148,5 +155,6 @@ def _execute(tasks: Sequence[Task], folder: Path, jobs: int, total: int, progres
         shown = bar.add_task("", total=total, completed=total - len(tasks), last="")
         calls = (delayed(task.execute)(folder) for task in tasks)
         for result in Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")(calls):
-            last = f"{result['posterior']} {result['flatness']} seed {result['seed']}: nll {result['metrics']['nll']:.3f}"
+            which = f"{result['posterior']} {result['flatness']} seed {result['seed']}"
+            last = f"{which}: nll {result['metrics']['nll']:.3f}"
             bar.update(shown, advance=1, last=last)

@@ -48,9 +48,7 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
 
 
-def paired(
-    plain: Sequence[float], flat: Sequence[float], *, higher_is_better: bool, level: float = 0.95
-) -> Paired:
+def paired(plain: Sequence[float], flat: Sequence[float], *, higher_is_better: bool, level: float = 0.95) -> Paired:
     """Compare twins by their differences; Student's t gives the interval.
 
     It speaks of the mean over further seeds, and supposes that differences are about normal.

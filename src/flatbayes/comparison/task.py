@@ -76,7 +76,14 @@ class Task:
     def _result(self, data: Dataset) -> dict[str, Any]:
         curves = Curves()
         fitted = fit(
-            self.model, data, self.posterior, self.flatness, self.recipe, seed=self.seed, progress=False, watch=curves
+            self.model,
+            data,
+            self.posterior,
+            self.flatness,
+            self.recipe,
+            seed=self.seed,
+            progress=False,
+            watch=curves,
         )
         held_out = {"test": data.test, "val": data.val}[self.part]
         evaluation = evaluate(fitted, held_out.inputs, held_out.targets, self.num_draws, seed=self.seed)

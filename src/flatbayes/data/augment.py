@@ -36,9 +36,7 @@ class Augment:
             flips = torch.rand(count, generator=generator, device=generator.device) < 0.5
         if self.pad:
             spread = 2 * self.pad + 1
-            shifts = (
-                torch.randint(spread, (2, count), generator=generator, device=generator.device) - self.pad
-            )
+            shifts = torch.randint(spread, (2, count), generator=generator, device=generator.device) - self.pad
         flips, (down, right) = flips.to(images.device), shifts.to(images.device)
         rows = torch.arange(height, device=images.device) + down[:, None]
         columns = torch.arange(width, device=images.device) + right[:, None]

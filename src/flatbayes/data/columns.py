@@ -1,7 +1,6 @@
 """Columns of tables: files read, numbers to features, classes to labels."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def read_table(path: Path) -> Any:
         import pyarrow.parquet
     readers = {
         ".csv": pyarrow.csv.read_csv,
-        ".parquet": partial(pyarrow.parquet.read_table, partitioning=None),
+        ".parquet": pyarrow.parquet.read_table,
     }
     if path.suffix.lower() not in readers:
         raise ValueError(f"A table is a file with the suffix .csv or .parquet, got {path}. Convert it.")
@@ -47,7 +46,7 @@ def column_of(files: Sequence[Path], name: str) -> Any:
     chunks = []
     for path in files:
         with named(path):
-            chunks += pq.read_table(path, columns=[name], partitioning=None).column(name).chunks
+            chunks += pq.read_table(path, columns=[name]).column(name).chunks
     require_one_type(chunks, name)
     return pa.chunked_array(chunks)
 
@@ -96,8 +95,7 @@ def number_labels(
     if not all(types.is_integer(column.type) for column in columns.values()):
         return None
     targets = {
-        part: torch.from_numpy(present(column, name).to_numpy().astype("int64"))
-        for part, column in columns.items()
+        part: torch.from_numpy(present(column, name).to_numpy().astype("int64")) for part, column in columns.items()
     }
     return tuple(class_names) or number_names(list(targets.values())), targets
 
@@ -136,8 +134,7 @@ def class_labels(columns: Mapping[str, Any], name: str) -> tuple[tuple[str, ...]
     classes = sorted(set().union(*values.values()))
     numbers = {value: number for number, value in enumerate(classes)}
     targets = {
-        part: torch.tensor([numbers[value] for value in found], dtype=torch.int64)
-        for part, found in values.items()
+        part: torch.tensor([numbers[value] for value in found], dtype=torch.int64) for part, found in values.items()
     }
     return tuple(str(value) for value in classes), targets
 

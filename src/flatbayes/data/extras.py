@@ -18,6 +18,5 @@ def needed(extra: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ImportError(
-            f"This needs a package that is not installed ({error}). Install it: pip install "
-            f"'flatbayes[{extra}]'"
+            f"This needs a package that is not installed ({error}). Install it: pip install 'flatbayes[{extra}]'"
         ) from error

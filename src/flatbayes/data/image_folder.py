@@ -40,14 +40,8 @@ class ImageFolder(Source):
         for part, root in roots.items():
             unknown = [folder.name for folder in subfolders(root) if folder.name not in names]
             if unknown:
-                raise ValueError(
-                    f"{root} has classes that {roots['train']} lacks: {unknown}. Rename or remove them."
-                )
-            found = [
-                (file, names.index(folder.name))
-                for folder in subfolders(root)
-                for file in image_files(folder)
-            ]
+                raise ValueError(f"{root} has classes that {roots['train']} lacks: {unknown}. Rename or remove them.")
+            found = [(file, names.index(folder.name)) for folder in subfolders(root) for file in image_files(folder)]
             if not found:
                 raise ValueError(
                     f"There are no images in the subfolders of {root}. Put those of each class into a folder "
@@ -57,9 +51,7 @@ class ImageFolder(Source):
             labels[part] = [label for _, label in found]
         layout = layout_of(chain.from_iterable(contents(found) for found in files.values()), self.size)
         parts = {
-            part: EncodedPart(
-                encoded=partial(contents, found), layout=layout, targets=torch.tensor(labels[part])
-            )
+            part: EncodedPart(encoded=partial(contents, found), layout=layout, targets=torch.tensor(labels[part]))
             for part, found in files.items()
         }
         return Raw(all=parts["train"], val=parts.get("val"), test=parts.get("test"), class_names=names)

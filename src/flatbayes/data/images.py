@@ -85,9 +85,7 @@ def layout_of(images: Iterable[Encoded], size: int | None) -> Layout:
         raise ValueError("There are no images to read. Check the path.")
     mode, (width, height) = first
     grey = mode in GREY and all(other in GREY for other, _ in headers)
-    return Layout(
-        channels=1 if grey else 3, height=size or height, width=size or width, resize=size is not None
-    )
+    return Layout(channels=1 if grey else 3, height=size or height, width=size or width, resize=size is not None)
 
 
 def header(image: Encoded) -> tuple[str, tuple[int, int]]:
@@ -110,9 +108,7 @@ def decoded(image: Encoded, layout: Layout) -> np.ndarray:
     name, _ = image
     with opened(image) as picture:
         if picture.mode in DEEP:
-            raise ValueError(
-                f"{name} has more than 8 bits per pixel (mode {picture.mode}). Save it with 8 bits."
-            )
+            raise ValueError(f"{name} has more than 8 bits per pixel (mode {picture.mode}). Save it with 8 bits.")
         if layout.channels == 1 and picture.mode not in GREY:
             raise ValueError(
                 f"{name} has colour (mode {picture.mode}), and grey images were expected. Convert it to grey."
@@ -143,6 +139,4 @@ def opened(image: Encoded) -> Any:
     try:
         return Image.open(io.BytesIO(content))
     except Exception as error:  # decoders answer damage with exceptions of any kind
-        raise ValueError(
-            f"{name} is not an image that can be read: {error}. Replace it or leave it out."
-        ) from error
+        raise ValueError(f"{name} is not an image that can be read: {error}. Replace it or leave it out.") from error

@@ -57,9 +57,7 @@ def read_inputs(
         case _:
             kinds = "a folder of images, .parquet or .npz" if images else ".csv, .parquet or .npz"
             wanted = f"images of the shape {input_shape}" if images else f"{input_shape[0]} features"
-            raise ValueError(
-                f"The model takes {wanted}, which are read from {kinds}, got {path}. Convert it."
-            )
+            raise ValueError(f"The model takes {wanted}, which are read from {kinds}, got {path}. Convert it.")
     return _finite(chunks, path, feature_names)
 
 
@@ -89,9 +87,7 @@ def _rows(path: Path, names: Sequence[str], chunk_size: int) -> Chunks:
 def _array(path: Path, input_shape: tuple[int, ...], chunk_size: int) -> Chunks:
     names = array_names(path)
     if "x" not in names and len(names) != 1:
-        raise ValueError(
-            f"{path} needs an array 'x' of inputs, or only one array; it has {names}. Rename it."
-        )
+        raise ValueError(f"{path} needs an array 'x' of inputs, or only one array; it has {names}. Rename it.")
     name = "x" if "x" in names else names[0]
     inputs = as_inputs(read_arrays(path, [name])[name], f"{name!r} of {path}")
     found = tuple(inputs.shape[1:])

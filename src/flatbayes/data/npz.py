@@ -42,9 +42,7 @@ class Npz(Source):
         wanted += [self.test_inputs, self.test_targets] if has_test else []
         missing = [name for name in wanted if name not in names]
         if missing:
-            raise ValueError(
-                f"{path} lacks the arrays {missing}. It has {names}. Name one of these, or add them."
-            )
+            raise ValueError(f"{path} lacks the arrays {missing}. It has {names}. Name one of these, or add them.")
         arrays = read_arrays(path, wanted)
         parts = [
             Part(

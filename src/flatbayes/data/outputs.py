@@ -39,9 +39,7 @@ class PredictionWriter:
         }
         suffix = self.path.suffix.lower()
         if suffix not in kinds:
-            raise ValueError(
-                f"Predictions are written to {', '.join(kinds)} files, got {path}. Change the suffix."
-            )
+            raise ValueError(f"Predictions are written to {', '.join(kinds)} files, got {path}. Change the suffix.")
         if suffix == ".parquet":
             with needed("data"):
                 import pyarrow.parquet  # noqa: F401
@@ -119,9 +117,7 @@ class _Csv:
 
     def write(self, columns: Columns) -> None:
         # As text by NumPy, which writes a float32 with the digits it has: 0.1, not 0.10000000149011612.
-        self._writer.writerows(
-            zip(*(np.asarray(values).astype(str) for values in columns.values()), strict=True)
-        )
+        self._writer.writerows(zip(*(np.asarray(values).astype(str) for values in columns.values()), strict=True))
 
     def close(self) -> None:
         self._file.close()
@@ -137,9 +133,7 @@ class _Npz:
             self._chunks[name].append(np.asarray(values))
 
     def close(self) -> None:
-        with zipfile.ZipFile(
-            self._path, "w"
-        ) as archive:  # numpy.savez has no room for a column called "file"
+        with zipfile.ZipFile(self._path, "w") as archive:  # numpy.savez has no room for a column called "file"
             for name, chunks in self._chunks.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
                     np.lib.format.write_array(stream, np.concatenate(chunks), allow_pickle=False)

@@ -61,9 +61,7 @@ def require_columns(path: Path, wanted: Sequence[str], found: Sequence[str]) -> 
     """
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise ValueError(
-            f"{path} lacks the columns {missing}. It has {list(found)}. Name one of these, or add them."
-        )
+        raise ValueError(f"{path} lacks the columns {missing}. It has {list(found)}. Name one of these, or add them.")
 
 
 def image_columns(path: Path) -> list[str]:
@@ -144,9 +142,7 @@ def part_files(path: Path) -> dict[str, list[Path]]:
         parts["train"] = files
     folders = sorted({str(file.parent) for found in parts.values() for file in found})
     if len(folders) > 1:
-        raise ValueError(
-            f"There are parquet files of several datasets: {folders}. Give the path of one of these."
-        )
+        raise ValueError(f"There are parquet files of several datasets: {folders}. Give the path of one of these.")
     if not parts["train"]:
         raise ValueError(
             f"There is no training data in {path}: no parquet file's name begins with train, only "

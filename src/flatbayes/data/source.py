@@ -57,9 +57,7 @@ class Source(ABC):
         check_size(self.val_size, "val_size")
         check_size(self.test_size, "test_size")
         if self.train_size is not None and self.train_size < 1:
-            raise ValueError(
-                f"train_size is a number of examples, 1 or more, or None; got {self.train_size}."
-            )
+            raise ValueError(f"train_size is a number of examples, 1 or more, or None; got {self.train_size}.")
         if self.split_seed < 0:
             raise ValueError(f"split_seed must be 0 or more, got {self.split_seed}.")
         Augment(flip=self.flip, pad=self.pad)  # refuses a negative pad

@@ -54,9 +54,7 @@ def whole(size: float, total: int, name: str) -> int:
     """
     count = round(size * total) if size < 1 else int(size)
     if count > total:
-        raise ValueError(
-            f"{name}={size:g} examples were asked for, and there are only {total}. Lower {name}."
-        )
+        raise ValueError(f"{name}={size:g} examples were asked for, and there are only {total}. Lower {name}.")
     return count
 
 

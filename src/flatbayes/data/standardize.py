@@ -28,9 +28,7 @@ class Standardize:
             inputs: Images, [n, channels, height, width], or features, [n, features].
         """
         if len(inputs) == 0:
-            raise ValueError(
-                "The mean of no examples is not defined: Standardize.fit got 0. Give it training data."
-            )
+            raise ValueError("The mean of no examples is not defined: Standardize.fit got 0. Give it training data.")
         pooled = [0, *range(2, inputs.ndim)]
         chunks = torch.split(inputs, CHUNK)
         values = inputs.numel() // inputs.shape[1]
@@ -50,9 +48,7 @@ class Standardize:
             ValueError: The inputs have other channels or features than those of the fit.
         """
         if inputs.ndim != self.mean.ndim + 1 or inputs.shape[1] != len(self.mean):
-            kind = (
-                "channels, [n, channels, height, width]" if self.mean.ndim == 3 else "features, [n, features]"
-            )
+            kind = "channels, [n, channels, height, width]" if self.mean.ndim == 3 else "features, [n, features]"
             raise ValueError(
                 f"Expected inputs of {len(self.mean)} {kind}, got the shape {tuple(inputs.shape)}. "
                 "Give inputs like those of the training."

@@ -28,9 +28,7 @@ class Table(Source):
         require_columns(path, [self.target], table.column_names)
         names = tuple(name for name in table.column_names if name != self.target)
         if not names:
-            raise ValueError(
-                f"{path} has no column besides the target {self.target!r}. Add columns of features."
-            )
+            raise ValueError(f"{path} has no column besides the target {self.target!r}. Add columns of features.")
         class_names, targets = class_labels({"all": table.column(self.target)}, self.target)
         part = Part(inputs=features(table, names, path), targets=targets["all"])
         return Raw(all=part, class_names=class_names, feature_names=names)

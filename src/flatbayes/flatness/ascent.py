@@ -21,7 +21,12 @@ OffsetFn = Callable[[Mapping[str, Tensor], Sequence[Tensor]], list[Tensor] | Non
 
 
 def asked_at(
-    offset_fn: OffsetFn, closure: Closure, model: nn.Module, *, ascent_steps: int = 1, fresh_noise: bool = False
+    offset_fn: OffsetFn,
+    closure: Closure,
+    model: nn.Module,
+    *,
+    ascent_steps: int = 1,
+    fresh_noise: bool = False,
 ) -> Closure:
     """A closure whose gradient is taken at the end of `ascent_steps` re-aimed displacements.
 
@@ -56,10 +61,11 @@ def asked_at(
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all entries together, accumulated in at least float32."""
     if all(t.dtype in (torch.float32, torch.float64) for t in tensors):
-        norms = list(torch._foreach_norm(list(tensors)))
+        norms: list[Tensor] = list(torch._foreach_norm(list(tensors)))
     else:
         norms = [torch.linalg.vector_norm(t.float()) for t in tensors]
-    return torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
+    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
+    return total
 
 
 def scaled_to(directions: Sequence[Tensor], norm: Tensor, rho: float) -> list[Tensor] | None:

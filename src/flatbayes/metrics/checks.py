@@ -78,8 +78,7 @@ def _check_sums(sums: Tensor, advice: str) -> None:
     if (errors > SUM_TOLERANCE).any():
         row = int(errors.argmax())
         raise ValueError(
-            f"The probabilities of an example must sum to 1, got {float(sums[row]):g} for example {row}. "
-            f"{advice}"
+            f"The probabilities of an example must sum to 1, got {float(sums[row]):g} for example {row}. {advice}"
         )
 
 

@@ -25,9 +25,7 @@ class PreResNet(nn.Module):
             outside [0, 1).
     """
 
-    def __init__(
-        self, input_shape: tuple[int, ...], num_classes: int, depth: int = 20, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, depth: int = 20, dropout: float = 0.0) -> None:
         super().__init__()
         check_arguments(input_shape, num_classes, dropout)
         channels = check_image(input_shape, "PreResNet")

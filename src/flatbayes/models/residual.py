@@ -26,9 +26,7 @@ class PreActivationBlock(nn.Module):
         dropout: Probability of dropping a unit.
     """
 
-    def __init__(
-        self, channels: tuple[int, ...], kernels: tuple[int, ...], stride: int, dropout: float
-    ) -> None:
+    def __init__(self, channels: tuple[int, ...], kernels: tuple[int, ...], stride: int, dropout: float) -> None:
         super().__init__()
         strides = [stride if i == kernels.index(3) else 1 for i in range(len(kernels))]
         convs = [

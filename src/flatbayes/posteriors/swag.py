@@ -144,7 +144,7 @@ def gaussian_sample(
     z1: Float[Tensor, " params"],
     z2: Float[Tensor, " rank"],
 ) -> Float[Tensor, " params"]:
-    """mean + sqrt(scale) (sqrt(variance) z1 + Dᵀ z2 / sqrt(rank - 1)), Maddox et al., Algorithm 1.
+    """Mean + sqrt(scale) (sqrt(variance) z1 + Dᵀ z2 / sqrt(rank - 1)), Maddox et al., Algorithm 1.
 
     One z2 serves the whole network, so weights of different layers that moved together are drawn together.
 

@@ -91,9 +91,7 @@ class FittedPosterior:
             ValueError: No draws are asked for, or there are no inputs.
             RuntimeError: The posterior has nothing to draw from yet.
         """
-        parts = list(
-            self.stream(inputs, num_draws, batch_size=batch_size, seed=seed, keep_members=keep_members)
-        )
+        parts = list(self.stream(inputs, num_draws, batch_size=batch_size, seed=seed, keep_members=keep_members))
         if not parts:
             raise ValueError("There is nothing to predict: the inputs are empty.")
         return type(parts[0]).concatenate(parts)
@@ -154,9 +152,7 @@ class FittedPosterior:
         return save(self, Path(folder))
 
     @classmethod
-    def load(
-        cls, folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None
-    ) -> "FittedPosterior":
+    def load(cls, folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None) -> "FittedPosterior":
         """Read an artefact.
 
         Args:

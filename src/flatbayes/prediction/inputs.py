@@ -13,7 +13,9 @@ BATCHES_AT_ONCE = 32
 
 
 def chunks(
-    inputs: Tensor | NDArray[np.generic] | Iterable[Any], batch_size: int, batches_at_once: int = BATCHES_AT_ONCE
+    inputs: Tensor | NDArray[np.generic] | Iterable[Any],
+    batch_size: int,
+    batches_at_once: int = BATCHES_AT_ONCE,
 ) -> Iterator[Sequence[Tensor]]:
     """Lists of batches of inputs.
 

@@ -81,9 +81,7 @@ def draw_curves(axes: "Axes", twins: Mapping[bool, Curve]) -> None:
         if all(point[2] is not None for point in curve):
             low = [mean - (sd or 0.0) for _, mean, sd in curve]
             high = [mean + (sd or 0.0) for _, mean, sd in curve]
-            axes.fill_between(
-                epochs, low, high, color=LINES[flat]["color"], alpha=0.16, linewidth=0, zorder=2
-            )
+            axes.fill_between(epochs, low, high, color=LINES[flat]["color"], alpha=0.16, linewidth=0, zorder=2)
     focus(axes, [point[1] for curve in twins.values() for point in curve])
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     svg.quiet(axes)
@@ -96,9 +94,7 @@ def focus(axes: "Axes", values: Sequence[float]) -> None:
     if min(values) > 0 and max(values) > 3 * min(values):
         axes.set_yscale("log")
         axes.set_ylim(min(values) / 1.3, max(values) * 1.3)
-        axes.yaxis.set_major_locator(
-            LogLocator(subs=(1.0,) if max(values) > 100 * min(values) else (1.0, 2.0, 5.0))
-        )
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if max(values) > 100 * min(values) else (1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:

@@ -23,9 +23,7 @@ def metric_panels(results: Results, glossary: Glossary) -> list[Panel]:
     for place, metric in enumerate(ask.metrics(results)):
         label = f"{metric} of every posterior, plain and flat; the numbers are in the results table"
         draw = partial(draw_twins, results=results, metric=metric)
-        panels.append(
-            Panel(metric, glossary.direction(metric), row_figure(results, f"metric-{place}", label, draw))
-        )
+        panels.append(Panel(metric, glossary.direction(metric), row_figure(results, f"metric-{place}", label, draw)))
     return panels
 
 
@@ -44,11 +42,7 @@ def better_side(glossary: Glossary, metric: str) -> str:
     """On which side of zero flat is better."""
     if metric not in glossary.higher_is_better:
         return "flat − plain"
-    return (
-        "right of zero: flat is better"
-        if glossary.higher_is_better[metric]
-        else "left of zero: flat is better"
-    )
+    return "right of zero: flat is better" if glossary.higher_is_better[metric] else "left of zero: flat is better"
 
 
 def row_figure(
@@ -113,9 +107,7 @@ def draw_twins(axes: "Axes", place: float, posterior: str, *, results: Results, 
         seen = [value for value in values if ask.finite(value)]
         offset = 0.17 if flat else -0.17
         colour = MARKERS[flat]["color"]
-        axes.plot(
-            seen, [place + offset] * len(seen), "o", color=colour, alpha=0.45, markersize=4, mew=0, zorder=3
-        )
+        axes.plot(seen, [place + offset] * len(seen), "o", color=colour, alpha=0.45, markersize=4, mew=0, zorder=3)
         mean = (row[side] or {}).get("mean")
         if ask.finite(mean):
             means[flat] = mean
@@ -134,9 +126,5 @@ def draw_difference(axes: "Axes", place: float, posterior: str, *, results: Resu
     colour = VERDICT_COLOURS[word]
     if ends:
         axes.plot(ends, [place, place], color=colour, linewidth=2.6, solid_capstyle="round", zorder=3)
-    mark = (
-        MARKERS[word == "flat"]
-        if word in ("flat", "plain")
-        else {"color": colour, "marker": "D", "zorder": 5}
-    )
+    mark = MARKERS[word == "flat"] if word in ("flat", "plain") else {"color": colour, "marker": "D", "zorder": 5}
     axes.plot([row["difference"]], [place], markersize=7 if word in ("flat", "plain") else 5.5, **mark)

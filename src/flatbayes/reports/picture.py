@@ -55,9 +55,7 @@ def card(height: float) -> str:
     return f'<rect x="0.5" y="0.5" {size} rx="10" fill="#ffffff" stroke="#d5dae1" />'
 
 
-def axes_between(
-    figure: "Figure", height: float, left: float, right: float, tall: float | None = None
-) -> "Axes":
+def axes_between(figure: "Figure", height: float, left: float, right: float, tall: float | None = None) -> "Axes":
     """Axes below the heading, down to the foot unless a height is given, in CSS pixels."""
     tall = height - TOP - BOTTOM if tall is None else tall
     return figure.add_axes((left / WIDTH, 1 - (TOP + tall) / height, (right - left) / WIDTH, tall / height))
@@ -133,9 +131,7 @@ def write(axes: "Axes", side: int, shift: float, place: float, text: str, **styl
     )
 
 
-def draw_seeds(
-    axes: "Axes", results: Results, metric: str, posterior: str, lanes: Mapping[bool, float]
-) -> None:
+def draw_seeds(axes: "Axes", results: Results, metric: str, posterior: str, lanes: Mapping[bool, float]) -> None:
     """Thin slanted lines from the plain to the flat twin of a seed."""
     twins = {
         flat: {run["seed"]: run["metrics"].get(metric) for run in ask.runs_of(results, posterior, flat)}
@@ -152,9 +148,7 @@ def draw_seeds(
         axes.plot(seen, at, "o", color=MARKERS[flat]["color"], alpha=0.5, markersize=4.5, mew=0, zorder=3)
 
 
-def draw_means(
-    axes: "Axes", results: Results, metric: str, posterior: str, lanes: Mapping[bool, float]
-) -> None:
+def draw_means(axes: "Axes", results: Results, metric: str, posterior: str, lanes: Mapping[bool, float]) -> None:
     """The two means joined by a thick line, and the difference as a number at the right edge."""
     row = ask.row_of(results, posterior, metric)
     if row is None:

@@ -65,9 +65,7 @@ def pool(runs: Sequence[Mapping[str, Any]]) -> Bins | None:
     return Bins(parts[0]["edges"], counts, average("confidence"), average("accuracy"))
 
 
-def reliability_figure(
-    results: Results, name: str, posterior: str, pooled: Mapping[bool, Bins | None]
-) -> str:
+def reliability_figure(results: Results, name: str, posterior: str, pooled: Mapping[bool, Bins | None]) -> str:
     """Accuracy against confidence with the diagonal, and below how many predictions each bin holds."""
     with svg.drawing(WIDTH, 350) as figure:
         axes = figure.add_axes((0.135, 0.285, 0.845, 0.695))
@@ -81,15 +79,9 @@ def reliability_figure(
         row = ask.row_of(results, posterior, "ece")
         if row is not None:
             means = [number((row[side] or {}).get("mean")) for side in ("plain", "flat")]
-            axes.text(
-                0.99, 0.09, f"ECE plain {means[0]}", color=svg.PLAIN, ha="right", transform=axes.transAxes
-            )
-            axes.text(
-                0.99, 0.02, f"ECE flat {means[1]}", color=svg.FLAT, ha="right", transform=axes.transAxes
-            )
-        return svg.inline(
-            figure, name, f"Reliability diagram of {posterior}: accuracy by confidence, plain and flat"
-        )
+            axes.text(0.99, 0.09, f"ECE plain {means[0]}", color=svg.PLAIN, ha="right", transform=axes.transAxes)
+            axes.text(0.99, 0.02, f"ECE flat {means[1]}", color=svg.FLAT, ha="right", transform=axes.transAxes)
+        return svg.inline(figure, name, f"Reliability diagram of {posterior}: accuracy by confidence, plain and flat")
 
 
 def draw_reliability(axes: "Axes", pooled: Mapping[bool, Bins | None]) -> None:

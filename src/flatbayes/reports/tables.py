@@ -106,9 +106,7 @@ def cost_table(results: Results) -> Html:
         row(breakable(posterior), *(cell for key in kinds for cell in cost_cells(results, posterior, key)))
         for posterior in ask.posteriors(results)
     ]
-    return table(
-        "Cost: mean over seeds, and the ratio flat / plain", tag("thead", top, below), tag("tbody", *rows)
-    )
+    return table("Cost: mean over seeds, and the ratio flat / plain", tag("thead", top, below), tag("tbody", *rows))
 
 
 def cost_cells(results: Results, posterior: str, key: str) -> tuple[str, str, str]:

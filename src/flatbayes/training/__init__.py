@@ -6,4 +6,15 @@ from flatbayes.training.rehearsal import rehearse
 from flatbayes.training.schedules import Constant, Cosine, Schedule, SWALinear
 from flatbayes.training.watch import Curves, Watch
 
-__all__ = ["Constant", "Cosine", "Curves", "Interrupted", "Recipe", "SWALinear", "Schedule", "Watch", "fit", "rehearse"]
+__all__ = [
+    "Constant",
+    "Cosine",
+    "Curves",
+    "Interrupted",
+    "Recipe",
+    "SWALinear",
+    "Schedule",
+    "Watch",
+    "fit",
+    "rehearse",
+]

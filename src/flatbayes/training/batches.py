@@ -47,7 +47,8 @@ class Batches:
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one pass."""
         order = torch.randperm(
-            len(self.inputs), generator=torch.Generator().manual_seed(spawn(self.seed, 2 * number, count=1)[0])
+            len(self.inputs),
+            generator=torch.Generator().manual_seed(spawn(self.seed, 2 * number, count=1)[0]),
         ).to(self.inputs.device)
         changes = torch.Generator(self.inputs.device).manual_seed(spawn(self.seed, 2 * number + 1, count=1)[0])
         for k in range(len(self)):

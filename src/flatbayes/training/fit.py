@@ -117,7 +117,11 @@ def fit(
                 place = f"after {job.epochs_done} of {recipe.epochs} epochs of run {run + 1} of {posterior.runs}"
                 raise Interrupted(f"stopped {place}", fitted(done, interrupted=place)) from None
             gradients += job.gradients
-    cost = {"train_seconds": meter.seconds(), "gradients": gradients, "peak_memory_mb": meter.peak_memory_mb()}
+    cost = {
+        "train_seconds": meter.seconds(),
+        "gradients": gradients,
+        "peak_memory_mb": meter.peak_memory_mb(),
+    }
     return fitted(states, cost=cost)
 
 

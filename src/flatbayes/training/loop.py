@@ -73,7 +73,7 @@ class Job:
         recipe, batches = self.recipe, self.batches
         module = fabric.to_device(module.double() if recipe.precision == "64-true" else module)
         self.state = state = self.posterior.init(module, recipe.optimizer, batches.num_data)
-        network, optimizer = fabric.setup(module, state.optimizer)
+        network, optimizer = fabric.setup(module, state.optimizer)  # type: ignore[arg-type]  # there is one
         state.optimizer = optimizer
         rates = [group["lr"] for group in optimizer.param_groups]
         total_steps, step = recipe.epochs * len(batches), 0
@@ -105,7 +105,11 @@ class Job:
         return state
 
     def _closure(
-        self, fabric: "Fabric", network: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor]
+        self,
+        fabric: "Fabric",
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batch: tuple[Tensor, Tensor],
     ) -> Closure:
         inputs, targets = (tensor.to(fabric.device, non_blocking=True) for tensor in batch)
         if self.transform is not None:

@@ -48,7 +48,7 @@ class Cosine(Schedule):
         _check_share("warmup", self.warmup)
 
     def factor(self, step: int, total_steps: int) -> float:
-        """last + (1 - last) (1 + cos(pi t)) / 2, with t the share of training done."""
+        """Last + (1 - last) (1 + cos(pi t)) / 2, with t the share of training done."""
         wave = (1 + math.cos(math.pi * step / total_steps)) / 2
         return (self.last + (1 - self.last) * wave) * _warmup(step, total_steps, self.warmup)
 

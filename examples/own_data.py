@@ -1,0 +1,33 @@
+# %% Your own arrays and your own network: nothing of them need be known to flatbayes
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from flatbayes import SAM, Categorical, Ensemble, Recipe, fit
+
+torch.manual_seed(0)
+x = torch.randn(600, 8)
+y = (x[:, :3] + 0.5 * torch.randn(600, 3)).argmax(1)
+loader = DataLoader(TensorDataset(x[:400], y[:400]), batch_size=32, shuffle=True, drop_last=True)
+
+
+def make_network():
+    return nn.Sequential(nn.Linear(8, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 3))
+
+
+fitted = fit(
+    make_network,
+    loader,
+    posterior=Ensemble(size=3),
+    flatness=SAM(rho=0.05),
+    recipe=Recipe(epochs=15, optimizer=lambda params: torch.optim.Adam(params, lr=3e-3)),
+    likelihood=Categorical(3),
+)
+
+# %% What the members disagree on is what more data would resolve
+predictive = fitted.predict(x[400:])
+correct = predictive.top_class == y[400:]
+print(f"accuracy {correct.float().mean():.3f}")
+print(
+    f"entropy where right {predictive.entropy[correct].mean():.3f}, where wrong {predictive.entropy[~correct].mean():.3f}"
+)

@@ -1,0 +1,204 @@
+"""The command line as its users meet it: in a process of its own for the main path, in this one for the rest."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flatbayes.cli import main
+from flatbayes.cli.names import full_name, known, with_full_names
+
+TINY = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[16]",
+        "--epochs", "3", "--batch_size", "20", "--collect_from", "0"]  # fmt: skip
+
+
+class Own(nn.Module):
+    """A network that flatbayes has never seen.
+
+    Args:
+        num_classes: Outputs.
+        width: Hidden units.
+    """
+
+    def __init__(self, num_classes: int, width: int = 5):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, num_classes))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fit(*more):
+    return main(["fit", *TINY, "--posterior", "swag", "--posterior.rank", "2", "--draws", "3", *more])
+
+
+def test_fit_evaluate_predict(here, capsys):
+    assert fit("--out", "run", "--flatness.rho", "0.1") == 0
+    assert {p.name for p in (here / "run").iterdir()} == {
+        "config.json", "environment.json", "metrics.jsonl", "posterior.json", "posterior.safetensors", "results.json",
+    }  # fmt: skip
+    assert len((here / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    shown = capsys.readouterr().out
+    assert "SWAG(rank=2) x SAM(rho=0.1)" in shown
+    assert "val examples" in shown
+
+    assert main(["evaluate", "run", "--draws", "3"]) == 0
+    assert "test examples" in capsys.readouterr().out
+    runs = json.loads((here / "run" / "results.json").read_text())["runs"]
+    assert [run["part"] for run in runs] == ["val", "test"]
+    assert runs[1]["posterior"] == "SWAG(rank=2)"
+    assert runs[1]["cost"]["gradients"] == 18
+
+    images = torch.randint(0, 17, (7, 8, 8)).to(torch.uint8).numpy()
+    np.savez("new.npz", x=images)
+    assert main(["predict", "run", "--input", "new.npz", "--output", "out.csv", "--draws", "3"]) == 0
+    header, *rows = (here / "out.csv").read_text().splitlines()
+    assert len(rows) == 7
+    assert header.replace('"', "").startswith("class,confidence,entropy,mutual_information,probability_0")
+    assert main(["predict", "run", "--input", "new.npz", "--output", "out.csv"]) == 2
+    assert "out.csv exists" in capsys.readouterr().err
+    assert main(["predict", "run", "--input", "new.npz", "--output", "out.parquet", "--overwrite"]) == 0
+
+
+def test_compare_and_report_in_a_process_of_their_own(here):
+    command = [sys.executable, "-m", "flatbayes", "compare", *TINY, "--posteriors", "[Point]", "--seeds", "2",
+               "--draws", "2", "--out", "cmp", "--jobs", "1"]  # fmt: skip
+    first = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert first.returncode == 0, first.stderr
+    assert "results.json" in first.stdout
+    assert "report.html" in first.stdout
+    before = (here / "cmp" / "results.json").read_text()
+    assert main(command[3:]) == 0
+    assert (here / "cmp" / "results.json").read_text() == before
+    (here / "cmp" / "report.html").unlink()
+    assert main(["report", "cmp"]) == 0
+    assert "<html" in (here / "cmp" / "report.html").read_text()
+
+
+def test_a_model_of_the_users_by_dotted_path(here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_nets", sys.modules[__name__])
+    monkeypatch.setattr(Own, "__module__", "my_nets")
+    own = [a for a in TINY if a not in ("--model", "mlp", "--model.hidden", "[16]")]
+    assert main(["fit", *own, "--model", "my_nets.Own", "--model.width", "9", "--draws", "2",
+                 "--posterior", "point", "--out", "run"]) == 0  # fmt: skip
+    assert main(["evaluate", "run"]) == 2
+    assert "pass `model`" in capsys.readouterr().err
+    assert main(["evaluate", "run", "--model", "my_nets.Own"]) == 0
+
+
+def test_config_files_round_trip(here, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", *TINY, "--flatness", "asam", "--out", "a", "--print_config"])
+    (here / "a.yaml").write_text(capsys.readouterr().out)
+    assert main(["fit", "--config", "a.yaml", "--draws", "2", "--posterior", "point"]) == 0
+    config = json.loads((here / "a" / "config.json").read_text())
+    assert config["flatness"]["class_path"] == "flatbayes.flatness.ASAM"
+    assert config["recipe"]["epochs"] == 3
+
+
+def test_ctrl_c_leaves_a_usable_folder(here, capsys, monkeypatch):
+    from flatbayes.training.watch import JsonLines
+
+    write = JsonLines.epoch
+
+    def stop(self, record):
+        write(self, record)
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(JsonLines, "epoch", stop)
+    assert fit("--out", "run") == 130
+    assert "what was fitted by then is in run" in capsys.readouterr().out
+    assert main(["evaluate", "run", "--draws", "2"]) == 0
+
+
+BAD = [
+    (["fit", *TINY, "--data", "nonsense", "--out", "o"], "Unknown data 'nonsense'. Known: CIFAR10, Digits"),
+    (["fit", *TINY, "--model", "nonsense", "--out", "o"], "Unknown model 'nonsense'. Known: ConvNet, MLP"),
+    (["fit", *TINY, "--posterior", "nonsense", "--out", "o"], "Unknown posterior 'nonsense'. Known: Ensemble, MCD"),
+    (["fit", *TINY, "--flatness", "nonsense", "--out", "o"], "Unknown flatness 'nonsense'. Known: ASAM, Plain"),
+    (["fit", *TINY, "--flatness.rho", "-1", "--out", "o"], "rho is the radius of a ball"),
+    (["fit", *TINY, "--flatness.rho", "inf", "--out", "o"], "inf"),
+    (["fit", *TINY, "--flatness.rho", "nan", "--out", "o"], "nan"),
+    (["fit", *TINY, "--epochs", "0", "--out", "o"], "epochs must be at least 1"),
+    (["fit", *TINY, "--epochs", "many", "--out", "o"], "epochs"),
+    (["fit", *TINY, "--draws", "0", "--out", "o"], "at least 1 draw"),
+    (["fit", *TINY, "--data.val_size", "5000", "--out", "o"], "val_size"),
+    (["fit", *TINY, "--posterior", "mcdropout", "--out", "o"], "have rate 0"),
+    (["fit", *TINY, "--epochs", "1", "--out", "o"], "at least 2 collected snapshots"),
+    (["fit", *TINY, "--unknown_option", "3", "--out", "o"], "unknown_option"),
+    (["fit", *TINY], "out"),
+    (["fit", "--out", "o"], "data"),
+    (["fit", *TINY, "--model", "torch.nn.Identity", "--model.hidden", "3", "--out", "o"], "hidden"),
+    (["fit", *TINY, "--out", "taken"], "already holds a run"),
+    (["fit", "--data", "missing.parquet", "--out", "o"], "missing.parquet"),
+    (["compare", *TINY, "--posteriors", "[point, nonsense]", "--out", "o"], "Unknown posterior 'nonsense'"),
+    (["compare", *TINY, "--flatness", "plain", "--out", "o"], "against Plain"),
+    (["compare", *TINY, "--seeds", "0", "--out", "o"], "at least 1 seed"),
+    (["evaluate", "nowhere"], "holds no run"),
+    (["evaluate", "damaged"], "damaged"),
+    (["predict", "nowhere", "--input", "x.npz", "--output", "y.csv"], "no fitted posterior"),
+    (["report", "nowhere"], "results.json"),
+    (["nonsense"], "nonsense"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a[0][-3:]) for a in BAD])
+def test_bad_input_is_an_error_that_says_what_to_do(here, capsys, arguments, message):
+    if arguments[-1] == "taken":
+        (here / "taken").mkdir()
+        (here / "taken" / "results.json").write_text("{}")
+    if arguments[-1] == "damaged":
+        (here / "damaged").mkdir()
+        for name in ("config.json", "posterior.json", "posterior.safetensors"):
+            (here / "damaged" / name).write_text("{")
+    before = sorted(here.rglob("*"))
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert sorted(here.rglob("*")) == before  # nothing half-written
+
+
+def test_names_are_forgiving():
+    assert full_name("posterior", "swag") == "flatbayes.posteriors.SWAG"
+    assert full_name("model", "my.Net") == "my.Net"
+    assert known("flatness") == ["ASAM", "Plain", "Random", "SAM"]
+    assert known("schedule") == ["Constant", "Cosine", "SWALinear"]
+    assert known("data") == ["CIFAR10", "Digits", "ImageFolder", "ImageParquet", "Npz", "Table"]
+    given = ["fit", "--data=digits", "--posterior", "ensemble", "--posterior.member", "swag", "--posteriors+=point"]
+    assert with_full_names(given) == [
+        "fit", "--data=flatbayes.data.Digits", "--posterior", "flatbayes.posteriors.Ensemble",
+        "--posterior.member", "flatbayes.posteriors.SWAG", "--posteriors+=flatbayes.posteriors.Point",
+    ]  # fmt: skip
+
+
+def test_a_path_finds_its_reader(here):
+    np.savez("mine.npz", x=np.zeros((4, 3), np.float32), y=np.array([0, 1, 0, 1]))
+    assert json.loads(full_name("data", "mine.npz"))["class_path"] == "flatbayes.data.Npz"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["compare", "--data.help", "digits"]])
+def test_help_is_worth_reading(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code in (0, None)
+    shown = capsys.readouterr().out
+    assert "torch.nn.modules" not in shown
+    assert len(shown) < 8000
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert "0.1.0" in capsys.readouterr().out

@@ -1,0 +1,56 @@
+"""Every Python snippet of the documents and every example runs as it stands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [
+    path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")) if path.exists()
+]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def snippets(path):
+    blocks = BLOCK.findall(path.read_text(encoding="utf-8"))
+    if path.name == "own-loop.md":
+        blocks = blocks[1:]  # the first shows the two lines that all others put to work
+    return blocks
+
+
+@pytest.mark.parametrize("path", [p for p in DOCUMENTS if snippets(p)], ids=lambda p: p.name)
+def test_snippets_run_in_order(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in snippets(path):
+        exec(compile(block, path.name, "exec"), names)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_examples_run(path, tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-W", "error", str(path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip()
+
+
+def test_examples_are_short():
+    assert EXAMPLES
+    for path in EXAMPLES:
+        assert len(path.read_text().splitlines()) <= 120
+
+
+def test_links_between_documents_lead_somewhere():
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
