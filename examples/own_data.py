@@ -26,8 +26,8 @@ fitted = fit(
 
 # %% What the members disagree on is what more data would resolve
 predictive = fitted.predict(x[400:])
-correct = predictive.top_class == y[400:]
-print(f"accuracy {correct.float().mean():.3f}")
+right = predictive.top_class == y[400:]
+print(f"accuracy {right.float().mean():.3f}")
 print(
-    f"entropy where right {predictive.entropy[correct].mean():.3f}, where wrong {predictive.entropy[~correct].mean():.3f}"
+    f"entropy where right {predictive.entropy[right].mean():.3f}, where wrong {predictive.entropy[~right].mean():.3f}"
 )

@@ -10,7 +10,7 @@ model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.GELU(), torch.nn.
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=200)
 
-for step in range(200):
+for _ in range(200):
     batch = torch.randint(0, 1200, (64,))
 
     def closure(batch=batch):

@@ -14,7 +14,9 @@ fitted = fit(partial(ConvNet, width=16), data, SWAG(rank=5), SAM(rho=0.1), recip
 # %% Each prediction is the average of 30 networks, and is least sure of itself where it is wrong
 predictive = fitted.predict(data.test.inputs, num_draws=30)
 right = predictive.top_class == data.test.targets
-print(f"entropy where right {predictive.entropy[right].mean():.3f}, where wrong {predictive.entropy[~right].mean():.3f}")
+print(
+    f"entropy where right {predictive.entropy[right].mean():.3f}, where wrong {predictive.entropy[~right].mean():.3f}"
+)
 print(evaluate(fitted, data.test.inputs, data.test.targets).metrics)
 
 # %% The artefact is a folder of data, never code

@@ -191,7 +191,7 @@ def test_ctrl_c_in_an_ensemble_keeps_the_complete_runs():
 def test_curves_and_logs(tmp_path):
     curves = Curves()
     fit(MLP, blobs(), Point(), SAM(), SHORT, watch=curves)
-    assert [r["epoch"] for r in curves.records] == [1, 2, 3, 4]
+    assert [(r["run"], r["epoch"]) for r in curves.records] == [(0, 1), (0, 2), (0, 3), (0, 4)]
     assert ["val_nll" in r for r in curves.records] == [False, True, False, True]
     assert curves.records[-1]["step"] == 12
     fit(MLP, blobs(), Point(), SAM(), SHORT, watch=JsonLines(tmp_path / "m.jsonl"))

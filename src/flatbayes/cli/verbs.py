@@ -1,5 +1,6 @@
 """What each verb does with its options."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,8 @@ def _measure(
     fitted: FittedPosterior, folder: RunFolder, part: Part, name: str, draws: int, batch_size: int, seed: int
 ) -> None:
     config = folder.config()
-    with console.status(f"evaluating on {len(part)} {name} examples"):
-        found = evaluate(fitted, part.inputs, part.targets, draws, batch_size=batch_size, seed=seed)
+    show = sys.stderr.isatty()
+    found = evaluate(fitted, part.inputs, part.targets, draws, batch_size=batch_size, seed=seed, progress=show)
     run = {key: label(config[key]) for key in ("data", "model", "posterior", "flatness")} | {
         "seed": config["seed"],
         "part": name,

@@ -107,4 +107,5 @@ def _load(source: Source, seed: int) -> Dataset:
 
 
 def _columns(records: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {key: [r.get(key) for r in records] for key in ("epoch", "loss", "val_nll", "lr")}
+    first = [r for r in records if r["run"] == 0]  # of an ensemble, the curve of its first member
+    return {key: [r.get(key) for r in first] for key in ("epoch", "loss", "val_nll", "lr")}

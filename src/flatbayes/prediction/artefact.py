@@ -50,6 +50,7 @@ def save(fitted: "FittedPosterior", folder: Path) -> Path:
     }
     with replacing(folder / TENSORS) as temporary:
         save_file(tensors, temporary)
+        temporary.chmod(0o644)  # the library makes it private
         description["sha256"] = _checksum(temporary)
     write_json(folder / DESCRIPTION, description)
     return folder

@@ -33,6 +33,7 @@ def evaluate(
     *,
     batch_size: int = 256,
     seed: int = 0,
+    progress: bool = False,
 ) -> Evaluation:
     """Predict, and compare with the targets. Nothing is trained, weights come out as they went in.
 
@@ -43,8 +44,9 @@ def evaluate(
         num_draws: Networks to average, as in `FittedPosterior.predict`.
         batch_size: Examples a forward pass sees at a time.
         seed: Decides which networks are drawn.
+        progress: Show a progress bar on standard error.
     """
-    predictive = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed)
+    predictive = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed, progress=progress)
     if not isinstance(predictive, CategoricalPredictive):
         raise TypeError(f"There are no metrics for a {type(predictive).__name__} yet.")
     log_probs, labels = predictive.log_probs.cpu(), targets.cpu()

@@ -9,6 +9,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 
 from flatbayes.core import State
@@ -74,6 +76,7 @@ class FittedPosterior:
         batch_size: int = 256,
         seed: int = 0,
         keep_members: bool = False,
+        progress: bool = False,
     ) -> Predictive:
         """Average the predictions of networks drawn from the posterior.
 
@@ -86,12 +89,16 @@ class FittedPosterior:
             batch_size: Examples a forward pass sees at a time; batches of an iterable are taken as they come.
             seed: The same seed draws the same networks.
             keep_members: Also keep the prediction of each network.
+            progress: Show a progress bar on standard error.
 
         Raises:
             ValueError: No draws are asked for, or there are no inputs.
             RuntimeError: The posterior has nothing to draw from yet.
         """
-        parts = list(self.stream(inputs, num_draws, batch_size=batch_size, seed=seed, keep_members=keep_members))
+        stream = self.stream(
+            inputs, num_draws, batch_size=batch_size, seed=seed, keep_members=keep_members, progress=progress
+        )
+        parts = list(stream)
         if not parts:
             raise ValueError("There is nothing to predict: the inputs are empty.")
         return type(parts[0]).concatenate(parts)
@@ -104,6 +111,7 @@ class FittedPosterior:
         batch_size: int = 256,
         seed: int = 0,
         keep_members: bool = False,
+        progress: bool = False,
     ) -> Iterator[Predictive]:
         """As `predict`, a chunk of examples at a time: for inputs that do not fit into memory.
 
@@ -111,7 +119,10 @@ class FittedPosterior:
         """
         keys = self.draw_keys(num_draws, seed)
         for batches in chunks(inputs, batch_size):
-            outputs = (self._outputs(key, batches) for key in keys)
+            shown = track(
+                keys, "averaging networks", console=Console(stderr=True), transient=True, disable=not progress
+            )
+            outputs = (self._outputs(key, batches) for key in shown)
             yield self.likelihood.predictive(outputs, keep_members=keep_members)
 
     def draws(self, num_draws: int = 30, *, seed: int = 0) -> Iterator[nn.Module]:

@@ -50,26 +50,35 @@ class Watches(Watch):
 
 
 class Curves(Watch):
-    """Keeps every epoch's record."""
+    """Keeps every epoch's record, with the number of its run."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
+        self._run = 0
+
+    def begin(self, run: int, runs: int, total_steps: int) -> None:
+        """Remember which run it is."""
+        self._run = run
 
     def epoch(self, record: Record) -> None:
         """Keep it."""
-        self.records.append(record)
+        self.records.append({"run": self._run, **record})
 
 
 class JsonLines(Watch):
-    """Appends every epoch's record to a file, one JSON object a line."""
+    """Appends every epoch's record, with the number of its run, to a file: one JSON object a line."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._run = path, 0
+
+    def begin(self, run: int, runs: int, total_steps: int) -> None:
+        """Remember which run it is."""
+        self._run = run
 
     def epoch(self, record: Record) -> None:
         """Write it at once, so that nothing is lost when training stops."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps({"run": self._run, **record}) + "\n")
 
 
 class Bar(Watch):
