@@ -24,8 +24,8 @@ from flatbayes.prediction import evaluate
 from flatbayes.training import Recipe, SWALinear, fit
 
 SEEDS = range(5)
-RATES = (0.1, 0.2, 0.4)
-DECAYS = (5e-4, 2e-3, 5e-3, 1e-2)
+RATES = (0.1, 0.2, 0.4, 0.8)
+DECAYS = (1e-4, 5e-4, 2e-3)
 LOWS = (0.1, 0.5)
 RHOS = (0.05, 0.1, 0.2, 0.3, 0.4)
 SCALES = (0.0, 0.5, 1.0, 2.0)

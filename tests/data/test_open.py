@@ -3,7 +3,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flatbayes.data import ImageFolder, ImageParquet, Npz, source_for
+from flatbayes.data import ImageFolder, ImageParquet, Npz, Table, source_for
 
 
 def test_the_suffix_decides(tmp_path):
@@ -32,8 +32,10 @@ def test_tables_need_a_target(tmp_path):
     (tmp_path / "a.csv").write_text("a,y\n1,0\n")
     pq.write_table(pa.table({"a": [1.0], "y": [0]}), tmp_path / "a.parquet")
     for name in ("a.csv", "a.parquet"):
-        with pytest.raises(ValueError, match=rf"{name} is a table, .* Table\(path=.*, target="):
+        with pytest.raises(ValueError, match=rf"{name} is a table, .* target="):
             source_for(str(tmp_path / name))
+        path = str(tmp_path / name)
+        assert source_for(path, target="y") == Table(path=path, target="y")
 
 
 def test_everything_else(tmp_path):

@@ -37,6 +37,15 @@ def test_size_is_that_of_its_tensors(make, tmp_path):
     assert (tmp_path / "posterior.safetensors").stat().st_size < total + 10_000
 
 
+def test_statistics_of_draws_are_estimated_once_for_all(make, tmp_path, monkeypatch):
+    fitted = make(SWAG(rank=3))
+    expected = fitted.predict(inputs(), 4).log_probs
+    fitted.save(tmp_path)
+    found = FittedPosterior.load(tmp_path, network)
+    monkeypatch.setattr("flatbayes.prediction.fitted.reestimate", lambda *a: pytest.fail("estimated again"))
+    assert torch.equal(found.predict(inputs(), 4).log_probs, expected)
+
+
 def test_saving_again_replaces(make, tmp_path):
     make(SWAG(rank=3)).save(tmp_path)
     make(Point()).save(tmp_path)

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from flatbayes import data, flatness, models, posteriors
 from flatbayes.core.spec import to_spec
+from flatbayes.data.hub import is_hub_name
 from flatbayes.training import schedules
 
 AXES: dict[str, tuple[ModuleType, type | None]] = {
@@ -39,8 +40,8 @@ def full_name(axis: str, name: str) -> str:
     matches = [one for one in known(axis) if one.lower() == name.lower()]
     if matches:
         return f"{module.__name__}.{matches[0]}"
-    if axis == "data" and Path(name).exists():
-        return json.dumps(to_spec(data.source_for(name)))
+    if axis == "data" and (Path(name).exists() or is_hub_name(name)):
+        return json.dumps(to_spec(data.reader_for(name)))
     if name.lstrip().startswith(("{", "[")) or ("." in name and not name.endswith((".csv", ".npz", ".parquet"))):
         return name
     kind = {"data": "data", "posteriors": "posterior", "member": "posterior"}.get(axis, axis)

@@ -118,8 +118,10 @@ def _measure(
     fitted: FittedPosterior, folder: RunFolder, part: Part, name: str, draws: int, batch_size: int, seed: int
 ) -> None:
     config = folder.config()
-    show = sys.stderr.isatty()
+    show, known = sys.stderr.isatty(), len(fitted.statistics_of_draws)
     found = evaluate(fitted, part.inputs, part.targets, draws, batch_size=batch_size, seed=seed, progress=show)
+    if len(fitted.statistics_of_draws) > known:  # estimating them again would cost more than keeping them
+        folder.save(fitted)
     run = {key: label(config[key]) for key in ("data", "model", "posterior", "flatness")} | {
         "seed": config["seed"],
         "part": name,

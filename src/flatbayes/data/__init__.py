@@ -8,7 +8,7 @@ from flatbayes.data.image_folder import ImageFolder
 from flatbayes.data.image_parquet import ImageParquet
 from flatbayes.data.inputs import read_inputs
 from flatbayes.data.npz import Npz
-from flatbayes.data.open import source_for
+from flatbayes.data.open import reader_for, source_for
 from flatbayes.data.outputs import PredictionWriter
 from flatbayes.data.source import Raw, Source
 from flatbayes.data.standardize import Standardize
@@ -29,5 +29,6 @@ __all__ = [
     "Standardize",
     "Table",
     "read_inputs",
+    "reader_for",
     "source_for",
 ]

@@ -1,6 +1,8 @@
 """The reader for a path, by what is there."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flatbayes.data.hub import is_hub_name
 from flatbayes.data.image_folder import ImageFolder, image_files
@@ -8,53 +10,67 @@ from flatbayes.data.image_parquet import ImageParquet
 from flatbayes.data.npz import Npz
 from flatbayes.data.parquet import image_columns, part_files
 from flatbayes.data.source import Source
+from flatbayes.data.table import Table
 
 
-def source_for(path: str) -> Source:
-    """A source that reads this path, its other options as they come.
+def source_for(path: str, **options: Any) -> Source:
+    """A source that reads this path.
 
     Args:
-        path: A .npz file, a parquet file with images, a folder with such files or with images, or the name of
-            a dataset on the Hugging Face hub, `owner/name`.
+        path: A file, a folder, or the name of a dataset on the hub, as for `reader_for`.
+        options: Other options of that source; a table needs its `target`.
 
     Raises:
         FileNotFoundError: There is nothing.
-        ValueError: It is something else, or a table, whose target must be named.
+        ValueError: It is something else, or a table without a target.
+    """
+    reader = reader_for(path)
+    if reader.func is Table and "target" not in options:
+        raise ValueError(
+            f"{path} is a table, and which of its columns is the class cannot be told from the file. "
+            "Say so: target=... (on the command line, --data.target ...)."
+        )
+    return reader(**options)
+
+
+def reader_for(path: str) -> "partial[Any]":
+    """The source that reads this path, its other options still open.
+
+    Args:
+        path: A .npz, .csv or parquet file, a folder with images or with parquet files, or the name of a dataset on
+            the Hugging Face hub, `owner/name`.
+
+    Raises:
+        FileNotFoundError: There is nothing.
+        ValueError: It is something else.
     """
     here = Path(path)
     if is_hub_name(path):
-        return ImageParquet(path=path)
+        return partial(ImageParquet, path=path)
     if not here.exists():
         raise FileNotFoundError(f"There is no file or folder {path}. Check the path.")
     if here.is_dir():
         if any(here.rglob("*.parquet")):
-            return _image_parquet(path, part_files(here)["train"][0])
+            return _parquet(path, part_files(here)["train"][0])
         if image_files(here):
-            return ImageFolder(path=path)
+            return partial(ImageFolder, path=path)
         raise ValueError(f"There are neither parquet files nor images in {path}. Check the path.")
     match here.suffix.lower():
         case ".npz":
-            return Npz(path=path)
+            return partial(Npz, path=path)
         case ".parquet":
-            return _image_parquet(path, here)
+            return _parquet(path, here)
         case ".csv":
-            raise ValueError(_needs_target(path))
+            return partial(Table, path=path)
         case suffix:
             raise ValueError(
-                f"No reader is known for {path} (suffix {suffix!r}). Known are .npz, .parquet, .csv (with a "
-                "target), and folders of images or parquet files."
+                f"No reader is known for {path} (suffix {suffix!r}). Known are .npz, .parquet, .csv, and folders of "
+                "images or parquet files."
             )
 
 
-def _image_parquet(path: str, file: Path) -> Source:
+def _parquet(path: str, file: Path) -> "partial[Any]":
     columns = image_columns(file)
     if not columns:
-        raise ValueError(_needs_target(path))
-    return ImageParquet(path=path, image="img" if "img" in columns else columns[0])
-
-
-def _needs_target(path: str) -> str:
-    return (
-        f"{path} is a table, and which of its columns is the class cannot be told from the file. "
-        f"Say so: Table(path={path!r}, target=...)."
-    )
+        return partial(Table, path=path)
+    return partial(ImageParquet, path=path, image="img" if "img" in columns else columns[0])

@@ -89,7 +89,7 @@ def load(folder: Path, model: nn.Module | Callable[[], nn.Module] | None) -> "Fi
     make_model = _architecture(model, info)
     states = [_state(posterior, make_model(), n, _below(tensors, f"run.{k}"), folder) for k, n in enumerate(num_data)]
     scale = _below(tensors, "standardize")
-    return FittedPosterior(
+    fitted = FittedPosterior(
         posterior=posterior,
         states=states,
         likelihood=likelihood,
@@ -97,6 +97,10 @@ def load(folder: Path, model: nn.Module | Callable[[], nn.Module] | None) -> "Fi
         statistics_inputs=statistics_inputs,
         info=info,
     )
+    for name, tensor in _below(tensors, "draw").items():
+        seed, run, draw, buffer = name.split(".", 3)
+        fitted.statistics_of_draws.setdefault((int(seed), int(run), int(draw)), {})[buffer] = tensor
+    return fitted
 
 
 def _tensors(fitted: "FittedPosterior") -> dict[str, Tensor]:
@@ -104,6 +108,10 @@ def _tensors(fitted: "FittedPosterior") -> dict[str, Tensor]:
     for k, state in enumerate(fitted.states):
         found |= {f"run.{k}.model.{name}": tensor for name, tensor in state.model.state_dict().items()}
         found |= {f"run.{k}.statistics.{name}": tensor for name, tensor in state.statistics.items()}
+    # The same seed draws other networks on another kind of device, and artefacts are loaded on the CPU.
+    cached = fitted.statistics_of_draws if fitted.device.type == "cpu" else {}
+    for (seed, run, draw), buffers in cached.items():
+        found |= {f"draw.{seed}.{run}.{draw}.{name}": tensor for name, tensor in buffers.items()}
     found |= {f"inputs.{k}": batch for k, batch in enumerate(fitted.statistics_inputs)}
     if isinstance(fitted.transform, Standardize):
         found |= {"standardize.mean": fitted.transform.mean, "standardize.std": fitted.transform.std}

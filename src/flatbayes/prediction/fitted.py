@@ -35,6 +35,8 @@ class FittedPosterior:
         transform: Applied to inputs before a network sees them, such as the standardisation of the training data.
         statistics_inputs: Batches of training inputs, before the transform, on which running statistics of draws
             are re-estimated; needed where draws move the weights of a network with BatchNorm.
+        statistics_of_draws: Running statistics re-estimated so far, by (seed, run, draw); a cache that is kept with
+            the artefact.
         info: Plain data that travels with the artefact: class names, the model's description and the like.
     """
 
@@ -44,7 +46,7 @@ class FittedPosterior:
     transform: Callable[[Tensor], Tensor] | None = None
     statistics_inputs: Sequence[Tensor] = ()
     info: dict[str, Any] = field(default_factory=dict)
-    _statistics: dict[tuple[int, int, int], dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    statistics_of_draws: dict[tuple[int, int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.states:
@@ -61,11 +63,13 @@ class FittedPosterior:
         return next(self.states[0].model.parameters()).dtype
 
     def to(self, device: torch.device | str) -> Self:
-        """Move networks and statistics to another device, in place."""
+        """Move networks and statistics to another device, in place; a seed draws other networks there."""
+        before = self.device.type
         for state in self.states:
             state.model.to(device)
             state.statistics = {name: tensor.to(device) for name, tensor in state.statistics.items()}
-        self._statistics.clear()
+        if torch.device(device).type != before:
+            self.statistics_of_draws.clear()
         return self
 
     def predict(
@@ -151,9 +155,9 @@ class FittedPosterior:
             if not (self.posterior.moves_weights and running_norms(network)):
                 yield network
                 return
-            if key not in self._statistics:
-                self._statistics[key] = self._estimate(network)
-            with holding(network, self._statistics[key]):
+            if key not in self.statistics_of_draws:
+                self.statistics_of_draws[key] = self._estimate(network)
+            with holding(network, self.statistics_of_draws[key]):
                 yield network
 
     def save(self, folder: str | Path) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,20 @@ from torch.utils.data import DataLoader
 from flatbayes.core.randomness import spawn
 
 SHARE_OF_DEVICE = 0.5
+
+
+class TrainingBatches(Protocol):
+    """Batches that the loop can ask for, epoch by epoch."""
+
+    @property
+    def num_data(self) -> int:
+        """Number of training examples."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch."""
 
 
 @dataclass(frozen=True, eq=False)

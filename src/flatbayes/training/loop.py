@@ -1,39 +1,25 @@
 """The one training loop: every posterior, every flatness, on Lightning Fabric's devices and precisions."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, State
 from flatbayes.core.randomness import forked
-from flatbayes.core.spec import label
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
+from flatbayes.training.batches import TrainingBatches
 from flatbayes.training.recipe import Recipe
 from flatbayes.training.schedules import collects
 from flatbayes.training.watch import Watch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-
-class TrainingBatches(Protocol):
-    """Batches that the loop can ask for, epoch by epoch."""
-
-    @property
-    def num_data(self) -> int:
-        """Number of training examples."""
-
-    def __len__(self) -> int:
-        """Batches of an epoch."""
-
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch."""
 
 
 @dataclass
@@ -147,7 +133,7 @@ class Job:
     def _diverged(self, loss: float, epoch: int, rate: float) -> str:
         return (
             f"The loss is {loss} in epoch {epoch} of {self.recipe.epochs}. Try a lower learning rate (now {rate:g}), "
-            f"a smaller rho (now {label(self.flatness)}), clipping (--clip_norm 1), or precision 32-true (now "
+            f"a smaller rho (now {self.flatness}), clipping (--clip_norm 1), or precision 32-true (now "
             f"{self.recipe.precision})."
         )
 

@@ -13,8 +13,7 @@ from flatbayes.core.buffers import evaluating
 from flatbayes.core.randomness import spawn
 from flatbayes.data import Dataset, Standardize
 from flatbayes.likelihoods import Categorical, Likelihood
-from flatbayes.training.batches import Batches, Loaded, fits
-from flatbayes.training.loop import TrainingBatches
+from flatbayes.training.batches import Batches, Loaded, TrainingBatches, fits
 from flatbayes.training.recipe import Recipe
 
 VALIDATION_BATCH = 512
