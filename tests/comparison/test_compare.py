@@ -12,7 +12,7 @@ from flatbayes.data import Digits
 from flatbayes.flatness import SAM, Plain, Random
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG, MCDropout, Point
-from flatbayes.training import Recipe
+from flatbayes.training import Recipe, fit
 
 SMALL = Comparison(
     source=Digits(train_size=60, val_size=40),
@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
 
 def test_results_have_every_cell_and_the_promised_keys(finished):
     folder, results = finished
-    assert set(results) == {"flatbayes", "environment", "config", "runs", "summary"}
+    assert set(results) == {"flatbayes", "environment", "config", "runs", "summary", "failures"}
     assert len(results["runs"]) == 2 * 2 * 2
     for run in results["runs"]:
         assert {"data", "model", "posterior", "flatness", "seed", "metrics", "cost"} <= set(run)
@@ -55,7 +55,7 @@ def test_results_have_every_cell_and_the_promised_keys(finished):
 
 def test_again_returns_the_kept_runs_without_training(finished, monkeypatch):
     folder, results = finished
-    monkeypatch.setattr(Task, "execute", lambda *a: pytest.fail("a kept run was done again"))
+    monkeypatch.setattr(Task, "attempt", lambda *a: pytest.fail("a kept run was done again"))
     SMALL.claim(folder, overwrite=False)
     assert SMALL.results(folder)["runs"] == json.loads(json.dumps(results["runs"]))
 
@@ -120,6 +120,23 @@ def test_keys_tell_tasks_apart():
 def test_comparisons_that_make_no_sense(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **changes)
+
+
+def test_a_run_that_fails_does_not_cost_the_others(tmp_path, monkeypatch):
+    def fit_or_fail(model, data, posterior, flatness, *args, **options):
+        if isinstance(flatness, SAM) and options["seed"] == 1:
+            raise RuntimeError("The loss is nan")
+        return fit(model, data, posterior, flatness, *args, **options)
+
+    monkeypatch.setattr("flatbayes.comparison.task.fit", fit_or_fail)
+    results = replace(SMALL, posteriors=(Point(),)).results(tmp_path, jobs=1)
+    assert results["failures"] == ["Point SAM(rho=0.1) seed 1: The loss is nan"]
+    assert len(results["runs"]) == 3
+    assert results["summary"][0]["plain"]["n"] == 1
+    monkeypatch.undo()
+    again = replace(SMALL, posteriors=(Point(),)).results(tmp_path, jobs=1)
+    assert len(again["runs"]) == 4
+    assert again["failures"] == []
 
 
 def test_the_control_experiment_is_a_flatness_like_any_other(tmp_path):

@@ -42,10 +42,16 @@ def compare(options: Options) -> None:
     for posterior in comparison.posteriors:
         rehearse(comparison.model, dataset, posterior, comparison.recipe)
     comparison.claim(folder, overwrite=options.overwrite)
-    results = comparison.results(folder, jobs=options.jobs)
+    try:
+        results = comparison.results(folder, jobs=options.jobs)
+    except KeyboardInterrupt:
+        console.print(f"[yellow]finished runs are kept in {folder}; the same command goes on with them[/yellow]")
+        raise
     report = write_report(folder)
     console.print(summary_table(results))
     console.print(f"results  {folder / 'results.json'}\nreport   {report}", highlight=False, soft_wrap=True)
+    if results["failures"]:
+        raise RuntimeError("Some runs failed, the others are in the report:\n" + "\n".join(results["failures"]))
 
 
 def fit_one(options: Options) -> None:

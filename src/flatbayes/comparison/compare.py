@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -110,31 +111,34 @@ class Comparison:
 
         Args:
             folder: Where finished runs are kept.
-            jobs: Processes; by default one per core.
+            jobs: Processes; by default one per core, or one if there is a GPU.
             progress: Show a progress bar; by default if standard error is a terminal.
 
         Returns:
-            The content of `results.json`.
+            The content of `results.json`; `failures` says which runs came to nothing, and why.
         """
         tasks = self.tasks()
-        kept = [task.kept(folder / "runs") for task in tasks]
-        missing = [task for task, found in zip(tasks, kept, strict=True) if found is None]
-        if missing:
-            _execute(missing, folder / "runs", jobs or os.cpu_count() or 1, len(tasks), progress)
-            kept = [task.kept(folder / "runs") for task in tasks]
-        runs = [found for found in kept if found is not None]
+        missing = [task for task in tasks if task.kept(folder / "runs") is None]
+        failures = _execute(missing, folder / "runs", jobs or default_jobs(), len(tasks), progress) if missing else []
+        runs = [found for found in (task.kept(folder / "runs") for task in tasks) if found is not None]
         results = {
             "flatbayes": version("flatbayes"),
             "environment": environment(),
             "config": to_spec(self)["init_args"],
             "runs": runs,
             "summary": summarise(runs, label(Plain()), HIGHER_IS_BETTER),
+            "failures": failures,
         }
         write_json(folder / "results.json", results)
         return results
 
 
-def _execute(tasks: Sequence[Task], folder: Path, jobs: int, total: int, progress: bool | None) -> None:
+def default_jobs() -> int:
+    """One process per core; one in all where a GPU is shared."""
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def _execute(tasks: Sequence[Task], folder: Path, jobs: int, total: int, progress: bool | None) -> list[str]:
     try:
         from joblib import Parallel, delayed
     except ImportError as error:
@@ -153,8 +157,10 @@ def _execute(tasks: Sequence[Task], folder: Path, jobs: int, total: int, progres
     )
     with bar:
         shown = bar.add_task("", total=total, completed=total - len(tasks), last="")
-        calls = (delayed(task.execute)(folder) for task in tasks)
-        for result in Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")(calls):
-            which = f"{result['posterior']} {result['flatness']} seed {result['seed']}"
-            last = f"{which}: nll {result['metrics']['nll']:.3f}"
-            bar.update(shown, advance=1, last=last)
+        calls = (delayed(task.attempt)(folder) for task in tasks)
+        failures = []
+        for task, reason in Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")(calls):
+            bar.update(shown, advance=1, last=task.name)
+            if reason is not None:
+                failures.append(f"{task.name}: {reason}")
+    return sorted(failures)

@@ -58,6 +58,19 @@ class Task:
             return None
         return found if isinstance(found, dict) and "metrics" in found else None
 
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return f"{label(self.posterior)} {label(self.flatness)} seed {self.seed}"
+
+    def attempt(self, folder: Path) -> "tuple[Task, str | None]":
+        """Execute, and say what went wrong instead of raising it: one run must not cost the others."""
+        try:
+            self.execute(folder)
+        except (RuntimeError, ValueError) as error:
+            return self, str(error)
+        return self, None
+
     def execute(self, folder: Path | None = None) -> dict[str, Any]:
         """Train, evaluate, and keep the result in the folder.
 

@@ -30,7 +30,8 @@ def source_for(path: str, **options: Any) -> Source:
             f"{path} is a table, and which of its columns is the class cannot be told from the file. "
             "Say so: target=... (on the command line, --data.target ...)."
         )
-    return reader(**options)
+    source: Source = reader(**options)
+    return source
 
 
 def reader_for(path: str) -> "partial[Any]":

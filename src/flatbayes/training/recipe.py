@@ -12,7 +12,7 @@ from flatbayes.training.schedules import Schedule, SWALinear
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
 
-SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4)
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4)
 """The optimiser of most published SWAG and SAM results."""
 
 
