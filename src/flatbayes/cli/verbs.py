@@ -47,11 +47,14 @@ def compare(options: Options) -> None:
     except KeyboardInterrupt:
         console.print(f"[yellow]finished runs are kept in {folder}; the same command goes on with them[/yellow]")
         raise
+    failures = "\n".join(results["failures"])
+    if not results["summary"]:
+        raise RuntimeError(f"No pair of twins came to an end:\n{failures}")
     report = write_report(folder)
     console.print(summary_table(results))
     console.print(f"results  {folder / 'results.json'}\nreport   {report}", highlight=False, soft_wrap=True)
-    if results["failures"]:
-        raise RuntimeError("Some runs failed, the others are in the report:\n" + "\n".join(results["failures"]))
+    if failures:
+        raise RuntimeError(f"Some runs failed, the others are in the report:\n{failures}")
 
 
 def fit_one(options: Options) -> None:

@@ -58,7 +58,7 @@ def read(folder: Path) -> Results:
     try:
         return checked(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); {remedy} again.") from error
+        raise ValueError(f"{path} is damaged, or not a comparison's ({error}); {remedy}.") from error
 
 
 def checked(results: Any) -> Results:
