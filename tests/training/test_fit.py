@@ -68,7 +68,8 @@ def test_the_callers_randomness_is_left_alone():
 
 def test_it_learns_and_predicts():
     data = blobs()
-    fitted = fit(MLP, data, SWAG(rank=5), SAM(rho=0.05), replace(SHORT, epochs=30))
+    optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3)
+    fitted = fit(MLP, data, SWAG(rank=5), SAM(rho=0.05), replace(SHORT, epochs=30, optimizer=optimizer))
     predictive = fitted.predict(data.test.inputs)
     assert (predictive.top_class == data.test.targets).float().mean() > 0.75
     assert fitted.info["class_names"] == ["a", "b", "c"]

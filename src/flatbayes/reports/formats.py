@@ -7,6 +7,8 @@ from typing import Any
 from flatbayes.reports.results import finite, interval
 
 NOTHING = "–"
+ROUNDING = 1e-12
+"""What is smaller is a difference of equal numbers."""
 
 
 def number(value: Any) -> str:
@@ -16,6 +18,8 @@ def number(value: Any) -> str:
     if not finite(value):
         return NOTHING
     size = abs(value)
+    if size < ROUNDING:
+        value, size = 0.0, 0.0
     if 0 < size < 5e-5:
         text = f"{value:.0e}"
     else:
@@ -27,7 +31,7 @@ def number(value: Any) -> str:
 def signed(value: Any) -> str:
     """A difference, with its sign."""
     text = number(value)
-    return f"+{text}" if finite(value) and value > 0 else text
+    return f"+{text}" if finite(value) and value > ROUNDING else text
 
 
 def amount(value: Any) -> str:

@@ -1,0 +1,57 @@
+"""What a kill and a Ctrl-C leave behind, in processes of their own."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+from flatbayes.cli import main
+
+COMMON = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--batch_size", "20", "--draws", "2"]
+
+
+def start(*arguments):
+    return subprocess.Popen([sys.executable, "-m", "flatbayes", *arguments], start_new_session=True)
+
+
+def wait_until(condition, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the process ended before it was to be stopped"
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_killed_comparison_goes_on_and_ends_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["compare", *COMMON, "--posteriors", "[point]", "--seeds", "5", "--epochs", "60", "--jobs", "1"]
+    process = start(*command, "--out", "killed")
+    wait_until(lambda: len(list(tmp_path.glob("killed/runs/*.json"))) >= 2, process)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "results.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/runs/*.json")}
+    assert len(done) < 10
+
+    assert main([*command, "--out", "killed"]) == 0
+    assert main([*command, "--out", "whole"]) == 0
+    assert all(path.stat().st_mtime_ns == when for path, when in done.items())
+    outcomes = []
+    for name in ("killed", "whole"):
+        runs = json.loads((tmp_path / name / "results.json").read_text())["runs"]
+        outcomes.append([(r["flatness"], r["seed"], r["metrics"], r["curves"]) for r in runs])
+    assert len(outcomes[0]) == 10
+    assert outcomes[0] == outcomes[1]
+
+
+def test_ctrl_c_during_fit_keeps_what_was_fitted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    posterior = ["--posterior", "swag", "--posterior.rank", "2", "--collect_from", "0"]
+    process = start("fit", *COMMON, *posterior, "--epochs", "100000", "--validations", "0", "--out", "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 3, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert main(["evaluate", "run", "--draws", "2"]) == 0
+    assert "test examples" in capsys.readouterr().out
