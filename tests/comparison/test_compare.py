@@ -132,7 +132,7 @@ def test_a_run_that_fails_does_not_cost_the_others(tmp_path, monkeypatch):
     results = replace(SMALL, posteriors=(Point(),)).results(tmp_path, jobs=1)
     assert results["failures"] == ["Point SAM(rho=0.1) seed 1: The loss is nan"]
     assert len(results["runs"]) == 3
-    assert results["summary"][0]["plain"]["n"] == 1
+    assert results["summary"][0]["n"] == 1
     monkeypatch.undo()
     again = replace(SMALL, posteriors=(Point(),)).results(tmp_path, jobs=1)
     assert len(again["runs"]) == 4

@@ -122,14 +122,14 @@ def summary(runs, label, name, seeds):
         ends = [mean - half, mean + half]
         if ends[0] > 0 or ends[1] < 0:
             wins = "flat" if (mean > 0) == HIGHER_IS_BETTER.get(name, True) else "plain"
-    statistics = {
-        side: {"mean": fmean(values), "sd": stdev(values) if seeds > 1 else None, "n": seeds}
-        for side, values in sides.items()
-    }
+    means = {side: fmean(values) for side, values in sides.items()}
+    deviations = {f"{side}_sd": stdev(values) if seeds > 1 else None for side, values in sides.items()}
     return {
         "posterior": label,
         "metric": name,
-        **statistics,
+        **means,
+        **deviations,
+        "n": seeds,
         "difference": mean,
         "interval": ends,
         "wins": wins,

@@ -77,7 +77,7 @@ def test_results_table_has_the_right_numbers(whole, results):
         assert metric.split()[0] == row["metric"]
         for text, side in ((plain, "plain"), (flat, "flat")):
             assert [float(part) for part in text.split("±")] == pytest.approx(
-                [row[side]["mean"], row[side]["sd"]], abs=5.1e-5
+                [row[side], row[f"{side}_sd"]], abs=5.1e-5
             )
         assert float(difference.replace("−", "-")) == pytest.approx(row["difference"], abs=5.1e-5)
         ends = interval.replace("−", "-").strip("[]").split(",")
@@ -182,13 +182,13 @@ def test_one_seed_has_no_interval_and_no_verdict(make_results, glossary, posteri
 def test_missing_numbers_are_dashes(make_results, glossary):
     results = make_results(posteriors=["Point()"])
     row = results["summary"][1]
-    row.update(difference=math.nan, interval=None, plain={"mean": None, "sd": None, "n": 0}, wins="tie")
+    row.update(difference=math.nan, interval=None, plain=None, plain_sd=None, n=0, wins="tie")
     for run in results["runs"]:
         run["metrics"]["nll"] = None if run["seed"] else math.nan
         run["curves"]["val_nll"] = [None] * 30
         run["cost"]["peak_memory_mb"] = None
     results["runs"][0]["reliability"] = None
-    flat = f"{row['flat']['mean']:.4f} ± {row['flat']['sd']:.4f}"
+    flat = f"{row['flat']:.4f} ± {row['flat_sd']:.4f}"
     text = page(results, glossary)
     reader = Reader(text)
     assert ["nll ↓", "–", flat, "–", "–", "no interval"] in reader.rows

@@ -24,7 +24,7 @@ def test_terminal_table_fits_100_columns_with_every_number_whole(results):
     for line, row in zip(lines, results["summary"], strict=True):
         assert f" {row['metric']} " in f" {line} "
         assert line.split()[-1] == row["wins"]
-        assert f"{row['plain']['mean']:.4f} ± {row['plain']['sd']:.4f}" in line
+        assert f"{row['plain']:.4f} ± {row['plain_sd']:.4f}" in line
         assert f"{row['difference']:+.4f}".replace("-", "−") in line
 
 
@@ -35,7 +35,7 @@ def test_a_terminal_of_80_columns_gets_everything_but_the_deviations(results):
     lines = [line for line in text.splitlines() if "[" in line]
     for line, row in zip(lines, results["summary"], strict=True):
         assert f" {row['metric']} " in line
-        assert f" {row['plain']['mean']:.4f}  {row['flat']['mean']:.4f} " in line
+        assert f" {row['plain']:.4f}  {row['flat']:.4f} " in line
         assert bracket(row) in line
         assert line.split()[-1] == row["wins"]
 
@@ -76,7 +76,7 @@ def test_markdown_table_has_a_row_for_each_entry_and_bold_winners(results):
     assert len(lines) == 2 + len(results["summary"])
     assert len({line.count("|") for line in lines}) == 1
     for line, row in zip(lines[2:], results["summary"], strict=True):
-        bold = f"**{row['flat']['mean']:.4f} ± {row['flat']['sd']:.4f}**" in line
+        bold = f"**{row['flat']:.4f} ± {row['flat_sd']:.4f}**" in line
         assert bold == (row["wins"] == "flat")
 
 

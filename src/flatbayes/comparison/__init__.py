@@ -1,7 +1,7 @@
 """Flat against plain over seeds: runs, paired statistics."""
 
 from flatbayes.comparison.compare import Comparison
-from flatbayes.comparison.statistics import Paired, Spread, paired, summarise
+from flatbayes.comparison.statistics import Paired, paired, summarise
 from flatbayes.comparison.task import Task
 
-__all__ = ["Comparison", "Paired", "Spread", "Task", "paired", "summarise"]
+__all__ = ["Comparison", "Paired", "Task", "paired", "summarise"]

@@ -10,42 +10,28 @@ Verdict = Literal["flat", "plain", "tie"]
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A metric over seeds.
-
-    Attributes:
-        mean: Mean over seeds.
-        sd: Standard deviation over seeds (divisor n - 1); NaN for one seed.
-        n: Number of seeds.
-    """
-
-    mean: float
-    sd: float
-    n: int
-
-
-@dataclass(frozen=True)
 class Paired:
     """Flat minus plain, over the seeds that both twins have.
 
     Attributes:
-        plain: The plain twin's metric.
-        flat: The flat twin's metric.
+        plain: Mean of the plain twin's metric.
+        plain_sd: Its standard deviation over seeds (divisor n - 1); NaN for one seed.
+        flat: Mean of the flat twin's metric.
+        flat_sd: Its standard deviation over seeds.
+        n: Number of seeds.
         difference: Mean of flat - plain.
         interval: Its confidence interval; None for fewer than two seeds.
         wins: Which twin is better, if the interval excludes zero.
     """
 
-    plain: Spread
-    flat: Spread
+    plain: float
+    plain_sd: float
+    flat: float
+    flat_sd: float
+    n: int
     difference: float
     interval: tuple[float, float] | None
     wins: Verdict
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation."""
-    return Spread(fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
 
 
 def paired(plain: Sequence[float], flat: Sequence[float], *, higher_is_better: bool, level: float = 0.95) -> Paired:
@@ -60,16 +46,17 @@ def paired(plain: Sequence[float], flat: Sequence[float], *, higher_is_better: b
         level: Confidence of the interval.
     """
     differences = [b - a for a, b in zip(plain, flat, strict=True)]
-    mean, n = fmean(differences), len(differences)
-    if n < 2:
-        return Paired(spread(plain), spread(flat), mean, None, "tie")
-    from scipy.stats import t
+    n, mean = len(differences), fmean(differences)
+    interval: tuple[float, float] | None = None
+    wins: Verdict = "tie"
+    if n > 1:
+        from scipy.stats import t
 
-    half = float(t.ppf((1 + level) / 2, n - 1)) * stdev(differences) / math.sqrt(n)
-    low, high = mean - half, mean + half
-    better: tuple[Verdict, Verdict] = ("flat", "plain") if higher_is_better else ("plain", "flat")
-    wins: Verdict = better[0] if low > 0 else better[1] if high < 0 else "tie"
-    return Paired(spread(plain), spread(flat), mean, (low, high), wins)
+        half = float(t.ppf((1 + level) / 2, n - 1)) * stdev(differences) / math.sqrt(n)
+        interval = (mean - half, mean + half)
+        if interval[0] > 0 or interval[1] < 0:
+            wins = "flat" if (mean > 0) == higher_is_better else "plain"
+    return Paired(fmean(plain), _sd(plain), fmean(flat), _sd(flat), n, mean, interval, wins)
 
 
 def summarise(
@@ -103,3 +90,7 @@ def summarise(
 
 def _known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
+
+
+def _sd(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else math.nan

@@ -108,7 +108,7 @@ def draw_twins(axes: "Axes", place: float, posterior: str, *, results: Results, 
         offset = 0.17 if flat else -0.17
         colour = MARKERS[flat]["color"]
         axes.plot(seen, [place + offset] * len(seen), "o", color=colour, alpha=0.45, markersize=4, mew=0, zorder=3)
-        mean = (row[side] or {}).get("mean")
+        mean = row[side]
         if ask.finite(mean):
             means[flat] = mean
             axes.plot([mean], [place], markersize=7.5, **MARKERS[flat])

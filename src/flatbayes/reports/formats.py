@@ -53,12 +53,9 @@ def plus_minus(mean: Any, sd: Any) -> str:
     return f"{number(mean)} ± {number(sd)}" if finite(mean) and finite(sd) else number(mean)
 
 
-def spread(statistics: Mapping[str, Any] | None) -> str:
+def spread(row: Mapping[str, Any], side: str) -> str:
     """Mean ± standard deviation of one side of a summary row."""
-    if not statistics:
-        return NOTHING
-    sd = statistics.get("sd") if (statistics.get("n") or 0) > 1 else None
-    return plus_minus(statistics.get("mean"), sd)
+    return plus_minus(row[side], row.get(f"{side}_sd"))
 
 
 def bracket(row: Mapping[str, Any]) -> str:

@@ -153,7 +153,7 @@ def draw_means(axes: "Axes", results: Results, metric: str, posterior: str, lane
     row = ask.row_of(results, posterior, metric)
     if row is None:
         return
-    means = {flat: (row[side] or {}).get("mean") for flat, side in ((False, "plain"), (True, "flat"))}
+    means = {flat: row[side] for flat, side in ((False, "plain"), (True, "flat"))}
     drawn = {flat: mean for flat, mean in means.items() if ask.finite(mean)}
     at = [lanes[flat] for flat in drawn]
     axes.plot(list(drawn.values()), at, color=svg.INK, alpha=0.7, linewidth=1.8, zorder=3)

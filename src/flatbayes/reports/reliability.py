@@ -78,7 +78,7 @@ def reliability_figure(results: Results, name: str, posterior: str, pooled: Mapp
         below.set_xlabel("confidence (top probability)")
         row = ask.row_of(results, posterior, "ece")
         if row is not None:
-            means = [number((row[side] or {}).get("mean")) for side in ("plain", "flat")]
+            means = [number(row[side]) for side in ("plain", "flat")]
             axes.text(0.99, 0.09, f"ECE plain {means[0]}", color=svg.PLAIN, ha="right", transform=axes.transAxes)
             axes.text(0.99, 0.02, f"ECE flat {means[1]}", color=svg.FLAT, ha="right", transform=axes.transAxes)
         return svg.inline(figure, name, f"Reliability diagram of {posterior}: accuracy by confidence, plain and flat")

@@ -41,7 +41,7 @@ def summary_table(results: Results, width: int | None = None) -> "Table":
         rows = list(group)
         for label, row in zip(stretched(wrapped(posterior, label_width), len(rows)), rows, strict=True):
             word = verdict(row)
-            sides = [spread(row[side]) if wide else number((row[side] or {}).get("mean")) for side in SIDES]
+            sides = [spread(row, side) if wide else number(row[side]) for side in SIDES]
             judged = (Text(text, STYLES[word]) for text in (difference(row), WORDS[word]))
             table.add_row(Text(label), Text(row["metric"]), *map(Text, sides), *judged)
         table.add_section()
@@ -79,7 +79,7 @@ def markdown_table(results: Results) -> str:
     ]
     for row in results["summary"]:
         word = verdict(row)
-        sides = {side: spread(row[side]) for side in SIDES}
+        sides = {side: spread(row, side) for side in SIDES}
         if word in sides:
             sides[word] = f"**{sides[word]}**"
         cells = (

@@ -82,8 +82,8 @@ def result_row(entry: Mapping[str, Any], glossary: Glossary) -> Html:
     head = join(metric, tag("span", f" {arrow[0]}", title=arrow[2:], class_="arrow") if arrow else None)
     return row(
         head,
-        spread(entry["plain"]),
-        spread(entry["flat"]),
+        spread(entry, "plain"),
+        spread(entry, "flat"),
         signed(entry.get("difference")),
         bracket(entry),
         word_cell(entry, WORDS),
