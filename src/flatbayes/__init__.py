@@ -13,7 +13,7 @@ from flatbayes.data import (
     Source,
     Table,
 )
-from flatbayes.flatness import ASAM, SAM, Flatness, Plain, Random
+from flatbayes.flatness import ASAM, SAM, FisherSAM, Flatness, Plain, Random
 from flatbayes.likelihoods import Categorical, CategoricalPredictive, Likelihood, Predictive
 from flatbayes.models import MLP, ConvNet, PreResNet, WideResNet
 from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point, Posterior
@@ -36,6 +36,7 @@ __all__ = [
     "Dataset",
     "Digits",
     "Ensemble",
+    "FisherSAM",
     "FittedPosterior",
     "Flatness",
     "ImageFolder",

@@ -126,7 +126,10 @@ BAD = [
     (["fit", *TINY, "--data", "nonsense", "--out", "o"], "Unknown data 'nonsense'. Known: CIFAR10, Digits"),
     (["fit", *TINY, "--model", "nonsense", "--out", "o"], "Unknown model 'nonsense'. Known: ConvNet, MLP"),
     (["fit", *TINY, "--posterior", "nonsense", "--out", "o"], "Unknown posterior 'nonsense'. Known: Ensemble, MCD"),
-    (["fit", *TINY, "--flatness", "nonsense", "--out", "o"], "Unknown flatness 'nonsense'. Known: ASAM, Plain"),
+    (
+        ["fit", *TINY, "--flatness", "nonsense", "--out", "o"],
+        "Unknown flatness 'nonsense'. Known: ASAM, FisherSAM, Plain",
+    ),
     (["fit", *TINY, "--flatness.rho", "-1", "--out", "o"], "rho is the radius of a ball"),
     (["fit", *TINY, "--flatness.rho", "inf", "--out", "o"], "inf"),
     (["fit", *TINY, "--flatness.rho", "nan", "--out", "o"], "nan"),
@@ -173,7 +176,7 @@ def test_bad_input_is_an_error_that_says_what_to_do(here, capsys, arguments, mes
 def test_names_are_forgiving():
     assert full_name("posterior", "swag") == "flatbayes.posteriors.SWAG"
     assert full_name("model", "my.Net") == "my.Net"
-    assert known("flatness") == ["ASAM", "Plain", "Random", "SAM"]
+    assert known("flatness") == ["ASAM", "FisherSAM", "Plain", "Random", "SAM"]
     assert known("schedule") == ["Constant", "Cosine", "SWALinear"]
     assert known("data") == ["CIFAR10", "Digits", "ImageFolder", "ImageParquet", "Npz", "Table"]
     given = ["fit", "--data=digits", "--posterior", "ensemble", "--posterior.member", "swag", "--posteriors+=point"]

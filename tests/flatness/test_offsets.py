@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.flatness import ASAM, SAM, Random
+from flatbayes.flatness import ASAM, SAM, FisherSAM, Random
 from flatbayes.flatness.asam import adaptive_offset, adaptive_scale
+from flatbayes.flatness.fisher_sam import fisher_offset, inverse_fisher
 from flatbayes.flatness.random import random_offset
 from flatbayes.flatness.sam import euclidean_offset
 
@@ -34,6 +35,22 @@ def test_adaptive_scale_tells_weights_from_the_rest():
     weights = {"layer.weight": vector(-2.0, 0.0), "layer.bias": vector(3.0), "weight": vector(1.0)}
     found = adaptive_scale(weights, 0.01)
     assert [t.tolist() for t in found] == [[2.01, 0.01], [1.0], [1.01]]
+
+
+def test_fisher_offset_has_the_published_values():
+    g, fisher = vector(1.0, -2.0, 0.5), vector(4.0, 1.0, 0.25)
+    (e,) = fisher_offset([g], [1 / fisher], 0.1)
+    torch.testing.assert_close(e, vector(0.01091089, -0.08728716, 0.08728716), rtol=0, atol=5e-9)
+    assert (e @ (fisher * e)).item() == pytest.approx(0.01, abs=1e-12)
+    assert (g @ e).item() == pytest.approx(0.229128784748, abs=1e-11)
+
+
+def test_the_fisher_metric_is_relative_to_the_mean_square():
+    grads = [vector(1.0), vector(2.0, 3.0)]  # mean square 14 / 3
+    found = torch.cat(inverse_fisher(grads, 2.0))
+    torch.testing.assert_close(found, 1 / (1 + 2.0 * vector(1.0, 4.0, 9.0) * 3 / 14))
+    assert all((t == 1).all() for t in inverse_fisher(grads, 0.0))
+    assert all((t == 1).all() for t in inverse_fisher([vector(0.0)], 1.0))
 
 
 def test_random_offset_is_a_function_of_gradient_and_seed():
@@ -114,6 +131,7 @@ def test_the_gradient_is_that_of_loss_plus_rho_times_gradient_norm_to_first_orde
         (lambda: ASAM(ascent_steps=-1), "ascent_steps must be at least 1"),
         (lambda: ASAM(eta=-0.1), "eta is added"),
         (lambda: ASAM(eta=math.inf), "eta is added"),
+        (lambda: FisherSAM(eta=-1.0), "eta weighs"),
     ],
 )
 def test_refuses_hyperparameters_without_meaning(make, message):

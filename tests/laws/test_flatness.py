@@ -9,8 +9,9 @@ from torch import nn
 
 from flatbayes.core.randomness import RandomState
 from flatbayes.core.spec import build, to_spec
-from flatbayes.flatness import ASAM, SAM, Flatness, Plain, Random
+from flatbayes.flatness import ASAM, SAM, FisherSAM, Flatness, Plain, Random
 from flatbayes.flatness.asam import adaptive_scale
+from flatbayes.flatness.fisher_sam import inverse_fisher
 from support import (
     FLATNESSES,
     WITH_RADIUS,
@@ -75,15 +76,17 @@ def test_displacement_has_the_radius_and_no_feasible_one_rises_faster(flat):
     flat(closure, model)()
     first, last = closure.seen[0], closure.seen[-1]
     e = torch.cat([(b - a).flatten() for a, b in zip(first, last, strict=True)])
+    with torch.no_grad():  # the last displacement was aimed at the gradient before it
+        for p, w in zip(model.parameters(), closure.seen[-2], strict=True):
+            p.copy_(w)
+    Counted(model, *batch(dtype=torch.float64))()
+    g = torch.cat([p.grad.flatten() for p in model.parameters()])
+    with torch.no_grad():
+        for p, w in zip(model.parameters(), first, strict=True):
+            p.copy_(w)
     scale = _geometry(flat, model)
     assert torch.linalg.vector_norm(e / scale).item() == pytest.approx(flat.rho, rel=1e-9)
-
-    if isinstance(flat, SAM | ASAM):  # the last displacement was aimed at the gradient before it
-        with torch.no_grad():
-            for p, w in zip(model.parameters(), closure.seen[-2], strict=True):
-                p.copy_(w)
-        Counted(model, *batch(dtype=torch.float64))()
-        g = torch.cat([p.grad.flatten() for p in model.parameters()])
+    if flat in AIMED:
         reached = g @ e
         for k in range(200):
             z = torch.randn(e.shape, generator=torch.Generator().manual_seed(k), dtype=e.dtype)
@@ -234,6 +237,7 @@ def test_tied_weights_move_once(flat):
         first, last = closure.seen[0], closure.seen[-1]
         assert len(first) == 1
         e = last[0] - first[0]
+        closure()  # the gradient that the displacement was aimed at
         scale = _geometry(flat, model).view_as(e)
         assert (e / scale).norm().item() == pytest.approx(flat.rho, rel=1e-4)
 
@@ -285,7 +289,10 @@ class Tied(nn.Module):
 
 
 def _geometry(flat, model):
+    """T, such that the displacement e has norm ||e / T||; `model` holds weights and the gradient it was aimed at."""
     weights = dict(model.named_parameters())
+    if isinstance(flat, FisherSAM):
+        return torch.cat([s.sqrt().flatten() for s in inverse_fisher([w.grad for w in weights.values()], flat.eta)])
     scale = (
         adaptive_scale(weights, flat.eta)
         if isinstance(flat, ASAM)

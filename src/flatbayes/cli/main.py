@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
+    if not arguments:
+        parser.print_help()
+        return BAD_INPUT
     try:
         options = parser.parse_args(with_full_names(arguments))
         verb = options.subcommand

@@ -82,7 +82,7 @@ def _training_options(parser: ArgumentParser) -> None:
         "--flatness",
         type=Flatness,
         metavar="NAME",
-        help="where gradients are taken: SAM, ASAM, Random, Plain",
+        help="where gradients are taken: SAM, ASAM, FisherSAM, Random, Plain",
     )
     parser.add_class_arguments(Recipe, None)
     parser.set_defaults({"flatness": to_spec(SAM()), **_recipe_defaults()})

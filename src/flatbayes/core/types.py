@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -55,5 +56,6 @@ class State:
         self.model.load_state_dict(saved["model"])
         if self.optimizer is not None and saved["optimizer"] is not None:
             self.optimizer.load_state_dict(saved["optimizer"])
-        for name, tensor in saved["statistics"].items():
-            self.statistics[name].copy_(tensor)
+        with torch.no_grad():
+            for name, tensor in saved["statistics"].items():
+                self.statistics[name].copy_(tensor)

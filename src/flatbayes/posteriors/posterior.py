@@ -36,7 +36,8 @@ class Posterior(ABC):
         """The state before the first step: model, optimiser, empty statistics.
 
         Args:
-            model: The network; it is used, not copied, and not changed here.
+            model: The network, which is not changed here. Train and draw from the state's `model`: it is this one,
+                or a changed copy where the method needs layers of its own.
             make_optimizer: Builds the optimiser from parameters; None for a state that is only drawn from.
             num_data: Number of training examples.
         """

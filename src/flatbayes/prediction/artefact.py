@@ -131,7 +131,7 @@ def _state(
         raise ValueError(
             f"The posterior in {folder} was fitted to another architecture than {type(model).__name__}: {error}"
         ) from error
-    model.eval()
+    state.model.eval()
     return state
 
 

@@ -59,6 +59,7 @@ class Job:
         recipe, batches = self.recipe, self.batches
         module = fabric.to_device(module.double() if recipe.precision == "64-true" else module)
         self.state = state = self.posterior.init(module, recipe.optimizer, batches.num_data)
+        module = state.model  # some posteriors train a changed copy
         network, optimizer = fabric.setup(module, state.optimizer)  # type: ignore[arg-type]  # there is one
         state.optimizer = optimizer
         rates = [group["lr"] for group in optimizer.param_groups]

@@ -1,0 +1,77 @@
+"""Fisher SAM (Kim et al., ICML 2022): a ball in the Fisher metric, where distance is change of the predictions.
+
+The ball is eᵀ F e <= rho², so directions in which the predictions are touchy are perturbed less. F is taken
+diagonal, from the squares of the batch's own gradient, with F⁻¹ replaced by the bounded 1 / (1 + eta g² / mean g²).
+The paper does not divide by the mean, which makes its eta depend on the sizes of the loss and of the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core import Closure
+from flatbayes.flatness.ascent import asked_at, check_ascent_steps, check_radius, global_norm, scaled_to
+from flatbayes.flatness.flatness import Flatness
+
+
+@dataclass(frozen=True)
+class FisherSAM(Flatness):
+    """Asks at the worst point of an ellipsoid that is short where the squared gradient is large.
+
+    Attributes:
+        rho: Radius in the Fisher metric.
+        eta: Weight of the squared gradient, relative to its mean over all weights, in the metric; 0 is `SAM`.
+        ascent_steps: Times the displacement is aimed; every one costs a gradient.
+        fresh_noise: Draw new dropout masks for the second pass instead of replaying those of the first.
+    """
+
+    rho: float = 0.05
+    eta: float = 1.0
+    ascent_steps: int = 1
+    fresh_noise: bool = False
+
+    def __post_init__(self) -> None:
+        check_radius(self.rho)
+        check_ascent_steps(self.ascent_steps)
+        if not 0 <= self.eta < float("inf"):
+            raise ValueError(f"eta weighs the squared gradient: it must be finite and at least 0, got {self.eta}.")
+
+    @property
+    def gradients(self) -> int:
+        """One to aim with for each ascent step, and the final one."""
+        return self.ascent_steps + 1
+
+    def __call__(self, closure: Closure, model: nn.Module) -> Closure:
+        """The closure whose gradient is that of the worst loss in the ellipsoid."""
+        return asked_at(
+            lambda _, grads: fisher_offset(grads, inverse_fisher(grads, self.eta), self.rho),
+            closure,
+            model,
+            ascent_steps=self.ascent_steps,
+            fresh_noise=self.fresh_noise,
+        )
+
+
+def inverse_fisher(grads: Sequence[Tensor], eta: float) -> list[Tensor]:
+    """1 / (1 + eta g² / mean g²), elementwise, the mean over all tensors together."""
+    squared_norm = global_norm(grads).square()
+    mean = squared_norm / sum(g.numel() for g in grads)
+    relative = torch.where(mean > 0, eta / mean, 0.0)
+    return [1 / (1 + (relative * g.to(relative.dtype).square()).to(g.dtype)) for g in grads]
+
+
+def fisher_offset(grads: Sequence[Tensor], inverse: Sequence[Tensor], rho: float) -> list[Tensor] | None:
+    """Maximiser of <g, e> over eᵀ F e <= rho² for a diagonal F: e = rho F⁻¹ g / sqrt(gᵀ F⁻¹ g).
+
+    Args:
+        grads: One gradient per tensor.
+        inverse: Diagonal of F⁻¹, positive, of the gradients' shapes.
+        rho: Radius of the ellipsoid.
+
+    Returns:
+        One displacement per tensor, zero for a zero gradient; None where the gradient is not finite.
+    """
+    half = torch._foreach_mul(list(grads), [i.sqrt() for i in inverse])
+    return scaled_to(torch._foreach_mul(list(grads), list(inverse)), global_norm(half), rho)
