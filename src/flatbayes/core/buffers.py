@@ -11,15 +11,19 @@ from torch.nn.modules.batchnorm import _NormBase
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Whatever happens to buffers and training flags inside is undone at the end."""
+    modules = list(model.modules())
+    flags = [module.training for module in modules]
     places = [
         (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
     ]
     try:
-        with unchanged_mode(model):
-            yield
+        yield
     finally:
+        for module, flag in zip(modules, flags, strict=True):
+            module.training = flag
         with torch.no_grad():
             for module, name, buffer, saved in places:
                 buffer.copy_(saved)

@@ -1,6 +1,6 @@
 """Random state of torch's global generators: captured, replayed, forked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,7 +20,11 @@ class RandomState:
     def capture(model: nn.Module | None) -> "RandomState":
         """The state of every generator that a forward pass of the model can use; the CPU's without a model."""
         params = () if model is None else model.parameters()
-        devices = {p.device for p in params if p.device.type not in ("cpu", "meta")}
+        return RandomState.of({p.device for p in params if p.device.type not in ("cpu", "meta")})
+
+    @staticmethod
+    def of(devices: Iterable[torch.device]) -> "RandomState":
+        """The state of the generators of the CPU and of these accelerators."""
         states = {d: torch.get_device_module(d.type).get_rng_state(d) for d in devices}
         return RandomState(torch.get_rng_state(), states)
 
@@ -32,11 +36,14 @@ class RandomState:
 
 
 @contextmanager
-def replayed(state: RandomState, model: nn.Module) -> Iterator[None]:
+def replayed(state: RandomState) -> Iterator[None]:
     """Inside, randomness starts again from `state`; afterwards it goes on as if nothing had happened."""
-    with unmoved(model):
-        state.restore()
+    after = RandomState.of(state.accelerators)
+    state.restore()
+    try:
         yield
+    finally:
+        after.restore()
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def asked_at(
             offsets = offset_fn(weights, [torch.zeros_like(p) if p.grad is None else p.grad for p in params])
             if offsets is None:
                 break
-            same_noise = nullcontext() if fresh_noise else replayed(noise, model)
+            same_noise = nullcontext() if fresh_noise else replayed(noise)
             with frozen(model), same_noise, displaced(params, offsets):
                 closure()
         return loss
