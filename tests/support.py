@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from flatbayes import flatness, posteriors
 from flatbayes.core.spec import label
-from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
+from flatbayes.posteriors import SGHMC, SGLD, SWAG, Ensemble, MCDropout, Point
 
 FLATNESSES = [getattr(flatness, name)() for name in flatness.__all__ if name != "Flatness"] + [
     flatness.SAM(rho=0.1, ascent_steps=3),
@@ -25,7 +25,13 @@ CHOSEN = [
     SWAG(rank=3),
     Ensemble(size=2),
     Ensemble(SWAG(rank=2), size=2),
+    SGLD(),
+    SGLD(prior_precision=2.0, temperature=0.5, keep=2, storage="cpu"),
+    SGHMC(),
+    SGHMC(friction=0.3, prior_precision=2.0, keep=3),
+    Ensemble(SGHMC(), size=2),
 ]
+OWN_DYNAMICS = (SGLD, SGHMC)
 OTHERS = [
     getattr(posteriors, name)()
     for name in posteriors.__all__
@@ -107,11 +113,17 @@ def assert_same(one: dict, other: dict) -> None:
     assert torch.equal(one["rng"], other["rng"])
 
 
+def descent(posterior):
+    """SGD, with momentum unless the posterior has dynamics of its own."""
+    momentum = 0.0 if isinstance(getattr(posterior, "member", posterior), OWN_DYNAMICS) else 0.9
+    return lambda params: torch.optim.SGD(params, lr=0.05, momentum=momentum)
+
+
 def train(posterior, flat, steps: int = 6, model: nn.Module | None = None, dtype=torch.float32):
     """A few steps of SGD with momentum, collecting after each of the last ones."""
     model = network(dtype) if model is None else model
     torch.manual_seed(7)
-    state = posterior.init(model, lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), 36)
+    state = posterior.init(model, descent(posterior), 36)
     losses = advance(posterior, flat, state, range(steps), dtype)
     return state, losses
 

@@ -14,6 +14,7 @@ from support import (
     advance,
     assert_same,
     batch,
+    descent,
     named,
     network,
     snapshot,
@@ -72,7 +73,7 @@ def test_a_state_saved_midway_resumes_bit_for_bit(posterior):
 
     half, _ = train(posterior, SAM(), steps=3)
     saved, rng = copy.deepcopy(half.state_dict()), torch.get_rng_state()
-    fresh = posterior.init(network(), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), 36)
+    fresh = posterior.init(network(), descent(posterior), 36)
     fresh.load_state_dict(saved)
     torch.set_rng_state(rng)
     advance(posterior, SAM(), fresh, range(3, 6))

@@ -4,6 +4,8 @@ from flatbayes.posteriors.ensemble import Ensemble
 from flatbayes.posteriors.mc_dropout import MCDropout
 from flatbayes.posteriors.point import Point
 from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.sghmc import SGHMC
+from flatbayes.posteriors.sgld import SGLD
 from flatbayes.posteriors.swag import SWAG
 
-__all__ = ["SWAG", "Ensemble", "MCDropout", "Point", "Posterior"]
+__all__ = ["SGHMC", "SGLD", "SWAG", "Ensemble", "MCDropout", "Point", "Posterior"]

@@ -76,5 +76,5 @@ def refuse_double_prior(optimizer: Optimizer, prior_precision: float, num_data: 
         raise ValueError(
             f"The prior is given twice: prior_precision={prior_precision} and an optimizer with "
             f"weight_decay={decay}. Set weight_decay=0, or leave prior_precision out: a weight decay of "
-            f"{decay} is a prior precision of {decay * num_data:g} here."
+            f"{decay} is a prior precision of {decay * num_data:g} here, at temperature 1."
         )

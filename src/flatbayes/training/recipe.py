@@ -26,7 +26,7 @@ class Recipe:
         optimizer: Builds the optimizer from parameters: a class of torch.optim or your own, with its arguments.
             Its weight decay is the prior unless the posterior has a prior_precision.
         schedule: Learning rate over training.
-        collect_from: Share of training after which snapshots of the weights are collected (used by SWAG).
+        collect_from: Share of training after which snapshots of the weights are collected (by SWAG, SGLD, SGHMC).
         collect_per_epoch: Snapshots collected per epoch from then on.
         clip_norm: Largest norm of the final gradient; None does not clip.
         accumulate: Micro-batches that the batch of a step is cut into, to save memory.

@@ -1,0 +1,165 @@
+"""SGLD, stochastic gradient Langevin dynamics (Welling & Teh, ICML 2011, equation 4).
+
+Gradient descent with just enough noise that its iterates scatter like the posterior: in the limit of small
+learning rates, and of mini-batches whose own noise is small beside it, the chain samples
+p(w) exp(-(num_data / temperature) L(w)), with L the mean negative log likelihood that the closure leaves the
+gradient of. At a learning rate lr variances come out too wide by a share of lr times curvature / 2.
+
+A sharpness-aware gradient makes it sample the sharpness-aware posterior. Its force jumps where the gradient
+vanishes, so there the error in the learning rate is larger than for the plain one.
+"""
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from flatbayes.core import Closure, MakeOptimizer, State
+from flatbayes.core.weights import trainable
+from flatbayes.posteriors.gradient import check_prior_precision, start, update
+from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.snapshots import Storage, add_snapshot, check_storage, no_snapshots, snapshot_drawn
+
+
+@dataclass(frozen=True)
+class SGLD(Posterior):
+    """Networks that noisy gradient descent has passed through.
+
+    The step is that of the optimizer, torch.optim.SGD without momentum, at the learning rate it has then; the
+    noise follows the learning rate.
+
+    Attributes:
+        prior_precision: Precision of a Gaussian prior over all trainable weights; None leaves the prior to the
+            optimizer's weight decay, which is this times the temperature, divided by the number of training
+            examples.
+        temperature: Divides the log likelihood, not the log prior. One is Bayes; below one the posterior is
+            narrower than Bayes has it, and 0 is gradient descent. With the weight decay held fixed instead of
+            prior_precision, likelihood and prior are tempered together, a cold posterior.
+        keep: Largest number of snapshots to hold, each the size of the network. Where more are collected, every
+            second is dropped, again and again, so that those held stay evenly spread.
+        storage: Where they are held: beside the model (device) or in main memory (cpu).
+    """
+
+    prior_precision: float | None = None
+    temperature: float = 1.0
+    keep: int = 30
+    storage: Storage = "device"
+
+    def __post_init__(self) -> None:
+        check_prior_precision(self.prior_precision)
+        check_temperature(self.temperature)
+        check_storage(self.keep, self.storage)
+
+    @property
+    def runs(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        """Unless one snapshot is all that is held."""
+        return self.keep > 1
+
+    @property
+    def moves_weights(self) -> bool:
+        """Yes: the running statistics are those of the end of training, not of the snapshot."""
+        return True
+
+    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+        """Model, optimiser, and room for snapshots.
+
+        Raises:
+            ValueError: The optimiser is not SGD without momentum, or the prior is given twice.
+        """
+        state = start(model, make_optimizer, num_data, self.prior_precision)
+        check_optimizer(state.optimizer, "SGLD")
+        state.statistics = no_snapshots(model, self.keep, self.storage)
+        return state
+
+    def step(self, state: State, closure: Closure) -> Tensor:
+        """One step of the optimiser, and noise; which is drawn after the closure, so no pass repeats it."""
+        loss = update(state, closure, tempered(self.prior_precision, self.temperature))
+        diffuse(state.optimizer, self.temperature, state.num_data, friction=1.0)
+        return loss
+
+    def collect(self, state: State) -> None:
+        """Hold the current weights, as far as `keep` allows."""
+        add_snapshot(state.statistics, trainable(state.model))
+
+    def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
+        """The model with the weights of a snapshot; running statistics are the caller's to re-estimate.
+
+        Raises:
+            RuntimeError: No snapshot was collected.
+        """
+        return snapshot_drawn(state, generator, "SGLD")
+
+
+def noise_std(lr: float, temperature: float, num_data: int, friction: float) -> float:
+    """Standard deviation of the noise of one step, sqrt(2 friction lr temperature / num_data).
+
+    With the learning rate on the *mean* loss, Welling & Teh's step size on the log posterior is
+    2 lr temperature / num_data. The form with friction is Chen et al. (ICML 2014), equation 15.
+
+    >>> noise_std(0.1, 1.0, 50_000, friction=1.0)
+    0.002
+
+    Args:
+        lr: Learning rate.
+        temperature: Divides the log likelihood.
+        num_data: Number of training examples.
+        friction: Share of the velocity lost in a step; one without momentum.
+    """
+    return math.sqrt(2 * friction * lr * temperature / num_data)
+
+
+@torch.no_grad()
+def diffuse(optimizer: Optimizer | None, temperature: float, num_data: int, friction: float) -> None:
+    """`param += noise_std * xi`, with xi standard normal, for every parameter that has a gradient.
+
+    A parameter that the loss does not reach would drift without bound. Nothing is drawn at temperature 0.
+    """
+    groups = [] if optimizer is None or temperature == 0 else optimizer.param_groups
+    for group in groups:
+        std = noise_std(float(group["lr"]), temperature, num_data, friction)
+        for param in group["params"]:
+            if param.grad is not None:
+                param.add_(torch.randn_like(param), alpha=std)
+
+
+def tempered(prior_precision: float | None, temperature: float) -> float | None:
+    """The precision whose gradient goes beside the likelihood's, if that is not to be divided by the temperature."""
+    return None if prior_precision is None else prior_precision * temperature
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse what is no temperature.
+
+    Raises:
+        ValueError: It is negative or not finite.
+    """
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be finite and at least 0, got {temperature}.")
+
+
+def check_optimizer(optimizer: Optimizer | None, method: str) -> None:
+    """Refuse every optimiser but plain gradient descent: noise of the right size is known for no other.
+
+    Raises:
+        ValueError: It is not torch.optim.SGD, or has momentum, dampening, or maximises.
+    """
+    if optimizer is None:
+        return
+    options = ("momentum", "dampening", "nesterov", "maximize")
+    found = [f"{name}={group[name]}" for group in optimizer.param_groups for name in options if group.get(name)]
+    if not isinstance(optimizer, SGD):
+        found = [type(optimizer).__name__]
+    if found:
+        raise ValueError(
+            f"{method} adds noise to plain gradient descent, so its optimizer must be torch.optim.SGD with nothing "
+            f"but a learning rate and perhaps a weight decay; got {', '.join(found)}. Use "
+            "torch.optim.SGD(params, lr=...); for momentum use SGHMC, whose friction is 1 - momentum."
+        )

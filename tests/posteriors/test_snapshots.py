@@ -1,0 +1,118 @@
+"""Which snapshots of a chain are held, where, and how one is chosen."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes.core.weights import flatten, trainable
+from flatbayes.posteriors.sghmc import SGHMC
+from flatbayes.posteriors.sgld import SGLD
+from flatbayes.posteriors.snapshots import kept
+
+SAMPLERS = [SGLD, SGHMC]
+
+
+def collected(posterior, count):
+    """A model whose two weights are (k, -k) at the k-th snapshot, k from 1."""
+    model = nn.Linear(2, 1, bias=False).double()
+    state = posterior.init(model, None, 10)
+    for k in range(1, count + 1):
+        with torch.no_grad():
+            model.weight.copy_(torch.tensor([[k, -k]]))
+        posterior.collect(state)
+    return state
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 7, 30])
+def test_snapshots_held_are_many_evenly_spread_and_reach_the_end(keep):
+    for count in range(1, 200):
+        held = kept(count, keep)
+        assert (min(count, keep) + 1) // 2 <= len(held) <= keep
+        assert held.start == held.step  # as far from the beginning as from each other
+        assert count - held[-1] < held.step
+    assert list(kept(keep, keep)) == list(range(1, keep + 1))
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("storage", ["device", "cpu"])
+def test_rows_are_the_snapshots_that_the_rule_names(keep, storage):
+    for count in range(1, 40):
+        state = collected(SGLD(keep=keep, storage=storage), count)
+        rows, held = state.statistics["snapshots"], list(kept(count, keep))
+        assert rows.shape == (keep, 2)
+        assert rows[: len(held), 0].tolist() == held
+        assert rows[: len(held), 1].tolist() == [-k for k in held]
+        assert int(state.statistics["count"]) == count
+
+
+def test_memory_stays_where_it_was():
+    posterior = SGLD(keep=4)
+    state = collected(posterior, 0)
+    before = {name: tensor.data_ptr() for name, tensor in state.statistics.items()}
+    for _ in range(50):
+        posterior.collect(state)
+    assert {name: tensor.data_ptr() for name, tensor in state.statistics.items()} == before
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_snapshot_held_is_drawn_equally_often(sampler):
+    posterior = sampler(keep=5)
+    state = collected(posterior, 13)
+    generator, seen = torch.Generator().manual_seed(0), Counter()
+    for _ in range(3000):
+        with posterior.draw(state, generator) as model:
+            seen[tuple(model.weight.view(-1).tolist())] += 1
+    assert set(seen) == {(4, -4), (8, -8), (12, -12)}
+    assert all(abs(times - 1000) < 5 * (3000 * 2 / 9) ** 0.5 for times in seen.values())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_draw_needs_a_snapshot(sampler):
+    posterior = sampler()
+    state = collected(posterior, 0)
+    message = f"{sampler.__name__} needs at least 1 collected snapshot before a draw, got 0; lower collect_from"
+    with pytest.raises(RuntimeError, match=message), posterior.draw(state, torch.Generator()):
+        pass
+    posterior.collect(state)
+    with posterior.draw(state, torch.Generator()) as model:
+        assert torch.equal(flatten(trainable(model)), state.statistics["snapshots"][0])
+
+
+def test_frozen_parameters_are_not_held():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    assert SGLD().init(model, None, 10).statistics["snapshots"].shape == (30, 6)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_snapshot_is_one_network(sampler):
+    assert sampler().stochastic
+    assert not sampler(keep=1).stochastic
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("keep", [0, -3])
+def test_refuses_room_for_nothing(sampler, keep):
+    with pytest.raises(ValueError, match=f"at least 1, got {keep}"):
+        sampler(keep=keep)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_snapshots_in_main_memory_equal_those_on_the_device(sampler):
+    weights = []
+    for storage in ("device", "cpu"):
+        posterior = sampler(keep=3, storage=storage)
+        model = nn.Linear(2, 1).cuda()
+        state = posterior.init(model, None, 10)
+        for k in range(8):
+            with torch.no_grad():
+                model.weight.fill_(k)
+            posterior.collect(state)
+        assert state.statistics["snapshots"].device.type == ("cuda" if storage == "device" else "cpu")
+        with posterior.draw(state, torch.Generator("cuda").manual_seed(0)) as network:
+            weights.append(network.weight.detach().clone())
+    assert torch.equal(*weights)
