@@ -16,7 +16,7 @@ from flatbayes.data import (
 from flatbayes.flatness import ASAM, SAM, FisherSAM, Flatness, Plain, Random
 from flatbayes.likelihoods import Categorical, CategoricalPredictive, Likelihood, Predictive
 from flatbayes.models import MLP, ConvNet, PreResNet, WideResNet
-from flatbayes.posteriors import SGHMC, SGLD, SWAG, Ensemble, MCDropout, Point, Posterior
+from flatbayes.posteriors import SGHMC, SGLD, SGVB, SWAG, Ensemble, MCDropout, Point, Posterior
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.training import Constant, Cosine, Interrupted, Recipe, Schedule, SWALinear, fit
 
@@ -27,6 +27,7 @@ __all__ = [
     "SAM",
     "SGHMC",
     "SGLD",
+    "SGVB",
     "SWAG",
     "Categorical",
     "CategoricalPredictive",

@@ -6,6 +6,7 @@ from flatbayes.posteriors.point import Point
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.sghmc import SGHMC
 from flatbayes.posteriors.sgld import SGLD
+from flatbayes.posteriors.sgvb import SGVB
 from flatbayes.posteriors.swag import SWAG
 
-__all__ = ["SGHMC", "SGLD", "SWAG", "Ensemble", "MCDropout", "Point", "Posterior"]
+__all__ = ["SGHMC", "SGLD", "SGVB", "SWAG", "Ensemble", "MCDropout", "Point", "Posterior"]

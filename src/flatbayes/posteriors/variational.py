@@ -1,0 +1,95 @@
+"""Formulas of mean-field variational inference with a Gaussian q(w) = N(mean, diag(std²)).
+
+The prior is N(prior_mean, I / prior_precision), the standard deviation is softplus(raw), and the objective per
+training example is the expected mean negative log likelihood plus kl_weight KL(q || prior), with
+kl_weight = temperature / num_data.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+MIN_STD = 1e-8
+"""Smallest standard deviation: softplus underflows to 0, and the KL divergence of a point is infinite."""
+
+
+def std_of_raw(raw: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
+    """Softplus, log(1 + exp(raw)), but at least `MIN_STD`."""
+    return F.softplus(raw).clamp(min=MIN_STD)
+
+
+def raw_of_std(std: float) -> float:
+    """Inverse of the softplus, log(exp(std) - 1), without overflow for large or cancellation for small values.
+
+    >>> from math import exp, log
+    >>> round(log(1 + exp(raw_of_std(0.25))), 12)
+    0.25
+    """
+    return std + math.log(-math.expm1(-std))
+
+
+def gaussian_kl(
+    mean: Float[Tensor, " params"],
+    std: Float[Tensor, " params"],
+    prior_mean: Float[Tensor, " params"],
+    prior_precision: float,
+) -> Float[Tensor, ""]:
+    """KL(q || prior) in nats: the sum of log(s / std) + (std² + (mean - prior_mean)²) / (2 s²) - 1/2.
+
+    Here s² = 1 / prior_precision. This is the direction of the evidence lower bound; the reverse, KL(prior || q),
+    hardly lets q be narrow.
+
+    Args:
+        mean: Means of q.
+        std: Standard deviations of q.
+        prior_mean: Means of the prior.
+        prior_precision: Precision of the prior, for all weights.
+    """
+    spread = prior_precision * (std.square() + (mean - prior_mean).square())
+    return ((spread - 1 - math.log(prior_precision)) / 2 - std.log()).sum()
+
+
+def gaussian_kl_gradients(
+    mean: Float[Tensor, " params"],
+    std: Float[Tensor, " params"],
+    prior_mean: Float[Tensor, " params"],
+    prior_precision: float,
+) -> tuple[Float[Tensor, " params"], Float[Tensor, " params"]]:
+    """Derivatives of `gaussian_kl` with respect to `mean` and `std`."""
+    return prior_precision * (mean - prior_mean), prior_precision * std - std.reciprocal()
+
+
+def objective_gradients(
+    grad: Float[Tensor, " params"],
+    grad_times_noise: Float[Tensor, " params"],
+    mean: Float[Tensor, " params"],
+    raw: Float[Tensor, " params"],
+    prior_mean: Float[Tensor, " params"],
+    prior_precision: float,
+    kl_weight: float,
+) -> tuple[Float[Tensor, " params"], Float[Tensor, " params"]]:
+    """Gradients of the objective with respect to `mean` and `raw`, by the chain rule through w = mean + std noise.
+
+    With g the gradient of the loss at w (dw / dmean = 1, dw / dstd = noise, dstd / draw = sigmoid(raw)):
+
+        d/dmean = g + kl_weight dKL/dmean,    d/draw = (g noise + kl_weight dKL/dstd) sigmoid(raw)
+
+    Where the standard deviation is held at `MIN_STD` the derivative is that of the softplus, so that it can grow.
+
+    Source: Blundell et al. (ICML 2015), section 3.2.
+
+    Args:
+        grad: g, averaged over the sampled weights.
+        grad_times_noise: g times noise, averaged over the sampled weights.
+        mean: Means of q.
+        raw: Standard deviations of q before the softplus.
+        prior_mean: Means of the prior.
+        prior_precision: Precision of the prior.
+        kl_weight: Weight of the KL divergence, summed over weights, beside a loss that is a mean over examples.
+    """
+    kl_mean, kl_std = gaussian_kl_gradients(mean, std_of_raw(raw), prior_mean, prior_precision)
+    grad_std = grad_times_noise.add(kl_std, alpha=kl_weight)
+    return grad.add(kl_mean, alpha=kl_weight), grad_std * torch.sigmoid(raw)
