@@ -2,6 +2,10 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("fixed", derandomize=True, deadline=None)  # the same examples in every run
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)

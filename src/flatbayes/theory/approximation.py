@@ -1,0 +1,172 @@
+"""The best Gaussian approximations of the sharpness-aware posterior of a quadratic, in closed form.
+
+Where the maximum goes matters: outside the expectation over the approximation it leaves the spread alone, inside it
+shrinks it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from flatbayes.theory.checks import check_positive, check_radius
+
+Objective = Literal["plain", "expected_worst", "worst_expected"]
+"""E[L(μ + σε)], E[max over e of L(μ + σε + e)], or max over e of E[L(μ + e + σε)]."""
+
+
+def expected_worst_loss(mean: float, std: float, curvature: float, rho: float) -> float:
+    """(W), E[max over |e| <= ρ of L(μ + σε + e)] = (a / 2) (μ² + σ² + 2 ρ E|μ + σε| + ρ²), for L = a θ² / 2.
+
+    E|μ + σε| = 2 σ φ(μ / σ) + μ (2 Φ(μ / σ) - 1). This is the loss in the objective of Theorem A.
+
+    Args:
+        mean: μ, measured from the minimum of L.
+        std: σ, positive.
+        curvature: a, positive.
+        rho: Radius ρ of the ball.
+    """
+    check_positive(std=std, curvature=curvature)
+    check_radius(rho)
+    mean_abs = 2 * std * _normal_density(mean / std) + mean * _central_mass(mean / std)
+    return curvature / 2 * (mean**2 + std**2 + 2 * rho * mean_abs + rho**2)
+
+
+def expected_worst_gradient(mean: float, std: float, curvature: float, rho: float) -> tuple[float, float]:
+    """The gradient of (W) in μ and σ: a (μ + ρ (2 Φ(μ / σ) - 1)) and a (σ + 2 ρ φ(μ / σ)).
+
+    Args:
+        mean: μ, measured from the minimum of L.
+        std: σ, positive.
+        curvature: a, positive.
+        rho: Radius ρ of the ball.
+    """
+    check_positive(std=std, curvature=curvature)
+    check_radius(rho)
+    return (
+        curvature * (mean + rho * _central_mass(mean / std)),
+        curvature * (std + 2 * rho * _normal_density(mean / std)),
+    )
+
+
+def worst_expected_loss(mean: float, std: float, curvature: float, rho: float) -> float:
+    """(M), max over |e| <= ρ of E[L(μ + e + σε)] = (a / 2) ((|μ| + ρ)² + σ²), for L = a θ² / 2; never above (W).
+
+    Args:
+        mean: μ, measured from the minimum of L.
+        std: σ, positive.
+        curvature: a, positive.
+        rho: Radius ρ of the ball.
+    """
+    check_positive(std=std, curvature=curvature)
+    check_radius(rho)
+    return curvature / 2 * ((abs(mean) + rho) ** 2 + std**2)
+
+
+def worst_expected_gradient(mean: float, std: float, curvature: float, rho: float) -> tuple[float, float]:
+    """The gradient of (M) in μ and σ: a (μ + ρ sign μ), with 0 at the kink, and a σ.
+
+    Args:
+        mean: μ, measured from the minimum of L.
+        std: σ, positive.
+        curvature: a, positive.
+        rho: Radius ρ of the ball.
+    """
+    check_positive(std=std, curvature=curvature)
+    check_radius(rho)
+    sign = (mean > 0) - (mean < 0)
+    return curvature * (mean + rho * sign), curvature * std
+
+
+@dataclass(frozen=True)
+class BestGaussian:
+    """A Gaussian that minimises a variational objective.
+
+    Attributes:
+        mean: μ.
+        std: σ.
+        objective: λ V(μ, σ) + KL(N(μ, σ²) || N(0, s²)) there, the prior normalised.
+    """
+
+    mean: float
+    std: float
+    objective: float
+
+
+def best_gaussian(
+    curvature: float, centre: float, inverse_temperature: float, rho: float, prior_std: float, objective: Objective
+) -> BestGaussian:
+    """The best N(μ, σ²) for L(θ) = a (θ - m)² / 2 under a prior N(0, s²).
+
+    Plain variational inference gives the Gibbs posterior itself, σ² = 1 / (λ a + 1 / s²). (M) moves μ towards m, at
+    most onto it, and leaves σ as it was. (W) moves μ as well and shrinks σ: the sharpness-aware posterior is
+    narrower within a basin. Which of the two an algorithm does is thus seen from σ.
+
+    Args:
+        curvature: a, positive.
+        centre: m.
+        inverse_temperature: λ, positive.
+        rho: Radius ρ of the ball; not used by "plain".
+        prior_std: s.
+        objective: Where the maximum goes: nowhere, inside the expectation (W), or outside of it (M).
+    """
+    check_positive(curvature=curvature, inverse_temperature=inverse_temperature, prior_std=prior_std)
+    check_radius(rho)
+    if not math.isfinite(centre):
+        raise ValueError(f"centre must be finite, got {centre}.")
+    stiffness, side, far = inverse_temperature * curvature, math.copysign(1.0, centre), abs(centre)
+    c = stiffness + 1 / prior_std**2
+    std = 1 / math.sqrt(c)
+    loss_fn: Callable[[float, float, float, float], float]
+    match objective:
+        case "plain":
+            mean, rho, loss_fn = stiffness * far / c, 0.0, worst_expected_loss
+        case "worst_expected":
+            mean, loss_fn = min(far, stiffness * (far + rho) / c), worst_expected_loss
+        case "expected_worst":
+            mean, std = _best_expected_worst(curvature, far, inverse_temperature, rho, prior_std)
+            loss_fn = expected_worst_loss
+        case _:
+            raise ValueError(f"objective must be 'plain', 'expected_worst' or 'worst_expected', got {objective!r}.")
+    divergence = ((std**2 + mean**2) / prior_std**2 - 1) / 2 - math.log(std / prior_std)
+    value = inverse_temperature * loss_fn(mean - far, std, curvature, rho) + divergence
+    return BestGaussian(side * mean, std, value)
+
+
+def _best_expected_worst(
+    curvature: float, centre: float, inverse_temperature: float, rho: float, prior_std: float
+) -> tuple[float, float]:
+    """The minimum of (W) + KL, convex in (μ, σ): bisection in σ of the slope left after bisection in μ."""
+
+    def slopes(mean: float, std: float) -> tuple[float, float]:
+        by_mean, by_std = expected_worst_gradient(mean - centre, std, curvature, rho)
+        by_mean = inverse_temperature * by_mean + mean / prior_std**2
+        return by_mean, inverse_temperature * by_std + std / prior_std**2 - 1 / std
+
+    def mean_for(std: float) -> float:
+        return _bisect(lambda mean: slopes(mean, std)[0], 0.0, centre)
+
+    # φ lies between 0 and 1 / √(2π), so σ lies between the roots of the two extreme slopes in σ
+    c = inverse_temperature * curvature + 1 / prior_std**2
+    pull = inverse_temperature * curvature * rho * math.sqrt(2 / math.pi)
+    lowest = 2 / (pull + math.sqrt(pull**2 + 4 * c))
+    std = _bisect(lambda std: slopes(mean_for(std), std)[1], lowest, 1 / math.sqrt(c))
+    return mean_for(std), std
+
+
+def _bisect(increasing: Callable[[float], float], low: float, high: float) -> float:
+    """The root of an increasing function in [low, high], to the last bit."""
+    while low < (middle := low + (high - low) / 2) < high:
+        if increasing(middle) < 0:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _normal_density(x: float) -> float:
+    return math.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def _central_mass(x: float) -> float:
+    return math.erf(x / math.sqrt(2))  # 2 Φ(x) - 1

@@ -1,0 +1,282 @@
+"""Exact posteriors on a regular grid in one or two parameters.
+
+On a grid the Gibbs posterior p(w) exp(-λ L(w)) and the sharpness-aware one, p(w) exp(-λ max over ||e|| <= ρ of
+L(w + e)), are finite sums, and every statement about them can be checked to rounding. Whatever approximates them
+in high dimension can be judged here first.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class GridPosterior:
+    """A probability density on a grid, constant within a cell.
+
+    Attributes:
+        log_density: Its logarithm at every grid point, of shape `grid` or `grid x grid`; -inf where there is no mass.
+        cell: Length (one parameter) or area (two) of a cell; Σ exp(log_density) cell = 1.
+        log_evidence: Logarithm of the constant by which the density was divided. For a posterior it is log Z, with
+            the prior normalised on the same grid.
+    """
+
+    log_density: Float[Tensor, "..."]
+    cell: float
+    log_evidence: float
+
+    @property
+    def masses(self) -> Float[Tensor, "..."]:
+        """Probability of every cell."""
+        return self.log_density.exp() * self.cell
+
+    def expect(self, values: Float[Tensor, "..."]) -> float:
+        """E[values] = Σ masses values; cells without mass do not count, whatever their value."""
+        masses = self.masses
+        _check_same_shape("values", values, "the density", masses)
+        return float(torch.where(masses > 0, masses * values.double(), 0.0).sum())
+
+    def mass(self, region: Bool[Tensor, "..."]) -> float:
+        """Probability of the cells where `region` is true."""
+        _check_same_shape("region", region, "the density", self.log_density)
+        return float(self.masses[region].sum())
+
+
+def normalised(log_density: Float[Tensor, "..."], cell: float) -> GridPosterior:
+    """The density proportional to exp(log_density); also makes a prior, or any other distribution Q.
+
+    Args:
+        log_density: Its logarithm up to a constant, of shape `grid` or `grid x grid`.
+        cell: Length or area of a cell.
+
+    Raises:
+        ValueError: There are not one or two dimensions, no mass, infinite mass, a NaN, or no cell.
+    """
+    if log_density.dim() not in (1, 2):
+        raise ValueError(
+            f"log_density must be a grid of one or two parameters, got shape {tuple(log_density.shape)}; "
+            "reshape it to one dimension per parameter."
+        )
+    if not 0 < cell < math.inf:
+        raise ValueError(f"cell is the length or area of a grid cell: it must be positive and finite, got {cell}.")
+    log_density = log_density.double()
+    peak = float(log_density.max())
+    if not math.isfinite(peak):
+        raise ValueError(
+            f"log_density must have finite, positive mass, got a maximum of {peak}; "
+            "look for NaN or +inf, or a density that is zero on the whole grid."
+        )
+    relative = log_density - peak  # so that masses sum to one to rounding, however large the exponents
+    log_total = float(relative.flatten().logsumexp(0)) + math.log(cell)
+    return GridPosterior(relative - log_total, cell, peak + log_total)
+
+
+def gibbs(
+    loss: Float[Tensor, "..."], log_prior: Float[Tensor, "..."], inverse_temperature: float, cell: float
+) -> GridPosterior:
+    """The Gibbs posterior q(w) = p(w) exp(-λ L(w)) / Z.
+
+    λ = n with L the mean negative log likelihood of n examples is Bayes' rule; λ = 0 gives the prior.
+
+    Args:
+        loss: L at every grid point; +inf excludes a point.
+        log_prior: Log prior density there, up to a constant: it is renormalised on the grid.
+        inverse_temperature: λ, on the mean loss.
+        cell: Length or area of a cell.
+
+    Raises:
+        ValueError: The loss has another shape than the prior, or NaN or -inf, or λ is negative or not finite.
+    """
+    _check_same_shape("loss", loss, "log_prior", log_prior)
+    _check_loss(loss)
+    _check_inverse_temperature(inverse_temperature)
+    prior = normalised(log_prior, cell)
+    if inverse_temperature == 0:  # 0 * inf is not 0
+        return GridPosterior(prior.log_density, cell, 0.0)
+    return normalised(prior.log_density - inverse_temperature * loss.double(), cell)
+
+
+def sharpness_aware(
+    loss: Float[Tensor, "..."],
+    log_prior: Float[Tensor, "..."],
+    inverse_temperature: float,
+    cell: float,
+    radius_in_cells: float,
+) -> GridPosterior:
+    """The sharpness-aware posterior p(w) exp(-λ L^ρ(w)) / Z^ρ: the Gibbs posterior of the worst loss.
+
+    Args:
+        loss: L at every grid point.
+        log_prior: Log prior density there, up to a constant; it stays outside the maximum.
+        inverse_temperature: λ, on the mean loss.
+        cell: Length or area of a cell.
+        radius_in_cells: ρ in units of the grid spacing.
+    """
+    return gibbs(worst_loss(loss, radius_in_cells), log_prior, inverse_temperature, cell)
+
+
+def worst_loss(loss: Float[Tensor, "..."], radius_in_cells: float) -> Float[Tensor, "..."]:
+    """L^ρ(w) = max over ||w' - w|| <= ρ of L(w'), the maximum over the grid points in the ball.
+
+    An interval for one parameter, where radii add exactly, (L^a)^b = L^{a+b}; a Euclidean disc for two, where they
+    add up to the grid's spacing. The grid ends where it ends: beyond it the loss is that of the nearest edge.
+
+    Args:
+        loss: L at every grid point, of shape `grid` or `grid x grid`, with the same spacing in both directions.
+        radius_in_cells: ρ in units of the spacing; points on the boundary belong to the ball.
+
+    Raises:
+        ValueError: The radius is negative or not finite, or the loss is not a grid or has NaN or -inf.
+    """
+    if not 0 <= radius_in_cells < math.inf:
+        raise ValueError(f"radius_in_cells must be finite and at least 0, got {radius_in_cells}.")
+    if loss.dim() not in (1, 2):
+        raise ValueError(
+            f"loss must be a grid of one or two parameters, got shape {tuple(loss.shape)}; "
+            "reshape it to one dimension per parameter."
+        )
+    _check_loss(loss)
+    loss = loss.double()
+    squared = radius_in_cells**2 * (1 + 1e-9)  # 0.7 / 0.1 is below 7 in floating point
+    reach = math.floor(math.sqrt(squared))
+    if loss.dim() == 1:
+        return _sliding_max(loss, reach)
+    worst = _sliding_max(loss, reach)
+    for up in range(1, min(reach, len(loss) - 1) + 1):
+        rows = _sliding_max(loss, math.floor(math.sqrt(squared - up**2)))
+        worst[up:] = torch.maximum(worst[up:], rows[:-up])
+        worst[:-up] = torch.maximum(worst[:-up], rows[up:])
+    return worst
+
+
+def kl(q: GridPosterior, p: GridPosterior) -> float:
+    """KL(q || p) = E_q[log q - log p]; infinite where q has mass and p has none.
+
+    Raises:
+        ValueError: The two live on different grids.
+    """
+    _check_same_shape("q", q.log_density, "p", p.log_density)
+    if not math.isclose(q.cell, p.cell, rel_tol=1e-12):
+        raise ValueError(f"q and p must live on the same grid, got cells of size {q.cell} and {p.cell}.")
+    return q.expect(q.log_density - p.log_density)
+
+
+def jeffreys(p: GridPosterior, q: GridPosterior) -> float:
+    """Jeffreys' divergence KL(p || q) + KL(q || p)."""
+    return kl(p, q) + kl(q, p)
+
+
+def objective(
+    q: GridPosterior, values: Float[Tensor, "..."], prior: GridPosterior, inverse_temperature: float
+) -> float:
+    """Theorem A's objective, J_V(Q) = λ E_Q[V] + KL(Q || P) = -log Z_V + KL(Q || q_V).
+
+    Its only minimiser is q_V = p exp(-λ V) / Z_V, with minimum -log Z_V: the Gibbs posterior for V = L, the
+    sharpness-aware one for V = L^ρ.
+
+    Args:
+        q: Any distribution on the grid.
+        values: V at every grid point.
+        prior: P, as `normalised(log_prior, cell)`.
+        inverse_temperature: λ.
+    """
+    _check_inverse_temperature(inverse_temperature)
+    energy = inverse_temperature * q.expect(values) if inverse_temperature > 0 else 0.0
+    return energy + kl(q, prior)
+
+
+def expected_gap(q: GridPosterior, loss: Float[Tensor, "..."], radius_in_cells: float) -> float:
+    """Expected sharpness E_q[L^ρ - L], which is never negative.
+
+    Args:
+        q: The distribution whose sharpness is asked for.
+        loss: L at every grid point, finite.
+        radius_in_cells: ρ in units of the grid spacing.
+    """
+    return q.expect(worst_loss(loss, radius_in_cells) - loss.double())
+
+
+def flatness_identity(
+    loss: Float[Tensor, "..."],
+    log_prior: Float[Tensor, "..."],
+    inverse_temperature: float,
+    cell: float,
+    radius_in_cells: float,
+) -> tuple[float, float]:
+    """Both sides of Theorem C, λ (E_R[L^ρ - L] - E_A[L^ρ - L]) = KL(A || R) + KL(R || A) >= 0.
+
+    R is the Gibbs posterior and A the sharpness-aware one, for the same prior and λ: A is never the sharper one.
+
+    Args:
+        loss: L at every grid point, finite.
+        log_prior: Log prior density there, up to a constant.
+        inverse_temperature: λ, on the mean loss.
+        cell: Length or area of a cell.
+        radius_in_cells: ρ in units of the grid spacing.
+
+    Returns:
+        The left side, from expectations, and the right side, from divergences.
+    """
+    plain = gibbs(loss, log_prior, inverse_temperature, cell)
+    flat = sharpness_aware(loss, log_prior, inverse_temperature, cell, radius_in_cells)
+    gap = worst_loss(loss, radius_in_cells) - loss.double()
+    return inverse_temperature * (plain.expect(gap) - flat.expect(gap)), jeffreys(flat, plain)
+
+
+def sample(posterior: GridPosterior, num: int, generator: torch.Generator) -> Int64[Tensor, "draws dims"]:
+    """Independent draws of grid cells, by inversion of the distribution function.
+
+    With `cells = sample(...)`, `points[cells[:, 0]]` are the parameters drawn from a grid `points` of one
+    parameter, and `values[tuple(cells.T)]` what `values` has there.
+
+    Args:
+        posterior: The distribution.
+        num: Number of draws.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        Indices of cells, one draw a row, one column a parameter.
+    """
+    if num < 0:
+        raise ValueError(f"num is a number of draws: it must be at least 0, got {num}.")
+    below = posterior.masses.flatten().cumsum(0)
+    uniform = torch.rand(num, generator=generator, dtype=torch.float64) * below[-1]
+    cells = torch.searchsorted(below, uniform, right=True).clamp(max=len(below) - 1)
+    return torch.stack(torch.unravel_index(cells, posterior.log_density.shape), dim=1)
+
+
+def _sliding_max(values: Tensor, half_width: int) -> Tensor:
+    """Maximum over 2 half_width + 1 neighbours in the last dimension, by doubling windows."""
+    half_width = min(half_width, values.shape[-1] - 1)
+    window, covered = 2 * half_width + 1, 1
+    found = F.pad(values, (half_width, half_width), value=-math.inf)
+    while 2 * covered <= window:
+        found = torch.maximum(found[..., :-covered], found[..., covered:])
+        covered *= 2
+    rest = window - covered
+    return torch.maximum(found[..., : found.shape[-1] - rest], found[..., rest:])
+
+
+def _check_same_shape(name: str, found: Tensor, other: str, expected: Tensor) -> None:
+    if found.shape != expected.shape:
+        raise ValueError(
+            f"{name} and {other} must live on the same grid, "
+            f"got shapes {tuple(found.shape)} and {tuple(expected.shape)}."
+        )
+
+
+def _check_loss(loss: Tensor) -> None:
+    bad = loss.isnan() | loss.isneginf()
+    if bool(bad.any()):
+        raise ValueError(
+            f"loss must not be NaN or -inf, got {int(bad.sum())} such points; use +inf to exclude a point."
+        )
+
+
+def _check_inverse_temperature(inverse_temperature: float) -> None:
+    if not 0 <= inverse_temperature < math.inf:
+        raise ValueError(f"inverse_temperature must be finite and at least 0, got {inverse_temperature}.")

@@ -1,0 +1,338 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.special import rel_entr
+from scipy.stats import binom, chi2
+
+from flatbayes.theory import (
+    best_prior_scale,
+    binary_kl,
+    certificate,
+    gaussian_kl,
+    gibbs_error_bound,
+    inverse_kl,
+    norm_tail,
+    prior_scales,
+    sharpness_bound,
+)
+
+probability = st.floats(0, 1, allow_subnormal=False)
+
+
+# ---- Theorem B
+
+
+@pytest.mark.parametrize(
+    ("norm_squared", "num_data", "value"),
+    [
+        (1.0, 1000, 0.2369266389131326),
+        (1.0, 10**6, 0.00897998171961565),
+        (4.0, 1000, 0.24519546645539397),
+    ],
+)
+def test_sharpness_bound_reference(norm_squared, num_data, value):
+    assert sharpness_bound(norm_squared, 0.1, 10, num_data, 0.05) == pytest.approx(value, rel=1e-13)
+
+
+def test_sharpness_bound_is_monotone():
+    at = sharpness_bound(1.0, 0.1, 10, 1000, 0.05)
+    assert sharpness_bound(1.1, 0.1, 10, 1000, 0.05) > at
+    assert sharpness_bound(1.0, 0.09, 10, 1000, 0.05) > at
+    assert sharpness_bound(1.0, 0.1, 11, 1000, 0.05) > at
+    assert sharpness_bound(1.0, 0.1, 10, 1000, 0.04) > at
+    assert sharpness_bound(1.0, 0.1, 10, 1001, 0.05) < at
+    assert sharpness_bound(4.0, 0.2, 10, 1000, 0.05) == pytest.approx(at)  # only the ratio counts
+    assert sharpness_bound(1.0, 0.1, 10, 10**12, 0.05) < 2e-5
+    assert sharpness_bound(100.0, 0.05, 10**6, 50_000, 0.05) > 1  # vacuous for a network
+
+
+def test_gaussian_noise_rarely_leaves_the_ball():
+    assert norm_tail(5, 1000) == pytest.approx(2.52e-4, abs=5e-7)
+    for p in (1, 2, 5, 100, 10_000):
+        for n in (1, 2, 10, 1000, 10**6):
+            assert norm_tail(p, n) <= 1 / math.sqrt(n)
+            radius = math.sqrt(p) + math.sqrt(math.log(n))
+            assert norm_tail(p, n) == pytest.approx(chi2.sf(radius**2, p), rel=1e-7, abs=0)
+
+
+# ---- the binary divergence and its inverse
+
+
+@given(probability, probability)
+def test_binary_kl_is_the_relative_entropy(q, p):
+    expected = float(rel_entr(q, p) + rel_entr(1 - q, 1 - p))
+    assert binary_kl(q, p) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+def test_binary_kl_at_its_edges():
+    assert binary_kl(0.3, 0.3) == binary_kl(0.0, 0.0) == binary_kl(1.0, 1.0) == 0
+    assert binary_kl(0.0, 0.2) == pytest.approx(-math.log(0.8))
+    assert binary_kl(1.0, 0.2) == pytest.approx(-math.log(0.2))
+    assert binary_kl(0.0, 1.0) == binary_kl(0.5, 0.0) == binary_kl(0.5, 1.0) == binary_kl(1.0, 0.0) == math.inf
+    assert binary_kl(0.3715965769686672, 0.37159657696866716) == 0  # not -6e-33
+    assert binary_kl(0.5, 1e-30) == pytest.approx(-math.log(2) + 15 * math.log(10), rel=1e-12)
+    assert binary_kl(0.3, 0.3 + 1e-9) == pytest.approx(1e-18 / (2 * 0.3 * 0.7), rel=1e-6, abs=0)
+
+
+@given(probability, st.floats(1e-12, 30))
+def test_inverse_kl_inverts(q, budget):
+    p = inverse_kl(q, budget)
+    assert q <= p <= 1
+    assert binary_kl(q, min(1.0, p + 1e-12)) >= budget * (1 - 1e-9) or p == 1
+    assert binary_kl(q, max(q, p - 1e-12)) <= budget * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("q", [1e-6, 0.01, 0.3, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("budget", [1e-4, 0.01, 0.3, 2.0])
+def test_inverse_kl_against_a_root_finder(q, budget):
+    def excess(p):
+        return float(rel_entr(q, p) + rel_entr(1 - q, 1 - p)) - budget
+
+    last = 1 - 2**-53
+    root = brentq(excess, q, last, xtol=1e-15, rtol=1e-14) if excess(last) > 0 else last
+    assert inverse_kl(q, budget) == pytest.approx(root, abs=1e-12)
+
+
+def test_inverse_kl_at_its_edges():
+    assert inverse_kl(0.0, 0.1) == pytest.approx(1 - math.exp(-0.1), abs=1e-16)
+    assert inverse_kl(0.0, 1e-20) == pytest.approx(1e-20, rel=1e-12, abs=0)
+    assert inverse_kl(1.0, 0.1) == 1
+    assert inverse_kl(0.3, 0.0) == 0.3
+    assert inverse_kl(0.3, math.inf) == inverse_kl(0.0, math.inf) == 1
+    # δ = √(2 q (1 - q) c) to first order, and all digits of it
+    assert inverse_kl(0.25, 1e-20) - 0.25 == pytest.approx(math.sqrt(2 * 0.25 * 0.75 * 1e-20), rel=1e-5, abs=0)
+
+
+@given(probability, probability, st.floats(0, 10), st.floats(0, 10))
+def test_inverse_kl_is_monotone(q1, q2, c1, c2):
+    assert inverse_kl(min(q1, q2), c1) <= inverse_kl(max(q1, q2), c1) + 1e-15
+    assert inverse_kl(q1, min(c1, c2)) <= inverse_kl(q1, max(c1, c2)) + 1e-15
+
+
+# ---- Gaussians
+
+
+def test_gaussian_kl_reference_and_direction():
+    mean, std = torch.tensor([0.1], dtype=torch.float64), torch.tensor([0.006715348489118068], dtype=torch.float64)
+    prior_std = torch.tensor([0.1], dtype=torch.float64)
+    assert gaussian_kl(mean, std, 0.0, 0.1) == pytest.approx(2.703029255512378, abs=1e-12)
+    assert gaussian_kl(mean * 0, prior_std, mean, std) == pytest.approx(218.54884841030145, abs=1e-10)
+
+
+def test_gaussian_kl_adds_over_weights_and_is_torchs():
+    generator = torch.Generator().manual_seed(0)
+    mean, other = torch.randn(2, 7, 3, generator=generator, dtype=torch.float64)
+    std, prior_std = torch.rand(2, 7, 3, generator=generator, dtype=torch.float64) + 0.1
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean, std), torch.distributions.Normal(other, prior_std)
+    )
+    assert gaussian_kl(mean, std, other, prior_std) == pytest.approx(float(expected.sum()), rel=1e-13)
+    assert gaussian_kl(mean, std, mean, std) == 0
+    assert gaussian_kl(mean.float(), std.float(), 0.0, 1.0) == pytest.approx(gaussian_kl(mean, std, 0.0, 1.0), 1e-5)
+
+
+def test_prior_scales_are_geometric():
+    scales = prior_scales(0.01, 10.0, 4)
+    assert scales == pytest.approx([0.01, 0.1, 1.0, 10.0])
+    assert (scales[0], scales[-1]) == (0.01, 10.0)
+    assert prior_scales(0.3, 0.3, 1) == [0.3]
+
+
+def test_the_best_scale_is_found_and_paid_for():
+    generator = torch.Generator().manual_seed(0)
+    mean = 0.3 * torch.randn(500, generator=generator, dtype=torch.float64) + 0.05
+    std = torch.full_like(mean, 0.04)
+    scales = prior_scales(1e-3, 10.0, 41)
+    found = best_prior_scale(mean, std, 0.05, scales)
+    divergences = [gaussian_kl(mean, std, 0.05, scale) for scale in scales]
+    assert found.kl == min(divergences)
+    assert found.scale == scales[divergences.index(min(divergences))]
+    assert found.complexity == found.kl + math.log(41)
+    assert 0.2 < found.scale < 0.5
+
+
+def test_the_cost_of_a_grid_covers_the_mixture_prior():
+    """KL(Q || uniform mixture) by quadrature stays below the kl and cost reported, and close in a coarse grid."""
+    x = torch.linspace(-30, 30, 600_001, dtype=torch.float64)
+    for q_std, scales in ((1.0, [0.1, 1.0, 10.0]), (0.5, [0.45, 0.5, 0.55])):
+        q = torch.distributions.Normal(0.2, q_std).log_prob(x)
+        parts = torch.stack([torch.distributions.Normal(0.0, s).log_prob(x) for s in scales])
+        mixture = parts.logsumexp(0) - math.log(len(scales))
+        exact = float((q.exp() * (q - mixture)).sum()) * 1e-4
+        tensors = torch.tensor([0.2], dtype=torch.float64), torch.tensor([q_std], dtype=torch.float64)
+        found = best_prior_scale(*tensors, 0.0, scales)
+        assert found.kl < exact <= found.complexity
+
+
+# ---- the certificate
+
+
+def test_gibbs_error_bound():
+    assert gibbs_error_bound(0.2, 100, 0.01) == inverse_kl(0.2, math.log(200) / 100)
+    assert gibbs_error_bound(0.0, 100, 0.02) == pytest.approx(1 - 0.01 ** (1 / 100), rel=1e-13)
+    assert gibbs_error_bound(1.0, 100, 0.01) == 1
+
+
+def test_certificate_keeps_its_pieces():
+    found = certificate(0.05, 200, 100.0, 10_000, 0.025, 0.01)
+    assert (found.empirical_error, found.num_draws, found.kl, found.num_data) == (0.05, 200, 100.0, 10_000)
+    assert (found.delta, found.delta_mc) == (0.025, 0.01)
+    assert found.confidence == pytest.approx(0.965)
+    assert found.gibbs_error == gibbs_error_bound(0.05, 200, 0.01)
+    assert found.complexity == pytest.approx((100 + math.log(200 / 0.025)) / 10_000, rel=1e-14)
+    assert found.bound == inverse_kl(found.gibbs_error, found.complexity)
+    # kl(ê || g) = log(2/δ')/m and kl(g || b) = complexity, solved by a root finder
+    step = brentq(lambda p: float(rel_entr(0.05, p) + rel_entr(0.95, 1 - p)) - math.log(200) / 200, 0.05, 0.9)
+    assert found.gibbs_error == pytest.approx(step, abs=1e-10)
+    last = brentq(lambda p: float(rel_entr(step, p) + rel_entr(1 - step, 1 - p)) - found.complexity, step, 0.9)
+    assert found.bound == pytest.approx(last, abs=1e-10)
+
+
+def test_maurers_constant():
+    """E exp(n kl(mean || p)) <= 2√n for coins, the heart of the bound, for every n and the worst p."""
+    for n in (1, 2, 3, 5, 8, 20, 100):
+        for p in (0.01, 0.1, 0.3, 0.5):
+            total = sum(float(binom.pmf(k, n, p)) * math.exp(n * binary_kl(k / n, p)) for k in range(n + 1))
+            assert 1 <= total <= 2 * math.sqrt(n) * (1 + 1e-12)
+    assert total > math.sqrt(100)  # and not much less
+
+
+def test_certificate_is_monotone():
+    at = certificate(0.05, 200, 100.0, 10_000, 0.025, 0.01).bound
+    assert 0.05 < at < 1
+    assert certificate(0.06, 200, 100.0, 10_000, 0.025, 0.01).bound > at
+    assert certificate(0.05, 199, 100.0, 10_000, 0.025, 0.01).bound > at
+    assert certificate(0.05, 200, 101.0, 10_000, 0.025, 0.01).bound > at
+    assert certificate(0.05, 200, 100.0, 9_999, 0.025, 0.01).bound > at
+    assert certificate(0.05, 200, 100.0, 10_000, 0.024, 0.01).bound > at
+    assert certificate(0.05, 200, 100.0, 10_000, 0.025, 0.009).bound > at
+
+
+def test_certificate_at_its_edges():
+    none = certificate(0.0, 10**9, 0.0, 100, 0.05, 0.01)
+    assert none.bound == pytest.approx(1 - (0.05 / 20) ** (1 / 100), rel=1e-3)
+    assert certificate(1.0, 10, 0.0, 100, 0.05, 0.01).bound == 1
+    assert certificate(0.1, 10, math.inf, 100, 0.05, 0.01).bound == 1
+    assert certificate(0.1, 10, 1e9, 100, 0.05, 0.01).bound == 1
+    assert 0.5 < certificate(0.0, 1, 0.0, 1, 0.5, 0.4).bound < 1
+
+
+def coins(probability, num, n, generator):
+    return torch.rand(num, n, generator=generator, dtype=torch.float64) < probability
+
+
+def test_monte_carlo_step_covers():
+    """Violations over repetitions of m draws, against δ' and its noise; without the budget half would be."""
+    generator, truth, draws, delta = torch.Generator().manual_seed(0), 0.3, 20, 0.2
+    means = coins(truth, 4000, draws, generator).double().mean(1)
+    bounds = {float(m): gibbs_error_bound(float(m), draws, delta) for m in means.unique()}
+    violated = sum(bounds[float(m)] < truth for m in means) / 4000
+    assert violated <= delta + 3 * math.sqrt(delta * (1 - delta) / 4000)
+    assert sum(gibbs_error_bound(float(m), draws, 0.9999) < truth for m in means) > 100
+
+
+def test_certificate_covers_a_coin():
+    """One hypothesis, kl 0: the bound is on the mean of a coin from n throws."""
+    generator, truth, n, delta = torch.Generator().manual_seed(1), 0.2, 40, 0.2
+    means = coins(truth, 4000, n, generator).double().mean(1)
+    bounds = {float(m): certificate(float(m), 10**9, 0.0, n, delta, 1e-3).bound for m in means.unique()}
+    violated = sum(bounds[float(m)] < truth for m in means) / 4000
+    assert violated <= delta + 1e-3 + 3 * math.sqrt(delta * (1 - delta) / 4000)
+    tight = [b for m, b in bounds.items() if abs(m - truth) < 0.03]
+    assert max(tight) < 0.5  # and it says something
+
+
+def test_certificate_covers_posteriors_chosen_on_the_sample():
+    """Many useless hypotheses, a posterior on those that happened to look best: the kl has to pay for it."""
+    generator = torch.Generator().manual_seed(2)
+    num, n, draws, delta, delta_mc, repeats = 20_000, 50, 1000, 0.1, 0.05, 300
+    violated = free_lunch = 0
+    throws, half = torch.full((num,), n, dtype=torch.float64), torch.full((num,), 0.5, dtype=torch.float64)
+    for _ in range(repeats):
+        errors = torch.binomial(throws, half, generator=generator) / n
+        posterior = torch.softmax(-3 * n * errors, 0)
+        divergence = float((posterior * (posterior * num).log().clamp(min=-1e3)).sum())
+        drawn = errors[torch.multinomial(posterior, draws, replacement=True, generator=generator)]
+        seen = float(drawn.mean())
+        violated += certificate(seen, draws, divergence, n, delta, delta_mc).bound < 0.5
+        free_lunch += certificate(seen, draws, 0.0, n, delta, delta_mc).bound < 0.5
+    expected = delta + delta_mc
+    assert violated / repeats <= expected + 3 * math.sqrt(expected * (1 - expected) / repeats)
+    assert free_lunch / repeats > 0.5
+
+
+def test_certificate_of_a_gaussian_posterior_over_classifiers():
+    """A linear classifier under label noise: the true error is an arc, and the Gibbs error known by quadrature."""
+    generator = torch.Generator().manual_seed(3)
+    n, draws, noise, repeats, violated, bounds = 400, 200, 0.05, 40, 0, []
+    scales = prior_scales(0.1, 10.0, 9)
+    for _ in range(repeats):
+        x = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        labels = (x[:, 0] > 0) ^ (torch.rand(n, generator=generator) < noise)
+        signed = (2 * labels.double() - 1)[:, None] * x
+        mean = 2 * signed.mean(0) / signed.mean(0).norm()
+        std = torch.full_like(mean, 0.3)
+
+        def drawn(num, mean=mean, std=std):
+            return mean + std * torch.randn(num, 2, generator=generator, dtype=torch.float64)
+
+        wrong = (signed @ drawn(draws).T) < 0
+        angle = torch.atan2(*reversed(drawn(200_000).T.unbind())).abs() / math.pi
+        truth = float((noise + (1 - 2 * noise) * angle).mean())
+        prior = best_prior_scale(mean, std, 0.0, scales)
+        found = certificate(float(wrong.double().mean()), draws, prior.complexity, n, 0.05, 0.01)
+        violated += found.bound < truth
+        bounds.append(found.bound)
+    assert violated <= 6  # 2.4 expected at most
+    assert max(bounds) < 0.4  # far from vacuous
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sharpness_bound(-1.0, 0.1, 10, 100, 0.1), "norm_squared .* got -1.0"),
+        (lambda: sharpness_bound(1.0, 0.0, 10, 100, 0.1), "rho must be positive and finite, got 0.0"),
+        (lambda: sharpness_bound(1.0, 0.1, 0, 100, 0.1), "num_params must be at least 1, got 0"),
+        (lambda: sharpness_bound(1.0, 0.1, 1, 1, 0.1), "num_data must be at least 2, got 1"),
+        (lambda: sharpness_bound(1.0, 0.1, 1, 9, 1.0), "delta is a probability of failure.* got 1.0"),
+        (lambda: norm_tail(0, 5), "at least 1, got 0 and 5"),
+        (lambda: binary_kl(1.1, 0.5), "q must lie between 0 and 1, got 1.1"),
+        (lambda: binary_kl(0.1, math.nan), "p must lie between 0 and 1, got nan"),
+        (lambda: inverse_kl(0.1, -0.1), "budget .* got -0.1"),
+        (lambda: inverse_kl(0.1, math.nan), "budget .* got nan"),
+        (lambda: gaussian_kl(torch.zeros(3), torch.zeros(3), 0.0, 1.0), "std must be positive, got .* 0.0"),
+        (lambda: gaussian_kl(torch.zeros(3), torch.ones(3), 0.0, -1.0), "prior_std must be positive, got .* -1.0"),
+        (lambda: gaussian_kl(torch.zeros(3), torch.ones(2), 0.0, 1.0), r"std must .* \(3,\), got \(2,\); flatten"),
+        (lambda: gaussian_kl(torch.zeros(3), torch.ones(3), torch.zeros(2), 1.0), "prior_mean must have the shape"),
+        (lambda: gaussian_kl(torch.full((3,), math.nan), torch.ones(3), 0.0, 1.0), "mean must be finite"),
+        (lambda: gaussian_kl(torch.zeros(3), torch.ones(3), math.nan, 1.0), "prior_mean must be finite"),
+        (lambda: gaussian_kl(torch.zeros(3), torch.full((3,), math.inf), 0.0, 1.0), "std must be finite"),
+        (lambda: prior_scales(0.0, 1.0, 3), "0 < smallest <= largest < inf, got 0.0 and 1.0"),
+        (lambda: prior_scales(0.1, 1.0, 1), "num must be 1 for a single scale .* got 1 from 0.1 to 1.0"),
+        (lambda: prior_scales(1.0, 1.0, 2), "got 2 from 1.0 to 1.0"),
+        (lambda: best_prior_scale(torch.zeros(3), torch.ones(3), 0.0, []), r"at least one .* got \[\]"),
+        (lambda: best_prior_scale(torch.zeros(3), torch.ones(3), 0.0, [1.0, 0.0]), r"got \[1.0, 0.0\]"),
+        (lambda: gibbs_error_bound(0.1, 0, 0.1), "num_draws must be at least 1, got 0; draw networks"),
+        (lambda: gibbs_error_bound(0.1, 1, 0.0), "delta_mc is a probability of failure.* got 0.0"),
+        (lambda: gibbs_error_bound(5.0, 1, 0.1), "empirical_error must lie between 0 and 1, got 5.0"),
+        (lambda: certificate(0.1, 1, -1.0, 10, 0.1, 0.1), "kl .* at least 0, got -1.0"),
+        (lambda: certificate(0.1, 1, math.nan, 10, 0.1, 0.1), "kl .* at least 0, got nan"),
+        (lambda: certificate(0.1, 1, 1.0, 0, 0.1, 0.1), "num_data must be at least 1, got 0"),
+        (lambda: certificate(0.1, 1, 1.0, 10, 0.0, 0.1), "delta is a probability of failure.* got 0.0"),
+        (lambda: certificate(0.1, 1, 1.0, 10, 0.6, 0.4), "delta [+] delta_mc must be below 1, got 0.6 [+] 0.4"),
+    ],
+)
+def test_bad_input_says_what_is_wrong(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@settings(max_examples=50)
+@given(probability, st.floats(0, 1e4), st.integers(1, 10**6), st.integers(1, 10**4))
+def test_certificate_is_a_probability_above_what_was_seen(error, divergence, n, draws):
+    found = certificate(error, draws, divergence, n, 0.05, 0.01)
+    assert error <= found.gibbs_error <= found.bound <= 1
