@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from flatbayes import flatness, posteriors
 from flatbayes.core.spec import label
-from flatbayes.posteriors import SGHMC, SGLD, SGVB, SWAG, Ensemble, MCDropout, Point
+from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, MCDropout, Point
 
 FLATNESSES = [getattr(flatness, name)() for name in flatness.__all__ if name != "Flatness"] + [
     flatness.SAM(rho=0.1, ascent_steps=3),
@@ -34,6 +34,8 @@ CHOSEN = [
     SGVB(temperature=0.1, bayesian="all", prior_mean="initial"),
     SGVB(bayesian="no_biases", num_samples=2),
     SGVB(bayesian="last_layer"),
+    LRT(),
+    LRT(estimator="flipout", initial_std=0.1),
 ]
 OWN_DYNAMICS = (SGLD, SGHMC)
 OTHERS = [

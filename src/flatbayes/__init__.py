@@ -16,13 +16,14 @@ from flatbayes.data import (
 from flatbayes.flatness import ASAM, SAM, FisherSAM, Flatness, Plain, Random
 from flatbayes.likelihoods import Categorical, CategoricalPredictive, Likelihood, Predictive
 from flatbayes.models import MLP, ConvNet, PreResNet, WideResNet
-from flatbayes.posteriors import SGHMC, SGLD, SGVB, SWAG, Ensemble, MCDropout, Point, Posterior
+from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, MCDropout, Point, Posterior
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.training import Constant, Cosine, Interrupted, Recipe, Schedule, SWALinear, fit
 
 __all__ = [
     "ASAM",
     "CIFAR10",
+    "LRT",
     "MLP",
     "SAM",
     "SGHMC",

@@ -16,14 +16,19 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.optim import Optimizer
 
 from flatbayes.core import Closure, MakeOptimizer, State
 from flatbayes.core.buffers import evaluating
 from flatbayes.core.weights import flatten, installed, trainable, unflatten
 from flatbayes.posteriors.gradient import start, update
 from flatbayes.posteriors.posterior import Posterior
-from flatbayes.posteriors.variational import MIN_STD, objective_gradients, raw_of_std, std_of_raw
+from flatbayes.posteriors.variational import (
+    MIN_STD,
+    check_variational_optimizer,
+    objective_gradients,
+    raw_of_std,
+    std_of_raw,
+)
 
 Selection = Literal["weights", "no_biases", "last_layer", "all"]
 """Which of the trainable parameters have a distribution; the others are learnt as numbers."""
@@ -110,7 +115,7 @@ class SGVB(Posterior):
             state.statistics["prior_mean"] = mean.clone()
         if make_optimizer is not None:
             state.optimizer = make_optimizer([*trainable(model), raw_scale])
-            self._check_optimizer(state.optimizer, raw_scale)
+            check_variational_optimizer(state.optimizer, [raw_scale], self.prior_precision)
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
@@ -163,20 +168,6 @@ class SGVB(Posterior):
         for param, value in zip(bayesian + others, unflatten(grad, bayesian) + others_grads, strict=True):
             param.grad = value.to(param.dtype)
         return torch.stack(losses).mean()
-
-    def _check_optimizer(self, optimizer: Optimizer, raw_scale: nn.Parameter) -> None:
-        decay = max(group.get("weight_decay", 0.0) for group in optimizer.param_groups)
-        if decay > 0:
-            raise ValueError(
-                f"The prior is given twice: SGVB has prior_precision={self.prior_precision}, and the optimizer has "
-                f"weight_decay={decay}, which would be a second prior on the means and one on the standard "
-                "deviations. Set weight_decay=0 and choose prior_precision instead."
-            )
-        if not any(param is raw_scale for group in optimizer.param_groups for param in group["params"]):
-            raise ValueError(
-                "The optimizer leaves out the standard deviations, so they would never be learnt. Build it over all "
-                "the parameters it is given, also those that do not require a gradient, not over the model's."
-            )
 
 
 def bayesian_parameters(model: nn.Module, selection: Selection) -> list[nn.Parameter]:

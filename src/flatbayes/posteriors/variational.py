@@ -6,11 +6,13 @@ kl_weight = temperature / num_data.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 MIN_STD = 1e-8
 """Smallest standard deviation: softplus underflows to 0, and the KL divergence of a point is infinite."""
@@ -93,3 +95,29 @@ def objective_gradients(
     kl_mean, kl_std = gaussian_kl_gradients(mean, std_of_raw(raw), prior_mean, prior_precision)
     grad_std = grad_times_noise.add(kl_std, alpha=kl_weight)
     return grad.add(kl_mean, alpha=kl_weight), grad_std * torch.sigmoid(raw)
+
+
+def check_variational_optimizer(optimizer: Optimizer, scales: Sequence[Tensor], prior_precision: float) -> None:
+    """Refuse an optimiser that would fit something else than the posterior.
+
+    Args:
+        optimizer: What was built over means and standard deviations.
+        scales: The raw standard deviations.
+        prior_precision: The prior that is there already.
+
+    Raises:
+        ValueError: It has a weight decay, which would be a second prior, or it leaves out the standard deviations.
+    """
+    decay = max(group.get("weight_decay", 0.0) for group in optimizer.param_groups)
+    if decay > 0:
+        raise ValueError(
+            f"The prior is given twice: prior_precision={prior_precision}, and an optimizer with "
+            f"weight_decay={decay}, which would be a second prior on the means and one on the standard deviations. Set weight_decay=0 and "
+            "choose prior_precision instead."
+        )
+    taken = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    if any(id(scale) not in taken for scale in scales):
+        raise ValueError(
+            "The optimizer leaves out the standard deviations, so they would never be learnt. Build it over all the "
+            "parameters it is given, also those that do not require a gradient, not over the model's."
+        )

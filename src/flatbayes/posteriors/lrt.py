@@ -1,0 +1,303 @@
+"""Variational inference with noise in activations: the local reparameterisation (Kingma et al., NeurIPS 2015).
+
+The objective and the Gaussian are those of `SGVB`, with the gradient estimated from noise that differs between the
+examples of a batch, so that it averages out; Flipout (Wen et al., ICLR 2018) is the other way to that end. There are
+no drawn weights for a flatness to displace: it moves the means, one displacement for all the noise in a batch, and
+so maximises an expectation where `SGVB` takes the expectation of a maximum.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from flatbayes.core import Closure, MakeOptimizer, State
+from flatbayes.core.buffers import evaluating
+from flatbayes.core.weights import installed, trainable
+from flatbayes.posteriors.gradient import start, update
+from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.variational import MIN_STD, check_variational_optimizer, objective_gradients, raw_of_std
+from flatbayes.posteriors.variational_layers import VARIATIONAL, Estimator, Noise, Variational, spread, zeroed
+
+_UNTREATED = (
+    nn.Linear,  # this and convolutions: their subclasses, which may compute anything
+    _ConvNd,
+    nn.Bilinear,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+    nn.Embedding,
+    nn.EmbeddingBag,
+)
+
+
+@dataclass(frozen=True)
+class LRT(Posterior):
+    """A Gaussian with a mean and a standard deviation for every weight, fitted with noise in activations.
+
+    For models whose weights are in layers of type torch.nn.Linear, Conv1d, Conv2d and Conv3d, weights and biases of
+    which have a distribution; `SGVB` takes any model. Other trainable parameters, such as those of normalisation
+    layers, are learnt as numbers and have no prior. Needs an optimizer without weight decay, since the prior is given
+    here; Adam is the usual choice. The state's model is a copy of the one given, and between steps the mean network.
+
+    Attributes:
+        prior_precision: Precision of the Gaussian prior over weights and biases, 1 / (its standard deviation)²: 1 is
+            N(0, 1), 100 is N(0, 0.1²).
+        temperature: Weight of the KL divergence from the prior. 1 is Bayes; below 1 is a cold posterior, narrower
+            and closer to the data, which large networks usually need (0.01 to 0.1).
+        initial_std: Standard deviation of every weight at the start; the means start at the weights the model comes
+            with.
+        estimator: Noise of training. `local` samples every activation on its own; `flipout` samples weights once a
+            batch and gives each example random signs, and keeps the positions of a convolution correlated.
+    """
+
+    prior_precision: float = 1.0
+    temperature: float = 1.0
+    initial_std: float = 0.01
+    estimator: Estimator = "local"
+
+    def __post_init__(self) -> None:
+        for name in ("prior_precision", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
+        if not MIN_STD <= self.initial_std < math.inf:
+            raise ValueError(f"initial_std must be finite and at least {MIN_STD}, got {self.initial_std}.")
+        if self.estimator not in get_args(Estimator):
+            raise ValueError(f"estimator must be {' or '.join(get_args(Estimator))}, got {self.estimator!r}.")
+
+    @property
+    def runs(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        """Yes: each draw has weights of its own."""
+        return True
+
+    @property
+    def moves_weights(self) -> bool:
+        """Yes: running statistics of training are those of noisy activations."""
+        return True
+
+    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+        """A copy of the model with variational layers, raw standard deviations, and an optimiser over all of it.
+
+        The names of parameters stay as they are, so weights can be exchanged with the model that was given.
+
+        Raises:
+            ValueError: The model has layers that noise cannot be given to, or none that it can, or the optimiser
+                has weight decay or leaves out what it is given.
+        """
+        start(model, None, num_data, None)  # refuses what no method can train
+        network = with_noisy_layers(model)
+        state = State(network, None, num_data)
+        raw = raw_of_std(self.initial_std)
+        # Gradients are asked for within steps only: elsewhere these are data, to be copied, moved and loaded into.
+        scales = {
+            name: nn.Parameter(torch.full_like(param, raw), requires_grad=False)
+            for name, param in bayesian_parameters(network).items()
+        }
+        state.statistics = {statistic(name): scale for name, scale in scales.items()}
+        if make_optimizer is not None:
+            state.optimizer = make_optimizer([*trainable(network), *scales.values()])
+            check_variational_optimizer(state.optimizer, list(scales.values()), self.prior_precision)
+        return state
+
+    def step(self, state: State, closure: Closure) -> Tensor:
+        """One step on means and standard deviations, the model being in training mode. Returns the loss without KL.
+
+        The closure may zero gradients through the optimiser or the module: where those of a layer's means are
+        zeroed, those of its standard deviations are too.
+
+        Raises:
+            RuntimeError: Weights were used, but without noise.
+        """
+        return update(state, lambda: self._ask(state, closure), prior_precision=None)
+
+    def collect(self, state: State) -> None:
+        """Nothing: the end of training is what counts."""
+
+    @contextmanager
+    def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
+        """The model with weights from the Gaussian, the same for all examples.
+
+        Running statistics are the caller's to re-estimate.
+        """
+        params, weights = _drawn_parameters(state), []
+        with centred(state.model) as means:
+            for mean, scale in ((means[name], state.statistics[statistic(name)]) for name in params):
+                noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+                weights.append(mean + spread(scale) * noise)
+            with installed(list(params.values()), weights), evaluating(state.model):
+                yield state.model
+
+    def _ask(self, state: State, closure: Closure) -> Tensor:
+        """Leave the gradient of the objective in `.grad` of everything that is optimised."""
+        params = {name: p for name, p in _drawn_parameters(state).items() if p.requires_grad}
+        for name in params:
+            state.statistics[statistic(name)].grad = None
+        with noisy(state, self.estimator):
+            loss = closure()
+        for name, param in params.items():
+            scale = state.statistics[statistic(name)]
+            if scale.grad is None and not zeroed(param):
+                raise RuntimeError(
+                    f"{name} has a gradient that did not pass through the noise of its layer. Is the layer in eval "
+                    "mode? Then call train() on the state's model before training. Does the model read the weights "
+                    "of the layer instead of calling it? Then use SGVB."
+                )
+            add_kl_gradients(param, scale, self.prior_precision, self.temperature / state.num_data)
+        return loss
+
+
+def add_kl_gradients(mean: nn.Parameter, raw: Tensor, prior_precision: float, kl_weight: float) -> None:
+    """Add `kl_weight` times the gradient of KL(q || prior) to `.grad` of the means and raw standard deviations.
+
+    Without a gradient from the loss they get this one alone, which takes them to the prior.
+
+    Args:
+        mean: Means of q.
+        raw: Standard deviations of q before the softplus.
+        prior_precision: Precision of the prior, which has mean zero.
+        kl_weight: Weight of the KL divergence beside a loss that is a mean over examples.
+    """
+    flat_mean, flat_raw = mean.detach().reshape(-1), raw.detach().reshape(-1)
+    zero = torch.zeros_like(flat_mean)
+    added = objective_gradients(zero, zero, flat_mean, flat_raw, zero, prior_precision, kl_weight)
+    if mean.grad is None:
+        raw.grad = None  # of a pass before the last, which did not come here
+    for tensor, value in zip((mean, raw), added, strict=True):
+        tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        tensor.grad.add_(value.view(tensor.shape))
+
+
+def with_noisy_layers(model: nn.Module) -> nn.Module:
+    """A copy in which every linear and convolution layer with something to learn is its variational twin.
+
+    Layers that share a parameter share it in the copy, as a mean with one standard deviation; their noise in training
+    is independent.
+
+    Raises:
+        ValueError: A layer has weights to be learnt that cannot be given noise, or no layer has any that can.
+    """
+    learning = {
+        name: layer for name, layer in model.named_modules() if any(p.requires_grad for p in layer.parameters())
+    }
+    for name, layer in learning.items():
+        _check_layer(name or "the model", layer)
+    names = [name for name, layer in learning.items() if _treated(layer)]
+    if not names:
+        raise ValueError(
+            f"LRT gives noise to layers of type {_names()}, and {type(model).__name__} has none to train. Use SGVB, "
+            "which takes any model."
+        )
+    _check_ties(model, {id(p) for name in names for p in model.get_submodule(name).parameters() if p.requires_grad})
+    network = copy.deepcopy(model)
+    for name in names:
+        layer = network.get_submodule(name)
+        layer.__class__ = VARIATIONAL.get(type(layer), type(layer))  # keeps geometry, hooks and shared parameters
+    for twin in variational_layers(network):
+        twin.noise = twin.centre = None
+    return network
+
+
+def bayesian_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters of variational layers, by name; a shared one counts once, under its first name."""
+    chosen = {id(p) for layer in variational_layers(network) for p in layer.parameters()}
+    return {name: p for name, p in network.named_parameters() if id(p) in chosen and p.requires_grad}
+
+
+def variational_layers(network: nn.Module) -> list[Variational]:
+    """All variational layers."""
+    return [layer for layer in network.modules() if isinstance(layer, Variational)]
+
+
+def statistic(name: str) -> str:
+    """Under what name the raw standard deviations of a parameter are kept."""
+    return f"raw_scale.{name}"
+
+
+@contextmanager
+def noisy(state: State, estimator: Estimator) -> Iterator[None]:
+    """Inside, variational layers in training mode have the state's noise, and gradients reach what it depends on."""
+    params = _drawn_parameters(state)
+    scales = {id(param): state.statistics[statistic(name)] for name, param in params.items()}
+    layers = variational_layers(state.model)
+    try:
+        for param in params.values():
+            scales[id(param)].requires_grad_(param.requires_grad)
+        for layer in layers:
+            own = dict(layer.named_parameters())
+            layer.noise = Noise(estimator, *(scales.get(id(own.get(name))) for name in ("weight", "bias")))
+        yield
+    finally:
+        for layer in layers:
+            layer.noise = None
+        for scale in scales.values():
+            scale.requires_grad_(False)
+
+
+@contextmanager
+def centred(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Means by name. Inside, layers remember them, so that a draw within a draw has the same."""
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, Variational)}
+    outermost = [layer for layer in layers.values() if layer.centre is None]
+    try:
+        for layer in outermost:
+            layer.centre = {name: param.detach().clone() for name, param in layer.named_parameters()}
+        yield {
+            f"{prefix}.{name}".removeprefix("."): mean
+            for prefix, layer in layers.items()
+            for name, mean in (layer.centre or {}).items()
+        }
+    finally:
+        for layer in outermost:
+            layer.centre = None
+
+
+def _drawn_parameters(state: State) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in state.model.named_parameters() if statistic(name) in state.statistics}
+
+
+def _treated(layer: nn.Module) -> bool:
+    return type(layer) in VARIATIONAL or isinstance(layer, Variational)
+
+
+def _names() -> str:
+    return ", ".join(kind.__name__ for kind in VARIATIONAL)
+
+
+def _check_layer(name: str, layer: nn.Module) -> None:
+    kind = type(layer).__name__
+    own = dict(layer.named_parameters(recurse=False))
+    if any(is_lazy(param) for param in own.values()):
+        raise ValueError(f"{name} ({kind}) has no weights yet. Run the model on a batch first, so that it has.")
+    if isinstance(layer, _UNTREATED) and not _treated(layer):
+        raise ValueError(
+            f"{name} ({kind}) has weights to be learnt, and LRT knows how noise passes through {_names()} alone. Use "
+            "SGVB, which takes any layer, or set requires_grad to False on those weights."
+        )
+    if _treated(layer) and own.keys() - {"weight", "bias"}:
+        raise ValueError(
+            f"{name} ({kind}) is parametrised: it learns {', '.join(own)} instead of a weight and a bias. Use SGVB, "
+            "which takes any layer, or remove the parametrisation."
+        )
+
+
+def _check_ties(model: nn.Module, chosen: set[int]) -> None:
+    for name, layer in model.named_modules():
+        for param_name, param in layer.named_parameters(recurse=False):
+            if id(param) in chosen and not _treated(layer):
+                raise ValueError(
+                    f"{param_name} of {name or 'the model'} ({type(layer).__name__}) is also a parameter of a layer "
+                    f"of type {_names()}, so it would have noise in one place and none in the other. Use SGVB, which "
+                    "draws it for both."
+                )

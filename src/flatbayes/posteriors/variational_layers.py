@@ -1,0 +1,197 @@
+"""Linear and convolution layers that compute with a Gaussian over their weights while they are trained.
+
+Where weights are independent Gaussians, activations are Gaussian too. The local reparameterisation (Kingma, Salimans
+& Welling, NeurIPS 2015) samples those, for each example anew, and Flipout (Wen et al., ICLR 2018) gives each example
+weights of its own by random signs; both make gradients less noisy than one set of weights for the whole batch does.
+Without `Noise`, and in eval mode, a layer is the ordinary one that it was.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flatbayes.posteriors.variational import std_of_raw
+
+Estimator = Literal["local", "flipout"]
+"""How noise in the weights becomes noise in the activations of a batch."""
+
+Operation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(inputs, weight, bias) -> activations, linear in weight and bias."""
+
+MIN_VARIANCE = 1e-16
+"""Added to variances of activations: the square root has no finite derivative at 0, the variance of zero inputs."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Spread of one layer's parameters, and what becomes of it.
+
+    Attributes:
+        estimator: How activations are sampled.
+        raw_weight: Standard deviations of the weight before the softplus; None for a deterministic weight.
+        raw_bias: The same of the bias.
+    """
+
+    estimator: Estimator
+    raw_weight: Tensor | None
+    raw_bias: Tensor | None
+
+
+class Variational(nn.Module):
+    """What the layers share: parameters that are means, and noise that comes and goes.
+
+    Attributes:
+        noise: What to add in training mode; None for the ordinary layer.
+        centre: Copies of the means by name while the parameters hold a draw; None outside draws.
+    """
+
+    noise: Noise | None = None
+    centre: Mapping[str, Tensor] | None = None
+
+    def respond(self, operation: Operation, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Activations, sampled where there is noise."""
+        noise = self.noise
+        if noise is None or not self.training:
+            return operation(inputs, weight, bias)
+        if zeroed(weight) and (bias is None or zeroed(bias)):
+            # A closure that zeroes the module's gradients alone means these too, and a flat one does so twice.
+            for raw in (noise.raw_weight, noise.raw_bias):
+                if raw is not None:
+                    raw.grad = None
+        activations = local_activations if noise.estimator == "local" else flipout_activations
+        weight_std, bias_std = (None if raw is None else spread(raw) for raw in (noise.raw_weight, noise.raw_bias))
+        return activations(operation, inputs, weight, bias, weight_std, bias_std)
+
+
+class VariationalLinear(Variational, nn.Linear):
+    """`torch.nn.Linear` with noise."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Activations of the layer."""
+        return self.respond(F.linear, input, self.weight, self.bias)
+
+
+class VariationalConv1d(Variational, nn.Conv1d):
+    """`torch.nn.Conv1d` with noise."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Activations of the layer."""
+        return self.respond(self._conv_forward, input, self.weight, self.bias)
+
+
+class VariationalConv2d(Variational, nn.Conv2d):
+    """`torch.nn.Conv2d` with noise."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Activations of the layer."""
+        return self.respond(self._conv_forward, input, self.weight, self.bias)
+
+
+class VariationalConv3d(Variational, nn.Conv3d):
+    """`torch.nn.Conv3d` with noise."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Activations of the layer."""
+        return self.respond(self._conv_forward, input, self.weight, self.bias)
+
+
+VARIATIONAL: dict[type[nn.Module], type[Variational]] = {
+    nn.Linear: VariationalLinear,
+    nn.Conv1d: VariationalConv1d,
+    nn.Conv2d: VariationalConv2d,
+    nn.Conv3d: VariationalConv3d,
+}
+"""The variational twin of a layer: a subclass without state of its own, so that a layer can become its twin."""
+
+
+def local_activations(
+    operation: Operation,
+    inputs: Float[Tensor, "..."],
+    weight: Float[Tensor, "..."],
+    bias: Float[Tensor, "..."] | None,
+    weight_std: Float[Tensor, "..."] | None,
+    bias_std: Float[Tensor, "..."] | None,
+) -> Float[Tensor, "..."]:
+    """A sample of every activation on its own: mean + sqrt(variance) noise, noise ~ N(0, 1).
+
+    For x W + b the mean is that of the layer and the variance is x² std_W² + std_b²; a convolution likewise. Each
+    activation has exactly the distribution that random weights give it, but examples, the positions of a convolution
+    and several uses of one layer become independent, which with shared weights they are not.
+
+    Source: Kingma, Salimans & Welling (NeurIPS 2015), equation 6.
+
+    Args:
+        operation: What the layer computes.
+        inputs: Inputs of the layer.
+        weight: Means of the weight.
+        bias: Means of the bias.
+        weight_std: Standard deviations of the weight; None for zero.
+        bias_std: Standard deviations of the bias; None for zero.
+    """
+    mean = operation(inputs, weight, bias)
+    weight_variance = torch.zeros_like(weight) if weight_std is None else weight_std.square()
+    bias_variance = None if bias_std is None else bias_std.square()
+    with torch.autocast(inputs.device.type, enabled=False):  # half precision holds neither squares nor the floor
+        squares = inputs.to(weight_variance.dtype).square()
+        std = (operation(squares, weight_variance, bias_variance) + MIN_VARIANCE).sqrt()
+        noise = std * torch.randn_like(std)
+    return mean + noise.to(mean.dtype)
+
+
+def flipout_activations(
+    operation: Operation,
+    inputs: Float[Tensor, "..."],
+    weight: Float[Tensor, "..."],
+    bias: Float[Tensor, "..."] | None,
+    weight_std: Float[Tensor, "..."] | None,
+    bias_std: Float[Tensor, "..."] | None,
+) -> Float[Tensor, "..."]:
+    """Activations under one sample of the weights, with signs of its own for each example.
+
+    y = x W + b + ((x s) (std_W noise) + std_b noise) r, where s and r hold a random sign per example and input or
+    output feature (channel). The weights that an example meets have the distribution of the sample; those of two
+    examples are uncorrelated. The positions of a convolution share them.
+
+    Source: Wen et al. (ICLR 2018), equations 3 and 4.
+
+    Args:
+        operation: What the layer computes.
+        inputs: Inputs of the layer, examples along the first dimension.
+        weight: Means of the weight.
+        bias: Means of the bias.
+        weight_std: Standard deviations of the weight; None for zero.
+        bias_std: Standard deviations of the bias; None for zero.
+    """
+    mean = operation(inputs, weight, bias)
+    axis = 1 - weight.dim()  # of the features, from the end
+    weight_noise = torch.zeros_like(weight) if weight_std is None else weight_std * torch.randn_like(weight_std)
+    bias_noise = None if bias_std is None else bias_std * torch.randn_like(bias_std)
+    perturbed = operation(inputs * signs(inputs, axis), weight_noise, bias_noise)
+    return mean + perturbed * signs(mean, axis)
+
+
+def signs(like: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
+    """Random signs, one per example and feature, to multiply with `like`.
+
+    Args:
+        like: A batch, examples along the first dimension; or one example, whose features are there.
+        axis: Dimension of the features, counted from the end.
+    """
+    shape = [1] * like.dim()
+    shape[0], shape[axis] = like.shape[0], like.shape[axis]
+    return torch.randint(0, 2, shape, dtype=like.dtype, device=like.device).mul_(2).sub_(1)
+
+
+def spread(raw: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Standard deviations of a parameter, in its shape."""
+    return std_of_raw(raw.reshape(-1)).reshape(raw.shape)
+
+
+def zeroed(param: Tensor) -> bool:
+    """Whether no gradient has been accumulated, or it has been zeroed since."""
+    return param.grad is None or not bool(param.grad.any())
