@@ -125,7 +125,10 @@ def test_ctrl_c_leaves_a_usable_folder(here, capsys, monkeypatch):
 BAD = [
     (["fit", *TINY, "--data", "nonsense", "--out", "o"], "Unknown data 'nonsense'. Known: CIFAR10, Digits"),
     (["fit", *TINY, "--model", "nonsense", "--out", "o"], "Unknown model 'nonsense'. Known: ConvNet, MLP"),
-    (["fit", *TINY, "--posterior", "nonsense", "--out", "o"], "Unknown posterior 'nonsense'. Known: Ensemble, LRT, MCD"),
+    (
+        ["fit", *TINY, "--posterior", "nonsense", "--out", "o"],
+        "Unknown posterior 'nonsense'. Known: Ensemble, LRT, MCD",
+    ),
     (
         ["fit", *TINY, "--flatness", "nonsense", "--out", "o"],
         "Unknown flatness 'nonsense'. Known: ASAM, FisherSAM, Plain",

@@ -112,8 +112,8 @@ def check_variational_optimizer(optimizer: Optimizer, scales: Sequence[Tensor], 
     if decay > 0:
         raise ValueError(
             f"The prior is given twice: prior_precision={prior_precision}, and an optimizer with "
-            f"weight_decay={decay}, which would be a second prior on the means and one on the standard deviations. Set weight_decay=0 and "
-            "choose prior_precision instead."
+            f"weight_decay={decay}, which would be a second prior on the means and one on the standard deviations. "
+            "Set weight_decay=0 and choose prior_precision instead."
         )
     taken = {id(param) for group in optimizer.param_groups for param in group["params"]}
     if any(id(scale) not in taken for scale in scales):
