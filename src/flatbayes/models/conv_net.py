@@ -22,7 +22,7 @@ class ConvNet(nn.Module):
         ValueError: The inputs are not images, a size is not positive, or the dropout rate is outside [0, 1).
     """
 
-    def __init__(self, input_shape: tuple[int, ...], num_classes: int, width: int = 32, dropout: float = 0.0) -> None:
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, width: int = 16, dropout: float = 0.0) -> None:
         super().__init__()
         check_arguments(input_shape, num_classes, dropout)
         check_sizes("width", [width])
