@@ -33,7 +33,7 @@ def test_labels_show_what_differs_from_the_defaults():
     assert label(SWAG(rank=0)) == "SWAG(rank=0)"
     assert label(Plain()) == "Plain"
     assert label(Ensemble(SWAG(scale=0.1), size=3)) == "Ensemble(member=SWAG(scale=0.1), size=3)"
-    assert label(partial(ConvNet, width=16)) == "ConvNet(width=16)"
+    assert label(partial(ConvNet, width=8)) == "ConvNet(width=8)"
     assert label(partial(torch.optim.SGD, lr=0.5)) == "SGD(lr=0.5)"
 
 
