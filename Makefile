@@ -23,7 +23,8 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds -p no:xdist
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds -p no:xdist \
+		-o addopts="--import-mode=importlib"  # without the run-time checks of shapes
 
 # torch comes first and alone: a version that is there already is never replaced by a larger build.
 $(READY): pyproject.toml constraints.txt
