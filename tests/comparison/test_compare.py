@@ -101,6 +101,21 @@ def test_the_test_part_is_the_same_for_all_seeds_and_unlike_validation():
     assert task.execute()["metrics"] != replace(task, part="val").execute()["metrics"]
 
 
+def test_the_training_part_can_be_measured_too():
+    task = replace(SMALL.tasks()[0], part="train")
+    assert sum(task.execute()["reliability"]["counts"]) == 60
+
+
+def test_overwriting_leaves_nothing_of_another_kind_of_run(tmp_path):
+    (tmp_path / "runs").mkdir()
+    ours = ("posterior.json", "posterior.safetensors", "metrics.jsonl", "report.html", "runs/0123456789abcdef.json")
+    for name in (*ours, "own.txt", "runs/own.json"):
+        (tmp_path / name).write_text("{}")
+    SMALL.claim(tmp_path, overwrite=True)
+    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert left == ["config.json", "own.txt", "runs/own.json"]
+
+
 def test_keys_tell_tasks_apart():
     tasks = SMALL.tasks()
     changed = [replace(t, num_draws=5) for t in tasks] + [replace(t, part="val") for t in tasks]
@@ -115,6 +130,7 @@ def test_keys_tell_tasks_apart():
         ({"num_draws": 0}, "at least 1 draw"),
         ({"posteriors": ()}, "at least one posterior"),
         ({"flatness": Plain()}, "against Plain"),
+        ({"part": "all"}, "part must be test, val, train"),
     ],
 )
 def test_comparisons_that_make_no_sense(changes, message):

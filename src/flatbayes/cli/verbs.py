@@ -27,10 +27,10 @@ console = Console()
 
 def compare(options: Options) -> None:
     """Every posterior, plain and flat, over seeds; ends with the table and the report."""
-    folder = Path(options.out)
+    folder, dataset = Path(options.out), options.data.load(0)
     comparison = Comparison(
         source=options.data,
-        model=_model(options.model, options.data),
+        model=_model(options.model, dataset),
         posteriors=options.posteriors,
         flatness=options.flatness,
         recipe=_recipe(options),
@@ -38,7 +38,6 @@ def compare(options: Options) -> None:
         num_draws=options.draws,
         part=options.part,
     )
-    dataset = options.data.load(0)
     for posterior in comparison.posteriors:
         rehearse(comparison.model, dataset, posterior, comparison.recipe)
     comparison.claim(folder, overwrite=options.overwrite)
@@ -61,7 +60,7 @@ def fit_one(options: Options) -> None:
     """One posterior, kept in a run folder and measured on the validation part."""
     check_num_draws(options.draws)
     dataset = options.data.load(options.seed)
-    model, recipe = _model(options.model, options.data, dataset), _recipe(options)
+    model, recipe = _model(options.model, dataset), _recipe(options)
     rehearse(model, dataset, options.posterior, recipe)
     config = {
         "data": to_spec(options.data),
@@ -162,8 +161,7 @@ def _recipe(options: Options) -> Recipe:
     return Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
 
 
-def _model(spec: Any, source: Source, dataset: Dataset | None = None) -> Any:
+def _model(spec: Any, dataset: Dataset) -> Any:
     if spec is not None:
         return build(spec, bind=True)
-    dataset = dataset or source.load(0)
     return partial(ConvNet if len(dataset.input_shape) == 3 else MLP)

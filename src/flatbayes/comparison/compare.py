@@ -31,9 +31,10 @@ from flatbayes.metrics import HIGHER_IS_BETTER
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import Recipe
+from flatbayes.training.run_folder import clear
 
 CONFIG = "config.json"
-FILES = ("config.json", "environment.json", "results.json", "report.html")
+PARTS = ("test", "val", "train")
 EXTENDABLE = ("posteriors", "flatness", "seeds")
 
 
@@ -67,7 +68,9 @@ class Comparison:
         check_num_draws(self.num_draws)
         if not self.posteriors:
             raise ValueError("A comparison needs at least one posterior, got none.")
-        if isinstance(self.flatness, Plain):
+        if self.part not in PARTS:
+            raise ValueError(f"part must be {', '.join(PARTS)}, got {self.part!r}.")
+        if self.flatness == Plain():
             raise ValueError("A comparison sets a flatness against Plain: choose another one, such as SAM.")
 
     def tasks(self) -> list[Task]:
@@ -101,9 +104,8 @@ class Comparison:
                     f"{folder} already holds another run (it differs in {', '.join(other)}): choose another --out, "
                     "or --overwrite."
                 )
-        if overwrite and folder.is_dir():
-            for old in [*folder.glob("runs/*.json"), *(folder / name for name in FILES)]:
-                old.unlink(missing_ok=True)
+        if overwrite:
+            clear(folder)
         write_json(path, config)
 
     def results(self, folder: Path, *, jobs: int | None = None, progress: bool | None = None) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Task:
             progress=False,
             watch=curves,
         )
-        held_out = {"test": data.test, "val": data.val}[self.part]
+        held_out = getattr(data, self.part)
         evaluation = evaluate(fitted, held_out.inputs, held_out.targets, self.num_draws, seed=self.seed)
         return {
             "data": label(self.source),

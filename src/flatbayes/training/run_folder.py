@@ -11,6 +11,14 @@ from flatbayes.training.watch import JsonLines
 
 FIT_FILES = ("config.json", "environment.json", "metrics.jsonl", "results.json", "posterior.json")
 CONFIG, METRICS, RESULTS = "config.json", "metrics.jsonl", "results.json"
+RUNS_OF_A_COMPARISON = f"runs/{'[0-9a-f]' * 16}.json"
+OTHER_FILES = ("posterior.safetensors", "report.html")
+
+
+def clear(folder: Path) -> None:
+    """Remove what a fit or a comparison has written there; files of others stay."""
+    for old in [*(folder / name for name in (*FIT_FILES, *OTHER_FILES)), *folder.glob(RUNS_OF_A_COMPARISON)]:
+        old.unlink(missing_ok=True)
 
 
 class RunFolder:
@@ -33,11 +41,11 @@ class RunFolder:
         """
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file, not a folder: choose another --out.")
-        held = [name for name in (*FIT_FILES, "posterior.safetensors") if (path / name).exists()]
+        held = [name for name in (*FIT_FILES, *OTHER_FILES) if (path / name).exists()]
         if held and not overwrite:
             raise ValueError(f"{path} already holds a run ({', '.join(held)}): choose another --out, or --overwrite.")
-        for name in held:
-            (path / name).unlink()
+        if overwrite:
+            clear(path)
         write_json(path / CONFIG, config)
         write_json(path / "environment.json", environment())
         return cls(path)
