@@ -5,14 +5,26 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 from flatbayes.cli import main
 
 COMMON = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--batch_size", "20", "--draws", "2"]
 
 
-def start(*arguments):
-    return subprocess.Popen([sys.executable, "-m", "flatbayes", *arguments], start_new_session=True)
+@contextmanager
+def started(*arguments):
+    """The command line in a process that hears Ctrl-C, also where the tests run in the background and do not."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flatbayes", *arguments],
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def wait_until(condition, process, seconds=60):
@@ -26,10 +38,8 @@ def wait_until(condition, process, seconds=60):
 def test_a_killed_comparison_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ["compare", *COMMON, "--posteriors", "[point]", "--seeds", "5", "--epochs", "60", "--jobs", "1"]
-    process = start(*command, "--out", "killed")
-    wait_until(lambda: len(list(tmp_path.glob("killed/runs/*.json"))) >= 2, process)
-    process.kill()
-    process.wait()
+    with started(*command, "--out", "killed") as process:
+        wait_until(lambda: len(list(tmp_path.glob("killed/runs/*.json"))) >= 2, process)
     assert not (tmp_path / "killed" / "results.json").exists()
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/runs/*.json")}
     assert len(done) < 10
@@ -48,10 +58,10 @@ def test_a_killed_comparison_goes_on_and_ends_the_same(tmp_path, monkeypatch):
 def test_ctrl_c_during_fit_keeps_what_was_fitted(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     posterior = ["--posterior", "swag", "--posterior.rank", "2", "--collect_from", "0"]
-    process = start("fit", *COMMON, *posterior, "--epochs", "100000", "--validations", "0", "--out", "run")
     log = tmp_path / "run" / "metrics.jsonl"
-    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 3, process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 130
+    with started("fit", *COMMON, *posterior, "--epochs", "100000", "--validations", "0", "--out", "run") as process:
+        wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 3, process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
     assert main(["evaluate", "run", "--draws", "2"]) == 0
     assert "test examples" in capsys.readouterr().out
