@@ -216,16 +216,16 @@ def test_the_bar_shows_loss_rate_and_time(capsys):
 def test_rehearsal_finds_what_training_would_die_of():
     data = blobs()
     before = torch.get_rng_state()
-    rehearse(MLP, data, SWAG(rank=2), SHORT)
+    rehearse(MLP, data, SWAG(rank=2), SAM(), SHORT)
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(ValueError, match="there are 3 classes"):
-        rehearse(lambda: nn.Linear(4, 2), data, Point(), SHORT)
+        rehearse(lambda: nn.Linear(4, 2), data, Point(), SAM(), SHORT)
     with pytest.raises(RuntimeError, match="at least 2 collected snapshots before a draw, got 1"):
-        rehearse(MLP, data, SWAG(), Recipe(epochs=1))
+        rehearse(MLP, data, SWAG(), SAM(), Recipe(epochs=1))
     with pytest.raises(ValueError, match="must return a tensor"):
-        rehearse(nn.LSTM(4, 3), data, Point(), SHORT)
+        rehearse(nn.LSTM(4, 3), data, Point(), SAM(), SHORT)
     with pytest.raises(ValueError, match="have rate 0"):
-        rehearse(MLP, data, MCDropout(), SHORT)
+        rehearse(MLP, data, MCDropout(), SAM(), SHORT)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def compare(options: Options) -> None:
         part=options.part,
     )
     for posterior in comparison.posteriors:
-        rehearse(comparison.model, dataset, posterior, comparison.recipe)
+        rehearse(comparison.model, dataset, posterior, comparison.flatness, comparison.recipe)
     comparison.claim(folder, overwrite=options.overwrite)
     try:
         results = comparison.results(folder, jobs=options.jobs)
@@ -61,7 +61,7 @@ def fit_one(options: Options) -> None:
     check_num_draws(options.draws)
     dataset = options.data.load(options.seed)
     model, recipe = _model(options.model, dataset), _recipe(options)
-    rehearse(model, dataset, options.posterior, recipe)
+    rehearse(model, dataset, options.posterior, options.flatness, recipe)
     config = {
         "data": to_spec(options.data),
         "model": to_spec(model),

@@ -15,6 +15,12 @@ batch, backpropagates it into `.grad`, and returns the detached loss. It may loo
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 """Builds an optimiser over the parameters it is given."""
 
+LossFn = Callable[[Tensor, Tensor], Tensor]
+"""(outputs, targets) -> the mean negative log likelihood of a batch, a differentiable scalar."""
+
+Examples = Iterable[tuple[Tensor, Tensor]]
+"""Batches of (inputs, targets), ready for the model and on its device."""
+
 
 @dataclass
 class State:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, MakeOptimizer, State
+from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 from flatbayes.posteriors.point import Point
 from flatbayes.posteriors.posterior import Posterior
 
@@ -46,6 +46,11 @@ class Ensemble(Posterior):
         """As the member."""
         return self.member.moves_weights
 
+    @property
+    def default_optimizer(self) -> MakeOptimizer:
+        """As the member."""
+        return self.member.default_optimizer
+
     def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
         """One run of the member."""
         return self.member.init(model, make_optimizer, num_data)
@@ -57,6 +62,10 @@ class Ensemble(Posterior):
     def collect(self, state: State) -> None:
         """As the member."""
         self.member.collect(state)
+
+    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+        """As the member."""
+        self.member.finish(state, examples, loss_fn)
 
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
         """A draw from this run of the member."""

@@ -6,6 +6,7 @@ prior_precision / num_data; so there is one way to ask for it at a time.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,21 @@ from torch.optim import Optimizer
 
 from flatbayes.core import Closure, MakeOptimizer, State
 from flatbayes.core.weights import trainable
+
+ADAM = partial(torch.optim.Adam, lr=1e-3)
+"""The optimiser of most published results with variational inference."""
+
+
+def usual_sgd(prior_precision: float | None, *, lr: float = 0.1, momentum: float = 0.9) -> MakeOptimizer:
+    """The optimiser of most published SWAG and SAM results; its weight decay is the prior unless that is given.
+
+    Args:
+        prior_precision: The posterior's own.
+        lr: Learning rate.
+        momentum: Momentum, zero for methods that add the dynamics themselves.
+    """
+    weight_decay = 5e-4 if prior_precision is None else 0.0
+    return partial(torch.optim.SGD, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
 def start(

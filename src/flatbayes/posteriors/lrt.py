@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from flatbayes.core import Closure, MakeOptimizer, State
+from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 from flatbayes.core.buffers import evaluating
 from flatbayes.core.weights import installed, trainable
-from flatbayes.posteriors.gradient import start, update
+from flatbayes.posteriors.gradient import ADAM, start, update
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.variational import MIN_STD, check_variational_optimizer, objective_gradients, raw_of_std
 from flatbayes.posteriors.variational_layers import VARIATIONAL, Estimator, Noise, Variational, spread, zeroed
@@ -87,6 +87,11 @@ class LRT(Posterior):
         """Yes: running statistics of training are those of noisy activations."""
         return True
 
+    @property
+    def default_optimizer(self) -> MakeOptimizer:
+        """Adam, without weight decay."""
+        return ADAM
+
     def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
         """A copy of the model with variational layers, raw standard deviations, and an optimiser over all of it.
 
@@ -124,6 +129,9 @@ class LRT(Posterior):
 
     def collect(self, state: State) -> None:
         """Nothing: the end of training is what counts."""
+
+    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+        """Nothing: no last look at the data is needed."""
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:

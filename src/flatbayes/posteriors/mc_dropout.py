@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from flatbayes.core import Closure, MakeOptimizer, State
+from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 from flatbayes.core.buffers import evaluating
 from flatbayes.core.randomness import forked, fresh_seed
-from flatbayes.posteriors.gradient import check_prior_precision, start, update
+from flatbayes.posteriors.gradient import check_prior_precision, start, update, usual_sgd
 from flatbayes.posteriors.posterior import Posterior
 
 
@@ -53,6 +53,11 @@ class MCDropout(Posterior):
         """No: training ran with such masks, and its running statistics are theirs."""
         return False
 
+    @property
+    def default_optimizer(self) -> MakeOptimizer:
+        """SGD with momentum, and with weight decay unless the prior is given."""
+        return usual_sgd(self.prior_precision)
+
     def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
         """Model and optimiser.
 
@@ -79,6 +84,9 @@ class MCDropout(Posterior):
 
     def collect(self, state: State) -> None:
         """Nothing: the end of training is what counts."""
+
+    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+        """Nothing: no last look at the data is needed."""
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, MakeOptimizer, State
+from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 from flatbayes.core.buffers import evaluating
-from flatbayes.posteriors.gradient import check_prior_precision, start, update
+from flatbayes.posteriors.gradient import check_prior_precision, start, update, usual_sgd
 from flatbayes.posteriors.posterior import Posterior
 
 
@@ -42,6 +42,11 @@ class Point(Posterior):
         """No: the running statistics are those of training."""
         return False
 
+    @property
+    def default_optimizer(self) -> MakeOptimizer:
+        """SGD with momentum, and with weight decay unless the prior is given."""
+        return usual_sgd(self.prior_precision)
+
     def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
         """Model and optimiser."""
         return start(model, make_optimizer, num_data, self.prior_precision)
@@ -52,6 +57,9 @@ class Point(Posterior):
 
     def collect(self, state: State) -> None:
         """Nothing: the end of training is what counts."""
+
+    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+        """Nothing: no last look at the data is needed."""
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:

@@ -1,4 +1,4 @@
-"""What every posterior is: four verbs over an explicit state."""
+"""What every posterior is: five verbs over an explicit state."""
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, MakeOptimizer, State
+from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 
 
 class Posterior(ABC):
@@ -31,6 +31,11 @@ class Posterior(ABC):
     def moves_weights(self) -> bool:
         """Whether draws have weights that training never visited, and so need running statistics of their own."""
 
+    @property
+    @abstractmethod
+    def default_optimizer(self) -> MakeOptimizer:
+        """What the method is usually trained with, for recipes that name no optimiser."""
+
     @abstractmethod
     def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
         """The state before the first step: model, optimiser, empty statistics.
@@ -49,6 +54,16 @@ class Posterior(ABC):
     @abstractmethod
     def collect(self, state: State) -> None:
         """Take note of the current weights, where the posterior is built from where training has been."""
+
+    @abstractmethod
+    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+        """Take a last look at all the data once training is over, where the posterior is built from curvature.
+
+        Args:
+            state: Where training has ended, the model in eval mode.
+            examples: Every training example once, in batches, as the model takes them and not augmented.
+            loss_fn: The mean negative log likelihood, as trained with.
+        """
 
     @abstractmethod
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:

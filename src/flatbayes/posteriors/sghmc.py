@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, MakeOptimizer, State
+from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 from flatbayes.core.weights import flatten, trainable, unflatten
-from flatbayes.posteriors.gradient import check_prior_precision, start, update
+from flatbayes.posteriors.gradient import check_prior_precision, start, update, usual_sgd
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.sgld import check_optimizer, check_temperature, diffuse, tempered
 from flatbayes.posteriors.snapshots import Storage, add_snapshot, check_storage, no_snapshots, snapshot_drawn
@@ -72,6 +72,11 @@ class SGHMC(Posterior):
         """Yes: the running statistics are those of the end of training, not of the snapshot."""
         return True
 
+    @property
+    def default_optimizer(self) -> MakeOptimizer:
+        """SGD without momentum, which is the method's own, and with weight decay unless the prior is given."""
+        return usual_sgd(self.prior_precision, lr=0.1 * self.friction, momentum=0.0)
+
     def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
         """Model, optimiser, a ball at rest, and room for snapshots.
 
@@ -99,6 +104,9 @@ class SGHMC(Posterior):
     def collect(self, state: State) -> None:
         """Hold the current weights, as far as `keep` allows."""
         add_snapshot(state.statistics, trainable(state.model))
+
+    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+        """Nothing: no last look at the data is needed."""
 
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
         """The model with the weights of a snapshot; running statistics are the caller's to re-estimate.

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from flatbayes.core import Closure, MakeOptimizer, State
+from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 from flatbayes.core.weights import trainable
-from flatbayes.posteriors.gradient import check_prior_precision, start, update
+from flatbayes.posteriors.gradient import check_prior_precision, start, update, usual_sgd
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.snapshots import Storage, add_snapshot, check_storage, no_snapshots, snapshot_drawn
 
@@ -68,6 +68,11 @@ class SGLD(Posterior):
         """Yes: the running statistics are those of the end of training, not of the snapshot."""
         return True
 
+    @property
+    def default_optimizer(self) -> MakeOptimizer:
+        """SGD without momentum, and with weight decay unless the prior is given."""
+        return usual_sgd(self.prior_precision, momentum=0.0)
+
     def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
         """Model, optimiser, and room for snapshots.
 
@@ -88,6 +93,9 @@ class SGLD(Posterior):
     def collect(self, state: State) -> None:
         """Hold the current weights, as far as `keep` allows."""
         add_snapshot(state.statistics, trainable(state.model))
+
+    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+        """Nothing: no last look at the data is needed."""
 
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
         """The model with the weights of a snapshot; running statistics are the caller's to re-estimate.

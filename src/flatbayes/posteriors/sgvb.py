@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from flatbayes.core import Closure, MakeOptimizer, State
+from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 from flatbayes.core.buffers import evaluating
 from flatbayes.core.weights import flatten, installed, trainable, unflatten
-from flatbayes.posteriors.gradient import start, update
+from flatbayes.posteriors.gradient import ADAM, start, update
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.variational import (
     MIN_STD,
@@ -97,6 +97,11 @@ class SGVB(Posterior):
         """Yes: running statistics of training mix those of all the networks it drew."""
         return True
 
+    @property
+    def default_optimizer(self) -> MakeOptimizer:
+        """Adam, without weight decay."""
+        return ADAM
+
     def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
         """Model, means and raw standard deviations, and an optimiser over the parameters and the latter.
 
@@ -126,6 +131,9 @@ class SGVB(Posterior):
 
     def collect(self, state: State) -> None:
         """Nothing: the end of training is what counts."""
+
+    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+        """Nothing: no last look at the data is needed."""
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:

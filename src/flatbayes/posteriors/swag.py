@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, MakeOptimizer, State
+from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 from flatbayes.core.buffers import evaluating
 from flatbayes.core.weights import flatten, installed, trainable, unflatten
-from flatbayes.posteriors.gradient import check_prior_precision, start, update
+from flatbayes.posteriors.gradient import check_prior_precision, start, update, usual_sgd
 from flatbayes.posteriors.posterior import Posterior
 
 
@@ -61,6 +61,11 @@ class SWAG(Posterior):
         """Yes: neither the mean nor a draw around it was visited in training."""
         return True
 
+    @property
+    def default_optimizer(self) -> MakeOptimizer:
+        """SGD with momentum, and with weight decay unless the prior is given."""
+        return usual_sgd(self.prior_precision)
+
     def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
         """Model, optimiser, and moments of all trainable weights, still empty."""
         state = start(model, make_optimizer, num_data, self.prior_precision)
@@ -85,6 +90,9 @@ class SWAG(Posterior):
         deviation = update_moments(found["mean"], found["sum_squares"], weights, count)
         if self.rank:
             found["deviations"][(count - 1) % self.rank] = deviation
+
+    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+        """Nothing: no last look at the data is needed."""
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:

@@ -109,11 +109,15 @@ def fit(
             job = Job(posterior, flatness, likelihood, batches, recipe, source.transform)
             job.validate = source.validator(likelihood)
             try:
-                states.append(job.train(fabric, module, seed=noise, watch=seen))
+                state = job.train(fabric, module, seed=noise, watch=seen)
+                posterior.finish(state, source.examples(fabric.device), likelihood.loss)
+                states.append(state)
             except KeyboardInterrupt:
                 done = states or ([job.state] if job.state else [])
                 if not done:
                     raise
+                if not states:
+                    posterior.finish(done[0], source.examples(fabric.device), likelihood.loss)
                 place = f"after {job.epochs_done} of {recipe.epochs} epochs of run {run + 1} of {posterior.runs}"
                 raise Interrupted(f"stopped {place}", fitted(done, interrupted=place)) from None
             gradients += job.gradients

@@ -58,7 +58,8 @@ class Job:
         """
         recipe, batches = self.recipe, self.batches
         module = fabric.to_device(module.double() if recipe.precision == "64-true" else module)
-        self.state = state = self.posterior.init(module, recipe.optimizer, batches.num_data)
+        make_optimizer = recipe.optimizer or self.posterior.default_optimizer
+        self.state = state = self.posterior.init(module, make_optimizer, batches.num_data)
         module = state.model  # some posteriors train a changed copy
         network, optimizer = fabric.setup(module, state.optimizer)  # type: ignore[arg-type]  # there is one
         state.optimizer = optimizer

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from flatbayes.core import Examples
 from flatbayes.core.buffers import evaluating
 from flatbayes.core.randomness import spawn
 from flatbayes.data import Dataset, Standardize
@@ -16,7 +17,7 @@ from flatbayes.likelihoods import Categorical, Likelihood
 from flatbayes.training.batches import Batches, Loaded, TrainingBatches, fits
 from flatbayes.training.recipe import Recipe
 
-VALIDATION_BATCH = 512
+WHOLE_BATCH = 512
 
 
 class Material(ABC):
@@ -44,6 +45,10 @@ class Material(ABC):
     @abstractmethod
     def batches(self, recipe: Recipe, seed: int, device: torch.device) -> TrainingBatches:
         """The batches of a training run."""
+
+    @abstractmethod
+    def examples(self, device: torch.device) -> Examples:
+        """All training examples in batches as the model takes them, not augmented."""
 
     @abstractmethod
     def sample(self, recipe: Recipe, seed: int) -> list[Tensor]:
@@ -100,6 +105,12 @@ class Held(Material):
             inputs, targets = inputs.to(device), targets.to(device)
         return Batches(inputs, targets, min(recipe.batch_size, len(inputs)), seed, self.data.augment)
 
+    def examples(self, device: torch.device) -> Examples:
+        """Standardised, in the order of the data."""
+        train = self.data.train
+        for inputs, targets in zip(train.inputs.split(WHOLE_BATCH), train.targets.split(WHOLE_BATCH), strict=True):
+            yield self.scale(inputs.to(device)), targets.to(device)
+
     def sample(self, recipe: Recipe, seed: int) -> list[Tensor]:
         """Random whole batches, not augmented."""
         inputs = self.data.train.inputs
@@ -114,7 +125,7 @@ class Held(Material):
         def validate(module: nn.Module) -> dict[str, float]:
             weight = next(module.parameters())
             with evaluating(module), torch.no_grad():
-                batches = self.data.val.inputs.split(VALIDATION_BATCH)
+                batches = self.data.val.inputs.split(WHOLE_BATCH)
                 ready = (self.scale(inputs.to(weight.device)).to(weight.dtype) for inputs in batches)
                 outputs = torch.cat([module(inputs) for inputs in ready])
                 return {"val_nll": float(likelihood.loss(outputs, self.data.val.targets.to(weight.device)))}
@@ -154,6 +165,10 @@ class Streamed(Material):
     def batches(self, recipe: Recipe, seed: int, device: torch.device) -> TrainingBatches:
         """The loader's own."""
         return Loaded(self.loader)
+
+    def examples(self, device: torch.device) -> Examples:
+        """One pass over the loader."""
+        return ((inputs.to(device), targets.to(device)) for inputs, targets in self.loader)
 
     def sample(self, recipe: Recipe, seed: int) -> list[Tensor]:
         """Its first batches."""

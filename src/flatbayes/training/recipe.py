@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -11,9 +10,6 @@ from torch import nn
 from flatbayes.training.schedules import Schedule, SWALinear
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
-
-SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4)
-"""The optimiser of most published SWAG and SAM results."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,8 @@ class Recipe:
         epochs: Passes over the training data.
         batch_size: Examples per step.
         optimizer: Builds the optimizer from parameters: a class of torch.optim or your own, with its arguments.
-            Its weight decay is the prior unless the posterior has a prior_precision.
+            Its weight decay is the prior unless the posterior has a prior_precision. None is the posterior's usual
+            one: SGD with lr 0.1, or Adam with lr 0.001 for variational inference.
         schedule: Learning rate over training.
         collect_from: Share of training after which snapshots of the weights are collected (by SWAG, SGLD, SGHMC).
         collect_per_epoch: Snapshots collected per epoch from then on.
@@ -40,7 +37,7 @@ class Recipe:
 
     epochs: int = 60
     batch_size: int = 64
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = SGD
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
     schedule: Schedule = SWALinear()
     collect_from: float = 0.7
     collect_per_epoch: int = 1

@@ -7,33 +7,50 @@ from torch import nn
 
 from flatbayes.core.randomness import unmoved
 from flatbayes.data import Dataset
+from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.training.material import Held
 from flatbayes.training.model import ModelFactory, builder
 from flatbayes.training.recipe import Recipe
 from flatbayes.training.schedules import collects
 
-ENOUGH = 5
+ENOUGH, FEW = 5, 4
 
 
-def rehearse(model: nn.Module | ModelFactory, data: Dataset, posterior: Posterior, recipe: Recipe) -> None:
-    """Begin the posterior, collect as many snapshots as the recipe will (up to a few), draw, take a loss.
+def rehearse(
+    model: nn.Module | ModelFactory, data: Dataset, posterior: Posterior, flatness: Flatness, recipe: Recipe
+) -> None:
+    """Take one step on a few examples, collect as many snapshots as the recipe will (up to a few), draw, predict.
 
     Raises:
-        ValueError: Model, data, posterior and recipe do not go together.
+        ValueError: Model, data, posterior, flatness and recipe do not go together.
         RuntimeError: The recipe collects too few snapshots to draw from.
     """
     source = Held(data)
+    inputs, targets = source.scale(data.train.inputs[:FEW]), data.train.targets[:FEW]
     with unmoved(None):
         module = builder(model, source.known)()
-        state = posterior.init(module, recipe.optimizer, len(data.train))
+        state = posterior.init(module, recipe.optimizer or posterior.default_optimizer, len(data.train))
+        network = state.model.train()
+
+        def loss_fn(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+            if not isinstance(outputs, torch.Tensor):
+                raise ValueError(f"The model must return a tensor of logits, got a {type(outputs).__name__}.")
+            return source.likelihood().loss(outputs, targets)
+
+        def closure() -> torch.Tensor:
+            network.zero_grad()
+            loss = loss_fn(network(inputs), targets)
+            loss.backward()
+            return loss.detach()
+
+        posterior.step(state, flatness(closure, network))
         for _ in range(min(ENOUGH, _snapshots(recipe, len(data.train)))):
             posterior.collect(state)
-        with posterior.draw(state, torch.Generator().manual_seed(0)) as network, torch.no_grad():
-            outputs: Any = network(source.transform(data.train.inputs[:2]))
-        if not isinstance(outputs, torch.Tensor):
-            raise ValueError(f"The model must return a tensor of logits, got a {type(outputs).__name__}.")
-        source.likelihood().loss(outputs, data.train.targets[:2])
+        network.eval()
+        posterior.finish(state, [(inputs, targets)], loss_fn)
+        with posterior.draw(state, torch.Generator().manual_seed(0)) as drawn, torch.no_grad():
+            loss_fn(drawn(inputs), targets)
 
 
 def _snapshots(recipe: Recipe, num_data: int) -> int:
