@@ -3,23 +3,36 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from flatbayes.cli import verbs
+from flatbayes.cli import compare, evaluate, fit, predict, report
+from flatbayes.cli.help import HelpFormatter
 from flatbayes.cli.names import AXES, known, with_full_names
-from flatbayes.cli.parser import build_parser
 from flatbayes.core.spec import build
 
+OVERVIEW = """Sharpness-aware Bayesian posteriors for any PyTorch model.
+
+Compare them with their plain twins on your data, fit one, and predict with it.
+
+  flatbayes compare --data digits --out runs/demo
+  flatbayes fit --data images/ --model PreResNet --posterior SWAG --flatness SAM --flatness.rho 0.1 --out runs/x
+  flatbayes evaluate runs/x
+  flatbayes predict runs/x --input new.parquet --output predictions.parquet
+"""
+
 VERBS = {
-    "compare": verbs.compare,
-    "fit": verbs.fit_one,
-    "evaluate": verbs.evaluate_run,
-    "predict": verbs.predict,
-    "report": verbs.report,
+    "compare": (compare, "flat against plain: several posteriors, over seeds"),
+    "fit": (fit, "train one posterior and keep it"),
+    "evaluate": (evaluate, "measure a fitted posterior on held-out data"),
+    "predict": (predict, "predict for new inputs, with uncertainty"),
+    "report": (report, "write the HTML report of a comparison again"),
 }
+"""What each verb is: a module with `options()`, its parser, and `run(options)`."""
+
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
@@ -37,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(with_full_names(arguments))
         verb = options.subcommand
-        VERBS[verb](_objects(parser, options)[verb])
+        VERBS[verb][0].run(_objects(parser, options)[verb])
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
@@ -45,6 +58,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(_message(error))
         return BAD_INPUT
     return 0
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of `flatbayes`, its verbs as subcommands."""
+    parser = ArgumentParser(
+        prog="flatbayes",
+        usage="flatbayes VERB ... (flatbayes VERB --help for its options)",
+        description=OVERVIEW,
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+    )
+    parser.add_argument("--version", action="version", version=version("flatbayes"))
+    verbs = parser.add_subcommands(title="verbs", metavar="VERB", required=True)
+    for name, (verb, text) in VERBS.items():
+        verbs.add_subcommand(name, verb.options(), help=text)
+    return parser
 
 
 def _objects(parser: ArgumentParser, options: Namespace) -> Namespace:

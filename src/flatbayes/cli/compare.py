@@ -1,0 +1,70 @@
+"""`flatbayes compare`: flat against plain, several posteriors, over seeds."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from flatbayes.cli.options import (
+    PartName,
+    chosen_model,
+    chosen_recipe,
+    new_parser,
+    output_options,
+    training_options,
+)
+from flatbayes.cli.runs import console
+from flatbayes.comparison import Comparison
+from flatbayes.core.spec import to_spec
+from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Posterior
+from flatbayes.reports import summary_table, write_report
+from flatbayes.training import rehearse
+
+POSTERIORS = (MCDropout(rate=0.1), SWAG(rank=0), SWAG(), Ensemble())
+
+
+def options() -> ArgumentParser:
+    """Its options."""
+    parser = new_parser(
+        "compare --data DATA --out FOLDER [options]",
+        "Fit every posterior plainly and flatly over seeds, and report who wins.",
+    )
+    training_options(parser)
+    parser.add_argument("--posteriors", type=list[Posterior], help="those to compare, such as [MCDropout, SWAG]")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds; twins share theirs")
+    parser.add_argument("--draws", type=int, default=30, help="networks averaged in a prediction")
+    parser.add_argument("--part", type=PartName, default="test", help="evaluate on the test or the validation part")
+    parser.add_argument("--jobs", type=int | None, default=None, help="processes; by default one per core")
+    output_options(parser)
+    parser.set_defaults({"posteriors": to_spec(POSTERIORS)})
+    return parser
+
+
+def run(options: Namespace) -> None:
+    """Every posterior, plain and flat, over seeds; ends with the table and the report."""
+    folder, dataset = Path(options.out), options.data.load(0)
+    comparison = Comparison(
+        source=options.data,
+        model=chosen_model(options, dataset),
+        posteriors=options.posteriors,
+        flatness=options.flatness,
+        recipe=chosen_recipe(options),
+        seeds=options.seeds,
+        num_draws=options.draws,
+        part=options.part,
+    )
+    for posterior in comparison.posteriors:
+        rehearse(comparison.model, dataset, posterior, comparison.flatness, comparison.recipe)
+    comparison.claim(folder, overwrite=options.overwrite)
+    try:
+        results = comparison.results(folder, jobs=options.jobs)
+    except KeyboardInterrupt:
+        console.print(f"[yellow]finished runs are kept in {folder}; the same command goes on with them[/yellow]")
+        raise
+    failures = "\n".join(results["failures"])
+    if not results["summary"]:
+        raise RuntimeError(f"No pair of twins came to an end:\n{failures}")
+    report = write_report(folder)
+    console.print(summary_table(results))
+    console.print(f"results  {folder / 'results.json'}\nreport   {report}", highlight=False, soft_wrap=True)
+    if failures:
+        raise RuntimeError(f"Some runs failed, the others are in the report:\n{failures}")

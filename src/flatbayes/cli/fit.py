@@ -1,0 +1,58 @@
+"""`flatbayes fit`: train one posterior and keep it."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from flatbayes.cli.options import chosen_model, chosen_recipe, new_parser, output_options, training_options
+from flatbayes.cli.runs import console, measure
+from flatbayes.core.spec import to_spec
+from flatbayes.posteriors import SWAG, Posterior
+from flatbayes.prediction import check_num_draws
+from flatbayes.training import Interrupted, fit, rehearse
+from flatbayes.training.run_folder import RunFolder
+
+
+def options() -> ArgumentParser:
+    """Its options."""
+    parser = new_parser(
+        "fit --data DATA --out FOLDER [options]",
+        "Fit one posterior, measure it on the validation part, and keep it.",
+    )
+    training_options(parser)
+    parser.add_argument("--posterior", type=Posterior, help="what is fitted: SWAG, MCDropout, Ensemble, Point")
+    parser.add_argument("--seed", type=int, default=0, help="decides everything random")
+    parser.add_argument("--draws", type=int, default=30, help="networks averaged in the evaluation")
+    output_options(parser)
+    parser.set_defaults({"posterior": to_spec(SWAG())})
+    return parser
+
+
+def run(options: Namespace) -> None:
+    """One posterior, kept in a run folder and measured on the validation part."""
+    check_num_draws(options.draws)
+    dataset = options.data.load(options.seed)
+    model, recipe = chosen_model(options, dataset), chosen_recipe(options)
+    rehearse(model, dataset, options.posterior, options.flatness, recipe)
+    config = {
+        "data": to_spec(options.data),
+        "model": to_spec(model),
+        "posterior": to_spec(options.posterior),
+        "flatness": to_spec(options.flatness),
+        "recipe": to_spec(recipe)["init_args"],
+        "seed": options.seed,
+    }
+    folder = RunFolder.create(Path(options.out), config, overwrite=options.overwrite)
+    try:
+        fitted = fit(
+            model, dataset, options.posterior, options.flatness, recipe, seed=options.seed, watch=folder.log()
+        )
+    except Interrupted as stop:
+        folder.save(stop.fitted)
+        console.print(f"[yellow]{stop}; what was fitted by then is in {folder.path}[/yellow]", soft_wrap=True)
+        raise
+    folder.save(fitted)
+    measure(fitted, folder, dataset.val, "val", options.draws, 256, 0)
+    console.print(
+        f"kept in  {folder.path}\nnext     flatbayes evaluate {folder.path}", highlight=False, soft_wrap=True
+    )

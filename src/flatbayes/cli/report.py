@@ -1,0 +1,21 @@
+"""`flatbayes report`: the HTML report of a comparison, from the results that are there."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from flatbayes.cli.options import new_parser
+from flatbayes.cli.runs import console
+from flatbayes.reports import write_report
+
+
+def options() -> ArgumentParser:
+    """Its options."""
+    parser = new_parser("report FOLDER", "Write report.html from the results.json of a comparison.")
+    parser.add_argument("folder", type=Path, help="folder of a comparison")
+    return parser
+
+
+def run(options: Namespace) -> None:
+    """Write the report again."""
+    console.print(f"report   {write_report(Path(options.folder))}", highlight=False, soft_wrap=True)
