@@ -1,6 +1,8 @@
 """`flatbayes compare`: flat against plain, several posteriors, over seeds."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,7 +15,7 @@ from flatbayes.cli.options import (
     training_options,
 )
 from flatbayes.cli.runs import console
-from flatbayes.comparison import Comparison
+from flatbayes.comparison import Comparison, Method
 from flatbayes.core.spec import to_spec
 from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Posterior
 from flatbayes.reports import summary_table, write_report
@@ -29,7 +31,9 @@ def options() -> ArgumentParser:
         "Fit every posterior plainly and flatly over seeds, and report who wins.",
     )
     training_options(parser)
-    parser.add_argument("--posteriors", type=list[Posterior], help="those to compare, such as [MCDropout, SWAG]")
+    parser.add_argument(
+        "--posteriors", type=list[Posterior | Method], help="those to compare, such as [MCDropout, SWAG]"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds; twins share theirs")
     parser.add_argument("--draws", type=int, default=30, help="networks averaged in a prediction")
     parser.add_argument("--part", type=PartName, default="test", help="evaluate on the test or the validation part")
@@ -45,15 +49,15 @@ def run(options: Namespace) -> None:
     comparison = Comparison(
         source=options.data,
         model=chosen_model(options, dataset),
-        posteriors=options.posteriors,
+        posteriors=[_described(one) for one in options.posteriors],
         flatness=options.flatness,
         recipe=chosen_recipe(options),
         seeds=options.seeds,
         num_draws=options.draws,
         part=options.part,
     )
-    for posterior in comparison.posteriors:
-        rehearse(comparison.model, dataset, posterior, comparison.flatness, comparison.recipe)
+    for task in comparison.tasks()[: 2 * len(comparison.posteriors)]:
+        rehearse(task.model, dataset, task.posterior, task.flatness, task.recipe)
     comparison.claim(folder, overwrite=options.overwrite)
     try:
         results = comparison.results(folder, jobs=options.jobs)
@@ -68,3 +72,14 @@ def run(options: Namespace) -> None:
     console.print(f"results  {folder / 'results.json'}\nreport   {report}", highlight=False, soft_wrap=True)
     if failures:
         raise RuntimeError(f"Some runs failed, the others are in the report:\n{failures}")
+
+
+def _described(one: Posterior | Method) -> Posterior | Method:
+    return replace(one, recipe={k: _spec(v) for k, v in one.recipe.items()}) if isinstance(one, Method) else one
+
+
+def _spec(value: Any) -> Any:
+    if not isinstance(value, Namespace):
+        return value
+    spec = value.as_dict()  # with every default filled in, and None for the parameters an optimizer is yet to get
+    return {**spec, "init_args": {k: v for k, v in spec["init_args"].items() if v is not None}}

@@ -1,7 +1,8 @@
 """Flat against plain over seeds: runs, paired statistics."""
 
 from flatbayes.comparison.compare import Comparison
+from flatbayes.comparison.method import Method
 from flatbayes.comparison.statistics import Paired, paired, summarise
 from flatbayes.comparison.task import Task
 
-__all__ = ["Comparison", "Paired", "Task", "paired", "summarise"]
+__all__ = ["Comparison", "Method", "Paired", "Task", "paired", "summarise"]

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from torch import nn
 
+from flatbayes.comparison.method import Method, methods
 from flatbayes.comparison.statistics import summarise
 from flatbayes.comparison.task import Task
 from flatbayes.core.environment import environment
@@ -45,9 +46,9 @@ class Comparison:
     Attributes:
         source: The data.
         model: Builds the network.
-        posteriors: Those to compare.
+        posteriors: Those to compare; as a `Method` where one has a recipe or flatness of its own.
         flatness: The flat version of each; the other one is `Plain()`.
-        recipe: How all of them are trained.
+        recipe: How they are trained.
         seeds: Number of seeds, from 0 on; twins share theirs.
         num_draws: Networks averaged in a prediction.
         part: Evaluate on the test part, or on the validation part to choose hyperparameters.
@@ -55,7 +56,7 @@ class Comparison:
 
     source: Source
     model: Callable[..., nn.Module]
-    posteriors: Sequence[Posterior]
+    posteriors: Sequence[Posterior | Method]
     flatness: Flatness = SAM()
     recipe: Recipe = Recipe()
     seeds: int = 5
@@ -68,6 +69,7 @@ class Comparison:
         check_num_draws(self.num_draws)
         if not self.posteriors:
             raise ValueError("A comparison needs at least one posterior, got none.")
+        methods(self.posteriors)
         if self.part not in PARTS:
             raise ValueError(f"part must be {', '.join(PARTS)}, got {self.part!r}.")
         if self.flatness == Plain():
@@ -76,10 +78,20 @@ class Comparison:
     def tasks(self) -> list[Task]:
         """Every run, the seeds outermost: an interrupted comparison then has whole seeds."""
         return [
-            Task(self.source, self.model, posterior, flatness, self.recipe, seed, self.num_draws, self.part)
+            Task(
+                source=self.source,
+                model=self.model,
+                posterior=method.posterior,
+                flatness=flatness,
+                recipe=method.trained_by(self.recipe),
+                seed=seed,
+                num_draws=self.num_draws,
+                part=self.part,
+                called=method.label,
+            )
             for seed in range(self.seeds)
-            for posterior in self.posteriors
-            for flatness in (Plain(), self.flatness)
+            for method in methods(self.posteriors)
+            for flatness in (Plain(), method.flatness or self.flatness)
         ]
 
     def claim(self, folder: Path, *, overwrite: bool) -> None:

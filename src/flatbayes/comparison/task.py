@@ -34,6 +34,7 @@ class Task:
         seed: Decides which examples are for training and which for validation, initial weights, order, noise.
         num_draws: Networks averaged in the evaluation.
         part: The part of the data that it is evaluated on.
+        called: What the posterior is called in the result.
     """
 
     source: Source
@@ -44,6 +45,7 @@ class Task:
     seed: int
     num_draws: int = 30
     part: str = "test"
+    called: str | None = None
 
     def key(self) -> str:
         """A name for the result, the same for equal tasks of this version of flatbayes."""
@@ -61,7 +63,7 @@ class Task:
     @property
     def name(self) -> str:
         """What a person calls it."""
-        return f"{label(self.posterior)} {label(self.flatness)} seed {self.seed}"
+        return f"{self.called or label(self.posterior)} {label(self.flatness)} seed {self.seed}"
 
     def attempt(self, folder: Path) -> "tuple[Task, str | None]":
         """Execute, and say what went wrong instead of raising it: one run must not cost the others."""
@@ -103,7 +105,7 @@ class Task:
         return {
             "data": label(self.source),
             "model": label(self.model),
-            "posterior": label(self.posterior),
+            "posterior": self.called or label(self.posterior),
             "flatness": label(self.flatness),
             "seed": self.seed,
             "metrics": evaluation.metrics,
