@@ -13,12 +13,12 @@ from flatbayes.data import (
     Source,
     Table,
 )
-from flatbayes.flatness import ASAM, SAM, FisherSAM, Flatness, Plain, Random
+from flatbayes.flatness import ASAM, SAM, FisherSAM, Flatness, Plain, PosteriorSAM, Random
 from flatbayes.likelihoods import Categorical, CategoricalPredictive, Likelihood, Predictive
 from flatbayes.models import MLP, ConvNet, PreResNet, WideResNet
 from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, MCDropout, Point, Posterior
 from flatbayes.prediction import FittedPosterior, evaluate
-from flatbayes.training import Constant, Cosine, Interrupted, Recipe, Schedule, SWALinear, fit
+from flatbayes.training import Constant, Cosine, Cyclical, Interrupted, Polynomial, Recipe, Schedule, SWALinear, fit
 
 __all__ = [
     "ASAM",
@@ -37,6 +37,7 @@ __all__ = [
     "Constant",
     "ConvNet",
     "Cosine",
+    "Cyclical",
     "Dataset",
     "Digits",
     "Ensemble",
@@ -52,7 +53,9 @@ __all__ = [
     "Part",
     "Plain",
     "Point",
+    "Polynomial",
     "Posterior",
+    "PosteriorSAM",
     "PreResNet",
     "Predictive",
     "Random",

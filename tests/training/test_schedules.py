@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from flatbayes.training import Constant, Cosine, SWALinear
+from flatbayes.training import Constant, Cosine, Cyclical, Polynomial, SWALinear
 from flatbayes.training.loop import watched_epochs
 from flatbayes.training.schedules import collects
 
@@ -30,6 +30,25 @@ def test_swa_linear_is_high_then_falls_then_low():
     assert factors[90:] == [0.2] * 10
 
 
+def test_polynomial_falls_as_langevin_dynamics_asks():
+    factors = curve(Polynomial(power=0.6, offset=0.25), 1000)
+    assert factors[0] == 1
+    assert factors[250] == pytest.approx(2**-0.6)
+    assert factors[750] == pytest.approx(4**-0.6)
+
+
+def test_cyclical_starts_over():
+    factors = curve(Cyclical(times=4, last=0.2), 400)
+    assert factors[:100] == pytest.approx(curve(Cosine(last=0.2)))
+    assert factors == pytest.approx(factors[:100] * 4)
+
+
+def test_snapshots_late_in_every_cycle():
+    found = [s for s in range(80) if collects(s, 5, 80, 0.75, 1, cycles=2)]
+    assert found == [34, 39, 74, 79]
+    assert when(1) == [step for step in range(40) if collects(step, 10, 40, 0.5, 1, cycles=1)]
+
+
 @pytest.mark.parametrize("make", [Constant, Cosine, SWALinear])
 def test_warmup_rises_from_zero(make):
     factors = curve(make(warmup=0.1))
@@ -45,10 +64,14 @@ def test_warmup_rises_from_zero(make):
         lambda: SWALinear(low=1.5),
         lambda: Constant(warmup=math.nan),
         lambda: SWALinear(high_until=0.8, low_from=0.5),
+        lambda: Cyclical(times=0),
+        lambda: Cyclical(last=2),
+        lambda: Polynomial(power=0.5),
+        lambda: Polynomial(offset=0),
     ],
 )
-def test_refuses_what_is_no_share(make):
-    with pytest.raises(ValueError, match=r"must lie between 0 and 1|must not come after"):
+def test_refuses_what_is_no_schedule(make):
+    with pytest.raises(ValueError, match=r"must lie between 0 and 1|must not come after|must be"):
         make()
 
 

@@ -15,7 +15,6 @@ from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.training.batches import TrainingBatches
 from flatbayes.training.recipe import Recipe
-from flatbayes.training.schedules import collects
 from flatbayes.training.watch import Watch
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class Job:
                         group["lr"] = rate * factor
                     closure = self.flatness(self._closure(fabric, network, optimizer, batch), module)
                     loss = self.posterior.step(state, self._clipped(fabric, module, optimizer, closure))
-                    if collects(step, len(batches), total_steps, recipe.collect_from, recipe.collect_per_epoch):
+                    if recipe.collects(step, len(batches)):
                         self.posterior.collect(state)
                     loss_sum += loss
                     step += 1

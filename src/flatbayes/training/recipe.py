@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from flatbayes.training.schedules import Schedule, SWALinear
+from flatbayes.training.schedules import Schedule, SWALinear, collects
 
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
 
@@ -23,7 +23,8 @@ class Recipe:
             Its weight decay is the prior unless the posterior has a prior_precision. None is the posterior's usual
             one: SGD with lr 0.1, or Adam with lr 0.001 for variational inference.
         schedule: Learning rate over training.
-        collect_from: Share of training after which snapshots of the weights are collected (by SWAG, SGLD, SGHMC).
+        collect_from: Share of training, or of each cycle of the schedule, after which snapshots of the weights are
+            collected (by SWAG, SGLD, SGHMC).
         collect_per_epoch: Snapshots collected per epoch from then on.
         clip_norm: Largest norm of the final gradient; None does not clip.
         accumulate: Micro-batches that the batch of a step is cut into, to save memory.
@@ -58,3 +59,8 @@ class Recipe:
             raise ValueError(f"collect_from is a share of training, at least 0 and below 1; got {self.collect_from}.")
         if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
             raise ValueError(f"clip_norm must be positive and finite, got {self.clip_norm}.")
+
+    def collects(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether a snapshot is taken after this step, counted from 0."""
+        total_steps, cycles = self.epochs * steps_per_epoch, self.schedule.cycles
+        return collects(step, steps_per_epoch, total_steps, self.collect_from, self.collect_per_epoch, cycles)

@@ -12,7 +12,6 @@ from flatbayes.posteriors import Posterior
 from flatbayes.training.material import Held
 from flatbayes.training.model import ModelFactory, builder
 from flatbayes.training.recipe import Recipe
-from flatbayes.training.schedules import collects
 
 ENOUGH, FEW = 5, 4
 
@@ -55,6 +54,4 @@ def rehearse(
 
 def _snapshots(recipe: Recipe, num_data: int) -> int:
     per_epoch = max(1, num_data // min(recipe.batch_size, num_data))
-    total = per_epoch * recipe.epochs
-    when = (collects(step, per_epoch, total, recipe.collect_from, recipe.collect_per_epoch) for step in range(total))
-    return sum(when)
+    return sum(recipe.collects(step, per_epoch) for step in range(per_epoch * recipe.epochs))

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 class Schedule(ABC):
     """The learning rate over training, as a factor on the optimiser's own."""
 
+    @property
+    @abstractmethod
+    def cycles(self) -> int:
+        """Times that it begins; snapshots are collected late in each."""
+
     @abstractmethod
     def factor(self, step: int, total_steps: int) -> float:
         """Factor at a step, counted from 0."""
@@ -25,6 +30,11 @@ class Constant(Schedule):
 
     def __post_init__(self) -> None:
         _check_share("warmup", self.warmup)
+
+    @property
+    def cycles(self) -> int:
+        """One."""
+        return 1
 
     def factor(self, step: int, total_steps: int) -> float:
         """One, after the warm-up."""
@@ -46,6 +56,11 @@ class Cosine(Schedule):
     def __post_init__(self) -> None:
         _check_share("last", self.last)
         _check_share("warmup", self.warmup)
+
+    @property
+    def cycles(self) -> int:
+        """One."""
+        return 1
 
     def factor(self, step: int, total_steps: int) -> float:
         """Last + (1 - last) (1 + cos(pi t)) / 2, with t the share of training done."""
@@ -78,6 +93,11 @@ class SWALinear(Schedule):
                 "falls between the two."
             )
 
+    @property
+    def cycles(self) -> int:
+        """One."""
+        return 1
+
     def factor(self, step: int, total_steps: int) -> float:
         """1 until `high_until`, `low` from `low_from`, linear between."""
         done = step / total_steps
@@ -88,20 +108,85 @@ class SWALinear(Schedule):
         return 1 - (1 - self.low) * (done - self.high_until) / (self.low_from - self.high_until)
 
 
-def collects(step: int, steps_per_epoch: int, total_steps: int, collect_from: float, per_epoch: int) -> bool:
+@dataclass(frozen=True)
+class Polynomial(Schedule):
+    """The step size of stochastic gradient Langevin dynamics (Welling & Teh, 2011), (1 + step / offset)^-power.
+
+    With a power above a half and up to one the bias of the chain vanishes in the long run, and it never freezes.
+
+    Attributes:
+        power: How fast it falls.
+        offset: Share of training after which it has fallen to 2^-power.
+    """
+
+    power: float = 0.55
+    offset: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0.5 < self.power <= 1:
+            raise ValueError(
+                f"power must be above 0.5 and at most 1, or the chain does not converge; got {self.power}."
+            )
+        if not 0 < self.offset < math.inf:
+            raise ValueError(f"offset must be positive and finite, got {self.offset}.")
+
+    @property
+    def cycles(self) -> int:
+        """One."""
+        return 1
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """(1 + t / offset)^-power, with t the share of training done."""
+        return float((1 + step / (total_steps * self.offset)) ** -self.power)
+
+
+@dataclass(frozen=True)
+class Cyclical(Schedule):
+    """Cosine waves that start over (Zhang et al., ICLR 2020): each finds another mode, and samples it at its end.
+
+    With SGLD and SGHMC the noise is there all along, at its right size for the learning rate; Zhang et al. leave it
+    out while the rate is high.
+
+    Attributes:
+        times: Number of waves.
+        last: The factor at the end of each.
+    """
+
+    times: int = 4
+    last: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.times < 1:
+            raise ValueError(f"times must be at least 1, got {self.times}.")
+        _check_share("last", self.last)
+
+    @property
+    def cycles(self) -> int:
+        """One for each wave."""
+        return self.times
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """Last + (1 - last) (1 + cos(pi t)) / 2, with t the share of the wave done."""
+        wave = (1 + math.cos(math.pi * (step * self.times / total_steps % 1))) / 2
+        return self.last + (1 - self.last) * wave
+
+
+def collects(
+    step: int, steps_per_epoch: int, total_steps: int, collect_from: float, per_epoch: int, cycles: int = 1
+) -> bool:
     """Whether a snapshot is taken after this step (counted from 0).
 
     Args:
         step: The step that has just been done.
         steps_per_epoch: Steps of an epoch.
         total_steps: Steps of the whole training.
-        collect_from: Share of training before the first snapshot.
+        collect_from: Share of training, or of each of its cycles, before the first snapshot.
         per_epoch: Snapshots an epoch, evenly spaced, the last at its end.
+        cycles: Times that the learning rate begins.
     """
-    done = step + 1
-    if done <= collect_from * total_steps:
+    if step * cycles % total_steps + cycles <= collect_from * total_steps:
         return False
-    within = (done - 1) % steps_per_epoch + 1
+    within = step % steps_per_epoch + 1
     return within * per_epoch // steps_per_epoch > (within - 1) * per_epoch // steps_per_epoch
 
 
