@@ -1,8 +1,10 @@
 import math
+import random
 
 import pytest
 
 from flatbayes.comparison import paired, summarise
+from flatbayes.comparison.statistics import bootstrap_interval, holm
 
 
 def test_paired_interval_is_students():
@@ -34,6 +36,35 @@ def test_one_seed_is_no_evidence():
     assert math.isnan(found.plain_sd)
 
 
+def test_p_value_and_effect_are_those_of_the_paired_t_test():
+    from scipy.stats import ttest_rel
+
+    plain, flat = [0.10, 0.12, 0.14, 0.11, 0.13], [0.09, 0.10, 0.13, 0.10, 0.135]
+    found = paired(plain, flat, higher_is_better=False)
+    assert found.p_value == pytest.approx(ttest_rel(flat, plain).pvalue, rel=1e-10)
+    assert found.effect == pytest.approx(-ttest_rel(flat, plain).statistic / math.sqrt(5), rel=1e-10)
+    assert (found.flat_better, found.plain_better) == (4, 1)
+    assert paired(plain, plain, higher_is_better=False).p_value == 1.0
+    assert paired([1.0, 1.0], [2.0, 2.0], higher_is_better=True).p_value == 0.0
+
+
+def test_bootstrap_covers_the_mean_about_as_often_as_it_says():
+    generator = random.Random(0)
+    samples = [[generator.expovariate(1.0) for _ in range(30)] for _ in range(60)]
+    ends = [bootstrap_interval(sample, 0.8) for sample in samples]
+    covered = sum(low <= 1.0 <= high for low, high in ends)
+    assert 38 <= covered <= 57  # 48 expected, standard deviation 3.1
+    assert bootstrap_interval(samples[0]) == bootstrap_interval(samples[0])
+    assert bootstrap_interval([1.0] * 20) is None
+    assert bootstrap_interval([1.0, 2.0, 3.0]) is None
+
+
+def test_holm_is_between_no_correction_and_bonferroni():
+    assert holm([0.01, 0.02, 0.03, 0.005]) == pytest.approx([0.03, 0.04, 0.04, 0.02])
+    assert holm([0.6, 0.7, None]) == [1.0, 1.0, None]
+    assert holm([]) == []
+
+
 def run(posterior, flatness, seed, **metrics):
     return {"posterior": posterior, "flatness": flatness, "seed": seed, "metrics": metrics}
 
@@ -54,3 +85,4 @@ def test_only_seeds_that_both_twins_have_are_paired():
     ]
     assert rows[0]["difference"] == pytest.approx(-0.2)
     assert rows[0]["wins"] == "flat"
+    assert [row["p_holm"] for row in rows] == [rows[0]["p_value"], None]

@@ -2,7 +2,8 @@
 
 from flatbayes.comparison.compare import Comparison
 from flatbayes.comparison.method import Method
+from flatbayes.comparison.selection import Trial, select
 from flatbayes.comparison.statistics import Paired, paired, summarise
 from flatbayes.comparison.task import Task
 
-__all__ = ["Comparison", "Method", "Paired", "Task", "paired", "summarise"]
+__all__ = ["Comparison", "Method", "Paired", "Task", "Trial", "paired", "select", "summarise"]

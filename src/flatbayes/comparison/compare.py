@@ -132,8 +132,7 @@ class Comparison:
             The content of `results.json`; `failures` says which runs came to nothing, and why.
         """
         tasks = self.tasks()
-        missing = [task for task in tasks if task.kept(folder / "runs") is None]
-        failures = _execute(missing, folder / "runs", jobs or default_jobs(), len(tasks), progress) if missing else []
+        failures = execute(tasks, folder / "runs", jobs, progress)
         runs = [found for found in (task.kept(folder / "runs") for task in tasks) if found is not None]
         results = {
             "flatbayes": version("flatbayes"),
@@ -152,7 +151,22 @@ def default_jobs() -> int:
     return 1 if torch.cuda.is_available() else os.cpu_count() or 1
 
 
-def _execute(tasks: Sequence[Task], folder: Path, jobs: int, total: int, progress: bool | None) -> list[str]:
+def execute(tasks: Sequence[Task], folder: Path, jobs: int | None = None, progress: bool | None = None) -> list[str]:
+    """Do the tasks whose results are not in the folder yet.
+
+    Args:
+        tasks: All of them; a task that is there twice is done once.
+        folder: Where results are kept.
+        jobs: Processes; by default one per core, or one if there is a GPU.
+        progress: Show a progress bar; by default if standard error is a terminal.
+
+    Returns:
+        Which came to nothing, and why.
+    """
+    unique = {task.key(): task for task in tasks}
+    missing = [task for task in unique.values() if task.kept(folder) is None]
+    if not missing:
+        return []
     try:
         from joblib import Parallel, delayed
     except ImportError as error:
@@ -170,10 +184,10 @@ def _execute(tasks: Sequence[Task], folder: Path, jobs: int, total: int, progres
         disable=not (sys.stderr.isatty() if progress is None else progress),
     )
     with bar:
-        shown = bar.add_task("", total=total, completed=total - len(tasks), last="")
-        calls = (delayed(task.attempt)(folder) for task in tasks)
-        failures = []
-        for task, reason in Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")(calls):
+        shown = bar.add_task("", total=len(unique), completed=len(unique) - len(missing), last="")
+        calls = (delayed(task.attempt)(folder) for task in missing)
+        workers, failures = min(jobs or default_jobs(), len(missing)), []
+        for task, reason in Parallel(n_jobs=workers, return_as="generator_unordered")(calls):
             bar.update(shown, advance=1, last=task.name)
             if reason is not None:
                 failures.append(f"{task.name}: {reason}")

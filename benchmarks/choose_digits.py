@@ -1,0 +1,79 @@
+"""How the hyperparameters of `configs/digits-all.yaml` were chosen: on validation data only, the plain twin first.
+
+For every method the setting with the best validation NLL when trained plainly, then the radius with the best
+validation NLL for it. The test part is never looked at. Trials and choices are in FOLDER/selection.json.
+
+    python benchmarks/choose_digits.py runs/choose-digits
+"""
+
+import itertools
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from flatbayes.comparison import Comparison, Method, select
+from flatbayes.data import Digits
+from flatbayes.flatness import SAM
+from flatbayes.models import MLP
+from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
+from flatbayes.training import Constant, Cosine, Recipe, SWALinear
+
+RADII = (0.05, 0.1, 0.2, 0.4, 0.8)
+MODEL = partial(MLP, hidden=(200, 200))
+
+
+def sgd(lr, decay=0.0, momentum=0.9):
+    return partial(torch.optim.SGD, lr=lr, momentum=momentum, weight_decay=decay)
+
+
+def adam(lr):
+    return partial(torch.optim.Adam, lr=lr)
+
+
+def grid(make, *axes):
+    return [make(*values) for values in itertools.product(*axes)]
+
+
+def trained(posterior, lr, decay, schedule):
+    return Method(posterior, recipe={"optimizer": sgd(lr, decay), "schedule": schedule})
+
+
+def variational(kind, lr, temperature, precision):
+    posterior = kind(prior_precision=precision, temperature=temperature, initial_std=0.03)
+    return Method(posterior, recipe={"optimizer": adam(lr), "schedule": Cosine(), "epochs": 120})
+
+
+def sampled(kind, lr, temperature, precision):
+    optimizer, recipe = sgd(lr, momentum=0.0), {"schedule": Constant(), "epochs": 120, "collect_from": 0.5}
+    return Method(kind(prior_precision=precision, temperature=temperature), recipe={"optimizer": optimizer, **recipe})
+
+
+DECAYS = (1e-4, 1e-3, 5e-3)
+CANDIDATES = {
+    "MAP": grid(lambda lr, d: trained(Point(), lr, d, Cosine()), (0.05, 0.2), DECAYS),
+    "MC-Dropout": grid(lambda r, d: trained(MCDropout(rate=r), 0.1, d, Cosine()), (0.1, 0.2, 0.4), DECAYS[:2]),
+    "SWAG-Diag": grid(lambda s, d: trained(SWAG(rank=0, scale=s), 0.1, d, SWALinear(low=0.5)), (0.5, 1.0), DECAYS),
+    "SWAG": grid(lambda s, d: trained(SWAG(scale=s), 0.1, d, SWALinear(low=0.5)), (0.5, 1.0), DECAYS),
+    "Ensemble": grid(lambda lr, d: trained(Ensemble(), lr, d, Cosine()), (0.05, 0.2), DECAYS),
+    "SGVB": grid(partial(variational, SGVB), (0.005,), (0.01, 0.03, 0.1), (1.0, 10.0)),
+    "SGVB-LRT": grid(partial(variational, LRT), (0.005,), (0.01, 0.03, 0.1), (1.0, 10.0)),
+    "SGLD": grid(partial(sampled, SGLD), (0.1, 0.3), (0.01, 0.1, 1.0), (10.0,)),
+    "SGHMC": grid(partial(sampled, SGHMC), (0.01, 0.03), (0.01, 0.1, 1.0), (10.0,)),
+    "Laplace": grid(lambda lr, d: trained(Laplace(), lr, d, Cosine()), (0.05, 0.2), DECAYS),
+}
+
+COMMON = Comparison(
+    source=Digits(), model=MODEL, posteriors=(Point(),), recipe=Recipe(epochs=60, validations=0), seeds=5
+)
+
+
+def main(folder, jobs=None):
+    chosen = select(COMMON, CANDIDATES, [SAM(rho=rho) for rho in RADII], Path(folder), jobs=jobs)
+    for method in chosen:
+        print(method.label, method)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)

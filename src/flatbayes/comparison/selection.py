@@ -1,0 +1,133 @@
+"""Hyperparameters from validation data, the plain twin's first, and a record of what that cost each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from flatbayes.comparison.compare import Comparison, execute
+from flatbayes.comparison.method import Method
+from flatbayes.comparison.task import Task
+from flatbayes.core.files import write_json
+from flatbayes.core.spec import label, to_spec
+from flatbayes.flatness import Flatness, Plain
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting on validation data.
+
+    Attributes:
+        method: What the method is called.
+        setting: What was tried.
+        twin: Whether it was tried plainly or flatly.
+        score: Mean of the metric over seeds; None where a run came to nothing.
+        chosen: Whether it was the best of its kind.
+    """
+
+    method: str
+    setting: str
+    twin: str
+    score: float | None
+    chosen: bool = False
+
+
+def select(
+    comparison: Comparison,
+    candidates: Mapping[str, Sequence[Method]],
+    flatnesses: Sequence[Flatness],
+    folder: Path,
+    *,
+    metric: str = "nll",
+    jobs: int | None = None,
+    progress: bool | None = None,
+) -> list[Method]:
+    """For each method the candidate that is best when trained plainly, and then the flatness that suits it best.
+
+    So whatever the twins share is tuned for the plain one, and the flat one has its flatness alone. Only the
+    validation part of the data is looked at. Every trial is kept in `selection.json`, with the number that either
+    twin had.
+
+    Args:
+        comparison: Data, network, common recipe, seeds and number of draws; the rest of it is not used.
+        candidates: Settings to choose from, for each name that a method is to have.
+        flatnesses: What the flat twin may be.
+        folder: Where runs are kept; the same call goes on where it was stopped.
+        metric: What decides; lower is better.
+        jobs: Processes; by default one per core, or one if there is a GPU.
+        progress: Show a progress bar; by default if standard error is a terminal.
+
+    Raises:
+        RuntimeError: No candidate of a method came to an end.
+    """
+
+    def trials(settings: Mapping[str, Sequence[tuple[Method, Flatness]]], twin: str) -> dict[str, list[Trial]]:
+        tasks = {
+            (name, k): [_task(comparison, method, flatness, seed) for seed in range(comparison.seeds)]
+            for name, pairs in settings.items()
+            for k, (method, flatness) in enumerate(pairs)
+        }
+        execute([task for group in tasks.values() for task in group], folder / "runs", jobs, progress)
+        found: dict[str, list[Trial]] = {}
+        for (name, k), group in tasks.items():
+            scores = [_score(task, folder / "runs", metric) for task in group]
+            known = [score for score in scores if score is not None]
+            score = fmean(known) if len(known) == len(scores) else None
+            method, flatness = settings[name][k]
+            found.setdefault(name, []).append(Trial(name, _setting(method, flatness), twin, score))
+        return found
+
+    plain = trials({name: [(m, Plain()) for m in options] for name, options in candidates.items()}, "plain")
+    best = {name: candidates[name][_best(name, found)] for name, found in plain.items()}
+    flat = trials({name: [(method, f) for f in flatnesses] for name, method in best.items()}, "flat")
+    chosen = [
+        replace(method, flatness=flatnesses[_best(name, flat[name])], name=name) for name, method in best.items()
+    ]
+    record = [
+        replace(trial, chosen=k == _best(name, found))
+        for kind in (plain, flat)
+        for name, found in kind.items()
+        for k, trial in enumerate(found)
+    ]
+    write_json(
+        folder / "selection.json",
+        {
+            "metric": metric,
+            "seeds": comparison.seeds,
+            "trials": [asdict(trial) for trial in record],
+            "chosen": [to_spec(method)["init_args"] for method in chosen],
+        },
+    )
+    return chosen
+
+
+def _task(comparison: Comparison, method: Method, flatness: Flatness, seed: int) -> Task:
+    return Task(
+        source=comparison.source,
+        model=comparison.model,
+        posterior=method.posterior,
+        flatness=flatness,
+        recipe=method.trained_by(comparison.recipe),
+        seed=seed,
+        num_draws=comparison.num_draws,
+        part="val",
+    )
+
+
+def _score(task: Task, folder: Path, metric: str) -> float | None:
+    found = task.kept(folder)
+    return None if found is None else found["metrics"][metric]
+
+
+def _best(name: str, found: Sequence[Trial]) -> int:
+    scores = [float("inf") if trial.score is None else trial.score for trial in found]
+    if min(scores) == float("inf"):
+        raise RuntimeError(f"No setting of {name} came to an end: lower the learning rate, or rho.")
+    return scores.index(min(scores))
+
+
+def _setting(method: Method, flatness: Flatness) -> str:
+    changes: dict[str, Any] = to_spec(dict(method.recipe))
+    shown = [f"{key}={label(value) if isinstance(value, dict) else value}" for key, value in changes.items()]
+    return ", ".join([label(method.posterior), *shown, label(flatness)])
