@@ -1,5 +1,7 @@
 """Instances of every exported method, and small networks to try them on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -7,12 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatbayes import flatness, posteriors
+from flatbayes.core.buffers import evaluating
 from flatbayes.core.spec import label
-from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, MCDropout, Point
+from flatbayes.core.spread import offered, offering
+from flatbayes.core.weights import trainable
+from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
 
 FLATNESSES = [getattr(flatness, name)() for name in flatness.__all__ if name != "Flatness"] + [
     flatness.SAM(rho=0.1, ascent_steps=3),
     flatness.ASAM(rho=0.3, ascent_steps=2),
+    flatness.PosteriorSAM(rho=0.003, geometry="mean_over_std", ascent_steps=2),
 ]
 WITH_RADIUS = [f for f in FLATNESSES if any(field.name == "rho" for field in fields(f))]
 
@@ -34,8 +40,16 @@ CHOSEN = [
     SGVB(temperature=0.1, bayesian="all", prior_mean="initial"),
     SGVB(bayesian="no_biases", num_samples=2),
     SGVB(bayesian="last_layer"),
+    SGVB(bayesian=["9.*", "*.bias"], prior_precision={"*.bias": 2.0, "*": 0.5}),
     LRT(),
     LRT(estimator="flipout", initial_std=0.1),
+    LRT(prior_precision="initial"),
+    Ensemble(SGVB(prior_precision="initial"), size=2),
+    Laplace(tune="evidence"),
+    Laplace("diag", "sampled", prior_precision=2.0),
+    Laplace("kron", prior_precision=2.0, temperature=0.5),
+    Laplace("kron", "sampled", tune="evidence"),
+    Ensemble(Laplace("last_layer", "sampled", tune="evidence"), size=2),
 ]
 OWN_DYNAMICS = (SGLD, SGHMC)
 OTHERS = [
@@ -135,14 +149,50 @@ def train(posterior, flat, steps: int = 6, model: nn.Module | None = None, dtype
 
 
 def advance(posterior, flat, state, steps, dtype=torch.float32) -> list[Tensor]:
-    losses = []
+    losses, seen = [], [batch(k, dtype=dtype) for k in range(3)]
     for k in steps:
         closure = Counted(state.model, *batch(k % 3, dtype=dtype))
         losses.append(posterior.step(state, flat(closure, state.model)))
         if k >= 1:
             posterior.collect(state)
+    with evaluating(state.model):
+        posterior.finish(state, seen, F.cross_entropy)
     return losses
 
 
 def with_radius(flat, rho: float):
     return replace(flat, rho=rho)
+
+
+@contextmanager
+def offering_everything(model: nn.Module) -> Iterator[None]:
+    """Inside, every trainable parameter has a mean, near its value, and a standard deviation, of any size."""
+    params, generator = trainable(model), torch.Generator().manual_seed(11)
+    stds = [(0.1 * torch.randn(p.shape, generator=generator).exp()).to(p.dtype) for p in params]
+    noise = [torch.randn(p.shape, generator=generator).to(p.dtype) for p in params]
+    means = [p.detach() + std * z for p, std, z in zip(params, stds, noise, strict=True)]
+    with offering(params, means, stds):
+        yield
+
+
+def wants_spread(flat) -> bool:
+    """Whether the flatness takes its geometry from the posterior."""
+    return any(field.name == "geometry" for field in fields(flat))
+
+
+def offers_spread(posterior) -> bool:
+    """Whether any parameter has a distribution while the posterior asks for its gradient."""
+    state = posterior.init(network(), descent(posterior), 36)
+    closure, heard = Counted(state.model, *batch()), []
+
+    def listening() -> Tensor:
+        heard.extend(offered(param) is not None for param in trainable(state.model))
+        return closure()
+
+    posterior.step(state, listening)
+    return any(heard)
+
+
+def goes_with(posterior, flat) -> bool:
+    """Whether the pair can be trained: a geometry of the posterior's own needs one that has it."""
+    return not wants_spread(flat) or offers_spread(posterior)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatbayes.flatness import SAM, Plain
-from support import WITH_RADIUS, named
+from support import WITH_RADIUS, named, offering_everything
 
 DENSE = [
     torch.optim.SGD,
@@ -54,7 +54,8 @@ def test_any_optimizer_learns(make, flat):
     )
     losses = []
     for _ in range(25):
-        losses.append(flat(plain_closure(model, optimizer, x, y), model)().item())
+        with offering_everything(model):
+            losses.append(flat(plain_closure(model, optimizer, x, y), model)().item())
         optimizer.step()
     assert losses[-1] < losses[0]
     assert model[1].num_batches_tracked == 25

@@ -9,7 +9,8 @@ from torch import nn
 
 from flatbayes.core.randomness import RandomState
 from flatbayes.core.spec import build, to_spec
-from flatbayes.flatness import ASAM, SAM, FisherSAM, Flatness, Plain, Random
+from flatbayes.core.spread import offered, offering
+from flatbayes.flatness import ASAM, SAM, FisherSAM, Flatness, Plain, PosteriorSAM, Random
 from flatbayes.flatness.asam import adaptive_scale
 from flatbayes.flatness.fisher_sam import inverse_fisher
 from support import (
@@ -20,6 +21,7 @@ from support import (
     batch,
     named,
     network,
+    offering_everything,
     snapshot,
     with_radius,
 )
@@ -30,6 +32,12 @@ every = pytest.mark.parametrize("flat", FLATNESSES, ids=named(FLATNESSES))
 every_ball = pytest.mark.parametrize("flat", WITH_RADIUS, ids=named(WITH_RADIUS))
 
 
+def ask(flat, closure, model):
+    """Call the flat closure where every parameter has a distribution, for those that take their geometry from it."""
+    with offering_everything(model):
+        return flat(closure, model)()
+
+
 @every
 def test_leaves_everything_as_one_plain_call_does(flat):
     model, plain_model = network(), network()
@@ -38,7 +46,7 @@ def test_leaves_everything_as_one_plain_call_does(flat):
     expected = snapshot(plain_model)
 
     torch.manual_seed(3)
-    loss = flat(Counted(model, *batch()), model)()
+    loss = ask(flat, Counted(model, *batch()), model)
 
     assert_same(snapshot(model), expected)
     assert torch.equal(loss, plain_loss)
@@ -51,7 +59,7 @@ def test_leaves_everything_as_one_plain_call_does(flat):
 def test_calls_the_closure_as_often_as_declared(flat):
     model = network()
     closure = Counted(model, *batch())
-    flat(closure, model)()
+    ask(flat, closure, model)
     assert closure.calls == flat.gradients
 
 
@@ -65,7 +73,7 @@ def test_a_failure_in_a_later_pass_restores_everything(flat):
         model = network()
         torch.manual_seed(3)
         with pytest.raises(ArithmeticError):
-            flat(Counted(model, *batch(), fail_at=fail_at), model)()
+            ask(flat, Counted(model, *batch(), fail_at=fail_at), model)
         assert_same(snapshot(model), expected)
 
 
@@ -73,7 +81,7 @@ def test_a_failure_in_a_later_pass_restores_everything(flat):
 def test_displacement_has_the_radius_and_no_feasible_one_rises_faster(flat):
     model = network(torch.float64).eval()
     closure = Counted(model, *batch(dtype=torch.float64), seen=[])
-    flat(closure, model)()
+    ask(flat, closure, model)
     first, last = closure.seen[0], closure.seen[-1]
     e = torch.cat([(b - a).flatten() for a, b in zip(first, last, strict=True)])
     with torch.no_grad():  # the last displacement was aimed at the gradient before it
@@ -107,7 +115,7 @@ def test_on_an_isotropic_quadratic_the_gradient_is_that_of_the_displaced_weights
         loss.backward()
         return loss.detach()
 
-    loss = flat(closure, model)()
+    loss = ask(flat, closure, model)
     assert loss.item() == pytest.approx(a * w.square().sum().item() / 2)
     torch.testing.assert_close(model.weight.grad, a * seen[-1])
     if type(flat) is SAM:
@@ -125,7 +133,7 @@ def test_zero_gradient_moves_nothing(flat):
         loss.backward()
         return loss.detach()
 
-    assert flat(closure, model)().item() == 0
+    assert ask(flat, closure, model).item() == 0
     assert model.weight.tolist() == [0.5, -0.5]
     assert model.weight.grad.tolist() == [0, 0]
 
@@ -142,7 +150,7 @@ def test_gradient_that_is_not_finite_skips_the_ascent(flat, bad):
         loss.backward()
         return loss.detach()
 
-    flat(closure, model)()
+    ask(flat, closure, model)
     assert len(calls) == 1
     assert model.weight.tolist() == [0.5, -0.5]
     assert not model.weight.grad.isfinite().all()
@@ -154,7 +162,7 @@ def test_parameters_without_gradient_stay_out_of_it(flat):
     model.extra = nn.Parameter(torch.full((3,), 2.0))
     model[0].weight.requires_grad_(False)
     closure = Counted(model, *batch(), seen=[])
-    flat(closure, model)()
+    ask(flat, closure, model)
     for seen in closure.seen:
         by_name = dict(zip([n for n, _ in model.named_parameters()], seen, strict=True))
         assert by_name["extra"].tolist() == [2, 2, 2]
@@ -167,7 +175,7 @@ def test_precision_follows_the_model(flat, dtype):
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).to(dtype)
     x, y = torch.randn(6, 5, dtype=dtype), torch.arange(6) % 3
     before = [p.detach().clone() for p in model.parameters()]
-    flat(Counted(model, x, y), model)()
+    ask(flat, Counted(model, x, y), model)
     assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 
@@ -187,7 +195,7 @@ def test_does_not_depend_on_the_scale_of_the_loss(flat):
             loss.backward()
             return loss.detach()
 
-        flat(closure, model)()
+        ask(flat, closure, model)
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]) / scale)
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-9, atol=1e-12)
 
@@ -206,7 +214,7 @@ def test_noise_is_replayed_unless_fresh_is_asked_for(flat):
             return loss.detach()
 
         state = RandomState.capture(model)
-        replace(flat, fresh_noise=fresh)(closure, model)()
+        ask(replace(flat, fresh_noise=fresh), closure, model)
         assert torch.equal(draws[0], draws[1]) is not fresh
         if not fresh:
             after = torch.get_rng_state()
@@ -232,7 +240,7 @@ def test_can_be_written_down_and_read_back(flat):
 def test_tied_weights_move_once(flat):
     model = Tied()
     closure = Counted(model, torch.randn(6, 4), torch.arange(6) % 4, seen=[])
-    flat(closure, model)()
+    ask(flat, closure, model)
     if not isinstance(flat, Plain):
         first, last = closure.seen[0], closure.seen[-1]
         assert len(first) == 1
@@ -262,12 +270,16 @@ def test_adaptive_radius_sees_through_rescaling_of_layers():
         return model, closure, losses
 
     gaps = {}
-    for flat in (ASAM(rho=0.2, eta=0.0), SAM(rho=0.2)):
+    for flat in (ASAM(rho=0.2, eta=0.0), SAM(rho=0.2), PosteriorSAM(rho=2.0)):
         for c in (1.0, 10.0):
             model, closure, losses = worst(c)
-            flat(closure, model)()
+            params = list(model.parameters())
+            stds = [torch.full_like(p, 0.1 * factor) for p, factor in zip(params, (c, 1 / c), strict=True)]
+            with offering(params, [p.detach() for p in params], stds):  # the same posterior over functions
+                flat(closure, model)()
             gaps[type(flat), c] = losses[1] - losses[0]
-    assert gaps[ASAM, 1.0] == pytest.approx(gaps[ASAM, 10.0], rel=1e-9)
+    for kind in (ASAM, PosteriorSAM):
+        assert gaps[kind, 1.0] == pytest.approx(gaps[kind, 10.0], rel=1e-9)
     assert gaps[SAM, 1.0] != pytest.approx(gaps[SAM, 10.0], rel=0.1)
 
 
@@ -293,6 +305,11 @@ def _geometry(flat, model):
     weights = dict(model.named_parameters())
     if isinstance(flat, FisherSAM):
         return torch.cat([s.sqrt().flatten() for s in inverse_fisher([w.grad for w in weights.values()], flat.eta)])
+    if isinstance(flat, PosteriorSAM):
+        with offering_everything(model):
+            spreads = [offered(w) for w in weights.values()]
+        scales = [s.std if flat.geometry == "std" else s.mean.abs() / s.std for s in spreads]
+        return torch.cat([s.flatten() for s in scales])
     scale = (
         adaptive_scale(weights, flat.eta)
         if isinstance(flat, ASAM)

@@ -1,4 +1,4 @@
-"""Every posterior with every flatness fits, predicts, saves, loads, and predicts the same."""
+"""Every posterior with every flatness fits, predicts, saves, loads, and predicts the same, or says why it cannot."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from flatbayes.likelihoods import Categorical
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import Recipe, fit
-from support import FLATNESSES, POSTERIORS, named, network
+from support import FLATNESSES, POSTERIORS, goes_with, named, network
 
 RECIPE = Recipe(epochs=2, batch_size=8, collect_from=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
 
@@ -18,6 +18,10 @@ def test_fits_predicts_saves_loads(posterior, flat, tmp_path):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(24, 1, 8, 8, generator=generator), torch.arange(24) % 3
     loader = DataLoader(TensorDataset(x, y), batch_size=8)
+    if not goes_with(posterior, flat):
+        with pytest.raises(ValueError, match="this one has none"):
+            fit(network, loader, posterior, flat, RECIPE, likelihood=Categorical(3))
+        return
     fitted = fit(network, loader, posterior, flat, RECIPE, likelihood=Categorical(3))
     assert fitted.info["cost"]["gradients"] == 6 * flat.gradients * posterior.runs * getattr(
         posterior, "num_samples", 1

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
 
+from flatbayes.core.spread import offered
 from flatbayes.core.weights import flatten, trainable
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors.lrt import LRT, add_kl_gradients, bayesian_parameters, statistic, variational_layers
@@ -269,6 +270,27 @@ def test_flatness_displaces_the_means_with_the_noise_held(estimator):
     torch.testing.assert_close(outputs[1] - outputs[0], moved)  # the same noise
     after = {name: p.detach() for name, p in state.model.named_parameters()}
     assert all(torch.equal(after[name], first[name]) for name in first)
+
+
+def test_offers_its_gaussian_while_the_means_are_asked_for():
+    posterior, heard = LRT(initial_std=0.2), []
+    state = posterior.init(mlp(), STILL, 10)
+    inner = closure_on(state.model)
+
+    def closure():
+        heard.append({name: offered(p) for name, p in state.model.named_parameters()})
+        return inner()
+
+    posterior.step(state, closure)
+    (spreads,) = heard
+    assert [name for name, s in spreads.items() if s is None] == ["1.weight", "1.bias"]
+    for name in bayesian_parameters(state.model):
+        param, found = state.model.get_parameter(name), spreads[name]
+        assert torch.equal(found.mean, param)
+        torch.testing.assert_close(found.std, torch.full_like(param, 0.2))
+        assert not found.mean.requires_grad
+        assert not found.std.requires_grad
+    assert all(offered(p) is None for p in state.model.parameters())
 
 
 @pytest.mark.parametrize(("flat", "mean"), [(Plain(), 0.4878048780), (SAM(rho=0.2), 0.5)], ids=["plain", "sam"])

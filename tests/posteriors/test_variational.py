@@ -48,6 +48,16 @@ def test_divergence_is_summed_over_weights():
     assert at_prior.item() == pytest.approx(0, abs=1e-14)
 
 
+def test_precisions_may_differ_between_weights():
+    mean, std, centre, precision = some(0), some(1).exp(), some(2), some(3).exp()
+    expected = kl_divergence(Normal(mean, std), Normal(centre, precision**-0.5)).sum()
+    torch.testing.assert_close(gaussian_kl(mean, std, centre, precision), expected)
+    leaves = mean.clone().requires_grad_(), std.clone().requires_grad_()
+    exact = torch.autograd.grad(gaussian_kl(*leaves, centre, precision), leaves)
+    for found, one in zip(gaussian_kl_gradients(mean, std, centre, precision), exact, strict=True):
+        torch.testing.assert_close(found, one, rtol=1e-13, atol=1e-14)
+
+
 def test_derivatives_of_the_divergence_are_those_of_autograd():
     mean, std, centre = some(0).requires_grad_(), some(1).exp().requires_grad_(), some(2)
     expected = torch.autograd.grad(gaussian_kl(mean, std, centre, 2.5), (mean, std))

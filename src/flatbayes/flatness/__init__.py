@@ -4,7 +4,8 @@ from flatbayes.flatness.asam import ASAM
 from flatbayes.flatness.fisher_sam import FisherSAM
 from flatbayes.flatness.flatness import Flatness
 from flatbayes.flatness.plain import Plain
+from flatbayes.flatness.posterior_sam import PosteriorSAM
 from flatbayes.flatness.random import Random
 from flatbayes.flatness.sam import SAM
 
-__all__ = ["ASAM", "SAM", "FisherSAM", "Flatness", "Plain", "Random"]
+__all__ = ["ASAM", "SAM", "FisherSAM", "Flatness", "Plain", "PosteriorSAM", "Random"]

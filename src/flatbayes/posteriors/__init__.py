@@ -1,6 +1,7 @@
 """Axis A: what is done with the gradients, and how networks are drawn afterwards."""
 
 from flatbayes.posteriors.ensemble import Ensemble
+from flatbayes.posteriors.laplace import Laplace
 from flatbayes.posteriors.lrt import LRT
 from flatbayes.posteriors.mc_dropout import MCDropout
 from flatbayes.posteriors.point import Point
@@ -10,4 +11,4 @@ from flatbayes.posteriors.sgld import SGLD
 from flatbayes.posteriors.sgvb import SGVB
 from flatbayes.posteriors.swag import SWAG
 
-__all__ = ["LRT", "SGHMC", "SGLD", "SGVB", "SWAG", "Ensemble", "MCDropout", "Point", "Posterior"]
+__all__ = ["LRT", "SGHMC", "SGLD", "SGVB", "SWAG", "Ensemble", "Laplace", "MCDropout", "Point", "Posterior"]

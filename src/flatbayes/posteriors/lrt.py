@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 import torch
@@ -20,9 +20,11 @@ from torch.nn.parameter import is_lazy
 
 from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 from flatbayes.core.buffers import evaluating
+from flatbayes.core.spread import offering
 from flatbayes.core.weights import installed, trainable
 from flatbayes.posteriors.gradient import ADAM, start, update
 from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.prior_scale import PriorPrecision, check_precisions, precisions_of
 from flatbayes.posteriors.variational import MIN_STD, check_variational_optimizer, objective_gradients, raw_of_std
 from flatbayes.posteriors.variational_layers import VARIATIONAL, Estimator, Noise, Variational, spread, zeroed
 
@@ -49,7 +51,10 @@ class LRT(Posterior):
 
     Attributes:
         prior_precision: Precision of the Gaussian prior over weights and biases, 1 / (its standard deviation)²: 1 is
-            N(0, 1), 100 is N(0, 0.1²).
+            N(0, 1), 100 is N(0, 0.1²). A mapping of name patterns to precisions, such as `{"head.*": 1, "*": 100}`,
+            gives groups their own, the first pattern that matches deciding. `initial` takes for each tensor the root
+            mean square of the values it starts with as the standard deviation, or where these are all zero
+            1 / sqrt(fan-in) of its layer.
         temperature: Weight of the KL divergence from the prior. 1 is Bayes; below 1 is a cold posterior, narrower
             and closer to the data, which large networks usually need (0.01 to 0.1).
         initial_std: Standard deviation of every weight at the start; the means start at the weights the model comes
@@ -58,15 +63,15 @@ class LRT(Posterior):
             batch and gives each example random signs, and keeps the positions of a convolution correlated.
     """
 
-    prior_precision: float = 1.0
+    prior_precision: PriorPrecision = field(default=1.0, hash=False)  # a mapping cannot be hashed
     temperature: float = 1.0
     initial_std: float = 0.01
     estimator: Estimator = "local"
 
     def __post_init__(self) -> None:
-        for name in ("prior_precision", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
+        check_precisions(self.prior_precision)
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
         if not MIN_STD <= self.initial_std < math.inf:
             raise ValueError(f"initial_std must be finite and at least {MIN_STD}, got {self.initial_std}.")
         if self.estimator not in get_args(Estimator):
@@ -98,19 +103,21 @@ class LRT(Posterior):
         The names of parameters stay as they are, so weights can be exchanged with the model that was given.
 
         Raises:
-            ValueError: The model has layers that noise cannot be given to, or none that it can, or the optimiser
-                has weight decay or leaves out what it is given.
+            ValueError: The model has layers that noise cannot be given to, or none that it can, or a parameter has
+                no prior, or the optimiser has weight decay or leaves out what it is given.
         """
         start(model, None, num_data, None)  # refuses what no method can train
         network = with_noisy_layers(model)
         state = State(network, None, num_data)
         raw = raw_of_std(self.initial_std)
         # Gradients are asked for within steps only: elsewhere these are data, to be copied, moved and loaded into.
+        params = bayesian_parameters(network)
         scales = {
-            name: nn.Parameter(torch.full_like(param, raw), requires_grad=False)
-            for name, param in bayesian_parameters(network).items()
+            name: nn.Parameter(torch.full_like(param, raw), requires_grad=False) for name, param in params.items()
         }
         state.statistics = {statistic(name): scale for name, scale in scales.items()}
+        precisions = precisions_of(network, params, self.prior_precision) or {}
+        state.statistics |= {precision_of(n): params[n].new_tensor(value) for n, value in precisions.items()}
         if make_optimizer is not None:
             state.optimizer = make_optimizer([*trainable(network), *scales.values()])
             check_variational_optimizer(state.optimizer, list(scales.values()), self.prior_precision)
@@ -150,23 +157,29 @@ class LRT(Posterior):
     def _ask(self, state: State, closure: Closure) -> Tensor:
         """Leave the gradient of the objective in `.grad` of everything that is optimised."""
         params = {name: p for name, p in _drawn_parameters(state).items() if p.requires_grad}
-        for name in params:
-            state.statistics[statistic(name)].grad = None
-        with noisy(state, self.estimator):
+        scales = {name: state.statistics[statistic(name)] for name in params}
+        for scale in scales.values():
+            scale.grad = None
+        means, stds = [p.detach() for p in params.values()], [spread(scale) for scale in scales.values()]
+        with offering(list(params.values()), means, stds), noisy(state, self.estimator):
             loss = closure()
         for name, param in params.items():
-            scale = state.statistics[statistic(name)]
+            scale = scales[name]
             if scale.grad is None and not zeroed(param):
                 raise RuntimeError(
                     f"{name} has a gradient that did not pass through the noise of its layer. Is the layer in eval "
                     "mode? Then call train() on the state's model before training. Does the model read the weights "
                     "of the layer instead of calling it? Then use SGVB."
                 )
-            add_kl_gradients(param, scale, self.prior_precision, self.temperature / state.num_data)
+            add_kl_gradients(param, scale, self._precision(state, name), self.temperature / state.num_data)
         return loss
 
+    def _precision(self, state: State, name: str) -> float | Tensor:
+        given = self.prior_precision
+        return given if isinstance(given, float | int) else state.statistics[precision_of(name)]
 
-def add_kl_gradients(mean: nn.Parameter, raw: Tensor, prior_precision: float, kl_weight: float) -> None:
+
+def add_kl_gradients(mean: nn.Parameter, raw: Tensor, prior_precision: float | Tensor, kl_weight: float) -> None:
     """Add `kl_weight` times the gradient of KL(q || prior) to `.grad` of the means and raw standard deviations.
 
     Without a gradient from the loss they get this one alone, which takes them to the prior.
@@ -174,12 +187,13 @@ def add_kl_gradients(mean: nn.Parameter, raw: Tensor, prior_precision: float, kl
     Args:
         mean: Means of q.
         raw: Standard deviations of q before the softplus.
-        prior_precision: Precision of the prior, which has mean zero.
+        prior_precision: Precision of the prior, which has mean zero: one number, or a tensor of no dimensions.
         kl_weight: Weight of the KL divergence beside a loss that is a mean over examples.
     """
     flat_mean, flat_raw = mean.detach().reshape(-1), raw.detach().reshape(-1)
     zero = torch.zeros_like(flat_mean)
-    added = objective_gradients(zero, zero, flat_mean, flat_raw, zero, prior_precision, kl_weight)
+    precision = prior_precision.expand_as(flat_mean) if isinstance(prior_precision, Tensor) else prior_precision
+    added = objective_gradients(zero, zero, flat_mean, flat_raw, zero, precision, kl_weight)
     if mean.grad is None:
         raw.grad = None  # of a pass before the last, which did not come here
     for tensor, value in zip((mean, raw), added, strict=True):
@@ -231,6 +245,11 @@ def variational_layers(network: nn.Module) -> list[Variational]:
 def statistic(name: str) -> str:
     """Under what name the raw standard deviations of a parameter are kept."""
     return f"raw_scale.{name}"
+
+
+def precision_of(name: str) -> str:
+    """Under what name the precision of a parameter's prior is kept, where parameters differ in it."""
+    return f"prior_precision.{name}"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Formulas of mean-field variational inference with a Gaussian q(w) = N(mean, diag(std²)).
 
-The prior is N(prior_mean, I / prior_precision), the standard deviation is softplus(raw), and the objective per
-training example is the expected mean negative log likelihood plus kl_weight KL(q || prior), with
+The prior of each weight is N(prior_mean, 1 / prior_precision), the standard deviation is softplus(raw), and the
+objective per training example is the expected mean negative log likelihood plus kl_weight KL(q || prior), with
 kl_weight = temperature / num_data.
 """
 
@@ -13,6 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
+
+from flatbayes.posteriors.prior_scale import PriorPrecision
+
+Precision = float | Float[Tensor, " params"]
+"""One precision for all weights, or one for each."""
 
 MIN_STD = 1e-8
 """Smallest standard deviation: softplus underflows to 0, and the KL divergence of a point is infinite."""
@@ -37,7 +42,7 @@ def gaussian_kl(
     mean: Float[Tensor, " params"],
     std: Float[Tensor, " params"],
     prior_mean: Float[Tensor, " params"],
-    prior_precision: float,
+    prior_precision: Precision,
 ) -> Float[Tensor, ""]:
     """KL(q || prior) in nats: the sum of log(s / std) + (std² + (mean - prior_mean)²) / (2 s²) - 1/2.
 
@@ -48,17 +53,18 @@ def gaussian_kl(
         mean: Means of q.
         std: Standard deviations of q.
         prior_mean: Means of the prior.
-        prior_precision: Precision of the prior, for all weights.
+        prior_precision: Precision of the prior.
     """
-    spread = prior_precision * (std.square() + (mean - prior_mean).square())
-    return ((spread - 1 - math.log(prior_precision)) / 2 - std.log()).sum()
+    precision = torch.as_tensor(prior_precision, dtype=mean.dtype, device=mean.device)
+    spread = precision * (std.square() + (mean - prior_mean).square())
+    return ((spread - 1 - precision.log()) / 2 - std.log()).sum()
 
 
 def gaussian_kl_gradients(
     mean: Float[Tensor, " params"],
     std: Float[Tensor, " params"],
     prior_mean: Float[Tensor, " params"],
-    prior_precision: float,
+    prior_precision: Precision,
 ) -> tuple[Float[Tensor, " params"], Float[Tensor, " params"]]:
     """Derivatives of `gaussian_kl` with respect to `mean` and `std`."""
     return prior_precision * (mean - prior_mean), prior_precision * std - std.reciprocal()
@@ -70,7 +76,7 @@ def objective_gradients(
     mean: Float[Tensor, " params"],
     raw: Float[Tensor, " params"],
     prior_mean: Float[Tensor, " params"],
-    prior_precision: float,
+    prior_precision: Precision,
     kl_weight: float,
 ) -> tuple[Float[Tensor, " params"], Float[Tensor, " params"]]:
     """Gradients of the objective with respect to `mean` and `raw`, by the chain rule through w = mean + std noise.
@@ -97,7 +103,9 @@ def objective_gradients(
     return grad.add(kl_mean, alpha=kl_weight), grad_std * torch.sigmoid(raw)
 
 
-def check_variational_optimizer(optimizer: Optimizer, scales: Sequence[Tensor], prior_precision: float) -> None:
+def check_variational_optimizer(
+    optimizer: Optimizer, scales: Sequence[Tensor], prior_precision: PriorPrecision
+) -> None:
     """Refuse an optimiser that would fit something else than the posterior.
 
     Args:

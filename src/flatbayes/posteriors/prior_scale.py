@@ -1,0 +1,97 @@
+"""How wide the Gaussian prior of each parameter is: one precision, one per group of names, or one from its start."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.posteriors.selection import all_names, listed, matching
+
+PriorPrecision = float | dict[str, float] | Literal["initial"]
+"""Precision of all parameters, or by patterns of their names, or that of the values they start with."""
+
+
+def check_precisions(prior_precision: object) -> None:
+    """Refuse what is no precision.
+
+    Raises:
+        ValueError: A number is not positive and finite, the mapping is empty, or it is another word.
+    """
+    if isinstance(prior_precision, str) and prior_precision != "initial":
+        raise ValueError(f"prior_precision must be a number, a mapping or 'initial', got {prior_precision!r}.")
+    if isinstance(prior_precision, dict):
+        if not prior_precision:
+            raise ValueError("prior_precision must map at least one name pattern to a precision, got {}.")
+        numbers: dict[str, Any] = {
+            f"prior_precision of {pattern!r}": value for pattern, value in prior_precision.items()
+        }
+    else:
+        numbers = {} if isinstance(prior_precision, str) else {"prior_precision": prior_precision}
+    for name, value in numbers.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}.")
+
+
+def precisions_of(
+    model: nn.Module, params: Mapping[str, nn.Parameter], prior_precision: PriorPrecision
+) -> dict[str, float] | None:
+    """The precision of each parameter by name; None where it is the same number for all.
+
+    Args:
+        model: The network.
+        params: Those of its parameters that have a prior, by name.
+        prior_precision: See `PriorPrecision`. In a mapping the first pattern that matches decides.
+
+    Raises:
+        ValueError: No pattern matches a parameter, or a pattern decides for none.
+    """
+    if isinstance(prior_precision, dict):
+        return _by_pattern(params, prior_precision)
+    if prior_precision == "initial":
+        start = all_names(model)
+        return {name: initial_scale(name, param, start) ** -2 for name, param in params.items()}
+    return None
+
+
+def initial_scale(name: str, param: Tensor, others: Mapping[str, Tensor]) -> float:
+    """Root mean square of a parameter's values, or where these are all zero, what is usual for its layer.
+
+    That is 1 / sqrt(fan-in) of the weight itself or, for a bias, of the weight that it is added to (its namesake with
+    `weight` for `bias`), the fan-in being the number of weights per output; 1 where there is no such matrix.
+
+    Args:
+        name: Name of the parameter.
+        param: Its values.
+        others: Parameters by name, among which the weight of a bias is.
+    """
+    square = param.detach().double().square().mean().item()
+    if square > 0:
+        return math.sqrt(square)
+    path, dot, own = name.rpartition(".")
+    weight = param if param.dim() > 1 else others.get(f"{path}{dot}{own.replace('bias', 'weight')}", param)
+    return 1.0 if weight.dim() < 2 else (weight.numel() / weight.shape[0]) ** -0.5
+
+
+def per_weight(precisions: Mapping[str, float], params: Mapping[str, nn.Parameter]) -> Tensor:
+    """One precision per weight, all parameters in one vector, in the order and dtype of the parameters."""
+    return torch.cat([torch.full_like(param, precisions[name]).detach().view(-1) for name, param in params.items()])
+
+
+def _by_pattern(params: Mapping[str, nn.Parameter], precisions: Mapping[str, float]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for pattern, precision in precisions.items():
+        new = [name for name in matching(list(params), pattern) if name not in found]
+        if not new:
+            raise ValueError(
+                f"The pattern {pattern!r} of prior_precision decides for no parameter with a distribution: they are "
+                f"{listed(params)}, and the first pattern that matches decides."
+            )
+        found |= dict.fromkeys(new, precision)
+    left = {name: param for name, param in params.items() if name not in found}
+    if left:
+        raise ValueError(
+            f"prior_precision has no pattern for {listed(left)}. Add one, or '*' at the end for all that is left."
+        )
+    return {name: found[name] for name in params}

@@ -1,0 +1,113 @@
+"""Which of the trainable parameters a method is about: chosen by kind of layer, or by patterns of their names."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal, get_args
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+Kind = Literal["weights", "no_biases", "biases", "norms", "last_layer", "all"]
+"""See `selected`."""
+
+Selection = Kind | list[str]
+"""A kind of parameters, or patterns of names."""
+
+SHOWN = 20
+"""Names in an error message, at most."""
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def check_selection(selection: object, option: str) -> None:
+    """Refuse what selects nothing in any model.
+
+    Args:
+        selection: What was asked for.
+        option: What it is called there.
+
+    Raises:
+        ValueError: It is neither a kind nor a list of patterns.
+    """
+    if selection not in get_args(Kind) and (isinstance(selection, str) or not selection):
+        raise ValueError(
+            f"{option} must be {' or '.join(get_args(Kind))}, or a list of name patterns such as "
+            f"['head.*', '*.bias'], got {selection!r}."
+        )
+
+
+def selected(model: nn.Module, selection: Selection, option: str) -> dict[str, nn.Parameter]:
+    """The trainable parameters chosen, by name, in the model's order; a tied tensor counts once, by its first name.
+
+    Args:
+        model: The network.
+        selection: `weights`: all but those of normalisation layers (of torch.nn: batch, instance, layer, group and
+            RMS norm). `biases`: those of `weights` with `bias` in their own name. `no_biases`: the others of
+            `weights`. `norms`: those of normalisation layers. `last_layer`: those of the last module that has any, in
+            the order of registration. `all`: every one. A list: those of which a name matches one of the patterns, in
+            which `*` stands for anything, dots too, `?` for any character, and `[ab]` for one of these.
+        option: What the selection is called where it was asked for.
+
+    Raises:
+        ValueError: There are none, or a pattern matches none; it says which names there are.
+    """
+    trainable = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    chosen = _of_kind(model, selection) if isinstance(selection, str) else _of_patterns(model, selection, option)
+    found = {name: param for name, param in trainable.items() if id(param) in chosen}
+    if not found:
+        raise ValueError(
+            f"{option}={selection!r} selects none of the {len(trainable)} trainable parameters of "
+            f"{type(model).__name__}: {listed(trainable)}. Use {option}='all', or set requires_grad on those to be "
+            "learnt."
+        )
+    return found
+
+
+def matching(names: Sequence[str], pattern: str) -> list[str]:
+    """The names that a pattern matches, upper and lower case being different."""
+    return [name for name in names if fnmatchcase(name, pattern)]
+
+
+def listed(names: Mapping[str, object]) -> str:
+    """Names for an error message, the first ones of many."""
+    shown, more = list(names)[:SHOWN], len(names) - SHOWN
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def all_names(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters under every name that they have."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: param for name, param in named if param.requires_grad}
+
+
+def _of_kind(model: nn.Module, kind: str) -> set[int]:
+    owned = [
+        (isinstance(module, _NORMS), "bias" in name, module, param)
+        for module in model.modules()
+        for name, param in module.named_parameters(recurse=False)
+        if param.requires_grad
+    ]
+    return {
+        id(param)
+        for norm, bias, module, param in owned
+        if {
+            "weights": not norm,
+            "no_biases": not norm and not bias,
+            "biases": not norm and bias,
+            "norms": norm,
+            "last_layer": module is owned[-1][2],
+            "all": True,
+        }[kind]
+    }
+
+
+def _of_patterns(model: nn.Module, patterns: Sequence[str], option: str) -> set[int]:
+    params = all_names(model)
+    names = list(params)
+    for pattern in patterns:
+        if not matching(names, pattern):
+            raise ValueError(
+                f"The pattern {pattern!r} of {option} matches none of the trainable parameters of "
+                f"{type(model).__name__}: {listed(params)}."
+            )
+    return {id(params[name]) for pattern in patterns for name in matching(names, pattern)}

@@ -1,0 +1,188 @@
+"""Displacements in the posterior's own geometry, against closed forms and the divergence that they claim to have."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes.core.spread import Spread, offering
+from flatbayes.flatness import SAM, PosteriorSAM
+from flatbayes.flatness.asam import adaptive_offset
+from flatbayes.flatness.posterior_sam import mean_over_std_scale, spreads_of, std_scale
+from flatbayes.posteriors import LRT, SGVB, Ensemble, Point
+from flatbayes.posteriors.variational import gaussian_kl
+
+
+def vector(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def some(seed, count=7):
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Weights(nn.Module):
+    """A linear loss <g, w>, so that the displacement is seen in full."""
+
+    def __init__(self, *values):
+        super().__init__()
+        self.params = nn.ParameterList(vector(*v) for v in values)
+        self.seen = []
+
+    def closure(self, *grads):
+        def closure():
+            self.seen.append([p.detach().clone() for p in self.params])
+            for param, grad in zip(self.params, grads, strict=True):
+                param.grad = grad.clone()
+            return sum((p.detach() @ g for p, g in zip(self.params, grads, strict=True)), vector(0.0).sum())
+
+        return closure
+
+    def displacement(self):
+        return [after - before for before, after in zip(self.seen[0], self.seen[-1], strict=True)]
+
+
+# By hand: with g = (3, -1 | 2) and std = (0.5, 2 | 0.25), |std g| = sqrt(2.25 + 4 + 0.25) = sqrt(6.5).
+
+
+def test_std_is_the_closed_form_over_all_tensors():
+    model = Weights([1.0, 1.0], [1.0])
+    means, stds = [vector(9.0, 9.0), vector(9.0)], [vector(0.5, 2.0), vector(0.25)]
+    with offering(list(model.params), means, stds):
+        PosteriorSAM(rho=0.2)(model.closure(vector(3.0, -1.0), vector(2.0)), model)()
+    expected = vector(0.75, -4.0, 0.125) * 0.2 / math.sqrt(6.5)  # rho std² g / |std g|
+    torch.testing.assert_close(torch.cat(model.displacement()), expected)
+
+
+def test_std_leaves_weights_without_a_distribution_where_they_are():
+    model = Weights([1.0, 1.0], [1.0])
+    with offering([model.params[1]], [vector(9.0)], [vector(0.25)]):
+        PosteriorSAM(rho=0.2)(model.closure(vector(3.0, -1.0), vector(-2.0)), model)()
+    first, second = model.displacement()
+    assert first.tolist() == [0, 0]
+    torch.testing.assert_close(second, vector(-0.2 * 0.25))
+
+
+def test_mean_over_std_is_the_closed_form_with_weights_themselves_for_the_rest():
+    model = Weights([9.0, 9.0], [-3.0])  # the drawn weights have no say where there is a mean
+    with offering([model.params[0]], [vector(0.4, -0.1)], [vector(0.5, 2.0)]):
+        flat = PosteriorSAM(rho=0.2, geometry="mean_over_std")
+        flat(model.closure(vector(3.0, -1.0), vector(2.0)), model)()
+    t = vector(0.8, 0.05, 3.0)
+    g = vector(3.0, -1.0, 2.0)
+    expected = 0.2 * t**2 * g / math.sqrt(2.4**2 + 0.05**2 + 6**2)
+    torch.testing.assert_close(torch.cat(model.displacement()), expected)
+
+
+@pytest.mark.parametrize("scale_fn", [std_scale, mean_over_std_scale])
+def test_no_feasible_displacement_rises_faster(scale_fn):
+    param, g = some(0), some(1)
+    (scale,) = scale_fn([param], [Spread(some(2), some(3).exp())])
+    (best,) = adaptive_offset([g], [scale], 0.3)
+    assert (best / scale).norm().item() == pytest.approx(0.3)
+    for seed in range(300):
+        z = some(10 + seed)
+        assert g @ (scale * z * (0.3 / z.norm())) < g @ best
+
+
+@pytest.mark.parametrize("rho", [0.1, 3.0])
+def test_the_divergence_of_the_shift_is_half_the_square_of_the_radius(rho):
+    mean, std = some(0), some(1).exp()
+    (shift,) = adaptive_offset([some(2)], std_scale([mean], [Spread(mean, std)]), rho)
+    assert gaussian_kl(mean + shift, std, mean, std**-2).item() == pytest.approx(rho**2 / 2, rel=1e-12)
+
+
+def test_std_does_not_depend_on_the_units_of_weights():
+    mean, std, g, units = some(0), some(1).exp(), some(2), some(3)  # w = units v, some of them negative
+    (in_w,) = adaptive_offset([g], std_scale([mean], [Spread(mean, std)]), 0.7)
+    in_units = Spread(mean / units, std / units.abs())
+    (in_v,) = adaptive_offset([g * units], std_scale([mean / units], [in_units]), 0.7)
+    torch.testing.assert_close(in_v * units, in_w)
+    scales = (mean_over_std_scale([mean], [Spread(mean, std)]), mean_over_std_scale([mean], [in_units]))
+    torch.testing.assert_close(scales[0], scales[1])  # a pure number: its ball is not that of other units
+
+
+def test_equal_standard_deviations_are_sam():
+    seen = []
+    for flat in (PosteriorSAM(rho=3.0), SAM(rho=0.06)):
+        model = Weights([1.0, 1.0], [1.0])
+        with offering(list(model.params), list(model.params), [torch.full_like(p, 0.02) for p in model.params]):
+            flat(model.closure(vector(3.0, -1.0), vector(2.0)), model)()
+        seen.append(torch.cat(model.displacement()))
+    torch.testing.assert_close(*seen)
+
+
+@pytest.mark.parametrize("member", [SGVB(initial_std=0.5), Ensemble(SGVB(initial_std=0.5), size=2)], ids=str)
+def test_gradients_with_sgvb_have_their_closed_form(member):
+    """Methods 2.8 (W) with a radius rho std: the shift is rho std sign(theta), and its std is held in the gradient.
+
+    For a theta² / 2, z = mean / std: d/dmean = a (mean + rho std (2 Phi(z) - 1)), d/dstd = a std (1 + 2 rho phi(z)).
+    """
+    a, rho, mean, std, count = 2.0, 0.6, 0.4, 0.5, 2000
+    model = nn.ParameterDict({"theta": nn.Parameter(vector(mean))})
+    state = member.init(model, lambda p: torch.optim.SGD(p, lr=0.0), 1)
+
+    def closure():
+        theta = model["theta"].detach()
+        model["theta"].grad = a * theta
+        return a / 2 * theta.square().sum()
+
+    torch.manual_seed(0)
+    raw, grads = state.statistics["raw_scale"], []
+    for _ in range(count):
+        member.step(state, PosteriorSAM(rho=rho)(closure, model))
+        grads.append(torch.cat([model["theta"].grad - mean, raw.grad / raw.sigmoid() - (std - 1 / std)]))
+    normal = torch.distributions.Normal(vector(0.0), vector(1.0))
+    z = vector(mean / std)
+    exact = torch.cat(
+        [a * (mean + rho * std * (2 * normal.cdf(z) - 1)), a * (std + 2 * rho * std * normal.log_prob(z).exp())]
+    )
+    found = torch.stack(grads)
+    assert ((found.mean(0) - exact).abs() < 5 * found.std(0) / math.sqrt(count)).all()
+    plain = vector(a * mean, a * std)
+    assert ((exact - plain).abs() > 6 * found.std(0) / math.sqrt(count)).all()
+
+
+def test_lrt_moves_its_means():
+    model = nn.Linear(3, 1, bias=False).double()
+    posterior = LRT(initial_std=0.1)
+    state = posterior.init(model, lambda p: torch.optim.SGD(p, lr=0.0), 10)
+    seen, x = [], some(0, 15).view(5, 3)
+
+    def closure():
+        seen.append((state.model.weight.detach().clone(), state.model.weight.grad))
+        state.model.zero_grad()
+        loss = state.model(x).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    posterior.step(state, PosteriorSAM(rho=2.0)(closure, state.model))
+    (before, _), (after, g) = seen
+    torch.testing.assert_close(after - before, 2.0 * 0.1 * g / g.norm())
+
+
+def test_says_which_posteriors_have_a_spread():
+    model = Weights([1.0])
+    flat = PosteriorSAM()(model.closure(vector(2.0)), model)
+    with pytest.raises(ValueError, match=r"Use it with SGVB, LRT, or an Ensemble .* SAM, ASAM or FisherSAM"):
+        flat()
+    state = Point().init(model, lambda p: torch.optim.SGD(p, lr=0.1), 10)
+    with pytest.raises(ValueError, match="this one has none"):
+        Point().step(state, flat)
+    assert model.params[0].tolist() == [1]
+    with offering([vector(1.0)], [vector(1.0)], [vector(1.0)]), pytest.raises(ValueError):  # to somebody else
+        spreads_of(list(model.params))
+
+
+@pytest.mark.parametrize(("name", "value"), [("ascent_steps", 0), ("rho", -1.0)])
+def test_refuses_numbers_without_meaning(name, value):
+    with pytest.raises(ValueError, match=name):
+        PosteriorSAM(**{name: value})
+
+
+def test_refuses_an_unknown_geometry():
+    flat = PosteriorSAM()
+    object.__setattr__(flat, "geometry", "raw")  # beartype, in the tests only, would be first to refuse
+    with pytest.raises(ValueError, match="geometry must be std or mean_over_std, got 'raw'"):
+        flat.__post_init__()
