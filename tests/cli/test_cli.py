@@ -11,6 +11,9 @@ from torch import nn
 
 from flatbayes.cli import main
 from flatbayes.cli.names import full_name, known, with_full_names
+from flatbayes.core.spec import to_spec
+from flatbayes.flatness import ASAM
+from flatbayes.posteriors import SWAG, Point
 
 TINY = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[16]",
         "--epochs", "3", "--batch_size", "20", "--collect_from", "0"]  # fmt: skip
@@ -123,11 +126,11 @@ def test_ctrl_c_leaves_a_usable_folder(here, capsys, monkeypatch):
 
 
 BAD = [
-    (["fit", *TINY, "--data", "nonsense", "--out", "o"], "Unknown data 'nonsense'. Known: CIFAR10, Digits"),
+    (["fit", *TINY, "--data", "nonsense", "--out", "o"], "Unknown data 'nonsense'. Known: CIFAR10, "),
     (["fit", *TINY, "--model", "nonsense", "--out", "o"], "Unknown model 'nonsense'. Known: ConvNet, MLP"),
     (
         ["fit", *TINY, "--posterior", "nonsense", "--out", "o"],
-        "Unknown posterior 'nonsense'. Known: Ensemble, LRT, MCD",
+        "Unknown posterior 'nonsense'. Known: Ensemble, LRT, Laplace, MCD",
     ),
     (
         ["fit", *TINY, "--flatness", "nonsense", "--out", "o"],
@@ -179,14 +182,21 @@ def test_bad_input_is_an_error_that_says_what_to_do(here, capsys, arguments, mes
 def test_names_are_forgiving():
     assert full_name("posterior", "swag") == "flatbayes.posteriors.SWAG"
     assert full_name("model", "my.Net") == "my.Net"
-    assert known("flatness") == ["ASAM", "FisherSAM", "Plain", "Random", "SAM"]
-    assert known("schedule") == ["Constant", "Cosine", "SWALinear"]
-    assert known("data") == ["CIFAR10", "Digits", "ImageFolder", "ImageParquet", "Npz", "Table"]
-    given = ["fit", "--data=digits", "--posterior", "ensemble", "--posterior.member", "swag", "--posteriors+=point"]
+    assert known("flatness") == ["ASAM", "FisherSAM", "Plain", "PosteriorSAM", "Random", "SAM"]
+    assert known("schedule") == ["Constant", "Cosine", "Cyclical", "Polynomial", "SWALinear"]
+    assert {"CIFAR10", "Digits", "ImageFolder", "ImageParquet", "Npz", "Table"} <= set(known("data"))
+    given = ["fit", "--data=table", "--model", "mlp", "--posterior.member", "swag", "--posteriors+=point"]
     assert with_full_names(given) == [
-        "fit", "--data=flatbayes.data.Digits", "--posterior", "flatbayes.posteriors.Ensemble",
-        "--posterior.member", "flatbayes.posteriors.SWAG", "--posteriors+=flatbayes.posteriors.Point",
+        "fit", "--data=flatbayes.data.Table", "--model", "flatbayes.models.MLP",
+        "--posterior.member", json.dumps(to_spec(SWAG())), f"--posteriors+={json.dumps(to_spec(Point()))}",
     ]  # fmt: skip
+
+
+def test_a_named_method_brings_its_own_defaults(here):
+    assert fit("--flatness", "asam", "--posterior", "swag", "--posterior.rank", "3", "--out", "own") == 0
+    config = json.loads((here / "own" / "config.json").read_text())
+    assert config["flatness"] == to_spec(ASAM())
+    assert config["posterior"] == to_spec(SWAG(rank=3))
 
 
 def test_a_path_finds_its_reader(here):
@@ -194,7 +204,10 @@ def test_a_path_finds_its_reader(here):
     assert json.loads(full_name("data", "mine.npz"))["class_path"] == "flatbayes.data.Npz"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["compare", "--data.help", "digits"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["fit", "--help"], ["compare", "--data.help", "digits"], ["fit", "--flatness.help", "asam"]],
+)
 def test_help_is_worth_reading(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from flatbayes import data, flatness, models, posteriors
-from flatbayes.core.spec import to_spec
+from flatbayes.core.spec import locate, to_spec
 from flatbayes.data.hub import is_hub_name
 from flatbayes.training import schedules
 
@@ -49,6 +51,19 @@ def full_name(axis: str, name: str) -> str:
     raise ValueError(f"Unknown {kind} {name!r}. Known: {', '.join(known(axis))}; or {also}.")
 
 
+def _with_defaults(path: str) -> str:
+    # A bare class path would inherit the arguments that it shares with the default of the option: ASAM SAM's rho.
+    if not path.startswith("flatbayes."):
+        return path
+    target = locate(path)
+    complete = is_dataclass(target) and all(not field.init or _has_default(field) for field in fields(target))
+    return json.dumps(to_spec(target())) if complete else path
+
+
+def _has_default(field: Field[Any]) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
+
+
 def with_full_names(arguments: Sequence[str]) -> list[str]:
     """Command-line arguments with every name of an axis made a class path."""
     return list(_translated(arguments))
@@ -56,18 +71,20 @@ def with_full_names(arguments: Sequence[str]) -> list[str]:
 
 def _translated(arguments: Sequence[str]) -> Iterable[str]:
     axis: str | None = None
+    helping = False
     for argument in arguments:
         if axis is not None and not argument.startswith("-"):
-            yield _value(axis, argument)
+            yield full_name(axis, argument) if helping else _value(axis, argument)
             axis = None
             continue
         axis = None
         if argument.startswith("--"):
             option, equals, value = argument.partition("=")
+            helping = option.endswith(".help")
             name = option[2:].removesuffix("+").removesuffix(".help").rpartition(".")[2]
             if name in AXES:
                 if equals:
-                    yield f"{option}={_value(name, value)}"
+                    yield f"{option}={full_name(name, value) if helping else _value(name, value)}"
                     continue
                 axis = name
         yield argument
@@ -77,5 +94,6 @@ def _value(axis: str, value: str) -> str:
     inner = value.strip()
     if axis == "posteriors" and inner.startswith("[") and "{" not in inner:
         names = [name.strip().strip("'\"") for name in inner[1:-1].split(",") if name.strip()]
-        return json.dumps([full_name(axis, name) for name in names])
-    return full_name(axis, value)
+        return f"[{', '.join(_value(axis, name) for name in names)}]"
+    path = full_name(axis, value)
+    return path if axis in ("data", "model") else _with_defaults(path)

@@ -53,7 +53,7 @@ def training_options(parser: ArgumentParser) -> None:
         "--flatness",
         type=Flatness,
         metavar="NAME",
-        help="where gradients are taken: SAM, ASAM, FisherSAM, Random, Plain",
+        help="where gradients are taken: SAM, ASAM, FisherSAM, PosteriorSAM, Random, Plain",
     )
     parser.add_class_arguments(Recipe, None)
     parser.set_defaults({"flatness": to_spec(SAM()), **_recipe_defaults()})

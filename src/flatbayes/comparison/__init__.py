@@ -5,5 +5,18 @@ from flatbayes.comparison.method import Method
 from flatbayes.comparison.selection import Trial, select
 from flatbayes.comparison.statistics import Paired, paired, summarise
 from flatbayes.comparison.task import Task
+from flatbayes.comparison.tuning import Tuned, tune, usual_ranges
 
-__all__ = ["Comparison", "Method", "Paired", "Task", "Trial", "paired", "select", "summarise"]
+__all__ = [
+    "Comparison",
+    "Method",
+    "Paired",
+    "Task",
+    "Trial",
+    "Tuned",
+    "paired",
+    "select",
+    "summarise",
+    "tune",
+    "usual_ranges",
+]
