@@ -1,11 +1,15 @@
+import itertools
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
+from torchmetrics.functional.classification import multiclass_calibration_error
 
-from flatbayes.metrics import ece, reliability
+from flatbayes.metrics import adaptive_ece, classwise_ece, ece, reliability, wilson_interval
 
 
 def two_classes(*confidences, dtype=torch.float64):
@@ -122,10 +126,130 @@ def test_bins_travel_as_json():
     }
 
 
-@pytest.mark.parametrize("function", [ece, reliability])
+@pytest.mark.parametrize("num_bins", [10, 15, 20])
+def test_agrees_with_torchmetrics_away_from_edges(num_bins):
+    probs = (2 * torch.randn(3000, 7, dtype=torch.float64)).softmax(-1)
+    labels = torch.randint(0, 7, (3000,))
+    expected = multiclass_calibration_error(probs, labels, 7, n_bins=num_bins, norm="l1")
+    assert ece(probs, labels, num_bins) == pytest.approx(float(expected), abs=1e-6)
+
+
+class TestIntervals:
+    @pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (0, 7), (3, 7), (7, 7), (950, 1000), (1, 10**6)])
+    @pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+    def test_agree_with_scipy(self, hits, count, level):
+        expected = binomtest(hits, count).proportion_ci(level, "wilson")
+        assert wilson_interval(hits, count, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+    def test_of_nothing_says_nothing(self):
+        assert wilson_interval(0, 0) == (0, 1)
+
+    def test_of_bins(self):
+        bins = reliability(two_classes(*[0.97] * 10), torch.tensor([0] * 7 + [1] * 3))
+        found = bins.intervals()
+        assert found[19] == wilson_interval(7, 10)
+        assert set(found[:19]) == {(0, 1)}
+        assert bins.intervals(0.5)[19] == wilson_interval(7, 10, 0.5)
+
+    def test_refuse_nonsense(self):
+        with pytest.raises(ValueError, match="between 0 and 1, got 1"):
+            wilson_interval(1, 2, 1)
+        with pytest.raises(ValueError, match="got 3 of 2"):
+            wilson_interval(3, 2)
+
+
+def slow_adaptive(probs, labels, num_bins):
+    """Sorted by confidence and cut by hand; confidences are distinct."""
+    top, guess = probs.max(-1)
+    order = top.argsort()
+    chunks = [order[k] for k in np.array_split(np.arange(len(top)), num_bins)]
+    gaps = [abs(float((guess[c] == labels[c]).double().mean() - top[c].mean())) * len(c) for c in chunks if len(c)]
+    return sum(gaps) / len(top)
+
+
+class TestAdaptive:
+    @pytest.mark.parametrize(("num", "num_bins"), [(1000, 20), (60, 15), (20, 20), (1, 1), (1, 20), (5, 20)])
+    def test_is_the_slow_definition(self, num, num_bins):
+        probs = torch.randn(num, 4, dtype=torch.float64).softmax(-1)
+        labels = torch.randint(0, 4, (num,))
+        assert adaptive_ece(probs, labels, num_bins) == pytest.approx(
+            slow_adaptive(probs, labels, num_bins), abs=1e-12
+        )
+
+    def test_one_bin_is_accuracy_against_confidence(self):
+        probs, labels = two_classes(0.6, 0.7, 0.8, 0.9), torch.tensor([0, 0, 1, 1])
+        assert adaptive_ece(probs, labels, 1) == pytest.approx(0.25, abs=1e-15)
+
+    def test_bins_as_equal_as_can_be(self):
+        probs, labels = two_classes(0.6, 0.7, 0.8), torch.tensor([0, 0, 1])
+        # Two bins of three: {.6, .7} and {.8}, gaps |1 - .65| and |0 - .8|.
+        assert adaptive_ece(probs, labels, 2) == pytest.approx((2 * 0.35 + 0.8) / 3, abs=1e-15)
+
+    def test_order_of_ties_does_not_matter(self):
+        probs, labels = two_classes(*[0.75] * 100), torch.tensor([0] * 75 + [1] * 25)
+        assert adaptive_ece(probs, labels) == pytest.approx(0, abs=1e-14)
+        assert adaptive_ece(probs, labels.flip(0)) == pytest.approx(0, abs=1e-14)
+
+    def test_certainty(self):
+        assert adaptive_ece(torch.eye(3), torch.tensor([0, 1, 2])) == 0
+        assert adaptive_ece(torch.eye(3), torch.tensor([1, 2, 0])) == 1
+        assert adaptive_ece(torch.ones(4, 1), torch.zeros(4, dtype=torch.int64)) == 0
+
+
+def slow_classwise(probs, labels, num_bins, closed):
+    """A binary calibration error for every class, by masks."""
+    total, edges = 0.0, [b / num_bins for b in range(num_bins + 1)]
+    for c in range(probs.shape[1]):
+        p, is_class = probs[:, c], (labels == c).double()
+        for b, (low, high) in enumerate(itertools.pairwise(edges)):
+            if closed == "right":
+                inside = ((p > low) | (p == 0) * (b == 0)) & (p <= high)
+            else:
+                inside = (p >= low) & ((p < high) | (p == 1) * (b == num_bins - 1))
+            if inside.any():
+                total += float(inside.sum()) / len(p) * abs(float(is_class[inside].mean() - p[inside].mean()))
+    return total / probs.shape[1]
+
+
+class TestClasswise:
+    @pytest.mark.parametrize("closed", ["right", "left"])
+    @pytest.mark.parametrize("grid", [True, False])
+    def test_is_the_slow_definition(self, closed, grid):
+        if grid:
+            probs = torch.nn.functional.one_hot(torch.randint(0, 3, (80, 20)), 3).sum(1).double() / 20
+        else:
+            probs = torch.randn(80, 3, dtype=torch.float64).softmax(-1)
+        labels = torch.randint(0, 3, (80,))
+        expected = slow_classwise(probs, labels, 20, closed)
+        assert classwise_ece(probs, labels, 20, closed) == pytest.approx(expected, abs=1e-12)
+
+    def test_by_hand(self):
+        # Both classes are off by 0.1 in one bin each: (0.1 + 0.1) / 2.
+        probs, labels = two_classes(*[0.7] * 10), torch.tensor([0] * 8 + [1] * 2)
+        assert classwise_ece(probs, labels) == pytest.approx(0.1, abs=1e-14)
+        assert ece(probs, labels) == pytest.approx(0.1, abs=1e-14)
+
+    def test_sees_what_the_top_class_does_not(self):
+        probs = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.0, 0.5]] * 5, dtype=torch.float64)
+        labels = torch.tensor([0, 1] * 5)  # class 1 comes where it was said to be impossible
+        assert ece(probs, labels) == pytest.approx(0, abs=1e-14)
+        # Class 0: said 0.5, is so. Class 1: 0.5 for five that are not, 0 for five that are. Class 2: 0.5 for five.
+        assert classwise_ece(probs, labels) == pytest.approx((0 + (0.25 + 0.5) + 0.25) / 3, abs=1e-14)
+
+    def test_certainty(self):
+        assert classwise_ece(torch.eye(3), torch.tensor([0, 1, 2])) == 0
+        assert classwise_ece(torch.ones(4, 1), torch.zeros(4, dtype=torch.int64)) == 0
+
+
+@pytest.mark.parametrize("function", [ece, reliability, classwise_ece])
 def test_refuses_what_is_no_binning(function):
     probs, labels = two_classes(0.6), torch.tensor([0])
     with pytest.raises(ValueError, match="at least 1 bin, got num_bins=0"):
         function(probs, labels, 0)
     with pytest.raises(ValueError, match=r"closed must be 'right' .* got 'both'"):
         function(probs, labels, 20, "both")
+
+
+def test_adaptive_refuses_no_bins():
+    with pytest.raises(ValueError, match="at least 1 bin, got num_bins=0"):
+        adaptive_ece(two_classes(0.6), torch.tensor([0]), 0)

@@ -1,12 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from flatbayes.metrics import auroc, auroc_correct
+from flatbayes.metrics import aupr, auroc, auroc_correct, entropy_divergence, fpr_at_tpr
 
 
 def test_by_hand_with_ties():
@@ -33,6 +34,11 @@ def test_agrees_with_sklearn(seed, num, levels):
     positive[0], positive[1] = True, False
     expected = roc_auc_score(positive.numpy(), scores.numpy())
     assert auroc(scores, positive) == pytest.approx(expected, abs=1e-12)
+    expected = average_precision_score(positive.numpy(), scores.numpy())
+    assert aupr(scores, positive) == pytest.approx(expected, abs=1e-12)
+    fpr, tpr, _ = roc_curve(positive.numpy(), scores.numpy(), drop_intermediate=False)
+    for level in (0.5, 0.95, 1.0):
+        assert fpr_at_tpr(scores, positive, level) == pytest.approx(fpr[np.argmax(tpr >= level)], abs=1e-12)
 
 
 def test_only_the_order_counts_and_infinities_have_one():
@@ -48,20 +54,55 @@ def test_is_exact_for_many_examples():
     assert auroc(torch.arange(num).double(), positive) == (num / 2 + 1) / num
 
 
+def test_precision_of_a_score_that_says_nothing_is_the_share_of_positives():
+    positive = torch.arange(10) < 3
+    assert aupr(torch.zeros(10), positive) == pytest.approx(0.3)
+    assert aupr(torch.zeros(10), ~positive) == pytest.approx(0.7)
+
+
+def test_false_positives_by_hand():
+    scores = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
+    positive = torch.tensor([True, False, True, False, False])
+    assert fpr_at_tpr(scores, positive, 0.5) == 0
+    assert fpr_at_tpr(scores, positive, 0.51) == pytest.approx(1 / 3)
+    assert fpr_at_tpr(torch.zeros(5), positive) == 1  # ties pass together
+    assert aupr(scores, positive) == pytest.approx((1 + 2 / 3) / 2)
+
+
+@pytest.mark.parametrize("tpr", [0.0, -1.0, 1.01, math.nan])
+def test_a_rate_is_a_rate(tpr):
+    with pytest.raises(ValueError, match="above 0 and at most 1, got"):
+        fpr_at_tpr(torch.arange(2.0), torch.tensor([True, False]), tpr)
+
+
+def test_scores_beyond_float32_keep_their_order():
+    scores = torch.tensor([1.0, 1 + 1e-12, 1e300, 1e301], dtype=torch.float64)
+    positive = torch.tensor([False, False, True, True])
+    assert (auroc(scores, positive), aupr(scores, positive), fpr_at_tpr(scores, positive)) == (1, 1, 0)
+    assert (auroc(-scores, positive), fpr_at_tpr(-scores, positive)) == (0, 1)
+
+
+ALL = pytest.mark.parametrize("metric", [auroc, aupr, fpr_at_tpr])
+
+
+@ALL
 @pytest.mark.parametrize("positive", [torch.ones(3).bool(), torch.zeros(3).bool()])
-def test_one_kind_alone_gives_nan(positive):
-    assert math.isnan(auroc(torch.arange(3.0), positive))
+def test_one_kind_alone_gives_nan(metric, positive):
+    assert math.isnan(metric(torch.arange(3.0), positive))
 
 
-def test_no_examples_give_nan():
-    assert math.isnan(auroc(torch.zeros(0), torch.zeros(0).bool()))
+@ALL
+def test_no_examples_give_nan(metric):
+    assert math.isnan(metric(torch.zeros(0), torch.zeros(0).bool()))
 
 
-def test_refuses_nan():
+@ALL
+def test_refuses_nan(metric):
     with pytest.raises(ValueError, match="got 1 that are NaN"):
-        auroc(torch.tensor([math.nan, 1.0]), torch.tensor([True, False]))
+        metric(torch.tensor([math.nan, 1.0]), torch.tensor([True, False]))
 
 
+@ALL
 @pytest.mark.parametrize(
     ("scores", "positive"),
     [
@@ -70,9 +111,9 @@ def test_refuses_nan():
         (torch.zeros(2, 1), torch.tensor([[True], [False]])),
     ],
 )
-def test_refuses_what_does_not_match(scores, positive):
+def test_refuses_what_does_not_match(metric, scores, positive):
     with pytest.raises(ValueError, match=r"one score and one bool .* a mask\."):
-        auroc(scores, positive)
+        metric(scores, positive)
 
 
 class TestCorrect:
@@ -85,3 +126,42 @@ class TestCorrect:
 
     def test_of_a_perfect_classifier_is_nan(self):
         assert math.isnan(auroc_correct(self.probs, self.probs.argmax(-1)))
+
+
+class TestEntropyDivergence:
+    def test_agrees_with_numpy_where_nothing_is_out_of_range(self):
+        generator = np.random.default_rng(0)
+        inside, outside = 10 ** generator.uniform(-7.5, 0.3, 500), 10 ** generator.uniform(-4, 0.4, 300)
+        p, q = (np.histogram(values, np.logspace(-8, 0.5, 30))[0] + 1e-7 for values in (inside, outside))
+        p, q = p / p.sum(), q / q.sum()
+        expected = np.sum(p * np.log(p / q)) + np.sum(q * np.log(q / p))
+        found = entropy_divergence(torch.from_numpy(inside), torch.from_numpy(outside))
+        assert found == pytest.approx(expected, rel=1e-12)
+        assert entropy_divergence(torch.from_numpy(outside), torch.from_numpy(inside)) == pytest.approx(found)
+
+    def test_of_equals_is_zero(self):
+        values = torch.rand(50)
+        assert entropy_divergence(values, values.flip(0)) == 0
+
+    def test_nothing_is_dropped(self):
+        # Zero and what is below the first edge share a bin; so do entropies above the last.
+        assert entropy_divergence(torch.zeros(9), torch.full((9,), 1.5e-8)) == 0
+        assert entropy_divergence(torch.full((5,), 3.1), torch.full((5,), 9.0)) == 0
+        assert entropy_divergence(torch.zeros(9), torch.ones(9)) > 30  # the original has nothing left to compare
+
+    def test_an_edge_belongs_to_the_bin_above(self):
+        low, high = torch.logspace(-8, 0.5, 30, dtype=torch.float64)[[20, 21]]
+        assert entropy_divergence(low.expand(5), (low + high).expand(5) / 2) == 0
+        assert entropy_divergence(high.expand(5), (low + high).expand(5) / 2) > 10
+
+    def test_disjoint_bins_by_hand(self):
+        p = np.full(29, 1e-7)
+        p[0] += 10
+        p /= p.sum()
+        expected = 2 * (p[0] - p[1]) * math.log(p[0] / p[1])
+        assert entropy_divergence(torch.zeros(10), torch.ones(10)) == pytest.approx(expected, rel=1e-12)
+
+    @pytest.mark.parametrize("bad", [[], [math.nan], [-0.1], [math.inf]])
+    def test_refuses_what_is_no_entropy(self, bad):
+        with pytest.raises(ValueError, match="at least 1 outside example"):
+            entropy_divergence(torch.ones(2), torch.tensor(bad))

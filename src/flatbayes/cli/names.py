@@ -14,6 +14,7 @@ from flatbayes.training import schedules
 
 AXES: dict[str, tuple[ModuleType, type | None]] = {
     "data": (data, data.Source),
+    "source": (data, data.Source),
     "model": (models, None),
     "posterior": (posteriors, posteriors.Posterior),
     "posteriors": (posteriors, posteriors.Posterior),
@@ -22,6 +23,8 @@ AXES: dict[str, tuple[ModuleType, type | None]] = {
     "member": (posteriors, posteriors.Posterior),
 }
 """What each option names: exports of a module that are final subclasses of a base (or all its classes)."""
+
+SOURCES = ("data", "source")
 
 
 def known(axis: str) -> list[str]:
@@ -42,12 +45,12 @@ def full_name(axis: str, name: str) -> str:
     matches = [one for one in known(axis) if one.lower() == name.lower()]
     if matches:
         return f"{module.__name__}.{matches[0]}"
-    if axis == "data" and (Path(name).exists() or is_hub_name(name)):
+    if axis in SOURCES and (Path(name).exists() or is_hub_name(name)):
         return json.dumps(to_spec(data.reader_for(name)))
     if name.lstrip().startswith(("{", "[")) or ("." in name and not name.endswith((".csv", ".npz", ".parquet"))):
         return name
-    kind = {"data": "data", "posteriors": "posterior", "member": "posterior"}.get(axis, axis)
-    also = "a path to data that exists" if axis == "data" else "the dotted path of a class of your own"
+    kind = {"source": "data", "posteriors": "posterior", "member": "posterior"}.get(axis, axis)
+    also = "a path to data that exists" if axis in SOURCES else "the dotted path of a class of your own"
     raise ValueError(f"Unknown {kind} {name!r}. Known: {', '.join(known(axis))}; or {also}.")
 
 
@@ -96,4 +99,4 @@ def _value(axis: str, value: str) -> str:
         names = [name.strip().strip("'\"") for name in inner[1:-1].split(",") if name.strip()]
         return f"[{', '.join(_value(axis, name) for name in names)}]"
     path = full_name(axis, value)
-    return path if axis in ("data", "model") else _with_defaults(path)
+    return path if axis in (*SOURCES, "model") else _with_defaults(path)

@@ -1,4 +1,9 @@
-"""Detection: does a score tell one kind of example from the other, whatever the threshold?"""
+"""Detection: does a score tell one kind of example from the other?
+
+The positive examples are those that should score high: for out-of-distribution detection by an uncertainty, the
+examples from outside. AUROC, AUPR and FPR at a TPR depend on the order of the scores only; the divergence of
+entropy histograms (Maddox et al., NeurIPS 2019) depends on bins.
+"""
 
 import math
 
@@ -7,6 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flatbayes.metrics.checks import checked_probs
+
+EDGES_OF_ENTROPY = (-8.0, 0.5, 30)
+"""log10 of the first and the last edge of the histograms of entropy, and their number."""
+EMPTY = 1e-7
+"""Added to the count of every bin, so that no divergence is infinite."""
 
 
 def auroc(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " examples"]) -> float:
@@ -21,16 +31,7 @@ def auroc(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " examples"
     Raises:
         ValueError: Scores and examples do not match, or a score is NaN.
     """
-    if scores.ndim != 1 or scores.shape != positive.shape or positive.dtype != torch.bool:
-        raise ValueError(
-            f"Expected one score and one bool for each example, got scores of shape {tuple(scores.shape)} "
-            f"and {positive.dtype} of shape {tuple(positive.shape)}. Pass two vectors, the second a mask."
-        )
-    scores, positive = scores.detach().cpu().double(), positive.cpu()
-    if scores.isnan().any():
-        raise ValueError(
-            f"Scores must be numbers, got {int(scores.isnan().sum())} that are NaN. Leave these examples out."
-        )
+    scores, positive = _checked(scores, positive)
     num_positive = int(positive.sum())
     num_negative = len(positive) - num_positive
     if not num_positive or not num_negative:
@@ -40,6 +41,52 @@ def auroc(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " examples"
     twice_ranks = 2 * counts.cumsum(0) - counts + 1
     twice_wins = int(twice_ranks[place][positive].sum()) - num_positive * (num_positive + 1)
     return twice_wins / (2 * num_positive * num_negative)
+
+
+def aupr(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " examples"]) -> float:
+    """Average precision: sum over thresholds of precision x increase of recall, without interpolation.
+
+    A score that says nothing has the fraction of positives, not 0.5. The two kinds are not alike: for the
+    other one as the positive, pass `-scores` and `~positive`. NaN where either kind is absent.
+
+    Args:
+        scores: Higher for what looks positive; examples that tie enter together.
+        positive: Which examples are.
+
+    Raises:
+        ValueError: Scores and examples do not match, or a score is NaN.
+    """
+    scores, positive = _checked(scores, positive)
+    if not positive.any() or positive.all():
+        return math.nan
+    true, false = _operating_points(scores, positive)
+    precision = true / (true + false)
+    increase = true.diff(prepend=true.new_zeros(1)) / true[-1]
+    return float((precision * increase).sum())
+
+
+def fpr_at_tpr(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " examples"], tpr: float = 0.95) -> float:
+    """Fraction of negatives that pass the highest threshold that at least `tpr` of the positives pass.
+
+    Thresholds are scores that occur, without interpolation, and an example passes at or above one. NaN where
+    either kind is absent.
+
+    Args:
+        scores: Higher for what looks positive.
+        positive: Which examples are.
+        tpr: Fraction of positives to detect, above 0 and at most 1.
+
+    Raises:
+        ValueError: Scores and examples do not match, a score is NaN, or there is no such fraction.
+    """
+    if not 0 < tpr <= 1:
+        raise ValueError(f"tpr is a fraction of the positives, above 0 and at most 1, got {tpr}. Try 0.95.")
+    scores, positive = _checked(scores, positive)
+    if not positive.any() or positive.all():
+        return math.nan
+    true, false = _operating_points(scores, positive)
+    enough = true / true[-1] >= tpr
+    return float(false[enough][0] / false[-1])
 
 
 def auroc_correct(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
@@ -53,3 +100,59 @@ def auroc_correct(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, 
     probs, labels = checked_probs(probs, labels)
     top = probs.argmax(-1)
     return auroc(probs.gather(1, top[:, None]).squeeze(1), top == labels)
+
+
+def entropy_divergence(inside: Float[Tensor, " inside"], outside: Float[Tensor, " outside"]) -> float:
+    """KL(p || q) + KL(q || p) of the histograms p and q of the entropies of two sets of examples, in nats.
+
+    The protocol of Maddox et al. (NeurIPS 2019): 30 edges, evenly spaced in the logarithm from 1e-8 to
+    10^0.5, and 1e-7 added to every count. Here the first bin reaches down to 0 and the last one up, where the
+    original drops what lies outside. Large where the two sets hardly share a bin: what an empty bin costs is
+    set by the 1e-7 and by the number of examples, so compare only values for as many examples.
+
+    Args:
+        inside: Entropies of the predictions for classes that were trained on, in nats.
+        outside: The same for classes that were not.
+
+    Raises:
+        ValueError: Entropies are missing, negative or not finite.
+    """
+    p, q = (_histogram(values, name) for values, name in ((inside, "inside"), (outside, "outside")))
+    return float(((p - q) * (p.log() - q.log())).sum())
+
+
+def _checked(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    if scores.ndim != 1 or scores.shape != positive.shape or positive.dtype != torch.bool:
+        raise ValueError(
+            f"Expected one score and one bool for each example, got scores of shape {tuple(scores.shape)} "
+            f"and {positive.dtype} of shape {tuple(positive.shape)}. Pass two vectors, the second a mask."
+        )
+    scores, positive = scores.detach().cpu().double(), positive.cpu()
+    if scores.isnan().any():
+        raise ValueError(
+            f"Scores must be numbers, got {int(scores.isnan().sum())} that are NaN. Leave these examples out."
+        )
+    return scores, positive
+
+
+def _operating_points(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Positives and negatives at or above each distinct score, from the highest to the lowest."""
+    _, place = torch.unique(scores, return_inverse=True)
+    levels = int(place.max()) + 1
+    true = torch.bincount(place[positive], minlength=levels).flip(0).cumsum(0)
+    false = torch.bincount(place[~positive], minlength=levels).flip(0).cumsum(0)
+    return true.double(), false.double()
+
+
+def _histogram(entropies: Tensor, name: str) -> Tensor:
+    values = entropies.detach().cpu().double().contiguous()
+    if values.ndim != 1 or not len(values) or not values.isfinite().all() or (values < -EMPTY).any():
+        raise ValueError(
+            f"Expected the entropies of at least 1 {name} example, finite and not negative, got shape "
+            f"{tuple(values.shape)} and {int((~values.isfinite()).sum())} that are not finite. Pass a vector."
+        )
+    low, high, number = EDGES_OF_ENTROPY
+    edges = torch.logspace(low, high, number, dtype=torch.float64)
+    counts = torch.bincount(torch.bucketize(values, edges[1:-1], right=True), minlength=number - 1)
+    filled = counts.double() + EMPTY
+    return filled / filled.sum()

@@ -12,7 +12,16 @@ from flatbayes.training.watch import JsonLines
 FIT_FILES = ("config.json", "environment.json", "metrics.jsonl", "results.json", "posterior.json")
 CONFIG, METRICS, RESULTS = "config.json", "metrics.jsonl", "results.json"
 RUNS_OF_A_COMPARISON = f"runs/{'[0-9a-f]' * 16}.json"
-OTHER_FILES = ("posterior.safetensors", "report.html")
+OTHER_FILES = (
+    "posterior.safetensors",
+    "report.html",
+    "shift.json",
+    "shift.svg",
+    "diagnosis.json",
+    "certificate.json",
+    "tuned.yaml",
+    "study.db",
+)
 
 
 def clear(folder: Path) -> None:

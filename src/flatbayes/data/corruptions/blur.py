@@ -1,0 +1,68 @@
+"""Blur: light that lands on other pixels than its own.
+
+After the blurs of Hendrycks and Dietterich (ICLR 2019), in strengths for small images. Each is a function of
+images [n, channels, height, width] from 0 (black) to 1 (white), a severity from 1 to 5 and a generator. Integrals
+over shifts are sums over a few points, each by bilinear interpolation.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from flatbayes.data.corruptions.sampling import averaged, moved, normal, uniform, unit
+
+POINTS = 25
+ZOOMS = 11
+
+
+def gaussian_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Shifts with a normal distribution."""
+    std = (0.5, 0.8, 1.1, 1.5, 2.0)[severity - 1] * unit(images)
+    line, weights = _bell(images)
+    still = torch.zeros_like(line)
+    for axes in ((line, still), (still, line)):  # one axis after the other is the same, and faster
+        images = averaged(images, std * torch.stack(axes, -1), weights)
+    return images
+
+
+def defocus_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """A lens out of focus: every point becomes a disk."""
+    radius = (0.8, 1.2, 1.7, 2.3, 3.0)[severity - 1] * unit(images)
+    line = torch.linspace(-1, 1, POINTS, device=images.device)
+    square = torch.cartesian_prod(line, line)
+    disk = square[square.square().sum(-1) <= 1]
+    return averaged(images, radius * disk, disk.new_full((len(disk),), 1 / len(disk)))
+
+
+def motion_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """A camera that moves, each time in a direction of its own."""
+    std = (0.7, 1.1, 1.6, 2.2, 3.0)[severity - 1] * unit(images)
+    angle = math.pi * uniform((len(images), 1), images, generator)
+    line, weights = _bell(images)
+    shifts = std * line[:, None] * torch.cat([angle.sin(), angle.cos()], -1)[:, None]
+    return averaged(images, shifts, weights)
+
+
+def zoom_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """A camera that comes closer: the average over zooms from 1 to some largest one."""
+    largest = (1.10, 1.18, 1.27, 1.37, 1.50)[severity - 1]
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device) - (height - 1) / 2
+    columns = torch.arange(width, device=images.device) - (width - 1) / 2
+    from_centre = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
+    zooms = torch.linspace(1, largest, ZOOMS).tolist()
+    return torch.stack([moved(images, (1 / zoom - 1) * from_centre[None]) for zoom in zooms]).mean(0)
+
+
+def glass_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Frosted glass: every pixel shows another point nearby."""
+    std = (0.35, 0.55, 0.80, 1.1, 1.5)[severity - 1] * unit(images)
+    return moved(images, std * normal((len(images), *images.shape[-2:], 2), images, generator))
+
+
+def _bell(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Points of a standard normal distribution, and their weights."""
+    line = torch.linspace(-3, 3, POINTS, device=images.device)
+    density = (-line.square() / 2).exp()
+    return line, density / density.sum()

@@ -1,0 +1,37 @@
+"""Noise: what a sensor adds to each value on its own.
+
+After the noises of Hendrycks and Dietterich (ICLR 2019), in strengths for small images. Each is a function of images
+[n, channels, height, width] from 0 (black) to 1 (white), a severity from 1 to 5 and a generator; values that leave
+this range are clamped later.
+"""
+
+import torch
+from torch import Tensor
+
+from flatbayes.data.corruptions.sampling import normal, uniform
+
+
+def gaussian_noise(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Normal noise of the same strength everywhere, as in poor light."""
+    std = (0.04, 0.06, 0.08, 0.10, 0.13)[severity - 1]
+    return images + std * normal(images.shape, images, generator)
+
+
+def shot_noise(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Photons that are counted: a Poisson number of them, in proportion to the light."""
+    photons = (300.0, 150.0, 80.0, 45.0, 25.0)[severity - 1]
+    counts = torch.poisson((images.clamp(0, 1) * photons).to(generator.device), generator=generator)
+    return counts.to(images.device) / photons
+
+
+def impulse_noise(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Values that are lost: each becomes black or white with equal, small probability."""
+    rate = (0.01, 0.02, 0.04, 0.07, 0.11)[severity - 1]
+    drawn = uniform(images.shape, images, generator)
+    return images.masked_fill(drawn < rate / 2, 0.0).masked_fill(drawn > 1 - rate / 2, 1.0)
+
+
+def speckle_noise(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Normal noise in proportion to the light."""
+    std = (0.06, 0.10, 0.15, 0.20, 0.30)[severity - 1]
+    return images * (1 + std * normal(images.shape, images, generator))

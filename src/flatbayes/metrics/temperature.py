@@ -1,0 +1,81 @@
+"""Temperature scaling: one number that makes predictions more or less sharp (Guo et al., ICML 2017).
+
+p_T(c) is proportional to p(c)^(1 / T), where p is the *averaged* prediction of all networks (Ashukha et al., ICLR
+2020): accuracy stays, and predictions of different methods can be compared at their best sharpness. T minimises the
+NLL of validation examples, which is convex in 1 / T, so that bisection of its slope finds it exactly.
+"""
+
+import math
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from flatbayes.metrics.checks import checked_log_probs
+
+LOWEST, HIGHEST = 0.01, 100.0
+"""The temperatures that are searched."""
+
+
+def temperature_scaling(log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
+    """The temperature T that minimises -mean_i log p_T,i(y_i), between 0.01 and 100.
+
+    It is an end of this range where the NLL still falls there: the lower one where every prediction is right,
+    the upper one where the predictions are no better than chance. It is 1 where all of them are uniform.
+
+    Args:
+        log_probs: Log of the averaged probabilities, of validation examples; -inf stays -inf at every
+            temperature.
+        labels: Index of the true class.
+
+    Raises:
+        ValueError: Log probabilities or labels are not what they should be, or a label has probability 0.
+    """
+    log_probs, labels = checked_log_probs(log_probs, labels)
+    own = log_probs.gather(1, labels[:, None]).squeeze(1)
+    impossible = int((own == -math.inf).sum())
+    if impossible:
+        raise ValueError(
+            f"{impossible} labels have probability 0, so the NLL is infinite at every temperature. Pass log "
+            "probabilities computed by log_softmax and logsumexp, not the logarithm of rounded probabilities."
+        )
+    # Differences to the label's: the slope is a sum of small numbers where the predictions are extreme.
+    margins = log_probs - own[:, None]
+    spread = margins[margins.isfinite()].abs().max()
+    if float(spread) <= 1e-12:
+        return 1.0
+    low, high = 1 / HIGHEST, 1 / LOWEST
+    if _slope(margins, low) >= 0:
+        return HIGHEST
+    if _slope(margins, high) <= 0:
+        return LOWEST
+    while True:
+        middle = math.sqrt(low * high)
+        if not low < middle < high:
+            return 1 / middle
+        low, high = (middle, high) if _slope(margins, middle) < 0 else (low, middle)
+
+
+def tempered(log_probs: Float[Tensor, "examples classes"], temperature: float) -> Float[Tensor, "examples classes"]:
+    """Log probabilities at a temperature: log_softmax(log_probs / T), float64.
+
+    Args:
+        log_probs: Log probabilities.
+        temperature: Above 1 flattens, below 1 sharpens.
+
+    Raises:
+        ValueError: The temperature is not positive and finite.
+
+    Example:
+        >>> import torch
+        >>> tempered(torch.tensor([[0.8, 0.2]]).log(), 0.5).exp().round(decimals=3)
+        tensor([[0.9410, 0.0590]], dtype=torch.float64)
+    """
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"A temperature is positive and finite, got {temperature}. 1 changes nothing.")
+    return (log_probs.detach().double() / temperature).log_softmax(-1)
+
+
+def _slope(margins: Tensor, inverse: float) -> float:
+    """Derivative of the NLL by 1 / T: the mean over examples of sum_c p_T(c) (log p(c) - log p(y))."""
+    probs = (inverse * margins).softmax(-1)
+    return float((probs * margins.clamp_min(-1e300)).sum(-1).mean())

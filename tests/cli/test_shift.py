@@ -1,0 +1,132 @@
+"""`flatbayes shift`: the tables, the files, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from flatbayes.cli import main
+
+TINY = ["--model", "mlp", "--model.hidden", "[16]", "--epochs", "3", "--batch_size", "20", "--collect_from", "0",
+        "--draws", "2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    table = folder / "t.csv"
+    table.write_text("a,b,y\n" + "".join(f"{k % 7},{k % 5},{k % 2}\n" for k in range(200)))
+    swag = ["--posterior", "swag", "--posterior.rank", "2"]
+    for name, more in {
+        "digits": ["--data", "digits", "--data.train_size", "60", *swag],
+        "half": ["--data", "classsplit", "--data.train_size", "60", *swag],
+        "table": ["--data", str(table), "--data.target", "y", "--posterior", "point"],
+        "number": ["--data", "diabetes", "--posterior", "point"],
+    }.items():
+        assert main(["fit", *TINY, *more, "--out", str(folder / name)]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    monkeypatch.setenv("COLUMNS", "120")
+    for old in runs.glob("*/shift.*"):
+        old.unlink()
+    return runs
+
+
+def found(folder):
+    return json.loads((folder / "shift.json").read_text())
+
+
+def test_corruptions(here, capsys):
+    fitted = {p.name: p.read_bytes() for p in (here / "digits").iterdir()}
+    assert main(["shift", "digits", "--corruptions", "fog, shot_noise", "--severities", "[1,5]", "--draws", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "Temperature" in shown
+    assert "shot_noise" in shown
+    assert "shift.svg" in shown
+    assert "against" not in shown  # nothing from outside was named
+    results = found(here / "digits")
+    assert [(row["corruption"], row["severity"]) for row in results["corruptions"]] == [
+        ("clean", 0), ("fog", 1), ("fog", 5), ("shot_noise", 1), ("shot_noise", 5),
+    ]  # fmt: skip
+    assert results["run"]["posterior"] == "SWAG(rank=2)"
+    assert results["recalibrated"]["raw"]["nll"] == pytest.approx(results["corruptions"][0]["nll"])
+    assert "<svg" in (here / "digits" / "shift.svg").read_text()
+    assert {name: (here / "digits" / name).read_bytes() for name in fitted} == fitted
+
+
+def test_fifteen_by_default_on_some_examples(here):
+    assert main(["shift", "digits", "--severities", "[3]", "--draws", "1", "--examples", "20"]) == 0
+    results = found(here / "digits")
+    assert len(results["corruptions"]) == 16
+    assert results["examples"] == 20
+
+
+def test_the_classes_left_out_are_outside(here, capsys):
+    assert main(["shift", "half", "--corruptions", "none", "--draws", "2"]) == 0
+    assert "examples of the classes left out (positive) against 450 inside" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    results = found(here / "half")
+    assert "corruptions" not in results
+    assert results["ood"]["num_outside"] == 448
+    assert 0 <= results["ood"]["scores"]["entropy"]["auroc"] <= 1
+    assert not (here / "half" / "shift.svg").exists()
+
+
+def test_examples_from_outside_by_name_and_by_path(here):
+    images = torch.randint(0, 256, (30, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    np.savez(here / "foreign.npz", x=images.numpy(), y=np.arange(30) % 3)
+    for ood in ("foreign.npz", "digits"):
+        assert main(["shift", "half", "--corruptions", "none", "--draws", "2", "--ood", ood, "--examples", "5"]) == 0
+        results = found(here / "half")["ood"]
+        assert results["outside"] == ood
+        assert (results["num_inside"], results["num_outside"]) == (5, 5)
+
+
+def test_stored_images(here):
+    folder = here / "stored"
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "fog.npy", np.random.default_rng(0).integers(0, 17, (50, 8, 8, 1), dtype=np.uint8))
+    np.save(folder / "labels.npy", np.arange(10))
+    arguments = ["shift", "digits", "--corrupted", "stored", "--severities", "[2]", "--draws", "1"]
+    assert main([*arguments, "--corruptions", "all"]) == 0
+    results = found(here / "digits")
+    assert [row["corruption"] for row in results["corruptions"]] == ["clean", "fog"]
+    assert results["corrupted_images"] == "files"
+
+
+def test_tables_have_a_temperature(here):
+    assert main(["shift", "table", "--draws", "1"]) == 0
+    assert found(here / "table")["recalibrated"]["temperature"] > 0
+
+
+BAD = [
+    (["shift", "nowhere"], "holds no run"),
+    (["shift", "digits", "--corruptions", "fog,rain"], "Unknown corruption 'rain' for images of the shape (1, 8, 8)"),
+    (["shift", "digits", "--corruptions", "saturate"], "Unknown corruption 'saturate'"),
+    (["shift", "digits", "--severities", "[0]"], "--severities are numbers from 1 to 5"),
+    (["shift", "digits", "--severities", "[]"], "--severities are numbers from 1 to 5"),
+    (["shift", "digits", "--draws", "0"], "at least 1 draw"),
+    (["shift", "digits", "--examples", "0"], "--examples must be at least 1"),
+    (["shift", "digits", "--ood", "nonsense"], "Unknown data 'nonsense'"),
+    (["shift", "digits", "--ood", "t.csv"], "target"),
+    (["shift", "digits", "--corruptions", "none", "--ood", "diabetes"], "(10,), and those inside (1, 8, 8)"),
+    (["shift", "digits", "--corrupted", "nowhere"], "no corrupted images in nowhere"),
+    (["shift", "table", "--corruptions", "fog"], "the inputs of this run are 2 features"),
+    (["shift", "number"], "classifications"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a[1:]) for a, _ in BAD])
+def test_bad_input_says_what_to_do_and_writes_nothing(here, capsys, arguments, message):
+    before = sorted(here.rglob("*"))
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert sorted(here.rglob("*")) == before
