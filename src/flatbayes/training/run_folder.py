@@ -18,6 +18,8 @@ OTHER_FILES = (
     "shift.json",
     "shift.svg",
     "diagnosis.json",
+    "plane.svg",
+    "slices.svg",
     "certificate.json",
     "tuned.yaml",
     "study.db",

@@ -1,0 +1,113 @@
+"""`flatbayes diagnose`: the table, the files, and what it refuses."""
+
+import json
+
+import pytest
+
+from flatbayes.cli import main
+from flatbayes.cli.diagnose import spread
+
+TINY = ["--data", "digits", "--data.train_size", "60", "--model", "mlp",
+        "--epochs", "3", "--batch_size", "20", "--collect_from", "0", "--draws", "2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    swag = ["--posterior", "swag", "--posterior.rank", "2"]
+    for name, more in {
+        "plain": [*swag, "--model.hidden", "[5]", "--flatness", "plain"],
+        "flat": [*swag, "--model.hidden", "[5]", "--flatness.rho", "0.2"],
+        "wide": ["--posterior", "point", "--model.hidden", "[6]"],
+        "later": ["--posterior", "point", "--model.hidden", "[5]", "--seed", "1"],
+        "other": ["--posterior", "point", "--model.hidden", "[5]", "--data.train_size", "50"],
+    }.items():
+        assert main(["fit", *TINY, *more, "--out", str(folder / name)]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    monkeypatch.setenv("COLUMNS", "200")
+    return runs
+
+
+def test_one_run(here, capsys):
+    files = {p.name: p.read_bytes() for p in (here / "flat").iterdir() if p.name.startswith("posterior")}
+    assert main(["diagnose", "flat", "--draws", "3", "--examples", "40", "--rho", "0.1"]) == 0
+    shown = capsys.readouterr().out
+    assert "Loss of 40 of 60 train examples, rho = 0.1" in shown
+    assert "worst" in shown
+    assert "3 draws" in shown
+    found = json.loads((here / "flat" / "diagnosis.json").read_text())
+    assert found["part"] == "train"
+    assert found["num_examples"] == 40
+    run = found["runs"]["flat"]
+    assert (run["posterior"], run["flatness"], run["seed"]) == ("SWAG(rank=2)", "SAM(rho=0.2)", 0)
+    assert run["probe"]["rho"] == 0.1
+    assert len(run["draws"]) == 3
+    assert [row["measure"] for row in run["rows"]] == [
+        "loss", "gradient_norm", "one_step", "worst", "average", "adaptive",
+    ]  # fmt: skip
+    assert not list((here / "flat").glob("*.svg"))
+    assert files == {name: (here / "flat" / name).read_bytes() for name in files}
+
+
+def test_twins_side_by_side_with_hessian_and_landscape(here, capsys, tmp_path):
+    command = ["diagnose", "plain", "flat", "--draws", "2", "--hessian", "--landscape", "--steps", "3",
+               "--part", "val", "--out", str(tmp_path / "out")]  # fmt: skip
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "val examples" in shown
+    assert "x Plain" in shown
+    assert "x SAM(rho=0.2)" in shown
+    assert "top_eigenvalue" in shown
+    assert "Hessian by double backward" in shown
+    out = tmp_path / "out"
+    assert {p.name for p in out.iterdir()} == {"diagnosis.json", "plane.svg", "slices.svg"}
+    found = json.loads((out / "diagnosis.json").read_text())
+    assert list(found["runs"]) == ["plain", "flat"]
+    plane = found["landscape"]["plane"]
+    assert list(plane["points"]) == ["plain", "flat"]
+    assert len(plane["losses"]) == 3
+    assert len(found["landscape"]["slices"]["flat"]) == 5
+    assert main(command) == 0  # again, over the same files
+    again = json.loads((out / "diagnosis.json").read_text())
+    assert again == found
+
+
+def test_runs_of_other_seeds_are_told_whose_examples_these_are(here, capsys, tmp_path):
+    assert main(["diagnose", "plain", "later", "--draws", "1", "--out", str(tmp_path)]) == 0
+    assert "The examples are those of plain" in capsys.readouterr().out
+    assert main(["diagnose", "plain", "later", "--draws", "1", "--part", "test", "--out", str(tmp_path)]) == 0
+    assert "The examples are those of" not in capsys.readouterr().out
+
+
+def test_a_spread_needs_two():
+    assert spread(0.123456, float("nan")) == "0.123"
+    assert spread(0.123456, 0.0456) == "0.123 ± 0.05"
+
+
+BAD = [
+    (["diagnose"], "folders"),
+    (["diagnose", "nowhere"], "holds no run"),
+    (["diagnose", "plain", "plain"], "named twice"),
+    (["diagnose", "plain", "other"], "fitted to other data"),
+    (["diagnose", "plain", "wide", "--landscape"], "networks of equal shapes"),
+    (["diagnose", "plain", "--rho", "-1"], "radius of a ball"),
+    (["diagnose", "plain", "--draws", "0"], "at least 1 draw"),
+    (["diagnose", "plain", "--examples", "0"], "--examples must be at least 1"),
+    (["diagnose", "plain", "--steps", "1", "--landscape"], "at least 2 steps"),
+    (["diagnose", "plain", "--part", "all"], "part"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a[0][-2:]) for a in BAD])
+def test_bad_input(here, capsys, arguments, message):
+    before = {p: p.stat().st_mtime_ns for p in here.rglob("*")}
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert {p: p.stat().st_mtime_ns for p in here.rglob("*")} == before

@@ -1,0 +1,191 @@
+"""Products, eigenvalues and trace, against the Hessian written down."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from flatbayes.core.weights import flatten, unflatten
+from flatbayes.diagnostics import HessianProducts, LossSurface, curvature, hutchinson, largest_eigenvalues
+from flatbayes.diagnostics.hessian import central_difference, dense
+from support import batch, network
+
+
+class Tied(nn.Module):
+    """One matrix used in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(64, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(self.second(torch.tanh(self.first(x))).flatten(1))
+
+
+class Attention(nn.Module):
+    """Fused attention, which cannot be differentiated twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.project, self.last = nn.Linear(8, 12), nn.Linear(32, 3)
+
+    def forward(self, x):
+        query, key, value = self.project(x).split(4, -1)
+        return self.last(F.scaled_dot_product_attention(query, key, value).flatten(1))
+
+
+def small(norm):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Tanh(), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(16, 3))
+
+
+def surface_of(name):
+    torch.manual_seed(0)
+    model = {
+        "no norm": lambda: small(nn.Identity()),
+        "batch norm": lambda: small(nn.BatchNorm2d(4)),
+        "group norm": lambda: small(nn.GroupNorm(2, 4)),
+        "tied": Tied,
+    }[name]().double()
+    return LossSurface(model, F.cross_entropy, [batch(0, dtype=torch.float64), batch(1, size=7, dtype=torch.float64)])
+
+
+def written_down(surface):
+    """The Hessian by torch's own forward-over-reverse, or reverse twice, of one flat vector."""
+    names = [name for name, _ in surface.model.named_parameters()]
+    inputs = torch.cat([x for x, _ in surface.batches])
+    targets = torch.cat([y for _, y in surface.batches])
+
+    def loss(vector):
+        params = dict(zip(names, unflatten(vector, surface.params), strict=True))
+        return F.cross_entropy(functional_call(surface.model, params, (inputs,)), targets)
+
+    surface.model.eval()
+    return torch.autograd.functional.hessian(loss, flatten(surface.params))
+
+
+NAMES = ["no norm", "batch norm", "group norm", "tied"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_eigenvalues_are_those_of_the_hessian_written_down(name):
+    surface = surface_of(name)
+    exact = written_down(surface)
+    products = HessianProducts(surface)
+    assert products.method == "double backward"
+    assert surface.num_params > 64  # so that it is Lanczos
+    expected = torch.linalg.eigvalsh(exact).flip(0)[:4].tolist()
+    assert largest_eigenvalues(products, 4, tolerance=1e-12) == pytest.approx(expected, rel=1e-9)
+    vector = torch.randn(len(exact), dtype=torch.float64)
+    torch.testing.assert_close(products.vector(vector), exact @ vector, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trace_is_within_its_error(name):
+    surface = surface_of(name)
+    exact = float(written_down(surface).trace())
+    trace, error = hutchinson(HessianProducts(surface), 300)
+    assert abs(trace - exact) < 4 * error
+    assert error < 0.3 * abs(exact)
+
+
+def quadratic(matrix):
+    matrix = torch.as_tensor(matrix, dtype=torch.float64)
+    model = nn.Linear(len(matrix), 1, bias=False).double()
+    model.forward = lambda _: model.weight[0]
+    return LossSurface(model, lambda w, _: w @ matrix @ w / 2 + w.sum(), [(torch.zeros(2, 1), torch.zeros(2))])
+
+
+def test_of_a_diagonal_quadratic_everything_is_exact():
+    values = torch.arange(-3.0, 7.0)
+    found = curvature(quadratic(torch.diag(values)), 3, 5)
+    assert found.eigenvalues == pytest.approx((6, 5, 4))
+    assert found.trace == pytest.approx(15)
+    assert found.trace_error == pytest.approx(0, abs=1e-12)
+    assert found.method == "double backward"
+    assert largest_eigenvalues(HessianProducts(quadratic(torch.eye(3))), 9) == pytest.approx((1, 1, 1))
+
+
+def test_error_of_the_trace_is_that_of_random_signs():
+    root = torch.randn(9, 9, dtype=torch.float64)
+    matrix = root @ root.T
+    surface = quadratic(matrix)
+    trace, error = hutchinson(HessianProducts(surface), 3000)
+    off = matrix - torch.diag(matrix.diag())
+    assert error == pytest.approx(float((2 * off.square().sum() / 3000).sqrt()), rel=0.05)
+    assert abs(trace - matrix.trace()) < 4 * error
+    assert hutchinson(HessianProducts(surface), 10, seed=1) != hutchinson(HessianProducts(surface), 10, seed=2)
+
+
+def test_a_loss_linear_in_the_weights_has_none():
+    model = nn.Linear(3, 1).double()
+    surface = LossSurface(model, lambda out, _: out.mean(), [(torch.ones(2, 3).double(), torch.ones(2))])
+    assert curvature(surface, 2, 2).eigenvalues == (0, 0)
+
+
+def test_central_differences_agree_with_double_backward():
+    surface = surface_of("group norm")
+    direction = [torch.randn_like(p) for p in surface.params]
+    exact = flatten(surface.double_backward(direction))
+    torch.testing.assert_close(flatten(central_difference(surface, direction)), exact, rtol=1e-6, atol=1e-7)
+    small = [1e-3 * tensor for tensor in direction]
+    torch.testing.assert_close(flatten(central_difference(surface, small)), 1e-3 * exact, rtol=1e-6, atol=1e-10)
+    zero = [torch.zeros_like(p) for p in surface.params]
+    assert flatten(central_difference(surface, zero)).norm() == 0
+
+
+def attention_surface():
+    torch.manual_seed(0)
+    data = [(x.view(-1, 1, 8, 8), y) for x, y in [batch(0, dtype=torch.float64), batch(1, dtype=torch.float64)]]
+    return LossSurface(Attention().double(), F.cross_entropy, data)
+
+
+def test_where_double_backward_is_missing_differences_step_in_and_say_so():
+    surface = attention_surface()
+    found = curvature(surface, 2, 100)
+    assert found.method.startswith("central differences of gradients, since there is no double backward: ")
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        exact = curvature(surface, 2, 100)
+        assert exact.method == "double backward"
+    assert found.eigenvalues == pytest.approx(exact.eigenvalues, rel=1e-4)
+    assert found.trace == pytest.approx(exact.trace, rel=1e-5)
+
+
+def test_other_errors_are_not_swallowed():
+    def loss(outputs, targets):
+        raise RuntimeError("of one's own")
+
+    with pytest.raises(RuntimeError, match="of one's own"):
+        HessianProducts(LossSurface(network(), loss, [batch()]))
+
+
+def test_small_ones_are_written_down_and_symmetric():
+    matrix = torch.tensor([[2.0, 1.0], [1.0, -3.0]]).double()
+    torch.testing.assert_close(dense(HessianProducts(quadratic(matrix))), matrix)
+
+
+def test_float32_networks_keep_most_digits():
+    surface = surface_of("batch norm")
+    exact = curvature(surface, 2, 10)
+    surface.model.float()
+    rounded = LossSurface(surface.model, F.cross_entropy, [(x.float(), y) for x, y in surface.batches])
+    assert curvature(rounded, 2, 10).eigenvalues == pytest.approx(exact.eigenvalues, rel=1e-3)
+
+
+def test_without_scipy_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
+    with pytest.raises(ImportError, match=r"pip install 'flatbayes\[compare\]'"):
+        largest_eigenvalues(HessianProducts(surface_of("no norm")))
+
+
+def test_refuses_what_makes_no_sense():
+    products = HessianProducts(quadratic(torch.eye(2)))
+    with pytest.raises(ValueError, match="at least 2 probes, got 1"):
+        hutchinson(products, 1)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        largest_eigenvalues(products, 0)
+    with pytest.raises(RuntimeError, match="not finite"):
+        largest_eigenvalues(HessianProducts(quadratic(torch.full((2, 2), torch.inf))))

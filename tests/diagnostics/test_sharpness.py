@@ -1,0 +1,211 @@
+"""Gaps in a ball, against quadratics whose maximum is known."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flatbayes.diagnostics import (
+    LossSurface,
+    Probe,
+    adaptive_gap,
+    average_gap,
+    network_sharpness,
+    one_step_gap,
+    worst_gap,
+)
+from flatbayes.diagnostics.sharpness import climb, sphere_point
+from flatbayes.flatness.sam import euclidean_offset
+from flatbayes.theory import quadratic_worst_loss
+from flatbayes.theory.quadratic import worst_offset
+from support import batch, network
+
+
+class Weights(nn.Module):
+    """Weights that are the output, whatever the input; in two tensors."""
+
+    def __init__(self, values):
+        super().__init__()
+        values = torch.as_tensor(values, dtype=torch.float64)
+        self.head, self.tail = nn.Parameter(values[:1].clone()), nn.Parameter(values[1:].clone())
+
+    def forward(self, x):
+        return torch.cat([self.head, self.tail])
+
+
+def quadratic(values, hessian):
+    """L(w) = wᵀ A w / 2, in two batches of unequal size."""
+    hessian = torch.as_tensor(hessian, dtype=torch.float64)
+    return LossSurface(
+        Weights(values), lambda w, _: w @ hessian @ w / 2, [(torch.zeros(n, 1), torch.zeros(n)) for n in (3, 1)]
+    )
+
+
+def random_hessian(size, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    return root @ root.T
+
+
+@pytest.mark.parametrize("rho", [0.0, 1e-4, 0.05, 2.0])
+def test_isotropic_quadratic(rho):
+    a, w = 3.0, torch.tensor([0.3, -0.4, 1.2, 0.0], dtype=torch.float64)
+    surface = quadratic(w, a * torch.eye(4))
+    expected = a * rho * float(w.norm()) + a * rho**2 / 2
+    assert one_step_gap(surface, rho) == pytest.approx(expected, rel=1e-10, abs=1e-15)
+    assert worst_gap(surface, rho) == pytest.approx(expected, rel=1e-10, abs=1e-15)
+    average, error = average_gap(surface, rho)
+    assert average == pytest.approx(a * rho**2 / 2, rel=1e-6, abs=1e-15)
+    assert error == pytest.approx(0, abs=1e-15)
+
+
+def test_re_aimed_ascents_reach_the_trust_region_optimum():
+    w, rho = torch.tensor([0.3, -0.7], dtype=torch.float64), 0.4
+    hessian = torch.tensor([[5.0, 1.0], [1.0, 0.5]], dtype=torch.float64)
+    surface = quadratic(w, hessian)
+    assert surface.loss() == pytest.approx(0.1375)
+    assert one_step_gap(surface, rho) == pytest.approx(0.8467625231333479 - 0.1375, abs=1e-12)
+    exact = quadratic_worst_loss(w, hessian, rho) - surface.loss()
+    assert exact == pytest.approx(0.8667240270908724 - 0.1375, abs=1e-12)
+    found = worst_gap(surface, rho, ascent_steps=5, random_starts=0)
+    assert exact - 1e-10 < found <= exact + 1e-15
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_lower_bound_that_more_effort_raises(seed):
+    hessian = random_hessian(8, seed)
+    w = torch.randn(8, generator=torch.Generator().manual_seed(seed)).double() / 10
+    surface = quadratic(w, hessian)
+    exact = quadratic_worst_loss(w, hessian, 0.3) - surface.loss()
+    found = [worst_gap(surface, 0.3, steps, random_starts=1) for steps in (1, 2, 4, 8, 500)]
+    assert found == sorted(found)
+    assert found[-1] == pytest.approx(exact, rel=1e-10)
+    assert all(gap <= exact * (1 + 1e-12) for gap in found)
+    assert found[0] >= one_step_gap(surface, 0.3) * (1 - 1e-12)
+
+
+def test_random_starts_leave_a_point_without_slope():
+    hessian = torch.diag(torch.tensor([1.0, 5.0, 2.0]).double())
+    surface = quadratic(torch.zeros(3), hessian)
+    assert one_step_gap(surface, 0.2) == 0
+    assert worst_gap(surface, 0.2, random_starts=0) == 0
+    assert worst_gap(surface, 0.2, 60, random_starts=1) == pytest.approx(5 * 0.2**2 / 2, rel=1e-10)
+
+
+def test_at_a_maximum_nothing_rises():
+    surface = quadratic([0.01, 0.0], -torch.eye(2))
+    assert one_step_gap(surface, 0.5) < 0
+    assert worst_gap(surface, 0.5) == 0
+    found = network_sharpness(surface, Probe(rho=0.5))
+    assert found.one_step < 0 == found.worst
+
+
+def test_average_case_is_the_trace():
+    hessian = random_hessian(6)
+    surface = quadratic(torch.ones(6), hessian)
+    rho = 0.7
+    found, error = average_gap(surface, rho, directions=4000)
+    exact = rho**2 / (2 * 6) * float(hessian.trace())
+    assert abs(found - exact) < 4 * error
+    assert error < 0.02 * exact
+    # of one direction, (e A e) / 2 has variance rho⁴ / 4 * 2 (P tr A² - (tr A)²) / (P² (P + 2))
+    variance = rho**4 / 4 * 2 * (6 * hessian.square().sum() - hessian.trace() ** 2) / (36 * 8)
+    assert error == pytest.approx(math.sqrt(variance / 4000), rel=0.05)
+
+
+def test_average_case_takes_the_slope_out():
+    surface = quadratic(1e3 * torch.ones(6), torch.eye(6))
+    found, error = average_gap(surface, 0.1, directions=3)
+    assert found == pytest.approx(0.005, rel=1e-4)
+    assert error < 1e-6
+
+
+def test_adaptive_case_is_a_quadratic_in_relative_weights():
+    hessian = random_hessian(5, 3)
+    w = torch.tensor([0.5, -2.0, 0.1, 1.0, 0.0]).double()
+    surface, scale = quadratic(w, hessian), torch.diag(w.abs())
+    slope, bend = scale @ hessian @ w, scale @ hessian @ scale
+    u = worst_offset(slope, bend, 0.6)
+    exact = float(slope @ u + u @ bend @ u / 2)
+    assert adaptive_gap(surface, 0.6, 500) == pytest.approx(exact, rel=1e-10)
+    assert adaptive_gap(surface, 0.0) == 0
+
+
+def test_adaptive_case_does_not_see_a_rescaling_of_layers():
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    data = [(torch.randn(20, 4).double(), torch.randint(0, 3, (20,)))]
+    before = LossSurface(model, F.cross_entropy, data)
+    found = adaptive_gap(before, 0.3), worst_gap(before, 0.3)
+    with torch.no_grad():
+        for param, factor in zip(model.parameters(), (8, 8, 1 / 8, 1), strict=True):
+            param.mul_(factor)
+    after = LossSurface(model, F.cross_entropy, data)
+    assert adaptive_gap(after, 0.3) == pytest.approx(found[0], rel=1e-9)
+    assert abs(worst_gap(after, 0.3) / found[1] - 1) > 0.1
+
+
+def test_ascents_of_a_convex_loss_rise_monotonically():
+    surface = quadratic(torch.ones(8) / 10, random_hessian(8))
+    losses = climb(surface, lambda g: euclidean_offset(g, 0.3), None, 12)
+    assert losses == sorted(losses)
+    assert len(losses) == 13
+
+
+def test_points_of_the_sphere_are_the_same_for_equal_shapes():
+    surface, other = quadratic(torch.zeros(4), torch.eye(4)), quadratic(torch.ones(4), torch.eye(4))
+    one, two = sphere_point(surface, 0.3, 7, 1), sphere_point(other, 0.3, 7, 1)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert torch.cat(one).norm() == pytest.approx(0.3, rel=1e-12)
+    assert not torch.equal(one[1], sphere_point(surface, 0.3, 7, 2)[1])
+    assert not torch.equal(one[1], sphere_point(surface, 0.3, 8, 1)[1])
+
+
+def test_all_measures_of_a_network_at_once():
+    surface = LossSurface(network(torch.float64), F.cross_entropy, [batch(dtype=torch.float64)])
+    probe = Probe(rho=0.1, adaptive_rho=0.2, ascent_steps=3, random_starts=1, directions=4, seed=3)
+    found = network_sharpness(surface, probe)
+    loss, grads = surface.gradient()
+    assert found.loss == loss
+    assert found.gradient_norm == pytest.approx(float(torch.cat([g.flatten() for g in grads]).norm()), rel=1e-12)
+    assert found.one_step == one_step_gap(surface, 0.1)
+    assert found.worst == worst_gap(surface, 0.1, 3, 1, 3) >= found.one_step > 0
+    assert (found.average, found.average_error) == average_gap(surface, 0.1, 4, 3)
+    assert found.adaptive == adaptive_gap(surface, 0.2, 3, 1, 3) > 0
+    assert found == network_sharpness(surface, probe)
+    assert found.one_step == pytest.approx(0.1 * found.gradient_norm, rel=0.5)  # the first order of it
+
+
+def test_a_loss_that_explodes_is_infinitely_sharp():
+    model = Weights([1.0, 1.0])
+    surface = LossSurface(model, lambda w, _: torch.log(1.05 - w).sum().neg(), [(torch.zeros(1), torch.zeros(1))])
+    assert worst_gap(surface, 0.5) == math.inf
+    with torch.no_grad():
+        model.head.fill_(2.0)
+    with pytest.raises(ValueError, match="loss is nan at the weights themselves"):
+        network_sharpness(surface)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rho": -1.0}, "rho is the radius of a ball"),
+        ({"adaptive_rho": math.inf}, "rho is the radius of a ball"),
+        ({"ascent_steps": 0}, "ascent_steps must be at least 1, got 0"),
+        ({"random_starts": -1}, "random_starts must be at least 0"),
+        ({"directions": 1}, "directions must be at least 2"),
+        ({"eigenvalues": 0}, "eigenvalues must be at least 1"),
+        ({"trace_probes": 1}, "trace_probes must be at least 2"),
+    ],
+)
+def test_probes_that_make_no_sense(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Probe(**arguments)
+
+
+@pytest.mark.parametrize("gap", [one_step_gap, worst_gap, adaptive_gap, average_gap])
+def test_radii_that_are_none(gap):
+    with pytest.raises(ValueError, match="rho is the radius of a ball"):
+        gap(quadratic([1.0, 2.0], torch.eye(2)), -0.1)
