@@ -106,7 +106,6 @@ def example_gradients(
         inputs: One batch.
         directions: For each example some vectors of the size of its outputs.
     """
-
     # Inside torch.func gradients are on, and parameters of no interest would be followed too.
     constants = {name: param.detach() for name, param in model.named_parameters()}
 

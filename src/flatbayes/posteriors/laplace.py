@@ -61,7 +61,7 @@ class Laplace(Posterior):
             evidence by Laplace's method after training (`evidence`); with the latter training needs no prior.
         temperature: Divides the log likelihood, not the log prior; with the weight decay held fixed the covariance
             is proportional to it. One is Bayes, and suits regression. Classifiers that fit their training data
-            perfectly leave next to no curvature, and one is far too wide for them: 0.03 for `last_layer` and 0.003
+            perfectly leave next to no curvature, and one is far too wide for them: 0.03 for `last_layer` and 0.001
             for the others are where to start, before choosing on validation data.
     """
 
@@ -134,9 +134,14 @@ class Laplace(Posterior):
         """Take the curvature of the loss over all examples, and with it choose the prior's precision if asked to.
 
         Raises:
-            ValueError: There are no examples, or the evidence has no maximum.
+            ValueError: There are no examples, there is no prior, or the evidence has no maximum.
         """
         found, basis, seen = state.statistics, eigenbasis(self.structure, state.model), 0
+        if self.tune == "none" and found["prior_precision"] <= 0:
+            raise ValueError(
+                "Laplace does not know the prior: this state began without an optimizer, whose weight decay it might "
+                "have been. Set prior_precision, or let the data choose with tune='evidence'."
+            )
         weights = flatten(list(basis.params.values()))
 
         def pieces() -> Iterator[tuple[Tensor, Tensor]]:
@@ -194,7 +199,7 @@ class Laplace(Posterior):
         decays = {float(group.get("weight_decay", 0.0)) for group in optimizer.param_groups}
         if len(decays) > 1 or max(decays) <= 0:
             raise ValueError(
-                f"Laplace needs one prior for all weights, and the optimizer has weight_decay="
+                "Laplace needs one prior for all weights, and the optimizer has weight_decay="
                 f"{' and '.join(map(str, sorted(decays)))}. Give it one positive weight_decay, or leave that out and "
                 "set prior_precision, or let the data choose with tune='evidence'."
             )
