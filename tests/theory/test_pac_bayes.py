@@ -19,6 +19,7 @@ from flatbayes.theory import (
     prior_scales,
     sharpness_bound,
 )
+from flatbayes.theory.pac_bayes import BETS, certificate_of_draws, held_out_bound, mean_bound
 
 probability = st.floats(0, 1, allow_subnormal=False)
 
@@ -336,3 +337,93 @@ def test_bad_input_says_what_is_wrong(call, message):
 def test_certificate_is_a_probability_above_what_was_seen(error, divergence, n, draws):
     found = certificate(error, draws, divergence, n, 0.05, 0.01)
     assert error <= found.gibbs_error <= found.bound <= 1
+
+
+# ---- bounds from the draws themselves
+
+
+def test_mean_bound_of_equal_values_is_the_root():
+    m, delta, x = 200, 0.05, 0.1
+
+    def capital(mean):
+        return sum((1 + bet * (mean - x)) ** m for bet in BETS) / len(BETS) - 1 / delta
+
+    expected = brentq(capital, x, 1, xtol=1e-14)
+    assert mean_bound(torch.full((m,), x), delta) == pytest.approx(expected, rel=1e-6)  # x in float32
+    assert mean_bound(torch.full((m,), x, dtype=torch.float64), delta) == pytest.approx(expected, rel=1e-12)
+
+
+@given(st.lists(probability, min_size=1, max_size=30), st.floats(0.001, 0.9))
+@settings(max_examples=50)
+def test_mean_bound_lies_above_the_mean_and_grows_with_the_values(values, delta):
+    values = torch.tensor(values, dtype=torch.float64)
+    bound = mean_bound(values, delta)
+    assert float(values.mean()) - 1e-12 <= bound <= 1
+    assert mean_bound(values.sqrt(), delta) >= bound - 1e-12
+    assert mean_bound(values, delta / 2) >= bound
+    assert mean_bound(values.repeat(20), delta) <= bound
+
+
+@pytest.mark.parametrize("make", ["coin", "beta", "narrow"])
+def test_mean_bound_fails_no_more_often_than_it_may(make):
+    generator = torch.Generator().manual_seed(3)
+    u = torch.rand(250, 60, generator=generator, dtype=torch.float64)
+    values, mean = {
+        "coin": ((u < 0.03).double(), 0.03),
+        "beta": (u**4, 1 / 5),
+        "narrow": (0.02 + 0.001 * u, 0.0205),
+    }[make]
+    failed = sum(mean_bound(row, 0.2) < mean for row in values)
+    assert failed <= 250 * 0.2
+
+
+def test_mean_bound_is_sharper_where_draws_hardly_differ():
+    errors = 0.02 + 0.003 * torch.randn(1000, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    ours, theirs = mean_bound(errors, 0.01), gibbs_error_bound(float(errors.mean()), 1000, 0.01)
+    assert ours - 0.02 == pytest.approx(math.log(len(BETS) / 0.01) / 1000, rel=0.1)
+    assert ours - 0.02 < 0.4 * (theirs - 0.02)
+
+
+@pytest.mark.parametrize("values", [[], [0.1, 1.1], [-0.1], [float("nan")]])
+def test_mean_bound_refuses_what_is_no_loss(values):
+    with pytest.raises(ValueError, match="values must be at least one number between 0 and 1"):
+        mean_bound(torch.tensor(values), 0.1)
+
+
+def test_held_out_bound_holds_for_a_coin_and_is_the_root():
+    bound = held_out_bound(0.1, 50, 0.05)
+    assert binary_kl(0.1, bound) == pytest.approx(math.log(20) / 50)
+    # The exact probability of k or fewer errors, at the largest error rate that the bound allows.
+    assert all(binom.cdf(k, 50, held_out_bound(k / 50, 50, 0.05)) <= 0.05 for k in range(50))
+    with pytest.raises(ValueError, match="num_data must be at least 1"):
+        held_out_bound(0.1, 0, 0.05)
+    with pytest.raises(ValueError, match="delta is a probability"):
+        held_out_bound(0.1, 10, 0.0)
+
+
+def test_certificate_of_draws_is_made_of_its_two_steps():
+    errors = torch.linspace(0.1, 0.2, 11, dtype=torch.float64)
+    found = certificate_of_draws(errors, 3.0, 100, 0.05, 0.01)
+    assert (found.num_draws, found.kl, found.num_data, found.delta, found.delta_mc) == (11, 3.0, 100, 0.05, 0.01)
+    assert found.empirical_error == pytest.approx(0.15)
+    assert found.gibbs_error == mean_bound(errors, 0.01)
+    assert found.complexity == pytest.approx((3 + math.log(2 * 10 / 0.05)) / 100)
+    assert found.bound == inverse_kl(found.gibbs_error, found.complexity)
+    assert found.confidence == pytest.approx(0.94)
+
+
+def test_certificate_of_draws_is_monotone():
+    errors = torch.linspace(0.1, 0.2, 101, dtype=torch.float64)
+
+    def bound(errors=errors, kl=3.0, num_data=100, delta=0.05, delta_mc=0.01):
+        return certificate_of_draws(errors, kl, num_data, delta, delta_mc).bound
+
+    assert bound(errors=errors + 0.01) > bound()
+    assert bound(kl=4.0) > bound()
+    assert bound(num_data=110) < bound()
+    assert bound(delta=0.04) > bound()
+    assert bound(delta_mc=0.005) > bound()
+    with pytest.raises(ValueError, match="kl is a divergence"):
+        bound(kl=-1.0)
+    with pytest.raises(ValueError, match="must be below 1"):
+        bound(delta=0.9, delta_mc=0.2)

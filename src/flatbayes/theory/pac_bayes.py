@@ -2,7 +2,8 @@
 
 First Theorem B, the bound that explains why the loss may be replaced by the worst loss in a ball; it is vacuous for
 real networks. Then a certificate that is not: the PAC-Bayes-kl bound (Langford & Seeger 2001; Maurer 2004) for the
-networks drawn from a Gaussian posterior, with the Monte-Carlo step of Pérez-Ortiz et al. (JMLR 2021).
+networks drawn from a Gaussian posterior, with the Monte-Carlo step of Pérez-Ortiz et al. (JMLR 2021) or a sharper
+one by betting (Waudby-Smith & Ramdas, JRSS B 2024).
 """
 
 import math
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+BETS = (1.0, 0.3, 0.1, 0.03, 0.01)
+"""Stakes that `mean_bound` spreads its capital over: the smaller the spread of the values, the larger wins."""
 
 
 def sharpness_bound(norm_squared: float, rho: float, num_params: int, num_data: int, delta: float) -> float:
@@ -200,6 +204,61 @@ def gibbs_error_bound(empirical_error: float, num_draws: int, delta_mc: float) -
     return inverse_kl(empirical_error, math.log(2 / delta_mc) / num_draws)
 
 
+def mean_bound(values: Float[Tensor, " draws"], delta: float) -> float:
+    """Upper bound on the mean of independent values in [0, 1], which is sharp where they hardly differ.
+
+    Whoever bets a share λ of a capital of 1 that each next value falls short of the mean μ ends with
+    Π_i (1 + λ (μ - x_i)) >= 0, of expectation 1; so, by Markov, the average over K shares exceeds 1/δ with
+    probability at most δ. It increases with μ, and the bound is the μ at which it reaches 1/δ, by bisection. For
+    values of mean x̄ and small variance v it is about x̄ + log(K/δ)/m + v/2, where kl⁻¹(x̄, log(1/δ)/m) is off by
+    a multiple of √(x̄ log(1/δ)/m).
+
+    Source: Waudby-Smith & Ramdas (JRSS B 2024), section 4, with constant bets.
+
+    Args:
+        values: x_1 .. x_m.
+        delta: Probability that the bound fails.
+    """
+    values = values.double()
+    if values.numel() == 0 or not bool(((values >= 0) & (values <= 1)).all()):
+        raise ValueError(
+            f"values must be at least one number between 0 and 1, got {values.numel()} of them"
+            + (f" from {float(values.min())} to {float(values.max())}." if values.numel() else ".")
+        )
+    _check_delta("delta", delta)
+    bets = torch.tensor(BETS, dtype=torch.float64, device=values.device)[:, None]
+    allowed = math.log(len(BETS) / delta)
+
+    def log_capital(mean: float) -> float:
+        return float(torch.log1p(bets * (mean - values)).sum(1).logsumexp(0))
+
+    low, high = 0.0, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        if log_capital(middle) <= allowed:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def held_out_bound(empirical_error: float, num_data: int, delta: float) -> float:
+    """Upper bound on the error on new data of one network, from examples it has not seen: kl⁻¹(ê, log(1/δ)/n).
+
+    Chernoff's bound (Langford, JMLR 2005): no prior and no draws; it is what a certificate is to be measured
+    against.
+
+    Args:
+        empirical_error: ê, mean over the sample of an error in [0, 1].
+        num_data: n.
+        delta: Probability over the sample that the bound fails.
+    """
+    _check_probability("empirical_error", empirical_error)
+    if num_data < 1:
+        raise ValueError(f"num_data must be at least 1, got {num_data}.")
+    _check_delta("delta", delta)
+    return inverse_kl(empirical_error, math.log(1 / delta) / num_data)
+
+
 @dataclass(frozen=True)
 class Certificate:
     """A bound on the error rate of the Gibbs predictor on new data, and all it was made of.
@@ -260,6 +319,39 @@ def certificate(
         delta_mc: Probability δ' over the draws that it fails.
     """
     gibbs_error = gibbs_error_bound(empirical_error, num_draws, delta_mc)
+    return _certificate(empirical_error, num_draws, gibbs_error, kl, num_data, delta, delta_mc)
+
+
+def certificate_of_draws(
+    errors: Float[Tensor, " draws"], kl: float, num_data: int, delta: float, delta_mc: float
+) -> Certificate:
+    """The same promise as `certificate`, from the error of every draw.
+
+    It is kl⁻¹(ē, (KL(Q || P) + log(2√n/δ)) / n), where ē is the `mean_bound` of the draws. The errors of networks on
+    a whole sample differ by little, so fewer draws do. All that `certificate` rests on holds here too; errors may be
+    any losses in [0, 1].
+
+    Args:
+        errors: Mean error of each of the m draws on the sample.
+        kl: KL(Q || P), in nats.
+        num_data: n.
+        delta: Probability δ over the sample that the bound fails.
+        delta_mc: Probability δ' over the draws that it fails.
+    """
+    gibbs_error = mean_bound(errors, delta_mc)
+    empirical_error = float(errors.double().mean())
+    return _certificate(empirical_error, errors.numel(), gibbs_error, kl, num_data, delta, delta_mc)
+
+
+def _certificate(
+    empirical_error: float,
+    num_draws: int,
+    gibbs_error: float,
+    kl: float,
+    num_data: int,
+    delta: float,
+    delta_mc: float,
+) -> Certificate:
     if not kl >= 0:
         raise ValueError(f"kl is a divergence: it must be at least 0, got {kl}.")
     if num_data < 1:

@@ -1,0 +1,79 @@
+"""What a certificate is about: losses between 0 and 1, of networks drawn from a posterior."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from flatbayes.core import State
+from flatbayes.data import Part
+from flatbayes.posteriors import Posterior
+
+
+def bounded_cross_entropy(
+    logits: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"], smallest: float
+) -> Float[Tensor, " batch"]:
+    """min(-log p_y, log(1/s)) / log(1/s), between 0 (certain and right) and 1 (certain and wrong).
+
+    Source: Pérez-Ortiz et al. (JMLR 2021), section 4.
+
+    Args:
+        logits: Outputs of a network.
+        targets: The right class y.
+        smallest: s, the probability below which no distinction is made.
+    """
+    largest = math.log(1 / smallest)
+    log_probs = logits.double().log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    return (-log_probs).clamp(0, largest) / largest
+
+
+@dataclass(frozen=True, eq=False)
+class DrawLosses:
+    """Mean losses of networks on a part of the data.
+
+    Attributes:
+        errors: Error rate of each network.
+        cross_entropies: Bounded cross entropy of each.
+    """
+
+    errors: Float[Tensor, " draws"]
+    cross_entropies: Float[Tensor, " draws"]
+
+
+def outputs_of_draws(
+    posterior: Posterior, state: State, inputs: Tensor, num_draws: int, *, seed: int, batch_size: int
+) -> Iterator[Float[Tensor, "examples classes"]]:
+    """Logits of independent networks, on the CPU, one network after the other; buffers are those of the model.
+
+    Args:
+        posterior: Draws them.
+        state: What was fitted.
+        inputs: Examples as the model takes them.
+        num_draws: How many networks.
+        seed: Decides which.
+        batch_size: Examples in a forward pass.
+    """
+    device = next(state.model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    for _ in range(num_draws):
+        with posterior.draw(state, generator) as network, torch.no_grad():
+            outputs = torch.cat([network(batch.to(device)) for batch in inputs.split(batch_size)]).cpu()
+        yield outputs
+
+
+def losses_of_outputs(outputs: Iterable[Tensor], part: Part, smallest: float) -> DrawLosses:
+    """Both losses of each network.
+
+    Args:
+        outputs: Logits of each network on all of the part.
+        part: The examples.
+        smallest: See `bounded_cross_entropy`.
+    """
+    errors, cross_entropies = [], []
+    for logits in outputs:
+        errors.append((logits.argmax(-1) != part.targets).double().mean())
+        cross_entropies.append(bounded_cross_entropy(logits, part.targets, smallest).mean())
+    return DrawLosses(torch.stack(errors), torch.stack(cross_entropies))

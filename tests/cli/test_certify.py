@@ -1,0 +1,110 @@
+import json
+import sys
+
+import pytest
+from torch import nn
+
+from flatbayes.certification.promise import at_most
+from flatbayes.cli import certify, main
+
+TINY = ["--data", "digits", "--data.train_size", "60", "--batch_size", "20", "--epochs", "3", "--draws", "2",
+        "--posterior", "point"]  # fmt: skip
+QUICK = ["--draws", "20", "--epochs", "1", "--trial_draws", "2", "--test_draws", "3", "--prior_stds", "[0.01, 0.03]"]
+
+
+class Own(nn.Module):
+    """A network that flatbayes has never seen.
+
+    Args:
+        num_classes: Outputs.
+    """
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path
+
+
+@pytest.fixture
+def fitted(here, capsys):
+    optimizer = ["--optimizer", "torch.optim.SGD", "--optimizer.lr", "0.05"]
+    schedule = ["--schedule", "cosine"]
+    assert main(["fit", *TINY, "--model", "mlp", "--model.hidden", "[16]", *optimizer, *schedule, "--out", "x"]) == 0
+    capsys.readouterr()
+    return here / "x"
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_certificates_of_a_run_and_its_twin(fitted, capsys):
+    before = files(fitted)
+    assert main(["certify", "x", *QUICK, "--twin", "--prior_share", "0.4"]) == 0
+    out = capsys.readouterr().out
+    kept = json.loads((fitted / "certificate.json").read_text())
+    sam, plain = kept["certificates"]
+    assert (sam["flatness"], plain["flatness"]) == ("SAM", "Plain")
+    assert (sam["num_prior"], sam["error"]["num_data"]) == (24, 36)
+    assert kept["plan"]["prior_stds"] == [0.01, 0.03]
+    assert sam["error"]["kl"] >= 0
+    assert at_most(sam["error"]["bound"]) in out
+    assert "trained with Plain" in out
+    assert " ".join(sam["promise"].split()) in " ".join(out.split())
+    after = files(fitted)
+    assert {name: after[name] for name in before} == before
+
+    assert main(["certify", "x", *QUICK]) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert main(["certify", "x", *QUICK, "--overwrite"]) == 0
+    again = json.loads((fitted / "certificate.json").read_text())
+    assert [one["flatness"] for one in again["certificates"]] == ["SAM"]
+
+
+def test_an_interrupted_certificate_leaves_the_folder_as_it_was(fitted, capsys, monkeypatch):
+    (fitted / "certificate.json").write_text("{}")
+    before = files(fitted)
+
+    def interrupted(*args, **others):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(certify, "certify", interrupted)
+    assert main(["certify", "x", *QUICK, "--overwrite"]) == 130
+    assert files(fitted) == before
+
+
+def test_a_folder_that_holds_no_single_run(here, capsys):
+    assert main(["certify", "nowhere"]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    (here / "config.json").write_text(json.dumps({"data": {}, "posteriors": []}))
+    assert main(["certify", "."]) == 2
+    assert (
+        "does not hold a single run: its config.json has no model, flatness, recipe, seed" in capsys.readouterr().err
+    )
+
+
+def test_a_plan_that_makes_no_sense(fitted, capsys):
+    assert main(["certify", "x", "--delta", "2"]) == 2
+    assert "delta must lie strictly between 0 and 1, got 2.0" in capsys.readouterr().err
+    assert main(["certify", "x", *QUICK, "--prior_share", "0.001"]) == 2
+    assert "both need one" in capsys.readouterr().err
+    assert not (fitted / "certificate.json").exists()
+
+
+def test_a_model_of_ones_own(here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_nets", sys.modules[__name__])
+    monkeypatch.setattr(Own, "__module__", "my_nets")
+    assert main(["fit", *TINY, "--model", "my_nets.Own", "--out", "own"]) == 0
+    capsys.readouterr()
+    assert main(["certify", "own", *QUICK]) == 2
+    assert "give its dotted path, --model" in capsys.readouterr().err
+    assert main(["certify", "own", *QUICK, "--model", "my_nets.Own"]) == 0
