@@ -86,3 +86,12 @@ def test_only_seeds_that_both_twins_have_are_paired():
     assert rows[0]["difference"] == pytest.approx(-0.2)
     assert rows[0]["wins"] == "flat"
     assert [row["p_holm"] for row in rows] == [rows[0]["p_value"], None]
+
+
+def test_metrics_that_runs_do_not_have_are_left_out():
+    runs = [
+        {"posterior": "P", "flatness": flatness, "seed": seed, "metrics": {"nll": 1.0 + seed}}
+        for flatness in ("Plain", "SAM")
+        for seed in range(2)
+    ]
+    assert [row["metric"] for row in summarise(runs, "Plain", {"accuracy": True, "nll": False})] == ["nll"]

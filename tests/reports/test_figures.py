@@ -7,7 +7,7 @@ import matplotlib
 import pytest
 
 from flatbayes.reports import readme_picture
-from flatbayes.reports.curves import averaged, curve_panels
+from flatbayes.reports.curves import LEARNING, averaged, curve_panels
 from flatbayes.reports.figures import better_side, metric_panels
 from flatbayes.reports.reliability import pool
 
@@ -42,8 +42,8 @@ def test_curves_average_what_was_measured():
         {"curves": {"epoch": [1, 2, 3], "val_nll": [None, 1.0, float("nan")]}},
         {"curves": {"epoch": [1, 2, 3], "val_nll": [None, 3.0, 5.0]}},
     ]
-    assert list(averaged(runs, "val_nll")) == [(2, 2.0, pytest.approx(2**0.5)), (3, 5.0, None)]
-    assert averaged(runs, "loss") == []
+    assert list(averaged(runs, LEARNING, "val_nll")) == [(2, 2.0, pytest.approx(2**0.5)), (3, 5.0, None)]
+    assert averaged(runs, LEARNING, "loss") == []
 
 
 def test_flat_is_better_on_the_side_that_the_metric_says(glossary):

@@ -69,11 +69,11 @@ def test_every_posterior_and_metric_is_there_with_its_definition(whole, results,
 
 def test_results_table_has_the_right_numbers(whole, results):
     _, reader = whole
-    rows = [row for row in reader.rows if len(row) == 6 and "±" in row[1]]
+    rows = [row for row in reader.rows if len(row) == 8 and "±" in row[1]]
     assert len(rows) == len(results["summary"])
     words = {"flat": "flat better", "plain": "plain better", "tie": "within noise"}
     for shown, row in zip(rows, results["summary"], strict=True):
-        metric, plain, flat, difference, interval, verdict = shown
+        metric, plain, flat, difference, interval, holm, effect, verdict = shown
         assert metric.split()[0] == row["metric"]
         for text, side in ((plain, "plain"), (flat, "flat")):
             assert [float(part) for part in text.split("±")] == pytest.approx(
@@ -83,6 +83,7 @@ def test_results_table_has_the_right_numbers(whole, results):
         ends = interval.replace("−", "-").strip("[]").split(",")
         assert [float(end) for end in ends] == pytest.approx(row["interval"], abs=5.1e-5)
         assert verdict == words[row["wins"]]
+        assert (holm, effect) == ("0.012" if row["wins"] != "tie" else "0.500", "+1.2")
 
 
 def test_cost_table_has_means_and_ratios(whole):
@@ -94,7 +95,7 @@ def test_cost_table_has_means_and_ratios(whole):
 
 def test_every_run_is_listed(whole, results):
     _, reader = whole
-    runs = [row for row in reader.rows if len(row) > 6 and row[1] in ("Plain", "SAM(rho=0.1)")]
+    runs = [row for row in reader.rows if len(row) > 8 and row[1] in ("Plain", "SAM(rho=0.1)")]
     assert len(runs) == len(results["runs"])
     run = results["runs"][7]
     assert runs[7][:3] == [run["posterior"], run["flatness"], str(run["seed"])]
@@ -147,7 +148,7 @@ def test_caveats_are_said(whole):
         "same 5 seeds",
         "initial weights",
         "test part is fixed",
-        "No correction for multiple comparisons",
+        "corrected for the number of comparisons",
     ):
         assert said in " ".join(reader.text.split())
 
@@ -182,7 +183,9 @@ def test_one_seed_has_no_interval_and_no_verdict(make_results, glossary, posteri
 def test_missing_numbers_are_dashes(make_results, glossary):
     results = make_results(posteriors=["Point()"])
     row = results["summary"][1]
-    row.update(difference=math.nan, interval=None, plain=None, plain_sd=None, n=0, wins="tie")
+    row.update(
+        difference=math.nan, interval=None, p_holm=None, effect=None, plain=None, plain_sd=None, n=0, wins="tie"
+    )
     for run in results["runs"]:
         run["metrics"]["nll"] = None if run["seed"] else math.nan
         run["curves"]["val_nll"] = [None] * 30
@@ -191,7 +194,7 @@ def test_missing_numbers_are_dashes(make_results, glossary):
     flat = f"{row['flat']:.4f} ± {row['flat_sd']:.4f}"
     text = page(results, glossary)
     reader = Reader(text)
-    assert ["nll ↓", "–", flat, "–", "–", "no interval"] in reader.rows
+    assert ["nll ↓", "–", flat, "–", "–", "–", "–", "no interval"] in reader.rows
     assert not re.search(r"\b(nan|None|inf)\b", reader.text, flags=re.IGNORECASE)
     assert not re.search(r"[\s\"](nan|inf)\b", "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)))
 

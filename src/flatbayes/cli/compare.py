@@ -15,10 +15,11 @@ from flatbayes.cli.options import (
     training_options,
 )
 from flatbayes.cli.runs import console
-from flatbayes.comparison import Comparison, Method
+from flatbayes.comparison import Comparison, Measures, Method
 from flatbayes.core.spec import to_spec
+from flatbayes.data import Dataset, Source
 from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Posterior
-from flatbayes.reports import summary_table, write_report
+from flatbayes.reports import summary_tables, write_report
 from flatbayes.training import rehearse
 
 POSTERIORS = (MCDropout(rate=0.1), SWAG(rank=0), SWAG(), Ensemble())
@@ -37,6 +38,19 @@ def options() -> ArgumentParser:
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds; twins share theirs")
     parser.add_argument("--draws", type=int, default=30, help="networks averaged in a prediction")
     parser.add_argument("--part", type=PartName, default="test", help="evaluate on the test or the validation part")
+    parser.add_argument(
+        "--diagnose",
+        action="store_true",
+        help="also measure calibration in depth, corrupted images, and how sharp the training loss is around draws",
+    )
+    parser.add_argument(
+        "--outside",
+        type=Source | None,
+        default=None,
+        metavar="NAME",
+        help="also tell test inputs from foreign ones: the data that those come from",
+    )
+    parser.add_argument("--sharpness_rho", type=float, default=0.05, help="radius that sharpness is measured at")
     parser.add_argument("--jobs", type=int | None, default=None, help="processes; by default one per core")
     output_options(parser)
     parser.set_defaults({"posteriors": to_spec(POSTERIORS)})
@@ -55,6 +69,7 @@ def run(options: Namespace) -> None:
         seeds=options.seeds,
         num_draws=options.draws,
         part=options.part,
+        measures=_measures(options, dataset),
     )
     for task in comparison.tasks()[: 2 * len(comparison.posteriors)]:
         rehearse(task.model, dataset, task.posterior, task.flatness, task.recipe)
@@ -68,10 +83,23 @@ def run(options: Namespace) -> None:
     if not results["summary"]:
         raise RuntimeError(f"No pair of twins came to an end:\n{failures}")
     report = write_report(folder)
-    console.print(summary_table(results))
+    for table in summary_tables(results):
+        console.print(table)
     console.print(f"results  {folder / 'results.json'}\nreport   {report}", highlight=False, soft_wrap=True)
     if failures:
         raise RuntimeError(f"Some runs failed, the others are in the report:\n{failures}")
+
+
+def _measures(options: Namespace, dataset: Dataset) -> Measures:
+    if not options.diagnose:
+        return Measures(outside=options.outside)
+    classes = not dataset.is_regression
+    return Measures(
+        calibration=classes,
+        shift=classes and len(dataset.input_shape) == 3,
+        outside=options.outside,
+        sharpness=options.sharpness_rho,
+    )
 
 
 def _described(one: Posterior | Method) -> Posterior | Method:

@@ -9,9 +9,9 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from flatbayes.cli import compare, evaluate, fit, predict, report
+from flatbayes.cli import certify, compare, diagnose, evaluate, fit, predict, report, shift, theory, tune
 from flatbayes.cli.help import HelpFormatter
-from flatbayes.cli.names import AXES, known, with_full_names
+from flatbayes.cli.names import known, with_full_names
 from flatbayes.core.spec import build
 
 OVERVIEW = """Sharpness-aware Bayesian posteriors for any PyTorch model.
@@ -28,8 +28,13 @@ VERBS = {
     "compare": (compare, "flat against plain: several posteriors, over seeds"),
     "fit": (fit, "train one posterior and keep it"),
     "evaluate": (evaluate, "measure a fitted posterior on held-out data"),
+    "tune": (tune, "choose rho on validation data, for fit"),
+    "diagnose": (diagnose, "measure how sharp the loss is around one run or several"),
+    "shift": (shift, "measure a fitted posterior on corrupted and foreign inputs"),
     "predict": (predict, "predict for new inputs, with uncertainty"),
+    "certify": (certify, "prove an error rate on the training data of a run"),
     "report": (report, "write the HTML report of a comparison again"),
+    "theory": (theory, "the two posteriors where both are known exactly, and what methods find of them"),
 }
 """What each verb is: a module with `options()`, its parser, and `run(options)`."""
 
@@ -90,9 +95,8 @@ def _objects(parser: ArgumentParser, options: Namespace) -> Namespace:
 def _message(error: Exception) -> str:
     text = str(error)
     if isinstance(error, argparse.ArgumentError) and "Expected a dot import path" in text:
-        names = "; ".join(
-            f"{axis}: {', '.join(known(axis))}" for axis in AXES if axis not in ("member", "posteriors")
-        )
+        axes = ("data", "model", "posterior", "flatness", "schedule")
+        names = "; ".join(f"{axis}: {', '.join(known(axis))}" for axis in axes)
         text = f"{text}\nKnown names: {names}."
     return text
 

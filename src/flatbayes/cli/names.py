@@ -15,6 +15,7 @@ from flatbayes.training import schedules
 AXES: dict[str, tuple[ModuleType, type | None]] = {
     "data": (data, data.Source),
     "source": (data, data.Source),
+    "outside": (data, data.Source),
     "model": (models, None),
     "posterior": (posteriors, posteriors.Posterior),
     "posteriors": (posteriors, posteriors.Posterior),
@@ -24,7 +25,7 @@ AXES: dict[str, tuple[ModuleType, type | None]] = {
 }
 """What each option names: exports of a module that are final subclasses of a base (or all its classes)."""
 
-SOURCES = ("data", "source")
+SOURCES = ("data", "source", "outside")
 
 
 def known(axis: str) -> list[str]:
@@ -49,7 +50,7 @@ def full_name(axis: str, name: str) -> str:
         return json.dumps(to_spec(data.reader_for(name)))
     if name.lstrip().startswith(("{", "[")) or ("." in name and not name.endswith((".csv", ".npz", ".parquet"))):
         return name
-    kind = {"source": "data", "posteriors": "posterior", "member": "posterior"}.get(axis, axis)
+    kind = {"source": "data", "outside": "data", "posteriors": "posterior", "member": "posterior"}.get(axis, axis)
     also = "a path to data that exists" if axis in SOURCES else "the dotted path of a class of your own"
     raise ValueError(f"Unknown {kind} {name!r}. Known: {', '.join(known(axis))}; or {also}.")
 

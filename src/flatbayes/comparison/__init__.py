@@ -1,6 +1,7 @@
 """Flat against plain over seeds: runs, paired statistics."""
 
 from flatbayes.comparison.compare import Comparison
+from flatbayes.comparison.measures import Measures
 from flatbayes.comparison.method import Method
 from flatbayes.comparison.selection import Trial, select
 from flatbayes.comparison.statistics import Paired, paired, summarise
@@ -9,6 +10,7 @@ from flatbayes.comparison.tuning import Tuned, tune, usual_ranges
 
 __all__ = [
     "Comparison",
+    "Measures",
     "Method",
     "Paired",
     "Task",

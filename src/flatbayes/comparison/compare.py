@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from torch import nn
 
+from flatbayes.comparison.measures import Measures
 from flatbayes.comparison.method import Method, methods
 from flatbayes.comparison.statistics import summarise
 from flatbayes.comparison.task import Task
@@ -28,7 +29,7 @@ from flatbayes.core.files import read_json, write_json
 from flatbayes.core.spec import label, to_spec
 from flatbayes.data import Source
 from flatbayes.flatness import SAM, Flatness, Plain
-from flatbayes.metrics import HIGHER_IS_BETTER
+from flatbayes.metrics import FAMILIES, HIGHER_IS_BETTER
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import Recipe
@@ -36,7 +37,8 @@ from flatbayes.training.run_folder import clear
 
 CONFIG = "config.json"
 PARTS = ("test", "val", "train")
-EXTENDABLE = ("posteriors", "flatness", "seeds")
+FAMILY_OF = {metric: family for family, metrics in FAMILIES.items() for metric in metrics}
+EXTENDABLE = ("posteriors", "flatness", "seeds", "measures")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Comparison:
         seeds: Number of seeds, from 0 on; twins share theirs.
         num_draws: Networks averaged in a prediction.
         part: Evaluate on the test part, or on the validation part to choose hyperparameters.
+        measures: What is measured beside the usual metrics.
     """
 
     source: Source
@@ -62,6 +65,7 @@ class Comparison:
     seeds: int = 5
     num_draws: int = 30
     part: str = "test"
+    measures: Measures = Measures()
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -88,6 +92,7 @@ class Comparison:
                 num_draws=self.num_draws,
                 part=self.part,
                 called=method.label,
+                measures=self.measures,
             )
             for seed in range(self.seeds)
             for method in methods(self.posteriors)
@@ -139,7 +144,7 @@ class Comparison:
             "environment": environment(),
             "config": to_spec(self)["init_args"],
             "runs": runs,
-            "summary": summarise(runs, label(Plain()), HIGHER_IS_BETTER),
+            "summary": summarise(runs, label(Plain()), HIGHER_IS_BETTER, FAMILY_OF),
             "failures": failures,
         }
         write_json(folder / "results.json", results)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
+from types import MappingProxyType
 from typing import Any, Literal
 
 Verdict = Literal["flat", "plain", "tie"]
@@ -135,15 +136,22 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def summarise(
-    runs: Sequence[Mapping[str, Any]], baseline: str, directions: Mapping[str, bool]
+    runs: Sequence[Mapping[str, Any]],
+    baseline: str,
+    directions: Mapping[str, bool],
+    families: Mapping[str, str] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """One row for every posterior, flatness and metric; `p_holm` is its p-value corrected for the whole table.
+    """One row for every posterior, flatness and metric.
+
+    `family` is the table that a row belongs to (empty for the usual metrics), and `p_holm` its p-value corrected for
+    all comparisons in that table.
 
     Args:
         runs: Results of single runs; `posterior`, `flatness`, `seed` and `metrics` are read.
         baseline: Label of the plain flatness.
         directions: Metric name to whether higher is better; decides order and choice of metrics. Those that the
             runs do not have are left out.
+        families: Metric name to the table it belongs to.
     """
     values = {(r["posterior"], r["flatness"], r["seed"]): r["metrics"] for r in runs}
     posteriors = list(dict.fromkeys(r["posterior"] for r in runs))
@@ -161,9 +169,12 @@ def summarise(
                 if twins:
                     plain, flat = zip(*twins, strict=True)
                     row = asdict(paired(plain, flat, higher_is_better=higher))
-                    rows.append({"posterior": posterior, "flatness": flatness, "metric": metric, **row})
-    for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
-        row["p_holm"] = adjusted
+                    names = {"posterior": posterior, "flatness": flatness, "metric": metric}
+                    rows.append({**names, "family": families.get(metric, ""), **row})
+    for family in {row["family"] for row in rows}:
+        table = [row for row in rows if row["family"] == family]
+        for row, adjusted in zip(table, holm([row["p_value"] for row in table]), strict=True):
+            row["p_holm"] = adjusted
     return rows
 
 

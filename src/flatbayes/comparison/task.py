@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flatbayes.comparison.measures import Measures
 from flatbayes.core.files import read_json, write_json
 from flatbayes.core.spec import label, to_spec
 from flatbayes.data import Dataset, Source
@@ -35,6 +36,7 @@ class Task:
         num_draws: Networks averaged in the evaluation.
         part: The part of the data that it is evaluated on.
         called: What the posterior is called in the result.
+        measures: What else is measured.
     """
 
     source: Source
@@ -46,6 +48,7 @@ class Task:
     num_draws: int = 30
     part: str = "test"
     called: str | None = None
+    measures: Measures = Measures()
 
     def key(self) -> str:
         """A name for the result, the same for equal tasks of this version of flatbayes."""
@@ -102,17 +105,19 @@ class Task:
         )
         held_out = getattr(data, self.part)
         evaluation = evaluate(fitted, held_out.inputs, held_out.targets, self.num_draws, seed=self.seed)
+        more, details = self.measures.of(fitted, data, self.part, self.num_draws, self.seed)
         return {
             "data": label(self.source),
             "model": label(self.model),
             "posterior": self.called or label(self.posterior),
             "flatness": label(self.flatness),
             "seed": self.seed,
-            "metrics": evaluation.metrics,
+            "metrics": evaluation.metrics | more,
             "cost": fitted.info["cost"],
             "num_networks": evaluation.num_networks,
             "reliability": evaluation.reliability,
             "curves": _columns(curves.records),
+            "details": details,
         }
 
 

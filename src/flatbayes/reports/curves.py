@@ -1,7 +1,8 @@
-"""Learning curves: training loss and validation NLL by epoch, averaged over the seeds."""
+"""Curves averaged over the seeds: training loss and validation NLL by epoch, metrics by severity of corruption."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flatbayes.reports import results as ask
@@ -12,45 +13,78 @@ from flatbayes.reports.results import Results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-QUANTITIES = {"loss": "training loss", "val_nll": "validation NLL"}
+
+@dataclass(frozen=True)
+class Curves:
+    """Which numbers of a run are drawn against which.
+
+    Attributes:
+        name: For ids.
+        what: For readers who hear the figure.
+        x: Key and label of the horizontal axis.
+        quantities: Label of each key that is drawn.
+        table_of: The columns of a run, by key; empty where it has none.
+    """
+
+    name: str
+    what: str
+    x: str
+    quantities: Mapping[str, str]
+    table_of: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
-def curve_panels(results: Results) -> list[Panel]:
+LEARNING = Curves(
+    "curves",
+    "Learning curves",
+    "epoch",
+    {"loss": "training loss", "val_nll": "validation NLL"},
+    lambda run: run.get("curves") or {},
+)
+SHIFT = Curves(
+    "shift",
+    "Corrupted images",
+    "severity",
+    {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"},
+    lambda run: (run.get("details") or {}).get("shift") or {},
+)
+
+
+def curve_panels(results: Results, curves: Curves = LEARNING) -> list[Panel]:
     """One panel for each posterior whose runs recorded a curve."""
     panels = []
     for place, posterior in enumerate(ask.posteriors(results)):
-        curves = {
-            key: {flat: averaged(ask.runs_of(results, posterior, flat), key) for flat in (False, True)}
-            for key in QUANTITIES
+        found = {
+            key: {flat: averaged(ask.runs_of(results, posterior, flat), curves, key) for flat in (False, True)}
+            for key in curves.quantities
         }
-        drawn = {key: twins for key, twins in curves.items() if any(twins.values())}
+        drawn = {key: twins for key, twins in found.items() if any(twins.values())}
         if drawn:
-            panels.append(Panel(posterior, "", curve_figure(f"curves-{place}", posterior, drawn)))
+            figure = curve_figure(f"{curves.name}-{place}", posterior, curves, drawn)
+            panels.append(Panel(posterior, "", figure))
     return panels
 
 
 Curve = Sequence[tuple[float, float, float | None]]
-"""Epoch, mean over seeds, standard deviation over seeds."""
+"""Where on the horizontal axis, mean over seeds, standard deviation over seeds."""
 
 
-def averaged(runs: Sequence[Mapping[str, Any]], key: str) -> Curve:
-    """Mean and deviation over the runs at every epoch where at least one of them recorded a finite value."""
+def averaged(runs: Sequence[Mapping[str, Any]], curves: Curves, key: str) -> Curve:
+    """Mean and deviation over the runs wherever at least one of them recorded a finite value."""
     seen: dict[float, list[float]] = defaultdict(list)
-    for run in runs:
-        curves = run.get("curves") or {}
-        for epoch, value in zip(curves.get("epoch") or [], curves.get(key) or [], strict=False):
+    for table in map(curves.table_of, runs):
+        for x, value in zip(table.get(curves.x) or [], table.get(key) or [], strict=False):
             if ask.finite(value):
-                seen[epoch].append(value)
+                seen[x].append(value)
     curve = []
-    for epoch in sorted(seen):
-        mean, sd = ask.mean_sd(seen[epoch])
+    for x in sorted(seen):
+        mean, sd = ask.mean_sd(seen[x])
         if mean is not None:
-            curve.append((epoch, mean, sd))
+            curve.append((x, mean, sd))
     return curve
 
 
-def curve_figure(name: str, posterior: str, drawn: Mapping[str, Mapping[bool, Curve]]) -> str:
-    """The quantities below each other over a common axis of epochs."""
+def curve_figure(name: str, posterior: str, curves: Curves, drawn: Mapping[str, Mapping[bool, Curve]]) -> str:
+    """The quantities below each other over a common axis."""
     height = 60 + 120 * len(drawn)
     with svg.drawing(WIDTH, height) as figure:
         share = 120 / height
@@ -59,13 +93,13 @@ def curve_figure(name: str, posterior: str, drawn: Mapping[str, Mapping[bool, Cu
             box = (48 / WIDTH, bottom, 1 - 58 / WIDTH, share - 26 / height)
             axes = figure.add_axes(box, sharex=figure.axes[0] if figure.axes else None)
             draw_curves(axes, twins)
-            axes.set_title(QUANTITIES[key], loc="left", pad=4)
+            axes.set_title(curves.quantities[key], loc="left", pad=4)
             if place == len(drawn) - 1:
-                axes.set_xlabel("epoch")
+                axes.set_xlabel(curves.x)
             else:
                 axes.tick_params(labelbottom=False)
-        said = " and ".join(QUANTITIES[key] for key in drawn)
-        return svg.inline(figure, name, f"Learning curves of {posterior}: {said} by epoch, plain and flat")
+        said = ", ".join(curves.quantities[key] for key in drawn)
+        return svg.inline(figure, name, f"{curves.what}, {posterior}: {said} by {curves.x}, plain and flat")
 
 
 def draw_curves(axes: "Axes", twins: Mapping[bool, Curve]) -> None:

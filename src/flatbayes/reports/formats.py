@@ -34,6 +34,18 @@ def signed(value: Any) -> str:
     return f"+{text}" if finite(value) and value > ROUNDING else text
 
 
+def probability(value: Any) -> str:
+    """A p-value: three decimals, and no more zeros than that."""
+    if not finite(value):
+        return NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def effect_size(value: Any) -> str:
+    """An effect in standard deviations, with its sign."""
+    return f"{value:+.1f}".replace("-", "−") if finite(value) else NOTHING
+
+
 def amount(value: Any) -> str:
     """A cost: three digits are enough."""
     if not finite(value):

@@ -5,7 +5,8 @@ from importlib.resources import files
 
 from flatbayes.reports import prose
 from flatbayes.reports import results as ask
-from flatbayes.reports.curves import curve_panels
+from flatbayes.reports.coverage import coverage_panels
+from flatbayes.reports.curves import SHIFT, curve_panels
 from flatbayes.reports.figures import difference_panels, metric_panels
 from flatbayes.reports.marks import Panel
 from flatbayes.reports.markup import Html, details, join, tag
@@ -23,6 +24,7 @@ def page(results: Results, glossary: Glossary) -> str:
         ImportError: matplotlib is not installed.
     """
     title = f"{ask.flat_name(results)} against plain training"
+    usual = ask.of_family(results)
     parts = {name: content for name, content in sections(results, glossary).items() if content}
     head = tag(
         "head",
@@ -35,7 +37,7 @@ def page(results: Results, glossary: Glossary) -> str:
     )
     links = (tag("a", name, href=f"#{anchor(name)}") for name in parts)
     main = (tag("section", tag("h2", name), *content, id=anchor(name)) for name, content in parts.items())
-    body = tag("body", top(results, title), tag("nav", *links, aria_label="Sections"), tag("main", *main))
+    body = tag("body", top(usual, title), tag("nav", *links, aria_label="Sections"), tag("main", *main))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
@@ -78,7 +80,9 @@ def top(results: Results, title: str) -> Html:
 
 def sections(results: Results, glossary: Glossary) -> dict[str, list[Html]]:
     """The page's sections from top to bottom; an empty one is left out."""
-    reliability, curves = reliability_panels(results), curve_panels(results)
+    everything_measured, results = results, ask.of_family(results)
+    reliability, coverage, curves = reliability_panels(results), coverage_panels(results), curve_panels(results)
+    more = ask.families(everything_measured)
     unjudged = ask.tally(results["summary"])["unknown"] > 0
     has_cost = any(run.get("cost") for run in results["runs"])
     return {
@@ -94,11 +98,26 @@ def sections(results: Results, glossary: Glossary) -> dict[str, list[Html]]:
             gallery(metric_panels(results, glossary)),
         ],
         "Reliability": [tag("p", prose.RELIABILITY), legend(), gallery(reliability)] if reliability else [],
+        "Coverage": [tag("p", prose.COVERAGE), legend(), gallery(coverage)] if coverage else [],
+        **{name: family(ask.of_family(everything_measured, name), glossary) for name in more},
         "Learning curves": [tag("p", prose.CURVES), legend(lines=True), gallery(curves)] if curves else [],
         "Cost": [cost_table(results)] if has_cost else [],
-        "How to read this": reading(results, glossary),
-        "Runs and settings": everything(results),
+        "How to read this": reading(everything_measured, glossary),
+        "Runs and settings": everything(everything_measured),
     }
+
+
+def family(results: Results, glossary: Glossary) -> list[Html]:
+    """One of the tables beside the usual metrics, with its figures."""
+    (name,) = ask.families(results)
+    shift = curve_panels(results, SHIFT) if name == "Shift" else []
+    return [
+        tag("p", prose.FAMILIES.get(name, "")),
+        results_table(results, glossary),
+        legend(tie="within noise"),
+        gallery(difference_panels(results, glossary)),
+        *([legend(lines=True), gallery(shift)] if shift else []),
+    ]
 
 
 def legend(tie: str | None = None, *, lines: bool = False) -> Html:

@@ -28,6 +28,7 @@ NAMES = {"nll": "NLL", "ece": "ECE", "brier": "Brier score"}
 
 def picture(results: Results) -> str:
     """The picture as an SVG file with a white card behind it."""
+    results = ask.of_family(results)
     names = ask.metrics(results)
     metric = "nll" if "nll" in names else names[0]
     labels = ask.posteriors(results)

@@ -12,6 +12,24 @@ RELIABILITY = (
     "a model knows what it knows; below it is overconfident, above it underconfident. The larger a "
     "mark, the more predictions it stands for; the bars below show their number on a logarithmic scale."
 )
+COVERAGE = (
+    "Share of the targets inside the central interval of each level, all seeds pooled. On the dotted "
+    "diagonal an 80 % interval holds 80 % of the targets; below it intervals are too narrow "
+    "(overconfident), above it too wide."
+)
+FAMILIES = {
+    "Calibration": "After temperature scaling on validation data, methods are compared by what they know of the "
+    "order of things alone: the fair comparison of confidence. AURC rewards knowing which predictions are wrong.",
+    "Shift": "The test images corrupted in 15 ways and several severities, after Hendrycks and Dietterich (2019); "
+    "nothing was trained on them. The curves are means over corruptions; severity 0 is clean.",
+    "Foreign inputs": "Inputs from elsewhere, standardised like the training data, are to be told from test inputs "
+    "by how uncertain the prediction is.",
+    "Sharpness": "How much the training loss rises around networks drawn from the posterior, all twins at the same "
+    "radius and on the same examples, in evaluation mode; the loss at the draws stands beside it, since flat and bad "
+    "is easy.",
+}
+"""What each table beside the usual metrics is about."""
+
 CURVES = "Mean over seeds; the band is one standard deviation to each side."
 
 
@@ -21,11 +39,15 @@ def reading(results: Results) -> tuple[str, ...]:
     return (
         f"Each posterior was trained plain and flat with the same {same}. A seed sets the initial "
         "weights, the order of the batches, and which examples are in the training and in the "
-        "validation part; the test part is fixed. Twins share a seed, so their difference is paired.",
+        "validation part; the test part is fixed, unless the data come with standard splits, of which the "
+        "seed is the number. Twins share a seed, so their difference is paired.",
         "The interval is a 95 % t-interval of the mean paired difference over seeds. It describes "
         "what another choice of seeds could change, not what another test set or another dataset "
         "could. A verdict is given where the interval excludes zero.",
-        "No correction for multiple comparisons is applied. If flatness changed nothing at all, one "
-        f"interval in twenty would still exclude zero by chance: about {total / 20:.1f} of the {total} "
-        "here.",
+        "The column Holm has the p-value of the paired t-test, corrected for the number of comparisons in its "
+        "table (Holm, 1979): below 0.05 the chance of even one false verdict in the table is below one in twenty. "
+        f"Uncorrected, of the {total} intervals here about {total / 20:.1f} would exclude zero if flatness changed "
+        "nothing at all.",
+        "The effect is Cohen's d of the paired differences, positive where flat is better: their mean in units of "
+        "their standard deviation over seeds.",
     )

@@ -49,7 +49,7 @@ class Bins:
 
 def pool(runs: Sequence[Mapping[str, Any]]) -> Bins | None:
     """The bins of all these runs together: counts add, confidence and accuracy average by count."""
-    parts = [run["reliability"] for run in runs if run.get("reliability")]
+    parts = [run["reliability"] for run in runs if "edges" in (run.get("reliability") or {})]
     parts = [part for part in parts if part["edges"] == parts[0]["edges"]]
     if not parts:
         return None

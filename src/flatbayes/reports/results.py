@@ -15,6 +15,9 @@ Results = Mapping[str, Any]
 """The parsed `results.json` of `flatbayes compare`."""
 
 RUN_KEYS = ("posterior", "flatness", "seed", "metrics")
+LEVEL = 0.05
+"""Of a corrected p-value below which a verdict stands."""
+
 ROW_KEYS = ("posterior", "metric", "plain", "flat", "wins")
 
 
@@ -89,6 +92,16 @@ def unique(values: Iterable[Any]) -> list[Any]:
 def posteriors(results: Results) -> list[str]:
     """Labels of the posteriors, in order of appearance."""
     return unique(row["posterior"] for row in results["summary"])
+
+
+def families(results: Results) -> list[str]:
+    """Names of the tables beside the usual metrics, in order of appearance."""
+    return [name for name in unique(row.get("family") for row in results["summary"]) if name]
+
+
+def of_family(results: Results, name: str = "") -> Results:
+    """The same results, their summary that of one table; by default of the usual metrics."""
+    return {**results, "summary": [row for row in results["summary"] if (row.get("family") or "") == name]}
 
 
 def metrics(results: Results) -> list[str]:
@@ -174,10 +187,15 @@ def conclusion(results: Results) -> str:
             f"{counted(total, 'metric')} ({grid}), but no difference has an interval; "
             "a verdict needs at least 2 seeds."
         )
+    judged = [row for row in results["summary"] if verdict(row) in ("flat", "plain")]
+    robust = sum(finite(row.get("p_holm")) and row["p_holm"] < LEVEL for row in judged)
     sentence = (
         f"{where}, {flat_name(results)} improved {counts['flat']} of "
         f"{counted(total, 'metric')} ({grid}), worsened {counts['plain']}, "
         f"and {counted(counts['tie'], 'difference')} {'is' if counts['tie'] == 1 else 'are'} within noise "
         "(95 % paired intervals)"
     )
+    if judged and any(finite(row.get("p_holm")) for row in judged):
+        sentence += f"; corrected for {counted(total, 'comparison')} (Holm), {robust} of these verdicts"
+        sentence += " still stands" if robust == 1 else " still stand"
     return sentence + (f"; {counts['unknown']} could not be judged." if counts["unknown"] else ".")

@@ -5,7 +5,18 @@ from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 from flatbayes.reports.formats import bracket, number, signed, spread, wrapped
-from flatbayes.reports.results import Results, counted, flat_name, interval, metrics, seeds, subject, verdict
+from flatbayes.reports.results import (
+    Results,
+    counted,
+    families,
+    flat_name,
+    interval,
+    metrics,
+    of_family,
+    seeds,
+    subject,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +29,22 @@ WIDE = 100
 """Columns of a terminal that holds the whole table; a narrower one leaves out the standard deviations."""
 SIDES = ("plain", "flat")
 STYLES = {"flat": "bold green", "plain": "bold red", "tie": "dim", "unknown": "dim"}
+
+
+def summary_tables(results: Results, width: int | None = None) -> "list[Table]":
+    """That of the usual metrics, and one for each family of others.
+
+    Args:
+        results: The content of `results.json`.
+        width: Columns to fit into, as in `summary_table`.
+    """
+    tables = []
+    for name in ["", *families(results)]:
+        found = summary_table(of_family(results, name), width)
+        if name:
+            found.title = name
+        tables.append(found)
+    return tables
 
 
 def summary_table(results: Results, width: int | None = None) -> "Table":

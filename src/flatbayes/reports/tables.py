@@ -5,7 +5,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flatbayes.reports import results as ask
-from flatbayes.reports.formats import NOTHING, amount, bracket, number, ratio, signed, spread
+from flatbayes.reports.formats import (
+    NOTHING,
+    amount,
+    bracket,
+    effect_size,
+    number,
+    probability,
+    ratio,
+    signed,
+    spread,
+)
 from flatbayes.reports.markup import Html, breakable, header, join, row, table, tag
 from flatbayes.reports.results import Glossary, Results
 
@@ -55,7 +65,7 @@ def results_table(results: Results, glossary: Glossary) -> Html:
                 tag("th", "Metric", scope="col"),
                 *(
                     tag("th", name, scope="col", class_="num")
-                    for name in ("Plain", ask.flat_name(results), "Difference", "95 % interval")
+                    for name in ("Plain", ask.flat_name(results), "Difference", "95 % interval", "Holm p", "Effect")
                 ),
                 tag("th", "Verdict", scope="col"),
             ),
@@ -69,7 +79,7 @@ def posterior_group(results: Results, posterior: str, glossary: Glossary) -> Htm
     rows = [entry for entry in results["summary"] if entry["posterior"] == posterior]
     name = tag(
         "tr",
-        tag("th", tag("span", breakable(posterior), class_="pin"), scope="rowgroup", colspan=6),
+        tag("th", tag("span", breakable(posterior), class_="pin"), scope="rowgroup", colspan=8),
         class_="group",
     )
     return tag("tbody", name, *(result_row(entry, glossary) for entry in rows))
@@ -86,6 +96,8 @@ def result_row(entry: Mapping[str, Any], glossary: Glossary) -> Html:
         spread(entry, "flat"),
         signed(entry.get("difference")),
         bracket(entry),
+        probability(entry.get("p_holm")),
+        effect_size(entry.get("effect")),
         word_cell(entry, WORDS),
     )
 

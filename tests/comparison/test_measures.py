@@ -1,0 +1,82 @@
+"""What a comparison measures of every run when asked for more."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from flatbayes.comparison import Comparison, Measures
+from flatbayes.data import Diabetes, Digits
+from flatbayes.flatness import SAM
+from flatbayes.metrics import DEFINITIONS, FAMILIES, HIGHER_IS_BETTER
+from flatbayes.models import MLP
+from flatbayes.posteriors import SWAG
+from flatbayes.prediction import evaluate, recalibrated
+from flatbayes.training import Recipe, fit
+
+ALL = Measures(
+    calibration=True,
+    shift=True,
+    outside=Digits(),
+    sharpness=0.05,
+    hessian=True,
+    severities=(1, 5),
+    examples=30,
+    draws=2,
+)
+COMPARISON = Comparison(
+    source=Digits(train_size=60, val_size=40),
+    model=partial(MLP, hidden=(8,)),
+    posteriors=(SWAG(rank=2),),
+    flatness=SAM(rho=0.1),
+    recipe=Recipe(epochs=3, batch_size=20, collect_from=0.0, validations=0),
+    seeds=2,
+    num_draws=2,
+    measures=ALL,
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measures")
+    COMPARISON.claim(folder, overwrite=False)
+    found = COMPARISON.results(folder, jobs=1)
+    assert not found["failures"]
+    return found
+
+
+def test_every_name_of_every_family_is_there_with_direction_and_definition(results):
+    names = {name for family in FAMILIES.values() for name in family}
+    for run in results["runs"]:
+        assert names <= set(run["metrics"])
+    assert names <= set(HIGHER_IS_BETTER) & set(DEFINITIONS)
+    for row in results["summary"]:
+        assert row["family"] == next((f for f, metrics in FAMILIES.items() if row["metric"] in metrics), "")
+        assert row["p_value"] <= row["p_holm"] <= 1
+
+
+def test_details_say_what_the_numbers_were_made_of(results):
+    details = results["runs"][0]["details"]
+    assert details["temperature"] > 0
+    assert details["shift"]["severity"] == [0.0, 1.0, 5.0]
+    mean = sum(details["shift"]["nll"][1:]) / 2
+    assert results["runs"][0]["metrics"]["shift_nll"] == pytest.approx(mean)
+
+
+def test_the_numbers_are_those_of_the_functions():
+    data = COMPARISON.source.load(0)
+    fitted = fit(COMPARISON.model, data, SWAG(rank=2), SAM(rho=0.1), COMPARISON.recipe, seed=0, progress=False)
+    found, _ = Measures(calibration=True).of(fitted, data, "test", 2, 0)
+    assert found["nll_scaled"] == recalibrated(fitted, data.val, data.test, 2)["tempered"]["nll"]
+    assert set(found) == set(FAMILIES["Calibration"])
+    assert Measures().of(fitted, data, "test", 2, 0) == ({}, {})
+    same = evaluate(fitted, data.test.inputs, data.test.targets, 2).metrics
+    assert same == evaluate(fitted, data.test.inputs, data.test.targets, 2).metrics  # nothing was left behind
+
+
+def test_a_table_has_sharpness_and_no_corruptions(tmp_path):
+    table = replace(COMPARISON, source=Diabetes(), measures=Measures(sharpness=0.1, examples=50, draws=2), seeds=1)
+    table.claim(tmp_path, overwrite=False)
+    assert "gap_worst" in table.results(tmp_path, jobs=1)["runs"][0]["metrics"]
+    shifted = replace(table, measures=Measures(shift=True))
+    assert len(shifted.results(tmp_path, jobs=1)["failures"]) == 2
