@@ -1,7 +1,8 @@
 """How the hyperparameters of `configs/digits-all.yaml` were chosen: on validation data only, the plain twin first.
 
 For every method the setting with the best validation NLL when trained plainly, then the radius with the best
-validation NLL for it. The test part is never looked at. Trials and choices are in FOLDER/selection.json.
+validation NLL for it. The test part is never looked at. Trials and choices are in FOLDER/selection.json, and
+FOLDER/config.yaml is what `flatbayes compare --config` takes.
 
     python benchmarks/choose_digits.py runs/choose-digits
 """
@@ -12,8 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import yaml
 
 from flatbayes.comparison import Comparison, Method, select
+from flatbayes.core.spec import to_spec
 from flatbayes.data import Digits
 from flatbayes.flatness import SAM
 from flatbayes.models import MLP
@@ -61,7 +64,7 @@ CANDIDATES = {
     "SGVB-LRT": grid(partial(variational, LRT), (0.005,), (0.01, 0.03, 0.1), (1.0, 10.0)),
     "SGLD": grid(partial(sampled, SGLD), (0.1, 0.3), (0.01, 0.1, 1.0), (10.0,)),
     "SGHMC": grid(partial(sampled, SGHMC), (0.01, 0.03), (0.01, 0.1, 1.0), (10.0,)),
-    "Laplace": grid(lambda lr, d: trained(Laplace(), lr, d, Cosine()), (0.05, 0.2), DECAYS),
+    "Laplace": grid(lambda t, d: trained(Laplace(temperature=t), 0.1, d, Cosine()), (0.01, 0.03, 0.1), DECAYS),
 }
 
 COMMON = Comparison(
@@ -71,8 +74,15 @@ COMMON = Comparison(
 
 def main(folder, jobs=None):
     chosen = select(COMMON, CANDIDATES, [SAM(rho=rho) for rho in RADII], Path(folder), jobs=jobs)
-    for method in chosen:
-        print(method.label, method)
+    config = {
+        "data": to_spec(COMMON.source),
+        "model": to_spec(COMMON.model),
+        "posteriors": [to_spec(method)["init_args"] for method in chosen],
+        "epochs": COMMON.recipe.epochs,
+        "validations": 10,
+        "seeds": 10,
+    }
+    Path(folder, "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from flatbayes.comparison import Comparison
 from flatbayes.core import Closure, State
 from flatbayes.data import (
     CIFAR10,
+    UCI,
     Dataset,
+    Diabetes,
     Digits,
     ImageFolder,
     ImageParquet,
@@ -14,9 +16,17 @@ from flatbayes.data import (
     Table,
 )
 from flatbayes.flatness import ASAM, SAM, FisherSAM, Flatness, Plain, PosteriorSAM, Random
-from flatbayes.likelihoods import Categorical, CategoricalPredictive, Likelihood, Predictive
+from flatbayes.likelihoods import (
+    Categorical,
+    CategoricalPredictive,
+    Custom,
+    Gaussian,
+    GaussianPredictive,
+    Likelihood,
+    Predictive,
+)
 from flatbayes.models import MLP, ConvNet, PreResNet, WideResNet
-from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, MCDropout, Point, Posterior
+from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point, Posterior
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.training import Constant, Cosine, Cyclical, Interrupted, Polynomial, Recipe, Schedule, SWALinear, fit
 
@@ -30,6 +40,7 @@ __all__ = [
     "SGLD",
     "SGVB",
     "SWAG",
+    "UCI",
     "Categorical",
     "CategoricalPredictive",
     "Closure",
@@ -37,16 +48,21 @@ __all__ = [
     "Constant",
     "ConvNet",
     "Cosine",
+    "Custom",
     "Cyclical",
     "Dataset",
+    "Diabetes",
     "Digits",
     "Ensemble",
     "FisherSAM",
     "FittedPosterior",
     "Flatness",
+    "Gaussian",
+    "GaussianPredictive",
     "ImageFolder",
     "ImageParquet",
     "Interrupted",
+    "Laplace",
     "Likelihood",
     "MCDropout",
     "Npz",

@@ -85,10 +85,29 @@ def test_images_without_an_axis_of_channels():
         as_inputs(np.zeros((2, 8, 9, 10)), "x")
 
 
-@pytest.mark.parametrize("y", [np.array([0.0, 1.0]), np.eye(2, dtype=int), np.array(["a", "b"])])
+@pytest.mark.parametrize("y", [np.array([0.0, 0.5]), np.eye(2, dtype=int), np.array(["a", "b"])])
 def test_targets_that_are_no_labels(save, y):
     with pytest.raises(ValueError, match=r"'y' of .*data.npz must be whole numbers"):
-        Npz(path=save(x=np.zeros((2, 2)), y=y)).read()
+        Npz(path=save(x=np.zeros((2, 2)), y=y), task="classification").read()
+
+
+def test_fractions_are_numbers_to_predict(save):
+    x, y = RANDOM.normal(size=(30, 3)), RANDOM.normal(size=(30, 2))
+    raw = Npz(path=save(x=x, y=y[:, 0], x_test=x[:4], y_test=y[:4, 0])).read()
+    assert (raw.target_names, raw.class_names) == (("y",), ())
+    torch.testing.assert_close(raw.test.targets, torch.from_numpy(y[:4, 0]).float())
+    loaded = Npz(path=save(x=x, y=y)).load(0)
+    assert loaded.target_names == ("y_0", "y_1")
+    assert loaded.train.targets.shape[1] == 2
+
+
+def test_whole_numbers_are_predicted_on_request(save):
+    x = np.zeros((4, 2))
+    assert Npz(path=save(x=x, y=np.arange(4)), task="regression").read().all.targets.tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"'y' of .*npz holds whole numbers as float64.* or say task=regression"):
+        Npz(path=save(x=x, y=np.arange(4.0))).read()
+    with pytest.raises(ValueError, match=r"must be numbers of the shape \[n\] or \[n, targets\], got <U1"):
+        Npz(path=save(x=x, y=np.array(["a"] * 4)), task="regression").read()
 
 
 def test_gaps_and_infinities_are_refused(save):

@@ -66,7 +66,45 @@ def test_words_are_no_features(csv):
 
 def test_fractions_are_no_classes(csv):
     with pytest.raises(ValueError, match=r"Column 'y' holds double, and classes must be whole numbers"):
-        Table(path=csv("a,y\n1,0.5\n2,1.5\n"), target="y").read()
+        Table(path=csv("a,y\n1,0.5\n2,1.5\n"), target="y", task="classification").read()
+
+
+def test_fractions_are_numbers_to_predict(csv):
+    raw = Table(path=csv("a,y\n1,0.5\n2,1\n3,-7\n"), target="y").read()
+    assert raw.target_names == ("y",)
+    assert raw.class_names == ()
+    assert raw.all.targets.dtype == torch.float32
+    assert raw.all.targets.tolist() == [0.5, 1, -7]
+
+
+def test_whole_numbers_are_predicted_on_request(csv):
+    raw = Table(path=csv("a,y\n1,5\n2,6\n"), target="y", task="regression").read()
+    assert raw.all.targets.tolist() == [5, 6]
+    assert raw.target_names == ("y",)
+
+
+def test_whole_numbers_with_a_point_may_be_either(csv):
+    with pytest.raises(ValueError, match=r"Column 'y' holds whole numbers as float64.* or say task=regression"):
+        Table(path=csv("a,y\n1,0.0\n2,1.0\n3,\n"), target="y").read()
+
+
+def test_a_regression_loads(csv):
+    rows = "\n".join(f"{row},{row / 7}" for row in range(60))
+    loaded = Table(path=csv(f"a,y\n{rows}\n"), target="y").load(0)
+    assert loaded.is_regression
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (43, 5, 12)
+    torch.testing.assert_close(loaded.test.targets, loaded.test.inputs[:, 0] / 7)
+
+
+def test_numbers_that_cannot_be_predicted(csv):
+    with pytest.raises(ValueError, match=r"Target 'y' is 2\.5 in all 3 given examples: there is nothing to predict"):
+        Table(path=csv("a,y\n1,2.5\n2,2.5\n3,2.5\n"), target="y").load(0)
+    with pytest.raises(ValueError, match=r"Column 'y' has 1 missing labels, the first in row 1"):
+        Table(path=csv("a,y\n1,2.5\n2,nan\n3,1.5\n"), target="y").load(0)
+    with pytest.raises(ValueError, match=r"1 targets that are missing or not finite; the first is inf in row 2"):
+        Table(path=csv("a,y\n1,2.5\n2,3\n3,1e300\n"), target="y").load(0)
+    with pytest.raises(ValueError, match=r"Column 'y' holds string, and a regression needs numbers"):
+        Table(path=csv("a,y\n1,x\n2,z\n"), target="y", task="regression").load(0)
 
 
 def test_missing_values_are_located(csv):

@@ -64,6 +64,9 @@ def test_table_and_sentence_say_what_was_found(folder):
     assert "With one weight, the Gibbs posterior has 61% of its mass in the sharp deep well" in sentence
     assert "sharpness-aware one 14%" in sentence
     assert "Theorem C" in sentence
+    assert "wider than the plateau" not in sentence
+    results["config"]["rho"] = 0.5
+    assert "wider than the plateau" in wells_sentence(results)
 
 
 def test_without_results_it_says_so(tmp_path):

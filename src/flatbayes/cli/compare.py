@@ -65,7 +65,7 @@ def run(options: Namespace) -> None:
         model=chosen_model(options, dataset),
         posteriors=[_described(one) for one in options.posteriors],
         flatness=options.flatness,
-        recipe=chosen_recipe(options),
+        recipe=chosen_recipe(options, dataset),
         seeds=options.seeds,
         num_draws=options.draws,
         part=options.part,

@@ -32,7 +32,7 @@ def run(options: Namespace) -> None:
     """One posterior, kept in a run folder and measured on the validation part."""
     check_num_draws(options.draws)
     dataset = options.data.load(options.seed)
-    model, recipe = chosen_model(options, dataset), chosen_recipe(options)
+    model, recipe = chosen_model(options, dataset), chosen_recipe(options, dataset)
     rehearse(model, dataset, options.posterior, options.flatness, recipe)
     config = {
         "data": to_spec(options.data),

@@ -1,5 +1,6 @@
 """Options that several verbs share, made from the type hints and docstrings of what they build."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,8 @@ from flatbayes.flatness import SAM, Flatness
 from flatbayes.models import MLP, ConvNet
 from flatbayes.training import Recipe
 
-KNOWN_TO_DATA = {"input_shape", "num_classes"}
+KNOWN_TO_DATA = {"input_shape", "num_classes", "num_outputs"}
+REGRESSION_CLIP = 1.0
 PartName = Literal["test", "val", "train"]
 
 
@@ -81,9 +83,11 @@ def output_options(parser: ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what the folder holds")
 
 
-def chosen_recipe(options: Namespace) -> Recipe:
-    """The recipe that the options describe."""
-    return Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
+def chosen_recipe(options: Namespace, dataset: Dataset) -> Recipe:
+    """The recipe that the options describe; a regression is clipped, since its loss has no bound to its slope."""
+    recipe = Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
+    clipped = dataset.is_regression and recipe.clip_norm is None
+    return replace(recipe, clip_norm=REGRESSION_CLIP) if clipped else recipe
 
 
 def chosen_model(options: Namespace, dataset: Dataset) -> Any:

@@ -14,7 +14,7 @@ def options() -> ArgumentParser:
     """Its options."""
     parser = new_parser(
         "predict FOLDER --input FILE --output FILE [options]",
-        "Predict class probabilities and uncertainties for new inputs.",
+        "Predict classes or numbers, with uncertainties, for new inputs.",
     )
     run_options(parser)
     parser.add_argument("--input", type=Path, required=True, help="parquet, CSV or npz file, or folder of images")
@@ -24,7 +24,7 @@ def options() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    """Class probabilities and uncertainties for every row of a file or image of a folder."""
+    """Class probabilities or numbers, with uncertainties, for every row of a file or image of a folder."""
     target = Path(options.output)
     if target.exists() and not options.overwrite:
         raise ValueError(f"{target} exists: choose another --output, or --overwrite.")
@@ -36,7 +36,7 @@ def run(options: Namespace) -> None:
     with writer, console.status("predicting") as status:
         for names, examples in inputs:
             predictive = fitted.predict(examples, options.draws, batch_size=options.batch_size, seed=options.seed)
-            columns = dict(predictive.columns(info["class_names"]))
+            columns = dict(predictive.columns(info["class_names"] or info["target_names"]))
             writer.write(columns if names is None else {"name": names, **columns})
             count += len(examples)
             status.update(f"predicting: {count} done")

@@ -1,6 +1,6 @@
 """Flat against plain over seeds: runs, paired statistics."""
 
-from flatbayes.comparison.compare import Comparison
+from flatbayes.comparison.compare import Comparison, execute, write_results
 from flatbayes.comparison.measures import Measures
 from flatbayes.comparison.method import Method
 from flatbayes.comparison.selection import Trial, select
@@ -16,9 +16,11 @@ __all__ = [
     "Task",
     "Trial",
     "Tuned",
+    "execute",
     "paired",
     "select",
     "summarise",
     "tune",
     "usual_ranges",
+    "write_results",
 ]

@@ -139,16 +139,30 @@ class Comparison:
         tasks = self.tasks()
         failures = execute(tasks, folder / "runs", jobs, progress)
         runs = [found for found in (task.kept(folder / "runs") for task in tasks) if found is not None]
-        results = {
-            "flatbayes": version("flatbayes"),
-            "environment": environment(),
-            "config": to_spec(self)["init_args"],
-            "runs": runs,
-            "summary": summarise(runs, label(Plain()), HIGHER_IS_BETTER, FAMILY_OF),
-            "failures": failures,
-        }
-        write_json(folder / "results.json", results)
-        return results
+        return write_results(folder, to_spec(self)["init_args"], runs, failures)
+
+
+def write_results(
+    folder: Path, config: dict[str, Any], runs: Sequence[dict[str, Any]], failures: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write `results.json`, which reports are made from, and return its content.
+
+    Args:
+        folder: Where to.
+        config: What was asked for.
+        runs: What `Task.execute` returns.
+        failures: Which runs came to nothing, and why.
+    """
+    results = {
+        "flatbayes": version("flatbayes"),
+        "environment": environment(),
+        "config": config,
+        "runs": list(runs),
+        "summary": summarise(runs, label(Plain()), HIGHER_IS_BETTER, FAMILY_OF),
+        "failures": list(failures),
+    }
+    write_json(folder / "results.json", results)
+    return results
 
 
 def default_jobs() -> int:

@@ -39,6 +39,7 @@ def select(
     flatnesses: Sequence[Flatness],
     folder: Path,
     *,
+    seeds: Sequence[int] | None = None,
     metric: str = "nll",
     jobs: int | None = None,
     progress: bool | None = None,
@@ -54,6 +55,8 @@ def select(
         candidates: Settings to choose from, for each name that a method is to have.
         flatnesses: What the flat twin may be.
         folder: Where runs are kept; the same call goes on where it was stopped.
+        seeds: Those that are averaged over; by default all of the comparison. With one, the choice is for one split
+            of the data alone, as the protocol of the UCI sets has it.
         metric: What decides; lower is better.
         jobs: Processes; by default one per core, or one if there is a GPU.
         progress: Show a progress bar; by default if standard error is a terminal.
@@ -61,10 +64,11 @@ def select(
     Raises:
         RuntimeError: No candidate of a method came to an end.
     """
+    chosen_seeds = list(range(comparison.seeds) if seeds is None else seeds)
 
     def trials(settings: Mapping[str, Sequence[tuple[Method, Flatness]]], twin: str) -> dict[str, list[Trial]]:
         tasks = {
-            (name, k): [_task(comparison, method, flatness, seed) for seed in range(comparison.seeds)]
+            (name, k): [_task(comparison, method, flatness, seed) for seed in chosen_seeds]
             for name, pairs in settings.items()
             for k, (method, flatness) in enumerate(pairs)
         }
@@ -94,7 +98,7 @@ def select(
         folder / "selection.json",
         {
             "metric": metric,
-            "seeds": comparison.seeds,
+            "seeds": chosen_seeds,
             "trials": [asdict(trial) for trial in record],
             "chosen": [to_spec(method)["init_args"] for method in chosen],
         },

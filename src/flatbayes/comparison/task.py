@@ -27,7 +27,7 @@ class Task:
     """What determines a run, and nothing else.
 
     Attributes:
-        source: The data; its test part is the same for every seed.
+        source: The data; its test part is the same for every seed, unless it has standard splits.
         model: Builds the network.
         posterior: Axis A.
         flatness: Axis B.

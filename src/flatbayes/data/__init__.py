@@ -2,7 +2,11 @@
 
 from flatbayes.data.augment import Augment
 from flatbayes.data.cifar10 import CIFAR10
+from flatbayes.data.cifar10c import CIFAR10C
+from flatbayes.data.class_split import ClassSplit
+from flatbayes.data.corruptions import CORRUPTIONS, corrupt, corruptions_for, white_of
 from flatbayes.data.dataset import Dataset, Part
+from flatbayes.data.diabetes import Diabetes
 from flatbayes.data.digits import Digits
 from flatbayes.data.image_folder import ImageFolder
 from flatbayes.data.image_parquet import ImageParquet
@@ -10,14 +14,21 @@ from flatbayes.data.inputs import read_inputs
 from flatbayes.data.npz import Npz
 from flatbayes.data.open import reader_for, source_for
 from flatbayes.data.outputs import PredictionWriter
+from flatbayes.data.shift import outside_inputs, shaped_like
 from flatbayes.data.source import Raw, Source
 from flatbayes.data.standardize import Standardize
 from flatbayes.data.table import Table
+from flatbayes.data.uci import UCI
 
 __all__ = [
     "CIFAR10",
+    "CIFAR10C",
+    "CORRUPTIONS",
+    "UCI",
     "Augment",
+    "ClassSplit",
     "Dataset",
+    "Diabetes",
     "Digits",
     "ImageFolder",
     "ImageParquet",
@@ -28,7 +39,12 @@ __all__ = [
     "Source",
     "Standardize",
     "Table",
+    "corrupt",
+    "corruptions_for",
+    "outside_inputs",
     "read_inputs",
     "reader_for",
+    "shaped_like",
     "source_for",
+    "white_of",
 ]

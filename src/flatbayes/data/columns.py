@@ -11,6 +11,7 @@ from torch import Tensor
 from flatbayes.data.checks import number_names
 from flatbayes.data.extras import needed
 from flatbayes.data.parquet import named
+from flatbayes.data.targets import Task, holds_fractions
 
 
 def read_table(path: Path) -> Any:
@@ -80,6 +81,37 @@ def features(table: Any, names: Sequence[str], path: Path) -> Tensor:
     return torch.from_numpy(values)
 
 
+def is_regression(column: Any, name: str, task: Task) -> bool:
+    """Whether a column holds numbers to predict: as the task says, else if it holds fractions.
+
+    Raises:
+        ValueError: It cannot be told.
+    """
+    with needed("data"):
+        import pyarrow as pa
+        from pyarrow import types
+    if task is not None or not (types.is_floating(column.type) or types.is_decimal(column.type)):
+        return task == "regression"
+    return holds_fractions(column.drop_null().cast(pa.float64(), safe=False).to_numpy(), f"Column {name!r}")
+
+
+def numbers(column: Any, name: str) -> Tensor:
+    """Numbers to predict, float32, [rows].
+
+    Raises:
+        ValueError: Values are missing, or no numbers.
+    """
+    with needed("data"):
+        import pyarrow as pa
+        from pyarrow import types
+    kind = column.type
+    if not any(test(kind) for test in (types.is_integer, types.is_floating, types.is_decimal)):
+        raise ValueError(f"Column {name!r} holds {kind}, and a regression needs numbers. Name another column.")
+    values = present(column, name).cast(pa.float64(), safe=False).to_numpy()
+    with np.errstate(over="ignore"):  # becomes an infinity, which is refused later
+        return torch.from_numpy(values.astype(np.float32))
+
+
 def number_labels(
     columns: Mapping[str, Any], name: str, class_names: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
@@ -128,7 +160,7 @@ def class_labels(columns: Mapping[str, Any], name: str) -> tuple[tuple[str, ...]
         if not any(test(kind) for test in countable):
             raise ValueError(
                 f"Column {name!r} holds {kind}, and classes must be whole numbers or words. Name another "
-                "column as the target, or write its values so; flatbayes does not fit regressions to tables."
+                "column as the target, write its values so, or fit a regression to it."
             )
         values[part] = present(column, name).cast(kind).to_pylist()
     classes = sorted(set().union(*values.values()))

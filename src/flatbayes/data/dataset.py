@@ -9,12 +9,13 @@ from flatbayes.data.augment import Augment
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Some examples with their labels.
+    """Some examples with their targets.
 
     Attributes:
         inputs: Images, [n, channels, height, width] (uint8, or float32 where they were stored so), or
             features, [n, features] (float32); raw, before any standardisation.
-        targets: The class of each example, [n] (int64), counted from 0.
+        targets: The class of each example, [n] (int64), counted from 0; or the numbers to predict, [n] or
+            [n, targets] (float32), in their own unit.
     """
 
     inputs: Tensor
@@ -30,15 +31,19 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A classification task.
+    """A task: classification where there are names of classes, else regression.
 
     Attributes:
         train: The examples to fit.
         val: The examples to choose by.
         test: The examples to report on, and for nothing else.
-        class_names: One per class, in the order of the labels.
+        class_names: One per class, in the order of the labels; empty for a regression.
         feature_names: One per feature; empty for images.
         augment: Random changes for batches of training images; None for none.
+        target_names: One per number to predict; empty for a classification.
+
+    Raises:
+        ValueError: Targets and their names do not go together.
     """
 
     train: Part
@@ -47,6 +52,29 @@ class Dataset:
     class_names: tuple[str, ...]
     feature_names: tuple[str, ...]
     augment: Augment | None
+    target_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.class_names) == bool(self.target_names):
+            raise ValueError(
+                "A data set has either class_names (classification) or target_names (regression), got "
+                f"{len(self.class_names)} and {len(self.target_names)} of them."
+            )
+        for name in ("train", "val", "test"):
+            targets = getattr(self, name).targets
+            if targets.is_floating_point() != self.is_regression:
+                wanted = "numbers (float32)" if self.is_regression else "classes (int64)"
+                raise ValueError(f"Targets of the {name} part must be {wanted}, got {targets.dtype}. Convert them.")
+            if self.is_regression and targets.shape[1:].numel() != len(self.target_names):
+                raise ValueError(
+                    f"The {name} part has targets of the shape {tuple(targets.shape)}, and {len(self.target_names)} "
+                    "target_names. Give one name for each column."
+                )
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the targets are numbers."""
+        return bool(self.target_names)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

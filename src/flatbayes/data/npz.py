@@ -12,19 +12,23 @@ from torch import Tensor
 from flatbayes.data.checks import number_names
 from flatbayes.data.dataset import Part
 from flatbayes.data.source import Raw, Source
+from flatbayes.data.targets import Task, holds_fractions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Npz(Source):
-    """Arrays in a .npz file: images or features, and labels.
+    """Arrays in a .npz file: images or features, and labels or numbers to predict.
 
     Attributes:
         path: The file, as numpy.savez writes it.
         inputs: Name of the array of inputs: features, [n, features], or images, [n, height, width] with or
             without an axis of 1 to 4 channels before or after these two.
-        targets: Name of the array of labels, [n], whole numbers from 0.
+        targets: Name of the array of labels, [n], whole numbers from 0; or of numbers to predict, [n] or
+            [n, targets], floating-point.
         test_inputs: Name of the inputs of the test part, used if there is such an array.
         test_targets: Name of its labels.
+        task: classification or regression; None tells by the array: integers are classes, fractions are numbers to
+            predict.
     """
 
     path: str
@@ -32,6 +36,7 @@ class Npz(Source):
     targets: str = "y"
     test_inputs: str = "x_test"
     test_targets: str = "y_test"
+    task: Task = None
 
     def read(self) -> Raw:
         """The arrays, and the test part where there is one."""
@@ -44,10 +49,12 @@ class Npz(Source):
         if missing:
             raise ValueError(f"{path} lacks the arrays {missing}. It has {names}. Name one of these, or add them.")
         arrays = read_arrays(path, wanted)
+        numeric = self._is_regression(arrays[self.targets], f"{self.targets!r} of {path}")
+        as_targets = as_numbers if numeric else as_labels
         parts = [
             Part(
                 inputs=as_inputs(arrays[x], f"{x!r} of {path}"),
-                targets=as_labels(arrays[y], f"{y!r} of {path}"),
+                targets=as_targets(arrays[y], f"{y!r} of {path}"),
             )
             for x, y in zip(wanted[::2], wanted[1::2], strict=True)
         ]
@@ -55,9 +62,15 @@ class Npz(Source):
         return Raw(
             all=parts[0],
             test=parts[1] if has_test else None,
-            class_names=number_names([part.targets for part in parts]),
+            class_names=() if numeric else number_names([part.targets for part in parts]),
+            target_names=column_names(self.targets, parts[0].targets) if numeric else (),
             feature_names=tuple(str(index) for index in range(first.shape[1])) if first.ndim == 2 else (),
         )
+
+    def _is_regression(self, targets: np.ndarray, what: str) -> bool:
+        if self.task is None and targets.dtype.kind == "f" and targets.ndim in (1, 2):
+            return holds_fractions(targets[np.isfinite(targets)], what)
+        return self.task == "regression"
 
 
 def array_names(path: Path) -> list[str]:
@@ -110,6 +123,26 @@ def as_inputs(array: np.ndarray, what: str) -> Tensor:
     kind = np.uint8 if array.dtype == np.uint8 and array.ndim == 4 else np.float32
     with np.errstate(over="ignore"):  # becomes an infinity, which is refused later
         return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
+
+
+def as_numbers(array: np.ndarray, what: str) -> Tensor:
+    """Numbers to predict, [n] or [n, targets] (float32).
+
+    Raises:
+        ValueError: They are something else.
+    """
+    if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or 0 in array.shape[1:]:
+        raise ValueError(
+            f"{what} must be numbers of the shape [n] or [n, targets], got {array.dtype} of the shape {array.shape}. "
+            "Convert it with astype('float32')."
+        )
+    with np.errstate(over="ignore"):  # becomes an infinity, which is refused later
+        return torch.from_numpy(array.astype(np.float32))
+
+
+def column_names(name: str, targets: Tensor) -> tuple[str, ...]:
+    """The array's name, with the number of the column where there are several."""
+    return (name,) if targets.ndim == 1 else tuple(f"{name}_{column}" for column in range(targets.shape[1]))
 
 
 def as_labels(array: np.ndarray, what: str) -> Tensor:

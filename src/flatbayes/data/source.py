@@ -4,12 +4,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from flatbayes.data.augment import Augment
 from flatbayes.data.checks import check_finite, check_labels, check_rows
 from flatbayes.data.dataset import Dataset, Part
 from flatbayes.data.images import EncodedPart
 from flatbayes.data.split import check_size, split
+from flatbayes.data.targets import check_targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +22,19 @@ class Raw:
         all: All but those of the other two.
         test: The test part, where the source itself has one.
         val: The validation part, where the source itself has one.
-        class_names: One per class.
+        class_names: One per class; empty where the targets are numbers.
         feature_names: One per feature; empty for images.
+        target_names: One per number to predict; empty where the targets are classes.
+        splits: Standard splits, each the rows of its training and of its test part; the seed says which is taken.
     """
 
     all: Part | EncodedPart
     test: Part | EncodedPart | None = None
     val: Part | EncodedPart | None = None
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
     feature_names: tuple[str, ...] = ()
+    target_names: tuple[str, ...] = ()
+    splits: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,7 @@ class Source(ABC):
     """Where examples come from, and how they are split.
 
     Attributes:
-        train_size: Training examples to keep, drawn in proportion to the classes; None keeps all.
+        train_size: Training examples to keep, drawn in proportion to the classes if there are any; None keeps all.
         val_size: Validation examples, as a fraction (below 1) of what the test part leaves, or as a count;
             not used where the source has a validation part of its own.
         test_size: Test examples, as a fraction (below 1) of all, or as a count; not used where the source has
@@ -71,10 +77,11 @@ class Source(ABC):
 
         Args:
             seed: Decides, together with `split_seed`, which examples are for training and which for
-                validation; the test part is the same for all seeds.
+                validation; the test part is the same for all seeds, unless the data come with standard splits,
+                of which the seed is the number.
 
         Raises:
-            ValueError: The examples are not fit for a classification task, or too few.
+            ValueError: The examples are not fit for their task, or too few.
             FileNotFoundError: There is nothing at the path.
             ImportError: A package that reads this kind of file is not installed.
         """
@@ -84,14 +91,7 @@ class Source(ABC):
         check(raw)
         if raw.feature_names and (self.flip or self.pad):
             raise ValueError("flip and pad are for images, and these examples are features; leave both out.")
-        train, val, test = split(
-            raw.all.targets,
-            train=self.train_size,
-            val=0 if raw.val is not None else self.val_size,
-            test=0 if raw.test is not None else self.test_size,
-            split_seed=self.split_seed,
-            seed=seed,
-        )
+        train, val, test = self._rows(raw, seed)
         parts = {
             "training": raw.all.take(train),
             "validation": raw.all.take(val) if raw.val is None else whole(raw.val),
@@ -112,7 +112,31 @@ class Source(ABC):
             class_names=raw.class_names,
             feature_names=raw.feature_names,
             augment=Augment(flip=self.flip, pad=self.pad) if self.flip or self.pad else None,
+            target_names=raw.target_names,
         )
+
+    def _rows(self, raw: Raw, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        # Numbers have no classes to be dealt by: all examples are of one kind.
+        kinds = torch.zeros(len(raw.all), dtype=torch.int64) if raw.target_names else raw.all.targets
+        if not raw.splits:
+            return split(
+                kinds,
+                train=self.train_size,
+                val=0 if raw.val is not None else self.val_size,
+                test=0 if raw.test is not None else self.test_size,
+                split_seed=self.split_seed,
+                seed=seed,
+            )
+        if seed >= len(raw.splits):
+            raise ValueError(
+                f"These data come with {len(raw.splits)} splits, of which the seed is the number: 0 to "
+                f"{len(raw.splits) - 1}, got {seed}. Ask for at most {len(raw.splits)} seeds."
+            )
+        rest, test = raw.splits[seed]
+        train, val, _ = split(
+            kinds[rest], train=self.train_size, val=self.val_size, test=0, split_seed=self.split_seed, seed=seed
+        )
+        return rest[train], rest[val], test
 
 
 def whole(part: Part | EncodedPart) -> Part:
@@ -121,7 +145,7 @@ def whole(part: Part | EncodedPart) -> Part:
 
 
 def check(raw: Raw) -> None:
-    """Refuse examples that no classifier can be fitted to.
+    """Refuse examples that no network can be fitted to.
 
     Raises:
         ValueError: Says what is wrong, and where.
@@ -138,4 +162,8 @@ def check(raw: Raw) -> None:
                     f"The {name} examples have the shape {tuple(shape)}, and the others "
                     f"{tuple(expected)}. Give all parts the same shape."
                 )
-    check_labels({name: part.targets for name, part in parts.items()}, raw.class_names)
+    targets = {name: part.targets for name, part in parts.items()}
+    if raw.target_names:
+        check_targets(targets, raw.target_names)
+    else:
+        check_labels(targets, raw.class_names)

@@ -1,25 +1,29 @@
-"""Tables of numbers, with a column of classes."""
+"""Tables of numbers, with a column of classes or of numbers to predict."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from flatbayes.data.columns import class_labels, features, read_table
+from flatbayes.data.columns import class_labels, features, is_regression, numbers, read_table
 from flatbayes.data.dataset import Part
 from flatbayes.data.parquet import require_columns
 from flatbayes.data.source import Raw, Source
+from flatbayes.data.targets import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Source):
-    """A CSV or parquet file with a column of classes; all other columns are features.
+    """A CSV or parquet file with a column of classes, or of numbers to predict; all other columns are features.
 
     Attributes:
         path: The file; a CSV file begins with a line of column names.
-        target: Column of the classes, as whole numbers or words.
+        target: Column of the classes, as whole numbers or words, or of the numbers.
+        task: classification or regression; None tells by the column: integers and words are classes, fractions are
+            numbers to predict.
     """
 
     path: str
     target: str
+    task: Task = None
 
     def read(self) -> Raw:
         """All rows; there is no test part, so one is split off."""
@@ -29,6 +33,9 @@ class Table(Source):
         names = tuple(name for name in table.column_names if name != self.target)
         if not names:
             raise ValueError(f"{path} has no column besides the target {self.target!r}. Add columns of features.")
-        class_names, targets = class_labels({"all": table.column(self.target)}, self.target)
-        part = Part(inputs=features(table, names, path), targets=targets["all"])
-        return Raw(all=part, class_names=class_names, feature_names=names)
+        column, inputs = table.column(self.target), features(table, names, path)
+        if is_regression(column, self.target, self.task):
+            part = Part(inputs=inputs, targets=numbers(column, self.target))
+            return Raw(all=part, target_names=(self.target,), feature_names=names)
+        class_names, targets = class_labels({"all": column}, self.target)
+        return Raw(all=Part(inputs=inputs, targets=targets["all"]), class_names=class_names, feature_names=names)

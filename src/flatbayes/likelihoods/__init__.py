@@ -1,6 +1,16 @@
 """How targets depend on a network's outputs: losses, and predictions from many networks."""
 
 from flatbayes.likelihoods.categorical import Categorical, CategoricalPredictive
+from flatbayes.likelihoods.custom import Custom
+from flatbayes.likelihoods.gaussian import Gaussian, GaussianPredictive
 from flatbayes.likelihoods.likelihood import Likelihood, Predictive
 
-__all__ = ["Categorical", "CategoricalPredictive", "Likelihood", "Predictive"]
+__all__ = [
+    "Categorical",
+    "CategoricalPredictive",
+    "Custom",
+    "Gaussian",
+    "GaussianPredictive",
+    "Likelihood",
+    "Predictive",
+]

@@ -104,6 +104,11 @@ class Categorical(Likelihood):
         if self.num_classes < 2:
             raise ValueError(f"Classification needs at least 2 classes, got {self.num_classes}.")
 
+    @property
+    def num_outputs(self) -> int:
+        """One logit for each class."""
+        return self.num_classes
+
     def loss(self, outputs: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         """Mean cross entropy.
 

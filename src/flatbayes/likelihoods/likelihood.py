@@ -20,7 +20,7 @@ class Predictive(ABC):
     @property
     @abstractmethod
     def variance(self) -> Tensor:
-        """Spread of the networks' means around `mean`."""
+        """Variance of a target that is a number; for classes, of their probabilities over the networks."""
 
     @property
     @abstractmethod
@@ -48,6 +48,11 @@ class Predictive(ABC):
 
 class Likelihood(ABC):
     """How targets depend on a network's outputs."""
+
+    @property
+    @abstractmethod
+    def num_outputs(self) -> int:
+        """Numbers that a network must give for each example."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -2,5 +2,14 @@
 
 from flatbayes.prediction.evaluation import Evaluation, evaluate
 from flatbayes.prediction.fitted import FittedPosterior, check_num_draws
+from flatbayes.prediction.shift import evaluate_corruptions, evaluate_ood, recalibrated
 
-__all__ = ["Evaluation", "FittedPosterior", "check_num_draws", "evaluate"]
+__all__ = [
+    "Evaluation",
+    "FittedPosterior",
+    "check_num_draws",
+    "evaluate",
+    "evaluate_corruptions",
+    "evaluate_ood",
+    "recalibrated",
+]

@@ -19,6 +19,7 @@ from flatbayes.core import State
 from flatbayes.core.files import read_json, replacing, write_json
 from flatbayes.core.spec import build, to_spec
 from flatbayes.data import Standardize
+from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def save(fitted: "FittedPosterior", folder: Path) -> Path:
     return folder
 
 
-def load(folder: Path, model: nn.Module | Callable[[], nn.Module] | None) -> "FittedPosterior":
+def load(
+    folder: Path, model: nn.Module | Callable[[], nn.Module] | None, likelihood: Likelihood | None
+) -> "FittedPosterior":
     """Read both files and rebuild the posterior, on the CPU.
 
     Raises:
@@ -81,7 +84,7 @@ def load(folder: Path, model: nn.Module | Callable[[], nn.Module] | None) -> "Fi
     try:
         tensors = load_file(folder / TENSORS)
         posterior = build(description["posterior"], within="flatbayes.posteriors")
-        likelihood = build(description["likelihood"], within="flatbayes.likelihoods")
+        likelihood = likelihood or _likelihood(description["likelihood"])
         info, num_data = dict(description["info"]), list(description["num_data"])
         statistics_inputs = [tensors[f"inputs.{k}"] for k in range(description["num_statistics_batches"])]
     except (SafetensorError, KeyError, TypeError, AttributeError) as error:
@@ -133,6 +136,14 @@ def _state(
         ) from error
     state.model.eval()
     return state
+
+
+def _likelihood(spec: Any) -> Likelihood:
+    try:
+        found: Likelihood = build(spec, within="flatbayes.likelihoods")
+    except ValueError as error:
+        raise ValueError(f"{error} If this artefact's likelihood has code of yours, pass `likelihood`.") from error
+    return found
 
 
 def _architecture(

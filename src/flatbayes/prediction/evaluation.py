@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from flatbayes.likelihoods import CategoricalPredictive
-from flatbayes.metrics import classification_metrics, reliability
+from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.metrics import classification_metrics, coverage, regression_metrics, reliability
 from flatbayes.prediction.fitted import FittedPosterior
 
 
@@ -16,7 +17,8 @@ class Evaluation:
 
     Attributes:
         metrics: Each metric by its name.
-        reliability: Accuracy against confidence, as plain data for a diagram.
+        reliability: As plain data for a diagram: for classes, accuracy against confidence; for numbers, coverage of
+            central intervals against their level.
         num_networks: Networks that were averaged.
     """
 
@@ -40,18 +42,42 @@ def evaluate(
     Args:
         fitted: The posterior.
         inputs: Examples, as the training data had them.
-        targets: Class indices, shape (examples,).
+        targets: Class indices, shape (examples,); or numbers, shape (examples,) or (examples, targets).
         num_draws: Networks to average, as in `FittedPosterior.predict`.
         batch_size: Examples a forward pass sees at a time.
         seed: Decides which networks are drawn.
         progress: Show a progress bar on standard error.
     """
     predictive = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed, progress=progress)
-    if not isinstance(predictive, CategoricalPredictive):
-        raise TypeError(f"There are no metrics for a {type(predictive).__name__} yet.")
-    log_probs, labels = predictive.log_probs.cpu(), targets.cpu()
-    return Evaluation(
-        metrics=classification_metrics(log_probs, labels),
-        reliability=reliability(log_probs.exp(), labels).to_dict(),
-        num_networks=len(fitted.draw_keys(num_draws, seed)),
-    )
+    metrics, diagram = _judged(predictive, targets)
+    return Evaluation(metrics, diagram, num_networks=len(fitted.draw_keys(num_draws, seed)))
+
+
+def _judged(predictive: Predictive, targets: Tensor) -> tuple[dict[str, float], dict[str, Any]]:
+    match predictive:
+        case CategoricalPredictive():
+            log_probs, labels = predictive.log_probs.cpu(), targets.cpu()
+            return classification_metrics(log_probs, labels), reliability(log_probs.exp(), labels).to_dict()
+        case GaussianPredictive():
+            targets = _shaped(targets.to(predictive.member_means), predictive.mean.shape)
+            pit = predictive.cdf(targets)
+            metrics = regression_metrics(
+                targets,
+                means=predictive.member_means,
+                stds=predictive.member_stds,
+                log_density=predictive.log_prob(targets),
+                pit=pit,
+                interval=predictive.interval(0.95),
+            )
+            return metrics, coverage(pit).to_dict()
+        case _:
+            raise TypeError(f"There are no metrics for a {type(predictive).__name__} yet.")
+
+
+def _shaped(targets: Tensor, shape: torch.Size) -> Tensor:
+    if targets.shape != shape and targets.shape != (*shape, 1):
+        raise ValueError(
+            f"There are {shape[0]} predictions of the shape {tuple(shape)}, and targets of the shape "
+            f"{tuple(targets.shape)}. Give one target for each prediction, in the same order."
+        )
+    return targets.reshape(shape)

@@ -167,12 +167,19 @@ class FittedPosterior:
         return save(self, Path(folder))
 
     @classmethod
-    def load(cls, folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None) -> "FittedPosterior":
+    def load(
+        cls,
+        folder: str | Path,
+        model: nn.Module | Callable[[], nn.Module] | None = None,
+        *,
+        likelihood: Likelihood | None = None,
+    ) -> "FittedPosterior":
         """Read an artefact.
 
         Args:
             folder: Where it was saved.
             model: The architecture, or a function that builds it; may be left out for models of flatbayes.
+            likelihood: The one it was fitted with, if that has code of yours.
 
         Raises:
             FileNotFoundError: There is no artefact.
@@ -180,7 +187,7 @@ class FittedPosterior:
         """
         from flatbayes.prediction.artefact import load
 
-        return load(Path(folder), model)
+        return load(Path(folder), model, likelihood)
 
     @torch.no_grad()
     def _outputs(self, key: tuple[int, int, int], batches: Sequence[Tensor]) -> Tensor:

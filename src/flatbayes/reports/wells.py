@@ -298,4 +298,9 @@ def wells_sentence(results: Mapping[str, Any]) -> str:
         f"λ times the fall of the gap is Jeffreys' divergence between the two, to {identity:.0e} (Theorem C). "
         f"The distribution of the samplers' draws is within {furthest:.3f} of the exact one."
     )
+    if results["config"]["rho"] > sharp_and_flat(1).plateau + 1e-9:
+        sentences.append(
+            "The ball is wider than the plateau between the wells, so SAM's one step of ascent can land in the other "
+            "well: part of the distance is that it does not find the worst point."
+        )
     return " ".join(sentences)

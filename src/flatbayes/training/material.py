@@ -13,7 +13,7 @@ from flatbayes.core import Examples
 from flatbayes.core.buffers import evaluating
 from flatbayes.core.randomness import spawn
 from flatbayes.data import Dataset, Standardize
-from flatbayes.likelihoods import Categorical, Likelihood
+from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.training.batches import Batches, Loaded, TrainingBatches, fits
 from flatbayes.training.recipe import Recipe
 
@@ -76,8 +76,9 @@ class Held(Material):
 
     @property
     def known(self) -> dict[str, Any]:
-        """Shape of an input, number of classes."""
-        return {"input_shape": self.data.input_shape, "num_classes": self.data.num_classes}
+        """Shape of an input, and how many outputs the data need, under both names that networks call it by."""
+        outputs = self.likelihood().num_outputs
+        return {"input_shape": self.data.input_shape, "num_classes": outputs, "num_outputs": outputs}
 
     @property
     def transform(self) -> Standardize:
@@ -86,17 +87,19 @@ class Held(Material):
 
     @property
     def info(self) -> dict[str, Any]:
-        """Names of classes and features, shape of an input."""
+        """Names of classes, targets and features, shape of an input."""
         data = self.data
         return {
             "class_names": list(data.class_names),
+            "target_names": list(data.target_names),
             "feature_names": list(data.feature_names),
             "input_shape": list(data.input_shape),
         }
 
     def likelihood(self) -> Likelihood:
-        """Categorical over the data's classes."""
-        return Categorical(self.data.num_classes)
+        """Categorical over the data's classes; Gaussian in the scale of the training targets."""
+        data = self.data
+        return Gaussian.fit(data.train.targets) if data.is_regression else Categorical(data.num_classes)
 
     def batches(self, recipe: Recipe, seed: int, device: torch.device) -> TrainingBatches:
         """Shuffled and augmented, on the device if they fit."""
@@ -160,7 +163,10 @@ class Streamed(Material):
         Raises:
             ValueError: Always; it says what to pass.
         """
-        raise ValueError("With a loader, say what the targets are: likelihood=Categorical(num_classes).")
+        raise ValueError(
+            "With a loader, say what the targets are: likelihood=Categorical(num_classes), or for numbers "
+            "Gaussian.fit(targets)."
+        )
 
     def batches(self, recipe: Recipe, seed: int, device: torch.device) -> TrainingBatches:
         """The loader's own."""

@@ -26,7 +26,8 @@ class Recipe:
         collect_from: Share of training, or of each cycle of the schedule, after which snapshots of the weights are
             collected (by SWAG, SGLD, SGHMC).
         collect_per_epoch: Snapshots collected per epoch from then on.
-        clip_norm: Largest norm of the final gradient; None does not clip.
+        clip_norm: Largest norm of the final gradient; None does not clip, but on the command line a regression is
+            clipped at 1.
         accumulate: Micro-batches that the batch of a step is cut into, to save memory.
         precision: Numbers of the forward and backward pass.
         accelerator: Device to train on: auto, cpu, cuda or mps.

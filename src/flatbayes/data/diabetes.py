@@ -1,0 +1,27 @@
+"""Scikit-learn's diabetes data: a real regression that needs no network."""
+
+from dataclasses import dataclass
+
+import torch
+
+from flatbayes.data.dataset import Part
+from flatbayes.data.extras import needed
+from flatbayes.data.source import Raw, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diabetes(Source):
+    """442 patients, 10 measurements of each, and how far their diabetes had come a year later (25 to 346).
+
+    The data of Efron, Hastie, Johnstone & Tibshirani (Ann. Statist. 2004) as they come with scikit-learn, unscaled.
+    """
+
+    val_size: float = 0.2
+
+    def read(self) -> Raw:
+        """All of them; there is no test part, so one is split off."""
+        with needed("compare"):
+            from sklearn.datasets import load_diabetes
+        found = load_diabetes(scaled=False)
+        part = Part(inputs=torch.from_numpy(found.data).float(), targets=torch.from_numpy(found.target).float())
+        return Raw(all=part, feature_names=tuple(found.feature_names), target_names=("progression",))

@@ -1,0 +1,271 @@
+"""Regression: a normal distribution whose mean and standard deviation are the outputs of a network.
+
+The noise may depend on the input (Nix & Weigend, ICNN 1994); a network that ends in constants for the raw scales
+makes it homoscedastic (`MLP(constant_scale=True)`). A Bayesian model average is the mixture of the networks' normal
+distributions; nothing is moment-matched.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from flatbayes.likelihoods import mixture
+from flatbayes.likelihoods.likelihood import Likelihood, Predictive
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianPredictive(Predictive):
+    """Equal mixtures of normal distributions, in the targets' own unit.
+
+    With one target there is no axis of targets, so that predictions have the shape of the targets. Memory grows
+    with the number of draws, since quantiles need all of them.
+
+    Attributes:
+        member_means: Mean that each network predicts, float64.
+        member_stds: Standard deviation of the noise that each network predicts, float64.
+    """
+
+    member_means: Float[Tensor, "draws examples ..."]
+    member_stds: Float[Tensor, "draws examples ..."]
+
+    @property
+    def mean(self) -> Float[Tensor, "examples ..."]:
+        """Expected target."""
+        return self.member_means.mean(0)
+
+    @property
+    def variance(self) -> Float[Tensor, "examples ..."]:
+        """Variance of the target: aleatoric + epistemic."""
+        return self.aleatoric + self.epistemic
+
+    @property
+    def std(self) -> Float[Tensor, "examples ..."]:
+        """Square root of the variance."""
+        return self.variance.sqrt()
+
+    @property
+    def aleatoric(self) -> Float[Tensor, "examples ..."]:
+        """Average variance of the noise: what no further data would take away."""
+        return self.member_stds.square().mean(0)
+
+    @property
+    def epistemic(self) -> Float[Tensor, "examples ..."]:
+        """Variance of the networks' means, divisor the number of networks: what they disagree on."""
+        return self.member_means.var(0, correction=0)
+
+    @property
+    def entropy(self) -> Float[Tensor, " examples"]:
+        """Entropy of the mixture, integrated numerically; of several targets, the sum, a bound from above."""
+        return _summed(mixture.entropy(self.member_means, self.member_stds))
+
+    @property
+    def mutual_information(self) -> Float[Tensor, " examples"]:
+        """Entropy of the mixture - mean entropy of the networks, at least zero; summed over the targets."""
+        noise = mixture.normal_entropy(self.member_stds).mean(0)
+        return _summed((mixture.entropy(self.member_means, self.member_stds) - noise).clamp_min(0.0))
+
+    def interval(self, level: float = LEVEL) -> tuple[Float[Tensor, "examples ..."], Float[Tensor, "examples ..."]]:
+        """Ends of the central interval: the target is below, and above it, with probability (1 - level) / 2.
+
+        Raises:
+            ValueError: The level is not strictly between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"The level of an interval lies strictly between 0 and 1, got {level}.")
+        low, high = (
+            mixture.quantile(probability, self.member_means, self.member_stds)
+            for probability in ((1 - level) / 2, (1 + level) / 2)
+        )
+        return low, high
+
+    def cdf(self, targets: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples ..."]:
+        """P(Y <= target), each target on its own.
+
+        Raises:
+            ValueError: The targets have another shape than the predictions.
+        """
+        return mixture.cdf(self._like_mean(targets), self.member_means, self.member_stds)
+
+    def log_prob(self, targets: Float[Tensor, "examples ..."]) -> Float[Tensor, " examples"]:
+        """Log density of the mixture at the targets of an example, all of them jointly, per unit of the targets.
+
+        Raises:
+            ValueError: The targets have another shape than the predictions.
+        """
+        of_each = mixture.log_density(self._like_mean(targets), self.member_means, self.member_stds)
+        return mixture.average_density(of_each if of_each.ndim == 2 else of_each.sum(-1))
+
+    def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
+        """`mean`, `std`, `lower` and `upper` end of the 95 % interval, `aleatoric` and `epistemic` variance.
+
+        With several targets, each six end in `_<name>`.
+        """
+        lower, upper = self.interval()
+        found = {
+            "mean": self.mean,
+            "std": self.std,
+            "lower": lower,
+            "upper": upper,
+            "aleatoric": self.aleatoric,
+            "epistemic": self.epistemic,
+        }
+        if self.member_means.ndim == 2:
+            return {name: values.cpu().numpy() for name, values in found.items()}
+        names = [str(k) for k in range(self.member_means.shape[2])] if names is None else names
+        return {
+            f"{name}_{target}": values[:, k].cpu().numpy()
+            for k, target in enumerate(names)
+            for name, values in found.items()
+        }
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Predictions for all examples of the parts, in order."""
+        return cls(
+            torch.cat([part.member_means for part in parts], dim=1),
+            torch.cat([part.member_stds for part in parts], dim=1),
+        )
+
+    def _like_mean(self, targets: Tensor) -> Tensor:
+        shape = self.member_means.shape[1:]
+        if targets.shape != shape:
+            raise ValueError(
+                f"The predictions have the shape {tuple(shape)}, and the targets {tuple(targets.shape)}. Give one "
+                "target for each prediction, in the same order."
+            )
+        return targets.to(self.member_means)
+
+
+@dataclass(frozen=True)
+class Gaussian(Likelihood):
+    """Targets are numbers; outputs are their means, then their raw scales, of standardised targets.
+
+    target = location + scale * (mean + std * noise) with std = floor + softplus(raw scale). The location and scale
+    of the training targets (`Gaussian.fit`) make the network's task the same in every unit; losses and predictions
+    are in the targets' own.
+
+    Attributes:
+        num_targets: Numbers to predict for each example; a network has twice as many outputs.
+        location: One for each target, subtracted before the network sees it; none for zeros.
+        scale: One for each target, what it is divided by; none for ones.
+        floor: Least standard deviation of the noise, as a fraction of the scale: it bounds the density, and so the
+            gradient, where a network fits some targets exactly.
+    """
+
+    num_targets: int = 1
+    location: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    floor: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.num_targets < 1:
+            raise ValueError(f"Regression needs at least 1 target, got num_targets={self.num_targets}.")
+        for name, default in (("location", 0.0), ("scale", 1.0)):
+            given = tuple(float(value) for value in getattr(self, name)) or (default,) * self.num_targets
+            if len(given) != self.num_targets or not all(map(math.isfinite, given)):
+                raise ValueError(
+                    f"{name} must be {self.num_targets} finite numbers, one for each target, got {given}. "
+                    "Gaussian.fit takes them from training targets."
+                )
+            object.__setattr__(self, name, given)
+        if min(self.scale) <= 0:
+            raise ValueError(f"scale must be positive, got {self.scale}: a constant target cannot be standardised.")
+        if not 0 < self.floor < math.inf:
+            raise ValueError(f"floor must be positive and finite, got {self.floor}.")
+
+    @staticmethod
+    def fit(targets: Float[Tensor, "examples ..."], floor: float = 0.01) -> "Gaussian":
+        """The likelihood that standardises by mean and standard deviation of these targets.
+
+        Raises:
+            ValueError: There are none, some are not finite, or one of them is constant.
+        """
+        if targets.ndim not in (1, 2) or not len(targets):
+            raise ValueError(
+                f"Expected targets of the shape (examples,) or (examples, targets), at least one, got "
+                f"{tuple(targets.shape)}."
+            )
+        rows = targets.detach().double().reshape(len(targets), -1)
+        if not rows.isfinite().all():
+            raise ValueError(
+                f"{int((~rows.isfinite()).sum())} training targets are missing or not finite. Leave them out."
+            )
+        constant = (rows == rows[0]).all(0).nonzero().flatten().tolist()
+        if constant:
+            raise ValueError(
+                f"Target {constant[0]} is {float(rows[0, constant[0]]):g} in all {len(rows)} training examples, so "
+                "there is nothing to learn and no scale to measure errors by. Check that it is read from the right "
+                "column, or give more examples."
+            )
+        mean, std = rows.mean(0), rows.std(0, correction=0)
+        return Gaussian(rows.shape[1], tuple(mean.tolist()), tuple(std.tolist()), floor)
+
+    @property
+    def num_outputs(self) -> int:
+        """A mean and a raw scale for each target."""
+        return 2 * self.num_targets
+
+    def loss(self, outputs: Float[Tensor, "batch outputs"], targets: Float[Tensor, "batch ..."]) -> Float[Tensor, ""]:
+        """Mean negative log density of the targets, summed over those of an example, per unit of the targets.
+
+        Raises:
+            ValueError: The outputs are not a mean and a raw scale for each target, or the targets have no such shape.
+        """
+        mean, std = self._standardised(outputs if outputs.dtype == torch.float64 else outputs.float())
+        location, scale = self._units(mean)
+        if targets.shape != outputs.shape[:1] + self._shape and targets.shape != mean.shape:
+            raise ValueError(
+                f"Expected targets of the shape {(len(outputs), *self._shape)}, got {tuple(targets.shape)}."
+            )
+        standard = (targets.reshape(mean.shape).to(mean.dtype) - location) / scale
+        return -mixture.log_density(standard, mean, std).sum(-1).mean() + scale.log().sum()
+
+    def predictive(
+        self, outputs: Iterable[Float[Tensor, "batch outputs"]], *, keep_members: bool = False
+    ) -> GaussianPredictive:
+        """The mixture of the networks' normal distributions; members are kept in any case.
+
+        Raises:
+            ValueError: The outputs are not a mean and a raw scale for each target, or there are none.
+        """
+        means, stds = [], []
+        for one in outputs:
+            mean, std = self._standardised(one.double())
+            location, scale = self._units(mean)
+            means.append((location + scale * mean).reshape(len(one), *self._shape))
+            stds.append((scale * std).reshape(len(one), *self._shape))
+        if not means:
+            raise ValueError("There is no prediction without networks: ask for at least 1 draw.")
+        return GaussianPredictive(torch.stack(means), torch.stack(stds))
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return () if self.num_targets == 1 else (self.num_targets,)
+
+    def _units(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return like.new_tensor(self.location), like.new_tensor(self.scale)
+
+    def _standardised(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        if outputs.ndim != 2 or outputs.shape[1] != self.num_outputs:
+            count = "1 target" if self.num_targets == 1 else f"{self.num_targets} targets"
+            raise ValueError(
+                f"The model gives outputs of shape {tuple(outputs.shape)}, but there is a mean and a raw scale to "
+                f"predict for {count}: expected (batch, {self.num_outputs}). Change the size of its last layer, or "
+                "the data."
+            )
+        mean, raw = outputs.chunk(2, dim=1)
+        return mean, self.floor + F.softplus(raw)
+
+
+def _summed(values: Float[Tensor, "examples ..."]) -> Float[Tensor, " examples"]:
+    return values if values.ndim == 1 else values.sum(-1)

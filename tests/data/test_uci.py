@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import torch
+
+from flatbayes.data import UCI
+
+ROWS = 40
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Two splits of forty rows; the second feature comes after the target."""
+    monkeypatch.delenv("FLATBAYES_DATA", raising=False)
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    data = np.stack([np.arange(ROWS), 10 * np.arange(ROWS) + 0.5, random.normal(size=ROWS)], axis=1)
+    np.savetxt(folder / "data.txt", data)
+    np.savetxt(folder / "index_features.txt", [0, 2])
+    np.savetxt(folder / "index_target.txt", [1])
+    np.savetxt(folder / "n_splits.txt", [2])
+    for number in range(2):
+        order = random.permutation(ROWS)
+        np.savetxt(folder / f"index_train_{number}.txt", order[4:], fmt="%d")
+        np.savetxt(folder / f"index_test_{number}.txt", order[:4], fmt="%d")
+    return tmp_path
+
+
+def rows(part):
+    return part.inputs[:, 0].long().tolist()
+
+
+def test_features_and_target_are_where_the_files_say(root):
+    loaded = UCI(name="toy", root=str(root)).load(0)
+    assert loaded.feature_names == ("0", "2")
+    assert loaded.target_names == ("column 1",)
+    for part in (loaded.train, loaded.val, loaded.test):
+        torch.testing.assert_close(part.targets, 10 * part.inputs[:, 0] + 0.5)
+
+
+def test_several_targets(root):
+    (root / "toy" / "index_target.txt").write_text("1\n2\n")
+    loaded = UCI(name="toy", root=str(root)).load(0)
+    assert loaded.target_names == ("column 1", "column 2")
+    assert loaded.test.targets.shape == (4, 2)
+
+
+def test_the_seed_is_the_number_of_the_split(root):
+    for number in range(2):
+        loaded = UCI(name="toy", root=str(root)).load(number)
+        expected = {part: np.loadtxt(root / "toy" / f"index_{part}_{number}.txt") for part in ("train", "test")}
+        assert rows(loaded.test) == expected["test"].tolist()
+        assert sorted(rows(loaded.train) + rows(loaded.val)) == sorted(expected["train"].tolist())
+        assert (len(loaded.train), len(loaded.val)) == (29, 7)
+
+
+def test_the_same_seed_is_the_same_split(root):
+    one, other = (UCI(name="toy", root=str(root)).load(1) for _ in range(2))
+    assert (rows(one.train), rows(one.val)) == (rows(other.train), rows(other.val))
+
+
+def test_sizes_are_of_the_training_part(root):
+    loaded = UCI(name="toy", root=str(root), val_size=0.5, train_size=10).load(0)
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (10, 18, 4)
+
+
+def test_there_are_as_many_seeds_as_splits(root):
+    with pytest.raises(ValueError, match=r"come with 2 splits, of which the seed is the number: 0 to 1, got 2"):
+        UCI(name="toy", root=str(root)).load(2)
+
+
+def test_the_environment_names_the_root(root, tmp_path, monkeypatch):
+    (tmp_path / "shared").mkdir()
+    (root / "toy").rename(tmp_path / "shared" / "toy")
+    (tmp_path / "shared").rename(tmp_path / "uci")
+    monkeypatch.setenv("FLATBAYES_DATA", str(tmp_path))
+    assert len(UCI(name="toy").load(0).test) == 4
+
+
+def test_the_layout_of_the_original_repository(root):
+    (root / "toy" / "data").mkdir()
+    for file in list((root / "toy").glob("*.txt")):
+        file.rename(root / "toy" / "data" / file.name)
+    assert len(UCI(name="toy", root=str(root)).load(0).test) == 4
+
+
+def test_what_is_not_there(root, tmp_path):
+    with pytest.raises(ValueError, match="UCI data are not downloaded: set root"):
+        UCI(name="toy").load(0)
+    with pytest.raises(FileNotFoundError, match=r"no .*boston/data.txt. Data sets in .*: toy\."):
+        UCI(name="boston", root=str(root)).load(0)
+    with pytest.raises(FileNotFoundError, match="holds no data sets: check root"):
+        UCI(name="toy", root=str(tmp_path / "nowhere")).load(0)
+    (root / "toy" / "index_test_1.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no file .*index_test_1.txt. Copy all files"):
+        UCI(name="toy", root=str(root)).load(0)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("index_train_0.txt", "0\n40\n", "index_train_0.txt must hold whole numbers from 0 to 39, got 0 to 40"),
+        ("index_target.txt", "1.5\n", "index_target.txt must hold whole numbers from 0 to 2"),
+        ("index_test_0.txt", "", "index_test_0.txt is empty"),
+        ("data.txt", "1 2 3\n4 5\n", "data.txt cannot be read as rows of numbers"),
+        ("index_test_0.txt", "0\n1\n2\n3\n4\n5\n", r"Split 0 of .* has \d examples in both of its parts"),
+    ],
+)
+def test_damage_is_named(root, file, text, message):
+    (root / "toy" / file).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        UCI(name="toy", root=str(root)).load(0)
+
+
+def test_a_constant_target_and_a_missing_one(root):
+    data = np.loadtxt(root / "toy" / "data.txt")
+    for value, message in (
+        (7.0, "'column 1' is 7 in all 40 given examples"),
+        (np.nan, "40 targets that are missing"),
+    ):
+        data[:, 1] = value
+        np.savetxt(root / "toy" / "data.txt", data)
+        with pytest.raises(ValueError, match=message):
+            UCI(name="toy", root=str(root)).load(0)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(("name", "size", "features"), [("concrete", 1030, 8), ("energy", 768, 8)])
+def test_the_real_ones(real_data, name, size, features):
+    loaded = UCI(name=name).load(19)
+    assert len(loaded.train) + len(loaded.val) + len(loaded.test) == size
+    assert len(loaded.test) == round(size / 10)
+    assert loaded.input_shape == (features,)

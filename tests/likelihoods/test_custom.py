@@ -1,0 +1,54 @@
+"""A loss of one's own goes through every posterior, and comes back from disk where it is handed over again."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from flatbayes.flatness import SAM
+from flatbayes.likelihoods import Categorical, Custom
+from flatbayes.posteriors import SWAG
+from flatbayes.prediction import FittedPosterior
+from flatbayes.training import Recipe, fit
+
+SMOOTHED = Custom(partial(F.cross_entropy, label_smoothing=0.1), reads=Categorical(3))
+
+
+def weighted(outputs, targets):
+    return F.cross_entropy(outputs, targets, weight=torch.tensor([1.0, 2.0, 3.0]))
+
+
+def fitted(likelihood):
+    torch.manual_seed(0)
+    x, y = torch.randn(24, 4), torch.arange(24) % 3
+    loader = DataLoader(TensorDataset(x, y), batch_size=8)
+    recipe = Recipe(epochs=3, collect_from=0.0)
+    return x, fit(lambda: torch.nn.Linear(4, 3), loader, SWAG(rank=2), SAM(), recipe, likelihood=likelihood)
+
+
+def test_the_loss_is_the_users_and_the_reading_that_of_the_other():
+    outputs, targets = torch.randn(5, 3), torch.arange(5) % 3
+    assert SMOOTHED.loss(outputs, targets) == F.cross_entropy(outputs, targets, label_smoothing=0.1)
+    expected = Categorical(3).predictive([outputs]).log_probs
+    assert torch.equal(SMOOTHED.predictive([outputs]).log_probs, expected)
+    assert SMOOTHED.num_outputs == 3
+
+
+@pytest.mark.parametrize("likelihood", [SMOOTHED, Custom(weighted, Categorical(3))])
+def test_trains_and_is_loaded_with_the_likelihood_passed_again(likelihood, tmp_path):
+    x, one = fitted(likelihood)
+    _, plain = fitted(Categorical(3))
+    assert not torch.equal(one.predict(x, 3).mean, plain.predict(x, 3).mean)
+    one.save(tmp_path)
+    with pytest.raises(ValueError, match="pass `likelihood`"):
+        FittedPosterior.load(tmp_path, lambda: torch.nn.Linear(4, 3))
+    again = FittedPosterior.load(tmp_path, lambda: torch.nn.Linear(4, 3), likelihood=likelihood)
+    assert torch.equal(again.predict(x, 3).log_probs, one.predict(x, 3).log_probs)
+
+
+def test_a_loss_per_example_is_refused():
+    likelihood = Custom(partial(F.cross_entropy, reduction="none"), Categorical(3))
+    with pytest.raises(ValueError, match="must be one number"):
+        likelihood.loss(torch.randn(5, 3), torch.arange(5) % 3)

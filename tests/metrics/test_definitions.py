@@ -1,0 +1,20 @@
+import pytest
+
+from flatbayes.metrics import DEFINITIONS, HIGHER_IS_BETTER, classification, regression
+
+
+def test_directions_and_definitions_of_both_tasks_are_there():
+    for task in (classification, regression):
+        assert {name: HIGHER_IS_BETTER[name] for name in task.HIGHER_IS_BETTER} == task.HIGHER_IS_BETTER
+        assert set(task.DEFINITIONS) <= set(DEFINITIONS)
+    assert set(HIGHER_IS_BETTER) <= set(DEFINITIONS)
+
+
+def test_what_both_tasks_have_is_defined_for_both():
+    assert "label" in DEFINITIONS["nll"]
+    assert "log density" in DEFINITIONS["nll"]
+
+
+def test_they_cannot_be_edited_by_accident():
+    with pytest.raises(TypeError):
+        HIGHER_IS_BETTER["rmse"] = True

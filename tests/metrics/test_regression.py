@@ -1,0 +1,215 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+from flatbayes import metrics
+from flatbayes.metrics import (
+    DEFINITIONS,
+    HIGHER_IS_BETTER,
+    coverage,
+    crps,
+    miscalibration,
+    regression_metrics,
+    rmse,
+    width,
+)
+from flatbayes.metrics.regression import absolute_mean
+
+
+def example(seed, draws=4, examples=6):
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(draws, examples, generator=generator, dtype=torch.float64)
+    stds = torch.rand(draws, examples, generator=generator, dtype=torch.float64) + 0.2
+    return means, stds, 2 * torch.randn(examples, generator=generator, dtype=torch.float64)
+
+
+def judged(means, stds, targets):
+    """The metrics, from scipy's densities."""
+    members = stats.norm(means.numpy(), stds.numpy())
+    half = 1.96 * stds.mean(0)
+    return regression_metrics(
+        targets,
+        means=means,
+        stds=stds,
+        log_density=torch.from_numpy(np.log(members.pdf(targets.numpy()).mean(0))),
+        pit=torch.from_numpy(members.cdf(targets.numpy()).mean(0)),
+        interval=(means.mean(0) - half, means.mean(0) + half),
+    )
+
+
+class TestRmse:
+    def test_by_hand(self):
+        assert rmse(torch.tensor([1.0, 2.0]), torch.tensor([4.0, 6.0])) == pytest.approx(math.sqrt(12.5))
+        assert rmse(torch.tensor([3.0]), torch.tensor([3.0])) == 0
+
+    def test_huge_and_tiny_errors(self):
+        for size in (1e200, 1e-200):
+            errors = torch.tensor([3 * size, 4 * size], dtype=torch.float64)
+            assert rmse(errors, torch.zeros(2, dtype=torch.float64)) == pytest.approx(size * math.sqrt(12.5))
+
+    def test_float32_is_summed_in_float64(self):
+        expected = float(torch.tensor(0.1).double())
+        assert rmse(torch.full((100_000,), 0.1), torch.zeros(100_000)) == pytest.approx(expected, rel=1e-12)
+
+    def test_shapes_that_would_broadcast_are_refused(self):
+        with pytest.raises(ValueError, match=r"one shape, got \(3,\) and \(3, 1\): anything else would compare each"):
+            rmse(torch.zeros(3), torch.zeros(3, 1))
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_targets_that_are_no_numbers_are_refused(self, bad):
+        with pytest.raises(ValueError, match="1 targets are missing or not finite"):
+            rmse(torch.zeros(2), torch.tensor([1.0, bad]))
+        with pytest.raises(ValueError, match="1 predicted means are missing or not finite.*diverged"):
+            rmse(torch.tensor([1.0, bad]), torch.zeros(2))
+        with pytest.raises(ValueError, match=r"at least one, got torch.float32 of shape \(0,\)"):
+            rmse(torch.zeros(0), torch.zeros(0))
+        with pytest.raises(ValueError, match="targets as floating-point numbers"):
+            rmse(torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+
+
+class TestCrps:
+    def test_of_a_normal_distribution(self):  # oracle O28
+        def one(value):
+            return torch.tensor([value], dtype=torch.float64)
+
+        assert crps(one(0.3)[None], one(0.7)[None], one(1.1)) == pytest.approx(0.49327034572, abs=1e-10)
+
+    def test_of_one_member_is_the_closed_form(self):
+        means, stds, y = example(0, draws=1)
+        z = ((y - means[0]) / stds[0]).numpy()
+        closed = stds[0].numpy() * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / math.sqrt(math.pi))
+        assert crps(means, stds, y) == pytest.approx(closed.mean(), rel=1e-12)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_is_the_integral_of_squared_differences_of_distribution_functions(self, seed):
+        means, stds, y = example(seed, examples=1)
+        members = stats.norm(means[:, 0].numpy(), stds[:, 0].numpy())
+        target = y.item()
+
+        def squared(x):
+            return (members.cdf(x).mean() - (x >= target)) ** 2
+
+        expected = (
+            integrate.quad(squared, -15, target, limit=200)[0] + integrate.quad(squared, target, 15, limit=200)[0]
+        )
+        assert crps(means, stds, y) == pytest.approx(expected, abs=1e-7)
+
+    def test_without_spread_is_the_absolute_error(self):
+        means = torch.full((3, 2), 5.0)
+        assert crps(means, torch.zeros(3, 2), torch.tensor([2.0, 6.0])) == pytest.approx(2.0)
+
+    def test_of_an_ensemble_of_points(self):
+        """E|X - y| - E|X - X'| / 2 of the points themselves."""
+        points, y = torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([2.0])
+        spread = np.abs(points.numpy() - points.numpy().T).mean()
+        assert crps(points, torch.zeros(3, 1), y) == pytest.approx((2 + 1 + 3) / 3 - spread / 2)
+
+    def test_scales_with_the_unit(self):
+        means, stds, y = example(1)
+        for unit in (1e100, 1e-100):
+            assert crps(unit * means, unit * stds, unit * y) == pytest.approx(unit * crps(means, stds, y), rel=1e-12)
+
+    def test_folded_normal_by_integration(self):
+        for mean, std in ((0.7, 0.3), (-2.0, 1.5), (0.0, 1.0)):
+            expected = stats.norm(mean, std).expect(np.abs)
+            found = absolute_mean(torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64))
+            assert found.item() == pytest.approx(expected, abs=1e-8)
+
+    def test_bad_input(self):
+        means, stds, y = example(0)
+        with pytest.raises(ValueError, match=r"must not be negative, got -"):
+            crps(means, -stds, y)
+        with pytest.raises(ValueError, match="one shape"):
+            crps(means, stds[:1], y)
+        with pytest.raises(ValueError, match="1 targets are missing"):
+            crps(means, stds, torch.where(y == y[2], math.nan, y))
+
+
+class TestCoverage:
+    def test_by_hand(self):
+        pit = torch.tensor([0.5, 0.1, 0.9, 0.999], dtype=torch.float64)
+        found = coverage(pit, (0.5, 0.9))
+        assert found.coverage == (0.25, 0.75)
+        assert found.to_dict() == {"levels": [0.5, 0.9], "coverage": [0.25, 0.75], "count": 4}
+
+    def test_is_the_share_inside_intervals(self):
+        generator = torch.Generator().manual_seed(0)
+        y = 1.3 * torch.randn(1000, generator=generator, dtype=torch.float64)
+        found = coverage(torch.from_numpy(stats.norm.cdf(y.numpy())))
+        for level, share in zip(found.levels, found.coverage, strict=True):
+            low, high = stats.norm.interval(level)
+            assert share == ((y >= low) & (y <= high)).double().mean().item()
+
+    def test_of_calibrated_predictions_there_is_no_error_but_noise(self):
+        grid = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+        assert miscalibration(grid) < 1e-3
+        assert miscalibration(torch.rand(1000, generator=torch.Generator().manual_seed(0))) < 0.03
+
+    def test_of_predictions_that_are_sure_and_wrong(self):
+        assert miscalibration(torch.tensor([0.0, 1.0])) == pytest.approx(0.5)
+        assert miscalibration(torch.full((3,), 0.5)) == pytest.approx(0.5)  # far too unsure
+
+    @pytest.mark.parametrize("bad", [-0.1, 1.1])
+    def test_bad_input(self, bad):
+        with pytest.raises(ValueError, match="lie between 0 and 1"):
+            coverage(torch.tensor([0.5, bad]))
+        with pytest.raises(ValueError, match="missing or not finite"):
+            miscalibration(torch.tensor([math.nan]))
+        with pytest.raises(ValueError, match="Levels lie strictly between 0 and 1"):
+            coverage(torch.tensor([0.5]), (0.95, 1.0))
+
+
+def test_width():
+    assert width(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 4.0])) == 2
+    with pytest.raises(ValueError, match="one shape"):
+        width(torch.zeros(2), torch.zeros(1))
+
+
+class TestAll:
+    def test_is_each_metric_on_its_own(self):
+        means, stds, y = example(0)
+        found = judged(means, stds, y)
+        members = stats.norm(means.numpy(), stds.numpy())
+        pit = torch.from_numpy(members.cdf(y.numpy()).mean(0))
+        assert found == {
+            "nll": pytest.approx(-np.log(members.pdf(y.numpy()).mean(0)).mean(), rel=1e-12),
+            "rmse": rmse(means.mean(0), y),
+            "crps": crps(means, stds, y),
+            "miscalibration": miscalibration(pit),
+            "coverage_95": coverage(pit, (0.95,)).coverage[0],
+            "width_95": pytest.approx(2 * 1.96 * stds.mean().item()),
+        }
+        assert {type(value) for value in found.values()} == {float}
+
+    def test_one_example_is_enough(self):
+        assert all(map(math.isfinite, judged(*example(0, examples=1)).values()))
+
+    def test_constant_targets_are_judged_like_others(self):
+        means, stds, y = example(0)
+        assert judged(means, stds, torch.full_like(y, 3.0))["rmse"] == rmse(means.mean(0), torch.full_like(y, 3.0))
+
+    def test_every_metric_has_a_definition_and_lower_is_better(self):
+        names = list(judged(*example(0)))
+        assert set(names) <= set(DEFINITIONS)
+        assert {name: HIGHER_IS_BETTER[name] for name in names if name in HIGHER_IS_BETTER} == {
+            "nll": False,
+            "rmse": False,
+            "crps": False,
+            "miscalibration": False,
+        }
+
+    def test_directions_are_true(self):
+        """Who knows the mean and the noise beats who is wrong in both."""
+        y = torch.randn(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        good = judged(torch.zeros(1, 2000, dtype=torch.float64), torch.ones(1, 2000, dtype=torch.float64), y)
+        bad = judged(torch.ones(1, 2000, dtype=torch.float64), torch.full((1, 2000), 0.3, dtype=torch.float64), y)
+        assert all(good[name] < bad[name] for name in metrics.regression.HIGHER_IS_BETTER)
+
+    def test_log_densities_that_are_no_numbers_are_refused(self):
+        means, stds, y = example(0)
+        ready = {"means": means, "stds": stds, "pit": torch.rand(6), "interval": (y, y)}
+        with pytest.raises(ValueError, match="1 log densities are NaN"):
+            regression_metrics(y, log_density=torch.tensor([math.nan]), **ready)
