@@ -53,18 +53,19 @@ def sampled(kind, lr, temperature, precision):
     return Method(kind(prior_precision=precision, temperature=temperature), recipe={"optimizer": optimizer, **recipe})
 
 
-DECAYS = (1e-4, 1e-3, 5e-3)
+DECAYS = (1e-4, 1e-3, 5e-3, 1e-2, 2e-2)
+COLD = (0.003, 0.01, 0.03)
 CANDIDATES = {
-    "MAP": grid(lambda lr, d: trained(Point(), lr, d, Cosine()), (0.05, 0.2), DECAYS),
-    "MC-Dropout": grid(lambda r, d: trained(MCDropout(rate=r), 0.1, d, Cosine()), (0.1, 0.2, 0.4), DECAYS[:2]),
-    "SWAG-Diag": grid(lambda s, d: trained(SWAG(rank=0, scale=s), 0.1, d, SWALinear(low=0.5)), (0.5, 1.0), DECAYS),
-    "SWAG": grid(lambda s, d: trained(SWAG(scale=s), 0.1, d, SWALinear(low=0.5)), (0.5, 1.0), DECAYS),
-    "Ensemble": grid(lambda lr, d: trained(Ensemble(), lr, d, Cosine()), (0.05, 0.2), DECAYS),
-    "SGVB": grid(partial(variational, SGVB), (0.005,), (0.01, 0.03, 0.1), (1.0, 10.0)),
-    "SGVB-LRT": grid(partial(variational, LRT), (0.005,), (0.01, 0.03, 0.1), (1.0, 10.0)),
-    "SGLD": grid(partial(sampled, SGLD), (0.1, 0.3), (0.01, 0.1, 1.0), (10.0,)),
-    "SGHMC": grid(partial(sampled, SGHMC), (0.01, 0.03), (0.01, 0.1, 1.0), (10.0,)),
-    "Laplace": grid(lambda t, d: trained(Laplace(temperature=t), 0.1, d, Cosine()), (0.01, 0.03, 0.1), DECAYS),
+    "MAP": [trained(Point(), 0.2, d, Cosine()) for d in DECAYS],
+    "MC-Dropout": grid(lambda r, d: trained(MCDropout(rate=r), 0.1, d, Cosine()), (0.2, 0.4, 0.6), DECAYS[1:3]),
+    "SWAG-Diag": [trained(SWAG(rank=0, scale=1.0), 0.1, d, SWALinear(low=0.5)) for d in DECAYS],
+    "SWAG": [trained(SWAG(), 0.1, d, SWALinear(low=0.5)) for d in DECAYS],
+    "Ensemble": [trained(Ensemble(), 0.2, d, Cosine()) for d in DECAYS[:3]],
+    "SGVB": grid(partial(variational, SGVB), (0.005,), COLD, (1.0, 10.0)),
+    "SGVB-LRT": grid(partial(variational, LRT), (0.005,), COLD, (1.0, 10.0)),
+    "SGLD": grid(partial(sampled, SGLD), (0.1, 0.3), (0.003, 0.01, 0.1, 1.0), (10.0,)),
+    "SGHMC": grid(partial(sampled, SGHMC), (0.01, 0.03), (0.003, 0.01, 0.1), (10.0,)),
+    "Laplace": grid(lambda t, d: trained(Laplace(temperature=t), 0.2, d, Cosine()), (0.01, 0.03, 0.1), DECAYS[1:3]),
 }
 
 COMMON = Comparison(

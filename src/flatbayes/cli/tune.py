@@ -55,7 +55,8 @@ def run(options: Namespace) -> None:
     """Try, show the curve, write the best where `fit --config` reads it."""
     if options.trials < 1 or options.seeds < 1:
         raise ValueError(f"trials and seeds must be at least 1, got {options.trials} and {options.seeds}.")
-    folder, dataset, recipe = Path(options.out), options.data.load(0), chosen_recipe(options, dataset)
+    folder, dataset = Path(options.out), options.data.load(0)
+    recipe = chosen_recipe(options, dataset)
     task = Task(
         source=options.data,
         model=chosen_model(options, dataset),

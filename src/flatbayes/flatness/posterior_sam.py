@@ -31,9 +31,9 @@ class PosteriorSAM(Flatness):
 
     Attributes:
         rho: Radius. With `std` it has no unit: a shift by one standard deviation of one weight has length 1, and
-            where all standard deviations are s the ball is that of `SAM` with radius rho s. With `mean_over_std` start at a thousandth
-            of the default; the authors' code divides by standard deviations before the softplus, about -5 in
-            place of 0.007, so its rho (0.0005) does not carry over.
+            where all standard deviations are s the ball is that of `SAM` with radius rho s. With `mean_over_std`
+            start at a thousandth of the default; the authors' code divides by standard deviations before the
+            softplus, about -5 in place of 0.007, so its rho (0.0005) does not carry over.
         geometry: `std`: the norm is ||e / std||, and weights without a distribution stay where they are.
             `mean_over_std`: the norm is ||e / T|| with T = |mean| / std, and T = |w| for weights without a
             distribution.

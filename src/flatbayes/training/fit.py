@@ -58,8 +58,8 @@ def fit(
     weights, order of batches, augmentation and noise.
 
     Args:
-        model: A class or function that builds the network (it is given `input_shape` and
-            `num_classes` or `num_outputs` if it takes them), or a network, which is copied. Ensembles need a class or function.
+        model: A class or function that builds the network (it is given `input_shape`, `num_classes` and
+            `num_outputs` if it takes them), or a network, which is copied. Ensembles need a class or function.
         data: Training data, which inputs are standardised by; or a loader of ready `(inputs, targets)` batches.
         posterior: What is fitted.
         flatness: Where gradients are taken; `Plain()` for ordinary training.
