@@ -22,6 +22,7 @@ Compare them with their plain twins on your data, fit one, and predict with it.
   flatbayes fit --data images/ --model PreResNet --posterior SWAG --flatness SAM --flatness.rho 0.1 --out runs/x
   flatbayes evaluate runs/x
   flatbayes predict runs/x --input new.parquet --output predictions.parquet
+  flatbayes diagnose runs/x runs/y --landscape
 """
 
 VERBS = {

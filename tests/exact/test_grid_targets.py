@@ -1,0 +1,246 @@
+"""Samplers and variational families against posteriors known exactly, plain and sharpness-aware.
+
+Two convex losses, where the ascent is exact, and two with a sharp deep and a flat shallow well. Distances of the
+first coordinate are Kolmogorov's, between distribution functions; the plain and the flat answer are so far apart
+that one cannot pass for the other.
+"""
+
+import math
+
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import nn
+
+from exact.targets import (
+    LINE,
+    NUM_DATA,
+    PLANE,
+    QUARTIC,
+    TARGETS,
+    VALLEY,
+    Target,
+    best_member,
+    fitted,
+    mean_and_error,
+    sampled,
+)
+from flatbayes.comparison.wells import distribution_distance
+from flatbayes.flatness import SAM, Plain
+from flatbayes.posteriors import LRT, SGHMC, SGLD
+from flatbayes.posteriors.variational import std_of_raw
+from flatbayes.theory import kl, normalised, sharp_and_flat, worst_loss
+
+by_target = pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+by_flatness = pytest.mark.parametrize("flat", [False, True], ids=["plain", "sam"])
+by_sampler = pytest.mark.parametrize("method", [SGLD, SGHMC])
+COARSE = {SGLD: 2e-3, SGHMC: 1.6e-3}  # step sizes on the negative log posterior
+
+
+def far_apart(target):
+    """Kolmogorov's distance between the first coordinates of the two posteriors."""
+    one, other = (target.exact(flat).masses for flat in (False, True))
+    if one.dim() == 2:
+        one, other = one.sum(1), other.sum(1)
+    return float((one.cumsum(0) - other.cumsum(0)).abs().max())
+
+
+@by_target
+def test_the_grid_has_the_worst_loss_of_the_closed_form(target):
+    """Up to the slope times the spacing, since the worst point is seldom a grid point."""
+    points = target.points()
+    spacing = 9 / len(points)
+    exact, found = target.worst_loss(points, target.rho), worst_loss(target.loss(points), target.rho / spacing)
+    inner = (points.abs() < 4).all(-1)
+    slope = float((exact.diff(dim=0).abs()[inner[1:]]).max())
+    assert (exact - found)[inner].abs().max() <= 2 * slope + 1e-12
+    assert (exact - target.loss(points)).max() > 5 * slope
+
+
+@by_target
+def test_gradients_are_those_of_the_losses(target):
+    at = torch.randn(50, target.num_params, dtype=torch.float64).requires_grad_()
+    (expected,) = torch.autograd.grad(target.loss(at).sum(), at)
+    torch.testing.assert_close(target.gradient(at.detach()), expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [(SGLD, QUARTIC), (SGLD, LINE), (SGHMC, QUARTIC), (SGHMC, LINE), (SGHMC, PLANE)],
+    ids=lambda v: getattr(v, "name", getattr(v, "__name__", "")),
+)
+@by_flatness
+def test_samplers_reach_the_posterior(method, target, flat):
+    """From the prior, with a step size that leaves an error which can be seen, of some hundredths."""
+    sampler = method(prior_precision=1.0, temperature=target.temperature)
+    step_size = COARSE[method]
+    time = {SGLD: 7.0, SGHMC: 2.4}[method]
+    draws = sampled(sampler, target, flat, step_size, time, 1500)[..., 0]
+    assert distribution_distance(draws, target.points(), target.exact(flat)) < 0.04
+    assert distribution_distance(draws, target.points(), target.exact(not flat)) > far_apart(target) - 0.04
+    assert far_apart(target) > 0.08
+
+
+@pytest.mark.slow
+@by_target
+@by_flatness
+@by_sampler
+def test_errors_of_samplers_vanish_with_the_step_size(method, target, flat):
+    """The error of a quarter of the step size is at most a quarter, to its standard error. That of SGLD is linear,
+    so that Richardson's extrapolation takes it away; that of SGHMC falls faster at steps of this size."""
+    sampler = method(prior_precision=1.0, temperature=target.temperature)
+    points, exact = target.points(), target.exact(flat)
+    time = {SGLD: 9.0, SGHMC: 3.0}[method] * (1.0 if target in (LINE, PLANE) else 0.5)
+    coarse, fine = (sampled(sampler, target, flat, COARSE[method] / k, time, 2000) for k in (1, 4))
+    assert distribution_distance(fine[..., 0], points, exact) < 0.02
+    assert distribution_distance(fine[..., 0], points, target.exact(not flat)) > far_apart(target) - 0.02
+    for value_fn in (target.loss, lambda w: w[..., 0], lambda w: w[..., 0].square()):
+        truth = exact.expect(value_fn(points))
+        sd = math.sqrt(exact.expect((value_fn(points) - truth) ** 2))
+        (rough, rough_error), (close, error) = mean_and_error(value_fn(coarse)), mean_and_error(value_fn(fine))
+        assert abs(close - truth) < abs(rough - truth) / 4 + 4 * math.hypot(error, rough_error / 4) + 0.005 * sd
+        assert abs(close - truth) < 0.1 * sd
+        if method is SGLD:
+            extrapolated = (4 * close - rough) / 3
+            assert abs(extrapolated - truth) < 4 * math.hypot(4 * error, rough_error) / 3 + 0.005 * sd
+
+
+@pytest.mark.slow
+def test_one_step_of_ascent_is_first_order_where_the_curvature_has_directions():
+    """In the valley the worst point is not straight uphill: re-aiming finds it, a single step does not."""
+    sampler = SGLD(prior_precision=1.0, temperature=VALLEY.temperature)
+    distances = []
+    for ascent_steps in (1, 6):
+        target = type(VALLEY)(**{**vars(VALLEY), "ascent_steps": ascent_steps})
+        draws = sampled(sampler, target, True, 1e-3, 6.0, 4000)
+        distances.append(
+            max(
+                distribution_distance(draws[..., k : k + 1][..., 0], VALLEY.points(), turned)
+                for k, turned in enumerate((VALLEY.exact(True), swapped(VALLEY.exact(True))))
+            )
+        )
+    assert distances[1] < 0.01
+    assert distances[0] > 2 * distances[1]
+
+
+def swapped(posterior):
+    return type(posterior)(posterior.log_density.T, posterior.cell, posterior.log_evidence)
+
+
+# Variational families
+
+
+def gaussian(mean, std, points, cell):
+    return normalised(-((points - mean) / std).square().sum(-1) / 2, cell)
+
+
+@pytest.mark.parametrize("target", [LINE, PLANE], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    ("flat", "well"), [(False, 0), (False, 1), (True, 1)], ids=["plain-sharp", "plain-flat", "sam-flat"]
+)
+def test_sgvb_finds_the_best_gaussian(target, flat, well):
+    """The optimum that is nearest to each well. With SAM that of the sharp one is so shallow that noise of the
+    gradients drives fits out of it, to the flat one."""
+    target = type(target)(**{**vars(target), "lam": 7.0})
+    start = sharp_and_flat(target.num_params).centres[well]
+    values = target.worst_loss(target.points(), target.rho * flat)
+    mean, std, _ = best_member(target, values, start, 0.2)
+
+    found_mean, found_std = fitted(target, flat, start, 0.2)
+    for found, exact in ((found_mean, mean), (found_std, std)):
+        error = found.std(0) / math.sqrt(len(found))
+        assert ((found.mean(0) - exact).abs() < 4 * error + 0.01 * std).all(), (found.mean(0), exact)
+
+
+@pytest.mark.parametrize("target", [LINE, PLANE], ids=lambda t: t.name)
+def test_the_best_gaussians_of_the_two_objectives_lie_in_different_wells(target):
+    target = type(target)(**{**vars(target), "lam": 7.0})
+    wells, chosen = sharp_and_flat(target.num_params), []
+    for flat in (False, True):
+        values = target.worst_loss(target.points(), target.rho * flat)
+        optima = [best_member(target, values, centre, 0.2) for centre in wells.centres]
+        mean, std, least = min(optima, key=lambda found: found[2])
+        chosen.append([bool(wells.inside(mean, k)) for k in (0, 1)])
+        exact = target.exact(flat)
+        divergence = kl(gaussian(mean, std, target.points(), exact.cell), exact)
+        assert least == pytest.approx(divergence - exact.log_evidence, abs=1e-4)  # Theorem A; the grid is finite
+    assert chosen == [[True, False], [False, True]]
+
+
+def parabola_gradient(x):
+    return 4 * (x - 0.5)
+
+
+def parabola_worst_loss(points, rho):
+    return 2 * ((points[..., 0] - 0.5).abs() + rho) ** 2
+
+
+@pytest.mark.parametrize(
+    ("flat", "mean", "std"), [(False, 0.4878048780, 0.1561737619), (True, 0.4953261900, 0.0967063249)]
+)
+def test_sgvb_has_the_optimum_of_a_parabola(flat, mean, std):
+    """O12, (W): with the maximum outside of the expectation SAM would have .5 and the plain .1562."""
+    parabola = Target("parabola", 1, parabola_gradient, parabola_worst_loss, lam=10.0, rho=0.2)
+    found_mean, found_std = fitted(parabola, flat, (0.4,), 0.12)
+    assert found_mean.mean().item() == pytest.approx(mean, abs=2e-3)
+    assert found_std.mean().item() == pytest.approx(std, abs=2e-3)
+    by_quadrature = best_member(parabola, parabola_worst_loss(parabola.points(), 0.2 * flat), (0.4,), 0.12)
+    assert [float(v) for v in by_quadrature[:2]] == pytest.approx([mean, std], abs=1e-4)
+
+
+class OneWeight(nn.Module):
+    """Outputs are w x with x = 1: noise in activations is noise in the weight, by example."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.layer = nn.Linear(1, 1, bias=False).double()
+        nn.init.constant_(self.layer.weight, start)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("flat", "well"), [(Plain(), 0), (Plain(), 1), (SAM(rho=0.3), 1)], ids=["plain-sharp", "plain-flat", "sam-flat"]
+)
+def test_lrt_finds_the_best_gaussian(flat, well):
+    """With SAM, that of the maximum of an expectation (M): examples differ in their noise and share a displacement.
+
+    (M) is the plain expected loss of the Gaussian, dilated in its mean. Its optimum is at the bottom of the well,
+    where a finite batch rounds the kink off; that of (W) would be 1.09 and .36.
+    """
+    target = type(LINE)(**{**vars(LINE), "lam": 7.0})
+    points, axis = target.points(), target.points()[:, 0]
+    start = sharp_and_flat(1).centres[well][0]
+
+    def cost(v):
+        mean, std = v[0], math.exp(v[1])
+        shifts = torch.linspace(-getattr(flat, "rho", 0.0), getattr(flat, "rho", 0.0), 61, dtype=torch.float64)
+        q = torch.exp(-(((axis - mean - shifts[:, None]) / std) ** 2) / 2)
+        expected = (q * target.loss(points)).sum(1) / q.sum(1)
+        return target.lam * float(expected.max()) + (std**2 + mean**2 - 1) / 2 - math.log(std)
+
+    best = minimize(cost, [start, math.log(0.2)], method="Nelder-Mead", options={"xatol": 1e-5, "fatol": 1e-9})
+    mean, std = float(best.x[0]), math.exp(best.x[1])
+
+    torch.manual_seed(0)
+    posterior = LRT(prior_precision=1.0, temperature=target.temperature, initial_std=0.2)
+    state = posterior.init(OneWeight(start), lambda params: torch.optim.Adam(params, lr=0.02), NUM_DATA)
+    model, ones, steps, path = state.model, torch.ones(2048, 1, dtype=torch.float64), 700, []
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(state.optimizer, steps)
+
+    def closure():
+        model.zero_grad()
+        loss = target.loss(model(ones)).mean()
+        loss.backward()
+        return loss.detach()
+
+    for step in range(steps):
+        posterior.step(state, flat(closure, model))
+        schedule.step()
+        if step >= steps * 2 // 3:
+            (raw,) = state.statistics.values()
+            path.append((model.layer.weight.item(), std_of_raw(raw.detach().view(1)).item()))
+    found = torch.tensor(path, dtype=torch.float64).mean(0)
+    assert found[0].item() == pytest.approx(mean, abs=0.05 * std)
+    assert found[1].item() == pytest.approx(std, rel=0.03)
