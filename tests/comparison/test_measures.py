@@ -60,6 +60,11 @@ def test_details_say_what_the_numbers_were_made_of(results):
     assert details["temperature"] > 0
     assert details["shift"]["severity"] == [0.0, 1.0, 5.0]
     mean = sum(details["shift"]["nll"][1:]) / 2
+    slice_ = details["slice"]
+    assert slice_["distance"][10] == pytest.approx(0, abs=1e-6)
+    at_draws = results["runs"][0]["metrics"]["train_loss"]
+    assert slice_["loss"][10] == pytest.approx(at_draws, rel=1e-5)
+    assert max(slice_["loss"]) > at_draws
     assert results["runs"][0]["metrics"]["shift_nll"] == pytest.approx(mean)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from flatbayes.data import Dataset, Part, Source, corruptions_for, outside_inputs
-from flatbayes.diagnostics import Probe, posterior_sharpness
+from flatbayes.diagnostics import Probe, Slice, posterior_sharpness, slices_of_draws
 from flatbayes.metrics import FAMILIES
 from flatbayes.prediction import FittedPosterior, evaluate_corruptions, evaluate_ood, recalibrated
 
@@ -21,6 +21,8 @@ SHARP = {
     "top_eigenvalue": "top_eigenvalue",
     "trace": "trace",
 }
+STEPS = 21
+"""Places in a slice of the loss."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Measures:
         calibration: Temperature scaling on the validation part, further calibration errors, selective prediction.
         shift: Corrupted images.
         outside: Where foreign inputs come from; None for none.
-        sharpness: Radius of the ball in which the training loss is explored around draws; None for not at all.
+        sharpness: Radius of the ball in which the training loss is explored around draws, with slices through them;
+            None for not at all.
         hessian: Also eigenvalues and trace of the Hessian.
         severities: Of the corruptions, from 1 to 5.
         examples: Largest number of examples for corruptions, foreign inputs and sharpness.
@@ -91,6 +94,8 @@ class Measures:
                 fitted, train.inputs, train.targets, probe, self.draws, seed=seed, hessian=self.hessian
             )
             found |= {SHARP[row.measure]: row.mean for row in sharp.rows if row.measure in SHARP}
+            slices = slices_of_draws({"": fitted}, train.inputs, train.targets, self.draws, steps=STEPS, seed=seed)
+            details["slice"] = _averaged(slices[""])
         return found, details
 
 
@@ -107,3 +112,9 @@ def _by_severity(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
         for metric in ("accuracy", "nll", "ece")
     }
     return {"severity": [float(severity) for severity in severities], **means}
+
+
+def _averaged(slices: Sequence[Slice]) -> dict[str, list[float]]:
+    """The mean loss at each distance."""
+    columns = zip(*(one.losses for one in slices), strict=True)
+    return {"distance": list(slices[0].distances), "loss": [sum(column) / len(slices) for column in columns]}

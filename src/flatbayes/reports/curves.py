@@ -1,4 +1,6 @@
-"""Curves averaged over the seeds: training loss and validation NLL by epoch, metrics by severity of corruption."""
+"""Curves averaged over the seeds: training loss and validation NLL by epoch, metrics by
+severity of corruption, the loss by distance.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +48,13 @@ SHIFT = Curves(
     "severity",
     {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"},
     lambda run: (run.get("details") or {}).get("shift") or {},
+)
+LANDSCAPE = Curves(
+    "landscape",
+    "Slices of the training loss through draws",
+    "distance",
+    {"loss": "training loss along random directions"},
+    lambda run: (run.get("details") or {}).get("slice") or {},
 )
 
 

@@ -6,7 +6,7 @@ from importlib.resources import files
 from flatbayes.reports import prose
 from flatbayes.reports import results as ask
 from flatbayes.reports.coverage import coverage_panels
-from flatbayes.reports.curves import SHIFT, curve_panels
+from flatbayes.reports.curves import LANDSCAPE, SHIFT, curve_panels
 from flatbayes.reports.figures import difference_panels, metric_panels
 from flatbayes.reports.marks import Panel
 from flatbayes.reports.markup import Html, details, join, tag
@@ -14,6 +14,7 @@ from flatbayes.reports.reliability import reliability_panels
 from flatbayes.reports.results import Glossary, Results
 from flatbayes.reports.tables import cost_table, glance_table, pairs_table, results_table, runs_table
 
+CURVES = {"Shift": SHIFT, "Sharpness": LANDSCAPE}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -110,13 +111,13 @@ def sections(results: Results, glossary: Glossary) -> dict[str, list[Html]]:
 def family(results: Results, glossary: Glossary) -> list[Html]:
     """One of the tables beside the usual metrics, with its figures."""
     (name,) = ask.families(results)
-    shift = curve_panels(results, SHIFT) if name == "Shift" else []
+    curves = curve_panels(results, CURVES[name]) if name in CURVES else []
     return [
         tag("p", prose.FAMILIES.get(name, "")),
         results_table(results, glossary),
         legend(tie="within noise"),
         gallery(difference_panels(results, glossary)),
-        *([legend(lines=True), gallery(shift)] if shift else []),
+        *([legend(lines=True), gallery(curves)] if curves else []),
     ]
 
 
