@@ -1,6 +1,4 @@
-"""Curves averaged over the seeds: training loss and validation NLL by epoch, metrics by
-severity of corruption, the loss by distance.
-"""
+"""Curves averaged over the seeds: losses by epoch, metrics by severity of corruption, the loss by distance."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence

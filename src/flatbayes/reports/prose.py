@@ -26,8 +26,8 @@ FAMILIES = {
     "by how uncertain the prediction is.",
     "Sharpness": "How much the training loss rises around networks drawn from the posterior, all twins at the same "
     "radius and on the same examples, in evaluation mode; the loss at the draws stands beside it, since flat and bad "
-    "is easy. The curves go through draws along random directions in which every filter is as long as the network's own "
-    "(Li et al., 2018): at distance 1 the noise is as large as the weights.",
+    "is easy. The curves go through draws along random directions in which every filter is as long as the network's "
+    "own (Li et al., 2018): at distance 1 the noise is as large as the weights.",
 }
 """What each table beside the usual metrics is about."""
 
