@@ -43,13 +43,13 @@ def trained(posterior, lr, decay, schedule):
     return Method(posterior, recipe={"optimizer": sgd(lr, decay), "schedule": schedule})
 
 
-def variational(kind, lr, temperature, precision):
+def variational(kind, lr, temperature, precision, epochs=120):
     posterior = kind(prior_precision=precision, temperature=temperature, initial_std=0.03)
-    return Method(posterior, recipe={"optimizer": adam(lr), "schedule": Cosine(), "epochs": 120})
+    return Method(posterior, recipe={"optimizer": adam(lr), "schedule": Cosine(), "epochs": epochs})
 
 
-def sampled(kind, lr, temperature, precision):
-    optimizer, recipe = sgd(lr, momentum=0.0), {"schedule": Constant(), "epochs": 120, "collect_from": 0.5}
+def sampled(kind, lr, temperature, precision, epochs=120):
+    optimizer, recipe = sgd(lr, momentum=0.0), {"schedule": Constant(), "epochs": epochs, "collect_from": 0.5}
     return Method(kind(prior_precision=precision, temperature=temperature), recipe={"optimizer": optimizer, **recipe})
 
 
@@ -73,18 +73,21 @@ COMMON = Comparison(
 )
 
 
-def main(folder, jobs=None):
-    chosen = select(COMMON, CANDIDATES, [SAM(rho=rho) for rho in RADII], Path(folder), jobs=jobs)
+def choose(common, candidates, radii, folder, seeds):
+    """Select, and write the comparison on test data as a configuration."""
+    chosen = select(common, candidates, [SAM(rho=rho) for rho in radii], Path(folder))
     config = {
-        "data": to_spec(COMMON.source),
-        "model": to_spec(COMMON.model),
+        "data": to_spec(common.source),
+        "model": to_spec(common.model),
         "posteriors": [to_spec(method)["init_args"] for method in chosen],
-        "epochs": COMMON.recipe.epochs,
+        "epochs": common.recipe.epochs,
+        "batch_size": common.recipe.batch_size,
         "validations": 10,
-        "seeds": 10,
+        "seeds": seeds,
+        "draws": common.num_draws,
     }
     Path(folder, "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    choose(COMMON, CANDIDATES, RADII, sys.argv[1], seeds=10)

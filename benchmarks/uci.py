@@ -20,10 +20,10 @@ from flatbayes.core.spec import label, to_spec
 from flatbayes.data import UCI
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
-from flatbayes.posteriors import SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, Point
+from flatbayes.posteriors import SGHMC, SGVB, SWAG, Ensemble, Laplace, Point
 from flatbayes.training import Constant, Cosine, Recipe, SWALinear
 
-RADII = (0.02, 0.1, 0.3)
+RADII = (0.01, 0.05)
 DECAYS = (1e-4, 1e-3)
 UNUSED = 0.01  # of the training part, once the choice is made
 MODEL = partial(MLP, hidden=(50,), constant_scale=True)
@@ -34,7 +34,7 @@ def sgd(lr, decay=0.0, momentum=0.9):
 
 
 def trained(posterior, schedule, decay):
-    return Method(posterior, recipe={"optimizer": sgd(0.01, decay), "schedule": schedule, "clip_norm": 5.0})
+    return Method(posterior, recipe={"optimizer": sgd(0.02, decay), "schedule": schedule, "clip_norm": 5.0})
 
 
 def variational(temperature):
@@ -51,9 +51,8 @@ CANDIDATES = {
     "SWAG": [trained(SWAG(), SWALinear(low=0.5), d) for d in DECAYS],
     "Ensemble": [trained(Ensemble(size=3), Cosine(), d) for d in DECAYS],
     "SGVB": [variational(t) for t in (0.1, 1.0)],
-    "SGLD": [sampled(SGLD(prior_precision=1.0, temperature=t), 0.05) for t in (0.1, 1.0)],
     "SGHMC": [sampled(SGHMC(prior_precision=1.0, temperature=t), 0.005) for t in (0.1, 1.0)],
-    "Laplace": [trained(Laplace(temperature=1.0), Cosine(), d) for d in DECAYS],
+    "Laplace": [trained(Laplace(temperature=t), Cosine(), DECAYS[0]) for t in (0.3, 1.0)],
 }
 
 
@@ -62,7 +61,7 @@ def measure(source, folder, splits=20, jobs=None):
         source=source,
         model=MODEL,
         posteriors=(Point(),),
-        recipe=Recipe(epochs=100, batch_size=32, validations=0, collect_from=0.5),
+        recipe=Recipe(epochs=60, batch_size=32, validations=0, collect_from=0.5),
         seeds=splits,
     )
     flatnesses = [SAM(rho=rho) for rho in RADII]

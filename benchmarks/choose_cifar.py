@@ -1,0 +1,42 @@
+"""How the hyperparameters of `configs/cifar10-small.yaml` were chosen: on validation images only, the plain twin first.
+
+A thousand training images and a small network, so that a comparison of all methods is a matter of minutes on a CPU;
+as in choose_digits.py, which see.
+
+    FLATBAYES_DATA=... python benchmarks/choose_cifar.py runs/choose-cifar
+"""
+
+import sys
+from functools import partial
+
+from choose_digits import choose, sampled, trained, variational
+
+from flatbayes.comparison import Comparison
+from flatbayes.data import CIFAR10
+from flatbayes.models import ConvNet
+from flatbayes.posteriors import SGHMC, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
+from flatbayes.training import Cosine, Recipe, SWALinear
+
+RADII = (0.05, 0.15, 0.4)
+DECAYS = (1e-3, 1e-2)
+CANDIDATES = {
+    "MAP": [trained(Point(), 0.1, d, Cosine()) for d in DECAYS],
+    "MC-Dropout": [trained(MCDropout(rate=r), 0.1, 1e-3, Cosine()) for r in (0.05, 0.2)],
+    "SWAG": [trained(SWAG(), 0.1, d, SWALinear(low=0.5)) for d in DECAYS],
+    "Ensemble": [trained(Ensemble(size=3), 0.1, d, Cosine()) for d in DECAYS],
+    "SGVB": [variational(SGVB, 0.005, t, 10.0, epochs=30) for t in (0.003, 0.03)],
+    "SGHMC": [sampled(SGHMC, 0.02, t, 10.0, epochs=30) for t in (0.01, 0.1)],
+    "Laplace": [trained(Laplace(temperature=t), 0.1, DECAYS[0], Cosine()) for t in (0.01, 0.1)],
+}
+
+COMMON = Comparison(
+    source=CIFAR10(train_size=1000, val_size=1000),
+    model=partial(ConvNet, width=8),
+    posteriors=(Point(),),
+    recipe=Recipe(epochs=30, validations=0, batch_size=50),
+    seeds=2,
+    num_draws=10,
+)
+
+if __name__ == "__main__":
+    choose(COMMON, CANDIDATES, RADII, sys.argv[1], seeds=5)
