@@ -1,4 +1,4 @@
-"""How the hyperparameters of `configs/cifar10-small.yaml` were chosen: on validation images only, the plain twin first.
+"""How the hyperparameters of `configs/cifar10-small.yaml` were chosen: on validation images, the plain twin first.
 
 A thousand training images and a small network, so that a comparison of all methods is a matter of minutes on a CPU;
 as in choose_digits.py, which see.

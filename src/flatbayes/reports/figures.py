@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from flatbayes.reports import results as ask
 from flatbayes.reports import svg
-from flatbayes.reports.formats import shorten
+from flatbayes.reports.formats import ROUNDING, shorten
 from flatbayes.reports.marks import MARKERS, WIDTH, Panel
 from flatbayes.reports.results import Glossary, Results
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ROW = 44.0
+EQUAL = 0.01
+"""Half of an axis on which all numbers are equal."""
+TINY = 1e-3
+"""Numbers below have an exponent rather than zeros."""
 VERDICT_COLOURS = {"flat": svg.FLAT, "plain": svg.PLAIN, "tie": svg.TIE, "unknown": svg.TIE}
 
 
@@ -27,13 +31,19 @@ def metric_panels(results: Results, glossary: Glossary) -> list[Panel]:
     return panels
 
 
-def difference_panels(results: Results, glossary: Glossary) -> list[Panel]:
-    """Every metric by posterior: the paired difference flat − plain, its 95 % interval, and a zero line."""
+def difference_panels(results: Results, glossary: Glossary, name: str = "difference") -> list[Panel]:
+    """Every metric by posterior: the paired difference flat − plain, its 95 % interval, and a zero line.
+
+    Args:
+        results: Those of one table.
+        glossary: Says on which side of zero flat is better.
+        name: For ids; every table of a page needs its own.
+    """
     panels = []
     for place, metric in enumerate(ask.metrics(results)):
         label = f"Flat minus plain of {metric} with 95 % intervals; the numbers are in the results table"
         draw = partial(draw_difference, results=results, metric=metric)
-        figure = row_figure(results, f"difference-{place}", label, draw, zero=True)
+        figure = row_figure(results, f"{name}-{place}", label, draw, zero=True)
         panels.append(Panel(metric, better_side(glossary, metric), figure))
     return panels
 
@@ -92,8 +102,14 @@ def finish_rows(axes: "Axes", rows: int) -> None:
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.06)
+    low, high = axes.dataLim.intervalx
+    if high - low <= ROUNDING:  # equal numbers: an axis of their rounding error would have twelve zeros in its labels
+        axes.set_xlim(low - EQUAL, high + EQUAL)
     axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
-    axes.ticklabel_format(axis="x", useOffset=False, style="plain")
+    if max(abs(low), abs(high)) < TINY:
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}".replace("-", "−"))
+    else:
+        axes.ticklabel_format(axis="x", useOffset=False, style="plain")
 
 
 def draw_twins(axes: "Axes", place: float, posterior: str, *, results: Results, metric: str) -> None:

@@ -12,7 +12,7 @@ ROUNDING = 1e-12
 
 
 def number(value: Any) -> str:
-    """Four decimals for metrics of order one, fewer for larger numbers, an en dash for null and NaN."""
+    """Four decimals for metrics of order one, fewer for larger numbers, an exponent for tiny ones, or a dash."""
     if isinstance(value, (int, float)) and value in (float("inf"), float("-inf")):
         return "∞" if value > 0 else "−∞"
     if not finite(value):
@@ -21,7 +21,7 @@ def number(value: Any) -> str:
     if size < ROUNDING:
         value, size = 0.0, 0.0
     if 0 < size < 5e-5:
-        text = f"{value:.0e}"
+        text = f"{value:.1e}"
     else:
         decimals = 4 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
         text = f"{value:,.{decimals}f}"

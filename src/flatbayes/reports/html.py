@@ -1,5 +1,6 @@
 """The report as one self-contained HTML page: no scripts, no network, readable on a phone and on paper."""
 
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 
@@ -9,9 +10,10 @@ from flatbayes.reports.coverage import coverage_panels
 from flatbayes.reports.curves import LANDSCAPE, SHIFT, curve_panels
 from flatbayes.reports.figures import difference_panels, metric_panels
 from flatbayes.reports.marks import Panel
-from flatbayes.reports.markup import Html, details, join, tag
+from flatbayes.reports.markup import Html, details, tag
 from flatbayes.reports.reliability import reliability_panels
 from flatbayes.reports.results import Glossary, Results
+from flatbayes.reports.selection import selection_section
 from flatbayes.reports.tables import cost_table, glance_table, pairs_table, results_table, runs_table
 
 CURVES = {"Shift": SHIFT, "Sharpness": LANDSCAPE}
@@ -24,7 +26,7 @@ def page(results: Results, glossary: Glossary) -> str:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    title = f"{ask.flat_name(results)} against plain training"
+    title = ask.title(results)
     usual = ask.of_family(results)
     parts = {name: content for name, content in sections(results, glossary).items() if content}
     head = tag(
@@ -44,7 +46,7 @@ def page(results: Results, glossary: Glossary) -> str:
 
 def anchor(name: str) -> str:
     """The id of a section."""
-    return name.lower().replace(" ", "-")
+    return re.sub(r"\W+", "-", name.lower())
 
 
 def style_sheet() -> str:
@@ -56,6 +58,8 @@ def top(results: Results, title: str) -> Html:
     """Title, the conclusion in one sentence, and the score in figures."""
     measured = {"test": "measured on the test part", "val": "measured on the validation part"}
     part = measured.get(str((results.get("config") or {}).get("part")))
+    names = ask.flatnesses(results)
+    flat = f"flat: {', '.join(names)}" if len(names) > ask.FEW else None
     place = " · ".join(filter(None, (ask.subject(results, "data"), ask.subject(results, "model"), part)))
     counts = ask.tally(results["summary"])
     score = [
@@ -73,7 +77,7 @@ def top(results: Results, title: str) -> Html:
         "header",
         tag("p", f"flatbayes {results.get('flatbayes', '')} comparison report", class_="eyebrow"),
         tag("h1", title),
-        tag("p", place, class_="subject"),
+        tag("p", place, tag("br") if flat else None, flat, class_="subject"),
         tag("p", ask.conclusion(results), class_="lead"),
         tag("ul", *tiles, class_="score", aria_label="Number of metrics by verdict"),
     )
@@ -103,6 +107,7 @@ def sections(results: Results, glossary: Glossary) -> dict[str, list[Html]]:
         **{name: family(ask.of_family(everything_measured, name), glossary) for name in more},
         "Learning curves": [tag("p", prose.CURVES), legend(lines=True), gallery(curves)] if curves else [],
         "Cost": [cost_table(results)] if has_cost else [],
+        "Selection": selection_section(results["selection"]) if results.get("selection") else [],
         "How to read this": reading(everything_measured, glossary),
         "Runs and settings": everything(everything_measured),
     }
@@ -116,7 +121,7 @@ def family(results: Results, glossary: Glossary) -> list[Html]:
         tag("p", prose.FAMILIES.get(name, "")),
         results_table(results, glossary),
         legend(tie="within noise"),
-        gallery(difference_panels(results, glossary)),
+        gallery(difference_panels(results, glossary, f"difference-{anchor(name)}")),
         *([legend(lines=True), gallery(curves)] if curves else []),
     ]
 
@@ -151,7 +156,7 @@ def figure(panel: Panel) -> Html:
 def reading(results: Results, glossary: Glossary) -> list[Html]:
     """What the intervals mean and how the metrics are defined."""
     terms = [
-        join(tag("dt", metric), tag("dd", f"{define(glossary, metric)} {says(glossary, metric)}".strip()))
+        tag("div", tag("dt", metric), tag("dd", f"{define(glossary, metric)} {says(glossary, metric)}".strip()))
         for metric in ask.metrics(results)
     ]
     return [*(tag("p", text) for text in prose.reading(results)), tag("h3", "Metrics"), tag("dl", *terms)]

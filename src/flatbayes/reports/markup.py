@@ -9,7 +9,7 @@ class Html(str):
     """Text that is markup already."""
 
 
-VOID = frozenset({"meta", "wbr"})
+VOID = frozenset({"br", "meta", "wbr"})
 
 
 def tag(name: str, /, *children: object, **attributes: Any) -> Html:
@@ -39,8 +39,8 @@ def join(*children: object) -> Html:
 
 
 def breakable(label: str) -> Html:
-    """A label that may be broken after an opening bracket or a comma."""
-    pieces = re.split(r"(?<=[(,])", label)
+    """A label that may be broken after an opening bracket, a comma or an underscore."""
+    pieces = re.split(r"(?<=[(,_])", label)
     return join(*(part for piece in pieces[:-1] for part in (piece, tag("wbr"))), pieces[-1])
 
 

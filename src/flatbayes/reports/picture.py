@@ -70,7 +70,7 @@ def subtitle(figure: "Figure", height: float, left: float, text: str) -> None:
 def heading(figure: "Figure", results: Results, height: float) -> str:
     """What is compared, on what, with what outcome, and the key; returns the title."""
     counts = ask.tally(results["summary"])
-    title = f"{shorten(ask.flat_name(results), 40)} against plain training"
+    title = f"{shorten(ask.flat_name(results, 'Flat'), 40)} against plain training"
     where = [ask.subject(results, "data"), ask.subject(results, "model")]
     where.append(ask.counted(len(ask.seeds(results)), "seed"))
     total = len(results["summary"])

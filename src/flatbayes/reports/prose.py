@@ -10,7 +10,10 @@ MEANS = "Large marks are means, faint dots the single seeds (plain above its lin
 RELIABILITY = (
     "Accuracy of the predictions made with each confidence, all seeds pooled. On the dotted diagonal "
     "a model knows what it knows; below it is overconfident, above it underconfident. The larger a "
-    "mark, the more predictions it stands for; the bars below show their number on a logarithmic scale."
+    "mark, the more predictions it stands for; the steps below show their number on a logarithmic scale. "
+    "The thin bar behind a mark is the 95 % binomial interval (Wilson) of its accuracy, for as many predictions "
+    "as one seed makes there: seeds predict the same test examples, so more seeds are not more examples. Where it crosses the "
+    "diagonal, chance alone explains the gap."
 )
 COVERAGE = (
     "Share of the targets inside the central interval of each level, all seeds pooled. On the dotted "
@@ -32,6 +35,16 @@ FAMILIES = {
 """What each table beside the usual metrics is about."""
 
 CURVES = "Mean over seeds; the band is one standard deviation to each side."
+
+
+def selection(metric: str, seeds: int, plain: int, flat: int) -> str:
+    """What decided on the hyperparameters, and how often each twin was tried."""
+    return (
+        f"Hyperparameters were chosen on validation data by {metric}, a mean over {counted(seeds, 'seed')}, lower "
+        "being better; the test part was not looked at. For each method the setting came first that is best when "
+        f"trained plainly ({counted(plain, 'trial')} in all). The flat twin shares it, and had its flatness alone to "
+        f"choose ({counted(flat, 'trial')}): what the twins share suits the plain one."
+    )
 
 
 def reading(results: Results) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flatbayes.metrics import wilson_interval
 from flatbayes.reports import results as ask
 from flatbayes.reports import svg
 from flatbayes.reports.formats import number
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABEL_AT = -0.105
+ASIDE = 1.6
+"""Pixels from the middle of a mark to the bar of its interval, so that twins do not hide each other."""
 
 
 def reliability_panels(results: Results) -> list[Panel]:
@@ -30,12 +33,21 @@ def reliability_panels(results: Results) -> list[Panel]:
 
 @dataclass(frozen=True)
 class Bins:
-    """A reliability diagram's bins: edges, and for each bin a count, mean confidence and accuracy."""
+    """A reliability diagram's bins: edges, and for each bin a count, mean confidence and accuracy.
+
+    Attributes:
+        edges: Edges of the bins, one more than bins.
+        counts: Predictions in each bin, those of all runs.
+        confidence: Mean confidence in each bin, None where it is empty.
+        accuracy: Share of right predictions in each bin, None where it is empty.
+        runs: How many runs were pooled.
+    """
 
     edges: Sequence[float]
     counts: Sequence[float]
     confidence: Sequence[float | None]
     accuracy: Sequence[float | None]
+    runs: int = 1
 
     def points(self) -> tuple[list[float], list[float], list[float]]:
         """Confidence, accuracy and count of the bins that hold anything."""
@@ -45,6 +57,15 @@ class Bins:
             if count and x is not None and y is not None
         ]
         return [p[0] for p in kept], [p[1] for p in kept], [p[2] for p in kept]
+
+    def intervals(self) -> list[tuple[float, float]]:
+        """Wilson's 95 % interval around the accuracy of each point, for as many predictions as a run has there.
+
+        Runs predict the same test examples, so that pooling them smooths the accuracy but adds no examples.
+        """
+        _, accuracy, counts = self.points()
+        fewer = [max(1, round(count / self.runs)) for count in counts]
+        return [wilson_interval(round(right * count), count) for right, count in zip(accuracy, fewer, strict=True)]
 
 
 def pool(runs: Sequence[Mapping[str, Any]]) -> Bins | None:
@@ -62,7 +83,7 @@ def pool(runs: Sequence[Mapping[str, Any]]) -> Bins | None:
         ]
         return [total / count if count else None for total, count in zip(totals, counts, strict=True)]
 
-    return Bins(parts[0]["edges"], counts, average("confidence"), average("accuracy"))
+    return Bins(parts[0]["edges"], counts, average("confidence"), average("accuracy"), len(parts))
 
 
 def reliability_figure(results: Results, name: str, posterior: str, pooled: Mapping[bool, Bins | None]) -> str:
@@ -85,13 +106,14 @@ def reliability_figure(results: Results, name: str, posterior: str, pooled: Mapp
 
 
 def draw_reliability(axes: "Axes", pooled: Mapping[bool, Bins | None]) -> None:
-    """The diagonal and both curves; the larger a mark, the more predictions are in its bin."""
+    """The diagonal, both curves and the intervals; the larger a mark, the more predictions are in its bin."""
     axes.plot([0, 1], [0, 1], color=svg.INK, alpha=0.45, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
     for flat, bins in pooled.items():
         if bins is None:
             continue
         x, y, counts = bins.points()
         axes.plot(x, y, **LINES[flat])
+        draw_intervals(axes, x, bins.intervals(), flat)
         mark = {key: value for key, value in MARKERS[flat].items() if key not in ("color", "markerfacecolor")}
         axes.scatter(
             x,
@@ -107,6 +129,23 @@ def draw_reliability(axes: "Axes", pooled: Mapping[bool, Bins | None]) -> None:
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], labels=["0", ".25", ".5", ".75", "1"])
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0", ".25", ".5", ".75", "1"])
     svg.quiet(axes)
+
+
+def draw_intervals(axes: "Axes", x: Sequence[float], ends: Sequence[tuple[float, float]], flat: bool) -> None:
+    """A thin bar behind each mark, those of plain a little to the left and those of flat to the right."""
+    from matplotlib.transforms import ScaledTranslation
+
+    aside = ScaledTranslation((ASIDE if flat else -ASIDE) / svg.UNITS_PER_INCH, 0, axes.figure.dpi_scale_trans)
+    axes.vlines(
+        x,
+        [low for low, _ in ends],
+        [high for _, high in ends],
+        color=LINES[flat]["color"],
+        alpha=0.5,
+        linewidth=1.4,
+        zorder=2,
+        transform=axes.transData + aside,
+    )
 
 
 def draw_counts(axes: "Axes", pooled: Mapping[bool, Bins | None]) -> None:

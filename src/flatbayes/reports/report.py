@@ -6,12 +6,14 @@ from pathlib import Path
 from flatbayes.reports.html import page
 from flatbayes.reports.picture import picture
 from flatbayes.reports.results import Glossary, Results, installed_glossary, read
+from flatbayes.reports.selection import read_selection
 
 
 def write_report(folder: Path | str, glossary: Glossary | None = None) -> Path:
     """Turn `folder/results.json` into a self-contained `folder/report.html` and return its path.
 
-    The same results make the same bytes. A page that exists is replaced only by a whole one.
+    A `selection.json` beside it, as `flatbayes.comparison.select` writes it, becomes a section of its own. The same
+    results make the same bytes. A page that exists is replaced only by a whole one.
 
     Args:
         folder: What `flatbayes compare --out` wrote.
@@ -19,11 +21,11 @@ def write_report(folder: Path | str, glossary: Glossary | None = None) -> Path:
 
     Raises:
         FileNotFoundError: The folder has no results.json.
-        ValueError: results.json is damaged.
+        ValueError: results.json or selection.json is damaged.
         ImportError: matplotlib is not installed.
     """
     folder = Path(folder)
-    results = read(folder)
+    results = {**read(folder), "selection": read_selection(folder)}
     return write_whole(folder / "report.html", page(results, glossary or installed_glossary()))
 
 

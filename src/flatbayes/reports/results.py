@@ -12,7 +12,10 @@ from statistics import fmean, stdev
 from typing import Any, TypeGuard
 
 Results = Mapping[str, Any]
-"""The parsed `results.json` of `flatbayes compare`."""
+"""The parsed `results.json` of `flatbayes compare`, with the checked `selection.json`, if any, under `selection`."""
+
+FEW = 2
+"""How many flatnesses may be named in a title."""
 
 RUN_KEYS = ("posterior", "flatness", "seed", "metrics")
 LEVEL = 0.05
@@ -124,9 +127,21 @@ def is_flat(run: Mapping[str, Any]) -> bool:
     return str(run["flatness"]).split("(")[0] != "Plain"
 
 
-def flat_name(results: Results) -> str:
-    """Label of the flatness that is compared with `Plain`."""
-    return ", ".join(unique(str(run["flatness"]) for run in results["runs"] if is_flat(run))) or "flat"
+def flatnesses(results: Results, posterior: str | None = None) -> list[str]:
+    """Labels of what is compared with `Plain`, of all posteriors or of one."""
+    runs = (run for run in results["runs"] if posterior in (None, run["posterior"]))
+    return unique(str(run["flatness"]) for run in runs if is_flat(run))
+
+
+def flat_name(results: Results, many: str = "flat") -> str:
+    """Label of the flatness that is compared with `Plain`, of both where there are two, else the word `many`."""
+    names = flatnesses(results)
+    return ", ".join(names) if 0 < len(names) <= FEW else many
+
+
+def title(results: Results) -> str:
+    """What is compared with what."""
+    return f"{flat_name(results, 'Flat')} against plain training"
 
 
 def runs_of(results: Results, posterior: str, flat: bool) -> list[Mapping[str, Any]]:
@@ -180,17 +195,18 @@ def conclusion(results: Results) -> str:
     counts = tally(results["summary"])
     total, count = len(results["summary"]), len(seeds(results))
     grid = f"{counted(len(metrics(results)), 'metric')} × {counted(len(posteriors(results)), 'posterior')}"
+    flat = flat_name(results, "flat training")
     where = f"Over {counted(count, 'seed')} on {subject(results, 'data') or 'this data'}"
     if counts["unknown"] == total:
         return (
-            f"{where}, {flat_name(results)} was compared with plain training on "
+            f"{where}, {flat} was compared with plain training on "
             f"{counted(total, 'metric')} ({grid}), but no difference has an interval; "
             "a verdict needs at least 2 seeds."
         )
     judged = [row for row in results["summary"] if verdict(row) in ("flat", "plain")]
     robust = sum(finite(row.get("p_holm")) and row["p_holm"] < LEVEL for row in judged)
     sentence = (
-        f"{where}, {flat_name(results)} improved {counts['flat']} of "
+        f"{where}, {flat} improved {counts['flat']} of "
         f"{counted(total, 'metric')} ({grid}), worsened {counts['plain']}, "
         f"and {counted(counts['tie'], 'difference')} {'is' if counts['tie'] == 1 else 'are'} within noise "
         "(95 % paired intervals)"

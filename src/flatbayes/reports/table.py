@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from flatbayes.reports.formats import bracket, number, signed, spread, wrapped
 from flatbayes.reports.results import (
+    FEW,
     Results,
     counted,
     families,
     flat_name,
+    flatnesses,
     interval,
     metrics,
     of_family,
@@ -82,9 +84,12 @@ def empty_table(results: Results, wide: bool) -> "Table":
     from rich.text import Text
 
     mean = "mean ± sd" if wide else "mean"
+    caption = f"{mean} over {counted(len(seeds(results)), 'seed')}; flat − plain, 95 % paired interval"
+    if len(flatnesses(results)) > FEW:
+        caption += f"\nflat: {', '.join(flatnesses(results))}"
     table = Table(
-        title=Text(f"{flat_name(results)} against Plain on {subject(results, 'data')}"),
-        caption=f"{mean} over {counted(len(seeds(results)), 'seed')}; flat − plain, 95 % paired interval",
+        title=Text(f"{flat_name(results, 'Flat')} against Plain on {subject(results, 'data')}"),
+        caption=Text(caption, "table.caption"),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,

@@ -40,7 +40,7 @@ def glance_table(results: Results) -> Html:
     ]
     return table(
         "Which twin is better: flat, plain, or tie (the 95 % interval of the difference contains zero)",
-        header("Posterior", *names, numeric_from=len(names) + 1),
+        header("Posterior", *map(breakable, names), numeric_from=len(names) + 1),
         tag("tbody", *rows),
         class_="glance",
     )
@@ -65,21 +65,31 @@ def results_table(results: Results, glossary: Glossary) -> Html:
                 tag("th", "Metric", scope="col"),
                 *(
                     tag("th", name, scope="col", class_="num")
-                    for name in ("Plain", ask.flat_name(results), "Difference", "95 % interval", "Holm p", "Effect")
+                    for name in ("Plain", flat_column(results), "Difference", "95 % interval", "Holm p", "Effect")
                 ),
                 tag("th", "Verdict", scope="col"),
             ),
         ),
         *groups,
+        class_="results",
     )
+
+
+def flat_column(results: Results) -> str:
+    """The flatness if there is but one; with several, each posterior's row names its own."""
+    names = ask.flatnesses(results)
+    return names[0] if len(names) == 1 else "Flat"
 
 
 def posterior_group(results: Results, posterior: str, glossary: Glossary) -> Html:
     """The rows of one posterior under its name."""
     rows = [entry for entry in results["summary"] if entry["posterior"] == posterior]
+    own = None
+    if len(ask.flatnesses(results)) > 1:
+        own = tag("small", f" flat: {', '.join(ask.flatnesses(results, posterior))}")
     name = tag(
         "tr",
-        tag("th", tag("span", breakable(posterior), class_="pin"), scope="rowgroup", colspan=8),
+        tag("th", tag("span", breakable(posterior), own, class_="pin"), scope="rowgroup", colspan=8),
         class_="group",
     )
     return tag("tbody", name, *(result_row(entry, glossary) for entry in rows))
@@ -89,17 +99,17 @@ def result_row(entry: Mapping[str, Any], glossary: Glossary) -> Html:
     """One metric of one posterior."""
     metric = entry["metric"]
     arrow = glossary.direction(metric)
-    head = join(metric, tag("span", f" {arrow[0]}", title=arrow[2:], class_="arrow") if arrow else None)
-    return row(
-        head,
-        spread(entry, "plain"),
-        spread(entry, "flat"),
-        signed(entry.get("difference")),
-        bracket(entry),
-        probability(entry.get("p_holm")),
-        effect_size(entry.get("effect")),
-        word_cell(entry, WORDS),
-    )
+    head = join(breakable(metric), tag("span", f" {arrow[0]}", title=arrow[2:], class_="arrow") if arrow else None)
+    cells = {
+        "Plain": spread(entry, "plain"),
+        "Flat": spread(entry, "flat"),
+        "Difference": signed(entry.get("difference")),
+        "95 %": bracket(entry),
+        "Holm p": probability(entry.get("p_holm")),
+        "Effect": effect_size(entry.get("effect")),
+    }
+    named = (tag("td", text, class_="num", data_label=label) for label, text in cells.items())
+    return row(head, *named, word_cell(entry, WORDS))
 
 
 def cost_table(results: Results) -> Html:
