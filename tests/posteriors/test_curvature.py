@@ -7,7 +7,7 @@ from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
 from flatbayes.posteriors import curvature
-from flatbayes.posteriors.curvature import ggn_diagonal, ggn_matrix, loss_factor
+from flatbayes.posteriors.curvature import decomposed, ggn_diagonal, ggn_matrix, loss_factor
 from flatbayes.posteriors.kfac import (
     Factors,
     add_factors,
@@ -357,3 +357,21 @@ def test_shared_unused_and_missing_layers_are_refused():
 
     with pytest.raises(ValueError, match=r"second \(Linear\) has weights to be learnt and was not called"):
         kfac(Bypassed(), torch.randn(2, 3), torch.zeros(2).long(), F.cross_entropy)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_decomposition_of_a_matrix_of_low_rank(fails, monkeypatch):
+    rows = torch.randn(6, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = (rows.T @ rows).float()
+
+    def refuses(_):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    if fails:
+        monkeypatch.setattr(torch.linalg, "eigh", refuses)
+    values, vectors = decomposed(matrix)
+    assert values.dtype == torch.float32
+    assert (values >= 0).all()
+    assert (values > 1).sum() == 6
+    torch.testing.assert_close((vectors * values) @ vectors.T, matrix, rtol=0, atol=2e-3)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(400).to(vectors), rtol=0, atol=1e-5)

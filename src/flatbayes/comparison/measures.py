@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 
-from flatbayes.data import Dataset, Part, Source, corruptions_for, outside_inputs
+from flatbayes.data import Dataset, Part, Source, corruptions_for, held_out, shaped_like
 from flatbayes.diagnostics import Probe, Slice, posterior_sharpness, slices_of_draws
 from flatbayes.metrics import FAMILIES
 from flatbayes.prediction import FittedPosterior, evaluate_corruptions, evaluate_ood, recalibrated
@@ -83,7 +84,7 @@ class Measures:
                 found[f"shift_{metric}"] = sum(row[metric] for row in corrupted) / len(corrupted)
             details["shift"] = _by_severity(rows)
         if self.outside is not None:
-            foreign = outside_inputs(self.outside, data.train.inputs)[: self.examples]
+            foreign = shaped_like(_first(_foreign(self.outside), self.examples).inputs, data.train.inputs)
             scores = evaluate_ood(fitted, few.inputs, foreign, num_draws, seed=seed)["scores"]
             entropy = scores["entropy"]
             found |= {"ood_auroc": entropy["auroc"], "ood_aupr": entropy["aupr_out"], "ood_fpr95": entropy["fpr95"]}
@@ -101,6 +102,11 @@ class Measures:
 
 def _first(part: Part, count: int) -> Part:
     return part.take(torch.arange(min(count, len(part))))
+
+
+@lru_cache(maxsize=1)
+def _foreign(source: Source) -> Part:
+    return held_out(source)
 
 
 def _by_severity(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:

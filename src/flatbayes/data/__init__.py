@@ -14,7 +14,7 @@ from flatbayes.data.inputs import read_inputs
 from flatbayes.data.npz import Npz
 from flatbayes.data.open import reader_for, source_for
 from flatbayes.data.outputs import PredictionWriter
-from flatbayes.data.shift import outside_inputs, shaped_like
+from flatbayes.data.shift import held_out, outside_inputs, shaped_like
 from flatbayes.data.source import Raw, Source
 from flatbayes.data.standardize import Standardize
 from flatbayes.data.table import Table
@@ -41,6 +41,7 @@ __all__ = [
     "Table",
     "corrupt",
     "corruptions_for",
+    "held_out",
     "outside_inputs",
     "read_inputs",
     "reader_for",

@@ -43,9 +43,29 @@ def loss_factor(
             for slope in slopes.unbind(1)
         ]
     hessians = torch.stack(rows, 1).detach()
-    values, vectors = torch.linalg.eigh((hessians + hessians.mT) / 2)
-    factor: Tensor = vectors * values.clamp(min=0).sqrt()[:, None, :]
+    values, vectors = decomposed(hessians)
+    factor: Tensor = vectors * values.sqrt()[:, None, :]
     return factor
+
+
+def decomposed(
+    matrix: Float[Tensor, "*batch size size"],
+) -> tuple[Float[Tensor, "*batch size"], Float[Tensor, "*batch size size"]]:
+    """Eigenvalues, none below zero, and eigenvectors as columns, of symmetric positive semidefinite matrices.
+
+    In double precision: few examples leave most eigenvalues at zero, and in single precision the algorithm then
+    fails now and again.
+
+    Args:
+        matrix: The matrices; what rounding has made asymmetric or negative is mended.
+    """
+    exact = matrix.double()
+    exact = (exact + exact.mT) / 2
+    try:
+        values, vectors = torch.linalg.eigh(exact)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # then the slower one
+        vectors, values, _ = torch.linalg.svd(exact)
+    return values.clamp(min=0).to(matrix), vectors.to(matrix)
 
 
 def ggn_diagonal(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Examples, LossFn
 from flatbayes.core.weights import unflatten
-from flatbayes.posteriors.curvature import ggn_diagonal, ggn_matrix
+from flatbayes.posteriors.curvature import decomposed, ggn_diagonal, ggn_matrix
 from flatbayes.posteriors.kfac import Factors, add_factors, kronecker_layers, layer_shape, learnt, split_columns
 
 Structure = Literal["diag", "kron", "last_layer"]
@@ -104,8 +104,8 @@ class LastLayer(Eigenbasis):
         matrix, params = self.empty()["eigenvectors"], self.params
         for inputs, targets in examples:
             matrix += ggn_matrix(self.model, params, inputs, targets, loss_fn)
-        values, vectors = torch.linalg.eigh(matrix)
-        return {"eigenvalues": values.clamp(min=0), "eigenvectors": vectors}
+        values, vectors = decomposed(matrix)
+        return {"eigenvalues": values, "eigenvectors": vectors}
 
     def offsets(self, found: Mapping[str, Tensor], coordinates: Float[Tensor, " params"]) -> list[Tensor]:
         """Eigenvectors times coordinates."""
@@ -141,9 +141,9 @@ class Kronecker(Eigenbasis):
             add_factors(factors, self.layers, self.model, inputs, targets, loss_fn)
         values = []
         for name, factor in factors.items():
-            of_inputs, found[f"inputs.{name}"] = torch.linalg.eigh(factor.inputs)
-            of_outputs, found[f"outputs.{name}"] = torch.linalg.eigh(factor.outputs / factor.places)
-            values.append(torch.outer(of_outputs.clamp(min=0), of_inputs.clamp(min=0)).flatten())
+            of_inputs, found[f"inputs.{name}"] = decomposed(factor.inputs)
+            of_outputs, found[f"outputs.{name}"] = decomposed(factor.outputs / factor.places)
+            values.append(torch.outer(of_outputs, of_inputs).flatten())
         return found | {"eigenvalues": torch.cat(values)}
 
     def offsets(self, found: Mapping[str, Tensor], coordinates: Float[Tensor, " params"]) -> list[Tensor]:
