@@ -4,9 +4,8 @@ Langevin dynamics with momentum: the network is a heavy ball that friction slows
 samples what SGLD samples, in fewer steps where curvatures differ much. At a learning rate lr variances come out too
 wide by a share of lr times curvature / (2 (2 - friction)), about half of SGLD's.
 
-The code published with flat-seeking Bayesian networks calls SGD with momentum 0.9, weight decay and noise of
-standard deviation 4e-6 falling to 5e-7 SGLD. That is close to SGHMC(friction=0.1, temperature=1e-5) with a weight
-decay: a cold posterior, all but free of noise. Compare with it, but do not expect a calibrated spread of it.
+The code published with flat-seeking Bayesian networks calls SGD with momentum and a noise of standard deviation 4e-6
+falling to 5e-7 SGLD; that is `NEAR_NOISELESS_SGLD` in `presets`, a cold posterior all but free of noise.
 """
 
 from contextlib import AbstractContextManager
@@ -37,8 +36,8 @@ class SGHMC(Posterior):
             optimizer's weight decay, which is this times the temperature, divided by the number of training
             examples.
         temperature: Divides the log likelihood, not the log prior. One is Bayes; below one the posterior is
-            narrower than Bayes has it, and 0 is descent with momentum. With the weight decay held fixed instead
-            of prior_precision, likelihood and prior are tempered together, a cold posterior.
+            narrower than Bayes has it. With the weight decay held fixed instead of prior_precision, likelihood and
+            prior are tempered together, a cold posterior.
         keep: Largest number of snapshots to hold, each the size of the network. Where more are collected, every
             second is dropped, again and again, so that those held stay evenly spread.
         storage: Where they are held: beside the model (device) or in main memory (cpu).

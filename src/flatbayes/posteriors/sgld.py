@@ -36,8 +36,8 @@ class SGLD(Posterior):
             optimizer's weight decay, which is this times the temperature, divided by the number of training
             examples.
         temperature: Divides the log likelihood, not the log prior. One is Bayes; below one the posterior is
-            narrower than Bayes has it, and 0 is gradient descent. With the weight decay held fixed instead of
-            prior_precision, likelihood and prior are tempered together, a cold posterior.
+            narrower than Bayes has it. With the weight decay held fixed instead of prior_precision, likelihood and
+            prior are tempered together, a cold posterior.
         keep: Largest number of snapshots to hold, each the size of the network. Where more are collected, every
             second is dropped, again and again, so that those held stay evenly spread.
         storage: Where they are held: beside the model (device) or in main memory (cpu).
@@ -128,9 +128,9 @@ def noise_std(lr: float, temperature: float, num_data: int, friction: float) -> 
 def diffuse(optimizer: Optimizer | None, temperature: float, num_data: int, friction: float) -> None:
     """`param += noise_std * xi`, with xi standard normal, for every parameter that has a gradient.
 
-    A parameter that the loss does not reach would drift without bound. Nothing is drawn at temperature 0.
+    A parameter that the loss does not reach would drift without bound.
     """
-    groups = [] if optimizer is None or temperature == 0 else optimizer.param_groups
+    groups = [] if optimizer is None else optimizer.param_groups
     for group in groups:
         std = noise_std(float(group["lr"]), temperature, num_data, friction)
         for param in group["params"]:
@@ -147,10 +147,13 @@ def check_temperature(temperature: float) -> None:
     """Refuse what is no temperature.
 
     Raises:
-        ValueError: It is negative or not finite.
+        ValueError: It is not positive, or not finite.
     """
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be finite and at least 0, got {temperature}.")
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature must be positive and finite, got {temperature}. Without noise there is no posterior: for "
+            "the end of gradient descent use Point, for its late iterates SWAG."
+        )
 
 
 def check_optimizer(optimizer: Optimizer | None, method: str) -> None:
