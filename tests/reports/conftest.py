@@ -6,6 +6,7 @@ from statistics import fmean, stdev
 
 import pytest
 
+from flatbayes.metrics import FAMILIES
 from flatbayes.reports.results import Glossary
 
 HIGHER_IS_BETTER = {"accuracy": True, "nll": False, "ece": False, "brier": False, "auroc_correct": True}
@@ -152,3 +153,38 @@ def results():
 @pytest.fixture(scope="session")
 def glossary():
     return Glossary(HIGHER_IS_BETTER, DEFINITIONS)
+
+
+@pytest.fixture
+def measured(make_results):
+    """Results of two posteriors, with sharpness and shift beside the usual metrics."""
+    found = make_results(posteriors=["Point()", "SWAG()"])
+    found["summary"] += [
+        {**row, "metric": metric, "family": family}
+        for family in ("Shift", "Sharpness")
+        for metric in FAMILIES[family]
+        for row in found["summary"]
+        if row["metric"] == "nll"
+    ]
+    for run in found["runs"]:
+        run["details"] = {"shift": {"severity": [0.0, 1.0, 5.0], "nll": [0.1, 0.2, 0.9], "accuracy": [0.9, 0.8, 0.4]}}
+    return found
+
+
+@pytest.fixture
+def selection():
+    """A `selection.json`: two methods, three settings and two radii; one trial came to nothing."""
+    scores = {"MAP": (None, 0.2, 0.1), "SWAG": (0.3, 0.25, 0.4)}
+    trials = []
+    for method, found in scores.items():
+        best = 2 if method == "MAP" else 1
+        settings = [f"Point, weight_decay={k}" for k in range(3)]
+        trials += [trial(method, f"{s}, Plain", "plain", found[k], k == best) for k, s in enumerate(settings)]
+        for rho, score in ((0.05, 0.09), (0.1, 0.08)):
+            trials.append(trial(method, f"{settings[best]}, SAM(rho={rho})", "flat", score, rho == 0.1))
+    return {"metric": "nll", "seeds": [0, 1, 2], "trials": trials, "chosen": [{"name": name} for name in scores]}
+
+
+def trial(method, setting, twin, score, chosen):
+    """One entry of a selection."""
+    return {"method": method, "setting": setting, "twin": twin, "score": score, "chosen": chosen}

@@ -1,6 +1,6 @@
 """Tables beside the usual metrics: each in a section of its own, with its own count."""
 
-import pytest
+import re
 
 from flatbayes.metrics import FAMILIES
 from flatbayes.reports import results as ask
@@ -8,22 +8,6 @@ from flatbayes.reports import summary_tables
 from flatbayes.reports.curves import SHIFT, curve_panels
 from flatbayes.reports.html import page
 from flatbayes.reports.results import installed_glossary
-
-
-@pytest.fixture
-def measured(make_results):
-    """Results of two posteriors, with sharpness and shift beside the usual metrics."""
-    found = make_results(posteriors=["Point()", "SWAG()"])
-    found["summary"] += [
-        {**row, "metric": metric, "family": family}
-        for family in ("Shift", "Sharpness")
-        for metric in FAMILIES[family]
-        for row in found["summary"]
-        if row["metric"] == "nll"
-    ]
-    for run in found["runs"]:
-        run["details"] = {"shift": {"severity": [0.0, 1.0, 5.0], "nll": [0.1, 0.2, 0.9], "accuracy": [0.9, 0.8, 0.4]}}
-    return found
 
 
 def test_usual_metrics_and_families_are_counted_apart(measured):
@@ -39,6 +23,13 @@ def test_the_page_has_a_section_for_each(measured):
         assert f'<section id="{family}">' in text or f'id="{family}"' in text
     assert FAMILIES["Sharpness"]["gap_worst"][1] in text
     assert len(curve_panels(measured, SHIFT)) == 2
+
+
+def test_no_figure_borrows_the_marks_of_another(measured):
+    text = page(measured, installed_glossary())
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids)) > 20
+    assert set(re.findall(r'(?:url\(|href=")#([\w-]+)', text)) <= set(ids)
 
 
 def test_the_terminal_has_a_table_for_each(measured):

@@ -1,5 +1,6 @@
 """What the figures compute before they draw, and that drawing leaves matplotlib as it was."""
 
+import re
 import sys
 from xml.etree import ElementTree
 
@@ -8,33 +9,7 @@ import pytest
 
 from flatbayes.reports import readme_picture
 from flatbayes.reports.curves import LEARNING, averaged, curve_panels
-from flatbayes.reports.figures import better_side, metric_panels
-from flatbayes.reports.reliability import pool
-
-
-def test_pooled_bins_weigh_by_count():
-    runs = [
-        {
-            "reliability": {
-                "edges": [0, 0.5, 1],
-                "counts": [0, 1],
-                "confidence": [None, 0.9],
-                "accuracy": [None, 1.0],
-            }
-        },
-        {
-            "reliability": {
-                "edges": [0, 0.5, 1],
-                "counts": [0, 3],
-                "confidence": [None, 0.7],
-                "accuracy": [None, 0.0],
-            }
-        },
-    ]
-    bins = pool(runs)
-    assert list(bins.counts) == [0, 4]
-    assert bins.points() == ([pytest.approx(0.75)], [pytest.approx(0.25)], [4])
-    assert pool([{}, {"reliability": None}]) is None
+from flatbayes.reports.figures import better_side, difference_panels, metric_panels
 
 
 def test_curves_average_what_was_measured():
@@ -50,6 +25,25 @@ def test_flat_is_better_on_the_side_that_the_metric_says(glossary):
     assert better_side(glossary, "accuracy").startswith("right")
     assert better_side(glossary, "nll").startswith("left")
     assert better_side(glossary, "novelty") == "flat − plain"
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-17])
+def test_differences_that_are_zero_have_an_axis_that_can_be_read(make_results, glossary, rounding):
+    results = make_results(seeds=2, posteriors=["Point()"], metrics=["nll"], epochs=1)
+    results["summary"][0].update(difference=rounding, interval=[-rounding, rounding], wins="tie")
+    (panel,) = difference_panels(results, glossary)
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", panel.svg)
+    assert {"Point()", "0"} < set(labels)
+    assert not any("e" in label for label in labels)
+    assert max(map(len, labels)) < 9
+
+
+def test_tiny_differences_have_exponents(make_results, glossary):
+    results = make_results(seeds=2, posteriors=["Point()"], metrics=["nll"], epochs=1)
+    results["summary"][0].update(difference=-2e-6, interval=[-4e-6, -1e-7], wins="tie")
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", difference_panels(results, glossary)[0].svg)
+    assert all(re.fullmatch(r"0|−[\d.]+e−0[67]", label) for label in labels if label != "Point()")
+    assert len(labels) > 2
 
 
 def test_drawing_leaves_no_trace_in_matplotlib(make_results, glossary):

@@ -9,7 +9,7 @@ import pytest
 from flatbayes.reports.html import page
 
 HOSTILE = "<script>alert(1)</script>&\"'$x$"
-VOID = {"meta", "wbr"}
+VOID = {"br", "meta", "wbr"}
 
 
 class Reader(HTMLParser):
@@ -214,3 +214,16 @@ def test_an_unknown_metric_has_no_direction(make_results, glossary):
     reader = Reader(page(make_results(seeds=2, posteriors=["Point()"], metrics=["novelty"], epochs=2), glossary))
     assert "No definition is recorded." in reader.text
     assert "is better" not in reader.text.split("novelty", 1)[1].split("Means and seeds")[0]
+
+
+def test_with_several_flatnesses_each_posterior_names_its_own(make_results, glossary):
+    results = make_results(seeds=2, metrics=["nll"], epochs=2)
+    for run in results["runs"]:
+        run["flatness"] = run["flatness"].replace("0.1", str(len(run["posterior"])))
+    reader = Reader(page(results, glossary))
+    (title,) = re.findall(r"<h1>(.*?)</h1>", page(results, glossary))
+    assert title == "Flat against plain training"
+    assert ["Metric", "Plain", "Flat", "Difference"] in [row[:4] for row in reader.rows]
+    for posterior in {run["posterior"] for run in results["runs"]}:
+        assert [f"{posterior} flat: SAM(rho={len(posterior)})"] in reader.rows
+        assert f"SAM(rho={len(posterior)})" in reader.text.split("Over 2 seeds")[0]

@@ -3,14 +3,14 @@
 import pytest
 
 from flatbayes.reports.formats import amount, number, plus_minus, ratio, shorten, signed, wrapped
-from flatbayes.reports.results import conclusion, installed_glossary, verdict
+from flatbayes.reports.results import conclusion, flatnesses, installed_glossary, title, verdict
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [
         (0.97123, "0.9712"),
-        (-0.00001, "−1e−05"),
+        (-0.00001, "−1.0e−05"),
         (0, "0.0000"),
         (52.345, "52.34"),
         (1234567.0, "1,234,567"),
@@ -55,6 +55,18 @@ def test_conclusion_counts_the_verdicts(results):
     )
     results["summary"][0].update(interval=None)
     assert conclusion(results).endswith("; 1 could not be judged.")
+
+
+def test_one_or_two_flatnesses_are_named_and_more_are_counted_as_one(results):
+    assert title(results) == "SAM(rho=0.1) against plain training"
+    for wanted, count in (("SAM(rho=0), SAM(rho=1) against plain training", 2), ("Flat against plain training", 10)):
+        named = [run for run in results["runs"] if run["flatness"] != "Plain"]
+        for place, run in enumerate(named):
+            run["flatness"] = f"SAM(rho={place % count})"
+        assert title(results) == wanted
+        assert len(flatnesses(results)) == count
+    assert "Digits(train_size=500), flat training improved" in conclusion(results)
+    assert flatnesses(results, "Point()") == [f"SAM(rho={seed})" for seed in range(5)]
 
 
 def test_no_verdict_without_an_interval():

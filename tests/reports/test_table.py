@@ -1,6 +1,7 @@
 """The terminal table and its Markdown twin."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -63,6 +64,37 @@ def test_long_metric_names_take_room_from_the_labels(make_results):
     text = shown(make_results(seeds=2, posteriors=["MCDropout(rate=0.1)"], metrics=metrics, epochs=1))
     assert " mutual_information " in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("scale", [1e-5, 100.0])
+def test_long_numbers_take_room_from_the_labels(make_results, width, scale):
+    results = make_results(seeds=2, posteriors=["Ensemble(member=SWAG(rank=10), size=3)"], epochs=1)
+    for row in results["summary"]:
+        for key in ("plain", "flat", "plain_sd", "flat_sd", "difference"):
+            row[key] *= scale
+        row["interval"] = [scale * end for end in row["interval"]]
+    text = shown(results, width)
+    lines = [line for line in text.splitlines() if "[" in line]
+    assert max(map(len, text.splitlines())) <= width
+    for line, row in zip(lines, results["summary"], strict=True):
+        assert bracket(row) in line
+        assert line.split()[-1] == row["wins"]
+    labels = [re.split(" {2,}", line)[0].replace(" ", "") for line in text.splitlines()[3:-1]]
+    assert "".join(labels) == "Ensemble(member=SWAG(rank=10),size=3)"
+
+
+def test_a_wide_terminal_does_not_break_labels(make_results):
+    label = "Ensemble(member=SWAG(rank=10), size=3)"
+    assert label in shown(make_results(seeds=2, posteriors=[label], epochs=1), 130)
+
+
+def test_many_flatnesses_are_listed_once_below_the_title(results):
+    for run in results["runs"]:
+        run["flatness"] = run["flatness"].replace("0.1", str(run["seed"]))
+    first, second = shown(results).splitlines()[:2]
+    assert first.strip() == "Flat against Plain on Digits(train_size=500)"
+    assert second.strip() == "flat: " + ", ".join(f"SAM(rho={seed})" for seed in range(5))
 
 
 def test_one_seed_shows_means_alone(make_results):

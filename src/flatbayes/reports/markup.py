@@ -38,9 +38,9 @@ def join(*children: object) -> Html:
     )
 
 
-def breakable(label: str) -> Html:
-    """A label that may be broken after an opening bracket, a comma or an underscore."""
-    pieces = re.split(r"(?<=[(,_])", label)
+def breakable(label: str, after: str = "(,") -> Html:
+    """A label that may be broken after any of these characters."""
+    pieces = re.split(f"(?<=[{re.escape(after)}])", label)
     return join(*(part for piece in pieces[:-1] for part in (piece, tag("wbr"))), pieces[-1])
 
 

@@ -12,8 +12,8 @@ RELIABILITY = (
     "a model knows what it knows; below it is overconfident, above it underconfident. The larger a "
     "mark, the more predictions it stands for; the steps below show their number on a logarithmic scale. "
     "The thin bar behind a mark is the 95 % binomial interval (Wilson) of its accuracy, for as many predictions "
-    "as one seed makes there: seeds predict the same test examples, so more seeds are not more examples. Where it crosses the "
-    "diagonal, chance alone explains the gap."
+    "as one seed makes there: seeds predict the same test examples, so more seeds are not more examples. Where it "
+    "crosses the diagonal, chance alone could explain the gap."
 )
 COVERAGE = (
     "Share of the targets inside the central interval of each level, all seeds pooled. On the dotted "

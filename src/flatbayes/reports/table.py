@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 WORDS = {"flat": "flat", "plain": "plain", "tie": "tie", "unknown": "–"}
 WIDE = 100
 """Columns of a terminal that holds the whole table; a narrower one leaves out the standard deviations."""
+NARROWEST = 9
+"""Columns for the names of posteriors at least."""
+BETWEEN = "  "
+"""What is between two columns."""
 SIDES = ("plain", "flat")
 STYLES = {"flat": "bold green", "plain": "bold red", "tie": "dim", "unknown": "dim"}
 
@@ -60,21 +64,36 @@ def summary_table(results: Results, width: int | None = None) -> "Table":
     """
     from rich.text import Text
 
-    wide = (width or get_terminal_size().columns) >= WIDE
+    columns = width or get_terminal_size().columns
+    wide = columns >= WIDE and label_room(results, columns, True) >= NARROWEST
     table = empty_table(results, wide)
-    metric_width = min(max(map(len, metrics(results))), 18 if wide else 14)
-    label_width = (28 if wide else 26) - max(metric_width, 13)
-    table.columns[0].min_width, table.columns[1].max_width = min(label_width, 9), metric_width
-    table.columns[1].min_width = metric_width
+    label_width = max(NARROWEST, label_room(results, columns, wide))
+    table.columns[1].min_width = table.columns[1].max_width = metric_width(results, wide)
     for posterior, group in groupby(results["summary"], key=lambda row: row["posterior"]):
         rows = list(group)
         for label, row in zip(stretched(wrapped(posterior, label_width), len(rows)), rows, strict=True):
             word = verdict(row)
-            sides = [spread(row, side) if wide else number(row[side]) for side in SIDES]
             judged = (Text(text, STYLES[word]) for text in (difference(row), WORDS[word]))
-            table.add_row(Text(label), Text(row["metric"]), *map(Text, sides), *judged)
+            table.add_row(Text(label), Text(row["metric"]), *map(Text, sides(row, wide)), *judged)
         table.add_section()
     return table
+
+
+def label_room(results: Results, columns: int, wide: bool) -> int:
+    """Columns of the terminal that the other columns of the table leave to the posteriors' names."""
+    cells = [("Plain", "Flat", "Difference"), *((*sides(row, wide), difference(row)) for row in results["summary"])]
+    numbers = sum(max(map(len, column)) for column in zip(*cells, strict=True))
+    return columns - metric_width(results, wide) - numbers - len("Better") - 5 * len(BETWEEN)
+
+
+def metric_width(results: Results, wide: bool) -> int:
+    """Columns for the names of metrics; longer ones are folded."""
+    return min(max(map(len, [*metrics(results), "Metric"])), 18 if wide else 14)
+
+
+def sides(row: "Mapping[str, Any]", wide: bool) -> list[str]:
+    """Plain and flat, with their deviations where there is room."""
+    return [spread(row, side) if wide else number(row[side]) for side in SIDES]
 
 
 def empty_table(results: Results, wide: bool) -> "Table":
@@ -84,12 +103,12 @@ def empty_table(results: Results, wide: bool) -> "Table":
     from rich.text import Text
 
     mean = "mean ± sd" if wide else "mean"
-    caption = f"{mean} over {counted(len(seeds(results)), 'seed')}; flat − plain, 95 % paired interval"
+    title = f"{flat_name(results, 'Flat')} against Plain on {subject(results, 'data')}"
     if len(flatnesses(results)) > FEW:
-        caption += f"\nflat: {', '.join(flatnesses(results))}"
+        title += f"\nflat: {', '.join(flatnesses(results))}"
     table = Table(
-        title=Text(f"{flat_name(results, 'Flat')} against Plain on {subject(results, 'data')}"),
-        caption=Text(caption, "table.caption"),
+        title=Text(title),
+        caption=f"{mean} over {counted(len(seeds(results)), 'seed')}; flat − plain, 95 % paired interval",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -111,13 +130,13 @@ def markdown_table(results: Results) -> str:
     ]
     for row in results["summary"]:
         word = verdict(row)
-        sides = {side: spread(row, side) for side in SIDES}
-        if word in sides:
-            sides[word] = f"**{sides[word]}**"
+        values = {side: spread(row, side) for side in SIDES}
+        if word in values:
+            values[word] = f"**{values[word]}**"
         cells = (
             escaped(row["posterior"]),
             escaped(row["metric"]),
-            *sides.values(),
+            *values.values(),
             difference(row),
             WORDS[word],
         )

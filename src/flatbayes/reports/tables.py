@@ -40,7 +40,7 @@ def glance_table(results: Results) -> Html:
     ]
     return table(
         "Which twin is better: flat, plain, or tie (the 95 % interval of the difference contains zero)",
-        header("Posterior", *map(breakable, names), numeric_from=len(names) + 1),
+        header("Posterior", *(breakable(name, "_") for name in names), numeric_from=len(names) + 1),
         tag("tbody", *rows),
         class_="glance",
     )
@@ -99,7 +99,9 @@ def result_row(entry: Mapping[str, Any], glossary: Glossary) -> Html:
     """One metric of one posterior."""
     metric = entry["metric"]
     arrow = glossary.direction(metric)
-    head = join(breakable(metric), tag("span", f" {arrow[0]}", title=arrow[2:], class_="arrow") if arrow else None)
+    head = join(
+        breakable(metric, "_"), tag("span", f" {arrow[0]}", title=arrow[2:], class_="arrow") if arrow else None
+    )
     cells = {
         "Plain": spread(entry, "plain"),
         "Flat": spread(entry, "flat"),
