@@ -62,7 +62,7 @@ def test_twins_side_by_side_with_hessian_and_landscape(here, capsys, tmp_path):
     assert "val examples" in shown
     assert "x Plain" in shown
     assert "SAM(rho=0.2)" in shown  # in a narrow terminal on a line of its own
-    assert "top_eigenvalue" in shown
+    assert "trace" in shown
     assert "Hessian by double backward" in shown
     out = tmp_path / "out"
     assert {p.name for p in out.iterdir()} == {"diagnosis.json", "plane.svg", "slices.svg"}

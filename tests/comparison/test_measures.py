@@ -79,6 +79,13 @@ def test_the_numbers_are_those_of_the_functions():
     assert same == evaluate(fitted, data.test.inputs, data.test.targets, 2).metrics  # nothing was left behind
 
 
+def test_temperatures_are_not_judged_on_what_they_were_fitted_to():
+    data = COMPARISON.source.load(0)
+    fitted = fit(COMPARISON.model, data, SWAG(rank=2), recipe=COMPARISON.recipe, seed=0, progress=False)
+    with pytest.raises(ValueError, match="fitted to the validation part"):
+        Measures(calibration=True).of(fitted, data, "val", 2, 0)
+
+
 def test_a_table_has_sharpness_and_no_corruptions(tmp_path):
     table = replace(COMPARISON, source=Diabetes(), measures=Measures(sharpness=0.1, examples=50, draws=2), seeds=1)
     table.claim(tmp_path, overwrite=False)

@@ -30,3 +30,13 @@ def test_targets_of_the_other_kind_are_refused():
         dataset(torch.zeros(4, dtype=torch.int64), target_names=("y",))
     with pytest.raises(ValueError, match=r"targets of the shape \(4, 2\), and 1 target_names"):
         dataset(torch.zeros(4, 2), target_names=("y",))
+
+
+def test_some_examples_are_a_sample_of_all_classes_and_the_same_again():
+    part = Part(inputs=torch.arange(300)[:, None].float(), targets=torch.arange(300) // 100)
+    some = part.some(30)
+    assert len(some) == 30
+    assert set(some.targets.tolist()) == {0, 1, 2}
+    assert (some.inputs.diff(dim=0) > 0).all()
+    assert torch.equal(some.inputs, part.some(30).inputs)
+    assert part.some(300) is part

@@ -1,5 +1,6 @@
 """A loss of one's own goes through every posterior, and comes back from disk where it is handed over again."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from flatbayes.data import Diabetes
 from flatbayes.flatness import SAM
-from flatbayes.likelihoods import Categorical, Custom
-from flatbayes.posteriors import SWAG
+from flatbayes.likelihoods import Categorical, Custom, Likelihood
+from flatbayes.models import MLP
+from flatbayes.posteriors import SWAG, Point
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import Recipe, fit
 
@@ -36,7 +39,10 @@ def test_the_loss_is_the_users_and_the_reading_that_of_the_other():
     assert SMOOTHED.num_outputs == 3
 
 
-@pytest.mark.parametrize("likelihood", [SMOOTHED, Custom(weighted, Categorical(3))])
+WEIGHTS = Custom(partial(F.cross_entropy, weight=torch.tensor([1.0, 2.0, 3.0])), Categorical(3))
+
+
+@pytest.mark.parametrize("likelihood", [SMOOTHED, Custom(weighted, Categorical(3)), WEIGHTS])
 def test_trains_and_is_loaded_with_the_likelihood_passed_again(likelihood, tmp_path):
     x, one = fitted(likelihood)
     _, plain = fitted(Categorical(3))
@@ -52,3 +58,23 @@ def test_a_loss_per_example_is_refused():
     likelihood = Custom(partial(F.cross_entropy, reduction="none"), Categorical(3))
     with pytest.raises(ValueError, match="must be one number"):
         likelihood.loss(torch.randn(5, 3), torch.arange(5) % 3)
+
+
+@dataclass(frozen=True)
+class OneNumber(Likelihood):
+    """The squared error of one output."""
+
+    num_outputs = 1
+
+    def loss(self, outputs, targets):
+        assert outputs.shape == (len(targets), 1)
+        return F.mse_loss(outputs.squeeze(1), targets)
+
+    def predictive(self, outputs, *, keep_members=False):
+        raise NotImplementedError
+
+
+def test_the_network_has_the_outputs_of_the_likelihood_that_is_given():
+    data = Diabetes().load(0)
+    found = fit(MLP, data, Point(), recipe=Recipe(epochs=1, clip_norm=1.0), likelihood=OneNumber(), progress=False)
+    assert found.info["model"]["init_args"]["num_classes"] == 1

@@ -489,3 +489,8 @@ def test_models_that_do_not_suit():
     lazy = nn.Sequential(nn.LazyLinear(2))
     with pytest.raises(ValueError, match=r"0\.weight has no shape yet\. Run the model on a batch first"):
         Laplace("diag").init(lazy, None, 10)
+
+
+def test_a_decoupled_weight_decay_is_no_prior():
+    with pytest.raises(ValueError, match="AdamW is not the gradient of a Gaussian prior"):
+        Laplace().init(network(), lambda params: torch.optim.AdamW(params, lr=1e-3), 50)

@@ -178,3 +178,15 @@ def test_refuses_another_word():
     with pytest.raises(ValueError, match="must be a number, a mapping or 'initial', got 'final'"):
         given.__post_init__()
     check_precisions("initial")
+
+
+def test_a_precision_may_be_any_number():
+    numpy = pytest.importorskip("numpy")
+    check_precisions(numpy.float32(2.0))
+    for wrong in (None, [1.0]):
+        with pytest.raises(ValueError, match="must be a number, a mapping or 'initial'"):
+            check_precisions(wrong)
+
+
+def test_next_to_nothing_is_no_scale():
+    assert initial_scale("weight", torch.full((3, 4), 1e-22), {}) == 0.5

@@ -46,6 +46,8 @@ def test_cyclical_starts_over():
 def test_snapshots_late_in_every_cycle():
     found = [s for s in range(80) if collects(s, 5, 80, 0.75, 1, cycles=2)]
     assert found == [34, 39, 74, 79]
+    assert [s for s in range(100) if collects(s, 10, 100, 0.7, 1, cycles=8)][-1] == 99
+    assert len([s for s in range(100) if collects(s, 10, 100, 0.9, 1, cycles=8)]) >= 8  # the end of every wave
     assert when(1) == [step for step in range(40) if collects(step, 10, 40, 0.5, 1, cycles=1)]
 
 

@@ -14,8 +14,8 @@ class Plan:
         delta: Probability over the examples of the bound that a certificate fails.
         delta_mc: Probability over the draws that it fails.
         draws: Networks drawn from the posterior, each measured on all examples of the bound.
-        prior_stds: Standard deviations of the Gaussian prior around the prior network. Each is tried; the best is
-            kept, and K of them cost log K nats.
+        prior_stds: Standard deviations of the Gaussian prior around the prior network, such as [0.01, 0.03]. Each is
+            tried; the best is kept, and K of them cost log K nats.
         temperature: Weight of the KL divergence while the posterior is fitted. It decides how good a certificate is,
             not whether it holds.
         epochs: Passes over the examples of the bound to fit the posterior, for each prior.

@@ -21,7 +21,6 @@ from flatbayes.training import Recipe
 from flatbayes.training.run_folder import RunFolder
 
 CERTIFICATE = "certificate.json"
-NEEDED = ("data", "model", "flatness", "recipe", "seed")
 
 
 def options() -> ArgumentParser:
@@ -55,12 +54,6 @@ def run(options: Namespace) -> None:
     if target.exists() and not options.overwrite:
         raise ValueError(f"{target} exists: --overwrite replaces it. To try seeds and keep the best is no proof.")
     config = folder.config()
-    missing = [key for key in NEEDED if key not in config]
-    if missing:
-        raise ValueError(
-            f"{folder.path} does not hold a single run: its config.json has no {', '.join(missing)}. "
-            "Make one with `flatbayes fit`."
-        )
     source: Source = build(config["data"], within="flatbayes.data")
     dataset, model, recipe = source.load(config["seed"]), _model(config["model"], options.model), _recipe(config)
     flat = build(config["flatness"], within="flatbayes.flatness")

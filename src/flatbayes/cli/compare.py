@@ -17,7 +17,8 @@ from flatbayes.cli.options import (
 from flatbayes.cli.runs import console
 from flatbayes.comparison import Comparison, Measures, Method
 from flatbayes.core.spec import to_spec
-from flatbayes.data import Dataset, Source
+from flatbayes.data import Dataset, Source, held_out, shaped_like
+from flatbayes.diagnostics import Probe
 from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Posterior
 from flatbayes.reports import summary_tables, write_report
 from flatbayes.training import rehearse
@@ -50,7 +51,9 @@ def options() -> ArgumentParser:
         metavar="NAME",
         help="also tell test inputs from foreign ones: the data that those come from",
     )
-    parser.add_argument("--sharpness_rho", type=float, default=0.05, help="radius that sharpness is measured at")
+    parser.add_argument(
+        "--sharpness_rho", type=float, default=0.05, help="radius that --diagnose measures sharpness at"
+    )
     parser.add_argument("--jobs", type=int | None, default=None, help="processes; by default one per core")
     output_options(parser)
     parser.set_defaults({"posteriors": to_spec(POSTERIORS)})
@@ -91,11 +94,16 @@ def run(options: Namespace) -> None:
 
 
 def _measures(options: Namespace, dataset: Dataset) -> Measures:
+    classes = not dataset.is_regression
+    if options.outside is not None:
+        if not classes:
+            raise ValueError("Foreign inputs are told from others by classifiers, and these data are a regression.")
+        shaped_like(held_out(options.outside).some(1).inputs, dataset.train.inputs)
     if not options.diagnose:
         return Measures(outside=options.outside)
-    classes = not dataset.is_regression
+    Probe(rho=options.sharpness_rho)
     return Measures(
-        calibration=classes,
+        calibration=classes and options.part == "test",
         shift=classes and len(dataset.input_shape) == 3,
         outside=options.outside,
         sharpness=options.sharpness_rho,

@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
@@ -121,10 +120,7 @@ def run(options: Namespace) -> None:
 def chosen(dataset: Dataset, name: str, examples: int, seed: int) -> tuple[Part, int]:
     """Some examples of a part, and how many there were."""
     part: Part = getattr(dataset, name)
-    if len(part) <= examples:
-        return part, len(part)
-    rows = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:examples]
-    return part.take(rows.sort().values), len(part)
+    return part.some(examples, seed), len(part)
 
 
 def notes_on(configs: dict[str, dict[str, Any]], part: str) -> list[str]:

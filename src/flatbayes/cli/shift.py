@@ -15,7 +15,7 @@ from flatbayes.cli.runs import console, load
 from flatbayes.core.environment import environment
 from flatbayes.core.files import write_json
 from flatbayes.core.spec import build, label
-from flatbayes.data import CIFAR10C, ClassSplit, Part, Source, corruptions_for, outside_inputs, shaped_like
+from flatbayes.data import CIFAR10C, ClassSplit, Part, Source, corruptions_for, held_out, shaped_like
 from flatbayes.prediction import (
     FittedPosterior,
     check_num_draws,
@@ -76,8 +76,11 @@ def run(options: Namespace) -> None:
     outsider = _outsider(options.ood)
     fitted = load(folder.path, options.model)
     dataset = source.load(config["seed"])
-    test = _first(dataset.test, options.examples)
+    if dataset.is_regression:
+        raise ValueError(f"Shift is measured for classifications, and {folder.path} holds a regression.")
+    test = _few(dataset.test, options)
     names = _names(options, dataset.input_shape)
+    outside = _outside(outsider, source, test, options)
     how: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed, "progress": sys.stderr.isatty()}
     known = len(fitted.statistics_of_draws)
     found: dict[str, Any] = {
@@ -91,8 +94,7 @@ def run(options: Namespace) -> None:
         "recalibrated": recalibrated(fitted, dataset.val, test, options.draws, **how),
     }
     console.print(temperature_table(found["recalibrated"]))
-    if outsider is not None or isinstance(source, ClassSplit):
-        outside = _outside(outsider, source, test)[: options.examples]
+    if outside is not None:
         name = options.ood or "the classes left out"
         found["ood"] = {"outside": name, **evaluate_ood(fitted, test.inputs, outside, options.draws, **how)}
         console.print(ood_table(found["ood"], name))
@@ -156,13 +158,19 @@ def _outsider(name: str | None) -> Source | None:
     return found
 
 
-def _outside(outsider: Source | None, source: Source, test: Part) -> torch.Tensor:
+def _outside(outsider: Source | None, source: Source, test: Part, options: Namespace) -> torch.Tensor | None:
     if outsider is not None:
-        return outside_inputs(outsider, test.inputs)
-    if isinstance(source, ClassSplit):
-        return shaped_like(source.outside().inputs, test.inputs)
-    raise ValueError("There are no examples from outside: name some with --ood.")
+        found = held_out(outsider)
+    elif isinstance(source, ClassSplit):
+        found = source.outside()
+    else:
+        return None
+    return shaped_like(_few(found, options).inputs, test.inputs)
 
 
-def _first(part: Part, count: int | None) -> Part:
-    return part if count is None else part.take(torch.arange(min(count, len(part))))
+def _few(part: Part, options: Namespace) -> Part:
+    if options.examples is None:
+        return part
+    if options.corrupted is not None:  # of which the first ones are read
+        return part.take(torch.arange(min(options.examples, len(part))))
+    return part.some(options.examples)

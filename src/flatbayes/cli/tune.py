@@ -11,10 +11,11 @@ from rich.table import Table
 
 from flatbayes.cli.options import chosen_model, chosen_recipe, new_parser, output_options, training_options
 from flatbayes.cli.runs import console
-from flatbayes.comparison import Task, Tuned, tune, usual_ranges
+from flatbayes.comparison import Task, Tuned, direction, tune, usual_ranges
 from flatbayes.core.files import replacing
 from flatbayes.core.spec import label, to_spec
 from flatbayes.posteriors import SWAG, Posterior
+from flatbayes.prediction import check_num_draws
 from flatbayes.training import Recipe, rehearse
 from flatbayes.training.run_folder import clear
 
@@ -38,7 +39,7 @@ def options() -> ArgumentParser:
     )
     parser.add_argument("--trials", type=int, default=20, help="settings to try in all")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each setting, averaged")
-    parser.add_argument("--metric", type=str, default="nll", help="what is made small on the validation part")
+    parser.add_argument("--metric", type=str, default="nll", help="what decides, on the validation part")
     parser.add_argument("--draws", type=int, default=30, help="networks averaged in a prediction")
     parser.add_argument(
         "--storage",
@@ -53,6 +54,8 @@ def options() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Try, show the curve, write the best where `fit --config` reads it."""
+    check_num_draws(options.draws)
+    direction(options.metric)
     if options.trials < 1 or options.seeds < 1:
         raise ValueError(f"trials and seeds must be at least 1, got {options.trials} and {options.seeds}.")
     folder, dataset = Path(options.out), options.data.load(0)
@@ -104,6 +107,7 @@ def _curve(tuned: Tuned, metric: str) -> Table:
     names = [name for name in tuned.trials[0] if name != "score"]
     scores = [trial["score"] for trial in tuned.trials if trial["score"] is not None]
     low, high = min(scores), max(scores)
+    best = high if tuned.higher_is_better else low
     table = Table(title=f"{len(tuned.trials)} trials")
     for name in (*names, metric):
         table.add_column(name, justify="right")
@@ -115,5 +119,5 @@ def _curve(tuned: Tuned, metric: str) -> Table:
             table.add_row(*values, "diverged", "")
             continue
         filled = round(BAR * (score - low) / (high - low)) if high > low else 0
-        table.add_row(*values, f"{score:.4f}", "█" * filled + ("◀ best" if score == low else ""))
+        table.add_row(*values, f"{score:.4f}", "█" * filled + ("◀ best" if score == best else ""))
     return table

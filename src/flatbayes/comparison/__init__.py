@@ -6,7 +6,7 @@ from flatbayes.comparison.method import Method
 from flatbayes.comparison.selection import Trial, select
 from flatbayes.comparison.statistics import Paired, paired, summarise
 from flatbayes.comparison.task import Task
-from flatbayes.comparison.tuning import Tuned, tune, usual_ranges
+from flatbayes.comparison.tuning import Tuned, direction, tune, usual_ranges
 
 __all__ = [
     "Comparison",
@@ -16,6 +16,7 @@ __all__ = [
     "Task",
     "Trial",
     "Tuned",
+    "direction",
     "execute",
     "paired",
     "select",

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import torch
-
 from flatbayes.data import Dataset, Part, Source, corruptions_for, held_out, shaped_like
 from flatbayes.diagnostics import Probe, Slice, posterior_sharpness, slices_of_draws
 from flatbayes.metrics import FAMILIES
@@ -67,10 +65,12 @@ class Measures:
             ValueError: The data do not allow what is to be measured, such as corruptions of a table.
         """
         held_out: Part = getattr(data, part)
-        few = _first(held_out, self.examples)
+        few = held_out.some(self.examples)
         found: dict[str, float] = {}
         details: dict[str, Any] = {}
         if self.calibration:
+            if part == "val":
+                raise ValueError("Temperatures are fitted to the validation part: report calibration on another one.")
             scaled = recalibrated(fitted, data.val, held_out, num_draws, seed=seed)
             raw, tempered = scaled["raw"], scaled["tempered"]
             found |= {"nll_scaled": tempered["nll"], "ece_scaled": tempered["ece"]}
@@ -84,13 +84,13 @@ class Measures:
                 found[f"shift_{metric}"] = sum(row[metric] for row in corrupted) / len(corrupted)
             details["shift"] = _by_severity(rows)
         if self.outside is not None:
-            foreign = shaped_like(_first(_foreign(self.outside), self.examples).inputs, data.train.inputs)
+            foreign = shaped_like(_foreign(self.outside).some(self.examples).inputs, data.train.inputs)
             scores = evaluate_ood(fitted, few.inputs, foreign, num_draws, seed=seed)["scores"]
             entropy = scores["entropy"]
             found |= {"ood_auroc": entropy["auroc"], "ood_aupr": entropy["aupr_out"], "ood_fpr95": entropy["fpr95"]}
             found["ood_auroc_mi"] = scores["mutual_information"]["auroc"]
         if self.sharpness is not None:
-            train, probe = _first(data.train, self.examples), Probe(rho=self.sharpness)
+            train, probe = data.train.some(self.examples), Probe(rho=self.sharpness)
             sharp = posterior_sharpness(
                 fitted, train.inputs, train.targets, probe, self.draws, seed=seed, hessian=self.hessian
             )
@@ -98,10 +98,6 @@ class Measures:
             slices = slices_of_draws({"": fitted}, train.inputs, train.targets, self.draws, steps=STEPS, seed=seed)
             details["slice"] = _averaged(slices[""])
         return found, details
-
-
-def _first(part: Part, count: int) -> Part:
-    return part.take(torch.arange(min(count, len(part))))
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ from typing import Any
 from flatbayes.comparison.compare import Comparison, execute
 from flatbayes.comparison.method import Method
 from flatbayes.comparison.task import Task
+from flatbayes.comparison.tuning import direction
 from flatbayes.core.files import write_json
 from flatbayes.core.spec import label, to_spec
 from flatbayes.flatness import Flatness, Plain
@@ -57,13 +58,14 @@ def select(
         folder: Where runs are kept; the same call goes on where it was stopped.
         seeds: Those that are averaged over; by default all of the comparison. With one, the choice is for one split
             of the data alone, as the protocol of the UCI sets has it.
-        metric: What decides; lower is better.
+        metric: What decides, in its own direction.
         jobs: Processes; by default one per core, or one if there is a GPU.
         progress: Show a progress bar; by default if standard error is a terminal.
 
     Raises:
         RuntimeError: No candidate of a method came to an end.
     """
+    sign = -1 if direction(metric) else 1
     chosen_seeds = list(range(comparison.seeds) if seeds is None else seeds)
 
     def trials(settings: Mapping[str, Sequence[tuple[Method, Flatness]]], twin: str) -> dict[str, list[Trial]]:
@@ -83,13 +85,14 @@ def select(
         return found
 
     plain = trials({name: [(m, Plain()) for m in options] for name, options in candidates.items()}, "plain")
-    best = {name: candidates[name][_best(name, found)] for name, found in plain.items()}
+    best = {name: candidates[name][_best(name, found, sign)] for name, found in plain.items()}
     flat = trials({name: [(method, f) for f in flatnesses] for name, method in best.items()}, "flat")
     chosen = [
-        replace(method, flatness=flatnesses[_best(name, flat[name])], name=name) for name, method in best.items()
+        replace(method, flatness=flatnesses[_best(name, flat[name], sign)], name=name)
+        for name, method in best.items()
     ]
     record = [
-        replace(trial, chosen=k == _best(name, found))
+        replace(trial, chosen=k == _best(name, found, sign))
         for kind in (plain, flat)
         for name, found in kind.items()
         for k, trial in enumerate(found)
@@ -124,8 +127,8 @@ def _score(task: Task, folder: Path, metric: str) -> float | None:
     return None if found is None else found["metrics"][metric]
 
 
-def _best(name: str, found: Sequence[Trial]) -> int:
-    scores = [float("inf") if trial.score is None else trial.score for trial in found]
+def _best(name: str, found: Sequence[Trial], sign: int) -> int:
+    scores = [float("inf") if trial.score is None else sign * trial.score for trial in found]
     if min(scores) == float("inf"):
         raise RuntimeError(f"No setting of {name} came to an end: lower the learning rate, or rho.")
     return scores.index(min(scores))

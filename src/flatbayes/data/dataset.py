@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from flatbayes.data.augment import Augment
@@ -27,6 +28,16 @@ class Part:
     def take(self, rows: Tensor) -> "Part":
         """The examples with these numbers, in this order."""
         return Part(inputs=self.inputs[rows], targets=self.targets[rows])
+
+    def some(self, count: int, seed: int = 0) -> "Part":
+        """At most so many examples, chosen at random, in the order that they have; the same for the same seed.
+
+        The first ones would not do: a folder of images is read class by class.
+        """
+        if len(self) <= count:
+            return self
+        rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
+        return self.take(rows.sort().values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ def decomposed(
     Args:
         matrix: The matrices; what rounding has made asymmetric or negative is mended.
     """
-    exact = matrix.double()
+    exact = (matrix.cpu() if matrix.device.type == "mps" else matrix).double()  # which mps does not have
     exact = (exact + exact.mT) / 2
     try:
         values, vectors = torch.linalg.eigh(exact)

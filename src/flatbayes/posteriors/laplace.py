@@ -196,6 +196,11 @@ class Laplace(Posterior):
             return self.prior_precision
         if optimizer is None or self.tune == "evidence":
             return 0.0  # to be loaded or tuned
+        if any(group.get("decoupled_weight_decay") for group in optimizer.param_groups):
+            raise ValueError(
+                "The decoupled weight decay of AdamW is not the gradient of a Gaussian prior, which decides how wide "
+                "Laplace's draws are. Use Adam or SGD; or set weight_decay=0 and prior_precision, or tune='evidence'."
+            )
         decays = {float(group.get("weight_decay", 0.0)) for group in optimizer.param_groups}
         if len(decays) > 1 or max(decays) <= 0:
             raise ValueError(

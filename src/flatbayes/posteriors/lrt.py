@@ -176,7 +176,7 @@ class LRT(Posterior):
 
     def _precision(self, state: State, name: str) -> float | Tensor:
         given = self.prior_precision
-        return given if isinstance(given, float | int) else state.statistics[precision_of(name)]
+        return state.statistics[precision_of(name)] if isinstance(given, dict | str) else float(given)
 
 
 def add_kl_gradients(mean: nn.Parameter, raw: Tensor, prior_precision: float | Tensor, kl_weight: float) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,8 @@ from flatbayes.posteriors.selection import all_names, listed, matching
 
 PriorPrecision = float | dict[str, float] | Literal["initial"]
 """Precision of all parameters, or by patterns of their names, or that of the values they start with."""
+SMALLEST = 1e-8
+"""Of the standard deviations that a prior can have from the values that a parameter starts with."""
 
 
 def check_precisions(prior_precision: object) -> None:
@@ -19,7 +22,7 @@ def check_precisions(prior_precision: object) -> None:
     Raises:
         ValueError: A number is not positive and finite, the mapping is empty, or it is another word.
     """
-    if isinstance(prior_precision, str) and prior_precision != "initial":
+    if not isinstance(prior_precision, Real | dict) and prior_precision != "initial":
         raise ValueError(f"prior_precision must be a number, a mapping or 'initial', got {prior_precision!r}.")
     if isinstance(prior_precision, dict):
         if not prior_precision:
@@ -56,7 +59,7 @@ def precisions_of(
 
 
 def initial_scale(name: str, param: Tensor, others: Mapping[str, Tensor]) -> float:
-    """Root mean square of a parameter's values, or where these are all zero, what is usual for its layer.
+    """Root mean square of a parameter's values, or where these are next to zero, what is usual for its layer.
 
     That is 1 / sqrt(fan-in) of the weight itself or, for a bias, of the weight that it is added to (its namesake with
     `weight` for `bias`), the fan-in being the number of weights per output; 1 where there is no such matrix.
@@ -66,8 +69,8 @@ def initial_scale(name: str, param: Tensor, others: Mapping[str, Tensor]) -> flo
         param: Its values.
         others: Parameters by name, among which the weight of a bias is.
     """
-    square = param.detach().double().square().mean().item()
-    if square > 0:
+    square = param.detach().cpu().double().square().mean().item()
+    if square > SMALLEST**2:
         return math.sqrt(square)
     path, dot, own = name.rpartition(".")
     weight = param if param.dim() > 1 else others.get(f"{path}{dot}{own.replace('bias', 'weight')}", param)

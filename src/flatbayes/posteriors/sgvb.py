@@ -156,7 +156,7 @@ class SGVB(Posterior):
 
     def _precision(self, state: State) -> Precision:
         given = self.prior_precision
-        return given if isinstance(given, float | int) else state.statistics["prior_precision"]
+        return state.statistics["prior_precision"] if isinstance(given, dict | str) else float(given)
 
     def _ask(self, state: State, closure: Closure) -> Tensor:
         """Leave in `.grad` of everything that is optimised the gradient of the objective, averaged over samples."""

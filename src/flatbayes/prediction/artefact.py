@@ -44,7 +44,7 @@ def save(fitted: "FittedPosterior", folder: Path) -> Path:
     description = {
         "schema": SCHEMA,
         "posterior": to_spec(fitted.posterior),
-        "likelihood": to_spec(fitted.likelihood),
+        "likelihood": _described(fitted.likelihood),
         "num_data": [state.num_data for state in fitted.states],
         "num_statistics_batches": len(fitted.statistics_inputs),
         "info": fitted.info,
@@ -138,7 +138,16 @@ def _state(
     return state
 
 
+def _described(likelihood: Likelihood) -> Any:
+    try:
+        return to_spec(likelihood)
+    except TypeError:  # it has code or tensors of the user's, who is asked for it when the artefact is read
+        return None
+
+
 def _likelihood(spec: Any) -> Likelihood:
+    if spec is None:
+        raise ValueError("This artefact's likelihood has code of yours, which is not kept: pass `likelihood`.")
     try:
         found: Likelihood = build(spec, within="flatbayes.likelihoods")
     except ValueError as error:

@@ -64,7 +64,7 @@ def evaluate_corruptions(
     Raises:
         ValueError: Images are not those that the posterior takes, or there is no such corruption or severity.
     """
-    white = white_of(part.inputs) if stored is None else None
+    white = white_of(part.inputs)
 
     def row(name: str, severity: int, examples: Part) -> dict[str, Any]:
         found = _predicted(fitted, examples.inputs, num_draws, batch_size, seed, progress)
@@ -78,7 +78,9 @@ def evaluate_corruptions(
                 inputs = corrupt(part.inputs, name, severity, corruption_seed, white)
                 corrupted = Part(inputs=inputs, targets=part.targets)
             else:
-                corrupted = stored.part(name, severity)
+                found = stored.part(name, severity)
+                inputs = (found.inputs * (white / 255)).to(part.inputs.dtype)  # files have values from 0 to 255
+                corrupted = Part(inputs=inputs, targets=found.targets)
             rows.append(row(name, severity, corrupted))
     return rows
 
@@ -179,7 +181,7 @@ def _predicted(
         )
     found = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed, progress=progress)
     if not isinstance(found, CategoricalPredictive):
-        raise TypeError(f"Shift is measured for classifications, and this posterior gives a {type(found).__name__}.")
+        raise ValueError(f"Shift is measured for classifications, and this posterior gives a {type(found).__name__}.")
     return found
 
 

@@ -77,7 +77,9 @@ def fit(
     _check(model, posterior)
     source = material(data)
     likelihood = likelihood or source.likelihood()
-    build = builder(model, source.known)
+    sizes = dict.fromkeys(("num_classes", "num_outputs"), likelihood.num_outputs)
+    known = source.known | sizes if source.known else {}
+    build = builder(model, known)
     fabric = _fabric(recipe)
     meter = Meter(fabric.device)
     states: list[State] = []
@@ -87,14 +89,14 @@ def fit(
         for state in states:
             state.optimizer = None
         needs_statistics = posterior.moves_weights and running_norms(states[0].model)
-        known = {"flatbayes": version("flatbayes"), "model": describe(model, source.known), **source.info}
+        about = {"flatbayes": version("flatbayes"), "model": describe(model, known), **source.info}
         return FittedPosterior(
             posterior=posterior,
             states=states,
             likelihood=likelihood,
             transform=source.transform,
             statistics_inputs=source.sample(recipe, seed) if needs_statistics else (),
-            info=known | info,
+            info=about | info,
         )
 
     show = sys.stderr.isatty() if progress is None else progress
@@ -108,15 +110,17 @@ def fit(
             seen.begin(run, posterior.runs, recipe.epochs * len(batches))
             job = Job(posterior, flatness, likelihood, batches, recipe, source.transform)
             job.validate = source.validator(likelihood)
+            trained = False
             try:
                 state = job.train(fabric, module, seed=noise, watch=seen)
+                trained = True
                 posterior.finish(state, source.examples(fabric.device), likelihood.loss)
                 states.append(state)
             except KeyboardInterrupt:
                 done = states or ([job.state] if job.state else [])
                 if not done:
                     raise
-                if not states:
+                if not states and not trained:  # a second time would take as long as the first, which was stopped
                     posterior.finish(done[0], source.examples(fabric.device), likelihood.loss)
                 place = f"after {job.epochs_done} of {recipe.epochs} epochs of run {run + 1} of {posterior.runs}"
                 raise Interrupted(f"stopped {place}", fitted(done, interrupted=place)) from None

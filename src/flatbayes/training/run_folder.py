@@ -10,6 +10,7 @@ from flatbayes.prediction import FittedPosterior
 from flatbayes.training.watch import JsonLines
 
 FIT_FILES = ("config.json", "environment.json", "metrics.jsonl", "results.json", "posterior.json")
+ASKED = ("data", "model", "posterior", "flatness", "recipe", "seed")
 CONFIG, METRICS, RESULTS = "config.json", "metrics.jsonl", "results.json"
 RUNS_OF_A_COMPARISON = f"runs/{'[0-9a-f]' * 16}.json"
 OTHER_FILES = (
@@ -73,8 +74,18 @@ class RunFolder:
         return cls(path)
 
     def config(self) -> dict[str, Any]:
-        """What the run was asked to do."""
+        """What the run was asked to do.
+
+        Raises:
+            ValueError: The folder is that of something else, such as a comparison.
+        """
         found: dict[str, Any] = read_json(self.path / CONFIG)
+        missing = [key for key in ASKED if key not in found]
+        if missing:
+            raise ValueError(
+                f"{self.path} does not hold a single run: its {CONFIG} has no {', '.join(missing)}. "
+                "Make one with `flatbayes fit`."
+            )
         return found
 
     def log(self) -> JsonLines:

@@ -112,7 +112,8 @@ class SWALinear(Schedule):
 class Polynomial(Schedule):
     """The step size of stochastic gradient Langevin dynamics (Welling & Teh, 2011), (1 + step / offset)^-power.
 
-    With a power above a half and up to one the bias of the chain vanishes in the long run, and it never freezes.
+    The shape of that schedule, stretched over the run: it ends at (1 + 1 / offset)^-power of the rate, however long
+    the run is.
 
     Attributes:
         power: How fast it falls.
@@ -124,9 +125,7 @@ class Polynomial(Schedule):
 
     def __post_init__(self) -> None:
         if not 0.5 < self.power <= 1:
-            raise ValueError(
-                f"power must be above 0.5 and at most 1, or the chain does not converge; got {self.power}."
-            )
+            raise ValueError(f"power must be above 0.5 and at most 1, as for Langevin dynamics; got {self.power}.")
         if not 0 < self.offset < math.inf:
             raise ValueError(f"offset must be positive and finite, got {self.offset}.")
 
@@ -182,8 +181,10 @@ def collects(
         total_steps: Steps of the whole training.
         collect_from: Share of training, or of each of its cycles, before the first snapshot.
         per_epoch: Snapshots an epoch, evenly spaced, the last at its end.
-        cycles: Times that the learning rate begins.
+        cycles: Times that the learning rate begins; if more than once, the end of each is a snapshot too.
     """
+    if cycles > 1 and step * cycles % total_steps + cycles >= total_steps:
+        return True
     if step * cycles % total_steps + cycles <= collect_from * total_steps:
         return False
     within = step % steps_per_epoch + 1

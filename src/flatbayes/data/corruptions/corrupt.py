@@ -85,7 +85,7 @@ def corrupt(inputs: Tensor, name: str, severity: int, seed: int = 0, white: floa
             f"Corruptions are for images, [n, channels, height, width], got the shape {tuple(inputs.shape)}."
         )
     white = white_of(inputs) if white is None else white
-    if not severity:
+    if not severity or not len(inputs):
         return inputs.clone()
     chunks = [
         _corrupted(chunk, name, severity, spawn(seed, place, count=1)[0], white)
