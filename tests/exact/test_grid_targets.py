@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from torch import nn
 
 from exact.targets import (
+    HESSIAN,
     LINE,
     NUM_DATA,
     PLANE,
@@ -24,6 +25,7 @@ from exact.targets import (
     fitted,
     mean_and_error,
     sampled,
+    valley_worst_loss,
 )
 from flatbayes.comparison.wells import distribution_distance
 from flatbayes.flatness import SAM, Plain
@@ -244,3 +246,51 @@ def test_lrt_finds_the_best_gaussian(flat, well):
     found = torch.tensor(path, dtype=torch.float64).mean(0)
     assert found[0].item() == pytest.approx(mean, abs=0.05 * std)
     assert found[1].item() == pytest.approx(std, rel=0.03)
+
+
+@pytest.mark.parametrize("flat", [Plain(), SAM(rho=0.4, ascent_steps=6)], ids=["plain", "sam"])
+def test_lrt_finds_the_best_gaussian_of_a_valley(flat):
+    """Two weights, as two outputs of one input; with SAM again that of (M), whose spread is the plain one.
+
+    On a quadratic (M) is the worst loss at the mean plus a constant, so the best mean is that of the point posterior
+    of the worst loss; the best variances are 1 / (lam h + 1), h being the diagonal of the Hessian.
+    """
+    lam, centre = 2.0, torch.tensor([0.9, -1.2], dtype=torch.float64)
+
+    def loss(points):
+        return ((points - centre) @ HESSIAN * (points - centre)).sum(-1) / 2
+
+    def cost(v, rho):
+        at = torch.tensor(v, dtype=torch.float64)
+        return lam * float(valley_worst_loss(at - centre, rho)) + float(at.square().sum()) / 2
+
+    best = {
+        rho: torch.from_numpy(minimize(cost, centre.tolist(), args=(rho,), method="Nelder-Mead").x)
+        for rho in (0.0, 0.4)
+    }
+    std = (lam * HESSIAN.diagonal() + 1) ** -0.5
+    assert ((best[0.4] - best[0.0]).abs() / std).max() > 0.18  # so a mix-up would fail below
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 2, bias=False).double())
+    posterior = LRT(prior_precision=1.0, temperature=NUM_DATA / lam, initial_std=0.3)
+    state = posterior.init(model, lambda params: torch.optim.Adam(params, lr=0.02), NUM_DATA)
+    network, ones, steps, path = state.model, torch.ones(2048, 1, dtype=torch.float64), 900, []
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(state.optimizer, steps)
+
+    def closure():
+        network.zero_grad()
+        value = loss(network(ones)).mean()
+        value.backward()
+        return value.detach()
+
+    for step in range(steps):
+        posterior.step(state, flat(closure, network))
+        schedule.step()
+        if step >= steps * 2 // 3:
+            (raw,) = state.statistics.values()
+            path.append(torch.stack([network[0].weight.detach().flatten(), std_of_raw(raw.detach().flatten())]))
+    mean, spread = torch.stack(path).mean(0)
+    wanted = best[getattr(flat, "rho", 0.0)]
+    assert ((mean - wanted).abs() / std).max() < 0.07
+    torch.testing.assert_close(spread, std, rtol=0.04, atol=0)
