@@ -232,18 +232,9 @@ def prepared(
             f"Sharpness is measured on at least one example with its target, got {len(inputs)} inputs and "
             f"{len(targets)} targets."
         )
-    batches = zip(inputs.split(batch_size), targets.split(batch_size), strict=True)
-    return [(prepared_inputs(fitted, x), _cast(fitted, y.to(fitted.device))) for x, y in batches]
-
-
-def prepared_inputs(fitted: FittedPosterior, inputs: Tensor) -> Tensor:
-    """Inputs as the posterior's networks take them."""
-    inputs = inputs.to(fitted.device)
-    return _cast(fitted, inputs if fitted.transform is None else fitted.transform(inputs))
-
-
-def _cast(fitted: FittedPosterior, tensor: Tensor) -> Tensor:
-    return tensor.to(fitted.dtype) if tensor.is_floating_point() else tensor
+    ready = targets.to(fitted.device, fitted.dtype if targets.is_floating_point() else targets.dtype)
+    batches = zip(inputs.split(batch_size), ready.split(batch_size), strict=True)
+    return [(fitted.prepared(x), y) for x, y in batches]
 
 
 def _curvature(surface: LossSurface, probe: Probe, notes: dict[str, None]) -> dict[str, float]:

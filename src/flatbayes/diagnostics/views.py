@@ -21,7 +21,7 @@ from flatbayes.diagnostics.landscape import (
     random_direction,
     ranges,
 )
-from flatbayes.diagnostics.posterior import prepared, prepared_inputs
+from flatbayes.diagnostics.posterior import prepared
 from flatbayes.diagnostics.surface import LossSurface
 from flatbayes.prediction import FittedPosterior
 
@@ -118,7 +118,7 @@ def plane_of_solutions(
     points = {name: plane.coordinates(weights) for name, weights in solutions.items()}
     drawn = {name: tuple(plane.coordinates(weights) for weights in some) for name, some in draws.items()}
     xs, ys = ranges([*points.values(), *(place for some in drawn.values() for place in some)], steps)
-    batches = [prepared_inputs(first, batch) for batch in statistics]
+    batches = [first.prepared(batch) for batch in statistics]
     console = Console(stderr=True)
     rows = track(ys, "mapping the loss", console=console, transient=True, disable=not progress)
     losses = tuple(loss_over(surface, plane, xs, [y], batches).losses[0] for y in rows)

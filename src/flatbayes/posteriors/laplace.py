@@ -80,15 +80,8 @@ class Laplace(Posterior):
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
 
-    @property
-    def runs(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        """Yes."""
-        return True
+    runs = 1
+    stochastic = True
 
     @property
     def moves_weights(self) -> bool:

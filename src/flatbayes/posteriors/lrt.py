@@ -77,20 +77,9 @@ class LRT(Posterior):
         if self.estimator not in get_args(Estimator):
             raise ValueError(f"estimator must be {' or '.join(get_args(Estimator))}, got {self.estimator!r}.")
 
-    @property
-    def runs(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        """Yes: each draw has weights of its own."""
-        return True
-
-    @property
-    def moves_weights(self) -> bool:
-        """Yes: running statistics of training are those of noisy activations."""
-        return True
+    runs = 1
+    stochastic = True  # each draw has weights of its own
+    moves_weights = True  # running statistics of training are those of noisy activations
 
     @property
     def default_optimizer(self) -> MakeOptimizer:

@@ -38,20 +38,9 @@ class MCDropout(Posterior):
         if self.rate is not None and not 0 < self.rate < 1:
             raise ValueError(f"The dropout rate must lie strictly between 0 and 1, got {self.rate}.")
 
-    @property
-    def runs(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        """Yes: each draw has masks of its own."""
-        return True
-
-    @property
-    def moves_weights(self) -> bool:
-        """No: training ran with such masks, and its running statistics are theirs."""
-        return False
+    runs = 1
+    stochastic = True  # each draw has masks of its own
+    moves_weights = False  # training ran with such masks, and its running statistics are theirs
 
     @property
     def default_optimizer(self) -> MakeOptimizer:

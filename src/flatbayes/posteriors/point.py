@@ -27,20 +27,9 @@ class Point(Posterior):
     def __post_init__(self) -> None:
         check_prior_precision(self.prior_precision)
 
-    @property
-    def runs(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        """No: there is one network to draw."""
-        return False
-
-    @property
-    def moves_weights(self) -> bool:
-        """No: the running statistics are those of training."""
-        return False
+    runs = 1
+    stochastic = False  # there is one network to draw
+    moves_weights = False  # the running statistics are those of training
 
     @property
     def default_optimizer(self) -> MakeOptimizer:

@@ -53,20 +53,14 @@ class SGLD(Posterior):
         check_temperature(self.temperature)
         check_storage(self.keep, self.storage)
 
-    @property
-    def runs(self) -> int:
-        """One."""
-        return 1
+    runs = 1
 
     @property
     def stochastic(self) -> bool:
         """Unless one snapshot is all that is held."""
         return self.keep > 1
 
-    @property
-    def moves_weights(self) -> bool:
-        """Yes: the running statistics are those of the end of training, not of the snapshot."""
-        return True
+    moves_weights = True  # the running statistics are those of the end of training, not of the snapshot
 
     @property
     def default_optimizer(self) -> MakeOptimizer:

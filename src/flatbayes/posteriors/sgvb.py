@@ -84,20 +84,9 @@ class SGVB(Posterior):
         if self.prior_mean not in get_args(Centre):
             raise ValueError(f"prior_mean must be {' or '.join(get_args(Centre))}, got {self.prior_mean!r}.")
 
-    @property
-    def runs(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        """Yes: each draw has noise of its own."""
-        return True
-
-    @property
-    def moves_weights(self) -> bool:
-        """Yes: running statistics of training mix those of all the networks it drew."""
-        return True
+    runs = 1
+    stochastic = True  # each draw has noise of its own
+    moves_weights = True  # running statistics of training mix those of all the networks it drew
 
     @property
     def default_optimizer(self) -> MakeOptimizer:

@@ -46,20 +46,14 @@ class SWAG(Posterior):
         if not 0 <= self.scale < math.inf:
             raise ValueError(f"scale multiplies the covariance: it must be finite and at least 0, got {self.scale}.")
 
-    @property
-    def runs(self) -> int:
-        """One."""
-        return 1
+    runs = 1
 
     @property
     def stochastic(self) -> bool:
         """Unless the covariance is scaled to nothing."""
         return self.scale > 0
 
-    @property
-    def moves_weights(self) -> bool:
-        """Yes: neither the mean nor a draw around it was visited in training."""
-        return True
+    moves_weights = True  # neither the mean nor a draw around it was visited in training
 
     @property
     def default_optimizer(self) -> MakeOptimizer:

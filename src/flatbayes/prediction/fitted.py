@@ -192,9 +192,10 @@ class FittedPosterior:
     @torch.no_grad()
     def _outputs(self, key: tuple[int, int, int], batches: Sequence[Tensor]) -> Tensor:
         with self.drawn(key) as network:
-            return torch.cat([network(self._prepared(batch)) for batch in batches])
+            return torch.cat([network(self.prepared(batch)) for batch in batches])
 
-    def _prepared(self, batch: Tensor) -> Tensor:
+    def prepared(self, batch: Tensor) -> Tensor:
+        """Inputs as the networks take them: transformed, in their precision and on their device."""
         batch = batch.to(self.device)
         ready = batch if self.transform is None else self.transform(batch)
         return ready.to(self.dtype) if ready.is_floating_point() else ready
@@ -206,7 +207,7 @@ class FittedPosterior:
                 "must be estimated on training data, and there is none here: pass `statistics_inputs`, some "
                 "batches of training inputs."
             )
-        return reestimate(network, (self._prepared(batch) for batch in self.statistics_inputs))
+        return reestimate(network, (self.prepared(batch) for batch in self.statistics_inputs))
 
 
 def check_num_draws(num_draws: int) -> None:

@@ -31,10 +31,7 @@ class Constant(Schedule):
     def __post_init__(self) -> None:
         _check_share("warmup", self.warmup)
 
-    @property
-    def cycles(self) -> int:
-        """One."""
-        return 1
+    cycles = 1
 
     def factor(self, step: int, total_steps: int) -> float:
         """One, after the warm-up."""
@@ -57,10 +54,7 @@ class Cosine(Schedule):
         _check_share("last", self.last)
         _check_share("warmup", self.warmup)
 
-    @property
-    def cycles(self) -> int:
-        """One."""
-        return 1
+    cycles = 1
 
     def factor(self, step: int, total_steps: int) -> float:
         """Last + (1 - last) (1 + cos(pi t)) / 2, with t the share of training done."""
@@ -93,10 +87,7 @@ class SWALinear(Schedule):
                 "falls between the two."
             )
 
-    @property
-    def cycles(self) -> int:
-        """One."""
-        return 1
+    cycles = 1
 
     def factor(self, step: int, total_steps: int) -> float:
         """1 until `high_until`, `low` from `low_from`, linear between."""
@@ -129,10 +120,7 @@ class Polynomial(Schedule):
         if not 0 < self.offset < math.inf:
             raise ValueError(f"offset must be positive and finite, got {self.offset}.")
 
-    @property
-    def cycles(self) -> int:
-        """One."""
-        return 1
+    cycles = 1
 
     def factor(self, step: int, total_steps: int) -> float:
         """(1 + t / offset)^-power, with t the share of training done."""
