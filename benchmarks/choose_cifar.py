@@ -14,7 +14,7 @@ from choose_digits import choose, sampled, trained, variational
 from flatbayes.comparison import Comparison
 from flatbayes.data import CIFAR10
 from flatbayes.models import ConvNet
-from flatbayes.posteriors import SGHMC, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
+from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
 from flatbayes.training import Cosine, Recipe, SWALinear
 
 RADII = (0.05, 0.15, 0.4)
@@ -22,9 +22,12 @@ DECAYS = (1e-3, 1e-2)
 CANDIDATES = {
     "MAP": [trained(Point(), 0.1, d, Cosine()) for d in DECAYS],
     "MC-Dropout": [trained(MCDropout(rate=r), 0.1, 1e-3, Cosine()) for r in (0.05, 0.2)],
+    "SWAG-Diag": [trained(SWAG(rank=0, scale=1.0), 0.1, d, SWALinear(low=0.5)) for d in DECAYS],
     "SWAG": [trained(SWAG(), 0.1, d, SWALinear(low=0.5)) for d in DECAYS],
     "Ensemble": [trained(Ensemble(size=3), 0.1, d, Cosine()) for d in DECAYS],
     "SGVB": [variational(SGVB, 0.005, t, 10.0, epochs=30) for t in (0.003, 0.03)],
+    "SGVB-LRT": [variational(LRT, 0.005, t, 10.0, epochs=30) for t in (0.003, 0.03)],
+    "SGLD": [sampled(SGLD, 0.2, t, 10.0, epochs=30) for t in (0.01, 0.1)],
     "SGHMC": [sampled(SGHMC, 0.02, t, 10.0, epochs=30) for t in (0.01, 0.1)],
     "Laplace": [trained(Laplace(temperature=t), 0.1, DECAYS[0], Cosine()) for t in (0.01, 0.1)],
 }
