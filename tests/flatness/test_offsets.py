@@ -1,6 +1,7 @@
 """The displacement formulas against closed forms (oracles O7, O8, O13 of the methods)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,13 +20,34 @@ def vector(*values):
 
 def test_euclidean_offset_is_joint_over_tensors():
     grads = [vector(3.0), vector(0.0, 4.0)]
-    e = euclidean_offset(grads, 0.5)
+    e = euclidean_offset(grads, 0.5).tensors()
     torch.testing.assert_close(torch.cat(e), vector(0.3, 0.0, 0.4))
+
+
+def test_an_offset_is_zero_for_a_zero_gradient_and_knows_when_there_is_no_direction():
+    assert [t.tolist() for t in euclidean_offset([vector(0.0, 0.0)], 0.5).tensors()] == [[0, 0]]
+    assert euclidean_offset([vector(1.0)], 0.5).is_finite
+    assert not any(euclidean_offset([vector(1.0, bad)], 0.5).is_finite for bad in (math.nan, math.inf))
+
+
+@pytest.mark.parametrize("g", [(3.0, 4.0), (0.0, 0.0), (1e-20, 0.0)])
+def test_an_offset_is_the_same_where_its_norm_cannot_be_read(g):
+    offset = euclidean_offset([vector(*g)], 0.5)
+
+    class Elsewhere(torch.Tensor):  # a norm on a device that nobody waits for
+        is_cpu = False
+
+        def item(self):
+            raise AssertionError("waits for the device")
+
+    unread = replace(offset, norm=offset.norm.as_subclass(Elsewhere))
+    torch.testing.assert_close([t.as_subclass(torch.Tensor) for t in unread.tensors()], offset.tensors())
+    assert unread.is_finite
 
 
 def test_adaptive_offset_has_the_published_values():
     g, scale = vector(1.0, -2.0, 0.5), vector(0.5, 2.0, 1.0)
-    (e,) = adaptive_offset([g], [scale], 0.1)
+    (e,) = adaptive_offset([g], [scale], 0.1).tensors()
     torch.testing.assert_close(e, vector(0.00615457, -0.19694639, 0.01230915), rtol=0, atol=5e-9)
     assert (e / scale).norm().item() == pytest.approx(0.1, abs=1e-12)
     assert (g @ e).item() == pytest.approx(0.406201920232, abs=1e-11)
@@ -39,7 +61,7 @@ def test_adaptive_scale_tells_weights_from_the_rest():
 
 def test_fisher_offset_has_the_published_values():
     g, fisher = vector(1.0, -2.0, 0.5), vector(4.0, 1.0, 0.25)
-    (e,) = fisher_offset([g], [1 / fisher], 0.1)
+    (e,) = fisher_offset([g], [1 / fisher], 0.1).tensors()
     torch.testing.assert_close(e, vector(0.01091089, -0.08728716, 0.08728716), rtol=0, atol=5e-9)
     assert (e @ (fisher * e)).item() == pytest.approx(0.01, abs=1e-12)
     assert (g @ e).item() == pytest.approx(0.229128784748, abs=1e-11)
@@ -55,10 +77,10 @@ def test_the_fisher_metric_is_relative_to_the_mean_square():
 
 def test_random_offset_is_a_function_of_gradient_and_seed():
     g = torch.randn(2000, dtype=torch.float64)
-    (one,), (same,), (other,) = (random_offset([g], 0.3, seed) for seed in (1, 1, 2))
+    (one,), (same,), (other,) = (random_offset([g], 0.3, seed).tensors() for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert one.norm().item() == pytest.approx(0.3)
-    (next_step,) = random_offset([g * (1 + 1e-15 * 4)], 0.3, 1)
+    (next_step,) = random_offset([g * (1 + 1e-15 * 4)], 0.3, 1).tensors()
     for unrelated in (other, next_step, g):
         cosine = nn.functional.cosine_similarity(one, unrelated, dim=0)
         assert abs(cosine.item()) < 5 / math.sqrt(2000)

@@ -79,7 +79,7 @@ def test_mean_over_std_is_the_closed_form_with_weights_themselves_for_the_rest()
 def test_no_feasible_displacement_rises_faster(scale_fn):
     param, g = some(0), some(1)
     (scale,) = scale_fn([param], [Spread(some(2), some(3).exp())])
-    (best,) = adaptive_offset([g], [scale], 0.3)
+    (best,) = adaptive_offset([g], [scale], 0.3).tensors()
     assert (best / scale).norm().item() == pytest.approx(0.3)
     for seed in range(300):
         z = some(10 + seed)
@@ -89,15 +89,15 @@ def test_no_feasible_displacement_rises_faster(scale_fn):
 @pytest.mark.parametrize("rho", [0.1, 3.0])
 def test_the_divergence_of_the_shift_is_half_the_square_of_the_radius(rho):
     mean, std = some(0), some(1).exp()
-    (shift,) = adaptive_offset([some(2)], std_scale([mean], [Spread(mean, std)]), rho)
+    (shift,) = adaptive_offset([some(2)], std_scale([mean], [Spread(mean, std)]), rho).tensors()
     assert gaussian_kl(mean + shift, std, mean, std**-2).item() == pytest.approx(rho**2 / 2, rel=1e-12)
 
 
 def test_std_does_not_depend_on_the_units_of_weights():
     mean, std, g, units = some(0), some(1).exp(), some(2), some(3)  # w = units v, some of them negative
-    (in_w,) = adaptive_offset([g], std_scale([mean], [Spread(mean, std)]), 0.7)
+    (in_w,) = adaptive_offset([g], std_scale([mean], [Spread(mean, std)]), 0.7).tensors()
     in_units = Spread(mean / units, std / units.abs())
-    (in_v,) = adaptive_offset([g * units], std_scale([mean / units], [in_units]), 0.7)
+    (in_v,) = adaptive_offset([g * units], std_scale([mean / units], [in_units]), 0.7).tensors()
     torch.testing.assert_close(in_v * units, in_w)
     scales = (mean_over_std_scale([mean], [Spread(mean, std)]), mean_over_std_scale([mean], [in_units]))
     torch.testing.assert_close(scales[0], scales[1])  # a pure number: its ball is not that of other units

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flatbayes.core import Closure
-from flatbayes.flatness.ascent import asked_at, check_ascent_steps, check_radius
+from flatbayes.flatness.ascent import Offset, asked_at, check_ascent_steps, check_radius
 
 Field = Callable[[Tensor], Tensor]
 """(rows of weights) -> the gradient of the loss at each of them."""
@@ -53,7 +53,7 @@ def sam_by_row(closure: Closure, model: Rows, rho: float, ascent_steps: int = 1)
     if rho == 0:
         return closure
     return asked_at(
-        lambda _, grads: [offset_by_row(grads[0], rho)],
+        lambda _, grads: Offset([offset_by_row(grads[0], rho)], torch.ones(()), 1.0),  # of every row its own
         closure,
         model,
         ascent_steps=ascent_steps,

@@ -1,6 +1,6 @@
 """Buffers (running statistics and the like) and training flags: frozen around a pass, or estimated afresh."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,22 +11,21 @@ from torch.nn.modules.batchnorm import _NormBase
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Whatever happens to buffers and training flags inside is undone at the end."""
-    modules = list(model.modules())
-    flags = [module.training for module in modules]
+    flags = [(module, module.training) for module in model.modules()]
     places = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in modules
+        (module, name, buffer)
+        for module, _ in flags
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
+    saved = [buffer.detach().clone() for *_, buffer in places]
     try:
         yield
     finally:
-        for module, flag in zip(modules, flags, strict=True):
-            module.training = flag
+        _restore(flags)
         with torch.no_grad():
-            for module, name, buffer, saved in places:
-                buffer.copy_(saved)
+            for (module, name, buffer), value in zip(places, saved, strict=True):
+                buffer.copy_(value)
                 if getattr(module, name) is not buffer:  # replaced, not edited
                     setattr(module, name, buffer)
 
@@ -38,8 +37,7 @@ def unchanged_mode(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, flag in flags:
-            module.training = flag
+        _restore(flags)
 
 
 @contextmanager
@@ -98,3 +96,9 @@ def holding(model: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
             for name, value in values.items():
                 buffers[name].copy_(value)
         yield
+
+
+def _restore(flags: Sequence[tuple[nn.Module, bool]]) -> None:
+    for module, flag in flags:
+        if module.training is not flag:  # setting an attribute of a module is slow
+            module.training = flag

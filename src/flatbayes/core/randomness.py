@@ -20,7 +20,7 @@ class RandomState:
     def capture(model: nn.Module | None) -> "RandomState":
         """The state of every generator that a forward pass of the model can use; the CPU's without a model."""
         params = () if model is None else model.parameters()
-        return RandomState.of({p.device for p in params if p.device.type not in ("cpu", "meta")})
+        return RandomState.of({p.device for p in params if not (p.is_cpu or p.is_meta)})
 
     @staticmethod
     def of(devices: Iterable[torch.device]) -> "RandomState":

@@ -1,6 +1,6 @@
-"""The only place that edits weights: two contexts in which they differ, and after which they do not.
+"""The only place that edits weights, and the contexts after which they are what they were.
 
-Both restore from a copy, since `(w + e) - e` is not `w` in floating point; and both do so on an exception too.
+Weights are restored from a copy, since `(w + e) - e` is not `w` in floating point; and on an exception too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,9 +23,8 @@ def displaced(params: Sequence[Tensor], offsets: Sequence[Tensor]) -> Iterator[N
         params: Tensors to move.
         offsets: One displacement per parameter, of its shape.
     """
-    with _restored(params), _fresh_casts():
-        with torch.no_grad():
-            torch._foreach_add_(list(params), list(offsets))
+    with restored(params):
+        shift(params, offsets, 1.0)
         yield
 
 
@@ -37,10 +36,39 @@ def installed(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[No
         params: Tensors to overwrite.
         values: One value per parameter, of its shape; another dtype or device is converted.
     """
-    with _restored(params), _fresh_casts():
+    with restored(params):
         with torch.no_grad():
             torch._foreach_copy_(list(params), list(values))
         yield
+
+
+def shift(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float | Tensor) -> None:
+    """`param += scale * direction`, in place, in one pass if the scale is a number.
+
+    Args:
+        params: Tensors to move, inside `restored`.
+        directions: One direction per parameter, of its shape.
+        scale: A number, or a tensor without dimensions where reading it would wait for a device.
+    """
+    with torch.no_grad():
+        if isinstance(scale, Tensor):
+            torch._foreach_add_(list(params), torch._foreach_mul(list(directions), scale.to(directions[0])))
+        else:
+            torch._foreach_add_(list(params), list(directions), alpha=scale)
+
+
+@contextmanager
+def restored(params: Sequence[Tensor]) -> Iterator[None]:
+    """Whatever happens to the values of the parameters inside is undone at the end."""
+    saved = [param.detach().clone() for param in params]
+    # An autocast block around the whole step keeps low-precision copies of the weights, blind to in-place edits.
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(list(params), saved)
+        torch.clear_autocast_cache()
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
@@ -52,23 +80,3 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of the vector in the shapes of `like`: the inverse of `flatten`."""
     pieces = vector.split([tensor.numel() for tensor in like])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
-
-
-@contextmanager
-def _restored(params: Sequence[Tensor]) -> Iterator[None]:
-    saved = [param.detach().clone() for param in params]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            torch._foreach_copy_(list(params), saved)
-
-
-@contextmanager
-def _fresh_casts() -> Iterator[None]:
-    # An autocast block around the whole step keeps low-precision copies of the weights, blind to in-place edits.
-    torch.clear_autocast_cache()
-    try:
-        yield
-    finally:
-        torch.clear_autocast_cache()

@@ -15,11 +15,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatbayes.core.norms import global_norm
 from flatbayes.core.randomness import spawn
 from flatbayes.core.weights import flatten, unflatten
 from flatbayes.diagnostics.sharpness import mean_and_error, normal_like
 from flatbayes.diagnostics.surface import LossSurface
-from flatbayes.flatness.ascent import global_norm
 
 DENSE = 64
 """Up to so many weights the Hessian is written down after all: Lanczos needs room to work in."""

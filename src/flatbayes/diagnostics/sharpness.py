@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatbayes.core.norms import global_norm
 from flatbayes.core.randomness import spawn
 from flatbayes.diagnostics.surface import LossSurface
 from flatbayes.flatness.asam import adaptive_offset
-from flatbayes.flatness.ascent import check_radius, global_norm, scaled_to
+from flatbayes.flatness.ascent import Offset, check_radius
 from flatbayes.flatness.sam import euclidean_offset
 
-Aim = Callable[[Sequence[Tensor]], list[Tensor] | None]
-"""Gradient -> the point of the ball that it points at; None for a gradient that is not finite."""
+Aim = Callable[[Sequence[Tensor]], Offset]
+"""Gradient -> the point of the ball that it points at."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ def one_step_gap(surface: LossSurface, rho: float) -> float:
     """
     check_radius(rho)
     loss, grads = surface.gradient()
-    offsets = euclidean_offset(grads, rho)
-    return math.nan if offsets is None else surface.loss(offsets) - loss
+    offset = euclidean_offset(grads, rho)
+    return surface.loss(offset.tensors()) - loss if offset.norm.isfinite() else math.nan
 
 
 def worst_gap(
@@ -199,8 +200,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def sphere_point(surface: LossSurface, rho: float, seed: int, number: int) -> list[Tensor]:
     """A uniformly random point of the sphere ||e|| = rho, the same for networks of equal shapes on any device."""
     noise = normal_like(surface.params, seed, number)
-    offsets = scaled_to(noise, global_norm(noise), rho)
-    return noise if offsets is None else offsets
+    return Offset(noise, global_norm(noise), rho).tensors()
 
 
 def normal_like(params: Sequence[Tensor], seed: int, number: int) -> list[Tensor]:
@@ -234,7 +234,7 @@ def climb(surface: LossSurface, aim: Aim, start: list[Tensor] | None, ascent_ste
         loss, grads = surface.gradient(offsets)
         losses.append(loss)
         aimed = aim(grads)
-        if aimed is None or not any(bool(tensor.any()) for tensor in aimed):
+        if not 0 < float(aimed.norm) < math.inf:
             return losses
-        offsets = aimed
+        offsets = aimed.tensors()
     return [*losses, surface.loss(offsets)]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure
-from flatbayes.flatness.ascent import asked_at, check_ascent_steps, check_radius, global_norm, scaled_to
+from flatbayes.core.norms import global_norm
+from flatbayes.flatness.ascent import Offset, asked_at, check_ascent_steps, check_radius
 from flatbayes.flatness.flatness import Flatness
 
 
@@ -62,7 +63,7 @@ def adaptive_scale(weights: Mapping[str, Tensor], eta: float) -> list[Tensor]:
     ]
 
 
-def adaptive_offset(grads: Sequence[Tensor], scale: Sequence[Tensor], rho: float) -> list[Tensor] | None:
+def adaptive_offset(grads: Sequence[Tensor], scale: Sequence[Tensor], rho: float) -> Offset:
     """Maximiser of <g, e> over ||e / T|| <= rho: e = rho T² g / ||T g|| (Kwon et al., Algorithm 1).
 
     Args:
@@ -71,8 +72,7 @@ def adaptive_offset(grads: Sequence[Tensor], scale: Sequence[Tensor], rho: float
         rho: Radius of the ball.
 
     Returns:
-        One displacement per tensor, zero for a zero gradient; None where the gradient is not finite.
+        One displacement per tensor, zero for a zero gradient.
     """
     scaled = torch._foreach_mul(list(grads), list(scale))
-    norm = global_norm(scaled)
-    return scaled_to(torch._foreach_mul(scaled, list(scale)), norm, rho)
+    return Offset(torch._foreach_mul(scaled, list(scale)), global_norm(scaled), rho)

@@ -7,6 +7,7 @@ weights displaced, the same random numbers (dropout masks, weight noise) and lea
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,48 @@ from torch import Tensor, nn
 from flatbayes.core import Closure
 from flatbayes.core.buffers import frozen
 from flatbayes.core.randomness import RandomState, replayed
-from flatbayes.core.weights import displaced
+from flatbayes.core.weights import restored, shift
 
-OffsetFn = Callable[[Mapping[str, Tensor], Sequence[Tensor]], list[Tensor] | None]
-"""(weights by name, their gradients) -> displacement; None where there is no finite direction to go."""
+TINY = 1e-30
+"""What a norm is divided by at least where it cannot be looked at; a zero gradient is then no displacement."""
+
+
+@dataclass(frozen=True)
+class Offset:
+    """A displacement of length `rho`: rho / norm * direction, zero for a zero norm.
+
+    It is not multiplied out, since every pass over all weights costs.
+
+    Attributes:
+        directions: One direction per tensor.
+        norm: Their norm in the geometry of the ball, a tensor without dimensions.
+        rho: The radius.
+    """
+
+    directions: Sequence[Tensor]
+    norm: Tensor
+    rho: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is a direction to go; taken to be so where asking would wait for a device."""
+        return not self.norm.is_cpu or math.isfinite(self.norm.item())
+
+    @property
+    def scale(self) -> float | Tensor:
+        """The radius divided by the norm; a number, unless reading the norm would wait for a device."""
+        if not self.norm.is_cpu:
+            return self.norm.clamp(min=TINY).reciprocal() * self.rho
+        norm = self.norm.item()
+        return self.rho / norm if norm > 0 else 0.0
+
+    def tensors(self) -> list[Tensor]:
+        """The displacement, multiplied out."""
+        return list(torch._foreach_mul(list(self.directions), self.scale))
+
+
+OffsetFn = Callable[[Mapping[str, Tensor], Sequence[Tensor]], Offset]
+"""(weights by name, their gradients) -> displacement."""
 
 
 def asked_at(
@@ -31,7 +70,8 @@ def asked_at(
     """A closure whose gradient is taken at the end of `ascent_steps` re-aimed displacements.
 
     With e_0 = 0, each step sets e_{k+1} = offset_fn(gradient at w + e_k). Where a gradient is not finite the
-    ascent ends, and `.grad` holds that gradient for a loss scaler, or the user, to deal with.
+    ascent ends, and `.grad` holds that gradient for a loss scaler, or the user, to deal with; on an accelerator,
+    where seeing that would mean to wait for it, the later gradients come out just as little finite.
 
     Args:
         offset_fn: The displacement for a gradient, always from the undisplaced weights.
@@ -47,33 +87,17 @@ def asked_at(
         weights = {name: p for name, p in model.named_parameters() if p.grad is not None}
         params = list(weights.values())
         for _ in range(ascent_steps if params else 0):
-            offsets = offset_fn(weights, [torch.zeros_like(p) if p.grad is None else p.grad for p in params])
-            if offsets is None:
+            offset = offset_fn(weights, [torch.zeros_like(p) if p.grad is None else p.grad for p in params])
+            if not offset.is_finite:
                 break
             same_noise = nullcontext() if fresh_noise else replayed(noise)
-            with frozen(model), same_noise, displaced(params, offsets):
+            with frozen(model), same_noise, restored(params):
+                shift(params, offset.directions, offset.scale)
+                del offset  # and with it the gradients, before there are new ones
                 closure()
         return loss
 
     return flat_closure
-
-
-def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of all entries together, accumulated in at least float32."""
-    if all(t.dtype in (torch.float32, torch.float64) for t in tensors):
-        norms: list[Tensor] = list(torch._foreach_norm(list(tensors)))
-    else:
-        norms = [torch.linalg.vector_norm(t.float()) for t in tensors]
-    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
-    return total
-
-
-def scaled_to(directions: Sequence[Tensor], norm: Tensor, rho: float) -> list[Tensor] | None:
-    """`rho * direction / norm`: no displacement for a zero norm, None for a norm that is not finite."""
-    if not bool(norm.isfinite()):
-        return None
-    scale = torch.where(norm > 0, rho / norm, 0.0)
-    return list(torch._foreach_mul(list(directions), scale.to(directions[0])))
 
 
 def check_radius(rho: float) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure
-from flatbayes.flatness.ascent import asked_at, check_ascent_steps, check_radius, global_norm, scaled_to
+from flatbayes.core.norms import global_norm
+from flatbayes.flatness.ascent import Offset, asked_at, check_ascent_steps, check_radius
 from flatbayes.flatness.flatness import Flatness
 
 
@@ -62,7 +63,7 @@ def inverse_fisher(grads: Sequence[Tensor], eta: float) -> list[Tensor]:
     return [1 / (1 + (relative * g.to(relative.dtype).square()).to(g.dtype)) for g in grads]
 
 
-def fisher_offset(grads: Sequence[Tensor], inverse: Sequence[Tensor], rho: float) -> list[Tensor] | None:
+def fisher_offset(grads: Sequence[Tensor], inverse: Sequence[Tensor], rho: float) -> Offset:
     """Maximiser of <g, e> over eᵀ F e <= rho² for a diagonal F: e = rho F⁻¹ g / sqrt(gᵀ F⁻¹ g).
 
     Args:
@@ -71,7 +72,7 @@ def fisher_offset(grads: Sequence[Tensor], inverse: Sequence[Tensor], rho: float
         rho: Radius of the ellipsoid.
 
     Returns:
-        One displacement per tensor, zero for a zero gradient; None where the gradient is not finite.
+        One displacement per tensor, zero for a zero gradient.
     """
     half = torch._foreach_mul(list(grads), [i.sqrt() for i in inverse])
-    return scaled_to(torch._foreach_mul(list(grads), list(inverse)), global_norm(half), rho)
+    return Offset(torch._foreach_mul(list(grads), list(inverse)), global_norm(half), rho)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure
 from flatbayes.core.spread import Spread, offered
 from flatbayes.flatness.asam import adaptive_offset
-from flatbayes.flatness.ascent import asked_at, check_ascent_steps, check_radius
+from flatbayes.flatness.ascent import Offset, asked_at, check_ascent_steps, check_radius
 from flatbayes.flatness.flatness import Flatness
 
 Geometry = Literal["std", "mean_over_std"]
@@ -65,7 +65,7 @@ class PosteriorSAM(Flatness):
         """
         return asked_at(self._offset, closure, model, ascent_steps=self.ascent_steps, fresh_noise=self.fresh_noise)
 
-    def _offset(self, weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> list[Tensor] | None:
+    def _offset(self, weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Offset:
         params = list(weights.values())
         spreads = spreads_of(params)
         scale_fn = std_scale if self.geometry == "std" else mean_over_std_scale

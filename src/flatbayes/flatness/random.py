@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure
-from flatbayes.flatness.ascent import asked_at, check_radius, global_norm, scaled_to
+from flatbayes.core.norms import global_norm
+from flatbayes.flatness.ascent import Offset, asked_at, check_radius
 from flatbayes.flatness.flatness import Flatness
 
 
@@ -48,7 +49,7 @@ class Random(Flatness):
         )
 
 
-def random_offset(grads: Sequence[Tensor], rho: float, seed: int) -> list[Tensor] | None:
+def random_offset(grads: Sequence[Tensor], rho: float, seed: int) -> Offset:
     """Uniform on the sphere of radius rho: e = rho z / ||z||, z ~ N(0, I).
 
     The direction is a pseudorandom function of the gradient's norm and the seed. So it takes nothing from the
@@ -60,12 +61,12 @@ def random_offset(grads: Sequence[Tensor], rho: float, seed: int) -> list[Tensor
         seed: Selects the pseudorandom function.
 
     Returns:
-        One displacement per tensor; None where the gradient is not finite.
+        One displacement per tensor; along the gradient where that is not finite, so that it is seen to be so.
     """
     norm = global_norm(grads)
     if not bool(norm.isfinite()):
-        return None
+        return Offset(grads, norm, rho)
     (bits,) = struct.unpack("<q", struct.pack("<d", float(norm)))
     generator = torch.Generator(grads[0].device).manual_seed((bits ^ (seed * 0x9E3779B97F4A7C15)) % 2**63)
     noise = [torch.randn(g.shape, generator=generator, device=g.device, dtype=g.dtype) for g in grads]
-    return scaled_to(noise, global_norm(noise), rho)
+    return Offset(noise, global_norm(noise), rho)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from flatbayes.core import Closure
-from flatbayes.flatness.ascent import asked_at, check_ascent_steps, check_radius, global_norm, scaled_to
+from flatbayes.core.norms import global_norm
+from flatbayes.flatness.ascent import Offset, asked_at, check_ascent_steps, check_radius
 from flatbayes.flatness.flatness import Flatness
 
 
@@ -50,7 +51,7 @@ class SAM(Flatness):
         )
 
 
-def euclidean_offset(grads: Sequence[Tensor], rho: float) -> list[Tensor] | None:
+def euclidean_offset(grads: Sequence[Tensor], rho: float) -> Offset:
     """Maximiser of <g, e> over ||e|| <= rho: e = rho g / ||g||, the norm over all tensors jointly.
 
     Args:
@@ -58,6 +59,6 @@ def euclidean_offset(grads: Sequence[Tensor], rho: float) -> list[Tensor] | None
         rho: Radius of the ball.
 
     Returns:
-        One displacement per tensor, zero for a zero gradient; None where the gradient is not finite.
+        One displacement per tensor, zero for a zero gradient.
     """
-    return scaled_to(grads, global_norm(grads), rho)
+    return Offset(grads, global_norm(grads), rho)

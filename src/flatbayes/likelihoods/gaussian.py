@@ -8,6 +8,7 @@ distributions; nothing is moment-matched.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
@@ -222,13 +223,13 @@ class Gaussian(Likelihood):
             ValueError: The outputs are not a mean and a raw scale for each target, or the targets have no such shape.
         """
         mean, std = self._standardised(outputs if outputs.dtype == torch.float64 else outputs.float())
-        location, scale = self._units(mean)
+        location, scale = _units(self.location, self.scale, mean.dtype, mean.device)
         if targets.shape != outputs.shape[:1] + self._shape and targets.shape != mean.shape:
             raise ValueError(
                 f"Expected targets of the shape {(len(outputs), *self._shape)}, got {tuple(targets.shape)}."
             )
         standard = (targets.reshape(mean.shape).to(mean.dtype) - location) / scale
-        return -mixture.log_density(standard, mean, std).sum(-1).mean() + scale.log().sum()
+        return sum(map(math.log, self.scale)) - mixture.log_density(standard, mean, std).sum(-1).mean()
 
     def predictive(
         self, outputs: Iterable[Float[Tensor, "batch outputs"]], *, keep_members: bool = False
@@ -241,7 +242,7 @@ class Gaussian(Likelihood):
         means, stds = [], []
         for one in outputs:
             mean, std = self._standardised(one.double())
-            location, scale = self._units(mean)
+            location, scale = _units(self.location, self.scale, mean.dtype, mean.device)
             means.append((location + scale * mean).reshape(len(one), *self._shape))
             stds.append((scale * std).reshape(len(one), *self._shape))
         if not means:
@@ -251,9 +252,6 @@ class Gaussian(Likelihood):
     @property
     def _shape(self) -> tuple[int, ...]:
         return () if self.num_targets == 1 else (self.num_targets,)
-
-    def _units(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        return like.new_tensor(self.location), like.new_tensor(self.scale)
 
     def _standardised(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         if outputs.ndim != 2 or outputs.shape[1] != self.num_outputs:
@@ -265,6 +263,13 @@ class Gaussian(Likelihood):
             )
         mean, raw = outputs.chunk(2, dim=1)
         return mean, self.floor + F.softplus(raw)
+
+
+@lru_cache(maxsize=16)
+def _units(
+    location: tuple[float, ...], scale: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    return torch.tensor(location, dtype=dtype, device=device), torch.tensor(scale, dtype=dtype, device=device)
 
 
 def _summed(values: Float[Tensor, "examples ..."]) -> Float[Tensor, " examples"]:

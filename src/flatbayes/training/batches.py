@@ -23,6 +23,10 @@ class TrainingBatches(Protocol):
     def __len__(self) -> int:
         """Batches of an epoch."""
 
+    @property
+    def transform(self) -> Callable[[Tensor], Tensor] | None:
+        """What inputs are still to go through, on the device that is trained on."""
+
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch."""
 
@@ -41,6 +45,7 @@ class Batches:
         batch_size: Examples per batch; at most as many as there are.
         seed: Decides orders and augmentations.
         augment: Random changes to the inputs of a batch, given a generator on their device.
+        transform: What inputs are still to go through.
     """
 
     inputs: Tensor
@@ -48,6 +53,7 @@ class Batches:
     batch_size: int
     seed: int
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         """Batches of one pass."""
@@ -65,10 +71,9 @@ class Batches:
             generator=torch.Generator().manual_seed(spawn(self.seed, 2 * number, count=1)[0]),
         ).to(self.inputs.device)
         changes = torch.Generator(self.inputs.device).manual_seed(spawn(self.seed, 2 * number + 1, count=1)[0])
-        for k in range(len(self)):
-            chosen = order[k * self.batch_size : (k + 1) * self.batch_size]
-            inputs = self.inputs[chosen]
-            yield inputs if self.augment is None else self.augment(inputs, changes), self.targets[chosen]
+        for chosen in order.split(self.batch_size)[: len(self)]:
+            inputs, targets = self.inputs.index_select(0, chosen), self.targets.index_select(0, chosen)
+            yield inputs if self.augment is None else self.augment(inputs, changes), targets
 
 
 def fits(tensor: Tensor, device: torch.device) -> bool:
@@ -88,6 +93,8 @@ class Loaded:
     """
 
     loader: DataLoader[Any]
+
+    transform = None  # batches come ready
 
     def __len__(self) -> int:
         """Batches of one pass."""

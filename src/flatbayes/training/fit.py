@@ -108,7 +108,7 @@ def fit(
                 module = build()
             batches = source.batches(recipe, order, fabric.device)
             seen.begin(run, posterior.runs, recipe.epochs * len(batches))
-            job = Job(posterior, flatness, likelihood, batches, recipe, source.transform)
+            job = Job(posterior, flatness, likelihood, batches, recipe)
             job.validate = source.validator(likelihood)
             trained = False
             try:

@@ -14,6 +14,7 @@ from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.training.batches import TrainingBatches
+from flatbayes.training.engine import Engine
 from flatbayes.training.recipe import Recipe
 from flatbayes.training.watch import Watch
 
@@ -31,7 +32,6 @@ class Job:
         likelihood: The loss.
         batches: The training data.
         recipe: How to train.
-        transform: Applied to the inputs of every batch on the device.
         validate: Measures the module between epochs; decides nothing.
         gradients: Forward and backward passes so far.
         epochs_done: Whole epochs so far.
@@ -43,7 +43,6 @@ class Job:
     likelihood: Likelihood
     batches: TrainingBatches
     recipe: Recipe
-    transform: Callable[[Tensor], Tensor] | None = None
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None
     gradients: int = 0
     epochs_done: int = 0
@@ -57,11 +56,13 @@ class Job:
         """
         recipe, batches = self.recipe, self.batches
         module = fabric.to_device(module.double() if recipe.precision == "64-true" else module)
+        if recipe.channels_last:
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         make_optimizer = recipe.optimizer or self.posterior.default_optimizer
         self.state = state = self.posterior.init(module, make_optimizer, batches.num_data)
         module = state.model  # some posteriors train a changed copy
-        network, optimizer = fabric.setup(module, state.optimizer)  # type: ignore[arg-type]  # there is one
-        state.optimizer = optimizer
+        engine = Engine.start(fabric, module, state.optimizer, recipe)  # type: ignore[arg-type]  # there is one
+        state.optimizer = optimizer = engine.optimizer
         rates = [group["lr"] for group in optimizer.param_groups]
         total_steps, step = recipe.epochs * len(batches), 0
         watched = watched_epochs(recipe.epochs, recipe.validations)
@@ -73,8 +74,8 @@ class Job:
                     factor = recipe.schedule.factor(step, total_steps)
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):
                         group["lr"] = rate * factor
-                    closure = self.flatness(self._closure(fabric, network, optimizer, batch), module)
-                    loss = self.posterior.step(state, self._clipped(fabric, module, optimizer, closure))
+                    closure = self.flatness(self._closure(engine, batch), module)
+                    loss = self.posterior.step(state, self._clipped(engine, closure))
                     if recipe.collects(step, len(batches)):
                         self.posterior.collect(state)
                     loss_sum += loss
@@ -91,34 +92,32 @@ class Job:
         module.eval()
         return state
 
-    def _closure(
-        self,
-        fabric: "Fabric",
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        batch: tuple[Tensor, Tensor],
-    ) -> Closure:
-        inputs, targets = (tensor.to(fabric.device, non_blocking=True) for tensor in batch)
-        if self.transform is not None:
-            inputs = self.transform(inputs)
+    def _closure(self, engine: Engine, batch: tuple[Tensor, Tensor]) -> Closure:
+        inputs, targets = (tensor.to(engine.fabric.device, non_blocking=True) for tensor in batch)
+        if self.batches.transform is not None:
+            inputs = self.batches.transform(inputs)
+        if self.recipe.precision == "64-true" and inputs.is_floating_point():
+            inputs = inputs.double()
+        if self.recipe.channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         pieces = min(self.recipe.accumulate, len(inputs))
         parts = list(zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True))
 
         def closure() -> Tensor:
             self.gradients += 1
-            optimizer.zero_grad()
-            total = torch.zeros((), device=fabric.device)
+            engine.zero_grad()
+            total: Tensor | None = None
             for x, y in parts:
-                loss = self.likelihood.loss(network(x), y) * (len(x) / len(inputs))
-                fabric.backward(loss)
-                total += loss.detach()
-            return total
+                loss = self.likelihood.loss(engine.network(x), y)
+                if pieces > 1:
+                    loss = loss * (len(x) / len(inputs))
+                engine.backward(loss)
+                total = loss.detach() if total is None else total + loss.detach()
+            return total  # type: ignore[return-value]  # there is at least one part
 
         return closure
 
-    def _clipped(
-        self, fabric: "Fabric", module: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure
-    ) -> Closure:
+    def _clipped(self, engine: Engine, closure: Closure) -> Closure:
         scaled = self.recipe.precision == "16-mixed"  # clipping to infinity is what takes the scale off
         if self.recipe.clip_norm is None and not scaled:
             return closure
@@ -126,7 +125,7 @@ class Job:
 
         def clipped() -> Tensor:
             loss = closure()
-            fabric.clip_gradients(module, optimizer, max_norm=largest, error_if_nonfinite=False)
+            engine.clip(largest)
             return loss
 
         return clipped

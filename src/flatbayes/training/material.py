@@ -18,6 +18,8 @@ from flatbayes.training.batches import Batches, Loaded, TrainingBatches, fits
 from flatbayes.training.recipe import Recipe
 
 WHOLE_BATCH = 512
+AT_ONCE = 2**26
+"""Numbers that are worth keeping transformed, where nothing random comes before the transform."""
 
 
 class Material(ABC):
@@ -103,10 +105,18 @@ class Held(Material):
 
     def batches(self, recipe: Recipe, seed: int, device: torch.device) -> TrainingBatches:
         """Shuffled and augmented, on the device if they fit."""
-        inputs, targets = self.data.train.inputs, self.data.train.targets
+        inputs, targets, augment = self.data.train.inputs, self.data.train.targets, self.data.augment
         if fits(inputs, device):
             inputs, targets = inputs.to(device), targets.to(device)
-        return Batches(inputs, targets, min(recipe.batch_size, len(inputs)), seed, self.data.augment)
+        ready = augment is None and inputs.numel() <= AT_ONCE
+        return Batches(
+            self.scale(inputs) if ready else inputs,
+            targets,
+            min(recipe.batch_size, len(inputs)),
+            seed,
+            augment,
+            None if ready else self.scale,
+        )
 
     def examples(self, device: torch.device) -> Examples:
         """Standardised, in the order of the data."""

@@ -30,6 +30,8 @@ class Recipe:
             clipped at 1.
         accumulate: Micro-batches that the batch of a step is cut into, to save memory.
         precision: Numbers of the forward and backward pass.
+        channels_last: Store images and convolutions with the channels innermost, which is faster on some devices.
+        compile: Compile the network by torch.compile: slow to start, worth it for long runs of large networks.
         accelerator: Device to train on: auto, cpu, cuda or mps.
         validations: Times over training that the loss on the validation part is measured, for the curves; 0 for
             never. It decides nothing.
@@ -46,6 +48,8 @@ class Recipe:
     clip_norm: float | None = None
     accumulate: int = 1
     precision: Precision = "32-true"
+    channels_last: bool = False
+    compile: bool = False
     accelerator: str = "auto"
     validations: int = 20
     statistics_batches: int = 10

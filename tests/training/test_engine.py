@@ -1,0 +1,111 @@
+"""What runs networks in training: every way of doing it gives the same numbers, as far as its precision goes."""
+
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from flatbayes.data import Dataset, Part
+from flatbayes.flatness import SAM, Plain
+from flatbayes.models import ConvNet
+from flatbayes.posteriors import SGVB, SWAG, Point
+from flatbayes.training import Recipe, fit
+from flatbayes.training.engine import Engine, clip
+
+SHORT = Recipe(
+    epochs=2,
+    batch_size=16,
+    validations=0,
+    collect_from=0.0,
+    optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+)
+flat = pytest.mark.parametrize("flatness", [Plain(), SAM(rho=0.1)], ids=["plain", "flat"])
+
+
+def images() -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(64) % 3
+    inputs = 100 + 20 * torch.randn(64, 2, 8, 8, generator=generator) + 30 * targets.view(-1, 1, 1, 1)
+    part = Part(inputs=inputs.clamp(0, 255).byte(), targets=targets)
+    return Dataset(train=part, val=part, test=part, class_names=("a", "b", "c"), feature_names=(), augment=None)
+
+
+def outputs(recipe, flatness, posterior=Point()):
+    """Logits of the fitted network, which is what rounding errors of training come out in."""
+    data = images()
+    fitted = fit(partial(ConvNet, width=4), data, posterior, flatness, recipe, seed=0)
+    return fitted.predict(data.test.inputs[:16], 3).log_probs
+
+
+@flat
+def test_channels_last_gives_the_same_network(flatness):
+    expected = outputs(SHORT, flatness)
+    torch.testing.assert_close(outputs(replace(SHORT, channels_last=True), flatness), expected, rtol=0, atol=2e-4)
+
+
+def test_channels_last_reaches_weights_and_is_right_for_drawn_weights_too():
+    fitted = fit(partial(ConvNet, width=4), images(), SWAG(rank=2), SAM(), replace(SHORT, channels_last=True), seed=0)
+    weight = next(p for p in fitted.states[0].model.parameters() if p.ndim == 4 and p.shape[1] > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    recipe = replace(SHORT, optimizer=partial(torch.optim.Adam, lr=0.01))
+    expected = outputs(recipe, SAM(), SGVB())
+    torch.testing.assert_close(
+        outputs(replace(recipe, channels_last=True), SAM(), SGVB()), expected, rtol=0, atol=2e-3
+    )
+
+
+@flat
+def test_lower_precision_is_near_full_precision(flatness):
+    expected = outputs(SHORT, flatness).exp()
+    assert (outputs(replace(SHORT, precision="bf16-mixed"), flatness).exp() - expected).abs().max() < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+@flat
+def test_a_compiled_network_is_trained_alike(flatness):
+    expected = outputs(SHORT, flatness)
+    torch.testing.assert_close(outputs(replace(SHORT, compile=True), flatness), expected, rtol=0, atol=1e-3)
+
+
+def started(model, recipe=SHORT) -> Engine:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return Engine.start(Fabric(accelerator="cpu", precision=recipe.precision), model, optimizer, recipe)
+
+
+def test_full_precision_on_one_device_calls_the_network_itself():
+    model = nn.Linear(3, 2)
+    engine = started(model)
+    assert engine.bare
+    assert engine.network is model
+    assert not started(nn.Linear(3, 2), replace(SHORT, precision="bf16-mixed")).bare
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_zeroed_taken_and_clipped(precision):
+    model = nn.Linear(3, 2)
+    engine = started(model, replace(SHORT, precision=precision))
+    engine.backward(engine.network(torch.ones(4, 3)).square().sum() * 100)
+    assert torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]) > 2
+    engine.clip(2.0)
+    assert torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item() == pytest.approx(2.0, rel=1e-5)
+    engine.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 5.0, 1e6, float("inf")])
+def test_clipping_is_that_of_torch(max_norm):
+    ours, theirs = ([nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(2, 3))] for _ in range(2))
+    for params in (ours, theirs):
+        for k, param in enumerate(params):
+            param.grad = torch.arange(param.numel(), dtype=torch.float32).view(param.shape) + k
+    clip(tuple(ours), max_norm)
+    torch.nn.utils.clip_grad_norm_(theirs, max_norm)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    clip((nn.Parameter(torch.zeros(2)),), max_norm)  # nothing to clip
