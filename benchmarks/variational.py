@@ -1,0 +1,241 @@
+"""What noise in layers costs beside the layers without it, and a variational step beside the gradients it asks for.
+
+    python benchmarks/variational.py [--quick]
+
+Every ratio is the median of ratios of timings that were taken one after the other; the absolute times are the
+machine's. The peer is bayesian-torch, where it is installed. Its reparameterised layers draw weights once a batch,
+which is less work than `local` noise and makes gradients noisier.
+
+One pass over the parameters is what no variational step can do without: random numbers, mean + std noise, a copy of
+that into the model, and gradient times noise, all in place on vectors as long as the parameters are together.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flatbayes import LRT, SAM, SGVB, ConvNet, Plain
+from flatbayes.posteriors.variational import raw_of_std
+from flatbayes.posteriors.variational_layers import VARIATIONAL, Noise
+
+try:
+    from bayesian_torch import layers as peer
+except Exception:  # not installed, or broken by what it drags along
+    peer = None
+
+Work = Callable[[], object]
+SHORTEST = 2e-3  # seconds of one timing
+
+
+def rows(quick: bool) -> list[dict]:
+    """One row for each comparison and number of threads; the small ones on one thread where it must be quick."""
+    return list(measured(quick))
+
+
+def measured(quick: bool):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1,) if quick else (1, 2):
+            torch.set_num_threads(threads)
+            for group, case, target, note, make in [*layer_cases(quick), *step_cases(quick)]:
+                seconds, ratios = interleaved(make(), rounds=7 if quick else 25)
+                yield {
+                    "group": group,
+                    "case": case,
+                    "threads": threads,
+                    "ours": seconds["ours"],
+                    "baseline": seconds["baseline"],
+                    "ratio": ratios.pop("ours"),
+                    "limit": None,
+                    "target": target,
+                    "peers": ratios,
+                    "note": note,
+                }
+    finally:
+        torch.set_num_threads(before)
+
+
+def interleaved(works: dict[str, Work], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of each, and the median ratio to the baseline of all others, round by round."""
+    calls = {}
+    for name, work in works.items():
+        for _ in range(3):
+            work()
+        calls[name] = max(1, round(SHORTEST / seconds_of(work, 3)))
+    taken = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            taken[name].append(seconds_of(work, calls[name]))
+    ratios = {
+        name: statistics.median(one / base for one, base in zip(times, taken["baseline"], strict=True))
+        for name, times in taken.items()
+        if name != "baseline"
+    }
+    return {name: statistics.median(times) for name, times in taken.items()}, ratios
+
+
+def seconds_of(work: Work, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        work()
+    return (time.perf_counter() - start) / calls
+
+
+# Layers
+
+
+LAYERS = {
+    "Linear 256-256, batch 64": (nn.Linear(256, 256), (64, 256)),
+    "Conv2d 16-32, 3x3, 50 x 16x16": (nn.Conv2d(16, 32, 3, padding=1), (50, 16, 16, 16)),
+    "Linear 1024-1024, batch 128": (nn.Linear(1024, 1024), (128, 1024)),
+    "Conv2d 64-64, 3x3, 32 x 8x8": (nn.Conv2d(64, 64, 3, padding=1), (32, 64, 8, 8)),
+}
+
+
+def layer_cases(quick: bool):
+    for estimator in ("local", "flipout"):
+        for case, (layer, shape) in list(LAYERS.items())[: 2 if quick else None]:
+            make = partial(layer_works, layer, shape, estimator)
+            yield f"{estimator} layers", case, None, "in units of the layer without noise", make
+
+
+def layer_works(layer: nn.Module, shape: tuple, estimator: str) -> dict[str, Work]:
+    """Forward and backward of one layer, as in the middle of a network: the inputs have a gradient too."""
+    inputs = torch.randn(shape, requires_grad=True)
+    works = {"baseline": pass_of(layer, inputs), "ours": pass_of(noisy(layer, estimator), inputs)}
+    if peer is not None:
+        kind = {"local": "Reparameterization", "flipout": "Flipout"}[estimator]
+        twin = getattr(peer, type(layer).__name__ + kind)(*arguments(layer))
+        works["bayesian-torch"] = pass_of(partial(twin, return_kl=False), inputs, twin)
+    return works
+
+
+def noisy(layer: nn.Module, estimator: str) -> nn.Module:
+    twin = VARIATIONAL[type(layer)](*arguments(layer))
+    raws = [nn.Parameter(torch.full_like(p, raw_of_std(0.01))) for p in (twin.weight, twin.bias)]
+    twin.noise = Noise(estimator, *raws)
+    return twin
+
+
+def arguments(layer: nn.Module) -> tuple:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride, layer.padding
+
+
+def pass_of(forward: Callable, inputs: torch.Tensor, module: nn.Module | None = None) -> Work:
+    module = forward if module is None else module
+    direction = torch.randn_like(forward(inputs))
+    held = [inputs, *module.parameters()]
+    noise = getattr(module, "noise", None)
+    held += [] if noise is None else [noise.raw_weight, noise.raw_bias]
+
+    def work():
+        for tensor in held:
+            tensor.grad = None
+        forward(inputs).backward(direction)
+
+    return work
+
+
+# Steps
+
+
+def step_cases(quick: bool):
+    for case, make in list(MODELS.items())[: 2 if quick else None]:
+        for posterior, flat in ((SGVB(), Plain()), (SGVB(), SAM()), (LRT(), Plain())):
+            one_pass = isinstance(posterior, SGVB)
+            gradients = "one plain gradient" if flat.gradients == 1 else "two plain gradients"
+            note = f"in units of {gradients}, {'one pass over the parameters, ' if one_pass else ''}the optimiser"
+            works = partial(step_works, posterior, flat, make, one_pass)
+            name = f"{type(flat).__name__}, {case}"
+            yield f"{type(posterior).__name__} steps", name, 1.0 if one_pass else None, note, works
+
+
+def step_works(posterior, flat, make: Callable, one_pass: bool) -> dict[str, Work]:
+    """A step, and what it cannot do without: its gradients, the pass, an optimiser over twice the parameters."""
+    return {
+        "baseline": least_step(*make(), flat.gradients, one_pass),
+        "ours": step(posterior, flat, *make()),
+    }
+
+
+def mlp(batch: int, *sizes: int):
+    layers = [piece for pair in zip(sizes, sizes[1:], strict=False) for piece in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1]), torch.randn(batch, sizes[0])
+
+
+MODELS = {
+    "MLP 8-50-1, batch 32": partial(mlp, 32, 8, 50, 1),
+    "MLP 64-256-256-10, batch 64": partial(mlp, 64, 64, 256, 256, 10),
+    "ConvNet 3x32x32, batch 50": lambda: (ConvNet((3, 32, 32), 10), torch.randn(50, 3, 32, 32)),
+    "MLP 784-1024-1024-10, batch 128": partial(mlp, 128, 784, 1024, 1024, 10),
+}
+
+
+def gradient_of(model: nn.Module, inputs: torch.Tensor) -> Callable[[], torch.Tensor]:
+    outputs = model(inputs).shape[1]
+    targets = torch.zeros(len(inputs), 1) if outputs == 1 else torch.arange(len(inputs)) % outputs
+
+    def closure():
+        model.zero_grad()
+        out = model(inputs)
+        loss = F.mse_loss(out, targets) if outputs == 1 else F.cross_entropy(out, targets)
+        loss.backward()
+        return loss.detach()
+
+    return closure
+
+
+def step(posterior, flat, model: nn.Module, inputs: torch.Tensor) -> Work:
+    state = posterior.init(model, partial(torch.optim.SGD, lr=1e-4), 1000)
+    closure = flat(gradient_of(state.model, inputs), state.model)
+    return lambda: posterior.step(state, closure)
+
+
+def least_step(model: nn.Module, inputs: torch.Tensor, gradients: int, one_pass: bool) -> Work:
+    closure, params = gradient_of(model, inputs), list(model.parameters())
+    size = sum(p.numel() for p in params)
+    raw = nn.Parameter(torch.zeros(size), requires_grad=False)
+    raw.grad = torch.zeros(size)
+    optimizer = torch.optim.SGD([*params, raw], lr=1e-4)
+    mean, std, noise, weights, installed, grad = torch.rand(6, size).unbind()
+
+    def work():
+        for _ in range(gradients):
+            closure()
+        if one_pass:
+            pass_over(mean, std, noise, weights, installed, grad)
+        optimizer.step()
+
+    return work
+
+
+def pass_over(mean, std, noise, weights, installed, grad) -> None:
+    noise.normal_()
+    torch.addcmul(mean, std, noise, out=weights)
+    installed.copy_(weights)
+    grad.mul_(noise)
+
+
+def main() -> None:
+    for row in measured("--quick" in sys.argv):
+        peers = "".join(f"  {name} {ratio:.2f}" for name, ratio in row["peers"].items())
+        print(
+            f"{row['group']:16} {row['case']:40} {row['threads']} thread(s): {row['ours'] * 1e3:8.3f} ms, "
+            f"{row['baseline'] * 1e3:8.3f} ms, ratio {row['ratio']:.2f}{peers}",
+            flush=True,
+        )
+    for size in (501, 85_002, 1_863_690):
+        tensors = torch.rand(6, size).unbind()
+        print(f"one pass over {size} parameters: {seconds_of(lambda t=tensors: pass_over(*t), 20) * 1e3:.3f} ms")
+
+
+if __name__ == "__main__":
+    main()
