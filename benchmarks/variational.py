@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from flatbayes import LRT, SAM, SGVB, ConvNet, Plain
 from flatbayes.posteriors.variational import raw_of_std
-from flatbayes.posteriors.variational_layers import VARIATIONAL, Noise
+from flatbayes.posteriors.variational_layers import VARIATIONAL, Noise, Scale
 
 try:
     from bayesian_torch import layers as peer
@@ -31,6 +32,7 @@ except Exception:  # not installed, or broken by what it drags along
 
 Work = Callable[[], object]
 SHORTEST = 2e-3  # seconds of one timing
+CLOCKS = {1: time.process_time, 2: time.perf_counter}  # by threads: the first is blind to what else the machine does
 
 
 def rows(quick: bool) -> list[dict]:
@@ -44,7 +46,7 @@ def measured(quick: bool):
         for threads in (1,) if quick else (1, 2):
             torch.set_num_threads(threads)
             for group, case, target, note, make in [*layer_cases(quick), *step_cases(quick)]:
-                seconds, ratios = interleaved(make(), rounds=7 if quick else 25)
+                seconds, ratios = interleaved(make(), rounds=7 if quick else 25, clock=CLOCKS[threads])
                 yield {
                     "group": group,
                     "case": case,
@@ -61,17 +63,19 @@ def measured(quick: bool):
         torch.set_num_threads(before)
 
 
-def interleaved(works: dict[str, Work], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+def interleaved(
+    works: dict[str, Work], rounds: int, clock: Callable[[], float]
+) -> tuple[dict[str, float], dict[str, float]]:
     """Median seconds of each, and the median ratio to the baseline of all others, round by round."""
     calls = {}
     for name, work in works.items():
         for _ in range(3):
             work()
-        calls[name] = max(1, round(SHORTEST / seconds_of(work, 3)))
+        calls[name] = max(1, round(SHORTEST / seconds_of(work, 3, clock)))
     taken = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            taken[name].append(seconds_of(work, calls[name]))
+            taken[name].append(seconds_of(work, calls[name], clock))
     ratios = {
         name: statistics.median(one / base for one, base in zip(times, taken["baseline"], strict=True))
         for name, times in taken.items()
@@ -80,11 +84,11 @@ def interleaved(works: dict[str, Work], rounds: int) -> tuple[dict[str, float], 
     return {name: statistics.median(times) for name, times in taken.items()}, ratios
 
 
-def seconds_of(work: Work, calls: int) -> float:
-    start = time.perf_counter()
+def seconds_of(work: Work, calls: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(calls):
         work()
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 # Layers
@@ -119,7 +123,7 @@ def layer_works(layer: nn.Module, shape: tuple, estimator: str) -> dict[str, Wor
 def noisy(layer: nn.Module, estimator: str) -> nn.Module:
     twin = VARIATIONAL[type(layer)](*arguments(layer))
     raws = [nn.Parameter(torch.full_like(p, raw_of_std(0.01))) for p in (twin.weight, twin.bias)]
-    twin.noise = Noise(estimator, *raws)
+    twin.noise = Noise(estimator, *(Scale.of(raw) for raw in raws))
     return twin
 
 
@@ -132,13 +136,15 @@ def arguments(layer: nn.Module) -> tuple:
 def pass_of(forward: Callable, inputs: torch.Tensor, module: nn.Module | None = None) -> Work:
     module = forward if module is None else module
     direction = torch.randn_like(forward(inputs))
-    held = [inputs, *module.parameters()]
     noise = getattr(module, "noise", None)
-    held += [] if noise is None else [noise.raw_weight, noise.raw_bias]
+    scales = () if noise is None else (noise.weight, noise.bias)
+    held = [inputs, *module.parameters(), *(scale.raw for scale in scales)]
 
     def work():
         for tensor in held:
             tensor.grad = None
+        if scales:  # the softplus is part of the work, as it is of a step with one pass
+            module.noise = Noise(noise.estimator, *(Scale.of(scale.raw) for scale in scales))
         forward(inputs).backward(direction)
 
     return work
@@ -167,7 +173,7 @@ def step_works(posterior, flat, make: Callable, one_pass: bool) -> dict[str, Wor
 
 
 def mlp(batch: int, *sizes: int):
-    layers = [piece for pair in zip(sizes, sizes[1:], strict=False) for piece in (nn.Linear(*pair), nn.ReLU())]
+    layers = [piece for pair in pairwise(sizes) for piece in (nn.Linear(*pair), nn.ReLU())]
     return nn.Sequential(*layers[:-1]), torch.randn(batch, sizes[0])
 
 
@@ -232,9 +238,11 @@ def main() -> None:
             f"{row['baseline'] * 1e3:8.3f} ms, ratio {row['ratio']:.2f}{peers}",
             flush=True,
         )
+    torch.set_num_threads(1)
     for size in (501, 85_002, 1_863_690):
         tensors = torch.rand(6, size).unbind()
-        print(f"one pass over {size} parameters: {seconds_of(lambda t=tensors: pass_over(*t), 20) * 1e3:.3f} ms")
+        seconds = seconds_of(lambda t=tensors: pass_over(*t), 20, CLOCKS[1])
+        print(f"one pass over {size} parameters: {seconds * 1e3:.3f} ms")
 
 
 if __name__ == "__main__":

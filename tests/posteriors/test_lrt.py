@@ -13,10 +13,10 @@ from torch.nn.utils import parametrizations, weight_norm
 from flatbayes.core.spread import offered
 from flatbayes.core.weights import flatten, trainable
 from flatbayes.flatness import SAM, Plain
-from flatbayes.posteriors.lrt import LRT, add_kl_gradients, bayesian_parameters, statistic, variational_layers
+from flatbayes.posteriors.lrt import LRT, bayesian_parameters, pull_to_prior, statistic, variational_layers
 from flatbayes.posteriors.sgvb import SGVB
 from flatbayes.posteriors.variational import gaussian_kl, raw_of_std, std_of_raw
-from flatbayes.posteriors.variational_layers import spread
+from flatbayes.posteriors.variational_layers import Scale
 from support import Counted, batch, network, snapshot
 
 STILL = partial(torch.optim.SGD, lr=0.0)
@@ -76,7 +76,7 @@ def minimise(posterior, state, closure, steps):
             group["lr"] = rate / (1 + k / 20)
         posterior.step(state, closure)
         if k >= steps // 2:
-            found.append(torch.cat([state.model.weight.detach(), spread(state.statistics[statistic("weight")])]))
+            found.append(torch.cat([state.model.weight.detach(), std_of_raw(state.statistics[statistic("weight")])]))
     return torch.stack(found).mean(0)
 
 
@@ -147,7 +147,7 @@ def test_kl_gradients_are_those_of_autograd():
     kl = gaussian_kl(mean.view(-1), std_of_raw(raw.view(-1)), torch.zeros(12, dtype=torch.float64), 5.0)
     exact = torch.autograd.grad(0.3 * kl, [mean, raw])
     mean.grad, raw.grad = torch.ones_like(mean), torch.full_like(raw, 2.0)
-    add_kl_gradients(mean, raw, 5.0, 0.3)
+    pull_to_prior([mean], [Scale.of(raw)], 5.0, 0.3)
     torch.testing.assert_close(mean.grad, 1 + exact[0])
     torch.testing.assert_close(raw.grad, 2 + exact[1])
 
@@ -212,7 +212,7 @@ def test_unused_parameters_go_to_the_prior():
     for _ in range(400):
         posterior.step(state, closure)
     mean = flatten(list(state.model["unused"].parameters()))
-    std = spread(state.statistics[statistic("unused.weight")])
+    std = std_of_raw(state.statistics[statistic("unused.weight")])
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-3)
     torch.testing.assert_close(std, torch.full_like(std, 0.5), rtol=0, atol=1e-3)
 
@@ -239,7 +239,7 @@ def test_a_layer_left_out_of_the_last_pass_has_the_gradient_of_the_prior(within_
     mean, raw = state.model["once"].weight, state.statistics[statistic("once.weight")]
     found = mean.grad.clone(), raw.grad.clone()
     mean.grad = raw.grad = None
-    add_kl_gradients(mean, raw, 4.0, 1 / 10)
+    pull_to_prior([mean], [Scale.of(raw)], 4.0, 1 / 10)
     assert torch.equal(found[0], mean.grad)
     assert torch.equal(found[1], raw.grad)
 
@@ -351,9 +351,9 @@ def test_biases_have_a_distribution():
     stds = []
     for k in range(1000):
         posterior.step(state, closure)
-        stds += [spread(state.statistics[statistic("bias")]).item()] if k >= 500 else []
+        stds += [std_of_raw(state.statistics[statistic("bias")]).item()] if k >= 500 else []
     assert sum(stds) / len(stds) == pytest.approx(14**-0.5, rel=0.05)
-    assert spread(state.statistics[statistic("weight")]).item() == pytest.approx(2**-0.5, rel=0.02)
+    assert std_of_raw(state.statistics[statistic("weight")]).item() == pytest.approx(2**-0.5, rel=0.02)
 
 
 # Draws

@@ -13,7 +13,6 @@ from flatbayes.core.spec import build, label, to_spec
 from flatbayes.posteriors import LRT, SGVB, Ensemble
 from flatbayes.posteriors.prior_scale import check_precisions, initial_scale, per_weight, precisions_of
 from flatbayes.posteriors.variational import std_of_raw
-from flatbayes.posteriors.variational_layers import spread
 
 BOTH = pytest.mark.parametrize("method", [SGVB, LRT])
 
@@ -82,7 +81,7 @@ def test_without_data_each_parameter_goes_to_its_own_prior(method, given):
     if method is SGVB:
         stds = std_of_raw(state.statistics["raw_scale"]).split([p.numel() for p in model.parameters()])
     else:
-        stds = [spread(state.statistics[f"raw_scale.{name}"]).flatten() for name in expected]
+        stds = [std_of_raw(state.statistics[f"raw_scale.{name}"]).flatten() for name in expected]
     for std, precision in zip(stds, expected.values(), strict=True):
         torch.testing.assert_close(std, torch.full_like(std, precision**-0.5), rtol=1e-2, atol=0)
     means = torch.cat([p.detach().flatten() for p in state.model.parameters()])

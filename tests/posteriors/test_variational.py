@@ -8,11 +8,11 @@ from torch.distributions import Normal, kl_divergence
 
 from flatbayes.posteriors.variational import (
     MIN_STD,
+    add_kl_gradients,
     gaussian_kl,
-    gaussian_kl_gradients,
-    objective_gradients,
     raw_of_std,
     std_of_raw,
+    to_objective_gradients,
 )
 
 
@@ -52,21 +52,24 @@ def test_precisions_may_differ_between_weights():
     mean, std, centre, precision = some(0), some(1).exp(), some(2), some(3).exp()
     expected = kl_divergence(Normal(mean, std), Normal(centre, precision**-0.5)).sum()
     torch.testing.assert_close(gaussian_kl(mean, std, centre, precision), expected)
-    leaves = mean.clone().requires_grad_(), std.clone().requires_grad_()
-    exact = torch.autograd.grad(gaussian_kl(*leaves, centre, precision), leaves)
-    for found, one in zip(gaussian_kl_gradients(mean, std, centre, precision), exact, strict=True):
-        torch.testing.assert_close(found, one, rtol=1e-13, atol=1e-14)
 
 
-def test_derivatives_of_the_divergence_are_those_of_autograd():
+@pytest.mark.parametrize("precision", [2.5, some(3).exp(), torch.tensor(2.5, dtype=torch.float64)])
+def test_derivatives_of_the_divergence_are_those_of_autograd_and_added(precision):
     mean, std, centre = some(0).requires_grad_(), some(1).exp().requires_grad_(), some(2)
-    expected = torch.autograd.grad(gaussian_kl(mean, std, centre, 2.5), (mean, std))
-    for found, exact in zip(gaussian_kl_gradients(mean.detach(), std.detach(), centre, 2.5), expected, strict=True):
-        torch.testing.assert_close(found, exact, rtol=1e-13, atol=1e-14)
+    given = precision if isinstance(precision, float) else precision.expand(6)
+    expected = torch.autograd.grad(0.3 * gaussian_kl(mean, std, centre, given), (mean, std))
+    found = some(4), some(5)
+    of_prior = precision if isinstance(precision, float) else [precision]
+    add_kl_gradients([found[0]], [found[1]], [mean.detach() - centre], [std.detach()], of_prior, 0.3)
+    for one, before, exact in zip(found, (some(4), some(5)), expected, strict=True):
+        torch.testing.assert_close(one, before + exact, rtol=1e-13, atol=1e-14)
 
 
-def test_gradients_are_those_of_autograd_through_the_samples():
-    mean, raw, centre, noise = some(0).requires_grad_(), some(1).requires_grad_(), some(2), some(3)
+@pytest.mark.parametrize("centred", [False, True])
+def test_gradients_are_those_of_autograd_through_the_samples(centred):
+    mean, raw, noise = some(0).requires_grad_(), some(1).requires_grad_(), some(3)
+    centre = some(2) if centred else torch.zeros(6, dtype=torch.float64)
 
     def loss(weights):
         return weights.sin().sum() * weights.square().sum()
@@ -76,13 +79,15 @@ def test_gradients_are_those_of_autograd_through_the_samples():
     expected = torch.autograd.grad(objective, (mean, raw))
     weights = (mean + std * noise).detach().requires_grad_()
     grad = torch.autograd.grad(loss(weights), weights)[0]
-    found = objective_gradients(grad, grad * noise, mean.detach(), raw.detach(), centre, 2.5, 0.03)
+    found = grad.clone(), grad * noise
+    given = mean.detach(), raw.detach(), std.detach(), centre if centred else None
+    to_objective_gradients(*found, *given, 2.5, 0.03)
     for one, exact in zip(found, expected, strict=True):
         torch.testing.assert_close(one, exact, rtol=1e-12, atol=1e-13)
 
 
 def test_the_prior_lets_a_vanished_deviation_grow():
     raw = torch.full((1,), -60.0)  # float32: the softplus underflows to nothing
-    zero = torch.zeros(1)
-    _, grad = objective_gradients(zero, zero, zero, raw, zero, 1.0, 1.0)
+    zero, grad = torch.zeros(1), torch.zeros(1)
+    to_objective_gradients(torch.zeros(1), grad, zero, raw, std_of_raw(raw), None, 1.0, 1.0)
     assert -math.inf < grad.item() < 0

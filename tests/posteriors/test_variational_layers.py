@@ -13,11 +13,11 @@ from flatbayes.posteriors.variational import raw_of_std, std_of_raw
 from flatbayes.posteriors.variational_layers import (
     VARIATIONAL,
     Noise,
+    Scale,
     flipout_activations,
+    forget_if_zeroed,
     local_activations,
     signs,
-    spread,
-    zeroed,
 )
 
 LAYERS = {
@@ -58,7 +58,7 @@ def noisy_layer(name, estimator, std=None):
         else torch.full_like(p, raw_of_std(std)).detach()
         for p in (plain.weight, plain.bias)
     ]
-    layer.noise = Noise(estimator, *raws)
+    layer.noise = Noise(estimator, *(None if raw is None else Scale.of(raw) for raw in raws))
     return layer, torch.randn(shape, generator=generator, dtype=torch.float64), plain
 
 
@@ -67,9 +67,9 @@ def exact_variance(layer, inputs, plain):
     params = {name: param.detach() for name, param in plain.named_parameters()}
     jacobian = jacrev(lambda p: functional_call(plain, p, (inputs,)))(params)
     total = 0
-    for name, raw in (("weight", layer.noise.raw_weight), ("bias", layer.noise.raw_bias)):
-        if raw is not None:
-            total = total + (jacobian[name].square() * F.softplus(raw).square()).flatten(inputs.dim()).sum(-1)
+    for name, scale in (("weight", layer.noise.weight), ("bias", layer.noise.bias)):
+        if scale is not None:
+            total = total + (jacobian[name].square() * F.softplus(scale.raw).square()).flatten(inputs.dim()).sum(-1)
     return total
 
 
@@ -165,7 +165,7 @@ def test_gradients_are_unbiased(activations):
 @pytest.mark.parametrize("deterministic", ["weight", "bias"])
 def test_a_parameter_without_spread_is_deterministic(deterministic, estimator):
     layer, inputs, plain = noisy_layer("linear", estimator)
-    weight, bias = layer.noise.raw_weight, layer.noise.raw_bias
+    weight, bias = layer.noise.weight, layer.noise.bias
     layer.noise = Noise(estimator, *((None, bias) if deterministic == "weight" else (weight, None)))
     variance = samples(layer, inputs, 1200).var(0) / exact_variance(layer, inputs, plain)
     assert (variance - 1).abs().max() < 5 * math.sqrt(2 / 1200)
@@ -174,10 +174,10 @@ def test_a_parameter_without_spread_is_deterministic(deterministic, estimator):
 @each_estimator
 def test_inputs_without_variance_have_finite_gradients(estimator):
     layer, inputs, _ = noisy_layer("conv2d", estimator)
-    layer.noise = Noise(estimator, layer.noise.raw_weight.requires_grad_(), None)
+    layer.noise = Noise(estimator, Scale.of(layer.noise.weight.raw.requires_grad_()), None)
     inputs = torch.zeros_like(inputs).requires_grad_()
     layer(inputs).sum().backward()
-    for tensor in (inputs, layer.weight, layer.noise.raw_weight):
+    for tensor in (inputs, layer.weight, layer.noise.weight.raw):
         assert tensor.grad.isfinite().all()
 
 
@@ -187,13 +187,13 @@ def test_under_autocast_the_variance_is_in_full_precision(dtype, estimator):
     layer, inputs, _ = noisy_layer("linear", estimator, std=1e-5)  # its square is 0 in half precision
     layer, inputs = layer.float(), inputs.float() * 1e4  # whose square is infinite in half precision
     nn.init.zeros_(layer.weight)
-    layer.noise = Noise(estimator, layer.noise.raw_weight.float().requires_grad_(), None)
+    layer.noise = Noise(estimator, Scale.of(layer.noise.weight.raw.float().requires_grad_()), None)
     with torch.autocast("cpu", dtype=dtype):
         noise = layer(inputs) - layer.bias
         assert layer(inputs).dtype == dtype
         assert noise.any()
     noise.square().mean().mul(0.01).backward()
-    for grad in (layer.noise.raw_weight.grad, layer.weight.grad):
+    for grad in (layer.noise.weight.raw.grad, layer.weight.grad):
         assert grad.isfinite().all()
         assert grad.any()
 
@@ -239,17 +239,33 @@ def test_a_twin_is_the_layer_with_noise():
         assert twin.state_dict().keys() == layer.state_dict().keys()
 
 
-def test_what_counts_as_zeroed():
-    param = nn.Parameter(torch.ones(2))
-    assert zeroed(param)
-    param.grad = torch.zeros(2)
-    assert zeroed(param)
-    for value in (1e-30, math.nan):
-        param.grad = torch.tensor([0.0, value])
-        assert not zeroed(param)
+@pytest.mark.parametrize(
+    ("grads", "kept"),
+    [
+        ((None, None), None),
+        ((torch.zeros(2), None), 0.0),
+        ((torch.zeros(2), torch.zeros(3)), 0.0),
+        ((torch.tensor([0.0, 1e-30]), torch.zeros(3)), 5.0),
+        ((torch.tensor([0.0, math.nan]), None), 5.0),
+    ],
+)
+@pytest.mark.parametrize("value", [5.0, math.inf])
+def test_gradients_of_deviations_are_zeroed_with_those_of_all_the_means(grads, kept, value):
+    params, raw = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))], torch.ones(2)
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    raw.grad, untouched = torch.full((2,), value), torch.ones(2)
+    forget_if_zeroed(params, [raw, untouched])
+    assert untouched.grad is None
+    if kept is None:
+        assert raw.grad is None
+    else:
+        assert raw.grad.tolist() == [value if kept else 0.0] * 2
 
 
-def test_spread_keeps_the_shape():
-    raw = torch.randn(2, 3, 4, dtype=torch.float64)
-    assert torch.equal(spread(raw), F.softplus(raw))
-    assert torch.equal(spread(raw).view(-1), std_of_raw(raw.view(-1)))
+def test_known_deviations_have_the_gradient_of_the_softplus():
+    raw = torch.randn(2, 3, 4, dtype=torch.float64).requires_grad_()
+    scale = Scale.of(raw)
+    assert torch.equal(scale.std, std_of_raw(raw.detach()))
+    assert torch.equal(scale.differentiable(), F.softplus(raw))
+    assert torch.autograd.gradcheck(lambda r: Scale.of(r).differentiable(), raw)

@@ -8,7 +8,7 @@ so maximises an expectation where `SGVB` takes the expectation of a maximum.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import get_args
@@ -25,8 +25,14 @@ from flatbayes.core.weights import installed, trainable
 from flatbayes.posteriors.gradient import ADAM, start, update
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_scale import PriorPrecision, check_precisions, precisions_of
-from flatbayes.posteriors.variational import MIN_STD, check_variational_optimizer, objective_gradients, raw_of_std
-from flatbayes.posteriors.variational_layers import VARIATIONAL, Estimator, Noise, Variational, spread, zeroed
+from flatbayes.posteriors.variational import (
+    MIN_STD,
+    add_kl_gradients,
+    check_variational_optimizer,
+    raw_of_std,
+    std_of_raw,
+)
+from flatbayes.posteriors.variational_layers import VARIATIONAL, Estimator, Noise, Scale, Variational
 
 _UNTREATED = (
     nn.Linear,  # this and convolutions: their subclasses, which may compute anything
@@ -137,57 +143,67 @@ class LRT(Posterior):
         """
         params, weights = _drawn_parameters(state), []
         with centred(state.model) as means:
-            for mean, scale in ((means[name], state.statistics[statistic(name)]) for name in params):
+            for mean, raw in ((means[name], state.statistics[statistic(name)]) for name in params):
                 noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-                weights.append(mean + spread(scale) * noise)
+                weights.append(mean + std_of_raw(raw) * noise)
             with installed(list(params.values()), weights), evaluating(state.model):
                 yield state.model
 
     def _ask(self, state: State, closure: Closure) -> Tensor:
         """Leave the gradient of the objective in `.grad` of everything that is optimised."""
-        params = {name: p for name, p in _drawn_parameters(state).items() if p.requires_grad}
-        scales = {name: state.statistics[statistic(name)] for name in params}
-        for scale in scales.values():
-            scale.grad = None
-        means, stds = [p.detach() for p in params.values()], [spread(scale) for scale in scales.values()]
-        with offering(list(params.values()), means, stds), noisy(state, self.estimator):
+        drawn = _drawn_parameters(state)
+        scales = {param: Scale.of(state.statistics[statistic(name)]) for name, param in drawn.items()}
+        learnt = {name: param for name, param in drawn.items() if param.requires_grad}
+        params, learnt_scales = list(learnt.values()), [scales[param] for param in learnt.values()]
+        for scale in learnt_scales:
+            scale.raw.grad = None
+        means, stds = [param.detach() for param in params], [scale.std for scale in learnt_scales]
+        with offering(params, means, stds), noisy(state.model, self.estimator, scales):
             loss = closure()
-        for name, param in params.items():
-            scale = scales[name]
-            if scale.grad is None and not zeroed(param):
+        for (name, param), scale in zip(learnt.items(), learnt_scales, strict=True):
+            if scale.raw.grad is None and param.grad is not None and bool(param.grad.any()):
                 raise RuntimeError(
                     f"{name} has a gradient that did not pass through the noise of its layer. Is the layer in eval "
                     "mode? Then call train() on the state's model before training. Does the model read the weights "
                     "of the layer instead of calling it? Then use SGVB."
                 )
-            add_kl_gradients(param, scale, self._precision(state, name), self.temperature / state.num_data)
+        pull_to_prior(params, learnt_scales, self._precisions(state, learnt), self.temperature / state.num_data)
         return loss
 
-    def _precision(self, state: State, name: str) -> float | Tensor:
+    def _precisions(self, state: State, names: Iterable[str]) -> float | list[Tensor]:
         given = self.prior_precision
-        return state.statistics[precision_of(name)] if isinstance(given, dict | str) else float(given)
+        if isinstance(given, dict | str):
+            return [state.statistics[precision_of(name)] for name in names]
+        return float(given)
 
 
-def add_kl_gradients(mean: nn.Parameter, raw: Tensor, prior_precision: float | Tensor, kl_weight: float) -> None:
+def pull_to_prior(
+    means: Sequence[nn.Parameter], scales: Sequence[Scale], prior_precision: float | list[Tensor], kl_weight: float
+) -> None:
     """Add `kl_weight` times the gradient of KL(q || prior) to `.grad` of the means and raw standard deviations.
 
     Without a gradient from the loss they get this one alone, which takes them to the prior.
 
     Args:
-        mean: Means of q.
-        raw: Standard deviations of q before the softplus.
-        prior_precision: Precision of the prior, which has mean zero: one number, or a tensor of no dimensions.
+        means: Means of q.
+        scales: Standard deviations of q, as they were in the passes that gradients are from.
+        prior_precision: Precision of the prior, which has mean zero: one number, or one tensor for each of the means.
         kl_weight: Weight of the KL divergence beside a loss that is a mean over examples.
     """
-    flat_mean, flat_raw = mean.detach().reshape(-1), raw.detach().reshape(-1)
-    zero = torch.zeros_like(flat_mean)
-    precision = prior_precision.expand_as(flat_mean) if isinstance(prior_precision, Tensor) else prior_precision
-    added = objective_gradients(zero, zero, flat_mean, flat_raw, zero, precision, kl_weight)
-    if mean.grad is None:
-        raw.grad = None  # of a pass before the last, which did not come here
-    for tensor, value in zip((mean, raw), added, strict=True):
-        tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-        tensor.grad.add_(value.view(tensor.shape))
+    raws, stds = [scale.raw for scale in scales], [scale.std for scale in scales]
+    for mean, raw in zip(means, raws, strict=True):
+        if mean.grad is None:
+            raw.grad = None  # of a pass before the last, which did not come here
+    std_grads = [torch.zeros_like(std) for std in stds]
+    values = [mean.detach() for mean in means]
+    add_kl_gradients(_gradients(means), std_grads, values, stds, prior_precision, kl_weight)
+    torch._foreach_addcmul_(_gradients(raws), std_grads, [scale.slope for scale in scales])
+
+
+def _gradients(tensors: Sequence[Tensor]) -> list[Tensor]:
+    for tensor in tensors:
+        tensor.grad = torch.zeros_like(tensor, requires_grad=False) if tensor.grad is None else tensor.grad
+    return [tensor.grad for tensor in tensors if tensor.grad is not None]
 
 
 def with_noisy_layers(model: nn.Module) -> nn.Module:
@@ -242,23 +258,27 @@ def precision_of(name: str) -> str:
 
 
 @contextmanager
-def noisy(state: State, estimator: Estimator) -> Iterator[None]:
-    """Inside, variational layers in training mode have the state's noise, and gradients reach what it depends on."""
-    params = _drawn_parameters(state)
-    scales = {id(param): state.statistics[statistic(name)] for name, param in params.items()}
-    layers = variational_layers(state.model)
+def noisy(network: nn.Module, estimator: Estimator, scales: Mapping[nn.Parameter, Scale]) -> Iterator[None]:
+    """Inside, variational layers in training mode have noise, and gradients reach what it depends on.
+
+    Args:
+        network: The network.
+        estimator: How activations are sampled.
+        scales: Standard deviations by parameter; other parameters are deterministic.
+    """
+    layers = variational_layers(network)
     try:
-        for param in params.values():
-            scales[id(param)].requires_grad_(param.requires_grad)
+        for param, scale in scales.items():
+            scale.raw.requires_grad_(param.requires_grad)
         for layer in layers:
-            own = dict(layer.named_parameters())
-            layer.noise = Noise(estimator, *(scales.get(id(own.get(name))) for name in ("weight", "bias")))
+            weight, bias = (layer._parameters.get(name) for name in ("weight", "bias"))
+            layer.noise = Noise(estimator, *(None if p is None else scales.get(p) for p in (weight, bias)))
         yield
     finally:
         for layer in layers:
             layer.noise = None
         for scale in scales.values():
-            scale.requires_grad_(False)
+            scale.raw.requires_grad_(False)
 
 
 @contextmanager

@@ -82,23 +82,20 @@ def all_names(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _of_kind(model: nn.Module, kind: str) -> set[int]:
     owned = [
-        (isinstance(module, _NORMS), "bias" in name, module, param)
+        (module, name, param)
         for module in model.modules()
-        for name, param in module.named_parameters(recurse=False)
-        if param.requires_grad
+        for name, param in module._parameters.items()
+        if param is not None and param.requires_grad
     ]
-    return {
-        id(param)
-        for norm, bias, module, param in owned
-        if {
-            "weights": not norm,
-            "no_biases": not norm and not bias,
-            "biases": not norm and bias,
-            "norms": norm,
-            "last_layer": module is owned[-1][2],
-            "all": True,
-        }[kind]
-    }
+    if kind == "last_layer":
+        return {id(param) for module, _, param in owned if module is owned[-1][0]}
+    if kind == "all":
+        return {id(param) for _, _, param in owned}
+    if kind == "norms":
+        return {id(param) for module, _, param in owned if isinstance(module, _NORMS)}
+    beside_norms = [(name, param) for module, name, param in owned if not isinstance(module, _NORMS)]
+    wanted = {"weights": (False, True), "no_biases": (False,), "biases": (True,)}[kind]
+    return {id(param) for name, param in beside_norms if ("bias" in name) in wanted}
 
 
 def _of_patterns(model: nn.Module, patterns: Sequence[str], option: str) -> set[int]:

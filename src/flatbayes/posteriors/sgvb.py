@@ -28,9 +28,9 @@ from flatbayes.posteriors.variational import (
     MIN_STD,
     Precision,
     check_variational_optimizer,
-    objective_gradients,
     raw_of_std,
     std_of_raw,
+    to_objective_gradients,
 )
 
 Centre = Literal["zero", "initial"]
@@ -121,8 +121,10 @@ class SGVB(Posterior):
 
     def step(self, state: State, closure: Closure) -> Tensor:
         """One step on means and standard deviations. Returns the mean loss of the drawn networks, without the KL."""
-        loss = update(state, lambda: self._ask(state, closure), prior_precision=None)
-        state.statistics["mean"].copy_(flatten(self._bayesian(state)))
+        params = self._bayesian(state)
+        means = unflatten(state.statistics["mean"], params)
+        loss = update(state, lambda: self._ask(state, closure, params, means), prior_precision=None)
+        copy_into(means, params)
         return loss
 
     def collect(self, state: State) -> None:
@@ -147,40 +149,42 @@ class SGVB(Posterior):
         given = self.prior_precision
         return state.statistics["prior_precision"] if isinstance(given, dict | str) else float(given)
 
-    def _ask(self, state: State, closure: Closure) -> Tensor:
+    def _ask(self, state: State, closure: Closure, bayesian: list[nn.Parameter], means: list[Tensor]) -> Tensor:
         """Leave in `.grad` of everything that is optimised the gradient of the objective, averaged over samples."""
-        bayesian = self._bayesian(state)
+        copy_into(means, bayesian)  # whoever has the model may have changed it since the last step
         chosen = {id(param) for param in bayesian}
         others = [param for param in trainable(state.model) if id(param) not in chosen]
-        mean, raw_scale = flatten(bayesian), state.statistics["raw_scale"]
-        std, share = std_of_raw(raw_scale), 1 / self.num_samples
+        mean, raw_scale = state.statistics["mean"], state.statistics["raw_scale"]
+        std = std_of_raw(raw_scale)
+        stds = unflatten(std, bayesian)
         raw_scale.grad = None  # or clipping within the closure would see that of the last step
         losses: list[Tensor] = []
-        grad, grad_times_noise = torch.zeros_like(mean), torch.zeros_like(mean)
-        others_grads = [torch.zeros_like(param) for param in others]
-        means, stds = unflatten(mean, bayesian), unflatten(std, bayesian)
+        totals: tuple[Tensor, ...] = ()
         for _ in range(self.num_samples):
             noise = torch.randn_like(mean)
-            weights = unflatten(mean + std * noise, bayesian)
+            weights = unflatten(torch.addcmul(mean, std, noise), bayesian)
             with installed(bayesian, weights), offering(bayesian, means, stds):
                 losses.append(closure())
             found = flatten(_gradients(bayesian))
-            grad.add_(found, alpha=share)
-            grad_times_noise.addcmul_(found, noise, value=share)
-            for total, one in zip(others_grads, _gradients(others), strict=True):
-                total.add_(one, alpha=share)
-        grad, raw_scale.grad = objective_gradients(
-            grad,
-            grad_times_noise,
-            mean,
-            raw_scale,
-            state.statistics.get("prior_mean", torch.zeros_like(mean)),
-            self._precision(state),
-            self.temperature / state.num_data,
-        )
+            sampled = (found, noise.mul_(found), *(grad.clone() for grad in _gradients(others)))
+            if totals:
+                torch._foreach_add_(totals, sampled)
+            else:
+                totals = sampled
+        if self.num_samples > 1:
+            torch._foreach_mul_(totals, 1 / self.num_samples)
+        grad, raw_grad, *others_grads = totals
+        prior_mean, kl_weight = state.statistics.get("prior_mean"), self.temperature / state.num_data
+        to_objective_gradients(grad, raw_grad, mean, raw_scale, std, prior_mean, self._precision(state), kl_weight)
+        raw_scale.grad = raw_grad
         for param, value in zip(bayesian + others, unflatten(grad, bayesian) + others_grads, strict=True):
             param.grad = value.to(param.dtype)
-        return torch.stack(losses).mean()
+        return losses[0] if self.num_samples == 1 else torch.stack(losses).mean()
+
+
+def copy_into(tensors: list[Tensor], values: Sequence[Tensor]) -> None:
+    """Overwrite tensors with the values of others."""
+    torch._foreach_copy_(tensors, [value.detach() for value in values])
 
 
 def _gradients(params: Sequence[nn.Parameter]) -> list[Tensor]:

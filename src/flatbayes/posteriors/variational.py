@@ -23,9 +23,9 @@ MIN_STD = 1e-8
 """Smallest standard deviation: softplus underflows to 0, and the KL divergence of a point is infinite."""
 
 
-def std_of_raw(raw: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
+def std_of_raw(raw: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Softplus, log(1 + exp(raw)), but at least `MIN_STD`."""
-    return F.softplus(raw).clamp(min=MIN_STD)
+    return F.softplus(raw).clamp_(min=MIN_STD)
 
 
 def raw_of_std(std: float) -> float:
@@ -60,28 +60,46 @@ def gaussian_kl(
     return ((spread - 1 - precision.log()) / 2 - std.log()).sum()
 
 
-def gaussian_kl_gradients(
-    mean: Float[Tensor, " params"],
-    std: Float[Tensor, " params"],
-    prior_mean: Float[Tensor, " params"],
-    prior_precision: Precision,
-) -> tuple[Float[Tensor, " params"], Float[Tensor, " params"]]:
-    """Derivatives of `gaussian_kl` with respect to `mean` and `std`."""
-    return prior_precision * (mean - prior_mean), prior_precision * std - std.reciprocal()
+def add_kl_gradients(
+    mean_grads: list[Tensor],
+    std_grads: list[Tensor],
+    means: list[Tensor],
+    stds: list[Tensor],
+    prior_precision: float | list[Tensor],
+    kl_weight: float,
+) -> None:
+    """Add `kl_weight` times the derivatives of `gaussian_kl` to gradients, in place; lists are of one tensor or many.
+
+    Args:
+        mean_grads: Gradients with respect to means.
+        std_grads: Gradients with respect to standard deviations.
+        means: Means of q, less those of the prior.
+        stds: Standard deviations of q.
+        prior_precision: Precision of the prior: one number, or for each tensor one that broadcasts to it.
+        kl_weight: Weight of the KL divergence, summed over weights, beside a loss that is a mean over examples.
+    """
+    for grads, values in ((mean_grads, means), (std_grads, stds)):
+        if isinstance(prior_precision, list):
+            torch._foreach_addcmul_(grads, prior_precision, values, value=kl_weight)  # rounds as the line below
+        else:
+            torch._foreach_add_(grads, values, alpha=kl_weight * prior_precision)
+    torch._foreach_add_(std_grads, torch._foreach_reciprocal(stds), alpha=-kl_weight)
 
 
-def objective_gradients(
+def to_objective_gradients(
     grad: Float[Tensor, " params"],
     grad_times_noise: Float[Tensor, " params"],
     mean: Float[Tensor, " params"],
     raw: Float[Tensor, " params"],
-    prior_mean: Float[Tensor, " params"],
+    std: Float[Tensor, " params"],
+    prior_mean: Float[Tensor, " params"] | None,
     prior_precision: Precision,
     kl_weight: float,
-) -> tuple[Float[Tensor, " params"], Float[Tensor, " params"]]:
-    """Gradients of the objective with respect to `mean` and `raw`, by the chain rule through w = mean + std noise.
+) -> None:
+    """Turn gradients of the loss into those of the objective with respect to `mean` and `raw`, in place.
 
-    With g the gradient of the loss at w (dw / dmean = 1, dw / dstd = noise, dstd / draw = sigmoid(raw)):
+    This is the chain rule through w = mean + std noise. With g the gradient of the loss at w (dw / dmean = 1,
+    dw / dstd = noise, dstd / draw = sigmoid(raw)):
 
         d/dmean = g + kl_weight dKL/dmean,    d/draw = (g noise + kl_weight dKL/dstd) sigmoid(raw)
 
@@ -90,17 +108,19 @@ def objective_gradients(
     Source: Blundell et al. (ICML 2015), section 3.2.
 
     Args:
-        grad: g, averaged over the sampled weights.
-        grad_times_noise: g times noise, averaged over the sampled weights.
+        grad: g, averaged over the sampled weights; becomes the derivative in `mean`.
+        grad_times_noise: g times noise, averaged over the sampled weights; becomes the derivative in `raw`.
         mean: Means of q.
         raw: Standard deviations of q before the softplus.
-        prior_mean: Means of the prior.
+        std: Standard deviations of q.
+        prior_mean: Means of the prior; None for zero.
         prior_precision: Precision of the prior.
         kl_weight: Weight of the KL divergence, summed over weights, beside a loss that is a mean over examples.
     """
-    kl_mean, kl_std = gaussian_kl_gradients(mean, std_of_raw(raw), prior_mean, prior_precision)
-    grad_std = grad_times_noise.add(kl_std, alpha=kl_weight)
-    return grad.add(kl_mean, alpha=kl_weight), grad_std * torch.sigmoid(raw)
+    distance = mean if prior_mean is None else mean - prior_mean
+    precision = [prior_precision] if isinstance(prior_precision, Tensor) else prior_precision
+    add_kl_gradients([grad], [grad_times_noise], [distance], [std], precision, kl_weight)
+    grad_times_noise.mul_(torch.sigmoid(raw))
 
 
 def check_variational_optimizer(

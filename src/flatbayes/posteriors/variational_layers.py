@@ -6,7 +6,8 @@ weights of its own by random signs; both make gradients less noisy than one set 
 Without `Noise`, and in eval mode, a layer is the ordinary one that it was.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,19 +28,44 @@ MIN_VARIANCE = 1e-16
 """Added to variances of activations: the square root has no finite derivative at 0, the variance of zero inputs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Standard deviations of one parameter, computed once for all passes that use them.
+
+    Attributes:
+        raw: Before the softplus; a pass leaves its gradient there.
+        std: After it, without a gradient.
+        slope: Derivative of the softplus.
+    """
+
+    raw: Tensor
+    std: Tensor
+    slope: Tensor
+
+    @staticmethod
+    def of(raw: Tensor) -> "Scale":
+        """The standard deviations that the raw ones have now."""
+        values = raw.detach()
+        return Scale(raw, std_of_raw(values), values.sigmoid())
+
+    def differentiable(self) -> Tensor:
+        """`std`, through which first derivatives reach `raw`: std + slope (raw - its value), the last being zero."""
+        return torch.addcmul(self.std, self.slope, self.raw - self.raw.detach())
+
+
+@dataclass(frozen=True, eq=False)
 class Noise:
     """Spread of one layer's parameters, and what becomes of it.
 
     Attributes:
         estimator: How activations are sampled.
-        raw_weight: Standard deviations of the weight before the softplus; None for a deterministic weight.
-        raw_bias: The same of the bias.
+        weight: Standard deviations of the weight; None for a deterministic weight.
+        bias: The same of the bias.
     """
 
     estimator: Estimator
-    raw_weight: Tensor | None
-    raw_bias: Tensor | None
+    weight: Scale | None
+    bias: Scale | None
 
 
 class Variational(nn.Module):
@@ -58,13 +84,11 @@ class Variational(nn.Module):
         noise = self.noise
         if noise is None or not self.training:
             return operation(inputs, weight, bias)
-        if zeroed(weight) and (bias is None or zeroed(bias)):
-            # A closure that zeroes the module's gradients alone means these too, and a flat one does so twice.
-            for raw in (noise.raw_weight, noise.raw_bias):
-                if raw is not None:
-                    raw.grad = None
+        scales = (noise.weight, noise.bias)
+        # A closure that zeroes the module's gradients alone means these too, and a flat one does so twice.
+        forget_if_zeroed([p for p in (weight, bias) if p is not None], [s.raw for s in scales if s is not None])
         activations = local_activations if noise.estimator == "local" else flipout_activations
-        weight_std, bias_std = (None if raw is None else spread(raw) for raw in (noise.raw_weight, noise.raw_bias))
+        weight_std, bias_std = (None if scale is None else scale.differentiable() for scale in scales)
         return activations(operation, inputs, weight, bias, weight_std, bias_std)
 
 
@@ -136,11 +160,10 @@ def local_activations(
     mean = operation(inputs, weight, bias)
     weight_variance = torch.zeros_like(weight) if weight_std is None else weight_std.square()
     bias_variance = None if bias_std is None else bias_std.square()
-    with torch.autocast(inputs.device.type, enabled=False):  # half precision holds neither squares nor the floor
+    with without_autocast(inputs.device.type):  # half precision holds neither squares nor the floor
         squares = inputs.to(weight_variance.dtype).square()
-        std = (operation(squares, weight_variance, bias_variance) + MIN_VARIANCE).sqrt()
-        noise = std * torch.randn_like(std)
-    return mean + noise.to(mean.dtype)
+        std = operation(squares, weight_variance, bias_variance).add_(MIN_VARIANCE).sqrt_()
+        return torch.addcmul(mean, std, torch.randn_like(std)).to(mean.dtype)
 
 
 def flipout_activations(
@@ -172,7 +195,7 @@ def flipout_activations(
     weight_noise = torch.zeros_like(weight) if weight_std is None else weight_std * torch.randn_like(weight_std)
     bias_noise = None if bias_std is None else bias_std * torch.randn_like(bias_std)
     perturbed = operation(inputs * signs(inputs, axis), weight_noise, bias_noise)
-    return mean + perturbed * signs(mean, axis)
+    return torch.addcmul(mean, perturbed, signs(mean, axis))
 
 
 def signs(like: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
@@ -187,11 +210,26 @@ def signs(like: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
     return torch.randint(0, 2, shape, dtype=like.dtype, device=like.device).mul_(2).sub_(1)
 
 
-def spread(raw: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Standard deviations of a parameter, in its shape."""
-    return std_of_raw(raw.reshape(-1)).reshape(raw.shape)
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """A context in which autocast is off, at no cost where it is off anyway."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
-def zeroed(param: Tensor) -> bool:
-    """Whether no gradient has been accumulated, or it has been zeroed since."""
-    return param.grad is None or not bool(param.grad.any())
+def forget_if_zeroed(params: Sequence[Tensor], raws: Sequence[Tensor]) -> None:
+    """Zero gradients of raw standard deviations where those of all means are, without waiting for a device.
+
+    Args:
+        params: The means, whose gradients have not been accumulated, or may have been zeroed since.
+        raws: Standard deviations before the softplus.
+    """
+    grads = [param.grad for param in params if param.grad is not None]
+    if not grads:
+        for raw in raws:
+            raw.grad = None
+        return
+    zeroed = torch.stack([grad.any() for grad in grads]).any().logical_not()
+    for raw in raws:
+        if raw.grad is not None:
+            raw.grad.masked_fill_(zeroed, 0)
