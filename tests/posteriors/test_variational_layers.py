@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 from torch.nn import functional as F
 
-from flatbayes.posteriors.variational import raw_of_std, std_of_raw
+from flatbayes.posteriors.variational import raw_of_std
 from flatbayes.posteriors.variational_layers import (
     VARIATIONAL,
     Noise,
@@ -130,7 +130,7 @@ def test_local_noise_has_no_covariance_between_examples_and_weights_have():
     torch.manual_seed(0)
     batches = x.repeat(count, 1)
     found = {
-        "local": local_activations(F.linear, batches, mean, None, std, None).view(count, 2),
+        "local": local_activations(F.linear, batches, mean, None, std.square(), None).view(count, 2),
         "shared": (mean + std * torch.randn(count, 2, dtype=torch.float64)) @ x.T,
     }
     for kind, outputs in found.items():
@@ -151,7 +151,8 @@ def test_gradients_are_unbiased(activations):
 
     def gradients(_):
         def loss(mean, std):
-            return (activations(F.linear, x, mean, None, std, None) - y).square().mean() / 2
+            width = std.square() if activations is local_activations else std
+            return (activations(F.linear, x, mean, None, width, None) - y).square().mean() / 2
 
         return torch.cat(torch.func.grad(loss, argnums=(0, 1))(mean, std), 1)
 
@@ -174,7 +175,7 @@ def test_a_parameter_without_spread_is_deterministic(deterministic, estimator):
 @each_estimator
 def test_inputs_without_variance_have_finite_gradients(estimator):
     layer, inputs, _ = noisy_layer("conv2d", estimator)
-    layer.noise = Noise(estimator, Scale.of(layer.noise.weight.raw.requires_grad_()), None)
+    layer.noise = Noise(estimator, layer.noise.weight, None)
     inputs = torch.zeros_like(inputs).requires_grad_()
     layer(inputs).sum().backward()
     for tensor in (inputs, layer.weight, layer.noise.weight.raw):
@@ -187,7 +188,7 @@ def test_under_autocast_the_variance_is_in_full_precision(dtype, estimator):
     layer, inputs, _ = noisy_layer("linear", estimator, std=1e-5)  # its square is 0 in half precision
     layer, inputs = layer.float(), inputs.float() * 1e4  # whose square is infinite in half precision
     nn.init.zeros_(layer.weight)
-    layer.noise = Noise(estimator, Scale.of(layer.noise.weight.raw.float().requires_grad_()), None)
+    layer.noise = Noise(estimator, Scale.of(layer.noise.weight.raw.float()), None)
     with torch.autocast("cpu", dtype=dtype):
         noise = layer(inputs) - layer.bias
         assert layer(inputs).dtype == dtype
@@ -263,9 +264,22 @@ def test_gradients_of_deviations_are_zeroed_with_those_of_all_the_means(grads, k
         assert raw.grad.tolist() == [value if kept else 0.0] * 2
 
 
-def test_known_deviations_have_the_gradient_of_the_softplus():
-    raw = torch.randn(2, 3, 4, dtype=torch.float64).requires_grad_()
-    scale = Scale.of(raw)
-    assert torch.equal(scale.std, std_of_raw(raw.detach()))
-    assert torch.equal(scale.differentiable(), F.softplus(raw))
-    assert torch.autograd.gradcheck(lambda r: Scale.of(r).differentiable(), raw)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_passes_add_the_gradient_of_the_softplus(frozen):
+    torch.manual_seed(0)
+    raw, direction = torch.randn(2, 3, 4, dtype=torch.float64)
+    scale, param = Scale.of(raw), nn.Parameter(torch.zeros_like(raw), requires_grad=not frozen)
+    leaf = raw.clone().requires_grad_()
+    std = F.softplus(leaf)
+    assert torch.equal(scale.std_for(param), std)
+    assert torch.equal(scale.variance_for(param), std.square())
+    if frozen:
+        assert not scale.std_for(param).requires_grad
+        assert not scale.variance_for(param).requires_grad
+        return
+    expected = torch.autograd.grad((std * direction).sum() + (std.square() * direction.exp()).sum(), leaf)[0]
+    (scale.std_for(param) * direction).sum().backward()
+    (scale.variance_for(param) * direction.exp()).sum().backward()
+    torch.testing.assert_close(raw.grad, expected)
+    assert torch.equal(scale.std, std)
+    assert not raw.requires_grad

@@ -105,7 +105,7 @@ class LRT(Posterior):
         network = with_noisy_layers(model)
         state = State(network, None, num_data)
         raw = raw_of_std(self.initial_std)
-        # Gradients are asked for within steps only: elsewhere these are data, to be copied, moved and loaded into.
+        # Layers hand them their gradients; a tensor that requires one could not be loaded into.
         params = bayesian_parameters(network)
         scales = {
             name: nn.Parameter(torch.full_like(param, raw), requires_grad=False) for name, param in params.items()
@@ -202,7 +202,7 @@ def pull_to_prior(
 
 def _gradients(tensors: Sequence[Tensor]) -> list[Tensor]:
     for tensor in tensors:
-        tensor.grad = torch.zeros_like(tensor, requires_grad=False) if tensor.grad is None else tensor.grad
+        tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
     return [tensor.grad for tensor in tensors if tensor.grad is not None]
 
 
@@ -259,7 +259,7 @@ def precision_of(name: str) -> str:
 
 @contextmanager
 def noisy(network: nn.Module, estimator: Estimator, scales: Mapping[nn.Parameter, Scale]) -> Iterator[None]:
-    """Inside, variational layers in training mode have noise, and gradients reach what it depends on.
+    """Inside, variational layers in training mode have noise, and pass gradients to what it depends on.
 
     Args:
         network: The network.
@@ -268,8 +268,6 @@ def noisy(network: nn.Module, estimator: Estimator, scales: Mapping[nn.Parameter
     """
     layers = variational_layers(network)
     try:
-        for param, scale in scales.items():
-            scale.raw.requires_grad_(param.requires_grad)
         for layer in layers:
             weight, bias = (layer._parameters.get(name) for name in ("weight", "bias"))
             layer.noise = Noise(estimator, *(None if p is None else scales.get(p) for p in (weight, bias)))
@@ -277,8 +275,6 @@ def noisy(network: nn.Module, estimator: Estimator, scales: Mapping[nn.Parameter
     finally:
         for layer in layers:
             layer.noise = None
-        for scale in scales.values():
-            scale.raw.requires_grad_(False)
 
 
 @contextmanager

@@ -33,8 +33,8 @@ class Scale:
     """Standard deviations of one parameter, computed once for all passes that use them.
 
     Attributes:
-        raw: Before the softplus; a pass leaves its gradient there.
-        std: After it, without a gradient.
+        raw: Before the softplus; backward passes add gradients to its `.grad`.
+        std: After it.
         slope: Derivative of the softplus.
     """
 
@@ -45,12 +45,34 @@ class Scale:
     @staticmethod
     def of(raw: Tensor) -> "Scale":
         """The standard deviations that the raw ones have now."""
-        values = raw.detach()
-        return Scale(raw, std_of_raw(values), values.sigmoid())
+        return Scale(raw, std_of_raw(raw), raw.sigmoid())
 
-    def differentiable(self) -> Tensor:
-        """`std`, through which first derivatives reach `raw`: std + slope (raw - its value), the last being zero."""
-        return torch.addcmul(self.std, self.slope, self.raw - self.raw.detach())
+    def std_for(self, param: Tensor) -> Tensor:
+        """Standard deviations for one pass, which have a gradient if the parameter has one."""
+        return _leaf(self.std, self.raw, [self.slope]) if param.requires_grad else self.std
+
+    def variance_for(self, param: Tensor) -> Tensor:
+        """Variances for one pass, which have a gradient if the parameter has one."""
+        variance = self.std.square()
+        return _leaf(variance, self.raw, [self.slope, 2 * self.std]) if param.requires_grad else variance
+
+
+def _leaf(values: Tensor, raw: Tensor, derivative: list[Tensor]) -> Tensor:
+    """A leaf of the graph, the gradient of which goes to `raw`, times the factors of the derivative.
+
+    Through the softplus itself, passes would repeat it and its derivative, at the cost of a small matrix product.
+    """
+
+    def pass_on(leaf: Tensor) -> None:
+        if leaf.grad is not None:
+            for factor in derivative:
+                leaf.grad.mul_(factor)
+            raw.grad = leaf.grad if raw.grad is None else raw.grad.add_(leaf.grad)
+            leaf.grad = None
+
+    leaf = values.detach().requires_grad_()
+    leaf.register_post_accumulate_grad_hook(pass_on)
+    return leaf
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +109,12 @@ class Variational(nn.Module):
         scales = (noise.weight, noise.bias)
         # A closure that zeroes the module's gradients alone means these too, and a flat one does so twice.
         forget_if_zeroed([p for p in (weight, bias) if p is not None], [s.raw for s in scales if s is not None])
-        activations = local_activations if noise.estimator == "local" else flipout_activations
-        weight_std, bias_std = (None if scale is None else scale.differentiable() for scale in scales)
-        return activations(operation, inputs, weight, bias, weight_std, bias_std)
+        learnt = ((scale, param) for scale, param in zip(scales, (weight, bias), strict=True))
+        if noise.estimator == "local":
+            variances = (None if s is None or p is None else s.variance_for(p) for s, p in learnt)
+            return local_activations(operation, inputs, weight, bias, *variances)
+        stds = (None if s is None or p is None else s.std_for(p) for s, p in learnt)
+        return flipout_activations(operation, inputs, weight, bias, *stds)
 
 
 class VariationalLinear(Variational, nn.Linear):
@@ -138,8 +163,8 @@ def local_activations(
     inputs: Float[Tensor, "..."],
     weight: Float[Tensor, "..."],
     bias: Float[Tensor, "..."] | None,
-    weight_std: Float[Tensor, "..."] | None,
-    bias_std: Float[Tensor, "..."] | None,
+    weight_variance: Float[Tensor, "..."] | None,
+    bias_variance: Float[Tensor, "..."] | None,
 ) -> Float[Tensor, "..."]:
     """A sample of every activation on its own: mean + sqrt(variance) noise, noise ~ N(0, 1).
 
@@ -154,12 +179,11 @@ def local_activations(
         inputs: Inputs of the layer.
         weight: Means of the weight.
         bias: Means of the bias.
-        weight_std: Standard deviations of the weight; None for zero.
-        bias_std: Standard deviations of the bias; None for zero.
+        weight_variance: Variances of the weight; None for zero.
+        bias_variance: Variances of the bias; None for zero.
     """
     mean = operation(inputs, weight, bias)
-    weight_variance = torch.zeros_like(weight) if weight_std is None else weight_std.square()
-    bias_variance = None if bias_std is None else bias_std.square()
+    weight_variance = torch.zeros_like(weight) if weight_variance is None else weight_variance
     with without_autocast(inputs.device.type):  # half precision holds neither squares nor the floor
         squares = inputs.to(weight_variance.dtype).square()
         std = operation(squares, weight_variance, bias_variance).add_(MIN_VARIANCE).sqrt_()
