@@ -9,6 +9,7 @@ Without `Noise`, and in eval mode, a layer is the ordinary one that it was.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -54,25 +55,25 @@ class Scale:
     def variance_for(self, param: Tensor) -> Tensor:
         """Variances for one pass, which have a gradient if the parameter has one."""
         variance = self.std.square()
-        return _leaf(variance, self.raw, [self.slope, 2 * self.std]) if param.requires_grad else variance
+        return _leaf(variance, self.raw, [self.slope, self.std, 2.0]) if param.requires_grad else variance
 
 
-def _leaf(values: Tensor, raw: Tensor, derivative: list[Tensor]) -> Tensor:
+def _leaf(values: Tensor, raw: Tensor, derivative: Sequence[Tensor | float]) -> Tensor:
     """A leaf of the graph, the gradient of which goes to `raw`, times the factors of the derivative.
 
     Through the softplus itself, passes would repeat it and its derivative, at the cost of a small matrix product.
     """
-
-    def pass_on(leaf: Tensor) -> None:
-        if leaf.grad is not None:
-            for factor in derivative:
-                leaf.grad.mul_(factor)
-            raw.grad = leaf.grad if raw.grad is None else raw.grad.add_(leaf.grad)
-            leaf.grad = None
-
     leaf = values.detach().requires_grad_()
-    leaf.register_post_accumulate_grad_hook(pass_on)
+    leaf.register_post_accumulate_grad_hook(partial(_pass_on, raw, derivative))
     return leaf
+
+
+def _pass_on(raw: Tensor, derivative: Sequence[Tensor | float], leaf: Tensor) -> None:
+    if leaf.grad is not None:
+        for factor in derivative:
+            leaf.grad.mul_(factor)
+        raw.grad = leaf.grad if raw.grad is None else raw.grad.add_(leaf.grad)
+        leaf.grad = None
 
 
 @dataclass(frozen=True, eq=False)
