@@ -162,10 +162,11 @@ class SGVB(Posterior):
         totals: tuple[Tensor, ...] = ()
         for _ in range(self.num_samples):
             noise = torch.randn_like(mean)
-            weights = unflatten(torch.addcmul(mean, std, noise), bayesian)
-            with installed(bayesian, weights), offering(bayesian, means, stds):
+            found = torch.addcmul(mean, std, noise)
+            pieces = unflatten(found, bayesian)
+            with installed(bayesian, pieces), offering(bayesian, means, stds):
                 losses.append(closure())
-            found = flatten(_gradients(bayesian))
+            copy_into(pieces, _gradients(bayesian))  # the model has its copy of the weights: their place is free
             sampled = (found, noise.mul_(found), *(grad.clone() for grad in _gradients(others)))
             if totals:
                 torch._foreach_add_(totals, sampled)
