@@ -1,7 +1,7 @@
 """Sharpness-aware Bayesian posteriors for any PyTorch model."""
 
 from flatbayes.comparison import Comparison
-from flatbayes.core import Closure, State
+from flatbayes.core import Closure, Course, State
 from flatbayes.data import (
     CIFAR10,
     UCI,
@@ -15,7 +15,21 @@ from flatbayes.data import (
     Source,
     Table,
 )
-from flatbayes.flatness import ASAM, SAM, FisherSAM, Flatness, Plain, PosteriorSAM, Random
+from flatbayes.flatness import (
+    ASAM,
+    LESAM,
+    MSAM,
+    SAM,
+    Every,
+    FisherSAM,
+    Flatness,
+    Late,
+    LookSAM,
+    Plain,
+    PosteriorSAM,
+    Random,
+    Smoothing,
+)
 from flatbayes.likelihoods import (
     Categorical,
     CategoricalPredictive,
@@ -33,8 +47,10 @@ from flatbayes.training import Constant, Cosine, Cyclical, Interrupted, Polynomi
 __all__ = [
     "ASAM",
     "CIFAR10",
+    "LESAM",
     "LRT",
     "MLP",
+    "MSAM",
     "SAM",
     "SGHMC",
     "SGLD",
@@ -48,12 +64,14 @@ __all__ = [
     "Constant",
     "ConvNet",
     "Cosine",
+    "Course",
     "Custom",
     "Cyclical",
     "Dataset",
     "Diabetes",
     "Digits",
     "Ensemble",
+    "Every",
     "FisherSAM",
     "FittedPosterior",
     "Flatness",
@@ -63,7 +81,9 @@ __all__ = [
     "ImageParquet",
     "Interrupted",
     "Laplace",
+    "Late",
     "Likelihood",
+    "LookSAM",
     "MCDropout",
     "Npz",
     "Part",
@@ -78,6 +98,7 @@ __all__ = [
     "Recipe",
     "SWALinear",
     "Schedule",
+    "Smoothing",
     "Source",
     "State",
     "Table",

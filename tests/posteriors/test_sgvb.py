@@ -11,10 +11,10 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from flatbayes.core.selection import selected
 from flatbayes.core.spread import offered
 from flatbayes.core.weights import flatten, trainable, unflatten
 from flatbayes.flatness import SAM, Plain
-from flatbayes.posteriors.selection import selected
 from flatbayes.posteriors.sgvb import SGVB
 from flatbayes.posteriors.variational import gaussian_kl, raw_of_std, std_of_raw
 from support import Counted, assert_same, batch, network, snapshot

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from flatbayes.cli.help import HelpFormatter
+from flatbayes.cli.names import known
 from flatbayes.core.spec import build, to_spec
 from flatbayes.data import Dataset, Source
 from flatbayes.flatness import SAM, Flatness
@@ -48,14 +49,14 @@ def training_options(parser: ArgumentParser) -> None:
         instantiate=False,
         required=False,
         metavar="NAME",
-        help="ConvNet, MLP, PreResNet, WideResNet, or the dotted path of your own class or function; "
+        help=f"{', '.join(known('model'))}, or the dotted path of your own class or function; "
         "by default ConvNet for images and MLP for tables",
     )
     parser.add_argument(
         "--flatness",
         type=Flatness,
         metavar="NAME",
-        help="where gradients are taken: SAM, ASAM, FisherSAM, PosteriorSAM, Random, Plain",
+        help=f"where gradients are taken: {', '.join(known('flatness'))}",
     )
     parser.add_class_arguments(Recipe, None)
     parser.set_defaults({"flatness": to_spec(SAM()), **_recipe_defaults()})

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure
+from flatbayes.core import Closure, Course
 from flatbayes.core.norms import global_norm
-from flatbayes.flatness.ascent import Offset, asked_at, check_ascent_steps, check_radius
+from flatbayes.core.selection import Selection, check_selection
+from flatbayes.flatness.aiming import aimed, check_part
+from flatbayes.flatness.ascent import Offset, check_ascent_steps, check_radius
 from flatbayes.flatness.flatness import Flatness
 
 
@@ -26,32 +28,45 @@ class ASAM(Flatness):
         eta: Added to |w|, so that weights at zero can move too.
         ascent_steps: Times the displacement is aimed; every one costs a gradient.
         fresh_noise: Draw new dropout masks for the second pass instead of replaying those of the first.
+        part: Share of the batch that the displacement is aimed with. It is the closure that saves the rest: see
+            `flatbayes.core.asked_part`. Running statistics then move at the displaced weights.
+        params: Which parameters are displaced, in a ball of their own: `norms`, those of normalisation layers
+            (Mueller et al., NeurIPS 2023), with a radius some ten times as large; `last_layer`, `weights`, `biases`,
+            `no_biases`, `all`, or a list of name patterns. The passes that aim compute no other gradients.
     """
 
     rho: float = 0.5
     eta: float = 0.01
     ascent_steps: int = 1
     fresh_noise: bool = False
+    part: float = 1.0
+    params: Selection = "all"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
         check_ascent_steps(self.ascent_steps)
+        check_part(self.part)
+        check_selection(self.params, "params")
         if not 0 <= self.eta < float("inf"):
             raise ValueError(f"eta is added to |w|: it must be finite and at least 0, got {self.eta}.")
 
     @property
-    def gradients(self) -> int:
-        """One to aim with for each ascent step, and the final one."""
-        return self.ascent_steps + 1
+    def gradients(self) -> float:
+        """One to aim with for each ascent step, or a part of one, and the final one."""
+        return self.ascent_steps * self.part + 1 if self.part < 1 else self.ascent_steps + 1
 
-    def __call__(self, closure: Closure, model: nn.Module) -> Closure:
+    one_loss_from = 0.0  # the worst loss in the ball, to first order
+
+    def __call__(self, closure: Closure, model: nn.Module, course: Course | None = None) -> Closure:
         """The closure whose gradient is that of the worst loss in the adaptive ball."""
-        return asked_at(
+        return aimed(
             lambda weights, grads: adaptive_offset(grads, adaptive_scale(weights, self.eta), self.rho),
             closure,
             model,
             ascent_steps=self.ascent_steps,
             fresh_noise=self.fresh_noise,
+            part=self.part,
+            params=self.params,
         )
 
 

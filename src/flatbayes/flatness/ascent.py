@@ -30,12 +30,12 @@ class Offset:
     Attributes:
         directions: One direction per tensor.
         norm: Their norm in the geometry of the ball, a tensor without dimensions.
-        rho: The radius.
+        rho: The radius, a number or a tensor without dimensions.
     """
 
     directions: Sequence[Tensor]
     norm: Tensor
-    rho: float
+    rho: float | Tensor
 
     @property
     def is_finite(self) -> bool:
@@ -48,7 +48,7 @@ class Offset:
         if not self.norm.is_cpu:
             return self.norm.clamp(min=TINY).reciprocal() * self.rho
         norm = self.norm.item()
-        return self.rho / norm if norm > 0 else 0.0
+        return float(self.rho) / norm if norm > 0 else 0.0
 
     def tensors(self) -> list[Tensor]:
         """The displacement, multiplied out."""

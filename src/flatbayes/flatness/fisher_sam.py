@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure
+from flatbayes.core import Closure, Course
 from flatbayes.core.norms import global_norm
 from flatbayes.flatness.ascent import Offset, asked_at, check_ascent_steps, check_radius
 from flatbayes.flatness.flatness import Flatness
@@ -40,11 +40,13 @@ class FisherSAM(Flatness):
             raise ValueError(f"eta weighs the squared gradient: it must be finite and at least 0, got {self.eta}.")
 
     @property
-    def gradients(self) -> int:
+    def gradients(self) -> float:
         """One to aim with for each ascent step, and the final one."""
         return self.ascent_steps + 1
 
-    def __call__(self, closure: Closure, model: nn.Module) -> Closure:
+    one_loss_from = 0.0  # the worst loss in the ellipsoid, to first order
+
+    def __call__(self, closure: Closure, model: nn.Module, course: Course | None = None) -> Closure:
         """The closure whose gradient is that of the worst loss in the ellipsoid."""
         return asked_at(
             lambda _, grads: fisher_offset(grads, inverse_fisher(grads, self.eta), self.rho),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from flatbayes.core import Closure
+from flatbayes.core import Closure, Course
 from flatbayes.flatness.flatness import Flatness
 
 
@@ -13,10 +13,12 @@ class Plain(Flatness):
     """The identity: ordinary training, the baseline twin of every flat one."""
 
     @property
-    def gradients(self) -> int:
+    def gradients(self) -> float:
         """One: the closure itself."""
         return 1
 
-    def __call__(self, closure: Closure, model: nn.Module) -> Closure:
+    one_loss_from = 0.0  # the loss itself
+
+    def __call__(self, closure: Closure, model: nn.Module, course: Course | None = None) -> Closure:
         """The closure, untouched."""
         return closure

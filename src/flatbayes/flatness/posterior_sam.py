@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure
+from flatbayes.core import Closure, Course
 from flatbayes.core.spread import Spread, offered
 from flatbayes.flatness.asam import adaptive_offset
 from flatbayes.flatness.ascent import Offset, asked_at, check_ascent_steps, check_radius
@@ -53,11 +53,13 @@ class PosteriorSAM(Flatness):
             raise ValueError(f"geometry must be {' or '.join(get_args(Geometry))}, got {self.geometry!r}.")
 
     @property
-    def gradients(self) -> int:
+    def gradients(self) -> float:
         """One to aim with for each ascent step, and the final one."""
         return self.ascent_steps + 1
 
-    def __call__(self, closure: Closure, model: nn.Module) -> Closure:
+    one_loss_from = 0.0  # the worst loss in the ball, to first order
+
+    def __call__(self, closure: Closure, model: nn.Module, course: Course | None = None) -> Closure:
         """The closure whose gradient is that of the worst loss in the ball.
 
         Raises:

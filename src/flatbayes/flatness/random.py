@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure
+from flatbayes.core import Closure, Course
 from flatbayes.core.norms import global_norm
 from flatbayes.flatness.ascent import Offset, asked_at, check_radius
 from flatbayes.flatness.flatness import Flatness
@@ -35,11 +35,13 @@ class Random(Flatness):
         check_radius(self.rho)
 
     @property
-    def gradients(self) -> int:
+    def gradients(self) -> float:
         """Two, as for SAM; the first moves the running statistics at the undisplaced weights."""
         return 2
 
-    def __call__(self, closure: Closure, model: nn.Module) -> Closure:
+    one_loss_from = 0.0  # the mean loss on the sphere
+
+    def __call__(self, closure: Closure, model: nn.Module, course: Course | None = None) -> Closure:
         """The closure whose gradient is taken at a random point of the sphere."""
         return asked_at(
             lambda _, grads: random_offset(grads, self.rho, self.seed),

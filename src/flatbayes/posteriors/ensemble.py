@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 from flatbayes.posteriors.point import Point
-from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.posterior import Needs, Posterior
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Ensemble(Posterior):
     def moves_weights(self) -> bool:
         """As the member."""
         return self.member.moves_weights
+
+    @property
+    def needs_one_loss(self) -> Needs:
+        """As the member."""
+        return self.member.needs_one_loss
 
     @property
     def default_optimizer(self) -> MakeOptimizer:

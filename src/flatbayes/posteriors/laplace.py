@@ -88,6 +88,8 @@ class Laplace(Posterior):
         """Only if the network itself is run at drawn weights."""
         return self.predictive == "sampled"
 
+    needs_one_loss = "never"  # it looks at the loss itself once training is over
+
     @property
     def default_optimizer(self) -> MakeOptimizer:
         """SGD with momentum, and with weight decay unless the prior is given."""

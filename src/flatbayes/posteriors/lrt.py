@@ -86,6 +86,7 @@ class LRT(Posterior):
     runs = 1
     stochastic = True  # each draw has weights of its own
     moves_weights = True  # running statistics of training are those of noisy activations
+    needs_one_loss = "finally"  # what is minimised is a bound
 
     @property
     def default_optimizer(self) -> MakeOptimizer:

@@ -41,6 +41,7 @@ class MCDropout(Posterior):
     runs = 1
     stochastic = True  # each draw has masks of its own
     moves_weights = False  # training ran with such masks, and its running statistics are theirs
+    needs_one_loss = "never"  # it is where training ends
 
     @property
     def default_optimizer(self) -> MakeOptimizer:

@@ -30,6 +30,7 @@ class Point(Posterior):
     runs = 1
     stochastic = False  # there is one network to draw
     moves_weights = False  # the running statistics are those of training
+    needs_one_loss = "never"  # it is where training ends
 
     @property
     def default_optimizer(self) -> MakeOptimizer:

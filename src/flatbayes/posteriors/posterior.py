@@ -2,11 +2,16 @@
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
+
+Needs = Literal["never", "finally", "while collecting"]
+"""`never`: any way to good weights will do. `finally`: an objective is minimised, which must not change any more.
+`while collecting`: the weights are samples from a density, which every one of them must come from."""
 
 
 class Posterior(ABC):
@@ -30,6 +35,11 @@ class Posterior(ABC):
     @abstractmethod
     def moves_weights(self) -> bool:
         """Whether draws have weights that training never visited, and so need running statistics of their own."""
+
+    @property
+    @abstractmethod
+    def needs_one_loss(self) -> Needs:
+        """When the gradients must be those of one fixed loss function of the weights, for the method to be right."""
 
     @property
     @abstractmethod

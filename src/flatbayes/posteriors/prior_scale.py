@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flatbayes.posteriors.selection import all_names, listed, matching
+from flatbayes.core.selection import all_names, listed, matching
 
 PriorPrecision = float | dict[str, float] | Literal["initial"]
 """Precision of all parameters, or by patterns of their names, or that of the values they start with."""

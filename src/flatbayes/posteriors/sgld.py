@@ -61,6 +61,7 @@ class SGLD(Posterior):
         return self.keep > 1
 
     moves_weights = True  # the running statistics are those of the end of training, not of the snapshot
+    needs_one_loss = "while collecting"  # snapshots are samples of one density
 
     @property
     def default_optimizer(self) -> MakeOptimizer:

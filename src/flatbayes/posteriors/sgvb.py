@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 from flatbayes.core.buffers import evaluating
+from flatbayes.core.selection import Selection, check_selection, selected
 from flatbayes.core.spread import offering
 from flatbayes.core.weights import flatten, installed, trainable, unflatten
 from flatbayes.posteriors.gradient import ADAM, start, update
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_scale import PriorPrecision, check_precisions, per_weight, precisions_of
-from flatbayes.posteriors.selection import Selection, check_selection, selected
 from flatbayes.posteriors.variational import (
     MIN_STD,
     Precision,
@@ -87,6 +87,7 @@ class SGVB(Posterior):
     runs = 1
     stochastic = True  # each draw has noise of its own
     moves_weights = True  # running statistics of training mix those of all the networks it drew
+    needs_one_loss = "finally"  # what is minimised is a bound
 
     @property
     def default_optimizer(self) -> MakeOptimizer:

@@ -55,6 +55,8 @@ class SWAG(Posterior):
 
     moves_weights = True  # neither the mean nor a draw around it was visited in training
 
+    needs_one_loss = "never"  # the iterates of any optimiser will do
+
     @property
     def default_optimizer(self) -> MakeOptimizer:
         """SGD with momentum, and with weight decay unless the prior is given."""

@@ -21,6 +21,7 @@ from flatbayes.training.cost import Meter
 from flatbayes.training.loop import Job
 from flatbayes.training.material import material
 from flatbayes.training.model import ModelFactory, builder, describe
+from flatbayes.training.pairing import check_pair
 from flatbayes.training.recipe import Recipe
 from flatbayes.training.watch import Bar, Watch, Watches
 
@@ -70,11 +71,12 @@ def fit(
         watch: Sees every step and epoch.
 
     Raises:
-        ValueError: Model, data and posterior do not go together.
+        ValueError: Model, data, posterior and flatness do not go together.
         RuntimeError: The loss became non-finite.
         Interrupted: Ctrl-C was pressed; it carries what was fitted so far.
     """
     _check(model, posterior)
+    check_pair(posterior, flatness, recipe)
     source = material(data)
     likelihood = likelihood or source.likelihood()
     sizes = dict.fromkeys(("num_classes", "num_outputs"), likelihood.num_outputs)
@@ -83,7 +85,7 @@ def fit(
     fabric = _fabric(recipe)
     meter = Meter(fabric.device)
     states: list[State] = []
-    gradients = 0
+    gradients: float = 0
 
     def fitted(states: Sequence[State], **info: Any) -> FittedPosterior:
         for state in states:

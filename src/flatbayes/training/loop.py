@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, State
+from flatbayes.core import Closure, Course, State, asked_part
 from flatbayes.core.randomness import forked
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Likelihood
@@ -33,7 +33,7 @@ class Job:
         batches: The training data.
         recipe: How to train.
         validate: Measures the module between epochs; decides nothing.
-        gradients: Forward and backward passes so far.
+        gradients: Forward and backward passes so far; one over a part of the batch counts as that part.
         epochs_done: Whole epochs so far.
         state: The posterior's state, once training has begun.
     """
@@ -44,7 +44,7 @@ class Job:
     batches: TrainingBatches
     recipe: Recipe
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None
-    gradients: int = 0
+    gradients: float = 0
     epochs_done: int = 0
     state: State | None = None
 
@@ -65,6 +65,7 @@ class Job:
         state.optimizer = optimizer = engine.optimizer
         rates = [group["lr"] for group in optimizer.param_groups]
         total_steps, step = recipe.epochs * len(batches), 0
+        course = Course(total_steps=total_steps)
         watched = watched_epochs(recipe.epochs, recipe.validations)
         with forked(seed, module):
             for epoch in range(recipe.epochs):
@@ -74,12 +75,13 @@ class Job:
                     factor = recipe.schedule.factor(step, total_steps)
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):
                         group["lr"] = rate * factor
-                    closure = self.flatness(self._closure(engine, batch), module)
+                    closure = self.flatness(self._closure(engine, batch), module, course)
                     loss = self.posterior.step(state, self._clipped(engine, closure))
                     if recipe.collects(step, len(batches)):
                         self.posterior.collect(state)
                     loss_sum += loss
                     step += 1
+                    course.advance()
                     watch.step(step, loss, rates[0] * factor)
                 mean_loss = float(loss_sum / len(batches))
                 if not math.isfinite(mean_loss):
@@ -100,20 +102,20 @@ class Job:
             inputs = inputs.double()
         if self.recipe.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        pieces = min(self.recipe.accumulate, len(inputs))
-        parts = list(zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True))
 
         def closure() -> Tensor:
-            self.gradients += 1
+            part, labels = asked_part(inputs, targets)
+            self.gradients += 1 if len(part) == len(inputs) else len(part) / len(inputs)
+            pieces = min(self.recipe.accumulate, len(part))
             engine.zero_grad()
             total: Tensor | None = None
-            for x, y in parts:
+            for x, y in zip(part.tensor_split(pieces), labels.tensor_split(pieces), strict=True):
                 loss = self.likelihood.loss(engine.network(x), y)
                 if pieces > 1:
-                    loss = loss * (len(x) / len(inputs))
+                    loss = loss * (len(x) / len(part))
                 engine.backward(loss)
                 total = loss.detach() if total is None else total + loss.detach()
-            return total  # type: ignore[return-value]  # there is at least one part
+            return total  # type: ignore[return-value]  # there is at least one piece
 
         return closure
 

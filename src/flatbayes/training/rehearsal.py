@@ -5,12 +5,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from flatbayes.core import Course
 from flatbayes.core.randomness import unmoved
 from flatbayes.data import Dataset
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.training.material import Held
 from flatbayes.training.model import ModelFactory, builder
+from flatbayes.training.pairing import check_pair
 from flatbayes.training.recipe import Recipe
 
 ENOUGH, FEW = 5, 4
@@ -25,6 +27,7 @@ def rehearse(
         ValueError: Model, data, posterior, flatness and recipe do not go together.
         RuntimeError: The recipe collects too few snapshots to draw from.
     """
+    check_pair(posterior, flatness, recipe)
     source = Held(data)
     inputs, targets = source.scale(data.train.inputs[:FEW]), data.train.targets[:FEW]
     with unmoved(None):
@@ -43,7 +46,8 @@ def rehearse(
             loss.backward()
             return loss.detach()
 
-        posterior.step(state, flatness(closure, network))
+        at_once = Course(total_steps=0)  # begins and ends here: whatever takes turns has its turn
+        posterior.step(state, flatness(closure, network, at_once))
         for _ in range(min(ENOUGH, _snapshots(recipe, len(data.train)))):
             posterior.collect(state)
         network.eval()

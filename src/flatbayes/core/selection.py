@@ -1,6 +1,7 @@
 """Which of the trainable parameters a method is about: chosen by kind of layer, or by patterns of their names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
@@ -61,6 +62,25 @@ def selected(model: nn.Module, selection: Selection, option: str) -> dict[str, n
             "learnt."
         )
     return found
+
+
+@contextmanager
+def alone(model: nn.Module, params: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Inside, these are the only parameters that get gradients, so that those of the others cost nothing.
+
+    Args:
+        model: The network.
+        params: Some of its trainable parameters.
+    """
+    chosen = {id(param) for param in params.values()}
+    others = [param for param in model.parameters() if param.requires_grad and id(param) not in chosen]
+    try:
+        for param in others:
+            param.requires_grad_(False)
+        yield
+    finally:
+        for param in others:
+            param.requires_grad_(True)
 
 
 def matching(names: Sequence[str], pattern: str) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.posteriors.selection import check_selection, selected
+from flatbayes.core.selection import check_selection, selected
 from flatbayes.posteriors.sgvb import SGVB
 
 NORMS = [nn.BatchNorm2d(4), nn.InstanceNorm2d(4, affine=True), nn.GroupNorm(2, 4), nn.LayerNorm((4, 3, 3))]
