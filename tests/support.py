@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatbayes import flatness, posteriors
+from flatbayes.core import Course
 from flatbayes.core.buffers import evaluating
 from flatbayes.core.spec import label
 from flatbayes.core.spread import offered, offering
@@ -19,8 +20,17 @@ FLATNESSES = [getattr(flatness, name)() for name in flatness.__all__ if name != 
     flatness.SAM(rho=0.1, ascent_steps=3),
     flatness.ASAM(rho=0.3, ascent_steps=2),
     flatness.PosteriorSAM(rho=0.003, geometry="mean_over_std", ascent_steps=2),
+    flatness.SAM(rho=0.1, part=0.5),
+    flatness.SAM(rho=0.1, params=["*weight"]),
+    flatness.ASAM(rho=0.3, part=0.5, params=["*weight"], ascent_steps=2),
+    flatness.LESAM(loss=0.02, anneal=1.0),
+    flatness.Every(flatness.ASAM(part=0.5), steps=2),
+    flatness.Late(flatness.Smoothing(), start=0.5),
 ]
 WITH_RADIUS = [f for f in FLATNESSES if any(field.name == "rho" for field in fields(f))]
+AHEAD = [f for f in FLATNESSES if isinstance(f, flatness.MSAM)]  # aimed at what earlier steps have seen
+BALLS = [f for f in WITH_RADIUS if f not in AHEAD]  # aimed at the gradient that is there
+FLAT = [f for f in FLATNESSES if not isinstance(f, flatness.Plain)]
 
 CHOSEN = [
     Point(),
@@ -148,11 +158,13 @@ def train(posterior, flat, steps: int = 6, model: nn.Module | None = None, dtype
     return state, losses
 
 
-def advance(posterior, flat, state, steps, dtype=torch.float32) -> list[Tensor]:
+def advance(posterior, flat, state, steps, dtype=torch.float32, course: Course | None = None) -> list[Tensor]:
     losses, seen = [], [batch(k, dtype=dtype) for k in range(3)]
+    course = Course(total_steps=6) if course is None else course
     for k in steps:
         closure = Counted(state.model, *batch(k % 3, dtype=dtype))
-        losses.append(posterior.step(state, flat(closure, state.model)))
+        losses.append(posterior.step(state, flat(closure, state.model, course)))
+        course.advance()
         if k >= 1:
             posterior.collect(state)
     with evaluating(state.model):
@@ -162,6 +174,37 @@ def advance(posterior, flat, state, steps, dtype=torch.float32) -> list[Tensor]:
 
 def with_radius(flat, rho: float):
     return replace(flat, rho=rho)
+
+
+def switched_off(flat):
+    """The same with a displacement of length 0."""
+    names = {field.name for field in fields(flat)}
+    for name in ("rho", "std", "loss"):
+        if name in names:
+            return replace(flat, **{name: 0.0})
+    return replace(flat, flatness=switched_off(flat.flatness))
+
+
+def in_force(flat, model: nn.Module) -> Course:
+    """A course at a step at which the flatness displaces the weights of this model."""
+    course = Course(step=10, total_steps=12)
+    if isinstance(flat, flatness.MSAM):
+        generator = torch.Generator().manual_seed(5)
+        params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        noise = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in params.items()}
+        course.remember("msam", noise)
+    return course
+
+
+def innermost(flat):
+    """What runs when it is the turn of a flatness that takes turns."""
+    return innermost(flat.flatness) if any(field.name == "flatness" for field in fields(flat)) else flat
+
+
+def whole_at_the_weights(flat) -> bool:
+    """Whether the whole batch is seen at the undisplaced weights too: in a gradient that only aims."""
+    inner = innermost(flat)
+    return not isinstance(inner, flatness.MSAM | flatness.Smoothing) and getattr(inner, "part", 1) == 1
 
 
 @contextmanager
@@ -177,7 +220,7 @@ def offering_everything(model: nn.Module) -> Iterator[None]:
 
 def wants_spread(flat) -> bool:
     """Whether the flatness takes its geometry from the posterior."""
-    return any(field.name == "geometry" for field in fields(flat))
+    return any(field.name == "geometry" for field in fields(innermost(flat)))
 
 
 def offers_spread(posterior) -> bool:
@@ -193,6 +236,11 @@ def offers_spread(posterior) -> bool:
     return any(heard)
 
 
-def goes_with(posterior, flat) -> bool:
-    """Whether the pair can be trained: a geometry of the posterior's own needs one that has it."""
-    return not wants_spread(flat) or offers_spread(posterior)
+def refused(posterior, flat, recipe) -> str | None:
+    """What is said of a pair that cannot be fitted; None for all others."""
+    if wants_spread(flat) and not offers_spread(posterior):
+        return "this one has none"
+    start = recipe.collect_from if posterior.needs_one_loss == "while collecting" else 1.0
+    if posterior.needs_one_loss != "never" and flat.one_loss_from > start:
+        return f"does not go with {type(flat).__name__}.*one loss"
+    return None

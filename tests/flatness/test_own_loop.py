@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from flatbayes.core import Course
 from flatbayes.flatness import SAM, Plain
-from support import WITH_RADIUS, named, offering_everything
+from support import FLAT, named, offering_everything
 
 DENSE = [
     torch.optim.SGD,
@@ -46,17 +47,18 @@ def plain_closure(model, optimizer, x, y):
 
 
 @pytest.mark.parametrize("make", DENSE)
-@pytest.mark.parametrize("flat", WITH_RADIUS, ids=named(WITH_RADIUS))
+@pytest.mark.parametrize("flat", FLAT, ids=named(FLAT))
 def test_any_optimizer_learns(make, flat):
     model, x, y = task()
     optimizer = make(
         model.parameters(), **({} if make in (torch.optim.Adadelta, torch.optim.Rprop) else {"lr": 0.05})
     )
-    losses = []
+    losses, course = [], Course(total_steps=25)
     for _ in range(25):
         with offering_everything(model):
-            losses.append(flat(plain_closure(model, optimizer, x, y), model)().item())
+            losses.append(flat(plain_closure(model, optimizer, x, y), model, course)().item())
         optimizer.step()
+        course.advance()
     assert losses[-1] < losses[0]
     assert model[1].num_batches_tracked == 25
 

@@ -1,5 +1,6 @@
 """What holds for every flatness: new exports are tested here the day they appear."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -7,74 +8,190 @@ import pytest
 import torch
 from torch import nn
 
+from flatbayes.core import Course, asked_part
 from flatbayes.core.randomness import RandomState
-from flatbayes.core.spec import build, to_spec
+from flatbayes.core.selection import selected
+from flatbayes.core.spec import build, label, to_spec
 from flatbayes.core.spread import offered, offering
-from flatbayes.flatness import ASAM, SAM, FisherSAM, Flatness, Plain, PosteriorSAM, Random
+from flatbayes.flatness import (
+    ASAM,
+    LESAM,
+    MSAM,
+    SAM,
+    Every,
+    FisherSAM,
+    Flatness,
+    Late,
+    LookSAM,
+    Plain,
+    PosteriorSAM,
+    Random,
+    Smoothing,
+)
 from flatbayes.flatness.asam import adaptive_scale
 from flatbayes.flatness.fisher_sam import inverse_fisher
 from support import (
+    BALLS,
+    FLAT,
     FLATNESSES,
     WITH_RADIUS,
     Counted,
     assert_same,
     batch,
+    in_force,
+    innermost,
     named,
     network,
     offering_everything,
     snapshot,
+    whole_at_the_weights,
     with_radius,
 )
 
-AIMED = [f for f in FLATNESSES if not isinstance(f, Random)]  # a random direction depends on the gradient's bits
+AIMED = [f for f in BALLS if not isinstance(f, Random)]  # a random direction depends on the gradient's bits
+# A budget in units of the loss, or one direction while the gradient is another, is not free of the scale.
+SCALE_FREE = [f for f in FLATNESSES if not isinstance(innermost(f), Random | LESAM)]
+# An overflow is known only from a gradient, so those that have just one have been displaced by then.
+AIMS_FIRST = [f for f in FLATNESSES if not isinstance(innermost(f), MSAM | Smoothing)]
+NEEDS_COURSE = [f for f in FLATNESSES if isinstance(f, MSAM | LookSAM | Every | Late | Smoothing)]
+NEEDS_COURSE += [f for f in FLATNESSES if isinstance(f, LESAM) and f.anneal > 0]
 
 every = pytest.mark.parametrize("flat", FLATNESSES, ids=named(FLATNESSES))
-every_ball = pytest.mark.parametrize("flat", WITH_RADIUS, ids=named(WITH_RADIUS))
+every_flat = pytest.mark.parametrize("flat", FLAT, ids=named(FLAT))
+every_ball = pytest.mark.parametrize("flat", BALLS, ids=named(BALLS))
 
 
-def ask(flat, closure, model):
-    """Call the flat closure where every parameter has a distribution, for those that take their geometry from it."""
+def ask(flat, closure, model, course=None):
+    """Call the flat closure at a step where it displaces, and where every parameter has a distribution.
+
+    The latter is for those that take their geometry from it.
+    """
     with offering_everything(model):
-        return flat(closure, model)()
+        return flat(closure, model, in_force(flat, model) if course is None else course)()
 
 
 @every
 def test_leaves_everything_as_one_plain_call_does(flat):
     model, plain_model = network(), network()
+    begin = snapshot(model)["weights"]
+    closure = Counted(model, *batch(), seen=[])
+    torch.manual_seed(3)
+    loss = ask(flat, closure, model)
+
+    place = 0 if whole_at_the_weights(flat) else -1  # of the pass that counts: the first if it is whole, or the last
+    with torch.no_grad():
+        for param, value in zip(plain_model.parameters(), closure.seen[place], strict=True):
+            param.copy_(value)
     torch.manual_seed(3)
     plain_loss = Counted(plain_model, *batch())()
-    expected = snapshot(plain_model)
 
-    torch.manual_seed(3)
-    loss = ask(flat, Counted(model, *batch()), model)
-
-    assert_same(snapshot(model), expected)
+    assert_same(snapshot(model), snapshot(plain_model) | {"weights": begin})
     assert torch.equal(loss, plain_loss)
     if not isinstance(flat, Plain):
-        grads = zip(model.parameters(), plain_model.parameters(), strict=True)
+        original = network()
+        torch.manual_seed(3)
+        Counted(original, *batch())()
+        grads = zip(model.parameters(), original.parameters(), strict=True)
         assert any(not torch.equal(a.grad, b.grad) for a, b in grads)
 
 
 @every
-def test_calls_the_closure_as_often_as_declared(flat):
+def test_costs_what_is_declared(flat):
+    model, course, spent = network(), Course(total_steps=20), []
+    inner = Counted(model, *batch())
+
+    def closure():
+        (rows,) = asked_part(torch.arange(12))
+        spent.append(len(rows) / 12)
+        return inner()
+
+    for _ in range(20):
+        ask(flat, closure, model, course)
+        course.advance()
+    assert sum(spent) / 20 == pytest.approx(flat.gradients)
+
+
+@every
+def test_a_closure_that_ignores_the_share_is_called_for_whole_gradients(flat):
     model = network()
     closure = Counted(model, *batch())
     ask(flat, closure, model)
-    assert closure.calls == flat.gradients
+    inner = innermost(flat)
+    aims = 0 if isinstance(inner, Plain | MSAM | Smoothing) else getattr(inner, "ascent_steps", 1)
+    assert closure.calls == aims + 1
 
 
-@every_ball
-def test_a_failure_in_a_later_pass_restores_everything(flat):
-    model, plain_model = network(), network()
-    torch.manual_seed(3)
-    Counted(plain_model, *batch())()
-    expected = snapshot(plain_model)
-    for fail_at in range(2, flat.gradients + 1):
-        model = network()
+@every_flat
+def test_a_failure_in_any_pass_restores_everything(flat):
+    count = Counted(network(), *batch())
+    ask(flat, count, count.model)
+    for fail_at in range(1, count.calls + 1):
+        model, plain_model = network(), network()
+        begin = snapshot(model)
+        torch.manual_seed(3)
+        if whole_at_the_weights(flat) and fail_at > 1:
+            Counted(plain_model, *batch())()
+        expected = snapshot(plain_model)
         torch.manual_seed(3)
         with pytest.raises(ArithmeticError):
             ask(flat, Counted(model, *batch(), fail_at=fail_at), model)
-        assert_same(snapshot(model), expected)
+        found = snapshot(model)
+        assert all(torch.equal(found["weights"][name], value) for name, value in begin["weights"].items())
+        assert all(param.requires_grad for param in model.parameters())
+        if fail_at > 1 or not whole_at_the_weights(flat):
+            later = fail_at < count.calls or whole_at_the_weights(flat)  # the pass that counts is the user's own
+            assert not later or all(
+                torch.equal(found["buffers"][name], value) for name, value in expected["buffers"].items()
+            )
+            assert not later or (found["mode"] == expected["mode"] and torch.equal(found["rng"], expected["rng"]))
+
+
+@every_flat
+def test_a_run_resumed_from_the_course_is_the_same_bit_for_bit(flat):
+    def steps(model, optimizer, course, count):
+        for _ in range(count):
+            with offering_everything(model):
+                flat(Counted(model, *batch(course.step % 3)), model, course)()
+            optimizer.step()
+            course.advance()
+
+    def fresh():
+        model = network()
+        return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), Course(total_steps=12)
+
+    torch.manual_seed(3)
+    straight = fresh()
+    steps(*straight, 7)
+    saved, rng = copy.deepcopy([thing.state_dict() for thing in straight]), torch.get_rng_state()
+    steps(*straight, 5)
+
+    resumed = fresh()
+    for thing, state in zip(resumed, saved, strict=True):
+        thing.load_state_dict(state)
+    torch.set_rng_state(rng)
+    steps(*resumed, 5)
+    assert_same(snapshot(straight[0]), snapshot(resumed[0]))
+    for name, tensor in straight[2].kept.items():
+        assert torch.equal(tensor, resumed[2].kept[name])
+
+
+@pytest.mark.parametrize("flat", NEEDS_COURSE, ids=named(NEEDS_COURSE))
+def test_says_what_to_write_where_there_is_no_course(flat):
+    model = network()
+    with pytest.raises(ValueError, match=r"course = Course\(\)"):
+        flat(Counted(model, *batch()), model)
+
+
+@pytest.mark.parametrize("flat", [f for f in FLATNESSES if f not in NEEDS_COURSE], ids=label)
+def test_does_without_a_course_where_it_is_not_needed(flat):
+    grads = []
+    for course in ((), (Course(step=3),)):
+        model = network()
+        torch.manual_seed(3)
+        with offering_everything(model):
+            flat(Counted(model, *batch()), model, *course)()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.equal(*grads)
 
 
 @every_ball
@@ -83,16 +200,19 @@ def test_displacement_has_the_radius_and_no_feasible_one_rises_faster(flat):
     closure = Counted(model, *batch(dtype=torch.float64), seen=[])
     ask(flat, closure, model)
     first, last = closure.seen[0], closure.seen[-1]
+    moved = _moved(flat, model)
     e = torch.cat([(b - a).flatten() for a, b in zip(first, last, strict=True)])
+    assert not e[~moved].any()
+    e = e[moved]
     with torch.no_grad():  # the last displacement was aimed at the gradient before it
         for p, w in zip(model.parameters(), closure.seen[-2], strict=True):
             p.copy_(w)
     Counted(model, *batch(dtype=torch.float64))()
-    g = torch.cat([p.grad.flatten() for p in model.parameters()])
+    g = torch.cat([p.grad.flatten() for p in model.parameters()])[moved]
     with torch.no_grad():
         for p, w in zip(model.parameters(), first, strict=True):
             p.copy_(w)
-    scale = _geometry(flat, model)
+    scale = _geometry(flat, model)[moved]
     assert torch.linalg.vector_norm(e / scale).item() == pytest.approx(flat.rho, rel=1e-9)
     if flat in AIMED:
         reached = g @ e
@@ -116,7 +236,8 @@ def test_on_an_isotropic_quadratic_the_gradient_is_that_of_the_displaced_weights
         return loss.detach()
 
     loss = ask(flat, closure, model)
-    assert loss.item() == pytest.approx(a * w.square().sum().item() / 2)
+    place = w if whole_at_the_weights(flat) else seen[-1]
+    assert loss.item() == pytest.approx(a * place.square().sum().item() / 2)
     torch.testing.assert_close(model.weight.grad, a * seen[-1])
     if type(flat) is SAM:
         torch.testing.assert_close(seen[-1], w * (1 + flat.rho / w.norm()))
@@ -138,7 +259,7 @@ def test_zero_gradient_moves_nothing(flat):
     assert model.weight.grad.tolist() == [0, 0]
 
 
-@every
+@pytest.mark.parametrize("flat", AIMS_FIRST, ids=named(AIMS_FIRST))
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_gradient_that_is_not_finite_skips_the_ascent(flat, bad):
     model, calls = Vector([0.5, -0.5]), []
@@ -151,7 +272,8 @@ def test_gradient_that_is_not_finite_skips_the_ascent(flat, bad):
         return loss.detach()
 
     ask(flat, closure, model)
-    assert len(calls) == 1
+    assert len(calls) == (1 if whole_at_the_weights(flat) else 2)  # a part aimed; now the whole batch
+    assert all(w.tolist() == [0.5, -0.5] for w in calls)
     assert model.weight.tolist() == [0.5, -0.5]
     assert not model.weight.grad.isfinite().all()
 
@@ -165,11 +287,12 @@ def test_parameters_without_gradient_stay_out_of_it(flat):
     ask(flat, closure, model)
     for seen in closure.seen:
         by_name = dict(zip([n for n, _ in model.named_parameters()], seen, strict=True))
-        assert by_name["extra"].tolist() == [2, 2, 2]
+        if not isinstance(innermost(flat), MSAM | Smoothing):  # they move before any gradient says what takes part
+            assert by_name["extra"].tolist() == [2, 2, 2]
         assert torch.equal(by_name["0.weight"], model[0].weight)
 
 
-@every_ball
+@every_flat
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_precision_follows_the_model(flat, dtype):
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).to(dtype)
@@ -180,7 +303,7 @@ def test_precision_follows_the_model(flat, dtype):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 
 
-@pytest.mark.parametrize("flat", AIMED, ids=named(AIMED))
+@pytest.mark.parametrize("flat", SCALE_FREE, ids=named(SCALE_FREE))
 def test_does_not_depend_on_the_scale_of_the_loss(flat):
     grads = []
     for scale in (1.0, 2.0**20):
@@ -223,7 +346,7 @@ def test_noise_is_replayed_unless_fresh_is_asked_for(flat):
             assert torch.equal(after, torch.get_rng_state())
 
 
-@every_ball
+@pytest.mark.parametrize("flat", WITH_RADIUS, ids=named(WITH_RADIUS))
 @pytest.mark.parametrize("rho", [-0.1, math.inf, math.nan])
 def test_refuses_a_radius_that_is_none(flat, rho):
     with pytest.raises(ValueError, match="rho is the radius of a ball"):
@@ -241,9 +364,9 @@ def test_tied_weights_move_once(flat):
     model = Tied()
     closure = Counted(model, torch.randn(6, 4), torch.arange(6) % 4, seen=[])
     ask(flat, closure, model)
-    if not isinstance(flat, Plain):
+    assert len(closure.seen[0]) == 1
+    if flat in BALLS:
         first, last = closure.seen[0], closure.seen[-1]
-        assert len(first) == 1
         e = last[0] - first[0]
         closure()  # the gradient that the displacement was aimed at
         scale = _geometry(flat, model).view_as(e)
@@ -298,6 +421,12 @@ class Tied(nn.Module):
 
     def forward(self, x):
         return self.two(torch.tanh(self.one(x)))
+
+
+def _moved(flat, model):
+    """Which weights take part, of all in one vector."""
+    chosen = selected(model, getattr(flat, "params", "all"), "params")
+    return torch.cat([torch.full((p.numel(),), name in chosen) for name, p in model.named_parameters()])
 
 
 def _geometry(flat, model):

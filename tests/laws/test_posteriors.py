@@ -9,18 +9,19 @@ from flatbayes.core.spec import build, to_spec
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors import SWAG, Posterior
 from support import (
+    FLAT,
     POSTERIORS,
-    WITH_RADIUS,
     advance,
     assert_same,
     batch,
     descent,
-    goes_with,
     named,
     network,
+    offers_spread,
     snapshot,
+    switched_off,
     train,
-    with_radius,
+    wants_spread,
 )
 
 every = pytest.mark.parametrize("posterior", POSTERIORS, ids=named(POSTERIORS))
@@ -40,15 +41,15 @@ def test_init_leaves_the_model_alone(posterior):
 
 
 @every
-@pytest.mark.parametrize("flat", WITH_RADIUS, ids=named(WITH_RADIUS))
+@pytest.mark.parametrize("flat", FLAT, ids=named(FLAT))
 def test_radius_zero_is_plain_bit_for_bit(posterior, flat):
     state, losses = train(posterior, Plain())
     expected = snapshot(state.model)
-    if not goes_with(posterior, flat):
+    if wants_spread(flat) and not offers_spread(posterior):
         with pytest.raises(ValueError, match="this one has none"):
-            train(posterior, with_radius(flat, 0.0))
+            train(posterior, switched_off(flat))
         return
-    other, other_losses = train(posterior, with_radius(flat, 0.0))
+    other, other_losses = train(posterior, switched_off(flat))
     assert_same(snapshot(other.model), expected)
     assert all(torch.equal(a, b) for a, b in zip(losses, other_losses, strict=True))
     assert all(torch.equal(state.statistics[k], other.statistics[k]) for k in state.statistics)

@@ -40,7 +40,7 @@ class FisherSAM(Flatness):
             raise ValueError(f"eta weighs the squared gradient: it must be finite and at least 0, got {self.eta}.")
 
     @property
-    def gradients(self) -> float:
+    def gradients(self) -> int:
         """One to aim with for each ascent step, and the final one."""
         return self.ascent_steps + 1
 

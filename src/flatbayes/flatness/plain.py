@@ -13,7 +13,7 @@ class Plain(Flatness):
     """The identity: ordinary training, the baseline twin of every flat one."""
 
     @property
-    def gradients(self) -> float:
+    def gradients(self) -> int:
         """One: the closure itself."""
         return 1
 

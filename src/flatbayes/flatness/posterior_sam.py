@@ -53,7 +53,7 @@ class PosteriorSAM(Flatness):
             raise ValueError(f"geometry must be {' or '.join(get_args(Geometry))}, got {self.geometry!r}.")
 
     @property
-    def gradients(self) -> float:
+    def gradients(self) -> int:
         """One to aim with for each ascent step, and the final one."""
         return self.ascent_steps + 1
 

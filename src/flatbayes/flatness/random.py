@@ -35,7 +35,7 @@ class Random(Flatness):
         check_radius(self.rho)
 
     @property
-    def gradients(self) -> float:
+    def gradients(self) -> int:
         """Two, as for SAM; the first moves the running statistics at the undisplaced weights."""
         return 2
 

@@ -49,7 +49,7 @@ class SAM(Flatness):
     @property
     def gradients(self) -> float:
         """One to aim with for each ascent step, or a part of one, and the final one."""
-        return self.ascent_steps * self.part + 1 if self.part < 1 else self.ascent_steps + 1
+        return self.ascent_steps * self.part + 1
 
     one_loss_from = 0.0  # the worst loss in the ball, to first order
 
