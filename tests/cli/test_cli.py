@@ -12,7 +12,7 @@ from torch import nn
 from flatbayes.cli import main
 from flatbayes.cli.names import full_name, known, with_full_names
 from flatbayes.core.spec import to_spec
-from flatbayes.flatness import ASAM
+from flatbayes.flatness import ASAM, Late
 from flatbayes.posteriors import SWAG, Point
 
 TINY = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[16]",
@@ -109,6 +109,27 @@ def test_config_files_round_trip(here, capsys):
     assert config["recipe"]["epochs"] == 3
 
 
+def test_a_flatness_within_a_flatness(here, capsys):
+    command = ["--flatness", "late", "--flatness.flatness", "asam", "--flatness.flatness.part", "0.5"]
+    assert fit("--out", "run", *command, "--flatness.start", "0.6") == 0
+    config = json.loads((here / "run" / "config.json").read_text())
+    assert config["flatness"] == to_spec(Late(ASAM(part=0.5), start=0.6))
+
+
+def test_a_flatness_of_chosen_parameters(here, capsys):
+    assert fit("--out", "some", "--flatness.params", "[layers.*.weight]") == 0
+    assert fit("--out", "none", "--flatness.params", "norms") == 2
+    assert "params='norms' selects none" in capsys.readouterr().err
+
+
+def test_help_lists_every_flatness_and_model(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for axis in ("flatness", "model"):
+        assert ", ".join(known(axis)) in text
+
+
 def test_ctrl_c_leaves_a_usable_folder(here, capsys, monkeypatch):
     from flatbayes.training.watch import JsonLines
 
@@ -134,8 +155,14 @@ BAD = [
     ),
     (
         ["fit", *TINY, "--flatness", "nonsense", "--out", "o"],
-        "Unknown flatness 'nonsense'. Known: ASAM, FisherSAM, Plain",
+        "Unknown flatness 'nonsense'. Known: ASAM, Every, FisherSAM",
     ),
+    (
+        ["fit", *TINY, "--flatness", "every", "--flatness.flatness", "nonsense", "--out", "o"],
+        "Unknown flatness 'nonsense'. Known: ASAM, Every, FisherSAM",
+    ),
+    (["fit", *TINY, "--posterior", "sgld", "--flatness", "msam", "--out", "o"], "SGLD does not go with MSAM"),
+    (["compare", *TINY, "--posteriors", "[sgvb]", "--flatness", "looksam", "--out", "o"], "does not go with LookSAM"),
     (["fit", *TINY, "--flatness.rho", "-1", "--out", "o"], "rho is the radius of a ball"),
     (["fit", *TINY, "--flatness.rho", "inf", "--out", "o"], "inf"),
     (["fit", *TINY, "--flatness.rho", "nan", "--out", "o"], "nan"),
@@ -182,7 +209,8 @@ def test_bad_input_is_an_error_that_says_what_to_do(here, capsys, arguments, mes
 def test_names_are_forgiving():
     assert full_name("posterior", "swag") == "flatbayes.posteriors.SWAG"
     assert full_name("model", "my.Net") == "my.Net"
-    assert known("flatness") == ["ASAM", "FisherSAM", "Plain", "PosteriorSAM", "Random", "SAM"]
+    assert {"ASAM", "Every", "FisherSAM", "LookSAM", "Plain", "SAM"} <= set(known("flatness"))
+    assert "Flatness" not in known("flatness")
     assert known("schedule") == ["Constant", "Cosine", "Cyclical", "Polynomial", "SWALinear"]
     assert {"CIFAR10", "Digits", "ImageFolder", "ImageParquet", "Npz", "Table"} <= set(known("data"))
     given = ["fit", "--data=table", "--model", "mlp", "--posterior.member", "swag", "--posteriors+=point"]

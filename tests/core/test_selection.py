@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core.selection import check_selection, selected
+from flatbayes.core.selection import alone, check_selection, selected
 from flatbayes.posteriors.sgvb import SGVB
 
 NORMS = [nn.BatchNorm2d(4), nn.InstanceNorm2d(4, affine=True), nn.GroupNorm(2, 4), nn.LayerNorm((4, 3, 3))]
@@ -87,3 +87,13 @@ def test_refuses_what_is_no_selection(selection):
         ValueError, match=r"bayesian must be weights or .*, or a list of name patterns such as \['head"
     ):
         check_selection(selection, "bayesian")
+
+
+def test_alone_others_get_no_gradient_and_have_it_back_after_an_exception():
+    model = network()
+    model["conv"].bias.requires_grad_(False)
+    chosen = selected(model, "norms", "params")
+    with pytest.raises(ArithmeticError), alone(model, chosen):
+        assert [name for name, p in model.named_parameters() if p.requires_grad] == ["norm.weight", "norm.bias"]
+        raise ArithmeticError
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["conv.bias"]

@@ -178,7 +178,7 @@ def test_a_run_resumed_from_the_course_is_the_same_bit_for_bit(flat):
 @pytest.mark.parametrize("flat", NEEDS_COURSE, ids=named(NEEDS_COURSE))
 def test_says_what_to_write_where_there_is_no_course(flat):
     model = network()
-    with pytest.raises(ValueError, match=r"course = Course\(\)"):
+    with pytest.raises(ValueError, match=r"course = Course\(total_steps=...\)"):
         flat(Counted(model, *batch()), model)
 
 

@@ -51,9 +51,9 @@ def needed(course: Course | None, flatness: Flatness) -> Course:
     """
     if course is None:
         raise ValueError(
-            f"{type(flatness).__name__} needs to know how far training has come: write `course = Course()` before "
-            "the loop, `flatness(closure, model, course)()` in it, and `course.advance()` after each "
-            "optimizer.step()."
+            f"{type(flatness).__name__} needs to know how far training has come: write "
+            "`course = Course(total_steps=...)` before the loop, `flatness(closure, model, course)()` in it, and "
+            "`course.advance()` after each optimizer.step()."
         )
     return course
 

@@ -1,0 +1,63 @@
+"""Whose turn it is at which step."""
+
+import pytest
+
+from flatbayes.core import Course
+from flatbayes.flatness import MSAM, SAM, Every, Late, LookSAM, Plain
+from support import Counted, batch, network
+
+
+def calls(flat, steps, total=None):
+    model, course = network(), Course(total_steps=total)
+    counts = []
+    for _ in range(steps):
+        closure = Counted(model, *batch())
+        flat(closure, model, course)()
+        counts.append(closure.calls)
+        course.advance()
+    return counts
+
+
+def test_every_so_many_steps_from_the_first_on():
+    assert calls(Every(SAM(), 3), 7) == [2, 1, 1, 2, 1, 1, 2]
+    assert Every(SAM(), 4).gradients == 1.25
+
+
+def test_late_begins_at_its_share_of_training():
+    assert calls(Late(SAM(ascent_steps=2), 0.5), 6, total=6) == [1, 1, 1, 3, 3, 3]
+    assert calls(Late(SAM(), 0.7), 10, total=10) == [1] * 7 + [2] * 3
+    assert calls(Late(SAM(), 0.0), 2, total=2) == [2, 2]
+    assert Late(SAM(), 0.75).gradients == 1.25
+
+
+def test_in_its_turn_it_is_the_flatness_with_the_same_course():
+    assert calls(Every(LookSAM(every=4), 2), 5) == [2, 1, 1, 1, 2]
+    assert calls(Late(Every(SAM(), 2), 0.5), 8, total=8) == [1, 1, 1, 1, 2, 1, 2, 1]
+    model = network()
+    closure = Counted(model, *batch())
+    assert Every(SAM())(closure, model, Course(step=1)) is closure
+
+
+def test_gradients_are_those_of_one_loss_as_the_pieces_are():
+    never = float("inf")
+    assert [f.one_loss_from for f in (Every(SAM(), 2), Every(SAM(), 1), Every(MSAM(), 1))] == [never, 0, never]
+    assert [f.one_loss_from for f in (Late(SAM(), 0.6), Late(LookSAM(), 0.6), Late(Plain(), 0.0))] == [0.6, never, 0]
+
+
+def test_says_when_the_length_of_training_is_missing():
+    model = network()
+    with pytest.raises(ValueError, match=r"Late needs the number of steps .* Course\(total_steps=...\)"):
+        Late()(Counted(model, *batch()), model, Course())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Every(steps=0), "steps must be at least 1"),
+        (lambda: Late(start=1.0), "start is a share"),
+        (lambda: Late(start=-0.1), "start is a share"),
+    ],
+)
+def test_refuses_hyperparameters_without_meaning(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
