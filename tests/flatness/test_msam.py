@@ -8,7 +8,7 @@ from torch import nn
 
 from flatbayes.core import Course
 from flatbayes.flatness import MSAM
-from flatbayes.flatness.msam import ahead_offset, exponential_sum
+from flatbayes.flatness.msam import add_to_sums, ahead_offset
 
 
 def vector(*values):
@@ -35,14 +35,15 @@ class Sloped(nn.Module):
 
 
 def test_the_sum_forgets_by_momentum():
-    (v,) = exponential_sum([vector(1.0, 2.0)], [vector(10.0, 20.0)], 0.5)
+    v = vector(1.0, 2.0)
+    add_to_sums([v], [vector(10.0, 20.0)], 0.5)
     assert v.tolist() == [10.5, 21.0]
 
 
 def test_the_offset_is_against_the_sum_and_joint_over_tensors():
-    e = ahead_offset([vector(3.0), vector(0.0, 4.0)], 0.5)
+    e = ahead_offset([vector(3.0), vector(0.0, 4.0)], 0.5).tensors()
     torch.testing.assert_close(torch.cat(e), vector(-0.3, 0.0, -0.4))
-    assert ahead_offset([vector(0.0)], 0.5)[0].tolist() == [0]
+    assert ahead_offset([vector(0.0)], 0.5).tensors()[0].tolist() == [0]
 
 
 def test_asks_ahead_of_the_weights_which_stay_themselves():

@@ -59,15 +59,16 @@ def shift(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float |
 
 @contextmanager
 def restored(params: Sequence[Tensor]) -> Iterator[None]:
-    """Whatever happens to the values of the parameters inside is undone at the end."""
+    """Whatever happens to the values of the parameters inside, of which there may be none, is undone at the end."""
     saved = [param.detach().clone() for param in params]
     # An autocast block around the whole step keeps low-precision copies of the weights, blind to in-place edits.
     torch.clear_autocast_cache()
     try:
         yield
     finally:
-        with torch.no_grad():
-            torch._foreach_copy_(list(params), saved)
+        if saved:
+            with torch.no_grad():
+                torch._foreach_copy_(list(params), saved)
         torch.clear_autocast_cache()
 
 

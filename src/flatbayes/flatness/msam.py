@@ -8,7 +8,6 @@ has no part in it, and weights are displaced during the gradient alone.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf
 
@@ -57,15 +56,15 @@ class MSAM(Flatness):
             params = {name: p for name, p in model.named_parameters() if p.requires_grad}
             sums = known.recall(KIND, params)
             moved = [params[name] for name in sums]
-            with restored(moved) if sums else nullcontext():
+            with restored(moved):
                 if sums:
                     offset = ahead_offset(list(sums.values()), self.rho)
                     shift(moved, offset.directions, offset.scale)
                 loss = closure()
             grads = {name: p.grad for name, p in params.items() if p.grad is not None}
-            known.remember(KIND, {name: torch.zeros_like(g) for name, g in grads.items() if name not in sums})
-            sums = known.recall(KIND, grads)
-            add_to_sums(list(sums.values()), list(grads.values()), self.momentum)
+            new = {name: sums[name] if name in sums else torch.zeros_like(g) for name, g in grads.items()}
+            add_to_sums(list(new.values()), list(grads.values()), self.momentum)
+            known.remember(KIND, new)
             return loss
 
         return flat_closure
