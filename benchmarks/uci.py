@@ -2,13 +2,15 @@
 
 For every split on its own, and with nothing but its training part: a fifth of that is held out, the setting with the
 best validation NLL is taken for the plain twin, and then the radius with the best validation NLL for it; both twins
-are trained again on all of it, and measured once on the test part of the split. What was chosen, and from what, is
-in FOLDER/<name>/select-<split>/selection.json; FOLDER/<name>/results.json is that of a comparison.
+are trained again on all of it, and measured once on the test part of the split. All are trained for about a thousand
+steps. What was chosen, and from what, is in FOLDER/<name>/select-<split>/selection.json; FOLDER/<name>/results.json is
+that of a comparison, written anew after every split.
 
     FLATBAYES_DATA=... python benchmarks/uci.py runs/uci concrete energy wine-quality-red
 """
 
-import sys
+import argparse
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +22,13 @@ from flatbayes.core.spec import label, to_spec
 from flatbayes.data import UCI
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
-from flatbayes.posteriors import SGHMC, SGVB, SWAG, Ensemble, Laplace, Point
+from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
 from flatbayes.training import Constant, Cosine, Recipe, SWALinear
 
 RADII = (0.01, 0.05)
 DECAYS = (1e-4, 1e-3)
 UNUSED = 0.01  # of the training part, once the choice is made
+STEPS, LARGE = 1000, 5000
 MODEL = partial(MLP, hidden=(50,), constant_scale=True)
 
 
@@ -37,9 +40,9 @@ def trained(posterior, schedule, decay):
     return Method(posterior, recipe={"optimizer": sgd(0.02, decay), "schedule": schedule, "clip_norm": 5.0})
 
 
-def variational(temperature):
+def variational(kind, temperature):
     recipe = {"optimizer": partial(torch.optim.Adam, lr=0.01), "schedule": Cosine()}
-    return Method(SGVB(temperature=temperature, initial_std=0.03), recipe=recipe)
+    return Method(kind(temperature=temperature, initial_std=0.03), recipe=recipe)
 
 
 def sampled(posterior, lr):
@@ -48,42 +51,60 @@ def sampled(posterior, lr):
 
 CANDIDATES = {
     "MAP": [trained(Point(), Cosine(), d) for d in DECAYS],
+    "MC-Dropout": [trained(MCDropout(rate=r), Cosine(), DECAYS[0]) for r in (0.01, 0.05)],
+    "SWAG-Diag": [trained(SWAG(rank=0, scale=1.0), SWALinear(low=0.5), d) for d in DECAYS],
     "SWAG": [trained(SWAG(), SWALinear(low=0.5), d) for d in DECAYS],
     "Ensemble": [trained(Ensemble(size=3), Cosine(), d) for d in DECAYS],
-    "SGVB": [variational(t) for t in (0.1, 1.0)],
+    "SGVB": [variational(SGVB, t) for t in (0.1, 1.0)],
+    "SGVB-LRT": [variational(LRT, t) for t in (0.1, 1.0)],
+    "SGLD": [sampled(SGLD(prior_precision=1.0, temperature=t), 0.05) for t in (0.1, 1.0)],
     "SGHMC": [sampled(SGHMC(prior_precision=1.0, temperature=t), 0.005) for t in (0.1, 1.0)],
     "Laplace": [trained(Laplace(temperature=t), Cosine(), DECAYS[0]) for t in (0.3, 1.0)],
 }
 
 
-def measure(source, folder, splits=20, jobs=None):
+def recipe_for(num_data):
+    """About a thousand steps, with larger batches where there are many examples."""
+    batch_size = 32 if num_data < LARGE else 64
+    epochs = math.ceil(STEPS / (num_data // batch_size))
+    return Recipe(epochs=epochs, batch_size=batch_size, validations=0, collect_from=0.5)
+
+
+def measure(source, folder, splits, jobs):
+    data = source.load(0)
     common = Comparison(
         source=source,
         model=MODEL,
         posteriors=(Point(),),
-        recipe=Recipe(epochs=60, batch_size=32, validations=0, collect_from=0.5),
+        recipe=recipe_for(len(data.train) + len(data.val)),
         seeds=splits,
     )
-    flatnesses = [SAM(rho=rho) for rho in RADII]
-    tasks = []
+    flatnesses, tasks, failures = [SAM(rho=rho) for rho in RADII], [], []
     for split in range(splits):
         chosen = select(common, CANDIDATES, flatnesses, folder / f"select-{split}", seeds=[split], jobs=jobs)
         final = replace(common, posteriors=chosen, source=replace(source, val_size=UNUSED))
         tasks += [task for task in final.tasks() if task.seed == split]
-    failures = execute(tasks, folder / "runs", jobs)
-    runs = [run for run in (task.kept(folder / "runs") for task in tasks) if run is not None]
-    for run in runs:
-        run["flatness"] = "Plain" if run["flatness"] == label(Plain()) else "SAM (rho chosen on each split)"
-    return write_results(folder, to_spec(common)["init_args"], runs, failures)
+        failures += execute(tasks, folder / "runs", jobs)
+        runs = [run for run in (task.kept(folder / "runs") for task in tasks) if run is not None]
+        for run in runs:
+            run["flatness"] = "Plain" if run["flatness"] == label(Plain()) else "SAM (rho chosen on each split)"
+        results = write_results(folder, to_spec(common)["init_args"], runs, failures)
+    return results
 
 
-def main(folder, *names):
-    for name in names:
-        results = measure(UCI(name=name), Path(folder) / name)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--splits", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=None)
+    options = parser.parse_args()
+    for name in options.names:
+        results = measure(UCI(name=name), options.folder / name, options.splits, options.jobs)
         for row in results["summary"]:
             if row["metric"] in ("rmse", "nll"):
                 print(name, row["posterior"], row["metric"], row["plain"], row["flat"], row["interval"], row["wins"])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
