@@ -3,8 +3,8 @@
 For every split on its own, and with nothing but its training part: a fifth of that is held out, the setting with the
 best validation NLL is taken for the plain twin, and then the radius with the best validation NLL for it; both twins
 are trained again on all of it, and measured once on the test part of the split. All are trained for about a thousand
-steps. What was chosen, and from what, is in FOLDER/<name>/select-<split>/selection.json; FOLDER/<name>/results.json is
-that of a comparison, written anew after every split.
+steps. What was chosen, and from what, is in FOLDER/<name>/select-<split>/selection.json; FOLDER/<name>/results.json
+is that of a comparison, written anew after every split.
 
     FLATBAYES_DATA=... python benchmarks/uci.py runs/uci concrete energy wine-quality-red
 """
@@ -25,7 +25,7 @@ from flatbayes.models import MLP
 from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
 from flatbayes.training import Constant, Cosine, Recipe, SWALinear
 
-RADII = (0.01, 0.05)
+RADII = (0.003, 0.03)
 DECAYS = (1e-4, 1e-3)
 UNUSED = 0.01  # of the training part, once the choice is made
 STEPS, LARGE = 1000, 5000
