@@ -39,7 +39,7 @@ from flatbayes.likelihoods import (
     Likelihood,
     Predictive,
 )
-from flatbayes.models import MLP, ConvNet, PreResNet, WideResNet
+from flatbayes.models import MLP, VGG, ConvNet, DenseNet, PreResNet, ResNet, ViT, WideResNet
 from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point, Posterior
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.training import Constant, Cosine, Cyclical, Interrupted, Polynomial, Recipe, Schedule, SWALinear, fit
@@ -57,6 +57,7 @@ __all__ = [
     "SGVB",
     "SWAG",
     "UCI",
+    "VGG",
     "Categorical",
     "CategoricalPredictive",
     "Closure",
@@ -68,6 +69,7 @@ __all__ = [
     "Custom",
     "Cyclical",
     "Dataset",
+    "DenseNet",
     "Diabetes",
     "Digits",
     "Ensemble",
@@ -96,12 +98,14 @@ __all__ = [
     "Predictive",
     "Random",
     "Recipe",
+    "ResNet",
     "SWALinear",
     "Schedule",
     "Smoothing",
     "Source",
     "State",
     "Table",
+    "ViT",
     "WideResNet",
     "evaluate",
     "fit",

@@ -8,7 +8,7 @@ from torch import nn
 
 from flatbayes import models
 from flatbayes.core.spec import build, to_spec
-from flatbayes.models import MLP, ConvNet, PreResNet, WideResNet
+from flatbayes.models import MLP, VGG, ConvNet, DenseNet, PreResNet, ResNet, ViT, WideResNet
 
 GREY, COLOUR, WIDE = (1, 8, 8), (3, 32, 32), (2, 9, 12)
 IMAGE_MODELS = [
@@ -18,9 +18,24 @@ IMAGE_MODELS = [
     partial(PreResNet, depth=47),
     partial(WideResNet, depth=10, width=1),
     partial(WideResNet, depth=16, width=2),
+    partial(ResNet, depth=10, width=4),
+    partial(ResNet, depth=50, width=2, stem="large"),
+    partial(VGG, depth=11, width=2, hidden=()),
+    partial(VGG, depth=11, width=2, hidden=(8, 8), batch_norm=False),
+    partial(DenseNet, growth=1),
+    partial(ViT, dim=8, depth=2, heads=2),
+    partial(ViT, dim=8, depth=1, heads=4, patch=1, pool="mean"),
 ]
+
+
+def fits(make, shape):
+    """Whether images of this shape are made of the patches of the network, if it has any."""
+    patch = make.keywords.get("patch", 4) if getattr(make, "func", make) is ViT else 1
+    return shape[1] % patch == 0 and shape[2] % patch == 0
+
+
 CASES = [
-    *[(make, shape) for make in IMAGE_MODELS for shape in (GREY, COLOUR, WIDE)],
+    *[(make, shape) for make in IMAGE_MODELS for shape in (GREY, COLOUR, WIDE) if fits(make, shape)],
     *[(MLP, shape) for shape in ((5,), (4, 3), GREY)],
     (partial(MLP, hidden=()), (5,)),
     (partial(MLP, hidden=(7,)), (5,)),
@@ -66,7 +81,7 @@ class TestEveryArchitecture:
         torch.manual_seed(0)
         model, x = make(shape, 3, dropout=0.5), torch.randn(4, *shape)
         rates = [module.p for module in dropouts(model)]
-        if getattr(make, "keywords", {}).get("hidden") == ():
+        if isinstance(make, partial) and make.func is MLP and make.keywords["hidden"] == ():
             assert rates == []
             return
         assert rates
@@ -127,11 +142,84 @@ def test_image_models_point_to_the_mlp(make, shape):
         (WideResNet, 36_479_194),  # WRN-28-10
         (partial(WideResNet, depth=16, width=4), 2_748_890),  # 2.75 M
         (partial(WideResNet, depth=40, width=2), 2_243_546),  # 2.2 M
+        (partial(ResNet, depth=10), 4_903_242),  # 4.90 M
+        (ResNet, 11_173_962),  # ResNet-18: 11.17 M
+        (partial(VGG, batch_norm=False), 15_245_130),  # 15.2 M
+        (VGG, 15_253_578 - 4_224),  # 15.25 M; the biases that BatchNorm would take away again are left out
+        (partial(VGG, batch_norm=False, hidden=()), 14_719_818),  # 14.7 M
     ],
 )
 def test_sizes_are_the_published_ones(make, published):
     with torch.device("meta"):
         assert count(make((3, 32, 32), 10)) == published
+
+
+@pytest.mark.parametrize(
+    ("make", "published"),
+    [
+        (partial(ResNet, depth=18), 11_689_512),
+        (partial(ResNet, depth=34), 21_797_672),
+        (partial(ResNet, depth=50), 25_557_032),
+        (partial(ResNet, depth=101), 44_549_160),
+        (partial(ResNet, depth=152), 60_192_808),
+        (partial(DenseNet, depth=121), 7_978_856),
+        (partial(DenseNet, depth=161), 28_681_000),
+        (partial(DenseNet, depth=169), 14_149_480),
+        (partial(DenseNet, depth=201), 20_013_928),
+        (partial(ViT, patch=16, dim=192, depth=12, heads=3), 5_717_416),  # DeiT-Ti
+        (partial(ViT, patch=16, dim=384, depth=12, heads=6), 22_050_664),  # DeiT-S
+        (partial(ViT, patch=16, dim=768, depth=12, heads=12), 86_567_656),  # ViT-B/16
+    ],
+)
+def test_sizes_for_imagenet_are_the_published_ones(make, published):
+    if make.func is not ViT:
+        make = partial(make, stem="large")
+    with torch.device("meta"):
+        assert count(make((3, 224, 224), 1000)) == published
+
+
+@pytest.mark.parametrize(
+    ("make", "some_names"),
+    [
+        (
+            ResNet,
+            ["conv1.weight", "bn1.running_var", "layer2.0.downsample.1.weight", "layer4.1.conv2.weight", "fc.bias"],
+        ),
+        (
+            partial(DenseNet, growth=1),
+            [
+                "features.conv0.weight",
+                "features.norm0.bias",
+                "features.denseblock3.denselayer24.norm2.weight",
+                "features.transition1.conv.weight",
+                "features.norm5.weight",
+                "classifier.weight",
+            ],
+        ),
+    ],
+)
+def test_parameters_are_named_as_in_published_weights(make, some_names):
+    with torch.device("meta"):
+        names = set(make(COLOUR, 10, stem="large").state_dict())
+    assert set(some_names) <= names
+    assert not [name for name in names if "dropout" in name or "pool" in name]
+
+
+@pytest.mark.parametrize("make", [ResNet, partial(DenseNet, growth=1)])
+def test_the_large_stem_makes_images_four_times_smaller(make):
+    sizes = {}
+    for stem in ("small", "large"):
+        model = make(COLOUR, 10, stem=stem).eval()
+        inner = model.layer1 if isinstance(model, ResNet) else model.features.denseblock1
+        inner.register_forward_hook(lambda *args, stem=stem: sizes.update({stem: args[2].shape[-1]}))
+        model(torch.randn(1, *COLOUR))
+    assert sizes == {"small": 32, "large": 8}
+
+
+@pytest.mark.parametrize("make", [ResNet, DenseNet])
+def test_an_unknown_stem_is_refused(make):
+    with pytest.raises(ValueError, match="stem must be small or large, got 'tiny'"):
+        make(COLOUR, 10, stem="tiny")
 
 
 @pytest.mark.parametrize(
@@ -154,6 +242,9 @@ def test_depth_of_a_pre_resnet_counts_its_layers(depth, convs):
         (WideResNet, 0, "10"),
         (WideResNet, 27, "22 or 28"),
         (WideResNet, -3, "10"),
+        (ResNet, 20, "18 or 34"),
+        (VGG, 17, "16 or 19"),
+        (DenseNet, 100, "121"),
     ],
 )
 def test_an_impossible_depth_is_told_the_nearest_ones(model, depth, nearest):
@@ -161,7 +252,7 @@ def test_an_impossible_depth_is_told_the_nearest_ones(model, depth, nearest):
         model(COLOUR, 10, depth)
 
 
-@pytest.mark.parametrize("make", [ConvNet, WideResNet])
+@pytest.mark.parametrize("make", [ConvNet, WideResNet, ResNet, VGG])
 def test_refuses_no_width(make):
     with pytest.raises(ValueError, match=r"width must be .*, got 0"):
         make(COLOUR, 10, width=0)
@@ -194,7 +285,7 @@ def test_one_dropout_in_each_residual_block_before_its_last_convolution(make):
     assert all(isinstance(b[-2], nn.Dropout) and isinstance(b[-1], nn.Conv2d) for b in branches)
 
 
-@pytest.mark.parametrize("make", IMAGE_MODELS)
+@pytest.mark.parametrize("make", [make for make in IMAGE_MODELS if getattr(make, "func", make) is not ViT])
 def test_convolutions_start_as_he_et_al_say(make):
     torch.manual_seed(0)
     for module in make(COLOUR, 10).modules():

@@ -1,0 +1,165 @@
+"""The residual network (He et al., CVPR 2016), with a stem for small images or the original one for large ones."""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flatbayes.models.checks import check_arguments, check_depth, check_image, check_sizes
+from flatbayes.models.initial import kaiming_
+
+Stem = Literal["small", "large"]
+BASIC = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+class ResNet(nn.Module):
+    """ResNet-depth: four stages of 64, 128, 256 and 512 channels, four times as many with bottlenecks.
+
+    Parameters are named as torchvision names them, so that a state dict of its network of this depth loads into one
+    with the large stem.
+
+    Args:
+        input_shape: Channels, height and width of an image.
+        num_classes: Size of the output.
+        depth: Number of layers: 10, 18 or 34, with blocks of two 3x3 convolutions; 50, 101 or 152, with bottlenecks.
+        stem: `small` is a 3x3 convolution, for images such as CIFAR's; `large` a 7x7 convolution and pooling, which
+            make ImageNet's four times smaller on each side.
+        width: Channels of the first stage.
+        dropout: Probability of dropping a unit before the last convolution of each block.
+
+    Raises:
+        ValueError: The inputs are not images, there is no network of this depth or stem, the width is not positive,
+            or the dropout rate is outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        depth: int = 18,
+        stem: Stem = "small",
+        width: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_arguments(input_shape, num_classes, dropout)
+        check_sizes("width", [width])
+        channels = check_image(input_shape, "ResNet")
+        check_depth("ResNet", depth, [*BASIC, *BOTTLENECK])
+        check_stem(stem)
+        kernel, step = (7, 2) if stem == "large" else (3, 1)
+        self.conv1 = nn.Conv2d(channels, width, kernel, step, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "large" else nn.Identity()
+        blocks, make = (BASIC[depth], Basic) if depth in BASIC else (BOTTLENECK[depth], Bottleneck)
+        before, expansion = width, make.expansion
+        stages = []
+        for i, number in enumerate(blocks):
+            inner, stride = width * 2**i, 1 if i == 0 else 2
+            stages.append(stage(make, before, inner, number, stride, dropout))
+            before = inner * expansion
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(before, num_classes)
+        kaiming_(self)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: Tensor = self.fc(self.avgpool(x))
+        return logits
+
+
+class Basic(nn.Module):
+    """relu(x + F(x)), F being two 3x3 convolutions.
+
+    Args:
+        before: Channels of the input.
+        inner: Channels within.
+        stride: Step of the first convolution.
+        dropout: Probability of dropping a unit.
+    """
+
+    expansion = 1
+
+    def __init__(self, before: int, inner: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, inner, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.relu, self.dropout = nn.ReLU(), nn.Dropout(dropout)
+        self.downsample = projection(before, inner, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The next feature map."""
+        out = self.dropout(self.relu(self.bn1(self.conv1(x))))
+        found: Tensor = self.relu(self.downsample(x) + self.bn2(self.conv2(out)))
+        return found
+
+
+class Bottleneck(nn.Module):
+    """relu(x + F(x)), F being a 1x1, a 3x3 and a 1x1 convolution, of which the second has the stride.
+
+    Args:
+        before: Channels of the input.
+        inner: Channels within.
+        stride: Step of the 3x3 convolution.
+        dropout: Probability of dropping a unit.
+    """
+
+    expansion = 4
+
+    def __init__(self, before: int, inner: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        out = inner * self.expansion
+        self.conv1 = nn.Conv2d(before, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.relu, self.dropout = nn.ReLU(), nn.Dropout(dropout)
+        self.downsample = projection(before, out, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The next feature map."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.dropout(self.relu(self.bn2(self.conv2(out))))
+        found: Tensor = self.relu(self.downsample(x) + self.bn3(self.conv3(out)))
+        return found
+
+
+def stage(
+    make: Callable[[int, int, int, float], nn.Module],
+    before: int,
+    inner: int,
+    number: int,
+    stride: int,
+    dropout: float,
+) -> nn.Sequential:
+    """Blocks one after the other, the first of which changes channels and size."""
+    first = make(before, inner, stride, dropout)
+    after = inner * int(make.expansion)  # type: ignore[attr-defined]
+    return nn.Sequential(first, *(make(after, inner, 1, dropout) for _ in range(number - 1)))
+
+
+def projection(before: int, after: int, stride: int) -> nn.Module:
+    """What takes the place of x where channels or size change: a 1x1 convolution and BatchNorm."""
+    if stride == 1 and before == after:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+
+def check_stem(stem: str) -> None:
+    """Refuse what is no stem.
+
+    Raises:
+        ValueError: See above.
+    """
+    if stem not in get_args(Stem):
+        raise ValueError(f"stem must be {' or '.join(get_args(Stem))}, got {stem!r}.")

@@ -1,0 +1,71 @@
+"""VGG (Simonyan & Zisserman, ICLR 2015), with or without BatchNorm, in the variant for small images."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flatbayes.models.checks import check_arguments, check_depth, check_image, check_sizes
+from flatbayes.models.initial import kaiming_
+
+FACTORS = (1, 2, 4, 8, 8)
+"""Channels of each stage, as multiples of the first one's."""
+CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+"""3x3 convolutions of each of the five stages, by depth."""
+
+
+class VGG(nn.Module):
+    """Five stages of 3x3 convolutions with ReLU, each halving the image, then fully connected layers.
+
+    Dropout comes after every ReLU. Without BatchNorm the learning rate has to be lower, 0.05 or less.
+
+    Args:
+        input_shape: Channels, height and width of an image.
+        num_classes: Size of the output.
+        depth: Layers with weights in the original with its three linear ones: 11, 13, 16 or 19.
+        batch_norm: Normalise after each convolution, which then has no bias.
+        hidden: Units of the fully connected layers before the last; the original for small images has two of 512, and
+            with none there is a single linear layer.
+        width: Channels of the first stage; the others have two, four and eight times as many.
+        dropout: Probability of dropping a unit.
+
+    Raises:
+        ValueError: The inputs are not images, there is no network of this depth, a size is not positive, or the
+            dropout rate is outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        depth: int = 16,
+        batch_norm: bool = True,
+        hidden: tuple[int, ...] = (512, 512),
+        width: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_arguments(input_shape, num_classes, dropout)
+        channels = check_image(input_shape, "VGG")
+        check_depth("VGG", depth, list(CONVOLUTIONS))
+        check_sizes("width", [width])
+        for units in hidden:
+            check_sizes("hidden", [units])
+        layers: list[nn.Module] = []
+        for factor, convolutions in zip(FACTORS, CONVOLUTIONS[depth], strict=True):
+            for _ in range(convolutions):
+                layers.append(nn.Conv2d(channels, factor * width, 3, padding=1, bias=not batch_norm))
+                channels = factor * width
+                layers += [nn.BatchNorm2d(channels)] if batch_norm else []
+                layers += [nn.ReLU(), nn.Dropout(dropout)]
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))  # a single pixel stays one
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        classifier: list[nn.Module] = []
+        for units in hidden:
+            classifier += [nn.Linear(channels, units), nn.ReLU(), nn.Dropout(dropout)]
+            channels = units
+        self.classifier = nn.Sequential(*classifier, nn.Linear(channels, num_classes))
+        kaiming_(self)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits."""
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
