@@ -147,8 +147,8 @@ def test_ctrl_c_leaves_a_usable_folder(here, capsys, monkeypatch):
 
 
 BAD = [
-    (["fit", *TINY, "--data", "nonsense", "--out", "o"], "Unknown data 'nonsense'. Known: CIFAR10, "),
-    (["fit", *TINY, "--model", "nonsense", "--out", "o"], "Unknown model 'nonsense'. Known: ConvNet, MLP"),
+    (["fit", *TINY, "--data", "nonsense", "--out", "o"], "Unknown data 'nonsense'. Known: CIFAR10, CIFAR100, "),
+    (["fit", *TINY, "--model", "nonsense", "--out", "o"], "Unknown model 'nonsense'. Known: ConvNet, DenseNet, MLP"),
     (
         ["fit", *TINY, "--posterior", "nonsense", "--out", "o"],
         "Unknown posterior 'nonsense'. Known: Ensemble, LRT, Laplace, MCD",

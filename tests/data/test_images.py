@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from flatbayes.data.images import EncodedPart, Layout, decoded, layout_of
+from flatbayes.data.encoded import EncodedPart
+from flatbayes.data.images import Layout, decoded, layout_of
 
 
 def layout(**changes):

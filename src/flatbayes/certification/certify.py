@@ -155,7 +155,7 @@ def measured(
         progress: Show a progress bar.
     """
     batch_size = PASSES * plan.batch_size
-    outputs = outputs_of_draws(posterior, state, part.inputs, num_draws, seed=seed, batch_size=batch_size)
+    outputs = outputs_of_draws(posterior, state, part.tensor, num_draws, seed=seed, batch_size=batch_size)
     shown = _shown(outputs, "measuring networks", progress, num_draws)
     return losses_of_outputs(shown, part, plan.smallest_probability)
 
@@ -183,7 +183,7 @@ def _estimate(
 ) -> Estimate:
     batch_size = PASSES * plan.batch_size
     drawn = outputs_of_draws(
-        trial.posterior, trial.state, part.inputs, plan.test_draws, seed=seed, batch_size=batch_size
+        trial.posterior, trial.state, part.tensor, plan.test_draws, seed=seed, batch_size=batch_size
     )
     outputs = list(drawn)
     gibbs = losses_of_outputs(outputs, part, plan.smallest_probability)
@@ -198,7 +198,7 @@ def _estimate(
 
 @torch.no_grad()
 def _error(network: Settled, part: Part, plan: Plan) -> float:
-    outputs = torch.cat([network(batch).cpu() for batch in part.inputs.split(PASSES * plan.batch_size)])
+    outputs = torch.cat([network(batch).cpu() for batch in part.tensor.split(PASSES * plan.batch_size)])
     return float((outputs.argmax(-1) != part.targets).double().mean())
 
 

@@ -98,7 +98,7 @@ def divergence(state: State, prior_stds: tuple[float, ...]) -> PriorScale:
 
 
 def _loader(part: Part, batch_size: int, seed: int) -> DataLoader[tuple[torch.Tensor, ...]]:
-    examples = TensorDataset(part.inputs, part.targets)
+    examples = TensorDataset(part.tensor, part.targets)
     generator = torch.Generator().manual_seed(seed)
     order = RandomSampler(examples, generator=generator)
     batches = BatchSampler(order, min(batch_size, len(part)), drop_last=True)

@@ -98,7 +98,7 @@ def _measures(options: Namespace, dataset: Dataset) -> Measures:
     if options.outside is not None:
         if not classes:
             raise ValueError("Foreign inputs are told from others by classifiers, and these data are a regression.")
-        shaped_like(held_out(options.outside).some(1).inputs, dataset.train.inputs)
+        shaped_like(held_out(options.outside).some(1).tensor, dataset.train.inputs)
     if not options.diagnose:
         return Measures(outside=options.outside)
     Probe(rho=options.sharpness_rho)

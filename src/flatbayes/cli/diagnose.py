@@ -87,7 +87,7 @@ def run(options: Namespace) -> None:
     show = sys.stderr.isatty()
     found = compare_sharpness(
         fitteds,
-        part.inputs,
+        part.tensor,
         part.targets,
         probe,
         options.draws,
@@ -175,10 +175,10 @@ def landscape(
         "seed": options.seed,
         "progress": sys.stderr.isatty(),
     }
-    slices = slices_of_draws(fitteds, part.inputs, part.targets, **shared)
+    slices = slices_of_draws(fitteds, part.tensor, part.targets, **shared)
     sample, _ = chosen(dataset, "train", STATISTICS_EXAMPLES, options.seed)
-    statistics = sample.inputs.split(options.batch_size)
-    plane = plane_of_solutions(fitteds, part.inputs, part.targets, options.draws, statistics=statistics, **shared)
+    statistics = sample.tensor.split(options.batch_size)
+    plane = plane_of_solutions(fitteds, part.tensor, part.targets, options.draws, statistics=statistics, **shared)
     for name, drawn in (("slices.svg", slices_figure(slices, flat)), ("plane.svg", plane_figure(plane, flat))):
         with replacing(out / name) as temporary:
             temporary.write_text(drawn, encoding="utf-8", newline="\n")

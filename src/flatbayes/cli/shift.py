@@ -96,7 +96,7 @@ def run(options: Namespace) -> None:
     console.print(temperature_table(found["recalibrated"]))
     if outside is not None:
         name = options.ood or "the classes left out"
-        found["ood"] = {"outside": name, **evaluate_ood(fitted, test.inputs, outside, options.draws, **how)}
+        found["ood"] = {"outside": name, **evaluate_ood(fitted, test.tensor, outside, options.draws, **how)}
         console.print(ood_table(found["ood"], name))
     if names:
         stored = (
@@ -165,12 +165,12 @@ def _outside(outsider: Source | None, source: Source, test: Part, options: Names
         found = source.outside()
     else:
         return None
-    return shaped_like(_few(found, options).inputs, test.inputs)
+    return shaped_like(_few(found, options).tensor, test.inputs)
 
 
 def _few(part: Part, options: Namespace) -> Part:
     if options.examples is None:
-        return part
+        return Part(inputs=part.tensor, targets=part.targets)  # says so at once where there are too many
     if options.corrupted is not None:  # of which the first ones are read
         return part.take(torch.arange(min(options.examples, len(part))))
     return part.some(options.examples)

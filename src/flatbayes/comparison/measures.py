@@ -84,18 +84,18 @@ class Measures:
                 found[f"shift_{metric}"] = sum(row[metric] for row in corrupted) / len(corrupted)
             details["shift"] = _by_severity(rows)
         if self.outside is not None:
-            foreign = shaped_like(_foreign(self.outside).some(self.examples).inputs, data.train.inputs)
-            scores = evaluate_ood(fitted, few.inputs, foreign, num_draws, seed=seed)["scores"]
+            foreign = shaped_like(_foreign(self.outside).some(self.examples).tensor, data.train.inputs)
+            scores = evaluate_ood(fitted, few.tensor, foreign, num_draws, seed=seed)["scores"]
             entropy = scores["entropy"]
             found |= {"ood_auroc": entropy["auroc"], "ood_aupr": entropy["aupr_out"], "ood_fpr95": entropy["fpr95"]}
             found["ood_auroc_mi"] = scores["mutual_information"]["auroc"]
         if self.sharpness is not None:
             train, probe = data.train.some(self.examples), Probe(rho=self.sharpness)
             sharp = posterior_sharpness(
-                fitted, train.inputs, train.targets, probe, self.draws, seed=seed, hessian=self.hessian
+                fitted, train.tensor, train.targets, probe, self.draws, seed=seed, hessian=self.hessian
             )
             found |= {SHARP[row.measure]: row.mean for row in sharp.rows if row.measure in SHARP}
-            slices = slices_of_draws({"": fitted}, train.inputs, train.targets, self.draws, steps=STEPS, seed=seed)
+            slices = slices_of_draws({"": fitted}, train.tensor, train.targets, self.draws, steps=STEPS, seed=seed)
             details["slice"] = _averaged(slices[""])
         return found, details
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from flatbayes.data.dataset import Part
 from flatbayes.data.digits import Digits
-from flatbayes.data.images import Encoded, EncodedPart
+from flatbayes.data.encoded import EncodedPart
+from flatbayes.data.images import Encoded
 from flatbayes.data.source import Raw, Source, whole
 from flatbayes.data.split import split
 
@@ -102,7 +103,7 @@ def _of_classes(part: Part | EncodedPart, labels: tuple[int, ...], *, relabel: b
     targets = matches[rows].int().argmax(1) if relabel else part.targets[rows]
     if isinstance(part, Part):
         return Part(inputs=part.inputs[rows], targets=targets)
-    return EncodedPart(encoded=partial(_some, part.encoded, rows), layout=part.layout, targets=targets)
+    return replace(part, encoded=partial(_some, part.encoded, rows), targets=targets)
 
 
 def _some(encoded: Callable[[np.ndarray], Iterator[Encoded]], rows: Tensor, wanted: np.ndarray) -> Iterator[Encoded]:

@@ -1,4 +1,4 @@
-"""What training and evaluation see: three parts of examples, in memory."""
+"""What training and evaluation see: three parts of examples, in memory or as images that are decoded when needed."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.data.augment import Augment
+from flatbayes.data.stored import StoredImages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,30 +15,47 @@ class Part:
 
     Attributes:
         inputs: Images, [n, channels, height, width] (uint8, or float32 where they were stored so), or
-            features, [n, features] (float32); raw, before any standardisation.
+            features, [n, features] (float32); raw, before any standardisation. Images that are streamed are not in
+            memory, and stand in for their tensor.
         targets: The class of each example, [n] (int64), counted from 0; or the numbers to predict, [n] or
             [n, targets] (float32), in their own unit.
     """
 
-    inputs: Tensor
+    inputs: Tensor | StoredImages
     targets: Tensor
 
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def tensor(self) -> Tensor:
+        """The inputs, where they are in memory.
+
+        Raises:
+            ValueError: They are streamed.
+        """
+        if isinstance(self.inputs, StoredImages):
+            raise ValueError(
+                f"This needs all {len(self)} images in memory, and they are streamed. Take some of them "
+                "(`part.some(1000)`; --examples on the command line), or read them without stream."
+            )
+        return self.inputs
+
     def take(self, rows: Tensor) -> "Part":
         """The examples with these numbers, in this order."""
-        return Part(inputs=self.inputs[rows], targets=self.targets[rows])
+        inputs = self.inputs
+        chosen = inputs.subset(rows) if isinstance(inputs, StoredImages) else inputs[rows]
+        return Part(inputs=chosen, targets=self.targets[rows])
 
     def some(self, count: int, seed: int = 0) -> "Part":
         """At most so many examples, chosen at random, in the order that they have; the same for the same seed.
 
-        The first ones would not do: a folder of images is read class by class.
+        The first ones would not do: a folder of images is read class by class. They are in memory.
         """
-        if len(self) <= count:
+        if len(self) <= count and isinstance(self.inputs, Tensor):
             return self
-        rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
-        return self.take(rows.sort().values)
+        rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].sort().values
+        return Part(inputs=self.inputs[rows], targets=self.targets[rows])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,12 @@ def is_hub_name(path: str) -> bool:
     return bool(form) and not path.endswith(".parquet") and not Path(path).exists()
 
 
-def downloaded(name: str) -> Path:
+def downloaded(name: str, folder: str = "") -> Path:
     """The folder with the parquet files of a dataset.
 
     Args:
         name: `owner/name`.
+        folder: The one in it that is meant, where it holds several datasets.
 
     Raises:
         FileNotFoundError: There is no such dataset, or no way to reach it.
@@ -24,7 +25,8 @@ def downloaded(name: str) -> Path:
     with needed("hub"):
         from huggingface_hub import snapshot_download
     try:
-        return Path(snapshot_download(name, repo_type="dataset", allow_patterns="*.parquet"))
+        pattern = f"{folder}/*.parquet" if folder else "*.parquet"
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=pattern)) / folder
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{name} is not a path here, and could not be downloaded from the Hugging Face hub: {error} "

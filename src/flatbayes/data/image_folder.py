@@ -1,6 +1,6 @@
 """Images in folders, one folder for each class."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flatbayes.data.images import SUFFIXES, Encoded, EncodedPart, layout_of
+from flatbayes.data.encoded import EncodedPart
+from flatbayes.data.images import SUFFIXES, Encoded, layout_of
 from flatbayes.data.source import Raw, Source
 
 
@@ -21,10 +22,14 @@ class ImageFolder(Source):
         path: Folder that holds those of the classes, either itself, or in its subfolders train, val and test
             (the last two may be missing).
         size: Scale all images to this height and width; None where they have one size.
+        crop: Keep the proportions of images that are scaled, and cut out the middle.
+        stream: Decode images when a batch asks for them, for data that do not fit in memory.
     """
 
     path: str
     size: int | None = None
+    crop: bool = False
+    stream: bool = False
 
     def read(self) -> Raw:
         """The parts the folders name, images still encoded."""
@@ -34,27 +39,63 @@ class ImageFolder(Source):
         roots = {part: top / part for part in ("train", "val", "test") if (top / part).is_dir()}
         if "train" not in roots:
             roots = {"train": top}
-        names = tuple(folder.name for folder in subfolders(roots["train"]))
-        files: dict[str, list[Path]] = {}
-        labels: dict[str, list[int]] = {}
-        for part, root in roots.items():
-            unknown = [folder.name for folder in subfolders(root) if folder.name not in names]
-            if unknown:
-                raise ValueError(f"{root} has classes that {roots['train']} lacks: {unknown}. Rename or remove them.")
-            found = [(file, names.index(folder.name)) for folder in subfolders(root) for file in image_files(folder)]
-            if not found:
-                raise ValueError(
-                    f"There are no images in the subfolders of {root}. Put those of each class into a folder "
-                    f"of its own; known suffixes: {', '.join(sorted(SUFFIXES))}."
-                )
-            files[part] = [file for file, _ in found]
-            labels[part] = [label for _, label in found]
-        layout = layout_of(chain.from_iterable(contents(found) for found in files.values()), self.size)
-        parts = {
-            part: EncodedPart(encoded=partial(contents, found), layout=layout, targets=torch.tensor(labels[part]))
-            for part, found in files.items()
-        }
+        names = class_folders(roots["train"])
+        found = {part: labelled(root, names, roots["train"]) for part, root in roots.items()}
+        parts = encoded_parts(found, self.size, crop=self.crop, stream=self.stream)
         return Raw(all=parts["train"], val=parts.get("val"), test=parts.get("test"), class_names=names)
+
+
+def encoded_parts(
+    found: Mapping[str, Sequence[tuple[Path, int]]], size: int | None, *, crop: bool, stream: bool
+) -> dict[str, EncodedPart]:
+    """Parts of one layout.
+
+    Args:
+        found: The files of each part, with the label of each.
+        size: Height and width to scale to; None leaves images as they are.
+        crop: Keep proportions, and cut out the middle.
+        stream: Leave images where they are until a batch asks for them.
+    """
+    files = {part: [file for file, _ in pairs] for part, pairs in found.items()}
+    layout = layout_of(chain.from_iterable(contents(some) for some in files.values()), size, crop)
+    return {
+        part: EncodedPart(
+            encoded=partial(contents, files[part]),
+            layout=layout,
+            targets=torch.tensor([label for _, label in pairs]),
+            stream=stream,
+        )
+        for part, pairs in found.items()
+    }
+
+
+def class_folders(root: Path) -> tuple[str, ...]:
+    """The classes of a folder: the names of its subfolders, by the alphabet."""
+    return tuple(folder.name for folder in subfolders(root))
+
+
+def labelled(root: Path, names: Sequence[str], train: Path) -> list[tuple[Path, int]]:
+    """The images in the folders of classes, with their labels.
+
+    Args:
+        root: Folder that holds those of the classes.
+        names: The classes, in the order of their labels.
+        train: Where these come from, for messages.
+
+    Raises:
+        ValueError: There are other classes, or no images.
+    """
+    labels = {name: label for label, name in enumerate(names)}
+    unknown = [folder.name for folder in subfolders(root) if folder.name not in labels]
+    if unknown:
+        raise ValueError(f"{root} has classes that {train} lacks: {unknown}. Rename or remove them.")
+    found = [(file, labels[folder.name]) for folder in subfolders(root) for file in image_files(folder)]
+    if not found:
+        raise ValueError(
+            f"There are no images in the subfolders of {root}. Put those of each class into a folder "
+            f"of its own; known suffixes: {', '.join(sorted(SUFFIXES))}."
+        )
+    return found
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -5,15 +5,12 @@ by one, into the tensor that holds them.
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from flatbayes.data.dataset import Part
 from flatbayes.data.extras import needed
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -33,50 +30,30 @@ class Layout:
         height: In pixels.
         width: In pixels.
         resize: Scale images of another size to this one, instead of refusing them.
+        crop: Keep proportions where images are scaled: the shorter side to 8/7 of the size, and its middle is cut out
+            (for 224 pixels the usual 256).
     """
 
     channels: int
     height: int
     width: int
     resize: bool
+    crop: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodedPart:
-    """Some examples with their labels, the images still encoded.
-
-    Attributes:
-        encoded: Yields the images with the given numbers, which ascend.
-        layout: What they are decoded to.
-        targets: The class of each example, [n] (int64).
-    """
-
-    encoded: Callable[[np.ndarray], Iterator[Encoded]]
-    layout: Layout
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def take(self, rows: Tensor) -> Part:
-        """The examples with these numbers, in this order, decoded."""
-        ascending, places = rows.sort()
-        inputs = empty(len(rows), self.layout)
-        for place, image in zip(places.tolist(), self.encoded(ascending.numpy()), strict=True):
-            inputs[place] = decoded(image, self.layout)
-        return Part(inputs=torch.from_numpy(inputs), targets=self.targets[rows])
-
-
-def layout_of(images: Iterable[Encoded], size: int | None) -> Layout:
+def layout_of(images: Iterable[Encoded], size: int | None, crop: bool = False) -> Layout:
     """Colour if any image has colour; the size of the first one, or the one to resize to.
 
     Args:
         images: All there are; as few as needed are looked at, and only at their headers.
         size: Height and width to resize to; None leaves images as they are.
+        crop: Keep proportions, and cut the middle out.
 
     Raises:
-        ValueError: There are no images, or the size is not positive.
+        ValueError: There are no images, the size is not positive, or there is a crop and no size.
     """
+    if crop and size is None:
+        raise ValueError("To crop images, say to which size.")
     if size is not None and size < 1:
         raise ValueError(f"The size of images is a number of pixels, 1 or more, got {size}.")
     headers = (header(image) for image in images)
@@ -85,7 +62,9 @@ def layout_of(images: Iterable[Encoded], size: int | None) -> Layout:
         raise ValueError("There are no images to read. Check the path.")
     mode, (width, height) = first
     grey = mode in GREY and all(other in GREY for other, _ in headers)
-    return Layout(channels=1 if grey else 3, height=size or height, width=size or width, resize=size is not None)
+    return Layout(
+        channels=1 if grey else 3, height=size or height, width=size or width, resize=size is not None, crop=crop
+    )
 
 
 def header(image: Encoded) -> tuple[str, tuple[int, int]]:
@@ -122,13 +101,31 @@ def decoded(image: Encoded, layout: Layout) -> np.ndarray:
             )
         mode = "L" if layout.channels == 1 else "RGB"
         try:
+            if layout.crop:
+                picture.draft(mode, larger(layout))  # a JPEG is decoded to a size near to what is needed
             picture = picture if picture.mode == mode else picture.convert(mode)
-            if layout.resize:
+            if layout.crop:
+                picture = middle(picture, layout)
+            elif layout.resize:
                 picture = picture.resize((layout.width, layout.height))
             pixels = np.asarray(picture)
         except Exception as error:  # decoders answer damage with exceptions of any kind
             raise ValueError(f"{name} is a damaged image: {error}. Replace it.") from error
     return pixels[None] if layout.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def larger(layout: Layout) -> tuple[int, int]:
+    """Width and height that an image is scaled to, at least, before its middle is cut out."""
+    return round(layout.width * 8 / 7), round(layout.height * 8 / 7)
+
+
+def middle(picture: Any, layout: Layout) -> Any:
+    """The middle of an image, scaled with its proportions kept."""
+    width, height = larger(layout)
+    factor = max(width / picture.width, height / picture.height)
+    picture = picture.resize((max(round(picture.width * factor), width), max(round(picture.height * factor), height)))
+    left, top = (picture.width - layout.width) // 2, (picture.height - layout.height) // 2
+    return picture.crop((left, top, left + layout.width, top + layout.height))
 
 
 def opened(image: Encoded) -> Any:

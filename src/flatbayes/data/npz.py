@@ -58,7 +58,7 @@ class Npz(Source):
             )
             for x, y in zip(wanted[::2], wanted[1::2], strict=True)
         ]
-        first = parts[0].inputs
+        first = parts[0].tensor
         return Raw(
             all=parts[0],
             test=parts[1] if has_test else None,

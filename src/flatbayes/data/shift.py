@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from flatbayes.data.corruptions.corrupt import white_of
 from flatbayes.data.dataset import Part
 from flatbayes.data.source import Source, whole
+from flatbayes.data.stored import StoredImages
 
 CHUNK = 1000
 
 
-def outside_inputs(source: Source, inside: Tensor) -> Tensor:
+def outside_inputs(source: Source, inside: Tensor | StoredImages) -> Tensor:
     """Inputs of a source's test part, shaped like these.
 
     Args:
@@ -25,7 +26,7 @@ def outside_inputs(source: Source, inside: Tensor) -> Tensor:
     Raises:
         ValueError: They cannot be shaped so.
     """
-    return shaped_like(held_out(source).inputs, inside)
+    return shaped_like(held_out(source).tensor, inside)
 
 
 def held_out(source: Source) -> Part:
@@ -34,7 +35,7 @@ def held_out(source: Source) -> Part:
     return source.load(0).test if raw.test is None else whole(raw.test)
 
 
-def shaped_like(outside: Tensor, inside: Tensor) -> Tensor:
+def shaped_like(outside: Tensor, inside: Tensor | StoredImages) -> Tensor:
     """Images with the channels, the size, the range of values and the dtype of others.
 
     Grey images are repeated for each channel, and colours averaged where there is one; sizes change by bilinear
@@ -48,6 +49,8 @@ def shaped_like(outside: Tensor, inside: Tensor) -> Tensor:
     Raises:
         ValueError: Features meet images or other features, or 3 channels meet another number above 1.
     """
+    if isinstance(inside, StoredImages):
+        inside = inside[:CHUNK]
     found, wanted = tuple(outside.shape[1:]), tuple(inside.shape[1:])
     if len(found) != 3 or len(wanted) != 3:
         if found != wanted:

@@ -9,7 +9,7 @@ from torch import Tensor
 from flatbayes.data.augment import Augment
 from flatbayes.data.checks import check_finite, check_labels, check_rows
 from flatbayes.data.dataset import Dataset, Part
-from flatbayes.data.images import EncodedPart
+from flatbayes.data.encoded import EncodedPart
 from flatbayes.data.split import check_size, split
 from flatbayes.data.targets import check_targets
 
@@ -155,7 +155,7 @@ def check(raw: Raw) -> None:
     for name, part in parts.items():
         if isinstance(part, Part):  # images that are still encoded have whole numbers and one shape
             check_rows(name, len(part.inputs), len(part.targets))
-            check_finite(part.inputs, f"{name} examples", raw.feature_names)
+            check_finite(part.tensor, f"{name} examples", raw.feature_names)
             shape, expected = part.inputs.shape[1:], raw.all.take(torch.arange(0)).inputs.shape[1:]
             if shape != expected:
                 raise ValueError(

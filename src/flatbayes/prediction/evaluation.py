@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatbayes.data import StoredImages
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
 from flatbayes.metrics import classification_metrics, coverage, regression_metrics, reliability
 from flatbayes.prediction.fitted import FittedPosterior
@@ -29,7 +30,7 @@ class Evaluation:
 
 def evaluate(
     fitted: FittedPosterior,
-    inputs: Tensor,
+    inputs: Tensor | StoredImages,
     targets: Tensor,
     num_draws: int = 30,
     *,

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from flatbayes.core import State
 from flatbayes.core.buffers import holding, reestimate, running_norms
 from flatbayes.core.randomness import spawn
+from flatbayes.data import StoredImages
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction.inputs import chunks
 
-Inputs = Tensor | NDArray[np.generic] | Iterable[Any]
-"""All examples in one tensor or array, or an iterable of batches: `inputs` or `(inputs, targets, ...)`."""
+Inputs = Tensor | StoredImages | NDArray[np.generic] | Iterable[Any]
+"""All examples in one tensor or array, stored images, or an iterable of batches: `inputs` or `(inputs, ...)`."""
 
 
 @dataclass

@@ -9,11 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatbayes.data import StoredImages
+
 BATCHES_AT_ONCE = 32
 
 
 def chunks(
-    inputs: Tensor | NDArray[np.generic] | Iterable[Any],
+    inputs: Tensor | StoredImages | NDArray[np.generic] | Iterable[Any],
     batch_size: int,
     batches_at_once: int = BATCHES_AT_ONCE,
 ) -> Iterator[Sequence[Tensor]]:
@@ -32,7 +34,7 @@ def chunks(
         if len(examples):
             yield examples.split(batch_size)
         return
-    batches = iter(inputs)
+    batches = iter(inputs.split(batch_size) if isinstance(inputs, StoredImages) else inputs)
     while held := [_tensor(batch) for batch in islice(batches, batches_at_once)]:
         yield held
 

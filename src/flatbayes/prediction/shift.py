@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, cat
 
-from flatbayes.data import CIFAR10C, Part, corrupt, white_of
+from flatbayes.data import CIFAR10C, Part, StoredImages, corrupt, white_of
 from flatbayes.likelihoods import CategoricalPredictive
 from flatbayes.metrics import (
     adaptive_ece,
@@ -64,7 +64,8 @@ def evaluate_corruptions(
     Raises:
         ValueError: Images are not those that the posterior takes, or there is no such corruption or severity.
     """
-    white = white_of(part.inputs)
+    images = part.tensor
+    white = white_of(images)
 
     def row(name: str, severity: int, examples: Part) -> dict[str, Any]:
         found = _predicted(fitted, examples.inputs, num_draws, batch_size, seed, progress)
@@ -75,11 +76,11 @@ def evaluate_corruptions(
     for name in names:
         for severity in severities:
             if stored is None:
-                inputs = corrupt(part.inputs, name, severity, corruption_seed, white)
+                inputs = corrupt(images, name, severity, corruption_seed, white)
                 corrupted = Part(inputs=inputs, targets=part.targets)
             else:
                 found = stored.part(name, severity)
-                inputs = (found.inputs * (white / 255)).to(part.inputs.dtype)  # files have values from 0 to 255
+                inputs = (found.tensor * (white / 255)).to(images.dtype)  # files have values from 0 to 255
                 corrupted = Part(inputs=inputs, targets=found.targets)
             rows.append(row(name, severity, corrupted))
     return rows
@@ -171,7 +172,7 @@ def recalibrated(
 
 
 def _predicted(
-    fitted: FittedPosterior, inputs: Tensor, num_draws: int, batch_size: int, seed: int, progress: bool
+    fitted: FittedPosterior, inputs: Tensor | StoredImages, num_draws: int, batch_size: int, seed: int, progress: bool
 ) -> CategoricalPredictive:
     known = fitted.info.get("input_shape")
     if known is not None and tuple(known) != tuple(inputs.shape[1:]):

@@ -1,4 +1,4 @@
-"""Batches of a training part held in memory: on the device when it fits, shuffled by a stream of their own."""
+"""Batches of a training part: on the device when it fits, shuffled by a stream of their own."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flatbayes.core.randomness import spawn
+from flatbayes.data import StoredImages
 
 SHARE_OF_DEVICE = 0.5
 
@@ -40,7 +41,7 @@ class Batches:
     in another way does not move them.
 
     Attributes:
-        inputs: All examples.
+        inputs: All examples; stored images are decoded batch by batch.
         targets: Their targets.
         batch_size: Examples per batch; at most as many as there are.
         seed: Decides orders and augmentations.
@@ -48,7 +49,7 @@ class Batches:
         transform: What inputs are still to go through.
     """
 
-    inputs: Tensor
+    inputs: Tensor | StoredImages
     targets: Tensor
     batch_size: int
     seed: int
@@ -66,13 +67,16 @@ class Batches:
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one pass."""
-        order = torch.randperm(
-            len(self.inputs),
-            generator=torch.Generator().manual_seed(spawn(self.seed, 2 * number, count=1)[0]),
-        ).to(self.inputs.device)
-        changes = torch.Generator(self.inputs.device).manual_seed(spawn(self.seed, 2 * number + 1, count=1)[0])
-        for chosen in order.split(self.batch_size)[: len(self)]:
-            inputs, targets = self.inputs.index_select(0, chosen), self.targets.index_select(0, chosen)
+        generator = torch.Generator().manual_seed(spawn(self.seed, 2 * number, count=1)[0])
+        order = torch.randperm(len(self.inputs), generator=generator).to(self.targets.device)
+        changes = torch.Generator(self.targets.device).manual_seed(spawn(self.seed, 2 * number + 1, count=1)[0])
+        places, images = order.split(self.batch_size)[: len(self)], self.inputs
+        if isinstance(images, StoredImages):
+            batches = images.batches(places)
+        else:
+            batches = (images.index_select(0, chosen) for chosen in places)
+        for chosen, inputs in zip(places, batches, strict=True):
+            targets = self.targets.index_select(0, chosen)
             yield inputs if self.augment is None else self.augment(inputs, changes), targets
 
 

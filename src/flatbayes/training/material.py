@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from flatbayes.core import Examples
 from flatbayes.core.buffers import evaluating
 from flatbayes.core.randomness import spawn
-from flatbayes.data import Dataset, Standardize
+from flatbayes.data import Dataset, Standardize, StoredImages
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.training.batches import Batches, Loaded, TrainingBatches, fits
 from flatbayes.training.recipe import Recipe
@@ -68,13 +68,15 @@ def material(data: Dataset | DataLoader[Any]) -> Material:
 
 @dataclass(frozen=True, eq=False)
 class Held(Material):
-    """A data set in memory, standardised by its training part."""
+    """A data set in memory, or of stored images; standardised by its training part."""
 
     data: Dataset
     scale: Standardize = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", Standardize.fit(self.data.train.inputs))
+        inputs = self.data.train.inputs
+        scale = inputs.scale if isinstance(inputs, StoredImages) else Standardize.fit(inputs)
+        object.__setattr__(self, "scale", scale)
 
     @property
     def known(self) -> dict[str, Any]:
@@ -106,13 +108,16 @@ class Held(Material):
     def batches(self, recipe: Recipe, seed: int, device: torch.device) -> TrainingBatches:
         """Shuffled and augmented, on the device if they fit."""
         inputs, targets, augment = self.data.train.inputs, self.data.train.targets, self.data.augment
+        size = min(recipe.batch_size, len(inputs))
+        if isinstance(inputs, StoredImages):
+            return Batches(inputs, targets, size, seed, augment, self.scale)
         if fits(inputs, device):
             inputs, targets = inputs.to(device), targets.to(device)
         ready = augment is None and inputs.numel() <= AT_ONCE
         return Batches(
             self.scale(inputs) if ready else inputs,
             targets,
-            min(recipe.batch_size, len(inputs)),
+            size,
             seed,
             augment,
             None if ready else self.scale,
