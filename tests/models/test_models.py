@@ -52,7 +52,7 @@ def dropouts(model):
 
 def test_every_exported_architecture_is_tested():
     tested = {getattr(make, "func", make).__name__ for make, _ in CASES}
-    assert tested == set(models.__all__)
+    assert tested == {name for name in models.__all__ if isinstance(getattr(models, name), type)}
 
 
 @pytest.mark.parametrize(("make", "shape"), CASES)

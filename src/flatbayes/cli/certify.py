@@ -1,7 +1,6 @@
 """`flatbayes certify`: what can be proven about networks trained as a run's were."""
 
 from dataclasses import asdict, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ from rich.table import Table
 
 from flatbayes.certification import Certified, Plan, certify, promise
 from flatbayes.certification.promise import at_least, at_most
+from flatbayes.cli.models import rebuilt
 from flatbayes.cli.options import new_parser
 from flatbayes.cli.runs import console
 from flatbayes.core.environment import environment
 from flatbayes.core.files import write_json
-from flatbayes.core.spec import build, locate
+from flatbayes.core.spec import build
 from flatbayes.data import Source
 from flatbayes.flatness import Plain
 from flatbayes.training import Recipe
@@ -106,7 +106,7 @@ def table(certified: Certified) -> Table:
 
 def _model(spec: dict[str, Any], path: str | None) -> Any:
     if path is not None:
-        return partial(locate(path), **spec["init_args"])
+        return rebuilt(spec, path)
     if not spec["class_path"].startswith("flatbayes.models."):
         raise ValueError(
             f"The model of this run is {spec['class_path']}, which is not part of flatbayes, and nothing is imported "

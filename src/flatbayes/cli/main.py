@@ -99,6 +99,8 @@ def _message(error: Exception) -> str:
         axes = ("data", "model", "posterior", "flatness", "schedule")
         names = "; ".join(f"{axis}: {', '.join(known(axis))}" for axis in axes)
         text = f"{text}\nKnown names: {names}."
+    if isinstance(error, argparse.ArgumentError) and "does not correspond to a subclass of Module" in text:
+        text = f"{text}\nA model is a subclass of torch.nn.Module, or a function annotated to return one."
     return text
 
 

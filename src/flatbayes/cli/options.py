@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from flatbayes.cli.help import HelpFormatter
+from flatbayes.cli.models import with_new_head
 from flatbayes.cli.names import known
 from flatbayes.core.spec import build, to_spec
 from flatbayes.data import Dataset, Source
@@ -53,6 +54,11 @@ def training_options(parser: ArgumentParser) -> None:
         "by default ConvNet for images and MLP for tables",
     )
     parser.add_argument(
+        "--new_head",
+        action="store_true",
+        help="replace the last layer of a model of your own if it has not as many outputs as the data needs",
+    )
+    parser.add_argument(
         "--flatness",
         type=Flatness,
         metavar="NAME",
@@ -93,6 +99,8 @@ def chosen_recipe(options: Namespace, dataset: Dataset) -> Recipe:
 
 def chosen_model(options: Namespace, dataset: Dataset) -> Any:
     """What builds the network: the one named, or the usual one for data of this shape."""
+    if options.new_head:
+        return with_new_head(options.model)
     if options.model is not None:
         return build(options.model, bind=True)
     return partial(ConvNet if len(dataset.input_shape) == 3 else MLP)

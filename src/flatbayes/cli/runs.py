@@ -1,15 +1,15 @@
 """What the verbs that work on a fitted posterior share: reading it, measuring it."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from flatbayes.cli.models import rebuilt
 from flatbayes.core.files import read_json
-from flatbayes.core.spec import label, locate
+from flatbayes.core.spec import label
 from flatbayes.data import Part
 from flatbayes.metrics import DEFINITIONS
 from flatbayes.prediction import FittedPosterior, evaluate
@@ -23,7 +23,7 @@ def load(folder: Path, model: str | None) -> FittedPosterior:
     architecture = None
     if model is not None:
         spec = read_json(folder / "posterior.json")["info"].get("model") or {"init_args": {}}
-        architecture = partial(locate(model), **spec["init_args"])
+        architecture = rebuilt(spec, model)
     fitted = FittedPosterior.load(folder, architecture)
     return fitted.to("cuda") if torch.cuda.is_available() else fitted
 

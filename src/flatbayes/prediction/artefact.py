@@ -166,9 +166,10 @@ def _architecture(
     if not isinstance(spec, dict):
         raise ValueError("The artefact does not say what its model is: pass `model`, the network or its class.")
     if not str(spec.get("class_path")).startswith("flatbayes.models."):
+        named = spec.get("init_args", {}).get("path") or spec.get("class_path")  # the former if it has a new head
         raise ValueError(
-            f"The model of this artefact is {spec.get('class_path')}, which is not part of flatbayes, and nothing "
-            "is imported because an artefact says so: pass `model`, the network or a function that builds it."
+            f"The model of this artefact is {named}, which is not part of flatbayes, and nothing is "
+            "imported because an artefact says so: pass `model`, the network or a function that builds it."
         )
 
     def make() -> nn.Module:

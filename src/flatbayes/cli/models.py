@@ -1,0 +1,51 @@
+"""Models named on the command line: of flatbayes, or of anyone's by dotted path, with a head for the data."""
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from flatbayes.core.spec import build, class_path, locate
+from flatbayes.models.head import with_head
+
+
+def finetuned(path: str, arguments: dict[str, Any], num_outputs: int) -> nn.Module:
+    """The network at a dotted path, its last layer made anew if it has another number of outputs.
+
+    Args:
+        path: Of a class or function that builds the network, with trained weights or without.
+        arguments: For it.
+        num_outputs: How many the data needs.
+    """
+    return with_head(build({"class_path": path, "init_args": arguments}), num_outputs)
+
+
+def with_new_head(spec: dict[str, Any] | None) -> "partial[nn.Module]":
+    """What builds the network of a description, with a head for the data.
+
+    Args:
+        spec: Of the model named on the command line; None where there is none.
+
+    Raises:
+        ValueError: It is a model of flatbayes, which has the right head.
+    """
+    if spec is None or spec["class_path"].startswith("flatbayes.models."):
+        raise ValueError(
+            "--new_head is for networks from elsewhere, such as torchvision's with their weights: name one by its "
+            "dotted path, --model. Those of flatbayes are made for the data."
+        )
+    return partial(finetuned, path=spec["class_path"], arguments=spec.get("init_args") or {})
+
+
+def rebuilt(spec: dict[str, Any], path: str) -> "partial[nn.Module]":
+    """What builds the network of a run again, from the path that the user gives and the arguments that the run kept.
+
+    Raises:
+        ValueError: The run had another model.
+    """
+    arguments = spec["init_args"]
+    if spec.get("class_path") != class_path(finetuned):
+        return partial(locate(path), **arguments)
+    if arguments["path"] != path:
+        raise ValueError(f"The model of this run is {arguments['path']}, got --model {path}.")
+    return partial(finetuned, **arguments)

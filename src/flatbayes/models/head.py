@@ -1,0 +1,33 @@
+"""A network of anyone's with as many outputs as the data needs."""
+
+from torch import nn
+
+
+def with_head(model: nn.Module, num_outputs: int) -> nn.Module:
+    """The network itself, its last layer replaced by a new one if that has another number of outputs.
+
+    The last layer is the last torch.nn.Linear in the order of registration, as it is for `Laplace`.
+
+    Args:
+        model: The network, changed in place.
+        num_outputs: How many it should have.
+
+    Raises:
+        ValueError: It has no linear layer.
+    """
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no torch.nn.Linear to replace by a new head. Write a function that builds "
+            "it with the right number of outputs, and name that as the model."
+        )
+    name, last = layers[-1]
+    if last.out_features == num_outputs:
+        return model
+    like = last.weight
+    head = nn.Linear(last.in_features, num_outputs, last.bias is not None, device=like.device, dtype=like.dtype)
+    if not name:
+        return head
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, head)
+    return model

@@ -1,0 +1,108 @@
+"""Networks of other libraries by dotted path: with their arguments, and with a head for the data."""
+
+import functools
+import json
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes.cli import main
+from flatbayes.prediction import FittedPosterior
+
+TINY = ["--data", "digits", "--data.train_size", "60", "--epochs", "2", "--batch_size", "20", "--collect_from", "0",
+        "--posterior", "point", "--draws", "2"]  # fmt: skip
+TRAINED = 0.125
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 4, num_classes: int = 1000):
+        super().__init__()
+        self.features = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU())
+        self.classifier = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+def legacy(build):
+    @functools.wraps(build)
+    def inner(*args, **kwargs):
+        return build(*args, **kwargs)
+
+    return inner
+
+
+@legacy
+def net161(*, weights: str | None = None, progress: bool = True, **kwargs: int) -> Net:
+    """As torchvision builds its networks: weights only for the classes that they were trained on."""
+    if weights is not None and kwargs.get("num_classes", 1000) != 1000:
+        raise ValueError("expected 1000 classes")
+    model = Net(width=6, **kwargs)
+    if weights is not None:
+        nn.init.constant_(model.features[1].weight, TRAINED)
+    return model
+
+
+def unannotated(width=3):
+    return Net(width)
+
+
+@pytest.fixture(autouse=True)
+def _vision(tmp_path, monkeypatch):
+    module = ModuleType("some_vision")
+    for thing in (Net, net161, unannotated):
+        monkeypatch.setattr(thing, "__module__", "some_vision")
+        setattr(module, thing.__name__, thing)
+    monkeypatch.setitem(sys.modules, "some_vision", module)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_trained_weights_stay_and_the_head_is_new(tmp_path, capsys):
+    still = ["--optimizer", "torch.optim.SGD", "--optimizer.lr", "1e-30"]
+    model = ["--model", "some_vision.net161", "--model.weights", "V1", "--new_head"]
+    assert main(["fit", *TINY, *model, *still, "--out", "run"]) == 0
+    spec = json.loads((tmp_path / "run" / "config.json").read_text())["model"]["init_args"]
+    assert spec == {"path": "some_vision.net161", "arguments": {"weights": "V1", "progress": True}}
+    capsys.readouterr()
+    assert main(["evaluate", "run"]) == 2
+    assert "some_vision.net161, which is not part of flatbayes" in capsys.readouterr().err
+    assert main(["evaluate", "run", "--model", "some_vision.Net"]) == 2
+    assert "The model of this run is some_vision.net161, got --model some_vision.Net" in capsys.readouterr().err
+    assert main(["evaluate", "run", "--model", "some_vision.net161"]) == 0
+    fitted = FittedPosterior.load("run", Net(6, 10))
+    assert (fitted.states[0].model.features[1].weight == TRAINED).all()
+    assert main(["certify", "run", "--model", "some_vision.net161"]) == 0
+
+
+def test_arguments_of_a_class_reach_it(tmp_path):
+    assert main(["fit", *TINY, "--model", "some_vision.Net", "--model.width", "7", "--out", "run"]) == 0
+    weights = FittedPosterior.load("run", Net(7, 10)).states[0].model.state_dict()
+    assert weights["classifier.weight"].shape == (10, 7)
+
+
+def test_a_head_is_new_in_every_run_and_the_same_for_the_same_seed():
+    from flatbayes.cli.models import finetuned
+
+    torch.manual_seed(0)
+    one, other = (finetuned("some_vision.net161", {"weights": "V1"}, 10) for _ in range(2))
+    assert torch.equal(one.features[1].weight, other.features[1].weight)
+    assert not torch.equal(one.classifier.weight, other.classifier.weight)
+
+
+BAD = [
+    (["--model", "some_vision.net161"], "outputs of shape (4, 1000), but there are 10 classes"),
+    (["--model", "mlp", "--new_head"], "--new_head is for networks from elsewhere"),
+    (["--new_head"], "--new_head is for networks from elsewhere"),
+    (["--model", "some_vision.unannotated"], "or a function annotated to return one"),
+    (["--model", "torch.nn.Identity", "--new_head"], "Identity has no torch.nn.Linear to replace"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[message[-20:] for _, message in BAD])
+def test_bad_models_are_explained(arguments, message, capsys, tmp_path):
+    assert main(["fit", *TINY, *arguments, "--out", "run"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
