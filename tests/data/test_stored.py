@@ -1,5 +1,7 @@
 """Images that are decoded when they are asked for are those that would be in memory."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,7 @@ def test_only_a_few_batches_are_decoded_ahead(folder):
     watched = StoredImages(encoded, streamed.layout, streamed.rows)
     batches = watched.split(2)
     next(batches)
+    time.sleep(0.2)  # more than all of them would take
     assert 1 <= len(asked) <= 1 + stored.AHEAD
     batches.close()  # and stops when no one wants more
     assert len(asked) <= 1 + stored.AHEAD

@@ -17,7 +17,7 @@ class EncodedPart:
     """Some examples with their labels, the images still encoded.
 
     Attributes:
-        encoded: Yields the images with the given numbers, which ascend.
+        encoded: Yields the images with the given numbers, which ascend unless images are streamed.
         layout: What they are decoded to.
         targets: The class of each example, [n] (int64).
         stream: Leave images where they are until a batch asks for them.

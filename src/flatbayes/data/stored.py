@@ -28,7 +28,7 @@ class StoredImages:
     """Some images, in an order.
 
     Attributes:
-        encoded: Yields the images with the given numbers, which ascend; asked by one thread at a time.
+        encoded: Yields the images with the given numbers, in any order; asked by one thread at a time.
         layout: What they are decoded to.
         rows: Their numbers, [n].
     """
@@ -83,10 +83,9 @@ class StoredImages:
         return Standardize.fit(self[order.sort().values])
 
     def _decoded(self, rows: Tensor, pool: ThreadPoolExecutor) -> Tensor:
-        ascending, places = rows.sort(stable=True)
         inputs = empty(len(rows), self.layout)
-        images = pool.map(partial(decoded, layout=self.layout), self.encoded(ascending.numpy()))
-        for place, image in zip(places.tolist(), images, strict=True):
+        images = pool.map(partial(decoded, layout=self.layout), self.encoded(rows.numpy()))
+        for place, image in enumerate(images):
             inputs[place] = image
         return torch.from_numpy(inputs)
 
