@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from flatbayes.core.stacked import for_each
+
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that learning moves; a tied tensor counts once."""
@@ -48,10 +50,14 @@ def shift(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float |
     Args:
         params: Tensors to move, inside `restored`.
         directions: One direction per parameter, of its shape.
-        scale: A number, or a tensor without dimensions where reading it would wait for a device.
+        scale: A number, or a tensor without dimensions where reading it would wait for a device, or one number for
+            each stacked network.
     """
     with torch.no_grad():
-        if isinstance(scale, Tensor):
+        if isinstance(scale, Tensor) and scale.ndim:
+            for param, direction in zip(params, directions, strict=True):
+                param.addcmul_(direction, for_each(scale, direction).to(direction.dtype))
+        elif isinstance(scale, Tensor):
             torch._foreach_add_(list(params), torch._foreach_mul(list(directions), scale.to(directions[0])))
         else:
             torch._foreach_add_(list(params), list(directions), alpha=scale)

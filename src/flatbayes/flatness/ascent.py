@@ -29,8 +29,8 @@ class Offset:
 
     Attributes:
         directions: One direction per tensor.
-        norm: Their norm in the geometry of the ball, a tensor without dimensions.
-        rho: The radius, a number or a tensor without dimensions.
+        norm: Their norm in the geometry of the ball, a tensor without dimensions, or one for each stacked network.
+        rho: The radius, a number or a tensor of the norm's shape.
     """
 
     directions: Sequence[Tensor]
@@ -39,20 +39,26 @@ class Offset:
 
     @property
     def is_finite(self) -> bool:
-        """Whether there is a direction to go; taken to be so where asking would wait for a device."""
-        return not self.norm.is_cpu or math.isfinite(self.norm.item())
+        """Whether there is a direction to go; taken to be so where asking would wait, and of stacked networks."""
+        return self._is_unread or math.isfinite(self.norm.item())
 
     @property
     def scale(self) -> float | Tensor:
-        """The radius divided by the norm; a number, unless reading the norm would wait for a device."""
-        if not self.norm.is_cpu:
+        """The radius divided by the norm; a number, unless reading the norm would wait, or there are several."""
+        if self._is_unread:
             return self.norm.clamp(min=TINY).reciprocal() * self.rho
         norm = self.norm.item()
         return float(self.rho) / norm if norm > 0 else 0.0
 
     def tensors(self) -> list[Tensor]:
         """The displacement, multiplied out."""
-        return list(torch._foreach_mul(list(self.directions), self.scale))
+        zeros = [torch.zeros_like(direction) for direction in self.directions]
+        shift(zeros, self.directions, self.scale)
+        return zeros
+
+    @property
+    def _is_unread(self) -> bool:
+        return self.norm.ndim > 0 or not self.norm.is_cpu
 
 
 OffsetFn = Callable[[Mapping[str, Tensor], Sequence[Tensor]], Offset]
@@ -71,7 +77,8 @@ def asked_at(
 
     With e_0 = 0, each step sets e_{k+1} = offset_fn(gradient at w + e_k). Where a gradient is not finite the
     ascent ends, and `.grad` holds that gradient for a loss scaler, or the user, to deal with; on an accelerator,
-    where seeing that would mean to wait for it, the later gradients come out just as little finite.
+    where seeing that would mean to wait for it, and of one of stacked networks, the later gradients come out just as
+    little finite.
 
     Args:
         offset_fn: The displacement for a gradient, always from the undisplaced weights.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, Course
 from flatbayes.core.norms import global_norm
+from flatbayes.core.stacked import for_each, stacked_networks
 from flatbayes.flatness.ascent import Offset, asked_at, check_ascent_steps, check_radius
 from flatbayes.flatness.flatness import Flatness
 
@@ -60,9 +61,9 @@ class FisherSAM(Flatness):
 def inverse_fisher(grads: Sequence[Tensor], eta: float) -> list[Tensor]:
     """1 / (1 + eta g² / mean g²), elementwise, the mean over all tensors together."""
     squared_norm = global_norm(grads).square()
-    mean = squared_norm / sum(g.numel() for g in grads)
+    mean = squared_norm / (sum(g.numel() for g in grads) // max(1, stacked_networks()))
     relative = torch.where(mean > 0, eta / mean, 0.0)
-    return [1 / (1 + (relative * g.to(relative.dtype).square()).to(g.dtype)) for g in grads]
+    return [1 / (1 + (for_each(relative, g) * g.to(relative.dtype).square()).to(g.dtype)) for g in grads]
 
 
 def fisher_offset(grads: Sequence[Tensor], inverse: Sequence[Tensor], rho: float) -> Offset:

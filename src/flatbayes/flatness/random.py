@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, Course
 from flatbayes.core.norms import global_norm
+from flatbayes.core.stacked import stacked_networks
 from flatbayes.flatness.ascent import Offset, asked_at, check_radius
 from flatbayes.flatness.flatness import Flatness
 
@@ -65,6 +66,10 @@ def random_offset(grads: Sequence[Tensor], rho: float, seed: int) -> Offset:
     Returns:
         One displacement per tensor; along the gradient where that is not finite, so that it is seen to be so.
     """
+    if stacked_networks():
+        raise ValueError(
+            "Random takes its directions from the last bits of a norm, which differ in stacked networks."
+        )
     norm = global_norm(grads)
     if not bool(norm.isfinite()):
         return Offset(grads, norm, rho)

@@ -1,7 +1,7 @@
 """Batches of a training part: on the device when it fits, shuffled by a stream of their own."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -65,12 +65,23 @@ class Batches:
         """Number of examples."""
         return len(self.inputs)
 
+    def seeded(self, seed: int) -> "Batches":
+        """The same examples in the orders of another seed."""
+        return replace(self, seed=seed)
+
+    def order(self, number: int) -> Tensor:
+        """The places of all examples in the order of one pass, on the device of the targets."""
+        generator = torch.Generator().manual_seed(spawn(self.seed, 2 * number, count=1)[0])
+        return torch.randperm(len(self.inputs), generator=generator).to(self.targets.device)
+
+    def changes(self, number: int) -> torch.Generator:
+        """The generator of one pass's augmentation."""
+        return torch.Generator(self.targets.device).manual_seed(spawn(self.seed, 2 * number + 1, count=1)[0])
+
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one pass."""
-        generator = torch.Generator().manual_seed(spawn(self.seed, 2 * number, count=1)[0])
-        order = torch.randperm(len(self.inputs), generator=generator).to(self.targets.device)
-        changes = torch.Generator(self.targets.device).manual_seed(spawn(self.seed, 2 * number + 1, count=1)[0])
-        places, images = order.split(self.batch_size)[: len(self)], self.inputs
+        order, changes, images = self.order(number), self.changes(number), self.inputs
+        places = order.split(self.batch_size)[: len(self)]
         if isinstance(images, StoredImages):
             batches = images.batches(places)
         else:

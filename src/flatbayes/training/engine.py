@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.norms import global_norm
+from flatbayes.core.stacked import for_each
 from flatbayes.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -74,8 +75,15 @@ class Engine:
 
 
 def clip(params: tuple[Tensor, ...], max_norm: float) -> None:
-    """Gradients times min(1, max_norm / norm), in place, with the norm over all of them; nothing waits for it."""
+    """Gradients times min(1, max_norm / norm), in place, with the norm over all of them; nothing waits for it.
+
+    Of stacked networks each is scaled by its own norm.
+    """
     grads = [param.grad for param in params if param.grad is not None]
     if grads and max_norm < math.inf:
         with torch.no_grad():
-            torch._foreach_mul_(grads, (max_norm / (global_norm(grads) + LEAST)).clamp(max=1.0).to(grads[0]))
+            factor = (max_norm / (global_norm(grads) + LEAST)).clamp(max=1.0).to(grads[0])
+            if factor.ndim:
+                torch._foreach_mul_(grads, [for_each(factor, grad) for grad in grads])
+            else:
+                torch._foreach_mul_(grads, factor)

@@ -4,29 +4,26 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.utils.data import DataLoader
 
 from flatbayes.core import State
 from flatbayes.core.buffers import running_norms
-from flatbayes.core.randomness import forked, spawn
 from flatbayes.data import Dataset
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.cost import Meter
-from flatbayes.training.loop import Job
 from flatbayes.training.material import material
 from flatbayes.training.model import ModelFactory, builder, describe
 from flatbayes.training.pairing import check_pair
-from flatbayes.training.recipe import Recipe
+from flatbayes.training.recipe import Recipe, fabric_of
+from flatbayes.training.runs import Runs
+from flatbayes.training.together import chosen
 from flatbayes.training.watch import Bar, Watch, Watches
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
 
 
 class Interrupted(KeyboardInterrupt):
@@ -71,7 +68,7 @@ def fit(
         watch: Sees every step and epoch.
 
     Raises:
-        ValueError: Model, data, posterior and flatness do not go together.
+        ValueError: Model, data, posterior, flatness and recipe do not go together.
         RuntimeError: The loss became non-finite.
         Interrupted: Ctrl-C was pressed; it carries what was fitted so far.
     """
@@ -82,7 +79,7 @@ def fit(
     sizes = dict.fromkeys(("num_classes", "num_outputs"), likelihood.num_outputs)
     known = source.known | sizes if source.known else {}
     build = builder(model, known)
-    fabric = _fabric(recipe)
+    fabric = fabric_of(recipe)
     meter = Meter(fabric.device)
     states: list[State] = []
     gradients: float = 0
@@ -92,6 +89,8 @@ def fit(
             state.optimizer = None
         needs_statistics = posterior.moves_weights and running_norms(states[0].model)
         about = {"flatbayes": version("flatbayes"), "model": describe(model, known), **source.info}
+        if recipe.members != "one_by_one":
+            about["members"] = "together" if as_one else f"one by one: {why_not}"
         return FittedPosterior(
             posterior=posterior,
             states=states,
@@ -101,30 +100,32 @@ def fit(
             info=about | info,
         )
 
+    runs = Runs(posterior, flatness, likelihood, source, recipe, build, seed)
+    as_one, why_not = chosen(runs, posterior.runs)
+    groups = [list(range(posterior.runs))] if as_one else [[run] for run in range(posterior.runs)]
     show = sys.stderr.isatty() if progress is None else progress
     with Bar() if show else nullcontext(Watch()) as bar:
         seen = Watches([bar, *([watch] if watch else [])])
-        for run in range(posterior.runs):
-            initial, order, noise = spawn(seed, run, count=3)
-            with forked(initial, None):
-                module = build()
-            batches = source.batches(recipe, order, fabric.device)
-            seen.begin(run, posterior.runs, recipe.epochs * len(batches))
-            job = Job(posterior, flatness, likelihood, batches, recipe)
-            job.validate = source.validator(likelihood)
+        for group in groups:
+            job = runs.job(group, fabric)
+            one = len(group) == 1
+            seen.begin(group[0], posterior.runs if one else 1, recipe.epochs * len(job.batches))
             trained = False
             try:
-                state = job.train(fabric, module, seed=noise, watch=seen)
+                ended = job.train(fabric, seen)
                 trained = True
-                posterior.finish(state, source.examples(fabric.device), likelihood.loss)
-                states.append(state)
+                for state in ended:
+                    posterior.finish(state, source.examples(fabric.device), likelihood.loss)
+                    states.append(state)
             except KeyboardInterrupt:
-                done = states or ([job.state] if job.state else [])
+                done = states or job.states
                 if not done:
                     raise
                 if not states and not trained:  # a second time would take as long as the first, which was stopped
-                    posterior.finish(done[0], source.examples(fabric.device), likelihood.loss)
-                place = f"after {job.epochs_done} of {recipe.epochs} epochs of run {run + 1} of {posterior.runs}"
+                    for state in done:
+                        posterior.finish(state, source.examples(fabric.device), likelihood.loss)
+                what = f"run {group[0] + 1} of {posterior.runs}" if one else f"{len(group)} runs together"
+                place = f"after {job.epochs_done} of {recipe.epochs} epochs of {what}"
                 raise Interrupted(f"stopped {place}", fitted(done, interrupted=place)) from None
             gradients += job.gradients
     cost = {
@@ -141,9 +142,3 @@ def _check(model: nn.Module | ModelFactory, posterior: Posterior) -> None:
             f"{type(posterior).__name__} trains {posterior.runs} networks from fresh initial weights, and was given "
             "one network. Pass its class, or a function that builds a new one."
         )
-
-
-def _fabric(recipe: Recipe) -> "Fabric":
-    from lightning_fabric import Fabric  # over a second to import
-
-    return Fabric(accelerator=recipe.accelerator, devices=1, precision=recipe.precision)

@@ -1,17 +1,17 @@
 """The one training loop: every posterior, every flatness, on Lightning Fabric's devices and precisions."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Course, State, asked_part
+from flatbayes.core import Closure, Course, LossFn, State, asked_part
 from flatbayes.core.randomness import forked
+from flatbayes.core.stacked import stacked
 from flatbayes.flatness import Flatness
-from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.training.batches import TrainingBatches
 from flatbayes.training.engine import Engine
@@ -24,42 +24,54 @@ if TYPE_CHECKING:
 
 @dataclass
 class Job:
-    """One training run, and how far it has come.
+    """One training run, or several as one, and how far it has come.
 
     Attributes:
+        module: What is trained: a network, or several stacked.
+        start: The posterior's state before the first step, given the module.
         posterior: Decides what is done with the gradients.
         flatness: Decides where they are taken.
-        likelihood: The loss.
+        loss_fn: The loss, of stacked networks one of each.
         batches: The training data.
         recipe: How to train.
-        validate: Measures the module between epochs; decides nothing.
-        gradients: Forward and backward passes so far; one over a part of the batch counts as that part.
+        seed: Decides everything random but the batches.
+        validate: Measures every network in the module between epochs; decides nothing.
+        networks: How many networks the module holds.
+        apart: The state of each of them.
+        gradients: Forward and backward passes of a network so far; one over a part of the batch counts as that part.
         epochs_done: Whole epochs so far.
         state: The posterior's state, once training has begun.
     """
 
+    module: nn.Module
+    start: Callable[[nn.Module], State]
     posterior: Posterior
     flatness: Flatness
-    likelihood: Likelihood
+    loss_fn: LossFn
     batches: TrainingBatches
     recipe: Recipe
-    validate: Callable[[nn.Module], Mapping[str, float]] | None = None
+    seed: int
+    validate: Callable[[nn.Module], Sequence[Mapping[str, float]]] | None = None
+    networks: int = 1
+    apart: Callable[[State], list[State]] = lambda state: [state]
     gradients: float = 0
     epochs_done: int = 0
     state: State | None = None
 
-    def train(self, fabric: "Fabric", module: nn.Module, *, seed: int, watch: Watch) -> State:
+    @property
+    def states(self) -> list[State]:
+        """The state of each network, as far as it has come; none before training has begun."""
+        return [] if self.state is None else self.apart(self.state)
+
+    def train(self, fabric: "Fabric", watch: Watch) -> list[State]:
         """Train to the end of the recipe.
 
         Raises:
             RuntimeError: The loss is not finite.
         """
         recipe, batches = self.recipe, self.batches
-        module = fabric.to_device(module.double() if recipe.precision == "64-true" else module)
-        if recipe.channels_last:
-            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        make_optimizer = recipe.optimizer or self.posterior.default_optimizer
-        self.state = state = self.posterior.init(module, make_optimizer, batches.num_data)
+        module = placed(self.module, fabric, recipe)
+        self.state = state = self.start(module)
         module = state.model  # some posteriors train a changed copy
         engine = Engine.start(fabric, module, state.optimizer, recipe)  # type: ignore[arg-type]  # there is one
         state.optimizer = optimizer = engine.optimizer
@@ -67,10 +79,10 @@ class Job:
         total_steps, step = recipe.epochs * len(batches), 0
         course = Course(total_steps=total_steps)
         watched = watched_epochs(recipe.epochs, recipe.validations)
-        with forked(seed, module):
+        with forked(self.seed, module), stacked(self.networks if self.networks > 1 else 0):
             for epoch in range(recipe.epochs):
                 module.train()
-                loss_sum = torch.zeros((), device=fabric.device)
+                loss_sum: Tensor | float = 0.0
                 for batch in batches.epoch(epoch):
                     factor = recipe.schedule.factor(step, total_steps)
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -79,20 +91,24 @@ class Job:
                     loss = self.posterior.step(state, self._clipped(engine, closure))
                     if recipe.collects(step, len(batches)):
                         self.posterior.collect(state)
-                    loss_sum += loss
+                    loss_sum = loss_sum + loss
                     step += 1
                     course.advance()
-                    watch.step(step, loss, rates[0] * factor)
-                mean_loss = float(loss_sum / len(batches))
-                if not math.isfinite(mean_loss):
-                    raise RuntimeError(self._diverged(mean_loss, epoch + 1, rates[0]))
+                    watch.step(step, loss.mean() if loss.ndim else loss, rates[0] * factor)
+                mean_losses = _numbers(loss_sum / len(batches))
+                for run, mean_loss in enumerate(mean_losses):
+                    if not math.isfinite(mean_loss):
+                        raise RuntimeError(self._diverged(mean_loss, run, epoch + 1, rates[0]))
                 self.epochs_done = epoch + 1
-                record = {"epoch": epoch + 1, "step": step, "loss": mean_loss, "lr": rates[0] * factor}
+                measured: Sequence[Mapping[str, float]] = [{}] * self.networks
                 if self.validate is not None and epoch + 1 in watched:
-                    record |= self.validate(module)
-                watch.epoch(record)
+                    measured = self.validate(module)
+                for run, mean_loss in enumerate(mean_losses):
+                    which = {} if self.networks == 1 else {"run": run}
+                    about = {"epoch": epoch + 1, "step": step, "loss": mean_loss, "lr": rates[0] * factor}
+                    watch.epoch({**which, **about, **measured[run]})
         module.eval()
-        return state
+        return self.states
 
     def _closure(self, engine: Engine, batch: tuple[Tensor, Tensor]) -> Closure:
         inputs, targets = (tensor.to(engine.fabric.device, non_blocking=True) for tensor in batch)
@@ -105,15 +121,15 @@ class Job:
 
         def closure() -> Tensor:
             part, labels = asked_part(inputs, targets)
-            self.gradients += 1 if len(part) == len(inputs) else len(part) / len(inputs)
+            self.gradients += self.networks * (1 if len(part) == len(inputs) else len(part) / len(inputs))
             pieces = min(self.recipe.accumulate, len(part))
             engine.zero_grad()
             total: Tensor | None = None
             for x, y in zip(part.tensor_split(pieces), labels.tensor_split(pieces), strict=True):
-                loss = self.likelihood.loss(engine.network(x), y)
+                loss = self.loss_fn(engine.network(x), y)
                 if pieces > 1:
                     loss = loss * (len(x) / len(part))
-                engine.backward(loss)
+                engine.backward(loss.sum() if loss.ndim else loss)  # of the sum, each network gets its own gradient
                 total = loss.detach() if total is None else total + loss.detach()
             return total  # type: ignore[return-value]  # there is at least one piece
 
@@ -132,12 +148,25 @@ class Job:
 
         return clipped
 
-    def _diverged(self, loss: float, epoch: int, rate: float) -> str:
+    def _diverged(self, loss: float, run: int, epoch: int, rate: float) -> str:
+        which = "" if self.networks == 1 else f" of run {run + 1}"
         return (
-            f"The loss is {loss} in epoch {epoch} of {self.recipe.epochs}. Try a lower learning rate (now {rate:g}), "
-            f"a smaller rho (now {self.flatness}), clipping (--clip_norm 1), or precision 32-true (now "
+            f"The loss{which} is {loss} in epoch {epoch} of {self.recipe.epochs}. Try a lower learning rate (now "
+            f"{rate:g}), a smaller rho (now {self.flatness}), clipping (--clip_norm 1), or precision 32-true (now "
             f"{self.recipe.precision})."
         )
+
+
+def placed(module: nn.Module, fabric: "Fabric", recipe: Recipe) -> nn.Module:
+    """The module, on the device and in the precision that it is trained in."""
+    there: nn.Module = fabric.to_device(module.double() if recipe.precision == "64-true" else module)
+    if recipe.channels_last:
+        there = there.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return there
+
+
+def _numbers(losses: Tensor | float) -> list[float]:
+    return torch.as_tensor(losses).reshape(-1).tolist()
 
 
 def watched_epochs(epochs: int, times: int) -> set[int]:

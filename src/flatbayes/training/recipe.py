@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import nn
 
 from flatbayes.training.schedules import Schedule, SWALinear, collects
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
+Members = Literal["one_by_one", "auto", "together"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Recipe:
             never. It decides nothing.
         statistics_batches: Batches of training inputs kept to re-estimate BatchNorm statistics of draws; only
             where the posterior and the network need them.
+        members: How the networks of an ensemble are trained: `one_by_one`; `together`, stacked in one, which is an
+            error where it cannot give the same up to rounding; or `auto`, together where that works and networks
+            are so small that it is faster. Together every network's weights are held at once. A training is the same
+            bit for bit only if it is repeated the same way, so the way is not chosen by the clock, and not by
+            default.
     """
 
     epochs: int = 60
@@ -53,6 +62,7 @@ class Recipe:
     accelerator: str = "auto"
     validations: int = 20
     statistics_batches: int = 10
+    members: Members = "one_by_one"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "collect_per_epoch", "accumulate", "statistics_batches"):
@@ -60,6 +70,8 @@ class Recipe:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.validations < 0:
             raise ValueError(f"validations must be at least 0, got {self.validations}.")
+        if self.members not in get_args(Members):
+            raise ValueError(f"members must be {' or '.join(get_args(Members))}, got {self.members!r}.")
         if not 0 <= self.collect_from < 1:
             raise ValueError(f"collect_from is a share of training, at least 0 and below 1; got {self.collect_from}.")
         if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
@@ -69,3 +81,10 @@ class Recipe:
         """Whether a snapshot is taken after this step, counted from 0."""
         total_steps, cycles = self.epochs * steps_per_epoch, self.schedule.cycles
         return collects(step, steps_per_epoch, total_steps, self.collect_from, self.collect_per_epoch, cycles)
+
+
+def fabric_of(recipe: Recipe) -> "Fabric":
+    """The device and the precision of a recipe."""
+    from lightning_fabric import Fabric  # over a second to import
+
+    return Fabric(accelerator=recipe.accelerator, devices=1, precision=recipe.precision)

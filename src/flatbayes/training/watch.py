@@ -18,13 +18,13 @@ class Watch:
     """Sees nothing; the interface of all that do."""
 
     def begin(self, run: int, runs: int, total_steps: int) -> None:
-        """A training run starts."""
+        """A training run starts, or one training of all runs together: then it is the first of one."""
 
     def step(self, step: int, loss: Tensor, lr: float) -> None:
         """A step is done; reading the loss waits for the device, so do it seldom."""
 
     def epoch(self, record: Record) -> None:
-        """An epoch is done."""
+        """An epoch is done; of runs that are trained together, one for each, with its number as `run`."""
 
 
 class Watches(Watch):
