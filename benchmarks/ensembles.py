@@ -29,13 +29,14 @@ BATCH, STEPS = 64, 8
 OPTIMIZER = partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=5e-4)
 CASES: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...], bool]] = {
     "MLP 8-50-1": (partial(MLP, hidden=(50,)), (8,), False),
+    "MLP 64-128-128-10": (partial(MLP, hidden=(128, 128)), (64,), True),
     "MLP 64-256-256-10": (partial(MLP, hidden=(256, 256)), (64,), True),
     "MLP 64-512-512-10": (partial(MLP, hidden=(512, 512)), (64,), True),
     "ConvNet(8) 8x8": (partial(ConvNet, width=8), (1, 8, 8), True),
     "ConvNet(16) 16x16": (partial(ConvNet, width=16), (1, 16, 16), True),
 }
-LIMITS = {"MLP 8-50-1": 0.7, "MLP 64-256-256-10": 1.1, "ConvNet(8) 8x8": 1.0}
-"""What `auto` must not be slower than, where it trains together."""
+LIMITS = {"MLP 8-50-1": 0.7, "MLP 64-128-128-10": 1.05, "ConvNet(8) 8x8": 1.05}
+"""Largest ratio where `auto` trains together; there it must gain, up to the noise of a busy machine."""
 
 
 def rows(quick: bool) -> list[dict[str, Any]]:
