@@ -209,8 +209,9 @@ class Joint(Flatness):
     """Normalises the gradient by a norm of its own making, which stacked networks would share."""
 
     gradients = 1
+    one_loss_from = 0.0
 
-    def __call__(self, closure, model):
+    def __call__(self, closure, model, course=None):
         def normalised():
             loss = closure()
             norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
