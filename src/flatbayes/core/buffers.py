@@ -1,11 +1,13 @@
 """Buffers (running statistics and the like) and training flags: frozen around a pass, or estimated afresh."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from flatbayes.core.weights import installed
 
 
 @contextmanager
@@ -44,7 +46,8 @@ def unchanged_mode(model: nn.Module) -> Iterator[None]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in eval mode; outside, each module has the mode it had."""
     with unchanged_mode(model):
-        model.eval()
+        if any(module.training for module in model.modules()):
+            model.eval()
         yield
 
 
@@ -87,15 +90,10 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]
             norm.momentum = momentum
 
 
-@contextmanager
-def holding(model: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
+def holding(model: nn.Module, values: dict[str, Tensor]) -> AbstractContextManager[None]:
     """Inside, the named buffers hold the given values."""
-    with frozen(model):
-        buffers = dict(model.named_buffers())
-        with torch.no_grad():
-            for name, value in values.items():
-                buffers[name].copy_(value)
-        yield
+    buffers = dict(model.named_buffers())
+    return installed([buffers[name] for name in values], list(values.values()))
 
 
 def _restore(flags: Sequence[tuple[nn.Module, bool]]) -> None:

@@ -31,12 +31,20 @@ class State:
         optimizer: Updates the parameters; None once the posterior is fitted and only drawn from.
         num_data: Number of training examples, the n of the likelihood; never the batch size.
         statistics: What the posterior keeps beside the weights, by name; empty for a point.
+        in_main_memory: Names of the statistics that stay in main memory wherever the model goes.
     """
 
     model: nn.Module
     optimizer: Optimizer | None
     num_data: int
     statistics: dict[str, Tensor] = field(default_factory=dict)
+    in_main_memory: frozenset[str] = frozenset()
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the model, and the statistics that are held beside it, in place."""
+        self.model.to(device)
+        for name in self.statistics.keys() - self.in_main_memory:
+            self.statistics[name] = self.statistics[name].to(device)
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on from here, bit for bit (the random state is the caller's)."""

@@ -3,7 +3,7 @@
 Weights are restored from a copy, since `(w + e) - e` is not `w` in floating point; and on an exception too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -41,6 +41,26 @@ def installed(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[No
     with restored(params):
         with torch.no_grad():
             torch._foreach_copy_(list(params), list(values))
+        yield
+
+
+@contextmanager
+def rewritten(params: Sequence[Tensor], part: Callable[[slice], Tensor], size: int) -> Iterator[None]:
+    """Inside, parameters hold what is made for them, a part at a time, so that no second vector of all is needed.
+
+    Args:
+        params: Tensors to overwrite.
+        part: Makes the values of a stretch of `flatten(params)`; called once for each, in order.
+        size: Largest number of entries of a stretch.
+    """
+    with restored(params):
+        with torch.no_grad():
+            if all(param.is_contiguous() for param in params):
+                for place, pieces in blocks(params, size):
+                    torch._foreach_copy_(pieces, part(place).split([len(piece) for piece in pieces]))
+            else:  # their entries are not in the order of the vector
+                values = torch.cat([part(place) for place, _ in blocks(params, size)])
+                torch._foreach_copy_(list(params), unflatten(values, params))
         yield
 
 
@@ -87,3 +107,27 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of the vector in the shapes of `like`: the inverse of `flatten`."""
     pieces = vector.split([tensor.numel() for tensor in like])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+
+
+def blocks(tensors: Sequence[Tensor], size: int) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Stretches of `flatten(tensors)`, one after the other, without making it.
+
+    Args:
+        tensors: What would be flattened.
+        size: Largest number of entries of a stretch.
+
+    Yields:
+        The stretch as a slice of the vector, and the pieces of the tensors that it is made of, as vectors of views.
+    """
+    start, held, pieces = 0, 0, list[Tensor]()
+    for tensor in tensors:
+        rest = tensor.detach().reshape(-1)
+        while len(rest):
+            piece, rest = rest[: size - held], rest[size - held :]
+            pieces.append(piece)
+            held += len(piece)
+            if held == size:
+                yield slice(start, start + held), pieces
+                start, held, pieces = start + held, 0, []
+    if held:
+        yield slice(start, start + held), pieces

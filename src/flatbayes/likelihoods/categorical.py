@@ -129,20 +129,19 @@ class Categorical(Likelihood):
         count, members = 0, []
         for logits in outputs:
             self._check(logits)
-            log_probs = logits.double().log_softmax(-1)
-            probs = log_probs.exp()
+            log_probs, probs = softmax(logits.double())
             if keep_members:
                 members.append(probs.float())
             count += 1
             if count == 1:
-                log_sum, entropies = log_probs, entropy(log_probs)
+                log_sum, entropies = log_probs.clone(), entropy(log_probs, probs)
                 mean, sum_squares = probs, torch.zeros_like(probs)
                 continue
-            log_sum = torch.logaddexp(log_sum, log_probs)
-            entropies = entropies + entropy(log_probs)
-            before = probs - mean
-            mean = mean + before / count
-            sum_squares = sum_squares + before * (probs - mean)
+            torch.logaddexp(log_sum, log_probs, out=log_sum)
+            entropies += entropy(log_probs, probs)
+            deviation = probs - mean
+            mean.add_(deviation, alpha=1 / count)
+            sum_squares.addcmul_(deviation, deviation, value=1 - 1 / count)
         if not count:
             raise ValueError("There is no prediction without networks: ask for at least 1 draw.")
         return CategoricalPredictive(
@@ -160,6 +159,24 @@ class Categorical(Likelihood):
             )
 
 
-def entropy(log_probs: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
-    """-sum_c p_c log p_c in nats, with 0 log 0 = 0."""
-    return -(log_probs.exp() * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)
+def softmax(
+    logits: Float[Tensor, "*batch classes"],
+) -> tuple[Float[Tensor, "*batch classes"], Float[Tensor, "*batch classes"]]:
+    """Log probabilities and probabilities, with one exponential for both."""
+    shifted = logits - logits.amax(-1, keepdim=True)
+    odds = shifted.exp()
+    total = odds.sum(-1, keepdim=True)
+    return shifted - total.log(), odds / total
+
+
+def entropy(
+    log_probs: Float[Tensor, "*batch classes"], probs: Float[Tensor, "*batch classes"] | None = None
+) -> Float[Tensor, "*batch"]:
+    """-sum_c p_c log p_c in nats, with 0 log 0 = 0.
+
+    Args:
+        log_probs: Their logarithms.
+        probs: The probabilities, where they are known already.
+    """
+    probs = log_probs.exp() if probs is None else probs
+    return -(probs * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)

@@ -80,6 +80,7 @@ class SGHMC(Posterior):
         state = start(model, make_optimizer, num_data, self.prior_precision)
         check_optimizer(state.optimizer, "SGHMC")
         state.statistics = no_snapshots(model, self.keep, self.storage)
+        state.in_main_memory = frozenset(state.statistics if self.storage == "cpu" else ())
         state.statistics["velocity"] = torch.zeros_like(flatten(trainable(model)))
         return state
 

@@ -77,6 +77,7 @@ class SGLD(Posterior):
         state = start(model, make_optimizer, num_data, self.prior_precision)
         check_optimizer(state.optimizer, "SGLD")
         state.statistics = no_snapshots(model, self.keep, self.storage)
+        state.in_main_memory = frozenset(state.statistics if self.storage == "cpu" else ())
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:

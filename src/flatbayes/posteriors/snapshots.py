@@ -40,7 +40,7 @@ def kept(count: int, keep: int) -> range:
 def no_snapshots(model: nn.Module, keep: int, storage: Storage) -> dict[str, Tensor]:
     """Statistics with room for `keep` snapshots of all trainable weights, a row each, and none yet."""
     params = flatten(trainable(model))
-    device = torch.device("cpu") if storage == "cpu" else params.device
+    device = held_on(storage, params.device)
     return {
         "count": torch.zeros((), dtype=torch.int64, device=device),
         "snapshots": torch.zeros(keep, params.numel(), dtype=params.dtype, device=device),
@@ -95,5 +95,19 @@ def check_storage(keep: int, storage: Storage) -> None:
     """
     if keep < 1:
         raise ValueError(f"keep is the largest number of snapshots to hold: it must be at least 1, got {keep}.")
+    check_place(storage)
+
+
+def held_on(storage: Storage, beside: torch.device) -> torch.device:
+    """The device that a storage names, for a model on `beside`."""
+    return torch.device("cpu") if storage == "cpu" else beside
+
+
+def check_place(storage: Storage) -> None:
+    """Refuse places that there are not.
+
+    Raises:
+        ValueError: `storage` is not known.
+    """
     if storage not in get_args(Storage):
         raise ValueError(f"storage must be one of {', '.join(get_args(Storage))}; got {storage!r}.")

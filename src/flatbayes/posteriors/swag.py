@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 from flatbayes.core.buffers import evaluating
-from flatbayes.core.weights import flatten, installed, trainable, unflatten
+from flatbayes.core.weights import blocks, flatten, rewritten, trainable
 from flatbayes.posteriors.gradient import check_prior_precision, start, update, usual_sgd
 from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.snapshots import Storage, check_place, held_on
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,19 @@ class SWAG(Posterior):
             choice for SWAG-Diag; 0 puts all mass on the mean (SWA).
         prior_precision: Precision of a Gaussian prior over all trainable weights; None leaves the prior to the
             optimizer's weight decay, which is this divided by the number of training examples.
+        storage: Where the iterates for the low-rank part are held: beside the model (device) or in main memory (cpu).
+        bfloat16: Hold them in half the memory, as deviations from the mean with 8 significant bits.
     """
 
     rank: int = 20
     scale: float = 0.5
     prior_precision: float | None = None
+    storage: Storage = "device"
+    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         check_prior_precision(self.prior_precision)
+        check_place(self.storage)
         if self.rank < 0 or self.rank == 1:
             raise ValueError(
                 f"rank must be 0 (SWAG-Diag) or at least 2, since one deviation has no variance; got {self.rank}."
@@ -70,8 +76,13 @@ class SWAG(Posterior):
             "count": torch.zeros((), dtype=torch.int64, device=like.device),
             "mean": torch.zeros_like(like),
             "sum_squares": torch.zeros_like(like),
-            "deviations": like.new_zeros(self.rank, like.numel()),
+            "deviations": torch.zeros(
+                (self.rank, like.numel()),
+                dtype=torch.bfloat16 if self.bfloat16 else like.dtype,
+                device=held_on(self.storage, like.device),
+            ),
         }
+        state.in_main_memory = frozenset(["deviations"] if self.storage == "cpu" else ())
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
@@ -80,12 +91,13 @@ class SWAG(Posterior):
 
     def collect(self, state: State) -> None:
         """Add the current weights to the moments, and their deviation to the last `rank` ones."""
-        weights, found = flatten(trainable(state.model)), state.statistics
-        found["count"] += 1
-        count = int(found["count"])
-        deviation = update_moments(found["mean"], found["sum_squares"], weights, count)
-        if self.rank:
-            found["deviations"][(count - 1) % self.rank] = deviation
+        found = state.statistics
+        mean, sum_squares, deviations = found["mean"], found["sum_squares"], found["deviations"]
+        count = int(found["count"].add_(1))
+        for part, weights in blocks(trainable(state.model), block_size(mean)):
+            deviation = update_moments(mean[part], sum_squares[part], torch.cat(weights), count)
+            if self.rank:
+                deviations[(count - 1) % self.rank, part] = deviation
 
     def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
         """Nothing: no last look at the data is needed."""
@@ -98,19 +110,21 @@ class SWAG(Posterior):
             RuntimeError: Fewer than two snapshots were collected.
         """
         params, found = trainable(state.model), state.statistics
-        count, mean = int(found["count"]), found["mean"]
+        count, mean, sum_squares = int(found["count"]), found["mean"], found["sum_squares"]
         if count < 2:
             raise RuntimeError(
                 f"SWAG needs at least 2 collected snapshots before a draw, got {count}; "
                 "lower collect_from or train longer."
             )
-        columns = min(count, self.rank)
-        z1 = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        z2 = torch.randn(columns, generator=generator, dtype=mean.dtype, device=mean.device)
-        weights = gaussian_sample(
-            mean, found["sum_squares"] / count, found["deviations"][:columns], self.scale, z1, z2
-        )
-        with installed(params, unflatten(weights, params)), evaluating(state.model):
+        deviations = found["deviations"][:count]
+        z2 = torch.randn(len(deviations), generator=generator, dtype=mean.dtype, device=mean.device)
+
+        def sample(part: slice) -> Tensor:
+            here, variance = mean[part], sum_squares[part] / count
+            z1 = torch.randn(here.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+            return gaussian_sample(here, variance, deviations[:, part].to(here), self.scale, z1, z2)
+
+        with rewritten(params, sample, block_size(mean)), evaluating(state.model):
             yield state.model
 
 
@@ -133,11 +147,11 @@ def update_moments(
     Returns:
         The snapshot's deviation from the new mean (zero for the first).
     """
-    before = weights - mean
-    mean.add_(before, alpha=1 / count)
-    after = weights - mean
-    sum_squares.addcmul_(before, after)
-    return after
+    deviation = weights - mean
+    mean.add_(deviation, alpha=1 / count)
+    left = 1 - 1 / count  # of the deviation, once the mean has moved
+    sum_squares.addcmul_(deviation, deviation, value=left)
+    return deviation.mul_(left)
 
 
 def gaussian_sample(
@@ -160,7 +174,13 @@ def gaussian_sample(
         z1: Standard normal noise for the diagonal part.
         z2: Standard normal noise for the low-rank part.
     """
-    noise = variance.sqrt() * z1
+    factor = math.sqrt(scale)
+    sample = torch.addcmul(mean, variance.sqrt(), z1, value=factor)
     if len(z2):
-        noise.addmv_(deviations.T, z2, alpha=1 / math.sqrt(len(z2) - 1))
-    return mean.add(noise, alpha=math.sqrt(scale))
+        sample.addmv_(deviations.T, z2, alpha=factor / math.sqrt(len(z2) - 1))
+    return sample
+
+
+def block_size(like: Tensor) -> int:
+    """Weights to work on at a time: on a CPU, so few that what is in between stays in the cache."""
+    return 2**16 if like.device.type == "cpu" else 2**22

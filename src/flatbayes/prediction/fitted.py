@@ -67,8 +67,7 @@ class FittedPosterior:
         """Move networks and statistics to another device, in place; a seed draws other networks there."""
         before = self.device.type
         for state in self.states:
-            state.model.to(device)
-            state.statistics = {name: tensor.to(device) for name, tensor in state.statistics.items()}
+            state.to(device)
         if torch.device(device).type != before:
             self.statistics_of_draws.clear()
         return self
