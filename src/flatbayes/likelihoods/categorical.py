@@ -129,7 +129,8 @@ class Categorical(Likelihood):
         count, members = 0, []
         for logits in outputs:
             self._check(logits)
-            log_probs, probs = softmax(logits.double())
+            log_probs = log_softmax(logits.double())
+            probs = log_probs.exp()
             if keep_members:
                 members.append(probs.float())
             count += 1
@@ -159,14 +160,10 @@ class Categorical(Likelihood):
             )
 
 
-def softmax(
-    logits: Float[Tensor, "*batch classes"],
-) -> tuple[Float[Tensor, "*batch classes"], Float[Tensor, "*batch classes"]]:
-    """Log probabilities and probabilities, with one exponential for both."""
+def log_softmax(logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch classes"]:
+    """Log probabilities; torch's own takes twice the time where there are few classes."""
     shifted = logits - logits.amax(-1, keepdim=True)
-    odds = shifted.exp()
-    total = odds.sum(-1, keepdim=True)
-    return shifted - total.log(), odds / total
+    return shifted - shifted.exp().sum(-1, keepdim=True).log()
 
 
 def entropy(

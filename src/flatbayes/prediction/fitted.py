@@ -19,6 +19,7 @@ from flatbayes.core.randomness import spawn
 from flatbayes.data import StoredImages
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.posteriors import Posterior
+from flatbayes.prediction.batched import Stack, few, stack
 from flatbayes.prediction.inputs import chunks
 
 Inputs = Tensor | StoredImages | NDArray[np.generic] | Iterable[Any]
@@ -48,6 +49,8 @@ class FittedPosterior:
     statistics_inputs: Sequence[Tensor] = ()
     info: dict[str, Any] = field(default_factory=dict)
     statistics_of_draws: dict[tuple[int, int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    _stack: Stack | None = field(default=None, init=False, repr=False, compare=False)
+    _stackable: bool = field(default=True, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.states:
@@ -80,6 +83,7 @@ class FittedPosterior:
         batch_size: int = 256,
         seed: int = 0,
         keep_members: bool = False,
+        batched: bool | None = None,
         progress: bool = False,
     ) -> Predictive:
         """Average the predictions of networks drawn from the posterior.
@@ -93,14 +97,23 @@ class FittedPosterior:
             batch_size: Examples a forward pass sees at a time; batches of an iterable are taken as they come.
             seed: The same seed draws the same networks.
             keep_members: Also keep the prediction of each network.
+            batched: Predict with all networks in one call, equal up to rounding, and keep their weights for the
+                next call; None does so for a few examples and small networks, where it is several times faster.
             progress: Show a progress bar on standard error.
 
         Raises:
-            ValueError: No draws are asked for, or there are no inputs.
+            ValueError: No draws are asked for, there are no inputs, or one call is asked for where draws are more
+                than weights.
             RuntimeError: The posterior has nothing to draw from yet.
         """
         stream = self.stream(
-            inputs, num_draws, batch_size=batch_size, seed=seed, keep_members=keep_members, progress=progress
+            inputs,
+            num_draws,
+            batch_size=batch_size,
+            seed=seed,
+            keep_members=keep_members,
+            batched=batched,
+            progress=progress,
         )
         parts = list(stream)
         if not parts:
@@ -115,6 +128,7 @@ class FittedPosterior:
         batch_size: int = 256,
         seed: int = 0,
         keep_members: bool = False,
+        batched: bool | None = None,
         progress: bool = False,
     ) -> Iterator[Predictive]:
         """As `predict`, a chunk of examples at a time: for inputs that do not fit into memory.
@@ -123,10 +137,12 @@ class FittedPosterior:
         """
         keys = self.draw_keys(num_draws, seed)
         for batches in chunks(inputs, batch_size):
-            shown = track(
-                keys, "averaging networks", console=Console(stderr=True), transient=True, disable=not progress
-            )
-            outputs = (self._outputs(key, batches) for key in shown)
+            outputs: Iterable[Tensor] | None = self._batched(keys, batches, asked=batched)
+            if outputs is None:
+                shown = track(
+                    keys, "averaging networks", console=Console(stderr=True), transient=True, disable=not progress
+                )
+                outputs = (self._outputs(key, batches) for key in shown)
             yield self.likelihood.predictive(outputs, keep_members=keep_members)
 
     def draws(self, num_draws: int = 30, *, seed: int = 0) -> Iterator[nn.Module]:
@@ -188,6 +204,31 @@ class FittedPosterior:
         from flatbayes.prediction.artefact import load
 
         return load(Path(folder), model, likelihood)
+
+    def _batched(
+        self, keys: list[tuple[int, int, int]], batches: Sequence[Tensor], asked: bool | None
+    ) -> Tensor | None:
+        """Outputs of all networks, shape (draws, examples, outputs), or None where they are better taken in turn."""
+        if asked is False or (asked is None and not (self._stackable and few(self, len(keys), batches))):
+            return None
+        if self._stack is None or not self._stack.holds(self, keys):
+            self._stack = stack(self, keys)
+        if self._stack is None:
+            self._stackable = False
+            if asked:
+                raise ValueError(
+                    f"Draws of {type(self.posterior).__name__} are more than weights, and cannot be taken in one call: "
+                    "leave out batched=True."
+                )
+            return None
+        try:
+            return torch.cat([self._stack.outputs(self.prepared(batch)) for batch in batches], dim=1)
+        except RuntimeError as error:
+            if asked:
+                raise
+            if "vmap" in str(error):  # the model does what it cannot; otherwise a plain call tells what is wrong
+                self._stack, self._stackable = None, False
+            return None
 
     @torch.no_grad()
     def _outputs(self, key: tuple[int, int, int], batches: Sequence[Tensor]) -> Tensor:
