@@ -139,10 +139,9 @@ class FittedPosterior:
         for batches in chunks(inputs, batch_size):
             outputs: Iterable[Tensor] | None = self._batched(keys, batches, asked=batched)
             if outputs is None:
-                shown = track(
-                    keys, "averaging networks", console=Console(stderr=True), transient=True, disable=not progress
-                )
-                outputs = (self._outputs(key, batches) for key in shown)
+                shown = track(keys, "averaging networks", console=Console(stderr=True), transient=True)
+                # A bar that is not shown would still start a thread.
+                outputs = (self._outputs(key, batches) for key in (shown if progress else keys))
             yield self.likelihood.predictive(outputs, keep_members=keep_members)
 
     def draws(self, num_draws: int = 30, *, seed: int = 0) -> Iterator[nn.Module]:

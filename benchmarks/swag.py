@@ -1,0 +1,109 @@
+"""SWAG: what a snapshot and a draw cost, in readings of what they must touch.
+
+    python benchmarks/swag.py
+
+A draw of rank 20 must read 22 vectors (mean, squares, deviations) and make one normal number for each weight; the
+second is about as dear as the first on a CPU, where torch makes normal numbers in one thread. The limit is the sum of
+both, measured on their own. A snapshot must read the weights and two moments and write two moments and a deviation.
+"""
+
+import sys
+
+import torch
+from interleaved import compared, row, show, threads
+from torch import nn
+
+from flatbayes.core.weights import flatten, trainable
+from flatbayes.posteriors import SWAG
+from flatbayes.posteriors.swag import block_size, gaussian_sample
+
+SIZES = (1_000_000, 10_000_000, 36_000_000)
+RANK = 20
+
+
+def collected(num_weights: int, posterior: SWAG):
+    """A state with as many snapshots as make a full rank."""
+    width = round((num_weights / 4) ** 0.5)
+    model = nn.Sequential(*(nn.Linear(width, width) for _ in range(4)))
+    state = posterior.init(model, None, 100)
+    for _ in range(2):
+        posterior.collect(state)
+        for param in model.parameters():
+            param.data.mul_(1.01)
+    state.statistics["count"].fill_(RANK + 1)
+    state.statistics["deviations"].normal_(std=0.01)
+    return state
+
+
+def rows(quick: bool) -> list[dict]:
+    """Draws and snapshots, with one thread and two."""
+    sizes, rounds = ((100_000,), 2) if quick else (SIZES, 7)
+    found = []
+    for size in sizes:
+        posterior = SWAG(rank=RANK)
+        state = collected(size, posterior)
+        for count in (1, 2):
+            with threads(count):
+                found += judged(posterior, state, f"{size / 1e6:g} M weights", rounds)
+    return found
+
+
+def judged(posterior: SWAG, state, case: str, rounds: int) -> list[dict]:
+    """A draw without and with its installation, and a snapshot."""
+    mean, squares, deviations = (state.statistics[name] for name in ("mean", "sum_squares", "deviations"))
+    generator, params = torch.Generator().manual_seed(0), trainable(state.model)
+    size = block_size(mean)
+    parts = [slice(k, k + size) for k in range(0, len(mean), size)]
+    scratch, z2 = torch.empty(size), torch.randn(RANK)
+
+    def read():
+        return [tensor.sum() for tensor in (mean, squares, deviations)]
+
+    def noise():
+        for _ in parts:
+            scratch.normal_(generator=generator)
+
+    def sample():
+        for part in parts:
+            z1 = torch.randn(mean[part].shape, generator=generator)
+            gaussian_sample(mean[part], squares[part] / (RANK + 1), deviations[:, part], 0.5, z1, z2)
+
+    def draw():
+        with posterior.draw(state, generator):
+            pass
+
+    def at_once():
+        z1 = torch.randn(mean.shape, generator=generator)
+        return mean + 0.7 * ((squares / (RANK + 1)).sqrt() * z1 + (deviations.T @ z2) / (RANK - 1) ** 0.5)
+
+    def copy_six():
+        for _ in range(3):  # a copy reads one vector and writes one
+            deviations[0].copy_(deviations[1])
+
+    def naive():
+        weights = flatten(params)
+        before = weights - mean
+        squares.addcmul_(before, weights - (mean + before / 1000))
+        deviations[0] = before
+
+    limit = 1 + compared(noise, read, rounds)[2]
+    naive_draw = compared(at_once, read, rounds)[2]
+    naive_collect = compared(naive, copy_six, rounds)[2]
+    with_install = f"whole vectors at once: {naive_draw:.2f}"
+    return [
+        row("swag draw", f"{case}, sample", sample, read, rounds=rounds, limit=limit, target=2.0, note=with_install),
+        row("swag draw", f"{case}, draw installed and taken out", draw, read, rounds=rounds, limit=limit),
+        row(
+            "swag collect",
+            case,
+            lambda: posterior.collect(state),
+            copy_six,
+            rounds=rounds,
+            limit=1.0,
+            note=f"whole vectors at once: {naive_collect:.2f}",
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    show(rows(quick="--quick" in sys.argv))
