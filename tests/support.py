@@ -39,6 +39,7 @@ CHOSEN = [
     MCDropout(rate=0.4),
     SWAG(rank=0),
     SWAG(rank=3),
+    SWAG(rank=3, storage="cpu", bfloat16=True),
     Ensemble(size=2),
     Ensemble(SWAG(rank=2), size=2),
     SGLD(),

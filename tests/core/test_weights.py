@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core.weights import displaced, flatten, installed, trainable, unflatten
+from flatbayes.core.weights import blocks, displaced, flatten, installed, rewritten, trainable, unflatten
 
 
 def params():
@@ -71,3 +71,26 @@ def test_autocast_sees_the_new_weights_without_leaving_its_block():
         with installed([layer.weight], [torch.zeros(4, 4)]):
             assert (layer(x) == 0).all()
         assert torch.equal(layer(x), before)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 12, 16, 17, 100])
+def test_blocks_are_the_stretches_of_the_flat_vector(size):
+    ps = [*params(), nn.Parameter(torch.randn(()))]
+    vector, end = flatten(ps), 0
+    for place, pieces in blocks(ps, size):
+        assert place.start == end
+        end = place.stop
+        assert torch.equal(torch.cat(pieces), vector[place])
+        assert end - place.start == size or end == len(vector)
+    assert end == len(vector)
+
+
+@pytest.mark.parametrize("size", [4, 100])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_rewritten_holds_the_parts_inside_whatever_the_memory_format(size, order):
+    ps = [nn.Parameter(torch.randn(2, 3, 2, 2).to(memory_format=order)), nn.Parameter(torch.randn(5))]
+    before, values = [p.detach().clone() for p in ps], torch.randn(29)
+    with pytest.raises(KeyboardInterrupt), rewritten(ps, lambda place: values[place], size):
+        assert torch.equal(flatten(ps), values)
+        raise KeyboardInterrupt
+    assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.posteriors import SWAG
+from flatbayes.core.weights import flatten, trainable
+from flatbayes.posteriors import SWAG, swag
 from flatbayes.posteriors.swag import gaussian_sample, update_moments
 
 
@@ -124,3 +125,88 @@ def test_refuses_a_rank_without_variance(rank):
 def test_refuses_a_scale_without_meaning(scale):
     with pytest.raises(ValueError, match="scale multiplies"):
         SWAG(scale=scale)
+
+
+def wandered(posterior, count=6):
+    """A state after a walk, and the snapshots on its way."""
+    generator = torch.Generator().manual_seed(3)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    state, snapshots = posterior.init(model, None, 10), []
+    for _ in range(count):
+        with torch.no_grad():
+            for param in model.parameters():
+                param.add_(torch.randn(param.shape, generator=generator))
+        posterior.collect(state)
+        snapshots.append(flatten(trainable(model)).double())
+    return state, torch.stack(snapshots)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_blocks_collect_the_moments_of_whole_vectors(monkeypatch, size):
+    monkeypatch.setattr(swag, "block_size", lambda like: size)
+    state, snapshots = wandered(SWAG(rank=3))
+    found, means = state.statistics, [snapshots[: k + 1].mean(0) for k in range(6)]
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(found["mean"].double(), means[-1], **close)
+    torch.testing.assert_close(found["sum_squares"].double(), snapshots.var(0, correction=0) * 6, **close)
+    last = torch.stack([snapshots[k] - means[k] for k in (3, 4, 5)])
+    torch.testing.assert_close(found["deviations"].double(), last, **close)
+
+
+def test_collecting_writes_where_the_moments_are_and_leaves_the_weights_alone():
+    posterior = SWAG(rank=2)
+    state, _ = wandered(posterior)
+    places = {name: tensor.data_ptr() for name, tensor in state.statistics.items()}
+    before = flatten(trainable(state.model))
+    posterior.collect(state)
+    assert {name: tensor.data_ptr() for name, tensor in state.statistics.items()} == places
+    assert torch.equal(flatten(trainable(state.model)), before)
+
+
+def drawn_weights(posterior, state, seed=0):
+    with posterior.draw(state, torch.Generator().manual_seed(seed)) as network:
+        return flatten(trainable(network))
+
+
+def test_a_draw_does_not_depend_on_where_blocks_end(monkeypatch):
+    posterior = SWAG(rank=3)
+    state, _ = wandered(posterior)
+    whole = drawn_weights(posterior, state)
+    monkeypatch.setattr(swag, "block_size", lambda like: 16)
+    # Of a vector whose length is no multiple of 16, torch draws the last 16 numbers anew.
+    torch.testing.assert_close(drawn_weights(posterior, state)[:10], whole[:10])
+
+
+def test_storage_changes_no_draw_beyond_the_rounding_of_deviations():
+    expected = drawn_weights(SWAG(rank=3), wandered(SWAG(rank=3))[0])
+    for posterior in (
+        SWAG(rank=3, storage="cpu"),
+        SWAG(rank=3, bfloat16=True),
+        SWAG(rank=3, storage="cpu", bfloat16=True),
+    ):
+        state, _ = wandered(posterior)
+        found = drawn_weights(posterior, state)
+        assert found.dtype == torch.float32
+        if posterior.bfloat16:
+            assert state.statistics["deviations"].dtype == torch.bfloat16
+            assert not torch.equal(found, expected)
+            torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
+        else:
+            assert torch.equal(found, expected)
+        assert ("deviations" in state.in_main_memory) is (posterior.storage == "cpu")
+        resumed = posterior.init(state.model, None, 10)
+        resumed.load_state_dict(state.state_dict())
+        assert torch.equal(drawn_weights(posterior, resumed), found)
+
+
+def test_what_is_held_in_main_memory_stays_there():
+    posterior = SWAG(rank=3, storage="cpu")
+    state, _ = wandered(posterior)
+    state.to("meta")
+    assert {name: tensor.device.type for name, tensor in state.statistics.items()} == {
+        "count": "meta",
+        "mean": "meta",
+        "sum_squares": "meta",
+        "deviations": "cpu",
+    }
+    assert next(state.model.parameters()).device.type == "meta"

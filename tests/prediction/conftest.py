@@ -29,7 +29,14 @@ def make():
     return build
 
 
-KINDS = [Point(), MCDropout(), SWAG(rank=3), Ensemble(size=3), Ensemble(SWAG(rank=2), size=2)]
+KINDS = [
+    Point(),
+    MCDropout(),
+    SWAG(rank=3),
+    SWAG(rank=3, bfloat16=True),
+    Ensemble(size=3),
+    Ensemble(SWAG(rank=2), size=2),
+]
 
 
 @pytest.fixture(params=KINDS, ids=lambda p: type(p).__name__)

@@ -167,10 +167,10 @@ class FittedPosterior:
         state = self.states[key[1]]
         generator = torch.Generator(self.device).manual_seed(spawn(*key, count=1)[0])
         with self.posterior.draw(state, generator) as network:
-            if not (self.posterior.moves_weights and running_norms(network)):
-                yield network
-                return
             if key not in self.statistics_of_draws:
+                if not (self.posterior.moves_weights and running_norms(network)):
+                    yield network
+                    return
                 self.statistics_of_draws[key] = self._estimate(network)
             with holding(network, self.statistics_of_draws[key]):
                 yield network
@@ -216,8 +216,8 @@ class FittedPosterior:
             self._stackable = False
             if asked:
                 raise ValueError(
-                    f"Draws of {type(self.posterior).__name__} are more than weights, and cannot be taken in one call: "
-                    "leave out batched=True."
+                    f"Draws of {type(self.posterior).__name__} are more than weights, and one call cannot predict with "
+                    "all of them: leave out batched=True."
                 )
             return None
         try:
