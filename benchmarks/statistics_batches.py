@@ -3,9 +3,9 @@
     FLATBAYES_DATA=... python benchmarks/statistics_batches.py runs/statistics-batches
 
 SWAG x SAM on a few thousand images of CIFAR-10. For each seed the same draws predict the same test images, with
-statistics from k batches of 64 images, and from all batches that there are. What matters is how far a metric moves with
-k beside how far it moves with the seed. The times are those of one draw, its statistics and its predictions; the passes
-over 50,000 and 10,000 images are scaled from a few batches.
+statistics from k batches of 64 images, and from all batches that there are. What matters is how far a metric moves
+with k beside how far it moves with the seed. The times are those of one draw, its statistics and its predictions; the
+passes over 50,000 and 10,000 images are scaled from a few batches.
 """
 
 import json

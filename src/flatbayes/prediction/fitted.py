@@ -216,8 +216,8 @@ class FittedPosterior:
             self._stackable = False
             if asked:
                 raise ValueError(
-                    f"Draws of {type(self.posterior).__name__} are more than weights, and one call cannot predict with "
-                    "all of them: leave out batched=True."
+                    f"Draws of {type(self.posterior).__name__} are more than weights, and one call cannot predict "
+                    "with all of them: leave out batched=True."
                 )
             return None
         try:
