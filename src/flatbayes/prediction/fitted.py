@@ -98,7 +98,7 @@ class FittedPosterior:
             seed: The same seed draws the same networks.
             keep_members: Also keep the prediction of each network.
             batched: Predict with all networks in one call, equal up to rounding, and keep their weights for the
-                next call; None does so for a few examples and small networks, where it is several times faster.
+                next call; None does so for a few examples and small networks, where not drawing again is what counts.
             progress: Show a progress bar on standard error.
 
         Raises:
