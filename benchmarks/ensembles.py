@@ -1,17 +1,15 @@
 """Training the networks of an ensemble as one, against one after the other: the same steps, the same results.
 
-    python benchmarks/ensembles.py
-
 A ratio below one is a gain. Both ways take turns in one process; only ratios within one run compare.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from timing import seconds
 from torch import nn
 
 from flatbayes.data import Dataset, Part
@@ -35,14 +33,14 @@ CASES: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...], bool]] = {
     "ConvNet(8) 8x8": (partial(ConvNet, width=8), (1, 8, 8), True),
     "ConvNet(16) 16x16": (partial(ConvNet, width=16), (1, 16, 16), True),
 }
-LIMITS = {"MLP 8-50-1": 0.7, "MLP 64-128-128-10": 1.05}
+TARGETS = {"MLP 8-50-1": 0.7, "MLP 64-128-128-10": 1.05}
 """Largest ratio where `auto` trains together; there it must gain, up to the noise of a busy machine."""
 
 
 def rows(quick: bool) -> list[dict[str, Any]]:
     """One row per network, size of the ensemble and flatness."""
     sizes = (5,) if quick else (5, 20)
-    names = list(LIMITS) if quick else list(CASES)
+    names = list(TARGETS) if quick else list(CASES)
     return [row(name, size, flat, 5) for name in names for size in sizes for flat in (Plain(), SAM())]
 
 
@@ -66,8 +64,8 @@ def row(name: str, size: int, flat: Flatness, rounds: int) -> dict[str, Any]:
         "ours": ours,
         "baseline": baseline,
         "ratio": ours / baseline,
-        "limit": LIMITS.get(name),
-        "target": None,
+        "limit": None,
+        "target": TARGETS.get(name),
         "peers": {},
         "note": f"together against one by one; auto takes {'together' if as_one else 'one by one'}",
     }
@@ -97,16 +95,3 @@ def random_data(shape: tuple[int, ...], classes: bool) -> Dataset:
         feature_names=(),
         augment=None,
     )
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """Wall-clock time."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for found in rows(quick=False):
-        print(f"{found['case']:45} {found['ratio']:.2f}  ({found['ours'] * 1e3:.2f} ms a step; {found['note']})")

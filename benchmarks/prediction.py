@@ -1,15 +1,11 @@
 """What a prediction with 30 draws costs in 30 plain forward passes, and what one call for all networks saves.
 
-    python benchmarks/prediction.py
-
 The baseline runs the model in eval mode, without gradients, on the same batches. The limit adds what no draw can do
 without: a normal number for each weight. Statistics of BatchNorm are in the cache, as in every call but the first.
 """
 
-import sys
-
 import torch
-from interleaved import compared, row, show, threads
+from timing import ratio, row, threads
 from torch import nn
 
 from flatbayes.likelihoods import Categorical
@@ -29,6 +25,7 @@ def mlp(width: int) -> nn.Module:
 NETWORKS = {
     "MLP 64-256-256-10": (lambda: mlp(256), (64,)),
     "ConvNet, 8 x 8": (lambda: ConvNet((1, 8, 8), CLASSES), (1, 8, 8)),
+    "ConvNet, 32 x 32": (lambda: ConvNet((3, 32, 32), CLASSES), (3, 32, 32)),
     "PreResNet-20, 32 x 32": (lambda: PreResNet((3, 32, 32), CLASSES, depth=20), (3, 32, 32)),
 }
 
@@ -51,7 +48,7 @@ def rows(quick: bool) -> list[dict]:
     torch.manual_seed(0)
     found = []
     for name, (make, shape) in NETWORKS.items():
-        posterior, large = fitted(make, shape), "PreResNet" in name
+        posterior, large = fitted(make, shape), "32 x 32" in name
         draws, rounds = (2, 2) if quick else (5 if large else DRAWS, 3 if large else 15)
         examples = (64,) if quick else (256,) if large else (1000, 10_000) if "MLP" in name else (1000,)
         for count in (1, 2):
@@ -82,7 +79,7 @@ def many(name: str, posterior: FittedPosterior, inputs, draws: int, rounds: int)
         for _ in range(draws):
             torch.randn(weights, generator=generator)
 
-    limit = 1 + compared(noise, run, rounds)[2]
+    limit = 1 + ratio(noise, run, rounds)
     return row(
         "prediction",
         f"{name}, {len(inputs)} examples",
@@ -109,7 +106,3 @@ def few(name: str, posterior: FittedPosterior, inputs, draws: int, rounds: int) 
         )
         for how, batched in (("in turn", False), ("one call", True))
     ]
-
-
-if __name__ == "__main__":
-    show(rows(quick="--quick" in sys.argv))

@@ -1,16 +1,12 @@
 """SWAG: what a snapshot and a draw cost, in readings of what they must touch.
 
-    python benchmarks/swag.py
-
 A draw of rank 20 must read 22 vectors (mean, squares, deviations) and make one normal number for each weight; the
 second is about as dear as the first on a CPU, where torch makes normal numbers in one thread. The limit is the sum of
 both, measured on their own. A snapshot must read the weights and two moments and write two moments and a deviation.
 """
 
-import sys
-
 import torch
-from interleaved import compared, row, show, threads
+from timing import ratio, row, threads
 from torch import nn
 
 from flatbayes.core.weights import flatten, trainable
@@ -86,9 +82,9 @@ def judged(posterior: SWAG, state, case: str, rounds: int) -> list[dict]:
         squares.addcmul_(before, weights - (mean + before / 1000))
         deviations[0] = before
 
-    limit = 1 + compared(noise, read, rounds)[2]
-    naive_draw = compared(at_once, read, rounds)[2]
-    naive_collect = compared(naive, copy_six, rounds)[2]
+    limit = 1 + ratio(noise, read, rounds)
+    naive_draw = ratio(at_once, read, rounds)
+    naive_collect = ratio(naive, copy_six, rounds)
     with_install = f"whole vectors at once: {naive_draw:.2f}"
     return [
         row("swag draw", f"{case}, sample", sample, read, rounds=rounds, limit=limit, target=2.0, note=with_install),
@@ -103,7 +99,3 @@ def judged(posterior: SWAG, state, case: str, rounds: int) -> list[dict]:
             note=f"whole vectors at once: {naive_collect:.2f}",
         ),
     ]
-
-
-if __name__ == "__main__":
-    show(rows(quick="--quick" in sys.argv))

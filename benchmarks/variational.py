@@ -1,23 +1,18 @@
 """What noise in layers costs beside the layers without it, and a variational step beside the gradients it asks for.
 
-    python benchmarks/variational.py [--quick]
-
-Every ratio is the median of ratios of timings that were taken one after the other; the absolute times are the
-machine's. The peer is bayesian-torch, where it is installed. Its reparameterised layers draw weights once a batch,
+The peer is bayesian-torch, where it is installed. Its reparameterised layers draw weights once a batch,
 which is less work than `local` noise and makes gradients noisier.
 
 One pass over the parameters is what no variational step can do without: random numbers, mean + std noise, a copy of
 that into the model, and gradient times noise, all in place on vectors as long as the parameters are together.
 """
 
-import statistics
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
 import torch
+from timing import Work, row, threads
 from torch import nn
 from torch.nn import functional as F
 
@@ -30,65 +25,18 @@ try:
 except Exception:  # not installed, or broken by what it drags along
     peer = None
 
-Work = Callable[[], object]
-SHORTEST = 2e-3  # seconds of one timing
-CLOCKS = {1: time.process_time, 2: time.perf_counter}  # by threads: the first is blind to what else the machine does
-
 
 def rows(quick: bool) -> list[dict]:
     """One row for each comparison and number of threads; the small ones on one thread where it must be quick."""
-    return list(measured(quick))
-
-
-def measured(quick: bool):
-    before = torch.get_num_threads()
-    try:
-        for threads in (1,) if quick else (1, 2):
-            torch.set_num_threads(threads)
+    found = []
+    for count in (1,) if quick else (1, 2):
+        with threads(count):
             for group, case, target, note, make in [*layer_cases(quick), *step_cases(quick)]:
-                seconds, ratios = interleaved(make(), rounds=7 if quick else 25, clock=CLOCKS[threads])
-                yield {
-                    "group": group,
-                    "case": case,
-                    "threads": threads,
-                    "ours": seconds["ours"],
-                    "baseline": seconds["baseline"],
-                    "ratio": ratios.pop("ours"),
-                    "limit": None,
-                    "target": target,
-                    "peers": ratios,
-                    "note": note,
-                }
-    finally:
-        torch.set_num_threads(before)
-
-
-def interleaved(
-    works: dict[str, Work], rounds: int, clock: Callable[[], float]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds of each, and the median ratio to the baseline of all others, round by round."""
-    calls = {}
-    for name, work in works.items():
-        for _ in range(3):
-            work()
-        calls[name] = max(1, round(SHORTEST / seconds_of(work, 3, clock)))
-    taken = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
-            taken[name].append(seconds_of(work, calls[name], clock))
-    ratios = {
-        name: statistics.median(one / base for one, base in zip(times, taken["baseline"], strict=True))
-        for name, times in taken.items()
-        if name != "baseline"
-    }
-    return {name: statistics.median(times) for name, times in taken.items()}, ratios
-
-
-def seconds_of(work: Work, calls: int, clock: Callable[[], float]) -> float:
-    start = clock()
-    for _ in range(calls):
-        work()
-    return (clock() - start) / calls
+                works = make()
+                ours, baseline = works.pop("ours"), works.pop("baseline")
+                rounds = 3 if quick else 15
+                found.append(row(group, case, ours, baseline, rounds=rounds, peers=works, target=target, note=note))
+    return found
 
 
 # Layers
@@ -167,7 +115,7 @@ def step_cases(quick: bool):
 def step_works(posterior, flat, make: Callable, one_pass: bool) -> dict[str, Work]:
     """A step, and what it cannot do without: its gradients, the pass, an optimiser over twice the parameters."""
     return {
-        "baseline": least_step(*make(), flat.gradients, one_pass),
+        "baseline": least_step(*make(), int(flat.gradients), one_pass),
         "ours": step(posterior, flat, *make()),
     }
 
@@ -228,22 +176,3 @@ def pass_over(mean, std, noise, weights, installed, grad) -> None:
     torch.addcmul(mean, std, noise, out=weights)
     installed.copy_(weights)
     grad.mul_(noise)
-
-
-def main() -> None:
-    for row in measured("--quick" in sys.argv):
-        peers = "".join(f"  {name} {ratio:.2f}" for name, ratio in row["peers"].items())
-        print(
-            f"{row['group']:16} {row['case']:40} {row['threads']} thread(s): {row['ours'] * 1e3:8.3f} ms, "
-            f"{row['baseline'] * 1e3:8.3f} ms, ratio {row['ratio']:.2f}{peers}",
-            flush=True,
-        )
-    torch.set_num_threads(1)
-    for size in (501, 85_002, 1_863_690):
-        tensors = torch.rand(6, size).unbind()
-        seconds = seconds_of(lambda t=tensors: pass_over(*t), 20, CLOCKS[1])
-        print(f"one pass over {size} parameters: {seconds * 1e3:.3f} ms")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -22,6 +22,9 @@ from flatbayes.diagnostics import Probe
 from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Posterior
 from flatbayes.reports import summary_tables, write_report
 from flatbayes.training import rehearse
+
+Measure = Literal["calibration", "shift", "sharpness"]
+"""What `--diagnose` measures."""
 
 POSTERIORS = (MCDropout(rate=0.1), SWAG(rank=0), SWAG(), Ensemble())
 
@@ -45,6 +48,12 @@ def options() -> ArgumentParser:
         help="also measure calibration in depth, corrupted images, and how sharp the training loss is around draws",
     )
     parser.add_argument(
+        "--measures",
+        type=list[Measure] | None,
+        default=None,
+        help="only some of that, such as [calibration, sharpness]",
+    )
+    parser.add_argument(
         "--outside",
         type=Source | None,
         default=None,
@@ -54,6 +63,8 @@ def options() -> ArgumentParser:
     parser.add_argument(
         "--sharpness_rho", type=float, default=0.05, help="radius that --diagnose measures sharpness at"
     )
+    parser.add_argument("--examples", type=int, default=1000, help="most examples that any of that is measured on")
+    parser.add_argument("--sharpness_draws", type=int, default=5, help="networks drawn for sharpness")
     parser.add_argument("--jobs", type=int | None, default=None, help="processes; by default one per core")
     output_options(parser)
     parser.set_defaults({"posteriors": to_spec(POSTERIORS)})
@@ -99,14 +110,15 @@ def _measures(options: Namespace, dataset: Dataset) -> Measures:
         if not classes:
             raise ValueError("Foreign inputs are told from others by classifiers, and these data are a regression.")
         shaped_like(held_out(options.outside).some(1).tensor, dataset.train.inputs)
-    if not options.diagnose:
-        return Measures(outside=options.outside)
+    asked = options.measures or (get_args(Measure) if options.diagnose else ())
     Probe(rho=options.sharpness_rho)
     return Measures(
-        calibration=classes and options.part == "test",
-        shift=classes and len(dataset.input_shape) == 3,
+        calibration="calibration" in asked and classes and options.part == "test",
+        shift="shift" in asked and classes and len(dataset.input_shape) == 3,
         outside=options.outside,
-        sharpness=options.sharpness_rho,
+        sharpness=options.sharpness_rho if "sharpness" in asked else None,
+        examples=options.examples,
+        draws=options.sharpness_draws,
     )
 
 

@@ -49,6 +49,11 @@ class Measures:
     examples: int = 1000
     draws: int = 5
 
+    def __post_init__(self) -> None:
+        for name in ("examples", "draws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
     def of(
         self, fitted: FittedPosterior, data: Dataset, part: str, num_draws: int, seed: int
     ) -> tuple[dict[str, float], dict[str, Any]]:
