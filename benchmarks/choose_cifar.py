@@ -1,7 +1,7 @@
 """How the hyperparameters of `configs/cifar10-small.yaml` were chosen: on validation images, the plain twin first.
 
-A thousand training images and a small network, so that a comparison of all methods is a matter of minutes on a CPU;
-as in choose_digits.py, which see.
+Five hundred training images, not augmented, and a small network, so that a comparison of all methods is a matter of
+minutes on a CPU; as in choose_digits.py, which see.
 
     FLATBAYES_DATA=... python benchmarks/choose_cifar.py runs/choose-cifar
 """
@@ -17,7 +17,7 @@ from flatbayes.models import ConvNet
 from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
 from flatbayes.training import Cosine, Recipe, SWALinear
 
-RADII = (0.05, 0.15, 0.4)
+RADII = (0.03, 0.08)
 DECAYS = (1e-3, 1e-2)
 CANDIDATES = {
     "MAP": [trained(Point(), 0.1, d, Cosine()) for d in DECAYS],
@@ -25,18 +25,18 @@ CANDIDATES = {
     "SWAG-Diag": [trained(SWAG(rank=0, scale=1.0), 0.1, d, SWALinear(low=0.5)) for d in DECAYS],
     "SWAG": [trained(SWAG(), 0.1, d, SWALinear(low=0.5)) for d in DECAYS],
     "Ensemble": [trained(Ensemble(size=3), 0.1, d, Cosine()) for d in DECAYS],
-    "SGVB": [variational(SGVB, 0.005, t, 10.0, epochs=30) for t in (0.003, 0.03)],
-    "SGVB-LRT": [variational(LRT, 0.005, t, 10.0, epochs=30) for t in (0.003, 0.03)],
-    "SGLD": [sampled(SGLD, 0.2, t, 10.0, epochs=30) for t in (0.01, 0.1)],
-    "SGHMC": [sampled(SGHMC, 0.02, t, 10.0, epochs=30) for t in (0.01, 0.1)],
+    "SGVB": [variational(SGVB, 0.005, t, 10.0, epochs=40) for t in (0.003, 0.03)],
+    "SGVB-LRT": [variational(LRT, 0.005, t, 10.0, epochs=40) for t in (0.003, 0.03)],
+    "SGLD": [sampled(SGLD, 0.2, t, 10.0, epochs=40) for t in (0.01, 0.1)],
+    "SGHMC": [sampled(SGHMC, 0.02, t, 10.0, epochs=40) for t in (0.01, 0.1)],
     "Laplace": [trained(Laplace(temperature=t), 0.1, DECAYS[0], Cosine()) for t in (0.01, 0.1)],
 }
 
 COMMON = Comparison(
-    source=CIFAR10(train_size=1000, val_size=1000),
+    source=CIFAR10(train_size=500, val_size=1000, flip=False, pad=0),
     model=partial(ConvNet, width=8),
     posteriors=(Point(),),
-    recipe=Recipe(epochs=30, validations=0, batch_size=50),
+    recipe=Recipe(epochs=40, validations=0, batch_size=50),
     seeds=2,
     num_draws=10,
 )
