@@ -19,8 +19,9 @@ class RandomState:
     @staticmethod
     def capture(model: nn.Module | None) -> "RandomState":
         """The state of every generator that a forward pass of the model can use; the CPU's without a model."""
-        params = () if model is None else model.parameters()
-        return RandomState.of({p.device for p in params if not (p.is_cpu or p.is_meta)})
+        if model is None or not torch.accelerator.is_available():  # looking at every parameter takes a while
+            return RandomState.of(())
+        return RandomState.of({p.device for p in model.parameters() if not (p.is_cpu or p.is_meta)})
 
     @staticmethod
     def of(devices: Iterable[torch.device]) -> "RandomState":

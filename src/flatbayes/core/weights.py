@@ -86,7 +86,8 @@ def shift(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float |
 @contextmanager
 def restored(params: Sequence[Tensor]) -> Iterator[None]:
     """Whatever happens to the values of the parameters inside, of which there may be none, is undone at the end."""
-    saved = [param.detach().clone() for param in params]
+    with torch.no_grad():
+        saved = [param.clone() for param in params]
     # An autocast block around the whole step keeps low-precision copies of the weights, blind to in-place edits.
     torch.clear_autocast_cache()
     try:

@@ -1,7 +1,7 @@
 """The one training loop: every posterior, every flatness, on Lightning Fabric's devices and precisions."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -125,7 +125,7 @@ class Job:
             pieces = min(self.recipe.accumulate, len(part))
             engine.zero_grad()
             total: Tensor | None = None
-            for x, y in zip(part.tensor_split(pieces), labels.tensor_split(pieces), strict=True):
+            for x, y in _cut(part, labels, pieces):
                 loss = self.loss_fn(engine.network(x), y)
                 if pieces > 1:
                     loss = loss * (len(x) / len(part))
@@ -163,6 +163,12 @@ def placed(module: nn.Module, fabric: "Fabric", recipe: Recipe) -> nn.Module:
     if recipe.channels_last:
         there = there.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return there
+
+
+def _cut(inputs: Tensor, targets: Tensor, pieces: int) -> Iterable[tuple[Tensor, Tensor]]:
+    if pieces == 1:
+        return [(inputs, targets)]
+    return zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
 
 
 def _numbers(losses: Tensor | float) -> list[float]:
