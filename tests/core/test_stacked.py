@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flatbayes.core.stacked import for_each, stacked, stacked_networks, stacked_norms
-from flatbayes.core.weights import shift
+from flatbayes.core.weights import moved
 
 
 def test_it_is_said_inside_alone_also_after_an_exception():
@@ -28,7 +28,7 @@ def test_norms_are_those_of_each_network(dtype):
 
 def test_each_network_has_its_own_factor():
     params = [torch.ones(2, 2), torch.ones(2)]
-    shift(params, [torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2)], torch.tensor([3.0, 0.0]))
+    params = moved(params, [torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2)], torch.tensor([3.0, 0.0]))
     assert [p.tolist() for p in params] == [[[4.0, 7.0], [1.0, 1.0]], [4.0, 1.0]]
     assert for_each(torch.tensor(2.0), torch.ones(2, 3)).ndim == 0
     assert for_each(torch.ones(2), torch.ones(2, 3, 4)).shape == (2, 1, 1)

@@ -14,9 +14,37 @@ def test_displaced_adds_inside_and_restores_the_very_bits():
     ps = params()
     before = [p.detach().clone() for p in ps]
     offsets = [torch.full_like(p, 1e-3) * torch.randn_like(p) for p in ps]
-    with displaced(ps, offsets):
+    given = list(offsets)
+    with displaced(ps, given):
+        assert not given  # what is in it can go
         for p, w, e in zip(ps, before, offsets, strict=True):
             assert torch.equal(p, w + e)
+    assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
+
+
+@pytest.mark.parametrize("scale", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
+@pytest.mark.parametrize("kind", ["own", "views", "shared", "subclass"])
+def test_displaced_is_the_same_whoever_else_knows_the_memory(kind, scale):
+    class Special(torch.Tensor):
+        pass
+
+    ps = params()
+    if kind == "views":  # of one vector, as where parameters are flattened
+        vector = flatten(ps)
+        for p, view in zip(ps, unflatten(vector, ps), strict=True):
+            p.data = view
+    elif kind == "shared":
+        ps = [*ps, nn.Parameter(torch.zeros(5))]
+        ps[2].data = ps[1].data
+    elif kind == "subclass":
+        ps = [p.detach().as_subclass(Special) for p in ps]
+    memory = [p.data_ptr() for p in ps]
+    before = [p.detach().clone() for p in ps]
+    with displaced(ps, [torch.ones_like(p) for p in ps], scale):
+        where = [p.data_ptr() for p in ps]
+        assert all(torch.equal(p, w + 0.5) for p, w in zip(ps[:2], before, strict=False))
+    assert (where == memory) is (kind != "own")
+    assert [p.data_ptr() for p in ps] == memory
     assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
 
 
@@ -46,6 +74,26 @@ def test_restores_when_the_edit_itself_fails():
     with pytest.raises(RuntimeError), displaced(ps, [torch.ones(3, 4), torch.ones(7)]):
         pass
     assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_rewritten_is_made_in_parts_and_gone_afterwards(whole):
+    ps = params()
+    if not whole:
+        vector = flatten(ps)
+        for p, view in zip(ps, unflatten(vector, ps), strict=True):
+            p.data = view
+    before, asked, values = flatten(ps), [], torch.arange(17.0)
+
+    def part(place):
+        asked.append((place.start, place.stop))
+        return values[place]
+
+    with pytest.raises(KeyboardInterrupt), rewritten(ps, part, 6):
+        assert torch.equal(flatten(ps), values)
+        raise KeyboardInterrupt
+    assert asked == [(0, 6), (6, 12), (12, 17)]
+    assert torch.equal(flatten(ps), before)
 
 
 def test_flatten_and_unflatten_are_inverse():

@@ -1,6 +1,7 @@
-"""The only place that edits weights, and the contexts after which they are what they were.
+"""The only place that edits weights, and the contexts after which they are what they were, bit for bit.
 
-Weights are restored from a copy, since `(w + e) - e` is not `w` in floating point; and on an exception too.
+`(w + e) - e` is not `w` in floating point, so weights come back from a copy, or from the memory that they had; and on
+an exception too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,16 +19,27 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 @contextmanager
-def displaced(params: Sequence[Tensor], offsets: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, every parameter is `param + offset`.
+def displaced(params: Sequence[Tensor], directions: list[Tensor], scale: float | Tensor = 1.0) -> Iterator[None]:
+    """Inside, every parameter is `param + scale * direction`.
 
     Args:
         params: Tensors to move.
-        offsets: One displacement per parameter, of its shape.
+        directions: One direction per parameter, of its shape. The list is emptied, so that gradients in it can go
+            before there are new ones.
+        scale: A number, or a tensor without dimensions where reading it would wait for a device, or one number for
+            each stacked network.
     """
-    with restored(params):
-        shift(params, offsets, 1.0)
-        yield
+    if replaceable(params):
+        values = moved(params, directions, scale)
+        directions.clear()
+        with replaced(params, values):
+            yield
+    else:
+        with restored(params):
+            with torch.no_grad():
+                torch._foreach_copy_(list(params), moved(params, directions, scale))
+            directions.clear()
+            yield
 
 
 @contextmanager
@@ -46,41 +58,78 @@ def installed(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[No
 
 @contextmanager
 def rewritten(params: Sequence[Tensor], part: Callable[[slice], Tensor], size: int) -> Iterator[None]:
-    """Inside, parameters hold what is made for them, a part at a time, so that no second vector of all is needed.
+    """Inside, parameters hold what is made for them, a part at a time.
 
     Args:
         params: Tensors to overwrite.
         part: Makes the values of a stretch of `flatten(params)`; called once for each, in order.
         size: Largest number of entries of a stretch.
     """
+    total = sum(param.numel() for param in params)
+    places = [slice(k, min(k + size, total)) for k in range(0, total, size)]
+    if replaceable(params) and all(param.is_contiguous() for param in params):
+        vector = torch.empty(total, dtype=params[0].dtype)
+        for place in places:
+            vector[place] = part(place)
+        with replaced(params, unflatten(vector, params)):
+            yield
+        return
     with restored(params):
         with torch.no_grad():
             if all(param.is_contiguous() for param in params):
                 for place, pieces in blocks(params, size):
                     torch._foreach_copy_(pieces, part(place).split([len(piece) for piece in pieces]))
             else:  # their entries are not in the order of the vector
-                values = torch.cat([part(place) for place, _ in blocks(params, size)])
+                values = torch.cat([part(place) for place in places])
                 torch._foreach_copy_(list(params), unflatten(values, params))
         yield
 
 
-def shift(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float | Tensor) -> None:
-    """`param += scale * direction`, in place, in one pass if the scale is a number.
-
-    Args:
-        params: Tensors to move, inside `restored`.
-        directions: One direction per parameter, of its shape.
-        scale: A number, or a tensor without dimensions where reading it would wait for a device, or one number for
-            each stacked network.
-    """
+def moved(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float | Tensor) -> list[Tensor]:
+    """`param + scale * direction` in new tensors, in one pass if the scale is a number."""
     with torch.no_grad():
         if isinstance(scale, Tensor) and scale.ndim:
-            for param, direction in zip(params, directions, strict=True):
-                param.addcmul_(direction, for_each(scale, direction).to(direction.dtype))
-        elif isinstance(scale, Tensor):
-            torch._foreach_add_(list(params), torch._foreach_mul(list(directions), scale.to(directions[0])))
-        else:
-            torch._foreach_add_(list(params), list(directions), alpha=scale)
+            pairs = zip(params, directions, strict=True)
+            return [torch.addcmul(param, d, for_each(scale, d).to(d.dtype)) for param, d in pairs]
+        if isinstance(scale, Tensor):
+            steps = torch._foreach_mul(list(directions), scale.to(directions[0]))
+            return list(torch._foreach_add(list(params), steps))
+        return list(torch._foreach_add(list(params), list(directions), alpha=scale))
+
+
+def replaceable(params: Sequence[Tensor]) -> bool:
+    """Whether parameters may hold other memory for a while, which saves copying their values there and back.
+
+    Not where someone else may know the memory: on accelerators, where graphs are recorded with their addresses; where
+    a parameter is a part of something larger, or has a class of its own; where two share it.
+    """
+    alone = all(
+        param.is_cpu
+        and type(param) in (nn.Parameter, Tensor)
+        and param.untyped_storage().nbytes() == param.numel() * param.element_size()
+        for param in params
+    )
+    return alone and 0 < len(params) == len({param.data_ptr() for param in params})
+
+
+@contextmanager
+def replaced(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, parameters hold other memory, afterwards their own again.
+
+    Args:
+        params: Tensors that are `replaceable`.
+        values: Another tensor for each, of its shape and dtype.
+    """
+    own = [param.data for param in params]
+    torch.clear_autocast_cache()
+    try:
+        for param, value in zip(params, values, strict=True):
+            param.data = value
+        yield
+    finally:
+        for param, value in zip(params, own, strict=True):
+            param.data = value
+        torch.clear_autocast_cache()
 
 
 @contextmanager

@@ -114,7 +114,7 @@ class LossSurface:
 
     @contextmanager
     def _displaced(self, offsets: Sequence[Tensor] | None) -> Iterator[None]:
-        there = nullcontext() if offsets is None else displaced(self.params, offsets)
+        there = nullcontext() if offsets is None else displaced(self.params, list(offsets))
         with frozen(self.model), replayed(self._noise), there:
             if not self._as_it_is:
                 self.model.eval()

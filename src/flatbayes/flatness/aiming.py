@@ -1,7 +1,7 @@
 """An ascent that is aimed with less than everything: with a share of the batch, or with some of the parameters."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,7 @@ from flatbayes.core.buffers import frozen
 from flatbayes.core.randomness import unmoved
 from flatbayes.core.selection import Selection, alone, selected
 from flatbayes.core.share import asking_for
-from flatbayes.core.weights import restored, shift
+from flatbayes.core.weights import displaced
 from flatbayes.flatness.ascent import Offset, OffsetFn, asked_at
 
 
@@ -88,22 +88,18 @@ def _asked_by_part(
     offset: Offset | None = None
     for _ in range(ascent_steps):
         unused = nullcontext() if fresh_noise else unmoved(model)
-        with frozen(model), unused, asking_for(part), restored(list(weights.values())):
-            _shift(weights, offset)
+        with frozen(model), unused, asking_for(part), _displaced(weights, offset):
             aim()
         weights = {name: p for name, p in model.named_parameters() if p.grad is not None}
         offset = offset_fn(weights, [_grad(p) for p in weights.values()]) if weights else None
         if offset is None or not offset.is_finite:
             return closure()
-    with restored(list(weights.values())):
-        _shift(weights, offset)
-        del offset  # and with it the gradients, before there are new ones
+    with _displaced(weights, offset):
         return closure()
 
 
-def _shift(weights: Mapping[str, Tensor], offset: Offset | None) -> None:
-    if offset is not None:
-        shift(list(weights.values()), offset.directions, offset.scale)
+def _displaced(weights: Mapping[str, Tensor], offset: Offset | None) -> AbstractContextManager[None]:
+    return nullcontext() if offset is None else displaced(list(weights.values()), offset.directions, offset.scale)
 
 
 def _among(chosen: Mapping[str, Tensor], offset_fn: OffsetFn) -> OffsetFn:
@@ -111,7 +107,7 @@ def _among(chosen: Mapping[str, Tensor], offset_fn: OffsetFn) -> OffsetFn:
     def offset(weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Offset:
         found = {name: g for name, g in zip(weights, grads, strict=True) if name in chosen}
         if not found:
-            return Offset([torch.zeros_like(g) for g in grads], torch.zeros(()), 0.0)
+            return Offset([torch.zeros_like(g) for g in grads], torch.zeros(()), 0.0)  # nowhere to go
         inner = offset_fn({name: weights[name] for name in found}, list(found.values()))
         moved = dict(zip(found, inner.directions, strict=True))
         directions = [moved.get(name, torch.zeros_like(g)) for name, g in zip(weights, grads, strict=True)]

@@ -90,4 +90,4 @@ def adaptive_offset(grads: Sequence[Tensor], scale: Sequence[Tensor], rho: float
         One displacement per tensor, zero for a zero gradient.
     """
     scaled = torch._foreach_mul(list(grads), list(scale))
-    return Offset(torch._foreach_mul(scaled, list(scale)), global_norm(scaled), rho)
+    return Offset(list(torch._foreach_mul(scaled, list(scale))), global_norm(scaled), rho)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure
 from flatbayes.core.buffers import frozen
 from flatbayes.core.randomness import RandomState, replayed
-from flatbayes.core.weights import restored, shift
+from flatbayes.core.weights import displaced, moved
 
 TINY = 1e-30
 """What a norm is divided by at least where it cannot be looked at; a zero gradient is then no displacement."""
@@ -33,7 +33,7 @@ class Offset:
         rho: The radius, a number or a tensor of the norm's shape.
     """
 
-    directions: Sequence[Tensor]
+    directions: list[Tensor]
     norm: Tensor
     rho: float | Tensor
 
@@ -52,9 +52,7 @@ class Offset:
 
     def tensors(self) -> list[Tensor]:
         """The displacement, multiplied out."""
-        zeros = [torch.zeros_like(direction) for direction in self.directions]
-        shift(zeros, self.directions, self.scale)
-        return zeros
+        return moved([torch.zeros_like(direction) for direction in self.directions], self.directions, self.scale)
 
     @property
     def _is_unread(self) -> bool:
@@ -98,9 +96,7 @@ def asked_at(
             if not offset.is_finite:
                 break
             same_noise = nullcontext() if fresh_noise else replayed(noise)
-            with frozen(model), same_noise, restored(params):
-                shift(params, offset.directions, offset.scale)
-                del offset  # and with it the gradients, before there are new ones
+            with frozen(model), same_noise, displaced(params, offset.directions, offset.scale):
                 closure()
         return loss
 

@@ -78,4 +78,4 @@ def fisher_offset(grads: Sequence[Tensor], inverse: Sequence[Tensor], rho: float
         One displacement per tensor, zero for a zero gradient.
     """
     half = torch._foreach_mul(list(grads), [i.sqrt() for i in inverse])
-    return Offset(torch._foreach_mul(list(grads), list(inverse)), global_norm(half), rho)
+    return Offset(list(torch._foreach_mul(list(grads), list(inverse))), global_norm(half), rho)

@@ -76,7 +76,7 @@ def loss_equated_offset(grads: Sequence[Tensor], loss: float, rho_max: float) ->
         One displacement per tensor, zero for a zero gradient.
     """
     norm = global_norm(grads)
-    return Offset(grads, norm, (loss / norm.clamp(min=TINY)).clamp(max=rho_max))
+    return Offset(list(grads), norm, (loss / norm.clamp(min=TINY)).clamp(max=rho_max))
 
 
 def annealed(done: float, share: float) -> float:

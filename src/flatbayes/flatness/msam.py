@@ -8,6 +8,7 @@ has no part in it, and weights are displaced during the gradient alone.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, Course
 from flatbayes.core.norms import global_norm
-from flatbayes.core.weights import restored, shift
+from flatbayes.core.weights import displaced
 from flatbayes.flatness.ascent import Offset, check_radius
 from flatbayes.flatness.flatness import Flatness, needed
 
@@ -56,10 +57,8 @@ class MSAM(Flatness):
             params = {name: p for name, p in model.named_parameters() if p.requires_grad}
             sums = known.recall(KIND, params)
             moved = [params[name] for name in sums]
-            with restored(moved):
-                if sums:
-                    offset = ahead_offset(list(sums.values()), self.rho)
-                    shift(moved, offset.directions, offset.scale)
+            ahead = ahead_offset(list(sums.values()), self.rho) if sums else None
+            with nullcontext() if ahead is None else displaced(moved, ahead.directions, ahead.scale):
                 loss = closure()
             grads = {name: p.grad for name, p in params.items() if p.grad is not None}
             new = {name: sums[name] if name in sums else torch.zeros_like(g) for name, g in grads.items()}
@@ -89,4 +88,4 @@ def add_to_sums(sums: Sequence[Tensor], grads: Sequence[Tensor], momentum: float
 
 def ahead_offset(sums: Sequence[Tensor], rho: float) -> Offset:
     """The displacement -rho v / ||v||, the norm over all tensors jointly; zero for a zero sum."""
-    return Offset(sums, global_norm(sums), -rho)
+    return Offset(list(sums), global_norm(sums), -rho)

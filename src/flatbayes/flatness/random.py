@@ -72,7 +72,7 @@ def random_offset(grads: Sequence[Tensor], rho: float, seed: int) -> Offset:
         )
     norm = global_norm(grads)
     if not bool(norm.isfinite()):
-        return Offset(grads, norm, rho)
+        return Offset(list(grads), norm, rho)
     (bits,) = struct.unpack("<q", struct.pack("<d", float(norm)))
     generator = torch.Generator(grads[0].device).manual_seed((bits ^ (seed * 0x9E3779B97F4A7C15)) % 2**63)
     noise = [torch.randn(g.shape, generator=generator, device=g.device, dtype=g.dtype) for g in grads]

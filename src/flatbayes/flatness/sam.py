@@ -76,4 +76,4 @@ def euclidean_offset(grads: Sequence[Tensor], rho: float) -> Offset:
     Returns:
         One displacement per tensor, zero for a zero gradient.
     """
-    return Offset(grads, global_norm(grads), rho)
+    return Offset(list(grads), global_norm(grads), rho)

@@ -69,6 +69,7 @@ class FittedPosterior:
     def to(self, device: torch.device | str) -> Self:
         """Move networks and statistics to another device, in place; a seed draws other networks there."""
         before = self.device.type
+        self._stack = None
         for state in self.states:
             state.to(device)
         if torch.device(device).type != before:
