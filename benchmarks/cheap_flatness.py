@@ -31,7 +31,7 @@ from flatbayes.flatness import LESAM, MSAM, SAM, Every, Late, LookSAM, Plain, Sm
 
 STUDIES = {
     "digits": (choose_digits, "digits, MLP", (0.05, 0.1, 0.2, 0.4, 0.8), "last_layer"),
-    "cifar": (choose_cifar, "CIFAR-10 (1000 images), ConvNet", (0.03, 0.075, 0.15, 0.4, 0.8), "norms"),
+    "cifar": (choose_cifar, "CIFAR-10 (500 images), ConvNet", (0.02, 0.05, 0.1), "norms"),
 }
 POSTERIORS = ("MAP", "SWAG")
 
