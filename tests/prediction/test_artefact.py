@@ -154,10 +154,21 @@ def test_a_newer_schema_names_the_version_that_reads_it(make, tmp_path):
     fitted = make(Point())
     fitted.info["flatbayes"] = "9.9"
     fitted.save(tmp_path)
-    text = (tmp_path / "posterior.json").read_text().replace('"schema": 1', '"schema": 7')
+    text = (tmp_path / "posterior.json").read_text().replace('"schema": 2', '"schema": 7')
     (tmp_path / "posterior.json").write_text(text)
     with pytest.raises(ValueError, match=r"schema 7.*9\.9"):
         FittedPosterior.load(tmp_path, network)
+
+
+def test_statistics_of_draws_of_the_first_schema_are_not_taken(make, tmp_path):
+    fitted = make(SWAG(rank=3))
+    expected = fitted.predict(inputs(), 4).log_probs
+    fitted.save(tmp_path)
+    text = (tmp_path / "posterior.json").read_text().replace('"schema": 2', '"schema": 1')
+    (tmp_path / "posterior.json").write_text(text)
+    found = FittedPosterior.load(tmp_path, network)
+    assert not found.statistics_of_draws
+    assert torch.equal(found.predict(inputs(), 4).log_probs, expected)
 
 
 def test_tensors_that_were_swapped_do_not_pass(make, tmp_path):

@@ -25,7 +25,8 @@ from flatbayes.posteriors import Posterior
 if TYPE_CHECKING:
     from flatbayes.prediction.fitted import FittedPosterior
 
-SCHEMA = 1
+SCHEMA, READ = 2, (1, 2)
+"""Schema 1 is that of versions in which the same seed drew other networks; its statistics of draws are not theirs."""
 TENSORS, DESCRIPTION = "posterior.safetensors", "posterior.json"
 
 
@@ -74,10 +75,10 @@ def load(
     description = read_json(folder / DESCRIPTION)
     if not isinstance(description, dict) or "schema" not in description:
         raise ValueError(f"{folder / DESCRIPTION} is damaged: it does not describe a fitted posterior.")
-    if description["schema"] != SCHEMA:
+    if description["schema"] not in READ:
         raise ValueError(
-            f"{folder} was written in schema {description['schema']}, and this version of flatbayes reads schema "
-            f"{SCHEMA}. Use the version that it names: {description.get('info', {}).get('flatbayes')}."
+            f"{folder} was written in schema {description['schema']}, and this version of flatbayes reads schemas "
+            f"{READ}. Use the version that it names: {description.get('info', {}).get('flatbayes')}."
         )
     if _checksum(folder / TENSORS) != description.get("sha256"):
         raise ValueError(f"{folder / TENSORS} is damaged: its checksum is not the one it was saved with.")
@@ -100,7 +101,7 @@ def load(
         statistics_inputs=statistics_inputs,
         info=info,
     )
-    for name, tensor in _below(tensors, "draw").items():
+    for name, tensor in _below(tensors, "draw").items() if description["schema"] == SCHEMA else ():
         seed, run, draw, buffer = name.split(".", 3)
         fitted.statistics_of_draws.setdefault((int(seed), int(run), int(draw)), {})[buffer] = tensor
     return fitted
