@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench bench-quick clean
 
 demo: $(READY)
 	$(BIN)/flatbayes compare --config configs/demo.yaml --out runs/demo
@@ -23,8 +23,11 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds -p no:xdist \
-		-o addopts="--import-mode=importlib"  # without the run-time checks of shapes
+	$(BIN)/python benchmarks/bench.py --out docs/results/benchmarks.json
+	$(BIN)/python benchmarks/scaling.py docs/results/scaling.json docs/img/scaling.svg
+
+bench-quick: $(READY)
+	$(BIN)/python benchmarks/bench.py --quick
 
 # torch comes first and alone: a version that is there already is never replaced by a larger build.
 $(READY): pyproject.toml constraints.txt

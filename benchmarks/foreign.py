@@ -1,0 +1,58 @@
+"""Why a flat MAP tells foreign images apart worse on digits: is it flatness, or the weight decay of the plain twin?
+
+The comparison of configs/digits-all.yaml chose a weight decay of 0.005 for the plain MAP. Here both twins are trained
+with each of several, and measured on what the AUROC of foreign images depends on: how sure the networks are of those,
+and of their own test images.
+
+    FLATBAYES_DATA=... python benchmarks/foreign.py runs/foreign
+"""
+
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+
+from choose_digits import COMMON, trained
+
+from flatbayes.comparison.measures import Measures, _foreign
+from flatbayes.core.files import write_json
+from flatbayes.data import CIFAR10, shaped_like
+from flatbayes.flatness import SAM, Plain
+from flatbayes.posteriors import Point
+from flatbayes.prediction import evaluate, evaluate_ood
+from flatbayes.training import Cosine, fit
+
+DECAYS = (1e-4, 1e-3, 5e-3)
+SEEDS = 10
+
+
+def measured(decay: float, flatness, seed: int) -> dict[str, float]:
+    """One training."""
+    method = trained(Point(), 0.2, decay, Cosine())
+    data = COMMON.source.load(seed)
+    fitted = fit(COMMON.model, data, Point(), flatness, method.trained_by(COMMON.recipe), seed=seed, progress=False)
+    examples = Measures().examples
+    foreign = shaped_like(_foreign(CIFAR10()).some(examples).tensor, data.train.inputs)
+    own = data.test.some(examples).tensor
+    scores = evaluate_ood(fitted, own, foreign, 1)["scores"]
+    return {
+        "auroc": scores["entropy"]["auroc"],
+        "nll": evaluate(fitted, data.test.inputs, data.test.targets, 1).metrics["nll"],
+        "entropy_own": float(fitted.predict(own, 1).entropy.mean()),
+        "entropy_foreign": float(fitted.predict(foreign, 1).entropy.mean()),
+    }
+
+
+def main(folder: Path) -> None:
+    """Means over seeds of every cell."""
+    rows = []
+    for decay in DECAYS:
+        for flatness in (Plain(), SAM(rho=0.4)):
+            found = [measured(decay, flatness, seed) for seed in range(SEEDS)]
+            cell = {key: (fmean(one[key] for one in found), stdev(one[key] for one in found)) for key in found[0]}
+            rows.append({"weight_decay": decay, "flatness": type(flatness).__name__, **cell})
+            print(rows[-1], flush=True)
+    write_json(folder / "foreign.json", rows)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
