@@ -89,5 +89,7 @@ def adaptive_offset(grads: Sequence[Tensor], scale: Sequence[Tensor], rho: float
     Returns:
         One displacement per tensor, zero for a zero gradient.
     """
-    scaled = torch._foreach_mul(list(grads), list(scale))
-    return Offset(list(torch._foreach_mul(scaled, list(scale))), global_norm(scaled), rho)
+    directions = list(torch._foreach_mul(list(grads), list(scale)))
+    norm = global_norm(directions)
+    torch._foreach_mul_(directions, list(scale))
+    return Offset(directions, norm, rho)
