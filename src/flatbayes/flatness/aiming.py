@@ -37,8 +37,10 @@ def aimed(
         part: Share of the batch that aims.
         params: The parameters that are displaced, and in whose space the offset is computed.
     """
-    if part == 1 and params == "all":
-        return asked_at(offset_fn, closure, model, ascent_steps=ascent_steps, fresh_noise=fresh_noise)
+    if params == "all":
+        if part == 1:
+            return asked_at(offset_fn, closure, model, ascent_steps=ascent_steps, fresh_noise=fresh_noise)
+        return lambda: _asked_by_part(offset_fn, closure, closure, model, part, ascent_steps, fresh_noise)
 
     def flat_closure() -> Tensor:
         chosen = selected(model, params, "params")
