@@ -33,7 +33,7 @@ STUDIES = {
     "digits": (choose_digits, "digits, MLP", (0.05, 0.1, 0.2, 0.4, 0.8), "last_layer"),
     "cifar": (choose_cifar, "CIFAR-10 (500 images), ConvNet", (0.02, 0.05, 0.1), "norms"),
 }
-POSTERIORS = ("MAP", "SWAG")
+METHODS = ("MAP", "SWAG")
 
 
 def mechanisms(radii, params):
@@ -53,7 +53,7 @@ def mechanisms(radii, params):
     return {name: [make(radius) for radius in radii] for name, make in makers.items()}
 
 
-def study(name, folder, seeds=None, choice_seeds=None, epochs=None, radii=None, jobs=None):
+def study(name, folder, methods, seeds=None, choice_seeds=None, epochs=None, radii=None, jobs=None):
     """Choose, measure, and return what is in `cheap.json`."""
     module, title, all_radii, params = STUDIES[name]
     common = (
@@ -61,7 +61,7 @@ def study(name, folder, seeds=None, choice_seeds=None, epochs=None, radii=None, 
         if epochs is None
         else replace(module.COMMON, recipe=replace(module.COMMON.recipe, epochs=epochs))
     )
-    candidates = {one: module.CANDIDATES[one] for one in POSTERIORS}
+    candidates = {one: module.CANDIDATES[one] for one in methods}
     chosen = {}
     for mechanism, settings in mechanisms(all_radii[:radii], params).items():
         wanted = None if choice_seeds is None else range(choice_seeds)
@@ -73,7 +73,7 @@ def study(name, folder, seeds=None, choice_seeds=None, epochs=None, radii=None, 
     failures = execute([task for tasks in twins.values() for task in tasks], folder / "runs", jobs)
     rows = [
         row
-        for posterior in POSTERIORS
+        for posterior in methods
         for row in summary({m: [t for t in ts if t.called == posterior] for m, ts in twins.items()}, folder / "runs")
     ]
     about = {"data": name, "title": title, "seeds": seeds, "environment": environment(), "failures": failures}
@@ -158,6 +158,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="+", choices=STUDIES)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", type=int, help="of the measurement")
     parser.add_argument("--choice_seeds", type=int, help="of the choice of radii")
     parser.add_argument("--epochs", type=int)
