@@ -123,7 +123,7 @@ def test_kronecker_factors_say_what_they_cannot_do():
 
 
 def test_lrt_gives_noise_to_all_that_is_linear():
-    from flatbayes.posteriors.lrt import bayesian_parameters, with_noisy_layers
+    from flatbayes.posteriors.noisy_network import bayesian_parameters, with_noisy_layers
 
     network = with_noisy_layers(SMALL())
     without = {n for n, _ in network.named_parameters()} - set(bayesian_parameters(network))

@@ -13,7 +13,8 @@ from torch.nn.utils import parametrizations, weight_norm
 from flatbayes.core.spread import offered
 from flatbayes.core.weights import flatten, trainable
 from flatbayes.flatness import SAM, Plain
-from flatbayes.posteriors.lrt import LRT, bayesian_parameters, pull_to_prior, statistic, variational_layers
+from flatbayes.posteriors.lrt import LRT, pull_to_prior, statistic
+from flatbayes.posteriors.noisy_network import bayesian_parameters, variational_layers
 from flatbayes.posteriors.sgvb import SGVB
 from flatbayes.posteriors.variational import gaussian_kl, raw_of_std, std_of_raw
 from flatbayes.posteriors.variational_layers import Scale

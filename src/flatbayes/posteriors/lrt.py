@@ -6,23 +6,21 @@ no drawn weights for a flatness to displace: it moves the means, one displacemen
 so maximises an expectation where `SGVB` takes the expectation of a maximum.
 """
 
-import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.parameter import is_lazy
 
 from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 from flatbayes.core.buffers import evaluating
 from flatbayes.core.spread import offering
 from flatbayes.core.weights import installed, trainable
 from flatbayes.posteriors.gradient import ADAM, start, update
+from flatbayes.posteriors.noisy_network import bayesian_parameters, centred, noisy, with_noisy_layers
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_scale import PriorPrecision, check_precisions, precisions_of
 from flatbayes.posteriors.variational import (
@@ -32,18 +30,7 @@ from flatbayes.posteriors.variational import (
     raw_of_std,
     std_of_raw,
 )
-from flatbayes.posteriors.variational_layers import VARIATIONAL, Estimator, Noise, Scale, Variational
-
-_UNTREATED = (
-    nn.Linear,  # this and convolutions: their subclasses, which may compute anything
-    _ConvNd,
-    nn.Bilinear,
-    nn.RNNBase,
-    nn.RNNCellBase,
-    nn.MultiheadAttention,
-    nn.Embedding,
-    nn.EmbeddingBag,
-)
+from flatbayes.posteriors.variational_layers import Estimator, Scale
 
 
 @dataclass(frozen=True)
@@ -207,47 +194,6 @@ def _gradients(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.grad for tensor in tensors if tensor.grad is not None]
 
 
-def with_noisy_layers(model: nn.Module) -> nn.Module:
-    """A copy in which every linear and convolution layer with something to learn is its variational twin.
-
-    Layers that share a parameter share it in the copy, as a mean with one standard deviation; their noise in training
-    is independent.
-
-    Raises:
-        ValueError: A layer has weights to be learnt that cannot be given noise, or no layer has any that can.
-    """
-    learning = {
-        name: layer for name, layer in model.named_modules() if any(p.requires_grad for p in layer.parameters())
-    }
-    for name, layer in learning.items():
-        _check_layer(name or "the model", layer)
-    names = [name for name, layer in learning.items() if _treated(layer)]
-    if not names:
-        raise ValueError(
-            f"LRT gives noise to layers of type {_names()}, and {type(model).__name__} has none to train. Use SGVB, "
-            "which takes any model."
-        )
-    _check_ties(model, {id(p) for name in names for p in model.get_submodule(name).parameters() if p.requires_grad})
-    network = copy.deepcopy(model)
-    for name in names:
-        layer = network.get_submodule(name)
-        layer.__class__ = VARIATIONAL.get(type(layer), type(layer))  # keeps geometry, hooks and shared parameters
-    for twin in variational_layers(network):
-        twin.noise = twin.centre = None
-    return network
-
-
-def bayesian_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable parameters of variational layers, by name; a shared one counts once, under its first name."""
-    chosen = {id(p) for layer in variational_layers(network) for p in layer.parameters()}
-    return {name: p for name, p in network.named_parameters() if id(p) in chosen and p.requires_grad}
-
-
-def variational_layers(network: nn.Module) -> list[Variational]:
-    """All variational layers."""
-    return [layer for layer in network.modules() if isinstance(layer, Variational)]
-
-
 def statistic(name: str) -> str:
     """Under what name the raw standard deviations of a parameter are kept."""
     return f"raw_scale.{name}"
@@ -258,79 +204,5 @@ def precision_of(name: str) -> str:
     return f"prior_precision.{name}"
 
 
-@contextmanager
-def noisy(network: nn.Module, estimator: Estimator, scales: Mapping[nn.Parameter, Scale]) -> Iterator[None]:
-    """Inside, variational layers in training mode have noise, and pass gradients to what it depends on.
-
-    Args:
-        network: The network.
-        estimator: How activations are sampled.
-        scales: Standard deviations by parameter; other parameters are deterministic.
-    """
-    layers = variational_layers(network)
-    try:
-        for layer in layers:
-            weight, bias = (layer._parameters.get(name) for name in ("weight", "bias"))
-            layer.noise = Noise(estimator, *(None if p is None else scales.get(p) for p in (weight, bias)))
-        yield
-    finally:
-        for layer in layers:
-            layer.noise = None
-
-
-@contextmanager
-def centred(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Means by name. Inside, layers remember them, so that a draw within a draw has the same."""
-    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, Variational)}
-    outermost = [layer for layer in layers.values() if layer.centre is None]
-    try:
-        for layer in outermost:
-            layer.centre = {name: param.detach().clone() for name, param in layer.named_parameters()}
-        yield {
-            f"{prefix}.{name}".removeprefix("."): mean
-            for prefix, layer in layers.items()
-            for name, mean in (layer.centre or {}).items()
-        }
-    finally:
-        for layer in outermost:
-            layer.centre = None
-
-
 def _drawn_parameters(state: State) -> dict[str, nn.Parameter]:
     return {name: p for name, p in state.model.named_parameters() if statistic(name) in state.statistics}
-
-
-def _treated(layer: nn.Module) -> bool:
-    return type(layer) in VARIATIONAL or isinstance(layer, Variational)
-
-
-def _names() -> str:
-    return ", ".join(kind.__name__ for kind in VARIATIONAL)
-
-
-def _check_layer(name: str, layer: nn.Module) -> None:
-    kind = type(layer).__name__
-    own = dict(layer.named_parameters(recurse=False))
-    if any(is_lazy(param) for param in own.values()):
-        raise ValueError(f"{name} ({kind}) has no weights yet. Run the model on a batch first, so that it has.")
-    if isinstance(layer, _UNTREATED) and not _treated(layer):
-        raise ValueError(
-            f"{name} ({kind}) has weights to be learnt, and LRT knows how noise passes through {_names()} alone. Use "
-            "SGVB, which takes any layer, or set requires_grad to False on those weights."
-        )
-    if _treated(layer) and own.keys() - {"weight", "bias"}:
-        raise ValueError(
-            f"{name} ({kind}) is parametrised: it learns {', '.join(own)} instead of a weight and a bias. Use SGVB, "
-            "which takes any layer, or remove the parametrisation."
-        )
-
-
-def _check_ties(model: nn.Module, chosen: set[int]) -> None:
-    for name, layer in model.named_modules():
-        for param_name, param in layer.named_parameters(recurse=False):
-            if id(param) in chosen and not _treated(layer):
-                raise ValueError(
-                    f"{param_name} of {name or 'the model'} ({type(layer).__name__}) is also a parameter of a layer "
-                    f"of type {_names()}, so it would have noise in one place and none in the other. Use SGVB, which "
-                    "draws it for both."
-                )
