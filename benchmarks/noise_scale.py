@@ -1,9 +1,9 @@
 """Why flatness costs a regression with hardly any noise, and helps one that overfits: it widens the noise.
 
-A Gaussian likelihood fits its noise to the residuals that it sees, and a flat one sees those at the worst point of the
-ball. Here is the noise that the plain and the flat MAP of benchmarks/uci.py end with, beside their residuals on test
-data, all as shares of the targets' standard deviation: four splits of a set that is nearly free of noise, and of one
-that is not.
+A Gaussian likelihood fits its noise to the residuals that it sees, and a flat one sees those at the worst point of
+the ball. Here is the noise that the plain and the flat MAP of benchmarks/uci.py end with, beside their residuals on
+test data, all as shares of the targets' standard deviation: four splits of a set that is nearly free of noise, and of
+one that is not.
 
     FLATBAYES_DATA=... python benchmarks/noise_scale.py docs/results/uci-noise-scale.json
 """
