@@ -1,6 +1,7 @@
 """How many training batches the BatchNorm statistics of a draw need, and what a full pass for every draw costs.
 
-    FLATBAYES_DATA=... python benchmarks/statistics_batches.py runs/statistics-batches
+    FLATBAYES_DATA=... python benchmarks/statistics_batches.py docs/results/statistics-batches.json \
+        docs/img/statistics-batches.svg
 
 SWAG x SAM on a few thousand images of CIFAR-10. For each seed the same draws predict the same test images, with
 statistics from k batches of 64 images, and from all batches that there are. What matters is how far a metric moves
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from flatbayes.core.buffers import holding, reestimate, running_norms
+from flatbayes.core.files import write_json
 from flatbayes.data import CIFAR10
 from flatbayes.flatness import SAM
 from flatbayes.metrics import classification_metrics
@@ -34,7 +36,7 @@ METRICS = ("accuracy", "nll", "ece")
 PAPER = {"train": 50_000, "test": 10_000, "draws": 30, "batch_size": 128}
 
 
-def main(folder: Path) -> None:
+def main(out: Path, picture: Path) -> None:
     """The curve, the times, and a figure of both."""
     data = CIFAR10(train_size=TRAIN, val_size=100).load(seed=0)
     recipe = Recipe(epochs=10, validations=0, batch_size=SIZE, statistics_batches=TRAIN // SIZE)
@@ -44,9 +46,8 @@ def main(folder: Path) -> None:
         runs.append(curve(fitted, data))
         print(seed, {k: {m: round(v, 4) for m, v in found.items()} for k, found in runs[-1].items()}, flush=True)
     found = {"curve": summary(runs), "times": times(fitted, data), "seeds": SEEDS, "draws": DRAWS, "runs": runs}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "statistics_batches.json").write_text(json.dumps(found, indent=2) + "\n")
-    figure(found["curve"]).savefig(folder / "statistics_batches.svg")
+    write_json(out, found)
+    figure(found["curve"]).savefig(picture)
     print(json.dumps({key: found[key] for key in ("curve", "times")}, indent=2))
 
 
@@ -150,4 +151,5 @@ def figure(curves) -> Figure:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

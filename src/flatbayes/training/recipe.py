@@ -61,7 +61,7 @@ class Recipe:
     compile: bool = False
     accelerator: str = "auto"
     validations: int = 20
-    statistics_batches: int = 10
+    statistics_batches: int = 20
     members: Members = "one_by_one"
 
     def __post_init__(self) -> None:
