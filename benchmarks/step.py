@@ -143,8 +143,8 @@ def rows(quick: bool) -> list[dict]:
 
 def other(case: str, make, flatness: Flatness, rounds: int) -> dict:
     """A flatness that is not exact SAM."""
-    names = [name for name, _ in Setting(make).model.named_modules() if "norm" in name or "bn" in name]
-    if flatness == SAM(params="norms") and not names:
+    norms = any(isinstance(module, nn.BatchNorm2d) for module in make()[0].modules())
+    if flatness == SAM(params="norms") and not norms:
         flatness = SAM(params="last_layer")
     shown = type(flatness).__name__ + (f"({flatness.params})" if isinstance(flatness, SAM) else "")
     return row(
