@@ -1,6 +1,6 @@
 """CIFAR-10 with a network that comes closer to fitting its 500 images than that of choose_cifar.py.
 
-Twice as wide, and trained for longer, at one radius that was not tuned: whether flatness gains where more is to be had.
+Twice as wide, trained for longer, at one radius that was not tuned: does flatness gain where more is to be had?
 
     FLATBAYES_DATA=... python benchmarks/cifar_fitted.py runs/cifar-fitted
 """
