@@ -5,11 +5,11 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.options import chosen_model, chosen_recipe, new_parser, output_options, training_options
-from flatbayes.cli.runs import console, measure
+from flatbayes.cli.runs import console, load, measure
 from flatbayes.core.spec import to_spec
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import check_num_draws
-from flatbayes.training import Interrupted, fit, rehearse
+from flatbayes.training import Checkpoints, Interrupted, fit, rehearse
 from flatbayes.training.run_folder import RunFolder
 
 
@@ -24,6 +24,16 @@ def options() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="decides everything random")
     parser.add_argument("--draws", type=int, default=30, help="networks averaged in the evaluation")
     output_options(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out if it was stopped; harmless otherwise"
+    )
+    parser.add_argument(
+        "--checkpoint_steps",
+        type=int | None,
+        default=None,
+        help="steps between two checkpoints within an epoch; by default they are written at the end of epochs only",
+    )
+    parser.add_argument("--checkpoint_seconds", type=float, default=30.0, help="least time between two checkpoints")
     parser.set_defaults({"posterior": to_spec(SWAG())})
     return parser
 
@@ -42,16 +52,36 @@ def run(options: Namespace) -> None:
         "recipe": to_spec(recipe)["init_args"],
         "seed": options.seed,
     }
-    folder = RunFolder.create(Path(options.out), config, overwrite=options.overwrite)
-    try:
-        fitted = fit(
-            model, dataset, options.posterior, options.flatness, recipe, seed=options.seed, watch=folder.log()
-        )
-    except Interrupted as stop:
-        folder.save(stop.fitted)
-        console.print(f"[yellow]{stop}; what was fitted by then is in {folder.path}[/yellow]", soft_wrap=True)
-        raise
-    folder.save(fitted)
+    folder = RunFolder.create(Path(options.out), config, overwrite=options.overwrite, resume=options.resume)
+    checkpoints = Checkpoints(folder.checkpoints, options.checkpoint_steps, options.checkpoint_seconds)
+    if folder.is_fitted:
+        checkpoints.remove()
+        if folder.is_measured:
+            console.print(f"{folder.path} is complete: there is nothing to resume.", soft_wrap=True)
+            return
+        fitted = load(folder.path, None)
+    else:
+        try:
+            fitted = fit(
+                model,
+                dataset,
+                options.posterior,
+                options.flatness,
+                recipe,
+                seed=options.seed,
+                watch=folder.log(),
+                checkpoints=checkpoints,
+            )
+        except Interrupted as stop:
+            folder.save(stop.fitted)
+            console.print(
+                f"[yellow]{stop}; what was fitted by then is in {folder.path}. To go on: the same command with "
+                "--resume.[/yellow]",
+                soft_wrap=True,
+            )
+            raise
+        folder.save(fitted)
+        checkpoints.remove()
     measure(fitted, folder, dataset.val, "val", options.draws, 256, 0)
     console.print(
         f"kept in  {folder.path}\nnext     flatbayes evaluate {folder.path}", highlight=False, soft_wrap=True

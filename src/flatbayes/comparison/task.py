@@ -19,7 +19,10 @@ from flatbayes.data import Dataset, Source
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import evaluate
-from flatbayes.training import Curves, Recipe, fit
+from flatbayes.training import Checkpoints, Curves, Recipe, fit
+
+SECONDS = 60.0
+"""Least time between two checkpoints of a run; what takes less is begun anew."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Task:
         try:
             self.execute(folder)
         except (RuntimeError, ValueError) as error:
+            self._checkpoints(folder).remove()
             return self, str(error)
         return self, None
 
@@ -81,17 +85,22 @@ class Task:
 
         One thread is used, so that the result does not depend on how many runs go on beside it.
         """
+        checkpoints = None if folder is None else self._checkpoints(folder)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            result = self._result(_load(self.source, self.seed))
+            result = self._result(_load(self.source, self.seed), checkpoints)
         finally:
             torch.set_num_threads(threads)
         if folder is not None:
             write_json(folder / f"{self.key()}.json", result)
+            self._checkpoints(folder).remove()
         return result
 
-    def _result(self, data: Dataset) -> dict[str, Any]:
+    def _checkpoints(self, folder: Path) -> Checkpoints:
+        return Checkpoints(folder / f"{self.key()}.checkpoints", seconds=SECONDS)
+
+    def _result(self, data: Dataset, checkpoints: Checkpoints | None) -> dict[str, Any]:
         curves = Curves()
         fitted = fit(
             self.model,
@@ -102,6 +111,7 @@ class Task:
             seed=self.seed,
             progress=False,
             watch=curves,
+            checkpoints=checkpoints,
         )
         held_out = getattr(data, self.part)
         evaluation = evaluate(fitted, held_out.inputs, held_out.targets, self.num_draws, seed=self.seed)

@@ -1,6 +1,6 @@
 """Random state of torch's global generators: captured, replayed, forked."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,6 +28,16 @@ class RandomState:
         """The state of the generators of the CPU and of these accelerators."""
         states = {d: torch.get_device_module(d.type).get_rng_state(d) for d in devices}
         return RandomState(torch.get_rng_state(), states)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The states by device, as plain data."""
+        return {"cpu": self.cpu} | {str(device): state for device, state in self.accelerators.items()}
+
+    @staticmethod
+    def from_state_dict(saved: Mapping[str, Tensor]) -> "RandomState":
+        """The inverse of `state_dict`."""
+        others = {torch.device(name): state for name, state in saved.items() if name != "cpu"}
+        return RandomState(saved["cpu"], others)
 
     def restore(self) -> None:
         """Put the generators back to this state."""

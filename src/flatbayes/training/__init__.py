@@ -1,5 +1,6 @@
 """Training: one loop for every posterior and every flatness."""
 
+from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.fit import Interrupted, fit
 from flatbayes.training.recipe import Recipe
 from flatbayes.training.rehearsal import rehearse
@@ -7,6 +8,7 @@ from flatbayes.training.schedules import Constant, Cosine, Cyclical, Polynomial,
 from flatbayes.training.watch import Curves, Watch
 
 __all__ = [
+    "Checkpoints",
     "Constant",
     "Cosine",
     "Curves",

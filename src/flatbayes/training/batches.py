@@ -1,9 +1,11 @@
 """Batches of a training part: on the device when it fits, shuffled by a stream of their own."""
 
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -28,8 +30,18 @@ class TrainingBatches(Protocol):
     def transform(self) -> Callable[[Tensor], Tensor] | None:
         """What inputs are still to go through, on the device that is trained on."""
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch."""
+    @property
+    def skips(self) -> bool:
+        """Whether an epoch can begin at a later batch and be the same from there on."""
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch, from its `first` on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next epochs depend on, beside their numbers and torch's random state; plain data and tensors."""
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Undo everything since `saved` was taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,21 +86,30 @@ class Batches:
         generator = torch.Generator().manual_seed(spawn(self.seed, 2 * number, count=1)[0])
         return torch.randperm(len(self.inputs), generator=generator).to(self.targets.device)
 
-    def changes(self, number: int) -> torch.Generator:
-        """The generator of one pass's augmentation."""
-        return torch.Generator(self.targets.device).manual_seed(spawn(self.seed, 2 * number + 1, count=1)[0])
+    skips = True
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Nothing to do."""
+
+    def changes(self, number: int) -> list[int]:
+        """The seeds of one pass's augmentation, one for each batch."""
+        return spawn(self.seed, 2 * number + 1, count=len(self))
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one pass."""
-        order, changes, images = self.order(number), self.changes(number), self.inputs
-        places = order.split(self.batch_size)[: len(self)]
+        images, generator = self.inputs, torch.Generator(self.targets.device)
+        places = self.order(number).split(self.batch_size)[first : len(self)]
         if isinstance(images, StoredImages):
             batches = images.batches(places)
         else:
             batches = (images.index_select(0, chosen) for chosen in places)
-        for chosen, inputs in zip(places, batches, strict=True):
+        for chosen, inputs, seed in zip(places, batches, self.changes(number)[first:], strict=True):
             targets = self.targets.index_select(0, chosen)
-            yield inputs if self.augment is None else self.augment(inputs, changes), targets
+            yield inputs if self.augment is None else self.augment(inputs, generator.manual_seed(seed)), targets
 
 
 def fits(tensor: Tensor, device: torch.device) -> bool:
@@ -102,6 +123,9 @@ def fits(tensor: Tensor, device: torch.device) -> bool:
 @dataclass(frozen=True, eq=False)
 class Loaded:
     """A user's loader as batches: its order, workers and augmentation are its own.
+
+    Their randomness is that of torch, NumPy and Python in this process, or of generators that the loader was given;
+    workers that outlive an epoch keep a state of their own that nobody sees.
 
     Attributes:
         loader: Iterable of `(inputs, targets)` that can be read once per epoch; its `dataset` has a length.
@@ -120,7 +144,32 @@ class Loaded:
         """Number of examples."""
         return len(self.loader.dataset)  # type: ignore[arg-type]
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one pass."""
+    skips = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The random state of NumPy, Python and the loader's own generators."""
+        kind, keys, *rest = np.random.get_state()  # noqa: NPY002  # what a user's transforms use
+        return {
+            "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+            "python": random.getstate(),
+            "generators": [generator.get_state() for generator in self._generators()],
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Put them back to that state."""
+        kind, keys, *rest = saved["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        random.setstate(saved["python"])
+        for generator, state in zip(self._generators(), saved["generators"], strict=True):
+            generator.set_state(state)
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one pass, which begins at its beginning."""
         for inputs, targets, *_ in self.loader:
             yield inputs, targets
+
+    def _generators(self) -> list[torch.Generator]:
+        loader = self.loader
+        owners = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
+        found = {id(g): g for owner in owners if (g := getattr(owner, "generator", None)) is not None}
+        return list(found.values())

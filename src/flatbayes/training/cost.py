@@ -1,8 +1,7 @@
-"""What a training costs: seconds, gradients, peak memory."""
+"""What a training costs: peak memory."""
 
 import sys
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +14,6 @@ class Meter:
     """Runs from its creation on, for the device that is trained on."""
 
     device: torch.device
-    started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
@@ -25,10 +23,6 @@ class Meter:
             CLEAR.write_text("5")  # Linux starts a new peak
         except OSError:
             return  # elsewhere the peak is that of the whole process so far
-
-    def seconds(self) -> float:
-        """Wall-clock time so far."""
-        return time.perf_counter() - self.started
 
     def peak_memory_mb(self) -> float:
         """Largest memory in MiB: of the device's tensors on CUDA, else of the process."""

@@ -11,13 +11,16 @@ from torch.utils.data import DataLoader
 
 from flatbayes.core import State
 from flatbayes.core.buffers import running_norms
+from flatbayes.core.spec import to_spec
 from flatbayes.data import Dataset
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
+from flatbayes.training.checkpoint import Checkpoints, Keeper
 from flatbayes.training.cost import Meter
-from flatbayes.training.material import material
+from flatbayes.training.loop import Job
+from flatbayes.training.material import Material, material
 from flatbayes.training.model import ModelFactory, builder, describe
 from flatbayes.training.pairing import check_pair
 from flatbayes.training.recipe import Recipe, fabric_of
@@ -49,6 +52,7 @@ def fit(
     seed: int = 0,
     progress: bool | None = None,
     watch: Watch | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> FittedPosterior:
     """Fit a posterior over the weights of a model.
 
@@ -66,10 +70,15 @@ def fit(
         seed: Decides everything random.
         progress: Show a progress bar; by default if standard error is a terminal.
         watch: Sees every step and epoch.
+        checkpoints: Where to keep what is needed to go on after an interruption; if something is there, it goes on
+            from it, and on a CPU it ends in the same numbers as if nothing had happened. They stay there: `remove`
+            them once the posterior is saved.
 
     Raises:
-        ValueError: Model, data, posterior, flatness and recipe do not go together.
+        ValueError: Model, data, posterior, flatness and recipe do not go together, or the checkpoints are those of
+            another training.
         RuntimeError: The loss became non-finite.
+        OSError: A checkpoint could not be written; earlier ones are as good as they were.
         Interrupted: Ctrl-C was pressed; it carries what was fitted so far.
     """
     _check(model, posterior)
@@ -81,6 +90,8 @@ def fit(
     build = builder(model, known)
     fabric = fabric_of(recipe)
     meter = Meter(fabric.device)
+    training = _identity(posterior, flatness, likelihood, recipe, describe(model, known), source, seed)
+    keeper = Keeper.open(checkpoints, training)
     states: list[State] = []
     gradients: float = 0
 
@@ -106,17 +117,24 @@ def fit(
     show = sys.stderr.isatty() if progress is None else progress
     with Bar() if show else nullcontext(Watch()) as bar:
         seen = Watches([bar, *([watch] if watch else [])])
-        for group in groups:
+        for number, group in enumerate(groups):
             job = runs.job(group, fabric)
             one = len(group) == 1
             seen.begin(group[0], posterior.runs if one else 1, recipe.epochs * len(job.batches))
+            kept = keeper.ended(number)
+            if kept is not None:
+                seen.again(kept["records"])
+                states += [runs.ended(run, saved, fabric) for run, saved in zip(group, kept["states"], strict=True)]
+                gradients += kept["gradients"]
+                continue
             trained = False
             try:
-                ended = job.train(fabric, seen)
+                ended = job.train(fabric, seen, keeper, number)
                 trained = True
                 for state in ended:
                     posterior.finish(state, source.examples(fabric.device), likelihood.loss)
                     states.append(state)
+                keeper.keep_ended(number, _kept(ended, job))
             except KeyboardInterrupt:
                 done = states or job.states
                 if not done:
@@ -129,11 +147,48 @@ def fit(
                 raise Interrupted(f"stopped {place}", fitted(done, interrupted=place)) from None
             gradients += job.gradients
     cost = {
-        "train_seconds": meter.seconds(),
+        "train_seconds": keeper.seconds(),
         "gradients": gradients,
         "peak_memory_mb": meter.peak_memory_mb(),
     }
     return fitted(states, cost=cost)
+
+
+def _kept(states: Sequence[State], job: Job) -> dict[str, Any]:
+    return {
+        "states": [
+            {"model": s.model.state_dict(), "statistics": dict(s.statistics), "num_data": s.num_data} for s in states
+        ],
+        "records": job.records,
+        "gradients": job.gradients,
+    }
+
+
+def _identity(
+    posterior: Posterior,
+    flatness: Flatness,
+    likelihood: Likelihood,
+    recipe: Recipe,
+    model: Any,
+    source: Material,
+    seed: int,
+) -> dict[str, Any]:
+    """What has to be the same for a training to go on from a checkpoint; of code without a name, its kind."""
+    chosen = {"posterior": posterior, "flatness": flatness, "likelihood": likelihood, **vars(recipe)}
+    return {
+        "flatbayes": version("flatbayes"),
+        "model": model,
+        "seed": seed,
+        "data": source.identity,
+        **{name: _described(value) for name, value in chosen.items()},
+    }
+
+
+def _described(thing: Any) -> Any:
+    try:
+        return to_spec(thing)
+    except TypeError:
+        return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
 def _check(model: nn.Module | ModelFactory, posterior: Posterior) -> None:

@@ -2,24 +2,27 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, Course, LossFn, State, asked_part
-from flatbayes.core.randomness import forked
+from flatbayes.core.randomness import RandomState, forked
 from flatbayes.core.stacked import stacked
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.training.batches import TrainingBatches
+from flatbayes.training.checkpoint import Keeper
 from flatbayes.training.engine import Engine
 from flatbayes.training.recipe import Recipe
-from flatbayes.training.watch import Watch
+from flatbayes.training.watch import Record, Watch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+NOWHERE = Keeper()
 
 
 @dataclass
@@ -39,8 +42,11 @@ class Job:
         networks: How many networks the module holds.
         apart: The state of each of them.
         gradients: Forward and backward passes of a network so far; one over a part of the batch counts as that part.
-        epochs_done: Whole epochs so far.
         state: The posterior's state, once training has begun.
+        course: The step, and what the flatness remembers.
+        epochs_done: Whole epochs so far.
+        loss_sum: Of the steps of the epoch that is under way.
+        records: What was seen of the epochs so far.
     """
 
     module: nn.Module
@@ -55,60 +61,103 @@ class Job:
     networks: int = 1
     apart: Callable[[State], list[State]] = lambda state: [state]
     gradients: float = 0
-    epochs_done: int = 0
     state: State | None = None
+    course: Course = field(default_factory=Course)
+    epochs_done: int = 0
+    loss_sum: Tensor | float = 0.0
+    records: list[Record] = field(default_factory=list)
 
     @property
     def states(self) -> list[State]:
         """The state of each network, as far as it has come; none before training has begun."""
         return [] if self.state is None else self.apart(self.state)
 
-    def train(self, fabric: "Fabric", watch: Watch) -> list[State]:
-        """Train to the end of the recipe.
+    def train(self, fabric: "Fabric", watch: Watch, keeper: Keeper = NOWHERE, number: int = 0) -> list[State]:
+        """Train to the end of the recipe, from the last checkpoint if there is one.
+
+        Args:
+            fabric: Device and precision.
+            watch: Sees every step and epoch.
+            keeper: Keeps checkpoints.
+            number: That of this job among those that the keeper serves.
 
         Raises:
             RuntimeError: The loss is not finite.
+            OSError: A checkpoint cannot be written.
         """
-        recipe, batches = self.recipe, self.batches
+        recipe, batches, course = self.recipe, self.batches, self.course
         module = placed(self.module, fabric, recipe)
         self.state = state = self.start(module)
         module = state.model  # some posteriors train a changed copy
         engine = Engine.start(fabric, module, state.optimizer, recipe)  # type: ignore[arg-type]  # there is one
         state.optimizer = optimizer = engine.optimizer
         rates = [group["lr"] for group in optimizer.param_groups]
-        total_steps, step = recipe.epochs * len(batches), 0
-        course = Course(total_steps=total_steps)
+        total_steps = course.total_steps = recipe.epochs * len(batches)
         watched = watched_epochs(recipe.epochs, recipe.validations)
         with forked(self.seed, module), stacked(self.networks if self.networks > 1 else 0):
-            for epoch in range(recipe.epochs):
+            saved = keeper.under_way(number)
+            if saved is not None:
+                self._load(saved, engine)
+                watch.again(self.records)
+            for epoch in range(self.epochs_done, recipe.epochs):
                 module.train()
-                loss_sum: Tensor | float = 0.0
-                for batch in batches.epoch(epoch):
-                    factor = recipe.schedule.factor(step, total_steps)
+                for batch in batches.epoch(epoch, course.step - epoch * len(batches)):
+                    factor = recipe.schedule.factor(course.step, total_steps)
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):
                         group["lr"] = rate * factor
                     closure = self.flatness(self._closure(engine, batch), module, course)
                     loss = self.posterior.step(state, self._clipped(engine, closure))
-                    if recipe.collects(step, len(batches)):
+                    if recipe.collects(course.step, len(batches)):
                         self.posterior.collect(state)
-                    loss_sum = loss_sum + loss
-                    step += 1
+                    self.loss_sum = self.loss_sum + loss
                     course.advance()
-                    watch.step(step, loss.mean() if loss.ndim else loss, rates[0] * factor)
-                mean_losses = _numbers(loss_sum / len(batches))
+                    watch.step(course.step, loss.mean() if loss.ndim else loss, rates[0] * factor)
+                    ended = course.step % len(batches) == 0
+                    if not ended and batches.skips and keeper.due(course.step, epoch_ended=False):
+                        keeper.keep(number, course.step, self._saved(engine))
+                mean_losses = _numbers(self.loss_sum / len(batches))
                 for run, mean_loss in enumerate(mean_losses):
                     if not math.isfinite(mean_loss):
                         raise RuntimeError(self._diverged(mean_loss, run, epoch + 1, rates[0]))
-                self.epochs_done = epoch + 1
+                self.epochs_done, self.loss_sum = epoch + 1, 0.0
                 measured: Sequence[Mapping[str, float]] = [{}] * self.networks
                 if self.validate is not None and epoch + 1 in watched:
                     measured = self.validate(module)
                 for run, mean_loss in enumerate(mean_losses):
                     which = {} if self.networks == 1 else {"run": run}
-                    about = {"epoch": epoch + 1, "step": step, "loss": mean_loss, "lr": rates[0] * factor}
-                    watch.epoch({**which, **about, **measured[run]})
+                    about = {"epoch": epoch + 1, "step": course.step, "loss": mean_loss, "lr": rates[0] * factor}
+                    self.records.append({**which, **about, **measured[run]})
+                    watch.epoch(self.records[-1])
+                if keeper.due(course.step, epoch_ended=True):
+                    keeper.keep(number, course.step, self._saved(engine))
         module.eval()
         return self.states
+
+    def _saved(self, engine: Engine) -> dict[str, Any]:
+        state = self.state
+        return {
+            "state": None if state is None else state.state_dict(),
+            "course": self.course.state_dict(),
+            "random": RandomState.capture(engine.module).state_dict(),
+            "batches": self.batches.state_dict(),
+            "scaler": engine.fabric.strategy.precision.state_dict(),
+            "epochs_done": self.epochs_done,
+            "loss_sum": self.loss_sum,
+            "gradients": self.gradients,
+            "records": self.records,
+        }
+
+    def _load(self, saved: Mapping[str, Any], engine: Engine) -> None:
+        if self.state is not None:
+            self.state.load_state_dict(saved["state"])
+        self.course.load_state_dict(saved["course"])
+        self.batches.load_state_dict(saved["batches"])
+        engine.fabric.strategy.precision.load_state_dict(saved["scaler"])
+        self.epochs_done, self.gradients = saved["epochs_done"], saved["gradients"]
+        loss_sum = saved["loss_sum"]
+        self.loss_sum = loss_sum if isinstance(loss_sum, float) else loss_sum.to(engine.fabric.device)
+        self.records = list(saved["records"])
+        RandomState.from_state_dict(saved["random"]).restore()
 
     def _closure(self, engine: Engine, batch: tuple[Tensor, Tensor]) -> Closure:
         inputs, targets = (tensor.to(engine.fabric.device, non_blocking=True) for tensor in batch)

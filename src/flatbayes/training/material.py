@@ -1,5 +1,6 @@
 """What training knows of its data: a data set held in memory, or a user's loader; the loop sees no difference."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,6 +40,11 @@ class Material(ABC):
     @abstractmethod
     def info(self) -> dict[str, Any]:
         """Plain data about inputs and targets that predictions need."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Any:
+        """Plain data that tells these data from others, as far as that is quick to know."""
 
     @abstractmethod
     def likelihood(self) -> Likelihood:
@@ -99,6 +105,13 @@ class Held(Material):
             "feature_names": list(data.feature_names),
             "input_shape": list(data.input_shape),
         }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Their number, the shape of an input, and a checksum of the targets."""
+        targets = self.data.train.targets.contiguous()
+        checksum = hashlib.sha256(targets.numpy().tobytes()).hexdigest()
+        return {"examples": len(targets), "input_shape": list(self.data.input_shape), "targets": checksum}
 
     def likelihood(self) -> Likelihood:
         """Categorical over the data's classes; Gaussian in the scale of the training targets."""
@@ -171,6 +184,11 @@ class Streamed(Material):
     def info(self) -> dict[str, Any]:
         """Nothing."""
         return {}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Numbers of examples and batches."""
+        return {"examples": len(self.loader.dataset), "batches": len(self.loader)}  # type: ignore[arg-type]
 
     def likelihood(self) -> Likelihood:
         """Not to be known from a loader.

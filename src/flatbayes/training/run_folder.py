@@ -7,12 +7,15 @@ from typing import Any
 from flatbayes.core.environment import environment
 from flatbayes.core.files import read_json, write_json
 from flatbayes.prediction import FittedPosterior
+from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.watch import JsonLines
 
 FIT_FILES = ("config.json", "environment.json", "metrics.jsonl", "results.json", "posterior.json")
 ASKED = ("data", "model", "posterior", "flatness", "recipe", "seed")
 CONFIG, METRICS, RESULTS = "config.json", "metrics.jsonl", "results.json"
 RUNS_OF_A_COMPARISON = f"runs/{'[0-9a-f]' * 16}.json"
+CHECKPOINTS = "checkpoints"
+CHECKPOINTS_OF_A_COMPARISON = f"runs/{'[0-9a-f]' * 16}.{CHECKPOINTS}"
 OTHER_FILES = (
     "posterior.safetensors",
     "report.html",
@@ -31,6 +34,8 @@ def clear(folder: Path) -> None:
     """Remove what a fit or a comparison has written there; files of others stay."""
     for old in [*(folder / name for name in (*FIT_FILES, *OTHER_FILES)), *folder.glob(RUNS_OF_A_COMPARISON)]:
         old.unlink(missing_ok=True)
+    for checkpoints in [folder / CHECKPOINTS, *folder.glob(CHECKPOINTS_OF_A_COMPARISON)]:
+        Checkpoints(checkpoints).remove()
 
 
 class RunFolder:
@@ -40,22 +45,40 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, config: dict[str, Any], *, overwrite: bool) -> "RunFolder":
-        """Claim a folder for a new run.
+    def create(
+        cls, path: Path, config: dict[str, Any], *, overwrite: bool = False, resume: bool = False
+    ) -> "RunFolder":
+        """Claim a folder for a new run, or for one that goes on.
 
         Args:
             path: The folder; it is made if need be.
             config: What the run was asked to do.
             overwrite: Replace the run that is there; files that no run writes stay.
+            resume: Go on with the run that is there, if there is one.
 
         Raises:
-            ValueError: The folder already holds a run, or the path is a file.
+            ValueError: The folder already holds a run (with `resume`, one that was asked to do something else), or
+                the path is a file.
         """
+        if overwrite and resume:
+            raise ValueError("--overwrite begins anew and --resume goes on: choose one of them.")
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file, not a folder: choose another --out.")
+        if resume and (path / CONFIG).is_file():
+            found = read_json(path / CONFIG)
+            other = sorted(key for key in config if not isinstance(found, dict) or found.get(key) != config[key])
+            if other:
+                raise ValueError(
+                    f"{path} holds another run, so there is nothing to resume: it differs in {', '.join(other)}. "
+                    "Choose another --out, or --overwrite."
+                )
+            return cls(path)
         held = [name for name in (*FIT_FILES, *OTHER_FILES) if (path / name).exists()]
         if held and not overwrite:
-            raise ValueError(f"{path} already holds a run ({', '.join(held)}): choose another --out, or --overwrite.")
+            raise ValueError(
+                f"{path} already holds a run ({', '.join(held)}): choose another --out, --resume to go on with it, "
+                "or --overwrite."
+            )
         if overwrite:
             clear(path)
         write_json(path / CONFIG, config)
@@ -91,6 +114,25 @@ class RunFolder:
     def log(self) -> JsonLines:
         """Writes every epoch to `metrics.jsonl`."""
         return JsonLines(self.path / METRICS)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where its checkpoints are."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the posterior is there, and was not stopped on the way."""
+        path = self.path / "posterior.json"
+        if not path.is_file():
+            return False
+        described = read_json(path)
+        return isinstance(described, dict) and "interrupted" not in described.get("info", {})
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it has results."""
+        return (self.path / RESULTS).is_file()
 
     def save(self, fitted: FittedPosterior) -> None:
         """Keep the fitted posterior."""

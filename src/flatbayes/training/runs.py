@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +108,14 @@ class Runs:
     def _optimizer(self) -> MakeOptimizer:
         return self.recipe.optimizer or self.posterior.default_optimizer
 
+    def ended(self, run: int, saved: Mapping[str, Any], fabric: "Fabric") -> State:
+        """The state in which a run ended, from `kept_of` it."""
+        network = placed(self.network(run), fabric, self.recipe)
+        state = self.posterior.init(network, None, saved["num_data"])
+        state.load_state_dict({"optimizer": None, **saved})
+        state.model.eval()
+        return state
+
     def _start(self, network: nn.Module, num_data: int) -> State:
         return self.posterior.init(network, self._optimizer, num_data)
 
@@ -140,14 +148,23 @@ class BatchesTogether:
         of_one = self.parts[0].transform
         return None if of_one is None else lambda x: of_one(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    skips = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Nothing to do."""
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one pass."""
-        first = self.parts[0]
-        if first.augment is None:
-            orders, size = torch.stack([part.order(number) for part in self.parts], dim=1), first.batch_size
-            for k in range(len(self)):
+        one = self.parts[0]
+        if one.augment is None:
+            orders, size = torch.stack([part.order(number) for part in self.parts], dim=1), one.batch_size
+            for k in range(first, len(self)):
                 chosen = orders[k * size : (k + 1) * size]
-                yield first.inputs[chosen], first.targets[chosen]
+                yield one.inputs[chosen], one.targets[chosen]
             return
-        for batches in zip(*(part.epoch(number) for part in self.parts), strict=True):
+        for batches in zip(*(part.epoch(number, first) for part in self.parts), strict=True):
             yield torch.stack([x for x, _ in batches], dim=1), torch.stack([y for _, y in batches], dim=1)

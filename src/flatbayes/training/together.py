@@ -5,9 +5,10 @@ after the other, and must end in the same weights, buffers and statistics. So a 
 a network of the user's own is judged as ours are, and what cannot be stacked is found before training begins.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +142,16 @@ class First:
         """That of the others."""
         return self.batches.transform
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    skips = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: a trial is never gone on with."""
+        return {}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Nothing to do."""
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The first batches, whatever the number."""
         return islice((batch for k in count() for batch in self.batches.epoch(k)), STEPS)
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from flatbayes.core.files import replacing
+
 Record = dict[str, Any]
 
 
@@ -25,6 +27,9 @@ class Watch:
 
     def epoch(self, record: Record) -> None:
         """An epoch is done; of runs that are trained together, one for each, with its number as `run`."""
+
+    def again(self, records: Sequence[Record]) -> None:
+        """The run that has begun goes on from a checkpoint, before which these epochs were done."""
 
 
 class Watches(Watch):
@@ -48,6 +53,11 @@ class Watches(Watch):
         for watch in self._watches:
             watch.epoch(record)
 
+    def again(self, records: Sequence[Record]) -> None:
+        """Pass it on."""
+        for watch in self._watches:
+            watch.again(records)
+
 
 class Curves(Watch):
     """Keeps every epoch's record, with the number of its run."""
@@ -64,6 +74,11 @@ class Curves(Watch):
         """Keep it."""
         self.records.append({"run": self._run, **record})
 
+    def again(self, records: Sequence[Record]) -> None:
+        """Keep them."""
+        for record in records:
+            self.epoch(record)
+
 
 class JsonLines(Watch):
     """Appends every epoch's record, with the number of its run, to a file: one JSON object a line."""
@@ -79,6 +94,14 @@ class JsonLines(Watch):
         """Write it at once, so that nothing is lost when training stops."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"run": self._run, **record}) + "\n")
+
+    def again(self, records: Sequence[Record]) -> None:
+        """Write them, in place of what was written of this run before."""
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
+        others = [line for line in lines if _run_of(line) not in (None, self._run)]
+        own = [json.dumps({"run": self._run, **record}) for record in records]
+        with replacing(self._path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in (*others, *own)), encoding="utf-8")
 
 
 class Bar(Watch):
@@ -123,3 +146,16 @@ class Bar(Watch):
         validation = f"  val nll {record['val_nll']:.4f}" if record.get("val_nll") is not None else ""
         numbers = f"epoch {record['epoch']}  loss {record['loss']:.4f}  lr {record['lr']:.2g}{validation}"
         self._progress.update(self._task, completed=record["step"], numbers=numbers)
+
+    def again(self, records: Sequence[Record]) -> None:
+        """Move the bar to where they end."""
+        for record in records[-1:]:
+            self.epoch(record)
+
+
+def _run_of(line: str) -> int | None:
+    try:
+        run: int = json.loads(line)["run"]
+    except (ValueError, KeyError, TypeError):  # the last line, when the writer was killed
+        return None
+    return run

@@ -1,0 +1,124 @@
+"""`flatbayes fit --resume`, and comparisons that were stopped in the middle of a run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from flatbayes.cli import main
+from flatbayes.comparison import Comparison
+from flatbayes.data import Digits
+from flatbayes.models import MLP
+from flatbayes.posteriors import SWAG
+from flatbayes.training import Recipe
+from flatbayes.training.loop import Job
+
+FIT = ["fit", "--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[16]",
+       "--epochs", "3", "--batch_size", "20", "--collect_from", "0", "--posterior", "swag", "--posterior.rank", "2",
+       "--draws", "3", "--checkpoint_steps", "1", "--checkpoint_seconds", "0"]  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pulled(monkeypatch, after, error=SystemError):
+    """The plug, pulled at a step."""
+    closure, left = Job._closure, after
+
+    def until(*args):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise error
+        return closure(*args)
+
+    monkeypatch.setattr(Job, "_closure", until)
+
+
+def tensors(folder):
+    return (folder / "posterior.safetensors").read_bytes()
+
+
+def test_resume_is_safe_to_pass_always(here, monkeypatch, capsys):
+    assert main([*FIT, "--out", "whole", "--resume"]) == 0
+    for after in (4, 2):
+        with monkeypatch.context() as patch, pytest.raises(SystemError):
+            pulled(patch, after)
+            main([*FIT, "--out", "run", "--resume"])
+    assert {p.name for p in (here / "run").iterdir()} == {
+        "checkpoints", "config.json", "environment.json", "metrics.jsonl",
+    }  # fmt: skip
+    assert main([*FIT, "--out", "run"]) == 2
+    assert "--resume to go on with it" in capsys.readouterr().err
+    assert main([*FIT, "--out", "run", "--resume", "--epochs", "4"]) == 2
+    assert "differs in recipe" in capsys.readouterr().err
+    assert main([*FIT, "--out", "run", "--resume", "--overwrite"]) == 2
+    assert "choose one of them" in capsys.readouterr().err
+    assert main([*FIT, "--out", "run", "--resume"]) == 0
+    assert not (here / "run" / "checkpoints").exists()
+    assert tensors(here / "run") == tensors(here / "whole")
+    assert (here / "run" / "metrics.jsonl").read_text() == (here / "whole" / "metrics.jsonl").read_text()
+    (here / "run" / "results.json").unlink()
+    assert main([*FIT, "--out", "run", "--resume"]) == 0
+    assert (here / "run" / "results.json").is_file()
+    capsys.readouterr()
+    assert main([*FIT, "--out", "run", "--resume"]) == 0
+    assert "complete: there is nothing to resume" in capsys.readouterr().out
+
+
+def test_ctrl_c_can_be_resumed(here, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        pulled(patch, 5, KeyboardInterrupt)
+        assert main([*FIT, "--out", "run"]) == 130
+    assert "To go on: the same command with --resume" in " ".join(capsys.readouterr().out.split())
+    assert (here / "run" / "posterior.json").is_file()
+    assert main([*FIT, "--out", "run", "--resume"]) == 0
+    assert main([*FIT, "--out", "whole"]) == 0
+    assert tensors(here / "run") == tensors(here / "whole")
+
+
+def test_overwriting_forgets_the_checkpoints(here, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        pulled(patch, 4)
+        main([*FIT, "--out", "run"])
+    assert any((here / "run" / "checkpoints").iterdir())
+    assert main([*FIT, "--out", "run", "--overwrite", "--seed", "3"]) == 0
+    assert not (here / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed(here):
+    command = [sys.executable, "-m", "flatbayes", *FIT, "--epochs", "40", "--resume"]
+    subprocess.run([*command, "--out", "whole"], check=True, capture_output=True, timeout=120)
+    for _ in range(3):
+        with subprocess.Popen([*command, "--out", "run"], stdout=subprocess.DEVNULL) as process:
+            had = set((here / "run" / "checkpoints").glob("0*.pt"))
+            while set((here / "run" / "checkpoints").glob("0*.pt")) <= had:
+                time.sleep(0.01)
+            os.kill(process.pid, signal.SIGKILL)
+    subprocess.run([*command, "--out", "run"], check=True, capture_output=True, timeout=120)
+    assert tensors(here / "run") == tensors(here / "whole")
+
+
+def test_a_comparison_goes_on_within_a_run(here, monkeypatch):
+    recipe = Recipe(epochs=3, batch_size=20, optimizer=partial(torch.optim.SGD, lr=0.1))
+    model = partial(MLP, hidden=(16,))
+    comparison = Comparison(Digits(train_size=60), model, [SWAG(rank=2)], recipe=recipe, seeds=1, num_draws=3)
+    monkeypatch.setattr("flatbayes.comparison.task.SECONDS", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        pulled(patch, 5)
+        comparison.results(here / "out", jobs=1, progress=False)
+    [checkpoints] = (here / "out" / "runs").glob("*.checkpoints")
+    assert any(checkpoints.glob("*.pt"))
+    results = comparison.results(here / "out", jobs=1, progress=False)
+    assert not list((here / "out" / "runs").glob("*.checkpoints"))
+    whole = comparison.results(here / "whole", jobs=1, progress=False)
+    assert [run["metrics"] for run in results["runs"]] == [run["metrics"] for run in whole["runs"]]

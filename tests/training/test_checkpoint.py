@@ -1,0 +1,299 @@
+"""Checkpoints: a training that was stopped ends as if it had not been, bit for bit; a full disk costs nothing."""
+
+import errno
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from flatbayes.data import Augment, Digits
+from flatbayes.flatness import SAM, LookSAM, Plain
+from flatbayes.likelihoods import Categorical
+from flatbayes.models import MLP, ConvNet
+from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
+from flatbayes.training import Checkpoints, Curves, Recipe, Watch, fit
+from flatbayes.training.batches import Loaded
+from flatbayes.training.checkpoint import Keeper
+from flatbayes.training.watch import JsonLines
+from support import FLATNESSES, POSTERIORS, named, network, refused
+
+SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+RECIPE = Recipe(epochs=3, batch_size=16, collect_from=0.3, validations=3, optimizer=SGD)
+DATA = Digits(train_size=64).load(seed=1)
+KILLING = Path(__file__).with_name("killing.py")
+
+
+class Stop(Watch):
+    """The plug is pulled after a number of steps, over all runs."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def step(self, step, loss, lr):
+        self.left -= 1
+        if self.left < 0:
+            raise ConnectionError("the plug was pulled")
+
+
+def outcome(fitted):
+    tensors = [{**s.model.state_dict(), **s.statistics} for s in fitted.states]
+    return tensors, fitted.info["cost"]["gradients"]
+
+
+def assert_same(one, other):
+    torch.testing.assert_close(outcome(one), outcome(other), rtol=0, atol=0, equal_nan=True)
+
+
+def stopped(train, after, checkpoints):
+    with pytest.raises(ConnectionError):
+        train(checkpoints=checkpoints, watch=Stop(after))
+
+
+@pytest.mark.parametrize("name", ["SWAG-SAM", "SGLD", "SGVB", "ensemble"])
+def test_twenty_kills_change_nothing(name, tmp_path):
+    kill_and_compare(name, tmp_path, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SWAG-LookSAM", "LRT", "dropout", "Laplace", "ensemble-together"])
+def test_nor_do_they_for_other_methods(name, tmp_path):
+    kill_and_compare(name, tmp_path, 20)
+
+
+def kill_and_compare(name, folder, kills):
+    command = [sys.executable, str(KILLING), name, str(folder), str(kills), "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["same"]
+    assert found["killed"] == kills
+    assert found["places"] > 3, "it was always killed at the same place"
+
+
+PAIRS = [(posterior, SAM()) for posterior in POSTERIORS] + [(SWAG(rank=2), flat) for flat in FLATNESSES]
+
+
+@pytest.mark.parametrize(("posterior", "flat"), PAIRS, ids=[" x ".join(named(pair)) for pair in PAIRS])
+def test_every_method_goes_on_where_it_was(posterior, flat, tmp_path):
+    recipe = Recipe(epochs=2, batch_size=16, collect_from=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
+    if refused(posterior, flat, recipe) is not None:
+        pytest.skip("not a pair")
+    inputs, targets = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(2)), torch.arange(64) % 3
+    part = replace(DATA.train, inputs=(100 + 50 * inputs).clamp(0, 255).to(torch.uint8), targets=targets)
+    data = replace(DATA, train=part, val=part, test=part, class_names=("a", "b", "c"))
+    train = partial(fit, network, data, posterior, flat, recipe, seed=3)
+    checkpoints = Checkpoints(tmp_path, steps=3, seconds=0)
+    stopped(train, 8 * posterior.runs - 1, checkpoints)
+    stopped(train, 1, checkpoints)
+    assert_same(train(checkpoints=checkpoints), train())
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 4, 6, 11])
+@pytest.mark.parametrize(("members", "flat"), [("one_by_one", LookSAM()), ("together", SAM())])
+def test_whenever_it_is_stopped(after, members, flat, tmp_path):
+    data = replace(DATA, augment=Augment(flip=True, pad=1))
+    recipe = replace(RECIPE, members=members)
+    posterior = Ensemble(SWAG(rank=2), size=2)
+    one, other, checkpoints = Curves(), Curves(), Checkpoints(tmp_path, steps=1, seconds=0)
+    train = partial(fit, partial(MLP, hidden=(8,)), data, posterior, flat, recipe, seed=3)
+    stopped(train, after * (2 if members == "one_by_one" else 1), checkpoints)
+    assert_same(train(checkpoints=checkpoints, watch=one), train(watch=other))
+    assert one.records == other.records
+
+
+class Shaken(Dataset):
+    """Examples depend on the randomness of torch and NumPy (that of Python is used by the tests' type checks)."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, k):
+        noise = torch.randn(4) + torch.from_numpy(np.random.randn(4)).float()  # noqa: NPY002
+        return noise + k % 3, k % 3
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["", "own generator"])
+def test_a_loader_of_the_users_own_goes_on_at_an_epoch(own, tmp_path):
+    def train(**more):
+        np.random.seed(5)  # noqa: NPY002
+        generator = torch.Generator().manual_seed(5) if own else None
+        loader = DataLoader(Shaken(), batch_size=16, shuffle=True, generator=generator)
+        net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+        net.load_state_dict({k: torch.full_like(v, 0.1) for k, v in net.state_dict().items()})
+        return fit(net, loader, MCDropout(), SAM(), RECIPE, likelihood=Categorical(3), seed=3, **more)
+
+    checkpoints = Checkpoints(tmp_path, steps=1, seconds=0)
+    stopped(train, 6, checkpoints)
+    assert [path.name for path in sorted(tmp_path.glob("*.pt"))] == ["0000-0000000004.pt"]
+    assert_same(train(checkpoints=checkpoints), train())
+
+
+def test_the_randomness_of_python_is_kept_too():
+    batches = Loaded(DataLoader(Shaken()))
+    saved = batches.state_dict()
+    before = random.random()
+    batches.load_state_dict(saved)
+    assert random.random() == before
+
+
+def test_the_log_has_every_epoch_once(tmp_path):
+    train = partial(fit, partial(MLP, hidden=(8,)), DATA, Ensemble(Point(), size=2), Plain(), RECIPE, seed=3)
+    checkpoints, log = Checkpoints(tmp_path / "c", seconds=0), tmp_path / "m.jsonl"
+    for after in (2, 5, 9, 9):
+        with pytest.raises(ConnectionError):
+            train(checkpoints=checkpoints, watch=Both(JsonLines(log), Stop(after)))
+        with log.open("a") as file:
+            file.write('{"run": 1, "ep')  # killed while it wrote a line
+    train(checkpoints=checkpoints, watch=JsonLines(log))
+    train(watch=JsonLines(tmp_path / "other.jsonl"))
+    assert log.read_text() == (tmp_path / "other.jsonl").read_text()
+
+
+class Both(Watch):
+    def __init__(self, log, stop):
+        self.begin, self.epoch, self.again, self.step = log.begin, log.epoch, log.again, stop.step
+
+
+def test_old_checkpoints_are_pruned_and_all_removed(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", steps=1, seconds=0, keep=3)
+    train = partial(fit, partial(MLP, hidden=(8,)), DATA, Point(), Plain(), RECIPE)
+    stopped(train, 9, checkpoints)
+    (tmp_path / "c" / ".0000-0000000010.pt.1.tmp").write_text("torn")
+    names = [f"0000-{step:010d}.pt" for step in (7, 8, 9)]
+    assert sorted(path.name for path in (tmp_path / "c").glob("*.pt")) == names
+    train(checkpoints=checkpoints)
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["0000.pt", "training.json"]
+    checkpoints.remove()
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 torn", None])
+def test_damaged_ones_are_left_out(damage, tmp_path):
+    checkpoints = Checkpoints(tmp_path, steps=1, seconds=0)
+    train = partial(fit, partial(MLP, hidden=(8,)), DATA, SWAG(), SAM(), RECIPE)
+    stopped(train, 6, checkpoints)
+    older, newer = sorted(tmp_path.glob("*.pt"))
+    newer.write_bytes(newer.read_bytes()[:-700] if damage is None else damage)
+    with pytest.warns(UserWarning, match=r"0000-0000000006.pt is damaged, and left out"):
+        found = train(checkpoints=checkpoints)
+    assert_same(found, train())
+    checkpoints.remove()
+    stopped(train, 6, checkpoints)
+    for path in (older, newer):
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match="Remove that folder"):
+        train(checkpoints=checkpoints)
+
+
+def test_checkpoints_of_another_training_are_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path, seconds=0)
+    model = partial(MLP, hidden=(8,))
+    fit(model, DATA, Point(), Plain(), RECIPE, checkpoints=checkpoints)
+    others = [
+        ({"seed": 1}, "seed"),
+        ({"flatness": SAM()}, "flatness"),
+        ({"recipe": replace(RECIPE, epochs=4)}, "epochs"),
+        ({"posterior": SWAG()}, "posterior"),
+        ({"model": MLP}, "model"),
+        ({"data": Digits(train_size=64).load(seed=2)}, "data"),
+    ]
+    usual = {"model": model, "data": DATA, "posterior": Point(), "flatness": Plain(), "recipe": RECIPE, "seed": 0}
+    for change, name in others:
+        with pytest.raises(ValueError, match=f"of another training: {name} differ"):
+            fit(**{**usual, **change}, checkpoints=checkpoints)
+
+
+def test_a_full_disk_leaves_the_last_one_good(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, steps=1, seconds=0, keep=1)
+    train = partial(fit, partial(MLP, hidden=(8,)), DATA, SWAG(rank=2), SAM(), RECIPE)
+    stopped(train, 6, checkpoints)
+    before = [(path.name, path.read_bytes()) for path in sorted(tmp_path.iterdir())]
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"cannot be written: .*No space left.*What was kept before is whole"):
+            train(checkpoints=checkpoints)
+    assert [(path.name, path.read_bytes()) for path in sorted(tmp_path.iterdir())] == before
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # the file cannot grow as far as it has to
+    try:
+        with pytest.raises(OSError, match="cannot be written"):
+            train(checkpoints=checkpoints)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [(path.name, path.read_bytes()) for path in sorted(tmp_path.iterdir())] == before
+    assert_same(train(checkpoints=checkpoints), train())
+
+
+def test_they_are_written_no_oftener_than_worth_it(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("flatbayes.training.checkpoint.time.monotonic", lambda: now)
+    keeper = Keeper.open(Checkpoints(tmp_path, steps=10, seconds=30), {})
+    assert not keeper.due(10, epoch_ended=True)
+    now = 31.0
+    assert [keeper.due(10, epoch_ended=False), keeper.due(11, epoch_ended=False)] == [True, False]
+    assert keeper.due(11, epoch_ended=True)
+    save = torch.save
+
+    def slow(*args):
+        nonlocal now
+        save(*args)
+        now += 5.0
+
+    monkeypatch.setattr(torch, "save", slow)
+    keeper.keep(0, 10, {})
+    now += 99.0
+    assert not keeper.due(20, epoch_ended=False)
+    now += 1.0
+    assert keeper.due(20, epoch_ended=False)
+    assert not Keeper().due(20, epoch_ended=True)
+    every = Keeper.open(Checkpoints(tmp_path / "other", seconds=0), {})
+    assert every.due(1, epoch_ended=True)
+    assert not every.due(1, epoch_ended=False)
+
+
+def test_time_that_was_lost_does_not_count(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("flatbayes.training.checkpoint.time.monotonic", lambda: now)
+    wanted = Checkpoints(tmp_path, seconds=0)
+    first = Keeper.open(wanted, {})
+    now = 7.0
+    first.keep(0, 1, {})
+    now = 1000.0
+    second = Keeper.open(wanted, {})
+    second.under_way(0)
+    now = 1003.0
+    assert second.seconds() == 10.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"), [({"steps": 0}, "steps"), ({"keep": 0}, "keep"), ({"seconds": -1.0}, "sec")]
+)
+def test_nonsense_is_refused(fields, what, tmp_path):
+    with pytest.raises(ValueError, match=what):
+        Checkpoints(tmp_path, **fields)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        Keeper.open(Checkpoints(tmp_path / "file"), {})
+
+
+def test_half_precision_keeps_its_place(tmp_path):
+    recipe = replace(RECIPE, precision="bf16-mixed")
+    train = partial(fit, partial(ConvNet, width=2), DATA, SWAG(rank=2), SAM(), recipe, seed=3)
+    checkpoints = Checkpoints(tmp_path, steps=1, seconds=0)
+    stopped(train, 5, checkpoints)
+    assert_same(train(checkpoints=checkpoints), train())
