@@ -109,7 +109,7 @@ def test_a_command_that_is_killed(here):
 
 
 def test_a_comparison_goes_on_within_a_run(here, monkeypatch):
-    recipe = Recipe(epochs=3, batch_size=20, optimizer=partial(torch.optim.SGD, lr=0.1))
+    recipe = Recipe(epochs=3, batch_size=20, collect_from=0.0, optimizer=partial(torch.optim.SGD, lr=0.1))
     model = partial(MLP, hidden=(16,))
     comparison = Comparison(Digits(train_size=60), model, [SWAG(rank=2)], recipe=recipe, seeds=1, num_draws=3)
     monkeypatch.setattr("flatbayes.comparison.task.SECONDS", 0.0)

@@ -2,9 +2,8 @@ import math
 
 import pytest
 
-from flatbayes.training import Constant, Cosine, Cyclical, Polynomial, SWALinear
-from flatbayes.training.loop import watched_epochs
-from flatbayes.training.schedules import collects
+from flatbayes.training import Constant, Cosine, Cyclical, Polynomial, Recipe, SWALinear
+from flatbayes.training.schedules import collects, evenly
 
 
 def curve(schedule, total=100):
@@ -94,6 +93,9 @@ def test_no_more_snapshots_than_steps():
 
 
 def test_validations_are_evenly_spaced_and_end_with_the_last_epoch():
-    assert watched_epochs(60, 3) == {20, 40, 60}
-    assert watched_epochs(2, 20) == {1, 2}
-    assert watched_epochs(5, 0) == set()
+    assert evenly(60, 3) == Recipe(epochs=60, validations=3).validated() == {20, 40, 60}
+    assert evenly(2, 20) == {1, 2}
+    assert evenly(5, 0) == set()
+    assert Recipe(epochs=7, validate_every=3).validated() == {3, 6, 7}
+    assert Recipe(epochs=6, validate_every=3).validated() == {3, 6}
+    assert Recipe(epochs=2, validate_every=3).validated() == {2}

@@ -1,15 +1,20 @@
 """`flatbayes fit`: train one posterior and keep it."""
 
+import sys
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
 
 from flatbayes.cli.options import chosen_model, chosen_recipe, new_parser, output_options, training_options
 from flatbayes.cli.runs import console, load, measure
 from flatbayes.core.spec import to_spec
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import check_num_draws
-from flatbayes.training import Checkpoints, Interrupted, fit, rehearse
+from flatbayes.training import Checkpoints, Interrupted, Lines, Logged, Watch, Watches, fit, make_logger, rehearse
+from flatbayes.training.logs import LogKind
 from flatbayes.training.run_folder import RunFolder
 
 
@@ -34,6 +39,14 @@ def options() -> ArgumentParser:
         help="steps between two checkpoints within an epoch; by default they are written at the end of epochs only",
     )
     parser.add_argument("--checkpoint_seconds", type=float, default=30.0, help="least time between two checkpoints")
+    parser.add_argument(
+        "--log",
+        nargs="*",
+        choices=get_args(LogKind),
+        default=[],
+        help="logs to write below the folder, beside metrics.jsonl: tensorboard, csv, wandb",
+    )
+    parser.add_argument("--log_steps", type=int, default=50, help="steps between two whose loss is logged")
     parser.set_defaults({"posterior": to_spec(SWAG())})
     return parser
 
@@ -61,6 +74,10 @@ def run(options: Namespace) -> None:
             return
         fitted = load(folder.path, None)
     else:
+        loggers = [make_logger(kind, folder.logs) for kind in dict.fromkeys(options.log)]
+        watches: list[Watch] = [folder.log(), *([Logged(loggers, options.log_steps)] if loggers else [])]
+        if not sys.stderr.isatty():
+            watches.append(Lines(partial(Console(stderr=True).print, highlight=False, soft_wrap=True)))
         try:
             fitted = fit(
                 model,
@@ -69,7 +86,7 @@ def run(options: Namespace) -> None:
                 options.flatness,
                 recipe,
                 seed=options.seed,
-                watch=folder.log(),
+                watch=Watches(watches),
                 checkpoints=checkpoints,
             )
         except Interrupted as stop:

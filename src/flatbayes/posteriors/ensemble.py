@@ -52,6 +52,11 @@ class Ensemble(Posterior):
         return self.member.needs_one_loss
 
     @property
+    def snapshots(self) -> tuple[int, int]:
+        """As the member."""
+        return self.member.snapshots
+
+    @property
     def default_optimizer(self) -> MakeOptimizer:
         """As the member."""
         return self.member.default_optimizer

@@ -89,6 +89,7 @@ class Laplace(Posterior):
         return self.predictive == "sampled"
 
     needs_one_loss = "never"  # it looks at the loss itself once training is over
+    snapshots = (0, 0)
 
     @property
     def default_optimizer(self) -> MakeOptimizer:

@@ -74,6 +74,7 @@ class LRT(Posterior):
     stochastic = True  # each draw has weights of its own
     moves_weights = True  # running statistics of training are those of noisy activations
     needs_one_loss = "finally"  # what is minimised is a bound
+    snapshots = (0, 0)
 
     @property
     def default_optimizer(self) -> MakeOptimizer:

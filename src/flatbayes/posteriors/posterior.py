@@ -43,6 +43,11 @@ class Posterior(ABC):
 
     @property
     @abstractmethod
+    def snapshots(self) -> tuple[int, int]:
+        """How many snapshots a run must collect before a draw, and how many it makes full use of."""
+
+    @property
+    @abstractmethod
     def default_optimizer(self) -> MakeOptimizer:
         """What the method is usually trained with, for recipes that name no optimiser."""
 

@@ -67,6 +67,11 @@ class SGHMC(Posterior):
     needs_one_loss = "while collecting"  # snapshots are samples of one density
 
     @property
+    def snapshots(self) -> tuple[int, int]:
+        """One is a sample, and `keep` are held."""
+        return 1, self.keep
+
+    @property
     def default_optimizer(self) -> MakeOptimizer:
         """SGD without momentum, which is the method's own, and with weight decay unless the prior is given."""
         return usual_sgd(self.prior_precision, lr=0.1 * self.friction, momentum=0.0)

@@ -64,6 +64,11 @@ class SWAG(Posterior):
     needs_one_loss = "never"  # the iterates of any optimiser will do
 
     @property
+    def snapshots(self) -> tuple[int, int]:
+        """Two have a spread, and each gives the low-rank part a direction."""
+        return 2, max(2, self.rank)
+
+    @property
     def default_optimizer(self) -> MakeOptimizer:
         """SGD with momentum, and with weight decay unless the prior is given."""
         return usual_sgd(self.prior_precision)

@@ -2,10 +2,11 @@
 
 from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.fit import Interrupted, fit
+from flatbayes.training.logs import Logged, make_logger
 from flatbayes.training.recipe import Recipe
 from flatbayes.training.rehearsal import rehearse
 from flatbayes.training.schedules import Constant, Cosine, Cyclical, Polynomial, Schedule, SWALinear
-from flatbayes.training.watch import Curves, Watch
+from flatbayes.training.watch import Curves, Lines, Watch, Watches
 
 __all__ = [
     "Checkpoints",
@@ -14,11 +15,15 @@ __all__ = [
     "Curves",
     "Cyclical",
     "Interrupted",
+    "Lines",
+    "Logged",
     "Polynomial",
     "Recipe",
     "SWALinear",
     "Schedule",
     "Watch",
+    "Watches",
     "fit",
+    "make_logger",
     "rehearse",
 ]

@@ -25,17 +25,26 @@ class Meter:
             return  # elsewhere the peak is that of the whole process so far
 
     def peak_memory_mb(self) -> float:
-        """Largest memory in MiB: of the device's tensors on CUDA, else of the process."""
+        """Largest memory since then, in MiB: of the device's tensors on CUDA, else of the process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
-        try:
-            line = next(x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM"))
-            return int(line.split()[1]) / 2**10
-        except (OSError, StopIteration):
-            pass
-        try:
-            import resource
-        except ImportError:  # Windows
-            return float("nan")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+        return _of_the_process()
+
+
+def peak_memory_mb() -> float:
+    """Largest memory so far, in MiB: of tensors on CUDA where that is in use, else of the process."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else _of_the_process()
+
+
+def _of_the_process() -> float:
+    try:
+        line = next(x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -18,6 +18,7 @@ from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.checkpoint import Checkpoints, Keeper
+from flatbayes.training.collection import check_collection
 from flatbayes.training.cost import Meter
 from flatbayes.training.loop import Job
 from flatbayes.training.material import Material, material
@@ -119,6 +120,9 @@ def fit(
         seen = Watches([bar, *([watch] if watch else [])])
         for number, group in enumerate(groups):
             job = runs.job(group, fabric)
+            note = check_collection(posterior, recipe, len(job.batches))
+            if note is not None and number == 0:
+                seen.note(note)
             one = len(group) == 1
             seen.begin(group[0], posterior.runs if one else 1, recipe.epochs * len(job.batches))
             kept = keeper.ended(number)

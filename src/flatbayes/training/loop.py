@@ -93,7 +93,7 @@ class Job:
         state.optimizer = optimizer = engine.optimizer
         rates = [group["lr"] for group in optimizer.param_groups]
         total_steps = course.total_steps = recipe.epochs * len(batches)
-        watched = watched_epochs(recipe.epochs, recipe.validations)
+        watched = recipe.validated()
         with forked(self.seed, module), stacked(self.networks if self.networks > 1 else 0):
             saved = keeper.under_way(number)
             if saved is not None:
@@ -222,8 +222,3 @@ def _cut(inputs: Tensor, targets: Tensor, pieces: int) -> Iterable[tuple[Tensor,
 
 def _numbers(losses: Tensor | float) -> list[float]:
     return torch.as_tensor(losses).reshape(-1).tolist()
-
-
-def watched_epochs(epochs: int, times: int) -> set[int]:
-    """`times` epochs, evenly spaced and ending with the last (all of them if there are fewer)."""
-    return {math.ceil(epochs * (k + 1) / times) for k in range(times)}

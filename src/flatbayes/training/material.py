@@ -151,7 +151,7 @@ class Held(Material):
         return list(inputs[torch.randperm(len(inputs), generator=generator)[:count]].split(size))
 
     def validator(self, likelihood: Likelihood) -> Callable[[nn.Module], dict[str, float]]:
-        """Loss of the network in eval mode on the validation part, as `val_nll`."""
+        """Loss of the network in eval mode on the validation part, as `val_nll`, and `val_accuracy` of classes."""
 
         def validate(module: nn.Module) -> dict[str, float]:
             weight = next(module.parameters())
@@ -159,7 +159,11 @@ class Held(Material):
                 batches = self.data.val.inputs.split(WHOLE_BATCH)
                 ready = (self.scale(inputs.to(weight.device)).to(weight.dtype) for inputs in batches)
                 outputs = torch.cat([module(inputs) for inputs in ready])
-                return {"val_nll": float(likelihood.loss(outputs, self.data.val.targets.to(weight.device)))}
+                targets = self.data.val.targets.to(weight.device)
+                found = {"val_nll": float(likelihood.loss(outputs, targets))}
+                if not self.data.is_regression:
+                    found["val_accuracy"] = float((outputs.argmax(-1) == targets).double().mean())
+                return found
 
         return validate
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import nn
 
-from flatbayes.training.schedules import Schedule, SWALinear, collects
+from flatbayes.training.schedules import Schedule, SWALinear, collects, evenly
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -37,8 +37,9 @@ class Recipe:
         channels_last: Store images and convolutions with the channels innermost, which is faster on some devices.
         compile: Compile the network by torch.compile: slow to start, worth it for long runs of large networks.
         accelerator: Device to train on: auto, cpu, cuda or mps.
-        validations: Times over training that the loss on the validation part is measured, for the curves; 0 for
+        validations: Times over training that the network is measured on the validation part, for the curves; 0 for
             never. It decides nothing.
+        validate_every: Epochs between two measurements, instead of so many times; the last epoch is measured too.
         statistics_batches: Batches of training inputs kept to re-estimate BatchNorm statistics of draws; only
             where the posterior and the network need them.
         members: How the networks of an ensemble are trained: `one_by_one`; `together`, stacked in one, which is an
@@ -61,6 +62,7 @@ class Recipe:
     compile: bool = False
     accelerator: str = "auto"
     validations: int = 20
+    validate_every: int | None = None
     statistics_batches: int = 20
     members: Members = "one_by_one"
 
@@ -70,12 +72,23 @@ class Recipe:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.validations < 0:
             raise ValueError(f"validations must be at least 0, got {self.validations}.")
+        if self.validate_every is not None and self.validate_every < 1:
+            raise ValueError(f"validate_every must be at least 1, got {self.validate_every}.")
         if self.members not in get_args(Members):
             raise ValueError(f"members must be {' or '.join(get_args(Members))}, got {self.members!r}.")
         if not 0 <= self.collect_from < 1:
             raise ValueError(f"collect_from is a share of training, at least 0 and below 1; got {self.collect_from}.")
         if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
             raise ValueError(f"clip_norm must be positive and finite, got {self.clip_norm}.")
+
+    def validated(self) -> set[int]:
+        """The epochs, counted from 1, after which the network is measured on the validation part."""
+        every = self.validate_every
+        return (
+            evenly(self.epochs, self.validations)
+            if every is None
+            else {*range(every, self.epochs, every), self.epochs}
+        )
 
     def collects(self, step: int, steps_per_epoch: int) -> bool:
         """Whether a snapshot is taken after this step, counted from 0."""

@@ -10,6 +10,7 @@ from flatbayes.core.randomness import unmoved
 from flatbayes.data import Dataset
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
+from flatbayes.training.collection import check_collection, collected
 from flatbayes.training.material import Held
 from flatbayes.training.model import ModelFactory, builder
 from flatbayes.training.pairing import check_pair
@@ -24,10 +25,12 @@ def rehearse(
     """Take one step on a few examples, collect as many snapshots as the recipe will (up to a few), draw, predict.
 
     Raises:
-        ValueError: Model, data, posterior, flatness and recipe do not go together.
-        RuntimeError: The recipe collects too few snapshots to draw from.
+        ValueError: Model, data, posterior, flatness and recipe do not go together; or the recipe collects too few
+            snapshots to draw from.
     """
     check_pair(posterior, flatness, recipe)
+    steps = max(1, len(data.train) // min(recipe.batch_size, len(data.train)))
+    check_collection(posterior, recipe, steps)
     source = Held(data)
     inputs, targets = source.scale(data.train.inputs[:FEW]), data.train.targets[:FEW]
     with unmoved(None):
@@ -48,14 +51,9 @@ def rehearse(
 
         at_once = Course(total_steps=0)  # begins and ends here: whatever takes turns has its turn
         posterior.step(state, flatness(closure, network, at_once))
-        for _ in range(min(ENOUGH, _snapshots(recipe, len(data.train)))):
+        for _ in range(min(ENOUGH, collected(recipe, steps))):
             posterior.collect(state)
         network.eval()
         posterior.finish(state, [(inputs, targets)], loss_fn)
         with posterior.draw(state, torch.Generator().manual_seed(0)) as drawn, torch.no_grad():
             loss_fn(drawn(inputs), targets)
-
-
-def _snapshots(recipe: Recipe, num_data: int) -> int:
-    per_epoch = max(1, num_data // min(recipe.batch_size, num_data))
-    return sum(recipe.collects(step, per_epoch) for step in range(per_epoch * recipe.epochs))

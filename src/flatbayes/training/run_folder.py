@@ -1,5 +1,6 @@
 """The folder of a run: everything needed to know what was done, and to use what came of it."""
 
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ FIT_FILES = ("config.json", "environment.json", "metrics.jsonl", "results.json",
 ASKED = ("data", "model", "posterior", "flatness", "recipe", "seed")
 CONFIG, METRICS, RESULTS = "config.json", "metrics.jsonl", "results.json"
 RUNS_OF_A_COMPARISON = f"runs/{'[0-9a-f]' * 16}.json"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, LOGS = "checkpoints", "logs"
 CHECKPOINTS_OF_A_COMPARISON = f"runs/{'[0-9a-f]' * 16}.{CHECKPOINTS}"
 OTHER_FILES = (
     "posterior.safetensors",
@@ -36,6 +37,7 @@ def clear(folder: Path) -> None:
         old.unlink(missing_ok=True)
     for checkpoints in [folder / CHECKPOINTS, *folder.glob(CHECKPOINTS_OF_A_COMPARISON)]:
         Checkpoints(checkpoints).remove()
+    shutil.rmtree(folder / LOGS, ignore_errors=True)
 
 
 class RunFolder:
@@ -119,6 +121,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Where its checkpoints are."""
         return self.path / CHECKPOINTS
+
+    @property
+    def logs(self) -> Path:
+        """Where the logs of other tools are."""
+        return self.path / LOGS
 
     @property
     def is_fitted(self) -> bool:

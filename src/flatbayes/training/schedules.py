@@ -179,6 +179,11 @@ def collects(
     return within * per_epoch // steps_per_epoch > (within - 1) * per_epoch // steps_per_epoch
 
 
+def evenly(epochs: int, times: int) -> set[int]:
+    """`times` epochs, evenly spaced and ending with the last (all of them if there are fewer)."""
+    return {math.ceil(epochs * (k + 1) / times) for k in range(times)}
+
+
 def _warmup(step: int, total_steps: int, share: float) -> float:
     return min(1.0, (step + 1) / (share * total_steps)) if share > 0 else 1.0
 

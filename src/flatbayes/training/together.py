@@ -167,6 +167,7 @@ def _brief(recipe: Recipe) -> Recipe:
         precision="64-true",
         accelerator="cpu",
         validations=0,
+        validate_every=None,
     )
 
 

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 
 from flatbayes.core.files import replacing
+from flatbayes.training.cost import peak_memory_mb
 
 Record = dict[str, Any]
 
@@ -30,6 +32,9 @@ class Watch:
 
     def again(self, records: Sequence[Record]) -> None:
         """The run that has begun goes on from a checkpoint, before which these epochs were done."""
+
+    def note(self, text: str) -> None:
+        """Something that is good to know before hours have passed."""
 
 
 class Watches(Watch):
@@ -57,6 +62,11 @@ class Watches(Watch):
         """Pass it on."""
         for watch in self._watches:
             watch.again(records)
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        for watch in self._watches:
+            watch.note(text)
 
 
 class Curves(Watch):
@@ -145,12 +155,60 @@ class Bar(Watch):
         """Move the bar to the end of the epoch."""
         validation = f"  val nll {record['val_nll']:.4f}" if record.get("val_nll") is not None else ""
         numbers = f"epoch {record['epoch']}  loss {record['loss']:.4f}  lr {record['lr']:.2g}{validation}"
-        self._progress.update(self._task, completed=record["step"], numbers=numbers)
+        memory = f"  {peak_memory_mb():,.0f} MiB"
+        self._progress.update(self._task, completed=record["step"], numbers=numbers + memory)
 
     def again(self, records: Sequence[Record]) -> None:
         """Move the bar to where they end."""
         for record in records[-1:]:
             self.epoch(record)
+
+    def note(self, text: str) -> None:
+        """Show it above the bar."""
+        self._progress.console.print(text, style="yellow", soft_wrap=True)
+
+
+class Lines(Watch):
+    """A line now and then, for logs that nobody watches as they grow: epoch, loss, memory, time left.
+
+    Args:
+        write: Takes a line.
+        seconds: Least time between two; the first and the last epoch of a run always have one.
+    """
+
+    def __init__(self, write: Callable[[str], None], seconds: float = 60.0) -> None:
+        self._write, self._seconds = write, seconds
+        self._run, self._runs, self._total, self._first = 0, 1, 1, 0
+        self._began = self._written = time.monotonic()
+
+    def begin(self, run: int, runs: int, total_steps: int) -> None:
+        """Time is estimated from here on."""
+        self._run, self._runs, self._total, self._first = run, runs, total_steps, 0
+        self._began = time.monotonic()
+
+    def epoch(self, record: Record) -> None:
+        """Write it, if it is time."""
+        now, step = time.monotonic(), record["step"]
+        if record["epoch"] > 1 and step < self._total and now - self._written < self._seconds:
+            return
+        self._written = now
+        left = (now - self._began) * (self._total - step) / max(1, step - self._first)
+        which = f"run {self._run + 1} of {self._runs}, " if self._runs > 1 else ""
+        validation = f", validation NLL {record['val_nll']:.4f}" if record.get("val_nll") is not None else ""
+        self._write(
+            f"{which}epoch {record['epoch']}, step {step} of {self._total}: loss {record['loss']:.4f}{validation}, "
+            f"learning rate {record['lr']:.2g}, {peak_memory_mb():,.0f} MiB, {timedelta(seconds=round(left))} left"
+        )
+
+    def again(self, records: Sequence[Record]) -> None:
+        """Say so; what was done before says nothing about the speed now."""
+        if records:
+            self._first = records[-1]["step"]
+            self._write(f"going on after epoch {records[-1]['epoch']}, step {self._first} of {self._total}")
+
+    def note(self, text: str) -> None:
+        """Write it at once."""
+        self._write(text)
 
 
 def _run_of(line: str) -> int | None:
