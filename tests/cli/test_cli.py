@@ -171,7 +171,7 @@ BAD = [
     (["fit", *TINY, "--draws", "0", "--out", "o"], "at least 1 draw"),
     (["fit", *TINY, "--data.val_size", "5000", "--out", "o"], "val_size"),
     (["fit", *TINY, "--posterior", "mcdropout", "--out", "o"], "have rate 0"),
-    (["fit", *TINY, "--epochs", "1", "--out", "o"], "at least 2 collected snapshots"),
+    (["fit", *TINY, "--epochs", "1", "--collect_per_epoch", "1", "--out", "o"], "at least 2 collected snapshots"),
     (["fit", *TINY, "--unknown_option", "3", "--out", "o"], "unknown_option"),
     (["fit", *TINY], "out"),
     (["fit", "--out", "o"], "data"),

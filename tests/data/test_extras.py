@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from flatbayes.data import Digits, ImageParquet, PredictionWriter, Table
+from flatbayes.data import ImageParquet, PredictionWriter, Table
 from flatbayes.data.extras import needed
 
 
@@ -17,16 +17,12 @@ def test_a_missing_package_says_how_to_get_it():
 def test_each_reader_names_its_extra(monkeypatch, tmp_path):
     (tmp_path / "t.csv").write_text("a,y\n1,0\n")
     for package in (
-        "sklearn",
-        "sklearn.datasets",
         "pyarrow",
         "pyarrow.csv",
         "pyarrow.parquet",
         "huggingface_hub",
     ):
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=r"flatbayes\[compare\]"):
-        Digits().read()
     with pytest.raises(ImportError, match=r"flatbayes\[data\]"):
         Table(path=str(tmp_path / "t.csv"), target="y").read()
     with pytest.raises(ImportError, match=r"flatbayes\[hub\]"):

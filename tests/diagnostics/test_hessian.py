@@ -1,7 +1,5 @@
 """Products, eigenvalues and trace, against the Hessian written down."""
 
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -173,12 +171,6 @@ def test_float32_networks_keep_most_digits():
     surface.model.float()
     rounded = LossSurface(surface.model, F.cross_entropy, [(x.float(), y) for x, y in surface.batches])
     assert curvature(rounded, 2, 10).eigenvalues == pytest.approx(exact.eigenvalues, rel=1e-3)
-
-
-def test_without_scipy_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
-    with pytest.raises(ImportError, match=r"pip install 'flatbayes\[compare\]'"):
-        largest_eigenvalues(HessianProducts(surface_of("no norm")))
 
 
 def test_refuses_what_makes_no_sense():

@@ -61,12 +61,6 @@ def test_style_of_the_user_does_not_change_the_figures(make_results):
         assert curve_panels(results) == expected
 
 
-def test_without_matplotlib_the_extra_is_named(results, glossary, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'flatbayes\[compare\]'"):
-        metric_panels(results, glossary)
-
-
 @pytest.mark.parametrize(("seeds", "posteriors"), [(5, None), (1, ["A" * 90]), (2, [f"P{k}()" for k in range(8)])])
 def test_readme_picture_is_a_reproducible_svg_with_fixed_colours(tmp_path, make_results, seeds, posteriors):
     results = make_results(seeds=seeds, posteriors=posteriors, epochs=2)

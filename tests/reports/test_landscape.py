@@ -1,7 +1,6 @@
 """Figures of the loss: levels, marks and names, and that drawing leaves matplotlib as it was."""
 
 import math
-import sys
 from xml.etree import ElementTree
 
 import matplotlib
@@ -97,9 +96,3 @@ def test_figures_are_reproducible_and_leave_matplotlib_alone():
     first = plane_figure(bowl(points=POINTS, draws=DRAWS), {"flat": True})
     assert first == plane_figure(bowl(points=POINTS, draws=DRAWS), {"flat": True})
     assert dict(matplotlib.rcParams) == before
-
-
-def test_without_matplotlib_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"pip install 'flatbayes\[compare\]'"):
-        plane_figure(bowl(), {})

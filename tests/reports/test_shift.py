@@ -1,8 +1,6 @@
 import math
-import sys
 from xml.etree import ElementTree
 
-import pytest
 from rich.console import Console
 
 from flatbayes.reports.shift import (
@@ -72,13 +70,6 @@ def test_the_picture_is_whole_and_the_same_again(tmp_path):
     for words in ("SWAG x SAM on Digits", "2 corruptions", "accuracy", "NLL in nats", "ECE", "severity"):
         assert words in text
     assert shift_picture(ROWS, "SWAG x SAM on Digits", tmp_path / "again.svg").read_text() == text
-
-
-def test_a_picture_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"flatbayes\[compare\]"):
-        shift_picture(ROWS, "t", tmp_path / "shift.svg")
-    assert not list(tmp_path.iterdir())
 
 
 def test_detection():

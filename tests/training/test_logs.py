@@ -17,7 +17,7 @@ from flatbayes.training import Checkpoints, Lines, Logged, Recipe, Watch, fit, m
 from flatbayes.training.collection import check_collection
 
 SGD = partial(torch.optim.SGD, lr=0.05)
-RECIPE = Recipe(epochs=4, batch_size=16, collect_from=0.0, validate_every=3, optimizer=SGD)
+RECIPE = Recipe(epochs=4, batch_size=16, collect_from=0.0, collect_per_epoch=1, validate_every=3, optimizer=SGD)
 DATA = Digits(train_size=64).load(seed=1)
 MODEL = partial(MLP, hidden=(8,))
 

@@ -6,6 +6,18 @@ from flatbayes.training import Constant, Cosine, Cyclical, Polynomial, Recipe, S
 from flatbayes.training.schedules import collects, evenly
 
 
+def test_a_short_training_collects_oftener_unless_it_is_told():
+    def found(steps, **more):
+        recipe = Recipe(**more)
+        return sum(recipe.collects(step, steps) for step in range(steps * recipe.epochs))
+
+    assert found(8) == 18
+    assert found(100, epochs=10) == 12
+    assert found(100, epochs=2) == 11
+    assert found(8, epochs=2) == 5  # every step that there is
+    assert found(8, epochs=2, collect_per_epoch=1) == 1
+
+
 def curve(schedule, total=100):
     return [schedule.factor(step, total) for step in range(total)]
 

@@ -133,7 +133,14 @@ class Stop(Watch):
 def test_ctrl_c_hands_over_all_networks_as_far_as_they_are():
     data = blobs()
     with pytest.raises(Interrupted, match="after 2 of 3 epochs of 3 runs together") as caught:
-        fit(Small, data, Ensemble(SWAG(rank=2), 3), SAM(), replace(EXACT, members="together"), watch=Stop())
+        fit(
+            Small,
+            data,
+            Ensemble(SWAG(rank=2), 3),
+            SAM(),
+            replace(EXACT, members="together", collect_per_epoch=1),
+            watch=Stop(),
+        )
     fitted = caught.value.fitted
     assert len(fitted.states) == 3
     assert all(int(state.statistics["count"]) == 2 for state in fitted.states)

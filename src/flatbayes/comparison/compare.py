@@ -186,10 +186,7 @@ def execute(tasks: Sequence[Task], folder: Path, jobs: int | None = None, progre
     missing = [task for task in unique.values() if task.kept(folder) is None]
     if not missing:
         return []
-    try:
-        from joblib import Parallel, delayed
-    except ImportError as error:
-        raise ImportError("Comparisons need joblib: pip install 'flatbayes[compare]'.") from error
+    from joblib import Parallel, delayed  # here, since it is slow to import
 
     bar = Progress(
         TextColumn("comparing"),

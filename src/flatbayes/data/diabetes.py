@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 
 from flatbayes.data.dataset import Part
-from flatbayes.data.extras import needed
 from flatbayes.data.source import Raw, Source
 
 
@@ -20,8 +19,8 @@ class Diabetes(Source):
 
     def read(self) -> Raw:
         """All of them; there is no test part, so one is split off."""
-        with needed("compare"):
-            from sklearn.datasets import load_diabetes
+        from sklearn.datasets import load_diabetes  # here, since it is slow to import
+
         found = load_diabetes(scaled=False)
         part = Part(inputs=torch.from_numpy(found.data).float(), targets=torch.from_numpy(found.target).float())
         return Raw(all=part, feature_names=tuple(found.feature_names), target_names=("progression",))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 
 from flatbayes.data.dataset import Part
-from flatbayes.data.extras import needed
 from flatbayes.data.source import Raw, Source
 
 
@@ -22,8 +21,8 @@ class Digits(Source):
 
     def read(self) -> Raw:
         """All of them; there is no test part, so one is split off."""
-        with needed("compare"):
-            from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # here, since it is slow to import
+
         images, labels = load_digits(return_X_y=True)
         inputs = torch.from_numpy(images.astype("uint8")).reshape(-1, 1, 8, 8)
         part = Part(inputs=inputs, targets=torch.from_numpy(labels).long())

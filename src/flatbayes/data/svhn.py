@@ -9,7 +9,6 @@ import torch
 from flatbayes.data.archive import check_md5, home
 from flatbayes.data.cifar import joined
 from flatbayes.data.dataset import Part
-from flatbayes.data.extras import needed
 from flatbayes.data.image_parquet import read_images
 from flatbayes.data.source import Raw, Source
 
@@ -58,10 +57,9 @@ def read_mat(path: Path, published: str) -> Part:
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is damaged, of another kind, or not the one that was published.
-        ImportError: scipy is not installed.
     """
-    with needed("data"):
-        from scipy.io import loadmat
+    from scipy.io import loadmat  # here, since it is slow to import
+
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Download the cropped digits of SVHN (Format 2) there.")
     check_md5(path, published)

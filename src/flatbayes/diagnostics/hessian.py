@@ -115,11 +115,10 @@ def curvature(surface: LossSurface, eigenvalues: int = 5, trace_probes: int = 10
         seed: Decides these, and where Lanczos starts.
 
     Raises:
-        ImportError: scipy is not installed.
         RuntimeError: Lanczos did not converge.
     """
     products = HessianProducts(surface)
-    largest = largest_eigenvalues(products, eigenvalues, seed=seed)  # first: it fails at once without scipy
+    largest = largest_eigenvalues(products, eigenvalues, seed=seed)
     trace, trace_error = hutchinson(products, trace_probes, seed)
     return Curvature(largest, trace, trace_error, products.method)
 
@@ -136,7 +135,6 @@ def largest_eigenvalues(
         seed: Decides where Lanczos starts.
 
     Raises:
-        ImportError: scipy is not installed.
         RuntimeError: Lanczos did not converge, or a product is not finite.
     """
     if count < 1:
@@ -145,12 +143,7 @@ def largest_eigenvalues(
     if size <= max(DENSE, 2 * count):
         values: Tensor = torch.linalg.eigvalsh(_finite(dense(products)))
         return tuple(values.flip(0)[:count].tolist())
-    try:
-        from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
-    except ImportError as error:
-        raise ImportError(
-            "Eigenvalues need scipy, which is not installed; run pip install 'flatbayes[compare]'."
-        ) from error
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh  # here, since it is slow to import
 
     def times(vector: NDArray[np.float64]) -> NDArray[np.float64]:
         found: NDArray[np.float64] = _finite(products.vector(torch.from_numpy(vector.reshape(-1).copy()))).numpy()

@@ -66,18 +66,10 @@ STYLE: dict[str, Any] = {
 
 @contextmanager
 def drawing(width: float, height: float) -> Iterator["Figure"]:
-    """A figure of this size in CSS pixels, outside pyplot's global state, with this package's style.
+    """A figure of this size in CSS pixels, outside pyplot's global state, with this package's style."""
+    import matplotlib  # here, since it is slow to import
+    from matplotlib.figure import Figure
 
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Figures need matplotlib, which is not installed; run pip install 'flatbayes[compare]'."
-        ) from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]

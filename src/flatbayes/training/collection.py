@@ -23,9 +23,8 @@ def check_collection(posterior: Posterior, recipe: Recipe, steps_per_epoch: int)
     if useful == 0:
         return None
     found = collected(recipe, steps_per_epoch)
-    way = (
-        f"Lower collect_from (now {recipe.collect_from:g}), raise collect_per_epoch (now {recipe.collect_per_epoch})"
-    )
+    begin, often = recipe.collect_from, recipe.collect_per_epoch or "automatic"
+    way = f"Lower collect_from (now {begin:g}), raise collect_per_epoch (now {often})"
     if found < least:
         raise ValueError(
             f"{_name(posterior)} needs at least {least} collected snapshots before a draw, and this recipe "

@@ -1,5 +1,6 @@
 """How a network is trained, whatever the posterior and the flatness: one frozen dataclass."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -12,6 +13,8 @@ from flatbayes.training.schedules import Schedule, SWALinear, collects, evenly
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+SOME = 10
+"""Snapshots that a training collects in all, however short, unless it is told how many an epoch."""
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
 Members = Literal["one_by_one", "auto", "together"]
 
@@ -29,7 +32,8 @@ class Recipe:
         schedule: Learning rate over training.
         collect_from: Share of training, or of each cycle of the schedule, after which snapshots of the weights are
             collected (by SWAG, SGLD, SGHMC).
-        collect_per_epoch: Snapshots collected per epoch from then on.
+        collect_per_epoch: Snapshots collected per epoch from then on; None is one, or as many more as it takes in a
+            short training for ten in all.
         clip_norm: Largest norm of the final gradient; None does not clip, but on the command line a regression is
             clipped at 1.
         accumulate: Micro-batches that the batch of a step is cut into, to save memory.
@@ -54,7 +58,7 @@ class Recipe:
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
     schedule: Schedule = SWALinear()
     collect_from: float = 0.7
-    collect_per_epoch: int = 1
+    collect_per_epoch: int | None = None
     clip_norm: float | None = None
     accumulate: int = 1
     precision: Precision = "32-true"
@@ -68,8 +72,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "collect_per_epoch", "accumulate", "statistics_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
         if self.validations < 0:
             raise ValueError(f"validations must be at least 0, got {self.validations}.")
         if self.validate_every is not None and self.validate_every < 1:
@@ -93,7 +98,8 @@ class Recipe:
     def collects(self, step: int, steps_per_epoch: int) -> bool:
         """Whether a snapshot is taken after this step, counted from 0."""
         total_steps, cycles = self.epochs * steps_per_epoch, self.schedule.cycles
-        return collects(step, steps_per_epoch, total_steps, self.collect_from, self.collect_per_epoch, cycles)
+        often = self.collect_per_epoch or max(1, math.ceil(SOME / (self.epochs * (1 - self.collect_from))))
+        return collects(step, steps_per_epoch, total_steps, self.collect_from, often, cycles)
 
 
 def fabric_of(recipe: Recipe) -> "Fabric":
