@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from flatbayes.data import Augment
+from flatbayes.data.augment import with_holes
 
 
 def generator(seed=0):
@@ -88,3 +89,28 @@ def test_images_on_a_gpu_follow_a_generator_of_the_cpu():
     after = augment(before.cuda(), generator())
     assert after.device.type == "cuda"
     assert torch.equal(after.cpu(), augment(before, generator()))
+
+
+def test_a_hole_is_a_black_square_at_its_place_and_nothing_else():
+    before = images(3)
+    rows, columns = torch.tensor([0, 2, 4]), torch.tensor([0, 3, 5])
+    after = with_holes(before.clone(), rows, columns, 3)
+    for k, (row, column) in enumerate([(0, 0), (2, 3), (4, 5)]):
+        expected = before[k].clone()
+        expected[:, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = 0
+        assert torch.equal(after[k], expected)
+
+
+def test_cutout_makes_a_hole_in_every_image_and_moves_nothing_else():
+    before = images(400)
+    after = Augment(flip=False, pad=0, cutout=2)(before.clone(), generator())
+    black = (after == 0).all(1)
+    assert black.flatten(1).any(1).all()
+    assert black.any(0).all()  # it gets everywhere
+    assert black.flatten(1).sum(1).max() == 4
+    assert torch.equal(after, before.masked_fill(black[:, None], 0))
+    both = Augment(flip=True, pad=2, cutout=2)(before.clone(), generator())
+    without = Augment(flip=True, pad=2)(before.clone(), generator())
+    assert torch.equal(both, without.masked_fill((both == 0).all(1)[:, None], 0))
+    with pytest.raises(ValueError, match="cutout is a number of pixels"):
+        Augment(flip=False, pad=0, cutout=-1)

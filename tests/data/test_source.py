@@ -74,7 +74,7 @@ def test_images_have_a_shape_and_may_be_augmented():
 
 
 def test_features_cannot_be_flipped():
-    with pytest.raises(ValueError, match="flip and pad are for images"):
+    with pytest.raises(ValueError, match="flip, pad and cutout are for images"):
         Given(raw=raw(), flip=True).load(0)
 
 

@@ -30,6 +30,23 @@ def test_late_begins_at_its_share_of_training():
     assert Late(SAM(), 0.75).gradients == 1.25
 
 
+def test_before_late_comes_what_is_named():
+    staged = Late(SAM(ascent_steps=2), 0.5, before=SAM())
+    assert calls(staged, 6, total=6) == [2, 2, 2, 3, 3, 3]
+    assert staged.gradients == 2.5
+    assert Late(SAM(), 0.5, before=MSAM()).one_loss_from == 0.5
+    model, course = network(), Course(total_steps=4)
+    closure = Counted(model, *batch())
+    for _ in range(2):  # the second step asks where the first one's gradient says
+        Late(SAM(), 0.5, before=MSAM(rho=3.0))(closure, model, course)()
+        course.advance()
+    plain = Counted(model, *batch())
+    plain()
+    here = [p.grad.clone() for p in model.parameters()]
+    Late(SAM(), 0.9, before=MSAM(rho=3.0))(closure, model, course)()
+    assert any((a - p.grad).abs().max() > 1e-6 for a, p in zip(here, model.parameters(), strict=True))
+
+
 def test_in_its_turn_it_is_the_flatness_with_the_same_course():
     assert calls(Every(LookSAM(every=4), 2), 5) == [2, 1, 1, 1, 2]
     assert calls(Late(Every(SAM(), 2), 0.5), 8, total=8) == [1, 1, 1, 1, 2, 1, 2, 1]

@@ -1,4 +1,4 @@
-"""Random flips and shifts of training images, for whole batches on their device."""
+"""Random flips, shifts and holes of training images, for whole batches on their device."""
 
 from dataclasses import dataclass
 
@@ -13,21 +13,26 @@ class Augment:
     Attributes:
         flip: Mirror every second image, on average, left to right.
         pad: Surround images by this many black pixels, and cut a window of the original size out anywhere.
+        cutout: Side of a square, in pixels, that is made black around a random pixel (DeVries & Taylor, 2017); 0 for
+            none.
     """
 
     flip: bool
     pad: int
+    cutout: int = 0
 
     def __post_init__(self) -> None:
         if self.pad < 0:
             raise ValueError(f"pad is a number of pixels, 0 or more, got {self.pad}.")
+        if self.cutout < 0:
+            raise ValueError(f"cutout is a number of pixels, 0 or more, got {self.cutout}.")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Images of the same shape and dtype.
 
         Args:
             images: [n, channels, height, width], before standardisation, so that 0 is black.
-            generator: Decides flips and shifts; it may live on another device than the images.
+            generator: Decides flips, shifts and holes; it may live on another device than the images.
         """
         count, _, height, width = images.shape
         flips = torch.zeros(count, dtype=torch.bool)
@@ -41,7 +46,29 @@ class Augment:
         rows = torch.arange(height, device=images.device) + down[:, None]
         columns = torch.arange(width, device=images.device) + right[:, None]
         columns = torch.where(flips[:, None], width - 1 - columns, columns)
-        return gathered(images, rows, columns)
+        changed = gathered(images, rows, columns)
+        if not self.cutout:
+            return changed
+        places = torch.rand(2, count, generator=generator, device=generator.device).to(images.device)
+        return with_holes(changed, (places[0] * height).long(), (places[1] * width).long(), self.cutout)
+
+
+def with_holes(images: Tensor, rows: Tensor, columns: Tensor, side: int) -> Tensor:
+    """Images with a black square each, of what of it is inside; one of an even side reaches further up and left.
+
+    Args:
+        images: [n, channels, height, width].
+        rows: [n], of the centres.
+        columns: [n], of the centres.
+        side: Of the squares, in pixels.
+    """
+    height, width = images.shape[-2:]
+    across, down = (
+        (torch.arange(size, device=images.device) - (centre[:, None] - side // 2))
+        for size, centre in ((width, columns), (height, rows))
+    )
+    hole = ((down >= 0) & (down < side))[:, None, :, None] & ((across >= 0) & (across < side))[:, None, None, :]
+    return images.masked_fill(hole, 0)
 
 
 def gathered(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

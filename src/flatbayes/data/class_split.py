@@ -42,12 +42,13 @@ class ClassSplit(Source):
     split_seed: int = field(init=False)
     flip: bool = field(init=False)
     pad: int = field(init=False)
+    cutout: int = field(init=False)
 
     def __post_init__(self) -> None:
         if self.train_size is not None and self.train_size < 1:
             raise ValueError(f"train_size is a number of examples, 1 or more, or None; got {self.train_size}.")
         object.__setattr__(self, "classes", tuple(self.classes))  # a list, where it comes from JSON
-        for name in ("val_size", "test_size", "split_seed", "flip", "pad"):
+        for name in ("val_size", "test_size", "split_seed", "flip", "pad", "cutout"):
             object.__setattr__(self, name, getattr(self.source, name))
 
     def read(self) -> Raw:

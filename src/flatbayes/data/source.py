@@ -50,6 +50,7 @@ class Source(ABC):
         split_seed: Decides which examples are the test part, which no other seed moves.
         flip: Mirror training images left to right at random.
         pad: Shift training images at random by up to this many pixels, what enters being black.
+        cutout: Side of a square, in pixels, that is made black at random in each training image; 0 for none.
     """
 
     train_size: int | None = None
@@ -58,6 +59,7 @@ class Source(ABC):
     split_seed: int = 0
     flip: bool = False
     pad: int = 0
+    cutout: int = 0
 
     def __post_init__(self) -> None:
         check_size(self.val_size, "val_size")
@@ -66,7 +68,7 @@ class Source(ABC):
             raise ValueError(f"train_size is a number of examples, 1 or more, or None; got {self.train_size}.")
         if self.split_seed < 0:
             raise ValueError(f"split_seed must be 0 or more, got {self.split_seed}.")
-        Augment(flip=self.flip, pad=self.pad)  # refuses a negative pad
+        Augment(flip=self.flip, pad=self.pad, cutout=self.cutout)  # refuses negative ones
 
     @abstractmethod
     def read(self) -> Raw:
@@ -89,8 +91,9 @@ class Source(ABC):
             raise ValueError(f"The seed must be 0 or more, got {seed}.")
         raw = self.read()
         check(raw)
-        if raw.feature_names and (self.flip or self.pad):
-            raise ValueError("flip and pad are for images, and these examples are features; leave both out.")
+        augmented = bool(self.flip or self.pad or self.cutout)
+        if raw.feature_names and augmented:
+            raise ValueError("flip, pad and cutout are for images, and these examples are features; leave them out.")
         train, val, test = self._rows(raw, seed)
         parts = {
             "training": raw.all.take(train),
@@ -111,7 +114,7 @@ class Source(ABC):
             test=parts["test"],
             class_names=raw.class_names,
             feature_names=raw.feature_names,
-            augment=Augment(flip=self.flip, pad=self.pad) if self.flip or self.pad else None,
+            augment=Augment(flip=self.flip, pad=self.pad, cutout=self.cutout) if augmented else None,
             target_names=raw.target_names,
         )
 

@@ -2,7 +2,7 @@
 
 `Every` runs it each so many steps, `Late` in the last part of training, which is when SWAG collects its snapshots and
 when the optimiser settles for the region that it stays in. Zhou et al. (ICLR 2025) find a few epochs at the end to do
-about as well as the whole of training.
+about as well as the whole of training. Before it, `Late` trains plainly or with a cheaper flatness.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch import nn
 
 from flatbayes.core import Closure, Course
 from flatbayes.flatness.flatness import Flatness, needed, progress
+from flatbayes.flatness.plain import Plain
 from flatbayes.flatness.sam import SAM
 
 
@@ -58,10 +59,12 @@ class Late(Flatness):
     Attributes:
         flatness: The one that training ends with.
         start: Share of training after which it begins.
+        before: What training begins with: plain, or a flatness that costs less.
     """
 
     flatness: Flatness = SAM()
     start: float = 0.7
+    before: Flatness = Plain()
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < 1:
@@ -69,8 +72,8 @@ class Late(Flatness):
 
     @property
     def gradients(self) -> float:
-        """One before the start, those of the flatness after it."""
-        return self.start + (1 - self.start) * self.flatness.gradients
+        """Those of each, by their shares of training."""
+        return self.start * self.before.gradients + (1 - self.start) * self.flatness.gradients
 
     @property
     def one_loss_from(self) -> float:
@@ -78,9 +81,10 @@ class Late(Flatness):
         return max(self.start, self.flatness.one_loss_from)
 
     def __call__(self, closure: Closure, model: nn.Module, course: Course | None = None) -> Closure:
-        """The flat closure after the start, the closure as it is before.
+        """That of the flatness whose time it is.
 
         Raises:
             ValueError: No course is given, or one that does not know how long training takes.
         """
-        return self.flatness(closure, model, course) if progress(course, self) >= self.start else closure
+        now = self.flatness if progress(course, self) >= self.start else self.before
+        return now(closure, model, course)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from flatbayes.core import LossFn
 from flatbayes.likelihoods.likelihood import Likelihood, Predictive
 
 
@@ -115,8 +116,24 @@ class Categorical(Likelihood):
         Raises:
             ValueError: The outputs are not one logit per class.
         """
-        self._check(outputs)
-        return F.cross_entropy(outputs.float() if outputs.dtype != torch.float64 else outputs, targets)
+        return self.smoothed_loss(0.0)(outputs, targets)
+
+    def smoothed_loss(self, share: float) -> LossFn:
+        """Mean cross entropy with a share of each target spread evenly over all classes (Szegedy et al., 2016).
+
+        (1 - share) CE(target) + share / classes * the sum of CE(class) over all classes: for training only, since it
+        is not the likelihood of the data.
+
+        Args:
+            share: At least 0, which is the plain loss, and below 1.
+        """
+
+        def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+            self._check(outputs)
+            logits = outputs.float() if outputs.dtype != torch.float64 else outputs
+            return F.cross_entropy(logits, targets, label_smoothing=share)
+
+        return loss
 
     def predictive(
         self, outputs: Iterable[Float[Tensor, "batch classes"]], *, keep_members: bool = False

@@ -34,6 +34,8 @@ class Recipe:
             collected (by SWAG, SGLD, SGHMC).
         collect_per_epoch: Snapshots collected per epoch from then on; None is one, or as many more as it takes in a
             short training for ten in all.
+        label_smoothing: Share of each target that is spread evenly over all classes, in the loss of training alone:
+            curves and metrics measure the targets as they are. For classification.
         clip_norm: Largest norm of the final gradient; None does not clip, but on the command line a regression is
             clipped at 1.
         accumulate: Micro-batches that the batch of a step is cut into, to save memory.
@@ -59,6 +61,7 @@ class Recipe:
     schedule: Schedule = SWALinear()
     collect_from: float = 0.7
     collect_per_epoch: int | None = None
+    label_smoothing: float = 0.0
     clip_norm: float | None = None
     accumulate: int = 1
     precision: Precision = "32-true"
@@ -83,6 +86,10 @@ class Recipe:
             raise ValueError(f"members must be {' or '.join(get_args(Members))}, got {self.members!r}.")
         if not 0 <= self.collect_from < 1:
             raise ValueError(f"collect_from is a share of training, at least 0 and below 1; got {self.collect_from}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing is a share of the target, at least 0 and below 1; got {self.label_smoothing}."
+            )
         if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
             raise ValueError(f"clip_norm must be positive and finite, got {self.clip_norm}.")
 

@@ -11,6 +11,7 @@ from flatbayes.data import Dataset
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.training.collection import check_collection, collected
+from flatbayes.training.loss import training_loss
 from flatbayes.training.material import Held
 from flatbayes.training.model import ModelFactory, builder
 from flatbayes.training.pairing import check_pair
@@ -33,6 +34,7 @@ def rehearse(
     check_collection(posterior, recipe, steps)
     source = Held(data)
     inputs, targets = source.scale(data.train.inputs[:FEW]), data.train.targets[:FEW]
+    loss_of = training_loss(source.likelihood(), recipe)
     with unmoved(None):
         module = builder(model, source.known)()
         state = posterior.init(module, recipe.optimizer or posterior.default_optimizer, len(data.train))
@@ -41,7 +43,7 @@ def rehearse(
         def loss_fn(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
             if not isinstance(outputs, torch.Tensor):
                 raise ValueError(f"The model must return a tensor of logits, got a {type(outputs).__name__}.")
-            return source.likelihood().loss(outputs, targets)
+            return loss_of(outputs, targets)
 
         def closure() -> torch.Tensor:
             network.zero_grad()

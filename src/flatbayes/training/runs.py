@@ -14,6 +14,7 @@ from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.training.batches import Batches
 from flatbayes.training.loop import Job, placed
+from flatbayes.training.loss import training_loss
 from flatbayes.training.material import Material
 from flatbayes.training.recipe import Recipe
 from flatbayes.training.stack import Stack, each_loss, state_together, states_apart
@@ -63,7 +64,7 @@ class Runs:
             start=lambda module: self._start(module, batches.num_data),
             posterior=self.posterior,
             flatness=self.flatness,
-            loss_fn=self.likelihood.loss,
+            loss_fn=training_loss(self.likelihood, self.recipe),
             batches=batches,
             recipe=self.recipe,
             seed=noise,
@@ -95,7 +96,7 @@ class Runs:
             start=lambda _: state_together(stack, start, self._optimizer),
             posterior=self.posterior,
             flatness=self.flatness,
-            loss_fn=each_loss(self.likelihood.loss),
+            loss_fn=each_loss(training_loss(self.likelihood, recipe)),
             batches=BatchesTogether([first.seeded(self._seeds(run)[1]) for run in runs]),
             recipe=recipe,
             seed=self._seeds(runs[0])[2],
