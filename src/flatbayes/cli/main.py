@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from flatbayes.cli import certify, compare, diagnose, evaluate, fit, predict, report, shift, theory, tune
+from flatbayes.cli import certify, compare, diagnose, evaluate, fit, paper, predict, report, shift, theory, tune
 from flatbayes.cli.help import HelpFormatter
 from flatbayes.cli.names import known, with_full_names
 from flatbayes.core.spec import build
@@ -35,9 +35,13 @@ VERBS = {
     "predict": (predict, "predict for new inputs, with uncertainty"),
     "certify": (certify, "prove an error rate on the training data of a run"),
     "report": (report, "write the HTML report of a comparison again"),
+    "paper": (paper, "run the tables of the paper, and show ours beside the published figures"),
     "theory": (theory, "the two posteriors where both are known exactly, and what methods find of them"),
 }
 """What each verb is: a module with `options()`, its parser, and `run(options)`."""
+
+PATHS_AS_THEY_ARE = ("paper",)
+"""Verbs whose options name no classes: their `--data` is a folder."""
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -54,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return BAD_INPUT
     try:
-        options = parser.parse_args(with_full_names(arguments))
+        named = arguments if arguments[0] in PATHS_AS_THEY_ARE else with_full_names(arguments)
+        options = parser.parse_args(named)
         verb = options.subcommand
         VERBS[verb][0].run(_objects(parser, options)[verb])
     except KeyboardInterrupt:

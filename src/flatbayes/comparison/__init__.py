@@ -1,6 +1,6 @@
 """Flat against plain over seeds: runs, paired statistics."""
 
-from flatbayes.comparison.compare import Comparison, execute, write_results
+from flatbayes.comparison.compare import Comparison, claim, execute, write_results
 from flatbayes.comparison.measures import Measures
 from flatbayes.comparison.method import Method
 from flatbayes.comparison.selection import Trial, select
@@ -16,6 +16,7 @@ __all__ = [
     "Task",
     "Trial",
     "Tuned",
+    "claim",
     "direction",
     "execute",
     "paired",

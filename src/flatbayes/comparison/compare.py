@@ -108,22 +108,7 @@ class Comparison:
         Raises:
             ValueError: The folder already holds something else, and `overwrite` is not set.
         """
-        config = to_spec(self)["init_args"]
-        path = folder / CONFIG
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file, not a folder: choose another --out.")
-        if path.is_file() and not overwrite:
-            found = read_json(path)
-            fixed = [key for key in config if key not in EXTENDABLE]
-            other = [key for key in fixed if not isinstance(found, dict) or found.get(key) != config[key]]
-            if other:
-                raise ValueError(
-                    f"{folder} already holds another run (it differs in {', '.join(other)}): choose another --out, "
-                    "or --overwrite."
-                )
-        if overwrite:
-            clear(folder)
-        write_json(path, config)
+        claim(folder, to_spec(self)["init_args"], EXTENDABLE, overwrite=overwrite)
 
     def results(self, folder: Path, *, jobs: int | None = None, progress: bool | None = None) -> dict[str, Any]:
         """Do what is not in the folder yet, and write `results.json`.
@@ -140,6 +125,35 @@ class Comparison:
         failures = execute(tasks, folder / "runs", jobs, progress)
         runs = [found for found in (task.kept(folder / "runs") for task in tasks) if found is not None]
         return write_results(folder, to_spec(self)["init_args"], runs, failures)
+
+
+def claim(folder: Path, config: dict[str, Any], extendable: Sequence[str], *, overwrite: bool) -> None:
+    """Make the folder that of what is described, or go on with it.
+
+    Args:
+        folder: The folder.
+        config: What is to be done, as plain data.
+        extendable: Keys that may differ from what was done before.
+        overwrite: Throw away what the folder holds.
+
+    Raises:
+        ValueError: The folder already holds something else, and `overwrite` is not set.
+    """
+    path = folder / CONFIG
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, not a folder: choose another --out.")
+    if path.is_file() and not overwrite:
+        found = read_json(path)
+        fixed = [key for key in config if key not in extendable]
+        other = [key for key in fixed if not isinstance(found, dict) or found.get(key) != config[key]]
+        if other:
+            raise ValueError(
+                f"{folder} already holds another run (it differs in {', '.join(other)}): choose another --out, "
+                "or --overwrite."
+            )
+    if overwrite:
+        clear(folder)
+    write_json(path, config)
 
 
 def write_results(
