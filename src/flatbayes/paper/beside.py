@@ -5,13 +5,14 @@ from itertools import chain
 from statistics import fmean, stdev
 from typing import Any
 
-from flatbayes.core.spec import label
+from flatbayes.core.spec import label, to_spec
 from flatbayes.data import Source
 from flatbayes.data.dataset import Part
 from flatbayes.paper.cells import Cell
 from flatbayes.paper.few import FewTests
 from flatbayes.paper.plan import Plan
 from flatbayes.paper.published import Figure, figures_of
+from flatbayes.training.model import ModelFactory
 
 METRICS = ("accuracy", "nll", "ece")
 JPEG = b"\xff\xd8"
@@ -57,16 +58,18 @@ def remarks(plan: Plan) -> list[str]:
     first = plan.cells[0]
     source = first.source.source if isinstance(first.source, FewTests) else first.source
     said = [
-        "Published figures are others' claims. Those of the paper's own logs are of one seed, so that differences of "
-        "a few tenths of a per cent are noise, and settings were chosen on the test data; here 5,000 training images "
-        "are held out to choose by, and nothing was chosen on the test part."
+        "Published figures are others' claims. Those of the paper's own logs are of one seed each, with which a few "
+        "tenths of a per cent are noise.",
+        "The published runs train on all 50,000 images and look at the test part all along; here 5,000 of these are "
+        "held out to choose by, and nothing was chosen on the test part, except that the cells have the published "
+        "settings.",
     ]
     if lossy(source):
         said.append("The images read here are lossy JPEG copies: figures on them are not those of the original.")
     if plan.part != "test":
         said.append(f"Ours are measured on the {plan.part} part, the published figures on the test part.")
     pairs = zip(plan.published, plan.cells, strict=True)
-    networks = dict.fromkeys((label(was.model), label(cell.model)) for was, cell in pairs)
+    networks = dict.fromkeys((spelled(was.model), spelled(cell.model)) for was, cell in pairs)
     others = [f"{now} in place of {was}" for was, now in networks if now != was]
     if others:
         said.append(f"Other networks than the published ones: {', '.join(others)}.")
@@ -89,6 +92,13 @@ def _shorter(plan: Plan) -> list[str]:
 
 def _listed(numbers: Sequence[int]) -> str:
     return " and ".join(map(str, numbers))
+
+
+def spelled(model: ModelFactory) -> str:
+    """A network with all the arguments that its file gives."""
+    spec = to_spec(model)
+    inside = ", ".join(f"{name}={value}" for name, value in spec["init_args"].items())
+    return f"{spec['class_path'].rpartition('.')[2]}({inside})"
 
 
 def lossy(source: Source) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flatbayes.reports.formats import NOTHING, number, plus_minus, signed
-from flatbayes.reports.results import Results, seeds, subject, unique
+from flatbayes.reports.results import Results, seeds, unique
 from flatbayes.reports.table import escaped
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def published_markdown(results: Results) -> str:
 def title(results: Results) -> str:
     """Which table, and at which scale."""
     config = results["config"]
-    return f"{config['table']}, scale {config['scale']}: ours on {subject(results, 'data')} beside published figures"
+    return f"{config['table']}, scale {config['scale']}: ours beside published figures"
 
 
 def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
