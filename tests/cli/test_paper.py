@@ -1,0 +1,151 @@
+"""`flatbayes paper` from the command line, on a CIFAR-10 of a few noisy images and on the real one."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from flatbayes.cli import main
+from flatbayes.comparison import Task
+
+FEW = ["--examples", "32", "--epochs", "3", "--draws", "2", "--jobs", "1"]
+TWINS = "preresnet164-swag-[pf]*"
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    """As CIFAR-10 in parquet files, 8 x 8 pixels."""
+    folder, random = tmp_path_factory.mktemp("cifar10"), np.random.default_rng(0)
+    for part, count in (("train", 120), ("test", 60)):
+        images = []
+        for pixels in random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8):
+            stream = io.BytesIO()
+            Image.fromarray(pixels).save(stream, "JPEG")
+            images.append({"bytes": stream.getvalue(), "path": None})
+        pq.write_table(pa.table({"img": images, "label": [k % 10 for k in range(count)]}), folder / f"{part}.parquet")
+    return folder
+
+
+def paper(*more, table="cifar10", few=FEW):
+    return main(["paper", "--table", table, *few, *map(str, more)])
+
+
+def test_a_table_beside_the_published_one(cifar, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    asked = ["--data", cifar, "--cells", TWINS, "--out", out]
+    assert paper(*asked, "--seeds", 2) == 0
+    shown = capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["runs"]) == 4
+    rows = {(row["cell"], row["metric"], row["source"]): row for row in results["published"]}
+    flat = rows["preresnet164-swag-flat", "nll", "flat_bnn-logs"]
+    mine = [run["metrics"]["nll"] for run in results["runs"] if run["flatness"] == "SAM"]
+    assert (flat["published"], flat["ours_seeds"]) == (0.1095, 2)
+    assert flat["ours"] == pytest.approx(sum(mine) / 2)
+    assert flat["difference"] == pytest.approx(flat["ours"] - 0.1095)
+    assert rows["preresnet164-swag-plain", "ece", None]["published"] is None
+    assert "published" not in results["runs"][0]
+    text = (out / "table.md").read_text()
+    for said in ("lossy JPEG", "PreResNet(depth=20) in place of PreResNet(depth=164)", "3 epochs in place of 300",
+                 "2 networks a prediction in place of 30", "At most 32 images"):  # fmt: skip
+        assert said in text
+        assert said in " ".join(shown.split())
+    assert "| preresnet164-swag-flat | nll |" in text
+    assert "torch 2" in text
+    assert "unverified" in text
+    assert (out / "report.html").is_file()
+
+    def no_more(*_):
+        raise AssertionError("it was done already")
+
+    monkeypatch.setattr(Task, "execute", no_more)
+    assert paper(*asked, "--seeds", 2) == 0
+    assert json.loads((out / "results.json").read_text())["published"] == results["published"]
+    assert paper(*asked, "--part", "val") == 2
+    assert "differs in part" in capsys.readouterr().err
+
+
+def test_a_cell_that_fails_does_not_cost_the_others(cifar, tmp_path, capsys, monkeypatch):
+    whole = Task.execute
+
+    def breaks(task, folder=None):
+        if task.called.endswith("mc-dropout"):
+            raise RuntimeError("no luck")
+        return whole(task, folder)
+
+    monkeypatch.setattr(Task, "execute", breaks)
+    out = tmp_path / "out"
+    assert paper("--data", cifar, "--cells", "preresnet164-m*-plain", "--out", out) == 2
+    assert "preresnet164 mc-dropout Plain seed 0: no luck" in capsys.readouterr().err
+    results = json.loads((out / "results.json").read_text())
+    assert [run["posterior"] for run in results["runs"]] == ["preresnet164 map"]
+    assert {row["ours_seeds"] for row in results["published"] if "dropout" in row["cell"]} == {0}
+
+
+def test_a_cell_that_cannot_be_fitted_is_found_before_training(cifar, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+
+    def refuses(model, data, posterior, flatness, recipe):
+        if type(posterior).__name__ == "SWAG":
+            raise RuntimeError("too few snapshots")
+
+    monkeypatch.setattr("flatbayes.paper.plan.rehearse", refuses)
+    assert paper("--data", cifar, "--cells", "preresnet164-[ms]*[apg]-plain", "--out", out) == 2
+    assert "preresnet164-swag-plain: too few snapshots" in capsys.readouterr().err
+    (run,) = json.loads((out / "results.json").read_text())["runs"]
+    assert run["posterior"] == "preresnet164 map"
+
+
+def test_a_dry_run_lists_costs_and_reads_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert (
+        paper("--scale", "full", "--dry_run", "--cells", "wrn28x10-swag-*", "--data", tmp_path / "nowhere", few=[])
+        == 0
+    )
+    shown = capsys.readouterr().out
+    assert "2 cells" in shown
+    assert all(word in shown for word in ("wrn28x10-swag-flat", "36,479,194", "26.0", "210,600"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--table", "imagenet"], "no table 'imagenet'. Known: cifar10, cifar100"),
+        (["--cells", "vgg*"], "No cell of cifar10 matches 'vgg*'"),
+        (["--seeds", "0"], "seeds must be at least 1"),
+        (["--examples", "3"], "examples must be at least 16"),
+        (["--data", "nowhere"], "nowhere"),
+        ([], "Give --out FOLDER"),
+    ],
+)
+def test_bad_input_says_what_is_wrong_and_leaves_nothing(more, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = ["--out", "out"] if more else []
+    assert main(["paper", "--table", "cifar10", "--scale", "full", *out, *more]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_fast_recipe_runs_to_its_end(cifar, tmp_path, capsys):
+    small = ["--data.train_size", "64", "--data.val_size", "20", "--model.depth", "10", "--model.width", "1",
+             "--epochs", "2", "--batch_size", "16", "--compile", "false", "--draws", "2", "--label_smoothing", "0.1",
+             "--accelerator", "cpu"]  # fmt: skip
+    config = ["--config", "configs/fast-cifar10.yaml", "--data.root", str(cifar)]
+    assert main(["fit", *config, *small, "--out", str(tmp_path / "fast")]) == 0
+    kept = json.loads((tmp_path / "fast" / "config.json").read_text())
+    assert (kept["recipe"]["precision"], kept["recipe"]["channels_last"]) == ("bf16-mixed", True)
+    assert kept["flatness"]["init_args"]["before"]["class_path"] == "flatbayes.flatness.MSAM"
+    assert kept["data"]["init_args"]["cutout"] == 8
+    (run,) = json.loads((tmp_path / "fast" / "results.json").read_text())["runs"]
+    assert run["cost"]["gradients"] == pytest.approx(8 + 2)  # MSAM for 6 steps, SAM for 2
+    assert run["metrics"]["nll"] < 5
+
+
+@pytest.mark.real_data
+def test_on_real_images(real_data, tmp_path, capsys):
+    assert paper("--cells", "preresnet164-map-*", "--out", tmp_path / "out", "--examples", 64) == 0
+    assert "lossy JPEG" in (tmp_path / "out" / "table.md").read_text()
