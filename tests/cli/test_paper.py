@@ -107,7 +107,7 @@ def test_a_dry_run_lists_costs_and_reads_nothing(tmp_path, capsys, monkeypatch):
         == 0
     )
     shown = capsys.readouterr().out
-    assert "2 cells" in shown
+    assert "4 cells" in shown
     assert all(word in shown for word in ("wrn28x10-swag-flat", "36,479,194", "26.0", "210,600"))
 
 

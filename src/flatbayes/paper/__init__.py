@@ -1,8 +1,8 @@
 """The tables of the paper: their cells as configurations, what was published, and ours beside it."""
 
-from flatbayes.paper.beside import beside, remarks
 from flatbayes.paper.cells import Cell, cells_of, table_names
 from flatbayes.paper.cost import Cost, cost_of
+from flatbayes.paper.ours import beside, remarks
 from flatbayes.paper.plan import Plan
 from flatbayes.paper.published import SOURCES, Figure, figures_of
 
