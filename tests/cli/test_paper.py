@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from flatbayes.cli import main
 from flatbayes.comparison import Task
 
 FEW = ["--examples", "32", "--epochs", "3", "--draws", "2", "--jobs", "1"]
+FAST = Path(__file__).parents[2] / "configs" / "fast-cifar10.yaml"
 TWINS = "preresnet164-swag-[pf]*"
 
 
@@ -134,7 +136,7 @@ def test_the_fast_recipe_runs_to_its_end(cifar, tmp_path, capsys):
     small = ["--data.train_size", "64", "--data.val_size", "20", "--model.depth", "10", "--model.width", "1",
              "--epochs", "2", "--batch_size", "16", "--compile", "false", "--draws", "2", "--label_smoothing", "0.1",
              "--accelerator", "cpu"]  # fmt: skip
-    config = ["--config", "configs/fast-cifar10.yaml", "--data.root", str(cifar)]
+    config = ["--config", str(FAST), "--data.root", str(cifar)]
     assert main(["fit", *config, *small, "--out", str(tmp_path / "fast")]) == 0
     kept = json.loads((tmp_path / "fast" / "config.json").read_text())
     assert (kept["recipe"]["precision"], kept["recipe"]["channels_last"]) == ("bf16-mixed", True)
