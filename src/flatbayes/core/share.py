@@ -32,6 +32,11 @@ def asking_for(share: float) -> Iterator[None]:
         _SHARE.reset(token)
 
 
+def asked_share() -> float:
+    """The share that closures are asked for just now; 1 unless a flatness aims with less."""
+    return _SHARE.get()
+
+
 def asked_part(*batch: Tensor) -> tuple[Tensor, ...]:
     """The first examples of a batch, as many as are asked for: all of them, unless a flatness aims with less.
 
