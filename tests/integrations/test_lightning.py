@@ -1,7 +1,6 @@
 import copy
 import math
 import pickle
-from functools import partial
 
 import pytest
 import torch
@@ -76,7 +75,7 @@ class Module(lightning.LightningModule):
         return {"loss": loss, "x": x}
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
-        self.losses.append(outputs["loss"])
+        self.losses.append(outputs.get("loss"))
 
     def on_train_epoch_start(self):
         torch.manual_seed(100 + self.current_epoch)  # Lightning's checkpoints do not hold the random state
@@ -225,14 +224,151 @@ def test_metrics_are_those_of_the_first_pass():
     assert run.callback_metrics["examples"] == again.callback_metrics["examples"]
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_swag_equals_a_loop_of_ones_own(accumulate):
+def test_swag_equals_a_loop_of_ones_own():
     swag = SWAG(rank=3)
-    module, callback, _ = fitted(SAM(rho=0.2), swag=swag, accumulate_grad_batches=accumulate, epochs=4)
-    net, state, _ = by_hand(SAM(rho=0.2), swag=swag, accumulate=accumulate, epochs=4) if accumulate == 1 else (
-        None, None, None)
+    module, callback, _ = fitted(SAM(rho=0.2), swag=swag, epochs=4)
+    net, state, _ = by_hand(SAM(rho=0.2), swag=swag, epochs=4)
+    assert_equal(module.net, net)
     found = callback.state_dict()["statistics"]
     assert found["count"] == 4
-    if accumulate == 1:
-        for name, tensor in state.statistics.items():
-            assert torch.equal(found[name], tensor)
+    for name, tensor in state.statistics.items():
+        assert torch.equal(found[name], tensor)
+
+
+@pytest.mark.parametrize(("accumulate", "flatness"), [(1, SAM(rho=0.2)), (2, SAM(rho=0.2)), (1, MSAM(rho=0.2))])
+def test_resumes_bit_for_bit(accumulate, flatness, tmp_path):
+    class Saver(lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    def followed():
+        callback = FlatCallback(flatness, SWAG(rank=3), collect_from=0.3)
+        return callback, trainer(callback, Saver(), epochs=4, accumulate_grad_batches=accumulate)
+
+    (one, whole), (other, rest) = followed(), followed()
+    module, resumed = Module(), Module()
+    whole.fit(module, loader())
+    rest.fit(resumed, loader(), ckpt_path=tmp_path / "1.ckpt", weights_only=True)
+    assert rest.global_step == whole.global_step
+    assert resumed.calls < module.calls
+    assert_equal(resumed, module)
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert ours["statistics"]["count"] == 3  # one of them before the checkpoint
+    for name, tensor in ours["statistics"].items():
+        assert torch.equal(theirs["statistics"][name], tensor)
+    assert ours["course"]["step"] == theirs["course"]["step"]
+    assert ours["course"]["kept"].keys() == theirs["course"]["kept"].keys()
+
+
+def test_fits_once_more():
+    module, callback, run = fitted(SAM(rho=0.2), swag=SWAG(rank=2), epochs=2)
+    run.fit_loop.max_epochs = 4
+    run.fit(module, loader())
+    assert callback.state_dict()["course"]["step"] == run.global_step == 4 * BATCHES
+    assert callback.state_dict()["course"]["total_steps"] == 4 * BATCHES
+
+
+def test_posterior_predicts_saves_and_loads(tmp_path):
+    module, callback, _ = fitted(SAM(rho=0.05), swag=SWAG(rank=2), epochs=4)
+    x, _ = data()
+    posterior = callback.posterior(Categorical(3), statistics_inputs=x.split(16))
+    predictive = posterior.predict(x, num_draws=3)
+    assert posterior.states[0].num_data == len(x)
+    again = FittedPosterior.load(posterior.save(tmp_path), Module())
+    assert torch.equal(again.predict(x, num_draws=3).log_probs, predictive.log_probs)
+    with torch.no_grad():
+        module.net[0].weight.zero_()
+    assert torch.equal(posterior.predict(x, num_draws=3).log_probs, predictive.log_probs)
+
+
+def test_posterior_of_a_submodule_and_some_parameters(tmp_path):
+    callback = FlatCallback(SAM(rho=0.05), SWAG(rank=2), collect_from=0.2, params=["4.*"], network="net")
+    module, *_ = fitted(None, callback=callback)
+    posterior = callback.posterior(Categorical(3), statistics_inputs=data()[0].split(16))
+    assert len(posterior.states[0].statistics["mean"]) == 16 * 3 + 3
+    assert [name for name, p in posterior.states[0].model.named_parameters() if p.requires_grad] == [
+        "4.weight",
+        "4.bias",
+    ]
+    assert all(param.requires_grad for param in module.parameters())
+    assert torch.equal(posterior.states[0].model[0].weight, module.net[0].weight)
+    network = Module().net.requires_grad_(False)
+    network[4].requires_grad_(True)
+    again = FittedPosterior.load(posterior.save(tmp_path), network)
+    x, _ = data()
+    assert torch.equal(again.predict(x, num_draws=3).log_probs, posterior.predict(x, num_draws=3).log_probs)
+
+
+def test_the_trained_network_alone():
+    module, callback, _ = fitted(SAM(rho=0.05))
+    x, _ = data()
+    module.eval()
+    with torch.no_grad():
+        outputs = module(x).double().log_softmax(-1)
+    assert torch.allclose(callback.posterior(Categorical(3)).predict(x).log_probs, outputs, atol=1e-6)
+
+
+def test_the_module_is_given_back():
+    module, *_ = fitted(SAM(rho=0.05), epochs=1)
+    assert not {"training_step", "optimizer_step", "log", "log_dict"} & vars(module).keys()
+    pickle.dumps(module)
+    copy.deepcopy(module)
+
+
+class Failing(Module):
+    def training_step(self, batch, batch_idx):
+        output = super().training_step(batch, batch_idx)
+        if self.calls == 4:
+            raise ArithmeticError("on purpose")
+        return output
+
+
+def test_the_module_is_given_back_after_an_exception():
+    module, twin = Failing(), Module()
+    with pytest.raises(ArithmeticError, match="on purpose"):
+        trainer(FlatCallback(SAM(rho=0.5)), epochs=1).fit(module, loader())  # in the second pass of the second step
+    assert not {"training_step", "optimizer_step", "log", "log_dict"} & vars(module).keys()
+    trainer(FlatCallback(SAM(rho=0.5)), epochs=1, max_steps=1).fit(twin, loader())
+    for one, other in zip(module.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert module.collection["mean"].update_count == 2
+
+
+class Skipping(Module):
+    def training_step(self, batch, batch_idx):
+        output = super().training_step(batch, batch_idx)
+        return None if batch_idx % 2 else output
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`:UserWarning")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_batches_may_be_skipped(accumulate):
+    found = []
+    for flatness in (SAM(rho=0.0), Plain()):
+        module = Skipping()
+        trainer(FlatCallback(flatness), accumulate_grad_batches=accumulate).fit(module, loader())
+        found.append(module)
+    assert_equal(*found)
+
+
+class ByHand(Module):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="by hand"):
+        trainer(FlatCallback(SAM())).fit(ByHand(), loader())
+    with pytest.raises(ValueError, match="weight_decay"):
+        FlatCallback(SAM(), SWAG(prior_precision=1.0))
+    with pytest.raises(ValueError, match="collect_per_epoch"):
+        FlatCallback(SAM(), SWAG(), collect_per_epoch=0)
+    with pytest.raises(ValueError, match="max_steps"):
+        fitted(SAM(), swag=SWAG(), epochs=-1)
+    with pytest.raises(RuntimeError, match="before training"):
+        FlatCallback(SAM()).posterior(Categorical(3))
+    with pytest.raises(ValueError, match="num_data"):
+        stream = DataLoader(list(zip(*data(), strict=True)), batch_size=SIZE)
+        stream = (batch for batch in stream)
+        trainer(FlatCallback(SAM(), SWAG()), epochs=1, max_steps=3).fit(Module(), stream)

@@ -176,7 +176,7 @@ class FlatCallback(Callback):
             )
             flat = self.flatness(step, module, following.course)
 
-            def everywhere() -> Tensor:
+            def everywhere() -> Tensor | None:
                 # Each process looks for its own worst point; what it finds there is averaged.
                 alone = isinstance(trainer.strategy, DDPStrategy)
                 with trainer.strategy.block_backward_sync() if alone else nullcontext():
@@ -184,7 +184,7 @@ class FlatCallback(Callback):
                 if alone:
                     average_gradients(module)
                     share_buffers(module)
-                return loss
+                return None if self._losses[-1] is None else loss  # Lightning wants to know of a batch left out
 
             optimizer_step(epoch, batch_idx, optimizer, everywhere)
             self._forget()

@@ -61,7 +61,7 @@ class Step:
     def __post_init__(self) -> None:
         self._places = places(self.module)
 
-    def __call__(self) -> Any:
+    def __call__(self) -> Tensor:
         """The gradient at the weights as they are, and the detached loss.
 
         Raises:
@@ -77,15 +77,14 @@ class Step:
                 "or with a part of the batch. Use SAM or another that begins at the weights, or "
                 "accumulate_grad_batches=1."
             )
-        loss = self.first()
-        losses = [part for part in self.losses if part is not None]
-        return loss if len(losses) < 2 else torch.stack(losses).sum()
+        self.first()
+        return self._total(self.losses)
 
     @torch.enable_grad()
-    def _repeat(self, start: RandomState) -> Tensor | None:
+    def _repeat(self, start: RandomState) -> Tensor:
         # Whoever replays noise has put us back to where the last micro-batch began; each has its own beginning.
         same_noise = torch.equal(RandomState.capture(self.module).cpu, start.cpu)
-        total: Tensor | None = None
+        losses = list[Tensor | None]()
         with silent(self.module), standing_in(self.module, training_step=self.training_step):
             self.zero_grad()
             for micro_batch in self.micro_batches:
@@ -96,8 +95,12 @@ class Step:
                     continue
                 part = loss / self.trainer.accumulate_grad_batches
                 self.trainer.strategy.backward(part, self.trainer.optimizers[0])
-                total = part.detach() if total is None else total + part.detach()
-        return total
+                losses.append(part.detach())
+        return self._total(losses)
+
+    def _total(self, losses: list[Tensor | None]) -> Tensor:
+        parts = [loss for loss in losses if loss is not None]
+        return torch.stack(parts).sum() if parts else torch.zeros((), device=self.module.device)
 
 
 def loss_of(output: Any) -> Tensor | None:

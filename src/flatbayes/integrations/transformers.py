@@ -1,0 +1,235 @@
+"""transformers: a mixin that makes any Trainer sharpness-aware, and collects SWAG.
+
+A Trainer hands over the micro-batches of a step one after the other. They are kept until the last is there; then one
+closure runs them all, as often as the flatness asks. Random numbers are used up as by the Trainer itself, since all
+of them are read before the first.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core import Course
+from flatbayes.core.files import replacing
+from flatbayes.core.selection import Selection
+from flatbayes.data.extras import needed
+from flatbayes.flatness import Flatness, Plain
+from flatbayes.integrations.following import Following, Plan, count_examples, steps_of
+from flatbayes.integrations.ranks import average_gradients, share_buffers
+from flatbayes.likelihoods import Likelihood
+from flatbayes.posteriors import SWAG
+from flatbayes.prediction import FittedPosterior
+
+with needed("transformers"):
+    from accelerate.utils import DistributedType
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    from transformers import Trainer, TrainerCallback
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+FILE = "flatbayes.safetensors"
+"""What is ours in the folder of a checkpoint."""
+
+WHOLE = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+"""Ways of running in which every process has all weights."""
+
+
+class FlatTrainerMixin:
+    """Put before a Trainer of transformers, makes its training sharpness-aware and collects SWAG along the way.
+
+    `class MyTrainer(FlatTrainerMixin, Seq2SeqTrainer)`; with the plain one it is `FlatTrainer`. A Trainer is made to
+    be changed by overriding its methods; so this is the one class of flatbayes that calls `super()`.
+
+    Args:
+        args: What the Trainer takes.
+        flatness: Where gradients are asked for.
+        swag: How iterates are collected; None for the trained network alone.
+        collect_from: Share of training after which iterates are collected.
+        collect_per_epoch: Iterates an epoch from then on.
+        params: The trainable parameters that the posterior is over: a kind, or a list of name patterns.
+        num_data: Number of training examples; None asks the training data.
+        kwargs: What the Trainer takes by name.
+
+    Raises:
+        ValueError: One of them is out of range, `swag` has a prior of its own, or weights are split over processes.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        flatness: Flatness = Plain(),
+        swag: SWAG | None = None,
+        collect_from: float = 0.7,
+        collect_per_epoch: int = 1,
+        params: Selection = "all",
+        num_data: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.flatness = flatness
+        self._plan = Plan(swag, collect_from, collect_per_epoch, params, num_data)
+        self._following: Following | None = None
+        self._checkpoint: str | None = None
+        self._micro_batches: list[Mapping[str, Any]] = []
+        super().__init__(*args, **kwargs)
+        kind = self.accelerator.distributed_type
+        if kind not in WHOLE:
+            raise ValueError(f"{kind.value} splits the weights over processes, or is not known here; use one, or DDP.")
+        self.add_callback(_Follower(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer does; a checkpoint also gives back what was collected, and what the flatness remembers.
+
+        Raises:
+            FileNotFoundError: The checkpoint is that of a Trainer without this mixin.
+        """
+        found = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        self._checkpoint = found or None
+        if found and not (Path(found) / FILE).is_file():
+            raise FileNotFoundError(
+                f"{found} has no {FILE}: it was written without FlatTrainerMixin. Start from its weights instead."
+            )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def training_step(
+        self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Tensor:
+        """Keep the micro-batch; at the last of a step, the gradient that the flatness wants, of all of them.
+
+        Returns:
+            The loss of the step, or zero as long as there is more to come.
+        """
+        self._micro_batches.append(inputs)
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        one_step = partial(super().training_step, model, num_items_in_batch=num_items_in_batch, **kwargs)
+
+        def closure() -> Tensor:
+            model.zero_grad()
+            total = torch.zeros((), device=self.args.device)
+            for micro_batch in self._micro_batches:
+                total += one_step(dict(micro_batch))  # a copy, since labels may be taken out
+            return total
+
+        course = None if self._following is None else self._following.course
+        ranks = self.accelerator.num_processes
+        # Each process looks for its own worst point; what it finds there is averaged.
+        with self.accelerator.no_sync(model) if ranks > 1 else nullcontext():
+            loss = self.flatness(closure, self.accelerator.unwrap_model(model), course)()
+        if ranks > 1:
+            average_gradients(model)
+            share_buffers(model)
+        self._micro_batches.clear()
+        return loss
+
+    def posterior(
+        self,
+        likelihood: Likelihood,
+        *,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        statistics_inputs: Sequence[Tensor] = (),
+        info: Mapping[str, Any] | None = None,
+    ) -> FittedPosterior:
+        """What was fitted, ready to predict; later training leaves it alone.
+
+        Args:
+            likelihood: Makes predictions out of logits.
+            wrap: Makes a network that takes one tensor and returns logits out of the model; None is `Logits`.
+            statistics_inputs: Batches of training inputs, on which running statistics of draws are estimated.
+            info: Plain data that travels with the artefact.
+
+        Raises:
+            RuntimeError: Nothing was trained yet.
+        """
+        if self._following is None:
+            raise RuntimeError("There is no posterior before training: call train() first.")
+        return self._following.fitted(likelihood, wrap or Logits, None, statistics_inputs, info)
+
+
+class FlatTrainer(FlatTrainerMixin, Trainer):
+    """The Trainer of transformers, sharpness-aware and with SWAG: see `FlatTrainerMixin`."""
+
+
+class Logits(nn.Module):
+    """A model of transformers as a network that takes one tensor and returns its logits.
+
+    What attention may look at is told from the inputs: everything but padding. A model that needs more than this (two
+    segments of a text, say) needs a small module of your own in its place.
+
+    Args:
+        model: A model whose output has `logits`.
+        pad_token_id: The token that fills up a text; None asks the model's configuration, and there is no mask if
+            that has none, as for images.
+    """
+
+    def __init__(self, model: nn.Module, pad_token_id: int | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.argument = getattr(model, "main_input_name", "input_ids")
+        self.pad_token_id = getattr(model.config, "pad_token_id", None) if pad_token_id is None else pad_token_id
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits for token numbers of shape (batch, length), or for whatever the model's main input is."""
+        masked = self.argument == "input_ids" and self.pad_token_id is not None
+        mask = {"attention_mask": (inputs != self.pad_token_id).long()} if masked else {}
+        logits: Tensor = self.model(**{self.argument: inputs}, **mask).logits
+        return logits
+
+
+class _Follower(TrainerCallback):
+    """Follows the Trainer's training on behalf of the mixin."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        trainer._micro_batches.clear()
+        course = Course(step=state.global_step, total_steps=state.max_steps)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        num_data = count_examples(trainer._plan, trainer.train_dataset)
+        steps = _steps_per_epoch(kwargs["train_dataloader"], args.gradient_accumulation_steps)
+        trainer._following = Following.start(trainer._plan, model, course, steps, num_data)
+        if trainer._checkpoint is not None:
+            trainer._following.load_state_dict(_read(Path(trainer._checkpoint) / FILE))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._micro_batches.clear()  # of an epoch that was left early
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._following.advance()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.should_save:
+            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            _write(folder / FILE, self.trainer._following.state_dict())
+
+
+def _steps_per_epoch(batches: Any, accumulate: int) -> int | None:
+    try:
+        return steps_of(len(batches), accumulate)
+    except TypeError:
+        return None
+
+
+def _write(path: Path, saved: Mapping[str, Any]) -> None:
+    course = dict(saved["course"])
+    tensors = {f"kept.{name}": tensor for name, tensor in course.pop("kept").items()}
+    tensors |= {f"statistics.{name}": tensor for name, tensor in saved["statistics"].items()}
+    with replacing(path) as temporary:
+        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(copies, temporary, metadata={"course": json.dumps(course)})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        course = json.loads(file.metadata()["course"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    statistics = {name.removeprefix("statistics."): t for name, t in tensors.items() if name.startswith("statistics.")}
+    kept = {name.removeprefix("kept."): t for name, t in tensors.items() if name.startswith("kept.")}
+    return {"course": {**course, "kept": kept}, "statistics": statistics}

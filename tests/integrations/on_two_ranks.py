@@ -1,0 +1,64 @@
+"""Trains on two processes and writes down what each of them ends with; run by test_ranks.py."""
+
+import sys
+from pathlib import Path
+
+import lightning.pytorch as lightning
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from flatbayes import SAM, SWAG
+from flatbayes.integrations.lightning import FlatCallback
+
+FLAT, SIZE, EPOCHS, RATE = SAM(rho=0.3), 4, 2, 0.1
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(32, 5, generator=generator), torch.arange(32) % 3
+
+
+def network(norm=None):
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 8), norm or nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3))
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, norm=None):
+        super().__init__()
+        self.net = network(norm)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=RATE, momentum=0.9)
+
+
+def train(folder, norm, accumulate):
+    module, callback = Module(norm), FlatCallback(FLAT, SWAG(rank=2), collect_from=0.0, network="net")
+    trainer = lightning.Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        accumulate_grad_batches=accumulate,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(TensorDataset(*data()), batch_size=SIZE))  # each process takes every other one
+    found = {"net": module.net.state_dict(), "statistics": callback.state_dict()["statistics"]}
+    torch.save(found, folder / f"{type(module.net[1]).__name__}-{accumulate}-{trainer.global_rank}.pt")
+    trainer.strategy.barrier()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for accumulate in (1, 2):
+        train(Path(sys.argv[1]), None, accumulate)
+    train(Path(sys.argv[1]), nn.BatchNorm1d(8), 1)

@@ -1,0 +1,61 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+pytest.importorskip("lightning.pytorch")
+
+SCRIPT = Path(__file__).parent / "on_two_ranks.py"
+
+
+def simulated(accumulate):
+    """Both processes in one: each finds its own worst point, and the gradients there are averaged."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        from on_two_ranks import EPOCHS, FLAT, RATE, SIZE, data, network
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
+    (x, y), net = data(), network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=RATE, momentum=0.9)
+    for _ in range(EPOCHS):
+        for k in range(0, len(x) // 2, SIZE * accumulate):
+            grads = []
+            for rank in range(2):
+                parts = [
+                    (x[rank::2][j : j + SIZE], y[rank::2][j : j + SIZE])
+                    for j in range(k, k + SIZE * accumulate, SIZE)
+                ]
+
+                def closure(parts=parts):
+                    optimizer.zero_grad()
+                    loss = sum(F.cross_entropy(net(inputs), targets) for inputs, targets in parts) / accumulate
+                    loss.backward()
+                    return loss.detach()
+
+                FLAT(closure, net)()
+                grads.append([param.grad for param in net.parameters()])
+            for param, one, other in zip(net.parameters(), *grads, strict=True):
+                param.grad = (one + other) / 2
+            optimizer.step()
+    return net
+
+
+@pytest.mark.slow
+def test_ranks_agree(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
+    subprocess.run([sys.executable, str(SCRIPT), str(tmp_path)], env=environment, timeout=200, check=True)
+    for name in ("LayerNorm-1", "LayerNorm-2", "BatchNorm1d-1"):
+        one, other = (torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in range(2))
+        assert one["statistics"]["count"] == 2
+        for kind in ("net", "statistics"):
+            for key, tensor in one[kind].items():
+                assert torch.equal(tensor, other[kind][key]), (name, kind, key)
+                assert tensor.isfinite().all()
+    for accumulate in (1, 2):
+        found = torch.load(tmp_path / f"LayerNorm-{accumulate}-0.pt", weights_only=True)["net"]
+        for key, tensor in simulated(accumulate).state_dict().items():
+            assert torch.allclose(found[key], tensor, atol=1e-6), (accumulate, key)

@@ -1,0 +1,265 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes import MSAM, SAM, SWAG, Categorical, Course, FittedPosterior, LookSAM, Plain
+
+transformers = pytest.importorskip("transformers")
+
+from flatbayes.integrations.transformers import FILE, FlatTrainer, FlatTrainerMixin, Logits  # noqa: E402
+
+BATCHES, SIZE, LENGTH, PAD = 6, 4, 7, 0
+
+
+def config(**options):
+    settings = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings |= {"intermediate_size": 16, "max_position_embeddings": 16, "num_labels": 3, "pad_token_id": PAD}
+    return transformers.BertConfig(**(settings | options))
+
+
+def bert(**options):
+    torch.manual_seed(1)
+    return transformers.BertForSequenceClassification(config(**options))
+
+
+def llama():
+    torch.manual_seed(1)
+    settings = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(intermediate_size=16, **settings))
+
+
+def examples(kind="classes"):
+    if kind == "tokens":
+        found = examples()
+        for example in found:
+            ids = example["input_ids"]
+            example["labels"] = torch.where(ids == PAD, -100, ids)
+        return found
+    generator = torch.Generator().manual_seed(3)
+    found = []
+    for k in range(BATCHES * SIZE):
+        ids = torch.randint(1, 20, (LENGTH,), generator=generator)
+        ids[LENGTH - k % 3 :] = PAD
+        found.append({"input_ids": ids, "attention_mask": (ids != PAD).long(), "labels": torch.tensor(k % 3)})
+    return found
+
+
+class InOrder:
+    def _get_train_sampler(self, train_dataset=None):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class Ordered(InOrder, FlatTrainer):
+    pass
+
+
+class OrderedPlain(InOrder, transformers.Trainer):
+    pass
+
+
+def arguments(folder, **options):
+    settings = {"num_train_epochs": 3, "per_device_train_batch_size": SIZE, "learning_rate": 1e-2, "seed": 5}
+    settings |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "optim": "adamw_torch"}
+    settings |= {"max_grad_norm": 0.0, "logging_strategy": "epoch", "dataloader_pin_memory": False}
+    return transformers.TrainingArguments(str(folder), **(settings | options))
+
+
+def trained(folder, flatness=Plain(), kind=Ordered, model=None, resume=None, swag=None, data=None, **options):
+    extra = {} if kind is OrderedPlain else {"flatness": flatness, "swag": swag, "collect_from": 0.5}
+    run = kind(model or bert(), arguments(folder, **options), train_dataset=data or examples(), **extra)
+    run.train(resume)
+    return run
+
+
+def by_hand(flatness, *, accumulate=1, epochs=3, clip=0.0, bf16=False, swag=None, model=None, data=None):
+    """The same training in a loop of one's own."""
+    model = model or bert()
+    transformers.set_seed(5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    steps_per_epoch = math.ceil(BATCHES / accumulate)
+    total = epochs * steps_per_epoch
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, 0, total)
+    course = Course(total_steps=total)
+    state = None if swag is None else swag.init(model, None, BATCHES * SIZE)
+    data = data or examples()
+    stacked = {key: torch.stack([example[key] for example in data]) for key in data[0]}
+    parts = [{key: value[k : k + SIZE] for key, value in stacked.items()} for k in range(0, BATCHES * SIZE, SIZE)]
+    model.train()
+    for _ in range(epochs):
+        torch.empty((), dtype=torch.int64).random_()  # what the iterator of a DataLoader takes
+        for k in range(0, BATCHES, accumulate):
+            now = parts[k : k + accumulate]
+            items = sum((part["labels"][..., 1:] != -100).sum() for part in now)
+
+            def closure(now=now):
+                model.zero_grad()
+                found = torch.zeros(())
+                for part in now:
+                    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                        loss = model(**part, num_items_in_batch=items).loss  # that of BERT is a mean all the same
+                    loss.backward()
+                    found += loss.detach()
+                return found
+
+            flatness(closure, model, course)()
+            if clip:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            schedule.step()
+            course.advance()
+        if swag is not None and course.step / total > 0.5:
+            swag.collect(state)
+    return model, state
+
+
+def assert_equal(one, other):
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("flatness", [SAM(rho=0.2), LookSAM(rho=0.2, every=2), MSAM(rho=0.2), Plain()], ids=repr)
+def test_equals_a_loop_of_ones_own(flatness, accumulate, tmp_path):
+    run = trained(tmp_path, flatness, gradient_accumulation_steps=accumulate)
+    assert_equal(run.model, by_hand(flatness, accumulate=accumulate)[0])
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_plain_is_the_trainer(accumulate, tmp_path):
+    ours = trained(tmp_path, Plain(), gradient_accumulation_steps=accumulate)
+    theirs = trained(tmp_path, kind=OrderedPlain, gradient_accumulation_steps=accumulate)
+    assert_equal(ours.model, theirs.model)
+    for one, other in zip(ours.state.log_history, theirs.state.log_history, strict=True):
+        for name in {"loss", "grad_norm", "learning_rate", "train_loss"} & other.keys():
+            assert one[name] == pytest.approx(other[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_tokens_count_the_same_in_all_micro_batches(accumulate, tmp_path):
+    data = examples("tokens")
+    run = trained(tmp_path, SAM(rho=0.2), model=llama(), data=data, gradient_accumulation_steps=accumulate)
+    assert_equal(run.model, by_hand(SAM(rho=0.2), accumulate=accumulate, model=llama(), data=data)[0])
+
+
+def test_clips_the_final_gradient(tmp_path):
+    run = trained(tmp_path, SAM(rho=0.2), max_grad_norm=0.05, gradient_accumulation_steps=2)
+    assert_equal(run.model, by_hand(SAM(rho=0.2), accumulate=2, clip=0.05)[0])
+
+
+def test_bf16(tmp_path):
+    run = trained(tmp_path, SAM(rho=0.2), bf16=True, gradient_accumulation_steps=2)
+    assert_equal(run.model, by_hand(SAM(rho=0.2), accumulate=2, bf16=True)[0])
+
+
+def test_labels_may_be_taken_out(tmp_path):
+    data = examples()
+    trained(tmp_path, SAM(rho=0.2), data=data, label_smoothing_factor=0.1, gradient_accumulation_steps=2)
+
+
+def test_swag_equals_a_loop_of_ones_own(tmp_path):
+    run = trained(tmp_path, SAM(rho=0.2), swag=SWAG(rank=3), num_train_epochs=4)
+    model, state = by_hand(SAM(rho=0.2), swag=SWAG(rank=3), epochs=4)
+    assert_equal(run.model, model)
+    found = run._following.state.statistics
+    assert found["count"] == 2
+    for name, tensor in state.statistics.items():
+        assert torch.equal(found[name], tensor)
+
+
+@pytest.mark.parametrize("flatness", [SAM(rho=0.2), MSAM(rho=0.2)], ids=repr)
+@pytest.mark.parametrize("at", [6, 13])
+def test_resumes_bit_for_bit(flatness, at, tmp_path):
+    options = {"num_train_epochs": 4, "save_strategy": "steps", "save_steps": at, "swag": SWAG(rank=3)}
+    whole = trained(tmp_path / "one", flatness, **options)
+    folder = tmp_path / "one" / f"checkpoint-{at}"
+    again = trained(tmp_path / "two", flatness, resume=str(folder), **options)
+    assert_equal(whole.model, again.model)
+    one, other = whole._following, again._following
+    assert one.course.step == other.course.step == 24
+    assert int(one.state.statistics["count"]) == 2
+    for name, tensor in one.state.statistics.items():
+        assert torch.equal(other.state.statistics[name], tensor)
+    assert one.course.kept.keys() == other.course.kept.keys()
+
+
+def test_resumes_the_last_checkpoint(tmp_path):
+    options = {"save_strategy": "epoch", "swag": SWAG(rank=2)}
+    trained(tmp_path, SAM(rho=0.2), **options)
+    again = trained(tmp_path, SAM(rho=0.2), resume=True, **options)
+    assert again._following.course.step == 18
+
+
+def test_checkpoint_without_ours(tmp_path):
+    trained(tmp_path, kind=OrderedPlain, save_strategy="epoch")
+    with pytest.raises(FileNotFoundError, match=FILE):
+        trained(tmp_path, SAM(rho=0.2), resume=True)
+
+
+def test_posterior_predicts_saves_and_loads(tmp_path):
+    run = trained(tmp_path, SAM(rho=0.05), swag=SWAG(rank=2), num_train_epochs=4)
+    fitted = run.posterior(Categorical(3))
+    ids = torch.stack([example["input_ids"] for example in examples()])
+    mask = torch.stack([example["attention_mask"] for example in examples()])
+    predictive = fitted.predict(ids, num_draws=3)
+    for network in fitted.draws(1):
+        direct = network.model(input_ids=ids, attention_mask=mask).logits
+        assert torch.allclose(network(ids), direct)
+    again = FittedPosterior.load(fitted.save(tmp_path / "kept"), Logits(bert()))
+    assert torch.equal(again.predict(ids, num_draws=3).log_probs, predictive.log_probs)
+    assert fitted.states[0].num_data == BATCHES * SIZE
+
+
+def test_posterior_over_some_parameters(tmp_path):
+    model = bert()
+    model.bert.embeddings.requires_grad_(False)
+    run = FlatTrainer(
+        model,
+        arguments(tmp_path),
+        train_dataset=examples(),
+        flatness=SAM(rho=0.05),
+        swag=SWAG(rank=2),
+        collect_from=0.5,
+        params=["classifier.*"],
+    )
+    run.train()
+    fitted = run.posterior(Categorical(3))
+    size = sum(p.numel() for p in model.classifier.parameters())
+    assert len(fitted.states[0].statistics["mean"]) == size
+    assert sum(p.numel() for p in fitted.states[0].model.parameters() if p.requires_grad) == size
+    inner = fitted.states[0].model.model
+    assert inner.bert.embeddings.word_embeddings.weight is model.bert.embeddings.word_embeddings.weight
+    assert inner.bert.pooler.dense.weight is not model.bert.pooler.dense.weight
+    assert model.bert.pooler.dense.weight.requires_grad
+    ids = torch.stack([example["input_ids"] for example in examples()])
+    before = fitted.predict(ids, num_draws=2, batched=False).log_probs
+    run.train()
+    assert torch.equal(fitted.predict(ids, num_draws=2, batched=False).log_probs, before)
+
+
+def test_refuses(tmp_path):
+    with pytest.raises(ValueError, match="weight_decay"):
+        FlatTrainer(bert(), arguments(tmp_path), swag=SWAG(prior_precision=1.0))
+    with pytest.raises(ValueError, match="collect_from"):
+        FlatTrainer(bert(), arguments(tmp_path), collect_from=1.0)
+    run = FlatTrainer(bert(), arguments(tmp_path), train_dataset=examples())
+    with pytest.raises(RuntimeError, match="train"):
+        run.posterior(Categorical(3))
+
+
+def test_any_trainer():
+    class Theirs(FlatTrainerMixin, transformers.Seq2SeqTrainer):
+        pass
+
+    assert Theirs.training_step is FlatTrainerMixin.training_step
+
+
+def test_logits_of_images():
+    settings = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vit = transformers.ViTForImageClassification(
+        transformers.ViTConfig(image_size=8, patch_size=4, num_labels=3, **settings)
+    )
+    assert Logits(vit)(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
