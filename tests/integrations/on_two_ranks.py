@@ -7,7 +7,7 @@ import lightning.pytorch as lightning
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from flatbayes import SAM, SWAG
 from flatbayes.integrations.lightning import FlatCallback
@@ -33,6 +33,10 @@ class Module(lightning.LightningModule):
     def training_step(self, batch, batch_idx):
         return F.cross_entropy(self.net(batch[0]), batch[1])
 
+    def train_dataloader(self):
+        sampler = DistributedSampler(range(32), num_replicas=2, rank=self.trainer.global_rank, shuffle=False)
+        return DataLoader(TensorDataset(*data()), batch_size=SIZE, sampler=sampler)
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=RATE, momentum=0.9)
 
@@ -50,8 +54,9 @@ def train(folder, norm, accumulate):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        use_distributed_sampler=False,
     )
-    trainer.fit(module, DataLoader(TensorDataset(*data()), batch_size=SIZE))  # each process takes every other one
+    trainer.fit(module)
     found = {"net": module.net.state_dict(), "statistics": callback.state_dict()["statistics"]}
     torch.save(found, folder / f"{type(module.net[1]).__name__}-{accumulate}-{trainer.global_rank}.pt")
     trainer.strategy.barrier()

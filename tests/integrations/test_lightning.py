@@ -205,7 +205,7 @@ def test_plain_changes_nothing(accumulate):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_counts_once(accumulate):
-    """With a radius of zero the second pass is the first: everything that counts must count as if it were not there."""
+    """With a radius of zero the second pass is the first, and nothing may count it."""
     flat, _, run = fitted(SAM(rho=0.0), accumulate_grad_batches=accumulate)
     plain, _, other = fitted(Plain(), accumulate_grad_batches=accumulate)
     assert flat.calls == 2 * plain.calls

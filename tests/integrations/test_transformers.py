@@ -61,7 +61,13 @@ class OrderedPlain(InOrder, transformers.Trainer):
 
 def arguments(folder, **options):
     settings = {"num_train_epochs": 3, "per_device_train_batch_size": SIZE, "learning_rate": 1e-2, "seed": 5}
-    settings |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "optim": "adamw_torch"}
+    settings |= {
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "optim": "adamw_torch",
+    }
     settings |= {"max_grad_norm": 0.0, "logging_strategy": "epoch", "dataloader_pin_memory": False}
     return transformers.TrainingArguments(str(folder), **(settings | options))
 
@@ -93,7 +99,7 @@ def by_hand(flatness, *, accumulate=1, epochs=3, clip=0.0, bf16=False, swag=None
             now = parts[k : k + accumulate]
             items = sum((part["labels"][..., 1:] != -100).sum() for part in now)
 
-            def closure(now=now):
+            def closure(now=now, items=items):
                 model.zero_grad()
                 found = torch.zeros(())
                 for part in now:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Course, State
@@ -69,7 +68,9 @@ class Following:
     steps_per_epoch: int
 
     @staticmethod
-    def start(plan: Plan, network: nn.Module, course: Course, steps_per_epoch: int | None, num_data: int) -> "Following":
+    def start(
+        plan: Plan, network: nn.Module, course: Course, steps_per_epoch: int | None, num_data: int
+    ) -> "Following":
         """Nothing is collected yet.
 
         Args:

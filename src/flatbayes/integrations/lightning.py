@@ -1,8 +1,8 @@
 """Lightning: a callback that makes the training of any LightningModule sharpness-aware, and collects SWAG.
 
 The module keeps its `training_step` and `configure_optimizers`, the Trainer its flags. While it fits, the callback
-stands in for two methods of the module: `training_step`, to note what it is called with, and `optimizer_step`, to hand
-the optimiser a closure that asks for gradients where the flatness wants them.
+stands in for two methods of the module: `training_step`, to note what it is called with, and `optimizer_step`, to
+hand the optimiser a closure that asks for gradients where the flatness wants them.
 """
 
 import inspect
@@ -178,10 +178,10 @@ class FlatCallback(Callback):
 
             def everywhere() -> Tensor | None:
                 # Each process looks for its own worst point; what it finds there is averaged.
-                alone = isinstance(trainer.strategy, DDPStrategy)
-                with trainer.strategy.block_backward_sync() if alone else nullcontext():
+                strategy = trainer.strategy
+                with strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext():
                     loss = flat()
-                if alone:
+                if isinstance(strategy, DDPStrategy):
                     average_gradients(module)
                     share_buffers(module)
                 return None if self._losses[-1] is None else loss  # Lightning wants to know of a batch left out

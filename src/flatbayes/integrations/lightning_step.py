@@ -72,10 +72,10 @@ class Step:
         self._start = RandomState.capture(self.module)
         if self.micro_batches and (asked_share() < 1 or self._places != places(self.module)):
             raise RuntimeError(
-                "With accumulate_grad_batches above 1, Lightning has taken the gradients of all micro-batches but the "
-                "last at the weights themselves, and this flatness asks for the first gradient of a step elsewhere, "
-                "or with a part of the batch. Use SAM or another that begins at the weights, or "
-                "accumulate_grad_batches=1."
+                "With accumulate_grad_batches above 1, Lightning has taken the gradients of all micro-batches but "
+                "the last at the weights themselves, and this flatness asks for the first gradient of a step "
+                "elsewhere, or with a part of the batch. Use SAM or another that begins at the weights with the "
+                "whole batch, or accumulate_grad_batches=1."
             )
         self.first()
         return self._total(self.losses)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,11 @@ with needed("transformers"):
     from transformers import Trainer, TrainerCallback
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
+if TYPE_CHECKING:
+    _Base = Trainer  # what the mixin is put before
+else:
+    _Base = object
+
 FILE = "flatbayes.safetensors"
 """What is ours in the folder of a checkpoint."""
 
@@ -40,7 +45,7 @@ WHOLE = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CP
 """Ways of running in which every process has all weights."""
 
 
-class FlatTrainerMixin:
+class FlatTrainerMixin(_Base):
     """Put before a Trainer of transformers, makes its training sharpness-aware and collects SWAG along the way.
 
     `class MyTrainer(FlatTrainerMixin, Seq2SeqTrainer)`; with the plain one it is `FlatTrainer`. A Trainer is made to
@@ -79,7 +84,9 @@ class FlatTrainerMixin:
         super().__init__(*args, **kwargs)
         kind = self.accelerator.distributed_type
         if kind not in WHOLE:
-            raise ValueError(f"{kind.value} splits the weights over processes, or is not known here; use one, or DDP.")
+            raise ValueError(
+                f"{kind.value} splits the weights over processes, or is not known here; use one, or DDP."
+            )
         self.add_callback(_Follower(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -88,8 +95,10 @@ class FlatTrainerMixin:
         Raises:
             FileNotFoundError: The checkpoint is that of a Trainer without this mixin.
         """
-        found = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-        self._checkpoint = found or None
+        found = resume_from_checkpoint or None
+        if found is True:
+            found = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
+        self._checkpoint = found
         if found and not (Path(found) / FILE).is_file():
             raise FileNotFoundError(
                 f"{found} has no {FILE}: it was written without FlatTrainerMixin. Start from its weights instead."
@@ -171,13 +180,16 @@ class Logits(nn.Module):
         super().__init__()
         self.model = model
         self.argument = getattr(model, "main_input_name", "input_ids")
-        self.pad_token_id = getattr(model.config, "pad_token_id", None) if pad_token_id is None else pad_token_id
+        self.pad_token_id: int | None = (
+            getattr(model.config, "pad_token_id", None) if pad_token_id is None else pad_token_id
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits for token numbers of shape (batch, length), or for whatever the model's main input is."""
-        masked = self.argument == "input_ids" and self.pad_token_id is not None
-        mask = {"attention_mask": (inputs != self.pad_token_id).long()} if masked else {}
-        logits: Tensor = self.model(**{self.argument: inputs}, **mask).logits
+        given = {self.argument: inputs}
+        if self.argument == "input_ids" and self.pad_token_id is not None:
+            given["attention_mask"] = inputs.ne(self.pad_token_id).long()
+        logits: Tensor = self.model(**given).logits
         return logits
 
 
@@ -230,6 +242,8 @@ def _read(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
         course = json.loads(file.metadata()["course"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    statistics = {name.removeprefix("statistics."): t for name, t in tensors.items() if name.startswith("statistics.")}
-    kept = {name.removeprefix("kept."): t for name, t in tensors.items() if name.startswith("kept.")}
-    return {"course": {**course, "kept": kept}, "statistics": statistics}
+    return {"course": {**course, "kept": _below(tensors, "kept.")}, "statistics": _below(tensors, "statistics.")}
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
