@@ -205,8 +205,9 @@ def test_checkpoint_without_ours(tmp_path):
         trained(tmp_path, SAM(rho=0.2), resume=True)
 
 
-def test_posterior_predicts_saves_and_loads(tmp_path):
-    run = trained(tmp_path, SAM(rho=0.05), swag=SWAG(rank=2), num_train_epochs=4)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_posterior_predicts_saves_and_loads(bf16, tmp_path):
+    run = trained(tmp_path, SAM(rho=0.05), swag=SWAG(rank=2), num_train_epochs=4, bf16=bf16)
     fitted = run.posterior(Categorical(3))
     ids = torch.stack([example["input_ids"] for example in examples()])
     mask = torch.stack([example["attention_mask"] for example in examples()])
@@ -269,3 +270,19 @@ def test_logits_of_images():
         transformers.ViTConfig(image_size=8, patch_size=4, num_labels=3, **settings)
     )
     assert Logits(vit)(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_adapters(tmp_path):
+    peft = pytest.importorskip("peft")
+
+    def adapted():
+        return peft.get_peft_model(bert(), peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+
+    run = trained(tmp_path, SAM(rho=0.05), model=adapted(), swag=SWAG(rank=2), num_train_epochs=4)
+    fitted = run.posterior(Categorical(3))
+    assert len(fitted.states[0].statistics["mean"]) == 2 * 2 * 16 + 16 * 3 + 3
+    ids = torch.stack([example["input_ids"] for example in examples()])
+    again = FittedPosterior.load(fitted.save(tmp_path / "kept"), Logits(adapted()))
+    one, other = (posterior.predict(ids, num_draws=3, batched=False) for posterior in (fitted, again))
+    assert torch.equal(one.log_probs, other.log_probs)

@@ -105,9 +105,7 @@ class FlatTrainerMixin(_Base):
             )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def training_step(
-        self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None, **kwargs: Any
-    ) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Keep the micro-batch; at the last of a step, the gradient that the flatness wants, of all of them.
 
         Returns:
@@ -116,7 +114,7 @@ class FlatTrainerMixin(_Base):
         self._micro_batches.append(inputs)
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
-        one_step = partial(super().training_step, model, num_items_in_batch=num_items_in_batch, **kwargs)
+        one_step = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
 
         def closure() -> Tensor:
             model.zero_grad()
@@ -157,7 +155,10 @@ class FlatTrainerMixin(_Base):
         """
         if self._following is None:
             raise RuntimeError("There is no posterior before training: call train() first.")
-        return self._following.fitted(likelihood, wrap or Logits, None, statistics_inputs, info)
+        make = Logits if wrap is None else wrap
+        return self._following.fitted(
+            likelihood, lambda model: make(_unwrapped(model)), None, statistics_inputs, info
+        )
 
 
 class FlatTrainer(FlatTrainerMixin, Trainer):
@@ -220,6 +221,13 @@ class _Follower(TrainerCallback):
         if args.should_save:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             _write(folder / FILE, self.trainer._following.state_dict())
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    # Accelerate has put autocast around this one model's forward for training; predictions are in full precision.
+    if vars(model).pop("_original_forward", None) is not None:
+        vars(model).pop("forward", None)
+    return model
 
 
 def _steps_per_epoch(batches: Any, accumulate: int) -> int | None:
