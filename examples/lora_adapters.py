@@ -17,11 +17,11 @@ logging.set_verbosity_error()
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # in peft
 
 # %% Sentences about films, made from templates: good or bad, which one word of them says
-GOOD = "lovely funny clever moving bright charming tender witty".split()
-BAD = "dull boring stupid weak noisy tired clumsy flat".split()
-THINGS = "film story plot cast music ending dialogue picture".split()
-ADVERBS = "really quite rather very".split()
-UNFAMILIAR = "oxide femur ledger axle quartz tendon tariff piston enzyme bishop gravel sonnet".split()
+GOOD = ["lovely", "funny", "clever", "moving", "bright", "charming", "tender", "witty"]
+BAD = ["dull", "boring", "stupid", "weak", "noisy", "tired", "clumsy", "flat"]
+THINGS = ["film", "story", "plot", "cast", "music", "ending", "dialogue", "picture"]
+ADVERBS = ["really", "quite", "rather", "very"]
+UNFAMILIAR = ["oxide", "femur", "ledger", "axle", "quartz", "tendon", "tariff", "piston", "gravel", "sonnet"]
 VOCABULARY = ["[PAD]", "[CLS]", "the", "was", *GOOD, *BAD, *THINGS, *ADVERBS, *UNFAMILIAR]
 LENGTH = 7
 
@@ -67,10 +67,10 @@ data = [sentences()[k] for k in order]
 train, test = data[:200], data[200:]
 arguments = TrainingArguments(
     mkdtemp(),
-    num_train_epochs=10,
+    num_train_epochs=16,
     per_device_train_batch_size=10,
     gradient_accumulation_steps=2,
-    learning_rate=2e-3,
+    learning_rate=1e-2,
     lr_scheduler_type="constant",
     bf16=True,
     use_cpu=True,
@@ -83,7 +83,7 @@ arguments = TrainingArguments(
 trainer = FlatTrainer(model, arguments, train_dataset=train, flatness=SAM(rho=0.05), swag=SWAG(rank=10))
 trainer.train()
 
-# %% Thirty adapters predict together, and are less sure of sentences whose words they have never seen
+# %% Thirty sets of adapters predict together; words that they have never seen leave them less sure
 fitted = trainer.posterior(Categorical(2))
 alone = FittedPosterior(Point(), fitted.states, Categorical(2))
 inputs, targets = (torch.stack([example[key] for example in test]) for key in ("input_ids", "labels"))

@@ -12,6 +12,13 @@ DOCUMENTS = [
     path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")) if path.exists()
 ]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+OF_OTHERS = {  # warnings that other packages give to everyone who uses them as documented
+    "integrations.md": [
+        r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",  # Lightning
+        "ignore:The 'train_dataloader' does not have many workers:UserWarning",  # Lightning
+        "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # peft
+    ]
+}
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -22,7 +29,13 @@ def snippets(path):
     return blocks
 
 
-@pytest.mark.parametrize("path", [p for p in DOCUMENTS if snippets(p)], ids=lambda p: p.name)
+def with_warnings_of_others(path):
+    return pytest.param(path, marks=[pytest.mark.filterwarnings(line) for line in OF_OTHERS.get(path.name, [])])
+
+
+@pytest.mark.parametrize(
+    "path", [with_warnings_of_others(p) for p in DOCUMENTS if snippets(p)], ids=lambda path: path.name
+)
 def test_snippets_run_in_order(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
