@@ -42,7 +42,7 @@ x = x.float() / 16
 L.seed_everything(0, verbose=False)
 flat = FlatCallback(SAM(rho=0.1), SWAG(rank=10), collect_from=0.5)
 trainer = L.Trainer(
-    max_epochs=30,
+    max_epochs=20,
     callbacks=[flat],
     accumulate_grad_batches=2,
     gradient_clip_val=1.0,

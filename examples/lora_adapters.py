@@ -67,7 +67,7 @@ data = [sentences()[k] for k in order]
 train, test = data[:200], data[200:]
 arguments = TrainingArguments(
     mkdtemp(),
-    num_train_epochs=16,
+    num_train_epochs=10,
     per_device_train_batch_size=10,
     gradient_accumulation_steps=2,
     learning_rate=1e-2,

@@ -127,7 +127,7 @@ def assert_equal(one, other):
         assert torch.equal(ours[name], theirs[name]), name
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("flatness", [SAM(rho=0.2), LookSAM(rho=0.2, every=2), MSAM(rho=0.2), Plain()], ids=repr)
 def test_equals_a_loop_of_ones_own(flatness, accumulate, tmp_path):
     run = trained(tmp_path, flatness, gradient_accumulation_steps=accumulate)
@@ -177,7 +177,7 @@ def test_swag_equals_a_loop_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize("flatness", [SAM(rho=0.2), MSAM(rho=0.2)], ids=repr)
-@pytest.mark.parametrize("at", [6, 13])
+@pytest.mark.parametrize("at", [6, 19])
 def test_resumes_bit_for_bit(flatness, at, tmp_path):
     options = {"num_train_epochs": 4, "save_strategy": "steps", "save_steps": at, "swag": SWAG(rank=3)}
     whole = trained(tmp_path / "one", flatness, **options)

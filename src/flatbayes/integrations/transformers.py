@@ -80,7 +80,7 @@ class FlatTrainerMixin(_Base):
         self._plan = Plan(swag, collect_from, collect_per_epoch, params, num_data)
         self._following: Following | None = None
         self._checkpoint: str | None = None
-        self._micro_batches: list[Mapping[str, Any]] = []
+        self._micro_batches: list[dict[str, Any]] = []
         super().__init__(*args, **kwargs)
         kind = self.accelerator.distributed_type
         if kind not in WHOLE:
@@ -105,7 +105,7 @@ class FlatTrainerMixin(_Base):
             )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def training_step(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Keep the micro-batch; at the last of a step, the gradient that the flatness wants, of all of them.
 
         Returns:
@@ -120,7 +120,7 @@ class FlatTrainerMixin(_Base):
             model.zero_grad()
             total = torch.zeros((), device=self.args.device)
             for micro_batch in self._micro_batches:
-                total += one_step(dict(micro_batch))  # a copy, since labels may be taken out
+                total += one_step(micro_batch)
             return total
 
         course = None if self._following is None else self._following.course
