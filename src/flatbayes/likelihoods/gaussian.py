@@ -222,7 +222,7 @@ class Gaussian(Likelihood):
         Raises:
             ValueError: The outputs are not a mean and a raw scale for each target, or the targets have no such shape.
         """
-        mean, std = self._standardised(outputs if outputs.dtype == torch.float64 else outputs.float())
+        mean, std = self.standardised(outputs if outputs.dtype == torch.float64 else outputs.float())
         location, scale = _units(self.location, self.scale, mean.dtype, mean.device)
         if targets.shape != outputs.shape[:1] + self._shape and targets.shape != mean.shape:
             raise ValueError(
@@ -241,7 +241,7 @@ class Gaussian(Likelihood):
         """
         means, stds = [], []
         for one in outputs:
-            mean, std = self._standardised(one.double())
+            mean, std = self.standardised(one.double())
             location, scale = _units(self.location, self.scale, mean.dtype, mean.device)
             means.append((location + scale * mean).reshape(len(one), *self._shape))
             stds.append((scale * std).reshape(len(one), *self._shape))
@@ -249,11 +249,12 @@ class Gaussian(Likelihood):
             raise ValueError("There is no prediction without networks: ask for at least 1 draw.")
         return GaussianPredictive(torch.stack(means), torch.stack(stds))
 
-    @property
-    def _shape(self) -> tuple[int, ...]:
-        return () if self.num_targets == 1 else (self.num_targets,)
+    def standardised(self, outputs: Float[Tensor, "batch outputs"]) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation that a network gives, in units of the scale; each of shape (batch, targets).
 
-    def _standardised(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        Raises:
+            ValueError: The outputs are not a mean and a raw scale for each target.
+        """
         if outputs.ndim != 2 or outputs.shape[1] != self.num_outputs:
             count = "1 target" if self.num_targets == 1 else f"{self.num_targets} targets"
             raise ValueError(
@@ -263,6 +264,10 @@ class Gaussian(Likelihood):
             )
         mean, raw = outputs.chunk(2, dim=1)
         return mean, self.floor + F.softplus(raw)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return () if self.num_targets == 1 else (self.num_targets,)
 
 
 @lru_cache(maxsize=16)

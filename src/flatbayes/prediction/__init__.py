@@ -1,15 +1,21 @@
 """Networks times batches: predictions with uncertainty from a fitted posterior."""
 
+from flatbayes.prediction.compiled import CompiledPosterior
 from flatbayes.prediction.evaluation import Evaluation, evaluate
+from flatbayes.prediction.export import export_onnx, export_torch, onnx_difference
 from flatbayes.prediction.fitted import FittedPosterior, check_num_draws
 from flatbayes.prediction.shift import evaluate_corruptions, evaluate_ood, recalibrated
 
 __all__ = [
+    "CompiledPosterior",
     "Evaluation",
     "FittedPosterior",
     "check_num_draws",
     "evaluate",
     "evaluate_corruptions",
     "evaluate_ood",
+    "export_onnx",
+    "export_torch",
+    "onnx_difference",
     "recalibrated",
 ]

@@ -20,6 +20,7 @@ from flatbayes.data import StoredImages
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction.batched import Stack, few, stack
+from flatbayes.prediction.compiled import CompiledPosterior, compiled
 from flatbayes.prediction.inputs import chunks
 
 Inputs = Tensor | StoredImages | NDArray[np.generic] | Iterable[Any]
@@ -175,6 +176,24 @@ class FittedPosterior:
                 self.statistics_of_draws[key] = self._estimate(network)
             with holding(network, self.statistics_of_draws[key]):
                 yield network
+
+    def compile(self, num_draws: int = 30, *, seed: int = 0) -> CompiledPosterior:
+        """One module that predicts as `predict(inputs, num_draws, seed=seed)` does, up to single precision.
+
+        Its call gives a dictionary of tensors: for classes `mean`, `entropy` and `mutual_information`, for numbers
+        `mean`, `std` and `epistemic_std`. It holds the weights of all draws, so it is as many times the size of the
+        network. `export_torch` and `export_onnx` write it to a file.
+
+        Args:
+            num_draws: Networks to draw, as in `predict`.
+            seed: The same seed draws the same networks.
+
+        Raises:
+            ValueError: No draws are asked for, or they are more than weights (masks of dropout, linearised networks).
+            TypeError: The likelihood is one of your own.
+            RuntimeError: The posterior has nothing to draw from yet.
+        """
+        return compiled(self, num_draws, seed)
 
     def save(self, folder: str | Path) -> Path:
         """Write the artefact: `posterior.safetensors` and `posterior.json`. Nothing in it is code."""

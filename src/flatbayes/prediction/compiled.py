@@ -1,0 +1,162 @@
+"""Networks of a posterior frozen into one module: one call, and mean and uncertainty are there.
+
+Networks are called one after the other in a loop, because that is the form that `torch.export` can follow with a batch
+of any size; through vmap the batch size becomes a constant.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.data import Standardize
+from flatbayes.posteriors.linearised import Linearised
+from flatbayes.posteriors.noisy_network import variational_layers
+from flatbayes.prediction.summaries import Answer, Summary, summary_of
+
+if TYPE_CHECKING:
+    from flatbayes.prediction.fitted import FittedPosterior
+
+PROBES = 8
+"""Inputs on which a linearised network is compared with one of moved weights."""
+
+
+class CompiledPosterior(nn.Module):
+    """Inputs as the training data had them in, tensors by name out.
+
+    It holds the weights of all its networks and no random numbers, so that the same inputs always give the same answer.
+    Keep it in eval mode, in which it is made.
+
+    Args:
+        prepare: What inputs go through before the networks see them.
+        networks: Networks with weights of their own.
+        summary: Makes an answer out of their outputs.
+        example: Two inputs, for the exporters; None where their shape is not known.
+
+    Attributes:
+        fields: Names of the tensors in an answer, in order.
+    """
+
+    def __init__(
+        self, prepare: nn.Module, networks: Sequence[nn.Module], summary: Summary, example: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.prepare = prepare
+        self.networks = nn.ModuleList(networks)
+        self.summary = summary
+        self.example = example
+        self.fields = summary.fields
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, inputs: Tensor) -> Answer:
+        """For classes `mean`, `entropy` and `mutual_information`; for numbers `mean`, `std` and `epistemic_std`."""
+        ready = self.prepare(inputs)
+        answer: Answer = self.summary([network(ready) for network in self.networks])
+        return answer
+
+
+class Preparation(nn.Module):
+    """What a fitted posterior does to inputs, with the statistics as buffers.
+
+    Args:
+        transform: The posterior's.
+        dtype: Precision of the networks.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(self, transform: Callable[[Tensor], Tensor] | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        known = isinstance(transform, Standardize)
+        self.register_buffer("mean", transform.mean.clone() if known else None)
+        self.register_buffer("std", transform.std.clone() if known else None)
+        self.transform = None if known else transform
+        self.dtype = dtype
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs as the networks take them."""
+        if self.mean is not None and self.std is not None:
+            inputs = Standardize(mean=self.mean, std=self.std)(inputs)
+        elif self.transform is not None:
+            inputs = self.transform(inputs)
+        return inputs.to(self.dtype) if inputs.is_floating_point() else inputs
+
+
+def compiled(fitted: "FittedPosterior", num_draws: int, seed: int) -> CompiledPosterior:
+    """The networks of `predict(inputs, num_draws, seed=seed)` in one module.
+
+    Raises:
+        ValueError: No draws are asked for, or they are more than weights.
+        TypeError: The likelihood is one of the user's own.
+        RuntimeError: The posterior has nothing to draw from yet.
+    """
+    summary = summary_of(fitted.likelihood)
+    networks = []
+    for key in fitted.draw_keys(num_draws, seed):
+        with fitted.drawn(key) as network:
+            networks.append(_frozen(fitted, network))
+    _share(networks)
+    prepare = Preparation(fitted.transform, fitted.dtype)
+    return CompiledPosterior(prepare, networks, summary, example_of(fitted)).to(fitted.device)
+
+
+def example_of(fitted: "FittedPosterior") -> Tensor | None:
+    """Two inputs like those of the training, as far as their shape and scale tell; None where the shape is unknown."""
+    shape = fitted.info.get("input_shape")
+    if not shape:
+        return None
+    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    scale = fitted.transform
+    return scale.mean.cpu() + scale.std.cpu() * noise if isinstance(scale, Standardize) else noise
+
+
+def _frozen(fitted: "FittedPosterior", network: nn.Module) -> nn.Module:
+    if any(module.training for module in network.modules()):
+        raise ValueError(
+            f"Draws of {type(fitted.posterior).__name__} are masks, new ones for each example of each call, and no "
+            "fixed weights. Distil the posterior into one network instead: flatbayes.distill(fitted, model, inputs)."
+        )
+    if not isinstance(network, Linearised):
+        frozen = copy.deepcopy(network)
+        for layer in variational_layers(frozen):
+            layer.centre = None  # a draw within this one will never be asked for
+        return frozen
+    moved = copy.deepcopy(network.network)
+    params = dict(moved.named_parameters())
+    with torch.no_grad():
+        for name, offset in network.offsets.items():
+            params[name].add_(offset)
+    if not _same(network, moved, fitted.info.get("input_shape"), fitted.dtype):
+        raise ValueError(
+            "Draws of this Laplace posterior are linearised networks, which are more than weights unless they are "
+            "linear in those that move (structure='last_layer', on a network that ends in that layer and was given as "
+            "a Dataset). Fit with predictive='sampled', or distil it: flatbayes.distill(fitted, model, inputs)."
+        )
+    return moved
+
+
+def _share(networks: Sequence[nn.Module]) -> None:
+    """Let weights that are the same in all networks, such as those below a Bayesian last layer, take memory once."""
+    first, *others = networks
+    for name, param in list(first.named_parameters()):
+        if all(torch.equal(param, network.get_parameter(name)) for network in others):
+            owner, _, leaf = name.rpartition(".")
+            for network in others:
+                network.get_submodule(owner).register_parameter(leaf, param)
+
+
+@torch.no_grad()
+def _same(one: nn.Module, other: nn.Module, input_shape: Sequence[int] | None, dtype: torch.dtype) -> bool:
+    """Whether two networks agree on random inputs of this shape, if that is known, up to rounding."""
+    if not input_shape:
+        return False
+    weight = next(other.parameters())
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(PROBES, *input_shape, generator=generator).to(weight.device, dtype)
+    expected: Tensor = one(probes)
+    found: Tensor = other(probes)
+    return bool(torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())))
