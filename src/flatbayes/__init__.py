@@ -49,8 +49,8 @@ from flatbayes.likelihoods import (
 )
 from flatbayes.models import MLP, VGG, ConvNet, DenseNet, PreResNet, ResNet, ViT, WideResNet
 from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point, Posterior
-from flatbayes.prediction import FittedPosterior, evaluate
-from flatbayes.training import Constant, Cosine, Cyclical, Interrupted, Polynomial, Recipe, Schedule, SWALinear, fit
+from flatbayes.prediction import CompiledPosterior, FittedPosterior, evaluate, export_onnx, export_torch
+from flatbayes.training import Constant, Cosine, Cyclical, Interrupted, Polynomial, Recipe, Schedule, SWALinear, distill, fit
 
 __all__ = [
     "ASAM",
@@ -75,6 +75,7 @@ __all__ = [
     "CategoricalPredictive",
     "Closure",
     "Comparison",
+    "CompiledPosterior",
     "Constant",
     "ConvNet",
     "Cosine",
@@ -123,6 +124,9 @@ __all__ = [
     "TinyImageNet",
     "ViT",
     "WideResNet",
+    "distill",
     "evaluate",
+    "export_onnx",
+    "export_torch",
     "fit",
 ]

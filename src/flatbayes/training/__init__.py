@@ -1,6 +1,7 @@
 """Training: one loop for every posterior and every flatness."""
 
 from flatbayes.training.checkpoint import Checkpoints
+from flatbayes.training.distill import distill
 from flatbayes.training.fit import Interrupted, fit
 from flatbayes.training.logs import Logged, make_logger
 from flatbayes.training.recipe import Recipe
@@ -23,6 +24,7 @@ __all__ = [
     "Schedule",
     "Watch",
     "Watches",
+    "distill",
     "fit",
     "make_logger",
     "rehearse",

@@ -1,0 +1,107 @@
+"""A classifier whose probabilities are averages over the networks of a posterior."""
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from flatbayes.data.extras import needed
+from flatbayes.estimators.base import PosteriorEstimator, dataset, learn, tensor
+from flatbayes.flatness import Flatness
+from flatbayes.posteriors import Posterior
+from flatbayes.training import Recipe
+from flatbayes.training.model import ModelFactory
+
+with needed("compare"):
+    from sklearn.base import ClassifierMixin
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
+
+
+class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):
+    """A flat-seeking posterior over the weights of a network, as a classifier of scikit-learn.
+
+    Inputs are standardised, feature by feature. Fields of posterior, flatness and recipe are parameters as well:
+    `GridSearchCV(FlatBayesClassifier(), {"flatness__rho": [0.0, 0.05, 0.2]})`.
+
+    Args:
+        posterior: What is fitted; None is `SWAG()`.
+        flatness: Where gradients are taken; None is `SAM()`, and `Plain()` is ordinary training.
+        model: A class or function that builds the network, as in `flatbayes.fit`; None is an `MLP`.
+        hidden: Units of each hidden layer, for the `MLP` only.
+        epochs: Passes over the training data.
+        batch_size: Examples per step.
+        learning_rate: Of the posterior's usual optimiser; None is its usual one too.
+        recipe: A whole recipe, in the place of the three before.
+        num_draws: Networks that a prediction averages.
+        random_state: Decides everything random, as in scikit-learn; None differs from fit to fit.
+        verbose: Show a progress bar.
+
+    Attributes:
+        posterior_: The fitted posterior: to draw from, evaluate, save and compile.
+        classes_: The labels, in the order of the probabilities.
+        n_features_in_: Features of an example.
+        feature_names_in_: Their names, where the training data had names.
+        n_iter_: Epochs trained.
+    """
+
+    def __init__(
+        self,
+        posterior: Posterior | None = None,
+        flatness: Flatness | None = None,
+        model: ModelFactory | None = None,
+        *,
+        hidden: tuple[int, ...] = (64, 64),
+        epochs: int = 60,
+        batch_size: int = 32,
+        learning_rate: float | None = None,
+        recipe: Recipe | None = None,
+        num_draws: int = 30,
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.posterior = posterior
+        self.flatness = flatness
+        self.model = model
+        self.hidden = hidden
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.recipe = recipe
+        self.num_draws = num_draws
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit the posterior.
+
+        Args:
+            X: Examples, shape (examples, features), or of any shape that the model takes.
+            y: Their labels, numbers or words.
+
+        Raises:
+            ValueError: Examples and labels are not fit for each other, or there is only one class.
+        """
+        X, y = validate_data(self, X, y, dtype=np.float32, allow_nd=True)
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"A classifier needs at least 2 classes, got 1 class, {self.classes_[0]!r}.")
+        names = tuple(map(str, self.classes_))
+        features = getattr(self, "feature_names_in_", None)
+        learn(self, dataset(tensor(X), torch.from_numpy(labels).long(), features, classes=names))
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Probabilities of the classes, shape (examples, classes), averaged over networks."""
+        return self.predictive(X).mean.cpu().numpy()
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """The most probable label of each example."""
+        probs = self.predict_proba(X)
+        return self.classes_[probs.argmax(1)]
+
+    def predict_std(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Standard deviations of the probabilities over networks, shape (examples, classes)."""
+        return self.predictive(X).variance.sqrt().cpu().numpy()

@@ -1,0 +1,132 @@
+"""A regressor whose predictions are mixtures over the networks of a posterior."""
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from flatbayes.data.extras import needed
+from flatbayes.estimators.base import PosteriorEstimator, dataset, learn, tensor
+from flatbayes.flatness import Flatness
+from flatbayes.likelihoods import GaussianPredictive
+from flatbayes.posteriors import Posterior
+from flatbayes.training import Recipe
+from flatbayes.training.model import ModelFactory
+
+with needed("compare"):
+    from sklearn.base import RegressorMixin
+    from sklearn.utils import Tags
+    from sklearn.utils.validation import validate_data
+
+
+class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):
+    """A flat-seeking posterior over the weights of a network, as a regressor of scikit-learn.
+
+    Inputs and targets are standardised, column by column; predictions are in the unit of the targets. There may be
+    several targets. Fields of posterior, flatness and recipe are parameters as well: `flatness__rho`.
+
+    Args:
+        posterior: What is fitted; None is `SWAG()`.
+        flatness: Where gradients are taken; None is `SAM()`, and `Plain()` is ordinary training.
+        model: A class or function that builds the network, as in `flatbayes.fit`; None is an `MLP`.
+        hidden: Units of each hidden layer, for the `MLP` only.
+        epochs: Passes over the training data.
+        batch_size: Examples per step.
+        learning_rate: Of the posterior's usual optimiser; None is its usual one too.
+        recipe: A whole recipe, in the place of the three before, and of the clipping of gradients at norm 1.
+        num_draws: Networks that a prediction averages.
+        random_state: Decides everything random, as in scikit-learn; None differs from fit to fit.
+        verbose: Show a progress bar.
+
+    Attributes:
+        posterior_: The fitted posterior: to draw from, evaluate, save and compile.
+        n_features_in_: Features of an example.
+        feature_names_in_: Their names, where the training data had names.
+        n_iter_: Epochs trained.
+    """
+
+    def __init__(
+        self,
+        posterior: Posterior | None = None,
+        flatness: Flatness | None = None,
+        model: ModelFactory | None = None,
+        *,
+        hidden: tuple[int, ...] = (64, 64),
+        epochs: int = 60,
+        batch_size: int = 32,
+        learning_rate: float | None = None,
+        recipe: Recipe | None = None,
+        num_draws: int = 30,
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.posterior = posterior
+        self.flatness = flatness
+        self.model = model
+        self.hidden = hidden
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.recipe = recipe
+        self.num_draws = num_draws
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit the posterior.
+
+        Args:
+            X: Examples, shape (examples, features), or of any shape that the model takes.
+            y: Numbers to predict, shape (examples,) or (examples, targets).
+
+        Raises:
+            ValueError: Examples and targets are not fit for each other, or a target is the same in all examples.
+        """
+        X, y = validate_data(
+            self, X, y, dtype=np.float32, allow_nd=True, multi_output=True, y_numeric=True, ensure_min_samples=2
+        )
+        targets = torch.from_numpy(np.array(y, dtype=np.float32))
+        self._one_column = targets.ndim == 2 and targets.shape[1] == 1
+        targets = targets.squeeze(1) if self._one_column else targets
+        named = ("y",) if targets.ndim == 1 else tuple(f"y{k}" for k in range(targets.shape[1]))
+        features = getattr(self, "feature_names_in_", None)
+        learn(self, dataset(tensor(X), targets, features, targets_named=named))
+        return self
+
+    def predict(self, X: ArrayLike, return_std: bool = False) -> Any:
+        """Expected targets, of the shape that the training targets had.
+
+        Args:
+            X: Examples.
+            return_std: Also give their standard deviations, as `predict_std` does.
+        """
+        found = self._predictive(X)
+        mean = self._shaped(found.mean)
+        return (mean, self._shaped(found.std)) if return_std else mean
+
+    def predict_std(self, X: ArrayLike, epistemic: bool = False) -> NDArray[np.float64]:
+        """Standard deviations of the targets.
+
+        Args:
+            X: Examples.
+            epistemic: Only what the networks disagree on, without the noise of the targets.
+        """
+        found = self._predictive(X)
+        return self._shaped(found.epistemic.sqrt() if epistemic else found.std)
+
+    def _predictive(self, X: ArrayLike) -> GaussianPredictive:
+        found = self.predictive(X)
+        if not isinstance(found, GaussianPredictive):
+            raise TypeError(f"A regression predicts by a GaussianPredictive, got a {type(found).__name__}.")
+        return found
+
+    def _shaped(self, values: Tensor) -> NDArray[np.float64]:
+        array: NDArray[np.float64] = values.cpu().numpy()
+        return array[:, None] if self._one_column else array
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
