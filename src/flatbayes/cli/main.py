@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from flatbayes.cli import certify, compare, diagnose, evaluate, fit, paper, predict, report, shift, theory, tune
+from flatbayes.cli import certify, compare, diagnose, evaluate, export, fit, paper, predict, report, shift, theory, tune
 from flatbayes.cli.help import HelpFormatter
 from flatbayes.cli.names import known, with_full_names
 from flatbayes.core.spec import build
@@ -33,6 +33,7 @@ VERBS = {
     "diagnose": (diagnose, "measure how sharp the loss is around one run or several"),
     "shift": (shift, "measure a fitted posterior on corrupted and foreign inputs"),
     "predict": (predict, "predict for new inputs, with uncertainty"),
+    "export": (export, "write one file that predicts with uncertainty, for torch or ONNX"),
     "certify": (certify, "prove an error rate on the training data of a run"),
     "report": (report, "write the HTML report of a comparison again"),
     "paper": (paper, "run the tables of the paper, and show ours beside the published figures"),

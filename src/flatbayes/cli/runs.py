@@ -20,12 +20,17 @@ console = Console()
 
 def load(folder: Path, model: str | None) -> FittedPosterior:
     """The posterior of a run, on the accelerator if there is one."""
+    fitted = read(folder, model)
+    return fitted.to("cuda") if torch.cuda.is_available() else fitted
+
+
+def read(folder: Path, model: str | None) -> FittedPosterior:
+    """The posterior of a run, in main memory."""
     architecture = None
     if model is not None:
         spec = read_json(folder / "posterior.json")["info"].get("model") or {"init_args": {}}
         architecture = rebuilt(spec, model)
-    fitted = FittedPosterior.load(folder, architecture)
-    return fitted.to("cuda") if torch.cuda.is_available() else fitted
+    return FittedPosterior.load(folder, architecture)
 
 
 def measure(

@@ -2,9 +2,10 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,9 +65,8 @@ def export_onnx(module: CompiledPosterior, path: str | Path, inputs: Tensor | No
         )
     program = program_of(module, inputs)
     with _quietly():
-        found = torch.onnx.export(program, input_names=[INPUT], output_names=list(module.fields), dynamo=True, verbose=False)
-    if found is None:
-        raise ValueError("torch.onnx.export gave no program.")
+        found: Any = torch.onnx.export(program, input_names=[INPUT], dynamo=True, verbose=False)
+    _name_outputs(found.model.graph, module.fields)
     with replacing(path) as temporary:
         found.save(temporary)
     return path
@@ -119,6 +119,15 @@ def onnx_difference(module: CompiledPosterior, path: str | Path, inputs: Tensor 
         float((torch.from_numpy(values) - expected[name].cpu()).abs().max() / expected[name].abs().max().clamp_min(1))
         for name, values in zip(module.fields, found, strict=True)
     )
+
+
+def _name_outputs(graph: Any, fields: Sequence[str]) -> None:
+    # The exporter, asked for names, does not see that values inside have some of them already.
+    for value in (value for node in graph for value in node.outputs):
+        if value.name in fields:
+            value.name = f"inner_{value.name}"
+    for value, name in zip(graph.outputs, fields, strict=True):
+        value.name = name
 
 
 @contextmanager

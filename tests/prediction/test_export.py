@@ -1,0 +1,113 @@
+"""Files against the modules that they were written from."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flatbayes.likelihoods import Categorical
+from flatbayes.models import MLP, ConvNet
+from flatbayes.posteriors import SWAG, Ensemble, Point
+from flatbayes.prediction import FittedPosterior, export_onnx, export_torch, onnx_difference
+from flatbayes.prediction import export as export_module
+
+from .test_compiled import fitted_to, regression
+
+TOLERANCE = 1e-5
+
+
+def normed():
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3))
+
+
+CASES = {
+    "mlp": (lambda: fitted_to(SWAG(rank=2), lambda: MLP((1, 8, 8), 3, (8,))), (1, 8, 8)),
+    "layer norm": (lambda: fitted_to(SWAG(rank=2), normed), (1, 8, 8)),
+    "batch norm": (lambda: fitted_to(Ensemble(SWAG(rank=2), size=2), lambda: ConvNet((1, 8, 8), 3, width=4)), (1, 8, 8)),
+    "numbers": (regression, (4,)),
+    "two numbers": (lambda: regression(2), (4,)),
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def case(request):
+    make, shape = request.param
+    return make(), torch.randn(7, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_onnx_agrees(case, tmp_path):
+    import onnxruntime
+
+    fitted, x = case
+    module = fitted.compile(4)
+    path = export_onnx(module, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(path))
+    assert [i.name for i in session.get_inputs()] == ["inputs"]
+    assert [o.name for o in session.get_outputs()] == list(module.fields)
+    for rows in (1, 7):  # any size of a batch, other than that of the export
+        answers = session.run(None, {"inputs": x[:rows].numpy()})
+        for name, found in zip(module.fields, answers, strict=True):
+            expected = module(x[:rows])[name].numpy()
+            np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    assert onnx_difference(module, path, x) < TOLERANCE
+    assert onnx_difference(module, path) < TOLERANCE
+
+
+def test_torch_agrees(case, tmp_path):
+    fitted, x = case
+    module = fitted.compile(4)
+    program = torch.export.load(export_torch(module, tmp_path / "model.pt2")).module()
+    for rows in (1, 7):
+        for name, found in program(x[:rows]).items():
+            torch.testing.assert_close(found, module(x[:rows])[name], rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_difference_is_seen(tmp_path):
+    module = regression().compile()
+    path = export_onnx(module, tmp_path / "model.onnx")
+    with torch.no_grad():
+        next(module.networks.parameters()).mul_(2)
+    assert onnx_difference(module, path) > 1e-3
+
+
+def test_inputs_are_asked_for_where_they_are_not_known(tmp_path):
+    fitted = FittedPosterior(Point(), [Point().init(nn.Linear(4, 3), None, 5)], Categorical(3))
+    module, x = fitted.compile(1), torch.randn(1, 4)
+    with pytest.raises(ValueError, match="pass `inputs`"):
+        export_torch(module, tmp_path / "a.pt2")
+    path = export_onnx(module, tmp_path / "a.onnx", x)
+    with pytest.raises(ValueError, match="pass `inputs`"):
+        onnx_difference(module, path)
+    assert onnx_difference(module, path, torch.randn(5, 4)) < TOLERANCE
+
+
+class Deciding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        out = self.layer(x)
+        return out if float(out.sum()) > 0 else -out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_torch_cannot_follow_is_said_and_leaves_no_file(tmp_path):
+    fitted = FittedPosterior(Point(), [Point().init(Deciding(), None, 5)], Categorical(3), info={"input_shape": [4]})
+    with pytest.raises(ValueError, match="must not depend on the values"):
+        export_torch(fitted.compile(1), tmp_path / "a.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_large_and_missing_packages(tmp_path, monkeypatch):
+    module = regression().compile()
+    monkeypatch.setattr(export_module, "LARGEST_ONNX", 10)
+    with pytest.raises(ValueError, match="Compile fewer draws"):
+        export_onnx(module, tmp_path / "a.onnx")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"flatbayes\[export\]"):
+        export_onnx(module, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
