@@ -96,9 +96,7 @@ def main(path: Path) -> None:
         name: {key: [fmean(r[name][key] for r in runs), stdev(r[name][key] for r in runs)] for key in runs[0][name]}
         for name in runs[0]
     }
-    better = {
-        name: [run["MAP"]["nll"] - run[name]["nll"] for run in runs] for name in rows if name != "MAP"
-    }
+    better = {name: [run["MAP"]["nll"] - run[name]["nll"] for run in runs] for name in rows if name != "MAP"}
     for name, row in rows.items():
         print(name, {key: f"{mean:.4f} ± {sd:.4f}" for key, (mean, sd) in row.items()}, flush=True)
     write_json(path, {"environment": environment(), "seeds": SEEDS, "rows": rows, "nll_gain_over_map": better})

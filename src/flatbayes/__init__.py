@@ -50,7 +50,18 @@ from flatbayes.likelihoods import (
 from flatbayes.models import MLP, VGG, ConvNet, DenseNet, PreResNet, ResNet, ViT, WideResNet
 from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point, Posterior
 from flatbayes.prediction import CompiledPosterior, FittedPosterior, evaluate, export_onnx, export_torch
-from flatbayes.training import Constant, Cosine, Cyclical, Interrupted, Polynomial, Recipe, Schedule, SWALinear, distill, fit
+from flatbayes.training import (
+    Constant,
+    Cosine,
+    Cyclical,
+    Interrupted,
+    Polynomial,
+    Recipe,
+    Schedule,
+    SWALinear,
+    distill,
+    fit,
+)
 
 __all__ = [
     "ASAM",

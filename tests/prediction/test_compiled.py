@@ -41,7 +41,11 @@ def refusal(fitted):
     posterior = fitted.posterior
     if isinstance(posterior, MCDropout):
         return "are masks.*Distil"
-    if isinstance(posterior, Laplace) and posterior.predictive == "linearised" and posterior.structure != "last_layer":
+    if (
+        isinstance(posterior, Laplace)
+        and posterior.predictive == "linearised"
+        and posterior.structure != "last_layer"
+    ):
         return "linearised.*predictive='sampled', or distil"
     return None
 

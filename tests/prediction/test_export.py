@@ -23,10 +23,18 @@ def normed():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3))
 
 
+def convolutions():
+    torch.manual_seed(2)
+    return ConvNet((1, 8, 8), 3, width=4)
+
+
 CASES = {
     "mlp": (lambda: fitted_to(SWAG(rank=2), lambda: MLP((1, 8, 8), 3, (8,))), (1, 8, 8)),
     "layer norm": (lambda: fitted_to(SWAG(rank=2), normed), (1, 8, 8)),
-    "batch norm": (lambda: fitted_to(Ensemble(SWAG(rank=2), size=2), lambda: ConvNet((1, 8, 8), 3, width=4)), (1, 8, 8)),
+    "batch norm": (
+        lambda: fitted_to(Ensemble(SWAG(rank=2), size=2), lambda: ConvNet((1, 8, 8), 3, width=4)),
+        (1, 8, 8),
+    ),
     "numbers": (regression, (4,)),
     "two numbers": (lambda: regression(2), (4,)),
 }

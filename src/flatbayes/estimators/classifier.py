@@ -16,17 +16,17 @@ from flatbayes.training.model import ModelFactory
 with needed("compare"):
     from sklearn.base import ClassifierMixin
     from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import check_is_fitted, validate_data
+    from sklearn.utils.validation import validate_data
 
 
-class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):
+class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[misc]
     """A flat-seeking posterior over the weights of a network, as a classifier of scikit-learn.
 
     Inputs are standardised, feature by feature. Fields of posterior, flatness and recipe are parameters as well:
     `GridSearchCV(FlatBayesClassifier(), {"flatness__rho": [0.0, 0.05, 0.2]})`.
 
     Args:
-        posterior: What is fitted; None is `SWAG()`.
+        posterior: What is fitted; None is `SWAG(prior_precision=2.0)`.
         flatness: Where gradients are taken; None is `SAM()`, and `Plain()` is ordinary training.
         model: A class or function that builds the network, as in `flatbayes.fit`; None is an `MLP`.
         hidden: Units of each hidden layer, for the `MLP` only.
@@ -99,8 +99,9 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The most probable label of each example."""
-        probs = self.predict_proba(X)
-        return self.classes_[probs.argmax(1)]
+        best = self.predict_proba(X).argmax(1)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
 
     def predict_std(self, X: ArrayLike) -> NDArray[np.float64]:
         """Standard deviations of the probabilities over networks, shape (examples, classes)."""

@@ -29,12 +29,11 @@ def replaced(name: str, value: Any, changes: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: It has no such fields.
     """
-    known = nested(name, value)
-    unknown = [path for path in changes if f"{name}{SEPARATOR}{path}" not in known]
+    known = [full.removeprefix(name + SEPARATOR) for full in nested(name, value)]
+    unknown = [path for path in changes if path.partition(SEPARATOR)[0] not in known]
     if unknown:
-        valid = [full.removeprefix(name + SEPARATOR) for full in known]
         raise ValueError(
-            f"{name} is {value!r}, which has no parameter {unknown[0]!r}. Valid parameters are: {valid}."
+            f"{name} is {value!r}, which has no parameter {unknown[0]!r}. Valid parameters are: {known}."
         )
     whole = {path: new for path, new in changes.items() if SEPARATOR not in path}
     value = replace(value, **whole)
@@ -42,10 +41,5 @@ def replaced(name: str, value: Any, changes: Mapping[str, Any]) -> Any:
     for path in changes.keys() - whole.keys():
         field, _, rest = path.partition(SEPARATOR)
         deeper.setdefault(field, {})[rest] = changes[path]
-    return replace(
-        value,
-        **{
-            field: replaced(f"{name}{SEPARATOR}{field}", getattr(value, field), inner)
-            for field, inner in deeper.items()
-        },
-    )
+    inner = {f: replaced(f"{name}{SEPARATOR}{f}", getattr(value, f), some) for f, some in deeper.items()}
+    return replace(value, **inner)

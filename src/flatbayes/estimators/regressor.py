@@ -21,14 +21,14 @@ with needed("compare"):
     from sklearn.utils.validation import validate_data
 
 
-class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):
+class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[misc]
     """A flat-seeking posterior over the weights of a network, as a regressor of scikit-learn.
 
     Inputs and targets are standardised, column by column; predictions are in the unit of the targets. There may be
     several targets. Fields of posterior, flatness and recipe are parameters as well: `flatness__rho`.
 
     Args:
-        posterior: What is fitted; None is `SWAG()`.
+        posterior: What is fitted; None is `SWAG(prior_precision=2.0)`.
         flatness: Where gradients are taken; None is `SAM()`, and `Plain()` is ordinary training.
         model: A class or function that builds the network, as in `flatbayes.fit`; None is an `MLP`.
         hidden: Units of each hidden layer, for the `MLP` only.

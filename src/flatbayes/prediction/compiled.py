@@ -1,7 +1,7 @@
 """Networks of a posterior frozen into one module: one call, and mean and uncertainty are there.
 
-Networks are called one after the other in a loop, because that is the form that `torch.export` can follow with a batch
-of any size; through vmap the batch size becomes a constant.
+Networks are called one after the other in a loop, because that is the form that `torch.export` can follow with a
+batch of any size; through vmap the batch size becomes a constant.
 """
 
 import copy
@@ -26,7 +26,7 @@ PROBES = 8
 class CompiledPosterior(nn.Module):
     """Inputs as the training data had them in, tensors by name out.
 
-    It holds the weights of all its networks and no random numbers, so that the same inputs always give the same answer.
+    It holds the weights of all its networks and no random numbers, so the same inputs always give the same answer.
     Keep it in eval mode, in which it is made.
 
     Args:
@@ -71,10 +71,10 @@ class Preparation(nn.Module):
 
     def __init__(self, transform: Callable[[Tensor], Tensor] | None, dtype: torch.dtype) -> None:
         super().__init__()
-        known = isinstance(transform, Standardize)
-        self.register_buffer("mean", transform.mean.clone() if known else None)
-        self.register_buffer("std", transform.std.clone() if known else None)
-        self.transform = None if known else transform
+        scale = transform if isinstance(transform, Standardize) else None
+        self.register_buffer("mean", None if scale is None else scale.mean.clone())
+        self.register_buffer("std", None if scale is None else scale.std.clone())
+        self.transform = transform if scale is None else None
         self.dtype = dtype
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def compiled(fitted: "FittedPosterior", num_draws: int, seed: int) -> CompiledPo
 
 
 def example_of(fitted: "FittedPosterior") -> Tensor | None:
-    """Two inputs like those of the training, as far as their shape and scale tell; None where the shape is unknown."""
+    """Two inputs like those of the training, as far as shape and scale tell; None where the shape is not known."""
     shape = fitted.info.get("input_shape")
     if not shape:
         return None
@@ -133,7 +133,7 @@ def _frozen(fitted: "FittedPosterior", network: nn.Module) -> nn.Module:
     if not _same(network, moved, fitted.info.get("input_shape"), fitted.dtype):
         raise ValueError(
             "Draws of this Laplace posterior are linearised networks, which are more than weights unless they are "
-            "linear in those that move (structure='last_layer', on a network that ends in that layer and was given as "
+            "linear in those that move (structure='last_layer', a network that ends in that layer, and data given as "
             "a Dataset). Fit with predictive='sampled', or distil it: flatbayes.distill(fitted, model, inputs)."
         )
     return moved

@@ -60,8 +60,8 @@ def export_onnx(module: CompiledPosterior, path: str | Path, inputs: Tensor | No
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     if size > LARGEST_ONNX:
         raise ValueError(
-            f"The weights take {size / 1e9:.1f} GB, and an ONNX file holds at most 2. Compile fewer draws, distil the "
-            "posterior into one network, or use export_torch."
+            f"The weights take {size / 1e9:.1f} GB, and an ONNX file holds at most 2. Compile fewer draws, distil "
+            "the posterior into one network, or use export_torch."
         )
     program = program_of(module, inputs)
     with _quietly():
@@ -81,8 +81,8 @@ def program_of(module: CompiledPosterior, inputs: Tensor | None = None) -> Expor
     example = module.example if inputs is None else inputs
     if example is None:
         raise ValueError(
-            "What inputs look like is not known, since the posterior was fitted to a loader: pass `inputs`, an example "
-            "or a batch of them."
+            "What inputs look like is not known, since the posterior was fitted to a loader: pass `inputs`, a batch "
+            "of at least one example."
         )
     device = next(module.networks.parameters()).device
     pair = torch.cat([example[:1], example[:1]]).to(device)  # torch.export makes a constant of a batch of 1
@@ -112,7 +112,8 @@ def onnx_difference(module: CompiledPosterior, path: str | Path, inputs: Tensor 
     if batch is None:
         raise ValueError("There is nothing to compare on: pass `inputs`, a batch of examples.")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = session.run(list(module.fields), {INPUT: batch.cpu().numpy()})
+    written = batch.float() if session.get_inputs()[0].type == "tensor(float)" else batch
+    found = session.run(list(module.fields), {INPUT: written.cpu().numpy()})
     device = next(module.networks.parameters()).device
     expected = module(batch.to(device))
     return max(
@@ -132,7 +133,7 @@ def _name_outputs(graph: Any, fields: Sequence[str]) -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Torch's exporter warns of its own deprecations, and logs that torchvision is missing, which nothing here needs."""
+    """Torch's exporter warns of its own deprecations, and logs that torchvision is missing; nothing here needs it."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -15,8 +15,8 @@ from flatbayes.likelihoods import Categorical, Custom, Gaussian, Likelihood
 from flatbayes.likelihoods.categorical import entropy
 
 Answer = dict[str, Tensor]
-"""For classes `mean` (examples, classes), `entropy` and `mutual_information` (examples,), in nats; for numbers `mean`,
-`std` and `epistemic_std`, each of the shape and in the unit of the targets."""
+"""For classes `mean` (examples, classes), `entropy` and `mutual_information` (examples,), in nats; for numbers
+`mean`, `std` and `epistemic_std`, each of the shape and in the unit of the targets."""
 
 
 class Summary(nn.Module, ABC):

@@ -41,8 +41,8 @@ def distill(
 
     Args:
         fitted: The posterior, which is left as it is.
-        model: Builds the student, or is it, as in `fit`; it must have one output for each class and one more, or three
-            for each number to predict.
+        model: Builds the student, or is it, as in `fit`; it has one output for each class and one more, or three for
+            each number to predict, and is given that count as `num_outputs` (or `num_classes`) if it takes it.
         inputs: Examples to learn on, as the training data had them.
         recipe: How it is trained; for numbers, clip the gradient (`clip_norm=1`).
         flatness: Where gradients are taken.
@@ -107,7 +107,7 @@ class _Imitation(Likelihood):
 
 
 def _shuffled(inputs: Tensor, lesson: Tensor, batch_size: int, seed: int) -> DataLoader[Any]:
-    pairs = TensorDataset(inputs, lesson)
-    order = RandomSampler(pairs, generator=torch.Generator().manual_seed(seed))
-    batches = BatchSampler(order, batch_size, drop_last=True)
-    return DataLoader(pairs, sampler=batches, batch_size=None)
+    pairs, generator = TensorDataset(inputs, lesson), torch.Generator().manual_seed(seed)
+    batches = BatchSampler(RandomSampler(pairs, generator=generator), batch_size, drop_last=True)
+    # The loader takes a seed for its workers at every pass, from the global generator unless it is given another.
+    return DataLoader(pairs, sampler=batches, batch_size=None, generator=generator)

@@ -1,10 +1,10 @@
 """What one network must say to stand for a posterior: the mean, and how much of the uncertainty is the networks' own.
 
 The mean is learnt as in distillation (Hinton, Vinyals & Dean, arXiv:1503.02531; for posteriors Balan et al., NeurIPS
-2015), and uncertainty is regressed by further outputs of the same network (as in DUDES, Landgraf et al., 2023). Here one
-output gives the *share* of the uncertainty that is epistemic, between 0 and 1: so no answer says that the networks
-disagree on more than there is. A Dirichlet over class probabilities (Malinin, Mlodozeniec & Gales, ICLR 2020) would say
-both by one set of outputs, but needs the digamma function, which ONNX has not.
+2015), and uncertainty is learnt by further outputs of the same network (as in DUDES, Landgraf et al.,
+arXiv:2303.09843). Here one output gives the *share* of the uncertainty that is epistemic, between 0 and 1: so no
+answer says that the networks disagree on more than there is. A Dirichlet over class probabilities (Malinin, Mlodozeniec
+& Gales, ICLR 2020) would say both by one set of outputs, but needs the digamma function, which ONNX has not.
 """
 
 from abc import abstractmethod
@@ -79,7 +79,8 @@ class ClassStudent(Student):
         probs, share = lesson.split([self.num_classes, 1], dim=-1)
         total: Tensor = torch.special.entr(probs).sum(-1)
         of_mean = -(probs * F.log_softmax(logits, -1)).sum(-1) - total
-        return (of_mean + total * bernoulli_kl(share, raw).squeeze(-1)).mean()
+        loss: Tensor = (of_mean + total * bernoulli_kl(share, raw).squeeze(-1)).mean()
+        return loss
 
     def forward(self, outputs: Sequence[Tensor]) -> Answer:
         """The student's own entropy, and its share."""

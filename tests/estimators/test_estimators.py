@@ -1,0 +1,191 @@
+"""The estimators where scikit-learn's users put them."""
+
+import pickle
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_diabetes, load_iris
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from flatbayes.estimators import FlatBayesClassifier, FlatBayesRegressor
+from flatbayes.flatness import ASAM, SAM, Plain
+from flatbayes.models import ConvNet
+from flatbayes.posteriors import SWAG, Ensemble, Point
+from flatbayes.prediction import FittedPosterior
+from flatbayes.training import Recipe
+
+SMALL = {"hidden": (16,), "epochs": 12, "num_draws": 5, "random_state": 0}
+
+
+@parametrize_with_checks([FlatBayesClassifier(**SMALL), FlatBayesRegressor(**SMALL)])
+@pytest.mark.filterwarnings("ignore")
+def test_conventions_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def iris():
+    return load_iris(return_X_y=True)
+
+
+@pytest.fixture(scope="module")
+def diabetes():
+    return load_diabetes(return_X_y=True, scaled=False)
+
+
+def test_pipeline_grid_search_and_cross_validation(iris):
+    X, y = iris
+    pipeline = make_pipeline(StandardScaler(), FlatBayesClassifier(**SMALL))
+    grid = {"flatbayesclassifier__flatness__rho": [0.0, 0.1], "flatbayesclassifier__hidden": [(8,), (16,)]}
+    search = GridSearchCV(pipeline, grid, cv=2, scoring="neg_log_loss").fit(X, y)
+    assert search.best_score_ > -0.5
+    assert search.best_estimator_[-1].flatness.rho == search.best_params_["flatbayesclassifier__flatness__rho"]
+    assert len(set(search.cv_results_["mean_test_score"])) == 4
+    probs = cross_val_predict(pipeline, X, y, cv=2, method="predict_proba")
+    assert probs.shape == (150, 3)
+    np.testing.assert_allclose(probs.sum(1), 1)
+
+
+def test_words_as_labels_and_names_of_features(iris):
+    X, y = iris
+    table = pd.DataFrame(X, columns=list("abcd"))
+    words = pd.Series(np.array(["setosa", "versicolor", "virginica"])[y])
+    found = FlatBayesClassifier(**SMALL).fit(table, words)
+    assert list(found.classes_) == ["setosa", "versicolor", "virginica"]
+    assert list(found.feature_names_in_) == list("abcd")
+    assert found.posterior_.info["feature_names"] == list("abcd")
+    assert found.posterior_.info["class_names"] == list(found.classes_)
+    assert found.score(table, words) > 0.9
+    with pytest.raises(ValueError, match="feature names"):
+        found.predict(table.rename(columns={"a": "z"}))
+
+
+def test_the_posterior_is_there(iris, tmp_path):
+    X, y = iris
+    found = FlatBayesClassifier(**SMALL).fit(X, y)
+    x = torch.from_numpy(X).float()
+    expected = found.posterior_.predict(x, 5, batched=False)
+    np.testing.assert_array_equal(found.predict_proba(X), expected.mean)
+    np.testing.assert_array_equal(found.predict_std(X), expected.variance.sqrt())
+    again = FittedPosterior.load(found.posterior_.save(tmp_path))
+    assert torch.equal(again.predict(x, 5, batched=False).mean, expected.mean)
+    answer = found.posterior_.compile(5)(x)
+    torch.testing.assert_close(answer["mean"], expected.mean.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_are_in_their_unit(diabetes):
+    X, y = diabetes
+    found = FlatBayesRegressor(**SMALL).fit(X, y)
+    mean, std = found.predict(X, return_std=True)
+    assert found.score(X, y) > 0.4
+    np.testing.assert_array_equal(std, found.predict_std(X))
+    epistemic = found.predict_std(X, epistemic=True)
+    assert (epistemic < std).all()
+    assert (epistemic > 0).any()
+    within = np.abs(y - mean) < 2 * std
+    assert 0.85 < within.mean() <= 1
+    shifted = FlatBayesRegressor(**SMALL).fit(X, 1000 * y + 5000)
+    np.testing.assert_allclose(shifted.predict(X), 1000 * mean + 5000, rtol=1e-2)
+
+
+def test_several_targets(diabetes):
+    X, y = diabetes
+    two = FlatBayesRegressor(**SMALL).fit(X, np.stack([y, -2 * y], 1))
+    mean, std = two.predict(X[:7], return_std=True)
+    assert mean.shape == std.shape == (7, 2)
+    assert two.score(X, np.stack([y, -2 * y], 1)) > 0.4
+    column = FlatBayesRegressor(**SMALL).fit(X, y[:, None])
+    assert column.predict(X[:7]).shape == column.predict_std(X[:7]).shape == (7, 1)
+
+
+def test_seeds(iris):
+    X, y = iris
+    one = FlatBayesClassifier(**SMALL)
+    first = one.fit(X, y).predict_proba(X)
+    np.testing.assert_array_equal(clone(one).fit(X, y).predict_proba(X), first)
+    assert not np.array_equal(one.set_params(random_state=1).fit(X, y).predict_proba(X), first)
+    state = torch.get_rng_state()
+    drawn = one.set_params(random_state=None).fit(X, y).predict_proba(X)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not np.array_equal(one.fit(X, y).predict_proba(X), drawn)
+
+
+def test_pickles_with_everything_it_learned(iris):
+    X, y = iris
+    found = FlatBayesClassifier(**SMALL, flatness=ASAM()).fit(X, y)
+    again = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(again.predict_proba(X), found.predict_proba(X))
+
+
+def test_parameters_of_parameters():
+    found = FlatBayesClassifier(Ensemble(SWAG(rank=3), size=2), ASAM(), recipe=Recipe(epochs=3))
+    params = found.get_params()
+    assert params["posterior__member__rank"] == 3
+    assert params["flatness__rho"] == ASAM().rho
+    assert params["recipe__epochs"] == 3
+    assert not [name for name in found.get_params(deep=False) if "__" in name]
+    found.set_params(posterior__member__rank=7, posterior__size=5, flatness=SAM(), flatness__rho=0.3)
+    assert found.posterior == Ensemble(SWAG(rank=7), size=5)
+    assert found.flatness == SAM(rho=0.3)
+    with pytest.raises(ValueError, match=r"flatness is SAM\(rho=0.3.*'radius'.*Valid parameters"):
+        found.set_params(flatness__radius=1)
+    with pytest.raises(ValueError, match="Invalid parameter 'rho'"):
+        found.set_params(rho=1)
+    default = FlatBayesRegressor()
+    assert default.get_params()["flatness__rho"] == SAM().rho
+    assert default.set_params(flatness__rho=0.2).flatness == SAM(rho=0.2)
+    assert default.posterior is None
+
+
+def test_a_recipe_takes_the_place_of_plain_parameters(iris):
+    X, y = iris
+    found = FlatBayesClassifier(Point(), Plain(), recipe=Recipe(epochs=2), epochs=9).fit(X, y)
+    assert found.n_iter_ == 2
+    still = FlatBayesClassifier(Point(), Plain(), epochs=1, learning_rate=1e-9, random_state=0)
+    first, second = (
+        next(clone(still).fit(X[::step], y[::step]).posterior_.states[0].model.parameters()) for step in (1, 3)
+    )
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)  # both are where they began
+    with pytest.raises(RuntimeError, match="at least 2 collected snapshots"):
+        FlatBayesClassifier(epochs=1).fit(X, y).predict(X)
+
+
+def test_images():
+    torch.manual_seed(0)
+    y = np.arange(40) % 2
+    X = np.random.default_rng(0).normal(size=(40, 1, 8, 8)) + y[:, None, None, None]
+    found = FlatBayesClassifier(model=partial(ConvNet, width=4), epochs=10, random_state=0).fit(X, y)
+    assert found.score(X, y) > 0.9
+
+
+def test_what_is_wrong_is_said(iris):
+    X, y = iris
+    with pytest.raises(ValueError, match="at least 2 classes, got 1 class"):
+        FlatBayesClassifier(**SMALL).fit(X, np.zeros(150, dtype=int))
+    with pytest.raises(ValueError, match="nothing to learn"):
+        FlatBayesRegressor(**SMALL).fit(X, np.zeros(150))
+    with pytest.raises(NotFittedError):
+        FlatBayesClassifier().predict(X)
+    with pytest.raises(ValueError, match="NaN"):
+        FlatBayesClassifier(**SMALL).fit(np.where(X > 7, np.nan, X), y)
+
+
+def test_scikit_learn_is_imported_by_nothing_else():
+    code = (
+        "import sys, flatbayes; assert 'sklearn' not in sys.modules;"
+        "sys.modules['sklearn'] = None\n"
+        "try:\n    import flatbayes.estimators\n"
+        "except ImportError as error:\n    assert 'flatbayes[compare]' in str(error), error\n"
+        "else:\n    raise SystemExit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
