@@ -1,7 +1,7 @@
 """What a distilled network keeps of a posterior on digits: NLL, uncertainty, foreign inputs, and the time of a call.
 
 The teacher is an ensemble of SWAG posteriors on 300 labelled images. One student learns from its predictions on those
-images, another on all images that are not in the test part, the labels of which nobody looks at; a network trained on
+images, another on all images outside the test part, without their labels; a network trained on
 the labels alone (MAP) is what both replace.
 
     python benchmarks/distill.py docs/results/distill.json
@@ -57,7 +57,7 @@ def correlation(one: Tensor, other: Tensor) -> float:
 
 def of_seed(seed: int) -> dict[str, dict[str, float]]:
     """All four, for one seed."""
-    data, pool = Digits(train_size=LABELS).load(seed), Digits(val_size=1).load(seed).train.inputs
+    data, pool = Digits(train_size=LABELS).load(seed), Digits(train_size=None, val_size=1).load(seed).train.inputs
     inputs, targets = data.test.inputs, data.test.targets
     posterior = fit(MODEL, data, Ensemble(SWAG(), size=5), FLATNESS, RECIPE, seed=seed)
     single = fit(MODEL, data, Point(), FLATNESS, RECIPE, seed=seed).compile(1)

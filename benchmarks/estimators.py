@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.compose import TransformedTargetRegressor
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import BayesianRidge, LogisticRegression
 from sklearn.metrics import log_loss
@@ -32,7 +32,7 @@ from flatbayes.estimators import FlatBayesClassifier, FlatBayesRegressor
 
 SEEDS, FOLDS = 3, 5
 HIDDEN = (64, 64)
-TABLES = {"breast cancer": load_breast_cancer, "wine": load_wine, "iris": load_iris, "digits": load_digits}
+TABLES = {"breast cancer": load_breast_cancer, "wine": load_wine, "iris": load_iris}
 CLASSIFIERS: dict[str, Callable[[int], Any]] = {
     "FlatBayesClassifier": lambda seed: FlatBayesClassifier(random_state=seed),
     "its plain twin": lambda seed: FlatBayesClassifier(flatness=Plain(), random_state=seed),

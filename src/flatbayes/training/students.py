@@ -3,8 +3,8 @@
 The mean is learnt as in distillation (Hinton, Vinyals & Dean, arXiv:1503.02531; for posteriors Balan et al., NeurIPS
 2015), and uncertainty is learnt by further outputs of the same network (as in DUDES, Landgraf et al.,
 arXiv:2303.09843). Here one output gives the *share* of the uncertainty that is epistemic, between 0 and 1: so no
-answer says that the networks disagree on more than there is. A Dirichlet over class probabilities (Malinin et al., ICLR
-2020) would say both by one set of outputs, but needs the digamma function, which ONNX has not.
+answer says that the networks disagree on more than there is. A Dirichlet over class probabilities (Malinin et al.,
+ICLR 2020) would say both by one set of outputs, but needs the digamma function, which ONNX has not.
 """
 
 from abc import abstractmethod
