@@ -156,8 +156,8 @@ def test_a_recipe_takes_the_place_of_plain_parameters(iris):
         next(clone(still).fit(X[::step], y[::step]).posterior_.states[0].model.parameters()) for step in (1, 3)
     )
     torch.testing.assert_close(first, second, atol=1e-6, rtol=0)  # both are where they began
-    with pytest.raises(RuntimeError, match="at least 2 collected snapshots"):
-        FlatBayesClassifier(epochs=1).fit(X, y).predict(X)
+    with pytest.raises(ValueError, match="at least 2 collected snapshots"):
+        FlatBayesClassifier(epochs=1).fit(X, y)
 
 
 def test_images():
