@@ -16,6 +16,7 @@ from flatbayes.cli.options import (
 )
 from flatbayes.cli.runs import console
 from flatbayes.comparison import Comparison, Measures, Method
+from flatbayes.comparison.workers import Backend
 from flatbayes.core.spec import to_spec
 from flatbayes.data import Dataset, Source, held_out, shaped_like
 from flatbayes.diagnostics import Probe
@@ -66,6 +67,12 @@ def options() -> ArgumentParser:
     parser.add_argument("--examples", type=int, default=1000, help="most examples that any of that is measured on")
     parser.add_argument("--sharpness_draws", type=int, default=5, help="networks drawn for sharpness")
     parser.add_argument("--jobs", type=int | None, default=None, help="processes; by default one per core")
+    parser.add_argument(
+        "--backend",
+        type=Backend,
+        default="loky",
+        help="what starts them: loky on this machine, ray on the cluster at RAY_ADDRESS",
+    )
     output_options(parser)
     parser.set_defaults({"posteriors": to_spec(POSTERIORS)})
     return parser
@@ -89,7 +96,7 @@ def run(options: Namespace) -> None:
         rehearse(task.model, dataset, task.posterior, task.flatness, task.recipe)
     comparison.claim(folder, overwrite=options.overwrite)
     try:
-        results = comparison.results(folder, jobs=options.jobs)
+        results = comparison.results(folder, jobs=options.jobs, backend=options.backend)
     except KeyboardInterrupt:
         console.print(f"[yellow]finished runs are kept in {folder}; the same command goes on with them[/yellow]")
         raise

@@ -15,6 +15,8 @@ from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import Checkpoints, Interrupted, Lines, Logged, Watch, Watches, fit, make_logger, rehearse
 from flatbayes.training.logs import LogKind
+from flatbayes.training.parallel import World
+from flatbayes.training.recipe import fabric_of
 from flatbayes.training.run_folder import RunFolder
 
 
@@ -65,19 +67,24 @@ def run(options: Namespace) -> None:
         "recipe": to_spec(recipe)["init_args"],
         "seed": options.seed,
     }
-    folder = RunFolder.create(Path(options.out), config, overwrite=options.overwrite, resume=options.resume)
+    in_parts = recipe.strategy == "fsdp"
+    if in_parts and options.resume:
+        raise ValueError("--strategy fsdp writes no checkpoints, so there is nothing that --resume could go on from.")
+    world, folder = World.of(fabric_of(recipe, launch=True)), RunFolder(Path(options.out))
+    world.first_does(
+        lambda: RunFolder.create(folder.path, config, overwrite=options.overwrite, resume=options.resume)
+    )
     checkpoints = Checkpoints(folder.checkpoints, options.checkpoint_steps, options.checkpoint_seconds)
-    if folder.is_fitted:
+    if world.read_by_first(lambda: folder.is_fitted):
+        if not world.is_first:
+            return
         checkpoints.remove()
         if folder.is_measured:
             console.print(f"{folder.path} is complete: there is nothing to resume.", soft_wrap=True)
             return
         fitted = load(folder.path, None)
     else:
-        loggers = [make_logger(kind, folder.logs) for kind in dict.fromkeys(options.log)]
-        watches: list[Watch] = [folder.log(), *([Logged(loggers, options.log_steps)] if loggers else [])]
-        if not sys.stderr.isatty():
-            watches.append(Lines(partial(Console(stderr=True).print, highlight=False, soft_wrap=True)))
+        watches = _watches(folder, options) if world.is_first else []
         try:
             fitted = fit(
                 model,
@@ -87,19 +94,30 @@ def run(options: Namespace) -> None:
                 recipe,
                 seed=options.seed,
                 watch=Watches(watches),
-                checkpoints=checkpoints,
+                checkpoints=None if in_parts else checkpoints,
             )
         except Interrupted as stop:
-            folder.save(stop.fitted)
-            console.print(
-                f"[yellow]{stop}; what was fitted by then is in {folder.path}. To go on: the same command with "
-                "--resume.[/yellow]",
-                soft_wrap=True,
-            )
+            if world.is_first:
+                folder.save(stop.fitted)
+                console.print(
+                    f"[yellow]{stop}; what was fitted by then is in {folder.path}. To go on: the same command with "
+                    "--resume.[/yellow]",
+                    soft_wrap=True,
+                )
             raise
+        if not world.is_first:  # which has the rest to do
+            return
         folder.save(fitted)
         checkpoints.remove()
     measure(fitted, folder, dataset.val, "val", options.draws, 256, 0)
     console.print(
         f"kept in  {folder.path}\nnext     flatbayes evaluate {folder.path}", highlight=False, soft_wrap=True
     )
+
+
+def _watches(folder: RunFolder, options: Namespace) -> list[Watch]:
+    loggers = [make_logger(kind, folder.logs) for kind in dict.fromkeys(options.log)]
+    watches: list[Watch] = [folder.log(), *([Logged(loggers, options.log_steps)] if loggers else [])]
+    if not sys.stderr.isatty():
+        watches.append(Lines(partial(Console(stderr=True).print, highlight=False, soft_wrap=True)))
+    return watches

@@ -13,6 +13,7 @@ from flatbayes.cli import certify, compare, diagnose, evaluate, export, fit, pap
 from flatbayes.cli.help import HelpFormatter
 from flatbayes.cli.names import known, with_full_names
 from flatbayes.core.spec import build
+from flatbayes.training.parallel import ElsewhereError, joined
 
 OVERVIEW = """Sharpness-aware Bayesian posteriors for any PyTorch model.
 
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
+    except ElsewhereError:
+        return BAD_INPUT  # the process where it happened has said so
     except (argparse.ArgumentError, ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         _say(_message(error))
         return BAD_INPUT
@@ -111,4 +114,6 @@ def _message(error: Exception) -> str:
 
 
 def _say(message: Any) -> None:
-    Console(stderr=True).print(f"flatbayes: {message}", markup=False, highlight=False, soft_wrap=True)
+    world = joined()
+    who = "flatbayes" if world.size == 1 else f"flatbayes, process {world.rank}"
+    Console(stderr=True).print(f"{who}: {message}", markup=False, highlight=False, soft_wrap=True)

@@ -1,14 +1,13 @@
 """Flat against plain: every posterior in both versions, over seeds, in parallel, and safe to interrupt."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -24,6 +23,7 @@ from flatbayes.comparison.measures import Measures
 from flatbayes.comparison.method import Method, methods
 from flatbayes.comparison.statistics import summarise
 from flatbayes.comparison.task import Task
+from flatbayes.comparison.workers import Backend, workers
 from flatbayes.core.environment import environment
 from flatbayes.core.files import read_json, write_json
 from flatbayes.core.spec import label, to_spec
@@ -33,6 +33,7 @@ from flatbayes.metrics import FAMILIES, HIGHER_IS_BETTER
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import Recipe
+from flatbayes.training.recipe import processes
 from flatbayes.training.run_folder import clear
 
 CONFIG = "config.json"
@@ -110,19 +111,27 @@ class Comparison:
         """
         claim(folder, to_spec(self)["init_args"], EXTENDABLE, overwrite=overwrite)
 
-    def results(self, folder: Path, *, jobs: int | None = None, progress: bool | None = None) -> dict[str, Any]:
+    def results(
+        self,
+        folder: Path,
+        *,
+        jobs: int | None = None,
+        progress: bool | None = None,
+        backend: Backend = "loky",
+    ) -> dict[str, Any]:
         """Do what is not in the folder yet, and write `results.json`.
 
         Args:
-            folder: Where finished runs are kept.
+            folder: Where finished runs are kept; with `ray` on several machines, one that all of them can write to.
             jobs: Processes; by default one per core, or one if there is a GPU.
             progress: Show a progress bar; by default if standard error is a terminal.
+            backend: What starts the processes: `loky` on this machine, `ray` on those of a cluster.
 
         Returns:
             The content of `results.json`; `failures` says which runs came to nothing, and why.
         """
         tasks = self.tasks()
-        failures = execute(tasks, folder / "runs", jobs, progress)
+        failures = execute(tasks, folder / "runs", jobs, progress, backend)
         runs = [found for found in (task.kept(folder / "runs") for task in tasks) if found is not None]
         return write_results(folder, to_spec(self)["init_args"], runs, failures)
 
@@ -179,12 +188,13 @@ def write_results(
     return results
 
 
-def default_jobs() -> int:
-    """One process per core; one in all where a GPU is shared."""
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
-
-
-def execute(tasks: Sequence[Task], folder: Path, jobs: int | None = None, progress: bool | None = None) -> list[str]:
+def execute(
+    tasks: Sequence[Task],
+    folder: Path,
+    jobs: int | None = None,
+    progress: bool | None = None,
+    backend: Backend = "loky",
+) -> list[str]:
     """Do the tasks whose results are not in the folder yet.
 
     Args:
@@ -192,10 +202,21 @@ def execute(tasks: Sequence[Task], folder: Path, jobs: int | None = None, progre
         folder: Where results are kept.
         jobs: Processes; by default one per core, or one if there is a GPU.
         progress: Show a progress bar; by default if standard error is a terminal.
+        backend: What starts the processes.
+
+    Raises:
+        ValueError: A run is to be trained on several devices.
+        ImportError: A package is missing.
 
     Returns:
         Which came to nothing, and why.
     """
+    several = [task.name for task in tasks if prod(processes(task.recipe)) > 1]
+    if several:
+        raise ValueError(
+            f"Runs go side by side, each on one device, and {several[0]} asks for several. Leave devices out, "
+            "start this without torchrun, and choose by jobs how many runs there are at a time."
+        )
     unique = {task.key(): task for task in tasks}
     missing = [task for task in unique.values() if task.kept(folder) is None]
     if not missing:
@@ -216,9 +237,11 @@ def execute(tasks: Sequence[Task], folder: Path, jobs: int | None = None, progre
     with bar:
         shown = bar.add_task("", total=len(unique), completed=len(unique) - len(missing), last="")
         calls = (delayed(task.attempt)(folder) for task in missing)
-        workers, failures = min(jobs or default_jobs(), len(missing)), []
-        for task, reason in Parallel(n_jobs=workers, return_as="generator_unordered")(calls):
-            bar.update(shown, advance=1, last=task.name)
-            if reason is not None:
-                failures.append(f"{task.name}: {reason}")
+        with workers(backend) as most:
+            number, failures = min(jobs or most, len(missing)), []
+            order = "generator_unordered" if backend == "loky" else "list"  # Ray's joblib gives all at the end
+            for task, reason in Parallel(n_jobs=number, return_as=order)(calls):
+                bar.update(shown, advance=1, last=task.name)
+                if reason is not None:
+                    failures.append(f"{task.name}: {reason}")
     return sorted(failures)

@@ -39,6 +39,11 @@ class RandomState:
         others = {torch.device(name): state for name, state in saved.items() if name != "cpu"}
         return RandomState(saved["cpu"], others)
 
+    def equals(self, other: "RandomState") -> bool:
+        """Whether the numbers that come next are the same."""
+        pairs = [(self.cpu, other.cpu), *((s, other.accelerators[d]) for d, s in self.accelerators.items())]
+        return all(torch.equal(mine, yours) for mine, yours in pairs)
+
     def restore(self) -> None:
         """Put the generators back to this state."""
         torch.set_rng_state(self.cpu)

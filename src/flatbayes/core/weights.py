@@ -37,7 +37,7 @@ def displaced(params: Sequence[Tensor], directions: list[Tensor], scale: float |
     else:
         with restored(params):
             with torch.no_grad():
-                torch._foreach_copy_(list(params), moved(params, directions, scale))
+                overwrite(params, moved(params, directions, scale))
             directions.clear()
             yield
 
@@ -144,13 +144,26 @@ def restored(params: Sequence[Tensor]) -> Iterator[None]:
     finally:
         if saved:
             with torch.no_grad():
-                torch._foreach_copy_(list(params), saved)
+                overwrite(params, saved)
         torch.clear_autocast_cache()
+
+
+def held_here(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds: all of it, unless it is divided among processes."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return tensor
+    part: Callable[[], Tensor] | None = getattr(tensor, "to_local", None)
+    return tensor if part is None else part()
+
+
+def overwrite(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values into tensors, each process those of the part that it holds."""
+    torch._foreach_copy_([held_here(tensor) for tensor in tensors], [held_here(value) for value in values])
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """All entries in one vector, in order (a copy)."""
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    return torch.cat([held_here(tensor.detach()).reshape(-1) for tensor in tensors])
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -171,7 +184,7 @@ def blocks(tensors: Sequence[Tensor], size: int) -> Iterator[tuple[slice, list[T
     """
     start, held, pieces = 0, 0, list[Tensor]()
     for tensor in tensors:
-        rest = tensor.detach().reshape(-1)
+        rest = held_here(tensor.detach()).reshape(-1)
         while len(rest):
             piece, rest = rest[: size - held], rest[size - held :]
             pieces.append(piece)

@@ -47,6 +47,11 @@ class Ensemble(Posterior):
         return self.member.moves_weights
 
     @property
+    def shardable(self) -> bool:
+        """As the member."""
+        return self.member.shardable
+
+    @property
     def needs_one_loss(self) -> Needs:
         """As the member."""
         return self.member.needs_one_loss

@@ -31,6 +31,7 @@ class Point(Posterior):
     stochastic = False  # there is one network to draw
     moves_weights = False  # the running statistics are those of training
     needs_one_loss = "never"  # it is where training ends
+    shardable = True  # there is nothing but the weights
     snapshots = (0, 0)
 
     @property

@@ -37,6 +37,11 @@ class Posterior(ABC):
         """Whether draws have weights that training never visited, and so need running statistics of their own."""
 
     @property
+    def shardable(self) -> bool:
+        """Whether init, step and collect go entry by entry, so that processes can each do it with a part of them."""
+        return False
+
+    @property
     @abstractmethod
     def needs_one_loss(self) -> Needs:
         """When the gradients must be those of one fixed loss function of the weights, for the method to be right."""

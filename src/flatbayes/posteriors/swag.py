@@ -62,6 +62,7 @@ class SWAG(Posterior):
     moves_weights = True  # neither the mean nor a draw around it was visited in training
 
     needs_one_loss = "never"  # the iterates of any optimiser will do
+    shardable = True  # moments are those of single weights, and so are columns of deviations
 
     @property
     def snapshots(self) -> tuple[int, int]:

@@ -12,8 +12,12 @@ from torch.utils.data import DataLoader
 
 from flatbayes.core.randomness import spawn
 from flatbayes.data import StoredImages
+from flatbayes.training.parallel import World
 
 SHARE_OF_DEVICE = 0.5
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+"""(inputs of a batch, generator) -> those inputs, each changed at random."""
 
 
 class TrainingBatches(Protocol):
@@ -57,16 +61,26 @@ class Batches:
         targets: Their targets.
         batch_size: Examples per batch; at most as many as there are.
         seed: Decides orders and augmentations.
-        augment: Random changes to the inputs of a batch, given a generator on their device.
+        augment: Random changes to the inputs of a batch, each by itself, given a generator on their device.
         transform: What inputs are still to go through.
+        world: The processes that batches are divided among; each gets its share of every one. Together they have the
+            examples, in the order and as augmented, that one process would.
     """
 
     inputs: Tensor | StoredImages
     targets: Tensor
     batch_size: int
     seed: int
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    augment: Augmentation | None = None
     transform: Callable[[Tensor], Tensor] | None = None
+    world: World = World()
+
+    def __post_init__(self) -> None:
+        if self.batch_size < self.world.size:
+            raise ValueError(
+                f"A batch of {self.batch_size} examples cannot be divided among {self.world.size} processes. "
+                "Use a larger batch_size, or fewer processes."
+            )
 
     def __len__(self) -> int:
         """Batches of one pass."""
@@ -76,6 +90,11 @@ class Batches:
     def num_data(self) -> int:
         """Number of examples."""
         return len(self.inputs)
+
+    @property
+    def own(self) -> slice:
+        """The places in a batch that are this process's: spread, so that a part of a share is one of the batch."""
+        return slice(self.world.rank, None, self.world.size)
 
     def seeded(self, seed: int) -> "Batches":
         """The same examples in the orders of another seed."""
@@ -102,14 +121,24 @@ class Batches:
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one pass."""
         images, generator = self.inputs, torch.Generator(self.targets.device)
-        places = self.order(number).split(self.batch_size)[first : len(self)]
+        places = [place[self.own] for place in self.order(number).split(self.batch_size)[first : len(self)]]
         if isinstance(images, StoredImages):
             batches = images.batches(places)
         else:
             batches = (images.index_select(0, chosen) for chosen in places)
         for chosen, inputs, seed in zip(places, batches, self.changes(number)[first:], strict=True):
             targets = self.targets.index_select(0, chosen)
-            yield inputs if self.augment is None else self.augment(inputs, generator.manual_seed(seed)), targets
+            yield self._augmented(inputs, generator.manual_seed(seed)), targets
+
+    def _augmented(self, inputs: Tensor, changes: torch.Generator) -> Tensor:
+        if self.augment is None:
+            return inputs
+        if self.world.size == 1:
+            return self.augment(inputs, changes)
+        # What happens to an example is decided by its place in the whole batch; those of others are not looked at.
+        whole = inputs.new_zeros(self.batch_size, *inputs.shape[1:])
+        whole[self.own] = inputs
+        return self.augment(whole, changes)[self.own]
 
 
 def fits(tensor: Tensor, device: torch.device) -> bool:

@@ -113,12 +113,15 @@ class Keeper:
                 path.unlink(missing_ok=True)
         return keeper
 
-    def due(self, step: int, *, epoch_ended: bool) -> bool:
-        """Whether a checkpoint is to be written after this step, counted from 1."""
+    def has_turn(self, step: int, *, epoch_ended: bool) -> bool:
+        """Whether one may be written after this step, counted from 1, whatever the clock says."""
         if self.wanted is None:
             return False
-        within = self.wanted.steps is not None and step % self.wanted.steps == 0
-        if not (epoch_ended or within):
+        return epoch_ended or (self.wanted.steps is not None and step % self.wanted.steps == 0)
+
+    def due(self, step: int, *, epoch_ended: bool) -> bool:
+        """Whether a checkpoint is to be written after this step, counted from 1."""
+        if self.wanted is None or not self.has_turn(step, epoch_ended=epoch_ended):
             return False
         wait = max(self.wanted.seconds, self._took / SHARE) if self.wanted.seconds > 0 else 0.0
         return time.monotonic() - self._last >= wait

@@ -1,8 +1,8 @@
 """How a network is run in training: forward, backward, clipping, update.
 
-Lightning Fabric does it where there is something to do: several processes, or mixed precision. On one device in full
-precision it would call the network, the loss and the optimiser as they are, after a fifth of a millisecond of
-bookkeeping for each; there we call them ourselves.
+Lightning Fabric does it where there is something to do: in mixed precision. In full precision it would call the
+network, the loss and the optimiser as they are, after a fifth of a millisecond of bookkeeping for each; there we call
+them ourselves.
 """
 
 import math
@@ -48,7 +48,7 @@ class Engine:
     def start(fabric: "Fabric", module: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> "Engine":
         """The engine for a recipe; the optimiser's learning rates and parameters are those it comes with."""
         trained = tuple(param for group in optimizer.param_groups for param in group["params"])
-        bare = fabric.world_size == 1 and recipe.precision in FULL
+        bare = recipe.precision in FULL
         network: nn.Module = torch.compile(module) if recipe.compile else module  # type: ignore[assignment]
         if not bare:
             network, optimizer = fabric.setup(network, optimizer)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -24,8 +25,10 @@ from flatbayes.training.loop import Job
 from flatbayes.training.material import Material, material
 from flatbayes.training.model import ModelFactory, builder, describe
 from flatbayes.training.pairing import check_pair
+from flatbayes.training.parallel import World
 from flatbayes.training.recipe import Recipe, fabric_of
 from flatbayes.training.runs import Runs
+from flatbayes.training.sharded import check_sharded
 from flatbayes.training.together import chosen
 from flatbayes.training.watch import Bar, Watch, Watches
 
@@ -70,7 +73,7 @@ def fit(
         likelihood: How targets depend on outputs; the default is the data's own, a loader has none.
         seed: Decides everything random.
         progress: Show a progress bar; by default if standard error is a terminal.
-        watch: Sees every step and epoch.
+        watch: Sees every step and epoch; of several processes, that of the first.
         checkpoints: Where to keep what is needed to go on after an interruption; if something is there, it goes on
             from it, and on a CPU it ends in the same numbers as if nothing had happened. They stay there: `remove`
             them once the posterior is saved.
@@ -90,9 +93,12 @@ def fit(
     known = source.known | sizes if source.known else {}
     build = builder(model, known)
     fabric = fabric_of(recipe)
+    world = World.of(fabric)
+    if recipe.strategy == "fsdp":
+        check_sharded(posterior, recipe, world, checkpoints)
     meter = Meter(fabric.device)
     training = _identity(posterior, flatness, likelihood, recipe, describe(model, known), source, seed)
-    keeper = Keeper.open(checkpoints, training)
+    keeper = Keeper.open(checkpoints, training | {"processes": world.size}, writes=world.is_first)
     states: list[State] = []
     gradients: float = 0
 
@@ -115,9 +121,9 @@ def fit(
     runs = Runs(posterior, flatness, likelihood, source, recipe, build, seed)
     as_one, why_not = chosen(runs, posterior.runs)
     groups = [list(range(posterior.runs))] if as_one else [[run] for run in range(posterior.runs)]
-    show = sys.stderr.isatty() if progress is None else progress
+    show = world.is_first and (sys.stderr.isatty() if progress is None else progress)
     with Bar() if show else nullcontext(Watch()) as bar:
-        seen = Watches([bar, *([watch] if watch else [])])
+        seen = Watches([bar, *([watch] if watch and world.is_first else [])])
         for number, group in enumerate(groups):
             job = runs.job(group, fabric)
             note = check_collection(posterior, recipe, len(job.batches))
@@ -125,7 +131,7 @@ def fit(
                 seen.note(note)
             one = len(group) == 1
             seen.begin(group[0], posterior.runs if one else 1, recipe.epochs * len(job.batches))
-            kept = keeper.ended(number)
+            kept = world.read_by_first(partial(keeper.ended, number))
             if kept is not None:
                 seen.again(kept["records"])
                 states += [runs.ended(run, saved, fabric) for run, saved in zip(group, kept["states"], strict=True)]
@@ -155,7 +161,12 @@ def fit(
         "gradients": gradients,
         "peak_memory_mb": meter.peak_memory_mb(),
     }
-    return fitted(states, cost=cost)
+    result = fitted(states, cost=cost)
+    if not source.is_common:
+        result.statistics_inputs = world.from_first(result.statistics_inputs)
+        for state in states:
+            world.copy_from_first(list(state.statistics.values()))
+    return result
 
 
 def _kept(states: Sequence[State], job: Job) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The one training loop: every posterior, every flatness, on Lightning Fabric's devices and precisions."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from flatbayes.posteriors import Posterior
 from flatbayes.training.batches import TrainingBatches
 from flatbayes.training.checkpoint import Keeper
 from flatbayes.training.engine import Engine
+from flatbayes.training.parallel import World, shared
 from flatbayes.training.recipe import Recipe
+from flatbayes.training.sharded import sharded, together_again
 from flatbayes.training.watch import Record, Watch
 
 if TYPE_CHECKING:
@@ -85,9 +88,14 @@ class Job:
             RuntimeError: The loss is not finite.
             OSError: A checkpoint cannot be written.
         """
-        recipe, batches, course = self.recipe, self.batches, self.course
-        module = placed(self.module, fabric, recipe)
-        self.state = state = self.start(module)
+        recipe, batches, course, world = self.recipe, self.batches, self.course, World.of(fabric)
+        in_parts = recipe.strategy == "fsdp"
+        module = placed(copy.deepcopy(self.module) if in_parts else self.module, fabric, recipe)
+        world.copy_from_first([*module.parameters(), *module.buffers()])
+        if in_parts:
+            module = sharded(module, world, fabric.device)
+        state = self.start(module)
+        self.state = None if in_parts else state
         module = state.model  # some posteriors train a changed copy
         engine = Engine.start(fabric, module, state.optimizer, recipe)  # type: ignore[arg-type]  # there is one
         state.optimizer = optimizer = engine.optimizer
@@ -95,9 +103,9 @@ class Job:
         total_steps = course.total_steps = recipe.epochs * len(batches)
         watched = recipe.validated()
         with forked(self.seed, module), stacked(self.networks if self.networks > 1 else 0):
-            saved = keeper.under_way(number)
+            saved = world.read_by_first(lambda: keeper.under_way(number))
             if saved is not None:
-                self._load(saved, engine)
+                self._load(saved, engine, world)
                 watch.again(self.records)
             for epoch in range(self.epochs_done, recipe.epochs):
                 module.train()
@@ -105,7 +113,7 @@ class Job:
                     factor = recipe.schedule.factor(course.step, total_steps)
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):
                         group["lr"] = rate * factor
-                    closure = self.flatness(self._closure(engine, batch), module, course)
+                    closure = self._flat(engine, batch, world, course)
                     loss = self.posterior.step(state, self._clipped(engine, closure))
                     if recipe.collects(course.step, len(batches)):
                         self.posterior.collect(state)
@@ -113,8 +121,9 @@ class Job:
                     course.advance()
                     watch.step(course.step, loss.mean() if loss.ndim else loss, rates[0] * factor)
                     ended = course.step % len(batches) == 0
-                    if not ended and batches.skips and keeper.due(course.step, epoch_ended=False):
-                        keeper.keep(number, course.step, self._saved(engine))
+                    if not ended and batches.skips and self._is_due(keeper, world, epoch_ended=False):
+                        keeper.keep(number, course.step, self._saved(engine, world))
+                world.agree_on_buffers(module)
                 mean_losses = _numbers(self.loss_sum / len(batches))
                 for run, mean_loss in enumerate(mean_losses):
                     if not math.isfinite(mean_loss):
@@ -128,18 +137,32 @@ class Job:
                     about = {"epoch": epoch + 1, "step": course.step, "loss": mean_loss, "lr": rates[0] * factor}
                     self.records.append({**which, **about, **measured[run]})
                     watch.epoch(self.records[-1])
-                if keeper.due(course.step, epoch_ended=True):
-                    keeper.keep(number, course.step, self._saved(engine))
+                if self._is_due(keeper, world, epoch_ended=True):
+                    keeper.keep(number, course.step, self._saved(engine, world))
         module.eval()
+        if in_parts:
+            self.state = together_again(state, self.start, placed(self.module, fabric, recipe).eval(), world)
         return self.states
 
-    def _saved(self, engine: Engine) -> dict[str, Any]:
+    def _is_due(self, keeper: Keeper, world: World, *, epoch_ended: bool) -> bool:
+        step = self.course.step
+        return keeper.has_turn(step, epoch_ended=epoch_ended) and world.from_first(
+            keeper.due(step, epoch_ended=epoch_ended)
+        )
+
+    def _saved(self, engine: Engine, world: World) -> dict[str, Any]:
         state = self.state
-        return {
-            "state": None if state is None else state.state_dict(),
+        own = {
             "course": self.course.state_dict(),
             "random": RandomState.capture(engine.module).state_dict(),
             "batches": self.batches.state_dict(),
+            "buffers": dict(engine.module.named_buffers()) if world.size > 1 else {},
+        }
+        first, *others = world.gathered(own)
+        return {
+            "state": None if state is None else state.state_dict(),
+            **first,
+            "others": others,  # what is not the same in all processes
             "scaler": engine.fabric.strategy.precision.state_dict(),
             "epochs_done": self.epochs_done,
             "loss_sum": self.loss_sum,
@@ -147,17 +170,34 @@ class Job:
             "records": self.records,
         }
 
-    def _load(self, saved: Mapping[str, Any], engine: Engine) -> None:
+    def _load(self, saved: Mapping[str, Any], engine: Engine, world: World) -> None:
+        own = saved if world.is_first else saved["others"][world.rank - 1]
         if self.state is not None:
             self.state.load_state_dict(saved["state"])
-        self.course.load_state_dict(saved["course"])
-        self.batches.load_state_dict(saved["batches"])
+        buffers = dict(engine.module.named_buffers())
+        for name, value in own["buffers"].items():
+            buffers[name].copy_(value)
+        self.course.load_state_dict(own["course"])
+        self.batches.load_state_dict(own["batches"])
         engine.fabric.strategy.precision.load_state_dict(saved["scaler"])
         self.epochs_done, self.gradients = saved["epochs_done"], saved["gradients"]
         loss_sum = saved["loss_sum"]
         self.loss_sum = loss_sum if isinstance(loss_sum, float) else loss_sum.to(engine.fabric.device)
         self.records = list(saved["records"])
-        RandomState.from_state_dict(saved["random"]).restore()
+        RandomState.from_state_dict(own["random"]).restore()
+
+    def _flat(self, engine: Engine, batch: tuple[Tensor, Tensor], world: World, course: Course) -> Closure:
+        closure, module = self._closure(engine, batch), engine.module
+        trained = () if self.recipe.strategy == "fsdp" else engine.trained  # which has averaged them
+
+        def of_all(closure: Closure) -> Closure:
+            return shared(closure, world, module, trained, lambda: len(asked_part(batch[0])[0]))
+
+        if world.size == 1:
+            return self.flatness(closure, module, course)
+        if self.recipe.ascent == "synchronised":
+            return self.flatness(of_all(closure), module, course)
+        return of_all(self.flatness(closure, module, course))
 
     def _closure(self, engine: Engine, batch: tuple[Tensor, Tensor]) -> Closure:
         inputs, targets = (tensor.to(engine.fabric.device, non_blocking=True) for tensor in batch)

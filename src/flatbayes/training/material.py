@@ -1,10 +1,11 @@
 """What training knows of its data: a data set held in memory, or a user's loader; the loop sees no difference."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,11 @@ from flatbayes.core.randomness import spawn
 from flatbayes.data import Dataset, Standardize, StoredImages
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.training.batches import Batches, Loaded, TrainingBatches, fits
+from flatbayes.training.parallel import World, share
 from flatbayes.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 WHOLE_BATCH = 512
 AT_ONCE = 2**26
@@ -51,8 +56,8 @@ class Material(ABC):
         """How targets depend on outputs, if the data says so."""
 
     @abstractmethod
-    def batches(self, recipe: Recipe, seed: int, device: torch.device) -> TrainingBatches:
-        """The batches of a training run."""
+    def batches(self, recipe: Recipe, seed: int, fabric: "Fabric") -> TrainingBatches:
+        """The batches of a training run; where several processes train together, this one's share of each."""
 
     @abstractmethod
     def examples(self, device: torch.device) -> Examples:
@@ -63,8 +68,13 @@ class Material(ABC):
         """Batches of training inputs, before the transform, to re-estimate running statistics on."""
 
     @abstractmethod
-    def validator(self, likelihood: Likelihood) -> Callable[[nn.Module], dict[str, float]] | None:
-        """Measures a network on held-out data, if there is any."""
+    def validator(self, likelihood: Likelihood, world: World) -> Callable[[nn.Module], dict[str, float]] | None:
+        """Measures a network on held-out data, if there is any; each process on a share of it."""
+
+    @property
+    @abstractmethod
+    def is_common(self) -> bool:
+        """Whether every process is sure to get the same from `examples` and `sample`."""
 
 
 def material(data: Dataset | DataLoader[Any]) -> Material:
@@ -118,12 +128,14 @@ class Held(Material):
         data = self.data
         return Gaussian.fit(data.train.targets) if data.is_regression else Categorical(data.num_classes)
 
-    def batches(self, recipe: Recipe, seed: int, device: torch.device) -> TrainingBatches:
+    is_common = True  # the data are in the order they have
+
+    def batches(self, recipe: Recipe, seed: int, fabric: "Fabric") -> TrainingBatches:
         """Shuffled and augmented, on the device if they fit."""
         inputs, targets, augment = self.data.train.inputs, self.data.train.targets, self.data.augment
-        size = min(recipe.batch_size, len(inputs))
+        size, device, world = min(recipe.batch_size, len(inputs)), fabric.device, World.of(fabric)
         if isinstance(inputs, StoredImages):
-            return Batches(inputs, targets, size, seed, augment, self.scale)
+            return Batches(inputs, targets, size, seed, augment, self.scale, world)
         if fits(inputs, device):
             inputs, targets = inputs.to(device), targets.to(device)
         ready = augment is None and inputs.numel() <= AT_ONCE
@@ -134,6 +146,7 @@ class Held(Material):
             seed,
             augment,
             None if ready else self.scale,
+            world,
         )
 
     def examples(self, device: torch.device) -> Examples:
@@ -150,27 +163,35 @@ class Held(Material):
         generator = torch.Generator().manual_seed(spawn(seed, count=1)[0])
         return list(inputs[torch.randperm(len(inputs), generator=generator)[:count]].split(size))
 
-    def validator(self, likelihood: Likelihood) -> Callable[[nn.Module], dict[str, float]]:
+    def validator(self, likelihood: Likelihood, world: World) -> Callable[[nn.Module], dict[str, float]]:
         """Loss of the network in eval mode on the validation part, as `val_nll`, and `val_accuracy` of classes."""
+        val = self.data.val
+        own = val if world.size == 1 else val.take(torch.arange(len(val))[share(len(val), world)])
+        names = ("val_nll",) if self.data.is_regression else ("val_nll", "val_accuracy")
 
         def validate(module: nn.Module) -> dict[str, float]:
-            weight = next(module.parameters())
+            weight, found = next(module.parameters()), dict.fromkeys(names, math.nan)
             with evaluating(module), torch.no_grad():
-                batches = self.data.val.inputs.split(WHOLE_BATCH)
+                batches = own.inputs.split(WHOLE_BATCH)
                 ready = (self.scale(inputs.to(weight.device)).to(weight.dtype) for inputs in batches)
-                outputs = torch.cat([module(inputs) for inputs in ready])
-                targets = self.data.val.targets.to(weight.device)
-                found = {"val_nll": float(likelihood.loss(outputs, targets))}
-                if not self.data.is_regression:
-                    found["val_accuracy"] = float((outputs.argmax(-1) == targets).double().mean())
-                return found
+                if len(own):
+                    outputs = torch.cat([module(inputs) for inputs in ready])
+                    targets = own.targets.to(weight.device)
+                    found["val_nll"] = float(likelihood.loss(outputs, targets))
+                    if "val_accuracy" in found:
+                        found["val_accuracy"] = float((outputs.argmax(-1) == targets).double().mean())
+            return {name: world.mean(value, len(own), weight.device) for name, value in found.items()}
 
         return validate
 
 
 @dataclass(frozen=True, eq=False)
 class Streamed(Material):
-    """A user's loader of ready batches."""
+    """A user's loader of ready batches.
+
+    Where several processes train together each reads its own, from a distributed sampler that the loader has or is
+    given here; batches are then those of a process, and a step sees one of each.
+    """
 
     loader: DataLoader[Any]
 
@@ -205,9 +226,14 @@ class Streamed(Material):
             "Gaussian.fit(targets)."
         )
 
-    def batches(self, recipe: Recipe, seed: int, device: torch.device) -> TrainingBatches:
+    is_common = False  # a loader may shuffle
+
+    def batches(self, recipe: Recipe, seed: int, fabric: "Fabric") -> TrainingBatches:
         """The loader's own."""
-        return Loaded(self.loader)
+        if fabric.world_size == 1:
+            return Loaded(self.loader)
+        own: Any = fabric.setup_dataloaders(self.loader, move_to_device=False)
+        return Loaded(own)
 
     def examples(self, device: torch.device) -> Examples:
         """One pass over the loader."""
@@ -218,6 +244,6 @@ class Streamed(Material):
         batches: Iterator[Any] = iter(self.loader)
         return [inputs for _, (inputs, *_) in zip(range(recipe.statistics_batches), batches, strict=False)]
 
-    def validator(self, likelihood: Likelihood) -> None:
+    def validator(self, likelihood: Likelihood, world: World) -> None:
         """None: nothing is held out."""
         return

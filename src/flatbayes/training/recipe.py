@@ -1,11 +1,15 @@
 """How a network is trained, whatever the posterior and the flatness: one frozen dataclass."""
 
+import atexit
+import logging
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from flatbayes.training.schedules import Schedule, SWALinear, collects, evenly
@@ -17,6 +21,9 @@ SOME = 10
 """Snapshots that a training collects in all, however short, unless it is told how many an epoch."""
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
 Members = Literal["one_by_one", "auto", "together"]
+Strategy = Literal["ddp", "fsdp"]
+Ascent = Literal["local", "synchronised"]
+"""Whose gradient says where the worst point is: that of each process's share of the batch, or that of all of it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,12 @@ class Recipe:
             are so small that it is faster. Together every network's weights are held at once. A training is the same
             bit for bit only if it is repeated the same way, so the way is not chosen by the clock, and not by
             default.
+        devices: Devices of a machine, one process each, that train one network together; `auto` is one, or as many
+            as torchrun has started processes. The batch of a step is divided among them. See docs/distributed.md.
+        strategy: What each of several processes holds of the network: `ddp`, all of it; or `fsdp`, a part, for
+            networks too large for one device, with `Point` and `SWAG`.
+        ascent: Where several processes look for the worst point around the weights: `local`, each for its own share
+            of the batch, which costs no communication; or `synchronised`, for all of it, as one process would.
     """
 
     epochs: int = 60
@@ -72,6 +85,9 @@ class Recipe:
     validate_every: int | None = None
     statistics_batches: int = 20
     members: Members = "one_by_one"
+    devices: int | Literal["auto"] = "auto"
+    strategy: Strategy = "ddp"
+    ascent: Ascent = "local"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "collect_per_epoch", "accumulate", "statistics_batches"):
@@ -84,6 +100,12 @@ class Recipe:
             raise ValueError(f"validate_every must be at least 1, got {self.validate_every}.")
         if self.members not in get_args(Members):
             raise ValueError(f"members must be {' or '.join(get_args(Members))}, got {self.members!r}.")
+        if self.devices != "auto" and (not isinstance(self.devices, int) or self.devices < 1):
+            raise ValueError(f"devices must be auto or a number of devices, at least 1, got {self.devices!r}.")
+        if self.strategy not in get_args(Strategy):
+            raise ValueError(f"strategy must be {' or '.join(get_args(Strategy))}, got {self.strategy!r}.")
+        if self.ascent not in get_args(Ascent):
+            raise ValueError(f"ascent must be {' or '.join(get_args(Ascent))}, got {self.ascent!r}.")
         if not 0 <= self.collect_from < 1:
             raise ValueError(f"collect_from is a share of training, at least 0 and below 1; got {self.collect_from}.")
         if not 0 <= self.label_smoothing < 1:
@@ -109,8 +131,53 @@ class Recipe:
         return collects(step, steps_per_epoch, total_steps, self.collect_from, often, cycles)
 
 
-def fabric_of(recipe: Recipe) -> "Fabric":
-    """The device and the precision of a recipe."""
+def processes(recipe: Recipe) -> tuple[int, int]:
+    """Devices of a machine, and machines, that train one network together by this recipe."""
+    by_torchrun = "LOCAL_WORLD_SIZE" in os.environ
+    started = int(os.environ["LOCAL_WORLD_SIZE"]) if by_torchrun else 1
+    devices = started if recipe.devices == "auto" else recipe.devices
+    alone = recipe.devices == 1 or not by_torchrun
+    return devices, 1 if alone else int(os.environ["WORLD_SIZE"]) // started
+
+
+def fabric_of(recipe: Recipe, *, launch: bool = False) -> "Fabric":
+    """The devices and the precision of a recipe; where there are several processes, they have joined up.
+
+    Args:
+        recipe: How to train.
+        launch: Start the other processes if nobody has, by running this program again with its arguments.
+
+    Raises:
+        ValueError: The recipe is for several processes, and this one was started alone, or beside other numbers.
+    """
     from lightning_fabric import Fabric  # over a second to import
 
-    return Fabric(accelerator=recipe.accelerator, devices=1, precision=recipe.precision)
+    devices, machines = processes(recipe)
+    if devices * machines == 1:
+        return Fabric(accelerator=recipe.accelerator, devices=1, precision=recipe.precision)
+    if not (launch or "LOCAL_RANK" in os.environ):
+        raise ValueError(
+            f"devices={devices} asks for {devices} processes, and this program runs in one. Start it by `torchrun "
+            f"--nproc_per_node {devices}`, or use `flatbayes fit --devices {devices}`, which starts the others."
+        )
+    from flatbayes.training.replicated import Replicated
+
+    fabric = Fabric(
+        accelerator=recipe.accelerator,
+        devices=devices,
+        num_nodes=machines,
+        precision=recipe.precision,
+        strategy=Replicated(),
+    )
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # or every process says that it is there
+    fabric.launch()
+    if dist.get_backend() != "nccl":  # for which Fabric sees to it
+        atexit.unregister(leave)
+        atexit.register(leave)
+    return fabric
+
+
+def leave() -> None:
+    """Part from the other processes: a program that ends without may be aborted by its threads."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

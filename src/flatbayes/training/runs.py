@@ -16,6 +16,7 @@ from flatbayes.training.batches import Batches
 from flatbayes.training.loop import Job, placed
 from flatbayes.training.loss import training_loss
 from flatbayes.training.material import Material
+from flatbayes.training.parallel import World
 from flatbayes.training.recipe import Recipe
 from flatbayes.training.stack import Stack, each_loss, state_together, states_apart
 
@@ -56,9 +57,11 @@ class Runs:
 
     def alone(self, run: int, fabric: "Fabric") -> Job:
         """One run."""
-        validate = self.source.validator(self.likelihood)
+        # A divided network computes in all processes at once, so each takes all of the validation part.
+        world = World() if self.recipe.strategy == "fsdp" else World.of(fabric)
+        validate = self.source.validator(self.likelihood, world)
         _, order, noise = self._seeds(run)
-        batches = self.source.batches(self.recipe, order, fabric.device)
+        batches = self.source.batches(self.recipe, order, fabric)
         return Job(
             module=self.network(run),
             start=lambda module: self._start(module, batches.num_data),
@@ -79,11 +82,11 @@ class Runs:
             RuntimeError: The networks have different shapes.
         """
         recipe = self.recipe
-        first = self.source.batches(recipe, 0, fabric.device)
+        first = self.source.batches(recipe, 0, fabric)
         if not isinstance(first, Batches):
             raise ValueError("a loader of your own gives one batch at a time, and every network needs its own")
         stack = Stack([placed(self.network(run), fabric, recipe) for run in runs])
-        validate = self.source.validator(self.likelihood)
+        validate = self.source.validator(self.likelihood, World.of(fabric))
 
         def start(network: nn.Module) -> State:
             return self._start(network, first.num_data)

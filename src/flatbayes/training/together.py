@@ -5,6 +5,7 @@ after the other, and must end in the same weights, buffers and statistics. So a 
 a network of the user's own is judged as ours are, and what cannot be stacked is found before training begins.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
@@ -20,7 +21,7 @@ from flatbayes.core.randomness import unmoved
 from flatbayes.core.weights import trainable
 from flatbayes.training.batches import TrainingBatches
 from flatbayes.training.material import Held
-from flatbayes.training.recipe import Recipe, fabric_of
+from flatbayes.training.recipe import Recipe, fabric_of, processes
 from flatbayes.training.runs import Runs
 from flatbayes.training.schedules import Constant
 from flatbayes.training.watch import Watch
@@ -58,6 +59,8 @@ def obstacle(runs: Runs) -> str | None:
         return f"stacked networks ignore autocast, and the precision is {runs.recipe.precision}"
     if runs.recipe.compile or runs.recipe.channels_last:
         return "stacked networks are neither compiled nor stored with channels last"
+    if math.prod(processes(runs.recipe)) > 1:
+        return "several processes train one network at a time"
     if not isinstance(runs.source, Held):
         return "a loader of your own gives one batch at a time, and every run needs its own"
     trial = replace(runs, recipe=_brief(runs.recipe))
@@ -166,6 +169,7 @@ def _brief(recipe: Recipe) -> Recipe:
         collect_per_epoch=STEPS,
         precision="64-true",
         accelerator="cpu",
+        devices=1,
         validations=0,
         validate_every=None,
     )

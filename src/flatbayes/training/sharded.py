@@ -1,0 +1,96 @@
+"""Weights divided among processes, by torch's `fully_shard`: for networks that one device cannot train.
+
+Each process holds a part of every parameter, of its gradient, of what the optimiser keeps and of what the posterior
+does; a layer is put together for as long as it computes. When training is over the network is put together in every
+process, as it would be without.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core import State
+from flatbayes.core.weights import held_here, trainable
+from flatbayes.posteriors import Posterior
+from flatbayes.training.checkpoint import Checkpoints
+from flatbayes.training.parallel import World
+from flatbayes.training.recipe import Recipe
+
+ENOUGH = 2**20
+"""Weights that are worth sending in a message of their own."""
+
+
+def check_sharded(posterior: Posterior, recipe: Recipe, world: World, checkpoints: Checkpoints | None = None) -> None:
+    """Refuse what needs all weights in one place, or gradients of other means than the one that comes of sharding.
+
+    Raises:
+        ValueError: The recipe is for shards, and there is something that does not go with them.
+    """
+    reasons = {
+        f"{type(posterior).__name__} looks at all weights at once": not posterior.shardable,
+        "every gradient is one of all processes; set ascent='synchronised'": recipe.ascent != "synchronised",
+        f"{recipe.batch_size} examples do not divide by {world.size} processes": recipe.batch_size % world.size != 0,
+        "a loss scale would have to be the same everywhere; use bf16-mixed": recipe.precision == "16-mixed",
+        "networks are not compiled": recipe.compile,
+        "there are no checkpoints of parts": checkpoints is not None,
+        "there is one process; start several": world.size == 1,
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        raise ValueError(f"strategy='fsdp' cannot be used here: {'; '.join(found)}. Or use strategy='ddp'.")
+
+
+def sharded(module: nn.Module, world: World, device: torch.device) -> nn.Module:
+    """The module with its parameters divided, in place: it computes what it did."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world.size,))
+    divided: set[int] = set()
+    inner = list(module.modules())[:0:-1]  # from the innermost on, without the module itself
+    for part in [*inner, module]:
+        rest = [param for param in part.parameters() if id(param) not in divided]
+        is_container = isinstance(part, nn.ModuleList | nn.ModuleDict)
+        if part is module or (sum(param.numel() for param in rest) >= ENOUGH and not is_container):
+            divided |= {id(param) for param in rest}
+            # Put together only while it computes: in between, parameters are to be what the optimiser moves.
+            fully_shard(part, mesh=mesh, reshard_after_forward=True)
+            divided |= {id(param) for param in part.parameters()}
+    return module
+
+
+def together_again(part: State, start: Callable[[nn.Module], State], module: nn.Module, world: World) -> State:
+    """The whole state, from the parts of all processes; each must call this.
+
+    Args:
+        part: What this process holds.
+        start: The state before the first step, of a module.
+        module: A network of the same architecture, not divided, which gets the weights.
+        world: All processes.
+    """
+    whole = start(module)
+    sizes = [held_here(param).numel() for param in trainable(part.model)]
+    with torch.no_grad():
+        for divided, param in zip(part.model.parameters(), whole.model.parameters(), strict=True):
+            param.copy_(divided.full_tensor())  # type: ignore[attr-defined]
+        for mine, buffer in zip(part.model.buffers(), whole.model.buffers(), strict=True):
+            buffer.copy_(mine)
+        for name, statistic in part.statistics.items():
+            full = whole.statistics[name]
+            is_wide = full.ndim > 0 and full.shape[-1] == sum(param.numel() for param in trainable(module))
+            full.copy_(joined_columns(statistic, sizes, world) if is_wide else statistic)
+    return whole
+
+
+def joined_columns(part: Tensor, sizes: list[int], world: World) -> Tensor:
+    """One statistic of all weights, [..., params], from that of the weights that each process holds.
+
+    Args:
+        part: Of this process.
+        sizes: Entries that it holds of every parameter.
+        world: All processes.
+    """
+    parts = world.gathered((part.cpu(), sizes))
+    pieces = [held.split(lengths, dim=-1) for held, lengths in parts]
+    return torch.cat([piece for param in zip(*pieces, strict=True) for piece in param], dim=-1)

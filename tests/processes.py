@@ -1,0 +1,265 @@
+"""What is run in several processes at once, and in one, to compare: trainings that each take a moment.
+
+As a program it is one of the processes: `python processes.py FOLDER`, in the environment that torchrun makes, writes
+what came of every case to a file of its own, and ends in an error on purpose.
+"""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from flatbayes.data import Augment, Dataset, Part
+from flatbayes.flatness import ASAM, MSAM, SAM, LookSAM, Plain, Smoothing
+from flatbayes.likelihoods import Categorical
+from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
+from flatbayes.training import Checkpoints, Recipe, fit
+from flatbayes.training import sharded as sharding
+from flatbayes.training.parallel import ElsewhereError, average, joined, predict_together
+
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3)
+RECIPE = Recipe(
+    epochs=2,
+    batch_size=16,
+    optimizer=SGD,
+    collect_from=0.0,
+    validations=2,
+    precision="64-true",
+    accelerator="cpu",
+)
+SLOW_SGD = replace(RECIPE, optimizer=partial(torch.optim.SGD, lr=0.05))
+ADAM = replace(RECIPE, optimizer=partial(torch.optim.Adam, lr=0.01))
+STILL = replace(RECIPE, optimizer=partial(torch.optim.SGD, lr=0.0))
+
+SHARDED = replace(RECIPE, strategy="fsdp", ascent="synchronised", clip_norm=1.0)
+SHARDED_ADAM = replace(ADAM, strategy="fsdp", ascent="synchronised")
+
+
+def data(augment: bool = True) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(70) % 3
+    inputs = 100 + 20 * torch.randn(70, 2, 4, 4, generator=generator) + 30 * targets.view(-1, 1, 1, 1)
+    part = Part(inputs=inputs.clamp(0, 255).byte(), targets=targets)
+    return Dataset(
+        train=part,
+        val=part.take(torch.arange(33)),
+        test=part.take(torch.arange(17)),
+        class_names=("a", "b", "c"),
+        feature_names=(),
+        augment=Augment(flip=True, pad=1) if augment else None,
+    )
+
+
+def smooth() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def dropping() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3))
+
+
+class PartlyUnused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.unused = smooth(), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+SAME = {
+    "plain": (smooth, Point(), Plain(), RECIPE),
+    "synchronised": (smooth, Point(), SAM(rho=0.5), replace(RECIPE, ascent="synchronised")),
+    "three ascents": (smooth, Point(), SAM(rho=0.5, ascent_steps=3), replace(RECIPE, ascent="synchronised")),
+    "part": (smooth, Point(), SAM(rho=0.5, part=0.5), replace(RECIPE, ascent="synchronised")),
+    "one layer": (smooth, Point(), SAM(rho=0.5, params="last_layer"), replace(RECIPE, ascent="synchronised")),
+    "unequal": (smooth, Point(), SAM(rho=0.5), replace(RECIPE, ascent="synchronised", batch_size=15)),
+    "accumulated": (smooth, Point(), SAM(rho=0.5), replace(RECIPE, ascent="synchronised", accumulate=3)),
+    "clipped": (smooth, Point(), ASAM(rho=0.5), replace(RECIPE, ascent="synchronised", clip_norm=0.1)),
+    "momentum": (smooth, Point(), MSAM(rho=0.5), replace(RECIPE, ascent="synchronised")),
+    "smoothing": (smooth, Point(), Smoothing(std=0.05), RECIPE),
+    "swag": (smooth, SWAG(rank=3), Plain(), RECIPE),
+    "flat swag": (smooth, SWAG(rank=3), SAM(rho=0.5), replace(RECIPE, ascent="synchronised")),
+    "sgvb": (smooth, SGVB(num_samples=2), Plain(), ADAM),
+    "flat sgvb": (smooth, SGVB(), SAM(rho=0.5), replace(ADAM, ascent="synchronised", batch_size=15)),
+    "sgld": (smooth, SGLD(prior_precision=1.0), Plain(), SLOW_SGD),
+    "sghmc": (smooth, SGHMC(prior_precision=1.0), Plain(), replace(SLOW_SGD, batch_size=15)),
+    "unused": (PartlyUnused, SGLD(prior_precision=1.0), Plain(), SLOW_SGD),
+    "sharded": (smooth, Point(), SAM(rho=0.5), SHARDED),
+    "sharded swag": (smooth, SWAG(rank=3), SAM(rho=0.5), replace(SHARDED, accumulate=2)),
+    "sharded adam": (smooth, Ensemble(SWAG(prior_precision=1.0), size=2), ASAM(rho=0.5), SHARDED_ADAM),
+    "ensemble": (smooth, Ensemble(size=2), Plain(), RECIPE),
+}
+"""One process and several give the same, up to rounding."""
+
+OTHER = {
+    "local": (smooth, Point(), SAM(rho=0.5), RECIPE),
+    "local unequal": (smooth, Point(), SAM(rho=0.5), replace(RECIPE, batch_size=15)),
+    "look": (smooth, Point(), LookSAM(rho=0.5, every=3), RECIPE),
+    "local swag": (normalised, SWAG(rank=3), SAM(rho=0.5), RECIPE),
+    "local sgvb": (dropping, SGVB(), SAM(rho=0.5), replace(ADAM, batch_size=15)),
+    "local sgld": (dropping, SGLD(prior_precision=1.0), SAM(rho=0.5), replace(SLOW_SGD, batch_size=15)),
+    "dropout": (dropping, MCDropout(), SAM(rho=0.5, fresh_noise=True), RECIPE),
+    "lrt": (smooth, LRT(), SAM(rho=0.5), ADAM),
+    "flipout": (smooth, LRT(estimator="flipout"), SAM(rho=0.5), replace(ADAM, ascent="synchronised")),
+    "single precision": (normalised, SWAG(rank=3), SAM(rho=0.5), replace(RECIPE, precision="32-true")),
+    "bf16": (smooth, Point(), SAM(rho=0.5), replace(RECIPE, precision="bf16-mixed")),
+    "sharded norms": (normalised, SWAG(rank=2), SAM(rho=0.5), SHARDED),
+    "laplace": (smooth, Laplace(prior_precision=1.0), Plain(), SLOW_SGD),
+    "still": (normalised, Point(), Plain(), STILL),
+}
+"""They do not, and the processes agree all the same."""
+
+CASES = SAME | OTHER
+
+
+class Seen:
+    """A watch that keeps the losses."""
+
+    def __init__(self) -> None:
+        self.losses, self.validation = [], []
+
+    def begin(self, *_) -> None:
+        pass
+
+    def step(self, step, loss, lr) -> None:
+        self.losses.append(float(loss))
+
+    def epoch(self, record) -> None:
+        self.validation.append(record["val_nll"])
+
+
+def found(name: str) -> dict[str, Tensor]:
+    """What comes of a case, in this process."""
+    model, posterior, flatness, recipe = CASES[name]
+    if joined().size == 1:
+        recipe = replace(recipe, strategy="ddp")
+    watch = Seen()
+    augment = not name.startswith("local")
+    fitted = fit(model, data(augment), posterior, flatness, recipe, seed=3, progress=False, watch=watch)
+    tensors = {"losses": torch.tensor(watch.losses), "validation": torch.tensor(watch.validation)}
+    for k, state in enumerate(fitted.states):
+        tensors |= {f"{k}.{key}": value for key, value in state.model.state_dict().items()}
+        tensors |= {f"{k}.statistics.{key}": value for key, value in state.statistics.items()}
+    predictive = predict_together(fitted, data().test.inputs, 2, keep_members=True)
+    tensors["predictions"] = predictive.member_probs
+    return {key: value.detach().clone() for key, value in tensors.items()}
+
+
+def loader(unlike: int = 0) -> dict[str, Tensor]:
+    """Training on a loader, the network and the order of which are other ones in every process."""
+    torch.manual_seed(joined().rank + unlike)
+    part = data().train
+    examples = TensorDataset(part.inputs.float() / 50, part.targets)
+    fitted = fit(
+        normalised(),
+        DataLoader(examples, batch_size=8, shuffle=True),
+        SWAG(rank=2),
+        SAM(),
+        replace(RECIPE, precision="32-true"),
+        likelihood=Categorical(3),
+        progress=False,
+    )
+    (state,) = fitted.states
+    tensors = {**state.model.state_dict(), **state.statistics}
+    return tensors | {f"input {k}": value for k, value in enumerate(fitted.statistics_inputs)}
+
+
+def averaged() -> dict[str, Tensor]:
+    """Gradients that some processes have and others do not."""
+    world = joined()
+    params = [nn.Parameter(torch.zeros(3)) for _ in range(3)]
+    params[0].grad = torch.full((3,), float(world.rank + 1))
+    if world.rank == 1:
+        params[1].grad = torch.full((3,), 5.0)
+    loss = average(torch.tensor(float(world.rank)), params, 1 + world.rank)
+    return {"loss": loss, **{str(k): p.grad for k, p in enumerate(params) if p.grad is not None}}
+
+
+STOPS = {"at": -1, "passes": 0}
+
+
+def stop(module: nn.Module, _) -> None:
+    STOPS["passes"] += module.training
+    if STOPS["passes"] == STOPS["at"]:
+        raise RuntimeError("stopped on purpose")
+
+
+def stoppable() -> nn.Module:
+    model = nn.Sequential(normalised(), nn.Dropout(0.2))
+    model.register_forward_pre_hook(stop)
+    return model
+
+
+def resumed(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A training, and the same that was stopped within an epoch and has gone on."""
+    ends = []
+    for name, stops in (("whole", [-1]), ("stopped", [7, -1])):
+        for at in stops:
+            STOPS.update(at=at, passes=0)
+            try:
+                fitted = fit(
+                    stoppable,
+                    data(),
+                    SWAG(rank=2),
+                    MSAM(rho=0.5),
+                    RECIPE,
+                    progress=False,
+                    checkpoints=Checkpoints(folder / name, steps=3, seconds=0),
+                )
+            except RuntimeError as error:
+                if "stopped on purpose" not in str(error):
+                    raise
+        assert STOPS["passes"] == (8 if name == "whole" else 2)
+        (state,) = fitted.states
+        ends.append({**state.model.state_dict(), **state.statistics})
+    return ends[0], ends[1]
+
+
+def refusing() -> None:
+    raise ValueError("the folder is taken")
+
+
+def breaks(model: nn.Module) -> nn.Module:
+    """Fails in a later step of one process only."""
+    passes = iter(range(1000))
+
+    def fail(*_) -> None:
+        if next(passes) == 5 and joined().rank == 1:
+            raise RuntimeError("broken on purpose")
+
+    model.register_forward_pre_hook(fail)
+    return model
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    sharding.ENOUGH = 50  # or these networks would be sent whole
+    results = {name: found(name) for name in CASES} | {"loader": loader(), "averaged": averaged()}
+    results["whole"], results["resumed"] = resumed(folder)
+    world = joined()
+    try:
+        results["done"] = world.first_does(refusing)
+    except ElsewhereError as error:
+        results["refused"] = f"elsewhere: {error}"
+    except ValueError as error:
+        results["refused"] = str(error)
+    try:
+        fit(smooth, data(), Ensemble(size=2), Plain(), replace(RECIPE, members="together"), progress=False)
+    except ValueError as error:
+        results["together"] = str(error)
+    results["gathered"] = world.gathered({"rank": world.rank})
+    torch.save(results, folder / f"{world.rank}.pt")
+    fit(breaks(smooth()), data(), Point(), SAM(), RECIPE, progress=False)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
