@@ -17,7 +17,7 @@ from flatbayes.data import Augment, Dataset, Part
 from flatbayes.flatness import ASAM, MSAM, SAM, LookSAM, Plain, Smoothing
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
-from flatbayes.training import Checkpoints, Recipe, fit
+from flatbayes.training import Checkpoints, Recipe, Watch, fit
 from flatbayes.training import sharded as sharding
 from flatbayes.training.parallel import ElsewhereError, average, joined, predict_together
 
@@ -121,20 +121,17 @@ OTHER = {
 CASES = SAME | OTHER
 
 
-class Seen:
+class Seen(Watch):
     """A watch that keeps the losses."""
 
     def __init__(self) -> None:
         self.losses, self.validation = [], []
 
-    def begin(self, *_) -> None:
-        pass
-
     def step(self, step, loss, lr) -> None:
         self.losses.append(float(loss))
 
     def epoch(self, record) -> None:
-        self.validation.append(record["val_nll"])
+        self.validation.append([record["val_nll"], record["val_accuracy"]])
 
 
 def found(name: str) -> dict[str, Tensor]:

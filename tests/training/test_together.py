@@ -292,5 +292,5 @@ def test_auto_leaves_much_work_one_by_one_and_one_run_alone(monkeypatch):
     how = fit(Small, blobs(), Ensemble(size=2), Plain(), recipe).info["members"]
     assert how == "one by one: a forward pass takes 7e+02 operations, and with more than 7e+02 one by one is as fast"
     assert "one run" in fit(Small, blobs(), Point(), Plain(), replace(recipe, members="together")).info["members"]
-    with pytest.raises(ValueError, match="members must be one_by_one or auto or together, got 'both'"):
+    with pytest.raises(ValueError, match="members must be one_by_one or auto or together or workers, got 'both'"):
         Recipe(members="both")

@@ -16,13 +16,13 @@ from flatbayes.cli.options import (
 )
 from flatbayes.cli.runs import console
 from flatbayes.comparison import Comparison, Measures, Method
-from flatbayes.comparison.workers import Backend
 from flatbayes.core.spec import to_spec
 from flatbayes.data import Dataset, Source, held_out, shaped_like
 from flatbayes.diagnostics import Probe
 from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Posterior
 from flatbayes.reports import summary_tables, write_report
 from flatbayes.training import rehearse
+from flatbayes.training.workers import Backend
 
 Measure = Literal["calibration", "shift", "sharpness"]
 """What `--diagnose` measures."""

@@ -23,7 +23,6 @@ from flatbayes.comparison.measures import Measures
 from flatbayes.comparison.method import Method, methods
 from flatbayes.comparison.statistics import summarise
 from flatbayes.comparison.task import Task
-from flatbayes.comparison.workers import Backend, workers
 from flatbayes.core.environment import environment
 from flatbayes.core.files import read_json, write_json
 from flatbayes.core.spec import label, to_spec
@@ -35,6 +34,7 @@ from flatbayes.prediction import check_num_draws
 from flatbayes.training import Recipe
 from flatbayes.training.recipe import processes
 from flatbayes.training.run_folder import clear
+from flatbayes.training.workers import Backend, workers
 
 CONFIG = "config.json"
 PARTS = ("test", "val", "train")

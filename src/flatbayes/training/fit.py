@@ -21,16 +21,16 @@ from flatbayes.prediction import FittedPosterior
 from flatbayes.training.checkpoint import Checkpoints, Keeper
 from flatbayes.training.collection import check_collection
 from flatbayes.training.cost import Meter
-from flatbayes.training.loop import Job
 from flatbayes.training.material import Material, material
 from flatbayes.training.model import ModelFactory, builder, describe
 from flatbayes.training.pairing import check_pair
 from flatbayes.training.parallel import World
 from flatbayes.training.recipe import Recipe, fabric_of
-from flatbayes.training.runs import Runs
+from flatbayes.training.runs import Runs, kept_of
 from flatbayes.training.sharded import check_sharded
 from flatbayes.training.together import chosen
 from flatbayes.training.watch import Bar, Watch, Watches
+from flatbayes.training.workers import trained_by_workers
 
 
 class Interrupted(KeyboardInterrupt):
@@ -94,6 +94,8 @@ def fit(
     build = builder(model, known)
     fabric = fabric_of(recipe)
     world = World.of(fabric)
+    if recipe.members == "workers" and (world.size > 1 or isinstance(data, DataLoader)):
+        raise ValueError("Members in workers are trained on one device each, and from data rather than a loader.")
     if recipe.strategy == "fsdp":
         check_sharded(posterior, recipe, world, checkpoints)
     meter = Meter(fabric.device)
@@ -107,7 +109,7 @@ def fit(
             state.optimizer = None
         needs_statistics = posterior.moves_weights and running_norms(states[0].model)
         about = {"flatbayes": version("flatbayes"), "model": describe(model, known), **source.info}
-        if recipe.members != "one_by_one":
+        if recipe.members in ("auto", "together"):
             about["members"] = "together" if as_one else f"one by one: {why_not}"
         return FittedPosterior(
             posterior=posterior,
@@ -123,6 +125,9 @@ def fit(
     groups = [list(range(posterior.runs))] if as_one else [[run] for run in range(posterior.runs)]
     show = world.is_first and (sys.stderr.isatty() if progress is None else progress)
     with Bar() if show else nullcontext(Watch()) as bar:
+        kept_by: dict[int, dict[str, Any]] = {}
+        if recipe.members == "workers" and len(groups) > 1:
+            kept_by = trained_by_workers(runs, [k for k in range(len(groups)) if not keeper.ended(k)], checkpoints)
         seen = Watches([bar, *([watch] if watch and world.is_first else [])])
         for number, group in enumerate(groups):
             job = runs.job(group, fabric)
@@ -131,7 +136,7 @@ def fit(
                 seen.note(note)
             one = len(group) == 1
             seen.begin(group[0], posterior.runs if one else 1, recipe.epochs * len(job.batches))
-            kept = world.read_by_first(partial(keeper.ended, number))
+            kept = kept_by.get(number) or world.read_by_first(partial(keeper.ended, number))
             if kept is not None:
                 seen.again(kept["records"])
                 states += [runs.ended(run, saved, fabric) for run, saved in zip(group, kept["states"], strict=True)]
@@ -144,7 +149,7 @@ def fit(
                 for state in ended:
                     posterior.finish(state, source.examples(fabric.device), likelihood.loss)
                     states.append(state)
-                keeper.keep_ended(number, _kept(ended, job))
+                keeper.keep_ended(number, kept_of(ended, job))
             except KeyboardInterrupt:
                 done = states or job.states
                 if not done:
@@ -167,16 +172,6 @@ def fit(
         for state in states:
             world.copy_from_first(list(state.statistics.values()))
     return result
-
-
-def _kept(states: Sequence[State], job: Job) -> dict[str, Any]:
-    return {
-        "states": [
-            {"model": s.model.state_dict(), "statistics": dict(s.statistics), "num_data": s.num_data} for s in states
-        ],
-        "records": job.records,
-        "gradients": job.gradients,
-    }
 
 
 def _identity(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SOME = 10
 """Snapshots that a training collects in all, however short, unless it is told how many an epoch."""
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
-Members = Literal["one_by_one", "auto", "together"]
+Members = Literal["one_by_one", "auto", "together", "workers"]
 Strategy = Literal["ddp", "fsdp"]
 Ascent = Literal["local", "synchronised"]
 """Whose gradient says where the worst point is: that of each process's share of the batch, or that of all of it."""
@@ -55,11 +55,11 @@ class Recipe:
         validate_every: Epochs between two measurements, instead of so many times; the last epoch is measured too.
         statistics_batches: Batches of training inputs kept to re-estimate BatchNorm statistics of draws; only
             where the posterior and the network need them.
-        members: How the networks of an ensemble are trained: `one_by_one`; `together`, stacked in one, which is an
-            error where it cannot give the same up to rounding; or `auto`, together where that works and networks
-            are so small that it is faster. Together every network's weights are held at once. A training is the same
-            bit for bit only if it is repeated the same way, so the way is not chosen by the clock, and not by
-            default.
+        members: How the networks of an ensemble are trained: `one_by_one`; `workers`, each in a process of its own,
+            as many at a time as there are cores; `together`, stacked in one, which is an error where it cannot give
+            the same up to rounding; or `auto`, together where that works and networks are so small that it is faster.
+            Together every network's weights are held at once. A training is the same bit for bit only if it is
+            repeated the same way, so the way is not chosen by the clock, and not by default.
         devices: Devices of a machine, one process each, that train one network together; `auto` is one, or as many
             as torchrun has started processes. The batch of a step is divided among them. See docs/distributed.md.
         strategy: What each of several processes holds of the network: `ddp`, all of it; or `fsdp`, a part, for

@@ -172,3 +172,14 @@ class BatchesTogether:
             return
         for batches in zip(*(part.epoch(number, first) for part in self.parts), strict=True):
             yield torch.stack([x for x, _ in batches], dim=1), torch.stack([y for _, y in batches], dim=1)
+
+
+def kept_of(states: Sequence[State], job: Job) -> dict[str, Any]:
+    """What has come of a job, as tensors and plain data."""
+    return {
+        "states": [
+            {"model": s.model.state_dict(), "statistics": dict(s.statistics), "num_data": s.num_data} for s in states
+        ],
+        "records": job.records,
+        "gradients": job.gradients,
+    }

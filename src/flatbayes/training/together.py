@@ -42,7 +42,7 @@ def chosen(runs: Runs, number: int) -> tuple[bool, str]:
         ValueError: The recipe insists on it, and it does not work.
     """
     option = runs.recipe.members
-    if option == "one_by_one" or number == 1:
+    if option in ("one_by_one", "workers") or number == 1:
         return False, "not asked for" if number > 1 else "there is one run"
     with unmoved(None):
         reason = (_slower(runs) if option == "auto" else None) or obstacle(runs)
