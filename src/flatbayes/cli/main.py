@@ -9,7 +9,20 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from flatbayes.cli import certify, compare, diagnose, evaluate, export, fit, paper, predict, report, shift, theory, tune
+from flatbayes.cli import (
+    certify,
+    compare,
+    diagnose,
+    evaluate,
+    export,
+    fit,
+    paper,
+    predict,
+    report,
+    shift,
+    theory,
+    tune,
+)
 from flatbayes.cli.help import HelpFormatter
 from flatbayes.cli.names import known, with_full_names
 from flatbayes.core.spec import build

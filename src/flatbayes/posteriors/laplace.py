@@ -89,6 +89,7 @@ class Laplace(Posterior):
         return self.predictive == "sampled"
 
     needs_one_loss = "never"  # it looks at the loss itself once training is over
+    shardable = False  # curvature is that of whole layers
     snapshots = (0, 0)
 
     @property

@@ -74,6 +74,7 @@ class LRT(Posterior):
     stochastic = True  # each draw has weights of its own
     moves_weights = True  # running statistics of training are those of noisy activations
     needs_one_loss = "finally"  # what is minimised is a bound
+    shardable = False  # noise is drawn in the shape of whole parameters
     snapshots = (0, 0)
 
     @property

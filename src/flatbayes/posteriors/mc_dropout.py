@@ -42,6 +42,7 @@ class MCDropout(Posterior):
     stochastic = True  # each draw has masks of its own
     moves_weights = False  # training ran with such masks, and its running statistics are theirs
     needs_one_loss = "never"  # it is where training ends
+    shardable = False  # masks would have to be the same everywhere
     snapshots = (0, 0)
 
     @property

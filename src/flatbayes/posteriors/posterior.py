@@ -37,9 +37,9 @@ class Posterior(ABC):
         """Whether draws have weights that training never visited, and so need running statistics of their own."""
 
     @property
+    @abstractmethod
     def shardable(self) -> bool:
         """Whether init, step and collect go entry by entry, so that processes can each do it with a part of them."""
-        return False
 
     @property
     @abstractmethod

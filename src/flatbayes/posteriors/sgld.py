@@ -62,6 +62,7 @@ class SGLD(Posterior):
 
     moves_weights = True  # the running statistics are those of the end of training, not of the snapshot
     needs_one_loss = "while collecting"  # snapshots are samples of one density
+    shardable = False  # noise is drawn in the shape of whole parameters
 
     @property
     def snapshots(self) -> tuple[int, int]:

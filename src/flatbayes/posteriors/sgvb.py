@@ -88,6 +88,7 @@ class SGVB(Posterior):
     stochastic = True  # each draw has noise of its own
     moves_weights = True  # running statistics of training mix those of all the networks it drew
     needs_one_loss = "finally"  # what is minimised is a bound
+    shardable = False  # noise is drawn in the shape of whole parameters
     snapshots = (0, 0)
 
     @property

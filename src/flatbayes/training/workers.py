@@ -64,15 +64,10 @@ def trained_by_workers(
     """What has come of some runs of a fit, as `kept_of`, each trained in a process of its own.
 
     Within joblib's `parallel_config`, or `workers`, these are where that says; otherwise on this machine.
-
-    Raises:
-        ImportError: Joblib is not installed.
     """
-    try:
-        from joblib import Parallel, delayed
-        from joblib.parallel import get_active_backend
-    except ImportError as error:
-        raise ImportError("Members in workers need joblib: pip install 'flatbayes[compare]'.") from error
+    from joblib import Parallel, delayed  # here, since it is slow to import
+    from joblib.parallel import get_active_backend
+
     _, asked = get_active_backend()
     number = min(len(which), asked if asked not in (None, 1) else default_jobs())
     found = Parallel(n_jobs=number)(delayed(trained)(runs, run, checkpoints) for run in which) if which else []
