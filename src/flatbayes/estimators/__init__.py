@@ -1,4 +1,4 @@
-"""Posteriors as estimators of scikit-learn, which is in the extra `compare` and imported by nothing else here."""
+"""Posteriors as estimators of scikit-learn, which is imported by nothing else here."""
 
 from flatbayes.estimators.classifier import FlatBayesClassifier
 from flatbayes.estimators.regressor import FlatBayesRegressor

@@ -9,10 +9,12 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from flatbayes.data import Dataset, Part
-from flatbayes.data.extras import needed
 from flatbayes.estimators.nested import SEPARATOR, nested, replaced
 from flatbayes.flatness import SAM
 from flatbayes.likelihoods import Predictive
@@ -20,11 +22,6 @@ from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import Recipe, fit
-
-with needed("compare"):
-    from sklearn.base import BaseEstimator
-    from sklearn.utils import Tags, check_random_state
-    from sklearn.utils.validation import check_is_fitted, validate_data
 
 MOST_SEEDS = 2**31 - 1
 DEFAULT = SWAG(prior_precision=2.0)

@@ -5,18 +5,15 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import validate_data
 
-from flatbayes.data.extras import needed
 from flatbayes.estimators.base import PosteriorEstimator, dataset, learn, tensor
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.training import Recipe
 from flatbayes.training.model import ModelFactory
-
-with needed("compare"):
-    from sklearn.base import ClassifierMixin
-    from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import validate_data
 
 
 class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[misc]

@@ -5,20 +5,17 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import RegressorMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from flatbayes.data.extras import needed
 from flatbayes.estimators.base import PosteriorEstimator, dataset, learn, tensor
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import GaussianPredictive
 from flatbayes.posteriors import Posterior
 from flatbayes.training import Recipe
 from flatbayes.training.model import ModelFactory
-
-with needed("compare"):
-    from sklearn.base import RegressorMixin
-    from sklearn.utils import Tags
-    from sklearn.utils.validation import validate_data
 
 
 class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[misc]
