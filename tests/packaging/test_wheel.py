@@ -16,7 +16,7 @@ IMPORTED = {
     "data": "import pyarrow, PIL",
     "hub": "import huggingface_hub",
     "tune": "import optuna",
-    "track": "from pathlib import Path; from flatbayes.training import make_logger; make_logger('tensorboard', Path())",
+    "track": "import pathlib, flatbayes.training as t; t.make_logger('tensorboard', pathlib.Path())",
     "cluster": "import ray",
     "export": "import onnx, onnxscript, onnxruntime",
     "lightning": "from flatbayes.integrations.lightning import FlatCallback",
