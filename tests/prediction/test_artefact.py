@@ -8,11 +8,20 @@ from torch import nn
 
 from flatbayes.posteriors import SWAG, Point
 from flatbayes.prediction import FittedPosterior
+from flatbayes.prediction.description import seal
 from support import batch, network
 
 
 def inputs():
     return batch(3, size=20)[0]
+
+
+def rewrite(folder, **changes):
+    """Change entries of the description (None takes one out), and seal it again as its writer would."""
+    path = folder / "posterior.json"
+    found = json.loads(path.read_text()) | changes
+    found = {key: value for key, value in found.items() if value is not None and key != "checksum"}
+    path.write_text(json.dumps({**found, "checksum": seal(found)}))
 
 
 def test_loads_and_predicts_the_same(fitted, tmp_path):
@@ -106,9 +115,7 @@ def test_no_other_class_is_imported_because_an_artefact_says_so(make, tmp_path):
     fitted.save(tmp_path)
     with pytest.raises(ValueError, match="pass `model`"):
         FittedPosterior.load(tmp_path)
-    description = json.loads((tmp_path / "posterior.json").read_text())
-    description["posterior"] = {"class_path": "os.system", "init_args": {"command": "touch hacked"}}
-    (tmp_path / "posterior.json").write_text(json.dumps(description))
+    rewrite(tmp_path, posterior={"class_path": "os.system", "init_args": {"command": "touch hacked"}})
     with pytest.raises(ValueError, match=r"os\.system"):
         FittedPosterior.load(tmp_path, network)
 
@@ -143,9 +150,7 @@ def test_damage_is_an_error_that_names_the_file(make, tmp_path, name, damage):
 @pytest.mark.parametrize("key", ["posterior", "likelihood", "num_data", "info", "num_statistics_batches", "sha256"])
 def test_a_missing_entry_is_damage(make, tmp_path, key):
     make(SWAG(rank=3)).save(tmp_path)
-    description = json.loads((tmp_path / "posterior.json").read_text())
-    del description[key]
-    (tmp_path / "posterior.json").write_text(json.dumps(description))
+    rewrite(tmp_path, **{key: None})
     with pytest.raises(ValueError, match="damaged"):
         FittedPosterior.load(tmp_path, network)
 
@@ -154,8 +159,7 @@ def test_a_newer_schema_names_the_version_that_reads_it(make, tmp_path):
     fitted = make(Point())
     fitted.info["flatbayes"] = "9.9"
     fitted.save(tmp_path)
-    text = (tmp_path / "posterior.json").read_text().replace('"schema": 2', '"schema": 7')
-    (tmp_path / "posterior.json").write_text(text)
+    rewrite(tmp_path, schema=7)
     with pytest.raises(ValueError, match=r"schema 7.*9\.9"):
         FittedPosterior.load(tmp_path, network)
 
@@ -164,8 +168,7 @@ def test_statistics_of_draws_of_the_first_schema_are_not_taken(make, tmp_path):
     fitted = make(SWAG(rank=3))
     expected = fitted.predict(inputs(), 4).log_probs
     fitted.save(tmp_path)
-    text = (tmp_path / "posterior.json").read_text().replace('"schema": 2', '"schema": 1')
-    (tmp_path / "posterior.json").write_text(text)
+    rewrite(tmp_path, schema=1)
     found = FittedPosterior.load(tmp_path, network)
     assert not found.statistics_of_draws
     assert torch.equal(found.predict(inputs(), 4).log_probs, expected)

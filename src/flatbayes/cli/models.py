@@ -37,15 +37,24 @@ def with_new_head(spec: dict[str, Any] | None) -> "partial[nn.Module]":
     return partial(finetuned, path=spec["class_path"], arguments=spec.get("init_args") or {})
 
 
-def rebuilt(spec: dict[str, Any], path: str) -> "partial[nn.Module]":
+def rebuilt(spec: Any, path: str) -> "partial[nn.Module]":
     """What builds the network of a run again, from the path that the user gives and the arguments that the run kept.
+
+    Args:
+        spec: What the artefact says of its model, plain data of any kind.
+        path: The one that the user gives, the only one that is imported.
 
     Raises:
         ValueError: The run had another model.
     """
-    arguments = spec["init_args"]
-    if spec.get("class_path") != class_path(finetuned):
+    known = spec if isinstance(spec, dict) else {}
+    arguments = known.get("init_args", {})
+    if not isinstance(arguments, dict):
+        raise ValueError(f"The artefact's arguments of its model are {type(arguments).__name__}: it is damaged.")
+    if known.get("class_path") != class_path(finetuned):
         return partial(locate(path), **arguments)
-    if arguments["path"] != path:
-        raise ValueError(f"The model of this run is {arguments['path']}, got --model {path}.")
+    if arguments.get("path") != path:
+        raise ValueError(f"The model of this run is {arguments.get('path')}, got --model {path}.")
+    if not isinstance(arguments.get("arguments"), dict) or arguments.keys() - {"path", "arguments", "num_outputs"}:
+        raise ValueError("The artefact does not say how its model with a new head is built: it is damaged.")
     return partial(finetuned, **arguments)

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from flatbayes.cli.models import rebuilt
-from flatbayes.core.files import read_json
 from flatbayes.core.spec import label
 from flatbayes.data import Part
 from flatbayes.metrics import DEFINITIONS
 from flatbayes.prediction import FittedPosterior, evaluate
+from flatbayes.prediction.description import read_description
 from flatbayes.training.run_folder import RunFolder
 
 console = Console()
@@ -28,8 +28,7 @@ def read(folder: Path, model: str | None) -> FittedPosterior:
     """The posterior of a run, in main memory."""
     architecture = None
     if model is not None:
-        spec = read_json(folder / "posterior.json")["info"].get("model") or {"init_args": {}}
-        architecture = rebuilt(spec, model)
+        architecture = rebuilt(read_description(folder)["info"].get("model"), model)
     return FittedPosterior.load(folder, architecture)
 
 

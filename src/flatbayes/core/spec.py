@@ -31,25 +31,28 @@ def to_spec(thing: Any) -> Any:
     return {"class_path": class_path(thing), "init_args": {}}
 
 
-def build(spec: Any, *, within: str | None = None, bind: bool = False) -> Any:
+def build(spec: Any, *, within: str | None = None, only: type | None = None, bind: bool = False) -> Any:
     """The inverse of `to_spec`.
 
     Args:
         spec: Plain data.
         within: Refuse class paths outside this package: set it wherever the data may be a stranger's.
+        only: Call nothing but subclasses of this one.
         bind: Return the outermost class with its arguments bound, instead of calling it.
 
     Raises:
-        ValueError: A class path lies outside `within`, or does not lead anywhere.
+        ValueError: A class path lies outside `within`, or leads to nothing or to something else than `only`.
     """
     if isinstance(spec, list):
-        return [build(item, within=within) for item in spec]
+        return [build(item, within=within, only=only) for item in spec]
     if not isinstance(spec, dict):
         return spec
     if set(spec) - {"class_path", "init_args"} or "class_path" not in spec:
-        return {key: build(value, within=within) for key, value in spec.items()}
-    arguments = {key: build(value, within=within) for key, value in spec.get("init_args", {}).items()}
+        return {key: build(value, within=within, only=only) for key, value in spec.items()}
+    arguments = {key: build(value, within=within, only=only) for key, value in spec.get("init_args", {}).items()}
     target = locate(spec["class_path"], within=within)
+    if only is not None and not (isinstance(target, type) and issubclass(target, only)):
+        raise ValueError(f"{spec['class_path']!r} is not a subclass of {only.__name__}.")
     return partial(target, **arguments) if bind else target(**arguments)
 
 

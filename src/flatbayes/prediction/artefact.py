@@ -1,12 +1,13 @@
 """A fitted posterior on disk: tensors in safetensors, everything else in JSON. Data, never code.
 
 `posterior.json` names classes of flatbayes and their arguments, and carries the checksum of
-`posterior.safetensors`; nothing is unpickled, and no class outside flatbayes is ever imported from it.
+`posterior.safetensors` and one of itself. Nothing is unpickled, no class outside flatbayes is ever imported from it,
+and what it describes is not built if that is larger than the tensors that it holds.
 """
 
 import copy
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flatbayes.core import State
-from flatbayes.core.files import read_json, replacing, write_json
+from flatbayes.core.files import replacing
 from flatbayes.core.spec import build, to_spec
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
+from flatbayes.prediction.bounded import Bounded, refuse_larger
+from flatbayes.prediction.description import (
+    DESCRIPTION,
+    SCHEMA,
+    TENSORS,
+    checksum,
+    inside,
+    read_description,
+    write_description,
+)
 
 if TYPE_CHECKING:
     from flatbayes.prediction.fitted import FittedPosterior
 
-SCHEMA, READ = 2, (1, 2)
-"""Schema 1 is that of versions in which the same seed drew other networks; its statistics of draws are not theirs."""
-TENSORS, DESCRIPTION = "posterior.safetensors", "posterior.json"
+MODEL_BYTES = 2**16
+"""Longest description of a network: constructors need not be fast at long lists."""
 
 
 def save(fitted: "FittedPosterior", folder: Path) -> Path:
@@ -48,13 +58,14 @@ def save(fitted: "FittedPosterior", folder: Path) -> Path:
         "likelihood": _described(fitted.likelihood),
         "num_data": [state.num_data for state in fitted.states],
         "num_statistics_batches": len(fitted.statistics_inputs),
+        "frozen": _frozen(fitted.states[0].model),
         "info": fitted.info,
     }
     with replacing(folder / TENSORS) as temporary:
         save_file(tensors, temporary)
         temporary.chmod(0o644)  # the library makes it private
-        description["sha256"] = _checksum(temporary)
-    write_json(folder / DESCRIPTION, description)
+        description["sha256"] = checksum(temporary)
+    write_description(folder, description)
     return folder
 
 
@@ -69,42 +80,54 @@ def load(
     """
     from flatbayes.prediction.fitted import FittedPosterior
 
-    for name in (DESCRIPTION, TENSORS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"There is no fitted posterior in {folder}: {name} is missing.")
-    description = read_json(folder / DESCRIPTION)
-    if not isinstance(description, dict) or "schema" not in description:
-        raise ValueError(f"{folder / DESCRIPTION} is damaged: it does not describe a fitted posterior.")
-    if description["schema"] not in READ:
-        raise ValueError(
-            f"{folder} was written in schema {description['schema']}, and this version of flatbayes reads schemas "
-            f"{READ}. Use the version that it names: {description.get('info', {}).get('flatbayes')}."
-        )
-    if _checksum(folder / TENSORS) != description.get("sha256"):
+    description = read_description(folder)
+    if checksum(inside(folder, TENSORS)) != description["sha256"]:
         raise ValueError(f"{folder / TENSORS} is damaged: its checksum is not the one it was saved with.")
-    try:
+    info: dict[str, Any] = description["info"]
+    with _damage(folder):
         tensors = load_file(folder / TENSORS)
-        posterior = build(description["posterior"], within="flatbayes.posteriors")
-        likelihood = likelihood or _likelihood(description["likelihood"])
-        info, num_data = dict(description["info"]), list(description["num_data"])
-        statistics_inputs = [tensors[f"inputs.{k}"] for k in range(description["num_statistics_batches"])]
-    except (SafetensorError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder} is damaged: {type(error).__name__} {error}.") from error
+        _refuse_nan(tensors)
+        posterior: Posterior = build(description["posterior"], within="flatbayes.posteriors", only=Posterior)
+        num_data = _counts(description["num_data"], posterior)
+        statistics_inputs = [tensors.pop(f"inputs.{k}") for k in range(description["num_statistics_batches"])]
+        transform = _standardize(_taken(tensors, "standardize"))
+        drawn = _taken(tensors, "draw")
+        likelihood = likelihood or _likelihood(description["likelihood"], tensors)
     make_model = _architecture(model, info)
-    states = [_state(posterior, make_model(), n, _below(tensors, f"run.{k}"), folder) for k, n in enumerate(num_data)]
-    scale = _below(tensors, "standardize")
+    states = []
+    for k, n in enumerate(num_data):
+        run = _taken(tensors, f"run.{k}")
+        network = make_model(run)
+        if "frozen" in description:
+            _freeze(network, description["frozen"])
+        with _damage(folder):
+            states.append(_state(posterior, network, n, run, folder))
+    if tensors:
+        raise ValueError(f"{folder} is damaged: it holds tensors that belong to nothing, such as {min(tensors)!r}.")
     fitted = FittedPosterior(
         posterior=posterior,
         states=states,
         likelihood=likelihood,
-        transform=Standardize(mean=scale["mean"], std=scale["std"]) if scale else None,
+        transform=transform,
         statistics_inputs=statistics_inputs,
         info=info,
     )
-    for name, tensor in _below(tensors, "draw").items() if description["schema"] == SCHEMA else ():
-        seed, run, draw, buffer = name.split(".", 3)
-        fitted.statistics_of_draws.setdefault((int(seed), int(run), int(draw)), {})[buffer] = tensor
+    if description["schema"] > 1:
+        with _damage(folder):
+            fitted.statistics_of_draws.update(_statistics_of_draws(drawn, states))
     return fitted
+
+
+@contextmanager
+def _damage(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{folder} is damaged: {type(error).__name__} {str(error)[:500]}.") from error
+    except ValueError as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder} cannot be used: {str(error)[:500]}") from error
 
 
 def _tensors(fitted: "FittedPosterior") -> dict[str, Tensor]:
@@ -127,8 +150,11 @@ def _state(
     posterior: Posterior, model: nn.Module, num_data: int, tensors: Mapping[str, Tensor], folder: Path
 ) -> State:
     weights, statistics = _below(tensors, "model"), _below(tensors, "statistics")
+    if len(weights) + len(statistics) < len(tensors):
+        raise ValueError(f"{folder} is damaged: a run holds neither weights nor statistics in some of its tensors.")
     example = next((t for t in weights.values() if t.is_floating_point()), None)
-    state = posterior.init(model if example is None else model.to(example.dtype), None, num_data)
+    with Bounded(tensors):
+        state = posterior.init(model if example is None else model.to(example.dtype), None, num_data)
     try:
         state.load_state_dict({"model": weights, "optimizer": None, "statistics": statistics})
     except RuntimeError as error:
@@ -139,6 +165,52 @@ def _state(
     return state
 
 
+def _statistics_of_draws(
+    tensors: Mapping[str, Tensor], states: list[State]
+) -> dict[tuple[int, int, int], dict[str, Tensor]]:
+    found: dict[tuple[int, int, int], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        seed, run, draw, buffer = name.split(".", 3)
+        wanted = dict(states[int(run)].model.named_buffers())[buffer]
+        if tensor.shape != wanted.shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(wanted.shape)}.")
+        found.setdefault((int(seed), int(run), int(draw)), {})[buffer] = tensor
+    return found
+
+
+def _counts(num_data: list[Any], posterior: Posterior) -> list[int]:
+    if not 1 <= len(num_data) <= posterior.runs or not all(type(n) is int and 0 < n < 2**62 for n in num_data):
+        raise ValueError(f"its numbers of training examples are {str(num_data)[:80]}, for {posterior.runs} runs.")
+    return num_data
+
+
+def _standardize(scale: Mapping[str, Tensor]) -> Standardize | None:
+    if not scale:
+        return None
+    mean, std = scale["mean"], scale["std"]
+    if len(scale) > 2 or mean.shape != std.shape or mean.ndim not in (1, 3) or not (std > 0).all():
+        raise ValueError("it standardises inputs by what are no mean and standard deviation.")
+    return Standardize(mean=mean, std=std)
+
+
+def _refuse_nan(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise ValueError(f"{name} holds values that are not numbers (NaN), and so would every prediction.")
+
+
+def _frozen(model: nn.Module) -> list[str]:
+    return [name for name, param in model.named_parameters() if not param.requires_grad]
+
+
+def _freeze(model: nn.Module, names: Any) -> None:
+    if not isinstance(names, list) or set(names) - {name for name, _ in model.named_parameters()}:
+        return  # of another architecture, which is refused where its weights are loaded
+    for name, param in model.named_parameters():
+        if param.is_floating_point():
+            param.requires_grad_(name not in names)
+
+
 def _described(likelihood: Likelihood) -> Any:
     try:
         return to_spec(likelihood)
@@ -146,11 +218,12 @@ def _described(likelihood: Likelihood) -> Any:
         return None
 
 
-def _likelihood(spec: Any) -> Likelihood:
+def _likelihood(spec: Any, tensors: Mapping[str, Tensor]) -> Likelihood:
     if spec is None:
         raise ValueError("This artefact's likelihood has code of yours, which is not kept: pass `likelihood`.")
+    refuse_larger(spec, sum(tensor.numel() for tensor in tensors.values()))  # there is a bias for every output
     try:
-        found: Likelihood = build(spec, within="flatbayes.likelihoods")
+        found: Likelihood = build(spec, within="flatbayes.likelihoods", only=Likelihood)
     except ValueError as error:
         raise ValueError(f"{error} If this artefact's likelihood has code of yours, pass `likelihood`.") from error
     return found
@@ -158,24 +231,30 @@ def _likelihood(spec: Any) -> Likelihood:
 
 def _architecture(
     model: nn.Module | Callable[[], nn.Module] | None, info: Mapping[str, Any]
-) -> Callable[[], nn.Module]:
+) -> Callable[[Mapping[str, Tensor]], nn.Module]:
     if isinstance(model, nn.Module):
-        return lambda: copy.deepcopy(model)
+        return lambda tensors: copy.deepcopy(model)
     if model is not None:
-        return model
+        return lambda tensors: model()
     spec = info.get("model")
-    if not isinstance(spec, dict):
+    if not isinstance(spec, dict) or not isinstance(spec.get("init_args", {}), dict):
         raise ValueError("The artefact does not say what its model is: pass `model`, the network or its class.")
     if not str(spec.get("class_path")).startswith("flatbayes.models."):
         named = spec.get("init_args", {}).get("path") or spec.get("class_path")  # the former if it has a new head
         raise ValueError(
-            f"The model of this artefact is {named}, which is not part of flatbayes, and nothing is "
+            f"The model of this artefact is {str(named)[:200]}, which is not part of flatbayes, and nothing is "
             "imported because an artefact says so: pass `model`, the network or a function that builds it."
         )
 
-    def make() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            network: nn.Module = build(spec, within="flatbayes.models")
+    def make(tensors: Mapping[str, Tensor]) -> nn.Module:
+        if len(str(spec)) > MODEL_BYTES:
+            raise ValueError(f"The description of the model is longer than {MODEL_BYTES} characters.")
+        refuse_larger(spec, 2**62)
+        try:
+            with torch.random.fork_rng(devices=[]), Bounded(tensors):
+                network: nn.Module = build(spec, within="flatbayes.models", only=nn.Module)
+        except (TypeError, AttributeError, ArithmeticError, RuntimeError, LookupError) as error:
+            raise ValueError(f"The artefact describes a model that cannot be built: {str(error)[:500]}") from error
         return network
 
     return make
@@ -185,6 +264,9 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """As `_below`, and taken out."""
+    found = _below(tensors, prefix)
+    for name in found:
+        del tensors[f"{prefix}.{name}"]
+    return found

@@ -208,13 +208,15 @@ class FittedPosterior:
         model: nn.Module | Callable[[], nn.Module] | None = None,
         *,
         likelihood: Likelihood | None = None,
+        device: torch.device | str = "cpu",
     ) -> "FittedPosterior":
-        """Read an artefact.
+        """Read an artefact, on whatever device it was fitted.
 
         Args:
             folder: Where it was saved.
             model: The architecture, or a function that builds it; may be left out for models of flatbayes.
             likelihood: The one it was fitted with, if that has code of yours.
+            device: Where to predict; a seed draws other networks on another kind of device.
 
         Raises:
             FileNotFoundError: There is no artefact.
@@ -222,7 +224,7 @@ class FittedPosterior:
         """
         from flatbayes.prediction.artefact import load
 
-        return load(Path(folder), model, likelihood)
+        return load(Path(folder), model, likelihood).to(device)
 
     def _batched(
         self, keys: list[tuple[int, int, int]], batches: Sequence[Tensor], asked: bool | None
