@@ -40,6 +40,7 @@ CHOSEN = [
     SWAG(rank=0),
     SWAG(rank=3),
     SWAG(rank=3, storage="cpu", bfloat16=True),
+    SWAG(rank=3, bayesian=["9.*", "*.bias"]),
     Ensemble(size=2),
     Ensemble(SWAG(rank=2), size=2),
     SGLD(),

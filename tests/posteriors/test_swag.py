@@ -210,3 +210,54 @@ def test_what_is_held_in_main_memory_stays_there():
         "deviations": "cpu",
     }
     assert next(state.model.parameters()).device.type == "meta"
+
+
+class TestSomeOfTheWeights:
+    def walked(self, bayesian, count=4, storage="device"):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+        posterior = SWAG(rank=3, bayesian=bayesian, storage=storage)
+        state, snapshots = posterior.init(model, None, 10), []
+        for _ in range(count):
+            with torch.no_grad():
+                for param in model.parameters():
+                    param.add_(torch.randn(param.shape))
+            posterior.collect(state)
+            snapshots.append({name: param.detach().double() for name, param in model.state_dict().items()})
+            snapshots[-1] = {name: value.clone() for name, value in snapshots[-1].items()}
+        return posterior, state, snapshots
+
+    def test_the_others_have_their_mean_in_every_draw(self):
+        posterior, state, snapshots = self.walked("last_layer")
+        before = flatten(trainable(state.model))
+        means = {name: torch.stack([shot[name] for shot in snapshots]).mean(0) for name in snapshots[0]}
+        draws = []
+        for seed in range(2):
+            with posterior.draw(state, torch.Generator().manual_seed(seed)) as network:
+                draws.append({name: param.detach().clone() for name, param in network.named_parameters()})
+        for name, mean in means.items():
+            if name.startswith("2."):
+                assert not torch.allclose(draws[0][name], draws[1][name])
+            else:
+                assert torch.equal(draws[0][name], draws[1][name])
+                torch.testing.assert_close(draws[0][name].double(), mean, rtol=1e-5, atol=1e-5)
+        assert torch.equal(flatten(trainable(state.model)), before)
+
+    def test_memory_is_that_of_the_chosen(self):
+        _, state, _ = self.walked("last_layer")
+        assert state.statistics["deviations"].shape == (3, 10)
+        assert state.statistics["sum_squares"].shape == (10,)
+        assert state.statistics["mean_of_others"].shape == (3 * 4 + 4 + 8,)
+
+    def test_the_chosen_have_the_moments_they_would_have_beside_all(self):
+        _, some, _ = self.walked(["2.*"])
+        _, every, _ = self.walked("all")
+        assert "mean_of_others" not in every.statistics
+        for name in ("mean", "sum_squares"):
+            assert torch.equal(some.statistics[name], every.statistics[name][-10:])
+
+    def test_a_filter_that_finds_nothing_says_what_there_is(self):
+        with pytest.raises(ValueError, match=r"pattern 'head\.\*' of bayesian matches none .* 0\.weight"):
+            SWAG(bayesian=["head.*"]).init(nn.Sequential(nn.Linear(2, 2)), None, 10)
+        with pytest.raises(ValueError, match="bayesian must be weights or"):
+            SWAG(bayesian=[])

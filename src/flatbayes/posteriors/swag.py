@@ -7,8 +7,8 @@ or flatter training changes where the iterates go, and nothing here.
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
 from flatbayes.core.buffers import evaluating
-from flatbayes.core.weights import blocks, flatten, rewritten, trainable
+from flatbayes.core.selection import Selection, check_selection, selected
+from flatbayes.core.weights import blocks, flatten, installed, rewritten, trainable, unflatten
 from flatbayes.posteriors.gradient import check_prior_precision, start, update, usual_sgd
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.snapshots import Storage, check_place, held_on
@@ -34,6 +35,12 @@ class SWAG(Posterior):
             optimizer's weight decay, which is this divided by the number of training examples.
         storage: Where the iterates for the low-rank part are held: beside the model (device) or in main memory (cpu).
         bfloat16: Hold them in half the memory, as deviations from the mean with 8 significant bits.
+        bayesian: Which trainable parameters have a distribution, the others being learnt and having their mean over
+            the iterates in every draw: `weights` all but those of normalisation layers (of torch.nn: batch,
+            instance, layer, group and RMS norm); `biases` and `no_biases` one half of these each; `norms` those of
+            normalisation layers; `last_layer` those of the last module that has any, in the order of registration;
+            `all` every one; or a list of name patterns, such as `["head.*", "*.bias"]`. Memory is that of these
+            alone.
     """
 
     rank: int = 20
@@ -41,9 +48,11 @@ class SWAG(Posterior):
     prior_precision: float | None = None
     storage: Storage = "device"
     bfloat16: bool = False
+    bayesian: Selection = field(default="all", hash=False)  # a list cannot be hashed
 
     def __post_init__(self) -> None:
         check_prior_precision(self.prior_precision)
+        check_selection(self.bayesian, "bayesian")
         check_place(self.storage)
         if self.rank < 0 or self.rank == 1:
             raise ValueError(
@@ -75,9 +84,14 @@ class SWAG(Posterior):
         return usual_sgd(self.prior_precision)
 
     def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
-        """Model, optimiser, and moments of all trainable weights, still empty."""
+        """Model, optimiser, and moments of the Bayesian weights, still empty.
+
+        Raises:
+            ValueError: No parameter is Bayesian, or the prior is given twice.
+        """
         state = start(model, make_optimizer, num_data, self.prior_precision)
-        like = flatten(trainable(model))
+        chosen, others = self._parts(model)
+        like = flatten(chosen)
         state.statistics = {
             "count": torch.zeros((), dtype=torch.int64, device=like.device),
             "mean": torch.zeros_like(like),
@@ -88,6 +102,8 @@ class SWAG(Posterior):
                 device=held_on(self.storage, like.device),
             ),
         }
+        if others:
+            state.statistics["mean_of_others"] = torch.zeros_like(flatten(others))
         state.in_main_memory = frozenset(["deviations"] if self.storage == "cpu" else ())
         return state
 
@@ -100,10 +116,13 @@ class SWAG(Posterior):
         found = state.statistics
         mean, sum_squares, deviations = found["mean"], found["sum_squares"], found["deviations"]
         count = int(found["count"].add_(1))
-        for part, weights in blocks(trainable(state.model), block_size(mean)):
+        chosen, others = self._parts(state.model)
+        for part, weights in blocks(chosen, block_size(mean)):
             deviation = update_moments(mean[part], sum_squares[part], torch.cat(weights), count)
             if self.rank:
                 deviations[(count - 1) % self.rank, part] = deviation
+        if others:
+            found["mean_of_others"].lerp_(flatten(others), 1 / count)
 
     def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
         """Nothing: no last look at the data is needed."""
@@ -115,7 +134,7 @@ class SWAG(Posterior):
         Raises:
             RuntimeError: Fewer than two snapshots were collected.
         """
-        params, found = trainable(state.model), state.statistics
+        (chosen, others), found = self._parts(state.model), state.statistics
         count, mean, sum_squares = int(found["count"]), found["mean"], found["sum_squares"]
         if count < 2:
             raise RuntimeError(
@@ -130,8 +149,17 @@ class SWAG(Posterior):
             z1 = torch.randn(here.shape, generator=generator, dtype=mean.dtype, device=mean.device)
             return gaussian_sample(here, variance, deviations[:, part].to(here), self.scale, z1, z2)
 
-        with rewritten(params, sample, block_size(mean)), evaluating(state.model):
+        shared = installed(others, unflatten(found["mean_of_others"], others)) if others else nullcontext()
+        with shared, rewritten(chosen, sample, block_size(mean)), evaluating(state.model):
             yield state.model
+
+    def _parts(self, model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The Bayesian parameters, and the other trainable ones."""
+        if self.bayesian == "all":
+            return trainable(model), []
+        chosen = list(selected(model, self.bayesian, "bayesian").values())
+        known = {id(param) for param in chosen}
+        return chosen, [param for param in trainable(model) if id(param) not in known]
 
 
 def update_moments(
