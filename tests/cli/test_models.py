@@ -106,3 +106,48 @@ def test_bad_models_are_explained(arguments, message, capsys, tmp_path):
     assert main(["fit", *TINY, *arguments, "--out", "run"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+class TestFromTrainedNetworks:
+    def digits(self, *more):
+        return ["fit", "--data", "digits", "--data.train_size", "60", "--batch_size", "20", "--draws", "2", *more]
+
+    def test_a_folder_brings_its_model_and_changes_the_defaults(self, tmp_path):
+        small = ["--model", "mlp", "--model.hidden", "[9]"]
+        assert main(self.digits(*small, "--epochs", "4", "--posterior", "point", "--out", "point")) == 0
+        some = ["--posterior.bayesian", "last_layer", "--freeze", "[layers.1.*]", "--collect_per_epoch", "1"]
+        assert main(self.digits("--init", "point", "--posterior.rank", "2", *some, "--out", "swag")) == 0
+        config = json.loads((tmp_path / "swag" / "config.json").read_text())
+        assert config["recipe"]["epochs"] == 5
+        assert config["recipe"]["schedule"]["init_args"]["low"] == 0.3
+        assert config["recipe"]["collect_per_epoch"] == 1  # what is said counts
+        assert config["init"] == ["point"]
+        point, swag = (FittedPosterior.load(name).states[0] for name in ("point", "swag"))
+        assert torch.equal(point.model.layers[1].weight, swag.model.layers[1].weight)
+        assert swag.statistics["mean"].numel() == 100
+        assert main(["evaluate", "swag", "--draws", "2"]) == 0
+
+    def test_a_checkpoint_with_its_own_standardisation_and_a_new_head(self, tmp_path, capsys):
+        net = Net(6, 1000)
+        torch.save({"model": {f"module.{name}": t for name, t in net.state_dict().items()}}, "net.pt")
+        model = ["--model", "some_vision.Net", "--model.width", "6", "--init", "net.pt", "--posterior", "point"]
+        scale = ["--input_mean", "[4.0]", "--input_std", "[8.0]"]
+        assert main(self.digits(*model, *scale, "--epochs", "0", "--out", "run")) == 2
+        assert "Only the last layer differs" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+        still = ["--optimizer", "torch.optim.SGD", "--optimizer.lr", "1e-30"]
+        assert main(self.digits(*model, *scale, *still, "--new_head", "--out", "run")) == 0
+        fitted = FittedPosterior.load("run", Net(6, 10))
+        assert torch.equal(fitted.states[0].model.features[1].weight, net.features[1].weight)
+        assert fitted.transform.mean.item() == 4.0
+        assert main(["evaluate", "run", "--model", "some_vision.Net"]) == 0
+
+    def test_bad_options(self, tmp_path, capsys):
+        for arguments, message in (
+            (["--init", "none.pt"], "no trained weights at none.pt"),
+            (["--freeze", "[x.*]"], "pattern 'x.*' of freeze matches no trainable parameter"),
+            (["--input_mean", "[1.0]"], "--input_mean and --input_std go together, 1 numbers each"),
+        ):
+            assert main(self.digits("--model", "mlp", "--posterior", "point", *arguments, "--out", "run")) == 2
+            assert message in capsys.readouterr().err
+            assert not (tmp_path / "run").exists()

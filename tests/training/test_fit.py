@@ -231,7 +231,7 @@ def test_rehearsal_finds_what_training_would_die_of():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"epochs": -1}, "epochs must be at least 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"collect_from": 1.0}, "collect_from is a share"),
         ({"clip_norm": 0.0}, "clip_norm must be positive"),

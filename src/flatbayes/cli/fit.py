@@ -3,17 +3,21 @@
 import sys
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from flatbayes.cli.options import chosen_model, chosen_recipe, new_parser, output_options, training_options
 from flatbayes.cli.runs import console, load, measure
 from flatbayes.core.spec import to_spec
+from flatbayes.data import Dataset, Standardize
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import check_num_draws
-from flatbayes.training import Checkpoints, Interrupted, Lines, Logged, Watch, Watches, fit, make_logger, rehearse
+from flatbayes.training import (
+    FINE_TUNING, Checkpoints, Interrupted, Lines, Logged, Watch, Watches, fit, make_logger, rehearse,
+)
 from flatbayes.training.logs import LogKind
 from flatbayes.training.parallel import World
 from flatbayes.training.recipe import fabric_of
@@ -28,6 +32,7 @@ def options() -> ArgumentParser:
     )
     training_options(parser)
     parser.add_argument("--posterior", type=Posterior, help="what is fitted: SWAG, MCDropout, Ensemble, Point")
+    trained_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="decides everything random")
     parser.add_argument("--draws", type=int, default=30, help="networks averaged in the evaluation")
     output_options(parser)
@@ -53,12 +58,63 @@ def options() -> ArgumentParser:
     return parser
 
 
+def trained_options(parser: ArgumentParser) -> None:
+    """A network that is there already."""
+    parser.add_argument(
+        "--init",
+        type=str | list[str] | None,
+        default=None,
+        help="start from trained weights: a safetensors file, a checkpoint of torch.save or Lightning, or the folder "
+        "of a run; for an ensemble a list. Changes the defaults of epochs, schedule, collect_from and "
+        "collect_per_epoch to those of fine-tuning",
+    )
+    parser.add_argument(
+        "--freeze", type=list[str], default=[], help="name patterns of parameters that stay as they are"
+    )
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--input_{name}",
+            type=list[float] | None,
+            default=None,
+            help=f"{name} that inputs are standardised by, a number for each channel or feature, in the units of the "
+            "data (pixels are 0 to 255); by default that of the training part, or what the run of --init had",
+        )
+
+
+def fine_tuning() -> dict[str, Any]:
+    """The defaults of options where there is a trained network to start from."""
+    spec: dict[str, Any] = to_spec(FINE_TUNING)["init_args"]
+    return {name: spec[name] for name in ("epochs", "schedule", "collect_from", "collect_per_epoch")}
+
+
+def chosen_transform(options: Namespace, dataset: Dataset) -> Standardize | None:
+    """What inputs are standardised by, where the options say so.
+
+    Raises:
+        ValueError: There is a mean without a standard deviation, or not one for each channel.
+    """
+    mean, std = options.input_mean, options.input_std
+    if mean is None and std is None:
+        return None
+    size = dataset.input_shape[0]
+    if mean is None or std is None or {len(mean), len(std)} != {size} or min(std) <= 0:
+        raise ValueError(
+            f"--input_mean and --input_std go together, {size} numbers each, the latter positive; got {mean} and "
+            f"{std}."
+        )
+    shape = (size,) if len(dataset.input_shape) == 1 else (size, 1, 1)
+    return Standardize(mean=torch.tensor(mean).view(shape), std=torch.tensor(std).view(shape))
+
+
 def run(options: Namespace) -> None:
     """One posterior, kept in a run folder and measured on the validation part."""
     check_num_draws(options.draws)
+    options.init = [options.init] if isinstance(options.init, str) else options.init
     dataset = options.data.load(options.seed)
     model, recipe = chosen_model(options, dataset), chosen_recipe(options, dataset)
-    rehearse(model, dataset, options.posterior, options.flatness, recipe)
+    transform = chosen_transform(options, dataset)
+    trained = {"init": options.init, "new_head": options.new_head and bool(options.init), "freeze": options.freeze}
+    rehearse(model, dataset, options.posterior, options.flatness, recipe, **trained)
     config = {
         "data": to_spec(options.data),
         "model": to_spec(model),
@@ -66,6 +122,7 @@ def run(options: Namespace) -> None:
         "flatness": to_spec(options.flatness),
         "recipe": to_spec(recipe)["init_args"],
         "seed": options.seed,
+        **trained,
     }
     in_parts = recipe.strategy == "fsdp"
     if in_parts and options.resume:
@@ -95,6 +152,8 @@ def run(options: Namespace) -> None:
                 seed=options.seed,
                 watch=Watches(watches),
                 checkpoints=None if in_parts else checkpoints,
+                transform=transform,
+                **trained,
             )
         except Interrupted as stop:
             if world.is_first:

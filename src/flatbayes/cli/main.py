@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -76,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         named = arguments if arguments[0] in PATHS_AS_THEY_ARE else with_full_names(arguments)
         options = parser.parse_args(named)
         verb = options.subcommand
+        if options[verb].get("init"):  # known only now, since it may stand in a file
+            parser = build_parser(fit.fine_tuning())
+            options = parser.parse_args(with_full_names(arguments))
         VERBS[verb][0].run(_objects(parser, options)[verb])
     except KeyboardInterrupt:
         _say("interrupted")
@@ -88,8 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_parser() -> ArgumentParser:
-    """The parser of `flatbayes`, its verbs as subcommands."""
+def build_parser(defaults: Mapping[str, Any] | None = None) -> ArgumentParser:
+    """The parser of `flatbayes`, its verbs as subcommands.
+
+    Args:
+        defaults: Other defaults than usual for the options of `fit`.
+    """
     parser = ArgumentParser(
         prog="flatbayes",
         usage="flatbayes VERB ... (flatbayes VERB --help for its options)",
@@ -100,7 +107,10 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--version", action="version", version=version("flatbayes"))
     verbs = parser.add_subcommands(title="verbs", metavar="VERB", required=True)
     for name, (verb, text) in VERBS.items():
-        verbs.add_subcommand(name, verb.options(), help=text)
+        options = verb.options()
+        if name == "fit" and defaults:
+            options.set_defaults(dict(defaults))
+        verbs.add_subcommand(name, options, help=text)
     return parser
 
 

@@ -1,12 +1,15 @@
 """Models named on the command line: of flatbayes, or of anyone's by dotted path, with a head for the data."""
 
+from collections.abc import Collection
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from flatbayes.core.spec import build, class_path, locate
 from flatbayes.models.head import with_head
+from flatbayes.prediction.description import read_description
 
 
 def finetuned(path: str, arguments: dict[str, Any], num_outputs: int) -> nn.Module:
@@ -35,6 +38,29 @@ def with_new_head(spec: dict[str, Any] | None) -> "partial[nn.Module]":
             "dotted path, --model. Those of flatbayes are made for the data."
         )
     return partial(finetuned, path=spec["class_path"], arguments=spec.get("init_args") or {})
+
+
+def of_artefact(folder: Path, known: Collection[str]) -> "partial[nn.Module]":
+    """What builds the architecture of a fitted posterior for other data.
+
+    Args:
+        folder: The artefact.
+        known: Arguments that the data decide.
+
+    Raises:
+        ValueError: It is not one of flatbayes.
+    """
+    spec = read_description(folder)["info"].get("model")
+    if not isinstance(spec, dict) or not str(spec.get("class_path")).startswith("flatbayes.models."):
+        raise ValueError(f"The model of {folder} is not part of flatbayes: name it by its dotted path, --model.")
+    arguments = {name: value for name, value in dict(spec.get("init_args", {})).items() if name not in known}
+    found: partial[nn.Module] = build(
+        {"class_path": spec["class_path"], "init_args": arguments},
+        within="flatbayes.models",
+        only=nn.Module,
+        bind=True,
+    )
+    return found
 
 
 def rebuilt(spec: Any, path: str) -> "partial[nn.Module]":

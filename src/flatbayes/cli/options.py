@@ -9,12 +9,13 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from flatbayes.cli.help import HelpFormatter
-from flatbayes.cli.models import with_new_head
+from flatbayes.cli.models import of_artefact, with_new_head
 from flatbayes.cli.names import known
 from flatbayes.core.spec import build, to_spec
 from flatbayes.data import Dataset, Source
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.models import MLP, ConvNet
+from flatbayes.prediction.description import DESCRIPTION
 from flatbayes.training import Recipe
 
 KNOWN_TO_DATA = {"input_shape", "num_classes", "num_outputs"}
@@ -99,10 +100,13 @@ def chosen_recipe(options: Namespace, dataset: Dataset) -> Recipe:
 
 def chosen_model(options: Namespace, dataset: Dataset) -> Any:
     """What builds the network: the one named, or the usual one for data of this shape."""
-    if options.new_head:
-        return with_new_head(options.model)
-    if options.model is not None:
-        return build(options.model, bind=True)
+    init, spec = options.get("init"), options.model
+    if options.new_head and not (init and (spec is None or spec["class_path"].startswith("flatbayes.models."))):
+        return with_new_head(spec)
+    if spec is not None:
+        return build(spec, bind=True)
+    if init and (Path(init[0]) / DESCRIPTION).is_file():
+        return of_artefact(Path(init[0]), KNOWN_TO_DATA)
     return partial(ConvNet if len(dataset.input_shape) == 3 else MLP)
 
 

@@ -15,13 +15,13 @@ def with_head(model: nn.Module, num_outputs: int) -> nn.Module:
     Raises:
         ValueError: It has no linear layer.
     """
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    if not layers:
+    name = head_name(model)
+    if name is None:
         raise ValueError(
             f"{type(model).__name__} has no torch.nn.Linear to replace by a new head. Write a function that builds "
             "it with the right number of outputs, and name that as the model."
         )
-    name, last = layers[-1]
+    last: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]
     if last.out_features == num_outputs:
         return model
     like = last.weight
@@ -31,3 +31,9 @@ def with_head(model: nn.Module, num_outputs: int) -> nn.Module:
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, head)
     return model
+
+
+def head_name(model: nn.Module) -> str | None:
+    """The name of the last linear layer in the order of registration; None if there is none."""
+    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    return names[-1] if names else None

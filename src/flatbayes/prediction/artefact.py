@@ -24,7 +24,6 @@ from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction.bounded import Bounded, refuse_larger
 from flatbayes.prediction.description import (
-    DESCRIPTION,
     SCHEMA,
     TENSORS,
     checksum,

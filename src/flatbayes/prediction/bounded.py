@@ -5,7 +5,7 @@ more tensors, than the file has brought along, and is stopped at the first that 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 SPARE_NUMBERS, SPARE_TENSORS = 2**20, 1000
 """What anything may take on top, such as numbers that its constructor computes and forgets."""
 
-WITH_SIZES: dict[Callable[..., Any], int] = dict.fromkeys(
+WITH_SIZES: dict[Any, int] = dict.fromkeys(
     (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full), 0
 ) | dict.fromkeys((Tensor.new_empty, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full), 1)
 """What makes tensors of a size that is asked for, and where in its arguments the size begins."""

@@ -1,4 +1,4 @@
-"""`posterior.json`, the half of an artefact that people can read: sealed by a checksum, and bounded when it is read."""
+"""`posterior.json`, the half of an artefact that people can read: sealed by a checksum, and of bounded size."""
 
 import hashlib
 import json
@@ -64,8 +64,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         info = found.get("info")
         named = info.get("flatbayes") if isinstance(info, dict) else None
         raise ValueError(
-            f"{folder} was written in schema {str(found['schema'])[:20]}, and this version of flatbayes reads schemas "
-            f"{READ}. Use the version that it names: {str(named)[:40]}."
+            f"{folder} was written in schema {str(found['schema'])[:20]}, and this version of flatbayes reads "
+            f"schemas {READ}. Use the version that it names: {str(named)[:40]}."
         )
     if found["schema"] >= SCHEMA or "checksum" in found:
         rest = {key: value for key, value in found.items() if key != "checksum"}

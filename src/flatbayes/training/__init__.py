@@ -4,12 +4,13 @@ from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.distill import distill
 from flatbayes.training.fit import Interrupted, fit
 from flatbayes.training.logs import Logged, make_logger
-from flatbayes.training.recipe import Recipe
+from flatbayes.training.recipe import FINE_TUNING, Recipe
 from flatbayes.training.rehearsal import rehearse
 from flatbayes.training.schedules import Constant, Cosine, Cyclical, Polynomial, Schedule, SWALinear
 from flatbayes.training.watch import Curves, Lines, Watch, Watches
 
 __all__ = [
+    "FINE_TUNING",
     "Checkpoints",
     "Constant",
     "Cosine",

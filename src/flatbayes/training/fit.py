@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from flatbayes.core import State
 from flatbayes.core.buffers import running_norms
 from flatbayes.core.spec import to_spec
-from flatbayes.data import Dataset
+from flatbayes.data import Dataset, Standardize
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG, Posterior
@@ -25,9 +25,10 @@ from flatbayes.training.material import Material, material
 from flatbayes.training.model import ModelFactory, builder, describe
 from flatbayes.training.pairing import check_pair
 from flatbayes.training.parallel import World
-from flatbayes.training.recipe import Recipe, fabric_of
+from flatbayes.training.recipe import FINE_TUNING, Recipe, fabric_of
 from flatbayes.training.runs import Runs, kept_of
 from flatbayes.training.sharded import check_sharded
+from flatbayes.training.start import Start, Trained, check_epochs
 from flatbayes.training.together import chosen
 from flatbayes.training.watch import Bar, Watch, Watches
 from flatbayes.training.workers import trained_by_workers
@@ -50,8 +51,12 @@ def fit(
     data: Dataset | DataLoader[Any],
     posterior: Posterior = SWAG(),
     flatness: Flatness = SAM(),
-    recipe: Recipe = Recipe(),
+    recipe: Recipe | None = None,
     *,
+    init: Trained | Sequence[Trained] | None = None,
+    new_head: bool = False,
+    freeze: Sequence[str] = (),
+    transform: Standardize | None = None,
     likelihood: Likelihood | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -65,11 +70,18 @@ def fit(
 
     Args:
         model: A class or function that builds the network (it is given `input_shape`, `num_classes` and
-            `num_outputs` if it takes them), or a network, which is copied. Ensembles need a class or function.
+            `num_outputs` if it takes them), or a network, which is copied. Ensembles need a class or function, unless
+            there are trained weights to start from.
         data: Training data, which inputs are standardised by; or a loader of ready `(inputs, targets)` batches.
         posterior: What is fitted.
         flatness: Where gradients are taken; `Plain()` for ordinary training.
-        recipe: How it is trained.
+        recipe: How it is trained; the default is `Recipe()`, or where training goes on from `init`, `FINE_TUNING`.
+        init: Trained weights to start from: a state dict, a file with one (safetensors, or of torch.save), or the
+            folder of a fitted posterior, whose mean is taken, with what its inputs were standardised by; for an
+            ensemble a list of them. Names may be behind the prefix of a wrapper, such as `module.`.
+        new_head: Start the last linear layer anew if the trained one has another shape.
+        freeze: Name patterns of parameters that stay as they are, such as `features.*`.
+        transform: What inputs of a data set are standardised by; the default is its training part.
         likelihood: How targets depend on outputs; the default is the data's own, a loader has none.
         seed: Decides everything random.
         progress: Show a progress bar; by default if standard error is a terminal.
@@ -85,13 +97,19 @@ def fit(
         OSError: A checkpoint could not be written; earlier ones are as good as they were.
         Interrupted: Ctrl-C was pressed; it carries what was fitted so far.
     """
-    _check(model, posterior)
+    if recipe is None:
+        recipe = Recipe() if init is None else FINE_TUNING
+    _check(model, posterior, trained=init is not None)
+    check_epochs(recipe, trained=init is not None or isinstance(model, nn.Module))
     check_pair(posterior, flatness, recipe)
-    source = material(data)
+    source = material(data, transform)
     likelihood = likelihood or source.likelihood()
     sizes = dict.fromkeys(("num_classes", "num_outputs"), likelihood.num_outputs)
     known = source.known | sizes if source.known else {}
     build = builder(model, known)
+    start = Start.of(init, build, posterior, new_head=new_head, freeze=freeze)
+    if transform is None and start.transform is not None:
+        source = material(data, start.transform)
     fabric = fabric_of(recipe)
     world = World.of(fabric)
     if recipe.members == "workers" and (world.size > 1 or isinstance(data, DataLoader)):
@@ -100,6 +118,8 @@ def fit(
         check_sharded(posterior, recipe, world, checkpoints)
     meter = Meter(fabric.device)
     training = _identity(posterior, flatness, likelihood, recipe, describe(model, known), source, seed)
+    if init is not None or freeze or transform is not None:
+        training["start"] = start.identity(source.transform)
     keeper = Keeper.open(checkpoints, training | {"processes": world.size}, writes=world.is_first)
     states: list[State] = []
     gradients: float = 0
@@ -120,7 +140,7 @@ def fit(
             info=about | info,
         )
 
-    runs = Runs(posterior, flatness, likelihood, source, recipe, build, seed)
+    runs = Runs(posterior, flatness, likelihood, source, recipe, build, seed, start)
     as_one, why_not = chosen(runs, posterior.runs)
     groups = [list(range(posterior.runs))] if as_one else [[run] for run in range(posterior.runs)]
     show = world.is_first and (sys.stderr.isatty() if progress is None else progress)
@@ -201,8 +221,8 @@ def _described(thing: Any) -> Any:
         return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
-def _check(model: nn.Module | ModelFactory, posterior: Posterior) -> None:
-    if isinstance(model, nn.Module) and posterior.runs > 1:
+def _check(model: nn.Module | ModelFactory, posterior: Posterior, *, trained: bool) -> None:
+    if isinstance(model, nn.Module) and posterior.runs > 1 and not trained:
         raise ValueError(
             f"{type(posterior).__name__} trains {posterior.runs} networks from fresh initial weights, and was given "
             "one network. Pass its class, or a function that builds a new one."

@@ -77,21 +77,28 @@ class Material(ABC):
         """Whether every process is sure to get the same from `examples` and `sample`."""
 
 
-def material(data: Dataset | DataLoader[Any]) -> Material:
-    """The material of either kind of data."""
-    return Held(data) if isinstance(data, Dataset) else Streamed(data)
+def material(data: Dataset | DataLoader[Any], transform: Standardize | None = None) -> Material:
+    """The material of either kind of data.
+
+    Args:
+        data: A data set, or a loader.
+        transform: What inputs of the former are standardised by, instead of the statistics of its training part.
+    """
+    return Held(data, transform) if isinstance(data, Dataset) else Streamed(data)
 
 
 @dataclass(frozen=True, eq=False)
 class Held(Material):
-    """A data set in memory, or of stored images; standardised by its training part."""
+    """A data set in memory, or of stored images; standardised by its training part unless that is given."""
 
     data: Dataset
+    given: Standardize | None = None
     scale: Standardize = field(init=False)
 
     def __post_init__(self) -> None:
-        inputs = self.data.train.inputs
-        scale = inputs.scale if isinstance(inputs, StoredImages) else Standardize.fit(inputs)
+        inputs, scale = self.data.train.inputs, self.given
+        if scale is None:
+            scale = inputs.scale if isinstance(inputs, StoredImages) else Standardize.fit(inputs)
         object.__setattr__(self, "scale", scale)
 
     @property
@@ -102,7 +109,7 @@ class Held(Material):
 
     @property
     def transform(self) -> Standardize:
-        """Standardisation with the statistics of the training part."""
+        """Standardisation, with the statistics of the training part unless others were given."""
         return self.scale
 
     @property

@@ -31,7 +31,7 @@ class Recipe:
     """How to train.
 
     Attributes:
-        epochs: Passes over the training data.
+        epochs: Passes over the training data; 0 takes the weights of a trained network as they are.
         batch_size: Examples per step.
         optimizer: Builds the optimizer from parameters: a class of torch.optim or your own, with its arguments.
             Its weight decay is the prior unless the posterior has a prior_precision. None is the posterior's usual
@@ -90,7 +90,9 @@ class Recipe:
     ascent: Ascent = "local"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "collect_per_epoch", "accumulate", "statistics_batches"):
+        if self.epochs < 0:
+            raise ValueError(f"epochs must be at least 0, got {self.epochs}.")
+        for name in ("batch_size", "collect_per_epoch", "accumulate", "statistics_batches"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
@@ -129,6 +131,16 @@ class Recipe:
         total_steps, cycles = self.epochs * steps_per_epoch, self.schedule.cycles
         often = self.collect_per_epoch or max(1, math.ceil(SOME / (self.epochs * (1 - self.collect_from))))
         return collects(step, steps_per_epoch, total_steps, self.collect_from, often, cycles)
+
+
+FINE_TUNING = Recipe(
+    epochs=5,
+    schedule=SWALinear(high_until=0.0, low_from=0.0, low=0.3),
+    collect_from=0.0,
+    collect_per_epoch=4,
+)
+"""For a network that is trained already: a few epochs at three tenths of the optimizer's rate throughout, with
+snapshots from the beginning."""
 
 
 def processes(recipe: Recipe) -> tuple[int, int]:

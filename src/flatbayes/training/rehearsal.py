@@ -1,5 +1,6 @@
 """Find out in a second whether a training can end well, before anything is written or hours have passed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,19 +17,31 @@ from flatbayes.training.material import Held
 from flatbayes.training.model import ModelFactory, builder
 from flatbayes.training.pairing import check_pair
 from flatbayes.training.recipe import Recipe
+from flatbayes.training.start import Start, Trained, check_epochs
 
 ENOUGH, FEW = 5, 4
 
 
 def rehearse(
-    model: nn.Module | ModelFactory, data: Dataset, posterior: Posterior, flatness: Flatness, recipe: Recipe
+    model: nn.Module | ModelFactory,
+    data: Dataset,
+    posterior: Posterior,
+    flatness: Flatness,
+    recipe: Recipe,
+    *,
+    init: Trained | Sequence[Trained] | None = None,
+    new_head: bool = False,
+    freeze: Sequence[str] = (),
 ) -> None:
     """Take one step on a few examples, collect as many snapshots as the recipe will (up to a few), draw, predict.
 
+    Arguments are as for `fit`.
+
     Raises:
-        ValueError: Model, data, posterior, flatness and recipe do not go together; or the recipe collects too few
-            snapshots to draw from.
+        ValueError: Model, data, posterior, flatness, recipe and trained weights do not go together; or the recipe
+            collects too few snapshots to draw from.
     """
+    check_epochs(recipe, trained=init is not None or isinstance(model, nn.Module))
     check_pair(posterior, flatness, recipe)
     steps = max(1, len(data.train) // min(recipe.batch_size, len(data.train)))
     check_collection(posterior, recipe, steps)
@@ -36,7 +49,9 @@ def rehearse(
     inputs, targets = source.scale(data.train.inputs[:FEW]), data.train.targets[:FEW]
     loss_of = training_loss(source.likelihood(), recipe)
     with unmoved(None):
-        module = builder(model, source.known)()
+        build = builder(model, source.known)
+        start = Start.of(init, build, posterior, new_head=new_head, freeze=freeze)
+        module = start.put(build(), 0)
         state = posterior.init(module, recipe.optimizer or posterior.default_optimizer, len(data.train))
         network = state.model.train()
 

@@ -19,6 +19,7 @@ from flatbayes.training.material import Material
 from flatbayes.training.parallel import World
 from flatbayes.training.recipe import Recipe
 from flatbayes.training.stack import Stack, each_loss, state_together, states_apart
+from flatbayes.training.start import Start
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -36,6 +37,7 @@ class Runs:
         recipe: How to train.
         build: Builds a network.
         seed: Decides everything random.
+        start: What is done to a network before its training.
     """
 
     posterior: Posterior
@@ -45,11 +47,12 @@ class Runs:
     recipe: Recipe
     build: Callable[[], nn.Module]
     seed: int
+    start: Start = Start()
 
     def network(self, run: int) -> nn.Module:
         """A network with the initial weights of a run."""
         with forked(self._seeds(run)[0], None):
-            return self.build()
+            return self.start.put(self.build(), run)
 
     def job(self, runs: Sequence[int], fabric: "Fabric") -> Job:
         """One run alone, or several together."""
