@@ -28,7 +28,7 @@ def test_fit_evaluate_predict(here, capsys):
     assert main(["predict", "run", "--input", "line.csv", "--output", "p.csv", "--draws", "4"]) == 0
     with open("p.csv") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["mean", "std", "lower", "upper", "aleatoric", "epistemic"]
+    assert list(rows[0]) == ["mean", "std", "lower", "upper", "aleatoric", "epistemic", "epistemic_std"]
     assert len(rows) == 150
     assert all(float(row["lower"]) < float(row["mean"]) < float(row["upper"]) for row in rows)
 

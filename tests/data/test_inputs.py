@@ -1,10 +1,13 @@
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flatbayes.data import read_inputs
+from flatbayes.data import NewInputs, read_inputs
 
 X = np.random.default_rng(0).normal(size=(25, 3)).astype(np.float32)
 
@@ -30,7 +33,7 @@ def table(tmp_path):
 def test_features_are_chosen_by_name(table, kind):
     chunks = list(read_inputs(table(kind), (3,), ("c", "a", "b"), chunk_size=10))
     assert [len(inputs) for _, inputs in chunks] == [10, 10, 5]
-    assert all(names is None for names, _ in chunks)
+    assert all(columns == {} for columns, _ in chunks)
     torch.testing.assert_close(torch.cat([inputs for _, inputs in chunks]), torch.from_numpy(X[:, [2, 0, 1]]))
 
 
@@ -72,8 +75,8 @@ def test_arrays(tmp_path, names):
 
 def test_arrays_of_images(tmp_path, pixels):
     np.savez(tmp_path / "a.npz", x=pixels(4, 5, 6))
-    [(names, inputs)] = read_inputs(tmp_path / "a.npz", (3, 5, 6), ())
-    assert names is None
+    [(columns, inputs)] = read_inputs(tmp_path / "a.npz", (3, 5, 6), ())
+    assert columns == {}
     assert torch.equal(inputs, torch.from_numpy(pixels(4, 5, 6).transpose(0, 3, 1, 2)))
     with pytest.raises(ValueError, match=r"takes inputs of the shape \(3, 8, 8\), and .* have \(3, 5, 6\)"):
         list(read_inputs(tmp_path / "a.npz", (3, 8, 8), ()))
@@ -91,7 +94,7 @@ def test_folders_of_images_come_with_names(tmp_path, png, pixels):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(png(image))
     chunks = list(read_inputs(tmp_path, (3, 4, 4), (), chunk_size=2))
-    assert [names for names, _ in chunks] == [["a.png", "b.png"], ["in/c.png", "in/d.png"], ["z.png"]]
+    assert [columns["name"] for columns, _ in chunks] == [["a.png", "b.png"], ["in/c.png", "in/d.png"], ["z.png"]]
     expected = torch.from_numpy(images[[1, 0, 3, 2, 4]].transpose(0, 3, 1, 2))
     assert torch.equal(torch.cat([inputs for _, inputs in chunks]), expected)
     with pytest.raises(ValueError, match=r"a.png is 4 x 4 pixels .* 8 x 8 were expected"):
@@ -103,11 +106,13 @@ def test_folders_of_images_come_with_names(tmp_path, png, pixels):
 def test_images_in_parquet(tmp_path, write_parquet, pixels):
     path = write_parquet(tmp_path / "a.parquet", pixels(5), [0] * 5, image="picture")
     chunks = list(read_inputs(path, (3, 4, 4), (), chunk_size=3, image="picture"))
-    assert [(names, len(inputs)) for names, inputs in chunks] == [(None, 3), (None, 2)]
+    assert [len(inputs) for _, inputs in chunks] == [3, 2]
     expected = torch.from_numpy(pixels(5).transpose(0, 3, 1, 2))
     assert torch.equal(torch.cat([inputs for _, inputs in chunks]), expected)
+    found = torch.cat([inputs for _, inputs in read_inputs(path, (3, 4, 4), ())])  # the only one that may be meant
+    assert torch.equal(found, expected)
     with pytest.raises(ValueError, match=r"lacks the columns \['img'\]"):
-        list(read_inputs(path, (3, 4, 4), ()))
+        list(read_inputs(path, (3, 4, 4), (), image="img"))
 
 
 def test_what_cannot_be_read_is_refused_at_once(tmp_path, table):
@@ -121,3 +126,84 @@ def test_what_cannot_be_read_is_refused_at_once(tmp_path, table):
         read_inputs(tmp_path, (3, 4, 4), (), chunk_size=0)
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         read_inputs(tmp_path / "missing.csv", (3,), ())
+
+
+def as_list(values):
+    return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
+
+
+class TestColumnsThatAreKept:
+    @pytest.mark.parametrize("kind", ["csv", "parquet"])
+    def test_of_tables(self, table, kind):
+        chunks = list(read_inputs(table(kind), (2,), ("a", "c"), chunk_size=10, keep=("y", "b")))
+        assert [list(columns) for columns, _ in chunks] == [["y", "b"]] * 3
+        assert [value for columns, _ in chunks for value in as_list(columns["y"])] == ["cat"] * 25
+        kept = [float(value) for columns, _ in chunks for value in as_list(columns["b"])]
+        np.testing.assert_allclose(kept, X[:, 1])
+        with pytest.raises(ValueError, match=r"lacks the columns \['id'\]"):
+            list(read_inputs(table(kind), (2,), ("a", "c"), keep=("id",)))
+
+    def test_text_of_csv_stays_as_it_is(self, tmp_path):
+        (tmp_path / "a.csv").write_text("id,x\n007,1\n,2\n")
+        [(columns, _)] = read_inputs(tmp_path / "a.csv", (1,), ("x",), keep=("id",))
+        assert as_list(columns["id"]) == ["007", ""]
+
+    def test_beside_images(self, tmp_path, write_parquet, pixels):
+        path = write_parquet(tmp_path / "a.parquet", pixels(5), [4, 3, 2, 1, 0], rows_per_group=2)
+        chunks = list(read_inputs(path, (3, 4, 4), (), chunk_size=3, keep=("label",)))
+        assert [as_list(columns["label"]) for columns, _ in chunks] == [[4, 3, 2], [1, 0]]
+
+    def test_of_arrays(self, tmp_path):
+        np.savez(tmp_path / "a.npz", x=X, id=np.arange(25), wrong=np.arange(3))
+        chunks = list(read_inputs(tmp_path / "a.npz", (3,), (), chunk_size=20, keep=("id",)))
+        assert [len(columns["id"]) for columns, _ in chunks] == [20, 5]
+        with pytest.raises(ValueError, match="one value for each of 25 inputs"):
+            list(read_inputs(tmp_path / "a.npz", (3,), (), keep=("wrong",)))
+
+    def test_folders_have_none(self, tmp_path):
+        with pytest.raises(ValueError, match="no columns to keep"):
+            read_inputs(tmp_path, (3, 4, 4), (), keep=("id",))
+
+
+def test_images_of_another_size_are_scaled_where_those_of_training_were(tmp_path, png, pixels):
+    (tmp_path / "a.png").write_bytes(png(pixels(1, 9, 7)[0]))
+    [(_, inputs)] = read_inputs(tmp_path, (3, 4, 4), (), resize=True)
+    assert inputs.shape == (1, 3, 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_inputs_are_counted_where_that_is_cheap(table, kind):
+    inputs = NewInputs(path=table(kind), input_shape=(1,), feature_names=("a",))
+    assert inputs.count() == {"csv": None, "parquet": 25}[kind]
+
+
+def test_arrays_and_folders_are_counted(tmp_path, png, pixels):
+    np.savez(tmp_path / "a.npz", x=X)
+    (tmp_path / "a.png").write_bytes(png(pixels(1)[0]))
+    assert NewInputs(path=tmp_path / "a.npz", input_shape=(3,)).count() == 25
+    assert NewInputs(path=tmp_path, input_shape=(3, 4, 4)).count() == 1
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "npz"])
+def test_memory_does_not_grow_with_the_file(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("flatbayes.data.csv_stream.BLOCK", 2**15)
+    rows, path = 400_000, tmp_path / f"a.{kind}"
+    x = np.random.default_rng(0).normal(size=(rows, 10)).astype(np.float32)
+    names = tuple(f"f{k}" for k in range(10))
+    columns = pa.table({name: x[:, k] for k, name in enumerate(names)})
+    if kind == "npz":
+        np.savez_compressed(path, x=x)
+    elif kind == "csv":
+        pyarrow.csv.write_csv(columns.slice(0, rows // 4), path)
+    else:
+        pq.write_table(columns, path, row_group_size=20_000)
+    total = x.nbytes // (4 if kind == "csv" else 1)
+    del x, columns
+    tracemalloc.start()
+    before, most = pa.total_allocated_bytes(), 0
+    for _, inputs in read_inputs(path, (10,), names, chunk_size=1000):
+        assert inputs.shape[1] == 10
+        most = max(most, pa.total_allocated_bytes() - before)
+    python = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most + python < total / 2, (most, python, total)

@@ -1,9 +1,12 @@
+import tracemalloc
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 
 from flatbayes.data import Npz
-from flatbayes.data.npz import as_inputs
+from flatbayes.data.npz import array_pieces, array_shape, as_inputs, read_arrays
 
 RANDOM = np.random.default_rng(0)
 
@@ -120,7 +123,7 @@ def test_gaps_and_infinities_are_refused(save):
 
 
 def test_objects_are_never_unpickled(save):
-    with pytest.raises(ValueError, match=r"data.npz cannot be read as .npz: .*allow_pickle=False"):
+    with pytest.raises(ValueError, match=r"data.npz cannot be read as .npz: .*holds Python objects"):
         Npz(path=save(x=np.array([{}, {}], dtype=object), y=np.arange(2))).read()
 
 
@@ -151,3 +154,51 @@ def test_flipped_bits_never_end_in_another_exception(save, tmp_path):
             messages.append(str(error))
     assert len(messages) > 100
     assert all("data.npz" in message for message in messages)
+
+
+class TestPieces:
+    @pytest.mark.parametrize("order", ["C", "F"])
+    @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+    def test_are_the_rows_in_order(self, tmp_path, order, save):
+        x = np.asarray(np.random.default_rng(0).normal(size=(25, 3, 2)), order=order)
+        save(tmp_path / "a.npz", x=x, other=np.arange(3))
+        pieces = list(array_pieces(tmp_path / "a.npz", "x", 10))
+        assert [len(piece) for piece in pieces] == [10, 10, 5]
+        assert np.array_equal(np.concatenate(pieces), x)
+        assert array_shape(tmp_path / "a.npz", "x") == (25, 3, 2)
+
+    def test_a_flipped_bit_is_found_before_the_last_piece(self, tmp_path):
+        np.savez(tmp_path / "a.npz", x=np.zeros((100, 5)))
+        content = bytearray((tmp_path / "a.npz").read_bytes())
+        content[1000] ^= 1
+        (tmp_path / "a.npz").write_bytes(bytes(content))
+        with pytest.raises(ValueError, match=r"cannot be read as \.npz.*CRC"):
+            list(array_pieces(tmp_path / "a.npz", "x", 100))
+
+
+def forged(path, header, content=b"", size=None):
+    """An archive whose array says what it likes about itself."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+        archive.writestr("x.npy", start + content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 3)}\n",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (-4, -4)}\n",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': " + b"(" * 5000,
+        b"__import__('os').system('false')\n",
+    ],
+)
+def test_headers_that_lie_are_refused_before_memory_is_taken(tmp_path, header):
+    path = forged(tmp_path / "a.npz", header, bytes(16))
+    for read in (lambda: list(array_pieces(path, "x", 10)), lambda: read_arrays(path, ["x"])):
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=r"cannot be read as \.npz"):
+            read()
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+        tracemalloc.stop()

@@ -1,6 +1,8 @@
 import csv
+import tracemalloc
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -84,3 +86,23 @@ def test_csv_has_the_digits_of_its_numbers(tmp_path):
 def test_other_kinds_are_refused_at_once(tmp_path, name):
     with pytest.raises(ValueError, match=r"\.parquet, \.csv, \.npz files, got"):
         PredictionWriter(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
+def test_columns_of_pyarrow_are_passed_on(tmp_path, suffix):
+    kept = [pa.array(["a", None]), pa.array(["long"])]
+    write(tmp_path / f"p{suffix}", [{"id": ids, "p": np.ones(len(ids), np.float32)} for ids in kept])
+    assert read(tmp_path / f"p{suffix}")["id"] == ["a", None if suffix == ".parquet" else "", "long"]
+
+
+def test_arrays_wait_in_a_file_until_their_number_is_known(tmp_path):
+    tracemalloc.start()
+    with PredictionWriter(tmp_path / "p.npz") as writer:
+        for _ in range(50):
+            writer.write({"p": np.random.default_rng(0).random(100_000), "n": np.arange(100_000)})
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+    with np.load(tmp_path / "p.npz") as found:
+        assert found["p"].shape == found["n"].shape == (5_000_000,)
+        assert found["n"][-1] == 99_999
+    assert len(list(tmp_path.iterdir())) == 1

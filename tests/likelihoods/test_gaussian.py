@@ -133,15 +133,15 @@ class TestPredictive:
     def test_columns(self):
         found = CONCRETE.predictive(outputs(5))
         columns = found.columns(["strength"])
-        assert list(columns) == ["mean", "std", "lower", "upper", "aleatoric", "epistemic"]
+        assert list(columns) == ["mean", "std", "lower", "upper", "aleatoric", "epistemic", "epistemic_std"]
         np.testing.assert_allclose(columns["std"] ** 2, columns["aleatoric"] + columns["epistemic"])
         np.testing.assert_array_equal(columns["lower"], found.interval(0.95)[0].numpy())
         assert (columns["lower"] < columns["mean"]).all()
 
     def test_columns_of_several_targets_have_their_names(self):
         columns = Gaussian(2).predictive(outputs(6, targets=2)).columns(["heat", "cold"])
-        assert list(columns)[::6] == ["mean_heat", "mean_cold"]
-        assert len(columns) == 12
+        assert list(columns)[::7] == ["mean_heat", "mean_cold"]
+        assert len(columns) == 14
         assert next(iter(Gaussian(2).predictive(outputs(6, targets=2)).columns())) == "mean_0"
 
     def test_targets_of_another_shape_are_refused(self):

@@ -1,43 +1,122 @@
 """`flatbayes predict`: predictions for new inputs, with uncertainty."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.progress import Progress
 
 from flatbayes.cli.options import new_parser, run_options
 from flatbayes.cli.runs import console, load
-from flatbayes.data import PredictionWriter, read_inputs
+from flatbayes.core.files import read_json
+from flatbayes.data import NewInputs, PredictionWriter
+from flatbayes.likelihoods import Predictive
 from flatbayes.prediction import check_num_draws
+from flatbayes.training.run_folder import CONFIG
 
 
 def options() -> ArgumentParser:
     """Its options."""
     parser = new_parser(
         "predict FOLDER --input FILE --output FILE [options]",
-        "Predict classes or numbers, with uncertainties, for new inputs.",
+        "Predict classes or numbers, with uncertainties, for new inputs, a chunk at a time and in their order.",
     )
     run_options(parser)
     parser.add_argument("--input", type=Path, required=True, help="parquet, CSV or npz file, or folder of images")
-    parser.add_argument("--output", type=Path, required=True, help="parquet, CSV or npz file to write")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="parquet, CSV or npz file to write; without a suffix it gets that of the input (.csv for a folder)",
+    )
+    parser.add_argument(
+        "--keep", type=list[str], default=[], help="columns (or arrays) of the input to pass on, such as [id]"
+    )
+    parser.add_argument(
+        "--image",
+        type=str | None,
+        default=None,
+        help="column of a parquet file that holds the images; by default img, or the only one that may",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     return parser
 
 
 def run(options: Namespace) -> None:
     """Class probabilities or numbers, with uncertainties, for every row of a file or image of a folder."""
-    target = Path(options.output)
+    source, target = Path(options.input), Path(options.output)
+    if not target.suffix:
+        target = target.with_suffix(".csv" if source.is_dir() else source.suffix.lower())
     if target.exists() and not options.overwrite:
         raise ValueError(f"{target} exists: choose another --output, or --overwrite.")
     check_num_draws(options.draws)
     writer = PredictionWriter(target)
     fitted = load(Path(options.folder), options.model)
-    info, count = fitted.info, 0
-    inputs = read_inputs(Path(options.input), tuple(info["input_shape"]), tuple(info["feature_names"]))
-    with writer, console.status("predicting") as status:
-        for names, examples in inputs:
+    inputs = new_inputs(fitted.info, source, options)
+    count, total = 0, inputs.count()
+    progress = Progress(console=Console(stderr=True), transient=True)
+    with writer, progress:
+        task = progress.add_task("predicting", total=total)
+        for kept, examples in inputs.chunks():
             predictive = fitted.predict(examples, options.draws, batch_size=options.batch_size, seed=options.seed)
-            columns = dict(predictive.columns(info["class_names"] or info["target_names"]))
-            writer.write(columns if names is None else {"name": names, **columns})
+            columns = predictive.columns(names_of(fitted.info, predictive))
+            twice = kept.keys() & columns.keys()
+            if twice:
+                raise ValueError(
+                    f"Predictions have columns {sorted(twice)} too: rename those of {source} to keep them."
+                )
+            writer.write({**kept, **columns})
             count += len(examples)
-            status.update(f"predicting: {count} done")
+            progress.update(task, completed=count)
     console.print(f"{count} predictions in {target}", highlight=False, soft_wrap=True)
+
+
+def new_inputs(info: Mapping[str, Any], source: Path, options: Namespace) -> NewInputs:
+    """What to read, and what it must be like, by what the artefact says.
+
+    Raises:
+        ValueError: It does not say.
+    """
+    shape, names = info.get("input_shape"), info.get("feature_names")
+    known = isinstance(shape, list) and len(shape) in (1, 3) and all(type(size) is int and size > 0 for size in shape)
+    if not known or not isinstance(names, list) or (len(shape) == 1 and names and len(names) != shape[0]):
+        raise ValueError(
+            f"{options.folder} does not say what its inputs are, as of a posterior that was fitted to a loader. "
+            "Predict in Python: FittedPosterior.load(folder, model).predict(inputs)."
+        )
+    if len(shape) == 1 and not names and source.suffix.lower() != ".npz":
+        raise ValueError(
+            f"{options.folder} does not say which columns of {source} are its features. Give a .npz file."
+        )
+    size, crop = trained_size(Path(options.folder))
+    return NewInputs(
+        path=source,
+        input_shape=tuple(shape),
+        feature_names=tuple(map(str, names)),
+        keep=tuple(options.keep),
+        image=options.image,
+        resize=size,
+        crop=crop,
+    )
+
+
+def trained_size(folder: Path) -> tuple[bool, bool]:
+    """Whether the run scaled its images to one size, and whether it cropped them: new ones are treated alike."""
+    path = folder / CONFIG
+    config = read_json(path) if path.is_file() else {}
+    data = config.get("data") if isinstance(config, dict) else None
+    arguments = data.get("init_args") if isinstance(data, dict) else None
+    given = arguments if isinstance(arguments, dict) else {}
+    size = given.get("size") is not None
+    always = str(data.get("class_path") if isinstance(data, dict) else None) == "flatbayes.data.ImageNet"
+    return size, size and bool(given.get("crop", always))
+
+
+def names_of(info: Mapping[str, Any], predictive: Predictive) -> Sequence[str] | None:
+    """Names of the classes or targets, if there are as many as are predicted."""
+    names = info.get("class_names") or info.get("target_names") or []
+    width = predictive.mean.shape[1] if predictive.mean.ndim == 2 else 1
+    fits = isinstance(names, list) and len(names) == len({str(name) for name in names}) == width
+    return [str(name) for name in names] if fits else None

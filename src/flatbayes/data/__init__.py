@@ -12,7 +12,7 @@ from flatbayes.data.digits import Digits
 from flatbayes.data.image_folder import ImageFolder
 from flatbayes.data.image_parquet import ImageParquet
 from flatbayes.data.imagenet import ImageNet, TinyImageNet
-from flatbayes.data.inputs import read_inputs
+from flatbayes.data.inputs import NewInputs, read_inputs
 from flatbayes.data.mnist import KMNIST, MNIST, FashionMNIST
 from flatbayes.data.npz import Npz
 from flatbayes.data.open import reader_for, source_for
@@ -45,6 +45,7 @@ __all__ = [
     "ImageFolder",
     "ImageNet",
     "ImageParquet",
+    "NewInputs",
     "Npz",
     "Part",
     "PredictionWriter",

@@ -1,5 +1,6 @@
 """Columns of tables: files read, numbers to features, classes to labels."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,19 @@ def read_table(path: Path) -> Any:
         raise ValueError(f"A table is a file with the suffix .csv or .parquet, got {path}. Convert it.")
     with named(path):
         table = readers[path.suffix.lower()](path)
-    names = table.column_names
-    twice = sorted({name for name in names if names.count(name) > 1})
+    require_unique(path, table.column_names)
+    return table
+
+
+def require_unique(path: Path, names: Sequence[str]) -> None:
+    """Refuse a table with two columns of one name.
+
+    Raises:
+        ValueError: Lists them.
+    """
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise ValueError(f"{path} has several columns of the same name: {twice}. Rename or remove them.")
-    return table
 
 
 def column_of(files: Sequence[Path], name: str) -> Any:
@@ -65,20 +74,34 @@ def features(table: Any, names: Sequence[str], path: Path) -> Tensor:
     """
     with needed("data"):
         import pyarrow as pa
-        from pyarrow import types
     values = np.empty((len(table), len(names)), dtype=np.float32)
     for index, name in enumerate(names):
         column = table.column(name)
-        kind = column.type
-        numeric = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
-        if not any(test(kind) for test in numeric):
-            raise ValueError(
-                f"Column {name!r} of {path} holds {kind}, and features must be numbers or booleans. Encode "
-                "it as numbers, or remove it."
-            )
+        require_numeric(column.type, name, path)
         with np.errstate(over="ignore"):  # becomes an infinity, which is refused later
             values[:, index] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return torch.from_numpy(values)
+
+
+def require_numeric(kind: Any, name: str, path: Path) -> None:
+    """Refuse a feature that is neither numbers nor booleans.
+
+    Args:
+        kind: Type of the column, as pyarrow has it.
+        name: The column's name.
+        path: The file, for the message.
+
+    Raises:
+        ValueError: It says what the column holds.
+    """
+    with needed("data"):
+        from pyarrow import types
+    numeric = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
+    if not any(test(kind) for test in numeric):
+        raise ValueError(
+            f"Column {name!r} of {path} holds {kind}, and features must be numbers or booleans. Encode it as "
+            "numbers, or remove it."
+        )
 
 
 def is_regression(column: Any, name: str, task: Task) -> bool:

@@ -1,118 +1,209 @@
-"""New inputs to predict on, read from a file or a folder some at a time."""
+"""New inputs to predict on, read from a file or a folder some at a time: nothing is ever held whole."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flatbayes.data.checks import check_finite
-from flatbayes.data.columns import features, read_table
+from flatbayes.data.columns import features
+from flatbayes.data.csv_stream import csv_batches
 from flatbayes.data.image_folder import contents, image_files
 from flatbayes.data.images import Encoded, Layout, decoded, empty
-from flatbayes.data.npz import array_names, as_inputs, read_arrays
-from flatbayes.data.parquet import batches, image_rows, require_columns, schema
+from flatbayes.data.npz import array_names, array_pieces, array_shape, as_inputs
+from flatbayes.data.parquet import batches, image_columns, image_rows, num_rows, require_columns, schema
 
-Chunks = Iterator[tuple[list[str] | None, Tensor]]
+Columns = Mapping[str, Any]
+"""One value for each input, by the column's name: lists, arrays, or columns of pyarrow."""
+
+Chunks = Iterator[tuple[Columns, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewInputs:
+    """Where inputs are, and what they must be like.
+
+    Attributes:
+        path: A .npz, .parquet or .csv file, or a folder of images at any depth, which are read by name and whose
+            names come with them.
+        input_shape: (channels, height, width) or (features,), as in training.
+        feature_names: Columns of a table that are the features, in order; others are ignored.
+        keep: Columns, or arrays, to pass on.
+        image: Column of a parquet file that holds the images; None for `img`, or else the only one that may.
+        resize: Scale images of another size, instead of refusing them.
+        crop: Keep proportions where images are scaled, and cut the middle out.
+        chunk_size: Inputs in a chunk, at most.
+    """
+
+    path: Path
+    input_shape: tuple[int, ...]
+    feature_names: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    image: str | None = None
+    resize: bool = False
+    crop: bool = False
+    chunk_size: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size is a number of inputs, 1 or more, got {self.chunk_size}.")
+        if not self.path.exists():
+            raise FileNotFoundError(f"There is no file or folder {self.path}. Check the path.")
+        kinds = ("folder", ".parquet", ".npz") if self._images else (".csv", ".parquet", ".npz")
+        if self.kind not in kinds:
+            shape = self.input_shape
+            wanted = f"images of the shape {shape}" if self._images else f"{shape[0]} features"
+            raise ValueError(
+                f"The model takes {wanted}, which are read from {', '.join(kinds)}, got {self.path}. Convert it."
+            )
+        if self.keep and self.kind == "folder":
+            raise ValueError(f"A folder of images has no columns to keep, got {list(self.keep)}; names are kept.")
+
+    @property
+    def kind(self) -> str:
+        """The suffix of the file, or `folder`."""
+        return "folder" if self.path.is_dir() else self.path.suffix.lower()
+
+    def count(self) -> int | None:
+        """How many inputs there are, where that shows without reading them."""
+        if self.kind == "folder":
+            return len(image_files(self.path))
+        if self.kind == ".npz":
+            return array_shape(self.path, self._array())[0]
+        return num_rows(self.path) if self.kind == ".parquet" else None
+
+    def chunks(self) -> Chunks:
+        """Inputs in the order of the file, with the columns that are kept, and tensors as a dataset has them.
+
+        Raises:
+            ValueError: The inputs are not like those of the training, damaged, missing or not finite.
+        """
+        if self.kind == ".npz":
+            found = self._arrays()
+        elif self.kind == "folder":
+            found = self._folder()
+        else:
+            found = self._encoded() if self._images else self._rows()
+        return self._finite(found)
+
+    @property
+    def _images(self) -> bool:
+        return len(self.input_shape) == 3
+
+    def _finite(self, chunks: Chunks) -> Chunks:
+        start = 0
+        for columns, inputs in chunks:
+            check_finite(inputs, f"inputs in {self.path}", self.feature_names, start)
+            start += len(inputs)
+            yield columns, inputs
+
+    def _rows(self) -> Chunks:
+        path, names = self.path, self.feature_names
+        if self.kind == ".csv":
+            tables = csv_batches(path, names, self.keep, self.chunk_size)
+        else:
+            require_columns(path, [*names, *self.keep], schema(path).names)
+            tables = batches(path, list(dict.fromkeys([*names, *self.keep])), self.chunk_size)
+        return ((_kept(table, self.keep), features(table, names, path)) for table in tables)
+
+    def _encoded(self) -> Chunks:
+        path, image, found = self.path, self.image, image_columns(self.path)
+        if image is None:
+            image = found[0] if len(found) == 1 else "img"
+        require_columns(path, self.keep, schema(path).names)
+        images = self._decoded(image_rows([path], image))
+        if not self.keep:
+            return (({}, chunk) for chunk in images)
+        beside = _exactly(batches(path, self.keep, self.chunk_size), self.chunk_size)
+        return ((_kept(table, self.keep), chunk) for table, chunk in zip(beside, images, strict=True))
+
+    def _array(self) -> str:
+        names = [name for name in array_names(self.path) if name not in self.keep]
+        if "x" not in names and len(names) != 1:
+            raise ValueError(
+                f"{self.path} needs an array 'x' of inputs, or only one array; it has {names}. Rename it."
+            )
+        return "x" if "x" in names else names[0]
+
+    def _arrays(self) -> Chunks:
+        path, name = self.path, self._array()
+        require_columns(path, self.keep, array_names(path))
+        beside = [array_pieces(path, kept, self.chunk_size) for kept in self.keep]
+        sizes = {kept: array_shape(path, kept) for kept in self.keep}
+        rows = array_shape(path, name)[:1]
+        if any(size != rows for size in sizes.values()):
+            raise ValueError(f"Arrays to keep have one value for each of {rows[0]} inputs, got {sizes} in {path}.")
+        for piece, *values in zip(array_pieces(path, name, self.chunk_size), *beside, strict=True):
+            inputs = as_inputs(piece, f"{name!r} of {path}")
+            if inputs.shape[1:] != self.input_shape:
+                raise ValueError(
+                    f"The model takes inputs of the shape {self.input_shape}, and those in {path} have "
+                    f"{tuple(inputs.shape[1:])}. Give inputs like those of the training."
+                )
+            yield dict(zip(self.keep, values, strict=True)), inputs
+
+    def _folder(self) -> Chunks:
+        files = image_files(self.path)
+        if not files:
+            raise ValueError(f"There are no images in {self.path}. Check the path.")
+        names = [file.relative_to(self.path).as_posix() for file in files]
+        chunks = self._decoded(contents(files))
+        size = self.chunk_size
+        return (({"name": names[k * size : (k + 1) * size]}, chunk) for k, chunk in enumerate(chunks))
+
+    def _decoded(self, images: Iterator[Encoded]) -> Iterator[Tensor]:
+        channels, height, width = self.input_shape
+        layout = Layout(channels=channels, height=height, width=width, resize=self.resize, crop=self.crop)
+        while chunk := list(islice(images, self.chunk_size)):
+            pixels = empty(len(chunk), layout)
+            for place, image in enumerate(chunk):
+                pixels[place] = decoded(image, layout)
+            yield torch.from_numpy(pixels)
 
 
 def read_inputs(
-    path: str | Path,
-    input_shape: Sequence[int],
-    feature_names: Sequence[str],
-    chunk_size: int = 1024,
-    image: str = "img",
+    path: str | Path, input_shape: Sequence[int], feature_names: Sequence[str], chunk_size: int = 1024, **more: Any
 ) -> Chunks:
-    """Inputs in the order of the file, in chunks of names (or None) and of a tensor as a dataset has it.
+    """Inputs in the order of the file, in chunks of the columns that are kept and of a tensor as a dataset has it.
 
     Args:
-        path: A .npz, .parquet or .csv file, or a folder of images at any depth, which are read by name and
-            whose names come with them.
-        input_shape: (channels, height, width) or (features,), as in training.
-        feature_names: Columns of a table that are the features, in order; others are ignored.
+        path: A file or a folder, see `NewInputs`, as for all of these.
+        input_shape: (channels, height, width) or (features,).
+        feature_names: Columns that are the features.
         chunk_size: Inputs in a chunk, at most.
-        image: Column of a parquet file that holds the images.
+        more: Other attributes of `NewInputs`.
 
     Raises:
         FileNotFoundError: There is nothing at the path.
         ValueError: The inputs are not like those of the training, damaged, missing or not finite.
     """
-    path, input_shape = Path(path), tuple(input_shape)
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size is a number of inputs, 1 or more, got {chunk_size}.")
-    if not path.exists():
-        raise FileNotFoundError(f"There is no file or folder {path}. Check the path.")
-    images = len(input_shape) == 3
-    suffix = "folder" if path.is_dir() else path.suffix.lower()
-    match suffix, images:
-        case ".npz", _:
-            chunks = _array(path, input_shape, chunk_size)
-        case ".parquet", True:
-            chunks = _unnamed(_decoded(image_rows([path], image), input_shape, chunk_size))
-        case "folder", True:
-            chunks = _folder(path, input_shape, chunk_size)
-        case ".csv" | ".parquet", False:
-            chunks = _rows(path, feature_names, chunk_size)
-        case _:
-            kinds = "a folder of images, .parquet or .npz" if images else ".csv, .parquet or .npz"
-            wanted = f"images of the shape {input_shape}" if images else f"{input_shape[0]} features"
-            raise ValueError(f"The model takes {wanted}, which are read from {kinds}, got {path}. Convert it.")
-    return _finite(chunks, path, feature_names)
+    return NewInputs(
+        path=Path(path),
+        input_shape=tuple(input_shape),
+        feature_names=tuple(feature_names),
+        chunk_size=chunk_size,
+        **more,
+    ).chunks()
 
 
-def _finite(chunks: Chunks, path: Path, feature_names: Sequence[str]) -> Chunks:
-    start = 0
-    for names, inputs in chunks:
-        check_finite(inputs, f"inputs in {path}", tuple(feature_names), start)
-        start += len(inputs)
-        yield names, inputs
+def _kept(table: Any, names: Sequence[str]) -> Columns:
+    return {name: table.column(name) for name in names}
 
 
-def _unnamed(chunks: Iterable[Tensor]) -> Chunks:
-    return ((None, chunk) for chunk in chunks)
+def _exactly(tables: Iterable[Any], size: int) -> Iterator[Any]:
+    """The same rows in tables of this size, but for the last."""
+    import pyarrow as pa
 
-
-def _rows(path: Path, names: Sequence[str], chunk_size: int) -> Chunks:
-    if path.suffix.lower() == ".parquet":
-        require_columns(path, names, schema(path).names)
-        tables = batches(path, names, chunk_size)
-    else:
-        table = read_table(path)  # whole, since the type of a column shows only at its end
-        require_columns(path, names, table.column_names)
-        tables = (table.slice(start, chunk_size) for start in range(0, len(table), chunk_size))
-    return _unnamed(features(table, names, path) for table in tables)
-
-
-def _array(path: Path, input_shape: tuple[int, ...], chunk_size: int) -> Chunks:
-    names = array_names(path)
-    if "x" not in names and len(names) != 1:
-        raise ValueError(f"{path} needs an array 'x' of inputs, or only one array; it has {names}. Rename it.")
-    name = "x" if "x" in names else names[0]
-    inputs = as_inputs(read_arrays(path, [name])[name], f"{name!r} of {path}")
-    found = tuple(inputs.shape[1:])
-    if found != input_shape:
-        raise ValueError(
-            f"The model takes inputs of the shape {input_shape}, and those in {path} have {found}. "
-            "Give inputs like those of the training."
-        )
-    return _unnamed(torch.split(inputs, chunk_size))
-
-
-def _folder(path: Path, input_shape: tuple[int, ...], chunk_size: int) -> Chunks:
-    files = image_files(path)
-    if not files:
-        raise ValueError(f"There are no images in {path}. Check the path.")
-    names = [file.relative_to(path).as_posix() for file in files]
-    chunks = _decoded(contents(files), input_shape, chunk_size)
-    return ((names[index * chunk_size :][:chunk_size], chunk) for index, chunk in enumerate(chunks))
-
-
-def _decoded(images: Iterator[Encoded], input_shape: tuple[int, ...], chunk_size: int) -> Iterator[Tensor]:
-    channels, height, width = input_shape
-    layout = Layout(channels=channels, height=height, width=width, resize=False)
-    while chunk := list(islice(images, chunk_size)):
-        pixels = empty(len(chunk), layout)
-        for place, image in enumerate(chunk):
-            pixels[place] = decoded(image, layout)
-        yield torch.from_numpy(pixels)
+    held: Any = None
+    for batch in tables:
+        table = pa.Table.from_batches([batch])
+        held = table if held is None else pa.concat_tables([held, table])
+        while len(held) >= size:
+            yield held.slice(0, size)
+            held = held.slice(size)
+    if held is not None and len(held):
+        yield held

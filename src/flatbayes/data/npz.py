@@ -1,9 +1,12 @@
 """Arrays in NumPy's .npz files."""
 
-from collections.abc import Sequence
+import math
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -13,6 +16,9 @@ from flatbayes.data.checks import number_names
 from flatbayes.data.dataset import Part
 from flatbayes.data.source import Raw, Source
 from flatbayes.data.targets import Task, holds_fractions
+
+MOST_EXPANDED = 1100
+"""Bytes that a compressed one can become; the format of zip files reaches 1032."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +94,77 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     return _load(path, names)
 
 
+def array_shape(path: Path, name: str) -> tuple[int, ...]:
+    """Shape of an array, the first axis being examples; its content is not read."""
+    with _readable(path), _opened(path, name) as (_, shape, _, _):
+        if not shape:
+            raise ValueError(f"{name!r} is a single number")
+        return shape
+
+
+def array_pieces(path: Path, name: str, size: int) -> Iterator[np.ndarray]:
+    """The rows of an array, so many at a time, without more of it in memory.
+
+    An array in the order of Fortran is in memory whole, since its rows are not in one piece.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, of another kind, or holds Python objects.
+    """
+    rows = array_shape(path, name)[0]
+    with _readable(path), _opened(path, name) as (stream, shape, kind, fortran):
+        if fortran:
+            whole = read_arrays(path, [name])[name]
+            yield from (whole[start : start + size] for start in range(0, rows, size))
+            return
+        each = kind.itemsize * math.prod(shape[1:])
+        for start in range(0, rows, size):
+            count = min(size, rows - start)
+            content = stream.read(count * each)
+            if start + count == rows:
+                stream.read(1)  # only at the end does the archive compare its checksum
+            if len(content) < count * each:
+                raise ValueError("it ends early")
+            yield np.frombuffer(bytearray(content), kind).reshape(count, *shape[1:])
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any], bool]]:
+    """The content of an array, after its header, and what that says: shape, kind, order of Fortran."""
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(f"{name}.npy")
+        if member.file_size > MOST_EXPANDED * (member.compress_size + 100):
+            raise ValueError(f"{name!r} would have {member.file_size} bytes, more than its file can hold")
+        with archive.open(member) as stream:
+            version = np.lib.format.read_magic(stream)
+            if version not in ((1, 0), (2, 0)):
+                raise ValueError(f"{name!r} is in version {version} of the format")
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, kind = read(stream)
+            if kind.hasobject:
+                raise ValueError(f"{name!r} holds Python objects")
+            if stream.tell() + kind.itemsize * math.prod(shape) != member.file_size:
+                raise ValueError(f"{name!r} is to have the shape {shape}, and its content has another size")
+            yield stream, shape, kind, fortran
+
+
 def _load(path: Path, names: Sequence[str] | None) -> dict[str, Any]:
+    with _readable(path):
+        for name in names or ():
+            with _opened(path, name):  # before there is memory taken for what the header says
+                pass
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return dict.fromkeys(file.files) if names is None else {name: file[name] for name in names}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Check the path.")
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return dict.fromkeys(file.files) if names is None else {name: file[name] for name in names}
+        yield
+    except FileNotFoundError:
+        raise
     except Exception as error:  # damage is answered with exceptions of any kind
         raise ValueError(
             f"{path} cannot be read as .npz: {error}. Write it again with numpy.savez, without object arrays."

@@ -1,19 +1,22 @@
 """Predictions to a file, chunk by chunk: all of them, or nothing."""
 
 import csv
+import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
 from flatbayes.core.files import replacing
 from flatbayes.data.extras import needed
 
-Columns = Mapping[str, np.ndarray | Sequence[str]]
+Columns = Mapping[str, Any]
+"""One value for each row: arrays, lists of texts, or columns of pyarrow."""
 
 
 class PredictionWriter:
@@ -68,7 +71,7 @@ class PredictionWriter:
         Raises:
             ValueError: The columns differ in length, or in their names from the calls before.
         """
-        shapes = {name: np.shape(values) for name, values in columns.items()}
+        shapes = {name: (len(values),) if is_arrow(values) else np.shape(values) for name, values in columns.items()}
         if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
             raise ValueError(f"Every column must have one value for each row, got the shapes {shapes}.")
         if self._file is None:
@@ -117,23 +120,74 @@ class _Csv:
 
     def write(self, columns: Columns) -> None:
         # As text by NumPy, which writes a float32 with the digits it has: 0.1, not 0.10000000149011612.
-        self._writer.writerows(zip(*(np.asarray(values).astype(str) for values in columns.values()), strict=True))
+        self._writer.writerows(zip(*(as_text(values) for values in columns.values()), strict=True))
 
     def close(self) -> None:
         self._file.close()
 
 
 class _Npz:
+    """Numbers wait in a file, since the header of an array says how many there are; texts in memory."""
+
     def __init__(self, path: Path, columns: Columns) -> None:
         self._path = path
-        self._chunks: dict[str, list[np.ndarray]] = {name: [] for name in columns}
+        self._waiting: dict[str, tuple[np.dtype[Any], IO[bytes]]] = {}
+        self._texts: dict[str, list[np.ndarray]] = {}
+        self._stack = ExitStack()
+        for name, values in columns.items():
+            array = as_array(values)
+            if array.dtype.kind in "biuf":
+                waiting = TemporaryFile(dir=path.parent)  # noqa: SIM115 - closed with the others
+                self._waiting[name] = (array.dtype, self._stack.enter_context(waiting))
+            else:
+                self._texts[name] = []
+        self._names, self._rows = list(columns), 0
 
     def write(self, columns: Columns) -> None:
         for name, values in columns.items():
-            self._chunks[name].append(np.asarray(values))
+            array = as_array(values)
+            if name in self._waiting:
+                kind, file = self._waiting[name]
+                file.write(np.ascontiguousarray(array, kind).tobytes())
+            else:
+                self._texts[name].append(array.astype(str))
+        self._rows += len(array)
 
     def close(self) -> None:
-        with zipfile.ZipFile(self._path, "w") as archive:  # numpy.savez has no room for a column called "file"
-            for name, chunks in self._chunks.items():
+        with (
+            self._stack,
+            zipfile.ZipFile(self._path, "w") as archive,
+        ):  # numpy.savez has no room for a column called "file"
+            for name in self._names:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.concatenate(chunks), allow_pickle=False)
+                    if name in self._texts:
+                        np.lib.format.write_array(stream, np.concatenate(self._texts[name]), allow_pickle=False)
+                        continue
+                    kind, file = self._waiting[name]
+                    header = {
+                        "descr": np.lib.format.dtype_to_descr(kind),
+                        "fortran_order": False,
+                        "shape": (self._rows,),
+                    }
+                    np.lib.format.write_array_header_1_0(stream, header)
+                    file.seek(0)
+                    shutil.copyfileobj(file, stream)
+
+
+def is_arrow(values: Any) -> bool:
+    """Whether these are of pyarrow, as columns that are passed on may be."""
+    return type(values).__module__.partition(".")[0] == "pyarrow"
+
+
+def as_text(values: Any) -> Sequence[str]:
+    """Values as they are written; what is missing is an empty text."""
+    if is_arrow(values):
+        return ["" if value is None else str(value) for value in values.to_pylist()]
+    found: list[str] = np.asarray(values).astype(str).tolist()
+    return found
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Values as an array of numbers, or of texts where some are missing or are no numbers."""
+    array = np.asarray(values.to_pylist() if is_arrow(values) else values)
+    return np.asarray(as_text(values)) if array.dtype.kind not in "biufU" else array

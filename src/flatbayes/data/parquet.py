@@ -45,11 +45,19 @@ def schema(path: Path) -> Any:
         return found
 
 
+def num_rows(path: Path) -> int:
+    """How many rows a file says that it has."""
+    with needed("data"):
+        import pyarrow.parquet as pq
+    with named(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
 def batches(path: Path, columns: Sequence[str], size: int = BATCH) -> Iterator[Any]:
     """The rows of a file, some at a time, as pyarrow's record batches."""
     with needed("data"):
         import pyarrow.parquet as pq
-    with named(path), pq.ParquetFile(path) as file:
+    with named(path), pq.ParquetFile(path, pre_buffer=False) as file:  # which would read all groups ahead
         yield from file.iter_batches(batch_size=size, columns=list(columns))
 
 

@@ -107,9 +107,9 @@ class GaussianPredictive(Predictive):
         return mixture.average_density(of_each if of_each.ndim == 2 else of_each.sum(-1))
 
     def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
-        """`mean`, `std`, `lower` and `upper` end of the 95 % interval, `aleatoric` and `epistemic` variance.
+        """`mean`, `std`, ends of the 95 % interval, `aleatoric` and `epistemic` variance, root of the last.
 
-        With several targets, each six end in `_<name>`.
+        These are `lower`, `upper` and `epistemic_std`. With several targets, each seven end in `_<name>`.
         """
         lower, upper = self.interval()
         found = {
@@ -119,6 +119,7 @@ class GaussianPredictive(Predictive):
             "upper": upper,
             "aleatoric": self.aleatoric,
             "epistemic": self.epistemic,
+            "epistemic_std": self.epistemic.sqrt(),
         }
         if self.member_means.ndim == 2:
             return {name: values.cpu().numpy() for name, values in found.items()}

@@ -89,8 +89,8 @@ class Start:
             if len(weights) < runs:
                 raise ValueError(
                     f"{type(posterior).__name__} trains {runs} networks, and {len(weights)} trained ones are given "
-                    f"to start from; those that start alike end up alike. Give a list of {runs}, or new_head=True for "
-                    "the weights of one below a fresh head each."
+                    f"to start from; those that start alike end up alike. Give a list of {runs}, or new_head=True "
+                    "for the weights of one below a fresh head each."
                 )
             weights = weights[:runs]
         start = cls(weights, new_head, freeze, transform)
