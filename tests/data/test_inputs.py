@@ -187,17 +187,17 @@ def test_arrays_and_folders_are_counted(tmp_path, png, pixels):
 @pytest.mark.parametrize("kind", ["csv", "parquet", "npz"])
 def test_memory_does_not_grow_with_the_file(tmp_path, kind, monkeypatch):
     monkeypatch.setattr("flatbayes.data.csv_stream.BLOCK", 2**15)
-    rows, path = 400_000, tmp_path / f"a.{kind}"
+    rows, path = 200_000, tmp_path / f"a.{kind}"
     x = np.random.default_rng(0).normal(size=(rows, 10)).astype(np.float32)
     names = tuple(f"f{k}" for k in range(10))
     columns = pa.table({name: x[:, k] for k, name in enumerate(names)})
     if kind == "npz":
         np.savez_compressed(path, x=x)
     elif kind == "csv":
-        pyarrow.csv.write_csv(columns.slice(0, rows // 4), path)
+        pyarrow.csv.write_csv(columns, path)
     else:
         pq.write_table(columns, path, row_group_size=20_000)
-    total = x.nbytes // (4 if kind == "csv" else 1)
+    total = x.nbytes
     del x, columns
     tracemalloc.start()
     before, most = pa.total_allocated_bytes(), 0

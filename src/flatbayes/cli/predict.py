@@ -16,6 +16,9 @@ from flatbayes.likelihoods import Predictive
 from flatbayes.prediction import check_num_draws
 from flatbayes.training.run_folder import CONFIG
 
+BATCHES_AT_ONCE = 4
+"""Batches in memory at a time: networks are drawn anew for every such chunk."""
+
 
 def options() -> ArgumentParser:
     """Its options."""
@@ -99,6 +102,7 @@ def new_inputs(info: Mapping[str, Any], source: Path, options: Namespace) -> New
         image=options.image,
         resize=size,
         crop=crop,
+        chunk_size=BATCHES_AT_ONCE * max(1, options.batch_size),
     )
 
 

@@ -1,0 +1,185 @@
+"""`flatbayes predict` on every kind of file: the numbers are those of `FittedPosterior.predict`, in order."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from flatbayes.cli import main
+from flatbayes.posteriors import Point
+from flatbayes.prediction import FittedPosterior
+
+DRAWS = ["--draws", "3"]
+FIT = ["--posterior", "swag", "--posterior.rank", "2", "--epochs", "3", "--collect_from", "0", "--batch_size", "20"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs on a table of classes, on a table of numbers, on images, and on images that were scaled."""
+    here = tmp_path_factory.mktemp("runs")
+    random = np.random.default_rng(0)
+    x = random.normal(size=(90, 3)).round(3)
+    names = np.array(["cat", "dog", "owl"])[(x[:, 0] > 0).astype(int) + (x[:, 1] > 0)]
+    columns = {"a": x[:, 0], "b": x[:, 1], "c": x[:, 2]}
+    ids = [f"{k:03}" for k in range(90)]
+    pyarrow.csv.write_csv(pa.table({**columns, "kind": names, "id": ids}), here / "classes.csv")
+    pyarrow.csv.write_csv(pa.table({**columns, "kind": names}), here / "train.csv")
+    pyarrow.csv.write_csv(pa.table({**columns, "y": 2 * x[:, 0] + random.normal(size=90)}), here / "numbers.csv")
+    for k in range(60):
+        path = here / "images" / "train" / f"c{k % 2}" / f"{k:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 128, (8, 8), dtype=np.uint8) + np.uint8(100 * (k % 2))).save(path)
+    data = {
+        "classes": ["--data", "train.csv", "--data.target", "kind"],
+        "numbers": ["--data", "numbers.csv", "--data.target", "y"],
+        "images": ["--data", "images", "--model", "mlp"],
+        "scaled": ["--data", "images", "--data.size", "6", "--model", "mlp"],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        for name, source in data.items():
+            assert main(["fit", *source, *FIT, *DRAWS, "--out", name]) == 0
+    return here
+
+
+@pytest.fixture(autouse=True)
+def _there(runs, monkeypatch, tmp_path):
+    for item in runs.iterdir():
+        (tmp_path / item.name).symlink_to(item)
+    monkeypatch.chdir(tmp_path)
+
+
+def read(path):
+    if path.endswith(".parquet"):
+        return pq.read_table(path).to_pydict()
+    if path.endswith(".npz"):
+        with np.load(path) as found:
+            return {name: found[name].tolist() for name in found.files}
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def write(kind, table):
+    path = f"new.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=7)
+    elif kind == "csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        x = np.stack([table[name].to_numpy() for name in "abc"], axis=1)
+        np.savez(path, x=x, **{name: np.array(table[name].to_pylist()) for name in table.column_names})
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "npz"])
+def test_tables_and_arrays_of_every_kind(kind):
+    table = pyarrow.csv.read_csv("classes.csv")
+    table = table.set_column(table.column_names.index("id"), "id", table["id"].cast("string"))
+    path = write(kind, table.select(["id", "c", "a", "b"]))
+    assert main(["predict", "classes", "--input", path, "--output", "out", *DRAWS, "--keep", "[id]",
+                 "--batch_size", "2"]) == 0  # fmt: skip
+    found = read(f"out.{kind}")
+    x = torch.tensor(np.stack([table[name].to_numpy() for name in "abc"], axis=1), dtype=torch.float32)
+    expected = FittedPosterior.load("classes").predict(x, 3)
+    assert list(found)[:5] == ["id", "class", "confidence", "entropy", "mutual_information"]
+    assert [str(value) for value in found["id"]] == [str(value) for value in table["id"].to_pylist()]
+    close = {"rtol": 1e-6, "atol": 1e-6}  # batches of another size round differently
+    for k, name in enumerate(("cat", "dog", "owl")):
+        np.testing.assert_allclose(np.array(found[f"probability_{name}"], float), expected.mean[:, k], **close)
+    np.testing.assert_allclose(np.array(found["entropy"], float), expected.entropy, **close)
+    np.testing.assert_allclose(np.array(found["mutual_information"], float), expected.mutual_information, **close)
+    assert found["class"] == [["cat", "dog", "owl"][k] for k in expected.top_class]
+
+
+def test_numbers_need_no_target():
+    table = pyarrow.csv.read_csv("numbers.csv")
+    pyarrow.csv.write_csv(table.drop_columns(["y"]), "new.csv")
+    assert main(["predict", "numbers", "--input", "new.csv", "--output", "out.parquet", *DRAWS]) == 0
+    found = {name: np.array(values) for name, values in read("out.parquet").items()}
+    x = torch.tensor(np.stack([table[name].to_numpy() for name in "abc"], axis=1), dtype=torch.float32)
+    expected = FittedPosterior.load("numbers").predict(x, 3)
+    lower, upper = expected.interval(0.95)
+    wanted = {"mean": expected.mean, "std": expected.std, "lower": lower, "upper": upper,
+              "epistemic_std": expected.epistemic.sqrt()}  # fmt: skip
+    for name, values in wanted.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("run", ["images", "scaled"])
+def test_a_folder_of_images_becomes_a_table_of_names(run):
+    assert main(["predict", run, "--input", "images", "--output", "out", *DRAWS]) == 0
+    found = read("out.csv")
+    assert found["name"][:2] == ["train/c0/00.png", "train/c0/02.png"]
+    assert len(found["name"]) == 60
+    assert set(found["class"]) <= {"c0", "c1"}
+
+
+def test_images_in_parquet_with_their_labels():
+    content = [Path(f"images/train/c0/{k:02}.png").read_bytes() for k in (0, 2, 4)]
+    column = [{"bytes": item, "path": None} for item in content]
+    pq.write_table(pa.table({"picture": column, "label": [5, 6, 7]}), "new.parquet")
+    assert main(["predict", "images", "--input", "new.parquet", "--output", "out.npz", "--keep", "[label]"]) == 0
+    assert read("out.npz")["label"] == [5, 6, 7]
+    given = ["--image", "missing", "--output", "other.npz"]
+    assert main(["predict", "images", "--input", "new.parquet", *given]) == 2
+
+
+BAD = [
+    ("a,b\n1,2\n", [], r"lacks the columns ['c']. It has ['a', 'b']"),
+    ("a,b,c\n1,2,\n", [], "1 values that are missing or not finite; the first is nan in row 0"),
+    ("a,b,c\n1,2,word\n", [], "Column 'c' of new.csv holds string"),
+    ("a,b,c\n1,2,3\n", ["--keep", "[id]"], "lacks the columns ['id']"),
+    ("a,b,c,entropy\n1,2,3,4\n", ["--keep", "[entropy]"], "Predictions have columns ['entropy'] too"),
+    ("a,b,c\n", [], "there were no inputs"),
+    ("", [], "new.csv cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("text", "more", "message"), BAD, ids=[message[:20] for _, _, message in BAD])
+def test_bad_inputs_are_explained_and_leave_nothing(tmp_path, capsys, text, more, message):
+    (tmp_path / "new.csv").write_text(text)
+    before = sorted(tmp_path.iterdir())
+    assert main(["predict", "classes", "--input", "new.csv", "--output", "out.csv", *DRAWS, *more]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_arrays_of_another_shape(capsys):
+    np.savez("new.npz", x=np.zeros((4, 5)))
+    assert main(["predict", "classes", "--input", "new.npz", "--output", "out.csv"]) == 2
+    assert "takes inputs of the shape (3,), and those in new.npz have (5,)" in capsys.readouterr().err
+
+
+def test_an_artefact_that_does_not_say_what_its_inputs_are(tmp_path, capsys):
+    from flatbayes.likelihoods import Categorical
+
+    posterior = Point()
+    fitted = FittedPosterior(posterior, [posterior.init(torch.nn.Linear(3, 2), None, 5)], Categorical(2))
+    fitted.save("bare")
+    assert main(["predict", "bare", "--input", "classes.csv", "--output", "o.csv", "--model", "torch.nn.Linear"]) == 2
+    assert "in_features" in capsys.readouterr().err  # the artefact has no arguments for it
+    fitted.info = {"model": {"class_path": "torch.nn.Linear", "init_args": {"in_features": 3, "out_features": 2}}}
+    fitted.save("bare")
+    assert main(["predict", "bare", "--input", "classes.csv", "--output", "o.csv", "--model", "torch.nn.Linear"]) == 2
+    assert "bare does not say what its inputs are" in capsys.readouterr().err
+
+
+def test_names_that_do_not_fit_are_numbers(tmp_path):
+    fitted = FittedPosterior.load("classes")
+    fitted.info["class_names"] = ["one", "one", "two"]
+    fitted.save(tmp_path / "renamed")
+    assert not (tmp_path / "renamed" / "config.json").exists()  # the artefact alone is enough
+    assert main(["predict", "renamed", "--input", "classes.csv", "--output", "out.csv", *DRAWS]) == 0
+    assert "probability_2" in read("out.csv")
+
+
+def test_the_config_is_that_of_the_run(tmp_path):
+    assert json.loads((tmp_path / "scaled" / "config.json").read_text())["data"]["init_args"]["size"] == 6
