@@ -82,7 +82,8 @@ def new_inputs(info: Mapping[str, Any], source: Path, options: Namespace) -> New
     Raises:
         ValueError: It does not say.
     """
-    shape, names = info.get("input_shape"), info.get("feature_names")
+    shape: Any = info.get("input_shape")
+    names: Any = info.get("feature_names")
     known = isinstance(shape, list) and len(shape) in (1, 3) and all(type(size) is int and size > 0 for size in shape)
     if not known or not isinstance(names, list) or (len(shape) == 1 and names and len(names) != shape[0]):
         raise ValueError(

@@ -14,6 +14,8 @@ import numpy as np
 from flatbayes.data.extras import needed
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Kinds that are decoded, whatever the name says: Pillow knows others, some of which start programs."""
 GREY = frozenset({"1", "L", "LA"})
 DEEP = frozenset({"F", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 
@@ -134,6 +136,6 @@ def opened(image: Encoded) -> Any:
         from PIL import Image
     name, content = image
     try:
-        return Image.open(io.BytesIO(content))
+        return Image.open(io.BytesIO(content), formats=FORMATS)
     except Exception as error:  # decoders answer damage with exceptions of any kind
         raise ValueError(f"{name} is not an image that can be read: {error}. Replace it or leave it out.") from error

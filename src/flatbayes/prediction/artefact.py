@@ -86,7 +86,9 @@ def load(
     with _damage(folder):
         tensors = load_file(folder / TENSORS)
         _refuse_nan(tensors)
-        posterior: Posterior = build(description["posterior"], within="flatbayes.posteriors", only=Posterior)
+        posterior = build(description["posterior"], within="flatbayes.posteriors", only=Posterior)
+        if not isinstance(posterior, Posterior):
+            raise TypeError("it names no posterior")
         num_data = _counts(description["num_data"], posterior)
         statistics_inputs = [tensors.pop(f"inputs.{k}") for k in range(description["num_statistics_batches"])]
         transform = _standardize(_taken(tensors, "standardize"))
@@ -203,7 +205,8 @@ def _frozen(model: nn.Module) -> list[str]:
 
 
 def _freeze(model: nn.Module, names: Any) -> None:
-    if not isinstance(names, list) or set(names) - {name for name, _ in model.named_parameters()}:
+    known = {name for name, _ in model.named_parameters()}
+    if not isinstance(names, list) or not all(isinstance(name, str) and name in known for name in names):
         return  # of another architecture, which is refused where its weights are loaded
     for name, param in model.named_parameters():
         if param.is_floating_point():
@@ -222,9 +225,11 @@ def _likelihood(spec: Any, tensors: Mapping[str, Tensor]) -> Likelihood:
         raise ValueError("This artefact's likelihood has code of yours, which is not kept: pass `likelihood`.")
     refuse_larger(spec, sum(tensor.numel() for tensor in tensors.values()))  # there is a bias for every output
     try:
-        found: Likelihood = build(spec, within="flatbayes.likelihoods", only=Likelihood)
+        found = build(spec, within="flatbayes.likelihoods", only=Likelihood)
     except ValueError as error:
         raise ValueError(f"{error} If this artefact's likelihood has code of yours, pass `likelihood`.") from error
+    if not isinstance(found, Likelihood):
+        raise TypeError("it names no likelihood")
     return found
 
 
@@ -251,9 +256,11 @@ def _architecture(
         refuse_larger(spec, 2**62)
         try:
             with torch.random.fork_rng(devices=[]), Bounded(tensors):
-                network: nn.Module = build(spec, within="flatbayes.models", only=nn.Module)
+                network = build(spec, within="flatbayes.models", only=nn.Module)
         except (TypeError, AttributeError, ArithmeticError, RuntimeError, LookupError) as error:
             raise ValueError(f"The artefact describes a model that cannot be built: {str(error)[:500]}") from error
+        if not isinstance(network, nn.Module):
+            raise ValueError("The artefact describes something else than a model.")
         return network
 
     return make

@@ -1,0 +1,70 @@
+"""Damaged files of data and of trained weights, from seeds: read, or refused with an error of ours."""
+
+import io
+import shutil
+import struct
+import zlib
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from damage import harness
+from flatbayes.data import read_inputs
+
+FUZZ = harness()
+KINDS = [kind for kind in FUZZ.KINDS if not kind.startswith("artefact")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_seeds(tmp_path, kind):
+    make, use = FUZZ.KINDS[kind]
+    contents = make(tmp_path / "whole")
+    use(tmp_path / "whole")
+    refused = []
+
+    @settings(max_examples=40)
+    @given(st.integers(0, 2**32))
+    def tried(seed):
+        shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
+        contents(tmp_path / "damaged", Random(seed))
+        try:
+            use(tmp_path / "damaged")
+        except FUZZ.EXPECTED as error:
+            refused.append(str(error))
+
+    tried()
+    assert len(refused) > 5
+
+
+def bomb(width, height):
+    """A PNG of a few bytes that says it has this many pixels."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(100)))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("resize", [False, True])
+def test_images_that_would_be_huge(tmp_path, resize):
+    (tmp_path / "a.png").write_bytes(bomb(100_000, 100_000))
+    with pytest.raises(ValueError, match=r"a\.png is not an image that can be read.*decompression bomb"):
+        list(read_inputs(tmp_path, (3, 8, 8), (), resize=resize))
+
+
+def test_images_of_kinds_that_start_programs(tmp_path):
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "EPS")
+    (tmp_path / "a.png").write_bytes(stream.getvalue())
+    with pytest.raises(ValueError, match=r"a\.png is not an image that can be read"):
+        list(read_inputs(tmp_path, (3, 8, 8), ()))

@@ -1,0 +1,29 @@
+"""Artefacts of earlier schemas, as they lie on the disks of users, are read and predict what they did."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from flatbayes.prediction import FittedPosterior
+
+FIXTURES = Path(__file__).parent / "fixtures"
+ARTEFACTS = sorted(path.parent for path in FIXTURES.glob("*/*/posterior.json"))
+
+
+@pytest.mark.parametrize("folder", ARTEFACTS, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_predicts_what_it_did(folder):
+    expected = json.loads(folder.with_suffix(".json").read_text())
+    predictive = FittedPosterior.load(folder).predict(torch.tensor(expected["inputs"]), 4, seed=1)
+    for name in ("mean", "variance", "mutual_information"):
+        wanted = torch.tensor(expected[name], dtype=torch.float64)
+        torch.testing.assert_close(getattr(predictive, name), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_every_schema_since_the_second_has_fixtures():
+    from flatbayes.prediction.description import READ
+
+    assert {path.parent.name for path in ARTEFACTS} == {f"schema-{number}" for number in READ if number > 1}
+    for schema in {path.parent for path in ARTEFACTS}:
+        assert sum(file.stat().st_size for file in schema.rglob("*.*") if file.is_file()) < 20_000

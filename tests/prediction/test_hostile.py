@@ -1,0 +1,246 @@
+"""Artefacts made to do harm, with checksums as they should be: refused, soon, and with next to no memory taken."""
+
+import json
+import os
+import shutil
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from flatbayes.models import MLP
+from flatbayes.prediction import FittedPosterior
+from flatbayes.prediction.bounded import Bounded, asked_for, refuse_larger
+from flatbayes.prediction.description import checksum, seal
+
+FIXTURES = Path(__file__).parent / "fixtures" / "schema-3"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copytree(FIXTURES / "swag", tmp_path / "a")
+    return tmp_path / "a"
+
+
+def description(folder):
+    return json.loads((folder / "posterior.json").read_text())
+
+
+def sealed(folder, found):
+    found = {key: value for key, value in found.items() if key != "checksum"}
+    found["sha256"] = checksum(folder / "posterior.safetensors")
+    (folder / "posterior.json").write_text(json.dumps({**found, "checksum": seal(found)}))
+
+
+def refused(folder, match, model=None):
+    tracemalloc.start()
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match=match):
+        FittedPosterior.load(folder, model)
+    assert time.perf_counter() - began < 2
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+
+
+POSTERIORS = [
+    ("os.system", {"command": "touch hacked"}, "is not part of flatbayes"),
+    ("flatbayes.core.files.write_json", {"path": "hacked", "data": 1}, "is not part of flatbayes"),
+    ("flatbayes.likelihoods.Categorical", {"num_classes": 3}, "is not part of flatbayes"),
+    ("flatbayes.posteriors.Posterior", {}, "TypeError Can't instantiate abstract"),
+    ("flatbayes.posteriors.swag.gaussian_sample", {}, "does not lead to a class"),
+    ("flatbayes.posteriors.curvature.torch.load", {}, "does not lead to a class"),
+    ("flatbayes.posteriors..", {}, "does not lead to a class"),
+    ("flatbayes.posteriors.SWAG", {"rank": 10**9}, "larger than the tensors"),
+    ("flatbayes.posteriors.SWAG", {"rank": 10**12, "storage": "cpu"}, "larger than the tensors"),
+    ("flatbayes.posteriors.SWAG", {"rank": 5}, "do not fit this posterior"),
+    ("flatbayes.posteriors.SWAG", {"rank": {"class_path": "flatbayes.posteriors.SWAG"}}, "damaged: Type"),
+    ("flatbayes.posteriors.SGLD", {"keep": 10**9}, "larger than the tensors"),
+    ("flatbayes.posteriors.SGHMC", {"keep": 10**18}, "larger than the tensors"),
+]
+
+
+@pytest.mark.parametrize(("path", "arguments", "match"), POSTERIORS, ids=[f"{p} {a}"[:60] for p, a, _ in POSTERIORS])
+@pytest.mark.parametrize("model", [None, MLP((4,), 3, hidden=(5,))], ids=["ours", "given"])
+def test_posteriors(folder, tmp_path, monkeypatch, path, arguments, match, model):
+    monkeypatch.chdir(tmp_path)
+    found = description(folder)
+    sealed(folder, {**found, "posterior": {"class_path": path, "init_args": arguments}})
+    refused(folder, match, model)
+    assert not (tmp_path / "hacked").exists()
+
+
+MODELS = [
+    ("flatbayes.models.with_head", {"model": 1, "num_outputs": 3}, "is not a subclass of Module"),
+    ("flatbayes.models.residual.ResidualNet", {}, "does not lead to a class"),
+    ("flatbayes.models.MLP", {"hidden": [10**9]}, "larger than the tensors"),
+    ("flatbayes.models.MLP", {"hidden": [1] * 1200}, "larger than the tensors"),
+    ("flatbayes.models.MLP", {"hidden": [1] * 22_000}, "longer than 65536 characters"),
+    ("flatbayes.models.MLP", {"hidden": [6]}, "do not fit this posterior"),
+    ("flatbayes.models.MLP", {"input_shape": [10**18] * 1000}, "cannot be built|larger than"),
+    ("flatbayes.models.MLP", {"input_shape": [10**400]}, "larger than the tensors"),
+    ("flatbayes.models.MLP", {"num_classes": 2**62}, "larger than the tensors"),
+    ("flatbayes.models.MLP", {"unknown": 1}, "cannot be built"),
+    ("flatbayes.models.PreResNet", {"input_shape": [3, 32, 32], "depth": 9992}, "larger than the tensors"),
+    ("flatbayes.models.ViT", {"input_shape": [3, 32, 32], "depth": 10**9}, "larger than the tensors"),
+    ("flatbayes.models.ViT", {"input_shape": [3, 2**20, 2**20], "patch": 1}, "larger than the tensors"),
+    ("flatbayes.models.DenseNet", {"input_shape": [3, 32, 32], "growth": 10**9}, "cannot be built|larger than"),
+    ("flatbayes.models.WideResNet", {"input_shape": [3, 32, 32], "width": 10**8}, "larger than the tensors"),
+    ("flatbayes.models.VGG", {"input_shape": [3, 32, 32], "hidden": [10**9]}, "larger than the tensors"),
+]
+
+
+@pytest.mark.parametrize(("path", "arguments", "match"), MODELS, ids=[f"{p} {a}"[:60] for p, a, _ in MODELS])
+def test_models(folder, path, arguments, match):
+    found = description(folder)
+    usual = {"input_shape": [4], "num_classes": 3}
+    found["info"]["model"] = {"class_path": path, "init_args": {**usual, **arguments}}
+    sealed(folder, found)
+    refused(folder, match)
+
+
+ENTRIES = [
+    (
+        {"likelihood": {"class_path": "flatbayes.likelihoods.Gaussian", "init_args": {"num_targets": 10**10}}},
+        "larger",
+    ),
+    ({"likelihood": {"class_path": "os.system", "init_args": {}}}, "is not part of flatbayes"),
+    ({"likelihood": {"num_classes": 3}}, "names no likelihood"),
+    ({"posterior": {"rank": 2}}, "names no posterior"),
+    ({"num_data": []}, "numbers of training examples"),
+    ({"num_data": [96] * 10**4}, "numbers of training examples"),
+    ({"num_data": ["96"]}, "numbers of training examples"),
+    ({"num_data": [0]}, "numbers of training examples"),
+    ({"num_statistics_batches": 10**12}, "damaged: KeyError"),
+    ({"num_statistics_batches": True}, "'num_statistics_batches' is missing, or of another kind"),
+    ({"info": []}, "'info' is missing, or of another kind"),
+    ({"info": {"model": {"class_path": "flatbayes.models.MLP", "init_args": []}}}, "does not say what its model is"),
+    ({"schema": [3]}, "was written in schema"),
+    ({"schema": 10**9}, "was written in schema"),
+]
+
+
+@pytest.mark.parametrize(("changes", "match"), ENTRIES, ids=[str(changes)[:50] for changes, _ in ENTRIES])
+def test_entries(folder, changes, match):
+    sealed(folder, description(folder) | changes)
+    refused(folder, match)
+
+
+TEXTS = [
+    ("[" * 100_000, "it is not JSON"),
+    ('{"schema": 3, "info": ' + '{"a":' * 5000 + "1" + "}" * 5001, "it is not JSON|checksum"),
+    ('{"schema": NaN}', "NaN is no number of JSON"),
+    ('{"schema": 3, "num_data": [1e999]}', "checksum|damaged"),
+    ('{"schema": ' + "9" * 10_000 + "}", "it is not JSON"),
+    ("[]", "does not describe a fitted posterior"),
+    ("\ufeff{}", "it is not JSON"),
+    (" " * (2**24 + 1), "at most 16777216 are read"),
+]
+
+
+@pytest.mark.parametrize(("text", "match"), TEXTS, ids=[text[:15].strip() or "large" for text, _ in TEXTS])
+def test_descriptions(folder, text, match):
+    (folder / "posterior.json").write_text(text)
+    refused(folder, match)
+
+
+def header(length, text=b""):
+    return length.to_bytes(8, "little") + text
+
+
+SHAPE = b'{"run.0.model.x":{"dtype":"F32","shape":[%d,4],"data_offsets":[0,%d]}}'
+HEADERS = [
+    header(2**63),
+    header(2**64 - 1),
+    header(100, b"{}"),
+    header(0),
+    b"",
+    header(len(SHAPE % (10**12, 16 * 10**12)), SHAPE % (10**12, 16 * 10**12)),
+    header(len(SHAPE % (2**62, 16)), SHAPE % (2**62, 16)) + bytes(16),
+    header(200_000, b"[" * 200_000),
+]
+
+
+@pytest.mark.parametrize("content", HEADERS, ids=lambda content: repr(content[:12]))
+def test_headers_of_tensors(folder, content):
+    (folder / "posterior.safetensors").write_bytes(content)
+    sealed(folder, description(folder))
+    refused(folder, "damaged: SafetensorError")
+
+
+TENSORS = [
+    ({"run.0.model.layers.1.weight": torch.zeros(7, 4)}, "another architecture than MLP"),
+    ({"run.0.model.layers.1.weight": None}, "another architecture than MLP"),
+    ({"run.0.model.layers.1.weight": torch.full((5, 4), torch.nan)}, "holds values that are not numbers"),
+    ({"run.0.statistics.mean": torch.zeros(3)}, "do not fit this posterior"),
+    ({"run.0.statistics.other": torch.zeros(3)}, "do not fit this posterior"),
+    ({"run.0.other": torch.zeros(3)}, "neither weights nor statistics"),
+    ({"run.1.model.layers.1.weight": torch.zeros(5, 4)}, "belong to nothing, such as 'run.1.model"),
+    ({"../../x": torch.zeros(1)}, "belong to nothing"),
+    ({"draw.0.0.0.layers.1.weight": torch.zeros(5, 4)}, "damaged: KeyError"),
+    ({"draw.a.b": torch.zeros(1)}, "cannot be used"),
+    ({"standardize.std": torch.zeros(4)}, "no mean and standard deviation"),
+    ({"standardize.std": None}, "damaged: KeyError"),
+    ({"standardize.mean": torch.zeros(4, 4)}, "no mean and standard deviation"),
+]
+
+
+@pytest.mark.parametrize(("changes", "match"), TENSORS, ids=[next(iter(changes)) for changes, _ in TENSORS])
+def test_tensors(folder, changes, match):
+    tensors = load_file(folder / "posterior.safetensors") | changes
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / "posterior.safetensors"
+    )
+    sealed(folder, description(folder))
+    refused(folder, match)
+
+
+@pytest.mark.parametrize("name", ["posterior.json", "posterior.safetensors"])
+def test_links_out_of_the_folder(folder, tmp_path, name):
+    (folder / name).rename(tmp_path / "outside")
+    (folder / name).symlink_to(tmp_path / "outside")
+    refused(folder, "is a link out of its folder")
+
+
+def test_what_is_no_file(folder):
+    (folder / "posterior.safetensors").unlink()
+    os.mkfifo(folder / "posterior.safetensors")  # would be waited on for ever
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        FittedPosterior.load(folder)
+
+
+def test_a_folder_that_is_a_link_is_as_good_as_another(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    FittedPosterior.load(tmp_path / "link")
+
+
+class TestBounds:
+    def test_of_what_is_made(self):
+        held = {"a": torch.zeros(10)}
+        with Bounded(held):
+            torch.zeros(3, 4)
+            nn.Linear(100, 100)
+        for make in (
+            lambda: torch.zeros(2**30),
+            lambda: torch.empty((2**20, 2**20)),
+            lambda: torch.full((2**30,), 0.0),
+            lambda: torch.ones(size=(2**30,)),
+            lambda: held["a"].new_zeros(2**15, 2**15),
+            lambda: nn.Conv2d(10**5, 10**5, 3),
+            lambda: [torch.zeros(1) for _ in range(10_000)],
+        ):
+            with pytest.raises(ValueError, match="larger than the tensors"), Bounded(held):
+                make()
+
+    def test_of_sizes_in_every_form(self):
+        assert asked_for((), {}) == 1
+        assert asked_for(((2, 3), 7.0), {}) == asked_for((2, 3), {}) == asked_for((), {"size": (2, 3)}) == 6
+        assert asked_for((torch.Size([4, 5]),), {}) == 20
+
+    def test_of_plain_data(self):
+        refuse_larger({"a": [1, {"b": 5, "c": "text", "d": 1e9}]}, 5)
+        with pytest.raises(ValueError, match="larger than the tensors"):
+            refuse_larger({"a": [1, {"b": -6}]}, 5)
