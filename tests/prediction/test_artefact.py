@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from flatbayes.posteriors import SWAG, Point
+from flatbayes.posteriors import SWAG, Ensemble, Point
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.description import seal
 from support import batch, network
@@ -44,6 +44,50 @@ def test_size_is_that_of_its_tensors(make, tmp_path):
     tensors = load_file(tmp_path / "posterior.safetensors")
     total = sum(t.numel() * t.element_size() for t in tensors.values())
     assert (tmp_path / "posterior.safetensors").stat().st_size < total + 10_000
+
+
+@pytest.mark.parametrize("posterior", [SWAG(rank=5), SWAG(rank=5, bayesian=["9.*"]), Ensemble(size=2)], ids=repr)
+def test_nothing_is_there_twice(make, tmp_path, posterior):
+    fitted = make(posterior)
+    fitted.save(tmp_path)
+    tensors = load_file(tmp_path / "posterior.safetensors")
+    one = sum(tensor.numel() for tensor in network().state_dict().values())
+    chosen = fitted.states[0].statistics.get("mean", torch.zeros(0)).numel()
+    others = fitted.states[0].statistics.get("mean_of_others", torch.zeros(0)).numel()
+    held = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("run.0."))
+    assert held == one + (1 + 7 * chosen if chosen else 0) + others  # count, mean, squares, five deviations
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU")
+def test_loads_on_another_device(make, tmp_path):
+    make(SWAG(rank=3)).save(tmp_path)
+    found = FittedPosterior.load(tmp_path, network, device="cuda")
+    assert found.device.type == "cuda"
+    assert found.predict(inputs(), 4).mean.shape == (20, 3)
+
+
+def test_devices_are_named_on_loading(make, tmp_path):
+    make(SWAG(rank=3)).save(tmp_path)
+    found = FittedPosterior.load(tmp_path, network, device="meta")
+    assert {tensor.device.type for tensor in found.states[0].statistics.values()} == {"meta"}
+    assert found.device.type == "meta"
+
+
+def test_a_flipped_bit_of_the_description_is_found(make, tmp_path):
+    make(Point()).save(tmp_path)
+    path = tmp_path / "posterior.json"
+    path.write_text(path.read_text().replace('"num_data": [\n  36', '"num_data": [\n  37'))
+    assert "37" in path.read_text()
+    with pytest.raises(ValueError, match=r"posterior\.json is damaged: its checksum"):
+        FittedPosterior.load(tmp_path, network)
+
+
+def test_a_description_that_could_not_be_read_again_is_not_written(make, tmp_path):
+    fitted = make(Point())
+    fitted.info["names"] = ["x" * 1000] * 17_000
+    with pytest.raises(ValueError, match=r"at most 16777216 are read again.*`info`"):
+        fitted.save(tmp_path)
 
 
 def test_statistics_of_draws_are_estimated_once_for_all(make, tmp_path, monkeypatch):
@@ -85,6 +129,8 @@ def test_tied_weights(tmp_path):
     posterior = Point()
     fitted = FittedPosterior(posterior, [posterior.init(Tied(), None, 5)], Categorical(3))
     fitted.save(tmp_path)
+    names = load_file(tmp_path / "posterior.safetensors").keys()
+    assert {name for name in names if name.endswith("weight")} == {"run.0.model.one.weight"}  # once
     found = FittedPosterior.load(tmp_path, Tied)
     assert torch.equal(found.predict(torch.ones(2, 3)).log_probs, fitted.predict(torch.ones(2, 3)).log_probs)
     assert found.states[0].model.two.weight is found.states[0].model.one.weight

@@ -134,7 +134,9 @@ def _damage(folder: Path) -> Iterator[None]:
 def _tensors(fitted: "FittedPosterior") -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for k, state in enumerate(fitted.states):
-        found |= {f"run.{k}.model.{name}": tensor for name, tensor in state.model.state_dict().items()}
+        twice = _tied(state.model)
+        weights = state.model.state_dict()
+        found |= {f"run.{k}.model.{name}": tensor for name, tensor in weights.items() if name not in twice}
         found |= {f"run.{k}.statistics.{name}": tensor for name, tensor in state.statistics.items()}
     # The same seed draws other networks on another kind of device, and artefacts are loaded on the CPU.
     cached = fitted.statistics_of_draws if fitted.device.type == "cpu" else {}
@@ -143,7 +145,7 @@ def _tensors(fitted: "FittedPosterior") -> dict[str, Tensor]:
     found |= {f"inputs.{k}": batch for k, batch in enumerate(fitted.statistics_inputs)}
     if isinstance(fitted.transform, Standardize):
         found |= {"standardize.mean": fitted.transform.mean, "standardize.std": fitted.transform.std}
-    # Tied weights share memory, which the format refuses; a copy each is loaded back into the same tensor.
+    # Tensors that are parts of one memory are refused by the format; copies are not.
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
 
 
@@ -153,6 +155,9 @@ def _state(
     weights, statistics = _below(tensors, "model"), _below(tensors, "statistics")
     if len(weights) + len(statistics) < len(tensors):
         raise ValueError(f"{folder} is damaged: a run holds neither weights nor statistics in some of its tensors.")
+    weights |= {
+        name: weights[first] for name, first in _tied(model).items() if name not in weights and first in weights
+    }
     example = next((t for t in weights.values() if t.is_floating_point()), None)
     with Bounded(tensors):
         state = posterior.init(model if example is None else model.to(example.dtype), None, num_data)
@@ -164,6 +169,17 @@ def _state(
         ) from error
     state.model.eval()
     return state
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Names of a state dict whose tensor is there already, with the first name of it."""
+    first: dict[tuple[Any, ...], str] = {}
+    again: dict[str, str] = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.numel():
+            known = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), name)
+            again |= {name: known} if known != name else {}
+    return again
 
 
 def _statistics_of_draws(

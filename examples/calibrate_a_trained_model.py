@@ -1,0 +1,43 @@
+# %% From a network that is trained already to one that knows what it does not know
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flatbayes import SAM, SWAG, Digits, Laplace, Plain, Point, Recipe, evaluate, fit
+from flatbayes.data import Standardize
+
+data = Digits().load(seed=0)
+pixels, labels = data.train.inputs.float() / 16, data.train.targets
+
+# %% A network trained plainly, with nothing of flatbayes: it fits its training data, and is too sure of itself
+torch.manual_seed(0)
+net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+for _ in range(40):
+    for batch in torch.randperm(len(pixels)).split(64):
+        optimizer.zero_grad()
+        F.cross_entropy(net(pixels[batch]), labels[batch]).backward()
+        optimizer.step()
+torch.save(net.state_dict(), "net.pt")
+
+# %% Its inputs were pixels / 16; whatever a network's inputs were, it must get the same again
+scale = Standardize(mean=torch.zeros(1, 1, 1), std=torch.full((1, 1, 1), 16.0))
+
+
+def show(name, fitted):
+    found = evaluate(fitted, data.test.inputs, data.test.targets).metrics
+    print(f"{name:32} accuracy {found['accuracy']:.3f}  NLL {found['nll']:.3f}  ECE {found['ece']:.3f}")
+
+
+# %% No epochs leave the weights as they are: first the network alone, then with a Gaussian over its last layer
+as_it_is = Recipe(epochs=0)
+show("the network alone", fit(net, data, Point(), Plain(), as_it_is, init="net.pt", transform=scale))
+show("last-layer Laplace, no training", fit(net, data, Laplace(), Plain(), as_it_is, init="net.pt", transform=scale))
+
+# %% Five epochs for SWAG. On data that it fits a network has next to no gradient, and moves little without SAM
+show("SWAG, 5 epochs", fit(net, data, SWAG(), Plain(), init="net.pt", transform=scale))
+flat = fit(net, data, SWAG(), SAM(rho=0.3), init="net.pt", transform=scale)
+show("flat SWAG, 5 epochs", flat)
+last = fit(net, data, SWAG(bayesian="last_layer"), SAM(rho=0.3), init="net.pt", transform=scale)
+show("flat SWAG of the last layer", last)
+flat.save("flat-swag")
