@@ -58,6 +58,7 @@ POSTERIORS = [
     ("flatbayes.posteriors.SWAG", {"rank": 10**12, "storage": "cpu"}, "larger than the tensors"),
     ("flatbayes.posteriors.SWAG", {"rank": 5}, "do not fit this posterior"),
     ("flatbayes.posteriors.SWAG", {"rank": {"class_path": "flatbayes.posteriors.SWAG"}}, "damaged: Type"),
+    ("flatbayes.posteriors.Laplace", {"temperature": 10**400}, "larger than the tensors"),
     ("flatbayes.posteriors.SGLD", {"keep": 10**9}, "larger than the tensors"),
     ("flatbayes.posteriors.SGHMC", {"keep": 10**18}, "larger than the tensors"),
 ]

@@ -86,6 +86,7 @@ def load(
     with _damage(folder):
         tensors = load_file(folder / TENSORS)
         _refuse_nan(tensors)
+        refuse_larger(description["posterior"], 2**62)
         posterior = build(description["posterior"], within="flatbayes.posteriors", only=Posterior)
         if not isinstance(posterior, Posterior):
             raise TypeError("it names no posterior")
