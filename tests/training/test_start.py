@@ -12,7 +12,7 @@ from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
 from flatbayes.posteriors import LRT, SGVB, SWAG, Ensemble, Laplace, Point
 from flatbayes.prediction import FittedPosterior, evaluate
-from flatbayes.training import FINE_TUNING, Recipe, fit
+from flatbayes.training import FINE_TUNING, Checkpoints, Recipe, fit
 from flatbayes.training.start import centre, matched
 from support import network as with_norms
 from support import train
@@ -206,3 +206,12 @@ def test_a_network_of_the_users_with_frozen_parts_loads_without_being_told(data,
     fitted.save(tmp_path)
     found = FittedPosterior.load(tmp_path, thawed)
     assert torch.equal(found.predict(data.test.inputs, 2).log_probs, fitted.predict(data.test.inputs, 2).log_probs)
+
+
+def test_checkpoints_of_another_start_are_not_gone_on_from(trained, data, tmp_path):
+    places = Checkpoints(tmp_path / "kept")
+    fit(build, data, Point(), Plain(), SHORT, init=weights(trained), checkpoints=places)
+    other = {name: tensor + 1 for name, tensor in weights(trained).items()}
+    for changes in ({"init": other}, {"init": weights(trained), "freeze": ["layers.1.*"]}, {"init": None}):
+        with pytest.raises(ValueError, match=r"checkpoints of another training: start"):
+            fit(build, data, Point(), Plain(), SHORT, checkpoints=places, **changes)

@@ -16,7 +16,16 @@ from flatbayes.data import Dataset, Standardize
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import (
-    FINE_TUNING, Checkpoints, Interrupted, Lines, Logged, Watch, Watches, fit, make_logger, rehearse,
+    FINE_TUNING,
+    Checkpoints,
+    Interrupted,
+    Lines,
+    Logged,
+    Watch,
+    Watches,
+    fit,
+    make_logger,
+    rehearse,
 )
 from flatbayes.training.logs import LogKind
 from flatbayes.training.parallel import World

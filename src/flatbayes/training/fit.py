@@ -118,8 +118,8 @@ def fit(
         check_sharded(posterior, recipe, world, checkpoints)
     meter = Meter(fabric.device)
     training = _identity(posterior, flatness, likelihood, recipe, describe(model, known), source, seed)
-    if init is not None or freeze or transform is not None:
-        training["start"] = start.identity(source.transform)
+    fresh = init is None and not freeze and transform is None
+    training["start"] = None if fresh else start.identity(source.transform)
     keeper = Keeper.open(checkpoints, training | {"processes": world.size}, writes=world.is_first)
     states: list[State] = []
     gradients: float = 0
