@@ -73,20 +73,18 @@ def trained_options(parser: ArgumentParser) -> None:
         "--init",
         type=str | list[str] | None,
         default=None,
-        help="start from trained weights: a safetensors file, a checkpoint of torch.save or Lightning, or the folder "
-        "of a run; for an ensemble a list. Changes the defaults of epochs, schedule, collect_from and "
-        "collect_per_epoch to those of fine-tuning",
+        help="trained weights to start from, with other defaults for the recipe: a file of safetensors or torch.save, "
+        "or the folder of a run; a list for an ensemble",
     )
     parser.add_argument(
-        "--freeze", type=list[str], default=[], help="name patterns of parameters that stay as they are"
+        "--freeze", type=list[str], default=[], help="name patterns of parameters that are not trained"
     )
     for name in ("mean", "std"):
         parser.add_argument(
             f"--input_{name}",
             type=list[float] | None,
             default=None,
-            help=f"{name} that inputs are standardised by, a number for each channel or feature, in the units of the "
-            "data (pixels are 0 to 255); by default that of the training part, or what the run of --init had",
+            help=f"{name} that inputs are standardised by, for each channel or feature; by default of the data",
         )
 
 
