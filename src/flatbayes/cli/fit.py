@@ -73,7 +73,7 @@ def trained_options(parser: ArgumentParser) -> None:
         "--init",
         type=str | list[str] | None,
         default=None,
-        help="trained weights to start from, with other defaults for the recipe: a file of safetensors or torch.save, "
+        help="trained weights to start from, with other defaults for the recipe: a file of safetensors or torch.save "
         "or the folder of a run; a list for an ensemble",
     )
     parser.add_argument(
