@@ -157,7 +157,7 @@ def test_a_recipe_takes_the_place_of_plain_parameters(iris):
     )
     torch.testing.assert_close(first, second, atol=1e-6, rtol=0)  # both are where they began
     with pytest.raises(ValueError, match="at least 2 collected snapshots"):
-        FlatBayesClassifier(epochs=1).fit(X, y)
+        FlatBayesClassifier(recipe=Recipe(epochs=1, collect_per_epoch=1)).fit(X, y)
 
 
 def test_images():
