@@ -104,8 +104,8 @@ def run(options: Namespace) -> None:
 def costs(plan: Plan) -> Table:
     """The cells, and what one run of each costs."""
     table = Table(title=f"{plan.table}, {plan.scale}: {len(plan.cells)} cells, each over {plan.seeds} seed(s)")
-    table.add_column("Cell")
-    table.add_column("Network")
+    table.add_column("Cell", overflow="fold")
+    table.add_column("Network", overflow="fold")
     for name in ("Weights", "Gradients", "Batch", "Copies of the weights", "GB"):
         table.add_column(name, justify="right")
     for cell in plan.cells:

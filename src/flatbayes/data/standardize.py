@@ -47,10 +47,24 @@ class Standardize:
         Raises:
             ValueError: The inputs have other channels or features than those of the fit.
         """
-        if inputs.ndim != self.mean.ndim + 1 or inputs.shape[1] != len(self.mean):
-            kind = "channels, [n, channels, height, width]" if self.mean.ndim == 3 else "features, [n, features]"
-            raise ValueError(
-                f"Expected inputs of {len(self.mean)} {kind}, got the shape {tuple(inputs.shape)}. "
-                "Give inputs like those of the training."
-            )
-        return (inputs.float() - self.mean.to(inputs.device)) / self.std.to(inputs.device)
+        return standardized(inputs, self.mean, self.std)
+
+
+def standardized(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(inputs - mean) / std in float32, on the device of the inputs.
+
+    Args:
+        inputs: [n, ...].
+        mean: One per channel, [channels, 1, 1], or one per feature, [features].
+        std: Of the same shape.
+
+    Raises:
+        ValueError: The inputs have other channels or features than the mean.
+    """
+    if inputs.ndim != mean.ndim + 1 or inputs.shape[1] != len(mean):
+        kind = "channels, [n, channels, height, width]" if mean.ndim == 3 else "features, [n, features]"
+        raise ValueError(
+            f"Expected inputs of {len(mean)} {kind}, got the shape {tuple(inputs.shape)}. Give inputs like those of "
+            "the training."
+        )
+    return (inputs.float() - mean.to(inputs.device)) / std.to(inputs.device)

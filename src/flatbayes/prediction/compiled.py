@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.data import Standardize
+from flatbayes.data.standardize import standardized
 from flatbayes.posteriors.linearised import Linearised
 from flatbayes.posteriors.noisy_network import variational_layers
 from flatbayes.prediction.summaries import Answer, Summary, summary_of
@@ -80,7 +81,7 @@ class Preparation(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs as the networks take them."""
         if self.mean is not None and self.std is not None:
-            inputs = Standardize(mean=self.mean, std=self.std)(inputs)
+            inputs = standardized(inputs, self.mean, self.std)
         elif self.transform is not None:
             inputs = self.transform(inputs)
         return inputs.to(self.dtype) if inputs.is_floating_point() else inputs
