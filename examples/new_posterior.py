@@ -1,0 +1,67 @@
+# %% A posterior of your own in forty lines: the last solutions of a cyclical learning rate, each as likely as the others
+# (snapshot ensembles: Huang et al., ICLR 2017). Nothing has to be registered, and every flatness goes with it at once.
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from flatbayes import MLP, SAM, Cyclical, Digits, Plain, Posterior, Recipe, evaluate, fit
+from flatbayes.core.buffers import evaluating
+from flatbayes.core.weights import flatten, installed, trainable, unflatten
+from flatbayes.posteriors.gradient import start, update, usual_sgd
+
+
+@dataclass(frozen=True)
+class Solutions(Posterior):
+    """Attributes: keep: Solutions to keep, the last ones."""
+
+    keep: int = 4
+
+    # What others need to know of it.
+    runs = 1  # all of them come from one training
+    stochastic = True  # two draws may be two solutions
+    moves_weights = True  # BatchNorm statistics are those of the end of training, not of the solution drawn
+    needs_one_loss = "never"  # whatever leads to good weights will do
+    default_optimizer = usual_sgd(prior_precision=None)
+
+    @property
+    def snapshots(self):
+        return 1, self.keep  # one at least before a draw; no use is made of more than `keep`
+
+    def init(self, model, make_optimizer, num_data):
+        state = start(model, make_optimizer, num_data, prior_precision=None)
+        weights = flatten(trainable(model))
+        state.statistics = {"count": torch.tensor(0), "rows": weights.new_zeros(self.keep, len(weights))}
+        return state
+
+    def step(self, state, closure):
+        return update(state, closure, prior_precision=None)  # the prior is the optimiser's weight decay
+
+    def collect(self, state):
+        count = int(state.statistics["count"].add_(1))
+        state.statistics["rows"][(count - 1) % self.keep] = flatten(trainable(state.model))
+
+    def finish(self, state, examples, loss_fn):
+        """Nothing: no last look at the data is needed."""
+
+    @contextmanager
+    def draw(self, state, generator) -> Iterator[nn.Module]:
+        held = min(int(state.statistics["count"]), self.keep)
+        if held == 0:
+            raise RuntimeError("Solutions needs at least 1 collected snapshot before a draw, got 0; train longer.")
+        row = int(torch.randint(held, (), generator=generator, device=generator.device))
+        params = trainable(state.model)
+        with installed(params, unflatten(state.statistics["rows"][row], params)), evaluating(state.model):
+            yield state.model
+
+
+# %% Four waves of the learning rate, and a snapshot at the end of each
+data = Digits(train_size=300).load(seed=0)
+recipe = Recipe(epochs=40, schedule=Cyclical(times=4), collect_from=0.9)
+for flatness in (Plain(), SAM(rho=0.2)):
+    fitted = fit(MLP, data, Solutions(), flatness, recipe)
+    predictive = fitted.predict(data.test.inputs, num_draws=12)
+    nll = evaluate(fitted, data.test.inputs, data.test.targets, num_draws=12).metrics["nll"]
+    print(f"{flatness}: NLL {nll:.3f}, mutual information {predictive.mutual_information.mean():.4f}")
