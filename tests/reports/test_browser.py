@@ -2,15 +2,13 @@
 
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
+from browsing import BROWSER, opened
 
 from flatbayes.reports import write_report
 from flatbayes.reports.html import anchor
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROBE = """<script>
 document.querySelectorAll("details").forEach(block => { block.open = true; });
 const seen = element => element.getBoundingClientRect();
@@ -35,25 +33,7 @@ SECTIONS = (
     "How to read this",
     "Runs and settings",
 )
-FLAGS = (
-    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
-    "disable-component-update disable-sync hide-scrollbars dump-dom enable-logging=stderr"
-)
-
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium")
-
-
-def opened(page, profile):
-    """The document that a browser makes of a page, and what its console says."""
-    done = subprocess.run(
-        [BROWSER, *(f"--{flag}" for flag in FLAGS.split()), f"--user-data-dir={profile}", page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert "</html>" in done.stdout
-    return done.stdout, re.findall(r'CONSOLE[^"]*"([^"]*)"', done.stderr)
 
 
 @pytest.fixture
@@ -70,7 +50,7 @@ def report(tmp_path, measured, selection):
 
 
 def test_every_section_is_there_and_the_console_is_silent(report, tmp_path):
-    document, said = opened(report, tmp_path / "profile")
+    document, said = opened(report.as_uri(), tmp_path / "profile")
     assert said == []
     assert re.findall(r'<section id="([^"]*)"', document) == [anchor(name) for name in SECTIONS]
 
@@ -81,6 +61,6 @@ def test_nothing_scrolls_sideways_and_every_figure_is_drawn_with_its_own_marks(r
     report.write_text(text.replace(policy, "").replace("</html>", PROBE), encoding="utf-8")
     frames = "".join(f'<iframe src="{report.name}" width="{width}" height="900"></iframe>' for width in WIDTHS)
     (tmp_path / "frames.html").write_text(f"<!doctype html>{frames}", encoding="utf-8")
-    _, said = opened(tmp_path / "frames.html", tmp_path / "profile")
+    _, said = opened((tmp_path / "frames.html").as_uri(), tmp_path / "profile")
     drawn = text.count("<svg")
     assert sorted(said) == sorted(f"{width}: overflow 0, drawn {drawn}, lost 0, wide 0" for width in WIDTHS)

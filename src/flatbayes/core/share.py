@@ -40,11 +40,12 @@ def asked_share() -> float:
 def asked_part(*batch: Tensor) -> tuple[Tensor, ...]:
     """The first examples of a batch, as many as are asked for: all of them, unless a flatness aims with less.
 
-    >>> import torch
-    >>> inputs, targets = torch.zeros(8, 3), torch.zeros(8)
-    >>> with asking_for(0.25):
-    ...     [len(tensor) for tensor in asked_part(inputs, targets)]
-    [2, 2]
+    Examples:
+        >>> import torch
+        >>> inputs, targets = torch.zeros(8, 3), torch.zeros(8)
+        >>> with asking_for(0.25):
+        ...     [len(tensor) for tensor in asked_part(inputs, targets)]
+        [2, 2]
 
     Args:
         batch: Tensors with one row for each example, in an order that says nothing about them.

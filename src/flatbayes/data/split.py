@@ -97,7 +97,7 @@ def quotas(counts: Tensor, size: int) -> Tensor:
     Returns:
         Integers that sum to `size`, each within 1 of `size * counts / counts.sum()`, none above its count.
 
-    Example:
+    Examples:
         >>> quotas(torch.tensor([50, 30, 20]), 9)
         tensor([4, 3, 2])
     """

@@ -21,8 +21,9 @@ def effective_sample_size(chains: Float[Tensor, "chains draws"]) -> float:
     1992). The correlations are of all chains together (Vehtari et al., equation 10): chains that disagree count as
     chains that hardly move.
 
-    >>> effective_sample_size(torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))) > 3000
-    True
+    Examples:
+        >>> effective_sample_size(torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))) > 3000
+        True
 
     Args:
         chains: The scalar, a chain a row, without the burn-in.

@@ -20,9 +20,10 @@ from flatbayes.core.weights import displaced, trainable
 class LossSurface:
     """The mean loss over fixed examples, around the weights that the network has at the time of asking.
 
-    >>> surface = LossSurface(nn.Linear(1, 1), nn.functional.mse_loss, [(torch.ones(4, 1), torch.ones(4, 1))])
-    >>> surface.loss() >= 0
-    True
+    Examples:
+        >>> surface = LossSurface(nn.Linear(1, 1), nn.functional.mse_loss, [(torch.ones(4, 1), torch.ones(4, 1))])
+        >>> surface.loss() >= 0
+        True
     """
 
     def __init__(self, model: nn.Module, loss_fn: LossFn, batches: Examples, *, as_it_is: bool = False) -> None:

@@ -65,7 +65,7 @@ def tempered(log_probs: Float[Tensor, "examples classes"], temperature: float) -
     Raises:
         ValueError: The temperature is not positive and finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> tempered(torch.tensor([[0.8, 0.2]]).log(), 0.5).exp().round(decimals=3)
         tensor([[0.9410, 0.0590]], dtype=torch.float64)

@@ -1,0 +1,55 @@
+"""What a browser makes of the site, on the screen of a small telephone."""
+
+import re
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from browsing import BROWSER, opened
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium")
+
+WIDTH = 360
+FRAMES = """<!doctype html><html><body>%s<pre id="found">not measured</pre><script>
+const scrolls = element => ["auto", "scroll", "hidden"].includes(getComputedStyle(element).overflowX);
+const inBox = (element, top) => element !== top && (scrolls(element) || inBox(element.parentElement, top));
+const measured = frame => {
+  const view = frame.contentDocument, content = view.querySelector("article");
+  const wide = [...content.querySelectorAll("*")].filter(element =>
+    element.getBoundingClientRect().right > %d && !inBox(element.parentElement, content));
+  const overflow = view.documentElement.scrollWidth - %d;
+  return [frame.title, overflow, wide.map(element => element.outerHTML.slice(0, 60)).join("|")].join(";");
+};
+addEventListener("load", () => setTimeout(() => {
+  found.textContent = [...document.querySelectorAll("iframe")].map(measured).join("\\n");
+}, 500));
+</script></body></html>"""
+
+
+class Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """The site as a browser gets it, with one page more that shows all the others in narrow frames."""
+    pages = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html") if path.name != "404.html")
+    frames = "".join(f'<iframe src="{page}" title="{page}" width="{WIDTH}" height="700"></iframe>' for page in pages)
+    (site / "frames.html").write_text(FRAMES % (frames, WIDTH, WIDTH), encoding="utf-8")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=site)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", pages
+        finally:
+            server.shutdown()
+            (site / "frames.html").unlink()
+
+
+def test_the_console_is_silent_and_nothing_scrolls_sideways(address, tmp_path):
+    root, pages = address
+    document, said = opened(f"{root}/frames.html", tmp_path, "virtual-time-budget=20000", timeout=120)
+    assert said == []
+    found = re.search(r'<pre id="found">(.*?)</pre>', document, re.DOTALL)[1].splitlines()
+    assert found == [f"{page};0;" for page in pages]
