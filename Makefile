@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all lint bench bench-quick clean
+.PHONY: demo test test-all lint docs bench bench-quick clean
 
 demo: $(READY)
 	$(BIN)/flatbayes compare --config configs/demo.yaml --out runs/demo
@@ -22,6 +22,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py --out docs/results/benchmarks.json
 	$(BIN)/python benchmarks/scaling.py docs/results/scaling.json docs/img/scaling.svg
@@ -37,4 +40,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache

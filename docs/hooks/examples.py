@@ -17,7 +17,7 @@ def section(path: Path) -> str:
     """Heading, first sentence, and code of an example."""
     code = path.read_text(encoding="utf-8")
     about = code.splitlines()[0].removeprefix("# %% ")
-    return f"## {path.stem} {{#{path.stem}}}\n\n{about}.\n\n```py title=\"examples/{path.name}\"\n{code}```\n"
+    return f'## {path.stem} {{#{path.stem}}}\n\n{about}.\n\n```py title="examples/{path.name}"\n{code}```\n'
 
 
 def on_serve(server: object, **_: object) -> object:

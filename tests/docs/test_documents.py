@@ -67,3 +67,10 @@ def test_links_between_documents_lead_somewhere():
     for path in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_files_that_are_named_are_there():
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:tests|examples|benchmarks|configs|src)/[\w./-]+\.\w+)`", text):
+            assert (ROOT / name).exists(), f"{path.name} names {name}"

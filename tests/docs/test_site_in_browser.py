@@ -6,6 +6,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
 from browsing import BROWSER, opened
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium")

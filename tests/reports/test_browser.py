@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
-from browsing import BROWSER, opened
 
+from browsing import BROWSER, opened
 from flatbayes.reports import write_report
 from flatbayes.reports.html import anchor
 
