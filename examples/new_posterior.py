@@ -23,7 +23,7 @@ class Solutions(Posterior):
     runs = 1  # all of them come from one training
     stochastic = True  # two draws may be two solutions
     moves_weights = True  # BatchNorm statistics are those of the end of training, not of the solution drawn
-    shardable = True  # what is done with a weight does not depend on the others
+    shardable = False  # that each process holds a part of the weights would want a test of its own
     needs_one_loss = "never"  # whatever leads to good weights will do
     default_optimizer = usual_sgd(prior_precision=None)
 
