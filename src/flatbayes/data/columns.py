@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def read_table(path: Path) -> Any:
         import pyarrow.parquet
     readers = {
         ".csv": pyarrow.csv.read_csv,
-        ".parquet": pyarrow.parquet.read_table,
+        ".parquet": partial(pyarrow.parquet.read_table, partitioning=None),  # or folders may become columns
     }
     if path.suffix.lower() not in readers:
         raise ValueError(f"A table is a file with the suffix .csv or .parquet, got {path}. Convert it.")
