@@ -19,7 +19,7 @@ from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
 from flatbayes.training import Checkpoints, Recipe, Watch, fit
 from flatbayes.training import sharded as sharding
-from flatbayes.training.parallel import ElsewhereError, average, joined, predict_together
+from flatbayes.training.processes.parallel import ElsewhereError, average, joined, predict_together
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3)
 RECIPE = Recipe(

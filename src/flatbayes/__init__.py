@@ -23,6 +23,7 @@ from flatbayes.data import (
     Table,
     TinyImageNet,
 )
+from flatbayes.distillation import distill
 from flatbayes.flatness import (
     ASAM,
     LESAM,
@@ -59,7 +60,6 @@ from flatbayes.training import (
     Recipe,
     Schedule,
     SWALinear,
-    distill,
     fit,
 )
 

@@ -131,7 +131,7 @@ def test_help_lists_every_flatness_and_model(capsys):
 
 
 def test_ctrl_c_leaves_a_usable_folder(here, capsys, monkeypatch):
-    from flatbayes.training.watch import JsonLines
+    from flatbayes.training.watching.watch import JsonLines
 
     write = JsonLines.epoch
 

@@ -25,7 +25,7 @@ from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
 from flatbayes.training import Checkpoints, Curves, Recipe, Watch, fit
 from flatbayes.training.batches import Loaded
 from flatbayes.training.checkpoint import Keeper
-from flatbayes.training.watch import JsonLines
+from flatbayes.training.watching.watch import JsonLines
 from support import FLATNESSES, POSTERIORS, named, network, refused
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)

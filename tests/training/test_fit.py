@@ -17,7 +17,7 @@ from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
 from flatbayes.training import Constant, Curves, Interrupted, Recipe, Watch, fit, rehearse
 from flatbayes.training.batches import Batches
-from flatbayes.training.watch import Bar, JsonLines
+from flatbayes.training.watching.watch import Bar, JsonLines
 
 
 def blobs(n=90, images=False):

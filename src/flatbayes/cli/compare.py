@@ -22,7 +22,7 @@ from flatbayes.diagnostics import Probe
 from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Posterior
 from flatbayes.reports import summary_tables, write_report
 from flatbayes.training import rehearse
-from flatbayes.training.workers import Backend
+from flatbayes.training.processes.workers import Backend
 
 Measure = Literal["calibration", "shift", "sharpness"]
 """What `--diagnose` measures."""

@@ -27,10 +27,10 @@ from flatbayes.training import (
     make_logger,
     rehearse,
 )
-from flatbayes.training.logs import LogKind
-from flatbayes.training.parallel import World
+from flatbayes.training.processes.parallel import World
 from flatbayes.training.recipe import fabric_of
 from flatbayes.training.run_folder import RunFolder
+from flatbayes.training.watching.logs import LogKind
 
 
 def options() -> ArgumentParser:

@@ -26,7 +26,7 @@ from flatbayes.cli import (
 from flatbayes.cli.help import HelpFormatter
 from flatbayes.cli.names import known, with_full_names
 from flatbayes.core.spec import build
-from flatbayes.training.parallel import ElsewhereError, joined
+from flatbayes.training.processes.parallel import ElsewhereError, joined
 
 OVERVIEW = """Sharpness-aware Bayesian posteriors for any PyTorch model.
 

@@ -1,13 +1,12 @@
 """Training: one loop for every posterior and every flatness."""
 
 from flatbayes.training.checkpoint import Checkpoints
-from flatbayes.training.distill import distill
 from flatbayes.training.fit import Interrupted, fit
-from flatbayes.training.logs import Logged, make_logger
 from flatbayes.training.recipe import FINE_TUNING, Recipe
 from flatbayes.training.rehearsal import rehearse
 from flatbayes.training.schedules import Constant, Cosine, Cyclical, Polynomial, Schedule, SWALinear
-from flatbayes.training.watch import Curves, Lines, Watch, Watches
+from flatbayes.training.watching.logs import Logged, make_logger
+from flatbayes.training.watching.watch import Curves, Lines, Watch, Watches
 
 __all__ = [
     "FINE_TUNING",
@@ -25,7 +24,6 @@ __all__ = [
     "Schedule",
     "Watch",
     "Watches",
-    "distill",
     "fit",
     "make_logger",
     "rehearse",

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from flatbayes.core.randomness import spawn
 from flatbayes.data import StoredImages
-from flatbayes.training.parallel import World
+from flatbayes.training.processes.parallel import World
 
 SHARE_OF_DEVICE = 0.5
 

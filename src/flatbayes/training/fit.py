@@ -20,18 +20,18 @@ from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.checkpoint import Checkpoints, Keeper
 from flatbayes.training.collection import check_collection
-from flatbayes.training.cost import Meter
 from flatbayes.training.material import Material, material
 from flatbayes.training.model import ModelFactory, builder, describe
 from flatbayes.training.pairing import check_pair
-from flatbayes.training.parallel import World
+from flatbayes.training.processes.parallel import World
+from flatbayes.training.processes.sharded import check_sharded
+from flatbayes.training.processes.workers import trained_by_workers
 from flatbayes.training.recipe import FINE_TUNING, Recipe, fabric_of
 from flatbayes.training.runs import Runs, kept_of
-from flatbayes.training.sharded import check_sharded
 from flatbayes.training.start import Start, Trained, check_epochs
 from flatbayes.training.together import chosen
-from flatbayes.training.watch import Bar, Watch, Watches
-from flatbayes.training.workers import trained_by_workers
+from flatbayes.training.watching.cost import Meter
+from flatbayes.training.watching.watch import Bar, Watch, Watches
 
 
 class Interrupted(KeyboardInterrupt):

@@ -17,10 +17,10 @@ from flatbayes.posteriors import Posterior
 from flatbayes.training.batches import TrainingBatches
 from flatbayes.training.checkpoint import Keeper
 from flatbayes.training.engine import Engine
-from flatbayes.training.parallel import World, shared
+from flatbayes.training.processes.parallel import World, shared
+from flatbayes.training.processes.sharded import sharded, together_again
 from flatbayes.training.recipe import Recipe
-from flatbayes.training.sharded import sharded, together_again
-from flatbayes.training.watch import Record, Watch
+from flatbayes.training.watching.watch import Record, Watch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -17,7 +17,7 @@ from flatbayes.core.randomness import spawn
 from flatbayes.data import Dataset, Standardize, StoredImages
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.training.batches import Batches, Loaded, TrainingBatches, fits
-from flatbayes.training.parallel import World, share
+from flatbayes.training.processes.parallel import World, share
 from flatbayes.training.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -172,7 +172,7 @@ def fabric_of(recipe: Recipe, *, launch: bool = False) -> "Fabric":
             f"devices={devices} asks for {devices} processes, and this program runs in one. Start it by `torchrun "
             f"--nproc_per_node {devices}`, or use `flatbayes fit --devices {devices}`, which starts the others."
         )
-    from flatbayes.training.replicated import Replicated
+    from flatbayes.training.processes.replicated import Replicated
 
     fabric = Fabric(
         accelerator=recipe.accelerator,

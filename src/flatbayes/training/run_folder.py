@@ -9,7 +9,7 @@ from flatbayes.core.environment import environment
 from flatbayes.core.files import read_json, write_json
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.checkpoint import Checkpoints
-from flatbayes.training.watch import JsonLines
+from flatbayes.training.watching.watch import JsonLines
 
 FIT_FILES = ("config.json", "environment.json", "metrics.jsonl", "results.json", "posterior.json")
 ASKED = ("data", "model", "posterior", "flatness", "recipe", "seed")

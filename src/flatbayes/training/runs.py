@@ -16,7 +16,7 @@ from flatbayes.training.batches import Batches
 from flatbayes.training.loop import Job, placed
 from flatbayes.training.loss import training_loss
 from flatbayes.training.material import Material
-from flatbayes.training.parallel import World
+from flatbayes.training.processes.parallel import World
 from flatbayes.training.recipe import Recipe
 from flatbayes.training.stack import Stack, each_loss, state_together, states_apart
 from flatbayes.training.start import Start

@@ -24,7 +24,7 @@ from flatbayes.training.material import Held
 from flatbayes.training.recipe import Recipe, fabric_of, processes
 from flatbayes.training.runs import Runs
 from flatbayes.training.schedules import Constant
-from flatbayes.training.watch import Watch
+from flatbayes.training.watching.watch import Watch
 
 STEPS, NETWORKS, EXAMPLES = 4, 2, 16
 AGREEMENT, ROUNDING = 1e-6, 1e-12

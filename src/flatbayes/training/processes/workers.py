@@ -11,7 +11,7 @@ import torch
 from flatbayes.training.checkpoint import Checkpoints, Keeper
 from flatbayes.training.recipe import fabric_of
 from flatbayes.training.runs import Runs, kept_of
-from flatbayes.training.watch import Watch
+from flatbayes.training.watching.watch import Watch
 
 Backend = Literal["loky", "ray"]
 """What starts processes, by the name that joblib has for it."""

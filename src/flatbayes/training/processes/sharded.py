@@ -14,7 +14,7 @@ from flatbayes.core import State
 from flatbayes.core.weights import held_here, trainable
 from flatbayes.posteriors import Posterior
 from flatbayes.training.checkpoint import Checkpoints
-from flatbayes.training.parallel import World
+from flatbayes.training.processes.parallel import World
 from flatbayes.training.recipe import Recipe
 
 ENOUGH = 2**20

@@ -114,8 +114,8 @@ def test_a_log_that_goes_on_is_whole(tmp_path):
 
 def test_lines(monkeypatch):
     now, lines = 0.0, []
-    monkeypatch.setattr("flatbayes.training.watch.time.monotonic", lambda: now)
-    monkeypatch.setattr("flatbayes.training.watch.peak_memory_mb", lambda: 1234.4)
+    monkeypatch.setattr("flatbayes.training.watching.watch.time.monotonic", lambda: now)
+    monkeypatch.setattr("flatbayes.training.watching.watch.peak_memory_mb", lambda: 1234.4)
     watch = Lines(lines.append, seconds=60)
     watch.begin(1, 3, 400)
     for epoch in range(1, 41):

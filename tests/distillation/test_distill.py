@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from flatbayes.data import Digits
+from flatbayes.distillation import distill
 from flatbayes.flatness import Plain
 from flatbayes.likelihoods import Categorical, Gaussian
 from flatbayes.models import MLP
 from flatbayes.posteriors import Ensemble, MCDropout, Point
 from flatbayes.prediction import FittedPosterior, export_onnx, onnx_difference
-from flatbayes.training import Recipe, distill, fit
+from flatbayes.training import Recipe, fit
 
 SHORT = Recipe(epochs=15, optimizer=partial(torch.optim.Adam, lr=3e-3))
 

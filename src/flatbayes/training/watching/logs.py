@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from flatbayes.training.cost import peak_memory_mb
-from flatbayes.training.watch import Record, Watch
+from flatbayes.training.watching.cost import peak_memory_mb
+from flatbayes.training.watching.watch import Record, Watch
 
 LogKind = Literal["tensorboard", "csv", "wandb"]
 

@@ -5,8 +5,8 @@ import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.distributions import Categorical as Classes
 
+from flatbayes.distillation.students import ClassStudent, NumberStudent, bernoulli_kl, student_of
 from flatbayes.likelihoods import Categorical, Custom, Gaussian
-from flatbayes.training.students import ClassStudent, NumberStudent, bernoulli_kl, student_of
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 
 from flatbayes.core.files import replacing
-from flatbayes.training.cost import peak_memory_mb
+from flatbayes.training.watching.cost import peak_memory_mb
 
 Record = dict[str, Any]
 

@@ -16,7 +16,7 @@ from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG, Ensemble, Point
 from flatbayes.training import Checkpoints, Curves, Recipe, fit
-from flatbayes.training.workers import workers
+from flatbayes.training.processes.workers import workers
 from processes import RECIPE, data, smooth
 
 COMPARISON = Comparison(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from flatbayes.core.randomness import spawn
+from flatbayes.distillation.students import Student, student_of
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.posteriors import Point
@@ -17,7 +18,6 @@ from flatbayes.prediction.compiled import Preparation, example_of
 from flatbayes.training.fit import fit
 from flatbayes.training.model import ModelFactory, builder
 from flatbayes.training.recipe import Recipe
-from flatbayes.training.students import Student, student_of
 
 AT_ONCE = 512
 

@@ -8,7 +8,7 @@ class Replicated(DDPStrategy):
     """One process for each device, with a replica of the network.
 
     DistributedDataParallel would average the gradient of every backward pass, or of those that it is told to; here
-    `flatbayes.training.parallel` averages that of a step.
+    `flatbayes.training.processes.parallel` averages that of a step.
     """
 
     def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]

@@ -20,8 +20,8 @@ from flatbayes.flatness import SAM
 from flatbayes.posteriors import SGVB, Ensemble, MCDropout, Point
 from flatbayes.training import Recipe, fit
 from flatbayes.training.batches import Batches
-from flatbayes.training.parallel import World, buckets, own_noise, share
-from flatbayes.training.sharded import check_sharded
+from flatbayes.training.processes.parallel import World, buckets, own_noise, share
+from flatbayes.training.processes.sharded import check_sharded
 from processes import CASES, RECIPE, SAME, data, smooth
 
 ROOT = Path(__file__).parents[2]
@@ -282,7 +282,7 @@ def test_noise_inside_is_another_one_every_time():
 
 
 def test_what_is_sent_is_cut_by_size_and_dtype(monkeypatch):
-    monkeypatch.setattr("flatbayes.training.parallel.BUCKET", 10)
+    monkeypatch.setattr("flatbayes.training.processes.parallel.BUCKET", 10)
     tensors = [torch.zeros(n) for n in (4, 6, 1, 20, 3)] + [torch.zeros(2, dtype=torch.float64)]
     assert [[len(t) for t in group] for group in buckets(tensors)] == [[4, 6], [1], [20], [3], [2]]
 

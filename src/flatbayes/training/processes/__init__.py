@@ -1,0 +1,1 @@
+"""Several processes: that train one network together, or many side by side."""
