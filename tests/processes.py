@@ -18,7 +18,7 @@ from flatbayes.flatness import ASAM, MSAM, SAM, LookSAM, Plain, Smoothing
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
 from flatbayes.training import Checkpoints, Recipe, Watch, fit
-from flatbayes.training import sharded as sharding
+from flatbayes.training.processes import sharded as sharding
 from flatbayes.training.processes.parallel import ElsewhereError, average, joined, predict_together
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3)
@@ -170,6 +170,28 @@ def loader(unlike: int = 0) -> dict[str, Tensor]:
     return tensors | {f"input {k}": value for k, value in enumerate(fitted.statistics_inputs)}
 
 
+def own_loop() -> dict[str, Tensor]:
+    """A loop of one's own on several processes: torch wraps the network, and a flatness is one line."""
+    world = joined()
+    torch.manual_seed(3)
+    network = smooth().double()
+    wrapped = nn.parallel.DistributedDataParallel(network) if world.size > 1 else network
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
+    inputs, targets = data().train.inputs.double() / 50, data().train.targets
+    for place in torch.arange(64).split(16):
+        own = place[world.rank :: world.size]
+
+        def closure(own: Tensor = own) -> Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(wrapped(inputs[own]), targets[own])
+            loss.backward()
+            return loss.detach()
+
+        SAM(rho=0.5)(closure, wrapped)()
+        optimizer.step()
+    return network.state_dict()
+
+
 def averaged() -> dict[str, Tensor]:
     """Gradients that some processes have and others do not."""
     world = joined()
@@ -240,7 +262,11 @@ def breaks(model: nn.Module) -> nn.Module:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     sharding.ENOUGH = 50  # or these networks would be sent whole
-    results = {name: found(name) for name in CASES} | {"loader": loader(), "averaged": averaged()}
+    results = {name: found(name) for name in CASES} | {
+        "loader": loader(),
+        "averaged": averaged(),
+        "own loop": own_loop(),
+    }
     results["whole"], results["resumed"] = resumed(folder)
     world = joined()
     try:

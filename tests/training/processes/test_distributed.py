@@ -24,7 +24,7 @@ from flatbayes.training.processes.parallel import World, buckets, own_noise, sha
 from flatbayes.training.processes.sharded import check_sharded
 from processes import CASES, RECIPE, SAME, data, smooth
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -158,6 +158,12 @@ def test_a_local_ascent_goes_to_the_worst_point_of_every_share(two, one, name):
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7)
     if name == "local":
         assert not torch.allclose(found["1.weight"], one["local"]["0.1.weight"], rtol=1e-3, atol=1e-4)
+
+
+def test_in_a_loop_of_ones_own_the_ball_is_that_of_the_whole_batch(two):
+    results, *_ = two
+    identical(results, "own loop")
+    torch.testing.assert_close(results[0]["own loop"], processes.own_loop())
 
 
 def test_running_means_are_those_of_whole_batches(two, one):
