@@ -103,7 +103,7 @@ def test_a_cell_that_cannot_be_fitted_is_found_before_training(cifar, tmp_path, 
 
 
 def test_a_dry_run_lists_costs_and_reads_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("flatbayes.cli.runs.console.width", 160)
     assert (
         paper("--scale", "full", "--dry_run", "--cells", "wrn28x10-swag-*", "--data", tmp_path / "nowhere", few=[])
         == 0

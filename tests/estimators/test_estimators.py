@@ -1,8 +1,6 @@
 """The estimators where scikit-learn's users put them."""
 
 import pickle
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -178,14 +176,3 @@ def test_what_is_wrong_is_said(iris):
         FlatBayesClassifier().predict(X)
     with pytest.raises(ValueError, match="NaN"):
         FlatBayesClassifier(**SMALL).fit(np.where(X > 7, np.nan, X), y)
-
-
-def test_scikit_learn_is_imported_by_nothing_else():
-    code = (
-        "import sys, flatbayes; assert 'sklearn' not in sys.modules;"
-        "sys.modules['sklearn'] = None\n"
-        "try:\n    import flatbayes.estimators\n"
-        "except ImportError as error:\n    assert 'flatbayes[compare]' in str(error), error\n"
-        "else:\n    raise SystemExit(1)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
