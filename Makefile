@@ -5,13 +5,21 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all lint docs bench bench-quick clean
+.PHONY: demo test test-minimal test-all lint docs bench bench-quick clean
 
 demo: $(READY)
 	$(BIN)/flatbayes compare --config configs/demo.yaml --out runs/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" -n 2
+
+# The oldest versions that are allowed, in an environment of their own; torch is a build of several gigabytes there.
+test-minimal:
+	$(PYTHON) -m venv .venv-minimal
+	.venv-minimal/bin/python -m pip install --quiet --constraint constraints-minimal.txt --editable ".[data,hub,tune]" \
+		pytest pytest-timeout pytest-xdist hypothesis beartype torchmetrics pandas tensorboard
+	.venv-minimal/bin/python -m pytest -o addopts=--import-mode=importlib -p no:jaxtyping -W default -m "not slow" -n 2 \
+		--ignore tests/docs --ignore tests/integrations --ignore tests/packaging --deselect tests/prediction/test_export.py
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2
@@ -40,4 +48,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-minimal build dist site .mypy_cache .ruff_cache .pytest_cache

@@ -242,9 +242,9 @@ def test_posterior_over_some_parameters(tmp_path):
     assert inner.bert.pooler.dense.weight is not model.bert.pooler.dense.weight
     assert model.bert.pooler.dense.weight.requires_grad
     ids = torch.stack([example["input_ids"] for example in examples()])
-    before = fitted.predict(ids, num_draws=2, batched=False).log_probs
+    before = fitted.predict(ids, num_draws=2).log_probs
     run.train()
-    assert torch.equal(fitted.predict(ids, num_draws=2, batched=False).log_probs, before)
+    assert torch.equal(fitted.predict(ids, num_draws=2).log_probs, before)
 
 
 def test_refuses(tmp_path):
@@ -284,5 +284,5 @@ def test_adapters(tmp_path):
     assert len(fitted.states[0].statistics["mean"]) == 2 * 2 * 16 + 16 * 3 + 3
     ids = torch.stack([example["input_ids"] for example in examples()])
     again = FittedPosterior.load(fitted.save(tmp_path / "kept"), Logits(adapted()))
-    one, other = (posterior.predict(ids, num_draws=3, batched=False) for posterior in (fitted, again))
+    one, other = (posterior.predict(ids, num_draws=3) for posterior in (fitted, again))
     assert torch.equal(one.log_probs, other.log_probs)

@@ -96,3 +96,22 @@ def test_wrong_inputs_are_named_as_by_a_plain_call(monkeypatch):
         fitted.predict(torch.ones(2, 5))
     monkeypatch.setattr(Point, "draw", lambda *_: pytest.fail("drawn again"))
     assert fitted.predict(torch.ones(2, 2)).mean.shape == (2, 3)  # and the stack is still there
+
+
+class Attending(nn.Module):
+    """Attention by torch's fused kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.project, self.head = nn.Linear(8, 24), nn.Linear(64, 3)
+
+    def forward(self, x):
+        query, key, value = self.project(x.flatten(1).view(len(x), 1, 8, 8)).chunk(3, dim=-1)
+        return self.head(nn.functional.scaled_dot_product_attention(query, key, value).flatten(1))
+
+
+def test_attention_is_stacked_without_a_word():
+    state, _ = train(SWAG(rank=2), Plain(), model=Attending())
+    fitted, x = FittedPosterior(SWAG(rank=2), [state], Categorical(3)), batch(5, size=4)[0]
+    expected = fitted.predict(x, 3, batched=False).log_probs
+    torch.testing.assert_close(fitted.predict(x, 3, batched=True).log_probs, expected, rtol=1e-4, atol=1e-5)

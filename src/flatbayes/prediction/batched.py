@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatbayes.core.buffers import evaluating
 
@@ -57,7 +58,10 @@ class Stack:
             found: Tensor = functional_call(self.network, values, (batch,))
             return found
 
-        with evaluating(self.network):
+        with (
+            evaluating(self.network),
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # the other kernels of attention cannot be stacked
             found: Tensor = vmap(one)(self.values)
         return found
 
