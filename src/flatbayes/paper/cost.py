@@ -41,11 +41,11 @@ def cost_of(cell: Cell) -> Cost:
     with torch.device("meta"):
         network = cell.model(input_shape=SHAPE, num_classes=CLASSES[cell.table])
         state = posterior.init(network, recipe.optimizer or posterior.default_optimizer, TRAINING_IMAGES)
-        optimizer: torch.optim.Optimizer = state.optimizer  # type: ignore[assignment]  # there is one
-        params = [param for group in optimizer.param_groups for param in group["params"]]
-        for param in params:
-            param.grad = torch.zeros_like(param)
-        optimizer.step()
+    optimizer: torch.optim.Optimizer = state.optimizer  # type: ignore[assignment]  # there is one
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
     held = [*state.model.parameters(), *params]  # each parameter that is learnt has a gradient
     held += [value for kept in optimizer.state.values() for value in kept.values() if isinstance(value, torch.Tensor)]
     held += list(state.statistics.values())

@@ -320,6 +320,12 @@ def test_what_does_not_go_with_divided_weights_is_said(posterior, change, messag
         check_sharded(posterior, recipe, World(0, 2))
 
 
+def test_weights_are_not_divided_by_a_torch_that_does_it_wrongly(monkeypatch):
+    monkeypatch.setattr("flatbayes.training.processes.sharded.TRIED", "99.0")
+    with pytest.raises(ValueError, match=r"is older than 99.0, the oldest tried"):
+        check_sharded(Point(), replace(RECIPE, strategy="fsdp", ascent="synchronised"), World(0, 2))
+
+
 def test_weights_are_not_divided_in_one_process():
     with pytest.raises(ValueError, match="start several"):
         fit(smooth, data(), Point(), SAM(), processes.SHARDED)

@@ -19,6 +19,8 @@ from flatbayes.training.recipe import Recipe
 
 ENOUGH = 2**20
 """Weights that are worth sending in a message of their own."""
+TRIED = "2.13"
+"""Oldest version of torch whose sharding gave what one process gives (2.8 does not)."""
 
 
 def check_sharded(posterior: Posterior, recipe: Recipe, world: World, checkpoints: Checkpoints | None = None) -> None:
@@ -35,6 +37,9 @@ def check_sharded(posterior: Posterior, recipe: Recipe, world: World, checkpoint
         "networks are not compiled": recipe.compile,
         "there are no checkpoints of parts": checkpoints is not None,
         "there is one process; start several": world.size == 1,
+        f"torch {torch.__version__} is older than {TRIED}, the oldest tried: one before gave wrong gradients": (
+            torch.__version__ < TRIED
+        ),
     }
     found = [reason for reason, holds in reasons.items() if holds]
     if found:
