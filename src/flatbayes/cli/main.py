@@ -1,8 +1,13 @@
 """From arguments to a verb, and from errors to messages and exit codes."""
 
 import argparse
+import io
+import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -23,8 +28,10 @@ from flatbayes.cli import (
     theory,
     tune,
 )
+from flatbayes.cli.bounded import MODE
 from flatbayes.cli.help import HelpFormatter
 from flatbayes.cli.names import known, with_full_names
+from flatbayes.core.lock import let_go
 from flatbayes.core.spec import build
 from flatbayes.training.processes.parallel import ElsewhereError, joined
 
@@ -59,6 +66,8 @@ PATHS_AS_THEY_ARE = ("paper",)
 """Verbs whose options name no classes: their `--data` is a folder."""
 
 BAD_INPUT, INTERRUPTED = 2, 130
+NEEDED = ("data", "posterior", "posteriors", "flatness", "schedule")
+"""Options that take a class or several, and cannot do without."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,17 +77,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 2 for bad input, or 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = build_parser()
-    if not arguments:
-        parser.print_help()
-        return BAD_INPUT
+    _make_printable()
+    pressed: list[int] = []
+    before = _listen(pressed)
     try:
-        named = arguments if arguments[0] in PATHS_AS_THEY_ARE else with_full_names(arguments)
-        options = parser.parse_args(named)
+        parser = build_parser()
+        if not arguments:
+            parser.print_help()
+            return BAD_INPUT
+        options = _parsed(parser, arguments)
         verb = options.subcommand
         if options[verb].get("init"):  # known only now, since it may stand in a file
             parser = build_parser(fit.fine_tuning())
-            options = parser.parse_args(with_full_names(arguments))
+            options = _parsed(parser, arguments)
         VERBS[verb][0].run(_objects(parser, options)[verb])
     except KeyboardInterrupt:
         _say("interrupted")
@@ -86,8 +97,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ElsewhereError:
         return BAD_INPUT  # the process where it happened has said so
     except (argparse.ArgumentError, ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
-        _say(_message(error))
+        _say("interrupted" if pressed else _message(error))
+        return INTERRUPTED if pressed else BAD_INPUT
+    except MemoryError as error:
+        _say(f"There is not enough memory ({error}). Ask for less: a smaller network, batch, rank or ensemble.")
         return BAD_INPUT
+    finally:
+        let_go()
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
     return 0
 
 
@@ -103,6 +121,7 @@ def build_parser(defaults: Mapping[str, Any] | None = None) -> ArgumentParser:
         description=OVERVIEW,
         formatter_class=HelpFormatter,
         exit_on_error=False,
+        parser_mode=MODE,
     )
     parser.add_argument("--version", action="version", version=version("flatbayes"))
     verbs = parser.add_subcommands(title="verbs", metavar="VERB", required=True)
@@ -114,11 +133,50 @@ def build_parser(defaults: Mapping[str, Any] | None = None) -> ArgumentParser:
     return parser
 
 
+def _make_printable() -> None:
+    """No result is lost for want of somewhere to print it, or of a letter to print it with."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            with suppress(OSError):  # no place to print after all
+                stream.reconfigure(errors="replace")
+
+
+def _listen(pressed: list[int]) -> Any:
+    """Note that Ctrl-C was pressed, since what it interrupts may make another error of it; the handler before."""
+
+    def press(number: int, frame: Any) -> None:
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual and threading.current_thread() is threading.main_thread():
+        return signal.signal(signal.SIGINT, press)
+    return None
+
+
+def _parsed(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    try:
+        return parser.parse_args(arguments if arguments[0] in PATHS_AS_THEY_ARE else with_full_names(arguments))
+    except (argparse.ArgumentError, ValueError, TypeError, RuntimeError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # what a damaged configuration makes the parser run into
+        raise ValueError(
+            f"The options cannot be read ({type(error).__name__}: {error}). If they come from a file, compare it "
+            "with what the same command writes with --print_config."
+        ) from error
+
+
 def _objects(parser: ArgumentParser, options: Namespace) -> Namespace:
     # The model is built later, once per run and with what the data says; the optimizer once there are weights.
     verb = options[options.subcommand]
     later = {key: verb.pop(key) for key in ("model", "optimizer") if key in verb}
     ready: Namespace = parser.instantiate(options)
+    empty = [key for key in NEEDED if key in verb and verb[key] is None]
+    if empty:
+        raise ValueError(f"--{empty[0]} is null: name one, or leave it out for the usual one.")
     for key, spec in later.items():
         plain = spec.as_dict() if isinstance(spec, Namespace) else spec
         ready[options.subcommand][key] = build(plain, bind=True) if key == "optimizer" else plain

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
+from flatbayes.cli.bounded import MODE
 from flatbayes.cli.help import HelpFormatter
 from flatbayes.cli.models import of_artefact, with_new_head
 from flatbayes.cli.names import known
@@ -30,6 +31,7 @@ def new_parser(usage: str, description: str) -> ArgumentParser:
         description=description,
         formatter_class=HelpFormatter,
         exit_on_error=False,
+        parser_mode=MODE,
     )
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
@@ -25,6 +26,7 @@ from flatbayes.comparison.statistics import summarise
 from flatbayes.comparison.task import Task
 from flatbayes.core.environment import environment
 from flatbayes.core.files import read_json, write_json
+from flatbayes.core.lock import hold, let_go
 from flatbayes.core.spec import label, to_spec
 from flatbayes.data import Source
 from flatbayes.flatness import SAM, Flatness, Plain
@@ -104,10 +106,12 @@ class Comparison:
         """Make the folder that of this comparison, or go on with it.
 
         A comparison may be continued with other posteriors, flatness or numbers of seeds; it is another one if
-        data, network, recipe, draws or part differ.
+        data, network, recipe, draws or part differ. No other process may have it until `results` or this process
+        ends.
 
         Raises:
-            ValueError: The folder already holds something else, and `overwrite` is not set.
+            ValueError: The folder already holds something else, and `overwrite` is not set; or another process is
+                writing there.
         """
         claim(folder, to_spec(self)["init_args"], EXTENDABLE, overwrite=overwrite)
 
@@ -129,11 +133,19 @@ class Comparison:
 
         Returns:
             The content of `results.json`; `failures` says which runs came to nothing, and why.
+
+        Raises:
+            ValueError: Another process is writing to the folder.
+            RuntimeError: A process of this comparison was killed; the runs that were done are kept.
         """
         tasks = self.tasks()
-        failures = execute(tasks, folder / "runs", jobs, progress, backend)
-        runs = [found for found in (task.kept(folder / "runs") for task in tasks) if found is not None]
-        return write_results(folder, to_spec(self)["init_args"], runs, failures)
+        hold(folder)
+        try:
+            failures = execute(tasks, folder / "runs", jobs, progress, backend)
+            runs = [found for found in (task.kept(folder / "runs") for task in tasks) if found is not None]
+            return write_results(folder, to_spec(self)["init_args"], runs, failures)
+        finally:
+            let_go(folder)
 
 
 def claim(folder: Path, config: dict[str, Any], extendable: Sequence[str], *, overwrite: bool) -> None:
@@ -146,11 +158,11 @@ def claim(folder: Path, config: dict[str, Any], extendable: Sequence[str], *, ov
         overwrite: Throw away what the folder holds.
 
     Raises:
-        ValueError: The folder already holds something else, and `overwrite` is not set.
+        ValueError: The folder already holds something else, and `overwrite` is not set; or another process is
+            writing there.
     """
     path = folder / CONFIG
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, not a folder: choose another --out.")
+    hold(folder)
     if path.is_file() and not overwrite:
         found = read_json(path)
         fixed = [key for key in config if key not in extendable]
@@ -207,6 +219,7 @@ def execute(
     Raises:
         ValueError: A run is to be trained on several devices.
         ImportError: A package is missing.
+        RuntimeError: One of the processes was killed; the runs that were done are kept.
 
     Returns:
         Which came to nothing, and why.
@@ -234,14 +247,20 @@ def execute(
         console=Console(stderr=True),
         disable=not (sys.stderr.isatty() if progress is None else progress),
     )
-    with bar:
-        shown = bar.add_task("", total=len(unique), completed=len(unique) - len(missing), last="")
-        calls = (delayed(task.attempt)(folder) for task in missing)
-        with workers(backend) as most:
-            number, failures = min(jobs or most, len(missing)), []
-            order = "generator_unordered" if backend == "loky" else "list"  # Ray's joblib gives all at the end
-            for task, reason in Parallel(n_jobs=number, return_as=order)(calls):
-                bar.update(shown, advance=1, last=task.name)
-                if reason is not None:
-                    failures.append(f"{task.name}: {reason}")
+    try:
+        with bar:
+            shown = bar.add_task("", total=len(unique), completed=len(unique) - len(missing), last="")
+            calls = (delayed(task.attempt)(folder) for task in missing)
+            with workers(backend) as most:
+                number, failures = min(jobs or most, len(missing)), []
+                order = "generator_unordered" if backend == "loky" else "list"  # Ray's joblib gives all at the end
+                for task, reason in Parallel(n_jobs=number, return_as=order)(calls):
+                    bar.update(shown, advance=1, last=task.name)
+                    if reason is not None:
+                        failures.append(f"{task.name}: {reason}")
+    except BrokenExecutor as error:
+        raise RuntimeError(
+            f"A process was killed, as happens when memory runs out. Finished runs are kept in {folder}, and the same "
+            "command goes on with them; --jobs 1 needs the least memory."
+        ) from error
     return sorted(failures)

@@ -24,6 +24,8 @@ Members = Literal["one_by_one", "auto", "together", "workers"]
 Strategy = Literal["ddp", "fsdp"]
 Ascent = Literal["local", "synchronised"]
 """Whose gradient says where the worst point is: that of each process's share of the batch, or that of all of it."""
+MOST = 10**9
+"""Nobody means more; products of what is below still have a name among the floats."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,14 @@ class Recipe:
     ascent: Ascent = "local"
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ValueError(f"epochs must be at least 0, got {self.epochs}.")
+        if not 0 <= self.epochs <= MOST:
+            raise ValueError(f"epochs must be at least 0 and at most {MOST}, got {self.epochs}.")
         for name in ("batch_size", "collect_per_epoch", "accumulate", "statistics_batches"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
-        if self.validations < 0:
-            raise ValueError(f"validations must be at least 0, got {self.validations}.")
+            if value is not None and not 1 <= value <= MOST:
+                raise ValueError(f"{name} must be at least 1 and at most {MOST}, got {value}.")
+        if not 0 <= self.validations <= MOST:
+            raise ValueError(f"validations must be at least 0 and at most {MOST}, got {self.validations}.")
         if self.validate_every is not None and self.validate_every < 1:
             raise ValueError(f"validate_every must be at least 1, got {self.validate_every}.")
         if self.members not in get_args(Members):

@@ -1,6 +1,7 @@
 """Find out in a second whether a training can end well, before anything is written or hours have passed."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from flatbayes.training.loss import training_loss
 from flatbayes.training.material import Held
 from flatbayes.training.model import ModelFactory, builder
 from flatbayes.training.pairing import check_pair
-from flatbayes.training.recipe import Recipe
+from flatbayes.training.recipe import Recipe, fabric_of, processes
 from flatbayes.training.start import Start, Trained, check_epochs
 
 ENOUGH, FEW = 5, 4
@@ -43,6 +44,8 @@ def rehearse(
     """
     check_epochs(recipe, trained=init is not None or isinstance(model, nn.Module))
     check_pair(posterior, flatness, recipe)
+    if prod(processes(recipe)) == 1:
+        fabric_of(recipe)  # says so if there is no such device
     steps = max(1, len(data.train) // min(recipe.batch_size, len(data.train)))
     check_collection(posterior, recipe, steps)
     source = Held(data)

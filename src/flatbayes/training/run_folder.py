@@ -7,6 +7,7 @@ from typing import Any
 
 from flatbayes.core.environment import environment
 from flatbayes.core.files import read_json, write_json
+from flatbayes.core.lock import hold
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.watching.watch import JsonLines
@@ -50,7 +51,7 @@ class RunFolder:
     def create(
         cls, path: Path, config: dict[str, Any], *, overwrite: bool = False, resume: bool = False
     ) -> "RunFolder":
-        """Claim a folder for a new run, or for one that goes on.
+        """Claim a folder for a new run, or for one that goes on; no other process may have it until this one ends.
 
         Args:
             path: The folder; it is made if need be.
@@ -60,12 +61,11 @@ class RunFolder:
 
         Raises:
             ValueError: The folder already holds a run (with `resume`, one that was asked to do something else), or
-                the path is a file.
+                the path is a file, or another process is writing there.
         """
         if overwrite and resume:
             raise ValueError("--overwrite begins anew and --resume goes on: choose one of them.")
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file, not a folder: choose another --out.")
+        hold(path)
         if resume and (path / CONFIG).is_file():
             found = read_json(path / CONFIG)
             other = sorted(key for key in config if not isinstance(found, dict) or found.get(key) != config[key])

@@ -1,0 +1,73 @@
+"""What is tried against the command line, in numbers: writes one part of docs/results/reliability.json.
+
+    python benchmarks/reliability.py commands 1500
+    python benchmarks/reliability.py configurations 1000
+    python benchmarks/reliability.py interruptions 40
+    python benchmarks/reliability.py writes 1
+    python benchmarks/reliability.py places 0
+    python benchmarks/reliability.py soak 300
+
+The number is how many commands, configurations or interruptions of each command, the step between writes, or the
+number of cycles. What went wrong is printed, and there is to be nothing.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests" / "reliability"), str(ROOT / "benchmarks")]
+
+
+def measured(part: str, number: int, first: int) -> dict[str, Any]:
+    """Try, and count."""
+    if part in ("commands", "configurations"):
+        from commands import main as commands
+
+        return {"counts": commands(part, first, number)}
+    if part == "interruptions":
+        from cases import CASES
+        from interrupting import main as interrupting
+
+        return interrupting(list(CASES), number, first)
+    if part == "writes":
+        from breaking import main as breaking
+        from cases import CASES
+
+        return breaking([name for name in CASES if name != "tune"], 10**6, number)
+    if part == "places":
+        from surroundings import PLACES
+        from surroundings import main as surroundings
+
+        return surroundings(list(PLACES))
+    from soak import soak
+
+    return soak(number)
+
+
+def main() -> None:
+    """One part, merged into what is there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["commands", "configurations", "interruptions", "writes", "places", "soak"])
+    parser.add_argument("number", type=int)
+    parser.add_argument("--first", type=int, default=10000)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "reliability.json")
+    options = parser.parse_args()
+    began = time.time()
+    found = measured(options.part, options.number, options.first)
+    for line in found.get("bad", []):
+        sys.stderr.write(f"{line}\n")
+    found = {**found, "bad": len(found.get("bad", [])), "first": options.first, "seconds": round(time.time() - began),
+             "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}  # fmt: skip
+    everything = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    everything[options.part] = found
+    options.out.write_text(json.dumps(everything) + "\n")
+    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""What the disturbances found, one by one."""
+
+import io
+import os
+import signal
+import sys
+from concurrent.futures import BrokenExecutor
+
+import pytest
+import yaml
+
+from flatbayes.cli import main
+from flatbayes.cli.bounded import load
+from flatbayes.core.lock import hold
+from flatbayes.training import Recipe
+
+TINY = ["--data=digits", "--data.train_size=40", "--model=mlp", "--model.hidden=[8]", "--epochs=1", "--draws=2"]
+POINT = [*TINY, "--posterior=point"]
+COMPARE = ["compare", *TINY, "--posteriors=[point]", "--seeds=1", "--jobs=1", "--out=cmp"]
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+DAMAGED = {
+    "an entry for the file itself": ("config: {a: 1}\nepochs: 1\n", "cannot be read"),
+    "a billion laughs": (LAUGHS, "entries once its aliases are written out"),
+    "a snake that bites its tail": ("data: &d [*d]\n", "contains itself"),
+    "no schedule": ("schedule: null\n", "--schedule is null"),
+    "no posterior": ("posterior: null\n", "--posterior is null"),
+    "a program as a posterior": (
+        "posterior: {class_path: os.system, init_args: {command: touch pwned}}\n",
+        "does not correspond to a subclass of Posterior",
+    ),
+    "a program as a tag": ("posterior: !!python/object/apply:os.system ['touch pwned']\n", "python/object"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the parser's, of arguments that a wrong class would lose
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_configuration_is_refused_in_words(here, capsys, kind):
+    text, message = DAMAGED[kind]
+    (here / "c.yaml").write_text(text)
+    before = sorted(here.iterdir())
+    assert main(["fit", *TINY, "--config=c.yaml", "--out=run"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("flatbayes: ")
+    assert message in said
+    assert sorted(here.iterdir()) == before
+
+
+def test_aliases_that_stay_within_bounds_are_welcome():
+    text = "flatness: &f {rho: 0.1}\nposterior: [*f, *f]\n"
+    assert load(text) == yaml.safe_load(text)
+
+
+def test_a_device_that_is_not_there_is_said_before_anything_is_written(here, capsys):
+    for command in (["fit", *POINT, "--out=run"], COMPARE):
+        assert main([*command, "--accelerator=abacus"]) == 2
+        assert "abacus" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "accumulate", "validations"])
+def test_numbers_that_no_float_can_hold_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least [01] and at most 1000000000, got"):
+        Recipe(**{name: 10**400})
+
+
+def test_ctrl_c_that_a_library_made_another_error_of_is_still_ctrl_c(here, capsys, monkeypatch):
+    def load(*_):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            while True:  # until it is delivered
+                pass
+        except KeyboardInterrupt:
+            raise TypeError("could not determine the shape") from None
+
+    monkeypatch.setattr("flatbayes.data.Digits.load", load)
+    monkeypatch.setattr(signal, "default_int_handler", signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert main(["fit", *POINT, "--out=run"]) == 130
+    assert capsys.readouterr().err == "flatbayes: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_want_of_memory_is_said(here, capsys, monkeypatch):
+    def load(*_):
+        raise MemoryError("Unable to allocate 8 EiB")
+
+    monkeypatch.setattr("flatbayes.data.Digits.load", load)
+    assert main(["fit", *POINT, "--out=run"]) == 2
+    assert "flatbayes: There is not enough memory (Unable to allocate 8 EiB)" in capsys.readouterr().err
+
+
+def test_letters_that_cannot_be_printed_cost_nothing(here, monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    command = ["tune", *TINY, "--posterior=point", "--trials=1", "--seeds=1", "--out=tuned"]
+    assert main(command) == 0
+    sys.stdout.flush()
+    assert b"best" in shown.getvalue()
+
+
+def test_a_killed_worker_is_said_with_what_to_do(here, capsys, monkeypatch):
+    def killed(**_):
+        raise BrokenExecutor("A worker process was unexpectedly terminated")
+
+    monkeypatch.setattr("joblib.Parallel", killed)
+    assert main(COMPARE) == 2
+    said = capsys.readouterr().err
+    assert "A process was killed, as happens when memory runs out. Finished runs are kept in cmp/runs, and the same" in said
+    monkeypatch.undo()
+    os.chdir(here)
+    assert main(COMPARE) == 0
+
+
+@pytest.mark.parametrize("command", [["fit", *POINT, "--out=cmp"], COMPARE, [*COMPARE, "--overwrite"]])
+def test_a_second_process_ends_at_once_and_touches_nothing(here, capsys, command):
+    (here / "cmp").mkdir()
+    (here / "cmp" / "results.json").write_text("{}")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            hold(here / "cmp")
+            os.write(writing, b"held")
+            signal.pause()
+        finally:
+            os._exit(1)
+    try:
+        os.read(reading, 4)
+        assert main(command) == 2
+        assert f"cmp is being written to by process {child} on" in capsys.readouterr().err
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert {path.name for path in (here / "cmp").iterdir()} == {".lock", "results.json"}
