@@ -44,7 +44,8 @@ BORDERLINE = {
     str: ["", "nan", "../..", "cuda", "cuda:99", "tpu", "мир", "\N{SNOWMAN}\u202e", "a" * 5000, "*", "[", "(?"],
 }
 ABSURD = ["", " ", "null", "~", "[]", "{}", "[[]]", "x", "[1, 2, 3]", '{"a": 1}', "日本", "nan", "-", "--",
-          "@", "!!int 3", "[null]", "{1: 2}", "os.system", "1e", "%s%n", "${HOME}", "\ud800", "\t", "\n", "2020-01-01"]  # fmt: skip
+          "@", "!!int 3", "[null]", "{1: 2}", "os.system", "1e", "%s%n", "${HOME}", "\ud800", "\t",
+          "\n", "2020-01-01"]  # fmt: skip
 HOSTILE = ["os.system", "subprocess.Popen", "builtins.exec", "builtins.eval", "os.remove", "shutil.rmtree",
            "torch.load", "torch.nn.Module", "flatbayes.cli.main", "importlib.import_module", "sys.exit", "os._exit",
            "os.abort", "no.such.Thing", "..", "flatbayes.posteriors", "flatbayes.posteriors.Posterior"]  # fmt: skip
@@ -232,8 +233,8 @@ def _keys(thing: Any) -> list[Any]:
     return list(thing) if isinstance(thing, dict) else list(range(len(thing))) if isinstance(thing, list) else []
 
 
-BITS = [b"\t", b"\x00", b"\xff\xfe", b"&a *a ", b"!!python/name:os.system ", b"%", b"{[", b"- ", b": ", b"<<: ", b"? ",
-        b"\n---\n", b"\xef\xbb\xbf", b"|\n"]  # fmt: skip
+BITS = [b"\t", b"\x00", b"\xff\xfe", b"&a *a ", b"!!python/name:os.system ", b"%", b"{[", b"- ", b": ", b"<<: ", 
+        b"? ", b"\n---\n", b"\xef\xbb\xbf", b"|\n"]  # fmt: skip
 LAUGHS = b"a: &a [x, x, x, x, x, x, x, x, x]\n" + b"".join(
     b"%c: &%c [%s]\n" % (c, c, b", ".join([b"*%c" % (c - 1)] * 9)) for c in range(ord("b"), ord("j"))
 )

@@ -116,7 +116,10 @@ def test_a_killed_worker_is_said_with_what_to_do(here, capsys, monkeypatch):
     monkeypatch.setattr("joblib.Parallel", killed)
     assert main(COMPARE) == 2
     said = capsys.readouterr().err
-    assert "A process was killed, as happens when memory runs out. Finished runs are kept in cmp/runs, and the same" in said
+    assert (
+        "A process was killed, as happens when memory runs out. Finished runs are kept in cmp/runs, and the same"
+        in said
+    )
     monkeypatch.undo()
     os.chdir(here)
     assert main(COMPARE) == 0

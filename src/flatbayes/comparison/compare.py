@@ -260,7 +260,7 @@ def execute(
                         failures.append(f"{task.name}: {reason}")
     except BrokenExecutor as error:
         raise RuntimeError(
-            f"A process was killed, as happens when memory runs out. Finished runs are kept in {folder}, and the same "
-            "command goes on with them; --jobs 1 needs the least memory."
+            f"A process was killed, as happens when memory runs out. Finished runs are kept in {folder}, and the "
+            "same command goes on with them; --jobs 1 needs the least memory."
         ) from error
     return sorted(failures)
