@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flatbayes.comparison import Comparison, Task
+from flatbayes.core.lock import let_go
 from flatbayes.data import Digits
 from flatbayes.flatness import SAM, Plain, Random
 from flatbayes.models import MLP
@@ -112,6 +113,7 @@ def test_overwriting_leaves_nothing_of_another_kind_of_run(tmp_path):
     for name in (*ours, "own.txt", "runs/own.json"):
         (tmp_path / name).write_text("{}")
     SMALL.claim(tmp_path, overwrite=True)
+    let_go(tmp_path)
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     assert left == ["config.json", "own.txt", "runs/own.json"]
 

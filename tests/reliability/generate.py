@@ -233,7 +233,7 @@ def _keys(thing: Any) -> list[Any]:
     return list(thing) if isinstance(thing, dict) else list(range(len(thing))) if isinstance(thing, list) else []
 
 
-BITS = [b"\t", b"\x00", b"\xff\xfe", b"&a *a ", b"!!python/name:os.system ", b"%", b"{[", b"- ", b": ", b"<<: ", 
+BITS = [b"\t", b"\x00", b"\xff\xfe", b"&a *a ", b"!!python/name:os.system ", b"%", b"{[", b"- ", b": ", b"<<: ",
         b"? ", b"\n---\n", b"\xef\xbb\xbf", b"|\n"]  # fmt: skip
 LAUGHS = b"a: &a [x, x, x, x, x, x, x, x, x]\n" + b"".join(
     b"%c: &%c [%s]\n" % (c, c, b", ".join([b"*%c" % (c - 1)] * 9)) for c in range(ord("b"), ord("j"))

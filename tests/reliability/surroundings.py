@@ -90,7 +90,7 @@ def broken_pipe() -> None:
 
 def folder_vanishes() -> int:
     """The folder is removed after the first epoch."""
-    from flatbayes.training.watch import JsonLines
+    from flatbayes.training.watching.watch import JsonLines
 
     write = JsonLines.epoch
 
