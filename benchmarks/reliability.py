@@ -61,8 +61,17 @@ def main() -> None:
     found = measured(options.part, options.number, options.first)
     for line in found.get("bad", []):
         sys.stderr.write(f"{line}\n")
-    found = {**found, "bad": len(found.get("bad", [])), "first": options.first, "seconds": round(time.time() - began),
-             "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}  # fmt: skip
+    wrong = len(found.get("bad", [])) + sum(
+        count for end, count in found.get("counts", {}).items() if end.startswith("bad")
+    )
+    found = {
+        **found,
+        "bad": wrong,
+        "number": options.first,
+        "seconds": round(time.time() - began),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
     everything = json.loads(options.out.read_text()) if options.out.is_file() else {}
     everything[options.part] = found
     options.out.write_text(json.dumps(everything) + "\n")

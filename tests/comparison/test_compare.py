@@ -91,6 +91,7 @@ def test_another_comparison_does_not_move_in_unasked(finished, tmp_path):
     SMALL.claim(tmp_path, overwrite=False)
     (tmp_path / "results.json").write_text("{}")
     other.claim(tmp_path, overwrite=True)
+    let_go(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "file", "own.txt"]
 
 

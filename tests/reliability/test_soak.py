@@ -14,6 +14,7 @@ def soak():
     return module.soak
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read in /proc")
 @pytest.mark.parametrize("cycles", [10, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:.torch.distributed.reduce_op:FutureWarning")  # of looking at every object
 def test_nothing_grows(soak, cycles):

@@ -1,0 +1,43 @@
+"""The page about reliability claims what the scripts counted."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+FOUND = json.loads((DOCS / "results" / "reliability.json").read_text())
+PAGE = (DOCS / "reliability.md").read_text()
+
+
+def total(part, end):
+    """Of all commands that were disturbed, how many ended so."""
+    return sum(counts.get(end, 0) for counts in FOUND[part]["counts"].values())
+
+
+@pytest.mark.parametrize("part", ["commands", "configurations", "interruptions", "writes", "places", "soak"])
+def test_nothing_went_wrong(part):
+    assert FOUND[part]["bad"] == 0
+
+
+@pytest.mark.parametrize("kind", ["commands", "configurations"])
+def test_commands(kind):
+    counts = FOUND[kind]["counts"]
+    assert f"| {sum(counts.values()):,} |" in PAGE
+    assert f"{counts['ran']:,}" in PAGE
+    assert f"{counts['refused in words']:,}" in PAGE
+
+
+def test_disturbances():
+    assert f"| {total('interruptions', 'went on to the same end'):,} |" in PAGE
+    assert f"in {total('interruptions', 'interrupted'):,} of the tries" in PAGE
+    assert f"| {total('writes', 'went on to the same end'):,} |" in PAGE
+    assert f"| {FOUND['places']['places']} |" in PAGE
+
+
+def test_the_soak():
+    soak = FOUND["soak"]
+    assert f"| {soak['cycles']:,} |" in PAGE
+    assert f"{soak['kib_per_cycle_in_the_second_half']} KiB a cycle" in PAGE
+    for kind in ("open_files", "threads", "tensors", "temporary_files"):
+        assert soak["first"][kind] == soak["last"][kind]
