@@ -5,6 +5,7 @@
     python benchmarks/reliability.py interruptions 40
     python benchmarks/reliability.py writes 1
     python benchmarks/reliability.py places 0
+    python benchmarks/reliability.py hyperparameters 0
     python benchmarks/reliability.py soak 300
 
 The number is how many commands, configurations or interruptions of each command, the step between writes, or the
@@ -44,6 +45,10 @@ def measured(part: str, number: int, first: int) -> dict[str, Any]:
         from surroundings import main as surroundings
 
         return surroundings(list(PLACES))
+    if part == "hyperparameters":
+        from hyperparameters import main as hyperparameters
+
+        return hyperparameters()
     from soak import soak
 
     return soak(number)
@@ -52,7 +57,9 @@ def measured(part: str, number: int, first: int) -> dict[str, Any]:
 def main() -> None:
     """One part, merged into what is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["commands", "configurations", "interruptions", "writes", "places", "soak"])
+    parser.add_argument(
+        "part", choices=["commands", "configurations", "interruptions", "writes", "places", "hyperparameters", "soak"]
+    )
     parser.add_argument("number", type=int)
     parser.add_argument("--first", type=int, default=10000)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "reliability.json")

@@ -15,7 +15,9 @@ def total(part, end):
     return sum(counts.get(end, 0) for counts in FOUND[part]["counts"].values())
 
 
-@pytest.mark.parametrize("part", ["commands", "configurations", "interruptions", "writes", "places", "soak"])
+@pytest.mark.parametrize(
+    "part", ["commands", "configurations", "interruptions", "writes", "places", "hyperparameters", "soak"]
+)
 def test_nothing_went_wrong(part):
     assert FOUND[part]["bad"] == 0
 
@@ -32,6 +34,7 @@ def test_disturbances():
     assert f"| {total('interruptions', 'went on to the same end'):,} |" in PAGE
     assert f"in {total('interruptions', 'interrupted'):,} of the tries" in PAGE
     assert f"| {total('writes', 'went on to the same end'):,} |" in PAGE
+    assert f"| {FOUND['hyperparameters']['tried']:,} |" in PAGE
     assert f"| {FOUND['places']['places']} |" in PAGE
 
 

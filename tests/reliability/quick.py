@@ -5,6 +5,7 @@ import sys
 
 from breaking import main as breaking
 from commands import main as commands
+from hyperparameters import main as hyperparameters
 from interrupting import main as interrupting
 from surroundings import PLACES
 from surroundings import main as surroundings
@@ -16,6 +17,7 @@ if __name__ == "__main__":
     found = {
         "commands": commands("commands", 0, 16),
         "configurations": commands("configurations", 0, 24),
+        "hyperparameters": hyperparameters(),
         "interruptions": interrupting(["fit", "predict"], 3, 0),
         "writes": breaking(["fit"], 10**6, 20),
         "places": surroundings([name for name in PLACES if name in FEW]),

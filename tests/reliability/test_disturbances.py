@@ -26,8 +26,9 @@ def test_a_little_of_everything():
         assert not [end for end in found[kind] if end.startswith("bad")], complaints[-3000:]
     assert found["commands"]["ran"] >= 2
     assert found["commands"]["refused in words"] >= 2
-    for kind in ("interruptions", "writes", "places"):
+    for kind in ("hyperparameters", "interruptions", "writes", "places"):
         assert found[kind]["bad"] == []
+    assert found["hyperparameters"]["refused"] > 1000
     assert found["interruptions"]["counts"]["fit"]["went on to the same end"] == 3
     assert found["writes"]["counts"]["fit"]["ended with our message"] >= 3
     assert found["places"]["places"] == 7

@@ -91,6 +91,17 @@ def test_ctrl_c_that_a_library_made_another_error_of_is_still_ctrl_c(here, capsy
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_numbers_that_cannot_be_computed_with_are_said(here, capsys):
+    for more in (
+        ["--flatness=looksam", f"--flatness.every={10**400}"],
+        ["--schedule=cyclical", f"--schedule.times={10**400}"],
+    ):
+        code, said = main(["fit", *POINT, *more, "--out=run", "--overwrite"]), capsys.readouterr().err
+        assert code in (0, 2)
+        assert "Traceback" not in said
+        assert code == 0 or said.startswith("flatbayes: ")
+
+
 def test_want_of_memory_is_said(here, capsys, monkeypatch):
     def load(*_):
         raise MemoryError("Unable to allocate 8 EiB")

@@ -99,6 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (argparse.ArgumentError, ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         _say("interrupted" if pressed else _message(error))
         return INTERRUPTED if pressed else BAD_INPUT
+    except OverflowError as error:
+        _say(f"One of the numbers is too large to compute with: {error}.")
+        return BAD_INPUT
     except MemoryError as error:
         _say(f"There is not enough memory ({error}). Ask for less: a smaller network, batch, rank or ensemble.")
         return BAD_INPUT

@@ -5,6 +5,7 @@ weights displaced, the same random numbers (dropout masks, weight noise) and lea
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def check_radius(rho: float) -> None:
     Raises:
         ValueError: `rho` is negative or not finite.
     """
-    if not (math.isfinite(rho) and rho >= 0):
+    if not 0 <= rho <= sys.float_info.max:  # also of integers that no float can hold
         raise ValueError(f"rho is the radius of a ball: it must be finite and at least 0, got {rho}.")
 
 

@@ -143,8 +143,8 @@ class Cyclical(Schedule):
     last: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.times < 1:
-            raise ValueError(f"times must be at least 1, got {self.times}.")
+        if not 1 <= self.times <= 10**9:
+            raise ValueError(f"times must be at least 1 and at most {10**9}, got {self.times}.")
         _check_share("last", self.last)
 
     @property
