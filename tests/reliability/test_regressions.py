@@ -84,11 +84,29 @@ def test_ctrl_c_that_a_library_made_another_error_of_is_still_ctrl_c(here, capsy
             raise TypeError("could not determine the shape") from None
 
     monkeypatch.setattr("flatbayes.data.Digits.load", load)
-    monkeypatch.setattr(signal, "default_int_handler", signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     assert main(["fit", *POINT, "--out=run"]) == 130
     assert capsys.readouterr().err == "flatbayes: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_where_nobody_would_hear_it_comes_again(here, capsys, monkeypatch):
+    class Last:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000):  # the handler runs between two of them
+                pass
+
+    def load(*_):
+        last = Last()
+        del last
+        time.sleep(10)
+        raise AssertionError("Ctrl-C went unheard")
+
+    monkeypatch.setattr("flatbayes.data.Digits.load", load)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert main(["fit", *POINT, "--out=run"]) == 130
+    assert capsys.readouterr().err == "flatbayes: interrupted\n"
 
 
 def test_numbers_that_cannot_be_computed_with_are_said(here, capsys):

@@ -1,5 +1,6 @@
 """From arguments to a verb, and from errors to messages and exit codes."""
 
+import _thread
 import argparse
 import io
 import os
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from types import FrameType
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -150,14 +152,28 @@ def _make_printable() -> None:
 def _listen(pressed: list[int]) -> Any:
     """Note that Ctrl-C was pressed, since what it interrupts may make another error of it; the handler before."""
 
-    def press(number: int, frame: Any) -> None:
+    def press(number: int, frame: FrameType | None) -> None:
         pressed.append(number)
-        signal.default_int_handler(number, frame)
+        if _is_deaf(frame):
+            again = threading.Timer(0.01, _thread.interrupt_main)
+            again.daemon = True
+            again.start()
+        else:
+            signal.default_int_handler(number, frame)
 
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if usual and threading.current_thread() is threading.main_thread():
         return signal.signal(signal.SIGINT, press)
     return None
+
+
+def _is_deaf(frame: FrameType | None) -> bool:
+    """Whether an exception would be printed and forgotten there, as in whatever clears up after an object."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_globals.get("__name__") in ("weakref", "_weakrefset"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _parsed(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
