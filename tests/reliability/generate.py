@@ -56,6 +56,9 @@ WORK = {"epochs", "draws", "seeds", "size", "num_samples", "ascent_steps", "tria
         "blocks", "sharpness_draws", "batch_size", "times", "pad", "growth_rate", "units"}  # fmt: skip
 """Options that legitimately ask for any amount of work or memory: a command with a large one may run out of time."""
 
+ELSEWHERE = ("optimizer", "schedule", "compile", "devices")
+"""Fields that are chosen below, or start other programs: a compiler, more processes."""
+
 
 def command(dice: random.Random) -> list[str]:
     """A random `fit`, sometimes a `compare`, of tiny data."""
@@ -151,10 +154,9 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
         names = [field.name for field in fields(target) if field.init]
     else:
         names = [n for n in inspect.signature(target).parameters if n not in ("input_shape", "num_classes")]
-    hints = {
-        name: hints[name] for name in names if name in hints and name not in ("optimizer", "schedule", "compile")
-    }
-    return hints | ({"accelerator": Literal["cpu", "auto"]} if "accelerator" in hints else {})
+    hints = {name: hints[name] for name in names if name in hints and name not in ELSEWHERE}
+    here = {"accelerator": Literal["cpu", "auto"], "members": Literal["one_by_one", "auto", "together"]}
+    return hints | {name: here[name] for name in here if name in hints}
 
 
 def _data_hints(oddness: float) -> dict[str, Any]:

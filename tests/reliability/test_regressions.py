@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+import time
 from concurrent.futures import BrokenExecutor
 
 import pytest
