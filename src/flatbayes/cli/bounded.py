@@ -6,6 +6,8 @@ import yaml
 from jsonargparse import get_loader, set_loader
 from yaml.nodes import MappingNode, Node, SequenceNode
 
+from flatbayes.cli.completed import completed
+
 MODE = "bounded"
 """The parser mode whose loader is `load`."""
 MOST = 100_000
@@ -13,14 +15,14 @@ _load = get_loader("yaml")
 
 
 def load(text: str) -> Any:
-    """Read YAML as jsonargparse does.
+    """Read YAML as jsonargparse does, with the arguments of every class of ours written out.
 
     Raises:
         ValueError: Written out, it has too many entries, or contains itself.
     """
     if "*" in text and "&" in text:
         _size(yaml.compose(text, Loader=yaml.SafeLoader), {}, ())
-    return _load(text)
+    return completed(_load(text))
 
 
 def _size(node: Node | None, known: dict[int, int], above: tuple[int, ...]) -> int:

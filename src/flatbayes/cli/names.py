@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from flatbayes import data, flatness, models, posteriors
-from flatbayes.core.spec import locate, to_spec
+from flatbayes.cli.completed import defaults_of
+from flatbayes.core.spec import to_spec
 from flatbayes.data.hub import is_hub_name
 from flatbayes.training import schedules
 
@@ -56,16 +55,8 @@ def full_name(axis: str, name: str) -> str:
 
 
 def _with_defaults(path: str) -> str:
-    # A bare class path would inherit the arguments that it shares with the default of the option: ASAM SAM's rho.
-    if not path.startswith("flatbayes."):
-        return path
-    target = locate(path)
-    complete = is_dataclass(target) and all(not field.init or _has_default(field) for field in fields(target))
-    return json.dumps(to_spec(target())) if complete else path
-
-
-def _has_default(field: Field[Any]) -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING
+    defaults = defaults_of(path)
+    return json.dumps({"class_path": path, "init_args": defaults}) if defaults else path
 
 
 def with_full_names(arguments: Sequence[str]) -> list[str]:
