@@ -1,16 +1,10 @@
 """From arguments to a verb, and from errors to messages and exit codes."""
 
-import _thread
 import argparse
-import io
-import os
 import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import version
-from types import FrameType
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -33,6 +27,7 @@ from flatbayes.cli import (
 from flatbayes.cli.bounded import MODE
 from flatbayes.cli.help import HelpFormatter
 from flatbayes.cli.names import known, with_full_names
+from flatbayes.cli.terminal import listen, make_printable
 from flatbayes.core.lock import let_go
 from flatbayes.core.spec import build
 from flatbayes.training.processes.parallel import ElsewhereError, joined
@@ -79,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 2 for bad input, or 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    _make_printable()
+    make_printable()
     pressed: list[int] = []
-    before = _listen(pressed)
+    before = listen(pressed)
     try:
         parser = build_parser()
         if not arguments:
@@ -136,44 +131,6 @@ def build_parser(defaults: Mapping[str, Any] | None = None) -> ArgumentParser:
             options.set_defaults(dict(defaults))
         verbs.add_subcommand(name, options, help=text)
     return parser
-
-
-def _make_printable() -> None:
-    """No result is lost for want of somewhere to print it, or of a letter to print it with."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started this process
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # until the process ends
-        elif isinstance(stream, io.TextIOWrapper):
-            with suppress(OSError):  # no place to print after all
-                stream.reconfigure(errors="replace")
-
-
-def _listen(pressed: list[int]) -> Any:
-    """Note that Ctrl-C was pressed, since what it interrupts may make another error of it; the handler before."""
-
-    def press(number: int, frame: FrameType | None) -> None:
-        pressed.append(number)
-        if _is_deaf(frame):
-            again = threading.Timer(0.01, _thread.interrupt_main)
-            again.daemon = True
-            again.start()
-        else:
-            signal.default_int_handler(number, frame)
-
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if usual and threading.current_thread() is threading.main_thread():
-        return signal.signal(signal.SIGINT, press)
-    return None
-
-
-def _is_deaf(frame: FrameType | None) -> bool:
-    """Whether an exception would be printed and forgotten there, as in whatever clears up after an object."""
-    while frame is not None:
-        if frame.f_code.co_name == "__del__" or frame.f_globals.get("__name__") in ("weakref", "_weakrefset"):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _parsed(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
