@@ -6,14 +6,20 @@ import signal
 import sys
 import time
 from concurrent.futures import BrokenExecutor
+from functools import partial
 
 import pytest
+import torch
 import yaml
 
 from flatbayes.cli import main
 from flatbayes.cli.bounded import load
 from flatbayes.core.lock import hold
-from flatbayes.training import Recipe
+from flatbayes.data import Digits
+from flatbayes.flatness import Plain
+from flatbayes.models import MLP
+from flatbayes.posteriors import Point
+from flatbayes.training import Recipe, fit
 
 TINY = ["--data=digits", "--data.train_size=40", "--model=mlp", "--model.hidden=[8]", "--epochs=1", "--draws=2"]
 POINT = [*TINY, "--posterior=point"]
@@ -121,6 +127,33 @@ def test_numbers_that_cannot_be_computed_with_are_said(here, capsys):
         assert code in (0, 2)
         assert "Traceback" not in said
         assert code == 0 or said.startswith("flatbayes: ")
+
+
+def test_weights_that_the_last_step_broke_are_not_kept_as_a_result(here, capsys):
+    far = ["--optimizer=SGD", "--batch_size=40", "--flatness=plain"]
+    assert main(["fit", *POINT, *far, "--optimizer.lr=1e38", "--out=run"]) == 2
+    assert "flatbayes: The validation loss is nan in epoch 1 of 1. Try a lower" in capsys.readouterr().err
+    assert {path.name for path in (here / "run").glob("*.json")} == {"config.json", "environment.json"}
+
+
+class Breaking(torch.optim.SGD):
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].fill_(torch.inf)
+        return loss
+
+
+def test_weights_that_the_last_step_broke_are_found_without_validation():
+    recipe = Recipe(epochs=1, batch_size=40, validations=0, optimizer=partial(Breaking, lr=0.1))
+    with pytest.raises(RuntimeError, match="Some weights are not finite after the last step"):
+        fit(partial(MLP, hidden=(4,)), Digits(train_size=40).load(seed=0), Point(), Plain(), recipe)
+
+
+def test_more_draws_than_there_is_time_for_are_refused_before_training(here, capsys):
+    assert main(["fit", *POINT, f"--draws={10**400}", "--out=run"]) == 2
+    assert "at most a million draws" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
 
 
 def test_want_of_memory_is_said(here, capsys, monkeypatch):

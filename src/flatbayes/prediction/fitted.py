@@ -273,10 +273,12 @@ class FittedPosterior:
 
 
 def check_num_draws(num_draws: int) -> None:
-    """Refuse a prediction without networks.
+    """Refuse a prediction without networks, or with more than there is time for.
 
     Raises:
-        ValueError: `num_draws` is below 1.
+        ValueError: `num_draws` is below 1 or above a million.
     """
     if num_draws < 1:
         raise ValueError(f"A prediction needs at least 1 draw, got num_draws={num_draws}.")
+    if num_draws > 10**6:
+        raise ValueError(f"A prediction takes at most a million draws, got num_draws={num_draws}.")

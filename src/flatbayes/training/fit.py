@@ -93,7 +93,7 @@ def fit(
     Raises:
         ValueError: Model, data, posterior, flatness and recipe do not go together, or the checkpoints are those of
             another training.
-        RuntimeError: The loss became non-finite.
+        RuntimeError: The loss, or a weight, became non-finite.
         OSError: A checkpoint could not be written; earlier ones are as good as they were.
         Interrupted: Ctrl-C was pressed; it carries what was fitted so far.
     """
@@ -167,6 +167,7 @@ def fit(
                 ended = job.train(fabric, seen, keeper, number)
                 trained = True
                 for state in ended:
+                    _check_finite(state.model)
                     posterior.finish(state, source.examples(fabric.device), likelihood.loss)
                     states.append(state)
                 keeper.keep_ended(number, kept_of(ended, job))
@@ -219,6 +220,14 @@ def _described(thing: Any) -> Any:
         return to_spec(thing)
     except TypeError:
         return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _check_finite(network: nn.Module) -> None:
+    if not all(param.isfinite().all() for param in network.parameters()):
+        raise RuntimeError(
+            "Some weights are not finite after the last step, which the loss before it could not show. Try a lower "
+            "learning rate, a smaller rho, or clipping (--clip_norm 1)."
+        )
 
 
 def _check(model: nn.Module | ModelFactory, posterior: Posterior, *, trained: bool) -> None:

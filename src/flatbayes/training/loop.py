@@ -137,6 +137,8 @@ class Job:
                     about = {"epoch": epoch + 1, "step": course.step, "loss": mean_loss, "lr": rates[0] * factor}
                     self.records.append({**which, **about, **measured[run]})
                     watch.epoch(self.records[-1])
+                    if epoch + 1 == recipe.epochs and math.isnan(measured[run].get("val_nll", 0.0)):
+                        raise RuntimeError(self._diverged(math.nan, run, epoch + 1, rates[0], "validation loss"))
                 if self._is_due(keeper, world, epoch_ended=True):
                     keeper.keep(number, course.step, self._saved(engine, world))
         module.eval()
@@ -237,10 +239,10 @@ class Job:
 
         return clipped
 
-    def _diverged(self, loss: float, run: int, epoch: int, rate: float) -> str:
+    def _diverged(self, loss: float, run: int, epoch: int, rate: float, what: str = "loss") -> str:
         which = "" if self.networks == 1 else f" of run {run + 1}"
         return (
-            f"The loss{which} is {loss} in epoch {epoch} of {self.recipe.epochs}. Try a lower learning rate (now "
+            f"The {what}{which} is {loss} in epoch {epoch} of {self.recipe.epochs}. Try a lower learning rate (now "
             f"{rate:g}), a smaller rho (now {self.flatness}), clipping (--clip_norm 1), or precision 32-true (now "
             f"{self.recipe.precision})."
         )
