@@ -151,7 +151,7 @@ def _objects(parser: ArgumentParser, options: Namespace) -> Namespace:
     later = {key: verb.pop(key) for key in ("model", "optimizer") if key in verb}
     ready: Namespace = parser.instantiate(options)
     empty = [key for key in NEEDED if key in verb and verb[key] is None]
-    if empty:
+    if empty and options.subcommand not in PATHS_AS_THEY_ARE:
         raise ValueError(f"--{empty[0]} is null: name one, or leave it out for the usual one.")
     for key, spec in later.items():
         plain = spec.as_dict() if isinstance(spec, Namespace) else spec
