@@ -81,14 +81,15 @@ def test_numbers_that_no_float_can_hold_are_refused(name):
         Recipe(**{name: 10**400})
 
 
-def test_ctrl_c_that_a_library_made_another_error_of_is_still_ctrl_c(here, capsys, monkeypatch):
+@pytest.mark.parametrize("kind", [TypeError, UnboundLocalError])
+def test_ctrl_c_that_a_library_made_another_error_of_is_still_ctrl_c(here, capsys, monkeypatch, kind):
     def load(*_):
         try:
             os.kill(os.getpid(), signal.SIGINT)
             while True:  # until it is delivered
                 pass
         except KeyboardInterrupt:
-            raise TypeError("could not determine the shape") from None
+            raise kind("could not determine the shape") from None
 
     monkeypatch.setattr("flatbayes.data.Digits.load", load)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -154,6 +155,12 @@ def test_more_draws_than_there_is_time_for_are_refused_before_training(here, cap
     assert main(["fit", *POINT, f"--draws={10**400}", "--out=run"]) == 2
     assert "at most a million draws" in capsys.readouterr().err
     assert list(here.iterdir()) == []
+
+
+def test_a_mistake_of_ours_is_not_dressed_up(here, monkeypatch):
+    monkeypatch.setattr("flatbayes.data.Digits.load", lambda *_: {}["no such key"])
+    with pytest.raises(KeyError, match="no such key"):
+        main(["fit", *POINT, "--out=run"])
 
 
 def test_want_of_memory_is_said(here, capsys, monkeypatch):

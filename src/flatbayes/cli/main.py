@@ -63,6 +63,17 @@ PATHS_AS_THEY_ARE = ("paper",)
 """Verbs whose options name no classes: their `--data` is a folder."""
 
 BAD_INPUT, INTERRUPTED = 2, 130
+EXPECTED = (
+    argparse.ArgumentError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    OSError,
+    ImportError,
+    OverflowError,
+    MemoryError,
+)
+"""Errors that a message is all there is to say about."""
 NEEDED = ("data", "posterior", "posteriors", "flatness", "schedule")
 """Options that take a class or several, and cannot do without."""
 
@@ -93,14 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except ElsewhereError:
         return BAD_INPUT  # the process where it happened has said so
-    except (argparse.ArgumentError, ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
-        _say("interrupted" if pressed else _message(error))
-        return INTERRUPTED if pressed else BAD_INPUT
-    except OverflowError as error:
-        _say(f"One of the numbers is too large to compute with: {error}.")
-        return BAD_INPUT
-    except MemoryError as error:
-        _say(f"There is not enough memory ({error}). Ask for less: a smaller network, batch, rank or ensemble.")
+    except Exception as error:
+        if pressed:  # and something in between made another error of it
+            _say("interrupted")
+            return INTERRUPTED
+        if not isinstance(error, EXPECTED):
+            raise  # a mistake of ours, which is to be seen
+        _say(_message(error))
         return BAD_INPUT
     finally:
         let_go()
@@ -136,7 +146,7 @@ def build_parser(defaults: Mapping[str, Any] | None = None) -> ArgumentParser:
 def _parsed(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     try:
         return parser.parse_args(arguments if arguments[0] in PATHS_AS_THEY_ARE else with_full_names(arguments))
-    except (argparse.ArgumentError, ValueError, TypeError, RuntimeError, OSError, ImportError, MemoryError):
+    except EXPECTED:
         raise
     except Exception as error:  # what a damaged configuration makes the parser run into
         raise ValueError(
@@ -161,6 +171,10 @@ def _objects(parser: ArgumentParser, options: Namespace) -> Namespace:
 
 def _message(error: Exception) -> str:
     text = str(error)
+    if isinstance(error, OverflowError):
+        return f"One of the numbers is too large to compute with: {text}."
+    if isinstance(error, MemoryError):
+        return f"There is not enough memory ({text}). Ask for less: a smaller network, batch, rank or ensemble."
     if isinstance(error, argparse.ArgumentError) and "Expected a dot import path" in text:
         axes = ("data", "model", "posterior", "flatness", "schedule")
         names = "; ".join(f"{axis}: {', '.join(known(axis))}" for axis in axes)
