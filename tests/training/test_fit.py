@@ -271,3 +271,9 @@ def test_augmentation_sees_each_batch_once():
     list(batches.epoch(0))
     assert calls[:2] == calls[2:]
     assert calls[0] != calls[1]
+
+
+def test_without_validation_examples_nothing_is_measured():
+    curves, data = Curves(), blobs()
+    fit(MLP, replace(data, val=data.val.take(torch.arange(0))), Point(), Plain(), SHORT, watch=curves)
+    assert all(set(record) == {"run", "epoch", "step", "loss", "lr"} for record in curves.records)

@@ -170,9 +170,11 @@ class Held(Material):
         generator = torch.Generator().manual_seed(spawn(seed, count=1)[0])
         return list(inputs[torch.randperm(len(inputs), generator=generator)[:count]].split(size))
 
-    def validator(self, likelihood: Likelihood, world: World) -> Callable[[nn.Module], dict[str, float]]:
+    def validator(self, likelihood: Likelihood, world: World) -> Callable[[nn.Module], dict[str, float]] | None:
         """Loss of the network in eval mode on the validation part, as `val_nll`, and `val_accuracy` of classes."""
         val = self.data.val
+        if len(val) == 0:
+            return None
         own = val if world.size == 1 else val.take(torch.arange(len(val))[share(len(val), world)])
         names = ("val_nll",) if self.data.is_regression else ("val_nll", "val_accuracy")
 
