@@ -1,11 +1,15 @@
 """Files that were damaged by accident, or made to do harm: as functions of a seeded generator."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 EXTREMES = [0, 1, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1]
 
@@ -114,3 +118,24 @@ def harness() -> Any:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def refusals(fuzz, kind, folder):
+    """What was said to files of a kind, damaged from many seeds; anything but an error of ours is raised."""
+    make, use = fuzz.KINDS[kind]
+    contents = make(folder / "whole")
+    use(folder / "whole")
+    refused = []
+
+    @settings(max_examples=40)
+    @given(st.integers(0, 2**32))
+    def tried(seed):
+        shutil.rmtree(folder / "damaged", ignore_errors=True)
+        contents(folder / "damaged", Random(seed))
+        try:
+            use(folder / "damaged")
+        except fuzz.EXPECTED as error:
+            refused.append(str(error))
+
+    tried()
+    return refused

@@ -1,8 +1,10 @@
 """Instances of every exported method, and small networks to try them on."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -246,3 +248,16 @@ def refused(posterior, flat, recipe) -> str | None:
     if posterior.needs_one_loss != "never" and flat.one_loss_from > start:
         return f"does not go with {type(flat).__name__}.*one loss"
     return None
+
+
+def peak_bytes(recorded, path) -> int:
+    """Most memory that was held at a time, beside what was there before.
+
+    Args:
+        recorded: A profile with memory.
+        path: Where its trace may be written.
+    """
+    recorded.export_chrome_trace(str(path))
+    events = json.loads(path.read_text())["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
+    return max(accumulate((change for _, change in changes), initial=0))

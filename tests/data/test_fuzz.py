@@ -1,17 +1,13 @@
 """Damaged files of data and of trained weights, from seeds: read, or refused with an error of ours."""
 
 import io
-import shutil
 import struct
 import zlib
-from random import Random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from damage import harness
+from damage import harness, refusals
 from flatbayes.data import read_inputs
 
 FUZZ = harness()
@@ -21,22 +17,7 @@ KINDS = [kind for kind in FUZZ.KINDS if not kind.startswith("artefact")]
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_seeds(tmp_path, kind):
-    make, use = FUZZ.KINDS[kind]
-    contents = make(tmp_path / "whole")
-    use(tmp_path / "whole")
-    refused = []
-
-    @settings(max_examples=40)
-    @given(st.integers(0, 2**32))
-    def tried(seed):
-        shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
-        contents(tmp_path / "damaged", Random(seed))
-        try:
-            use(tmp_path / "damaged")
-        except FUZZ.EXPECTED as error:
-            refused.append(str(error))
-
-    tried()
+    refused = refusals(FUZZ, kind, tmp_path)
     assert len(refused) > 5
 
 

@@ -1,13 +1,12 @@
 """What a sharp gradient holds at once, counted by the profiler."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from flatbayes.flatness import ASAM, SAM, Plain
+from support import peak_bytes
 
 
 def most_held(flatness, tmp_path) -> float:
@@ -26,13 +25,7 @@ def most_held(flatness, tmp_path) -> float:
         for _ in range(2):
             flatness(closure, model)()
             optimizer.step()
-    recorded.export_chrome_trace(str(tmp_path / "trace.json"))
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
-    held = most = 0
-    for _, change in changes:
-        held += change
-        most = max(most, held)
+    most = peak_bytes(recorded, tmp_path / "trace.json")
     return most / sum(p.numel() * p.element_size() for p in model.parameters())
 
 

@@ -1,6 +1,5 @@
 """What a cell is said to cost is what it costs."""
 
-import json
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +13,7 @@ from flatbayes.data import CIFAR10
 from flatbayes.models import WideResNet
 from flatbayes.paper import Plan, cells_of, cost_of
 from flatbayes.paper.cost import training_examples
+from support import peak_bytes
 
 COPIES = {
     "map-plain": 3, "map-flat": 4, "mc-dropout-flat": 4, "ensemble-flat": 4, "swag-diag-flat": 6, "swag-plain": 25,
@@ -68,12 +68,6 @@ def test_memory_of_training_is_what_was_counted(tmp_path):
             small.posterior.step(state, small.flatness(closure, network, course))
             small.posterior.collect(state)
             course.advance()
-    recorded.export_chrome_trace(str(tmp_path / "trace.json"))
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
-    held = most = 0
-    for _, change in changes:
-        held += change
-        most = max(most, held)
+    most = peak_bytes(recorded, tmp_path / "trace.json")
     weights = 4 * sum(param.numel() for param in network.parameters())
     assert most / weights + 1 == pytest.approx(cost_of(small).copies, abs=0.15)

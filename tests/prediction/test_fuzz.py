@@ -1,17 +1,13 @@
 """Damaged and hostile artefacts, from seeds: used as they were, or refused with an error of ours."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from random import Random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from damage import harness
+from damage import harness, refusals
 
 FUZZ = harness()
 KINDS = [kind for kind in FUZZ.KINDS if kind.startswith("artefact")]
@@ -20,22 +16,7 @@ KINDS = [kind for kind in FUZZ.KINDS if kind.startswith("artefact")]
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_seeds(tmp_path, kind):
-    make, use = FUZZ.KINDS[kind]
-    contents = make(tmp_path / "whole")
-    use(tmp_path / "whole")
-    refused = []
-
-    @settings(max_examples=40)
-    @given(st.integers(0, 2**32))
-    def tried(seed):
-        shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
-        contents(tmp_path / "damaged", Random(seed))
-        try:
-            use(tmp_path / "damaged")
-        except FUZZ.EXPECTED as error:
-            refused.append(str(error))
-
-    tried()
+    refused = refusals(FUZZ, kind, tmp_path)
     assert len(refused) > 20
     assert all(len(message) < 2000 for message in refused)
 

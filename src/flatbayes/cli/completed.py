@@ -4,10 +4,11 @@ The parser fills what a description leaves out with what the option had before, 
 of the same name: `ASAM` would get the radius of `SAM`, the default. With every argument there, nothing is left to do.
 """
 
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
-from flatbayes.core.spec import locate, to_spec
+from flatbayes.core.spec import defaults_of as arguments_of
+from flatbayes.core.spec import locate
 
 
 def completed(thing: Any) -> Any:
@@ -26,20 +27,11 @@ def completed(thing: Any) -> Any:
 
 
 def defaults_of(path: Any) -> dict[str, Any]:
-    """Arguments of a class of flatbayes, as plain data, as far as they have defaults; nothing of other classes."""
+    """The arguments of a dataclass of flatbayes that have defaults, as plain data; none of other classes."""
     if not isinstance(path, str) or not path.startswith("flatbayes."):
         return {}
     try:
         target = locate(path)
     except ValueError:
         return {}  # which the parser says better
-    found = fields(target) if is_dataclass(target) else ()
-    return {field.name: _default(field) for field in found if field.init and _has_default(field)}
-
-
-def _has_default(field: Field[Any]) -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING
-
-
-def _default(field: Field[Any]) -> Any:
-    return to_spec(field.default if field.default_factory is MISSING else field.default_factory())
+    return arguments_of(target) if is_dataclass(target) else {}

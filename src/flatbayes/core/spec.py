@@ -98,7 +98,7 @@ def label(thing: Any) -> str:
     """Class name with the hyperparameters that differ from their defaults: `SWAG(rank=0)`, `Plain`."""
     spec = thing if isinstance(thing, dict) else to_spec(thing)
     target = locate(spec["class_path"])
-    defaults = _defaults(target)
+    defaults = defaults_of(target)
     changed = {
         key: value for key, value in spec["init_args"].items() if key not in defaults or defaults[key] != value
     }
@@ -113,8 +113,14 @@ def _show(value: Any) -> str:
     return format(value, "g") if isinstance(value, float) else str(value)
 
 
-def _defaults(target: Callable[..., Any]) -> dict[str, Any]:
+def defaults_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments of a class or function that have defaults, as plain data."""
     if is_dataclass(target):
-        return {f.name: to_spec(f.default) for f in fields(target) if f.default is not MISSING}
+        found = {
+            f.name: f.default if f.default_factory is MISSING else f.default_factory()
+            for f in fields(target)
+            if f.init
+        }
+        return {name: to_spec(value) for name, value in found.items() if value is not MISSING}
     parameters = inspect.signature(target).parameters.values()
     return {p.name: to_spec(p.default) for p in parameters if p.default is not inspect.Parameter.empty}

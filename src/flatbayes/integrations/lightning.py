@@ -19,7 +19,7 @@ from flatbayes.core.selection import Selection
 from flatbayes.data.extras import needed
 from flatbayes.flatness import Flatness
 from flatbayes.integrations.following import Following, Plan, count_examples, steps_of
-from flatbayes.integrations.ranks import average_gradients, share_buffers
+from flatbayes.integrations.ranks import share
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG
 from flatbayes.prediction import FittedPosterior
@@ -182,8 +182,7 @@ class FlatCallback(Callback):
                 with strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext():
                     loss = flat()
                 if isinstance(strategy, DDPStrategy):
-                    average_gradients(module)
-                    share_buffers(module)
+                    share(module)
                 return None if self._losses[-1] is None else loss  # Lightning wants to know of a batch left out
 
             optimizer_step(epoch, batch_idx, optimizer, everywhere)

@@ -83,7 +83,7 @@ class Step:
     @torch.enable_grad()
     def _repeat(self, start: RandomState) -> Tensor:
         # Whoever replays noise has put us back to where the last micro-batch began; each has its own beginning.
-        same_noise = same(RandomState.capture(self.module), start)
+        same_noise = RandomState.capture(self.module).equals(start)
         losses = list[Tensor | None]()
         with silent(self.module), standing_in(self.module, training_step=self.training_step):
             self.zero_grad()
@@ -107,12 +107,6 @@ def loss_of(output: Any) -> Tensor | None:
     """What `training_step` has returned, without what is not the loss."""
     loss: Tensor | None = output.get("loss") if isinstance(output, Mapping) else output
     return loss
-
-
-def same(one: RandomState, other: RandomState) -> bool:
-    """Whether all generators of two snapshots of the same devices would go on alike."""
-    pairs = [(one.cpu, other.cpu), *((state, other.accelerators[d]) for d, state in one.accelerators.items())]
-    return all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
 def places(module: nn.Module) -> list[tuple[int, int]]:

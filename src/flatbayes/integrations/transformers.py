@@ -21,7 +21,7 @@ from flatbayes.core.selection import Selection
 from flatbayes.data.extras import needed
 from flatbayes.flatness import Flatness, Plain
 from flatbayes.integrations.following import Following, Plan, count_examples, steps_of
-from flatbayes.integrations.ranks import average_gradients, share_buffers
+from flatbayes.integrations.ranks import share
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG
 from flatbayes.prediction import FittedPosterior
@@ -129,8 +129,7 @@ class FlatTrainerMixin(_Base):
         with self.accelerator.no_sync(model) if ranks > 1 else nullcontext():
             loss = self.flatness(closure, self.accelerator.unwrap_model(model), course)()
         if ranks > 1:
-            average_gradients(model)
-            share_buffers(model)
+            share(model)
         self._micro_batches.clear()
         return loss
 

@@ -1,6 +1,6 @@
 """A source whose test part is cut down, so that a table can be tried in minutes on a CPU."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -32,14 +32,5 @@ class FewTests(Source):
 def few_of(source: Source, examples: int) -> FewTests:
     """At most so many examples in each part of a source."""
     held_out = min(examples, source.val_size) if source.val_size >= 1 else source.val_size
-    return FewTests(
-        source=source,
-        tests=examples,
-        train_size=examples,
-        val_size=held_out,
-        test_size=source.test_size,
-        split_seed=source.split_seed,
-        flip=source.flip,
-        pad=source.pad,
-        cutout=source.cutout,
-    )
+    same = {f.name: getattr(source, f.name) for f in fields(Source)}
+    return FewTests(source=source, tests=examples, **{**same, "train_size": examples, "val_size": held_out})

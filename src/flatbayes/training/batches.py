@@ -120,25 +120,27 @@ class Batches:
 
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one pass."""
-        images, generator = self.inputs, torch.Generator(self.targets.device)
+        images, augment = self.inputs, self.augment
         places = [place[self.own] for place in self.order(number).split(self.batch_size)[first : len(self)]]
         if isinstance(images, StoredImages):
             batches = images.batches(places)
         else:
             batches = (images.index_select(0, chosen) for chosen in places)
-        for chosen, inputs, seed in zip(places, batches, self.changes(number)[first:], strict=True):
-            targets = self.targets.index_select(0, chosen)
-            yield self._augmented(inputs, generator.manual_seed(seed)), targets
+        targets = (self.targets.index_select(0, chosen) for chosen in places)
+        if augment is None:
+            yield from zip(batches, targets, strict=True)
+            return
+        generator = torch.Generator(self.targets.device)
+        for inputs, labels, seed in zip(batches, targets, self.changes(number)[first:], strict=True):
+            yield self._augmented(augment, inputs, generator.manual_seed(seed)), labels
 
-    def _augmented(self, inputs: Tensor, changes: torch.Generator) -> Tensor:
-        if self.augment is None:
-            return inputs
+    def _augmented(self, augment: Augmentation, inputs: Tensor, changes: torch.Generator) -> Tensor:
         if self.world.size == 1:
-            return self.augment(inputs, changes)
+            return augment(inputs, changes)
         # What happens to an example is decided by its place in the whole batch; those of others are not looked at.
         whole = inputs.new_zeros(self.batch_size, *inputs.shape[1:])
         whole[self.own] = inputs
-        return self.augment(whole, changes)[self.own]
+        return augment(whole, changes)[self.own]
 
 
 def fits(tensor: Tensor, device: torch.device) -> bool:

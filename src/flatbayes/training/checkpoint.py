@@ -134,9 +134,8 @@ class Keeper:
         """
         if self.wanted is not None and self.writes:
             started = time.monotonic()
-            self._write(f"{job:04d}-{step:010d}.pt", content)
-            latest = self._under_way(job)
-            for path in latest[self.wanted.keep :]:
+            self._write(self.wanted.folder / f"{job:04d}-{step:010d}.pt", content)
+            for path in self._under_way(job)[self.wanted.keep :]:
                 path.unlink(missing_ok=True)
             self._last = time.monotonic()
             self._took = self._last - started
@@ -147,7 +146,7 @@ class Keeper:
         Raises:
             ValueError: There are some, and none is whole.
         """
-        paths = [] if self.wanted is None else self._under_way(job)
+        paths = self._under_way(job)
         for path in paths:
             content = self._read(path)
             if content is not None:
@@ -163,7 +162,7 @@ class Keeper:
             OSError: It cannot be written. The earlier ones are as good as they were.
         """
         if self.wanted is not None and self.writes:
-            self._write(f"{job:04d}.pt", content)
+            self._write(self.wanted.folder / f"{job:04d}.pt", content)
             for path in self._under_way(job):
                 path.unlink(missing_ok=True)
 
@@ -177,19 +176,18 @@ class Keeper:
         return self.before + time.monotonic() - self._began
 
     def _under_way(self, job: int) -> list[Path]:
-        folder = Path() if self.wanted is None else self.wanted.folder
-        return [path for path in _written(folder) if path.name.startswith(f"{job:04d}-")][::-1]
+        written = [] if self.wanted is None else _written(self.wanted.folder)
+        return [path for path in written if path.name.startswith(f"{job:04d}-")][::-1]
 
-    def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        folder = Path() if self.wanted is None else self.wanted.folder
+    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
         try:
-            with replacing(folder / name) as temporary, temporary.open("wb") as file:
+            with replacing(path) as temporary, temporary.open("wb") as file:
                 torch.save({"schema": SCHEMA, "seconds": self.seconds(), **content}, file)
                 file.flush()
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
             raise OSError(
-                f"The checkpoint {folder / name} cannot be written: {error}. What was kept before is whole, and "
+                f"The checkpoint {path} cannot be written: {error}. What was kept before is whole, and "
                 "training goes on from there when it is started again."
             ) from error
 

@@ -190,13 +190,13 @@ class Job:
 
     def _flat(self, engine: Engine, batch: tuple[Tensor, Tensor], world: World, course: Course) -> Closure:
         closure, module = self._closure(engine, batch), engine.module
+        if world.size == 1:
+            return self.flatness(closure, module, course)
         trained = () if self.recipe.strategy == "fsdp" else engine.trained  # which has averaged them
 
         def of_all(closure: Closure) -> Closure:
             return shared(closure, world, module, trained, lambda: len(asked_part(batch[0])[0]))
 
-        if world.size == 1:
-            return self.flatness(closure, module, course)
         if self.recipe.ascent == "synchronised":
             return self.flatness(of_all(closure), module, course)
         return of_all(self.flatness(closure, module, course))

@@ -54,17 +54,18 @@ class Logged(Watch):
 
     def epoch(self, record: Record) -> None:
         """Log it, and bring all to the disk."""
-        numbers = {key: value for key, value in record.items() if key not in ("step", "run")}
-        now = {"peak_memory_mb": peak_memory_mb(), "seconds": time.monotonic() - self._began}
-        self._log(numbers | now, record["step"], record.get("run", self._run))
+        self._log_epoch(record | {"peak_memory_mb": peak_memory_mb(), "seconds": time.monotonic() - self._began})
         for logger in self._loggers:
             logger.save()
 
     def again(self, records: Sequence[Record]) -> None:
         """Log the epochs that were done before."""
         for record in records:
-            numbers = {key: value for key, value in record.items() if key not in ("step", "run")}
-            self._log(numbers, record["step"], record.get("run", self._run))
+            self._log_epoch(record)
+
+    def _log_epoch(self, record: Record) -> None:
+        numbers = {key: value for key, value in record.items() if key not in ("step", "run")}
+        self._log(numbers, record["step"], record.get("run", self._run))
 
     def _log(self, numbers: dict[str, float], step: int, run: int) -> None:
         prefix = f"run{run}/" if self._runs > 1 or run > 0 else ""
