@@ -19,7 +19,7 @@ from flatbayes.posteriors import Ensemble
 from flatbayes.training import Recipe, Watch
 from flatbayes.training.material import material
 from flatbayes.training.model import builder
-from flatbayes.training.recipe import fabric_of
+from flatbayes.training.processes.launch import fabric_of
 from flatbayes.training.runs import Runs
 from flatbayes.training.together import chosen
 

@@ -27,8 +27,8 @@ from flatbayes.training import (
     make_logger,
     rehearse,
 )
+from flatbayes.training.processes.launch import fabric_of
 from flatbayes.training.processes.parallel import World
-from flatbayes.training.recipe import fabric_of
 from flatbayes.training.run_folder import RunFolder
 from flatbayes.training.watching.logs import LogKind
 

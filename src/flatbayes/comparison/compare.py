@@ -34,8 +34,8 @@ from flatbayes.metrics import FAMILIES, HIGHER_IS_BETTER
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import Recipe
+from flatbayes.training.processes.launch import processes
 from flatbayes.training.processes.workers import Backend, workers
-from flatbayes.training.recipe import processes
 from flatbayes.training.run_folder import clear
 
 CONFIG = "config.json"

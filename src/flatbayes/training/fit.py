@@ -23,10 +23,11 @@ from flatbayes.training.collection import check_collection
 from flatbayes.training.material import Material, material
 from flatbayes.training.model import ModelFactory, builder, describe
 from flatbayes.training.pairing import check_pair
+from flatbayes.training.processes.launch import fabric_of
 from flatbayes.training.processes.parallel import World
 from flatbayes.training.processes.sharded import check_sharded
 from flatbayes.training.processes.workers import trained_by_workers
-from flatbayes.training.recipe import FINE_TUNING, Recipe, fabric_of
+from flatbayes.training.recipe import FINE_TUNING, Recipe
 from flatbayes.training.runs import Runs, kept_of
 from flatbayes.training.start import Start, Trained, check_epochs
 from flatbayes.training.together import chosen

@@ -1,21 +1,17 @@
 """How a network is trained, whatever the posterior and the flatness: one frozen dataclass."""
 
-import atexit
-import logging
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from flatbayes.training.schedules import Schedule, SWALinear, collects, evenly
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+    pass
 
 SOME = 10
 """Snapshots that a training collects in all, however short, unless it is told how many an epoch."""
@@ -143,55 +139,3 @@ FINE_TUNING = Recipe(
 )
 """For a network that is trained already: a few epochs at three tenths of the optimizer's rate throughout, with
 snapshots from the beginning."""
-
-
-def processes(recipe: Recipe) -> tuple[int, int]:
-    """Devices of a machine, and machines, that train one network together by this recipe."""
-    by_torchrun = "LOCAL_WORLD_SIZE" in os.environ
-    started = int(os.environ["LOCAL_WORLD_SIZE"]) if by_torchrun else 1
-    devices = started if recipe.devices == "auto" else recipe.devices
-    alone = recipe.devices == 1 or not by_torchrun
-    return devices, 1 if alone else int(os.environ["WORLD_SIZE"]) // started
-
-
-def fabric_of(recipe: Recipe, *, launch: bool = False) -> "Fabric":
-    """The devices and the precision of a recipe; where there are several processes, they have joined up.
-
-    Args:
-        recipe: How to train.
-        launch: Start the other processes if nobody has, by running this program again with its arguments.
-
-    Raises:
-        ValueError: The recipe is for several processes, and this one was started alone, or beside other numbers.
-    """
-    from lightning_fabric import Fabric  # over a second to import
-
-    devices, machines = processes(recipe)
-    if devices * machines == 1:
-        return Fabric(accelerator=recipe.accelerator, devices=1, precision=recipe.precision)
-    if not (launch or "LOCAL_RANK" in os.environ):
-        raise ValueError(
-            f"devices={devices} asks for {devices} processes, and this program runs in one. Start it by `torchrun "
-            f"--nproc_per_node {devices}`, or use `flatbayes fit --devices {devices}`, which starts the others."
-        )
-    from flatbayes.training.processes.replicated import Replicated
-
-    fabric = Fabric(
-        accelerator=recipe.accelerator,
-        devices=devices,
-        num_nodes=machines,
-        precision=recipe.precision,
-        strategy=Replicated(),
-    )
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # or every process says that it is there
-    fabric.launch()
-    if dist.get_backend() != "nccl":  # for which Fabric sees to it
-        atexit.unregister(leave)
-        atexit.register(leave)
-    return fabric
-
-
-def leave() -> None:
-    """Part from the other processes: a program that ends without may be aborted by its threads."""
-    if dist.is_initialized():
-        dist.destroy_process_group()

@@ -17,7 +17,8 @@ from flatbayes.training.loss import training_loss
 from flatbayes.training.material import Held
 from flatbayes.training.model import ModelFactory, builder
 from flatbayes.training.pairing import check_pair
-from flatbayes.training.recipe import Recipe, fabric_of, processes
+from flatbayes.training.processes.launch import fabric_of, processes
+from flatbayes.training.recipe import Recipe
 from flatbayes.training.start import Start, Trained, check_epochs
 
 ENOUGH, FEW = 5, 4

@@ -21,7 +21,8 @@ from flatbayes.core.randomness import unmoved
 from flatbayes.core.weights import trainable
 from flatbayes.training.batches import TrainingBatches
 from flatbayes.training.material import Held
-from flatbayes.training.recipe import Recipe, fabric_of, processes
+from flatbayes.training.processes.launch import fabric_of, processes
+from flatbayes.training.recipe import Recipe
 from flatbayes.training.runs import Runs
 from flatbayes.training.schedules import Constant
 from flatbayes.training.watching.watch import Watch

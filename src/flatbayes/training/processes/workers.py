@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from flatbayes.training.checkpoint import Checkpoints, Keeper
-from flatbayes.training.recipe import fabric_of
+from flatbayes.training.processes.launch import fabric_of
 from flatbayes.training.runs import Runs, kept_of
 from flatbayes.training.watching.watch import Watch
 
