@@ -3,15 +3,12 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 
 from flatbayes.training.schedules import Schedule, SWALinear, collects, evenly
-
-if TYPE_CHECKING:
-    pass
 
 SOME = 10
 """Snapshots that a training collects in all, however short, unless it is told how many an epoch."""
