@@ -1,13 +1,16 @@
 """Trainings in workers are those of one process, whoever starts the workers."""
 
+import os
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+import processes
 from flatbayes.cli import main
 from flatbayes.comparison import Comparison
 from flatbayes.data import Digits
@@ -69,6 +72,8 @@ def test_members_in_workers_need_data_and_one_device():
 def test_a_ray_cluster_gives_what_this_machine_gives(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # it would leave a token in the home folder
     ray = pytest.importorskip("ray")
+    paths = [str(Path(processes.__file__).parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))  # where workers find the networks
     here = COMPARISON.results(tmp_path / "here", jobs=1, progress=False)
     ray.init(num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
     try:
