@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from flatbayes.core.environment import environment
+from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import read_json, write_json
 
 MODULES = ("step", "loop", "memory", "prediction", "swag", "ensembles", "variational")
@@ -37,7 +37,7 @@ def main() -> None:
         found = importlib.import_module(name).rows(options.quick)
         about = {
             "date": time.strftime("%Y-%m-%d"),
-            "environment": environment(),
+            "environment": describe_environment(),
             "seconds": time.perf_counter() - begin,
         }
         kept[name] = {**about, "rows": found}

@@ -22,12 +22,12 @@ import choose_cifar
 import choose_digits
 from cheap_flatness_figure import figure
 
-from flatbayes.comparison import execute, select
-from flatbayes.comparison.statistics import paired
-from flatbayes.core.environment import environment
+from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import read_json, write_json
-from flatbayes.core.spec import label
-from flatbayes.flatness import LESAM, MSAM, SAM, Every, Late, LookSAM, Plain, Smoothing
+from flatbayes.core.spec import short_name
+from flatbayes.experiments import execute_runs, select_methods
+from flatbayes.experiments.statistics import compare_pairs
+from flatbayes.flatness import LESAM, MSAM, SAM, Delayed, GaussianSmoothing, LookSAM, Periodic, Plain
 
 STUDIES = {
     "digits": (choose_digits, "digits, MLP", (0.05, 0.1, 0.2, 0.4, 0.8), "last_layer"),
@@ -41,14 +41,14 @@ def mechanisms(radii, params):
     makers = {
         "SAM": lambda r: SAM(rho=r),
         "MSAM": lambda r: MSAM(rho=5 * r),
-        "Smoothing": lambda r: Smoothing(std=r / 25),
-        "LookSAM": lambda r: LookSAM(rho=r, every=5),
-        "every 5th": lambda r: Every(SAM(rho=r), 5),
-        "every 2nd": lambda r: Every(SAM(rho=r), 2),
-        "late": lambda r: Late(SAM(rho=r), 0.7),
-        "1/4 batch": lambda r: SAM(rho=r, part=0.25),
+        "GaussianSmoothing": lambda r: GaussianSmoothing(std=r / 25),
+        "LookSAM": lambda r: LookSAM(rho=r, period=5),
+        "every 5th": lambda r: Periodic(SAM(rho=r), 5),
+        "every 2nd": lambda r: Periodic(SAM(rho=r), 2),
+        "late": lambda r: Delayed(SAM(rho=r), 0.7),
+        "1/4 batch": lambda r: SAM(rho=r, ascent_batch_fraction=0.25),
         params.replace("_", " "): lambda r: SAM(rho=3 * r, params=params),
-        "LE-SAM": lambda r: LESAM(loss=r / 2, rho_max=4 * r),
+        "LE-SAM": lambda r: LESAM(loss_budget=r / 2, rho_max=4 * r),
     }
     return {name: [make(radius) for radius in radii] for name, make in makers.items()}
 
@@ -65,18 +65,24 @@ def study(name, folder, methods, seeds=None, choice_seeds=None, epochs=None, rad
     chosen = {}
     for mechanism, settings in mechanisms(all_radii[:radii], params).items():
         wanted = None if choice_seeds is None else range(choice_seeds)
-        chosen[mechanism] = select(common, candidates, settings, folder / "choice", seeds=wanted, jobs=jobs)
+        chosen[mechanism] = select_methods(common, candidates, settings, folder / "choice", seeds=wanted, jobs=jobs)
         trials = read_json(folder / "choice" / "selection.json")
         write_json(folder / "choice" / f"{mechanism.replace('/', ' of ')}.json", trials)
     seeds = seeds or module.COMMON.seeds
     twins = {m: replace(common, posteriors=found, seeds=seeds).tasks() for m, found in chosen.items()}
-    failures = execute([task for tasks in twins.values() for task in tasks], folder / "runs", jobs)
+    failures = execute_runs([task for tasks in twins.values() for task in tasks], folder / "runs", jobs)
     rows = [
         row
         for posterior in methods
         for row in summary({m: [t for t in ts if t.called == posterior] for m, ts in twins.items()}, folder / "runs")
     ]
-    about = {"data": name, "title": title, "seeds": seeds, "environment": environment(), "failures": failures}
+    about = {
+        "data": name,
+        "title": title,
+        "seeds": seeds,
+        "environment": describe_environment(),
+        "failures": failures,
+    }
     return {**about, "rows": rows}
 
 
@@ -93,13 +99,13 @@ def summary(tasks, folder):
         seeds = sorted(set(pairs) & set(sam))
         gains = [_nll(pairs[s][0]) - _nll(pairs[s][1]) for s in seeds]
         of_sam = [_nll(sam[s][0]) - _nll(sam[s][1]) for s in seeds]
-        test = paired([0.0] * len(seeds), gains, higher_is_better=True)
+        test = compare_pairs([0.0] * len(seeds), gains, higher_is_better=True)
         first = next(t for t in tasks[mechanism] if t.flatness != Plain())
         rows.append(
             {
                 "posterior": first.called,
                 "mechanism": mechanism,
-                "flatness": label(first.flatness),
+                "flatness": short_name(first.flatness),
                 "seeds": len(seeds),
                 "plain_nll": fmean(_nll(pairs[s][0]) for s in seeds),
                 "nll": fmean(_nll(pairs[s][1]) for s in seeds),
@@ -126,7 +132,7 @@ def _cost(pair, kind):
 
 def ratio(values):
     """Mean of ratios over seeds, with the interval of Student's t."""
-    test = asdict(paired([0.0] * len(values), values, higher_is_better=True))
+    test = asdict(compare_pairs([0.0] * len(values), values, higher_is_better=True))
     return {"ratio": test["difference"], "interval": test["interval"]}
 
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from flatbayes.core.files import read_json
-from flatbayes.reports import svg
-from flatbayes.reports.picture import WIDTH, card
+from flatbayes.reporting import svg
+from flatbayes.reporting.summary_figure import WIDTH_PX, card_background
 
 PANEL, TOP = 330.0, 46.0
 AXES = {"gradients": "gradients a step", "time": "training time, plain = 1"}
@@ -27,24 +27,24 @@ def figure(found):
     """Posteriors down, the two costs across, as an SVG file."""
     posteriors = list(dict.fromkeys(row["posterior"] for row in found["rows"]))
     height = TOP + PANEL * len(posteriors) + 20
-    with svg.drawing(WIDTH, height) as drawn:
+    with svg.new_figure(WIDTH_PX, height) as drawn:
         drawn.text(
-            24 / WIDTH, 1 - 26 / height, f"Flatness by what it costs: {found['title']}", fontsize=15, weight="bold"
+            24 / WIDTH_PX, 1 - 26 / height, f"Flatness by what it costs: {found['title']}", fontsize=15, weight="bold"
         )
         note = (
             f"NLL gained over the plain twin on test data, mean and 95 % interval over {found['seeds']} seeds; "
             "dashed: plain, blue line: SAM"
         )
-        drawn.text(24 / WIDTH, 1 - 46 / height, note, fontsize=11, alpha=0.75)
+        drawn.text(24 / WIDTH_PX, 1 - 46 / height, note, fontsize=11, alpha=0.75)
         for row, posterior in enumerate(posteriors):
             rows = [r for r in found["rows"] if r["posterior"] == posterior]
             for column, cost in enumerate(AXES):
                 left, wide = (74.0, 372.0) if column == 0 else (474.0, 362.0)
                 bottom = height - TOP - PANEL - PANEL * row
-                box = (left / WIDTH, (bottom + 26) / height, wide / WIDTH, (PANEL - 44) / height)
+                box = (left / WIDTH_PX, (bottom + 26) / height, wide / WIDTH_PX, (PANEL - 44) / height)
                 panel(drawn.add_axes(box), rows, cost, posterior if column == 0 else None)
         told = "; ".join(f"{r['posterior']} {r['mechanism']}: {r['gain']:.4f}" for r in found["rows"])
-        return svg.standalone(drawn, "cheap", f"NLL gained over plain by cost. {told}", card(height))
+        return svg.to_svg_file(drawn, "cheap", f"NLL gained over plain by cost. {told}", card_background(height))
 
 
 def panel(axes, rows, cost, name):
@@ -65,7 +65,7 @@ def panel(axes, rows, cost, name):
         axes.plot([x, x], [bottom, top], color=svg.FLAT if exact else svg.INK, linewidth=1.3, alpha=0.55, zorder=3)
         colour = svg.FLAT if exact else svg.INK
         axes.plot([x], [row["gain"]], marker="o", color=colour, markersize=6.5, markeredgecolor=svg.PAGE, zorder=4)
-    svg.quiet(axes, grid="y")
+    svg.style_axes(axes, grid="y")
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(AXES[cost])

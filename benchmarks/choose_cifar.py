@@ -11,19 +11,19 @@ from functools import partial
 
 from choose_digits import choose, sampled, trained, variational
 
-from flatbayes.comparison import Comparison
 from flatbayes.data import CIFAR10
+from flatbayes.experiments import Comparison
 from flatbayes.models import ConvNet
-from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
-from flatbayes.training import Cosine, Recipe, SWALinear
+from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.training import Cosine, SWALinear, TrainingConfig
 
 RADII = (0.03, 0.08)
 DECAYS = (1e-3, 1e-2)
 CANDIDATES = {
-    "MAP": [trained(Point(), 0.1, d, Cosine()) for d in DECAYS],
+    "MAP": [trained(MAP(), 0.1, d, Cosine()) for d in DECAYS],
     "MC-Dropout": [trained(MCDropout(rate=r), 0.1, 1e-3, Cosine()) for r in (0.05, 0.2)],
-    "SWAG-Diag": [trained(SWAG(rank=0, scale=1.0), 0.1, d, SWALinear(low=0.5)) for d in DECAYS],
-    "SWAG": [trained(SWAG(), 0.1, d, SWALinear(low=0.5)) for d in DECAYS],
+    "SWAG-Diag": [trained(SWAG(rank=0, scale=1.0), 0.1, d, SWALinear(end_factor=0.5)) for d in DECAYS],
+    "SWAG": [trained(SWAG(), 0.1, d, SWALinear(end_factor=0.5)) for d in DECAYS],
     "Ensemble": [trained(Ensemble(size=3), 0.1, d, Cosine()) for d in DECAYS],
     "SGVB": [variational(SGVB, 0.005, t, 10.0, epochs=40) for t in (0.003, 0.03)],
     "SGVB-LRT": [variational(LRT, 0.005, t, 10.0, epochs=40) for t in (0.003, 0.03)],
@@ -35,9 +35,9 @@ CANDIDATES = {
 COMMON = Comparison(
     source=CIFAR10(train_size=500, val_size=1000, flip=False, pad=0),
     model=partial(ConvNet, width=8),
-    posteriors=(Point(),),
-    recipe=Recipe(epochs=40, validations=0, batch_size=50),
-    seeds=2,
+    posteriors=(MAP(),),
+    config=TrainingConfig(epochs=40, validations=0, batch_size=50),
+    num_seeds=2,
     num_draws=10,
 )
 

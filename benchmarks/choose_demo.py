@@ -21,7 +21,7 @@ from flatbayes.flatness import SAM, Plain
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import SWAG, MCDropout
 from flatbayes.prediction import evaluate
-from flatbayes.training import Recipe, SWALinear, fit
+from flatbayes.training import SWALinear, TrainingConfig, fit
 
 SEEDS = range(5)
 RATES = (0.1, 0.2, 0.4, 0.8)
@@ -36,7 +36,7 @@ MODEL = partial(ConvNet, width=16)
 
 def recipe(lr, decay, low):
     optimizer = partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=decay)
-    return Recipe(epochs=60, optimizer=optimizer, schedule=SWALinear(low=low), validations=0)
+    return TrainingConfig(epochs=60, optimizer=optimizer, schedule=SWALinear(end_factor=low), validations=0)
 
 
 def swag(cell, flatness, seed):
@@ -44,7 +44,7 @@ def swag(cell, flatness, seed):
     torch.set_num_threads(1)
     data = Digits().load(seed)
     try:
-        fitted = fit(MODEL, data, SWAG(rank=20), flatness, recipe(*cell), seed=seed, progress=False)
+        fitted = fit(MODEL, data, SWAG(rank=20), flatness, recipe(*cell), seed=seed, show_progress=False)
     except RuntimeError:
         return {}
     found = {}
@@ -57,7 +57,7 @@ def swag(cell, flatness, seed):
 def dropout(cell, rate, flatness, seed):
     torch.set_num_threads(1)
     data = Digits().load(seed)
-    fitted = fit(MODEL, data, MCDropout(rate=rate), flatness, recipe(*cell), seed=seed, progress=False)
+    fitted = fit(MODEL, data, MCDropout(rate=rate), flatness, recipe(*cell), seed=seed, show_progress=False)
     return evaluate(fitted, data.val.inputs, data.val.targets).metrics["nll"]
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 import yaml
 
-from flatbayes.comparison import Comparison, Method, select
 from flatbayes.core.spec import to_spec
 from flatbayes.data import Digits
+from flatbayes.experiments import Comparison, Method, select_methods
 from flatbayes.flatness import SAM
 from flatbayes.models import MLP
-from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
-from flatbayes.training import Constant, Cosine, Recipe, SWALinear
+from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.training import Constant, Cosine, SWALinear, TrainingConfig
 
 RADII = (0.05, 0.1, 0.2, 0.4, 0.8)
 MODEL = partial(MLP, hidden=(200, 200))
@@ -40,26 +40,28 @@ def grid(make, *axes):
 
 
 def trained(posterior, lr, decay, schedule):
-    return Method(posterior, recipe={"optimizer": sgd(lr, decay), "schedule": schedule})
+    return Method(posterior, config_overrides={"optimizer": sgd(lr, decay), "schedule": schedule})
 
 
 def variational(kind, lr, temperature, precision, epochs=120):
     posterior = kind(prior_precision=precision, temperature=temperature, initial_std=0.03)
-    return Method(posterior, recipe={"optimizer": adam(lr), "schedule": Cosine(), "epochs": epochs})
+    return Method(posterior, config_overrides={"optimizer": adam(lr), "schedule": Cosine(), "epochs": epochs})
 
 
 def sampled(kind, lr, temperature, precision, epochs=120):
     optimizer, recipe = sgd(lr, momentum=0.0), {"schedule": Constant(), "epochs": epochs, "collect_from": 0.5}
-    return Method(kind(prior_precision=precision, temperature=temperature), recipe={"optimizer": optimizer, **recipe})
+    return Method(
+        kind(prior_precision=precision, temperature=temperature), config_overrides={"optimizer": optimizer, **recipe}
+    )
 
 
 DECAYS = (1e-4, 1e-3, 5e-3, 1e-2, 2e-2)
 COLD = (0.003, 0.01, 0.03)
 CANDIDATES = {
-    "MAP": [trained(Point(), 0.2, d, Cosine()) for d in DECAYS],
+    "MAP": [trained(MAP(), 0.2, d, Cosine()) for d in DECAYS],
     "MC-Dropout": grid(lambda r, d: trained(MCDropout(rate=r), 0.1, d, Cosine()), (0.2, 0.4, 0.6), DECAYS[1:3]),
-    "SWAG-Diag": [trained(SWAG(rank=0, scale=1.0), 0.1, d, SWALinear(low=0.5)) for d in DECAYS],
-    "SWAG": [trained(SWAG(), 0.1, d, SWALinear(low=0.5)) for d in DECAYS],
+    "SWAG-Diag": [trained(SWAG(rank=0, scale=1.0), 0.1, d, SWALinear(end_factor=0.5)) for d in DECAYS],
+    "SWAG": [trained(SWAG(), 0.1, d, SWALinear(end_factor=0.5)) for d in DECAYS],
     "Ensemble": [trained(Ensemble(), 0.2, d, Cosine()) for d in DECAYS[:3]],
     "SGVB": grid(partial(variational, SGVB), (0.005,), COLD, (1.0, 10.0)),
     "SGVB-LRT": grid(partial(variational, LRT), (0.005,), COLD, (1.0, 10.0)),
@@ -69,13 +71,13 @@ CANDIDATES = {
 }
 
 COMMON = Comparison(
-    source=Digits(), model=MODEL, posteriors=(Point(),), recipe=Recipe(epochs=60, validations=0), seeds=5
+    source=Digits(), model=MODEL, posteriors=(MAP(),), config=TrainingConfig(epochs=60, validations=0), num_seeds=5
 )
 
 
 def choose(common, candidates, radii, folder, seeds):
     """Select, and write the comparison on test data as a configuration."""
-    chosen = select(common, candidates, [SAM(rho=rho) for rho in radii], Path(folder))
+    chosen = select_methods(common, candidates, [SAM(rho=rho) for rho in radii], Path(folder))
     config = {
         "data": to_spec(common.source),
         "model": to_spec(common.model),

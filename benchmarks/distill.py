@@ -16,15 +16,15 @@ from statistics import fmean, median, stdev
 import torch
 from torch import Tensor
 
-from flatbayes import MLP, SAM, SWAG, CompiledPosterior, Cosine, Digits, Ensemble, Point, Recipe, distill, fit
-from flatbayes.core.environment import environment
+from flatbayes import MAP, MLP, SAM, SWAG, CompiledPosterior, Cosine, Digits, Ensemble, TrainingConfig, distill, fit
+from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
 from flatbayes.metrics import auroc
 
 SEEDS, LABELS, DRAWS = 5, 300, 30
 MODEL = partial(MLP, hidden=(128, 128))
-RECIPE = Recipe(epochs=60)
-LESSONS = Recipe(epochs=120, schedule=Cosine())
+RECIPE = TrainingConfig(epochs=60)
+LESSONS = TrainingConfig(epochs=120, schedule=Cosine())
 FLATNESS = SAM(rho=0.1)
 CALLS, EXAMPLES = 30, 64
 
@@ -60,8 +60,8 @@ def of_seed(seed: int) -> dict[str, dict[str, float]]:
     data, pool = Digits(train_size=LABELS).load(seed), Digits(train_size=None, val_size=1).load(seed).train.inputs
     inputs, targets = data.test.inputs, data.test.targets
     posterior = fit(MODEL, data, Ensemble(SWAG(), size=5), FLATNESS, RECIPE, seed=seed)
-    single = fit(MODEL, data, Point(), FLATNESS, RECIPE, seed=seed).compile(1)
-    learn = partial(distill, posterior, MODEL, recipe=LESSONS, flatness=FLATNESS, num_draws=DRAWS, seed=seed)
+    single = fit(MODEL, data, MAP(), FLATNESS, RECIPE, seed=seed).compile(1)
+    learn = partial(distill, posterior, MODEL, config=LESSONS, flatness=FLATNESS, num_draws=DRAWS, seed=seed)
     modules = {
         "MAP": single,
         "teacher": posterior.compile(DRAWS),
@@ -99,7 +99,9 @@ def main(path: Path) -> None:
     better = {name: [run["MAP"]["nll"] - run[name]["nll"] for run in runs] for name in rows if name != "MAP"}
     for name, row in rows.items():
         print(name, {key: f"{mean:.4f} ± {sd:.4f}" for key, (mean, sd) in row.items()}, flush=True)
-    write_json(path, {"environment": environment(), "seeds": SEEDS, "rows": rows, "nll_gain_over_map": better})
+    write_json(
+        path, {"environment": describe_environment(), "seeds": SEEDS, "rows": rows, "nll_gain_over_map": better}
+    )
 
 
 if __name__ == "__main__":

@@ -12,16 +12,16 @@ import torch
 from timing import seconds
 from torch import nn
 
-from flatbayes.data import Dataset, Part
+from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Flatness, Plain
 from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import Ensemble
-from flatbayes.training import Recipe, Watch
-from flatbayes.training.material import material
-from flatbayes.training.model import builder
-from flatbayes.training.processes.launch import fabric_of
-from flatbayes.training.runs import Runs
-from flatbayes.training.together import chosen
+from flatbayes.training import Callback, TrainingConfig
+from flatbayes.training.data import make_training_data
+from flatbayes.training.distributed.launch import make_fabric
+from flatbayes.training.model_builder import make_model_builder
+from flatbayes.training.run_factory import RunFactory
+from flatbayes.training.vectorization_trial import should_vectorize
 
 BATCH, STEPS = 64, 8
 OPTIMIZER = partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=5e-4)
@@ -48,15 +48,15 @@ def row(name: str, size: int, flat: Flatness, rounds: int) -> dict[str, Any]:
     """Seconds per step of all networks, median over rounds in which both ways take turns."""
     model, shape, classes = CASES[name]
     runs = prepared(model, random_data(shape, classes), size, flat)
-    fabric = fabric_of(runs.recipe)
+    fabric = make_fabric(runs.config)
     together, one_by_one = [], []
     for _ in range(rounds + 1):
-        job = runs.together(range(size), fabric)
-        together.append(seconds(lambda job=job: job.train(fabric, Watch())))
-        jobs = [runs.alone(run, fabric) for run in range(size)]
-        one_by_one.append(seconds(lambda jobs=jobs: [job.train(fabric, Watch()) for job in jobs]))
+        job = runs.create_vectorized_run(range(size), fabric)
+        together.append(seconds(lambda job=job: job.train(fabric, Callback())))
+        jobs = [runs.create_single_run(run, fabric) for run in range(size)]
+        one_by_one.append(seconds(lambda jobs=jobs: [job.train(fabric, Callback()) for job in jobs]))
     ours, baseline = (statistics.median(times[1:]) / STEPS for times in (together, one_by_one))
-    as_one, _ = chosen(runs, size)
+    as_one, _ = should_vectorize(runs, size)
     return {
         "group": "ensembles",
         "case": f"{name}, {size} networks, {type(flat).__name__}",
@@ -67,26 +67,26 @@ def row(name: str, size: int, flat: Flatness, rounds: int) -> dict[str, Any]:
         "limit": None,
         "target": TARGETS.get(name),
         "peers": {},
-        "note": f"together against one by one; auto takes {'together' if as_one else 'one by one'}",
+        "note": f"together against one by one; auto takes {'vectorized' if as_one else 'one by one'}",
     }
 
 
-def prepared(model: Callable[..., nn.Module], data: Dataset, size: int, flat: Flatness) -> Runs:
+def prepared(model: Callable[..., nn.Module], data: DataSplits, size: int, flat: Flatness) -> RunFactory:
     """The runs of an ensemble of points, one epoch each."""
-    source = material(data)
-    recipe = Recipe(epochs=1, batch_size=BATCH, validations=0, optimizer=OPTIMIZER, members="auto")
-    build = builder(model, source.known)
-    return Runs(Ensemble(size=size), flat, source.likelihood(), source, recipe, build, seed=0)
+    source = make_training_data(data)
+    recipe = TrainingConfig(epochs=1, batch_size=BATCH, validations=0, optimizer=OPTIMIZER, members="auto")
+    build = make_model_builder(model, source.model_arguments)
+    return RunFactory(Ensemble(size=size), flat, source.infer_likelihood(), source, recipe, build, seed=0)
 
 
-def random_data(shape: tuple[int, ...], classes: bool) -> Dataset:
+def random_data(shape: tuple[int, ...], classes: bool) -> DataSplits:
     """Enough noise for the steps of one epoch."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(BATCH * STEPS, *shape, generator=generator)
     targets = torch.arange(len(inputs)) % 10 if classes else torch.randn(len(inputs), generator=generator)
-    part = Part(inputs=inputs, targets=targets)
+    part = Split(inputs=inputs, targets=targets)
     names = tuple(map(str, range(10))) if classes else ()
-    return Dataset(
+    return DataSplits(
         train=part,
         val=part,
         test=part,

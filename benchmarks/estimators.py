@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from flatbayes import Plain
-from flatbayes.core.environment import environment
+from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
 from flatbayes.estimators import FlatBayesClassifier, FlatBayesRegressor
 
@@ -72,7 +72,7 @@ def of_numbers(make: Callable[[int], Any], load: Callable[..., Any], seed: int) 
     for train, test in KFold(FOLDS, shuffle=True, random_state=seed).split(X):
         model = make(seed).fit(X[train], y[train])
         if isinstance(model, FlatBayesRegressor):
-            found = model.predictive(X[test])
+            found = model.predict_distribution(X[test])
             mean, log_density = found.mean.numpy(), found.log_prob(torch.from_numpy(y[test])).numpy()
         else:
             if isinstance(model, TransformedTargetRegressor):
@@ -99,7 +99,7 @@ def main(path: Path) -> None:
         means = {key: [fmean(one[key] for one in found), stdev(one[key] for one in found)] for key in found[0]}
         rows.append({"data": table, "estimator": name, **means})
         print(rows[-1], flush=True)
-    write_json(path, {"environment": environment(), "seeds": SEEDS, "folds": FOLDS, "rows": rows})
+    write_json(path, {"environment": describe_environment(), "seeds": SEEDS, "folds": FOLDS, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from statistics import fmean, stdev
 
 from choose_digits import COMMON, trained
 
-from flatbayes.comparison.measures import Measures, _foreign
 from flatbayes.core.files import write_json
-from flatbayes.data import CIFAR10, shaped_like
+from flatbayes.data import CIFAR10, match_input_format
+from flatbayes.experiments.evaluations import EvaluationConfig, _load_ood_split
 from flatbayes.flatness import SAM, Plain
-from flatbayes.posteriors import Point
+from flatbayes.posteriors import MAP
 from flatbayes.prediction import evaluate, evaluate_ood
 from flatbayes.training import Cosine, fit
 
@@ -27,12 +27,14 @@ SEEDS = 10
 
 def measured(decay: float, flatness, seed: int) -> dict[str, float]:
     """One training."""
-    method = trained(Point(), 0.2, decay, Cosine())
+    method = trained(MAP(), 0.2, decay, Cosine())
     data = COMMON.source.load(seed)
-    fitted = fit(COMMON.model, data, Point(), flatness, method.trained_by(COMMON.recipe), seed=seed, progress=False)
-    examples = Measures().examples
-    foreign = shaped_like(_foreign(CIFAR10()).some(examples).tensor, data.train.inputs)
-    own = data.test.some(examples).tensor
+    fitted = fit(
+        COMMON.model, data, MAP(), flatness, method.apply_overrides(COMMON.config), seed=seed, show_progress=False
+    )
+    examples = EvaluationConfig().max_examples
+    foreign = match_input_format(_load_ood_split(CIFAR10()).subsample(examples).input_tensor, data.train.inputs)
+    own = data.test.subsample(examples).input_tensor
     scores = evaluate_ood(fitted, own, foreign, 1)["scores"]
     return {
         "auroc": scores["entropy"]["auroc"],

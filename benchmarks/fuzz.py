@@ -64,7 +64,7 @@ def main() -> None:
         record = {
             "memory_limit_bytes": MEMORY,
             "seed": options.seed,
-            "environment": about.environment(),
+            "environment": about.describe_environment(),
             "kinds": found,
         }
         options.out.write_text(json.dumps(record) + "\n")
@@ -119,7 +119,7 @@ def artefact(name: str, how: str):
     """An artefact: damaged bytes; or hostile, with checksums as they should be."""
     from damage import damaged, distorted
     from flatbayes.prediction import FittedPosterior
-    from flatbayes.prediction.description import checksum, seal
+    from flatbayes.prediction.metadata import compute_file_checksum, compute_metadata_checksum
 
     def make(whole: Path):
         shutil.copytree(FIXTURES / name, whole)
@@ -137,10 +137,10 @@ def artefact(name: str, how: str):
             if random.random() < 0.8:
                 plain = distorted(plain, random)
             if isinstance(plain, dict):
-                plain["sha256"] = checksum(tensors)
+                plain["sha256"] = compute_file_checksum(tensors)
                 plain.pop("checksum", None)
                 try:
-                    plain["checksum"] = seal(plain)
+                    plain["checksum"] = compute_metadata_checksum(plain)
                 except (ValueError, RecursionError):
                     plain["checksum"] = "0" * 64
             description.write_text(json.dumps(plain))
@@ -226,12 +226,12 @@ def picture(number: int, kind: str) -> bytes:
 
 def read(shape: tuple[int, ...], **options):
     """Read as inputs to predict on, and as data to train on."""
-    from flatbayes.data import read_inputs, source_for
+    from flatbayes.data import make_source, read_inputs
 
     def use(path: Path) -> None:
         for _ in read_inputs(path, shape, ("a", "b") if len(shape) == 1 else (), chunk_size=50):
             pass
-        source_for(str(path), **options).load(0)
+        make_source(str(path), **options).load(0)
 
     return use
 
@@ -252,8 +252,8 @@ def checkpoint(suffix: str):
     from safetensors.torch import save_file
 
     from flatbayes.models import MLP
-    from flatbayes.training.start import matched
-    from flatbayes.training.trained import read_weights
+    from flatbayes.training.warm_start import match_weights
+    from flatbayes.training.weight_files import read_weights
 
     def write(path: Path) -> None:
         import torch
@@ -261,7 +261,9 @@ def checkpoint(suffix: str):
         weights = MLP((4,), 3, hidden=(5,)).state_dict()
         save_file(weights, path) if suffix == ".safetensors" else torch.save({"state_dict": weights}, path)
 
-    return file(suffix, write, lambda path: matched(read_weights(path), MLP((4,), 3, hidden=(5,)), new_head=False))
+    return file(
+        suffix, write, lambda path: match_weights(read_weights(path), MLP((4,), 3, hidden=(5,)), new_head=False)
+    )
 
 
 class Lazily(dict):

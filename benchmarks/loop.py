@@ -11,8 +11,8 @@ import torch
 from timing import row, threads
 from torch.nn import functional as F
 
-from flatbayes import MLP, SAM, Categorical, Plain, Point, PreResNet, Recipe, fit
-from flatbayes.data import Dataset, Part
+from flatbayes import MAP, MLP, SAM, Categorical, Plain, PreResNet, TrainingConfig, fit
+from flatbayes.data import DataSplits, Split
 
 OPTIMIZER = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
 CASES = {
@@ -21,16 +21,16 @@ CASES = {
 }
 
 
-def data(shape: tuple[int, ...], size: int) -> Dataset:
+def data(shape: tuple[int, ...], size: int) -> DataSplits:
     """Noise, in one epoch's worth of batches."""
     generator = torch.Generator().manual_seed(0)
-    part = Part(inputs=torch.randn(size, *shape, generator=generator), targets=torch.arange(size) % 10)
+    part = Split(inputs=torch.randn(size, *shape, generator=generator), targets=torch.arange(size) % 10)
     few = part.take(torch.arange(10))
     names = tuple(map(str, range(10)))
-    return Dataset(train=part, val=few, test=few, class_names=names, feature_names=(), augment=None)
+    return DataSplits(train=part, val=few, test=few, class_names=names, feature_names=(), augment=None)
 
 
-def by_hand(make, dataset: Dataset, recipe: Recipe, flatness):
+def by_hand(make, dataset: DataSplits, recipe: TrainingConfig, flatness):
     """The loop of a tutorial; with SAM, in its usual two calls."""
     inputs, targets = dataset.train.inputs, dataset.train.targets
     inputs = (inputs - inputs.mean(0)) / inputs.std(0)
@@ -63,7 +63,7 @@ def rows(quick: bool) -> list[dict]:
     found = []
     for case, (make, shape, size, target) in list(CASES.items())[: 1 if quick else None]:
         dataset = data(shape, size)
-        recipe = Recipe(epochs=2 if quick else 4, batch_size=64, validations=0, optimizer=OPTIMIZER)
+        recipe = TrainingConfig(epochs=2 if quick else 4, batch_size=64, validations=0, optimizer=OPTIMIZER)
         for flatness in (Plain(), SAM()):
             for count in (1,) if quick else (1, 2):
                 with threads(count):
@@ -72,7 +72,13 @@ def rows(quick: bool) -> list[dict]:
                             "loop",
                             f"{type(flatness).__name__}, {case}",
                             lambda make=make, dataset=dataset, recipe=recipe, flatness=flatness: fit(
-                                make, dataset, Point(), flatness, recipe, likelihood=Categorical(10), progress=False
+                                make,
+                                dataset,
+                                MAP(),
+                                flatness,
+                                recipe,
+                                likelihood=Categorical(10),
+                                show_progress=False,
                             ),
                             by_hand(make, dataset, recipe, flatness),
                             rounds=3 if quick else 9,

@@ -14,17 +14,17 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from flatbayes import ASAM, LRT, MSAM, SAM, SGVB, SWAG, LookSAM, Plain, Point
-from flatbayes.core import Course
+from flatbayes import ASAM, LRT, MAP, MSAM, SAM, SGVB, SWAG, LookSAM, Plain
+from flatbayes.core import TrainingProgress
 from flatbayes.models import WideResNet
 
 WIDTH, LAYERS, STEPS = 600, 6, 4
 CASES = {
-    "Plain": (Point(), Plain(), 2.0, None),
-    "SAM": (Point(), SAM(), 3.0, 3.05),
-    "ASAM": (Point(), ASAM(), 3.0, None),
-    "MSAM": (Point(), MSAM(), 4.0, None),
-    "LookSAM": (Point(), LookSAM(every=2), 5.0, None),
+    "Plain": (MAP(), Plain(), 2.0, None),
+    "SAM": (MAP(), SAM(), 3.0, 3.05),
+    "ASAM": (MAP(), ASAM(), 3.0, None),
+    "MSAM": (MAP(), MSAM(), 4.0, None),
+    "LookSAM": (MAP(), LookSAM(period=2), 5.0, None),
     "SWAG-Diag, SAM": (SWAG(rank=0), SAM(), 5.0, None),
     "SWAG of rank 20, SAM": (SWAG(rank=20), SAM(), 25.0, None),
     "SGVB, SAM": (SGVB(), SAM(), 8.0, None),
@@ -59,7 +59,7 @@ def peak(posterior, flatness, model, inputs) -> float:
     momentum = 0.0 if isinstance(posterior, SGVB | LRT) else 0.9
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         state = posterior.init(model, lambda params: torch.optim.SGD(params, lr=1e-4, momentum=momentum), 100)
-        network, course = state.model.train(), Course(total_steps=STEPS)
+        network, course = state.model.train(), TrainingProgress(total_steps=STEPS)
 
         def closure():
             state.optimizer.zero_grad()

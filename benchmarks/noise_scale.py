@@ -17,7 +17,7 @@ from uci import CANDIDATES, MODEL, UNUSED, recipe_for
 from flatbayes.core.files import write_json
 from flatbayes.data import UCI
 from flatbayes.flatness import SAM, Plain
-from flatbayes.posteriors import Point
+from flatbayes.posteriors import MAP
 from flatbayes.prediction import evaluate
 from flatbayes.training import fit
 
@@ -27,8 +27,8 @@ SPLITS = 4
 def measured(name: str, flatness, split: int) -> dict[str, float]:
     """One training."""
     data = UCI(name=name, val_size=UNUSED).load(split)
-    recipe = CANDIDATES["MAP"][0].trained_by(recipe_for(len(data.train) + len(data.val)))
-    fitted = fit(MODEL, data, Point(), flatness, recipe, seed=split, progress=False)
+    recipe = CANDIDATES["MAP"][0].apply_overrides(recipe_for(len(data.train) + len(data.val)))
+    fitted = fit(MODEL, data, MAP(), flatness, recipe, seed=split, show_progress=False)
     predictive, unit = fitted.predict(data.test.inputs, 1), float(data.train.targets.std())
     return {
         "noise": float(predictive.member_stds.mean()) / unit,

@@ -83,7 +83,7 @@ def many(name: str, posterior: FittedPosterior, inputs, draws: int, rounds: int)
     return row(
         "prediction",
         f"{name}, {len(inputs)} examples",
-        lambda: posterior.predict(inputs, draws, batched=False),
+        lambda: posterior.predict(inputs, draws, vectorized=False),
         run,
         rounds=rounds,
         limit=limit,
@@ -99,7 +99,7 @@ def few(name: str, posterior: FittedPosterior, inputs, draws: int, rounds: int) 
         row(
             "prediction",
             f"{name}, 1 example, {how}",
-            lambda batched=batched: posterior.predict(inputs, draws, batched=batched),
+            lambda batched=batched: posterior.predict(inputs, draws, vectorized=batched),
             run,
             rounds=rounds,
             note=f"{draws} draws",

@@ -17,10 +17,10 @@ from timing import seconds, threads
 from torch import nn
 from torch.nn import functional as F
 
-from flatbayes import MLP, SAM, SWAG, Ensemble, Plain, Point, Recipe, fit
-from flatbayes.core.environment import environment
+from flatbayes import MAP, MLP, SAM, SWAG, Ensemble, Plain, TrainingConfig, fit
+from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
-from flatbayes.data import Dataset, Part
+from flatbayes.data import DataSplits, Split
 from flatbayes.likelihoods import Categorical
 from flatbayes.prediction import FittedPosterior
 
@@ -105,7 +105,7 @@ def by_draws() -> Curves:
     width = model[0].in_features
     fitted = FittedPosterior(posterior, [state], Categorical(width))
     inputs = torch.randn(1000, width)
-    return {"prediction": [(s, median(lambda s=s: fitted.predict(inputs, s, batched=False))) for s in DRAWS]}
+    return {"prediction": [(s, median(lambda s=s: fitted.predict(inputs, s, vectorized=False))) for s in DRAWS]}
 
 
 def by_batch() -> Curves:
@@ -119,17 +119,18 @@ def by_batch() -> Curves:
 def by_size() -> Curves:
     """Training of an ensemble of small networks, one by one and together."""
     generator = torch.Generator().manual_seed(0)
-    part = Part(inputs=torch.randn(512, 8, generator=generator), targets=torch.randn(512, generator=generator))
-    data = Dataset(
+    part = Split(inputs=torch.randn(512, 8, generator=generator), targets=torch.randn(512, generator=generator))
+    data = DataSplits(
         train=part, val=part, test=part, class_names=(), feature_names=(), target_names=("y",), augment=None
     )
     found: Curves = {}
-    for members in ("one_by_one", "together"):
-        recipe = Recipe(epochs=20, validations=0, members=members, optimizer=partial(torch.optim.SGD, lr=0.01))
-        run = partial(fit, partial(MLP, hidden=(50,)), data, flatness=SAM(), recipe=recipe, progress=False)
+    for members in ("one_by_one", "vectorized"):
+        recipe = TrainingConfig(
+            epochs=20, validations=0, members=members, optimizer=partial(torch.optim.SGD, lr=0.01)
+        )
+        run = partial(fit, partial(MLP, hidden=(50,)), data, flatness=SAM(), config=recipe, show_progress=False)
         found[members.replace("_", " ")] = [
-            (size, median(lambda size=size, run=run: run(posterior=Ensemble(Point(), size=size)), 3))
-            for size in SIZES
+            (size, median(lambda size=size, run=run: run(posterior=Ensemble(MAP(), size=size)), 3)) for size in SIZES
         ]
     return found
 
@@ -161,7 +162,7 @@ def main(out: Path, picture: Path) -> None:
     torch.manual_seed(0)
     with threads(1):
         panels = {what: measure() for what, (measure, _) in PANELS.items()}
-    write_json(out, {"environment": environment(), "panels": panels})
+    write_json(out, {"environment": describe_environment(), "panels": panels})
     figure(panels).savefig(picture)
 
 

@@ -22,7 +22,7 @@ from flatbayes.flatness import SAM, LookSAM, Plain
 from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import SGVB, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.prediction import FittedPosterior, evaluate
-from flatbayes.training import Checkpoints, Recipe, fit
+from flatbayes.training import Checkpoints, TrainingConfig, fit
 
 METHODS = [(SWAG(rank=2), SAM()), (Ensemble(SWAG(rank=2), size=2), LookSAM()), (SGVB(), Plain()),
            (MCDropout(), SAM()), (Laplace(), Plain())]  # fmt: skip
@@ -46,14 +46,14 @@ def cycle(number: int, folder: Path) -> None:
     """Fit, save, load, predict, evaluate, and fit again from a checkpoint; then forget it all."""
     posterior, flatness = METHODS[number % len(METHODS)]
     data = Digits(train_size=60, test_size=0.9).load(seed=number % 7)
-    checkpoints = Checkpoints(folder / "checkpoints", seconds=0.0)
-    recipe = Recipe(epochs=2, batch_size=20, collect_from=0)
+    checkpoints = Checkpoints(folder / "checkpoints", min_interval_seconds=0.0)
+    recipe = TrainingConfig(epochs=2, batch_size=20, collect_from=0)
     model = NETWORKS[number % len(NETWORKS)]
-    fit(model, data, posterior, flatness, recipe, seed=number, progress=False, checkpoints=checkpoints)
-    fitted = fit(model, data, posterior, flatness, recipe, seed=number, progress=False, checkpoints=checkpoints)
+    fit(model, data, posterior, flatness, recipe, seed=number, show_progress=False, checkpoints=checkpoints)
+    fitted = fit(model, data, posterior, flatness, recipe, seed=number, show_progress=False, checkpoints=checkpoints)
     fitted.save(folder / "artefact")
     loaded = FittedPosterior.load(folder / "artefact")
-    loaded.predict(data.test.tensor[:50], 3)
+    loaded.predict(data.test.input_tensor[:50], 3)
     evaluate(loaded, data.val.inputs, data.val.targets, 3)
     checkpoints.remove()
 

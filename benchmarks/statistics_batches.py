@@ -21,14 +21,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from flatbayes.core.buffers import holding, reestimate, running_norms
+from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
 from flatbayes.core.files import write_json
 from flatbayes.data import CIFAR10
 from flatbayes.flatness import SAM
 from flatbayes.metrics import classification_metrics
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import SWAG
-from flatbayes.training import Recipe, fit
+from flatbayes.training import TrainingConfig, fit
 
 SEEDS, DRAWS, TRAIN, TEST, SIZE = 4, 10, 3000, 2000, 64
 BATCHES = (1, 2, 5, 10, 20, "all")
@@ -39,10 +39,10 @@ PAPER = {"train": 50_000, "test": 10_000, "draws": 30, "batch_size": 128}
 def main(out: Path, picture: Path) -> None:
     """The curve, the times, and a figure of both."""
     data = CIFAR10(train_size=TRAIN, val_size=100).load(seed=0)
-    recipe = Recipe(epochs=10, validations=0, batch_size=SIZE, statistics_batches=TRAIN // SIZE)
+    recipe = TrainingConfig(epochs=10, validations=0, batch_size=SIZE, statistics_batches=TRAIN // SIZE)
     runs = []
     for seed in range(SEEDS):
-        fitted = fit(partial(ConvNet, width=8), data, SWAG(), SAM(), recipe, seed=seed, progress=False)
+        fitted = fit(partial(ConvNet, width=8), data, SWAG(), SAM(), recipe, seed=seed, show_progress=False)
         runs.append(curve(fitted, data))
         print(seed, {k: {m: round(v, 4) for m, v in found.items()} for k, found in runs[-1].items()}, flush=True)
     found = {"curve": summary(runs), "times": times(fitted, data), "seeds": SEEDS, "draws": DRAWS, "runs": runs}
@@ -57,7 +57,7 @@ def curve(fitted, data) -> dict[str, dict[str, float]]:
     found = {}
     for k in BATCHES:
         kept = batches if k == "all" else batches[:k]
-        again = replace(fitted, statistics_inputs=kept, statistics_of_draws={})
+        again = replace(fitted, statistics_inputs=kept, norm_statistics={})
         log_probs = again.predict(inputs, DRAWS).log_probs
         found[str(k)] = {name: classification_metrics(log_probs, targets)[name] for name in METRICS}
     return found
@@ -82,7 +82,7 @@ def summary(runs) -> dict[str, dict[str, dict[str, float]]]:
 
 def full_pass(network: nn.Module, batches) -> None:
     """The procedure of the paper's code: all of the network in training mode, statistics an average over examples."""
-    norms, seen = running_norms(network), 0
+    norms, seen = norm_layers(network), 0
     momenta = [norm.momentum for norm in norms]
     network.train()
     for norm in norms:
@@ -103,7 +103,7 @@ def times(fitted, data) -> dict[str, float]:
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     train = fitted.prepared(data.train.inputs[:1024]).split(PAPER["batch_size"])
     test = data.test.inputs[:1024]
-    kept = fitted.statistics_inputs[: Recipe().statistics_batches]
+    kept = fitted.statistics_inputs[: TrainingConfig().statistics_batches]
     key, parts = fitted.draw_keys(1)[0], {"full": [], "ours": [], "test": [], "draw": []}
 
     def timed(name, run):
@@ -117,8 +117,8 @@ def times(fitted, data) -> dict[str, float]:
         with fitted.drawn(key) as network:
             own = {name: buffer.clone() for name, buffer in network.named_buffers()}
             timed("full", lambda network=network: full_pass(network, train))
-            timed("ours", lambda network=network: reestimate(network, map(fitted.prepared, kept)))
-            with holding(network, own):
+            timed("ours", lambda network=network: reestimate_norm_statistics(network, map(fitted.prepared, kept)))
+            with swap_buffers(network, own):
                 timed("test", lambda: fitted._outputs(key, test.split(PAPER["batch_size"])))
         timed("draw", lambda: fitted.predict(test[:1], 1, batched=False))
     full, ours, test_time, draw = (statistics.median(parts[name]) for name in ("full", "ours", "test", "draw"))

@@ -11,8 +11,8 @@ from timing import Work, row, threads
 from torch import nn
 from torch.nn import functional as F
 
-from flatbayes import ASAM, MSAM, SAM, Every, Flatness, LookSAM, Plain, PreResNet, Smoothing
-from flatbayes.core import Course
+from flatbayes import ASAM, MSAM, SAM, Flatness, GaussianSmoothing, LookSAM, Periodic, Plain, PreResNet
+from flatbayes.core import TrainingProgress
 
 try:
     import pytorch_optimizer
@@ -20,7 +20,7 @@ except Exception:  # not installed, or broken by what it drags along
     pytorch_optimizer = None
 
 RHO, RATE = 0.05, 1e-3
-OTHERS = (ASAM(), SAM(params="norms"), MSAM(), LookSAM(every=5), Every(SAM(), steps=5), Smoothing())
+OTHERS = (ASAM(), SAM(params="norms"), MSAM(), LookSAM(period=5), Periodic(SAM(), period=5), GaussianSmoothing())
 
 
 def mlp():
@@ -70,7 +70,7 @@ def gradients(make, count: int) -> Work:
 
 def flat(make, flatness: Flatness) -> Work:
     """A step as anyone's own loop takes it."""
-    own, course = Setting(make), Course(total_steps=10**9)
+    own, course = Setting(make), TrainingProgress(total_steps=10**9)
 
     def work():
         flatness(own.closure, own.model, course)()
@@ -153,5 +153,5 @@ def other(case: str, make, flatness: Flatness, rounds: int) -> dict:
         flat(make, flatness),
         flat(make, Plain()),
         rounds=rounds,
-        note=f"in plain steps; {flatness.gradients:g} gradients",
+        note=f"in plain steps; {flatness.gradients_per_step:g} gradients",
     )

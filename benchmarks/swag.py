@@ -9,7 +9,7 @@ import torch
 from timing import ratio, row, threads
 from torch import nn
 
-from flatbayes.core.weights import flatten, trainable
+from flatbayes.core.weights import flatten, trainable_parameters
 from flatbayes.posteriors import SWAG
 from flatbayes.posteriors.swag import block_size, gaussian_sample
 
@@ -47,7 +47,7 @@ def rows(quick: bool) -> list[dict]:
 def judged(posterior: SWAG, state, case: str, rounds: int) -> list[dict]:
     """A draw without and with its installation, and a snapshot."""
     mean, squares, deviations = (state.statistics[name] for name in ("mean", "sum_squares", "deviations"))
-    generator, params = torch.Generator().manual_seed(0), trainable(state.model)
+    generator, params = torch.Generator().manual_seed(0), trainable_parameters(state.model)
     size = block_size(mean)
     parts = [slice(k, k + size) for k in range(0, len(mean), size)]
     scratch, z2 = torch.empty(size), torch.randn(RANK)

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from flatbayes.comparison import Comparison, Method, execute, select, write_results
-from flatbayes.core.spec import label, to_spec
+from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import UCI
+from flatbayes.experiments import Comparison, Method, execute_runs, select_methods, write_results
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
-from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
-from flatbayes.training import Constant, Cosine, Recipe, SWALinear
+from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.training import Constant, Cosine, SWALinear, TrainingConfig
 
 RADII = (0.003, 0.03)
 DECAYS = (1e-4, 1e-3)
@@ -37,23 +37,25 @@ def sgd(lr, decay=0.0, momentum=0.9):
 
 
 def trained(posterior, schedule, decay):
-    return Method(posterior, recipe={"optimizer": sgd(0.02, decay), "schedule": schedule, "clip_norm": 5.0})
+    return Method(posterior, config_overrides={"optimizer": sgd(0.02, decay), "schedule": schedule, "clip_norm": 5.0})
 
 
 def variational(kind, temperature):
     recipe = {"optimizer": partial(torch.optim.Adam, lr=0.01), "schedule": Cosine()}
-    return Method(kind(temperature=temperature, initial_std=0.03), recipe=recipe)
+    return Method(kind(temperature=temperature, initial_std=0.03), config_overrides=recipe)
 
 
 def sampled(posterior, lr):
-    return Method(posterior, recipe={"optimizer": sgd(lr, momentum=0.0), "schedule": Constant(), "clip_norm": 5.0})
+    return Method(
+        posterior, config_overrides={"optimizer": sgd(lr, momentum=0.0), "schedule": Constant(), "clip_norm": 5.0}
+    )
 
 
 CANDIDATES = {
-    "MAP": [trained(Point(), Cosine(), d) for d in DECAYS],
+    "MAP": [trained(MAP(), Cosine(), d) for d in DECAYS],
     "MC-Dropout": [trained(MCDropout(rate=r), Cosine(), DECAYS[0]) for r in (0.01, 0.05)],
-    "SWAG-Diag": [trained(SWAG(rank=0, scale=1.0), SWALinear(low=0.5), d) for d in DECAYS],
-    "SWAG": [trained(SWAG(), SWALinear(low=0.5), d) for d in DECAYS],
+    "SWAG-Diag": [trained(SWAG(rank=0, scale=1.0), SWALinear(end_factor=0.5), d) for d in DECAYS],
+    "SWAG": [trained(SWAG(), SWALinear(end_factor=0.5), d) for d in DECAYS],
     "Ensemble": [trained(Ensemble(size=3), Cosine(), d) for d in DECAYS],
     "SGVB": [variational(SGVB, t) for t in (0.1, 1.0)],
     "SGVB-LRT": [variational(LRT, t) for t in (0.1, 1.0)],
@@ -67,7 +69,7 @@ def recipe_for(num_data):
     """About a thousand steps, with larger batches where there are many examples."""
     batch_size = 32 if num_data < LARGE else 64
     epochs = math.ceil(STEPS / (num_data // batch_size))
-    return Recipe(epochs=epochs, batch_size=batch_size, validations=0, collect_from=0.5)
+    return TrainingConfig(epochs=epochs, batch_size=batch_size, validations=0, collect_from=0.5)
 
 
 def measure(source, folder, splits, jobs):
@@ -75,19 +77,19 @@ def measure(source, folder, splits, jobs):
     common = Comparison(
         source=source,
         model=MODEL,
-        posteriors=(Point(),),
-        recipe=recipe_for(len(data.train) + len(data.val)),
-        seeds=splits,
+        posteriors=(MAP(),),
+        config=recipe_for(len(data.train) + len(data.val)),
+        num_seeds=splits,
     )
     flatnesses, tasks, failures = [SAM(rho=rho) for rho in RADII], [], []
     for split in range(splits):
-        chosen = select(common, CANDIDATES, flatnesses, folder / f"select-{split}", seeds=[split], jobs=jobs)
+        chosen = select_methods(common, CANDIDATES, flatnesses, folder / f"select-{split}", seeds=[split], jobs=jobs)
         final = replace(common, posteriors=chosen, source=replace(source, val_size=UNUSED))
-        tasks += [task for task in final.tasks() if task.seed == split]
-        failures += execute(tasks, folder / "runs", jobs)
+        tasks += [task for task in final.list_runs() if task.seed == split]
+        failures += execute_runs(tasks, folder / "runs", jobs)
         runs = [run for run in (task.kept(folder / "runs") for task in tasks) if run is not None]
         for run in runs:
-            run["flatness"] = "Plain" if run["flatness"] == label(Plain()) else "SAM (rho chosen on each split)"
+            run["flatness"] = "Plain" if run["flatness"] == short_name(Plain()) else "SAM (rho chosen on each split)"
         results = write_results(folder, to_spec(common)["init_args"], runs, failures)
     return results
 
@@ -103,7 +105,9 @@ def main():
         results = measure(UCI(name=name), options.folder / name, options.splits, options.jobs)
         for row in results["summary"]:
             if row["metric"] in ("rmse", "nll"):
-                print(name, row["posterior"], row["metric"], row["plain"], row["flat"], row["interval"], row["wins"])
+                print(
+                    name, row["posterior"], row["metric"], row["plain"], row["flat"], row["interval"], row["winner"]
+                )
 
 
 if __name__ == "__main__":

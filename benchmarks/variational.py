@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatbayes import LRT, SAM, SGVB, ConvNet, Plain
-from flatbayes.posteriors.variational import raw_of_std
-from flatbayes.posteriors.variational_layers import VARIATIONAL, Noise, Scale
+from flatbayes.posteriors.variational import std_to_raw
+from flatbayes.posteriors.variational_layers import VARIATIONAL_TYPES, LayerNoise, SoftplusScale
 
 try:
     from bayesian_torch import layers as peer
@@ -69,9 +69,9 @@ def layer_works(layer: nn.Module, shape: tuple, estimator: str) -> dict[str, Wor
 
 
 def noisy(layer: nn.Module, estimator: str) -> nn.Module:
-    twin = VARIATIONAL[type(layer)](*arguments(layer))
-    raws = [nn.Parameter(torch.full_like(p, raw_of_std(0.01))) for p in (twin.weight, twin.bias)]
-    twin.noise = Noise(estimator, *(Scale.of(raw) for raw in raws))
+    twin = VARIATIONAL_TYPES[type(layer)](*arguments(layer))
+    raws = [nn.Parameter(torch.full_like(p, std_to_raw(0.01))) for p in (twin.weight, twin.bias)]
+    twin.noise = LayerNoise(estimator, *(SoftplusScale.from_raw(raw) for raw in raws))
     return twin
 
 
@@ -92,7 +92,7 @@ def pass_of(forward: Callable, inputs: torch.Tensor, module: nn.Module | None = 
         for tensor in held:
             tensor.grad = None
         if scales:  # the softplus is part of the work, as it is of a step with one pass
-            module.noise = Noise(noise.estimator, *(Scale.of(scale.raw) for scale in scales))
+            module.noise = LayerNoise(noise.estimator, *(SoftplusScale.from_raw(scale.raw) for scale in scales))
         forward(inputs).backward(direction)
 
     return work
@@ -105,7 +105,7 @@ def step_cases(quick: bool):
     for case, make in list(MODELS.items())[: 2 if quick else None]:
         for posterior, flat in ((SGVB(), Plain()), (SGVB(), SAM()), (LRT(), Plain())):
             one_pass = isinstance(posterior, SGVB)
-            gradients = "one plain gradient" if flat.gradients == 1 else "two plain gradients"
+            gradients = "one plain gradient" if flat.gradients_per_step == 1 else "two plain gradients"
             note = f"in units of {gradients}, {'one pass over the parameters, ' if one_pass else ''}the optimiser"
             works = partial(step_works, posterior, flat, make, one_pass)
             name = f"{type(flat).__name__}, {case}"

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatbayes import SAM, SWAG, Digits, Laplace, Plain, Point, Recipe, evaluate, fit
+from flatbayes import MAP, SAM, SWAG, Digits, Laplace, Plain, TrainingConfig, evaluate, fit
 from flatbayes.data import Standardize
 
 data = Digits().load(seed=0)
@@ -30,14 +30,14 @@ def show(name, fitted):
 
 
 # %% No epochs leave the weights as they are: first the network alone, then with a Gaussian over its last layer
-as_it_is = Recipe(epochs=0)
-show("the network alone", fit(net, data, Point(), Plain(), as_it_is, init="net.pt", transform=scale))
+as_it_is = TrainingConfig(epochs=0)
+show("the network alone", fit(net, data, MAP(), Plain(), as_it_is, init="net.pt", transform=scale))
 show("last-layer Laplace, no training", fit(net, data, Laplace(), Plain(), as_it_is, init="net.pt", transform=scale))
 
 # %% Five epochs for SWAG. On data that it fits a network has next to no gradient, and moves little without SAM
 show("SWAG, 5 epochs", fit(net, data, SWAG(), Plain(), init="net.pt", transform=scale))
 flat = fit(net, data, SWAG(), SAM(rho=0.3), init="net.pt", transform=scale)
 show("flat SWAG, 5 epochs", flat)
-last = fit(net, data, SWAG(bayesian="last_layer"), SAM(rho=0.3), init="net.pt", transform=scale)
+last = fit(net, data, SWAG(params="last_layer"), SAM(rho=0.3), init="net.pt", transform=scale)
 show("flat SWAG of the last layer", last)
 flat.save("flat-swag")

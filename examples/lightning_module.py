@@ -56,7 +56,7 @@ model = Classifier()
 trainer.fit(model, DataLoader(TensorDataset(x[:1000], y[:1000]), batch_size=32, shuffle=True))
 
 # %% What was collected predicts with uncertainty, and is kept as data without any of Lightning's
-fitted = flat.posterior(Categorical(10))
+fitted = flat.make_posterior(Categorical(10))
 print(evaluate(fitted, x[1000:], y[1000:]).metrics)
 noise = torch.rand(500, 64)
 print(f"entropy on digits {fitted.predict(x[1000:]).entropy.mean():.3f}, on noise", end=" ")

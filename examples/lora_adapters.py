@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from flatbayes import SAM, SWAG, Categorical, FittedPosterior, Point, evaluate
+from flatbayes import MAP, SAM, SWAG, Categorical, FittedPosterior, evaluate
 from flatbayes.integrations.transformers import FlatTrainer, Logits
 
 logging.set_verbosity_error()
@@ -84,8 +84,8 @@ trainer = FlatTrainer(model, arguments, train_dataset=train, flatness=SAM(rho=0.
 trainer.train()
 
 # %% Thirty sets of adapters predict together; words that they have never seen leave them less sure
-fitted = trainer.posterior(Categorical(2))
-alone = FittedPosterior(Point(), fitted.states, Categorical(2))
+fitted = trainer.make_posterior(Categorical(2))
+alone = FittedPosterior(MAP(), fitted.states, Categorical(2))
 inputs, targets = (torch.stack([example[key] for example in test]) for key in ("input_ids", "labels"))
 picked = torch.Generator().manual_seed(1)
 strange = []

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from flatbayes import MLP, SAM, Cyclical, Digits, Plain, Posterior, Recipe, evaluate, fit
-from flatbayes.core.buffers import evaluating
-from flatbayes.core.weights import flatten, installed, trainable, unflatten
-from flatbayes.posteriors.gradient import start, update, usual_sgd
+from flatbayes import MLP, SAM, Cyclical, Digits, Plain, Posterior, TrainingConfig, evaluate, fit
+from flatbayes.core.buffers import eval_mode
+from flatbayes.core.weights import flatten, swap_values, trainable_parameters, unflatten
+from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
 
 
 @dataclass(frozen=True)
@@ -22,27 +22,27 @@ class Solutions(Posterior):
     # What others need to know of it.
     runs = 1  # all of them come from one training
     stochastic = True  # two draws may be two solutions
-    moves_weights = True  # BatchNorm statistics are those of the end of training, not of the solution drawn
+    needs_norm_reestimation = True  # BatchNorm statistics are those of the end of training, not of the solution drawn
     shardable = False  # that each process holds a part of the weights would want a test of its own
-    needs_one_loss = "never"  # whatever leads to good weights will do
-    default_optimizer = usual_sgd(prior_precision=None)
+    requires_stationary_loss = "never"  # whatever leads to good weights will do
+    default_optimizer = default_sgd(prior_precision=None)
 
     @property
     def snapshots(self):
         return 1, self.keep  # one at least before a draw; no use is made of more than `keep`
 
     def init(self, model, make_optimizer, num_data):
-        state = start(model, make_optimizer, num_data, prior_precision=None)
-        weights = flatten(trainable(model))
+        state = init_state(model, make_optimizer, num_data, prior_precision=None)
+        weights = flatten(trainable_parameters(model))
         state.statistics = {"count": torch.tensor(0), "rows": weights.new_zeros(self.keep, len(weights))}
         return state
 
     def step(self, state, closure):
-        return update(state, closure, prior_precision=None)  # the prior is the optimiser's weight decay
+        return step_optimizer(state, closure, prior_precision=None)  # the prior is the optimiser's weight decay
 
     def collect(self, state):
         count = int(state.statistics["count"].add_(1))
-        state.statistics["rows"][(count - 1) % self.keep] = flatten(trainable(state.model))
+        state.statistics["rows"][(count - 1) % self.keep] = flatten(trainable_parameters(state.model))
 
     def finish(self, state, examples, loss_fn):
         """Nothing: no last look at the data is needed."""
@@ -53,14 +53,14 @@ class Solutions(Posterior):
         if held == 0:
             raise RuntimeError("Solutions needs at least 1 collected snapshot before a draw, got 0; train longer.")
         row = int(torch.randint(held, (), generator=generator, device=generator.device))
-        params = trainable(state.model)
-        with installed(params, unflatten(state.statistics["rows"][row], params)), evaluating(state.model):
+        params = trainable_parameters(state.model)
+        with swap_values(params, unflatten(state.statistics["rows"][row], params)), eval_mode(state.model):
             yield state.model
 
 
 # %% Four waves of the learning rate, snapshots at the end of each; one seed shows that it works, not who is better
 data = Digits(train_size=300).load(seed=0)
-recipe = Recipe(epochs=24, schedule=Cyclical(times=4), collect_from=0.9)
+recipe = TrainingConfig(epochs=24, schedule=Cyclical(times=4), collect_from=0.9)
 for name, flatness in {"plain": Plain(), "flat": SAM(rho=0.1)}.items():
     fitted = fit(MLP, data, Solutions(), flatness, recipe)
     predictive = fitted.predict(data.test.inputs, num_draws=12)

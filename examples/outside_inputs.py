@@ -1,20 +1,20 @@
 # %% Inputs of a kind never seen: a network learns five digits, and is shown the other five
 from statistics import fmean
 
-from flatbayes import MLP, SAM, SWAG, Ensemble, Plain, Recipe, fit
+from flatbayes import MLP, SAM, SWAG, Ensemble, Plain, TrainingConfig, fit
 from flatbayes.data import ClassSplit, Digits
 from flatbayes.prediction import evaluate_ood
 
 split = ClassSplit(source=Digits(), classes=(0, 1, 2, 3, 4), train_size=200)
-outside = split.outside().tensor
+outside = split.read_ood().input_tensor
 SCORES = ("entropy", "mutual_information", "one_minus_confidence")
 
 
 def detection(posterior, flatness, seed):
     """AUROC of each score as a detector of unknown digits: 0.5 is guessing, 1 is never wrong."""
     data = split.load(seed)
-    fitted = fit(MLP, data, posterior, flatness, Recipe(epochs=25), seed=seed)
-    scores = evaluate_ood(fitted, data.test.tensor, outside, num_draws=20)["scores"]
+    fitted = fit(MLP, data, posterior, flatness, TrainingConfig(epochs=25), seed=seed)
+    scores = evaluate_ood(fitted, data.test.input_tensor, outside, num_draws=20)["scores"]
     return {name: scores[name]["auroc"] for name in SCORES}
 
 

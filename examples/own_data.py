@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatbayes import SAM, Categorical, Ensemble, Recipe, fit
+from flatbayes import SAM, Categorical, Ensemble, TrainingConfig, fit
 
 torch.manual_seed(0)
 x = torch.randn(600, 8)
@@ -20,7 +20,7 @@ fitted = fit(
     loader,
     posterior=Ensemble(size=3),
     flatness=SAM(rho=0.05),
-    recipe=Recipe(epochs=15, optimizer=lambda params: torch.optim.Adam(params, lr=3e-3)),
+    config=TrainingConfig(epochs=15, optimizer=lambda params: torch.optim.Adam(params, lr=3e-3)),
     likelihood=Categorical(3),
 )
 

@@ -5,10 +5,10 @@ from tempfile import mkdtemp
 
 import torch
 
-from flatbayes import SAM, SWAG, ConvNet, Digits, FittedPosterior, Recipe, evaluate, fit
+from flatbayes import SAM, SWAG, ConvNet, Digits, FittedPosterior, TrainingConfig, evaluate, fit
 
 data = Digits(train_size=300).load(seed=0)
-recipe = Recipe(epochs=20, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4))
+recipe = TrainingConfig(epochs=20, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4))
 fitted = fit(partial(ConvNet, width=16), data, SWAG(rank=5), SAM(rho=0.1), recipe, seed=0)
 
 # %% Each prediction is the average of 30 networks, and is least sure of itself where it is wrong

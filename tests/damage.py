@@ -16,7 +16,7 @@ EXTREMES = [0, 1, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 
 CLASS_PATHS = [
     "os.system", "builtins.eval", "subprocess.Popen", "torch.load", "flatbayes.core.files.write_json",
     "flatbayes.posteriors.Posterior", "flatbayes.posteriors.SGLD", "flatbayes.posteriors.Ensemble",
-    "flatbayes.posteriors.swag.gaussian_sample", "flatbayes.likelihoods.Categorical", "flatbayes.models.with_head",
+    "flatbayes.posteriors.swag.gaussian_sample", "flatbayes.likelihoods.Categorical", "flatbayes.models.replace_head",
     "flatbayes.models.MLP", "flatbayes.models.PreResNet", "flatbayes.models.ViT", "flatbayes.models.DenseNet",
     "flatbayes.posteriors", "flatbayes.models..", "", ".", "flatbayes.likelihoods.Gaussian",
 ]  # fmt: skip

@@ -13,16 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatbayes.data import Augment, Dataset, Part
-from flatbayes.flatness import ASAM, MSAM, SAM, LookSAM, Plain, Smoothing
+from flatbayes.data import Augment, DataSplits, Split
+from flatbayes.flatness import ASAM, MSAM, SAM, GaussianSmoothing, LookSAM, Plain
 from flatbayes.likelihoods import Categorical
-from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
-from flatbayes.training import Checkpoints, Recipe, Watch, fit
-from flatbayes.training.processes import sharded as sharding
-from flatbayes.training.processes.parallel import ElsewhereError, average, joined, predict_together
+from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.training import Callback, Checkpoints, TrainingConfig, fit
+from flatbayes.training.distributed import fsdp
+from flatbayes.training.distributed.process_group import (
+    RemoteProcessError,
+    all_reduce_gradients,
+    get_process_group_info,
+    predict_distributed,
+)
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3)
-RECIPE = Recipe(
+RECIPE = TrainingConfig(
     epochs=2,
     batch_size=16,
     optimizer=SGD,
@@ -39,12 +44,12 @@ SHARDED = replace(RECIPE, strategy="fsdp", ascent="synchronised", clip_norm=1.0)
 SHARDED_ADAM = replace(ADAM, strategy="fsdp", ascent="synchronised")
 
 
-def data(augment: bool = True) -> Dataset:
+def data(augment: bool = True) -> DataSplits:
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(70) % 3
     inputs = 100 + 20 * torch.randn(70, 2, 4, 4, generator=generator) + 30 * targets.view(-1, 1, 1, 1)
-    part = Part(inputs=inputs.clamp(0, 255).byte(), targets=targets)
-    return Dataset(
+    part = Split(inputs=inputs.clamp(0, 255).byte(), targets=targets)
+    return DataSplits(
         train=part,
         val=part.take(torch.arange(33)),
         test=part.take(torch.arange(17)),
@@ -76,16 +81,16 @@ class PartlyUnused(nn.Module):
 
 
 SAME = {
-    "plain": (smooth, Point(), Plain(), RECIPE),
-    "synchronised": (smooth, Point(), SAM(rho=0.5), replace(RECIPE, ascent="synchronised")),
-    "three ascents": (smooth, Point(), SAM(rho=0.5, ascent_steps=3), replace(RECIPE, ascent="synchronised")),
-    "part": (smooth, Point(), SAM(rho=0.5, part=0.5), replace(RECIPE, ascent="synchronised")),
-    "one layer": (smooth, Point(), SAM(rho=0.5, params="last_layer"), replace(RECIPE, ascent="synchronised")),
-    "unequal": (smooth, Point(), SAM(rho=0.5), replace(RECIPE, ascent="synchronised", batch_size=15)),
-    "accumulated": (smooth, Point(), SAM(rho=0.5), replace(RECIPE, ascent="synchronised", accumulate=3)),
-    "clipped": (smooth, Point(), ASAM(rho=0.5), replace(RECIPE, ascent="synchronised", clip_norm=0.1)),
-    "momentum": (smooth, Point(), MSAM(rho=0.5), replace(RECIPE, ascent="synchronised")),
-    "smoothing": (smooth, Point(), Smoothing(std=0.05), RECIPE),
+    "plain": (smooth, MAP(), Plain(), RECIPE),
+    "synchronised": (smooth, MAP(), SAM(rho=0.5), replace(RECIPE, ascent="synchronised")),
+    "three ascents": (smooth, MAP(), SAM(rho=0.5, ascent_steps=3), replace(RECIPE, ascent="synchronised")),
+    "part": (smooth, MAP(), SAM(rho=0.5, ascent_batch_fraction=0.5), replace(RECIPE, ascent="synchronised")),
+    "one layer": (smooth, MAP(), SAM(rho=0.5, params="last_layer"), replace(RECIPE, ascent="synchronised")),
+    "unequal": (smooth, MAP(), SAM(rho=0.5), replace(RECIPE, ascent="synchronised", batch_size=15)),
+    "accumulated": (smooth, MAP(), SAM(rho=0.5), replace(RECIPE, ascent="synchronised", accumulate=3)),
+    "clipped": (smooth, MAP(), ASAM(rho=0.5), replace(RECIPE, ascent="synchronised", clip_norm=0.1)),
+    "momentum": (smooth, MAP(), MSAM(rho=0.5), replace(RECIPE, ascent="synchronised")),
+    "smoothing": (smooth, MAP(), GaussianSmoothing(std=0.05), RECIPE),
     "swag": (smooth, SWAG(rank=3), Plain(), RECIPE),
     "flat swag": (smooth, SWAG(rank=3), SAM(rho=0.5), replace(RECIPE, ascent="synchronised")),
     "sgvb": (smooth, SGVB(num_samples=2), Plain(), ADAM),
@@ -93,7 +98,7 @@ SAME = {
     "sgld": (smooth, SGLD(prior_precision=1.0), Plain(), SLOW_SGD),
     "sghmc": (smooth, SGHMC(prior_precision=1.0), Plain(), replace(SLOW_SGD, batch_size=15)),
     "unused": (PartlyUnused, SGLD(prior_precision=1.0), Plain(), SLOW_SGD),
-    "sharded": (smooth, Point(), SAM(rho=0.5), SHARDED),
+    "sharded": (smooth, MAP(), SAM(rho=0.5), SHARDED),
     "sharded swag": (smooth, SWAG(rank=3), SAM(rho=0.5), replace(SHARDED, accumulate=2)),
     "sharded adam": (smooth, Ensemble(SWAG(prior_precision=1.0), size=2), ASAM(rho=0.5), SHARDED_ADAM),
     "ensemble": (smooth, Ensemble(size=2), Plain(), RECIPE),
@@ -101,59 +106,59 @@ SAME = {
 """One process and several give the same, up to rounding."""
 
 OTHER = {
-    "local": (smooth, Point(), SAM(rho=0.5), RECIPE),
-    "local unequal": (smooth, Point(), SAM(rho=0.5), replace(RECIPE, batch_size=15)),
-    "look": (smooth, Point(), LookSAM(rho=0.5, every=3), RECIPE),
+    "local": (smooth, MAP(), SAM(rho=0.5), RECIPE),
+    "local unequal": (smooth, MAP(), SAM(rho=0.5), replace(RECIPE, batch_size=15)),
+    "look": (smooth, MAP(), LookSAM(rho=0.5, period=3), RECIPE),
     "local swag": (normalised, SWAG(rank=3), SAM(rho=0.5), RECIPE),
     "local sgvb": (dropping, SGVB(), SAM(rho=0.5), replace(ADAM, batch_size=15)),
     "local sgld": (dropping, SGLD(prior_precision=1.0), SAM(rho=0.5), replace(SLOW_SGD, batch_size=15)),
-    "dropout": (dropping, MCDropout(), SAM(rho=0.5, fresh_noise=True), RECIPE),
+    "dropout": (dropping, MCDropout(), SAM(rho=0.5, resample_noise=True), RECIPE),
     "lrt": (smooth, LRT(), SAM(rho=0.5), ADAM),
     "flipout": (smooth, LRT(estimator="flipout"), SAM(rho=0.5), replace(ADAM, ascent="synchronised")),
     "single precision": (normalised, SWAG(rank=3), SAM(rho=0.5), replace(RECIPE, precision="32-true")),
-    "bf16": (smooth, Point(), SAM(rho=0.5), replace(RECIPE, precision="bf16-mixed")),
+    "bf16": (smooth, MAP(), SAM(rho=0.5), replace(RECIPE, precision="bf16-mixed")),
     "sharded norms": (normalised, SWAG(rank=2), SAM(rho=0.5), SHARDED),
     "laplace": (smooth, Laplace(prior_precision=1.0), Plain(), SLOW_SGD),
-    "still": (normalised, Point(), Plain(), STILL),
+    "still": (normalised, MAP(), Plain(), STILL),
 }
 """They do not, and the processes agree all the same."""
 
 CASES = SAME | OTHER
 
 
-class Seen(Watch):
+class Seen(Callback):
     """A watch that keeps the losses."""
 
     def __init__(self) -> None:
         self.losses, self.validation = [], []
 
-    def step(self, step, loss, lr) -> None:
+    def on_step_end(self, step, loss, lr) -> None:
         self.losses.append(float(loss))
 
-    def epoch(self, record) -> None:
+    def on_epoch_end(self, record) -> None:
         self.validation.append([record["val_nll"], record["val_accuracy"]])
 
 
 def found(name: str) -> dict[str, Tensor]:
     """What comes of a case, in this process."""
     model, posterior, flatness, recipe = CASES[name]
-    if joined().size == 1:
+    if get_process_group_info().size == 1:
         recipe = replace(recipe, strategy="ddp")
     watch = Seen()
     augment = not name.startswith("local")
-    fitted = fit(model, data(augment), posterior, flatness, recipe, seed=3, progress=False, watch=watch)
+    fitted = fit(model, data(augment), posterior, flatness, recipe, seed=3, show_progress=False, callback=watch)
     tensors = {"losses": torch.tensor(watch.losses), "validation": torch.tensor(watch.validation)}
     for k, state in enumerate(fitted.states):
         tensors |= {f"{k}.{key}": value for key, value in state.model.state_dict().items()}
         tensors |= {f"{k}.statistics.{key}": value for key, value in state.statistics.items()}
-    predictive = predict_together(fitted, data().test.inputs, 2, keep_members=True)
+    predictive = predict_distributed(fitted, data().test.inputs, 2, keep_members=True)
     tensors["predictions"] = predictive.member_probs
     return {key: value.detach().clone() for key, value in tensors.items()}
 
 
 def loader(unlike: int = 0) -> dict[str, Tensor]:
     """Training on a loader, the network and the order of which are other ones in every process."""
-    torch.manual_seed(joined().rank + unlike)
+    torch.manual_seed(get_process_group_info().rank + unlike)
     part = data().train
     examples = TensorDataset(part.inputs.float() / 50, part.targets)
     fitted = fit(
@@ -163,7 +168,7 @@ def loader(unlike: int = 0) -> dict[str, Tensor]:
         SAM(),
         replace(RECIPE, precision="32-true"),
         likelihood=Categorical(3),
-        progress=False,
+        show_progress=False,
     )
     (state,) = fitted.states
     tensors = {**state.model.state_dict(), **state.statistics}
@@ -172,7 +177,7 @@ def loader(unlike: int = 0) -> dict[str, Tensor]:
 
 def own_loop() -> dict[str, Tensor]:
     """A loop of one's own on several processes: torch wraps the network, and a flatness is one line."""
-    world = joined()
+    world = get_process_group_info()
     torch.manual_seed(3)
     network = smooth().double()
     wrapped = nn.parallel.DistributedDataParallel(network) if world.size > 1 else network
@@ -194,12 +199,12 @@ def own_loop() -> dict[str, Tensor]:
 
 def averaged() -> dict[str, Tensor]:
     """Gradients that some processes have and others do not."""
-    world = joined()
+    world = get_process_group_info()
     params = [nn.Parameter(torch.zeros(3)) for _ in range(3)]
     params[0].grad = torch.full((3,), float(world.rank + 1))
     if world.rank == 1:
         params[1].grad = torch.full((3,), 5.0)
-    loss = average(torch.tensor(float(world.rank)), params, 1 + world.rank)
+    loss = all_reduce_gradients(torch.tensor(float(world.rank)), params, 1 + world.rank)
     return {"loss": loss, **{str(k): p.grad for k, p in enumerate(params) if p.grad is not None}}
 
 
@@ -231,8 +236,8 @@ def resumed(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
                     SWAG(rank=2),
                     MSAM(rho=0.5),
                     RECIPE,
-                    progress=False,
-                    checkpoints=Checkpoints(folder / name, steps=3, seconds=0),
+                    show_progress=False,
+                    checkpoints=Checkpoints(folder / name, every_n_steps=3, min_interval_seconds=0),
                 )
             except RuntimeError as error:
                 if "stopped on purpose" not in str(error):
@@ -252,7 +257,7 @@ def breaks(model: nn.Module) -> nn.Module:
     passes = iter(range(1000))
 
     def fail(*_) -> None:
-        if next(passes) == 5 and joined().rank == 1:
+        if next(passes) == 5 and get_process_group_info().rank == 1:
             raise RuntimeError("broken on purpose")
 
     model.register_forward_pre_hook(fail)
@@ -261,27 +266,27 @@ def breaks(model: nn.Module) -> nn.Module:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    sharding.ENOUGH = 50  # or these networks would be sent whole
+    fsdp.MIN_SHARD_PARAMETERS = 50  # or these networks would be sent whole
     results = {name: found(name) for name in CASES} | {
         "loader": loader(),
         "averaged": averaged(),
         "own loop": own_loop(),
     }
     results["whole"], results["resumed"] = resumed(folder)
-    world = joined()
+    world = get_process_group_info()
     try:
-        results["done"] = world.first_does(refusing)
-    except ElsewhereError as error:
+        results["done"] = world.run_on_main(refusing)
+    except RemoteProcessError as error:
         results["refused"] = f"elsewhere: {error}"
     except ValueError as error:
         results["refused"] = str(error)
     try:
-        fit(smooth, data(), Ensemble(size=2), Plain(), replace(RECIPE, members="together"), progress=False)
+        fit(smooth, data(), Ensemble(size=2), Plain(), replace(RECIPE, members="vectorized"), show_progress=False)
     except ValueError as error:
         results["together"] = str(error)
-    results["gathered"] = world.gathered({"rank": world.rank})
+    results["gathered"] = world.all_gather({"rank": world.rank})
     torch.save(results, folder / f"{world.rank}.pt")
-    fit(breaks(smooth()), data(), Point(), SAM(), RECIPE, progress=False)
+    fit(breaks(smooth()), data(), MAP(), SAM(), RECIPE, show_progress=False)
 
 
 if __name__ == "__main__":

@@ -11,23 +11,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatbayes import flatness, posteriors
-from flatbayes.core import Course
-from flatbayes.core.buffers import evaluating
-from flatbayes.core.spec import label
-from flatbayes.core.spread import offered, offering
-from flatbayes.core.weights import trainable
-from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point
+from flatbayes.core import TrainingProgress
+from flatbayes.core.buffers import eval_mode
+from flatbayes.core.spec import short_name
+from flatbayes.core.spread import get_weight_distribution, weight_distribution
+from flatbayes.core.weights import trainable_parameters
+from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
 
 FLATNESSES = [getattr(flatness, name)() for name in flatness.__all__ if name != "Flatness"] + [
     flatness.SAM(rho=0.1, ascent_steps=3),
     flatness.ASAM(rho=0.3, ascent_steps=2),
     flatness.PosteriorSAM(rho=0.003, geometry="mean_over_std", ascent_steps=2),
-    flatness.SAM(rho=0.1, part=0.5),
+    flatness.SAM(rho=0.1, ascent_batch_fraction=0.5),
     flatness.SAM(rho=0.1, params=["*weight"]),
-    flatness.ASAM(rho=0.3, part=0.5, params=["*weight"], ascent_steps=2),
-    flatness.LESAM(loss=0.02, anneal=1.0),
-    flatness.Every(flatness.ASAM(part=0.5), steps=2),
-    flatness.Late(flatness.Smoothing(), start=0.5),
+    flatness.ASAM(rho=0.3, ascent_batch_fraction=0.5, params=["*weight"], ascent_steps=2),
+    flatness.LESAM(loss_budget=0.02, anneal=1.0),
+    flatness.Periodic(flatness.ASAM(ascent_batch_fraction=0.5), period=2),
+    flatness.Delayed(flatness.GaussianSmoothing(), start=0.5),
 ]
 WITH_RADIUS = [f for f in FLATNESSES if any(field.name == "rho" for field in fields(f))]
 AHEAD = [f for f in FLATNESSES if isinstance(f, flatness.MSAM)]  # aimed at what earlier steps have seen
@@ -35,26 +35,26 @@ BALLS = [f for f in WITH_RADIUS if f not in AHEAD]  # aimed at the gradient that
 FLAT = [f for f in FLATNESSES if not isinstance(f, flatness.Plain)]
 
 CHOSEN = [
-    Point(),
-    Point(prior_precision=2.0),
+    MAP(),
+    MAP(prior_precision=2.0),
     MCDropout(),
     MCDropout(rate=0.4),
     SWAG(rank=0),
     SWAG(rank=3),
     SWAG(rank=3, storage="cpu", bfloat16=True),
-    SWAG(rank=3, bayesian=["9.*", "*.bias"]),
+    SWAG(rank=3, params=["9.*", "*.bias"]),
     Ensemble(size=2),
     Ensemble(SWAG(rank=2), size=2),
     SGLD(),
-    SGLD(prior_precision=2.0, temperature=0.5, keep=2, storage="cpu"),
+    SGLD(prior_precision=2.0, temperature=0.5, max_snapshots=2, storage="cpu"),
     SGHMC(),
-    SGHMC(friction=0.3, prior_precision=2.0, keep=3),
+    SGHMC(friction=0.3, prior_precision=2.0, max_snapshots=3),
     Ensemble(SGHMC(), size=2),
     SGVB(),
-    SGVB(temperature=0.1, bayesian="all", prior_mean="initial"),
-    SGVB(bayesian="no_biases", num_samples=2),
-    SGVB(bayesian="last_layer"),
-    SGVB(bayesian=["9.*", "*.bias"], prior_precision={"*.bias": 2.0, "*": 0.5}),
+    SGVB(temperature=0.1, params="all", prior_mean="initial"),
+    SGVB(params="no_biases", num_samples=2),
+    SGVB(params="last_layer"),
+    SGVB(params=["9.*", "*.bias"], prior_precision={"*.bias": 2.0, "*": 0.5}),
     LRT(),
     LRT(estimator="flipout", initial_std=0.1),
     LRT(prior_precision="initial"),
@@ -75,7 +75,7 @@ POSTERIORS = CHOSEN + OTHERS
 
 
 def named(things):
-    return [label(thing) for thing in things]
+    return [short_name(thing) for thing in things]
 
 
 def network(dtype=torch.float32) -> nn.Module:
@@ -162,17 +162,19 @@ def train(posterior, flat, steps: int = 6, model: nn.Module | None = None, dtype
     return state, losses
 
 
-def advance(posterior, flat, state, steps, dtype=torch.float32, course: Course | None = None) -> list[Tensor]:
+def advance(
+    posterior, flat, state, steps, dtype=torch.float32, progress: TrainingProgress | None = None
+) -> list[Tensor]:
     losses, seen = [], [batch(k, dtype=dtype) for k in range(3)]
-    course = Course(total_steps=6) if course is None else course
+    progress = TrainingProgress(total_steps=6) if progress is None else progress
     for k in steps:
         closure = Counted(state.model, *batch(k % 3, dtype=dtype))
-        losses.append(posterior.step(state, flat(closure, state.model, course)))
-        course.advance()
+        losses.append(posterior.step(state, flat(closure, state.model, progress)))
+        progress.advance()
         if k >= 1:
             posterior.collect(state)
-    with evaluating(state.model):
-        posterior.finish(state, seen, F.cross_entropy)
+    with eval_mode(state.model):
+        posterior.finalize(state, seen, F.cross_entropy)
     return losses
 
 
@@ -183,20 +185,20 @@ def with_radius(flat, rho: float):
 def switched_off(flat):
     """The same with a displacement of length 0."""
     names = {field.name for field in fields(flat)}
-    for name in ("rho", "std", "loss"):
+    for name in ("rho", "std", "loss_budget"):
         if name in names:
             return replace(flat, **{name: 0.0})
     return replace(flat, flatness=switched_off(flat.flatness))
 
 
-def in_force(flat, model: nn.Module) -> Course:
+def in_force(flat, model: nn.Module) -> TrainingProgress:
     """A course at a step at which the flatness displaces the weights of this model."""
-    course = Course(step=10, total_steps=12)
+    course = TrainingProgress(step=10, total_steps=12)
     if isinstance(flat, flatness.MSAM):
         generator = torch.Generator().manual_seed(5)
         params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         noise = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in params.items()}
-        course.remember("msam", noise)
+        course.store_state("msam", noise)
     return course
 
 
@@ -208,17 +210,20 @@ def innermost(flat):
 def whole_at_the_weights(flat) -> bool:
     """Whether the whole batch is seen at the undisplaced weights too: in a gradient that only aims."""
     inner = innermost(flat)
-    return not isinstance(inner, flatness.MSAM | flatness.Smoothing) and getattr(inner, "part", 1) == 1
+    return (
+        not isinstance(inner, flatness.MSAM | flatness.GaussianSmoothing)
+        and getattr(inner, "ascent_batch_fraction", 1) == 1
+    )
 
 
 @contextmanager
 def offering_everything(model: nn.Module) -> Iterator[None]:
     """Inside, every trainable parameter has a mean, near its value, and a standard deviation, of any size."""
-    params, generator = trainable(model), torch.Generator().manual_seed(11)
+    params, generator = trainable_parameters(model), torch.Generator().manual_seed(11)
     stds = [(0.1 * torch.randn(p.shape, generator=generator).exp()).to(p.dtype) for p in params]
     noise = [torch.randn(p.shape, generator=generator).to(p.dtype) for p in params]
     means = [p.detach() + std * z for p, std, z in zip(params, stds, noise, strict=True)]
-    with offering(params, means, stds):
+    with weight_distribution(params, means, stds):
         yield
 
 
@@ -233,7 +238,7 @@ def offers_spread(posterior) -> bool:
     closure, heard = Counted(state.model, *batch()), []
 
     def listening() -> Tensor:
-        heard.extend(offered(param) is not None for param in trainable(state.model))
+        heard.extend(get_weight_distribution(param) is not None for param in trainable_parameters(state.model))
         return closure()
 
     posterior.step(state, listening)
@@ -244,8 +249,8 @@ def refused(posterior, flat, recipe) -> str | None:
     """What is said of a pair that cannot be fitted; None for all others."""
     if wants_spread(flat) and not offers_spread(posterior):
         return "this one has none"
-    start = recipe.collect_from if posterior.needs_one_loss == "while collecting" else 1.0
-    if posterior.needs_one_loss != "never" and flat.one_loss_from > start:
+    start = recipe.collect_from if posterior.requires_stationary_loss == "while collecting" else 1.0
+    if posterior.requires_stationary_loss != "never" and flat.stationary_after > start:
         return f"does not go with {type(flat).__name__}.*one loss"
     return None
 

@@ -1,7 +1,9 @@
 """Sharpness-aware Bayesian posteriors for any PyTorch model."""
 
-from flatbayes.comparison import Comparison
-from flatbayes.core import Closure, Course, State
+from typing import NoReturn
+
+from flatbayes.core import Closure, State, TrainingProgress
+from flatbayes.core.renames import explain_name
 from flatbayes.data import (
     CIFAR10,
     CIFAR100,
@@ -10,7 +12,8 @@ from flatbayes.data import (
     STL10,
     SVHN,
     UCI,
-    Dataset,
+    DataSource,
+    DataSplits,
     Diabetes,
     Digits,
     FashionMNIST,
@@ -18,26 +21,26 @@ from flatbayes.data import (
     ImageNet,
     ImageParquet,
     Npz,
-    Part,
-    Source,
+    Split,
     Table,
     TinyImageNet,
 )
 from flatbayes.distillation import distill
+from flatbayes.experiments import Comparison
 from flatbayes.flatness import (
     ASAM,
     LESAM,
     MSAM,
     SAM,
-    Every,
+    Delayed,
     FisherSAM,
     Flatness,
-    Late,
+    GaussianSmoothing,
     LookSAM,
+    Periodic,
     Plain,
     PosteriorSAM,
-    Random,
-    Smoothing,
+    RandomPerturbation,
 )
 from flatbayes.likelihoods import (
     Categorical,
@@ -49,7 +52,7 @@ from flatbayes.likelihoods import (
     Predictive,
 )
 from flatbayes.models import MLP, VGG, ConvNet, DenseNet, PreResNet, ResNet, ViT, WideResNet
-from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Point, Posterior
+from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
 from flatbayes.prediction import CompiledPosterior, FittedPosterior, evaluate, export_onnx, export_torch
 from flatbayes.training import (
     Constant,
@@ -57,9 +60,9 @@ from flatbayes.training import (
     Cyclical,
     Interrupted,
     Polynomial,
-    Recipe,
     Schedule,
     SWALinear,
+    TrainingConfig,
     fit,
 )
 
@@ -70,6 +73,7 @@ __all__ = [
     "KMNIST",
     "LESAM",
     "LRT",
+    "MAP",
     "MLP",
     "MNIST",
     "MSAM",
@@ -90,49 +94,48 @@ __all__ = [
     "Constant",
     "ConvNet",
     "Cosine",
-    "Course",
     "Custom",
     "Cyclical",
-    "Dataset",
+    "DataSource",
+    "DataSplits",
+    "Delayed",
     "DenseNet",
     "Diabetes",
     "Digits",
     "Ensemble",
-    "Every",
     "FashionMNIST",
     "FisherSAM",
     "FittedPosterior",
     "Flatness",
     "Gaussian",
     "GaussianPredictive",
+    "GaussianSmoothing",
     "ImageFolder",
     "ImageNet",
     "ImageParquet",
     "Interrupted",
     "Laplace",
-    "Late",
     "Likelihood",
     "LookSAM",
     "MCDropout",
     "Npz",
-    "Part",
+    "Periodic",
     "Plain",
-    "Point",
     "Polynomial",
     "Posterior",
     "PosteriorSAM",
     "PreResNet",
     "Predictive",
-    "Random",
-    "Recipe",
+    "RandomPerturbation",
     "ResNet",
     "SWALinear",
     "Schedule",
-    "Smoothing",
-    "Source",
+    "Split",
     "State",
     "Table",
     "TinyImageNet",
+    "TrainingConfig",
+    "TrainingProgress",
     "ViT",
     "WideResNet",
     "distill",
@@ -141,3 +144,10 @@ __all__ = [
     "export_torch",
     "fit",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    reason = explain_name(name)
+    if reason is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise ImportError(reason)  # an AttributeError would lose its message in `from flatbayes import ...`

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.certification import Plan
-from flatbayes.certification.gaussian import check_settled, divergence, fit_gaussian, gaussian
-from flatbayes.certification.settled import Settled
-from flatbayes.core.weights import trainable
+from flatbayes.certification import CertificationConfig
+from flatbayes.certification.frozen_network import FrozenNetwork
+from flatbayes.certification.gaussian import check_frozen, compute_divergence, fit_gaussian, make_gaussian_posterior
+from flatbayes.core.weights import trainable_parameters
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import SGVB
-from flatbayes.posteriors.variational import std_of_raw
-from flatbayes.training import Recipe
+from flatbayes.posteriors.variational import raw_to_std
+from flatbayes.training import TrainingConfig
 from support import network
 
 
@@ -21,18 +21,18 @@ def settled():
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.running_mean.normal_()
-    return Settled(model.eval(), None)
+    return FrozenNetwork(model.eval(), None)
 
 
 def fitted(settled, images, **changes):
-    plan = Plan(epochs=3, batch_size=10, lr=1e-2, temperature=0.1, **changes)
-    posterior = gaussian(0.05, plan.temperature)
-    return posterior, fit_gaussian(posterior, settled, images.train, Categorical(3), plan, Recipe(), seed=1)
+    plan = CertificationConfig(epochs=3, batch_size=10, lr=1e-2, kl_weight=0.1, **changes)
+    posterior = make_gaussian_posterior(0.05, plan.kl_weight)
+    return posterior, fit_gaussian(posterior, settled, images.train, Categorical(3), plan, TrainingConfig(), seed=1)
 
 
 def test_settled_networks_are_in_eval_mode_and_standardise():
     model = network()
-    settled = Settled(model, lambda x: x / 2).train()
+    settled = FrozenNetwork(model, lambda x: x / 2).train()
     x = torch.randn(5, 1, 8, 8)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     found = settled(x)
@@ -44,7 +44,7 @@ def test_settled_networks_are_in_eval_mode_and_standardise():
 def test_settled_networks_take_images_in_whole_numbers_and_any_precision():
     model = network(torch.float64)
     x = torch.randint(0, 255, (3, 1, 8, 8), dtype=torch.uint8)
-    assert Settled(model, lambda x: x.float())(x).dtype == torch.float64
+    assert FrozenNetwork(model, lambda x: x.float())(x).dtype == torch.float64
 
 
 def test_weights_move_and_nothing_else(settled, images):
@@ -68,7 +68,7 @@ def test_frozen_parameters_stay_those_of_the_prior_network(settled, images):
     for norm in norms:
         norm.requires_grad_(False)
     posterior, state = fitted(settled, images)
-    assert state.statistics["mean"].numel() == sum(p.numel() for p in trainable(settled))
+    assert state.statistics["mean"].numel() == sum(p.numel() for p in trainable_parameters(settled))
     before = dict(settled.named_parameters())
     with posterior.draw(state, torch.Generator().manual_seed(0)) as drawn:
         for name, param in drawn.named_parameters():
@@ -77,9 +77,9 @@ def test_frozen_parameters_stay_those_of_the_prior_network(settled, images):
 
 def test_the_divergence_is_the_formula(settled, images):
     _, state = fitted(settled, images)
-    found = divergence(state, (0.001, 0.05, 2.0))
+    found = compute_divergence(state, (0.001, 0.05, 2.0))
     assert found.scale == 0.05
-    mean, std = state.statistics["mean"].double(), std_of_raw(state.statistics["raw_scale"].detach()).double()
+    mean, std = state.statistics["mean"].double(), raw_to_std(state.statistics["raw_scale"].detach()).double()
     shift = mean - torch.cat([p.detach().reshape(-1) for p in settled.parameters()]).double()
     expected = (torch.log(0.05 / std) + (std**2 + shift**2) / (2 * 0.05**2) - 0.5).sum()
     assert found.kl == pytest.approx(float(expected), rel=1e-9)
@@ -88,19 +88,21 @@ def test_the_divergence_is_the_formula(settled, images):
 
 def test_without_epochs_the_posterior_is_the_prior(settled, images):
     _, state = fitted(settled, images)
-    assert divergence(state, (0.05,)).kl > 0.1
-    posterior = gaussian(0.05, 1.0)
-    state = fit_gaussian(posterior, settled, images.train, Categorical(3), Plan(epochs=0), Recipe(), seed=1)
-    assert divergence(state, (0.05,)).kl == pytest.approx(0.0, abs=1e-6)
+    assert compute_divergence(state, (0.05,)).kl > 0.1
+    posterior = make_gaussian_posterior(0.05, 1.0)
+    state = fit_gaussian(
+        posterior, settled, images.train, Categorical(3), CertificationConfig(epochs=0), TrainingConfig(), seed=1
+    )
+    assert compute_divergence(state, (0.05,)).kl == pytest.approx(0.0, abs=1e-6)
 
 
 def test_something_learnt_beside_the_weights_is_refused(settled):
-    state = gaussian(0.1, 1.0).init(Settled(network(), None), None, 10)
+    state = make_gaussian_posterior(0.1, 1.0).init(FrozenNetwork(network(), None), None, 10)
     with pytest.raises(RuntimeError, match=r"network.1.running_mean, .* changed while the posterior was fitted"):
-        check_settled(settled, state)
+        check_frozen(settled, state)
 
 
 def test_weights_without_a_distribution_are_refused(settled):
-    state = SGVB(bayesian="weights", prior_mean="initial").init(settled, None, 10)
+    state = SGVB(params="weights", prior_mean="initial").init(settled, None, 10)
     with pytest.raises(RuntimeError, match=r"Only \d+ of \d+ trainable weights have a distribution"):
-        check_settled(settled, state)
+        check_frozen(settled, state)

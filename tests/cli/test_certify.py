@@ -4,12 +4,23 @@ import sys
 import pytest
 from torch import nn
 
-from flatbayes.certification.promise import at_most
+from flatbayes.certification.statement import format_upper_bound
 from flatbayes.cli import certify, main
 
-TINY = ["--data", "digits", "--data.train_size", "60", "--batch_size", "20", "--epochs", "3", "--draws", "2",
-        "--posterior", "point"]  # fmt: skip
-QUICK = ["--draws", "20", "--epochs", "1", "--trial_draws", "2", "--test_draws", "3", "--prior_stds", "[0.01, 0.03]"]
+TINY = ["--data", "digits", "--data.train_size", "60", "--batch_size", "20", "--epochs", "3", "--num_draws", "2",
+        "--posterior", "map"]  # fmt: skip
+QUICK = [
+    "--num_draws",
+    "20",
+    "--epochs",
+    "1",
+    "--num_trial_draws",
+    "2",
+    "--num_test_draws",
+    "3",
+    "--prior_stds",
+    "[0.01, 0.03]",
+]
 
 
 class Own(nn.Module):
@@ -49,15 +60,15 @@ def files(folder):
 
 def test_certificates_of_a_run_and_its_twin(fitted, capsys):
     before = files(fitted)
-    assert main(["certify", "x", *QUICK, "--twin", "--prior_share", "0.4"]) == 0
+    assert main(["certify", "x", *QUICK, "--compare_plain", "--prior_fraction", "0.4"]) == 0
     out = capsys.readouterr().out
     kept = json.loads((fitted / "certificate.json").read_text())
     sam, plain = kept["certificates"]
     assert (sam["flatness"], plain["flatness"]) == ("SAM", "Plain")
-    assert (sam["num_prior"], sam["error"]["num_data"]) == (24, 36)
-    assert kept["plan"]["prior_stds"] == [0.01, 0.03]
+    assert (sam["num_prior_examples"], sam["error"]["num_data"]) == (24, 36)
+    assert kept["config"]["prior_stds"] == [0.01, 0.03]
     assert sam["error"]["kl"] >= 0
-    assert at_most(sam["error"]["bound"]) in out
+    assert format_upper_bound(sam["error"]["bound"]) in out
     assert "trained with Plain" in out
     assert " ".join(sam["promise"].split()) in " ".join(out.split())
     after = files(fitted)
@@ -94,7 +105,7 @@ def test_a_folder_that_holds_no_single_run(here, capsys):
 def test_a_plan_that_makes_no_sense(fitted, capsys):
     assert main(["certify", "x", "--delta", "2"]) == 2
     assert "delta must lie strictly between 0 and 1, got 2.0" in capsys.readouterr().err
-    assert main(["certify", "x", *QUICK, "--prior_share", "0.001"]) == 2
+    assert main(["certify", "x", *QUICK, "--prior_fraction", "0.001"]) == 2
     assert "both need one" in capsys.readouterr().err
     assert not (fitted / "certificate.json").exists()
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from flatbayes.cli import main
-from flatbayes.cli.names import full_name, known, with_full_names
+from flatbayes.cli.aliases import list_names, resolve_arguments, resolve_name
 from flatbayes.core.spec import to_spec
-from flatbayes.flatness import ASAM, Late
-from flatbayes.posteriors import SWAG, Point
+from flatbayes.flatness import ASAM, Delayed
+from flatbayes.posteriors import MAP, SWAG
 
 TINY = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[16]",
         "--epochs", "3", "--batch_size", "20", "--collect_from", "0"]  # fmt: skip
@@ -42,7 +42,7 @@ def here(tmp_path, monkeypatch):
 
 
 def fit(*more):
-    return main(["fit", *TINY, "--posterior", "swag", "--posterior.rank", "2", "--draws", "3", *more])
+    return main(["fit", *TINY, "--posterior", "swag", "--posterior.rank", "2", "--num_draws", "3", *more])
 
 
 def test_fit_evaluate_predict(here, capsys):
@@ -55,16 +55,16 @@ def test_fit_evaluate_predict(here, capsys):
     assert "SWAG(rank=2) x SAM(rho=0.1)" in shown
     assert "val examples" in shown
 
-    assert main(["evaluate", "run", "--draws", "3"]) == 0
+    assert main(["evaluate", "run", "--num_draws", "3"]) == 0
     assert "test examples" in capsys.readouterr().out
     runs = json.loads((here / "run" / "results.json").read_text())["runs"]
-    assert [run["part"] for run in runs] == ["val", "test"]
+    assert [run["split"] for run in runs] == ["val", "test"]
     assert runs[1]["posterior"] == "SWAG(rank=2)"
     assert runs[1]["cost"]["gradients"] == 18
 
     images = torch.randint(0, 17, (7, 8, 8)).to(torch.uint8).numpy()
     np.savez("new.npz", x=images)
-    assert main(["predict", "run", "--input", "new.npz", "--output", "out.csv", "--draws", "3"]) == 0
+    assert main(["predict", "run", "--input", "new.npz", "--output", "out.csv", "--num_draws", "3"]) == 0
     header, *rows = (here / "out.csv").read_text().splitlines()
     assert len(rows) == 7
     assert header.replace('"', "").startswith("class,confidence,entropy,mutual_information,probability_0")
@@ -74,8 +74,8 @@ def test_fit_evaluate_predict(here, capsys):
 
 
 def test_compare_and_report_in_a_process_of_their_own(here):
-    command = [sys.executable, "-m", "flatbayes", "compare", *TINY, "--posteriors", "[Point]", "--seeds", "2",
-               "--draws", "2", "--out", "cmp", "--jobs", "1"]  # fmt: skip
+    command = [sys.executable, "-m", "flatbayes", "compare", *TINY, "--posteriors", "[MAP]", "--num_seeds", "2",
+               "--num_draws", "2", "--out", "cmp", "--num_jobs", "1"]  # fmt: skip
     first = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert first.returncode == 0, first.stderr
     assert "results.json" in first.stdout
@@ -92,8 +92,8 @@ def test_a_model_of_the_users_by_dotted_path(here, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "my_nets", sys.modules[__name__])
     monkeypatch.setattr(Own, "__module__", "my_nets")
     own = [a for a in TINY if a not in ("--model", "mlp", "--model.hidden", "[16]")]
-    assert main(["fit", *own, "--model", "my_nets.Own", "--model.width", "9", "--draws", "2",
-                 "--posterior", "point", "--out", "run"]) == 0  # fmt: skip
+    assert main(["fit", *own, "--model", "my_nets.Own", "--model.width", "9", "--num_draws", "2",
+                 "--posterior", "map", "--out", "run"]) == 0  # fmt: skip
     assert main(["evaluate", "run"]) == 2
     assert "pass `model`" in capsys.readouterr().err
     assert main(["evaluate", "run", "--model", "my_nets.Own"]) == 0
@@ -103,17 +103,24 @@ def test_config_files_round_trip(here, capsys):
     with pytest.raises(SystemExit):
         main(["fit", *TINY, "--flatness", "asam", "--out", "a", "--print_config"])
     (here / "a.yaml").write_text(capsys.readouterr().out)
-    assert main(["fit", "--config", "a.yaml", "--draws", "2", "--posterior", "point"]) == 0
+    assert main(["fit", "--config", "a.yaml", "--num_draws", "2", "--posterior", "map"]) == 0
     config = json.loads((here / "a" / "config.json").read_text())
     assert config["flatness"]["class_path"] == "flatbayes.flatness.ASAM"
     assert config["recipe"]["epochs"] == 3
 
 
 def test_a_flatness_within_a_flatness(here, capsys):
-    command = ["--flatness", "late", "--flatness.flatness", "asam", "--flatness.flatness.part", "0.5"]
+    command = [
+        "--flatness",
+        "delayed",
+        "--flatness.flatness",
+        "asam",
+        "--flatness.flatness.ascent_batch_fraction",
+        "0.5",
+    ]
     assert fit("--out", "run", *command, "--flatness.start", "0.6") == 0
     config = json.loads((here / "run" / "config.json").read_text())
-    assert config["flatness"] == to_spec(Late(ASAM(part=0.5), start=0.6))
+    assert config["flatness"] == to_spec(Delayed(ASAM(ascent_batch_fraction=0.5), start=0.6))
 
 
 def test_a_flatness_of_chosen_parameters(here, capsys):
@@ -127,23 +134,23 @@ def test_help_lists_every_flatness_and_model(capsys):
         main(["fit", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for axis in ("flatness", "model"):
-        assert ", ".join(known(axis)) in text
+        assert ", ".join(list_names(axis)) in text
 
 
 def test_ctrl_c_leaves_a_usable_folder(here, capsys, monkeypatch):
-    from flatbayes.training.watching.watch import JsonLines
+    from flatbayes.training.callbacks.callback import JSONLinesLogger
 
-    write = JsonLines.epoch
+    write = JSONLinesLogger.on_epoch_end
 
     def stop(self, record):
         write(self, record)
         if record["epoch"] == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(JsonLines, "epoch", stop)
+    monkeypatch.setattr(JSONLinesLogger, "on_epoch_end", stop)
     assert fit("--out", "run") == 130
     assert "what was fitted by then is in run" in capsys.readouterr().out
-    assert main(["evaluate", "run", "--draws", "2"]) == 0
+    assert main(["evaluate", "run", "--num_draws", "2"]) == 0
 
 
 BAD = [
@@ -155,11 +162,11 @@ BAD = [
     ),
     (
         ["fit", *TINY, "--flatness", "nonsense", "--out", "o"],
-        "Unknown flatness 'nonsense'. Known: ASAM, Every, FisherSAM",
+        "Unknown flatness 'nonsense'. Known: ASAM, Delayed, FisherSAM",
     ),
     (
-        ["fit", *TINY, "--flatness", "every", "--flatness.flatness", "nonsense", "--out", "o"],
-        "Unknown flatness 'nonsense'. Known: ASAM, Every, FisherSAM",
+        ["fit", *TINY, "--flatness", "periodic", "--flatness.flatness", "nonsense", "--out", "o"],
+        "Unknown flatness 'nonsense'. Known: ASAM, Delayed, FisherSAM",
     ),
     (["fit", *TINY, "--posterior", "sgld", "--flatness", "msam", "--out", "o"], "SGLD does not go with MSAM"),
     (["compare", *TINY, "--posteriors", "[sgvb]", "--flatness", "looksam", "--out", "o"], "does not go with LookSAM"),
@@ -168,7 +175,7 @@ BAD = [
     (["fit", *TINY, "--flatness.rho", "nan", "--out", "o"], "nan"),
     (["fit", *TINY, "--epochs", "0", "--out", "o"], "epochs must be at least 1"),
     (["fit", *TINY, "--epochs", "many", "--out", "o"], "epochs"),
-    (["fit", *TINY, "--draws", "0", "--out", "o"], "at least 1 draw"),
+    (["fit", *TINY, "--num_draws", "0", "--out", "o"], "at least 1 draw"),
     (["fit", *TINY, "--data.val_size", "5000", "--out", "o"], "val_size"),
     (["fit", *TINY, "--posterior", "mcdropout", "--out", "o"], "have rate 0"),
     (["fit", *TINY, "--epochs", "1", "--collect_per_epoch", "1", "--out", "o"], "at least 2 collected snapshots"),
@@ -178,9 +185,9 @@ BAD = [
     (["fit", *TINY, "--model", "torch.nn.Identity", "--model.hidden", "3", "--out", "o"], "hidden"),
     (["fit", *TINY, "--out", "taken"], "already holds a run"),
     (["fit", "--data", "missing.parquet", "--out", "o"], "missing.parquet"),
-    (["compare", *TINY, "--posteriors", "[point, nonsense]", "--out", "o"], "Unknown posterior 'nonsense'"),
+    (["compare", *TINY, "--posteriors", "[map, nonsense]", "--out", "o"], "Unknown posterior 'nonsense'"),
     (["compare", *TINY, "--flatness", "plain", "--out", "o"], "against Plain"),
-    (["compare", *TINY, "--seeds", "0", "--out", "o"], "at least 1 seed"),
+    (["compare", *TINY, "--num_seeds", "0", "--out", "o"], "at least 1 seed"),
     (["evaluate", "nowhere"], "holds no run"),
     (["evaluate", "damaged"], "damaged"),
     (["predict", "nowhere", "--input", "x.npz", "--output", "y.csv"], "no fitted posterior"),
@@ -207,16 +214,16 @@ def test_bad_input_is_an_error_that_says_what_to_do(here, capsys, arguments, mes
 
 
 def test_names_are_forgiving():
-    assert full_name("posterior", "swag") == "flatbayes.posteriors.SWAG"
-    assert full_name("model", "my.Net") == "my.Net"
-    assert {"ASAM", "Every", "FisherSAM", "LookSAM", "Plain", "SAM"} <= set(known("flatness"))
-    assert "Flatness" not in known("flatness")
-    assert known("schedule") == ["Constant", "Cosine", "Cyclical", "Polynomial", "SWALinear"]
-    assert {"CIFAR10", "Digits", "ImageFolder", "ImageParquet", "Npz", "Table"} <= set(known("data"))
-    given = ["fit", "--data=table", "--model", "mlp", "--posterior.member", "swag", "--posteriors+=point"]
-    assert with_full_names(given) == [
+    assert resolve_name("posterior", "swag") == "flatbayes.posteriors.SWAG"
+    assert resolve_name("model", "my.Net") == "my.Net"
+    assert {"ASAM", "Periodic", "FisherSAM", "LookSAM", "Plain", "SAM"} <= set(list_names("flatness"))
+    assert "Flatness" not in list_names("flatness")
+    assert list_names("schedule") == ["Constant", "Cosine", "Cyclical", "Polynomial", "SWALinear"]
+    assert {"CIFAR10", "Digits", "ImageFolder", "ImageParquet", "Npz", "Table"} <= set(list_names("data"))
+    given = ["fit", "--data=table", "--model", "mlp", "--posterior.member", "swag", "--posteriors+=map"]
+    assert resolve_arguments(given) == [
         "fit", "--data=flatbayes.data.Table", "--model", "flatbayes.models.MLP",
-        "--posterior.member", json.dumps(to_spec(SWAG())), f"--posteriors+={json.dumps(to_spec(Point()))}",
+        "--posterior.member", json.dumps(to_spec(SWAG())), f"--posteriors+={json.dumps(to_spec(MAP()))}",
     ]  # fmt: skip
 
 
@@ -229,7 +236,7 @@ def test_a_named_method_brings_its_own_defaults(here):
 
 def test_a_path_finds_its_reader(here):
     np.savez("mine.npz", x=np.zeros((4, 3), np.float32), y=np.array([0, 1, 0, 1]))
-    assert json.loads(full_name("data", "mine.npz"))["class_path"] == "flatbayes.data.Npz"
+    assert json.loads(resolve_name("data", "mine.npz"))["class_path"] == "flatbayes.data.Npz"
 
 
 @pytest.mark.parametrize(

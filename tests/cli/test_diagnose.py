@@ -5,10 +5,10 @@ import json
 import pytest
 
 from flatbayes.cli import main
-from flatbayes.cli.diagnose import spread
+from flatbayes.cli.diagnose import format_draw_mean
 
 TINY = ["--data", "digits", "--data.train_size", "60", "--model", "mlp",
-        "--epochs", "3", "--batch_size", "20", "--collect_from", "0", "--draws", "2"]  # fmt: skip
+        "--epochs", "3", "--batch_size", "20", "--collect_from", "0", "--num_draws", "2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +18,9 @@ def runs(tmp_path_factory):
     for name, more in {
         "plain": [*swag, "--model.hidden", "[5]", "--flatness", "plain"],
         "flat": [*swag, "--model.hidden", "[5]", "--flatness.rho", "0.2"],
-        "wide": ["--posterior", "point", "--model.hidden", "[6]"],
-        "later": ["--posterior", "point", "--model.hidden", "[5]", "--seed", "1"],
-        "other": ["--posterior", "point", "--model.hidden", "[5]", "--data.train_size", "50"],
+        "wide": ["--posterior", "map", "--model.hidden", "[6]"],
+        "later": ["--posterior", "map", "--model.hidden", "[5]", "--seed", "1"],
+        "other": ["--posterior", "map", "--model.hidden", "[5]", "--data.train_size", "50"],
     }.items():
         assert main(["fit", *TINY, *more, "--out", str(folder / name)]) == 0
     return folder
@@ -35,17 +35,17 @@ def here(runs, monkeypatch):
 
 def test_one_run(here, capsys):
     files = {p.name: p.read_bytes() for p in (here / "flat").iterdir() if p.name.startswith("posterior")}
-    assert main(["diagnose", "flat", "--draws", "3", "--examples", "40", "--rho", "0.1"]) == 0
+    assert main(["diagnose", "flat", "--num_draws", "3", "--max_examples", "40", "--rho", "0.1"]) == 0
     shown = capsys.readouterr().out
     assert "Loss of 40 of 60 train examples, rho = 0.1" in shown
     assert "worst" in shown
     assert "3 draws" in shown
     found = json.loads((here / "flat" / "diagnosis.json").read_text())
-    assert found["part"] == "train"
+    assert found["split"] == "train"
     assert found["num_examples"] == 40
     run = found["runs"]["flat"]
     assert (run["posterior"], run["flatness"], run["seed"]) == ("SWAG(rank=2)", "SAM(rho=0.2)", 0)
-    assert run["probe"]["rho"] == 0.1
+    assert run["config"]["rho"] == 0.1
     assert len(run["draws"]) == 3
     assert [row["measure"] for row in run["rows"]] == [
         "loss", "gradient_norm", "one_step", "worst", "average", "adaptive",
@@ -55,8 +55,8 @@ def test_one_run(here, capsys):
 
 
 def test_twins_side_by_side_with_hessian_and_landscape(here, capsys, tmp_path):
-    command = ["diagnose", "plain", "flat", "--draws", "2", "--hessian", "--landscape", "--steps", "3",
-               "--part", "val", "--out", str(tmp_path / "out")]  # fmt: skip
+    command = ["diagnose", "plain", "flat", "--num_draws", "2", "--hessian", "--landscape", "--num_grid_points", "3",
+               "--split", "val", "--out", str(tmp_path / "out")]  # fmt: skip
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "val examples" in shown
@@ -78,15 +78,15 @@ def test_twins_side_by_side_with_hessian_and_landscape(here, capsys, tmp_path):
 
 
 def test_runs_of_other_seeds_are_told_whose_examples_these_are(here, capsys, tmp_path):
-    assert main(["diagnose", "plain", "later", "--draws", "1", "--out", str(tmp_path)]) == 0
+    assert main(["diagnose", "plain", "later", "--num_draws", "1", "--out", str(tmp_path)]) == 0
     assert "The examples are those of plain" in capsys.readouterr().out
-    assert main(["diagnose", "plain", "later", "--draws", "1", "--part", "test", "--out", str(tmp_path)]) == 0
+    assert main(["diagnose", "plain", "later", "--num_draws", "1", "--split", "test", "--out", str(tmp_path)]) == 0
     assert "The examples are those of" not in capsys.readouterr().out
 
 
 def test_a_spread_needs_two():
-    assert spread(0.123456, float("nan")) == "0.123"
-    assert spread(0.123456, 0.0456) == "0.123 ± 0.05"
+    assert format_draw_mean(0.123456, float("nan")) == "0.123"
+    assert format_draw_mean(0.123456, 0.0456) == "0.123 ± 0.05"
 
 
 BAD = [
@@ -96,10 +96,10 @@ BAD = [
     (["diagnose", "plain", "other"], "fitted to other data"),
     (["diagnose", "plain", "wide", "--landscape"], "networks of equal shapes"),
     (["diagnose", "plain", "--rho", "-1"], "radius of a ball"),
-    (["diagnose", "plain", "--draws", "0"], "at least 1 draw"),
-    (["diagnose", "plain", "--examples", "0"], "--examples must be at least 1"),
-    (["diagnose", "plain", "--steps", "1", "--landscape"], "at least 2 steps"),
-    (["diagnose", "plain", "--part", "all"], "part"),
+    (["diagnose", "plain", "--num_draws", "0"], "at least 1 draw"),
+    (["diagnose", "plain", "--max_examples", "0"], "--max_examples must be at least 1"),
+    (["diagnose", "plain", "--num_grid_points", "1", "--landscape"], "at least 2 steps"),
+    (["diagnose", "plain", "--split", "all"], "part"),
 ]
 
 

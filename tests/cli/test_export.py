@@ -10,7 +10,7 @@ from flatbayes.cli import main
 from flatbayes.prediction import FittedPosterior
 
 TINY = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[8]",
-        "--epochs", "3", "--batch_size", "20", "--collect_from", "0", "--draws", "2"]  # fmt: skip
+        "--epochs", "3", "--batch_size", "20", "--collect_from", "0", "--num_draws", "2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_onnx(run, tmp_path, capsys):
     import onnxruntime
 
     path = tmp_path / "deep" / "m.onnx"
-    arguments = ["export", str(run), "--format", "onnx", "--draws", "3", "--seed", "5", "--out", str(path)]
+    arguments = ["export", str(run), "--format", "onnx", "--num_draws", "3", "--seed", "5", "--out", str(path)]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert "3 networks in" in shown
@@ -43,7 +43,7 @@ def test_onnx(run, tmp_path, capsys):
 
 def test_torch(run, tmp_path):
     path = tmp_path / "m.pt2"
-    assert main(["export", str(run), "--format", "torch", "--draws", "3", "--out", str(path)]) == 0
+    assert main(["export", str(run), "--format", "torch", "--num_draws", "3", "--out", str(path)]) == 0
     x = torch.rand(6, 1, 8, 8)
     expected = FittedPosterior.load(run).predict(x, 3).mean.float()
     torch.testing.assert_close(torch.export.load(path).module()(x)["mean"], expected, rtol=1e-4, atol=1e-6)
@@ -55,7 +55,7 @@ def test_what_is_wrong_is_said(run, tmp_path, capsys, monkeypatch):
     assert "Literal['torch', 'onnx']" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "nowhere"), "--format", "onnx", *out]) == 2
     assert "no fitted posterior" in capsys.readouterr().err
-    assert main(["export", str(run), "--format", "onnx", "--draws", "0", *out]) == 2
+    assert main(["export", str(run), "--format", "onnx", "--num_draws", "0", *out]) == 2
     assert "at least 1 draw" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["export", str(run), "--format", "onnx", *out]) == 2

@@ -13,7 +13,7 @@ from flatbayes.cli import main
 from flatbayes.prediction import FittedPosterior
 
 TINY = ["--data", "digits", "--data.train_size", "60", "--epochs", "2", "--batch_size", "20", "--collect_from", "0",
-        "--posterior", "point", "--draws", "2"]  # fmt: skip
+        "--posterior", "map", "--num_draws", "2"]  # fmt: skip
 TRAINED = 0.125
 
 
@@ -84,10 +84,10 @@ def test_arguments_of_a_class_reach_it(tmp_path):
 
 
 def test_a_head_is_new_in_every_run_and_the_same_for_the_same_seed():
-    from flatbayes.cli.models import finetuned
+    from flatbayes.cli.models import build_with_new_head
 
     torch.manual_seed(0)
-    one, other = (finetuned("some_vision.net161", {"weights": "V1"}, 10) for _ in range(2))
+    one, other = (build_with_new_head("some_vision.net161", {"weights": "V1"}, 10) for _ in range(2))
     assert torch.equal(one.features[1].weight, other.features[1].weight)
     assert not torch.equal(one.classifier.weight, other.classifier.weight)
 
@@ -110,27 +110,27 @@ def test_bad_models_are_explained(arguments, message, capsys, tmp_path):
 
 class TestFromTrainedNetworks:
     def digits(self, *more):
-        return ["fit", "--data", "digits", "--data.train_size", "60", "--batch_size", "20", "--draws", "2", *more]
+        return ["fit", "--data", "digits", "--data.train_size", "60", "--batch_size", "20", "--num_draws", "2", *more]
 
     def test_a_folder_brings_its_model_and_changes_the_defaults(self, tmp_path):
         small = ["--model", "mlp", "--model.hidden", "[9]"]
-        assert main(self.digits(*small, "--epochs", "4", "--posterior", "point", "--out", "point")) == 0
+        assert main(self.digits(*small, "--epochs", "4", "--posterior", "map", "--out", "map")) == 0
         some = ["--posterior.bayesian", "last_layer", "--freeze", "[layers.1.*]", "--collect_per_epoch", "1"]
-        assert main(self.digits("--init", "point", "--posterior.rank", "2", *some, "--out", "swag")) == 0
+        assert main(self.digits("--init", "map", "--posterior.rank", "2", *some, "--out", "swag")) == 0
         config = json.loads((tmp_path / "swag" / "config.json").read_text())
         assert config["recipe"]["epochs"] == 5
         assert config["recipe"]["schedule"]["init_args"]["low"] == 0.3
         assert config["recipe"]["collect_per_epoch"] == 1  # what is said counts
-        assert config["init"] == ["point"]
-        point, swag = (FittedPosterior.load(name).states[0] for name in ("point", "swag"))
+        assert config["init"] == ["map"]
+        point, swag = (FittedPosterior.load(name).states[0] for name in ("map", "swag"))
         assert torch.equal(point.model.layers[1].weight, swag.model.layers[1].weight)
         assert swag.statistics["mean"].numel() == 100
-        assert main(["evaluate", "swag", "--draws", "2"]) == 0
+        assert main(["evaluate", "swag", "--num_draws", "2"]) == 0
 
     def test_a_checkpoint_with_its_own_standardisation_and_a_new_head(self, tmp_path, capsys):
         net = Net(6, 1000)
         torch.save({"model": {f"module.{name}": t for name, t in net.state_dict().items()}}, "net.pt")
-        model = ["--model", "some_vision.Net", "--model.width", "6", "--init", "net.pt", "--posterior", "point"]
+        model = ["--model", "some_vision.Net", "--model.width", "6", "--init", "net.pt", "--posterior", "map"]
         scale = ["--input_mean", "[4.0]", "--input_std", "[8.0]"]
         assert main(self.digits(*model, *scale, "--epochs", "0", "--out", "run")) == 2
         assert "Only the last layer differs" in capsys.readouterr().err
@@ -148,6 +148,6 @@ class TestFromTrainedNetworks:
             (["--freeze", "[x.*]"], "pattern 'x.*' of freeze matches no trainable parameter"),
             (["--input_mean", "[1.0]"], "--input_mean and --input_std go together, 1 numbers each"),
         ):
-            assert main(self.digits("--model", "mlp", "--posterior", "point", *arguments, "--out", "run")) == 2
+            assert main(self.digits("--model", "mlp", "--posterior", "map", *arguments, "--out", "run")) == 2
             assert message in capsys.readouterr().err
             assert not (tmp_path / "run").exists()

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from flatbayes.cli import main
-from flatbayes.posteriors import Point
+from flatbayes.posteriors import MAP
 from flatbayes.prediction import FittedPosterior
 
-DRAWS = ["--draws", "3"]
+DRAWS = ["--num_draws", "3"]
 FIT = ["--posterior", "swag", "--posterior.rank", "2", "--epochs", "3", "--collect_from", "0", "--batch_size", "20"]
 
 
@@ -84,7 +84,7 @@ def test_tables_and_arrays_of_every_kind(kind):
     table = pyarrow.csv.read_csv("classes.csv")
     table = table.set_column(table.column_names.index("id"), "id", table["id"].cast("string"))
     path = write(kind, table.select(["id", "c", "a", "b"]))
-    assert main(["predict", "classes", "--input", path, "--output", "out", *DRAWS, "--keep", "[id]",
+    assert main(["predict", "classes", "--input", path, "--output", "out", *DRAWS, "--keep_columns", "[id]",
                  "--batch_size", "2"]) == 0  # fmt: skip
     found = read(f"out.{kind}")
     x = torch.tensor(np.stack([table[name].to_numpy() for name in "abc"], axis=1), dtype=torch.float32)
@@ -126,9 +126,11 @@ def test_images_in_parquet_with_their_labels():
     content = [Path(f"images/train/c0/{k:02}.png").read_bytes() for k in (0, 2, 4)]
     column = [{"bytes": item, "path": None} for item in content]
     pq.write_table(pa.table({"picture": column, "label": [5, 6, 7]}), "new.parquet")
-    assert main(["predict", "images", "--input", "new.parquet", "--output", "out.npz", "--keep", "[label]"]) == 0
+    assert (
+        main(["predict", "images", "--input", "new.parquet", "--output", "out.npz", "--keep_columns", "[label]"]) == 0
+    )
     assert read("out.npz")["label"] == [5, 6, 7]
-    given = ["--image", "missing", "--output", "other.npz"]
+    given = ["--image_column", "missing", "--output", "other.npz"]
     assert main(["predict", "images", "--input", "new.parquet", *given]) == 2
 
 
@@ -136,8 +138,8 @@ BAD = [
     ("a,b\n1,2\n", [], r"lacks the columns ['c']. It has ['a', 'b']"),
     ("a,b,c\n1,2,\n", [], "1 values that are missing or not finite; the first is nan in row 0"),
     ("a,b,c\n1,2,word\n", [], "Column 'c' of new.csv holds string"),
-    ("a,b,c\n1,2,3\n", ["--keep", "[id]"], "lacks the columns ['id']"),
-    ("a,b,c,entropy\n1,2,3,4\n", ["--keep", "[entropy]"], "Predictions have columns ['entropy'] too"),
+    ("a,b,c\n1,2,3\n", ["--keep_columns", "[id]"], "lacks the columns ['id']"),
+    ("a,b,c,entropy\n1,2,3,4\n", ["--keep_columns", "[entropy]"], "Predictions have columns ['entropy'] too"),
     ("a,b,c\n", [], "there were no inputs"),
     ("", [], "new.csv cannot be read"),
 ]
@@ -161,7 +163,7 @@ def test_arrays_of_another_shape(capsys):
 def test_an_artefact_that_does_not_say_what_its_inputs_are(tmp_path, capsys):
     from flatbayes.likelihoods import Categorical
 
-    posterior = Point()
+    posterior = MAP()
     fitted = FittedPosterior(posterior, [posterior.init(torch.nn.Linear(3, 2), None, 5)], Categorical(2))
     fitted.save("bare")
     assert main(["predict", "bare", "--input", "classes.csv", "--output", "o.csv", "--model", "torch.nn.Linear"]) == 2

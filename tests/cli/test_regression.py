@@ -8,7 +8,7 @@ import pytest
 
 from flatbayes.cli import main
 
-SHORT = ["--model", "MLP", "--model.hidden", "[8]", "--clip_norm", "1", "--epochs", "6", "--draws", "4"]
+SHORT = ["--model", "MLP", "--model.hidden", "[8]", "--clip_norm", "1", "--epochs", "6", "--num_draws", "4"]
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def here(tmp_path, monkeypatch):
 
 def test_fit_evaluate_predict(here, capsys):
     assert main(["fit", "--data", "line.csv", "--data.target", "y", *SHORT, "--out", "run"]) == 0
-    assert main(["evaluate", "run", "--draws", "4"]) == 0
+    assert main(["evaluate", "run", "--num_draws", "4"]) == 0
     assert "rmse" in capsys.readouterr().out
-    assert main(["predict", "run", "--input", "line.csv", "--output", "p.csv", "--draws", "4"]) == 0
+    assert main(["predict", "run", "--input", "line.csv", "--output", "p.csv", "--num_draws", "4"]) == 0
     with open("p.csv") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["mean", "std", "lower", "upper", "aleatoric", "epistemic", "epistemic_std"]
@@ -34,7 +34,7 @@ def test_fit_evaluate_predict(here, capsys):
 
 
 def test_compare_with_the_default_posteriors(here, capsys):
-    arguments = ["compare", "--data", "diabetes", *SHORT, "--seeds", "2", "--jobs", "1", "--out", "runs"]
+    arguments = ["compare", "--data", "diabetes", *SHORT, "--num_seeds", "2", "--num_jobs", "1", "--out", "runs"]
     assert main(arguments) == 0
     results = json.loads((here / "runs" / "results.json").read_text())
     assert {row["metric"] for row in results["summary"]} == {"nll", "rmse", "crps", "miscalibration"}

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from flatbayes.cli import main
-from flatbayes.comparison import Comparison
 from flatbayes.data import Digits
+from flatbayes.experiments import Comparison
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG
-from flatbayes.training import Recipe
-from flatbayes.training.loop import Job
+from flatbayes.training import TrainingConfig
+from flatbayes.training.loop import TrainingRun
 
 FIT = ["fit", "--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[16]",
        "--epochs", "3", "--batch_size", "20", "--collect_from", "0", "--posterior", "swag", "--posterior.rank", "2",
-       "--draws", "3", "--checkpoint_steps", "1", "--checkpoint_seconds", "0"]  # fmt: skip
+       "--num_draws", "3", "--checkpoint_steps", "1", "--checkpoint_seconds", "0"]  # fmt: skip
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def here(tmp_path, monkeypatch):
 
 def pulled(monkeypatch, after, error=SystemError):
     """The plug, pulled at a step."""
-    closure, left = Job._closure, after
+    closure, left = TrainingRun._make_closure, after
 
     def until(*args):
         nonlocal left
@@ -40,7 +40,7 @@ def pulled(monkeypatch, after, error=SystemError):
             raise error
         return closure(*args)
 
-    monkeypatch.setattr(Job, "_closure", until)
+    monkeypatch.setattr(TrainingRun, "_make_closure", until)
 
 
 def tensors(folder):
@@ -109,16 +109,16 @@ def test_a_command_that_is_killed(here):
 
 
 def test_a_comparison_goes_on_within_a_run(here, monkeypatch):
-    recipe = Recipe(epochs=3, batch_size=20, collect_from=0.0, optimizer=partial(torch.optim.SGD, lr=0.1))
+    recipe = TrainingConfig(epochs=3, batch_size=20, collect_from=0.0, optimizer=partial(torch.optim.SGD, lr=0.1))
     model = partial(MLP, hidden=(16,))
-    comparison = Comparison(Digits(train_size=60), model, [SWAG(rank=2)], recipe=recipe, seeds=1, num_draws=3)
-    monkeypatch.setattr("flatbayes.comparison.task.SECONDS", 0.0)
+    comparison = Comparison(Digits(train_size=60), model, [SWAG(rank=2)], config=recipe, num_seeds=1, num_draws=3)
+    monkeypatch.setattr("flatbayes.experiments.run.CHECKPOINT_INTERVAL_SECONDS", 0.0)
     with monkeypatch.context() as patch, pytest.raises(SystemError):
         pulled(patch, 5)
-        comparison.results(here / "out", jobs=1, progress=False)
+        comparison.run(here / "out", jobs=1, show_progress=False)
     [checkpoints] = (here / "out" / "runs").glob("*.checkpoints")
     assert any(checkpoints.glob("*.pt"))
-    results = comparison.results(here / "out", jobs=1, progress=False)
+    results = comparison.run(here / "out", jobs=1, show_progress=False)
     assert not list((here / "out" / "runs").glob("*.checkpoints"))
-    whole = comparison.results(here / "whole", jobs=1, progress=False)
+    whole = comparison.run(here / "whole", jobs=1, show_progress=False)
     assert [run["metrics"] for run in results["runs"]] == [run["metrics"] for run in whole["runs"]]

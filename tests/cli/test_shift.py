@@ -9,7 +9,7 @@ import torch
 from flatbayes.cli import main
 
 TINY = ["--model", "mlp", "--model.hidden", "[16]", "--epochs", "3", "--batch_size", "20", "--collect_from", "0",
-        "--draws", "2"]  # fmt: skip
+        "--num_draws", "2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,8 @@ def runs(tmp_path_factory):
     for name, more in {
         "digits": ["--data", "digits", "--data.train_size", "60", *swag],
         "half": ["--data", "classsplit", "--data.train_size", "60", *swag],
-        "table": ["--data", str(table), "--data.target", "y", "--posterior", "point"],
-        "number": ["--data", "diabetes", "--posterior", "point"],
+        "table": ["--data", str(table), "--data.target", "y", "--posterior", "map"],
+        "number": ["--data", "diabetes", "--posterior", "map"],
     }.items():
         assert main(["fit", *TINY, *more, "--out", str(folder / name)]) == 0
     return folder
@@ -43,7 +43,10 @@ def found(folder):
 
 def test_corruptions(here, capsys):
     fitted = {p.name: p.read_bytes() for p in (here / "digits").iterdir()}
-    assert main(["shift", "digits", "--corruptions", "fog, shot_noise", "--severities", "[1,5]", "--draws", "2"]) == 0
+    assert (
+        main(["shift", "digits", "--corruptions", "fog, shot_noise", "--severities", "[1,5]", "--num_draws", "2"])
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "Temperature" in shown
     assert "shot_noise" in shown
@@ -60,14 +63,14 @@ def test_corruptions(here, capsys):
 
 
 def test_fifteen_by_default_on_some_examples(here):
-    assert main(["shift", "digits", "--severities", "[3]", "--draws", "1", "--examples", "20"]) == 0
+    assert main(["shift", "digits", "--severities", "[3]", "--num_draws", "1", "--max_examples", "20"]) == 0
     results = found(here / "digits")
     assert len(results["corruptions"]) == 16
     assert results["examples"] == 20
 
 
 def test_the_classes_left_out_are_outside(here, capsys):
-    assert main(["shift", "half", "--corruptions", "none", "--draws", "2"]) == 0
+    assert main(["shift", "half", "--corruptions", "none", "--num_draws", "2"]) == 0
     assert "examples of the classes left out (positive) against 450 inside" in " ".join(
         capsys.readouterr().out.split()
     )
@@ -82,7 +85,10 @@ def test_examples_from_outside_by_name_and_by_path(here):
     images = torch.randint(0, 256, (30, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     np.savez(here / "foreign.npz", x=images.numpy(), y=np.arange(30) % 3)
     for ood in ("foreign.npz", "digits"):
-        assert main(["shift", "half", "--corruptions", "none", "--draws", "2", "--ood", ood, "--examples", "5"]) == 0
+        assert (
+            main(["shift", "half", "--corruptions", "none", "--num_draws", "2", "--ood", ood, "--max_examples", "5"])
+            == 0
+        )
         results = found(here / "half")["ood"]
         assert results["outside"] == ood
         assert (results["num_inside"], results["num_outside"]) == (5, 5)
@@ -93,7 +99,7 @@ def test_stored_images(here):
     folder.mkdir(exist_ok=True)
     np.save(folder / "fog.npy", np.random.default_rng(0).integers(0, 17, (50, 8, 8, 1), dtype=np.uint8))
     np.save(folder / "labels.npy", np.arange(10))
-    arguments = ["shift", "digits", "--corrupted", "stored", "--severities", "[2]", "--draws", "1"]
+    arguments = ["shift", "digits", "--corrupted_folder", "stored", "--severities", "[2]", "--num_draws", "1"]
     assert main([*arguments, "--corruptions", "all"]) == 0
     results = found(here / "digits")
     assert [row["corruption"] for row in results["corruptions"]] == ["clean", "fog"]
@@ -101,7 +107,7 @@ def test_stored_images(here):
 
 
 def test_tables_have_a_temperature(here):
-    assert main(["shift", "table", "--draws", "1"]) == 0
+    assert main(["shift", "table", "--num_draws", "1"]) == 0
     assert found(here / "table")["recalibrated"]["temperature"] > 0
 
 
@@ -111,12 +117,12 @@ BAD = [
     (["shift", "digits", "--corruptions", "saturate"], "Unknown corruption 'saturate'"),
     (["shift", "digits", "--severities", "[0]"], "--severities are numbers from 1 to 5"),
     (["shift", "digits", "--severities", "[]"], "--severities are numbers from 1 to 5"),
-    (["shift", "digits", "--draws", "0"], "at least 1 draw"),
-    (["shift", "digits", "--examples", "0"], "--examples must be at least 1"),
+    (["shift", "digits", "--num_draws", "0"], "at least 1 draw"),
+    (["shift", "digits", "--max_examples", "0"], "--max_examples must be at least 1"),
     (["shift", "digits", "--ood", "nonsense"], "Unknown data 'nonsense'"),
     (["shift", "digits", "--ood", "t.csv"], "target"),
     (["shift", "digits", "--corruptions", "none", "--ood", "diabetes"], "(10,), and those inside (1, 8, 8)"),
-    (["shift", "digits", "--corrupted", "nowhere"], "no corrupted images in nowhere"),
+    (["shift", "digits", "--corrupted_folder", "nowhere"], "no corrupted images in nowhere"),
     (["shift", "table", "--corruptions", "fog"], "the inputs of this run are 2 features"),
     (["shift", "number"], "classifications"),
 ]

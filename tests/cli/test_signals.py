@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from flatbayes.cli import main
 
-COMMON = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--batch_size", "20", "--draws", "2"]
+COMMON = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--batch_size", "20", "--num_draws", "2"]
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def wait_until(condition, process, seconds=60):
 
 def test_a_killed_comparison_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = ["compare", *COMMON, "--posteriors", "[point]", "--seeds", "5", "--epochs", "60", "--jobs", "1"]
+    command = ["compare", *COMMON, "--posteriors", "[map]", "--num_seeds", "5", "--epochs", "60", "--num_jobs", "1"]
     with started(*command, "--out", "killed") as process:
         wait_until(lambda: len(list(tmp_path.glob("killed/runs/*.json"))) >= 2, process)
     assert not (tmp_path / "killed" / "results.json").exists()
@@ -63,5 +63,5 @@ def test_ctrl_c_during_fit_keeps_what_was_fitted(tmp_path, monkeypatch, capsys):
         wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 3, process)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
-    assert main(["evaluate", "run", "--draws", "2"]) == 0
+    assert main(["evaluate", "run", "--num_draws", "2"]) == 0
     assert "test examples" in capsys.readouterr().out

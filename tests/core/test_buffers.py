@@ -2,14 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core.buffers import evaluating, frozen, holding, reestimate, running_norms
+from flatbayes.core.buffers import eval_mode, norm_layers, preserve_buffers, reestimate_norm_statistics, swap_buffers
 from support import assert_same, batch, network, snapshot
 
 
 def test_frozen_undoes_statistics_counters_and_modes():
     model = network()
     before = snapshot(model)
-    with frozen(model):
+    with preserve_buffers(model):
         torch.set_rng_state(before["rng"])
         model(batch()[0])
         model[1].eval()
@@ -21,7 +21,7 @@ def test_frozen_undoes_statistics_counters_and_modes():
 def test_frozen_puts_back_a_buffer_that_was_replaced():
     model = nn.BatchNorm1d(3)
     buffer = model.running_mean
-    with pytest.raises(ArithmeticError), frozen(model):
+    with pytest.raises(ArithmeticError), preserve_buffers(model):
         model.running_mean = torch.full((3,), 5.0)
         raise ArithmeticError
     assert model.running_mean is buffer
@@ -32,7 +32,7 @@ def test_evaluating_restores_each_mode():
     model = network()
     model[1].eval()
     modes = [m.training for m in model.modules()]
-    with evaluating(model):
+    with eval_mode(model):
         assert not any(m.training for m in model.modules())
     assert [m.training for m in model.modules()] == modes
 
@@ -41,12 +41,12 @@ def test_reestimated_statistics_are_averages_over_batches_without_dropout():
     model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2))
     batches = [torch.randn(8, 2), torch.randn(8, 2) * 3]
     before = snapshot(model)
-    found = reestimate(model, batches)
+    found = reestimate_norm_statistics(model, batches)
     assert_same(snapshot(model), before)
     torch.testing.assert_close(found["1.running_mean"], torch.stack([b.mean(0) for b in batches]).mean(0))
     torch.testing.assert_close(found["1.running_var"], torch.stack([b.var(0) for b in batches]).mean(0))
     assert model[1].momentum == 0.1
-    with holding(model, found), evaluating(model):
+    with swap_buffers(model, found), eval_mode(model):
         expected = nn.functional.batch_norm(batches[0], found["1.running_mean"], found["1.running_var"])
         torch.testing.assert_close(model(batches[0]), expected)
     assert_same(snapshot(model), before)
@@ -54,8 +54,8 @@ def test_reestimated_statistics_are_averages_over_batches_without_dropout():
 
 def test_a_model_that_is_itself_a_norm_layer():
     model = nn.BatchNorm1d(2)
-    found = reestimate(model, [torch.randn(8, 2)])
-    with holding(model, found):
+    found = reestimate_norm_statistics(model, [torch.randn(8, 2)])
+    with swap_buffers(model, found):
         assert torch.equal(model.running_mean, found["running_mean"])
     assert (model.running_mean == 0).all()
 
@@ -67,4 +67,4 @@ def test_only_layers_with_running_statistics_count():
         nn.GroupNorm(1, 2),
         nn.InstanceNorm1d(2, track_running_stats=True),
     ]
-    assert running_norms(nn.ModuleList(layers)) == [layers[0], layers[3]]
+    assert norm_layers(nn.ModuleList(layers)) == [layers[0], layers[3]]

@@ -2,13 +2,13 @@ import math
 
 import pytest
 
-from flatbayes.core.files import read_json, replacing, write_json
+from flatbayes.core.files import atomic_write, read_json, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a" / "x.json"
     write_json(path, {"a": 1})
-    with pytest.raises(ArithmeticError), replacing(path) as temporary:
+    with pytest.raises(ArithmeticError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise ArithmeticError
     assert read_json(path) == {"a": 1}

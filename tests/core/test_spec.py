@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from flatbayes.core.spec import build, label, locate, to_spec
+from flatbayes.core.spec import import_object, instantiate, short_name, to_spec
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import SWAG, Ensemble
@@ -17,8 +17,8 @@ class Own:
 
 def test_round_trips():
     for thing in (SAM(rho=0.3), Ensemble(SWAG(rank=5), size=2), Own(4)):
-        assert build(to_spec(thing)) == thing
-    bound = build(to_spec(partial(torch.optim.SGD, lr=0.5)), bind=True)
+        assert instantiate(to_spec(thing)) == thing
+    bound = instantiate(to_spec(partial(torch.optim.SGD, lr=0.5)), bind=True)
     assert bound.func is torch.optim.SGD
     assert bound.keywords == {"lr": 0.5}
 
@@ -29,12 +29,12 @@ def test_public_paths():
 
 
 def test_labels_show_what_differs_from_the_defaults():
-    assert label(SWAG()) == "SWAG"
-    assert label(SWAG(rank=0)) == "SWAG(rank=0)"
-    assert label(Plain()) == "Plain"
-    assert label(Ensemble(SWAG(scale=0.1), size=3)) == "Ensemble(member=SWAG(scale=0.1), size=3)"
-    assert label(partial(ConvNet, width=8)) == "ConvNet(width=8)"
-    assert label(partial(torch.optim.SGD, lr=0.5)) == "SGD(lr=0.5)"
+    assert short_name(SWAG()) == "SWAG"
+    assert short_name(SWAG(rank=0)) == "SWAG(rank=0)"
+    assert short_name(Plain()) == "Plain"
+    assert short_name(Ensemble(SWAG(scale=0.1), size=3)) == "Ensemble(member=SWAG(scale=0.1), size=3)"
+    assert short_name(partial(ConvNet, width=8)) == "ConvNet(width=8)"
+    assert short_name(partial(torch.optim.SGD, lr=0.5)) == "SGD(lr=0.5)"
 
 
 def test_what_has_no_name_cannot_be_written_down():
@@ -47,14 +47,14 @@ def test_what_has_no_name_cannot_be_written_down():
     "path",
     [
         "os.system",
-        "flatbayes.reports.write_report",
+        "flatbayes.reporting.write_report",
         "flatbayes.posteriors.swag.math",
         "flatbayes.posteriorsx.Y",
     ],
 )
 def test_nothing_outside_the_package_is_reached(path):
     with pytest.raises(ValueError, match=r"is not part of|does not lead to"):
-        build({"class_path": path, "init_args": {}}, within="flatbayes.posteriors")
+        instantiate({"class_path": path, "init_args": {}}, package="flatbayes.posteriors")
 
 
 def test_a_nested_stranger_is_refused_too():
@@ -63,10 +63,10 @@ def test_a_nested_stranger_is_refused_too():
         "init_args": {"member": {"class_path": "os.getcwd"}},
     }
     with pytest.raises(ValueError, match=r"os\.getcwd"):
-        build(spec, within="flatbayes.posteriors")
+        instantiate(spec, package="flatbayes.posteriors")
 
 
 @pytest.mark.parametrize("path", ["nowhere.Thing", "flatbayes.posteriors.Nothing", "plain", "torch.pi", ""])
 def test_paths_that_lead_nowhere(path):
     with pytest.raises(ValueError, match=r"does not lead to|is not a class"):
-        locate(path)
+        import_object(path)

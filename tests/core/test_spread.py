@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from flatbayes.core.spread import offered, offering
+from flatbayes.core.spread import get_weight_distribution, weight_distribution
 
 
 def params():
@@ -15,14 +15,14 @@ def numbers(*values):
 
 
 def found(ps):
-    spreads = [offered(p) for p in ps]
+    spreads = [get_weight_distribution(p) for p in ps]
     return [None if s is None else (s.mean[0].item(), s.std[0].item()) for s in spreads]
 
 
 def test_offers_to_the_very_tensor_and_only_inside():
     ps = params()
     assert found(ps) == [None, None]
-    with offering(ps[:1], numbers(1.0), numbers(2.0)):
+    with weight_distribution(ps[:1], numbers(1.0), numbers(2.0)):
         assert found(ps) == [(1, 2), None]
         ps[0].add_(5)  # whatever it holds
         assert found(ps) == [(1, 2), None]
@@ -31,22 +31,22 @@ def test_offers_to_the_very_tensor_and_only_inside():
 
 def test_inner_offers_replace_outer_ones_until_they_end():
     ps = params()
-    with offering(ps, numbers(1.0, 2.0), numbers(3.0, 4.0)):
-        with offering(ps[1:], numbers(5.0), numbers(6.0)):
+    with weight_distribution(ps, numbers(1.0, 2.0), numbers(3.0, 4.0)):
+        with weight_distribution(ps[1:], numbers(5.0), numbers(6.0)):
             assert found(ps) == [(1, 3), (5, 6)]
         assert found(ps) == [(1, 3), (2, 4)]
 
 
 def test_ends_with_an_exception():
     ps = params()
-    with pytest.raises(KeyboardInterrupt), offering(ps, numbers(1.0, 2.0), numbers(3.0, 4.0)):
+    with pytest.raises(KeyboardInterrupt), weight_distribution(ps, numbers(1.0, 2.0), numbers(3.0, 4.0)):
         raise KeyboardInterrupt
     assert found(ps) == [None, None]
 
 
 def test_another_thread_hears_nothing_of_it():
     ps, heard = params(), []
-    with offering(ps, numbers(1.0, 2.0), numbers(3.0, 4.0)):
+    with weight_distribution(ps, numbers(1.0, 2.0), numbers(3.0, 4.0)):
         thread = threading.Thread(target=lambda: heard.append(found(ps)))
         thread.start()
         thread.join()
@@ -54,5 +54,5 @@ def test_another_thread_hears_nothing_of_it():
 
 
 def test_refuses_an_offer_that_leaves_one_out():
-    with pytest.raises(ValueError), offering(params(), numbers(1.0, 2.0), numbers(3.0)):
+    with pytest.raises(ValueError), weight_distribution(params(), numbers(1.0, 2.0), numbers(3.0)):
         pass

@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core.weights import blocks, displaced, flatten, installed, rewritten, trainable, unflatten
+from flatbayes.core.weights import (
+    flatten,
+    iter_blocks,
+    perturb,
+    swap_values,
+    trainable_parameters,
+    unflatten,
+    write_blockwise,
+)
 
 
 def params():
@@ -15,7 +23,7 @@ def test_displaced_adds_inside_and_restores_the_very_bits():
     before = [p.detach().clone() for p in ps]
     offsets = [torch.full_like(p, 1e-3) * torch.randn_like(p) for p in ps]
     given = list(offsets)
-    with displaced(ps, given):
+    with perturb(ps, given):
         assert not given  # what is in it can go
         for p, w, e in zip(ps, before, offsets, strict=True):
             assert torch.equal(p, w + e)
@@ -40,7 +48,7 @@ def test_displaced_is_the_same_whoever_else_knows_the_memory(kind, scale):
         ps = [p.detach().as_subclass(Special) for p in ps]
     memory = [p.data_ptr() for p in ps]
     before = [p.detach().clone() for p in ps]
-    with displaced(ps, [torch.ones_like(p) for p in ps], scale):
+    with perturb(ps, [torch.ones_like(p) for p in ps], scale):
         where = [p.data_ptr() for p in ps]
         assert all(torch.equal(p, w + 0.5) for p, w in zip(ps[:2], before, strict=False))
     assert (where == memory) is (kind != "own")
@@ -51,15 +59,15 @@ def test_displaced_is_the_same_whoever_else_knows_the_memory(kind, scale):
 def test_installed_converts_and_nests():
     ps = params()
     before = [p.detach().clone() for p in ps]
-    with installed(ps, [torch.ones(3, 4, dtype=torch.float64), torch.ones(5)]):
+    with swap_values(ps, [torch.ones(3, 4, dtype=torch.float64), torch.ones(5)]):
         assert all((p == 1).all() and p.dtype == torch.float32 for p in ps)
-        with installed(ps, [torch.zeros(3, 4), torch.zeros(5)]):
+        with swap_values(ps, [torch.zeros(3, 4), torch.zeros(5)]):
             assert all((p == 0).all() for p in ps)
         assert all((p == 1).all() for p in ps)
     assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
 
 
-@pytest.mark.parametrize("context", [displaced, installed])
+@pytest.mark.parametrize("context", [perturb, swap_values])
 def test_restores_after_an_exception(context):
     ps = params()
     before = [p.detach().clone() for p in ps]
@@ -71,7 +79,7 @@ def test_restores_after_an_exception(context):
 def test_restores_when_the_edit_itself_fails():
     ps = params()
     before = [p.detach().clone() for p in ps]
-    with pytest.raises(RuntimeError), displaced(ps, [torch.ones(3, 4), torch.ones(7)]):
+    with pytest.raises(RuntimeError), perturb(ps, [torch.ones(3, 4), torch.ones(7)]):
         pass
     assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
 
@@ -89,7 +97,7 @@ def test_rewritten_is_made_in_parts_and_gone_afterwards(whole):
         asked.append((place.start, place.stop))
         return values[place]
 
-    with pytest.raises(KeyboardInterrupt), rewritten(ps, part, 6):
+    with pytest.raises(KeyboardInterrupt), write_blockwise(ps, part, 6):
         assert torch.equal(flatten(ps), values)
         raise KeyboardInterrupt
     assert asked == [(0, 6), (6, 12), (12, 17)]
@@ -109,14 +117,14 @@ def test_trainable_leaves_out_frozen_and_counts_tied_once():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[1].weight = model[0].weight
     model[1].bias.requires_grad_(False)
-    assert [p.shape for p in trainable(model)] == [(2, 2), (2,)]
+    assert [p.shape for p in trainable_parameters(model)] == [(2, 2), (2,)]
 
 
 def test_autocast_sees_the_new_weights_without_leaving_its_block():
     layer, x = nn.Linear(4, 4, bias=False), torch.ones(1, 4)
     with torch.autocast("cpu", torch.bfloat16):
         before = layer(x)
-        with installed([layer.weight], [torch.zeros(4, 4)]):
+        with swap_values([layer.weight], [torch.zeros(4, 4)]):
             assert (layer(x) == 0).all()
         assert torch.equal(layer(x), before)
 
@@ -125,7 +133,7 @@ def test_autocast_sees_the_new_weights_without_leaving_its_block():
 def test_blocks_are_the_stretches_of_the_flat_vector(size):
     ps = [*params(), nn.Parameter(torch.randn(()))]
     vector, end = flatten(ps), 0
-    for place, pieces in blocks(ps, size):
+    for place, pieces in iter_blocks(ps, size):
         assert place.start == end
         end = place.stop
         assert torch.equal(torch.cat(pieces), vector[place])
@@ -138,7 +146,7 @@ def test_blocks_are_the_stretches_of_the_flat_vector(size):
 def test_rewritten_holds_the_parts_inside_whatever_the_memory_format(size, order):
     ps = [nn.Parameter(torch.randn(2, 3, 2, 2).to(memory_format=order)), nn.Parameter(torch.randn(5))]
     before, values = [p.detach().clone() for p in ps], torch.randn(29)
-    with pytest.raises(KeyboardInterrupt), rewritten(ps, lambda place: values[place], size):
+    with pytest.raises(KeyboardInterrupt), write_blockwise(ps, lambda place: values[place], size):
         assert torch.equal(flatten(ps), values)
         raise KeyboardInterrupt
     assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from flatbayes.data import Augment
-from flatbayes.data.augment import with_holes
+from flatbayes.data.augment import cut_out_squares
 
 
 def generator(seed=0):
@@ -94,7 +94,7 @@ def test_images_on_a_gpu_follow_a_generator_of_the_cpu():
 def test_a_hole_is_a_black_square_at_its_place_and_nothing_else():
     before = images(3)
     rows, columns = torch.tensor([0, 2, 4]), torch.tensor([0, 3, 5])
-    after = with_holes(before.clone(), rows, columns, 3)
+    after = cut_out_squares(before.clone(), rows, columns, 3)
     for k, (row, column) in enumerate([(0, 0), (2, 3), (4, 5)]):
         expected = before[k].clone()
         expected[:, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2] = 0

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flatbayes.data.checks import check_finite, check_labels, check_rows, number_names
+from flatbayes.data.checks import check_finite, check_labels, check_same_length, make_class_names
 
 INF = float("inf")
 
@@ -10,7 +10,7 @@ def test_good_examples_pass():
     check_labels({"given": torch.tensor([0, 1]), "test": torch.tensor([2])}, ("a", "b", "c"))
     check_finite(torch.zeros(3, 2), "examples", ("a", "b"))
     check_finite(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), "images")
-    check_rows("given", 3, 3)
+    check_same_length("given", 3, 3)
 
 
 @pytest.mark.parametrize("label", [-1, 3])
@@ -49,14 +49,14 @@ def test_a_pixel_that_is_not_finite_is_located():
 
 def test_every_input_has_a_label():
     with pytest.raises(ValueError, match="3 inputs and 4 labels"):
-        check_rows("given", 3, 4)
+        check_same_length("given", 3, 4)
 
 
 def test_numbers_name_classes():
-    assert number_names([torch.tensor([0, 2, 1]), torch.tensor([1])]) == ("0", "1", "2")
-    assert number_names([torch.tensor([], dtype=torch.int64)]) == ()
+    assert make_class_names([torch.tensor([0, 2, 1]), torch.tensor([1])]) == ("0", "1", "2")
+    assert make_class_names([torch.tensor([], dtype=torch.int64)]) == ()
 
 
 def test_an_identifier_is_not_a_label():
     with pytest.raises(ValueError, match="highest label is 1000000000000, and there are only 2 examples"):
-        number_names([torch.tensor([0, 10**12])])
+        make_class_names([torch.tensor([0, 10**12])])

@@ -23,14 +23,14 @@ def test_a_folder(folder):
 
 def test_the_environment_names_the_folder_above(folder, monkeypatch):
     monkeypatch.setenv("FLATBAYES_DATA", str(folder.parent))
-    assert len(CIFAR10().read().all) == 40
+    assert len(CIFAR10().read().unsplit) == 40
 
 
 def test_without_a_folder_it_is_downloaded(folder, monkeypatch):
     monkeypatch.delenv("FLATBAYES_DATA", raising=False)
     asked = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(folder))
-    assert len(CIFAR10().read().all) == 40
+    assert len(CIFAR10().read().unsplit) == 40
     assert asked == ["uoft-cs/cifar10"]
 
 
@@ -42,10 +42,10 @@ def test_a_missing_folder_says_what_to_set(tmp_path):
 @pytest.mark.real_data
 def test_the_real_images(real_data):
     raw = CIFAR10().read()
-    assert (len(raw.all), len(raw.test)) == (50_000, 10_000)
-    assert raw.all.targets.bincount().tolist() == [5000] * 10
+    assert (len(raw.unsplit), len(raw.test)) == (50_000, 10_000)
+    assert raw.unsplit.targets.bincount().tolist() == [5000] * 10
     assert raw.test.targets.bincount().tolist() == [1000] * 10
-    some = raw.all.take(torch.arange(0, 50_000, 100))
+    some = raw.unsplit.take(torch.arange(0, 50_000, 100))
     assert some.inputs.shape == (500, 3, 32, 32)
     assert some.inputs.dtype == torch.uint8
     # Published means of the channels: 125.3, 123.0, 113.9.

@@ -16,10 +16,10 @@ def folder(tmp_path):
 
 def test_rows_of_a_severity(folder):
     reader = CIFAR10C(path=str(folder))
-    assert reader.names() == ("fog", "snow")
+    assert reader.corruption_names() == ("fog", "snow")
     stored = np.load(folder / "fog.npy")
     for severity in range(1, 6):
-        part = reader.part("fog", severity)
+        part = reader.read_split("fog", severity)
         assert part.inputs.dtype == torch.uint8
         expected = stored[6 * (severity - 1) : 6 * severity].transpose(0, 3, 1, 2)
         assert np.array_equal(part.inputs.numpy(), expected)
@@ -29,20 +29,20 @@ def test_rows_of_a_severity(folder):
 
 def test_labels_of_one_severity_are_those_of_all(folder):
     np.save(folder / "labels.npy", np.array([3, 1, 4, 1, 5, 9], dtype=np.uint8))
-    assert CIFAR10C(path=str(folder)).part("snow", 5).targets.tolist() == [3, 1, 4, 1, 5, 9]
+    assert CIFAR10C(path=str(folder)).read_split("snow", 5).targets.tolist() == [3, 1, 4, 1, 5, 9]
 
 
 def test_the_first_images(folder):
-    part = CIFAR10C(path=str(folder), examples=2).part("fog", 2)
+    part = CIFAR10C(path=str(folder), max_examples=2).read_split("fog", 2)
     assert np.array_equal(part.inputs.numpy(), np.load(folder / "fog.npy")[6:8].transpose(0, 3, 1, 2))
     assert part.targets.tolist() == [3, 1]
-    assert len(CIFAR10C(path=str(folder), examples=99).part("fog", 5)) == 6
+    assert len(CIFAR10C(path=str(folder), max_examples=99).read_split("fog", 5)) == 6
     with pytest.raises(ValueError, match="1 or more, or None; got 0"):
-        CIFAR10C(path=str(folder), examples=0)
+        CIFAR10C(path=str(folder), max_examples=0)
 
 
 def test_what_is_read_does_not_depend_on_the_file_any_more(folder):
-    part = CIFAR10C(path=str(folder)).part("fog", 1)
+    part = CIFAR10C(path=str(folder)).read_split("fog", 1)
     part.inputs.add_(1)
     assert not np.array_equal(part.inputs.numpy(), np.load(folder / "fog.npy")[:6].transpose(0, 3, 1, 2))
 
@@ -51,19 +51,19 @@ class TestRefuses:
     def test_a_folder_without_images(self, tmp_path):
         for path in (tmp_path, tmp_path / "nothing"):
             with pytest.raises(FileNotFoundError, match=r"no corrupted images in .* Unpack"):
-                CIFAR10C(path=str(path)).names()
+                CIFAR10C(path=str(path)).corruption_names()
 
     def test_unknown_names_and_severities(self, folder):
         with pytest.raises(ValueError, match=r"no rain\.npy .* Known: fog, snow"):
-            CIFAR10C(path=str(folder)).part("rain", 1)
+            CIFAR10C(path=str(folder)).read_split("rain", 1)
         for severity in (0, 6):
             with pytest.raises(ValueError, match=f"from 1 to 5, got {severity}"):
-                CIFAR10C(path=str(folder)).part("fog", severity)
+                CIFAR10C(path=str(folder)).read_split("fog", severity)
 
     def test_missing_labels(self, folder):
         (folder / "labels.npy").unlink()
         with pytest.raises(FileNotFoundError, match=r"labels\.npy"):
-            CIFAR10C(path=str(folder)).part("fog", 1)
+            CIFAR10C(path=str(folder)).read_split("fog", 1)
 
     @pytest.mark.parametrize(
         "array", [np.zeros((31, 4, 5, 3), np.uint8), np.zeros((30, 4, 5, 3)), np.zeros((30, 4), np.uint8)]
@@ -71,18 +71,18 @@ class TestRefuses:
     def test_images_of_another_form(self, folder, array):
         np.save(folder / "fog.npy", array)
         with pytest.raises(ValueError, match=r"fog\.npy .* must hold images of 5 severities"):
-            CIFAR10C(path=str(folder)).part("fog", 1)
+            CIFAR10C(path=str(folder)).read_split("fog", 1)
 
     @pytest.mark.parametrize("array", [np.zeros(7, int), np.zeros(30), np.zeros((30, 1), int)])
     def test_labels_of_another_form(self, folder, array):
         np.save(folder / "labels.npy", array)
         with pytest.raises(ValueError, match="must hold 6 or 30 whole numbers"):
-            CIFAR10C(path=str(folder)).part("fog", 1)
+            CIFAR10C(path=str(folder)).read_split("fog", 1)
 
     def test_pickles_and_damage(self, folder):
         np.save(folder / "fog.npy", np.array([{}] * 5, dtype=object), allow_pickle=True)
         with pytest.raises(ValueError, match="cannot be read as an array"):
-            CIFAR10C(path=str(folder)).part("fog", 1)
+            CIFAR10C(path=str(folder)).read_split("fog", 1)
         (folder / "fog.npy").write_bytes(b"nonsense")
         with pytest.raises(ValueError, match="cannot be read as an array"):
-            CIFAR10C(path=str(folder)).part("fog", 1)
+            CIFAR10C(path=str(folder)).read_split("fog", 1)

@@ -120,9 +120,9 @@ def test_cifar10(tmp_path, kind, packed, monkeypatch):
     name = kind.upper()
     place(tmp_path, getattr(cifar10, name), files, packed, monkeypatch, cifar10, name)
     raw = CIFAR10(root=str(tmp_path)).read()
-    assert raw.class_names == cifar10.CLASSES
-    assert torch.equal(raw.all.inputs, torch.from_numpy(pixels))
-    assert raw.all.targets.tolist() == labels
+    assert raw.class_names == cifar10.CIFAR10_CLASS_NAMES
+    assert torch.equal(raw.unsplit.inputs, torch.from_numpy(pixels))
+    assert raw.unsplit.targets.tolist() == labels
     assert raw.test.targets.tolist() == [5, 4]
     assert raw.test.inputs.shape == (2, 3, 32, 32)
 
@@ -135,12 +135,12 @@ def test_cifar100(tmp_path, kind, packed, monkeypatch):
     place(tmp_path, getattr(cifar100, name), files, packed, monkeypatch, cifar100, name)
     raw = CIFAR100(root=str(tmp_path)).read()
     assert raw.class_names == tuple(FINE)
-    assert torch.equal(raw.all.inputs, torch.from_numpy(pixels))
-    assert raw.all.targets.tolist() == fine
+    assert torch.equal(raw.unsplit.inputs, torch.from_numpy(pixels))
+    assert raw.unsplit.targets.tolist() == fine
     assert raw.test.targets.tolist() == [3, 0]
     groups = CIFAR100(root=str(tmp_path), labels="coarse").read()
     assert groups.class_names == tuple(COARSE)
-    assert groups.all.targets.tolist() == coarse
+    assert groups.unsplit.targets.tolist() == coarse
 
 
 def test_cifar100_from_parquet(tmp_path, png, pixels):
@@ -151,7 +151,7 @@ def test_cifar100_from_parquet(tmp_path, png, pixels):
         column = [{"bytes": png(image), "path": None} for image in pixels(count, 32, 32)]
         table = pa.table({"img": column, "fine_label": [0, 1, 2, 3][:count], "coarse_label": [1, 0, 1, 0][:count]})
         pq.write_table(table, tmp_path / f"{part}.parquet")
-    assert CIFAR100(root=str(tmp_path)).read().all.targets.tolist() == [0, 1, 2, 3]
+    assert CIFAR100(root=str(tmp_path)).read().unsplit.targets.tolist() == [0, 1, 2, 3]
     assert CIFAR100(root=str(tmp_path), labels="coarse").read().test.targets.tolist() == [1, 0]
 
 

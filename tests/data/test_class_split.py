@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from flatbayes.core.spec import build, to_spec
+from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import CIFAR10, ClassSplit, Diabetes, Digits, Npz
-from flatbayes.data.class_split import HALF_OF_CIFAR10
+from flatbayes.data.class_split import CIFAR10_HALF_CLASSES
 
 
 def rows(part):
@@ -13,9 +13,9 @@ def rows(part):
 
 def test_digits_by_default():
     source = ClassSplit()
-    data, outside = source.load(0), source.outside()
+    data, outside = source.load(0), source.read_ood()
     assert data.class_names == ("0", "1", "2", "3", "4")
-    everything = Digits().read().all
+    everything = Digits().read().unsplit
     inside = int((everything.targets < 5).sum())
     assert len(data.train) + len(data.val) + len(data.test) == inside
     assert outside.targets.unique().tolist() == [5, 6, 7, 8, 9]
@@ -27,7 +27,7 @@ def test_digits_by_default():
 def test_labels_follow_the_order_of_the_classes():
     data = ClassSplit(classes=(7, 3)).load(0)
     assert data.class_names == ("7", "3")
-    originals = Digits().read().all
+    originals = Digits().read().unsplit
     by_image = {
         tuple(x): int(y) for x, y in zip(originals.inputs.flatten(1).tolist(), originals.targets, strict=True)
     }
@@ -43,9 +43,9 @@ def test_the_split_is_the_sources_but_for_the_training_size():
     assert (len(data.train), len(data.val), len(data.test)) == (30, 50, 100)
     assert data.augment.flip
     # 100 of 901 examples inside are a share; 896 outside are judged by the same.
-    assert len(source.outside()) == pytest.approx(100 / 901 * 896, abs=2)
+    assert len(source.read_ood()) == pytest.approx(100 / 901 * 896, abs=2)
     other = ClassSplit(source=Digits(test_size=100, val_size=50, split_seed=5), train_size=30)
-    assert rows(source.outside()) != rows(other.outside())
+    assert rows(source.read_ood()) != rows(other.read_ood())
 
 
 def test_a_test_part_of_its_own(tmp_path):
@@ -55,7 +55,7 @@ def test_a_test_part_of_its_own(tmp_path):
     source = ClassSplit(source=Npz(path=str(path)), classes=(1, 2))
     assert len(source.load(0).test) == 6
     assert source.load(0).test.targets.unique().tolist() == [0, 1]
-    outside = source.outside()
+    outside = source.read_ood()
     assert outside.targets.tolist() == [0, 3, 0, 3, 0, 3]
     assert torch.equal(outside.inputs, torch.eye(12, 3)[[0, 3, 4, 7, 8, 11]])
 
@@ -64,8 +64,8 @@ def test_images_stay_encoded_until_they_are_taken(tmp_path, write_parquet, pixel
     train, test = pixels(40), pixels(20, seed=1)
     write_parquet(tmp_path / "train.parquet", train, list(range(10)) * 4)
     write_parquet(tmp_path / "test.parquet", test, list(range(10)) * 2)
-    source = ClassSplit(source=CIFAR10(root=str(tmp_path), val_size=5), classes=HALF_OF_CIFAR10)
-    data, outside = source.load(0), source.outside()
+    source = ClassSplit(source=CIFAR10(root=str(tmp_path), val_size=5), classes=CIFAR10_HALF_CLASSES)
+    data, outside = source.load(0), source.read_ood()
     assert data.class_names == ("airplane", "automobile", "bird", "ship", "truck")
     assert (len(data.train), len(data.val), len(data.test)) == (15, 5, 10)
     assert data.test.targets.tolist() == [0, 1, 2, 3, 4] * 2
@@ -76,7 +76,7 @@ def test_images_stay_encoded_until_they_are_taken(tmp_path, write_parquet, pixel
 
 def test_travels_as_plain_data():
     source = ClassSplit(source=Digits(test_size=0.3), classes=(1, 2), train_size=9)
-    assert build(to_spec(source)) == source
+    assert instantiate(to_spec(source)) == source
 
 
 @pytest.mark.parametrize("classes", [(1,), (1, 1), (0, 10), (-1, 2), tuple(range(10))])
@@ -84,7 +84,7 @@ def test_refuses_classes_that_leave_nothing(classes):
     with pytest.raises(ValueError, match="at least 2 of the 10 classes"):
         ClassSplit(classes=classes).read()
     with pytest.raises(ValueError, match="leave at least 1 outside; got"):
-        ClassSplit(classes=classes).outside()
+        ClassSplit(classes=classes).read_ood()
 
 
 def test_refuses_numbers():

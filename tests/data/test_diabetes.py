@@ -5,12 +5,12 @@ from flatbayes.data import Diabetes
 
 def test_the_patients_are_the_real_ones():
     raw = Diabetes().read()
-    assert raw.all.inputs.shape == (442, 10)
+    assert raw.unsplit.inputs.shape == (442, 10)
     assert raw.feature_names[:4] == ("age", "sex", "bmi", "bp")
     assert raw.target_names == ("progression",)
-    assert raw.all.targets.dtype == torch.float32
-    assert (raw.all.targets.min(), raw.all.targets.max()) == (25, 346)
-    assert raw.all.inputs[0, :2].tolist() == [59, 2]  # years, not standard deviations
+    assert raw.unsplit.targets.dtype == torch.float32
+    assert (raw.unsplit.targets.min(), raw.unsplit.targets.max()) == (25, 346)
+    assert raw.unsplit.inputs[0, :2].tolist() == [59, 2]  # years, not standard deviations
 
 
 def test_they_split_as_asked():

@@ -5,10 +5,10 @@ from flatbayes.data import Digits
 
 def test_digits_are_the_real_ones():
     raw = Digits().read()
-    assert raw.all.inputs.shape == (1797, 1, 8, 8)
-    assert raw.all.inputs.dtype == torch.uint8
-    assert (int(raw.all.inputs.min()), int(raw.all.inputs.max())) == (0, 16)
-    assert raw.all.targets.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert raw.unsplit.inputs.shape == (1797, 1, 8, 8)
+    assert raw.unsplit.inputs.dtype == torch.uint8
+    assert (int(raw.unsplit.inputs.min()), int(raw.unsplit.inputs.max())) == (0, 16)
+    assert raw.unsplit.targets.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert raw.class_names == tuple("0123456789")
 
 

@@ -2,7 +2,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from flatbayes.data.hub import downloaded, is_hub_name
+from flatbayes.data.hub import download_dataset, is_hub_name
 
 
 @pytest.mark.parametrize("name", ["uoft-cs/cifar10", "ylecun/mnist", "a/b_c.d"])
@@ -28,7 +28,7 @@ def test_only_parquet_files_of_the_dataset_are_downloaded(monkeypatch, tmp_path)
         "snapshot_download",
         lambda *args, **kwargs: asked.append((args, kwargs)) or str(tmp_path),
     )
-    assert downloaded("owner/name") == tmp_path
+    assert download_dataset("owner/name") == tmp_path
     assert asked == [(("owner/name",), {"repo_type": "dataset", "allow_patterns": "*.parquet"})]
 
 
@@ -39,4 +39,4 @@ def test_a_failed_download_says_what_else_can_be_given(monkeypatch, error):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(FileNotFoundError, match=r"owner/name is not a path here.*give the path of a folder"):
-        downloaded("owner/name")
+        download_dataset("owner/name")

@@ -23,9 +23,9 @@ def test_folders_are_classes(tmp_path, write, pixels):
     (tmp_path / ".cache").mkdir()
     raw = ImageFolder(path=str(tmp_path)).read()
     assert raw.class_names == ("cat", "mouse")
-    assert raw.all.targets.tolist() == [0] * 5 + [1] * 3
+    assert raw.unsplit.targets.tolist() == [0] * 5 + [1] * 3
     expected = torch.from_numpy(pixels(3, seed=5).transpose(0, 3, 1, 2))
-    assert torch.equal(raw.all.take(torch.tensor([5, 6, 7])).inputs, expected)
+    assert torch.equal(raw.unsplit.take(torch.tensor([5, 6, 7])).inputs, expected)
     assert raw.test is None
 
 
@@ -41,7 +41,7 @@ def test_parts_are_folders(tmp_path, write):
 def test_images_lie_at_any_depth(tmp_path, write):
     write(tmp_path / "cat", old=2, young=1)
     write(tmp_path, mouse=1)
-    assert ImageFolder(path=str(tmp_path)).read().all.targets.tolist() == [0, 0, 0, 1]
+    assert ImageFolder(path=str(tmp_path)).read().unsplit.targets.tolist() == [0, 0, 0, 1]
 
 
 def test_another_size_names_the_file(tmp_path, write, png, pixels):

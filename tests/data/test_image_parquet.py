@@ -15,7 +15,7 @@ def test_a_file_round_trips(tmp_path, write_parquet, pixels):
     images = pixels(30)
     file = write_parquet(tmp_path / "all.parquet", images, LABELS)
     raw = ImageParquet(path=str(file)).read()
-    everything = raw.all.take(torch.arange(30))
+    everything = raw.unsplit.take(torch.arange(30))
     assert torch.equal(everything.inputs, channels_first(images))
     assert everything.targets.tolist() == LABELS
     assert raw.class_names == ("0", "1", "2")
@@ -52,13 +52,13 @@ def test_words_are_classes(tmp_path, write_parquet, pixels):
     file = write_parquet(tmp_path / "a.parquet", pixels(4), ["dog", "cat", "dog", "cat"])
     raw = ImageParquet(path=str(file)).read()
     assert raw.class_names == ("cat", "dog")
-    assert raw.all.targets.tolist() == [1, 0, 1, 0]
+    assert raw.unsplit.targets.tolist() == [1, 0, 1, 0]
 
 
 def test_a_name_on_the_hub_is_downloaded(tmp_path, monkeypatch, write_parquet, pixels):
     write_parquet(tmp_path / "data" / "train-0.parquet", pixels(6), [0, 1] * 3, image="image")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path))
-    assert len(ImageParquet(path="owner/name", image="image").read().all) == 6
+    assert len(ImageParquet(path="owner/name", image="image").read().unsplit) == 6
 
 
 def test_all_parts_have_the_same_channels(tmp_path, write_parquet, pixels):
@@ -72,7 +72,7 @@ def test_all_parts_have_the_same_channels(tmp_path, write_parquet, pixels):
 def test_grey_images_have_one_channel(tmp_path, write_parquet, pixels):
     file = write_parquet(tmp_path / "train.parquet", pixels(4)[..., 0], [0, 1] * 2)
     raw = ImageParquet(path=str(file)).read()
-    assert torch.equal(raw.all.take(torch.arange(4)).inputs, torch.from_numpy(pixels(4)[..., :1]).movedim(-1, 1))
+    assert torch.equal(raw.unsplit.take(torch.arange(4)).inputs, torch.from_numpy(pixels(4)[..., :1]).movedim(-1, 1))
 
 
 def test_images_of_several_sizes_need_one(tmp_path, write_parquet, pixels):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from flatbayes.data import ImageFolder, ImageNet, StoredImages, TinyImageNet
-from flatbayes.data.images import Layout, decoded
+from flatbayes.data import ImageFolder, ImageNet, LazyImages, TinyImageNet
+from flatbayes.data.images import ImageLayout, decode_image
 
 WNIDS = ("n01443537", "n01629819")
 
@@ -34,7 +34,7 @@ def test_tiny_imagenet(tiny, stream):
     assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (8, 4, 4)
     assert loaded.input_shape == (3, 64, 64)
     assert loaded.test.targets.tolist() == [0, 1, 0, 1]
-    assert isinstance(loaded.train.inputs, StoredImages) == stream
+    assert isinstance(loaded.train.inputs, LazyImages) == stream
 
 
 def test_tiny_imagenet_without_words(tiny):
@@ -71,7 +71,7 @@ def large(tmp_path, png, pixels):
 
 def test_imagenet_is_streamed_and_cut_to_one_size(large):
     loaded = ImageNet(root=str(large), size=16, val_size=2, pad=2).load(0)
-    assert isinstance(loaded.train.inputs, StoredImages)
+    assert isinstance(loaded.train.inputs, LazyImages)
     assert loaded.input_shape == (3, 16, 16)
     assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (8, 2, 4)
     assert loaded.test.targets.tolist() == [0, 0, 1, 1]
@@ -97,8 +97,8 @@ def test_imagenet_that_is_not_sorted_says_so(large):
 def test_the_middle_keeps_proportions(png, height, width):
     # Brightness grows from left to right: the middle of the image stays in the middle, whatever its shape.
     ramp = np.broadcast_to(np.linspace(0, 250, width)[None, :, None], (height, width, 3)).astype(np.uint8)
-    layout = Layout(channels=3, height=14, width=14, resize=True, crop=True)
-    found = decoded(("ramp", png(ramp)), layout).astype(float)
+    layout = ImageLayout(channels=3, height=14, width=14, resize=True, crop=True)
+    found = decode_image(("ramp", png(ramp)), layout).astype(float)
     assert found.shape == (3, 14, 14)
     assert found.mean() == pytest.approx(125, abs=4)
     slope = (found[..., -3] - found[..., 2]).mean() / 9 * max(16 / height, 16 / width)

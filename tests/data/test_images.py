@@ -5,58 +5,58 @@ import pytest
 import torch
 from PIL import Image
 
-from flatbayes.data.encoded import EncodedPart
-from flatbayes.data.images import Layout, decoded, layout_of
+from flatbayes.data.encoded_images import EncodedSplit
+from flatbayes.data.images import ImageLayout, decode_image, infer_layout
 
 
 def layout(**changes):
-    return Layout(**({"channels": 3, "height": 4, "width": 5, "resize": False} | changes))
+    return ImageLayout(**({"channels": 3, "height": 4, "width": 5, "resize": False} | changes))
 
 
 def test_colour_survives(png, pixels):
     image = pixels(1, 4, 5)[0]
-    assert np.array_equal(decoded(("a", png(image)), layout()), image.transpose(2, 0, 1))
+    assert np.array_equal(decode_image(("a", png(image)), layout()), image.transpose(2, 0, 1))
 
 
 def test_grey_survives_and_turns_to_colour_where_others_have_colour(png, pixels):
     grey = pixels(1, 4, 5)[0, :, :, 0]
-    assert np.array_equal(decoded(("a", png(grey)), layout(channels=1)), grey[None])
-    assert np.array_equal(decoded(("a", png(grey)), layout()), np.stack([grey] * 3))
+    assert np.array_equal(decode_image(("a", png(grey)), layout(channels=1)), grey[None])
+    assert np.array_equal(decode_image(("a", png(grey)), layout()), np.stack([grey] * 3))
 
 
 def test_the_layout_is_grey_only_if_all_are(png, pixels):
     colour = pixels(1)[0]
     grey = colour[:, :, 0]
-    assert layout_of([("a", png(grey)), ("b", png(grey))], None).channels == 1
-    assert layout_of([("a", png(grey)), ("b", png(grey)), ("c", png(colour))], None).channels == 3
-    assert layout_of([("a", png(colour)), ("b", png(grey))], None).channels == 3
+    assert infer_layout([("a", png(grey)), ("b", png(grey))], None).channels == 1
+    assert infer_layout([("a", png(grey)), ("b", png(grey)), ("c", png(colour))], None).channels == 3
+    assert infer_layout([("a", png(colour)), ("b", png(grey))], None).channels == 3
 
 
 def test_the_layout_has_the_size_of_the_first_or_the_one_asked_for(png, pixels):
     image = ("a", png(pixels(1, 4, 5)[0]))
-    assert layout_of([image], None) == layout()
-    assert layout_of([image], 7) == layout(height=7, width=7, resize=True)
+    assert infer_layout([image], None) == layout()
+    assert infer_layout([image], 7) == layout(height=7, width=7, resize=True)
     with pytest.raises(ValueError, match="1 or more, got 0"):
-        layout_of([image], 0)
+        infer_layout([image], 0)
     with pytest.raises(ValueError, match="no images"):
-        layout_of([], None)
+        infer_layout([], None)
 
 
 def test_another_size_is_refused_or_scaled(png, pixels):
     image = ("row 7", png(np.full((8, 6, 3), 77, dtype=np.uint8)))
     with pytest.raises(ValueError, match=r"row 7 is 8 x 6 pixels .* 4 x 5 were expected"):
-        decoded(image, layout())
-    assert np.array_equal(decoded(image, layout(resize=True)), np.full((3, 4, 5), 77))
+        decode_image(image, layout())
+    assert np.array_equal(decode_image(image, layout(resize=True)), np.full((3, 4, 5), 77))
 
 
 def test_colour_is_not_silently_turned_grey(png, pixels):
     with pytest.raises(ValueError, match=r"x has colour \(mode RGB\)"):
-        decoded(("x", png(pixels(1, 4, 5)[0])), layout(channels=1))
+        decode_image(("x", png(pixels(1, 4, 5)[0])), layout(channels=1))
 
 
 def test_deep_images_are_refused(png):
     with pytest.raises(ValueError, match="more than 8 bits"):
-        decoded(("x", png(np.zeros((4, 5), dtype=np.uint16))), layout())
+        decode_image(("x", png(np.zeros((4, 5), dtype=np.uint16))), layout())
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF"])
@@ -65,7 +65,7 @@ def test_damage_names_the_image(png, kind):
     content = png(noise, kind)
     for keep in (0, 2, 20, len(content) // 2):
         with pytest.raises(ValueError, match="broken"):
-            decoded(("broken", content[:keep]), layout(height=32, width=32))
+            decode_image(("broken", content[:keep]), layout(height=32, width=32))
 
 
 def test_flipped_bits_never_end_in_another_exception(png):
@@ -76,7 +76,7 @@ def test_flipped_bits_never_end_in_another_exception(png):
         damaged = bytearray(content)
         damaged[generator.integers(len(content))] ^= 1 << generator.integers(8)
         try:
-            decoded(("x", bytes(damaged)), layout(height=8, width=8))
+            decode_image(("x", bytes(damaged)), layout(height=8, width=8))
         except ValueError as error:
             messages.append(str(error))
     assert len(messages) > 100
@@ -90,7 +90,7 @@ def test_palettes_and_transparency_become_colour(png, pixels):
         with_format = "TIFF" if mode == "CMYK" else "PNG"
         stream = io.BytesIO()
         converted.save(stream, with_format)
-        found = decoded(("a", stream.getvalue()), layout())
+        found = decode_image(("a", stream.getvalue()), layout())
         assert np.array_equal(found, np.asarray(converted.convert("RGB")).transpose(2, 0, 1))
 
 
@@ -102,7 +102,7 @@ def test_rows_come_in_the_order_asked_for_and_only_they_are_decoded(png, pixels)
         asked.extend(rows.tolist())
         return ((str(row), png(images[row])) for row in rows)
 
-    part = EncodedPart(encoded=encoded, layout=layout(width=4), targets=torch.arange(6) * 10)
+    part = EncodedSplit(read_encoded=encoded, layout=layout(width=4), targets=torch.arange(6) * 10)
     taken = part.take(torch.tensor([4, 0, 2]))
     assert asked == [0, 2, 4]
     assert taken.targets.tolist() == [40, 0, 20]

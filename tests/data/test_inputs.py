@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flatbayes.data import NewInputs, read_inputs
+from flatbayes.data import InputReader, read_inputs
 
 X = np.random.default_rng(0).normal(size=(25, 3)).astype(np.float32)
 
@@ -135,34 +135,34 @@ def as_list(values):
 class TestColumnsThatAreKept:
     @pytest.mark.parametrize("kind", ["csv", "parquet"])
     def test_of_tables(self, table, kind):
-        chunks = list(read_inputs(table(kind), (2,), ("a", "c"), chunk_size=10, keep=("y", "b")))
+        chunks = list(read_inputs(table(kind), (2,), ("a", "c"), chunk_size=10, keep_columns=("y", "b")))
         assert [list(columns) for columns, _ in chunks] == [["y", "b"]] * 3
         assert [value for columns, _ in chunks for value in as_list(columns["y"])] == ["cat"] * 25
         kept = [float(value) for columns, _ in chunks for value in as_list(columns["b"])]
         np.testing.assert_allclose(kept, X[:, 1])
         with pytest.raises(ValueError, match=r"lacks the columns \['id'\]"):
-            list(read_inputs(table(kind), (2,), ("a", "c"), keep=("id",)))
+            list(read_inputs(table(kind), (2,), ("a", "c"), keep_columns=("id",)))
 
     def test_text_of_csv_stays_as_it_is(self, tmp_path):
         (tmp_path / "a.csv").write_text("id,x\n007,1\n,2\n")
-        [(columns, _)] = read_inputs(tmp_path / "a.csv", (1,), ("x",), keep=("id",))
+        [(columns, _)] = read_inputs(tmp_path / "a.csv", (1,), ("x",), keep_columns=("id",))
         assert as_list(columns["id"]) == ["007", ""]
 
     def test_beside_images(self, tmp_path, write_parquet, pixels):
         path = write_parquet(tmp_path / "a.parquet", pixels(5), [4, 3, 2, 1, 0], rows_per_group=2)
-        chunks = list(read_inputs(path, (3, 4, 4), (), chunk_size=3, keep=("label",)))
+        chunks = list(read_inputs(path, (3, 4, 4), (), chunk_size=3, keep_columns=("label",)))
         assert [as_list(columns["label"]) for columns, _ in chunks] == [[4, 3, 2], [1, 0]]
 
     def test_of_arrays(self, tmp_path):
         np.savez(tmp_path / "a.npz", x=X, id=np.arange(25), wrong=np.arange(3))
-        chunks = list(read_inputs(tmp_path / "a.npz", (3,), (), chunk_size=20, keep=("id",)))
+        chunks = list(read_inputs(tmp_path / "a.npz", (3,), (), chunk_size=20, keep_columns=("id",)))
         assert [len(columns["id"]) for columns, _ in chunks] == [20, 5]
         with pytest.raises(ValueError, match="one value for each of 25 inputs"):
-            list(read_inputs(tmp_path / "a.npz", (3,), (), keep=("wrong",)))
+            list(read_inputs(tmp_path / "a.npz", (3,), (), keep_columns=("wrong",)))
 
     def test_folders_have_none(self, tmp_path):
         with pytest.raises(ValueError, match="no columns to keep"):
-            read_inputs(tmp_path, (3, 4, 4), (), keep=("id",))
+            read_inputs(tmp_path, (3, 4, 4), (), keep_columns=("id",))
 
 
 def test_images_of_another_size_are_scaled_where_those_of_training_were(tmp_path, png, pixels):
@@ -173,20 +173,20 @@ def test_images_of_another_size_are_scaled_where_those_of_training_were(tmp_path
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_inputs_are_counted_where_that_is_cheap(table, kind):
-    inputs = NewInputs(path=table(kind), input_shape=(1,), feature_names=("a",))
-    assert inputs.count() == {"csv": None, "parquet": 25}[kind]
+    inputs = InputReader(path=table(kind), input_shape=(1,), feature_names=("a",))
+    assert inputs.count_inputs() == {"csv": None, "parquet": 25}[kind]
 
 
 def test_arrays_and_folders_are_counted(tmp_path, png, pixels):
     np.savez(tmp_path / "a.npz", x=X)
     (tmp_path / "a.png").write_bytes(png(pixels(1)[0]))
-    assert NewInputs(path=tmp_path / "a.npz", input_shape=(3,)).count() == 25
-    assert NewInputs(path=tmp_path, input_shape=(3, 4, 4)).count() == 1
+    assert InputReader(path=tmp_path / "a.npz", input_shape=(3,)).count_inputs() == 25
+    assert InputReader(path=tmp_path, input_shape=(3, 4, 4)).count_inputs() == 1
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "npz"])
 def test_memory_does_not_grow_with_the_file(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr("flatbayes.data.csv_stream.BLOCK", 2**15)
+    monkeypatch.setattr("flatbayes.data.csv_stream.BLOCK_SIZE_BYTES", 2**15)
     rows, path = 200_000, tmp_path / f"a.{kind}"
     x = np.random.default_rng(0).normal(size=(rows, 10)).astype(np.float32)
     names = tuple(f"f{k}" for k in range(10))

@@ -35,8 +35,8 @@ def folder(tmp_path):
 def test_idx_files(folder, source, names):
     raw = source(root=str(folder)).read()
     images, labels, *_ = arrays()
-    assert torch.equal(raw.all.inputs, torch.from_numpy(images)[:, None])
-    assert raw.all.targets.tolist() == labels.tolist()
+    assert torch.equal(raw.unsplit.inputs, torch.from_numpy(images)[:, None])
+    assert raw.unsplit.targets.tolist() == labels.tolist()
     assert len(raw.test) == 10
     assert raw.class_names[:2] == names
     assert source(root=str(folder), val_size=5).load(0).input_shape == (1, 28, 28)
@@ -64,7 +64,7 @@ def test_compressed_files_have_their_checksums(tmp_path, monkeypatch):
 def test_names_with_a_point_and_parquet_files(folder, tmp_path, write_parquet, pixels):
     for name in mnist.FILES:
         (folder / name).rename(folder / name.replace("-idx", ".idx"))
-    assert len(MNIST(root=str(folder)).read().all) == 20
+    assert len(MNIST(root=str(folder)).read().unsplit) == 20
     other = tmp_path / "other"
     grey = pixels(20, 28, 28)[..., 0]
     write_parquet(other / "train.parquet", grey, list(range(10)) * 2, image="image")

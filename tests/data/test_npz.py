@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flatbayes.data import Npz
-from flatbayes.data.npz import array_pieces, array_shape, as_inputs, read_arrays
+from flatbayes.data.npz import iter_array_chunks, read_array_shape, read_arrays, to_inputs
 
 RANDOM = np.random.default_rng(0)
 
@@ -23,8 +23,8 @@ def save(tmp_path):
 def test_features(save):
     x, y = RANDOM.normal(size=(50, 3)), np.arange(50) % 2
     raw = Npz(path=save(x=x, y=y)).read()
-    assert torch.equal(raw.all.inputs, torch.from_numpy(x.astype(np.float32)))
-    assert raw.all.targets.tolist() == y.tolist()
+    assert torch.equal(raw.unsplit.inputs, torch.from_numpy(x.astype(np.float32)))
+    assert raw.unsplit.targets.tolist() == y.tolist()
     assert raw.class_names == ("0", "1")
     assert raw.feature_names == ("0", "1", "2")
     assert raw.test is None
@@ -42,7 +42,7 @@ def test_a_test_part_and_other_names(save):
     assert len(raw.test) == 4
     assert raw.class_names == ("0", "1", "2")
     swapped = Npz(path=path, inputs="x_test", targets="y_test", test_inputs="x", test_targets="y").read()
-    assert (len(swapped.all), len(swapped.test)) == (4, 6)
+    assert (len(swapped.unsplit), len(swapped.test)) == (4, 6)
     assert Npz(path=path, test_inputs="none", test_targets="none").read().test is None
 
 
@@ -59,7 +59,7 @@ def test_a_test_part_and_other_names(save):
 @pytest.mark.parametrize(("kind", "kept"), [(np.uint8, torch.uint8), (np.float64, torch.float32)])
 def test_images(shape, expected, kind, kept):
     array = (RANDOM.random(shape) * 255).astype(kind)
-    images = as_inputs(array, "x")
+    images = to_inputs(array, "x")
     assert images.shape == expected
     assert images.dtype == kept
     assert images.is_contiguous()
@@ -80,12 +80,12 @@ def test_missing_arrays_are_listed(save):
 )
 def test_arrays_that_are_no_inputs(array):
     with pytest.raises(ValueError, match=r"x must be numbers of the shape .*got"):
-        as_inputs(array, "x")
+        to_inputs(array, "x")
 
 
 def test_images_without_an_axis_of_channels():
     with pytest.raises(ValueError, match=r"\(2, 8, 9, 10\).* neither"):
-        as_inputs(np.zeros((2, 8, 9, 10)), "x")
+        to_inputs(np.zeros((2, 8, 9, 10)), "x")
 
 
 @pytest.mark.parametrize("y", [np.array([0.0, 0.5]), np.eye(2, dtype=int), np.array(["a", "b"])])
@@ -106,7 +106,7 @@ def test_fractions_are_numbers_to_predict(save):
 
 def test_whole_numbers_are_predicted_on_request(save):
     x = np.zeros((4, 2))
-    assert Npz(path=save(x=x, y=np.arange(4)), task="regression").read().all.targets.tolist() == [0, 1, 2, 3]
+    assert Npz(path=save(x=x, y=np.arange(4)), task="regression").read().unsplit.targets.tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match=r"'y' of .*npz holds whole numbers as float64.* or say task=regression"):
         Npz(path=save(x=x, y=np.arange(4.0))).read()
     with pytest.raises(ValueError, match=r"must be numbers of the shape \[n\] or \[n, targets\], got <U1"):
@@ -162,10 +162,10 @@ class TestPieces:
     def test_are_the_rows_in_order(self, tmp_path, order, save):
         x = np.asarray(np.random.default_rng(0).normal(size=(25, 3, 2)), order=order)
         save(tmp_path / "a.npz", x=x, other=np.arange(3))
-        pieces = list(array_pieces(tmp_path / "a.npz", "x", 10))
+        pieces = list(iter_array_chunks(tmp_path / "a.npz", "x", 10))
         assert [len(piece) for piece in pieces] == [10, 10, 5]
         assert np.array_equal(np.concatenate(pieces), x)
-        assert array_shape(tmp_path / "a.npz", "x") == (25, 3, 2)
+        assert read_array_shape(tmp_path / "a.npz", "x") == (25, 3, 2)
 
     def test_a_flipped_bit_is_found_before_the_last_piece(self, tmp_path):
         np.savez(tmp_path / "a.npz", x=np.zeros((100, 5)))
@@ -173,7 +173,7 @@ class TestPieces:
         content[1000] ^= 1
         (tmp_path / "a.npz").write_bytes(bytes(content))
         with pytest.raises(ValueError, match=r"cannot be read as \.npz.*CRC"):
-            list(array_pieces(tmp_path / "a.npz", "x", 100))
+            list(iter_array_chunks(tmp_path / "a.npz", "x", 100))
 
 
 def forged(path, header, content=b"", size=None):
@@ -196,7 +196,7 @@ def forged(path, header, content=b"", size=None):
 )
 def test_headers_that_lie_are_refused_before_memory_is_taken(tmp_path, header):
     path = forged(tmp_path / "a.npz", header, bytes(16))
-    for read in (lambda: list(array_pieces(path, "x", 10)), lambda: read_arrays(path, ["x"])):
+    for read in (lambda: list(iter_array_chunks(path, "x", 10)), lambda: read_arrays(path, ["x"])):
         tracemalloc.start()
         with pytest.raises(ValueError, match=r"cannot be read as \.npz"):
             read()

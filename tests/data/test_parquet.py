@@ -3,7 +3,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flatbayes.data.parquet import batches, image_columns, image_rows, part_files, schema
+from flatbayes.data.parquet import (
+    find_image_columns,
+    find_split_files,
+    iter_encoded_images,
+    iter_record_batches,
+    read_schema,
+)
 
 
 def touch(folder, *names):
@@ -19,13 +25,13 @@ def names(files):
 
 def test_a_file_is_all_training_data(tmp_path):
     file = touch(tmp_path, "test.parquet") / "test.parquet"
-    assert part_files(file) == {"train": [file], "val": [], "test": []}
+    assert find_split_files(file) == {"train": [file], "val": [], "test": []}
 
 
 def test_names_tell_the_parts_at_any_depth(tmp_path):
     touch(tmp_path / "plain_text", "train-00001.parquet", "train-00000.parquet", "validation-0.parquet")
     touch(tmp_path / "plain_text", "test.parquet", "extra-0.parquet")
-    assert names(part_files(tmp_path)) == {
+    assert names(find_split_files(tmp_path)) == {
         "train": ["train-00000.parquet", "train-00001.parquet"],
         "val": ["validation-0.parquet"],
         "test": ["test.parquet"],
@@ -34,18 +40,18 @@ def test_names_tell_the_parts_at_any_depth(tmp_path):
 
 def test_other_names_are_all_training_data(tmp_path):
     touch(tmp_path, "b.parquet", "values.parquet")
-    assert names(part_files(tmp_path))["train"] == ["b.parquet", "values.parquet"]
+    assert names(find_split_files(tmp_path))["train"] == ["b.parquet", "values.parquet"]
 
 
 def test_folders_that_cannot_be_understood(tmp_path):
     with pytest.raises(FileNotFoundError, match="no parquet files"):
-        part_files(tmp_path)
+        find_split_files(tmp_path)
     touch(tmp_path / "one", "test.parquet")
     with pytest.raises(ValueError, match="no training data"):
-        part_files(tmp_path)
+        find_split_files(tmp_path)
     touch(tmp_path / "two", "train.parquet")
     with pytest.raises(ValueError, match="several datasets"):
-        part_files(tmp_path)
+        find_split_files(tmp_path)
 
 
 def test_images_are_counted_through_all_files(tmp_path, write_parquet, png, pixels):
@@ -54,31 +60,31 @@ def test_images_are_counted_through_all_files(tmp_path, write_parquet, png, pixe
         write_parquet(tmp_path / "a.parquet", images[:4], [0] * 4),
         write_parquet(tmp_path / "b.parquet", images[4:], [0] * 6),
     ]
-    found = list(image_rows(files, "img", np.array([1, 3, 4, 9])))
+    found = list(iter_encoded_images(files, "img", np.array([1, 3, 4, 9])))
     assert [content for _, content in found] == [png(images[row]) for row in (1, 3, 4, 9)]
     assert found[2][0].startswith("Row 0 of ")
     assert "b.parquet" in found[2][0]
-    assert [content for _, content in image_rows(files, "img")] == [png(image) for image in images]
+    assert [content for _, content in iter_encoded_images(files, "img")] == [png(image) for image in images]
 
 
 def test_binary_columns_hold_images_too(tmp_path, write_parquet, png, pixels):
     file = write_parquet(tmp_path / "a.parquet", pixels(3), [0] * 3, struct=False)
-    assert image_columns(file) == ["img"]
-    assert [content for _, content in image_rows([file], "img")] == [png(image) for image in pixels(3)]
+    assert find_image_columns(file) == ["img"]
+    assert [content for _, content in iter_encoded_images([file], "img")] == [png(image) for image in pixels(3)]
 
 
 def test_wrong_columns_are_named(tmp_path, write_parquet, pixels):
     file = write_parquet(tmp_path / "a.parquet", pixels(2), [0, 1])
     with pytest.raises(ValueError, match=r"lacks the columns \['image'\]. It has \['img', 'label'\]"):
-        list(image_rows([file], "image"))
+        list(iter_encoded_images([file], "image"))
     with pytest.raises(ValueError, match=r"'label' .* no encoded images: .* got int64.* \['img'\]"):
-        list(image_rows([file], "label"))
+        list(iter_encoded_images([file], "label"))
 
 
 def test_a_row_without_an_image_is_named(tmp_path, write_parquet, pixels):
     file = write_parquet(tmp_path / "a.parquet", [*pixels(2), None], [0, 1, 1])
     with pytest.raises(ValueError, match=r"Row 2 of .* has no image"):
-        list(image_rows([file], "img"))
+        list(iter_encoded_images([file], "img"))
 
 
 def test_damage_names_the_file(tmp_path, truncate):
@@ -86,13 +92,13 @@ def test_damage_names_the_file(tmp_path, truncate):
     pq.write_table(pa.table({"a": np.random.default_rng(0).random(1000)}), file)
     whole = file.read_bytes()
     truncate(file)
-    for read in (schema, lambda path: list(batches(path, ["a"]))):
+    for read in (read_schema, lambda path: list(iter_record_batches(path, ["a"]))):
         with pytest.raises(ValueError, match=r"damaged.parquet cannot be read") as error:
             read(file)
         assert type(error.value) is ValueError
     file.write_bytes(whole[:4] + bytes(40) + whole[44:])
     with pytest.raises(ValueError, match=r"damaged.parquet cannot be read") as error:
-        list(batches(file, ["a"]))
+        list(iter_record_batches(file, ["a"]))
     assert type(error.value) is ValueError
     with pytest.raises(FileNotFoundError, match=r"no file .*missing.parquet"):
-        schema(tmp_path / "missing.parquet")
+        read_schema(tmp_path / "missing.parquet")

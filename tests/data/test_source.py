@@ -5,34 +5,34 @@ import pytest
 import torch
 
 from flatbayes import data
-from flatbayes.data import Part, Raw, Source
+from flatbayes.data import DataSource, RawSplits, Split
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given(Source):
+class Given(DataSource):
     """Examples made by the test.
 
     Attributes:
         raw: What is read.
     """
 
-    raw: Raw
+    raw: RawSplits
 
-    def read(self) -> Raw:
+    def read(self) -> RawSplits:
         return self.raw
 
 
 def part(count, start=0, num_classes=2):
     rows = torch.arange(start, start + count)
-    return Part(inputs=rows.float()[:, None].repeat(1, 2), targets=rows % num_classes)
+    return Split(inputs=rows.float()[:, None].repeat(1, 2), targets=rows % num_classes)
 
 
 def raw(**changes):
-    return Raw(**({"all": part(100), "class_names": ("no", "yes"), "feature_names": ("a", "b")} | changes))
+    return RawSplits(**({"unsplit": part(100), "class_names": ("no", "yes"), "feature_names": ("a", "b")} | changes))
 
 
 def images(count):
-    return Part(inputs=torch.zeros(count, 1, 4, 6, dtype=torch.uint8), targets=torch.arange(count) % 2)
+    return Split(inputs=torch.zeros(count, 1, 4, 6, dtype=torch.uint8), targets=torch.arange(count) % 2)
 
 
 def values(part):
@@ -68,7 +68,7 @@ def test_parts_of_the_source_stay_as_they_are():
 
 
 def test_images_have_a_shape_and_may_be_augmented():
-    loaded = Given(raw=Raw(all=images(50), class_names=("a", "b")), flip=True, pad=2).load(0)
+    loaded = Given(raw=RawSplits(unsplit=images(50), class_names=("a", "b")), flip=True, pad=2).load(0)
     assert loaded.input_shape == (1, 4, 6)
     assert (loaded.augment.flip, loaded.augment.pad) == (True, 2)
 
@@ -94,7 +94,7 @@ def test_an_empty_part_is_refused(options, name):
 
 def test_a_source_without_examples_is_refused():
     with pytest.raises(ValueError, match="2 of the 2 classes have no example"):
-        Given(raw=raw(all=part(0))).load(0)
+        Given(raw=raw(unsplit=part(0))).load(0)
 
 
 def test_more_training_examples_than_there_are_is_refused():
@@ -126,25 +126,27 @@ def test_inputs_that_are_not_finite_are_refused():
     bad = part(100)
     bad.inputs[7, 1] = float("nan")
     with pytest.raises(ValueError, match=r"The given examples hold 1 values .* row 7 .* feature 'b'"):
-        Given(raw=raw(all=bad)).load(0)
+        Given(raw=raw(unsplit=bad)).load(0)
     with pytest.raises(ValueError, match=r"The test examples hold"):
         Given(raw=raw(test=bad)).load(0)
 
 
 def test_parts_of_different_shapes_are_refused():
-    wide = Part(inputs=torch.zeros(4, 3), targets=torch.zeros(4, dtype=torch.int64))
+    wide = Split(inputs=torch.zeros(4, 3), targets=torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"test examples have the shape \(3,\), and the others \(2,\)"):
         Given(raw=raw(test=wide)).load(0)
 
 
 def test_labels_and_inputs_of_different_numbers_are_refused():
-    odd = Part(inputs=torch.zeros(4, 2), targets=torch.zeros(5, dtype=torch.int64))
+    odd = Split(inputs=torch.zeros(4, 2), targets=torch.zeros(5, dtype=torch.int64))
     with pytest.raises(ValueError, match="4 inputs and 5 labels"):
-        Given(raw=raw(all=odd)).load(0)
+        Given(raw=raw(unsplit=odd)).load(0)
 
 
 SOURCES = [
-    kind for kind in vars(data).values() if isinstance(kind, type) and issubclass(kind, Source) and kind is not Source
+    kind
+    for kind in vars(data).values()
+    if isinstance(kind, type) and issubclass(kind, DataSource) and kind is not DataSource
 ]
 
 

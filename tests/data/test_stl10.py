@@ -22,8 +22,8 @@ def folder(tmp_path):
 def test_binary_files(folder):
     raw = STL10(root=str(folder)).read()
     images = np.random.default_rng(20).integers(0, 256, (20, 3, 96, 96), dtype=np.uint8)
-    assert torch.equal(raw.all.inputs, torch.from_numpy(images))
-    assert raw.all.targets.tolist() == list(range(10)) * 2
+    assert torch.equal(raw.unsplit.inputs, torch.from_numpy(images))
+    assert raw.unsplit.targets.tolist() == list(range(10)) * 2
     assert raw.test.targets.tolist() == list(range(10))
     assert raw.class_names[2] == "car"
 
@@ -38,7 +38,7 @@ def test_the_archive(folder, tmp_path, monkeypatch):
     found = hashlib.md5((packed / "stl10_binary.tar.gz").read_bytes()).hexdigest()
     monkeypatch.setattr(stl10, "ARCHIVE", replace(stl10.ARCHIVE, md5=found))
     one, other = STL10(root=str(packed)).read(), STL10(root=str(folder)).read()
-    assert torch.equal(one.all.inputs, other.all.inputs)
+    assert torch.equal(one.unsplit.inputs, other.unsplit.inputs)
 
 
 def test_bad_files_are_named(folder, tmp_path, truncate):

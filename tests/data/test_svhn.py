@@ -26,13 +26,13 @@ def test_mat_files(tmp_path, write):
     images = write("train_32x32.mat", 20)
     write("test_32x32.mat", 10, 1)
     raw = SVHN(root=str(tmp_path)).read()
-    assert torch.equal(raw.all.inputs[3], torch.from_numpy(images[..., 3]).permute(2, 0, 1))
-    assert raw.all.targets.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2
+    assert torch.equal(raw.unsplit.inputs[3], torch.from_numpy(images[..., 3]).permute(2, 0, 1))
+    assert raw.unsplit.targets.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2
     assert len(raw.test) == 10
     with pytest.raises(FileNotFoundError, match=r"no file .*extra_32x32.mat"):
         SVHN(root=str(tmp_path), extra=True).read()
     write("extra_32x32.mat", 30, 2)
-    assert len(SVHN(root=str(tmp_path), extra=True).read().all) == 50
+    assert len(SVHN(root=str(tmp_path), extra=True).read().unsplit) == 50
 
 
 def test_bad_files_are_named(tmp_path, write, monkeypatch):
@@ -60,7 +60,7 @@ def test_parquet_files_of_the_hub(tmp_path, write_parquet, pixels, monkeypatch):
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda name, **more: asked.append((name, more)) or str(tmp_path)
     )
-    assert len(SVHN().read().all) == 20
+    assert len(SVHN().read().unsplit) == 20
     assert asked[0][0] == "ufldl-stanford/svhn"
     assert asked[0][1]["allow_patterns"] == "cropped_digits/*.parquet"
     with pytest.raises(ValueError, match="extra is read from extra_32x32.mat"):

@@ -20,15 +20,15 @@ def test_a_csv_file(csv):
     raw = Table(path=csv("a,kind,b\n1,dog,true\n2.5,cat,false\n-3,dog,true\n"), target="kind").read()
     assert raw.feature_names == ("a", "b")
     assert raw.class_names == ("cat", "dog")
-    assert raw.all.targets.tolist() == [1, 0, 1]
-    assert raw.all.inputs.dtype == torch.float32
-    assert raw.all.inputs.tolist() == [[1, 1], [2.5, 0], [-3, 1]]
+    assert raw.unsplit.targets.tolist() == [1, 0, 1]
+    assert raw.unsplit.inputs.dtype == torch.float32
+    assert raw.unsplit.inputs.tolist() == [[1, 1], [2.5, 0], [-3, 1]]
 
 
 def test_whole_numbers_are_classes_in_numeric_order(csv):
     raw = Table(path=csv("a,y\n1,10\n2,9\n3,-1\n"), target="y").read()
     assert raw.class_names == ("-1", "9", "10")
-    assert raw.all.targets.tolist() == [2, 1, 0]
+    assert raw.unsplit.targets.tolist() == [2, 1, 0]
 
 
 def test_a_parquet_file_with_categories_and_all_kinds_of_numbers(tmp_path):
@@ -43,8 +43,8 @@ def test_a_parquet_file_with_categories_and_all_kinds_of_numbers(tmp_path):
     pq.write_table(pa.table(columns), path)
     raw = Table(path=str(path), target="y").read()
     assert raw.feature_names == ("int", "half", "flag")
-    assert raw.all.inputs.tolist() == [[1, 1, 1], [2**40, 2, 0], [3, 3, 1]]
-    assert raw.all.targets.tolist() == [1, 0, 1]
+    assert raw.unsplit.inputs.tolist() == [[1, 1, 1], [2**40, 2, 0], [3, 3, 1]]
+    assert raw.unsplit.targets.tolist() == [1, 0, 1]
 
 
 def test_it_loads(csv):
@@ -73,13 +73,13 @@ def test_fractions_are_numbers_to_predict(csv):
     raw = Table(path=csv("a,y\n1,0.5\n2,1\n3,-7\n"), target="y").read()
     assert raw.target_names == ("y",)
     assert raw.class_names == ()
-    assert raw.all.targets.dtype == torch.float32
-    assert raw.all.targets.tolist() == [0.5, 1, -7]
+    assert raw.unsplit.targets.dtype == torch.float32
+    assert raw.unsplit.targets.tolist() == [0.5, 1, -7]
 
 
 def test_whole_numbers_are_predicted_on_request(csv):
     raw = Table(path=csv("a,y\n1,5\n2,6\n"), target="y", task="regression").read()
-    assert raw.all.targets.tolist() == [5, 6]
+    assert raw.unsplit.targets.tolist() == [5, 6]
     assert raw.target_names == ("y",)
 
 

@@ -7,8 +7,14 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from flatbayes.core.weights import flatten, unflatten
-from flatbayes.diagnostics import HessianProducts, LossSurface, curvature, hutchinson, largest_eigenvalues
-from flatbayes.diagnostics.hessian import central_difference, dense
+from flatbayes.diagnostics import (
+    HessianVectorProduct,
+    LossSurface,
+    compute_curvature,
+    estimate_trace,
+    largest_eigenvalues,
+)
+from flatbayes.diagnostics.hessian import central_difference, materialize_hessian
 from support import batch, network
 
 
@@ -72,20 +78,20 @@ NAMES = ["no norm", "batch norm", "group norm", "tied"]
 def test_eigenvalues_are_those_of_the_hessian_written_down(name):
     surface = surface_of(name)
     exact = written_down(surface)
-    products = HessianProducts(surface)
+    products = HessianVectorProduct(surface)
     assert products.method == "double backward"
     assert surface.num_params > 64  # so that it is Lanczos
     expected = torch.linalg.eigvalsh(exact).flip(0)[:4].tolist()
     assert largest_eigenvalues(products, 4, tolerance=1e-12) == pytest.approx(expected, rel=1e-9)
     vector = torch.randn(len(exact), dtype=torch.float64)
-    torch.testing.assert_close(products.vector(vector), exact @ vector, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(products.matvec(vector), exact @ vector, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_trace_is_within_its_error(name):
     surface = surface_of(name)
     exact = float(written_down(surface).trace())
-    trace, error = hutchinson(HessianProducts(surface), 300)
+    trace, error = estimate_trace(HessianVectorProduct(surface), 300)
     assert abs(trace - exact) < 4 * error
     assert error < 0.3 * abs(exact)
 
@@ -99,35 +105,37 @@ def quadratic(matrix):
 
 def test_of_a_diagonal_quadratic_everything_is_exact():
     values = torch.arange(-3.0, 7.0)
-    found = curvature(quadratic(torch.diag(values)), 3, 5)
+    found = compute_curvature(quadratic(torch.diag(values)), 3, 5)
     assert found.eigenvalues == pytest.approx((6, 5, 4))
     assert found.trace == pytest.approx(15)
     assert found.trace_error == pytest.approx(0, abs=1e-12)
     assert found.method == "double backward"
-    assert largest_eigenvalues(HessianProducts(quadratic(torch.eye(3))), 9) == pytest.approx((1, 1, 1))
+    assert largest_eigenvalues(HessianVectorProduct(quadratic(torch.eye(3))), 9) == pytest.approx((1, 1, 1))
 
 
 def test_error_of_the_trace_is_that_of_random_signs():
     root = torch.randn(9, 9, dtype=torch.float64)
     matrix = root @ root.T
     surface = quadratic(matrix)
-    trace, error = hutchinson(HessianProducts(surface), 3000)
+    trace, error = estimate_trace(HessianVectorProduct(surface), 3000)
     off = matrix - torch.diag(matrix.diag())
     assert error == pytest.approx(float((2 * off.square().sum() / 3000).sqrt()), rel=0.05)
     assert abs(trace - matrix.trace()) < 4 * error
-    assert hutchinson(HessianProducts(surface), 10, seed=1) != hutchinson(HessianProducts(surface), 10, seed=2)
+    assert estimate_trace(HessianVectorProduct(surface), 10, seed=1) != estimate_trace(
+        HessianVectorProduct(surface), 10, seed=2
+    )
 
 
 def test_a_loss_linear_in_the_weights_has_none():
     model = nn.Linear(3, 1).double()
     surface = LossSurface(model, lambda out, _: out.mean(), [(torch.ones(2, 3).double(), torch.ones(2))])
-    assert curvature(surface, 2, 2).eigenvalues == (0, 0)
+    assert compute_curvature(surface, 2, 2).eigenvalues == (0, 0)
 
 
 def test_central_differences_agree_with_double_backward():
     surface = surface_of("group norm")
     direction = [torch.randn_like(p) for p in surface.params]
-    exact = flatten(surface.double_backward(direction))
+    exact = flatten(surface.hessian_vector_product(direction))
     torch.testing.assert_close(flatten(central_difference(surface, direction)), exact, rtol=1e-6, atol=1e-7)
     small = [1e-3 * tensor for tensor in direction]
     torch.testing.assert_close(flatten(central_difference(surface, small)), 1e-3 * exact, rtol=1e-6, atol=1e-10)
@@ -143,10 +151,10 @@ def attention_surface():
 
 def test_where_double_backward_is_missing_differences_step_in_and_say_so():
     surface = attention_surface()
-    found = curvature(surface, 2, 100)
+    found = compute_curvature(surface, 2, 100)
     assert found.method.startswith("central differences of gradients, since there is no double backward: ")
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        exact = curvature(surface, 2, 100)
+        exact = compute_curvature(surface, 2, 100)
         assert exact.method == "double backward"
     assert found.eigenvalues == pytest.approx(exact.eigenvalues, rel=1e-4)
     assert found.trace == pytest.approx(exact.trace, rel=1e-5)
@@ -157,27 +165,27 @@ def test_other_errors_are_not_swallowed():
         raise RuntimeError("of one's own")
 
     with pytest.raises(RuntimeError, match="of one's own"):
-        HessianProducts(LossSurface(network(), loss, [batch()]))
+        HessianVectorProduct(LossSurface(network(), loss, [batch()]))
 
 
 def test_small_ones_are_written_down_and_symmetric():
     matrix = torch.tensor([[2.0, 1.0], [1.0, -3.0]]).double()
-    torch.testing.assert_close(dense(HessianProducts(quadratic(matrix))), matrix)
+    torch.testing.assert_close(materialize_hessian(HessianVectorProduct(quadratic(matrix))), matrix)
 
 
 def test_float32_networks_keep_most_digits():
     surface = surface_of("batch norm")
-    exact = curvature(surface, 2, 10)
+    exact = compute_curvature(surface, 2, 10)
     surface.model.float()
     rounded = LossSurface(surface.model, F.cross_entropy, [(x.float(), y) for x, y in surface.batches])
-    assert curvature(rounded, 2, 10).eigenvalues == pytest.approx(exact.eigenvalues, rel=1e-3)
+    assert compute_curvature(rounded, 2, 10).eigenvalues == pytest.approx(exact.eigenvalues, rel=1e-3)
 
 
 def test_refuses_what_makes_no_sense():
-    products = HessianProducts(quadratic(torch.eye(2)))
+    products = HessianVectorProduct(quadratic(torch.eye(2)))
     with pytest.raises(ValueError, match="at least 2 probes, got 1"):
-        hutchinson(products, 1)
+        estimate_trace(products, 1)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         largest_eigenvalues(products, 0)
     with pytest.raises(RuntimeError, match="not finite"):
-        largest_eigenvalues(HessianProducts(quadratic(torch.full((2, 2), torch.inf))))
+        largest_eigenvalues(HessianVectorProduct(quadratic(torch.full((2, 2), torch.inf))))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatbayes.core.buffers import holding, reestimate
+from flatbayes.core.buffers import reestimate_norm_statistics, swap_buffers
 from flatbayes.core.weights import flatten, unflatten
 from flatbayes.diagnostics import (
     LossSurface,
@@ -20,7 +20,7 @@ from flatbayes.diagnostics import (
     random_direction,
     random_plane,
 )
-from flatbayes.diagnostics.landscape import filter_normalised, ranges
+from flatbayes.diagnostics.landscape import compute_axes, normalize_filters
 from support import batch, network
 
 
@@ -39,12 +39,12 @@ def plain(seed):
 
 def test_filters_of_a_direction_are_as_long_as_those_of_the_weights():
     weights = [torch.randn(5, 3, 2, 2), torch.randn(4, 7), torch.randn(6), torch.zeros(2, 3)]
-    found = filter_normalised([torch.randn_like(w) for w in weights], weights)
+    found = normalize_filters([torch.randn_like(w) for w in weights], weights)
     for direction, tensor in zip(found[:2], weights[:2], strict=True):
         torch.testing.assert_close(direction.flatten(1).norm(dim=1), tensor.flatten(1).norm(dim=1))
     assert found[2].norm() == 0
     assert found[3].norm() == 0
-    assert not filter_normalised([torch.zeros(2, 3)], [torch.ones(2, 3)])[0].any()  # and not NaN
+    assert not normalize_filters([torch.zeros(2, 3)], [torch.ones(2, 3)])[0].any()  # and not NaN
 
 
 def test_directions_are_a_function_of_the_seed():
@@ -93,13 +93,13 @@ def test_the_plane_goes_through_the_three_solutions():
     plane = plane_through(*points)
     basis = torch.stack([plane.first, plane.second])
     torch.testing.assert_close(basis @ basis.T, torch.eye(2).double(), rtol=0, atol=1e-14)
-    places = [plane.coordinates(point) for point in points]
+    places = [plane.project(point) for point in points]
     assert places[0] == pytest.approx((0, 0, 0), abs=1e-12)
     assert places[1] == pytest.approx((float((points[1] - points[0]).norm()), 0, 0), abs=1e-12)
     assert places[2][1] > 0
     for (x, y, rest), point, model in zip(places, points, models, strict=True):
         assert rest == pytest.approx(0, abs=1e-12)
-        torch.testing.assert_close(plane.at(x, y), point, rtol=0, atol=1e-12)
+        torch.testing.assert_close(plane.point_at(x, y), point, rtol=0, atol=1e-12)
         assert loss_over(surface_of(models[0]), plane, [x], [y]).losses[0][0] == pytest.approx(
             surface_of(model).loss(), rel=1e-10
         )
@@ -108,11 +108,11 @@ def test_the_plane_goes_through_the_three_solutions():
 def test_distances_from_a_plane():
     origin, first, second = torch.tensor([1.0, 0, 0, 0]).double(), torch.eye(4)[1].double(), torch.eye(4)[2].double()
     point = torch.tensor([1.0, 3.0, -2.0, 5.0]).double()
-    assert Plane(origin, first, second).coordinates(point) == pytest.approx((3, -2, 5))
+    assert Plane(origin, first, second).project(point) == pytest.approx((3, -2, 5))
     crooked = Plane(origin, 2 * first, first + second)  # as random directions are
-    x, y, rest = crooked.coordinates(point)
+    x, y, rest = crooked.project(point)
     assert (x, y, rest) == pytest.approx((2.5, -2, 5))
-    torch.testing.assert_close(crooked.at(x, y), torch.tensor([1.0, 3.0, -2.0, 0.0]).double())
+    torch.testing.assert_close(crooked.point_at(x, y), torch.tensor([1.0, 3.0, -2.0, 0.0]).double())
 
 
 @pytest.mark.parametrize("third", [0.0, 1.0, 0.3])
@@ -144,14 +144,14 @@ def test_running_statistics_are_those_of_the_network_or_of_the_point():
     with torch.no_grad():
         torch._foreach_copy_(list(other.parameters()), unflatten(weights, list(other.parameters())))
     assert loss_at(surface, weights) == surface_of(other).loss()
-    with holding(other, reestimate(other, inputs)):
+    with swap_buffers(other, reestimate_norm_statistics(other, inputs)):
         assert loss_at(surface, weights, inputs) == surface_of(other).loss() != loss_at(surface, weights)
 
 
 def test_ranges_have_everything_inside():
-    xs, ys = ranges([(0.0, 0.0, 1.0), (4.0, 0.0, 1.0), (1.0, 2.0, 9.0)], 5, margin=0.25)
+    xs, ys = compute_axes([(0.0, 0.0, 1.0), (4.0, 0.0, 1.0), (1.0, 2.0, 9.0)], 5, margin=0.25)
     assert xs == pytest.approx((-1, 0.5, 2, 3.5, 5))
     assert ys == pytest.approx((-1, 0, 1, 2, 3))
     with pytest.raises(ValueError, match="at least 2 steps"):
-        ranges([(0.0, 0.0, 0.0)], 1)
+        compute_axes([(0.0, 0.0, 0.0)], 1)
     assert not math.isnan(xs[0])

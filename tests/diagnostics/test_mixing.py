@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flatbayes.diagnostics import effective_sample_size, split_r_hat
-from flatbayes.diagnostics.mixing import autocovariances, normal_scores, split
+from flatbayes.diagnostics.mixing import compute_autocovariances, rank_normalize, split_chains
 
 
 def autoregressive(phi, chains, draws, seed=0):
@@ -90,7 +90,7 @@ def test_rank_normalised_r_hat_sees_what_the_plain_one_does_not():
 
 
 def test_ranks_are_averaged_over_ties():
-    scores = normal_scores(torch.tensor([[3.0, 1.0], [3.0, 7.0]], dtype=torch.float64))
+    scores = rank_normalize(torch.tensor([[3.0, 1.0], [3.0, 7.0]], dtype=torch.float64))
     normal = torch.distributions.Normal(0.0, 1.0)
     expected = normal.icdf((torch.tensor([[2.5, 1.0], [2.5, 4.0]]) - 0.375) / 4.25).double()
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-6)
@@ -100,11 +100,11 @@ def test_autocovariances_are_those_of_the_definition():
     chain = autoregressive(0.6, 2, 50)
     centred = chain - chain.mean(1, keepdim=True)
     direct = torch.stack([(centred[:, : 50 - k] * centred[:, k:]).sum(1) / 50 for k in range(50)], 1)
-    torch.testing.assert_close(autocovariances(chain), direct)
+    torch.testing.assert_close(compute_autocovariances(chain), direct)
 
 
 def test_an_odd_middle_draw_is_left_out():
-    assert split(torch.tensor([[5.0, 6, 7, 8, 9]])).tolist() == [[0, 1], [3, 4]]
+    assert split_chains(torch.tensor([[5.0, 6, 7, 8, 9]])).tolist() == [[0, 1], [3, 4]]
 
 
 def test_where_nothing_varies():

@@ -9,17 +9,17 @@ from torch.nn import functional as F
 
 from flatbayes.diagnostics import (
     LossSurface,
-    Probe,
+    SharpnessConfig,
     adaptive_gap,
     average_gap,
-    network_sharpness,
+    measure_sharpness,
     one_step_gap,
     worst_gap,
 )
-from flatbayes.diagnostics.sharpness import climb, sphere_point
-from flatbayes.flatness.sam import euclidean_offset
+from flatbayes.diagnostics.sharpness import run_ascent, sample_sphere
+from flatbayes.flatness.sam import euclidean_perturbation
 from flatbayes.theory import quadratic_worst_loss
-from flatbayes.theory.quadratic import worst_offset
+from flatbayes.theory.quadratic import worst_perturbation
 from support import batch, network
 
 
@@ -69,7 +69,7 @@ def test_re_aimed_ascents_reach_the_trust_region_optimum():
     assert one_step_gap(surface, rho) == pytest.approx(0.8467625231333479 - 0.1375, abs=1e-12)
     exact = quadratic_worst_loss(w, hessian, rho) - surface.loss()
     assert exact == pytest.approx(0.8667240270908724 - 0.1375, abs=1e-12)
-    found = worst_gap(surface, rho, ascent_steps=5, random_starts=0)
+    found = worst_gap(surface, rho, ascent_steps=5, num_random_starts=0)
     assert exact - 1e-10 < found <= exact + 1e-15
 
 
@@ -79,7 +79,7 @@ def test_a_lower_bound_that_more_effort_raises(seed):
     w = torch.randn(8, generator=torch.Generator().manual_seed(seed)).double() / 10
     surface = quadratic(w, hessian)
     exact = quadratic_worst_loss(w, hessian, 0.3) - surface.loss()
-    found = [worst_gap(surface, 0.3, steps, random_starts=1) for steps in (1, 2, 4, 8, 500)]
+    found = [worst_gap(surface, 0.3, steps, num_random_starts=1) for steps in (1, 2, 4, 8, 500)]
     assert found == sorted(found)
     assert found[-1] == pytest.approx(exact, rel=1e-10)
     assert all(gap <= exact * (1 + 1e-12) for gap in found)
@@ -90,15 +90,15 @@ def test_random_starts_leave_a_point_without_slope():
     hessian = torch.diag(torch.tensor([1.0, 5.0, 2.0]).double())
     surface = quadratic(torch.zeros(3), hessian)
     assert one_step_gap(surface, 0.2) == 0
-    assert worst_gap(surface, 0.2, random_starts=0) == 0
-    assert worst_gap(surface, 0.2, 60, random_starts=1) == pytest.approx(5 * 0.2**2 / 2, rel=1e-10)
+    assert worst_gap(surface, 0.2, num_random_starts=0) == 0
+    assert worst_gap(surface, 0.2, 60, num_random_starts=1) == pytest.approx(5 * 0.2**2 / 2, rel=1e-10)
 
 
 def test_at_a_maximum_nothing_rises():
     surface = quadratic([0.01, 0.0], -torch.eye(2))
     assert one_step_gap(surface, 0.5) < 0
     assert worst_gap(surface, 0.5) == 0
-    found = network_sharpness(surface, Probe(rho=0.5))
+    found = measure_sharpness(surface, SharpnessConfig(rho=0.5))
     assert found.one_step < 0 == found.worst
 
 
@@ -106,7 +106,7 @@ def test_average_case_is_the_trace():
     hessian = random_hessian(6)
     surface = quadratic(torch.ones(6), hessian)
     rho = 0.7
-    found, error = average_gap(surface, rho, directions=4000)
+    found, error = average_gap(surface, rho, num_directions=4000)
     exact = rho**2 / (2 * 6) * float(hessian.trace())
     assert abs(found - exact) < 4 * error
     assert error < 0.02 * exact
@@ -117,7 +117,7 @@ def test_average_case_is_the_trace():
 
 def test_average_case_takes_the_slope_out():
     surface = quadratic(1e3 * torch.ones(6), torch.eye(6))
-    found, error = average_gap(surface, 0.1, directions=3)
+    found, error = average_gap(surface, 0.1, num_directions=3)
     assert found == pytest.approx(0.005, rel=1e-4)
     assert error < 1e-6
 
@@ -127,7 +127,7 @@ def test_adaptive_case_is_a_quadratic_in_relative_weights():
     w = torch.tensor([0.5, -2.0, 0.1, 1.0, 0.0]).double()
     surface, scale = quadratic(w, hessian), torch.diag(w.abs())
     slope, bend = scale @ hessian @ w, scale @ hessian @ scale
-    u = worst_offset(slope, bend, 0.6)
+    u = worst_perturbation(slope, bend, 0.6)
     exact = float(slope @ u + u @ bend @ u / 2)
     assert adaptive_gap(surface, 0.6, 500) == pytest.approx(exact, rel=1e-10)
     assert adaptive_gap(surface, 0.0) == 0
@@ -149,24 +149,24 @@ def test_adaptive_case_does_not_see_a_rescaling_of_layers():
 
 def test_ascents_of_a_convex_loss_rise_monotonically():
     surface = quadratic(torch.ones(8) / 10, random_hessian(8))
-    losses = climb(surface, lambda g: euclidean_offset(g, 0.3), None, 12)
+    losses = run_ascent(surface, lambda g: euclidean_perturbation(g, 0.3), None, 12)
     assert losses == sorted(losses)
     assert len(losses) == 13
 
 
 def test_points_of_the_sphere_are_the_same_for_equal_shapes():
     surface, other = quadratic(torch.zeros(4), torch.eye(4)), quadratic(torch.ones(4), torch.eye(4))
-    one, two = sphere_point(surface, 0.3, 7, 1), sphere_point(other, 0.3, 7, 1)
+    one, two = sample_sphere(surface, 0.3, 7, 1), sample_sphere(other, 0.3, 7, 1)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert torch.cat(one).norm() == pytest.approx(0.3, rel=1e-12)
-    assert not torch.equal(one[1], sphere_point(surface, 0.3, 7, 2)[1])
-    assert not torch.equal(one[1], sphere_point(surface, 0.3, 8, 1)[1])
+    assert not torch.equal(one[1], sample_sphere(surface, 0.3, 7, 2)[1])
+    assert not torch.equal(one[1], sample_sphere(surface, 0.3, 8, 1)[1])
 
 
 def test_all_measures_of_a_network_at_once():
     surface = LossSurface(network(torch.float64), F.cross_entropy, [batch(dtype=torch.float64)])
-    probe = Probe(rho=0.1, adaptive_rho=0.2, ascent_steps=3, random_starts=1, directions=4, seed=3)
-    found = network_sharpness(surface, probe)
+    probe = SharpnessConfig(rho=0.1, adaptive_rho=0.2, ascent_steps=3, num_random_starts=1, num_directions=4, seed=3)
+    found = measure_sharpness(surface, probe)
     loss, grads = surface.gradient()
     assert found.loss == loss
     assert found.gradient_norm == pytest.approx(float(torch.cat([g.flatten() for g in grads]).norm()), rel=1e-12)
@@ -174,7 +174,7 @@ def test_all_measures_of_a_network_at_once():
     assert found.worst == worst_gap(surface, 0.1, 3, 1, 3) >= found.one_step > 0
     assert (found.average, found.average_error) == average_gap(surface, 0.1, 4, 3)
     assert found.adaptive == adaptive_gap(surface, 0.2, 3, 1, 3) > 0
-    assert found == network_sharpness(surface, probe)
+    assert found == measure_sharpness(surface, probe)
     assert found.one_step == pytest.approx(0.1 * found.gradient_norm, rel=0.5)  # the first order of it
 
 
@@ -185,7 +185,7 @@ def test_a_loss_that_explodes_is_infinitely_sharp():
     with torch.no_grad():
         model.head.fill_(2.0)
     with pytest.raises(ValueError, match="loss is nan at the weights themselves"):
-        network_sharpness(surface)
+        measure_sharpness(surface)
 
 
 @pytest.mark.parametrize(
@@ -194,15 +194,15 @@ def test_a_loss_that_explodes_is_infinitely_sharp():
         ({"rho": -1.0}, "rho is the radius of a ball"),
         ({"adaptive_rho": math.inf}, "rho is the radius of a ball"),
         ({"ascent_steps": 0}, "ascent_steps must be at least 1, got 0"),
-        ({"random_starts": -1}, "random_starts must be at least 0"),
-        ({"directions": 1}, "directions must be at least 2"),
-        ({"eigenvalues": 0}, "eigenvalues must be at least 1"),
-        ({"trace_probes": 1}, "trace_probes must be at least 2"),
+        ({"num_random_starts": -1}, "num_random_starts must be at least 0"),
+        ({"num_directions": 1}, "num_directions must be at least 2"),
+        ({"num_eigenvalues": 0}, "num_eigenvalues must be at least 1"),
+        ({"num_trace_probes": 1}, "num_trace_probes must be at least 2"),
     ],
 )
 def test_probes_that_make_no_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Probe(**arguments)
+        SharpnessConfig(**arguments)
 
 
 @pytest.mark.parametrize("gap", [one_step_gap, worst_gap, adaptive_gap, average_gap])

@@ -11,17 +11,19 @@ from flatbayes.distillation import distill
 from flatbayes.flatness import Plain
 from flatbayes.likelihoods import Categorical, Gaussian
 from flatbayes.models import MLP
-from flatbayes.posteriors import Ensemble, MCDropout, Point
+from flatbayes.posteriors import MAP, Ensemble, MCDropout
 from flatbayes.prediction import FittedPosterior, export_onnx, onnx_difference
-from flatbayes.training import Recipe, fit
+from flatbayes.training import TrainingConfig, fit
 
-SHORT = Recipe(epochs=15, optimizer=partial(torch.optim.Adam, lr=3e-3))
+SHORT = TrainingConfig(epochs=15, optimizer=partial(torch.optim.Adam, lr=3e-3))
 
 
 @pytest.fixture(scope="module")
 def digits():
     data = Digits(train_size=200).load(0)
-    return data, fit(partial(MLP, hidden=(16,)), data, Ensemble(size=3), Plain(), Recipe(epochs=10), progress=False)
+    return data, fit(
+        partial(MLP, hidden=(16,)), data, Ensemble(size=3), Plain(), TrainingConfig(epochs=10), show_progress=False
+    )
 
 
 def rank_correlation(one, other):
@@ -39,7 +41,7 @@ def test_the_student_says_what_the_posterior_says(digits, tmp_path):
     x = data.test.inputs
     answer, posterior = student(x), fitted.predict(x)
     with torch.no_grad():
-        single = fitted.states[0].model(fitted.prepared(x)).softmax(-1)
+        single = fitted.states[0].model(fitted.preprocess(x)).softmax(-1)
     assert divergence(posterior.mean, answer["mean"]) < divergence(posterior.mean, single)
     assert rank_correlation(answer["mutual_information"], posterior.mutual_information) > 0.7
     assert 0.3 < float(answer["mutual_information"].mean() / posterior.mutual_information.mean()) < 2
@@ -51,7 +53,9 @@ def test_the_student_says_what_the_posterior_says(digits, tmp_path):
 def test_seeds_and_random_state(digits):
     data, fitted = digits
     state = torch.get_rng_state()
-    learn = partial(distill, fitted, partial(MLP, hidden=(8,)), data.train.inputs, Recipe(epochs=2), num_draws=3)
+    learn = partial(
+        distill, fitted, partial(MLP, hidden=(8,)), data.train.inputs, TrainingConfig(epochs=2), num_draws=3
+    )
     first, same, other = (learn(seed=seed)(data.test.inputs)["mean"] for seed in (0, 0, 1))
     assert torch.equal(first, same)
     assert not torch.allclose(first, other)
@@ -64,7 +68,7 @@ def test_numbers():
     states = [posterior.init(MLP((2,), 2, (8,)), None, 10) for _ in range(3)]
     fitted = FittedPosterior(posterior, states, Gaussian(1, (50.0,), (4.0,)))
     inputs = 3 * torch.randn(600, 2)
-    recipe = Recipe(epochs=30, batch_size=32, optimizer=SHORT.optimizer, clip_norm=1.0)
+    recipe = TrainingConfig(epochs=30, batch_size=32, optimizer=SHORT.optimizer, clip_norm=1.0)
     student = distill(fitted, MLP((2,), 3, (32,)), inputs, recipe, Plain())
     x = 3 * torch.randn(200, 2)
     answer, wanted = student(x), fitted.predict(x)
@@ -77,24 +81,24 @@ def test_numbers():
 
 def test_draws_that_are_masks_can_be_distilled():
     data = Digits(train_size=60).load(0)
-    fitted = fit(partial(MLP, hidden=(8,), dropout=0.3), data, MCDropout(), Plain(), Recipe(epochs=2))
-    student = distill(fitted, partial(MLP, hidden=(8,)), data.train.inputs, Recipe(epochs=1), num_draws=3)
+    fitted = fit(partial(MLP, hidden=(8,), dropout=0.3), data, MCDropout(), Plain(), TrainingConfig(epochs=2))
+    student = distill(fitted, partial(MLP, hidden=(8,)), data.train.inputs, TrainingConfig(epochs=1), num_draws=3)
     assert student(data.test.inputs)["mean"].shape == (len(data.test), 10)
 
 
 def test_posteriors_fitted_to_loaders_know_no_shapes():
     torch.manual_seed(0)
-    fitted = FittedPosterior(Point(), [Point().init(nn.Linear(4, 3), None, 5)], Categorical(3))
+    fitted = FittedPosterior(MAP(), [MAP().init(nn.Linear(4, 3), None, 5)], Categorical(3))
     x = torch.randn(20, 4)
-    student = distill(fitted, nn.Linear(4, 4), x, Recipe(epochs=1))
+    student = distill(fitted, nn.Linear(4, 4), x, TrainingConfig(epochs=1))
     assert student.example.shape == (2, 4)
     with pytest.raises(ValueError, match=r"student gives outputs of shape \(20, 3\), expected \(20, 4\)"):
-        distill(fitted, nn.Linear(4, 3), x, Recipe(epochs=1))
+        distill(fitted, nn.Linear(4, 3), x, TrainingConfig(epochs=1))
 
 
 def test_the_posterior_is_left_alone(digits):
     data, fitted = digits
     before = fitted.predict(data.test.inputs).log_probs
-    distill(fitted, partial(MLP, hidden=(8,)), data.train.inputs[:30], Recipe(epochs=1))
+    distill(fitted, partial(MLP, hidden=(8,)), data.train.inputs[:30], TrainingConfig(epochs=1))
     assert torch.equal(fitted.predict(data.test.inputs).log_probs, before)
     assert isinstance(fitted.likelihood, Categorical | Gaussian)

@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.distributions import Categorical as Classes
 
-from flatbayes.distillation.students import ClassStudent, NumberStudent, bernoulli_kl, student_of
+from flatbayes.distillation.students import CategoricalStudent, GaussianStudent, bernoulli_kl, make_student
 from flatbayes.likelihoods import Categorical, Custom, Gaussian
 
 
@@ -27,12 +27,12 @@ def logit(p):
 
 
 def test_of_classes(classes):
-    student = ClassStudent(3)
-    lesson = student.lesson(classes)
+    student = CategoricalStudent(3)
+    lesson = student.make_targets(classes)
     perfect = torch.cat([lesson[:, :3].log(), logit(lesson[:, 3:])], 1)
     assert float(student.loss(perfect, lesson)) == pytest.approx(0, abs=1e-6)
     answer = student([perfect])
-    for name in student.fields:
+    for name in student.output_names:
         torch.testing.assert_close(answer[name], getattr(classes, name).float(), rtol=1e-4, atol=1e-6)
     other = torch.randn(5, 4)
     of_mean = kl_divergence(Classes(lesson[:, :3]), Classes(logits=other[:, :3]))
@@ -43,8 +43,8 @@ def test_of_classes(classes):
 
 def test_of_numbers(numbers):
     likelihood, predictive = numbers
-    student = NumberStudent(likelihood)
-    lesson = student.lesson(predictive)
+    student = GaussianStudent(likelihood)
+    lesson = student.make_targets(predictive)
     mean, variance, share = lesson.chunk(3, 1)
     raw = (variance.sqrt() - likelihood.floor).expm1().log()  # the inverse of the softplus
     perfect = torch.cat([mean, raw, logit(share)], 1)
@@ -62,8 +62,8 @@ def test_of_numbers(numbers):
 
 def test_one_network_leaves_nothing_to_disagree_on():
     one = Categorical(3).predictive([torch.tensor([[1e4, 0.0, 0.0], [1.0, 2.0, 3.0]])])
-    student = ClassStudent(3)
-    lesson = student.lesson(one)
+    student = CategoricalStudent(3)
+    lesson = student.make_targets(one)
     assert lesson.isfinite().all()
     assert student.loss(torch.zeros(2, 4), lesson).isfinite()
     ends = torch.tensor([0.0, 1.0])
@@ -71,9 +71,9 @@ def test_one_network_leaves_nothing_to_disagree_on():
 
 
 def test_which_student():
-    assert isinstance(student_of(Custom(torch.nn.functional.cross_entropy, Categorical(4))), ClassStudent)
-    assert student_of(Gaussian(3)).num_outputs == 9
+    assert isinstance(make_student(Custom(torch.nn.functional.cross_entropy, Categorical(4))), CategoricalStudent)
+    assert make_student(Gaussian(3)).num_outputs == 9
     with pytest.raises(TypeError, match="can be distilled"):
-        student_of(Custom(torch.nn.functional.cross_entropy, None))
+        make_student(Custom(torch.nn.functional.cross_entropy, None))
     with pytest.raises(TypeError, match="cannot learn"):
-        NumberStudent(Gaussian()).lesson(Categorical(3).predictive([torch.zeros(1, 3)]))
+        GaussianStudent(Gaussian()).make_targets(Categorical(3).predictive([torch.zeros(1, 3)]))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from flatbayes import models
-from flatbayes.cli.names import known
+from flatbayes.cli.aliases import list_names
 
 TEXT = (Path(__file__).parents[2] / "docs" / "data-and-models.md").read_text(encoding="utf-8")
 
@@ -30,11 +30,11 @@ def arguments(text):
 
 
 def test_every_source_has_a_row():
-    assert sorted(row[0].strip("`") for row in rows("source")) == known("data")
+    assert sorted(row[0].strip("`") for row in rows("source")) == list_names("data")
 
 
 def test_every_model_has_a_row():
-    assert {row[0].strip("`") for row in rows("model")} == set(known("model"))
+    assert {row[0].strip("`") for row in rows("model")} == set(list_names("model"))
 
 
 def test_parameters_are_counted():

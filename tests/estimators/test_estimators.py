@@ -18,9 +18,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from flatbayes.estimators import FlatBayesClassifier, FlatBayesRegressor
 from flatbayes.flatness import ASAM, SAM, Plain
 from flatbayes.models import ConvNet
-from flatbayes.posteriors import SWAG, Ensemble, Point
+from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training import Recipe
+from flatbayes.training import TrainingConfig
 
 SMALL = {"hidden": (16,), "epochs": 12, "num_draws": 5, "random_state": 0}
 
@@ -72,11 +72,11 @@ def test_the_posterior_is_there(iris, tmp_path):
     X, y = iris
     found = FlatBayesClassifier(**SMALL).fit(X, y)
     x = torch.from_numpy(X).float()
-    expected = found.posterior_.predict(x, 5, batched=False)
+    expected = found.posterior_.predict(x, 5, vectorized=False)
     np.testing.assert_array_equal(found.predict_proba(X), expected.mean)
     np.testing.assert_array_equal(found.predict_std(X), expected.variance.sqrt())
     again = FittedPosterior.load(found.posterior_.save(tmp_path))
-    assert torch.equal(again.predict(x, 5, batched=False).mean, expected.mean)
+    assert torch.equal(again.predict(x, 5, vectorized=False).mean, expected.mean)
     answer = found.posterior_.compile(5)(x)
     torch.testing.assert_close(answer["mean"], expected.mean.float(), rtol=1e-4, atol=1e-5)
 
@@ -126,11 +126,11 @@ def test_pickles_with_everything_it_learned(iris):
 
 
 def test_parameters_of_parameters():
-    found = FlatBayesClassifier(Ensemble(SWAG(rank=3), size=2), ASAM(), recipe=Recipe(epochs=3))
+    found = FlatBayesClassifier(Ensemble(SWAG(rank=3), size=2), ASAM(), config=TrainingConfig(epochs=3))
     params = found.get_params()
     assert params["posterior__member__rank"] == 3
     assert params["flatness__rho"] == ASAM().rho
-    assert params["recipe__epochs"] == 3
+    assert params["config__epochs"] == 3
     assert not [name for name in found.get_params(deep=False) if "__" in name]
     found.set_params(posterior__member__rank=7, posterior__size=5, flatness=SAM(), flatness__rho=0.3)
     assert found.posterior == Ensemble(SWAG(rank=7), size=5)
@@ -147,15 +147,15 @@ def test_parameters_of_parameters():
 
 def test_a_recipe_takes_the_place_of_plain_parameters(iris):
     X, y = iris
-    found = FlatBayesClassifier(Point(), Plain(), recipe=Recipe(epochs=2), epochs=9).fit(X, y)
+    found = FlatBayesClassifier(MAP(), Plain(), config=TrainingConfig(epochs=2), epochs=9).fit(X, y)
     assert found.n_iter_ == 2
-    still = FlatBayesClassifier(Point(), Plain(), epochs=1, learning_rate=1e-9, random_state=0)
+    still = FlatBayesClassifier(MAP(), Plain(), epochs=1, learning_rate=1e-9, random_state=0)
     first, second = (
         next(clone(still).fit(X[::step], y[::step]).posterior_.states[0].model.parameters()) for step in (1, 3)
     )
     torch.testing.assert_close(first, second, atol=1e-6, rtol=0)  # both are where they began
     with pytest.raises(ValueError, match="at least 2 collected snapshots"):
-        FlatBayesClassifier(recipe=Recipe(epochs=1, collect_per_epoch=1)).fit(X, y)
+        FlatBayesClassifier(config=TrainingConfig(epochs=1, collect_per_epoch=1)).fit(X, y)
 
 
 def test_images():

@@ -2,34 +2,34 @@ from functools import partial
 
 import pytest
 
-from flatbayes.estimators.nested import nested, replaced
-from flatbayes.flatness import SAM, Every
+from flatbayes.estimators.nested import get_nested_params, replace_nested_params
+from flatbayes.flatness import SAM, Periodic
 from flatbayes.posteriors import SWAG, Ensemble
 
 
 def test_fields_of_fields_have_long_names():
-    found = nested("flatness", Every(SAM(rho=0.3), steps=5))
-    assert found["flatness__steps"] == 5
+    found = get_nested_params("flatness", Periodic(SAM(rho=0.3), period=5))
+    assert found["flatness__period"] == 5
     assert found["flatness__flatness"] == SAM(rho=0.3)
     assert found["flatness__flatness__rho"] == 0.3
 
 
 @pytest.mark.parametrize("value", [None, 3, SAM, partial(SAM, rho=1.0), (1, 2)])
 def test_other_values_have_none(value):
-    assert nested("a", value) == {}
+    assert get_nested_params("a", value) == {}
 
 
 def test_whole_fields_are_replaced_before_theirs():
     before = Ensemble(size=2)
-    found = replaced("p", before, {"member__rank": 3, "member": SWAG(), "size": 4})
+    found = replace_nested_params("p", before, {"member__rank": 3, "member": SWAG(), "size": 4})
     assert found == Ensemble(SWAG(rank=3), size=4)
     assert before == Ensemble(size=2)
 
 
 def test_values_are_checked_as_ever():
     with pytest.raises(ValueError, match="rho"):
-        replaced("f", SAM(), {"rho": -1.0})
+        replace_nested_params("f", SAM(), {"rho": -1.0})
     with pytest.raises(ValueError, match=r"p is None, which has no parameter 'x'"):
-        replaced("p", None, {"x": 1})
-    with pytest.raises(ValueError, match=r"p__member is Point.*'rank'"):
-        replaced("p", Ensemble(size=2), {"member__rank": 1})
+        replace_nested_params("p", None, {"x": 1})
+    with pytest.raises(ValueError, match=r"p__member is MAP.*'rank'"):
+        replace_nested_params("p", Ensemble(size=2), {"member__rank": 1})

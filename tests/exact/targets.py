@@ -1,7 +1,7 @@
 """Losses in one and two parameters with both posteriors on a grid, and chains and fits by the thousand.
 
-A ball belongs to one network, so a thousand chains with SAM are a thousand closures; `sam_by_row` asks for all of
-them at once, and tests/comparison/test_chains.py shows that each row gets what `SAM` would give it alone.
+A ball belongs to one network, so a thousand chains with SAM are a thousand closures; `make_row_sam_closure` asks for all of
+them at once, and tests/studies/double_well/test_batched_chains.py shows that each row gets what `SAM` would give it alone.
 """
 
 import math
@@ -12,10 +12,11 @@ from functools import cache, partial
 import torch
 from scipy.optimize import minimize
 
-from flatbayes.comparison.chains import Rows, closure_of, sam_by_row
 from flatbayes.posteriors import SGVB
-from flatbayes.posteriors.variational import std_of_raw
-from flatbayes.theory import gibbs, grid_points, sharp_and_flat
+from flatbayes.posteriors.variational import raw_to_std
+from flatbayes.theory import gibbs_posterior, grid_points
+from studies.double_well.batched_chains import BatchedChains, make_closure, make_row_sam_closure
+from studies.double_well.loss import make_sharp_and_flat_wells
 
 NUM_DATA = 1000  # only NUM_DATA / temperature counts
 
@@ -47,7 +48,7 @@ class Target:
     def exact(self, flat):
         points = self.points()
         cell = (9 / len(points)) ** self.num_params
-        return gibbs(self.worst_loss(points, self.rho * flat), -points.square().sum(-1) / 2, self.lam, cell)
+        return gibbs_posterior(self.worst_loss(points, self.rho * flat), -points.square().sum(-1) / 2, self.lam, cell)
 
 
 def quartic_gradient(x):
@@ -86,7 +87,7 @@ def wells_gradient(x, wells):
 
 
 def wells(num_params):
-    found = sharp_and_flat(num_params)
+    found = make_sharp_and_flat_wells(num_params)
     name = f"two wells, {num_params}-D"
     return Target(name, num_params, partial(wells_gradient, wells=found), found.worst_loss, lam=4.0, rho=0.3)
 
@@ -98,8 +99,8 @@ TARGETS = [QUARTIC, VALLEY, LINE, PLANE]
 
 
 def flat_closure(target, model, flat):
-    closure = closure_of(model, target.gradient)
-    return sam_by_row(closure, model, target.rho, target.ascent_steps) if flat else closure
+    closure = make_closure(model, target.gradient)
+    return make_row_sam_closure(closure, model, target.rho, target.ascent_steps) if flat else closure
 
 
 def sampled(sampler, target, flat, step_size, time, chains, snapshots=50, seed=0):
@@ -110,7 +111,7 @@ def sampled(sampler, target, flat, step_size, time, chains, snapshots=50, seed=0
         time: Number of steps times the step size.
     """
     torch.manual_seed(seed)
-    model = Rows(torch.randn(chains, target.num_params, dtype=torch.float64))
+    model = BatchedChains(torch.randn(chains, target.num_params, dtype=torch.float64))
     make = partial(torch.optim.SGD, lr=step_size * target.lam)
     state = sampler.init(model, make, NUM_DATA)
     closure = flat_closure(target, model, flat)
@@ -150,7 +151,7 @@ def best_member(target, values, mean, std):
 def fitted(target, flat, start, std, fits=64, steps=1500):
     """Means and standard deviations of SGVB's fits, all from one start, of shape `fits x params`."""
     torch.manual_seed(0)
-    model = Rows(torch.tensor(start, dtype=torch.float64).expand(fits, -1))
+    model = BatchedChains(torch.tensor(start, dtype=torch.float64).expand(fits, -1))
     posterior = SGVB(prior_precision=1.0, temperature=target.temperature, initial_std=std)
     state = posterior.init(model, partial(torch.optim.Adam, lr=0.02), NUM_DATA)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(state.optimizer, steps)
@@ -159,4 +160,4 @@ def fitted(target, flat, start, std, fits=64, steps=1500):
         posterior.step(state, closure)
         schedule.step()
     raw = state.statistics["raw_scale"].detach()
-    return model.weight.detach(), std_of_raw(raw).view(fits, -1)
+    return model.weight.detach(), raw_to_std(raw).view(fits, -1)

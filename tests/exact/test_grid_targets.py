@@ -27,11 +27,12 @@ from exact.targets import (
     sampled,
     valley_worst_loss,
 )
-from flatbayes.comparison.wells import distribution_distance
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors import LRT, SGHMC, SGLD
-from flatbayes.posteriors.variational import std_of_raw
-from flatbayes.theory import kl, normalised, sharp_and_flat, worst_loss
+from flatbayes.posteriors.variational import raw_to_std
+from flatbayes.theory import grid_kl, normalize_density, worst_loss
+from studies.double_well.loss import make_sharp_and_flat_wells
+from studies.double_well.study import kolmogorov_distance
 
 by_target = pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 by_flatness = pytest.mark.parametrize("flat", [False, True], ids=["plain", "sam"])
@@ -41,7 +42,7 @@ COARSE = {SGLD: 2e-3, SGHMC: 1.6e-3}  # step sizes on the negative log posterior
 
 def far_apart(target):
     """Kolmogorov's distance between the first coordinates of the two posteriors."""
-    one, other = (target.exact(flat).masses for flat in (False, True))
+    one, other = (target.exact(flat).cell_probabilities for flat in (False, True))
     if one.dim() == 2:
         one, other = one.sum(1), other.sum(1)
     return float((one.cumsum(0) - other.cumsum(0)).abs().max())
@@ -78,8 +79,8 @@ def test_samplers_reach_the_posterior(method, target, flat):
     step_size = COARSE[method]
     time = {SGLD: 7.0, SGHMC: 2.4}[method]
     draws = sampled(sampler, target, flat, step_size, time, 1500)[..., 0]
-    assert distribution_distance(draws, target.points(), target.exact(flat)) < 0.04
-    assert distribution_distance(draws, target.points(), target.exact(not flat)) > far_apart(target) - 0.04
+    assert kolmogorov_distance(draws, target.points(), target.exact(flat)) < 0.04
+    assert kolmogorov_distance(draws, target.points(), target.exact(not flat)) > far_apart(target) - 0.04
     assert far_apart(target) > 0.08
 
 
@@ -94,8 +95,8 @@ def test_errors_of_samplers_vanish_with_the_step_size(method, target, flat):
     points, exact = target.points(), target.exact(flat)
     time = {SGLD: 9.0, SGHMC: 3.0}[method] * (1.0 if target in (LINE, PLANE) else 0.5)
     coarse, fine = (sampled(sampler, target, flat, COARSE[method] / k, time, 2000) for k in (1, 4))
-    assert distribution_distance(fine[..., 0], points, exact) < 0.02
-    assert distribution_distance(fine[..., 0], points, target.exact(not flat)) > far_apart(target) - 0.02
+    assert kolmogorov_distance(fine[..., 0], points, exact) < 0.02
+    assert kolmogorov_distance(fine[..., 0], points, target.exact(not flat)) > far_apart(target) - 0.02
     for value_fn in (target.loss, lambda w: w[..., 0], lambda w: w[..., 0].square()):
         truth = exact.expect(value_fn(points))
         sd = math.sqrt(exact.expect((value_fn(points) - truth) ** 2))
@@ -117,7 +118,7 @@ def test_one_step_of_ascent_is_first_order_where_the_curvature_has_directions():
         draws = sampled(sampler, target, True, 1e-3, 6.0, 4000)
         distances.append(
             max(
-                distribution_distance(draws[..., k : k + 1][..., 0], VALLEY.points(), turned)
+                kolmogorov_distance(draws[..., k : k + 1][..., 0], VALLEY.points(), turned)
                 for k, turned in enumerate((VALLEY.exact(True), swapped(VALLEY.exact(True))))
             )
         )
@@ -126,14 +127,14 @@ def test_one_step_of_ascent_is_first_order_where_the_curvature_has_directions():
 
 
 def swapped(posterior):
-    return type(posterior)(posterior.log_density.T, posterior.cell, posterior.log_evidence)
+    return type(posterior)(posterior.log_density.T, posterior.cell_volume, posterior.log_evidence)
 
 
 # Variational families
 
 
 def gaussian(mean, std, points, cell):
-    return normalised(-((points - mean) / std).square().sum(-1) / 2, cell)
+    return normalize_density(-((points - mean) / std).square().sum(-1) / 2, cell)
 
 
 @pytest.mark.parametrize("target", [LINE, PLANE], ids=lambda t: t.name)
@@ -144,7 +145,7 @@ def test_sgvb_finds_the_best_gaussian(target, flat, well):
     """The optimum that is nearest to each well. With SAM that of the sharp one is so shallow that noise of the
     gradients drives fits out of it, to the flat one."""
     target = type(target)(**{**vars(target), "lam": 7.0})
-    start = sharp_and_flat(target.num_params).centres[well]
+    start = make_sharp_and_flat_wells(target.num_params).centres[well]
     values = target.worst_loss(target.points(), target.rho * flat)
     mean, std, _ = best_member(target, values, start, 0.2)
 
@@ -157,14 +158,14 @@ def test_sgvb_finds_the_best_gaussian(target, flat, well):
 @pytest.mark.parametrize("target", [LINE, PLANE], ids=lambda t: t.name)
 def test_the_best_gaussians_of_the_two_objectives_lie_in_different_wells(target):
     target = type(target)(**{**vars(target), "lam": 7.0})
-    wells, chosen = sharp_and_flat(target.num_params), []
+    wells, chosen = make_sharp_and_flat_wells(target.num_params), []
     for flat in (False, True):
         values = target.worst_loss(target.points(), target.rho * flat)
         optima = [best_member(target, values, centre, 0.2) for centre in wells.centres]
         mean, std, least = min(optima, key=lambda found: found[2])
-        chosen.append([bool(wells.inside(mean, k)) for k in (0, 1)])
+        chosen.append([bool(wells.is_inside_well(mean, k)) for k in (0, 1)])
         exact = target.exact(flat)
-        divergence = kl(gaussian(mean, std, target.points(), exact.cell), exact)
+        divergence = grid_kl(gaussian(mean, std, target.points(), exact.cell_volume), exact)
         assert least == pytest.approx(divergence - exact.log_evidence, abs=1e-4)  # Theorem A; the grid is finite
     assert chosen == [[True, False], [False, True]]
 
@@ -213,7 +214,7 @@ def test_lrt_finds_the_best_gaussian(flat, well):
     """
     target = type(LINE)(**{**vars(LINE), "lam": 7.0})
     points, axis = target.points(), target.points()[:, 0]
-    start = sharp_and_flat(1).centres[well][0]
+    start = make_sharp_and_flat_wells(1).centres[well][0]
 
     def cost(v):
         mean, std = v[0], math.exp(v[1])
@@ -242,7 +243,7 @@ def test_lrt_finds_the_best_gaussian(flat, well):
         schedule.step()
         if step >= steps * 2 // 3:
             (raw,) = state.statistics.values()
-            path.append((model.layer.weight.item(), std_of_raw(raw.detach().view(1)).item()))
+            path.append((model.layer.weight.item(), raw_to_std(raw.detach().view(1)).item()))
     found = torch.tensor(path, dtype=torch.float64).mean(0)
     assert found[0].item() == pytest.approx(mean, abs=0.05 * std)
     assert found[1].item() == pytest.approx(std, rel=0.03)
@@ -289,7 +290,7 @@ def test_lrt_finds_the_best_gaussian_of_a_valley(flat):
         schedule.step()
         if step >= steps * 2 // 3:
             (raw,) = state.statistics.values()
-            path.append(torch.stack([network[0].weight.detach().flatten(), std_of_raw(raw.detach().flatten())]))
+            path.append(torch.stack([network[0].weight.detach().flatten(), raw_to_std(raw.detach().flatten())]))
     mean, spread = torch.stack(path).mean(0)
     wanted = best[getattr(flat, "rho", 0.0)]
     assert ((mean - wanted).abs() / std).max() < 0.07

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from exact.targets import Target, best_member, fitted, mean_and_error, sampled
-from flatbayes.comparison.chains import Rows
 from flatbayes.flatness import Plain
 from flatbayes.posteriors import SGHMC, SGLD
+from studies.double_well.batched_chains import BatchedChains
 
 
 def data(num_data, num_params, seed=0):
@@ -33,7 +33,7 @@ def test_samplers_have_the_posterior_with_its_covariance(posterior):
     friction = getattr(posterior, "friction", 1.0)
     lr = 0.1 * friction**0.5
     x, y = data(n, 3)
-    model = Rows(torch.zeros(chains, 3, dtype=torch.float64))
+    model = BatchedChains(torch.zeros(chains, 3, dtype=torch.float64))
 
     def closure():
         model.zero_grad()

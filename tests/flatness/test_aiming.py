@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatbayes.core import asked_part
+from flatbayes.core import subset_batch
 from flatbayes.flatness import ASAM, SAM
 from support import Counted, batch, network
 
@@ -31,7 +31,7 @@ def asked(flat, model, **kwargs):
     seen = []
 
     def closure():
-        x, y = asked_part(X, Y)
+        x, y = subset_batch(X, Y)
         seen.append(([p.detach().clone() for p in model.parameters()], len(x)))
         model.zero_grad(**kwargs)
         loss = F.cross_entropy(model(x), y)
@@ -44,7 +44,7 @@ def asked(flat, model, **kwargs):
 
 def test_a_part_aims_and_the_whole_batch_answers():
     model = deterministic()
-    grads, loss, seen = asked(SAM(rho=0.3, part=0.25), model)
+    grads, loss, seen = asked(SAM(rho=0.3, ascent_batch_fraction=0.25), model)
     assert [size for _, size in seen] == [2, 8]
     aim = gradient(model, X[:2], Y[:2])
     norm = nn.utils.get_total_norm(aim)
@@ -59,7 +59,7 @@ def test_a_part_aims_and_the_whole_batch_answers():
 
 
 def test_every_aim_of_several_is_with_the_part():
-    _, _, seen = asked(ASAM(part=0.5, ascent_steps=3), deterministic())
+    _, _, seen = asked(ASAM(ascent_batch_fraction=0.5, ascent_steps=3), deterministic())
     assert [size for _, size in seen] == [4, 4, 4, 8]
 
 
@@ -74,8 +74,8 @@ def test_passes_that_aim_use_up_no_noise_unless_it_is_to_be_fresh():
     torch.manual_seed(3)
     Counted(model, *batch())()
     plain = torch.get_rng_state()
-    assert torch.equal(after(SAM(part=0.5)), plain)
-    assert not torch.equal(after(SAM(part=0.5, fresh_noise=True)), plain)
+    assert torch.equal(after(SAM(ascent_batch_fraction=0.5)), plain)
+    assert not torch.equal(after(SAM(ascent_batch_fraction=0.5, resample_noise=True)), plain)
 
 
 @pytest.mark.parametrize("to_none", [True, False])
@@ -117,7 +117,7 @@ def test_aims_compute_the_gradients_of_chosen_parameters_alone(part):
         learning.append([name for name, p in model.named_parameters() if p.requires_grad])
         return inner()
 
-    SAM(params="norms", part=part, ascent_steps=2)(closure, model)()
+    SAM(params="norms", ascent_batch_fraction=part, ascent_steps=2)(closure, model)()
     norms, everything = ["1.weight", "1.bias", "6.weight", "6.bias"], [n for n, _ in model.named_parameters()]
     assert learning == [norms, norms, everything]
 
@@ -132,8 +132,8 @@ def test_a_selection_of_nothing_says_what_there_is():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"part": 0.0}, "part is a share"),
-        ({"part": 1.5}, "part is a share"),
+        ({"ascent_batch_fraction": 0.0}, "ascent_batch_fraction is a share"),
+        ({"ascent_batch_fraction": 1.5}, "ascent_batch_fraction is a share"),
         ({"params": []}, "params must be"),
     ],
 )

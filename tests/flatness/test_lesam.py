@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core import Course
+from flatbayes.core import TrainingProgress
 from flatbayes.flatness import LESAM
-from flatbayes.flatness.lesam import annealed, loss_equated_offset
+from flatbayes.flatness.lesam import cosine_decay, loss_equated_perturbation
 
 
 def vector(*values):
@@ -17,23 +17,23 @@ def vector(*values):
 
 def test_the_loss_rises_by_the_budget_to_first_order_and_the_radius_is_bounded():
     grads = [vector(3.0), vector(0.0, 4.0)]
-    e = torch.cat(loss_equated_offset(grads, loss=1.0, rho_max=1.0).tensors())
+    e = torch.cat(loss_equated_perturbation(grads, loss_budget=1.0, rho_max=1.0).to_tensors())
     assert (e @ torch.cat(grads)).item() == pytest.approx(1.0)
     torch.testing.assert_close(e, vector(0.6, 0.0, 0.8) * 0.2)
-    e = torch.cat(loss_equated_offset(grads, loss=1.0, rho_max=0.1).tensors())
+    e = torch.cat(loss_equated_perturbation(grads, loss_budget=1.0, rho_max=0.1).to_tensors())
     torch.testing.assert_close(e, vector(0.6, 0.0, 0.8) * 0.1)
 
 
 def test_a_zero_gradient_goes_nowhere_and_an_overflow_is_told():
-    assert loss_equated_offset([vector(0.0, 0.0)], 1.0, 1.0).tensors()[0].tolist() == [0, 0]
-    assert not loss_equated_offset([vector(0.0, math.inf)], 1.0, 1.0).is_finite
+    assert loss_equated_perturbation([vector(0.0, 0.0)], 1.0, 1.0).to_tensors()[0].tolist() == [0, 0]
+    assert not loss_equated_perturbation([vector(0.0, math.inf)], 1.0, 1.0).is_finite
 
 
 def test_the_budget_goes_down_over_the_last_share():
-    assert [annealed(done, 0.4) for done in (0.0, 0.6)] == [1.0, pytest.approx(1.0)]
-    assert annealed(0.8, 0.4) == pytest.approx(0.5)
-    assert annealed(0.7, 0.4) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
-    assert annealed(1.0, 0.4) == 0
+    assert [cosine_decay(done, 0.4) for done in (0.0, 0.6)] == [1.0, pytest.approx(1.0)]
+    assert cosine_decay(0.8, 0.4) == pytest.approx(0.5)
+    assert cosine_decay(0.7, 0.4) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert cosine_decay(1.0, 0.4) == 0
 
 
 @pytest.mark.parametrize(("step", "rise"), [(0, 0.3), (5, 0.3), (75, 0.15), (100, 0.0)])
@@ -52,19 +52,19 @@ def test_a_linear_loss_rises_by_what_is_left_of_the_budget(step, rise):
         losses.append(loss.item())
         return loss.detach()
 
-    LESAM(loss=0.3, rho_max=9.0, anneal=0.5)(closure, model, Course(step=step, total_steps=100))()
+    LESAM(loss_budget=0.3, rho_max=9.0, anneal=0.5)(closure, model, TrainingProgress(step=step, total_steps=100))()
     assert losses[1] - losses[0] == pytest.approx(rise, abs=1e-12)
 
 
 def test_says_when_the_length_of_training_is_missing():
-    with pytest.raises(ValueError, match=r"Course\(total_steps=...\)"):
-        LESAM(anneal=0.1)(lambda: torch.zeros(()), nn.Linear(1, 1), Course())
+    with pytest.raises(ValueError, match=r"TrainingProgress\(total_steps=...\)"):
+        LESAM(anneal=0.1)(lambda: torch.zeros(()), nn.Linear(1, 1), TrainingProgress())
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LESAM(loss=-1.0), "loss is a rise"),
+        (lambda: LESAM(loss_budget=-1.0), "loss_budget is a rise"),
         (lambda: LESAM(rho_max=math.inf), "rho is the radius"),
         (lambda: LESAM(anneal=1.5), "anneal is a share"),
     ],

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core import Course
+from flatbayes.core import TrainingProgress
 from flatbayes.flatness import SAM, LookSAM
-from flatbayes.flatness.looksam import across, turn
+from flatbayes.flatness.looksam import add_direction, orthogonal_direction
 from support import Counted, batch, network
 
 
@@ -16,7 +16,7 @@ def vector(*values):
 
 def test_what_is_kept_is_orthogonal_to_the_gradient_and_in_the_plane_of_both():
     g, flat = [vector(1.0, 2.0), vector(-1.0)], [vector(2.0, 1.0), vector(3.0)]
-    direction = torch.cat(across(g, flat))
+    direction = torch.cat(orthogonal_direction(g, flat))
     torch.testing.assert_close(
         direction, vector(11.0, 4.0, 19.0) / vector(11.0, 4.0, 19.0).norm()
     )  # 6 flat - g, by g·flat / g·g = 1/6
@@ -25,13 +25,13 @@ def test_what_is_kept_is_orthogonal_to_the_gradient_and_in_the_plane_of_both():
 
 def test_there_is_nothing_across_an_equal_or_a_zero_gradient():
     g = [torch.randn(1000)]
-    assert not across(g, [g[0].clone()])[0].any()
-    assert across([vector(0.0, 0.0)], [vector(0.0, 0.0)])[0].tolist() == [0, 0]
+    assert not orthogonal_direction(g, [g[0].clone()])[0].any()
+    assert orthogonal_direction([vector(0.0, 0.0)], [vector(0.0, 0.0)])[0].tolist() == [0, 0]
 
 
 def test_a_turn_adds_a_share_of_the_length_over_all_tensors():
     g = [vector(3.0), vector(0.0, 4.0)]
-    turn(g, [vector(0.0), vector(1.0, 0.0)], 0.5)
+    add_direction(g, [vector(0.0), vector(1.0, 0.0)], 0.5)
     assert torch.cat(g).tolist() == [3, 2.5, 4]
 
 
@@ -50,8 +50,8 @@ class Bowl(nn.Module):
 
 
 def test_full_steps_are_sam_and_those_between_are_turned():
-    flat, twin, course = Bowl(), Bowl(), Course()
-    method = LookSAM(rho=0.1, every=3, alpha=0.7)
+    flat, twin, course = Bowl(), Bowl(), TrainingProgress()
+    method = LookSAM(rho=0.1, period=3, alpha=0.7)
     plain = vector(1.5, -0.7)
     for step in range(7):
         method(flat.closure, flat, course)()
@@ -66,17 +66,17 @@ def test_full_steps_are_sam_and_those_between_are_turned():
 
 def test_a_full_step_comes_first_whenever_that_is():
     model = network()
-    closure, course = Counted(model, *batch()), Course(step=7)
-    LookSAM(every=5)(closure, model, course)()
+    closure, course = Counted(model, *batch()), TrainingProgress(step=7)
+    LookSAM(period=5)(closure, model, course)()
     assert closure.calls == 2
     course.advance()
-    LookSAM(every=5)(closure, model, course)()
+    LookSAM(period=5)(closure, model, course)()
     assert closure.calls == 3
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(lambda: LookSAM(every=0), "every must be"), (lambda: LookSAM(alpha=-1.0), "alpha is a relative length")],
+    [(lambda: LookSAM(period=0), "period must be"), (lambda: LookSAM(alpha=-1.0), "alpha is a relative length")],
 )
 def test_refuses_hyperparameters_without_meaning(make, message):
     with pytest.raises(ValueError, match=message):

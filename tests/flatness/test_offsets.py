@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.flatness import ASAM, SAM, FisherSAM, Random
-from flatbayes.flatness.asam import adaptive_offset, adaptive_scale
-from flatbayes.flatness.fisher_sam import fisher_offset, inverse_fisher
-from flatbayes.flatness.random import random_offset
-from flatbayes.flatness.sam import euclidean_offset
+from flatbayes.flatness import ASAM, SAM, FisherSAM, RandomPerturbation
+from flatbayes.flatness.asam import adaptive_perturbation, adaptive_scale
+from flatbayes.flatness.fisher_sam import fisher_perturbation, inverse_fisher
+from flatbayes.flatness.random_perturbation import random_perturbation
+from flatbayes.flatness.sam import euclidean_perturbation
 
 
 def vector(*values):
@@ -20,19 +20,19 @@ def vector(*values):
 
 def test_euclidean_offset_is_joint_over_tensors():
     grads = [vector(3.0), vector(0.0, 4.0)]
-    e = euclidean_offset(grads, 0.5).tensors()
+    e = euclidean_perturbation(grads, 0.5).to_tensors()
     torch.testing.assert_close(torch.cat(e), vector(0.3, 0.0, 0.4))
 
 
 def test_an_offset_is_zero_for_a_zero_gradient_and_knows_when_there_is_no_direction():
-    assert [t.tolist() for t in euclidean_offset([vector(0.0, 0.0)], 0.5).tensors()] == [[0, 0]]
-    assert euclidean_offset([vector(1.0)], 0.5).is_finite
-    assert not any(euclidean_offset([vector(1.0, bad)], 0.5).is_finite for bad in (math.nan, math.inf))
+    assert [t.tolist() for t in euclidean_perturbation([vector(0.0, 0.0)], 0.5).to_tensors()] == [[0, 0]]
+    assert euclidean_perturbation([vector(1.0)], 0.5).is_finite
+    assert not any(euclidean_perturbation([vector(1.0, bad)], 0.5).is_finite for bad in (math.nan, math.inf))
 
 
 @pytest.mark.parametrize("g", [(3.0, 4.0), (0.0, 0.0), (1e-20, 0.0)])
 def test_an_offset_is_the_same_where_its_norm_cannot_be_read(g):
-    offset = euclidean_offset([vector(*g)], 0.5)
+    offset = euclidean_perturbation([vector(*g)], 0.5)
 
     class Elsewhere(torch.Tensor):  # a norm on a device that nobody waits for
         is_cpu = False
@@ -41,13 +41,13 @@ def test_an_offset_is_the_same_where_its_norm_cannot_be_read(g):
             raise AssertionError("waits for the device")
 
     unread = replace(offset, norm=offset.norm.as_subclass(Elsewhere))
-    torch.testing.assert_close([t.as_subclass(torch.Tensor) for t in unread.tensors()], offset.tensors())
+    torch.testing.assert_close([t.as_subclass(torch.Tensor) for t in unread.to_tensors()], offset.to_tensors())
     assert unread.is_finite
 
 
 def test_adaptive_offset_has_the_published_values():
     g, scale = vector(1.0, -2.0, 0.5), vector(0.5, 2.0, 1.0)
-    (e,) = adaptive_offset([g], [scale], 0.1).tensors()
+    (e,) = adaptive_perturbation([g], [scale], 0.1).to_tensors()
     torch.testing.assert_close(e, vector(0.00615457, -0.19694639, 0.01230915), rtol=0, atol=5e-9)
     assert (e / scale).norm().item() == pytest.approx(0.1, abs=1e-12)
     assert (g @ e).item() == pytest.approx(0.406201920232, abs=1e-11)
@@ -61,7 +61,7 @@ def test_adaptive_scale_tells_weights_from_the_rest():
 
 def test_fisher_offset_has_the_published_values():
     g, fisher = vector(1.0, -2.0, 0.5), vector(4.0, 1.0, 0.25)
-    (e,) = fisher_offset([g], [1 / fisher], 0.1).tensors()
+    (e,) = fisher_perturbation([g], [1 / fisher], 0.1).to_tensors()
     torch.testing.assert_close(e, vector(0.01091089, -0.08728716, 0.08728716), rtol=0, atol=5e-9)
     assert (e @ (fisher * e)).item() == pytest.approx(0.01, abs=1e-12)
     assert (g @ e).item() == pytest.approx(0.229128784748, abs=1e-11)
@@ -77,10 +77,10 @@ def test_the_fisher_metric_is_relative_to_the_mean_square():
 
 def test_random_offset_is_a_function_of_gradient_and_seed():
     g = torch.randn(2000, dtype=torch.float64)
-    (one,), (same,), (other,) = (random_offset([g], 0.3, seed).tensors() for seed in (1, 1, 2))
+    (one,), (same,), (other,) = (random_perturbation([g], 0.3, seed).to_tensors() for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert one.norm().item() == pytest.approx(0.3)
-    (next_step,) = random_offset([g * (1 + 1e-15 * 4)], 0.3, 1).tensors()
+    (next_step,) = random_perturbation([g * (1 + 1e-15 * 4)], 0.3, 1).to_tensors()
     for unrelated in (other, next_step, g):
         cosine = nn.functional.cosine_similarity(one, unrelated, dim=0)
         assert abs(cosine.item()) < 5 / math.sqrt(2000)
@@ -174,7 +174,7 @@ def test_random_directions_differ_from_step_to_step():
             loss.backward()
             return loss.detach()
 
-        Random(rho=0.1)(closure, model)()
+        RandomPerturbation(rho=0.1)(closure, model)()
     offsets = [seen[k + 1] - seen[k] for k in (0, 2, 4)]
     assert not torch.allclose(offsets[0], offsets[1], atol=1e-4)
     assert not torch.allclose(offsets[1], offsets[2], atol=1e-4)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatbayes.core import Course
+from flatbayes.core import TrainingProgress
 from flatbayes.flatness import SAM, Plain
 from support import FLAT, named, offering_everything
 
@@ -53,7 +53,7 @@ def test_any_optimizer_learns(make, flat):
     optimizer = make(
         model.parameters(), **({} if make in (torch.optim.Adadelta, torch.optim.Rprop) else {"lr": 0.05})
     )
-    losses, course = [], Course(total_steps=25)
+    losses, course = [], TrainingProgress(total_steps=25)
     for _ in range(25):
         with offering_everything(model):
             losses.append(flat(plain_closure(model, optimizer, x, y), model, course)().item())

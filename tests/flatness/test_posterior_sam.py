@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core.spread import Spread, offering
+from flatbayes.core.spread import DiagonalGaussian, weight_distribution
 from flatbayes.flatness import SAM, PosteriorSAM
-from flatbayes.flatness.asam import adaptive_offset
-from flatbayes.flatness.posterior_sam import mean_over_std_scale, spreads_of, std_scale
-from flatbayes.posteriors import LRT, SGVB, Ensemble, Point
+from flatbayes.flatness.asam import adaptive_perturbation
+from flatbayes.flatness.posterior_sam import mean_over_std_scale, require_weight_distributions, std_scale
+from flatbayes.posteriors import LRT, MAP, SGVB, Ensemble
 from flatbayes.posteriors.variational import gaussian_kl
 
 
@@ -49,7 +49,7 @@ class Weights(nn.Module):
 def test_std_is_the_closed_form_over_all_tensors():
     model = Weights([1.0, 1.0], [1.0])
     means, stds = [vector(9.0, 9.0), vector(9.0)], [vector(0.5, 2.0), vector(0.25)]
-    with offering(list(model.params), means, stds):
+    with weight_distribution(list(model.params), means, stds):
         PosteriorSAM(rho=0.2)(model.closure(vector(3.0, -1.0), vector(2.0)), model)()
     expected = vector(0.75, -4.0, 0.125) * 0.2 / math.sqrt(6.5)  # rho std² g / |std g|
     torch.testing.assert_close(torch.cat(model.displacement()), expected)
@@ -57,7 +57,7 @@ def test_std_is_the_closed_form_over_all_tensors():
 
 def test_std_leaves_weights_without_a_distribution_where_they_are():
     model = Weights([1.0, 1.0], [1.0])
-    with offering([model.params[1]], [vector(9.0)], [vector(0.25)]):
+    with weight_distribution([model.params[1]], [vector(9.0)], [vector(0.25)]):
         PosteriorSAM(rho=0.2)(model.closure(vector(3.0, -1.0), vector(-2.0)), model)()
     first, second = model.displacement()
     assert first.tolist() == [0, 0]
@@ -66,7 +66,7 @@ def test_std_leaves_weights_without_a_distribution_where_they_are():
 
 def test_mean_over_std_is_the_closed_form_with_weights_themselves_for_the_rest():
     model = Weights([9.0, 9.0], [-3.0])  # the drawn weights have no say where there is a mean
-    with offering([model.params[0]], [vector(0.4, -0.1)], [vector(0.5, 2.0)]):
+    with weight_distribution([model.params[0]], [vector(0.4, -0.1)], [vector(0.5, 2.0)]):
         flat = PosteriorSAM(rho=0.2, geometry="mean_over_std")
         flat(model.closure(vector(3.0, -1.0), vector(2.0)), model)()
     t = vector(0.8, 0.05, 3.0)
@@ -78,8 +78,8 @@ def test_mean_over_std_is_the_closed_form_with_weights_themselves_for_the_rest()
 @pytest.mark.parametrize("scale_fn", [std_scale, mean_over_std_scale])
 def test_no_feasible_displacement_rises_faster(scale_fn):
     param, g = some(0), some(1)
-    (scale,) = scale_fn([param], [Spread(some(2), some(3).exp())])
-    (best,) = adaptive_offset([g], [scale], 0.3).tensors()
+    (scale,) = scale_fn([param], [DiagonalGaussian(some(2), some(3).exp())])
+    (best,) = adaptive_perturbation([g], [scale], 0.3).to_tensors()
     assert (best / scale).norm().item() == pytest.approx(0.3)
     for seed in range(300):
         z = some(10 + seed)
@@ -89,17 +89,17 @@ def test_no_feasible_displacement_rises_faster(scale_fn):
 @pytest.mark.parametrize("rho", [0.1, 3.0])
 def test_the_divergence_of_the_shift_is_half_the_square_of_the_radius(rho):
     mean, std = some(0), some(1).exp()
-    (shift,) = adaptive_offset([some(2)], std_scale([mean], [Spread(mean, std)]), rho).tensors()
+    (shift,) = adaptive_perturbation([some(2)], std_scale([mean], [DiagonalGaussian(mean, std)]), rho).to_tensors()
     assert gaussian_kl(mean + shift, std, mean, std**-2).item() == pytest.approx(rho**2 / 2, rel=1e-12)
 
 
 def test_std_does_not_depend_on_the_units_of_weights():
     mean, std, g, units = some(0), some(1).exp(), some(2), some(3)  # w = units v, some of them negative
-    (in_w,) = adaptive_offset([g], std_scale([mean], [Spread(mean, std)]), 0.7).tensors()
-    in_units = Spread(mean / units, std / units.abs())
-    (in_v,) = adaptive_offset([g * units], std_scale([mean / units], [in_units]), 0.7).tensors()
+    (in_w,) = adaptive_perturbation([g], std_scale([mean], [DiagonalGaussian(mean, std)]), 0.7).to_tensors()
+    in_units = DiagonalGaussian(mean / units, std / units.abs())
+    (in_v,) = adaptive_perturbation([g * units], std_scale([mean / units], [in_units]), 0.7).to_tensors()
     torch.testing.assert_close(in_v * units, in_w)
-    scales = (mean_over_std_scale([mean], [Spread(mean, std)]), mean_over_std_scale([mean], [in_units]))
+    scales = (mean_over_std_scale([mean], [DiagonalGaussian(mean, std)]), mean_over_std_scale([mean], [in_units]))
     torch.testing.assert_close(scales[0], scales[1])  # a pure number: its ball is not that of other units
 
 
@@ -107,7 +107,9 @@ def test_equal_standard_deviations_are_sam():
     seen = []
     for flat in (PosteriorSAM(rho=3.0), SAM(rho=0.06)):
         model = Weights([1.0, 1.0], [1.0])
-        with offering(list(model.params), list(model.params), [torch.full_like(p, 0.02) for p in model.params]):
+        with weight_distribution(
+            list(model.params), list(model.params), [torch.full_like(p, 0.02) for p in model.params]
+        ):
             flat(model.closure(vector(3.0, -1.0), vector(2.0)), model)()
         seen.append(torch.cat(model.displacement()))
     torch.testing.assert_close(*seen)
@@ -167,12 +169,15 @@ def test_says_which_posteriors_have_a_spread():
     flat = PosteriorSAM()(model.closure(vector(2.0)), model)
     with pytest.raises(ValueError, match=r"Use it with SGVB, LRT, or an Ensemble .* SAM, ASAM or FisherSAM"):
         flat()
-    state = Point().init(model, lambda p: torch.optim.SGD(p, lr=0.1), 10)
+    state = MAP().init(model, lambda p: torch.optim.SGD(p, lr=0.1), 10)
     with pytest.raises(ValueError, match="this one has none"):
-        Point().step(state, flat)
+        MAP().step(state, flat)
     assert model.params[0].tolist() == [1]
-    with offering([vector(1.0)], [vector(1.0)], [vector(1.0)]), pytest.raises(ValueError):  # to somebody else
-        spreads_of(list(model.params))
+    with (
+        weight_distribution([vector(1.0)], [vector(1.0)], [vector(1.0)]),
+        pytest.raises(ValueError),
+    ):  # to somebody else
+        require_weight_distributions(list(model.params))
 
 
 @pytest.mark.parametrize(("name", "value"), [("ascent_steps", 0), ("rho", -1.0)])

@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from flatbayes.core.norms import global_norm
-from flatbayes.core.stacked import stacked
-from flatbayes.flatness.asam import adaptive_offset, adaptive_scale
-from flatbayes.flatness.fisher_sam import fisher_offset, inverse_fisher
-from flatbayes.flatness.random import random_offset
-from flatbayes.flatness.sam import euclidean_offset
+from flatbayes.core.stacked import vectorized
+from flatbayes.flatness.asam import adaptive_perturbation, adaptive_scale
+from flatbayes.flatness.fisher_sam import fisher_perturbation, inverse_fisher
+from flatbayes.flatness.random_perturbation import random_perturbation
+from flatbayes.flatness.sam import euclidean_perturbation
 
 NAMES = ("layer.weight", "layer.bias", "scale")
 WEIGHTS = dict(zip(NAMES, [torch.randn(3, 4, 2), torch.randn(3, 4), torch.randn(3)], strict=True))
 RULES = {
-    "SAM": lambda weights, grads: euclidean_offset(grads, 0.3),
-    "ASAM": lambda weights, grads: adaptive_offset(grads, adaptive_scale(weights, 0.01), 0.3),
-    "FisherSAM": lambda weights, grads: fisher_offset(grads, inverse_fisher(grads, 1.5), 0.3),
+    "SAM": lambda weights, grads: euclidean_perturbation(grads, 0.3),
+    "ASAM": lambda weights, grads: adaptive_perturbation(grads, adaptive_scale(weights, 0.01), 0.3),
+    "FisherSAM": lambda weights, grads: fisher_perturbation(grads, inverse_fisher(grads, 1.5), 0.3),
 }
 
 
@@ -25,27 +25,27 @@ def test_each_network_has_the_offset_it_has_alone(rule, of_second):
     grads = [torch.randn_like(w) for w in WEIGHTS.values()]
     for grad in grads:
         grad[1] *= of_second
-    with stacked(3):
+    with vectorized(3):
         offset = rule(WEIGHTS, grads)
     assert offset.is_finite
     for k in range(3):
         alone = rule({name: w[k] for name, w in WEIGHTS.items()}, [g[k] for g in grads])
         if alone.is_finite:
-            for mine, expected in zip(offset.tensors(), alone.tensors(), strict=True):
+            for mine, expected in zip(offset.to_tensors(), alone.to_tensors(), strict=True):
                 torch.testing.assert_close(mine[k], expected)
         else:
-            assert not any(mine[k].isfinite().any() for mine in offset.tensors())
+            assert not any(mine[k].isfinite().any() for mine in offset.to_tensors())
 
 
 def test_low_precision_keeps_its_dtype():
     grads = [torch.randn(2, 5).bfloat16()]
-    with stacked(2):
-        offsets = euclidean_offset(grads, 0.1).tensors()
+    with vectorized(2):
+        offsets = euclidean_perturbation(grads, 0.1).to_tensors()
         norms = global_norm(offsets)
     assert offsets[0].dtype == torch.bfloat16
     torch.testing.assert_close(norms, torch.full((2,), 0.1), rtol=1e-2, atol=0)
 
 
 def test_random_directions_are_refused():
-    with stacked(2), pytest.raises(ValueError, match="last bits of a norm"):
-        random_offset([torch.randn(2, 5)], 0.1, 0)
+    with vectorized(2), pytest.raises(ValueError, match="last bits of a norm"):
+        random_perturbation([torch.randn(2, 5)], 0.1, 0)

@@ -14,12 +14,12 @@ from flatbayes import (
     SAM,
     SWAG,
     Categorical,
-    Course,
-    Every,
     FittedPosterior,
+    GaussianSmoothing,
     LookSAM,
+    Periodic,
     Plain,
-    Smoothing,
+    TrainingProgress,
 )
 
 pytestmark = [
@@ -109,7 +109,7 @@ def by_hand(flatness, *, accumulate=1, epochs=3, clip=None, bf16=False, scaler=N
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.97)
     steps_per_epoch = math.ceil(BATCHES / accumulate)
-    course = Course(total_steps=epochs * steps_per_epoch)
+    course = TrainingProgress(total_steps=epochs * steps_per_epoch)
     state = None if swag is None else swag.init(net, None, len(x))
     for epoch in range(epochs):
         torch.manual_seed(100 + epoch)
@@ -155,8 +155,8 @@ def assert_equal(one, other):
         SAM(rho=0.2, ascent_steps=2),
         SAM(rho=0.2, params="norms"),
         ASAM(rho=0.5),
-        LookSAM(rho=0.2, every=2),
-        Every(SAM(rho=0.2), steps=2),
+        LookSAM(rho=0.2, period=2),
+        Periodic(SAM(rho=0.2), period=2),
         Plain(),
     ],
     ids=repr,
@@ -170,12 +170,14 @@ def test_equals_a_loop_of_ones_own(flatness, accumulate):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_fresh_noise_goes_on(accumulate):
-    flatness = SAM(rho=0.2, fresh_noise=True)
+    flatness = SAM(rho=0.2, resample_noise=True)
     module, *_ = fitted(flatness, accumulate_grad_batches=accumulate)
     assert_equal(module.net, by_hand(flatness, accumulate=accumulate)[0])
 
 
-@pytest.mark.parametrize("flatness", [MSAM(rho=0.2), Smoothing(std=0.01), SAM(rho=0.2, part=0.5)], ids=repr)
+@pytest.mark.parametrize(
+    "flatness", [MSAM(rho=0.2), GaussianSmoothing(std=0.01), SAM(rho=0.2, ascent_batch_fraction=0.5)], ids=repr
+)
 def test_flatness_that_begins_elsewhere(flatness):
     module, *_ = fitted(flatness)
     assert_equal(module.net, by_hand(flatness)[0])
@@ -289,7 +291,7 @@ def test_fits_once_more():
 def test_posterior_predicts_saves_and_loads(tmp_path):
     module, callback, _ = fitted(SAM(rho=0.05), swag=SWAG(rank=2), epochs=4)
     x, _ = data()
-    posterior = callback.posterior(Categorical(3), statistics_inputs=x.split(16))
+    posterior = callback.make_posterior(Categorical(3), statistics_inputs=x.split(16))
     predictive = posterior.predict(x, num_draws=3)
     assert posterior.states[0].num_data == len(x)
     again = FittedPosterior.load(posterior.save(tmp_path), Module())
@@ -302,7 +304,7 @@ def test_posterior_predicts_saves_and_loads(tmp_path):
 def test_posterior_of_a_submodule_and_some_parameters(tmp_path):
     callback = FlatCallback(SAM(rho=0.05), SWAG(rank=2), collect_from=0.2, params=["4.*"], network="net")
     module, *_ = fitted(None, callback=callback)
-    posterior = callback.posterior(Categorical(3), statistics_inputs=data()[0].split(16))
+    posterior = callback.make_posterior(Categorical(3), statistics_inputs=data()[0].split(16))
     assert len(posterior.states[0].statistics["mean"]) == 16 * 3 + 3
     assert [name for name, p in posterior.states[0].model.named_parameters() if p.requires_grad] == [
         "4.weight",
@@ -323,7 +325,7 @@ def test_the_trained_network_alone():
     module.eval()
     with torch.no_grad():
         outputs = module(x).double().log_softmax(-1)
-    assert torch.allclose(callback.posterior(Categorical(3)).predict(x).log_probs, outputs, atol=1e-6)
+    assert torch.allclose(callback.make_posterior(Categorical(3)).predict(x).log_probs, outputs, atol=1e-6)
 
 
 def test_the_module_is_given_back():
@@ -385,7 +387,7 @@ def test_refuses():
     with pytest.raises(ValueError, match="max_steps"):
         fitted(SAM(), swag=SWAG(), epochs=-1)
     with pytest.raises(RuntimeError, match="before training"):
-        FlatCallback(SAM()).posterior(Categorical(3))
+        FlatCallback(SAM()).make_posterior(Categorical(3))
     with pytest.raises(ValueError, match="num_data"):
         stream = DataLoader(list(zip(*data(), strict=True)), batch_size=SIZE)
         stream = (batch for batch in stream)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes import MSAM, SAM, SWAG, Categorical, Course, FittedPosterior, LookSAM, Plain
+from flatbayes import MSAM, SAM, SWAG, Categorical, FittedPosterior, LookSAM, Plain, TrainingProgress
 
 transformers = pytest.importorskip("transformers")
 
-from flatbayes.integrations.transformers import FILE, FlatTrainer, FlatTrainerMixin, Logits  # noqa: E402
+from flatbayes.integrations.transformers import TRACKER_FILE_NAME, FlatTrainer, FlatTrainerMixin, Logits  # noqa: E402
 
 BATCHES, SIZE, LENGTH, PAD = 6, 4, 7, 0
 
@@ -87,7 +87,7 @@ def by_hand(flatness, *, accumulate=1, epochs=3, clip=0.0, bf16=False, swag=None
     steps_per_epoch = math.ceil(BATCHES / accumulate)
     total = epochs * steps_per_epoch
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, 0, total)
-    course = Course(total_steps=total)
+    course = TrainingProgress(total_steps=total)
     state = None if swag is None else swag.init(model, None, BATCHES * SIZE)
     data = data or examples()
     stacked = {key: torch.stack([example[key] for example in data]) for key in data[0]}
@@ -128,7 +128,7 @@ def assert_equal(one, other):
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("flatness", [SAM(rho=0.2), LookSAM(rho=0.2, every=2), MSAM(rho=0.2), Plain()], ids=repr)
+@pytest.mark.parametrize("flatness", [SAM(rho=0.2), LookSAM(rho=0.2, period=2), MSAM(rho=0.2), Plain()], ids=repr)
 def test_equals_a_loop_of_ones_own(flatness, accumulate, tmp_path):
     run = trained(tmp_path, flatness, gradient_accumulation_steps=accumulate)
     assert_equal(run.model, by_hand(flatness, accumulate=accumulate)[0])
@@ -170,7 +170,7 @@ def test_swag_equals_a_loop_of_ones_own(tmp_path):
     run = trained(tmp_path, SAM(rho=0.2), swag=SWAG(rank=3), num_train_epochs=4)
     model, state = by_hand(SAM(rho=0.2), swag=SWAG(rank=3), epochs=4)
     assert_equal(run.model, model)
-    found = run._following.state.statistics
+    found = run._tracker.state.statistics
     assert found["count"] == 2
     for name, tensor in state.statistics.items():
         assert torch.equal(found[name], tensor)
@@ -184,35 +184,35 @@ def test_resumes_bit_for_bit(flatness, at, tmp_path):
     folder = tmp_path / "one" / f"checkpoint-{at}"
     again = trained(tmp_path / "two", flatness, resume=str(folder), **options)
     assert_equal(whole.model, again.model)
-    one, other = whole._following, again._following
-    assert one.course.step == other.course.step == 24
+    one, other = whole._tracker, again._tracker
+    assert one.progress.step == other.progress.step == 24
     assert int(one.state.statistics["count"]) == 2
     for name, tensor in one.state.statistics.items():
         assert torch.equal(other.state.statistics[name], tensor)
-    assert one.course.kept.keys() == other.course.kept.keys()
+    assert one.progress.flatness_state.keys() == other.progress.flatness_state.keys()
 
 
 def test_resumes_the_last_checkpoint(tmp_path):
     options = {"save_strategy": "epoch", "swag": SWAG(rank=2)}
     trained(tmp_path, SAM(rho=0.2), **options)
     again = trained(tmp_path, SAM(rho=0.2), resume=True, **options)
-    assert again._following.course.step == 18
+    assert again._tracker.progress.step == 18
 
 
 def test_checkpoint_without_ours(tmp_path):
     trained(tmp_path, kind=OrderedPlain, save_strategy="epoch")
-    with pytest.raises(FileNotFoundError, match=FILE):
+    with pytest.raises(FileNotFoundError, match=TRACKER_FILE_NAME):
         trained(tmp_path, SAM(rho=0.2), resume=True)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_posterior_predicts_saves_and_loads(bf16, tmp_path):
     run = trained(tmp_path, SAM(rho=0.05), swag=SWAG(rank=2), num_train_epochs=4, bf16=bf16)
-    fitted = run.posterior(Categorical(3))
+    fitted = run.make_posterior(Categorical(3))
     ids = torch.stack([example["input_ids"] for example in examples()])
     mask = torch.stack([example["attention_mask"] for example in examples()])
     predictive = fitted.predict(ids, num_draws=3)
-    for network in fitted.draws(1):
+    for network in fitted.sample_networks(1):
         direct = network.model(input_ids=ids, attention_mask=mask).logits
         assert torch.allclose(network(ids), direct)
     again = FittedPosterior.load(fitted.save(tmp_path / "kept"), Logits(bert()))
@@ -233,7 +233,7 @@ def test_posterior_over_some_parameters(tmp_path):
         params=["classifier.*"],
     )
     run.train()
-    fitted = run.posterior(Categorical(3))
+    fitted = run.make_posterior(Categorical(3))
     size = sum(p.numel() for p in model.classifier.parameters())
     assert len(fitted.states[0].statistics["mean"]) == size
     assert sum(p.numel() for p in fitted.states[0].model.parameters() if p.requires_grad) == size
@@ -254,7 +254,7 @@ def test_refuses(tmp_path):
         FlatTrainer(bert(), arguments(tmp_path), collect_from=1.0)
     run = FlatTrainer(bert(), arguments(tmp_path), train_dataset=examples())
     with pytest.raises(RuntimeError, match="train"):
-        run.posterior(Categorical(3))
+        run.make_posterior(Categorical(3))
 
 
 def test_any_trainer():
@@ -280,7 +280,7 @@ def test_adapters(tmp_path):
         return peft.get_peft_model(bert(), peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
 
     run = trained(tmp_path, SAM(rho=0.05), model=adapted(), swag=SWAG(rank=2), num_train_epochs=4)
-    fitted = run.posterior(Categorical(3))
+    fitted = run.make_posterior(Categorical(3))
     assert len(fitted.states[0].statistics["mean"]) == 2 * 2 * 16 + 16 * 3 + 3
     ids = torch.stack([example["input_ids"] for example in examples()])
     again = FittedPosterior.load(fitted.save(tmp_path / "kept"), Logits(adapted()))

@@ -8,25 +8,25 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core import Course, asked_part
+from flatbayes.core import TrainingProgress, subset_batch
+from flatbayes.core.parameter_selection import select_parameters
 from flatbayes.core.randomness import RandomState
-from flatbayes.core.selection import selected
-from flatbayes.core.spec import build, label, to_spec
-from flatbayes.core.spread import offered, offering
+from flatbayes.core.spec import instantiate, short_name, to_spec
+from flatbayes.core.spread import get_weight_distribution, weight_distribution
 from flatbayes.flatness import (
     ASAM,
     LESAM,
     MSAM,
     SAM,
-    Every,
+    Delayed,
     FisherSAM,
     Flatness,
-    Late,
+    GaussianSmoothing,
     LookSAM,
+    Periodic,
     Plain,
     PosteriorSAM,
-    Random,
-    Smoothing,
+    RandomPerturbation,
 )
 from flatbayes.flatness.asam import adaptive_scale
 from flatbayes.flatness.fisher_sam import inverse_fisher
@@ -48,12 +48,14 @@ from support import (
     with_radius,
 )
 
-AIMED = [f for f in BALLS if not isinstance(f, Random)]  # a random direction depends on the gradient's bits
+AIMED = [
+    f for f in BALLS if not isinstance(f, RandomPerturbation)
+]  # a random direction depends on the gradient's bits
 # A budget in units of the loss, or one direction while the gradient is another, is not free of the scale.
-SCALE_FREE = [f for f in FLATNESSES if not isinstance(innermost(f), Random | LESAM)]
+SCALE_FREE = [f for f in FLATNESSES if not isinstance(innermost(f), RandomPerturbation | LESAM)]
 # An overflow is known only from a gradient, so those that have just one have been displaced by then.
-AIMS_FIRST = [f for f in FLATNESSES if not isinstance(innermost(f), MSAM | Smoothing)]
-NEEDS_COURSE = [f for f in FLATNESSES if isinstance(f, MSAM | LookSAM | Every | Late | Smoothing)]
+AIMS_FIRST = [f for f in FLATNESSES if not isinstance(innermost(f), MSAM | GaussianSmoothing)]
+NEEDS_COURSE = [f for f in FLATNESSES if isinstance(f, MSAM | LookSAM | Periodic | Delayed | GaussianSmoothing)]
 NEEDS_COURSE += [f for f in FLATNESSES if isinstance(f, LESAM) and f.anneal > 0]
 
 every = pytest.mark.parametrize("flat", FLATNESSES, ids=named(FLATNESSES))
@@ -97,18 +99,18 @@ def test_leaves_everything_as_one_plain_call_does(flat):
 
 @every
 def test_costs_what_is_declared(flat):
-    model, course, spent = network(), Course(total_steps=20), []
+    model, course, spent = network(), TrainingProgress(total_steps=20), []
     inner = Counted(model, *batch())
 
     def closure():
-        (rows,) = asked_part(torch.arange(12))
+        (rows,) = subset_batch(torch.arange(12))
         spent.append(len(rows) / 12)
         return inner()
 
     for _ in range(20):
         ask(flat, closure, model, course)
         course.advance()
-    assert sum(spent) / 20 == pytest.approx(flat.gradients)
+    assert sum(spent) / 20 == pytest.approx(flat.gradients_per_step)
 
 
 @every
@@ -117,7 +119,7 @@ def test_a_closure_that_ignores_the_share_is_called_for_whole_gradients(flat):
     closure = Counted(model, *batch())
     ask(flat, closure, model)
     inner = innermost(flat)
-    aims = 0 if isinstance(inner, Plain | MSAM | Smoothing) else getattr(inner, "ascent_steps", 1)
+    aims = 0 if isinstance(inner, Plain | MSAM | GaussianSmoothing) else getattr(inner, "ascent_steps", 1)
     assert closure.calls == aims + 1
 
 
@@ -157,7 +159,7 @@ def test_a_run_resumed_from_the_course_is_the_same_bit_for_bit(flat):
 
     def fresh():
         model = network()
-        return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), Course(total_steps=12)
+        return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), TrainingProgress(total_steps=12)
 
     torch.manual_seed(3)
     straight = fresh()
@@ -171,21 +173,21 @@ def test_a_run_resumed_from_the_course_is_the_same_bit_for_bit(flat):
     torch.set_rng_state(rng)
     steps(*resumed, 5)
     assert_same(snapshot(straight[0]), snapshot(resumed[0]))
-    for name, tensor in straight[2].kept.items():
-        assert torch.equal(tensor, resumed[2].kept[name])
+    for name, tensor in straight[2].flatness_state.items():
+        assert torch.equal(tensor, resumed[2].flatness_state[name])
 
 
 @pytest.mark.parametrize("flat", NEEDS_COURSE, ids=named(NEEDS_COURSE))
 def test_says_what_to_write_where_there_is_no_course(flat):
     model = network()
-    with pytest.raises(ValueError, match=r"course = Course\(total_steps=...\)"):
+    with pytest.raises(ValueError, match=r"progress = TrainingProgress\(total_steps=...\)"):
         flat(Counted(model, *batch()), model)
 
 
-@pytest.mark.parametrize("flat", [f for f in FLATNESSES if f not in NEEDS_COURSE], ids=label)
+@pytest.mark.parametrize("flat", [f for f in FLATNESSES if f not in NEEDS_COURSE], ids=short_name)
 def test_does_without_a_course_where_it_is_not_needed(flat):
     grads = []
-    for course in ((), (Course(step=3),)):
+    for course in ((), (TrainingProgress(step=3),)):
         model = network()
         torch.manual_seed(3)
         with offering_everything(model):
@@ -287,7 +289,9 @@ def test_parameters_without_gradient_stay_out_of_it(flat):
     ask(flat, closure, model)
     for seen in closure.seen:
         by_name = dict(zip([n for n, _ in model.named_parameters()], seen, strict=True))
-        if not isinstance(innermost(flat), MSAM | Smoothing):  # they move before any gradient says what takes part
+        if not isinstance(
+            innermost(flat), MSAM | GaussianSmoothing
+        ):  # they move before any gradient says what takes part
             assert by_name["extra"].tolist() == [2, 2, 2]
         assert torch.equal(by_name["0.weight"], model[0].weight)
 
@@ -337,7 +341,7 @@ def test_noise_is_replayed_unless_fresh_is_asked_for(flat):
             return loss.detach()
 
         state = RandomState.capture(model)
-        ask(replace(flat, fresh_noise=fresh), closure, model)
+        ask(replace(flat, resample_noise=fresh), closure, model)
         assert torch.equal(draws[0], draws[1]) is not fresh
         if not fresh:
             after = torch.get_rng_state()
@@ -355,7 +359,7 @@ def test_refuses_a_radius_that_is_none(flat, rho):
 
 @every
 def test_can_be_written_down_and_read_back(flat):
-    assert build(to_spec(flat), within="flatbayes.flatness") == flat
+    assert instantiate(to_spec(flat), package="flatbayes.flatness") == flat
     assert isinstance(flat, Flatness)
 
 
@@ -398,7 +402,7 @@ def test_adaptive_radius_sees_through_rescaling_of_layers():
             model, closure, losses = worst(c)
             params = list(model.parameters())
             stds = [torch.full_like(p, 0.1 * factor) for p, factor in zip(params, (c, 1 / c), strict=True)]
-            with offering(params, [p.detach() for p in params], stds):  # the same posterior over functions
+            with weight_distribution(params, [p.detach() for p in params], stds):  # the same posterior over functions
                 flat(closure, model)()
             gaps[type(flat), c] = losses[1] - losses[0]
     for kind in (ASAM, PosteriorSAM):
@@ -425,7 +429,7 @@ class Tied(nn.Module):
 
 def _moved(flat, model):
     """Which weights take part, of all in one vector."""
-    chosen = selected(model, getattr(flat, "params", "all"), "params")
+    chosen = select_parameters(model, getattr(flat, "params", "all"), "params")
     return torch.cat([torch.full((p.numel(),), name in chosen) for name, p in model.named_parameters()])
 
 
@@ -436,7 +440,7 @@ def _geometry(flat, model):
         return torch.cat([s.sqrt().flatten() for s in inverse_fisher([w.grad for w in weights.values()], flat.eta)])
     if isinstance(flat, PosteriorSAM):
         with offering_everything(model):
-            spreads = [offered(w) for w in weights.values()]
+            spreads = [get_weight_distribution(w) for w in weights.values()]
         scales = [s.std if flat.geometry == "std" else s.mean.abs() / s.std for s in spreads]
         return torch.cat([s.flatten() for s in scales])
     scale = (

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from flatbayes.core.spec import build, to_spec
+from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors import SWAG, Posterior
 from support import (
@@ -94,7 +94,9 @@ def test_a_draw_restores_everything(posterior):
     x, _ = batch(9)
     before = snapshot(state.model)
     with posterior.draw(state, generator(1)) as outer:
-        assert (outer is state.model) or not posterior.moves_weights  # a linearised network is another module
+        assert (
+            outer is state.model
+        ) or not posterior.needs_norm_reestimation  # a linearised network is another module
         assert not outer.training
         first = outer(x)
         with posterior.draw(state, generator(2)) as inner:
@@ -127,7 +129,7 @@ def test_draws_have_new_weights_only_where_declared(posterior):
     with posterior.draw(state, generator()):
         inside = snapshot(state.model)["weights"]
     moved = any(not torch.equal(inside[name], before[name]) for name in before)
-    assert moved is posterior.moves_weights
+    assert moved is posterior.needs_norm_reestimation
 
 
 @every
@@ -159,9 +161,9 @@ def test_needs_something_to_train(posterior):
 
 @every
 def test_can_be_written_down_and_read_back(posterior):
-    assert build(to_spec(posterior), within="flatbayes.posteriors") == posterior
+    assert instantiate(to_spec(posterior), package="flatbayes.posteriors") == posterior
     assert isinstance(posterior, Posterior)
-    assert posterior.runs >= 1
+    assert posterior.num_members >= 1
 
 
 @every

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from flatbayes.likelihoods import Categorical, CategoricalPredictive
-from flatbayes.likelihoods.categorical import entropy
+from flatbayes.likelihoods.categorical import categorical_entropy
 
 
 def logits(seed, draws=5, examples=7, classes=4):
@@ -97,4 +97,4 @@ def test_nothing_to_average_is_an_error():
 
 
 def test_entropy_of_certainty_is_zero():
-    assert entropy(torch.tensor([0.0, -math.inf])).item() == 0
+    assert categorical_entropy(torch.tensor([0.0, -math.inf])).item() == 0

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from flatbayes.core.spec import build, to_spec
+from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.likelihoods import Gaussian, GaussianPredictive, mixture
 
 CONCRETE = Gaussian(location=(35.0,), scale=(16.0,))
@@ -164,7 +164,7 @@ class TestFields:
 
     def test_survives_being_written_down(self):
         likelihood = Gaussian(2, (1.5, -2.0), (3.0, 0.1), floor=0.02)
-        again = build(to_spec(likelihood), within="flatbayes.likelihoods")
+        again = instantiate(to_spec(likelihood), package="flatbayes.likelihoods")
         assert again == likelihood
         assert hash(again) == hash(likelihood)
 

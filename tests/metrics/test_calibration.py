@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from flatbayes.metrics import adaptive_ece, classwise_ece, ece, reliability, wilson_interval
+from flatbayes.metrics import adaptive_ece, classwise_ece, ece, reliability_bins, wilson_interval
 
 
 def two_classes(*confidences, dtype=torch.float64):
@@ -52,7 +52,7 @@ class TestEdges:
         assert ece(self.probs, self.labels, 20, "left") == pytest.approx(0.46, abs=1e-15)
 
     def test_float32_lies_where_its_rounding_puts_it(self):
-        bins = reliability(two_classes(0.95, dtype=torch.float32), torch.tensor([0]), 20, "left")
+        bins = reliability_bins(two_classes(0.95, dtype=torch.float32), torch.tensor([0]), 20, "left")
         assert float(torch.tensor(0.95)) < 0.95
         assert bins.counts[18] == 1
 
@@ -60,19 +60,19 @@ class TestEdges:
     def test_every_edge_belongs_to_one_side(self, num_bins):
         for m in range((num_bins + 1) // 2, num_bins + 1):  # the top of two classes is at least one half
             probs, label = two_classes(m / num_bins), torch.tensor([0])
-            assert reliability(probs, label, num_bins, "right").counts.index(1) == m - 1
-            assert reliability(probs, label, num_bins, "left").counts.index(1) == min(m, num_bins - 1)
+            assert reliability_bins(probs, label, num_bins, "right").counts.index(1) == m - 1
+            assert reliability_bins(probs, label, num_bins, "left").counts.index(1) == min(m, num_bins - 1)
 
     @pytest.mark.parametrize("closed", ["right", "left"])
     def test_certainty_is_in_the_last_bin(self, closed):
-        assert reliability(torch.eye(3), torch.tensor([0, 1, 2]), 20, closed).counts[-1] == 3
+        assert reliability_bins(torch.eye(3), torch.tensor([0, 1, 2]), 20, closed).counts[-1] == 3
         assert ece(torch.eye(3), torch.tensor([0, 1, 2]), 20, closed) == 0
         assert ece(torch.eye(3), torch.tensor([1, 2, 0]), 20, closed) == 1
 
     @pytest.mark.parametrize("closed", ["right", "left"])
     def test_rounding_above_certainty_stays_in_the_last_bin(self, closed):
         probs = torch.tensor([[1 + 1e-6, 0.0]], dtype=torch.float64)
-        bins = reliability(probs, torch.tensor([0]), 20, closed)
+        bins = reliability_bins(probs, torch.tensor([0]), 20, closed)
         assert bins.counts[-1] == 1
         assert bins.confidence[-1] == 1
 
@@ -98,7 +98,7 @@ def test_is_the_slow_definition(seed, num, classes, num_bins, closed, grid, dtyp
     labels = torch.randint(0, classes, (num,), generator=generator)
     expected = slow_ece(probs.double(), labels, num_bins, closed)
     assert ece(probs, labels, num_bins, closed) == pytest.approx(expected, abs=1e-12)
-    assert sum(reliability(probs, labels, num_bins, closed).counts) == num
+    assert sum(reliability_bins(probs, labels, num_bins, closed).counts) == num
 
 
 def test_one_bin_is_accuracy_against_confidence():
@@ -107,7 +107,7 @@ def test_one_bin_is_accuracy_against_confidence():
 
 
 def test_bins_by_hand():
-    bins = reliability(two_classes(0.6, 0.7, 0.95), torch.tensor([0, 1, 0]), num_bins=4)
+    bins = reliability_bins(two_classes(0.6, 0.7, 0.95), torch.tensor([0, 1, 0]), num_bins=4)
     assert bins.edges == (0, 0.25, 0.5, 0.75, 1)
     assert bins.counts == (0, 0, 2, 1)
     assert bins.confidence == pytest.approx((0, 0, 0.65, 0.95))
@@ -115,7 +115,7 @@ def test_bins_by_hand():
 
 
 def test_bins_travel_as_json():
-    bins = reliability(two_classes(0.6, 0.7, 0.95), torch.tensor([0, 1, 0]))
+    bins = reliability_bins(two_classes(0.6, 0.7, 0.95), torch.tensor([0, 1, 0]))
     read = json.loads(json.dumps(bins.to_dict(), allow_nan=False))
     assert read == bins.to_dict()
     assert {name: len(values) for name, values in read.items()} == {
@@ -145,11 +145,11 @@ class TestIntervals:
         assert wilson_interval(0, 0) == (0, 1)
 
     def test_of_bins(self):
-        bins = reliability(two_classes(*[0.97] * 10), torch.tensor([0] * 7 + [1] * 3))
-        found = bins.intervals()
+        bins = reliability_bins(two_classes(*[0.97] * 10), torch.tensor([0] * 7 + [1] * 3))
+        found = bins.accuracy_intervals()
         assert found[19] == wilson_interval(7, 10)
         assert set(found[:19]) == {(0, 1)}
-        assert bins.intervals(0.5)[19] == wilson_interval(7, 10, 0.5)
+        assert bins.accuracy_intervals(0.5)[19] == wilson_interval(7, 10, 0.5)
 
     def test_refuse_nonsense(self):
         with pytest.raises(ValueError, match="between 0 and 1, got 1"):
@@ -241,7 +241,7 @@ class TestClasswise:
         assert classwise_ece(torch.ones(4, 1), torch.zeros(4, dtype=torch.int64)) == 0
 
 
-@pytest.mark.parametrize("function", [ece, reliability, classwise_ece])
+@pytest.mark.parametrize("function", [ece, reliability_bins, classwise_ece])
 def test_refuses_what_is_no_binning(function):
     probs, labels = two_classes(0.6), torch.tensor([0])
     with pytest.raises(ValueError, match="at least 1 bin, got num_bins=0"):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from flatbayes.metrics import accuracy, auroc_correct, brier, classification_metrics, ece, nll, reliability
+from flatbayes.metrics import accuracy, auroc_correct, brier_score, classification_metrics, ece, nll, reliability_bins
 
-FROM_PROBS = [accuracy, brier, ece, reliability, auroc_correct]
+FROM_PROBS = [accuracy, brier_score, ece, reliability_bins, auroc_correct]
 FROM_LOG_PROBS = [nll, classification_metrics]
 PROBS = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
 LABELS = torch.tensor([0, 1])

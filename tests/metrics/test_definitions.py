@@ -4,9 +4,13 @@ from flatbayes.metrics import DEFINITIONS, HIGHER_IS_BETTER, classification, reg
 
 
 def test_directions_and_definitions_of_both_tasks_are_there():
-    for task in (classification, regression):
-        assert {name: HIGHER_IS_BETTER[name] for name in task.HIGHER_IS_BETTER} == task.HIGHER_IS_BETTER
-        assert set(task.DEFINITIONS) <= set(DEFINITIONS)
+    tasks = [
+        (classification.CLASSIFICATION_HIGHER_IS_BETTER, classification.CLASSIFICATION_DEFINITIONS),
+        (regression.REGRESSION_HIGHER_IS_BETTER, regression.REGRESSION_DEFINITIONS),
+    ]
+    for directions, definitions in tasks:
+        assert {name: HIGHER_IS_BETTER[name] for name in directions} == directions
+        assert set(definitions) <= set(DEFINITIONS)
     assert set(HIGHER_IS_BETTER) <= set(DEFINITIONS)
 
 

@@ -9,14 +9,14 @@ from flatbayes import metrics
 from flatbayes.metrics import (
     DEFINITIONS,
     HIGHER_IS_BETTER,
-    coverage,
+    coverage_curve,
     crps,
+    interval_width,
     miscalibration,
     regression_metrics,
     rmse,
-    width,
 )
-from flatbayes.metrics.regression import absolute_mean
+from flatbayes.metrics.regression import folded_normal_mean
 
 
 def example(seed, draws=4, examples=6):
@@ -115,7 +115,9 @@ class TestCrps:
     def test_folded_normal_by_integration(self):
         for mean, std in ((0.7, 0.3), (-2.0, 1.5), (0.0, 1.0)):
             expected = stats.norm(mean, std).expect(np.abs)
-            found = absolute_mean(torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64))
+            found = folded_normal_mean(
+                torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+            )
             assert found.item() == pytest.approx(expected, abs=1e-8)
 
     def test_bad_input(self):
@@ -131,14 +133,14 @@ class TestCrps:
 class TestCoverage:
     def test_by_hand(self):
         pit = torch.tensor([0.5, 0.1, 0.9, 0.999], dtype=torch.float64)
-        found = coverage(pit, (0.5, 0.9))
+        found = coverage_curve(pit, (0.5, 0.9))
         assert found.coverage == (0.25, 0.75)
         assert found.to_dict() == {"levels": [0.5, 0.9], "coverage": [0.25, 0.75], "count": 4}
 
     def test_is_the_share_inside_intervals(self):
         generator = torch.Generator().manual_seed(0)
         y = 1.3 * torch.randn(1000, generator=generator, dtype=torch.float64)
-        found = coverage(torch.from_numpy(stats.norm.cdf(y.numpy())))
+        found = coverage_curve(torch.from_numpy(stats.norm.cdf(y.numpy())))
         for level, share in zip(found.levels, found.coverage, strict=True):
             low, high = stats.norm.interval(level)
             assert share == ((y >= low) & (y <= high)).double().mean().item()
@@ -155,17 +157,17 @@ class TestCoverage:
     @pytest.mark.parametrize("bad", [-0.1, 1.1])
     def test_bad_input(self, bad):
         with pytest.raises(ValueError, match="lie between 0 and 1"):
-            coverage(torch.tensor([0.5, bad]))
+            coverage_curve(torch.tensor([0.5, bad]))
         with pytest.raises(ValueError, match="missing or not finite"):
             miscalibration(torch.tensor([math.nan]))
         with pytest.raises(ValueError, match="Levels lie strictly between 0 and 1"):
-            coverage(torch.tensor([0.5]), (0.95, 1.0))
+            coverage_curve(torch.tensor([0.5]), (0.95, 1.0))
 
 
 def test_width():
-    assert width(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 4.0])) == 2
+    assert interval_width(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 4.0])) == 2
     with pytest.raises(ValueError, match="one shape"):
-        width(torch.zeros(2), torch.zeros(1))
+        interval_width(torch.zeros(2), torch.zeros(1))
 
 
 class TestAll:
@@ -179,7 +181,7 @@ class TestAll:
             "rmse": rmse(means.mean(0), y),
             "crps": crps(means, stds, y),
             "miscalibration": miscalibration(pit),
-            "coverage_95": coverage(pit, (0.95,)).coverage[0],
+            "coverage_95": coverage_curve(pit, (0.95,)).coverage[0],
             "width_95": pytest.approx(2 * 1.96 * stds.mean().item()),
         }
         assert {type(value) for value in found.values()} == {float}
@@ -206,7 +208,7 @@ class TestAll:
         y = torch.randn(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         good = judged(torch.zeros(1, 2000, dtype=torch.float64), torch.ones(1, 2000, dtype=torch.float64), y)
         bad = judged(torch.ones(1, 2000, dtype=torch.float64), torch.full((1, 2000), 0.3, dtype=torch.float64), y)
-        assert all(good[name] < bad[name] for name in metrics.regression.HIGHER_IS_BETTER)
+        assert all(good[name] < bad[name] for name in metrics.regression.REGRESSION_HIGHER_IS_BETTER)
 
     def test_log_densities_that_are_no_numbers_are_refused(self):
         means, stds, y = example(0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn import metrics as sklearn_metrics
 
-from flatbayes.metrics import accuracy, brier, nll
+from flatbayes.metrics import accuracy, brier_score, nll
 
 
 def example(seed, num=200, classes=4):
@@ -58,12 +58,12 @@ class TestNll:
 
 class TestBrier:
     def test_by_hand(self):
-        assert brier(torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([0])) == 0.25 + 2 * 0.0625
+        assert brier_score(torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([0])) == 0.25 + 2 * 0.0625
 
     def test_range_is_0_to_2(self):
         probs = torch.eye(3)
-        assert brier(probs, torch.tensor([0, 1, 2])) == 0
-        assert brier(probs, torch.tensor([1, 2, 0])) == 2
+        assert brier_score(probs, torch.tensor([0, 1, 2])) == 0
+        assert brier_score(probs, torch.tensor([1, 2, 0])) == 2
 
     @pytest.mark.parametrize("seed", range(3))
     def test_is_the_squared_error_over_all_classes(self, seed):
@@ -71,9 +71,9 @@ class TestBrier:
         total = 0.0
         for row, label in zip(log_probs.exp().tolist(), labels.tolist(), strict=True):
             total += sum((p - (c == label)) ** 2 for c, p in enumerate(row))
-        assert brier(log_probs.exp(), labels) == pytest.approx(total / len(labels), rel=1e-12)
+        assert brier_score(log_probs.exp(), labels) == pytest.approx(total / len(labels), rel=1e-12)
 
     def test_of_two_classes_is_twice_that_of_sklearn(self):
         log_probs, labels = example(0, classes=2)
         expected = 2 * sklearn_metrics.brier_score_loss(labels, log_probs.exp()[:, 1])
-        assert brier(log_probs.exp(), labels) == pytest.approx(expected, rel=1e-12)
+        assert brier_score(log_probs.exp(), labels) == pytest.approx(expected, rel=1e-12)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flatbayes.metrics import aurc, excess_aurc, risk_coverage
+from flatbayes.metrics import aurc, excess_aurc, risk_coverage_curve
 
 
 def averaged_over_orders(confidence, losses):
@@ -28,7 +28,7 @@ def averaged_over_orders(confidence, losses):
 def test_is_the_average_over_all_orders(confidence, data):
     values = st.sampled_from([0.0, 1.0, 0.25])
     losses = data.draw(st.lists(values, min_size=len(confidence), max_size=len(confidence)))
-    coverage, risk = risk_coverage(torch.tensor(confidence), torch.tensor(losses))
+    coverage, risk = risk_coverage_curve(torch.tensor(confidence), torch.tensor(losses))
     assert risk.tolist() == pytest.approx(averaged_over_orders(confidence, losses), abs=1e-12)
     assert coverage.tolist() == [(k + 1) / len(losses) for k in range(len(losses))]
     assert aurc(torch.tensor(confidence), torch.tensor(losses)) == pytest.approx(float(risk.mean()))
@@ -43,7 +43,7 @@ def test_best_and_worst_order_by_hand():
 
 
 def test_no_information_is_the_mean_loss_at_every_coverage():
-    _, risk = risk_coverage(torch.full((50,), 0.7), torch.arange(50) % 5 == 0)
+    _, risk = risk_coverage_curve(torch.full((50,), 0.7), torch.arange(50) % 5 == 0)
     torch.testing.assert_close(risk, torch.full((50,), 0.2, dtype=torch.float64))
 
 
@@ -76,4 +76,4 @@ def test_infinite_confidence_and_one_example():
 )
 def test_refuses_what_does_not_match(confidence, losses, message):
     with pytest.raises(ValueError, match=message):
-        risk_coverage(confidence, losses)
+        risk_coverage_curve(confidence, losses)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from flatbayes.metrics import accuracy, nll, temperature_scaling, tempered
+from flatbayes.metrics import accuracy, apply_temperature, fit_temperature, nll
 
 
 def predictions(num=400, classes=5, sharpness=1.0, seed=0):
@@ -29,24 +29,24 @@ def test_agrees_with_a_minimiser_of_scipy(seed, sharpness):
     best = minimize_scalar(
         objective, bounds=(math.log(0.01), math.log(100)), method="bounded", options={"xatol": 1e-9}
     )
-    found = temperature_scaling(log_probs, labels)
+    found = fit_temperature(log_probs, labels)
     assert math.log(found) == pytest.approx(best.x, abs=1e-6)
-    assert nll(tempered(log_probs, found), labels) <= nll(log_probs, labels) + 1e-15
+    assert nll(apply_temperature(log_probs, found), labels) <= nll(log_probs, labels) + 1e-15
 
 
 def test_undoes_a_temperature_exactly():
     log_probs, labels = predictions()
-    found = temperature_scaling(log_probs, labels)
+    found = fit_temperature(log_probs, labels)
     for factor in (0.2, 3.0):
-        scaled = tempered(log_probs, factor)
-        assert temperature_scaling(scaled, labels) == pytest.approx(found / factor, rel=1e-12)
-    assert temperature_scaling(tempered(log_probs, found), labels) == pytest.approx(1, rel=1e-12)
+        scaled = apply_temperature(log_probs, factor)
+        assert fit_temperature(scaled, labels) == pytest.approx(found / factor, rel=1e-12)
+    assert fit_temperature(apply_temperature(log_probs, found), labels) == pytest.approx(1, rel=1e-12)
 
 
 def test_by_hand():
     # Three of four are right at 0.9 of two classes: the best confidence is 3/4, so T = log 9 / log 3 = 2.
     log_probs = torch.tensor([[0.9, 0.1]] * 4, dtype=torch.float64).log()
-    assert temperature_scaling(log_probs, torch.tensor([0, 0, 0, 1])) == pytest.approx(2, rel=1e-12)
+    assert fit_temperature(log_probs, torch.tensor([0, 0, 0, 1])) == pytest.approx(2, rel=1e-12)
 
 
 @settings(deadline=None, max_examples=40)
@@ -55,52 +55,52 @@ def test_no_temperature_is_better(seed, num, scale):
     generator = torch.Generator().manual_seed(seed)
     log_probs = (scale * torch.randn(num, 3, generator=generator, dtype=torch.float64)).log_softmax(-1)
     labels = torch.randint(0, 3, (num,), generator=generator)
-    found = temperature_scaling(log_probs, labels)
+    found = fit_temperature(log_probs, labels)
     assert 0.01 <= found <= 100
-    best = nll(tempered(log_probs, found), labels)
+    best = nll(apply_temperature(log_probs, found), labels)
     for other in torch.logspace(-2, 2, 41, dtype=torch.float64).clamp(0.01, 100).tolist():
-        assert best <= nll(tempered(log_probs, other), labels) * (1 + 1e-9) + 1e-12
+        assert best <= nll(apply_temperature(log_probs, other), labels) * (1 + 1e-9) + 1e-12
 
 
 class TestEnds:
     right = torch.tensor([[0.6, 0.4], [0.3, 0.7]], dtype=torch.float64).log()
 
     def test_all_right(self):
-        assert temperature_scaling(self.right, torch.tensor([0, 1])) == 0.01
+        assert fit_temperature(self.right, torch.tensor([0, 1])) == 0.01
 
     def test_no_better_than_chance(self):
-        assert temperature_scaling(self.right, torch.tensor([1, 0])) == 100
+        assert fit_temperature(self.right, torch.tensor([1, 0])) == 100
 
     def test_uniform_predictions(self):
-        assert temperature_scaling(torch.full((3, 4), 0.25).log(), torch.tensor([0, 1, 2])) == 1
+        assert fit_temperature(torch.full((3, 4), 0.25).log(), torch.tensor([0, 1, 2])) == 1
 
     def test_one_class(self):
-        assert temperature_scaling(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64)) == 1
+        assert fit_temperature(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64)) == 1
 
     def test_one_example(self):
-        assert temperature_scaling(self.right[:1], torch.tensor([0])) == 0.01
+        assert fit_temperature(self.right[:1], torch.tensor([0])) == 0.01
 
 
 def test_impossible_classes_stay_impossible():
     log_probs = torch.tensor([[0.9, 0.1, 0.0]] * 4, dtype=torch.float64).log()
     labels = torch.tensor([0, 0, 0, 1])
-    assert temperature_scaling(log_probs, labels) == pytest.approx(2, rel=1e-12)
-    assert tempered(log_probs, 3.0)[0, 2] == -math.inf
+    assert fit_temperature(log_probs, labels) == pytest.approx(2, rel=1e-12)
+    assert apply_temperature(log_probs, 3.0)[0, 2] == -math.inf
     with pytest.raises(ValueError, match=r"1 labels have probability 0.*log_softmax"):
-        temperature_scaling(log_probs, torch.tensor([0, 0, 0, 2]))
+        fit_temperature(log_probs, torch.tensor([0, 0, 0, 2]))
 
 
 def test_float32_extremes():
     log_probs = torch.tensor([[0.0, -1e30], [-1e30, 0.0], [0.0, -1e30]])
-    found = temperature_scaling(log_probs, torch.tensor([0, 1, 1]))
+    found = fit_temperature(log_probs, torch.tensor([0, 1, 1]))
     assert found == 100  # still hopeless there, and finite
-    assert math.isfinite(nll(tempered(log_probs, found), torch.tensor([0, 1, 1])))
+    assert math.isfinite(nll(apply_temperature(log_probs, found), torch.tensor([0, 1, 1])))
 
 
 def test_accuracy_stays():
     log_probs, labels = predictions()
     for temperature in (0.01, 0.5, 7.0, 100.0):
-        scaled = tempered(log_probs, temperature)
+        scaled = apply_temperature(log_probs, temperature)
         assert accuracy(scaled.exp(), labels) == accuracy(log_probs.exp(), labels)
         torch.testing.assert_close(scaled.exp().sum(-1), torch.ones(len(labels), dtype=torch.float64))
 
@@ -108,4 +108,4 @@ def test_accuracy_stays():
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
 def test_refuses_what_is_no_temperature(temperature):
     with pytest.raises(ValueError, match="positive and finite, got"):
-        tempered(torch.zeros(1, 1), temperature)
+        apply_temperature(torch.zeros(1, 1), temperature)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.models import with_head
+from flatbayes.models import replace_head
 
 
 class Backbone(nn.Module):
@@ -19,7 +19,7 @@ class Backbone(nn.Module):
 def test_the_last_linear_layer_is_replaced_and_nothing_else(bias):
     model = Backbone(bias)
     body = {name: tensor.clone() for name, tensor in model.body.state_dict().items()}
-    changed = with_head(model, 3)
+    changed = replace_head(model, 3)
     assert changed is model
     assert model(torch.ones(2, 4)).shape == (2, 3)
     assert (model.head["last"].bias is not None) == bias
@@ -29,13 +29,13 @@ def test_the_last_linear_layer_is_replaced_and_nothing_else(bias):
 def test_a_head_that_fits_stays():
     model = Backbone()
     head = model.head["last"]
-    assert with_head(model, 1000).head["last"] is head
+    assert replace_head(model, 1000).head["last"] is head
 
 
 def test_a_single_layer_is_its_own_head():
-    assert with_head(nn.Linear(4, 6), 2).out_features == 2
+    assert replace_head(nn.Linear(4, 6), 2).out_features == 2
 
 
 def test_without_a_linear_layer_it_says_so():
     with pytest.raises(ValueError, match=r"Sequential has no torch.nn.Linear to replace"):
-        with_head(nn.Sequential(nn.Conv2d(1, 2, 3)), 3)
+        replace_head(nn.Sequential(nn.Conv2d(1, 2, 3)), 3)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flatbayes import models
-from flatbayes.core.spec import build, to_spec
+from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.models import MLP, VGG, ConvNet, DenseNet, PreResNet, ResNet, ViT, WideResNet
 
 GREY, COLOUR, WIDE = (1, 8, 8), (3, 32, 32), (2, 9, 12)
@@ -98,7 +98,7 @@ class TestEveryArchitecture:
     def test_comes_back_from_its_description(self, make, shape):
         make = make if isinstance(make, partial) else partial(make)
         spec = to_spec(partial(make.func, **make.keywords, input_shape=shape, num_classes=3))
-        model = build(spec, within="flatbayes.models")
+        model = instantiate(spec, package="flatbayes.models")
         assert {k: v.shape for k, v in model.state_dict().items()} == {
             k: v.shape for k, v in make(shape, 3).state_dict().items()
         }

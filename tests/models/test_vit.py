@@ -9,14 +9,14 @@ from torch.nn import functional as F
 
 from flatbayes.core.weights import flatten
 from flatbayes.diagnostics import LossSurface
-from flatbayes.diagnostics.hessian import EXACT, HessianProducts, central_difference
+from flatbayes.diagnostics.hessian import DOUBLE_BACKWARD, HessianVectorProduct, central_difference
 from flatbayes.flatness import SAM
 from flatbayes.likelihoods import Categorical
 from flatbayes.models import ViT
-from flatbayes.models.vit import Attention
-from flatbayes.posteriors import LRT, SGLD, SGVB, SWAG, Laplace, Point
+from flatbayes.models.vit import SelfAttention
+from flatbayes.posteriors import LRT, MAP, SGLD, SGVB, SWAG, Laplace
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training import Recipe, fit
+from flatbayes.training import TrainingConfig, fit
 
 SHAPE = (1, 8, 8)
 SMALL = partial(ViT, SHAPE, 3, dim=8, depth=2, heads=2)
@@ -30,7 +30,7 @@ def examples(count=24):
 
 def test_attention_is_that_of_pytorch():
     torch.manual_seed(0)
-    ours, theirs, x = Attention(12, 3), nn.MultiheadAttention(12, 3, batch_first=True), torch.randn(2, 5, 12)
+    ours, theirs, x = SelfAttention(12, 3), nn.MultiheadAttention(12, 3, batch_first=True), torch.randn(2, 5, 12)
     with torch.no_grad():
         theirs.in_proj_weight.copy_(ours.queries_keys_values.weight)
         theirs.in_proj_bias.copy_(ours.queries_keys_values.bias.normal_())
@@ -80,8 +80,8 @@ def test_products_with_the_hessian_are_exact_and_those_without_double_backward_a
     model = SMALL().double().eval()
     x, y = examples()
     surface = LossSurface(model, F.cross_entropy, [(x.double(), y)])
-    products = HessianProducts(surface)
-    assert products.method == EXACT
+    products = HessianVectorProduct(surface)
+    assert products.method == DOUBLE_BACKWARD
     direction = [torch.randn_like(param) for param in surface.params]
     exact, differences = flatten(products(direction)), flatten(central_difference(surface, direction))
     assert exact.norm() > 0
@@ -91,7 +91,7 @@ def test_products_with_the_hessian_are_exact_and_those_without_double_backward_a
 @pytest.mark.parametrize(
     "posterior",
     [
-        Point(),
+        MAP(),
         SWAG(rank=2),
         SGLD(),
         SGVB(),
@@ -106,7 +106,7 @@ def test_products_with_the_hessian_are_exact_and_those_without_double_backward_a
 def test_every_kind_of_posterior_takes_it(posterior, tmp_path):
     x, y = examples()
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
-    recipe = Recipe(epochs=2, collect_from=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
+    recipe = TrainingConfig(epochs=2, collect_from=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
     fitted = fit(SMALL, loader, posterior, SAM(rho=0.05), recipe, likelihood=Categorical(3))
     found = fitted.predict(x, 3)
     assert found.mean.isfinite().all()
@@ -119,12 +119,19 @@ def test_kronecker_factors_say_what_they_cannot_do():
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
 
     with pytest.raises(ValueError, match=r"class_token.*structure='diag'"):
-        fit(SMALL, loader, Laplace("kron", prior_precision=1.0), SAM(), Recipe(epochs=1), likelihood=Categorical(3))
+        fit(
+            SMALL,
+            loader,
+            Laplace("kron", prior_precision=1.0),
+            SAM(),
+            TrainingConfig(epochs=1),
+            likelihood=Categorical(3),
+        )
 
 
 def test_lrt_gives_noise_to_all_that_is_linear():
-    from flatbayes.posteriors.noisy_network import bayesian_parameters, with_noisy_layers
+    from flatbayes.posteriors.variational_network import bayesian_parameters, make_variational_network
 
-    network = with_noisy_layers(SMALL())
+    network = make_variational_network(SMALL())
     without = {n for n, _ in network.named_parameters()} - set(bayesian_parameters(network))
     assert {name.rpartition(".")[0].rpartition(".")[2].rstrip("12") for name in without} == {"", "norm"}

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatbayes.posteriors import Laplace
-from flatbayes.posteriors.curvature import ggn_diagonal, ggn_matrix
-from flatbayes.posteriors.eigenbasis import eigenbasis
-from flatbayes.posteriors.kfac import Factors, add_factors, kronecker_layers, layer_shape
-from flatbayes.posteriors.laplace import evidence_precision, posterior_std
-from flatbayes.posteriors.linearised import Linearised
+from flatbayes.posteriors.eigenbasis import make_eigenbasis
+from flatbayes.posteriors.ggn import ggn_diagonal, ggn_matrix
+from flatbayes.posteriors.kfac import KroneckerFactors, add_factors, find_kfac_layers, layer_shape
+from flatbayes.posteriors.laplace import maximize_evidence, posterior_std
+from flatbayes.posteriors.linearised import LinearisedNetwork
 
 NOISE, PRIOR, NUM_DATA, FEATURES = 0.3, 1.7, 40, 3
 
@@ -60,9 +60,9 @@ def at(weights):
 
 def covariance(posterior, state):
     """Of all offsets, from the displacements along each coordinate."""
-    found, basis = state.statistics, eigenbasis(posterior.structure, state.model)
+    found, basis = state.statistics, make_eigenbasis(posterior.structure, state.model)
     std = posterior_std(found["eigenvalues"], posterior.temperature, found["prior_precision"])
-    columns = [torch.cat([o.flatten() for o in basis.offsets(found, axis)]) for axis in torch.diag(std)]
+    columns = [torch.cat([o.flatten() for o in basis.compute_offsets(found, axis)]) for axis in torch.diag(std)]
     return torch.stack(columns, 1) @ torch.stack(columns)
 
 
@@ -112,7 +112,7 @@ def test_linear_regression_is_exact(structure, temperature):
         return loss.detach()
 
     posterior.step(state, closure)  # the gradient of likelihood and prior vanishes at the exact mean
-    posterior.finish(state, [(x, y)], gaussian_loss)
+    posterior.finalize(state, [(x, y)], gaussian_loss)
     torch.testing.assert_close(state.statistics["mean"], mean, rtol=0, atol=1e-10)
     torch.testing.assert_close(covariance(posterior, state), cov, rtol=1e-10, atol=1e-12)
 
@@ -121,7 +121,7 @@ def test_diagonal_of_a_linear_regression():
     x, y = regression()
     posterior = Laplace("diag", prior_precision=PRIOR, temperature=1.0)
     state = posterior.init(at(torch.ones(FEATURES + 1)), None, NUM_DATA)
-    posterior.finish(state, [(x, y)], gaussian_loss)
+    posterior.finalize(state, [(x, y)], gaussian_loss)
     _, cov = exact_regression(x, y, PRIOR)
     torch.testing.assert_close(covariance(posterior, state), cov.inverse().diagonal().reciprocal().diag())
 
@@ -131,7 +131,7 @@ def test_variance_of_linearised_draws_is_that_of_the_predictive():
     mean, cov = exact_regression(x, y, PRIOR)
     posterior = Laplace("last_layer", prior_precision=PRIOR, temperature=1.0)
     state = posterior.init(at(mean), None, NUM_DATA)
-    posterior.finish(state, [(x, y)], gaussian_loss)
+    posterior.finalize(state, [(x, y)], gaussian_loss)
     new, noise, outputs = torch.tensor([[5.0, 0.0, 1.0], [0.0, 0.0, 0.0]]), generator(), []
     for _ in range(1000):
         with posterior.draw(state, noise) as drawn, torch.no_grad():
@@ -157,7 +157,7 @@ def test_evidence_is_largest_where_a_grid_search_of_the_exact_one_says():
     for _ in range(200):  # MacKay's: weights given the prior, then the prior given the weights
         posterior = Laplace("last_layer", tune="evidence", temperature=1.0)
         state = posterior.init(at(exact_regression(x, y, prior)[0]), None, NUM_DATA)
-        posterior.finish(state, [(x, y)], gaussian_loss)
+        posterior.finalize(state, [(x, y)], gaussian_loss)
         before, prior = prior, state.statistics["prior_precision"].item()
         if abs(before - prior) < 1e-9 * prior:
             break
@@ -171,7 +171,7 @@ def test_evidence_is_largest_where_a_grid_search_of_the_exact_one_says():
 @pytest.mark.parametrize("curvature", [1e-9, 1.0, 1e9])
 @pytest.mark.parametrize("squared_norm", [1e-6, 1.0, 1e6])
 def test_evidence_with_one_weight_is_the_root_of_a_quadratic(curvature, squared_norm):
-    found = evidence_precision(torch.tensor([curvature, 0.0]), squared_norm)
+    found = maximize_evidence(torch.tensor([curvature, 0.0]), squared_norm)
     product = curvature * squared_norm  # squared_norm δ² + product δ - curvature = 0
     exact = 2 * curvature / (product + math.sqrt(product**2 + 4 * squared_norm * curvature))
     assert found == pytest.approx(exact, rel=1e-12)
@@ -183,7 +183,7 @@ def test_evidence_of_many_weights_is_larger_than_anywhere_near():
     def evidence(prior):
         return (len(values) * math.log(prior) - (values + prior).log().sum() - prior * squared_norm) / 2
 
-    found = evidence_precision(values, squared_norm)
+    found = maximize_evidence(values, squared_norm)
     assert evidence(found) > evidence(found * 1.001)
     assert evidence(found) > evidence(found / 1.001)
     assert found == pytest.approx(float((values / (values + found)).sum()) / squared_norm, rel=1e-12)
@@ -192,7 +192,7 @@ def test_evidence_of_many_weights_is_larger_than_anywhere_near():
 @pytest.mark.parametrize(("values", "squared_norm"), [([0.0, 0.0], 1.0), ([1.0, 0.0], 0.0), ([math.inf, 1.0], 1.0)])
 def test_evidence_without_a_maximum(values, squared_norm):
     with pytest.raises(ValueError, match=r"no maximum: .* Set prior_precision, and tune='none'"):
-        evidence_precision(torch.tensor(values), squared_norm)
+        maximize_evidence(torch.tensor(values), squared_norm)
 
 
 def test_evidence_counts_the_weights_that_have_a_distribution_and_the_temperature():
@@ -200,7 +200,7 @@ def test_evidence_counts_the_weights_that_have_a_distribution_and_the_temperatur
     values, last = state.statistics["eigenvalues"], state.model[6]
     squared_norm = (last.weight.square().sum() + last.bias.square().sum()).item()
     assert state.statistics["prior_precision"].item() == pytest.approx(
-        evidence_precision(values / 0.1, squared_norm), rel=1e-12
+        maximize_evidence(values / 0.1, squared_norm), rel=1e-12
     )
 
 
@@ -224,10 +224,10 @@ def test_covariances_are_inverses_of_dense_precisions():
 def test_covariance_of_kronecker_factors_has_the_prior_in_it_exactly():
     x, y = examples()
     model = network().eval()
-    layers = kronecker_layers(model)
+    layers = find_kfac_layers(model)
     factors = {}
     for name, (rows, columns) in {name: layer_shape(layer) for name, layer in layers.items()}.items():
-        factors[name] = Factors(torch.zeros(columns, columns), torch.zeros(rows, rows))
+        factors[name] = KroneckerFactors(torch.zeros(columns, columns), torch.zeros(rows, rows))
     add_factors(factors, layers, model, x, y, F.cross_entropy)
     posterior = Laplace("kron", prior_precision=PRIOR, temperature=0.5)
     found = covariance(posterior, finished(posterior))
@@ -257,8 +257,8 @@ def test_a_large_batch_is_taken_in_pieces(structure):
     posterior = Laplace(structure, prior_precision=PRIOR)
     x, y = examples(150)
     one, other = (posterior.init(network(), None, 150) for _ in range(2))
-    posterior.finish(one, [(x, y)], F.cross_entropy)
-    posterior.finish(other, zip(x.split(50), y.split(50), strict=True), F.cross_entropy)
+    posterior.finalize(one, [(x, y)], F.cross_entropy)
+    posterior.finalize(other, zip(x.split(50), y.split(50), strict=True), F.cross_entropy)
     torch.testing.assert_close(one.statistics["eigenvalues"], other.statistics["eigenvalues"])
 
 
@@ -270,13 +270,15 @@ def test_finish_leaves_the_model_alone(structure):
     posterior = Laplace(structure, prior_precision=PRIOR)
     state = posterior.init(model, None, 12)
     x, y = examples()
-    posterior.finish(state, [(x, y)], F.cross_entropy)
+    posterior.finalize(state, [(x, y)], F.cross_entropy)
     again = {name: tensor.clone() for name, tensor in state.statistics.items()}
     with torch.no_grad():
-        posterior.finish(state, [(x.float(), y)], F.cross_entropy)  # data is often of lower precision than the model
+        posterior.finalize(
+            state, [(x.float(), y)], F.cross_entropy
+        )  # data is often of lower precision than the model
     torch.testing.assert_close(state.statistics["eigenvalues"], again["eigenvalues"], rtol=1e-4, atol=1e-4)
     with pytest.raises(ArithmeticError):
-        posterior.finish(state, [(x, y)], failing_loss)
+        posterior.finalize(state, [(x, y)], failing_loss)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(not module._forward_hooks and not module._backward_hooks for module in model.modules())
     assert all(module.training for module in model.modules())
@@ -297,7 +299,7 @@ def test_a_linearised_draw_is_the_derivative_along_its_offset(structure):
     state = finished(posterior)
     x, _ = examples()
     with posterior.draw(state, generator()) as drawn, torch.no_grad():
-        assert isinstance(drawn, Linearised)
+        assert isinstance(drawn, LinearisedNetwork)
         outputs, offsets = drawn(x), drawn.offsets
     model, step = state.model.eval(), 1e-5
     with torch.no_grad():
@@ -373,7 +375,7 @@ def test_frozen_parameters_have_no_distribution():
     for structure in ("diag", "kron", "last_layer"):
         posterior = Laplace(structure, prior_precision=PRIOR)
         state = posterior.init(model, None, 12)
-        posterior.finish(state, [(x, y)], F.cross_entropy)
+        posterior.finalize(state, [(x, y)], F.cross_entropy)
         with posterior.draw(state, generator()) as drawn:
             assert not {"4.bias", "6.weight"} & drawn.offsets.keys()
             assert "6.bias" in drawn.offsets
@@ -388,7 +390,7 @@ def test_draws_need_the_curvature_of_the_last_step():
         posterior.draw(state, generator()),
     ):
         pass
-    posterior.finish(state, [examples()], F.cross_entropy)
+    posterior.finalize(state, [examples()], F.cross_entropy)
     with posterior.draw(state, generator()):
         pass
 
@@ -452,10 +454,10 @@ def test_no_prior_two_priors_and_none_to_be_found():
     with pytest.raises(ValueError, match="The prior is given twice"):
         Laplace(prior_precision=1.0).init(network(), lambda p: torch.optim.SGD(p, weight_decay=0.1), 10)
     with pytest.raises(ValueError, match=r"does not know the prior: .* Set prior_precision"):
-        Laplace().finish(Laplace().init(network(), None, 10), [examples()], F.cross_entropy)
+        Laplace().finalize(Laplace().init(network(), None, 10), [examples()], F.cross_entropy)
     with pytest.raises(ValueError, match="training examples, and got none"):
         posterior = Laplace(prior_precision=1.0)
-        posterior.finish(posterior.init(network(), None, 10), [], F.cross_entropy)
+        posterior.finalize(posterior.init(network(), None, 10), [], F.cross_entropy)
 
 
 # --- What makes no sense

@@ -10,14 +10,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
 
-from flatbayes.core.spread import offered
-from flatbayes.core.weights import flatten, trainable
+from flatbayes.core.spread import get_weight_distribution
+from flatbayes.core.weights import flatten, trainable_parameters
 from flatbayes.flatness import SAM, Plain
-from flatbayes.posteriors.lrt import LRT, pull_to_prior, statistic
-from flatbayes.posteriors.noisy_network import bayesian_parameters, variational_layers
+from flatbayes.posteriors.lrt import LRT, accumulate_kl_gradients, raw_scale_key
 from flatbayes.posteriors.sgvb import SGVB
-from flatbayes.posteriors.variational import gaussian_kl, raw_of_std, std_of_raw
-from flatbayes.posteriors.variational_layers import Scale
+from flatbayes.posteriors.variational import gaussian_kl, raw_to_std, std_to_raw
+from flatbayes.posteriors.variational_layers import SoftplusScale
+from flatbayes.posteriors.variational_network import bayesian_parameters, find_variational_layers
 from support import Counted, batch, network, snapshot
 
 STILL = partial(torch.optim.SGD, lr=0.0)
@@ -77,7 +77,9 @@ def minimise(posterior, state, closure, steps):
             group["lr"] = rate / (1 + k / 20)
         posterior.step(state, closure)
         if k >= steps // 2:
-            found.append(torch.cat([state.model.weight.detach(), std_of_raw(state.statistics[statistic("weight")])]))
+            found.append(
+                torch.cat([state.model.weight.detach(), raw_to_std(state.statistics[raw_scale_key("weight")])])
+            )
     return torch.stack(found).mean(0)
 
 
@@ -102,7 +104,7 @@ def test_gradients_are_those_of_the_objective(estimator, pieces):
     x, y = examples()
     params = bayesian_parameters(reference.model)
     assert list(params) == ["0.weight", "0.bias", "3.weight", "3.bias"]
-    scales = [reference.statistics[statistic(name)].requires_grad_() for name in params]
+    scales = [reference.statistics[raw_scale_key(name)].requires_grad_() for name in params]
     layers = [
         (mean, scale.detach()) for mean, scale in zip(params.values(), scales, strict=True)
     ]  # the loss by hand, with noise in the order of the forward pass
@@ -112,13 +114,13 @@ def test_gradients_are_those_of_the_objective(estimator, pieces):
         hidden = by_hand(inputs, *params.values(), scales, estimator, reference.model[1])
         loss = loss + F.cross_entropy(hidden, targets) * (len(inputs) / len(x))
     mean, raw = (torch.cat([p.reshape(-1) for p in group]) for group in (params.values(), scales))
-    objective = loss + 0.7 / 40 * gaussian_kl(mean, std_of_raw(raw), torch.zeros_like(mean), 3.0)
+    objective = loss + 0.7 / 40 * gaussian_kl(mean, raw_to_std(raw), torch.zeros_like(mean), 3.0)
     others = list(reference.model[1].parameters())
     expected = torch.autograd.grad(objective, [*params.values(), *scales, *others])
 
     assert returned.item() == pytest.approx(loss.item(), rel=1e-12)  # without the KL
     found = [p.grad for p in bayesian_parameters(state.model).values()]
-    found += [state.statistics[statistic(name)].grad for name in params]
+    found += [state.statistics[raw_scale_key(name)].grad for name in params]
     found += [p.grad for p in state.model[1].parameters()]
     for one, exact in zip(found, expected, strict=True):
         torch.testing.assert_close(one, exact, rtol=1e-10, atol=1e-12)
@@ -145,10 +147,10 @@ def test_kl_gradients_are_those_of_autograd():
     torch.manual_seed(0)
     mean = nn.Parameter(torch.randn(2, 3, 2, dtype=torch.float64))
     raw = nn.Parameter(torch.randn(2, 3, 2, dtype=torch.float64))
-    kl = gaussian_kl(mean.view(-1), std_of_raw(raw.view(-1)), torch.zeros(12, dtype=torch.float64), 5.0)
+    kl = gaussian_kl(mean.view(-1), raw_to_std(raw.view(-1)), torch.zeros(12, dtype=torch.float64), 5.0)
     exact = torch.autograd.grad(0.3 * kl, [mean, raw])
     mean.grad, raw.grad = torch.ones_like(mean), torch.full_like(raw, 2.0)
-    pull_to_prior([mean], [Scale.of(raw)], 5.0, 0.3)
+    accumulate_kl_gradients([mean], [SoftplusScale.from_raw(raw)], 5.0, 0.3)
     torch.testing.assert_close(mean.grad, 1 + exact[0])
     torch.testing.assert_close(raw.grad, 2 + exact[1])
 
@@ -176,7 +178,7 @@ def test_however_gradients_are_zeroed_only_the_last_pass_counts(flat, pieces, es
         torch.manual_seed(0)
         for _ in range(3):
             posterior.step(state, flat(closure_on(state.model, zero_grad, pieces), state.model))
-        results.append(flatten([*trainable(state.model), *state.statistics.values()]))
+        results.append(flatten([*trainable_parameters(state.model), *state.statistics.values()]))
     for other in results[1:]:
         assert torch.equal(other, results[0])
 
@@ -213,7 +215,7 @@ def test_unused_parameters_go_to_the_prior():
     for _ in range(400):
         posterior.step(state, closure)
     mean = flatten(list(state.model["unused"].parameters()))
-    std = std_of_raw(state.statistics[statistic("unused.weight")])
+    std = raw_to_std(state.statistics[raw_scale_key("unused.weight")])
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-3)
     torch.testing.assert_close(std, torch.full_like(std, 0.5), rtol=0, atol=1e-3)
 
@@ -237,10 +239,10 @@ def test_a_layer_left_out_of_the_last_pass_has_the_gradient_of_the_prior(within_
     for _ in range(1 if within_one_step else 2):
         posterior.step(state, SAM()(closure, state.model) if within_one_step else closure)
     assert len(passes) == 2
-    mean, raw = state.model["once"].weight, state.statistics[statistic("once.weight")]
+    mean, raw = state.model["once"].weight, state.statistics[raw_scale_key("once.weight")]
     found = mean.grad.clone(), raw.grad.clone()
     mean.grad = raw.grad = None
-    pull_to_prior([mean], [Scale.of(raw)], 4.0, 1 / 10)
+    accumulate_kl_gradients([mean], [SoftplusScale.from_raw(raw)], 4.0, 1 / 10)
     assert torch.equal(found[0], mean.grad)
     assert torch.equal(found[1], raw.grad)
 
@@ -279,7 +281,7 @@ def test_offers_its_gaussian_while_the_means_are_asked_for():
     inner = closure_on(state.model)
 
     def closure():
-        heard.append({name: offered(p) for name, p in state.model.named_parameters()})
+        heard.append({name: get_weight_distribution(p) for name, p in state.model.named_parameters()})
         return inner()
 
     posterior.step(state, closure)
@@ -291,7 +293,7 @@ def test_offers_its_gaussian_while_the_means_are_asked_for():
         torch.testing.assert_close(found.std, torch.full_like(param, 0.2))
         assert not found.mean.requires_grad
         assert not found.std.requires_grad
-    assert all(offered(p) is None for p in state.model.parameters())
+    assert all(get_weight_distribution(p) is None for p in state.model.parameters())
 
 
 @pytest.mark.parametrize(("flat", "mean"), [(Plain(), 0.4878048780), (SAM(rho=0.2), 0.5)], ids=["plain", "sam"])
@@ -352,9 +354,9 @@ def test_biases_have_a_distribution():
     stds = []
     for k in range(1000):
         posterior.step(state, closure)
-        stds += [std_of_raw(state.statistics[statistic("bias")]).item()] if k >= 500 else []
+        stds += [raw_to_std(state.statistics[raw_scale_key("bias")]).item()] if k >= 500 else []
     assert sum(stds) / len(stds) == pytest.approx(14**-0.5, rel=0.05)
-    assert std_of_raw(state.statistics[statistic("weight")]).item() == pytest.approx(2**-0.5, rel=0.02)
+    assert raw_to_std(state.statistics[raw_scale_key("weight")]).item() == pytest.approx(2**-0.5, rel=0.02)
 
 
 # Draws
@@ -364,8 +366,8 @@ def test_draws_share_one_set_of_weights_among_examples():
     """O15: outputs have covariance Σ sigma² x1 x2 = -.15, unlike the noise of training."""
     posterior = LRT()
     state, _ = line([0.3, -0.2], posterior, None, 10)
-    raw = torch.tensor([[raw_of_std(0.4), raw_of_std(0.1)]], dtype=torch.float64)
-    state.statistics = {statistic("weight"): raw}  # replaced, as when a fitted posterior moves to another device
+    raw = torch.tensor([[std_to_raw(0.4), std_to_raw(0.1)]], dtype=torch.float64)
+    state.statistics = {raw_scale_key("weight"): raw}  # replaced, as when a fitted posterior moves to another device
     x = torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=torch.float64)
     generator, outputs = torch.Generator().manual_seed(0), []
     for _ in range(5000):
@@ -437,7 +439,7 @@ def test_a_failing_closure_leaves_no_noise():
     weights = snapshot(state.model)["weights"]
     with pytest.raises(ArithmeticError):
         posterior.step(state, Counted(state.model, *batch(), fail_at=1))
-    assert all(layer.noise is None for layer in variational_layers(state.model))
+    assert all(layer.noise is None for layer in find_variational_layers(state.model))
     assert not any(scale.requires_grad for scale in state.statistics.values())
     assert all(torch.equal(p, weights[name]) for name, p in state.model.named_parameters())
 
@@ -450,12 +452,12 @@ def test_the_copy_keeps_names_hooks_and_geometry():
     model[0].register_forward_hook(lambda *_: calls.append(1))
     state = LRT().init(model, None, 10)
     assert state.model is not model
-    assert [type(layer).__name__ for layer in variational_layers(state.model)] == [
+    assert [type(layer).__name__ for layer in find_variational_layers(state.model)] == [
         "VariationalConv2d",
         "VariationalLinear",
         "VariationalLinear",
     ]
-    assert not variational_layers(model)
+    assert not find_variational_layers(model)
     assert state.model.state_dict().keys() == model.state_dict().keys()
     assert isinstance(state.model[0], nn.Conv2d)
     x, _ = batch()

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from flatbayes.flatness import SAM, Plain
-from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
+from flatbayes.posteriors import MAP, SWAG, Ensemble, MCDropout
 
-WITH_PRIOR = [Point, SWAG, lambda **k: MCDropout(rate=0.5, **k)]
+WITH_PRIOR = [MAP, SWAG, lambda **k: MCDropout(rate=0.5, **k)]
 
 
 @pytest.mark.parametrize("make", WITH_PRIOR)
@@ -24,7 +24,7 @@ def test_refuses_what_is_no_precision(make, precision):
 def test_prior_precision_over_data_is_weight_decay():
     n, precision = 40, 10.0
     weights = []
-    for posterior, decay in ((Point(prior_precision=precision), 0.0), (Point(), precision / n)):
+    for posterior, decay in ((MAP(prior_precision=precision), 0.0), (MAP(), precision / n)):
         model = network()
         state = posterior.init(model, lambda p, d=decay: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=d), n)
         for _ in range(5):
@@ -35,7 +35,7 @@ def test_prior_precision_over_data_is_weight_decay():
 
 def test_the_prior_stays_outside_the_maximum():
     displacements = []
-    for posterior in (Point(), Point(prior_precision=1e6)):
+    for posterior in (MAP(), MAP(prior_precision=1e6)):
         model, seen = network(), []
         state = posterior.init(model, lambda p: torch.optim.SGD(p, lr=0.0), 10)
         posterior.step(state, SAM(rho=0.1)(closure(model, seen), model))
@@ -48,7 +48,7 @@ def test_map_of_a_linear_gaussian_model_is_exact():
     x, w = torch.randn(30, 3, dtype=torch.float64), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     y = x @ w + 0.1 * torch.randn(30, dtype=torch.float64)
     model = nn.Linear(3, 1, bias=False).double()
-    posterior = Point(prior_precision=4.0)
+    posterior = MAP(prior_precision=4.0)
     state = posterior.init(model, lambda p: torch.optim.SGD(p, lr=0.3), 30)
 
     def loss():
@@ -66,7 +66,7 @@ def test_map_of_a_linear_gaussian_model_is_exact():
 def test_an_ensemble_needs_a_member():
     with pytest.raises(ValueError, match="at least 1 member"):
         Ensemble(size=0)
-    assert Ensemble(Ensemble(size=2), size=3).runs == 6
+    assert Ensemble(Ensemble(size=2), size=3).num_members == 6
 
 
 def network():

@@ -11,12 +11,12 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from flatbayes.core.selection import selected
-from flatbayes.core.spread import offered
-from flatbayes.core.weights import flatten, trainable, unflatten
+from flatbayes.core.parameter_selection import select_parameters
+from flatbayes.core.spread import get_weight_distribution
+from flatbayes.core.weights import flatten, trainable_parameters, unflatten
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors.sgvb import SGVB
-from flatbayes.posteriors.variational import gaussian_kl, raw_of_std, std_of_raw
+from flatbayes.posteriors.variational import gaussian_kl, raw_to_std, std_to_raw
 from support import Counted, assert_same, batch, network, snapshot
 
 STILL = partial(torch.optim.SGD, lr=0.0)
@@ -92,22 +92,22 @@ def test_gradients_are_those_of_autograd(bayesian, centre, num_samples):
     state = posterior.init(model, STILL, 40)
     with torch.no_grad():
         model[0].weight.add_(0.3)  # the means leave where the prior may be centred
-    chosen = selected(model, bayesian, "bayesian")
+    chosen = select_parameters(model, bayesian, "bayesian")
     names, params = list(chosen), list(chosen.values())
     mean, raw = flatten(params).requires_grad_(), state.statistics["raw_scale"].detach().clone().requires_grad_()
-    others = [p for p in trainable(model) if not any(p is q for q in params)]
+    others = [p for p in trainable_parameters(model) if not any(p is q for q in params)]
     assert bool(others) is (bayesian == "weights")
 
     x, y = examples()
     torch.manual_seed(5)
     losses = []
     for _ in range(num_samples):
-        weights = unflatten(mean + std_of_raw(raw) * torch.randn_like(mean), params)
+        weights = unflatten(mean + raw_to_std(raw) * torch.randn_like(mean), params)
         losses.append(F.cross_entropy(functional_call(model, dict(zip(names, weights, strict=True)), x), y))
     prior_mean = state.statistics.get("prior_mean", torch.zeros_like(mean))
     assert centre == "zero" or prior_mean.any()
     loss = torch.stack(losses).mean()
-    objective = loss + 0.7 / 40 * gaussian_kl(mean, std_of_raw(raw), prior_mean, 3.0)
+    objective = loss + 0.7 / 40 * gaussian_kl(mean, raw_to_std(raw), prior_mean, 3.0)
     expected = torch.autograd.grad(objective, [mean, raw, *others])
 
     torch.manual_seed(5)
@@ -144,7 +144,7 @@ def test_offers_its_gaussian_to_every_sample_and_to_nobody_afterwards():
     inner = closure_on(model)
 
     def closure():
-        heard.append({name: offered(p) for name, p in model.named_parameters()})
+        heard.append({name: get_weight_distribution(p) for name, p in model.named_parameters()})
         return inner()
 
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -155,7 +155,7 @@ def test_offers_its_gaussian_to_every_sample_and_to_nobody_afterwards():
         for name in ("0.weight", "0.bias", "3.weight", "3.bias"):
             assert torch.equal(spreads[name].mean, before[name])
             torch.testing.assert_close(spreads[name].std, torch.full_like(before[name], 0.2))
-    assert all(offered(p) is None for p in model.parameters())
+    assert all(get_weight_distribution(p) is None for p in model.parameters())
 
 
 def test_estimates_the_maximum_within_the_expectation():
@@ -212,7 +212,7 @@ def test_the_optimizer_can_zero_and_clip_all_there_is():
         torch.manual_seed(0)
         for _ in range(4):
             SGVB().step(state, SAM()(closure, model))
-        runs.append(flatten([*trainable(model), state.statistics["raw_scale"]]))
+        runs.append(flatten([*trainable_parameters(model), state.statistics["raw_scale"]]))
     assert torch.equal(*runs)
 
 
@@ -250,7 +250,7 @@ def test_parameters_that_the_loss_does_not_see_go_to_the_prior():
     torch.testing.assert_close(
         flatten(list(model["unused"].parameters())), torch.zeros(6).double(), rtol=0, atol=1e-3
     )
-    std = std_of_raw(state.statistics["raw_scale"])[-6:]
+    std = raw_to_std(state.statistics["raw_scale"])[-6:]
     torch.testing.assert_close(std, torch.full_like(std, 0.5), rtol=0, atol=1e-3)
 
 
@@ -270,7 +270,7 @@ def test_finds_the_optimum_on_a_quadratic(flat, mean, std):
     torch.manual_seed(0)
     minimise(posterior, state, flat(quadratic(model, 4.0, 0.5), model), 2500)
     assert state.statistics["mean"].item() == pytest.approx(mean, abs=4e-3)  # two standard errors
-    assert std_of_raw(state.statistics["raw_scale"]).item() == pytest.approx(std, abs=2e-3)
+    assert raw_to_std(state.statistics["raw_scale"]).item() == pytest.approx(std, abs=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_linear_regression_has_its_closed_form(precision, temperature, centre):
     hessian = x.T @ x / temperature + precision * torch.eye(3, dtype=torch.float64)
     mean = torch.linalg.solve(hessian, x.T @ y / temperature + precision * start)
     std = hessian.diagonal().rsqrt()
-    found_std = std_of_raw(state.statistics["raw_scale"])
+    found_std = raw_to_std(state.statistics["raw_scale"])
     assert ((state.statistics["mean"] - mean).abs() / std).max() < 0.06
     assert (found_std / std - 1).abs().max() < 0.06
     assert (hessian.inverse().diagonal().sqrt() / std).max() > 1.09  # not the marginals
@@ -316,7 +316,7 @@ def test_draws_share_one_set_of_weights_among_examples():
     model = nn.Linear(2, 1, bias=False).double()
     posterior = SGVB()
     state = posterior.init(model, None, 10)
-    raw = [raw_of_std(0.4), raw_of_std(0.1)]
+    raw = [std_to_raw(0.4), std_to_raw(0.1)]
     state.statistics = {  # replaced, as when a fitted posterior moves to another device
         "mean": torch.tensor([0.3, -0.2], dtype=torch.float64),
         "raw_scale": torch.tensor(raw, dtype=torch.float64),
@@ -339,7 +339,7 @@ def test_between_steps_the_model_is_the_mean_network():
     state = SGVB(initial_std=0.3).init(model, partial(torch.optim.Adam, lr=0.1), 10)
     for _ in range(3):
         SGVB().step(state, SAM()(closure_on(model), model))
-        means = list(selected(model, "weights", "bayesian").values())
+        means = list(select_parameters(model, "weights", "bayesian").values())
         assert torch.equal(flatten(means), state.statistics["mean"])
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core.weights import flatten, trainable
+from flatbayes.core.weights import flatten, trainable_parameters
 from flatbayes.posteriors.sghmc import SGHMC
 from flatbayes.posteriors.sgld import SGLD
-from flatbayes.posteriors.snapshots import kept
+from flatbayes.posteriors.snapshots import select_snapshot_indices
 
 SAMPLERS = [SGLD, SGHMC]
 
@@ -28,19 +28,19 @@ def collected(posterior, count):
 @pytest.mark.parametrize("keep", [1, 2, 3, 4, 7, 30])
 def test_snapshots_held_are_many_evenly_spread_and_reach_the_end(keep):
     for count in range(1, 200):
-        held = kept(count, keep)
+        held = select_snapshot_indices(count, keep)
         assert (min(count, keep) + 1) // 2 <= len(held) <= keep
         assert held.start == held.step  # as far from the beginning as from each other
         assert count - held[-1] < held.step
-    assert list(kept(keep, keep)) == list(range(1, keep + 1))
+    assert list(select_snapshot_indices(keep, keep)) == list(range(1, keep + 1))
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("storage", ["device", "cpu"])
 def test_rows_are_the_snapshots_that_the_rule_names(keep, storage):
     for count in range(1, 40):
-        state = collected(SGLD(keep=keep, storage=storage), count)
-        rows, held = state.statistics["snapshots"], list(kept(count, keep))
+        state = collected(SGLD(max_snapshots=keep, storage=storage), count)
+        rows, held = state.statistics["snapshots"], list(select_snapshot_indices(count, keep))
         assert rows.shape == (keep, 2)
         assert rows[: len(held), 0].tolist() == held
         assert rows[: len(held), 1].tolist() == [-k for k in held]
@@ -48,7 +48,7 @@ def test_rows_are_the_snapshots_that_the_rule_names(keep, storage):
 
 
 def test_memory_stays_where_it_was():
-    posterior = SGLD(keep=4)
+    posterior = SGLD(max_snapshots=4)
     state = collected(posterior, 0)
     before = {name: tensor.data_ptr() for name, tensor in state.statistics.items()}
     for _ in range(50):
@@ -77,7 +77,7 @@ def test_a_draw_needs_a_snapshot(sampler):
         pass
     posterior.collect(state)
     with posterior.draw(state, torch.Generator()) as model:
-        assert torch.equal(flatten(trainable(model)), state.statistics["snapshots"][0])
+        assert torch.equal(flatten(trainable_parameters(model)), state.statistics["snapshots"][0])
 
 
 def test_frozen_parameters_are_not_held():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core.weights import flatten, trainable
+from flatbayes.core.weights import flatten, trainable_parameters
 from flatbayes.posteriors import SWAG, swag
 from flatbayes.posteriors.swag import gaussian_sample, update_moments
 
@@ -137,7 +137,7 @@ def wandered(posterior, count=6):
             for param in model.parameters():
                 param.add_(torch.randn(param.shape))
         posterior.collect(state)
-        snapshots.append(flatten(trainable(model)).double())
+        snapshots.append(flatten(trainable_parameters(model)).double())
     return state, torch.stack(snapshots)
 
 
@@ -157,15 +157,15 @@ def test_collecting_writes_where_the_moments_are_and_leaves_the_weights_alone():
     posterior = SWAG(rank=2)
     state, _ = wandered(posterior)
     places = {name: tensor.data_ptr() for name, tensor in state.statistics.items()}
-    before = flatten(trainable(state.model))
+    before = flatten(trainable_parameters(state.model))
     posterior.collect(state)
     assert {name: tensor.data_ptr() for name, tensor in state.statistics.items()} == places
-    assert torch.equal(flatten(trainable(state.model)), before)
+    assert torch.equal(flatten(trainable_parameters(state.model)), before)
 
 
 def drawn_weights(posterior, state, seed=0):
     with posterior.draw(state, torch.Generator().manual_seed(seed)) as network:
-        return flatten(trainable(network))
+        return flatten(trainable_parameters(network))
 
 
 def test_a_draw_does_not_depend_on_where_blocks_end(monkeypatch):
@@ -193,7 +193,7 @@ def test_storage_changes_no_draw_beyond_the_rounding_of_deviations():
             torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
         else:
             assert torch.equal(found, expected)
-        assert ("deviations" in state.in_main_memory) is (posterior.storage == "cpu")
+        assert ("deviations" in state.cpu_statistics) is (posterior.storage == "cpu")
         resumed = posterior.init(state.model, None, 10)
         resumed.load_state_dict(state.state_dict())
         assert torch.equal(drawn_weights(posterior, resumed), found)
@@ -216,7 +216,7 @@ class TestSomeOfTheWeights:
     def walked(self, bayesian, count=4, storage="device"):
         torch.manual_seed(3)
         model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-        posterior = SWAG(rank=3, bayesian=bayesian, storage=storage)
+        posterior = SWAG(rank=3, params=bayesian, storage=storage)
         state, snapshots = posterior.init(model, None, 10), []
         for _ in range(count):
             with torch.no_grad():
@@ -229,7 +229,7 @@ class TestSomeOfTheWeights:
 
     def test_the_others_have_their_mean_in_every_draw(self):
         posterior, state, snapshots = self.walked("last_layer")
-        before = flatten(trainable(state.model))
+        before = flatten(trainable_parameters(state.model))
         means = {name: torch.stack([shot[name] for shot in snapshots]).mean(0) for name in snapshots[0]}
         draws = []
         for seed in range(2):
@@ -241,7 +241,7 @@ class TestSomeOfTheWeights:
             else:
                 assert torch.equal(draws[0][name], draws[1][name])
                 torch.testing.assert_close(draws[0][name].double(), mean, rtol=1e-5, atol=1e-5)
-        assert torch.equal(flatten(trainable(state.model)), before)
+        assert torch.equal(flatten(trainable_parameters(state.model)), before)
 
     def test_memory_is_that_of_the_chosen(self):
         _, state, _ = self.walked("last_layer")
@@ -258,6 +258,6 @@ class TestSomeOfTheWeights:
 
     def test_a_filter_that_finds_nothing_says_what_there_is(self):
         with pytest.raises(ValueError, match=r"pattern 'head\.\*' of bayesian matches none .* 0\.weight"):
-            SWAG(bayesian=["head.*"]).init(nn.Sequential(nn.Linear(2, 2)), None, 10)
+            SWAG(params=["head.*"]).init(nn.Sequential(nn.Linear(2, 2)), None, 10)
         with pytest.raises(ValueError, match="bayesian must be weights or"):
-            SWAG(bayesian=[])
+            SWAG(params=[])

@@ -9,10 +9,10 @@ from torch.distributions import Normal, kl_divergence
 from flatbayes.posteriors.variational import (
     MIN_STD,
     add_kl_gradients,
+    convert_to_elbo_gradients,
     gaussian_kl,
-    raw_of_std,
-    std_of_raw,
-    to_objective_gradients,
+    raw_to_std,
+    std_to_raw,
 )
 
 
@@ -26,12 +26,12 @@ def some(seed, count=6):
 
 @pytest.mark.parametrize("std", [1e-7, 1e-3, 0.01, 1.0, 30.0, 1e4])
 def test_raw_and_std_are_inverse(std):
-    assert std_of_raw(vector(raw_of_std(std))).item() == pytest.approx(std, rel=1e-9)
+    assert raw_to_std(vector(std_to_raw(std))).item() == pytest.approx(std, rel=1e-9)
 
 
 def test_softplus_neither_overflows_nor_vanishes():
-    assert std_of_raw(vector(-5)).item() == pytest.approx(0.006715348489118068, abs=1e-17)
-    assert std_of_raw(torch.tensor([-200.0, 200.0])).tolist() == pytest.approx([MIN_STD, 200.0])
+    assert raw_to_std(vector(-5)).item() == pytest.approx(0.006715348489118068, abs=1e-17)
+    assert raw_to_std(torch.tensor([-200.0, 200.0])).tolist() == pytest.approx([MIN_STD, 200.0])
 
 
 def test_divergence_is_that_of_q_from_the_prior():
@@ -74,14 +74,14 @@ def test_gradients_are_those_of_autograd_through_the_samples(centred):
     def loss(weights):
         return weights.sin().sum() * weights.square().sum()
 
-    std = std_of_raw(raw)
+    std = raw_to_std(raw)
     objective = loss(mean + std * noise) + 0.03 * gaussian_kl(mean, std, centre, 2.5)
     expected = torch.autograd.grad(objective, (mean, raw))
     weights = (mean + std * noise).detach().requires_grad_()
     grad = torch.autograd.grad(loss(weights), weights)[0]
     found = grad.clone(), grad * noise
     given = mean.detach(), raw.detach(), std.detach(), centre if centred else None
-    to_objective_gradients(*found, *given, 2.5, 0.03)
+    convert_to_elbo_gradients(*found, *given, 2.5, 0.03)
     for one, exact in zip(found, expected, strict=True):
         torch.testing.assert_close(one, exact, rtol=1e-12, atol=1e-13)
 
@@ -89,5 +89,5 @@ def test_gradients_are_those_of_autograd_through_the_samples(centred):
 def test_the_prior_lets_a_vanished_deviation_grow():
     raw = torch.full((1,), -60.0)  # float32: the softplus underflows to nothing
     zero, grad = torch.zeros(1), torch.zeros(1)
-    to_objective_gradients(torch.zeros(1), grad, zero, raw, std_of_raw(raw), None, 1.0, 1.0)
+    convert_to_elbo_gradients(torch.zeros(1), grad, zero, raw, raw_to_std(raw), None, 1.0, 1.0)
     assert -math.inf < grad.item() < 0

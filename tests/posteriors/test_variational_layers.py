@@ -9,15 +9,15 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 from torch.nn import functional as F
 
-from flatbayes.posteriors.variational import raw_of_std
+from flatbayes.posteriors.variational import std_to_raw
 from flatbayes.posteriors.variational_layers import (
-    VARIATIONAL,
-    Noise,
-    Scale,
+    VARIATIONAL_TYPES,
+    LayerNoise,
+    SoftplusScale,
+    draw_signs,
     flipout_activations,
-    forget_if_zeroed,
     local_activations,
-    signs,
+    reset_zeroed_gradients,
 )
 
 LAYERS = {
@@ -49,16 +49,16 @@ def noisy_layer(name, estimator, std=None):
         for param in plain.parameters():
             param.copy_(torch.randn(param.shape, generator=generator, dtype=param.dtype))
     layer = copy.deepcopy(plain)
-    layer.__class__ = VARIATIONAL[type(plain)]
+    layer.__class__ = VARIATIONAL_TYPES[type(plain)]
     raws = [
         None
         if p is None
         else torch.rand(p.shape, generator=generator, dtype=p.dtype) - 0.5
         if std is None
-        else torch.full_like(p, raw_of_std(std)).detach()
+        else torch.full_like(p, std_to_raw(std)).detach()
         for p in (plain.weight, plain.bias)
     ]
-    layer.noise = Noise(estimator, *(None if raw is None else Scale.of(raw) for raw in raws))
+    layer.noise = LayerNoise(estimator, *(None if raw is None else SoftplusScale.from_raw(raw) for raw in raws))
     return layer, torch.randn(shape, generator=generator, dtype=torch.float64), plain
 
 
@@ -167,7 +167,7 @@ def test_gradients_are_unbiased(activations):
 def test_a_parameter_without_spread_is_deterministic(deterministic, estimator):
     layer, inputs, plain = noisy_layer("linear", estimator)
     weight, bias = layer.noise.weight, layer.noise.bias
-    layer.noise = Noise(estimator, *((None, bias) if deterministic == "weight" else (weight, None)))
+    layer.noise = LayerNoise(estimator, *((None, bias) if deterministic == "weight" else (weight, None)))
     variance = samples(layer, inputs, 1200).var(0) / exact_variance(layer, inputs, plain)
     assert (variance - 1).abs().max() < 5 * math.sqrt(2 / 1200)
 
@@ -175,7 +175,7 @@ def test_a_parameter_without_spread_is_deterministic(deterministic, estimator):
 @each_estimator
 def test_inputs_without_variance_have_finite_gradients(estimator):
     layer, inputs, _ = noisy_layer("conv2d", estimator)
-    layer.noise = Noise(estimator, layer.noise.weight, None)
+    layer.noise = LayerNoise(estimator, layer.noise.weight, None)
     inputs = torch.zeros_like(inputs).requires_grad_()
     layer(inputs).sum().backward()
     for tensor in (inputs, layer.weight, layer.noise.weight.raw):
@@ -188,7 +188,7 @@ def test_under_autocast_the_variance_is_in_full_precision(dtype, estimator):
     layer, inputs, _ = noisy_layer("linear", estimator, std=1e-5)  # its square is 0 in half precision
     layer, inputs = layer.float(), inputs.float() * 1e4  # whose square is infinite in half precision
     nn.init.zeros_(layer.weight)
-    layer.noise = Noise(estimator, Scale.of(layer.noise.weight.raw.float()), None)
+    layer.noise = LayerNoise(estimator, SoftplusScale.from_raw(layer.noise.weight.raw.float()), None)
     with torch.autocast("cpu", dtype=dtype):
         noise = layer(inputs) - layer.bias
         assert layer(inputs).dtype == dtype
@@ -219,21 +219,21 @@ def test_signs_are_per_example_and_feature():
         ((5, 3, 8, 8), -3, (5, 3, 1, 1)),
         ((3, 8, 8), -3, (3, 1, 1)),
     ]:
-        found = signs(torch.zeros(shape), axis)
+        found = draw_signs(torch.zeros(shape), axis)
         assert found.shape == expected
         assert found.dtype == torch.float32
         assert (found.abs() == 1).all()
-    found = signs(torch.zeros(100, 100), -1)
+    found = draw_signs(torch.zeros(100, 100), -1)
     assert found.mean().abs() < 0.05
 
 
 def test_a_twin_is_the_layer_with_noise():
     for plain, (layer, shape) in zip(
-        VARIATIONAL, [LAYERS[k] for k in ("linear", "conv1d", "conv2d", "conv3d")], strict=True
+        VARIATIONAL_TYPES, [LAYERS[k] for k in ("linear", "conv1d", "conv2d", "conv3d")], strict=True
     ):
         assert type(layer) is plain
         twin = copy.deepcopy(layer)
-        twin.__class__ = VARIATIONAL[plain]
+        twin.__class__ = VARIATIONAL_TYPES[plain]
         x = torch.randn(shape)
         assert isinstance(twin, plain)
         assert torch.equal(twin(x), layer(x))
@@ -256,7 +256,7 @@ def test_gradients_of_deviations_are_zeroed_with_those_of_all_the_means(grads, k
     for param, grad in zip(params, grads, strict=True):
         param.grad = grad
     raw.grad, untouched = torch.full((2,), value), torch.ones(2)
-    forget_if_zeroed(params, [raw, untouched])
+    reset_zeroed_gradients(params, [raw, untouched])
     assert untouched.grad is None
     if kept is None:
         assert raw.grad is None
@@ -268,18 +268,18 @@ def test_gradients_of_deviations_are_zeroed_with_those_of_all_the_means(grads, k
 def test_passes_add_the_gradient_of_the_softplus(frozen):
     torch.manual_seed(0)
     raw, direction = torch.randn(2, 3, 4, dtype=torch.float64)
-    scale, param = Scale.of(raw), nn.Parameter(torch.zeros_like(raw), requires_grad=not frozen)
+    scale, param = SoftplusScale.from_raw(raw), nn.Parameter(torch.zeros_like(raw), requires_grad=not frozen)
     leaf = raw.clone().requires_grad_()
     std = F.softplus(leaf)
-    assert torch.equal(scale.std_for(param), std)
-    assert torch.equal(scale.variance_for(param), std.square())
+    assert torch.equal(scale.make_std_leaf(param), std)
+    assert torch.equal(scale.make_variance_leaf(param), std.square())
     if frozen:
-        assert not scale.std_for(param).requires_grad
-        assert not scale.variance_for(param).requires_grad
+        assert not scale.make_std_leaf(param).requires_grad
+        assert not scale.make_variance_leaf(param).requires_grad
         return
     expected = torch.autograd.grad((std * direction).sum() + (std.square() * direction.exp()).sum(), leaf)[0]
-    (scale.std_for(param) * direction).sum().backward()
-    (scale.variance_for(param) * direction.exp()).sum().backward()
+    (scale.make_std_leaf(param) * direction).sum().backward()
+    (scale.make_variance_leaf(param) * direction.exp()).sum().backward()
     torch.testing.assert_close(raw.grad, expected)
     assert torch.equal(scale.std, std)
     assert not raw.requires_grad

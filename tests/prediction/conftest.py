@@ -4,7 +4,7 @@ import torch
 from flatbayes.data import Standardize
 from flatbayes.flatness import Plain
 from flatbayes.likelihoods import Categorical
-from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
+from flatbayes.posteriors import MAP, SWAG, Ensemble, MCDropout
 from flatbayes.prediction import FittedPosterior
 from support import batch, network, train
 
@@ -15,7 +15,7 @@ def make():
 
     def build(posterior, runs=None):
         states = []
-        for k in range(runs or posterior.runs):
+        for k in range(runs or posterior.num_members):
             model = network()
             with torch.no_grad():
                 model[9].weight.mul_(1 + k)
@@ -30,7 +30,7 @@ def make():
 
 
 KINDS = [
-    Point(),
+    MAP(),
     MCDropout(),
     SWAG(rank=3),
     SWAG(rank=3, bfloat16=True),

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from flatbayes.posteriors import SWAG, Ensemble, Point
+from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.prediction import FittedPosterior
-from flatbayes.prediction.description import seal
+from flatbayes.prediction.metadata import compute_metadata_checksum
 from support import batch, network
 
 
@@ -21,7 +21,7 @@ def rewrite(folder, **changes):
     path = folder / "posterior.json"
     found = json.loads(path.read_text()) | changes
     found = {key: value for key, value in found.items() if value is not None and key != "checksum"}
-    path.write_text(json.dumps({**found, "checksum": seal(found)}))
+    path.write_text(json.dumps({**found, "checksum": compute_metadata_checksum(found)}))
 
 
 def test_loads_and_predicts_the_same(fitted, tmp_path):
@@ -46,7 +46,7 @@ def test_size_is_that_of_its_tensors(make, tmp_path):
     assert (tmp_path / "posterior.safetensors").stat().st_size < total + 10_000
 
 
-@pytest.mark.parametrize("posterior", [SWAG(rank=5), SWAG(rank=5, bayesian=["9.*"]), Ensemble(size=2)], ids=repr)
+@pytest.mark.parametrize("posterior", [SWAG(rank=5), SWAG(rank=5, params=["9.*"]), Ensemble(size=2)], ids=repr)
 def test_nothing_is_there_twice(make, tmp_path, posterior):
     fitted = make(posterior)
     fitted.save(tmp_path)
@@ -75,7 +75,7 @@ def test_devices_are_named_on_loading(make, tmp_path):
 
 
 def test_a_flipped_bit_of_the_description_is_found(make, tmp_path):
-    make(Point()).save(tmp_path)
+    make(MAP()).save(tmp_path)
     path = tmp_path / "posterior.json"
     path.write_text(path.read_text().replace('"num_data": [\n  36', '"num_data": [\n  37'))
     assert "37" in path.read_text()
@@ -84,7 +84,7 @@ def test_a_flipped_bit_of_the_description_is_found(make, tmp_path):
 
 
 def test_a_description_that_could_not_be_read_again_is_not_written(make, tmp_path):
-    fitted = make(Point())
+    fitted = make(MAP())
     fitted.info["names"] = ["x" * 1000] * 17_000
     with pytest.raises(ValueError, match=r"at most 16777216 are read again.*`info`"):
         fitted.save(tmp_path)
@@ -95,18 +95,20 @@ def test_statistics_of_draws_are_estimated_once_for_all(make, tmp_path, monkeypa
     expected = fitted.predict(inputs(), 4).log_probs
     fitted.save(tmp_path)
     found = FittedPosterior.load(tmp_path, network)
-    monkeypatch.setattr("flatbayes.prediction.fitted.reestimate", lambda *a: pytest.fail("estimated again"))
+    monkeypatch.setattr(
+        "flatbayes.prediction.fitted.reestimate_norm_statistics", lambda *a: pytest.fail("estimated again")
+    )
     assert torch.equal(found.predict(inputs(), 4).log_probs, expected)
 
 
 def test_saving_again_replaces(make, tmp_path):
     make(SWAG(rank=3)).save(tmp_path)
-    make(Point()).save(tmp_path)
-    assert FittedPosterior.load(tmp_path, network).posterior == Point()
+    make(MAP()).save(tmp_path)
+    assert FittedPosterior.load(tmp_path, network).posterior == MAP()
 
 
 def test_double_precision_survives(make, tmp_path):
-    fitted = make(Point())
+    fitted = make(MAP())
     fitted.states[0].model.double()
     fitted.save(tmp_path)
     found = FittedPosterior.load(tmp_path, network)
@@ -126,7 +128,7 @@ def test_tied_weights(tmp_path):
 
     from flatbayes.likelihoods import Categorical
 
-    posterior = Point()
+    posterior = MAP()
     fitted = FittedPosterior(posterior, [posterior.init(Tied(), None, 5)], Categorical(3))
     fitted.save(tmp_path)
     names = load_file(tmp_path / "posterior.safetensors").keys()
@@ -140,9 +142,9 @@ def test_models_of_flatbayes_need_not_be_given(make, tmp_path):
     from flatbayes.core.spec import to_spec
     from flatbayes.models import MLP
 
-    fitted = make(Point())
+    fitted = make(MAP())
     build = partial(MLP, input_shape=[1, 8, 8], num_classes=3, hidden=[7])
-    fitted.states = [Point().init(build(), None, 5)]
+    fitted.states = [MAP().init(build(), None, 5)]
     fitted.info["model"] = to_spec(build)
     fitted.save(tmp_path)
     state = torch.get_rng_state()
@@ -152,7 +154,7 @@ def test_models_of_flatbayes_need_not_be_given(make, tmp_path):
 
 
 def test_no_other_class_is_imported_because_an_artefact_says_so(make, tmp_path):
-    fitted = make(Point())
+    fitted = make(MAP())
     fitted.info["model"] = {"class_path": "os.system", "init_args": {"command": "touch hacked"}}
     fitted.save(tmp_path)
     with pytest.raises(ValueError, match=r"os\.system, which is not part of flatbayes"):
@@ -167,7 +169,7 @@ def test_no_other_class_is_imported_because_an_artefact_says_so(make, tmp_path):
 
 
 def test_another_architecture_is_refused(make, tmp_path):
-    make(Point()).save(tmp_path)
+    make(MAP()).save(tmp_path)
     with pytest.raises(ValueError, match="another architecture than Linear"):
         FittedPosterior.load(tmp_path, nn.Linear(2, 3))
     make(SWAG(rank=3)).save(tmp_path)
@@ -202,7 +204,7 @@ def test_a_missing_entry_is_damage(make, tmp_path, key):
 
 
 def test_a_newer_schema_names_the_version_that_reads_it(make, tmp_path):
-    fitted = make(Point())
+    fitted = make(MAP())
     fitted.info["flatbayes"] = "9.9"
     fitted.save(tmp_path)
     rewrite(tmp_path, schema=7)
@@ -216,12 +218,12 @@ def test_statistics_of_draws_of_the_first_schema_are_not_taken(make, tmp_path):
     fitted.save(tmp_path)
     rewrite(tmp_path, schema=1)
     found = FittedPosterior.load(tmp_path, network)
-    assert not found.statistics_of_draws
+    assert not found.norm_statistics
     assert torch.equal(found.predict(inputs(), 4).log_probs, expected)
 
 
 def test_tensors_that_were_swapped_do_not_pass(make, tmp_path):
-    make(Point()).save(tmp_path)
+    make(MAP()).save(tmp_path)
     tensors = load_file(tmp_path / "posterior.safetensors")
     tensors["run.0.model.0.bias"] += 1
     save_file(tensors, tmp_path / "posterior.safetensors")
@@ -230,7 +232,7 @@ def test_tensors_that_were_swapped_do_not_pass(make, tmp_path):
 
 
 def test_only_transforms_that_are_data_are_saved(make, tmp_path):
-    fitted = make(Point())
+    fitted = make(MAP())
     fitted.transform = lambda x: x
     with pytest.raises(TypeError, match="Only a Standardize transform"):
         fitted.save(tmp_path)

@@ -4,8 +4,8 @@ import torch
 from flatbayes.core import State
 from flatbayes.likelihoods import Gaussian
 from flatbayes.likelihoods.likelihood import Likelihood
-from flatbayes.metrics import coverage, crps
-from flatbayes.posteriors import Point
+from flatbayes.metrics import coverage_curve, crps
+from flatbayes.posteriors import MAP
 from flatbayes.prediction import FittedPosterior, evaluate
 from support import batch
 
@@ -16,7 +16,7 @@ def line(likelihood):
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0], [-1.0]]))
         model.bias.copy_(torch.tensor([1.0, 0.0]))
-    return FittedPosterior(Point(), [State(model, None, 10)], likelihood)
+    return FittedPosterior(MAP(), [State(model, None, 10)], likelihood)
 
 
 def test_of_a_classifier(fitted):
@@ -34,7 +34,7 @@ def test_of_a_regression():
     assert found.metrics["crps"] == crps(predictive.member_means, predictive.member_stds, y)
     low, high = predictive.interval(0.95)
     assert found.metrics["width_95"] == pytest.approx((high - low).mean().item())
-    assert found.reliability == coverage(predictive.cdf(y)).to_dict()
+    assert found.reliability == coverage_curve(predictive.cdf(y)).to_dict()
     assert found.num_networks == 1
 
 
@@ -58,8 +58,8 @@ def test_a_predictive_without_metrics_is_named():
 
     class Unknown:
         @classmethod
-        def concatenate(cls, parts):
-            return parts[0]
+        def concatenate(cls, predictions):
+            return predictions[0]
 
     with pytest.raises(TypeError, match="no metrics for a Unknown yet"):
         evaluate(line(Other()), torch.zeros(3, 1), torch.zeros(3))

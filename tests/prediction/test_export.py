@@ -9,11 +9,11 @@ from torch import nn
 
 from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP, ConvNet
-from flatbayes.posteriors import SWAG, Ensemble, Point
+from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.prediction import FittedPosterior, export_onnx, export_torch, onnx_difference
 from flatbayes.prediction import export as export_module
 
-from .test_compiled import fitted_to, regression
+from .test_deploy import fitted_to, regression
 
 TOLERANCE = 1e-5
 
@@ -54,10 +54,10 @@ def test_onnx_agrees(case, tmp_path):
     path = export_onnx(module, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(path))
     assert [i.name for i in session.get_inputs()] == ["inputs"]
-    assert [o.name for o in session.get_outputs()] == list(module.fields)
+    assert [o.name for o in session.get_outputs()] == list(module.output_names)
     for rows in (1, 7):  # any size of a batch, other than that of the export
         answers = session.run(None, {"inputs": x[:rows].numpy()})
-        for name, found in zip(module.fields, answers, strict=True):
+        for name, found in zip(module.output_names, answers, strict=True):
             expected = module(x[:rows])[name].numpy()
             np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
     assert onnx_difference(module, path, x) < TOLERANCE
@@ -82,7 +82,7 @@ def test_a_difference_is_seen(tmp_path):
 
 
 def test_inputs_are_asked_for_where_they_are_not_known(tmp_path):
-    fitted = FittedPosterior(Point(), [Point().init(nn.Linear(4, 3), None, 5)], Categorical(3))
+    fitted = FittedPosterior(MAP(), [MAP().init(nn.Linear(4, 3), None, 5)], Categorical(3))
     module, x = fitted.compile(1), torch.randn(1, 4)
     with pytest.raises(ValueError, match="pass `inputs`"):
         export_torch(module, tmp_path / "a.pt2")
@@ -104,7 +104,7 @@ class Deciding(nn.Module):
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_torch_cannot_follow_is_said_and_leaves_no_file(tmp_path):
-    fitted = FittedPosterior(Point(), [Point().init(Deciding(), None, 5)], Categorical(3), info={"input_shape": [4]})
+    fitted = FittedPosterior(MAP(), [MAP().init(Deciding(), None, 5)], Categorical(3), info={"input_shape": [4]})
     with pytest.raises(ValueError, match="must not depend on the values"):
         export_torch(fitted.compile(1), tmp_path / "a.pt2")
     assert not list(tmp_path.iterdir())
@@ -112,7 +112,7 @@ def test_what_torch_cannot_follow_is_said_and_leaves_no_file(tmp_path):
 
 def test_too_large_and_missing_packages(tmp_path, monkeypatch):
     module = regression().compile()
-    monkeypatch.setattr(export_module, "LARGEST_ONNX", 10)
+    monkeypatch.setattr(export_module, "MAX_ONNX_BYTES", 10)
     with pytest.raises(ValueError, match="Compile fewer draws"):
         export_onnx(module, tmp_path / "a.onnx")
     monkeypatch.setitem(sys.modules, "onnxscript", None)

@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatbayes.core.buffers import reestimate
+from flatbayes.core.buffers import reestimate_norm_statistics
 from flatbayes.likelihoods import Categorical
-from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
+from flatbayes.posteriors import MAP, SWAG, Ensemble, MCDropout
 from flatbayes.prediction import FittedPosterior
-from flatbayes.prediction.inputs import chunks
+from flatbayes.prediction.inputs import iter_chunks
 from support import assert_same, batch, snapshot
 
 
@@ -17,10 +17,10 @@ def inputs(n=40):
 def test_predicts_the_average_of_its_draws(fitted):
     x = inputs()
     found = fitted.predict(x, 6, keep_members=True)
-    count = len(fitted.draw_keys(6))
+    count = len(fitted.sample_ids(6))
     assert found.member_probs.shape == (count, 40, 3)
     with torch.no_grad():
-        by_hand = [fitted_network(fitted, net, x) for net in fitted.draws(6)]
+        by_hand = [fitted_network(fitted, net, x) for net in fitted.sample_networks(6)]
     torch.testing.assert_close(found.mean, torch.stack(by_hand).mean(0))
     torch.testing.assert_close(found.mean.sum(-1), torch.ones(40, dtype=torch.float64))
 
@@ -45,7 +45,7 @@ def test_same_seed_same_prediction(fitted):
 
 
 # Not MCDropout: its masks depend on how examples come in batches.
-@pytest.mark.parametrize("posterior", [Point(), SWAG(rank=3), Ensemble(SWAG(rank=2), size=2)], ids=str)
+@pytest.mark.parametrize("posterior", [MAP(), SWAG(rank=3), Ensemble(SWAG(rank=2), size=2)], ids=str)
 def test_arrays_loaders_and_generators_give_the_same(make, posterior):
     fitted = make(posterior)
     x = inputs()
@@ -63,7 +63,7 @@ def test_an_iterable_is_read_once_and_held_in_part(fitted):
             read.append(k)
             yield batch(k % 5, size=4)[0]
 
-    stream = fitted.stream(endless(), 3)
+    stream = fitted.stream_predictions(endless(), 3)
     first = next(stream)
     assert len(first.log_probs) == 32 * 4
     assert len(read) == 32
@@ -73,14 +73,14 @@ def test_an_iterable_is_read_once_and_held_in_part(fitted):
 
 @pytest.mark.parametrize(
     ("posterior", "asked", "got"),
-    [(Point(), 30, 1), (MCDropout(), 7, 7), (SWAG(rank=3), 5, 5), (SWAG(rank=2, scale=0.0), 5, 1),
+    [(MAP(), 30, 1), (MCDropout(), 7, 7), (SWAG(rank=3), 5, 5), (SWAG(rank=2, scale=0.0), 5, 1),
      (Ensemble(size=3), 30, 3), (Ensemble(SWAG(rank=2), size=2), 5, 6)],
 )  # fmt: skip
 def test_every_run_has_the_same_number_of_draws(make, posterior, asked, got):
-    keys = make(posterior).draw_keys(asked)
+    keys = make(posterior).sample_ids(asked)
     assert len(keys) == len(set(keys)) == got
     runs = [run for _, run, _ in keys]
-    assert len({runs.count(run) for run in range(posterior.runs)}) == 1
+    assert len({runs.count(run) for run in range(posterior.num_members)}) == 1
 
 
 def test_statistics_of_a_draw_are_its_own_and_estimated_once(make, monkeypatch):
@@ -89,18 +89,18 @@ def test_statistics_of_a_draw_are_its_own_and_estimated_once(make, monkeypatch):
 
     def counted(model, batches):
         calls.append(1)
-        return reestimate(model, batches)
+        return reestimate_norm_statistics(model, batches)
 
-    monkeypatch.setattr("flatbayes.prediction.fitted.reestimate", counted)
+    monkeypatch.setattr("flatbayes.prediction.fitted.reestimate_norm_statistics", counted)
     x = inputs()
     fitted.predict(x, 4)
     fitted.predict(x[:10], 4)
     assert len(calls) == 4
-    key = fitted.draw_keys(1)[0]
-    with fitted.drawn(key) as net:
+    key = fitted.sample_ids(1)[0]
+    with fitted.sampled_network(key) as net:
         inside = {name: b.clone() for name, b in net.named_buffers()}
         ready = [fitted.transform(b) for b in fitted.statistics_inputs]
-        fresh = reestimate(net, ready)
+        fresh = reestimate_norm_statistics(net, ready)
     for name, value in fresh.items():
         torch.testing.assert_close(inside[name], value)
     assert not torch.allclose(inside["1.running_mean"], fitted.states[0].model[1].running_mean)
@@ -133,7 +133,7 @@ def test_bad_requests(fitted):
 
 
 def test_precision_follows_the_networks(make):
-    fitted = make(Point())
+    fitted = make(MAP())
     fitted.states[0].model.double()
     assert fitted.predict(inputs(), 1).mean.dtype == torch.float64
 
@@ -145,13 +145,13 @@ def test_moving_keeps_the_predictions(fitted):
 
 
 def test_chunks_cut_what_is_in_memory_into_batches():
-    assert [[len(b) for b in chunk] for chunk in chunks(torch.zeros(10, 2), 4)] == [[4, 4, 2]]
-    assert [[len(b) for b in chunk] for chunk in chunks(iter([torch.zeros(3)] * 5), 4, 2)] == [
+    assert [[len(b) for b in chunk] for chunk in iter_chunks(torch.zeros(10, 2), 4)] == [[4, 4, 2]]
+    assert [[len(b) for b in chunk] for chunk in iter_chunks(iter([torch.zeros(3)] * 5), 4, 2)] == [
         [3, 3],
         [3, 3],
         [3],
     ]
-    assert list(chunks([], 4)) == []
+    assert list(iter_chunks([], 4)) == []
 
 
 def test_drawing_from_a_network_without_norm_layers_needs_no_data():

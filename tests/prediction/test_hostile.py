@@ -14,8 +14,8 @@ from torch import nn
 
 from flatbayes.models import MLP
 from flatbayes.prediction import FittedPosterior
-from flatbayes.prediction.bounded import Bounded, asked_for, refuse_larger
-from flatbayes.prediction.description import checksum, seal
+from flatbayes.prediction.limits import AllocationLimit, check_max_integer, count_elements
+from flatbayes.prediction.metadata import compute_file_checksum, compute_metadata_checksum
 
 FIXTURES = Path(__file__).parent / "fixtures" / "schema-3"
 
@@ -32,8 +32,8 @@ def description(folder):
 
 def sealed(folder, found):
     found = {key: value for key, value in found.items() if key != "checksum"}
-    found["sha256"] = checksum(folder / "posterior.safetensors")
-    (folder / "posterior.json").write_text(json.dumps({**found, "checksum": seal(found)}))
+    found["sha256"] = compute_file_checksum(folder / "posterior.safetensors")
+    (folder / "posterior.json").write_text(json.dumps({**found, "checksum": compute_metadata_checksum(found)}))
 
 
 def refused(folder, match, model=None):
@@ -52,15 +52,15 @@ POSTERIORS = [
     ("flatbayes.likelihoods.Categorical", {"num_classes": 3}, "is not part of flatbayes"),
     ("flatbayes.posteriors.Posterior", {}, "TypeError Can't instantiate abstract"),
     ("flatbayes.posteriors.swag.gaussian_sample", {}, "does not lead to a class"),
-    ("flatbayes.posteriors.curvature.torch.load", {}, "does not lead to a class"),
+    ("flatbayes.posteriors.ggn.torch.load", {}, "does not lead to a class"),
     ("flatbayes.posteriors..", {}, "does not lead to a class"),
     ("flatbayes.posteriors.SWAG", {"rank": 10**9}, "larger than the tensors"),
     ("flatbayes.posteriors.SWAG", {"rank": 10**12, "storage": "cpu"}, "larger than the tensors"),
     ("flatbayes.posteriors.SWAG", {"rank": 5}, "do not fit this posterior"),
     ("flatbayes.posteriors.SWAG", {"rank": {"class_path": "flatbayes.posteriors.SWAG"}}, "damaged: Type"),
     ("flatbayes.posteriors.Laplace", {"temperature": 10**400}, "larger than the tensors"),
-    ("flatbayes.posteriors.SGLD", {"keep": 10**9}, "larger than the tensors"),
-    ("flatbayes.posteriors.SGHMC", {"keep": 10**18}, "larger than the tensors"),
+    ("flatbayes.posteriors.SGLD", {"max_snapshots": 10**9}, "larger than the tensors"),
+    ("flatbayes.posteriors.SGHMC", {"max_snapshots": 10**18}, "larger than the tensors"),
 ]
 
 
@@ -75,7 +75,7 @@ def test_posteriors(folder, tmp_path, monkeypatch, path, arguments, match, model
 
 
 MODELS = [
-    ("flatbayes.models.with_head", {"model": 1, "num_outputs": 3}, "is not a subclass of Module"),
+    ("flatbayes.models.replace_head", {"model": 1, "num_outputs": 3}, "is not a subclass of Module"),
     ("flatbayes.models.residual.ResidualNet", {}, "does not lead to a class"),
     ("flatbayes.models.MLP", {"hidden": [10**9]}, "larger than the tensors"),
     ("flatbayes.models.MLP", {"hidden": [1] * 1200}, "larger than the tensors"),
@@ -221,7 +221,7 @@ def test_a_folder_that_is_a_link_is_as_good_as_another(folder, tmp_path):
 class TestBounds:
     def test_of_what_is_made(self):
         held = {"a": torch.zeros(10)}
-        with Bounded(held):
+        with AllocationLimit(held):
             torch.zeros(3, 4)
             nn.Linear(100, 100)
         for make in (
@@ -233,15 +233,20 @@ class TestBounds:
             lambda: nn.Conv2d(10**5, 10**5, 3),
             lambda: [torch.zeros(1) for _ in range(10_000)],
         ):
-            with pytest.raises(ValueError, match="larger than the tensors"), Bounded(held):
+            with pytest.raises(ValueError, match="larger than the tensors"), AllocationLimit(held):
                 make()
 
     def test_of_sizes_in_every_form(self):
-        assert asked_for((), {}) == 1
-        assert asked_for(((2, 3), 7.0), {}) == asked_for((2, 3), {}) == asked_for((), {"size": (2, 3)}) == 6
-        assert asked_for((torch.Size([4, 5]),), {}) == 20
+        assert count_elements((), {}) == 1
+        assert (
+            count_elements(((2, 3), 7.0), {})
+            == count_elements((2, 3), {})
+            == count_elements((), {"size": (2, 3)})
+            == 6
+        )
+        assert count_elements((torch.Size([4, 5]),), {}) == 20
 
     def test_of_plain_data(self):
-        refuse_larger({"a": [1, {"b": 5, "c": "text", "d": 1e9}]}, 5)
+        check_max_integer({"a": [1, {"b": 5, "c": "text", "d": 1e9}]}, 5)
         with pytest.raises(ValueError, match="larger than the tensors"):
-            refuse_larger({"a": [1, {"b": -6}]}, 5)
+            check_max_integer({"a": [1, {"b": -6}]}, 5)

@@ -8,16 +8,16 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
 from flatbayes.core import State
-from flatbayes.data import CIFAR10C, Part, corrupt
+from flatbayes.data import CIFAR10C, Split, corrupt_images
 from flatbayes.likelihoods import Categorical
 from flatbayes.metrics import accuracy, classification_metrics, nll
-from flatbayes.posteriors import SWAG, Point
-from flatbayes.prediction import FittedPosterior, evaluate_corruptions, evaluate_ood, recalibrated
+from flatbayes.posteriors import MAP, SWAG
+from flatbayes.prediction import FittedPosterior, evaluate_corruptions, evaluate_ood, evaluate_recalibration
 
 GENERATOR = torch.Generator().manual_seed(3)
 IMAGES = torch.randint(0, 256, (60, 1, 8, 8), generator=GENERATOR).to(torch.uint8)
 LABELS = torch.randint(0, 3, (60,), generator=GENERATOR)
-PART = Part(inputs=IMAGES, targets=LABELS)
+PART = Split(inputs=IMAGES, targets=LABELS)
 
 
 def ready(images):
@@ -40,7 +40,7 @@ def test_rows_are_evaluations_of_corrupted_images(fitted):
     ]  # fmt: skip
     for row in rows:
         name = "fog" if row["corruption"] == "clean" else row["corruption"]
-        inputs = corrupt(IMAGES, name, row["severity"], seed=5, white=255.0)
+        inputs = corrupt_images(IMAGES, name, row["severity"], seed=5, white_value=255.0)
         expected = classification_metrics(fitted.predict(inputs, 3, seed=2).log_probs, LABELS)
         assert {key: row[key] for key in expected} == pytest.approx(expected, nan_ok=True)
     assert rows[0]["nll"] != rows[2]["nll"]
@@ -50,7 +50,7 @@ def test_stored_images_are_used_where_there_are_some(fitted, tmp_path):
     images = torch.randint(0, 256, (5 * 4, 8, 8, 1), generator=GENERATOR).to(torch.uint8)
     np.save(tmp_path / "fog.npy", images.numpy())
     np.save(tmp_path / "labels.npy", np.array([0, 1, 2, 0]))
-    rows = evaluate_corruptions(fitted, PART, ["fog"], [3], 2, stored=CIFAR10C(path=str(tmp_path)))
+    rows = evaluate_corruptions(fitted, PART, ["fog"], [3], 2, corruption_source=CIFAR10C(path=str(tmp_path)))
     log_probs = fitted.predict(images[8:12].permute(0, 3, 1, 2), 2).log_probs
     assert rows[1]["nll"] == pytest.approx(nll(log_probs, torch.tensor([0, 1, 2, 0])))
 
@@ -60,14 +60,14 @@ def test_weights_and_inputs_come_out_as_they_went_in(fitted):
     before = IMAGES.clone()
     evaluate_corruptions(fitted, PART, ["fog"], [5], 2)
     evaluate_ood(fitted, IMAGES, IMAGES, 2)
-    recalibrated(fitted, PART, PART, 2)
+    evaluate_recalibration(fitted, PART, PART, 2)
     assert torch.equal(IMAGES, before)
     assert all(torch.equal(t, weights[name]) for name, t in fitted.states[0].model.state_dict().items())
 
 
 class TestOutside:
     def test_scores_are_those_of_scikit_learn(self, fitted):
-        outside = corrupt(IMAGES[:40], "contrast", 5)
+        outside = corrupt_images(IMAGES[:40], "contrast", 5)
         found = evaluate_ood(fitted, IMAGES, outside, 4, seed=1)
         inside, foreign = (fitted.predict(x, 4, seed=1) for x in (IMAGES, outside))
         truth = np.array([0] * 60 + [1] * 40)
@@ -97,7 +97,7 @@ class TestOutside:
         model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
         with torch.no_grad():
             model[1].weight.copy_(torch.tensor([[3.0], [-3.0]]))
-        fitted = FittedPosterior(Point(), [State(model, None, 10)], Categorical(2))
+        fitted = FittedPosterior(MAP(), [State(model, None, 10)], Categorical(2))
         found = evaluate_ood(fitted, torch.full((9, 1, 1, 1), 2.0), torch.linspace(0, 0.1, 9).view(9, 1, 1, 1))
         for name in ("entropy", "one_minus_confidence"):
             assert found["scores"][name] == {"auroc": 1, "aupr_out": 1, "aupr_in": 1, "fpr95": 0}
@@ -105,7 +105,7 @@ class TestOutside:
         assert found["entropy_divergence"] > 10
 
     def test_shapes_that_do_not_match(self, fitted):
-        with pytest.raises(ValueError, match=r"\(1, 8, 8\) and those from outside \(3, 32, 32\).*shaped_like"):
+        with pytest.raises(ValueError, match=r"\(1, 8, 8\) and those from outside \(3, 32, 32\).*match_input_format"):
             evaluate_ood(fitted, IMAGES, torch.zeros(2, 3, 32, 32))
 
 
@@ -114,8 +114,8 @@ class TestRecalibrated:
         # Labels that are surer than the predictions say for one part, less sure for the other.
         known = fitted.predict(IMAGES, 3, seed=4).log_probs
         sharp, flat = (torch.multinomial((f * known).softmax(-1), 1).squeeze(1) for f in (2.0, 0.5))
-        val, test = Part(inputs=IMAGES, targets=sharp), Part(inputs=IMAGES[:30], targets=flat[:30])
-        found = recalibrated(fitted, val, test, 3, seed=4)
+        val, test = Split(inputs=IMAGES, targets=sharp), Split(inputs=IMAGES[:30], targets=flat[:30])
+        found = evaluate_recalibration(fitted, val, test, 3, seed=4)
         log_probs = fitted.predict(val.inputs, 3, seed=4).log_probs
 
         def objective(log_temperature):
@@ -132,7 +132,7 @@ class TestRecalibrated:
         assert found["raw"].keys() == found["tempered"].keys() >= {"adaptive_ece", "classwise_ece", "aurc"}
 
     def test_helps_where_it_was_fitted(self, fitted):
-        found = recalibrated(fitted, PART, PART, 3)
+        found = evaluate_recalibration(fitted, PART, PART, 3)
         assert found["tempered"]["nll"] < found["raw"]["nll"]
 
 
@@ -141,11 +141,11 @@ class TestRecalibrated:
     [
         lambda fitted, part: evaluate_corruptions(fitted, part, ["fog"], [1], 2),
         lambda fitted, part: evaluate_ood(fitted, part.inputs, part.inputs, 2),
-        lambda fitted, part: recalibrated(fitted, part, part, 2),
+        lambda fitted, part: evaluate_recalibration(fitted, part, part, 2),
     ],
 )
 def test_inputs_of_another_shape_say_both(fitted, measure):
-    wrong = Part(inputs=torch.zeros(4, 3, 9, 9), targets=torch.zeros(4, dtype=torch.int64))
+    wrong = Split(inputs=torch.zeros(4, 3, 9, 9), targets=torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"takes inputs of the shape \(1, 8, 8\), got \(3, 9, 9\)"):
         measure(fitted, wrong)
 

@@ -12,7 +12,7 @@ import numpy as np
 from forked import Ended, call
 from safetensors.torch import load_file
 
-TINY = ["--data=digits", "--data.train_size=60", "--model=mlp", "--model.hidden=[8]", "--batch_size=20", "--draws=2",
+TINY = ["--data=digits", "--data.train_size=60", "--model=mlp", "--model.hidden=[8]", "--batch_size=20", "--num_draws=2",
         "--collect_from=0", "--posterior.rank=2"]  # fmt: skip
 OWN = [word for word in TINY if not word.startswith("--posterior")]
 
@@ -31,14 +31,14 @@ class Case:
 
 
 FIT = ["fit", *TINY, "--epochs=4", "--checkpoint_steps=1", "--checkpoint_seconds=0", "--resume", "--out=run"]
-COMPARE = ["compare", *OWN, "--posteriors=[Point]", "--epochs=2", "--seeds=2", "--jobs=1", "--out=cmp"]
+COMPARE = ["compare", *OWN, "--posteriors=[MAP]", "--epochs=2", "--num_seeds=2", "--num_jobs=1", "--out=cmp"]
 CASES = {
     "fit": Case(FIT, []),
     "compare": Case(COMPARE, []),
-    "evaluate": Case(["evaluate", "run", "--draws=3"], [FIT]),
-    "predict": Case(["predict", "run", "--input=new.npz", "--output=out.csv", "--overwrite", "--draws=3"], [FIT]),
+    "evaluate": Case(["evaluate", "run", "--num_draws=3"], [FIT]),
+    "predict": Case(["predict", "run", "--input=new.npz", "--output=out.csv", "--overwrite", "--num_draws=3"], [FIT]),
     "report": Case(["report", "cmp"], [COMPARE]),
-    "tune": Case(["tune", *TINY, "--epochs=2", "--trials=2", "--seeds=1", "--out=tuned"], []),
+    "tune": Case(["tune", *TINY, "--epochs=2", "--num_trials=2", "--num_seeds=1", "--out=tuned"], []),
 }  # fmt: skip
 
 

@@ -17,10 +17,10 @@ import numpy as np
 from forked import OUT_OF_TIME, Ended, call
 from generate import asks_much, command, configuration
 
-from flatbayes.cli.fit import options as fit_options
+from flatbayes.cli.fit import make_parser as fit_options
 
 BASE = ["--data=digits", "--data.train_size=40", "--data.test_size=0.9", "--model=mlp", "--model.hidden=[8]",
-        "--model.dropout=0.1", "--epochs=2", "--batch_size=20", "--collect_from=0", "--draws=2",
+        "--model.dropout=0.1", "--epochs=2", "--batch_size=20", "--collect_from=0", "--num_draws=2",
         "--posterior.rank=2"]  # fmt: skip
 SECONDS = 20.0
 RESULTS = ("results.json", "report.html")
@@ -53,7 +53,7 @@ def judged(ended: Ended, folder: Path, may_be_long: bool) -> str:
     if any(path.name in RESULTS for path in folder.rglob("*")) and "seed 0: " not in ended.err:
         return "bad: a result is left"
     if (folder / "out" / "posterior.json").exists():  # it is fitted, and could not be measured as it was asked for
-        again = call(["evaluate", "out", "--draws=1"], folder, seconds=SECONDS)
+        again = call(["evaluate", "out", "--num_draws=1"], folder, seconds=SECONDS)
         return "fitted, not measured" if again.code == 0 else "bad: a posterior of no use is left"
     return "refused in words"
 

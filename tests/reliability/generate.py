@@ -1,7 +1,7 @@
 """Random commands and random configurations: what users might ask for, from the type hints of what they ask.
 
 Most values are good, so that most commands get far; some are borderline, some absurd. Everything comes from one
-`random.Random`, so that a number stands for a command.
+`random.RandomPerturbation`, so that a number stands for a command.
 """
 
 import inspect
@@ -14,8 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from flatbayes import flatness, models, posteriors
-from flatbayes.cli.names import known
-from flatbayes.training import Recipe, schedules
+from flatbayes.cli.aliases import list_names
+from flatbayes.training import TrainingConfig, schedules
 
 GOOD = {
     int: ["1", "2", "3", "4"],
@@ -69,10 +69,14 @@ def command(dice: random.Random) -> list[str]:
         words[1:] = [f"--data={dice.choice(['diabetes', 'classes.npz', 'numbers.csv', 'classes.csv'])}"]
     words += _options("data", _data_hints(oddness), dice, oddness, 0.05)
     words += [f"--epochs={dice.choice('123')}", "--batch_size=20", "--collect_from=0"]
-    words += _options("", _hints(Recipe), dice, oddness, 0.08)
+    words += _options("", _hints(TrainingConfig), dice, oddness, 0.08)
     axes: list[tuple[str, Any, float]] = [("flatness", flatness, 0.9), ("schedule", schedules, 0.4)]
     if comparing:
-        words += ["--seeds=1", "--jobs=1", f"--posteriors=[{', '.join(dice.sample(known('posteriors'), 2))}]"]
+        words += [
+            "--num_seeds=1",
+            "--num_jobs=1",
+            f"--posteriors=[{', '.join(dice.sample(list_names('posteriors'), 2))}]",
+        ]
     else:
         axes.append(("posterior", posteriors, 0.9))
     for axis, module, often in axes:
@@ -84,7 +88,7 @@ def command(dice: random.Random) -> list[str]:
         words += _options("optimizer", {"lr": float, "momentum": float, "weight_decay": float}, dice, oddness, 0.5)
     rest = {"draws": int, "seed": int} if comparing else {"draws": int, "seed": int, "log_steps": int,
             "checkpoint_steps": int | None, "checkpoint_seconds": float}  # fmt: skip
-    words += ["--draws=2", *_options("", rest, dice, oddness, 0.15)]
+    words += ["--num_draws=2", *_options("", rest, dice, oddness, 0.15)]
     if dice.random() < oddness:
         words.insert(dice.randrange(1, len(words)), dice.choice([*ABSURD, "--", "--no_such=1", "--config=none.yaml"]))
     return [word.encode("utf-8", "surrogateescape" if word.isascii() else "ignore").decode() for word in words]
@@ -122,13 +126,13 @@ def value(hint: Any, dice: random.Random, oddness: float) -> str:
     axis = {posteriors.Posterior: "posterior", flatness.Flatness: "flatness", schedules.Schedule: "schedule"}.get(
         hint
     )
-    return dice.choice(known(axis)) if axis else dice.choice(ABSURD)
+    return dice.choice(list_names(axis)) if axis else dice.choice(ABSURD)
 
 
 def _axis(axis: str, module: Any, dice: random.Random, oddness: float) -> list[str]:
     if dice.random() < oddness / 3:
         return [f"--{axis}={dice.choice([*ABSURD, *HOSTILE])}"]
-    name = dice.choice(known(axis))
+    name = dice.choice(list_names(axis))
     return [f"--{axis}={name}", *_options(axis, _hints(getattr(module, name)), dice, oddness, 0.25)]
 
 
@@ -138,7 +142,7 @@ def _model(dice: random.Random, oddness: float) -> list[str]:
     if dice.random() < 0.7:
         words = ["--model=mlp", "--model.hidden=[8]", "--model.dropout=0.1"]
         return words + _options("model", _hints(models.MLP), dice, oddness, 0.2)
-    name = dice.choice(known("model"))
+    name = dice.choice(list_names("model"))
     return [f"--model={name}", *_options("model", _hints(getattr(models, name)), dice, oddness, 0.25)]
 
 
@@ -155,7 +159,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     else:
         names = [n for n in inspect.signature(target).parameters if n not in ("input_shape", "num_classes")]
     hints = {name: hints[name] for name in names if name in hints and name not in ELSEWHERE}
-    here = {"accelerator": Literal["cpu", "auto"], "members": Literal["one_by_one", "auto", "together"]}
+    here = {"accelerator": Literal["cpu", "auto"], "members": Literal["one_by_one", "auto", "vectorized"]}
     return hints | {name: here[name] for name in here if name in hints}
 
 

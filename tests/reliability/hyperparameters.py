@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from flatbayes import flatness, posteriors
-from flatbayes.training import Recipe, schedules
+from flatbayes.training import TrainingConfig, schedules
 
 METHODS: list[type] = [
     *(
@@ -16,7 +16,7 @@ METHODS: list[type] = [
         for found in vars(module).values()
         if isinstance(found, type) and is_dataclass(found)
     ),
-    Recipe,
+    TrainingConfig,
 ]
 ODD: list[Any] = [0, -1, 1.5, 2**63, 10**400, -(10**400), 5e-324, 1e308, float("nan"), float("inf"), None, True, "",
                   "x", b"a", [], [1], {}, {"a": 1}, {"a": 10**400}, {"a": float("nan")}, object()]  # fmt: skip

@@ -41,7 +41,7 @@ def fit(out: str) -> int:
 
 def tune() -> int:
     """What prints the most unusual letters."""
-    return flatbayes(["tune", *TINY, "--epochs=2", "--trials=2", "--seeds=1", "--out=tuned"])
+    return flatbayes(["tune", *TINY, "--epochs=2", "--num_trials=2", "--num_seeds=1", "--out=tuned"])
 
 
 def no_home() -> None:
@@ -90,15 +90,15 @@ def broken_pipe() -> None:
 
 def folder_vanishes() -> int:
     """The folder is removed after the first epoch."""
-    from flatbayes.training.watching.watch import JsonLines
+    from flatbayes.training.callbacks.callback import JSONLinesLogger
 
-    write = JsonLines.epoch
+    write = JSONLinesLogger.on_epoch_end
 
-    def epoch(self: JsonLines, record: Any) -> None:
+    def epoch(self: JSONLinesLogger, record: Any) -> None:
         shutil.rmtree("run", ignore_errors=True)
         write(self, record)
 
-    JsonLines.epoch = epoch  # type: ignore[method-assign]
+    JSONLinesLogger.on_epoch_end = epoch  # type: ignore[method-assign]
     return fit("run")
 
 

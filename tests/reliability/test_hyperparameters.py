@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatbayes import flatness, posteriors
-from flatbayes.core.spec import build, to_spec
-from flatbayes.training import Recipe, schedules
+from flatbayes.core.spec import instantiate, to_spec
+from flatbayes.training import TrainingConfig, schedules
 
 METHODS = [
     found
@@ -20,7 +20,7 @@ METHODS = [
 OF = {int: st.integers(), float: st.floats()}
 
 
-@pytest.mark.parametrize("method", [*METHODS, Recipe], ids=lambda method: method.__name__)
+@pytest.mark.parametrize("method", [*METHODS, TrainingConfig], ids=lambda method: method.__name__)
 def test_it_is_built_or_refused(method):
     hints = get_type_hints(method, localns={"Fabric": object})
     numbers = {field.name: OF[hints[field.name]] for field in fields(method) if hints.get(field.name) in OF}
@@ -32,6 +32,6 @@ def test_it_is_built_or_refused(method):
             made = method(**values)
         except ValueError:
             return
-        assert made == method(**values) == build(to_spec(made))
+        assert made == method(**values) == instantiate(to_spec(made))
 
     tried()

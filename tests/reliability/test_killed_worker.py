@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = ["compare", "--data=digits", "--data.train_size=60", "--model=mlp", "--posteriors=[Point]", "--epochs=300",
-           "--seeds=6", "--draws=2", "--jobs=2", "--out=cmp"]  # fmt: skip
+COMMAND = ["compare", "--data=digits", "--data.train_size=60", "--model=mlp", "--posteriors=[MAP]", "--epochs=300",
+           "--num_seeds=6", "--num_draws=2", "--num_jobs=2", "--out=cmp"]  # fmt: skip
 
 
 def workers(parent):

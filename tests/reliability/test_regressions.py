@@ -13,17 +13,17 @@ import torch
 import yaml
 
 from flatbayes.cli import main
-from flatbayes.cli.bounded import load
+from flatbayes.cli.yaml_loader import load_bounded_yaml
 from flatbayes.core.lock import hold
 from flatbayes.data import Digits
 from flatbayes.flatness import Plain
 from flatbayes.models import MLP
-from flatbayes.posteriors import Point
-from flatbayes.training import Recipe, fit
+from flatbayes.posteriors import MAP
+from flatbayes.training import TrainingConfig, fit
 
-TINY = ["--data=digits", "--data.train_size=40", "--model=mlp", "--model.hidden=[8]", "--epochs=1", "--draws=2"]
-POINT = [*TINY, "--posterior=point"]
-COMPARE = ["compare", *TINY, "--posteriors=[point]", "--seeds=1", "--jobs=1", "--out=cmp"]
+TINY = ["--data=digits", "--data.train_size=40", "--model=mlp", "--model.hidden=[8]", "--epochs=1", "--num_draws=2"]
+POINT = [*TINY, "--posterior=map"]
+COMPARE = ["compare", *TINY, "--posteriors=[map]", "--num_seeds=1", "--num_jobs=1", "--out=cmp"]
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
     for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -65,7 +65,7 @@ def test_a_damaged_configuration_is_refused_in_words(here, capsys, kind):
 
 def test_aliases_that_stay_within_bounds_are_welcome():
     text = "flatness: &f {rho: 0.1}\nposterior: [*f, *f]\n"
-    assert load(text) == yaml.safe_load(text)
+    assert load_bounded_yaml(text) == yaml.safe_load(text)
 
 
 def test_a_device_that_is_not_there_is_said_before_anything_is_written(here, capsys):
@@ -78,7 +78,7 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_written(here, cap
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "accumulate", "validations"])
 def test_numbers_that_no_float_can_hold_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be at least [01] and at most 1000000000, got"):
-        Recipe(**{name: 10**400})
+        TrainingConfig(**{name: 10**400})
 
 
 @pytest.mark.parametrize("kind", [TypeError, UnboundLocalError])
@@ -146,13 +146,13 @@ class Breaking(torch.optim.SGD):
 
 
 def test_weights_that_the_last_step_broke_are_found_without_validation():
-    recipe = Recipe(epochs=1, batch_size=40, validations=0, optimizer=partial(Breaking, lr=0.1))
+    recipe = TrainingConfig(epochs=1, batch_size=40, validations=0, optimizer=partial(Breaking, lr=0.1))
     with pytest.raises(RuntimeError, match="Some weights are not finite after the last step"):
-        fit(partial(MLP, hidden=(4,)), Digits(train_size=40).load(seed=0), Point(), Plain(), recipe)
+        fit(partial(MLP, hidden=(4,)), Digits(train_size=40).load(seed=0), MAP(), Plain(), recipe)
 
 
 def test_more_draws_than_there_is_time_for_are_refused_before_training(here, capsys):
-    assert main(["fit", *POINT, f"--draws={10**400}", "--out=run"]) == 2
+    assert main(["fit", *POINT, f"--num_draws={10**400}", "--out=run"]) == 2
     assert "at most a million draws" in capsys.readouterr().err
     assert list(here.iterdir()) == []
 
@@ -175,7 +175,7 @@ def test_want_of_memory_is_said(here, capsys, monkeypatch):
 def test_letters_that_cannot_be_printed_cost_nothing(here, monkeypatch):
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
-    command = ["tune", *TINY, "--posterior=point", "--trials=1", "--seeds=1", "--out=tuned"]
+    command = ["tune", *TINY, "--posterior=map", "--num_trials=1", "--num_seeds=1", "--out=tuned"]
     assert main(command) == 0
     sys.stdout.flush()
     assert b"best" in shown.getvalue()

@@ -6,16 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatbayes.theory import (
-    expected_gap,
     flatness_identity,
-    gibbs,
-    jeffreys,
-    kl,
-    normalised,
-    objective,
+    gibbs_posterior,
+    grid_kl,
+    jeffreys_divergence,
+    mean_sharpness,
+    normalize_density,
     quadratic_posterior,
-    sample,
-    sharpness_aware,
+    sample_cells,
+    sharpness_aware_posterior,
+    variational_objective,
     worst_loss,
 )
 
@@ -127,38 +127,38 @@ def test_excluded_points_may_be_infinite():
 
 def test_gibbs_is_the_conjugate_posterior():
     x = torch.linspace(-8, 8, 16001, dtype=torch.float64)
-    found = gibbs(2 * (x - 1) ** 2, -(x**2) / 2, 10.0, 1e-3)
+    found = gibbs_posterior(2 * (x - 1) ** 2, -(x**2) / 2, 10.0, 1e-3)
     mean, variance = 40 / 41, 1 / 41
     assert found.expect(x) == pytest.approx(mean, abs=1e-12)
     assert found.expect((x - mean) ** 2) == pytest.approx(variance, abs=1e-12)
     # E_p exp(-20 (x - 1)²) under N(0, 1)
     assert found.log_evidence == pytest.approx(-math.log(41) / 2 - 20 / 41, abs=1e-11)
-    assert found.mass(x < mean) == pytest.approx(0.5, abs=2e-3)
+    assert found.region_probability(x < mean) == pytest.approx(0.5, abs=2e-3)
 
 
 def test_the_plane_is_the_product_of_its_lines():
     x = torch.linspace(-4, 4, 161, dtype=torch.float64)
     y = torch.linspace(-3, 3, 121, dtype=torch.float64)
-    first, second = gibbs(x**2, -x.abs(), 2.0, 0.05), gibbs(y**4, -(y**2), 2.0, 0.05)
-    both = gibbs(x[:, None] ** 2 + y**4, -x.abs()[:, None] - y**2, 2.0, 0.05**2)
+    first, second = gibbs_posterior(x**2, -x.abs(), 2.0, 0.05), gibbs_posterior(y**4, -(y**2), 2.0, 0.05)
+    both = gibbs_posterior(x[:, None] ** 2 + y**4, -x.abs()[:, None] - y**2, 2.0, 0.05**2)
     assert both.log_evidence == pytest.approx(first.log_evidence + second.log_evidence, abs=1e-12)
     assert both.expect(x[:, None] ** 2 * y**2) == pytest.approx(first.expect(x**2) * second.expect(y**2), abs=1e-12)
-    torch.testing.assert_close(both.masses.sum(1), first.masses)
+    torch.testing.assert_close(both.cell_probabilities.sum(1), first.cell_probabilities)
 
 
 def test_sharpness_aware_posterior_of_an_isotropic_quadratic_in_the_plane():
     """On a grid the worst point is off by less than a spacing, here 0.02 of a radius of 0.4."""
     axis = torch.linspace(-3, 3, 301, dtype=torch.float64)
     square = axis[:, None] ** 2 + axis**2
-    found = sharpness_aware(2 * square, -square / 2, 2.0, 0.02**2, 20.0)
-    exact = gibbs(2 * (square.sqrt() + 0.4) ** 2, -square / 2, 2.0, 0.02**2)
+    found = sharpness_aware_posterior(2 * square, -square / 2, 2.0, 0.02**2, 20.0)
+    exact = gibbs_posterior(2 * (square.sqrt() + 0.4) ** 2, -square / 2, 2.0, 0.02**2)
     assert found.expect(square) == pytest.approx(exact.expect(square), rel=0.01)
-    assert exact.expect(square) < 0.6 * gibbs(2 * square, -square / 2, 2.0, 0.02**2).expect(square)
+    assert exact.expect(square) < 0.6 * gibbs_posterior(2 * square, -square / 2, 2.0, 0.02**2).expect(square)
 
 
 def test_sharpness_aware_posterior_matches_the_closed_form():
     x = torch.linspace(-6, 6, 120001, dtype=torch.float64)
-    found = sharpness_aware(2 * x**2, -(x**2) / 2, 10.0, 1e-4, 2000.0)
+    found = sharpness_aware_posterior(2 * x**2, -(x**2) / 2, 10.0, 1e-4, 2000.0)
     exact = quadratic_posterior(4.0, 10.0, 0.2, 1.0)
     assert found.expect(x.abs()) == pytest.approx(exact.mean_abs, abs=1e-7)
     assert found.expect(x**2) == pytest.approx(exact.mean_square, abs=1e-7)
@@ -169,26 +169,29 @@ def test_sharpness_aware_posterior_matches_the_closed_form():
 
 @pytest.mark.parametrize("radius", [0.0, 600.0])
 def test_theorem_a(loss, log_prior, radius):
-    prior = normalised(log_prior, CELL)
+    prior = normalize_density(log_prior, CELL)
     values = worst_loss(loss, radius)
-    best = sharpness_aware(loss, log_prior, LAM, CELL, radius)
-    least = objective(best, values, prior, LAM)
+    best = sharpness_aware_posterior(loss, log_prior, LAM, CELL, radius)
+    least = variational_objective(best, values, prior, LAM)
     assert least == pytest.approx(-best.log_evidence, abs=1e-11)
     generator = torch.Generator().manual_seed(0)
     for k in range(20):
         noise = torch.randn(len(loss), generator=generator, dtype=torch.float64)
-        q = normalised(best.log_density + 0.1 * (k + 1) * noise, CELL)
-        excess = objective(q, values, prior, LAM) - least
+        q = normalize_density(best.log_density + 0.1 * (k + 1) * noise, CELL)
+        excess = variational_objective(q, values, prior, LAM) - least
         assert excess > 1e-3
-        assert excess == pytest.approx(kl(q, best), abs=1e-11)
+        assert excess == pytest.approx(grid_kl(q, best), abs=1e-11)
 
 
 def test_mass_leaves_the_sharp_well(points, loss, log_prior):
-    plain, flat = gibbs(loss, log_prior, LAM, CELL), sharpness_aware(loss, log_prior, LAM, CELL, 600.0)
-    assert plain.mass(points < 0) == pytest.approx(0.05883830710090946, rel=1e-9)
-    assert flat.mass(points < 0) == pytest.approx(2.629275794572e-10, rel=1e-9, abs=0)
-    assert expected_gap(plain, loss, 600.0) == pytest.approx(0.9405861371823705, rel=1e-9)
-    assert expected_gap(flat, loss, 600.0) == pytest.approx(0.1640197061918239, rel=1e-9)
+    plain, flat = (
+        gibbs_posterior(loss, log_prior, LAM, CELL),
+        sharpness_aware_posterior(loss, log_prior, LAM, CELL, 600.0),
+    )
+    assert plain.region_probability(points < 0) == pytest.approx(0.05883830710090946, rel=1e-9)
+    assert flat.region_probability(points < 0) == pytest.approx(2.629275794572e-10, rel=1e-9, abs=0)
+    assert mean_sharpness(plain, loss, 600.0) == pytest.approx(0.9405861371823705, rel=1e-9)
+    assert mean_sharpness(flat, loss, 600.0) == pytest.approx(0.1640197061918239, rel=1e-9)
     assert flat.expect(loss) == pytest.approx(0.746257889079043, rel=1e-9)
 
 
@@ -200,10 +203,13 @@ def test_theorem_c(loss, log_prior, cells, plain_gap, flat_gap):
     left, right = flatness_identity(loss, log_prior, LAM, CELL, cells)
     assert left == pytest.approx(right, abs=1e-11)
     assert left == pytest.approx(LAM * (plain_gap - flat_gap), abs=1e-4)
-    plain, flat = gibbs(loss, log_prior, LAM, CELL), sharpness_aware(loss, log_prior, LAM, CELL, cells)
-    assert expected_gap(plain, loss, cells) == pytest.approx(plain_gap, abs=5e-6)
-    assert expected_gap(flat, loss, cells) == pytest.approx(flat_gap, abs=5e-6)
-    assert right == jeffreys(plain, flat) > 0
+    plain, flat = (
+        gibbs_posterior(loss, log_prior, LAM, CELL),
+        sharpness_aware_posterior(loss, log_prior, LAM, CELL, cells),
+    )
+    assert mean_sharpness(plain, loss, cells) == pytest.approx(plain_gap, abs=5e-6)
+    assert mean_sharpness(flat, loss, cells) == pytest.approx(flat_gap, abs=5e-6)
+    assert right == jeffreys_divergence(plain, flat) > 0
 
 
 @settings(max_examples=25, deadline=None)
@@ -221,7 +227,9 @@ def test_theorem_c_for_random_losses(seed, lam, radius, plane):
 def test_free_energy_grows_with_the_radius(seed, lam, plane):
     loss = random_loss(seed, 9, 13) if plane else random_loss(seed, 50)
     prior = torch.zeros_like(loss)
-    energies = [-sharpness_aware(loss, prior, lam, 0.1, radius).log_evidence for radius in (0.0, 1.0, 1.5, 2.0, 4.0)]
+    energies = [
+        -sharpness_aware_posterior(loss, prior, lam, 0.1, radius).log_evidence for radius in (0.0, 1.0, 1.5, 2.0, 4.0)
+    ]
     assert energies == sorted(energies)
     assert energies[-1] > energies[0]
 
@@ -230,9 +238,9 @@ def test_free_energy_grows_by_the_gradient_at_the_worst_point():
     """dF/dρ = λ E|L'(s_ρ)|, on a grid fine enough for a central difference over ten cells."""
     x = torch.linspace(-4, 4, 80001, dtype=torch.float64)
     loss, log_prior, lam, cell, cells = x**2 / 2 + x.pow(4) / 12, -(x**2) / 2, 3.0, 1e-4, 3000.0
-    below, above = (-sharpness_aware(loss, log_prior, lam, cell, cells + d).log_evidence for d in (-10, 10))
+    below, above = (-sharpness_aware_posterior(loss, log_prior, lam, cell, cells + d).log_evidence for d in (-10, 10))
     worst = x.abs() + 0.3
-    slope = lam * sharpness_aware(loss, log_prior, lam, cell, cells).expect(worst + worst**3 / 3)
+    slope = lam * sharpness_aware_posterior(loss, log_prior, lam, cell, cells).expect(worst + worst**3 / 3)
     assert (above - below) / (20 * cell) == pytest.approx(slope, rel=1e-5)
 
 
@@ -240,7 +248,7 @@ def test_free_energy_grows_by_the_gradient_at_the_worst_point():
 @given(st.integers(0, 10**6), st.floats(0.5, 20))
 def test_cooling_lowers_the_expected_loss_by_its_variance(seed, lam):
     values, prior, h = worst_loss(random_loss(seed, 50), 2.0), random_loss(seed + 1, 50), 1e-4
-    at = [gibbs(values, prior, lam + d, 0.1) for d in (-h, 0, h)]
+    at = [gibbs_posterior(values, prior, lam + d, 0.1) for d in (-h, 0, h)]
     mean = at[1].expect(values)
     variance = at[1].expect((values - mean) ** 2)
     assert (at[2].expect(values) - at[0].expect(values)) / (2 * h) == pytest.approx(-variance, abs=1e-8)
@@ -248,74 +256,76 @@ def test_cooling_lowers_the_expected_loss_by_its_variance(seed, lam):
 
 
 def test_limits_in_the_inverse_temperature(loss, log_prior):
-    prior = normalised(log_prior, CELL)
-    hot = gibbs(loss, log_prior, 0.0, CELL)
+    prior = normalize_density(log_prior, CELL)
+    hot = gibbs_posterior(loss, log_prior, 0.0, CELL)
     assert torch.equal(hot.log_density, prior.log_density)
     assert hot.log_evidence == 0
-    assert kl(gibbs(loss, log_prior, 1e-9, CELL), prior) < 1e-14
+    assert grid_kl(gibbs_posterior(loss, log_prior, 1e-9, CELL), prior) < 1e-14
     worst = worst_loss(loss, 600.0)
     best = float(worst.min())
-    cold = gibbs(worst, log_prior, 1e7, CELL)
-    assert cold.mass(worst < best + 1e-5) == pytest.approx(1, abs=1e-12)
-    assert cold.mass(worst < best + 1e-9) < 1
+    cold = gibbs_posterior(worst, log_prior, 1e7, CELL)
+    assert cold.region_probability(worst < best + 1e-5) == pytest.approx(1, abs=1e-12)
+    assert cold.region_probability(worst < best + 1e-9) < 1
 
 
 def test_support_is_kept_and_divergences_know_it():
     loss = torch.tensor([0.0, 1.0, math.inf, 2.0])
     flat_prior, narrow_prior = torch.zeros(4), torch.tensor([0.0, 0.0, 0.0, -math.inf])
-    narrow, wide = gibbs(loss, narrow_prior, 1.0, 0.5), gibbs(loss, flat_prior, 1.0, 0.5)
-    assert narrow.masses.tolist() == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.e), 0, 0])
+    narrow, wide = gibbs_posterior(loss, narrow_prior, 1.0, 0.5), gibbs_posterior(loss, flat_prior, 1.0, 0.5)
+    assert narrow.cell_probabilities.tolist() == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.e), 0, 0])
     assert narrow.expect(loss) == pytest.approx(1 / (1 + math.e))
-    assert kl(narrow, wide) == pytest.approx(math.log((1 + math.exp(-1) + math.exp(-2)) / (1 + math.exp(-1))))
-    assert kl(wide, narrow) == math.inf
-    assert gibbs(loss, flat_prior, 0.0, 0.5).masses.tolist() == [0.25] * 4
-    prior = normalised(flat_prior, 0.5)
-    assert objective(wide, loss, prior, 1.0) == pytest.approx(-wide.log_evidence, abs=1e-14)
-    assert objective(prior, loss, prior, 0.0) == 0
-    assert objective(prior, loss, prior, 1.0) == math.inf
+    assert grid_kl(narrow, wide) == pytest.approx(math.log((1 + math.exp(-1) + math.exp(-2)) / (1 + math.exp(-1))))
+    assert grid_kl(wide, narrow) == math.inf
+    assert gibbs_posterior(loss, flat_prior, 0.0, 0.5).cell_probabilities.tolist() == [0.25] * 4
+    prior = normalize_density(flat_prior, 0.5)
+    assert variational_objective(wide, loss, prior, 1.0) == pytest.approx(-wide.log_evidence, abs=1e-14)
+    assert variational_objective(prior, loss, prior, 0.0) == 0
+    assert variational_objective(prior, loss, prior, 1.0) == math.inf
 
 
 def test_divergence_of_gaussians_and_its_direction():
     x = torch.linspace(-10, 10, 20001, dtype=torch.float64)
-    p, q = normalised(-(x**2) / 2, 1e-3), normalised(-((x - 0.5) ** 2) / (2 * 0.5**2), 1e-3)
+    p, q = normalize_density(-(x**2) / 2, 1e-3), normalize_density(-((x - 0.5) ** 2) / (2 * 0.5**2), 1e-3)
     there, back = (0.25 + 0.25 - 1) / 2 + math.log(2), (4 + 1 - 1) / 2 - math.log(2)
-    assert kl(q, p) == pytest.approx(there, abs=1e-11)
-    assert kl(p, q) == pytest.approx(back, abs=1e-11)
-    assert jeffreys(p, q) == pytest.approx(there + back, abs=1e-11)
-    assert kl(p, p) == 0
+    assert grid_kl(q, p) == pytest.approx(there, abs=1e-11)
+    assert grid_kl(p, q) == pytest.approx(back, abs=1e-11)
+    assert jeffreys_divergence(p, q) == pytest.approx(there + back, abs=1e-11)
+    assert grid_kl(p, p) == 0
 
 
 def test_inputs_of_any_precision_give_float64(loss, log_prior):
-    found = sharpness_aware(loss[::100].float(), log_prior[::100].float(), LAM, 0.05, 3.0)
+    found = sharpness_aware_posterior(loss[::100].float(), log_prior[::100].float(), LAM, 0.05, 3.0)
     assert found.log_density.dtype == torch.float64
     assert worst_loss(loss.float(), 3.0).dtype == torch.float64
-    assert normalised(log_prior.float(), 0.05).log_density.dtype == torch.float64
-    assert float(found.masses.sum()) == pytest.approx(1, abs=1e-13)
+    assert normalize_density(log_prior.float(), 0.05).log_density.dtype == torch.float64
+    assert float(found.cell_probabilities.sum()) == pytest.approx(1, abs=1e-13)
 
 
 # ---- draws
 
 
 def test_draws_follow_the_masses():
-    posterior = gibbs(random_loss(5, 4, 3), torch.zeros(4, 3), 3.0, 0.2)
+    posterior = gibbs_posterior(random_loss(5, 4, 3), torch.zeros(4, 3), 3.0, 0.2)
     num = 40_000
-    cells = sample(posterior, num, torch.Generator().manual_seed(0))
+    cells = sample_cells(posterior, num, torch.Generator().manual_seed(0))
     assert cells.shape == (num, 2)
     seen = torch.zeros(4, 3, dtype=torch.float64).index_put(
         tuple(cells.T), torch.ones(num, dtype=torch.float64), accumulate=True
     )
-    expected = posterior.masses * num
+    expected = posterior.cell_probabilities * num
     assert float(((seen - expected) ** 2 / expected).sum()) < 31.3  # chi-square, 11 degrees, one in a thousand
-    line = sample(normalised(torch.tensor([-math.inf, 0.0, -math.inf]), 1.0), 100, torch.Generator().manual_seed(0))
+    line = sample_cells(
+        normalize_density(torch.tensor([-math.inf, 0.0, -math.inf]), 1.0), 100, torch.Generator().manual_seed(0)
+    )
     assert line.tolist() == [[1]] * 100
 
 
 def test_draws_are_the_generators():
-    posterior = normalised(random_loss(6, 1000), 0.1)
-    first, again, other = (sample(posterior, 50, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    posterior = normalize_density(random_loss(6, 1000), 0.1)
+    first, again, other = (sample_cells(posterior, 50, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert sample(posterior, 0, torch.Generator()).shape == (0, 1)
+    assert sample_cells(posterior, 0, torch.Generator()).shape == (0, 1)
 
 
 # ---- bad input
@@ -328,19 +338,28 @@ def test_draws_are_the_generators():
         (lambda: worst_loss(torch.zeros(4), math.nan), "radius_in_cells .* got nan"),
         (lambda: worst_loss(torch.zeros(2, 2, 2), 1.0), r"one or two parameters, got shape \(2, 2, 2\); reshape"),
         (lambda: worst_loss(torch.tensor([0.0, math.nan]), 1.0), "must not be NaN or -inf, got 1 such"),
-        (lambda: gibbs(torch.zeros(4), torch.zeros(5), 1.0, 0.1), r"got shapes \(4,\) and \(5,\)"),
-        (lambda: gibbs(torch.zeros(4), torch.zeros(4), -1.0, 0.1), "inverse_temperature .* got -1.0"),
-        (lambda: gibbs(torch.zeros(4), torch.zeros(4), math.inf, 0.1), "inverse_temperature .* got inf"),
-        (lambda: gibbs(torch.full((4,), -math.inf), torch.zeros(4), 1.0, 0.1), "use [+]inf to exclude"),
-        (lambda: gibbs(torch.full((4,), math.inf), torch.zeros(4), 1.0, 0.1), "zero on the whole grid"),
-        (lambda: normalised(torch.zeros(4), 0.0), "positive and finite, got 0.0"),
-        (lambda: normalised(torch.tensor(0.0), 0.1), r"got shape \(\)"),
-        (lambda: normalised(torch.full((3,), math.nan), 0.1), "look for NaN"),
-        (lambda: kl(normalised(torch.zeros(4), 0.1), normalised(torch.zeros(4), 0.2)), "sizes? 0.1 and 0.2"),
-        (lambda: kl(normalised(torch.zeros(4), 0.1), normalised(torch.zeros(3), 0.1)), "q and p must live"),
-        (lambda: normalised(torch.zeros(4), 0.1).expect(torch.zeros(3)), "values and the density must live"),
-        (lambda: normalised(torch.zeros(4), 0.1).mass(torch.ones(3, dtype=torch.bool)), "region and the density"),
-        (lambda: sample(normalised(torch.zeros(4), 0.1), -1, torch.Generator()), "at least 0, got -1"),
+        (lambda: gibbs_posterior(torch.zeros(4), torch.zeros(5), 1.0, 0.1), r"got shapes \(4,\) and \(5,\)"),
+        (lambda: gibbs_posterior(torch.zeros(4), torch.zeros(4), -1.0, 0.1), "inverse_temperature .* got -1.0"),
+        (lambda: gibbs_posterior(torch.zeros(4), torch.zeros(4), math.inf, 0.1), "inverse_temperature .* got inf"),
+        (lambda: gibbs_posterior(torch.full((4,), -math.inf), torch.zeros(4), 1.0, 0.1), "use [+]inf to exclude"),
+        (lambda: gibbs_posterior(torch.full((4,), math.inf), torch.zeros(4), 1.0, 0.1), "zero on the whole grid"),
+        (lambda: normalize_density(torch.zeros(4), 0.0), "positive and finite, got 0.0"),
+        (lambda: normalize_density(torch.tensor(0.0), 0.1), r"got shape \(\)"),
+        (lambda: normalize_density(torch.full((3,), math.nan), 0.1), "look for NaN"),
+        (
+            lambda: grid_kl(normalize_density(torch.zeros(4), 0.1), normalize_density(torch.zeros(4), 0.2)),
+            "sizes? 0.1 and 0.2",
+        ),
+        (
+            lambda: grid_kl(normalize_density(torch.zeros(4), 0.1), normalize_density(torch.zeros(3), 0.1)),
+            "q and p must live",
+        ),
+        (lambda: normalize_density(torch.zeros(4), 0.1).expect(torch.zeros(3)), "values and the density must live"),
+        (
+            lambda: normalize_density(torch.zeros(4), 0.1).region_probability(torch.ones(3, dtype=torch.bool)),
+            "region and the density",
+        ),
+        (lambda: sample_cells(normalize_density(torch.zeros(4), 0.1), -1, torch.Generator()), "at least 0, got -1"),
     ],
 )
 def test_bad_input_says_what_is_wrong(call, message):

@@ -9,17 +9,22 @@ from scipy.special import rel_entr
 from scipy.stats import binom, chi2
 
 from flatbayes.theory import (
-    best_prior_scale,
     binary_kl,
-    certificate,
+    compute_certificate,
     gaussian_kl,
     gibbs_error_bound,
     inverse_kl,
-    norm_tail,
-    prior_scales,
+    norm_tail_probability,
+    prior_scale_grid,
+    select_prior_scale,
     sharpness_bound,
 )
-from flatbayes.theory.pac_bayes import BETS, certificate_of_draws, held_out_bound, mean_bound
+from flatbayes.theory.pac_bayes import (
+    BET_FRACTIONS,
+    betting_mean_bound,
+    compute_certificate_from_draws,
+    holdout_bound,
+)
 
 probability = st.floats(0, 1, allow_subnormal=False)
 
@@ -52,12 +57,12 @@ def test_sharpness_bound_is_monotone():
 
 
 def test_gaussian_noise_rarely_leaves_the_ball():
-    assert norm_tail(5, 1000) == pytest.approx(2.52e-4, abs=5e-7)
+    assert norm_tail_probability(5, 1000) == pytest.approx(2.52e-4, abs=5e-7)
     for p in (1, 2, 5, 100, 10_000):
         for n in (1, 2, 10, 1000, 10**6):
-            assert norm_tail(p, n) <= 1 / math.sqrt(n)
+            assert norm_tail_probability(p, n) <= 1 / math.sqrt(n)
             radius = math.sqrt(p) + math.sqrt(math.log(n))
-            assert norm_tail(p, n) == pytest.approx(chi2.sf(radius**2, p), rel=1e-7, abs=0)
+            assert norm_tail_probability(p, n) == pytest.approx(chi2.sf(radius**2, p), rel=1e-7, abs=0)
 
 
 # ---- the binary divergence and its inverse
@@ -137,18 +142,18 @@ def test_gaussian_kl_adds_over_weights_and_is_torchs():
 
 
 def test_prior_scales_are_geometric():
-    scales = prior_scales(0.01, 10.0, 4)
+    scales = prior_scale_grid(0.01, 10.0, 4)
     assert scales == pytest.approx([0.01, 0.1, 1.0, 10.0])
     assert (scales[0], scales[-1]) == (0.01, 10.0)
-    assert prior_scales(0.3, 0.3, 1) == [0.3]
+    assert prior_scale_grid(0.3, 0.3, 1) == [0.3]
 
 
 def test_the_best_scale_is_found_and_paid_for():
     generator = torch.Generator().manual_seed(0)
     mean = 0.3 * torch.randn(500, generator=generator, dtype=torch.float64) + 0.05
     std = torch.full_like(mean, 0.04)
-    scales = prior_scales(1e-3, 10.0, 41)
-    found = best_prior_scale(mean, std, 0.05, scales)
+    scales = prior_scale_grid(1e-3, 10.0, 41)
+    found = select_prior_scale(mean, std, 0.05, scales)
     divergences = [gaussian_kl(mean, std, 0.05, scale) for scale in scales]
     assert found.kl == min(divergences)
     assert found.scale == scales[divergences.index(min(divergences))]
@@ -165,7 +170,7 @@ def test_the_cost_of_a_grid_covers_the_mixture_prior():
         mixture = parts.logsumexp(0) - math.log(len(scales))
         exact = float((q.exp() * (q - mixture)).sum()) * 1e-4
         tensors = torch.tensor([0.2], dtype=torch.float64), torch.tensor([q_std], dtype=torch.float64)
-        found = best_prior_scale(*tensors, 0.0, scales)
+        found = select_prior_scale(*tensors, 0.0, scales)
         assert found.kl < exact <= found.complexity
 
 
@@ -179,7 +184,7 @@ def test_gibbs_error_bound():
 
 
 def test_certificate_keeps_its_pieces():
-    found = certificate(0.05, 200, 100.0, 10_000, 0.025, 0.01)
+    found = compute_certificate(0.05, 200, 100.0, 10_000, 0.025, 0.01)
     assert (found.empirical_error, found.num_draws, found.kl, found.num_data) == (0.05, 200, 100.0, 10_000)
     assert (found.delta, found.delta_mc) == (0.025, 0.01)
     assert found.confidence == pytest.approx(0.965)
@@ -203,23 +208,23 @@ def test_maurers_constant():
 
 
 def test_certificate_is_monotone():
-    at = certificate(0.05, 200, 100.0, 10_000, 0.025, 0.01).bound
+    at = compute_certificate(0.05, 200, 100.0, 10_000, 0.025, 0.01).bound
     assert 0.05 < at < 1
-    assert certificate(0.06, 200, 100.0, 10_000, 0.025, 0.01).bound > at
-    assert certificate(0.05, 199, 100.0, 10_000, 0.025, 0.01).bound > at
-    assert certificate(0.05, 200, 101.0, 10_000, 0.025, 0.01).bound > at
-    assert certificate(0.05, 200, 100.0, 9_999, 0.025, 0.01).bound > at
-    assert certificate(0.05, 200, 100.0, 10_000, 0.024, 0.01).bound > at
-    assert certificate(0.05, 200, 100.0, 10_000, 0.025, 0.009).bound > at
+    assert compute_certificate(0.06, 200, 100.0, 10_000, 0.025, 0.01).bound > at
+    assert compute_certificate(0.05, 199, 100.0, 10_000, 0.025, 0.01).bound > at
+    assert compute_certificate(0.05, 200, 101.0, 10_000, 0.025, 0.01).bound > at
+    assert compute_certificate(0.05, 200, 100.0, 9_999, 0.025, 0.01).bound > at
+    assert compute_certificate(0.05, 200, 100.0, 10_000, 0.024, 0.01).bound > at
+    assert compute_certificate(0.05, 200, 100.0, 10_000, 0.025, 0.009).bound > at
 
 
 def test_certificate_at_its_edges():
-    none = certificate(0.0, 10**9, 0.0, 100, 0.05, 0.01)
+    none = compute_certificate(0.0, 10**9, 0.0, 100, 0.05, 0.01)
     assert none.bound == pytest.approx(1 - (0.05 / 20) ** (1 / 100), rel=1e-3)
-    assert certificate(1.0, 10, 0.0, 100, 0.05, 0.01).bound == 1
-    assert certificate(0.1, 10, math.inf, 100, 0.05, 0.01).bound == 1
-    assert certificate(0.1, 10, 1e9, 100, 0.05, 0.01).bound == 1
-    assert 0.5 < certificate(0.0, 1, 0.0, 1, 0.5, 0.4).bound < 1
+    assert compute_certificate(1.0, 10, 0.0, 100, 0.05, 0.01).bound == 1
+    assert compute_certificate(0.1, 10, math.inf, 100, 0.05, 0.01).bound == 1
+    assert compute_certificate(0.1, 10, 1e9, 100, 0.05, 0.01).bound == 1
+    assert 0.5 < compute_certificate(0.0, 1, 0.0, 1, 0.5, 0.4).bound < 1
 
 
 def coins(probability, num, n, generator):
@@ -240,7 +245,7 @@ def test_certificate_covers_a_coin():
     """One hypothesis, kl 0: the bound is on the mean of a coin from n throws."""
     generator, truth, n, delta = torch.Generator().manual_seed(1), 0.2, 40, 0.2
     means = coins(truth, 4000, n, generator).double().mean(1)
-    bounds = {float(m): certificate(float(m), 10**9, 0.0, n, delta, 1e-3).bound for m in means.unique()}
+    bounds = {float(m): compute_certificate(float(m), 10**9, 0.0, n, delta, 1e-3).bound for m in means.unique()}
     violated = sum(bounds[float(m)] < truth for m in means) / 4000
     assert violated <= delta + 1e-3 + 3 * math.sqrt(delta * (1 - delta) / 4000)
     tight = [b for m, b in bounds.items() if abs(m - truth) < 0.03]
@@ -259,8 +264,8 @@ def test_certificate_covers_posteriors_chosen_on_the_sample():
         divergence = float((posterior * (posterior * num).log().clamp(min=-1e3)).sum())
         drawn = errors[torch.multinomial(posterior, draws, replacement=True, generator=generator)]
         seen = float(drawn.mean())
-        violated += certificate(seen, draws, divergence, n, delta, delta_mc).bound < 0.5
-        free_lunch += certificate(seen, draws, 0.0, n, delta, delta_mc).bound < 0.5
+        violated += compute_certificate(seen, draws, divergence, n, delta, delta_mc).bound < 0.5
+        free_lunch += compute_certificate(seen, draws, 0.0, n, delta, delta_mc).bound < 0.5
     expected = delta + delta_mc
     assert violated / repeats <= expected + 3 * math.sqrt(expected * (1 - expected) / repeats)
     assert free_lunch / repeats > 0.5
@@ -270,7 +275,7 @@ def test_certificate_of_a_gaussian_posterior_over_classifiers():
     """A linear classifier under label noise: the true error is an arc, and the Gibbs error known by quadrature."""
     generator = torch.Generator().manual_seed(3)
     n, draws, noise, repeats, violated, bounds = 400, 200, 0.05, 40, 0, []
-    scales = prior_scales(0.1, 10.0, 9)
+    scales = prior_scale_grid(0.1, 10.0, 9)
     for _ in range(repeats):
         x = torch.randn(n, 2, generator=generator, dtype=torch.float64)
         labels = (x[:, 0] > 0) ^ (torch.rand(n, generator=generator) < noise)
@@ -284,8 +289,8 @@ def test_certificate_of_a_gaussian_posterior_over_classifiers():
         wrong = (signed @ drawn(draws).T) < 0
         angle = torch.atan2(*reversed(drawn(200_000).T.unbind())).abs() / math.pi
         truth = float((noise + (1 - 2 * noise) * angle).mean())
-        prior = best_prior_scale(mean, std, 0.0, scales)
-        found = certificate(float(wrong.double().mean()), draws, prior.complexity, n, 0.05, 0.01)
+        prior = select_prior_scale(mean, std, 0.0, scales)
+        found = compute_certificate(float(wrong.double().mean()), draws, prior.complexity, n, 0.05, 0.01)
         violated += found.bound < truth
         bounds.append(found.bound)
     assert violated <= 6  # 2.4 expected at most
@@ -300,7 +305,7 @@ def test_certificate_of_a_gaussian_posterior_over_classifiers():
         (lambda: sharpness_bound(1.0, 0.1, 0, 100, 0.1), "num_params must be at least 1, got 0"),
         (lambda: sharpness_bound(1.0, 0.1, 1, 1, 0.1), "num_data must be at least 2, got 1"),
         (lambda: sharpness_bound(1.0, 0.1, 1, 9, 1.0), "delta is a probability of failure.* got 1.0"),
-        (lambda: norm_tail(0, 5), "at least 1, got 0 and 5"),
+        (lambda: norm_tail_probability(0, 5), "at least 1, got 0 and 5"),
         (lambda: binary_kl(1.1, 0.5), "q must lie between 0 and 1, got 1.1"),
         (lambda: binary_kl(0.1, math.nan), "p must lie between 0 and 1, got nan"),
         (lambda: inverse_kl(0.1, -0.1), "budget .* got -0.1"),
@@ -312,19 +317,22 @@ def test_certificate_of_a_gaussian_posterior_over_classifiers():
         (lambda: gaussian_kl(torch.full((3,), math.nan), torch.ones(3), 0.0, 1.0), "mean must be finite"),
         (lambda: gaussian_kl(torch.zeros(3), torch.ones(3), math.nan, 1.0), "prior_mean must be finite"),
         (lambda: gaussian_kl(torch.zeros(3), torch.full((3,), math.inf), 0.0, 1.0), "std must be finite"),
-        (lambda: prior_scales(0.0, 1.0, 3), "0 < smallest <= largest < inf, got 0.0 and 1.0"),
-        (lambda: prior_scales(0.1, 1.0, 1), "num must be 1 for a single scale .* got 1 from 0.1 to 1.0"),
-        (lambda: prior_scales(1.0, 1.0, 2), "got 2 from 1.0 to 1.0"),
-        (lambda: best_prior_scale(torch.zeros(3), torch.ones(3), 0.0, []), r"at least one .* got \[\]"),
-        (lambda: best_prior_scale(torch.zeros(3), torch.ones(3), 0.0, [1.0, 0.0]), r"got \[1.0, 0.0\]"),
+        (lambda: prior_scale_grid(0.0, 1.0, 3), "0 < smallest <= largest < inf, got 0.0 and 1.0"),
+        (lambda: prior_scale_grid(0.1, 1.0, 1), "num_scales must be 1 for a single scale .* got 1 from 0.1 to 1.0"),
+        (lambda: prior_scale_grid(1.0, 1.0, 2), "got 2 from 1.0 to 1.0"),
+        (lambda: select_prior_scale(torch.zeros(3), torch.ones(3), 0.0, []), r"at least one .* got \[\]"),
+        (lambda: select_prior_scale(torch.zeros(3), torch.ones(3), 0.0, [1.0, 0.0]), r"got \[1.0, 0.0\]"),
         (lambda: gibbs_error_bound(0.1, 0, 0.1), "num_draws must be at least 1, got 0; draw networks"),
         (lambda: gibbs_error_bound(0.1, 1, 0.0), "delta_mc is a probability of failure.* got 0.0"),
         (lambda: gibbs_error_bound(5.0, 1, 0.1), "empirical_error must lie between 0 and 1, got 5.0"),
-        (lambda: certificate(0.1, 1, -1.0, 10, 0.1, 0.1), "kl .* at least 0, got -1.0"),
-        (lambda: certificate(0.1, 1, math.nan, 10, 0.1, 0.1), "kl .* at least 0, got nan"),
-        (lambda: certificate(0.1, 1, 1.0, 0, 0.1, 0.1), "num_data must be at least 1, got 0"),
-        (lambda: certificate(0.1, 1, 1.0, 10, 0.0, 0.1), "delta is a probability of failure.* got 0.0"),
-        (lambda: certificate(0.1, 1, 1.0, 10, 0.6, 0.4), "delta [+] delta_mc must be below 1, got 0.6 [+] 0.4"),
+        (lambda: compute_certificate(0.1, 1, -1.0, 10, 0.1, 0.1), "kl .* at least 0, got -1.0"),
+        (lambda: compute_certificate(0.1, 1, math.nan, 10, 0.1, 0.1), "kl .* at least 0, got nan"),
+        (lambda: compute_certificate(0.1, 1, 1.0, 0, 0.1, 0.1), "num_data must be at least 1, got 0"),
+        (lambda: compute_certificate(0.1, 1, 1.0, 10, 0.0, 0.1), "delta is a probability of failure.* got 0.0"),
+        (
+            lambda: compute_certificate(0.1, 1, 1.0, 10, 0.6, 0.4),
+            "delta [+] delta_mc must be below 1, got 0.6 [+] 0.4",
+        ),
     ],
 )
 def test_bad_input_says_what_is_wrong(call, message):
@@ -335,7 +343,7 @@ def test_bad_input_says_what_is_wrong(call, message):
 @settings(max_examples=50)
 @given(probability, st.floats(0, 1e4), st.integers(1, 10**6), st.integers(1, 10**4))
 def test_certificate_is_a_probability_above_what_was_seen(error, divergence, n, draws):
-    found = certificate(error, draws, divergence, n, 0.05, 0.01)
+    found = compute_certificate(error, draws, divergence, n, 0.05, 0.01)
     assert error <= found.gibbs_error <= found.bound <= 1
 
 
@@ -346,22 +354,22 @@ def test_mean_bound_of_equal_values_is_the_root():
     m, delta, x = 200, 0.05, 0.1
 
     def capital(mean):
-        return sum((1 + bet * (mean - x)) ** m for bet in BETS) / len(BETS) - 1 / delta
+        return sum((1 + bet * (mean - x)) ** m for bet in BET_FRACTIONS) / len(BET_FRACTIONS) - 1 / delta
 
     expected = brentq(capital, x, 1, xtol=1e-14)
-    assert mean_bound(torch.full((m,), x), delta) == pytest.approx(expected, rel=1e-6)  # x in float32
-    assert mean_bound(torch.full((m,), x, dtype=torch.float64), delta) == pytest.approx(expected, rel=1e-12)
+    assert betting_mean_bound(torch.full((m,), x), delta) == pytest.approx(expected, rel=1e-6)  # x in float32
+    assert betting_mean_bound(torch.full((m,), x, dtype=torch.float64), delta) == pytest.approx(expected, rel=1e-12)
 
 
 @given(st.lists(probability, min_size=1, max_size=30), st.floats(0.001, 0.9))
 @settings(max_examples=50)
 def test_mean_bound_lies_above_the_mean_and_grows_with_the_values(values, delta):
     values = torch.tensor(values, dtype=torch.float64)
-    bound = mean_bound(values, delta)
+    bound = betting_mean_bound(values, delta)
     assert float(values.mean()) - 1e-12 <= bound <= 1
-    assert mean_bound(values.sqrt(), delta) >= bound - 1e-12
-    assert mean_bound(values, delta / 2) >= bound
-    assert mean_bound(values.repeat(20), delta) <= bound
+    assert betting_mean_bound(values.sqrt(), delta) >= bound - 1e-12
+    assert betting_mean_bound(values, delta / 2) >= bound
+    assert betting_mean_bound(values.repeat(20), delta) <= bound
 
 
 @pytest.mark.parametrize("make", ["coin", "beta", "narrow"])
@@ -373,40 +381,40 @@ def test_mean_bound_fails_no_more_often_than_it_may(make):
         "beta": (u**4, 1 / 5),
         "narrow": (0.02 + 0.001 * u, 0.0205),
     }[make]
-    failed = sum(mean_bound(row, 0.2) < mean for row in values)
+    failed = sum(betting_mean_bound(row, 0.2) < mean for row in values)
     assert failed <= 250 * 0.2
 
 
 def test_mean_bound_is_sharper_where_draws_hardly_differ():
     errors = 0.02 + 0.003 * torch.randn(1000, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
-    ours, theirs = mean_bound(errors, 0.01), gibbs_error_bound(float(errors.mean()), 1000, 0.01)
-    assert ours - 0.02 == pytest.approx(math.log(len(BETS) / 0.01) / 1000, rel=0.1)
+    ours, theirs = betting_mean_bound(errors, 0.01), gibbs_error_bound(float(errors.mean()), 1000, 0.01)
+    assert ours - 0.02 == pytest.approx(math.log(len(BET_FRACTIONS) / 0.01) / 1000, rel=0.1)
     assert ours - 0.02 < 0.4 * (theirs - 0.02)
 
 
 @pytest.mark.parametrize("values", [[], [0.1, 1.1], [-0.1], [float("nan")]])
 def test_mean_bound_refuses_what_is_no_loss(values):
     with pytest.raises(ValueError, match="values must be at least one number between 0 and 1"):
-        mean_bound(torch.tensor(values), 0.1)
+        betting_mean_bound(torch.tensor(values), 0.1)
 
 
 def test_held_out_bound_holds_for_a_coin_and_is_the_root():
-    bound = held_out_bound(0.1, 50, 0.05)
+    bound = holdout_bound(0.1, 50, 0.05)
     assert binary_kl(0.1, bound) == pytest.approx(math.log(20) / 50)
     # The exact probability of k or fewer errors, at the largest error rate that the bound allows.
-    assert all(binom.cdf(k, 50, held_out_bound(k / 50, 50, 0.05)) <= 0.05 for k in range(50))
+    assert all(binom.cdf(k, 50, holdout_bound(k / 50, 50, 0.05)) <= 0.05 for k in range(50))
     with pytest.raises(ValueError, match="num_data must be at least 1"):
-        held_out_bound(0.1, 0, 0.05)
+        holdout_bound(0.1, 0, 0.05)
     with pytest.raises(ValueError, match="delta is a probability"):
-        held_out_bound(0.1, 10, 0.0)
+        holdout_bound(0.1, 10, 0.0)
 
 
 def test_certificate_of_draws_is_made_of_its_two_steps():
     errors = torch.linspace(0.1, 0.2, 11, dtype=torch.float64)
-    found = certificate_of_draws(errors, 3.0, 100, 0.05, 0.01)
+    found = compute_certificate_from_draws(errors, 3.0, 100, 0.05, 0.01)
     assert (found.num_draws, found.kl, found.num_data, found.delta, found.delta_mc) == (11, 3.0, 100, 0.05, 0.01)
     assert found.empirical_error == pytest.approx(0.15)
-    assert found.gibbs_error == mean_bound(errors, 0.01)
+    assert found.gibbs_error == betting_mean_bound(errors, 0.01)
     assert found.complexity == pytest.approx((3 + math.log(2 * 10 / 0.05)) / 100)
     assert found.bound == inverse_kl(found.gibbs_error, found.complexity)
     assert found.confidence == pytest.approx(0.94)
@@ -416,7 +424,7 @@ def test_certificate_of_draws_is_monotone():
     errors = torch.linspace(0.1, 0.2, 101, dtype=torch.float64)
 
     def bound(errors=errors, kl=3.0, num_data=100, delta=0.05, delta_mc=0.01):
-        return certificate_of_draws(errors, kl, num_data, delta, delta_mc).bound
+        return compute_certificate_from_draws(errors, kl, num_data, delta, delta_mc).bound
 
     assert bound(errors=errors + 0.01) > bound()
     assert bound(kl=4.0) > bound()

@@ -11,16 +11,16 @@ from scipy.stats import norm
 
 from flatbayes.theory import (
     best_gaussian,
-    expected_worst_gradient,
-    expected_worst_loss,
     isotropic_worst_loss,
-    penalised_worst_loss,
     quadratic_posterior,
     quadratic_worst_loss,
+    soft_worst_loss,
     well_odds,
-    worst_expected_gradient,
     worst_expected_loss,
-    worst_offset,
+    worst_expected_loss_gradient,
+    worst_loss_expectation,
+    worst_loss_expectation_gradient,
+    worst_perturbation,
 )
 
 
@@ -98,20 +98,20 @@ def test_worst_offset_is_globally_optimal(seed, size, rho):
     hessian, gradient = random_problem(seed, size)
     for shift in (0.0, 4.0, -4.0):
         shifted = hessian + shift * torch.eye(size, dtype=torch.float64)
-        check_global(gradient, shifted, rho, worst_offset(gradient, shifted, rho))
+        check_global(gradient, shifted, rho, worst_perturbation(gradient, shifted, rho))
 
 
 def test_losses_next_to_nothing_are_no_trouble():
     """The smallest numbers there are, where quotients overflow."""
     tiny = 5e-324 * torch.eye(2, dtype=torch.float64)
-    assert float(worst_offset(tensor(5e-324, 0.0), tiny, 1.0).norm()) == pytest.approx(1.0)
+    assert float(worst_perturbation(tensor(5e-324, 0.0), tiny, 1.0).norm()) == pytest.approx(1.0)
     assert quadratic_worst_loss(tensor(0.3, 0.1), 1e-311 * torch.eye(2), 1.0) < 1e-310
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_point_of_the_ball_is_worse(seed):
     hessian, gradient = random_problem(seed, 3)
-    best = rise(gradient, hessian, worst_offset(gradient, hessian, 0.7))
+    best = rise(gradient, hessian, worst_perturbation(gradient, hessian, 0.7))
     generator = torch.Generator().manual_seed(seed)
     points = torch.randn(200_000, 3, generator=generator, dtype=torch.float64)
     points *= 0.7 / points.norm(dim=1, keepdim=True)
@@ -127,42 +127,42 @@ def test_hard_case_and_its_neighbourhood(component, rho, top):
     """The gradient has (next to) no component along the top eigenvector, alone or one of two."""
     for values in (tensor(top - 3, top - 1, top), tensor(top - 3, top, top)):
         gradient = tensor(0.5, 0.4 if values[1] < top else 0.0, component)
-        offset = worst_offset(gradient, torch.diag(values), rho)
+        offset = worst_perturbation(gradient, torch.diag(values), rho)
         check_global(gradient, torch.diag(values), rho, offset)
         turn = torch.linalg.qr(random_problem(1, 3)[0])[0]
         turned = turn @ torch.diag(values) @ turn.T
         turned = (turned + turned.T) / 2
-        check_global(turn @ gradient, turned, rho, worst_offset(turn @ gradient, turned, rho))
+        check_global(turn @ gradient, turned, rho, worst_perturbation(turn @ gradient, turned, rho))
 
 
 def test_hard_case_by_hand():
     """A = diag(3, 1), g = (0, 1), ρ = 2: ν = 3, e = (±√(4 - 1/4), 1/2), rise 3/2 · 15/4 + 1/2 + 1/8."""
-    offset = worst_offset(tensor(0.0, 1.0), torch.diag(tensor(3.0, 1.0)), 2.0)
+    offset = worst_perturbation(tensor(0.0, 1.0), torch.diag(tensor(3.0, 1.0)), 2.0)
     assert offset.abs().tolist() == pytest.approx([math.sqrt(3.75), 0.5], abs=1e-14)
     assert rise(tensor(0.0, 1.0), torch.diag(tensor(3.0, 1.0)), offset) == pytest.approx(6.25, abs=1e-14)
 
 
 def test_a_maximum_inside_the_ball_is_the_worst_point():
     hessian, gradient = torch.diag(tensor(-4.0, -1.0)), tensor(2.0, -0.5)
-    assert worst_offset(gradient, hessian, 3.0).tolist() == pytest.approx([0.5, -0.5])
-    assert float(worst_offset(gradient, hessian, 0.1).norm()) == pytest.approx(0.1)
+    assert worst_perturbation(gradient, hessian, 3.0).tolist() == pytest.approx([0.5, -0.5])
+    assert float(worst_perturbation(gradient, hessian, 0.1).norm()) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_limits_of_the_worst_offset(size):
     hessian, gradient = random_problem(0, size)
     zero = torch.zeros_like(hessian)
-    assert torch.equal(worst_offset(gradient, hessian, 0.0), torch.zeros(size, dtype=torch.float64))
-    torch.testing.assert_close(worst_offset(gradient, zero, 0.3), 0.3 * gradient / gradient.norm())
-    offset = worst_offset(gradient, hessian, 1e-9)
+    assert torch.equal(worst_perturbation(gradient, hessian, 0.0), torch.zeros(size, dtype=torch.float64))
+    torch.testing.assert_close(worst_perturbation(gradient, zero, 0.3), 0.3 * gradient / gradient.norm())
+    offset = worst_perturbation(gradient, hessian, 1e-9)
     torch.testing.assert_close(offset, 1e-9 * gradient / gradient.norm(), rtol=1e-7, atol=0)
-    assert worst_offset(gradient * 0, zero, 0.3).tolist() == [0] * size
-    assert float(worst_offset(gradient * 0, hessian @ hessian.T, 0.3).norm()) == pytest.approx(0.3)
+    assert worst_perturbation(gradient * 0, zero, 0.3).tolist() == [0] * size
+    assert float(worst_perturbation(gradient * 0, hessian @ hessian.T, 0.3).norm()) == pytest.approx(0.3)
     for factor in (1e-200, 1e200):  # neither the loss's unit nor that of the weights matters
-        scaled = worst_offset(gradient * factor, hessian * factor, 0.4)
-        torch.testing.assert_close(scaled, worst_offset(gradient, hessian, 0.4))
-        scaled = worst_offset(gradient, hessian / factor, 0.4 * factor)
-        torch.testing.assert_close(scaled / factor, worst_offset(gradient, hessian, 0.4))
+        scaled = worst_perturbation(gradient * factor, hessian * factor, 0.4)
+        torch.testing.assert_close(scaled, worst_perturbation(gradient, hessian, 0.4))
+        scaled = worst_perturbation(gradient, hessian / factor, 0.4 * factor)
+        torch.testing.assert_close(scaled / factor, worst_perturbation(gradient, hessian, 0.4))
 
 
 def test_at_a_minimum_the_gap_is_the_top_curvature():
@@ -177,7 +177,7 @@ def test_envelope_theorem():
     """P4: the gradient of L^ρ is that of L at the worst point, its slope in ρ the norm of it."""
     hessian, weights = random_problem(7, 4)
     hessian = hessian @ hessian
-    worst = weights + worst_offset(hessian @ weights, hessian, 0.5)
+    worst = weights + worst_perturbation(hessian @ weights, hessian, 0.5)
     h = 1e-5
     for k in range(4):
         step = torch.zeros(4, dtype=torch.float64)
@@ -213,7 +213,7 @@ def test_isotropic_form_takes_a_batch():
 def test_worst_losses_of_a_quadratic_are_a_semigroup(seed, a, b):
     """max over ||e|| <= b of L^a = L^{a+b}: where the worst point lies, L^a reaches it, and nowhere more."""
     hessian, weights = random_problem(seed, 3)
-    both = worst_offset(hessian @ weights, hessian, a + b)
+    both = worst_perturbation(hessian @ weights, hessian, a + b)
     there = quadratic_worst_loss(weights + both * b / max(a + b, 1e-12), hessian, a)
     limit = quadratic_worst_loss(weights, hessian, a + b)
     assert there == pytest.approx(limit, abs=1e-10)
@@ -222,11 +222,11 @@ def test_worst_losses_of_a_quadratic_are_a_semigroup(seed, a, b):
 
 
 def test_penalised_maximum():
-    value, offset = penalised_worst_loss(0.5, 2.0, 0.1)
+    value, offset = soft_worst_loss(0.5, 2.0, 0.1)
     assert value == pytest.approx(0.3125, abs=1e-14)
     assert offset == pytest.approx(0.125, abs=1e-14)
     for m, a, s in ((0.5, 2.0, 0.1), (-1.3, 0.7, 0.9), (0.4, -2.0, 3.0)):
-        value, offset = penalised_worst_loss(m, a, s)
+        value, offset = soft_worst_loss(m, a, s)
         d = np.linspace(offset - 1, offset + 1, 2001)
         assert value == pytest.approx(np.max(a * (m + d) ** 2 / 2 - d**2 / (2 * s)), abs=1e-12)
 
@@ -317,40 +317,46 @@ def test_odds_of_two_wells():
 
 
 def test_where_the_maximum_goes_reference():
-    assert expected_worst_loss(0.4, 0.5, 2.0, 0.3) == pytest.approx(0.8121243403368593, abs=1e-14)
+    assert worst_loss_expectation(0.4, 0.5, 2.0, 0.3) == pytest.approx(0.8121243403368593, abs=1e-14)
     assert worst_expected_loss(0.4, 0.5, 2.0, 0.3) == pytest.approx(0.74, abs=1e-14)
-    assert expected_worst_gradient(0.4, 0.5, 2.0, 0.3) == pytest.approx(
+    assert worst_loss_expectation_gradient(0.4, 0.5, 2.0, 0.3) == pytest.approx(
         (1.145773521699924, 1.3476298633137793), abs=1e-14
     )
-    assert worst_expected_gradient(0.4, 0.5, 2.0, 0.3) == pytest.approx((1.4, 1.0), abs=1e-14)
+    assert worst_expected_loss_gradient(0.4, 0.5, 2.0, 0.3) == pytest.approx((1.4, 1.0), abs=1e-14)
 
 
 def test_expected_worst_loss_is_what_noise_sees():
     noise = torch.randn(10**6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     worst = ((0.4 + 0.5 * noise).abs() + 0.3) ** 2
-    assert abs(float(worst.mean()) - expected_worst_loss(0.4, 0.5, 2.0, 0.3)) < 5 * float(worst.std()) / 1e3
+    assert abs(float(worst.mean()) - worst_loss_expectation(0.4, 0.5, 2.0, 0.3)) < 5 * float(worst.std()) / 1e3
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(-2, 2), st.floats(0.05, 2), st.floats(0.1, 5), st.floats(0, 2))
 def test_gradients_are_those_of_the_losses(mean, std, a, rho):
     h = 1e-5
-    pairs = [(expected_worst_loss, expected_worst_gradient)]
+    pairs = [(worst_loss_expectation, worst_loss_expectation_gradient)]
     if abs(mean) > h:
-        pairs.append((worst_expected_loss, worst_expected_gradient))
+        pairs.append((worst_expected_loss, worst_expected_loss_gradient))
     for loss, gradient in pairs:
         by_mean = (loss(mean + h, std, a, rho) - loss(mean - h, std, a, rho)) / (2 * h)
         by_std = (loss(mean, std + h, a, rho) - loss(mean, std - h, a, rho)) / (2 * h)
         assert gradient(mean, std, a, rho) == pytest.approx((by_mean, by_std), abs=1e-6)
-    assert worst_expected_loss(mean, std, a, rho) <= expected_worst_loss(mean, std, a, rho) + 1e-12
+    assert worst_expected_loss(mean, std, a, rho) <= worst_loss_expectation(mean, std, a, rho) + 1e-12
 
 
 @pytest.mark.parametrize(
     ("objective", "mean", "std", "value", "tol"),
     [
         ("plain", 0.4878048780, 0.1561737619, None, 1e-10),
-        ("expected_worst", 0.4953261900, 0.0967063249, 3.5689103492, 3e-9),  # as printed: an optimiser's digits
-        ("worst_expected", 0.5, 0.1561737619, 2.7817860332, 1e-10),
+        (
+            "worst_loss_expectation",
+            0.4953261900,
+            0.0967063249,
+            3.5689103492,
+            3e-9,
+        ),  # as printed: an optimiser's digits
+        ("worst_expected_loss", 0.5, 0.1561737619, 2.7817860332, 1e-10),
     ],
 )
 def test_best_gaussian_reference(objective, mean, std, value, tol):
@@ -361,13 +367,13 @@ def test_best_gaussian_reference(objective, mean, std, value, tol):
 
 
 def test_best_expected_worst_gaussian_is_stationary():
-    found = best_gaussian(4.0, 0.5, 10.0, 0.2, 1.0, "expected_worst")
-    by_mean, by_std = expected_worst_gradient(found.mean - 0.5, found.std, 4.0, 0.2)
+    found = best_gaussian(4.0, 0.5, 10.0, 0.2, 1.0, "worst_loss_expectation")
+    by_mean, by_std = worst_loss_expectation_gradient(found.mean - 0.5, found.std, 4.0, 0.2)
     assert 10 * by_mean + found.mean == pytest.approx(0, abs=1e-12)
     assert 10 * by_std + found.std - 1 / found.std == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("objective", ["plain", "expected_worst", "worst_expected"])
+@pytest.mark.parametrize("objective", ["plain", "worst_loss_expectation", "worst_expected_loss"])
 @pytest.mark.parametrize(("a", "m", "lam", "rho", "s"), [(4.0, 0.5, 10.0, 0.2, 1.0), (0.3, -2.0, 1.0, 0.4, 0.7)])
 def test_nothing_is_better_than_the_best_gaussian(objective, a, m, lam, rho, s):
     """Against a general minimiser of the objective, by quadrature over the noise."""
@@ -378,8 +384,8 @@ def test_nothing_is_better_than_the_best_gaussian(objective, a, m, lam, rho, s):
         mean, std = at[0] - m, math.exp(at[1])
         kl = ((std**2 + at[0] ** 2) / s**2 - 1) / 2 - math.log(std / s)
         radius = 0.0 if objective == "plain" else rho
-        if objective == "expected_worst":
-            return lam * expected_worst_loss(mean, std, a, radius) + kl
+        if objective == "worst_loss_expectation":
+            return lam * worst_loss_expectation(mean, std, a, radius) + kl
         return lam * max(a / 2 * weights @ (mean + e + std * nodes) ** 2 for e in (-radius, radius)) + kl
 
     found = best_gaussian(a, m, lam, rho, s, objective)
@@ -403,15 +409,19 @@ def test_expected_gap_of_the_best_gaussians():
     """Theorem C for a restricted family: an inequality."""
 
     def gap(q):
-        return expected_worst_loss(q.mean - 0.5, q.std, 4.0, 0.2) - expected_worst_loss(q.mean - 0.5, q.std, 4.0, 0.0)
+        return worst_loss_expectation(q.mean - 0.5, q.std, 4.0, 0.2) - worst_loss_expectation(
+            q.mean - 0.5, q.std, 4.0, 0.0
+        )
 
     plain = best_gaussian(4.0, 0.5, 10.0, 0.2, 1.0, "plain")
-    flat = best_gaussian(4.0, 0.5, 10.0, 0.2, 1.0, "expected_worst")
+    flat = best_gaussian(4.0, 0.5, 10.0, 0.2, 1.0, "worst_loss_expectation")
     assert gap(flat) < gap(plain) - 0.01
-    assert best_gaussian(4.0, 0.5, 10.0, 0.0, 1.0, "expected_worst").std == pytest.approx(plain.std, abs=1e-14)
+    assert best_gaussian(4.0, 0.5, 10.0, 0.0, 1.0, "worst_loss_expectation").std == pytest.approx(
+        plain.std, abs=1e-14
+    )
 
 
-@pytest.mark.parametrize("objective", ["plain", "expected_worst", "worst_expected"])
+@pytest.mark.parametrize("objective", ["plain", "worst_loss_expectation", "worst_expected_loss"])
 def test_best_gaussian_is_symmetric_and_centred(objective):
     right = best_gaussian(2.0, 0.5, 3.0, 0.4, 1.0, objective)
     left = best_gaussian(2.0, -0.5, 3.0, 0.4, 1.0, objective)
@@ -422,17 +432,17 @@ def test_best_gaussian_is_symmetric_and_centred(objective):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: worst_offset(tensor(1.0, 2.0), torch.eye(3), 0.1), r"got shapes \(3, 3\) and \(2,\)"),
-        (lambda: worst_offset(tensor(1.0, 2.0), torch.ones(2, 2).triu(), 0.1), "symmetric, got .* pass"),
-        (lambda: worst_offset(tensor(1.0, math.nan), torch.eye(2), 0.1), "must be finite, got NaN"),
-        (lambda: worst_offset(tensor(1.0, 1.0), torch.eye(2), -0.1), "rho is the radius .* got -0.1"),
+        (lambda: worst_perturbation(tensor(1.0, 2.0), torch.eye(3), 0.1), r"got shapes \(3, 3\) and \(2,\)"),
+        (lambda: worst_perturbation(tensor(1.0, 2.0), torch.ones(2, 2).triu(), 0.1), "symmetric, got .* pass"),
+        (lambda: worst_perturbation(tensor(1.0, math.nan), torch.eye(2), 0.1), "must be finite, got NaN"),
+        (lambda: worst_perturbation(tensor(1.0, 1.0), torch.eye(2), -0.1), "rho is the radius .* got -0.1"),
         (lambda: isotropic_worst_loss(tensor(1.0), -1.0, 0.1), "got -1.0; for a maximum use"),
-        (lambda: penalised_worst_loss(1.0, 2.0, 0.5), "curvature \\* variance < 1, got 0.5 and a product of 1.0"),
-        (lambda: penalised_worst_loss(1.0, 2.0, 0.0), "variance must be positive"),
+        (lambda: soft_worst_loss(1.0, 2.0, 0.5), "curvature \\* variance < 1, got 0.5 and a product of 1.0"),
+        (lambda: soft_worst_loss(1.0, 2.0, 0.0), "variance must be positive"),
         (lambda: quadratic_posterior(0.0, 1.0, 0.1, 1.0), "curvature must be positive and finite, got 0.0"),
         (lambda: quadratic_posterior(1.0, 1.0, math.inf, 1.0), "rho .* got inf"),
-        (lambda: well_odds(1.0, -1.0, 1.0, 0.1), "second must be positive and finite, got -1.0"),
-        (lambda: expected_worst_loss(0.0, 0.0, 1.0, 0.1), "std must be positive"),
+        (lambda: well_odds(1.0, -1.0, 1.0, 0.1), "second_curvature must be positive and finite, got -1.0"),
+        (lambda: worst_loss_expectation(0.0, 0.0, 1.0, 0.1), "std must be positive"),
         (lambda: best_gaussian(1.0, math.nan, 1.0, 0.1, 1.0, "plain"), "centre must be finite, got nan"),
         (lambda: best_gaussian(1.0, 0.0, 1.0, 0.1, 0.0, "plain"), "prior_std must be positive"),
     ],
@@ -443,5 +453,5 @@ def test_bad_input_says_what_is_wrong(call, message):
 
 
 def test_unknown_objective():
-    with pytest.raises(Exception, match="worst_expected"):  # beartype's, where types are checked
+    with pytest.raises(Exception, match="worst_expected_loss"):  # beartype's, where types are checked
         best_gaussian(1.0, 0.0, 1.0, 0.1, 1.0, "both")

@@ -21,30 +21,34 @@ from flatbayes.data import Digits
 from flatbayes.flatness import SAM, Flatness, LookSAM, Plain
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import LRT, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
-from flatbayes.training import Checkpoints, Curves, Recipe, fit
+from flatbayes.training import Checkpoints, History, TrainingConfig, fit
 
 MOMENTUM = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-PAIRS: dict[str, tuple[Posterior, Flatness, Recipe]] = {
-    "SWAG-SAM": (SWAG(rank=3), SAM(), Recipe(optimizer=MOMENTUM)),
-    "SWAG-LookSAM": (SWAG(rank=3), LookSAM(), Recipe(optimizer=MOMENTUM)),
-    "SGLD": (SGLD(keep=3, temperature=0.1), SAM(), Recipe()),
-    "SGVB": (SGVB(num_samples=1), SAM(), Recipe()),
-    "LRT": (LRT(), Plain(), Recipe()),
-    "dropout": (MCDropout(rate=0.2), SAM(), Recipe(optimizer=MOMENTUM)),
-    "Laplace": (Laplace(prior_precision=1.0), SAM(), Recipe(optimizer=MOMENTUM)),
-    "ensemble": (Ensemble(SWAG(rank=2), size=2), SAM(), Recipe(optimizer=MOMENTUM)),
-    "ensemble-together": (Ensemble(SWAG(rank=2), size=2), SAM(), Recipe(optimizer=MOMENTUM, members="together")),
+PAIRS: dict[str, tuple[Posterior, Flatness, TrainingConfig]] = {
+    "SWAG-SAM": (SWAG(rank=3), SAM(), TrainingConfig(optimizer=MOMENTUM)),
+    "SWAG-LookSAM": (SWAG(rank=3), LookSAM(), TrainingConfig(optimizer=MOMENTUM)),
+    "SGLD": (SGLD(max_snapshots=3, temperature=0.1), SAM(), TrainingConfig()),
+    "SGVB": (SGVB(num_samples=1), SAM(), TrainingConfig()),
+    "LRT": (LRT(), Plain(), TrainingConfig()),
+    "dropout": (MCDropout(rate=0.2), SAM(), TrainingConfig(optimizer=MOMENTUM)),
+    "Laplace": (Laplace(prior_precision=1.0), SAM(), TrainingConfig(optimizer=MOMENTUM)),
+    "ensemble": (Ensemble(SWAG(rank=2), size=2), SAM(), TrainingConfig(optimizer=MOMENTUM)),
+    "ensemble-together": (
+        Ensemble(SWAG(rank=2), size=2),
+        SAM(),
+        TrainingConfig(optimizer=MOMENTUM, members="vectorized"),
+    ),
 }
 
 
 def train(name: str, out: Path, checkpoints: Checkpoints | None) -> None:
     """Fit, and write everything that came of it."""
     posterior, flatness, recipe = PAIRS[name]
-    recipe = Recipe(**{**vars(recipe), "epochs": 4, "batch_size": 16, "collect_from": 0.25, "validations": 4})
+    recipe = TrainingConfig(**{**vars(recipe), "epochs": 4, "batch_size": 16, "collect_from": 0.25, "validations": 4})
     data = Digits(train_size=96).load(seed=3)
-    curves = Curves()
+    curves = History()
     fitted = fit(
-        partial(ConvNet, width=2), data, posterior, flatness, recipe, seed=7, watch=curves, checkpoints=checkpoints
+        partial(ConvNet, width=2), data, posterior, flatness, recipe, seed=7, callback=curves, checkpoints=checkpoints
     )
     found = {
         "states": [{**s.model.state_dict(), **s.statistics} for s in fitted.states],
@@ -91,7 +95,7 @@ def main(name: str, folder: Path, kills: int, seed: int) -> None:
     train(name, folder / "undisturbed.pt", None)
     whole = time.perf_counter() - started
     dice, out = random.Random(seed), folder / "killed.pt"
-    checkpoints = Checkpoints(folder / "checkpoints", steps=1, seconds=0.0)
+    checkpoints = Checkpoints(folder / "checkpoints", every_n_steps=1, min_interval_seconds=0.0)
     killed, torn, starts = 0, 0, set()
     started = time.perf_counter()
     first = os.fork()

@@ -21,26 +21,26 @@ from flatbayes.data import Augment, Digits
 from flatbayes.flatness import SAM, LookSAM, Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP, ConvNet
-from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
-from flatbayes.training import Checkpoints, Curves, Recipe, Watch, fit
-from flatbayes.training.batches import Loaded
-from flatbayes.training.checkpoint import Keeper
-from flatbayes.training.watching.watch import JsonLines
+from flatbayes.posteriors import MAP, SWAG, Ensemble, MCDropout
+from flatbayes.training import Callback, Checkpoints, History, TrainingConfig, fit
+from flatbayes.training.batches import LoaderBatches
+from flatbayes.training.callbacks.callback import JSONLinesLogger
+from flatbayes.training.checkpoint import CheckpointManager
 from support import FLATNESSES, POSTERIORS, named, network, refused
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-RECIPE = Recipe(epochs=3, batch_size=16, collect_from=0.3, validations=3, optimizer=SGD)
+RECIPE = TrainingConfig(epochs=3, batch_size=16, collect_from=0.3, validations=3, optimizer=SGD)
 DATA = Digits(train_size=64).load(seed=1)
 KILLING = Path(__file__).with_name("killing.py")
 
 
-class Stop(Watch):
+class Stop(Callback):
     """The plug is pulled after a number of steps, over all runs."""
 
     def __init__(self, after):
         self.left = after
 
-    def step(self, step, loss, lr):
+    def on_step_end(self, step, loss, lr):
         self.left -= 1
         if self.left < 0:
             raise ConnectionError("the plug was pulled")
@@ -57,7 +57,7 @@ def assert_same(one, other):
 
 def stopped(train, after, checkpoints):
     with pytest.raises(ConnectionError):
-        train(checkpoints=checkpoints, watch=Stop(after))
+        train(checkpoints=checkpoints, callback=Stop(after))
 
 
 @pytest.mark.parametrize("name", ["SWAG-SAM", "SGLD", "SGVB", "ensemble"])
@@ -86,29 +86,31 @@ PAIRS = [(posterior, SAM()) for posterior in POSTERIORS] + [(SWAG(rank=2), flat)
 
 @pytest.mark.parametrize(("posterior", "flat"), PAIRS, ids=[" x ".join(named(pair)) for pair in PAIRS])
 def test_every_method_goes_on_where_it_was(posterior, flat, tmp_path):
-    recipe = Recipe(epochs=2, batch_size=16, collect_from=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
+    recipe = TrainingConfig(
+        epochs=2, batch_size=16, collect_from=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.05)
+    )
     if refused(posterior, flat, recipe) is not None:
         pytest.skip("not a pair")
     inputs, targets = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(2)), torch.arange(64) % 3
     part = replace(DATA.train, inputs=(100 + 50 * inputs).clamp(0, 255).to(torch.uint8), targets=targets)
     data = replace(DATA, train=part, val=part, test=part, class_names=("a", "b", "c"))
     train = partial(fit, network, data, posterior, flat, recipe, seed=3)
-    checkpoints = Checkpoints(tmp_path, steps=3, seconds=0)
-    stopped(train, 8 * posterior.runs - 1, checkpoints)
+    checkpoints = Checkpoints(tmp_path, every_n_steps=3, min_interval_seconds=0)
+    stopped(train, 8 * posterior.num_members - 1, checkpoints)
     stopped(train, 1, checkpoints)
     assert_same(train(checkpoints=checkpoints), train())
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 4, 6, 11])
-@pytest.mark.parametrize(("members", "flat"), [("one_by_one", LookSAM()), ("together", SAM())])
+@pytest.mark.parametrize(("members", "flat"), [("one_by_one", LookSAM()), ("vectorized", SAM())])
 def test_whenever_it_is_stopped(after, members, flat, tmp_path):
     data = replace(DATA, augment=Augment(flip=True, pad=1))
     recipe = replace(RECIPE, members=members)
     posterior = Ensemble(SWAG(rank=2), size=2)
-    one, other, checkpoints = Curves(), Curves(), Checkpoints(tmp_path, steps=1, seconds=0)
+    one, other, checkpoints = History(), History(), Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0)
     train = partial(fit, partial(MLP, hidden=(8,)), data, posterior, flat, recipe, seed=3)
     stopped(train, after * (2 if members == "one_by_one" else 1), checkpoints)
-    assert_same(train(checkpoints=checkpoints, watch=one), train(watch=other))
+    assert_same(train(checkpoints=checkpoints, callback=one), train(callback=other))
     assert one.records == other.records
 
 
@@ -133,14 +135,14 @@ def test_a_loader_of_the_users_own_goes_on_at_an_epoch(own, tmp_path):
         net.load_state_dict({k: torch.full_like(v, 0.1) for k, v in net.state_dict().items()})
         return fit(net, loader, MCDropout(), SAM(), RECIPE, likelihood=Categorical(3), seed=3, **more)
 
-    checkpoints = Checkpoints(tmp_path, steps=1, seconds=0)
+    checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0)
     stopped(train, 6, checkpoints)
     assert [path.name for path in sorted(tmp_path.glob("*.pt"))] == ["0000-0000000004.pt"]
     assert_same(train(checkpoints=checkpoints), train())
 
 
 def test_the_randomness_of_python_is_kept_too():
-    batches = Loaded(DataLoader(Shaken()))
+    batches = LoaderBatches(DataLoader(Shaken()))
     saved = batches.state_dict()
     before = random.random()
     batches.load_state_dict(saved)
@@ -148,26 +150,31 @@ def test_the_randomness_of_python_is_kept_too():
 
 
 def test_the_log_has_every_epoch_once(tmp_path):
-    train = partial(fit, partial(MLP, hidden=(8,)), DATA, Ensemble(Point(), size=2), Plain(), RECIPE, seed=3)
-    checkpoints, log = Checkpoints(tmp_path / "c", seconds=0), tmp_path / "m.jsonl"
+    train = partial(fit, partial(MLP, hidden=(8,)), DATA, Ensemble(MAP(), size=2), Plain(), RECIPE, seed=3)
+    checkpoints, log = Checkpoints(tmp_path / "c", min_interval_seconds=0), tmp_path / "m.jsonl"
     for after in (2, 5, 9, 9):
         with pytest.raises(ConnectionError):
-            train(checkpoints=checkpoints, watch=Both(JsonLines(log), Stop(after)))
+            train(checkpoints=checkpoints, callback=Both(JSONLinesLogger(log), Stop(after)))
         with log.open("a") as file:
             file.write('{"run": 1, "ep')  # killed while it wrote a line
-    train(checkpoints=checkpoints, watch=JsonLines(log))
-    train(watch=JsonLines(tmp_path / "other.jsonl"))
+    train(checkpoints=checkpoints, callback=JSONLinesLogger(log))
+    train(callback=JSONLinesLogger(tmp_path / "other.jsonl"))
     assert log.read_text() == (tmp_path / "other.jsonl").read_text()
 
 
-class Both(Watch):
+class Both(Callback):
     def __init__(self, log, stop):
-        self.begin, self.epoch, self.again, self.step = log.begin, log.epoch, log.again, stop.step
+        self.on_run_start, self.on_epoch_end, self.on_resume, self.on_step_end = (
+            log.on_run_start,
+            log.on_epoch_end,
+            log.on_resume,
+            stop.on_step_end,
+        )
 
 
 def test_old_checkpoints_are_pruned_and_all_removed(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", steps=1, seconds=0, keep=3)
-    train = partial(fit, partial(MLP, hidden=(8,)), DATA, Point(), Plain(), RECIPE)
+    checkpoints = Checkpoints(tmp_path / "c", every_n_steps=1, min_interval_seconds=0, max_to_keep=3)
+    train = partial(fit, partial(MLP, hidden=(8,)), DATA, MAP(), Plain(), RECIPE)
     stopped(train, 9, checkpoints)
     (tmp_path / "c" / ".0000-0000000010.pt.1.tmp").write_text("torn")
     names = [f"0000-{step:010d}.pt" for step in (7, 8, 9)]
@@ -180,7 +187,7 @@ def test_old_checkpoints_are_pruned_and_all_removed(tmp_path):
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 torn", None])
 def test_damaged_ones_are_left_out(damage, tmp_path):
-    checkpoints = Checkpoints(tmp_path, steps=1, seconds=0)
+    checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0)
     train = partial(fit, partial(MLP, hidden=(8,)), DATA, SWAG(), SAM(), RECIPE)
     stopped(train, 6, checkpoints)
     older, newer = sorted(tmp_path.glob("*.pt"))
@@ -197,25 +204,25 @@ def test_damaged_ones_are_left_out(damage, tmp_path):
 
 
 def test_checkpoints_of_another_training_are_refused(tmp_path):
-    checkpoints = Checkpoints(tmp_path, seconds=0)
+    checkpoints = Checkpoints(tmp_path, min_interval_seconds=0)
     model = partial(MLP, hidden=(8,))
-    fit(model, DATA, Point(), Plain(), RECIPE, checkpoints=checkpoints)
+    fit(model, DATA, MAP(), Plain(), RECIPE, checkpoints=checkpoints)
     others = [
         ({"seed": 1}, "seed"),
         ({"flatness": SAM()}, "flatness"),
-        ({"recipe": replace(RECIPE, epochs=4)}, "epochs"),
+        ({"config": replace(RECIPE, epochs=4)}, "epochs"),
         ({"posterior": SWAG()}, "posterior"),
         ({"model": MLP}, "model"),
         ({"data": Digits(train_size=64).load(seed=2)}, "data"),
     ]
-    usual = {"model": model, "data": DATA, "posterior": Point(), "flatness": Plain(), "recipe": RECIPE, "seed": 0}
+    usual = {"model": model, "data": DATA, "posterior": MAP(), "flatness": Plain(), "config": RECIPE, "seed": 0}
     for change, name in others:
         with pytest.raises(ValueError, match=f"of another training: {name} differ"):
             fit(**{**usual, **change}, checkpoints=checkpoints)
 
 
 def test_a_full_disk_leaves_the_last_one_good(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path, steps=1, seconds=0, keep=1)
+    checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0, max_to_keep=1)
     train = partial(fit, partial(MLP, hidden=(8,)), DATA, SWAG(rank=2), SAM(), RECIPE)
     stopped(train, 6, checkpoints)
     before = [(path.name, path.read_bytes()) for path in sorted(tmp_path.iterdir())]
@@ -242,11 +249,11 @@ def test_a_full_disk_leaves_the_last_one_good(tmp_path, monkeypatch):
 def test_they_are_written_no_oftener_than_worth_it(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr("flatbayes.training.checkpoint.time.monotonic", lambda: now)
-    keeper = Keeper.open(Checkpoints(tmp_path, steps=10, seconds=30), {})
-    assert not keeper.due(10, epoch_ended=True)
+    keeper = CheckpointManager.open(Checkpoints(tmp_path, every_n_steps=10, min_interval_seconds=30), {})
+    assert not keeper.is_due(10, epoch_ended=True)
     now = 31.0
-    assert [keeper.due(10, epoch_ended=False), keeper.due(11, epoch_ended=False)] == [True, False]
-    assert keeper.due(11, epoch_ended=True)
+    assert [keeper.is_due(10, epoch_ended=False), keeper.is_due(11, epoch_ended=False)] == [True, False]
+    assert keeper.is_due(11, epoch_ended=True)
     save = torch.save
 
     def slow(*args):
@@ -255,45 +262,50 @@ def test_they_are_written_no_oftener_than_worth_it(tmp_path, monkeypatch):
         now += 5.0
 
     monkeypatch.setattr(torch, "save", slow)
-    keeper.keep(0, 10, {})
+    keeper.save(0, 10, {})
     now += 99.0
-    assert not keeper.due(20, epoch_ended=False)
+    assert not keeper.is_due(20, epoch_ended=False)
     now += 1.0
-    assert keeper.due(20, epoch_ended=False)
-    assert not Keeper().due(20, epoch_ended=True)
-    every = Keeper.open(Checkpoints(tmp_path / "other", seconds=0), {})
-    assert every.due(1, epoch_ended=True)
-    assert not every.due(1, epoch_ended=False)
+    assert keeper.is_due(20, epoch_ended=False)
+    assert not CheckpointManager().is_due(20, epoch_ended=True)
+    every = CheckpointManager.open(Checkpoints(tmp_path / "other", min_interval_seconds=0), {})
+    assert every.is_due(1, epoch_ended=True)
+    assert not every.is_due(1, epoch_ended=False)
 
 
 def test_time_that_was_lost_does_not_count(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr("flatbayes.training.checkpoint.time.monotonic", lambda: now)
-    wanted = Checkpoints(tmp_path, seconds=0)
-    first = Keeper.open(wanted, {})
+    wanted = Checkpoints(tmp_path, min_interval_seconds=0)
+    first = CheckpointManager.open(wanted, {})
     now = 7.0
-    first.keep(0, 1, {})
+    first.save(0, 1, {})
     now = 1000.0
-    second = Keeper.open(wanted, {})
-    second.under_way(0)
+    second = CheckpointManager.open(wanted, {})
+    second.load_latest(0)
     now = 1003.0
-    assert second.seconds() == 10.0
+    assert second.elapsed_seconds() == 10.0
 
 
 @pytest.mark.parametrize(
-    ("fields", "what"), [({"steps": 0}, "steps"), ({"keep": 0}, "keep"), ({"seconds": -1.0}, "sec")]
+    ("fields", "what"),
+    [
+        ({"every_n_steps": 0}, "every_n_steps"),
+        ({"max_to_keep": 0}, "max_to_keep"),
+        ({"min_interval_seconds": -1.0}, "min_interval_seconds"),
+    ],
 )
 def test_nonsense_is_refused(fields, what, tmp_path):
     with pytest.raises(ValueError, match=what):
         Checkpoints(tmp_path, **fields)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
-        Keeper.open(Checkpoints(tmp_path / "file"), {})
+        CheckpointManager.open(Checkpoints(tmp_path / "file"), {})
 
 
 def test_half_precision_keeps_its_place(tmp_path):
     recipe = replace(RECIPE, precision="bf16-mixed")
     train = partial(fit, partial(ConvNet, width=2), DATA, SWAG(rank=2), SAM(), recipe, seed=3)
-    checkpoints = Checkpoints(tmp_path, steps=1, seconds=0)
+    checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0)
     stopped(train, 5, checkpoints)
     assert_same(train(checkpoints=checkpoints), train())

@@ -9,14 +9,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from flatbayes.data import Dataset, Part
+from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import ConvNet
-from flatbayes.posteriors import SGVB, SWAG, Point
-from flatbayes.training import Recipe, fit
-from flatbayes.training.engine import Engine, clip
+from flatbayes.posteriors import MAP, SGVB, SWAG
+from flatbayes.training import TrainingConfig, fit
+from flatbayes.training.engine import Engine, clip_gradient_norm
 
-SHORT = Recipe(
+SHORT = TrainingConfig(
     epochs=2,
     batch_size=16,
     validations=0,
@@ -26,15 +26,15 @@ SHORT = Recipe(
 flat = pytest.mark.parametrize("flatness", [Plain(), SAM(rho=0.1)], ids=["plain", "flat"])
 
 
-def images() -> Dataset:
+def images() -> DataSplits:
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(64) % 3
     inputs = 100 + 20 * torch.randn(64, 2, 8, 8, generator=generator) + 30 * targets.view(-1, 1, 1, 1)
-    part = Part(inputs=inputs.clamp(0, 255).byte(), targets=targets)
-    return Dataset(train=part, val=part, test=part, class_names=("a", "b", "c"), feature_names=(), augment=None)
+    part = Split(inputs=inputs.clamp(0, 255).byte(), targets=targets)
+    return DataSplits(train=part, val=part, test=part, class_names=("a", "b", "c"), feature_names=(), augment=None)
 
 
-def outputs(recipe, flatness, posterior=Point()):
+def outputs(recipe, flatness, posterior=MAP()):
     """Logits of the fitted network, which is what rounding errors of training come out in."""
     data = images()
     fitted = fit(partial(ConvNet, width=4), data, posterior, flatness, recipe, seed=0)
@@ -75,15 +75,15 @@ def test_a_compiled_network_is_trained_alike(flatness):
 
 def started(model, recipe=SHORT) -> Engine:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return Engine.start(Fabric(accelerator="cpu", precision=recipe.precision), model, optimizer, recipe)
+    return Engine.create(Fabric(accelerator="cpu", precision=recipe.precision), model, optimizer, recipe)
 
 
 def test_full_precision_on_one_device_calls_the_network_itself():
     model = nn.Linear(3, 2)
     engine = started(model)
-    assert engine.bare
+    assert engine.bypass_fabric
     assert engine.network is model
-    assert not started(nn.Linear(3, 2), replace(SHORT, precision="bf16-mixed")).bare
+    assert not started(nn.Linear(3, 2), replace(SHORT, precision="bf16-mixed")).bypass_fabric
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -92,7 +92,7 @@ def test_gradients_are_zeroed_taken_and_clipped(precision):
     engine = started(model, replace(SHORT, precision=precision))
     engine.backward(engine.network(torch.ones(4, 3)).square().sum() * 100)
     assert torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]) > 2
-    engine.clip(2.0)
+    engine.clip_gradients(2.0)
     assert torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item() == pytest.approx(2.0, rel=1e-5)
     engine.zero_grad()
     assert all(p.grad is None for p in model.parameters())
@@ -104,8 +104,8 @@ def test_clipping_is_that_of_torch(max_norm):
     for params in (ours, theirs):
         for k, param in enumerate(params):
             param.grad = torch.arange(param.numel(), dtype=torch.float32).view(param.shape) + k
-    clip(tuple(ours), max_norm)
+    clip_gradient_norm(tuple(ours), max_norm)
     torch.nn.utils.clip_grad_norm_(theirs, max_norm)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.grad, other.grad)
-    clip((nn.Parameter(torch.zeros(2)),), max_norm)  # nothing to clip
+    clip_gradient_norm((nn.Parameter(torch.zeros(2)),), max_norm)  # nothing to clip

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatbayes.data import Dataset, Part
+from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP, ConvNet
-from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Point
-from flatbayes.training import Constant, Curves, Interrupted, Recipe, Watch, fit, rehearse
-from flatbayes.training.batches import Batches
-from flatbayes.training.watching.watch import Bar, JsonLines
+from flatbayes.posteriors import MAP, SWAG, Ensemble, MCDropout
+from flatbayes.training import Callback, Constant, History, Interrupted, TrainingConfig, dry_run, fit
+from flatbayes.training.batches import ShuffledBatches
+from flatbayes.training.callbacks.callback import JSONLinesLogger, ProgressBar
 
 
 def blobs(n=90, images=False):
@@ -28,8 +28,8 @@ def blobs(n=90, images=False):
         inputs += (targets * 70).to(torch.uint8).view(-1, 1, 1, 1)
     else:
         inputs = torch.randn(n, 4, generator=generator) + 2 * nn.functional.one_hot(targets, 4)
-    parts = [Part(inputs=i, targets=t) for i, t in zip(inputs.split(n // 3), targets.split(n // 3), strict=True)]
-    return Dataset(
+    parts = [Split(inputs=i, targets=t) for i, t in zip(inputs.split(n // 3), targets.split(n // 3), strict=True)]
+    return DataSplits(
         train=parts[0],
         val=parts[1],
         test=parts[2],
@@ -39,14 +39,14 @@ def blobs(n=90, images=False):
     )
 
 
-SHORT = Recipe(epochs=4, batch_size=10, collect_from=0.0, validations=2)
+SHORT = TrainingConfig(epochs=4, batch_size=10, collect_from=0.0, validations=2)
 
 
 def weights(fitted):
     return torch.cat([p.detach().flatten() for s in fitted.states for p in s.model.parameters()])
 
 
-@pytest.mark.parametrize("posterior", [Point(), MCDropout(rate=0.2), SWAG(rank=2), Ensemble(size=2)])
+@pytest.mark.parametrize("posterior", [MAP(), MCDropout(rate=0.2), SWAG(rank=2), Ensemble(size=2)])
 def test_twins_share_everything_but_flatness(posterior):
     data = blobs(images=True)
     plain = fit(ConvNet, data, posterior, Plain(), SHORT, seed=5)
@@ -56,13 +56,13 @@ def test_twins_share_everything_but_flatness(posterior):
     assert torch.equal(weights(plain), weights(zero))
     assert not torch.equal(weights(plain), weights(flat))
     assert not torch.equal(weights(plain), weights(other))
-    assert zero.info["cost"]["gradients"] == 2 * plain.info["cost"]["gradients"] == 2 * 4 * 3 * posterior.runs
-    assert len({float(w.sum()) for w in weights(plain).chunk(posterior.runs)}) == posterior.runs
+    assert zero.info["cost"]["gradients"] == 2 * plain.info["cost"]["gradients"] == 2 * 4 * 3 * posterior.num_members
+    assert len({float(w.sum()) for w in weights(plain).chunk(posterior.num_members)}) == posterior.num_members
 
 
 def test_the_callers_randomness_is_left_alone():
     before = torch.get_rng_state()
-    fit(MLP, blobs(), Point(), SAM(), SHORT)
+    fit(MLP, blobs(), MAP(), SAM(), SHORT)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -84,7 +84,7 @@ HALF = pytest.param(
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", HALF])
-@pytest.mark.parametrize("posterior", [SWAG(rank=2), Point(prior_precision=0.1)])
+@pytest.mark.parametrize("posterior", [SWAG(rank=2), MAP(prior_precision=0.1)])
 def test_precisions(precision, posterior):
     data = blobs()
     optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -95,9 +95,7 @@ def test_precisions(precision, posterior):
 
 
 def test_accumulation_is_the_whole_batch():
-    runs = [
-        fit(MLP, blobs(), Point(), SAM(rho=0.1), replace(SHORT, accumulate=k, precision="64-true")) for k in (1, 4)
-    ]
+    runs = [fit(MLP, blobs(), MAP(), SAM(rho=0.1), replace(SHORT, accumulate=k, precision="64-true")) for k in (1, 4)]
     torch.testing.assert_close(weights(runs[0]), weights(runs[1]))
 
 
@@ -106,8 +104,8 @@ def test_clipping_bounds_every_step():
     for clip in (None, 1e-3):
         optimizer = partial(torch.optim.SGD, lr=1.0)
         recipe = replace(SHORT, clip_norm=clip, optimizer=optimizer, schedule=Constant(), epochs=1, batch_size=30)
-        start = fit(MLP, blobs(), Point(), SAM(), replace(recipe, optimizer=partial(torch.optim.SGD, lr=0.0)))
-        moved.append((weights(fit(MLP, blobs(), Point(), SAM(), recipe)) - weights(start)).norm().item())
+        start = fit(MLP, blobs(), MAP(), SAM(), replace(recipe, optimizer=partial(torch.optim.SGD, lr=0.0)))
+        moved.append((weights(fit(MLP, blobs(), MAP(), SAM(), recipe)) - weights(start)).norm().item())
     assert moved[1] == pytest.approx(1e-3, rel=1e-3)
     assert moved[0] > 0.01
 
@@ -115,7 +113,7 @@ def test_clipping_bounds_every_step():
 def test_a_network_of_the_users_is_copied():
     model = nn.Linear(4, 3)
     before = model.weight.detach().clone()
-    fitted = fit(model, blobs(), Point(), SAM(), SHORT)
+    fitted = fit(model, blobs(), MAP(), SAM(), SHORT)
     assert torch.equal(model.weight, before)
     assert not torch.equal(fitted.states[0].model.weight, before)
     with pytest.raises(ValueError, match="was given one network. Pass its class"):
@@ -129,13 +127,13 @@ def test_functions_get_what_they_take():
         seen.append((num_classes, width))
         return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, num_classes))
 
-    fit(partial(make, width=7), blobs(), Point(), SAM(), SHORT)
-    fit(lambda: nn.Linear(4, 3), blobs(), Point(), SAM(), SHORT)
+    fit(partial(make, width=7), blobs(), MAP(), SAM(), SHORT)
+    fit(lambda: nn.Linear(4, 3), blobs(), MAP(), SAM(), SHORT)
     assert seen == [(3, 7)]
     with pytest.raises(TypeError, match=r"was to build a torch\.nn\.Module, and returned a int"):
-        fit(lambda: 3, blobs(), Point(), SAM(), SHORT)
+        fit(lambda: 3, blobs(), MAP(), SAM(), SHORT)
     with pytest.raises(TypeError, match="Expected a network"):
-        fit("MLP", blobs(), Point(), SAM(), SHORT)
+        fit("MLP", blobs(), MAP(), SAM(), SHORT)
 
 
 def test_a_loader_of_the_users():
@@ -158,17 +156,17 @@ def test_a_loss_that_is_not_finite_names_the_epoch_and_what_to_try():
     with pytest.raises(
         RuntimeError, match=r"(?s)The loss is nan in epoch \d of 4.*lower learning rate.*SAM\(rho=0.3,"
     ):
-        fit(MLP, blobs(), Point(), SAM(rho=0.3), recipe)
+        fit(MLP, blobs(), MAP(), SAM(rho=0.3), recipe)
 
 
-class StopAt(Watch):
+class StopAt(Callback):
     def __init__(self, run, epoch):
         self.at, self.run = (run, epoch), -1
 
-    def begin(self, run, runs, total_steps):
+    def on_run_start(self, run, runs, total_steps):
         self.run = run
 
-    def epoch(self, record):
+    def on_epoch_end(self, record):
         if (self.run, record["epoch"]) == self.at:
             raise KeyboardInterrupt
 
@@ -176,7 +174,7 @@ class StopAt(Watch):
 def test_ctrl_c_hands_over_what_was_fitted():
     data = blobs()
     with pytest.raises(Interrupted, match="after 4 of 4 epochs of run 1 of 1") as caught:
-        fit(MLP, data, SWAG(rank=2), SAM(), SHORT, watch=StopAt(0, 4))
+        fit(MLP, data, SWAG(rank=2), SAM(), SHORT, callback=StopAt(0, 4))
     fitted = caught.value.fitted
     assert isinstance(caught.value, KeyboardInterrupt)
     assert fitted.predict(data.test.inputs, 3).mean.shape == (30, 3)
@@ -185,17 +183,17 @@ def test_ctrl_c_hands_over_what_was_fitted():
 
 def test_ctrl_c_in_an_ensemble_keeps_the_complete_runs():
     with pytest.raises(Interrupted) as caught:
-        fit(MLP, blobs(), Ensemble(size=3), SAM(), SHORT, watch=StopAt(2, 1))
+        fit(MLP, blobs(), Ensemble(size=3), SAM(), SHORT, callback=StopAt(2, 1))
     assert len(caught.value.fitted.states) == 2
 
 
 def test_curves_and_logs(tmp_path):
-    curves = Curves()
-    fit(MLP, blobs(), Point(), SAM(), SHORT, watch=curves)
+    curves = History()
+    fit(MLP, blobs(), MAP(), SAM(), SHORT, callback=curves)
     assert [(r["run"], r["epoch"]) for r in curves.records] == [(0, 1), (0, 2), (0, 3), (0, 4)]
     assert ["val_nll" in r for r in curves.records] == [False, True, False, True]
     assert curves.records[-1]["step"] == 12
-    fit(MLP, blobs(), Point(), SAM(), SHORT, watch=JsonLines(tmp_path / "m.jsonl"))
+    fit(MLP, blobs(), MAP(), SAM(), SHORT, callback=JSONLinesLogger(tmp_path / "m.jsonl"))
     assert [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()] == curves.records
 
 
@@ -203,11 +201,11 @@ def test_the_bar_shows_loss_rate_and_time(capsys):
     from rich.console import Console
 
     console = Console(force_terminal=True, width=120)
-    bar = Bar(console, every=0.0)
+    bar = ProgressBar(console, min_refresh_seconds=0.0)
     with bar:
-        bar.begin(1, 3, 100)
-        bar.step(50, torch.tensor(0.25), 0.1)
-        bar.epoch({"epoch": 5, "step": 60, "loss": 0.2, "lr": 0.05, "val_nll": 0.3})
+        bar.on_run_start(1, 3, 100)
+        bar.on_step_end(50, torch.tensor(0.25), 0.1)
+        bar.on_epoch_end({"epoch": 5, "step": 60, "loss": 0.2, "lr": 0.05, "val_nll": 0.3})
     shown = capsys.readouterr().out
     for text in ("training 2 of 3", "60%", "loss 0.2000", "lr 0.05", "val nll 0.3000", "left"):
         assert text in shown
@@ -216,16 +214,16 @@ def test_the_bar_shows_loss_rate_and_time(capsys):
 def test_rehearsal_finds_what_training_would_die_of():
     data = blobs()
     before = torch.get_rng_state()
-    rehearse(MLP, data, SWAG(rank=2), SAM(), SHORT)
+    dry_run(MLP, data, SWAG(rank=2), SAM(), SHORT)
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(ValueError, match="there are 3 classes"):
-        rehearse(lambda: nn.Linear(4, 2), data, Point(), SAM(), SHORT)
+        dry_run(lambda: nn.Linear(4, 2), data, MAP(), SAM(), SHORT)
     with pytest.raises(ValueError, match="at least 2 collected snapshots .* this recipe .* collects 1"):
-        rehearse(MLP, data, SWAG(), SAM(), Recipe(epochs=1))
+        dry_run(MLP, data, SWAG(), SAM(), TrainingConfig(epochs=1))
     with pytest.raises(ValueError, match="must return a tensor"):
-        rehearse(nn.LSTM(4, 3), data, Point(), SAM(), SHORT)
+        dry_run(nn.LSTM(4, 3), data, MAP(), SAM(), SHORT)
     with pytest.raises(ValueError, match="have rate 0"):
-        rehearse(MLP, data, MCDropout(), SAM(), SHORT)
+        dry_run(MLP, data, MCDropout(), SAM(), SHORT)
 
 
 @pytest.mark.parametrize(
@@ -242,20 +240,20 @@ def test_rehearsal_finds_what_training_would_die_of():
 )
 def test_recipes_that_make_no_sense(changes, message):
     with pytest.raises(ValueError, match=message):
-        Recipe(**changes)
+        TrainingConfig(**changes)
 
 
 def test_batches_are_functions_of_seed_and_epoch():
     x = torch.arange(25)
-    batches = Batches(x, x, 10, seed=3)
+    batches = ShuffledBatches(x, x, 10, seed=3)
     assert len(batches) == 2
-    first = [y.tolist() for _, y in batches.epoch(0)]
-    assert first == [y.tolist() for _, y in batches.epoch(0)]
-    assert first != [y.tolist() for _, y in batches.epoch(1)]
-    assert first != [y.tolist() for _, y in Batches(x, x, 10, seed=4).epoch(0)]
-    seen = {value for epoch in range(10) for _, y in batches.epoch(epoch) for value in y.tolist()}
+    first = [y.tolist() for _, y in batches.iter_epoch(0)]
+    assert first == [y.tolist() for _, y in batches.iter_epoch(0)]
+    assert first != [y.tolist() for _, y in batches.iter_epoch(1)]
+    assert first != [y.tolist() for _, y in ShuffledBatches(x, x, 10, seed=4).iter_epoch(0)]
+    seen = {value for epoch in range(10) for _, y in batches.iter_epoch(epoch) for value in y.tolist()}
     assert len(seen) == 25
-    assert all(len(y) == 10 for _, y in batches.epoch(0))
+    assert all(len(y) == 10 for _, y in batches.iter_epoch(0))
 
 
 def test_augmentation_sees_each_batch_once():
@@ -266,14 +264,14 @@ def test_augmentation_sees_each_batch_once():
         return inputs + 1
 
     x = torch.zeros(20, 1)
-    batches = Batches(x, torch.arange(20), 10, seed=3, augment=augment)
-    assert all((inputs == 1).all() for inputs, _ in batches.epoch(0))
-    list(batches.epoch(0))
+    batches = ShuffledBatches(x, torch.arange(20), 10, seed=3, augment=augment)
+    assert all((inputs == 1).all() for inputs, _ in batches.iter_epoch(0))
+    list(batches.iter_epoch(0))
     assert calls[:2] == calls[2:]
     assert calls[0] != calls[1]
 
 
 def test_without_validation_examples_nothing_is_measured():
-    curves, data = Curves(), blobs()
-    fit(MLP, replace(data, val=data.val.take(torch.arange(0))), Point(), Plain(), SHORT, watch=curves)
+    curves, data = History(), blobs()
+    fit(MLP, replace(data, val=data.val.take(torch.arange(0))), MAP(), Plain(), SHORT, callback=curves)
     assert all(set(record) == {"run", "epoch", "step", "loss", "lr"} for record in curves.records)

@@ -7,15 +7,15 @@ from flatbayes.data import Diabetes, Digits
 from flatbayes.flatness import Plain
 from flatbayes.likelihoods import Categorical, Gaussian
 from flatbayes.models import MLP
-from flatbayes.posteriors import Point
-from flatbayes.training import Curves, Recipe, fit, rehearse
-from flatbayes.training.loss import training_loss
+from flatbayes.posteriors import MAP
+from flatbayes.training import History, TrainingConfig, dry_run, fit
+from flatbayes.training.loss import make_training_loss
 
 
 def test_smoothing_by_its_definition():
     likelihood = Categorical(4)
     outputs, targets = torch.randn(7, 4, dtype=torch.float64), torch.randint(4, (7,))
-    loss = training_loss(likelihood, Recipe(label_smoothing=0.2))(outputs, targets)
+    loss = make_training_loss(likelihood, TrainingConfig(label_smoothing=0.2))(outputs, targets)
     spread = torch.stack([likelihood.loss(outputs, torch.full((7,), k)) for k in range(4)]).mean()
     torch.testing.assert_close(loss, 0.8 * likelihood.loss(outputs, targets) + 0.2 * spread)
 
@@ -23,19 +23,27 @@ def test_smoothing_by_its_definition():
 def test_without_it_the_loss_is_the_likelihoods():
     outputs, targets = torch.randn(5, 3), torch.randint(3, (5,))
     likelihood = Categorical(3)
-    assert training_loss(likelihood, Recipe())(outputs, targets) == likelihood.loss(outputs, targets)
+    assert make_training_loss(likelihood, TrainingConfig())(outputs, targets) == likelihood.loss(outputs, targets)
     with pytest.raises(ValueError, match="outputs of shape"):
-        training_loss(likelihood, Recipe(label_smoothing=0.1))(torch.randn(5, 2), targets)
+        make_training_loss(likelihood, TrainingConfig(label_smoothing=0.1))(torch.randn(5, 2), targets)
 
 
 def test_training_sees_it_and_the_validation_curve_does_not():
     data = Digits(train_size=60).load(0)
     curves = {}
     for share in (0.0, 0.9):
-        seen = Curves()
-        recipe = Recipe(epochs=1, batch_size=60, label_smoothing=share)
+        seen = History()
+        recipe = TrainingConfig(epochs=1, batch_size=60, label_smoothing=share)
         frozen = lambda params: torch.optim.SGD(params, lr=0.0)  # noqa: E731 - weights stay where they are
-        fit(MLP, data, Point(), Plain(), Recipe(**{**vars(recipe), "optimizer": frozen}), progress=False, watch=seen)
+        fit(
+            MLP,
+            data,
+            MAP(),
+            Plain(),
+            TrainingConfig(**{**vars(recipe), "optimizer": frozen}),
+            show_progress=False,
+            callback=seen,
+        )
         curves[share] = seen.records[0]
     assert curves[0.0]["loss"] != curves[0.9]["loss"]
     assert curves[0.0]["val_nll"] == curves[0.9]["val_nll"]
@@ -43,8 +51,8 @@ def test_training_sees_it_and_the_validation_curve_does_not():
 
 def test_numbers_have_no_labels_to_smooth():
     with pytest.raises(ValueError, match="label_smoothing is for classes, and the likelihood is Gaussian"):
-        training_loss(Gaussian(), Recipe(label_smoothing=0.1))
+        make_training_loss(Gaussian(), TrainingConfig(label_smoothing=0.1))
     with pytest.raises(ValueError, match="label_smoothing is for classes"):
-        rehearse(MLP, Diabetes().load(0), Point(), Plain(), Recipe(label_smoothing=0.1))
+        dry_run(MLP, Diabetes().load(0), MAP(), Plain(), TrainingConfig(label_smoothing=0.1))
     with pytest.raises(ValueError, match="label_smoothing is a share"):
-        Recipe(label_smoothing=1.0)
+        TrainingConfig(label_smoothing=1.0)

@@ -2,14 +2,14 @@ import math
 
 import pytest
 
-from flatbayes.training import Constant, Cosine, Cyclical, Polynomial, Recipe, SWALinear
-from flatbayes.training.schedules import collects, evenly
+from flatbayes.training import Constant, Cosine, Cyclical, Polynomial, SWALinear, TrainingConfig
+from flatbayes.training.schedules import is_collection_step, select_evenly_spaced_epochs
 
 
 def test_a_short_training_collects_oftener_unless_it_is_told():
     def found(steps, **more):
-        recipe = Recipe(**more)
-        return sum(recipe.collects(step, steps) for step in range(steps * recipe.epochs))
+        recipe = TrainingConfig(**more)
+        return sum(recipe.is_collection_step(step, steps) for step in range(steps * recipe.epochs))
 
     assert found(8) == 18
     assert found(100, epochs=10) == 12
@@ -27,7 +27,7 @@ def test_constant():
 
 
 def test_cosine_goes_from_one_to_the_last_factor():
-    factors = curve(Cosine(last=0.1), 1000)
+    factors = curve(Cosine(end_factor=0.1), 1000)
     assert factors[0] == 1
     assert factors[500] == pytest.approx(0.55)
     assert factors[-1] == pytest.approx(0.1, abs=1e-4)
@@ -35,7 +35,7 @@ def test_cosine_goes_from_one_to_the_last_factor():
 
 
 def test_swa_linear_is_high_then_falls_then_low():
-    factors = curve(SWALinear(high_until=0.5, low_from=0.9, low=0.2))
+    factors = curve(SWALinear(decay_start=0.5, decay_end=0.9, end_factor=0.2))
     assert factors[:50] == [1.0] * 50
     assert factors[70] == pytest.approx(0.6)
     assert factors[90:] == [0.2] * 10
@@ -49,17 +49,19 @@ def test_polynomial_falls_as_langevin_dynamics_asks():
 
 
 def test_cyclical_starts_over():
-    factors = curve(Cyclical(times=4, last=0.2), 400)
-    assert factors[:100] == pytest.approx(curve(Cosine(last=0.2)))
+    factors = curve(Cyclical(num_cycles=4, end_factor=0.2), 400)
+    assert factors[:100] == pytest.approx(curve(Cosine(end_factor=0.2)))
     assert factors == pytest.approx(factors[:100] * 4)
 
 
 def test_snapshots_late_in_every_cycle():
-    found = [s for s in range(80) if collects(s, 5, 80, 0.75, 1, cycles=2)]
+    found = [s for s in range(80) if is_collection_step(s, 5, 80, 0.75, 1, num_cycles=2)]
     assert found == [34, 39, 74, 79]
-    assert [s for s in range(100) if collects(s, 10, 100, 0.7, 1, cycles=8)][-1] == 99
-    assert len([s for s in range(100) if collects(s, 10, 100, 0.9, 1, cycles=8)]) >= 8  # the end of every wave
-    assert when(1) == [step for step in range(40) if collects(step, 10, 40, 0.5, 1, cycles=1)]
+    assert [s for s in range(100) if is_collection_step(s, 10, 100, 0.7, 1, num_cycles=8)][-1] == 99
+    assert (
+        len([s for s in range(100) if is_collection_step(s, 10, 100, 0.9, 1, num_cycles=8)]) >= 8
+    )  # the end of every wave
+    assert when(1) == [step for step in range(40) if is_collection_step(step, 10, 40, 0.5, 1, num_cycles=1)]
 
 
 @pytest.mark.parametrize("make", [Constant, Cosine, SWALinear])
@@ -73,12 +75,12 @@ def test_warmup_rises_from_zero(make):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Cosine(last=-0.1),
-        lambda: SWALinear(low=1.5),
+        lambda: Cosine(end_factor=-0.1),
+        lambda: SWALinear(end_factor=1.5),
         lambda: Constant(warmup=math.nan),
-        lambda: SWALinear(high_until=0.8, low_from=0.5),
-        lambda: Cyclical(times=0),
-        lambda: Cyclical(last=2),
+        lambda: SWALinear(decay_start=0.8, decay_end=0.5),
+        lambda: Cyclical(num_cycles=0),
+        lambda: Cyclical(end_factor=2),
         lambda: Polynomial(power=0.5),
         lambda: Polynomial(offset=0),
     ],
@@ -90,7 +92,7 @@ def test_refuses_what_is_no_schedule(make):
 
 def when(per_epoch, steps=10, epochs=4, collect_from=0.5):
     total = steps * epochs
-    return [step for step in range(total) if collects(step, steps, total, collect_from, per_epoch)]
+    return [step for step in range(total) if is_collection_step(step, steps, total, collect_from, per_epoch)]
 
 
 def test_snapshots_at_the_end_of_epochs_of_the_last_part():
@@ -105,9 +107,13 @@ def test_no_more_snapshots_than_steps():
 
 
 def test_validations_are_evenly_spaced_and_end_with_the_last_epoch():
-    assert evenly(60, 3) == Recipe(epochs=60, validations=3).validated() == {20, 40, 60}
-    assert evenly(2, 20) == {1, 2}
-    assert evenly(5, 0) == set()
-    assert Recipe(epochs=7, validate_every=3).validated() == {3, 6, 7}
-    assert Recipe(epochs=6, validate_every=3).validated() == {3, 6}
-    assert Recipe(epochs=2, validate_every=3).validated() == {2}
+    assert (
+        select_evenly_spaced_epochs(60, 3)
+        == TrainingConfig(epochs=60, validations=3).validation_epochs()
+        == {20, 40, 60}
+    )
+    assert select_evenly_spaced_epochs(2, 20) == {1, 2}
+    assert select_evenly_spaced_epochs(5, 0) == set()
+    assert TrainingConfig(epochs=7, validate_every=3).validation_epochs() == {3, 6, 7}
+    assert TrainingConfig(epochs=6, validate_every=3).validation_epochs() == {3, 6}
+    assert TrainingConfig(epochs=2, validate_every=3).validation_epochs() == {2}

@@ -1,8 +1,8 @@
 """How much of a posterior's promise can be proven on one's own data."""
 
-from flatbayes.certification.certified import Certified, Estimate
 from flatbayes.certification.certify import certify
-from flatbayes.certification.plan import Plan
-from flatbayes.certification.promise import promise
+from flatbayes.certification.config import CertificationConfig
+from flatbayes.certification.result import CertificationResult, ErrorEstimates
+from flatbayes.certification.statement import format_statement
 
-__all__ = ["Certified", "Estimate", "Plan", "certify", "promise"]
+__all__ = ["CertificationConfig", "CertificationResult", "ErrorEstimates", "certify", "format_statement"]

@@ -15,39 +15,39 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from flatbayes.certification.certified import Certified, Estimate
-from flatbayes.certification.gaussian import divergence, fit_gaussian, gaussian
-from flatbayes.certification.halves import halves
-from flatbayes.certification.losses import DrawLosses, losses_of_outputs, outputs_of_draws
-from flatbayes.certification.plan import Plan
-from flatbayes.certification.settled import Settled
+from flatbayes.certification.config import CertificationConfig
+from flatbayes.certification.data_split import split_prior_and_bound
+from flatbayes.certification.frozen_network import FrozenNetwork
+from flatbayes.certification.gaussian import compute_divergence, fit_gaussian, make_gaussian_posterior
+from flatbayes.certification.losses import DrawLosses, compute_losses, predict_draws
+from flatbayes.certification.result import CertificationResult, ErrorEstimates
 from flatbayes.core import State
-from flatbayes.core.randomness import spawn
-from flatbayes.core.spec import label
-from flatbayes.data import Dataset, Part
+from flatbayes.core.randomness import spawn_seeds
+from flatbayes.core.spec import short_name
+from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Categorical
-from flatbayes.posteriors import Point, Posterior
+from flatbayes.posteriors import MAP, Posterior
 from flatbayes.theory import PriorScale, inverse_kl
-from flatbayes.theory.pac_bayes import certificate_of_draws, held_out_bound
-from flatbayes.training import Recipe, fit
-from flatbayes.training.model import ModelFactory
+from flatbayes.theory.pac_bayes import compute_certificate_from_draws, holdout_bound
+from flatbayes.training import TrainingConfig, fit
+from flatbayes.training.model_builder import ModelFactory
 
 T = TypeVar("T")
-PASSES = 4
+FORWARD_BATCH_FACTOR = 4
 """Examples of a forward pass, in batches of a step."""
 
 
 def certify(
     model: nn.Module | ModelFactory,
-    dataset: Dataset,
+    data: DataSplits,
     flatness: Flatness = SAM(),
-    recipe: Recipe = Recipe(),
-    plan: Plan = Plan(),
+    config: TrainingConfig = TrainingConfig(),
+    certification_config: CertificationConfig = CertificationConfig(),
     *,
     seed: int = 0,
-    progress: bool | None = None,
-) -> Certified:
+    show_progress: bool | None = None,
+) -> CertificationResult:
     """Prove how good networks drawn from a posterior are, as far as the data allow.
 
     The training part is dealt into examples A for the prior and B for the bound. A network is trained on A; a
@@ -57,150 +57,183 @@ def certify(
 
     Args:
         model: A class or function that builds the network, or a network that has not seen the data.
-        dataset: The data, a classification.
+        data: The data, a classification.
         flatness: Where the gradients for the prior network are taken.
-        recipe: How that is trained.
-        plan: All other choices.
+        config: How that is trained.
+        certification_config: All other choices.
         seed: Decides everything random; fixed beforehand, as the plan is.
-        progress: Show progress bars on standard error; by default if that is a terminal.
+        show_progress: Show progress bars on standard error; by default if that is a terminal.
 
     Raises:
         ValueError: The data are no classification, or too few.
         RuntimeError: Training diverged, or the network keeps changing outside its weights.
     """
-    if dataset.is_regression:
+    if data.is_regression:
         raise ValueError(
             "There are certificates for classification only: errors of numbers have no bound. "
             "Use data whose targets are classes."
         )
-    show = sys.stderr.isatty() if progress is None else progress
-    prior_rows, bound_rows = halves(len(dataset.train), plan.prior_share, seed)
-    bound = dataset.train.take(bound_rows)
-    settled = prior_network(model, dataset, prior_rows, flatness, recipe, seed=seed, progress=show)
-    likelihood = Categorical(dataset.num_classes)
-    fit_seed, trial_seed, draw_seed, test_seed = spawn(seed, 1, count=4)
+    show = sys.stderr.isatty() if show_progress is None else show_progress
+    prior_rows, bound_rows = split_prior_and_bound(len(data.train), certification_config.prior_fraction, seed)
+    bound = data.train.take(bound_rows)
+    settled = train_prior_network(model, data, prior_rows, flatness, config, seed=seed, show_progress=show)
+    likelihood = Categorical(data.num_classes)
+    fit_seed, trial_seed, draw_seed, test_seed = spawn_seeds(seed, 1, count=4)
 
     trials = []
-    for prior_std in _shown(plan.prior_stds, "fitting posteriors", show):
-        posterior = gaussian(prior_std, plan.temperature)
-        state = fit_gaussian(posterior, settled, bound, likelihood, plan, recipe, fit_seed)
-        trials.append(_trial(posterior, state, bound, plan, trial_seed))
+    for prior_std in _track_progress(certification_config.prior_stds, "fitting posteriors", show):
+        posterior = make_gaussian_posterior(prior_std, certification_config.kl_weight)
+        state = fit_gaussian(posterior, settled, bound, likelihood, certification_config, config, fit_seed)
+        trials.append(_evaluate_prior(posterior, state, bound, certification_config, trial_seed))
     best = min(trials, key=lambda trial: trial.bound)
 
-    losses = measured(best.posterior, best.state, bound, plan, plan.draws, draw_seed, progress=show)
+    losses = measure_losses(
+        best.posterior,
+        best.state,
+        bound,
+        certification_config,
+        certification_config.num_draws,
+        draw_seed,
+        show_progress=show,
+    )
     error, cross_entropy = (
-        certificate_of_draws(values, best.nearest.complexity, len(bound), plan.delta, plan.delta_mc)
+        compute_certificate_from_draws(
+            values, best.prior_scale.complexity, len(bound), certification_config.delta, certification_config.delta_mc
+        )
         for values in (losses.errors, losses.cross_entropies)
     )
-    prior_error = _error(settled, bound, plan)
-    return Certified(
-        flatness=label(flatness),
-        num_prior=len(prior_rows),
+    prior_error = _compute_error_rate(settled, bound, certification_config)
+    return CertificationResult(
+        flatness=short_name(flatness),
+        num_prior_examples=len(prior_rows),
         num_weights=best.state.statistics["mean"].numel(),
-        prior_std=best.nearest.scale,
-        kl=best.nearest.kl,
+        prior_std=best.prior_scale.scale,
+        kl=best.prior_scale.kl,
         error=error,
         cross_entropy=cross_entropy,
         prior_error=prior_error,
-        held_out_bound=held_out_bound(prior_error, len(bound), plan.delta + plan.delta_mc),
-        test=_estimate(best, settled, dataset.test, likelihood, plan, test_seed),
+        held_out_bound=holdout_bound(
+            prior_error, len(bound), certification_config.delta + certification_config.delta_mc
+        ),
+        test=_estimate_test_errors(best, settled, data.test, likelihood, certification_config, test_seed),
     )
 
 
-def prior_network(
+def train_prior_network(
     model: nn.Module | ModelFactory,
-    dataset: Dataset,
+    data: DataSplits,
     rows: Tensor,
     flatness: Flatness,
-    recipe: Recipe,
+    config: TrainingConfig,
     *,
     seed: int,
-    progress: bool = False,
-) -> Settled:
+    show_progress: bool = False,
+) -> FrozenNetwork:
     """The network trained on some rows of the training part, standardised by them; it sees no other row.
 
     Args:
         model: What is trained.
-        dataset: The data.
+        data: The data.
         rows: Training examples for the prior.
         flatness: Where gradients are taken.
-        recipe: How it is trained.
+        config: How it is trained.
         seed: Decides everything random.
-        progress: Show a progress bar.
+        show_progress: Show a progress bar.
     """
-    own = replace(dataset, train=dataset.train.take(rows))
-    fitted = fit(model, own, Point(), flatness, recipe, seed=seed, progress=progress)
-    return Settled(fitted.states[0].model, fitted.transform).eval()
+    own = replace(data, train=data.train.take(rows))
+    fitted = fit(model, own, MAP(), flatness, config, seed=seed, show_progress=show_progress)
+    return FrozenNetwork(fitted.states[0].model, fitted.transform).eval()
 
 
-def measured(
+def measure_losses(
     posterior: Posterior,
     state: State,
-    part: Part,
-    plan: Plan,
+    split: Split,
+    certification_config: CertificationConfig,
     num_draws: int,
     seed: int,
     *,
-    progress: bool = False,
+    show_progress: bool = False,
 ) -> DrawLosses:
     """Losses on a part of the data of networks drawn from the posterior.
 
     Args:
         posterior: Draws them.
         state: What was fitted.
-        part: The examples.
-        plan: How losses are bounded, how large a forward pass is.
+        split: The examples.
+        certification_config: How losses are bounded, how large a forward pass is.
         num_draws: How many networks.
         seed: Decides which.
-        progress: Show a progress bar.
+        show_progress: Show a progress bar.
     """
-    batch_size = PASSES * plan.batch_size
-    outputs = outputs_of_draws(posterior, state, part.tensor, num_draws, seed=seed, batch_size=batch_size)
-    shown = _shown(outputs, "measuring networks", progress, num_draws)
-    return losses_of_outputs(shown, part, plan.smallest_probability)
+    batch_size = FORWARD_BATCH_FACTOR * certification_config.batch_size
+    outputs = predict_draws(posterior, state, split.input_tensor, num_draws, seed=seed, batch_size=batch_size)
+    shown = _track_progress(outputs, "measuring networks", show_progress, num_draws)
+    return compute_losses(shown, split, certification_config.min_probability)
 
 
 @dataclass(frozen=True, eq=False)
-class _Trial:
+class _PriorTrial:
     """A posterior fitted with one of the priors, and roughly the bound that it will have."""
 
     posterior: Posterior
     state: State
-    nearest: PriorScale
+    prior_scale: PriorScale
     bound: float
 
 
-def _trial(posterior: Posterior, state: State, part: Part, plan: Plan, seed: int) -> _Trial:
-    nearest = divergence(state, plan.prior_stds)
-    errors = measured(posterior, state, part, plan, plan.trial_draws, seed).errors
-    found = certificate_of_draws(errors, nearest.complexity, len(part), plan.delta, plan.delta_mc)
+def _evaluate_prior(
+    posterior: Posterior, state: State, split: Split, certification_config: CertificationConfig, seed: int
+) -> _PriorTrial:
+    nearest = compute_divergence(state, certification_config.prior_stds)
+    errors = measure_losses(
+        posterior, state, split, certification_config, certification_config.num_trial_draws, seed
+    ).errors
+    found = compute_certificate_from_draws(
+        errors, nearest.complexity, len(split), certification_config.delta, certification_config.delta_mc
+    )
     # Without the allowance for few draws, which will be many.
-    return _Trial(posterior, state, nearest, inverse_kl(found.empirical_error, found.complexity))
+    return _PriorTrial(posterior, state, nearest, inverse_kl(found.empirical_error, found.complexity))
 
 
-def _estimate(
-    trial: _Trial, settled: Settled, part: Part, likelihood: Categorical, plan: Plan, seed: int
-) -> Estimate:
-    batch_size = PASSES * plan.batch_size
-    drawn = outputs_of_draws(
-        trial.posterior, trial.state, part.tensor, plan.test_draws, seed=seed, batch_size=batch_size
+def _estimate_test_errors(
+    trial: _PriorTrial,
+    prior_network: FrozenNetwork,
+    split: Split,
+    likelihood: Categorical,
+    certification_config: CertificationConfig,
+    seed: int,
+) -> ErrorEstimates:
+    batch_size = FORWARD_BATCH_FACTOR * certification_config.batch_size
+    drawn = predict_draws(
+        trial.posterior,
+        trial.state,
+        split.input_tensor,
+        certification_config.num_test_draws,
+        seed=seed,
+        batch_size=batch_size,
     )
     outputs = list(drawn)
-    gibbs = losses_of_outputs(outputs, part, plan.smallest_probability)
+    gibbs = compute_losses(outputs, split, certification_config.min_probability)
     ensemble = likelihood.predictive(outputs)
-    return Estimate(
-        num_data=len(part),
+    return ErrorEstimates(
+        num_data=len(split),
         gibbs_error=float(gibbs.errors.mean()),
-        ensemble_error=float((ensemble.top_class != part.targets).double().mean()),
-        prior_error=_error(settled, part, plan),
+        ensemble_error=float((ensemble.top_class != split.targets).double().mean()),
+        prior_error=_compute_error_rate(prior_network, split, certification_config),
     )
 
 
 @torch.no_grad()
-def _error(network: Settled, part: Part, plan: Plan) -> float:
-    outputs = torch.cat([network(batch).cpu() for batch in part.tensor.split(PASSES * plan.batch_size)])
-    return float((outputs.argmax(-1) != part.targets).double().mean())
+def _compute_error_rate(network: FrozenNetwork, split: Split, certification_config: CertificationConfig) -> float:
+    outputs = torch.cat(
+        [
+            network(batch).cpu()
+            for batch in split.input_tensor.split(FORWARD_BATCH_FACTOR * certification_config.batch_size)
+        ]
+    )
+    return float((outputs.argmax(-1) != split.targets).double().mean())
 
 
-def _shown(items: Iterable[T], what: str, show: bool, total: int | None = None) -> Iterable[T]:
-    return track(items, what, total=total, console=Console(stderr=True), transient=True, disable=not show)
+def _track_progress(items: Iterable[T], description: str, show: bool, total: int | None = None) -> Iterable[T]:
+    return track(items, description, total=total, console=Console(stderr=True), transient=True, disable=not show)

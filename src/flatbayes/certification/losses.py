@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flatbayes.core import State
-from flatbayes.data import Part
+from flatbayes.data import Split
 from flatbayes.posteriors import Posterior
 
 
 def bounded_cross_entropy(
-    logits: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"], smallest: float
+    logits: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"], min_probability: float
 ) -> Float[Tensor, " batch"]:
     """min(-log p_y, log(1/s)) / log(1/s), between 0 (certain and right) and 1 (certain and wrong).
 
@@ -23,9 +23,9 @@ def bounded_cross_entropy(
     Args:
         logits: Outputs of a network.
         targets: The right class y.
-        smallest: s, the probability below which no distinction is made.
+        min_probability: s, the probability below which no distinction is made.
     """
-    largest = math.log(1 / smallest)
+    largest = math.log(1 / min_probability)
     log_probs = logits.double().log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
     return (-log_probs).clamp(0, largest) / largest
 
@@ -43,7 +43,7 @@ class DrawLosses:
     cross_entropies: Float[Tensor, " draws"]
 
 
-def outputs_of_draws(
+def predict_draws(
     posterior: Posterior, state: State, inputs: Tensor, num_draws: int, *, seed: int, batch_size: int
 ) -> Iterator[Float[Tensor, "examples classes"]]:
     """Logits of independent networks, on the CPU, one network after the other; buffers are those of the model.
@@ -64,16 +64,16 @@ def outputs_of_draws(
         yield outputs
 
 
-def losses_of_outputs(outputs: Iterable[Tensor], part: Part, smallest: float) -> DrawLosses:
+def compute_losses(outputs: Iterable[Tensor], split: Split, min_probability: float) -> DrawLosses:
     """Both losses of each network.
 
     Args:
         outputs: Logits of each network on all of the part.
-        part: The examples.
-        smallest: See `bounded_cross_entropy`.
+        split: The examples.
+        min_probability: See `bounded_cross_entropy`.
     """
     errors, cross_entropies = [], []
     for logits in outputs:
-        errors.append((logits.argmax(-1) != part.targets).double().mean())
-        cross_entropies.append(bounded_cross_entropy(logits, part.targets, smallest).mean())
+        errors.append((logits.argmax(-1) != split.targets).double().mean())
+        cross_entropies.append(bounded_cross_entropy(logits, split.targets, min_probability).mean())
     return DrawLosses(torch.stack(errors), torch.stack(cross_entropies))

@@ -9,30 +9,30 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from flatbayes.cli.options import PartName, new_parser
-from flatbayes.cli.runs import console, load
-from flatbayes.core.environment import environment
-from flatbayes.core.files import replacing, write_json
-from flatbayes.core.spec import build, label
-from flatbayes.data import Dataset, Part, Source
+from flatbayes.cli.artifacts import console, load_on_device
+from flatbayes.cli.options import SplitName, new_parser
+from flatbayes.core.environment import describe_environment
+from flatbayes.core.files import atomic_write, write_json
+from flatbayes.core.spec import instantiate, short_name
+from flatbayes.data import DataSource, DataSplits, Split
 from flatbayes.diagnostics import (
-    MEASURES,
+    SHARPNESS_MEASURES,
     PosteriorSharpness,
-    Probe,
+    SharpnessConfig,
     compare_sharpness,
-    plane_of_solutions,
-    slices_of_draws,
+    compute_draw_slices,
+    compute_solution_plane,
 )
 from flatbayes.diagnostics.landscape import check_steps
-from flatbayes.diagnostics.views import check_same_shapes
+from flatbayes.diagnostics.posterior_landscape import check_same_shapes
+from flatbayes.experiments.run_folder import RunFolder
 from flatbayes.prediction import FittedPosterior, check_num_draws
-from flatbayes.reports.landscape import plane_figure, slices_figure
-from flatbayes.training.run_folder import RunFolder
+from flatbayes.reporting.landscape import draw_plane, draw_slices
 
-STATISTICS_EXAMPLES = 512
+NUM_STATISTICS_EXAMPLES = 512
 
 
-def options() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
     """Its options."""
     parser = new_parser(
         "diagnose FOLDER [FOLDER ...] [options]",
@@ -41,18 +41,18 @@ def options() -> ArgumentParser:
     parser.add_argument(
         "folders", type=Path, nargs="+", help="folders of runs; all are measured on the first one's data"
     )
-    parser.add_argument("--part", type=PartName, default="train", help="the part of the data whose loss is meant")
-    parser.add_argument("--examples", type=int, default=1000, help="at most so many of them, chosen by the seed")
+    parser.add_argument("--split", type=SplitName, default="train", help="the part of the data whose loss is meant")
+    parser.add_argument("--max_examples", type=int, default=1000, help="at most so many of them, chosen by the seed")
     parser.add_argument("--rho", type=float, default=0.05, help="radius of the ball")
     parser.add_argument("--adaptive_rho", type=float, default=0.5, help="radius of the adaptive ball")
-    parser.add_argument("--draws", type=int, default=10, help="networks to draw from each posterior")
+    parser.add_argument("--num_draws", type=int, default=10, help="networks to draw from each posterior")
     parser.add_argument(
         "--hessian", action="store_true", help="also eigenvalues and trace of the Hessian, which is slow"
     )
     parser.add_argument(
         "--landscape", action="store_true", help="also draw slices of the loss, and a plane of solutions"
     )
-    parser.add_argument("--steps", type=int, default=21, help="points on each side of a landscape")
+    parser.add_argument("--num_grid_points", type=int, default=21, help="points on each side of a landscape")
     parser.add_argument("--batch_size", type=int, default=256, help="examples in a forward pass")
     parser.add_argument("--seed", type=int, default=0, help="decides examples, draws and directions")
     parser.add_argument(
@@ -66,123 +66,129 @@ def options() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """A table, `diagnosis.json`, and figures if they were asked for."""
-    check_num_draws(options.draws)
-    if options.examples < 1:
-        raise ValueError(f"--examples must be at least 1, got {options.examples}.")
-    probe = Probe(rho=options.rho, adaptive_rho=options.adaptive_rho, seed=options.seed)
-    configs = {str(path): RunFolder.open(path).config() for path in options.folders}
+    check_num_draws(options.num_draws)
+    if options.max_examples < 1:
+        raise ValueError(f"--max_examples must be at least 1, got {options.max_examples}.")
+    probe = SharpnessConfig(rho=options.rho, adaptive_rho=options.adaptive_rho, seed=options.seed)
+    configs = {str(path): RunFolder.open(path).read_config() for path in options.folders}
     if len(configs) < len(options.folders):
         raise ValueError("A run is named twice; name each folder once.")
     names, first = list(configs), next(iter(configs.values()))
     for name, config in configs.items():
         if config["data"] != first["data"]:
             raise ValueError(f"{name} was fitted to other data than {names[0]}, so their losses cannot be compared.")
-    fitteds = {name: load(Path(name), options.model) for name in names}
+    fitteds = {name: load_on_device(Path(name), options.model) for name in names}
     if options.landscape:  # before hours of measuring
         check_same_shapes(fitteds)
-        check_steps(options.steps)
-    source: Source = build(first["data"], within="flatbayes.data")
+        check_steps(options.num_grid_points)
+    source: DataSource = instantiate(first["data"], package="flatbayes.data")
     dataset = source.load(first["seed"])
-    part, total = chosen(dataset, options.part, options.examples, options.seed)
+    part, total = subsample_split(dataset, options.split, options.max_examples, options.seed)
     show = sys.stderr.isatty()
     found = compare_sharpness(
         fitteds,
-        part.tensor,
+        part.input_tensor,
         part.targets,
         probe,
-        options.draws,
+        options.num_draws,
         batch_size=options.batch_size,
         seed=options.seed,
         hessian=options.hessian,
-        progress=show,
+        show_progress=show,
     )
     out = Path(options.out) if options.out is not None else Path(names[0])
-    title = f"Loss of {len(part)} of {total} {options.part} examples, rho = {probe.rho:g}"
-    console.print(table_of(found, configs, title))
-    for note in dict.fromkeys([*notes_on(configs, options.part), *(n for one in found.values() for n in one.notes)]):
+    title = f"Loss of {len(part)} of {total} {options.split} examples, rho = {probe.rho:g}"
+    console.print(sharpness_table(found, configs, title))
+    for note in dict.fromkeys(
+        [*note_split_seeds(configs, options.split), *(n for one in found.values() for n in one.notes)]
+    ):
         console.print(note, highlight=False)
     diagnosis: dict[str, Any] = {
         "flatbayes": version("flatbayes"),
-        "environment": environment(),
-        "data": label(first["data"]),
-        "part": options.part,
+        "environment": describe_environment(),
+        "data": short_name(first["data"]),
+        "split": options.split,
         "num_examples": len(part),
-        "measures": MEASURES,
-        "runs": {name: described(configs[name]) | found[name].to_dict() for name in names},
+        "measures": SHARPNESS_MEASURES,
+        "runs": {name: describe_run(configs[name]) | found[name].to_dict() for name in names},
     }
     if options.landscape:
         write_json(out / "diagnosis.json", diagnosis)  # whatever happens to the figures
-        diagnosis["landscape"] = landscape(fitteds, configs, dataset, part, options, out)
+        diagnosis["landscape"] = draw_landscape(fitteds, configs, dataset, part, options, out)
     write_json(out / "diagnosis.json", diagnosis)
     console.print(f"kept in  {out / 'diagnosis.json'}", highlight=False, soft_wrap=True)
 
 
-def chosen(dataset: Dataset, name: str, examples: int, seed: int) -> tuple[Part, int]:
+def subsample_split(dataset: DataSplits, split_name: str, num_examples: int, seed: int) -> tuple[Split, int]:
     """Some examples of a part, and how many there were."""
-    part: Part = getattr(dataset, name)
-    return part.some(examples, seed), len(part)
+    part: Split = getattr(dataset, split_name)
+    return part.subsample(num_examples, seed), len(part)
 
 
-def notes_on(configs: dict[str, dict[str, Any]], part: str) -> list[str]:
+def note_split_seeds(configs: dict[str, dict[str, Any]], split_name: str) -> list[str]:
     """What to know of the examples where runs had other ones."""
     seeds = [config["seed"] for config in configs.values()]
-    if len(set(seeds)) == 1 or part == "test":
+    if len(set(seeds)) == 1 or split_name == "test":
         return []
     return [
         f"The examples are those of {next(iter(configs))}; runs of other seeds have split the data in another way."
     ]
 
 
-def described(config: dict[str, Any]) -> dict[str, Any]:
+def describe_run(config: dict[str, Any]) -> dict[str, Any]:
     """What a run was, in labels."""
-    return {key: label(config[key]) for key in ("model", "posterior", "flatness")} | {"seed": config["seed"]}
+    return {key: short_name(config[key]) for key in ("model", "posterior", "flatness")} | {"seed": config["seed"]}
 
 
-def table_of(found: dict[str, PosteriorSharpness], configs: dict[str, dict[str, Any]], title: str) -> Table:
+def sharpness_table(
+    sharpness: dict[str, PosteriorSharpness], configs: dict[str, dict[str, Any]], title: str
+) -> Table:
     """A row for each measure; for each run its trained network, and the mean ± sd over its draws."""
     table = Table(title=title)
     table.add_column("measure")
-    for name, one in found.items():
-        run = described(configs[name])
+    for name, one in sharpness.items():
+        run = describe_run(configs[name])
         heading = f"{name}\n{run['posterior']}\nx {run['flatness']}"
         table.add_column(f"{heading}\ntrained", justify="right")
         table.add_column(f"\n\n\n{len(one.draws)} draws", justify="right")
-    columns = [one.rows for one in found.values()]
+    columns = [one.rows for one in sharpness.values()]
     for rows in zip(*columns, strict=True):
-        cells = [cell for row in rows for cell in (f"{row.trained:.3g}", spread(row.mean, row.sd))]
+        cells = [cell for row in rows for cell in (f"{row.trained:.3g}", format_draw_mean(row.mean, row.sd))]
         table.add_row(rows[0].measure, *cells)
     return table
 
 
-def spread(mean: float, sd: float) -> str:
+def format_draw_mean(mean: float, sd: float) -> str:
     """Mean ± standard deviation over draws, the mean alone for a single one."""
     return f"{mean:.3g}" if math.isnan(sd) else f"{mean:.3g} ± {sd:.1g}"
 
 
-def landscape(
-    fitteds: dict[str, FittedPosterior],
+def draw_landscape(
+    posteriors: dict[str, FittedPosterior],
     configs: dict[str, dict[str, Any]],
-    dataset: Dataset,
-    part: Part,
+    dataset: DataSplits,
+    split: Split,
     options: Namespace,
-    out: Path,
+    out_folder: Path,
 ) -> dict[str, Any]:
     """Both views as figures beside the diagnosis; returns their data."""
     flat = {name: not config["flatness"]["class_path"].endswith(".Plain") for name, config in configs.items()}
     shared: dict[str, Any] = {
-        "steps": options.steps,
+        "steps": options.num_grid_points,
         "batch_size": options.batch_size,
         "seed": options.seed,
         "progress": sys.stderr.isatty(),
     }
-    slices = slices_of_draws(fitteds, part.tensor, part.targets, **shared)
-    sample, _ = chosen(dataset, "train", STATISTICS_EXAMPLES, options.seed)
-    statistics = sample.tensor.split(options.batch_size)
-    plane = plane_of_solutions(fitteds, part.tensor, part.targets, options.draws, statistics=statistics, **shared)
-    for name, drawn in (("slices.svg", slices_figure(slices, flat)), ("plane.svg", plane_figure(plane, flat))):
-        with replacing(out / name) as temporary:
+    slices = compute_draw_slices(posteriors, split.input_tensor, split.targets, **shared)
+    sample, _ = subsample_split(dataset, "train", NUM_STATISTICS_EXAMPLES, options.seed)
+    statistics = sample.input_tensor.split(options.batch_size)
+    plane = compute_solution_plane(
+        posteriors, split.input_tensor, split.targets, options.num_draws, norm_batches=statistics, **shared
+    )
+    for name, drawn in (("slices.svg", draw_slices(slices, flat)), ("plane.svg", draw_plane(plane, flat))):
+        with atomic_write(out_folder / name) as temporary:
             temporary.write_text(drawn, encoding="utf-8", newline="\n")
-        console.print(f"figure   {out / name}", highlight=False, soft_wrap=True)
+        console.print(f"figure   {out_folder / name}", highlight=False, soft_wrap=True)
     lines = {
         name: [{"distances": list(one.distances), "losses": list(one.losses)} for one in some]
         for name, some in slices.items()

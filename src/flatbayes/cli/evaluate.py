@@ -4,28 +4,28 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli.options import PartName, new_parser, run_options
-from flatbayes.cli.runs import load, measure
-from flatbayes.core.spec import build
-from flatbayes.data import Source
+from flatbayes.cli.artifacts import evaluate_run, load_on_device
+from flatbayes.cli.options import SplitName, add_run_options, new_parser
+from flatbayes.core.spec import instantiate
+from flatbayes.data import DataSource
+from flatbayes.experiments.run_folder import RunFolder
 from flatbayes.prediction import check_num_draws
-from flatbayes.training.run_folder import RunFolder
 
 
-def options() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
     """Its options."""
     parser = new_parser("evaluate FOLDER [options]", "Measure a fitted posterior on the data it was fitted for.")
-    run_options(parser)
-    parser.add_argument("--part", type=PartName, default="test", help="the part of the data")
+    add_run_options(parser)
+    parser.add_argument("--split", type=SplitName, default="test", help="the part of the data")
     return parser
 
 
 def run(options: Namespace) -> None:
     """A run's posterior on a part of its data."""
-    check_num_draws(options.draws)
+    check_num_draws(options.num_draws)
     folder = RunFolder.open(Path(options.folder))
-    config = folder.config()
-    fitted = load(folder.path, options.model)
-    source: Source = build(config["data"], within="flatbayes.data")
-    part = getattr(source.load(config["seed"]), options.part)
-    measure(fitted, folder, part, options.part, options.draws, options.batch_size, options.seed)
+    config = folder.read_config()
+    fitted = load_on_device(folder.path, options.model)
+    source: DataSource = instantiate(config["data"], package="flatbayes.data")
+    part = getattr(source.load(config["seed"]), options.split)
+    evaluate_run(fitted, folder, part, options.split, options.num_draws, options.batch_size, options.seed)

@@ -5,23 +5,25 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from flatbayes.cli.artifacts import console, load_on_cpu
 from flatbayes.cli.options import new_parser
-from flatbayes.cli.runs import console, read
-from flatbayes.data.extras import needed
+from flatbayes.data.optional import require_package
 from flatbayes.prediction import check_num_draws, export_onnx, export_torch, onnx_difference
 
-Format = Literal["torch", "onnx"]
+ExportFormat = Literal["torch", "onnx"]
 
 
-def options() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
     """Its options."""
     parser = new_parser(
         "export FOLDER --format onnx --out FILE [options]",
         "Write one file that predicts mean and uncertainty, with the weights of every network that is averaged.",
     )
     parser.add_argument("folder", type=Path, help="folder of a run")
-    parser.add_argument("--format", type=Format, required=True, help="torch: a program of torch.export; or onnx")
-    parser.add_argument("--draws", type=int, default=30, help="networks to average; the file grows with them")
+    parser.add_argument(
+        "--format", type=ExportFormat, required=True, help="torch: a program of torch.export; or onnx"
+    )
+    parser.add_argument("--num_draws", type=int, default=30, help="networks to average; the file grows with them")
     parser.add_argument("--seed", type=int, default=0, help="decides which networks are drawn")
     parser.add_argument(
         "--model", type=str | None, default=None, help="dotted path of the model, if it is not part of flatbayes"
@@ -36,19 +38,19 @@ def run(options: Namespace) -> None:
     target = Path(options.out)
     if target.exists() and not options.overwrite:
         raise ValueError(f"{target} exists: choose another --out, or --overwrite.")
-    check_num_draws(options.draws)
+    check_num_draws(options.num_draws)
     if options.format == "onnx":
-        with needed("export"):
+        with require_package("export"):
             import onnxruntime  # noqa: F401
-    fitted = read(Path(options.folder), options.model)
+    fitted = load_on_cpu(Path(options.folder), options.model)
     with console.status("exporting"):
-        module = fitted.compile(options.draws, seed=options.seed)
+        module = fitted.compile(options.num_draws, seed=options.seed)
         write = export_onnx if options.format == "onnx" else export_torch
         path = write(module, target)
     console.print(
         f"{len(module.networks)} networks in {path}, {path.stat().st_size / 1e6:.1f} MB\n"
         f"input    inputs {list(fitted.info['input_shape'])} of each example, float32\n"
-        f"outputs  {', '.join(module.fields)}",
+        f"outputs  {', '.join(module.output_names)}",
         highlight=False,
         soft_wrap=True,
         markup=False,

@@ -9,42 +9,42 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from flatbayes.cli.options import chosen_model, chosen_recipe, new_parser, output_options, training_options
-from flatbayes.cli.runs import console, load, measure
+from flatbayes.cli.artifacts import console, evaluate_run, load_on_device
+from flatbayes.cli.options import add_output_options, add_training_options, make_config, make_model, new_parser
 from flatbayes.core.spec import to_spec
-from flatbayes.data import Dataset, Standardize
+from flatbayes.data import DataSplits, Standardize
+from flatbayes.experiments.run_folder import RunFolder
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import (
     FINE_TUNING,
+    Callback,
+    CallbackList,
     Checkpoints,
+    ConsoleLogger,
     Interrupted,
-    Lines,
-    Logged,
-    Watch,
-    Watches,
+    MetricLogger,
+    dry_run,
     fit,
     make_logger,
-    rehearse,
 )
-from flatbayes.training.processes.launch import fabric_of
-from flatbayes.training.processes.parallel import World
-from flatbayes.training.run_folder import RunFolder
-from flatbayes.training.watching.logs import LogKind
+from flatbayes.training.callbacks.loggers import LoggerKind
+from flatbayes.training.distributed.launch import make_fabric
+from flatbayes.training.distributed.process_group import ProcessGroupInfo
 
 
-def options() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
     """Its options."""
     parser = new_parser(
         "fit --data DATA --out FOLDER [options]",
         "Fit one posterior, measure it on the validation part, and keep it.",
     )
-    training_options(parser)
+    add_training_options(parser)
     parser.add_argument("--posterior", type=Posterior, help="what is fitted: SWAG, MCDropout, Ensemble, Point")
-    trained_options(parser)
+    add_pretrained_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="decides everything random")
-    parser.add_argument("--draws", type=int, default=30, help="networks averaged in the evaluation")
-    output_options(parser)
+    parser.add_argument("--num_draws", type=int, default=30, help="networks averaged in the evaluation")
+    add_output_options(parser)
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run in --out if it was stopped; harmless otherwise"
     )
@@ -58,7 +58,7 @@ def options() -> ArgumentParser:
     parser.add_argument(
         "--log",
         nargs="*",
-        choices=get_args(LogKind),
+        choices=get_args(LoggerKind),
         default=[],
         help="logs to write below the folder, beside metrics.jsonl: tensorboard, csv, wandb",
     )
@@ -67,7 +67,7 @@ def options() -> ArgumentParser:
     return parser
 
 
-def trained_options(parser: ArgumentParser) -> None:
+def add_pretrained_options(parser: ArgumentParser) -> None:
     """A network that is there already."""
     parser.add_argument(
         "--init",
@@ -88,13 +88,13 @@ def trained_options(parser: ArgumentParser) -> None:
         )
 
 
-def fine_tuning() -> dict[str, Any]:
+def fine_tuning_defaults() -> dict[str, Any]:
     """The defaults of options where there is a trained network to start from."""
     spec: dict[str, Any] = to_spec(FINE_TUNING)["init_args"]
     return {name: spec[name] for name in ("epochs", "schedule", "collect_from", "collect_per_epoch")}
 
 
-def chosen_transform(options: Namespace, dataset: Dataset) -> Standardize | None:
+def make_transform(options: Namespace, dataset: DataSplits) -> Standardize | None:
     """What inputs are standardised by, where the options say so.
 
     Raises:
@@ -115,13 +115,13 @@ def chosen_transform(options: Namespace, dataset: Dataset) -> Standardize | None
 
 def run(options: Namespace) -> None:
     """One posterior, kept in a run folder and measured on the validation part."""
-    check_num_draws(options.draws)
+    check_num_draws(options.num_draws)
     options.init = [options.init] if isinstance(options.init, str) else options.init
     dataset = options.data.load(options.seed)
-    model, recipe = chosen_model(options, dataset), chosen_recipe(options, dataset)
-    transform = chosen_transform(options, dataset)
+    model, recipe = make_model(options, dataset), make_config(options, dataset)
+    transform = make_transform(options, dataset)
     trained = {"init": options.init, "new_head": options.new_head and bool(options.init), "freeze": options.freeze}
-    rehearse(model, dataset, options.posterior, options.flatness, recipe, **trained)
+    dry_run(model, dataset, options.posterior, options.flatness, recipe, **trained)
     config = {
         "data": to_spec(options.data),
         "model": to_spec(model),
@@ -134,21 +134,21 @@ def run(options: Namespace) -> None:
     in_parts = recipe.strategy == "fsdp"
     if in_parts and options.resume:
         raise ValueError("--strategy fsdp writes no checkpoints, so there is nothing that --resume could go on from.")
-    world, folder = World.of(fabric_of(recipe, launch=True)), RunFolder(Path(options.out))
-    world.first_does(
+    world, folder = ProcessGroupInfo.from_fabric(make_fabric(recipe, launch=True)), RunFolder(Path(options.out))
+    world.run_on_main(
         lambda: RunFolder.create(folder.path, config, overwrite=options.overwrite, resume=options.resume)
     )
-    checkpoints = Checkpoints(folder.checkpoints, options.checkpoint_steps, options.checkpoint_seconds)
-    if world.read_by_first(lambda: folder.is_fitted):
-        if not world.is_first:
+    checkpoints = Checkpoints(folder.checkpoint_folder, options.checkpoint_steps, options.checkpoint_seconds)
+    if world.read_on_main(lambda: folder.is_fitted):
+        if not world.is_main_process:
             return
         checkpoints.remove()
-        if folder.is_measured:
+        if folder.has_results:
             console.print(f"{folder.path} is complete: there is nothing to resume.", soft_wrap=True)
             return
-        fitted = load(folder.path, None)
+        fitted = load_on_device(folder.path, None)
     else:
-        watches = _watches(folder, options) if world.is_first else []
+        watches = _make_callbacks(folder, options) if world.is_main_process else []
         try:
             fitted = fit(
                 model,
@@ -157,13 +157,13 @@ def run(options: Namespace) -> None:
                 options.flatness,
                 recipe,
                 seed=options.seed,
-                watch=Watches(watches),
+                callback=CallbackList(watches),
                 checkpoints=None if in_parts else checkpoints,
                 transform=transform,
                 **trained,
             )
         except Interrupted as stop:
-            if world.is_first:
+            if world.is_main_process:
                 folder.save(stop.fitted)
                 console.print(
                     f"[yellow]{stop}; what was fitted by then is in {folder.path}. To go on: the same command with "
@@ -171,19 +171,22 @@ def run(options: Namespace) -> None:
                     soft_wrap=True,
                 )
             raise
-        if not world.is_first:  # which has the rest to do
+        if not world.is_main_process:  # which has the rest to do
             return
         folder.save(fitted)
         checkpoints.remove()
-    measure(fitted, folder, dataset.val, "val", options.draws, 256, 0)
+    evaluate_run(fitted, folder, dataset.val, "val", options.num_draws, 256, 0)
     console.print(
         f"kept in  {folder.path}\nnext     flatbayes evaluate {folder.path}", highlight=False, soft_wrap=True
     )
 
 
-def _watches(folder: RunFolder, options: Namespace) -> list[Watch]:
-    loggers = [make_logger(kind, folder.logs) for kind in dict.fromkeys(options.log)]
-    watches: list[Watch] = [folder.log(), *([Logged(loggers, options.log_steps)] if loggers else [])]
+def _make_callbacks(folder: RunFolder, options: Namespace) -> list[Callback]:
+    loggers = [make_logger(kind, folder.log_folder) for kind in dict.fromkeys(options.log)]
+    watches: list[Callback] = [
+        folder.open_metrics_log(),
+        *([MetricLogger(loggers, options.log_steps)] if loggers else []),
+    ]
     if not sys.stderr.isatty():
-        watches.append(Lines(partial(Console(stderr=True).print, highlight=False, soft_wrap=True)))
+        watches.append(ConsoleLogger(partial(Console(stderr=True).print, highlight=False, soft_wrap=True)))
     return watches

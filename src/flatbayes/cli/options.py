@@ -8,38 +8,45 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
-from flatbayes.cli.bounded import MODE
-from flatbayes.cli.help import HelpFormatter
-from flatbayes.cli.models import of_artefact, with_new_head
-from flatbayes.cli.names import known
-from flatbayes.core.spec import build, to_spec
-from flatbayes.data import Dataset, Source
+from flatbayes.cli.aliases import list_names
+from flatbayes.cli.help_formatter import HelpFormatter
+from flatbayes.cli.models import bind_artifact_model, bind_new_head
+from flatbayes.cli.yaml_loader import LOADER_MODE
+from flatbayes.core.spec import instantiate, to_spec
+from flatbayes.data import DataSource, DataSplits
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.models import MLP, ConvNet
-from flatbayes.prediction.description import DESCRIPTION
-from flatbayes.training import Recipe
+from flatbayes.prediction.metadata import METADATA_FILE
+from flatbayes.training import TrainingConfig
 
-KNOWN_TO_DATA = {"input_shape", "num_classes", "num_outputs"}
-REGRESSION_CLIP = 1.0
-PartName = Literal["test", "val", "train"]
+DATA_ARGUMENTS = {"input_shape", "num_classes", "num_outputs"}
+REGRESSION_CLIP_NORM = 1.0
+SplitName = Literal["test", "val", "train"]
 
 
-def new_parser(usage: str, description: str) -> ArgumentParser:
-    """The empty parser of a verb."""
+def new_parser(usage: str, description: str, *, program: str = "flatbayes") -> ArgumentParser:
+    """An empty parser of a verb or of another command.
+
+    Args:
+        usage: Usage line without the program.
+        description: Text at the top of the help.
+        program: Program that the usage line and error messages begin with.
+    """
     return ArgumentParser(
-        usage=f"flatbayes {usage}",
+        prog=program,
+        usage=f"{program} {usage}",
         description=description,
         formatter_class=HelpFormatter,
         exit_on_error=False,
-        parser_mode=MODE,
+        parser_mode=LOADER_MODE,
     )
 
 
-def training_options(parser: ArgumentParser) -> None:
+def add_training_options(parser: ArgumentParser) -> None:
     """Data, model, flatness, recipe, and the file that any of them may come from."""
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_subclass_arguments(
-        Source,
+        DataSource,
         "data",
         required=True,
         metavar="NAME",
@@ -49,11 +56,11 @@ def training_options(parser: ArgumentParser) -> None:
     parser.add_subclass_arguments(
         nn.Module,
         "model",
-        skip=KNOWN_TO_DATA,
+        skip=DATA_ARGUMENTS,
         instantiate=False,
         required=False,
         metavar="NAME",
-        help=f"{', '.join(known('model'))}, or the dotted path of your own class or function; "
+        help=f"{', '.join(list_names('model'))}, or the dotted path of your own class or function; "
         "by default ConvNet for images and MLP for tables",
     )
     parser.add_argument(
@@ -65,18 +72,18 @@ def training_options(parser: ArgumentParser) -> None:
         "--flatness",
         type=Flatness,
         metavar="NAME",
-        help=f"where gradients are taken: {', '.join(known('flatness'))}",
+        help=f"where gradients are taken: {', '.join(list_names('flatness'))}",
     )
-    parser.add_class_arguments(Recipe, None)
-    parser.set_defaults({"flatness": to_spec(SAM()), **_recipe_defaults()})
-    for axis, title in {"data": "data", "model": "model", "Recipe": "training"}.items():
+    parser.add_class_arguments(TrainingConfig, None)
+    parser.set_defaults({"flatness": to_spec(SAM()), **_config_defaults()})
+    for axis, title in {"data": "data", "model": "model", "TrainingConfig": "training"}.items():
         (parser.groups or {})[axis].title = title
 
 
-def run_options(parser: ArgumentParser) -> None:
+def add_run_options(parser: ArgumentParser) -> None:
     """Which run, and how its predictions are made."""
     parser.add_argument("folder", type=Path, help="folder of a run")
-    parser.add_argument("--draws", type=int, default=30, help="networks to average")
+    parser.add_argument("--num_draws", type=int, default=30, help="networks to average")
     parser.add_argument("--batch_size", type=int, default=256, help="examples in a forward pass")
     parser.add_argument("--seed", type=int, default=0, help="decides which networks are drawn")
     parser.add_argument(
@@ -87,31 +94,31 @@ def run_options(parser: ArgumentParser) -> None:
     )
 
 
-def output_options(parser: ArgumentParser) -> None:
+def add_output_options(parser: ArgumentParser) -> None:
     """Where everything goes."""
     parser.add_argument("--out", type=Path, required=True, help="folder for everything that comes of it")
     parser.add_argument("--overwrite", action="store_true", help="replace what the folder holds")
 
 
-def chosen_recipe(options: Namespace, dataset: Dataset) -> Recipe:
+def make_config(options: Namespace, dataset: DataSplits) -> TrainingConfig:
     """The recipe that the options describe; a regression is clipped, since its loss has no bound to its slope."""
-    recipe = Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
+    recipe = TrainingConfig(**{name: getattr(options, name) for name in TrainingConfig.__dataclass_fields__})
     clipped = dataset.is_regression and recipe.clip_norm is None
-    return replace(recipe, clip_norm=REGRESSION_CLIP) if clipped else recipe
+    return replace(recipe, clip_norm=REGRESSION_CLIP_NORM) if clipped else recipe
 
 
-def chosen_model(options: Namespace, dataset: Dataset) -> Any:
+def make_model(options: Namespace, dataset: DataSplits) -> Any:
     """What builds the network: the one named, or the usual one for data of this shape."""
     init, spec = options.get("init"), options.model
     if options.new_head and not (init and (spec is None or spec["class_path"].startswith("flatbayes.models."))):
-        return with_new_head(spec)
+        return bind_new_head(spec)
     if spec is not None:
-        return build(spec, bind=True)
-    if init and (Path(init[0]) / DESCRIPTION).is_file():
-        return of_artefact(Path(init[0]), KNOWN_TO_DATA)
+        return instantiate(spec, bind=True)
+    if init and (Path(init[0]) / METADATA_FILE).is_file():
+        return bind_artifact_model(Path(init[0]), DATA_ARGUMENTS)
     return partial(ConvNet if len(dataset.input_shape) == 3 else MLP)
 
 
-def _recipe_defaults() -> dict[str, Any]:
-    spec: dict[str, Any] = to_spec(Recipe())["init_args"]
+def _config_defaults() -> dict[str, Any]:
+    spec: dict[str, Any] = to_spec(TrainingConfig())["init_args"]
     return {key: value for key, value in spec.items() if isinstance(value, dict)}

@@ -8,25 +8,25 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import Progress
 
-from flatbayes.cli.options import new_parser, run_options
-from flatbayes.cli.runs import console, load
+from flatbayes.cli.artifacts import console, load_on_device
+from flatbayes.cli.options import add_run_options, new_parser
 from flatbayes.core.files import read_json
-from flatbayes.data import NewInputs, PredictionWriter
+from flatbayes.data import InputReader, PredictionWriter
+from flatbayes.experiments.run_folder import CONFIG_FILE
 from flatbayes.likelihoods import Predictive
 from flatbayes.prediction import check_num_draws
-from flatbayes.training.run_folder import CONFIG
 
-BATCHES_AT_ONCE = 4
+BATCHES_PER_CHUNK = 4
 """Batches in memory at a time: networks are drawn anew for every such chunk."""
 
 
-def options() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
     """Its options."""
     parser = new_parser(
         "predict FOLDER --input FILE --output FILE [options]",
         "Predict classes or numbers, with uncertainties, for new inputs, a chunk at a time and in their order.",
     )
-    run_options(parser)
+    add_run_options(parser)
     parser.add_argument("--input", type=Path, required=True, help="parquet, CSV or npz file, or folder of images")
     parser.add_argument(
         "--output",
@@ -35,10 +35,10 @@ def options() -> ArgumentParser:
         help="parquet, CSV or npz file to write; without a suffix it gets that of the input (.csv for a folder)",
     )
     parser.add_argument(
-        "--keep", type=list[str], default=[], help="columns (or arrays) of the input to pass on, such as [id]"
+        "--keep_columns", type=list[str], default=[], help="columns (or arrays) of the input to pass on, such as [id]"
     )
     parser.add_argument(
-        "--image",
+        "--image_column",
         type=str | None,
         default=None,
         help="column of a parquet file that holds the images; by default img, or the only one that may",
@@ -54,17 +54,17 @@ def run(options: Namespace) -> None:
         target = target.with_suffix(".csv" if source.is_dir() else source.suffix.lower())
     if target.exists() and not options.overwrite:
         raise ValueError(f"{target} exists: choose another --output, or --overwrite.")
-    check_num_draws(options.draws)
+    check_num_draws(options.num_draws)
     writer = PredictionWriter(target)
-    fitted = load(Path(options.folder), options.model)
-    inputs = new_inputs(fitted.info, source, options)
-    count, total = 0, inputs.count()
+    fitted = load_on_device(Path(options.folder), options.model)
+    inputs = make_input_reader(fitted.info, source, options)
+    count, total = 0, inputs.count_inputs()
     progress = Progress(console=Console(stderr=True), transient=True)
     with writer, progress:
         task = progress.add_task("predicting", total=total)
-        for kept, examples in inputs.chunks():
-            predictive = fitted.predict(examples, options.draws, batch_size=options.batch_size, seed=options.seed)
-            columns = predictive.columns(names_of(fitted.info, predictive))
+        for kept, examples in inputs.iter_chunks():
+            predictive = fitted.predict(examples, options.num_draws, batch_size=options.batch_size, seed=options.seed)
+            columns = predictive.columns(get_output_names(fitted.info, predictive))
             twice = kept.keys() & columns.keys()
             if twice:
                 raise ValueError(
@@ -76,7 +76,7 @@ def run(options: Namespace) -> None:
     console.print(f"{count} predictions in {target}", highlight=False, soft_wrap=True)
 
 
-def new_inputs(info: Mapping[str, Any], source: Path, options: Namespace) -> NewInputs:
+def make_input_reader(info: Mapping[str, Any], source: Path, options: Namespace) -> InputReader:
     """What to read, and what it must be like, by what the artefact says.
 
     Raises:
@@ -94,22 +94,22 @@ def new_inputs(info: Mapping[str, Any], source: Path, options: Namespace) -> New
         raise ValueError(
             f"{options.folder} does not say which columns of {source} are its features. Give a .npz file."
         )
-    size, crop = trained_size(Path(options.folder))
-    return NewInputs(
+    size, crop = read_image_options(Path(options.folder))
+    return InputReader(
         path=source,
         input_shape=tuple(shape),
         feature_names=tuple(map(str, names)),
-        keep=tuple(options.keep),
-        image=options.image,
+        keep_columns=tuple(options.keep_columns),
+        image=options.image_column,
         resize=size,
         crop=crop,
-        chunk_size=BATCHES_AT_ONCE * max(1, options.batch_size),
+        chunk_size=BATCHES_PER_CHUNK * max(1, options.batch_size),
     )
 
 
-def trained_size(folder: Path) -> tuple[bool, bool]:
+def read_image_options(folder: Path) -> tuple[bool, bool]:
     """Whether the run scaled its images to one size, and whether it cropped them: new ones are treated alike."""
-    path = folder / CONFIG
+    path = folder / CONFIG_FILE
     config = read_json(path) if path.is_file() else {}
     data = config.get("data") if isinstance(config, dict) else None
     arguments = data.get("init_args") if isinstance(data, dict) else None
@@ -119,7 +119,7 @@ def trained_size(folder: Path) -> tuple[bool, bool]:
     return size, size and bool(given.get("crop", always))
 
 
-def names_of(info: Mapping[str, Any], predictive: Predictive) -> Sequence[str] | None:
+def get_output_names(info: Mapping[str, Any], predictive: Predictive) -> Sequence[str] | None:
     """Names of the classes or targets, if there are as many as are predicted."""
     names = info.get("class_names") or info.get("target_names") or []
     width = predictive.mean.shape[1] if predictive.mean.ndim == 2 else 1

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from flatbayes.cli.artifacts import console
 from flatbayes.cli.options import new_parser
-from flatbayes.cli.runs import console
-from flatbayes.reports import write_report
+from flatbayes.reporting import write_report
 
 
-def options() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
     """Its options."""
     parser = new_parser("report FOLDER", "Write report.html from the results.json of a comparison.")
     parser.add_argument("folder", type=Path, help="folder of a comparison")

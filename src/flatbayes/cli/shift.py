@@ -9,35 +9,49 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli.names import full_name
-from flatbayes.cli.options import new_parser, run_options
-from flatbayes.cli.runs import console, load
-from flatbayes.core.environment import environment
+from flatbayes.cli.aliases import resolve_name
+from flatbayes.cli.artifacts import console, load_on_device
+from flatbayes.cli.options import add_run_options, new_parser
+from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
-from flatbayes.core.spec import build, label
-from flatbayes.data import CIFAR10C, ClassSplit, Part, Source, corruptions_for, held_out, shaped_like
+from flatbayes.core.spec import instantiate, short_name
+from flatbayes.data import (
+    CIFAR10C,
+    ClassSplit,
+    DataSource,
+    Split,
+    list_corruptions,
+    load_test_split,
+    match_input_format,
+)
+from flatbayes.experiments.run_folder import RunFolder
 from flatbayes.prediction import (
     FittedPosterior,
     check_num_draws,
     evaluate_corruptions,
     evaluate_ood,
-    recalibrated,
+    evaluate_recalibration,
 )
-from flatbayes.reports.shift import corruption_table, ood_table, severity_table, shift_picture, temperature_table
-from flatbayes.training.run_folder import RunFolder
+from flatbayes.reporting.shift import (
+    corruption_table,
+    ood_table,
+    severity_table,
+    temperature_table,
+    write_shift_figure,
+)
 
-RESULTS, PICTURE = "shift.json", "shift.svg"
-WORDS = ("standard", "all", "none")
+SHIFT_RESULTS_FILE, SHIFT_FIGURE_FILE = "shift.json", "shift.svg"
+CORRUPTION_GROUPS = ("standard", "all", "none")
 
 
-def options() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
     """Its options."""
     parser = new_parser(
         "shift FOLDER [options]",
         "Measure a fitted posterior away from its data: corrupted test images, examples from outside, and a "
         "temperature fitted to the validation part. Nothing is trained.",
     )
-    run_options(parser)
+    add_run_options(parser)
     parser.add_argument(
         "--corruptions",
         type=str | None,
@@ -48,7 +62,7 @@ def options() -> ArgumentParser:
         "--severities", type=list[int], default=[1, 2, 3, 4, 5], help="of the corruptions, from 1 to 5"
     )
     parser.add_argument(
-        "--corrupted",
+        "--corrupted_folder",
         type=Path | None,
         default=None,
         help="folder with the original CIFAR-10-C (labels.npy, fog.npy ...), instead of making corrupted images",
@@ -60,68 +74,74 @@ def options() -> ArgumentParser:
         help="examples from outside: digits, cifar10 ... or a path; by default the classes that ClassSplit left out",
     )
     parser.add_argument(
-        "--examples", type=int | None, default=None, help="at most so many test examples of each kind"
+        "--max_examples", type=int | None, default=None, help="at most so many test examples of each kind"
     )
     return parser
 
 
 def run(options: Namespace) -> None:
     """Tables, `shift.json`, and metrics against severity as `shift.svg`."""
-    check_num_draws(options.draws)
-    if options.examples is not None and options.examples < 1:
-        raise ValueError(f"--examples must be at least 1, got {options.examples}.")
+    check_num_draws(options.num_draws)
+    if options.max_examples is not None and options.max_examples < 1:
+        raise ValueError(f"--max_examples must be at least 1, got {options.max_examples}.")
     folder = RunFolder.open(Path(options.folder))
-    config = folder.config()
-    source: Source = build(config["data"], within="flatbayes.data")
-    outsider = _outsider(options.ood)
-    fitted = load(folder.path, options.model)
+    config = folder.read_config()
+    source: DataSource = instantiate(config["data"], package="flatbayes.data")
+    outsider = _find_ood_source(options.ood)
+    fitted = load_on_device(folder.path, options.model)
     dataset = source.load(config["seed"])
     if dataset.is_regression:
         raise ValueError(f"Shift is measured for classifications, and {folder.path} holds a regression.")
-    test = _few(dataset.test, options)
-    names = _names(options, dataset.input_shape)
-    outside = _outside(outsider, source, test, options)
+    test = _subsample_split(dataset.test, options)
+    names = _select_corruptions(options, dataset.input_shape)
+    outside = _load_ood_inputs(outsider, source, test, options)
     how: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed, "progress": sys.stderr.isatty()}
-    known = len(fitted.statistics_of_draws)
+    known = len(fitted.norm_statistics)
     found: dict[str, Any] = {
         "flatbayes": version("flatbayes"),
-        "environment": environment(),
-        "run": {key: label(config[key]) for key in ("data", "model", "posterior", "flatness")}
+        "environment": describe_environment(),
+        "run": {key: short_name(config[key]) for key in ("data", "model", "posterior", "flatness")}
         | {"seed": config["seed"]},
-        "num_networks": len(fitted.draw_keys(options.draws, options.seed)),
+        "num_networks": len(fitted.sample_ids(options.num_draws, options.seed)),
         "examples": len(test),
-        "corrupted_images": "files" if options.corrupted else "made by flatbayes",
-        "recalibrated": recalibrated(fitted, dataset.val, test, options.draws, **how),
+        "corrupted_images": "files" if options.corrupted_folder else "made by flatbayes",
+        "recalibrated": evaluate_recalibration(fitted, dataset.val, test, options.num_draws, **how),
     }
     console.print(temperature_table(found["recalibrated"]))
     if outside is not None:
         name = options.ood or "the classes left out"
-        found["ood"] = {"outside": name, **evaluate_ood(fitted, test.tensor, outside, options.draws, **how)}
+        found["ood"] = {"outside": name, **evaluate_ood(fitted, test.input_tensor, outside, options.num_draws, **how)}
         console.print(ood_table(found["ood"], name))
     if names:
         stored = (
-            None if options.corrupted is None else CIFAR10C(path=str(options.corrupted), examples=options.examples)
+            None
+            if options.corrupted_folder is None
+            else CIFAR10C(path=str(options.corrupted_folder), max_examples=options.max_examples)
         )
         found["corruptions"] = evaluate_corruptions(
-            fitted, test, names, options.severities, options.draws, stored=stored, **how
+            fitted, test, names, options.severities, options.num_draws, corruption_source=stored, **how
         )
         console.print(corruption_table(found["corruptions"]))
         console.print(severity_table(found["corruptions"]))
-    _keep(folder, fitted, found, changed=len(fitted.statistics_of_draws) > known)
+    _save_results(folder, fitted, found, new_statistics=len(fitted.norm_statistics) > known)
 
 
-def _keep(folder: RunFolder, fitted: FittedPosterior, found: dict[str, Any], *, changed: bool) -> None:
-    if changed:  # estimating statistics of draws again would cost more than keeping them
+def _save_results(
+    folder: RunFolder, fitted: FittedPosterior, shift_results: dict[str, Any], *, new_statistics: bool
+) -> None:
+    if new_statistics:  # estimating statistics of draws again would cost more than keeping them
         folder.save(fitted)
-    write_json(folder.path / RESULTS, found)
-    said = f"results  {folder.path / RESULTS}"
-    if "corruptions" in found:
-        title = f"{found['run']['posterior']} x {found['run']['flatness']} on {found['run']['data']}"
-        said += f"\npicture  {shift_picture(found['corruptions'], title, folder.path / PICTURE)}"
+    write_json(folder.path / SHIFT_RESULTS_FILE, shift_results)
+    said = f"results  {folder.path / SHIFT_RESULTS_FILE}"
+    if "corruptions" in shift_results:
+        title = f"{shift_results['run']['posterior']} x {shift_results['run']['flatness']} on {shift_results['run']['data']}"
+        said += (
+            f"\npicture  {write_shift_figure(shift_results['corruptions'], title, folder.path / SHIFT_FIGURE_FILE)}"
+        )
     console.print(said, highlight=False, soft_wrap=True)
 
 
-def _names(options: Namespace, input_shape: tuple[int, ...]) -> tuple[str, ...]:
+def _select_corruptions(options: Namespace, input_shape: tuple[int, ...]) -> tuple[str, ...]:
     """The corruptions that are asked for."""
     if options.corruptions == "none" or (options.corruptions is None and len(input_shape) != 3):
         return ()
@@ -132,45 +152,49 @@ def _names(options: Namespace, input_shape: tuple[int, ...]) -> tuple[str, ...]:
         )
     if not options.severities or not set(options.severities) <= {1, 2, 3, 4, 5}:
         raise ValueError(f"--severities are numbers from 1 to 5, such as [1,3,5]; got {options.severities}.")
-    standard, every = corruptions_for(input_shape[0], standard=True), corruptions_for(input_shape[0])
-    if options.corrupted is not None:
-        every = CIFAR10C(path=str(options.corrupted)).names()
+    standard, every = list_corruptions(input_shape[0], standard_only=True), list_corruptions(input_shape[0])
+    if options.corrupted_folder is not None:
+        every = CIFAR10C(path=str(options.corrupted_folder)).corruption_names()
         standard = tuple(name for name in standard if name in every)
     wanted = options.corruptions or "standard"
-    if wanted in WORDS:
+    if wanted in CORRUPTION_GROUPS:
         return standard if wanted == "standard" else every
     names = tuple(name.strip(" '\"") for name in wanted.strip(" []").split(","))
     unknown = [name for name in names if name not in every]
     if unknown:
         raise ValueError(
             f"Unknown corruption {unknown[0]!r} for images of the shape {input_shape}. Known: {', '.join(every)}; or "
-            f"{', '.join(WORDS)}."
+            f"{', '.join(CORRUPTION_GROUPS)}."
         )
     return names
 
 
-def _outsider(name: str | None) -> Source | None:
+def _find_ood_source(name: str | None) -> DataSource | None:
     """The source that a name or a path stands for."""
     if name is None:
         return None
-    spec = full_name("data", name)
-    found: Source = build(json.loads(spec) if spec.startswith("{") else {"class_path": spec, "init_args": {}})
+    spec = resolve_name("data", name)
+    found: DataSource = instantiate(
+        json.loads(spec) if spec.startswith("{") else {"class_path": spec, "init_args": {}}
+    )
     return found
 
 
-def _outside(outsider: Source | None, source: Source, test: Part, options: Namespace) -> torch.Tensor | None:
-    if outsider is not None:
-        found = held_out(outsider)
+def _load_ood_inputs(
+    ood_source: DataSource | None, source: DataSource, test: Split, options: Namespace
+) -> torch.Tensor | None:
+    if ood_source is not None:
+        found = load_test_split(ood_source)
     elif isinstance(source, ClassSplit):
-        found = source.outside()
+        found = source.read_ood()
     else:
         return None
-    return shaped_like(_few(found, options).tensor, test.inputs)
+    return match_input_format(_subsample_split(found, options).input_tensor, test.inputs)
 
 
-def _few(part: Part, options: Namespace) -> Part:
-    if options.examples is None:
-        return Part(inputs=part.tensor, targets=part.targets)  # says so at once where there are too many
-    if options.corrupted is not None:  # of which the first ones are read
-        return part.take(torch.arange(min(options.examples, len(part))))
-    return part.some(options.examples)
+def _subsample_split(split: Split, options: Namespace) -> Split:
+    if options.max_examples is None:
+        return Split(inputs=split.input_tensor, targets=split.targets)  # says so at once where there are too many
+    if options.corrupted_folder is not None:  # of which the first ones are read
+        return split.take(torch.arange(min(options.max_examples, len(split))))
+    return split.subsample(options.max_examples)

@@ -9,26 +9,26 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from flatbayes.cli.options import chosen_model, chosen_recipe, new_parser, output_options, training_options
-from flatbayes.cli.runs import console
-from flatbayes.comparison import Task, Tuned, direction, tune, usual_ranges
-from flatbayes.core.files import replacing
-from flatbayes.core.spec import label, to_spec
+from flatbayes.cli.artifacts import console
+from flatbayes.cli.options import add_output_options, add_training_options, make_config, make_model, new_parser
+from flatbayes.core.files import atomic_write
+from flatbayes.core.spec import short_name, to_spec
+from flatbayes.experiments import ExperimentRun, TuningResult, default_ranges, is_higher_better, tune_hyperparameters
+from flatbayes.experiments.run_folder import clear_folder
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import check_num_draws
-from flatbayes.training import Recipe, rehearse
-from flatbayes.training.run_folder import clear
+from flatbayes.training import TrainingConfig, dry_run
 
-CONFIG, BAR = "tuned.yaml", 30
+TUNED_CONFIG_FILE, BAR_WIDTH = "tuned.yaml", 30
 
 
-def options() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
     """Its options."""
     parser = new_parser(
         "tune --data DATA --out FOLDER [options]",
         "Choose rho (or other numbers) by the loss on validation data, and write a configuration for fit.",
     )
-    training_options(parser)
+    add_training_options(parser)
     parser.add_argument("--posterior", type=Posterior, help="what is fitted")
     parser.add_argument(
         "--ranges",
@@ -37,73 +37,75 @@ def options() -> ArgumentParser:
         help='what to tune, such as {"flatness.rho": [0.01, 1], "posterior.temperature": [0.01, 1]}; by default rho '
         "from a tenth to twenty times that of the flatness",
     )
-    parser.add_argument("--trials", type=int, default=20, help="settings to try in all")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each setting, averaged")
+    parser.add_argument("--num_trials", type=int, default=20, help="settings to try in all")
+    parser.add_argument("--num_seeds", type=int, default=3, help="runs of each setting, averaged")
     parser.add_argument("--metric", type=str, default="nll", help="what decides, on the validation part")
-    parser.add_argument("--draws", type=int, default=30, help="networks averaged in a prediction")
+    parser.add_argument("--num_draws", type=int, default=30, help="networks averaged in a prediction")
     parser.add_argument(
         "--storage",
         type=str | None,
         default=None,
         help="URL of a database that holds the study; by default a file in the folder",
     )
-    output_options(parser)
+    add_output_options(parser)
     parser.set_defaults({"posterior": to_spec(SWAG())})
     return parser
 
 
 def run(options: Namespace) -> None:
     """Try, show the curve, write the best where `fit --config` reads it."""
-    check_num_draws(options.draws)
-    direction(options.metric)
-    if options.trials < 1 or options.seeds < 1:
-        raise ValueError(f"trials and seeds must be at least 1, got {options.trials} and {options.seeds}.")
+    check_num_draws(options.num_draws)
+    is_higher_better(options.metric)
+    if options.num_trials < 1 or options.num_seeds < 1:
+        raise ValueError(
+            f"num_trials and num_seeds must be at least 1, got {options.num_trials} and {options.num_seeds}."
+        )
     folder, dataset = Path(options.out), options.data.load(0)
-    recipe = chosen_recipe(options, dataset)
-    task = Task(
+    recipe = make_config(options, dataset)
+    task = ExperimentRun(
         source=options.data,
-        model=chosen_model(options, dataset),
+        model=make_model(options, dataset),
         posterior=options.posterior,
         flatness=options.flatness,
-        recipe=recipe,
+        config=recipe,
         seed=0,
-        num_draws=options.draws,
+        num_draws=options.num_draws,
     )
-    rehearse(task.model, dataset, task.posterior, task.flatness, recipe)
+    dry_run(task.model, dataset, task.posterior, task.flatness, recipe)
     if options.overwrite:
-        clear(folder)
+        clear_folder(folder)
     try:
-        tuned = tune(
+        tuned = tune_hyperparameters(
             task,
-            options.ranges or usual_ranges(task),
-            trials=options.trials,
-            seeds=options.seeds,
+            options.ranges or default_ranges(task),
+            num_trials=options.num_trials,
+            num_seeds=options.num_seeds,
             folder=folder,
             storage=options.storage,
             metric=options.metric,
-            progress=sys.stderr.isatty(),
+            show_progress=sys.stderr.isatty(),
         )
     except KeyboardInterrupt:
         console.print(f"[yellow]finished trials are kept in {folder}; the same command goes on with them[/yellow]")
         raise
-    with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(yaml.safe_dump(_config(tuned.best), sort_keys=False), encoding="utf-8")
-    console.print(_curve(tuned, options.metric))
-    best = f"{label(tuned.best.posterior)} x {label(tuned.best.flatness)}"
+    with atomic_write(folder / TUNED_CONFIG_FILE) as temporary:
+        temporary.write_text(yaml.safe_dump(_best_config(tuned.best_run), sort_keys=False), encoding="utf-8")
+    console.print(_trials_table(tuned, options.metric))
+    best = f"{short_name(tuned.best_run.posterior)} x {short_name(tuned.best_run.flatness)}"
     console.print(
-        f"best     {best}\nnext     flatbayes fit --config {folder / CONFIG} --out FOLDER",
+        f"best     {best}\nnext     flatbayes fit --config {folder / TUNED_CONFIG_FILE} --out FOLDER",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _config(task: Task) -> dict[str, Any]:
-    recipe = {field.name: to_spec(getattr(task.recipe, field.name)) for field in fields(Recipe)}
+def _best_config(task: ExperimentRun) -> dict[str, Any]:
+    recipe = {field.name: to_spec(getattr(task.config, field.name)) for field in fields(TrainingConfig)}
     chosen = {name: to_spec(getattr(task, {"data": "source"}.get(name, name))) for name in ("data", "model")}
     return chosen | {"posterior": to_spec(task.posterior), "flatness": to_spec(task.flatness)} | recipe
 
 
-def _curve(tuned: Tuned, metric: str) -> Table:
+def _trials_table(tuned: TuningResult, metric: str) -> Table:
     names = [name for name in tuned.trials[0] if name != "score"]
     scores = [trial["score"] for trial in tuned.trials if trial["score"] is not None]
     low, high = min(scores), max(scores)
@@ -111,13 +113,13 @@ def _curve(tuned: Tuned, metric: str) -> Table:
     table = Table(title=f"{len(tuned.trials)} trials")
     for name in (*names, metric):
         table.add_column(name, justify="right")
-    table.add_column(f"{low:.4f} … {high:.4f}", min_width=BAR)
+    table.add_column(f"{low:.4f} … {high:.4f}", min_width=BAR_WIDTH)
     for trial in sorted(tuned.trials, key=lambda trial: [trial[name] or 0.0 for name in names]):
         score = trial["score"]
         values = [f"{trial[name]:.3g}" for name in names]
         if score is None:
             table.add_row(*values, "diverged", "")
             continue
-        filled = round(BAR * (score - low) / (high - low)) if high > low else 0
+        filled = round(BAR_WIDTH * (score - low) / (high - low)) if high > low else 0
         table.add_row(*values, f"{score:.4f}", "█" * filled + ("◀ best" if score == best else ""))
     return table

@@ -1,7 +1,7 @@
 """Foundations: the shared vocabulary, and the only places that edit weights, buffers and random state."""
 
-from flatbayes.core.course import Course
-from flatbayes.core.share import asked_part
-from flatbayes.core.types import Closure, Examples, LossFn, MakeOptimizer, State
+from flatbayes.core.context import subset_batch
+from flatbayes.core.progress import TrainingProgress
+from flatbayes.core.types import Closure, Examples, LossFn, OptimizerFactory, State
 
-__all__ = ["Closure", "Course", "Examples", "LossFn", "MakeOptimizer", "State", "asked_part"]
+__all__ = ["Closure", "Examples", "LossFn", "OptimizerFactory", "State", "TrainingProgress", "subset_batch"]

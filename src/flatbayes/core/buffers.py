@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from flatbayes.core.weights import installed
+from flatbayes.core.weights import swap_values
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def preserve_buffers(model: nn.Module) -> Iterator[None]:
     """Whatever happens to buffers and training flags inside is undone at the end."""
     flags = [(module, module.training) for module in model.modules()]
     places = [
@@ -24,7 +24,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        _restore(flags)
+        _restore_training_flags(flags)
         with torch.no_grad():
             for (module, name, buffer), value in zip(places, saved, strict=True):
                 buffer.copy_(value)
@@ -33,30 +33,30 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def unchanged_mode(model: nn.Module) -> Iterator[None]:
+def preserve_mode(model: nn.Module) -> Iterator[None]:
     """Every module leaves with the `training` flag it came with."""
     flags = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
-        _restore(flags)
+        _restore_training_flags(flags)
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in eval mode; outside, each module has the mode it had."""
-    with unchanged_mode(model):
+    with preserve_mode(model):
         if any(module.training for module in model.modules()):
             model.eval()
         yield
 
 
-def running_norms(model: nn.Module) -> list[_NormBase]:
+def norm_layers(model: nn.Module) -> list[_NormBase]:
     """The normalisation layers that keep running statistics of the data."""
     return [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
 
 
-def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+def reestimate_norm_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     """Running statistics of the current weights, each the plain average over the batches.
 
     Only normalisation layers run in training mode, so dropout stays off. The model is left as it was.
@@ -68,11 +68,11 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]
     Returns:
         The re-estimated buffers by name, for `holding`.
     """
-    norms = running_norms(model)
+    norms = norm_layers(model)
     names = {id(module): name for name, module in model.named_modules()}
     momenta = [norm.momentum for norm in norms]
     try:
-        with frozen(model), torch.no_grad():
+        with preserve_buffers(model), torch.no_grad():
             model.eval()
             for norm in norms:
                 norm.reset_running_stats()
@@ -90,13 +90,13 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]
             norm.momentum = momentum
 
 
-def holding(model: nn.Module, values: dict[str, Tensor]) -> AbstractContextManager[None]:
+def swap_buffers(model: nn.Module, values: dict[str, Tensor]) -> AbstractContextManager[None]:
     """Inside, the named buffers hold the given values."""
     buffers = dict(model.named_buffers())
-    return installed([buffers[name] for name in values], list(values.values()))
+    return swap_values([buffers[name] for name in values], list(values.values()))
 
 
-def _restore(flags: Sequence[tuple[nn.Module, bool]]) -> None:
+def _restore_training_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
     for module, flag in flags:
         if module.training is not flag:  # setting an attribute of a module is slow
             module.training = flag

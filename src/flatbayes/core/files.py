@@ -9,7 +9,7 @@ from typing import Any
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; it takes its place at the end, or goes away on an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -22,8 +22,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, data: Any) -> None:
     """Write indented JSON; numbers that are not finite become null, since JSON has no name for them."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(finite(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(replace_nonfinite(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -34,21 +34,21 @@ def read_json(path: Path) -> Any:
         ValueError: It is damaged, or has numbers that JSON has no name for.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:  # also of numbers with too many digits
         raise ValueError(f"{path} is damaged: it is not JSON ({error}).") from error
 
 
-def finite(data: Any) -> Any:
+def replace_nonfinite(data: Any) -> Any:
     """Plain data in which numbers that are not finite are None, and keys are strings."""
     if isinstance(data, dict):
-        return {str(key): finite(value) for key, value in data.items()}
+        return {str(key): replace_nonfinite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [finite(value) for value in data]
+        return [replace_nonfinite(value) for value in data]
     if isinstance(data, float) and (data != data or abs(data) == float("inf")):
         return None
     return data
 
 
-def _no_number(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")

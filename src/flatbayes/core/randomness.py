@@ -20,11 +20,11 @@ class RandomState:
     def capture(model: nn.Module | None) -> "RandomState":
         """The state of every generator that a forward pass of the model can use; the CPU's without a model."""
         if model is None or not torch.accelerator.is_available():  # looking at every parameter takes a while
-            return RandomState.of(())
-        return RandomState.of({p.device for p in model.parameters() if not (p.is_cpu or p.is_meta)})
+            return RandomState.capture_devices(())
+        return RandomState.capture_devices({p.device for p in model.parameters() if not (p.is_cpu or p.is_meta)})
 
     @staticmethod
-    def of(devices: Iterable[torch.device]) -> "RandomState":
+    def capture_devices(devices: Iterable[torch.device]) -> "RandomState":
         """The state of the generators of the CPU and of these accelerators."""
         states = {d: torch.get_device_module(d.type).get_rng_state(d) for d in devices}
         return RandomState(torch.get_rng_state(), states)
@@ -34,10 +34,10 @@ class RandomState:
         return {"cpu": self.cpu} | {str(device): state for device, state in self.accelerators.items()}
 
     @staticmethod
-    def from_state_dict(saved: Mapping[str, Tensor]) -> "RandomState":
+    def from_state_dict(state_dict: Mapping[str, Tensor]) -> "RandomState":
         """The inverse of `state_dict`."""
-        others = {torch.device(name): state for name, state in saved.items() if name != "cpu"}
-        return RandomState(saved["cpu"], others)
+        others = {torch.device(name): state for name, state in state_dict.items() if name != "cpu"}
+        return RandomState(state_dict["cpu"], others)
 
     def equals(self, other: "RandomState") -> bool:
         """Whether the numbers that come next are the same."""
@@ -52,9 +52,9 @@ class RandomState:
 
 
 @contextmanager
-def replayed(state: RandomState) -> Iterator[None]:
+def replay_rng(state: RandomState) -> Iterator[None]:
     """Inside, randomness starts again from `state`; afterwards it goes on as if nothing had happened."""
-    after = RandomState.of(state.accelerators)
+    after = RandomState.capture_devices(state.accelerators)
     state.restore()
     try:
         yield
@@ -63,15 +63,15 @@ def replayed(state: RandomState) -> Iterator[None]:
 
 
 @contextmanager
-def forked(seed: int, model: nn.Module | None) -> Iterator[None]:
+def seeded_rng(seed: int, model: nn.Module | None) -> Iterator[None]:
     """Inside, randomness starts from `seed`; afterwards it goes on as if nothing had happened."""
-    with unmoved(model):
+    with preserve_rng(model):
         torch.manual_seed(seed)
         yield
 
 
 @contextmanager
-def unmoved(model: nn.Module | None) -> Iterator[None]:
+def preserve_rng(model: nn.Module | None) -> Iterator[None]:
     """Whatever randomness is used inside, none is used up."""
     before = RandomState.capture(model)
     try:
@@ -80,13 +80,13 @@ def unmoved(model: nn.Module | None) -> Iterator[None]:
         before.restore()
 
 
-def fresh_seed(generator: torch.Generator) -> int:
+def draw_seed(generator: torch.Generator) -> int:
     """A seed for another generator, drawn from this one."""
     device = generator.device
     return int(torch.randint(2**62, (), generator=generator, device=device).item())
 
 
-def spawn(*key: int, count: int) -> list[int]:
+def spawn_seeds(*key: int, count: int) -> list[int]:
     """`count` independent seeds, a pure function of the key."""
     state = np.random.SeedSequence(key).generate_state(count, np.uint64)
     return [int(word) >> 1 for word in state]  # torch takes 63 bits on every device

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Spread:
+class DiagonalGaussian:
     """A factorised Gaussian over one parameter.
 
     Attributes:
@@ -26,11 +26,13 @@ class Spread:
     std: Tensor
 
 
-_OFFERS: ContextVar[Mapping[Tensor, Spread]] = ContextVar("offers", default=MappingProxyType({}))
+_WEIGHT_DISTRIBUTIONS: ContextVar[Mapping[Tensor, DiagonalGaussian]] = ContextVar(
+    "offers", default=MappingProxyType({})
+)
 
 
 @contextmanager
-def offering(params: Sequence[Tensor], means: Sequence[Tensor], stds: Sequence[Tensor]) -> Iterator[None]:
+def weight_distribution(params: Sequence[Tensor], means: Sequence[Tensor], stds: Sequence[Tensor]) -> Iterator[None]:
     """Inside, every parameter has this spread; those of an outer context keep theirs unless offered anew.
 
     Args:
@@ -38,14 +40,14 @@ def offering(params: Sequence[Tensor], means: Sequence[Tensor], stds: Sequence[T
         means: One tensor of means per parameter, of its shape.
         stds: One tensor of standard deviations per parameter, of its shape.
     """
-    offers = {param: Spread(mean, std) for param, mean, std in zip(params, means, stds, strict=True)}
-    token = _OFFERS.set({**_OFFERS.get(), **offers})
+    offers = {param: DiagonalGaussian(mean, std) for param, mean, std in zip(params, means, stds, strict=True)}
+    token = _WEIGHT_DISTRIBUTIONS.set({**_WEIGHT_DISTRIBUTIONS.get(), **offers})
     try:
         yield
     finally:
-        _OFFERS.reset(token)
+        _WEIGHT_DISTRIBUTIONS.reset(token)
 
 
-def offered(param: Tensor) -> Spread | None:
+def get_weight_distribution(param: Tensor) -> DiagonalGaussian | None:
     """The spread that the parameter, this very tensor, has here; None where nobody offers one."""
-    return _OFFERS.get().get(param)
+    return _WEIGHT_DISTRIBUTIONS.get().get(param)

@@ -12,29 +12,29 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-_NETWORKS: ContextVar[int] = ContextVar("networks", default=0)
+_NUM_VECTORIZED: ContextVar[int] = ContextVar("networks", default=0)
 
 
 @contextmanager
-def stacked(networks: int) -> Iterator[None]:
+def vectorized(num_networks: int) -> Iterator[None]:
     """Inside, every parameter and its gradient are those of so many networks, stacked along the first dimension.
 
     Args:
-        networks: How many; 0 for one network, not stacked.
+        num_networks: How many; 0 for one network, not stacked.
     """
-    token = _NETWORKS.set(networks)
+    token = _NUM_VECTORIZED.set(num_networks)
     try:
         yield
     finally:
-        _NETWORKS.reset(token)
+        _NUM_VECTORIZED.reset(token)
 
 
-def stacked_networks() -> int:
+def num_vectorized() -> int:
     """How many networks the parameters hold here; 0 where they are those of one network, not stacked."""
-    return _NETWORKS.get()
+    return _NUM_VECTORIZED.get()
 
 
-def stacked_norms(tensors: Sequence[Tensor]) -> Tensor:
+def vectorized_norms(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all entries of each network, shape (networks,), accumulated in at least float32."""
     exact = [(t if t.dtype in (torch.float32, torch.float64) else t.float()) for t in tensors]
     norms = [torch.linalg.vector_norm(t, dim=list(range(1, t.ndim))) if t.ndim > 1 else t.abs() for t in exact]
@@ -42,6 +42,6 @@ def stacked_norms(tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def for_each(values: Tensor, like: Tensor) -> Tensor:
+def broadcast_per_network(values: Tensor, like: Tensor) -> Tensor:
     """One value per network in a shape that multiplies `like`; a value without dimensions stays as it is."""
     return values.reshape(-1, *[1] * (like.ndim - 1)) if values.ndim else values

@@ -12,7 +12,7 @@ Closure = Callable[[], Tensor]
 """Zeroes the gradients, computes the mean negative log likelihood (no prior, no weight decay, no KL) of one
 batch, backpropagates it into `.grad`, and returns the detached loss. It may loop over micro-batches."""
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """Builds an optimiser over the parameters it is given."""
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -31,19 +31,19 @@ class State:
         optimizer: Updates the parameters; None once the posterior is fitted and only drawn from.
         num_data: Number of training examples, the n of the likelihood; never the batch size.
         statistics: What the posterior keeps beside the weights, by name; empty for a point.
-        in_main_memory: Names of the statistics that stay in main memory wherever the model goes.
+        cpu_statistics: Names of the statistics that stay in main memory wherever the model goes.
     """
 
     model: nn.Module
     optimizer: Optimizer | None
     num_data: int
     statistics: dict[str, Tensor] = field(default_factory=dict)
-    in_main_memory: frozenset[str] = frozenset()
+    cpu_statistics: frozenset[str] = frozenset()
 
     def to(self, device: torch.device | str) -> None:
         """Move the model, and the statistics that are held beside it, in place."""
         self.model.to(device)
-        for name in self.statistics.keys() - self.in_main_memory:
+        for name in self.statistics.keys() - self.cpu_statistics:
             self.statistics[name] = self.statistics[name].to(device)
 
     def state_dict(self) -> dict[str, Any]:
@@ -54,22 +54,22 @@ class State:
             "statistics": dict(self.statistics),
         }
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Undo everything since `saved` was taken.
 
         Raises:
             ValueError: The statistics are not those of this posterior on this model.
         """
         shapes = {name: tensor.shape for name, tensor in self.statistics.items()}
-        found = {name: tensor.shape for name, tensor in saved["statistics"].items()}
+        found = {name: tensor.shape for name, tensor in state_dict["statistics"].items()}
         if shapes != found:
             raise ValueError(
                 f"The saved statistics do not fit this posterior and model: expected {shapes}, got {found}. "
                 "Use the posterior and the model that they were saved with."
             )
-        self.model.load_state_dict(saved["model"])
-        if self.optimizer is not None and saved["optimizer"] is not None:
-            self.optimizer.load_state_dict(saved["optimizer"])
+        self.model.load_state_dict(state_dict["model"])
+        if self.optimizer is not None and state_dict["optimizer"] is not None:
+            self.optimizer.load_state_dict(state_dict["optimizer"])
         with torch.no_grad():
-            for name, tensor in saved["statistics"].items():
+            for name, tensor in state_dict["statistics"].items():
                 self.statistics[name].copy_(tensor)

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core.stacked import for_each
+from flatbayes.core.stacked import broadcast_per_network
 
 
-def trainable(model: nn.Module) -> list[nn.Parameter]:
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that learning moves; a tied tensor counts once."""
     return [param for param in model.parameters() if param.requires_grad]
 
 
 @contextmanager
-def displaced(params: Sequence[Tensor], directions: list[Tensor], scale: float | Tensor = 1.0) -> Iterator[None]:
+def perturb(params: Sequence[Tensor], directions: list[Tensor], scale: float | Tensor = 1.0) -> Iterator[None]:
     """Inside, every parameter is `param + scale * direction`.
 
     Args:
@@ -29,75 +29,77 @@ def displaced(params: Sequence[Tensor], directions: list[Tensor], scale: float |
         scale: A number, or a tensor without dimensions where reading it would wait for a device, or one number for
             each stacked network.
     """
-    if replaceable(params):
-        values = moved(params, directions, scale)
+    if can_swap_storage(params):
+        values = axpy(params, directions, scale)
         directions.clear()
-        with replaced(params, values):
+        with swap_storage(params, values):
             yield
     else:
-        with restored(params):
+        with preserve(params):
             with torch.no_grad():
-                overwrite(params, moved(params, directions, scale))
+                copy_values(params, axpy(params, directions, scale))
             directions.clear()
             yield
 
 
 @contextmanager
-def installed(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+def swap_values(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
     """Inside, every parameter holds the given value.
 
     Args:
         params: Tensors to overwrite.
         values: One value per parameter, of its shape; another dtype or device is converted.
     """
-    with restored(params):
+    with preserve(params):
         with torch.no_grad():
             torch._foreach_copy_(list(params), list(values))
         yield
 
 
 @contextmanager
-def rewritten(params: Sequence[Tensor], part: Callable[[slice], Tensor], size: int) -> Iterator[None]:
+def write_blockwise(
+    params: Sequence[Tensor], make_block: Callable[[slice], Tensor], block_size: int
+) -> Iterator[None]:
     """Inside, parameters hold what is made for them, a part at a time.
 
     Args:
         params: Tensors to overwrite.
-        part: Makes the values of a stretch of `flatten(params)`; called once for each, in order.
-        size: Largest number of entries of a stretch.
+        make_block: Makes the values of a stretch of `flatten(params)`; called once for each, in order.
+        block_size: Largest number of entries of a stretch.
     """
     total = sum(param.numel() for param in params)
-    places = [slice(k, min(k + size, total)) for k in range(0, total, size)]
-    if replaceable(params) and all(param.is_contiguous() for param in params):
+    places = [slice(k, min(k + block_size, total)) for k in range(0, total, block_size)]
+    if can_swap_storage(params) and all(param.is_contiguous() for param in params):
         vector = torch.empty(total, dtype=params[0].dtype)
         for place in places:
-            vector[place] = part(place)
-        with replaced(params, unflatten(vector, params)):
+            vector[place] = make_block(place)
+        with swap_storage(params, unflatten(vector, params)):
             yield
         return
-    with restored(params):
+    with preserve(params):
         with torch.no_grad():
             if all(param.is_contiguous() for param in params):
-                for place, pieces in blocks(params, size):
-                    torch._foreach_copy_(pieces, part(place).split([len(piece) for piece in pieces]))
+                for place, pieces in iter_blocks(params, block_size):
+                    torch._foreach_copy_(pieces, make_block(place).split([len(piece) for piece in pieces]))
             else:  # their entries are not in the order of the vector
-                values = torch.cat([part(place) for place in places])
+                values = torch.cat([make_block(place) for place in places])
                 torch._foreach_copy_(list(params), unflatten(values, params))
         yield
 
 
-def moved(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float | Tensor) -> list[Tensor]:
+def axpy(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float | Tensor) -> list[Tensor]:
     """`param + scale * direction` in new tensors, in one pass if the scale is a number."""
     with torch.no_grad():
         if isinstance(scale, Tensor) and scale.ndim:
             pairs = zip(params, directions, strict=True)
-            return [torch.addcmul(param, d, for_each(scale, d).to(d.dtype)) for param, d in pairs]
+            return [torch.addcmul(param, d, broadcast_per_network(scale, d).to(d.dtype)) for param, d in pairs]
         if isinstance(scale, Tensor):
             steps = torch._foreach_mul(list(directions), scale.to(directions[0]))
             return list(torch._foreach_add(list(params), steps))
         return list(torch._foreach_add(list(params), list(directions), alpha=scale))
 
 
-def replaceable(params: Sequence[Tensor]) -> bool:
+def can_swap_storage(params: Sequence[Tensor]) -> bool:
     """Whether parameters may hold other memory for a while, which saves copying their values there and back.
 
     Not where someone else may know the memory: on accelerators, where graphs are recorded with their addresses; where
@@ -113,7 +115,7 @@ def replaceable(params: Sequence[Tensor]) -> bool:
 
 
 @contextmanager
-def replaced(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+def swap_storage(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
     """Inside, parameters hold other memory, afterwards their own again.
 
     Args:
@@ -133,7 +135,7 @@ def replaced(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[Non
 
 
 @contextmanager
-def restored(params: Sequence[Tensor]) -> Iterator[None]:
+def preserve(params: Sequence[Tensor]) -> Iterator[None]:
     """Whatever happens to the values of the parameters inside, of which there may be none, is undone at the end."""
     with torch.no_grad():
         saved = [param.clone() for param in params]
@@ -144,11 +146,11 @@ def restored(params: Sequence[Tensor]) -> Iterator[None]:
     finally:
         if saved:
             with torch.no_grad():
-                overwrite(params, saved)
+                copy_values(params, saved)
         torch.clear_autocast_cache()
 
 
-def held_here(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds: all of it, unless it is divided among processes."""
     if type(tensor) in (Tensor, nn.Parameter):
         return tensor
@@ -156,14 +158,14 @@ def held_here(tensor: Tensor) -> Tensor:
     return tensor if part is None else part()
 
 
-def overwrite(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def copy_values(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy values into tensors, each process those of the part that it holds."""
-    torch._foreach_copy_([held_here(tensor) for tensor in tensors], [held_here(value) for value in values])
+    torch._foreach_copy_([to_local(tensor) for tensor in tensors], [to_local(value) for value in values])
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """All entries in one vector, in order (a copy)."""
-    return torch.cat([held_here(tensor.detach()).reshape(-1) for tensor in tensors])
+    return torch.cat([to_local(tensor.detach()).reshape(-1) for tensor in tensors])
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -172,24 +174,24 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
-def blocks(tensors: Sequence[Tensor], size: int) -> Iterator[tuple[slice, list[Tensor]]]:
+def iter_blocks(tensors: Sequence[Tensor], block_size: int) -> Iterator[tuple[slice, list[Tensor]]]:
     """Stretches of `flatten(tensors)`, one after the other, without making it.
 
     Args:
         tensors: What would be flattened.
-        size: Largest number of entries of a stretch.
+        block_size: Largest number of entries of a stretch.
 
     Yields:
         The stretch as a slice of the vector, and the pieces of the tensors that it is made of, as vectors of views.
     """
     start, held, pieces = 0, 0, list[Tensor]()
     for tensor in tensors:
-        rest = held_here(tensor.detach()).reshape(-1)
+        rest = to_local(tensor.detach()).reshape(-1)
         while len(rest):
-            piece, rest = rest[: size - held], rest[size - held :]
+            piece, rest = rest[: block_size - held], rest[block_size - held :]
             pieces.append(piece)
             held += len(piece)
-            if held == size:
+            if held == block_size:
                 yield slice(start, start + held), pieces
                 start, held, pieces = start + held, 0, []
     if held:

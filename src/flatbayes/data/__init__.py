@@ -5,23 +5,23 @@ from flatbayes.data.cifar10 import CIFAR10
 from flatbayes.data.cifar10c import CIFAR10C
 from flatbayes.data.cifar100 import CIFAR100
 from flatbayes.data.class_split import ClassSplit
-from flatbayes.data.corruptions import CORRUPTIONS, corrupt, corruptions_for, white_of
-from flatbayes.data.dataset import Dataset, Part
+from flatbayes.data.corruptions import CORRUPTIONS, corrupt_images, infer_white_value, list_corruptions
 from flatbayes.data.diabetes import Diabetes
 from flatbayes.data.digits import Digits
 from flatbayes.data.image_folder import ImageFolder
 from flatbayes.data.image_parquet import ImageParquet
 from flatbayes.data.imagenet import ImageNet, TinyImageNet
-from flatbayes.data.inputs import NewInputs, read_inputs
+from flatbayes.data.inputs import InputReader, read_inputs
+from flatbayes.data.lazy_images import LazyImages
 from flatbayes.data.mnist import KMNIST, MNIST, FashionMNIST
 from flatbayes.data.npz import Npz
-from flatbayes.data.open import reader_for, source_for
-from flatbayes.data.outputs import PredictionWriter
-from flatbayes.data.shift import held_out, outside_inputs, shaped_like
-from flatbayes.data.source import Raw, Source
+from flatbayes.data.ood import load_ood_inputs, load_test_split, match_input_format
+from flatbayes.data.prediction_writer import PredictionWriter
+from flatbayes.data.readers import find_reader, make_source
+from flatbayes.data.source import DataSource, RawSplits
+from flatbayes.data.splits import DataSplits, Split
 from flatbayes.data.standardize import Standardize
 from flatbayes.data.stl10 import STL10
-from flatbayes.data.stored import StoredImages
 from flatbayes.data.svhn import SVHN
 from flatbayes.data.table import Table
 from flatbayes.data.uci import UCI
@@ -38,30 +38,30 @@ __all__ = [
     "UCI",
     "Augment",
     "ClassSplit",
-    "Dataset",
+    "DataSource",
+    "DataSplits",
     "Diabetes",
     "Digits",
     "FashionMNIST",
     "ImageFolder",
     "ImageNet",
     "ImageParquet",
-    "NewInputs",
+    "InputReader",
+    "LazyImages",
     "Npz",
-    "Part",
     "PredictionWriter",
-    "Raw",
-    "Source",
+    "RawSplits",
+    "Split",
     "Standardize",
-    "StoredImages",
     "Table",
     "TinyImageNet",
-    "corrupt",
-    "corruptions_for",
-    "held_out",
-    "outside_inputs",
+    "corrupt_images",
+    "find_reader",
+    "infer_white_value",
+    "list_corruptions",
+    "load_ood_inputs",
+    "load_test_split",
+    "make_source",
+    "match_input_format",
     "read_inputs",
-    "reader_for",
-    "shaped_like",
-    "source_for",
-    "white_of",
 ]

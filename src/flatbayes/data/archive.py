@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flatbayes.data.hub import downloaded
+from flatbayes.data.hub import download_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,30 +28,32 @@ class Archive:
     md5: str
 
 
-def home(root: str | None, name: str, title: str, contents: str, hub: str | None = None, within: str = "") -> Path:
+def find_data_root(
+    root: str | None, name: str, title: str, expected_contents: str, hub_name: str | None = None, subfolder: str = ""
+) -> Path:
     """The folder of a data set: the one given, the one of this name in FLATBAYES_DATA, or one from the hub.
 
     Args:
         root: The folder given, if any.
         name: Of the folder in the one that the environment variable FLATBAYES_DATA names.
         title: Of the data set, for messages.
-        contents: What the folder should hold, for messages.
-        hub: `owner/name` on the Hugging Face hub; None where it is not there.
-        within: The folder there, where it holds several datasets.
+        expected_contents: What the folder should hold, for messages.
+        hub_name: `owner/name` on the Hugging Face hub; None where it is not there.
+        subfolder: The folder there, where it holds several datasets.
 
     Raises:
         FileNotFoundError: There is no such folder.
         ValueError: None is named, and nothing can be downloaded.
     """
     shared = os.environ.get("FLATBAYES_DATA")
-    if root is None and not shared and hub is not None:
-        return downloaded(hub, within)
-    wanted = f"Set root (or the environment variable FLATBAYES_DATA) to one with {contents}"
+    if root is None and not shared and hub_name is not None:
+        return download_dataset(hub_name, subfolder)
+    wanted = f"Set root (or the environment variable FLATBAYES_DATA) to one with {expected_contents}"
     if root is None and not shared:
         raise ValueError(f"{title} is read from a folder of yours, and none is named. {wanted}.")
     folder = Path(root) if root is not None else Path(str(shared)) / name
     if not folder.is_dir():
-        also = ", or neither to download it" if hub is not None else ""
+        also = ", or neither to download it" if hub_name is not None else ""
         raise FileNotFoundError(f"There is no folder {folder} for {title}. {wanted}{also}.")
     return folder
 

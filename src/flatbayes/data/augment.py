@@ -46,14 +46,14 @@ class Augment:
         rows = torch.arange(height, device=images.device) + down[:, None]
         columns = torch.arange(width, device=images.device) + right[:, None]
         columns = torch.where(flips[:, None], width - 1 - columns, columns)
-        changed = gathered(images, rows, columns)
+        changed = gather_pixels(images, rows, columns)
         if not self.cutout:
             return changed
         places = torch.rand(2, count, generator=generator, device=generator.device).to(images.device)
-        return with_holes(changed, (places[0] * height).long(), (places[1] * width).long(), self.cutout)
+        return cut_out_squares(changed, (places[0] * height).long(), (places[1] * width).long(), self.cutout)
 
 
-def with_holes(images: Tensor, rows: Tensor, columns: Tensor, side: int) -> Tensor:
+def cut_out_squares(images: Tensor, rows: Tensor, columns: Tensor, side: int) -> Tensor:
     """Images with a black square each, of what of it is inside; one of an even side reaches further up and left.
 
     Args:
@@ -71,7 +71,7 @@ def with_holes(images: Tensor, rows: Tensor, columns: Tensor, side: int) -> Tens
     return images.masked_fill(hole, 0)
 
 
-def gathered(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def gather_pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Pixel (i, j) of each new image is pixel (rows[i], columns[j]) of the old, and 0 outside of it.
 
     Args:

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-CHUNK = 4096  # examples looked at together
+EXAMPLES_PER_CHUNK = 4096  # examples looked at together
 
 
-def check_labels(parts: dict[str, Tensor], class_names: tuple[str, ...]) -> None:
+def check_labels(splits: dict[str, Tensor], class_names: tuple[str, ...]) -> None:
     """Labels count from 0 to the number of classes, at least 2, and every class has an example somewhere.
 
     Args:
-        parts: The labels of each part, by its name.
+        splits: The labels of each part, by its name.
         class_names: One per class.
 
     Raises:
@@ -25,7 +25,7 @@ def check_labels(parts: dict[str, Tensor], class_names: tuple[str, ...]) -> None
             "Check that the labels are read from the right column or folders."
         )
     seen = torch.zeros(num_classes, dtype=torch.bool)
-    for name, targets in parts.items():
+    for name, targets in splits.items():
         wrong = ((targets < 0) | (targets >= num_classes)).nonzero().flatten()
         if len(wrong):
             raise ValueError(
@@ -42,7 +42,7 @@ def check_labels(parts: dict[str, Tensor], class_names: tuple[str, ...]) -> None
         )
 
 
-def number_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
+def make_class_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
     """Names of classes that have none: their numbers, from 0 to the highest.
 
     Args:
@@ -61,12 +61,12 @@ def number_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
     return tuple(str(label) for label in range(highest + 1))
 
 
-def check_finite(inputs: Tensor, what: str, feature_names: tuple[str, ...] = (), first_row: int = 0) -> None:
+def check_finite(inputs: Tensor, description: str, feature_names: tuple[str, ...] = (), first_row: int = 0) -> None:
     """No NaN and no infinity.
 
     Args:
         inputs: [n, ...].
-        what: The examples, for the message.
+        description: The examples, for the message.
         feature_names: One per feature, if known.
         first_row: Number of the first example, where earlier ones were looked at before.
 
@@ -75,23 +75,25 @@ def check_finite(inputs: Tensor, what: str, feature_names: tuple[str, ...] = (),
     """
     if not inputs.is_floating_point():
         return
-    bad = [int((~chunk.isfinite()).sum()) for chunk in torch.split(inputs, CHUNK)]
+    bad = [int((~chunk.isfinite()).sum()) for chunk in torch.split(inputs, EXAMPLES_PER_CHUNK)]
     if not any(bad):
         return
     chunk = next(index for index, number in enumerate(bad) if number)
-    row, *place = (~inputs[chunk * CHUNK : (chunk + 1) * CHUNK].isfinite()).nonzero()[0].tolist()
-    row += chunk * CHUNK
+    row, *place = (
+        (~inputs[chunk * EXAMPLES_PER_CHUNK : (chunk + 1) * EXAMPLES_PER_CHUNK].isfinite()).nonzero()[0].tolist()
+    )
+    row += chunk * EXAMPLES_PER_CHUNK
     value = float(inputs[(row, *place)])
     where = f"pixel {tuple(place)} (channel, row, column)"
     if len(place) == 1:
         where = f"feature {feature_names[place[0]]!r}" if feature_names else f"feature {place[0]}"
     raise ValueError(
-        f"The {what} hold {sum(bad)} values that are missing or not finite; the first is {value} in row "
+        f"The {description} hold {sum(bad)} values that are missing or not finite; the first is {value} in row "
         f"{first_row + row} (counted from 0), {where}. Fill them in or leave those examples out."
     )
 
 
-def check_rows(name: str, num_inputs: int, num_targets: int) -> None:
+def check_same_length(name: str, num_inputs: int, num_targets: int) -> None:
     """As many inputs as labels."""
     if num_inputs != num_targets:
         raise ValueError(

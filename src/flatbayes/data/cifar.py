@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flatbayes.data.dataset import Part
 from flatbayes.data.pickled_arrays import PickledArrays
+from flatbayes.data.splits import Split
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
 
 
-def from_records(content: bytes, path: Path | str, labels: int, chosen: int) -> Part:
+def from_records(content: bytes, path: Path | str, labels: int, chosen: int) -> Split:
     """Images in binary records: labels of a byte each, then the pixels, channel by channel.
 
     Args:
@@ -32,13 +32,13 @@ def from_records(content: bytes, path: Path | str, labels: int, chosen: int) -> 
             "another file: download it again."
         )
     records = np.frombuffer(content, dtype=np.uint8).reshape(-1, size)
-    return Part(
+    return Split(
         inputs=torch.from_numpy(records[:, labels:].reshape(-1, *SHAPE).copy()),
         targets=torch.from_numpy(records[:, chosen].astype(np.int64)),
     )
 
 
-def from_pickle(content: bytes, path: Path | str, labels: str) -> Part:
+def from_pickle(content: bytes, path: Path | str, labels: str) -> Split:
     """Images in a pickled dictionary, which is not unpickled.
 
     Args:
@@ -57,11 +57,11 @@ def from_pickle(content: bytes, path: Path | str, labels: str) -> Part:
             "It is incomplete or another file: download it again."
         )
     images = np.frombuffer(pixels, dtype=np.uint8).reshape(-1, *SHAPE).copy()
-    return Part(inputs=torch.from_numpy(images), targets=torch.tensor(targets))
+    return Split(inputs=torch.from_numpy(images), targets=torch.tensor(targets))
 
 
-def joined(parts: Sequence[Part]) -> Part:
+def joined(parts: Sequence[Split]) -> Split:
     """Examples one after the other."""
-    return Part(
-        inputs=torch.cat([part.tensor for part in parts]), targets=torch.cat([part.targets for part in parts])
+    return Split(
+        inputs=torch.cat([part.input_tensor for part in parts]), targets=torch.cat([part.targets for part in parts])
     )

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from flatbayes.data.archive import Archive, home, read_archives
+from flatbayes.data.archive import Archive, find_data_root, read_archives
 from flatbayes.data.cifar import from_pickle, from_records, joined
 from flatbayes.data.image_parquet import read_images
-from flatbayes.data.source import Raw, Source
+from flatbayes.data.source import DataSource, RawSplits
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-HUB_NAME = "uoft-cs/cifar10"
+CIFAR10_CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_HUB_NAME = "uoft-cs/cifar10"
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 BINARY = Archive(
     name="cifar-10-binary.tar.gz",
@@ -25,7 +25,7 @@ PYTHON = Archive(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CIFAR10(Source):
+class CIFAR10(DataSource):
     """50,000 + 10,000 colour photographs of 32 x 32 pixels, in 10 classes.
 
     Attributes:
@@ -40,13 +40,13 @@ class CIFAR10(Source):
     flip: bool = True
     pad: int = 4
 
-    def read(self) -> Raw:
+    def read(self) -> RawSplits:
         """Both parts; in parquet files images stay encoded."""
         contents = "train*.parquet and test*.parquet, cifar-10-binary.tar.gz or cifar-10-python.tar.gz"
-        folder = home(self.root, "cifar10", "CIFAR-10", contents, HUB_NAME)
+        folder = find_data_root(self.root, "cifar10", "CIFAR-10", contents, CIFAR10_HUB_NAME)
         found = read_archives(folder, (BINARY, PYTHON))
         if found is None:
-            return read_images(folder, "img", "label", None, CLASSES)
+            return read_images(folder, "img", "label", None, CIFAR10_CLASS_NAMES)
         archive, files = found
         *train, test = (
             from_records(content, folder / name, labels=1, chosen=0)
@@ -54,4 +54,4 @@ class CIFAR10(Source):
             else from_pickle(content, folder / name, "labels")
             for name, content in ((name, files[name]) for name in archive.files)
         )
-        return Raw(all=joined(train), test=test, class_names=CLASSES)
+        return RawSplits(unsplit=joined(train), test=test, class_names=CIFAR10_CLASS_NAMES)

@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatbayes.data.dataset import Part
 from flatbayes.data.digits import Digits
-from flatbayes.data.encoded import EncodedPart
-from flatbayes.data.images import Encoded
-from flatbayes.data.source import Raw, Source, whole
-from flatbayes.data.split import split
+from flatbayes.data.encoded_images import EncodedSplit
+from flatbayes.data.images import EncodedImage
+from flatbayes.data.source import DataSource, RawSplits, take_all
+from flatbayes.data.splits import Split
+from flatbayes.data.stratified_split import stratified_split
 
-HALF_OF_CIFAR10 = (0, 1, 2, 8, 9)
+CIFAR10_HALF_CLASSES = (0, 1, 2, 8, 9)
 """The classes that the paper trains on: airplane, automobile, bird, ship, truck."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassSplit(Source):
+class ClassSplit(DataSource):
     """Some classes of a source; the test examples of the others are kept apart, as examples from outside.
 
     Attributes:
@@ -34,7 +34,7 @@ class ClassSplit(Source):
         train_size: Training examples to keep, drawn in proportion to these classes; None keeps all.
     """
 
-    source: Source = Digits()
+    source: DataSource = Digits()
     classes: tuple[int, ...] = ()
     train_size: int | None = None
     val_size: float = field(init=False)
@@ -51,15 +51,15 @@ class ClassSplit(Source):
         for name in ("val_size", "test_size", "split_seed", "flip", "pad", "cutout"):
             object.__setattr__(self, name, getattr(self.source, name))
 
-    def read(self) -> Raw:
+    def read(self) -> RawSplits:
         """The examples of the classes to learn, with new labels."""
         raw = self.source.read()
-        inside = _inside(self.classes, raw)
-        parts = {name: part for name in ("all", "test", "val") if (part := getattr(raw, name)) is not None}
-        kept = {name: _of_classes(part, inside, relabel=True) for name, part in parts.items()}
+        inside = _resolve_classes(self.classes, raw)
+        parts = {name: part for name in ("unsplit", "test", "val") if (part := getattr(raw, name)) is not None}
+        kept = {name: _select_classes(part, inside, relabel=True) for name, part in parts.items()}
         return replace(raw, class_names=tuple(raw.class_names[label] for label in inside), **kept)
 
-    def outside(self) -> Part:
+    def read_ood(self) -> Split:
         """Test examples of all other classes, with the labels that the source gives them.
 
         Where the source has no test part, as large a share of these examples as `test_size` asks for.
@@ -68,19 +68,21 @@ class ClassSplit(Source):
             ValueError: The classes are not those of the source, or no class is left outside.
         """
         raw = self.source.read()
-        inside = _inside(self.classes, raw)
+        inside = _resolve_classes(self.classes, raw)
         others = tuple(label for label in range(len(raw.class_names)) if label not in inside)
         if raw.test is not None:
-            return whole(_of_classes(raw.test, others, relabel=False))
-        found = _of_classes(raw.all, others, relabel=False)
+            return take_all(_select_classes(raw.test, others, relabel=False))
+        found = _select_classes(raw.unsplit, others, relabel=False)
         size = self.test_size
         if size >= 1:  # a count of examples inside; outside, the same share
-            size = min(size / len(_of_classes(raw.all, inside, relabel=False)), 1 - 1e-9)
-        rows = split(found.targets, train=None, val=0, test=size, split_seed=self.split_seed, seed=0)[2]
+            size = min(size / len(_select_classes(raw.unsplit, inside, relabel=False)), 1 - 1e-9)
+        rows = stratified_split(
+            found.targets, train_size=None, val_size=0, test_size=size, split_seed=self.split_seed, seed=0
+        )[2]
         return found.take(rows)
 
 
-def _inside(classes: tuple[int, ...], raw: Raw) -> tuple[int, ...]:
+def _resolve_classes(classes: tuple[int, ...], raw: RawSplits) -> tuple[int, ...]:
     total = len(raw.class_names)
     if not total:
         raise ValueError("Only classes can be split, and the targets of this source are numbers.")
@@ -94,18 +96,20 @@ def _inside(classes: tuple[int, ...], raw: Raw) -> tuple[int, ...]:
 
 
 @overload
-def _of_classes(part: Part, labels: tuple[int, ...], *, relabel: bool) -> Part: ...
+def _select_classes(part: Split, labels: tuple[int, ...], *, relabel: bool) -> Split: ...
 @overload
-def _of_classes(part: EncodedPart, labels: tuple[int, ...], *, relabel: bool) -> EncodedPart: ...
-def _of_classes(part: Part | EncodedPart, labels: tuple[int, ...], *, relabel: bool) -> Part | EncodedPart:
+def _select_classes(part: EncodedSplit, labels: tuple[int, ...], *, relabel: bool) -> EncodedSplit: ...
+def _select_classes(part: Split | EncodedSplit, labels: tuple[int, ...], *, relabel: bool) -> Split | EncodedSplit:
     """The examples of these classes; images that are encoded stay so."""
     matches = part.targets[:, None] == torch.tensor(labels)
     rows = matches.any(1).nonzero().squeeze(1)
     targets = matches[rows].int().argmax(1) if relabel else part.targets[rows]
-    if isinstance(part, Part):
-        return Part(inputs=part.inputs[rows], targets=targets)
-    return replace(part, encoded=partial(_some, part.encoded, rows), targets=targets)
+    if isinstance(part, Split):
+        return Split(inputs=part.inputs[rows], targets=targets)
+    return replace(part, read_encoded=partial(_read_encoded_subset, part.read_encoded, rows), targets=targets)
 
 
-def _some(encoded: Callable[[np.ndarray], Iterator[Encoded]], rows: Tensor, wanted: np.ndarray) -> Iterator[Encoded]:
-    return encoded(rows.numpy()[wanted])
+def _read_encoded_subset(
+    read_encoded: Callable[[np.ndarray], Iterator[EncodedImage]], rows: Tensor, positions: np.ndarray
+) -> Iterator[EncodedImage]:
+    return read_encoded(rows.numpy()[positions])

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatbayes.data.checks import number_names
-from flatbayes.data.extras import needed
-from flatbayes.data.parquet import named
-from flatbayes.data.targets import Task, holds_fractions
+from flatbayes.data.checks import make_class_names
+from flatbayes.data.optional import require_package
+from flatbayes.data.parquet import wrap_read_errors
+from flatbayes.data.targets import TaskType, holds_fractions
 
 
 def read_table(path: Path) -> Any:
@@ -23,7 +23,7 @@ def read_table(path: Path) -> Any:
         ValueError: It is of neither kind, damaged, or has two columns of one name.
         FileNotFoundError: There is no such file.
     """
-    with needed("data"):
+    with require_package("data"):
         import pyarrow.csv
         import pyarrow.parquet
     readers = {
@@ -32,13 +32,13 @@ def read_table(path: Path) -> Any:
     }
     if path.suffix.lower() not in readers:
         raise ValueError(f"A table is a file with the suffix .csv or .parquet, got {path}. Convert it.")
-    with named(path):
+    with wrap_read_errors(path):
         table = readers[path.suffix.lower()](path)
-    require_unique(path, table.column_names)
+    require_unique_columns(path, table.column_names)
     return table
 
 
-def require_unique(path: Path, names: Sequence[str]) -> None:
+def require_unique_columns(path: Path, names: Sequence[str]) -> None:
     """Refuse a table with two columns of one name.
 
     Raises:
@@ -49,20 +49,20 @@ def require_unique(path: Path, names: Sequence[str]) -> None:
         raise ValueError(f"{path} has several columns of the same name: {twice}. Rename or remove them.")
 
 
-def column_of(files: Sequence[Path], name: str) -> Any:
+def read_column(files: Sequence[Path], name: str) -> Any:
     """One column of several parquet files, one after the other."""
-    with needed("data"):
+    with require_package("data"):
         import pyarrow as pa
         import pyarrow.parquet as pq
     chunks = []
     for path in files:
-        with named(path):
+        with wrap_read_errors(path):
             chunks += pq.read_table(path, columns=[name]).column(name).chunks
     require_one_type(chunks, name)
     return pa.chunked_array(chunks)
 
 
-def features(table: Any, names: Sequence[str], path: Path) -> Tensor:
+def extract_features(table: Any, names: Sequence[str], path: Path) -> Tensor:
     """Numeric columns as float32, [rows, features]; what is missing is NaN.
 
     Args:
@@ -73,45 +73,45 @@ def features(table: Any, names: Sequence[str], path: Path) -> Tensor:
     Raises:
         ValueError: A column holds something else than numbers or booleans.
     """
-    with needed("data"):
+    with require_package("data"):
         import pyarrow as pa
     values = np.empty((len(table), len(names)), dtype=np.float32)
     for index, name in enumerate(names):
         column = table.column(name)
-        require_numeric(column.type, name, path)
+        require_numeric_type(column.type, name, path)
         with np.errstate(over="ignore"):  # becomes an infinity, which is refused later
             values[:, index] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return torch.from_numpy(values)
 
 
-def require_numeric(kind: Any, name: str, path: Path) -> None:
+def require_numeric_type(column_type: Any, name: str, path: Path) -> None:
     """Refuse a feature that is neither numbers nor booleans.
 
     Args:
-        kind: Type of the column, as pyarrow has it.
+        column_type: Type of the column, as pyarrow has it.
         name: The column's name.
         path: The file, for the message.
 
     Raises:
         ValueError: It says what the column holds.
     """
-    with needed("data"):
+    with require_package("data"):
         from pyarrow import types
     numeric = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
-    if not any(test(kind) for test in numeric):
+    if not any(test(column_type) for test in numeric):
         raise ValueError(
-            f"Column {name!r} of {path} holds {kind}, and features must be numbers or booleans. Encode it as "
+            f"Column {name!r} of {path} holds {column_type}, and features must be numbers or booleans. Encode it as "
             "numbers, or remove it."
         )
 
 
-def is_regression(column: Any, name: str, task: Task) -> bool:
+def is_regression_column(column: Any, name: str, task: TaskType) -> bool:
     """Whether a column holds numbers to predict: as the task says, else if it holds fractions.
 
     Raises:
         ValueError: It cannot be told.
     """
-    with needed("data"):
+    with require_package("data"):
         import pyarrow as pa
         from pyarrow import types
     if task is not None or not (types.is_floating(column.type) or types.is_decimal(column.type)):
@@ -119,24 +119,24 @@ def is_regression(column: Any, name: str, task: Task) -> bool:
     return holds_fractions(column.drop_null().cast(pa.float64(), safe=False).to_numpy(), f"Column {name!r}")
 
 
-def numbers(column: Any, name: str) -> Tensor:
+def extract_regression_targets(column: Any, name: str) -> Tensor:
     """Numbers to predict, float32, [rows].
 
     Raises:
         ValueError: Values are missing, or no numbers.
     """
-    with needed("data"):
+    with require_package("data"):
         import pyarrow as pa
         from pyarrow import types
     kind = column.type
     if not any(test(kind) for test in (types.is_integer, types.is_floating, types.is_decimal)):
         raise ValueError(f"Column {name!r} holds {kind}, and a regression needs numbers. Name another column.")
-    values = present(column, name).cast(pa.float64(), safe=False).to_numpy()
+    values = require_no_nulls(column, name).cast(pa.float64(), safe=False).to_numpy()
     with np.errstate(over="ignore"):  # becomes an infinity, which is refused later
         return torch.from_numpy(values.astype(np.float32))
 
 
-def number_labels(
+def extract_integer_labels(
     columns: Mapping[str, Any], name: str, class_names: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
     """Labels that are numbers from 0 already, or None if they are words.
@@ -146,17 +146,18 @@ def number_labels(
         name: The column's name.
         class_names: One per class; if empty, the numbers are the names.
     """
-    with needed("data"):
+    with require_package("data"):
         from pyarrow import types
     if not all(types.is_integer(column.type) for column in columns.values()):
         return None
     targets = {
-        part: torch.from_numpy(present(column, name).to_numpy().astype("int64")) for part, column in columns.items()
+        part: torch.from_numpy(require_no_nulls(column, name).to_numpy().astype("int64"))
+        for part, column in columns.items()
     }
-    return tuple(class_names) or number_names(list(targets.values())), targets
+    return tuple(class_names) or make_class_names(list(targets.values())), targets
 
 
-def class_labels(columns: Mapping[str, Any], name: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+def encode_class_labels(columns: Mapping[str, Any], name: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Classes are the distinct values, sorted; labels are their numbers.
 
     Args:
@@ -166,7 +167,7 @@ def class_labels(columns: Mapping[str, Any], name: str) -> tuple[tuple[str, ...]
     Raises:
         ValueError: Values are missing, or neither whole numbers nor words nor booleans.
     """
-    with needed("data"):
+    with require_package("data"):
         from pyarrow import types
     require_one_type(list(columns.values()), name)
     values = {}
@@ -186,7 +187,7 @@ def class_labels(columns: Mapping[str, Any], name: str) -> tuple[tuple[str, ...]
                 f"Column {name!r} holds {kind}, and classes must be whole numbers or words. Name another "
                 "column as the target, write its values so, or fit a regression to it."
             )
-        values[part] = present(column, name).cast(kind).to_pylist()
+        values[part] = require_no_nulls(column, name).cast(kind).to_pylist()
     classes = sorted(set().union(*values.values()))
     numbers = {value: number for number, value in enumerate(classes)}
     targets = {
@@ -206,7 +207,7 @@ def require_one_type(columns: Sequence[Any], name: str) -> None:
         raise ValueError(f"Column {name!r} has several types in these files: {kinds}. Convert them to one.")
 
 
-def present(column: Any, name: str) -> Any:
+def require_no_nulls(column: Any, name: str) -> Any:
     """The column, if no value of it is missing.
 
     Raises:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from flatbayes.data.extras import needed
+from flatbayes.data.optional import require_package
 
 
 def is_hub_name(path: str) -> bool:
@@ -12,21 +12,21 @@ def is_hub_name(path: str) -> bool:
     return bool(form) and not path.endswith(".parquet") and not Path(path).exists()
 
 
-def downloaded(name: str, folder: str = "") -> Path:
+def download_dataset(name: str, subfolder: str = "") -> Path:
     """The folder with the parquet files of a dataset.
 
     Args:
         name: `owner/name`.
-        folder: The one in it that is meant, where it holds several datasets.
+        subfolder: The one in it that is meant, where it holds several datasets.
 
     Raises:
         FileNotFoundError: There is no such dataset, or no way to reach it.
     """
-    with needed("hub"):
+    with require_package("hub"):
         from huggingface_hub import snapshot_download
     try:
-        pattern = f"{folder}/*.parquet" if folder else "*.parquet"
-        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=pattern)) / folder
+        pattern = f"{subfolder}/*.parquet" if subfolder else "*.parquet"
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=pattern)) / subfolder
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{name} is not a path here, and could not be downloaded from the Hugging Face hub: {error} "

@@ -8,17 +8,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flatbayes.data.columns import class_labels, column_of, number_labels
-from flatbayes.data.encoded import EncodedPart
-from flatbayes.data.hub import downloaded, is_hub_name
-from flatbayes.data.images import layout_of
-from flatbayes.data.mapped import mapped_rows
-from flatbayes.data.parquet import image_rows, part_files, require_columns, schema
-from flatbayes.data.source import Raw, Source
+from flatbayes.data.columns import encode_class_labels, extract_integer_labels, read_column
+from flatbayes.data.encoded_images import EncodedSplit
+from flatbayes.data.hub import download_dataset, is_hub_name
+from flatbayes.data.images import infer_layout
+from flatbayes.data.image_cache import iter_mapped_images
+from flatbayes.data.parquet import find_split_files, iter_encoded_images, read_schema, require_columns
+from flatbayes.data.source import DataSource, RawSplits
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageParquet(Source):
+class ImageParquet(DataSource):
     """Images in parquet files, here or on the Hugging Face hub.
 
     Attributes:
@@ -39,9 +39,9 @@ class ImageParquet(Source):
     crop: bool = False
     stream: bool = False
 
-    def read(self) -> Raw:
+    def read(self) -> RawSplits:
         """The parts the files name, images still encoded."""
-        folder = downloaded(self.path) if is_hub_name(self.path) else Path(self.path)
+        folder = download_dataset(self.path) if is_hub_name(self.path) else Path(self.path)
         if not folder.exists():
             raise FileNotFoundError(
                 f"There is no file or folder {self.path}. Check the path, or give `owner/name` of a dataset "
@@ -59,7 +59,7 @@ def read_images(
     *,
     crop: bool = False,
     stream: bool = False,
-) -> Raw:
+) -> RawSplits:
     """The parts of a dataset, images still encoded.
 
     Args:
@@ -75,22 +75,26 @@ def read_images(
         ValueError: The files lack a column, or hold something else in it.
         FileNotFoundError: There are no files.
     """
-    files = {part: found for part, found in part_files(path).items() if found}
+    files = {part: found for part, found in find_split_files(path).items() if found}
     for file in chain.from_iterable(files.values()):
-        require_columns(file, [image, label], schema(file).names)
-    columns = {part: column_of(found, label) for part, found in files.items()}
-    stored = class_names or label_names(schema(files["train"][0]), label)
-    names, targets = number_labels(columns, label, stored) or class_labels(columns, label)
-    layout = layout_of(chain.from_iterable(image_rows(found, image) for found in files.values()), size, crop)
-    rows = mapped_rows if stream else image_rows
+        require_columns(file, [image, label], read_schema(file).names)
+    columns = {part: read_column(found, label) for part, found in files.items()}
+    stored = class_names or read_label_names(read_schema(files["train"][0]), label)
+    names, targets = extract_integer_labels(columns, label, stored) or encode_class_labels(columns, label)
+    layout = infer_layout(
+        chain.from_iterable(iter_encoded_images(found, image) for found in files.values()), size, crop
+    )
+    rows = iter_mapped_images if stream else iter_encoded_images
     parts = {
-        part: EncodedPart(encoded=partial(rows, found, image), layout=layout, targets=targets[part], stream=stream)
+        part: EncodedSplit(
+            read_encoded=partial(rows, found, image), layout=layout, targets=targets[part], stream=stream
+        )
         for part, found in files.items()
     }
-    return Raw(all=parts["train"], val=parts.get("val"), test=parts.get("test"), class_names=names)
+    return RawSplits(unsplit=parts["train"], val=parts.get("val"), test=parts.get("test"), class_names=names)
 
 
-def label_names(metadata: Any, label: str) -> tuple[str, ...]:
+def read_label_names(metadata: Any, label: str) -> tuple[str, ...]:
     """Names of the classes in the metadata that Hugging Face's `datasets` writes, if there are any.
 
     Args:

@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from flatbayes.data.archive import home
-from flatbayes.data.image_folder import class_folders, encoded_parts, image_files, labelled
-from flatbayes.data.source import Raw, Source
+from flatbayes.data.archive import find_data_root
+from flatbayes.data.image_folder import list_class_names, list_image_files, list_labelled_images, make_encoded_splits
+from flatbayes.data.source import DataSource, RawSplits
 
-TINY = "tiny-imagenet-200"
-ANNOTATIONS = "val_annotations.txt"
+TINY_IMAGENET_NAME = "tiny-imagenet-200"
+ANNOTATIONS_FILE = "val_annotations.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageNet(Source):
+class ImageNet(DataSource):
     """1,281,167 + 50,000 colour photographs in 1000 classes; the published validation images are the test part.
 
     Attributes:
@@ -32,27 +32,27 @@ class ImageNet(Source):
     flip: bool = True
     pad: int = 28
 
-    def read(self) -> Raw:
+    def read(self) -> RawSplits:
         """Both parts, images still encoded."""
         contents = "the folders train and val, each with one folder of images per class"
-        folder = home(self.root, "imagenet", "ImageNet", contents)
+        folder = find_data_root(self.root, "imagenet", "ImageNet", contents)
         train, val = folder / "train", folder / "val"
         for part in (train, val):
             if not part.is_dir():
                 raise FileNotFoundError(f"There is no folder {part}. Unpack the images of ILSVRC 2012 there.")
-        names = class_folders(train)
-        if not class_folders(val):
+        names = list_class_names(train)
+        if not list_class_names(val):
             raise ValueError(
                 f"{val} has no folders of classes. Sort its images into folders named like those of {train}, as the "
                 "ground truth of ILSVRC 2012 says."
             )
-        found = {"train": labelled(train, names, train), "test": labelled(val, names, train)}
-        parts = encoded_parts(found, self.size, crop=True, stream=self.stream)
-        return Raw(all=parts["train"], test=parts["test"], class_names=names)
+        found = {"train": list_labelled_images(train, names, train), "test": list_labelled_images(val, names, train)}
+        parts = make_encoded_splits(found, self.size, crop=True, stream=self.stream)
+        return RawSplits(unsplit=parts["train"], test=parts["test"], class_names=names)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TinyImageNet(Source):
+class TinyImageNet(DataSource):
     """100,000 + 10,000 colour photographs of 64 x 64 pixels in 200 classes; the validation images are the test part.
 
     Attributes:
@@ -68,19 +68,26 @@ class TinyImageNet(Source):
     flip: bool = True
     pad: int = 8
 
-    def read(self) -> Raw:
+    def read(self) -> RawSplits:
         """Both parts, images still encoded."""
-        folder = home(self.root, "tiny-imagenet", "Tiny ImageNet", f"{TINY}.zip, unpacked")
-        top = folder / TINY if (folder / TINY).is_dir() else folder
+        folder = find_data_root(self.root, "tiny-imagenet", "Tiny ImageNet", f"{TINY_IMAGENET_NAME}.zip, unpacked")
+        top = folder / TINY_IMAGENET_NAME if (folder / TINY_IMAGENET_NAME).is_dir() else folder
         if not (top / "train").is_dir():
-            raise FileNotFoundError(f"There is no folder {top / 'train'}. Unpack {TINY}.zip in {folder}.")
-        classes = class_folders(top / "train")
-        found = {"train": labelled(top / "train", classes, top / "train"), "test": annotated(top / "val", classes)}
-        parts = encoded_parts(found, None, crop=False, stream=self.stream)
-        return Raw(all=parts["train"], test=parts["test"], class_names=words(top / "words.txt", classes))
+            raise FileNotFoundError(
+                f"There is no folder {top / 'train'}. Unpack {TINY_IMAGENET_NAME}.zip in {folder}."
+            )
+        classes = list_class_names(top / "train")
+        found = {
+            "train": list_labelled_images(top / "train", classes, top / "train"),
+            "test": list_annotated_images(top / "val", classes),
+        }
+        parts = make_encoded_splits(found, None, crop=False, stream=self.stream)
+        return RawSplits(
+            unsplit=parts["train"], test=parts["test"], class_names=read_class_words(top / "words.txt", classes)
+        )
 
 
-def annotated(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+def list_annotated_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
     """The images of a folder, with the labels that its list of annotations gives them.
 
     Args:
@@ -91,11 +98,11 @@ def annotated(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
         FileNotFoundError: There is no list.
         ValueError: A line is none, names no class, or an image that is not there; or an image is not listed.
     """
-    path = folder / ANNOTATIONS
+    path = folder / ANNOTATIONS_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}. Unpack {TINY}.zip again.")
+        raise FileNotFoundError(f"There is no file {path}. Unpack {TINY_IMAGENET_NAME}.zip again.")
     labels = {name: label for label, name in enumerate(classes)}
-    files = {file.name: file for file in image_files(folder / "images")}
+    files = {file.name: file for file in list_image_files(folder / "images")}
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         name, _, rest = line.partition("\t")
@@ -103,17 +110,17 @@ def annotated(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
         if label is None or name not in files:
             raise ValueError(
                 f"Line {number} of {path} must name an image of {folder / 'images'} and a class of the training "
-                f"images, got {line!r}. Unpack {TINY}.zip again."
+                f"images, got {line!r}. Unpack {TINY_IMAGENET_NAME}.zip again."
             )
         found.append((files.pop(name), label))
     if files:
         raise ValueError(
-            f"{path} has no line for {len(files)} images, such as {min(files)}. Unpack {TINY}.zip again."
+            f"{path} has no line for {len(files)} images, such as {min(files)}. Unpack {TINY_IMAGENET_NAME}.zip again."
         )
     return found
 
 
-def words(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+def read_class_words(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
     """What the classes are called, or their own names where the list is missing or does not tell them apart."""
     if not path.is_file():
         return classes

@@ -11,20 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from flatbayes.data.extras import needed
+from flatbayes.data.optional import require_package
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Kinds that are decoded, whatever the name says: Pillow knows others, some of which start programs."""
-GREY = frozenset({"1", "L", "LA"})
-DEEP = frozenset({"F", "I", "I;16", "I;16B", "I;16L", "I;16N"})
+GREY_MODES = frozenset({"1", "L", "LA"})
+HIGH_BIT_DEPTH_MODES = frozenset({"F", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 
-Encoded = tuple[str, bytes]
+EncodedImage = tuple[str, bytes]
 """What to call an image in a message, and the content of its file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class ImageLayout:
     """What each image of a dataset is decoded to.
 
     Attributes:
@@ -43,7 +43,7 @@ class Layout:
     crop: bool = False
 
 
-def layout_of(images: Iterable[Encoded], size: int | None, crop: bool = False) -> Layout:
+def infer_layout(images: Iterable[EncodedImage], size: int | None, crop: bool = False) -> ImageLayout:
     """Colour if any image has colour; the size of the first one, or the one to resize to.
 
     Args:
@@ -58,39 +58,39 @@ def layout_of(images: Iterable[Encoded], size: int | None, crop: bool = False) -
         raise ValueError("To crop images, say to which size.")
     if size is not None and size < 1:
         raise ValueError(f"The size of images is a number of pixels, 1 or more, got {size}.")
-    headers = (header(image) for image in images)
+    headers = (read_header(image) for image in images)
     first = next(headers, None)
     if first is None:
         raise ValueError("There are no images to read. Check the path.")
     mode, (width, height) = first
-    grey = mode in GREY and all(other in GREY for other, _ in headers)
-    return Layout(
+    grey = mode in GREY_MODES and all(other in GREY_MODES for other, _ in headers)
+    return ImageLayout(
         channels=1 if grey else 3, height=size or height, width=size or width, resize=size is not None, crop=crop
     )
 
 
-def header(image: Encoded) -> tuple[str, tuple[int, int]]:
+def read_header(image: EncodedImage) -> tuple[str, tuple[int, int]]:
     """Mode and (width, height) of an image that is not decoded."""
-    with opened(image) as picture:
+    with open_image(image) as picture:
         return picture.mode, picture.size
 
 
-def empty(count: int, layout: Layout) -> np.ndarray:
+def allocate_images(count: int, layout: ImageLayout) -> np.ndarray:
     """Room for so many images, [count, channels, height, width]."""
     return np.empty((count, layout.channels, layout.height, layout.width), dtype=np.uint8)
 
 
-def decoded(image: Encoded, layout: Layout) -> np.ndarray:
+def decode_image(image: EncodedImage, layout: ImageLayout) -> np.ndarray:
     """The pixels, [channels, height, width], 0 to 255.
 
     Raises:
         ValueError: The image is damaged, or not of this layout.
     """
     name, _ = image
-    with opened(image) as picture:
-        if picture.mode in DEEP:
+    with open_image(image) as picture:
+        if picture.mode in HIGH_BIT_DEPTH_MODES:
             raise ValueError(f"{name} has more than 8 bits per pixel (mode {picture.mode}). Save it with 8 bits.")
-        if layout.channels == 1 and picture.mode not in GREY:
+        if layout.channels == 1 and picture.mode not in GREY_MODES:
             raise ValueError(
                 f"{name} has colour (mode {picture.mode}), and grey images were expected. Convert it to grey."
             )
@@ -104,10 +104,10 @@ def decoded(image: Encoded, layout: Layout) -> np.ndarray:
         mode = "L" if layout.channels == 1 else "RGB"
         try:
             if layout.crop:
-                picture.draft(mode, larger(layout))  # a JPEG is decoded to a size near to what is needed
+                picture.draft(mode, compute_resize_size(layout))  # a JPEG is decoded to a size near to what is needed
             picture = picture if picture.mode == mode else picture.convert(mode)
             if layout.crop:
-                picture = middle(picture, layout)
+                picture = center_crop(picture, layout)
             elif layout.resize:
                 picture = picture.resize((layout.width, layout.height))
             pixels = np.asarray(picture)
@@ -116,26 +116,26 @@ def decoded(image: Encoded, layout: Layout) -> np.ndarray:
     return pixels[None] if layout.channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def larger(layout: Layout) -> tuple[int, int]:
+def compute_resize_size(layout: ImageLayout) -> tuple[int, int]:
     """Width and height that an image is scaled to, at least, before its middle is cut out."""
     return round(layout.width * 8 / 7), round(layout.height * 8 / 7)
 
 
-def middle(picture: Any, layout: Layout) -> Any:
+def center_crop(picture: Any, layout: ImageLayout) -> Any:
     """The middle of an image, scaled with its proportions kept."""
-    width, height = larger(layout)
+    width, height = compute_resize_size(layout)
     factor = max(width / picture.width, height / picture.height)
     picture = picture.resize((max(round(picture.width * factor), width), max(round(picture.height * factor), height)))
     left, top = (picture.width - layout.width) // 2, (picture.height - layout.height) // 2
     return picture.crop((left, top, left + layout.width, top + layout.height))
 
 
-def opened(image: Encoded) -> Any:
+def open_image(image: EncodedImage) -> Any:
     """A Pillow image, its header read."""
-    with needed("data"):
+    with require_package("data"):
         from PIL import Image
     name, content = image
     try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
+        return Image.open(io.BytesIO(content), formats=PILLOW_FORMATS)
     except Exception as error:  # decoders answer damage with exceptions of any kind
         raise ValueError(f"{name} is not an image that can be read: {error}. Replace it or leave it out.") from error

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flatbayes.data.archive import check_md5, home
-from flatbayes.data.checks import check_rows
-from flatbayes.data.dataset import Part
+from flatbayes.data.archive import check_md5, find_data_root
+from flatbayes.data.checks import check_same_length
 from flatbayes.data.image_parquet import read_images
-from flatbayes.data.source import Raw, Source
+from flatbayes.data.source import DataSource, RawSplits
+from flatbayes.data.splits import Split
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 BYTES = 8  # the code of unsigned bytes in the third byte of an IDX file
@@ -58,7 +58,7 @@ MD5 = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MNIST(Source):
+class MNIST(DataSource):
     """60,000 + 10,000 grey images of handwritten digits, 28 x 28 pixels (LeCun et al., 1998).
 
     Attributes:
@@ -69,13 +69,13 @@ class MNIST(Source):
 
     root: str | None = None
 
-    def read(self) -> Raw:
+    def read(self) -> RawSplits:
         """Both parts."""
         return read(self.root, "MNIST", DIGITS, "ylecun/mnist")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FashionMNIST(Source):
+class FashionMNIST(DataSource):
     """60,000 + 10,000 grey images of clothes, 28 x 28 pixels (Xiao et al., 2017).
 
     Attributes:
@@ -86,13 +86,13 @@ class FashionMNIST(Source):
 
     root: str | None = None
 
-    def read(self) -> Raw:
+    def read(self) -> RawSplits:
         """Both parts."""
         return read(self.root, "FashionMNIST", CLOTHES, "zalando-datasets/fashion_mnist")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KMNIST(Source):
+class KMNIST(DataSource):
     """60,000 + 10,000 grey images of cursive Japanese characters, 28 x 28 pixels (Clanuwat et al., 2018).
 
     Attributes:
@@ -102,19 +102,19 @@ class KMNIST(Source):
 
     root: str | None = None
 
-    def read(self) -> Raw:
+    def read(self) -> RawSplits:
         """Both parts."""
         return read(self.root, "KMNIST", KANA, None)
 
 
-def read(root: str | None, title: str, class_names: tuple[str, ...], hub: str | None) -> Raw:
+def read(root: str | None, title: str, class_names: tuple[str, ...], hub: str | None) -> RawSplits:
     """Both parts, from IDX files or from parquet files.
 
     Raises:
         FileNotFoundError: They are not there.
         ValueError: They are damaged, or not those that were published.
     """
-    folder = home(root, title.lower(), title, f"the files {FILES[0]} ..., compressed or not", hub)
+    folder = find_data_root(root, title.lower(), title, f"the files {FILES[0]} ..., compressed or not", hub)
     for place in (folder, folder / "raw", folder / title / "raw"):
         paths = {name: path for name in FILES if (path := idx_path(place, name)) is not None}
         if paths:
@@ -136,7 +136,9 @@ def idx_path(folder: Path, name: str) -> Path | None:
     return None
 
 
-def _from_idx(folder: Path, paths: Mapping[str, Path], md5: tuple[str, ...], class_names: tuple[str, ...]) -> Raw:
+def _from_idx(
+    folder: Path, paths: Mapping[str, Path], md5: tuple[str, ...], class_names: tuple[str, ...]
+) -> RawSplits:
     arrays = []
     for name, published in zip(FILES, md5, strict=True):
         if name not in paths:
@@ -146,11 +148,11 @@ def _from_idx(folder: Path, paths: Mapping[str, Path], md5: tuple[str, ...], cla
         arrays.append(idx_array(paths[name], published, ndim=3 if "images" in name else 1))
     parts = []
     for (name, images), labels in zip((("train", arrays[0]), ("test", arrays[2])), arrays[1::2], strict=True):
-        check_rows(name, len(images), len(labels))
+        check_same_length(name, len(images), len(labels))
         parts.append(
-            Part(inputs=torch.from_numpy(images[:, None]), targets=torch.from_numpy(labels.astype(np.int64)))
+            Split(inputs=torch.from_numpy(images[:, None]), targets=torch.from_numpy(labels.astype(np.int64)))
         )
-    return Raw(all=parts[0], test=parts[1], class_names=class_names)
+    return RawSplits(unsplit=parts[0], test=parts[1], class_names=class_names)
 
 
 def idx_array(path: Path, published: str, ndim: int) -> NDArray[np.uint8]:

@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from flatbayes.data.extras import needed
-from flatbayes.data.images import Encoded
+from flatbayes.data.images import EncodedImage
+from flatbayes.data.optional import require_package
 
-BATCH = 256  # rows in memory at a time
-PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+ROWS_PER_BATCH = 256  # rows in memory at a time
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def wrap_read_errors(path: Path) -> Iterator[None]:
     """Inside, a failure to read is a ValueError that names the file.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is damaged, or of another kind.
     """
-    with needed("data"):
+    with require_package("data"):
         import pyarrow as pa
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
@@ -35,58 +35,60 @@ def named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def schema(path: Path) -> Any:
+def read_schema(path: Path) -> Any:
     """Columns and metadata of a file, as pyarrow has them."""
-    with needed("data"):
+    with require_package("data"):
         import pyarrow.parquet as pq
-    with named(path):
+    with wrap_read_errors(path):
         found = pq.read_schema(path)
         found.names  # noqa: B018 - decodes them, which fails in a damaged file
         return found
 
 
-def num_rows(path: Path) -> int:
+def count_rows(path: Path) -> int:
     """How many rows a file says that it has."""
-    with needed("data"):
+    with require_package("data"):
         import pyarrow.parquet as pq
-    with named(path):
+    with wrap_read_errors(path):
         return int(pq.read_metadata(path).num_rows)
 
 
-def batches(path: Path, columns: Sequence[str], size: int = BATCH) -> Iterator[Any]:
+def iter_record_batches(path: Path, columns: Sequence[str], size: int = ROWS_PER_BATCH) -> Iterator[Any]:
     """The rows of a file, some at a time, as pyarrow's record batches."""
-    with needed("data"):
+    with require_package("data"):
         import pyarrow.parquet as pq
-    with named(path), pq.ParquetFile(path, pre_buffer=False) as file:  # which would read all groups ahead
+    with wrap_read_errors(path), pq.ParquetFile(path, pre_buffer=False) as file:  # which would read all groups ahead
         yield from file.iter_batches(batch_size=size, columns=list(columns))
 
 
-def require_columns(path: Path, wanted: Sequence[str], found: Sequence[str]) -> None:
+def require_columns(path: Path, required: Sequence[str], available: Sequence[str]) -> None:
     """Refuse a file that lacks a column.
 
     Raises:
         ValueError: Lists what is missing and what there is.
     """
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in required if name not in available]
     if missing:
-        raise ValueError(f"{path} lacks the columns {missing}. It has {list(found)}. Name one of these, or add them.")
+        raise ValueError(
+            f"{path} lacks the columns {missing}. It has {list(available)}. Name one of these, or add them."
+        )
 
 
-def image_columns(path: Path) -> list[str]:
+def find_image_columns(path: Path) -> list[str]:
     """Names of the columns that may hold encoded images."""
-    return [field.name for field in schema(path) if holds_images(field.type)]
+    return [field.name for field in read_schema(path) if is_image_type(field.type)]
 
 
-def holds_images(kind: Any) -> bool:
+def is_image_type(column_type: Any) -> bool:
     """Whether a column of this type is binary, or Hugging Face's struct with a field `bytes`."""
-    with needed("data"):
+    with require_package("data"):
         from pyarrow import types
-    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+    if types.is_struct(column_type) and column_type.get_field_index("bytes") >= 0:
+        column_type = column_type.field("bytes").type
+    return bool(types.is_binary(column_type) or types.is_large_binary(column_type))
 
 
-def image_rows(files: Sequence[Path], column: str, rows: np.ndarray | None = None) -> Iterator[Encoded]:
+def iter_encoded_images(files: Sequence[Path], column: str, rows: np.ndarray | None = None) -> Iterator[EncodedImage]:
     """The encoded images of a column, streamed.
 
     Args:
@@ -97,19 +99,19 @@ def image_rows(files: Sequence[Path], column: str, rows: np.ndarray | None = Non
     Raises:
         ValueError: A file lacks the column, or a row has no image.
     """
-    with needed("data"):
+    with require_package("data"):
         import pyarrow as pa
     start = 0
     for path in files:
-        require_columns(path, [column], schema(path).names)
-        if column not in image_columns(path):
+        require_columns(path, [column], read_schema(path).names)
+        if column not in find_image_columns(path):
             raise ValueError(
                 f"Column {column!r} of {path} holds no encoded images: expected binary or a struct with a "
-                f"field 'bytes', got {schema(path).field(column).type}. Columns that may hold them: "
-                f"{image_columns(path)}."
+                f"field 'bytes', got {read_schema(path).field(column).type}. Columns that may hold them: "
+                f"{find_image_columns(path)}."
             )
         offset = start
-        for batch in batches(path, [column]):
+        for batch in iter_record_batches(path, [column]):
             if rows is None:
                 inside = np.arange(len(batch))
             else:
@@ -125,7 +127,7 @@ def image_rows(files: Sequence[Path], column: str, rows: np.ndarray | None = Non
             start += len(batch)
 
 
-def part_files(path: Path) -> dict[str, list[Path]]:
+def find_split_files(path: Path) -> dict[str, list[Path]]:
     """The files of each part of a dataset, by "train", "val" and "test".
 
     Args:
@@ -144,8 +146,8 @@ def part_files(path: Path) -> dict[str, list[Path]]:
         raise FileNotFoundError(f"There are no parquet files in {path}.")
     for file in files:
         word = re.match(r"[a-z]*", file.name.lower())
-        if word and word[0] in PARTS:
-            parts[PARTS[word[0]]].append(file)
+        if word and word[0] in SPLIT_NAMES:
+            parts[SPLIT_NAMES[word[0]]].append(file)
     if not any(parts.values()):
         parts["train"] = files
     folders = sorted({str(file.parent) for found in parts.values() for file in found})

@@ -7,38 +7,38 @@ import torch
 from torch import Tensor
 
 from flatbayes.data.augment import Augment
-from flatbayes.data.checks import check_finite, check_labels, check_rows
-from flatbayes.data.dataset import Dataset, Part
-from flatbayes.data.encoded import EncodedPart
-from flatbayes.data.split import check_size, split
+from flatbayes.data.checks import check_finite, check_labels, check_same_length
+from flatbayes.data.encoded_images import EncodedSplit
+from flatbayes.data.splits import DataSplits, Split
+from flatbayes.data.stratified_split import check_size, stratified_split
 from flatbayes.data.targets import check_targets
 
 
 @dataclass(frozen=True, kw_only=True)
-class Raw:
+class RawSplits:
     """Examples as they are stored, before any split.
 
     Attributes:
-        all: All but those of the other two.
+        unsplit: All but those of the other two.
         test: The test part, where the source itself has one.
         val: The validation part, where the source itself has one.
         class_names: One per class; empty where the targets are numbers.
         feature_names: One per feature; empty for images.
         target_names: One per number to predict; empty where the targets are classes.
-        splits: Standard splits, each the rows of its training and of its test part; the seed says which is taken.
+        standard_splits: Standard splits, each the rows of its training and of its test part; the seed says which is taken.
     """
 
-    all: Part | EncodedPart
-    test: Part | EncodedPart | None = None
-    val: Part | EncodedPart | None = None
+    unsplit: Split | EncodedSplit
+    test: Split | EncodedSplit | None = None
+    val: Split | EncodedSplit | None = None
     class_names: tuple[str, ...] = ()
     feature_names: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
-    splits: tuple[tuple[Tensor, Tensor], ...] = ()
+    standard_splits: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(ABC):
+class DataSource(ABC):
     """Where examples come from, and how they are split.
 
     Attributes:
@@ -71,10 +71,10 @@ class Source(ABC):
         Augment(flip=self.flip, pad=self.pad, cutout=self.cutout)  # refuses negative ones
 
     @abstractmethod
-    def read(self) -> Raw:
+    def read(self) -> RawSplits:
         """All examples, as they are stored."""
 
-    def load(self, seed: int) -> Dataset:
+    def load(self, seed: int) -> DataSplits:
         """The examples in three parts.
 
         Args:
@@ -90,25 +90,25 @@ class Source(ABC):
         if seed < 0:
             raise ValueError(f"The seed must be 0 or more, got {seed}.")
         raw = self.read()
-        check(raw)
+        check_raw_splits(raw)
         augmented = bool(self.flip or self.pad or self.cutout)
         if raw.feature_names and augmented:
             raise ValueError("flip, pad and cutout are for images, and these examples are features; leave them out.")
-        train, val, test = self._rows(raw, seed)
+        train, val, test = self._split_rows(raw, seed)
         parts = {
-            "training": raw.all.take(train),
-            "validation": raw.all.take(val) if raw.val is None else whole(raw.val),
-            "test": raw.all.take(test) if raw.test is None else whole(raw.test),
+            "training": raw.unsplit.take(train),
+            "validation": raw.unsplit.take(val) if raw.val is None else take_all(raw.val),
+            "test": raw.unsplit.take(test) if raw.test is None else take_all(raw.test),
         }
         for name, part in parts.items():
             if len(part) == 0:
                 raise ValueError(
-                    f"The {name} part is empty: of {len(raw.all)} examples, {len(train)} are for training, "
+                    f"The {name} part is empty: of {len(raw.unsplit)} examples, {len(train)} are for training, "
                     f"{len(parts['validation'])} for validation (val_size={self.val_size:g}) and "
                     f"{len(parts['test'])} for the test (test_size={self.test_size:g}). "
                     "Change these sizes, or give more examples."
                 )
-        return Dataset(
+        return DataSplits(
             train=parts["training"],
             val=parts["validation"],
             test=parts["test"],
@@ -118,48 +118,53 @@ class Source(ABC):
             target_names=raw.target_names,
         )
 
-    def _rows(self, raw: Raw, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _split_rows(self, raw: RawSplits, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         # Numbers have no classes to be dealt by: all examples are of one kind.
-        kinds = torch.zeros(len(raw.all), dtype=torch.int64) if raw.target_names else raw.all.targets
-        if not raw.splits:
-            return split(
+        kinds = torch.zeros(len(raw.unsplit), dtype=torch.int64) if raw.target_names else raw.unsplit.targets
+        if not raw.standard_splits:
+            return stratified_split(
                 kinds,
-                train=self.train_size,
-                val=0 if raw.val is not None else self.val_size,
-                test=0 if raw.test is not None else self.test_size,
+                train_size=self.train_size,
+                val_size=0 if raw.val is not None else self.val_size,
+                test_size=0 if raw.test is not None else self.test_size,
                 split_seed=self.split_seed,
                 seed=seed,
             )
-        if seed >= len(raw.splits):
+        if seed >= len(raw.standard_splits):
             raise ValueError(
-                f"These data come with {len(raw.splits)} splits, of which the seed is the number: 0 to "
-                f"{len(raw.splits) - 1}, got {seed}. Ask for at most {len(raw.splits)} seeds."
+                f"These data come with {len(raw.standard_splits)} splits, of which the seed is the number: 0 to "
+                f"{len(raw.standard_splits) - 1}, got {seed}. Ask for at most {len(raw.standard_splits)} seeds."
             )
-        rest, test = raw.splits[seed]
-        train, val, _ = split(
-            kinds[rest], train=self.train_size, val=self.val_size, test=0, split_seed=self.split_seed, seed=seed
+        rest, test = raw.standard_splits[seed]
+        train, val, _ = stratified_split(
+            kinds[rest],
+            train_size=self.train_size,
+            val_size=self.val_size,
+            test_size=0,
+            split_seed=self.split_seed,
+            seed=seed,
         )
         return rest[train], rest[val], test
 
 
-def whole(part: Part | EncodedPart) -> Part:
+def take_all(split: Split | EncodedSplit) -> Split:
     """All examples of a part, in order."""
-    return part.take(torch.arange(len(part)))
+    return split.take(torch.arange(len(split)))
 
 
-def check(raw: Raw) -> None:
+def check_raw_splits(raw: RawSplits) -> None:
     """Refuse examples that no network can be fitted to.
 
     Raises:
         ValueError: Says what is wrong, and where.
     """
-    named = {"given": raw.all, "validation": raw.val, "test": raw.test}
+    named = {"given": raw.unsplit, "validation": raw.val, "test": raw.test}
     parts = {name: part for name, part in named.items() if part is not None}
     for name, part in parts.items():
-        if isinstance(part, Part):  # images that are still encoded have whole numbers and one shape
-            check_rows(name, len(part.inputs), len(part.targets))
-            check_finite(part.tensor, f"{name} examples", raw.feature_names)
-            shape, expected = part.inputs.shape[1:], raw.all.take(torch.arange(0)).inputs.shape[1:]
+        if isinstance(part, Split):  # images that are still encoded have whole numbers and one shape
+            check_same_length(name, len(part.inputs), len(part.targets))
+            check_finite(part.input_tensor, f"{name} examples", raw.feature_names)
+            shape, expected = part.inputs.shape[1:], raw.unsplit.take(torch.arange(0)).inputs.shape[1:]
             if shape != expected:
                 raise ValueError(
                     f"The {name} examples have the shape {tuple(shape)}, and the others "

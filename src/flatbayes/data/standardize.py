@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK = 1024  # examples converted to float64 at a time
+EXAMPLES_PER_CHUNK = 1024  # examples converted to float64 at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Standardize:
         if len(inputs) == 0:
             raise ValueError("The mean of no examples is not defined: Standardize.fit got 0. Give it training data.")
         pooled = [0, *range(2, inputs.ndim)]
-        chunks = torch.split(inputs, CHUNK)
+        chunks = torch.split(inputs, EXAMPLES_PER_CHUNK)
         values = inputs.numel() // inputs.shape[1]
         sums = [chunk.double().sum(pooled, keepdim=True) for chunk in chunks]
         mean = torch.stack(sums).sum(0) / values
@@ -47,10 +47,10 @@ class Standardize:
         Raises:
             ValueError: The inputs have other channels or features than those of the fit.
         """
-        return standardized(inputs, self.mean, self.std)
+        return standardize_inputs(inputs, self.mean, self.std)
 
 
-def standardized(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def standardize_inputs(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(inputs - mean) / std in float32, on the device of the inputs.
 
     Args:

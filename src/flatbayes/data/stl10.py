@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from flatbayes.data.archive import Archive, home, read_archives
-from flatbayes.data.checks import check_rows
-from flatbayes.data.dataset import Part
-from flatbayes.data.source import Raw, Source
+from flatbayes.data.archive import Archive, find_data_root, read_archives
+from flatbayes.data.checks import check_same_length
+from flatbayes.data.source import DataSource, RawSplits
+from flatbayes.data.splits import Split
 
 SHAPE = (3, 96, 96)
 PIXELS = 3 * 96 * 96
@@ -22,7 +22,7 @@ ARCHIVE = Archive(
 
 
 @dataclass(frozen=True, kw_only=True)
-class STL10(Source):
+class STL10(DataSource):
     """5,000 + 8,000 colour photographs of 96 x 96 pixels, in 10 classes; images without a label are not read.
 
     Attributes:
@@ -36,9 +36,9 @@ class STL10(Source):
     flip: bool = True
     pad: int = 12
 
-    def read(self) -> Raw:
+    def read(self) -> RawSplits:
         """Both parts."""
-        folder = home(self.root, "stl10", "STL-10", ARCHIVE.name)
+        folder = find_data_root(self.root, "stl10", "STL-10", ARCHIVE.name)
         found = read_archives(folder, (ARCHIVE,))
         if found is None:
             raise FileNotFoundError(
@@ -49,10 +49,10 @@ class STL10(Source):
             _part(files[f"{part}_X.bin"], files[f"{part}_y.bin"], f"{folder} ({part}_X.bin)")
             for part in ("train", "test")
         )
-        return Raw(all=train, test=test, class_names=CLASSES)
+        return RawSplits(unsplit=train, test=test, class_names=CLASSES)
 
 
-def _part(images: bytes, labels: bytes, path: str) -> Part:
+def _part(images: bytes, labels: bytes, path: str) -> Split:
     """Images column by column, and labels from 1 on."""
     if not images or len(images) % PIXELS:
         raise ValueError(
@@ -61,5 +61,5 @@ def _part(images: bytes, labels: bytes, path: str) -> Part:
         )
     pixels = np.frombuffer(images, dtype=np.uint8).reshape(-1, *SHAPE).transpose(0, 1, 3, 2)
     targets = np.frombuffer(labels, dtype=np.uint8).astype(np.int64) - 1
-    check_rows(path, len(pixels), len(targets))
-    return Part(inputs=torch.from_numpy(np.ascontiguousarray(pixels)), targets=torch.from_numpy(targets))
+    check_same_length(path, len(pixels), len(targets))
+    return Split(inputs=torch.from_numpy(np.ascontiguousarray(pixels)), targets=torch.from_numpy(targets))

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flatbayes.data.archive import check_md5, home
+from flatbayes.data.archive import check_md5, find_data_root
 from flatbayes.data.cifar import joined
-from flatbayes.data.dataset import Part
 from flatbayes.data.image_parquet import read_images
-from flatbayes.data.source import Raw, Source
+from flatbayes.data.source import DataSource, RawSplits
+from flatbayes.data.splits import Split
 
 MD5 = {
     "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
@@ -22,7 +22,7 @@ CLASSES = tuple("0123456789")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SVHN(Source):
+class SVHN(DataSource):
     """73,257 + 26,032 colour photographs of digits, 32 x 32 pixels.
 
     Attributes:
@@ -35,19 +35,19 @@ class SVHN(Source):
     root: str | None = None
     extra: bool = False
 
-    def read(self) -> Raw:
+    def read(self) -> RawSplits:
         """Both parts."""
-        folder = home(self.root, "svhn", "SVHN", "train_32x32.mat and test_32x32.mat", *HUB)
+        folder = find_data_root(self.root, "svhn", "SVHN", "train_32x32.mat and test_32x32.mat", *HUB)
         names = ["train_32x32.mat", "test_32x32.mat", *(["extra_32x32.mat"] if self.extra else [])]
         if not any((folder / name).is_file() for name in names) and any(folder.rglob("*.parquet")):
             if self.extra:
                 raise ValueError(f"extra is read from extra_32x32.mat, and {folder} has parquet files. Leave it out.")
             return read_images(folder, "image", "label", None, CLASSES)
         train, test, *extra = (read_mat(folder / name, MD5[name]) for name in names)
-        return Raw(all=joined([train, *extra]), test=test, class_names=CLASSES)
+        return RawSplits(unsplit=joined([train, *extra]), test=test, class_names=CLASSES)
 
 
-def read_mat(path: Path, published: str) -> Part:
+def read_mat(path: Path, published: str) -> Split:
     """Images X, [height, width, 3, n], and labels y, of which 10 is the digit 0.
 
     Args:
@@ -74,4 +74,4 @@ def read_mat(path: Path, published: str) -> Part:
             f"the shape {images.shape} and {len(labels)} labels. Download it again."
         )
     pixels = np.ascontiguousarray(images.transpose(3, 2, 0, 1))
-    return Part(inputs=torch.from_numpy(pixels), targets=torch.from_numpy(labels.astype(np.int64) % 10))
+    return Split(inputs=torch.from_numpy(pixels), targets=torch.from_numpy(labels.astype(np.int64) % 10))

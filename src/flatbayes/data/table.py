@@ -3,15 +3,21 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from flatbayes.data.columns import class_labels, features, is_regression, numbers, read_table
-from flatbayes.data.dataset import Part
+from flatbayes.data.columns import (
+    encode_class_labels,
+    extract_features,
+    extract_regression_targets,
+    is_regression_column,
+    read_table,
+)
 from flatbayes.data.parquet import require_columns
-from flatbayes.data.source import Raw, Source
-from flatbayes.data.targets import Task
+from flatbayes.data.source import DataSource, RawSplits
+from flatbayes.data.splits import Split
+from flatbayes.data.targets import TaskType
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table(Source):
+class Table(DataSource):
     """A CSV or parquet file with a column of classes, or of numbers to predict; all other columns are features.
 
     Attributes:
@@ -23,9 +29,9 @@ class Table(Source):
 
     path: str
     target: str
-    task: Task = None
+    task: TaskType = None
 
-    def read(self) -> Raw:
+    def read(self) -> RawSplits:
         """All rows; there is no test part, so one is split off."""
         path = Path(self.path)
         table = read_table(path)
@@ -33,9 +39,11 @@ class Table(Source):
         names = tuple(name for name in table.column_names if name != self.target)
         if not names:
             raise ValueError(f"{path} has no column besides the target {self.target!r}. Add columns of features.")
-        column, inputs = table.column(self.target), features(table, names, path)
-        if is_regression(column, self.target, self.task):
-            part = Part(inputs=inputs, targets=numbers(column, self.target))
-            return Raw(all=part, target_names=(self.target,), feature_names=names)
-        class_names, targets = class_labels({"all": column}, self.target)
-        return Raw(all=Part(inputs=inputs, targets=targets["all"]), class_names=class_names, feature_names=names)
+        column, inputs = table.column(self.target), extract_features(table, names, path)
+        if is_regression_column(column, self.target, self.task):
+            part = Split(inputs=inputs, targets=extract_regression_targets(column, self.target))
+            return RawSplits(unsplit=part, target_names=(self.target,), feature_names=names)
+        class_names, targets = encode_class_labels({"all": column}, self.target)
+        return RawSplits(
+            unsplit=Split(inputs=inputs, targets=targets["all"]), class_names=class_names, feature_names=names
+        )

@@ -7,39 +7,39 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-Task = Literal["classification", "regression"] | None
+TaskType = Literal["classification", "regression"] | None
 """What is asked for; None tells by the targets."""
 
 
-def holds_fractions(values: NDArray[np.floating[Any]], what: str) -> bool:
+def holds_fractions(values: NDArray[np.floating[Any]], description: str) -> bool:
     """Whether these floating-point numbers are ones to predict, which fractions show.
 
     Args:
         values: Without those that are missing.
-        what: Where they are, for the message.
+        description: Where they are, for the message.
 
     Raises:
         ValueError: They are whole numbers written with a point (1.0), which may be classes too.
     """
     if np.array_equal(values, np.round(values)):
         raise ValueError(
-            f"{what} holds whole numbers as {values.dtype}: are they classes, or numbers to predict? Write classes "
+            f"{description} holds whole numbers as {values.dtype}: are they classes, or numbers to predict? Write classes "
             "as whole numbers (integers), or say task=regression."
         )
     return True
 
 
-def check_targets(parts: Mapping[str, Tensor], names: Sequence[str]) -> None:
+def check_targets(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
     """Floating-point, one column for each name, finite; none of them the same in all examples of a part.
 
     Args:
-        parts: The targets of each part, by its name.
+        splits: The targets of each part, by its name.
         names: One per number to predict.
 
     Raises:
         ValueError: Says what is wrong, and where.
     """
-    for part, targets in parts.items():
+    for part, targets in splits.items():
         if not targets.is_floating_point() or targets.shape[1:].numel() != len(names):
             raise ValueError(
                 f"The targets of the {part} examples must be floating-point numbers, {len(names)} for each example "

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flatbayes.data.dataset import Part
-from flatbayes.data.source import Raw, Source
+from flatbayes.data.source import DataSource, RawSplits
+from flatbayes.data.splits import Split
 
 
 @dataclass(frozen=True, kw_only=True)
-class UCI(Source):
+class UCI(DataSource):
     """A regression with (usually 20) standard splits into training and test part; the seed is the split's number.
 
     Seeds vary the test part too, as the published protocol does.
@@ -35,23 +35,25 @@ class UCI(Source):
     root: str | None = None
     val_size: float = 0.2
 
-    def read(self) -> Raw:
+    def read(self) -> RawSplits:
         """All examples, and the rows of each split."""
-        folder = self._folder()
-        data = _numbers(folder / "data.txt")
-        features, target = (_rows(folder / f"index_{kind}.txt", data.shape[1]) for kind in ("features", "target"))
-        num_splits = int(_numbers(folder / "n_splits.txt")[0, 0])
-        return Raw(
-            all=Part(
+        folder = self._find_folder()
+        data = _read_numbers(folder / "data.txt")
+        features, target = (
+            _read_indices(folder / f"index_{kind}.txt", data.shape[1]) for kind in ("features", "target")
+        )
+        num_splits = int(_read_numbers(folder / "n_splits.txt")[0, 0])
+        return RawSplits(
+            unsplit=Split(
                 inputs=torch.from_numpy(data[:, features]).float(),
                 targets=torch.from_numpy(data[:, target]).float().squeeze(1),
             ),
             feature_names=tuple(str(column) for column in features),
             target_names=tuple(f"column {column}" for column in target),
-            splits=tuple(_split(folder, number, len(data)) for number in range(num_splits)),
+            standard_splits=tuple(_read_split(folder, number, len(data)) for number in range(num_splits)),
         )
 
-    def _folder(self) -> Path:
+    def _find_folder(self) -> Path:
         shared = os.environ.get("FLATBAYES_DATA")
         if self.root is None and not shared:
             raise ValueError(
@@ -69,8 +71,8 @@ class UCI(Source):
         )
 
 
-def _split(folder: Path, number: int, num_rows: int) -> tuple[Tensor, Tensor]:
-    train, test = (_rows(folder / f"index_{part}_{number}.txt", num_rows) for part in ("train", "test"))
+def _read_split(folder: Path, number: int, num_rows: int) -> tuple[Tensor, Tensor]:
+    train, test = (_read_indices(folder / f"index_{part}_{number}.txt", num_rows) for part in ("train", "test"))
     both = np.intersect1d(train, test)
     if len(both):
         raise ValueError(
@@ -80,8 +82,8 @@ def _split(folder: Path, number: int, num_rows: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(train), torch.from_numpy(test)
 
 
-def _rows(path: Path, size: int) -> NDArray[np.int64]:
-    found = _numbers(path).ravel()
+def _read_indices(path: Path, size: int) -> NDArray[np.int64]:
+    found = _read_numbers(path).ravel()
     rows = found.astype(np.int64)
     if (rows != found).any() or rows.min() < 0 or rows.max() >= size:
         raise ValueError(
@@ -90,7 +92,7 @@ def _rows(path: Path, size: int) -> NDArray[np.int64]:
     return rows
 
 
-def _numbers(path: Path) -> NDArray[np.float64]:
+def _read_numbers(path: Path) -> NDArray[np.float64]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Copy all files of the data set.")
     text = path.read_text(encoding="utf-8")

@@ -1,10 +1,16 @@
 """Read-only views of what was fitted."""
 
-from flatbayes.diagnostics.hessian import Curvature, HessianProducts, curvature, hutchinson, largest_eigenvalues
+from flatbayes.diagnostics.hessian import (
+    Curvature,
+    HessianVectorProduct,
+    compute_curvature,
+    estimate_trace,
+    largest_eigenvalues,
+)
 from flatbayes.diagnostics.landscape import (
-    Grid,
+    LossGrid,
+    LossSlice,
     Plane,
-    Slice,
     loss_along,
     loss_at,
     loss_over,
@@ -12,54 +18,54 @@ from flatbayes.diagnostics.landscape import (
     random_direction,
     random_plane,
 )
+from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.mixing import effective_sample_size, split_r_hat
-from flatbayes.diagnostics.posterior import (
-    MEASURES,
+from flatbayes.diagnostics.posterior_landscape import compute_draw_slices, compute_solution_plane
+from flatbayes.diagnostics.posterior_sharpness import (
+    SHARPNESS_MEASURES,
     PosteriorSharpness,
     compare_sharpness,
-    posterior_sharpness,
+    measure_posterior_sharpness,
 )
 from flatbayes.diagnostics.sharpness import (
-    Probe,
     Sharpness,
+    SharpnessConfig,
     adaptive_gap,
     average_gap,
-    network_sharpness,
+    measure_sharpness,
     one_step_gap,
     worst_gap,
 )
-from flatbayes.diagnostics.surface import LossSurface
-from flatbayes.diagnostics.views import plane_of_solutions, slices_of_draws
 
 __all__ = [
-    "MEASURES",
+    "SHARPNESS_MEASURES",
     "Curvature",
-    "Grid",
-    "HessianProducts",
+    "HessianVectorProduct",
+    "LossGrid",
+    "LossSlice",
     "LossSurface",
     "Plane",
     "PosteriorSharpness",
-    "Probe",
     "Sharpness",
-    "Slice",
+    "SharpnessConfig",
     "adaptive_gap",
     "average_gap",
     "compare_sharpness",
-    "curvature",
+    "compute_curvature",
+    "compute_draw_slices",
+    "compute_solution_plane",
     "effective_sample_size",
-    "hutchinson",
+    "estimate_trace",
     "largest_eigenvalues",
     "loss_along",
     "loss_at",
     "loss_over",
-    "network_sharpness",
+    "measure_posterior_sharpness",
+    "measure_sharpness",
     "one_step_gap",
-    "plane_of_solutions",
     "plane_through",
-    "posterior_sharpness",
     "random_direction",
     "random_plane",
-    "slices_of_draws",
     "split_r_hat",
     "worst_gap",
 ]

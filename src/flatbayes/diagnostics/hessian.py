@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flatbayes.core.norms import global_norm
-from flatbayes.core.randomness import spawn
+from flatbayes.core.randomness import spawn_seeds
 from flatbayes.core.weights import flatten, unflatten
-from flatbayes.diagnostics.sharpness import mean_and_error, normal_like
-from flatbayes.diagnostics.surface import LossSurface
+from flatbayes.diagnostics.loss_surface import LossSurface
+from flatbayes.diagnostics.sharpness import mean_and_standard_error, sample_normal_like
 
-DENSE = 64
+MAX_DENSE_PARAMS = 64
 """Up to so many weights the Hessian is written down after all: Lanczos needs room to work in."""
 
-NO_DOUBLE_BACKWARD = ("not implemented", "not supported", "differentiate twice", "once_differentiable")
-EXACT = "double backward"
+DOUBLE_BACKWARD_ERRORS = ("not implemented", "not supported", "differentiate twice", "once_differentiable")
+DOUBLE_BACKWARD = "double backward"
 
 
-class HessianProducts:
+class HessianVectorProduct:
     """v -> H v at the weights of a network, in whichever way the network allows.
 
     Attributes:
@@ -42,11 +42,11 @@ class HessianProducts:
             surface: The network's loss.
         """
         self.surface = surface
-        self.method = EXACT
+        self.method = DOUBLE_BACKWARD
         try:
-            surface.double_backward([torch.zeros_like(param) for param in surface.params])
+            surface.hessian_vector_product([torch.zeros_like(param) for param in surface.params])
         except RuntimeError as error:
-            if not any(text in str(error) for text in NO_DOUBLE_BACKWARD):
+            if not any(text in str(error) for text in DOUBLE_BACKWARD_ERRORS):
                 raise
             reason = str(error).partition("\n")[0]
             self.method = f"central differences of gradients, since there is no double backward: {reason}"
@@ -57,11 +57,11 @@ class HessianProducts:
         Args:
             direction: v, a tensor for each trainable parameter.
         """
-        if self.method == EXACT:
-            return self.surface.double_backward(direction)
+        if self.method == DOUBLE_BACKWARD:
+            return self.surface.hessian_vector_product(direction)
         return central_difference(self.surface, direction)
 
-    def vector(self, direction: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
+    def matvec(self, direction: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
         """H v for v in one vector, in float64 outside the network."""
         params = self.surface.params
         pieces = [piece.to(param) for piece, param in zip(unflatten(direction, params), params, strict=True)]
@@ -105,55 +105,57 @@ class Curvature:
     method: str
 
 
-def curvature(surface: LossSurface, eigenvalues: int = 5, trace_probes: int = 100, seed: int = 0) -> Curvature:
+def compute_curvature(
+    surface: LossSurface, num_eigenvalues: int = 5, num_trace_probes: int = 100, seed: int = 0
+) -> Curvature:
     """Largest eigenvalues and trace of the Hessian at the weights of a network.
 
     Args:
         surface: The network's loss.
-        eigenvalues: How many; all, where there are fewer weights.
-        trace_probes: Random vectors for the trace, each a product.
+        num_eigenvalues: How many; all, where there are fewer weights.
+        num_trace_probes: Random vectors for the trace, each a product.
         seed: Decides these, and where Lanczos starts.
 
     Raises:
         RuntimeError: Lanczos did not converge.
     """
-    products = HessianProducts(surface)
-    largest = largest_eigenvalues(products, eigenvalues, seed=seed)
-    trace, trace_error = hutchinson(products, trace_probes, seed)
+    products = HessianVectorProduct(surface)
+    largest = largest_eigenvalues(products, num_eigenvalues, seed=seed)
+    trace, trace_error = estimate_trace(products, num_trace_probes, seed)
     return Curvature(largest, trace, trace_error, products.method)
 
 
 def largest_eigenvalues(
-    products: HessianProducts, count: int = 5, *, tolerance: float = 1e-4, seed: int = 0
+    hvp: HessianVectorProduct, num_eigenvalues: int = 5, *, tolerance: float = 1e-4, seed: int = 0
 ) -> tuple[float, ...]:
     """The algebraically largest eigenvalues of the Hessian, in falling order.
 
     Args:
-        products: With the Hessian.
-        count: How many; all, where there are fewer weights.
+        hvp: With the Hessian.
+        num_eigenvalues: How many; all, where there are fewer weights.
         tolerance: Relative accuracy to stop at.
         seed: Decides where Lanczos starts.
 
     Raises:
         RuntimeError: Lanczos did not converge, or a product is not finite.
     """
-    if count < 1:
-        raise ValueError(f"count is a number of eigenvalues: it must be at least 1, got {count}.")
-    size = products.surface.num_params
-    if size <= max(DENSE, 2 * count):
-        values: Tensor = torch.linalg.eigvalsh(_finite(dense(products)))
-        return tuple(values.flip(0)[:count].tolist())
+    if num_eigenvalues < 1:
+        raise ValueError(f"num_eigenvalues is a number of eigenvalues: it must be at least 1, got {num_eigenvalues}.")
+    size = hvp.surface.num_params
+    if size <= max(MAX_DENSE_PARAMS, 2 * num_eigenvalues):
+        values: Tensor = torch.linalg.eigvalsh(_require_finite(materialize_hessian(hvp)))
+        return tuple(values.flip(0)[:num_eigenvalues].tolist())
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh  # here, since it is slow to import
 
-    def times(vector: NDArray[np.float64]) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = _finite(products.vector(torch.from_numpy(vector.reshape(-1).copy()))).numpy()
+    def matvec(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = _require_finite(hvp.matvec(torch.from_numpy(vector.reshape(-1).copy()))).numpy()
         return found
 
-    start = flatten(normal_like(products.surface.params, seed, 0)).double().cpu().numpy()
+    start = flatten(sample_normal_like(hvp.surface.params, seed, 0)).double().cpu().numpy()
     try:
         found = eigsh(
-            LinearOperator((size, size), matvec=times, dtype=np.float64),
-            k=count,
+            LinearOperator((size, size), matvec=matvec, dtype=np.float64),
+            k=num_eigenvalues,
             which="LA",
             v0=start,
             tol=tolerance,
@@ -161,40 +163,40 @@ def largest_eigenvalues(
         )
     except ArpackNoConvergence as error:
         raise RuntimeError(
-            f"Lanczos found {len(error.eigenvalues)} of {count} eigenvalues before it gave up; ask for fewer, or for "
+            f"Lanczos found {len(error.eigenvalues)} of {num_eigenvalues} eigenvalues before it gave up; ask for fewer, or for "
             f"a tolerance above {tolerance:g}."
         ) from error
     return tuple(sorted((float(value) for value in found), reverse=True))
 
 
-def hutchinson(products: HessianProducts, probes: int = 100, seed: int = 0) -> tuple[float, float]:
+def estimate_trace(hvp: HessianVectorProduct, num_probes: int = 100, seed: int = 0) -> tuple[float, float]:
     """Estimate of the trace, the mean of zᵀ H z over z with random signs, and its standard error.
 
     Unbiased, since E z zᵀ = I; exact for a diagonal Hessian.
 
     Args:
-        products: With the Hessian.
-        probes: Number of random vectors, at least 2.
+        hvp: With the Hessian.
+        num_probes: Number of random vectors, at least 2.
         seed: Decides these.
     """
-    if probes < 2:
-        raise ValueError(f"A standard error needs at least 2 probes, got {probes}.")
-    size, values = products.surface.num_params, []
-    for k in range(probes):
-        generator = torch.Generator().manual_seed(spawn(seed, k, count=1)[0])
+    if num_probes < 2:
+        raise ValueError(f"A standard error needs at least 2 probes, got {num_probes}.")
+    size, values = hvp.surface.num_params, []
+    for k in range(num_probes):
+        generator = torch.Generator().manual_seed(spawn_seeds(seed, k, count=1)[0])
         signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
-        values.append(float(signs @ products.vector(signs).cpu()))
-    return mean_and_error(values)
+        values.append(float(signs @ hvp.matvec(signs).cpu()))
+    return mean_and_standard_error(values)
 
 
-def dense(products: HessianProducts) -> Float[Tensor, "params params"]:
+def materialize_hessian(hvp: HessianVectorProduct) -> Float[Tensor, "params params"]:
     """The Hessian written down, a product a column, and made symmetric; for few weights."""
-    columns = [products.vector(unit).cpu() for unit in torch.eye(products.surface.num_params, dtype=torch.float64)]
+    columns = [hvp.matvec(unit).cpu() for unit in torch.eye(hvp.surface.num_params, dtype=torch.float64)]
     found = torch.stack(columns)
     return (found + found.T) / 2
 
 
-def _finite(product: Tensor) -> Tensor:
+def _require_finite(product: Tensor) -> Tensor:
     if not math.isfinite(float(product.sum())):
         raise RuntimeError("A product with the Hessian is not finite; is the loss finite around the weights?")
     return product.cpu()

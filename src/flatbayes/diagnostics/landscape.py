@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flatbayes.core.buffers import holding, reestimate, running_norms
-from flatbayes.core.weights import flatten, installed, unflatten
-from flatbayes.diagnostics.sharpness import normal_like
-from flatbayes.diagnostics.surface import LossSurface
+from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
+from flatbayes.core.weights import flatten, swap_values, unflatten
+from flatbayes.diagnostics.loss_surface import LossSurface
+from flatbayes.diagnostics.sharpness import sample_normal_like
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +35,11 @@ class Plane:
     first: Float[Tensor, " params"]
     second: Float[Tensor, " params"]
 
-    def at(self, x: float, y: float) -> Float[Tensor, " params"]:
+    def point_at(self, x: float, y: float) -> Float[Tensor, " params"]:
         """The weights at these coordinates."""
         return self.origin + x * self.first + y * self.second
 
-    def coordinates(self, weights: Float[Tensor, " params"]) -> tuple[float, float, float]:
+    def project(self, weights: Float[Tensor, " params"]) -> tuple[float, float, float]:
         """Coordinates of the nearest point of the plane, and the Euclidean distance to it.
 
         Args:
@@ -53,21 +53,21 @@ class Plane:
 
 
 def plane_through(
-    one: Float[Tensor, " params"], two: Float[Tensor, " params"], three: Float[Tensor, " params"]
+    point_a: Float[Tensor, " params"], point_b: Float[Tensor, " params"], point_c: Float[Tensor, " params"]
 ) -> Plane:
     """The plane through three points: the first at (0, 0), the second at (d, 0), the third with y > 0.
 
     Directions are orthonormal, by Gram-Schmidt, so distances in the plane are distances between weights.
 
     Args:
-        one: The origin.
-        two: In the direction of x.
-        three: Anywhere else.
+        point_a: The origin.
+        point_b: In the direction of x.
+        point_c: Anywhere else.
 
     Raises:
         ValueError: The points lie on one line.
     """
-    origin, first, second = one.double(), two.double() - one.double(), three.double() - one.double()
+    origin, first, second = point_a.double(), point_b.double() - point_a.double(), point_c.double() - point_a.double()
     scale = max(float(first.norm()), float(second.norm()))
     first_length = float(first.norm())
     if first_length > 0:
@@ -79,7 +79,7 @@ def plane_through(
     return Plane(origin, first, second / second.norm())
 
 
-def filter_normalised(noise: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+def normalize_filters(noise: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
     """Each filter of a random direction rescaled to the norm of that filter of the weights (Li et al., section 4).
 
     A filter is a slice along the first dimension: what feeds one channel of a convolution, or one unit of a linear
@@ -90,19 +90,20 @@ def filter_normalised(noise: Sequence[Tensor], weights: Sequence[Tensor]) -> lis
         weights: These.
     """
     return [
-        _rescaled(z, w.detach()) if w.ndim > 1 else torch.zeros_like(z) for z, w in zip(noise, weights, strict=True)
+        _rescale_filters(z, w.detach()) if w.ndim > 1 else torch.zeros_like(z)
+        for z, w in zip(noise, weights, strict=True)
     ]
 
 
-def random_direction(surface: LossSurface, seed: int = 0, number: int = 0) -> Float[Tensor, " params"]:
+def random_direction(surface: LossSurface, seed: int = 0, index: int = 0) -> Float[Tensor, " params"]:
     """A filter-normalised random direction; networks of equal shapes get the same one before it is rescaled.
 
     Args:
         surface: The network.
         seed: Decides the direction.
-        number: Another number, another direction.
+        index: Another number, another direction.
     """
-    return flatten(filter_normalised(normal_like(surface.params, seed, number), surface.params))
+    return flatten(normalize_filters(sample_normal_like(surface.params, seed, index), surface.params))
 
 
 def random_plane(surface: LossSurface, seed: int = 0) -> Plane:
@@ -116,23 +117,27 @@ def random_plane(surface: LossSurface, seed: int = 0) -> Plane:
     return Plane(weights, random_direction(surface, seed, 0), random_direction(surface, seed, 1))
 
 
-def loss_at(surface: LossSurface, weights: Float[Tensor, " params"], statistics: Sequence[Tensor] = ()) -> float:
+def loss_at(surface: LossSurface, weights: Float[Tensor, " params"], norm_batches: Sequence[Tensor] = ()) -> float:
     """The loss of the network with other weights, which are taken away again.
 
     Args:
         surface: The network's loss.
         weights: Those to measure.
-        statistics: Batches of inputs on which running statistics are re-estimated for these weights; without any,
+        norm_batches: Batches of inputs on which running statistics are re-estimated for these weights; without any,
             the network's own are used, which were right for its own weights.
     """
-    with installed(surface.params, unflatten(weights, surface.params)):
-        there = statistics and running_norms(surface.model)
-        with holding(surface.model, reestimate(surface.model, statistics)) if there else nullcontext():
+    with swap_values(surface.params, unflatten(weights, surface.params)):
+        there = norm_batches and norm_layers(surface.model)
+        with (
+            swap_buffers(surface.model, reestimate_norm_statistics(surface.model, norm_batches))
+            if there
+            else nullcontext()
+        ):
             return surface.loss()
 
 
 @dataclass(frozen=True)
-class Slice:
+class LossSlice:
     """The loss along a line.
 
     Attributes:
@@ -145,7 +150,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Grid:
+class LossGrid:
     """The loss over a plane, and where things lie in it.
 
     Attributes:
@@ -177,20 +182,20 @@ def loss_along(
     surface: LossSurface,
     direction: Float[Tensor, " params"],
     distances: Sequence[float],
-    statistics: Sequence[Tensor] = (),
-) -> Slice:
+    norm_batches: Sequence[Tensor] = (),
+) -> LossSlice:
     """The loss at w + t direction, for each t.
 
     Args:
         surface: The network's loss.
         direction: Where to go; of `random_direction`, a distance of 1 replaces weights by noise as large as they are.
         distances: The ts.
-        statistics: As in `loss_at`.
+        norm_batches: As in `loss_at`.
     """
     weights = flatten(surface.params)
-    return Slice(
+    return LossSlice(
         tuple(float(t) for t in distances),
-        tuple(loss_at(surface, weights + float(t) * direction.to(weights), statistics) for t in distances),
+        tuple(loss_at(surface, weights + float(t) * direction.to(weights), norm_batches) for t in distances),
     )
 
 
@@ -199,8 +204,8 @@ def loss_over(
     plane: Plane,
     xs: Sequence[float],
     ys: Sequence[float],
-    statistics: Sequence[Tensor] = (),
-) -> Grid:
+    norm_batches: Sequence[Tensor] = (),
+) -> LossGrid:
     """The loss at every pair of coordinates, without points.
 
     Args:
@@ -208,38 +213,40 @@ def loss_over(
         plane: Where.
         xs: Coordinates of the columns.
         ys: Coordinates of the rows.
-        statistics: As in `loss_at`; a plane through several networks needs them where there is BatchNorm, since
+        norm_batches: As in `loss_at`; a plane through several networks needs them where there is BatchNorm, since
             running statistics of one are wrong for the others.
     """
-    losses = tuple(tuple(loss_at(surface, plane.at(float(x), float(y)), statistics) for x in xs) for y in ys)
-    return Grid(tuple(float(x) for x in xs), tuple(float(y) for y in ys), losses, {}, {})
+    losses = tuple(tuple(loss_at(surface, plane.point_at(float(x), float(y)), norm_batches) for x in xs) for y in ys)
+    return LossGrid(tuple(float(x) for x in xs), tuple(float(y) for y in ys), losses, {}, {})
 
 
-def ranges(places: Sequence[tuple[float, float, float]], steps: int, margin: float = 0.4) -> list[tuple[float, ...]]:
+def compute_axes(
+    points: Sequence[tuple[float, float, float]], num_steps: int, margin: float = 0.4
+) -> list[tuple[float, ...]]:
     """Evenly spaced xs and ys that have all these places inside, with a margin relative to their extent.
 
     Args:
-        places: x, y and distance of each point.
-        steps: Number of xs and of ys.
+        points: x, y and distance of each point.
+        num_steps: Number of xs and of ys.
         margin: Room on each side, in units of the larger extent.
     """
-    check_steps(steps)
-    spans = [(min(place[axis] for place in places), max(place[axis] for place in places)) for axis in (0, 1)]
+    check_steps(num_steps)
+    spans = [(min(place[axis] for place in points), max(place[axis] for place in points)) for axis in (0, 1)]
     room = margin * max(high - low for low, high in spans)
-    return [tuple(torch.linspace(low - room, high + room, steps).tolist()) for low, high in spans]
+    return [tuple(torch.linspace(low - room, high + room, num_steps).tolist()) for low, high in spans]
 
 
-def check_steps(steps: int) -> None:
+def check_steps(num_steps: int) -> None:
     """Refuse a grid that is a point.
 
     Raises:
         ValueError: `steps` is below 2.
     """
-    if steps < 2:
-        raise ValueError(f"A landscape has at least 2 steps a side, got {steps}.")
+    if num_steps < 2:
+        raise ValueError(f"A landscape has at least 2 steps a side, got {num_steps}.")
 
 
-def _rescaled(noise: Tensor, weights: Tensor) -> Tensor:
+def _rescale_filters(noise: Tensor, weights: Tensor) -> Tensor:
     filters = noise.reshape(len(noise), -1)
     norms = filters.norm(dim=1, keepdim=True)
     wanted = weights.reshape(len(weights), -1).norm(dim=1, keepdim=True)

@@ -34,12 +34,12 @@ def effective_sample_size(chains: Float[Tensor, "chains draws"]) -> float:
     Raises:
         ValueError: There are fewer than 4 draws a chain, or some that are not finite.
     """
-    halves = split(chains)
-    within, total = variances(halves)
+    halves = split_chains(chains)
+    within, total = compute_variances(halves)
     if total == 0:
         return math.nan
     count, draws = halves.numel(), halves.shape[1]
-    covariances = autocovariances(halves).mean(0)
+    covariances = compute_autocovariances(halves).mean(0)
     rho = 1 - (within - covariances * draws / (draws - 1)) / total
     rho[0] = 1
     pairs = rho[: draws // 2 * 2].view(-1, 2).sum(1)
@@ -67,14 +67,14 @@ def split_r_hat(chains: Float[Tensor, "chains draws"], rank_normalized: bool = F
     Raises:
         ValueError: There are fewer than 4 draws a chain, or some that are not finite.
     """
-    halves = split(chains)
+    halves = split_chains(chains)
     if not rank_normalized:
-        return _r_hat(halves)
+        return _compute_r_hat(halves)
     folded = (halves - halves.quantile(0.5)).abs()
-    return max(_r_hat(normal_scores(halves)), _r_hat(normal_scores(folded)))
+    return max(_compute_r_hat(rank_normalize(halves)), _compute_r_hat(rank_normalize(folded)))
 
 
-def split(chains: Float[Tensor, "chains draws"]) -> Float[Tensor, "2*chains draws//2"]:
+def split_chains(chains: Float[Tensor, "chains draws"]) -> Float[Tensor, "2*chains draws//2"]:
     """First and second half of every chain as chains of their own, in float64; an odd middle draw is left out.
 
     The very first draw is taken off from all, which changes no variance.
@@ -93,14 +93,14 @@ def split(chains: Float[Tensor, "chains draws"]) -> Float[Tensor, "2*chains draw
     return torch.cat([shifted[:, :half], shifted[:, -half:]])
 
 
-def variances(chains: Float[Tensor, "chains draws"]) -> tuple[float, float]:
+def compute_variances(chains: Float[Tensor, "chains draws"]) -> tuple[float, float]:
     """Variance within chains, W, and of all chains together, (N - 1) / N W + var(means), with N draws a chain."""
     draws = chains.shape[1]
     within = float((chains - chains[:, :1]).var(1).mean())  # exactly zero where a chain stands still
     return within, within * (draws - 1) / draws + float(chains.mean(1).var())
 
 
-def autocovariances(chains: Float[Tensor, "chains draws"]) -> Float[Tensor, "chains draws"]:
+def compute_autocovariances(chains: Float[Tensor, "chains draws"]) -> Float[Tensor, "chains draws"]:
     """Autocovariances of every chain at lags 0, 1, ..., each divided by the number of draws.
 
     >>> autocovariances(torch.tensor([[1.0, -1.0, 1.0, -1.0]])).round(decimals=6).tolist()
@@ -112,7 +112,7 @@ def autocovariances(chains: Float[Tensor, "chains draws"]) -> Float[Tensor, "cha
     return products[:, :draws] / draws
 
 
-def normal_scores(values: Float[Tensor, "chains draws"]) -> Float[Tensor, "chains draws"]:
+def rank_normalize(values: Float[Tensor, "chains draws"]) -> Float[Tensor, "chains draws"]:
     """Quantiles of the standard normal at (rank - 3/8) / (count + 1/4); values that are equal share a mean rank."""
     _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0)
@@ -121,8 +121,8 @@ def normal_scores(values: Float[Tensor, "chains draws"]) -> Float[Tensor, "chain
     return scores
 
 
-def _r_hat(halves: Float[Tensor, "chains draws"]) -> float:
-    within, total = variances(halves)
+def _compute_r_hat(halves: Float[Tensor, "chains draws"]) -> float:
+    within, total = compute_variances(halves)
     if within == 0:
         return math.inf if total > 0 else math.nan
     return math.sqrt(total / within)

@@ -13,38 +13,38 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.norms import global_norm
-from flatbayes.core.randomness import spawn
-from flatbayes.diagnostics.surface import LossSurface
-from flatbayes.flatness.asam import adaptive_offset
-from flatbayes.flatness.ascent import Offset, check_radius
-from flatbayes.flatness.sam import euclidean_offset
+from flatbayes.core.randomness import spawn_seeds
+from flatbayes.diagnostics.loss_surface import LossSurface
+from flatbayes.flatness.asam import adaptive_perturbation
+from flatbayes.flatness.ascent import Perturbation, check_radius
+from flatbayes.flatness.sam import euclidean_perturbation
 
-Aim = Callable[[Sequence[Tensor]], Offset]
+PerturbationRule = Callable[[Sequence[Tensor]], Perturbation]
 """Gradient -> the point of the ball that it points at."""
 
 
 @dataclass(frozen=True)
-class Probe:
+class SharpnessConfig:
     """How sharpness is measured; the same probe for everything that is compared.
 
     Attributes:
         rho: Radius of the Euclidean ball, the norm taken over all trainable weights together.
         adaptive_rho: Radius of the adaptive ball, relative to the weights.
         ascent_steps: Times each ascent is aimed.
-        random_starts: Ascents from random points of the sphere, beside the one from the weights themselves.
-        directions: Random directions of the average case, each tried forwards and backwards.
-        eigenvalues: Largest eigenvalues of the Hessian to find, where it is asked for.
-        trace_probes: Random vectors that its trace is estimated with.
+        num_random_starts: Ascents from random points of the sphere, beside the one from the weights themselves.
+        num_directions: Random directions of the average case, each tried forwards and backwards.
+        num_eigenvalues: Largest eigenvalues of the Hessian to find, where it is asked for.
+        num_trace_probes: Random vectors that its trace is estimated with.
         seed: Decides directions and starts.
     """
 
     rho: float = 0.05
     adaptive_rho: float = 0.5
     ascent_steps: int = 10
-    random_starts: int = 2
-    directions: int = 10
-    eigenvalues: int = 5
-    trace_probes: int = 100
+    num_random_starts: int = 2
+    num_directions: int = 10
+    num_eigenvalues: int = 5
+    num_trace_probes: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,10 +52,10 @@ class Probe:
             check_radius(radius)
         for name, least in (
             ("ascent_steps", 1),
-            ("random_starts", 0),
-            ("directions", 2),
-            ("eigenvalues", 1),
-            ("trace_probes", 2),
+            ("num_random_starts", 0),
+            ("num_directions", 2),
+            ("num_eigenvalues", 1),
+            ("num_trace_probes", 2),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
@@ -85,12 +85,12 @@ class Sharpness:
     adaptive: float
 
 
-def network_sharpness(surface: LossSurface, probe: Probe = Probe()) -> Sharpness:
+def measure_sharpness(surface: LossSurface, sharpness_config: SharpnessConfig = SharpnessConfig()) -> Sharpness:
     """Every measure of how sharp the loss is at the weights of a network.
 
     Args:
         surface: The network's loss.
-        probe: Radii and effort.
+        sharpness_config: Radii and effort.
 
     Raises:
         ValueError: The loss at the weights is not finite.
@@ -98,9 +98,17 @@ def network_sharpness(surface: LossSurface, probe: Probe = Probe()) -> Sharpness
     loss, grads = surface.gradient()
     if not math.isfinite(loss):
         raise ValueError(f"The loss is {loss} at the weights themselves, so how much it rises cannot be said.")
-    one_step = one_step_gap(surface, probe.rho)
-    worst = worst_gap(surface, probe.rho, probe.ascent_steps, probe.random_starts, probe.seed)
-    average, average_error = average_gap(surface, probe.rho, probe.directions, probe.seed)
+    one_step = one_step_gap(surface, sharpness_config.rho)
+    worst = worst_gap(
+        surface,
+        sharpness_config.rho,
+        sharpness_config.ascent_steps,
+        sharpness_config.num_random_starts,
+        sharpness_config.seed,
+    )
+    average, average_error = average_gap(
+        surface, sharpness_config.rho, sharpness_config.num_directions, sharpness_config.seed
+    )
     return Sharpness(
         loss=loss,
         gradient_norm=float(global_norm(grads)),
@@ -108,7 +116,13 @@ def network_sharpness(surface: LossSurface, probe: Probe = Probe()) -> Sharpness
         worst=max(worst, one_step),  # the same point, but passes with and without gradients may round differently
         average=average,
         average_error=average_error,
-        adaptive=adaptive_gap(surface, probe.adaptive_rho, probe.ascent_steps, probe.random_starts, probe.seed),
+        adaptive=adaptive_gap(
+            surface,
+            sharpness_config.adaptive_rho,
+            sharpness_config.ascent_steps,
+            sharpness_config.num_random_starts,
+            sharpness_config.seed,
+        ),
     )
 
 
@@ -124,12 +138,12 @@ def one_step_gap(surface: LossSurface, rho: float) -> float:
     """
     check_radius(rho)
     loss, grads = surface.gradient()
-    offset = euclidean_offset(grads, rho)
-    return surface.loss(offset.tensors()) - loss if offset.norm.isfinite() else math.nan
+    offset = euclidean_perturbation(grads, rho)
+    return surface.loss(offset.to_tensors()) - loss if offset.norm.isfinite() else math.nan
 
 
 def worst_gap(
-    surface: LossSurface, rho: float, ascent_steps: int = 10, random_starts: int = 2, seed: int = 0
+    surface: LossSurface, rho: float, ascent_steps: int = 10, num_random_starts: int = 2, seed: int = 0
 ) -> float:
     """The largest L(w + e) - L(w) that re-aimed ascents find in ||e|| <= rho.
 
@@ -140,16 +154,16 @@ def worst_gap(
         surface: The network's loss.
         rho: Radius of the ball.
         ascent_steps: Times each ascent is aimed; the first from the weights themselves gives `one_step_gap`.
-        random_starts: Further ascents, from random points of the sphere.
+        num_random_starts: Further ascents, from random points of the sphere.
         seed: Decides these.
     """
     check_radius(rho)
-    starts = (sphere_point(surface, rho, seed, k) for k in range(random_starts))
-    return _highest(surface, lambda grads: euclidean_offset(grads, rho), [None, *starts], ascent_steps)
+    starts = (sample_sphere(surface, rho, seed, k) for k in range(num_random_starts))
+    return _largest_gap(surface, lambda grads: euclidean_perturbation(grads, rho), [None, *starts], ascent_steps)
 
 
 def adaptive_gap(
-    surface: LossSurface, rho: float, ascent_steps: int = 10, random_starts: int = 2, seed: int = 0
+    surface: LossSurface, rho: float, ascent_steps: int = 10, num_random_starts: int = 2, seed: int = 0
 ) -> float:
     """The largest L(w + e) - L(w) that re-aimed ascents find in ||e / T|| <= rho with T = |w|.
 
@@ -160,16 +174,18 @@ def adaptive_gap(
         surface: The network's loss.
         rho: Radius, relative to the weights.
         ascent_steps: Times each ascent is aimed.
-        random_starts: Further ascents, from random points of the ellipsoid.
+        num_random_starts: Further ascents, from random points of the ellipsoid.
         seed: Decides these.
     """
     check_radius(rho)
     scale = [param.detach().abs() for param in surface.params]
-    starts = (list(torch._foreach_mul(sphere_point(surface, rho, seed, k), scale)) for k in range(random_starts))
-    return _highest(surface, lambda grads: adaptive_offset(grads, scale, rho), [None, *starts], ascent_steps)
+    starts = (list(torch._foreach_mul(sample_sphere(surface, rho, seed, k), scale)) for k in range(num_random_starts))
+    return _largest_gap(
+        surface, lambda grads: adaptive_perturbation(grads, scale, rho), [None, *starts], ascent_steps
+    )
 
 
-def average_gap(surface: LossSurface, rho: float, directions: int = 10, seed: int = 0) -> tuple[float, float]:
+def average_gap(surface: LossSurface, rho: float, num_directions: int = 10, seed: int = 0) -> tuple[float, float]:
     """Mean of L(w + e) - L(w) over the sphere ||e|| = rho, and its standard error.
 
     Directions are tried forwards and backwards, (L(w + e) + L(w - e)) / 2 - L(w), so the slope cancels. To second
@@ -178,54 +194,61 @@ def average_gap(surface: LossSurface, rho: float, directions: int = 10, seed: in
     Args:
         surface: The network's loss.
         rho: Radius of the sphere.
-        directions: Number of pairs, at least 2.
+        num_directions: Number of pairs, at least 2.
         seed: Decides the directions.
     """
     check_radius(rho)
     loss, gaps = surface.loss(), []
-    for k in range(directions):
-        offsets = sphere_point(surface, rho, seed, k)
+    for k in range(num_directions):
+        offsets = sample_sphere(surface, rho, seed, k)
         backwards = list(torch._foreach_neg(offsets))
         gaps.append((surface.loss(offsets) + surface.loss(backwards)) / 2 - loss)
-    return mean_and_error(gaps)
+    return mean_and_standard_error(gaps)
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error, sd / sqrt(n); the error is NaN for a single value."""
     found = torch.tensor(values, dtype=torch.float64)
     error = float(found.std()) / math.sqrt(len(found)) if len(found) > 1 else math.nan
     return float(found.mean()), error
 
 
-def sphere_point(surface: LossSurface, rho: float, seed: int, number: int) -> list[Tensor]:
+def sample_sphere(surface: LossSurface, rho: float, seed: int, index: int) -> list[Tensor]:
     """A uniformly random point of the sphere ||e|| = rho, the same for networks of equal shapes on any device."""
-    noise = normal_like(surface.params, seed, number)
-    return Offset(noise, global_norm(noise), rho).tensors()
+    noise = sample_normal_like(surface.params, seed, index)
+    return Perturbation(noise, global_norm(noise), rho).to_tensors()
 
 
-def normal_like(params: Sequence[Tensor], seed: int, number: int) -> list[Tensor]:
+def sample_normal_like(params: Sequence[Tensor], seed: int, index: int) -> list[Tensor]:
     """Standard normal tensors of these shapes, a pure function of seed and number."""
-    generator = torch.Generator().manual_seed(spawn(seed, number, count=1)[0])
+    generator = torch.Generator().manual_seed(spawn_seeds(seed, index, count=1)[0])
     noise = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in params]
     return [z.to(p) for z, p in zip(noise, params, strict=True)]
 
 
-def _highest(surface: LossSurface, aim: Aim, starts: Sequence[list[Tensor] | None], ascent_steps: int) -> float:
+def _largest_gap(
+    surface: LossSurface,
+    perturbation_rule: PerturbationRule,
+    starts: Sequence[list[Tensor] | None],
+    ascent_steps: int,
+) -> float:
     """The largest loss that any ascent has seen, less that at the weights."""
     base, seen = surface.loss(), [0.0]
     for start in starts:
-        seen += [value - base for value in climb(surface, aim, start, ascent_steps)]
+        seen += [value - base for value in run_ascent(surface, perturbation_rule, start, ascent_steps)]
     return max(math.inf if math.isnan(gap) else gap for gap in seen)
 
 
-def climb(surface: LossSurface, aim: Aim, start: list[Tensor] | None, ascent_steps: int) -> list[float]:
+def run_ascent(
+    surface: LossSurface, perturbation_rule: PerturbationRule, start: list[Tensor] | None, ascent_steps: int
+) -> list[float]:
     """The losses at each point of a re-aimed ascent, the start included.
 
     It ends early where there is no way up: at a gradient that is zero or not finite.
 
     Args:
         surface: The network's loss.
-        aim: From a gradient to a displacement, always from the undisplaced weights.
+        perturbation_rule: From a gradient to a displacement, always from the undisplaced weights.
         start: The first displacement; None for none.
         ascent_steps: Times it is aimed.
     """
@@ -233,8 +256,8 @@ def climb(surface: LossSurface, aim: Aim, start: list[Tensor] | None, ascent_ste
     for _ in range(ascent_steps):
         loss, grads = surface.gradient(offsets)
         losses.append(loss)
-        aimed = aim(grads)
+        aimed = perturbation_rule(grads)
         if not 0 < float(aimed.norm) < math.inf:
             return losses
-        offsets = aimed.tensors()
+        offsets = aimed.to_tensors()
     return [*losses, surface.loss(offsets)]

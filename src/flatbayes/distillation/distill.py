@@ -8,30 +8,30 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from flatbayes.core.randomness import spawn
-from flatbayes.distillation.students import Student, student_of
+from flatbayes.core.randomness import spawn_seeds
+from flatbayes.distillation.students import Student, make_student
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood, Predictive
-from flatbayes.posteriors import Point
+from flatbayes.posteriors import MAP
 from flatbayes.prediction import CompiledPosterior, FittedPosterior
-from flatbayes.prediction.compiled import Preparation, example_of
+from flatbayes.prediction.deploy import InputPreprocessor, make_example_inputs
+from flatbayes.training.config import TrainingConfig
 from flatbayes.training.fit import fit
-from flatbayes.training.model import ModelFactory, builder
-from flatbayes.training.recipe import Recipe
+from flatbayes.training.model_builder import ModelFactory, make_model_builder
 
-AT_ONCE = 512
+PREPROCESSING_BATCH_SIZE = 512
 
 
 def distill(
     fitted: FittedPosterior,
     model: nn.Module | ModelFactory,
     inputs: Tensor,
-    recipe: Recipe = Recipe(),
+    config: TrainingConfig = TrainingConfig(),
     flatness: Flatness = SAM(),
     *,
     num_draws: int = 30,
     seed: int = 0,
-    progress: bool | None = None,
+    show_progress: bool | None = None,
 ) -> CompiledPosterior:
     """Train one network to predict what the posterior does, uncertainty included.
 
@@ -44,11 +44,11 @@ def distill(
         model: Builds the student, or is it, as in `fit`; it has one output for each class and one more, or three for
             each number to predict, and is given that count as `num_outputs` (or `num_classes`) if it takes it.
         inputs: Examples to learn on, as the training data had them.
-        recipe: How it is trained; for numbers, clip the gradient (`clip_norm=1`).
+        config: How it is trained; for numbers, clip the gradient (`clip_norm=1`).
         flatness: Where gradients are taken.
         num_draws: Networks that the student learns from.
         seed: Decides everything random: the draws, the initial weights, the order of the examples.
-        progress: Show a progress bar; by default if standard error is a terminal.
+        show_progress: Show a progress bar; by default if standard error is a terminal.
 
     Returns:
         A module that answers as one of `FittedPosterior.compile` does, and is exported alike.
@@ -57,25 +57,25 @@ def distill(
         ValueError: The student has the wrong number of outputs.
         TypeError: The likelihood is one of the user's own.
     """
-    student = student_of(fitted.likelihood)
-    lesson = student.lesson(fitted.predict(inputs, num_draws, seed=seed)).cpu()
-    ready = torch.cat([fitted.prepared(batch).cpu() for batch in inputs.split(AT_ONCE)])
+    student = make_student(fitted.likelihood)
+    lesson = student.make_targets(fitted.predict(inputs, num_draws, seed=seed)).cpu()
+    ready = torch.cat([fitted.preprocess(batch).cpu() for batch in inputs.split(PREPROCESSING_BATCH_SIZE)])
     shape, count = tuple(ready.shape[1:]), student.num_outputs
-    build = builder(model, {"input_shape": shape, "num_classes": count, "num_outputs": count})
+    build = make_model_builder(model, {"input_shape": shape, "num_classes": count, "num_outputs": count})
     taught = fit(
         build,
-        _shuffled(ready, lesson, min(recipe.batch_size, len(ready)), spawn(seed, count=1)[0]),
-        Point(),
+        _make_shuffled_loader(ready, lesson, min(config.batch_size, len(ready)), spawn_seeds(seed, count=1)[0]),
+        MAP(),
         flatness,
-        replace(recipe, validations=0),
-        likelihood=_Imitation(student),
+        replace(config, validations=0),
+        likelihood=_StudentLikelihood(student),
         seed=seed,
-        progress=progress,
+        show_progress=show_progress,
     )
     network = taught.states[0].model
-    example = example_of(fitted)
+    example = make_example_inputs(fitted)
     return CompiledPosterior(
-        Preparation(fitted.transform, taught.dtype),
+        InputPreprocessor(fitted.transform, taught.dtype),
         [network],
         student,
         inputs[:2].cpu() if example is None else example,
@@ -83,7 +83,7 @@ def distill(
 
 
 @dataclass(frozen=True, eq=False)
-class _Imitation(Likelihood):
+class _StudentLikelihood(Likelihood):
     """The student's loss, in the place of a likelihood."""
 
     student: Student
@@ -106,8 +106,8 @@ class _Imitation(Likelihood):
         raise RuntimeError("A student has no predictive distribution but its own answer: call the module.")
 
 
-def _shuffled(inputs: Tensor, lesson: Tensor, batch_size: int, seed: int) -> DataLoader[Any]:
-    pairs, generator = TensorDataset(inputs, lesson), torch.Generator().manual_seed(seed)
+def _make_shuffled_loader(inputs: Tensor, targets: Tensor, batch_size: int, seed: int) -> DataLoader[Any]:
+    pairs, generator = TensorDataset(inputs, targets), torch.Generator().manual_seed(seed)
     batches = BatchSampler(RandomSampler(pairs, generator=generator), batch_size, drop_last=True)
     # The loader takes a seed for its workers at every pass, from the global generator unless it is given another.
     return DataLoader(pairs, sampler=batches, batch_size=None, generator=generator)

@@ -24,11 +24,11 @@ from flatbayes.likelihoods import (
     Likelihood,
     Predictive,
 )
-from flatbayes.likelihoods.categorical import entropy
-from flatbayes.prediction.summaries import Answer, Summary, at_least_single, in_units
+from flatbayes.likelihoods.categorical import categorical_entropy
+from flatbayes.prediction.outputs import PredictiveSummary, SummaryTensors, promote_to_float32, rescale_moments
 
 
-class Student(Summary):
+class Student(PredictiveSummary):
     """Reads the outputs of a network that learns from a posterior's predictions."""
 
     @property
@@ -37,22 +37,22 @@ class Student(Summary):
         """Numbers that the network must give for each example."""
 
     @abstractmethod
-    def lesson(self, predictive: Predictive) -> Float[Tensor, "examples columns"]:
+    def make_targets(self, predictive: Predictive) -> Float[Tensor, "examples columns"]:
         """What is to be learnt from the posterior's predictions."""
 
     @abstractmethod
-    def loss(self, outputs: Tensor, lesson: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """How far outputs are from the lesson, averaged over the examples: at least zero, and zero at its minimum."""
 
 
-class ClassStudent(Student):
+class CategoricalStudent(Student):
     """Outputs are a logit for each class and one for the share that the mutual information has of the entropy.
 
     Args:
         num_classes: Classes.
     """
 
-    fields = ("mean", "entropy", "mutual_information")
+    output_names = ("mean", "entropy", "mutual_information")
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -63,31 +63,31 @@ class ClassStudent(Student):
         """A logit for each class, and one more."""
         return self.num_classes + 1
 
-    def lesson(self, predictive: Predictive) -> Float[Tensor, "examples columns"]:
+    def make_targets(self, predictive: Predictive) -> Float[Tensor, "examples columns"]:
         """Averaged probabilities, then the share."""
         if not isinstance(predictive, CategoricalPredictive):
             raise TypeError(f"A student of classes cannot learn from a {type(predictive).__name__}.")
         share = predictive.mutual_information / predictive.entropy.clamp_min(torch.finfo(torch.float32).tiny)
         return torch.cat([predictive.mean, share.clamp(0, 1).unsqueeze(-1)], dim=-1).float()
 
-    def loss(self, outputs: Tensor, lesson: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """KL(mean || student) + H[mean] KL(share || student's share), the mean over the examples, in nats.
 
         The entropy weighs the second term, since shares of nothing do not matter.
         """
-        logits, raw = at_least_single(outputs).split([self.num_classes, 1], dim=-1)
-        probs, share = lesson.split([self.num_classes, 1], dim=-1)
+        logits, raw = promote_to_float32(outputs).split([self.num_classes, 1], dim=-1)
+        probs, share = targets.split([self.num_classes, 1], dim=-1)
         total: Tensor = torch.special.entr(probs).sum(-1)
         of_mean = -(probs * F.log_softmax(logits, -1)).sum(-1) - total
         loss: Tensor = (of_mean + total * bernoulli_kl(share, raw).squeeze(-1)).mean()
         return loss
 
-    def forward(self, outputs: Sequence[Tensor]) -> Answer:
+    def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
         """The student's own entropy, and its share."""
         (only,) = outputs
-        logits, raw = at_least_single(only).split([self.num_classes, 1], dim=-1)
+        logits, raw = promote_to_float32(only).split([self.num_classes, 1], dim=-1)
         log_probs = F.log_softmax(logits, -1)
-        total = entropy(log_probs)
+        total = categorical_entropy(log_probs)
         return {
             "mean": log_probs.exp(),
             "entropy": total,
@@ -95,14 +95,14 @@ class ClassStudent(Student):
         }
 
 
-class NumberStudent(Student):
+class GaussianStudent(Student):
     """Outputs are those that the likelihood reads, then one for the epistemic share of each variance.
 
     Args:
         likelihood: That of the posterior, which has the unit of the targets.
     """
 
-    fields = ("mean", "std", "epistemic_std")
+    output_names = ("mean", "std", "epistemic_std")
     location: Tensor
     scale: Tensor
 
@@ -117,7 +117,7 @@ class NumberStudent(Student):
         """A mean, a raw scale and a raw share for each target."""
         return 3 * self.likelihood.num_targets
 
-    def lesson(self, predictive: Predictive) -> Float[Tensor, "examples columns"]:
+    def make_targets(self, predictive: Predictive) -> Float[Tensor, "examples columns"]:
         """Means, total variances and shares, of standardised targets."""
         if not isinstance(predictive, GaussianPredictive):
             raise TypeError(f"A student of numbers cannot learn from a {type(predictive).__name__}.")
@@ -126,38 +126,38 @@ class NumberStudent(Student):
         variance, epistemic = (v.reshape(rows, -1) for v in (predictive.variance, predictive.epistemic))
         return torch.cat([mean, variance / scale.square(), epistemic / variance], dim=-1).float()
 
-    def loss(self, outputs: Tensor, lesson: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """KL(N(mean, variance) || student) + KL(share || student's share), summed over targets, in nats.
 
         Up to a constant the first term is the KL divergence from the mixture itself, which is least for the normal
         distribution that has its mean and variance.
         """
-        mean, std, raw = self._read(outputs)
-        wanted, variance, share = lesson.chunk(3, dim=-1)
+        mean, std, raw = self._split_outputs(outputs)
+        wanted, variance, share = targets.chunk(3, dim=-1)
         ratio = (variance + (wanted - mean).square()) / std.square()
         of_moments = std.log() - 0.5 * variance.log() + 0.5 * (ratio - 1)
         return (of_moments + bernoulli_kl(share, raw)).sum(-1).mean()
 
-    def forward(self, outputs: Sequence[Tensor]) -> Answer:
+    def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
         """Mean, and both standard deviations."""
         (only,) = outputs
-        mean, std, raw = self._read(only)
+        mean, std, raw = self._split_outputs(only)
         variance = std.square()
-        return in_units(mean, variance, variance * raw.sigmoid(), self.location, self.scale)
+        return rescale_moments(mean, variance, variance * raw.sigmoid(), self.location, self.scale)
 
-    def _read(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _split_outputs(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         targets = self.likelihood.num_targets
-        of_likelihood, raw = at_least_single(outputs).split([2 * targets, targets], dim=-1)
-        return (*self.likelihood.standardised(of_likelihood), raw)
+        of_likelihood, raw = promote_to_float32(outputs).split([2 * targets, targets], dim=-1)
+        return (*self.likelihood.split_outputs(of_likelihood), raw)
 
 
-def bernoulli_kl(share: Tensor, raw: Tensor) -> Tensor:
+def bernoulli_kl(probability: Tensor, logit: Tensor) -> Tensor:
     """KL divergence of coins that fall with probability sigmoid(raw) from those that do with probability share."""
-    least: Tensor = torch.special.entr(share) + torch.special.entr(1 - share)
-    return F.binary_cross_entropy_with_logits(raw, share, reduction="none") - least
+    least: Tensor = torch.special.entr(probability) + torch.special.entr(1 - probability)
+    return F.binary_cross_entropy_with_logits(logit, probability, reduction="none") - least
 
 
-def student_of(likelihood: Likelihood) -> Student:
+def make_student(likelihood: Likelihood) -> Student:
     """The student for a posterior with this likelihood.
 
     Raises:
@@ -165,11 +165,11 @@ def student_of(likelihood: Likelihood) -> Student:
     """
     match likelihood:
         case Custom():
-            return student_of(likelihood.reads)
+            return make_student(likelihood.output_likelihood)
         case Categorical():
-            return ClassStudent(likelihood.num_classes)
+            return CategoricalStudent(likelihood.num_classes)
         case Gaussian():
-            return NumberStudent(likelihood)
+            return GaussianStudent(likelihood)
         case _:
             raise TypeError(
                 f"What a network should learn of a {type(likelihood).__name__} is not known: only posteriors over "

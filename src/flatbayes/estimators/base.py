@@ -14,17 +14,17 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from flatbayes.data import Dataset, Part
-from flatbayes.estimators.nested import SEPARATOR, nested, replaced
+from flatbayes.data import DataSplits, Split
+from flatbayes.estimators.nested import SEPARATOR, get_nested_params, replace_nested_params
 from flatbayes.flatness import SAM
 from flatbayes.likelihoods import Predictive
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training import Recipe, fit
+from flatbayes.training import TrainingConfig, fit
 
-MOST_SEEDS = 2**31 - 1
-DEFAULT = SWAG(prior_precision=2.0)
+MAX_RANDOM_SEED = 2**31 - 1
+DEFAULT_POSTERIOR = SWAG(prior_precision=2.0)
 """The prior is stronger than the usual weight decay, which was found on images: on tables of a few hundred rows that
 leaves networks far too sure (docs/estimators.md)."""
 
@@ -42,7 +42,12 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]
             deep: Also those of the posterior, the flatness and the recipe; of the defaults, where they are None.
         """
         found: dict[str, Any] = super().get_params(deep=deep)
-        return found | {k: v for axis in defaults(self) for k, v in nested(axis, chosen(self, axis)).items() if deep}
+        return found | {
+            k: v
+            for axis in get_default_components(self)
+            for k, v in get_nested_params(axis, get_component(self, axis)).items()
+            if deep
+        }
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters, also those of the posterior, the flatness and the recipe.
@@ -53,22 +58,22 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]
         inner: dict[str, dict[str, Any]] = {}
         for name in list(params):
             axis, _, path = name.partition(SEPARATOR)
-            if path and axis in defaults(self):
+            if path and axis in get_default_components(self):
                 inner.setdefault(axis, {})[path] = params.pop(name)
         super().set_params(**params)
         for axis, changes in inner.items():
-            setattr(self, axis, replaced(axis, chosen(self, axis), changes))
+            setattr(self, axis, replace_nested_params(axis, get_component(self, axis), changes))
         return self
 
-    def predictive(self, X: ArrayLike) -> Predictive:
+    def predict_distribution(self, X: ArrayLike) -> Predictive:
         """Everything that the posterior says of these examples: moments, entropies, and intervals of numbers.
 
         Args:
             X: Examples, shape (examples, features), or of any shape that the model takes.
         """
         check_is_fitted(self)
-        inputs = tensor(validate_data(self, X, dtype=np.float32, allow_nd=True, reset=False))
-        return self.posterior_.predict(inputs, self.num_draws, batched=False)
+        inputs = to_tensor(validate_data(self, X, dtype=np.float32, allow_nd=True, reset=False))
+        return self.posterior_.predict(inputs, self.num_draws, vectorized=False)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -76,23 +81,23 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]
         return tags
 
 
-def learn(estimator: Any, data: Dataset) -> None:
+def fit_estimator(estimator: Any, data: DataSplits) -> None:
     """Fit the posterior, and set what every fitted estimator has."""
-    recipe = recipe_of(estimator, data)
-    seed = int(check_random_state(estimator.random_state).randint(MOST_SEEDS))
+    recipe = resolve_training_config(estimator, data)
+    seed = int(check_random_state(estimator.random_state).randint(MAX_RANDOM_SEED))
     model = partial(MLP, hidden=tuple(estimator.hidden)) if estimator.model is None else estimator.model
-    posterior, flatness = chosen(estimator, "posterior"), chosen(estimator, "flatness")
-    fitted = fit(model, data, posterior, flatness, recipe, seed=seed, progress=bool(estimator.verbose))
+    posterior, flatness = get_component(estimator, "posterior"), get_component(estimator, "flatness")
+    fitted = fit(model, data, posterior, flatness, recipe, seed=seed, show_progress=bool(estimator.verbose))
     estimator.posterior_, estimator.n_iter_ = fitted, recipe.epochs
 
 
-def recipe_of(estimator: Any, data: Dataset) -> Recipe:
+def resolve_training_config(estimator: Any, data: DataSplits) -> TrainingConfig:
     """The estimator's recipe, or the one that its plain parameters make."""
-    given: Recipe | None = estimator.recipe
+    given: TrainingConfig | None = estimator.config
     if given is not None:
         return given
-    optimizer = chosen(estimator, "posterior").default_optimizer
-    return Recipe(
+    optimizer = get_component(estimator, "posterior").default_optimizer
+    return TrainingConfig(
         epochs=estimator.epochs,
         batch_size=estimator.batch_size,
         optimizer=optimizer if estimator.learning_rate is None else partial(optimizer, lr=estimator.learning_rate),
@@ -101,40 +106,40 @@ def recipe_of(estimator: Any, data: Dataset) -> Recipe:
     )
 
 
-def defaults(estimator: Any) -> dict[str, Any]:
+def get_default_components(estimator: Any) -> dict[str, Any]:
     """What None stands for, of the parameters that have parameters."""
-    return {"posterior": DEFAULT, "flatness": SAM(), "recipe": None}
+    return {"posterior": DEFAULT_POSTERIOR, "flatness": SAM(), "config": None}
 
 
-def chosen(estimator: Any, axis: str) -> Any:
+def get_component(estimator: Any, name: str) -> Any:
     """The estimator's, or the default."""
-    given = getattr(estimator, axis)
-    return defaults(estimator)[axis] if given is None else given
+    given = getattr(estimator, name)
+    return get_default_components(estimator)[name] if given is None else given
 
 
-def dataset(
+def make_data_splits(
     inputs: Tensor,
     targets: Tensor,
-    features: Any,
+    feature_names: Any,
     *,
-    classes: tuple[str, ...] = (),
-    targets_named: tuple[str, ...] = (),
-) -> Dataset:
+    class_names: tuple[str, ...] = (),
+    target_names: tuple[str, ...] = (),
+) -> DataSplits:
     """Training data, and nothing held out: scikit-learn's own tools do that."""
     count = inputs.shape[1] if inputs.ndim == 2 else 0
-    names = tuple(f"x{k}" for k in range(count)) if features is None else tuple(map(str, features))
-    nothing = Part(inputs=inputs[:0], targets=targets[:0])
-    return Dataset(
-        train=Part(inputs=inputs, targets=targets),
+    names = tuple(f"x{k}" for k in range(count)) if feature_names is None else tuple(map(str, feature_names))
+    nothing = Split(inputs=inputs[:0], targets=targets[:0])
+    return DataSplits(
+        train=Split(inputs=inputs, targets=targets),
         val=nothing,
         test=nothing,
-        class_names=classes,
+        class_names=class_names,
         feature_names=names if count else (),
         augment=None,
-        target_names=targets_named,
+        target_names=target_names,
     )
 
 
-def tensor(values: Any) -> Tensor:
+def to_tensor(values: Any) -> Tensor:
     """An array as a tensor that shares nothing with it, since arrays may be read-only."""
     return torch.from_numpy(np.array(values))

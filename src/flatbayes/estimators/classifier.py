@@ -9,11 +9,11 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from flatbayes.estimators.base import PosteriorEstimator, dataset, learn, tensor
+from flatbayes.estimators.base import PosteriorEstimator, fit_estimator, make_data_splits, to_tensor
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
-from flatbayes.training import Recipe
-from flatbayes.training.model import ModelFactory
+from flatbayes.training import TrainingConfig
+from flatbayes.training.model_builder import ModelFactory
 
 
 class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[misc]
@@ -30,7 +30,7 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
         epochs: Passes over the training data.
         batch_size: Examples per step.
         learning_rate: Of the posterior's usual optimiser; None is its usual one too.
-        recipe: A whole recipe, in the place of the three before.
+        config: A whole recipe, in the place of the three before.
         num_draws: Networks that a prediction averages.
         random_state: Decides everything random, as in scikit-learn; None differs from fit to fit.
         verbose: Show a progress bar.
@@ -53,7 +53,7 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
         epochs: int = 60,
         batch_size: int = 32,
         learning_rate: float | None = None,
-        recipe: Recipe | None = None,
+        config: TrainingConfig | None = None,
         num_draws: int = 30,
         random_state: Any = None,
         verbose: bool = False,
@@ -65,7 +65,7 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
         self.epochs = epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
-        self.recipe = recipe
+        self.config = config
         self.num_draws = num_draws
         self.random_state = random_state
         self.verbose = verbose
@@ -87,12 +87,14 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
             raise ValueError(f"A classifier needs at least 2 classes, got 1 class, {self.classes_[0]!r}.")
         names = tuple(map(str, self.classes_))
         features = getattr(self, "feature_names_in_", None)
-        learn(self, dataset(tensor(X), torch.from_numpy(labels).long(), features, classes=names))
+        fit_estimator(
+            self, make_data_splits(to_tensor(X), torch.from_numpy(labels).long(), features, class_names=names)
+        )
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Probabilities of the classes, shape (examples, classes), averaged over networks."""
-        return self.predictive(X).mean.cpu().numpy()
+        return self.predict_distribution(X).mean.cpu().numpy()
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The most probable label of each example."""
@@ -102,4 +104,4 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
 
     def predict_std(self, X: ArrayLike) -> NDArray[np.float64]:
         """Standard deviations of the probabilities over networks, shape (examples, classes)."""
-        return self.predictive(X).variance.sqrt().cpu().numpy()
+        return self.predict_distribution(X).variance.sqrt().cpu().numpy()

@@ -7,18 +7,18 @@ from typing import Any
 SEPARATOR = "__"
 
 
-def nested(name: str, value: Any) -> dict[str, Any]:
+def get_nested_params(name: str, value: Any) -> dict[str, Any]:
     """The fields of a frozen dataclass by their full names, and theirs in turn; nothing for any other value."""
     if not is_dataclass(value) or isinstance(value, type):
         return {}
     found: dict[str, Any] = {}
     for field in (field for field in fields(value) if field.init):
         full, inner = f"{name}{SEPARATOR}{field.name}", getattr(value, field.name)
-        found |= {full: inner} | nested(full, inner)
+        found |= {full: inner} | get_nested_params(full, inner)
     return found
 
 
-def replaced(name: str, value: Any, changes: Mapping[str, Any]) -> Any:
+def replace_nested_params(name: str, value: Any, changes: Mapping[str, Any]) -> Any:
     """The dataclass with some fields changed.
 
     Args:
@@ -29,7 +29,7 @@ def replaced(name: str, value: Any, changes: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: It has no such fields.
     """
-    known = [full.removeprefix(name + SEPARATOR) for full in nested(name, value)]
+    known = [full.removeprefix(name + SEPARATOR) for full in get_nested_params(name, value)]
     unknown = [path for path in changes if path.partition(SEPARATOR)[0] not in known]
     if unknown:
         raise ValueError(
@@ -41,5 +41,5 @@ def replaced(name: str, value: Any, changes: Mapping[str, Any]) -> Any:
     for path in changes.keys() - whole.keys():
         field, _, rest = path.partition(SEPARATOR)
         deeper.setdefault(field, {})[rest] = changes[path]
-    inner = {f: replaced(f"{name}{SEPARATOR}{f}", getattr(value, f), some) for f, some in deeper.items()}
+    inner = {f: replace_nested_params(f"{name}{SEPARATOR}{f}", getattr(value, f), some) for f, some in deeper.items()}
     return replace(value, **inner)

@@ -10,12 +10,12 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from flatbayes.estimators.base import PosteriorEstimator, dataset, learn, tensor
+from flatbayes.estimators.base import PosteriorEstimator, fit_estimator, make_data_splits, to_tensor
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import GaussianPredictive
 from flatbayes.posteriors import Posterior
-from flatbayes.training import Recipe
-from flatbayes.training.model import ModelFactory
+from flatbayes.training import TrainingConfig
+from flatbayes.training.model_builder import ModelFactory
 
 
 class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[misc]
@@ -32,7 +32,7 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
         epochs: Passes over the training data.
         batch_size: Examples per step.
         learning_rate: Of the posterior's usual optimiser; None is its usual one too.
-        recipe: A whole recipe, in the place of the three before, and of the clipping of gradients at norm 1.
+        config: A whole recipe, in the place of the three before, and of the clipping of gradients at norm 1.
         num_draws: Networks that a prediction averages.
         random_state: Decides everything random, as in scikit-learn; None differs from fit to fit.
         verbose: Show a progress bar.
@@ -54,7 +54,7 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
         epochs: int = 60,
         batch_size: int = 32,
         learning_rate: float | None = None,
-        recipe: Recipe | None = None,
+        config: TrainingConfig | None = None,
         num_draws: int = 30,
         random_state: Any = None,
         verbose: bool = False,
@@ -66,7 +66,7 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
         self.epochs = epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
-        self.recipe = recipe
+        self.config = config
         self.num_draws = num_draws
         self.random_state = random_state
         self.verbose = verbose
@@ -85,11 +85,11 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
             self, X, y, dtype=np.float32, allow_nd=True, multi_output=True, y_numeric=True, ensure_min_samples=2
         )
         targets = torch.from_numpy(np.array(y, dtype=np.float32))
-        self._one_column = targets.ndim == 2 and targets.shape[1] == 1
-        targets = targets.squeeze(1) if self._one_column else targets
+        self._has_target_column = targets.ndim == 2 and targets.shape[1] == 1
+        targets = targets.squeeze(1) if self._has_target_column else targets
         named = ("y",) if targets.ndim == 1 else tuple(f"y{k}" for k in range(targets.shape[1]))
         features = getattr(self, "feature_names_in_", None)
-        learn(self, dataset(tensor(X), targets, features, targets_named=named))
+        fit_estimator(self, make_data_splits(to_tensor(X), targets, features, target_names=named))
         return self
 
     def predict(self, X: ArrayLike, return_std: bool = False) -> Any:
@@ -99,9 +99,9 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
             X: Examples.
             return_std: Also give their standard deviations, as `predict_std` does.
         """
-        found = self._predictive(X)
-        mean = self._shaped(found.mean)
-        return (mean, self._shaped(found.std)) if return_std else mean
+        found = self._predict_gaussian(X)
+        mean = self._match_target_shape(found.mean)
+        return (mean, self._match_target_shape(found.std)) if return_std else mean
 
     def predict_std(self, X: ArrayLike, epistemic: bool = False) -> NDArray[np.float64]:
         """Standard deviations of the targets.
@@ -110,18 +110,18 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
             X: Examples.
             epistemic: Only what the networks disagree on, without the noise of the targets.
         """
-        found = self._predictive(X)
-        return self._shaped(found.epistemic.sqrt() if epistemic else found.std)
+        found = self._predict_gaussian(X)
+        return self._match_target_shape(found.epistemic.sqrt() if epistemic else found.std)
 
-    def _predictive(self, X: ArrayLike) -> GaussianPredictive:
-        found = self.predictive(X)
+    def _predict_gaussian(self, X: ArrayLike) -> GaussianPredictive:
+        found = self.predict_distribution(X)
         if not isinstance(found, GaussianPredictive):
             raise TypeError(f"A regression predicts by a GaussianPredictive, got a {type(found).__name__}.")
         return found
 
-    def _shaped(self, values: Tensor) -> NDArray[np.float64]:
+    def _match_target_shape(self, values: Tensor) -> NDArray[np.float64]:
         array: NDArray[np.float64] = values.cpu().numpy()
-        return array[:, None] if self._one_column else array
+        return array[:, None] if self._has_target_column else array
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Course
+from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.core.selection import Selection, check_selection
-from flatbayes.flatness.aiming import aimed, check_part
-from flatbayes.flatness.ascent import Offset, check_ascent_steps, check_radius
+from flatbayes.core.parameter_selection import ParameterSelection, check_selection
+from flatbayes.flatness.aiming import check_ascent_batch_fraction, gradient_at_restricted_perturbation
+from flatbayes.flatness.ascent import Perturbation, check_ascent_steps, check_radius
 from flatbayes.flatness.flatness import Flatness
 
 
@@ -27,9 +27,9 @@ class ASAM(Flatness):
         rho: Radius, relative to the weights; ten times that of SAM is a usual start.
         eta: Added to |w|, so that weights at zero can move too.
         ascent_steps: Times the displacement is aimed; every one costs a gradient.
-        fresh_noise: Draw new dropout masks for the second pass instead of replaying those of the first.
-        part: Share of the batch that the displacement is aimed with. It is the closure that saves the rest: see
-            `flatbayes.core.asked_part`. Running statistics then move at the displaced weights.
+        resample_noise: Draw new dropout masks for the second pass instead of replaying those of the first.
+        ascent_batch_fraction: Share of the batch that the displacement is aimed with. It is the closure that saves the rest: see
+            `flatbayes.core.subset_batch`. Running statistics then move at the displaced weights.
         params: Which parameters are displaced, in a ball of their own: `norms`, those of normalisation layers
             (Mueller et al., NeurIPS 2023), with a radius some ten times as large; `last_layer`, `weights`, `biases`,
             `no_biases`, `all`, or a list of name patterns. The passes that aim compute no other gradients.
@@ -38,34 +38,34 @@ class ASAM(Flatness):
     rho: float = 0.5
     eta: float = 0.01
     ascent_steps: int = 1
-    fresh_noise: bool = False
-    part: float = 1.0
-    params: Selection = "all"
+    resample_noise: bool = False
+    ascent_batch_fraction: float = 1.0
+    params: ParameterSelection = "all"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
         check_ascent_steps(self.ascent_steps)
-        check_part(self.part)
+        check_ascent_batch_fraction(self.ascent_batch_fraction)
         check_selection(self.params, "params")
         if not 0 <= self.eta < float("inf"):
             raise ValueError(f"eta is added to |w|: it must be finite and at least 0, got {self.eta}.")
 
     @property
-    def gradients(self) -> float:
+    def gradients_per_step(self) -> float:
         """One to aim with for each ascent step, or a part of one, and the final one."""
-        return self.ascent_steps * self.part + 1
+        return self.ascent_steps * self.ascent_batch_fraction + 1
 
-    one_loss_from = 0.0  # the worst loss in the ball, to first order
+    stationary_after = 0.0  # the worst loss in the ball, to first order
 
-    def __call__(self, closure: Closure, model: nn.Module, course: Course | None = None) -> Closure:
+    def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """The closure whose gradient is that of the worst loss in the adaptive ball."""
-        return aimed(
-            lambda weights, grads: adaptive_offset(grads, adaptive_scale(weights, self.eta), self.rho),
+        return gradient_at_restricted_perturbation(
+            lambda weights, grads: adaptive_perturbation(grads, adaptive_scale(weights, self.eta), self.rho),
             closure,
             model,
             ascent_steps=self.ascent_steps,
-            fresh_noise=self.fresh_noise,
-            part=self.part,
+            resample_noise=self.resample_noise,
+            ascent_batch_fraction=self.ascent_batch_fraction,
             params=self.params,
         )
 
@@ -78,7 +78,7 @@ def adaptive_scale(weights: Mapping[str, Tensor], eta: float) -> list[Tensor]:
     ]
 
 
-def adaptive_offset(grads: Sequence[Tensor], scale: Sequence[Tensor], rho: float) -> Offset:
+def adaptive_perturbation(grads: Sequence[Tensor], scale: Sequence[Tensor], rho: float) -> Perturbation:
     """Maximiser of <g, e> over ||e / T|| <= rho: e = rho T² g / ||T g|| (Kwon et al., Algorithm 1).
 
     Args:
@@ -92,4 +92,4 @@ def adaptive_offset(grads: Sequence[Tensor], scale: Sequence[Tensor], rho: float
     directions = list(torch._foreach_mul(list(grads), list(scale)))
     norm = global_norm(directions)
     torch._foreach_mul_(directions, list(scale))
-    return Offset(directions, norm, rho)
+    return Perturbation(directions, norm, rho)

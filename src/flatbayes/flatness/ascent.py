@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure
-from flatbayes.core.buffers import frozen
-from flatbayes.core.randomness import RandomState, replayed
-from flatbayes.core.weights import displaced, moved
+from flatbayes.core.buffers import preserve_buffers
+from flatbayes.core.randomness import RandomState, replay_rng
+from flatbayes.core.weights import axpy, perturb
 
-TINY = 1e-30
+MIN_NORM = 1e-30
 """What a norm is divided by at least where it cannot be looked at; a zero gradient is then no displacement."""
 
 
 @dataclass(frozen=True)
-class Offset:
+class Perturbation:
     """A displacement of length `rho`: rho / norm * direction, zero for a zero norm.
 
     It is not multiplied out, since every pass over all weights costs.
@@ -41,50 +41,50 @@ class Offset:
     @property
     def is_finite(self) -> bool:
         """Whether there is a direction to go; taken to be so where asking would wait, and of stacked networks."""
-        return self._is_unread or math.isfinite(self.norm.item())
+        return self._keeps_norm_as_tensor or math.isfinite(self.norm.item())
 
     @property
     def scale(self) -> float | Tensor:
         """The radius divided by the norm; a number, unless reading the norm would wait, or there are several."""
-        if self._is_unread:
-            return self.norm.clamp(min=TINY).reciprocal() * self.rho
+        if self._keeps_norm_as_tensor:
+            return self.norm.clamp(min=MIN_NORM).reciprocal() * self.rho
         norm = self.norm.item()
         return float(self.rho) / norm if norm > 0 else 0.0
 
-    def tensors(self) -> list[Tensor]:
+    def to_tensors(self) -> list[Tensor]:
         """The displacement, multiplied out."""
-        return moved([torch.zeros_like(direction) for direction in self.directions], self.directions, self.scale)
+        return axpy([torch.zeros_like(direction) for direction in self.directions], self.directions, self.scale)
 
     @property
-    def _is_unread(self) -> bool:
+    def _keeps_norm_as_tensor(self) -> bool:
         return self.norm.ndim > 0 or not self.norm.is_cpu
 
 
-OffsetFn = Callable[[Mapping[str, Tensor], Sequence[Tensor]], Offset]
+PerturbationFn = Callable[[Mapping[str, Tensor], Sequence[Tensor]], Perturbation]
 """(weights by name, their gradients) -> displacement."""
 
 
-def asked_at(
-    offset_fn: OffsetFn,
+def gradient_at_perturbation(
+    perturbation_fn: PerturbationFn,
     closure: Closure,
     model: nn.Module,
     *,
     ascent_steps: int = 1,
-    fresh_noise: bool = False,
+    resample_noise: bool = False,
 ) -> Closure:
     """A closure whose gradient is taken at the end of `ascent_steps` re-aimed displacements.
 
-    With e_0 = 0, each step sets e_{k+1} = offset_fn(gradient at w + e_k). Where a gradient is not finite the
+    With e_0 = 0, each step sets e_{k+1} = perturbation_fn(gradient at w + e_k). Where a gradient is not finite the
     ascent ends, and `.grad` holds that gradient for a loss scaler, or the user, to deal with; on an accelerator,
     where seeing that would mean to wait for it, and of one of stacked networks, the later gradients come out just as
     little finite.
 
     Args:
-        offset_fn: The displacement for a gradient, always from the undisplaced weights.
+        perturbation_fn: The displacement for a gradient, always from the undisplaced weights.
         closure: The plain closure.
         model: The module whose trainable parameters are displaced.
         ascent_steps: Displacements before the final gradient.
-        fresh_noise: Let the later passes draw random numbers of their own.
+        resample_noise: Let the later passes draw random numbers of their own.
     """
 
     def flat_closure() -> Tensor:
@@ -93,11 +93,11 @@ def asked_at(
         weights = {name: p for name, p in model.named_parameters() if p.grad is not None}
         params = list(weights.values())
         for _ in range(ascent_steps if params else 0):
-            offset = offset_fn(weights, [torch.zeros_like(p) if p.grad is None else p.grad for p in params])
+            offset = perturbation_fn(weights, [torch.zeros_like(p) if p.grad is None else p.grad for p in params])
             if not offset.is_finite:
                 break
-            same_noise = nullcontext() if fresh_noise else replayed(noise)
-            with frozen(model), same_noise, displaced(params, offset.directions, offset.scale):
+            same_noise = nullcontext() if resample_noise else replay_rng(noise)
+            with preserve_buffers(model), same_noise, perturb(params, offset.directions, offset.scale):
                 closure()
         return loss
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Course
+from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.core.stacked import for_each, stacked_networks
-from flatbayes.flatness.ascent import Offset, asked_at, check_ascent_steps, check_radius
+from flatbayes.core.stacked import broadcast_per_network, num_vectorized
+from flatbayes.flatness.ascent import Perturbation, check_ascent_steps, check_radius, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness
 
 
@@ -26,13 +26,13 @@ class FisherSAM(Flatness):
         rho: Radius in the Fisher metric.
         eta: Weight of the squared gradient, relative to its mean over all weights, in the metric; 0 is `SAM`.
         ascent_steps: Times the displacement is aimed; every one costs a gradient.
-        fresh_noise: Draw new dropout masks for the second pass instead of replaying those of the first.
+        resample_noise: Draw new dropout masks for the second pass instead of replaying those of the first.
     """
 
     rho: float = 0.05
     eta: float = 1.0
     ascent_steps: int = 1
-    fresh_noise: bool = False
+    resample_noise: bool = False
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
@@ -41,41 +41,41 @@ class FisherSAM(Flatness):
             raise ValueError(f"eta weighs the squared gradient: it must be finite and at least 0, got {self.eta}.")
 
     @property
-    def gradients(self) -> int:
+    def gradients_per_step(self) -> int:
         """One to aim with for each ascent step, and the final one."""
         return self.ascent_steps + 1
 
-    one_loss_from = 0.0  # the worst loss in the ellipsoid, to first order
+    stationary_after = 0.0  # the worst loss in the ellipsoid, to first order
 
-    def __call__(self, closure: Closure, model: nn.Module, course: Course | None = None) -> Closure:
+    def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """The closure whose gradient is that of the worst loss in the ellipsoid."""
-        return asked_at(
-            lambda _, grads: fisher_offset(grads, inverse_fisher(grads, self.eta), self.rho),
+        return gradient_at_perturbation(
+            lambda _, grads: fisher_perturbation(grads, inverse_fisher(grads, self.eta), self.rho),
             closure,
             model,
             ascent_steps=self.ascent_steps,
-            fresh_noise=self.fresh_noise,
+            resample_noise=self.resample_noise,
         )
 
 
 def inverse_fisher(grads: Sequence[Tensor], eta: float) -> list[Tensor]:
     """1 / (1 + eta g² / mean g²), elementwise, the mean over all tensors together."""
     squared_norm = global_norm(grads).square()
-    mean = squared_norm / (sum(g.numel() for g in grads) // max(1, stacked_networks()))
+    mean = squared_norm / (sum(g.numel() for g in grads) // max(1, num_vectorized()))
     relative = torch.where(mean > 0, eta / mean, 0.0)
-    return [1 / (1 + (for_each(relative, g) * g.to(relative.dtype).square()).to(g.dtype)) for g in grads]
+    return [1 / (1 + (broadcast_per_network(relative, g) * g.to(relative.dtype).square()).to(g.dtype)) for g in grads]
 
 
-def fisher_offset(grads: Sequence[Tensor], inverse: Sequence[Tensor], rho: float) -> Offset:
+def fisher_perturbation(grads: Sequence[Tensor], inverse_diagonal: Sequence[Tensor], rho: float) -> Perturbation:
     """Maximiser of <g, e> over eᵀ F e <= rho² for a diagonal F: e = rho F⁻¹ g / sqrt(gᵀ F⁻¹ g).
 
     Args:
         grads: One gradient per tensor.
-        inverse: Diagonal of F⁻¹, positive, of the gradients' shapes.
+        inverse_diagonal: Diagonal of F⁻¹, positive, of the gradients' shapes.
         rho: Radius of the ellipsoid.
 
     Returns:
         One displacement per tensor, zero for a zero gradient.
     """
-    half = torch._foreach_mul(list(grads), [i.sqrt() for i in inverse])
-    return Offset(list(torch._foreach_mul(list(grads), list(inverse))), global_norm(half), rho)
+    half = torch._foreach_mul(list(grads), [i.sqrt() for i in inverse_diagonal])
+    return Perturbation(list(torch._foreach_mul(list(grads), list(inverse_diagonal))), global_norm(half), rho)

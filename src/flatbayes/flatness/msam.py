@@ -15,13 +15,13 @@ from math import inf
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Course
+from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.core.weights import displaced
-from flatbayes.flatness.ascent import Offset, check_radius
-from flatbayes.flatness.flatness import Flatness, needed
+from flatbayes.core.weights import perturb
+from flatbayes.flatness.ascent import Perturbation, check_radius
+from flatbayes.flatness.flatness import Flatness, require_progress
 
-KIND = "msam"
+STATE_NAMESPACE = "msam"
 
 
 @dataclass(frozen=True)
@@ -42,34 +42,34 @@ class MSAM(Flatness):
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}.")
 
-    gradients = 1  # the direction was paid for by the steps before
-    one_loss_from = inf  # where it asks depends on the way that training took
+    gradients_per_step = 1  # the direction was paid for by the steps before
+    stationary_after = inf  # where it asks depends on the way that training took
 
-    def __call__(self, closure: Closure, model: nn.Module, course: Course | None = None) -> Closure:
+    def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """The closure whose gradient is taken ahead; in the first step, at the weights.
 
         Raises:
             ValueError: No course is given.
         """
-        known = needed(course, self)
+        known = require_progress(progress, self)
 
         def flat_closure() -> Tensor:
             params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            sums = known.recall(KIND, params)
+            sums = known.load_state(STATE_NAMESPACE, params)
             moved = [params[name] for name in sums]
-            ahead = ahead_offset(list(sums.values()), self.rho) if sums else None
-            with nullcontext() if ahead is None else displaced(moved, ahead.directions, ahead.scale):
+            ahead = momentum_perturbation(list(sums.values()), self.rho) if sums else None
+            with nullcontext() if ahead is None else perturb(moved, ahead.directions, ahead.scale):
                 loss = closure()
             grads = {name: p.grad for name, p in params.items() if p.grad is not None}
             new = {name: sums[name] if name in sums else torch.zeros_like(g) for name, g in grads.items()}
-            add_to_sums(list(new.values()), list(grads.values()), self.momentum)
-            known.remember(KIND, new)
+            accumulate_gradients(list(new.values()), list(grads.values()), self.momentum)
+            known.store_state(STATE_NAMESPACE, new)
             return loss
 
         return flat_closure
 
 
-def add_to_sums(sums: Sequence[Tensor], grads: Sequence[Tensor], momentum: float) -> None:
+def accumulate_gradients(velocities: Sequence[Tensor], grads: Sequence[Tensor], momentum: float) -> None:
     """Another gradient for the sum, v <- momentum v + g, in place; none of it if it is not finite.
 
     On an accelerator, where seeing whether it is would mean to wait for it, its numbers that are not finite are
@@ -82,10 +82,10 @@ def add_to_sums(sums: Sequence[Tensor], grads: Sequence[Tensor], momentum: float
             return
     else:
         grads = [torch.nan_to_num(g, 0.0, 0.0, 0.0) for g in grads]
-    torch._foreach_mul_(list(sums), momentum)
-    torch._foreach_add_(list(sums), list(grads))
+    torch._foreach_mul_(list(velocities), momentum)
+    torch._foreach_add_(list(velocities), list(grads))
 
 
-def ahead_offset(sums: Sequence[Tensor], rho: float) -> Offset:
+def momentum_perturbation(velocities: Sequence[Tensor], rho: float) -> Perturbation:
     """The displacement -rho v / ||v||, the norm over all tensors jointly; zero for a zero sum."""
-    return Offset(list(sums), global_norm(sums), -rho)
+    return Perturbation(list(velocities), global_norm(velocities), -rho)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from flatbayes.core import Closure, Course
+from flatbayes.core import Closure, TrainingProgress
 from flatbayes.flatness.flatness import Flatness
 
 
@@ -13,12 +13,12 @@ class Plain(Flatness):
     """The identity: ordinary training, the baseline twin of every flat one."""
 
     @property
-    def gradients(self) -> int:
+    def gradients_per_step(self) -> int:
         """One: the closure itself."""
         return 1
 
-    one_loss_from = 0.0  # the loss itself
+    stationary_after = 0.0  # the loss itself
 
-    def __call__(self, closure: Closure, model: nn.Module, course: Course | None = None) -> Closure:
+    def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """The closure, untouched."""
         return closure

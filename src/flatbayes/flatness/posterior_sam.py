@@ -12,10 +12,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Course
-from flatbayes.core.spread import Spread, offered
-from flatbayes.flatness.asam import adaptive_offset
-from flatbayes.flatness.ascent import Offset, asked_at, check_ascent_steps, check_radius
+from flatbayes.core import Closure, TrainingProgress
+from flatbayes.core.spread import DiagonalGaussian, get_weight_distribution
+from flatbayes.flatness.asam import adaptive_perturbation
+from flatbayes.flatness.ascent import Perturbation, check_ascent_steps, check_radius, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness
 
 Geometry = Literal["std", "mean_over_std"]
@@ -38,13 +38,13 @@ class PosteriorSAM(Flatness):
             `mean_over_std`: the norm is ||e / T|| with T = |mean| / std, and T = |w| for weights without a
             distribution.
         ascent_steps: Times the displacement is aimed; every one costs a gradient.
-        fresh_noise: Draw new random numbers for the second pass instead of replaying those of the first.
+        resample_noise: Draw new random numbers for the second pass instead of replaying those of the first.
     """
 
     rho: float = 3.0
     geometry: Geometry = "std"
     ascent_steps: int = 1
-    fresh_noise: bool = False
+    resample_noise: bool = False
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
@@ -53,34 +53,40 @@ class PosteriorSAM(Flatness):
             raise ValueError(f"geometry must be {' or '.join(get_args(Geometry))}, got {self.geometry!r}.")
 
     @property
-    def gradients(self) -> int:
+    def gradients_per_step(self) -> int:
         """One to aim with for each ascent step, and the final one."""
         return self.ascent_steps + 1
 
-    one_loss_from = 0.0  # the worst loss in the ball, to first order
+    stationary_after = 0.0  # the worst loss in the ball, to first order
 
-    def __call__(self, closure: Closure, model: nn.Module, course: Course | None = None) -> Closure:
+    def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """The closure whose gradient is that of the worst loss in the ball.
 
         Raises:
             ValueError: When it is called, and no weight has a distribution.
         """
-        return asked_at(self._offset, closure, model, ascent_steps=self.ascent_steps, fresh_noise=self.fresh_noise)
+        return gradient_at_perturbation(
+            self._compute_perturbation,
+            closure,
+            model,
+            ascent_steps=self.ascent_steps,
+            resample_noise=self.resample_noise,
+        )
 
-    def _offset(self, weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Offset:
+    def _compute_perturbation(self, weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
         params = list(weights.values())
-        spreads = spreads_of(params)
+        spreads = require_weight_distributions(params)
         scale_fn = std_scale if self.geometry == "std" else mean_over_std_scale
-        return adaptive_offset(grads, scale_fn(params, spreads), self.rho)
+        return adaptive_perturbation(grads, scale_fn(params, spreads), self.rho)
 
 
-def spreads_of(params: Iterable[Tensor]) -> list[Spread | None]:
+def require_weight_distributions(params: Iterable[Tensor]) -> list[DiagonalGaussian | None]:
     """What is offered for each parameter.
 
     Raises:
         ValueError: Nothing for any of them.
     """
-    spreads = [offered(param) for param in params]
+    spreads = [get_weight_distribution(param) for param in params]
     if all(spread is None for spread in spreads):
         raise ValueError(
             "PosteriorSAM takes its geometry from the standard deviations that the posterior has while it is fitted, "
@@ -90,17 +96,17 @@ def spreads_of(params: Iterable[Tensor]) -> list[Spread | None]:
     return spreads
 
 
-def std_scale(params: Sequence[Tensor], spreads: Sequence[Spread | None]) -> list[Tensor]:
+def std_scale(params: Sequence[Tensor], distributions: Sequence[DiagonalGaussian | None]) -> list[Tensor]:
     """T: the standard deviation; 0, so that they do not move, for parameters without one."""
     return [
         torch.zeros_like(param) if spread is None else spread.std.to(param.dtype)
-        for param, spread in zip(params, spreads, strict=True)
+        for param, spread in zip(params, distributions, strict=True)
     ]
 
 
-def mean_over_std_scale(params: Sequence[Tensor], spreads: Sequence[Spread | None]) -> list[Tensor]:
+def mean_over_std_scale(params: Sequence[Tensor], distributions: Sequence[DiagonalGaussian | None]) -> list[Tensor]:
     """T: `|mean| / std`, and `|w|` for parameters without a distribution."""
     return [
         (param.detach().abs() if spread is None else spread.mean.abs() / spread.std).to(param.dtype)
-        for param, spread in zip(params, spreads, strict=True)
+        for param, spread in zip(params, distributions, strict=True)
     ]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Course
+from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.core.selection import Selection, check_selection
-from flatbayes.flatness.aiming import aimed, check_part
-from flatbayes.flatness.ascent import Offset, check_ascent_steps, check_radius
+from flatbayes.core.parameter_selection import ParameterSelection, check_selection
+from flatbayes.flatness.aiming import check_ascent_batch_fraction, gradient_at_restricted_perturbation
+from flatbayes.flatness.ascent import Perturbation, check_ascent_steps, check_radius
 from flatbayes.flatness.flatness import Flatness
 
 
@@ -25,10 +25,10 @@ class SAM(Flatness):
     Attributes:
         rho: Radius of the ball, the norm taken over all trainable weights together.
         ascent_steps: Times the displacement is aimed; every one costs a gradient.
-        fresh_noise: Draw new dropout masks for the second pass, as the paper's code does, instead of replaying
+        resample_noise: Draw new dropout masks for the second pass, as the paper's code does, instead of replaying
             those of the first.
-        part: Share of the batch that the displacement is aimed with. It is the closure that saves the rest: see
-            `flatbayes.core.asked_part`. Running statistics then move at the displaced weights.
+        ascent_batch_fraction: Share of the batch that the displacement is aimed with. It is the closure that saves the rest: see
+            `flatbayes.core.subset_batch`. Running statistics then move at the displaced weights.
         params: Which parameters are displaced, in a ball of their own: `norms`, those of normalisation layers
             (Mueller et al., NeurIPS 2023), with a radius some ten times as large; `last_layer`, `weights`, `biases`,
             `no_biases`, `all`, or a list of name patterns. The passes that aim compute no other gradients.
@@ -36,37 +36,37 @@ class SAM(Flatness):
 
     rho: float = 0.05
     ascent_steps: int = 1
-    fresh_noise: bool = False
-    part: float = 1.0
-    params: Selection = "all"
+    resample_noise: bool = False
+    ascent_batch_fraction: float = 1.0
+    params: ParameterSelection = "all"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
         check_ascent_steps(self.ascent_steps)
-        check_part(self.part)
+        check_ascent_batch_fraction(self.ascent_batch_fraction)
         check_selection(self.params, "params")
 
     @property
-    def gradients(self) -> float:
+    def gradients_per_step(self) -> float:
         """One to aim with for each ascent step, or a part of one, and the final one."""
-        return self.ascent_steps * self.part + 1
+        return self.ascent_steps * self.ascent_batch_fraction + 1
 
-    one_loss_from = 0.0  # the worst loss in the ball, to first order
+    stationary_after = 0.0  # the worst loss in the ball, to first order
 
-    def __call__(self, closure: Closure, model: nn.Module, course: Course | None = None) -> Closure:
+    def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """The closure whose gradient is that of the worst loss in the ball."""
-        return aimed(
-            lambda _, grads: euclidean_offset(grads, self.rho),
+        return gradient_at_restricted_perturbation(
+            lambda _, grads: euclidean_perturbation(grads, self.rho),
             closure,
             model,
             ascent_steps=self.ascent_steps,
-            fresh_noise=self.fresh_noise,
-            part=self.part,
+            resample_noise=self.resample_noise,
+            ascent_batch_fraction=self.ascent_batch_fraction,
             params=self.params,
         )
 
 
-def euclidean_offset(grads: Sequence[Tensor], rho: float) -> Offset:
+def euclidean_perturbation(grads: Sequence[Tensor], rho: float) -> Perturbation:
     """Maximiser of <g, e> over ||e|| <= rho: e = rho g / ||g||, the norm over all tensors jointly.
 
     Args:
@@ -76,4 +76,4 @@ def euclidean_offset(grads: Sequence[Tensor], rho: float) -> Offset:
     Returns:
         One displacement per tensor, zero for a zero gradient.
     """
-    return Offset(list(grads), global_norm(grads), rho)
+    return Perturbation(list(grads), global_norm(grads), rho)

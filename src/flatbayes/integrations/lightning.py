@@ -13,22 +13,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flatbayes.core import Course
+from flatbayes.core import TrainingProgress
+from flatbayes.core.parameter_selection import ParameterSelection
 from flatbayes.core.randomness import RandomState
-from flatbayes.core.selection import Selection
-from flatbayes.data.extras import needed
+from flatbayes.data.optional import require_package
 from flatbayes.flatness import Flatness
-from flatbayes.integrations.following import Following, Plan, count_examples, steps_of
-from flatbayes.integrations.ranks import share
+from flatbayes.integrations.allreduce import synchronize_gradients
+from flatbayes.integrations.tracker import CollectionConfig, TrainingTracker, count_examples, count_optimizer_steps
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG
 from flatbayes.prediction import FittedPosterior
 
-with needed("lightning"):
+with require_package("lightning"):
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-    from flatbayes.integrations.lightning_step import MicroBatch, Step, loss_of, standing_in
+    from flatbayes.integrations.lightning_closure import MicroBatch, StepClosure, extract_loss, override_methods
 
 
 class FlatCallback(Callback):
@@ -54,18 +54,18 @@ class FlatCallback(Callback):
         *,
         collect_from: float = 0.7,
         collect_per_epoch: int = 1,
-        params: Selection = "all",
+        params: ParameterSelection = "all",
         network: str = "",
         num_data: int | None = None,
     ) -> None:
         self.flatness = flatness
         self.network = network
-        self._plan = Plan(swag, collect_from, collect_per_epoch, params, num_data)
-        self._following: Following | None = None
-        self._saved: Mapping[str, Any] | None = None
+        self._collection_config = CollectionConfig(swag, collect_from, collect_per_epoch, params, num_data)
+        self._tracker: TrainingTracker | None = None
+        self._pending_state_dict: Mapping[str, Any] | None = None
         self._micro_batches: list[MicroBatch] = []
         self._losses: list[Tensor | None] = []
-        self._stand_ins = ExitStack()
+        self._method_overrides = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take over the two methods.
@@ -75,54 +75,63 @@ class FlatCallback(Callback):
         """
         if stage != "fit":
             return
-        check_module(trainer, pl_module)
+        check_supported(trainer, pl_module)
         own = pl_module.training_step
         stand_ins = {
-            "training_step": self._noting(own, pl_module),
-            "optimizer_step": self._stepping(own, trainer, pl_module),
+            "training_step": self._wrap_training_step(own, pl_module),
+            "optimizer_step": self._wrap_optimizer_step(own, trainer, pl_module),
         }
-        self._stand_ins.enter_context(standing_in(pl_module, **stand_ins))
+        self._method_overrides.enter_context(override_methods(pl_module, **stand_ins))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the methods back."""
-        self._forget()
-        self._stand_ins.close()
+        self._clear_micro_batches()
+        self._method_overrides.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the methods back."""
-        self._forget()
-        self._stand_ins.close()
+        self._clear_micro_batches()
+        self._method_overrides.close()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to follow the training, or go on where the checkpoint was written."""
-        total_steps, batches = _finite(trainer.estimated_stepping_batches), _finite(trainer.num_training_batches)
-        if self._saved is None and self._following is not None and trainer.global_step == self._following.course.step:
-            self._following.course.total_steps = total_steps  # fit once more
+        total_steps, batches = (
+            _to_finite_int(trainer.estimated_stepping_batches),
+            _to_finite_int(trainer.num_training_batches),
+        )
+        if (
+            self._pending_state_dict is None
+            and self._tracker is not None
+            and trainer.global_step == self._tracker.progress.step
+        ):
+            self._tracker.progress.total_steps = total_steps  # fit once more
             return
         network = pl_module.get_submodule(self.network)
-        course = Course(step=trainer.global_step, total_steps=total_steps)
-        steps_per_epoch = None if batches is None else steps_of(batches, trainer.accumulate_grad_batches)
-        num_data = count_examples(self._plan, _dataset(trainer))
-        self._following = Following.start(self._plan, network, course, steps_per_epoch, num_data)
-        if self._saved is not None:
-            self._following.load_state_dict(self._saved)
-            self._saved = None
+        course = TrainingProgress(step=trainer.global_step, total_steps=total_steps)
+        steps_per_epoch = None if batches is None else count_optimizer_steps(batches, trainer.accumulate_grad_batches)
+        num_data = count_examples(self._collection_config, _get_train_dataset(trainer))
+        self._tracker = TrainingTracker.start_tracking(
+            self._collection_config, network, course, steps_per_epoch, num_data
+        )
+        if self._pending_state_dict is not None:
+            self._tracker.load_state_dict(self._pending_state_dict)
+            self._pending_state_dict = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """An epoch that was left early may have left micro-batches."""
-        self._forget()
+        self._clear_micro_batches()
 
     def state_dict(self) -> dict[str, Any]:
         """What Lightning's checkpoint needs for training to go on bit for bit."""
-        if self._following is not None:
-            return self._following.state_dict()
-        return dict(self._saved or {})
+        if self._tracker is not None:
+            return self._tracker.state_dict()
+        return dict(self._pending_state_dict or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from here as soon as training starts."""
-        self._saved = state_dict
+        self._pending_state_dict = state_dict
 
-    def posterior(
+    def make_posterior(
         self,
         likelihood: Likelihood,
         *,
@@ -141,62 +150,64 @@ class FlatCallback(Callback):
         Raises:
             RuntimeError: Nothing was trained yet.
         """
-        if self._following is None:
+        if self._tracker is None:
             raise RuntimeError("There is no posterior before training: call trainer.fit with this callback first.")
-        return self._following.fitted(likelihood, _as_it_is, transform, statistics_inputs, info)
+        return self._tracker.make_posterior(likelihood, _return_network, transform, statistics_inputs, info)
 
-    def _noting(self, training_step: Callable[..., Any], module: LightningModule) -> Callable[..., Any]:
+    def _wrap_training_step(self, training_step: Callable[..., Any], module: LightningModule) -> Callable[..., Any]:
         @wraps(training_step)
-        def noted(*args: Any, **kwargs: Any) -> Any:
+        def recording_step(*args: Any, **kwargs: Any) -> Any:
             micro_batch = MicroBatch(args, kwargs, RandomState.capture(module))
             output = training_step(*args, **kwargs)
-            loss = loss_of(output)
+            loss = extract_loss(output)
             self._micro_batches.append(micro_batch)
             self._losses.append(None if loss is None else loss.detach() / module.trainer.accumulate_grad_batches)
             return output
 
-        return noted
+        return recording_step
 
-    def _stepping(
+    def _wrap_optimizer_step(
         self, training_step: Callable[..., Any], trainer: Trainer, module: LightningModule
     ) -> Callable[..., None]:
         optimizer_step = module.optimizer_step
 
         @wraps(optimizer_step)
-        def stepped(epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any]) -> None:
-            following = self._following
+        def flat_optimizer_step(
+            epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any]
+        ) -> None:
+            following = self._tracker
             if following is None:  # a Trainer that starts no training takes no steps either
                 raise RuntimeError("A step before the start of training: call trainer.fit with this callback.")
 
             def zero_grad() -> None:
                 module.optimizer_zero_grad(epoch, batch_idx, optimizer)
 
-            step = Step(
+            step = StepClosure(
                 trainer, module, training_step, zero_grad, optimizer_closure, self._micro_batches, self._losses
             )
-            flat = self.flatness(step, module, following.course)
+            flat = self.flatness(step, module, following.progress)
 
-            def everywhere() -> Tensor | None:
+            def average_over_processes() -> Tensor | None:
                 # Each process looks for its own worst point; what it finds there is averaged.
                 strategy = trainer.strategy
                 with strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext():
                     loss = flat()
                 if isinstance(strategy, DDPStrategy):
-                    share(module)
+                    synchronize_gradients(module)
                 return None if self._losses[-1] is None else loss  # Lightning wants to know of a batch left out
 
-            optimizer_step(epoch, batch_idx, optimizer, everywhere)
-            self._forget()
+            optimizer_step(epoch, batch_idx, optimizer, average_over_processes)
+            self._clear_micro_batches()
             following.advance()
 
-        return stepped
+        return flat_optimizer_step
 
-    def _forget(self) -> None:
+    def _clear_micro_batches(self) -> None:
         self._micro_batches.clear()
         self._losses.clear()
 
 
-def check_module(trainer: Trainer, module: LightningModule) -> None:
+def check_supported(trainer: Trainer, module: LightningModule) -> None:
     """Refuse what cannot be made sharpness-aware from outside.
 
     Raises:
@@ -217,13 +228,13 @@ def check_module(trainer: Trainer, module: LightningModule) -> None:
         )
 
 
-def _dataset(trainer: Trainer) -> object:
+def _get_train_dataset(trainer: Trainer) -> object:
     return getattr(trainer.train_dataloader, "dataset", None)
 
 
-def _finite(number: float | None) -> int | None:
+def _to_finite_int(number: float | None) -> int | None:
     return int(number) if number is not None and 0 < number < float("inf") else None
 
 
-def _as_it_is(network: nn.Module) -> nn.Module:
+def _return_network(network: nn.Module) -> nn.Module:
     return network

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Course
-from flatbayes.core.files import replacing
-from flatbayes.core.selection import Selection
-from flatbayes.data.extras import needed
+from flatbayes.core import TrainingProgress
+from flatbayes.core.files import atomic_write
+from flatbayes.core.parameter_selection import ParameterSelection
+from flatbayes.data.optional import require_package
 from flatbayes.flatness import Flatness, Plain
-from flatbayes.integrations.following import Following, Plan, count_examples, steps_of
-from flatbayes.integrations.ranks import share
+from flatbayes.integrations.allreduce import synchronize_gradients
+from flatbayes.integrations.tracker import CollectionConfig, TrainingTracker, count_examples, count_optimizer_steps
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG
 from flatbayes.prediction import FittedPosterior
 
-with needed("transformers"):
+with require_package("transformers"):
     from accelerate.utils import DistributedType
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -34,18 +34,18 @@ with needed("transformers"):
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 if TYPE_CHECKING:
-    _Base = Trainer  # what the mixin is put before
+    _TrainerBase = Trainer  # what the mixin is put before
 else:
-    _Base = object
+    _TrainerBase = object
 
-FILE = "flatbayes.safetensors"
+TRACKER_FILE_NAME = "flatbayes.safetensors"
 """What is ours in the folder of a checkpoint."""
 
-WHOLE = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+SUPPORTED_DISTRIBUTED_TYPES = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 """Ways of running in which every process has all weights."""
 
 
-class FlatTrainerMixin(_Base):
+class FlatTrainerMixin(_TrainerBase):
     """Put before a Trainer of transformers, makes its training sharpness-aware and collects SWAG along the way.
 
     `class MyTrainer(FlatTrainerMixin, Seq2SeqTrainer)`; with the plain one it is `FlatTrainer`. A Trainer is made to
@@ -72,22 +72,22 @@ class FlatTrainerMixin(_Base):
         swag: SWAG | None = None,
         collect_from: float = 0.7,
         collect_per_epoch: int = 1,
-        params: Selection = "all",
+        params: ParameterSelection = "all",
         num_data: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.flatness = flatness
-        self._plan = Plan(swag, collect_from, collect_per_epoch, params, num_data)
-        self._following: Following | None = None
-        self._checkpoint: str | None = None
+        self._collection_config = CollectionConfig(swag, collect_from, collect_per_epoch, params, num_data)
+        self._tracker: TrainingTracker | None = None
+        self._resume_path: str | None = None
         self._micro_batches: list[dict[str, Any]] = []
         super().__init__(*args, **kwargs)
         kind = self.accelerator.distributed_type
-        if kind not in WHOLE:
+        if kind not in SUPPORTED_DISTRIBUTED_TYPES:
             raise ValueError(
                 f"{kind.value} splits the weights over processes, or is not known here; use one, or DDP."
             )
-        self.add_callback(_Follower(self))
+        self.add_callback(_TrackerCallback(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer does; a checkpoint also gives back what was collected, and what the flatness remembers.
@@ -98,10 +98,10 @@ class FlatTrainerMixin(_Base):
         found = resume_from_checkpoint or None
         if found is True:
             found = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
-        self._checkpoint = found
-        if found and not (Path(found) / FILE).is_file():
+        self._resume_path = found
+        if found and not (Path(found) / TRACKER_FILE_NAME).is_file():
             raise FileNotFoundError(
-                f"{found} has no {FILE}: it was written without FlatTrainerMixin. Start from its weights instead."
+                f"{found} has no {TRACKER_FILE_NAME}: it was written without FlatTrainerMixin. Start from its weights instead."
             )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -123,17 +123,17 @@ class FlatTrainerMixin(_Base):
                 total += one_step(micro_batch)
             return total
 
-        course = None if self._following is None else self._following.course
+        course = None if self._tracker is None else self._tracker.progress
         ranks = self.accelerator.num_processes
         # Each process looks for its own worst point; what it finds there is averaged.
         with self.accelerator.no_sync(model) if ranks > 1 else nullcontext():
             loss = self.flatness(closure, self.accelerator.unwrap_model(model), course)()
         if ranks > 1:
-            share(model)
+            synchronize_gradients(model)
         self._micro_batches.clear()
         return loss
 
-    def posterior(
+    def make_posterior(
         self,
         likelihood: Likelihood,
         *,
@@ -152,11 +152,11 @@ class FlatTrainerMixin(_Base):
         Raises:
             RuntimeError: Nothing was trained yet.
         """
-        if self._following is None:
+        if self._tracker is None:
             raise RuntimeError("There is no posterior before training: call train() first.")
         make = Logits if wrap is None else wrap
-        return self._following.fitted(
-            likelihood, lambda model: make(_unwrapped(model)), None, statistics_inputs, info
+        return self._tracker.make_posterior(
+            likelihood, lambda model: make(_remove_autocast_wrapper(model)), None, statistics_inputs, info
         )
 
 
@@ -179,21 +179,21 @@ class Logits(nn.Module):
     def __init__(self, model: nn.Module, pad_token_id: int | None = None) -> None:
         super().__init__()
         self.model = model
-        self.argument = getattr(model, "main_input_name", "input_ids")
+        self.input_name = getattr(model, "main_input_name", "input_ids")
         self.pad_token_id: int | None = (
             getattr(model.config, "pad_token_id", None) if pad_token_id is None else pad_token_id
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits for token numbers of shape (batch, length), or for whatever the model's main input is."""
-        given = {self.argument: inputs}
-        if self.argument == "input_ids" and self.pad_token_id is not None:
+        given = {self.input_name: inputs}
+        if self.input_name == "input_ids" and self.pad_token_id is not None:
             given["attention_mask"] = inputs.ne(self.pad_token_id).long()
         logits: Tensor = self.model(**given).logits
         return logits
 
 
-class _Follower(TrainerCallback):
+class _TrackerCallback(TrainerCallback):
     """Follows the Trainer's training on behalf of the mixin."""
 
     def __init__(self, trainer: Any) -> None:
@@ -202,55 +202,58 @@ class _Follower(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         trainer._micro_batches.clear()
-        course = Course(step=state.global_step, total_steps=state.max_steps)
+        course = TrainingProgress(step=state.global_step, total_steps=state.max_steps)
         model = trainer.accelerator.unwrap_model(trainer.model)
-        num_data = count_examples(trainer._plan, trainer.train_dataset)
-        steps = _steps_per_epoch(kwargs["train_dataloader"], args.gradient_accumulation_steps)
-        trainer._following = Following.start(trainer._plan, model, course, steps, num_data)
-        if trainer._checkpoint is not None:
-            trainer._following.load_state_dict(_read(Path(trainer._checkpoint) / FILE))
+        num_data = count_examples(trainer._collection_config, trainer.train_dataset)
+        steps = _count_steps_per_epoch(kwargs["train_dataloader"], args.gradient_accumulation_steps)
+        trainer._tracker = TrainingTracker.start_tracking(trainer._collection_config, model, course, steps, num_data)
+        if trainer._resume_path is not None:
+            trainer._tracker.load_state_dict(_load_tracker_state(Path(trainer._resume_path) / TRACKER_FILE_NAME))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._micro_batches.clear()  # of an epoch that was left early
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._following.advance()
+        self.trainer._tracker.advance()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.should_save:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            _write(folder / FILE, self.trainer._following.state_dict())
+            _save_tracker_state(folder / TRACKER_FILE_NAME, self.trainer._tracker.state_dict())
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def _remove_autocast_wrapper(model: nn.Module) -> nn.Module:
     # Accelerate has put autocast around this one model's forward for training; predictions are in full precision.
     if vars(model).pop("_original_forward", None) is not None:
         vars(model).pop("forward", None)
     return model
 
 
-def _steps_per_epoch(batches: Any, accumulate: int) -> int | None:
+def _count_steps_per_epoch(dataloader: Any, accumulation_steps: int) -> int | None:
     try:
-        return steps_of(len(batches), accumulate)
+        return count_optimizer_steps(len(dataloader), accumulation_steps)
     except TypeError:
         return None
 
 
-def _write(path: Path, saved: Mapping[str, Any]) -> None:
-    course = dict(saved["course"])
+def _save_tracker_state(path: Path, state_dict: Mapping[str, Any]) -> None:
+    course = dict(state_dict["course"])
     tensors = {f"kept.{name}": tensor for name, tensor in course.pop("kept").items()}
-    tensors |= {f"statistics.{name}": tensor for name, tensor in saved["statistics"].items()}
-    with replacing(path) as temporary:
+    tensors |= {f"statistics.{name}": tensor for name, tensor in state_dict["statistics"].items()}
+    with atomic_write(path) as temporary:
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_file(copies, temporary, metadata={"course": json.dumps(course)})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _load_tracker_state(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
         course = json.loads(file.metadata()["course"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return {"course": {**course, "kept": _below(tensors, "kept.")}, "statistics": _below(tensors, "statistics.")}
+    return {
+        "course": {**course, "kept": _select_by_prefix(tensors, "kept.")},
+        "statistics": _select_by_prefix(tensors, "statistics."),
+    }
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _select_by_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -49,7 +49,7 @@ class CategoricalPredictive(Predictive):
     @property
     def entropy(self) -> Float[Tensor, " examples"]:
         """Entropy of the averaged probabilities: H[mean p]."""
-        return entropy(self.log_probs)
+        return categorical_entropy(self.log_probs)
 
     @property
     def mutual_information(self) -> Float[Tensor, " examples"]:
@@ -80,13 +80,13 @@ class CategoricalPredictive(Predictive):
         }
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Self]) -> Self:
+    def concatenate(cls, predictions: Sequence[Self]) -> Self:
         """Predictions for all examples of the parts, in order."""
-        members = [p.member_probs for p in parts if p.member_probs is not None]
+        members = [p.member_probs for p in predictions if p.member_probs is not None]
         return cls(
-            torch.cat([p.log_probs for p in parts]),
-            torch.cat([p.expected_entropy for p in parts]),
-            torch.cat([p.variance_of_probs for p in parts]),
+            torch.cat([p.log_probs for p in predictions]),
+            torch.cat([p.expected_entropy for p in predictions]),
+            torch.cat([p.variance_of_probs for p in predictions]),
             torch.cat(members, dim=1) if members else None,
         )
 
@@ -116,22 +116,22 @@ class Categorical(Likelihood):
         Raises:
             ValueError: The outputs are not one logit per class.
         """
-        return self.smoothed_loss(0.0)(outputs, targets)
+        return self.make_smoothed_loss(0.0)(outputs, targets)
 
-    def smoothed_loss(self, share: float) -> LossFn:
+    def make_smoothed_loss(self, label_smoothing: float) -> LossFn:
         """Mean cross entropy with a share of each target spread evenly over all classes (Szegedy et al., 2016).
 
         (1 - share) CE(target) + share / classes * the sum of CE(class) over all classes: for training only, since it
         is not the likelihood of the data.
 
         Args:
-            share: At least 0, which is the plain loss, and below 1.
+            label_smoothing: At least 0, which is the plain loss, and below 1.
         """
 
         def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-            self._check(outputs)
+            self._check_outputs(outputs)
             logits = outputs.float() if outputs.dtype != torch.float64 else outputs
-            return F.cross_entropy(logits, targets, label_smoothing=share)
+            return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
         return loss
 
@@ -145,18 +145,18 @@ class Categorical(Likelihood):
         """
         count, members = 0, []
         for logits in outputs:
-            self._check(logits)
+            self._check_outputs(logits)
             log_probs = log_softmax(logits.double())
             probs = log_probs.exp()
             if keep_members:
                 members.append(probs.float())
             count += 1
             if count == 1:
-                log_sum, entropies = log_probs.clone(), entropy(log_probs, probs)
+                log_sum, entropies = log_probs.clone(), categorical_entropy(log_probs, probs)
                 mean, sum_squares = probs, torch.zeros_like(probs)
                 continue
             torch.logaddexp(log_sum, log_probs, out=log_sum)
-            entropies += entropy(log_probs, probs)
+            entropies += categorical_entropy(log_probs, probs)
             deviation = probs - mean
             mean.add_(deviation, alpha=1 / count)
             sum_squares.addcmul_(deviation, deviation, value=1 - 1 / count)
@@ -169,7 +169,7 @@ class Categorical(Likelihood):
             torch.stack(members) if keep_members else None,
         )
 
-    def _check(self, outputs: Tensor) -> None:
+    def _check_outputs(self, outputs: Tensor) -> None:
         if outputs.ndim != 2 or outputs.shape[1] != self.num_classes:
             raise ValueError(
                 f"The model gives outputs of shape {tuple(outputs.shape)}, but there are {self.num_classes} classes: "
@@ -183,7 +183,7 @@ def log_softmax(logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batc
     return shifted - shifted.exp().sum(-1, keepdim=True).log()
 
 
-def entropy(
+def categorical_entropy(
     log_probs: Float[Tensor, "*batch classes"], probs: Float[Tensor, "*batch classes"] | None = None
 ) -> Float[Tensor, "*batch"]:
     """-sum_c p_c log p_c in nats, with 0 log 0 = 0.

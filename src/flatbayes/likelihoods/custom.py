@@ -18,16 +18,16 @@ class Custom(Likelihood):
         loss_fn: (outputs, targets) to the *mean* over the batch of the negative log likelihood, a differentiable
             scalar. Prior, weight decay and KL are the posterior's. What is not a negative log likelihood works too,
             but then a temperature of one has no meaning of its own.
-        reads: Makes predictions out of outputs.
+        output_likelihood: Makes predictions out of outputs.
     """
 
     loss_fn: Callable[[Tensor, Tensor], Tensor]
-    reads: Likelihood
+    output_likelihood: Likelihood
 
     @property
     def num_outputs(self) -> int:
         """As many as what reads them wants."""
-        return self.reads.num_outputs
+        return self.output_likelihood.num_outputs
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Yours.
@@ -45,4 +45,4 @@ class Custom(Likelihood):
 
     def predictive(self, outputs: Iterable[Tensor], *, keep_members: bool = False) -> Predictive:
         """As `reads` has it."""
-        return self.reads.predictive(outputs, keep_members=keep_members)
+        return self.output_likelihood.predictive(outputs, keep_members=keep_members)

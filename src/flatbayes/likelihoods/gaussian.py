@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from flatbayes.likelihoods import mixture
 from flatbayes.likelihoods.likelihood import Likelihood, Predictive
 
-LEVEL = 0.95
+DEFAULT_INTERVAL_LEVEL = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,15 +67,17 @@ class GaussianPredictive(Predictive):
     @property
     def entropy(self) -> Float[Tensor, " examples"]:
         """Entropy of the mixture, integrated numerically; of several targets, the sum, a bound from above."""
-        return _summed(mixture.entropy(self.member_means, self.member_stds))
+        return _sum_targets(mixture.mixture_entropy(self.member_means, self.member_stds))
 
     @property
     def mutual_information(self) -> Float[Tensor, " examples"]:
         """Entropy of the mixture - mean entropy of the networks, at least zero; summed over the targets."""
         noise = mixture.normal_entropy(self.member_stds).mean(0)
-        return _summed((mixture.entropy(self.member_means, self.member_stds) - noise).clamp_min(0.0))
+        return _sum_targets((mixture.mixture_entropy(self.member_means, self.member_stds) - noise).clamp_min(0.0))
 
-    def interval(self, level: float = LEVEL) -> tuple[Float[Tensor, "examples ..."], Float[Tensor, "examples ..."]]:
+    def interval(
+        self, level: float = DEFAULT_INTERVAL_LEVEL
+    ) -> tuple[Float[Tensor, "examples ..."], Float[Tensor, "examples ..."]]:
         """Ends of the central interval: the target is below, and above it, with probability (1 - level) / 2.
 
         Raises:
@@ -84,7 +86,7 @@ class GaussianPredictive(Predictive):
         if not 0 < level < 1:
             raise ValueError(f"The level of an interval lies strictly between 0 and 1, got {level}.")
         low, high = (
-            mixture.quantile(probability, self.member_means, self.member_stds)
+            mixture.mixture_quantile(probability, self.member_means, self.member_stds)
             for probability in ((1 - level) / 2, (1 + level) / 2)
         )
         return low, high
@@ -95,7 +97,7 @@ class GaussianPredictive(Predictive):
         Raises:
             ValueError: The targets have another shape than the predictions.
         """
-        return mixture.cdf(self._like_mean(targets), self.member_means, self.member_stds)
+        return mixture.mixture_cdf(self._prepare_targets(targets), self.member_means, self.member_stds)
 
     def log_prob(self, targets: Float[Tensor, "examples ..."]) -> Float[Tensor, " examples"]:
         """Log density of the mixture at the targets of an example, all of them jointly, per unit of the targets.
@@ -103,8 +105,8 @@ class GaussianPredictive(Predictive):
         Raises:
             ValueError: The targets have another shape than the predictions.
         """
-        of_each = mixture.log_density(self._like_mean(targets), self.member_means, self.member_stds)
-        return mixture.average_density(of_each if of_each.ndim == 2 else of_each.sum(-1))
+        of_each = mixture.normal_log_density(self._prepare_targets(targets), self.member_means, self.member_stds)
+        return mixture.log_mean_density(of_each if of_each.ndim == 2 else of_each.sum(-1))
 
     def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
         """`mean`, `std`, ends of the 95 % interval, `aleatoric` and `epistemic` variance, root of the last.
@@ -131,14 +133,14 @@ class GaussianPredictive(Predictive):
         }
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Self]) -> Self:
+    def concatenate(cls, predictions: Sequence[Self]) -> Self:
         """Predictions for all examples of the parts, in order."""
         return cls(
-            torch.cat([part.member_means for part in parts], dim=1),
-            torch.cat([part.member_stds for part in parts], dim=1),
+            torch.cat([part.member_means for part in predictions], dim=1),
+            torch.cat([part.member_stds for part in predictions], dim=1),
         )
 
-    def _like_mean(self, targets: Tensor) -> Tensor:
+    def _prepare_targets(self, targets: Tensor) -> Tensor:
         shape = self.member_means.shape[1:]
         if targets.shape != shape:
             raise ValueError(
@@ -223,14 +225,14 @@ class Gaussian(Likelihood):
         Raises:
             ValueError: The outputs are not a mean and a raw scale for each target, or the targets have no such shape.
         """
-        mean, std = self.standardised(outputs if outputs.dtype == torch.float64 else outputs.float())
-        location, scale = _units(self.location, self.scale, mean.dtype, mean.device)
-        if targets.shape != outputs.shape[:1] + self._shape and targets.shape != mean.shape:
+        mean, std = self.split_outputs(outputs if outputs.dtype == torch.float64 else outputs.float())
+        location, scale = _location_scale_tensors(self.location, self.scale, mean.dtype, mean.device)
+        if targets.shape != outputs.shape[:1] + self._target_shape and targets.shape != mean.shape:
             raise ValueError(
-                f"Expected targets of the shape {(len(outputs), *self._shape)}, got {tuple(targets.shape)}."
+                f"Expected targets of the shape {(len(outputs), *self._target_shape)}, got {tuple(targets.shape)}."
             )
         standard = (targets.reshape(mean.shape).to(mean.dtype) - location) / scale
-        return sum(map(math.log, self.scale)) - mixture.log_density(standard, mean, std).sum(-1).mean()
+        return sum(map(math.log, self.scale)) - mixture.normal_log_density(standard, mean, std).sum(-1).mean()
 
     def predictive(
         self, outputs: Iterable[Float[Tensor, "batch outputs"]], *, keep_members: bool = False
@@ -242,15 +244,15 @@ class Gaussian(Likelihood):
         """
         means, stds = [], []
         for one in outputs:
-            mean, std = self.standardised(one.double())
-            location, scale = _units(self.location, self.scale, mean.dtype, mean.device)
-            means.append((location + scale * mean).reshape(len(one), *self._shape))
-            stds.append((scale * std).reshape(len(one), *self._shape))
+            mean, std = self.split_outputs(one.double())
+            location, scale = _location_scale_tensors(self.location, self.scale, mean.dtype, mean.device)
+            means.append((location + scale * mean).reshape(len(one), *self._target_shape))
+            stds.append((scale * std).reshape(len(one), *self._target_shape))
         if not means:
             raise ValueError("There is no prediction without networks: ask for at least 1 draw.")
         return GaussianPredictive(torch.stack(means), torch.stack(stds))
 
-    def standardised(self, outputs: Float[Tensor, "batch outputs"]) -> tuple[Tensor, Tensor]:
+    def split_outputs(self, outputs: Float[Tensor, "batch outputs"]) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation that a network gives, in units of the scale; each of shape (batch, targets).
 
         Raises:
@@ -267,16 +269,16 @@ class Gaussian(Likelihood):
         return mean, self.floor + F.softplus(raw)
 
     @property
-    def _shape(self) -> tuple[int, ...]:
+    def _target_shape(self) -> tuple[int, ...]:
         return () if self.num_targets == 1 else (self.num_targets,)
 
 
 @lru_cache(maxsize=16)
-def _units(
+def _location_scale_tensors(
     location: tuple[float, ...], scale: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     return torch.tensor(location, dtype=dtype, device=device), torch.tensor(scale, dtype=dtype, device=device)
 
 
-def _summed(values: Float[Tensor, "examples ..."]) -> Float[Tensor, " examples"]:
+def _sum_targets(values: Float[Tensor, "examples ..."]) -> Float[Tensor, " examples"]:
     return values if values.ndim == 1 else values.sum(-1)

@@ -42,7 +42,7 @@ class Predictive(ABC):
 
     @classmethod
     @abstractmethod
-    def concatenate(cls, parts: Sequence[Self]) -> Self:
+    def concatenate(cls, predictions: Sequence[Self]) -> Self:
         """Predictions for all examples of the parts, in order."""
 
 

@@ -5,55 +5,55 @@ from flatbayes.metrics.calibration import (
     adaptive_ece,
     classwise_ece,
     ece,
-    reliability,
+    reliability_bins,
     wilson_interval,
 )
 from flatbayes.metrics.classification import classification_metrics
 from flatbayes.metrics.definitions import DEFINITIONS, HIGHER_IS_BETTER
 from flatbayes.metrics.detection import aupr, auroc, auroc_correct, entropy_divergence, fpr_at_tpr
-from flatbayes.metrics.extra import FAMILIES
+from flatbayes.metrics.extra import METRIC_FAMILIES
 from flatbayes.metrics.regression import (
     CoverageCurve,
-    coverage,
+    coverage_curve,
     crps,
+    interval_width,
     miscalibration,
     regression_metrics,
     rmse,
-    width,
 )
-from flatbayes.metrics.scores import accuracy, brier, nll
-from flatbayes.metrics.selective import aurc, excess_aurc, risk_coverage
-from flatbayes.metrics.temperature import temperature_scaling, tempered
+from flatbayes.metrics.scores import accuracy, brier_score, nll
+from flatbayes.metrics.selective import aurc, excess_aurc, risk_coverage_curve
+from flatbayes.metrics.temperature import apply_temperature, fit_temperature
 
 __all__ = [
     "DEFINITIONS",
-    "FAMILIES",
     "HIGHER_IS_BETTER",
+    "METRIC_FAMILIES",
     "CoverageCurve",
     "ReliabilityBins",
     "accuracy",
     "adaptive_ece",
+    "apply_temperature",
     "aupr",
     "aurc",
     "auroc",
     "auroc_correct",
-    "brier",
+    "brier_score",
     "classification_metrics",
     "classwise_ece",
-    "coverage",
+    "coverage_curve",
     "crps",
     "ece",
     "entropy_divergence",
     "excess_aurc",
+    "fit_temperature",
     "fpr_at_tpr",
+    "interval_width",
     "miscalibration",
     "nll",
     "regression_metrics",
-    "reliability",
-    "risk_coverage",
+    "reliability_bins",
+    "risk_coverage_curve",
     "rmse",
-    "temperature_scaling",
-    "tempered",
-    "width",
     "wilson_interval",
 ]

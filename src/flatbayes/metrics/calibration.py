@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatbayes.metrics.checks import checked_probs
+from flatbayes.metrics.checks import check_probs
 
-Closed = Literal["right", "left"]
+ClosedSide = Literal["right", "left"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ReliabilityBins:
     confidence: tuple[float, ...]
     accuracy: tuple[float, ...]
 
-    def intervals(self, level: float = 0.95) -> tuple[tuple[float, float], ...]:
+    def accuracy_intervals(self, level: float = 0.95) -> tuple[tuple[float, float], ...]:
         """Wilson's interval of the accuracy in each bin, (0, 1) where it is empty.
 
         Args:
@@ -58,11 +58,11 @@ class ReliabilityBins:
         }
 
 
-def reliability(
+def reliability_bins(
     probs: Float[Tensor, "examples classes"],
     labels: Int[Tensor, " examples"],
     num_bins: int = 20,
-    closed: Closed = "right",
+    closed: ClosedSide = "right",
 ) -> ReliabilityBins:
     """Sort predictions into bins of equal width.
 
@@ -80,9 +80,9 @@ def reliability(
         ValueError: Probabilities or labels are not what they should be, or there is no such binning.
     """
     _check_binning(num_bins, closed)
-    confidence, right = _top(*checked_probs(probs, labels))
-    edges = _edges(num_bins)
-    counts, sums, hits = _binned(confidence, right, num_bins, closed)
+    confidence, right = _top_confidence(*check_probs(probs, labels))
+    edges = _bin_edges(num_bins)
+    counts, sums, hits = _sum_by_bin(confidence, right, num_bins, closed)
     return ReliabilityBins(
         tuple(edges.tolist()),
         tuple(int(count) for count in counts),
@@ -95,7 +95,7 @@ def ece(
     probs: Float[Tensor, "examples classes"],
     labels: Int[Tensor, " examples"],
     num_bins: int = 20,
-    closed: Closed = "right",
+    closed: ClosedSide = "right",
 ) -> float:
     """Expected calibration error: sum_b n_b / n |accuracy_b - confidence_b|.
 
@@ -106,12 +106,12 @@ def ece(
         probs: Class probabilities.
         labels: Index of the true class.
         num_bins: Number of bins of equal width.
-        closed: The edge that belongs to a bin, as in `reliability`.
+        closed: The edge that belongs to a bin, as in `reliability_bins`.
 
     Raises:
         ValueError: Probabilities or labels are not what they should be, or there is no such binning.
     """
-    bins = reliability(probs, labels, num_bins, closed)
+    bins = reliability_bins(probs, labels, num_bins, closed)
     gaps = zip(bins.counts, bins.accuracy, bins.confidence, strict=True)
     return sum(count * abs(acc - conf) for count, acc, conf in gaps) / len(labels)
 
@@ -134,7 +134,7 @@ def adaptive_ece(
         ValueError: Probabilities or labels are not what they should be, or there is no such binning.
     """
     _check_binning(num_bins, "right")
-    confidence, right = _top(*checked_probs(probs, labels))
+    confidence, right = _top_confidence(*check_probs(probs, labels))
     confidence, order = confidence.sort()
     _, place, counts = confidence.unique_consecutive(return_inverse=True, return_counts=True)
     averaged = (torch.bincount(place, weights=right[order]) / counts)[place]
@@ -147,7 +147,7 @@ def classwise_ece(
     probs: Float[Tensor, "examples classes"],
     labels: Int[Tensor, " examples"],
     num_bins: int = 20,
-    closed: Closed = "right",
+    closed: ClosedSide = "right",
 ) -> float:
     """Mean over classes of sum_b n_cb / n |frequency of the class in b - mean probability of the class in b|.
 
@@ -157,17 +157,17 @@ def classwise_ece(
         probs: Class probabilities.
         labels: Index of the true class.
         num_bins: Number of bins of equal width.
-        closed: The edge that belongs to a bin, as in `reliability`.
+        closed: The edge that belongs to a bin, as in `reliability_bins`.
 
     Raises:
         ValueError: Probabilities or labels are not what they should be, or there is no such binning.
     """
     _check_binning(num_bins, closed)
-    probs, labels = checked_probs(probs, labels)
+    probs, labels = check_probs(probs, labels)
     truth = F.one_hot(labels, probs.shape[1]).double()
     total = 0.0
     for column, is_class in zip(probs.T, truth.T, strict=True):
-        _, sums, hits = _binned(column.contiguous(), is_class.contiguous(), num_bins, closed)
+        _, sums, hits = _sum_by_bin(column.contiguous(), is_class.contiguous(), num_bins, closed)
         total += float((hits - sums).abs().sum())
     return total / probs.numel()
 
@@ -203,19 +203,19 @@ def _check_binning(num_bins: int, closed: str) -> None:
         raise ValueError(f"closed must be 'right' for bins (a, b] or 'left' for bins [a, b), got {closed!r}.")
 
 
-def _top(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _top_confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Confidence of each prediction, and 1 where it is right."""
     top = probs.argmax(-1)
     return probs.gather(1, top[:, None]).squeeze(1), (top == labels).double()
 
 
-def _edges(num_bins: int) -> Tensor:
+def _bin_edges(num_bins: int) -> Tensor:
     return torch.arange(num_bins + 1, dtype=torch.float64) / num_bins
 
 
-def _binned(values: Tensor, hits: Tensor, num_bins: int, closed: str) -> tuple[Tensor, Tensor, Tensor]:
+def _sum_by_bin(values: Tensor, hits: Tensor, num_bins: int, closed: str) -> tuple[Tensor, Tensor, Tensor]:
     """Of each bin of equal width: examples, sum of the values, sum of the hits."""
-    place = torch.bucketize(values, _edges(num_bins)[1:-1], right=closed == "left")
+    place = torch.bucketize(values, _bin_edges(num_bins)[1:-1], right=closed == "left")
     return (
         torch.bincount(place, minlength=num_bins),
         torch.bincount(place, weights=values, minlength=num_bins),

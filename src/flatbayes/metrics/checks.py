@@ -7,7 +7,7 @@ RANGE_TOLERANCE = 1e-6
 SUM_TOLERANCE = 1e-3
 
 
-def checked_probs(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def check_probs(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities clamped into [0, 1] and labels, ready to compute with.
 
     Args:
@@ -20,7 +20,7 @@ def checked_probs(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: Probabilities or labels are not what they should be.
     """
-    probs = _examples_by_classes(probs, "probabilities")
+    probs = _check_matrix(probs, "probabilities")
     if not probs.isfinite().all():
         raise ValueError(
             f"Probabilities must be finite, got {int((~probs.isfinite()).sum())} that are not. "
@@ -33,10 +33,10 @@ def checked_probs(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             "If these are logits, pass logits.softmax(-1); if these are log probabilities, log_probs.exp()."
         )
     _check_sums(probs.sum(-1), "Pass one probability for every class, or normalise them.")
-    return probs.clamp(0, 1), _checked_labels(labels, probs)
+    return probs.clamp(0, 1), _check_labels(labels, probs)
 
 
-def checked_log_probs(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def check_log_probs(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Log probabilities clamped to at most 0 and labels, ready to compute with.
 
     Args:
@@ -49,7 +49,7 @@ def checked_log_probs(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     Raises:
         ValueError: Log probabilities or labels are not what they should be.
     """
-    log_probs = _examples_by_classes(log_probs, "log probabilities")
+    log_probs = _check_matrix(log_probs, "log probabilities")
     if log_probs.isnan().any():
         raise ValueError(
             f"Log probabilities must be numbers or -inf, got {int(log_probs.isnan().sum())} that are NaN. "
@@ -61,10 +61,10 @@ def checked_log_probs(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
             "If these are logits, pass logits.log_softmax(-1); if these are probabilities, probs.log()."
         )
     _check_sums(log_probs.exp().sum(-1), "If these are logits, pass logits.log_softmax(-1).")
-    return log_probs.clamp(max=0), _checked_labels(labels, log_probs)
+    return log_probs.clamp(max=0), _check_labels(labels, log_probs)
 
 
-def _examples_by_classes(values: Tensor, name: str) -> Tensor:
+def _check_matrix(values: Tensor, name: str) -> Tensor:
     if values.ndim != 2 or 0 in values.shape or not values.is_floating_point():
         raise ValueError(
             f"Expected {name} of shape (examples, classes) with at least 1 example, got {values.dtype} of "
@@ -82,7 +82,7 @@ def _check_sums(sums: Tensor, advice: str) -> None:
         )
 
 
-def _checked_labels(labels: Tensor, probs: Tensor) -> Tensor:
+def _check_labels(labels: Tensor, probs: Tensor) -> Tensor:
     if labels.dtype != torch.int64 or labels.shape != probs.shape[:1]:
         raise ValueError(
             f"Expected one int64 class index for each of the {len(probs)} examples, got {labels.dtype} of "

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from flatbayes.metrics.calibration import ece
 from flatbayes.metrics.detection import auroc_correct
-from flatbayes.metrics.scores import accuracy, brier, nll
+from flatbayes.metrics.scores import accuracy, brier_score, nll
 
-HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
+CLASSIFICATION_HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
     {"accuracy": True, "nll": False, "ece": False, "brier": False, "auroc_correct": True}
 )
 """Direction of each metric."""
 
-DEFINITIONS: Mapping[str, str] = MappingProxyType(
+CLASSIFICATION_DEFINITIONS: Mapping[str, str] = MappingProxyType(
     {
         "accuracy": "Accuracy: fraction of examples whose most probable class is the label",
         "nll": "NLL: mean negative log probability of the label, in nats",
@@ -48,6 +48,6 @@ def classification_metrics(
         "accuracy": accuracy(probs, labels),
         "nll": score,
         "ece": ece(probs, labels),
-        "brier": brier(probs, labels),
+        "brier": brier_score(probs, labels),
         "auroc_correct": auroc_correct(probs, labels),
     }

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flatbayes.metrics.checks import checked_probs
+from flatbayes.metrics.checks import check_probs
 
-EDGES_OF_ENTROPY = (-8.0, 0.5, 30)
+ENTROPY_EDGES_LOGSPACE = (-8.0, 0.5, 30)
 """log10 of the first and the last edge of the histograms of entropy, and their number."""
-EMPTY = 1e-7
+BIN_PSEUDOCOUNT = 1e-7
 """Added to the count of every bin, so that no divergence is infinite."""
 
 
@@ -31,7 +31,7 @@ def auroc(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " examples"
     Raises:
         ValueError: Scores and examples do not match, or a score is NaN.
     """
-    scores, positive = _checked(scores, positive)
+    scores, positive = _check_scores(scores, positive)
     num_positive = int(positive.sum())
     num_negative = len(positive) - num_positive
     if not num_positive or not num_negative:
@@ -56,7 +56,7 @@ def aupr(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " examples"]
     Raises:
         ValueError: Scores and examples do not match, or a score is NaN.
     """
-    scores, positive = _checked(scores, positive)
+    scores, positive = _check_scores(scores, positive)
     if not positive.any() or positive.all():
         return math.nan
     true, false = _operating_points(scores, positive)
@@ -81,7 +81,7 @@ def fpr_at_tpr(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " exam
     """
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr is a fraction of the positives, above 0 and at most 1, got {tpr}. Try 0.95.")
-    scores, positive = _checked(scores, positive)
+    scores, positive = _check_scores(scores, positive)
     if not positive.any() or positive.all():
         return math.nan
     true, false = _operating_points(scores, positive)
@@ -97,12 +97,12 @@ def auroc_correct(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, 
     Raises:
         ValueError: Probabilities or labels are not what they should be.
     """
-    probs, labels = checked_probs(probs, labels)
+    probs, labels = check_probs(probs, labels)
     top = probs.argmax(-1)
     return auroc(probs.gather(1, top[:, None]).squeeze(1), top == labels)
 
 
-def entropy_divergence(inside: Float[Tensor, " inside"], outside: Float[Tensor, " outside"]) -> float:
+def entropy_divergence(test_entropies: Float[Tensor, " test"], ood_entropies: Float[Tensor, " ood"]) -> float:
     """KL(p || q) + KL(q || p) of the histograms p and q of the entropies of two sets of examples, in nats.
 
     The protocol of Maddox et al. (NeurIPS 2019): 30 edges, evenly spaced in the logarithm from 1e-8 to
@@ -111,17 +111,19 @@ def entropy_divergence(inside: Float[Tensor, " inside"], outside: Float[Tensor, 
     set by the 1e-7 and by the number of examples, so compare only values for as many examples.
 
     Args:
-        inside: Entropies of the predictions for classes that were trained on, in nats.
-        outside: The same for classes that were not.
+        test_entropies: Entropies of the predictions for classes that were trained on, in nats.
+        ood_entropies: The same for classes that were not.
 
     Raises:
         ValueError: Entropies are missing, negative or not finite.
     """
-    p, q = (_histogram(values, name) for values, name in ((inside, "inside"), (outside, "outside")))
+    p, q = (
+        _entropy_histogram(values, name) for values, name in ((test_entropies, "inside"), (ood_entropies, "outside"))
+    )
     return float(((p - q) * (p.log() - q.log())).sum())
 
 
-def _checked(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+def _check_scores(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
     if scores.ndim != 1 or scores.shape != positive.shape or positive.dtype != torch.bool:
         raise ValueError(
             f"Expected one score and one bool for each example, got scores of shape {tuple(scores.shape)} "
@@ -144,15 +146,15 @@ def _operating_points(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]
     return true.double(), false.double()
 
 
-def _histogram(entropies: Tensor, name: str) -> Tensor:
+def _entropy_histogram(entropies: Tensor, name: str) -> Tensor:
     values = entropies.detach().cpu().double().contiguous()
-    if values.ndim != 1 or not len(values) or not values.isfinite().all() or (values < -EMPTY).any():
+    if values.ndim != 1 or not len(values) or not values.isfinite().all() or (values < -BIN_PSEUDOCOUNT).any():
         raise ValueError(
             f"Expected the entropies of at least 1 {name} example, finite and not negative, got shape "
             f"{tuple(values.shape)} and {int((~values.isfinite()).sum())} that are not finite. Pass a vector."
         )
-    low, high, number = EDGES_OF_ENTROPY
+    low, high, number = ENTROPY_EDGES_LOGSPACE
     edges = torch.logspace(low, high, number, dtype=torch.float64)
     counts = torch.bincount(torch.bucketize(values, edges[1:-1], right=True), minlength=number - 1)
-    filled = counts.double() + EMPTY
+    filled = counts.double() + BIN_PSEUDOCOUNT
     return filled / filled.sum()

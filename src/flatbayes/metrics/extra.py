@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-FAMILIES: Mapping[str, Mapping[str, tuple[bool, str]]] = MappingProxyType(
+METRIC_FAMILIES: Mapping[str, Mapping[str, tuple[bool, str]]] = MappingProxyType(
     {
         "Calibration": MappingProxyType(
             {

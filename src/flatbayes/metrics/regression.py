@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-LEVEL = 0.95
-LEVELS = tuple(k / 20 for k in range(1, 20))
+INTERVAL_LEVEL = 0.95
+COVERAGE_LEVELS = tuple(k / 20 for k in range(1, 20))
 
-HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
+REGRESSION_HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
     {"nll": False, "rmse": False, "crps": False, "miscalibration": False}
 )
 """Direction of each metric that has one: an interval is not better for being wide, or narrow, by itself."""
 
-DEFINITIONS: Mapping[str, str] = MappingProxyType(
+REGRESSION_DEFINITIONS: Mapping[str, str] = MappingProxyType(
     {
         "nll": "NLL: mean negative log density of the target under the mixture, in nats, in the target's unit",
         "rmse": "RMSE: root mean squared error of the predicted mean, in the target's unit",
@@ -78,12 +78,12 @@ def regression_metrics(
     """
     error = rmse(means.mean(0), targets)  # first, since its complaints are about the targets
     return {
-        "nll": _nll(log_density),
+        "nll": _mean_nll(log_density),
         "rmse": error,
         "crps": crps(means, stds, targets),
         "miscalibration": miscalibration(pit),
-        "coverage_95": coverage(pit, (LEVEL,)).coverage[0],
-        "width_95": width(*interval),
+        "coverage_95": coverage_curve(pit, (INTERVAL_LEVEL,)).coverage[0],
+        "width_95": interval_width(*interval),
     }
 
 
@@ -93,8 +93,8 @@ def rmse(mean: Float[Tensor, "examples ..."], targets: Float[Tensor, "examples .
     Raises:
         ValueError: Predictions or targets are not finite, or do not match.
     """
-    mean, targets = _checked(mean, "predicted means"), _checked(targets, "targets")
-    _check_match(mean, targets)
+    mean, targets = _check_finite(mean, "predicted means"), _check_finite(targets, "targets")
+    _check_same_shape(mean, targets)
     errors = (mean - targets).abs()
     largest = float(errors.max())
     return 0.0 if largest == 0 else largest * math.sqrt(float((errors / largest).square().mean()))
@@ -115,26 +115,26 @@ def crps(
     Raises:
         ValueError: Predictions or targets are not finite, or do not match.
     """
-    means, stds = _checked(means, "predicted means"), _checked(stds, "predicted standard deviations")
-    targets = _checked(targets, "targets")
-    _check_match(means[0], targets)
-    _check_match(means, stds)
+    means, stds = _check_finite(means, "predicted means"), _check_finite(stds, "predicted standard deviations")
+    targets = _check_finite(targets, "targets")
+    _check_same_shape(means[0], targets)
+    _check_same_shape(means, stds)
     if (stds < 0).any():
         raise ValueError(f"Standard deviations must not be negative, got {float(stds.min()):g}.")
-    scores = absolute_mean(targets - means, stds).mean(0)
+    scores = folded_normal_mean(targets - means, stds).mean(0)
     for mean, std in zip(means, stds, strict=True):
-        scores = scores - absolute_mean(mean - means, torch.hypot(std, stds)).mean(0) / (2 * len(means))
+        scores = scores - folded_normal_mean(mean - means, torch.hypot(std, stds)).mean(0) / (2 * len(means))
     return float(scores.mean())
 
 
-def absolute_mean(mean: Tensor, std: Tensor) -> Tensor:
+def folded_normal_mean(mean: Tensor, std: Tensor) -> Tensor:
     """E|X| of X ~ N(mean, std^2); |mean| where the standard deviation is 0."""
     z = mean / torch.where(std > 0, std, 1.0)
     folded = mean * torch.erf(z / math.sqrt(2)) + std * math.sqrt(2 / math.pi) * (-0.5 * z.square()).exp()
     return torch.where(std > 0, folded, mean.abs())
 
 
-def coverage(pit: Float[Tensor, "examples ..."], levels: Sequence[float] = LEVELS) -> CoverageCurve:
+def coverage_curve(pit: Float[Tensor, "examples ..."], levels: Sequence[float] = COVERAGE_LEVELS) -> CoverageCurve:
     """How many targets lie inside central intervals: |2 F_i(y_i) - 1| <= level.
 
     Args:
@@ -145,7 +145,7 @@ def coverage(pit: Float[Tensor, "examples ..."], levels: Sequence[float] = LEVEL
     Raises:
         ValueError: A value or a level is not a probability.
     """
-    pit = _checked(pit, "values of the distribution function")
+    pit = _check_finite(pit, "values of the distribution function")
     if pit.min() < 0 or pit.max() > 1:
         raise ValueError(
             f"Values of a distribution function lie between 0 and 1, got {float(pit.min()):g} to "
@@ -165,29 +165,29 @@ def miscalibration(pit: Float[Tensor, "examples ..."]) -> float:
     Raises:
         ValueError: A value is not a probability.
     """
-    curve = coverage(pit)
+    curve = coverage_curve(pit)
     gaps = [abs(found - level) for found, level in zip(curve.coverage, curve.levels, strict=True)]
     return math.fsum(gaps) / len(gaps)
 
 
-def width(lower: Float[Tensor, "examples ..."], upper: Float[Tensor, "examples ..."]) -> float:
+def interval_width(lower: Float[Tensor, "examples ..."], upper: Float[Tensor, "examples ..."]) -> float:
     """Mean width of intervals. It means something only beside their coverage.
 
     Raises:
         ValueError: The ends are not finite, or do not match.
     """
-    lower, upper = _checked(lower, "lower ends"), _checked(upper, "upper ends")
-    _check_match(lower, upper)
+    lower, upper = _check_finite(lower, "lower ends"), _check_finite(upper, "upper ends")
+    _check_same_shape(lower, upper)
     return float((upper - lower).mean())
 
 
-def _nll(log_density: Tensor) -> float:
+def _mean_nll(log_density: Tensor) -> float:
     if log_density.isnan().any():
         raise ValueError(f"{int(log_density.isnan().sum())} log densities are NaN. Look for networks that diverged.")
     return -float(log_density.detach().cpu().double().mean())
 
 
-def _checked(values: Tensor, name: str) -> Tensor:
+def _check_finite(values: Tensor, name: str) -> Tensor:
     if not values.numel() or not values.is_floating_point():
         raise ValueError(
             f"Expected {name} as floating-point numbers, at least one, got {values.dtype} of shape "
@@ -201,9 +201,9 @@ def _checked(values: Tensor, name: str) -> Tensor:
     return values.detach().cpu().double()
 
 
-def _check_match(one: Tensor, other: Tensor) -> None:
-    if one.shape != other.shape:
+def _check_same_shape(first: Tensor, second: Tensor) -> None:
+    if first.shape != second.shape:
         raise ValueError(
-            f"Predictions and targets must have one shape, got {tuple(one.shape)} and {tuple(other.shape)}: "
+            f"Predictions and targets must have one shape, got {tuple(first.shape)} and {tuple(second.shape)}: "
             "anything else would compare each with all. Reshape the targets."
         )

@@ -4,7 +4,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatbayes.metrics.checks import checked_log_probs, checked_probs
+from flatbayes.metrics.checks import check_log_probs, check_probs
 
 
 def accuracy(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
@@ -13,7 +13,7 @@ def accuracy(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " exa
     Raises:
         ValueError: Probabilities or labels are not what they should be.
     """
-    probs, labels = checked_probs(probs, labels)
+    probs, labels = check_probs(probs, labels)
     return float((probs.argmax(-1) == labels).double().mean())
 
 
@@ -26,15 +26,15 @@ def nll(log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " exam
     Raises:
         ValueError: Log probabilities or labels are not what they should be.
     """
-    log_probs, labels = checked_log_probs(log_probs, labels)
+    log_probs, labels = check_log_probs(log_probs, labels)
     return float(log_probs.gather(1, labels[:, None]).abs().mean())  # abs: -log p without a negative zero
 
 
-def brier(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
+def brier_score(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
     """Brier score: mean_i sum_c (p_ic - [y_i = c])^2, from 0 to 2 (not divided by the number of classes).
 
     Raises:
         ValueError: Probabilities or labels are not what they should be.
     """
-    probs, labels = checked_probs(probs, labels)
+    probs, labels = check_probs(probs, labels)
     return float((probs - F.one_hot(labels, probs.shape[1])).square().sum(-1).mean())

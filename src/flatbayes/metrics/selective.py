@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def risk_coverage(
+def risk_coverage_curve(
     confidence: Float[Tensor, " examples"], losses: Float[Tensor, " examples"]
 ) -> tuple[Float[Tensor, " examples"], Float[Tensor, " examples"]]:
     """Coverage k / n, and risk: the mean loss of the k most confident examples, for k = 1 ... n.
@@ -24,7 +24,7 @@ def risk_coverage(
     Raises:
         ValueError: The two do not match, are empty, or there is a NaN.
     """
-    confidence, losses = _checked(confidence, losses)
+    confidence, losses = _check_confidence_losses(confidence, losses)
     _, place, counts = torch.unique(-confidence, return_inverse=True, return_counts=True)
     means = torch.bincount(place, weights=losses) / counts
     number = torch.arange(1, len(losses) + 1, dtype=torch.float64)
@@ -35,20 +35,20 @@ def aurc(confidence: Float[Tensor, " examples"], losses: Float[Tensor, " example
     """Area under the risk-coverage curve: the mean over k of the risk at coverage k / n. Lower is better.
 
     Args:
-        confidence: As in `risk_coverage`.
+        confidence: As in `risk_coverage_curve`.
         losses: As there.
 
     Raises:
         ValueError: The two do not match, are empty, or there is a NaN.
     """
-    return float(risk_coverage(confidence, losses)[1].mean())
+    return float(risk_coverage_curve(confidence, losses)[1].mean())
 
 
 def excess_aurc(confidence: Float[Tensor, " examples"], losses: Float[Tensor, " examples"]) -> float:
     """AURC minus that of the best order of the same losses: what the confidences themselves cost. At least 0.
 
     Args:
-        confidence: As in `risk_coverage`.
+        confidence: As in `risk_coverage_curve`.
         losses: As there.
 
     Raises:
@@ -57,7 +57,7 @@ def excess_aurc(confidence: Float[Tensor, " examples"], losses: Float[Tensor, " 
     return max(aurc(confidence, losses) - aurc(-losses.double(), losses), 0.0)
 
 
-def _checked(confidence: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+def _check_confidence_losses(confidence: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
     if confidence.ndim != 1 or confidence.shape != losses.shape or not len(losses):
         raise ValueError(
             f"Expected one confidence and one loss for each of at least 1 example, got shapes "

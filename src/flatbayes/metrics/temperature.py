@@ -10,13 +10,13 @@ import math
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flatbayes.metrics.checks import checked_log_probs
+from flatbayes.metrics.checks import check_log_probs
 
-LOWEST, HIGHEST = 0.01, 100.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 """The temperatures that are searched."""
 
 
-def temperature_scaling(log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
+def fit_temperature(log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
     """The temperature T that minimises -mean_i log p_T,i(y_i), between 0.01 and 100.
 
     It is an end of this range where the NLL still falls there: the lower one where every prediction is right,
@@ -30,7 +30,7 @@ def temperature_scaling(log_probs: Float[Tensor, "examples classes"], labels: In
     Raises:
         ValueError: Log probabilities or labels are not what they should be, or a label has probability 0.
     """
-    log_probs, labels = checked_log_probs(log_probs, labels)
+    log_probs, labels = check_log_probs(log_probs, labels)
     own = log_probs.gather(1, labels[:, None]).squeeze(1)
     impossible = int((own == -math.inf).sum())
     if impossible:
@@ -43,19 +43,21 @@ def temperature_scaling(log_probs: Float[Tensor, "examples classes"], labels: In
     spread = margins[margins.isfinite()].abs().max()
     if float(spread) <= 1e-12:
         return 1.0
-    low, high = 1 / HIGHEST, 1 / LOWEST
-    if _slope(margins, low) >= 0:
-        return HIGHEST
-    if _slope(margins, high) <= 0:
-        return LOWEST
+    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
+    if _nll_slope(margins, low) >= 0:
+        return MAX_TEMPERATURE
+    if _nll_slope(margins, high) <= 0:
+        return MIN_TEMPERATURE
     while True:
         middle = math.sqrt(low * high)
         if not low < middle < high:
             return 1 / middle
-        low, high = (middle, high) if _slope(margins, middle) < 0 else (low, middle)
+        low, high = (middle, high) if _nll_slope(margins, middle) < 0 else (low, middle)
 
 
-def tempered(log_probs: Float[Tensor, "examples classes"], temperature: float) -> Float[Tensor, "examples classes"]:
+def apply_temperature(
+    log_probs: Float[Tensor, "examples classes"], temperature: float
+) -> Float[Tensor, "examples classes"]:
     """Log probabilities at a temperature: log_softmax(log_probs / T), float64.
 
     Args:
@@ -75,7 +77,7 @@ def tempered(log_probs: Float[Tensor, "examples classes"], temperature: float) -
     return (log_probs.detach().double() / temperature).log_softmax(-1)
 
 
-def _slope(margins: Tensor, inverse: float) -> float:
+def _nll_slope(margins: Tensor, inverse_temperature: float) -> float:
     """Derivative of the NLL by 1 / T: the mean over examples of sum_c p_T(c) (log p(c) - log p(y))."""
-    probs = (inverse * margins).softmax(-1)
+    probs = (inverse_temperature * margins).softmax(-1)
     return float((probs * margins.clamp_min(-1e300)).sum(-1).mean())

@@ -2,7 +2,7 @@
 
 from flatbayes.models.conv_net import ConvNet
 from flatbayes.models.dense_net import DenseNet
-from flatbayes.models.head import with_head
+from flatbayes.models.head import replace_head
 from flatbayes.models.mlp import MLP
 from flatbayes.models.pre_resnet import PreResNet
 from flatbayes.models.resnet import ResNet
@@ -10,4 +10,4 @@ from flatbayes.models.vgg import VGG
 from flatbayes.models.vit import ViT
 from flatbayes.models.wide_resnet import WideResNet
 
-__all__ = ["MLP", "VGG", "ConvNet", "DenseNet", "PreResNet", "ResNet", "ViT", "WideResNet", "with_head"]
+__all__ = ["MLP", "VGG", "ConvNet", "DenseNet", "PreResNet", "ResNet", "ViT", "WideResNet", "replace_head"]

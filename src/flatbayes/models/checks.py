@@ -16,7 +16,7 @@ def check_arguments(input_shape: Sequence[int], num_classes: int, dropout: float
         raise ValueError(f"The dropout rate must be at least 0 and below 1, got {dropout}.")
 
 
-def check_image(input_shape: Sequence[int], model: str) -> int:
+def check_image_shape(input_shape: Sequence[int], model_name: str) -> int:
     """The number of channels.
 
     Raises:
@@ -24,7 +24,7 @@ def check_image(input_shape: Sequence[int], model: str) -> int:
     """
     if len(input_shape) != 3:
         raise ValueError(
-            f"{model} needs images, an input shape of (channels, height, width), got {tuple(input_shape)}. "
+            f"{model_name} needs images, an input shape of (channels, height, width), got {tuple(input_shape)}. "
             "Use MLP for inputs of any other shape, or reshape them: one grey image of 8 x 8 is (1, 8, 8)."
         )
     return input_shape[0]
@@ -41,15 +41,15 @@ def check_sizes(name: str, sizes: Sequence[int]) -> None:
         raise ValueError(f"{name} must be made of whole numbers from 1, got {got}.")
 
 
-def check_depth(model: str, depth: int, valid: Sequence[int]) -> None:
+def check_depth(model_name: str, depth: int, valid_depths: Sequence[int]) -> None:
     """Refuse a depth that the architecture cannot have.
 
     Raises:
         ValueError: The depth is not among the valid ones, of which the nearest are named.
     """
-    if depth in valid:
+    if depth in valid_depths:
         return
-    below = max((d for d in valid if d < depth), default=-math.inf)
-    above = min((d for d in valid if d > depth), default=math.inf)
+    below = max((d for d in valid_depths if d < depth), default=-math.inf)
+    above = min((d for d in valid_depths if d > depth), default=math.inf)
     nearest = " or ".join(str(d) for d in (below, above) if math.isfinite(d))
-    raise ValueError(f"{model} cannot have depth {depth}: the nearest possible depth is {nearest}.")
+    raise ValueError(f"{model_name} cannot have depth {depth}: the nearest possible depth is {nearest}.")

@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.checks import check_arguments, check_image, check_sizes
-from flatbayes.models.initial import kaiming_
+from flatbayes.models.checks import check_arguments, check_image_shape, check_sizes
+from flatbayes.models.initialization import init_kaiming_
 
 
 class ConvNet(nn.Module):
@@ -26,7 +26,7 @@ class ConvNet(nn.Module):
         super().__init__()
         check_arguments(input_shape, num_classes, dropout)
         check_sizes("width", [width])
-        channels = check_image(input_shape, "ConvNet")
+        channels = check_image_shape(input_shape, "ConvNet")
         self.features = nn.Sequential(
             *conv_norm_relu(channels, width),
             *conv_norm_relu(width, width),
@@ -39,7 +39,7 @@ class ConvNet(nn.Module):
             nn.Dropout(dropout),
         )
         self.classifier = nn.Linear(2 * width, num_classes)
-        kaiming_(self)
+        init_kaiming_(self)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits."""
@@ -47,6 +47,6 @@ class ConvNet(nn.Module):
         return logits
 
 
-def conv_norm_relu(channels: int, out: int) -> list[nn.Module]:
+def conv_norm_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
     """A 3x3 convolution that keeps the image's size, BatchNorm and ReLU."""
-    return [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+    return [nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()]

@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.checks import check_arguments, check_depth, check_image, check_sizes
-from flatbayes.models.initial import kaiming_
+from flatbayes.models.checks import check_arguments, check_depth, check_image_shape, check_sizes
+from flatbayes.models.initialization import init_kaiming_
 from flatbayes.models.resnet import Stem, check_stem
 
-LAYERS = {121: (6, 12, 24, 16), 161: (6, 12, 36, 24), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
+LAYERS_PER_BLOCK = {121: (6, 12, 24, 16), 161: (6, 12, 36, 24), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
 """Layers of each of the four blocks, by depth."""
-GROWTH = {161: 48}
-USUAL_GROWTH = 32
-BOTTLENECK = 4
+GROWTH_BY_DEPTH = {161: 48}
+DEFAULT_GROWTH = 32
+BOTTLENECK_FACTOR = 4
 
 
 class DenseNet(nn.Module):
@@ -48,10 +48,10 @@ class DenseNet(nn.Module):
     ) -> None:
         super().__init__()
         check_arguments(input_shape, num_classes, dropout)
-        channels = check_image(input_shape, "DenseNet")
-        check_depth("DenseNet", depth, list(LAYERS))
+        channels = check_image_shape(input_shape, "DenseNet")
+        check_depth("DenseNet", depth, list(LAYERS_PER_BLOCK))
         check_stem(stem)
-        growth = GROWTH.get(depth, USUAL_GROWTH) if growth is None else growth
+        growth = GROWTH_BY_DEPTH.get(depth, DEFAULT_GROWTH) if growth is None else growth
         check_sizes("growth", [growth])
         width = 2 * growth
         parts: dict[str, nn.Module] = {}
@@ -60,9 +60,9 @@ class DenseNet(nn.Module):
             parts |= {"norm0": nn.BatchNorm2d(width), "relu0": nn.ReLU(), "pool0": nn.MaxPool2d(3, 2, padding=1)}
         else:
             parts["conv0"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        for i, number in enumerate(LAYERS[depth], start=1):
+        for i, number in enumerate(LAYERS_PER_BLOCK[depth], start=1):
             if i > 1:
-                parts[f"transition{i - 1}"] = transition(width, width // 2)
+                parts[f"transition{i - 1}"] = make_transition(width, width // 2)
                 width //= 2
             layers = {f"denselayer{k + 1}": DenseLayer(width + k * growth, growth, dropout) for k in range(number)}
             parts[f"denseblock{i}"] = nn.Sequential(OrderedDict(layers))
@@ -71,7 +71,7 @@ class DenseNet(nn.Module):
         self.features = nn.Sequential(OrderedDict(parts))
         self.pool = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.classifier = nn.Linear(width, num_classes)
-        kaiming_(self)
+        init_kaiming_(self)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits."""
@@ -83,15 +83,15 @@ class DenseLayer(nn.Module):
     """x, and what a 1x1 and a 3x3 convolution, each after BatchNorm and ReLU, make of it.
 
     Args:
-        before: Channels of the input.
+        in_channels: Channels of the input.
         growth: Channels that are added.
         dropout: Probability of dropping a unit of these.
     """
 
-    def __init__(self, before: int, growth: int, dropout: float) -> None:
+    def __init__(self, in_channels: int, growth: int, dropout: float) -> None:
         super().__init__()
-        inner = BOTTLENECK * growth
-        self.norm1, self.conv1 = nn.BatchNorm2d(before), nn.Conv2d(before, inner, 1, bias=False)
+        inner = BOTTLENECK_FACTOR * growth
+        self.norm1, self.conv1 = nn.BatchNorm2d(in_channels), nn.Conv2d(in_channels, inner, 1, bias=False)
         self.norm2, self.conv2 = nn.BatchNorm2d(inner), nn.Conv2d(inner, growth, 3, padding=1, bias=False)
         self.relu, self.dropout = nn.ReLU(), nn.Dropout(dropout)
 
@@ -101,12 +101,12 @@ class DenseLayer(nn.Module):
         return torch.cat([x, self.dropout(self.conv2(self.relu(self.norm2(inner))))], dim=1)
 
 
-def transition(before: int, after: int) -> nn.Sequential:
+def make_transition(in_channels: int, out_channels: int) -> nn.Sequential:
     """Between two blocks: fewer channels, and half the size."""
     parts: dict[str, nn.Module] = {
-        "norm": nn.BatchNorm2d(before),
+        "norm": nn.BatchNorm2d(in_channels),
         "relu": nn.ReLU(),
-        "conv": nn.Conv2d(before, after, 1, bias=False),
+        "conv": nn.Conv2d(in_channels, out_channels, 1, bias=False),
         "pool": nn.AvgPool2d(2, ceil_mode=True),  # a single pixel stays one
     }
     return nn.Sequential(OrderedDict(parts))

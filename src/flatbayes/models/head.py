@@ -3,7 +3,7 @@
 from torch import nn
 
 
-def with_head(model: nn.Module, num_outputs: int) -> nn.Module:
+def replace_head(model: nn.Module, num_outputs: int) -> nn.Module:
     """The network itself, its last layer replaced by a new one if that has another number of outputs.
 
     The last layer is the last torch.nn.Linear in the order of registration, as it is for `Laplace`.
@@ -15,7 +15,7 @@ def with_head(model: nn.Module, num_outputs: int) -> nn.Module:
     Raises:
         ValueError: It has no linear layer.
     """
-    name = head_name(model)
+    name = find_head_name(model)
     if name is None:
         raise ValueError(
             f"{type(model).__name__} has no torch.nn.Linear to replace by a new head. Write a function that builds "
@@ -33,7 +33,7 @@ def with_head(model: nn.Module, num_outputs: int) -> nn.Module:
     return model
 
 
-def head_name(model: nn.Module) -> str | None:
+def find_head_name(model: nn.Module) -> str | None:
     """The name of the last linear layer in the order of registration; None if there is none."""
     names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     return names[-1] if names else None

@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.checks import check_arguments, check_depth, check_image
-from flatbayes.models.residual import PreActivationBlock, residual_network
+from flatbayes.models.checks import check_arguments, check_depth, check_image_shape
+from flatbayes.models.residual import PreActivationBlock, make_residual_network
 
 BASIC_DEPTHS = range(8, 44, 6)
 BOTTLENECK_DEPTHS = range(47, 10_000, 9)
@@ -28,20 +28,22 @@ class PreResNet(nn.Module):
     def __init__(self, input_shape: tuple[int, ...], num_classes: int, depth: int = 20, dropout: float = 0.0) -> None:
         super().__init__()
         check_arguments(input_shape, num_classes, dropout)
-        channels = check_image(input_shape, "PreResNet")
+        channels = check_image_shape(input_shape, "PreResNet")
         check_depth("PreResNet", depth, [*BASIC_DEPTHS, *BOTTLENECK_DEPTHS])
 
-        def basic(before: int, width: int, stride: int) -> nn.Module:
-            return PreActivationBlock((before, width, width), (3, 3), stride, dropout)
+        def make_basic_block(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+            return PreActivationBlock((in_channels, out_channels, out_channels), (3, 3), stride, dropout)
 
-        def bottleneck(before: int, width: int, stride: int) -> nn.Module:
-            return PreActivationBlock((before, width // 4, width // 4, width), (1, 3, 1), stride, dropout)
+        def make_bottleneck_block(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+            return PreActivationBlock(
+                (in_channels, out_channels // 4, out_channels // 4, out_channels), (1, 3, 1), stride, dropout
+            )
 
         if depth in BASIC_DEPTHS:
-            widths, blocks, block = (16, 32, 64), (depth - 2) // 6, basic
+            widths, blocks, block = (16, 32, 64), (depth - 2) // 6, make_basic_block
         else:
-            widths, blocks, block = (64, 128, 256), (depth - 2) // 9, bottleneck
-        self.network = residual_network(channels, num_classes, widths, blocks, block)
+            widths, blocks, block = (64, 128, 256), (depth - 2) // 9, make_bottleneck_block
+        self.network = make_residual_network(channels, num_classes, widths, blocks, block)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits."""

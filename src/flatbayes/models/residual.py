@@ -7,9 +7,9 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.initial import kaiming_
+from flatbayes.models.initialization import init_kaiming_
 
-MakeBlock = Callable[[int, int, int], nn.Module]
+BlockFactory = Callable[[int, int, int], nn.Module]
 """Builds a block from its input channels, output channels and stride."""
 
 
@@ -21,17 +21,17 @@ class PreActivationBlock(nn.Module):
 
     Args:
         channels: Of the input, and of the output of each convolution: one more than convolutions.
-        kernels: Size of each convolution; the first of size 3 has the stride.
+        kernel_sizes: Size of each convolution; the first of size 3 has the stride.
         stride: Step of the block in pixels.
         dropout: Probability of dropping a unit.
     """
 
-    def __init__(self, channels: tuple[int, ...], kernels: tuple[int, ...], stride: int, dropout: float) -> None:
+    def __init__(self, channels: tuple[int, ...], kernel_sizes: tuple[int, ...], stride: int, dropout: float) -> None:
         super().__init__()
-        strides = [stride if i == kernels.index(3) else 1 for i in range(len(kernels))]
+        strides = [stride if i == kernel_sizes.index(3) else 1 for i in range(len(kernel_sizes))]
         convs = [
             nn.Conv2d(before, after, kernel, step, padding=kernel // 2, bias=False)
-            for (before, after), kernel, step in zip(pairwise(channels), kernels, strides, strict=True)
+            for (before, after), kernel, step in zip(pairwise(channels), kernel_sizes, strides, strict=True)
         ]
         self.activation = norm_relu(channels[0])
         branch: list[nn.Module] = []
@@ -54,8 +54,8 @@ class PreActivationBlock(nn.Module):
         return out
 
 
-def residual_network(
-    channels: int, num_classes: int, widths: tuple[int, int, int], blocks: int, make_block: MakeBlock
+def make_residual_network(
+    channels: int, num_classes: int, widths: tuple[int, int, int], num_blocks: int, make_block: BlockFactory
 ) -> nn.Sequential:
     """A stem of 16 channels, three stages (the second and third halve the image), and a linear classifier.
 
@@ -63,20 +63,20 @@ def residual_network(
         channels: Of the images.
         num_classes: Size of the output.
         widths: Output channels of each stage.
-        blocks: Number of blocks of each stage.
+        num_blocks: Number of blocks of each stage.
         make_block: Builds one of them.
     """
     stem = 16
     parts: dict[str, nn.Module] = {"stem": nn.Conv2d(channels, stem, 3, padding=1, bias=False)}
     for i, (before, width) in enumerate(pairwise((stem, *widths))):
         first = make_block(before, width, 1 if i == 0 else 2)
-        others = [make_block(width, width, 1) for _ in range(blocks - 1)]
+        others = [make_block(width, width, 1) for _ in range(num_blocks - 1)]
         parts[f"stage{i + 1}"] = nn.Sequential(first, *others)
     parts["activation"] = norm_relu(widths[-1])
     parts["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     parts["classifier"] = nn.Linear(widths[-1], num_classes)
     network = nn.Sequential(OrderedDict(parts))
-    kaiming_(network)
+    init_kaiming_(network)
     return network
 
 

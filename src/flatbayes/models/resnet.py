@@ -6,12 +6,12 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.checks import check_arguments, check_depth, check_image, check_sizes
-from flatbayes.models.initial import kaiming_
+from flatbayes.models.checks import check_arguments, check_depth, check_image_shape, check_sizes
+from flatbayes.models.initialization import init_kaiming_
 
 Stem = Literal["small", "large"]
-BASIC = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BASIC_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BOTTLENECK_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 class ResNet(nn.Module):
@@ -46,25 +46,29 @@ class ResNet(nn.Module):
         super().__init__()
         check_arguments(input_shape, num_classes, dropout)
         check_sizes("width", [width])
-        channels = check_image(input_shape, "ResNet")
-        check_depth("ResNet", depth, [*BASIC, *BOTTLENECK])
+        channels = check_image_shape(input_shape, "ResNet")
+        check_depth("ResNet", depth, [*BASIC_BLOCKS, *BOTTLENECK_BLOCKS])
         check_stem(stem)
         kernel, step = (7, 2) if stem == "large" else (3, 1)
         self.conv1 = nn.Conv2d(channels, width, kernel, step, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "large" else nn.Identity()
-        blocks, make = (BASIC[depth], Basic) if depth in BASIC else (BOTTLENECK[depth], Bottleneck)
+        blocks, make = (
+            (BASIC_BLOCKS[depth], BasicBlock)
+            if depth in BASIC_BLOCKS
+            else (BOTTLENECK_BLOCKS[depth], BottleneckBlock)
+        )
         before, expansion = width, make.expansion
         stages = []
         for i, number in enumerate(blocks):
             inner, stride = width * 2**i, 1 if i == 0 else 2
-            stages.append(stage(make, before, inner, number, stride, dropout))
+            stages.append(make_stage(make, before, inner, number, stride, dropout))
             before = inner * expansion
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.fc = nn.Linear(before, num_classes)
-        kaiming_(self)
+        init_kaiming_(self)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits."""
@@ -74,26 +78,26 @@ class ResNet(nn.Module):
         return logits
 
 
-class Basic(nn.Module):
+class BasicBlock(nn.Module):
     """relu(x + F(x)), F being two 3x3 convolutions.
 
     Args:
-        before: Channels of the input.
-        inner: Channels within.
+        in_channels: Channels of the input.
+        inner_channels: Channels within.
         stride: Step of the first convolution.
         dropout: Probability of dropping a unit.
     """
 
     expansion = 1
 
-    def __init__(self, before: int, inner: int, stride: int, dropout: float) -> None:
+    def __init__(self, in_channels: int, inner_channels: int, stride: int, dropout: float) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(before, inner, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv1 = nn.Conv2d(in_channels, inner_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner_channels)
+        self.conv2 = nn.Conv2d(inner_channels, inner_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner_channels)
         self.relu, self.dropout = nn.ReLU(), nn.Dropout(dropout)
-        self.downsample = projection(before, inner, stride)
+        self.downsample = make_shortcut(in_channels, inner_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """The next feature map."""
@@ -102,29 +106,29 @@ class Basic(nn.Module):
         return found
 
 
-class Bottleneck(nn.Module):
+class BottleneckBlock(nn.Module):
     """relu(x + F(x)), F being a 1x1, a 3x3 and a 1x1 convolution, of which the second has the stride.
 
     Args:
-        before: Channels of the input.
-        inner: Channels within.
+        in_channels: Channels of the input.
+        inner_channels: Channels within.
         stride: Step of the 3x3 convolution.
         dropout: Probability of dropping a unit.
     """
 
     expansion = 4
 
-    def __init__(self, before: int, inner: int, stride: int, dropout: float) -> None:
+    def __init__(self, in_channels: int, inner_channels: int, stride: int, dropout: float) -> None:
         super().__init__()
-        out = inner * self.expansion
-        self.conv1 = nn.Conv2d(before, inner, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
-        self.conv3 = nn.Conv2d(inner, out, 1, bias=False)
+        out = inner_channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, inner_channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner_channels)
+        self.conv2 = nn.Conv2d(inner_channels, inner_channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner_channels)
+        self.conv3 = nn.Conv2d(inner_channels, out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out)
         self.relu, self.dropout = nn.ReLU(), nn.Dropout(dropout)
-        self.downsample = projection(before, out, stride)
+        self.downsample = make_shortcut(in_channels, out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """The next feature map."""
@@ -134,25 +138,25 @@ class Bottleneck(nn.Module):
         return found
 
 
-def stage(
-    make: Callable[[int, int, int, float], nn.Module],
-    before: int,
-    inner: int,
-    number: int,
+def make_stage(
+    block_class: Callable[[int, int, int, float], nn.Module],
+    in_channels: int,
+    inner_channels: int,
+    num_blocks: int,
     stride: int,
     dropout: float,
 ) -> nn.Sequential:
     """Blocks one after the other, the first of which changes channels and size."""
-    first = make(before, inner, stride, dropout)
-    after = inner * int(make.expansion)  # type: ignore[attr-defined]
-    return nn.Sequential(first, *(make(after, inner, 1, dropout) for _ in range(number - 1)))
+    first = block_class(in_channels, inner_channels, stride, dropout)
+    after = inner_channels * int(block_class.expansion)  # type: ignore[attr-defined]
+    return nn.Sequential(first, *(block_class(after, inner_channels, 1, dropout) for _ in range(num_blocks - 1)))
 
 
-def projection(before: int, after: int, stride: int) -> nn.Module:
+def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """What takes the place of x where channels or size change: a 1x1 convolution and BatchNorm."""
-    if stride == 1 and before == after:
+    if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    return nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
 def check_stem(stem: str) -> None:

@@ -3,12 +3,12 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.checks import check_arguments, check_depth, check_image, check_sizes
-from flatbayes.models.initial import kaiming_
+from flatbayes.models.checks import check_arguments, check_depth, check_image_shape, check_sizes
+from flatbayes.models.initialization import init_kaiming_
 
-FACTORS = (1, 2, 4, 8, 8)
+WIDTH_FACTORS = (1, 2, 4, 8, 8)
 """Channels of each stage, as multiples of the first one's."""
-CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+CONVS_PER_STAGE = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """3x3 convolutions of each of the five stages, by depth."""
 
 
@@ -44,13 +44,13 @@ class VGG(nn.Module):
     ) -> None:
         super().__init__()
         check_arguments(input_shape, num_classes, dropout)
-        channels = check_image(input_shape, "VGG")
-        check_depth("VGG", depth, list(CONVOLUTIONS))
+        channels = check_image_shape(input_shape, "VGG")
+        check_depth("VGG", depth, list(CONVS_PER_STAGE))
         check_sizes("width", [width])
         for units in hidden:
             check_sizes("hidden", [units])
         layers: list[nn.Module] = []
-        for factor, convolutions in zip(FACTORS, CONVOLUTIONS[depth], strict=True):
+        for factor, convolutions in zip(WIDTH_FACTORS, CONVS_PER_STAGE[depth], strict=True):
             for _ in range(convolutions):
                 layers.append(nn.Conv2d(channels, factor * width, 3, padding=1, bias=not batch_norm))
                 channels = factor * width
@@ -63,7 +63,7 @@ class VGG(nn.Module):
             classifier += [nn.Linear(channels, units), nn.ReLU(), nn.Dropout(dropout)]
             channels = units
         self.classifier = nn.Sequential(*classifier, nn.Linear(channels, num_classes))
-        kaiming_(self)
+        init_kaiming_(self)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits."""

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.checks import check_arguments, check_image, check_sizes
-from flatbayes.models.initial import truncated_normal_
+from flatbayes.models.checks import check_arguments, check_image_shape, check_sizes
+from flatbayes.models.initialization import init_truncated_normal_
 
-Pool = Literal["class", "mean"]
-STD = 0.02
+Pooling = Literal["class", "mean"]
+INIT_STD = 0.02
 
 
 class ViT(nn.Module):
@@ -46,12 +46,12 @@ class ViT(nn.Module):
         depth: int = 6,
         heads: int = 3,
         mlp_ratio: int = 4,
-        pool: Pool = "class",
+        pool: Pooling = "class",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_arguments(input_shape, num_classes, dropout)
-        channels = check_image(input_shape, "ViT")
+        channels = check_image_shape(input_shape, "ViT")
         sizes = {"patch": patch, "dim": dim, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
         for name, size in sizes.items():
             check_sizes(name, [size])
@@ -63,20 +63,20 @@ class ViT(nn.Module):
             )
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got dim={dim} and heads={heads}.")
-        if pool not in get_args(Pool):
-            raise ValueError(f"pool must be {' or '.join(get_args(Pool))}, got {pool!r}.")
+        if pool not in get_args(Pooling):
+            raise ValueError(f"pool must be {' or '.join(get_args(Pooling))}, got {pool!r}.")
         tokens = (height // patch) * (width // patch) + (pool == "class")
         self.patches = nn.Conv2d(channels, dim, patch, stride=patch)
         self.class_token = nn.Parameter(torch.empty(1, 1, dim)) if pool == "class" else None
         self.positions = nn.Parameter(torch.empty(1, tokens, dim))
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.Sequential(*(Block(dim, heads, mlp_ratio * dim, dropout) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(dim, heads, mlp_ratio * dim, dropout) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.classifier = nn.Linear(dim, num_classes)
-        truncated_normal_(self, STD)
+        init_truncated_normal_(self, INIT_STD)
         for tokens_learnt in (self.class_token, self.positions):
             if tokens_learnt is not None:
-                nn.init.trunc_normal_(tokens_learnt, std=STD)
+                nn.init.trunc_normal_(tokens_learnt, std=INIT_STD)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits."""
@@ -89,7 +89,7 @@ class ViT(nn.Module):
         return logits
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """x + attention(norm(x)), and then x + mlp(norm(x)).
 
     Args:
@@ -101,7 +101,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(dim, eps=1e-6), Attention(dim, heads)
+        self.norm1, self.attention = nn.LayerNorm(dim, eps=1e-6), SelfAttention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
         self.dropout = nn.Dropout(dropout)
@@ -113,7 +113,7 @@ class Block(nn.Module):
         return found
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al., NeurIPS 2017): softmax(q kᵀ / sqrt(size of a head)) v.
 
     Args:

@@ -3,10 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.checks import check_arguments, check_depth, check_image, check_sizes
-from flatbayes.models.residual import PreActivationBlock, residual_network
+from flatbayes.models.checks import check_arguments, check_depth, check_image_shape, check_sizes
+from flatbayes.models.residual import PreActivationBlock, make_residual_network
 
-DEPTHS = range(10, 10_000, 6)
+VALID_DEPTHS = range(10, 10_000, 6)
 
 
 class WideResNet(nn.Module):
@@ -35,14 +35,14 @@ class WideResNet(nn.Module):
         super().__init__()
         check_arguments(input_shape, num_classes, dropout)
         check_sizes("width", [width])
-        channels = check_image(input_shape, "WideResNet")
-        check_depth("WideResNet", depth, DEPTHS)
+        channels = check_image_shape(input_shape, "WideResNet")
+        check_depth("WideResNet", depth, VALID_DEPTHS)
 
-        def block(before: int, after: int, stride: int) -> nn.Module:
-            return PreActivationBlock((before, after, after), (3, 3), stride, dropout)
+        def make_block(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+            return PreActivationBlock((in_channels, out_channels, out_channels), (3, 3), stride, dropout)
 
         widths = (16 * width, 32 * width, 64 * width)
-        self.network = residual_network(channels, num_classes, widths, (depth - 4) // 6, block)
+        self.network = make_residual_network(channels, num_classes, widths, (depth - 4) // 6, make_block)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits."""

@@ -3,12 +3,12 @@
 from flatbayes.posteriors.ensemble import Ensemble
 from flatbayes.posteriors.laplace import Laplace
 from flatbayes.posteriors.lrt import LRT
+from flatbayes.posteriors.map import MAP
 from flatbayes.posteriors.mc_dropout import MCDropout
-from flatbayes.posteriors.point import Point
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.sghmc import SGHMC
 from flatbayes.posteriors.sgld import SGLD
 from flatbayes.posteriors.sgvb import SGVB
 from flatbayes.posteriors.swag import SWAG
 
-__all__ = ["LRT", "SGHMC", "SGLD", "SGVB", "SWAG", "Ensemble", "Laplace", "MCDropout", "Point", "Posterior"]
+__all__ = ["LRT", "MAP", "SGHMC", "SGLD", "SGVB", "SWAG", "Ensemble", "Laplace", "MCDropout", "Posterior"]

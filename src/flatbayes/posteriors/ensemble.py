@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
-from flatbayes.posteriors.point import Point
-from flatbayes.posteriors.posterior import Needs, Posterior
+from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.posteriors.map import MAP
+from flatbayes.posteriors.posterior import LossRequirement, Posterior
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Ensemble(Posterior):
         size: Number of repetitions.
     """
 
-    member: Posterior = Point()
+    member: Posterior = MAP()
     size: int = 5
 
     def __post_init__(self) -> None:
@@ -32,9 +32,9 @@ class Ensemble(Posterior):
             raise ValueError(f"An ensemble has at least 1 member, got size {self.size}.")
 
     @property
-    def runs(self) -> int:
+    def num_members(self) -> int:
         """Those of the member, `size` times."""
-        return self.size * self.member.runs
+        return self.size * self.member.num_members
 
     @property
     def stochastic(self) -> bool:
@@ -42,9 +42,9 @@ class Ensemble(Posterior):
         return self.member.stochastic
 
     @property
-    def moves_weights(self) -> bool:
+    def needs_norm_reestimation(self) -> bool:
         """As the member."""
-        return self.member.moves_weights
+        return self.member.needs_norm_reestimation
 
     @property
     def shardable(self) -> bool:
@@ -52,21 +52,21 @@ class Ensemble(Posterior):
         return self.member.shardable
 
     @property
-    def needs_one_loss(self) -> Needs:
+    def requires_stationary_loss(self) -> LossRequirement:
         """As the member."""
-        return self.member.needs_one_loss
+        return self.member.requires_stationary_loss
 
     @property
-    def snapshots(self) -> tuple[int, int]:
+    def snapshot_requirements(self) -> tuple[int, int]:
         """As the member."""
-        return self.member.snapshots
+        return self.member.snapshot_requirements
 
     @property
-    def default_optimizer(self) -> MakeOptimizer:
+    def default_optimizer(self) -> OptimizerFactory:
         """As the member."""
         return self.member.default_optimizer
 
-    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+    def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """One run of the member."""
         return self.member.init(model, make_optimizer, num_data)
 
@@ -78,9 +78,9 @@ class Ensemble(Posterior):
         """As the member."""
         self.member.collect(state)
 
-    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
         """As the member."""
-        self.member.finish(state, examples, loss_fn)
+        self.member.finalize(state, examples, loss_fn)
 
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
         """A draw from this run of the member."""

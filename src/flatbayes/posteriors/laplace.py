@@ -19,22 +19,22 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
-from flatbayes.core.buffers import evaluating
-from flatbayes.core.weights import flatten, installed, unflatten
-from flatbayes.posteriors.eigenbasis import Structure, eigenbasis
-from flatbayes.posteriors.gradient import start, update, usual_sgd
-from flatbayes.posteriors.linearised import Linearised
+from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core.buffers import eval_mode
+from flatbayes.core.weights import flatten, swap_values, unflatten
+from flatbayes.posteriors.eigenbasis import CurvatureStructure, make_eigenbasis
+from flatbayes.posteriors.linearised import LinearisedNetwork
+from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
-from flatbayes.posteriors.sgld import tempered
+from flatbayes.posteriors.sgld import temper_prior_precision
 
-Drawn = Literal["linearised", "sampled"]
+PredictiveMode = Literal["linearised", "sampled"]
 """What a draw is."""
 
-Tuning = Literal["none", "evidence"]
+PriorTuning = Literal["none", "evidence"]
 """Whether the prior's precision is chosen after training."""
 
-EXAMPLES_AT_ONCE = 64
+MAX_EXAMPLES_PER_GRAPH = 64
 """Examples that a graph is built of, whatever the size of the batches."""
 
 
@@ -65,14 +65,14 @@ class Laplace(Posterior):
             for the others are where to start, before choosing on validation data.
     """
 
-    structure: Structure = "last_layer"
-    predictive: Drawn = "linearised"
+    structure: CurvatureStructure = "last_layer"
+    predictive: PredictiveMode = "linearised"
     prior_precision: float | None = None
-    tune: Tuning = "none"
+    tune: PriorTuning = "none"
     temperature: float = 0.03
 
     def __post_init__(self) -> None:
-        for name, kind in (("structure", Structure), ("predictive", Drawn), ("tune", Tuning)):
+        for name, kind in (("structure", CurvatureStructure), ("predictive", PredictiveMode), ("tune", PriorTuning)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be {' or '.join(get_args(kind))}, got {getattr(self, name)!r}.")
         if self.prior_precision is not None and not 0 < self.prior_precision < math.inf:
@@ -80,24 +80,24 @@ class Laplace(Posterior):
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
 
-    runs = 1
+    num_members = 1
     stochastic = True
 
     @property
-    def moves_weights(self) -> bool:
+    def needs_norm_reestimation(self) -> bool:
         """Only if the network itself is run at drawn weights."""
         return self.predictive == "sampled"
 
-    needs_one_loss = "never"  # it looks at the loss itself once training is over
+    requires_stationary_loss = "never"  # it looks at the loss itself once training is over
     shardable = False  # curvature is that of whole layers
-    snapshots = (0, 0)
+    snapshot_requirements = (0, 0)
 
     @property
-    def default_optimizer(self) -> MakeOptimizer:
+    def default_optimizer(self) -> OptimizerFactory:
         """SGD with momentum, and with weight decay unless the prior is given."""
-        return usual_sgd(self.prior_precision)
+        return default_sgd(self.prior_precision)
 
-    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+    def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Model, optimiser, and room for the Gaussian.
 
         Raises:
@@ -107,33 +107,33 @@ class Laplace(Posterior):
         lazy = [name for name, param in model.named_parameters() if is_lazy(param)]
         if lazy:
             raise ValueError(f"{lazy[0]} has no shape yet. Run the model on a batch first, so that it has.")
-        state = start(model, make_optimizer, num_data, self.prior_precision)
-        basis = eigenbasis(self.structure, model)
-        state.statistics = basis.empty()
+        state = init_state(model, make_optimizer, num_data, self.prior_precision)
+        basis = make_eigenbasis(self.structure, model)
+        state.statistics = basis.allocate_statistics()
         like = state.statistics["eigenvalues"]
         state.statistics |= {
             "finished": torch.zeros((), dtype=torch.int64, device=like.device),
-            "prior_precision": like.new_tensor(self._prior(state.optimizer, num_data)),
+            "prior_precision": like.new_tensor(self._resolve_prior_precision(state.optimizer, num_data)),
         }
-        if self.moves_weights:
+        if self.needs_norm_reestimation:
             state.statistics["mean"] = torch.zeros_like(like)
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
         """One step of the optimiser; a Gaussian around earlier weights is no longer drawn from."""
         state.statistics["finished"].zero_()
-        return update(state, closure, tempered(self.prior_precision, self.temperature))
+        return step_optimizer(state, closure, temper_prior_precision(self.prior_precision, self.temperature))
 
     def collect(self, state: State) -> None:
         """Nothing: the end of training is what counts."""
 
-    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
         """Take the curvature of the loss over all examples, and with it choose the prior's precision if asked to.
 
         Raises:
             ValueError: There are no examples, there is no prior, or the evidence has no maximum.
         """
-        found, basis, seen = state.statistics, eigenbasis(self.structure, state.model), 0
+        found, basis, seen = state.statistics, make_eigenbasis(self.structure, state.model), 0
         if self.tune == "none" and found["prior_precision"] <= 0:
             raise ValueError(
                 "Laplace does not know the prior: this state began without an optimizer, whose weight decay it might "
@@ -141,24 +141,26 @@ class Laplace(Posterior):
             )
         weights = flatten(list(basis.params.values()))
 
-        def pieces() -> Iterator[tuple[Tensor, Tensor]]:
+        def iter_chunks() -> Iterator[tuple[Tensor, Tensor]]:
             nonlocal seen
             for inputs, targets in examples:
                 seen += len(inputs)
                 ready = inputs.to(weights.dtype) if inputs.is_floating_point() else inputs
-                yield from zip(ready.split(EXAMPLES_AT_ONCE), targets.split(EXAMPLES_AT_ONCE), strict=True)
+                yield from zip(
+                    ready.split(MAX_EXAMPLES_PER_GRAPH), targets.split(MAX_EXAMPLES_PER_GRAPH), strict=True
+                )
 
-        with evaluating(state.model):
-            measured = basis.measured(pieces(), loss_fn)
+        with eval_mode(state.model):
+            measured = basis.compute_statistics(iter_chunks(), loss_fn)
         if not seen:
             raise ValueError("Laplace takes the curvature on the training examples, and got none.")
         measured["eigenvalues"] *= state.num_data / seen
         if self.tune == "evidence":
-            precision = evidence_precision(measured["eigenvalues"] / self.temperature, float(weights.square().sum()))
+            precision = maximize_evidence(measured["eigenvalues"] / self.temperature, float(weights.square().sum()))
             found["prior_precision"].fill_(precision)
         for name, tensor in measured.items():
             found[name].copy_(tensor)
-        if self.moves_weights:
+        if self.needs_norm_reestimation:
             found["mean"].copy_(weights)
         found["finished"].fill_(1)
 
@@ -171,7 +173,7 @@ class Laplace(Posterior):
         Raises:
             RuntimeError: No curvature was taken since the last step.
         """
-        model, found, basis = state.model, state.statistics, eigenbasis(self.structure, state.model)
+        model, found, basis = state.model, state.statistics, make_eigenbasis(self.structure, state.model)
         if not found["finished"]:
             raise RuntimeError(
                 "Laplace needs the curvature at the end of training before a draw: call posterior.finish(state, "
@@ -179,16 +181,16 @@ class Laplace(Posterior):
             )
         std = posterior_std(found["eigenvalues"], self.temperature, found["prior_precision"])
         noise = torch.randn(std.shape, generator=generator, dtype=std.dtype, device=std.device)
-        offsets, params = basis.offsets(found, std * noise), basis.params
-        with evaluating(model):
-            if not self.moves_weights:
-                yield Linearised(model, dict(zip(params, offsets, strict=True)))
+        offsets, params = basis.compute_offsets(found, std * noise), basis.params
+        with eval_mode(model):
+            if not self.needs_norm_reestimation:
+                yield LinearisedNetwork(model, dict(zip(params, offsets, strict=True)))
                 return
             weights = found["mean"] + flatten(offsets)
-            with installed(list(params.values()), unflatten(weights, offsets)):
+            with swap_values(list(params.values()), unflatten(weights, offsets)):
                 yield model
 
-    def _prior(self, optimizer: Optimizer | None, num_data: int) -> float:
+    def _resolve_prior_precision(self, optimizer: Optimizer | None, num_data: int) -> float:
         if self.prior_precision is not None:
             return self.prior_precision
         if optimizer is None or self.tune == "evidence":
@@ -221,7 +223,7 @@ def posterior_std(
     return (eigenvalues / temperature + prior_precision).rsqrt()
 
 
-def evidence_precision(eigenvalues: Float[Tensor, " params"], squared_norm: float) -> float:
+def maximize_evidence(eigenvalues: Float[Tensor, " params"], squared_norm: float) -> float:
     """The prior precision δ that maximises the evidence of Laplace's method (MacKay, Neural Computation 1992).
 
     What δ changes in the log evidence, the weights being held, is (P log δ - sum log(λ + δ) - δ ||w||²) / 2. That is

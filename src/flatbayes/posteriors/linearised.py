@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 
-class Linearised(nn.Module):
+class LinearisedNetwork(nn.Module):
     """f(x; w) + J(x) offset: the network's first-order expansion around its weights, at a fixed offset.
 
     One forward pass in forward mode gives both terms. The network's weights stay what they are.
@@ -35,11 +35,11 @@ class Linearised(nn.Module):
         params = dict(self.network.named_parameters())
         centre = {name: params[name] for name in self.offsets}
 
-        def at(weights: dict[str, Tensor]) -> Tensor:
+        def evaluate_at(weights: dict[str, Tensor]) -> Tensor:
             outputs: Tensor = functional_call(self.network, weights, (inputs,))
             return outputs
 
-        outputs, change = jvp(at, (centre,), (self.offsets,))[:2]
+        outputs, change = jvp(evaluate_at, (centre,), (self.offsets,))[:2]
         moved: Tensor = outputs + change
         return moved
 

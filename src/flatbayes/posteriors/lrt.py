@@ -15,22 +15,27 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
-from flatbayes.core.buffers import evaluating
-from flatbayes.core.spread import offering
-from flatbayes.core.weights import installed, trainable
-from flatbayes.posteriors.gradient import ADAM, start, update
-from flatbayes.posteriors.noisy_network import bayesian_parameters, centred, noisy, with_noisy_layers
+from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core.buffers import eval_mode
+from flatbayes.core.spread import weight_distribution
+from flatbayes.core.weights import swap_values, trainable_parameters
+from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
-from flatbayes.posteriors.prior_scale import PriorPrecision, check_precisions, precisions_of
+from flatbayes.posteriors.prior_precision import PriorPrecision, check_prior_precision_spec, resolve_prior_precisions
 from flatbayes.posteriors.variational import (
     MIN_STD,
     add_kl_gradients,
     check_variational_optimizer,
-    raw_of_std,
-    std_of_raw,
+    raw_to_std,
+    std_to_raw,
 )
-from flatbayes.posteriors.variational_layers import Estimator, Scale
+from flatbayes.posteriors.variational_layers import NoiseEstimator, SoftplusScale
+from flatbayes.posteriors.variational_network import (
+    bayesian_parameters,
+    hold_means,
+    inject_noise,
+    make_variational_network,
+)
 
 
 @dataclass(frozen=True)
@@ -59,30 +64,30 @@ class LRT(Posterior):
     prior_precision: PriorPrecision = field(default=1.0, hash=False)  # a mapping cannot be hashed
     temperature: float = 1.0
     initial_std: float = 0.01
-    estimator: Estimator = "local"
+    estimator: NoiseEstimator = "local"
 
     def __post_init__(self) -> None:
-        check_precisions(self.prior_precision)
+        check_prior_precision_spec(self.prior_precision)
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
         if not MIN_STD <= self.initial_std < math.inf:
             raise ValueError(f"initial_std must be finite and at least {MIN_STD}, got {self.initial_std}.")
-        if self.estimator not in get_args(Estimator):
-            raise ValueError(f"estimator must be {' or '.join(get_args(Estimator))}, got {self.estimator!r}.")
+        if self.estimator not in get_args(NoiseEstimator):
+            raise ValueError(f"estimator must be {' or '.join(get_args(NoiseEstimator))}, got {self.estimator!r}.")
 
-    runs = 1
+    num_members = 1
     stochastic = True  # each draw has weights of its own
-    moves_weights = True  # running statistics of training are those of noisy activations
-    needs_one_loss = "finally"  # what is minimised is a bound
+    needs_norm_reestimation = True  # running statistics of training are those of noisy activations
+    requires_stationary_loss = "finally"  # what is minimised is a bound
     shardable = False  # noise is drawn in the shape of whole parameters
-    snapshots = (0, 0)
+    snapshot_requirements = (0, 0)
 
     @property
-    def default_optimizer(self) -> MakeOptimizer:
+    def default_optimizer(self) -> OptimizerFactory:
         """Adam, without weight decay."""
-        return ADAM
+        return DEFAULT_ADAM
 
-    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+    def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """A copy of the model with variational layers, raw standard deviations, and an optimiser over all of it.
 
         The names of parameters stay as they are, so weights can be exchanged with the model that was given.
@@ -91,20 +96,20 @@ class LRT(Posterior):
             ValueError: The model has layers that noise cannot be given to, or none that it can, or a parameter has
                 no prior, or the optimiser has weight decay or leaves out what it is given.
         """
-        start(model, None, num_data, None)  # refuses what no method can train
-        network = with_noisy_layers(model)
+        init_state(model, None, num_data, None)  # refuses what no method can train
+        network = make_variational_network(model)
         state = State(network, None, num_data)
-        raw = raw_of_std(self.initial_std)
+        raw = std_to_raw(self.initial_std)
         # Layers hand them their gradients; a tensor that requires one could not be loaded into.
         params = bayesian_parameters(network)
         scales = {
             name: nn.Parameter(torch.full_like(param, raw), requires_grad=False) for name, param in params.items()
         }
-        state.statistics = {statistic(name): scale for name, scale in scales.items()}
-        precisions = precisions_of(network, params, self.prior_precision) or {}
-        state.statistics |= {precision_of(n): params[n].new_tensor(value) for n, value in precisions.items()}
+        state.statistics = {raw_scale_key(name): scale for name, scale in scales.items()}
+        precisions = resolve_prior_precisions(network, params, self.prior_precision) or {}
+        state.statistics |= {prior_precision_key(n): params[n].new_tensor(value) for n, value in precisions.items()}
         if make_optimizer is not None:
-            state.optimizer = make_optimizer([*trainable(network), *scales.values()])
+            state.optimizer = make_optimizer([*trainable_parameters(network), *scales.values()])
             check_variational_optimizer(state.optimizer, list(scales.values()), self.prior_precision)
         return state
 
@@ -117,12 +122,12 @@ class LRT(Posterior):
         Raises:
             RuntimeError: Weights were used, but without noise.
         """
-        return update(state, lambda: self._ask(state, closure), prior_precision=None)
+        return step_optimizer(state, lambda: self._compute_gradients(state, closure), prior_precision=None)
 
     def collect(self, state: State) -> None:
         """Nothing: the end of training is what counts."""
 
-    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
         """Nothing: no last look at the data is needed."""
 
     @contextmanager
@@ -131,24 +136,26 @@ class LRT(Posterior):
 
         Running statistics are the caller's to re-estimate.
         """
-        params, weights = _drawn_parameters(state), []
-        with centred(state.model) as means:
-            for mean, raw in ((means[name], state.statistics[statistic(name)]) for name in params):
+        params, weights = _get_random_parameters(state), []
+        with hold_means(state.model) as means:
+            for mean, raw in ((means[name], state.statistics[raw_scale_key(name)]) for name in params):
                 noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-                weights.append(mean + std_of_raw(raw) * noise)
-            with installed(list(params.values()), weights), evaluating(state.model):
+                weights.append(mean + raw_to_std(raw) * noise)
+            with swap_values(list(params.values()), weights), eval_mode(state.model):
                 yield state.model
 
-    def _ask(self, state: State, closure: Closure) -> Tensor:
+    def _compute_gradients(self, state: State, closure: Closure) -> Tensor:
         """Leave the gradient of the objective in `.grad` of everything that is optimised."""
-        drawn = _drawn_parameters(state)
-        scales = {param: Scale.of(state.statistics[statistic(name)]) for name, param in drawn.items()}
+        drawn = _get_random_parameters(state)
+        scales = {
+            param: SoftplusScale.from_raw(state.statistics[raw_scale_key(name)]) for name, param in drawn.items()
+        }
         learnt = {name: param for name, param in drawn.items() if param.requires_grad}
         params, learnt_scales = list(learnt.values()), [scales[param] for param in learnt.values()]
         for scale in learnt_scales:
             scale.raw.grad = None
         means, stds = [param.detach() for param in params], [scale.std for scale in learnt_scales]
-        with offering(params, means, stds), noisy(state.model, self.estimator, scales):
+        with weight_distribution(params, means, stds), inject_noise(state.model, self.estimator, scales):
             loss = closure()
         for (name, param), scale in zip(learnt.items(), learnt_scales, strict=True):
             if scale.raw.grad is None and param.grad is not None and bool(param.grad.any()):
@@ -157,18 +164,23 @@ class LRT(Posterior):
                     "mode? Then call train() on the state's model before training. Does the model read the weights "
                     "of the layer instead of calling it? Then use SGVB."
                 )
-        pull_to_prior(params, learnt_scales, self._precisions(state, learnt), self.temperature / state.num_data)
+        accumulate_kl_gradients(
+            params, learnt_scales, self._get_prior_precisions(state, learnt), self.temperature / state.num_data
+        )
         return loss
 
-    def _precisions(self, state: State, names: Iterable[str]) -> float | list[Tensor]:
+    def _get_prior_precisions(self, state: State, names: Iterable[str]) -> float | list[Tensor]:
         given = self.prior_precision
         if isinstance(given, dict | str):
-            return [state.statistics[precision_of(name)] for name in names]
+            return [state.statistics[prior_precision_key(name)] for name in names]
         return float(given)
 
 
-def pull_to_prior(
-    means: Sequence[nn.Parameter], scales: Sequence[Scale], prior_precision: float | list[Tensor], kl_weight: float
+def accumulate_kl_gradients(
+    means: Sequence[nn.Parameter],
+    scales: Sequence[SoftplusScale],
+    prior_precision: float | list[Tensor],
+    kl_weight: float,
 ) -> None:
     """Add `kl_weight` times the gradient of KL(q || prior) to `.grad` of the means and raw standard deviations.
 
@@ -186,25 +198,25 @@ def pull_to_prior(
             raw.grad = None  # of a pass before the last, which did not come here
     std_grads = [torch.zeros_like(std) for std in stds]
     values = [mean.detach() for mean in means]
-    add_kl_gradients(_gradients(means), std_grads, values, stds, prior_precision, kl_weight)
-    torch._foreach_addcmul_(_gradients(raws), std_grads, [scale.slope for scale in scales])
+    add_kl_gradients(_ensure_gradients(means), std_grads, values, stds, prior_precision, kl_weight)
+    torch._foreach_addcmul_(_ensure_gradients(raws), std_grads, [scale.slope for scale in scales])
 
 
-def _gradients(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _ensure_gradients(tensors: Sequence[Tensor]) -> list[Tensor]:
     for tensor in tensors:
         tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
     return [tensor.grad for tensor in tensors if tensor.grad is not None]
 
 
-def statistic(name: str) -> str:
+def raw_scale_key(name: str) -> str:
     """Under what name the raw standard deviations of a parameter are kept."""
     return f"raw_scale.{name}"
 
 
-def precision_of(name: str) -> str:
+def prior_precision_key(name: str) -> str:
     """Under what name the precision of a parameter's prior is kept, where parameters differ in it."""
     return f"prior_precision.{name}"
 
 
-def _drawn_parameters(state: State) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in state.model.named_parameters() if statistic(name) in state.statistics}
+def _get_random_parameters(state: State) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in state.model.named_parameters() if raw_scale_key(name) in state.statistics}

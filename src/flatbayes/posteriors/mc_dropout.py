@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
-from flatbayes.core.buffers import evaluating
-from flatbayes.core.randomness import forked, fresh_seed
-from flatbayes.posteriors.gradient import check_prior_precision, start, update, usual_sgd
+from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core.buffers import eval_mode
+from flatbayes.core.randomness import draw_seed, seeded_rng
+from flatbayes.posteriors.optimization import check_prior_precision, default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 
 
@@ -38,19 +38,19 @@ class MCDropout(Posterior):
         if self.rate is not None and not 0 < self.rate < 1:
             raise ValueError(f"The dropout rate must lie strictly between 0 and 1, got {self.rate}.")
 
-    runs = 1
+    num_members = 1
     stochastic = True  # each draw has masks of its own
-    moves_weights = False  # training ran with such masks, and its running statistics are theirs
-    needs_one_loss = "never"  # it is where training ends
+    needs_norm_reestimation = False  # training ran with such masks, and its running statistics are theirs
+    requires_stationary_loss = "never"  # it is where training ends
     shardable = False  # masks would have to be the same everywhere
-    snapshots = (0, 0)
+    snapshot_requirements = (0, 0)
 
     @property
-    def default_optimizer(self) -> MakeOptimizer:
+    def default_optimizer(self) -> OptimizerFactory:
         """SGD with momentum, and with weight decay unless the prior is given."""
-        return usual_sgd(self.prior_precision)
+        return default_sgd(self.prior_precision)
 
-    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+    def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Model and optimiser.
 
         Raises:
@@ -67,24 +67,24 @@ class MCDropout(Posterior):
                 f"All {len(modules)} dropout modules of {type(model).__name__} have rate 0, so every draw would "
                 "be the same network. Set MCDropout(rate=0.1), or give the model a dropout rate."
             )
-        return start(model, make_optimizer, num_data, self.prior_precision)
+        return init_state(model, make_optimizer, num_data, self.prior_precision)
 
     def step(self, state: State, closure: Closure) -> Tensor:
         """One step of the optimiser, with the closure's forward pass under this rate."""
-        with dropping(state.model, self.rate):
-            return update(state, closure, self.prior_precision)
+        with set_dropout_rate(state.model, self.rate):
+            return step_optimizer(state, closure, self.prior_precision)
 
     def collect(self, state: State) -> None:
         """Nothing: the end of training is what counts."""
 
-    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
         """Nothing: no last look at the data is needed."""
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
         """The model in eval mode, but for its dropout modules, with masks from the generator."""
         model = state.model
-        with evaluating(model), dropping(model, self.rate), forked(fresh_seed(generator), model):
+        with eval_mode(model), set_dropout_rate(model, self.rate), seeded_rng(draw_seed(generator), model):
             for module in dropout_modules(model):
                 module.train()
             yield model
@@ -96,7 +96,7 @@ def dropout_modules(model: nn.Module) -> list[_DropoutNd]:
 
 
 @contextmanager
-def dropping(model: nn.Module, rate: float | None) -> Iterator[None]:
+def set_dropout_rate(model: nn.Module, rate: float | None) -> Iterator[None]:
     """Inside, every dropout module has this rate; None changes nothing."""
     modules = dropout_modules(model)
     rates = [module.p for module in modules]

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
+from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 
-Needs = Literal["never", "finally", "while collecting"]
+LossRequirement = Literal["never", "finally", "while collecting"]
 """`never`: any way to good weights will do. `finally`: an objective is minimised, which must not change any more.
 `while collecting`: the weights are samples from a density, which every one of them must come from."""
 
@@ -23,7 +23,7 @@ class Posterior(ABC):
 
     @property
     @abstractmethod
-    def runs(self) -> int:
+    def num_members(self) -> int:
         """Independent training runs, from fresh initial weights, that the posterior is made of."""
 
     @property
@@ -33,7 +33,7 @@ class Posterior(ABC):
 
     @property
     @abstractmethod
-    def moves_weights(self) -> bool:
+    def needs_norm_reestimation(self) -> bool:
         """Whether draws have weights that training never visited, and so need running statistics of their own."""
 
     @property
@@ -43,21 +43,21 @@ class Posterior(ABC):
 
     @property
     @abstractmethod
-    def needs_one_loss(self) -> Needs:
+    def requires_stationary_loss(self) -> LossRequirement:
         """When the gradients must be those of one fixed loss function of the weights, for the method to be right."""
 
     @property
     @abstractmethod
-    def snapshots(self) -> tuple[int, int]:
+    def snapshot_requirements(self) -> tuple[int, int]:
         """How many snapshots a run must collect before a draw, and how many it makes full use of."""
 
     @property
     @abstractmethod
-    def default_optimizer(self) -> MakeOptimizer:
+    def default_optimizer(self) -> OptimizerFactory:
         """What the method is usually trained with, for recipes that name no optimiser."""
 
     @abstractmethod
-    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+    def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """The state before the first step: model, optimiser, empty statistics.
 
         Args:
@@ -76,7 +76,7 @@ class Posterior(ABC):
         """Take note of the current weights, where the posterior is built from where training has been."""
 
     @abstractmethod
-    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
         """Take a last look at all the data once training is over, where the posterior is built from curvature.
 
         Args:

@@ -14,12 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
-from flatbayes.core.weights import flatten, trainable, unflatten
-from flatbayes.posteriors.gradient import check_prior_precision, start, update, usual_sgd
+from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core.weights import flatten, trainable_parameters, unflatten
+from flatbayes.posteriors.optimization import check_prior_precision, default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
-from flatbayes.posteriors.sgld import check_optimizer, check_temperature, diffuse, tempered
-from flatbayes.posteriors.snapshots import Storage, add_snapshot, check_storage, no_snapshots, snapshot_drawn
+from flatbayes.posteriors.sgld import add_langevin_noise, check_plain_sgd, check_temperature, temper_prior_precision
+from flatbayes.posteriors.snapshots import (
+    Storage,
+    add_snapshot,
+    allocate_snapshots,
+    check_snapshot_options,
+    draw_snapshot,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class SGHMC(Posterior):
         temperature: Divides the log likelihood, not the log prior. One is Bayes; below one the posterior is
             narrower than Bayes has it. With the weight decay held fixed instead of prior_precision, likelihood and
             prior are tempered together, a cold posterior.
-        keep: Largest number of snapshots to hold, each the size of the network. Where more are collected, every
+        max_snapshots: Largest number of snapshots to hold, each the size of the network. Where more are collected, every
             second is dropped, again and again, so that those held stay evenly spread.
         storage: Where they are held: beside the model (device) or in main memory (cpu).
     """
@@ -46,7 +52,7 @@ class SGHMC(Posterior):
     friction: float = 0.1
     prior_precision: float | None = None
     temperature: float = 1.0
-    keep: int = 30
+    max_snapshots: int = 30
     storage: Storage = "device"
 
     def __post_init__(self) -> None:
@@ -54,59 +60,59 @@ class SGHMC(Posterior):
             raise ValueError(f"friction must be above 0 and at most 1 (that is SGLD), got {self.friction}.")
         check_prior_precision(self.prior_precision)
         check_temperature(self.temperature)
-        check_storage(self.keep, self.storage)
+        check_snapshot_options(self.max_snapshots, self.storage)
 
-    runs = 1
+    num_members = 1
 
     @property
     def stochastic(self) -> bool:
         """Unless one snapshot is all that is held."""
-        return self.keep > 1
+        return self.max_snapshots > 1
 
-    moves_weights = True  # the running statistics are those of the end of training, not of the snapshot
-    needs_one_loss = "while collecting"  # snapshots are samples of one density
+    needs_norm_reestimation = True  # the running statistics are those of the end of training, not of the snapshot
+    requires_stationary_loss = "while collecting"  # snapshots are samples of one density
     shardable = False  # noise is drawn in the shape of whole parameters
 
     @property
-    def snapshots(self) -> tuple[int, int]:
+    def snapshot_requirements(self) -> tuple[int, int]:
         """One is a sample, and `keep` are held."""
-        return 1, self.keep
+        return 1, self.max_snapshots
 
     @property
-    def default_optimizer(self) -> MakeOptimizer:
+    def default_optimizer(self) -> OptimizerFactory:
         """SGD without momentum, which is the method's own, and with weight decay unless the prior is given."""
-        return usual_sgd(self.prior_precision, lr=0.1 * self.friction, momentum=0.0)
+        return default_sgd(self.prior_precision, lr=0.1 * self.friction, momentum=0.0)
 
-    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+    def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Model, optimiser, a ball at rest, and room for snapshots.
 
         Raises:
             ValueError: The optimiser is not SGD without momentum, or the prior is given twice.
         """
-        state = start(model, make_optimizer, num_data, self.prior_precision)
-        check_optimizer(state.optimizer, "SGHMC")
-        state.statistics = no_snapshots(model, self.keep, self.storage)
-        state.in_main_memory = frozenset(state.statistics if self.storage == "cpu" else ())
-        state.statistics["velocity"] = torch.zeros_like(flatten(trainable(model)))
+        state = init_state(model, make_optimizer, num_data, self.prior_precision)
+        check_plain_sgd(state.optimizer, "SGHMC")
+        state.statistics = allocate_snapshots(model, self.max_snapshots, self.storage)
+        state.cpu_statistics = frozenset(state.statistics if self.storage == "cpu" else ())
+        state.statistics["velocity"] = torch.zeros_like(flatten(trainable_parameters(model)))
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
         """One step of the optimiser, momentum and noise; the velocity is how far that went."""
-        params: list[Tensor] = [*trainable(state.model)]
+        params: list[Tensor] = [*trainable_parameters(state.model)]
         velocity = state.statistics["velocity"]
         before = flatten(params)
-        loss = update(state, closure, tempered(self.prior_precision, self.temperature))
+        loss = step_optimizer(state, closure, temper_prior_precision(self.prior_precision, self.temperature))
         with torch.no_grad():
             torch._foreach_add_(params, unflatten(velocity, params), alpha=1 - self.friction)
-        diffuse(state.optimizer, self.temperature, state.num_data, self.friction)
+        add_langevin_noise(state.optimizer, self.temperature, state.num_data, self.friction)
         velocity.copy_(flatten(params).sub_(before))
         return loss
 
     def collect(self, state: State) -> None:
         """Hold the current weights, as far as `keep` allows."""
-        add_snapshot(state.statistics, trainable(state.model))
+        add_snapshot(state.statistics, trainable_parameters(state.model))
 
-    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
         """Nothing: no last look at the data is needed."""
 
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
@@ -115,4 +121,4 @@ class SGHMC(Posterior):
         Raises:
             RuntimeError: No snapshot was collected.
         """
-        return snapshot_drawn(state, generator, "SGHMC")
+        return draw_snapshot(state, generator, "SGHMC")

@@ -17,11 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
-from flatbayes.core.weights import trainable
-from flatbayes.posteriors.gradient import check_prior_precision, start, update, usual_sgd
+from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core.weights import trainable_parameters
+from flatbayes.posteriors.optimization import check_prior_precision, default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
-from flatbayes.posteriors.snapshots import Storage, add_snapshot, check_storage, no_snapshots, snapshot_drawn
+from flatbayes.posteriors.snapshots import (
+    Storage,
+    add_snapshot,
+    allocate_snapshots,
+    check_snapshot_options,
+    draw_snapshot,
+)
 
 
 @dataclass(frozen=True)
@@ -38,65 +44,65 @@ class SGLD(Posterior):
         temperature: Divides the log likelihood, not the log prior. One is Bayes; below one the posterior is
             narrower than Bayes has it. With the weight decay held fixed instead of prior_precision, likelihood and
             prior are tempered together, a cold posterior.
-        keep: Largest number of snapshots to hold, each the size of the network. Where more are collected, every
+        max_snapshots: Largest number of snapshots to hold, each the size of the network. Where more are collected, every
             second is dropped, again and again, so that those held stay evenly spread.
         storage: Where they are held: beside the model (device) or in main memory (cpu).
     """
 
     prior_precision: float | None = None
     temperature: float = 1.0
-    keep: int = 30
+    max_snapshots: int = 30
     storage: Storage = "device"
 
     def __post_init__(self) -> None:
         check_prior_precision(self.prior_precision)
         check_temperature(self.temperature)
-        check_storage(self.keep, self.storage)
+        check_snapshot_options(self.max_snapshots, self.storage)
 
-    runs = 1
+    num_members = 1
 
     @property
     def stochastic(self) -> bool:
         """Unless one snapshot is all that is held."""
-        return self.keep > 1
+        return self.max_snapshots > 1
 
-    moves_weights = True  # the running statistics are those of the end of training, not of the snapshot
-    needs_one_loss = "while collecting"  # snapshots are samples of one density
+    needs_norm_reestimation = True  # the running statistics are those of the end of training, not of the snapshot
+    requires_stationary_loss = "while collecting"  # snapshots are samples of one density
     shardable = False  # noise is drawn in the shape of whole parameters
 
     @property
-    def snapshots(self) -> tuple[int, int]:
+    def snapshot_requirements(self) -> tuple[int, int]:
         """One is a sample, and `keep` are held."""
-        return 1, self.keep
+        return 1, self.max_snapshots
 
     @property
-    def default_optimizer(self) -> MakeOptimizer:
+    def default_optimizer(self) -> OptimizerFactory:
         """SGD without momentum, and with weight decay unless the prior is given."""
-        return usual_sgd(self.prior_precision, momentum=0.0)
+        return default_sgd(self.prior_precision, momentum=0.0)
 
-    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+    def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Model, optimiser, and room for snapshots.
 
         Raises:
             ValueError: The optimiser is not SGD without momentum, or the prior is given twice.
         """
-        state = start(model, make_optimizer, num_data, self.prior_precision)
-        check_optimizer(state.optimizer, "SGLD")
-        state.statistics = no_snapshots(model, self.keep, self.storage)
-        state.in_main_memory = frozenset(state.statistics if self.storage == "cpu" else ())
+        state = init_state(model, make_optimizer, num_data, self.prior_precision)
+        check_plain_sgd(state.optimizer, "SGLD")
+        state.statistics = allocate_snapshots(model, self.max_snapshots, self.storage)
+        state.cpu_statistics = frozenset(state.statistics if self.storage == "cpu" else ())
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
         """One step of the optimiser, and noise; which is drawn after the closure, so no pass repeats it."""
-        loss = update(state, closure, tempered(self.prior_precision, self.temperature))
-        diffuse(state.optimizer, self.temperature, state.num_data, friction=1.0)
+        loss = step_optimizer(state, closure, temper_prior_precision(self.prior_precision, self.temperature))
+        add_langevin_noise(state.optimizer, self.temperature, state.num_data, friction=1.0)
         return loss
 
     def collect(self, state: State) -> None:
         """Hold the current weights, as far as `keep` allows."""
-        add_snapshot(state.statistics, trainable(state.model))
+        add_snapshot(state.statistics, trainable_parameters(state.model))
 
-    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
         """Nothing: no last look at the data is needed."""
 
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
@@ -105,7 +111,7 @@ class SGLD(Posterior):
         Raises:
             RuntimeError: No snapshot was collected.
         """
-        return snapshot_drawn(state, generator, "SGLD")
+        return draw_snapshot(state, generator, "SGLD")
 
 
 def noise_std(lr: float, temperature: float, num_data: int, friction: float) -> float:
@@ -127,7 +133,7 @@ def noise_std(lr: float, temperature: float, num_data: int, friction: float) -> 
 
 
 @torch.no_grad()
-def diffuse(optimizer: Optimizer | None, temperature: float, num_data: int, friction: float) -> None:
+def add_langevin_noise(optimizer: Optimizer | None, temperature: float, num_data: int, friction: float) -> None:
     """`param += noise_std * xi`, with xi standard normal, for every parameter that has a gradient.
 
     A parameter that the loss does not reach would drift without bound.
@@ -140,7 +146,7 @@ def diffuse(optimizer: Optimizer | None, temperature: float, num_data: int, fric
                 param.add_(torch.randn_like(param), alpha=std)
 
 
-def tempered(prior_precision: float | None, temperature: float) -> float | None:
+def temper_prior_precision(prior_precision: float | None, temperature: float) -> float | None:
     """The precision whose gradient goes beside the likelihood's, if that is not to be divided by the temperature."""
     return None if prior_precision is None else prior_precision * temperature
 
@@ -158,7 +164,7 @@ def check_temperature(temperature: float) -> None:
         )
 
 
-def check_optimizer(optimizer: Optimizer | None, method: str) -> None:
+def check_plain_sgd(optimizer: Optimizer | None, method: str) -> None:
     """Refuse every optimiser but plain gradient descent: noise of the right size is known for no other.
 
     Raises:

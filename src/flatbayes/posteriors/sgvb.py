@@ -16,24 +16,29 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
-from flatbayes.core.buffers import evaluating
-from flatbayes.core.selection import Selection, check_selection, selected
-from flatbayes.core.spread import offering
-from flatbayes.core.weights import flatten, installed, trainable, unflatten
-from flatbayes.posteriors.gradient import ADAM, start, update
+from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core.buffers import eval_mode
+from flatbayes.core.parameter_selection import ParameterSelection, check_selection, select_parameters
+from flatbayes.core.spread import weight_distribution
+from flatbayes.core.weights import flatten, swap_values, trainable_parameters, unflatten
+from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
-from flatbayes.posteriors.prior_scale import PriorPrecision, check_precisions, per_weight, precisions_of
+from flatbayes.posteriors.prior_precision import (
+    PriorPrecision,
+    check_prior_precision_spec,
+    expand_precisions,
+    resolve_prior_precisions,
+)
 from flatbayes.posteriors.variational import (
     MIN_STD,
-    Precision,
+    WeightPrecision,
     check_variational_optimizer,
-    raw_of_std,
-    std_of_raw,
-    to_objective_gradients,
+    convert_to_elbo_gradients,
+    raw_to_std,
+    std_to_raw,
 )
 
-Centre = Literal["zero", "initial"]
+PriorMean = Literal["zero", "initial"]
 """Where the prior is centred."""
 
 
@@ -56,7 +61,7 @@ class SGVB(Posterior):
             model comes with.
         num_samples: Weights drawn per step, each at the cost of a gradient (two with SAM). More make the gradient
             less noisy.
-        bayesian: Which trainable parameters have a distribution, the others being learnt as numbers: `weights` all
+        params: Which trainable parameters have a distribution, the others being learnt as numbers: `weights` all
             but those of normalisation layers (of torch.nn: batch, instance, layer, group and RMS norm); `biases`
             and `no_biases` one half of these each; `norms` those of normalisation layers; `last_layer` those of
             the last module that has any, in the order of registration; `all` every one; or a list of name
@@ -69,34 +74,34 @@ class SGVB(Posterior):
     temperature: float = 1.0
     initial_std: float = 0.01
     num_samples: int = 1
-    bayesian: Selection = field(default="weights", hash=False)
-    prior_mean: Centre = "zero"
+    params: ParameterSelection = field(default="weights", hash=False)
+    prior_mean: PriorMean = "zero"
 
     def __post_init__(self) -> None:
-        check_precisions(self.prior_precision)
-        check_selection(self.bayesian, "bayesian")
+        check_prior_precision_spec(self.prior_precision)
+        check_selection(self.params, "bayesian")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
         if not MIN_STD <= self.initial_std < math.inf:
             raise ValueError(f"initial_std must be finite and at least {MIN_STD}, got {self.initial_std}.")
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {self.num_samples}.")
-        if self.prior_mean not in get_args(Centre):
-            raise ValueError(f"prior_mean must be {' or '.join(get_args(Centre))}, got {self.prior_mean!r}.")
+        if self.prior_mean not in get_args(PriorMean):
+            raise ValueError(f"prior_mean must be {' or '.join(get_args(PriorMean))}, got {self.prior_mean!r}.")
 
-    runs = 1
+    num_members = 1
     stochastic = True  # each draw has noise of its own
-    moves_weights = True  # running statistics of training mix those of all the networks it drew
-    needs_one_loss = "finally"  # what is minimised is a bound
+    needs_norm_reestimation = True  # running statistics of training mix those of all the networks it drew
+    requires_stationary_loss = "finally"  # what is minimised is a bound
     shardable = False  # noise is drawn in the shape of whole parameters
-    snapshots = (0, 0)
+    snapshot_requirements = (0, 0)
 
     @property
-    def default_optimizer(self) -> MakeOptimizer:
+    def default_optimizer(self) -> OptimizerFactory:
         """Adam, without weight decay."""
-        return ADAM
+        return DEFAULT_ADAM
 
-    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+    def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Model, means and raw standard deviations, and an optimiser over the parameters and the latter.
 
         The model's own parameters are the means that the optimiser moves, so whatever acts on their gradients
@@ -106,71 +111,77 @@ class SGVB(Posterior):
             ValueError: No parameter is Bayesian, or one has no prior, or the optimiser has weight decay or leaves
                 out what it is given.
         """
-        state = start(model, None, num_data, None)
-        params = selected(model, self.bayesian, "bayesian")
+        state = init_state(model, None, num_data, None)
+        params = select_parameters(model, self.params, "bayesian")
         mean = flatten(list(params.values()))
         # It gets its gradient by formula; a tensor that requires one could not be loaded into.
-        raw_scale = nn.Parameter(torch.full_like(mean, raw_of_std(self.initial_std)), requires_grad=False)
+        raw_scale = nn.Parameter(torch.full_like(mean, std_to_raw(self.initial_std)), requires_grad=False)
         state.statistics = {"mean": mean, "raw_scale": raw_scale}
         if self.prior_mean == "initial":
             state.statistics["prior_mean"] = mean.clone()
-        precisions = precisions_of(model, params, self.prior_precision)
+        precisions = resolve_prior_precisions(model, params, self.prior_precision)
         if precisions is not None:
-            state.statistics["prior_precision"] = per_weight(precisions, params)
+            state.statistics["prior_precision"] = expand_precisions(precisions, params)
         if make_optimizer is not None:
-            state.optimizer = make_optimizer([*trainable(model), raw_scale])
+            state.optimizer = make_optimizer([*trainable_parameters(model), raw_scale])
             check_variational_optimizer(state.optimizer, [raw_scale], self.prior_precision)
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
         """One step on means and standard deviations. Returns the mean loss of the drawn networks, without the KL."""
-        params = self._bayesian(state)
+        params = self._get_random_parameters(state)
         means = unflatten(state.statistics["mean"], params)
-        loss = update(state, lambda: self._ask(state, closure, params, means), prior_precision=None)
-        copy_into(means, params)
+        loss = step_optimizer(
+            state, lambda: self._compute_gradients(state, closure, params, means), prior_precision=None
+        )
+        copy_into_buffers(means, params)
         return loss
 
     def collect(self, state: State) -> None:
         """Nothing: the end of training is what counts."""
 
-    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
         """Nothing: no last look at the data is needed."""
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
         """The model with weights from the Gaussian; running statistics are the caller's to re-estimate."""
-        params, mean = self._bayesian(state), state.statistics["mean"]
+        params, mean = self._get_random_parameters(state), state.statistics["mean"]
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        weights = mean + std_of_raw(state.statistics["raw_scale"]) * noise
-        with installed(params, unflatten(weights, params)), evaluating(state.model):
+        weights = mean + raw_to_std(state.statistics["raw_scale"]) * noise
+        with swap_values(params, unflatten(weights, params)), eval_mode(state.model):
             yield state.model
 
-    def _bayesian(self, state: State) -> list[nn.Parameter]:
-        return list(selected(state.model, self.bayesian, "bayesian").values())
+    def _get_random_parameters(self, state: State) -> list[nn.Parameter]:
+        return list(select_parameters(state.model, self.params, "bayesian").values())
 
-    def _precision(self, state: State) -> Precision:
+    def _get_prior_precision(self, state: State) -> WeightPrecision:
         given = self.prior_precision
         return state.statistics["prior_precision"] if isinstance(given, dict | str) else float(given)
 
-    def _ask(self, state: State, closure: Closure, bayesian: list[nn.Parameter], means: list[Tensor]) -> Tensor:
+    def _compute_gradients(
+        self, state: State, closure: Closure, params: list[nn.Parameter], means: list[Tensor]
+    ) -> Tensor:
         """Leave in `.grad` of everything that is optimised the gradient of the objective, averaged over samples."""
-        copy_into(means, bayesian)  # whoever has the model may have changed it since the last step
-        chosen = {id(param) for param in bayesian}
-        others = [param for param in trainable(state.model) if id(param) not in chosen]
+        copy_into_buffers(means, params)  # whoever has the model may have changed it since the last step
+        chosen = {id(param) for param in params}
+        others = [param for param in trainable_parameters(state.model) if id(param) not in chosen]
         mean, raw_scale = state.statistics["mean"], state.statistics["raw_scale"]
-        std = std_of_raw(raw_scale)
-        stds = unflatten(std, bayesian)
+        std = raw_to_std(raw_scale)
+        stds = unflatten(std, params)
         raw_scale.grad = None  # or clipping within the closure would see that of the last step
         losses: list[Tensor] = []
         totals: tuple[Tensor, ...] = ()
         for _ in range(self.num_samples):
             noise = torch.randn_like(mean)
             found = torch.addcmul(mean, std, noise)
-            pieces = unflatten(found, bayesian)
-            with installed(bayesian, pieces), offering(bayesian, means, stds):
+            pieces = unflatten(found, params)
+            with swap_values(params, pieces), weight_distribution(params, means, stds):
                 losses.append(closure())
-            copy_into(pieces, _gradients(bayesian))  # the model has its copy of the weights: their place is free
-            sampled = (found, noise.mul_(found), *(grad.clone() for grad in _gradients(others)))
+            copy_into_buffers(
+                pieces, _get_gradients(params)
+            )  # the model has its copy of the weights: their place is free
+            sampled = (found, noise.mul_(found), *(grad.clone() for grad in _get_gradients(others)))
             if totals:
                 torch._foreach_add_(totals, sampled)
             else:
@@ -179,17 +190,19 @@ class SGVB(Posterior):
             torch._foreach_mul_(totals, 1 / self.num_samples)
         grad, raw_grad, *others_grads = totals
         prior_mean, kl_weight = state.statistics.get("prior_mean"), self.temperature / state.num_data
-        to_objective_gradients(grad, raw_grad, mean, raw_scale, std, prior_mean, self._precision(state), kl_weight)
+        convert_to_elbo_gradients(
+            grad, raw_grad, mean, raw_scale, std, prior_mean, self._get_prior_precision(state), kl_weight
+        )
         raw_scale.grad = raw_grad
-        for param, value in zip(bayesian + others, unflatten(grad, bayesian) + others_grads, strict=True):
+        for param, value in zip(params + others, unflatten(grad, params) + others_grads, strict=True):
             param.grad = value.to(param.dtype)
         return losses[0] if self.num_samples == 1 else torch.stack(losses).mean()
 
 
-def copy_into(tensors: list[Tensor], values: Sequence[Tensor]) -> None:
+def copy_into_buffers(tensors: list[Tensor], values: Sequence[Tensor]) -> None:
     """Overwrite tensors with the values of others."""
     torch._foreach_copy_(tensors, [value.detach() for value in values])
 
 
-def _gradients(params: Sequence[nn.Parameter]) -> list[Tensor]:
+def _get_gradients(params: Sequence[nn.Parameter]) -> list[Tensor]:
     return [torch.zeros_like(param) if param.grad is None else param.grad for param in params]

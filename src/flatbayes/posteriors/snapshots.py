@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import State
-from flatbayes.core.buffers import evaluating
-from flatbayes.core.weights import flatten, installed, trainable, unflatten
+from flatbayes.core.buffers import eval_mode
+from flatbayes.core.weights import flatten, swap_values, trainable_parameters, unflatten
 
 Storage = Literal["device", "cpu"]
 """Where snapshots are held: beside the model, or in main memory."""
 
 
-def kept(count: int, keep: int) -> range:
+def select_snapshot_indices(count: int, max_snapshots: int) -> range:
     """Which of `count` snapshots, counted from 1, are held: the multiples of the smallest fitting power of two.
 
     Multiples leave out the beginning of the chain rather than its end.
@@ -29,21 +29,21 @@ def kept(count: int, keep: int) -> range:
 
     Args:
         count: Snapshots collected so far.
-        keep: Largest number to hold.
+        max_snapshots: Largest number to hold.
     """
     stride = 1
-    while count // stride > keep:
+    while count // stride > max_snapshots:
         stride *= 2
     return range(stride, count + 1, stride)
 
 
-def no_snapshots(model: nn.Module, keep: int, storage: Storage) -> dict[str, Tensor]:
+def allocate_snapshots(model: nn.Module, max_snapshots: int, storage: Storage) -> dict[str, Tensor]:
     """Statistics with room for `keep` snapshots of all trainable weights, a row each, and none yet."""
-    params = flatten(trainable(model))
-    device = held_on(storage, params.device)
+    params = flatten(trainable_parameters(model))
+    device = get_storage_device(storage, params.device)
     return {
         "count": torch.zeros((), dtype=torch.int64, device=device),
-        "snapshots": torch.zeros(keep, params.numel(), dtype=params.dtype, device=device),
+        "snapshots": torch.zeros(max_snapshots, params.numel(), dtype=params.dtype, device=device),
     }
 
 
@@ -51,12 +51,12 @@ def add_snapshot(statistics: dict[str, Tensor], params: Sequence[Tensor]) -> Non
     """Count the current weights, and hold them if it is their turn; in place.
 
     Args:
-        statistics: What `no_snapshots` made.
+        statistics: What `allocate_snapshots` made.
         params: The current weights.
     """
     rows, count = statistics["snapshots"], int(statistics["count"]) + 1
     statistics["count"].fill_(count)
-    before, now = kept(count - 1, len(rows)), kept(count, len(rows))
+    before, now = select_snapshot_indices(count - 1, len(rows)), select_snapshot_indices(count, len(rows))
     if now.step > before.step:
         for row in range(len(rows) // 2):  # upwards, since each comes from further up
             rows[row].copy_(rows[2 * row + 1])
@@ -65,45 +65,47 @@ def add_snapshot(statistics: dict[str, Tensor], params: Sequence[Tensor]) -> Non
 
 
 @contextmanager
-def snapshot_drawn(state: State, generator: torch.Generator, method: str) -> Iterator[nn.Module]:
+def draw_snapshot(state: State, generator: torch.Generator, method: str) -> Iterator[nn.Module]:
     """The model in eval mode with the weights of one snapshot, each as likely as the others.
 
     Args:
-        state: Its statistics include those of `no_snapshots`.
+        state: Its statistics include those of `allocate_snapshots`.
         generator: Chooses the snapshot.
         method: Whose draw this is, for the message.
 
     Raises:
         RuntimeError: No snapshot was collected.
     """
-    params, rows = trainable(state.model), state.statistics["snapshots"]
-    held = len(kept(int(state.statistics["count"]), len(rows)))
+    params, rows = trainable_parameters(state.model), state.statistics["snapshots"]
+    held = len(select_snapshot_indices(int(state.statistics["count"]), len(rows)))
     if not held:
         raise RuntimeError(
             f"{method} needs at least 1 collected snapshot before a draw, got 0; lower collect_from or train longer."
         )
     row = torch.multinomial(torch.ones(held, device=generator.device), 1, generator=generator).item()
-    with installed(params, unflatten(rows[int(row)], params)), evaluating(state.model):
+    with swap_values(params, unflatten(rows[int(row)], params)), eval_mode(state.model):
         yield state.model
 
 
-def check_storage(keep: int, storage: Storage) -> None:
+def check_snapshot_options(max_snapshots: int, storage: Storage) -> None:
     """Refuse room for nothing, and places that there are not.
 
     Raises:
         ValueError: `keep` is below 1, or `storage` is not known.
     """
-    if keep < 1:
-        raise ValueError(f"keep is the largest number of snapshots to hold: it must be at least 1, got {keep}.")
-    check_place(storage)
+    if max_snapshots < 1:
+        raise ValueError(
+            f"keep is the largest number of snapshots to hold: it must be at least 1, got {max_snapshots}."
+        )
+    check_storage_device(storage)
 
 
-def held_on(storage: Storage, beside: torch.device) -> torch.device:
+def get_storage_device(storage: Storage, model_device: torch.device) -> torch.device:
     """The device that a storage names, for a model on `beside`."""
-    return torch.device("cpu") if storage == "cpu" else beside
+    return torch.device("cpu") if storage == "cpu" else model_device
 
 
-def check_place(storage: Storage) -> None:
+def check_storage_device(storage: Storage) -> None:
     """Refuse places that there are not.
 
     Raises:

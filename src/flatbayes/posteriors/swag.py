@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Examples, LossFn, MakeOptimizer, State
-from flatbayes.core.buffers import evaluating
-from flatbayes.core.selection import Selection, check_selection, selected
-from flatbayes.core.weights import blocks, flatten, installed, rewritten, trainable, unflatten
-from flatbayes.posteriors.gradient import check_prior_precision, start, update, usual_sgd
+from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core.buffers import eval_mode
+from flatbayes.core.parameter_selection import ParameterSelection, check_selection, select_parameters
+from flatbayes.core.weights import flatten, iter_blocks, swap_values, trainable_parameters, unflatten, write_blockwise
+from flatbayes.posteriors.optimization import check_prior_precision, default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
-from flatbayes.posteriors.snapshots import Storage, check_place, held_on
+from flatbayes.posteriors.snapshots import Storage, check_storage_device, get_storage_device
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SWAG(Posterior):
             optimizer's weight decay, which is this divided by the number of training examples.
         storage: Where the iterates for the low-rank part are held: beside the model (device) or in main memory (cpu).
         bfloat16: Hold them in half the memory, as deviations from the mean with 8 significant bits.
-        bayesian: Which trainable parameters have a distribution, the others being learnt and having their mean over
+        params: Which trainable parameters have a distribution, the others being learnt and having their mean over
             the iterates in every draw: `weights` all but those of normalisation layers (of torch.nn: batch,
             instance, layer, group and RMS norm); `biases` and `no_biases` one half of these each; `norms` those of
             normalisation layers; `last_layer` those of the last module that has any, in the order of registration;
@@ -48,12 +48,12 @@ class SWAG(Posterior):
     prior_precision: float | None = None
     storage: Storage = "device"
     bfloat16: bool = False
-    bayesian: Selection = field(default="all", hash=False)  # a list cannot be hashed
+    params: ParameterSelection = field(default="all", hash=False)  # a list cannot be hashed
 
     def __post_init__(self) -> None:
         check_prior_precision(self.prior_precision)
-        check_selection(self.bayesian, "bayesian")
-        check_place(self.storage)
+        check_selection(self.params, "bayesian")
+        check_storage_device(self.storage)
         if self.rank < 0 or self.rank == 1:
             raise ValueError(
                 f"rank must be 0 (SWAG-Diag) or at least 2, since one deviation has no variance; got {self.rank}."
@@ -61,36 +61,36 @@ class SWAG(Posterior):
         if not 0 <= self.scale < math.inf:
             raise ValueError(f"scale multiplies the covariance: it must be finite and at least 0, got {self.scale}.")
 
-    runs = 1
+    num_members = 1
 
     @property
     def stochastic(self) -> bool:
         """Unless the covariance is scaled to nothing."""
         return self.scale > 0
 
-    moves_weights = True  # neither the mean nor a draw around it was visited in training
+    needs_norm_reestimation = True  # neither the mean nor a draw around it was visited in training
 
-    needs_one_loss = "never"  # the iterates of any optimiser will do
+    requires_stationary_loss = "never"  # the iterates of any optimiser will do
     shardable = True  # moments are those of single weights, and so are columns of deviations
 
     @property
-    def snapshots(self) -> tuple[int, int]:
+    def snapshot_requirements(self) -> tuple[int, int]:
         """Two have a spread, and each gives the low-rank part a direction."""
         return 2, max(2, self.rank)
 
     @property
-    def default_optimizer(self) -> MakeOptimizer:
+    def default_optimizer(self) -> OptimizerFactory:
         """SGD with momentum, and with weight decay unless the prior is given."""
-        return usual_sgd(self.prior_precision)
+        return default_sgd(self.prior_precision)
 
-    def init(self, model: nn.Module, make_optimizer: MakeOptimizer | None, num_data: int) -> State:
+    def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Model, optimiser, and moments of the Bayesian weights, still empty.
 
         Raises:
             ValueError: No parameter is Bayesian, or the prior is given twice.
         """
-        state = start(model, make_optimizer, num_data, self.prior_precision)
-        chosen, others = self._parts(model)
+        state = init_state(model, make_optimizer, num_data, self.prior_precision)
+        chosen, others = self._split_parameters(model)
         like = flatten(chosen)
         state.statistics = {
             "count": torch.zeros((), dtype=torch.int64, device=like.device),
@@ -99,32 +99,32 @@ class SWAG(Posterior):
             "deviations": torch.zeros(
                 (self.rank, like.numel()),
                 dtype=torch.bfloat16 if self.bfloat16 else like.dtype,
-                device=held_on(self.storage, like.device),
+                device=get_storage_device(self.storage, like.device),
             ),
         }
         if others:
             state.statistics["mean_of_others"] = torch.zeros_like(flatten(others))
-        state.in_main_memory = frozenset(["deviations"] if self.storage == "cpu" else ())
+        state.cpu_statistics = frozenset(["deviations"] if self.storage == "cpu" else ())
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
         """One step of the optimiser."""
-        return update(state, closure, self.prior_precision)
+        return step_optimizer(state, closure, self.prior_precision)
 
     def collect(self, state: State) -> None:
         """Add the current weights to the moments, and their deviation to the last `rank` ones."""
         found = state.statistics
         mean, sum_squares, deviations = found["mean"], found["sum_squares"], found["deviations"]
         count = int(found["count"].add_(1))
-        chosen, others = self._parts(state.model)
-        for part, weights in blocks(chosen, block_size(mean)):
+        chosen, others = self._split_parameters(state.model)
+        for part, weights in iter_blocks(chosen, block_size(mean)):
             deviation = update_moments(mean[part], sum_squares[part], torch.cat(weights), count)
             if self.rank:
                 deviations[(count - 1) % self.rank, part] = deviation
         if others:
             found["mean_of_others"].lerp_(flatten(others), 1 / count)
 
-    def finish(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
         """Nothing: no last look at the data is needed."""
 
     @contextmanager
@@ -134,7 +134,7 @@ class SWAG(Posterior):
         Raises:
             RuntimeError: Fewer than two snapshots were collected.
         """
-        (chosen, others), found = self._parts(state.model), state.statistics
+        (chosen, others), found = self._split_parameters(state.model), state.statistics
         count, mean, sum_squares = int(found["count"]), found["mean"], found["sum_squares"]
         if count < 2:
             raise RuntimeError(
@@ -144,22 +144,22 @@ class SWAG(Posterior):
         deviations = found["deviations"][:count]
         z2 = torch.randn(len(deviations), generator=generator, dtype=mean.dtype, device=mean.device)
 
-        def sample(part: slice) -> Tensor:
-            here, variance = mean[part], sum_squares[part] / count
+        def sample_block(block: slice) -> Tensor:
+            here, variance = mean[block], sum_squares[block] / count
             z1 = torch.randn(here.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-            return gaussian_sample(here, variance, deviations[:, part].to(here), self.scale, z1, z2)
+            return gaussian_sample(here, variance, deviations[:, block].to(here), self.scale, z1, z2)
 
-        shared = installed(others, unflatten(found["mean_of_others"], others)) if others else nullcontext()
-        with shared, rewritten(chosen, sample, block_size(mean)), evaluating(state.model):
+        shared = swap_values(others, unflatten(found["mean_of_others"], others)) if others else nullcontext()
+        with shared, write_blockwise(chosen, sample_block, block_size(mean)), eval_mode(state.model):
             yield state.model
 
-    def _parts(self, model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def _split_parameters(self, model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The Bayesian parameters, and the other trainable ones."""
-        if self.bayesian == "all":
-            return trainable(model), []
-        chosen = list(selected(model, self.bayesian, "bayesian").values())
+        if self.params == "all":
+            return trainable_parameters(model), []
+        chosen = list(select_parameters(model, self.params, "bayesian").values())
         known = {id(param) for param in chosen}
-        return chosen, [param for param in trainable(model) if id(param) not in known]
+        return chosen, [param for param in trainable_parameters(model) if id(param) not in known]
 
 
 def update_moments(

@@ -14,25 +14,25 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from flatbayes.posteriors.prior_scale import PriorPrecision
+from flatbayes.posteriors.prior_precision import PriorPrecision
 
-Precision = float | Float[Tensor, " params"]
+WeightPrecision = float | Float[Tensor, " params"]
 """One precision for all weights, or one for each."""
 
 MIN_STD = 1e-8
 """Smallest standard deviation: softplus underflows to 0, and the KL divergence of a point is infinite."""
 
 
-def std_of_raw(raw: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def raw_to_std(raw: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Softplus, log(1 + exp(raw)), but at least `MIN_STD`."""
     return F.softplus(raw).clamp_(min=MIN_STD)
 
 
-def raw_of_std(std: float) -> float:
+def std_to_raw(std: float) -> float:
     """Inverse of the softplus, log(exp(std) - 1), without overflow for large or cancellation for small values.
 
     >>> from math import exp, log
-    >>> round(log(1 + exp(raw_of_std(0.25))), 12)
+    >>> round(log(1 + exp(std_to_raw(0.25))), 12)
     0.25
     """
     return std + math.log(-math.expm1(-std))
@@ -42,7 +42,7 @@ def gaussian_kl(
     mean: Float[Tensor, " params"],
     std: Float[Tensor, " params"],
     prior_mean: Float[Tensor, " params"],
-    prior_precision: Precision,
+    prior_precision: WeightPrecision,
 ) -> Float[Tensor, ""]:
     """KL(q || prior) in nats: the sum of log(s / std) + (std² + (mean - prior_mean)²) / (2 s²) - 1/2.
 
@@ -86,14 +86,14 @@ def add_kl_gradients(
     torch._foreach_add_(std_grads, torch._foreach_reciprocal(stds), alpha=-kl_weight)
 
 
-def to_objective_gradients(
+def convert_to_elbo_gradients(
     grad: Float[Tensor, " params"],
     grad_times_noise: Float[Tensor, " params"],
     mean: Float[Tensor, " params"],
     raw: Float[Tensor, " params"],
     std: Float[Tensor, " params"],
     prior_mean: Float[Tensor, " params"] | None,
-    prior_precision: Precision,
+    prior_precision: WeightPrecision,
     kl_weight: float,
 ) -> None:
     """Turn gradients of the loss into those of the objective with respect to `mean` and `raw`, in place.

@@ -17,12 +17,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatbayes.posteriors.variational import std_of_raw
+from flatbayes.posteriors.variational import raw_to_std
 
-Estimator = Literal["local", "flipout"]
+NoiseEstimator = Literal["local", "flipout"]
 """How noise in the weights becomes noise in the activations of a batch."""
 
-Operation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+LinearOperation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(inputs, weight, bias) -> activations, linear in weight and bias."""
 
 MIN_VARIANCE = 1e-16
@@ -30,7 +30,7 @@ MIN_VARIANCE = 1e-16
 
 
 @dataclass(frozen=True, eq=False)
-class Scale:
+class SoftplusScale:
     """Standard deviations of one parameter, computed once for all passes that use them.
 
     Attributes:
@@ -44,31 +44,31 @@ class Scale:
     slope: Tensor
 
     @staticmethod
-    def of(raw: Tensor) -> "Scale":
+    def from_raw(raw: Tensor) -> "SoftplusScale":
         """The standard deviations that the raw ones have now."""
-        return Scale(raw, std_of_raw(raw), raw.sigmoid())
+        return SoftplusScale(raw, raw_to_std(raw), raw.sigmoid())
 
-    def std_for(self, param: Tensor) -> Tensor:
+    def make_std_leaf(self, param: Tensor) -> Tensor:
         """Standard deviations for one pass, which have a gradient if the parameter has one."""
-        return _leaf(self.std, self.raw, [self.slope]) if param.requires_grad else self.std
+        return _make_leaf(self.std, self.raw, [self.slope]) if param.requires_grad else self.std
 
-    def variance_for(self, param: Tensor) -> Tensor:
+    def make_variance_leaf(self, param: Tensor) -> Tensor:
         """Variances for one pass, which have a gradient if the parameter has one."""
         variance = self.std.square()
-        return _leaf(variance, self.raw, [self.slope, self.std, 2.0]) if param.requires_grad else variance
+        return _make_leaf(variance, self.raw, [self.slope, self.std, 2.0]) if param.requires_grad else variance
 
 
-def _leaf(values: Tensor, raw: Tensor, derivative: Sequence[Tensor | float]) -> Tensor:
+def _make_leaf(values: Tensor, raw: Tensor, derivative: Sequence[Tensor | float]) -> Tensor:
     """A leaf of the graph, the gradient of which goes to `raw`, times the factors of the derivative.
 
     Through the softplus itself, passes would repeat it and its derivative, at the cost of a small matrix product.
     """
     leaf = values.detach().requires_grad_()
-    leaf.register_post_accumulate_grad_hook(partial(_pass_on, raw, derivative))
+    leaf.register_post_accumulate_grad_hook(partial(_accumulate_raw_gradient, raw, derivative))
     return leaf
 
 
-def _pass_on(raw: Tensor, derivative: Sequence[Tensor | float], leaf: Tensor) -> None:
+def _accumulate_raw_gradient(raw: Tensor, derivative: Sequence[Tensor | float], leaf: Tensor) -> None:
     if leaf.grad is not None:
         for factor in derivative:
             leaf.grad.mul_(factor)
@@ -77,7 +77,7 @@ def _pass_on(raw: Tensor, derivative: Sequence[Tensor | float], leaf: Tensor) ->
 
 
 @dataclass(frozen=True, eq=False)
-class Noise:
+class LayerNoise:
     """Spread of one layer's parameters, and what becomes of it.
 
     Attributes:
@@ -86,71 +86,73 @@ class Noise:
         bias: The same of the bias.
     """
 
-    estimator: Estimator
-    weight: Scale | None
-    bias: Scale | None
+    estimator: NoiseEstimator
+    weight: SoftplusScale | None
+    bias: SoftplusScale | None
 
 
-class Variational(nn.Module):
+class VariationalLayer(nn.Module):
     """What the layers share: parameters that are means, and noise that comes and goes.
 
     Attributes:
         noise: What to add in training mode; None for the ordinary layer.
-        centre: Copies of the means by name while the parameters hold a draw; None outside draws.
+        saved_means: Copies of the means by name while the parameters hold a draw; None outside draws.
     """
 
-    noise: Noise | None = None
-    centre: Mapping[str, Tensor] | None = None
+    noise: LayerNoise | None = None
+    saved_means: Mapping[str, Tensor] | None = None
 
-    def respond(self, operation: Operation, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def sample_activations(
+        self, operation: LinearOperation, inputs: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         """Activations, sampled where there is noise."""
         noise = self.noise
         if noise is None or not self.training:
             return operation(inputs, weight, bias)
         scales = (noise.weight, noise.bias)
         # A closure that zeroes the module's gradients alone means these too, and a flat one does so twice.
-        forget_if_zeroed([p for p in (weight, bias) if p is not None], [s.raw for s in scales if s is not None])
+        reset_zeroed_gradients([p for p in (weight, bias) if p is not None], [s.raw for s in scales if s is not None])
         learnt = ((scale, param) for scale, param in zip(scales, (weight, bias), strict=True))
         if noise.estimator == "local":
-            variances = (None if s is None or p is None else s.variance_for(p) for s, p in learnt)
+            variances = (None if s is None or p is None else s.make_variance_leaf(p) for s, p in learnt)
             return local_activations(operation, inputs, weight, bias, *variances)
-        stds = (None if s is None or p is None else s.std_for(p) for s, p in learnt)
+        stds = (None if s is None or p is None else s.make_std_leaf(p) for s, p in learnt)
         return flipout_activations(operation, inputs, weight, bias, *stds)
 
 
-class VariationalLinear(Variational, nn.Linear):
+class VariationalLinear(VariationalLayer, nn.Linear):
     """`torch.nn.Linear` with noise."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Activations of the layer."""
-        return self.respond(F.linear, input, self.weight, self.bias)
+        return self.sample_activations(F.linear, input, self.weight, self.bias)
 
 
-class VariationalConv1d(Variational, nn.Conv1d):
+class VariationalConv1d(VariationalLayer, nn.Conv1d):
     """`torch.nn.Conv1d` with noise."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Activations of the layer."""
-        return self.respond(self._conv_forward, input, self.weight, self.bias)
+        return self.sample_activations(self._conv_forward, input, self.weight, self.bias)
 
 
-class VariationalConv2d(Variational, nn.Conv2d):
+class VariationalConv2d(VariationalLayer, nn.Conv2d):
     """`torch.nn.Conv2d` with noise."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Activations of the layer."""
-        return self.respond(self._conv_forward, input, self.weight, self.bias)
+        return self.sample_activations(self._conv_forward, input, self.weight, self.bias)
 
 
-class VariationalConv3d(Variational, nn.Conv3d):
+class VariationalConv3d(VariationalLayer, nn.Conv3d):
     """`torch.nn.Conv3d` with noise."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Activations of the layer."""
-        return self.respond(self._conv_forward, input, self.weight, self.bias)
+        return self.sample_activations(self._conv_forward, input, self.weight, self.bias)
 
 
-VARIATIONAL: dict[type[nn.Module], type[Variational]] = {
+VARIATIONAL_TYPES: dict[type[nn.Module], type[VariationalLayer]] = {
     nn.Linear: VariationalLinear,
     nn.Conv1d: VariationalConv1d,
     nn.Conv2d: VariationalConv2d,
@@ -160,7 +162,7 @@ VARIATIONAL: dict[type[nn.Module], type[Variational]] = {
 
 
 def local_activations(
-    operation: Operation,
+    operation: LinearOperation,
     inputs: Float[Tensor, "..."],
     weight: Float[Tensor, "..."],
     bias: Float[Tensor, "..."] | None,
@@ -185,14 +187,14 @@ def local_activations(
     """
     mean = operation(inputs, weight, bias)
     weight_variance = torch.zeros_like(weight) if weight_variance is None else weight_variance
-    with without_autocast(inputs.device.type):  # half precision holds neither squares nor the floor
+    with disable_autocast(inputs.device.type):  # half precision holds neither squares nor the floor
         squares = inputs.to(weight_variance.dtype).square()
         std = operation(squares, weight_variance, bias_variance).add_(MIN_VARIANCE).sqrt_()
         return torch.addcmul(mean, std, torch.randn_like(std)).to(mean.dtype)
 
 
 def flipout_activations(
-    operation: Operation,
+    operation: LinearOperation,
     inputs: Float[Tensor, "..."],
     weight: Float[Tensor, "..."],
     bias: Float[Tensor, "..."] | None,
@@ -219,11 +221,11 @@ def flipout_activations(
     axis = 1 - weight.dim()  # of the features, from the end
     weight_noise = torch.zeros_like(weight) if weight_std is None else weight_std * torch.randn_like(weight_std)
     bias_noise = None if bias_std is None else bias_std * torch.randn_like(bias_std)
-    perturbed = operation(inputs * signs(inputs, axis), weight_noise, bias_noise)
-    return torch.addcmul(mean, perturbed, signs(mean, axis))
+    perturbed = operation(inputs * draw_signs(inputs, axis), weight_noise, bias_noise)
+    return torch.addcmul(mean, perturbed, draw_signs(mean, axis))
 
 
-def signs(like: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
+def draw_signs(like: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
     """Random signs, one per example and feature, to multiply with `like`.
 
     Args:
@@ -235,14 +237,14 @@ def signs(like: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
     return torch.randint(0, 2, shape, dtype=like.dtype, device=like.device).mul_(2).sub_(1)
 
 
-def without_autocast(device_type: str) -> AbstractContextManager[object]:
+def disable_autocast(device_type: str) -> AbstractContextManager[object]:
     """A context in which autocast is off, at no cost where it is off anyway."""
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
 
-def forget_if_zeroed(params: Sequence[Tensor], raws: Sequence[Tensor]) -> None:
+def reset_zeroed_gradients(params: Sequence[Tensor], raws: Sequence[Tensor]) -> None:
     """Zero gradients of raw standard deviations where those of all means are, without waiting for a device.
 
     Args:

@@ -1,10 +1,10 @@
 """Networks times batches: predictions with uncertainty from a fitted posterior."""
 
-from flatbayes.prediction.compiled import CompiledPosterior
+from flatbayes.prediction.deploy import CompiledPosterior
 from flatbayes.prediction.evaluation import Evaluation, evaluate
 from flatbayes.prediction.export import export_onnx, export_torch, onnx_difference
 from flatbayes.prediction.fitted import FittedPosterior, check_num_draws
-from flatbayes.prediction.shift import evaluate_corruptions, evaluate_ood, recalibrated
+from flatbayes.prediction.shift import evaluate_corruptions, evaluate_ood, evaluate_recalibration
 
 __all__ = [
     "CompiledPosterior",
@@ -14,8 +14,8 @@ __all__ = [
     "evaluate",
     "evaluate_corruptions",
     "evaluate_ood",
+    "evaluate_recalibration",
     "export_onnx",
     "export_torch",
     "onnx_difference",
-    "recalibrated",
 ]

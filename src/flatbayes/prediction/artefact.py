@@ -17,29 +17,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flatbayes.core import State
-from flatbayes.core.files import replacing
-from flatbayes.core.spec import build, to_spec
+from flatbayes.core.files import atomic_write
+from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
-from flatbayes.prediction.bounded import Bounded, refuse_larger
-from flatbayes.prediction.description import (
-    SCHEMA,
-    TENSORS,
-    checksum,
-    inside,
-    read_description,
-    write_description,
+from flatbayes.prediction.limits import AllocationLimit, check_max_integer
+from flatbayes.prediction.metadata import (
+    SCHEMA_VERSION,
+    TENSORS_FILE,
+    compute_file_checksum,
+    read_metadata,
+    resolve_artefact_file,
+    write_metadata,
 )
 
 if TYPE_CHECKING:
     from flatbayes.prediction.fitted import FittedPosterior
 
-MODEL_BYTES = 2**16
+MAX_MODEL_SPEC_CHARS = 2**16
 """Longest description of a network: constructors need not be fast at long lists."""
 
 
-def save(fitted: "FittedPosterior", folder: Path) -> Path:
+def save_posterior(fitted: "FittedPosterior", folder: Path) -> Path:
     """Write both files, the description last, so that an interrupted write is seen as damage.
 
     Raises:
@@ -50,25 +50,25 @@ def save(fitted: "FittedPosterior", folder: Path) -> Path:
             f"Only a Standardize transform can be saved, got {type(fitted.transform).__name__}. Put other "
             "preparation of inputs into the model, or set transform=None and prepare them before predict."
         )
-    tensors = _tensors(fitted)
+    tensors = _collect_tensors(fitted)
     description = {
-        "schema": SCHEMA,
+        "schema": SCHEMA_VERSION,
         "posterior": to_spec(fitted.posterior),
-        "likelihood": _described(fitted.likelihood),
+        "likelihood": _describe_likelihood(fitted.likelihood),
         "num_data": [state.num_data for state in fitted.states],
         "num_statistics_batches": len(fitted.statistics_inputs),
-        "frozen": _frozen(fitted.states[0].model),
+        "frozen": _list_frozen_parameters(fitted.states[0].model),
         "info": fitted.info,
     }
-    with replacing(folder / TENSORS) as temporary:
+    with atomic_write(folder / TENSORS_FILE) as temporary:
         save_file(tensors, temporary)
         temporary.chmod(0o644)  # the library makes it private
-        description["sha256"] = checksum(temporary)
-    write_description(folder, description)
+        description["sha256"] = compute_file_checksum(temporary)
+    write_metadata(folder, description)
     return folder
 
 
-def load(
+def load_posterior(
     folder: Path, model: nn.Module | Callable[[], nn.Module] | None, likelihood: Likelihood | None
 ) -> "FittedPosterior":
     """Read both files and rebuild the posterior, on the CPU.
@@ -79,31 +79,31 @@ def load(
     """
     from flatbayes.prediction.fitted import FittedPosterior
 
-    description = read_description(folder)
-    if checksum(inside(folder, TENSORS)) != description["sha256"]:
-        raise ValueError(f"{folder / TENSORS} is damaged: its checksum is not the one it was saved with.")
+    description = read_metadata(folder)
+    if compute_file_checksum(resolve_artefact_file(folder, TENSORS_FILE)) != description["sha256"]:
+        raise ValueError(f"{folder / TENSORS_FILE} is damaged: its checksum is not the one it was saved with.")
     info: dict[str, Any] = description["info"]
-    with _damage(folder):
-        tensors = load_file(folder / TENSORS)
-        _refuse_nan(tensors)
-        refuse_larger(description["posterior"], 2**62)
-        posterior = build(description["posterior"], within="flatbayes.posteriors", only=Posterior)
+    with _wrap_artefact_errors(folder):
+        tensors = load_file(folder / TENSORS_FILE)
+        _check_no_nan(tensors)
+        check_max_integer(description["posterior"], 2**62)
+        posterior = instantiate(description["posterior"], package="flatbayes.posteriors", base_class=Posterior)
         if not isinstance(posterior, Posterior):
             raise TypeError("it names no posterior")
-        num_data = _counts(description["num_data"], posterior)
+        num_data = _check_num_data(description["num_data"], posterior)
         statistics_inputs = [tensors.pop(f"inputs.{k}") for k in range(description["num_statistics_batches"])]
-        transform = _standardize(_taken(tensors, "standardize"))
-        drawn = _taken(tensors, "draw")
-        likelihood = likelihood or _likelihood(description["likelihood"], tensors)
-    make_model = _architecture(model, info)
+        transform = _restore_transform(_pop_prefix(tensors, "standardize"))
+        drawn = _pop_prefix(tensors, "draw")
+        likelihood = likelihood or _restore_likelihood(description["likelihood"], tensors)
+    make_model = _make_model_builder(model, info)
     states = []
     for k, n in enumerate(num_data):
-        run = _taken(tensors, f"run.{k}")
+        run = _pop_prefix(tensors, f"run.{k}")
         network = make_model(run)
         if "frozen" in description:
-            _freeze(network, description["frozen"])
-        with _damage(folder):
-            states.append(_state(posterior, network, n, run, folder))
+            _freeze_parameters(network, description["frozen"])
+        with _wrap_artefact_errors(folder):
+            states.append(_restore_state(posterior, network, n, run, folder))
     if tensors:
         raise ValueError(f"{folder} is damaged: it holds tensors that belong to nothing, such as {min(tensors)!r}.")
     fitted = FittedPosterior(
@@ -115,13 +115,13 @@ def load(
         info=info,
     )
     if description["schema"] > 1:
-        with _damage(folder):
-            fitted.statistics_of_draws.update(_statistics_of_draws(drawn, states))
+        with _wrap_artefact_errors(folder):
+            fitted.norm_statistics.update(_parse_norm_statistics(drawn, states))
     return fitted
 
 
 @contextmanager
-def _damage(folder: Path) -> Iterator[None]:
+def _wrap_artefact_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
@@ -132,15 +132,15 @@ def _damage(folder: Path) -> Iterator[None]:
         raise ValueError(f"{folder} cannot be used: {str(error)[:500]}") from error
 
 
-def _tensors(fitted: "FittedPosterior") -> dict[str, Tensor]:
+def _collect_tensors(fitted: "FittedPosterior") -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for k, state in enumerate(fitted.states):
-        twice = _tied(state.model)
+        twice = _find_tied_tensors(state.model)
         weights = state.model.state_dict()
         found |= {f"run.{k}.model.{name}": tensor for name, tensor in weights.items() if name not in twice}
         found |= {f"run.{k}.statistics.{name}": tensor for name, tensor in state.statistics.items()}
     # The same seed draws other networks on another kind of device, and artefacts are loaded on the CPU.
-    cached = fitted.statistics_of_draws if fitted.device.type == "cpu" else {}
+    cached = fitted.norm_statistics if fitted.device.type == "cpu" else {}
     for (seed, run, draw), buffers in cached.items():
         found |= {f"draw.{seed}.{run}.{draw}.{name}": tensor for name, tensor in buffers.items()}
     found |= {f"inputs.{k}": batch for k, batch in enumerate(fitted.statistics_inputs)}
@@ -150,17 +150,19 @@ def _tensors(fitted: "FittedPosterior") -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
 
 
-def _state(
+def _restore_state(
     posterior: Posterior, model: nn.Module, num_data: int, tensors: Mapping[str, Tensor], folder: Path
 ) -> State:
-    weights, statistics = _below(tensors, "model"), _below(tensors, "statistics")
+    weights, statistics = _select_prefix(tensors, "model"), _select_prefix(tensors, "statistics")
     if len(weights) + len(statistics) < len(tensors):
         raise ValueError(f"{folder} is damaged: a run holds neither weights nor statistics in some of its tensors.")
     weights |= {
-        name: weights[first] for name, first in _tied(model).items() if name not in weights and first in weights
+        name: weights[first]
+        for name, first in _find_tied_tensors(model).items()
+        if name not in weights and first in weights
     }
     example = next((t for t in weights.values() if t.is_floating_point()), None)
-    with Bounded(tensors):
+    with AllocationLimit(tensors):
         state = posterior.init(model if example is None else model.to(example.dtype), None, num_data)
     try:
         state.load_state_dict({"model": weights, "optimizer": None, "statistics": statistics})
@@ -172,7 +174,7 @@ def _state(
     return state
 
 
-def _tied(model: nn.Module) -> dict[str, str]:
+def _find_tied_tensors(model: nn.Module) -> dict[str, str]:
     """Names of a state dict whose tensor is there already, with the first name of it."""
     first: dict[tuple[Any, ...], str] = {}
     again: dict[str, str] = {}
@@ -183,7 +185,7 @@ def _tied(model: nn.Module) -> dict[str, str]:
     return again
 
 
-def _statistics_of_draws(
+def _parse_norm_statistics(
     tensors: Mapping[str, Tensor], states: list[State]
 ) -> dict[tuple[int, int, int], dict[str, Tensor]]:
     found: dict[tuple[int, int, int], dict[str, Tensor]] = {}
@@ -196,32 +198,34 @@ def _statistics_of_draws(
     return found
 
 
-def _counts(num_data: list[Any], posterior: Posterior) -> list[int]:
-    if not 1 <= len(num_data) <= posterior.runs or not all(type(n) is int and 0 < n < 2**62 for n in num_data):
-        raise ValueError(f"its numbers of training examples are {str(num_data)[:80]}, for {posterior.runs} runs.")
+def _check_num_data(num_data: list[Any], posterior: Posterior) -> list[int]:
+    if not 1 <= len(num_data) <= posterior.num_members or not all(type(n) is int and 0 < n < 2**62 for n in num_data):
+        raise ValueError(
+            f"its numbers of training examples are {str(num_data)[:80]}, for {posterior.num_members} runs."
+        )
     return num_data
 
 
-def _standardize(scale: Mapping[str, Tensor]) -> Standardize | None:
-    if not scale:
+def _restore_transform(tensors: Mapping[str, Tensor]) -> Standardize | None:
+    if not tensors:
         return None
-    mean, std = scale["mean"], scale["std"]
-    if len(scale) > 2 or mean.shape != std.shape or mean.ndim not in (1, 3) or not (std > 0).all():
+    mean, std = tensors["mean"], tensors["std"]
+    if len(tensors) > 2 or mean.shape != std.shape or mean.ndim not in (1, 3) or not (std > 0).all():
         raise ValueError("it standardises inputs by what are no mean and standard deviation.")
     return Standardize(mean=mean, std=std)
 
 
-def _refuse_nan(tensors: Mapping[str, Tensor]) -> None:
+def _check_no_nan(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise ValueError(f"{name} holds values that are not numbers (NaN), and so would every prediction.")
 
 
-def _frozen(model: nn.Module) -> list[str]:
+def _list_frozen_parameters(model: nn.Module) -> list[str]:
     return [name for name, param in model.named_parameters() if not param.requires_grad]
 
 
-def _freeze(model: nn.Module, names: Any) -> None:
+def _freeze_parameters(model: nn.Module, names: Any) -> None:
     known = {name for name, _ in model.named_parameters()}
     if not isinstance(names, list) or not all(isinstance(name, str) and name in known for name in names):
         return  # of another architecture, which is refused where its weights are loaded
@@ -230,19 +234,19 @@ def _freeze(model: nn.Module, names: Any) -> None:
             param.requires_grad_(name not in names)
 
 
-def _described(likelihood: Likelihood) -> Any:
+def _describe_likelihood(likelihood: Likelihood) -> Any:
     try:
         return to_spec(likelihood)
     except TypeError:  # it has code or tensors of the user's, who is asked for it when the artefact is read
         return None
 
 
-def _likelihood(spec: Any, tensors: Mapping[str, Tensor]) -> Likelihood:
+def _restore_likelihood(spec: Any, tensors: Mapping[str, Tensor]) -> Likelihood:
     if spec is None:
         raise ValueError("This artefact's likelihood has code of yours, which is not kept: pass `likelihood`.")
-    refuse_larger(spec, sum(tensor.numel() for tensor in tensors.values()))  # there is a bias for every output
+    check_max_integer(spec, sum(tensor.numel() for tensor in tensors.values()))  # there is a bias for every output
     try:
-        found = build(spec, within="flatbayes.likelihoods", only=Likelihood)
+        found = instantiate(spec, package="flatbayes.likelihoods", base_class=Likelihood)
     except ValueError as error:
         raise ValueError(f"{error} If this artefact's likelihood has code of yours, pass `likelihood`.") from error
     if not isinstance(found, Likelihood):
@@ -250,7 +254,7 @@ def _likelihood(spec: Any, tensors: Mapping[str, Tensor]) -> Likelihood:
     return found
 
 
-def _architecture(
+def _make_model_builder(
     model: nn.Module | Callable[[], nn.Module] | None, info: Mapping[str, Any]
 ) -> Callable[[Mapping[str, Tensor]], nn.Module]:
     if isinstance(model, nn.Module):
@@ -267,29 +271,29 @@ def _architecture(
             "imported because an artefact says so: pass `model`, the network or a function that builds it."
         )
 
-    def make(tensors: Mapping[str, Tensor]) -> nn.Module:
-        if len(str(spec)) > MODEL_BYTES:
-            raise ValueError(f"The description of the model is longer than {MODEL_BYTES} characters.")
-        refuse_larger(spec, 2**62)
+    def build_model(tensors: Mapping[str, Tensor]) -> nn.Module:
+        if len(str(spec)) > MAX_MODEL_SPEC_CHARS:
+            raise ValueError(f"The description of the model is longer than {MAX_MODEL_SPEC_CHARS} characters.")
+        check_max_integer(spec, 2**62)
         try:
-            with torch.random.fork_rng(devices=[]), Bounded(tensors):
-                network = build(spec, within="flatbayes.models", only=nn.Module)
+            with torch.random.fork_rng(devices=[]), AllocationLimit(tensors):
+                network = instantiate(spec, package="flatbayes.models", base_class=nn.Module)
         except (TypeError, AttributeError, ArithmeticError, RuntimeError, LookupError) as error:
             raise ValueError(f"The artefact describes a model that cannot be built: {str(error)[:500]}") from error
         if not isinstance(network, nn.Module):
             raise ValueError("The artefact describes something else than a model.")
         return network
 
-    return make
+    return build_model
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """As `_below`, and taken out."""
-    found = _below(tensors, prefix)
+def _pop_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """As `_select_prefix`, and taken out."""
+    found = _select_prefix(tensors, prefix)
     for name in found:
         del tensors[f"{prefix}.{name}"]
     return found

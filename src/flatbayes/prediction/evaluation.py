@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatbayes.data import StoredImages
+from flatbayes.data import LazyImages
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
-from flatbayes.metrics import classification_metrics, coverage, regression_metrics, reliability
+from flatbayes.metrics import classification_metrics, coverage_curve, regression_metrics, reliability_bins
 from flatbayes.prediction.fitted import FittedPosterior
 
 
@@ -30,13 +30,13 @@ class Evaluation:
 
 def evaluate(
     fitted: FittedPosterior,
-    inputs: Tensor | StoredImages,
+    inputs: Tensor | LazyImages,
     targets: Tensor,
     num_draws: int = 30,
     *,
     batch_size: int = 256,
     seed: int = 0,
-    progress: bool = False,
+    show_progress: bool = False,
 ) -> Evaluation:
     """Predict, and compare with the targets. Nothing is trained, weights come out as they went in.
 
@@ -47,20 +47,20 @@ def evaluate(
         num_draws: Networks to average, as in `FittedPosterior.predict`.
         batch_size: Examples a forward pass sees at a time.
         seed: Decides which networks are drawn.
-        progress: Show a progress bar on standard error.
+        show_progress: Show a progress bar on standard error.
     """
-    predictive = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed, progress=progress)
-    metrics, diagram = _judged(predictive, targets)
-    return Evaluation(metrics, diagram, num_networks=len(fitted.draw_keys(num_draws, seed)))
+    predictive = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed, show_progress=show_progress)
+    metrics, diagram = _compute_metrics(predictive, targets)
+    return Evaluation(metrics, diagram, num_networks=len(fitted.sample_ids(num_draws, seed)))
 
 
-def _judged(predictive: Predictive, targets: Tensor) -> tuple[dict[str, float], dict[str, Any]]:
+def _compute_metrics(predictive: Predictive, targets: Tensor) -> tuple[dict[str, float], dict[str, Any]]:
     match predictive:
         case CategoricalPredictive():
             log_probs, labels = predictive.log_probs.cpu(), targets.cpu()
-            return classification_metrics(log_probs, labels), reliability(log_probs.exp(), labels).to_dict()
+            return classification_metrics(log_probs, labels), reliability_bins(log_probs.exp(), labels).to_dict()
         case GaussianPredictive():
-            targets = _shaped(targets.to(predictive.member_means), predictive.mean.shape)
+            targets = _match_target_shape(targets.to(predictive.member_means), predictive.mean.shape)
             pit = predictive.cdf(targets)
             metrics = regression_metrics(
                 targets,
@@ -70,12 +70,12 @@ def _judged(predictive: Predictive, targets: Tensor) -> tuple[dict[str, float], 
                 pit=pit,
                 interval=predictive.interval(0.95),
             )
-            return metrics, coverage(pit).to_dict()
+            return metrics, coverage_curve(pit).to_dict()
         case _:
             raise TypeError(f"There are no metrics for a {type(predictive).__name__} yet.")
 
 
-def _shaped(targets: Tensor, shape: torch.Size) -> Tensor:
+def _match_target_shape(targets: Tensor, shape: torch.Size) -> Tensor:
     if targets.shape != shape and targets.shape != (*shape, 1):
         raise ValueError(
             f"There are {shape[0]} predictions of the shape {tuple(shape)}, and targets of the shape "

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from flatbayes.core.files import replacing
-from flatbayes.data.extras import needed
-from flatbayes.prediction.compiled import CompiledPosterior
+from flatbayes.core.files import atomic_write
+from flatbayes.data.optional import require_package
+from flatbayes.prediction.deploy import CompiledPosterior
 
-INPUT = "inputs"
-LARGEST_ONNX = 2 * 10**9
+INPUT_NAME = "inputs"
+MAX_ONNX_BYTES = 2 * 10**9
 """Bytes of weights: a file of this format cannot be larger than 2 GiB."""
 
 
@@ -35,8 +35,8 @@ def export_torch(module: CompiledPosterior, path: str | Path, inputs: Tensor | N
         ValueError: The shape of inputs is not known, or the network cannot be exported.
     """
     path = Path(path)
-    program = program_of(module, inputs)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    program = export_program(module, inputs)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         torch.export.save(program, file)
     return path
 
@@ -54,25 +54,25 @@ def export_onnx(module: CompiledPosterior, path: str | Path, inputs: Tensor | No
         ImportError: The extra `export` is not installed.
     """
     path = Path(path)
-    with needed("export"):
+    with require_package("export"):
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-    if size > LARGEST_ONNX:
+    if size > MAX_ONNX_BYTES:
         raise ValueError(
             f"The weights take {size / 1e9:.1f} GB, and an ONNX file holds at most 2. Compile fewer draws, distil "
             "the posterior into one network, or use export_torch."
         )
-    program = program_of(module, inputs)
-    with _quietly():
-        found: Any = torch.onnx.export(program, input_names=[INPUT], dynamo=True, verbose=False)
-    _name_outputs(found.model.graph, module.fields)
-    with replacing(path) as temporary:
+    program = export_program(module, inputs)
+    with _suppress_exporter_warnings():
+        found: Any = torch.onnx.export(program, input_names=[INPUT_NAME], dynamo=True, verbose=False)
+    _name_outputs(found.model.graph, module.output_names)
+    with atomic_write(path) as temporary:
         found.save(temporary)
     return path
 
 
-def program_of(module: CompiledPosterior, inputs: Tensor | None = None) -> ExportedProgram:
+def export_program(module: CompiledPosterior, inputs: Tensor | None = None) -> ExportedProgram:
     """The module as a graph of torch's own operations.
 
     Raises:
@@ -106,33 +106,33 @@ def onnx_difference(module: CompiledPosterior, path: str | Path, inputs: Tensor 
         ValueError: There are no inputs to compare on.
         ImportError: The extra `export` is not installed.
     """
-    with needed("export"):
+    with require_package("export"):
         import onnxruntime
     batch = module.example if inputs is None else inputs
     if batch is None:
         raise ValueError("There is nothing to compare on: pass `inputs`, a batch of examples.")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     written = batch.float() if session.get_inputs()[0].type == "tensor(float)" else batch
-    found = session.run(list(module.fields), {INPUT: written.cpu().numpy()})
+    found = session.run(list(module.output_names), {INPUT_NAME: written.cpu().numpy()})
     device = next(module.networks.parameters()).device
     expected = module(batch.to(device))
     return max(
         float((torch.from_numpy(values) - expected[name].cpu()).abs().max() / expected[name].abs().max().clamp_min(1))
-        for name, values in zip(module.fields, found, strict=True)
+        for name, values in zip(module.output_names, found, strict=True)
     )
 
 
-def _name_outputs(graph: Any, fields: Sequence[str]) -> None:
+def _name_outputs(graph: Any, output_names: Sequence[str]) -> None:
     # The exporter, asked for names, does not see that values inside have some of them already.
     for value in (value for node in graph for value in node.outputs):
-        if value.name in fields:
+        if value.name in output_names:
             value.name = f"inner_{value.name}"
-    for value, name in zip(graph.outputs, fields, strict=True):
+    for value, name in zip(graph.outputs, output_names, strict=True):
         value.name = name
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _suppress_exporter_warnings() -> Iterator[None]:
     """Torch's exporter warns of its own deprecations, and logs that torchvision is missing; nothing here needs it."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level

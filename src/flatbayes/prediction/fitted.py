@@ -14,16 +14,16 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from flatbayes.core import State
-from flatbayes.core.buffers import holding, reestimate, running_norms
-from flatbayes.core.randomness import spawn
-from flatbayes.data import StoredImages
+from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
+from flatbayes.core.randomness import spawn_seeds
+from flatbayes.data import LazyImages
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.posteriors import Posterior
-from flatbayes.prediction.batched import Stack, few, stack
-from flatbayes.prediction.compiled import CompiledPosterior, compiled
-from flatbayes.prediction.inputs import chunks
+from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
+from flatbayes.prediction.inputs import iter_chunks
+from flatbayes.prediction.vmapped import StackedNetworks, should_vectorize, stack_networks
 
-Inputs = Tensor | StoredImages | NDArray[np.generic] | Iterable[Any]
+Inputs = Tensor | LazyImages | NDArray[np.generic] | Iterable[Any]
 """All examples in one tensor or array, stored images, or an iterable of batches: `inputs` or `(inputs, ...)`."""
 
 
@@ -38,7 +38,7 @@ class FittedPosterior:
         transform: Applied to inputs before a network sees them, such as the standardisation of the training data.
         statistics_inputs: Batches of training inputs, before the transform, on which running statistics of draws
             are re-estimated; needed where draws move the weights of a network with BatchNorm.
-        statistics_of_draws: Running statistics re-estimated so far, by (seed, run, draw); a cache that is kept with
+        norm_statistics: Running statistics re-estimated so far, by (seed, run, draw); a cache that is kept with
             the artefact.
         info: Plain data that travels with the artefact: class names, the model's description and the like.
     """
@@ -49,9 +49,9 @@ class FittedPosterior:
     transform: Callable[[Tensor], Tensor] | None = None
     statistics_inputs: Sequence[Tensor] = ()
     info: dict[str, Any] = field(default_factory=dict)
-    statistics_of_draws: dict[tuple[int, int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
-    _stack: Stack | None = field(default=None, init=False, repr=False, compare=False)
-    _stackable: bool = field(default=True, init=False, repr=False, compare=False)
+    norm_statistics: dict[tuple[int, int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    _stacked_networks: StackedNetworks | None = field(default=None, init=False, repr=False, compare=False)
+    _can_vectorize: bool = field(default=True, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.states:
@@ -70,11 +70,11 @@ class FittedPosterior:
     def to(self, device: torch.device | str) -> Self:
         """Move networks and statistics to another device, in place; a seed draws other networks there."""
         before = self.device.type
-        self._stack = None
+        self._stacked_networks = None
         for state in self.states:
             state.to(device)
         if torch.device(device).type != before:
-            self.statistics_of_draws.clear()
+            self.norm_statistics.clear()
         return self
 
     def predict(
@@ -85,8 +85,8 @@ class FittedPosterior:
         batch_size: int = 256,
         seed: int = 0,
         keep_members: bool = False,
-        batched: bool | None = None,
-        progress: bool = False,
+        vectorized: bool | None = None,
+        show_progress: bool = False,
     ) -> Predictive:
         """Average the predictions of networks drawn from the posterior.
 
@@ -99,30 +99,30 @@ class FittedPosterior:
             batch_size: Examples a forward pass sees at a time; batches of an iterable are taken as they come.
             seed: The same seed draws the same networks.
             keep_members: Also keep the prediction of each network.
-            batched: Predict with all networks in one call, equal up to rounding, and keep their weights for the
+            vectorized: Predict with all networks in one call, equal up to rounding, and keep their weights for the
                 next call; None does so for a few examples and small networks, where not drawing again is what counts.
-            progress: Show a progress bar on standard error.
+            show_progress: Show a progress bar on standard error.
 
         Raises:
             ValueError: No draws are asked for, there are no inputs, or one call is asked for where draws are more
                 than weights.
             RuntimeError: The posterior has nothing to draw from yet.
         """
-        stream = self.stream(
+        stream = self.stream_predictions(
             inputs,
             num_draws,
             batch_size=batch_size,
             seed=seed,
             keep_members=keep_members,
-            batched=batched,
-            progress=progress,
+            vectorized=vectorized,
+            show_progress=show_progress,
         )
         parts = list(stream)
         if not parts:
             raise ValueError("There is nothing to predict: the inputs are empty.")
         return type(parts[0]).concatenate(parts)
 
-    def stream(
+    def stream_predictions(
         self,
         inputs: Inputs,
         num_draws: int = 30,
@@ -130,29 +130,29 @@ class FittedPosterior:
         batch_size: int = 256,
         seed: int = 0,
         keep_members: bool = False,
-        batched: bool | None = None,
-        progress: bool = False,
+        vectorized: bool | None = None,
+        show_progress: bool = False,
     ) -> Iterator[Predictive]:
         """As `predict`, a chunk of examples at a time: for inputs that do not fit into memory.
 
         An iterable is read once, whatever the number of draws.
         """
-        keys = self.draw_keys(num_draws, seed)
-        for batches in chunks(inputs, batch_size):
-            outputs: Iterable[Tensor] | None = self._batched(keys, batches, asked=batched)
+        keys = self.sample_ids(num_draws, seed)
+        for batches in iter_chunks(inputs, batch_size):
+            outputs: Iterable[Tensor] | None = self._compute_vectorized_outputs(keys, batches, requested=vectorized)
             if outputs is None:
                 shown = track(keys, "averaging networks", console=Console(stderr=True), transient=True)
                 # A bar that is not shown would still start a thread.
-                outputs = (self._outputs(key, batches) for key in (shown if progress else keys))
+                outputs = (self._compute_outputs(key, batches) for key in (shown if show_progress else keys))
             yield self.likelihood.predictive(outputs, keep_members=keep_members)
 
-    def draws(self, num_draws: int = 30, *, seed: int = 0) -> Iterator[nn.Module]:
+    def sample_networks(self, num_draws: int = 30, *, seed: int = 0) -> Iterator[nn.Module]:
         """Networks of the posterior, one after the other; each is valid until the next is asked for."""
-        for key in self.draw_keys(num_draws, seed):
-            with self.drawn(key) as network:
+        for key in self.sample_ids(num_draws, seed):
+            with self.sampled_network(key) as network:
                 yield network
 
-    def draw_keys(self, num_draws: int, seed: int = 0) -> list[tuple[int, int, int]]:
+    def sample_ids(self, num_draws: int, seed: int = 0) -> list[tuple[int, int, int]]:
         """(seed, run, draw) of each network, the same number for every run.
 
         Raises:
@@ -164,17 +164,17 @@ class FittedPosterior:
         return [(seed, run, draw) for draw in range(each) for run in range(runs)]
 
     @contextmanager
-    def drawn(self, key: tuple[int, int, int]) -> Iterator[nn.Module]:
+    def sampled_network(self, sample_id: tuple[int, int, int]) -> Iterator[nn.Module]:
         """The network of a key, with running statistics of its own where it needs them."""
-        state = self.states[key[1]]
-        generator = torch.Generator(self.device).manual_seed(spawn(*key, count=1)[0])
+        state = self.states[sample_id[1]]
+        generator = torch.Generator(self.device).manual_seed(spawn_seeds(*sample_id, count=1)[0])
         with self.posterior.draw(state, generator) as network:
-            if key not in self.statistics_of_draws:
-                if not (self.posterior.moves_weights and running_norms(network)):
+            if sample_id not in self.norm_statistics:
+                if not (self.posterior.needs_norm_reestimation and norm_layers(network)):
                     yield network
                     return
-                self.statistics_of_draws[key] = self._estimate(network)
-            with holding(network, self.statistics_of_draws[key]):
+                self.norm_statistics[sample_id] = self._reestimate_statistics(network)
+            with swap_buffers(network, self.norm_statistics[sample_id]):
                 yield network
 
     def compile(self, num_draws: int = 30, *, seed: int = 0) -> CompiledPosterior:
@@ -193,13 +193,13 @@ class FittedPosterior:
             TypeError: The likelihood is one of your own.
             RuntimeError: The posterior has nothing to draw from yet.
         """
-        return compiled(self, num_draws, seed)
+        return compile_posterior(self, num_draws, seed)
 
     def save(self, folder: str | Path) -> Path:
         """Write the artefact: `posterior.safetensors` and `posterior.json`. Nothing in it is code."""
-        from flatbayes.prediction.artefact import save
+        from flatbayes.prediction.artefact import save_posterior
 
-        return save(self, Path(folder))
+        return save_posterior(self, Path(folder))
 
     @classmethod
     def load(
@@ -222,54 +222,58 @@ class FittedPosterior:
             FileNotFoundError: There is no artefact.
             ValueError: It is damaged, or does not fit the model.
         """
-        from flatbayes.prediction.artefact import load
+        from flatbayes.prediction.artefact import load_posterior
 
-        return load(Path(folder), model, likelihood).to(device)
+        return load_posterior(Path(folder), model, likelihood).to(device)
 
-    def _batched(
-        self, keys: list[tuple[int, int, int]], batches: Sequence[Tensor], asked: bool | None
+    def _compute_vectorized_outputs(
+        self, sample_ids: list[tuple[int, int, int]], batches: Sequence[Tensor], requested: bool | None
     ) -> Tensor | None:
         """Outputs of all networks, shape (draws, examples, outputs), or None where they are better taken in turn."""
-        if asked is False or (asked is None and not (self._stackable and few(self, len(keys), batches))):
+        if requested is False or (
+            requested is None and not (self._can_vectorize and should_vectorize(self, len(sample_ids), batches))
+        ):
             return None
-        if self._stack is None or not self._stack.holds(self, keys):
-            self._stack = stack(self, keys)
-        if self._stack is None:
-            self._stackable = False
-            if asked:
+        if self._stacked_networks is None or not self._stacked_networks.is_current(self, sample_ids):
+            self._stacked_networks = stack_networks(self, sample_ids)
+        if self._stacked_networks is None:
+            self._can_vectorize = False
+            if requested:
                 raise ValueError(
                     f"Draws of {type(self.posterior).__name__} are more than weights, and one call cannot predict "
-                    "with all of them: leave out batched=True."
+                    "with all of them: leave out vectorized=True."
                 )
             return None
         try:
-            return torch.cat([self._stack.outputs(self.prepared(batch)) for batch in batches], dim=1)
+            return torch.cat(
+                [self._stacked_networks.compute_outputs(self.preprocess(batch)) for batch in batches], dim=1
+            )
         except RuntimeError as error:
-            if asked:
+            if requested:
                 raise
             if "vmap" in str(error):  # the model does what it cannot; otherwise a plain call tells what is wrong
-                self._stack, self._stackable = None, False
+                self._stacked_networks, self._can_vectorize = None, False
             return None
 
     @torch.no_grad()
-    def _outputs(self, key: tuple[int, int, int], batches: Sequence[Tensor]) -> Tensor:
-        with self.drawn(key) as network:
-            return torch.cat([network(self.prepared(batch)) for batch in batches])
+    def _compute_outputs(self, sample_id: tuple[int, int, int], batches: Sequence[Tensor]) -> Tensor:
+        with self.sampled_network(sample_id) as network:
+            return torch.cat([network(self.preprocess(batch)) for batch in batches])
 
-    def prepared(self, batch: Tensor) -> Tensor:
+    def preprocess(self, batch: Tensor) -> Tensor:
         """Inputs as the networks take them: transformed, in their precision and on their device."""
         batch = batch.to(self.device)
         ready = batch if self.transform is None else self.transform(batch)
         return ready.to(self.dtype) if ready.is_floating_point() else ready
 
-    def _estimate(self, network: nn.Module) -> dict[str, Tensor]:
+    def _reestimate_statistics(self, network: nn.Module) -> dict[str, Tensor]:
         if not self.statistics_inputs:
             raise ValueError(
                 "Draws of this posterior have new weights, so the running statistics of their BatchNorm layers "
                 "must be estimated on training data, and there is none here: pass `statistics_inputs`, some "
                 "batches of training inputs."
             )
-        return reestimate(network, (self.prepared(batch) for batch in self.statistics_inputs))
+        return reestimate_norm_statistics(network, (self.preprocess(batch) for batch in self.statistics_inputs))
 
 
 def check_num_draws(num_draws: int) -> None:

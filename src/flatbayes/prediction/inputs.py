@@ -9,19 +9,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flatbayes.data import StoredImages
+from flatbayes.data import LazyImages
 
-BATCHES_AT_ONCE = 32
+BATCHES_PER_CHUNK = 32
 
 
-def chunks(
-    inputs: Tensor | StoredImages | NDArray[np.generic] | Iterable[Any],
+def iter_chunks(
+    inputs: Tensor | LazyImages | NDArray[np.generic] | Iterable[Any],
     batch_size: int,
-    batches_at_once: int = BATCHES_AT_ONCE,
+    batches_per_chunk: int = BATCHES_PER_CHUNK,
 ) -> Iterator[Sequence[Tensor]]:
     """Lists of batches of inputs.
 
-    A tensor or array is one chunk, since it is in memory already. Of an iterable, at most `batches_at_once`
+    A tensor or array is one chunk, since it is in memory already. Of an iterable, at most `batches_per_chunk`
     batches are held; of a batch that is a pair, the inputs come first and the rest is ignored.
 
     Raises:
@@ -30,16 +30,16 @@ def chunks(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     if isinstance(inputs, Tensor | np.ndarray):
-        examples = _tensor(inputs)
+        examples = _to_tensor(inputs)
         if len(examples):
             yield examples.split(batch_size)
         return
-    batches = iter(inputs.split(batch_size) if isinstance(inputs, StoredImages) else inputs)
-    while held := [_tensor(batch) for batch in islice(batches, batches_at_once)]:
+    batches = iter(inputs.split(batch_size) if isinstance(inputs, LazyImages) else inputs)
+    while held := [_to_tensor(batch) for batch in islice(batches, batches_per_chunk)]:
         yield held
 
 
-def _tensor(batch: Any) -> Tensor:
+def _to_tensor(batch: Any) -> Tensor:
     if isinstance(batch, list | tuple) and batch:
         batch = batch[0]
     if isinstance(batch, np.ndarray):

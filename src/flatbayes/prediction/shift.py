@@ -11,19 +11,19 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, cat
 
-from flatbayes.data import CIFAR10C, Part, StoredImages, corrupt, white_of
+from flatbayes.data import CIFAR10C, LazyImages, Split, corrupt_images, infer_white_value
 from flatbayes.likelihoods import CategoricalPredictive
 from flatbayes.metrics import (
     adaptive_ece,
+    apply_temperature,
     aupr,
     aurc,
     auroc,
     classification_metrics,
     classwise_ece,
     entropy_divergence,
+    fit_temperature,
     fpr_at_tpr,
-    temperature_scaling,
-    tempered,
 )
 from flatbayes.prediction.fitted import FittedPosterior
 
@@ -33,30 +33,30 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 def evaluate_corruptions(
     fitted: FittedPosterior,
-    part: Part,
-    names: Sequence[str],
+    split: Split,
+    corruptions: Sequence[str],
     severities: Sequence[int] = SEVERITIES,
     num_draws: int = 30,
     *,
-    stored: CIFAR10C | None = None,
+    corruption_source: CIFAR10C | None = None,
     corruption_seed: int = 0,
     batch_size: int = 256,
     seed: int = 0,
-    progress: bool = False,
+    show_progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Metrics of classification against severity. One corrupted copy of the examples is held at a time.
 
     Args:
         fitted: The posterior.
-        part: Clean images, raw, with their labels.
-        names: Corruptions to try.
+        split: Clean images, raw, with their labels.
+        corruptions: Corruptions to try.
         severities: From 1 to 5.
         num_draws: Networks to average, as in `FittedPosterior.predict`.
-        stored: Take corrupted images from these files, instead of making them.
+        corruption_source: Take corrupted images from these files, instead of making them.
         corruption_seed: Decides all that is random in the corruptions.
         batch_size: Examples a forward pass sees at a time.
         seed: Decides which networks are drawn; they are the same for all rows.
-        progress: Show progress bars on standard error.
+        show_progress: Show progress bars on standard error.
 
     Returns:
         Rows of `corruption`, `severity` and the metrics by their names; the first is "clean", of severity 0.
@@ -64,48 +64,48 @@ def evaluate_corruptions(
     Raises:
         ValueError: Images are not those that the posterior takes, or there is no such corruption or severity.
     """
-    images = part.tensor
-    white = white_of(images)
+    images = split.input_tensor
+    white = infer_white_value(images)
 
-    def row(name: str, severity: int, examples: Part) -> dict[str, Any]:
-        found = _predicted(fitted, examples.inputs, num_draws, batch_size, seed, progress)
+    def make_row(name: str, severity: int, examples: Split) -> dict[str, Any]:
+        found = _predict_classes(fitted, examples.inputs, num_draws, batch_size, seed, show_progress)
         metrics = classification_metrics(found.log_probs.cpu(), examples.targets.cpu())
         return {"corruption": name, "severity": severity, **metrics}
 
-    rows = [row(CLEAN, 0, part)]
-    for name in names:
+    rows = [make_row(CLEAN, 0, split)]
+    for name in corruptions:
         for severity in severities:
-            if stored is None:
-                inputs = corrupt(images, name, severity, corruption_seed, white)
-                corrupted = Part(inputs=inputs, targets=part.targets)
+            if corruption_source is None:
+                inputs = corrupt_images(images, name, severity, corruption_seed, white)
+                corrupted = Split(inputs=inputs, targets=split.targets)
             else:
-                found = stored.part(name, severity)
-                inputs = (found.tensor * (white / 255)).to(images.dtype)  # files have values from 0 to 255
-                corrupted = Part(inputs=inputs, targets=found.targets)
-            rows.append(row(name, severity, corrupted))
+                found = corruption_source.read_split(name, severity)
+                inputs = (found.input_tensor * (white / 255)).to(images.dtype)  # files have values from 0 to 255
+                corrupted = Split(inputs=inputs, targets=found.targets)
+            rows.append(make_row(name, severity, corrupted))
     return rows
 
 
 def evaluate_ood(
     fitted: FittedPosterior,
-    inside: Tensor,
-    outside: Tensor,
+    test_inputs: Tensor,
+    ood_inputs: Tensor,
     num_draws: int = 30,
     *,
     batch_size: int = 256,
     seed: int = 0,
-    progress: bool = False,
+    show_progress: bool = False,
 ) -> dict[str, Any]:
     """How well uncertainty tells examples from outside from those inside.
 
     Args:
         fitted: The posterior.
-        inside: Inputs like those of the training, which the posterior has not seen; raw.
-        outside: Inputs of another kind, in the same form; raw.
+        test_inputs: Inputs like those of the training, which the posterior has not seen; raw.
+        ood_inputs: Inputs of another kind, in the same form; raw.
         num_draws: Networks to average, as in `FittedPosterior.predict`.
         batch_size: Examples a forward pass sees at a time.
         seed: Decides which networks are drawn.
-        progress: Show progress bars on standard error.
+        show_progress: Show progress bars on standard error.
 
     Returns:
         `scores`: for `entropy`, `mutual_information` and `one_minus_confidence` each `auroc`, `aupr_out` and
@@ -115,32 +115,37 @@ def evaluate_ood(
     Raises:
         ValueError: The two have different shapes, or none that the posterior takes.
     """
-    if inside.shape[1:] != outside.shape[1:]:
+    if test_inputs.shape[1:] != ood_inputs.shape[1:]:
         raise ValueError(
-            f"Inputs inside have the shape {tuple(inside.shape[1:])} and those from outside "
-            f"{tuple(outside.shape[1:])}. Bring them into one: flatbayes.data.shaped_like(outside, inside)."
+            f"Inputs inside have the shape {tuple(test_inputs.shape[1:])} and those from outside "
+            f"{tuple(ood_inputs.shape[1:])}. Bring them into one: flatbayes.data.match_input_format(outside, inside)."
         )
-    parts = [_predicted(fitted, inputs, num_draws, batch_size, seed, progress) for inputs in (inside, outside)]
-    uncertainties = [_uncertainties(part) for part in parts]
-    positive = cat([inside.new_zeros(len(inside)).bool(), outside.new_ones(len(outside)).bool()]).cpu()
-    scores = {name: _detection(cat([u[name] for u in uncertainties]), positive) for name in uncertainties[0]}
+    parts = [
+        _predict_classes(fitted, inputs, num_draws, batch_size, seed, show_progress)
+        for inputs in (test_inputs, ood_inputs)
+    ]
+    uncertainties = [_compute_uncertainties(part) for part in parts]
+    positive = cat(
+        [test_inputs.new_zeros(len(test_inputs)).bool(), ood_inputs.new_ones(len(ood_inputs)).bool()]
+    ).cpu()
+    scores = {name: _detection_metrics(cat([u[name] for u in uncertainties]), positive) for name in uncertainties[0]}
     return {
         "scores": scores,
         "entropy_divergence": entropy_divergence(*(u["entropy"] for u in uncertainties)),
-        "num_inside": len(inside),
-        "num_outside": len(outside),
+        "num_inside": len(test_inputs),
+        "num_outside": len(ood_inputs),
     }
 
 
-def recalibrated(
+def evaluate_recalibration(
     fitted: FittedPosterior,
-    val: Part,
-    test: Part,
+    val: Split,
+    test: Split,
     num_draws: int = 30,
     *,
     batch_size: int = 256,
     seed: int = 0,
-    progress: bool = False,
+    show_progress: bool = False,
 ) -> dict[str, Any]:
     """Metrics of test examples as they are, and with the temperature that suits the validation examples best.
 
@@ -151,7 +156,7 @@ def recalibrated(
         num_draws: Networks to average, as in `FittedPosterior.predict`.
         batch_size: Examples a forward pass sees at a time.
         seed: Decides which networks are drawn.
-        progress: Show progress bars on standard error.
+        show_progress: Show progress bars on standard error.
 
     Returns:
         `temperature`, and the metrics by their names under `raw` and under `tempered`.
@@ -160,33 +165,39 @@ def recalibrated(
         ValueError: Inputs are not those that the posterior takes, or there is no temperature.
     """
     chosen, judged = (
-        _predicted(fitted, part.inputs, num_draws, batch_size, seed, progress).log_probs.cpu() for part in (val, test)
+        _predict_classes(fitted, part.inputs, num_draws, batch_size, seed, show_progress).log_probs.cpu()
+        for part in (val, test)
     )
-    temperature = temperature_scaling(chosen, val.targets.cpu())
+    temperature = fit_temperature(chosen, val.targets.cpu())
     labels = test.targets.cpu()
     return {
         "temperature": temperature,
-        "raw": _calibration(judged, labels),
-        "tempered": _calibration(tempered(judged, temperature), labels),
+        "raw": _calibration_metrics(judged, labels),
+        "tempered": _calibration_metrics(apply_temperature(judged, temperature), labels),
     }
 
 
-def _predicted(
-    fitted: FittedPosterior, inputs: Tensor | StoredImages, num_draws: int, batch_size: int, seed: int, progress: bool
+def _predict_classes(
+    fitted: FittedPosterior,
+    inputs: Tensor | LazyImages,
+    num_draws: int,
+    batch_size: int,
+    seed: int,
+    show_progress: bool,
 ) -> CategoricalPredictive:
     known = fitted.info.get("input_shape")
     if known is not None and tuple(known) != tuple(inputs.shape[1:]):
         raise ValueError(
             f"The posterior takes inputs of the shape {tuple(known)}, got {tuple(inputs.shape[1:])}. Give inputs "
-            "like those of the training; flatbayes.data.shaped_like brings images into their shape."
+            "like those of the training; flatbayes.data.match_input_format brings images into their shape."
         )
-    found = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed, progress=progress)
+    found = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed, show_progress=show_progress)
     if not isinstance(found, CategoricalPredictive):
         raise ValueError(f"Shift is measured for classifications, and this posterior gives a {type(found).__name__}.")
     return found
 
 
-def _uncertainties(predictive: CategoricalPredictive) -> dict[str, Float[Tensor, " examples"]]:
+def _compute_uncertainties(predictive: CategoricalPredictive) -> dict[str, Float[Tensor, " examples"]]:
     return {
         "entropy": predictive.entropy.cpu().clamp_min(0.0),
         "mutual_information": predictive.mutual_information.cpu(),
@@ -195,7 +206,7 @@ def _uncertainties(predictive: CategoricalPredictive) -> dict[str, Float[Tensor,
     }
 
 
-def _detection(scores: Tensor, positive: Tensor) -> dict[str, float]:
+def _detection_metrics(scores: Tensor, positive: Tensor) -> dict[str, float]:
     return {
         "auroc": auroc(scores, positive),
         "aupr_out": aupr(scores, positive),
@@ -204,7 +215,7 @@ def _detection(scores: Tensor, positive: Tensor) -> dict[str, float]:
     }
 
 
-def _calibration(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
+def _calibration_metrics(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
     probs = log_probs.double().exp()
     wrong = (probs.argmax(-1) != labels).double()
     return {

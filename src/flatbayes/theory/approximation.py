@@ -11,11 +11,11 @@ from typing import Literal
 
 from flatbayes.theory.checks import check_positive, check_radius
 
-Objective = Literal["plain", "expected_worst", "worst_expected"]
+Objective = Literal["plain", "worst_loss_expectation", "worst_expected_loss"]
 """E[L(μ + σε)], E[max over e of L(μ + σε + e)], or max over e of E[L(μ + e + σε)]."""
 
 
-def expected_worst_loss(mean: float, std: float, curvature: float, rho: float) -> float:
+def worst_loss_expectation(mean: float, std: float, curvature: float, rho: float) -> float:
     """(W), E[max over |e| <= ρ of L(μ + σε + e)] = (a / 2) (μ² + σ² + 2 ρ E|μ + σε| + ρ²), for L = a θ² / 2.
 
     E|μ + σε| = 2 σ φ(μ / σ) + μ (2 Φ(μ / σ) - 1). This is the loss in the objective of Theorem A.
@@ -28,11 +28,11 @@ def expected_worst_loss(mean: float, std: float, curvature: float, rho: float) -
     """
     check_positive(std=std, curvature=curvature)
     check_radius(rho)
-    mean_abs = 2 * std * _normal_density(mean / std) + mean * _central_mass(mean / std)
+    mean_abs = 2 * std * _normal_density(mean / std) + mean * _central_probability(mean / std)
     return curvature / 2 * (mean**2 + std**2 + 2 * rho * mean_abs + rho**2)
 
 
-def expected_worst_gradient(mean: float, std: float, curvature: float, rho: float) -> tuple[float, float]:
+def worst_loss_expectation_gradient(mean: float, std: float, curvature: float, rho: float) -> tuple[float, float]:
     """The gradient of (W) in μ and σ: a (μ + ρ (2 Φ(μ / σ) - 1)) and a (σ + 2 ρ φ(μ / σ)).
 
     Args:
@@ -44,7 +44,7 @@ def expected_worst_gradient(mean: float, std: float, curvature: float, rho: floa
     check_positive(std=std, curvature=curvature)
     check_radius(rho)
     return (
-        curvature * (mean + rho * _central_mass(mean / std)),
+        curvature * (mean + rho * _central_probability(mean / std)),
         curvature * (std + 2 * rho * _normal_density(mean / std)),
     )
 
@@ -63,7 +63,7 @@ def worst_expected_loss(mean: float, std: float, curvature: float, rho: float) -
     return curvature / 2 * ((abs(mean) + rho) ** 2 + std**2)
 
 
-def worst_expected_gradient(mean: float, std: float, curvature: float, rho: float) -> tuple[float, float]:
+def worst_expected_loss_gradient(mean: float, std: float, curvature: float, rho: float) -> tuple[float, float]:
     """The gradient of (M) in μ and σ: a (μ + ρ sign μ), with 0 at the kink, and a σ.
 
     Args:
@@ -121,43 +121,45 @@ def best_gaussian(
     match objective:
         case "plain":
             mean, rho, loss_fn = stiffness * far / c, 0.0, worst_expected_loss
-        case "worst_expected":
+        case "worst_expected_loss":
             mean, loss_fn = min(far, stiffness * (far + rho) / c), worst_expected_loss
-        case "expected_worst":
-            mean, std = _best_expected_worst(curvature, far, inverse_temperature, rho, prior_std)
-            loss_fn = expected_worst_loss
+        case "worst_loss_expectation":
+            mean, std = _minimize_worst_loss_expectation(curvature, far, inverse_temperature, rho, prior_std)
+            loss_fn = worst_loss_expectation
         case _:
-            raise ValueError(f"objective must be 'plain', 'expected_worst' or 'worst_expected', got {objective!r}.")
+            raise ValueError(
+                f"objective must be 'plain', 'worst_loss_expectation' or 'worst_expected_loss', got {objective!r}."
+            )
     divergence = ((std**2 + mean**2) / prior_std**2 - 1) / 2 - math.log(std / prior_std)
     value = inverse_temperature * loss_fn(mean - far, std, curvature, rho) + divergence
     return BestGaussian(side * mean, std, value)
 
 
-def _best_expected_worst(
+def _minimize_worst_loss_expectation(
     curvature: float, centre: float, inverse_temperature: float, rho: float, prior_std: float
 ) -> tuple[float, float]:
     """The minimum of (W) + KL, convex in (μ, σ): bisection in σ of the slope left after bisection in μ."""
 
-    def slopes(mean: float, std: float) -> tuple[float, float]:
-        by_mean, by_std = expected_worst_gradient(mean - centre, std, curvature, rho)
+    def objective_gradient(mean: float, std: float) -> tuple[float, float]:
+        by_mean, by_std = worst_loss_expectation_gradient(mean - centre, std, curvature, rho)
         by_mean = inverse_temperature * by_mean + mean / prior_std**2
         return by_mean, inverse_temperature * by_std + std / prior_std**2 - 1 / std
 
-    def mean_for(std: float) -> float:
-        return _bisect(lambda mean: slopes(mean, std)[0], 0.0, centre)
+    def best_mean(std: float) -> float:
+        return _find_increasing_root(lambda mean: objective_gradient(mean, std)[0], 0.0, centre)
 
     # φ lies between 0 and 1 / √(2π), so σ lies between the roots of the two extreme slopes in σ
     c = inverse_temperature * curvature + 1 / prior_std**2
     pull = inverse_temperature * curvature * rho * math.sqrt(2 / math.pi)
     lowest = 2 / (pull + math.sqrt(pull**2 + 4 * c))
-    std = _bisect(lambda std: slopes(mean_for(std), std)[1], lowest, 1 / math.sqrt(c))
-    return mean_for(std), std
+    std = _find_increasing_root(lambda std: objective_gradient(best_mean(std), std)[1], lowest, 1 / math.sqrt(c))
+    return best_mean(std), std
 
 
-def _bisect(increasing: Callable[[float], float], low: float, high: float) -> float:
+def _find_increasing_root(function: Callable[[float], float], low: float, high: float) -> float:
     """The root of an increasing function in [low, high], to the last bit."""
     while low < (middle := low + (high - low) / 2) < high:
-        if increasing(middle) < 0:
+        if function(middle) < 0:
             low = middle
         else:
             high = middle
@@ -168,5 +170,5 @@ def _normal_density(x: float) -> float:
     return math.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
 
 
-def _central_mass(x: float) -> float:
+def _central_probability(x: float) -> float:
     return math.erf(x / math.sqrt(2))  # 2 Φ(x) - 1

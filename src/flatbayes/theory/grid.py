@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from flatbayes.theory.checks import check_positive
+
 
 @dataclass(frozen=True)
 class GridPosterior:
@@ -20,38 +22,58 @@ class GridPosterior:
 
     Attributes:
         log_density: Its logarithm at every grid point, of shape `grid` or `grid x grid`; -inf where there is no mass.
-        cell: Length (one parameter) or area (two) of a cell; Σ exp(log_density) cell = 1.
+        cell_volume: Length (one parameter) or area (two) of a cell; Σ exp(log_density) cell = 1.
         log_evidence: Logarithm of the constant by which the density was divided. For a posterior it is log Z, with
             the prior normalised on the same grid.
     """
 
     log_density: Float[Tensor, "..."]
-    cell: float
+    cell_volume: float
     log_evidence: float
 
     @property
-    def masses(self) -> Float[Tensor, "..."]:
+    def cell_probabilities(self) -> Float[Tensor, "..."]:
         """Probability of every cell."""
-        return self.log_density.exp() * self.cell
+        return self.log_density.exp() * self.cell_volume
 
     def expect(self, values: Float[Tensor, "..."]) -> float:
         """E[values] = Σ masses values; cells without mass do not count, whatever their value."""
-        masses = self.masses
+        masses = self.cell_probabilities
         _check_same_shape("values", values, "the density", masses)
         return float(torch.where(masses > 0, masses * values.double(), 0.0).sum())
 
-    def mass(self, region: Bool[Tensor, "..."]) -> float:
+    def region_probability(self, region: Bool[Tensor, "..."]) -> float:
         """Probability of the cells where `region` is true."""
         _check_same_shape("region", region, "the density", self.log_density)
-        return float(self.masses[region].sum())
+        return float(self.cell_probabilities[region].sum())
 
 
-def normalised(log_density: Float[Tensor, "..."], cell: float) -> GridPosterior:
+def grid_points(num_params: int, half_width: float, cells_per_side: int) -> Float[Tensor, "... params"]:
+    """Centres of the cells of a regular grid on [-half_width, half_width], in float64.
+
+    Args:
+        num_params: Dimensions of the grid, 1 or 2.
+        half_width: Half the length of a side.
+        cells_per_side: Cells on a side.
+
+    Returns:
+        Points of shape `cells x 1` or `cells x cells x 2`, the first coordinate along the first dimension.
+    """
+    if num_params not in (1, 2) or cells_per_side < 1:
+        raise ValueError(
+            f"A grid has 1 or 2 dimensions and at least 1 cell on a side, got {num_params} and {cells_per_side}."
+        )
+    check_positive(half_width=half_width)
+    axis = (torch.arange(cells_per_side, dtype=torch.float64) + 0.5) * (2 * half_width / cells_per_side) - half_width
+    return torch.stack(torch.meshgrid(*[axis] * num_params, indexing="ij"), dim=-1)
+
+
+def normalize_density(log_density: Float[Tensor, "..."], cell_volume: float) -> GridPosterior:
     """The density proportional to exp(log_density); also makes a prior, or any other distribution Q.
 
     Args:
         log_density: Its logarithm up to a constant, of shape `grid` or `grid x grid`.
-        cell: Length or area of a cell.
+        cell_volume: Length or area of a cell.
 
     Raises:
         ValueError: There are not one or two dimensions, no mass, infinite mass, a NaN, or no cell.
@@ -61,8 +83,10 @@ def normalised(log_density: Float[Tensor, "..."], cell: float) -> GridPosterior:
             f"log_density must be a grid of one or two parameters, got shape {tuple(log_density.shape)}; "
             "reshape it to one dimension per parameter."
         )
-    if not 0 < cell < math.inf:
-        raise ValueError(f"cell is the length or area of a grid cell: it must be positive and finite, got {cell}.")
+    if not 0 < cell_volume < math.inf:
+        raise ValueError(
+            f"cell_volume is the length or area of a grid cell: it must be positive and finite, got {cell_volume}."
+        )
     log_density = log_density.double()
     peak = float(log_density.max())
     if not math.isfinite(peak):
@@ -71,12 +95,12 @@ def normalised(log_density: Float[Tensor, "..."], cell: float) -> GridPosterior:
             "look for NaN or +inf, or a density that is zero on the whole grid."
         )
     relative = log_density - peak  # so that masses sum to one to rounding, however large the exponents
-    log_total = float(relative.flatten().logsumexp(0)) + math.log(cell)
-    return GridPosterior(relative - log_total, cell, peak + log_total)
+    log_total = float(relative.flatten().logsumexp(0)) + math.log(cell_volume)
+    return GridPosterior(relative - log_total, cell_volume, peak + log_total)
 
 
-def gibbs(
-    loss: Float[Tensor, "..."], log_prior: Float[Tensor, "..."], inverse_temperature: float, cell: float
+def gibbs_posterior(
+    loss: Float[Tensor, "..."], log_prior: Float[Tensor, "..."], inverse_temperature: float, cell_volume: float
 ) -> GridPosterior:
     """The Gibbs posterior q(w) = p(w) exp(-λ L(w)) / Z.
 
@@ -86,7 +110,7 @@ def gibbs(
         loss: L at every grid point; +inf excludes a point.
         log_prior: Log prior density there, up to a constant: it is renormalised on the grid.
         inverse_temperature: λ, on the mean loss.
-        cell: Length or area of a cell.
+        cell_volume: Length or area of a cell.
 
     Raises:
         ValueError: The loss has another shape than the prior, or NaN or -inf, or λ is negative or not finite.
@@ -94,17 +118,17 @@ def gibbs(
     _check_same_shape("loss", loss, "log_prior", log_prior)
     _check_loss(loss)
     _check_inverse_temperature(inverse_temperature)
-    prior = normalised(log_prior, cell)
+    prior = normalize_density(log_prior, cell_volume)
     if inverse_temperature == 0:  # 0 * inf is not 0
-        return GridPosterior(prior.log_density, cell, 0.0)
-    return normalised(prior.log_density - inverse_temperature * loss.double(), cell)
+        return GridPosterior(prior.log_density, cell_volume, 0.0)
+    return normalize_density(prior.log_density - inverse_temperature * loss.double(), cell_volume)
 
 
-def sharpness_aware(
+def sharpness_aware_posterior(
     loss: Float[Tensor, "..."],
     log_prior: Float[Tensor, "..."],
     inverse_temperature: float,
-    cell: float,
+    cell_volume: float,
     radius_in_cells: float,
 ) -> GridPosterior:
     """The sharpness-aware posterior p(w) exp(-λ L^ρ(w)) / Z^ρ: the Gibbs posterior of the worst loss.
@@ -113,10 +137,10 @@ def sharpness_aware(
         loss: L at every grid point.
         log_prior: Log prior density there, up to a constant; it stays outside the maximum.
         inverse_temperature: λ, on the mean loss.
-        cell: Length or area of a cell.
+        cell_volume: Length or area of a cell.
         radius_in_cells: ρ in units of the grid spacing.
     """
-    return gibbs(worst_loss(loss, radius_in_cells), log_prior, inverse_temperature, cell)
+    return gibbs_posterior(worst_loss(loss, radius_in_cells), log_prior, inverse_temperature, cell_volume)
 
 
 def worst_loss(loss: Float[Tensor, "..."], radius_in_cells: float) -> Float[Tensor, "..."]:
@@ -153,24 +177,26 @@ def worst_loss(loss: Float[Tensor, "..."], radius_in_cells: float) -> Float[Tens
     return worst
 
 
-def kl(q: GridPosterior, p: GridPosterior) -> float:
+def grid_kl(q: GridPosterior, p: GridPosterior) -> float:
     """KL(q || p) = E_q[log q - log p]; infinite where q has mass and p has none.
 
     Raises:
         ValueError: The two live on different grids.
     """
     _check_same_shape("q", q.log_density, "p", p.log_density)
-    if not math.isclose(q.cell, p.cell, rel_tol=1e-12):
-        raise ValueError(f"q and p must live on the same grid, got cells of size {q.cell} and {p.cell}.")
+    if not math.isclose(q.cell_volume, p.cell_volume, rel_tol=1e-12):
+        raise ValueError(
+            f"q and p must live on the same grid, got cells of size {q.cell_volume} and {p.cell_volume}."
+        )
     return q.expect(q.log_density - p.log_density)
 
 
-def jeffreys(p: GridPosterior, q: GridPosterior) -> float:
+def jeffreys_divergence(p: GridPosterior, q: GridPosterior) -> float:
     """Jeffreys' divergence KL(p || q) + KL(q || p)."""
-    return kl(p, q) + kl(q, p)
+    return grid_kl(p, q) + grid_kl(q, p)
 
 
-def objective(
+def variational_objective(
     q: GridPosterior, values: Float[Tensor, "..."], prior: GridPosterior, inverse_temperature: float
 ) -> float:
     """Theorem A's objective, J_V(Q) = λ E_Q[V] + KL(Q || P) = -log Z_V + KL(Q || q_V).
@@ -186,10 +212,10 @@ def objective(
     """
     _check_inverse_temperature(inverse_temperature)
     energy = inverse_temperature * q.expect(values) if inverse_temperature > 0 else 0.0
-    return energy + kl(q, prior)
+    return energy + grid_kl(q, prior)
 
 
-def expected_gap(q: GridPosterior, loss: Float[Tensor, "..."], radius_in_cells: float) -> float:
+def mean_sharpness(q: GridPosterior, loss: Float[Tensor, "..."], radius_in_cells: float) -> float:
     """Expected sharpness E_q[L^ρ - L], which is never negative.
 
     Args:
@@ -204,7 +230,7 @@ def flatness_identity(
     loss: Float[Tensor, "..."],
     log_prior: Float[Tensor, "..."],
     inverse_temperature: float,
-    cell: float,
+    cell_volume: float,
     radius_in_cells: float,
 ) -> tuple[float, float]:
     """Both sides of Theorem C, λ (E_R[L^ρ - L] - E_A[L^ρ - L]) = KL(A || R) + KL(R || A) >= 0.
@@ -215,19 +241,19 @@ def flatness_identity(
         loss: L at every grid point, finite.
         log_prior: Log prior density there, up to a constant.
         inverse_temperature: λ, on the mean loss.
-        cell: Length or area of a cell.
+        cell_volume: Length or area of a cell.
         radius_in_cells: ρ in units of the grid spacing.
 
     Returns:
         The left side, from expectations, and the right side, from divergences.
     """
-    plain = gibbs(loss, log_prior, inverse_temperature, cell)
-    flat = sharpness_aware(loss, log_prior, inverse_temperature, cell, radius_in_cells)
+    plain = gibbs_posterior(loss, log_prior, inverse_temperature, cell_volume)
+    flat = sharpness_aware_posterior(loss, log_prior, inverse_temperature, cell_volume, radius_in_cells)
     gap = worst_loss(loss, radius_in_cells) - loss.double()
-    return inverse_temperature * (plain.expect(gap) - flat.expect(gap)), jeffreys(flat, plain)
+    return inverse_temperature * (plain.expect(gap) - flat.expect(gap)), jeffreys_divergence(flat, plain)
 
 
-def sample(posterior: GridPosterior, num: int, generator: torch.Generator) -> Int64[Tensor, "draws dims"]:
+def sample_cells(posterior: GridPosterior, num_draws: int, generator: torch.Generator) -> Int64[Tensor, "draws dims"]:
     """Independent draws of grid cells, by inversion of the distribution function.
 
     With `cells = sample(...)`, `points[cells[:, 0]]` are the parameters drawn from a grid `points` of one
@@ -235,16 +261,16 @@ def sample(posterior: GridPosterior, num: int, generator: torch.Generator) -> In
 
     Args:
         posterior: The distribution.
-        num: Number of draws.
+        num_draws: Number of draws.
         generator: Source of randomness, on the CPU.
 
     Returns:
         Indices of cells, one draw a row, one column a parameter.
     """
-    if num < 0:
-        raise ValueError(f"num is a number of draws: it must be at least 0, got {num}.")
-    below = posterior.masses.flatten().cumsum(0)
-    uniform = torch.rand(num, generator=generator, dtype=torch.float64) * below[-1]
+    if num_draws < 0:
+        raise ValueError(f"num_draws must be at least 0, got {num_draws}.")
+    below = posterior.cell_probabilities.flatten().cumsum(0)
+    uniform = torch.rand(num_draws, generator=generator, dtype=torch.float64) * below[-1]
     cells = torch.searchsorted(below, uniform, right=True).clamp(max=len(below) - 1)
     return torch.stack(torch.unravel_index(cells, posterior.log_density.shape), dim=1)
 
@@ -261,11 +287,11 @@ def _sliding_max(values: Tensor, half_width: int) -> Tensor:
     return torch.maximum(found[..., : found.shape[-1] - rest], found[..., rest:])
 
 
-def _check_same_shape(name: str, found: Tensor, other: str, expected: Tensor) -> None:
-    if found.shape != expected.shape:
+def _check_same_shape(name: str, tensor: Tensor, expected_name: str, expected: Tensor) -> None:
+    if tensor.shape != expected.shape:
         raise ValueError(
-            f"{name} and {other} must live on the same grid, "
-            f"got shapes {tuple(found.shape)} and {tuple(expected.shape)}."
+            f"{name} and {expected_name} must live on the same grid, "
+            f"got shapes {tuple(tensor.shape)} and {tuple(expected.shape)}."
         )
 
 

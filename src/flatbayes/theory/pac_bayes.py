@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BETS = (1.0, 0.3, 0.1, 0.03, 0.01)
-"""Stakes that `mean_bound` spreads its capital over: the smaller the spread of the values, the larger wins."""
+BET_FRACTIONS = (1.0, 0.3, 0.1, 0.03, 0.01)
+"""Stakes that `betting_mean_bound` spreads its capital over: the smaller the spread of the values, the larger wins."""
 
 
 def sharpness_bound(norm_squared: float, rho: float, num_params: int, num_data: int, delta: float) -> float:
@@ -47,7 +47,7 @@ def sharpness_bound(norm_squared: float, rho: float, num_params: int, num_data: 
     return 1 / math.sqrt(n) + math.sqrt(inner / (n - 1))
 
 
-def norm_tail(num_params: int, num_data: int) -> float:
+def norm_tail_probability(num_params: int, num_data: int) -> float:
     """Pr(||e|| > σ (√P + √log n)) for e ~ N(0, σ² I) in P dimensions, exactly; Theorem B uses that it is <= 1/√n.
 
     Args:
@@ -71,8 +71,8 @@ def binary_kl(q: float, p: float) -> float:
     _check_probability("q", q)
     _check_probability("p", p)
     if abs(p - q) < min(q, 1 - q) / 2:
-        return _shifted_kl(q, p, p - q)  # the two terms of the formula nearly cancel
-    return _term(q, p) + _term(1 - q, 1 - p)
+        return _kl_from_shift(q, p, p - q)  # the two terms of the formula nearly cancel
+    return _relative_entropy_term(q, p) + _relative_entropy_term(1 - q, 1 - p)
 
 
 def inverse_kl(q: float, budget: float) -> float:
@@ -89,7 +89,7 @@ def inverse_kl(q: float, budget: float) -> float:
         raise ValueError(f"budget is a divergence: it must be at least 0, got {budget}.")
     low, high = 0.0, min(1 - q, math.sqrt(budget / 2))  # Pinsker: 2 (p - q)² <= kl(q || p)
     while low < (middle := low + (high - low) / 2) < high:
-        if _shifted_kl(q, q + middle, middle) <= budget:
+        if _kl_from_shift(q, q + middle, middle) <= budget:
             low = middle
         else:
             high = middle
@@ -136,7 +136,7 @@ class PriorScale:
         return self.kl + self.cost
 
 
-def prior_scales(smallest: float, largest: float, num: int) -> list[float]:
+def prior_scale_grid(smallest: float, largest: float, num_scales: int) -> list[float]:
     """A geometric grid of K standard deviations, smallest (largest/smallest)^{k/(K-1)} for k = 0 .. K-1.
 
     It must be fixed before the data are seen.
@@ -144,22 +144,22 @@ def prior_scales(smallest: float, largest: float, num: int) -> list[float]:
     Args:
         smallest: First scale, positive.
         largest: Last scale.
-        num: K; one scale is a grid only if it is both smallest and largest.
+        num_scales: K; one scale is a grid only if it is both smallest and largest.
     """
     if not 0 < smallest <= largest < math.inf:
         raise ValueError(f"scales must satisfy 0 < smallest <= largest < inf, got {smallest} and {largest}.")
-    if num < 1 or (num == 1) != (smallest == largest):
+    if num_scales < 1 or (num_scales == 1) != (smallest == largest):
         raise ValueError(
-            f"num must be 1 for a single scale and at least 2 from one scale to another, "
-            f"got {num} from {smallest} to {largest}."
+            f"num_scales must be 1 for a single scale and at least 2 from one scale to another, "
+            f"got {num_scales} from {smallest} to {largest}."
         )
-    if num == 1:
+    if num_scales == 1:
         return [smallest]
-    step = math.log(largest / smallest) / (num - 1)
-    return [smallest * math.exp(k * step) for k in range(num - 1)] + [largest]
+    step = math.log(largest / smallest) / (num_scales - 1)
+    return [smallest * math.exp(k * step) for k in range(num_scales - 1)] + [largest]
 
 
-def best_prior_scale(
+def select_prior_scale(
     mean: Float[Tensor, "..."],
     std: Float[Tensor, "..."],
     prior_mean: Float[Tensor, "..."] | float,
@@ -175,7 +175,7 @@ def best_prior_scale(
         mean: μ, one entry a weight.
         std: σ, of the same shape, positive.
         prior_mean: μ₀, of the same shape or one for all; it must not depend on the data used for a bound.
-        scales: The grid, for example from `prior_scales`; likewise.
+        scales: The grid, for example from `prior_scale_grid`; likewise.
     """
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise ValueError(f"scales must be at least one positive, finite standard deviation, got {list(scales)}.")
@@ -204,7 +204,7 @@ def gibbs_error_bound(empirical_error: float, num_draws: int, delta_mc: float) -
     return inverse_kl(empirical_error, math.log(2 / delta_mc) / num_draws)
 
 
-def mean_bound(values: Float[Tensor, " draws"], delta: float) -> float:
+def betting_mean_bound(values: Float[Tensor, " draws"], delta: float) -> float:
     """Upper bound on the mean of independent values in [0, 1], which is sharp where they hardly differ.
 
     Whoever bets a share λ of a capital of 1 that each next value falls short of the mean μ ends with
@@ -226,8 +226,8 @@ def mean_bound(values: Float[Tensor, " draws"], delta: float) -> float:
             + (f" from {float(values.min())} to {float(values.max())}." if values.numel() else ".")
         )
     _check_delta("delta", delta)
-    bets = torch.tensor(BETS, dtype=torch.float64, device=values.device)[:, None]
-    allowed = math.log(len(BETS) / delta)
+    bets = torch.tensor(BET_FRACTIONS, dtype=torch.float64, device=values.device)[:, None]
+    allowed = math.log(len(BET_FRACTIONS) / delta)
 
     def log_capital(mean: float) -> float:
         return float(torch.log1p(bets * (mean - values)).sum(1).logsumexp(0))
@@ -241,7 +241,7 @@ def mean_bound(values: Float[Tensor, " draws"], delta: float) -> float:
     return high
 
 
-def held_out_bound(empirical_error: float, num_data: int, delta: float) -> float:
+def holdout_bound(empirical_error: float, num_data: int, delta: float) -> float:
     """Upper bound on the error on new data of one network, from examples it has not seen: kl⁻¹(ê, log(1/δ)/n).
 
     Chernoff's bound (Langford, JMLR 2005): no prior and no draws; it is what a certificate is to be measured
@@ -291,7 +291,7 @@ class Certificate:
         return 1 - self.delta - self.delta_mc
 
 
-def certificate(
+def compute_certificate(
     empirical_error: float, num_draws: int, kl: float, num_data: int, delta: float, delta_mc: float
 ) -> Certificate:
     """PAC-Bayes-kl bound: kl⁻¹(kl⁻¹(ê, log(2/δ')/m), (KL(Q || P) + log(2√n/δ)) / n).
@@ -303,7 +303,7 @@ def certificate(
 
     What it rests on: the n examples are independent and distributed like the new data, with errors in [0, 1]; the
     prior P was fixed without them, also in its mean, scale and other hyperparameters (or their choice was paid for,
-    see `best_prior_scale`); `empirical_error` is over all n of them, as they are; the draws are independent, and
+    see `select_prior_scale`); `empirical_error` is over all n of them, as they are; the draws are independent, and
     none was discarded. The posterior may depend on the sample in any way, but only through weights that the KL
     counts: running statistics re-estimated on the sample for every draw are not covered.
 
@@ -319,15 +319,15 @@ def certificate(
         delta_mc: Probability δ' over the draws that it fails.
     """
     gibbs_error = gibbs_error_bound(empirical_error, num_draws, delta_mc)
-    return _certificate(empirical_error, num_draws, gibbs_error, kl, num_data, delta, delta_mc)
+    return _make_certificate(empirical_error, num_draws, gibbs_error, kl, num_data, delta, delta_mc)
 
 
-def certificate_of_draws(
+def compute_certificate_from_draws(
     errors: Float[Tensor, " draws"], kl: float, num_data: int, delta: float, delta_mc: float
 ) -> Certificate:
     """The same promise as `certificate`, from the error of every draw.
 
-    It is kl⁻¹(ē, (KL(Q || P) + log(2√n/δ)) / n), where ē is the `mean_bound` of the draws. The errors of networks on
+    It is kl⁻¹(ē, (KL(Q || P) + log(2√n/δ)) / n), where ē is the `betting_mean_bound` of the draws. The errors of networks on
     a whole sample differ by little, so fewer draws do. All that `certificate` rests on holds here too; errors may be
     any losses in [0, 1].
 
@@ -338,12 +338,12 @@ def certificate_of_draws(
         delta: Probability δ over the sample that the bound fails.
         delta_mc: Probability δ' over the draws that it fails.
     """
-    gibbs_error = mean_bound(errors, delta_mc)
+    gibbs_error = betting_mean_bound(errors, delta_mc)
     empirical_error = float(errors.double().mean())
-    return _certificate(empirical_error, errors.numel(), gibbs_error, kl, num_data, delta, delta_mc)
+    return _make_certificate(empirical_error, errors.numel(), gibbs_error, kl, num_data, delta, delta_mc)
 
 
-def _certificate(
+def _make_certificate(
     empirical_error: float,
     num_draws: int,
     gibbs_error: float,
@@ -364,13 +364,13 @@ def _certificate(
     return Certificate(empirical_error, num_draws, kl, num_data, delta, delta_mc, gibbs_error, complexity, bound)
 
 
-def _term(q: float, p: float) -> float:
+def _relative_entropy_term(q: float, p: float) -> float:
     if q == 0:
         return 0.0
     return q * math.log(q / p) if p > 0 else math.inf
 
 
-def _shifted_kl(q: float, p: float, shift: float) -> float:
+def _kl_from_shift(q: float, p: float, shift: float) -> float:
     """The divergence kl(q || p) for p = q + shift, with rounding relative to the shift, not to one."""
     total = 0.0
     for weight, other, change in ((q, p, shift), (1 - q, 1 - q - shift, -shift)):

@@ -42,11 +42,13 @@ def quadratic_worst_loss(
         rho: Radius ρ of the ball.
     """
     weights, hessian = weights.double(), hessian.double()
-    worst = weights + worst_offset(hessian @ weights, hessian, rho)
+    worst = weights + worst_perturbation(hessian @ weights, hessian, rho)
     return float(worst @ hessian @ worst) / 2
 
 
-def worst_offset(gradient: Float[Tensor, "..."], hessian: Float[Tensor, "..."], rho: float) -> Float[Tensor, "..."]:
+def worst_perturbation(
+    gradient: Float[Tensor, "..."], hessian: Float[Tensor, "..."], rho: float
+) -> Float[Tensor, "..."]:
     """The maximiser of g·e + eᵀ A e / 2 over ||e|| <= ρ, a trust-region problem.
 
     It solves (ν I - A) e = g with ν >= max(0, largest eigenvalue of A), and ||e|| = ρ unless ν = 0. In the
@@ -94,10 +96,10 @@ def worst_offset(gradient: Float[Tensor, "..."], hessian: Float[Tensor, "..."], 
             if floor == values[-1]:
                 found[-1] = math.sqrt(rest)
             return torch.mv(vectors, rho * found)
-    return torch.mv(vectors, rho * _secular(b, distance, shift))
+    return torch.mv(vectors, rho * _solve_secular_equation(b, distance, shift))
 
 
-def penalised_worst_loss(mean: float, curvature: float, variance: float) -> tuple[float, float]:
+def soft_worst_loss(mean: float, curvature: float, variance: float) -> tuple[float, float]:
     """The soft maximum of bSAM, max over d of a (m + d)² / 2 - d² / (2 s) = a m² / (2 (1 - a s)).
 
     The ball is replaced by a Gaussian's quadratic penalty (Möllenhoff & Khan, ICLR 2023).
@@ -141,7 +143,7 @@ class CuspPosterior:
         """Normalised log density at points θ."""
         points = points.double()
         alpha = self.slope / math.sqrt(self.precision)
-        log_total = math.log(_erfcx(alpha / math.sqrt(2))) + math.log(2 * math.pi / self.precision) / 2
+        log_total = math.log(_scaled_erfc(alpha / math.sqrt(2))) + math.log(2 * math.pi / self.precision) / 2
         return -self.precision * points**2 / 2 - self.slope * points.abs() - log_total
 
 
@@ -164,34 +166,38 @@ def quadratic_posterior(curvature: float, inverse_temperature: float, rho: float
     stiffness = inverse_temperature * curvature
     c, b = stiffness + 1 / prior_std**2, stiffness * rho
     alpha = b / math.sqrt(c)
-    excess, spread = _mills(alpha)
+    excess, spread = _tail_excess_moments(alpha)
     # α² / 2 + log(2 Q(α)) = log erfcx(α / √2)
-    log_evidence = -stiffness * rho**2 / 2 + math.log(_erfcx(alpha / math.sqrt(2))) + math.log(2 * math.pi / c) / 2
+    log_evidence = (
+        -stiffness * rho**2 / 2 + math.log(_scaled_erfc(alpha / math.sqrt(2))) + math.log(2 * math.pi / c) / 2
+    )
     return CuspPosterior(c, b, log_evidence, excess / math.sqrt(c), spread / c)
 
 
-def well_odds(first: float, second: float, inverse_temperature: float, rho: float) -> float:
+def well_odds(first_curvature: float, second_curvature: float, inverse_temperature: float, rho: float) -> float:
     """Odds Z(a₁) / Z(a₂) of two equally deep quadratic wells, far apart, under a flat prior.
 
     Z(a) = 2 √(2π / (λ a)) Q(√(λ a) ρ): mass leaves the sharp well exponentially in ρ².
 
     Args:
-        first: Curvature a₁ of the well in favour of which the odds are.
-        second: Curvature a₂ of the other one.
+        first_curvature: Curvature a₁ of the well in favour of which the odds are.
+        second_curvature: Curvature a₂ of the other one.
         inverse_temperature: λ, positive.
         rho: Radius ρ of the ball; 0 gives the Gibbs posterior.
     """
-    check_positive(first=first, second=second, inverse_temperature=inverse_temperature)
+    check_positive(
+        first_curvature=first_curvature, second_curvature=second_curvature, inverse_temperature=inverse_temperature
+    )
     check_radius(rho)
 
     def log_mass(curvature: float) -> float:
         stiffness = inverse_temperature * curvature
         return -math.log(stiffness) / 2 + _log_upper_tail(math.sqrt(stiffness) * rho)
 
-    return math.exp(log_mass(first) - log_mass(second))
+    return math.exp(log_mass(first_curvature) - log_mass(second_curvature))
 
 
-def _secular(b: Tensor, distance: Tensor, shift: float) -> Tensor:
+def _solve_secular_equation(b: Tensor, distance: Tensor, shift: float) -> Tensor:
     """The unit vector b / (shift + distance), the shift found by Newton from below.
 
     1 / ||e(shift)|| is increasing and concave, so Newton's iterates grow towards the root and never pass it.
@@ -208,13 +214,13 @@ def _secular(b: Tensor, distance: Tensor, shift: float) -> Tensor:
     return e / float(e.norm())
 
 
-def _mills(alpha: float) -> tuple[float, float]:
+def _tail_excess_moments(alpha: float) -> tuple[float, float]:
     """The differences h - α and 1 + α² - α h for α >= 0, h the inverse Mills ratio, without cancellation.
 
     Laplace's continued fraction, h = α + 1 / (α + 2 / (α + 3 / ...)), converges fast unless α is small.
     """
     if alpha < 2:
-        h = math.sqrt(2 / math.pi) / _erfcx(alpha / math.sqrt(2))
+        h = math.sqrt(2 / math.pi) / _scaled_erfc(alpha / math.sqrt(2))
         return h - alpha, 1 + alpha**2 - alpha * h
     tail = 0.0
     for k in range(200, 1, -1):
@@ -222,7 +228,7 @@ def _mills(alpha: float) -> tuple[float, float]:
     return 1 / (alpha + tail), tail / (alpha + tail)
 
 
-def _erfcx(x: float) -> float:
+def _scaled_erfc(x: float) -> float:
     return float(torch.special.erfcx(torch.tensor(x, dtype=torch.float64)))
 
 

@@ -1,30 +1,30 @@
 """Training: one loop for every posterior and every flatness."""
 
+from flatbayes.training.callbacks.callback import Callback, CallbackList, ConsoleLogger, History
+from flatbayes.training.callbacks.loggers import MetricLogger, make_logger
 from flatbayes.training.checkpoint import Checkpoints
+from flatbayes.training.config import FINE_TUNING, TrainingConfig
+from flatbayes.training.dry_run import dry_run
 from flatbayes.training.fit import Interrupted, fit
-from flatbayes.training.recipe import FINE_TUNING, Recipe
-from flatbayes.training.rehearsal import rehearse
 from flatbayes.training.schedules import Constant, Cosine, Cyclical, Polynomial, Schedule, SWALinear
-from flatbayes.training.watching.logs import Logged, make_logger
-from flatbayes.training.watching.watch import Curves, Lines, Watch, Watches
 
 __all__ = [
     "FINE_TUNING",
+    "Callback",
+    "CallbackList",
     "Checkpoints",
+    "ConsoleLogger",
     "Constant",
     "Cosine",
-    "Curves",
     "Cyclical",
+    "History",
     "Interrupted",
-    "Lines",
-    "Logged",
+    "MetricLogger",
     "Polynomial",
-    "Recipe",
     "SWALinear",
     "Schedule",
-    "Watch",
-    "Watches",
+    "TrainingConfig",
+    "dry_run",
     "fit",
     "make_logger",
-    "rehearse",
 ]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from flatbayes.core.randomness import spawn
-from flatbayes.data import StoredImages
-from flatbayes.training.processes.parallel import World
+from flatbayes.core.randomness import spawn_seeds
+from flatbayes.data import LazyImages
+from flatbayes.training.distributed.process_group import ProcessGroupInfo
 
-SHARE_OF_DEVICE = 0.5
+MAX_DEVICE_MEMORY_FRACTION = 0.5
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """(inputs of a batch, generator) -> those inputs, each changed at random."""
@@ -35,21 +35,21 @@ class TrainingBatches(Protocol):
         """What inputs are still to go through, on the device that is trained on."""
 
     @property
-    def skips(self) -> bool:
+    def can_skip_batches(self) -> bool:
         """Whether an epoch can begin at a later batch and be the same from there on."""
 
-    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch, from its `first` on."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the next epochs depend on, beside their numbers and torch's random state; plain data and tensors."""
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Undo everything since `saved` was taken."""
 
 
 @dataclass(frozen=True, eq=False)
-class Batches:
+class ShuffledBatches:
     """An iterable of shuffled `(inputs, targets)`; every pass has an order, and an augmentation, of its own.
 
     The last, smaller batch of a pass is left out, so that every step sees as many examples; shuffling sees to it
@@ -67,13 +67,13 @@ class Batches:
             examples, in the order and as augmented, that one process would.
     """
 
-    inputs: Tensor | StoredImages
+    inputs: Tensor | LazyImages
     targets: Tensor
     batch_size: int
     seed: int
     augment: Augmentation | None = None
     transform: Callable[[Tensor], Tensor] | None = None
-    world: World = World()
+    world: ProcessGroupInfo = ProcessGroupInfo()
 
     def __post_init__(self) -> None:
         if self.batch_size < self.world.size:
@@ -92,38 +92,41 @@ class Batches:
         return len(self.inputs)
 
     @property
-    def own(self) -> slice:
+    def interleaved_slice(self) -> slice:
         """The places in a batch that are this process's: spread, so that a part of a share is one of the batch."""
         return slice(self.world.rank, None, self.world.size)
 
-    def seeded(self, seed: int) -> "Batches":
+    def with_seed(self, seed: int) -> "ShuffledBatches":
         """The same examples in the orders of another seed."""
         return replace(self, seed=seed)
 
-    def order(self, number: int) -> Tensor:
+    def shuffle_indices(self, epoch: int) -> Tensor:
         """The places of all examples in the order of one pass, on the device of the targets."""
-        generator = torch.Generator().manual_seed(spawn(self.seed, 2 * number, count=1)[0])
+        generator = torch.Generator().manual_seed(spawn_seeds(self.seed, 2 * epoch, count=1)[0])
         return torch.randperm(len(self.inputs), generator=generator).to(self.targets.device)
 
-    skips = True
+    can_skip_batches = True
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""
         return {}
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Nothing to do."""
 
-    def changes(self, number: int) -> list[int]:
+    def augmentation_seeds(self, epoch: int) -> list[int]:
         """The seeds of one pass's augmentation, one for each batch."""
-        return spawn(self.seed, 2 * number + 1, count=len(self))
+        return spawn_seeds(self.seed, 2 * epoch + 1, count=len(self))
 
-    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one pass."""
         images, augment = self.inputs, self.augment
-        places = [place[self.own] for place in self.order(number).split(self.batch_size)[first : len(self)]]
-        if isinstance(images, StoredImages):
-            batches = images.batches(places)
+        places = [
+            place[self.interleaved_slice]
+            for place in self.shuffle_indices(epoch).split(self.batch_size)[first_batch : len(self)]
+        ]
+        if isinstance(images, LazyImages):
+            batches = images.iter_batches(places)
         else:
             batches = (images.index_select(0, chosen) for chosen in places)
         targets = (self.targets.index_select(0, chosen) for chosen in places)
@@ -131,28 +134,28 @@ class Batches:
             yield from zip(batches, targets, strict=True)
             return
         generator = torch.Generator(self.targets.device)
-        for inputs, labels, seed in zip(batches, targets, self.changes(number)[first:], strict=True):
-            yield self._augmented(augment, inputs, generator.manual_seed(seed)), labels
+        for inputs, labels, seed in zip(batches, targets, self.augmentation_seeds(epoch)[first_batch:], strict=True):
+            yield self._augment_local_batch(augment, inputs, generator.manual_seed(seed)), labels
 
-    def _augmented(self, augment: Augmentation, inputs: Tensor, changes: torch.Generator) -> Tensor:
+    def _augment_local_batch(self, augment: Augmentation, inputs: Tensor, generator: torch.Generator) -> Tensor:
         if self.world.size == 1:
-            return augment(inputs, changes)
+            return augment(inputs, generator)
         # What happens to an example is decided by its place in the whole batch; those of others are not looked at.
         whole = inputs.new_zeros(self.batch_size, *inputs.shape[1:])
-        whole[self.own] = inputs
-        return augment(whole, changes)[self.own]
+        whole[self.interleaved_slice] = inputs
+        return augment(whole, generator)[self.interleaved_slice]
 
 
-def fits(tensor: Tensor, device: torch.device) -> bool:
+def fits_on_device(tensor: Tensor, device: torch.device) -> bool:
     """Whether a tensor may live on the device for all of training."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return tensor.numel() * tensor.element_size() < SHARE_OF_DEVICE * free
+        return tensor.numel() * tensor.element_size() < MAX_DEVICE_MEMORY_FRACTION * free
     return device.type == "cpu"
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
+class LoaderBatches:
     """A user's loader as batches: its order, workers and augmentation are its own.
 
     Their randomness is that of torch, NumPy and Python in this process, or of generators that the loader was given;
@@ -175,7 +178,7 @@ class Loaded:
         """Number of examples."""
         return len(self.loader.dataset)  # type: ignore[arg-type]
 
-    skips = False
+    can_skip_batches = False
 
     def state_dict(self) -> dict[str, Any]:
         """The random state of NumPy, Python and the loader's own generators."""
@@ -183,23 +186,23 @@ class Loaded:
         return {
             "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
             "python": random.getstate(),
-            "generators": [generator.get_state() for generator in self._generators()],
+            "generators": [generator.get_state() for generator in self._find_generators()],
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Put them back to that state."""
-        kind, keys, *rest = saved["numpy"]
+        kind, keys, *rest = state_dict["numpy"]
         np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-        random.setstate(saved["python"])
-        for generator, state in zip(self._generators(), saved["generators"], strict=True):
+        random.setstate(state_dict["python"])
+        for generator, state in zip(self._find_generators(), state_dict["generators"], strict=True):
             generator.set_state(state)
 
-    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one pass, which begins at its beginning."""
         for inputs, targets, *_ in self.loader:
             yield inputs, targets
 
-    def _generators(self) -> list[torch.Generator]:
+    def _find_generators(self) -> list[torch.Generator]:
         loader = self.loader
         owners = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
         found = {id(g): g for owner in owners if (g := getattr(owner, "generator", None)) is not None}

@@ -1,45 +1,45 @@
 """Whether a recipe collects enough snapshots for a posterior: known before the first step, not after the last."""
 
-from flatbayes.core.spec import label
+from flatbayes.core.spec import short_name
 from flatbayes.posteriors import Posterior
-from flatbayes.training.recipe import Recipe
+from flatbayes.training.config import TrainingConfig
 
-ENOUGH = 0.5
+MIN_USEFUL_SNAPSHOT_FRACTION = 0.5
 """Share of the snapshots that a posterior makes use of, below which something is said."""
 
 
-def collected(recipe: Recipe, steps_per_epoch: int) -> int:
+def count_snapshots(config: TrainingConfig, steps_per_epoch: int) -> int:
     """Snapshots that a run collects."""
-    return sum(recipe.collects(step, steps_per_epoch) for step in range(steps_per_epoch * recipe.epochs))
+    return sum(config.is_collection_step(step, steps_per_epoch) for step in range(steps_per_epoch * config.epochs))
 
 
-def check_collection(posterior: Posterior, recipe: Recipe, steps_per_epoch: int) -> str | None:
+def check_collection(posterior: Posterior, config: TrainingConfig, steps_per_epoch: int) -> str | None:
     """What there is to say about the number of snapshots, if anything.
 
     Raises:
         ValueError: There will be too few to draw from.
     """
-    least, useful = posterior.snapshots
+    least, useful = posterior.snapshot_requirements
     if useful == 0:
         return None
-    found = collected(recipe, steps_per_epoch)
-    begin, often = recipe.collect_from, recipe.collect_per_epoch or "automatic"
+    found = count_snapshots(config, steps_per_epoch)
+    begin, often = config.collect_from, config.collect_per_epoch or "automatic"
     way = f"Lower collect_from (now {begin:g}), raise collect_per_epoch (now {often})"
     if found < least:
         raise ValueError(
-            f"{_name(posterior)} needs at least {least} collected snapshots before a draw, and this recipe "
-            f"(epochs={recipe.epochs}) collects {found}. {way}, or train longer."
+            f"{_get_display_name(posterior)} needs at least {least} collected snapshots before a draw, and this recipe "
+            f"(epochs={config.epochs}) collects {found}. {way}, or train longer."
         )
-    if found < ENOUGH * useful:
+    if found < MIN_USEFUL_SNAPSHOT_FRACTION * useful:
         return (
-            f"{_name(posterior)} makes use of {useful} snapshots, and this recipe (epochs={recipe.epochs}) collects "
+            f"{_get_display_name(posterior)} makes use of {useful} snapshots, and this recipe (epochs={config.epochs}) collects "
             f"{found}: its spread will be that of a few points. {way}, or train longer."
         )
     return None
 
 
-def _name(posterior: Posterior) -> str:
+def _get_display_name(posterior: Posterior) -> str:
     try:
-        return label(posterior)
+        return short_name(posterior)
     except TypeError:  # a class of the user's without a name
         return type(posterior).__name__

@@ -9,214 +9,235 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Course, LossFn, State, asked_part
-from flatbayes.core.randomness import RandomState, forked
-from flatbayes.core.stacked import stacked
+from flatbayes.core import Closure, LossFn, State, TrainingProgress, subset_batch
+from flatbayes.core.randomness import RandomState, seeded_rng
+from flatbayes.core.stacked import vectorized
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.training.batches import TrainingBatches
-from flatbayes.training.checkpoint import Keeper
+from flatbayes.training.callbacks.callback import Callback, Record
+from flatbayes.training.checkpoint import CheckpointManager
+from flatbayes.training.config import TrainingConfig
+from flatbayes.training.distributed.fsdp import gather_state, shard_module
+from flatbayes.training.distributed.process_group import ProcessGroupInfo, make_synchronized_closure
 from flatbayes.training.engine import Engine
-from flatbayes.training.processes.parallel import World, shared
-from flatbayes.training.processes.sharded import sharded, together_again
-from flatbayes.training.recipe import Recipe
-from flatbayes.training.watching.watch import Record, Watch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-NOWHERE = Keeper()
+NO_CHECKPOINTS = CheckpointManager()
 
 
 @dataclass
-class Job:
+class TrainingRun:
     """One training run, or several as one, and how far it has come.
 
     Attributes:
         module: What is trained: a network, or several stacked.
-        start: The posterior's state before the first step, given the module.
+        init_state: The posterior's state before the first step, given the module.
         posterior: Decides what is done with the gradients.
         flatness: Decides where they are taken.
         loss_fn: The loss, of stacked networks one of each.
         batches: The training data.
-        recipe: How to train.
+        config: How to train.
         seed: Decides everything random but the batches.
         validate: Measures every network in the module between epochs; decides nothing.
-        networks: How many networks the module holds.
-        apart: The state of each of them.
-        gradients: Forward and backward passes of a network so far; one over a part of the batch counts as that part.
+        num_networks: How many networks the module holds.
+        split_state: The state of each of them.
+        num_gradients: Forward and backward passes of a network so far; one over a part of the batch counts as that part.
         state: The posterior's state, once training has begun.
-        course: The step, and what the flatness remembers.
-        epochs_done: Whole epochs so far.
+        progress: The step, and what the flatness remembers.
+        completed_epochs: Whole epochs so far.
         loss_sum: Of the steps of the epoch that is under way.
         records: What was seen of the epochs so far.
     """
 
     module: nn.Module
-    start: Callable[[nn.Module], State]
+    init_state: Callable[[nn.Module], State]
     posterior: Posterior
     flatness: Flatness
     loss_fn: LossFn
     batches: TrainingBatches
-    recipe: Recipe
+    config: TrainingConfig
     seed: int
     validate: Callable[[nn.Module], Sequence[Mapping[str, float]]] | None = None
-    networks: int = 1
-    apart: Callable[[State], list[State]] = lambda state: [state]
-    gradients: float = 0
+    num_networks: int = 1
+    split_state: Callable[[State], list[State]] = lambda state: [state]
+    num_gradients: float = 0
     state: State | None = None
-    course: Course = field(default_factory=Course)
-    epochs_done: int = 0
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
+    completed_epochs: int = 0
     loss_sum: Tensor | float = 0.0
     records: list[Record] = field(default_factory=list)
 
     @property
     def states(self) -> list[State]:
         """The state of each network, as far as it has come; none before training has begun."""
-        return [] if self.state is None else self.apart(self.state)
+        return [] if self.state is None else self.split_state(self.state)
 
-    def train(self, fabric: "Fabric", watch: Watch, keeper: Keeper = NOWHERE, number: int = 0) -> list[State]:
+    def train(
+        self,
+        fabric: "Fabric",
+        callback: Callback,
+        checkpoint_manager: CheckpointManager = NO_CHECKPOINTS,
+        run_index: int = 0,
+    ) -> list[State]:
         """Train to the end of the recipe, from the last checkpoint if there is one.
 
         Args:
             fabric: Device and precision.
-            watch: Sees every step and epoch.
-            keeper: Keeps checkpoints.
-            number: That of this job among those that the keeper serves.
+            callback: Sees every step and epoch.
+            checkpoint_manager: Keeps checkpoints.
+            run_index: That of this job among those that the keeper serves.
 
         Raises:
             RuntimeError: The loss is not finite.
             OSError: A checkpoint cannot be written.
         """
-        recipe, batches, course, world = self.recipe, self.batches, self.course, World.of(fabric)
+        recipe, batches, course, world = (
+            self.config,
+            self.batches,
+            self.progress,
+            ProcessGroupInfo.from_fabric(fabric),
+        )
         in_parts = recipe.strategy == "fsdp"
-        module = placed(copy.deepcopy(self.module) if in_parts else self.module, fabric, recipe)
-        world.copy_from_first([*module.parameters(), *module.buffers()])
+        module = place_module(copy.deepcopy(self.module) if in_parts else self.module, fabric, recipe)
+        world.broadcast_tensors([*module.parameters(), *module.buffers()])
         if in_parts:
-            module = sharded(module, world, fabric.device)
-        state = self.start(module)
+            module = shard_module(module, world, fabric.device)
+        state = self.init_state(module)
         self.state = None if in_parts else state
         module = state.model  # some posteriors train a changed copy
-        engine = Engine.start(fabric, module, state.optimizer, recipe)  # type: ignore[arg-type]  # there is one
+        engine = Engine.create(fabric, module, state.optimizer, recipe)  # type: ignore[arg-type]  # there is one
         state.optimizer = optimizer = engine.optimizer
         rates = [group["lr"] for group in optimizer.param_groups]
         total_steps = course.total_steps = recipe.epochs * len(batches)
-        watched = recipe.validated()
-        with forked(self.seed, module), stacked(self.networks if self.networks > 1 else 0):
-            saved = world.read_by_first(lambda: keeper.under_way(number))
+        watched = recipe.validation_epochs()
+        with seeded_rng(self.seed, module), vectorized(self.num_networks if self.num_networks > 1 else 0):
+            saved = world.read_on_main(lambda: checkpoint_manager.load_latest(run_index))
             if saved is not None:
-                self._load(saved, engine, world)
-                watch.again(self.records)
-            for epoch in range(self.epochs_done, recipe.epochs):
+                self._restore_checkpoint(saved, engine, world)
+                callback.on_resume(self.records)
+            for epoch in range(self.completed_epochs, recipe.epochs):
                 module.train()
-                for batch in batches.epoch(epoch, course.step - epoch * len(batches)):
+                for batch in batches.iter_epoch(epoch, course.step - epoch * len(batches)):
                     factor = recipe.schedule.factor(course.step, total_steps)
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):
                         group["lr"] = rate * factor
-                    closure = self._flat(engine, batch, world, course)
-                    loss = self.posterior.step(state, self._clipped(engine, closure))
-                    if recipe.collects(course.step, len(batches)):
+                    closure = self._make_flat_closure(engine, batch, world, course)
+                    loss = self.posterior.step(state, self._clip_closure(engine, closure))
+                    if recipe.is_collection_step(course.step, len(batches)):
                         self.posterior.collect(state)
                     self.loss_sum = self.loss_sum + loss
                     course.advance()
-                    watch.step(course.step, loss.mean() if loss.ndim else loss, rates[0] * factor)
+                    callback.on_step_end(course.step, loss.mean() if loss.ndim else loss, rates[0] * factor)
                     ended = course.step % len(batches) == 0
-                    if not ended and batches.skips and self._is_due(keeper, world, epoch_ended=False):
-                        keeper.keep(number, course.step, self._saved(engine, world))
-                world.agree_on_buffers(module)
-                mean_losses = _numbers(self.loss_sum / len(batches))
+                    if (
+                        not ended
+                        and batches.can_skip_batches
+                        and self._should_checkpoint(checkpoint_manager, world, epoch_ended=False)
+                    ):
+                        checkpoint_manager.save(run_index, course.step, self._make_checkpoint(engine, world))
+                world.synchronize_buffers(module)
+                mean_losses = _to_floats(self.loss_sum / len(batches))
                 for run, mean_loss in enumerate(mean_losses):
                     if not math.isfinite(mean_loss):
-                        raise RuntimeError(self._diverged(mean_loss, run, epoch + 1, rates[0]))
-                self.epochs_done, self.loss_sum = epoch + 1, 0.0
-                measured: Sequence[Mapping[str, float]] = [{}] * self.networks
+                        raise RuntimeError(self._format_divergence(mean_loss, run, epoch + 1, rates[0]))
+                self.completed_epochs, self.loss_sum = epoch + 1, 0.0
+                measured: Sequence[Mapping[str, float]] = [{}] * self.num_networks
                 if self.validate is not None and epoch + 1 in watched:
                     measured = self.validate(module)
                 for run, mean_loss in enumerate(mean_losses):
-                    which = {} if self.networks == 1 else {"run": run}
+                    which = {} if self.num_networks == 1 else {"run": run}
                     about = {"epoch": epoch + 1, "step": course.step, "loss": mean_loss, "lr": rates[0] * factor}
                     self.records.append({**which, **about, **measured[run]})
-                    watch.epoch(self.records[-1])
+                    callback.on_epoch_end(self.records[-1])
                     if epoch + 1 == recipe.epochs and math.isnan(measured[run].get("val_nll", 0.0)):
-                        raise RuntimeError(self._diverged(math.nan, run, epoch + 1, rates[0], "validation loss"))
-                if self._is_due(keeper, world, epoch_ended=True):
-                    keeper.keep(number, course.step, self._saved(engine, world))
+                        raise RuntimeError(
+                            self._format_divergence(math.nan, run, epoch + 1, rates[0], "validation loss")
+                        )
+                if self._should_checkpoint(checkpoint_manager, world, epoch_ended=True):
+                    checkpoint_manager.save(run_index, course.step, self._make_checkpoint(engine, world))
         module.eval()
         if in_parts:
-            self.state = together_again(state, self.start, placed(self.module, fabric, recipe).eval(), world)
+            self.state = gather_state(state, self.init_state, place_module(self.module, fabric, recipe).eval(), world)
         return self.states
 
-    def _is_due(self, keeper: Keeper, world: World, *, epoch_ended: bool) -> bool:
-        step = self.course.step
-        return keeper.has_turn(step, epoch_ended=epoch_ended) and world.from_first(
-            keeper.due(step, epoch_ended=epoch_ended)
+    def _should_checkpoint(
+        self, checkpoint_manager: CheckpointManager, world: ProcessGroupInfo, *, epoch_ended: bool
+    ) -> bool:
+        step = self.progress.step
+        return checkpoint_manager.is_candidate_step(step, epoch_ended=epoch_ended) and world.broadcast(
+            checkpoint_manager.is_due(step, epoch_ended=epoch_ended)
         )
 
-    def _saved(self, engine: Engine, world: World) -> dict[str, Any]:
+    def _make_checkpoint(self, engine: Engine, world: ProcessGroupInfo) -> dict[str, Any]:
         state = self.state
         own = {
-            "course": self.course.state_dict(),
+            "course": self.progress.state_dict(),
             "random": RandomState.capture(engine.module).state_dict(),
             "batches": self.batches.state_dict(),
             "buffers": dict(engine.module.named_buffers()) if world.size > 1 else {},
         }
-        first, *others = world.gathered(own)
+        first, *others = world.all_gather(own)
         return {
             "state": None if state is None else state.state_dict(),
             **first,
             "others": others,  # what is not the same in all processes
             "scaler": engine.fabric.strategy.precision.state_dict(),
-            "epochs_done": self.epochs_done,
+            "completed_epochs": self.completed_epochs,
             "loss_sum": self.loss_sum,
-            "gradients": self.gradients,
+            "gradients": self.num_gradients,
             "records": self.records,
         }
 
-    def _load(self, saved: Mapping[str, Any], engine: Engine, world: World) -> None:
-        own = saved if world.is_first else saved["others"][world.rank - 1]
+    def _restore_checkpoint(self, checkpoint: Mapping[str, Any], engine: Engine, world: ProcessGroupInfo) -> None:
+        own = checkpoint if world.is_main_process else checkpoint["others"][world.rank - 1]
         if self.state is not None:
-            self.state.load_state_dict(saved["state"])
+            self.state.load_state_dict(checkpoint["state"])
         buffers = dict(engine.module.named_buffers())
         for name, value in own["buffers"].items():
             buffers[name].copy_(value)
-        self.course.load_state_dict(own["course"])
+        self.progress.load_state_dict(own["course"])
         self.batches.load_state_dict(own["batches"])
-        engine.fabric.strategy.precision.load_state_dict(saved["scaler"])
-        self.epochs_done, self.gradients = saved["epochs_done"], saved["gradients"]
-        loss_sum = saved["loss_sum"]
+        engine.fabric.strategy.precision.load_state_dict(checkpoint["scaler"])
+        self.completed_epochs, self.num_gradients = checkpoint["completed_epochs"], checkpoint["gradients"]
+        loss_sum = checkpoint["loss_sum"]
         self.loss_sum = loss_sum if isinstance(loss_sum, float) else loss_sum.to(engine.fabric.device)
-        self.records = list(saved["records"])
+        self.records = list(checkpoint["records"])
         RandomState.from_state_dict(own["random"]).restore()
 
-    def _flat(self, engine: Engine, batch: tuple[Tensor, Tensor], world: World, course: Course) -> Closure:
-        closure, module = self._closure(engine, batch), engine.module
+    def _make_flat_closure(
+        self, engine: Engine, batch: tuple[Tensor, Tensor], world: ProcessGroupInfo, progress: TrainingProgress
+    ) -> Closure:
+        closure, module = self._make_closure(engine, batch), engine.module
         if world.size == 1:
-            return self.flatness(closure, module, course)
-        trained = () if self.recipe.strategy == "fsdp" else engine.trained  # which has averaged them
+            return self.flatness(closure, module, progress)
+        trained = () if self.config.strategy == "fsdp" else engine.params  # which has averaged them
 
-        def of_all(closure: Closure) -> Closure:
-            return shared(closure, world, module, trained, lambda: len(asked_part(batch[0])[0]))
+        def synchronize(closure: Closure) -> Closure:
+            return make_synchronized_closure(closure, world, module, trained, lambda: len(subset_batch(batch[0])[0]))
 
-        if self.recipe.ascent == "synchronised":
-            return self.flatness(of_all(closure), module, course)
-        return of_all(self.flatness(closure, module, course))
+        if self.config.ascent == "synchronised":
+            return self.flatness(synchronize(closure), module, progress)
+        return synchronize(self.flatness(closure, module, progress))
 
-    def _closure(self, engine: Engine, batch: tuple[Tensor, Tensor]) -> Closure:
+    def _make_closure(self, engine: Engine, batch: tuple[Tensor, Tensor]) -> Closure:
         inputs, targets = (tensor.to(engine.fabric.device, non_blocking=True) for tensor in batch)
         if self.batches.transform is not None:
             inputs = self.batches.transform(inputs)
-        if self.recipe.precision == "64-true" and inputs.is_floating_point():
+        if self.config.precision == "64-true" and inputs.is_floating_point():
             inputs = inputs.double()
-        if self.recipe.channels_last and inputs.ndim == 4:
+        if self.config.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
 
         def closure() -> Tensor:
-            part, labels = asked_part(inputs, targets)
-            self.gradients += self.networks * (1 if len(part) == len(inputs) else len(part) / len(inputs))
-            pieces = min(self.recipe.accumulate, len(part))
+            part, labels = subset_batch(inputs, targets)
+            self.num_gradients += self.num_networks * (1 if len(part) == len(inputs) else len(part) / len(inputs))
+            pieces = min(self.config.accumulate, len(part))
             engine.zero_grad()
             total: Tensor | None = None
-            for x, y in _cut(part, labels, pieces):
+            for x, y in _split_batch(part, labels, pieces):
                 loss = self.loss_fn(engine.network(x), y)
                 if pieces > 1:
                     loss = loss * (len(x) / len(part))
@@ -226,41 +247,41 @@ class Job:
 
         return closure
 
-    def _clipped(self, engine: Engine, closure: Closure) -> Closure:
-        scaled = self.recipe.precision == "16-mixed"  # clipping to infinity is what takes the scale off
-        if self.recipe.clip_norm is None and not scaled:
+    def _clip_closure(self, engine: Engine, closure: Closure) -> Closure:
+        scaled = self.config.precision == "16-mixed"  # clipping to infinity is what takes the scale off
+        if self.config.clip_norm is None and not scaled:
             return closure
-        largest = math.inf if self.recipe.clip_norm is None else self.recipe.clip_norm
+        largest = math.inf if self.config.clip_norm is None else self.config.clip_norm
 
-        def clipped() -> Tensor:
+        def clipped_closure() -> Tensor:
             loss = closure()
-            engine.clip(largest)
+            engine.clip_gradients(largest)
             return loss
 
-        return clipped
+        return clipped_closure
 
-    def _diverged(self, loss: float, run: int, epoch: int, rate: float, what: str = "loss") -> str:
-        which = "" if self.networks == 1 else f" of run {run + 1}"
+    def _format_divergence(self, loss: float, member: int, epoch: int, lr: float, quantity: str = "loss") -> str:
+        which = "" if self.num_networks == 1 else f" of run {member + 1}"
         return (
-            f"The {what}{which} is {loss} in epoch {epoch} of {self.recipe.epochs}. Try a lower learning rate (now "
-            f"{rate:g}), a smaller rho (now {self.flatness}), clipping (--clip_norm 1), or precision 32-true (now "
-            f"{self.recipe.precision})."
+            f"The {quantity}{which} is {loss} in epoch {epoch} of {self.config.epochs}. Try a lower learning rate (now "
+            f"{lr:g}), a smaller rho (now {self.flatness}), clipping (--clip_norm 1), or precision 32-true (now "
+            f"{self.config.precision})."
         )
 
 
-def placed(module: nn.Module, fabric: "Fabric", recipe: Recipe) -> nn.Module:
+def place_module(module: nn.Module, fabric: "Fabric", config: TrainingConfig) -> nn.Module:
     """The module, on the device and in the precision that it is trained in."""
-    there: nn.Module = fabric.to_device(module.double() if recipe.precision == "64-true" else module)
-    if recipe.channels_last:
+    there: nn.Module = fabric.to_device(module.double() if config.precision == "64-true" else module)
+    if config.channels_last:
         there = there.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return there
 
 
-def _cut(inputs: Tensor, targets: Tensor, pieces: int) -> Iterable[tuple[Tensor, Tensor]]:
-    if pieces == 1:
+def _split_batch(inputs: Tensor, targets: Tensor, num_micro_batches: int) -> Iterable[tuple[Tensor, Tensor]]:
+    if num_micro_batches == 1:
         return [(inputs, targets)]
-    return zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
+    return zip(inputs.tensor_split(num_micro_batches), targets.tensor_split(num_micro_batches), strict=True)
 
 
-def _numbers(losses: Tensor | float) -> list[float]:
+def _to_floats(losses: Tensor | float) -> list[float]:
     return torch.as_tensor(losses).reshape(-1).tolist()

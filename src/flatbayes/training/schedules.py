@@ -10,7 +10,7 @@ class Schedule(ABC):
 
     @property
     @abstractmethod
-    def cycles(self) -> int:
+    def num_cycles(self) -> int:
         """Times that it begins; snapshots are collected late in each."""
 
     @abstractmethod
@@ -29,13 +29,13 @@ class Constant(Schedule):
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_share("warmup", self.warmup)
+        _check_fraction("warmup", self.warmup)
 
-    cycles = 1
+    num_cycles = 1
 
     def factor(self, step: int, total_steps: int) -> float:
         """One, after the warm-up."""
-        return _warmup(step, total_steps, self.warmup)
+        return _warmup_factor(step, total_steps, self.warmup)
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,23 @@ class Cosine(Schedule):
     """Half a cosine wave from the optimiser's learning rate down to a last one.
 
     Attributes:
-        last: The factor at the end.
+        end_factor: The factor at the end.
         warmup: Share of training over which the rate first rises linearly from zero.
     """
 
-    last: float = 0.0
+    end_factor: float = 0.0
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_share("last", self.last)
-        _check_share("warmup", self.warmup)
+        _check_fraction("end_factor", self.end_factor)
+        _check_fraction("warmup", self.warmup)
 
-    cycles = 1
+    num_cycles = 1
 
     def factor(self, step: int, total_steps: int) -> float:
         """Last + (1 - last) (1 + cos(pi t)) / 2, with t the share of training done."""
         wave = (1 + math.cos(math.pi * step / total_steps)) / 2
-        return (self.last + (1 - self.last) * wave) * _warmup(step, total_steps, self.warmup)
+        return (self.end_factor + (1 - self.end_factor) * wave) * _warmup_factor(step, total_steps, self.warmup)
 
 
 @dataclass(frozen=True)
@@ -67,36 +67,36 @@ class SWALinear(Schedule):
     """SWAG's schedule (Maddox et al., 2019): high, then linearly down, then constant for collecting.
 
     Attributes:
-        high_until: Share of training at the optimiser's learning rate.
-        low_from: Share of training after which the rate is the low one; collect from here on.
-        low: The low factor; large enough for the iterates to explore.
+        decay_start: Share of training at the optimiser's learning rate.
+        decay_end: Share of training after which the rate is the low one; collect from here on.
+        end_factor: The low factor; large enough for the iterates to explore.
         warmup: Share of training over which the rate first rises linearly from zero.
     """
 
-    high_until: float = 0.4
-    low_from: float = 0.7
-    low: float = 0.1
+    decay_start: float = 0.4
+    decay_end: float = 0.7
+    end_factor: float = 0.1
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("high_until", "low_from", "low", "warmup"):
-            _check_share(name, getattr(self, name))
-        if self.high_until > self.low_from:
+        for name in ("decay_start", "decay_end", "end_factor", "warmup"):
+            _check_fraction(name, getattr(self, name))
+        if self.decay_start > self.decay_end:
             raise ValueError(
-                f"high_until ({self.high_until}) must not come after low_from ({self.low_from}): the learning rate "
+                f"decay_start ({self.decay_start}) must not come after decay_end ({self.decay_end}): the learning rate "
                 "falls between the two."
             )
 
-    cycles = 1
+    num_cycles = 1
 
     def factor(self, step: int, total_steps: int) -> float:
-        """1 until `high_until`, `low` from `low_from`, linear between."""
+        """1 until `decay_start`, `low` from `decay_end`, linear between."""
         done = step / total_steps
-        if done < self.high_until:
-            return _warmup(step, total_steps, self.warmup)
-        if done >= self.low_from:
-            return self.low
-        return 1 - (1 - self.low) * (done - self.high_until) / (self.low_from - self.high_until)
+        if done < self.decay_start:
+            return _warmup_factor(step, total_steps, self.warmup)
+        if done >= self.decay_end:
+            return self.end_factor
+        return 1 - (1 - self.end_factor) * (done - self.decay_start) / (self.decay_end - self.decay_start)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Polynomial(Schedule):
         if not 0 < self.offset < math.inf:
             raise ValueError(f"offset must be positive and finite, got {self.offset}.")
 
-    cycles = 1
+    num_cycles = 1
 
     def factor(self, step: int, total_steps: int) -> float:
         """(1 + t / offset)^-power, with t the share of training done."""
@@ -135,31 +135,31 @@ class Cyclical(Schedule):
     out while the rate is high.
 
     Attributes:
-        times: Number of waves.
-        last: The factor at the end of each.
+        num_cycles: Number of waves.
+        end_factor: The factor at the end of each.
     """
 
-    times: int = 4
-    last: float = 0.0
+    num_cycles: int = 4
+    end_factor: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.times <= 10**9:
-            raise ValueError(f"times must be at least 1 and at most {10**9}, got {self.times}.")
-        _check_share("last", self.last)
-
-    @property
-    def cycles(self) -> int:
-        """One for each wave."""
-        return self.times
+        if not 1 <= self.num_cycles <= 10**9:
+            raise ValueError(f"num_cycles must be at least 1 and at most {10**9}, got {self.num_cycles}.")
+        _check_fraction("end_factor", self.end_factor)
 
     def factor(self, step: int, total_steps: int) -> float:
         """Last + (1 - last) (1 + cos(pi t)) / 2, with t the share of the wave done."""
-        wave = (1 + math.cos(math.pi * (step * self.times / total_steps % 1))) / 2
-        return self.last + (1 - self.last) * wave
+        wave = (1 + math.cos(math.pi * (step * self.num_cycles / total_steps % 1))) / 2
+        return self.end_factor + (1 - self.end_factor) * wave
 
 
-def collects(
-    step: int, steps_per_epoch: int, total_steps: int, collect_from: float, per_epoch: int, cycles: int = 1
+def is_collection_step(
+    step: int,
+    steps_per_epoch: int,
+    total_steps: int,
+    collect_from: float,
+    snapshots_per_epoch: int,
+    num_cycles: int = 1,
 ) -> bool:
     """Whether a snapshot is taken after this step (counted from 0).
 
@@ -168,26 +168,26 @@ def collects(
         steps_per_epoch: Steps of an epoch.
         total_steps: Steps of the whole training.
         collect_from: Share of training, or of each of its cycles, before the first snapshot.
-        per_epoch: Snapshots an epoch, evenly spaced, the last at its end.
-        cycles: Times that the learning rate begins; if more than once, the end of each is a snapshot too.
+        snapshots_per_epoch: Snapshots an epoch, evenly spaced, the last at its end.
+        num_cycles: Times that the learning rate begins; if more than once, the end of each is a snapshot too.
     """
-    if cycles > 1 and step * cycles % total_steps + cycles >= total_steps:
+    if num_cycles > 1 and step * num_cycles % total_steps + num_cycles >= total_steps:
         return True
-    if step * cycles % total_steps + cycles <= collect_from * total_steps:
+    if step * num_cycles % total_steps + num_cycles <= collect_from * total_steps:
         return False
     within = step % steps_per_epoch + 1
-    return within * per_epoch // steps_per_epoch > (within - 1) * per_epoch // steps_per_epoch
+    return within * snapshots_per_epoch // steps_per_epoch > (within - 1) * snapshots_per_epoch // steps_per_epoch
 
 
-def evenly(epochs: int, times: int) -> set[int]:
+def select_evenly_spaced_epochs(epochs: int, num_selected: int) -> set[int]:
     """`times` epochs, evenly spaced and ending with the last (all of them if there are fewer)."""
-    return {math.ceil(epochs * (k + 1) / times) for k in range(times)}
+    return {math.ceil(epochs * (k + 1) / num_selected) for k in range(num_selected)}
 
 
-def _warmup(step: int, total_steps: int, share: float) -> float:
-    return min(1.0, (step + 1) / (share * total_steps)) if share > 0 else 1.0
+def _warmup_factor(step: int, total_steps: int, fraction: float) -> float:
+    return min(1.0, (step + 1) / (fraction * total_steps)) if fraction > 0 else 1.0
 
 
-def _check_share(name: str, value: float) -> None:
+def _check_fraction(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie between 0 and 1, got {value}.")

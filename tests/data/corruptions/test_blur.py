@@ -3,7 +3,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from flatbayes.data.corruptions import CORRUPTIONS
-from flatbayes.data.corruptions.sampling import averaged
+from flatbayes.data.corruptions.sampling import average_shifts
 
 BLURS = ("gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur", "glass_blur")
 
@@ -40,7 +40,7 @@ def test_light_is_spread_and_not_lost(name):
 
 def test_gaussian_is_scipys():
     torch.manual_seed(0)
-    images = averaged(torch.rand(1, 1, 32, 32), torch.randn(50, 2), torch.full((50,), 0.02))  # smooth
+    images = average_shifts(torch.rand(1, 1, 32, 32), torch.randn(50, 2), torch.full((50,), 0.02))  # smooth
     expected = gaussian_filter(images[0, 0].double().numpy(), 2.0, mode="nearest")
     torch.testing.assert_close(
         blurred("gaussian_blur", images, 5)[0, 0].double(), torch.from_numpy(expected), atol=5e-3, rtol=0

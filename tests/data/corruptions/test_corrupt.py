@@ -4,9 +4,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from flatbayes.data import CIFAR10, CORRUPTIONS, corrupt, corruptions_for, white_of
-from flatbayes.data.corruptions import STANDARD
-from flatbayes.data.corruptions.sampling import clouds
+from flatbayes.data import CIFAR10, CORRUPTIONS, corrupt_images, infer_white_value, list_corruptions
+from flatbayes.data.corruptions import STANDARD_CORRUPTIONS
+from flatbayes.data.corruptions.sampling import sample_clouds
 
 
 def digits(count=200):
@@ -16,7 +16,7 @@ def digits(count=200):
 def photographs(count=100):
     """Smooth random images in colour, 32 x 32, uint8."""
     generator = torch.Generator().manual_seed(5)
-    planes = [clouds(torch.empty(count, 1, 32, 32), generator) for _ in range(3)]
+    planes = [sample_clouds(torch.empty(count, 1, 32, 32), generator) for _ in range(3)]
     return (255 * torch.cat(planes, 1)).round().to(torch.uint8)
 
 
@@ -44,10 +44,10 @@ def distance(one, other):
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_grows_with_severity_and_keeps_shape_dtype_and_range(name, images):
-    if name not in corruptions_for(images.shape[1]):
+    if name not in list_corruptions(images.shape[1]):
         pytest.skip("for colour only")
-    before, white = images.clone(), white_of(images)
-    found = [corrupt(images, name, severity) for severity in range(1, 6)]
+    before, white = images.clone(), infer_white_value(images)
+    found = [corrupt_images(images, name, severity) for severity in range(1, 6)]
     distances = [distance(one, images) / white for one in found]
     assert distances == sorted(distances)
     assert all(far > 1.03 * near for near, far in pairwise(distances))
@@ -63,11 +63,11 @@ def test_grows_with_severity_and_keeps_shape_dtype_and_range(name, images):
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_the_seed_decides(name):
     images = photographs(4)
-    once = corrupt(images, name, 4, seed=3)
-    assert torch.equal(once, corrupt(images, name, 4, seed=3))
+    once = corrupt_images(images, name, 4, seed=3)
+    assert torch.equal(once, corrupt_images(images, name, 4, seed=3))
     random = name not in FIXED
-    assert torch.equal(once, corrupt(images, name, 4, seed=4)) != random
-    twins = corrupt(images[:1].expand(2, -1, -1, -1), name, 4)
+    assert torch.equal(once, corrupt_images(images, name, 4, seed=4)) != random
+    twins = corrupt_images(images[:1].expand(2, -1, -1, -1), name, 4)
     assert torch.equal(twins[0], twins[1]) != random
 
 
@@ -75,7 +75,7 @@ def test_nothing_outside_is_touched():
     torch.manual_seed(1)
     state = torch.get_rng_state()
     for name in CORRUPTIONS:
-        corrupt(photographs(2), name, 2)
+        corrupt_images(photographs(2), name, 2)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -83,7 +83,7 @@ def test_nothing_outside_is_touched():
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (28, 28), (40, 64)])
 def test_any_size(name, size):
     images = torch.rand(3, 3, *size)
-    found = corrupt(images, name, 5)
+    found = corrupt_images(images, name, 5)
     assert found.shape == images.shape
     assert found.dtype == torch.float32
     assert found.isfinite().all()
@@ -94,37 +94,40 @@ def test_any_size(name, size):
 def test_the_range_is_that_of_white(name):
     images = torch.rand(3, 3, 8, 8)
     torch.testing.assert_close(
-        corrupt(images, name, 3, white=1.0), corrupt(255 * images, name, 3) / 255, atol=1e-5, rtol=0
+        corrupt_images(images, name, 3, white_value=1.0),
+        corrupt_images(255 * images, name, 3) / 255,
+        atol=1e-5,
+        rtol=0,
     )
 
 
 def test_chunks_have_noise_of_their_own():
-    found = corrupt(torch.full((1100, 1, 2, 2), 0.5), "gaussian_noise", 3)
+    found = corrupt_images(torch.full((1100, 1, 2, 2), 0.5), "gaussian_noise", 3)
     assert len(found.view(1100, -1).unique(dim=0)) == 1100
 
 
 def test_severity_zero_is_a_copy():
     images = photographs(2)
-    found = corrupt(images, "fog", 0)
+    found = corrupt_images(images, "fog", 0)
     assert torch.equal(found, images)
     assert found.data_ptr() != images.data_ptr()
 
 
 def test_no_images_are_no_images():
-    assert corrupt(torch.zeros(0, 3, 8, 8), "fog", 3).shape == (0, 3, 8, 8)
+    assert corrupt_images(torch.zeros(0, 3, 8, 8), "fog", 3).shape == (0, 3, 8, 8)
 
 
 def test_names():
-    assert len(STANDARD) == 15
+    assert len(STANDARD_CORRUPTIONS) == 15
     assert len(CORRUPTIONS) == 19
-    assert corruptions_for(3) == tuple(CORRUPTIONS)
-    assert corruptions_for(3, standard=True) == tuple(STANDARD)
-    assert "saturate" not in corruptions_for(1)
+    assert list_corruptions(3) == tuple(CORRUPTIONS)
+    assert list_corruptions(3, standard_only=True) == tuple(STANDARD_CORRUPTIONS)
+    assert "saturate" not in list_corruptions(1)
 
 
 @pytest.mark.parametrize(("high", "white"), [(0.0, 1), (1.0, 1), (1.5, 16), (16.0, 16), (17.0, 255), (255.0, 255)])
 def test_white(high, white):
-    assert white_of(torch.tensor([0.0, high]).view(1, 1, 1, 2)) == white
+    assert infer_white_value(torch.tensor([0.0, high]).view(1, 1, 1, 2)) == white
 
 
 class TestRefuses:
@@ -132,28 +135,28 @@ class TestRefuses:
 
     def test_what_it_does_not_know(self):
         with pytest.raises(ValueError, match=r"Unknown corruption 'rain'. Known: gaussian_noise, .*saturate"):
-            corrupt(self.images, "rain", 1)
+            corrupt_images(self.images, "rain", 1)
 
     @pytest.mark.parametrize("severity", [-1, 6, 1.5])
     def test_what_is_no_severity(self, severity):
         with pytest.raises(ValueError, match=f"from 1 to 5, or 0 for none; got {severity}"):
-            corrupt(self.images, "fog", severity)
+            corrupt_images(self.images, "fog", severity)
 
     def test_features(self):
         with pytest.raises(ValueError, match=r"for images.* got the shape \(2, 5\)"):
-            corrupt(torch.rand(2, 5), "fog", 1)
+            corrupt_images(torch.rand(2, 5), "fog", 1)
 
     @pytest.mark.parametrize("bad", [-0.1, 256.0, float("nan")])
     def test_values_that_are_not_raw(self, bad):
         images = self.images.clone()
         images[0, 0, 0, 0] = bad
         with pytest.raises(ValueError, match="raw, before any standardisation"):
-            corrupt(images, "fog", 1)
+            corrupt_images(images, "fog", 1)
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_grows_with_severity_on_photographs(name, real_data):
     images = CIFAR10().read().test.take(torch.arange(0, 10_000, 50)).inputs
-    distances = [distance(corrupt(images, name, severity), images) for severity in range(6)]
+    distances = [distance(corrupt_images(images, name, severity), images) for severity in range(6)]
     assert distances == sorted(distances)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flatbayes.data.corruptions import CORRUPTIONS, corrupt
+from flatbayes.data.corruptions import CORRUPTIONS, corrupt_images
 
 
 def digital(name, images, severity=3, seed=0):
@@ -53,7 +53,7 @@ def test_pixelate_keeps_the_mean_whatever_the_cells(severity, size):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jpeg_is_pillows(channels):
     images = torch.randint(0, 256, (3, channels, 8, 9), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    found = corrupt(images, "jpeg_compression", 3, white=255.0)
+    found = corrupt_images(images, "jpeg_compression", 3, white_value=255.0)
     for before, after in zip(images, found, strict=True):
         stream = io.BytesIO()
         pixels = before.permute(1, 2, 0).numpy()

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from flatbayes.data.corruptions.sampling import averaged, clouds, moved, unit
+from flatbayes.data.corruptions.sampling import average_shifts, compute_pixel_scale, sample_clouds, warp_images
 
 
 def images(count=3, channels=2, height=6, width=7):
@@ -18,7 +18,7 @@ def at(image, row, column, mode):
 def test_averages_are_those_of_a_slow_loop():
     before, generator = images(), torch.Generator().manual_seed(1)
     shifts, weights = 2 * torch.randn(3, 4, 2, generator=generator), torch.tensor([0.1, 0.2, 0.3, 0.4])
-    after = averaged(before, shifts, weights)
+    after = average_shifts(before, shifts, weights)
     for n, c, i, j in [(0, 0, 0, 0), (1, 1, 5, 6), (2, 0, 3, 2), (0, 1, 2, 6)]:
         pairs = zip(shifts[n].tolist(), weights.tolist(), strict=True)
         expected = sum(w * at(before[n, c], i + down, j + right, "nearest") for (down, right), w in pairs)
@@ -28,13 +28,15 @@ def test_averages_are_those_of_a_slow_loop():
 def test_common_shifts_are_shifts_of_every_image():
     before = images()
     shifts, weights = torch.tensor([[0.5, -1.2], [0.0, 3.4]]), torch.tensor([0.25, 0.75])
-    torch.testing.assert_close(averaged(before, shifts, weights), averaged(before, shifts.expand(3, -1, -1), weights))
+    torch.testing.assert_close(
+        average_shifts(before, shifts, weights), average_shifts(before, shifts.expand(3, -1, -1), weights)
+    )
 
 
 def test_moved_is_what_scipy_finds_there():
     before, generator = images(), torch.Generator().manual_seed(1)
     offsets = 3 * torch.randn(3, 6, 7, 2, generator=generator)
-    after = moved(before, offsets)
+    after = warp_images(before, offsets)
     for n, c, i, j in np.ndindex(3, 2, 6, 7):
         down, right = offsets[n, i, j].tolist()
         expected = at(before[n, c], i + down, j + right, "reflect")
@@ -43,14 +45,14 @@ def test_moved_is_what_scipy_finds_there():
 
 def test_no_move_is_no_change():
     before = images()
-    torch.testing.assert_close(moved(before, torch.zeros(1, 6, 7, 2)), before)
-    assert torch.equal(averaged(before, torch.zeros(1, 2), torch.ones(1)), before)
+    torch.testing.assert_close(warp_images(before, torch.zeros(1, 6, 7, 2)), before)
+    assert torch.equal(average_shifts(before, torch.zeros(1, 2), torch.ones(1)), before)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (8, 8), (32, 32), (17, 40)])
 def test_clouds_fill_the_range_and_are_smooth(size):
     before = torch.zeros(20, 3, *size)
-    found = clouds(before, torch.Generator().manual_seed(0))
+    found = sample_clouds(before, torch.Generator().manual_seed(0))
     assert found.shape == (20, 1, *size)
     assert found.min() >= 0
     assert found.max() <= 1
@@ -62,5 +64,5 @@ def test_clouds_fill_the_range_and_are_smooth(size):
 
 
 def test_lengths_shrink_with_the_root_of_the_size():
-    assert unit(torch.zeros(1, 3, 32, 40)) == 1
-    assert unit(torch.zeros(1, 1, 8, 8)) == 0.5
+    assert compute_pixel_scale(torch.zeros(1, 3, 32, 40)) == 1
+    assert compute_pixel_scale(torch.zeros(1, 1, 8, 8)) == 0.5

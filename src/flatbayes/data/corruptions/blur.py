@@ -10,38 +10,44 @@ import math
 import torch
 from torch import Tensor
 
-from flatbayes.data.corruptions.sampling import averaged, moved, normal, uniform, unit
+from flatbayes.data.corruptions.sampling import (
+    average_shifts,
+    compute_pixel_scale,
+    sample_normal,
+    sample_uniform,
+    warp_images,
+)
 
-POINTS = 25
-ZOOMS = 11
+NUM_QUADRATURE_POINTS = 25
+NUM_ZOOMS = 11
 
 
 def gaussian_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Shifts with a normal distribution."""
-    std = (0.5, 0.8, 1.1, 1.5, 2.0)[severity - 1] * unit(images)
-    line, weights = _bell(images)
+    std = (0.5, 0.8, 1.1, 1.5, 2.0)[severity - 1] * compute_pixel_scale(images)
+    line, weights = _compute_normal_quadrature(images)
     still = torch.zeros_like(line)
     for axes in ((line, still), (still, line)):  # one axis after the other is the same, and faster
-        images = averaged(images, std * torch.stack(axes, -1), weights)
+        images = average_shifts(images, std * torch.stack(axes, -1), weights)
     return images
 
 
 def defocus_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """A lens out of focus: every point becomes a disk."""
-    radius = (0.8, 1.2, 1.7, 2.3, 3.0)[severity - 1] * unit(images)
-    line = torch.linspace(-1, 1, POINTS, device=images.device)
+    radius = (0.8, 1.2, 1.7, 2.3, 3.0)[severity - 1] * compute_pixel_scale(images)
+    line = torch.linspace(-1, 1, NUM_QUADRATURE_POINTS, device=images.device)
     square = torch.cartesian_prod(line, line)
     disk = square[square.square().sum(-1) <= 1]
-    return averaged(images, radius * disk, disk.new_full((len(disk),), 1 / len(disk)))
+    return average_shifts(images, radius * disk, disk.new_full((len(disk),), 1 / len(disk)))
 
 
 def motion_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """A camera that moves, each time in a direction of its own."""
-    std = (0.7, 1.1, 1.6, 2.2, 3.0)[severity - 1] * unit(images)
-    angle = math.pi * uniform((len(images), 1), images, generator)
-    line, weights = _bell(images)
+    std = (0.7, 1.1, 1.6, 2.2, 3.0)[severity - 1] * compute_pixel_scale(images)
+    angle = math.pi * sample_uniform((len(images), 1), images, generator)
+    line, weights = _compute_normal_quadrature(images)
     shifts = std * line[:, None] * torch.cat([angle.sin(), angle.cos()], -1)[:, None]
-    return averaged(images, shifts, weights)
+    return average_shifts(images, shifts, weights)
 
 
 def zoom_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
@@ -51,18 +57,18 @@ def zoom_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tens
     rows = torch.arange(height, device=images.device) - (height - 1) / 2
     columns = torch.arange(width, device=images.device) - (width - 1) / 2
     from_centre = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
-    zooms = torch.linspace(1, largest, ZOOMS).tolist()
-    return torch.stack([moved(images, (1 / zoom - 1) * from_centre[None]) for zoom in zooms]).mean(0)
+    zooms = torch.linspace(1, largest, NUM_ZOOMS).tolist()
+    return torch.stack([warp_images(images, (1 / zoom - 1) * from_centre[None]) for zoom in zooms]).mean(0)
 
 
 def glass_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Frosted glass: every pixel shows another point nearby."""
-    std = (0.35, 0.55, 0.80, 1.1, 1.5)[severity - 1] * unit(images)
-    return moved(images, std * normal((len(images), *images.shape[-2:], 2), images, generator))
+    std = (0.35, 0.55, 0.80, 1.1, 1.5)[severity - 1] * compute_pixel_scale(images)
+    return warp_images(images, std * sample_normal((len(images), *images.shape[-2:], 2), images, generator))
 
 
-def _bell(images: Tensor) -> tuple[Tensor, Tensor]:
+def _compute_normal_quadrature(images: Tensor) -> tuple[Tensor, Tensor]:
     """Points of a standard normal distribution, and their weights."""
-    line = torch.linspace(-3, 3, POINTS, device=images.device)
+    line = torch.linspace(-3, 3, NUM_QUADRATURE_POINTS, device=images.device)
     density = (-line.square() / 2).exp()
     return line, density / density.sum()

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from flatbayes.core.randomness import spawn
+from flatbayes.core.randomness import spawn_seeds
 from flatbayes.data.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
 from flatbayes.data.corruptions.digital import (
     contrast,
@@ -23,7 +23,7 @@ from flatbayes.data.corruptions.digital import (
 from flatbayes.data.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
 from flatbayes.data.corruptions.weather import brightness, fog, frost, snow, spatter
 
-STANDARD: Mapping[str, Callable[[Tensor, int, torch.Generator], Tensor]] = MappingProxyType(
+STANDARD_CORRUPTIONS: Mapping[str, Callable[[Tensor, int, torch.Generator], Tensor]] = MappingProxyType(
     {
         "gaussian_noise": gaussian_noise,
         "shot_noise": shot_noise,
@@ -46,7 +46,7 @@ STANDARD: Mapping[str, Callable[[Tensor, int, torch.Generator], Tensor]] = Mappi
 
 CORRUPTIONS: Mapping[str, Callable[[Tensor, int, torch.Generator], Tensor]] = MappingProxyType(
     {
-        **STANDARD,
+        **STANDARD_CORRUPTIONS,
         "speckle_noise": speckle_noise,
         "gaussian_blur": gaussian_blur,
         "spatter": spatter,
@@ -55,12 +55,14 @@ CORRUPTIONS: Mapping[str, Callable[[Tensor, int, torch.Generator], Tensor]] = Ma
 )
 """All of them: images from 0 to 1, severity and generator to images."""
 
-SEVERITIES = 5
-CHUNK = 500
-WHITES = (1.0, 16.0, 255.0)
+NUM_SEVERITIES = 5
+IMAGES_PER_CHUNK = 500
+WHITE_VALUES = (1.0, 16.0, 255.0)
 
 
-def corrupt(inputs: Tensor, name: str, severity: int, seed: int = 0, white: float | None = None) -> Tensor:
+def corrupt_images(
+    inputs: Tensor, name: str, severity: int, seed: int = 0, white_value: float | None = None
+) -> Tensor:
     """Images of the same shape, dtype and range, corrupted.
 
     Every image has noise of its own, drawn alike for all severities: these differ in strength and not in luck.
@@ -70,7 +72,7 @@ def corrupt(inputs: Tensor, name: str, severity: int, seed: int = 0, white: floa
         name: One of `CORRUPTIONS`.
         severity: From 1 to 5; 0 changes nothing.
         seed: Decides all that is random.
-        white: The value of white; by default that of `white_of`, which looks at all of these images.
+        white_value: The value of white; by default that of `infer_white_value`, which looks at all of these images.
 
     Raises:
         ValueError: There is no such corruption or severity, or these are not such images.
@@ -78,33 +80,37 @@ def corrupt(inputs: Tensor, name: str, severity: int, seed: int = 0, white: floa
     """
     if name not in CORRUPTIONS:
         raise ValueError(f"Unknown corruption {name!r}. Known: {', '.join(CORRUPTIONS)}.")
-    if severity not in range(SEVERITIES + 1):
-        raise ValueError(f"A severity is a whole number from 1 to {SEVERITIES}, or 0 for none; got {severity}.")
+    if severity not in range(NUM_SEVERITIES + 1):
+        raise ValueError(f"A severity is a whole number from 1 to {NUM_SEVERITIES}, or 0 for none; got {severity}.")
     if inputs.ndim != 4 or 0 in inputs.shape[1:]:
         raise ValueError(
             f"Corruptions are for images, [n, channels, height, width], got the shape {tuple(inputs.shape)}."
         )
-    white = white_of(inputs) if white is None else white
+    white_value = infer_white_value(inputs) if white_value is None else white_value
     if not severity or not len(inputs):
         return inputs.clone()
     chunks = [
-        _corrupted(chunk, name, severity, spawn(seed, place, count=1)[0], white)
-        for place, chunk in enumerate(inputs.split(CHUNK))
+        _corrupt_chunk(chunk, name, severity, spawn_seeds(seed, place, count=1)[0], white_value)
+        for place, chunk in enumerate(inputs.split(IMAGES_PER_CHUNK))
     ]
     return torch.cat(chunks)
 
 
-def corruptions_for(channels: int, *, standard: bool = False) -> tuple[str, ...]:
+def list_corruptions(channels: int, *, standard_only: bool = False) -> tuple[str, ...]:
     """Names of the corruptions for images of so many channels.
 
     Args:
         channels: 3 for colour.
-        standard: Only the fifteen that results are usually averaged over.
+        standard_only: Only the fifteen that results are usually averaged over.
     """
-    return tuple(name for name in (STANDARD if standard else CORRUPTIONS) if channels == 3 or name != "saturate")
+    return tuple(
+        name
+        for name in (STANDARD_CORRUPTIONS if standard_only else CORRUPTIONS)
+        if channels == 3 or name != "saturate"
+    )
 
 
-def white_of(inputs: Tensor) -> float:
+def infer_white_value(inputs: Tensor) -> float:
     """The value of white: the least of 1, 16 (scikit-learn's digits) and 255 that no pixel exceeds.
 
     Args:
@@ -114,15 +120,15 @@ def white_of(inputs: Tensor) -> float:
         ValueError: Values are negative, above 255 or not finite.
     """
     low, high = (float(value) for value in inputs.aminmax()) if inputs.numel() else (0.0, 1.0)
-    if not (low >= 0 and high <= WHITES[-1]):
+    if not (low >= 0 and high <= WHITE_VALUES[-1]):
         raise ValueError(
             f"Images must have values from 0 (black) to 255 at most (white), got {low:g} to {high:g}. Pass them "
             "raw, before any standardisation: a fitted posterior applies its own."
         )
-    return next(white for white in WHITES if high <= white)
+    return next(white for white in WHITE_VALUES if high <= white)
 
 
-def _corrupted(chunk: Tensor, name: str, severity: int, seed: int, white: float) -> Tensor:
+def _corrupt_chunk(chunk: Tensor, name: str, severity: int, seed: int, white_value: float) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    found = CORRUPTIONS[name](chunk.float() / white, severity, generator).clamp(0, 1) * white
+    found = CORRUPTIONS[name](chunk.float() / white_value, severity, generator).clamp(0, 1) * white_value
     return found.to(chunk.dtype) if chunk.is_floating_point() else found.round().to(chunk.dtype)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatbayes.data.corruptions.sampling import moved, normal, unit
-from flatbayes.data.extras import needed
+from flatbayes.data.corruptions.sampling import compute_pixel_scale, sample_normal, warp_images
+from flatbayes.data.optional import require_package
 
 
 def contrast(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
@@ -33,7 +33,7 @@ def saturate(images: Tensor, severity: int, generator: torch.Generator) -> Tenso
     if images.shape[1] != 3:
         raise ValueError(
             f"saturate is for images of 3 channels (red, green, blue), got {images.shape[1]}. Leave it out; "
-            "corruptions_for(channels) lists what there is."
+            "list_corruptions(channels) lists what there is."
         )
     value, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     # Saturation (value - low) / value becomes 1 where low becomes 0, and no factor goes beyond.
@@ -43,16 +43,18 @@ def saturate(images: Tensor, severity: int, generator: torch.Generator) -> Tenso
 
 def elastic_transform(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """A rubber sheet: every point moves a little, neighbours alike."""
-    std = (0.6, 0.9, 1.3, 1.8, 2.4)[severity - 1] * unit(images)
-    pulls = normal((len(images), 2, 5, 5), images, generator)
+    std = (0.6, 0.9, 1.3, 1.8, 2.4)[severity - 1] * compute_pixel_scale(images)
+    pulls = sample_normal((len(images), 2, 5, 5), images, generator)
     field = F.interpolate(pulls, tuple(images.shape[-2:]), mode="bicubic", align_corners=True)
-    return moved(images, std * field.permute(0, 2, 3, 1))
+    return warp_images(images, std * field.permute(0, 2, 3, 1))
 
 
 def pixelate(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Fewer and larger pixels: averages of areas, enlarged again."""
     kept = (0.875, 0.75, 0.625, 0.5, 0.375)[severity - 1]
-    rows, columns = (_coarse(size, max(round(kept * size), 1)).to(images.device) for size in images.shape[-2:])
+    rows, columns = (
+        _compute_area_average(size, max(round(kept * size), 1)).to(images.device) for size in images.shape[-2:]
+    )
     return rows @ images @ columns.T
 
 
@@ -62,7 +64,7 @@ def jpeg_compression(images: Tensor, severity: int, generator: torch.Generator) 
     Raises:
         ImportError: Pillow is not installed.
     """
-    with needed("data"):
+    with require_package("data"):
         from PIL import Image
     quality = (80, 60, 42, 28, 16)[severity - 1]
     planes = images if images.shape[1] in (1, 3) else images.flatten(0, 1)[:, None]
@@ -77,7 +79,7 @@ def jpeg_compression(images: Tensor, severity: int, generator: torch.Generator) 
     return (torch.from_numpy(found).permute(0, 3, 1, 2).to(images.device) / 255).reshape(images.shape)
 
 
-def _coarse(size: int, cells: int) -> Tensor:
+def _compute_area_average(size: int, cells: int) -> Tensor:
     """Averages over equal cells of a line, and back: pixels that an edge of a cell divides share it, [size, size]."""
     pixels, edges = torch.arange(size + 1) / size, torch.arange(cells + 1) / cells
     begin = torch.maximum(pixels[:-1, None], edges[:-1])

@@ -8,13 +8,13 @@ this range are clamped later.
 import torch
 from torch import Tensor
 
-from flatbayes.data.corruptions.sampling import normal, uniform
+from flatbayes.data.corruptions.sampling import sample_normal, sample_uniform
 
 
 def gaussian_noise(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Normal noise of the same strength everywhere, as in poor light."""
     std = (0.04, 0.06, 0.08, 0.10, 0.13)[severity - 1]
-    return images + std * normal(images.shape, images, generator)
+    return images + std * sample_normal(images.shape, images, generator)
 
 
 def shot_noise(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
@@ -27,11 +27,11 @@ def shot_noise(images: Tensor, severity: int, generator: torch.Generator) -> Ten
 def impulse_noise(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Values that are lost: each becomes black or white with equal, small probability."""
     rate = (0.01, 0.02, 0.04, 0.07, 0.11)[severity - 1]
-    drawn = uniform(images.shape, images, generator)
+    drawn = sample_uniform(images.shape, images, generator)
     return images.masked_fill(drawn < rate / 2, 0.0).masked_fill(drawn > 1 - rate / 2, 1.0)
 
 
 def speckle_noise(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Normal noise in proportion to the light."""
     std = (0.06, 0.10, 0.15, 0.20, 0.30)[severity - 1]
-    return images * (1 + std * normal(images.shape, images, generator))
+    return images * (1 + std * sample_normal(images.shape, images, generator))

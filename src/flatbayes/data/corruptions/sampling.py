@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def unit(images: Tensor) -> float:
+def compute_pixel_scale(images: Tensor) -> float:
     """A pixel of a 32 x 32 image, in pixels of these.
 
     Args:
@@ -20,7 +20,7 @@ def unit(images: Tensor) -> float:
     return math.sqrt(min(images.shape[-2:]) / 32)
 
 
-def averaged(images: Tensor, shifts: Tensor, weights: Tensor) -> Tensor:
+def average_shifts(images: Tensor, shifts: Tensor, weights: Tensor) -> Tensor:
     """Sum over k of weights[k] times the image shifted by shifts[k], by bilinear interpolation.
 
     Outside, an image goes on as its edge.
@@ -37,11 +37,13 @@ def averaged(images: Tensor, shifts: Tensor, weights: Tensor) -> Tensor:
     rows, columns = ((1 - (axis[..., None] - pixels).abs()).clamp_min(0) for axis in shifts.unbind(-1))
     kernels = torch.einsum("...ki,...kj,k->...ij", rows, columns, weights)
     kernels = kernels.expand(count, *kernels.shape[-2:]).repeat_interleave(channels, 0)[:, None]
-    padded = F.pad(images, [reach] * 4, mode="replicate").reshape(1, count * channels, *_grown(images, reach))
+    padded = F.pad(images, [reach] * 4, mode="replicate").reshape(
+        1, count * channels, *_compute_padded_size(images, reach)
+    )
     return F.conv2d(padded, kernels, groups=count * channels).view(count, channels, height, width)
 
 
-def moved(images: Tensor, offsets: Tensor) -> Tensor:
+def warp_images(images: Tensor, offsets: Tensor) -> Tensor:
     """Pixel (i, j) of a new image is the old one's value at (i, j) + offset, by bilinear interpolation.
 
     Outside, an image goes on as its mirror image.
@@ -59,7 +61,7 @@ def moved(images: Tensor, offsets: Tensor) -> Tensor:
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def clouds(images: Tensor, generator: torch.Generator, roughness: float = 0.6) -> Tensor:
+def sample_clouds(images: Tensor, generator: torch.Generator, roughness: float = 0.6) -> Tensor:
     """Smooth random fields, [n, 1, height, width], each from 0 to 1.
 
     A sum of noise on ever finer grids, each half as coarse as the one before and `roughness` times as strong.
@@ -74,7 +76,7 @@ def clouds(images: Tensor, generator: torch.Generator, roughness: float = 0.6) -
     cells, strength = 2, 1.0
     while True:
         coarse = tuple(min(cells + 1, side) for side in size)
-        noise = normal((len(images), 1, *coarse), images, generator)
+        noise = sample_normal((len(images), 1, *coarse), images, generator)
         total += strength * F.interpolate(noise, size, mode="bilinear", align_corners=True)
         if coarse == size:
             break
@@ -83,16 +85,16 @@ def clouds(images: Tensor, generator: torch.Generator, roughness: float = 0.6) -
     return (total - low) / (high - low).clamp_min(1e-6)
 
 
-def normal(shape: tuple[int, ...], images: Tensor, generator: torch.Generator) -> Tensor:
+def sample_normal(shape: tuple[int, ...], images: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal numbers of the generator, where the images are."""
     return torch.randn(shape, generator=generator, device=generator.device).to(images.device)
 
 
-def uniform(shape: tuple[int, ...], images: Tensor, generator: torch.Generator) -> Tensor:
+def sample_uniform(shape: tuple[int, ...], images: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform numbers in [0, 1) of the generator, where the images are."""
     return torch.rand(shape, generator=generator, device=generator.device).to(images.device)
 
 
-def _grown(images: Tensor, reach: int) -> tuple[int, int]:
+def _compute_padded_size(images: Tensor, reach: int) -> tuple[int, int]:
     height, width = images.shape[-2:]
     return height + 2 * reach, width + 2 * reach

@@ -11,42 +11,42 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatbayes.data.corruptions.sampling import averaged, clouds, uniform, unit
+from flatbayes.data.corruptions.sampling import average_shifts, compute_pixel_scale, sample_clouds, sample_uniform
 
-ICE = (0.85, 0.93, 1.0)
-WATER = (0.72, 0.82, 0.86)
+ICE_RGB = (0.85, 0.93, 1.0)
+WATER_RGB = (0.72, 0.82, 0.86)
 
 
 def fog(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Clouds that are added; the brightest value of an image stays what it was."""
     strength = (0.25, 0.5, 0.8, 1.15, 1.6)[severity - 1]
     brightest = images.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)
-    return (images + strength * clouds(images, generator)) * brightest / (brightest + strength)
+    return (images + strength * sample_clouds(images, generator)) * brightest / (brightest + strength)
 
 
 def frost(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Crystals of ice on a dimmed image: ridges of noise, thicker towards the edge."""
     seen = (0.95, 0.88, 0.80, 0.72, 0.64)[severity - 1]
     ice = (0.18, 0.28, 0.38, 0.50, 0.64)[severity - 1]
-    ridges = sum((1 - (2 * clouds(images, generator, 0.75) - 1).abs()).pow(4) for _ in range(2))
+    ridges = sum((1 - (2 * sample_clouds(images, generator, 0.75) - 1).abs()).pow(4) for _ in range(2))
     height, width = images.shape[-2:]
     rows = torch.linspace(-1, 1, height, device=images.device)[:, None].abs()
     columns = torch.linspace(-1, 1, width, device=images.device).abs()
     edge = 0.35 + 0.65 * torch.maximum(rows, columns)
-    return seen * images + ice * edge * (0.25 + 0.75 * ridges) * _colour(ICE, images)
+    return seen * images + ice * edge * (0.25 + 0.75 * ridges) * _broadcast_color(ICE_RGB, images)
 
 
 def snow(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Flakes that fall across an image which loses its colour to white."""
     share = (0.02, 0.035, 0.055, 0.08, 0.11)[severity - 1]
     seen = (0.92, 0.85, 0.78, 0.70, 0.62)[severity - 1]
-    flakes = uniform((len(images), 1, *images.shape[-2:]), images, generator)
+    flakes = sample_uniform((len(images), 1, *images.shape[-2:]), images, generator)
     flakes = ((flakes - (1 - share)) / share).clamp_min(0).sqrt()
-    angle = math.pi * (0.15 + 0.2 * uniform((len(images), 1), images, generator))
+    angle = math.pi * (0.15 + 0.2 * sample_uniform((len(images), 1), images, generator))
     fall = (
         torch.linspace(-1, 1, 7, device=images.device)[:, None] * torch.cat([angle.cos(), angle.sin()], -1)[:, None]
     )
-    flakes = 1.8 * averaged(flakes, 1.2 * unit(images) * fall, fall.new_full((7,), 1 / 7))
+    flakes = 1.8 * average_shifts(flakes, 1.2 * compute_pixel_scale(images) * fall, fall.new_full((7,), 1 / 7))
     white = torch.maximum(images, 0.3 + 0.6 * images.mean(1, keepdim=True))
     return seen * images + (1 - seen) * white + flakes
 
@@ -63,14 +63,14 @@ def spatter(images: Tensor, severity: int, generator: torch.Generator) -> Tensor
     """Drops of water on the lens: where smooth noise is high, it covers the image."""
     share = (0.06, 0.11, 0.17, 0.24, 0.33)[severity - 1]
     cells = max(min(images.shape[-2:]) // 3, 4)
-    noise = uniform((len(images), 1, cells, cells), images, generator)
+    noise = sample_uniform((len(images), 1, cells, cells), images, generator)
     field = F.interpolate(noise, tuple(images.shape[-2:]), mode="bicubic", align_corners=False)
     level = field.flatten(1).quantile(1 - share, dim=1).view(-1, 1, 1, 1)
     cover = (0.5 + (field - level) / 0.1).clamp(0, 1) * 0.85
-    return images + cover * (_colour(WATER, images) - images)
+    return images + cover * (_broadcast_color(WATER_RGB, images) - images)
 
 
-def _colour(colour: tuple[float, float, float], images: Tensor) -> Tensor:
+def _broadcast_color(colour: tuple[float, float, float], images: Tensor) -> Tensor:
     """A colour for images of three channels, its grey for others; [channels or 1, 1, 1]."""
     values = images.new_tensor(colour).view(3, 1, 1)
     return values if images.shape[1] == 3 else values.mean(0, keepdim=True)

@@ -1,0 +1,133 @@
+"""Names on the command line: `swag` for `flatbayes.posteriors.SWAG`, a path for the source that reads it."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from flatbayes import data, flatness, models, posteriors
+from flatbayes.cli.defaults import get_class_defaults
+from flatbayes.core.spec import to_spec
+from flatbayes.data.hub import is_hub_name
+from flatbayes.training import schedules
+
+CLASS_OPTIONS: dict[str, tuple[ModuleType, type | None]] = {
+    "data": (data, data.DataSource),
+    "source": (data, data.DataSource),
+    "ood": (data, data.DataSource),
+    "model": (models, None),
+    "posterior": (posteriors, posteriors.Posterior),
+    "posteriors": (posteriors, posteriors.Posterior),
+    "flatness": (flatness, flatness.Flatness),
+    "schedule": (schedules, schedules.Schedule),
+    "member": (posteriors, posteriors.Posterior),
+}
+"""What each option names: exports of a module that are final subclasses of a base (or all its classes)."""
+
+DATA_OPTIONS = ("data", "source", "ood")
+
+
+RENAMED_OPTIONS = {
+    "corrupted": "corrupted_folder",
+    "draws": "num_draws",
+    "examples": "max_examples",
+    "image": "image_column",
+    "jobs": "num_jobs",
+    "keep": "keep_columns",
+    "measures": "evaluations",
+    "outside": "ood",
+    "part": "split",
+    "prior_share": "prior_fraction",
+    "seeds": "num_seeds",
+    "sharpness_draws": "num_sharpness_draws",
+    "smallest_probability": "min_probability",
+    "steps": "num_grid_points",
+    "test_draws": "num_test_draws",
+    "trial_draws": "num_trial_draws",
+    "trials": "num_trials",
+    "twin": "compare_plain",
+}
+"""Options of the verbs in flatbayes 0.1, and what each is called now."""
+
+
+def explain_renames(arguments: Sequence[str], message: str) -> list[str]:
+    """Sentences on the options of flatbayes 0.1 that a failed command used.
+
+    Args:
+        arguments: The command line.
+        message: The parser's error, which names the keys of a configuration file.
+    """
+    given = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+    given |= set(re.findall(r"['\"]([\w.]+)['\"]", message))
+    return [
+        f"{name} was renamed to {RENAMED_OPTIONS[name]} in flatbayes 0.2."
+        for name in sorted(given & RENAMED_OPTIONS.keys())
+    ]
+
+
+def list_names(option: str) -> list[str]:
+    """The names that an option takes, in order of the alphabet."""
+    module, base = CLASS_OPTIONS[option]
+    names = getattr(module, "__all__", None) or dir(module)
+    found = [name for name in names if isinstance(getattr(module, name), type)]
+    return sorted(n for n in found if base is None or (issubclass(getattr(module, n), base) and n != base.__name__))
+
+
+def resolve_name(option: str, name: str) -> str:
+    """The class path for a name, whatever its case; a dotted path stays what it is, a data path finds its reader.
+
+    Raises:
+        ValueError: The name is not known; the message lists those that are.
+    """
+    module, _ = CLASS_OPTIONS[option]
+    matches = [one for one in list_names(option) if one.lower() == name.lower()]
+    if matches:
+        return f"{module.__name__}.{matches[0]}"
+    if option in DATA_OPTIONS and (Path(name).exists() or is_hub_name(name)):
+        return json.dumps(to_spec(data.find_reader(name)))
+    if name.lstrip().startswith(("{", "[")) or ("." in name and not name.endswith((".csv", ".npz", ".parquet"))):
+        return name
+    kind = {"source": "data", "ood": "data", "posteriors": "posterior", "member": "posterior"}.get(option, option)
+    also = "a path to data that exists" if option in DATA_OPTIONS else "the dotted path of a class of your own"
+    raise ValueError(f"Unknown {kind} {name!r}. Known: {', '.join(list_names(option))}; or {also}.")
+
+
+def _expand_defaults(path: str) -> str:
+    defaults = get_class_defaults(path)
+    return json.dumps({"class_path": path, "init_args": defaults}) if defaults else path
+
+
+def resolve_arguments(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments with every name of an axis made a class path."""
+    return list(_resolve_each(arguments))
+
+
+def _resolve_each(arguments: Sequence[str]) -> Iterable[str]:
+    axis: str | None = None
+    helping = False
+    for argument in arguments:
+        if axis is not None and not argument.startswith("-"):
+            yield resolve_name(axis, argument) if helping else _resolve_value(axis, argument)
+            axis = None
+            continue
+        axis = None
+        if argument.startswith("--"):
+            option, equals, value = argument.partition("=")
+            helping = option.endswith(".help")
+            name = option[2:].removesuffix("+").removesuffix(".help").rpartition(".")[2]
+            if name in CLASS_OPTIONS:
+                if equals:
+                    yield f"{option}={resolve_name(name, value) if helping else _resolve_value(name, value)}"
+                    continue
+                axis = name
+        yield argument
+
+
+def _resolve_value(option: str, value: str) -> str:
+    inner = value.strip()
+    if option == "posteriors" and inner.startswith("[") and "{" not in inner:
+        names = [name.strip().strip("'\"") for name in inner[1:-1].split(",") if name.strip()]
+        return f"[{', '.join(_resolve_value(option, name) for name in names)}]"
+    path = resolve_name(option, value)
+    return path if option in (*DATA_OPTIONS, "model") else _expand_defaults(path)

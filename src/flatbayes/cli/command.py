@@ -1,0 +1,118 @@
+"""Command runner: parse arguments, call a function, map errors to messages and exit codes.
+
+`flatbayes` itself and the commands of a checkout (`python -m studies.double_well`, `python -m reproduction`) share it.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from flatbayes.cli.aliases import explain_renames, list_names
+from flatbayes.cli.signals import make_streams_safe, record_interrupts
+from flatbayes.core.lock import let_go
+from flatbayes.training.distributed.process_group import RemoteProcessError, get_process_group_info
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+USER_ERRORS = (
+    argparse.ArgumentError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    OSError,
+    ImportError,
+    OverflowError,
+    MemoryError,
+)
+"""Errors that are reported by their message alone, without a traceback."""
+
+
+def run_command(
+    parser: ArgumentParser,
+    run: Callable[[Namespace], None],
+    arguments: Sequence[str] | None = None,
+    *,
+    parse: Callable[[ArgumentParser, Sequence[str]], Namespace] | None = None,
+) -> int:
+    """Parse arguments, call `run` with the options, and print errors as one message on standard error.
+
+    Args:
+        parser: Parser of the command, made with `exit_on_error=False`; its `prog` begins every error message.
+        run: Function that does the work.
+        arguments: Command-line arguments without the program's name; by default those of this process.
+        parse: Turns parser and arguments into options; by default `parse_options`.
+
+    Returns:
+        Exit code: 0, or 2 for bad input (also no arguments at all, which prints the help), or 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    make_streams_safe()
+    interrupts: list[int] = []
+    previous_handler = record_interrupts(interrupts)
+    try:
+        if not arguments:
+            parser.print_help()
+            return EXIT_BAD_INPUT
+        run((parse or parse_options)(parser, arguments))
+    except KeyboardInterrupt:
+        _print_error(parser, "interrupted")
+        return EXIT_INTERRUPTED
+    except RemoteProcessError:
+        return EXIT_BAD_INPUT  # the process that failed has printed the message
+    except Exception as error:
+        if interrupts:  # a library turned the KeyboardInterrupt into another error
+            _print_error(parser, "interrupted")
+            return EXIT_INTERRUPTED
+        if not isinstance(error, USER_ERRORS):
+            raise  # a defect of flatbayes: show the traceback
+        _print_error(parser, _format_error(error, arguments))
+        return EXIT_BAD_INPUT
+    finally:
+        let_go()
+        if previous_handler is not None:
+            signal.signal(signal.SIGINT, previous_handler)
+    return 0
+
+
+def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parse arguments; an unexpected error of the parser becomes a ValueError that points to the configuration.
+
+    Raises:
+        ValueError: The parser failed in a way that it does not report itself, as on a damaged configuration file.
+    """
+    try:
+        return parser.parse_args(arguments)
+    except USER_ERRORS:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"The options cannot be read ({type(error).__name__}: {error}). If they come from a file, compare it "
+            "with what the same command writes with --print_config."
+        ) from error
+
+
+def _format_error(error: Exception, arguments: Sequence[str]) -> str:
+    text = str(error)
+    if isinstance(error, OverflowError):
+        return f"A number is too large to compute with: {text}."
+    if isinstance(error, MemoryError):
+        return f"There is not enough memory ({text}). Use a smaller network, batch, rank or ensemble."
+    if not isinstance(error, argparse.ArgumentError):
+        return text
+    if "Expected a dot import path" in text:
+        axes = ("data", "model", "posterior", "flatness", "schedule")
+        known_names = "; ".join(f"{axis}: {', '.join(list_names(axis))}" for axis in axes)
+        text += f"\nKnown names: {known_names}."
+    if "does not correspond to a subclass of Module" in text:
+        text += "\nA model is a subclass of torch.nn.Module, or a function annotated to return one."
+    return "\n".join([text, *explain_renames(arguments, text)])
+
+
+def _print_error(parser: ArgumentParser, message: Any) -> None:
+    group = get_process_group_info()
+    prefix = parser.prog if group.size == 1 else f"{parser.prog}, process {group.rank}"
+    Console(stderr=True).print(f"{prefix}: {message}", markup=False, highlight=False, soft_wrap=True)

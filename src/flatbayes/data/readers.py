@@ -1,0 +1,77 @@
+"""The reader for a path, by what is there."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flatbayes.data.hub import is_hub_name
+from flatbayes.data.image_folder import ImageFolder, list_image_files
+from flatbayes.data.image_parquet import ImageParquet
+from flatbayes.data.npz import Npz
+from flatbayes.data.parquet import find_image_columns, find_split_files
+from flatbayes.data.source import DataSource
+from flatbayes.data.table import Table
+
+
+def make_source(path: str, **options: Any) -> DataSource:
+    """A source that reads this path.
+
+    Args:
+        path: A file, a folder, or the name of a dataset on the hub, as for `find_reader`.
+        options: Other options of that source; a table needs its `target`.
+
+    Raises:
+        FileNotFoundError: There is nothing.
+        ValueError: It is something else, or a table without a target.
+    """
+    reader = find_reader(path)
+    if reader.func is Table and "target" not in options:
+        raise ValueError(
+            f"{path} is a table, and which of its columns is the class cannot be told from the file. "
+            "Say so: target=... (on the command line, --data.target ...)."
+        )
+    source: DataSource = reader(**options)
+    return source
+
+
+def find_reader(path: str) -> "partial[Any]":
+    """The source that reads this path, its other options still open.
+
+    Args:
+        path: A .npz, .csv or parquet file, a folder with images or with parquet files, or the name of a dataset on
+            the Hugging Face hub, `owner/name`.
+
+    Raises:
+        FileNotFoundError: There is nothing.
+        ValueError: It is something else.
+    """
+    here = Path(path)
+    if is_hub_name(path):
+        return partial(ImageParquet, path=path)
+    if not here.exists():
+        raise FileNotFoundError(f"There is no file or folder {path}. Check the path.")
+    if here.is_dir():
+        if any(here.rglob("*.parquet")):
+            return _find_parquet_reader(path, find_split_files(here)["train"][0])
+        if list_image_files(here):
+            return partial(ImageFolder, path=path)
+        raise ValueError(f"There are neither parquet files nor images in {path}. Check the path.")
+    match here.suffix.lower():
+        case ".npz":
+            return partial(Npz, path=path)
+        case ".parquet":
+            return _find_parquet_reader(path, here)
+        case ".csv":
+            return partial(Table, path=path)
+        case suffix:
+            raise ValueError(
+                f"No reader is known for {path} (suffix {suffix!r}). Known are .npz, .parquet, .csv, and folders of "
+                "images or parquet files."
+            )
+
+
+def _find_parquet_reader(path: str, file: Path) -> "partial[Any]":
+    columns = find_image_columns(file)
+    if not columns:
+        return partial(Table, path=path)
+    return partial(ImageParquet, path=path, image="img" if "img" in columns else columns[0])

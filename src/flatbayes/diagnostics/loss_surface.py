@@ -1,0 +1,124 @@
+"""The loss of a network as a function of its weights: values, gradients, and products with its Hessian.
+
+The loss is the mean over all given examples, not over one batch: the likelihood alone, without prior, weight decay
+or KL. Whatever is random in the network is the same in every pass, so that a displaced loss and a plain one differ in
+the weights only. Nothing is left behind: weights, buffers, modes, `.grad` and random state come out as they went in.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core import Examples, LossFn
+from flatbayes.core.buffers import preserve_buffers
+from flatbayes.core.randomness import RandomState, replay_rng
+from flatbayes.core.weights import perturb, trainable_parameters
+
+
+class LossSurface:
+    """The mean loss over fixed examples, around the weights that the network has at the time of asking.
+
+    Examples:
+        >>> surface = LossSurface(nn.Linear(1, 1), nn.functional.mse_loss, [(torch.ones(4, 1), torch.ones(4, 1))])
+        >>> surface.loss() >= 0
+        True
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFn, batches: Examples, *, keep_mode: bool = False) -> None:
+        """Hold the network and the examples.
+
+        Args:
+            model: The network.
+            loss_fn: Mean negative log likelihood of a batch.
+            batches: The examples, as the network takes them and on its device; kept as a list.
+            keep_mode: Ask the network in the mode that each module is in, as for a draw whose dropout is on; otherwise
+                in eval mode.
+
+        Raises:
+            ValueError: There are no examples, or no trainable weights.
+        """
+        self.model = model
+        self.params = trainable_parameters(model)
+        self.loss_fn = loss_fn
+        self.batches = list(batches)
+        self.num_examples = sum(len(targets) for _, targets in self.batches)
+        if not self.num_examples:
+            raise ValueError("A loss surface needs at least one example, got none.")
+        if not self.params:
+            raise ValueError(
+                f"{type(model).__name__} has no trainable weights to displace: their requires_grad is False, or they "
+                "are hidden from parameters(), as in a linearised network. Measure the network that it was made from."
+            )
+        self._keep_mode = keep_mode
+        self._rng_state = RandomState.capture(model)
+
+    @property
+    def num_params(self) -> int:
+        """Number of trainable weights."""
+        return sum(param.numel() for param in self.params)
+
+    @torch.no_grad()
+    def loss(self, perturbation: Sequence[Tensor] | None = None) -> float:
+        """L(w + e), summed over batches in float64.
+
+        Args:
+            perturbation: e, a displacement for each trainable parameter; None for none.
+        """
+        with self._perturb_weights(perturbation):
+            return sum(
+                self._batch_weight(targets) * float(self._batch_loss(x, targets)) for x, targets in self.batches
+            )
+
+    def gradient(self, perturbation: Sequence[Tensor] | None = None) -> tuple[float, list[Tensor]]:
+        """L(w + e) and its gradient there.
+
+        Args:
+            perturbation: e, a displacement for each trainable parameter; None for none.
+        """
+        loss, total = 0.0, [torch.zeros_like(param) for param in self.params]
+        with self._perturb_weights(perturbation), torch.enable_grad():
+            for inputs, targets in self.batches:
+                batch_loss, share = self._batch_loss(inputs, targets), self._batch_weight(targets)
+                loss += share * float(batch_loss.detach())
+                grads = torch.autograd.grad(batch_loss, self.params, materialize_grads=True)
+                torch._foreach_add_(total, grads, alpha=share)
+        return loss, total
+
+    def hessian_vector_product(self, direction: Sequence[Tensor]) -> list[Tensor]:
+        """H v, by differentiating <gradient, v>: exact, where every operation can be differentiated twice.
+
+        Args:
+            direction: v, a tensor for each trainable parameter.
+        """
+        total = [torch.zeros_like(param) for param in self.params]
+        with self._perturb_weights(None), torch.enable_grad():
+            for inputs, targets in self.batches:
+                batch_loss = self._batch_loss(inputs, targets)
+                grads = torch.autograd.grad(batch_loss, self.params, create_graph=True, materialize_grads=True)
+                slope = torch.stack([(g * v).sum() for g, v in zip(grads, direction, strict=True)]).sum()
+                if slope.requires_grad:  # otherwise the loss is linear in the weights
+                    products = torch.autograd.grad(slope, self.params, materialize_grads=True)
+                    torch._foreach_add_(total, products, alpha=self._batch_weight(targets))
+        return total
+
+    def _batch_weight(self, targets: Tensor) -> float:
+        return len(targets) / self.num_examples
+
+    def _batch_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        loss = self.loss_fn(self.model(inputs), targets)
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise ValueError(
+                f"The loss of {type(self.model).__name__} does not depend on its trainable weights, so there is "
+                "nothing to measure. Measure the network that it was made from."
+            )
+        return loss
+
+    @contextmanager
+    def _perturb_weights(self, perturbation: Sequence[Tensor] | None) -> Iterator[None]:
+        there = nullcontext() if perturbation is None else perturb(self.params, list(perturbation))
+        with preserve_buffers(self.model), replay_rng(self._rng_state), there:
+            if not self._keep_mode:
+                self.model.eval()
+            yield

@@ -1,0 +1,157 @@
+"""What a shift does to one posterior: tables for the terminal, and metrics against severity as a picture."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flatbayes.reporting import queries, svg
+from flatbayes.reporting.formats import format_number
+from flatbayes.reporting.report import write_text_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+ShiftRows = Sequence[Mapping[str, Any]]
+"""What `flatbayes.prediction.evaluate_corruptions` returns."""
+
+PANEL_TITLES = {"accuracy": "accuracy", "nll": "NLL in nats", "ece": "ECE"}
+SHIFT_PANEL_WIDTH_PX, PANEL_GAP_PX, MARGIN_LEFT_PX, HEADING_HEIGHT_PX, HEIGHT_PX = 236.0, 52.0, 52.0, 72.0, 300.0
+WIDTH_PX = MARGIN_LEFT_PX + 3 * SHIFT_PANEL_WIDTH_PX + 2 * PANEL_GAP_PX + 20
+SCORE_NAMES = {
+    "entropy": "entropy",
+    "mutual_information": "mutual information",
+    "one_minus_confidence": "1 − confidence",
+}
+RECALIBRATION_METRICS = ("nll", "ece", "adaptive_ece", "classwise_ece", "brier", "accuracy")
+
+
+def write_shift_figure(rows: ShiftRows, title: str, path: Path | str) -> Path:
+    """Draw accuracy, NLL and ECE against severity, as an SVG on a white card, and return its path.
+
+    A thin line for each corruption, a bold one for their mean; severity 0 is the clean data.
+
+    Args:
+        rows: Metrics by corruption and severity.
+        title: What was measured.
+        path: The file.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    curves = group_by_corruption(rows)
+    with svg.new_figure(WIDTH_PX, HEIGHT_PX) as figure:
+        figure.text(MARGIN_LEFT_PX / WIDTH_PX, 1 - 26 / HEIGHT_PX, title, fontsize=14, fontweight="bold")
+        said = f"{queries.format_count(len(curves), 'corruption')}: thin lines; their mean: bold"
+        figure.text(MARGIN_LEFT_PX / WIDTH_PX, 1 - 46 / HEIGHT_PX, said, alpha=0.75)
+        for place, (metric, label) in enumerate(PANEL_TITLES.items()):
+            left = MARGIN_LEFT_PX + place * (SHIFT_PANEL_WIDTH_PX + PANEL_GAP_PX)
+            tall = HEIGHT_PX - HEADING_HEIGHT_PX - 44
+            axes = figure.add_axes(
+                (left / WIDTH_PX, 44 / HEIGHT_PX, SHIFT_PANEL_WIDTH_PX / WIDTH_PX, tall / HEIGHT_PX)
+            )
+            draw_severities(axes, curves, metric)
+            axes.set_title(label, loc="left", pad=4)
+        card = f'<rect width="{WIDTH_PX:g}" height="{HEIGHT_PX:g}" rx="10" fill="#ffffff" />'
+        text = svg.to_svg_file(figure, "shift", f"{title}: accuracy, NLL and ECE against severity", card)
+    return write_text_atomically(Path(path), text)
+
+
+def draw_severities(axes: "Axes", curves: Mapping[str, Mapping[int, Mapping[str, Any]]], metric: str) -> None:
+    """One metric of every corruption, and its mean over those corruptions that have the severity."""
+    from matplotlib.ticker import MaxNLocator
+
+    pooled: dict[int, list[float]] = {}
+    for points in curves.values():
+        values = {s: row[metric] for s, row in points.items() if queries.is_finite_number(row[metric])}
+        axes.plot(list(values), list(values.values()), color=svg.TIE, alpha=0.45, linewidth=1.0, zorder=2)
+        for severity, value in values.items():
+            pooled.setdefault(severity, []).append(value)
+    means = {severity: sum(values) / len(values) for severity, values in sorted(pooled.items())}
+    axes.plot(list(means), list(means.values()), color=svg.FLAT, marker="o", markersize=5, linewidth=2.4, zorder=4)
+    axes.set_xlabel("severity")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    svg.style_axes(axes)
+
+
+def group_by_corruption(rows: ShiftRows) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """The row of each corruption and severity; the clean data is severity 0 of all."""
+    clean = {row["severity"]: row for row in rows if row["severity"] == 0}
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["severity"]:
+            found.setdefault(row["corruption"], dict(clean))[row["severity"]] = row
+    return {name: dict(sorted(points.items())) for name, points in found.items()}
+
+
+def severity_table(rows: ShiftRows) -> "Table":
+    """Metrics at each severity, averaged over the corruptions."""
+    table = new_table("Mean over the corruptions", "severity", "accuracy", "NLL", "ECE", "Brier")
+    severities = sorted({row["severity"] for row in rows})
+    for severity in severities:
+        same = [row for row in rows if row["severity"] == severity]
+        means = [mean_defined(row[metric] for row in same) for metric in ("accuracy", "nll", "ece", "brier")]
+        table.add_row("clean" if severity == 0 else str(severity), *map(format_number, means))
+    return table
+
+
+def corruption_table(rows: ShiftRows) -> "Table":
+    """Metrics of each corruption, averaged over its severities."""
+    table = new_table("Mean over the severities", "corruption", "accuracy", "NLL", "ECE", "Brier")
+    for name in queries.unique_values(row["corruption"] for row in rows):
+        same = [row for row in rows if row["corruption"] == name]
+        means = [mean_defined(row[metric] for row in same) for metric in ("accuracy", "nll", "ece", "brier")]
+        table.add_row(name, *map(format_number, means))
+    return table
+
+
+def ood_table(ood_results: Mapping[str, Any], ood_name: str) -> "Table":
+    """How well each score tells examples from outside from those inside.
+
+    Args:
+        ood_results: What `flatbayes.prediction.evaluate_ood` returns.
+        ood_name: What the examples from outside are.
+    """
+    title = (
+        f"{ood_results['num_outside']} examples of {ood_name} (positive) against {ood_results['num_inside']} inside"
+    )
+    table = new_table(title, "score", "AUROC", "AUPR out", "AUPR in", "FPR at TPR 0.95")
+    for name, values in ood_results["scores"].items():
+        cells = (values[key] for key in ("auroc", "aupr_out", "aupr_in", "fpr95"))
+        table.add_row(SCORE_NAMES[name], *map(format_number, cells))
+    table.caption = f"symmetric KL divergence of the entropies' histograms: {format_number(ood_results['entropy_divergence'])} nats"
+    return table
+
+
+def temperature_table(recalibration: Mapping[str, Any]) -> "Table":
+    """Metrics as they are and at the temperature that suits the validation part.
+
+    Args:
+        recalibration: What `flatbayes.prediction.recalibrated` returns.
+    """
+    table = new_table(
+        f"Temperature {recalibration['temperature']:.3f}, fitted to the validation part", "metric", "raw", "tempered"
+    )
+    for metric in RECALIBRATION_METRICS:
+        table.add_row(metric, *(format_number(recalibration[side][metric]) for side in ("raw", "tempered")))
+    return table
+
+
+def new_table(title: str, *columns: str) -> "Table":
+    """A table whose columns but the first hold numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title))
+    table.add_column(columns[0])
+    for name in columns[1:]:
+        table.add_column(name, justify="right")
+    return table
+
+
+def mean_defined(values: Iterable[float]) -> float:
+    """Mean of what is defined; infinite where one of them is."""
+    kept = [value for value in values if value == value]
+    return sum(kept) / len(kept) if kept else math.nan

@@ -1,0 +1,310 @@
+"""What a posterior does on a loss with two wells, plain and sharpness-aware, side by side; reads, never samples.
+
+The exact densities are computed again from the numbers of the run, so that what is drawn over them is all that the
+methods have left behind.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from flatbayes.core.files import atomic_write, read_json
+from flatbayes.reporting import svg
+from flatbayes.reporting.report import write_text_atomically
+from flatbayes.theory import GridPosterior, gibbs_posterior, grid_points
+from studies.double_well.loss import make_sharp_and_flat_wells
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+WIDTH_PX, HEIGHT_1D_PX, HEIGHT_2D_PX = 860.0, 540.0, 640.0
+DPI = 200
+TARGET_STYLES = {
+    "gibbs": ("Gibbs posterior", svg.PLAIN),
+    "sharpness_aware_posterior": ("sharpness-aware posterior", svg.FLAT),
+}
+SAMPLER_MARKERS = {"SGLD": "o", "SGHMC": "x"}
+HALF_WIDTH = 2.9
+"""Half of the line that is shown."""
+
+
+def draw_wells(folder: Path | str) -> list[Path]:
+    """Draw `wells-1d` and `wells-2d`, as SVG and as PNG, from what `flatbayes theory --out` wrote.
+
+    Raises:
+        FileNotFoundError: The folder has no theory.json or no draws.
+        ValueError: A file is damaged.
+        ImportError: matplotlib is not installed.
+    """
+    folder = Path(folder)
+    results = read_json(folder / "theory.json")
+    draws = safetensors.torch.load_file(folder / "draws.safetensors")
+    written = []
+    for name, height, draw, label in (
+        ("wells-1d", HEIGHT_1D_PX, draw_1d, "The two posteriors of a loss with two wells, in one parameter"),
+        ("wells-2d", HEIGHT_2D_PX, draw_2d, "The two posteriors of a loss with two wells, in two parameters"),
+    ):
+        with svg.new_figure(WIDTH_PX, height) as figure:
+            draw(figure, results, draws)
+            card = f'<rect width="{WIDTH_PX:g}" height="{height:g}" fill="#ffffff" />'
+            written.append(write_text_atomically(folder / f"{name}.svg", svg.to_svg_file(figure, name, label, card)))
+            with atomic_write(folder / f"{name}.png") as path:
+                figure.savefig(path, format="png", dpi=DPI, facecolor="#ffffff")
+            written.append(folder / f"{name}.png")
+    return written
+
+
+def evaluate_density(results: Mapping[str, Any], num_params: int, target: str, points: Tensor) -> GridPosterior:
+    """The exact posterior on other grid points than those of the run."""
+    config, wells = results["config"], make_sharp_and_flat_wells(num_params)
+    values = wells.worst_loss(points, config["rho"] if target == "sharpness_aware_posterior" else 0.0)
+    flat = points.flatten(0, -2)
+    cell = float(flat[1, -1] - flat[0, -1]) ** num_params
+    log_prior = -points.square().sum(-1) / (2 * config["prior_std"] ** 2)
+    return gibbs_posterior(values, log_prior, config["inverse_temperature"], cell)
+
+
+def draw_1d(figure: "Figure", results: Mapping[str, Any], draws: Mapping[str, Tensor]) -> None:
+    """Above, the loss that each posterior weighs; below, its density and what was found of it."""
+    points = grid_points(1, max(4.0, 5 * results["config"]["prior_std"]), 1000)
+    axes = figure.subplots(
+        2,
+        2,
+        sharex="col",
+        sharey="row",
+        gridspec_kw={
+            "height_ratios": (1, 1.9),
+            "left": 0.075,
+            "right": 0.985,
+            "top": 0.93,
+            "bottom": 0.145,
+            "wspace": 0.07,
+            "hspace": 0.1,
+        },
+    )
+    for column, target in enumerate(TARGET_STYLES):
+        draw_loss(axes[0, column], results, points, target)
+        draw_density(axes[1, column], results, draws, points, target)
+        for one in axes[:, column]:
+            svg.style_axes(one)
+            one.set_xlim(-HALF_WIDTH, HALF_WIDTH)
+        axes[1, column].set_xlabel("weight w")
+    axes[0, 0].set_ylabel("loss")
+    axes[1, 0].set_ylabel("density")
+    axes[1, 0].set_ylim(0, axes[1, 0].get_ylim()[1])
+    handles, labels = axes[1, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False, bbox_to_anchor=(0.53, 0.0))
+
+
+def draw_loss(axes: "Axes", results: Mapping[str, Any], points: Tensor, target: str) -> None:
+    """The loss, and where it counts the worst loss above it."""
+    title, colour = TARGET_STYLES[target]
+    wells, rho, at = make_sharp_and_flat_wells(1), results["config"]["rho"], points[:, 0]
+    axes.set_title(title, loc="left", pad=8, fontsize=13, fontweight="bold", color=colour)
+    if target == "gibbs":
+        axes.plot(at, wells.loss(points), color=colour)
+        for well, name in enumerate(("sharp, deep", "flat, shallow")):
+            bottom = float(wells.loss(torch.tensor(wells.centres[well])))
+            where = (wells.centres[well][0], bottom)
+            axes.annotate(name, where, (0, -5), textcoords="offset points", ha="center", va="top", fontsize=10)
+        axes.text(-HALF_WIDTH + 0.08, 0.93, "L(w)", va="top", color=colour)
+        axes.set_ylim(-0.12, 1.08)
+    else:
+        axes.plot(at, wells.loss(points), color=svg.INK, alpha=0.35, linewidth=1.2, linestyle=(0, (4, 2)))
+        axes.fill_between(
+            at, wells.loss(points), wells.worst_loss(points, rho), color=colour, alpha=0.13, linewidth=0
+        )
+        axes.plot(at, wells.worst_loss(points, rho), color=colour)
+        axes.text(-HALF_WIDTH + 0.08, 0.1, f"worst loss within ρ = {rho:g}", va="center", color=colour)
+        axes.text(1.25, 0.26, "L(w)", va="center", ha="center", alpha=0.6, fontsize=10)
+
+
+def draw_density(
+    axes: "Axes", results: Mapping[str, Any], draws: Mapping[str, Tensor], points: Tensor, target: str
+) -> None:
+    """The exact density filled, draws as histograms, the best Gaussian as a line."""
+    colour, at = TARGET_STYLES[target][1], points[:, 0]
+    exact = evaluate_density(results, 1, target, points).log_density.exp()
+    axes.fill_between(at, exact, color=colour, alpha=0.3, linewidth=0, label="exact", zorder=2)
+    axes.plot(at, exact, color=colour, linewidth=1.2, zorder=3)
+    edges = torch.linspace(-HALF_WIDTH, HALF_WIDTH, 117, dtype=torch.float64)
+    middle, width = (edges[1:] + edges[:-1]) / 2, float(edges[1] - edges[0])
+    for name, marker in SAMPLER_MARKERS.items():
+        found = draws[f"1/{target}/{name}"]
+        height = torch.histogram(found.flatten(), edges).hist / (found.numel() * width)
+        seen = height > 0.005
+        style: dict[str, Any] = {"markerfacecolor": "none"} if marker == "o" else {}
+        style |= {"color": svg.INK, "markersize": 3.2, "markeredgewidth": 0.8, "zorder": 4, "label": name}
+        axes.plot(middle[seen], height[seen], marker, **style)
+    mean, std = draws[f"1/{target}/SGVB"][:, 0].tolist()
+    gaussian = (-((at - mean) / std).square() / 2).exp() / (std * (2 * torch.pi) ** 0.5)
+    axes.plot(at, gaussian.tolist(), color=svg.INK, linewidth=1.4, linestyle=(0, (5, 2)), label="SGVB", zorder=3.5)
+    masses, wells = results["targets"]["1"]["exact"][target], make_sharp_and_flat_wells(1)
+    for well, name in enumerate(("sharp", "flat")):
+        near = wells.is_inside_well(points, well)
+        peak = (float(at[near][exact[near].argmax()]), float(exact[near].max()))
+        share = f"{masses[f'mass_in_{name}_well']:.0%}"
+        axes.annotate(
+            share, peak, (14, 6), textcoords="offset points", fontsize=13, fontweight="bold", color=colour, zorder=5
+        )
+
+
+def draw_2d(figure: "Figure", results: Mapping[str, Any], draws: Mapping[str, Tensor]) -> None:
+    """Above, the exact densities and the best Gaussians; below, draws over their contours."""
+    points = grid_points(2, max(4.0, 5 * results["config"]["prior_std"]), 400)
+    axes = figure.subplots(
+        2,
+        2,
+        sharex=True,
+        sharey=True,
+        gridspec_kw={"left": 0.07, "right": 0.985, "top": 0.94, "bottom": 0.085, "wspace": 0.05, "hspace": 0.16},
+    )
+    peak = max(float(evaluate_density(results, 2, target, points).log_density.max()) for target in TARGET_STYLES)
+    for column, (target, (title, colour)) in enumerate(TARGET_STYLES.items()):
+        exact = evaluate_density(results, 2, target, points)
+        draw_exact(axes[0, column], results, points, exact, peak, target)
+        draw_gaussian(axes[0, column], draws[f"2/{target}/SGVB"])
+        draw_samples(axes[1, column], draws, points, exact, target)
+        axes[0, column].set_title(title, loc="left", pad=8, fontsize=13, fontweight="bold", color=colour)
+        axes[1, column].set_xlabel("first weight")
+        for one in axes[:, column]:
+            svg.style_axes(one)
+            one.grid(False)
+            one.set(xlim=(-3.1, 3.7), ylim=(-2.3, 2.3), aspect="equal")
+            draw_outlines(one)
+    for row in range(2):
+        axes[row, 0].set_ylabel("second weight")
+        axes[row, 1].legend(loc="upper right", frameon=False, fontsize=10, handletextpad=0.4, borderaxespad=0.1)
+
+
+def draw_exact(
+    axes: "Axes", results: Mapping[str, Any], points: Tensor, exact: GridPosterior, peak: float, target: str
+) -> None:
+    """Filled contours of the density, the same levels in both panels, and the mass of each well."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colour = TARGET_STYLES[target][1]
+    shades = LinearSegmentedColormap.from_list(target, ["#ffffff", colour])
+    top = torch.tensor(peak).exp()
+    levels = top * torch.tensor([0.004, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.6, 1.01])
+    colours = [shades((k + 1) / len(levels)) for k in range(len(levels) - 1)]
+    x, y = points.unbind(-1)
+    axes.contourf(x, y, exact.log_density.exp(), levels=levels.tolist(), colors=colours)
+    masses, wells = results["targets"]["2"]["exact"][target], make_sharp_and_flat_wells(2)
+    for well, name in enumerate(("sharp", "flat")):
+        centre, radius = wells.centres[well], wells.radii[well]
+        share = f"{name} {masses[f'mass_in_{name}_well']:.0%}"
+        axes.annotate(
+            share, (centre[0], -radius - 0.08), ha="center", va="top", fontsize=12, fontweight="bold", color=colour
+        )
+
+
+def draw_gaussian(axes: "Axes", fit: Tensor) -> None:
+    """One and two standard deviations of a Gaussian with independent coordinates."""
+    angle = torch.linspace(0, 2 * torch.pi, 181, dtype=torch.float64)
+    (x, y), (wide, high) = fit[0].tolist(), fit[1].tolist()
+    for times in (1, 2):
+        label = "SGVB, 1 and 2 sd" if times == 1 else None
+        axes.plot(
+            x + times * wide * angle.cos(),
+            y + times * high * angle.sin(),
+            color=svg.INK,
+            linewidth=1.3,
+            linestyle=(0, (5, 2)),
+            label=label,
+        )
+
+
+def draw_samples(
+    axes: "Axes", draws: Mapping[str, Tensor], points: Tensor, exact: GridPosterior, target: str, max_draws: int = 250
+) -> None:
+    """Last draws of as many chains as can be told apart, over contours that hold half and nine tenths of the mass."""
+    colour = TARGET_STYLES[target][1]
+    x, y = points.unbind(-1)
+    levels = sorted(highest_density_levels(exact, (0.5, 0.9)))
+    for level in levels:
+        axes.contourf(x, y, exact.log_density.exp(), levels=[level, torch.inf], colors=[colour], alpha=0.16)
+    for name, marker in SAMPLER_MARKERS.items():
+        first, second = draws[f"2/{target}/{name}"][:max_draws, -1].unbind(-1)
+        style: dict[str, Any] = {"facecolors": "none", "edgecolors": svg.INK} if marker == "o" else {"color": svg.INK}
+        axes.scatter(first, second, s=11, marker=marker, linewidths=0.7, alpha=0.75, label=name, zorder=3, **style)
+
+
+def highest_density_levels(posterior: GridPosterior, shares: tuple[float, ...]) -> list[float]:
+    """Densities above which these shares of the mass lie."""
+    masses = posterior.cell_probabilities.flatten().sort(descending=True).values
+    return [float(masses[(masses.cumsum(0) < share).sum()]) / posterior.cell_volume for share in shares]
+
+
+def draw_outlines(axes: "Axes") -> None:
+    """Where each well ends."""
+    from matplotlib.patches import Circle
+
+    wells = make_sharp_and_flat_wells(2)
+    for centre, radius in zip(wells.centres, wells.radii, strict=True):
+        x, y = centre
+        axes.add_patch(Circle((x, y), radius, fill=False, edgecolor=svg.INK, linewidth=0.8, alpha=0.5))
+
+
+def wells_table(results: Mapping[str, Any]) -> "Table":
+    """Every posterior and what was found of it; print it with a rich console."""
+    from rich.table import Table
+
+    config = results["config"]
+    table = Table(
+        title=f"Two wells, λ = {config['inverse_temperature']:g}, ρ = {config['rho']:g}",
+        caption="off: distance from the exact distribution (for SGVB, KL divergence)",
+    )
+    for name in ("", "sharp well", "flat well", "loss", "gap", "off"):
+        table.add_column(name, justify="right" if name else "left")
+    for num_params, found in results["targets"].items():
+        for target, (title, _) in TARGET_STYLES.items():
+            table.add_row(
+                f"[bold]{title.removesuffix(' posterior')}, {num_params}-D[/bold]",
+                *format_wells_row(found["exact"][target], None, None),
+            )
+            for row in (*found["samplers"], *found["families"]):
+                if row["target"] == target:
+                    name = row["posterior"] + ("" if row["flatness"] == "Plain" else " x SAM")
+                    table.add_row(f"  {name}", *format_wells_row(row, row.get("distance"), row.get("kl")))
+            table.add_section()
+    return table
+
+
+def format_wells_row(row: Mapping[str, Any], distance: float | None, divergence: float | None) -> list[str]:
+    """The columns of a row behind its name."""
+    off = "" if distance is None and divergence is None else f"{divergence if distance is None else distance:.3f}"
+    numbers = [f"{row[f'mass_in_{name}_well']:.1%}" for name in ("sharp", "flat")]
+    return [*numbers, f"{row['expected_loss']:.3f}", f"{row['mean_sharpness']:.3f}", off]
+
+
+def describe_wells(results: Mapping[str, Any]) -> str:
+    """What one sees, in plain words."""
+    sentences = []
+    for num_params, found in results["targets"].items():
+        plain, flat = found["exact"]["gibbs"], found["exact"]["sharpness_aware_posterior"]
+        where = "one weight" if num_params == "1" else "two weights"
+        sentences.append(
+            f"With {where}, the Gibbs posterior has {plain['mass_in_sharp_well']:.0%} of its mass in the sharp deep "
+            f"well and the sharpness-aware one {flat['mass_in_sharp_well']:.0%}; the expected gap falls from "
+            f"{plain['mean_sharpness']:.3f} to {flat['mean_sharpness']:.3f}, for an expected loss of "
+            f"{flat['expected_loss']:.3f} instead of {plain['expected_loss']:.3f}."
+        )
+    identity = max(abs(found["theorem_c"]["residual"]) for found in results["targets"].values())
+    furthest = max(row["distance"] for found in results["targets"].values() for row in found["samplers"])
+    sentences.append(
+        f"λ times the fall of the gap is Jeffreys' divergence between the two, to {identity:.0e} (Theorem C). "
+        f"The distribution of the samplers' draws is within {furthest:.3f} of the exact one."
+    )
+    if results["config"]["rho"] > make_sharp_and_flat_wells(1).plateau_width + 1e-9:
+        sentences.append(
+            "The ball is wider than the plateau between the wells, so SAM's one step of ascent can land in the other "
+            "well: part of the distance is that it does not find the worst point."
+        )
+    return " ".join(sentences)

@@ -1,0 +1,99 @@
+"""What is selected by kind and by pattern, and that a selection of nothing says what there is."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes.core.parameter_selection import check_selection, only_requires_grad, select_parameters
+from flatbayes.posteriors.sgvb import SGVB
+
+NORMS = [nn.BatchNorm2d(4), nn.InstanceNorm2d(4, affine=True), nn.GroupNorm(2, 4), nn.LayerNorm((4, 3, 3))]
+
+
+def network(norm=NORMS[0]):
+    layers = {"conv": nn.Conv2d(1, 4, 3), "norm": norm, "head": nn.Linear(4, 3), "act": nn.ReLU()}
+    return nn.ModuleDict(copy.deepcopy(layers))
+
+
+@pytest.mark.parametrize(
+    ("selection", "names"),
+    [
+        ("all", "conv.weight conv.bias norm.weight norm.bias head.weight head.bias"),
+        ("weights", "conv.weight conv.bias head.weight head.bias"),
+        ("no_biases", "conv.weight head.weight"),
+        ("biases", "conv.bias head.bias"),
+        ("norms", "norm.weight norm.bias"),
+        ("last_layer", "head.weight head.bias"),
+        (["head.*"], "head.weight head.bias"),
+        (["head.*", "*.bias"], "conv.bias norm.bias head.weight head.bias"),
+        (["[cn]*.b?as"], "conv.bias norm.bias"),
+        (["*"], "conv.weight conv.bias norm.weight norm.bias head.weight head.bias"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("norm", NORMS, ids=lambda norm: type(norm).__name__)
+def test_selections_are_what_they_say(selection, names, norm):
+    model = network(norm)
+    found = select_parameters(model, selection, "bayesian")
+    assert " ".join(found) == names
+    assert all(param is model.get_parameter(name) for name, param in found.items())
+    state = SGVB(params=selection).init(model, None, 10)
+    assert state.statistics["mean"].numel() == sum(p.numel() for p in found.values())
+
+
+def test_selections_see_trainable_parameters_only_and_tied_ones_once():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.RMSNorm(3), nn.Linear(3, 3), nn.Linear(3, 2))
+    model[1].weight = model[0].weight
+    model[4].requires_grad_(False)
+    model[0].bias.requires_grad_(False)
+    assert list(select_parameters(model, "weights", "bayesian")) == ["0.weight", "1.bias", "3.weight", "3.bias"]
+    assert list(select_parameters(model, "last_layer", "bayesian")) == ["3.weight", "3.bias"]
+    assert list(select_parameters(model, ["1.*"], "bayesian")) == ["0.weight", "1.bias"]  # by any of its names
+    with pytest.raises(ValueError, match=r"pattern '4\.\*' .* matches none"):
+        select_parameters(model, ["4.*"], "bayesian")
+
+
+def test_biases_of_any_name_are_biases():
+    attention = nn.MultiheadAttention(4, 2)
+    assert list(select_parameters(attention, "no_biases", "bayesian")) == ["in_proj_weight", "out_proj.weight"]
+    assert list(select_parameters(attention, "biases", "bayesian")) == ["in_proj_bias", "out_proj.bias"]
+
+
+@pytest.mark.parametrize("selection", ["weights", "no_biases", "biases"])
+def test_refuses_to_select_nothing(selection):
+    model = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.BatchNorm1d(3))
+    message = f"bayesian='{selection}' selects none of the 2 trainable parameters of Sequential: 1.weight, 1.bias"
+    with pytest.raises(ValueError, match=message):
+        SGVB(params=selection).init(model, None, 10)
+
+
+def test_refuses_a_pattern_without_match_beside_others():
+    message = r"The pattern 'Head\.\*' of bayesian matches none .* ModuleDict: conv\.weight, .*, head\.bias\."
+    with pytest.raises(ValueError, match=message):
+        SGVB(params=["*.bias", "Head.*"]).init(network(), None, 10)
+
+
+def test_names_in_messages_are_few():
+    model = nn.ParameterList(torch.zeros(1) for _ in range(30))
+    with pytest.raises(ValueError, match="0, 1, .*, 19 and 10 more"):
+        select_parameters(model, ["x"], "bayesian")
+
+
+@pytest.mark.parametrize("selection", ["head.*", "Weights", []])
+def test_refuses_what_is_no_selection(selection):
+    with pytest.raises(
+        ValueError, match=r"bayesian must be weights or .*, or a list of name patterns such as \['head"
+    ):
+        check_selection(selection, "bayesian")
+
+
+def test_alone_others_get_no_gradient_and_have_it_back_after_an_exception():
+    model = network()
+    model["conv"].bias.requires_grad_(False)
+    chosen = select_parameters(model, "norms", "params")
+    with pytest.raises(ArithmeticError), only_requires_grad(model, chosen):
+        assert [name for name, p in model.named_parameters() if p.requires_grad] == ["norm.weight", "norm.bias"]
+        raise ArithmeticError
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["conv.bias"]

@@ -1,0 +1,165 @@
+"""A comparison is a pure function of its description: kept, continued, the same however it came about."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from flatbayes.core.lock import let_go
+from flatbayes.data import Digits
+from flatbayes.experiments import Comparison, ExperimentRun
+from flatbayes.flatness import SAM, Plain, RandomPerturbation
+from flatbayes.models import MLP
+from flatbayes.posteriors import MAP, SWAG, MCDropout
+from flatbayes.training import TrainingConfig, fit
+
+SMALL = Comparison(
+    source=Digits(train_size=60, val_size=40),
+    model=partial(MLP, hidden=(16,)),
+    posteriors=(MAP(), SWAG(rank=2)),
+    flatness=SAM(rho=0.1),
+    config=TrainingConfig(epochs=3, batch_size=20, collect_from=0.0, validations=1),
+    num_seeds=2,
+    num_draws=3,
+)
+
+
+def outcome(results):
+    return [{k: r[k] for k in ("posterior", "flatness", "seed", "metrics", "reliability")} for r in results["runs"]]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    SMALL.claim_folder(folder, overwrite=False)
+    return folder, SMALL.run(folder, jobs=1)
+
+
+def test_results_have_every_cell_and_the_promised_keys(finished):
+    folder, results = finished
+    assert set(results) == {"flatbayes", "environment", "config", "runs", "summary", "failures"}
+    assert len(results["runs"]) == 2 * 2 * 2
+    for run in results["runs"]:
+        assert {"data", "model", "posterior", "flatness", "seed", "metrics", "cost"} <= set(run)
+        assert {"accuracy", "nll", "ece", "brier"} <= set(run["metrics"])
+        assert {"train_seconds", "gradients", "peak_memory_mb"} == set(run["cost"])
+        assert run["cost"]["gradients"] == (9 if run["flatness"] == "Plain" else 18)
+    assert {run["posterior"] for run in results["runs"]} == {"MAP", "SWAG(rank=2)"}
+    assert {run["flatness"] for run in results["runs"]} == {"Plain", "SAM(rho=0.1)"}
+    for row in results["summary"]:
+        assert {"posterior", "metric", "plain", "flat", "difference", "interval", "winner"} <= set(row)
+    assert len(results["summary"]) == 2 * 5
+    json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)  # no NaN in the file
+
+
+def test_again_returns_the_kept_runs_without_training(finished, monkeypatch):
+    folder, results = finished
+    monkeypatch.setattr(ExperimentRun, "try_execute", lambda *a: pytest.fail("a kept run was done again"))
+    SMALL.claim_folder(folder, overwrite=False)
+    assert SMALL.run(folder)["runs"] == json.loads(json.dumps(results["runs"]))
+
+
+def test_an_interrupted_comparison_ends_the_same(finished, tmp_path):
+    _, results = finished
+    for task in SMALL.list_runs()[:3]:
+        task.execute(tmp_path / "runs")
+    (tmp_path / "runs" / f"{SMALL.list_runs()[1].cache_key()}.json").write_text(
+        '{"half'
+    )  # killed while writing by hand
+    SMALL.claim_folder(tmp_path, overwrite=False)
+    assert outcome(SMALL.run(tmp_path, jobs=2)) == outcome(results)
+
+
+def test_more_posteriors_and_seeds_may_be_added(finished):
+    folder, results = finished
+    more = replace(SMALL, num_seeds=3, posteriors=(MAP(), SWAG(rank=2), MCDropout(rate=0.1)))
+    more.claim_folder(folder, overwrite=False)
+    assert outcome(more.run(folder, jobs=1))[0] == outcome(results)[0]
+    SMALL.claim_folder(folder, overwrite=False)
+    assert outcome(SMALL.run(folder)) == outcome(results)
+
+
+def test_another_comparison_does_not_move_in_unasked(finished, tmp_path):
+    folder, _ = finished
+    other = replace(SMALL, num_draws=4)
+    with pytest.raises(ValueError, match=r"already holds another run \(it differs in num_draws\).*--overwrite"):
+        other.claim_folder(folder, overwrite=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        SMALL.claim_folder(tmp_path / "file", overwrite=False)
+    (tmp_path / "own.txt").write_text("mine")
+    SMALL.claim_folder(tmp_path, overwrite=False)
+    (tmp_path / "results.json").write_text("{}")
+    other.claim_folder(tmp_path, overwrite=True)
+    let_go(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "file", "own.txt"]
+
+
+def test_the_test_part_is_the_same_for_all_seeds_and_unlike_validation():
+    first, second = (SMALL.source.load(seed) for seed in (0, 1))
+    assert torch.equal(first.test.inputs, second.test.inputs)
+    assert not torch.equal(first.train.inputs, second.train.inputs)
+    task = SMALL.list_runs()[0]
+    assert task.execute()["metrics"] != replace(task, split="val").execute()["metrics"]
+
+
+def test_the_training_part_can_be_measured_too():
+    task = replace(SMALL.list_runs()[0], split="train")
+    assert sum(task.execute()["reliability"]["counts"]) == 60
+
+
+def test_overwriting_leaves_nothing_of_another_kind_of_run(tmp_path):
+    (tmp_path / "runs").mkdir()
+    ours = ("posterior.json", "posterior.safetensors", "metrics.jsonl", "report.html", "runs/0123456789abcdef.json")
+    for name in (*ours, "own.txt", "runs/own.json"):
+        (tmp_path / name).write_text("{}")
+    SMALL.claim_folder(tmp_path, overwrite=True)
+    let_go(tmp_path)
+    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert left == ["config.json", "own.txt", "runs/own.json"]
+
+
+def test_keys_tell_tasks_apart():
+    tasks = SMALL.list_runs()
+    changed = [replace(t, num_draws=5) for t in tasks] + [replace(t, split="val") for t in tasks]
+    assert len({t.cache_key() for t in tasks + changed}) == 3 * len(tasks)
+    assert tasks[0].cache_key() == SMALL.list_runs()[0].cache_key()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_seeds": 0}, "at least 1 seed"),
+        ({"num_draws": 0}, "at least 1 draw"),
+        ({"posteriors": ()}, "at least one posterior"),
+        ({"flatness": Plain()}, "against Plain"),
+        ({"split": "all"}, "split must be test, val, train"),
+    ],
+)
+def test_comparisons_that_make_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **changes)
+
+
+def test_a_run_that_fails_does_not_cost_the_others(tmp_path, monkeypatch):
+    def fit_or_fail(model, data, posterior, flatness, *args, **options):
+        if isinstance(flatness, SAM) and options["seed"] == 1:
+            raise RuntimeError("The loss is nan")
+        return fit(model, data, posterior, flatness, *args, **options)
+
+    monkeypatch.setattr("flatbayes.experiments.run.fit", fit_or_fail)
+    results = replace(SMALL, posteriors=(MAP(),)).run(tmp_path, jobs=1)
+    assert results["failures"] == ["MAP SAM(rho=0.1) seed 1: The loss is nan"]
+    assert len(results["runs"]) == 3
+    assert results["summary"][0]["num_seeds"] == 1
+    monkeypatch.undo()
+    again = replace(SMALL, posteriors=(MAP(),)).run(tmp_path, jobs=1)
+    assert len(again["runs"]) == 4
+    assert again["failures"] == []
+
+
+def test_the_control_experiment_is_a_flatness_like_any_other(tmp_path):
+    control = replace(SMALL, flatness=RandomPerturbation(rho=0.1), posteriors=(MAP(),), num_seeds=1)
+    assert {r["flatness"] for r in control.run(tmp_path, jobs=1)["runs"]} == {"Plain", "RandomPerturbation(rho=0.1)"}

@@ -1,0 +1,66 @@
+"""A method trained in its own way: both twins, and nobody else."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from flatbayes.core.spec import to_spec
+from flatbayes.data import Digits
+from flatbayes.experiments import Comparison, Method
+from flatbayes.flatness import SAM, Plain
+from flatbayes.models import MLP
+from flatbayes.posteriors import MAP, SGLD, SGVB
+from flatbayes.training import Cosine, TrainingConfig
+
+ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.005}}
+OWN = Method(SGVB(temperature=0.1), SAM(rho=0.5), {"optimizer": ADAM, "schedule": Cosine(), "epochs": 4})
+MIXED = Comparison(
+    source=Digits(train_size=60, val_size=40),
+    model=partial(MLP, hidden=(16,)),
+    posteriors=(MAP(), OWN, SGLD()),
+    flatness=SAM(rho=0.1),
+    config=TrainingConfig(epochs=2, batch_size=20, collect_from=0.0, validations=1),
+    num_seeds=1,
+    num_draws=2,
+)
+
+
+def test_only_what_it_names_differs_from_the_common_recipe():
+    common = TrainingConfig(epochs=9, clip_norm=1.0)
+    own = OWN.apply_overrides(common)
+    assert (own.epochs, own.clip_norm, own.schedule) == (4, 1.0, Cosine())
+    assert own.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 0.005
+    assert Method(MAP()).apply_overrides(common) == common
+
+
+def test_both_twins_are_trained_its_way_and_all_stand_side_by_side(tmp_path):
+    tasks = MIXED.list_runs()
+    assert [task.config.epochs for task in tasks] == [2, 2, 4, 4, 2, 2]
+    assert [task.flatness for task in tasks] == [
+        *(Plain(), SAM(rho=0.1)),
+        *(Plain(), SAM(rho=0.5)),
+        *(Plain(), SAM(rho=0.1)),
+    ]
+    MIXED.claim_folder(tmp_path, overwrite=False)
+    results = MIXED.run(tmp_path, jobs=1)
+    assert not results["failures"]
+    pairs = {(row["posterior"], row["flatness"]) for row in results["summary"]}
+    assert pairs == {("MAP", "SAM(rho=0.1)"), ("SGVB(temperature=0.1)", "SAM(rho=0.5)"), ("SGLD", "SAM(rho=0.1)")}
+
+
+def test_can_be_written_down_and_named():
+    assert to_spec(OWN)["init_args"]["config_overrides"]["optimizer"] == ADAM
+    named = replace(OWN, name="variational")
+    assert named.label == "variational"
+    assert replace(MIXED, posteriors=(OWN, named)).list_runs()[2].name == "variational Plain seed 0"
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="A recipe has no epoch; it has accelerator"):
+        Method(MAP(), config_overrides={"epoch": 3})
+    with pytest.raises(ValueError, match="MAP is compared with its plain twin"):
+        Method(MAP(), Plain())
+    with pytest.raises(ValueError, match="Several methods are called MAP: give each a `name`"):
+        replace(MIXED, posteriors=(MAP(), Method(MAP(), SAM())))

@@ -1,0 +1,165 @@
+"""One module against the posterior that it was made of."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes.core.buffers import preserve_buffers
+from flatbayes.data import Standardize
+from flatbayes.flatness import Plain
+from flatbayes.likelihoods import Categorical, Custom, Gaussian
+from flatbayes.models import MLP
+from flatbayes.posteriors import MAP, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.prediction import FittedPosterior
+from support import POSTERIORS, assert_same, batch, named, network, snapshot, train
+
+
+def fitted_to(posterior, model=network):
+    states = [train(posterior, Plain(), model=model())[0] for _ in range(posterior.num_members)]
+    for state in states:
+        state.model.eval()
+    inputs = [batch(k)[0] for k in range(2)]
+    scale = Standardize.fit(torch.cat(inputs))
+    return FittedPosterior(posterior, states, Categorical(3), scale, inputs, {"input_shape": [1, 8, 8]})
+
+
+def regression(num_targets=1):
+    """An ensemble whose members differ by a lot, in a unit that is not that of the network."""
+    torch.manual_seed(3)
+    location, scale = tuple(range(100, 100 + num_targets)), tuple(range(7, 7 + num_targets))
+    posterior = Ensemble(size=3)
+    states = [posterior.init(MLP((4,), 2 * num_targets, (8,)).eval(), None, 10) for _ in range(3)]
+    info = {"input_shape": [4]}
+    return FittedPosterior(posterior, states, Gaussian(num_targets, location, scale), info=info)
+
+
+def refusal(fitted):
+    """The kinds of draws that are no weights."""
+    posterior = fitted.posterior
+    if isinstance(posterior, MCDropout):
+        return "are masks.*Distil"
+    if (
+        isinstance(posterior, Laplace)
+        and posterior.predictive == "linearised"
+        and posterior.structure != "last_layer"
+    ):
+        return "linearised.*predictive='sampled', or distil"
+    return None
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS, ids=named(POSTERIORS))
+def test_equals_predict_and_changes_nothing(posterior):
+    fitted, x = fitted_to(posterior), batch(5)[0]
+    before = [snapshot(state.model) for state in fitted.states]
+    message = refusal(fitted)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            fitted.compile(3)
+    else:
+        module = fitted.compile(3, seed=4)
+        expected, found = fitted.predict(x, 3, seed=4), module(x)
+        assert list(found) == ["mean", "entropy", "mutual_information"]
+        for name, values in found.items():
+            torch.testing.assert_close(values, getattr(expected, name).float(), rtol=1e-5, atol=1e-6)
+        assert not any(tensor.requires_grad for tensor in module.parameters())
+    for state, then in zip(fitted.states, before, strict=True):
+        assert_same(snapshot(state.model), then)
+
+
+def test_another_seed_and_another_number_are_other_networks():
+    fitted, x = fitted_to(SWAG(rank=3)), batch(5)[0]
+    first = fitted.compile(3)(x)["mean"]
+    assert torch.equal(fitted.compile(3)(x)["mean"], first)
+    assert not torch.allclose(fitted.compile(3, seed=1)(x)["mean"], first)
+    assert len(fitted.compile(4).networks) == 4
+    with pytest.raises(ValueError, match="at least 1 draw"):
+        fitted.compile(0)
+
+
+@pytest.mark.parametrize("num_targets", [1, 2])
+def test_numbers_are_in_the_unit_of_the_targets(num_targets):
+    fitted = regression(num_targets)
+    x = torch.randn(9, 4)
+    expected, found = fitted.predict(x), fitted.compile()(x)
+    assert list(found) == ["mean", "std", "epistemic_std"]
+    wanted = {"mean": expected.mean, "std": expected.std, "epistemic_std": expected.epistemic.sqrt()}
+    for name, values in found.items():
+        assert values.shape == expected.mean.shape
+        torch.testing.assert_close(values, wanted[name].float(), rtol=1e-5, atol=1e-4)
+    assert float(found["mean"].mean()) > 50
+
+
+def test_a_linearised_last_layer_below_something_else_is_refused():
+    def squashed():
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Tanh())
+
+    with pytest.raises(ValueError, match="linear in those that move"):
+        fitted_to(Laplace(tune="evidence"), squashed).compile(2)
+    unknown = fitted_to(Laplace(tune="evidence"))
+    unknown.info.clear()
+    with pytest.raises(ValueError, match="linear in those that move"):
+        unknown.compile(2)
+
+
+def test_weights_that_never_move_take_memory_once():
+    fitted = fitted_to(Laplace(tune="evidence"))
+    module = fitted.compile(5)
+    size = sum(param.numel() for param in network().parameters())
+    last = sum(param.numel() for param in network()[9].parameters())
+    assert sum(param.numel() for param in module.parameters()) == size + 4 * last
+    copied = copy.deepcopy(module).double()  # a move keeps what is shared shared
+    assert sum(param.numel() for param in copied.parameters()) == size + 4 * last
+
+
+def test_the_module_is_cut_off_from_the_posterior():
+    fitted, x = fitted_to(MAP()), batch(5)[0]
+    module = fitted.compile(1)
+    before = module(x)["mean"]
+    with torch.no_grad():
+        for param in fitted.states[0].model.parameters():
+            param.zero_()
+    assert torch.equal(module(x)["mean"], before)
+
+
+def test_every_draw_keeps_its_own_running_statistics():
+    module = fitted_to(SWAG(rank=3)).compile(2)
+    one, other = (net[1].running_mean for net in module.networks)
+    assert not torch.equal(one, other)
+    with preserve_buffers(module):
+        assert not any(part.training for part in module.modules())
+
+
+def test_probabilities_that_are_zero_are_no_trouble():
+    fitted = FittedPosterior(MAP(), [MAP().init(Scaled(), None, 5)], Categorical(3))
+    found = fitted.compile(1)(torch.tensor([[1.0, 0.0, 0.0]]))
+    assert all(values.isfinite().all() for values in found.values())
+    assert float(found["entropy"]) == 0
+
+
+class Scaled(nn.Module):
+    """So sure that the others' probabilities are zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(1e4))
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def test_other_transforms_and_likelihoods():
+    fitted, x = fitted_to(MAP()), batch(5)[0]
+    fitted.transform = partial(torch.mul, torch.tensor(2.0))
+    fitted.likelihood = Custom(nn.functional.cross_entropy, Categorical(3))
+    torch.testing.assert_close(fitted.compile(1)(x)["mean"], fitted.predict(x).mean.float(), rtol=1e-5, atol=1e-6)
+    fitted.likelihood = Custom(nn.functional.cross_entropy, None)
+    with pytest.raises(TypeError, match="PredictiveSummary of your own"):
+        fitted.compile(1)
+
+
+def test_inputs_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="Expected inputs of 1 channels"):
+        fitted_to(MAP()).compile(1)(torch.ones(2, 3, 8, 8))

@@ -1,0 +1,202 @@
+"""What is seen of a long training: logs of other tools, lines, messages that come before the hours are spent."""
+
+import csv
+import warnings
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from flatbayes.cli import main
+from flatbayes.data import Digits
+from flatbayes.flatness import SAM, Plain
+from flatbayes.models import MLP
+from flatbayes.posteriors import MAP, SGLD, SWAG, Ensemble
+from flatbayes.training import (
+    Callback,
+    Checkpoints,
+    ConsoleLogger,
+    MetricLogger,
+    TrainingConfig,
+    dry_run,
+    fit,
+    make_logger,
+)
+from flatbayes.training.collection import check_collection
+
+SGD = partial(torch.optim.SGD, lr=0.05)
+RECIPE = TrainingConfig(
+    epochs=4, batch_size=16, collect_from=0.0, collect_per_epoch=1, validate_every=3, optimizer=SGD
+)
+DATA = Digits(train_size=64).load(seed=1)
+MODEL = partial(MLP, hidden=(8,))
+
+
+class Remembering:
+    """A logger of the user's own."""
+
+    def __init__(self):
+        self.rows, self.saved = [], 0
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, metrics))
+
+    def save(self):
+        self.saved += 1
+
+
+def test_everything_is_passed_on():
+    logger = Remembering()
+    fit(MODEL, DATA, MAP(), Plain(), RECIPE, callback=MetricLogger([logger], every_n_steps=5))
+    epochs = {step: set(metrics) for step, metrics in logger.rows if "loss" in metrics}
+    usual = {"epoch", "loss", "lr", "peak_memory_mb", "seconds"}
+    assert epochs == {
+        4: usual,
+        8: usual,
+        12: usual | {"val_nll", "val_accuracy"},
+        16: usual | {"val_nll", "val_accuracy"},
+    }
+    assert [step for step, metrics in logger.rows if "step_loss" in metrics] == [5, 10, 15]
+    assert logger.saved == 4
+    memory = [metrics["peak_memory_mb"] for _, metrics in logger.rows if "loss" in metrics]
+    assert all(50 < size < 50_000 for size in memory)
+
+
+def test_runs_are_told_apart():
+    logger = Remembering()
+    fit(MODEL, DATA, Ensemble(MAP(), size=2), Plain(), RECIPE, callback=MetricLogger([logger]))
+    assert [min(metrics) for _, metrics in logger.rows] == ["run0/epoch"] * 4 + ["run1/epoch"] * 4
+    together = Remembering()
+    recipe = replace(RECIPE, members="vectorized")
+    fit(MODEL, DATA, Ensemble(MAP(), size=2), Plain(), recipe, callback=MetricLogger([together]))
+    assert sum("run1/loss" in metrics for _, metrics in together.rows) == 4
+
+
+def test_csv_and_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loggers = [make_logger("csv", tmp_path), make_logger("tensorboard", tmp_path)]
+    fit(MODEL, DATA, MAP(), Plain(), RECIPE, callback=MetricLogger(loggers))
+    [path] = tmp_path.glob("csv/version_0/metrics.csv")
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["4", "8", "12", "16"]
+    assert [bool(row["val_nll"]) for row in rows] == [False, False, True, True]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the reader, not ours
+        events = EventAccumulator(str(tmp_path / "tensorboard" / "version_0")).Reload()
+    losses = events.Scalars("loss")
+    assert [event.step for event in losses] == [4, 8, 12, 16]
+    assert [event.value for event in losses] == pytest.approx([float(row["loss"]) for row in rows])
+
+
+@pytest.mark.slow
+def test_weights_and_biases_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of that package, not ours
+        logger = make_logger("wandb", tmp_path)
+        fit(MODEL, DATA, MAP(), Plain(), RECIPE, callback=MetricLogger([logger]))
+        logger._run.finish()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_log_that_goes_on_is_whole(tmp_path):
+    class Stop(Callback):
+        def on_step_end(self, step, loss, lr):
+            if step == 10:
+                raise SystemError
+
+    checkpoints = Checkpoints(tmp_path, min_interval_seconds=0)
+    with pytest.raises(SystemError):
+        fit(MODEL, DATA, MAP(), Plain(), RECIPE, checkpoints=checkpoints, callback=Stop())
+    logger, lines = Remembering(), []
+    fit(MODEL, DATA, MAP(), Plain(), RECIPE, checkpoints=checkpoints, callback=MetricLogger([logger]))
+    assert [step for step, metrics in logger.rows if "loss" in metrics] == [4, 8, 12, 16]
+    checkpoints.remove()
+    with pytest.raises(SystemError):
+        fit(MODEL, DATA, MAP(), Plain(), RECIPE, checkpoints=checkpoints, callback=Stop())
+    fit(MODEL, DATA, MAP(), Plain(), RECIPE, checkpoints=checkpoints, callback=ConsoleLogger(lines.append))
+    assert lines[0] == "going on after epoch 2, step 8 of 16"
+
+
+def test_lines(monkeypatch):
+    now, lines = 0.0, []
+    monkeypatch.setattr("flatbayes.training.callbacks.callback.time.monotonic", lambda: now)
+    monkeypatch.setattr("flatbayes.training.callbacks.callback.get_peak_memory_mb", lambda: 1234.4)
+    watch = ConsoleLogger(lines.append, min_interval_seconds=60)
+    watch.on_run_start(1, 3, 400)
+    for epoch in range(1, 41):
+        now += 10.0
+        watch.on_epoch_end(
+            {"epoch": epoch, "step": 10 * epoch, "loss": 0.5, "lr": 0.1, **({"val_nll": 0.7} if epoch == 7 else {})}
+        )
+    assert lines[0] == (
+        "run 2 of 3, epoch 1, step 10 of 400: loss 0.5000, learning rate 0.1, 1,234 MiB, 0:06:30 left"
+    )
+    assert lines[1].startswith("run 2 of 3, epoch 7, step 70 of 400: loss 0.5000, validation NLL 0.7000, ")
+    assert lines[-1].endswith("0:00:00 left")
+    assert len(lines) == 8
+    watch.on_message("look")
+    assert lines[-1] == "look"
+
+
+def test_too_few_snapshots_are_an_error_before_the_first_step():
+    recipe = replace(RECIPE, epochs=4, collect_from=0.8)
+    with pytest.raises(
+        ValueError, match=r"SWAG needs at least 2 .* this recipe .epochs=4. collects 1. Lower collect"
+    ):
+        fit(MODEL, DATA, SWAG(), SAM(), recipe, callback=Never())
+    with pytest.raises(ValueError, match="SWAG needs at least 2"):
+        dry_run(MODEL, DATA, SWAG(), SAM(), recipe)
+    with pytest.raises(ValueError, match="needs at least 2"):
+        fit(MODEL, DATA, Ensemble(SWAG(), size=2), SAM(), recipe, callback=Never())
+
+
+class Never(Callback):
+    def on_step_end(self, step, loss, lr):
+        raise AssertionError("it was trained")
+
+
+def test_few_snapshots_are_said_early():
+    seen = []
+
+    class Notes(Never):
+        def on_message(self, text):
+            seen.append(text)
+
+    with pytest.raises(AssertionError, match="trained"):
+        fit(MODEL, DATA, SWAG(rank=20), SAM(), RECIPE, callback=Notes())
+    [text] = seen
+    assert text.startswith("SWAG makes use of 20 snapshots, and this recipe (epochs=4) collects 4: ")
+    assert check_collection(SWAG(rank=8), RECIPE, 4) is None
+    assert check_collection(SWAG(rank=0), RECIPE, 4) is None
+    assert check_collection(SGLD(max_snapshots=9), RECIPE, 4) is not None
+    assert check_collection(MAP(), replace(RECIPE, collect_from=0.99), 4) is None
+
+
+def test_the_command_line_logs_and_says_how_long(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["fit", "--data", "digits", "--data.train_size", "60", "--model", "mlp", "--epochs", "3",
+               "--num_draws", "2", "--posterior", "map", "--out", "run", "--log", "csv", "tensorboard"]  # fmt: skip
+    assert main(command) == 0
+    shown = capsys.readouterr().err
+    assert "epoch 1, step 1 of 3: loss" in shown
+    assert "MiB, 0:00:00 left" in shown
+    assert (tmp_path / "run/logs/csv/version_0/metrics.csv").is_file()
+    assert list((tmp_path / "run/logs/tensorboard/version_0").iterdir())
+    assert main([*command, "--overwrite", "--seed", "1"]) == 0
+    assert [path.name for path in (tmp_path / "run/logs/csv").iterdir()] == ["version_0"]
+    assert main([*command[:-2], "nosuch"]) == 2
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        MetricLogger([], every_n_steps=0)
+    with pytest.raises(ValueError, match="tensorboard, csv or wandb"):
+        make_logger("paper", tmp_path)
+    with pytest.raises(ValueError, match="validate_every must be at least 1"):
+        TrainingConfig(validate_every=0)

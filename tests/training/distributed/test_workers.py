@@ -1,0 +1,106 @@
+"""Trainings in workers are those of one process, whoever starts the workers."""
+
+import os
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import processes
+from flatbayes.cli import main
+from flatbayes.data import Digits
+from flatbayes.experiments import Comparison
+from flatbayes.flatness import SAM
+from flatbayes.likelihoods import Categorical
+from flatbayes.models import MLP
+from flatbayes.posteriors import MAP, SWAG, Ensemble
+from flatbayes.training import Checkpoints, History, TrainingConfig, fit
+from flatbayes.training.distributed.workers import parallel_backend
+from processes import RECIPE, data, smooth
+
+COMPARISON = Comparison(
+    source=Digits(),
+    model=partial(MLP, hidden=[4]),
+    posteriors=[MAP()],
+    config=TrainingConfig(epochs=1, batch_size=256, validations=0),
+    num_seeds=1,
+    num_draws=1,
+)
+
+
+def ensemble(members, **options):
+    watch = History()
+    recipe = replace(RECIPE, members=members, epochs=2)
+    fitted = fit(
+        smooth, data(), Ensemble(SWAG(rank=2), size=3), SAM(), recipe, show_progress=False, callback=watch, **options
+    )
+    return fitted, watch.records
+
+
+def same(one, other):
+    (fitted, records), (expected, expected_records) = one, other
+    assert records == expected_records
+    assert fitted.info["cost"]["gradients"] == expected.info["cost"]["gradients"] > 0
+    for state, expected_state in zip(fitted.states, expected.states, strict=True):
+        for kind in ("model", "statistics"):
+            for name, tensor in expected_state.state_dict()[kind].items():
+                assert torch.equal(state.state_dict()[kind][name], tensor), name
+
+
+@pytest.mark.slow
+def test_members_in_workers_are_those_of_one_process(tmp_path):
+    expected = ensemble("one_by_one")
+    found = ensemble("workers", checkpoints=Checkpoints(tmp_path / "kept"))
+    same(found, expected)
+    assert len(list((tmp_path / "kept").glob("*.pt"))) == 3
+
+
+def test_members_in_workers_need_data_and_one_device():
+    loader = DataLoader(TensorDataset(torch.zeros(4, 32), torch.zeros(4, dtype=torch.int64)))
+    recipe = replace(RECIPE, members="workers")
+    with pytest.raises(ValueError, match="from data rather than a loader"):
+        fit(smooth, loader, Ensemble(size=2), SAM(), recipe, likelihood=Categorical(3))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of files that ray leaves open
+@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+def test_a_ray_cluster_gives_what_this_machine_gives(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # it would leave a token in the home folder
+    ray = pytest.importorskip("ray")
+    paths = [str(Path(processes.__file__).parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))  # where workers find the networks
+    here = COMPARISON.run(tmp_path / "here", jobs=1, show_progress=False)
+    ray.init(num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
+    try:
+        there = COMPARISON.run(tmp_path / "there", show_progress=False, backend="ray")
+        assert ray.is_initialized()  # it was not ours to shut down
+        with parallel_backend("ray"):
+            members = ensemble("workers")
+    finally:
+        ray.shutdown()
+    same(members, ensemble("one_by_one"))
+    assert not there["failures"]
+    assert len(there["runs"]) == 2
+    assert [run["metrics"] for run in there["runs"]] == [run["metrics"] for run in here["runs"]]
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"flatbayes\[cluster\]"), parallel_backend("ray"):
+        pass
+
+
+def test_runs_are_each_on_one_device(tmp_path):
+    several = replace(COMPARISON, config=replace(COMPARISON.config, devices=2))
+    with pytest.raises(ValueError, match="each on one device"):
+        several.run(tmp_path, jobs=1, show_progress=False)
+
+
+def test_the_command_line_knows_backends(capsys):
+    assert main(["compare", "--data", "digits", "--out", "x", "--backend", "slurm"]) == 2
+    assert "loky" in capsys.readouterr().err

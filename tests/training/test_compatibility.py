@@ -1,0 +1,45 @@
+"""Which pairs are refused, and what is said."""
+
+import pytest
+
+from flatbayes.flatness import ASAM, LESAM, MSAM, SAM, Delayed, GaussianSmoothing, LookSAM, Periodic
+from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.training import Cyclical, TrainingConfig
+from flatbayes.training.compatibility import check_compatibility
+
+RECIPE = TrainingConfig(collect_from=0.6)
+NO_LOSS = [MSAM(), LookSAM(), Periodic(SAM()), LESAM(anneal=0.2), Delayed(MSAM(), 0.1)]
+LOSS = [
+    SAM(ascent_batch_fraction=0.25),
+    ASAM(params="norms"),
+    GaussianSmoothing(),
+    LESAM(),
+    Delayed(SAM(), 0.6),
+    Periodic(SAM(), 1),
+]
+
+
+@pytest.mark.parametrize("flat", NO_LOSS, ids=str)
+def test_samplers_and_bounds_are_not_for_gradients_of_no_loss(flat):
+    for posterior in (SGLD(), SGHMC(), SGVB(), LRT(), Ensemble(SGLD())):
+        with pytest.raises(
+            ValueError, match=rf"^{type(posterior).__name__}.* does not go with {type(flat).__name__}.*Use SAM"
+        ):
+            check_compatibility(posterior, flat, RECIPE)
+    for posterior in (MAP(), SWAG(), MCDropout(), Laplace(), Ensemble(SWAG())):
+        check_compatibility(posterior, flat, RECIPE)
+
+
+@pytest.mark.parametrize("flat", LOSS, ids=str)
+def test_gradients_of_a_loss_are_for_all(flat):
+    for posterior in (SGLD(), SGHMC(), SGVB(), LRT(), MAP(), SWAG()):
+        check_compatibility(posterior, flat, RECIPE)
+
+
+def test_a_late_loss_is_one_for_snapshots_collected_later():
+    late = Delayed(SAM(), 0.8)
+    check_compatibility(SGVB(), late, RECIPE)  # what counts is the end
+    check_compatibility(SGLD(), late, TrainingConfig(collect_from=0.8))
+    for recipe in (RECIPE, TrainingConfig(collect_from=0.9, schedule=Cyclical(num_cycles=4))):
+        with pytest.raises(ValueError, match=r"one loss from 0\.8 .*Collect from 0\.8 on"):
+            check_compatibility(SGLD(), late, recipe)

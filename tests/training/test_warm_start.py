@@ -1,0 +1,217 @@
+"""From a network that is trained already."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes.data import DataSplits, Digits, Split, Standardize
+from flatbayes.flatness import SAM, Plain
+from flatbayes.models import MLP
+from flatbayes.posteriors import LRT, MAP, SGVB, SWAG, Ensemble, Laplace
+from flatbayes.prediction import FittedPosterior, evaluate
+from flatbayes.training import FINE_TUNING, Checkpoints, TrainingConfig, fit
+from flatbayes.training.warm_start import extract_mean_weights, match_weights
+from support import network as with_norms
+from support import train
+
+AS_IT_IS = TrainingConfig(epochs=0)
+SHORT = replace(FINE_TUNING, epochs=2, batch_size=20)
+build = partial(MLP, hidden=(16,))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return Digits(train_size=200).load(0)
+
+
+@pytest.fixture(scope="module")
+def trained(data):
+    return fit(build, data, MAP(), Plain(), TrainingConfig(epochs=25, batch_size=20))
+
+
+def weights(fitted, run=0):
+    return fitted.states[run].model.state_dict()
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_leave_their_names_behind(trained, data, prefix):
+    state = {prefix + name: tensor for name, tensor in weights(trained).items()}
+    found = fit(build, data, MAP(), Plain(), AS_IT_IS, init=state)
+    assert same(weights(found), weights(trained))
+
+
+def test_what_stands_beside_the_network_of_a_lightning_module_is_left(trained, data, tmp_path):
+    state = {f"model.{name}": tensor for name, tensor in weights(trained).items()}
+    torch.save({"state_dict": {**state, "criterion.weight": torch.ones(10)}, "epoch": 1}, tmp_path / "last.ckpt")
+    found = fit(build, data, MAP(), Plain(), AS_IT_IS, init=tmp_path / "last.ckpt")
+    assert same(weights(found), weights(trained))
+
+
+def test_no_epochs_are_the_network_as_it_was(trained, data):
+    found = fit(build, data, MAP(), Plain(), AS_IT_IS, init=weights(trained))
+    x = data.test.inputs
+    assert torch.equal(found.predict(x).log_probs, trained.predict(x).log_probs)
+    laplace = fit(trained.states[0].model, data, Laplace(), Plain(), AS_IT_IS)
+    assert same(weights(laplace), weights(trained))
+    with pytest.raises(ValueError, match="epochs must be at least 1"):
+        fit(build, data, MAP(), Plain(), AS_IT_IS)
+
+
+def test_flat_swag_and_laplace_improve_the_likelihood():
+    data = Digits().load(0)
+    model = partial(MLP, hidden=(64, 64))
+    optimizer = partial(torch.optim.Adam, lr=0.01)
+    overfitted = fit(model, data, MAP(), Plain(), TrainingConfig(epochs=40, optimizer=optimizer))
+    before = evaluate(overfitted, data.test.inputs, data.test.targets).metrics["nll"]
+    for posterior, recipe in ((SWAG(), FINE_TUNING), (Laplace(), AS_IT_IS)):
+        found = fit(model, data, posterior, SAM(rho=0.3), recipe, init=weights(overfitted))
+        assert evaluate(found, data.test.inputs, data.test.targets).metrics["nll"] < 0.95 * before
+
+
+def test_the_default_recipe_is_that_of_fine_tuning(trained, data):
+    found = fit(build, data, SWAG(rank=2), Plain(), init=weights(trained))
+    steps = FINE_TUNING.epochs * (len(data.train) // FINE_TUNING.batch_size)
+    assert int(found.states[0].statistics["count"]) == steps  # fewer in an epoch than it would collect
+
+
+def test_our_own_folders_bring_their_standardisation(trained, data, tmp_path):
+    trained.save(tmp_path)
+    shifted = Split(inputs=data.train.inputs + 3.0, targets=data.train.targets)
+    other = replace(data, train=shifted)
+    found = fit(build, other, MAP(), Plain(), AS_IT_IS, init=tmp_path)
+    assert same(weights(found), weights(trained))
+    assert torch.equal(found.transform.mean, trained.transform.mean)
+    given = Standardize(mean=torch.full((1, 1, 1), 2.0), std=torch.ones(1, 1, 1))
+    assert fit(build, other, MAP(), Plain(), AS_IT_IS, init=tmp_path, transform=given).transform is given
+
+
+def test_the_centre_of_swag_is_its_mean():
+    state, _ = train(SWAG(rank=3, params=["9.*"]), Plain())
+    found, mean = extract_mean_weights(SWAG(rank=3, params=["9.*"]), state), state.statistics["mean"]
+    assert torch.equal(torch.cat([found["9.weight"].flatten(), found["9.bias"]]), mean)
+    assert not torch.equal(found["0.weight"], state.model[0].weight)
+
+
+@pytest.mark.parametrize("posterior", [SGVB(), LRT(), Laplace(tune="evidence"), SWAG(rank=2)], ids=repr)
+def test_any_posterior_is_a_start(posterior, data, tmp_path):
+    recipe = TrainingConfig(epochs=2, batch_size=20, collect_from=0.0)
+    fit(build, data, posterior, Plain(), recipe).save(tmp_path)
+    found = fit(build, data, MAP(), Plain(), AS_IT_IS, init=str(tmp_path))
+    assert same(weights(found), extract_mean_weights(posterior, FittedPosterior.load(tmp_path).states[0]))
+
+
+class TestEnsembles:
+    def test_from_one_network_are_refused(self, trained, data):
+        with pytest.raises(ValueError, match="Ensemble trains 2 networks, and 1 trained ones .* list of 2"):
+            fit(build, data, Ensemble(size=2), Plain(), SHORT, init=weights(trained))
+
+    def test_from_several(self, trained, data, tmp_path):
+        other = fit(build, data, MAP(), Plain(), TrainingConfig(epochs=2), seed=5)
+        found = fit(build(data.input_shape, 10), data, Ensemble(size=2), Plain(), AS_IT_IS,
+                    init=[weights(trained), weights(other)])  # fmt: skip
+        assert same(weights(found, 0), weights(trained))
+        assert same(weights(found, 1), weights(other))
+        found.save(tmp_path)
+        again = fit(build, data, Ensemble(SWAG(rank=2), size=2), Plain(), SHORT, init=tmp_path)
+        assert len(again.states) == 2
+
+    def test_a_fresh_head_each(self, trained, data):
+        fewer = of_classes(data, 3)
+        found = fit(build, fewer, Ensemble(size=2), Plain(), AS_IT_IS, init=weights(trained), new_head=True)
+        one, two = weights(found, 0), weights(found, 1)
+        assert torch.equal(one["layers.1.weight"], two["layers.1.weight"])
+        assert not torch.equal(one["layers.4.weight"], two["layers.4.weight"])
+
+
+def of_classes(data: DataSplits, count: int) -> DataSplits:
+    def part(one):
+        rows = (one.targets < count).nonzero().flatten()
+        return Split(inputs=one.inputs[rows], targets=one.targets[rows])
+
+    return replace(data, train=part(data.train), val=part(data.val), test=part(data.test),
+                   class_names=data.class_names[:count])  # fmt: skip
+
+
+def test_another_number_of_classes_takes_a_new_head(trained, data):
+    fewer = of_classes(data, 3)
+    with pytest.raises(
+        ValueError, match=r"layers\.4\.weight \(10, 16\) for \(3, 16\).*Only the last layer.*new_head"
+    ):
+        fit(build, fewer, MAP(), Plain(), SHORT, init=weights(trained))
+    found = fit(build, fewer, MAP(), Plain(), AS_IT_IS, init=weights(trained), new_head=True)
+    assert torch.equal(weights(found)["layers.1.weight"], weights(trained)["layers.1.weight"])
+    assert weights(found)["layers.4.weight"].shape == (3, 16)
+    with pytest.raises(ValueError, match="new_head is about trained weights"):
+        fit(build, fewer, MAP(), Plain(), SHORT, new_head=True)
+
+
+def test_mismatches_are_listed_shortly(trained):
+    found = dict(weights(trained))
+    found["other.weight"] = found.pop("layers.1.bias")
+    with pytest.raises(ValueError) as caught:
+        match_weights(found, build((1, 8, 8), 10), new_head=False)
+    for text in (
+        "those of MLP",
+        "missing: layers.1.bias",
+        "not in the network: other.weight",
+        "Give the architecture",
+    ):
+        assert text in str(caught.value)
+    with pytest.raises(ValueError, match="and 2 more"):
+        match_weights({f"x{k}": torch.ones(1) for k in range(6)}, build((1, 8, 8), 10), new_head=False)
+    found = {name: tensor.clone() for name, tensor in weights(trained).items()}
+    found["layers.1.bias"][0] = torch.nan
+    with pytest.raises(ValueError, match=r"layers\.1\.bias holds values that are not finite"):
+        match_weights(found, build((1, 8, 8), 10), new_head=False)
+
+
+def test_counters_of_old_norms_may_be_missing():
+    model = with_norms()
+    old = {name: tensor for name, tensor in model.state_dict().items() if "num_batches" not in name}
+    assert match_weights(old, model, new_head=False).keys() == old.keys()
+
+
+def test_frozen_parameters_stay_and_artefacts_remember_them(trained, data, tmp_path):
+    found = fit(build, data, SWAG(rank=2), SAM(), SHORT, init=weights(trained), freeze=["layers.1.*"])
+    now, before = weights(found), weights(trained)
+    assert torch.equal(now["layers.1.weight"], before["layers.1.weight"])
+    assert not torch.equal(now["layers.4.weight"], before["layers.4.weight"])
+    assert found.states[0].statistics["mean"].numel() == 170
+    found.save(tmp_path)
+    again = FittedPosterior.load(tmp_path)
+    x = data.test.inputs
+    assert torch.equal(again.predict(x, 3).log_probs, found.predict(x, 3).log_probs)
+    assert not again.states[0].model.layers[1].weight.requires_grad
+    with pytest.raises(ValueError, match=r"pattern 'features\.\*' of freeze matches no trainable parameter"):
+        fit(build, data, SWAG(), SAM(), SHORT, freeze=["features.*"])
+
+
+def test_a_network_of_the_users_with_frozen_parts_loads_without_being_told(data, tmp_path):
+    def own():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+        model[1].requires_grad_(False)
+        return model
+
+    def thawed():
+        return own().requires_grad_(True)
+
+    fitted = fit(own, data, SWAG(rank=2), Plain(), replace(SHORT, epochs=1))
+    fitted.save(tmp_path)
+    found = FittedPosterior.load(tmp_path, thawed)
+    assert torch.equal(found.predict(data.test.inputs, 2).log_probs, fitted.predict(data.test.inputs, 2).log_probs)
+
+
+def test_checkpoints_of_another_start_are_not_gone_on_from(trained, data, tmp_path):
+    places = Checkpoints(tmp_path / "kept")
+    fit(build, data, MAP(), Plain(), SHORT, init=weights(trained), checkpoints=places)
+    other = {name: tensor + 1 for name, tensor in weights(trained).items()}
+    for changes in ({"init": other}, {"init": weights(trained), "freeze": ["layers.1.*"]}, {"init": None}):
+        with pytest.raises(ValueError, match=r"checkpoints of another training: start"):
+            fit(build, data, MAP(), Plain(), SHORT, checkpoints=places, **changes)
