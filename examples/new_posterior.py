@@ -15,12 +15,12 @@ from flatbayes.posteriors.optimization import default_sgd, init_state, step_opti
 
 @dataclass(frozen=True)
 class Solutions(Posterior):
-    """Attributes: keep: Solutions to keep, the last ones."""
+    """Attributes: max_snapshots: Solutions to keep, the last ones."""
 
-    keep: int = 4
+    max_snapshots: int = 4
 
     # What others need to know of it.
-    runs = 1  # all of them come from one training
+    num_members = 1  # all of them come from one training
     stochastic = True  # two draws may be two solutions
     needs_norm_reestimation = True  # BatchNorm statistics are those of the end of training, not of the solution drawn
     shardable = False  # that each process holds a part of the weights would want a test of its own
@@ -28,13 +28,13 @@ class Solutions(Posterior):
     default_optimizer = default_sgd(prior_precision=None)
 
     @property
-    def snapshots(self):
-        return 1, self.keep  # one at least before a draw; no use is made of more than `keep`
+    def snapshot_requirements(self):
+        return 1, self.max_snapshots  # one at least before a draw; no use is made of more than `max_snapshots`
 
     def init(self, model, make_optimizer, num_data):
         state = init_state(model, make_optimizer, num_data, prior_precision=None)
         weights = flatten(trainable_parameters(model))
-        state.statistics = {"count": torch.tensor(0), "rows": weights.new_zeros(self.keep, len(weights))}
+        state.statistics = {"count": torch.tensor(0), "rows": weights.new_zeros(self.max_snapshots, len(weights))}
         return state
 
     def step(self, state, closure):
@@ -42,14 +42,14 @@ class Solutions(Posterior):
 
     def collect(self, state):
         count = int(state.statistics["count"].add_(1))
-        state.statistics["rows"][(count - 1) % self.keep] = flatten(trainable_parameters(state.model))
+        state.statistics["rows"][(count - 1) % self.max_snapshots] = flatten(trainable_parameters(state.model))
 
-    def finish(self, state, examples, loss_fn):
+    def finalize(self, state, examples, loss_fn):
         """Nothing: no last look at the data is needed."""
 
     @contextmanager
     def draw(self, state, generator) -> Iterator[nn.Module]:
-        held = min(int(state.statistics["count"]), self.keep)
+        held = min(int(state.statistics["count"]), self.max_snapshots)
         if held == 0:
             raise RuntimeError("Solutions needs at least 1 collected snapshot before a draw, got 0; train longer.")
         row = int(torch.randint(held, (), generator=generator, device=generator.device))

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
-from flatbayes.posteriors import curvature
+from flatbayes.posteriors import ggn
 from flatbayes.posteriors.ggn import decompose_psd, factorize_loss_hessian, ggn_diagonal, ggn_matrix
 from flatbayes.posteriors.kfac import (
     KroneckerFactors,
@@ -138,7 +138,7 @@ def test_pieces_of_any_size_add_up(monkeypatch, bound):
     net, x, y = made(mlp)
     params = dict(net.named_parameters())
     whole = ggn_diagonal(net, params, x, y, F.cross_entropy)
-    monkeypatch.setattr(curvature, "MAX_VECTOR_ENTRIES", bound)
+    monkeypatch.setattr(ggn, "MAX_VECTOR_ENTRIES", bound)
     torch.testing.assert_close(ggn_diagonal(net, params, x, y, F.cross_entropy), whole)
 
 

@@ -89,7 +89,7 @@ def finished(posterior, num_data=12, batch_size=12):
     model = network()
     state = posterior.init(model, descent, num_data)
     x, y = examples()
-    posterior.finish(state, zip(x.split(batch_size), y.split(batch_size), strict=True), F.cross_entropy)
+    posterior.finalize(state, zip(x.split(batch_size), y.split(batch_size), strict=True), F.cross_entropy)
     return state
 
 
@@ -233,7 +233,7 @@ def test_covariance_of_kronecker_factors_has_the_prior_in_it_exactly():
     found = covariance(posterior, finished(posterior))
     start = 0
     for name, factor in factors.items():
-        curvature = torch.kron(factor.outputs, factor.inputs) / factor.places
+        curvature = torch.kron(factor.output_factor, factor.input_factor) / factor.num_positions
         inverse = (curvature / 0.5 + PRIOR * torch.eye(len(curvature))).inverse()
         rows, columns = layer_shape(layers[name])
         places = torch.arange(rows * columns).view(rows, columns)

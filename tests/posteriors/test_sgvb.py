@@ -85,18 +85,18 @@ def two_rates(mean, scale):
 
 @pytest.mark.parametrize("num_samples", [1, 3])
 @pytest.mark.parametrize("centre", ["zero", "initial"])
-@pytest.mark.parametrize("bayesian", ["all", "weights"])
-def test_gradients_are_those_of_autograd(bayesian, centre, num_samples):
+@pytest.mark.parametrize("selection", ["all", "weights"])
+def test_gradients_are_those_of_autograd(selection, centre, num_samples):
     model = mlp()
-    posterior = SGVB(3.0, 0.7, 0.2, num_samples, bayesian, centre)
+    posterior = SGVB(3.0, 0.7, 0.2, num_samples, selection, centre)
     state = posterior.init(model, STILL, 40)
     with torch.no_grad():
         model[0].weight.add_(0.3)  # the means leave where the prior may be centred
-    chosen = select_parameters(model, bayesian, "bayesian")
+    chosen = select_parameters(model, selection, "params")
     names, params = list(chosen), list(chosen.values())
     mean, raw = flatten(params).requires_grad_(), state.statistics["raw_scale"].detach().clone().requires_grad_()
     others = [p for p in trainable_parameters(model) if not any(p is q for q in params)]
-    assert bool(others) is (bayesian == "weights")
+    assert bool(others) is (selection == "weights")
 
     x, y = examples()
     torch.manual_seed(5)
@@ -339,7 +339,7 @@ def test_between_steps_the_model_is_the_mean_network():
     state = SGVB(initial_std=0.3).init(model, partial(torch.optim.Adam, lr=0.1), 10)
     for _ in range(3):
         SGVB().step(state, SAM()(closure_on(model), model))
-        means = list(select_parameters(model, "weights", "bayesian").values())
+        means = list(select_parameters(model, "weights", "params").values())
         assert torch.equal(flatten(means), state.statistics["mean"])
 
 
@@ -412,7 +412,7 @@ def test_refuses_numbers_without_meaning(name, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("num_samples", 0), ("bayesian", "head.*"), ("bayesian", []), ("prior_mean", "one")]
+    ("name", "value"), [("num_samples", 0), ("params", "head.*"), ("params", []), ("prior_mean", "one")]
 )
 def test_refuses_unknown_choices(name, value):
     posterior = SGVB()

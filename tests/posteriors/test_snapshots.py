@@ -25,23 +25,23 @@ def collected(posterior, count):
     return state
 
 
-@pytest.mark.parametrize("keep", [1, 2, 3, 4, 7, 30])
-def test_snapshots_held_are_many_evenly_spread_and_reach_the_end(keep):
+@pytest.mark.parametrize("max_snapshots", [1, 2, 3, 4, 7, 30])
+def test_snapshots_held_are_many_evenly_spread_and_reach_the_end(max_snapshots):
     for count in range(1, 200):
-        held = select_snapshot_indices(count, keep)
-        assert (min(count, keep) + 1) // 2 <= len(held) <= keep
+        held = select_snapshot_indices(count, max_snapshots)
+        assert (min(count, max_snapshots) + 1) // 2 <= len(held) <= max_snapshots
         assert held.start == held.step  # as far from the beginning as from each other
         assert count - held[-1] < held.step
-    assert list(select_snapshot_indices(keep, keep)) == list(range(1, keep + 1))
+    assert list(select_snapshot_indices(max_snapshots, max_snapshots)) == list(range(1, max_snapshots + 1))
 
 
-@pytest.mark.parametrize("keep", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("max_snapshots", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("storage", ["device", "cpu"])
-def test_rows_are_the_snapshots_that_the_rule_names(keep, storage):
+def test_rows_are_the_snapshots_that_the_rule_names(max_snapshots, storage):
     for count in range(1, 40):
-        state = collected(SGLD(max_snapshots=keep, storage=storage), count)
-        rows, held = state.statistics["snapshots"], list(select_snapshot_indices(count, keep))
-        assert rows.shape == (keep, 2)
+        state = collected(SGLD(max_snapshots=max_snapshots, storage=storage), count)
+        rows, held = state.statistics["snapshots"], list(select_snapshot_indices(count, max_snapshots))
+        assert rows.shape == (max_snapshots, 2)
         assert rows[: len(held), 0].tolist() == held
         assert rows[: len(held), 1].tolist() == [-k for k in held]
         assert int(state.statistics["count"]) == count
@@ -58,7 +58,7 @@ def test_memory_stays_where_it_was():
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_snapshot_held_is_drawn_equally_often(sampler):
-    posterior = sampler(keep=5)
+    posterior = sampler(max_snapshots=5)
     state = collected(posterior, 13)
     generator, seen = torch.Generator().manual_seed(0), Counter()
     for _ in range(3000):
@@ -89,14 +89,14 @@ def test_frozen_parameters_are_not_held():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_snapshot_is_one_network(sampler):
     assert sampler().stochastic
-    assert not sampler(keep=1).stochastic
+    assert not sampler(max_snapshots=1).stochastic
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("keep", [0, -3])
-def test_refuses_room_for_nothing(sampler, keep):
-    with pytest.raises(ValueError, match=f"at least 1, got {keep}"):
-        sampler(keep=keep)
+@pytest.mark.parametrize("max_snapshots", [0, -3])
+def test_refuses_room_for_nothing(sampler, max_snapshots):
+    with pytest.raises(ValueError, match=f"at least 1, got {max_snapshots}"):
+        sampler(max_snapshots=max_snapshots)
 
 
 @pytest.mark.gpu
@@ -105,7 +105,7 @@ def test_refuses_room_for_nothing(sampler, keep):
 def test_snapshots_in_main_memory_equal_those_on_the_device(sampler):
     weights = []
     for storage in ("device", "cpu"):
-        posterior = sampler(keep=3, storage=storage)
+        posterior = sampler(max_snapshots=3, storage=storage)
         model = nn.Linear(2, 1).cuda()
         state = posterior.init(model, None, 10)
         for k in range(8):

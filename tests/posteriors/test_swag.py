@@ -257,7 +257,7 @@ class TestSomeOfTheWeights:
             assert torch.equal(some.statistics[name], every.statistics[name][-10:])
 
     def test_a_filter_that_finds_nothing_says_what_there_is(self):
-        with pytest.raises(ValueError, match=r"pattern 'head\.\*' of bayesian matches none .* 0\.weight"):
+        with pytest.raises(ValueError, match=r"pattern 'head\.\*' of params matches none .* 0\.weight"):
             SWAG(params=["head.*"]).init(nn.Sequential(nn.Linear(2, 2)), None, 10)
-        with pytest.raises(ValueError, match="bayesian must be weights or"):
+        with pytest.raises(ValueError, match="params must be weights or"):
             SWAG(params=[])

@@ -174,10 +174,10 @@ def draw_landscape(
     """Both views as figures beside the diagnosis; returns their data."""
     flat = {name: not config["flatness"]["class_path"].endswith(".Plain") for name, config in configs.items()}
     shared: dict[str, Any] = {
-        "steps": options.num_grid_points,
+        "num_steps": options.num_grid_points,
         "batch_size": options.batch_size,
         "seed": options.seed,
-        "progress": sys.stderr.isatty(),
+        "show_progress": sys.stderr.isatty(),
     }
     slices = compute_draw_slices(posteriors, split.input_tensor, split.targets, **shared)
     sample, _ = subsample_split(dataset, "train", NUM_STATISTICS_EXAMPLES, options.seed)

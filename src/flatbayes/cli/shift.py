@@ -95,7 +95,7 @@ def run(options: Namespace) -> None:
     test = _subsample_split(dataset.test, options)
     names = _select_corruptions(options, dataset.input_shape)
     outside = _load_ood_inputs(outsider, source, test, options)
-    how: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed, "progress": sys.stderr.isatty()}
+    how: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed, "show_progress": sys.stderr.isatty()}
     known = len(fitted.norm_statistics)
     found: dict[str, Any] = {
         "flatbayes": version("flatbayes"),

@@ -37,7 +37,7 @@ class Split:
         if isinstance(self.inputs, LazyImages):
             raise ValueError(
                 f"This needs all {len(self)} images in memory, and they are streamed. Take some of them "
-                "(`split.subsample(1000)`; --examples on the command line), or read them without stream."
+                "(`split.subsample(1000)`; --max_examples on the command line), or read them without stream."
             )
         return self.inputs
 

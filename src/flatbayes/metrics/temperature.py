@@ -69,7 +69,7 @@ def apply_temperature(
 
     Examples:
         >>> import torch
-        >>> tempered(torch.tensor([[0.8, 0.2]]).log(), 0.5).exp().round(decimals=3)
+        >>> apply_temperature(torch.tensor([[0.8, 0.2]]).log(), 0.5).exp().round(decimals=3)
         tensor([[0.9410, 0.0590]], dtype=torch.float64)
     """
     if not (temperature > 0 and math.isfinite(temperature)):

@@ -176,7 +176,7 @@ class Laplace(Posterior):
         model, found, basis = state.model, state.statistics, make_eigenbasis(self.structure, state.model)
         if not found["finished"]:
             raise RuntimeError(
-                "Laplace needs the curvature at the end of training before a draw: call posterior.finish(state, "
+                "Laplace needs the curvature at the end of training before a draw: call posterior.finalize(state, "
                 "examples, loss_fn) after the last step, as fit does."
             )
         std = posterior_std(found["eigenvalues"], self.temperature, found["prior_precision"])

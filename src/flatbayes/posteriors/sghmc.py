@@ -75,7 +75,7 @@ class SGHMC(Posterior):
 
     @property
     def snapshot_requirements(self) -> tuple[int, int]:
-        """One is a sample, and `keep` are held."""
+        """One is a sample, and `max_snapshots` are held."""
         return 1, self.max_snapshots
 
     @property
@@ -109,7 +109,7 @@ class SGHMC(Posterior):
         return loss
 
     def collect(self, state: State) -> None:
-        """Hold the current weights, as far as `keep` allows."""
+        """Hold the current weights, as far as `max_snapshots` allows."""
         add_snapshot(state.statistics, trainable_parameters(state.model))
 
     def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:

@@ -79,7 +79,7 @@ class SGVB(Posterior):
 
     def __post_init__(self) -> None:
         check_prior_precision_spec(self.prior_precision)
-        check_selection(self.params, "bayesian")
+        check_selection(self.params, "params")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
         if not MIN_STD <= self.initial_std < math.inf:
@@ -112,7 +112,7 @@ class SGVB(Posterior):
                 out what it is given.
         """
         state = init_state(model, None, num_data, None)
-        params = select_parameters(model, self.params, "bayesian")
+        params = select_parameters(model, self.params, "params")
         mean = flatten(list(params.values()))
         # It gets its gradient by formula; a tensor that requires one could not be loaded into.
         raw_scale = nn.Parameter(torch.full_like(mean, std_to_raw(self.initial_std)), requires_grad=False)
@@ -153,7 +153,7 @@ class SGVB(Posterior):
             yield state.model
 
     def _get_random_parameters(self, state: State) -> list[nn.Parameter]:
-        return list(select_parameters(state.model, self.params, "bayesian").values())
+        return list(select_parameters(state.model, self.params, "params").values())
 
     def _get_prior_precision(self, state: State) -> WeightPrecision:
         given = self.prior_precision

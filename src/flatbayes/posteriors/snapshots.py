@@ -1,7 +1,7 @@
 """Snapshots of a chain: a bounded number, evenly spread over all iterates that were collected.
 
 How many there will be is not known while they come, so the spacing doubles whenever there is no more room: the
-memory is that of `keep` networks, and always at least half of it is in use once that many were collected.
+memory is that of `max_snapshots` networks, and always at least half of it is in use once that many were collected.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ def select_snapshot_indices(count: int, max_snapshots: int) -> range:
 
     Multiples leave out the beginning of the chain rather than its end.
 
-    >>> [list(kept(count, 4)) for count in (0, 3, 4, 5, 6, 8, 11)]
+    >>> [list(select_snapshot_indices(count, 4)) for count in (0, 3, 4, 5, 6, 8, 11)]
     [[], [1, 2, 3], [1, 2, 3, 4], [2, 4], [2, 4, 6], [2, 4, 6, 8], [4, 8]]
 
     Args:
@@ -38,7 +38,7 @@ def select_snapshot_indices(count: int, max_snapshots: int) -> range:
 
 
 def allocate_snapshots(model: nn.Module, max_snapshots: int, storage: Storage) -> dict[str, Tensor]:
-    """Statistics with room for `keep` snapshots of all trainable weights, a row each, and none yet."""
+    """Statistics with room for `max_snapshots` snapshots of all trainable weights, a row each, and none yet."""
     params = flatten(trainable_parameters(model))
     device = get_storage_device(storage, params.device)
     return {
@@ -91,11 +91,11 @@ def check_snapshot_options(max_snapshots: int, storage: Storage) -> None:
     """Refuse room for nothing, and places that there are not.
 
     Raises:
-        ValueError: `keep` is below 1, or `storage` is not known.
+        ValueError: `max_snapshots` is below 1, or `storage` is not known.
     """
     if max_snapshots < 1:
         raise ValueError(
-            f"keep is the largest number of snapshots to hold: it must be at least 1, got {max_snapshots}."
+            f"max_snapshots is the largest number of snapshots to hold: it must be at least 1, got {max_snapshots}."
         )
     check_storage_device(storage)
 

@@ -52,7 +52,7 @@ class SWAG(Posterior):
 
     def __post_init__(self) -> None:
         check_prior_precision(self.prior_precision)
-        check_selection(self.params, "bayesian")
+        check_selection(self.params, "params")
         check_storage_device(self.storage)
         if self.rank < 0 or self.rank == 1:
             raise ValueError(
@@ -157,7 +157,7 @@ class SWAG(Posterior):
         """The Bayesian parameters, and the other trainable ones."""
         if self.params == "all":
             return trainable_parameters(model), []
-        chosen = list(select_parameters(model, self.params, "bayesian").values())
+        chosen = list(select_parameters(model, self.params, "params").values())
         known = {id(param) for param in chosen}
         return chosen, [param for param in trainable_parameters(model) if id(param) not in known]
 
