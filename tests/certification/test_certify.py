@@ -72,11 +72,11 @@ def test_bounds_fail_no_more_often_than_they_may():
 
 
 def test_a_prior_that_has_seen_the_bound_is_found_out(monkeypatch):
-    def leaking(num_data, prior_share, seed):
-        prior, bound = split_prior_and_bound(num_data, prior_share, seed)
+    def leaking(num_data, prior_fraction, seed):
+        prior, bound = split_prior_and_bound(num_data, prior_fraction, seed)
         return torch.cat([prior, bound]), bound
 
-    monkeypatch.setitem(certify.__globals__, "halves", leaking)
+    monkeypatch.setitem(certify.__globals__, "split_prior_and_bound", leaking)
     assert failures(5, LIKELY) > 1
 
 
@@ -151,7 +151,7 @@ def test_the_best_prior_of_the_trials_is_kept(images):
 
 
 def test_a_share_that_takes_more_leaves_less(images):
-    few = certify(network(), images, Plain(), RECIPE, replace(PLAN, prior_share=0.8), show_progress=False)
+    few = certify(network(), images, Plain(), RECIPE, replace(PLAN, prior_fraction=0.8), show_progress=False)
     assert (few.num_prior_examples, few.error.num_data) == (32, 8)
 
 

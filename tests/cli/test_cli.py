@@ -158,7 +158,7 @@ BAD = [
     (["fit", *TINY, "--model", "nonsense", "--out", "o"], "Unknown model 'nonsense'. Known: ConvNet, DenseNet, MLP"),
     (
         ["fit", *TINY, "--posterior", "nonsense", "--out", "o"],
-        "Unknown posterior 'nonsense'. Known: Ensemble, LRT, Laplace, MCD",
+        "Unknown posterior 'nonsense'. Known: Ensemble, LRT, Laplace, MAP, MCD",
     ),
     (
         ["fit", *TINY, "--flatness", "nonsense", "--out", "o"],

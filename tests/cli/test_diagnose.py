@@ -99,7 +99,7 @@ BAD = [
     (["diagnose", "plain", "--num_draws", "0"], "at least 1 draw"),
     (["diagnose", "plain", "--max_examples", "0"], "--max_examples must be at least 1"),
     (["diagnose", "plain", "--num_grid_points", "1", "--landscape"], "at least 2 steps"),
-    (["diagnose", "plain", "--split", "all"], "part"),
+    (["diagnose", "plain", "--split", "all"], "split"),
 ]
 
 

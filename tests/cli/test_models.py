@@ -115,11 +115,11 @@ class TestFromTrainedNetworks:
     def test_a_folder_brings_its_model_and_changes_the_defaults(self, tmp_path):
         small = ["--model", "mlp", "--model.hidden", "[9]"]
         assert main(self.digits(*small, "--epochs", "4", "--posterior", "map", "--out", "map")) == 0
-        some = ["--posterior.bayesian", "last_layer", "--freeze", "[layers.1.*]", "--collect_per_epoch", "1"]
+        some = ["--posterior.params", "last_layer", "--freeze", "[layers.1.*]", "--collect_per_epoch", "1"]
         assert main(self.digits("--init", "map", "--posterior.rank", "2", *some, "--out", "swag")) == 0
         config = json.loads((tmp_path / "swag" / "config.json").read_text())
         assert config["recipe"]["epochs"] == 5
-        assert config["recipe"]["schedule"]["init_args"]["low"] == 0.3
+        assert config["recipe"]["schedule"]["init_args"]["end_factor"] == 0.3
         assert config["recipe"]["collect_per_epoch"] == 1  # what is said counts
         assert config["init"] == ["map"]
         point, swag = (FittedPosterior.load(name).states[0] for name in ("map", "swag"))

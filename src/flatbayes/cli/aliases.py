@@ -8,6 +8,7 @@ from types import ModuleType
 
 from flatbayes import data, flatness, models, posteriors
 from flatbayes.cli.defaults import get_class_defaults
+from flatbayes.core.renames import REMOVED_OBJECTS, RENAMED_OBJECTS, explain_name, explain_option
 from flatbayes.core.spec import to_spec
 from flatbayes.data.hub import is_hub_name
 from flatbayes.training import schedules
@@ -28,42 +29,19 @@ CLASS_OPTIONS: dict[str, tuple[ModuleType, type | None]] = {
 DATA_OPTIONS = ("data", "source", "ood")
 
 
-RENAMED_OPTIONS = {
-    "corrupted": "corrupted_folder",
-    "draws": "num_draws",
-    "examples": "max_examples",
-    "image": "image_column",
-    "jobs": "num_jobs",
-    "keep": "keep_columns",
-    "measures": "evaluations",
-    "outside": "ood",
-    "part": "split",
-    "prior_share": "prior_fraction",
-    "seeds": "num_seeds",
-    "sharpness_draws": "num_sharpness_draws",
-    "smallest_probability": "min_probability",
-    "steps": "num_grid_points",
-    "test_draws": "num_test_draws",
-    "trial_draws": "num_trial_draws",
-    "trials": "num_trials",
-    "twin": "compare_plain",
-}
-"""Options of the verbs in flatbayes 0.1, and what each is called now."""
-
-
 def explain_renames(arguments: Sequence[str], message: str) -> list[str]:
-    """Sentences on the options of flatbayes 0.1 that a failed command used.
+    """Sentences on options of flatbayes 0.1 that a failed command used.
 
     Args:
-        arguments: The command line.
-        message: The parser's error, which names the keys of a configuration file.
+        arguments: The command line, the verb first.
+        message: The parser's error, which quotes the keys of a configuration file.
     """
-    given = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
-    given |= set(re.findall(r"['\"]([\w.]+)['\"]", message))
-    return [
-        f"{name} was renamed to {RENAMED_OPTIONS[name]} in flatbayes 0.2."
-        for name in sorted(given & RENAMED_OPTIONS.keys())
-    ]
+    given = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
+    keys = re.findall(r"['\"]([\w.]+)['\"]", message)
+    verb = arguments[0]
+    options = [name.removeprefix(f"{verb}.") for name in dict.fromkeys(given + keys)]
+    sentences = [explain_option(option, verb) for option in options]
+    return [sentence for sentence in sentences if sentence is not None]
 
 
 def list_names(option: str) -> list[str]:
@@ -90,7 +68,12 @@ def resolve_name(option: str, name: str) -> str:
         return name
     kind = {"source": "data", "ood": "data", "posteriors": "posterior", "member": "posterior"}.get(option, option)
     also = "a path to data that exists" if option in DATA_OPTIONS else "the dotted path of a class of your own"
-    raise ValueError(f"Unknown {kind} {name!r}. Known: {', '.join(list_names(option))}; or {also}.")
+    old_names = [*RENAMED_OBJECTS.get(module.__name__, {}), *(path.rpartition(".")[2] for path in REMOVED_OBJECTS)]
+    explanation = next((explain_name(old) for old in old_names if old.lower() == name.lower()), None)
+    raise ValueError(
+        f"Unknown {kind} {name!r}. {f'{explanation} ' if explanation else ''}Known: {', '.join(list_names(option))}; "
+        f"or {also}."
+    )
 
 
 def _expand_defaults(path: str) -> str:
