@@ -14,7 +14,8 @@ class Cube(Flatness):
         self.rho = rho
 
     def __call__(self, closure, model, progress=None):
-        # `gradient_at_perturbation` replays dropout, lets BatchNorm move once, and restores everything, also after an exception.
+        # `gradient_at_perturbation` replays dropout, lets BatchNorm move once, and restores everything, also after
+        # an exception.
         return gradient_at_perturbation(lambda weights, grads: corner(grads, self.rho), closure, model)
 
 

@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> ArgumentParser:
-    """The parser of the command; apart from `--num_jobs`, `--dry_run`, `--out` and `--overwrite`, fields of TableConfig."""
+    """The parser of the command; apart from `--num_jobs`, `--dry_run`, `--out` and `--overwrite`, fields of
+    TableConfig.
+    """
     parser = new_parser(
         "--table TABLE --out FOLDER [options]",
         "Run a table of the paper, and compare it with the published results. The same command resumes an interrupted\n"

@@ -1,0 +1,1 @@
+"""Samplers on losses with two wells, whose plain and sharpness-aware posteriors are known exactly."""

@@ -1,7 +1,9 @@
 """Losses in one and two parameters with both posteriors on a grid, and chains and fits by the thousand.
 
-A ball belongs to one network, so a thousand chains with SAM are a thousand closures; `make_row_sam_closure` asks for all of
-them at once, and tests/studies/double_well/test_batched_chains.py shows that each row gets what `SAM` would give it alone.
+A ball belongs to one network, so a thousand chains with SAM are a thousand closures; `make_row_sam_closure` asks
+for all of
+them at once, and tests/studies/double_well/test_batched_chains.py shows that each row gets what `SAM` would give it
+alone.
 """
 
 import math

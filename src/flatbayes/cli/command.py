@@ -1,6 +1,7 @@
 """Command runner: parse arguments, call a function, map errors to messages and exit codes.
 
-`flatbayes` itself and the commands of a checkout (`python -m studies.double_well`, `python -m reproduction`) share it.
+`flatbayes` itself and the commands of a checkout (`python -m studies.double_well`, `python -m reproduction`) share
+it.
 """
 
 import argparse

@@ -11,8 +11,8 @@ from typing import Any
 from flatbayes.data.columns import encode_class_labels, extract_integer_labels, read_column
 from flatbayes.data.encoded_images import EncodedSplit
 from flatbayes.data.hub import download_dataset, is_hub_name
-from flatbayes.data.images import infer_layout
 from flatbayes.data.image_cache import iter_mapped_images
+from flatbayes.data.images import infer_layout
 from flatbayes.data.parquet import find_split_files, iter_encoded_images, read_schema, require_columns
 from flatbayes.data.source import DataSource, RawSplits
 

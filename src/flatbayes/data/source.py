@@ -25,7 +25,8 @@ class RawSplits:
         class_names: One per class; empty where the targets are numbers.
         feature_names: One per feature; empty for images.
         target_names: One per number to predict; empty where the targets are classes.
-        standard_splits: Standard splits, each the rows of its training and of its test part; the seed says which is taken.
+        standard_splits: Standard splits, each the rows of its training and of its test part; the seed says which is
+            taken.
     """
 
     unsplit: Split | EncodedSplit

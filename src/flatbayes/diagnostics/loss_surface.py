@@ -33,7 +33,8 @@ class LossSurface:
             model: The network.
             loss_fn: Mean negative log likelihood of a batch.
             batches: The examples, as the network takes them and on its device; kept as a list.
-            keep_mode: Ask the network in the mode that each module is in, as for a draw whose dropout is on; otherwise
+            keep_mode: Ask the network in the mode that each module is in, as for a draw whose dropout is on;
+                otherwise
                 in eval mode.
 
         Raises:

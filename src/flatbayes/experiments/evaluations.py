@@ -32,7 +32,8 @@ class EvaluationConfig:
         calibration: Temperature scaling on the validation part, further calibration errors, selective prediction.
         shift: Corrupted images.
         ood: Where foreign inputs come from; None for none.
-        sharpness_rho: Radius of the ball in which the training loss is explored around draws, with slices through them;
+        sharpness_rho: Radius of the ball in which the training loss is explored around draws, with slices through
+            them;
             None for not at all.
         hessian: Also eigenvalues and trace of the Hessian.
         severities: Of the corruptions, from 1 to 5.

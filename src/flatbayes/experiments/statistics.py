@@ -23,10 +23,12 @@ class PairedComparison:
         num_seeds: Number of seeds.
         difference: Mean of flat - plain.
         interval: Its confidence interval by Student's t; None for fewer than two seeds.
-        bootstrap_interval: The same by bootstrap (BCa), which does not suppose a normal distribution; None for fewer than
+        bootstrap_interval: The same by bootstrap (BCa), which does not suppose a normal distribution; None for
+            fewer than
             ten seeds, with which it is too narrow.
         p_value: Of the two-sided paired t-test; None for fewer than two seeds.
-        effect_size: Cohen's d of the paired differences, their mean in units of their standard deviation, positive where
+        effect_size: Cohen's d of the paired differences, their mean in units of their standard deviation, positive
+            where
             flat is better; None where that is zero or there are fewer than two seeds.
         num_flat_better: Seeds with which flat is better.
         num_plain_better: Seeds with which plain is.

@@ -27,7 +27,8 @@ class SAM(Flatness):
         ascent_steps: Times the displacement is aimed; every one costs a gradient.
         resample_noise: Draw new dropout masks for the second pass, as the paper's code does, instead of replaying
             those of the first.
-        ascent_batch_fraction: Share of the batch that the displacement is aimed with. It is the closure that saves the rest: see
+        ascent_batch_fraction: Share of the batch that the displacement is aimed with. It is the closure that saves
+            the rest: see
             `flatbayes.core.subset_batch`. Running statistics then move at the displaced weights.
         params: Which parameters are displaced, in a ball of their own: `norms`, those of normalisation layers
             (Mueller et al., NeurIPS 2023), with a radius some ten times as large; `last_layer`, `weights`, `biases`,

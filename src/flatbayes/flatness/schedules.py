@@ -1,6 +1,7 @@
 """Any flatness at some steps, and plain training at the others: a share of the cost, for most of the gain.
 
-`Periodic` runs it each so many steps, `Delayed` in the last part of training, which is when SWAG collects its snapshots and
+`Periodic` runs it each so many steps, `Delayed` in the last part of training, which is when SWAG collects its
+snapshots and
 when the optimiser settles for the region that it stays in. Zhou et al. (ICLR 2025) find a few epochs at the end to do
 about as well as the whole of training. Before it, `Delayed` trains plainly or with a cheaper flatness.
 """

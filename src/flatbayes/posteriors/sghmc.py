@@ -44,7 +44,8 @@ class SGHMC(Posterior):
         temperature: Divides the log likelihood, not the log prior. One is Bayes; below one the posterior is
             narrower than Bayes has it. With the weight decay held fixed instead of prior_precision, likelihood and
             prior are tempered together, a cold posterior.
-        max_snapshots: Largest number of snapshots to hold, each the size of the network. Where more are collected, every
+        max_snapshots: Largest number of snapshots to hold, each the size of the network. Where more are collected,
+            every
             second is dropped, again and again, so that those held stay evenly spread.
         storage: Where they are held: beside the model (device) or in main memory (cpu).
     """

@@ -15,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 BET_FRACTIONS = (1.0, 0.3, 0.1, 0.03, 0.01)
-"""Stakes that `betting_mean_bound` spreads its capital over: the smaller the spread of the values, the larger wins."""
+"""Stakes that `betting_mean_bound` spreads its capital over: the smaller the spread of the values, the larger
+wins.
+"""
 
 
 def sharpness_bound(norm_squared: float, rho: float, num_params: int, num_data: int, delta: float) -> float:
@@ -327,7 +329,8 @@ def compute_certificate_from_draws(
 ) -> Certificate:
     """The same promise as `certificate`, from the error of every draw.
 
-    It is kl⁻¹(ē, (KL(Q || P) + log(2√n/δ)) / n), where ē is the `betting_mean_bound` of the draws. The errors of networks on
+    It is kl⁻¹(ē, (KL(Q || P) + log(2√n/δ)) / n), where ē is the `betting_mean_bound` of the draws. The errors of
+    networks on
     a whole sample differ by little, so fewer draws do. All that `certificate` rests on holds here too; errors may be
     any losses in [0, 1].
 

@@ -33,9 +33,11 @@ class Checkpoints:
 
     Attributes:
         folder: Where they are; nothing else is to be in it.
-        every_n_steps: Steps between two checkpoints within an epoch; None is at the end of epochs only, which is all that is
+        every_n_steps: Steps between two checkpoints within an epoch; None is at the end of epochs only, which is
+            all that is
             exact with a loader of your own.
-        min_interval_seconds: Least time between two; 0 takes every chance. They are further apart where writing them would take
+        min_interval_seconds: Least time between two; 0 takes every chance. They are further apart where writing
+            them would take
             more than a twentieth of the time.
         max_to_keep: How many of the latest are there.
     """

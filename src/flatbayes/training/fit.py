@@ -76,7 +76,8 @@ def fit(
         data: Training data, which inputs are standardised by; or a loader of ready `(inputs, targets)` batches.
         posterior: What is fitted.
         flatness: Where gradients are taken; `Plain()` for ordinary training.
-        config: How it is trained; the default is `TrainingConfig()`, or where training goes on from `init`, `FINE_TUNING`.
+        config: How it is trained; the default is `TrainingConfig()`, or where training goes on from `init`,
+            `FINE_TUNING`.
         init: Trained weights to start from: a state dict, a file with one (safetensors, or of torch.save), or the
             folder of a fitted posterior, whose mean is taken, with what its inputs were standardised by; for an
             ensemble a list of them. Names may be behind the prefix of a wrapper, such as `module.`.

@@ -44,7 +44,8 @@ class TrainingRun:
         validate: Measures every network in the module between epochs; decides nothing.
         num_networks: How many networks the module holds.
         split_state: The state of each of them.
-        num_gradients: Forward and backward passes of a network so far; one over a part of the batch counts as that part.
+        num_gradients: Forward and backward passes of a network so far; one over a part of the batch counts as that
+            part.
         state: The posterior's state, once training has begun.
         progress: The step, and what the flatness remembers.
         completed_epochs: Whole epochs so far.
