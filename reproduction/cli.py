@@ -36,8 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> ArgumentParser:
-    """The parser of the command; apart from `--num_jobs`, `--dry_run`, `--out` and `--overwrite`, fields of
-    TableConfig.
+    """The parser of the command.
+
+    Its options are the fields of TableConfig, and `--num_jobs`, `--dry_run`, `--out` and `--overwrite`.
     """
     parser = new_parser(
         "--table TABLE --out FOLDER [options]",

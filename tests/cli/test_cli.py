@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -255,4 +256,4 @@ def test_help_is_worth_reading(capsys, arguments):
 def test_version(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
-    assert "0.1.0" in capsys.readouterr().out
+    assert version("flatbayes") in capsys.readouterr().out

@@ -27,7 +27,7 @@ def test_what_is_given_is_kept_and_what_is_within_is_completed():
 
 
 def test_other_classes_and_nonsense_stay_what_they_are():
-    for thing in ({"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}, {"class_path": 3}, {"class_path": "flatbayes.no.Such"}, 7, None, "x"):  # fmt: skip  # noqa: E501
+    for thing in ({"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}, {"class_path": 3}, {"class_path": "flatbayes.no.Such"}, 7, None, "x"):  # fmt: skip
         assert fill_defaults(thing) == thing
     assert get_class_defaults("os.system") == {}
 

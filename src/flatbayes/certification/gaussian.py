@@ -48,7 +48,7 @@ def fit_gaussian(
 
     Args:
         posterior: The family, from `gaussian`.
-        train_prior_network: The prior network, which is copied.
+        prior_network: The prior network, which is copied.
         split: Examples of the bound.
         likelihood: The loss.
         certification_config: How long and how fast.

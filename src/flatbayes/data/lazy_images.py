@@ -78,8 +78,9 @@ class LazyImages:
 
     @cached_property
     def standardization(self) -> Standardize:
-        """Mean and standard deviation of each channel, of `NUM_STATISTICS_IMAGES` random images (of all where there
-        are fewer).
+        """Mean and standard deviation of each channel.
+
+        They are estimated from `NUM_STATISTICS_IMAGES` random images, or from all where there are fewer.
         """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:NUM_STATISTICS_IMAGES]
         return Standardize.fit(self[order.sort().values])
