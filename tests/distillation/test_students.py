@@ -53,7 +53,7 @@ def test_of_numbers(numbers):
     for name, values in student([perfect]).items():
         torch.testing.assert_close(values, wanted[name].float(), rtol=1e-4, atol=1e-5)
     other = torch.randn(6, 6)
-    means, stds = likelihood.standardised(other[:, :4])
+    means, stds = likelihood.split_outputs(other[:, :4])
     of_moments = kl_divergence(Normal(mean, variance.sqrt()), Normal(means, stds))
     of_share = kl_divergence(Bernoulli(share), Bernoulli(logits=other[:, 4:]))
     expected = (of_moments + of_share).sum(1).mean()

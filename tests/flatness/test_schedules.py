@@ -71,14 +71,14 @@ def test_gradients_are_those_of_one_loss_as_the_pieces_are():
 
 def test_says_when_the_length_of_training_is_missing():
     model = network()
-    with pytest.raises(ValueError, match=r"Late needs the number of steps .* Course\(total_steps=...\)"):
+    with pytest.raises(ValueError, match=r"Delayed needs the number of steps .* TrainingProgress\(total_steps=...\)"):
         Delayed()(Counted(model, *batch()), model, TrainingProgress())
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Periodic(period=0), "steps must be at least 1"),
+        (lambda: Periodic(period=0), "period must be at least 1"),
         (lambda: Delayed(start=1.0), "start is a share"),
         (lambda: Delayed(start=-0.1), "start is a share"),
     ],

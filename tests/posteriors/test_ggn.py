@@ -207,7 +207,7 @@ def kfac(net, x, y, loss_fn, batch_size=SIZE):
 
 def block(factors):
     """In the order of the layer's matrix [weight, bias], row by row."""
-    return torch.kron(factors.outputs, factors.inputs) / factors.places
+    return torch.kron(factors.output_factor, factors.input_factor) / factors.num_positions
 
 
 def dense_block(net, name, x, hessians):
