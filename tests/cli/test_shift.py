@@ -84,13 +84,13 @@ def test_the_classes_left_out_are_outside(here, capsys):
 def test_examples_from_outside_by_name_and_by_path(here):
     images = torch.randint(0, 256, (30, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     np.savez(here / "foreign.npz", x=images.numpy(), y=np.arange(30) % 3)
-    for ood in ("foreign.npz", "digits"):
+    for ood, name in {"foreign.npz": "Npz(path=foreign.npz)", "digits": "Digits"}.items():
         assert (
             main(["shift", "half", "--corruptions", "none", "--num_draws", "2", "--ood", ood, "--max_examples", "5"])
             == 0
         )
         results = found(here / "half")["ood"]
-        assert results["outside"] == ood
+        assert results["outside"] == name
         assert (results["num_inside"], results["num_outside"]) == (5, 5)
 
 

@@ -386,7 +386,7 @@ def test_draws_need_the_curvature_of_the_last_step():
     posterior = Laplace(prior_precision=PRIOR)
     state = posterior.init(network(), descent, 12)
     with (
-        pytest.raises(RuntimeError, match=r"before a draw: call posterior\.finish"),
+        pytest.raises(RuntimeError, match=r"before a draw: call posterior\.finalize"),
         posterior.draw(state, generator()),
     ):
         pass

@@ -39,9 +39,11 @@ def explain_renames(arguments: Sequence[str], message: str) -> list[str]:
     given = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
     keys = re.findall(r"['\"]([\w.]+)['\"]", message)
     verb = arguments[0]
-    options = [name.removeprefix(f"{verb}.") for name in dict.fromkeys(given + keys)]
-    sentences = [explain_option(option, verb) for option in options]
-    return [sentence for sentence in sentences if sentence is not None]
+    for names in (given, [key.removeprefix(f"{verb}.") for key in keys]):
+        sentences = [explain_option(name, verb) for name in dict.fromkeys(names)]
+        if any(sentences):
+            return [sentence for sentence in sentences if sentence]
+    return []
 
 
 def list_names(option: str) -> list[str]:

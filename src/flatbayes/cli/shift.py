@@ -1,6 +1,5 @@
 """`flatbayes shift`: a fitted posterior on corrupted images, on examples from outside, and at its temperature."""
 
-import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli.aliases import resolve_name
 from flatbayes.cli.artifacts import console, load_on_device
 from flatbayes.cli.options import add_run_options, new_parser
 from flatbayes.core.environment import describe_environment
@@ -69,9 +67,10 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--ood",
-        type=str | None,
+        type=DataSource | None,
         default=None,
-        help="examples from outside: digits, cifar10 ... or a path; by default the classes that ClassSplit left out",
+        metavar="NAME",
+        help="out-of-distribution data: digits, cifar10 ... or a path; by default the classes that ClassSplit left out",
     )
     parser.add_argument(
         "--max_examples", type=int | None, default=None, help="at most so many test examples of each kind"
@@ -87,15 +86,18 @@ def run(options: Namespace) -> None:
     folder = RunFolder.open(Path(options.folder))
     config = folder.read_config()
     source: DataSource = instantiate(config["data"], package="flatbayes.data")
-    outsider = _find_ood_source(options.ood)
     fitted = load_on_device(folder.path, options.model)
     dataset = source.load(config["seed"])
     if dataset.is_regression:
         raise ValueError(f"Shift is measured for classifications, and {folder.path} holds a regression.")
     test = _subsample_split(dataset.test, options)
     names = _select_corruptions(options, dataset.input_shape)
-    outside = _load_ood_inputs(outsider, source, test, options)
-    how: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed, "show_progress": sys.stderr.isatty()}
+    outside = _load_ood_inputs(options.ood, source, test, options)
+    how: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "show_progress": sys.stderr.isatty(),
+    }
     known = len(fitted.norm_statistics)
     found: dict[str, Any] = {
         "flatbayes": version("flatbayes"),
@@ -109,7 +111,7 @@ def run(options: Namespace) -> None:
     }
     console.print(temperature_table(found["recalibrated"]))
     if outside is not None:
-        name = options.ood or "the classes left out"
+        name = short_name(options.ood) if options.ood is not None else "the classes left out"
         found["ood"] = {"outside": name, **evaluate_ood(fitted, test.input_tensor, outside, options.num_draws, **how)}
         console.print(ood_table(found["ood"], name))
     if names:
@@ -167,17 +169,6 @@ def _select_corruptions(options: Namespace, input_shape: tuple[int, ...]) -> tup
             f"{', '.join(CORRUPTION_GROUPS)}."
         )
     return names
-
-
-def _find_ood_source(name: str | None) -> DataSource | None:
-    """The source that a name or a path stands for."""
-    if name is None:
-        return None
-    spec = resolve_name("data", name)
-    found: DataSource = instantiate(
-        json.loads(spec) if spec.startswith("{") else {"class_path": spec, "init_args": {}}
-    )
-    return found
 
 
 def _load_ood_inputs(

@@ -161,7 +161,7 @@ def check_temperature(temperature: float) -> None:
     if not 0 < temperature < math.inf:
         raise ValueError(
             f"temperature must be positive and finite, got {temperature}. Without noise there is no posterior: for "
-            "the end of gradient descent use Point, for its late iterates SWAG."
+            "the end of gradient descent use MAP, for its late iterates SWAG."
         )
 
 
