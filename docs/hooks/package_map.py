@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "img" / "package-map.svg"
-WIDTH, ROW_HEIGHT, GAP, MARGIN = 1180, 104, 10, 16
+WIDTH, GAP, MARGIN, LINE_HEIGHT = 1180, 10, 16, 14
 STYLE = """
 text { font-family: system-ui, sans-serif; fill: #1b2a2f }
 .name { font-weight: 600; font-size: 15px } .about { font-size: 11.5px } .layer { font-size: 12px; fill: #5b6b70 }
@@ -36,33 +36,34 @@ def read_summary(package: str) -> str:
 
 def render_map() -> str:
     """The picture as SVG: one row of boxes for each layer; a box may import the boxes below it."""
-    layers = read_layers()
-    height = 2 * MARGIN + len(layers) * (ROW_HEIGHT + GAP) + 20
-    lines = [
+    boxes, top = list[str](), MARGIN
+    for packages in read_layers():
+        box_width = (WIDTH - 2 * MARGIN - GAP * (len(packages) - 1)) / len(packages)
+        summaries = [textwrap.wrap(read_summary(package), int((box_width - 16) / 6.1)) for package in packages]
+        row_height = 32 + LINE_HEIGHT * max(map(len, summaries))
+        for column, (package, summary) in enumerate(zip(packages, summaries, strict=True)):
+            left = MARGIN + column * (box_width + GAP)
+            boxes.append(
+                f'<rect x="{left:.1f}" y="{top}" width="{box_width:.1f}" height="{row_height}" rx="6"/>'
+                f'<text class="name" x="{left + 9:.1f}" y="{top + 21}">{escape(package)}</text>'
+            )
+            boxes += [
+                f'<text class="about" x="{left + 9:.1f}" y="{top + 39 + LINE_HEIGHT * k}">{escape(line)}</text>'
+                for k, line in enumerate(summary)
+            ]
+        top += row_height + GAP
+    height = top + MARGIN + 8
+    header = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
         "<title>Packages of flatbayes by import layer</title>",
         f"<style>{STYLE}</style>",
         f'<rect class="background" width="{WIDTH}" height="{height}"/>',
     ]
-    for row, packages in enumerate(layers):
-        top = MARGIN + row * (ROW_HEIGHT + GAP)
-        box_width = (WIDTH - 2 * MARGIN - GAP * (len(packages) - 1)) / len(packages)
-        for column, package in enumerate(packages):
-            left = MARGIN + column * (box_width + GAP)
-            lines.append(
-                f'<rect x="{left:.1f}" y="{top}" width="{box_width:.1f}" height="{ROW_HEIGHT}" rx="6"/>'
-                f'<text class="name" x="{left + 9:.1f}" y="{top + 21}">{escape(package)}</text>'
-            )
-            wrapped = textwrap.wrap(read_summary(package), max(12, int((box_width - 16) / 6.1)))[:5]
-            lines += [
-                f'<text class="about" x="{left + 9:.1f}" y="{top + 39 + 14 * k}">{escape(line)}</text>'
-                for k, line in enumerate(wrapped)
-            ]
-    lines.append(
-        f'<text class="layer" x="{MARGIN}" y="{height - MARGIN}">A package may import packages of the rows below it, '
+    footer = (
+        f'<text class="layer" x="{MARGIN}" y="{height - 8}">A package may import packages of the rows below it, '
         "never of the same row or above.</text></svg>"
     )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*header, *boxes, footer]) + "\n"
 
 
 if __name__ == "__main__":

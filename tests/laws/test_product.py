@@ -25,7 +25,9 @@ def test_fits_predicts_saves_loads(posterior, flat, tmp_path):
         return
     fitted = fit(network, loader, posterior, flat, RECIPE, likelihood=Categorical(3))
     calls = posterior.num_members * getattr(posterior, "num_samples", 1)
-    assert fitted.info["cost"]["gradients"] / calls == pytest.approx(6 * flat.gradients_per_step, abs=1)  # turns are whole
+    assert fitted.info["cost"]["gradients"] / calls == pytest.approx(
+        6 * flat.gradients_per_step, abs=1
+    )  # turns are whole
     predictive = fitted.predict(x, 3)
     torch.testing.assert_close(predictive.mean.sum(-1), torch.ones(24, dtype=torch.float64))
     assert predictive.entropy.isfinite().all()
