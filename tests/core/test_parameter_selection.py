@@ -36,7 +36,7 @@ def network(norm=NORMS[0]):
 @pytest.mark.parametrize("norm", NORMS, ids=lambda norm: type(norm).__name__)
 def test_selections_are_what_they_say(selection, names, norm):
     model = network(norm)
-    found = select_parameters(model, selection, "bayesian")
+    found = select_parameters(model, selection, "params")
     assert " ".join(found) == names
     assert all(param is model.get_parameter(name) for name, param in found.items())
     state = SGVB(params=selection).init(model, None, 10)
@@ -48,29 +48,29 @@ def test_selections_see_trainable_parameters_only_and_tied_ones_once():
     model[1].weight = model[0].weight
     model[4].requires_grad_(False)
     model[0].bias.requires_grad_(False)
-    assert list(select_parameters(model, "weights", "bayesian")) == ["0.weight", "1.bias", "3.weight", "3.bias"]
-    assert list(select_parameters(model, "last_layer", "bayesian")) == ["3.weight", "3.bias"]
-    assert list(select_parameters(model, ["1.*"], "bayesian")) == ["0.weight", "1.bias"]  # by any of its names
+    assert list(select_parameters(model, "weights", "params")) == ["0.weight", "1.bias", "3.weight", "3.bias"]
+    assert list(select_parameters(model, "last_layer", "params")) == ["3.weight", "3.bias"]
+    assert list(select_parameters(model, ["1.*"], "params")) == ["0.weight", "1.bias"]  # by any of its names
     with pytest.raises(ValueError, match=r"pattern '4\.\*' .* matches none"):
-        select_parameters(model, ["4.*"], "bayesian")
+        select_parameters(model, ["4.*"], "params")
 
 
 def test_biases_of_any_name_are_biases():
     attention = nn.MultiheadAttention(4, 2)
-    assert list(select_parameters(attention, "no_biases", "bayesian")) == ["in_proj_weight", "out_proj.weight"]
-    assert list(select_parameters(attention, "biases", "bayesian")) == ["in_proj_bias", "out_proj.bias"]
+    assert list(select_parameters(attention, "no_biases", "params")) == ["in_proj_weight", "out_proj.weight"]
+    assert list(select_parameters(attention, "biases", "params")) == ["in_proj_bias", "out_proj.bias"]
 
 
 @pytest.mark.parametrize("selection", ["weights", "no_biases", "biases"])
 def test_refuses_to_select_nothing(selection):
     model = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.BatchNorm1d(3))
-    message = f"bayesian='{selection}' selects none of the 2 trainable parameters of Sequential: 1.weight, 1.bias"
+    message = f"params='{selection}' selects none of the 2 trainable parameters of Sequential: 1.weight, 1.bias"
     with pytest.raises(ValueError, match=message):
         SGVB(params=selection).init(model, None, 10)
 
 
 def test_refuses_a_pattern_without_match_beside_others():
-    message = r"The pattern 'Head\.\*' of bayesian matches none .* ModuleDict: conv\.weight, .*, head\.bias\."
+    message = r"The pattern 'Head\.\*' of params matches none .* ModuleDict: conv\.weight, .*, head\.bias\."
     with pytest.raises(ValueError, match=message):
         SGVB(params=["*.bias", "Head.*"]).init(network(), None, 10)
 
@@ -78,7 +78,7 @@ def test_refuses_a_pattern_without_match_beside_others():
 def test_names_in_messages_are_few():
     model = nn.ParameterList(torch.zeros(1) for _ in range(30))
     with pytest.raises(ValueError, match="0, 1, .*, 19 and 10 more"):
-        select_parameters(model, ["x"], "bayesian")
+        select_parameters(model, ["x"], "params")
 
 
 @pytest.mark.parametrize("selection", ["head.*", "Weights", []])
@@ -86,7 +86,7 @@ def test_refuses_what_is_no_selection(selection):
     with pytest.raises(
         ValueError, match=r"bayesian must be weights or .*, or a list of name patterns such as \['head"
     ):
-        check_selection(selection, "bayesian")
+        check_selection(selection, "params")
 
 
 def test_alone_others_get_no_gradient_and_have_it_back_after_an_exception():
