@@ -59,7 +59,7 @@ def study(name, folder, methods, seeds=None, choice_seeds=None, epochs=None, rad
     common = (
         module.COMMON
         if epochs is None
-        else replace(module.COMMON, recipe=replace(module.COMMON.recipe, epochs=epochs))
+        else replace(module.COMMON, config=replace(module.COMMON.config, epochs=epochs))
     )
     candidates = {one: module.CANDIDATES[one] for one in methods}
     chosen = {}

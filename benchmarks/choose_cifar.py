@@ -36,7 +36,7 @@ COMMON = Comparison(
     source=CIFAR10(train_size=500, val_size=1000, flip=False, pad=0),
     model=partial(ConvNet, width=8),
     posteriors=(MAP(),),
-    config=TrainingConfig(epochs=40, validations=0, batch_size=50),
+    config=TrainingConfig(epochs=40, num_validations=0, batch_size=50),
     num_seeds=2,
     num_draws=10,
 )

@@ -36,7 +36,7 @@ MODEL = partial(ConvNet, width=16)
 
 def recipe(lr, decay, low):
     optimizer = partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=decay)
-    return TrainingConfig(epochs=60, optimizer=optimizer, schedule=SWALinear(end_factor=low), validations=0)
+    return TrainingConfig(epochs=60, optimizer=optimizer, schedule=SWALinear(end_factor=low), num_validations=0)
 
 
 def swag(cell, flatness, seed):

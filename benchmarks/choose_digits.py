@@ -49,7 +49,10 @@ def variational(kind, lr, temperature, precision, epochs=120):
 
 
 def sampled(kind, lr, temperature, precision, epochs=120):
-    optimizer, recipe = sgd(lr, momentum=0.0), {"schedule": Constant(), "epochs": epochs, "collect_from": 0.5}
+    optimizer, recipe = (
+        sgd(lr, momentum=0.0),
+        {"schedule": Constant(), "epochs": epochs, "collection.start_fraction": 0.5},
+    )
     return Method(
         kind(prior_precision=precision, temperature=temperature), config_overrides={"optimizer": optimizer, **recipe}
     )
@@ -71,7 +74,11 @@ CANDIDATES = {
 }
 
 COMMON = Comparison(
-    source=Digits(), model=MODEL, posteriors=(MAP(),), config=TrainingConfig(epochs=60, validations=0), num_seeds=5
+    source=Digits(),
+    model=MODEL,
+    posteriors=(MAP(),),
+    config=TrainingConfig(epochs=60, num_validations=0),
+    num_seeds=5,
 )
 
 
@@ -82,11 +89,11 @@ def choose(common, candidates, radii, folder, seeds):
         "data": to_spec(common.source),
         "model": to_spec(common.model),
         "posteriors": [to_spec(method)["init_args"] for method in chosen],
-        "epochs": common.recipe.epochs,
-        "batch_size": common.recipe.batch_size,
-        "validations": 10,
-        "seeds": seeds,
-        "draws": common.num_draws,
+        "epochs": common.config.epochs,
+        "batch_size": common.config.batch_size,
+        "num_validations": 10,
+        "num_seeds": seeds,
+        "num_draws": common.num_draws,
     }
     Path(folder, "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 

@@ -16,7 +16,7 @@ from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Flatness, Plain
 from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import Ensemble
-from flatbayes.training import Callback, TrainingConfig
+from flatbayes.training import Callback, DistributionConfig, TrainingConfig
 from flatbayes.training.data import make_training_data
 from flatbayes.training.distributed.launch import make_fabric
 from flatbayes.training.model_builder import make_model_builder
@@ -74,7 +74,13 @@ def row(name: str, size: int, flat: Flatness, rounds: int) -> dict[str, Any]:
 def prepared(model: Callable[..., nn.Module], data: DataSplits, size: int, flat: Flatness) -> RunFactory:
     """The runs of an ensemble of points, one epoch each."""
     source = make_training_data(data)
-    recipe = TrainingConfig(epochs=1, batch_size=BATCH, validations=0, optimizer=OPTIMIZER, members="auto")
+    recipe = TrainingConfig(
+        epochs=1,
+        batch_size=BATCH,
+        num_validations=0,
+        optimizer=OPTIMIZER,
+        distribution=DistributionConfig(members="auto"),
+    )
     build = make_model_builder(model, source.model_arguments)
     return RunFactory(Ensemble(size=size), flat, source.infer_likelihood(), source, recipe, build, seed=0)
 

@@ -63,7 +63,7 @@ def rows(quick: bool) -> list[dict]:
     found = []
     for case, (make, shape, size, target) in list(CASES.items())[: 1 if quick else None]:
         dataset = data(shape, size)
-        recipe = TrainingConfig(epochs=2 if quick else 4, batch_size=64, validations=0, optimizer=OPTIMIZER)
+        recipe = TrainingConfig(epochs=2 if quick else 4, batch_size=64, num_validations=0, optimizer=OPTIMIZER)
         for flatness in (Plain(), SAM()):
             for count in (1,) if quick else (1, 2):
                 with threads(count):

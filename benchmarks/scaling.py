@@ -23,6 +23,7 @@ from flatbayes.core.files import write_json
 from flatbayes.data import DataSplits, Split
 from flatbayes.likelihoods import Categorical
 from flatbayes.prediction import FittedPosterior
+from flatbayes.training import DistributionConfig
 
 WEIGHTS = (10**4, 10**5, 10**6, 10**7, 10**8)
 MOST_WITH_RANK = 3 * 10**7  # 22 vectors of a hundred million weights are 9 GB
@@ -126,7 +127,10 @@ def by_size() -> Curves:
     found: Curves = {}
     for members in ("one_by_one", "vectorized"):
         recipe = TrainingConfig(
-            epochs=20, validations=0, members=members, optimizer=partial(torch.optim.SGD, lr=0.01)
+            epochs=20,
+            num_validations=0,
+            distribution=DistributionConfig(members=members),
+            optimizer=partial(torch.optim.SGD, lr=0.01),
         )
         run = partial(fit, partial(MLP, hidden=(50,)), data, flatness=SAM(), config=recipe, show_progress=False)
         found[members.replace("_", " ")] = [

@@ -22,7 +22,7 @@ from flatbayes.flatness import SAM, LookSAM, Plain
 from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import SGVB, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.prediction import FittedPosterior, evaluate
-from flatbayes.training import Checkpoints, TrainingConfig, fit
+from flatbayes.training import Checkpoints, CollectionConfig, TrainingConfig, fit
 
 METHODS = [(SWAG(rank=2), SAM()), (Ensemble(SWAG(rank=2), size=2), LookSAM()), (SGVB(), Plain()),
            (MCDropout(), SAM()), (Laplace(), Plain())]  # fmt: skip
@@ -47,7 +47,7 @@ def cycle(number: int, folder: Path) -> None:
     posterior, flatness = METHODS[number % len(METHODS)]
     data = Digits(train_size=60, test_size=0.9).load(seed=number % 7)
     checkpoints = Checkpoints(folder / "checkpoints", min_interval_seconds=0.0)
-    recipe = TrainingConfig(epochs=2, batch_size=20, collect_from=0)
+    recipe = TrainingConfig(epochs=2, batch_size=20, collection=CollectionConfig(start_fraction=0))
     model = NETWORKS[number % len(NETWORKS)]
     fit(model, data, posterior, flatness, recipe, seed=number, show_progress=False, checkpoints=checkpoints)
     fitted = fit(model, data, posterior, flatness, recipe, seed=number, show_progress=False, checkpoints=checkpoints)

@@ -28,7 +28,7 @@ from flatbayes.flatness import SAM
 from flatbayes.metrics import classification_metrics
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import SWAG
-from flatbayes.training import TrainingConfig, fit
+from flatbayes.training import CollectionConfig, TrainingConfig, fit
 
 SEEDS, DRAWS, TRAIN, TEST, SIZE = 4, 10, 3000, 2000, 64
 BATCHES = (1, 2, 5, 10, 20, "all")
@@ -39,7 +39,9 @@ PAPER = {"train": 50_000, "test": 10_000, "draws": 30, "batch_size": 128}
 def main(out: Path, picture: Path) -> None:
     """The curve, the times, and a figure of both."""
     data = CIFAR10(train_size=TRAIN, val_size=100).load(seed=0)
-    recipe = TrainingConfig(epochs=10, validations=0, batch_size=SIZE, statistics_batches=TRAIN // SIZE)
+    recipe = TrainingConfig(
+        epochs=10, num_validations=0, batch_size=SIZE, collection=CollectionConfig(num_norm_batches=TRAIN // SIZE)
+    )
     runs = []
     for seed in range(SEEDS):
         fitted = fit(partial(ConvNet, width=8), data, SWAG(), SAM(), recipe, seed=seed, show_progress=False)

@@ -23,7 +23,7 @@ from flatbayes.experiments import Comparison, Method, execute_runs, select_metho
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
 from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
-from flatbayes.training import Constant, Cosine, SWALinear, TrainingConfig
+from flatbayes.training import CollectionConfig, Constant, Cosine, SWALinear, TrainingConfig
 
 RADII = (0.003, 0.03)
 DECAYS = (1e-4, 1e-3)
@@ -37,7 +37,10 @@ def sgd(lr, decay=0.0, momentum=0.9):
 
 
 def trained(posterior, schedule, decay):
-    return Method(posterior, config_overrides={"optimizer": sgd(0.02, decay), "schedule": schedule, "clip_norm": 5.0})
+    return Method(
+        posterior,
+        config_overrides={"optimizer": sgd(0.02, decay), "schedule": schedule, "optimization.clip_norm": 5.0},
+    )
 
 
 def variational(kind, temperature):
@@ -47,7 +50,8 @@ def variational(kind, temperature):
 
 def sampled(posterior, lr):
     return Method(
-        posterior, config_overrides={"optimizer": sgd(lr, momentum=0.0), "schedule": Constant(), "clip_norm": 5.0}
+        posterior,
+        config_overrides={"optimizer": sgd(lr, momentum=0.0), "schedule": Constant(), "optimization.clip_norm": 5.0},
     )
 
 
@@ -69,7 +73,9 @@ def recipe_for(num_data):
     """About a thousand steps, with larger batches where there are many examples."""
     batch_size = 32 if num_data < LARGE else 64
     epochs = math.ceil(STEPS / (num_data // batch_size))
-    return TrainingConfig(epochs=epochs, batch_size=batch_size, validations=0, collect_from=0.5)
+    return TrainingConfig(
+        epochs=epochs, batch_size=batch_size, num_validations=0, collection=CollectionConfig(start_fraction=0.5)
+    )
 
 
 def measure(source, folder, splits, jobs):

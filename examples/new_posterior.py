@@ -11,6 +11,7 @@ from flatbayes import MLP, SAM, Cyclical, Digits, Plain, Posterior, TrainingConf
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.weights import flatten, swap_values, trainable_parameters, unflatten
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
+from flatbayes.training import CollectionConfig
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Solutions(Posterior):
 
 # %% Four waves of the learning rate, snapshots at the end of each; one seed shows that it works, not who is better
 data = Digits(train_size=300).load(seed=0)
-recipe = TrainingConfig(epochs=24, schedule=Cyclical(num_cycles=4), collect_from=0.9)
+recipe = TrainingConfig(epochs=24, schedule=Cyclical(num_cycles=4), collection=CollectionConfig(start_fraction=0.9))
 for name, flatness in {"plain": Plain(), "flat": SAM(rho=0.1)}.items():
     fitted = fit(MLP, data, Solutions(), flatness, recipe)
     predictive = fitted.predict(data.test.inputs, num_draws=12)

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from flatbayes import MLP, SAM, SWAG, UCI, Diabetes, Ensemble, Plain, TrainingConfig, evaluate, fit
+from flatbayes.training import OptimizationConfig
 
 folder = Path(os.environ.get("FLATBAYES_DATA", ".")) / "uci" / "concrete"
 source = UCI(name="concrete") if folder.is_dir() else Diabetes()
@@ -11,7 +12,7 @@ print("UCI concrete" if folder.is_dir() else "No UCI data in FLATBAYES_DATA: sci
 
 # %% The protocol's network, with one learnt noise scale; on a UCI set the seed is the number of the split
 network = partial(MLP, hidden=(50,), constant_scale=True)
-recipe = TrainingConfig(epochs=30, clip_norm=1.0)
+recipe = TrainingConfig(epochs=30, optimization=OptimizationConfig(clip_norm=1.0))
 data = source.load(seed=0)
 for posterior in (SWAG(rank=10), Ensemble(size=3)):
     for name, flatness in {"plain": Plain(), "flat": SAM(rho=0.003)}.items():  # a small radius, or none

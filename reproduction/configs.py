@@ -100,7 +100,8 @@ def load_cell(path: Path) -> TableCell:
 
 def make_training_config(options: dict[str, Any]) -> TrainingConfig:
     """The recipe in options of the command line."""
-    return TrainingConfig(**{name: instantiate(value, bind=name == "optimizer") for name, value in options.items()})
+    values = {name: instantiate(value, bind=name == "optimizer") for name, value in options.items()}
+    return TrainingConfig().with_options(**values)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

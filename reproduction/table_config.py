@@ -96,7 +96,7 @@ class TableConfig:
         if self.scale == "quick":
             quick = load_yaml(TABLES_DIR / "quick.yaml")
             model = instantiate(quick["models"][cell.network], bind=True)
-            recipe, draws = replace(recipe, **quick["config"]), quick["num_draws"]
+            recipe, draws = recipe.with_options(**quick["config"]), quick["num_draws"]
         if self.data_root is not None:
             source = replace(source, root=self.data_root)  # type: ignore[call-arg]  # those of the tables have one
         if self.max_examples is not None:
@@ -104,14 +104,14 @@ class TableConfig:
             recipe = replace(
                 recipe, batch_size=min(recipe.batch_size, max(1, self.max_examples // MIN_STEPS_PER_EPOCH))
             )
-        changes: dict[str, Any] = {name: getattr(self, name) for name in ("epochs", "precision")}
+        changes: dict[str, Any] = {"epochs": self.epochs, "precision.mode": self.precision}
         changes = {name: value for name, value in changes.items() if value is not None}
-        changes |= {name: True for name in ("channels_last", "compile") if getattr(self, name)}
+        changes |= {f"precision.{name}": True for name in ("channels_last", "compile") if getattr(self, name)}
         return replace(
             cell,
             model=model,
             source=source,
-            config=replace(recipe, **changes),
+            config=recipe.with_options(**changes),
             num_draws=draws if self.num_draws is None else self.num_draws,
         )
 

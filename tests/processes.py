@@ -17,7 +17,15 @@ from flatbayes.data import Augment, DataSplits, Split
 from flatbayes.flatness import ASAM, MSAM, SAM, GaussianSmoothing, LookSAM, Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
-from flatbayes.training import Callback, Checkpoints, TrainingConfig, fit
+from flatbayes.training import (
+    Callback,
+    Checkpoints,
+    CollectionConfig,
+    DistributionConfig,
+    PrecisionConfig,
+    TrainingConfig,
+    fit,
+)
 from flatbayes.training.distributed import fsdp
 from flatbayes.training.distributed.process_group import (
     RemoteProcessError,
@@ -31,17 +39,19 @@ RECIPE = TrainingConfig(
     epochs=2,
     batch_size=16,
     optimizer=SGD,
-    collect_from=0.0,
-    validations=2,
-    precision="64-true",
-    accelerator="cpu",
+    collection=CollectionConfig(start_fraction=0.0),
+    num_validations=2,
+    precision=PrecisionConfig(mode="64-true"),
+    distribution=DistributionConfig(accelerator="cpu"),
 )
 SLOW_SGD = replace(RECIPE, optimizer=partial(torch.optim.SGD, lr=0.05))
 ADAM = replace(RECIPE, optimizer=partial(torch.optim.Adam, lr=0.01))
 STILL = replace(RECIPE, optimizer=partial(torch.optim.SGD, lr=0.0))
 
-SHARDED = replace(RECIPE, strategy="fsdp", ascent="synchronised", clip_norm=1.0)
-SHARDED_ADAM = replace(ADAM, strategy="fsdp", ascent="synchronised")
+SHARDED = RECIPE.with_options(
+    distribution={"strategy": "fsdp", "ascent_scope": "synchronised"}, optimization={"clip_norm": 1.0}
+)
+SHARDED_ADAM = ADAM.with_options(distribution={"strategy": "fsdp", "ascent_scope": "synchronised"})
 
 
 def data(augment: bool = True) -> DataSplits:
@@ -82,24 +92,69 @@ class PartlyUnused(nn.Module):
 
 SAME = {
     "plain": (smooth, MAP(), Plain(), RECIPE),
-    "synchronised": (smooth, MAP(), SAM(rho=0.5), replace(RECIPE, ascent="synchronised")),
-    "three ascents": (smooth, MAP(), SAM(rho=0.5, ascent_steps=3), replace(RECIPE, ascent="synchronised")),
-    "part": (smooth, MAP(), SAM(rho=0.5, ascent_batch_fraction=0.5), replace(RECIPE, ascent="synchronised")),
-    "one layer": (smooth, MAP(), SAM(rho=0.5, params="last_layer"), replace(RECIPE, ascent="synchronised")),
-    "unequal": (smooth, MAP(), SAM(rho=0.5), replace(RECIPE, ascent="synchronised", batch_size=15)),
-    "accumulated": (smooth, MAP(), SAM(rho=0.5), replace(RECIPE, ascent="synchronised", accumulate=3)),
-    "clipped": (smooth, MAP(), ASAM(rho=0.5), replace(RECIPE, ascent="synchronised", clip_norm=0.1)),
-    "momentum": (smooth, MAP(), MSAM(rho=0.5), replace(RECIPE, ascent="synchronised")),
+    "synchronised": (smooth, MAP(), SAM(rho=0.5), RECIPE.with_options(distribution={"ascent_scope": "synchronised"})),
+    "three ascents": (
+        smooth,
+        MAP(),
+        SAM(rho=0.5, ascent_steps=3),
+        RECIPE.with_options(distribution={"ascent_scope": "synchronised"}),
+    ),
+    "part": (
+        smooth,
+        MAP(),
+        SAM(rho=0.5, ascent_batch_fraction=0.5),
+        RECIPE.with_options(distribution={"ascent_scope": "synchronised"}),
+    ),
+    "one layer": (
+        smooth,
+        MAP(),
+        SAM(rho=0.5, params="last_layer"),
+        RECIPE.with_options(distribution={"ascent_scope": "synchronised"}),
+    ),
+    "unequal": (
+        smooth,
+        MAP(),
+        SAM(rho=0.5),
+        RECIPE.with_options(distribution={"ascent_scope": "synchronised"}, batch_size=15),
+    ),
+    "accumulated": (
+        smooth,
+        MAP(),
+        SAM(rho=0.5),
+        RECIPE.with_options(distribution={"ascent_scope": "synchronised"}, optimization={"accumulation_steps": 3}),
+    ),
+    "clipped": (
+        smooth,
+        MAP(),
+        ASAM(rho=0.5),
+        RECIPE.with_options(distribution={"ascent_scope": "synchronised"}, optimization={"clip_norm": 0.1}),
+    ),
+    "momentum": (smooth, MAP(), MSAM(rho=0.5), RECIPE.with_options(distribution={"ascent_scope": "synchronised"})),
     "smoothing": (smooth, MAP(), GaussianSmoothing(std=0.05), RECIPE),
     "swag": (smooth, SWAG(rank=3), Plain(), RECIPE),
-    "flat swag": (smooth, SWAG(rank=3), SAM(rho=0.5), replace(RECIPE, ascent="synchronised")),
+    "flat swag": (
+        smooth,
+        SWAG(rank=3),
+        SAM(rho=0.5),
+        RECIPE.with_options(distribution={"ascent_scope": "synchronised"}),
+    ),
     "sgvb": (smooth, SGVB(num_samples=2), Plain(), ADAM),
-    "flat sgvb": (smooth, SGVB(), SAM(rho=0.5), replace(ADAM, ascent="synchronised", batch_size=15)),
+    "flat sgvb": (
+        smooth,
+        SGVB(),
+        SAM(rho=0.5),
+        ADAM.with_options(distribution={"ascent_scope": "synchronised"}, batch_size=15),
+    ),
     "sgld": (smooth, SGLD(prior_precision=1.0), Plain(), SLOW_SGD),
     "sghmc": (smooth, SGHMC(prior_precision=1.0), Plain(), replace(SLOW_SGD, batch_size=15)),
     "unused": (PartlyUnused, SGLD(prior_precision=1.0), Plain(), SLOW_SGD),
     "sharded": (smooth, MAP(), SAM(rho=0.5), SHARDED),
-    "sharded swag": (smooth, SWAG(rank=3), SAM(rho=0.5), replace(SHARDED, accumulate=2)),
+    "sharded swag": (
+        smooth,
+        SWAG(rank=3),
+        SAM(rho=0.5),
+        SHARDED.with_options(optimization={"accumulation_steps": 2}),
+    ),
     "sharded adam": (smooth, Ensemble(SWAG(prior_precision=1.0), size=2), ASAM(rho=0.5), SHARDED_ADAM),
     "ensemble": (smooth, Ensemble(size=2), Plain(), RECIPE),
 }
@@ -114,9 +169,14 @@ OTHER = {
     "local sgld": (dropping, SGLD(prior_precision=1.0), SAM(rho=0.5), replace(SLOW_SGD, batch_size=15)),
     "dropout": (dropping, MCDropout(), SAM(rho=0.5, resample_noise=True), RECIPE),
     "lrt": (smooth, LRT(), SAM(rho=0.5), ADAM),
-    "flipout": (smooth, LRT(estimator="flipout"), SAM(rho=0.5), replace(ADAM, ascent="synchronised")),
-    "single precision": (normalised, SWAG(rank=3), SAM(rho=0.5), replace(RECIPE, precision="32-true")),
-    "bf16": (smooth, MAP(), SAM(rho=0.5), replace(RECIPE, precision="bf16-mixed")),
+    "flipout": (
+        smooth,
+        LRT(estimator="flipout"),
+        SAM(rho=0.5),
+        ADAM.with_options(distribution={"ascent_scope": "synchronised"}),
+    ),
+    "single precision": (normalised, SWAG(rank=3), SAM(rho=0.5), RECIPE.with_options(precision={"mode": "32-true"})),
+    "bf16": (smooth, MAP(), SAM(rho=0.5), RECIPE.with_options(precision={"mode": "bf16-mixed"})),
     "sharded norms": (normalised, SWAG(rank=2), SAM(rho=0.5), SHARDED),
     "laplace": (smooth, Laplace(prior_precision=1.0), Plain(), SLOW_SGD),
     "still": (normalised, MAP(), Plain(), STILL),
@@ -143,7 +203,7 @@ def found(name: str) -> dict[str, Tensor]:
     """What comes of a case, in this process."""
     model, posterior, flatness, recipe = CASES[name]
     if get_process_group_info().size == 1:
-        recipe = replace(recipe, strategy="ddp")
+        recipe = recipe.with_options(distribution={"strategy": "ddp"})
     watch = Seen()
     augment = not name.startswith("local")
     fitted = fit(model, data(augment), posterior, flatness, recipe, seed=3, show_progress=False, callback=watch)
@@ -166,7 +226,7 @@ def loader(unlike: int = 0) -> dict[str, Tensor]:
         DataLoader(examples, batch_size=8, shuffle=True),
         SWAG(rank=2),
         SAM(),
-        replace(RECIPE, precision="32-true"),
+        RECIPE.with_options(precision={"mode": "32-true"}),
         likelihood=Categorical(3),
         show_progress=False,
     )
@@ -281,7 +341,14 @@ def main(folder: Path) -> None:
     except ValueError as error:
         results["refused"] = str(error)
     try:
-        fit(smooth, data(), Ensemble(size=2), Plain(), replace(RECIPE, members="vectorized"), show_progress=False)
+        fit(
+            smooth,
+            data(),
+            Ensemble(size=2),
+            Plain(),
+            RECIPE.with_options(distribution={"members": "vectorized"}),
+            show_progress=False,
+        )
     except ValueError as error:
         results["together"] = str(error)
     results["gathered"] = world.all_gather({"rank": world.rank})

@@ -21,7 +21,7 @@ from support import network
 PLAN = CertificationConfig(
     num_draws=40, prior_stds=(0.01, 0.1), epochs=2, batch_size=10, num_trial_draws=5, num_test_draws=20
 )
-RECIPE = TrainingConfig(epochs=20, batch_size=10, validations=0)
+RECIPE = TrainingConfig(epochs=20, batch_size=10, num_validations=0)
 
 
 def linear(input_shape, num_classes):

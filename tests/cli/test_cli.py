@@ -17,7 +17,7 @@ from flatbayes.flatness import ASAM, Delayed
 from flatbayes.posteriors import MAP, SWAG
 
 TINY = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[16]",
-        "--epochs", "3", "--batch_size", "20", "--collect_from", "0"]  # fmt: skip
+        "--epochs", "3", "--batch_size", "20", "--collection.start_fraction", "0"]  # fmt: skip
 
 
 class Own(nn.Module):
@@ -179,7 +179,10 @@ BAD = [
     (["fit", *TINY, "--num_draws", "0", "--out", "o"], "at least 1 draw"),
     (["fit", *TINY, "--data.val_size", "5000", "--out", "o"], "val_size"),
     (["fit", *TINY, "--posterior", "mcdropout", "--out", "o"], "have rate 0"),
-    (["fit", *TINY, "--epochs", "1", "--collect_per_epoch", "1", "--out", "o"], "at least 2 collected snapshots"),
+    (
+        ["fit", *TINY, "--epochs", "1", "--collection.snapshots_per_epoch", "1", "--out", "o"],
+        "at least 2 collected snapshots",
+    ),
     (["fit", *TINY, "--unknown_option", "3", "--out", "o"], "unknown_option"),
     (["fit", *TINY], "out"),
     (["fit", "--out", "o"], "data"),

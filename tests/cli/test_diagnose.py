@@ -8,7 +8,7 @@ from flatbayes.cli import main
 from flatbayes.cli.diagnose import format_draw_mean
 
 TINY = ["--data", "digits", "--data.train_size", "60", "--model", "mlp",
-        "--epochs", "3", "--batch_size", "20", "--collect_from", "0", "--num_draws", "2"]  # fmt: skip
+        "--epochs", "3", "--batch_size", "20", "--collection.start_fraction", "0", "--num_draws", "2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

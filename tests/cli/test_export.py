@@ -10,7 +10,7 @@ from flatbayes.cli import main
 from flatbayes.prediction import FittedPosterior
 
 TINY = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[8]",
-        "--epochs", "3", "--batch_size", "20", "--collect_from", "0", "--num_draws", "2"]  # fmt: skip
+        "--epochs", "3", "--batch_size", "20", "--collection.start_fraction", "0", "--num_draws", "2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

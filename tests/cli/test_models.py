@@ -12,7 +12,7 @@ from torch import nn
 from flatbayes.cli import main
 from flatbayes.prediction import FittedPosterior
 
-TINY = ["--data", "digits", "--data.train_size", "60", "--epochs", "2", "--batch_size", "20", "--collect_from", "0",
+TINY = ["--data", "digits", "--data.train_size", "60", "--epochs", "2", "--batch_size", "20", "--collection.start_fraction", "0",
         "--posterior", "map", "--num_draws", "2"]  # fmt: skip
 TRAINED = 0.125
 
@@ -115,12 +115,13 @@ class TestFromTrainedNetworks:
     def test_a_folder_brings_its_model_and_changes_the_defaults(self, tmp_path):
         small = ["--model", "mlp", "--model.hidden", "[9]"]
         assert main(self.digits(*small, "--epochs", "4", "--posterior", "map", "--out", "map")) == 0
-        some = ["--posterior.params", "last_layer", "--freeze", "[layers.1.*]", "--collect_per_epoch", "1"]
+        some = ["--posterior.params", "last_layer", "--freeze", "[layers.1.*]"]
+        some += ["--collection.snapshots_per_epoch", "1"]
         assert main(self.digits("--init", "map", "--posterior.rank", "2", *some, "--out", "swag")) == 0
         config = json.loads((tmp_path / "swag" / "config.json").read_text())
         assert config["recipe"]["epochs"] == 5
         assert config["recipe"]["schedule"]["init_args"]["end_factor"] == 0.3
-        assert config["recipe"]["collect_per_epoch"] == 1  # what is said counts
+        assert config["recipe"]["collection"]["snapshots_per_epoch"] == 1  # what is said counts
         assert config["init"] == ["map"]
         point, swag = (FittedPosterior.load(name).states[0] for name in ("map", "swag"))
         assert torch.equal(point.model.layers[1].weight, swag.model.layers[1].weight)

@@ -17,7 +17,18 @@ from flatbayes.posteriors import MAP
 from flatbayes.prediction import FittedPosterior
 
 DRAWS = ["--num_draws", "3"]
-FIT = ["--posterior", "swag", "--posterior.rank", "2", "--epochs", "3", "--collect_from", "0", "--batch_size", "20"]
+FIT = [
+    "--posterior",
+    "swag",
+    "--posterior.rank",
+    "2",
+    "--epochs",
+    "3",
+    "--collection.start_fraction",
+    "0",
+    "--batch_size",
+    "20",
+]
 
 
 @pytest.fixture(scope="module")

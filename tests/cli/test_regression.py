@@ -8,7 +8,18 @@ import pytest
 
 from flatbayes.cli import main
 
-SHORT = ["--model", "MLP", "--model.hidden", "[8]", "--clip_norm", "1", "--epochs", "6", "--num_draws", "4"]
+SHORT = [
+    "--model",
+    "MLP",
+    "--model.hidden",
+    "[8]",
+    "--optimization.clip_norm",
+    "1",
+    "--epochs",
+    "6",
+    "--num_draws",
+    "4",
+]
 
 
 @pytest.fixture

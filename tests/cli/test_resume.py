@@ -15,11 +15,11 @@ from flatbayes.data import Digits
 from flatbayes.experiments import Comparison
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG
-from flatbayes.training import TrainingConfig
+from flatbayes.training import CollectionConfig, TrainingConfig
 from flatbayes.training.loop import TrainingRun
 
 FIT = ["fit", "--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[16]",
-       "--epochs", "3", "--batch_size", "20", "--collect_from", "0", "--posterior", "swag", "--posterior.rank", "2",
+       "--epochs", "3", "--batch_size", "20", "--collection.start_fraction", "0", "--posterior", "swag", "--posterior.rank", "2",
        "--num_draws", "3", "--checkpoint_steps", "1", "--checkpoint_seconds", "0"]  # fmt: skip
 
 
@@ -109,7 +109,12 @@ def test_a_command_that_is_killed(here):
 
 
 def test_a_comparison_goes_on_within_a_run(here, monkeypatch):
-    recipe = TrainingConfig(epochs=3, batch_size=20, collect_from=0.0, optimizer=partial(torch.optim.SGD, lr=0.1))
+    recipe = TrainingConfig(
+        epochs=3,
+        batch_size=20,
+        collection=CollectionConfig(start_fraction=0.0),
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+    )
     model = partial(MLP, hidden=(16,))
     comparison = Comparison(Digits(train_size=60), model, [SWAG(rank=2)], config=recipe, num_seeds=1, num_draws=3)
     monkeypatch.setattr("flatbayes.experiments.run.CHECKPOINT_INTERVAL_SECONDS", 0.0)

@@ -8,7 +8,7 @@ import torch
 
 from flatbayes.cli import main
 
-TINY = ["--model", "mlp", "--model.hidden", "[16]", "--epochs", "3", "--batch_size", "20", "--collect_from", "0",
+TINY = ["--model", "mlp", "--model.hidden", "[16]", "--epochs", "3", "--batch_size", "20", "--collection.start_fraction", "0",
         "--num_draws", "2"]  # fmt: skip
 
 

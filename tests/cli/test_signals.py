@@ -57,9 +57,11 @@ def test_a_killed_comparison_goes_on_and_ends_the_same(tmp_path, monkeypatch):
 
 def test_ctrl_c_during_fit_keeps_what_was_fitted(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    posterior = ["--posterior", "swag", "--posterior.rank", "2", "--collect_from", "0"]
+    posterior = ["--posterior", "swag", "--posterior.rank", "2", "--collection.start_fraction", "0"]
     log = tmp_path / "run" / "metrics.jsonl"
-    with started("fit", *COMMON, *posterior, "--epochs", "100000", "--validations", "0", "--out", "run") as process:
+    with started(
+        "fit", *COMMON, *posterior, "--epochs", "100000", "--num_validations", "0", "--out", "run"
+    ) as process:
         wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 3, process)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130

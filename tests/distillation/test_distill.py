@@ -13,7 +13,7 @@ from flatbayes.likelihoods import Categorical, Gaussian
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, Ensemble, MCDropout
 from flatbayes.prediction import FittedPosterior, export_onnx, onnx_difference
-from flatbayes.training import TrainingConfig, fit
+from flatbayes.training import OptimizationConfig, TrainingConfig, fit
 
 SHORT = TrainingConfig(epochs=15, optimizer=partial(torch.optim.Adam, lr=3e-3))
 
@@ -68,7 +68,9 @@ def test_numbers():
     states = [posterior.init(MLP((2,), 2, (8,)), None, 10) for _ in range(3)]
     fitted = FittedPosterior(posterior, states, Gaussian(1, (50.0,), (4.0,)))
     inputs = 3 * torch.randn(600, 2)
-    recipe = TrainingConfig(epochs=30, batch_size=32, optimizer=SHORT.optimizer, clip_norm=1.0)
+    recipe = TrainingConfig(
+        epochs=30, batch_size=32, optimizer=SHORT.optimizer, optimization=OptimizationConfig(clip_norm=1.0)
+    )
     student = distill(fitted, MLP((2,), 3, (32,)), inputs, recipe, Plain())
     x = 3 * torch.randn(200, 2)
     answer, wanted = student(x), fitted.predict(x)

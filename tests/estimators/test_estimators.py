@@ -20,7 +20,7 @@ from flatbayes.flatness import ASAM, SAM, Plain
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training import TrainingConfig
+from flatbayes.training import CollectionConfig, TrainingConfig
 
 SMALL = {"hidden": (16,), "epochs": 12, "num_draws": 5, "random_state": 0}
 
@@ -155,7 +155,9 @@ def test_a_recipe_takes_the_place_of_plain_parameters(iris):
     )
     torch.testing.assert_close(first, second, atol=1e-6, rtol=0)  # both are where they began
     with pytest.raises(ValueError, match="at least 2 collected snapshots"):
-        FlatBayesClassifier(config=TrainingConfig(epochs=1, collect_per_epoch=1)).fit(X, y)
+        FlatBayesClassifier(config=TrainingConfig(epochs=1, collection=CollectionConfig(snapshots_per_epoch=1))).fit(
+            X, y
+        )
 
 
 def test_images():

@@ -13,14 +13,16 @@ from flatbayes.experiments import Comparison, ExperimentRun
 from flatbayes.flatness import SAM, Plain, RandomPerturbation
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG, MCDropout
-from flatbayes.training import TrainingConfig, fit
+from flatbayes.training import CollectionConfig, TrainingConfig, fit
 
 SMALL = Comparison(
     source=Digits(train_size=60, val_size=40),
     model=partial(MLP, hidden=(16,)),
     posteriors=(MAP(), SWAG(rank=2)),
     flatness=SAM(rho=0.1),
-    config=TrainingConfig(epochs=3, batch_size=20, collect_from=0.0, validations=1),
+    config=TrainingConfig(
+        epochs=3, batch_size=20, collection=CollectionConfig(start_fraction=0.0), num_validations=1
+    ),
     num_seeds=2,
     num_draws=3,
 )

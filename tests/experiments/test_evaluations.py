@@ -12,7 +12,7 @@ from flatbayes.metrics import DEFINITIONS, HIGHER_IS_BETTER, METRIC_FAMILIES
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG
 from flatbayes.prediction import evaluate, evaluate_recalibration
-from flatbayes.training import TrainingConfig, fit
+from flatbayes.training import CollectionConfig, TrainingConfig, fit
 
 ALL = EvaluationConfig(
     calibration=True,
@@ -29,7 +29,9 @@ COMPARISON = Comparison(
     model=partial(MLP, hidden=(8,)),
     posteriors=(SWAG(rank=2),),
     flatness=SAM(rho=0.1),
-    config=TrainingConfig(epochs=3, batch_size=20, collect_from=0.0, validations=0),
+    config=TrainingConfig(
+        epochs=3, batch_size=20, collection=CollectionConfig(start_fraction=0.0), num_validations=0
+    ),
     num_seeds=2,
     num_draws=2,
     evaluations=ALL,

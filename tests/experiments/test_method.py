@@ -12,7 +12,7 @@ from flatbayes.experiments import Comparison, Method
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SGLD, SGVB
-from flatbayes.training import Cosine, TrainingConfig
+from flatbayes.training import CollectionConfig, Cosine, OptimizationConfig, TrainingConfig
 
 ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.005}}
 OWN = Method(SGVB(temperature=0.1), SAM(rho=0.5), {"optimizer": ADAM, "schedule": Cosine(), "epochs": 4})
@@ -21,16 +21,18 @@ MIXED = Comparison(
     model=partial(MLP, hidden=(16,)),
     posteriors=(MAP(), OWN, SGLD()),
     flatness=SAM(rho=0.1),
-    config=TrainingConfig(epochs=2, batch_size=20, collect_from=0.0, validations=1),
+    config=TrainingConfig(
+        epochs=2, batch_size=20, collection=CollectionConfig(start_fraction=0.0), num_validations=1
+    ),
     num_seeds=1,
     num_draws=2,
 )
 
 
 def test_only_what_it_names_differs_from_the_common_recipe():
-    common = TrainingConfig(epochs=9, clip_norm=1.0)
+    common = TrainingConfig(epochs=9, optimization=OptimizationConfig(clip_norm=1.0))
     own = OWN.apply_overrides(common)
-    assert (own.epochs, own.clip_norm, own.schedule) == (4, 1.0, Cosine())
+    assert (own.epochs, own.optimization.clip_norm, own.schedule) == (4, 1.0, Cosine())
     assert own.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 0.005
     assert Method(MAP()).apply_overrides(common) == common
 
@@ -58,7 +60,7 @@ def test_can_be_written_down_and_named():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="A recipe has no epoch; it has accelerator"):
+    with pytest.raises(ValueError, match="TrainingConfig has no option epoch; it has batch_size"):
         Method(MAP(), config_overrides={"epoch": 3})
     with pytest.raises(ValueError, match="MAP is compared with its plain twin"):
         Method(MAP(), Plain())

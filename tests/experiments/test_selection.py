@@ -17,7 +17,7 @@ COMMON = Comparison(
     source=Digits(train_size=60, val_size=40),
     model=partial(MLP, hidden=(16,)),
     posteriors=(MAP(),),
-    config=TrainingConfig(epochs=3, batch_size=20, validations=0, schedule=Constant()),
+    config=TrainingConfig(epochs=3, batch_size=20, num_validations=0, schedule=Constant()),
     num_seeds=2,
 )
 SLOW = {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e-6}}}

@@ -21,7 +21,7 @@ TASK = ExperimentRun(
     model=partial(MLP, hidden=(16,)),
     posterior=MAP(),
     flatness=SAM(rho=0.05),
-    config=TrainingConfig(epochs=2, batch_size=20, validations=0, schedule=Constant(), optimizer=SGD),
+    config=TrainingConfig(epochs=2, batch_size=20, num_validations=0, schedule=Constant(), optimizer=SGD),
     seed=0,
 )
 
@@ -98,7 +98,7 @@ def test_another_metric_is_another_study_in_its_own_direction(tmp_path):
     two_seeds = tune_hyperparameters(TASK, ranges, num_trials=1, num_seeds=2, folder=tmp_path, show_progress=False)
     assert len(two_seeds.trials) == 1
     other = tune_hyperparameters(
-        replace(TASK, posterior=SWAG(rank=2), config=replace(TASK.config, collect_from=0.0)),
+        replace(TASK, posterior=SWAG(rank=2), config=TASK.config.with_options(collection={"start_fraction": 0.0})),
         {"posterior.rank": (2, 6)}, num_trials=2, num_seeds=1, folder=tmp_path, show_progress=False,
     )  # fmt: skip
     assert all(isinstance(trial["posterior.rank"], int) for trial in other.trials)

@@ -6,10 +6,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes.likelihoods import Categorical
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training import TrainingConfig, fit
+from flatbayes.training import CollectionConfig, TrainingConfig, fit
 from support import FLATNESSES, POSTERIORS, named, network, refused
 
-RECIPE = TrainingConfig(epochs=2, batch_size=8, collect_from=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
+RECIPE = TrainingConfig(
+    epochs=2,
+    batch_size=8,
+    collection=CollectionConfig(start_fraction=0.0),
+    optimizer=lambda p: torch.optim.SGD(p, lr=0.05),
+)
 
 
 @pytest.mark.parametrize("flat", FLATNESSES, ids=named(FLATNESSES))

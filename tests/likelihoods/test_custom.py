@@ -14,7 +14,7 @@ from flatbayes.likelihoods import Categorical, Custom, Likelihood
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training import TrainingConfig, fit
+from flatbayes.training import CollectionConfig, OptimizationConfig, TrainingConfig, fit
 
 SMOOTHED = Custom(partial(F.cross_entropy, label_smoothing=0.1), output_likelihood=Categorical(3))
 
@@ -27,7 +27,7 @@ def fitted(likelihood):
     torch.manual_seed(0)
     x, y = torch.randn(24, 4), torch.arange(24) % 3
     loader = DataLoader(TensorDataset(x, y), batch_size=8)
-    recipe = TrainingConfig(epochs=3, collect_from=0.0)
+    recipe = TrainingConfig(epochs=3, collection=CollectionConfig(start_fraction=0.0))
     return x, fit(lambda: torch.nn.Linear(4, 3), loader, SWAG(rank=2), SAM(), recipe, likelihood=likelihood)
 
 
@@ -77,6 +77,11 @@ class OneNumber(Likelihood):
 def test_the_network_has_the_outputs_of_the_likelihood_that_is_given():
     data = Diabetes().load(0)
     found = fit(
-        MLP, data, MAP(), config=TrainingConfig(epochs=1, clip_norm=1.0), likelihood=OneNumber(), show_progress=False
+        MLP,
+        data,
+        MAP(),
+        config=TrainingConfig(epochs=1, optimization=OptimizationConfig(clip_norm=1.0)),
+        likelihood=OneNumber(),
+        show_progress=False,
     )
     assert found.info["model"]["init_args"]["num_classes"] == 1

@@ -16,7 +16,7 @@ from flatbayes.models import ViT
 from flatbayes.models.vit import SelfAttention
 from flatbayes.posteriors import LRT, MAP, SGLD, SGVB, SWAG, Laplace
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training import TrainingConfig, fit
+from flatbayes.training import CollectionConfig, TrainingConfig, fit
 
 SHAPE = (1, 8, 8)
 SMALL = partial(ViT, SHAPE, 3, dim=8, depth=2, heads=2)
@@ -106,7 +106,9 @@ def test_products_with_the_hessian_are_exact_and_those_without_double_backward_a
 def test_every_kind_of_posterior_takes_it(posterior, tmp_path):
     x, y = examples()
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
-    recipe = TrainingConfig(epochs=2, collect_from=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
+    recipe = TrainingConfig(
+        epochs=2, collection=CollectionConfig(start_fraction=0.0), optimizer=lambda p: torch.optim.SGD(p, lr=0.05)
+    )
     fitted = fit(SMALL, loader, posterior, SAM(rho=0.05), recipe, likelihood=Categorical(3))
     found = fitted.predict(x, 3)
     assert found.mean.isfinite().all()

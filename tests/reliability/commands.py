@@ -20,7 +20,7 @@ from generate import asks_much, command, configuration
 from flatbayes.cli.fit import make_parser as fit_options
 
 BASE = ["--data=digits", "--data.train_size=40", "--data.test_size=0.9", "--model=mlp", "--model.hidden=[8]",
-        "--model.dropout=0.1", "--epochs=2", "--batch_size=20", "--collect_from=0", "--num_draws=2",
+        "--model.dropout=0.1", "--epochs=2", "--batch_size=20", "--collection.start_fraction=0", "--num_draws=2",
         "--posterior.rank=2"]  # fmt: skip
 SECONDS = 20.0
 RESULTS = ("results.json", "report.html")

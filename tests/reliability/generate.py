@@ -16,6 +16,7 @@ import yaml
 from flatbayes import flatness, models, posteriors
 from flatbayes.cli.aliases import list_names
 from flatbayes.training import TrainingConfig, schedules
+from flatbayes.training.config import CONFIG_GROUPS
 
 GOOD = {
     int: ["1", "2", "3", "4"],
@@ -51,12 +52,12 @@ HOSTILE = ["os.system", "subprocess.Popen", "builtins.exec", "builtins.eval", "o
            "os.abort", "no.such.Thing", "..", "flatbayes.posteriors", "flatbayes.posteriors.Posterior"]  # fmt: skip
 OPTIMIZERS = ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "NAdam", "RAdam", "Adamax", "Rprop", "ASGD",
               "LBFGS", "SparseAdam", "Adafactor", "Muon", "Optimizer"]  # fmt: skip
-WORK = {"epochs", "draws", "seeds", "size", "num_samples", "ascent_steps", "trials", "keep", "rank", "validations",
-        "depth", "width", "hidden", "growth", "widen", "layers", "heads", "patch", "jobs", "accumulate", "examples",
+WORK = {"epochs", "draws", "seeds", "size", "num_samples", "ascent_steps", "trials", "keep", "rank", "num_validations",
+        "depth", "width", "hidden", "growth", "widen", "layers", "heads", "patch", "jobs", "accumulation_steps", "examples",
         "blocks", "sharpness_draws", "batch_size", "times", "pad", "growth_rate", "units"}  # fmt: skip
 """Options that legitimately ask for any amount of work or memory: a command with a large one may run out of time."""
 
-ELSEWHERE = ("optimizer", "schedule", "compile", "devices")
+ELSEWHERE = ("optimizer", "schedule", "compile", "devices", *CONFIG_GROUPS)
 """Fields that are chosen below, or start other programs: a compiler, more processes."""
 
 
@@ -68,8 +69,10 @@ def command(dice: random.Random) -> list[str]:
     if dice.random() < 0.15:
         words[1:] = [f"--data={dice.choice(['diabetes', 'classes.npz', 'numbers.csv', 'classes.csv'])}"]
     words += _options("data", _data_hints(oddness), dice, oddness, 0.05)
-    words += [f"--epochs={dice.choice('123')}", "--batch_size=20", "--collect_from=0"]
+    words += [f"--epochs={dice.choice('123')}", "--batch_size=20", "--collection.start_fraction=0"]
     words += _options("", _hints(TrainingConfig), dice, oddness, 0.08)
+    for group, target in CONFIG_GROUPS.items():
+        words += _options(group, _hints(target), dice, oddness, 0.08)
     axes: list[tuple[str, Any, float]] = [("flatness", flatness, 0.9), ("schedule", schedules, 0.4)]
     if comparing:
         words += [

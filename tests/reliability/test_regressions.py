@@ -70,15 +70,17 @@ def test_aliases_that_stay_within_bounds_are_welcome():
 
 def test_a_device_that_is_not_there_is_said_before_anything_is_written(here, capsys):
     for command in (["fit", *POINT, "--out=run"], COMPARE):
-        assert main([*command, "--accelerator=abacus"]) == 2
+        assert main([*command, "--distribution.accelerator=abacus"]) == 2
         assert "abacus" in capsys.readouterr().err
     assert list(here.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["epochs", "batch_size", "accumulate", "validations"])
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "optimization.accumulation_steps", "num_validations"])
 def test_numbers_that_no_float_can_hold_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least [01] and at most 1000000000, got"):
-        TrainingConfig(**{name: 10**400})
+    with pytest.raises(
+        ValueError, match=f"{name.rpartition('.')[2]} must be at least [01] and at most 1000000000, got"
+    ):
+        TrainingConfig().with_options(**{name: 10**400})
 
 
 @pytest.mark.parametrize("kind", [TypeError, UnboundLocalError])
@@ -146,7 +148,7 @@ class Breaking(torch.optim.SGD):
 
 
 def test_weights_that_the_last_step_broke_are_found_without_validation():
-    recipe = TrainingConfig(epochs=1, batch_size=40, validations=0, optimizer=partial(Breaking, lr=0.1))
+    recipe = TrainingConfig(epochs=1, batch_size=40, num_validations=0, optimizer=partial(Breaking, lr=0.1))
     with pytest.raises(RuntimeError, match="Some weights are not finite after the last step"):
         fit(partial(MLP, hidden=(4,)), Digits(train_size=40).load(seed=0), MAP(), Plain(), recipe)
 

@@ -127,7 +127,7 @@ def test_what_select_writes_is_understood(tmp_path):
         source=Digits(train_size=40, val_size=20),
         model=partial(MLP, hidden=(4,)),
         posteriors=(MAP(),),
-        config=TrainingConfig(epochs=1, batch_size=20, validations=0, schedule=Constant()),
+        config=TrainingConfig(epochs=1, batch_size=20, num_validations=0, schedule=Constant()),
         num_seeds=1,
     )
     (method,) = select_methods(

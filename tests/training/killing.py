@@ -21,7 +21,7 @@ from flatbayes.data import Digits
 from flatbayes.flatness import SAM, Flatness, LookSAM, Plain
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import LRT, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
-from flatbayes.training import Checkpoints, History, TrainingConfig, fit
+from flatbayes.training import Checkpoints, DistributionConfig, History, TrainingConfig, fit
 
 MOMENTUM = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 PAIRS: dict[str, tuple[Posterior, Flatness, TrainingConfig]] = {
@@ -36,7 +36,7 @@ PAIRS: dict[str, tuple[Posterior, Flatness, TrainingConfig]] = {
     "ensemble-together": (
         Ensemble(SWAG(rank=2), size=2),
         SAM(),
-        TrainingConfig(optimizer=MOMENTUM, members="vectorized"),
+        TrainingConfig(optimizer=MOMENTUM, distribution=DistributionConfig(members="vectorized")),
     ),
 }
 
@@ -44,7 +44,7 @@ PAIRS: dict[str, tuple[Posterior, Flatness, TrainingConfig]] = {
 def train(name: str, out: Path, checkpoints: Checkpoints | None) -> None:
     """Fit, and write everything that came of it."""
     posterior, flatness, recipe = PAIRS[name]
-    recipe = TrainingConfig(**{**vars(recipe), "epochs": 4, "batch_size": 16, "collect_from": 0.25, "validations": 4})
+    recipe = recipe.with_options(epochs=4, batch_size=16, num_validations=4, collection={"start_fraction": 0.25})
     data = Digits(train_size=96).load(seed=3)
     curves = History()
     fitted = fit(

@@ -22,14 +22,16 @@ from flatbayes.flatness import SAM, LookSAM, Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import MAP, SWAG, Ensemble, MCDropout
-from flatbayes.training import Callback, Checkpoints, History, TrainingConfig, fit
+from flatbayes.training import Callback, Checkpoints, CollectionConfig, History, TrainingConfig, fit
 from flatbayes.training.batches import LoaderBatches
 from flatbayes.training.callbacks.callback import JSONLinesLogger
 from flatbayes.training.checkpoint import CheckpointManager
 from support import FLATNESSES, POSTERIORS, named, network, refused
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-RECIPE = TrainingConfig(epochs=3, batch_size=16, collect_from=0.3, validations=3, optimizer=SGD)
+RECIPE = TrainingConfig(
+    epochs=3, batch_size=16, collection=CollectionConfig(start_fraction=0.3), num_validations=3, optimizer=SGD
+)
 DATA = Digits(train_size=64).load(seed=1)
 KILLING = Path(__file__).with_name("killing.py")
 
@@ -87,7 +89,10 @@ PAIRS = [(posterior, SAM()) for posterior in POSTERIORS] + [(SWAG(rank=2), flat)
 @pytest.mark.parametrize(("posterior", "flat"), PAIRS, ids=[" x ".join(named(pair)) for pair in PAIRS])
 def test_every_method_goes_on_where_it_was(posterior, flat, tmp_path):
     recipe = TrainingConfig(
-        epochs=2, batch_size=16, collect_from=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.05)
+        epochs=2,
+        batch_size=16,
+        collection=CollectionConfig(start_fraction=0.0),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.05),
     )
     if refused(posterior, flat, recipe) is not None:
         pytest.skip("not a pair")
@@ -105,7 +110,7 @@ def test_every_method_goes_on_where_it_was(posterior, flat, tmp_path):
 @pytest.mark.parametrize(("members", "flat"), [("one_by_one", LookSAM()), ("vectorized", SAM())])
 def test_whenever_it_is_stopped(after, members, flat, tmp_path):
     data = replace(DATA, augment=Augment(flip=True, pad=1))
-    recipe = replace(RECIPE, members=members)
+    recipe = RECIPE.with_options(distribution={"members": members})
     posterior = Ensemble(SWAG(rank=2), size=2)
     one, other, checkpoints = History(), History(), Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0)
     train = partial(fit, partial(MLP, hidden=(8,)), data, posterior, flat, recipe, seed=3)
@@ -304,7 +309,7 @@ def test_nonsense_is_refused(fields, what, tmp_path):
 
 
 def test_half_precision_keeps_its_place(tmp_path):
-    recipe = replace(RECIPE, precision="bf16-mixed")
+    recipe = RECIPE.with_options(precision={"mode": "bf16-mixed"})
     train = partial(fit, partial(ConvNet, width=2), DATA, SWAG(rank=2), SAM(), recipe, seed=3)
     checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0)
     stopped(train, 5, checkpoints)

@@ -4,10 +4,10 @@ import pytest
 
 from flatbayes.flatness import ASAM, LESAM, MSAM, SAM, Delayed, GaussianSmoothing, LookSAM, Periodic
 from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
-from flatbayes.training import Cyclical, TrainingConfig
+from flatbayes.training import CollectionConfig, Cyclical, TrainingConfig
 from flatbayes.training.compatibility import check_compatibility
 
-RECIPE = TrainingConfig(collect_from=0.6)
+RECIPE = TrainingConfig(collection=CollectionConfig(start_fraction=0.6))
 NO_LOSS = [MSAM(), LookSAM(), Periodic(SAM()), LESAM(anneal=0.2), Delayed(MSAM(), 0.1)]
 LOSS = [
     SAM(ascent_batch_fraction=0.25),
@@ -39,7 +39,10 @@ def test_gradients_of_a_loss_are_for_all(flat):
 def test_a_late_loss_is_one_for_snapshots_collected_later():
     late = Delayed(SAM(), 0.8)
     check_compatibility(SGVB(), late, RECIPE)  # what counts is the end
-    check_compatibility(SGLD(), late, TrainingConfig(collect_from=0.8))
-    for recipe in (RECIPE, TrainingConfig(collect_from=0.9, schedule=Cyclical(num_cycles=4))):
+    check_compatibility(SGLD(), late, TrainingConfig(collection=CollectionConfig(start_fraction=0.8)))
+    for recipe in (
+        RECIPE,
+        TrainingConfig(collection=CollectionConfig(start_fraction=0.9), schedule=Cyclical(num_cycles=4)),
+    ):
         with pytest.raises(ValueError, match=r"one loss from 0\.8 .*Collect from 0\.8 on"):
             check_compatibility(SGLD(), late, recipe)

@@ -13,14 +13,14 @@ from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import MAP, SGVB, SWAG
-from flatbayes.training import TrainingConfig, fit
+from flatbayes.training import CollectionConfig, TrainingConfig, fit
 from flatbayes.training.engine import Engine, clip_gradient_norm
 
 SHORT = TrainingConfig(
     epochs=2,
     batch_size=16,
-    validations=0,
-    collect_from=0.0,
+    num_validations=0,
+    collection=CollectionConfig(start_fraction=0.0),
     optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9),
 )
 flat = pytest.mark.parametrize("flatness", [Plain(), SAM(rho=0.1)], ids=["plain", "flat"])
@@ -44,24 +44,35 @@ def outputs(recipe, flatness, posterior=MAP()):
 @flat
 def test_channels_last_gives_the_same_network(flatness):
     expected = outputs(SHORT, flatness)
-    torch.testing.assert_close(outputs(replace(SHORT, channels_last=True), flatness), expected, rtol=0, atol=2e-4)
+    torch.testing.assert_close(
+        outputs(SHORT.with_options(precision={"channels_last": True}), flatness), expected, rtol=0, atol=2e-4
+    )
 
 
 def test_channels_last_reaches_weights_and_is_right_for_drawn_weights_too():
-    fitted = fit(partial(ConvNet, width=4), images(), SWAG(rank=2), SAM(), replace(SHORT, channels_last=True), seed=0)
+    fitted = fit(
+        partial(ConvNet, width=4),
+        images(),
+        SWAG(rank=2),
+        SAM(),
+        SHORT.with_options(precision={"channels_last": True}),
+        seed=0,
+    )
     weight = next(p for p in fitted.states[0].model.parameters() if p.ndim == 4 and p.shape[1] > 1)
     assert weight.is_contiguous(memory_format=torch.channels_last)
     recipe = replace(SHORT, optimizer=partial(torch.optim.Adam, lr=0.01))
     expected = outputs(recipe, SAM(), SGVB())
     torch.testing.assert_close(
-        outputs(replace(recipe, channels_last=True), SAM(), SGVB()), expected, rtol=0, atol=2e-3
+        outputs(recipe.with_options(precision={"channels_last": True}), SAM(), SGVB()), expected, rtol=0, atol=2e-3
     )
 
 
 @flat
 def test_lower_precision_is_near_full_precision(flatness):
     expected = outputs(SHORT, flatness).exp()
-    assert (outputs(replace(SHORT, precision="bf16-mixed"), flatness).exp() - expected).abs().max() < 0.1
+    assert (
+        outputs(SHORT.with_options(precision={"mode": "bf16-mixed"}), flatness).exp() - expected
+    ).abs().max() < 0.1
 
 
 @pytest.mark.slow
@@ -70,12 +81,14 @@ def test_lower_precision_is_near_full_precision(flatness):
 @flat
 def test_a_compiled_network_is_trained_alike(flatness):
     expected = outputs(SHORT, flatness)
-    torch.testing.assert_close(outputs(replace(SHORT, compile=True), flatness), expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        outputs(SHORT.with_options(precision={"compile": True}), flatness), expected, rtol=0, atol=1e-3
+    )
 
 
 def started(model, recipe=SHORT) -> Engine:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return Engine.create(Fabric(accelerator="cpu", precision=recipe.precision), model, optimizer, recipe)
+    return Engine.create(Fabric(accelerator="cpu", precision=recipe.precision.mode), model, optimizer, recipe)
 
 
 def test_full_precision_on_one_device_calls_the_network_itself():
@@ -83,13 +96,13 @@ def test_full_precision_on_one_device_calls_the_network_itself():
     engine = started(model)
     assert engine.bypass_fabric
     assert engine.network is model
-    assert not started(nn.Linear(3, 2), replace(SHORT, precision="bf16-mixed")).bypass_fabric
+    assert not started(nn.Linear(3, 2), SHORT.with_options(precision={"mode": "bf16-mixed"})).bypass_fabric
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_gradients_are_zeroed_taken_and_clipped(precision):
     model = nn.Linear(3, 2)
-    engine = started(model, replace(SHORT, precision=precision))
+    engine = started(model, SHORT.with_options(precision={"mode": precision}))
     engine.backward(engine.network(torch.ones(4, 3)).square().sum() * 100)
     assert torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]) > 2
     engine.clip_gradients(2.0)

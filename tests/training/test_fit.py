@@ -15,7 +15,16 @@ from flatbayes.flatness import SAM, Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import MAP, SWAG, Ensemble, MCDropout
-from flatbayes.training import Callback, Constant, History, Interrupted, TrainingConfig, dry_run, fit
+from flatbayes.training import (
+    Callback,
+    CollectionConfig,
+    Constant,
+    History,
+    Interrupted,
+    TrainingConfig,
+    dry_run,
+    fit,
+)
 from flatbayes.training.batches import ShuffledBatches
 from flatbayes.training.callbacks.callback import JSONLinesLogger, ProgressBar
 
@@ -39,7 +48,7 @@ def blobs(n=90, images=False):
     )
 
 
-SHORT = TrainingConfig(epochs=4, batch_size=10, collect_from=0.0, validations=2)
+SHORT = TrainingConfig(epochs=4, batch_size=10, collection=CollectionConfig(start_fraction=0.0), num_validations=2)
 
 
 def weights(fitted):
@@ -88,14 +97,23 @@ HALF = pytest.param(
 def test_precisions(precision, posterior):
     data = blobs()
     optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-    recipe = replace(SHORT, precision=precision, epochs=15, optimizer=optimizer)
+    recipe = SHORT.with_options(precision={"mode": precision}, epochs=15, optimizer=optimizer)
     fitted = fit(MLP, data, posterior, SAM(), recipe)
     assert (fitted.predict(data.test.inputs).top_class == data.test.targets).float().mean() > 0.6
     assert fitted.dtype == (torch.float64 if precision == "64-true" else torch.float32)
 
 
 def test_accumulation_is_the_whole_batch():
-    runs = [fit(MLP, blobs(), MAP(), SAM(rho=0.1), replace(SHORT, accumulate=k, precision="64-true")) for k in (1, 4)]
+    runs = [
+        fit(
+            MLP,
+            blobs(),
+            MAP(),
+            SAM(rho=0.1),
+            SHORT.with_options(optimization={"accumulation_steps": k}, precision={"mode": "64-true"}),
+        )
+        for k in (1, 4)
+    ]
     torch.testing.assert_close(weights(runs[0]), weights(runs[1]))
 
 
@@ -103,7 +121,9 @@ def test_clipping_bounds_every_step():
     moved = []
     for clip in (None, 1e-3):
         optimizer = partial(torch.optim.SGD, lr=1.0)
-        recipe = replace(SHORT, clip_norm=clip, optimizer=optimizer, schedule=Constant(), epochs=1, batch_size=30)
+        recipe = SHORT.with_options(
+            optimization={"clip_norm": clip}, optimizer=optimizer, schedule=Constant(), epochs=1, batch_size=30
+        )
         start = fit(MLP, blobs(), MAP(), SAM(), replace(recipe, optimizer=partial(torch.optim.SGD, lr=0.0)))
         moved.append((weights(fit(MLP, blobs(), MAP(), SAM(), recipe)) - weights(start)).norm().item())
     assert moved[1] == pytest.approx(1e-3, rel=1e-3)
@@ -231,16 +251,16 @@ def test_rehearsal_finds_what_training_would_die_of():
     [
         ({"epochs": -1}, "epochs must be at least 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"collect_from": 1.0}, "collect_from is a share"),
-        ({"clip_norm": 0.0}, "clip_norm must be positive"),
-        ({"clip_norm": math.nan}, "clip_norm must be positive"),
-        ({"validations": -1}, "validations must be at least 0"),
-        ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"collection.start_fraction": 1.0}, "start_fraction is a fraction"),
+        ({"optimization.clip_norm": 0.0}, "clip_norm must be positive"),
+        ({"optimization.clip_norm": math.nan}, "clip_norm must be positive"),
+        ({"num_validations": -1}, "num_validations must be at least 0"),
+        ({"optimization.accumulation_steps": 0}, "accumulation_steps must be at least 1"),
     ],
 )
 def test_recipes_that_make_no_sense(changes, message):
     with pytest.raises(ValueError, match=message):
-        TrainingConfig(**changes)
+        TrainingConfig().with_options(**changes)
 
 
 def test_batches_are_functions_of_seed_and_epoch():

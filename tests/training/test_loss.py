@@ -8,14 +8,16 @@ from flatbayes.flatness import Plain
 from flatbayes.likelihoods import Categorical, Gaussian
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP
-from flatbayes.training import History, TrainingConfig, dry_run, fit
+from flatbayes.training import History, OptimizationConfig, TrainingConfig, dry_run, fit
 from flatbayes.training.loss import make_training_loss
 
 
 def test_smoothing_by_its_definition():
     likelihood = Categorical(4)
     outputs, targets = torch.randn(7, 4, dtype=torch.float64), torch.randint(4, (7,))
-    loss = make_training_loss(likelihood, TrainingConfig(label_smoothing=0.2))(outputs, targets)
+    loss = make_training_loss(likelihood, TrainingConfig(optimization=OptimizationConfig(label_smoothing=0.2)))(
+        outputs, targets
+    )
     spread = torch.stack([likelihood.loss(outputs, torch.full((7,), k)) for k in range(4)]).mean()
     torch.testing.assert_close(loss, 0.8 * likelihood.loss(outputs, targets) + 0.2 * spread)
 
@@ -25,7 +27,9 @@ def test_without_it_the_loss_is_the_likelihoods():
     likelihood = Categorical(3)
     assert make_training_loss(likelihood, TrainingConfig())(outputs, targets) == likelihood.loss(outputs, targets)
     with pytest.raises(ValueError, match="outputs of shape"):
-        make_training_loss(likelihood, TrainingConfig(label_smoothing=0.1))(torch.randn(5, 2), targets)
+        make_training_loss(likelihood, TrainingConfig(optimization=OptimizationConfig(label_smoothing=0.1)))(
+            torch.randn(5, 2), targets
+        )
 
 
 def test_training_sees_it_and_the_validation_curve_does_not():
@@ -33,7 +37,7 @@ def test_training_sees_it_and_the_validation_curve_does_not():
     curves = {}
     for share in (0.0, 0.9):
         seen = History()
-        recipe = TrainingConfig(epochs=1, batch_size=60, label_smoothing=share)
+        recipe = TrainingConfig(epochs=1, batch_size=60, optimization=OptimizationConfig(label_smoothing=share))
         frozen = lambda params: torch.optim.SGD(params, lr=0.0)  # noqa: E731 - weights stay where they are
         fit(
             MLP,
@@ -51,8 +55,14 @@ def test_training_sees_it_and_the_validation_curve_does_not():
 
 def test_numbers_have_no_labels_to_smooth():
     with pytest.raises(ValueError, match="label_smoothing is for classes, and the likelihood is Gaussian"):
-        make_training_loss(Gaussian(), TrainingConfig(label_smoothing=0.1))
+        make_training_loss(Gaussian(), TrainingConfig(optimization=OptimizationConfig(label_smoothing=0.1)))
     with pytest.raises(ValueError, match="label_smoothing is for classes"):
-        dry_run(MLP, Diabetes().load(0), MAP(), Plain(), TrainingConfig(label_smoothing=0.1))
-    with pytest.raises(ValueError, match="label_smoothing is a share"):
-        TrainingConfig(label_smoothing=1.0)
+        dry_run(
+            MLP,
+            Diabetes().load(0),
+            MAP(),
+            Plain(),
+            TrainingConfig(optimization=OptimizationConfig(label_smoothing=0.1)),
+        )
+    with pytest.raises(ValueError, match="label_smoothing is a fraction"):
+        TrainingConfig(optimization=OptimizationConfig(label_smoothing=1.0))

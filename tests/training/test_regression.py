@@ -13,9 +13,15 @@ from flatbayes.likelihoods import Gaussian
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG, Ensemble, MCDropout
 from flatbayes.prediction import FittedPosterior, evaluate
-from flatbayes.training import History, TrainingConfig, dry_run, fit
+from flatbayes.training import CollectionConfig, History, OptimizationConfig, TrainingConfig, dry_run, fit
 
-SHORT = TrainingConfig(epochs=3, batch_size=16, collect_from=0.0, validations=1, clip_norm=1.0)
+SHORT = TrainingConfig(
+    epochs=3,
+    batch_size=16,
+    collection=CollectionConfig(start_fraction=0.0),
+    num_validations=1,
+    optimization=OptimizationConfig(clip_norm=1.0),
+)
 NOISE = 5.0
 
 
@@ -77,7 +83,9 @@ def test_the_unit_of_the_targets_does_not_matter():
     found = []
     for unit, offset in ways:
         data = line(150, unit=unit, offset=offset)
-        fitted = fit(partial(MLP, hidden=(6,)), data, SWAG(rank=2), SAM(), replace(SHORT, precision="64-true"))
+        fitted = fit(
+            partial(MLP, hidden=(6,)), data, SWAG(rank=2), SAM(), SHORT.with_options(precision={"mode": "64-true"})
+        )
         predictive = fitted.predict(data.test.inputs, 5)
         found.append(((predictive.mean - offset) / unit, predictive.std / unit))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-3)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from flatbayes.training import Constant, Cosine, Cyclical, Polynomial, SWALinear, TrainingConfig
+from flatbayes.training import CollectionConfig, Constant, Cosine, Cyclical, Polynomial, SWALinear, TrainingConfig
 from flatbayes.training.schedules import is_collection_step, select_evenly_spaced_epochs
 
 
@@ -15,7 +15,7 @@ def test_a_short_training_collects_oftener_unless_it_is_told():
     assert found(100, epochs=10) == 12
     assert found(100, epochs=2) == 11
     assert found(8, epochs=2) == 5  # every step that there is
-    assert found(8, epochs=2, collect_per_epoch=1) == 1
+    assert found(8, epochs=2, collection=CollectionConfig(snapshots_per_epoch=1)) == 1
 
 
 def curve(schedule, total=100):
@@ -109,11 +109,11 @@ def test_no_more_snapshots_than_steps():
 def test_validations_are_evenly_spaced_and_end_with_the_last_epoch():
     assert (
         select_evenly_spaced_epochs(60, 3)
-        == TrainingConfig(epochs=60, validations=3).validation_epochs()
+        == TrainingConfig(epochs=60, num_validations=3).validation_epochs()
         == {20, 40, 60}
     )
     assert select_evenly_spaced_epochs(2, 20) == {1, 2}
     assert select_evenly_spaced_epochs(5, 0) == set()
-    assert TrainingConfig(epochs=7, validate_every=3).validation_epochs() == {3, 6, 7}
-    assert TrainingConfig(epochs=6, validate_every=3).validation_epochs() == {3, 6}
-    assert TrainingConfig(epochs=2, validate_every=3).validation_epochs() == {2}
+    assert TrainingConfig(epochs=7, validate_every_n_epochs=3).validation_epochs() == {3, 6, 7}
+    assert TrainingConfig(epochs=6, validate_every_n_epochs=3).validation_epochs() == {3, 6}
+    assert TrainingConfig(epochs=2, validate_every_n_epochs=3).validation_epochs() == {2}

@@ -11,7 +11,7 @@ from flatbayes.flatness import SAM
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import SWAG, Laplace
 from flatbayes.prediction import evaluate
-from flatbayes.training import TrainingConfig, fit
+from flatbayes.training import CollectionConfig, TrainingConfig, fit
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("posterior", [SWAG(rank=2), Laplace(prior_precision=1.0)], ids=["SWAG", "Laplace"])
 def test_a_stream_trains_as_memory_does(folder, posterior):
-    recipe = TrainingConfig(epochs=2, batch_size=6, collect_from=0.0)
+    recipe = TrainingConfig(epochs=2, batch_size=6, collection=CollectionConfig(start_fraction=0.0))
     found = []
     for stream in (False, True):
         data = ImageFolder(path=str(folder), stream=stream, flip=True, pad=1).load(0)
@@ -41,7 +41,7 @@ def test_a_stream_trains_as_memory_does(folder, posterior):
 def test_the_command_line_streams(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["--data", "images", "--data.stream", "true", "--model", "convnet", "--epochs", "2"]
-    arguments += ["--batch_size", "6", "--collect_from", "0", "--num_draws", "2", "--out", "run"]
+    arguments += ["--batch_size", "6", "--collection.start_fraction", "0", "--num_draws", "2", "--out", "run"]
     assert main(["fit", *arguments]) == 0
     assert main(["evaluate", "run", "--num_draws", "2"]) == 0
     assert main(["diagnose", "run", "--num_draws", "2", "--max_examples", "8"]) == 0

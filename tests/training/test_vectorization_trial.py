@@ -14,7 +14,16 @@ from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training import Callback, History, Interrupted, TrainingConfig, fit
+from flatbayes.training import (
+    Callback,
+    CollectionConfig,
+    DistributionConfig,
+    History,
+    Interrupted,
+    PrecisionConfig,
+    TrainingConfig,
+    fit,
+)
 
 
 def blobs(n=30, images=False, augment=None):
@@ -38,13 +47,20 @@ def lines(n=30):
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-2)
 NESTEROV = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True)
 ADAM = partial(torch.optim.Adam, lr=1e-2)
-EXACT = TrainingConfig(epochs=3, batch_size=10, collect_from=0.0, validations=2, precision="64-true", optimizer=SGD)
+EXACT = TrainingConfig(
+    epochs=3,
+    batch_size=10,
+    collection=CollectionConfig(start_fraction=0.0),
+    num_validations=2,
+    precision=PrecisionConfig(mode="64-true"),
+    optimizer=SGD,
+)
 Narrow, Small = partial(ConvNet, width=2), partial(MLP, hidden=(5,))
 
 
 def pair(model, data, posterior, flatness, recipe):
     """The same fit in both ways."""
-    ways = [replace(recipe, members=members) for members in ("vectorized", "one_by_one")]
+    ways = [recipe.with_options(distribution={"members": members}) for members in ("vectorized", "one_by_one")]
     return [fit(model, data, posterior, flatness, way, seed=3) for way in ways]
 
 
@@ -78,18 +94,24 @@ def test_optimisers_that_work_entry_by_entry(optimizer):
     [
         (lines(), Ensemble(SWAG(rank=2), 3), {}),
         (blobs(), Ensemble(MAP(prior_precision=2.0), 3), {"optimizer": NESTEROV}),
-        (blobs(), Ensemble(size=3), {"clip_norm": 0.2}),
-        (blobs(), Ensemble(size=3), {"accumulate": 3}),
+        (blobs(), Ensemble(size=3), {"optimization.clip_norm": 0.2}),
+        (blobs(), Ensemble(size=3), {"optimization.accumulation_steps": 3}),
         (blobs(augment=lambda x, g: x + torch.rand(x.shape, generator=g)), Ensemble(size=3), {}),
     ],
 )
 def test_everything_else_that_a_fit_can_do(data, posterior, changes):
-    assert_same(*pair(Small, data, posterior, SAM(rho=0.1), replace(EXACT, **changes)))
+    assert_same(*pair(Small, data, posterior, SAM(rho=0.1), EXACT.with_options(**changes)))
 
 
 def test_clipping_is_felt():
     free, clipped = (
-        fit(Small, blobs(), Ensemble(size=2), Plain(), replace(EXACT, members="vectorized", clip_norm=norm))
+        fit(
+            Small,
+            blobs(),
+            Ensemble(size=2),
+            Plain(),
+            EXACT.with_options(distribution={"members": "vectorized"}, optimization={"clip_norm": norm}),
+        )
         for norm in (None, 1e-3)
     )
     assert not torch.equal(*(next(f.states[0].model.parameters()) for f in (free, clipped)))
@@ -117,7 +139,15 @@ def test_draws_and_artefacts_are_those_of_one_by_one(tmp_path):
 def test_curves_are_those_of_one_by_one():
     curves = [History(), History()]
     for watch, members in zip(curves, ("vectorized", "one_by_one"), strict=True):
-        fit(Small, blobs(), Ensemble(size=2), SAM(), replace(EXACT, members=members), seed=3, callback=watch)
+        fit(
+            Small,
+            blobs(),
+            Ensemble(size=2),
+            SAM(),
+            EXACT.with_options(distribution={"members": members}),
+            seed=3,
+            callback=watch,
+        )
     together, one_by_one = (sorted(c.records, key=lambda r: (r["run"], r["epoch"])) for c in curves)
     assert [list(r) for r in together] == [list(r) for r in one_by_one]
     for mine, yours in zip(together, one_by_one, strict=True):
@@ -138,7 +168,7 @@ def test_ctrl_c_hands_over_all_networks_as_far_as_they_are():
             data,
             Ensemble(SWAG(rank=2), 3),
             SAM(),
-            replace(EXACT, members="vectorized", collect_per_epoch=1),
+            EXACT.with_options(distribution={"members": "vectorized"}, collection={"snapshots_per_epoch": 1}),
             callback=Stop(),
         )
     fitted = caught.value.fitted
@@ -166,12 +196,12 @@ def test_a_loss_that_is_not_finite_names_its_run(monkeypatch):
     monkeypatch.setattr("flatbayes.training.vectorization_trial.find_vectorization_obstacle", lambda runs: None)
     Fragile.made = 0
     with pytest.raises(RuntimeError, match=r"The loss of run 2 is nan in epoch 1 of 3"):
-        fit(Fragile, blobs(), Ensemble(size=2), SAM(), replace(EXACT, members="vectorized"))
+        fit(Fragile, blobs(), Ensemble(size=2), SAM(), EXACT.with_options(distribution={"members": "vectorized"}))
 
 
 def test_randomness_is_left_alone():
     before = torch.get_rng_state()
-    fit(Small, blobs(), Ensemble(size=2), SAM(), replace(EXACT, members="auto"))
+    fit(Small, blobs(), Ensemble(size=2), SAM(), EXACT.with_options(distribution={"members": "auto"}))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -245,37 +275,45 @@ RANDOM = "training uses random numbers"
         (Small, MAP(), RandomPerturbation(), {}, "last bits of a norm"),
         (Small, MAP(), Joint(), {}, "in other weights than one by one"),
         (Small, MAP(), Plain(), {"optimizer": ADAFACTOR}, "in other weights than one by one"),
-        (Small, MAP(), Plain(), {"precision": "bf16-mixed"}, "autocast"),
-        (Narrow, MAP(), Plain(), {"channels_last": True}, "channels last"),
+        (Small, MAP(), Plain(), {"precision.mode": "bf16-mixed"}, "autocast"),
+        (Narrow, MAP(), Plain(), {"precision.channels_last": True}, "channels last"),
         (Counting, MAP(), Plain(), {}, "in other buffers than one by one"),
         (Projected, MAP(), Plain(), {}, "in other weights than one by one"),
         (Unstackable, MAP(), Plain(), {}, "raised RuntimeError: vmap"),
     ],
 )
 def test_what_cannot_be_stacked_is_trained_one_by_one(model, member, flatness, changes, reason):
-    recipe = replace(EXACT, epochs=1, members="auto", **changes)
+    recipe = EXACT.with_options(epochs=1, distribution={"members": "auto"}, **changes)
     data = blobs(images=model is Narrow)
     fell_back = fit(model, data, Ensemble(member, 2), flatness, recipe)
-    usual = fit(model, data, Ensemble(member, 2), flatness, replace(recipe, members="one_by_one"))
+    usual = fit(
+        model, data, Ensemble(member, 2), flatness, recipe.with_options(distribution={"members": "one_by_one"})
+    )
     assert fell_back.info["members"].startswith("one by one: ")
     assert reason in fell_back.info["members"]
     for mine, yours in zip(fell_back.states, usual.states, strict=True):
         for name, tensor in mine.model.state_dict().items():
             assert torch.equal(tensor, yours.model.state_dict()[name])
     with pytest.raises(ValueError, match=f"The 2 runs cannot be trained together: .*{reason}"):
-        fit(model, data, Ensemble(member, 2), flatness, replace(recipe, members="vectorized"))
+        fit(model, data, Ensemble(member, 2), flatness, recipe.with_options(distribution={"members": "vectorized"}))
 
 
 def test_a_flatness_that_does_not_suit_the_posterior_says_so_in_any_way():
     for members in ("auto", "vectorized"):
         with pytest.raises(ValueError, match="takes its geometry from the standard deviations"):
-            fit(Small, blobs(), Ensemble(size=2), PosteriorSAM(), replace(EXACT, members=members))
+            fit(
+                Small,
+                blobs(),
+                Ensemble(size=2),
+                PosteriorSAM(),
+                EXACT.with_options(distribution={"members": members}),
+            )
 
 
 def test_a_loader_gives_one_batch_at_a_time():
     data = blobs()
     loader = DataLoader(TensorDataset(data.train.inputs, data.train.targets), batch_size=10)
-    recipe = replace(EXACT, members="auto", precision="32-true")
+    recipe = EXACT.with_options(distribution={"members": "auto"}, precision={"mode": "32-true"})
 
     def make():
         return nn.Linear(4, 3)
@@ -285,12 +323,17 @@ def test_a_loader_gives_one_batch_at_a_time():
 
 
 def test_auto_leaves_much_work_one_by_one_and_one_run_alone(monkeypatch):
-    recipe = replace(EXACT, epochs=1, members="auto", precision="32-true")
+    recipe = EXACT.with_options(epochs=1, distribution={"members": "auto"}, precision={"mode": "32-true"})
     wide = partial(MLP, hidden=(400, 400))
     assert "a network has 163603 weights" in fit(wide, blobs(), Ensemble(size=2), Plain(), recipe).info["members"]
     monkeypatch.setattr("flatbayes.training.vectorization_trial.MAX_VECTORIZED_FLOPS", 699)
     how = fit(Small, blobs(), Ensemble(size=2), Plain(), recipe).info["members"]
     assert how == "one by one: a forward pass takes 7e+02 operations, and with more than 7e+02 one by one is as fast"
-    assert "one run" in fit(Small, blobs(), MAP(), Plain(), replace(recipe, members="vectorized")).info["members"]
+    assert (
+        "one run"
+        in fit(Small, blobs(), MAP(), Plain(), recipe.with_options(distribution={"members": "vectorized"})).info[
+            "members"
+        ]
+    )
     with pytest.raises(ValueError, match="members must be one_by_one or auto or vectorized or workers, got 'both'"):
-        TrainingConfig(members="both")
+        TrainingConfig(distribution=DistributionConfig(members="both"))

@@ -12,7 +12,7 @@ from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
 from flatbayes.posteriors import LRT, MAP, SGVB, SWAG, Ensemble, Laplace
 from flatbayes.prediction import FittedPosterior, evaluate
-from flatbayes.training import FINE_TUNING, Checkpoints, TrainingConfig, fit
+from flatbayes.training import FINE_TUNING, Checkpoints, CollectionConfig, TrainingConfig, fit
 from flatbayes.training.warm_start import extract_mean_weights, match_weights
 from support import network as with_norms
 from support import train
@@ -101,7 +101,7 @@ def test_the_centre_of_swag_is_its_mean():
 
 @pytest.mark.parametrize("posterior", [SGVB(), LRT(), Laplace(tune="evidence"), SWAG(rank=2)], ids=repr)
 def test_any_posterior_is_a_start(posterior, data, tmp_path):
-    recipe = TrainingConfig(epochs=2, batch_size=20, collect_from=0.0)
+    recipe = TrainingConfig(epochs=2, batch_size=20, collection=CollectionConfig(start_fraction=0.0))
     fit(build, data, posterior, Plain(), recipe).save(tmp_path)
     found = fit(build, data, MAP(), Plain(), AS_IT_IS, init=str(tmp_path))
     assert same(weights(found), extract_mean_weights(posterior, FittedPosterior.load(tmp_path).states[0]))

@@ -21,7 +21,7 @@ from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SGVB
 from flatbayes.posteriors.variational import raw_to_std
 from flatbayes.theory import PriorScale, select_prior_scale
-from flatbayes.training import Cosine, TrainingConfig, fit
+from flatbayes.training import Cosine, DistributionConfig, PrecisionConfig, TrainingConfig, fit
 
 
 def make_gaussian_posterior(prior_std: float, kl_weight: float) -> SGVB:
@@ -64,9 +64,9 @@ def fit_gaussian(
         epochs=certification_config.epochs,
         optimizer=partial(torch.optim.Adam, lr=certification_config.lr),
         schedule=Cosine(),
-        precision=config.precision,
-        accelerator=config.accelerator,
-        validations=0,
+        precision=PrecisionConfig(mode=config.precision.mode),
+        distribution=DistributionConfig(accelerator=config.distribution.accelerator),
+        num_validations=0,
     )
     batches = _make_loader(split, certification_config.batch_size, seed)
     fitted = fit(

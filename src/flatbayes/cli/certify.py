@@ -14,6 +14,7 @@ from flatbayes.cli.models import rebuild_model
 from flatbayes.cli.options import new_parser
 from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
+from flatbayes.core.renames import translate_training_options
 from flatbayes.core.spec import instantiate
 from flatbayes.data import DataSource
 from flatbayes.experiments.run_folder import RunFolder
@@ -128,10 +129,10 @@ def _load_model(spec: dict[str, Any], path: str | None) -> Any:
 
 
 def _load_config(config: dict[str, Any]) -> TrainingConfig:
-    plain = dict(config["recipe"])
-    optimizer, schedule = plain.pop("optimizer"), plain.pop("schedule")
-    return TrainingConfig(
-        **plain,
+    options = translate_training_options(config["recipe"])
+    optimizer, schedule = options.pop("optimizer"), options.pop("schedule")
+    return TrainingConfig().with_options(
+        **options,
         optimizer=instantiate(optimizer, package="torch.optim", bind=True),
         schedule=instantiate(schedule, package="flatbayes.training"),
     )

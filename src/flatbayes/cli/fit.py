@@ -90,8 +90,8 @@ def add_pretrained_options(parser: ArgumentParser) -> None:
 
 def fine_tuning_defaults() -> dict[str, Any]:
     """The defaults of options where there is a trained network to start from."""
-    spec: dict[str, Any] = to_spec(FINE_TUNING)["init_args"]
-    return {name: spec[name] for name in ("epochs", "schedule", "collect_from", "collect_per_epoch")}
+    spec = FINE_TUNING.to_dict()
+    return {name: spec[name] for name in ("epochs", "schedule", "collection")}
 
 
 def make_transform(options: Namespace, dataset: DataSplits) -> Standardize | None:
@@ -127,13 +127,15 @@ def run(options: Namespace) -> None:
         "model": to_spec(model),
         "posterior": to_spec(options.posterior),
         "flatness": to_spec(options.flatness),
-        "recipe": to_spec(recipe)["init_args"],
+        "recipe": recipe.to_dict(),
         "seed": options.seed,
         **trained,
     }
-    in_parts = recipe.strategy == "fsdp"
+    in_parts = recipe.distribution.strategy == "fsdp"
     if in_parts and options.resume:
-        raise ValueError("--strategy fsdp writes no checkpoints, so there is nothing that --resume could go on from.")
+        raise ValueError(
+            "--distribution.strategy fsdp writes no checkpoints, so there is nothing that --resume could go on from."
+        )
     world, folder = ProcessGroupInfo.from_fabric(make_fabric(recipe, launch=True)), RunFolder(Path(options.out))
     world.run_on_main(
         lambda: RunFolder.create(folder.path, config, overwrite=options.overwrite, resume=options.resume)

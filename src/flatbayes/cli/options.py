@@ -1,6 +1,5 @@
 """Options that several verbs share, made from the type hints and docstrings of what they build."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -103,8 +102,8 @@ def add_output_options(parser: ArgumentParser) -> None:
 def make_config(options: Namespace, dataset: DataSplits) -> TrainingConfig:
     """The recipe that the options describe; a regression is clipped, since its loss has no bound to its slope."""
     recipe = TrainingConfig(**{name: getattr(options, name) for name in TrainingConfig.__dataclass_fields__})
-    clipped = dataset.is_regression and recipe.clip_norm is None
-    return replace(recipe, clip_norm=REGRESSION_CLIP_NORM) if clipped else recipe
+    clipped = dataset.is_regression and recipe.optimization.clip_norm is None
+    return recipe.with_options(optimization={"clip_norm": REGRESSION_CLIP_NORM}) if clipped else recipe
 
 
 def make_model(options: Namespace, dataset: DataSplits) -> Any:
@@ -120,5 +119,5 @@ def make_model(options: Namespace, dataset: DataSplits) -> Any:
 
 
 def _config_defaults() -> dict[str, Any]:
-    spec: dict[str, Any] = to_spec(TrainingConfig())["init_args"]
-    return {key: value for key, value in spec.items() if isinstance(value, dict)}
+    options = TrainingConfig().to_dict()
+    return {name: value for name, value in options.items() if isinstance(value, dict) and "class_path" in value}

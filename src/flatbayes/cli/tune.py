@@ -1,7 +1,6 @@
 """`flatbayes tune`: the radius, and whatever else, by its loss on validation data."""
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from flatbayes.experiments import ExperimentRun, TuningResult, default_ranges, i
 from flatbayes.experiments.run_folder import clear_folder
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import check_num_draws
-from flatbayes.training import TrainingConfig, dry_run
+from flatbayes.training import dry_run
 
 TUNED_CONFIG_FILE, BAR_WIDTH = "tuned.yaml", 30
 
@@ -100,9 +99,8 @@ def run(options: Namespace) -> None:
 
 
 def _best_config(task: ExperimentRun) -> dict[str, Any]:
-    recipe = {field.name: to_spec(getattr(task.config, field.name)) for field in fields(TrainingConfig)}
     chosen = {name: to_spec(getattr(task, {"data": "source"}.get(name, name))) for name in ("data", "model")}
-    return chosen | {"posterior": to_spec(task.posterior), "flatness": to_spec(task.flatness)} | recipe
+    return chosen | {"posterior": to_spec(task.posterior), "flatness": to_spec(task.flatness)} | task.config.to_dict()
 
 
 def _trials_table(tuned: TuningResult, metric: str) -> Table:

@@ -211,8 +211,26 @@ RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {
     "flatbayes.training.Cyclical": {"times": "num_cycles", "last": "end_factor"},
     "flatbayes.training.MetricLogger": {"every": "every_n_steps"},
     "flatbayes.training.SWALinear": {"high_until": "decay_start", "low_from": "decay_end", "low": "end_factor"},
+    "flatbayes.training.TrainingConfig": {
+        "accelerator": "distribution.accelerator",
+        "accumulate": "optimization.accumulation_steps",
+        "ascent": "distribution.ascent_scope",
+        "channels_last": "precision.channels_last",
+        "clip_norm": "optimization.clip_norm",
+        "collect_from": "collection.start_fraction",
+        "collect_per_epoch": "collection.snapshots_per_epoch",
+        "compile": "precision.compile",
+        "devices": "distribution.devices",
+        "label_smoothing": "optimization.label_smoothing",
+        "members": "distribution.members",
+        "precision": "precision.mode",
+        "statistics_batches": "collection.num_norm_batches",
+        "strategy": "distribution.strategy",
+        "validate_every": "validate_every_n_epochs",
+        "validations": "num_validations",
+    },
 }
-"""New class path -> old name of an argument -> new name."""
+"""New class path -> old name of an argument -> new name; a dotted name is an option of a group."""
 
 RENAMED_OPTIONS: dict[str, dict[str, str]] = {
     "certify": {
@@ -277,10 +295,25 @@ def translate_spec(path: str, arguments: Mapping[str, Any]) -> tuple[str, dict[s
         priority over the same one under its old name.
     """
     path = translate_path(path)
-    renamed = RENAMED_ARGUMENTS.get(path, {})
+    renamed = {old: new for old, new in RENAMED_ARGUMENTS.get(path, {}).items() if "." not in new}
     return path, {
         renamed.get(name, name): value for name, value in arguments.items() if renamed.get(name) not in arguments
     }
+
+
+def translate_training_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `TrainingConfig` from the run folder of any version, in the form that `with_options` takes.
+
+    Args:
+        options: Values by name; those of a group in a mapping, or in folders of 0.1 at the top.
+    """
+    renamed = RENAMED_ARGUMENTS["flatbayes.training.TrainingConfig"]
+    translated = {}
+    for name, value in options.items():
+        is_group = isinstance(value, Mapping)  # `precision` is an option in 0.1 and a group in 0.2
+        new_value = RENAMED_VALUES.get(name, {}).get(value, value) if isinstance(value, str) else value
+        translated[name if is_group else renamed.get(name, name)] = new_value
+    return translated
 
 
 def explain_name(name: str) -> str | None:

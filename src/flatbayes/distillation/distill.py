@@ -44,7 +44,7 @@ def distill(
         model: Builds the student, or is it, as in `fit`; it has one output for each class and one more, or three for
             each number to predict, and is given that count as `num_outputs` (or `num_classes`) if it takes it.
         inputs: Examples to learn on, as the training data had them.
-        config: How it is trained; for numbers, clip the gradient (`clip_norm=1`).
+        config: How it is trained; for numbers, clip the gradient (`OptimizationConfig(clip_norm=1)`).
         flatness: Where gradients are taken.
         num_draws: Networks that the student learns from.
         seed: Decides everything random: the draws, the initial weights, the order of the examples.
@@ -67,7 +67,7 @@ def distill(
         _make_shuffled_loader(ready, lesson, min(config.batch_size, len(ready)), spawn_seeds(seed, count=1)[0]),
         MAP(),
         flatness,
-        replace(config, validations=0),
+        replace(config, num_validations=0),
         likelihood=_StudentLikelihood(student),
         seed=seed,
         show_progress=show_progress,

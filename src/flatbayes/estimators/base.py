@@ -21,7 +21,7 @@ from flatbayes.likelihoods import Predictive
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training import TrainingConfig, fit
+from flatbayes.training import OptimizationConfig, TrainingConfig, fit
 
 MAX_RANDOM_SEED = 2**31 - 1
 DEFAULT_POSTERIOR = SWAG(prior_precision=2.0)
@@ -101,8 +101,8 @@ def resolve_training_config(estimator: Any, data: DataSplits) -> TrainingConfig:
         epochs=estimator.epochs,
         batch_size=estimator.batch_size,
         optimizer=optimizer if estimator.learning_rate is None else partial(optimizer, lr=estimator.learning_rate),
-        clip_norm=1.0 if data.is_regression else None,
-        validations=0,
+        optimization=OptimizationConfig(clip_norm=1.0 if data.is_regression else None),
+        num_validations=0,
     )
 
 

@@ -1,7 +1,7 @@
 """What is compared: a posterior, with whatever is special about how it is trained and flattened."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from flatbayes.core.spec import instantiate, short_name
@@ -17,7 +17,8 @@ class Method:
     Attributes:
         posterior: The posterior.
         flatness: The flat version, if it is not that of the whole comparison.
-        config_overrides: The fields of the recipe that differ from the common one, such as the optimizer, by name.
+        config_overrides: The training options that differ from the common ones, by name; those of a group in a
+            mapping, `{"collection": {"start_fraction": 0.5}}`, or under a dotted name.
         name: What to call it; by default the posterior with its hyperparameters.
     """
 
@@ -27,10 +28,7 @@ class Method:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        known = {f.name for f in fields(TrainingConfig)}
-        unknown = sorted(set(self.config_overrides) - known)
-        if unknown:
-            raise ValueError(f"A recipe has no {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
+        TrainingConfig().with_options(**_instantiate_overrides(self.config_overrides))
         if self.flatness == Plain():
             raise ValueError(f"{self.label} is compared with its plain twin: choose another flatness than Plain.")
 
@@ -41,10 +39,11 @@ class Method:
 
     def apply_overrides(self, base_config: TrainingConfig) -> TrainingConfig:
         """The common recipe with this method's changes."""
-        changes = {
-            name: instantiate(value, bind=name == "optimizer") for name, value in self.config_overrides.items()
-        }
-        return replace(base_config, **changes)
+        return base_config.with_options(**_instantiate_overrides(self.config_overrides))
+
+
+def _instantiate_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: instantiate(value, bind=name == "optimizer") for name, value in overrides.items()}
 
 
 def build_methods(posteriors: Sequence[Posterior | Method]) -> list[Method]:

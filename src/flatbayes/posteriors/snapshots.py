@@ -80,7 +80,7 @@ def draw_snapshot(state: State, generator: torch.Generator, method: str) -> Iter
     held = len(select_snapshot_indices(int(state.statistics["count"]), len(rows)))
     if not held:
         raise RuntimeError(
-            f"{method} needs at least 1 collected snapshot before a draw, got 0; lower collect_from or train longer."
+            f"{method} needs at least 1 collected snapshot before a draw, got 0; lower collection.start_fraction or train longer."
         )
     row = torch.multinomial(torch.ones(held, device=generator.device), 1, generator=generator).item()
     with swap_values(params, unflatten(rows[int(row)], params)), eval_mode(state.model):

@@ -139,7 +139,7 @@ class SWAG(Posterior):
         if count < 2:
             raise RuntimeError(
                 f"SWAG needs at least 2 collected snapshots before a draw, got {count}; "
-                "lower collect_from or train longer."
+                "lower collection.start_fraction or train longer."
             )
         deviations = found["deviations"][:count]
         z2 = torch.randn(len(deviations), generator=generator, dtype=mean.dtype, device=mean.device)

@@ -3,7 +3,14 @@
 from flatbayes.training.callbacks.callback import Callback, CallbackList, ConsoleLogger, History
 from flatbayes.training.callbacks.loggers import MetricLogger, make_logger
 from flatbayes.training.checkpoint import Checkpoints
-from flatbayes.training.config import FINE_TUNING, TrainingConfig
+from flatbayes.training.config import (
+    FINE_TUNING,
+    CollectionConfig,
+    DistributionConfig,
+    OptimizationConfig,
+    PrecisionConfig,
+    TrainingConfig,
+)
 from flatbayes.training.dry_run import dry_run
 from flatbayes.training.fit import Interrupted, fit
 from flatbayes.training.schedules import Constant, Cosine, Cyclical, Polynomial, Schedule, SWALinear
@@ -13,14 +20,18 @@ __all__ = [
     "Callback",
     "CallbackList",
     "Checkpoints",
+    "CollectionConfig",
     "ConsoleLogger",
     "Constant",
     "Cosine",
     "Cyclical",
+    "DistributionConfig",
     "History",
     "Interrupted",
     "MetricLogger",
+    "OptimizationConfig",
     "Polynomial",
+    "PrecisionConfig",
     "SWALinear",
     "Schedule",
     "TrainingConfig",

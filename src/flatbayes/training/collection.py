@@ -23,8 +23,8 @@ def check_collection(posterior: Posterior, config: TrainingConfig, steps_per_epo
     if useful == 0:
         return None
     found = count_snapshots(config, steps_per_epoch)
-    begin, often = config.collect_from, config.collect_per_epoch or "automatic"
-    way = f"Lower collect_from (now {begin:g}), raise collect_per_epoch (now {often})"
+    begin, often = config.collection.start_fraction, config.collection.snapshots_per_epoch or "automatic"
+    way = f"Lower collection.start_fraction (now {begin:g}), raise collection.snapshots_per_epoch (now {often})"
     if found < least:
         raise ValueError(
             f"{_get_display_name(posterior)} needs at least {least} collected snapshots before a draw, and this recipe "

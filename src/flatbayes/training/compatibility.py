@@ -20,7 +20,7 @@ def check_compatibility(posterior: Posterior, flatness: Flatness, config: Traini
         ValueError: They are not, or not from when on they have to be.
     """
     kind = posterior.requires_stationary_loss
-    first = config.collect_from / config.schedule.num_cycles  # each cycle collects
+    first = config.collection.start_fraction / config.schedule.num_cycles  # each cycle collects
     wanted = {"never": inf, "finally": 1.0, "while collecting": first}[kind]
     found = flatness.stationary_after
     if found <= wanted:

@@ -1,138 +1,273 @@
-"""How a network is trained, whatever the posterior and the flatness: one frozen dataclass."""
+"""Training hyperparameters: a frozen dataclass with groups, independent of posterior and flatness."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import nn
 
+from flatbayes.core.renames import explain_option
+from flatbayes.core.spec import to_spec
 from flatbayes.training.schedules import Schedule, SWALinear, is_collection_step, select_evenly_spaced_epochs
 
 MIN_SNAPSHOTS = 10
-"""Snapshots that a training collects in all, however short, unless it is told how many an epoch."""
+"""Total number of snapshots that `snapshots_per_epoch=None` collects at least, however short the training is."""
+MAX_CONFIG_INT = 10**9
+"""Largest integer option; products of two of them are still exact as floats of 64 bits."""
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
 MemberTraining = Literal["one_by_one", "auto", "vectorized", "workers"]
 DistributedStrategy = Literal["ddp", "fsdp"]
 AscentScope = Literal["local", "synchronised"]
-"""Whose gradient says where the worst point is: that of each process's share of the batch, or that of all of it."""
-MAX_CONFIG_INT = 10**9
-"""Nobody means more; products of what is below still have a name among the floats."""
+
+
+def _check_integer(name: str, value: int, minimum: int = 1) -> None:
+    if not minimum <= value <= MAX_CONFIG_INT:
+        raise ValueError(f"{name} must be at least {minimum} and at most {MAX_CONFIG_INT}, got {value}.")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class OptimizationConfig:
+    """Loss and gradient of a step.
+
+    Attributes:
+        label_smoothing: Fraction of each target that is spread evenly over all classes, in the training loss only:
+            history and metrics use the targets as they are. For classification.
+        clip_norm: Largest norm of the final gradient. None does not clip; the command line clips a regression at 1.
+        accumulation_steps: Micro-batches that the batch of a step is split into, to save memory.
+    """
+
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    accumulation_steps: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing is a fraction of the target, at least 0 and below 1; got {self.label_smoothing}."
+            )
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise ValueError(f"clip_norm must be positive and finite, got {self.clip_norm}.")
+        _check_integer("accumulation_steps", self.accumulation_steps)
+
+
+@dataclass(frozen=True)
+class CollectionConfig:
+    """Collection of weight snapshots (SWAG, SGLD, SGHMC), and of data to re-estimate normalization statistics.
+
+    Attributes:
+        start_fraction: Fraction of training, or of each cycle of the schedule, after which snapshots are collected.
+        snapshots_per_epoch: Snapshots collected per epoch from then on; None is one, or in a short training as many
+            as give ten in total.
+        num_norm_batches: Batches of training inputs that are kept to re-estimate the BatchNorm statistics of drawn
+            networks; only if the posterior and the network need them.
+    """
+
+    start_fraction: float = 0.7
+    snapshots_per_epoch: int | None = None
+    num_norm_batches: int = 20
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start_fraction < 1:
+            raise ValueError(
+                f"start_fraction is a fraction of training, at least 0 and below 1; got {self.start_fraction}."
+            )
+        if self.snapshots_per_epoch is not None:
+            _check_integer("snapshots_per_epoch", self.snapshots_per_epoch)
+        _check_integer("num_norm_batches", self.num_norm_batches)
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Floating-point precision, memory layout and compilation.
+
+    Attributes:
+        mode: Floating-point type of the forward and backward pass.
+        channels_last: Store images and convolutions with the channels innermost, which is faster on some devices.
+        compile: Compile the network with torch.compile: slow to start, worth it for long runs of large networks.
+    """
+
+    mode: Precision = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class DistributionConfig:
+    """Devices and processes.
+
+    Attributes:
+        accelerator: Device to train on: auto, cpu, cuda or mps.
+        devices: Devices of a machine, one process each, that train one network together; `auto` is one, or as many
+            as torchrun has started processes. The batch of a step is divided among them. See docs/distributed.md.
+        strategy: What each of several processes holds of the network: `ddp`, all of it; or `fsdp`, a shard, for
+            networks too large for one device, with `MAP` and `SWAG`.
+        ascent_scope: Batch on which several processes compute the adversarial perturbation: `local`, each on its own
+            share of the batch, without communication; or `synchronised`, all on the whole batch, like one process.
+        members: How the networks of an ensemble are trained: `one_by_one`; `workers`, each in a process of its own,
+            as many at a time as there are cores; `vectorized`, stacked in one process with `torch.func.vmap`, which
+            is an error where the result is not the same up to rounding; or `auto`, vectorized where that works and
+            the networks are small enough for it to be faster. Vectorized training holds the weights of all networks
+            at once. A repeated training is identical bit for bit only with the same choice, so the default does not
+            depend on measured time.
+    """
+
+    accelerator: str = "auto"
+    devices: int | Literal["auto"] = "auto"
+    strategy: DistributedStrategy = "ddp"
+    ascent_scope: AscentScope = "local"
+    members: MemberTraining = "one_by_one"
+
+    def __post_init__(self) -> None:
+        if self.devices != "auto" and (not isinstance(self.devices, int) or self.devices < 1):
+            raise ValueError(f"devices must be auto or a number of devices, at least 1, got {self.devices!r}.")
+        _check_choice("strategy", self.strategy, get_args(DistributedStrategy))
+        _check_choice("ascent_scope", self.ascent_scope, get_args(AscentScope))
+        _check_choice("members", self.members, get_args(MemberTraining))
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train.
+    """Training hyperparameters.
 
     Attributes:
         epochs: Passes over the training data; 0 takes the weights of a trained network as they are.
-        batch_size: Examples per step.
+        batch_size: Examples per step, over all processes.
         optimizer: Builds the optimizer from parameters: a class of torch.optim or your own, with its arguments.
-            Its weight decay is the prior unless the posterior has a prior_precision. None is the posterior's usual
-            one: SGD with lr 0.1, or Adam with lr 0.001 for variational inference.
+            Its weight decay is the prior unless the posterior has a prior_precision. None is the posterior's default:
+            SGD with lr 0.1, or Adam with lr 0.001 for variational inference.
         schedule: Learning rate over training.
-        collect_from: Share of training, or of each cycle of the schedule, after which snapshots of the weights are
-            collected (by SWAG, SGLD, SGHMC).
-        collect_per_epoch: Snapshots collected per epoch from then on; None is one, or as many more as it takes in a
-            short training for ten in all.
-        label_smoothing: Share of each target that is spread evenly over all classes, in the loss of training alone:
-            curves and metrics measure the targets as they are. For classification.
-        clip_norm: Largest norm of the final gradient; None does not clip, but on the command line a regression is
-            clipped at 1.
-        accumulate: Micro-batches that the batch of a step is cut into, to save memory.
-        precision: Numbers of the forward and backward pass.
-        channels_last: Store images and convolutions with the channels innermost, which is faster on some devices.
-        compile: Compile the network by torch.compile: slow to start, worth it for long runs of large networks.
-        accelerator: Device to train on: auto, cpu, cuda or mps.
-        validations: Times over training that the network is measured on the validation part, for the curves; 0 for
-            never. It decides nothing.
-        validate_every: Epochs between two measurements, instead of so many times; the last epoch is measured too.
-        statistics_batches: Batches of training inputs kept to re-estimate BatchNorm statistics of draws; only
-            where the posterior and the network need them.
-        members: How the networks of an ensemble are trained: `one_by_one`; `workers`, each in a process of its own,
-            as many at a time as there are cores; `vectorized`, stacked in one, which is an error where it cannot give
-            the same up to rounding; or `auto`, together where that works and networks are so small that it is faster.
-            Together every network's weights are held at once. A training is the same bit for bit only if it is
-            repeated the same way, so the way is not chosen by the clock, and not by default.
-        devices: Devices of a machine, one process each, that train one network together; `auto` is one, or as many
-            as torchrun has started processes. The batch of a step is divided among them. See docs/distributed.md.
-        strategy: What each of several processes holds of the network: `ddp`, all of it; or `fsdp`, a part, for
-            networks too large for one device, with `MAP` and `SWAG`.
-        ascent: Where several processes look for the worst point around the weights: `local`, each for its own share
-            of the batch, which costs no communication; or `synchronised`, for all of it, as one process would.
+        num_validations: How often the network is evaluated on the validation split during training, for the history;
+            0 for never. Training does not depend on it.
+        validate_every_n_epochs: Epochs between two evaluations, instead of `num_validations`; the last epoch is
+            evaluated too.
+        optimization: Label smoothing, gradient clipping and accumulation.
+        collection: Collection of weight snapshots.
+        precision: Floating-point precision, memory layout and compilation.
+        distribution: Devices and processes.
     """
 
     epochs: int = 60
     batch_size: int = 64
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
     schedule: Schedule = SWALinear()
-    collect_from: float = 0.7
-    collect_per_epoch: int | None = None
-    label_smoothing: float = 0.0
-    clip_norm: float | None = None
-    accumulate: int = 1
-    precision: Precision = "32-true"
-    channels_last: bool = False
-    compile: bool = False
-    accelerator: str = "auto"
-    validations: int = 20
-    validate_every: int | None = None
-    statistics_batches: int = 20
-    members: MemberTraining = "one_by_one"
-    devices: int | Literal["auto"] = "auto"
-    strategy: DistributedStrategy = "ddp"
-    ascent: AscentScope = "local"
+    num_validations: int = 20
+    validate_every_n_epochs: int | None = None
+    optimization: OptimizationConfig = OptimizationConfig()
+    collection: CollectionConfig = CollectionConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    distribution: DistributionConfig = DistributionConfig()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.epochs <= MAX_CONFIG_INT:
-            raise ValueError(f"epochs must be at least 0 and at most {MAX_CONFIG_INT}, got {self.epochs}.")
-        for name in ("batch_size", "collect_per_epoch", "accumulate", "statistics_batches"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= MAX_CONFIG_INT:
-                raise ValueError(f"{name} must be at least 1 and at most {MAX_CONFIG_INT}, got {value}.")
-        if not 0 <= self.validations <= MAX_CONFIG_INT:
-            raise ValueError(f"validations must be at least 0 and at most {MAX_CONFIG_INT}, got {self.validations}.")
-        if self.validate_every is not None and self.validate_every < 1:
-            raise ValueError(f"validate_every must be at least 1, got {self.validate_every}.")
-        if self.members not in get_args(MemberTraining):
-            raise ValueError(f"members must be {' or '.join(get_args(MemberTraining))}, got {self.members!r}.")
-        if self.devices != "auto" and (not isinstance(self.devices, int) or self.devices < 1):
-            raise ValueError(f"devices must be auto or a number of devices, at least 1, got {self.devices!r}.")
-        if self.strategy not in get_args(DistributedStrategy):
-            raise ValueError(f"strategy must be {' or '.join(get_args(DistributedStrategy))}, got {self.strategy!r}.")
-        if self.ascent not in get_args(AscentScope):
-            raise ValueError(f"ascent must be {' or '.join(get_args(AscentScope))}, got {self.ascent!r}.")
-        if not 0 <= self.collect_from < 1:
-            raise ValueError(f"collect_from is a share of training, at least 0 and below 1; got {self.collect_from}.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"label_smoothing is a share of the target, at least 0 and below 1; got {self.label_smoothing}."
-            )
-        if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
-            raise ValueError(f"clip_norm must be positive and finite, got {self.clip_norm}.")
+        _check_integer("epochs", self.epochs, minimum=0)
+        _check_integer("batch_size", self.batch_size)
+        _check_integer("num_validations", self.num_validations, minimum=0)
+        if self.validate_every_n_epochs is not None:
+            _check_integer("validate_every_n_epochs", self.validate_every_n_epochs)
+        for name, group in CONFIG_GROUPS.items():
+            if not isinstance(getattr(self, name), group):
+                hint = explain_option(name, path="flatbayes.training.TrainingConfig") or ""
+                raise ValueError(f"{name} must be a {group.__name__}, got {getattr(self, name)!r}. {hint}".rstrip())
+
+    def with_options(self, **options: Any) -> Self:
+        """A copy with other values.
+
+        Args:
+            options: New values by name. An option of a group has a dotted name, as on the command line,
+                `with_options(**{"collection.start_fraction": 0.5})`, or stands in a mapping, as in YAML,
+                `with_options(collection={"start_fraction": 0.5})`; the other options of the group keep their values.
+
+        Raises:
+            ValueError: There is no such option.
+        """
+        changes: dict[str, Any] = {}
+        for name, value in options.items():
+            group, dot, option = name.partition(".")
+            if dot or (group in CONFIG_GROUPS and isinstance(value, Mapping)):
+                changes[group] = changes.get(group, {}) | ({option: value} if dot else value)
+            else:
+                changes[name] = value
+        check_option_names(changes)
+        groups = {
+            name: replace(getattr(self, name), **value)
+            for name, value in changes.items()
+            if name in CONFIG_GROUPS and isinstance(value, Mapping)
+        }
+        return replace(self, **changes | groups)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Options as plain data, groups nested: the form of a configuration file."""
+        spec: dict[str, Any] = to_spec(self)["init_args"]
+        return spec | {name: spec[name]["init_args"] for name in CONFIG_GROUPS}
 
     def validation_epochs(self) -> set[int]:
-        """The epochs, counted from 1, after which the network is measured on the validation part."""
-        every = self.validate_every
+        """The epochs, counted from 1, after which the network is evaluated on the validation split."""
+        every = self.validate_every_n_epochs
         return (
-            select_evenly_spaced_epochs(self.epochs, self.validations)
+            select_evenly_spaced_epochs(self.epochs, self.num_validations)
             if every is None
             else {*range(every, self.epochs, every), self.epochs}
         )
 
     def is_collection_step(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether a snapshot is taken after this step, counted from 0."""
-        total_steps, cycles = self.epochs * steps_per_epoch, self.schedule.num_cycles
-        often = self.collect_per_epoch or max(1, math.ceil(MIN_SNAPSHOTS / (self.epochs * (1 - self.collect_from))))
-        return is_collection_step(step, steps_per_epoch, total_steps, self.collect_from, often, cycles)
+        """Whether a snapshot is collected after this step, counted from 0."""
+        total_steps, start = self.epochs * steps_per_epoch, self.collection.start_fraction
+        automatic = max(1, math.ceil(MIN_SNAPSHOTS / (self.epochs * (1 - start))))
+        snapshots_per_epoch = self.collection.snapshots_per_epoch or automatic
+        return is_collection_step(
+            step, steps_per_epoch, total_steps, start, snapshots_per_epoch, self.schedule.num_cycles
+        )
 
+
+CONFIG_GROUPS: dict[str, type] = {
+    "optimization": OptimizationConfig,
+    "collection": CollectionConfig,
+    "precision": PrecisionConfig,
+    "distribution": DistributionConfig,
+}
+"""Options of `TrainingConfig` that are groups of options."""
 
 FINE_TUNING = TrainingConfig(
     epochs=5,
     schedule=SWALinear(decay_start=0.0, decay_end=0.0, end_factor=0.3),
-    collect_from=0.0,
-    collect_per_epoch=4,
+    collection=CollectionConfig(start_fraction=0.0, snapshots_per_epoch=4),
 )
-"""For a network that is trained already: a few epochs at three tenths of the optimizer's rate throughout, with
-snapshots from the beginning."""
+"""For a pretrained network: a few epochs at a constant 0.3 of the optimizer's learning rate, with snapshots from the
+first epoch on."""
+
+
+def check_option_names(options: Mapping[str, Any]) -> None:
+    """Refuse names that are not options of `TrainingConfig`.
+
+    Args:
+        options: Values by name; those of a group may stand in a mapping.
+
+    Raises:
+        ValueError: There is no such option; the message has the new name of an option that was renamed.
+    """
+    names = {name: {field.name for field in fields(group)} for name, group in CONFIG_GROUPS.items()}
+    top_level = {field.name for field in fields(TrainingConfig)}
+    unknown = [name for name in options if name not in top_level] + [
+        f"{group}.{name}"
+        for group, value in options.items()
+        if group in names and isinstance(value, Mapping)
+        for name in value
+        if name not in names[group]
+    ]
+    if unknown:
+        available = sorted(top_level - names.keys()) + [f"{g}.{name}" for g in names for name in sorted(names[g])]
+        hints = [explain_option(name, path="flatbayes.training.TrainingConfig") for name in unknown]
+        raise ValueError(
+            " ".join(
+                [
+                    f"TrainingConfig has no option {', '.join(unknown)}; it has {', '.join(available)}.",
+                    *(hint for hint in hints if hint),
+                ]
+            )
+        )

@@ -170,7 +170,7 @@ class InMemoryData(TrainingData):
         """Random whole batches, not augmented."""
         inputs = self.splits.train.inputs
         size = min(config.batch_size, len(inputs))
-        count = min(len(inputs) // size, config.statistics_batches) * size
+        count = min(len(inputs) // size, config.collection.num_norm_batches) * size
         generator = torch.Generator().manual_seed(spawn_seeds(seed, count=1)[0])
         return list(inputs[torch.randperm(len(inputs), generator=generator)[:count]].split(size))
 
@@ -259,7 +259,7 @@ class LoaderData(TrainingData):
     def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Tensor]:
         """Its first batches."""
         batches: Iterator[Any] = iter(self.loader)
-        return [inputs for _, (inputs, *_) in zip(range(config.statistics_batches), batches, strict=False)]
+        return [inputs for _, (inputs, *_) in zip(range(config.collection.num_norm_batches), batches, strict=False)]
 
     def make_validator(self, likelihood: Likelihood, world: ProcessGroupInfo) -> None:
         """None: nothing is held out."""

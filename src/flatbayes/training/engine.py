@@ -50,8 +50,8 @@ class Engine:
     ) -> "Engine":
         """The engine for a recipe; the optimiser's learning rates and parameters are those it comes with."""
         trained = tuple(param for group in optimizer.param_groups for param in group["params"])
-        bare = config.precision in FULL_PRECISIONS
-        network: nn.Module = torch.compile(module) if config.compile else module  # type: ignore[assignment]
+        bare = config.precision.mode in FULL_PRECISIONS
+        network: nn.Module = torch.compile(module) if config.precision.compile else module  # type: ignore[assignment]
         if not bare:
             network, optimizer = fabric.setup(network, optimizer)
         return Engine(fabric, module, network, optimizer, trained, bare)

@@ -114,9 +114,9 @@ def fit(
         source = make_training_data(data, start.transform)
     fabric = make_fabric(config)
     world = ProcessGroupInfo.from_fabric(fabric)
-    if config.members == "workers" and (world.size > 1 or isinstance(data, DataLoader)):
+    if config.distribution.members == "workers" and (world.size > 1 or isinstance(data, DataLoader)):
         raise ValueError("Members in workers are trained on one device each, and from data rather than a loader.")
-    if config.strategy == "fsdp":
+    if config.distribution.strategy == "fsdp":
         check_fsdp(posterior, config, world, checkpoints)
     meter = CostMeter(fabric.device)
     training = _describe_training(posterior, flatness, likelihood, config, describe_model(model, known), source, seed)
@@ -133,7 +133,7 @@ def fit(
             state.optimizer = None
         needs_statistics = posterior.needs_norm_reestimation and norm_layers(states[0].model)
         about = {"flatbayes": version("flatbayes"), "model": describe_model(model, known), **source.info}
-        if config.members in ("auto", "vectorized"):
+        if config.distribution.members in ("auto", "vectorized"):
             about["members"] = "vectorized" if as_one else f"one by one: {why_not}"
         return FittedPosterior(
             posterior=posterior,
@@ -150,7 +150,7 @@ def fit(
     show = world.is_main_process and (sys.stderr.isatty() if show_progress is None else show_progress)
     with ProgressBar() if show else nullcontext(Callback()) as bar:
         kept_by: dict[int, dict[str, Any]] = {}
-        if config.members == "workers" and len(groups) > 1:
+        if config.distribution.members == "workers" and len(groups) > 1:
             kept_by = train_in_workers(
                 runs, [k for k in range(len(groups)) if not keeper.load_result(k)], checkpoints
             )
@@ -234,7 +234,7 @@ def _check_finite_weights(network: nn.Module) -> None:
     if not all(param.isfinite().all() for param in network.parameters()):
         raise RuntimeError(
             "Some weights are not finite after the last step, which the loss before it could not show. Try a lower "
-            "learning rate, a smaller rho, or clipping (--clip_norm 1)."
+            "learning rate, a smaller rho, or clipping (--optimization.clip_norm 1)."
         )
 
 

@@ -101,7 +101,7 @@ class TrainingRun:
             self.progress,
             ProcessGroupInfo.from_fabric(fabric),
         )
-        in_parts = recipe.strategy == "fsdp"
+        in_parts = recipe.distribution.strategy == "fsdp"
         module = place_module(copy.deepcopy(self.module) if in_parts else self.module, fabric, recipe)
         world.broadcast_tensors([*module.parameters(), *module.buffers()])
         if in_parts:
@@ -214,12 +214,12 @@ class TrainingRun:
         closure, module = self._make_closure(engine, batch), engine.module
         if world.size == 1:
             return self.flatness(closure, module, progress)
-        trained = () if self.config.strategy == "fsdp" else engine.params  # which has averaged them
+        trained = () if self.config.distribution.strategy == "fsdp" else engine.params  # which has averaged them
 
         def synchronize(closure: Closure) -> Closure:
             return make_synchronized_closure(closure, world, module, trained, lambda: len(subset_batch(batch[0])[0]))
 
-        if self.config.ascent == "synchronised":
+        if self.config.distribution.ascent_scope == "synchronised":
             return self.flatness(synchronize(closure), module, progress)
         return synchronize(self.flatness(closure, module, progress))
 
@@ -227,15 +227,15 @@ class TrainingRun:
         inputs, targets = (tensor.to(engine.fabric.device, non_blocking=True) for tensor in batch)
         if self.batches.transform is not None:
             inputs = self.batches.transform(inputs)
-        if self.config.precision == "64-true" and inputs.is_floating_point():
+        if self.config.precision.mode == "64-true" and inputs.is_floating_point():
             inputs = inputs.double()
-        if self.config.channels_last and inputs.ndim == 4:
+        if self.config.precision.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
 
         def closure() -> Tensor:
             part, labels = subset_batch(inputs, targets)
             self.num_gradients += self.num_networks * (1 if len(part) == len(inputs) else len(part) / len(inputs))
-            pieces = min(self.config.accumulate, len(part))
+            pieces = min(self.config.optimization.accumulation_steps, len(part))
             engine.zero_grad()
             total: Tensor | None = None
             for x, y in _split_batch(part, labels, pieces):
@@ -249,10 +249,10 @@ class TrainingRun:
         return closure
 
     def _clip_closure(self, engine: Engine, closure: Closure) -> Closure:
-        scaled = self.config.precision == "16-mixed"  # clipping to infinity is what takes the scale off
-        if self.config.clip_norm is None and not scaled:
+        scaled = self.config.precision.mode == "16-mixed"  # clipping to infinity is what takes the scale off
+        if self.config.optimization.clip_norm is None and not scaled:
             return closure
-        largest = math.inf if self.config.clip_norm is None else self.config.clip_norm
+        largest = math.inf if self.config.optimization.clip_norm is None else self.config.optimization.clip_norm
 
         def clipped_closure() -> Tensor:
             loss = closure()
@@ -265,15 +265,15 @@ class TrainingRun:
         which = "" if self.num_networks == 1 else f" of run {member + 1}"
         return (
             f"The {quantity}{which} is {loss} in epoch {epoch} of {self.config.epochs}. Try a lower learning rate (now "
-            f"{lr:g}), a smaller rho (now {self.flatness}), clipping (--clip_norm 1), or precision 32-true (now "
-            f"{self.config.precision})."
+            f"{lr:g}), a smaller rho (now {self.flatness}), clipping (--optimization.clip_norm 1), or --precision.mode.mode 32-true (now "
+            f"{self.config.precision.mode})."
         )
 
 
 def place_module(module: nn.Module, fabric: "Fabric", config: TrainingConfig) -> nn.Module:
     """The module, on the device and in the precision that it is trained in."""
-    there: nn.Module = fabric.to_device(module.double() if config.precision == "64-true" else module)
-    if config.channels_last:
+    there: nn.Module = fabric.to_device(module.double() if config.precision.mode == "64-true" else module)
+    if config.precision.channels_last:
         there = there.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return there
 

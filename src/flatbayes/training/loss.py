@@ -15,10 +15,10 @@ def make_training_loss(likelihood: Likelihood, config: TrainingConfig) -> LossFn
     Raises:
         ValueError: Labels are to be smoothed, and the targets are no classes.
     """
-    if not config.label_smoothing:
+    if not config.optimization.label_smoothing:
         return likelihood.loss
     if not isinstance(likelihood, Categorical):
         raise ValueError(
             f"label_smoothing is for classes, and the likelihood is {type(likelihood).__name__}: leave it out."
         )
-    return likelihood.make_smoothed_loss(config.label_smoothing)
+    return likelihood.make_smoothed_loss(config.optimization.label_smoothing)

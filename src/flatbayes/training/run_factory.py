@@ -65,7 +65,11 @@ class RunFactory:
     def create_single_run(self, member: int, fabric: "Fabric") -> TrainingRun:
         """One run."""
         # A divided network computes in all processes at once, so each takes all of the validation part.
-        world = ProcessGroupInfo() if self.config.strategy == "fsdp" else ProcessGroupInfo.from_fabric(fabric)
+        world = (
+            ProcessGroupInfo()
+            if self.config.distribution.strategy == "fsdp"
+            else ProcessGroupInfo.from_fabric(fabric)
+        )
         validate = self.training_data.make_validator(self.likelihood, world)
         _, order, noise = self._spawn_member_seeds(member)
         batches = self.training_data.make_batches(self.config, order, fabric)

@@ -157,7 +157,7 @@ def is_collection_step(
     step: int,
     steps_per_epoch: int,
     total_steps: int,
-    collect_from: float,
+    start_fraction: float,
     snapshots_per_epoch: int,
     num_cycles: int = 1,
 ) -> bool:
@@ -167,13 +167,13 @@ def is_collection_step(
         step: The step that has just been done.
         steps_per_epoch: Steps of an epoch.
         total_steps: Steps of the whole training.
-        collect_from: Share of training, or of each of its cycles, before the first snapshot.
+        start_fraction: Fraction of training, or of each of its cycles, before the first snapshot.
         snapshots_per_epoch: Snapshots an epoch, evenly spaced, the last at its end.
         num_cycles: Times that the learning rate begins; if more than once, the end of each is a snapshot too.
     """
     if num_cycles > 1 and step * num_cycles % total_steps + num_cycles >= total_steps:
         return True
-    if step * num_cycles % total_steps + num_cycles <= collect_from * total_steps:
+    if step * num_cycles % total_steps + num_cycles <= start_fraction * total_steps:
         return False
     within = step % steps_per_epoch + 1
     return within * snapshots_per_epoch // steps_per_epoch > (within - 1) * snapshots_per_epoch // steps_per_epoch

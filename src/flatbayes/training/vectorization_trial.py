@@ -42,7 +42,7 @@ def should_vectorize(factory: RunFactory, num_members: int) -> tuple[bool, str]:
     Raises:
         ValueError: The recipe insists on it, and it does not work.
     """
-    option = factory.config.members
+    option = factory.config.distribution.members
     if option in ("one_by_one", "workers") or num_members == 1:
         return False, "not asked for" if num_members > 1 else "there is one run"
     with preserve_rng(None):
@@ -58,9 +58,9 @@ def should_vectorize(factory: RunFactory, num_members: int) -> tuple[bool, str]:
 
 def find_vectorization_obstacle(factory: RunFactory) -> str | None:
     """Why runs cannot be trained as one; None if they can."""
-    if factory.config.precision not in ("32-true", "64-true"):
-        return f"stacked networks ignore autocast, and the precision is {factory.config.precision}"
-    if factory.config.compile or factory.config.channels_last:
+    if factory.config.precision.mode not in ("32-true", "64-true"):
+        return f"stacked networks ignore autocast, and the precision is {factory.config.precision.mode}"
+    if factory.config.precision.compile or factory.config.precision.channels_last:
         return "stacked networks are neither compiled nor stored with channels last"
     if math.prod(get_process_layout(factory.config)) > 1:
         return "several processes train one network at a time"
@@ -163,18 +163,15 @@ class TruncatedBatches:
 
 
 def _make_trial_config(config: TrainingConfig) -> TrainingConfig:
-    return replace(
-        config,
+    return config.with_options(
         epochs=1,
         batch_size=min(TRIAL_BATCH_SIZE, config.batch_size),
         schedule=Constant(),
-        collect_from=0.0,
-        collect_per_epoch=NUM_TRIAL_STEPS,
-        precision="64-true",
-        accelerator="cpu",
-        devices=1,
-        validations=0,
-        validate_every=None,
+        num_validations=0,
+        validate_every_n_epochs=None,
+        collection={"start_fraction": 0.0, "snapshots_per_epoch": NUM_TRIAL_STEPS},
+        precision={"mode": "64-true"},
+        distribution={"accelerator": "cpu", "devices": 1},
     )
 
 

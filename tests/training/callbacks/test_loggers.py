@@ -2,7 +2,6 @@
 
 import csv
 import warnings
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -16,6 +15,7 @@ from flatbayes.posteriors import MAP, SGLD, SWAG, Ensemble
 from flatbayes.training import (
     Callback,
     Checkpoints,
+    CollectionConfig,
     ConsoleLogger,
     MetricLogger,
     TrainingConfig,
@@ -27,7 +27,11 @@ from flatbayes.training.collection import check_collection
 
 SGD = partial(torch.optim.SGD, lr=0.05)
 RECIPE = TrainingConfig(
-    epochs=4, batch_size=16, collect_from=0.0, collect_per_epoch=1, validate_every=3, optimizer=SGD
+    epochs=4,
+    batch_size=16,
+    collection=CollectionConfig(start_fraction=0.0, snapshots_per_epoch=1),
+    validate_every_n_epochs=3,
+    optimizer=SGD,
 )
 DATA = Digits(train_size=64).load(seed=1)
 MODEL = partial(MLP, hidden=(8,))
@@ -68,7 +72,7 @@ def test_runs_are_told_apart():
     fit(MODEL, DATA, Ensemble(MAP(), size=2), Plain(), RECIPE, callback=MetricLogger([logger]))
     assert [min(metrics) for _, metrics in logger.rows] == ["run0/epoch"] * 4 + ["run1/epoch"] * 4
     together = Remembering()
-    recipe = replace(RECIPE, members="vectorized")
+    recipe = RECIPE.with_options(distribution={"members": "vectorized"})
     fit(MODEL, DATA, Ensemble(MAP(), size=2), Plain(), recipe, callback=MetricLogger([together]))
     assert sum("run1/loss" in metrics for _, metrics in together.rows) == 4
 
@@ -145,7 +149,7 @@ def test_lines(monkeypatch):
 
 
 def test_too_few_snapshots_are_an_error_before_the_first_step():
-    recipe = replace(RECIPE, epochs=4, collect_from=0.8)
+    recipe = RECIPE.with_options(epochs=4, collection={"start_fraction": 0.8})
     with pytest.raises(
         ValueError, match=r"SWAG needs at least 2 .* this recipe .epochs=4. collects 1. Lower collect"
     ):
@@ -175,7 +179,7 @@ def test_few_snapshots_are_said_early():
     assert check_collection(SWAG(rank=8), RECIPE, 4) is None
     assert check_collection(SWAG(rank=0), RECIPE, 4) is None
     assert check_collection(SGLD(max_snapshots=9), RECIPE, 4) is not None
-    assert check_collection(MAP(), replace(RECIPE, collect_from=0.99), 4) is None
+    assert check_collection(MAP(), RECIPE.with_options(collection={"start_fraction": 0.99}), 4) is None
 
 
 def test_the_command_line_logs_and_says_how_long(tmp_path, monkeypatch, capsys):
@@ -198,5 +202,5 @@ def test_bad_arguments(tmp_path):
         MetricLogger([], every_n_steps=0)
     with pytest.raises(ValueError, match="tensorboard, csv or wandb"):
         make_logger("paper", tmp_path)
-    with pytest.raises(ValueError, match="validate_every must be at least 1"):
-        TrainingConfig(validate_every=0)
+    with pytest.raises(ValueError, match="validate_every_n_epochs must be at least 1"):
+        TrainingConfig(validate_every_n_epochs=0)

@@ -18,7 +18,7 @@ from flatbayes.core.randomness import spawn_seeds
 from flatbayes.data import Augment
 from flatbayes.flatness import SAM
 from flatbayes.posteriors import MAP, SGVB, Ensemble, MCDropout
-from flatbayes.training import TrainingConfig, fit
+from flatbayes.training import DistributionConfig, fit
 from flatbayes.training.batches import ShuffledBatches
 from flatbayes.training.distributed.fsdp import check_fsdp
 from flatbayes.training.distributed.process_group import (
@@ -232,8 +232,27 @@ def test_four_processes_are_as_one(tmp_path, one):
 @pytest.mark.parametrize("start", [[], ["-m", "torch.distributed.run", "--nproc_per_node=2"]])
 def test_the_command_line_starts_processes_or_is_started_in_several(tmp_path, start):
     out = tmp_path / "run"
-    options = ["--data", "digits", "--epochs", "8", "--accelerator", "cpu", "--num_draws", "2", "--out", str(out)]
-    command = [sys.executable, *start, "-m", "flatbayes", "fit", *options, *([] if start else ["--devices", "2"])]
+    options = [
+        "--data",
+        "digits",
+        "--epochs",
+        "8",
+        "--distribution.accelerator",
+        "cpu",
+        "--num_draws",
+        "2",
+        "--out",
+        str(out),
+    ]
+    command = [
+        sys.executable,
+        *start,
+        "-m",
+        "flatbayes",
+        "fit",
+        *options,
+        *([] if start else ["--distribution.devices", "2"]),
+    ]
     first = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("kept in") == 1
@@ -302,11 +321,11 @@ def test_what_is_sent_is_cut_by_size_and_dtype(monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"devices": 0}, "devices"), ({"devices": "all"}, "devices"), ({"ascent": "far"}, "ascent")],
+    [({"devices": 0}, "devices"), ({"devices": "all"}, "devices"), ({"ascent_scope": "far"}, "ascent_scope")],
 )
 def test_a_recipe_says_what_it_cannot_do(options, message):
     with pytest.raises(ValueError, match=message):
-        TrainingConfig(**options)
+        DistributionConfig(**options)
 
 
 @pytest.mark.parametrize(
@@ -314,14 +333,14 @@ def test_a_recipe_says_what_it_cannot_do(options, message):
     [
         (SGVB(), {}, "SGVB looks at all weights at once"),
         (Ensemble(MCDropout(), size=2), {}, "Ensemble looks at all weights at once"),
-        (MAP(), {"ascent": "local"}, "set ascent='synchronised'"),
+        (MAP(), {"distribution.ascent_scope": "local"}, "set ascent_scope='synchronised'"),
         (MAP(), {"batch_size": 15}, "15 examples do not divide by 2 processes"),
-        (MAP(), {"precision": "16-mixed"}, "bf16-mixed"),
-        (MAP(), {"compile": True}, "not compiled"),
+        (MAP(), {"precision.mode": "16-mixed"}, "bf16-mixed"),
+        (MAP(), {"precision.compile": True}, "not compiled"),
     ],
 )
 def test_what_does_not_go_with_divided_weights_is_said(posterior, change, message):
-    recipe = replace(processes.SHARDED, **change)
+    recipe = processes.SHARDED.with_options(**change)
     check_fsdp(MAP(), processes.SHARDED, ProcessGroupInfo(0, 2))
     with pytest.raises(ValueError, match=message):
         check_fsdp(posterior, recipe, ProcessGroupInfo(0, 2))
@@ -330,7 +349,11 @@ def test_what_does_not_go_with_divided_weights_is_said(posterior, change, messag
 def test_weights_are_not_divided_by_a_torch_that_does_it_wrongly(monkeypatch):
     monkeypatch.setattr("flatbayes.training.distributed.fsdp.MIN_TORCH_VERSION", "99.0")
     with pytest.raises(ValueError, match=r"is older than 99.0, the oldest tried"):
-        check_fsdp(MAP(), replace(RECIPE, strategy="fsdp", ascent="synchronised"), ProcessGroupInfo(0, 2))
+        check_fsdp(
+            MAP(),
+            RECIPE.with_options(distribution={"strategy": "fsdp", "ascent_scope": "synchronised"}),
+            ProcessGroupInfo(0, 2),
+        )
 
 
 def test_weights_are_not_divided_in_one_process():
@@ -340,7 +363,7 @@ def test_weights_are_not_divided_in_one_process():
 
 def test_one_process_does_not_stand_for_several():
     with pytest.raises(ValueError, match="torchrun --nproc_per_node 2"):
-        fit(smooth, data(), MAP(), SAM(), replace(RECIPE, devices=2))
+        fit(smooth, data(), MAP(), SAM(), RECIPE.with_options(distribution={"devices": 2}))
 
 
 def test_several_processes_do_not_stack_networks(two):

@@ -26,7 +26,7 @@ COMPARISON = Comparison(
     source=Digits(),
     model=partial(MLP, hidden=[4]),
     posteriors=[MAP()],
-    config=TrainingConfig(epochs=1, batch_size=256, validations=0),
+    config=TrainingConfig(epochs=1, batch_size=256, num_validations=0),
     num_seeds=1,
     num_draws=1,
 )
@@ -34,7 +34,7 @@ COMPARISON = Comparison(
 
 def ensemble(members, **options):
     watch = History()
-    recipe = replace(RECIPE, members=members, epochs=2)
+    recipe = RECIPE.with_options(distribution={"members": members}, epochs=2)
     fitted = fit(
         smooth, data(), Ensemble(SWAG(rank=2), size=3), SAM(), recipe, show_progress=False, callback=watch, **options
     )
@@ -61,7 +61,7 @@ def test_members_in_workers_are_those_of_one_process(tmp_path):
 
 def test_members_in_workers_need_data_and_one_device():
     loader = DataLoader(TensorDataset(torch.zeros(4, 32), torch.zeros(4, dtype=torch.int64)))
-    recipe = replace(RECIPE, members="workers")
+    recipe = RECIPE.with_options(distribution={"members": "workers"})
     with pytest.raises(ValueError, match="from data rather than a loader"):
         fit(smooth, loader, Ensemble(size=2), SAM(), recipe, likelihood=Categorical(3))
 
@@ -96,7 +96,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch):
 
 
 def test_runs_are_each_on_one_device(tmp_path):
-    several = replace(COMPARISON, config=replace(COMPARISON.config, devices=2))
+    several = replace(COMPARISON, config=COMPARISON.config.with_options(distribution={"devices": 2}))
     with pytest.raises(ValueError, match="each on one device"):
         several.run(tmp_path, jobs=1, show_progress=False)
 

@@ -33,10 +33,11 @@ def check_fsdp(
     """
     reasons = {
         f"{type(posterior).__name__} looks at all weights at once": not posterior.shardable,
-        "every gradient is one of all processes; set ascent='synchronised'": config.ascent != "synchronised",
+        "every gradient is one of all processes; set ascent_scope='synchronised'": config.distribution.ascent_scope
+        != "synchronised",
         f"{config.batch_size} examples do not divide by {world.size} processes": config.batch_size % world.size != 0,
-        "a loss scale would have to be the same everywhere; use bf16-mixed": config.precision == "16-mixed",
-        "networks are not compiled": config.compile,
+        "a loss scale would have to be the same everywhere; use bf16-mixed": config.precision.mode == "16-mixed",
+        "networks are not compiled": config.precision.compile,
         "there are no checkpoints of parts": checkpoints is not None,
         "there is one process; start several": world.size == 1,
         f"torch {torch.__version__} is older than {MIN_TORCH_VERSION}, the oldest tried: one before gave wrong gradients": (

@@ -17,8 +17,8 @@ def get_process_layout(config: TrainingConfig) -> tuple[int, int]:
     """Devices of a machine, and machines, that train one network together by this recipe."""
     by_torchrun = "LOCAL_WORLD_SIZE" in os.environ
     started = int(os.environ["LOCAL_WORLD_SIZE"]) if by_torchrun else 1
-    devices = started if config.devices == "auto" else config.devices
-    alone = config.devices == 1 or not by_torchrun
+    devices = started if config.distribution.devices == "auto" else config.distribution.devices
+    alone = config.distribution.devices == 1 or not by_torchrun
     return devices, 1 if alone else int(os.environ["WORLD_SIZE"]) // started
 
 
@@ -36,19 +36,19 @@ def make_fabric(config: TrainingConfig, *, launch: bool = False) -> "Fabric":
 
     devices, machines = get_process_layout(config)
     if devices * machines == 1:
-        return Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+        return Fabric(accelerator=config.distribution.accelerator, devices=1, precision=config.precision.mode)
     if not (launch or "LOCAL_RANK" in os.environ):
         raise ValueError(
             f"devices={devices} asks for {devices} processes, and this program runs in one. Start it by `torchrun "
-            f"--nproc_per_node {devices}`, or use `flatbayes fit --devices {devices}`, which starts the others."
+            f"--nproc_per_node {devices}`, or use `flatbayes fit --distribution.devices {devices}`, which starts the others."
         )
     from flatbayes.training.distributed.replicated import ReplicatedStrategy
 
     fabric = Fabric(
-        accelerator=config.accelerator,
+        accelerator=config.distribution.accelerator,
         devices=devices,
         num_nodes=machines,
-        precision=config.precision,
+        precision=config.precision.mode,
         strategy=ReplicatedStrategy(),
     )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # or every process says that it is there

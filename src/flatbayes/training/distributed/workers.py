@@ -80,7 +80,7 @@ def train_in_workers(
 
 def train_member(factory: RunFactory, member: int, checkpoints: Checkpoints | None) -> dict[str, Any]:
     """Train one run to its end, on one device, and keep what a checkpoint keeps of it."""
-    alone = replace(factory, config=replace(factory.config, devices=1))
+    alone = replace(factory, config=factory.config.with_options(distribution={"devices": 1}))
     fabric, keeper = make_fabric(alone.config), CheckpointManager(checkpoints)
     job = alone.create_single_run(member, fabric)
     ended = job.train(fabric, Callback(), keeper, member)
