@@ -37,8 +37,8 @@ class OptimizationConfig:
     """Loss and gradient of a step.
 
     Attributes:
-        label_smoothing: Fraction of each target that is spread evenly over all classes, in the training loss only:
-            history and metrics use the targets as they are. For classification.
+        label_smoothing: Fraction of each target that is spread evenly over all classes; in the training loss only,
+            not in history and metrics.
         clip_norm: Largest norm of the final gradient. None does not clip; the command line clips a regression at 1.
         accumulation_steps: Micro-batches that the batch of a step is split into, to save memory.
     """
@@ -66,7 +66,7 @@ class CollectionConfig:
         snapshots_per_epoch: Snapshots collected per epoch from then on; None is one, or in a short training as many
             as give ten in total.
         num_norm_batches: Batches of training inputs that are kept to re-estimate the BatchNorm statistics of drawn
-            networks; only if the posterior and the network need them.
+            networks, if the posterior and the network need them.
     """
 
     start_fraction: float = 0.7
@@ -104,18 +104,16 @@ class DistributionConfig:
 
     Attributes:
         accelerator: Device to train on: auto, cpu, cuda or mps.
-        devices: Devices of a machine, one process each, that train one network together; `auto` is one, or as many
-            as torchrun has started processes. The batch of a step is divided among them. See docs/distributed.md.
+        devices: Devices of a machine, one process each, that share the batch of a step; `auto` is one, or as many
+            as torchrun has started processes. See docs/distributed.md.
         strategy: What each of several processes holds of the network: `ddp`, all of it; or `fsdp`, a shard, for
-            networks too large for one device, with `MAP` and `SWAG`.
+            networks too large for one device (`MAP` and `SWAG`).
         ascent_scope: Batch on which several processes compute the adversarial perturbation: `local`, each on its own
             share of the batch, without communication; or `synchronised`, all on the whole batch, like one process.
-        members: How the networks of an ensemble are trained: `one_by_one`; `workers`, each in a process of its own,
-            as many at a time as there are cores; `vectorized`, stacked in one process with `torch.func.vmap`, which
-            is an error where the result is not the same up to rounding; or `auto`, vectorized where that works and
-            the networks are small enough for it to be faster. Vectorized training holds the weights of all networks
-            at once. A repeated training is identical bit for bit only with the same choice, so the default does not
-            depend on measured time.
+        members: How the networks of an ensemble are trained: `one_by_one`; `workers`, in parallel processes, one per
+            core; `vectorized`, stacked in one process with `torch.func.vmap`, an error if the result differs by more
+            than rounding; or `auto`, vectorized where that works and the networks are small enough to gain from it.
+            Training again is identical bit for bit only with the same choice.
     """
 
     accelerator: str = "auto"
@@ -137,14 +135,13 @@ class TrainingConfig:
     """Training hyperparameters.
 
     Attributes:
-        epochs: Passes over the training data; 0 takes the weights of a trained network as they are.
+        epochs: Passes over the training data; 0 keeps the weights of a trained network.
         batch_size: Examples per step, over all processes.
         optimizer: Builds the optimizer from parameters: a class of torch.optim or your own, with its arguments.
             Its weight decay is the prior unless the posterior has a prior_precision. None is the posterior's default:
             SGD with lr 0.1, or Adam with lr 0.001 for variational inference.
         schedule: Learning rate over training.
-        num_validations: How often the network is evaluated on the validation split during training, for the history;
-            0 for never. Training does not depend on it.
+        num_validations: Evaluations on the validation split during training, for the history; 0 for never.
         validate_every_n_epochs: Epochs between two evaluations, instead of `num_validations`; the last epoch is
             evaluated too.
         optimization: Label smoothing, gradient clipping and accumulation.
