@@ -121,7 +121,7 @@ BAD = [
     (["shift", "digits", "--max_examples", "0"], "--max_examples must be at least 1"),
     (["shift", "digits", "--ood", "nonsense"], "Unknown data 'nonsense'"),
     (["shift", "digits", "--ood", "t.csv"], "target"),
-    (["shift", "digits", "--corruptions", "none", "--ood", "diabetes"], "(10,), and those inside (1, 8, 8)"),
+    (["shift", "digits", "--corruptions", "none", "--ood", "diabetes"], "(10,), and the model's inputs (1, 8, 8)"),
     (["shift", "digits", "--corrupted_folder", "nowhere"], "no corrupted images in nowhere"),
     (["shift", "table", "--corruptions", "fog"], "the inputs of this run are 2 features"),
     (["shift", "number"], "classifications"),

@@ -1,7 +1,10 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 
-from flatbayes.data.checks import check_finite, check_labels, check_same_length, make_class_names
+from flatbayes.data.checks import check_finite, check_labels, check_targets, holds_fractions, make_class_names
 
 INF = float("inf")
 
@@ -10,7 +13,6 @@ def test_good_examples_pass():
     check_labels({"given": torch.tensor([0, 1]), "test": torch.tensor([2])}, ("a", "b", "c"))
     check_finite(torch.zeros(3, 2), "examples", ("a", "b"))
     check_finite(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), "images")
-    check_same_length("given", 3, 3)
 
 
 @pytest.mark.parametrize("label", [-1, 3])
@@ -47,11 +49,6 @@ def test_a_pixel_that_is_not_finite_is_located():
         check_finite(images, "images")
 
 
-def test_every_input_has_a_label():
-    with pytest.raises(ValueError, match="3 inputs and 4 labels"):
-        check_same_length("given", 3, 4)
-
-
 def test_numbers_name_classes():
     assert make_class_names([torch.tensor([0, 2, 1]), torch.tensor([1])]) == ("0", "1", "2")
     assert make_class_names([torch.tensor([], dtype=torch.int64)]) == ()
@@ -60,3 +57,28 @@ def test_numbers_name_classes():
 def test_an_identifier_is_not_a_label():
     with pytest.raises(ValueError, match="highest label is 1000000000000, and there are only 2 examples"):
         make_class_names([torch.tensor([0, 10**12])])
+
+
+def test_fractions_tell_numbers_from_classes():
+    assert holds_fractions(np.array([0.0, 0.5]), "y")
+    with pytest.raises(ValueError, match="y holds whole numbers as float32: are they classes, or numbers to predict"):
+        holds_fractions(np.array([0.0, 2.0], dtype=np.float32), "y")
+
+
+def test_good_targets_pass():
+    check_targets({"given": torch.tensor([1.0, 2.0]), "test": torch.tensor([3.0])}, ("y",))
+    check_targets({"given": torch.tensor([[1.0, 2.0], [2.0, 3.0]])}, ("y", "z"))
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.tensor([[1.0, 2.0], [1.0, math.nan]]), r"1 targets .* the first is nan in row 1 .*, target 'z'"),
+        (torch.tensor([[1.0, 2.0], [3.0, 2.0]]), r"Target 'z' is 2 in all 2 given examples"),
+        (torch.tensor([1.0, 2.0]), r"must be floating-point numbers, 2 for each example .*the shape \(2,\)"),
+        (torch.tensor([[1, 2], [3, 4]]), "got torch.int64"),
+    ],
+)
+def test_bad_targets(targets, message):
+    with pytest.raises(ValueError, match=message):
+        check_targets({"given": targets}, ("y", "z"))

@@ -38,5 +38,5 @@ def test_a_failed_download_says_what_else_can_be_given(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(FileNotFoundError, match=r"owner/name is not a path here.*give the path of a folder"):
+    with pytest.raises(FileNotFoundError, match=r"owner/name is not a local path.*give the path of a folder"):
         download_dataset("owner/name")

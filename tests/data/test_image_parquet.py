@@ -1,4 +1,6 @@
 import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -58,7 +60,37 @@ def test_words_are_classes(tmp_path, write_parquet, pixels):
 def test_a_name_on_the_hub_is_downloaded(tmp_path, monkeypatch, write_parquet, pixels):
     write_parquet(tmp_path / "data" / "train-0.parquet", pixels(6), [0, 1] * 3, image="image")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path))
-    assert len(ImageParquet(path="owner/name", image="image").read().unsplit) == 6
+    assert len(ImageParquet(path="owner/name").read().unsplit) == 6
+
+
+def test_a_subfolder_selects_one_of_several_datasets(tmp_path, monkeypatch, write_parquet, pixels):
+    write_parquet(tmp_path / "cropped" / "train.parquet", pixels(6), [0, 1] * 3)
+    write_parquet(tmp_path / "full" / "train.parquet", pixels(4), [0, 1] * 2)
+    assert len(ImageParquet(path=str(tmp_path), subfolder="full").read().unsplit) == 4
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*missing"):
+        ImageParquet(path=str(tmp_path), subfolder="missing").read()
+    requests = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **options: requests.append(options) or str(tmp_path)
+    )
+    assert len(ImageParquet(path="owner/name", subfolder="cropped").read().unsplit) == 6
+    assert requests == [{"repo_type": "dataset", "allow_patterns": "cropped/*.parquet"}]
+
+
+def test_the_image_column_is_inferred(tmp_path, png, write_parquet, pixels):
+    picture = write_parquet(tmp_path / "a.parquet", pixels(4), [0, 1] * 2, image="picture")
+    assert len(ImageParquet(path=str(picture)).read().unsplit) == 4
+    columns = {name: [png(image) for image in pixels(4, seed=seed)] for seed, name in enumerate(("a", "img", "z"))}
+    for names, expected in ((("a", "img"), "img"), (("a", "z"), None)):
+        table = pa.table({name: columns[name] for name in names} | {"label": [0, 1] * 2})
+        pq.write_table(table, tmp_path / "b.parquet")
+        source = ImageParquet(path=str(tmp_path / "b.parquet"))
+        if expected:
+            images = source.read().unsplit.take(torch.arange(4)).inputs
+            assert torch.equal(images, channels_first(pixels(4, seed=1)))
+            continue
+        with pytest.raises(ValueError, match=r"ambiguous: \['a', 'z'\] may hold .*image="):
+            source.read()
 
 
 def test_all_parts_have_the_same_channels(tmp_path, write_parquet, pixels):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from flatbayes.data.encoded_images import EncodedSplit
 from flatbayes.data.images import ImageLayout, decode_image, infer_layout
+from flatbayes.data.splits import EncodedSplit
 
 
 def layout(**changes):

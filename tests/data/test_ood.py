@@ -51,10 +51,10 @@ def test_what_fits_is_left_alone():
 @pytest.mark.parametrize(
     ("outside", "inside", "message"),
     [
-        (torch.zeros(2, 4), torch.zeros(2, 5), r"shape \(4,\), and those inside \(5,\)"),
-        (torch.zeros(2, 4), GREY, r"shape \(4,\), and those inside \(1, 8, 8\)"),
-        (COLOUR, torch.zeros(2, 4), r"shape \(3, 32, 32\), and those inside \(4,\)"),
-        (COLOUR, torch.zeros(2, 4, 8, 8), r"3 channels .* and those inside 4"),
+        (torch.zeros(2, 4), torch.zeros(2, 5), r"shape \(4,\), and the model's inputs \(5,\)"),
+        (torch.zeros(2, 4), GREY, r"shape \(4,\), and the model's inputs \(1, 8, 8\)"),
+        (COLOUR, torch.zeros(2, 4), r"shape \(3, 32, 32\), and the model's inputs \(4,\)"),
+        (COLOUR, torch.zeros(2, 4, 8, 8), r"3 channels .* and the model's inputs 4"),
     ],
 )
 def test_refuses_what_cannot_be_shaped(outside, inside, message):
@@ -74,5 +74,5 @@ def test_inputs_of_a_source_are_its_test_part(tmp_path, write_parquet, pixels):
 def test_a_table_beside_images_says_both_shapes(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("a,b,y\n" + "".join(f"{k},{k * k},{k % 2}\n" for k in range(40)))
-    with pytest.raises(ValueError, match=r"\(2,\), and those inside \(1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"\(2,\), and the model's inputs \(1, 8, 8\)"):
         load_ood_inputs(Table(path=str(path), target="y"), GREY)

@@ -88,7 +88,7 @@ def test_features_cannot_be_flipped():
     ],
 )
 def test_an_empty_part_is_refused(options, name):
-    with pytest.raises(ValueError, match=f"The {name} part is empty: of 100 examples"):
+    with pytest.raises(ValueError, match=f"The {name} split is empty: of 100 examples"):
         Given(raw=raw(), **options).load(0)
 
 

@@ -85,12 +85,15 @@ def test_the_layout_of_the_original_repository(root):
 
 
 def test_what_is_not_there(root, tmp_path):
-    with pytest.raises(ValueError, match="UCI data are not downloaded: set root"):
+    with pytest.raises(ValueError, match=r"UCI is not downloaded, and no folder is given. Set root .* UCI_Datasets"):
         UCI(name="toy").load(0)
-    with pytest.raises(FileNotFoundError, match=r"no .*boston/data.txt. Data sets in .*: toy\."):
+    with pytest.raises(FileNotFoundError, match=r"no .*boston/data.txt. Datasets in .*: toy\. Check name and root"):
         UCI(name="boston", root=str(root)).load(0)
-    with pytest.raises(FileNotFoundError, match="holds no data sets: check root"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere for UCI"):
         UCI(name="toy", root=str(tmp_path / "nowhere")).load(0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty holds no datasets\. Check name and root"):
+        UCI(name="toy", root=str(tmp_path / "empty")).load(0)
     (root / "toy" / "index_test_1.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no file .*index_test_1.txt. Copy all files"):
         UCI(name="toy", root=str(root)).load(0)
@@ -103,7 +106,7 @@ def test_what_is_not_there(root, tmp_path):
         ("index_target.txt", "1.5\n", "index_target.txt must hold whole numbers from 0 to 2"),
         ("index_test_0.txt", "", "index_test_0.txt is empty"),
         ("data.txt", "1 2 3\n4 5\n", "data.txt cannot be read as rows of numbers"),
-        ("index_test_0.txt", "0\n1\n2\n3\n4\n5\n", r"Split 0 of .* has \d examples in both of its parts"),
+        ("index_test_0.txt", "0\n1\n2\n3\n4\n5\n", r"Split 0 of .* has \d examples both for training and for the test"),
     ],
 )
 def test_damage_is_named(root, file, text, message):

@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.artifacts import console, load_on_cpu
 from flatbayes.cli.options import new_parser
-from flatbayes.data.optional import require_package
+from flatbayes.core.optional import require_package
 from flatbayes.prediction import check_num_draws, export_onnx, export_torch, onnx_difference
 
 ExportFormat = Literal["torch", "onnx"]

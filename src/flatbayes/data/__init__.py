@@ -1,29 +1,25 @@
-"""Where examples come from, how they are split, and where predictions go."""
+"""Data sources, splits, augmentation, corruptions, and files of inputs and predictions."""
 
 from flatbayes.data.augment import Augment
-from flatbayes.data.cifar10 import CIFAR10
+from flatbayes.data.cifar import CIFAR10, CIFAR100
 from flatbayes.data.cifar10c import CIFAR10C
-from flatbayes.data.cifar100 import CIFAR100
 from flatbayes.data.class_split import ClassSplit
 from flatbayes.data.corruptions import CORRUPTIONS, corrupt_images, infer_white_value, list_corruptions
-from flatbayes.data.diabetes import Diabetes
-from flatbayes.data.digits import Digits
 from flatbayes.data.image_folder import ImageFolder
 from flatbayes.data.image_parquet import ImageParquet
 from flatbayes.data.imagenet import ImageNet, TinyImageNet
 from flatbayes.data.inputs import InputReader, read_inputs
 from flatbayes.data.lazy_images import LazyImages
-from flatbayes.data.mnist import KMNIST, MNIST, FashionMNIST
 from flatbayes.data.npz import Npz
 from flatbayes.data.ood import load_ood_inputs, load_test_split, match_input_format
 from flatbayes.data.prediction_writer import PredictionWriter
 from flatbayes.data.readers import find_reader, make_source
+from flatbayes.data.sklearn_datasets import Diabetes, Digits
 from flatbayes.data.source import DataSource, RawSplits
 from flatbayes.data.splits import DataSplits, Split
 from flatbayes.data.standardize import Standardize
-from flatbayes.data.stl10 import STL10
-from flatbayes.data.svhn import SVHN
 from flatbayes.data.table import Table
+from flatbayes.data.torch_dataset import TorchDataset
 from flatbayes.data.uci import UCI
 
 __all__ = [
@@ -31,10 +27,6 @@ __all__ = [
     "CIFAR10C",
     "CIFAR100",
     "CORRUPTIONS",
-    "KMNIST",
-    "MNIST",
-    "STL10",
-    "SVHN",
     "UCI",
     "Augment",
     "ClassSplit",
@@ -42,7 +34,6 @@ __all__ = [
     "DataSplits",
     "Diabetes",
     "Digits",
-    "FashionMNIST",
     "ImageFolder",
     "ImageNet",
     "ImageParquet",
@@ -55,6 +46,7 @@ __all__ = [
     "Standardize",
     "Table",
     "TinyImageNet",
+    "TorchDataset",
     "corrupt_images",
     "find_reader",
     "infer_white_value",

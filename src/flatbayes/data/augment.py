@@ -1,4 +1,4 @@
-"""Random flips, shifts and holes of training images, for whole batches on their device."""
+"""Augmentation of training images: random flips, shifts and cutout (DeVries & Taylor, 2017), a batch at a time."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Changes each image of a batch at random.
+    """Random augmentation of each image of a batch.
 
     Attributes:
-        flip: Mirror every second image, on average, left to right.
-        pad: Surround images by this many black pixels, and cut a window of the original size out anywhere.
-        cutout: Side of a square, in pixels, that is made black around a random pixel (DeVries & Taylor, 2017); 0 for
-            none.
+        flip: Mirror each image left to right with probability 1/2.
+        pad: Pad images with this many black pixels on each side, and crop a random window of the original size.
+        cutout: Side in pixels of a black square around a random pixel; 0 for none.
     """
 
     flip: bool
@@ -28,61 +27,61 @@ class Augment:
             raise ValueError(f"cutout is a number of pixels, 0 or more, got {self.cutout}.")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Images of the same shape and dtype.
+        """Augment images; shape and dtype stay the same.
 
         Args:
-            images: [n, channels, height, width], before standardisation, so that 0 is black.
-            generator: Decides flips, shifts and holes; it may live on another device than the images.
+            images: [n, channels, height, width] before standardization, so that 0 is black.
+            generator: Source of all randomness; it may be on another device than the images.
         """
         count, _, height, width = images.shape
-        flips = torch.zeros(count, dtype=torch.bool)
+        is_flipped = torch.zeros(count, dtype=torch.bool)
         shifts = torch.zeros(2, count, dtype=torch.int64)
         if self.flip:
-            flips = torch.rand(count, generator=generator, device=generator.device) < 0.5
+            is_flipped = torch.rand(count, generator=generator, device=generator.device) < 0.5
         if self.pad:
-            spread = 2 * self.pad + 1
-            shifts = torch.randint(spread, (2, count), generator=generator, device=generator.device) - self.pad
-        flips, (down, right) = flips.to(images.device), shifts.to(images.device)
+            num_shifts = 2 * self.pad + 1
+            shifts = torch.randint(num_shifts, (2, count), generator=generator, device=generator.device) - self.pad
+        is_flipped, (down, right) = is_flipped.to(images.device), shifts.to(images.device)
         rows = torch.arange(height, device=images.device) + down[:, None]
         columns = torch.arange(width, device=images.device) + right[:, None]
-        columns = torch.where(flips[:, None], width - 1 - columns, columns)
-        changed = gather_pixels(images, rows, columns)
+        columns = torch.where(is_flipped[:, None], width - 1 - columns, columns)
+        augmented = gather_pixels(images, rows, columns)
         if not self.cutout:
-            return changed
-        places = torch.rand(2, count, generator=generator, device=generator.device).to(images.device)
-        return cut_out_squares(changed, (places[0] * height).long(), (places[1] * width).long(), self.cutout)
+            return augmented
+        centers = torch.rand(2, count, generator=generator, device=generator.device).to(images.device)
+        return cut_out_squares(augmented, (centers[0] * height).long(), (centers[1] * width).long(), self.cutout)
 
 
 def cut_out_squares(images: Tensor, rows: Tensor, columns: Tensor, side: int) -> Tensor:
-    """Images with a black square each, of what of it is inside; one of an even side reaches further up and left.
+    """Set a square of each image to black, clipped at the border; a square of even side extends further up and left.
 
     Args:
         images: [n, channels, height, width].
-        rows: [n], of the centres.
-        columns: [n], of the centres.
-        side: Of the squares, in pixels.
+        rows: Row of the center of each square, [n].
+        columns: Column of the center of each square, [n].
+        side: Side of the squares in pixels.
     """
     height, width = images.shape[-2:]
     across, down = (
-        (torch.arange(size, device=images.device) - (centre[:, None] - side // 2))
-        for size, centre in ((width, columns), (height, rows))
+        (torch.arange(size, device=images.device) - (center[:, None] - side // 2))
+        for size, center in ((width, columns), (height, rows))
     )
-    hole = ((down >= 0) & (down < side))[:, None, :, None] & ((across >= 0) & (across < side))[:, None, None, :]
-    return images.masked_fill(hole, 0)
+    mask = ((down >= 0) & (down < side))[:, None, :, None] & ((across >= 0) & (across < side))[:, None, None, :]
+    return images.masked_fill(mask, 0)
 
 
 def gather_pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Pixel (i, j) of each new image is pixel (rows[i], columns[j]) of the old, and 0 outside of it.
+    """Copy pixel (rows[i], columns[j]) of each image to pixel (i, j); 0 for positions outside the image.
 
     Args:
         images: [n, channels, height, width].
-        rows: [n, height], of any integers.
-        columns: [n, width], of any integers.
+        rows: [n, height], any integers.
+        columns: [n, width], any integers.
     """
     count, channels, height, width = images.shape
     row, column = rows[:, :, None], columns[:, None, :]
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    pixel = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-    pixel = pixel.view(count, 1, height * width).expand(-1, channels, -1)
-    found = images.reshape(count, channels, height * width).gather(2, pixel).view(images.shape)
-    return found.masked_fill_(~inside[:, None], 0)
+    is_inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+    index = index.view(count, 1, height * width).expand(-1, channels, -1)
+    pixels = images.reshape(count, channels, height * width).gather(2, index).view(images.shape)
+    return pixels.masked_fill_(~is_inside[:, None], 0)

@@ -1,22 +1,27 @@
-"""What every source's examples must satisfy, said in words where they do not."""
+"""Validation of examples: labels, regression targets, finite inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-EXAMPLES_PER_CHUNK = 4096  # examples looked at together
+EXAMPLES_PER_CHUNK = 4096  # bounds the memory of the check for finite values
+TaskType = Literal["classification", "regression"] | None
+"""None infers the task from the type of the targets."""
 
 
-def check_labels(splits: dict[str, Tensor], class_names: tuple[str, ...]) -> None:
-    """Labels count from 0 to the number of classes, at least 2, and every class has an example somewhere.
+def check_labels(splits: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
+    """Check that labels are 0 to `num_classes - 1`, and that each of at least 2 classes has an example.
 
     Args:
-        splits: The labels of each part, by its name.
-        class_names: One per class.
+        splits: Labels of each split, by its name.
+        class_names: One name per class.
 
     Raises:
-        ValueError: They do not.
+        ValueError: A label is out of range, or a class has no example.
     """
     num_classes = len(class_names)
     if num_classes < 2:
@@ -24,32 +29,32 @@ def check_labels(splits: dict[str, Tensor], class_names: tuple[str, ...]) -> Non
             f"A classification task needs at least 2 classes, got {num_classes} {list(class_names)}. "
             "Check that the labels are read from the right column or folders."
         )
-    seen = torch.zeros(num_classes, dtype=torch.bool)
+    has_examples = torch.zeros(num_classes, dtype=torch.bool)
     for name, targets in splits.items():
-        wrong = ((targets < 0) | (targets >= num_classes)).nonzero().flatten()
-        if len(wrong):
+        invalid_rows = ((targets < 0) | (targets >= num_classes)).nonzero().flatten()
+        if len(invalid_rows):
             raise ValueError(
-                f"{len(wrong)} labels of the {name} examples are out of range: labels go from 0 to "
-                f"{num_classes - 1}, and the first wrong one is {int(targets[wrong[0]])} in row "
-                f"{int(wrong[0])} (counted from 0). Correct them, or leave out examples without a label."
+                f"{len(invalid_rows)} labels of the {name} examples are out of range: labels go from 0 to "
+                f"{num_classes - 1}, and the first wrong one is {int(targets[invalid_rows[0]])} in row "
+                f"{int(invalid_rows[0])} (counted from 0). Correct them, or leave out examples without a label."
             )
-        seen[targets] = True
-    if not seen.all():
-        missing = [class_names[index] for index in (~seen).nonzero().flatten().tolist()]
+        has_examples[targets] = True
+    if not has_examples.all():
+        missing = [class_names[index] for index in (~has_examples).nonzero().flatten().tolist()]
         raise ValueError(
             f"{len(missing)} of the {num_classes} classes have no example; the first is {missing[0]!r}. "
-            f"Leave such classes out, and number the others without gaps, 0 to {int(seen.sum()) - 1}."
+            f"Leave such classes out, and number the others without gaps, 0 to {int(has_examples.sum()) - 1}."
         )
 
 
 def make_class_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
-    """Names of classes that have none: their numbers, from 0 to the highest.
+    """Name classes by their numbers, from 0 to the highest label.
 
     Args:
-        targets: The labels of each part.
+        targets: Labels of each split.
 
     Raises:
-        ValueError: The highest label is beyond what so few examples can have without gaps.
+        ValueError: The highest label is too large for labels without gaps.
     """
     highest = max((int(labels.max()) for labels in targets if len(labels)), default=-1)
     total = sum(len(labels) for labels in targets)
@@ -61,42 +66,82 @@ def make_class_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
     return tuple(str(label) for label in range(highest + 1))
 
 
-def check_finite(inputs: Tensor, description: str, feature_names: tuple[str, ...] = (), first_row: int = 0) -> None:
-    """No NaN and no infinity.
+def check_finite(inputs: Tensor, description: str, feature_names: Sequence[str] = (), first_row: int = 0) -> None:
+    """Check that inputs hold no NaN and no infinity.
 
     Args:
         inputs: [n, ...].
-        description: The examples, for the message.
-        feature_names: One per feature, if known.
-        first_row: Number of the first example, where earlier ones were looked at before.
+        description: What the examples are, for the message.
+        feature_names: One name per feature, if known.
+        first_row: Row number of the first example, for inputs that are checked in chunks.
 
     Raises:
-        ValueError: Says how many there are, and where the first is.
+        ValueError: Some values are not finite; the message locates the first.
     """
     if not inputs.is_floating_point():
         return
-    bad = [int((~chunk.isfinite()).sum()) for chunk in torch.split(inputs, EXAMPLES_PER_CHUNK)]
-    if not any(bad):
+    counts = [int((~chunk.isfinite()).sum()) for chunk in torch.split(inputs, EXAMPLES_PER_CHUNK)]
+    if not any(counts):
         return
-    chunk = next(index for index, number in enumerate(bad) if number)
-    row, *place = (
-        (~inputs[chunk * EXAMPLES_PER_CHUNK : (chunk + 1) * EXAMPLES_PER_CHUNK].isfinite()).nonzero()[0].tolist()
-    )
-    row += chunk * EXAMPLES_PER_CHUNK
-    value = float(inputs[(row, *place)])
-    where = f"pixel {tuple(place)} (channel, row, column)"
-    if len(place) == 1:
-        where = f"feature {feature_names[place[0]]!r}" if feature_names else f"feature {place[0]}"
+    start = EXAMPLES_PER_CHUNK * next(index for index, count in enumerate(counts) if count)
+    offset, *position = (~inputs[start : start + EXAMPLES_PER_CHUNK].isfinite()).nonzero()[0].tolist()
+    row = start + offset
+    value = float(inputs[(row, *position)])
+    location = f"pixel {tuple(position)} (channel, row, column)"
+    if len(position) == 1:
+        location = f"feature {feature_names[position[0]]!r}" if feature_names else f"feature {position[0]}"
     raise ValueError(
-        f"The {description} hold {sum(bad)} values that are missing or not finite; the first is {value} in row "
-        f"{first_row + row} (counted from 0), {where}. Fill them in or leave those examples out."
+        f"The {description} hold {sum(counts)} values that are missing or not finite; the first is {value} in row "
+        f"{first_row + row} (counted from 0), {location}. Fill them in or leave those examples out."
     )
 
 
-def check_same_length(name: str, num_inputs: int, num_targets: int) -> None:
-    """As many inputs as labels."""
-    if num_inputs != num_targets:
+def holds_fractions(values: NDArray[np.floating[Any]], description: str) -> bool:
+    """Whether floating-point targets are regression targets.
+
+    Args:
+        values: Targets without missing values.
+        description: Where the targets are, for the message.
+
+    Raises:
+        ValueError: All values are whole numbers (1.0, 2.0), which may be classes or regression targets.
+    """
+    if np.array_equal(values, np.round(values)):
         raise ValueError(
-            f"The {name} examples have {num_inputs} inputs and {num_targets} labels; there must be one "
-            "label for each input."
+            f"{description} holds whole numbers as {values.dtype}: are they classes, or numbers to predict? Write "
+            "classes as whole numbers (integers), or say task=regression."
         )
+    return True
+
+
+def check_targets(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    """Check that regression targets are finite floating-point numbers that vary within each split.
+
+    Args:
+        splits: Targets of each split, [n] or [n, targets], by its name.
+        names: One name per target.
+
+    Raises:
+        ValueError: Targets have another type or shape, are not finite, or are constant.
+    """
+    for split_name, targets in splits.items():
+        if not targets.is_floating_point() or targets.shape[1:].numel() != len(names):
+            raise ValueError(
+                f"The targets of the {split_name} examples must be floating-point numbers, {len(names)} for each "
+                f"example {list(names)}, got {targets.dtype} of the shape {tuple(targets.shape)}."
+            )
+        rows = targets.reshape(len(targets), len(names))
+        invalid = (~rows.isfinite()).nonzero().tolist()
+        if invalid:
+            row, column = invalid[0]
+            raise ValueError(
+                f"The {split_name} examples have {len(invalid)} targets that are missing or not finite; the first is "
+                f"{float(rows[row, column])} in row {row} (counted from 0), target {names[column]!r}. Leave those "
+                "examples out."
+            )
+        for column, name in enumerate(names):
+            if len(rows) > 1 and bool((rows[:, column] == rows[0, column]).all()):
+                raise ValueError(
+                    f"Target {name!r} is {float(rows[0, column]):g} in all {len(rows)} {split_name} examples: there "
+                    "is nothing to predict. Check that it is read from the right column."
+                )

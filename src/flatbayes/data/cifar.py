@@ -1,67 +1,61 @@
-"""What the readers of CIFAR-10 and CIFAR-100 share: images of 32 x 32 pixels in binary records or in pickles."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) from parquet files in the layout of the Hugging Face hub."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-import numpy as np
-import torch
+from flatbayes.data.hub import find_data_root
+from flatbayes.data.image_parquet import read_images
+from flatbayes.data.source import DataSource, RawSplits
 
-from flatbayes.data.pickled_arrays import PickledArrays
-from flatbayes.data.splits import Split
+CIFAR10_CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_HUB_NAME, CIFAR100_HUB_NAME = "uoft-cs/cifar10", "uoft-cs/cifar100"
+PARQUET_FILES = "train*.parquet and test*.parquet"
+Labels = Literal["fine", "coarse"]
 
-SHAPE = (3, 32, 32)
-PIXELS = 3 * 32 * 32
 
+@dataclass(frozen=True, kw_only=True)
+class CIFAR10(DataSource):
+    """50,000 training and 10,000 test color images of 32 x 32 pixels in 10 classes.
 
-def from_records(content: bytes, path: Path | str, labels: int, chosen: int) -> Split:
-    """Images in binary records: labels of a byte each, then the pixels, channel by channel.
-
-    Args:
-        content: Of the file.
-        path: For messages.
-        labels: Bytes of labels before each image.
-        chosen: The label that counts, from 0.
-
-    Raises:
-        ValueError: It does not hold whole records.
+    Attributes:
+        root: Folder with train*.parquet and test*.parquet. None reads the folder cifar10 in the folder that the
+            environment variable FLATBAYES_DATA names; without this variable the images are downloaded from the
+            Hugging Face hub.
+        flip: Mirror training images left to right at random.
+        pad: Shift training images at random by up to this many pixels; the border is filled with black.
     """
-    size = labels + PIXELS
-    if not content or len(content) % size:
-        raise ValueError(
-            f"{path} has {len(content)} bytes, which are no whole records of {size} bytes. It is incomplete or "
-            "another file: download it again."
-        )
-    records = np.frombuffer(content, dtype=np.uint8).reshape(-1, size)
-    return Split(
-        inputs=torch.from_numpy(records[:, labels:].reshape(-1, *SHAPE).copy()),
-        targets=torch.from_numpy(records[:, chosen].astype(np.int64)),
-    )
+
+    root: str | None = None
+    flip: bool = True
+    pad: int = 4
+
+    def read(self) -> RawSplits:
+        """Read both splits; images stay encoded."""
+        folder = find_data_root(self.root, "cifar10", "CIFAR-10", PARQUET_FILES, CIFAR10_HUB_NAME)
+        return read_images(folder, "img", "label", None, CIFAR10_CLASS_NAMES)
 
 
-def from_pickle(content: bytes, path: Path | str, labels: str) -> Split:
-    """Images in a pickled dictionary, which is not unpickled.
+@dataclass(frozen=True, kw_only=True)
+class CIFAR100(DataSource):
+    """50,000 training and 10,000 test color images of 32 x 32 pixels in 100 classes.
 
-    Args:
-        content: Of the file.
-        path: For messages.
-        labels: The key of the labels.
-
-    Raises:
-        ValueError: It is damaged, or images and labels differ in number.
+    Attributes:
+        root: Folder with train*.parquet and test*.parquet. None reads the folder cifar100 in the folder that the
+            environment variable FLATBAYES_DATA names; without this variable the images are downloaded from the
+            Hugging Face hub.
+        labels: `fine` for the 100 classes, `coarse` for their 20 superclasses.
+        flip: Mirror training images left to right at random.
+        pad: Shift training images at random by up to this many pixels; the border is filled with black.
     """
-    found = PickledArrays(content, path)
-    pixels, targets = found.longest(), found.numbers(labels)
-    if not targets or len(pixels) != len(targets) * PIXELS:
-        raise ValueError(
-            f"{path} has {len(targets)} labels and {len(pixels)} bytes of pixels, where each image has {PIXELS}. "
-            "It is incomplete or another file: download it again."
-        )
-    images = np.frombuffer(pixels, dtype=np.uint8).reshape(-1, *SHAPE).copy()
-    return Split(inputs=torch.from_numpy(images), targets=torch.tensor(targets))
 
+    root: str | None = None
+    labels: Labels = "fine"
+    flip: bool = True
+    pad: int = 4
 
-def joined(parts: Sequence[Split]) -> Split:
-    """Examples one after the other."""
-    return Split(
-        inputs=torch.cat([part.input_tensor for part in parts]), targets=torch.cat([part.targets for part in parts])
-    )
+    def read(self) -> RawSplits:
+        """Read both splits; images stay encoded."""
+        if self.labels not in get_args(Labels):
+            raise ValueError(f"labels must be {' or '.join(get_args(Labels))}, got {self.labels!r}.")
+        folder = find_data_root(self.root, "cifar100", "CIFAR-100", PARQUET_FILES, CIFAR100_HUB_NAME)
+        return read_images(folder, "img", f"{self.labels}_label", None)

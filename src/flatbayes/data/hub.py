@@ -1,26 +1,62 @@
-"""Datasets of the Hugging Face hub, downloaded once and then found in its cache."""
+"""Where datasets are stored: local folders, and downloads from the Hugging Face hub."""
 
+import os
 import re
 from pathlib import Path
 
-from flatbayes.data.optional import require_package
+from flatbayes.core.optional import require_package
+
+DATA_ROOT_VARIABLE = "FLATBAYES_DATA"
+"""Environment variable with the folder that holds one subfolder per dataset."""
+
+
+def find_data_root(
+    root: str | None, name: str, title: str, expected_contents: str, hub_name: str | None = None
+) -> Path:
+    """Find the folder of a dataset: `root`, else `$FLATBAYES_DATA/name`, else a download from the hub.
+
+    Args:
+        root: The folder that the user gave, if any.
+        name: Subfolder of the folder that the environment variable names.
+        title: Name of the dataset for messages.
+        expected_contents: What the folder must hold, for messages.
+        hub_name: `owner/name` on the Hugging Face hub; None if the dataset cannot be downloaded.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        ValueError: No folder is given and the dataset cannot be downloaded.
+    """
+    shared = os.environ.get(DATA_ROOT_VARIABLE)
+    if root is None and not shared and hub_name is not None:
+        return download_dataset(hub_name)
+    advice = f"Set root (or the environment variable {DATA_ROOT_VARIABLE}) to one with {expected_contents}"
+    if root is None and not shared:
+        raise ValueError(f"{title} is not downloaded, and no folder is given. {advice}.")
+    folder = Path(root) if root is not None else Path(str(shared)) / name
+    if not folder.is_dir():
+        alternative = ", or set neither to download it" if hub_name is not None else ""
+        raise FileNotFoundError(f"There is no folder {folder} for {title}. {advice}{alternative}.")
+    return folder
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether this may be `owner/name` on the hub: no such thing here, and of that form."""
-    form = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path)
-    return bool(form) and not path.endswith(".parquet") and not Path(path).exists()
+    """Whether a path has the form `owner/name` of a dataset on the hub and does not exist locally."""
+    matches = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path)
+    return bool(matches) and not path.endswith(".parquet") and not Path(path).exists()
 
 
 def download_dataset(name: str, subfolder: str = "") -> Path:
-    """The folder with the parquet files of a dataset.
+    """Download the parquet files of a dataset, or find them in the cache of the hub's client.
 
     Args:
         name: `owner/name`.
-        subfolder: The one in it that is meant, where it holds several datasets.
+        subfolder: Subfolder of the repository to download, for a repository with several datasets.
+
+    Returns:
+        The folder with the parquet files.
 
     Raises:
-        FileNotFoundError: There is no such dataset, or no way to reach it.
+        FileNotFoundError: There is no such dataset, or the hub cannot be reached.
     """
     with require_package("hub"):
         from huggingface_hub import snapshot_download
@@ -29,6 +65,6 @@ def download_dataset(name: str, subfolder: str = "") -> Path:
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=pattern)) / subfolder
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{name} is not a path here, and could not be downloaded from the Hugging Face hub: {error} "
+            f"{name} is not a local path, and could not be downloaded from the Hugging Face hub: {error} "
             "Check the name and the network, or give the path of a folder."
         ) from error

@@ -1,7 +1,7 @@
-"""Images of parquet files at any place: copied once to a file that is mapped into memory, not read.
+"""Random access to the encoded images of parquet files, through a memory-mapped copy in Arrow's file format.
 
-A parquet file is compressed in groups of rows, of which one has to be unpacked whole for a single image. Training in
-random order needs any image at once, so the encoded images are copied, as they are, to a file of Arrow's format.
+Parquet compresses groups of rows, and a whole group must be decompressed to read one image. Training in random order
+needs single images, so the encoded images are copied once, unchanged, to an uncompressed Arrow file.
 """
 
 import hashlib
@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 
 from flatbayes.core.files import atomic_write
+from flatbayes.core.optional import require_package
 from flatbayes.data.images import EncodedImage
-from flatbayes.data.optional import require_package
 from flatbayes.data.parquet import iter_encoded_images
 
-IMAGES_PER_BATCH = 256  # images in memory at a time
+IMAGES_PER_BATCH = 256  # bounds the memory of the copy
 
 
 def iter_mapped_images(files: Sequence[Path], column: str, rows: np.ndarray) -> Iterator[EncodedImage]:
-    """The encoded images with the given numbers, as `iter_encoded_images` yields them, in whatever order.
+    """Read encoded images by row number, in any order.
 
     Args:
-        files: Rows are counted through all of them.
-        column: That holds images.
-        rows: Numbers of the images.
+        files: Parquet files; rows are counted through all of them.
+        column: Column of the encoded images.
+        rows: Row numbers.
     """
     images = _open_image_cache(build_image_cache(tuple(files), column))
     for row in rows.tolist():
@@ -36,34 +36,38 @@ def iter_mapped_images(files: Sequence[Path], column: str, rows: np.ndarray) -> 
 
 @lru_cache(maxsize=16)
 def build_image_cache(files: tuple[Path, ...], column: str) -> Path:
-    """The copy of these files' images, made if it is not there yet.
+    """Copy the images of parquet files to an Arrow file, unless the copy exists.
 
-    It lies in the folder that the environment variable FLATBAYES_CACHE names, or else in ~/.cache/flatbayes, and is
-    made again when a file changes.
+    The copy is in the folder that the environment variable FLATBAYES_CACHE names, or in ~/.cache/flatbayes. A change
+    of size or modification time of a parquet file makes a new copy.
+
+    Returns:
+        The path of the copy.
     """
     with require_package("data"):
         import pyarrow as pa
-    facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(repr((facts, column)).encode()).hexdigest()[:16]
+    signature = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = hashlib.sha256(repr((signature, column)).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("FLATBAYES_CACHE") or Path.home() / ".cache" / "flatbayes")
     path = folder / f"{key}.arrow"
     if path.is_file():
         return path
     schema = pa.schema([("image", pa.large_binary())])
     with atomic_write(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
-        waiting: list[bytes] = []
+        batch: list[bytes] = []
         for _, content in iter_encoded_images(files, column):
-            waiting.append(content)
-            if len(waiting) == IMAGES_PER_BATCH:
-                writer.write_batch(pa.record_batch([pa.array(waiting, pa.large_binary())], schema=schema))
-                waiting = []
-        if waiting:
-            writer.write_batch(pa.record_batch([pa.array(waiting, pa.large_binary())], schema=schema))
+            batch.append(content)
+            if len(batch) == IMAGES_PER_BATCH:
+                writer.write_batch(pa.record_batch([pa.array(batch, pa.large_binary())], schema=schema))
+                batch = []
+        if batch:
+            writer.write_batch(pa.record_batch([pa.array(batch, pa.large_binary())], schema=schema))
     return path
 
 
 @lru_cache(maxsize=16)
 def _open_image_cache(path: Path) -> Any:
+    """The image column as a `pyarrow.ChunkedArray`."""
     with require_package("data"):
         import pyarrow as pa
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all().column(0)

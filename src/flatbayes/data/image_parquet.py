@@ -1,4 +1,4 @@
-"""Images in parquet files, as the Hugging Face hub keeps them."""
+"""Image classification data in parquet files, local or on the Hugging Face hub."""
 
 import json
 from collections.abc import Sequence
@@ -6,45 +6,56 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from flatbayes.data.columns import encode_class_labels, extract_integer_labels, read_column
-from flatbayes.data.encoded_images import EncodedSplit
 from flatbayes.data.hub import download_dataset, is_hub_name
 from flatbayes.data.image_cache import iter_mapped_images
 from flatbayes.data.images import infer_layout
-from flatbayes.data.parquet import find_split_files, iter_encoded_images, read_schema, require_columns
+from flatbayes.data.parquet import (
+    ArrowSchema,
+    find_split_files,
+    infer_image_column,
+    iter_encoded_images,
+    read_schema,
+    require_columns,
+)
 from flatbayes.data.source import DataSource, RawSplits
+from flatbayes.data.splits import EncodedSplit
+from flatbayes.data.table import encode_class_labels, extract_integer_labels, read_column
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageParquet(DataSource):
-    """Images in parquet files, here or on the Hugging Face hub.
+    """Images in parquet files, local or on the Hugging Face hub.
 
     Attributes:
         path: A file; a folder with files whose names begin with train, validation or test; or the name of a
             dataset on the hub, `owner/name`.
-        image: Column of the encoded images (PNG, JPEG ...).
+        image: Column of the encoded images (PNG, JPEG ...); None for `img`, or else the only column of images.
         label: Column of the classes, as whole numbers from 0 or as words.
-        size: Scale all images to this height and width; None where they have one size.
-        crop: Keep the proportions of images that are scaled, and cut out the middle.
-        stream: Decode images when a batch asks for them, for data that do not fit in memory; encoded, they are
+        subfolder: Subfolder of the path or of the dataset on the hub, where there are several datasets.
+        size: Resize all images to this height and width; None if all have one size.
+        crop: Keep the aspect ratio of resized images, and crop the center.
+        stream: Decode images when a batch needs them, for data that do not fit in memory. The encoded images are
             copied once to ~/.cache/flatbayes, or to the folder that the environment variable FLATBAYES_CACHE names.
     """
 
     path: str
-    image: str = "img"
+    image: str | None = None
     label: str = "label"
+    subfolder: str = ""
     size: int | None = None
     crop: bool = False
     stream: bool = False
 
     def read(self) -> RawSplits:
-        """The parts the files name, images still encoded."""
-        folder = download_dataset(self.path) if is_hub_name(self.path) else Path(self.path)
+        """Find the files of each split; images stay encoded."""
+        if is_hub_name(self.path):
+            folder = download_dataset(self.path, self.subfolder)
+        else:
+            folder = Path(self.path) / self.subfolder
         if not folder.exists():
             raise FileNotFoundError(
-                f"There is no file or folder {self.path}. Check the path, or give `owner/name` of a dataset "
+                f"There is no file or folder {folder}. Check the path, or give `owner/name` of a dataset "
                 "on the Hugging Face hub."
             )
         return read_images(folder, self.image, self.label, self.size, crop=self.crop, stream=self.stream)
@@ -52,7 +63,7 @@ class ImageParquet(DataSource):
 
 def read_images(
     path: Path,
-    image: str,
+    image: str | None,
     label: str,
     size: int | None,
     class_names: Sequence[str] = (),
@@ -60,49 +71,52 @@ def read_images(
     crop: bool = False,
     stream: bool = False,
 ) -> RawSplits:
-    """The parts of a dataset, images still encoded.
+    """Find the splits of a dataset in parquet files and read their labels; images stay encoded.
 
     Args:
         path: A file or a folder.
-        image: Column of the encoded images.
+        image: Column of the encoded images; None to infer it.
         label: Column of the classes.
-        size: Height and width to scale to; None for none.
-        class_names: One per class; by default those in the files, else the numbers themselves.
-        crop: Keep proportions where images are scaled, and cut out the middle.
-        stream: Leave images where they are until a batch asks for them.
+        size: Height and width to resize to; None keeps the size of the images.
+        class_names: One name per class; by default the names stored in the files, else the numbers of the classes.
+        crop: Keep the aspect ratio of resized images, and crop the center.
+        stream: Leave images encoded until a batch needs them.
 
     Raises:
-        ValueError: The files lack a column, or hold something else in it.
+        ValueError: The files lack a column, or a column holds values of another type.
         FileNotFoundError: There are no files.
     """
-    files = {part: found for part, found in find_split_files(path).items() if found}
-    for file in chain.from_iterable(files.values()):
+    split_files = {name: files for name, files in find_split_files(path).items() if files}
+    if image is None:
+        image = infer_image_column(split_files["train"][0])
+    for file in chain.from_iterable(split_files.values()):
         require_columns(file, [image, label], read_schema(file).names)
-    columns = {part: read_column(found, label) for part, found in files.items()}
-    stored = class_names or read_label_names(read_schema(files["train"][0]), label)
-    names, targets = extract_integer_labels(columns, label, stored) or encode_class_labels(columns, label)
-    layout = infer_layout(
-        chain.from_iterable(iter_encoded_images(found, image) for found in files.values()), size, crop
+    label_columns = {name: read_column(files, label) for name, files in split_files.items()}
+    stored_names = class_names or read_label_names(read_schema(split_files["train"][0]), label)
+    names, targets = extract_integer_labels(label_columns, label, stored_names) or encode_class_labels(
+        label_columns, label
     )
-    rows = iter_mapped_images if stream else iter_encoded_images
-    parts = {
-        part: EncodedSplit(
-            read_encoded=partial(rows, found, image), layout=layout, targets=targets[part], stream=stream
+    all_images = chain.from_iterable(iter_encoded_images(files, image) for files in split_files.values())
+    layout = infer_layout(all_images, size, crop)
+    iter_images = iter_mapped_images if stream else iter_encoded_images
+    splits = {
+        name: EncodedSplit(
+            read_encoded=partial(iter_images, files, image), layout=layout, targets=targets[name], stream=stream
         )
-        for part, found in files.items()
+        for name, files in split_files.items()
     }
-    return RawSplits(unsplit=parts["train"], val=parts.get("val"), test=parts.get("test"), class_names=names)
+    return RawSplits(unsplit=splits["train"], val=splits.get("val"), test=splits.get("test"), class_names=names)
 
 
-def read_label_names(metadata: Any, label: str) -> tuple[str, ...]:
-    """Names of the classes in the metadata that Hugging Face's `datasets` writes, if there are any.
+def read_label_names(schema: ArrowSchema, label: str) -> tuple[str, ...]:
+    """Read class names from the metadata that Hugging Face's `datasets` writes; empty if there are none.
 
     Args:
-        metadata: A schema of pyarrow.
-        label: The column.
+        schema: Schema of a parquet file.
+        label: Column of the classes.
     """
     try:
-        stored = json.loads((metadata.metadata or {}).get(b"huggingface", b"{}"))
-        return tuple(str(name) for name in stored["info"]["features"][label]["names"])
-    except (KeyError, TypeError, ValueError):  # written by something else
+        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        return tuple(str(name) for name in metadata["info"]["features"][label]["names"])
+    except (KeyError, TypeError, ValueError):  # other metadata
         return ()

@@ -1,9 +1,9 @@
-"""ImageNet (Deng et al., CVPR 2009; ILSVRC 2012), and Tiny ImageNet, from the folders that they unpack to."""
+"""ImageNet (ILSVRC 2012; Deng et al., CVPR 2009) and Tiny ImageNet, from their unpacked folders."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from flatbayes.data.archive import find_data_root
+from flatbayes.data.hub import find_data_root
 from flatbayes.data.image_folder import list_class_names, list_image_files, list_labelled_images, make_encoded_splits
 from flatbayes.data.source import DataSource, RawSplits
 
@@ -13,16 +13,19 @@ ANNOTATIONS_FILE = "val_annotations.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class ImageNet(DataSource):
-    """1,281,167 + 50,000 colour photographs in 1000 classes; the published validation images are the test part.
+    """1,281,167 training and 50,000 validation color images in 1000 classes.
+
+    The published validation images are the test split, since the labels of the published test images are not public.
 
     Attributes:
-        root: Folder with train and val, each with one folder of images per class; None takes the folder imagenet in
-            the one that the environment variable FLATBAYES_DATA names.
-        size: Height and width: the shorter side is scaled to 8/7 of it (256 for 224), and the middle cut out.
-        stream: Decode images when a batch asks for them; decoded, all would be 200 GB.
-        val_size: Validation examples, taken from the training images, as a fraction (below 1) or as a count.
+        root: Folder with the subfolders train and val, each with one folder of images per class. None reads the
+            folder imagenet in the folder that the environment variable FLATBAYES_DATA names.
+        size: Height and width: the shorter side is scaled to 8/7 of it (256 for 224), and the center is cropped.
+        stream: Decode images when a batch needs them; decoded, all are 200 GB.
+        val_size: Validation examples, taken from the training images, as a fraction (below 1) or as a number of
+            examples.
         flip: Mirror training images left to right at random.
-        pad: Shift training images at random by up to this many pixels, what enters being black.
+        pad: Shift training images at random by up to this many pixels; the border is filled with black.
     """
 
     root: str | None = None
@@ -33,34 +36,39 @@ class ImageNet(DataSource):
     pad: int = 28
 
     def read(self) -> RawSplits:
-        """Both parts, images still encoded."""
+        """List the images of both splits; they stay encoded."""
         contents = "the folders train and val, each with one folder of images per class"
         folder = find_data_root(self.root, "imagenet", "ImageNet", contents)
         train, val = folder / "train", folder / "val"
-        for part in (train, val):
-            if not part.is_dir():
-                raise FileNotFoundError(f"There is no folder {part}. Unpack the images of ILSVRC 2012 there.")
-        names = list_class_names(train)
+        for root in (train, val):
+            if not root.is_dir():
+                raise FileNotFoundError(f"There is no folder {root}. Unpack the images of ILSVRC 2012 there.")
+        class_names = list_class_names(train)
         if not list_class_names(val):
             raise ValueError(
                 f"{val} has no folders of classes. Sort its images into folders named like those of {train}, as the "
                 "ground truth of ILSVRC 2012 says."
             )
-        found = {"train": list_labelled_images(train, names, train), "test": list_labelled_images(val, names, train)}
-        parts = make_encoded_splits(found, self.size, crop=True, stream=self.stream)
-        return RawSplits(unsplit=parts["train"], test=parts["test"], class_names=names)
+        labelled_files = {
+            "train": list_labelled_images(train, class_names, train),
+            "test": list_labelled_images(val, class_names, train),
+        }
+        splits = make_encoded_splits(labelled_files, self.size, crop=True, stream=self.stream)
+        return RawSplits(unsplit=splits["train"], test=splits["test"], class_names=class_names)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyImageNet(DataSource):
-    """100,000 + 10,000 colour photographs of 64 x 64 pixels in 200 classes; the validation images are the test part.
+    """100,000 training and 10,000 validation color images of 64 x 64 pixels in 200 classes.
+
+    The published validation images are the test split, since the labels of the published test images are not public.
 
     Attributes:
-        root: Folder that tiny-imagenet-200.zip is unpacked in; None takes the folder tiny-imagenet in the one that
+        root: Folder that tiny-imagenet-200.zip is unpacked in. None reads the folder tiny-imagenet in the folder that
             the environment variable FLATBAYES_DATA names.
-        stream: Decode images when a batch asks for them; decoded, all are 1.4 GB.
+        stream: Decode images when a batch needs them; decoded, all are 1.4 GB.
         flip: Mirror training images left to right at random.
-        pad: Shift training images at random by up to this many pixels, what enters being black.
+        pad: Shift training images at random by up to this many pixels; the border is filled with black.
     """
 
     root: str | None = None
@@ -69,41 +77,40 @@ class TinyImageNet(DataSource):
     pad: int = 8
 
     def read(self) -> RawSplits:
-        """Both parts, images still encoded."""
+        """List the images of both splits; they stay encoded."""
         folder = find_data_root(self.root, "tiny-imagenet", "Tiny ImageNet", f"{TINY_IMAGENET_NAME}.zip, unpacked")
         top = folder / TINY_IMAGENET_NAME if (folder / TINY_IMAGENET_NAME).is_dir() else folder
         if not (top / "train").is_dir():
             raise FileNotFoundError(
                 f"There is no folder {top / 'train'}. Unpack {TINY_IMAGENET_NAME}.zip in {folder}."
             )
-        classes = list_class_names(top / "train")
-        found = {
-            "train": list_labelled_images(top / "train", classes, top / "train"),
-            "test": list_annotated_images(top / "val", classes),
+        wnids = list_class_names(top / "train")
+        labelled_files = {
+            "train": list_labelled_images(top / "train", wnids, top / "train"),
+            "test": list_annotated_images(top / "val", wnids),
         }
-        parts = make_encoded_splits(found, None, crop=False, stream=self.stream)
-        return RawSplits(
-            unsplit=parts["train"], test=parts["test"], class_names=read_class_words(top / "words.txt", classes)
-        )
+        splits = make_encoded_splits(labelled_files, None, crop=False, stream=self.stream)
+        class_names = read_class_words(top / "words.txt", wnids)
+        return RawSplits(unsplit=splits["train"], test=splits["test"], class_names=class_names)
 
 
-def list_annotated_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    """The images of a folder, with the labels that its list of annotations gives them.
+def list_annotated_images(folder: Path, wnids: tuple[str, ...]) -> list[tuple[Path, int]]:
+    """List the images of a folder with the labels from its annotations file.
 
     Args:
-        folder: With the subfolder images and `val_annotations.txt`: lines of a file's name and its class.
-        classes: In the order of their labels.
+        folder: Holds the subfolder images and `val_annotations.txt`, whose lines are a file name and a WordNet id.
+        wnids: WordNet ids of the classes, in the order of their labels.
 
     Raises:
-        FileNotFoundError: There is no list.
-        ValueError: A line is none, names no class, or an image that is not there; or an image is not listed.
+        FileNotFoundError: There is no annotations file.
+        ValueError: A line has an unknown image or class, or an image has no line.
     """
     path = folder / ANNOTATIONS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Unpack {TINY_IMAGENET_NAME}.zip again.")
-    labels = {name: label for label, name in enumerate(classes)}
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
     files = {file.name: file for file in list_image_files(folder / "images")}
-    found = []
+    labelled_images = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         name, _, rest = line.partition("\t")
         label = labels.get(rest.partition("\t")[0])
@@ -112,19 +119,20 @@ def list_annotated_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[
                 f"Line {number} of {path} must name an image of {folder / 'images'} and a class of the training "
                 f"images, got {line!r}. Unpack {TINY_IMAGENET_NAME}.zip again."
             )
-        found.append((files.pop(name), label))
+        labelled_images.append((files.pop(name), label))
     if files:
         raise ValueError(
-            f"{path} has no line for {len(files)} images, such as {min(files)}. Unpack {TINY_IMAGENET_NAME}.zip again."
+            f"{path} has no line for {len(files)} images, such as {min(files)}. Unpack {TINY_IMAGENET_NAME}.zip "
+            "again."
         )
-    return found
+    return labelled_images
 
 
-def read_class_words(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """What the classes are called, or their own names where the list is missing or does not tell them apart."""
+def read_class_words(path: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
+    """Read the names of classes from words.txt; the WordNet ids if there is no file or the names are not unique."""
     if not path.is_file():
-        return classes
+        return wnids
     lines = (line.partition("\t") for line in path.read_text(encoding="utf-8").splitlines())
-    known = {name: text.partition(",")[0].strip() for name, _, text in lines}
-    called = tuple(known.get(name, name) for name in classes)
-    return called if len(set(called)) == len(classes) else classes
+    words = {wnid: text.partition(",")[0].strip() for wnid, _, text in lines}
+    class_names = tuple(words.get(wnid, wnid) for wnid in wnids)
+    return class_names if len(set(class_names)) == len(wnids) else wnids

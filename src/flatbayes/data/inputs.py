@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from flatbayes.data.checks import check_finite
-from flatbayes.data.columns import extract_features
 from flatbayes.data.csv_stream import iter_csv_batches
 from flatbayes.data.image_folder import iter_file_contents, list_image_files
 from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image
@@ -23,6 +22,7 @@ from flatbayes.data.parquet import (
     read_schema,
     require_columns,
 )
+from flatbayes.data.table import extract_features
 
 Columns = Mapping[str, Any]
 """One value for each input, by the column's name: lists, arrays, or columns of pyarrow."""

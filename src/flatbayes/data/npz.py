@@ -1,4 +1,4 @@
-"""Arrays in NumPy's .npz files."""
+"""NumPy's .npz files: a data source, and arrays that are read in chunks of bounded memory without pickle."""
 
 import math
 import zipfile
@@ -6,35 +6,34 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flatbayes.data.checks import make_class_names
+from flatbayes.data.checks import TaskType, holds_fractions, make_class_names
 from flatbayes.data.source import DataSource, RawSplits
 from flatbayes.data.splits import Split
-from flatbayes.data.targets import TaskType, holds_fractions
 
 MAX_COMPRESSION_RATIO = 1100
-"""Bytes that a compressed one can become; the format of zip files reaches 1032."""
+"""Uncompressed bytes per compressed byte; the zip format reaches 1032."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Npz(DataSource):
-    """Arrays in a .npz file: images or features, and labels or numbers to predict.
+    """Arrays in a .npz file: images or features, with class labels or regression targets.
 
     Attributes:
         path: The file, as numpy.savez writes it.
         inputs: Name of the array of inputs: features, [n, features], or images, [n, height, width] with or
             without an axis of 1 to 4 channels before or after these two.
-        targets: Name of the array of labels, [n], whole numbers from 0; or of numbers to predict, [n] or
+        targets: Name of the array of labels, [n], whole numbers from 0; or of regression targets, [n] or
             [n, targets], floating-point.
-        test_inputs: Name of the inputs of the test part, used if there is such an array.
-        test_targets: Name of its labels.
-        task: classification or regression; None tells by the array: integers are classes, fractions are numbers to
-            predict.
+        test_inputs: Name of the inputs of the test split, used if there is such an array.
+        test_targets: Name of the targets of the test split.
+        task: classification or regression; None infers it from the array: integers are classes, fractions are
+            regression targets.
     """
 
     path: str
@@ -45,92 +44,105 @@ class Npz(DataSource):
     task: TaskType = None
 
     def read(self) -> RawSplits:
-        """The arrays, and the test part where there is one."""
+        """Read the arrays, and the test split if there is one."""
         path = Path(self.path)
-        names = read_array_names(path)
-        wanted = [self.inputs, self.targets]
-        has_test = self.test_inputs in names or self.test_targets in names
-        wanted += [self.test_inputs, self.test_targets] if has_test else []
-        missing = [name for name in wanted if name not in names]
+        available = read_array_names(path)
+        names = [self.inputs, self.targets]
+        has_test = self.test_inputs in available or self.test_targets in available
+        names += [self.test_inputs, self.test_targets] if has_test else []
+        missing = [name for name in names if name not in available]
         if missing:
-            raise ValueError(f"{path} lacks the arrays {missing}. It has {names}. Name one of these, or add them.")
-        arrays = read_arrays(path, wanted)
-        numeric = self._is_regression(arrays[self.targets], f"{self.targets!r} of {path}")
-        as_targets = to_regression_targets if numeric else to_labels
-        parts = [
-            Split(
-                inputs=to_inputs(arrays[x], f"{x!r} of {path}"),
-                targets=as_targets(arrays[y], f"{y!r} of {path}"),
+            raise ValueError(
+                f"{path} lacks the arrays {missing}. It has {available}. Name one of these, or add them."
             )
-            for x, y in zip(wanted[::2], wanted[1::2], strict=True)
+        arrays = read_arrays(path, names)
+        is_regression = is_regression_array(arrays[self.targets], self.task, f"{self.targets!r} of {path}")
+        convert_targets = to_regression_targets if is_regression else to_labels
+        splits = [
+            Split(
+                inputs=to_inputs(arrays[inputs], f"{inputs!r} of {path}"),
+                targets=convert_targets(arrays[targets], f"{targets!r} of {path}"),
+            )
+            for inputs, targets in zip(names[::2], names[1::2], strict=True)
         ]
-        first = parts[0].input_tensor
+        unsplit = splits[0]
         return RawSplits(
-            unsplit=parts[0],
-            test=parts[1] if has_test else None,
-            class_names=() if numeric else make_class_names([part.targets for part in parts]),
-            target_names=make_target_names(self.targets, parts[0].targets) if numeric else (),
-            feature_names=tuple(str(index) for index in range(first.shape[1])) if first.ndim == 2 else (),
+            unsplit=unsplit,
+            test=splits[1] if has_test else None,
+            class_names=() if is_regression else make_class_names([split.targets for split in splits]),
+            target_names=make_target_names(self.targets, unsplit.targets) if is_regression else (),
+            feature_names=make_feature_names(unsplit.input_tensor),
         )
-
-    def _is_regression(self, targets: np.ndarray, description: str) -> bool:
-        if self.task is None and targets.dtype.kind == "f" and targets.ndim in (1, 2):
-            return holds_fractions(targets[np.isfinite(targets)], description)
-        return self.task == "regression"
 
 
 def read_array_names(path: Path) -> list[str]:
-    """Names of the arrays in a file."""
+    """List the arrays in a file."""
     return list(_load_npz(path, None))
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """These arrays of a file; others are not read.
+    """Read these arrays of a file.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, of another kind, or holds Python objects.
+        ValueError: It is damaged, of another format, or holds Python objects.
     """
     return _load_npz(path, names)
 
 
 def read_array_shape(path: Path, name: str) -> tuple[int, ...]:
-    """Shape of an array, the first axis being examples; its content is not read."""
-    with _wrap_read_errors(path), _open_array(path, name) as (_, shape, _, _):
-        if not shape:
+    """Read the shape of an array from its header; the first axis is examples."""
+    with _wrap_read_errors(path), _open_array(path, name) as array:
+        if not array.shape:
             raise ValueError(f"{name!r} is a single number")
-        return shape
+        return array.shape
 
 
 def iter_array_chunks(path: Path, name: str, size: int) -> Iterator[np.ndarray]:
-    """The rows of an array, so many at a time, without more of it in memory.
+    """Read an array in chunks of `size` rows, without more of it in memory.
 
-    An array in the order of Fortran is in memory whole, since its rows are not in one piece.
+    An array in Fortran order is read whole, since its rows are not contiguous.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, of another kind, or holds Python objects.
+        ValueError: It is damaged, of another format, or holds Python objects.
     """
-    rows = read_array_shape(path, name)[0]
-    with _wrap_read_errors(path), _open_array(path, name) as (stream, shape, kind, fortran):
-        if fortran:
+    num_rows = read_array_shape(path, name)[0]
+    with _wrap_read_errors(path), _open_array(path, name) as array:
+        if array.is_fortran_order:
             whole = read_arrays(path, [name])[name]
-            yield from (whole[start : start + size] for start in range(0, rows, size))
+            yield from (whole[start : start + size] for start in range(0, num_rows, size))
             return
-        each = kind.itemsize * math.prod(shape[1:])
-        for start in range(0, rows, size):
-            count = min(size, rows - start)
-            content = stream.read(count * each)
-            if start + count == rows:
-                stream.read(1)  # only at the end does the archive compare its checksum
-            if len(content) < count * each:
+        bytes_per_row = array.dtype.itemsize * math.prod(array.shape[1:])
+        for start in range(0, num_rows, size):
+            count = min(size, num_rows - start)
+            content = array.stream.read(count * bytes_per_row)
+            if start + count == num_rows:
+                array.stream.read(1)  # zipfile verifies the checksum at the end of the stream
+            if len(content) < count * bytes_per_row:
                 raise ValueError("it ends early")
-            yield np.frombuffer(bytearray(content), kind).reshape(count, *shape[1:])
+            yield np.frombuffer(bytearray(content), array.dtype).reshape(count, *array.shape[1:])
+
+
+class _ArrayStream(NamedTuple):
+    """An array in a .npz file, opened after its header.
+
+    Attributes:
+        stream: Content of the array.
+        shape: Shape according to the header.
+        is_fortran_order: Whether the first axis varies fastest.
+        dtype: Data type according to the header.
+    """
+
+    stream: IO[bytes]
+    shape: tuple[int, ...]
+    is_fortran_order: bool
+    dtype: np.dtype[Any]
 
 
 @contextmanager
-def _open_array(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any], bool]]:
-    """The content of an array, after its header, and what that says: shape, kind, order of Fortran."""
+def _open_array(path: Path, name: str) -> Iterator[_ArrayStream]:
+    """Open an array and verify that its header fits the size of its content."""
     with zipfile.ZipFile(path) as archive:
         member = archive.getinfo(f"{name}.npy")
         if member.file_size > MAX_COMPRESSION_RATIO * (member.compress_size + 100):
@@ -139,19 +151,21 @@ def _open_array(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, .
             version = np.lib.format.read_magic(stream)
             if version not in ((1, 0), (2, 0)):
                 raise ValueError(f"{name!r} is in version {version} of the format")
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, kind = read(stream)
-            if kind.hasobject:
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            array = _ArrayStream(stream, *read_header(stream))
+            if array.dtype.hasobject:
                 raise ValueError(f"{name!r} holds Python objects")
-            if stream.tell() + kind.itemsize * math.prod(shape) != member.file_size:
-                raise ValueError(f"{name!r} is to have the shape {shape}, and its content has another size")
-            yield stream, shape, kind, fortran
+            if stream.tell() + array.dtype.itemsize * math.prod(array.shape) != member.file_size:
+                raise ValueError(f"{name!r} is to have the shape {array.shape}, and its content has another size")
+            yield array
 
 
 def _load_npz(path: Path, names: Sequence[str] | None) -> dict[str, Any]:
     with _wrap_read_errors(path):
         for name in names or ():
-            with _open_array(path, name):  # before there is memory taken for what the header says
+            with _open_array(path, name):  # verifies the header before memory is allocated for the array
                 pass
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return dict.fromkeys(file.files) if names is None else {name: file[name] for name in names}
@@ -165,17 +179,23 @@ def _wrap_read_errors(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except Exception as error:  # damage is answered with exceptions of any kind
+    except Exception as error:  # zipfile and NumPy raise exceptions of many types for damaged files
         raise ValueError(
             f"{path} cannot be read as .npz: {error}. Write it again with numpy.savez, without object arrays."
         ) from error
 
 
 def to_inputs(array: np.ndarray, description: str) -> Tensor:
-    """Features, [n, features] (float32), or images, [n, channels, height, width] (uint8, otherwise float32).
+    """Convert an array to features, [n, features] (float32), or images, [n, channels, height, width].
+
+    Images of uint8 keep their type; all other arrays become float32.
+
+    Args:
+        array: [n, features], [n, height, width], [n, channels, height, width] or [n, height, width, channels].
+        description: What the array is, for messages.
 
     Raises:
-        ValueError: The array is neither.
+        ValueError: The array has another type or shape.
     """
     if array.dtype.kind not in "biuf" or array.ndim not in (2, 3, 4) or 0 in array.shape[1:]:
         raise ValueError(
@@ -191,36 +211,52 @@ def to_inputs(array: np.ndarray, description: str) -> Tensor:
                 "of 1 to 4 channels. Reshape it to [n, channels, height, width]."
             )
         array = array.transpose(0, 3, 1, 2)
-    kind = np.uint8 if array.dtype == np.uint8 and array.ndim == 4 else np.float32
-    with np.errstate(over="ignore"):  # becomes an infinity, which is refused later
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
+    dtype = np.uint8 if array.dtype == np.uint8 and array.ndim == 4 else np.float32
+    with np.errstate(over="ignore"):  # check_finite refuses the infinity that an overflow gives
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
+
+
+def is_regression_array(targets: np.ndarray, task: TaskType, description: str) -> bool:
+    """Whether an array holds regression targets: as `task` says, else if it holds fractions.
+
+    Raises:
+        ValueError: The array is ambiguous.
+    """
+    if task is None and targets.dtype.kind == "f" and targets.ndim in (1, 2):
+        return holds_fractions(targets[np.isfinite(targets)], description)
+    return task == "regression"
 
 
 def to_regression_targets(array: np.ndarray, description: str) -> Tensor:
-    """Numbers to predict, [n] or [n, targets] (float32).
+    """Convert an array to regression targets, [n] or [n, targets] (float32).
 
     Raises:
-        ValueError: They are something else.
+        ValueError: The array has another type or shape.
     """
     if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or 0 in array.shape[1:]:
         raise ValueError(
-            f"{description} must be numbers of the shape [n] or [n, targets], got {array.dtype} of the shape {array.shape}. "
-            "Convert it with astype('float32')."
+            f"{description} must be numbers of the shape [n] or [n, targets], got {array.dtype} of the shape "
+            f"{array.shape}. Convert it with astype('float32')."
         )
-    with np.errstate(over="ignore"):  # becomes an infinity, which is refused later
+    with np.errstate(over="ignore"):  # check_targets refuses the infinity that an overflow gives
         return torch.from_numpy(array.astype(np.float32))
 
 
 def make_target_names(name: str, targets: Tensor) -> tuple[str, ...]:
-    """The array's name, with the number of the column where there are several."""
+    """Name regression targets: `name`, or `name_0`, `name_1` ... for several."""
     return (name,) if targets.ndim == 1 else tuple(f"{name}_{column}" for column in range(targets.shape[1]))
 
 
+def make_feature_names(inputs: Tensor) -> tuple[str, ...]:
+    """Name features by their numbers; empty for images."""
+    return tuple(str(index) for index in range(inputs.shape[1])) if inputs.ndim == 2 else ()
+
+
 def to_labels(array: np.ndarray, description: str) -> Tensor:
-    """Labels, [n] (int64).
+    """Convert an array to labels, [n] (int64).
 
     Raises:
-        ValueError: They are not whole numbers, or not one per example.
+        ValueError: The array is not of whole numbers, or not one-dimensional.
     """
     if array.dtype.kind not in "biu" or array.ndim != 1:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Examples from elsewhere, in the form that a network knows: same shape, same range of values.
+"""Out-of-distribution (OOD) inputs in the format of a model's inputs: same shape, value range and dtype.
 
-Normalisation is left to the fitted posterior, which applies the statistics of its own training data (methods that
-normalise examples from outside by their own statistics report numbers that cannot be compared).
+Standardization is left to the fitted posterior, which applies the statistics of its own training data. Standardizing
+OOD inputs by their own statistics would give numbers that cannot be compared.
 """
 
 import torch
@@ -17,55 +17,57 @@ IMAGES_PER_CHUNK = 1000
 
 
 def load_ood_inputs(source: DataSource, reference: Tensor | LazyImages) -> Tensor:
-    """Inputs of a source's test part, shaped like these.
+    """Load the test inputs of a source in the format of other inputs.
 
     Args:
-        source: Where the examples from outside come from.
-        reference: Raw inputs of the kind that was trained on.
+        source: Source of the OOD examples.
+        reference: Raw inputs in the format of the training data.
 
     Raises:
-        ValueError: They cannot be shaped so.
+        ValueError: The inputs cannot be converted to this format.
     """
     return match_input_format(load_test_split(source).input_tensor, reference)
 
 
 def load_test_split(source: DataSource) -> Split:
-    """The examples to report on; others are not decoded where the source keeps them apart."""
+    """Load the test split of a source; if the source has one of its own, other examples are not decoded."""
     raw = source.read()
     return source.load(0).test if raw.test is None else take_all(raw.test)
 
 
 def match_input_format(ood: Tensor, reference: Tensor | LazyImages) -> Tensor:
-    """Images with the channels, the size, the range of values and the dtype of others.
+    """Convert images to the channels, size, value range and dtype of other images.
 
-    Grey images are repeated for each channel, and colours averaged where there is one; sizes change by bilinear
-    interpolation, of which the larger image is smoothed first; white becomes white. Features must have the same
-    number, and stay what they are.
+    Grayscale images are repeated for each channel; color images are averaged for one channel. Sizes change by
+    bilinear interpolation with antialiasing, and the white value is scaled to that of the reference. Features must
+    have the same number and are returned unchanged.
 
     Args:
-        ood: Images, [n, channels, height, width], or features, [n, features]; raw.
-        reference: Many examples of the wanted form.
+        ood: Raw images, [n, channels, height, width], or features, [n, features].
+        reference: Many examples of the target format.
 
     Raises:
-        ValueError: Features meet images or other features, or 3 channels meet another number above 1.
+        ValueError: One input is an image and the other is not, the number of features differs, or the numbers of
+            channels differ and neither is 1.
     """
     if isinstance(reference, LazyImages):
         reference = reference[:IMAGES_PER_CHUNK]
-    found, wanted = tuple(ood.shape[1:]), tuple(reference.shape[1:])
-    if len(found) != 3 or len(wanted) != 3:
-        if found != wanted:
+    ood_shape, reference_shape = tuple(ood.shape[1:]), tuple(reference.shape[1:])
+    if len(ood_shape) != 3 or len(reference_shape) != 3:
+        if ood_shape != reference_shape:
             raise ValueError(
-                f"Inputs from outside have the shape {found}, and those inside {wanted}. Only images can be brought "
-                "into the shape of other images; give examples with the same features."
+                f"Out-of-distribution inputs have the shape {ood_shape}, and the model's inputs {reference_shape}. "
+                "Only images can be converted to the shape of other images; give examples with the same features."
             )
         return ood
-    if found[0] != wanted[0] and 1 not in (found[0], wanted[0]):
+    if ood_shape[0] != reference_shape[0] and 1 not in (ood_shape[0], reference_shape[0]):
         raise ValueError(
-            f"Images from outside have {found[0]} channels (shape {found}), and those inside {wanted[0]} (shape "
-            f"{wanted}). Channels can be repeated from 1 or averaged to 1, nothing else."
+            f"Out-of-distribution images have {ood_shape[0]} channels (shape {ood_shape}), and the model's inputs "
+            f"{reference_shape[0]} (shape {reference_shape}). Channels can be repeated from 1 or averaged to 1, "
+            "nothing else."
         )
     scale = infer_white_value(reference) / infer_white_value(ood)
-    if found == wanted and scale == 1 and ood.dtype == reference.dtype:
+    if ood_shape == reference_shape and scale == 1 and ood.dtype == reference.dtype:
         return ood
     return torch.cat([_convert_chunk(chunk, reference, scale) for chunk in ood.split(IMAGES_PER_CHUNK)])
 

@@ -1,4 +1,4 @@
-"""Parquet files: opened with errors that name them, streamed, and their images found."""
+"""Parquet files: schema, row batches, encoded images, and the files of each split."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,20 +8,30 @@ from typing import Any
 
 import numpy as np
 
+from flatbayes.core.optional import require_package
 from flatbayes.data.images import EncodedImage
-from flatbayes.data.optional import require_package
 
-ROWS_PER_BATCH = 256  # rows in memory at a time
+ROWS_PER_BATCH = 256  # bounds the memory of a pass over a file
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+# pyarrow has no type stubs.
+ArrowColumn = Any
+"""`pyarrow.Array` or `pyarrow.ChunkedArray`."""
+ArrowTable = Any
+"""`pyarrow.Table` or `pyarrow.RecordBatch`."""
+ArrowSchema = Any
+"""`pyarrow.Schema`."""
+ArrowType = Any
+"""`pyarrow.DataType`."""
 
 
 @contextmanager
 def wrap_read_errors(path: Path) -> Iterator[None]:
-    """Inside, a failure to read is a ValueError that names the file.
+    """Context that turns errors of pyarrow into a ValueError with the path of the file.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, or of another kind.
+        ValueError: It is damaged, or of another format.
     """
     with require_package("data"):
         import pyarrow as pa
@@ -31,41 +41,42 @@ def wrap_read_errors(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path} cannot be read: {error}. Check that it is complete and that its suffix tells its kind."
+            f"{path} cannot be read: {error}. Check that it is complete and that its suffix fits its format."
         ) from error
 
 
-def read_schema(path: Path) -> Any:
-    """Columns and metadata of a file, as pyarrow has them."""
+def read_schema(path: Path) -> ArrowSchema:
+    """Read the columns and the metadata of a file."""
     with require_package("data"):
         import pyarrow.parquet as pq
     with wrap_read_errors(path):
-        found = pq.read_schema(path)
-        found.names  # noqa: B018 - decodes them, which fails in a damaged file
-        return found
+        schema = pq.read_schema(path)
+        schema.names  # noqa: B018 - decodes the names, which fails in a damaged file
+        return schema
 
 
 def count_rows(path: Path) -> int:
-    """How many rows a file says that it has."""
+    """Read the number of rows from the metadata of a file."""
     with require_package("data"):
         import pyarrow.parquet as pq
     with wrap_read_errors(path):
         return int(pq.read_metadata(path).num_rows)
 
 
-def iter_record_batches(path: Path, columns: Sequence[str], size: int = ROWS_PER_BATCH) -> Iterator[Any]:
-    """The rows of a file, some at a time, as pyarrow's record batches."""
+def iter_record_batches(path: Path, columns: Sequence[str], size: int = ROWS_PER_BATCH) -> Iterator[ArrowTable]:
+    """Read columns of a file in record batches of at most `size` rows."""
     with require_package("data"):
         import pyarrow.parquet as pq
-    with wrap_read_errors(path), pq.ParquetFile(path, pre_buffer=False) as file:  # which would read all groups ahead
+    # pre_buffer would read all row groups ahead.
+    with wrap_read_errors(path), pq.ParquetFile(path, pre_buffer=False) as file:
         yield from file.iter_batches(batch_size=size, columns=list(columns))
 
 
 def require_columns(path: Path, required: Sequence[str], available: Sequence[str]) -> None:
-    """Refuse a file that lacks a column.
+    """Check that a file has columns.
 
     Raises:
-        ValueError: Lists what is missing and what there is.
+        ValueError: Some are missing; the message lists them and the available columns.
     """
     missing = [name for name in required if name not in available]
     if missing:
@@ -75,12 +86,29 @@ def require_columns(path: Path, required: Sequence[str], available: Sequence[str
 
 
 def find_image_columns(path: Path) -> list[str]:
-    """Names of the columns that may hold encoded images."""
+    """List the columns whose type may hold encoded images."""
     return [field.name for field in read_schema(path) if is_image_type(field.type)]
 
 
-def is_image_type(column_type: Any) -> bool:
-    """Whether a column of this type is binary, or Hugging Face's struct with a field `bytes`."""
+def infer_image_column(path: Path) -> str:
+    """Find the column of images of a file: `img`, or else the only column that may hold images.
+
+    Raises:
+        ValueError: There is no such column, or there are several.
+    """
+    columns = find_image_columns(path)
+    if "img" in columns:
+        return "img"
+    if len(columns) != 1:
+        raise ValueError(
+            f"The column of images of {path} is ambiguous: {columns} may hold encoded images, of the columns "
+            f"{read_schema(path).names}. Name it: image=... (on the command line, --data.image or --image_column)."
+        )
+    return columns[0]
+
+
+def is_image_type(column_type: ArrowType) -> bool:
+    """Whether a type is binary, or the struct with a field `bytes` that Hugging Face's `datasets` writes."""
     with require_package("data"):
         from pyarrow import types
     if types.is_struct(column_type) and column_type.get_field_index("bytes") >= 0:
@@ -89,12 +117,12 @@ def is_image_type(column_type: Any) -> bool:
 
 
 def iter_encoded_images(files: Sequence[Path], column: str, rows: np.ndarray | None = None) -> Iterator[EncodedImage]:
-    """The encoded images of a column, streamed.
+    """Read the encoded images of a column in order.
 
     Args:
-        files: Read one after the other; rows are counted through all of them.
-        column: Binary, or Hugging Face's struct with the field `bytes`.
-        rows: Numbers of the images to yield, ascending; None for all.
+        files: Parquet files; rows are counted through all of them.
+        column: A binary column, or a struct with the field `bytes`.
+        rows: Row numbers of the images to read, ascending; None for all.
 
     Raises:
         ValueError: A file lacks the column, or a row has no image.
@@ -110,52 +138,55 @@ def iter_encoded_images(files: Sequence[Path], column: str, rows: np.ndarray | N
                 f"field 'bytes', got {read_schema(path).field(column).type}. Columns that may hold them: "
                 f"{find_image_columns(path)}."
             )
-        offset = start
+        file_start = start
         for batch in iter_record_batches(path, [column]):
             if rows is None:
-                inside = np.arange(len(batch))
+                batch_rows = np.arange(len(batch))
             else:
                 low, high = np.searchsorted(rows, [start, start + len(batch)])
-                inside = rows[low:high] - start
-            content = batch.column(0)
-            content = content.field("bytes") if isinstance(content, pa.StructArray) else content
-            for row in inside.tolist():
-                image, name = content[row].as_py(), f"Row {start + row - offset} of {path} ({column!r})"
-                if image is None:
+                batch_rows = rows[low:high] - start
+            images = batch.column(0)
+            images = images.field("bytes") if isinstance(images, pa.StructArray) else images
+            for row in batch_rows.tolist():
+                content, name = images[row].as_py(), f"Row {start + row - file_start} of {path} ({column!r})"
+                if content is None:
                     raise ValueError(f"{name} has no image. Leave such rows out.")
-                yield name, image
+                yield name, content
             start += len(batch)
 
 
 def find_split_files(path: Path) -> dict[str, list[Path]]:
-    """The files of each part of a dataset, by "train", "val" and "test".
+    """Find the parquet files of each split of a dataset.
 
     Args:
         path: One file, or a folder in which, at any depth, the names of files begin with train, validation or
             test; a folder without such names is all training data.
 
+    Returns:
+        Files by "train", "val" and "test".
+
     Raises:
         FileNotFoundError: There are no parquet files.
         ValueError: There are several datasets in the folder, or one without training data.
     """
-    parts: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
+    split_files: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
     if path.is_file():
-        return parts | {"train": [path]}
+        return split_files | {"train": [path]}
     files = sorted(path.rglob("*.parquet"))
     if not files:
         raise FileNotFoundError(f"There are no parquet files in {path}.")
     for file in files:
         word = re.match(r"[a-z]*", file.name.lower())
         if word and word[0] in SPLIT_NAMES:
-            parts[SPLIT_NAMES[word[0]]].append(file)
-    if not any(parts.values()):
-        parts["train"] = files
-    folders = sorted({str(file.parent) for found in parts.values() for file in found})
+            split_files[SPLIT_NAMES[word[0]]].append(file)
+    if not any(split_files.values()):
+        split_files["train"] = files
+    folders = sorted({str(file.parent) for group in split_files.values() for file in group})
     if len(folders) > 1:
         raise ValueError(f"There are parquet files of several datasets: {folders}. Give the path of one of these.")
-    if not parts["train"]:
+    if not split_files["train"]:
         raise ValueError(
             f"There is no training data in {path}: no parquet file's name begins with train, only "
             f"{[file.name for file in files]}."
         )
-    return parts
+    return split_files

@@ -13,7 +13,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from flatbayes.core.files import atomic_write
-from flatbayes.data.optional import require_package
+from flatbayes.core.optional import require_package
 
 Columns = Mapping[str, Any]
 """One value for each row: arrays, lists of texts, or columns of pyarrow."""

@@ -1,4 +1,4 @@
-"""The reader for a path, by what is there."""
+"""Selection of the data source for a path: by suffix, or by the content of a folder."""
 
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,15 @@ from flatbayes.data.table import Table
 
 
 def make_source(path: str, **options: Any) -> DataSource:
-    """A source that reads this path.
+    """Make the source that reads a path.
 
     Args:
         path: A file, a folder, or the name of a dataset on the hub, as for `find_reader`.
-        options: Other options of that source; a table needs its `target`.
+        options: Other options of the source; a table needs its `target`.
 
     Raises:
-        FileNotFoundError: There is nothing.
-        ValueError: It is something else, or a table without a target.
+        FileNotFoundError: There is nothing at the path.
+        ValueError: No source reads it, or it is a table without a target.
     """
     reader = find_reader(path)
     if reader.func is Table and "target" not in options:
@@ -35,32 +35,35 @@ def make_source(path: str, **options: Any) -> DataSource:
 
 
 def find_reader(path: str) -> "partial[Any]":
-    """The source that reads this path, its other options still open.
+    """Find the class of the source that reads a path.
 
     Args:
         path: A .npz, .csv or parquet file, a folder with images or with parquet files, or the name of a dataset on
             the Hugging Face hub, `owner/name`.
 
+    Returns:
+        The class with its path bound; its other options are open.
+
     Raises:
-        FileNotFoundError: There is nothing.
-        ValueError: It is something else.
+        FileNotFoundError: There is nothing at the path.
+        ValueError: No source reads it.
     """
-    here = Path(path)
+    local_path = Path(path)
     if is_hub_name(path):
         return partial(ImageParquet, path=path)
-    if not here.exists():
+    if not local_path.exists():
         raise FileNotFoundError(f"There is no file or folder {path}. Check the path.")
-    if here.is_dir():
-        if any(here.rglob("*.parquet")):
-            return _find_parquet_reader(path, find_split_files(here)["train"][0])
-        if list_image_files(here):
+    if local_path.is_dir():
+        if any(local_path.rglob("*.parquet")):
+            return _find_parquet_reader(path, find_split_files(local_path)["train"][0])
+        if list_image_files(local_path):
             return partial(ImageFolder, path=path)
         raise ValueError(f"There are neither parquet files nor images in {path}. Check the path.")
-    match here.suffix.lower():
+    match local_path.suffix.lower():
         case ".npz":
             return partial(Npz, path=path)
         case ".parquet":
-            return _find_parquet_reader(path, here)
+            return _find_parquet_reader(path, local_path)
         case ".csv":
             return partial(Table, path=path)
         case suffix:

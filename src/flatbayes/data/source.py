@@ -1,32 +1,42 @@
-"""What every source of data is: it reads examples, and they are then checked and split alike."""
+"""Data sources: an abstract `read` for each file format, one validation and one split for all."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flatbayes.data.augment import Augment
-from flatbayes.data.checks import check_finite, check_labels, check_same_length
-from flatbayes.data.encoded_images import EncodedSplit
-from flatbayes.data.splits import DataSplits, Split
+from flatbayes.data.checks import check_finite, check_labels, check_targets
+from flatbayes.data.splits import DataSplits, EncodedSplit, Split
 from flatbayes.data.stratified_split import check_size, stratified_split
-from flatbayes.data.targets import check_targets
+
+
+class TrainTestRows(NamedTuple):
+    """Row numbers of one standard split.
+
+    Attributes:
+        train: Rows for training and validation.
+        test: Rows of the test split.
+    """
+
+    train: Tensor
+    test: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawSplits:
-    """Examples as they are stored, before any split.
+    """Examples as they are stored, before the library splits them.
 
     Attributes:
-        unsplit: All but those of the other two.
-        test: The test part, where the source itself has one.
-        val: The validation part, where the source itself has one.
-        class_names: One per class; empty where the targets are numbers.
-        feature_names: One per feature; empty for images.
-        target_names: One per number to predict; empty where the targets are classes.
-        standard_splits: Standard splits, each the rows of its training and of its test part; the seed says which is
-            taken.
+        unsplit: All examples outside `test` and `val`.
+        test: The test split, if the source has one.
+        val: The validation split, if the source has one.
+        class_names: One name per class; empty for a regression.
+        feature_names: One name per feature; empty for images.
+        target_names: One name per regression target; empty for a classification.
+        standard_splits: Published splits of `unsplit`; the seed selects one of them.
     """
 
     unsplit: Split | EncodedSplit
@@ -35,23 +45,23 @@ class RawSplits:
     class_names: tuple[str, ...] = ()
     feature_names: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
-    standard_splits: tuple[tuple[Tensor, Tensor], ...] = ()
+    standard_splits: tuple[TrainTestRows, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource(ABC):
-    """Where examples come from, and how they are split.
+    """Where examples are stored, and how they are split and augmented.
 
     Attributes:
-        train_size: Training examples to keep, drawn in proportion to the classes if there are any; None keeps all.
-        val_size: Validation examples, as a fraction (below 1) of what the test part leaves, or as a count;
-            not used where the source has a validation part of its own.
-        test_size: Test examples, as a fraction (below 1) of all, or as a count; not used where the source has
-            a test part of its own.
-        split_seed: Decides which examples are the test part, which no other seed moves.
+        train_size: Number of training examples, a stratified subset; None for all.
+        val_size: Validation examples, as a fraction (below 1) of what the test split leaves, or as a number of
+            examples; not used if the source has a validation split.
+        test_size: Test examples, as a fraction (below 1) of all, or as a number of examples; not used if the source
+            has a test split.
+        split_seed: Seed of the test split, which no other seed changes.
         flip: Mirror training images left to right at random.
-        pad: Shift training images at random by up to this many pixels, what enters being black.
-        cutout: Side of a square, in pixels, that is made black at random in each training image; 0 for none.
+        pad: Shift training images at random by up to this many pixels; the border is filled with black.
+        cutout: Side in pixels of a black square at a random position in each training image; 0 for none.
     """
 
     train_size: int | None = None
@@ -69,22 +79,21 @@ class DataSource(ABC):
             raise ValueError(f"train_size is a number of examples, 1 or more, or None; got {self.train_size}.")
         if self.split_seed < 0:
             raise ValueError(f"split_seed must be 0 or more, got {self.split_seed}.")
-        Augment(flip=self.flip, pad=self.pad, cutout=self.cutout)  # refuses negative ones
+        Augment(flip=self.flip, pad=self.pad, cutout=self.cutout)  # validates pad and cutout
 
     @abstractmethod
     def read(self) -> RawSplits:
-        """All examples, as they are stored."""
+        """Read all examples as they are stored."""
 
     def load(self, seed: int) -> DataSplits:
-        """The examples in three parts.
+        """Read the examples and split them into training, validation and test split.
 
         Args:
-            seed: Decides, together with `split_seed`, which examples are for training and which for
-                validation; the test part is the same for all seeds, unless the data come with standard splits,
-                of which the seed is the number.
+            seed: Seed, together with `split_seed`, of the training and the validation split. The test split is the
+                same for all seeds, except for data with standard splits: there the seed is the number of the split.
 
         Raises:
-            ValueError: The examples are not fit for their task, or too few.
+            ValueError: The examples do not fit a task, or they are too few.
             FileNotFoundError: There is nothing at the path.
             ImportError: A package that reads this kind of file is not installed.
         """
@@ -92,39 +101,40 @@ class DataSource(ABC):
             raise ValueError(f"The seed must be 0 or more, got {seed}.")
         raw = self.read()
         check_raw_splits(raw)
-        augmented = bool(self.flip or self.pad or self.cutout)
-        if raw.feature_names and augmented:
+        is_augmented = bool(self.flip or self.pad or self.cutout)
+        if raw.feature_names and is_augmented:
             raise ValueError("flip, pad and cutout are for images, and these examples are features; leave them out.")
         train, val, test = self._split_rows(raw, seed)
-        parts = {
+        splits = {
             "training": raw.unsplit.take(train),
             "validation": raw.unsplit.take(val) if raw.val is None else take_all(raw.val),
             "test": raw.unsplit.take(test) if raw.test is None else take_all(raw.test),
         }
-        for name, part in parts.items():
-            if len(part) == 0:
+        for name, split in splits.items():
+            if len(split) == 0:
                 raise ValueError(
-                    f"The {name} part is empty: of {len(raw.unsplit)} examples, {len(train)} are for training, "
-                    f"{len(parts['validation'])} for validation (val_size={self.val_size:g}) and "
-                    f"{len(parts['test'])} for the test (test_size={self.test_size:g}). "
+                    f"The {name} split is empty: of {len(raw.unsplit)} examples, {len(train)} are for training, "
+                    f"{len(splits['validation'])} for validation (val_size={self.val_size:g}) and "
+                    f"{len(splits['test'])} for the test (test_size={self.test_size:g}). "
                     "Change these sizes, or give more examples."
                 )
         return DataSplits(
-            train=parts["training"],
-            val=parts["validation"],
-            test=parts["test"],
+            train=splits["training"],
+            val=splits["validation"],
+            test=splits["test"],
             class_names=raw.class_names,
             feature_names=raw.feature_names,
-            augment=Augment(flip=self.flip, pad=self.pad, cutout=self.cutout) if augmented else None,
+            augment=Augment(flip=self.flip, pad=self.pad, cutout=self.cutout) if is_augmented else None,
             target_names=raw.target_names,
         )
 
     def _split_rows(self, raw: RawSplits, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        # Numbers have no classes to be dealt by: all examples are of one kind.
-        kinds = torch.zeros(len(raw.unsplit), dtype=torch.int64) if raw.target_names else raw.unsplit.targets
+        """Row numbers of `raw.unsplit` for training, validation and test."""
+        # Regression targets have no classes to stratify by.
+        strata = torch.zeros(len(raw.unsplit), dtype=torch.int64) if raw.target_names else raw.unsplit.targets
         if not raw.standard_splits:
             return stratified_split(
-                kinds,
+                strata,
                 train_size=self.train_size,
                 val_size=0 if raw.val is not None else self.val_size,
                 test_size=0 if raw.test is not None else self.test_size,
@@ -133,45 +143,50 @@ class DataSource(ABC):
             )
         if seed >= len(raw.standard_splits):
             raise ValueError(
-                f"These data come with {len(raw.standard_splits)} splits, of which the seed is the number: 0 to "
-                f"{len(raw.standard_splits) - 1}, got {seed}. Ask for at most {len(raw.standard_splits)} seeds."
+                f"These data come with {len(raw.standard_splits)} splits, and the seed is the number of the split: 0 "
+                f"to {len(raw.standard_splits) - 1}, got {seed}. Use at most {len(raw.standard_splits)} seeds."
             )
-        rest, test = raw.standard_splits[seed]
+        rows = raw.standard_splits[seed]
         train, val, _ = stratified_split(
-            kinds[rest],
+            strata[rows.train],
             train_size=self.train_size,
             val_size=self.val_size,
             test_size=0,
             split_seed=self.split_seed,
             seed=seed,
         )
-        return rest[train], rest[val], test
+        return rows.train[train], rows.train[val], rows.test
 
 
 def take_all(split: Split | EncodedSplit) -> Split:
-    """All examples of a part, in order."""
+    """Select all examples of a split, in order."""
     return split.take(torch.arange(len(split)))
 
 
 def check_raw_splits(raw: RawSplits) -> None:
-    """Refuse examples that no network can be fitted to.
+    """Check that examples have finite inputs of one shape and valid targets.
 
     Raises:
-        ValueError: Says what is wrong, and where.
+        ValueError: They do not; the message locates the first error.
     """
-    named = {"given": raw.unsplit, "validation": raw.val, "test": raw.test}
-    parts = {name: part for name, part in named.items() if part is not None}
-    for name, part in parts.items():
-        if isinstance(part, Split):  # images that are still encoded have whole numbers and one shape
-            check_same_length(name, len(part.inputs), len(part.targets))
-            check_finite(part.input_tensor, f"{name} examples", raw.feature_names)
-            shape, expected = part.inputs.shape[1:], raw.unsplit.take(torch.arange(0)).inputs.shape[1:]
-            if shape != expected:
-                raise ValueError(
-                    f"The {name} examples have the shape {tuple(shape)}, and the others "
-                    f"{tuple(expected)}. Give all parts the same shape."
-                )
-    targets = {name: part.targets for name, part in parts.items()}
+    named_splits = {"given": raw.unsplit, "validation": raw.val, "test": raw.test}
+    splits = {name: split for name, split in named_splits.items() if split is not None}
+    expected_shape = raw.unsplit.take(torch.arange(0)).inputs.shape[1:]
+    for name, split in splits.items():
+        if not isinstance(split, Split):
+            continue  # encoded images have values from 0 to 255 and one layout
+        if len(split.inputs) != len(split.targets):
+            raise ValueError(
+                f"The {name} examples have {len(split.inputs)} inputs and {len(split.targets)} labels; there must be "
+                "one label for each input."
+            )
+        check_finite(split.input_tensor, f"{name} examples", raw.feature_names)
+        if split.inputs.shape[1:] != expected_shape:
+            raise ValueError(
+                f"The {name} examples have the shape {tuple(split.inputs.shape[1:])}, and the others "
+                f"{tuple(expected_shape)}. Give all splits the same shape."
+            )
+    targets = {name: split.targets for name, split in splits.items()}
     if raw.target_names:
         check_targets(targets, raw.target_names)
     else:

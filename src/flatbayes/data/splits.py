@@ -1,24 +1,26 @@
-"""What training and evaluation see: three parts of examples, in memory or as images that are decoded when needed."""
+"""Training, validation and test splits as tensors, lazy images, or encoded images."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flatbayes.data.augment import Augment
+from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image
 from flatbayes.data.lazy_images import LazyImages
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Some examples with their targets.
+    """Examples with their targets.
 
     Attributes:
-        inputs: Images, [n, channels, height, width] (uint8, or float32 where they were stored so), or
-            features, [n, features] (float32); raw, before any standardisation. Images that are streamed are not in
-            memory, and stand in for their tensor.
-        targets: The class of each example, [n] (int64), counted from 0; or the numbers to predict, [n] or
-            [n, targets] (float32), in their own unit.
+        inputs: Raw inputs before standardization: images, [n, channels, height, width] (uint8, or float32 if they are
+            stored so), or features, [n, features] (float32). Streamed images are `LazyImages`.
+        targets: Class of each example, [n] (int64), counted from 0; or regression targets in their own unit, [n] or
+            [n, targets] (float32).
     """
 
     inputs: Tensor | LazyImages
@@ -29,10 +31,10 @@ class Split:
 
     @property
     def input_tensor(self) -> Tensor:
-        """The inputs, where they are in memory.
+        """The inputs as a tensor.
 
         Raises:
-            ValueError: They are streamed.
+            ValueError: The images are streamed.
         """
         if isinstance(self.inputs, LazyImages):
             raise ValueError(
@@ -42,15 +44,14 @@ class Split:
         return self.inputs
 
     def take(self, rows: Tensor) -> "Split":
-        """The examples with these numbers, in this order."""
-        inputs = self.inputs
-        chosen = inputs.subset(rows) if isinstance(inputs, LazyImages) else inputs[rows]
-        return Split(inputs=chosen, targets=self.targets[rows])
+        """Select examples by row number, in the given order."""
+        inputs = self.inputs.subset(rows) if isinstance(self.inputs, LazyImages) else self.inputs[rows]
+        return Split(inputs=inputs, targets=self.targets[rows])
 
     def subsample(self, count: int, seed: int = 0) -> "Split":
-        """At most so many examples, chosen at random, in the order that they have; the same for the same seed.
+        """Draw at most `count` random examples into memory; they keep their order.
 
-        The first ones would not do: a folder of images is read class by class. They are in memory.
+        The first rows are no random sample: a folder of images is read class by class.
         """
         if len(self) <= count and isinstance(self.inputs, Tensor):
             return self
@@ -59,20 +60,51 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSplits:
-    """A task: classification where there are names of classes, else regression.
+class EncodedSplit:
+    """Examples whose images are still encoded; only the rows that are used are decoded.
 
     Attributes:
-        train: The examples to fit.
-        val: The examples to choose by.
-        test: The examples to report on, and for nothing else.
-        class_names: One per class, in the order of the labels; empty for a regression.
-        feature_names: One per feature; empty for images.
-        augment: Random changes for batches of training images; None for none.
-        target_names: One per number to predict; empty for a classification.
+        read_encoded: Yields the images with the given row numbers. Row numbers ascend unless images are streamed.
+        layout: Shape of the decoded images.
+        targets: Class of each example, [n] (int64).
+        stream: Leave images encoded until a batch needs them.
+    """
+
+    read_encoded: Callable[[np.ndarray], Iterator[EncodedImage]]
+    layout: ImageLayout
+    targets: Tensor
+    stream: bool = False
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, rows: Tensor) -> Split:
+        """Select examples by row number, in the given order; decode them unless they are streamed."""
+        if self.stream:
+            lazy_images = LazyImages(read_encoded=self.read_encoded, layout=self.layout, rows=rows)
+            return Split(inputs=lazy_images, targets=self.targets[rows])
+        ascending, positions = rows.sort()
+        inputs = allocate_images(len(rows), self.layout)
+        for position, image in zip(positions.tolist(), self.read_encoded(ascending.numpy()), strict=True):
+            inputs[position] = decode_image(image, self.layout)
+        return Split(inputs=torch.from_numpy(inputs), targets=self.targets[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSplits:
+    """Training, validation and test split of a task: a classification if it has class names, else a regression.
+
+    Attributes:
+        train: Examples for training.
+        val: Examples for model selection.
+        test: Examples for the final evaluation only.
+        class_names: One name per class, in the order of the labels; empty for a regression.
+        feature_names: One name per feature; empty for images.
+        augment: Random augmentation of batches of training images; None for none.
+        target_names: One name per regression target; empty for a classification.
 
     Raises:
-        ValueError: Targets and their names do not go together.
+        ValueError: Targets and their names do not match.
     """
 
     train: Split
@@ -92,17 +124,19 @@ class DataSplits:
         for name in ("train", "val", "test"):
             targets = getattr(self, name).targets
             if targets.is_floating_point() != self.is_regression:
-                wanted = "numbers (float32)" if self.is_regression else "classes (int64)"
-                raise ValueError(f"Targets of the {name} part must be {wanted}, got {targets.dtype}. Convert them.")
+                expected = "numbers (float32)" if self.is_regression else "classes (int64)"
+                raise ValueError(
+                    f"Targets of the {name} split must be {expected}, got {targets.dtype}. Convert them."
+                )
             if self.is_regression and targets.shape[1:].numel() != len(self.target_names):
                 raise ValueError(
-                    f"The {name} part has targets of the shape {tuple(targets.shape)}, and {len(self.target_names)} "
+                    f"The {name} split has targets of the shape {tuple(targets.shape)}, and {len(self.target_names)} "
                     "target_names. Give one name for each column."
                 )
 
     @property
     def is_regression(self) -> bool:
-        """Whether the targets are numbers."""
+        """Whether the targets are numbers to predict."""
         return bool(self.target_names)
 
     @property
@@ -112,5 +146,5 @@ class DataSplits:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, whether or not each part has all of them."""
+        """Number of classes, whether or not each split has examples of all of them."""
         return len(self.class_names)

@@ -1,20 +1,20 @@
-"""Inputs of mean 0 and standard deviation 1, by the statistics of the training examples."""
+"""Standardization of inputs to mean 0 and standard deviation 1, with the statistics of the training split."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-EXAMPLES_PER_CHUNK = 1024  # examples converted to float64 at a time
+EXAMPLES_PER_CHUNK = 1024  # bounds the memory of the float64 copies
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standardize:
-    """Subtracts a mean and divides by a standard deviation.
+    """Subtract a mean and divide by a standard deviation.
 
     Attributes:
-        mean: One per channel, [channels, 1, 1], or one per feature, [features].
-        std: Of the same shape; positive.
+        mean: Per channel, [channels, 1, 1], or per feature, [features].
+        std: Same shape as `mean`; positive.
     """
 
     mean: Tensor
@@ -22,7 +22,9 @@ class Standardize:
 
     @staticmethod
     def fit(inputs: Tensor) -> "Standardize":
-        """Statistics per channel over all pixels, or per feature; a constant one is only centred.
+        """Compute mean and standard deviation per channel over all pixels, or per feature.
+
+        A constant channel or feature gets the standard deviation 1.
 
         Args:
             inputs: Images, [n, channels, height, width], or features, [n, features].
@@ -31,18 +33,18 @@ class Standardize:
             raise ValueError("The mean of no examples is not defined: Standardize.fit got 0. Give it training data.")
         pooled = [0, *range(2, inputs.ndim)]
         chunks = torch.split(inputs, EXAMPLES_PER_CHUNK)
-        values = inputs.numel() // inputs.shape[1]
+        num_values = inputs.numel() // inputs.shape[1]
         sums = [chunk.double().sum(pooled, keepdim=True) for chunk in chunks]
-        mean = torch.stack(sums).sum(0) / values
+        mean = torch.stack(sums).sum(0) / num_values
         squares = [(chunk.double() - mean).square().sum(pooled, keepdim=True) for chunk in chunks]
-        variance = torch.stack(squares).sum(0) / values
-        # Compared exactly: rounding leaves a constant with a tiny deviation, which would blow it up.
-        constant = inputs.amax(pooled, keepdim=True) == inputs.amin(pooled, keepdim=True)
-        std = torch.where(constant, 1.0, variance.sqrt())
+        variance = torch.stack(squares).sum(0) / num_values
+        # An exact comparison: rounding gives a constant a tiny variance, and division by it would amplify noise.
+        is_constant = inputs.amax(pooled, keepdim=True) == inputs.amin(pooled, keepdim=True)
+        std = torch.where(is_constant, 1.0, variance.sqrt())
         return Standardize(mean=mean[0].float(), std=std[0].float())
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """(inputs - mean) / std in float32, on the device of the inputs.
+        """Compute (inputs - mean) / std in float32, on the device of the inputs.
 
         Raises:
             ValueError: The inputs have other channels or features than those of the fit.
@@ -51,20 +53,20 @@ class Standardize:
 
 
 def standardize_inputs(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(inputs - mean) / std in float32, on the device of the inputs.
+    """Compute (inputs - mean) / std in float32, on the device of the inputs.
 
     Args:
         inputs: [n, ...].
-        mean: One per channel, [channels, 1, 1], or one per feature, [features].
-        std: Of the same shape.
+        mean: Per channel, [channels, 1, 1], or per feature, [features].
+        std: Same shape as `mean`.
 
     Raises:
         ValueError: The inputs have other channels or features than the mean.
     """
     if inputs.ndim != mean.ndim + 1 or inputs.shape[1] != len(mean):
-        kind = "channels, [n, channels, height, width]" if mean.ndim == 3 else "features, [n, features]"
+        expected = "channels, [n, channels, height, width]" if mean.ndim == 3 else "features, [n, features]"
         raise ValueError(
-            f"Expected inputs of {len(mean)} {kind}, got the shape {tuple(inputs.shape)}. Give inputs like those of "
-            "the training."
+            f"Expected inputs of {len(mean)} {expected}, got the shape {tuple(inputs.shape)}. Give inputs like those "
+            "of the training."
         )
     return (inputs.float() - mean.to(inputs.device)) / std.to(inputs.device)

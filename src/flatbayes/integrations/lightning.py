@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from flatbayes.core import TrainingProgress
+from flatbayes.core.optional import require_package
 from flatbayes.core.parameter_selection import ParameterSelection
 from flatbayes.core.randomness import RandomState
-from flatbayes.data.optional import require_package
 from flatbayes.flatness import Flatness
 from flatbayes.integrations.allreduce import synchronize_gradients
 from flatbayes.integrations.tracker import CollectionConfig, TrainingTracker, count_examples, count_optimizer_steps

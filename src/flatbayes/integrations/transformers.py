@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from flatbayes.core import TrainingProgress
 from flatbayes.core.files import atomic_write
+from flatbayes.core.optional import require_package
 from flatbayes.core.parameter_selection import ParameterSelection
-from flatbayes.data.optional import require_package
 from flatbayes.flatness import Flatness, Plain
 from flatbayes.integrations.allreduce import synchronize_gradients
 from flatbayes.integrations.tracker import CollectionConfig, TrainingTracker, count_examples, count_optimizer_steps

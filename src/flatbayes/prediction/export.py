@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from flatbayes.core.files import atomic_write
-from flatbayes.data.optional import require_package
+from flatbayes.core.optional import require_package
 from flatbayes.prediction.deploy import CompiledPosterior
 
 INPUT_NAME = "inputs"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flatbayes.core.optional import require_package
 from flatbayes.data.corruptions.sampling import compute_pixel_scale, sample_normal, warp_images
-from flatbayes.data.optional import require_package
 
 
 def contrast(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:

@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from flatbayes.data import ImageParquet, PredictionWriter, Table
-from flatbayes.data.optional import require_package
+from flatbayes.core.optional import require_package
 
 
 def test_a_missing_package_says_how_to_get_it():

@@ -1,8 +1,10 @@
 import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flatbayes.data import CIFAR10
+from flatbayes.data import CIFAR10, CIFAR100
 
 
 @pytest.fixture
@@ -37,6 +39,17 @@ def test_without_a_folder_it_is_downloaded(folder, monkeypatch):
 def test_a_missing_folder_says_what_to_set(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder .*nothing.*FLATBAYES_DATA"):
         CIFAR10(root=str(tmp_path / "nothing")).read()
+
+
+def test_cifar100_has_fine_and_coarse_labels(tmp_path, png, pixels):
+    for name, count in (("train", 4), ("test", 2)):
+        column = [{"bytes": png(image), "path": None} for image in pixels(count, 32, 32)]
+        table = pa.table({"img": column, "fine_label": [0, 1, 2, 3][:count], "coarse_label": [1, 0, 1, 0][:count]})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    assert CIFAR100(root=str(tmp_path)).read().unsplit.targets.tolist() == [0, 1, 2, 3]
+    assert CIFAR100(root=str(tmp_path), labels="coarse").read().test.targets.tolist() == [1, 0]
+    with pytest.raises(ValueError, match="labels must be fine or coarse, got 'both'"):
+        CIFAR100(root="anywhere", labels="both").read()
 
 
 @pytest.mark.real_data

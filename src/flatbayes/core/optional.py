@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are needed, and a missing one says how to get it."""
+"""Imports of optional packages, with an error message that names the extra to install."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def require_package(extra: str) -> Iterator[None]:
-    """Inside, packages of this extra of flatbayes are imported.
+    """Context in which the packages of an optional extra of flatbayes are imported.
 
     Args:
-        extra: Name of the extra, as pip knows it.
+        extra: Name of the extra in `pip install 'flatbayes[extra]'`.
 
     Raises:
-        ImportError: One of them is not installed.
+        ImportError: A package is not installed.
     """
     try:
         yield

@@ -1,0 +1,257 @@
+"""Any map-style `torch.utils.data.Dataset` as a data source, by instance or by the dotted path of its class."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from flatbayes.core.spec import import_object
+from flatbayes.data.checks import TaskType, make_class_names
+from flatbayes.data.images import GREY_MODES, HIGH_BIT_DEPTH_MODES
+from flatbayes.data.npz import (
+    is_regression_array,
+    make_feature_names,
+    make_target_names,
+    to_inputs,
+    to_labels,
+    to_regression_targets,
+)
+from flatbayes.data.source import DataSource, RawSplits, check_raw_splits, take_all
+from flatbayes.data.splits import DataSplits, Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchDataset(DataSource):
+    """A map-style torch dataset of (input, target) pairs, such as those of torchvision.
+
+    All examples are read into memory once, so a random `transform` of the dataset is applied once and then fixed. Use
+    `flip`, `pad` and `cutout` for random augmentation.
+
+    A dotted path is called once per split. If its signature has a parameter `train`, it is called with train=True for
+    training and validation, and with train=False for the test split; else, if it has a parameter `split`, with
+    `train_split`, `test_split` and `val_split`. Otherwise it is called once, and `test_size` splits the examples.
+
+    Attributes:
+        dataset: Dotted path of a class or function that makes the dataset (`torchvision.datasets.CIFAR10`); or the
+            dataset itself.
+        test: Dataset of the test split, if `dataset` is an instance; None draws `test_size` examples.
+        val: Dataset of the validation split, if `dataset` is an instance; None draws `val_size` examples.
+        options: Arguments of the class or function at the dotted path.
+        train_split: Value of its parameter `split` for training examples.
+        test_split: Value of its parameter `split` for test examples.
+        val_split: Value of its parameter `split` for validation examples; None draws `val_size` training examples.
+        task: classification or regression; None infers it from the targets: integers are classes, fractions are
+            regression targets.
+    """
+
+    import_path_fields: ClassVar[tuple[str, ...]] = ("dataset",)
+
+    dataset: str | Dataset[Any] = field(kw_only=False)
+    test: Dataset[Any] | None = None
+    val: Dataset[Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    train_split: str = "train"
+    test_split: str = "test"
+    val_split: str | None = None
+    task: TaskType = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.dataset, str):
+            if self.test is not None or self.val is not None:
+                raise ValueError(
+                    f"test and val are datasets that go with a dataset, got the dotted path {self.dataset!r}. "
+                    "Use test_split and val_split."
+                )
+        elif self.options:
+            raise ValueError("options are arguments for a dotted path, and dataset is an instance. Leave them out.")
+
+    def read(self) -> RawSplits:
+        """Read all examples of all splits."""
+        name = self.dataset if isinstance(self.dataset, str) else type(self.dataset).__name__
+        datasets = self._make_datasets()
+        examples = {split: read_examples(dataset, f"{split} of {name}") for split, dataset in datasets.items()}
+        is_regression = is_regression_array(examples["train"].targets, self.task, f"targets of {name}")
+        convert_targets = to_regression_targets if is_regression else to_labels
+        splits = {
+            split: Split(
+                inputs=to_inputs(arrays.inputs, f"inputs of {split} of {name}"),
+                targets=convert_targets(arrays.targets, f"targets of {split} of {name}"),
+            )
+            for split, arrays in examples.items()
+        }
+        unsplit = splits["train"]
+        class_names: tuple[str, ...] = ()
+        target_names: tuple[str, ...] = ()
+        if is_regression:
+            target_names = make_target_names("target", unsplit.targets)
+        else:
+            class_names = find_class_names(datasets["train"], [split.targets for split in splits.values()])
+        return RawSplits(
+            unsplit=unsplit,
+            val=splits.get("val"),
+            test=splits.get("test"),
+            class_names=class_names,
+            target_names=target_names,
+            feature_names=make_feature_names(unsplit.input_tensor),
+        )
+
+    def _make_datasets(self) -> dict[str, Dataset[Any]]:
+        """Datasets of the splits that exist, by "train", "val" and "test"."""
+        if not isinstance(self.dataset, str):
+            datasets = {"train": self.dataset, "val": self.val, "test": self.test}
+            return {split: dataset for split, dataset in datasets.items() if dataset is not None}
+        factory = import_object(self.dataset)
+        parameters = list_parameters(factory)
+        selections: dict[str, dict[str, Any]] = {"train": {}}
+        if "train" in parameters:
+            selections = {"train": {"train": True}, "test": {"train": False}}
+        elif "split" in parameters:
+            values = {"train": self.train_split, "val": self.val_split, "test": self.test_split}
+            selections = {split: {"split": value} for split, value in values.items() if value is not None}
+        selector = next(iter(selections["train"]), None)
+        if selector in self.options:
+            raise ValueError(
+                f"{self.dataset} is called once per split with its own value of {selector!r}: leave it out of the "
+                "options (for `split`, set train_split, test_split and val_split)."
+            )
+        return {split: self._call(factory, selection) for split, selection in selections.items()}
+
+    def _call(self, factory: Callable[..., Any], selection: dict[str, Any]) -> Dataset[Any]:
+        arguments = self.options | selection
+        try:
+            dataset: Dataset[Any] = factory(**arguments)
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+            raise ValueError(
+                f"{self.dataset}({call}) failed: {error} Its parameters are {list_parameters(factory)}; give them as "
+                "options (on the command line, --data.OPTION)."
+            ) from error
+        return dataset
+
+
+def load_training_splits(dataset: Dataset[Any]) -> DataSplits:
+    """Read a dataset into memory as training data only; validation and test split are empty.
+
+    Args:
+        dataset: A map-style dataset of (input, target) pairs.
+    """
+    source = TorchDataset(dataset)
+    raw = source.read()
+    check_raw_splits(raw)
+    train = take_all(raw.unsplit)
+    empty = train.take(torch.arange(0))
+    return DataSplits(
+        train=train,
+        val=empty,
+        test=empty,
+        class_names=raw.class_names,
+        feature_names=raw.feature_names,
+        augment=None,
+        target_names=raw.target_names,
+    )
+
+
+def list_parameters(factory: Callable[..., Any]) -> list[str]:
+    """List the parameters of a class or function, with those that a class passes to its bases through **kwargs."""
+    constructors: list[Callable[..., Any]] = [factory]
+    if isinstance(factory, type):
+        constructors = [vars(base)["__init__"] for base in factory.__mro__[:-1] if "__init__" in vars(base)]
+    names: list[str] = []
+    for constructor in constructors:
+        parameters = inspect.signature(constructor).parameters.values()
+        kinds = {parameter.kind for parameter in parameters}
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+    return [name for name in dict.fromkeys(names) if name != "self"]
+
+
+class ExampleArrays(NamedTuple):
+    """All examples of a dataset.
+
+    Attributes:
+        inputs: [n, features], [n, height, width], [n, channels, height, width] or [n, height, width, channels].
+        targets: [n] or [n, targets].
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+
+def read_examples(dataset: Dataset[Any], description: str) -> ExampleArrays:
+    """Read all items of a dataset in order.
+
+    Args:
+        dataset: A map-style dataset of (input, target) pairs. Inputs are PIL images, tensors or arrays of one shape;
+            targets are numbers, or arrays of them.
+        description: What the dataset is, for messages.
+
+    Raises:
+        ValueError: The dataset is iterable-style or empty, an item is not a pair, or shapes differ.
+    """
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"{description} is a {type(dataset).__name__} without a length. Give a map-style dataset, with __len__ "
+            "and __getitem__."
+        )
+    items = [dataset[index] for index in range(len(dataset))]
+    if not items:
+        raise ValueError(f"{description} has no examples.")
+    for index, item in enumerate(items):
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise ValueError(
+                f"Item {index} of {description} is a {type(item).__name__}, and a pair (input, target) was expected. "
+                "Wrap the dataset in one that returns pairs."
+            )
+    return ExampleArrays(
+        inputs=_stack([_to_array(inputs) for inputs, _ in items], f"inputs of {description}"),
+        targets=_stack([_to_array(target) for _, target in items], f"targets of {description}"),
+    )
+
+
+def find_class_names(dataset: Dataset[Any], targets: Sequence[Tensor]) -> tuple[str, ...]:
+    """Read class names from the attribute `classes` of a dataset; else use the numbers of the classes.
+
+    Args:
+        dataset: A dataset, with or without this attribute.
+        targets: Labels of each split.
+    """
+    numbers = make_class_names(targets)
+    classes = getattr(dataset, "classes", None)
+    if not isinstance(classes, list | tuple) or len(classes) < len(numbers):
+        return numbers
+    return tuple(", ".join(name) if isinstance(name, tuple | list) else str(name) for name in classes)
+
+
+def _to_array(value: Any) -> np.ndarray:
+    """Convert a PIL image to [channels, height, width] (uint8), and anything else as NumPy does."""
+    if isinstance(value, Tensor):
+        return np.asarray(value.detach().cpu())
+    if not type(value).__module__.startswith("PIL."):
+        return np.asarray(value)
+    if value.mode in HIGH_BIT_DEPTH_MODES:
+        raise ValueError(f"An image has more than 8 bits per pixel (mode {value.mode}). Convert it in a transform.")
+    if value.mode in GREY_MODES:
+        return np.asarray(value.convert("L"))[None]
+    return np.asarray(value.convert("RGB")).transpose(2, 0, 1)
+
+
+def _stack(arrays: Sequence[np.ndarray], description: str) -> np.ndarray:
+    """Stack arrays of one shape; grayscale images are repeated for three channels if other images have color."""
+    shapes = {array.shape for array in arrays}
+    if {len(shape) for shape in shapes} == {3} and {shape[0] for shape in shapes} == {1, 3}:
+        arrays = [array.repeat(3, axis=0) if array.shape[0] == 1 else array for array in arrays]
+        shapes = {array.shape for array in arrays}
+    if len(shapes) > 1:
+        first, second = sorted(shapes)[:2]
+        raise ValueError(
+            f"The {description} have several shapes, such as {first} and {second}. Give the dataset a transform that "
+            "makes them the same, such as a resize or a crop."
+        )
+    return np.stack(arrays)
