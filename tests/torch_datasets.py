@@ -61,9 +61,9 @@ class Images(Dataset):
     def __init__(self, num_examples=20, mixed=False, mode="RGB", sizes=(6,)):
         random = np.random.default_rng(0)
         self.images = [
-            Image.fromarray(
-                random.integers(0, 256, (sizes[index % len(sizes)], 5, 3), dtype=np.uint8)
-            ).convert("L" if mixed and index % 2 == 0 else mode)
+            Image.fromarray(random.integers(0, 256, (sizes[index % len(sizes)], 5, 3), dtype=np.uint8)).convert(
+                "L" if mixed and index % 2 == 0 else mode
+            )
             for index in range(num_examples)
         ]
 

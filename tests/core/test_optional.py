@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from flatbayes.data import ImageParquet, PredictionWriter, Table
 from flatbayes.core.optional import require_package
+from flatbayes.data import ImageParquet, PredictionWriter, Table
 
 
 def test_a_missing_package_says_how_to_get_it():

@@ -1,6 +1,5 @@
 import torch
 
-
 from flatbayes.data import Diabetes, Digits
 
 

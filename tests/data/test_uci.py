@@ -65,7 +65,7 @@ def test_sizes_are_of_the_training_part(root):
 
 
 def test_there_are_as_many_seeds_as_splits(root):
-    with pytest.raises(ValueError, match=r"come with 2 splits, of which the seed is the number: 0 to 1, got 2"):
+    with pytest.raises(ValueError, match=r"come with 2 splits, and the seed is the number of the split: 0 to 1, got 2"):
         UCI(name="toy", root=str(root)).load(2)
 
 
@@ -106,7 +106,11 @@ def test_what_is_not_there(root, tmp_path):
         ("index_target.txt", "1.5\n", "index_target.txt must hold whole numbers from 0 to 2"),
         ("index_test_0.txt", "", "index_test_0.txt is empty"),
         ("data.txt", "1 2 3\n4 5\n", "data.txt cannot be read as rows of numbers"),
-        ("index_test_0.txt", "0\n1\n2\n3\n4\n5\n", r"Split 0 of .* has \d examples both for training and for the test"),
+        (
+            "index_test_0.txt",
+            "0\n1\n2\n3\n4\n5\n",
+            r"Split 0 of .* has \d examples both for training and for the test",
+        ),
     ],
 )
 def test_damage_is_named(root, file, text, message):

@@ -2,7 +2,8 @@
 
 import importlib
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
 from typing import Any
@@ -33,7 +34,14 @@ def to_spec(obj: Any) -> Any:
     return {"class_path": class_path(obj), "init_args": {}}
 
 
-def instantiate(spec: Any, *, package: str | None = None, base_class: type | None = None, bind: bool = False) -> Any:
+def instantiate(
+    spec: Any,
+    *,
+    package: str | None = None,
+    base_class: type | None = None,
+    bind: bool = False,
+    allowed_paths: Collection[str] = (),
+) -> Any:
     """The inverse of `to_spec`.
 
     Args:
@@ -41,19 +49,28 @@ def instantiate(spec: Any, *, package: str | None = None, base_class: type | Non
         package: Refuse class paths outside this package: set it wherever the data may be a stranger's.
         base_class: Call nothing but subclasses of this one.
         bind: Return the outermost class with its arguments bound, instead of calling it.
+        allowed_paths: Dotted paths outside `package` that the user named. They may be values of the arguments that a
+            class lists in `import_path_fields`, because it imports them later.
 
     Raises:
         ValueError: A class path lies outside `package`, or leads to nothing or to something else than `base_class`.
     """
+    convert = partial(instantiate, package=package, base_class=base_class, allowed_paths=allowed_paths)
     if isinstance(spec, list):
-        return [instantiate(item, package=package, base_class=base_class) for item in spec]
+        return [convert(item) for item in spec]
     if not isinstance(spec, dict):
         return spec
     if set(spec) - {"class_path", "init_args"} or "class_path" not in spec:
-        return {key: instantiate(value, package=package, base_class=base_class) for key, value in spec.items()}
+        return {key: convert(value) for key, value in spec.items()}
     path, arguments = translate_spec(spec["class_path"], spec.get("init_args", {}))
-    arguments = {key: instantiate(value, package=package, base_class=base_class) for key, value in arguments.items()}
+    arguments = {key: convert(value) for key, value in arguments.items()}
     target = import_object(path, package=package)
+    for name in getattr(target, "import_path_fields", ()):
+        if package is not None and isinstance(arguments.get(name), str) and arguments[name] not in allowed_paths:
+            raise ValueError(
+                f"{arguments[name]!r} is not part of {package}, and nothing else is imported because a file says so. "
+                f"If you trust it, name it yourself (on the command line, --data {arguments[name]})."
+            )
     if base_class is not None and not (isinstance(target, type) and issubclass(target, base_class)):
         raise ValueError(f"{path!r} is not a subclass of {base_class.__name__}.")
     return partial(target, **arguments) if bind else target(**arguments)
@@ -100,10 +117,14 @@ def class_path(obj: Any) -> str:
 
 
 def short_name(obj: Any) -> str:
-    """Class name with the hyperparameters that differ from their defaults: `SWAG(rank=0)`, `Plain`."""
+    """Class name with the hyperparameters that differ from their defaults: `SWAG(rank=0)`, `Plain`.
+
+    A description may come from a file, so classes outside flatbayes are not imported for their defaults.
+    """
     spec = obj if isinstance(obj, dict) else to_spec(obj)
     path, arguments = translate_spec(spec["class_path"], spec["init_args"])
-    defaults = get_defaults(import_object(path))
+    is_safe = path.startswith("flatbayes.") or path.rpartition(".")[0] in sys.modules
+    defaults = get_defaults(import_object(path)) if is_safe else {}
     changed = {key: value for key, value in arguments.items() if key not in defaults or defaults[key] != value}
     inside = ", ".join(f"{key}={_format_value(value)}" for key, value in changed.items())
     name = path.rpartition(".")[2]

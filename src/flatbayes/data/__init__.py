@@ -19,7 +19,7 @@ from flatbayes.data.source import DataSource, RawSplits
 from flatbayes.data.splits import DataSplits, Split
 from flatbayes.data.standardize import Standardize
 from flatbayes.data.table import Table
-from flatbayes.data.torch_dataset import TorchDataset
+from flatbayes.data.torch_dataset import TorchDataset, load_training_splits
 from flatbayes.data.uci import UCI
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "list_corruptions",
     "load_ood_inputs",
     "load_test_split",
+    "load_training_splits",
     "make_source",
     "match_input_format",
     "read_inputs",

@@ -8,12 +8,12 @@ from importlib.metadata import version
 from typing import Any
 
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from flatbayes.core import State
 from flatbayes.core.buffers import norm_layers
 from flatbayes.core.spec import to_spec
-from flatbayes.data import DataSplits, Standardize
+from flatbayes.data import DataSplits, Standardize, load_training_splits
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG, Posterior
@@ -49,7 +49,7 @@ class Interrupted(KeyboardInterrupt):
 
 def fit(
     model: nn.Module | ModelFactory,
-    data: DataSplits | DataLoader[Any],
+    data: DataSplits | Dataset[Any] | DataLoader[Any],
     posterior: Posterior = SWAG(),
     flatness: Flatness = SAM(),
     config: TrainingConfig | None = None,
@@ -73,7 +73,9 @@ def fit(
         model: A class or function that builds the network (it is given `input_shape`, `num_classes` and
             `num_outputs` if it takes them), or a network, which is copied. Ensembles need a class or function, unless
             there are trained weights to start from.
-        data: Training data, which inputs are standardised by; or a loader of ready `(inputs, targets)` batches.
+        data: Splits, such as `Digits().load(seed=0)`; a map-style torch dataset, which is read into memory and used
+            for training as a whole; or a loader of ready `(inputs, targets)` batches. Inputs are standardised by the
+            training examples, except those of a loader.
         posterior: What is fitted.
         flatness: Where gradients are taken; `Plain()` for ordinary training.
         config: How it is trained; the default is `TrainingConfig()`, or where training goes on from `init`,
@@ -104,6 +106,7 @@ def fit(
     _check_fresh_members(model, posterior, has_init=init is not None)
     check_epochs(config, has_init=init is not None or isinstance(model, nn.Module))
     check_compatibility(posterior, flatness, config)
+    data = load_training_splits(data) if isinstance(data, Dataset) else data
     source = make_training_data(data, transform)
     likelihood = likelihood or source.infer_likelihood()
     sizes = dict.fromkeys(("num_classes", "num_outputs"), likelihood.num_outputs)
