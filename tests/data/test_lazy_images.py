@@ -83,7 +83,7 @@ def test_parts_know_what_is_in_memory(folder):
     assert isinstance(part.take(torch.arange(3)).inputs, LazyImages)
     assert torch.equal(part.subsample(4).input_tensor, part.subsample(4).inputs)
     assert len(part.subsample(1000).input_tensor) == len(part)
-    with pytest.raises(ValueError, match=r"needs all \d+ images in memory.*--examples"):
+    with pytest.raises(ValueError, match=r"needs all \d+ images in memory.*--max_examples"):
         _ = part.input_tensor
 
 

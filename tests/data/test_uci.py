@@ -65,7 +65,9 @@ def test_sizes_are_of_the_training_part(root):
 
 
 def test_there_are_as_many_seeds_as_splits(root):
-    with pytest.raises(ValueError, match=r"come with 2 splits, and the seed is the number of the split: 0 to 1, got 2"):
+    with pytest.raises(
+        ValueError, match=r"come with 2 splits, and the seed is the number of the split: 0 to 1, got 2"
+    ):
         UCI(name="toy", root=str(root)).load(2)
 
 

@@ -3,14 +3,16 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
 from flatbayes import data, flatness, models, posteriors
-from flatbayes.cli.defaults import get_class_defaults
+from flatbayes.cli.defaults import DATA_KEYS, get_class_defaults
 from flatbayes.core.renames import REMOVED_OBJECTS, RENAMED_OBJECTS, explain_name, explain_option
-from flatbayes.core.spec import to_spec
+from flatbayes.core.spec import class_path, to_spec
 from flatbayes.data.hub import is_hub_name
+from flatbayes.data.torch_dataset import to_source_spec
 from flatbayes.training import schedules
 
 CLASS_OPTIONS: dict[str, tuple[ModuleType, type | None]] = {
@@ -26,7 +28,9 @@ CLASS_OPTIONS: dict[str, tuple[ModuleType, type | None]] = {
 }
 """What each option names: exports of a module that are final subclasses of a base (or all its classes)."""
 
-DATA_OPTIONS = ("data", "source", "ood")
+RUN_FOLDER_VERBS = ("certify", "diagnose", "evaluate", "shift")
+"""Verbs whose option `--data` repeats the dotted path of a run's torch dataset, instead of naming a source."""
+TORCH_DATASET_FIELDS = {f.name for f in fields(data.TorchDataset)}
 
 
 def explain_renames(arguments: Sequence[str], message: str) -> list[str]:
@@ -64,18 +68,25 @@ def resolve_name(option: str, name: str) -> str:
     matches = [one for one in list_names(option) if one.lower() == name.lower()]
     if matches:
         return f"{module.__name__}.{matches[0]}"
-    if option in DATA_OPTIONS and (Path(name).exists() or is_hub_name(name)):
+    if option in DATA_KEYS and (Path(name).exists() or is_hub_name(name)):
         return json.dumps(to_spec(data.find_reader(name)))
+    if option in DATA_KEYS and is_dotted_path(name) and not name.endswith((".csv", ".npz", ".parquet")):
+        return json.dumps(to_source_spec({"class_path": name}))
     if name.lstrip().startswith(("{", "[")) or ("." in name and not name.endswith((".csv", ".npz", ".parquet"))):
         return name
     kind = {"source": "data", "ood": "data", "posteriors": "posterior", "member": "posterior"}.get(option, option)
-    also = "a path to data that exists" if option in DATA_OPTIONS else "the dotted path of a class of your own"
+    also = "a path to data that exists" if option in DATA_KEYS else "the dotted path of a class of your own"
     old_names = [*RENAMED_OBJECTS.get(module.__name__, {}), *(path.rpartition(".")[2] for path in REMOVED_OBJECTS)]
     explanation = next((explain_name(old) for old in old_names if old.lower() == name.lower()), None)
     raise ValueError(
         f"Unknown {kind} {name!r}. {f'{explanation} ' if explanation else ''}Known: {', '.join(list_names(option))}; "
         f"or {also}."
     )
+
+
+def is_dotted_path(name: str) -> bool:
+    """Whether a value is the dotted path of a class outside flatbayes."""
+    return bool(re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name)) and not name.startswith("flatbayes.")
 
 
 def _expand_defaults(path: str) -> str:
@@ -89,24 +100,53 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _resolve_each(arguments: Sequence[str]) -> Iterable[str]:
-    axis: str | None = None
-    helping = False
+    repeats_data = bool(arguments) and arguments[0] in RUN_FOLDER_VERBS
+    torch_dataset_options: list[str] = []
+    pending: str | None = None  # class option whose value is the next argument
     for argument in arguments:
-        if axis is not None and not argument.startswith("-"):
-            yield resolve_name(axis, argument) if helping else _resolve_value(axis, argument)
-            axis = None
+        if pending is not None and not argument.startswith("-"):
+            value = _resolve_option(pending, argument)
+            if _is_torch_dataset(value):
+                torch_dataset_options.append(pending)
+            yield value
+            pending = None
             continue
-        axis = None
-        if argument.startswith("--"):
-            option, equals, value = argument.partition("=")
-            helping = option.endswith(".help")
+        pending = None
+        option, equals, value = argument.partition("=")
+        if option.startswith("--"):
+            option = _add_options_key(option, torch_dataset_options)
             name = option[2:].removesuffix("+").removesuffix(".help").rpartition(".")[2]
-            if name in CLASS_OPTIONS:
-                if equals:
-                    yield f"{option}={resolve_name(name, value) if helping else _resolve_value(name, value)}"
-                    continue
-                axis = name
-        yield argument
+            if name in CLASS_OPTIONS and not (repeats_data and name == "data"):
+                if not equals:
+                    pending = option
+                else:
+                    value = _resolve_option(option, value)
+                    if _is_torch_dataset(value):
+                        torch_dataset_options.append(option)
+        yield f"{option}{equals}{value}"
+
+
+def _resolve_option(option: str, value: str) -> str:
+    """The value of a class option, `--data` or `--data.help`, as the parser takes it."""
+    name = option[2:].removesuffix("+").removesuffix(".help").rpartition(".")[2]
+    if not option.endswith(".help"):
+        return _resolve_value(name, value)
+    path = resolve_name(name, value)
+    return class_path(data.TorchDataset) if _is_torch_dataset(path) else path
+
+
+def _is_torch_dataset(value: str) -> bool:
+    return value.startswith("{") and json.loads(value).get("class_path") == class_path(data.TorchDataset)
+
+
+def _add_options_key(option: str, torch_dataset_options: Sequence[str]) -> str:
+    """Turn `--data.root` into `--data.options.root` if `--data` is a torch dataset whose arguments hold `root`."""
+    for prefix in torch_dataset_options:
+        if option.startswith(f"{prefix}."):
+            key = option.removeprefix(f"{prefix}.")
+            if key.partition(".")[0] not in {*TORCH_DATASET_FIELDS, "help"}:
+                return f"{prefix}.options.{key}"
+    return option
 
 
 def _resolve_value(option: str, value: str) -> str:
@@ -115,4 +155,4 @@ def _resolve_value(option: str, value: str) -> str:
         names = [name.strip().strip("'\"") for name in inner[1:-1].split(",") if name.strip()]
         return f"[{', '.join(_resolve_value(option, name) for name in names)}]"
     path = resolve_name(option, value)
-    return path if option in (*DATA_OPTIONS, "model") else _expand_defaults(path)
+    return path if option in (*DATA_KEYS, "model") else _expand_defaults(path)

@@ -1,15 +1,17 @@
 """What the verbs that work on a fitted posterior share: reading it, measuring it."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from flatbayes.cli.models import rebuild_model
-from flatbayes.core.spec import short_name
-from flatbayes.data import Split
+from flatbayes.core.spec import instantiate, short_name
+from flatbayes.data import DataSource, Split
 from flatbayes.experiments.run_folder import RunFolder
 from flatbayes.metrics import DEFINITIONS
 from flatbayes.prediction import FittedPosterior, evaluate
@@ -30,6 +32,23 @@ def load_on_cpu(folder: Path, model: str | None) -> FittedPosterior:
     if model is not None:
         architecture = rebuild_model(read_metadata(folder)["info"].get("model"), model)
     return FittedPosterior.load(folder, architecture)
+
+
+def load_source(config: Mapping[str, Any], torch_dataset: str | None) -> DataSource:
+    """The data source of a run.
+
+    Args:
+        config: Configuration of the run folder.
+        torch_dataset: Dotted path that the user gives with `--data`; the configuration may name no other.
+
+    Raises:
+        ValueError: The source is a torch dataset of another path; nothing is imported.
+    """
+    allowed_paths = () if torch_dataset is None else (torch_dataset,)
+    source: DataSource = instantiate(
+        config["data"], package="flatbayes.data", base_class=DataSource, allowed_paths=allowed_paths
+    )
+    return source
 
 
 def evaluate_run(

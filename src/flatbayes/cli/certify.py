@@ -9,14 +9,13 @@ from rich.table import Table
 
 from flatbayes.certification import CertificationConfig, CertificationResult, certify, format_statement
 from flatbayes.certification.statement import format_confidence, format_upper_bound
-from flatbayes.cli.artifacts import console
+from flatbayes.cli.artifacts import console, load_source
 from flatbayes.cli.models import rebuild_model
-from flatbayes.cli.options import new_parser
+from flatbayes.cli.options import add_data_path_option, new_parser
 from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
 from flatbayes.core.renames import translate_training_options
 from flatbayes.core.spec import instantiate
-from flatbayes.data import DataSource
 from flatbayes.experiments.run_folder import RunFolder
 from flatbayes.flatness import Plain
 from flatbayes.training import TrainingConfig
@@ -42,6 +41,7 @@ def make_parser() -> ArgumentParser:
         default=None,
         help="dotted path of the model, if it is not part of flatbayes",
     )
+    add_data_path_option(parser)
     parser.add_argument("--overwrite", action="store_true", help=f"replace the {CERTIFICATE_FILE} of the folder")
     (parser.groups or {})["CertificationConfig"].title = "plan"
     return parser
@@ -55,7 +55,7 @@ def run(options: Namespace) -> None:
     if target.exists() and not options.overwrite:
         raise ValueError(f"{target} exists: --overwrite replaces it. To try seeds and keep the best is no proof.")
     config = folder.read_config()
-    source: DataSource = instantiate(config["data"], package="flatbayes.data")
+    source = load_source(config, options.data)
     dataset, model, recipe = (
         source.load(config["seed"]),
         _load_model(config["model"], options.model),

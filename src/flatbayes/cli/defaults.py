@@ -9,6 +9,10 @@ from typing import Any
 
 from flatbayes.core.spec import get_defaults as arguments_of
 from flatbayes.core.spec import import_object
+from flatbayes.data.torch_dataset import to_source_spec
+
+DATA_KEYS = frozenset({"data", "source", "ood"})
+"""Keys whose value describes a data source, or a torch dataset."""
 
 
 def fill_defaults(spec: Any) -> Any:
@@ -18,6 +22,9 @@ def fill_defaults(spec: Any) -> Any:
     if not isinstance(spec, dict):
         return spec
     found = {key: fill_defaults(value) for key, value in spec.items()}
+    for key in DATA_KEYS & found.keys():
+        if isinstance(found[key], dict) and isinstance(found[key].get("class_path"), str):
+            found[key] = fill_defaults(to_source_spec(found[key]))
     given = found.get("init_args")
     if given is None or isinstance(given, dict):
         defaults = get_class_defaults(found.get("class_path"))

@@ -9,12 +9,12 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from flatbayes.cli.artifacts import console, load_on_device
-from flatbayes.cli.options import SplitName, new_parser
+from flatbayes.cli.artifacts import console, load_on_device, load_source
+from flatbayes.cli.options import SplitName, add_data_path_option, new_parser
 from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import atomic_write, write_json
-from flatbayes.core.spec import instantiate, short_name
-from flatbayes.data import DataSource, DataSplits, Split
+from flatbayes.core.spec import short_name
+from flatbayes.data import DataSplits, Split
 from flatbayes.diagnostics import (
     SHARPNESS_MEASURES,
     PosteriorSharpness,
@@ -58,6 +58,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--model", type=str | None, default=None, help="dotted path of the model, if it is not part of flatbayes"
     )
+    add_data_path_option(parser)
     parser.add_argument(
         "--out", type=Path | None, default=None, help="folder to write to; by default the first run's"
     )
@@ -81,7 +82,7 @@ def run(options: Namespace) -> None:
     if options.landscape:  # before hours of measuring
         check_same_shapes(fitteds)
         check_steps(options.num_grid_points)
-    source: DataSource = instantiate(first["data"], package="flatbayes.data")
+    source = load_source(first, options.data)
     dataset = source.load(first["seed"])
     part, total = subsample_split(dataset, options.split, options.max_examples, options.seed)
     show = sys.stderr.isatty()

@@ -4,10 +4,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli.artifacts import evaluate_run, load_on_device
-from flatbayes.cli.options import SplitName, add_run_options, new_parser
-from flatbayes.core.spec import instantiate
-from flatbayes.data import DataSource
+from flatbayes.cli.artifacts import evaluate_run, load_on_device, load_source
+from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options, new_parser
 from flatbayes.experiments.run_folder import RunFolder
 from flatbayes.prediction import check_num_draws
 
@@ -16,6 +14,7 @@ def make_parser() -> ArgumentParser:
     """Its options."""
     parser = new_parser("evaluate FOLDER [options]", "Measure a fitted posterior on the data it was fitted for.")
     add_run_options(parser)
+    add_data_path_option(parser)
     parser.add_argument("--split", type=SplitName, default="test", help="the part of the data")
     return parser
 
@@ -26,6 +25,6 @@ def run(options: Namespace) -> None:
     folder = RunFolder.open(Path(options.folder))
     config = folder.read_config()
     fitted = load_on_device(folder.path, options.model)
-    source: DataSource = instantiate(config["data"], package="flatbayes.data")
+    source = load_source(config, options.data)
     part = getattr(source.load(config["seed"]), options.split)
     evaluate_run(fitted, folder, part, options.split, options.num_draws, options.batch_size, options.seed)

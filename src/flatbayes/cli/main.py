@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli import certify, compare, diagnose, evaluate, export, fit, predict, report, shift, tune
-from flatbayes.cli.aliases import resolve_arguments
+from flatbayes.cli.aliases import RUN_FOLDER_VERBS, resolve_arguments
 from flatbayes.cli.command import parse_options, run_command
 from flatbayes.cli.help_formatter import HelpFormatter
 from flatbayes.cli.yaml_loader import LOADER_MODE
@@ -106,7 +106,8 @@ def _instantiate_options(parser: ArgumentParser, options: Namespace) -> Namespac
     verb = options[options.subcommand]
     deferred = {key: verb.pop(key) for key in ("model", "optimizer") if key in verb}
     instances: Namespace = parser.instantiate(options)
-    unset = [key for key in REQUIRED_CLASS_OPTIONS if key in verb and verb[key] is None]
+    optional = {"data"} if options.subcommand in RUN_FOLDER_VERBS else set()
+    unset = [key for key in REQUIRED_CLASS_OPTIONS if key in verb and verb[key] is None and key not in optional]
     if unset:
         raise ValueError(f"--{unset[0]} is null: give a name, or leave the option out for its default.")
     for key, spec in deferred.items():

@@ -49,8 +49,8 @@ def add_training_options(parser: ArgumentParser) -> None:
         "data",
         required=True,
         metavar="NAME",
-        help="digits, cifar10, npz, table ... or a path to a file or folder; its options are --data.OPTION, shown by "
-        "--data.help NAME",
+        help="digits, cifar10, npz, table ..., a path to a file or folder, or the dotted path of a torch dataset; its "
+        "options are --data.OPTION, shown by --data.help NAME",
     )
     parser.add_subclass_arguments(
         nn.Module,
@@ -90,6 +90,17 @@ def add_run_options(parser: ArgumentParser) -> None:
         type=str | None,
         default=None,
         help="dotted path of the model, if it is not part of flatbayes",
+    )
+
+
+def add_data_path_option(parser: ArgumentParser) -> None:
+    """Add `--data`, which confirms that the torch dataset of a run may be imported."""
+    parser.add_argument(
+        "--data",
+        type=str | None,
+        default=None,
+        metavar="PATH",
+        help="dotted path of the run's torch dataset, if its data are not a source of flatbayes",
     )
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli.artifacts import console, load_on_device
-from flatbayes.cli.options import add_run_options, new_parser
+from flatbayes.cli.artifacts import console, load_on_device, load_source
+from flatbayes.cli.options import add_data_path_option, add_run_options, new_parser
 from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
-from flatbayes.core.spec import instantiate, short_name
+from flatbayes.core.spec import short_name
 from flatbayes.data import (
     CIFAR10C,
     ClassSplit,
@@ -50,6 +50,7 @@ def make_parser() -> ArgumentParser:
         "temperature fitted to the validation part. Nothing is trained.",
     )
     add_run_options(parser)
+    add_data_path_option(parser)
     parser.add_argument(
         "--corruptions",
         type=str | None,
@@ -85,7 +86,7 @@ def run(options: Namespace) -> None:
         raise ValueError(f"--max_examples must be at least 1, got {options.max_examples}.")
     folder = RunFolder.open(Path(options.folder))
     config = folder.read_config()
-    source: DataSource = instantiate(config["data"], package="flatbayes.data")
+    source = load_source(config, options.data)
     fitted = load_on_device(folder.path, options.model)
     dataset = source.load(config["seed"])
     if dataset.is_regression:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from flatbayes.core.spec import import_object
+from flatbayes.core.spec import class_path, import_object
 from flatbayes.data.checks import TaskType, make_class_names
 from flatbayes.data.images import GREY_MODES, HIGH_BIT_DEPTH_MODES
 from flatbayes.data.npz import (
@@ -255,3 +255,28 @@ def _stack(arrays: Sequence[np.ndarray], description: str) -> np.ndarray:
             "makes them the same, such as a resize or a crop."
         )
     return np.stack(arrays)
+
+
+def to_source_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """Rewrite the spec of a torch dataset as the spec of a `TorchDataset`; other specs are returned unchanged.
+
+    Args:
+        spec: `class_path` of a data source, or of a class or function that makes a torch dataset, which is imported;
+            and `init_args`. Arguments that `TorchDataset` does not have become its `options`.
+
+    Raises:
+        ValueError: The class path does not lead to a class or function.
+    """
+    path, arguments = spec["class_path"], dict(spec.get("init_args") or {})
+    if path.startswith("flatbayes."):
+        return spec
+    target = import_object(path)
+    if isinstance(target, type) and issubclass(target, DataSource):
+        return spec
+    own = {f.name for f in fields(TorchDataset)}
+    options = {name: arguments.pop(name) for name in [*arguments] if name not in own}
+    options |= arguments.pop("options", {})
+    return {
+        "class_path": class_path(TorchDataset),
+        "init_args": {"dataset": path, **arguments, "options": options},
+    }
