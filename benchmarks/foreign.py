@@ -35,9 +35,9 @@ def measured(decay: float, flatness, seed: int) -> dict[str, float]:
     examples = EvaluationConfig().max_examples
     foreign = match_input_format(_load_ood_split(CIFAR10()).subsample(examples).input_tensor, data.train.inputs)
     own = data.test.subsample(examples).input_tensor
-    scores = evaluate_ood(fitted, own, foreign, 1)["scores"]
+    scores = evaluate_ood(fitted, own, foreign, 1).scores
     return {
-        "auroc": scores["entropy"]["auroc"],
+        "auroc": scores["entropy"].auroc,
         "nll": evaluate(fitted, data.test.inputs, data.test.targets, 1).metrics["nll"],
         "entropy_own": float(fitted.predict(own, 1).entropy.mean()),
         "entropy_foreign": float(fitted.predict(foreign, 1).entropy.mean()),

@@ -14,8 +14,8 @@ def detection(posterior, flatness, seed):
     """AUROC of each score as a detector of unknown digits: 0.5 is guessing, 1 is never wrong."""
     data = split.load(seed)
     fitted = fit(MLP, data, posterior, flatness, TrainingConfig(epochs=25), seed=seed)
-    scores = evaluate_ood(fitted, data.test.input_tensor, outside, num_draws=20)["scores"]
-    return {name: scores[name]["auroc"] for name in SCORES}
+    scores = evaluate_ood(fitted, data.test.input_tensor, outside, num_draws=20).scores
+    return {name: scores[name].auroc for name in SCORES}
 
 
 # %% Entropy is all uncertainty; mutual information is what the networks disagree on

@@ -71,12 +71,12 @@ def test_fifteen_by_default_on_some_examples(here):
 
 def test_the_classes_left_out_are_outside(here, capsys):
     assert main(["shift", "half", "--corruptions", "none", "--num_draws", "2"]) == 0
-    assert "examples of the classes left out (positive) against 450 inside" in " ".join(
+    assert "examples of the classes left out (positive) against 450 test examples" in " ".join(
         capsys.readouterr().out.split()
     )
     results = found(here / "half")
     assert "corruptions" not in results
-    assert results["ood"]["num_outside"] == 448
+    assert results["ood"]["num_ood"] == 448
     assert 0 <= results["ood"]["scores"]["entropy"]["auroc"] <= 1
     assert not (here / "half" / "shift.svg").exists()
 
@@ -90,8 +90,8 @@ def test_examples_from_outside_by_name_and_by_path(here):
             == 0
         )
         results = found(here / "half")["ood"]
-        assert results["outside"] == name
-        assert (results["num_inside"], results["num_outside"]) == (5, 5)
+        assert results["source"] == name
+        assert (results["num_test"], results["num_ood"]) == (5, 5)
 
 
 def test_stored_images(here):

@@ -74,7 +74,7 @@ def test_the_numbers_are_those_of_the_functions():
     data = COMPARISON.source.load(0)
     fitted = fit(COMPARISON.model, data, SWAG(rank=2), SAM(rho=0.1), COMPARISON.config, seed=0, show_progress=False)
     found, _ = EvaluationConfig(calibration=True).compute_metrics(fitted, data, "test", 2, 0)
-    assert found["nll_scaled"] == evaluate_recalibration(fitted, data.val, data.test, 2)["tempered"]["nll"]
+    assert found["nll_scaled"] == evaluate_recalibration(fitted, data.val, data.test, 2).tempered["nll"]
     assert set(found) == set(METRIC_FAMILIES["Calibration"])
     assert EvaluationConfig().compute_metrics(fitted, data, "test", 2, 0) == ({}, {})
     same = evaluate(fitted, data.test.inputs, data.test.targets, 2).metrics

@@ -96,7 +96,7 @@ def test_statistics_of_draws_are_estimated_once_for_all(make, tmp_path, monkeypa
     fitted.save(tmp_path)
     found = FittedPosterior.load(tmp_path, network)
     monkeypatch.setattr(
-        "flatbayes.prediction.fitted.reestimate_norm_statistics", lambda *a: pytest.fail("estimated again")
+        "flatbayes.prediction.sampling.reestimate_norm_statistics", lambda *a: pytest.fail("estimated again")
     )
     assert torch.equal(found.predict(inputs(), 4).log_probs, expected)
 

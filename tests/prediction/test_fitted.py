@@ -91,7 +91,7 @@ def test_statistics_of_a_draw_are_its_own_and_estimated_once(make, monkeypatch):
         calls.append(1)
         return reestimate_norm_statistics(model, batches)
 
-    monkeypatch.setattr("flatbayes.prediction.fitted.reestimate_norm_statistics", counted)
+    monkeypatch.setattr("flatbayes.prediction.sampling.reestimate_norm_statistics", counted)
     x = inputs()
     fitted.predict(x, 4)
     fitted.predict(x[:10], 4)

@@ -74,9 +74,9 @@ def test_the_picture_is_whole_and_the_same_again(tmp_path):
 
 def test_detection():
     values = {"auroc": 0.91, "aupr_out": 0.82, "aupr_in": 0.73, "fpr95": math.nan}
-    found = {"scores": {"entropy": values}, "entropy_divergence": 3.31, "num_inside": 50, "num_outside": 40}
+    found = {"scores": {"entropy": values}, "entropy_divergence": 3.31, "num_test": 50, "num_ood": 40}
     table = shown(ood_table(found, "digits"))
-    assert "40 examples of digits (positive) against 50 inside" in " ".join(table.split())
+    assert "40 examples of digits (positive) against 50 test examples" in " ".join(table.split())
     assert "0.9100 │   0.8200 │  0.7300 │               –" in table
     assert "3.3100 nats" in table
 

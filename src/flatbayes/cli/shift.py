@@ -108,12 +108,13 @@ def run(options: Namespace) -> None:
         "num_networks": len(fitted.sample_ids(options.num_draws, options.seed)),
         "examples": len(test),
         "corrupted_images": "files" if options.corrupted_folder else "made by flatbayes",
-        "recalibrated": evaluate_recalibration(fitted, dataset.val, test, options.num_draws, **how),
+        "recalibrated": evaluate_recalibration(fitted, dataset.val, test, options.num_draws, **how).to_dict(),
     }
     console.print(temperature_table(found["recalibrated"]))
     if outside is not None:
         name = short_name(options.ood) if options.ood is not None else "the classes left out"
-        found["ood"] = {"outside": name, **evaluate_ood(fitted, test.input_tensor, outside, options.num_draws, **how)}
+        evaluation = evaluate_ood(fitted, test.input_tensor, outside, options.num_draws, **how)
+        found["ood"] = {"source": name, **evaluation.to_dict()}
         console.print(ood_table(found["ood"], name))
     if names:
         stored = (
@@ -121,9 +122,10 @@ def run(options: Namespace) -> None:
             if options.corrupted_folder is None
             else CIFAR10C(path=str(options.corrupted_folder), max_examples=options.max_examples)
         )
-        found["corruptions"] = evaluate_corruptions(
+        rows = evaluate_corruptions(
             fitted, test, names, options.severities, options.num_draws, corruption_source=stored, **how
         )
+        found["corruptions"] = [row.to_dict() for row in rows]
         console.print(corruption_table(found["corruptions"]))
         console.print(severity_table(found["corruptions"]))
     _save_results(folder, fitted, found, new_statistics=len(fitted.norm_statistics) > known)

@@ -8,7 +8,13 @@ from typing import Any
 from flatbayes.data import DataSource, DataSplits, Split, list_corruptions, load_test_split, match_input_format
 from flatbayes.diagnostics import LossSlice, SharpnessConfig, compute_draw_slices, measure_posterior_sharpness
 from flatbayes.metrics import METRIC_FAMILIES
-from flatbayes.prediction import FittedPosterior, evaluate_corruptions, evaluate_ood, evaluate_recalibration
+from flatbayes.prediction import (
+    CorruptionMetrics,
+    FittedPosterior,
+    evaluate_corruptions,
+    evaluate_ood,
+    evaluate_recalibration,
+)
 
 CALIBRATION, SHIFT, OUTSIDE, SHARPNESS = METRIC_FAMILIES
 SHARPNESS_METRICS = {
@@ -78,25 +84,25 @@ class EvaluationConfig:
             if split == "val":
                 raise ValueError("Temperatures are fitted to the validation part: report calibration on another one.")
             scaled = evaluate_recalibration(fitted, data.val, held_out, num_draws, seed=seed)
-            raw, tempered = scaled["raw"], scaled["tempered"]
+            raw, tempered = scaled.raw, scaled.tempered
             found |= {"nll_scaled": tempered["nll"], "ece_scaled": tempered["ece"]}
             found |= {name: raw[name] for name in ("adaptive_ece", "classwise_ece", "aurc")}
-            details["calibration_temperature"] = scaled["temperature"]
+            details["calibration_temperature"] = scaled.temperature
         if self.shift:
             names = list_corruptions(data.input_shape[0], standard_only=True)
             rows = evaluate_corruptions(fitted, few, names, self.severities, num_draws, seed=seed)
-            corrupted = [row for row in rows if row["severity"] > 0]
+            corrupted = [row for row in rows if row.severity > 0]
             for metric in ("accuracy", "nll", "ece"):
-                found[f"shift_{metric}"] = sum(row[metric] for row in corrupted) / len(corrupted)
+                found[f"shift_{metric}"] = sum(row.metrics[metric] for row in corrupted) / len(corrupted)
             details["shift"] = _average_by_severity(rows)
         if self.ood is not None:
             foreign = match_input_format(
                 _load_ood_split(self.ood).subsample(self.max_examples).input_tensor, data.train.inputs
             )
-            scores = evaluate_ood(fitted, few.input_tensor, foreign, num_draws, seed=seed)["scores"]
+            scores = evaluate_ood(fitted, few.input_tensor, foreign, num_draws, seed=seed).scores
             entropy = scores["entropy"]
-            found |= {"ood_auroc": entropy["auroc"], "ood_aupr": entropy["aupr_out"], "ood_fpr95": entropy["fpr95"]}
-            found["ood_auroc_mi"] = scores["mutual_information"]["auroc"]
+            found |= {"ood_auroc": entropy.auroc, "ood_aupr": entropy.aupr_out, "ood_fpr95": entropy.fpr95}
+            found["ood_auroc_mi"] = scores["mutual_information"].auroc
         if self.sharpness_rho is not None:
             train, probe = data.train.subsample(self.max_examples), SharpnessConfig(rho=self.sharpness_rho)
             sharp = measure_posterior_sharpness(
@@ -128,12 +134,12 @@ def _load_ood_split(source: DataSource) -> Split:
     return load_test_split(source)
 
 
-def _average_by_severity(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+def _average_by_severity(rows: Sequence[CorruptionMetrics]) -> dict[str, list[float]]:
     """Mean over corruptions of each metric, for every severity; 0 is clean."""
-    severities = sorted({row["severity"] for row in rows})
-    groups = [[row for row in rows if row["severity"] == severity] for severity in severities]
+    severities = sorted({row.severity for row in rows})
+    groups = [[row for row in rows if row.severity == severity] for severity in severities]
     means = {
-        metric: [sum(row[metric] for row in group) / len(group) for group in groups]
+        metric: [sum(row.metrics[metric] for row in group) / len(group) for group in groups]
         for metric in ("accuracy", "nll", "ece")
     }
     return {"severity": [float(severity) for severity in severities], **means}

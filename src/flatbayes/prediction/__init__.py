@@ -1,15 +1,29 @@
-"""Networks times batches: predictions with uncertainty from a fitted posterior."""
+"""Bayesian model averaging: predictions with uncertainty from a fitted posterior, their evaluation and deployment."""
 
 from flatbayes.prediction.deploy import CompiledPosterior
 from flatbayes.prediction.evaluation import Evaluation, evaluate
 from flatbayes.prediction.export import export_onnx, export_torch, onnx_difference
-from flatbayes.prediction.fitted import FittedPosterior, check_num_draws
-from flatbayes.prediction.shift import evaluate_corruptions, evaluate_ood, evaluate_recalibration
+from flatbayes.prediction.fitted import FittedPosterior
+from flatbayes.prediction.sampling import NetworkSampler, check_num_draws
+from flatbayes.prediction.shift import (
+    CorruptionMetrics,
+    DetectionMetrics,
+    OODEvaluation,
+    RecalibrationResult,
+    evaluate_corruptions,
+    evaluate_ood,
+    evaluate_recalibration,
+)
 
 __all__ = [
     "CompiledPosterior",
+    "CorruptionMetrics",
+    "DetectionMetrics",
     "Evaluation",
     "FittedPosterior",
+    "NetworkSampler",
+    "OODEvaluation",
+    "RecalibrationResult",
     "check_num_draws",
     "evaluate",
     "evaluate_corruptions",

@@ -1,15 +1,15 @@
-"""A fitted posterior on disk: tensors in safetensors, everything else in JSON. Data, never code.
+"""Serialisation of a fitted posterior: tensors in safetensors, metadata in JSON, no pickled code.
 
-`posterior.json` names classes of flatbayes and their arguments, and carries the checksum of
-`posterior.safetensors` and one of itself. Nothing is unpickled, no class outside flatbayes is ever imported from it,
-and what it describes is not built if that is larger than the tensors that it holds.
+`posterior.json` holds class paths of flatbayes with their arguments, the checksum of `posterior.safetensors`, and a
+checksum of itself. Loading unpickles nothing, imports no class outside flatbayes, and builds no object that is larger
+than a multiple of the stored tensors.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,102 +26,97 @@ from flatbayes.prediction.limits import AllocationLimit, check_max_integer
 from flatbayes.prediction.metadata import (
     SCHEMA_VERSION,
     TENSORS_FILE,
+    PosteriorMetadata,
     compute_file_checksum,
     read_metadata,
     resolve_artefact_file,
     write_metadata,
 )
-
-if TYPE_CHECKING:
-    from flatbayes.prediction.fitted import FittedPosterior
+from flatbayes.prediction.sampling import NetworkSampler, SampleId
 
 MAX_MODEL_SPEC_CHARS = 2**16
-"""Longest description of a network: constructors need not be fast at long lists."""
+"""Longest description of a model that is instantiated: constructors may be slow for long lists."""
+
+MAX_INTEGER = 2**62
+
+ModelBuilder = Callable[[Mapping[str, Tensor]], nn.Module]
+"""Builds a network, given the stored tensors of its training run, which limit its size."""
 
 
-def save_posterior(fitted: "FittedPosterior", folder: Path) -> Path:
-    """Write both files, the description last, so that an interrupted write is seen as damage.
+def save_posterior(sampler: NetworkSampler, folder: Path) -> Path:
+    """Write both files, the metadata last, so that an interrupted write is detected as damage.
 
     Raises:
-        TypeError: The transform or the posterior is not one that data can describe.
+        TypeError: The transform or the posterior cannot be described by plain data.
     """
-    if fitted.transform is not None and not isinstance(fitted.transform, Standardize):
+    if sampler.transform is not None and not isinstance(sampler.transform, Standardize):
         raise TypeError(
-            f"Only a Standardize transform can be saved, got {type(fitted.transform).__name__}. Put other "
+            f"Only a Standardize transform can be saved, got {type(sampler.transform).__name__}. Put other "
             "preparation of inputs into the model, or set transform=None and prepare them before predict."
         )
-    tensors = _collect_tensors(fitted)
-    description = {
+    tensors = _collect_tensors(sampler)
+    metadata: PosteriorMetadata = {
         "schema": SCHEMA_VERSION,
-        "posterior": to_spec(fitted.posterior),
-        "likelihood": _describe_likelihood(fitted.likelihood),
-        "num_data": [state.num_data for state in fitted.states],
-        "num_statistics_batches": len(fitted.statistics_inputs),
-        "frozen": _list_frozen_parameters(fitted.states[0].model),
-        "info": fitted.info,
+        "posterior": to_spec(sampler.posterior),
+        "likelihood": _describe_likelihood(sampler.likelihood),
+        "num_data": [state.num_data for state in sampler.states],
+        "num_statistics_batches": len(sampler.statistics_inputs),
+        "frozen": [name for name, p in sampler.states[0].model.named_parameters() if not p.requires_grad],
+        "info": sampler.info,
     }
     with atomic_write(folder / TENSORS_FILE) as temporary:
         save_file(tensors, temporary)
-        temporary.chmod(0o644)  # the library makes it private
-        description["sha256"] = compute_file_checksum(temporary)
-    write_metadata(folder, description)
+        temporary.chmod(0o644)  # safetensors makes the file private
+        metadata["sha256"] = compute_file_checksum(temporary)
+    write_metadata(folder, metadata)
     return folder
 
 
 def load_posterior(
     folder: Path, model: nn.Module | Callable[[], nn.Module] | None, likelihood: Likelihood | None
-) -> "FittedPosterior":
-    """Read both files and rebuild the posterior, on the CPU.
+) -> NetworkSampler:
+    """Read both files and rebuild the posterior on the CPU.
+
+    Args:
+        folder: Folder of the artefact.
+        model: The architecture, or a function that builds it; None for models of flatbayes.
+        likelihood: The likelihood of the fit; None to rebuild it from the metadata.
 
     Raises:
-        FileNotFoundError: One of them is missing.
-        ValueError: They are damaged, from a newer version, or do not fit the model.
+        FileNotFoundError: A file is missing.
+        ValueError: The artefact is damaged, from a newer version, or does not fit the model.
     """
-    from flatbayes.prediction.fitted import FittedPosterior
-
-    description = read_metadata(folder)
-    if compute_file_checksum(resolve_artefact_file(folder, TENSORS_FILE)) != description["sha256"]:
+    metadata = read_metadata(folder)
+    if compute_file_checksum(resolve_artefact_file(folder, TENSORS_FILE)) != metadata["sha256"]:
         raise ValueError(f"{folder / TENSORS_FILE} is damaged: its checksum is not the one it was saved with.")
-    info: dict[str, Any] = description["info"]
     with _wrap_artefact_errors(folder):
-        tensors = load_file(folder / TENSORS_FILE)
-        _check_no_nan(tensors)
-        check_max_integer(description["posterior"], 2**62)
-        posterior = instantiate(description["posterior"], package="flatbayes.posteriors", base_class=Posterior)
-        if not isinstance(posterior, Posterior):
-            raise TypeError("it names no posterior")
-        num_data = _check_num_data(description["num_data"], posterior)
-        statistics_inputs = [tensors.pop(f"inputs.{k}") for k in range(description["num_statistics_batches"])]
+        tensors = _read_tensors(folder)
+        posterior = _restore_posterior(metadata["posterior"])
+        num_data = _check_num_data(metadata["num_data"], posterior)
+        statistics_inputs = [tensors.pop(f"inputs.{k}") for k in range(metadata["num_statistics_batches"])]
         transform = _restore_transform(_pop_prefix(tensors, "standardize"))
-        drawn = _pop_prefix(tensors, "draw")
-        likelihood = likelihood or _restore_likelihood(description["likelihood"], tensors)
-    make_model = _make_model_builder(model, info)
+        norm_tensors = _pop_prefix(tensors, "draw")
+        likelihood = likelihood or _restore_likelihood(metadata["likelihood"], tensors)
+    build_model = _make_model_builder(model, metadata["info"])
     states = []
-    for k, n in enumerate(num_data):
-        run = _pop_prefix(tensors, f"run.{k}")
-        network = make_model(run)
-        if "frozen" in description:
-            _freeze_parameters(network, description["frozen"])
+    for member, count in enumerate(num_data):
+        member_tensors = _pop_prefix(tensors, f"run.{member}")
+        network = build_model(member_tensors)
+        _freeze_parameters(network, metadata.get("frozen"))
         with _wrap_artefact_errors(folder):
-            states.append(_restore_state(posterior, network, n, run, folder))
+            states.append(_restore_state(posterior, network, count, member_tensors, folder))
     if tensors:
         raise ValueError(f"{folder} is damaged: it holds tensors that belong to nothing, such as {min(tensors)!r}.")
-    fitted = FittedPosterior(
-        posterior=posterior,
-        states=states,
-        likelihood=likelihood,
-        transform=transform,
-        statistics_inputs=statistics_inputs,
-        info=info,
-    )
-    if description["schema"] > 1:
+    sampler = NetworkSampler(posterior, states, likelihood, transform, statistics_inputs, metadata["info"])
+    if metadata["schema"] > 1:
         with _wrap_artefact_errors(folder):
-            fitted.norm_statistics.update(_parse_norm_statistics(drawn, states))
-    return fitted
+            sampler.norm_statistics.update(_parse_norm_statistics(norm_tensors, states))
+    return sampler
 
 
 @contextmanager
 def _wrap_artefact_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of damaged or hostile content into a ValueError that names the folder."""
     try:
         yield
     except (SafetensorError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
@@ -132,22 +127,38 @@ def _wrap_artefact_errors(folder: Path) -> Iterator[None]:
         raise ValueError(f"{folder} cannot be used: {str(error)[:500]}") from error
 
 
-def _collect_tensors(fitted: "FittedPosterior") -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for k, state in enumerate(fitted.states):
-        twice = _find_tied_tensors(state.model)
+def _collect_tensors(sampler: NetworkSampler) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for k, state in enumerate(sampler.states):
+        tied = _find_tied_tensors(state.model)
         weights = state.model.state_dict()
-        found |= {f"run.{k}.model.{name}": tensor for name, tensor in weights.items() if name not in twice}
-        found |= {f"run.{k}.statistics.{name}": tensor for name, tensor in state.statistics.items()}
+        tensors |= {f"run.{k}.model.{name}": tensor for name, tensor in weights.items() if name not in tied}
+        tensors |= {f"run.{k}.statistics.{name}": tensor for name, tensor in state.statistics.items()}
     # The same seed draws other networks on another kind of device, and artefacts are loaded on the CPU.
-    cached = fitted.norm_statistics if fitted.device.type == "cpu" else {}
-    for (seed, run, draw), buffers in cached.items():
-        found |= {f"draw.{seed}.{run}.{draw}.{name}": tensor for name, tensor in buffers.items()}
-    found |= {f"inputs.{k}": batch for k, batch in enumerate(fitted.statistics_inputs)}
-    if isinstance(fitted.transform, Standardize):
-        found |= {"standardize.mean": fitted.transform.mean, "standardize.std": fitted.transform.std}
-    # Tensors that are parts of one memory are refused by the format; copies are not.
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
+    norm_statistics = sampler.norm_statistics if sampler.device.type == "cpu" else {}
+    for (seed, member, draw), buffers in norm_statistics.items():
+        tensors |= {f"draw.{seed}.{member}.{draw}.{name}": tensor for name, tensor in buffers.items()}
+    tensors |= {f"inputs.{k}": batch for k, batch in enumerate(sampler.statistics_inputs)}
+    if isinstance(sampler.transform, Standardize):
+        tensors |= {"standardize.mean": sampler.transform.mean, "standardize.std": sampler.transform.std}
+    # safetensors refuses tensors that share memory; copies do not.
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    tensors = load_file(folder / TENSORS_FILE)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise ValueError(f"{name} holds values that are not numbers (NaN), and so would every prediction.")
+    return tensors
+
+
+def _restore_posterior(spec: dict[str, Any]) -> Posterior:
+    check_max_integer(spec, MAX_INTEGER)
+    posterior = instantiate(spec, package="flatbayes.posteriors", base_class=Posterior)
+    if not isinstance(posterior, Posterior):
+        raise TypeError("it names no posterior")
+    return posterior
 
 
 def _restore_state(
@@ -161,9 +172,9 @@ def _restore_state(
         for name, first in _find_tied_tensors(model).items()
         if name not in weights and first in weights
     }
-    example = next((t for t in weights.values() if t.is_floating_point()), None)
+    floating = next((t for t in weights.values() if t.is_floating_point()), None)
     with AllocationLimit(tensors):
-        state = posterior.init(model if example is None else model.to(example.dtype), None, num_data)
+        state = posterior.init(model if floating is None else model.to(floating.dtype), None, num_data)
     try:
         state.load_state_dict({"model": weights, "optimizer": None, "statistics": statistics})
     except RuntimeError as error:
@@ -175,31 +186,32 @@ def _restore_state(
 
 
 def _find_tied_tensors(model: nn.Module) -> dict[str, str]:
-    """Names of a state dict whose tensor is there already, with the first name of it."""
-    first: dict[tuple[Any, ...], str] = {}
-    again: dict[str, str] = {}
+    """Names in the state dict whose tensor has occurred before, each with the first name of that tensor."""
+    first_names: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], str] = {}
+    tied: dict[str, str] = {}
     for name, tensor in model.state_dict().items():
         if tensor.numel():
-            known = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), name)
-            again |= {name: known} if known != name else {}
-    return again
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            first_name = first_names.setdefault(key, name)
+            if first_name != name:
+                tied[name] = first_name
+    return tied
 
 
-def _parse_norm_statistics(
-    tensors: Mapping[str, Tensor], states: list[State]
-) -> dict[tuple[int, int, int], dict[str, Tensor]]:
-    found: dict[tuple[int, int, int], dict[str, Tensor]] = {}
+def _parse_norm_statistics(tensors: Mapping[str, Tensor], states: list[State]) -> dict[SampleId, dict[str, Tensor]]:
+    norm_statistics: dict[SampleId, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        seed, run, draw, buffer = name.split(".", 3)
-        wanted = dict(states[int(run)].model.named_buffers())[buffer]
-        if tensor.shape != wanted.shape:
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(wanted.shape)}.")
-        found.setdefault((int(seed), int(run), int(draw)), {})[buffer] = tensor
-    return found
+        seed, member, draw, buffer_name = name.split(".", 3)
+        shape = dict(states[int(member)].model.named_buffers())[buffer_name].shape
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(shape)}.")
+        norm_statistics.setdefault((int(seed), int(member), int(draw)), {})[buffer_name] = tensor
+    return norm_statistics
 
 
 def _check_num_data(num_data: list[Any], posterior: Posterior) -> list[int]:
-    if not 1 <= len(num_data) <= posterior.num_members or not all(type(n) is int and 0 < n < 2**62 for n in num_data):
+    valid = all(type(count) is int and 0 < count < MAX_INTEGER for count in num_data)
+    if not 1 <= len(num_data) <= posterior.num_members or not valid:
         raise ValueError(
             f"its numbers of training examples are {str(num_data)[:80]}, for {posterior.num_members} runs."
         )
@@ -211,52 +223,42 @@ def _restore_transform(tensors: Mapping[str, Tensor]) -> Standardize | None:
         return None
     mean, std = tensors["mean"], tensors["std"]
     if len(tensors) > 2 or mean.shape != std.shape or mean.ndim not in (1, 3) or not (std > 0).all():
-        raise ValueError("it standardises inputs by what are no mean and standard deviation.")
+        raise ValueError("its standardisation of inputs is no mean and standard deviation.")
     return Standardize(mean=mean, std=std)
 
 
-def _check_no_nan(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise ValueError(f"{name} holds values that are not numbers (NaN), and so would every prediction.")
-
-
-def _list_frozen_parameters(model: nn.Module) -> list[str]:
-    return [name for name, param in model.named_parameters() if not param.requires_grad]
-
-
-def _freeze_parameters(model: nn.Module, names: Any) -> None:
-    known = {name for name, _ in model.named_parameters()}
-    if not isinstance(names, list) or not all(isinstance(name, str) and name in known for name in names):
-        return  # of another architecture, which is refused where its weights are loaded
+def _freeze_parameters(model: nn.Module, names: object) -> None:
+    """Freeze the named parameters and unfreeze the others; None, as in older schemas, changes nothing."""
+    all_names = {name for name, _ in model.named_parameters()}
+    if not isinstance(names, list) or not all(isinstance(name, str) and name in all_names for name in names):
+        return  # names of another architecture, which is refused when its weights are loaded
     for name, param in model.named_parameters():
         if param.is_floating_point():
             param.requires_grad_(name not in names)
 
 
-def _describe_likelihood(likelihood: Likelihood) -> Any:
+def _describe_likelihood(likelihood: Likelihood) -> dict[str, Any] | None:
     try:
-        return to_spec(likelihood)
-    except TypeError:  # it has code or tensors of the user's, who is asked for it when the artefact is read
+        spec: dict[str, Any] = to_spec(likelihood)
+    except TypeError:  # it contains user code or tensors; load requires it as an argument
         return None
+    return spec
 
 
-def _restore_likelihood(spec: Any, tensors: Mapping[str, Tensor]) -> Likelihood:
+def _restore_likelihood(spec: dict[str, Any] | None, tensors: Mapping[str, Tensor]) -> Likelihood:
     if spec is None:
-        raise ValueError("This artefact's likelihood has code of yours, which is not kept: pass `likelihood`.")
-    check_max_integer(spec, sum(tensor.numel() for tensor in tensors.values()))  # there is a bias for every output
+        raise ValueError("This artefact's likelihood contains user code, which is not saved: pass `likelihood`.")
+    check_max_integer(spec, sum(tensor.numel() for tensor in tensors.values()))  # every output has a bias
     try:
-        found = instantiate(spec, package="flatbayes.likelihoods", base_class=Likelihood)
+        likelihood = instantiate(spec, package="flatbayes.likelihoods", base_class=Likelihood)
     except ValueError as error:
-        raise ValueError(f"{error} If this artefact's likelihood has code of yours, pass `likelihood`.") from error
-    if not isinstance(found, Likelihood):
+        raise ValueError(f"{error} If this artefact's likelihood contains user code, pass `likelihood`.") from error
+    if not isinstance(likelihood, Likelihood):
         raise TypeError("it names no likelihood")
-    return found
+    return likelihood
 
 
-def _make_model_builder(
-    model: nn.Module | Callable[[], nn.Module] | None, info: Mapping[str, Any]
-) -> Callable[[Mapping[str, Tensor]], nn.Module]:
+def _make_model_builder(model: nn.Module | Callable[[], nn.Module] | None, info: Mapping[str, Any]) -> ModelBuilder:
     if isinstance(model, nn.Module):
         return lambda tensors: copy.deepcopy(model)
     if model is not None:
@@ -265,16 +267,16 @@ def _make_model_builder(
     if not isinstance(spec, dict) or not isinstance(spec.get("init_args", {}), dict):
         raise ValueError("The artefact does not say what its model is: pass `model`, the network or its class.")
     if not str(spec.get("class_path")).startswith("flatbayes.models."):
-        named = spec.get("init_args", {}).get("path") or spec.get("class_path")  # the former if it has a new head
+        path = spec.get("init_args", {}).get("path") or spec.get("class_path")  # `path` if the head was replaced
         raise ValueError(
-            f"The model of this artefact is {str(named)[:200]}, which is not part of flatbayes, and nothing is "
+            f"The model of this artefact is {str(path)[:200]}, which is not part of flatbayes, and nothing is "
             "imported because an artefact says so: pass `model`, the network or a function that builds it."
         )
 
     def build_model(tensors: Mapping[str, Tensor]) -> nn.Module:
         if len(str(spec)) > MAX_MODEL_SPEC_CHARS:
             raise ValueError(f"The description of the model is longer than {MAX_MODEL_SPEC_CHARS} characters.")
-        check_max_integer(spec, 2**62)
+        check_max_integer(spec, MAX_INTEGER)
         try:
             with torch.random.fork_rng(devices=[]), AllocationLimit(tensors):
                 network = instantiate(spec, package="flatbayes.models", base_class=nn.Module)
@@ -288,12 +290,13 @@ def _make_model_builder(
 
 
 def _select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors whose name starts with a prefix and a dot, by the rest of their names."""
     return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def _pop_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """As `_select_prefix`, and taken out."""
-    found = _select_prefix(tensors, prefix)
-    for name in found:
+    """`_select_prefix`, and remove the tensors from the dictionary."""
+    selected = _select_prefix(tensors, prefix)
+    for name in selected:
         del tensors[f"{prefix}.{name}"]
-    return found
+    return selected

@@ -1,12 +1,11 @@
-"""Networks of a posterior frozen into one module: one call, and mean and uncertainty are there.
+"""Compilation of a posterior into one deterministic `torch.nn.Module` that returns mean and uncertainty.
 
-Networks are called one after the other in a loop, because that is the form that `torch.export` can follow with a
-batch of any size; through vmap the batch size becomes a constant.
+The networks are called in a loop, which `torch.export` can trace for a batch of any size; `torch.vmap` would turn the
+batch size into a constant.
 """
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,29 +14,28 @@ from flatbayes.data import Standardize
 from flatbayes.data.standardize import standardize_inputs
 from flatbayes.posteriors.linearised import LinearisedNetwork
 from flatbayes.posteriors.variational_network import find_variational_layers
+from flatbayes.prediction.inputs import cast_floating
 from flatbayes.prediction.outputs import PredictiveSummary, SummaryTensors, make_summary
-
-if TYPE_CHECKING:
-    from flatbayes.prediction.fitted import FittedPosterior
+from flatbayes.prediction.sampling import NetworkSampler, make_example_inputs
 
 NUM_PROBE_INPUTS = 8
-"""Inputs on which a linearised network is compared with one of moved weights."""
+"""Random inputs on which a linearised network is compared with a network whose weights were moved."""
 
 
 class CompiledPosterior(nn.Module):
-    """Inputs as the training data had them in, tensors by name out.
+    """Networks of a posterior in one module: raw inputs in, tensors by name out.
 
-    It holds the weights of all its networks and no random numbers, so the same inputs always give the same answer.
-    Keep it in eval mode, in which it is made.
+    The module holds the weights of all its networks and draws no random numbers, so the same inputs always have the
+    same result. It is created in eval mode and must stay in it.
 
     Args:
-        preprocess: What inputs go through before the networks see them.
-        networks: Networks with weights of their own.
-        summary: Makes an answer out of their outputs.
-        example: Two inputs, for the exporters; None where their shape is not known.
+        preprocess: Applied to the raw inputs.
+        networks: Networks, each with its own weights.
+        summary: Computes the returned tensors from the outputs of the networks.
+        example: Two raw inputs for the exporters; None where their shape is unknown.
 
     Attributes:
-        fields: Names of the tensors in an answer, in order.
+        output_names: Names of the returned tensors, in order.
     """
 
     def __init__(
@@ -48,7 +46,7 @@ class CompiledPosterior(nn.Module):
         example: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.prepare = preprocess
+        self.preprocess = preprocess
         self.networks = nn.ModuleList(networks)
         self.summary = summary
         self.example = example
@@ -58,16 +56,16 @@ class CompiledPosterior(nn.Module):
 
     def forward(self, inputs: Tensor) -> SummaryTensors:
         """For classes `mean`, `entropy` and `mutual_information`; for numbers `mean`, `std` and `epistemic_std`."""
-        ready = self.prepare(inputs)
-        answer: SummaryTensors = self.summary([network(ready) for network in self.networks])
-        return answer
+        preprocessed = self.preprocess(inputs)
+        predictions: SummaryTensors = self.summary([network(preprocessed) for network in self.networks])
+        return predictions
 
 
 class InputPreprocessor(nn.Module):
-    """What a fitted posterior does to inputs, with the statistics as buffers.
+    """`NetworkSampler.preprocess` as a module, with the mean and standard deviation of a Standardize as buffers.
 
     Args:
-        transform: The posterior's.
+        transform: The transform of the posterior.
         dtype: Precision of the networks.
     """
 
@@ -76,94 +74,89 @@ class InputPreprocessor(nn.Module):
 
     def __init__(self, transform: Callable[[Tensor], Tensor] | None, dtype: torch.dtype) -> None:
         super().__init__()
-        scale = transform if isinstance(transform, Standardize) else None
-        self.register_buffer("mean", None if scale is None else scale.mean.clone())
-        self.register_buffer("std", None if scale is None else scale.std.clone())
-        self.transform = transform if scale is None else None
+        standardize = transform if isinstance(transform, Standardize) else None
+        self.register_buffer("mean", None if standardize is None else standardize.mean.clone())
+        self.register_buffer("std", None if standardize is None else standardize.std.clone())
+        self.transform = transform if standardize is None else None
         self.dtype = dtype
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs as the networks take them."""
+        """Apply the transform and convert the precision."""
         if self.mean is not None and self.std is not None:
             inputs = standardize_inputs(inputs, self.mean, self.std)
         elif self.transform is not None:
             inputs = self.transform(inputs)
-        return inputs.to(self.dtype) if inputs.is_floating_point() else inputs
+        return cast_floating(inputs, self.dtype)
 
 
-def compile_posterior(fitted: "FittedPosterior", num_draws: int, seed: int) -> CompiledPosterior:
-    """The networks of `predict(inputs, num_draws, seed=seed)` in one module.
+def compile_posterior(sampler: NetworkSampler, num_draws: int, seed: int) -> CompiledPosterior:
+    """Copy the networks of `predict(inputs, num_draws, seed=seed)` into one module.
+
+    Args:
+        sampler: The fitted posterior.
+        num_draws: Number of networks, as in `NetworkSampler.sample_ids`.
+        seed: The same seed draws the same networks.
 
     Raises:
-        ValueError: No draws are asked for, or they are more than weights.
-        TypeError: The likelihood is one of the user's own.
-        RuntimeError: The posterior has nothing to draw from yet.
+        ValueError: `num_draws` is out of range, or the draws are more than weights.
+        TypeError: The likelihood is user-defined.
+        RuntimeError: The posterior has collected nothing to draw from yet.
     """
-    summary = make_summary(fitted.likelihood)
+    summary = make_summary(sampler.likelihood)
     networks = []
-    for key in fitted.sample_ids(num_draws, seed):
-        with fitted.sampled_network(key) as network:
-            networks.append(_copy_fixed_network(fitted, network))
+    for sample_id in sampler.sample_ids(num_draws, seed):
+        with sampler.sampled_network(sample_id) as network:
+            networks.append(_copy_fixed_network(sampler, network))
     _tie_equal_parameters(networks)
-    prepare = InputPreprocessor(fitted.transform, fitted.dtype)
-    return CompiledPosterior(prepare, networks, summary, make_example_inputs(fitted)).to(fitted.device)
+    preprocess = InputPreprocessor(sampler.transform, sampler.dtype)
+    return CompiledPosterior(preprocess, networks, summary, make_example_inputs(sampler)).to(sampler.device)
 
 
-def make_example_inputs(fitted: "FittedPosterior") -> Tensor | None:
-    """Two inputs like those of the training, as far as shape and scale tell; None where the shape is not known."""
-    shape = fitted.info.get("input_shape")
-    if not shape:
-        return None
-    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    scale = fitted.transform
-    return scale.mean.cpu() + scale.std.cpu() * noise if isinstance(scale, Standardize) else noise
-
-
-def _copy_fixed_network(fitted: "FittedPosterior", network: nn.Module) -> nn.Module:
+def _copy_fixed_network(sampler: NetworkSampler, network: nn.Module) -> nn.Module:
     if any(module.training for module in network.modules()):
         raise ValueError(
-            f"Draws of {type(fitted.posterior).__name__} are masks, new ones for each example of each call, and no "
+            f"Draws of {type(sampler.posterior).__name__} are masks, new ones for each example of each call, and no "
             "fixed weights. Distil the posterior into one network instead: flatbayes.distill(fitted, model, inputs)."
         )
     if not isinstance(network, LinearisedNetwork):
-        frozen = copy.deepcopy(network)
-        for layer in find_variational_layers(frozen):
-            layer.saved_means = None  # a draw within this one will never be asked for
-        return frozen
+        copied = copy.deepcopy(network)
+        for layer in find_variational_layers(copied):
+            layer.saved_means = None  # the means are needed only for further draws
+        return copied
     moved = copy.deepcopy(network.network)
     params = dict(moved.named_parameters())
     with torch.no_grad():
         for name, offset in network.offsets.items():
             params[name].add_(offset)
-    if not _have_equal_outputs(network, moved, fitted.info.get("input_shape"), fitted.dtype):
+    if not _have_equal_outputs(network, moved, sampler.info.get("input_shape"), sampler.dtype):
         raise ValueError(
             "Draws of this Laplace posterior are linearised networks, which are more than weights unless they are "
             "linear in those that move (structure='last_layer', a network that ends in that layer, and data given as "
-            "a Dataset). Fit with predictive='sampled', or distil it: flatbayes.distill(fitted, model, inputs)."
+            "DataSplits). Fit with predictive='sampled', or distil it: flatbayes.distill(fitted, model, inputs)."
         )
     return moved
 
 
 def _tie_equal_parameters(networks: Sequence[nn.Module]) -> None:
-    """Let weights that are the same in all networks, such as those below a Bayesian last layer, take memory once."""
+    """Store parameters that are equal in all networks once, such as those below a Bayesian last layer."""
     first, *others = networks
     for name, param in list(first.named_parameters()):
         if all(torch.equal(param, network.get_parameter(name)) for network in others):
-            owner, _, leaf = name.rpartition(".")
+            owner, _, attribute = name.rpartition(".")
             for network in others:
-                network.get_submodule(owner).register_parameter(leaf, param)
+                network.get_submodule(owner).register_parameter(attribute, param)
 
 
 @torch.no_grad()
 def _have_equal_outputs(
     expected_network: nn.Module, network: nn.Module, input_shape: Sequence[int] | None, dtype: torch.dtype
 ) -> bool:
-    """Whether two networks agree on random inputs of this shape, if that is known, up to rounding."""
+    """Whether two networks agree up to rounding on random inputs of this shape; False if the shape is unknown."""
     if not input_shape:
         return False
     weight = next(network.parameters())
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(NUM_PROBE_INPUTS, *input_shape, generator=generator).to(weight.device, dtype)
     expected: Tensor = expected_network(probes)
-    found: Tensor = network(probes)
-    return bool(torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())))
+    outputs: Tensor = network(probes)
+    return bool(torch.allclose(outputs, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())))

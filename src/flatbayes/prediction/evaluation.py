@@ -1,4 +1,4 @@
-"""A fitted posterior against held-out targets."""
+"""Evaluation of a fitted posterior on labelled examples: metrics and a reliability diagram."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +14,13 @@ from flatbayes.prediction.fitted import FittedPosterior
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good the predictions are.
+    """Metrics of the predictions on labelled examples.
 
     Attributes:
-        metrics: Each metric by its name.
-        reliability: As plain data for a diagram: for classes, accuracy against confidence; for numbers, coverage of
-            central intervals against their level.
-        num_networks: Networks that were averaged.
+        metrics: Values by the names of `flatbayes.metrics.DEFINITIONS`.
+        reliability: Plain data for a diagram: the fields of `ReliabilityBins` for classes, of `CoverageCurve` for
+            numbers.
+        num_networks: Number of networks that were averaged.
     """
 
     metrics: dict[str, float]
@@ -38,20 +38,24 @@ def evaluate(
     seed: int = 0,
     show_progress: bool = False,
 ) -> Evaluation:
-    """Predict, and compare with the targets. Nothing is trained, weights come out as they went in.
+    """Predict, and compare the predictions with targets. The posterior is not changed.
 
     Args:
         fitted: The posterior.
-        inputs: Examples, as the training data had them.
+        inputs: Raw examples, in the form of the training data.
         targets: Class indices, shape (examples,); or numbers, shape (examples,) or (examples, targets).
         num_draws: Networks to average, as in `FittedPosterior.predict`.
-        batch_size: Examples a forward pass sees at a time.
-        seed: Decides which networks are drawn.
+        batch_size: Examples per forward pass.
+        seed: The same seed draws the same networks.
         show_progress: Show a progress bar on standard error.
+
+    Raises:
+        ValueError: The targets do not match the predictions, or are missing or not finite.
+        TypeError: There are no metrics for this kind of prediction.
     """
     predictive = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed, show_progress=show_progress)
-    metrics, diagram = _compute_metrics(predictive, targets)
-    return Evaluation(metrics, diagram, num_networks=len(fitted.sample_ids(num_draws, seed)))
+    metrics, reliability = _compute_metrics(predictive, targets)
+    return Evaluation(metrics, reliability, num_networks=len(fitted.sample_ids(num_draws, seed)))
 
 
 def _compute_metrics(predictive: Predictive, targets: Tensor) -> tuple[dict[str, float], dict[str, Any]]:

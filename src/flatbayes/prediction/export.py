@@ -1,4 +1,4 @@
-"""A compiled posterior, or a student, as a file that needs neither flatbayes nor the code of the network."""
+"""Export of a compiled posterior or a distilled student to `torch.export` and ONNX files."""
 
 import logging
 import warnings
@@ -17,22 +17,22 @@ from flatbayes.prediction.deploy import CompiledPosterior
 
 INPUT_NAME = "inputs"
 MAX_ONNX_BYTES = 2 * 10**9
-"""Bytes of weights: a file of this format cannot be larger than 2 GiB."""
+"""Maximum size of the weights: an ONNX file cannot exceed 2 GiB."""
 
 
 def export_torch(module: CompiledPosterior, path: str | Path, inputs: Tensor | None = None) -> Path:
-    """Write a program of `torch.export`, with a batch of any size: `torch.export.load(path).module()(inputs)`.
+    """Write a `torch.export` program for batches of any size: `torch.export.load(path).module()(inputs)`.
 
-    The file is torch's own; load only those that come from you, since they may hold more than data.
+    Reading such a file can execute code, so load only files from a trusted source.
 
     Args:
-        module: What to export.
-        path: The file, usually ending in .pt2; one that exists is replaced.
-        inputs: At least one input, of the type and shape that there will be; may be left out where the posterior
-            knows them.
+        module: The module to export.
+        path: The file, usually ending in .pt2; an existing file is replaced.
+        inputs: A batch of at least one example input, of the type and shape in use; may be left out if
+            `module.example` is set.
 
     Raises:
-        ValueError: The shape of inputs is not known, or the network cannot be exported.
+        ValueError: The shape of the inputs is unknown, or the network cannot be exported.
     """
     path = Path(path)
     program = export_program(module, inputs)
@@ -42,15 +42,17 @@ def export_torch(module: CompiledPosterior, path: str | Path, inputs: Tensor | N
 
 
 def export_onnx(module: CompiledPosterior, path: str | Path, inputs: Tensor | None = None) -> Path:
-    """Write an ONNX file, with a batch of any size: one input, `inputs`, and an output for each of `module.fields`.
+    """Write an ONNX file for batches of any size.
+
+    The file has one input, `inputs`, and one output for each name in `module.output_names`.
 
     Args:
-        module: What to export.
-        path: The file, usually ending in .onnx; one that exists is replaced.
+        module: The module to export.
+        path: The file, usually ending in .onnx; an existing file is replaced.
         inputs: As in `export_torch`.
 
     Raises:
-        ValueError: The shape of inputs is not known, the network cannot be exported, or is too large.
+        ValueError: The shape of the inputs is unknown, or the network cannot be exported or is too large.
         ImportError: The extra `export` is not installed.
     """
     path = Path(path)
@@ -65,42 +67,53 @@ def export_onnx(module: CompiledPosterior, path: str | Path, inputs: Tensor | No
         )
     program = export_program(module, inputs)
     with _suppress_exporter_warnings():
-        found: Any = torch.onnx.export(program, input_names=[INPUT_NAME], dynamo=True, verbose=False)
-    _name_outputs(found.model.graph, module.output_names)
+        onnx_program = torch.onnx.export(program, input_names=[INPUT_NAME], dynamo=True, verbose=False)
+    if onnx_program is None:
+        raise RuntimeError("torch.onnx.export returned no program.")
+    _name_outputs(onnx_program.model.graph, module.output_names)
     with atomic_write(path) as temporary:
-        found.save(temporary)
+        onnx_program.save(temporary)
     return path
 
 
 def export_program(module: CompiledPosterior, inputs: Tensor | None = None) -> ExportedProgram:
-    """The module as a graph of torch's own operations.
+    """Trace the module with `torch.export`.
+
+    Args:
+        module: The module to trace.
+        inputs: As in `export_torch`.
 
     Raises:
-        ValueError: The shape of inputs is not known, or torch cannot follow what the network does.
+        ValueError: The shape of the inputs is unknown, or torch cannot trace the network.
     """
     example = module.example if inputs is None else inputs
     if example is None:
         raise ValueError(
-            "What inputs look like is not known, since the posterior was fitted to a loader: pass `inputs`, a batch "
-            "of at least one example."
+            "The shape of the inputs is unknown, because the posterior was fitted to a loader: pass `inputs`, a "
+            "batch of at least one example."
         )
     device = next(module.networks.parameters()).device
-    pair = torch.cat([example[:1], example[:1]]).to(device)  # torch.export makes a constant of a batch of 1
+    pair = torch.cat([example[:1], example[:1]]).to(device)  # torch.export turns a batch size of 1 into a constant
     try:
         return torch.export.export(module, (pair,), dynamic_shapes=({0: Dim("batch")},))
-    except Exception as error:  # of many kinds, by what it could not follow
+    except Exception as error:  # its type depends on what cannot be traced
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"torch.export cannot follow this network with a batch of any size: {reason} Its forward pass must not "
+            f"torch.export cannot trace this network with a batch of any size: {reason} Its forward pass must not "
             "depend on the values of tensors, nor on the number of examples."
         ) from error
 
 
 @torch.no_grad()
 def onnx_difference(module: CompiledPosterior, path: str | Path, inputs: Tensor | None = None) -> float:
-    """Largest difference between what onnxruntime makes of the file and what the module says.
+    """Largest difference between the outputs of the file in onnxruntime and those of the module.
 
-    Each quantity is measured in units of its largest value, if that is above one.
+    Each output is divided by its largest absolute value if that exceeds 1.
+
+    Args:
+        module: The module that was exported.
+        path: The ONNX file.
+        inputs: Raw inputs to compare on; `module.example` by default.
 
     Raises:
         ValueError: There are no inputs to compare on.
@@ -112,18 +125,18 @@ def onnx_difference(module: CompiledPosterior, path: str | Path, inputs: Tensor 
     if batch is None:
         raise ValueError("There is nothing to compare on: pass `inputs`, a batch of examples.")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    written = batch.float() if session.get_inputs()[0].type == "tensor(float)" else batch
-    found = session.run(list(module.output_names), {INPUT_NAME: written.cpu().numpy()})
+    converted = batch.float() if session.get_inputs()[0].type == "tensor(float)" else batch
+    outputs = session.run(list(module.output_names), {INPUT_NAME: converted.cpu().numpy()})
     device = next(module.networks.parameters()).device
     expected = module(batch.to(device))
     return max(
         float((torch.from_numpy(values) - expected[name].cpu()).abs().max() / expected[name].abs().max().clamp_min(1))
-        for name, values in zip(module.output_names, found, strict=True)
+        for name, values in zip(module.output_names, outputs, strict=True)
     )
 
 
 def _name_outputs(graph: Any, output_names: Sequence[str]) -> None:
-    # The exporter, asked for names, does not see that values inside have some of them already.
+    # Given the output names, the exporter would not avoid clashes with inner values of the same name.
     for value in (value for node in graph for value in node.outputs):
         if value.name in output_names:
             value.name = f"inner_{value.name}"
@@ -133,7 +146,7 @@ def _name_outputs(graph: Any, output_names: Sequence[str]) -> None:
 
 @contextmanager
 def _suppress_exporter_warnings() -> Iterator[None]:
-    """Torch's exporter warns of its own deprecations, and logs that torchvision is missing; nothing here needs it."""
+    """Silence the exporter's warnings about its own deprecations and its log message that torchvision is missing."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Inputs of any kind as chunks of batches: what is held at once stays small, and an iterable is read once."""
+"""Splitting of prediction inputs into chunks of batches with bounded memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -13,16 +13,22 @@ from flatbayes.data import LazyImages
 
 BATCHES_PER_CHUNK = 32
 
+Inputs = Tensor | LazyImages | NDArray[np.generic] | Iterable[Any]
+"""One tensor, array or LazyImages of all examples, or an iterable of batches: `inputs` or `(inputs, ...)`."""
+
 
 def iter_chunks(
-    inputs: Tensor | LazyImages | NDArray[np.generic] | Iterable[Any],
-    batch_size: int,
-    batches_per_chunk: int = BATCHES_PER_CHUNK,
+    inputs: Inputs, batch_size: int, batches_per_chunk: int = BATCHES_PER_CHUNK
 ) -> Iterator[Sequence[Tensor]]:
-    """Lists of batches of inputs.
+    """Yield lists of batches of inputs.
 
-    A tensor or array is one chunk, since it is in memory already. Of an iterable, at most `batches_per_chunk`
-    batches are held; of a batch that is a pair, the inputs come first and the rest is ignored.
+    A tensor or array forms one chunk, because it is in memory already. An iterable is read once.
+
+    Args:
+        inputs: The examples. If a batch of an iterable is a tuple or list, its first element holds the inputs and the
+            others are ignored.
+        batch_size: Examples per batch; batches of an iterable keep their size.
+        batches_per_chunk: Maximum number of batches of an iterable that are in memory at once.
 
     Raises:
         ValueError: `batch_size` is below 1, or a batch does not hold a tensor or array.
@@ -35,11 +41,16 @@ def iter_chunks(
             yield examples.split(batch_size)
         return
     batches = iter(inputs.split(batch_size) if isinstance(inputs, LazyImages) else inputs)
-    while held := [_to_tensor(batch) for batch in islice(batches, batches_per_chunk)]:
-        yield held
+    while chunk := [_to_tensor(batch) for batch in islice(batches, batches_per_chunk)]:
+        yield chunk
 
 
-def _to_tensor(batch: Any) -> Tensor:
+def cast_floating(inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert floating-point inputs to the precision of the networks; other types stay as they are."""
+    return inputs.to(dtype) if inputs.is_floating_point() else inputs
+
+
+def _to_tensor(batch: object) -> Tensor:
     if isinstance(batch, list | tuple) and batch:
         batch = batch[0]
     if isinstance(batch, np.ndarray):

@@ -1,7 +1,7 @@
-"""Building what a stranger's file describes, without believing the sizes it states.
+"""Resource limits for objects that are built from untrusted metadata.
 
-A network of a width of a billion is a short line of JSON. What is built from such a line may take no more memory, nor
-more tensors, than the file has brought along, and is stopped at the first that would be too much.
+One line of JSON can describe a network with a billion units. While such a description is instantiated, torch may
+allocate no more elements and tensors than a multiple of those in the artefact, and stops before the first excess.
 """
 
 import math
@@ -13,22 +13,24 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 EXTRA_ELEMENTS, EXTRA_TENSORS = 2**20, 1000
-"""What anything may take on top, such as numbers that its constructor computes and forgets."""
+"""Allowance on top of the multiple, for temporary tensors of a constructor."""
+
+TOO_LARGE = "the described object is larger than the tensors in the file"
 
 SIZE_ARGUMENT_INDEX: dict[Any, int] = dict.fromkeys(
     (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full), 0
 ) | dict.fromkeys((Tensor.new_empty, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full), 1)
-"""What makes tensors of a size that is asked for, and where in its arguments the size begins."""
+"""Functions that allocate a tensor of a given size, with the position of the size among their arguments."""
 
 
 class AllocationLimit(TorchFunctionMode):
-    """Inside, torch makes no more than a multiple of these numbers and tensors.
+    """Context in which torch allocates at most a multiple of the elements and tensors of a file.
 
     Args:
-        tensors: What the file holds.
+        tensors: The tensors of the file.
 
     Raises:
-        ValueError: More is asked for; nothing of that size was made.
+        ValueError: More is requested; the allocation is not made.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -36,39 +38,39 @@ class AllocationLimit(TorchFunctionMode):
         self.elements_left = 4 * sum(tensor.numel() for tensor in tensors.values()) + EXTRA_ELEMENTS
         self.tensors_left = 8 * len(tensors) + EXTRA_TENSORS
 
-    def __torch_function__(
+    def __torch_function__(  # torch fixes this signature
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Count, refuse or go on."""
+        """Count the allocations of a call, and call the function if they are within the limit."""
         if func in SIZE_ARGUMENT_INDEX:
             self.tensors_left -= 1
             self.elements_left -= count_elements(args[SIZE_ARGUMENT_INDEX[func] :], kwargs or {})
             if min(self.elements_left, self.tensors_left) < 0:
-                raise ValueError("what it describes is larger than the tensors that it holds")
+                raise ValueError(TOO_LARGE)
         return func(*args, **(kwargs or {}))
 
 
 def count_elements(sizes: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """How many numbers a tensor would have.
+    """Number of elements of the tensor that a call would allocate.
 
     >>> count_elements((2, 3), {}), count_elements(((2, 3), 0.5), {}), count_elements((), {"size": (4,)})
     (6, 6, 4)
 
     Args:
-        sizes: Positional arguments from the size on: numbers, or one sequence of them and then what is no size.
-        kwargs: The others.
+        sizes: Positional arguments from the size on: integers, or one sequence of them followed by other arguments.
+        kwargs: Keyword arguments of the call.
     """
-    asked = kwargs.get("size", sizes)
-    if asked and not isinstance(asked[0], int):
-        asked = asked[0]
-    return math.prod(size for size in asked if isinstance(size, int))
+    size = kwargs.get("size", sizes)
+    if size and not isinstance(size[0], int):
+        size = size[0]
+    return math.prod(length for length in size if isinstance(length, int))
 
 
-def check_max_integer(data: Any, maximum: int) -> None:
-    """Refuse plain data with a whole number in it that is larger.
+def check_max_integer(data: object, maximum: int) -> None:
+    """Check that no integer in nested dictionaries and lists exceeds a maximum in absolute value.
 
     Raises:
-        ValueError: There is one.
+        ValueError: One does.
     """
     if isinstance(data, dict):
         data = list(data.values())
@@ -76,4 +78,4 @@ def check_max_integer(data: Any, maximum: int) -> None:
         for item in data:
             check_max_integer(item, maximum)
     elif isinstance(data, int) and abs(data) > maximum:
-        raise ValueError("what it describes is larger than the tensors that it holds")
+        raise ValueError(TOO_LARGE)

@@ -1,23 +1,46 @@
-"""`posterior.json`, the half of an artefact that people can read: sealed by a checksum, and of bounded size."""
+"""Metadata of an artefact, `posterior.json`: typed, of bounded size, and protected by a checksum."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 
-SCHEMA_VERSION, READABLE_SCHEMAS = 3, (1, 2, 3)
-"""Schema 3 seals the description, and says which parameters were not trained. The same seed draws other networks than
-in schema 1, so the statistics of its draws are not taken."""
+SCHEMA_VERSION = 3
+"""Schema 3 adds the checksum of the metadata and the names of the parameters that were not trained."""
+READABLE_SCHEMAS = (1, 2, 3)
+"""Since schema 2 the same seed draws other networks, so statistics of draws in schema 1 are ignored."""
 
 TENSORS_FILE, METADATA_FILE = "posterior.safetensors", "posterior.json"
 
 MAX_METADATA_BYTES = 2**24
-"""Largest description that is read: names of 100,000 classes are a tenth of it."""
+"""Largest metadata that is read; the names of 100,000 classes take a tenth of it."""
 
-FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
+
+class PosteriorMetadata(TypedDict):
+    """Entries of `posterior.json`."""
+
+    schema: int
+    posterior: dict[str, Any]
+    """Class path and arguments."""
+    likelihood: dict[str, Any] | None
+    """Class path and arguments; None if it contains user code."""
+    num_data: list[int]
+    """Training examples of each training run."""
+    num_statistics_batches: int
+    """Batches of inputs that are stored for batch-norm statistics."""
+    frozen: NotRequired[list[str]]
+    """Parameters that were not trained."""
+    info: dict[str, Any]
+    sha256: NotRequired[str]
+    """Checksum of the tensors' file, known once that is written."""
+    checksum: NotRequired[str]
+    """Checksum of all other entries."""
+
+
+ENTRY_TYPES: dict[str, type | tuple[type, ...]] = {
     "posterior": dict,
     "likelihood": (dict, type(None)),
     "num_data": list,
@@ -25,11 +48,11 @@ FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
     "info": dict,
     "sha256": str,
 }
-"""What each entry is."""
+"""Types that are checked when an artefact is read."""
 
 
-def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Write the description with its seal.
+def write_metadata(folder: Path, metadata: PosteriorMetadata) -> None:
+    """Write the metadata with its checksum.
 
     Raises:
         ValueError: It is too large to be read again.
@@ -38,52 +61,51 @@ def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
     size = len(json.dumps(replace_nonfinite(sealed), indent=1))
     if size > MAX_METADATA_BYTES:
         raise ValueError(
-            f"The description of this posterior would have {size} bytes, and at most {MAX_METADATA_BYTES} are read again. "
-            "What is large in it is `info`: take that out, and keep it in a file of its own."
+            f"The metadata of this posterior would have {size} bytes, and at most {MAX_METADATA_BYTES} are read "
+            "again. The large entry is `info`: take large values out of it, and keep them in a file of their own."
         )
     write_json(folder / METADATA_FILE, sealed)
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """The description of an artefact, whole and of a schema that this version reads.
+def read_metadata(folder: Path) -> PosteriorMetadata:
+    """Read and check the metadata of an artefact.
 
     Raises:
         FileNotFoundError: There is no artefact.
-        ValueError: It is damaged, too large, or from a newer version.
+        ValueError: The metadata is damaged, too large, or from a newer version.
     """
     for name in (METADATA_FILE, TENSORS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"There is no fitted posterior in {folder}: {name} is missing.")
     path = resolve_artefact_file(folder, METADATA_FILE)
-    if path.stat().st_size > MAX_METADATA_BYTES:
-        raise ValueError(
-            f"{path} is damaged: it has {path.stat().st_size} bytes, and at most {MAX_METADATA_BYTES} are read."
-        )
-    found = read_json(path)
-    if not isinstance(found, dict) or "schema" not in found:
+    size = path.stat().st_size
+    if size > MAX_METADATA_BYTES:
+        raise ValueError(f"{path} is damaged: it has {size} bytes, and at most {MAX_METADATA_BYTES} are read.")
+    metadata = read_json(path)
+    if not isinstance(metadata, dict) or "schema" not in metadata:
         raise ValueError(f"{path} is damaged: it does not describe a fitted posterior.")
-    if found["schema"] not in READABLE_SCHEMAS:
-        info = found.get("info")
-        named = info.get("flatbayes") if isinstance(info, dict) else None
+    if metadata["schema"] not in READABLE_SCHEMAS:
+        info = metadata.get("info")
+        version = info.get("flatbayes") if isinstance(info, dict) else None
         raise ValueError(
-            f"{folder} was written in schema {str(found['schema'])[:20]}, and this version of flatbayes reads "
-            f"schemas {READABLE_SCHEMAS}. Use the version that it names: {str(named)[:40]}."
+            f"{folder} was written in schema {str(metadata['schema'])[:20]}, and this version of flatbayes reads "
+            f"schemas {READABLE_SCHEMAS}. Use the version that wrote it: {str(version)[:40]}."
         )
-    if found["schema"] >= SCHEMA_VERSION or "checksum" in found:
-        rest = {key: value for key, value in found.items() if key != "checksum"}
-        if found.get("checksum") != compute_metadata_checksum(rest):
+    if metadata["schema"] >= SCHEMA_VERSION or "checksum" in metadata:
+        sealed_entries = {key: value for key, value in metadata.items() if key != "checksum"}
+        if metadata.get("checksum") != compute_metadata_checksum(sealed_entries):
             raise ValueError(f"{path} is damaged: its checksum is not the one it was saved with.")
-    for key, kind in FIELD_TYPES.items():
-        if key not in found or not isinstance(found[key], kind) or isinstance(found[key], bool):
-            raise ValueError(f"{path} is damaged: its entry {key!r} is missing, or of another kind.")
-    return found
+    for key, entry_type in ENTRY_TYPES.items():
+        if key not in metadata or not isinstance(metadata[key], entry_type) or isinstance(metadata[key], bool):
+            raise ValueError(f"{path} is damaged: its entry {key!r} is missing, or of another type.")
+    return cast(PosteriorMetadata, metadata)
 
 
 def resolve_artefact_file(folder: Path, name: str) -> Path:
-    """The path of a file of the artefact, if that is where it lies.
+    """Path of a file of the artefact.
 
     Raises:
-        ValueError: It is a link to somewhere else.
+        ValueError: It is a link out of the folder.
     """
     path = folder / name
     if path.resolve().parent != folder.resolve():
@@ -94,7 +116,7 @@ def resolve_artefact_file(folder: Path, name: str) -> Path:
 
 
 def compute_metadata_checksum(metadata: Mapping[str, Any]) -> str:
-    """SHA-256 of the description in canonical form: keys sorted, no spaces, ASCII."""
+    """SHA-256 of the metadata as canonical JSON: keys sorted, no spaces, ASCII."""
     text = json.dumps(replace_nonfinite(metadata), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 

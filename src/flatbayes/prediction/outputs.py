@@ -1,7 +1,7 @@
-"""What a deployed module answers with: a few tensors by name, from the outputs of its networks.
+"""Predictive summaries for deployment: mean and uncertainty tensors from the outputs of several networks.
 
-The same quantities as those of a `Predictive`, in the precision of the networks (single, where `predict` works in
-double) and in operations that `torch.export` and ONNX know.
+They are the quantities of a `Predictive`, in the precision of the networks (`predict` works in double) and with
+operations that `torch.export` and ONNX support.
 """
 
 from abc import ABC, abstractmethod
@@ -16,49 +16,49 @@ from flatbayes.likelihoods.categorical import categorical_entropy
 
 SummaryTensors = dict[str, Tensor]
 """For classes `mean` (examples, classes), `entropy` and `mutual_information` (examples,), in nats; for numbers
-`mean`, `std` and `epistemic_std`, each of the shape and in the unit of the targets."""
+`mean`, `std` and `epistemic_std`, each with the shape and unit of the targets."""
 
 
 class PredictiveSummary(nn.Module, ABC):
-    """Makes an answer out of what networks give for the same examples.
+    """Computes summary tensors from the outputs of several networks for the same examples.
 
     Attributes:
-        output_names: Names of what the answer holds, in order.
+        output_names: Names of the summary tensors, in order.
     """
 
     output_names: tuple[str, ...]
 
     @abstractmethod
     def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
-        """The answer.
+        """Summarise.
 
         Args:
-            outputs: Those of each network, shape (examples, outputs).
+            outputs: Outputs of each network, shape (examples, outputs).
         """
 
 
 class CategoricalSummary(PredictiveSummary):
-    """The average of probabilities, and how uncertain it is."""
+    """Mean probabilities, their entropy, and the mutual information between class and network."""
 
     output_names = ("mean", "entropy", "mutual_information")
 
     def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
-        """H[mean p] is the entropy, H[mean p] - mean H[p] the mutual information."""
-        log_probs = torch.stack([F.log_softmax(promote_to_float32(one), -1) for one in outputs])
+        """For networks with probabilities p: entropy H[mean p], mutual information H[mean p] - mean H[p]."""
+        log_probs = torch.stack([F.log_softmax(promote_to_float32(logits), -1) for logits in outputs])
         mean = log_probs.exp().mean(0)
-        total = categorical_entropy(mean.log(), mean)
+        entropy = categorical_entropy(mean.log(), mean)
         return {
             "mean": mean,
-            "entropy": total,
-            "mutual_information": (total - categorical_entropy(log_probs).mean(0)).clamp_min(0.0),
+            "entropy": entropy,
+            "mutual_information": (entropy - categorical_entropy(log_probs).mean(0)).clamp_min(0.0),
         }
 
 
 class GaussianSummary(PredictiveSummary):
-    """Moments of a mixture of normal distributions.
+    """Moments of an equal mixture of normal distributions.
 
     Args:
-        likelihood: What the networks were trained with.
+        likelihood: The likelihood with which the networks were trained.
     """
 
     output_names = ("mean", "std", "epistemic_std")
@@ -72,9 +72,9 @@ class GaussianSummary(PredictiveSummary):
         self.register_buffer("scale", torch.tensor(likelihood.scale))
 
     def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
-        """The total variance is the mean of the variances and the variance of the means."""
-        found = [self.likelihood.split_outputs(promote_to_float32(one)) for one in outputs]
-        means, stds = (torch.stack(some) for some in zip(*found, strict=True))
+        """The total variance is the mean of the variances plus the variance of the means."""
+        moments = [self.likelihood.split_outputs(promote_to_float32(output)) for output in outputs]
+        means, stds = (torch.stack(values) for values in zip(*moments, strict=True))
         epistemic = means.var(0, correction=0)
         return rescale_moments(means.mean(0), stds.square().mean(0) + epistemic, epistemic, self.location, self.scale)
 
@@ -82,25 +82,33 @@ class GaussianSummary(PredictiveSummary):
 def rescale_moments(
     mean: Tensor, variance: Tensor, epistemic: Tensor, location: Tensor, scale: Tensor
 ) -> SummaryTensors:
-    """Moments of standardised targets, shape (examples, targets), as an answer in the unit of the targets."""
-    found = {
+    """Convert moments of standardised targets to the unit of the targets.
+
+    Args:
+        mean: Predicted means, shape (examples, targets).
+        variance: Total variances, same shape.
+        epistemic: Variances of the networks' means, same shape.
+        location: Mean of each target in the training data.
+        scale: Standard deviation of each target in the training data.
+    """
+    moments = {
         "mean": location + scale * mean,
         "std": scale * variance.sqrt(),
         "epistemic_std": scale * epistemic.sqrt(),
     }
-    return {name: values.squeeze(-1) for name, values in found.items()} if mean.shape[-1] == 1 else found
+    return {name: values.squeeze(-1) for name, values in moments.items()} if mean.shape[-1] == 1 else moments
 
 
 def promote_to_float32(outputs: Tensor) -> Tensor:
-    """Outputs in double precision as they are, others in single."""
+    """Convert to single precision unless the outputs are in double."""
     return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 
 def make_summary(likelihood: Likelihood) -> PredictiveSummary:
-    """What summarises the outputs that this likelihood reads.
+    """Build the summary for a likelihood.
 
     Raises:
-        TypeError: It is one of the user's own.
+        TypeError: The likelihood is user-defined.
     """
     match likelihood:
         case Custom():
@@ -111,6 +119,6 @@ def make_summary(likelihood: Likelihood) -> PredictiveSummary:
             return GaussianSummary(likelihood)
         case _:
             raise TypeError(
-                f"Which tensors a module with a {type(likelihood).__name__} should answer with is not known. Build "
-                "CompiledPosterior with a PredictiveSummary of your own."
+                f"There is no summary for a {type(likelihood).__name__}. Build CompiledPosterior with a "
+                "PredictiveSummary of your own."
             )

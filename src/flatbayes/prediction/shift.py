@@ -1,15 +1,17 @@
-"""A fitted posterior away from its training data: corrupted images, examples from outside, and a second look at T.
+"""Evaluation under distribution shift: corrupted images, out-of-distribution detection, and temperature scaling.
 
-Severities and corruptions are those of Hendrycks and Dietterich (ICLR 2019). Examples from outside are the positive
-ones in every number on detection. A temperature is fitted to validation examples, never to those it is judged by
-(Ashukha et al., ICLR 2020).
+Corruptions and severities are those of Hendrycks and Dietterich (ICLR 2019). Out-of-distribution examples are the
+positive class of every detection metric. A temperature is fitted to validation examples and evaluated on test
+examples (Ashukha et al., ICLR 2020).
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, cat
+from torch import Tensor, cat, ones, zeros
 
 from flatbayes.data import CIFAR10C, LazyImages, Split, corrupt_images, infer_white_value
 from flatbayes.likelihoods import CategoricalPredictive
@@ -31,6 +33,82 @@ CLEAN = "clean"
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
+@dataclass(frozen=True)
+class CorruptionMetrics:
+    """Classification metrics on corrupted images.
+
+    Attributes:
+        corruption: Name of the corruption; "clean" for the images as they are.
+        severity: From 1 to 5; 0 for clean images.
+        metrics: Values by name, as of `classification_metrics`.
+    """
+
+    corruption: str
+    severity: int
+    metrics: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """One flat row of a table, ready for JSON."""
+        return {"corruption": self.corruption, "severity": self.severity, **self.metrics}
+
+
+@dataclass(frozen=True)
+class DetectionMetrics:
+    """How well one score separates out-of-distribution examples from test examples.
+
+    Attributes:
+        auroc: Area under the ROC curve.
+        aupr_out: Average precision with out-of-distribution examples as the positive class.
+        aupr_in: Average precision with test examples as the positive class.
+        fpr95: Fraction of test examples above the threshold that 95 % of the out-of-distribution examples exceed.
+    """
+
+    auroc: float
+    aupr_out: float
+    aupr_in: float
+    fpr95: float
+
+
+@dataclass(frozen=True)
+class OODEvaluation:
+    """Out-of-distribution detection by the uncertainty of the predictions.
+
+    Attributes:
+        scores: Metrics for each of the scores `entropy`, `mutual_information` and `one_minus_confidence`.
+        entropy_divergence: Symmetric KL divergence of the histograms of the entropy, in nats.
+        num_test: Number of test examples.
+        num_ood: Number of out-of-distribution examples.
+    """
+
+    scores: dict[str, DetectionMetrics]
+    entropy_divergence: float
+    num_test: int
+    num_ood: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries by field name, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RecalibrationResult:
+    """Metrics before and after temperature scaling.
+
+    Attributes:
+        temperature: The temperature that minimises the NLL of the validation examples.
+        raw: Metrics of the test examples at temperature 1.
+        tempered: Metrics of the test examples at the fitted temperature.
+    """
+
+    temperature: float
+    raw: dict[str, float]
+    tempered: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries by field name, ready for JSON."""
+        return asdict(self)
+
+
 def evaluate_corruptions(
     fitted: FittedPosterior,
     split: Split,
@@ -43,46 +121,55 @@ def evaluate_corruptions(
     batch_size: int = 256,
     seed: int = 0,
     show_progress: bool = False,
-) -> list[dict[str, Any]]:
-    """Metrics of classification against severity. One corrupted copy of the examples is held at a time.
+) -> list[CorruptionMetrics]:
+    """Compute classification metrics for each corruption and severity.
+
+    One corrupted copy of the examples is in memory at a time.
 
     Args:
         fitted: The posterior.
-        split: Clean images, raw, with their labels.
-        corruptions: Corruptions to try.
-        severities: From 1 to 5.
+        split: Clean raw images with their labels.
+        corruptions: Names of corruptions.
+        severities: Numbers from 1 to 5.
         num_draws: Networks to average, as in `FittedPosterior.predict`.
-        corruption_source: Take corrupted images from these files, instead of making them.
-        corruption_seed: Decides all that is random in the corruptions.
-        batch_size: Examples a forward pass sees at a time.
-        seed: Decides which networks are drawn; they are the same for all rows.
+        corruption_source: Files of corrupted images; None corrupts the images of the split.
+        corruption_seed: Determines the random numbers of the corruptions.
+        batch_size: Examples per forward pass.
+        seed: The same seed draws the same networks; they are the same for all rows.
         show_progress: Show progress bars on standard error.
 
     Returns:
-        Rows of `corruption`, `severity` and the metrics by their names; the first is "clean", of severity 0.
+        The clean images first, then every corruption at every severity.
 
     Raises:
-        ValueError: Images are not those that the posterior takes, or there is no such corruption or severity.
+        ValueError: The images do not fit the posterior, or there is no such corruption or severity.
     """
     images = split.input_tensor
     white = infer_white_value(images)
+    predict = partial(
+        _predict_classes,
+        fitted,
+        num_draws=num_draws,
+        batch_size=batch_size,
+        seed=seed,
+        show_progress=show_progress,
+    )
 
-    def make_row(name: str, severity: int, examples: Split) -> dict[str, Any]:
-        found = _predict_classes(fitted, examples.inputs, num_draws, batch_size, seed, show_progress)
-        metrics = classification_metrics(found.log_probs.cpu(), examples.targets.cpu())
-        return {"corruption": name, "severity": severity, **metrics}
+    def compute_row(name: str, severity: int, examples: Split) -> CorruptionMetrics:
+        log_probs = predict(examples.inputs).log_probs.cpu()
+        return CorruptionMetrics(name, severity, classification_metrics(log_probs, examples.targets.cpu()))
 
-    rows = [make_row(CLEAN, 0, split)]
+    rows = [compute_row(CLEAN, 0, split)]
     for name in corruptions:
         for severity in severities:
             if corruption_source is None:
                 inputs = corrupt_images(images, name, severity, corruption_seed, white)
                 corrupted = Split(inputs=inputs, targets=split.targets)
             else:
-                found = corruption_source.read_split(name, severity)
-                inputs = (found.input_tensor * (white / 255)).to(images.dtype)  # files have values from 0 to 255
-                corrupted = Split(inputs=inputs, targets=found.targets)
-            rows.append(make_row(name, severity, corrupted))
+                stored = corruption_source.read_split(name, severity)
+                inputs = (stored.input_tensor * (white / 255)).to(images.dtype)  # files have values from 0 to 255
+                corrupted = Split(inputs=inputs, targets=stored.targets)
+            rows.append(compute_row(name, severity, corrupted))
     return rows
 
 
@@ -95,46 +182,34 @@ def evaluate_ood(
     batch_size: int = 256,
     seed: int = 0,
     show_progress: bool = False,
-) -> dict[str, Any]:
-    """How well uncertainty tells examples from outside from those inside.
+) -> OODEvaluation:
+    """Measure how well predictive uncertainty separates out-of-distribution examples from test examples.
 
     Args:
         fitted: The posterior.
-        test_inputs: Inputs like those of the training, which the posterior has not seen; raw.
-        ood_inputs: Inputs of another kind, in the same form; raw.
+        test_inputs: Raw inputs from the distribution of the training data, not used in training.
+        ood_inputs: Raw inputs from another distribution, of the same shape.
         num_draws: Networks to average, as in `FittedPosterior.predict`.
-        batch_size: Examples a forward pass sees at a time.
-        seed: Decides which networks are drawn.
+        batch_size: Examples per forward pass.
+        seed: The same seed draws the same networks.
         show_progress: Show progress bars on standard error.
 
-    Returns:
-        `scores`: for `entropy`, `mutual_information` and `one_minus_confidence` each `auroc`, `aupr_out` and
-        `fpr95` (examples from outside positive) and `aupr_in` (the others); `entropy_divergence`, the symmetric
-        KL divergence of histograms of the entropy; `num_inside` and `num_outside`.
-
     Raises:
-        ValueError: The two have different shapes, or none that the posterior takes.
+        ValueError: The inputs differ in shape, or do not fit the posterior.
     """
     if test_inputs.shape[1:] != ood_inputs.shape[1:]:
         raise ValueError(
-            f"Inputs inside have the shape {tuple(test_inputs.shape[1:])} and those from outside "
-            f"{tuple(ood_inputs.shape[1:])}. Bring them into one: flatbayes.data.match_input_format(outside, inside)."
+            f"Test inputs have the shape {tuple(test_inputs.shape[1:])} and out-of-distribution inputs "
+            f"{tuple(ood_inputs.shape[1:])}. Use flatbayes.data.match_input_format(ood_inputs, test_inputs)."
         )
-    parts = [
-        _predict_classes(fitted, inputs, num_draws, batch_size, seed, show_progress)
+    uncertainties = [
+        _compute_uncertainties(_predict_classes(fitted, inputs, num_draws, batch_size, seed, show_progress))
         for inputs in (test_inputs, ood_inputs)
     ]
-    uncertainties = [_compute_uncertainties(part) for part in parts]
-    positive = cat(
-        [test_inputs.new_zeros(len(test_inputs)).bool(), ood_inputs.new_ones(len(ood_inputs)).bool()]
-    ).cpu()
-    scores = {name: _detection_metrics(cat([u[name] for u in uncertainties]), positive) for name in uncertainties[0]}
-    return {
-        "scores": scores,
-        "entropy_divergence": entropy_divergence(*(u["entropy"] for u in uncertainties)),
-        "num_inside": len(test_inputs),
-        "num_outside": len(ood_inputs),
-    }
+    is_ood = cat([zeros(len(test_inputs)), ones(len(ood_inputs))]).bool()
+    scores = {name: _detection_metrics(cat([u[name] for u in uncertainties]), is_ood) for name in uncertainties[0]}
+    divergence = entropy_divergence(*(u["entropy"] for u in uncertainties))
+    return OODEvaluation(scores, divergence, num_test=len(test_inputs), num_ood=len(ood_inputs))
 
 
 def evaluate_recalibration(
@@ -146,35 +221,32 @@ def evaluate_recalibration(
     batch_size: int = 256,
     seed: int = 0,
     show_progress: bool = False,
-) -> dict[str, Any]:
-    """Metrics of test examples as they are, and with the temperature that suits the validation examples best.
+) -> RecalibrationResult:
+    """Fit a temperature to validation examples, and compute test metrics without and with it.
 
     Args:
         fitted: The posterior.
-        val: Examples to fit the temperature to, not trained on.
-        test: Examples to report on.
+        val: Raw validation examples, not used in training.
+        test: Raw test examples.
         num_draws: Networks to average, as in `FittedPosterior.predict`.
-        batch_size: Examples a forward pass sees at a time.
-        seed: Decides which networks are drawn.
+        batch_size: Examples per forward pass.
+        seed: The same seed draws the same networks.
         show_progress: Show progress bars on standard error.
 
-    Returns:
-        `temperature`, and the metrics by their names under `raw` and under `tempered`.
-
     Raises:
-        ValueError: Inputs are not those that the posterior takes, or there is no temperature.
+        ValueError: The inputs do not fit the posterior, or a validation label has probability 0.
     """
-    chosen, judged = (
-        _predict_classes(fitted, part.inputs, num_draws, batch_size, seed, show_progress).log_probs.cpu()
-        for part in (val, test)
+    val_log_probs, test_log_probs = (
+        _predict_classes(fitted, split.inputs, num_draws, batch_size, seed, show_progress).log_probs.cpu()
+        for split in (val, test)
     )
-    temperature = fit_temperature(chosen, val.targets.cpu())
+    temperature = fit_temperature(val_log_probs, val.targets.cpu())
     labels = test.targets.cpu()
-    return {
-        "temperature": temperature,
-        "raw": _calibration_metrics(judged, labels),
-        "tempered": _calibration_metrics(apply_temperature(judged, temperature), labels),
-    }
+    return RecalibrationResult(
+        temperature,
+        raw=_calibration_metrics(test_log_probs, labels),
+        tempered=_calibration_metrics(apply_temperature(test_log_probs, temperature), labels),
+    )
 
 
 def _predict_classes(
@@ -185,42 +257,44 @@ def _predict_classes(
     seed: int,
     show_progress: bool,
 ) -> CategoricalPredictive:
-    known = fitted.info.get("input_shape")
-    if known is not None and tuple(known) != tuple(inputs.shape[1:]):
+    input_shape = fitted.info.get("input_shape")
+    if input_shape is not None and tuple(input_shape) != tuple(inputs.shape[1:]):
         raise ValueError(
-            f"The posterior takes inputs of the shape {tuple(known)}, got {tuple(inputs.shape[1:])}. Give inputs "
-            "like those of the training; flatbayes.data.match_input_format brings images into their shape."
+            f"The posterior takes inputs of the shape {tuple(input_shape)}, got {tuple(inputs.shape[1:])}. Give "
+            "inputs like those of the training; flatbayes.data.match_input_format brings images into their shape."
         )
-    found = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed, show_progress=show_progress)
-    if not isinstance(found, CategoricalPredictive):
-        raise ValueError(f"Shift is measured for classifications, and this posterior gives a {type(found).__name__}.")
-    return found
+    predictive = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed, show_progress=show_progress)
+    if not isinstance(predictive, CategoricalPredictive):
+        raise ValueError(
+            f"Shift is measured for classification, and this posterior predicts a {type(predictive).__name__}."
+        )
+    return predictive
 
 
 def _compute_uncertainties(predictive: CategoricalPredictive) -> dict[str, Float[Tensor, " examples"]]:
     return {
         "entropy": predictive.entropy.cpu().clamp_min(0.0),
         "mutual_information": predictive.mutual_information.cpu(),
-        # In the order of 1 - max p, which is 0 to all digits for many confident predictions.
+        # The order of 1 - max p, which rounds to 0 for many confident predictions.
         "one_minus_confidence": -predictive.log_probs.amax(-1).cpu(),
     }
 
 
-def _detection_metrics(scores: Tensor, positive: Tensor) -> dict[str, float]:
-    return {
-        "auroc": auroc(scores, positive),
-        "aupr_out": aupr(scores, positive),
-        "aupr_in": aupr(-scores, ~positive),
-        "fpr95": fpr_at_tpr(scores, positive, 0.95),
-    }
+def _detection_metrics(scores: Tensor, is_ood: Tensor) -> DetectionMetrics:
+    return DetectionMetrics(
+        auroc=auroc(scores, is_ood),
+        aupr_out=aupr(scores, is_ood),
+        aupr_in=aupr(-scores, ~is_ood),
+        fpr95=fpr_at_tpr(scores, is_ood, 0.95),
+    )
 
 
 def _calibration_metrics(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
     probs = log_probs.double().exp()
-    wrong = (probs.argmax(-1) != labels).double()
+    errors = (probs.argmax(-1) != labels).double()
     return {
         **classification_metrics(log_probs, labels),
         "adaptive_ece": adaptive_ece(probs, labels),
         "classwise_ece": classwise_ece(probs, labels),
-        "aurc": aurc(log_probs.amax(-1), wrong),
+        "aurc": aurc(log_probs.amax(-1), errors),
     }

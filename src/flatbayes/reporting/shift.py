@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ShiftRows = Sequence[Mapping[str, Any]]
-"""What `flatbayes.prediction.evaluate_corruptions` returns."""
+"""Rows of `flatbayes.prediction.CorruptionMetrics.to_dict`."""
 
 PANEL_TITLES = {"accuracy": "accuracy", "nll": "NLL in nats", "ece": "ECE"}
 SHIFT_PANEL_WIDTH_PX, PANEL_GAP_PX, MARGIN_LEFT_PX, HEADING_HEIGHT_PX, HEIGHT_PX = 236.0, 52.0, 52.0, 72.0, 300.0
@@ -108,14 +108,14 @@ def corruption_table(rows: ShiftRows) -> "Table":
 
 
 def ood_table(ood_results: Mapping[str, Any], ood_name: str) -> "Table":
-    """How well each score tells examples from outside from those inside.
+    """Detection metrics of each uncertainty score.
 
     Args:
-        ood_results: What `flatbayes.prediction.evaluate_ood` returns.
-        ood_name: What the examples from outside are.
+        ood_results: Fields of `flatbayes.prediction.OODEvaluation`.
+        ood_name: Source of the out-of-distribution examples.
     """
     title = (
-        f"{ood_results['num_outside']} examples of {ood_name} (positive) against {ood_results['num_inside']} inside"
+        f"{ood_results['num_ood']} examples of {ood_name} (positive) against {ood_results['num_test']} test examples"
     )
     table = new_table(title, "score", "AUROC", "AUPR out", "AUPR in", "FPR at TPR 0.95")
     for name, values in ood_results["scores"].items():
@@ -129,7 +129,7 @@ def temperature_table(recalibration: Mapping[str, Any]) -> "Table":
     """Metrics as they are and at the temperature that suits the validation part.
 
     Args:
-        recalibration: What `flatbayes.prediction.recalibrated` returns.
+        recalibration: Fields of `flatbayes.prediction.RecalibrationResult`.
     """
     table = new_table(
         f"Temperature {recalibration['temperature']:.3f}, fitted to the validation part", "metric", "raw", "tempered"

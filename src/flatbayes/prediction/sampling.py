@@ -1,0 +1,146 @@
+"""Sampling of networks from a fitted posterior, each with batch-norm statistics that match its weights.
+
+The running statistics of a BatchNorm layer belong to the weights for which they were estimated. A draw with other
+weights gets statistics of its own, estimated on stored batches of training inputs (Izmailov et al., UAI 2018; Maddox
+et al., NeurIPS 2019), which a cache keeps.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core import State
+from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
+from flatbayes.core.randomness import spawn_seeds
+from flatbayes.data import Standardize
+from flatbayes.likelihoods import Likelihood
+from flatbayes.posteriors import Posterior
+from flatbayes.prediction.inputs import cast_floating
+
+SampleId = tuple[int, int, int]
+"""(seed, member, draw): identifies one network; `member` is the index of its training run."""
+
+MAX_DRAWS = 10**6
+
+
+@dataclass
+class NetworkSampler:
+    """Draws networks from the states of a posterior.
+
+    Attributes:
+        posterior: The method and its hyperparameters.
+        states: Final state of each training run; all runs have the same weight in the mixture.
+        likelihood: Turns network outputs into a predictive distribution.
+        transform: Applied to inputs before a network, such as the standardisation of the training data.
+        statistics_inputs: Batches of training inputs, before the transform, on which running statistics of draws
+            are re-estimated; needed where draws change the weights of a network with BatchNorm.
+        info: Plain data that is saved with the artefact: class names, the model's class path and the like.
+        norm_statistics: Cache of re-estimated running statistics, which is saved with the artefact.
+    """
+
+    posterior: Posterior
+    states: Sequence[State]
+    likelihood: Likelihood
+    transform: Callable[[Tensor], Tensor] | None = None
+    statistics_inputs: Sequence[Tensor] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+    norm_statistics: dict[SampleId, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.states:
+            raise ValueError("A fitted posterior needs the state of at least one training run, got none.")
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the networks."""
+        return next(self.states[0].model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the networks; floating-point inputs are converted to it."""
+        return next(self.states[0].model.parameters()).dtype
+
+    def preprocess(self, batch: Tensor) -> Tensor:
+        """Move a batch of raw inputs to the networks' device, apply the transform, and convert the precision."""
+        batch = batch.to(self.device)
+        return cast_floating(batch if self.transform is None else self.transform(batch), self.dtype)
+
+    def sample_ids(self, num_draws: int, seed: int = 0) -> list[SampleId]:
+        """Identifiers of the networks that a prediction averages, the same number for every training run.
+
+        Args:
+            num_draws: Number of networks, rounded up to a multiple of the number of training runs; a posterior
+                without randomness has one network per run.
+            seed: First entry of each identifier.
+
+        Raises:
+            ValueError: `num_draws` is below 1 or above a million.
+        """
+        check_num_draws(num_draws)
+        num_members = len(self.states)
+        draws_per_member = -(-num_draws // num_members) if self.posterior.stochastic else 1
+        return [(seed, member, draw) for draw in range(draws_per_member) for member in range(num_members)]
+
+    @contextmanager
+    def sampled_network(self, sample_id: SampleId) -> Iterator[nn.Module]:
+        """The network of an identifier, valid within the context."""
+        state = self.states[sample_id[1]]
+        generator = torch.Generator(self.device).manual_seed(spawn_seeds(*sample_id, count=1)[0])
+        with self.posterior.draw(state, generator) as network:
+            if sample_id not in self.norm_statistics:
+                if not (self.posterior.needs_norm_reestimation and norm_layers(network)):
+                    yield network
+                    return
+                self.norm_statistics[sample_id] = self._reestimate_statistics(network)
+            with swap_buffers(network, self.norm_statistics[sample_id]):
+                yield network
+
+    def sample_networks(self, num_draws: int = 30, *, seed: int = 0) -> Iterator[nn.Module]:
+        """Yield networks of the posterior one after the other; each is valid until the next is requested.
+
+        Args:
+            num_draws: Number of networks, as in `sample_ids`.
+            seed: The same seed draws the same networks.
+        """
+        for sample_id in self.sample_ids(num_draws, seed):
+            with self.sampled_network(sample_id) as network:
+                yield network
+
+    def _reestimate_statistics(self, network: nn.Module) -> dict[str, Tensor]:
+        if not self.statistics_inputs:
+            raise ValueError(
+                "Draws of this posterior have new weights, so the running statistics of their BatchNorm layers "
+                "must be estimated on training data, and there is none here: pass `statistics_inputs`, some "
+                "batches of training inputs."
+            )
+        return reestimate_norm_statistics(network, (self.preprocess(batch) for batch in self.statistics_inputs))
+
+
+def check_num_draws(num_draws: int) -> None:
+    """Check the number of draws of a prediction.
+
+    Raises:
+        ValueError: `num_draws` is below 1 or above a million.
+    """
+    if num_draws < 1:
+        raise ValueError(f"A prediction needs at least 1 draw, got num_draws={num_draws}.")
+    if num_draws > MAX_DRAWS:
+        raise ValueError(f"A prediction takes at most a million draws, got num_draws={num_draws}.")
+
+
+def make_example_inputs(sampler: NetworkSampler) -> Tensor | None:
+    """Two random raw inputs with the shape, mean and standard deviation of the training data.
+
+    Returns:
+        None if the shape is unknown, as for a posterior that was fitted to a loader.
+    """
+    shape = sampler.info.get("input_shape")
+    if not shape:
+        return None
+    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    transform = sampler.transform
+    return transform.mean.cpu() + transform.std.cpu() * noise if isinstance(transform, Standardize) else noise
