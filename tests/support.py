@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from flatbayes import flatness, posteriors
 from flatbayes.core import TrainingProgress
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.context import get_weight_distribution, weight_distribution
 from flatbayes.core.spec import short_name
-from flatbayes.core.spread import get_weight_distribution, weight_distribution
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
 
@@ -192,28 +192,24 @@ def switched_off(flat):
 
 
 def in_force(flat, model: nn.Module) -> TrainingProgress:
-    """A course at a step at which the flatness displaces the weights of this model."""
-    course = TrainingProgress(step=10, total_steps=12)
+    """Progress at a step at which the flatness perturbs the weights of this model."""
+    progress = TrainingProgress(step=10, total_steps=12)
     if isinstance(flat, flatness.MSAM):
         generator = torch.Generator().manual_seed(5)
         params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         noise = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in params.items()}
-        course.store_state("msam", noise)
-    return course
+        progress.store_state("msam", noise)
+    return progress
 
 
 def innermost(flat):
-    """What runs when it is the turn of a flatness that takes turns."""
+    """The flatness that a schedule runs; any other flatness itself."""
     return innermost(flat.flatness) if any(field.name == "flatness" for field in fields(flat)) else flat
 
 
-def whole_at_the_weights(flat) -> bool:
-    """Whether the whole batch is seen at the undisplaced weights too: in a gradient that only aims."""
-    inner = innermost(flat)
-    return (
-        not isinstance(inner, flatness.MSAM | flatness.GaussianSmoothing)
-        and getattr(inner, "ascent_batch_fraction", 1) == 1
-    )
+def starts_at_the_weights(flat) -> bool:
+    """Whether the first pass is at the unperturbed weights."""
+    return not isinstance(innermost(flat), flatness.MSAM | flatness.GaussianSmoothing)
 
 
 @contextmanager

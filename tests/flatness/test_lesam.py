@@ -1,4 +1,4 @@
-"""The radius that a rise of the loss leads to."""
+"""LE-SAM: the radius that a budget for the rise of the loss gives, and its annealing."""
 
 import math
 
@@ -24,12 +24,12 @@ def test_the_loss_rises_by_the_budget_to_first_order_and_the_radius_is_bounded()
     torch.testing.assert_close(e, vector(0.6, 0.0, 0.8) * 0.1)
 
 
-def test_a_zero_gradient_goes_nowhere_and_an_overflow_is_told():
+def test_a_zero_gradient_is_not_perturbed_and_an_overflow_is_not_finite():
     assert loss_equated_perturbation([vector(0.0, 0.0)], 1.0, 1.0).to_tensors()[0].tolist() == [0, 0]
     assert not loss_equated_perturbation([vector(0.0, math.inf)], 1.0, 1.0).is_finite
 
 
-def test_the_budget_goes_down_over_the_last_share():
+def test_the_budget_decreases_over_the_last_fraction():
     assert [cosine_decay(done, 0.4) for done in (0.0, 0.6)] == [1.0, pytest.approx(1.0)]
     assert cosine_decay(0.8, 0.4) == pytest.approx(0.5)
     assert cosine_decay(0.7, 0.4) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
@@ -37,7 +37,7 @@ def test_the_budget_goes_down_over_the_last_share():
 
 
 @pytest.mark.parametrize(("step", "rise"), [(0, 0.3), (5, 0.3), (75, 0.15), (100, 0.0)])
-def test_a_linear_loss_rises_by_what_is_left_of_the_budget(step, rise):
+def test_a_linear_loss_rises_by_the_annealed_budget(step, rise):
     class Line(nn.Module):
         def __init__(self):
             super().__init__()
@@ -56,7 +56,7 @@ def test_a_linear_loss_rises_by_what_is_left_of_the_budget(step, rise):
     assert losses[1] - losses[0] == pytest.approx(rise, abs=1e-12)
 
 
-def test_says_when_the_length_of_training_is_missing():
+def test_the_error_without_total_steps_gives_the_code_to_write():
     with pytest.raises(ValueError, match=r"TrainingProgress\(total_steps=...\)"):
         LESAM(anneal=0.1)(lambda: torch.zeros(()), nn.Linear(1, 1), TrainingProgress())
 
@@ -66,9 +66,9 @@ def test_says_when_the_length_of_training_is_missing():
     [
         (lambda: LESAM(loss_budget=-1.0), "loss_budget is a rise"),
         (lambda: LESAM(rho_max=math.inf), "rho is the radius"),
-        (lambda: LESAM(anneal=1.5), "anneal is a share"),
+        (lambda: LESAM(anneal=1.5), "anneal is a fraction"),
     ],
 )
-def test_refuses_hyperparameters_without_meaning(make, message):
+def test_invalid_hyperparameters_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

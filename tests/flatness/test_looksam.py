@@ -1,4 +1,4 @@
-"""The decomposition that LookSAM keeps, and what becomes of it between full steps."""
+"""LookSAM: the orthogonal direction that is stored, and the steps that reuse it."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def vector(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_what_is_kept_is_orthogonal_to_the_gradient_and_in_the_plane_of_both():
+def test_the_direction_is_orthogonal_to_the_gradient_and_in_the_plane_of_both():
     g, flat = [vector(1.0, 2.0), vector(-1.0)], [vector(2.0, 1.0), vector(3.0)]
     direction = torch.cat(orthogonal_direction(g, flat))
     torch.testing.assert_close(
@@ -23,13 +23,13 @@ def test_what_is_kept_is_orthogonal_to_the_gradient_and_in_the_plane_of_both():
     assert (direction @ torch.cat(g)).item() == pytest.approx(0, abs=1e-12)
 
 
-def test_there_is_nothing_across_an_equal_or_a_zero_gradient():
+def test_the_direction_is_zero_for_an_equal_or_a_zero_gradient():
     g = [torch.randn(1000)]
     assert not orthogonal_direction(g, [g[0].clone()])[0].any()
     assert orthogonal_direction([vector(0.0, 0.0)], [vector(0.0, 0.0)])[0].tolist() == [0, 0]
 
 
-def test_a_turn_adds_a_share_of_the_length_over_all_tensors():
+def test_the_added_length_is_relative_to_that_of_the_gradient_over_all_tensors():
     g = [vector(3.0), vector(0.0, 4.0)]
     add_direction(g, [vector(0.0), vector(1.0, 0.0)], 0.5)
     assert torch.cat(g).tolist() == [3, 2.5, 4]
@@ -49,28 +49,28 @@ class Bowl(nn.Module):
         return loss.detach()
 
 
-def test_full_steps_are_sam_and_those_between_are_turned():
-    flat, twin, course = Bowl(), Bowl(), TrainingProgress()
+def test_periodic_steps_are_sam_and_the_others_reuse_its_direction():
+    flat, reference, progress = Bowl(), Bowl(), TrainingProgress()
     method = LookSAM(rho=0.1, period=3, alpha=0.7)
     plain = vector(1.5, -0.7)
     for step in range(7):
-        method(flat.closure, flat, course)()
+        method(flat.closure, flat, progress)()
         if step % 3 == 0:
-            SAM(rho=0.1)(twin.closure, twin)()
-            assert torch.equal(flat.w.grad, twin.w.grad)
-            rest = twin.w.grad - (twin.w.grad @ plain) / (plain @ plain) * plain
+            SAM(rho=0.1)(reference.closure, reference)()
+            assert torch.equal(flat.w.grad, reference.w.grad)
+            rest = reference.w.grad - (reference.w.grad @ plain) / (plain @ plain) * plain
         else:
             torch.testing.assert_close(flat.w.grad, plain + 0.7 * plain.norm() * rest / rest.norm())
-        course.advance()
+        progress.advance()
 
 
-def test_a_full_step_comes_first_whenever_that_is():
+def test_the_first_step_runs_sam_whatever_its_number():
     model = network()
-    closure, course = Counted(model, *batch()), TrainingProgress(step=7)
-    LookSAM(period=5)(closure, model, course)()
+    closure, progress = Counted(model, *batch()), TrainingProgress(step=7)
+    LookSAM(period=5)(closure, model, progress)()
     assert closure.calls == 2
-    course.advance()
-    LookSAM(period=5)(closure, model, course)()
+    progress.advance()
+    LookSAM(period=5)(closure, model, progress)()
     assert closure.calls == 3
 
 
@@ -78,6 +78,6 @@ def test_a_full_step_comes_first_whenever_that_is():
     ("make", "message"),
     [(lambda: LookSAM(period=0), "period must be"), (lambda: LookSAM(alpha=-1.0), "alpha is a relative length")],
 )
-def test_refuses_hyperparameters_without_meaning(make, message):
+def test_invalid_hyperparameters_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""What a sharp gradient holds at once, counted by the profiler."""
+"""Peak memory of a sharpness-aware gradient, from the profiler."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from flatbayes.flatness import ASAM, SAM, Plain
 from support import peak_bytes
 
 
-def most_held(flatness, tmp_path) -> float:
-    """Most bytes beyond the weights, in copies of the weights, over two steps of SGD with momentum."""
+def measure_peak(flatness, tmp_path) -> float:
+    """Peak bytes beyond the weights, in copies of the weights, over two steps of SGD with momentum."""
     model = nn.Sequential(*(nn.Linear(200, 200) for _ in range(4)))
     x = torch.randn(2, 200)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
@@ -25,13 +25,13 @@ def most_held(flatness, tmp_path) -> float:
         for _ in range(2):
             flatness(closure, model)()
             optimizer.step()
-    most = peak_bytes(recorded, tmp_path / "trace.json")
-    return most / sum(p.numel() * p.element_size() for p in model.parameters())
+    peak = peak_bytes(recorded, tmp_path / "trace.json")
+    return peak / sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 @pytest.mark.filterwarnings("ignore")  # of the profiler
-def test_sharp_gradients_hold_one_copy_of_the_weights_more_than_plain_ones(tmp_path):
-    plain = most_held(Plain(), tmp_path)
+def test_sharpness_aware_gradients_need_one_copy_of_the_weights_more_than_plain_ones(tmp_path):
+    plain = measure_peak(Plain(), tmp_path)
     assert plain == pytest.approx(2.0, abs=0.1)
-    assert most_held(SAM(), tmp_path) - plain == pytest.approx(1.0, abs=0.1)
-    assert most_held(ASAM(), tmp_path) - plain < 2.1
+    assert measure_peak(SAM(), tmp_path) - plain == pytest.approx(1.0, abs=0.1)
+    assert measure_peak(ASAM(), tmp_path) - plain < 2.1

@@ -1,4 +1,4 @@
-"""Flatness alone in anyone's loop: any optimiser, scheduler, clipping, accumulation, autocast, GradScaler."""
+"""Flatness in a training loop of the user's: optimisers, schedulers, clipping, accumulation, autocast, GradScaler."""
 
 import copy
 import math
@@ -53,17 +53,17 @@ def test_any_optimizer_learns(make, flat):
     optimizer = make(
         model.parameters(), **({} if make in (torch.optim.Adadelta, torch.optim.Rprop) else {"lr": 0.05})
     )
-    losses, course = [], TrainingProgress(total_steps=25)
+    losses, progress = [], TrainingProgress(total_steps=25)
     for _ in range(25):
         with offering_everything(model):
-            losses.append(flat(plain_closure(model, optimizer, x, y), model, course)().item())
+            losses.append(flat(plain_closure(model, optimizer, x, y), model, progress)().item())
         optimizer.step()
-        course.advance()
+        progress.advance()
     assert losses[-1] < losses[0]
     assert model[1].num_batches_tracked == 25
 
 
-def test_an_optimizer_that_calls_the_closure_itself():
+def test_an_optimizer_that_calls_the_closure():
     model, x, y = task(torch.float64)
     model.eval()
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=5)
@@ -134,7 +134,7 @@ def test_accumulation_inside_the_closure_is_one_large_batch():
 
 
 @pytest.mark.parametrize("where", ["inside the closure", "around the step"])
-def test_bf16_autocast_asks_at_the_displaced_weights(where):
+def test_bf16_autocast_computes_at_the_perturbed_weights(where):
     grads = {}
     for rho in (0.0, 0.5):
         model, x, y = task()
@@ -153,7 +153,7 @@ def test_bf16_autocast_asks_at_the_displaced_weights(where):
             SAM(rho=rho)(closure, model)()
         grads[rho] = torch.cat([p.grad.flatten() for p in model.parameters()])
 
-        if rho:  # the same by hand, with fresh casts: weights displaced for good
+        if rho:  # the same by hand, with fresh casts: perturbed weights that stay
             fresh, _, _ = task()
             fresh.eval()
             with torch.autocast("cpu", torch.bfloat16):
@@ -168,7 +168,7 @@ def test_bf16_autocast_asks_at_the_displaced_weights(where):
                 F.cross_entropy(fresh(x).float(), y).backward()
             expected = torch.cat([p.grad.flatten() for p in fresh.parameters()])
             error = (grads[rho] - expected).norm() / expected.norm()
-            stale = (grads[0.0] - expected).norm() / expected.norm()  # what forgotten casts would give
+            stale = (grads[0.0] - expected).norm() / expected.norm()  # what stale casts would give
             assert error < 0.02
             assert stale > 0.2
 

@@ -1,4 +1,4 @@
-"""Displacements in the posterior's own geometry, against closed forms and the divergence that they claim to have."""
+"""Perturbations in the geometry of the posterior, against closed forms and their KL divergence."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core.spread import DiagonalGaussian, weight_distribution
+from flatbayes.core.context import DiagonalGaussian, weight_distribution
 from flatbayes.flatness import SAM, PosteriorSAM
 from flatbayes.flatness.asam import adaptive_perturbation
 from flatbayes.flatness.posterior_sam import mean_over_std_scale, require_weight_distributions, std_scale
@@ -23,7 +23,7 @@ def some(seed, count=7):
 
 
 class Weights(nn.Module):
-    """A linear loss <g, w>, so that the displacement is seen in full."""
+    """A linear loss <g, w>, so that the perturbation can be read from its passes."""
 
     def __init__(self, *values):
         super().__init__()
@@ -39,7 +39,7 @@ class Weights(nn.Module):
 
         return closure
 
-    def displacement(self):
+    def perturbation(self):
         return [after - before for before, after in zip(self.seen[0], self.seen[-1], strict=True)]
 
 
@@ -52,31 +52,31 @@ def test_std_is_the_closed_form_over_all_tensors():
     with weight_distribution(list(model.params), means, stds):
         PosteriorSAM(rho=0.2)(model.closure(vector(3.0, -1.0), vector(2.0)), model)()
     expected = vector(0.75, -4.0, 0.125) * 0.2 / math.sqrt(6.5)  # rho std² g / |std g|
-    torch.testing.assert_close(torch.cat(model.displacement()), expected)
+    torch.testing.assert_close(torch.cat(model.perturbation()), expected)
 
 
-def test_std_leaves_weights_without_a_distribution_where_they_are():
+def test_std_does_not_perturb_weights_without_a_distribution():
     model = Weights([1.0, 1.0], [1.0])
     with weight_distribution([model.params[1]], [vector(9.0)], [vector(0.25)]):
         PosteriorSAM(rho=0.2)(model.closure(vector(3.0, -1.0), vector(-2.0)), model)()
-    first, second = model.displacement()
+    first, second = model.perturbation()
     assert first.tolist() == [0, 0]
     torch.testing.assert_close(second, vector(-0.2 * 0.25))
 
 
 def test_mean_over_std_is_the_closed_form_with_weights_themselves_for_the_rest():
-    model = Weights([9.0, 9.0], [-3.0])  # the drawn weights have no say where there is a mean
+    model = Weights([9.0, 9.0], [-3.0])  # drawn weights do not matter where there is a mean
     with weight_distribution([model.params[0]], [vector(0.4, -0.1)], [vector(0.5, 2.0)]):
         flat = PosteriorSAM(rho=0.2, geometry="mean_over_std")
         flat(model.closure(vector(3.0, -1.0), vector(2.0)), model)()
     t = vector(0.8, 0.05, 3.0)
     g = vector(3.0, -1.0, 2.0)
     expected = 0.2 * t**2 * g / math.sqrt(2.4**2 + 0.05**2 + 6**2)
-    torch.testing.assert_close(torch.cat(model.displacement()), expected)
+    torch.testing.assert_close(torch.cat(model.perturbation()), expected)
 
 
 @pytest.mark.parametrize("scale_fn", [std_scale, mean_over_std_scale])
-def test_no_feasible_displacement_rises_faster(scale_fn):
+def test_no_feasible_perturbation_rises_faster(scale_fn):
     param, g = some(0), some(1)
     (scale,) = scale_fn([param], [DiagonalGaussian(some(2), some(3).exp())])
     (best,) = adaptive_perturbation([g], [scale], 0.3).to_tensors()
@@ -111,7 +111,7 @@ def test_equal_standard_deviations_are_sam():
             list(model.params), list(model.params), [torch.full_like(p, 0.02) for p in model.params]
         ):
             flat(model.closure(vector(3.0, -1.0), vector(2.0)), model)()
-        seen.append(torch.cat(model.displacement()))
+        seen.append(torch.cat(model.perturbation()))
     torch.testing.assert_close(*seen)
 
 
@@ -140,13 +140,13 @@ def test_gradients_with_sgvb_have_their_closed_form(member):
     exact = torch.cat(
         [a * (mean + rho * std * (2 * normal.cdf(z) - 1)), a * (std + 2 * rho * std * normal.log_prob(z).exp())]
     )
-    found = torch.stack(grads)
-    assert ((found.mean(0) - exact).abs() < 5 * found.std(0) / math.sqrt(count)).all()
+    samples = torch.stack(grads)
+    assert ((samples.mean(0) - exact).abs() < 5 * samples.std(0) / math.sqrt(count)).all()
     plain = vector(a * mean, a * std)
-    assert ((exact - plain).abs() > 6 * found.std(0) / math.sqrt(count)).all()
+    assert ((exact - plain).abs() > 6 * samples.std(0) / math.sqrt(count)).all()
 
 
-def test_lrt_moves_its_means():
+def test_lrt_perturbs_its_means():
     model = nn.Linear(3, 1, bias=False).double()
     posterior = LRT(initial_std=0.1)
     state = posterior.init(model, lambda p: torch.optim.SGD(p, lr=0.0), 10)
@@ -164,7 +164,7 @@ def test_lrt_moves_its_means():
     torch.testing.assert_close(after - before, 2.0 * 0.1 * g / g.norm())
 
 
-def test_says_which_posteriors_have_a_spread():
+def test_the_error_names_the_posteriors_with_weight_distributions():
     model = Weights([1.0])
     flat = PosteriorSAM()(model.closure(vector(2.0)), model)
     with pytest.raises(ValueError, match=r"Use it with SGVB, LRT, or an Ensemble .* SAM, ASAM or FisherSAM"):
@@ -176,17 +176,17 @@ def test_says_which_posteriors_have_a_spread():
     with (
         weight_distribution([vector(1.0)], [vector(1.0)], [vector(1.0)]),
         pytest.raises(ValueError),
-    ):  # to somebody else
+    ):  # of another tensor
         require_weight_distributions(list(model.params))
 
 
 @pytest.mark.parametrize(("name", "value"), [("ascent_steps", 0), ("rho", -1.0)])
-def test_refuses_numbers_without_meaning(name, value):
+def test_invalid_numbers_are_refused(name, value):
     with pytest.raises(ValueError, match=name):
         PosteriorSAM(**{name: value})
 
 
-def test_refuses_an_unknown_geometry():
+def test_an_unknown_geometry_is_refused():
     flat = PosteriorSAM()
     object.__setattr__(flat, "geometry", "raw")  # beartype, in the tests only, would be first to refuse
     with pytest.raises(ValueError, match="geometry must be std or mean_over_std, got 'raw'"):

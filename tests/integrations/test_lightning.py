@@ -277,7 +277,7 @@ def test_resumes_bit_for_bit(accumulate, flatness, tmp_path):
     for name, tensor in ours["statistics"].items():
         assert torch.equal(theirs["statistics"][name], tensor)
     assert ours["course"]["step"] == theirs["course"]["step"]
-    assert ours["course"]["kept"].keys() == theirs["course"]["kept"].keys()
+    assert ours["course"]["flatness_state"].keys() == theirs["course"]["flatness_state"].keys()
 
 
 def test_fits_once_more():

@@ -1,4 +1,4 @@
-"""What holds for every flatness: new exports are tested here the day they appear."""
+"""Laws that every exported flatness obeys: side effects, cost, perturbation, resuming, serialisation."""
 
 import copy
 import math
@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from flatbayes.core import TrainingProgress, subset_batch
+from flatbayes.core.context import get_weight_distribution, weight_distribution
 from flatbayes.core.parameter_selection import select_parameters
 from flatbayes.core.randomness import RandomState
 from flatbayes.core.spec import instantiate, short_name, to_spec
-from flatbayes.core.spread import get_weight_distribution, weight_distribution
 from flatbayes.flatness import (
     ASAM,
     LESAM,
@@ -44,45 +44,44 @@ from support import (
     network,
     offering_everything,
     snapshot,
-    whole_at_the_weights,
+    starts_at_the_weights,
     with_radius,
 )
 
-AIMED = [
-    f for f in BALLS if not isinstance(f, RandomPerturbation)
-]  # a random direction depends on the gradient's bits
-# A budget in units of the loss, or one direction while the gradient is another, is not free of the scale.
-SCALE_FREE = [f for f in FLATNESSES if not isinstance(innermost(f), RandomPerturbation | LESAM)]
-# An overflow is known only from a gradient, so those that have just one have been displaced by then.
-AIMS_FIRST = [f for f in FLATNESSES if not isinstance(innermost(f), MSAM | GaussianSmoothing)]
-NEEDS_COURSE = [f for f in FLATNESSES if isinstance(f, MSAM | LookSAM | Periodic | Delayed | GaussianSmoothing)]
-NEEDS_COURSE += [f for f in FLATNESSES if isinstance(f, LESAM) and f.anneal > 0]
+ASCENTS = [f for f in BALLS if not isinstance(f, RandomPerturbation)]  # perturbed along the gradient
+SCALE_FREE = [f for f in FLATNESSES if not isinstance(innermost(f), LESAM)]  # its budget has the unit of the loss
+# An overflow is seen in a gradient, so those with just one gradient have perturbed the weights by then.
+FIRST_PASS_AT_WEIGHTS = [f for f in FLATNESSES if starts_at_the_weights(f)]
+WITH_PROGRESS = MSAM | LookSAM | Periodic | Delayed | GaussianSmoothing | RandomPerturbation
+NEEDS_PROGRESS = [f for f in FLATNESSES if isinstance(f, WITH_PROGRESS) or (isinstance(f, LESAM) and f.anneal > 0)]
 
-every = pytest.mark.parametrize("flat", FLATNESSES, ids=named(FLATNESSES))
+every_flatness = pytest.mark.parametrize("flat", FLATNESSES, ids=named(FLATNESSES))
 every_flat = pytest.mark.parametrize("flat", FLAT, ids=named(FLAT))
 every_ball = pytest.mark.parametrize("flat", BALLS, ids=named(BALLS))
 
 
-def ask(flat, closure, model, course=None):
-    """Call the flat closure at a step where it displaces, and where every parameter has a distribution.
-
-    The latter is for those that take their geometry from it.
-    """
+def call_flat(flat, closure, model, progress=None):
+    """Call the flat closure at a step where it perturbs, with a weight distribution for every parameter."""
     with offering_everything(model):
-        return flat(closure, model, in_force(flat, model) if course is None else course)()
+        return flat(closure, model, in_force(flat, model) if progress is None else progress)()
 
 
-@every
+def is_partial(flat):
+    """Whether the ascent passes are on a part of the batch, or of the parameters."""
+    inner = innermost(flat)
+    return getattr(inner, "ascent_batch_fraction", 1) < 1 or getattr(inner, "params", "all") != "all"
+
+
+@every_flatness
 def test_leaves_everything_as_one_plain_call_does(flat):
     model, plain_model = network(), network()
     begin = snapshot(model)["weights"]
     closure = Counted(model, *batch(), seen=[])
     torch.manual_seed(3)
-    loss = ask(flat, closure, model)
+    loss = call_flat(flat, closure, model)
 
-    place = 0 if whole_at_the_weights(flat) else -1  # of the pass that counts: the first if it is whole, or the last
     with torch.no_grad():
-        for param, value in zip(plain_model.parameters(), closure.seen[place], strict=True):
+        for param, value in zip(plain_model.parameters(), closure.seen[0], strict=True):
             param.copy_(value)
     torch.manual_seed(3)
     plain_loss = Counted(plain_model, *batch())()
@@ -97,9 +96,9 @@ def test_leaves_everything_as_one_plain_call_does(flat):
         assert any(not torch.equal(a.grad, b.grad) for a, b in grads)
 
 
-@every
+@every_flatness
 def test_costs_what_is_declared(flat):
-    model, course, spent = network(), TrainingProgress(total_steps=20), []
+    model, progress, spent = network(), TrainingProgress(total_steps=20), []
     inner = Counted(model, *batch())
 
     def closure():
@@ -108,66 +107,65 @@ def test_costs_what_is_declared(flat):
         return inner()
 
     for _ in range(20):
-        ask(flat, closure, model, course)
-        course.advance()
+        call_flat(flat, closure, model, progress)
+        progress.advance()
     assert sum(spent) / 20 == pytest.approx(flat.gradients_per_step)
 
 
-@every
-def test_a_closure_that_ignores_the_share_is_called_for_whole_gradients(flat):
+@every_flatness
+def test_a_closure_that_ignores_the_batch_fraction_computes_whole_gradients(flat):
     model = network()
     closure = Counted(model, *batch())
-    ask(flat, closure, model)
+    call_flat(flat, closure, model)
     inner = innermost(flat)
-    aims = 0 if isinstance(inner, Plain | MSAM | GaussianSmoothing) else getattr(inner, "ascent_steps", 1)
-    assert closure.calls == aims + 1
+    single_pass = isinstance(inner, Plain | MSAM | GaussianSmoothing)
+    ascent_steps = 0 if single_pass else getattr(inner, "ascent_steps", 1)
+    assert closure.calls == 1 + ascent_steps
 
 
 @every_flat
 def test_a_failure_in_any_pass_restores_everything(flat):
     count = Counted(network(), *batch())
-    ask(flat, count, count.model)
+    call_flat(flat, count, count.model)
     for fail_at in range(1, count.calls + 1):
         model, plain_model = network(), network()
         begin = snapshot(model)
         torch.manual_seed(3)
-        if whole_at_the_weights(flat) and fail_at > 1:
+        if fail_at > 1:
             Counted(plain_model, *batch())()
         expected = snapshot(plain_model)
         torch.manual_seed(3)
         with pytest.raises(ArithmeticError):
-            ask(flat, Counted(model, *batch(), fail_at=fail_at), model)
-        found = snapshot(model)
-        assert all(torch.equal(found["weights"][name], value) for name, value in begin["weights"].items())
+            call_flat(flat, Counted(model, *batch(), fail_at=fail_at), model)
+        after = snapshot(model)
+        assert all(torch.equal(after["weights"][name], value) for name, value in begin["weights"].items())
         assert all(param.requires_grad for param in model.parameters())
-        if fail_at > 1 or not whole_at_the_weights(flat):
-            later = fail_at < count.calls or whole_at_the_weights(flat)  # the pass that counts is the user's own
-            assert not later or all(
-                torch.equal(found["buffers"][name], value) for name, value in expected["buffers"].items()
-            )
-            assert not later or (found["mode"] == expected["mode"] and torch.equal(found["rng"], expected["rng"]))
+        if fail_at > 1:  # what a failing first pass leaves is that of the closure itself
+            assert all(torch.equal(after["buffers"][name], value) for name, value in expected["buffers"].items())
+            assert after["mode"] == expected["mode"]
+            assert torch.equal(after["rng"], expected["rng"])
 
 
 @every_flat
-def test_a_run_resumed_from_the_course_is_the_same_bit_for_bit(flat):
-    def steps(model, optimizer, course, count):
+def test_a_run_resumed_from_its_progress_is_the_same_bit_for_bit(flat):
+    def steps(model, optimizer, progress, count):
         for _ in range(count):
             with offering_everything(model):
-                flat(Counted(model, *batch(course.step % 3)), model, course)()
+                flat(Counted(model, *batch(progress.step % 3)), model, progress)()
             optimizer.step()
-            course.advance()
+            progress.advance()
 
-    def fresh():
+    def make_run():
         model = network()
         return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), TrainingProgress(total_steps=12)
 
     torch.manual_seed(3)
-    straight = fresh()
+    straight = make_run()
     steps(*straight, 7)
     saved, rng = copy.deepcopy([thing.state_dict() for thing in straight]), torch.get_rng_state()
     steps(*straight, 5)
 
-    resumed = fresh()
+    resumed = make_run()
     for thing, state in zip(resumed, saved, strict=True):
         thing.load_state_dict(state)
     torch.set_rng_state(rng)
@@ -177,46 +175,46 @@ def test_a_run_resumed_from_the_course_is_the_same_bit_for_bit(flat):
         assert torch.equal(tensor, resumed[2].flatness_state[name])
 
 
-@pytest.mark.parametrize("flat", NEEDS_COURSE, ids=named(NEEDS_COURSE))
-def test_says_what_to_write_where_there_is_no_course(flat):
+@pytest.mark.parametrize("flat", NEEDS_PROGRESS, ids=named(NEEDS_PROGRESS))
+def test_the_error_without_progress_gives_the_code_to_write(flat):
     model = network()
     with pytest.raises(ValueError, match=r"progress = TrainingProgress\(total_steps=...\)"):
         flat(Counted(model, *batch()), model)
 
 
-@pytest.mark.parametrize("flat", [f for f in FLATNESSES if f not in NEEDS_COURSE], ids=short_name)
-def test_does_without_a_course_where_it_is_not_needed(flat):
+@pytest.mark.parametrize("flat", [f for f in FLATNESSES if f not in NEEDS_PROGRESS], ids=short_name)
+def test_the_others_ignore_the_progress(flat):
     grads = []
-    for course in ((), (TrainingProgress(step=3),)):
+    for progress in ((), (TrainingProgress(step=3),)):
         model = network()
         torch.manual_seed(3)
         with offering_everything(model):
-            flat(Counted(model, *batch()), model, *course)()
+            flat(Counted(model, *batch()), model, *progress)()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert torch.equal(*grads)
 
 
 @every_ball
-def test_displacement_has_the_radius_and_no_feasible_one_rises_faster(flat):
+def test_the_perturbation_has_the_radius_and_no_feasible_one_rises_faster(flat):
     model = network(torch.float64).eval()
     closure = Counted(model, *batch(dtype=torch.float64), seen=[])
-    ask(flat, closure, model)
+    call_flat(flat, closure, model)
     first, last = closure.seen[0], closure.seen[-1]
-    moved = _moved(flat, model)
+    mask = _perturbed_mcall_flat(flat, model)
     e = torch.cat([(b - a).flatten() for a, b in zip(first, last, strict=True)])
-    assert not e[~moved].any()
-    e = e[moved]
-    with torch.no_grad():  # the last displacement was aimed at the gradient before it
+    assert not e[~mask].any()
+    e = e[mask]
+    with torch.no_grad():  # the last perturbation is along the gradient of the pass before
         for p, w in zip(model.parameters(), closure.seen[-2], strict=True):
             p.copy_(w)
     Counted(model, *batch(dtype=torch.float64))()
-    g = torch.cat([p.grad.flatten() for p in model.parameters()])[moved]
+    g = torch.cat([p.grad.flatten() for p in model.parameters()])[mask]
     with torch.no_grad():
         for p, w in zip(model.parameters(), first, strict=True):
             p.copy_(w)
-    scale = _geometry(flat, model)[moved]
+    scale = _geometry(flat, model)[mask]
     assert torch.linalg.vector_norm(e / scale).item() == pytest.approx(flat.rho, rel=1e-9)
-    if flat in AIMED:
+    if flat in ASCENTS:
         reached = g @ e
         for k in range(200):
             z = torch.randn(e.shape, generator=torch.Generator().manual_seed(k), dtype=e.dtype)
@@ -225,7 +223,7 @@ def test_displacement_has_the_radius_and_no_feasible_one_rises_faster(flat):
 
 
 @every_ball
-def test_on_an_isotropic_quadratic_the_gradient_is_that_of_the_displaced_weights(flat):
+def test_on_an_isotropic_quadratic_the_gradient_is_that_of_the_perturbed_weights(flat):
     a, model = 4.0, Vector([0.3, -0.7, 0.2])
     w = model.weight.detach().clone()
     seen = []
@@ -237,16 +235,16 @@ def test_on_an_isotropic_quadratic_the_gradient_is_that_of_the_displaced_weights
         loss.backward()
         return loss.detach()
 
-    loss = ask(flat, closure, model)
-    place = w if whole_at_the_weights(flat) else seen[-1]
-    assert loss.item() == pytest.approx(a * place.square().sum().item() / 2)
+    loss = call_flat(flat, closure, model)
+    assert loss.item() == pytest.approx(a * seen[0].square().sum().item() / 2)
+    assert torch.equal(seen[0], w) is starts_at_the_weights(flat)
     torch.testing.assert_close(model.weight.grad, a * seen[-1])
     if type(flat) is SAM:
         torch.testing.assert_close(seen[-1], w * (1 + flat.rho / w.norm()))
 
 
-@every
-def test_zero_gradient_moves_nothing(flat):
+@every_flatness
+def test_a_zero_gradient_perturbs_nothing(flat):
     model = Vector([0.5, -0.5])
 
     def closure():
@@ -256,14 +254,14 @@ def test_zero_gradient_moves_nothing(flat):
         loss.backward()
         return loss.detach()
 
-    assert ask(flat, closure, model).item() == 0
+    assert call_flat(flat, closure, model).item() == 0
     assert model.weight.tolist() == [0.5, -0.5]
     assert model.weight.grad.tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("flat", AIMS_FIRST, ids=named(AIMS_FIRST))
+@pytest.mark.parametrize("flat", FIRST_PASS_AT_WEIGHTS, ids=named(FIRST_PASS_AT_WEIGHTS))
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_gradient_that_is_not_finite_skips_the_ascent(flat, bad):
+def test_a_gradient_that_is_not_finite_ends_the_ascent(flat, bad):
     model, calls = Vector([0.5, -0.5]), []
 
     def closure():
@@ -273,25 +271,23 @@ def test_gradient_that_is_not_finite_skips_the_ascent(flat, bad):
         loss.backward()
         return loss.detach()
 
-    ask(flat, closure, model)
-    assert len(calls) == (1 if whole_at_the_weights(flat) else 2)  # a part aimed; now the whole batch
+    call_flat(flat, closure, model)
+    assert len(calls) == 1 + is_partial(flat)  # after a partial pass, one over the whole batch and all parameters
     assert all(w.tolist() == [0.5, -0.5] for w in calls)
     assert model.weight.tolist() == [0.5, -0.5]
     assert not model.weight.grad.isfinite().all()
 
 
-@every
+@every_flatness
 def test_parameters_without_gradient_stay_out_of_it(flat):
     model = network()
     model.extra = nn.Parameter(torch.full((3,), 2.0))
     model[0].weight.requires_grad_(False)
     closure = Counted(model, *batch(), seen=[])
-    ask(flat, closure, model)
+    call_flat(flat, closure, model)
     for seen in closure.seen:
         by_name = dict(zip([n for n, _ in model.named_parameters()], seen, strict=True))
-        if not isinstance(
-            innermost(flat), MSAM | GaussianSmoothing
-        ):  # they move before any gradient says what takes part
+        if starts_at_the_weights(flat):  # the others perturb before a gradient shows which parameters take part
             assert by_name["extra"].tolist() == [2, 2, 2]
         assert torch.equal(by_name["0.weight"], model[0].weight)
 
@@ -302,7 +298,7 @@ def test_precision_follows_the_model(flat, dtype):
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).to(dtype)
     x, y = torch.randn(6, 5, dtype=dtype), torch.arange(6) % 3
     before = [p.detach().clone() for p in model.parameters()]
-    ask(flat, Counted(model, x, y), model)
+    call_flat(flat, Counted(model, x, y), model)
     assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 
@@ -322,14 +318,14 @@ def test_does_not_depend_on_the_scale_of_the_loss(flat):
             loss.backward()
             return loss.detach()
 
-        ask(flat, closure, model)
+        call_flat(flat, closure, model)
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]) / scale)
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-9, atol=1e-12)
 
 
 @every_ball
-def test_noise_is_replayed_unless_fresh_is_asked_for(flat):
-    for fresh in (False, True):
+def test_noise_is_replayed_unless_it_is_resampled(flat):
+    for resample in (False, True):
         model = Vector([0.5, -0.5])
         draws = []
 
@@ -341,9 +337,9 @@ def test_noise_is_replayed_unless_fresh_is_asked_for(flat):
             return loss.detach()
 
         state = RandomState.capture(model)
-        ask(replace(flat, resample_noise=fresh), closure, model)
-        assert torch.equal(draws[0], draws[1]) is not fresh
-        if not fresh:
+        call_flat(replace(flat, resample_noise=resample), closure, model)
+        assert torch.equal(draws[0], draws[1]) is not resample
+        if not resample:
             after = torch.get_rng_state()
             state.restore()
             torch.rand(2)
@@ -352,33 +348,33 @@ def test_noise_is_replayed_unless_fresh_is_asked_for(flat):
 
 @pytest.mark.parametrize("flat", WITH_RADIUS, ids=named(WITH_RADIUS))
 @pytest.mark.parametrize("rho", [-0.1, math.inf, math.nan])
-def test_refuses_a_radius_that_is_none(flat, rho):
+def test_an_invalid_radius_is_refused(flat, rho):
     with pytest.raises(ValueError, match="rho is the radius of a ball"):
         with_radius(flat, rho)
 
 
-@every
-def test_can_be_written_down_and_read_back(flat):
+@every_flatness
+def test_serialisation_round_trips(flat):
     assert instantiate(to_spec(flat), package="flatbayes.flatness") == flat
     assert isinstance(flat, Flatness)
 
 
-@every
-def test_tied_weights_move_once(flat):
+@every_flatness
+def test_tied_weights_are_perturbed_once(flat):
     model = Tied()
     closure = Counted(model, torch.randn(6, 4), torch.arange(6) % 4, seen=[])
-    ask(flat, closure, model)
+    call_flat(flat, closure, model)
     assert len(closure.seen[0]) == 1
     if flat in BALLS:
         first, last = closure.seen[0], closure.seen[-1]
         e = last[0] - first[0]
-        closure()  # the gradient that the displacement was aimed at
+        closure()  # the gradient that the perturbation is along
         scale = _geometry(flat, model).view_as(e)
         assert (e / scale).norm().item() == pytest.approx(flat.rho, rel=1e-4)
 
 
-def test_adaptive_radius_sees_through_rescaling_of_layers():
-    def worst(c):
+def test_adaptive_sharpness_is_invariant_to_rescaling_of_layers():
+    def make_rescaled(c):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)).double()
         with torch.no_grad():
@@ -399,7 +395,7 @@ def test_adaptive_radius_sees_through_rescaling_of_layers():
     gaps = {}
     for flat in (ASAM(rho=0.2, eta=0.0), SAM(rho=0.2), PosteriorSAM(rho=2.0)):
         for c in (1.0, 10.0):
-            model, closure, losses = worst(c)
+            model, closure, losses = make_rescaled(c)
             params = list(model.parameters())
             stds = [torch.full_like(p, 0.1 * factor) for p, factor in zip(params, (c, 1 / c), strict=True)]
             with weight_distribution(params, [p.detach() for p in params], stds):  # the same posterior over functions
@@ -427,21 +423,21 @@ class Tied(nn.Module):
         return self.two(torch.tanh(self.one(x)))
 
 
-def _moved(flat, model):
-    """Which weights take part, of all in one vector."""
-    chosen = select_parameters(model, getattr(flat, "params", "all"), "params")
-    return torch.cat([torch.full((p.numel(),), name in chosen) for name, p in model.named_parameters()])
+def _perturbed_mcall_flat(flat, model):
+    """Which weights are perturbed, of all in one vector."""
+    selected = select_parameters(model, getattr(flat, "params", "all"), "params")
+    return torch.cat([torch.full((p.numel(),), name in selected) for name, p in model.named_parameters()])
 
 
 def _geometry(flat, model):
-    """T, such that the displacement e has norm ||e / T||; `model` holds weights and the gradient it was aimed at."""
+    """T, such that the perturbation e has norm ||e / T||, from the weights and gradients that `model` holds."""
     weights = dict(model.named_parameters())
     if isinstance(flat, FisherSAM):
         return torch.cat([s.sqrt().flatten() for s in inverse_fisher([w.grad for w in weights.values()], flat.eta)])
     if isinstance(flat, PosteriorSAM):
         with offering_everything(model):
-            spreads = [get_weight_distribution(w) for w in weights.values()]
-        scales = [s.std if flat.geometry == "std" else s.mean.abs() / s.std for s in spreads]
+            distributions = [get_weight_distribution(w) for w in weights.values()]
+        scales = [d.std if flat.geometry == "std" else d.mean.abs() / d.std for d in distributions]
         return torch.cat([s.flatten() for s in scales])
     scale = (
         adaptive_scale(weights, flat.eta)

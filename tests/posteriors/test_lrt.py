@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
 
-from flatbayes.core.spread import get_weight_distribution
+from flatbayes.core.context import get_weight_distribution
 from flatbayes.core.weights import flatten, trainable_parameters
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors.lrt import LRT, accumulate_kl_gradients, raw_scale_key

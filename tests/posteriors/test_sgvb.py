@@ -11,8 +11,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from flatbayes.core.context import get_weight_distribution
 from flatbayes.core.parameter_selection import select_parameters
-from flatbayes.core.spread import get_weight_distribution
 from flatbayes.core.weights import flatten, trainable_parameters, unflatten
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors.sgvb import SGVB

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flatbayes.core import State
-from flatbayes.core.stacked import vectorized
+from flatbayes.core.context import vectorized
 from flatbayes.core.weights import flatten, trainable_parameters
 from flatbayes.training.engine import clip_gradient_norm
 from flatbayes.training.vectorized import (

@@ -1,4 +1,4 @@
-"""Foundations: the shared vocabulary, and the only places that edit weights, buffers and random state."""
+"""Foundations: shared types, training progress, and the only code that edits weights, buffers and random state."""
 
 from flatbayes.core.context import subset_batch
 from flatbayes.core.progress import TrainingProgress

@@ -62,8 +62,8 @@ def select_parameters(model: nn.Module, selection: ParameterSelection, option: s
     if not found:
         raise ValueError(
             f"{option}={selection!r} selects none of the {len(trainable)} trainable parameters of "
-            f"{type(model).__name__}: {format_names(trainable)}. Use {option}='all', or set requires_grad on those to be "
-            "learnt."
+            f"{type(model).__name__}: {format_names(trainable)}. Use {option}='all', or set requires_grad on "
+            "those to be trained."
         )
     return found
 

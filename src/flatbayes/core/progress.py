@@ -1,7 +1,7 @@
-"""The course of training: which step it is, and what has to be remembered from one step to the next."""
+"""Training progress: the step, the seed, and the state that a flatness keeps between steps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,37 +10,79 @@ from torch import Tensor
 
 @dataclass
 class TrainingProgress:
-    """Made once for a training run by whoever owns the loop, and handed to the flatness at every step.
+    """How far a training run has come. Its loop makes one, passes it to the flatness at every step, and advances it.
 
     Attributes:
-        step: Steps done so far.
-        total_steps: Steps of the whole training; None where nobody knows.
-        flatness_state: What is remembered between steps, by name.
+        step: Number of steps done.
+        total_steps: Number of steps of the whole training; None if it is not known.
+        seed: Seed of the run, from which a flatness derives random directions of its own.
+        members: Number of each network that is trained, such as its place in an ensemble: one, or one for each
+            vectorized network.
+        flatness_state: Tensors that are kept between steps, by namespace and name.
+        namespace: Prefix of the names in `flatness_state`; see `scope`.
     """
 
     step: int = 0
     total_steps: int | None = None
+    seed: int = 0
+    members: tuple[int, ...] = (0,)
     flatness_state: dict[str, Tensor] = field(default_factory=dict)
+    namespace: str = ""
 
     def advance(self) -> None:
-        """Another step is done: call this after that of the optimiser."""
+        """Count one more step. Call it after the step of the optimiser."""
         self.step += 1
 
-    def store_state(self, namespace: str, values: Mapping[str, Tensor]) -> None:
-        """Keep one tensor for each parameter, without its history, in place of those of the same kind and name."""
-        self.flatness_state |= {f"{namespace}/{name}": value.detach() for name, value in values.items()}
+    def scope(self, name: str) -> "TrainingProgress":
+        """The same progress for an inner flatness, whose state is stored under a namespace of its own.
 
-    def load_state(self, namespace: str, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is kept of a kind for those of the parameters that have any, on the parameter's device."""
-        found = {name: self.flatness_state.get(f"{namespace}/{name}") for name in params}
-        return {name: kept.to(params[name].device) for name, kept in found.items() if kept is not None}
+        A flatness that runs others passes each of them another scope, so that they do not share state. The scope
+        holds the current step only: make a new one at every step.
+
+        Args:
+            name: Name of the inner flatness within the outer one.
+        """
+        return replace(self, namespace=f"{self.namespace}{name}/")
+
+    def store_state(self, kind: str, values: Mapping[str, Tensor]) -> None:
+        """Keep one detached tensor per parameter until a later step.
+
+        Args:
+            kind: What the tensors are. They replace those of the same kind and parameter.
+            values: Tensors by name of parameter.
+        """
+        prefix = f"{self.namespace}{kind}/"
+        self.flatness_state |= {f"{prefix}{name}": value.detach() for name, value in values.items()}
+
+    def load_state(self, kind: str, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `store_state` has kept, on the device of each parameter; parameters without a tensor are left out.
+
+        Args:
+            kind: What the tensors are.
+            params: Parameters by name.
+        """
+        prefix = f"{self.namespace}{kind}/"
+        return {
+            name: self.flatness_state[f"{prefix}{name}"].to(param.device)
+            for name, param in params.items()
+            if f"{prefix}{name}" in self.flatness_state
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on from here, bit for bit."""
-        return {"step": self.step, "total_steps": self.total_steps, "kept": dict(self.flatness_state)}
+        """Everything that is needed to resume bit for bit."""
+        return {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "seed": self.seed,
+            "members": list(self.members),
+            "flatness_state": dict(self.flatness_state),
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Undo everything since `saved` was taken."""
+        """Go back to where `state_dict` was taken, also with one of version 0.1, which has no seed."""
         self.step, self.total_steps = state_dict["step"], state_dict["total_steps"]
+        self.seed = state_dict.get("seed", self.seed)
+        self.members = tuple(state_dict.get("members", self.members))
+        kept = state_dict["flatness_state"] if "flatness_state" in state_dict else state_dict["kept"]
         with torch.no_grad():
-            self.flatness_state = {name: tensor.clone() for name, tensor in state_dict["kept"].items()}
+            self.flatness_state = {name: tensor.clone() for name, tensor in kept.items()}

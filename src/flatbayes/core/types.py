@@ -1,4 +1,4 @@
-"""The words that both axes share: what a closure is, and what a posterior carries while it is being fitted."""
+"""Types shared by both axes: closures, loss functions, optimiser factories, and the state of a posterior."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -28,10 +28,10 @@ class State:
 
     Attributes:
         model: The network. Its parameters are the current weights.
-        optimizer: Updates the parameters; None once the posterior is fitted and only drawn from.
+        optimizer: Updates the parameters; None once the posterior is fitted and only draws are taken from it.
         num_data: Number of training examples, the n of the likelihood; never the batch size.
-        statistics: What the posterior keeps beside the weights, by name; empty for a point.
-        cpu_statistics: Names of the statistics that stay in main memory wherever the model goes.
+        statistics: Tensors that the posterior holds beside the weights, by name; empty for MAP.
+        cpu_statistics: Names of the statistics that stay in main memory on whatever device the model is.
     """
 
     model: nn.Module
@@ -47,7 +47,7 @@ class State:
             self.statistics[name] = self.statistics[name].to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on from here, bit for bit (the random state is the caller's)."""
+        """Everything that is needed to resume bit for bit, except for the random state."""
         return {
             "model": self.model.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
@@ -55,16 +55,16 @@ class State:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Undo everything since `saved` was taken.
+        """Go back to where `state_dict` was taken.
 
         Raises:
             ValueError: The statistics are not those of this posterior on this model.
         """
         shapes = {name: tensor.shape for name, tensor in self.statistics.items()}
-        found = {name: tensor.shape for name, tensor in state_dict["statistics"].items()}
-        if shapes != found:
+        saved_shapes = {name: tensor.shape for name, tensor in state_dict["statistics"].items()}
+        if shapes != saved_shapes:
             raise ValueError(
-                f"The saved statistics do not fit this posterior and model: expected {shapes}, got {found}. "
+                f"The saved statistics do not fit this posterior and model: expected {shapes}, got {saved_shapes}. "
                 "Use the posterior and the model that they were saved with."
             )
         self.model.load_state_dict(state_dict["model"])

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core.stacked import broadcast_per_network
+from flatbayes.core.norms import broadcast_per_network
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -1,13 +1,12 @@
-"""Axis B: where a closure is asked for its gradient."""
+"""Sharpness-aware training: maps from a closure to a closure with a sharpness-aware gradient."""
 
 from flatbayes.flatness.asam import ASAM
 from flatbayes.flatness.fisher_sam import FisherSAM
-from flatbayes.flatness.flatness import Flatness
+from flatbayes.flatness.flatness import Flatness, Plain
 from flatbayes.flatness.gaussian_smoothing import GaussianSmoothing
 from flatbayes.flatness.lesam import LESAM
 from flatbayes.flatness.looksam import LookSAM
 from flatbayes.flatness.msam import MSAM
-from flatbayes.flatness.plain import Plain
 from flatbayes.flatness.posterior_sam import PosteriorSAM
 from flatbayes.flatness.random_perturbation import RandomPerturbation
 from flatbayes.flatness.sam import SAM

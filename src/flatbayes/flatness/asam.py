@@ -1,8 +1,18 @@
-"""Adaptive SAM (Kwon et al., ICML 2021): a ball that grows with the weights, so that rescaling does not matter.
+"""Adaptive SAM (ASAM): the gradient at the worst point of a ball whose axes scale with the weights.
 
-Networks compute the same function after one layer is scaled up and the next one down, but Euclidean sharpness
-changes. In the norm ||e / T|| with T = |w| it does not. As in the authors' code, T = |w| + eta for tensors named
-`weight` and 1 for the others.
+Kwon et al., ICML 2021. Scaling one layer up and the next one down leaves the function of the network unchanged but
+not its Euclidean sharpness; sharpness in the norm ||e / T|| with T = |w| does not change. As in the authors' code,
+T = |w| + eta for tensors named `weight`, and 1 for the others (Algorithm 1):
+
+    g = gradient at w
+    repeat ascent_steps times:
+        e = rho * T² g / ||T g||
+        g = gradient at w + e
+    .grad = g
+
+    flat = ASAM(rho=0.5)
+    loss = flat(closure, model)()
+    optimizer.step()
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,26 +24,30 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
 from flatbayes.core.parameter_selection import ParameterSelection, check_selection
-from flatbayes.flatness.aiming import check_ascent_batch_fraction, gradient_at_restricted_perturbation
-from flatbayes.flatness.ascent import Perturbation, check_ascent_steps, check_radius
+from flatbayes.flatness.ascent import (
+    Perturbation,
+    check_ascent_batch_fraction,
+    check_ascent_steps,
+    check_radius,
+    gradient_at_perturbation,
+)
 from flatbayes.flatness.flatness import Flatness
 
 
 @dataclass(frozen=True)
 class ASAM(Flatness):
-    """Asks at the worst point of a ball whose axes are proportional to the weights.
+    """Takes the gradient at the worst point of a ball whose axes are proportional to the weights.
 
     Attributes:
-        rho: Radius, relative to the weights; ten times that of SAM is a usual start.
-        eta: Added to |w|, so that weights at zero can move too.
-        ascent_steps: Times the displacement is aimed; every one costs a gradient.
-        resample_noise: Draw new dropout masks for the second pass instead of replaying those of the first.
-        ascent_batch_fraction: Share of the batch that the displacement is aimed with. It is the closure that saves
-            the rest: see
-            `flatbayes.core.subset_batch`. Running statistics then move at the displaced weights.
-        params: Which parameters are displaced, in a ball of their own: `norms`, those of normalisation layers
-            (Mueller et al., NeurIPS 2023), with a radius some ten times as large; `last_layer`, `weights`, `biases`,
-            `no_biases`, `all`, or a list of name patterns. The passes that aim compute no other gradients.
+        rho: Radius relative to the weights; ten times that of SAM is usual.
+        eta: Added to |w|, so that weights at zero can be perturbed too.
+        ascent_steps: Number of ascent steps; each costs one gradient.
+        resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+        ascent_batch_fraction: Fraction of the batch that the ascent is computed on. It saves time if the closure
+            passes its batch through `flatbayes.core.subset_batch`.
+        params: The parameters that are perturbed: `norms`, those of normalisation layers (Mueller et al., NeurIPS
+            2023), with a radius about ten times as large; `last_layer`, `weights`, `biases`, `no_biases`, `all`, or
+            a list of name patterns. The ascent computes no other gradients.
     """
 
     rho: float = 0.5
@@ -53,14 +67,12 @@ class ASAM(Flatness):
 
     @property
     def gradients_per_step(self) -> float:
-        """One to aim with for each ascent step, or a part of one, and the final one."""
-        return self.ascent_steps * self.ascent_batch_fraction + 1
-
-    stationary_after = 0.0  # the worst loss in the ball, to first order
+        """One, or a fraction of one, for each ascent step, and the final one."""
+        return 1 + self.ascent_steps * self.ascent_batch_fraction
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
-        """The closure whose gradient is that of the worst loss in the adaptive ball."""
-        return gradient_at_restricted_perturbation(
+        """Make the closure whose gradient is that of the worst loss in the adaptive ball."""
+        return gradient_at_perturbation(
             lambda weights, grads: adaptive_perturbation(grads, adaptive_scale(weights, self.eta), self.rho),
             closure,
             model,
@@ -72,7 +84,12 @@ class ASAM(Flatness):
 
 
 def adaptive_scale(weights: Mapping[str, Tensor], eta: float) -> list[Tensor]:
-    """T: `|w| + eta` for tensors whose own name is `weight`, 1 for all others."""
+    """T: `|w| + eta` for tensors whose last name is `weight`, 1 for all others.
+
+    Args:
+        weights: Tensors by full name, such as `layer.weight`.
+        eta: Added to |w|.
+    """
     return [
         w.detach().abs() + eta if name.rpartition(".")[2] == "weight" else torch.ones_like(w)
         for name, w in weights.items()
@@ -88,7 +105,7 @@ def adaptive_perturbation(grads: Sequence[Tensor], scale: Sequence[Tensor], rho:
         rho: Radius of the ball.
 
     Returns:
-        One displacement per tensor, zero for a zero gradient.
+        One perturbation per tensor, zero for a zero gradient.
     """
     directions = list(torch._foreach_mul(list(grads), list(scale)))
     norm = global_norm(directions)

@@ -1,8 +1,18 @@
-"""Fisher SAM (Kim et al., ICML 2022): a ball in the Fisher metric, where distance is change of the predictions.
+"""Fisher SAM: the gradient at the worst point of a ball in the Fisher metric of the predictions.
 
-The ball is eᵀ F e <= rho², so directions in which the predictions are touchy are perturbed less. F is taken
-diagonal, from the squares of the batch's own gradient, with F⁻¹ replaced by the bounded 1 / (1 + eta g² / mean g²).
-The paper does not divide by the mean, which makes its eta depend on the sizes of the loss and of the batch.
+Kim et al., ICML 2022. The ball is eᵀ F e <= rho², so directions in which the predictions change fast are perturbed
+less. F is diagonal, from the squares of the batch's own gradient, with F⁻¹ replaced by the bounded
+1 / (1 + eta g² / mean g²). The paper does not divide by the mean, so its eta depends on the size of the batch.
+
+    g = gradient at w
+    repeat ascent_steps times:
+        e = rho * F⁻¹ g / sqrt(gᵀ F⁻¹ g)
+        g = gradient at w + e
+    .grad = g
+
+    flat = FisherSAM(rho=0.05)
+    loss = flat(closure, model)()
+    optimizer.step()
 """
 
 from collections.abc import Sequence
@@ -12,21 +22,21 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.core.norms import global_norm
-from flatbayes.core.stacked import broadcast_per_network, num_vectorized
+from flatbayes.core.context import num_vectorized
+from flatbayes.core.norms import broadcast_per_network, global_norm
 from flatbayes.flatness.ascent import Perturbation, check_ascent_steps, check_radius, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness
 
 
 @dataclass(frozen=True)
 class FisherSAM(Flatness):
-    """Asks at the worst point of an ellipsoid that is short where the squared gradient is large.
+    """Takes the gradient at the worst point of an ellipsoid that is short where the squared gradient is large.
 
     Attributes:
         rho: Radius in the Fisher metric.
         eta: Weight of the squared gradient, relative to its mean over all weights, in the metric; 0 is `SAM`.
-        ascent_steps: Times the displacement is aimed; every one costs a gradient.
-        resample_noise: Draw new dropout masks for the second pass instead of replaying those of the first.
+        ascent_steps: Number of ascent steps; each costs one gradient.
+        resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
     """
 
     rho: float = 0.05
@@ -42,13 +52,11 @@ class FisherSAM(Flatness):
 
     @property
     def gradients_per_step(self) -> int:
-        """One to aim with for each ascent step, and the final one."""
-        return self.ascent_steps + 1
-
-    stationary_after = 0.0  # the worst loss in the ellipsoid, to first order
+        """One for each ascent step, and the final one."""
+        return 1 + self.ascent_steps
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
-        """The closure whose gradient is that of the worst loss in the ellipsoid."""
+        """Make the closure whose gradient is that of the worst loss in the ellipsoid."""
         return gradient_at_perturbation(
             lambda _, grads: fisher_perturbation(grads, inverse_fisher(grads, self.eta), self.rho),
             closure,
@@ -59,7 +67,12 @@ class FisherSAM(Flatness):
 
 
 def inverse_fisher(grads: Sequence[Tensor], eta: float) -> list[Tensor]:
-    """1 / (1 + eta g² / mean g²), elementwise, the mean over all tensors together."""
+    """1 / (1 + eta g² / mean g²), elementwise, the mean over all tensors together.
+
+    Args:
+        grads: One gradient per tensor.
+        eta: Weight of the squared gradient.
+    """
     squared_norm = global_norm(grads).square()
     mean = squared_norm / (sum(g.numel() for g in grads) // max(1, num_vectorized()))
     relative = torch.where(mean > 0, eta / mean, 0.0)
@@ -75,7 +88,7 @@ def fisher_perturbation(grads: Sequence[Tensor], inverse_diagonal: Sequence[Tens
         rho: Radius of the ellipsoid.
 
     Returns:
-        One displacement per tensor, zero for a zero gradient.
+        One perturbation per tensor, zero for a zero gradient.
     """
     half = torch._foreach_mul(list(grads), [i.sqrt() for i in inverse_diagonal])
     return Perturbation(list(torch._foreach_mul(list(grads), list(inverse_diagonal))), global_norm(half), rho)

@@ -1,6 +1,15 @@
-"""What every flatness is: a map from closures to closures."""
+"""The interface of all flatnesses, and `Plain`, ordinary training without one.
+
+A flatness maps a closure to a closure whose gradient is taken at other weights:
+
+    flat_closure = flatness(closure, model, progress)
+    loss = flat_closure()       # .grad holds the sharpness-aware gradient; the weights are unchanged
+    optimizer.step()
+    progress.advance()
+"""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -8,66 +17,89 @@ from flatbayes.core import Closure, TrainingProgress
 
 
 class Flatness(ABC):
-    """Decides where in weight space a closure is asked for its gradient.
+    """Decides at which weights the gradient of a closure is taken.
 
-    Calling the new closure returns a loss and leaves the sharpness-aware gradient in `.grad`. Weights, training
-    flags and random state are then as one call of the given closure would leave them, and buffers have moved once.
-    The loss, and the pass that moves the buffers, are those at the current weights where the whole batch is seen
-    there; otherwise they are those at the displaced weights.
+    A call of the new closure returns a loss and leaves the sharpness-aware gradient in `.grad`. Weights, training
+    flags and the random state are then as one call of the given closure would leave them. Buffers advance once, in
+    the first pass, and the loss is that of the first pass.
     """
 
     @property
-    @abstractmethod
     def gradients_per_step(self) -> float:
-        """Gradients that one call of the new closure costs, on average over training."""
+        """Number of gradients that one call of the new closure costs, on average over training; default 2."""
+        return 2.0
 
     @property
-    @abstractmethod
     def stationary_after(self) -> float:
-        """Share of training from which on its gradients estimate that of one fixed loss function of the weights.
+        """Fraction of training after which the gradients estimate those of one fixed function of the weights.
 
-        0 for all of training; infinity for never. Samplers and variational objectives are right for a loss only.
+        0, the default, for all of training; infinity for never. Samplers and variational posteriors need such
+        gradients.
         """
+        return 0.0
 
     @abstractmethod
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
-        """The sharpness-aware counterpart of a closure.
+        """Make the sharpness-aware counterpart of a closure.
 
         Args:
-            closure: Zeroes the gradients, computes the mean negative log likelihood, backpropagates, returns it.
+            closure: Zeroes the gradients, computes the mean negative log likelihood, backpropagates it, and returns
+                the detached loss.
             model: The module whose trainable parameters the closure depends on.
-            progress: How far training has come, and what is kept between its steps.
+            progress: Step, seed, and the state that is kept between steps.
+
+        Returns:
+            A closure to be called once.
 
         Raises:
-            ValueError: The course is needed, and not given.
+            ValueError: The flatness needs the progress of training, and it is not given.
         """
 
 
+@dataclass(frozen=True)
+class Plain(Flatness):
+    """The identity: ordinary training, the baseline of every comparison."""
+
+    gradients_per_step = 1
+
+    def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
+        """Return the closure unchanged."""
+        return closure
+
+
 def require_progress(progress: TrainingProgress | None, flatness: Flatness) -> TrainingProgress:
-    """The course, for those that cannot do without.
+    """Return the progress of training.
+
+    Args:
+        progress: What the flatness was called with.
+        flatness: The flatness that needs it, for the message.
 
     Raises:
-        ValueError: There is none.
+        ValueError: It is None.
     """
     if progress is None:
         raise ValueError(
-            f"{type(flatness).__name__} needs to know how far training has come: write "
-            "`progress = TrainingProgress(total_steps=...)` before the loop, `flatness(closure, model, progress)()` in it, and "
-            "`progress.advance()` after each optimizer.step()."
+            f"{type(flatness).__name__} needs the progress of training: write "
+            "`progress = TrainingProgress(total_steps=...)` before the loop, `flatness(closure, model, progress)()` "
+            "in it, and `progress.advance()` after each optimizer.step()."
         )
     return progress
 
 
 def require_training_fraction(progress: TrainingProgress | None, flatness: Flatness) -> float:
-    """Share of training that is done.
+    """Return the fraction of training that is done.
+
+    Args:
+        progress: What the flatness was called with.
+        flatness: The flatness that needs it, for the message.
 
     Raises:
-        ValueError: There is no course, or it does not say how many steps there will be.
+        ValueError: The progress is None, or its number of steps is not known.
     """
-    known = require_progress(progress, flatness)
-    if known.total_steps is None:
+    progress = require_progress(progress, flatness)
+    if progress.total_steps is None:
         raise ValueError(
             f"{type(flatness).__name__} needs the number of steps of the whole training: write "
             "`progress = TrainingProgress(total_steps=...)`."
         )
-    return known.step / known.total_steps if known.total_steps > 0 else 1.0
+    return progress.step / progress.total_steps if progress.total_steps > 0 else 1.0

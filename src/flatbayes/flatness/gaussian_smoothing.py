@@ -1,34 +1,43 @@
-"""Gaussian smoothing: one gradient, at randomly displaced weights, whose expectation is that of a smooth loss.
+"""Gaussian smoothing: one gradient per step, at weights with Gaussian noise, of a smoothed loss in expectation.
 
-With xi ~ N(0, I), the gradient at w + std xi estimates without bias that of E L(w + std xi), which is
-L(w) + std² / 2 tr(Hessian) to second order. So flatness is sought on average over directions, not in the worst one,
-and the loss that is followed is exact. With `SGLD` it is flatness-aware Langevin dynamics.
+With xi ~ N(0, I), the gradient at w + std xi is an unbiased estimate of that of E L(w + std xi), which is
+L(w) + std² / 2 tr(Hessian) to second order. This measures sharpness on average over directions, not in the worst
+one, and the gradients are those of one exact loss. With `SGLD` it is flatness-aware Langevin dynamics.
+
+    xi ~ N(0, I) from (flat.seed, run seed, member, step)
+    e = std * xi
+    .grad = gradient at w + e
+    loss = loss at w + e
+
+    flat, progress = GaussianSmoothing(std=0.005), TrainingProgress()
+    loss = flat(closure, model, progress)()
+    optimizer.step(); progress.advance()
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.core.randomness import spawn_seeds
+from flatbayes.core.context import num_vectorized
+from flatbayes.core.randomness import seeded_normal, spawn_seeds
 from flatbayes.core.weights import perturb, trainable_parameters
 from flatbayes.flatness.flatness import Flatness, require_progress
 
 
 @dataclass(frozen=True)
 class GaussianSmoothing(Flatness):
-    """Asks at weights with Gaussian noise added, other noise in every step; one gradient a step.
+    """Takes the one gradient of a step at weights with Gaussian noise, other noise in every step.
 
-    The noise is a pseudorandom function of the seed and the step. It takes nothing from the random stream of
+    The noise is a pseudorandom function of the seeds, the member and the step: it does not use the random numbers of
     training, and is the same in a resumed run.
 
     Attributes:
-        std: Standard deviation of the noise on each weight. The displacement has a length of about std times the
+        std: Standard deviation of the noise on each weight. The perturbation has a length of about std times the
             square root of the number of weights, so 0.05 divided by that root is as far as SAM goes.
-        seed: Another seed gives other noise in an otherwise identical run.
+        seed: Another seed gives other noise in an otherwise identical run; at least 0.
     """
 
     std: float = 0.005
@@ -38,29 +47,34 @@ class GaussianSmoothing(Flatness):
         if not 0 <= self.std < inf:
             raise ValueError(f"std is a standard deviation: it must be finite and at least 0, got {self.std}.")
 
-    gradients_per_step = 1  # noise is free
-    stationary_after = 0.0  # the expectation over the noise
+    gradients_per_step = 1
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
-        """The closure whose gradient is taken at noisy weights, the same ones if it is called again in this step.
+        """Make the closure whose gradient is taken at noisy weights; calls in the same step have the same noise.
 
         Raises:
-            ValueError: No course is given.
+            ValueError: The progress of training is not given.
         """
-        step = require_progress(progress, self).step
+        progress = require_progress(progress, self)
 
         def flat_closure() -> Tensor:
             params = trainable_parameters(model)
-            with perturb(params, gaussian_perturbation(params, self.std, self.seed, step)):
+            with perturb(params, draw_step_noise(params, self.seed, progress), self.std):
                 return closure()
 
         return flat_closure
 
 
-def gaussian_perturbation(params: Sequence[Tensor], std: float, seed: int, step: int) -> list[Tensor]:
-    """The displacement std xi, xi ~ N(0, I), a pseudorandom function of seed and step."""
-    (start,) = spawn_seeds(seed, step, count=1)
-    generators = {p.device: torch.Generator(p.device).manual_seed(start) for p in params}
-    return [
-        std * torch.randn(p.shape, generator=generators[p.device], device=p.device, dtype=p.dtype) for p in params
-    ]
+def draw_step_noise(like: Sequence[Tensor], seed: int, progress: TrainingProgress) -> list[Tensor]:
+    """Standard normal noise, a pseudorandom function of the seeds, the member and the step.
+
+    Args:
+        like: Tensors whose shapes the noise has; inside `vectorized`, the networks are along the first dimension.
+        seed: Seed of the flatness.
+        progress: Has the seed of the run, the member or members, and the step.
+
+    Returns:
+        One tensor per tensor; a vectorized network gets the noise that it gets when it is trained alone.
+    """
+    seeds = [spawn_seeds(seed, progress.seed, member, progress.step, count=1)[0] for member in progress.members]
+    return seeded_normal(like, seeds, stacked=num_vectorized() > 0)

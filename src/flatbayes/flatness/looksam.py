@@ -1,8 +1,15 @@
-"""LookSAM (Liu et al., CVPR 2022): what SAM adds to the gradient changes slowly, so it is computed now and then.
+"""LookSAM: SAM in every `period`-th step, whose change of the gradient's direction is reused in the steps between.
 
-The gradient at the worst point has a part along the plain gradient and a part across it, and it is the latter that
-leads to flat regions. Every `every` steps SAM is run in full and the direction of that part is kept; in between it is
-added to the plain gradient, at a fixed proportion of its length.
+Liu et al., CVPR 2022, Algorithm 1. The SAM gradient has a component along the plain gradient g and an orthogonal one;
+the second leads to flat regions and changes slowly:
+
+    in every period-th step:  .grad = g_flat, the gradient of SAM
+                              v = (g_flat - (g_flat·g / g·g) g), normalised to length 1, is stored
+    in the others:            .grad = g + alpha * ||g|| * v
+
+    flat, progress = LookSAM(rho=0.05, period=5), TrainingProgress()
+    loss = flat(closure, model, progress)()
+    optimizer.step(); progress.advance()
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,18 +25,18 @@ from flatbayes.flatness.ascent import Perturbation, check_radius, gradient_at_pe
 from flatbayes.flatness.flatness import Flatness, require_progress
 from flatbayes.flatness.sam import euclidean_perturbation
 
-STATE_NAMESPACE = "looksam"
+STATE_KIND = "looksam"
 
 
 @dataclass(frozen=True)
 class LookSAM(Flatness):
-    """SAM in some steps, and in those between the plain gradient turned in the direction that SAM last turned it.
+    """Runs SAM in some steps, and adds the direction in which it last turned the gradient in the others.
 
     Attributes:
-        rho: Radius of the ball, the norm taken over all trainable weights together.
-        period: Steps from one full SAM to the next.
-        alpha: Length of what is added in between, relative to that of the plain gradient.
-        resample_noise: Draw new dropout masks for the second pass instead of replaying those of the first.
+        rho: Radius of the ball, in the norm over all trainable weights together.
+        period: Number of steps from one SAM step to the next.
+        alpha: Length of the added direction, relative to that of the plain gradient.
+        resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
     """
 
     rho: float = 0.05
@@ -51,22 +58,22 @@ class LookSAM(Flatness):
 
     @property
     def stationary_after(self) -> float:
-        """Never, since what is added belongs to earlier weights and another batch; unless every step runs SAM."""
+        """Infinity, since the stored direction belongs to earlier weights; 0 if all steps run SAM."""
         return 0.0 if self.period == 1 else inf
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
-        """The closure that runs SAM if it is time to, or nothing is kept yet, and otherwise turns the gradient.
+        """Make the closure that runs SAM, if it is due or no direction is stored, or else adds the stored direction.
 
         Raises:
-            ValueError: No course is given.
+            ValueError: The progress of training is not given.
         """
-        known = require_progress(progress, self)
+        progress = require_progress(progress, self)
 
         def flat_closure() -> Tensor:
             params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            directions = known.load_state(STATE_NAMESPACE, params)
-            if known.step % self.period == 0 or not directions:
-                return self._run_sam_step(closure, model, known)
+            directions = progress.load_state(STATE_KIND, params)
+            if progress.step % self.period == 0 or not directions:
+                return self._run_sam_step(closure, model, progress)
             loss = closure()
             grads = {name: p.grad for name, p in params.items() if p.grad is not None}
             add_direction(
@@ -77,29 +84,32 @@ class LookSAM(Flatness):
         return flat_closure
 
     def _run_sam_step(self, closure: Closure, model: nn.Module, progress: TrainingProgress) -> Tensor:
-        seen: dict[str, Tensor] = {}
+        plain_grads: dict[str, Tensor] = {}
 
         def record_perturbation(weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
-            offset = euclidean_perturbation(grads, self.rho)
-            if offset.is_finite:
-                seen.update((name, g.clone()) for name, g in zip(weights, grads, strict=True))
-            return offset
+            perturbation = euclidean_perturbation(grads, self.rho)
+            if perturbation.is_finite:
+                plain_grads.update((name, g.clone()) for name, g in zip(weights, grads, strict=True))
+            return perturbation
 
         loss = gradient_at_perturbation(record_perturbation, closure, model, resample_noise=self.resample_noise)()
-        if seen:
+        if plain_grads:
             now = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-            flat = [now.get(name, torch.zeros_like(g)) for name, g in seen.items()]
-            progress.store_state(
-                STATE_NAMESPACE, dict(zip(seen, orthogonal_direction(list(seen.values()), flat), strict=True))
-            )
+            flat_grads = [now.get(name, torch.zeros_like(g)) for name, g in plain_grads.items()]
+            directions = orthogonal_direction(list(plain_grads.values()), flat_grads)
+            progress.store_state(STATE_KIND, dict(zip(plain_grads, directions, strict=True)))
         return loss
 
 
 def orthogonal_direction(grads: Sequence[Tensor], flat_grads: Sequence[Tensor]) -> list[Tensor]:
-    """The part of the flat gradient that is orthogonal to the plain one, at length 1; zero where there is none.
+    """The component of the flat gradient that is orthogonal to the plain one, at length 1; zero if there is none.
 
     g_v = g_flat - (g_flat·g / g·g) g, then g_v / ||g_v||, products and norms over all tensors jointly (Liu et al.,
-    Algorithm 1). In at least float32, and exactly zero where the two gradients are equal.
+    Algorithm 1). Computed in at least float32, and exactly zero where the two gradients are equal.
+
+    Args:
+        grads: The plain gradient g, one per tensor.
+        flat_grads: The gradient of SAM, one per tensor.
     """
     wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads]
     flat = [f.to(g.dtype) for f, g in zip(flat_grads, wide, strict=True)]
@@ -112,7 +122,13 @@ def orthogonal_direction(grads: Sequence[Tensor], flat_grads: Sequence[Tensor]) 
 
 
 def add_direction(grads: Sequence[Tensor], directions: Sequence[Tensor], alpha: float) -> None:
-    """Add alpha ||g|| times the direction to g, in place, norms over all tensors jointly."""
+    """Add alpha ||g|| times the direction to g, in place, norms over all tensors jointly.
+
+    Args:
+        grads: One gradient per tensor.
+        directions: One direction per tensor, together of length 1.
+        alpha: Relative length.
+    """
     if grads:
         length = (alpha * global_norm(grads)).to(grads[0].dtype)
         torch._foreach_add_(list(grads), torch._foreach_mul(list(directions), length))

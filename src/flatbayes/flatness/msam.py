@@ -1,10 +1,19 @@
-"""Momentum-SAM (Becker et al., 2024): the gradients of the last steps give the direction, so that it is free.
+"""Momentum-SAM (MSAM): the one gradient of a step, taken at weights perturbed along the momentum of the steps before.
 
-The sum v <- momentum v + g of the gradients seen stands in for the gradient of the step, and the one gradient of the
-step is taken at w - rho v / ||v||. That point lies ahead, where the optimiser is going; the gradients there oppose
-the sharp directions, along which successive gradients disagree. The paper takes v from the optimiser and leaves
-the displaced weights in place between steps. Here v is the flatness's own, so any optimiser will do, weight decay
-has no part in it, and weights are displaced during the gradient alone.
+Becker et al., 2024. The weighted sum v of earlier gradients replaces the gradient of the ascent, so the direction has
+no cost. The perturbed point lies ahead, where the optimiser is going; the gradients there oppose the sharp
+directions, along which successive gradients disagree:
+
+    g = gradient at w - rho * v / ||v||        (at w in the first step)
+    v = momentum * v + g
+    .grad = g
+
+    flat, progress = MSAM(rho=0.5), TrainingProgress()
+    loss = flat(closure, model, progress)()
+    optimizer.step(); progress.advance()
+
+The paper takes v from the optimiser and leaves the perturbed weights in place between steps. Here v is separate
+state, so any optimiser can be used and weight decay does not enter v; weights are perturbed for the gradient only.
 """
 
 from collections.abc import Sequence
@@ -21,17 +30,16 @@ from flatbayes.core.weights import perturb
 from flatbayes.flatness.ascent import Perturbation, check_radius
 from flatbayes.flatness.flatness import Flatness, require_progress
 
-STATE_NAMESPACE = "msam"
+STATE_KIND = "msam"
 
 
 @dataclass(frozen=True)
 class MSAM(Flatness):
-    """Asks at a distance from the weights, against the sum of the gradients of the steps before; one gradient a step.
+    """Takes the one gradient of a step at a distance from the weights, against the sum of earlier gradients.
 
     Attributes:
-        rho: Distance, the norm taken over all trainable weights together; ten times the radius of SAM is a usual
-            start.
-        momentum: How much of the sum of gradients is left after a step; that of the optimiser is usual.
+        rho: Distance, in the norm over all trainable weights together; ten times the radius of SAM is usual.
+        momentum: Fraction of the sum of gradients that is left after a step; that of the optimiser is usual.
     """
 
     rho: float = 0.5
@@ -42,38 +50,44 @@ class MSAM(Flatness):
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}.")
 
-    gradients_per_step = 1  # the direction was paid for by the steps before
-    stationary_after = inf  # where it asks depends on the way that training took
+    gradients_per_step = 1
+    stationary_after = inf  # the perturbation depends on earlier steps
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
-        """The closure whose gradient is taken ahead; in the first step, at the weights.
+        """Make the closure whose gradient is taken ahead of the weights; in the first step, at the weights.
 
         Raises:
-            ValueError: No course is given.
+            ValueError: The progress of training is not given.
         """
-        known = require_progress(progress, self)
+        progress = require_progress(progress, self)
 
         def flat_closure() -> Tensor:
             params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            sums = known.load_state(STATE_NAMESPACE, params)
-            moved = [params[name] for name in sums]
-            ahead = momentum_perturbation(list(sums.values()), self.rho) if sums else None
-            with nullcontext() if ahead is None else perturb(moved, ahead.directions, ahead.scale):
+            velocities = progress.load_state(STATE_KIND, params)
+            perturbed = [params[name] for name in velocities]
+            ahead = momentum_perturbation(list(velocities.values()), self.rho) if velocities else None
+            with nullcontext() if ahead is None else perturb(perturbed, ahead.directions, ahead.scale):
                 loss = closure()
             grads = {name: p.grad for name, p in params.items() if p.grad is not None}
-            new = {name: sums[name] if name in sums else torch.zeros_like(g) for name, g in grads.items()}
-            accumulate_gradients(list(new.values()), list(grads.values()), self.momentum)
-            known.store_state(STATE_NAMESPACE, new)
+            updated = {
+                name: velocities[name] if name in velocities else torch.zeros_like(g) for name, g in grads.items()
+            }
+            accumulate_gradients(list(updated.values()), list(grads.values()), self.momentum)
+            progress.store_state(STATE_KIND, updated)
             return loss
 
         return flat_closure
 
 
 def accumulate_gradients(velocities: Sequence[Tensor], grads: Sequence[Tensor], momentum: float) -> None:
-    """Another gradient for the sum, v <- momentum v + g, in place; none of it if it is not finite.
+    """Update the sum v <- momentum v + g in place, and leave it unchanged if the gradient is not finite.
 
-    On an accelerator, where seeing whether it is would mean to wait for it, its numbers that are not finite are
-    left out.
+    On an accelerator, where that check would wait for it, only the entries that are not finite are left out.
+
+    Args:
+        velocities: v, one per tensor.
+        grads: g, one per tensor.
+        momentum: Fraction of v that is left.
     """
     if not grads:
         return
@@ -87,5 +101,10 @@ def accumulate_gradients(velocities: Sequence[Tensor], grads: Sequence[Tensor], 
 
 
 def momentum_perturbation(velocities: Sequence[Tensor], rho: float) -> Perturbation:
-    """The displacement -rho v / ||v||, the norm over all tensors jointly; zero for a zero sum."""
+    """-rho v / ||v||, the norm over all tensors jointly; zero for a zero sum.
+
+    Args:
+        velocities: v, one per tensor.
+        rho: Length of the perturbation.
+    """
     return Perturbation(list(velocities), global_norm(velocities), -rho)

@@ -1,8 +1,18 @@
-"""SAM in the geometry of the posterior that is being fitted: a ball that is wide where the weights are uncertain.
+"""SAM in the geometry of a variational posterior: the worst point of a ball that is wide where weights are uncertain.
 
-Where a weight has the Gaussian N(mean, std²), a shift of its mean has the length |shift| / std in the Fisher metric
-of the Gaussian: a shift of length rho has the divergence KL(shifted || unshifted) = rho² / 2, whatever the units. The
-authors of the sharpness-aware posterior (Nguyen et al., NeurIPS 2023) scale by |mean| / std in their code instead.
+For a weight with the Gaussian N(mean, std²), a shift of its mean has the length |shift| / std in the Fisher metric of
+the Gaussian: a shift of length rho has the divergence KL(shifted || unshifted) = rho² / 2 in any units. In their code
+the authors of the sharpness-aware posterior (Nguyen et al., NeurIPS 2023) scale by |mean| / std instead.
+
+    T = std, or |mean| / std        of the distribution that the posterior has for each weight
+    g = gradient at w
+    repeat ascent_steps times:
+        e = rho * T² g / ||T g||
+        g = gradient at w + e
+    .grad = g
+
+    posterior, flat = SGVB(), PosteriorSAM(rho=3.0)
+    loss = posterior.step(state, flat(closure, state.model))
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.core.spread import DiagonalGaussian, get_weight_distribution
+from flatbayes.core.context import DiagonalGaussian, get_weight_distribution
 from flatbayes.flatness.asam import adaptive_perturbation
 from flatbayes.flatness.ascent import Perturbation, check_ascent_steps, check_radius, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness
@@ -24,21 +34,21 @@ Geometry = Literal["std", "mean_over_std"]
 
 @dataclass(frozen=True)
 class PosteriorSAM(Flatness):
-    """Asks at the worst point of a ball whose axes follow the posterior's own means and standard deviations.
+    """Takes the gradient at the worst point of a ball with axes from the posterior's means and standard deviations.
 
-    Goes with variational posteriors: `SGVB`, `LRT`, and ensembles of them. In the second gradient the ball is held
-    fixed, so standard deviations are not rewarded for making it small.
+    For variational posteriors: `SGVB`, `LRT`, and ensembles of them. The second gradient treats the ball as fixed, so
+    standard deviations are not rewarded for making it small.
 
     Attributes:
-        rho: Radius. With `std` it has no unit: a shift by one standard deviation of one weight has length 1, and
-            where all standard deviations are s the ball is that of `SAM` with radius rho s. With `mean_over_std`
-            start at a thousandth of the default; the authors' code divides by standard deviations before the
-            softplus, about -5 in place of 0.007, so its rho (0.0005) does not carry over.
-        geometry: `std`: the norm is ||e / std||, and weights without a distribution stay where they are.
+        rho: Radius. With `std` it has no unit: a shift by one standard deviation of one weight has length 1, and if
+            all standard deviations are s the ball is that of `SAM` with radius rho s. With `mean_over_std` start at
+            a thousandth of the default; the authors' code divides by standard deviations before the softplus, about
+            -5 in place of 0.007, so its rho (0.0005) does not carry over.
+        geometry: `std`: the norm is ||e / std||, and weights without a distribution are not perturbed.
             `mean_over_std`: the norm is ||e / T|| with T = |mean| / std, and T = |w| for weights without a
             distribution.
-        ascent_steps: Times the displacement is aimed; every one costs a gradient.
-        resample_noise: Draw new random numbers for the second pass instead of replaying those of the first.
+        ascent_steps: Number of ascent steps; each costs one gradient.
+        resample_noise: Draw new random numbers in the second pass instead of replaying those of the first.
     """
 
     rho: float = 3.0
@@ -54,59 +64,67 @@ class PosteriorSAM(Flatness):
 
     @property
     def gradients_per_step(self) -> int:
-        """One to aim with for each ascent step, and the final one."""
-        return self.ascent_steps + 1
-
-    stationary_after = 0.0  # the worst loss in the ball, to first order
+        """One for each ascent step, and the final one."""
+        return 1 + self.ascent_steps
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
-        """The closure whose gradient is that of the worst loss in the ball.
+        """Make the closure whose gradient is that of the worst loss in the ball.
 
         Raises:
-            ValueError: When it is called, and no weight has a distribution.
+            ValueError: When the closure is called, and no weight has a distribution.
         """
+        scale_fn = std_scale if self.geometry == "std" else mean_over_std_scale
+
+        def compute_perturbation(weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
+            params = list(weights.values())
+            return adaptive_perturbation(grads, scale_fn(params, require_weight_distributions(params)), self.rho)
+
         return gradient_at_perturbation(
-            self._compute_perturbation,
+            compute_perturbation,
             closure,
             model,
             ascent_steps=self.ascent_steps,
             resample_noise=self.resample_noise,
         )
 
-    def _compute_perturbation(self, weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
-        params = list(weights.values())
-        spreads = require_weight_distributions(params)
-        scale_fn = std_scale if self.geometry == "std" else mean_over_std_scale
-        return adaptive_perturbation(grads, scale_fn(params, spreads), self.rho)
-
 
 def require_weight_distributions(params: Iterable[Tensor]) -> list[DiagonalGaussian | None]:
-    """What is offered for each parameter.
+    """The distribution of each parameter in the current closure context, None for those without one.
 
     Raises:
-        ValueError: Nothing for any of them.
+        ValueError: No parameter has one.
     """
-    spreads = [get_weight_distribution(param) for param in params]
-    if all(spread is None for spread in spreads):
+    distributions = [get_weight_distribution(param) for param in params]
+    if all(distribution is None for distribution in distributions):
         raise ValueError(
-            "PosteriorSAM takes its geometry from the standard deviations that the posterior has while it is fitted, "
-            "and this one has none. Use it with SGVB, LRT, or an Ensemble of them; with others use SAM, ASAM or "
-            "FisherSAM."
+            "PosteriorSAM takes its geometry from the standard deviations that a variational posterior has during "
+            "training, and this one has none. Use it with SGVB, LRT, or an Ensemble of them; with others use SAM, "
+            "ASAM or FisherSAM."
         )
-    return spreads
+    return distributions
 
 
 def std_scale(params: Sequence[Tensor], distributions: Sequence[DiagonalGaussian | None]) -> list[Tensor]:
-    """T: the standard deviation; 0, so that they do not move, for parameters without one."""
+    """T: the standard deviation; 0, so that they are not perturbed, for parameters without a distribution.
+
+    Args:
+        params: The parameters.
+        distributions: The distribution of each, or None.
+    """
     return [
-        torch.zeros_like(param) if spread is None else spread.std.to(param.dtype)
-        for param, spread in zip(params, distributions, strict=True)
+        torch.zeros_like(param) if distribution is None else distribution.std.to(param.dtype)
+        for param, distribution in zip(params, distributions, strict=True)
     ]
 
 
 def mean_over_std_scale(params: Sequence[Tensor], distributions: Sequence[DiagonalGaussian | None]) -> list[Tensor]:
-    """T: `|mean| / std`, and `|w|` for parameters without a distribution."""
+    """T: `|mean| / std`, and `|w|` for parameters without a distribution.
+
+    Args:
+        params: The parameters.
+        distributions: The distribution of each, or None.
+    """
     return [
-        (param.detach().abs() if spread is None else spread.mean.abs() / spread.std).to(param.dtype)
-        for param, spread in zip(params, distributions, strict=True)
+        (param.detach().abs() if distribution is None else distribution.mean.abs() / distribution.std).to(param.dtype)
+        for param, distribution in zip(params, distributions, strict=True)
     ]

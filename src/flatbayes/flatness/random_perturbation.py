@@ -1,31 +1,41 @@
-"""A displacement of SAM's size in a random direction: the control experiment for every flat result.
+"""Random perturbation: the gradient at a random point of the sphere around the weights, a control for SAM.
 
-If training at random points of the sphere did as well as at the worst one, the gain would not be due to
-sharpness. Everything but the direction is as in SAM: two gradients, buffers, noise.
+If training at random points of the sphere did as well as at the worst one, the gain would not be due to sharpness.
+Everything but the direction is as in SAM: two gradients, buffers, dropout masks.
+
+    g = gradient at w                                    (as in SAM; it does not decide the direction)
+    z ~ N(0, I) from (flat.seed, run seed, member, step)
+    e = rho * z / ||z||
+    .grad = gradient at w + e
+
+    flat, progress = RandomPerturbation(rho=0.05), TrainingProgress()
+    loss = flat(closure, model, progress)()
+    optimizer.step(); progress.advance()
 """
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.core.stacked import num_vectorized
 from flatbayes.flatness.ascent import Perturbation, check_radius, gradient_at_perturbation
-from flatbayes.flatness.flatness import Flatness
+from flatbayes.flatness.flatness import Flatness, require_progress
+from flatbayes.flatness.gaussian_smoothing import draw_step_noise
 
 
 @dataclass(frozen=True)
 class RandomPerturbation(Flatness):
-    """Asks at a uniformly random point of the sphere around the weights.
+    """Takes the gradient at a uniformly random point of the sphere around the weights, another one in every step.
+
+    The direction is a pseudorandom function of the seeds, the member and the step: it does not use the random numbers
+    of training, and is the same in a resumed run.
 
     Attributes:
-        rho: Radius of the sphere.
-        seed: Another seed gives other directions in an otherwise identical run.
-        resample_noise: Draw new dropout masks for the second pass instead of replaying those of the first.
+        rho: Radius of the sphere, in the norm over all trainable weights together.
+        seed: Another seed gives other directions in an otherwise identical run; at least 0.
+        resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
     """
 
     rho: float = 0.05
@@ -35,45 +45,28 @@ class RandomPerturbation(Flatness):
     def __post_init__(self) -> None:
         check_radius(self.rho)
 
-    @property
-    def gradients_per_step(self) -> int:
-        """Two, as for SAM; the first moves the running statistics at the undisplaced weights."""
-        return 2
-
-    stationary_after = 0.0  # the mean loss on the sphere
-
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
-        """The closure whose gradient is taken at a random point of the sphere."""
+        """Make the closure whose gradient is taken at a random point; calls in the same step have the same point.
+
+        Raises:
+            ValueError: The progress of training is not given.
+        """
+        progress = require_progress(progress, self)
         return gradient_at_perturbation(
-            lambda _, grads: random_perturbation(grads, self.rho, self.seed),
+            lambda _, grads: random_perturbation(grads, draw_step_noise(grads, self.seed, progress), self.rho),
             closure,
             model,
             resample_noise=self.resample_noise,
         )
 
 
-def random_perturbation(grads: Sequence[Tensor], rho: float, seed: int) -> Perturbation:
-    """Uniform on the sphere of radius rho: e = rho z / ||z||, z ~ N(0, I).
-
-    The direction is a pseudorandom function of the gradient's norm and the seed. So it takes nothing from the
-    random stream of training, needs no state of its own, and comes out the same in a resumed run.
+def random_perturbation(grads: Sequence[Tensor], noise: Sequence[Tensor], rho: float) -> Perturbation:
+    """Rho z / ||z||: uniform on the sphere for z ~ N(0, I), the norm over all tensors jointly.
 
     Args:
-        grads: One gradient per tensor; only their shapes and their norm matter.
+        grads: One gradient per tensor. They do not decide the direction, but a gradient that is not finite makes the
+            norm NaN, so that the ascent ends as in SAM.
+        noise: z, one per tensor.
         rho: Radius of the sphere.
-        seed: Selects the pseudorandom function.
-
-    Returns:
-        One displacement per tensor; along the gradient where that is not finite, so that it is seen to be so.
     """
-    if num_vectorized():
-        raise ValueError(
-            "Random takes its directions from the last bits of a norm, which differ in stacked networks."
-        )
-    norm = global_norm(grads)
-    if not bool(norm.isfinite()):
-        return Perturbation(list(grads), norm, rho)
-    (bits,) = struct.unpack("<q", struct.pack("<d", float(norm)))
-    generator = torch.Generator(grads[0].device).manual_seed((bits ^ (seed * 0x9E3779B97F4A7C15)) % 2**63)
-    noise = [torch.randn(g.shape, generator=generator, device=g.device, dtype=g.dtype) for g in grads]
-    return Perturbation(noise, global_norm(noise), rho)
+    return Perturbation(list(noise), global_norm(noise) + 0 * global_norm(grads), rho)

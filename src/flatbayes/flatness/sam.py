@@ -1,8 +1,17 @@
-"""Sharpness-aware minimisation (Foret et al., ICLR 2021): the gradient at the worst point of a Euclidean ball.
+"""Sharpness-aware minimisation (SAM): the gradient at the worst point of a Euclidean ball around the weights.
 
-The worst point of max over ||e|| <= rho of L(w + e) is found by first-order ascent, e = rho g / ||g|| with g the
-gradient at w. Re-aiming the displacement at the gradient found there (a generalised power method) approaches the
-exact maximum; one step is Foret et al.'s Algorithm 1.
+Foret et al., ICLR 2021, Algorithm 1. The worst point of max over ||e|| <= rho of L(w + e) is approximated by
+first-order ascent; more ascent steps (a generalised power method) approach the exact maximum:
+
+    g = gradient at w
+    repeat ascent_steps times:
+        e = rho * g / ||g||
+        g = gradient at w + e
+    .grad = g
+
+    flat = SAM(rho=0.05)
+    loss = flat(closure, model)()
+    optimizer.step()
 """
 
 from collections.abc import Sequence
@@ -13,26 +22,30 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
 from flatbayes.core.parameter_selection import ParameterSelection, check_selection
-from flatbayes.flatness.aiming import check_ascent_batch_fraction, gradient_at_restricted_perturbation
-from flatbayes.flatness.ascent import Perturbation, check_ascent_steps, check_radius
+from flatbayes.flatness.ascent import (
+    Perturbation,
+    check_ascent_batch_fraction,
+    check_ascent_steps,
+    check_radius,
+    gradient_at_perturbation,
+)
 from flatbayes.flatness.flatness import Flatness
 
 
 @dataclass(frozen=True)
 class SAM(Flatness):
-    """Asks at the worst point of a Euclidean ball around the weights.
+    """Takes the gradient at the worst point of a Euclidean ball around the weights.
 
     Attributes:
-        rho: Radius of the ball, the norm taken over all trainable weights together.
-        ascent_steps: Times the displacement is aimed; every one costs a gradient.
-        resample_noise: Draw new dropout masks for the second pass, as the paper's code does, instead of replaying
+        rho: Radius of the ball, in the norm over all trainable weights together.
+        ascent_steps: Number of ascent steps; each costs one gradient.
+        resample_noise: Draw new dropout masks in the second pass, as the authors' code does, instead of replaying
             those of the first.
-        ascent_batch_fraction: Share of the batch that the displacement is aimed with. It is the closure that saves
-            the rest: see
-            `flatbayes.core.subset_batch`. Running statistics then move at the displaced weights.
-        params: Which parameters are displaced, in a ball of their own: `norms`, those of normalisation layers
-            (Mueller et al., NeurIPS 2023), with a radius some ten times as large; `last_layer`, `weights`, `biases`,
-            `no_biases`, `all`, or a list of name patterns. The passes that aim compute no other gradients.
+        ascent_batch_fraction: Fraction of the batch that the ascent is computed on. It saves time if the closure
+            passes its batch through `flatbayes.core.subset_batch`.
+        params: The parameters that are perturbed: `norms`, those of normalisation layers (Mueller et al., NeurIPS
+            2023), with a radius about ten times as large; `last_layer`, `weights`, `biases`, `no_biases`, `all`, or
+            a list of name patterns. The ascent computes no other gradients.
     """
 
     rho: float = 0.05
@@ -49,14 +62,12 @@ class SAM(Flatness):
 
     @property
     def gradients_per_step(self) -> float:
-        """One to aim with for each ascent step, or a part of one, and the final one."""
-        return self.ascent_steps * self.ascent_batch_fraction + 1
-
-    stationary_after = 0.0  # the worst loss in the ball, to first order
+        """One, or a fraction of one, for each ascent step, and the final one."""
+        return 1 + self.ascent_steps * self.ascent_batch_fraction
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
-        """The closure whose gradient is that of the worst loss in the ball."""
-        return gradient_at_restricted_perturbation(
+        """Make the closure whose gradient is that of the worst loss in the ball."""
+        return gradient_at_perturbation(
             lambda _, grads: euclidean_perturbation(grads, self.rho),
             closure,
             model,
@@ -75,6 +86,6 @@ def euclidean_perturbation(grads: Sequence[Tensor], rho: float) -> Perturbation:
         rho: Radius of the ball.
 
     Returns:
-        One displacement per tensor, zero for a zero gradient.
+        One perturbation per tensor, zero for a zero gradient.
     """
     return Perturbation(list(grads), global_norm(grads), rho)

@@ -1,9 +1,14 @@
-"""Any flatness at some steps, and plain training at the others: a share of the cost, for most of the gain.
+"""Schedules: a flatness that runs periodically, or in the last part of training only.
 
-`Periodic` runs it each so many steps, `Delayed` in the last part of training, which is when SWAG collects its
-snapshots and
-when the optimiser settles for the region that it stays in. Zhou et al. (ICLR 2025) find a few epochs at the end to do
-about as well as the whole of training. Before it, `Delayed` trains plainly or with a cheaper flatness.
+    Periodic(flatness, period):        flatness in every period-th step, plain steps between
+    Delayed(flatness, start, before):  `before` until the fraction `start` of training, flatness from then on
+
+    flat, progress = Delayed(SAM(), start=0.7), TrainingProgress(total_steps=1000)
+    loss = flat(closure, model, progress)()
+    optimizer.step(); progress.advance()
+
+The last part of training is when SWAG collects its snapshots and when the optimiser settles in a region. Zhou et al.
+(ICLR 2025) report that a few epochs of SAM at the end do about as well as SAM in the whole of training.
 """
 
 from dataclasses import dataclass
@@ -12,18 +17,17 @@ from math import inf
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.flatness.flatness import Flatness, require_progress, require_training_fraction
-from flatbayes.flatness.plain import Plain
+from flatbayes.flatness.flatness import Flatness, Plain, require_progress, require_training_fraction
 from flatbayes.flatness.sam import SAM
 
 
 @dataclass(frozen=True)
 class Periodic(Flatness):
-    """Another flatness at one step in so many, the first of them included; plain steps between.
+    """Runs another flatness in every `period`-th step, the first one included, and plain steps between.
 
     Attributes:
-        flatness: The one whose turn it then is.
-        period: Steps from one turn to the next.
+        flatness: The flatness that runs periodically.
+        period: Number of steps from one of its steps to the next.
     """
 
     flatness: Flatness = SAM()
@@ -35,32 +39,34 @@ class Periodic(Flatness):
 
     @property
     def gradients_per_step(self) -> float:
-        """One, and the others of the flatness in its turns."""
+        """One, and the further ones of the flatness in its steps."""
         return 1 + (self.flatness.gradients_per_step - 1) / self.period
 
     @property
     def stationary_after(self) -> float:
-        """Never, since its gradients are by turns those of two losses; unless it is always the turn of one."""
+        """Infinity, since the gradients alternate between two losses; with a period of 1, that of the flatness."""
         return self.flatness.stationary_after if self.period == 1 else inf
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
-        """The flat closure if it is its turn, else the closure as it is.
+        """Make the flat closure in every `period`-th step, and return the closure unchanged in the others.
 
         Raises:
-            ValueError: No course is given.
+            ValueError: The progress of training is not given.
         """
-        known = require_progress(progress, self)
-        return self.flatness(closure, model, known) if known.step % self.period == 0 else closure
+        progress = require_progress(progress, self)
+        if progress.step % self.period != 0:
+            return closure
+        return self.flatness(closure, model, progress.scope("flatness"))
 
 
 @dataclass(frozen=True)
 class Delayed(Flatness):
-    """Another flatness in the last part of training, and plain training before.
+    """Runs another flatness in the last part of training, and plain training, or a cheaper flatness, before.
 
     Attributes:
-        flatness: The one that training ends with.
-        start: Share of training after which it begins.
-        before: What training begins with: plain, or a flatness that costs less.
+        flatness: The flatness of the last part.
+        start: Fraction of training after which it begins.
+        before: The flatness until then. It shares no state with the other one.
     """
 
     flatness: Flatness = SAM()
@@ -69,23 +75,26 @@ class Delayed(Flatness):
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < 1:
-            raise ValueError(f"start is a share of training, at least 0 and below 1; got {self.start}.")
+            raise ValueError(f"start is a fraction of training, at least 0 and below 1; got {self.start}.")
 
     @property
     def gradients_per_step(self) -> float:
-        """Those of each, by their shares of training."""
+        """The mean of both, weighted by their fractions of training."""
         return self.start * self.before.gradients_per_step + (1 - self.start) * self.flatness.gradients_per_step
 
     @property
     def stationary_after(self) -> float:
-        """The start, if the flatness follows a loss by then."""
+        """The start, if the gradients of the flatness are stationary by then."""
         return max(self.start, self.flatness.stationary_after)
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
-        """That of the flatness whose time it is.
+        """Make the closure of the flatness that this step belongs to.
 
         Raises:
-            ValueError: No course is given, or one that does not know how long training takes.
+            ValueError: The progress of training is not given, or has no total_steps.
         """
-        now = self.flatness if require_training_fraction(progress, self) >= self.start else self.before
-        return now(closure, model, progress)
+        has_started = require_training_fraction(progress, self) >= self.start
+        progress = require_progress(progress, self)
+        if has_started:
+            return self.flatness(closure, model, progress.scope("flatness"))
+        return self.before(closure, model, progress.scope("before"))

@@ -238,7 +238,7 @@ def _count_steps_per_epoch(dataloader: Any, accumulation_steps: int) -> int | No
 
 def _save_tracker_state(path: Path, state_dict: Mapping[str, Any]) -> None:
     course = dict(state_dict["course"])
-    tensors = {f"kept.{name}": tensor for name, tensor in course.pop("kept").items()}
+    tensors = {f"kept.{name}": tensor for name, tensor in course.pop("flatness_state").items()}
     tensors |= {f"statistics.{name}": tensor for name, tensor in state_dict["statistics"].items()}
     with atomic_write(path) as temporary:
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -250,7 +250,7 @@ def _load_tracker_state(path: Path) -> dict[str, Any]:
         course = json.loads(file.metadata()["course"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return {
-        "course": {**course, "kept": _select_by_prefix(tensors, "kept.")},
+        "course": {**course, "flatness_state": _select_by_prefix(tensors, "kept.")},
         "statistics": _select_by_prefix(tensors, "statistics."),
     }
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core.norms import global_norm
-from flatbayes.core.stacked import broadcast_per_network
+from flatbayes.core.norms import broadcast_per_network, global_norm
 from flatbayes.training.config import TrainingConfig
 
 if TYPE_CHECKING:

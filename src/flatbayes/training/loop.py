@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, LossFn, State, TrainingProgress, subset_batch
+from flatbayes.core.context import vectorized
 from flatbayes.core.randomness import RandomState, seeded_rng
-from flatbayes.core.stacked import vectorized
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.training.batches import TrainingBatches

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import OptimizerFactory, State
+from flatbayes.core import OptimizerFactory, State, TrainingProgress
 from flatbayes.core.randomness import seeded_rng, spawn_seeds
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Likelihood
@@ -83,6 +83,7 @@ class RunFactory:
             config=self.config,
             seed=noise,
             validate=None if validate is None else lambda module: [validate(module)],
+            progress=TrainingProgress(seed=self.seed, members=(member,)),
         )
 
     def create_vectorized_run(self, members: Sequence[int], fabric: "Fabric") -> TrainingRun:
@@ -116,6 +117,7 @@ class RunFactory:
             seed=self._spawn_member_seeds(members[0])[2],
             validate=None if validate is None else validate_members,
             num_networks=len(members),
+            progress=TrainingProgress(seed=self.seed, members=tuple(members)),
             split_state=lambda whole: unstack_states(whole, stack, init_state),
         )
 

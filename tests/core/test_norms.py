@@ -1,27 +1,30 @@
-"""Stacked networks: what takes all weights together answers for each of them."""
+"""Norms over all tensors, of one network and of each vectorized network."""
 
 import pytest
 import torch
 
-from flatbayes.core.stacked import broadcast_per_network, num_vectorized, vectorized, vectorized_norms
+from flatbayes.core.context import vectorized
+from flatbayes.core.norms import broadcast_per_network, global_norm
 from flatbayes.core.weights import axpy
 
-
-def test_it_is_said_inside_alone_also_after_an_exception():
-    assert num_vectorized() == 0
-    with pytest.raises(KeyError), vectorized(3):
-        assert num_vectorized() == 3
-        with vectorized(0):
-            assert num_vectorized() == 0
-        raise KeyError
-    assert num_vectorized() == 0
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_norms_are_those_of_each_network(dtype):
+@DTYPES
+def test_the_norm_is_joint_over_tensors(dtype):
+    tensors = [torch.randn(4, 2).to(dtype), torch.randn(()).to(dtype)]
+    norm = global_norm(tensors)
+    assert norm.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    expected = torch.cat([t.flatten() for t in tensors]).double().norm()
+    torch.testing.assert_close(norm.double(), expected, rtol=1e-6, atol=0)
+
+
+@DTYPES
+def test_vectorized_norms_are_those_of_each_network(dtype):
     tensors = [torch.randn(3, 4, 2).to(dtype), torch.randn(3).to(dtype), torch.randn(3, 2, 2, 2).to(dtype).mT]
     expected = [torch.cat([t[k].flatten() for t in tensors]).double().norm() for k in range(3)]
-    norms = vectorized_norms(tensors)
+    with vectorized(3):
+        norms = global_norm(tensors)
     assert norms.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(norms.double(), torch.stack(expected), rtol=1e-6, atol=0)
 
