@@ -83,9 +83,7 @@ def test_names_in_messages_are_few():
 
 @pytest.mark.parametrize("selection", ["head.*", "Weights", []])
 def test_refuses_what_is_no_selection(selection):
-    with pytest.raises(
-        ValueError, match=r"params must be weights or .*, or a list of name patterns such as \['head"
-    ):
+    with pytest.raises(ValueError, match=r"params must be weights or .*, or a list of name patterns such as \['head"):
         check_selection(selection, "params")
 
 
