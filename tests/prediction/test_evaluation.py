@@ -4,7 +4,7 @@ import torch
 from flatbayes.core import State
 from flatbayes.likelihoods import Gaussian
 from flatbayes.likelihoods.likelihood import Likelihood
-from flatbayes.metrics import coverage_curve, crps
+from flatbayes.metrics import ReliabilityBins, coverage_curve, crps
 from flatbayes.posteriors import MAP
 from flatbayes.prediction import FittedPosterior, evaluate
 from support import batch
@@ -22,7 +22,7 @@ def line(likelihood):
 def test_of_a_classifier(fitted):
     found = evaluate(fitted, *batch(0), num_draws=3)
     assert list(found.metrics)[:2] == ["accuracy", "nll"]
-    assert "edges" in found.reliability
+    assert isinstance(found.reliability, ReliabilityBins)
 
 
 def test_of_a_regression():
@@ -34,7 +34,7 @@ def test_of_a_regression():
     assert found.metrics["crps"] == crps(predictive.member_means, predictive.member_stds, y)
     low, high = predictive.interval(0.95)
     assert found.metrics["width_95"] == pytest.approx((high - low).mean().item())
-    assert found.reliability == coverage_curve(predictive.cdf(y)).to_dict()
+    assert found.reliability == coverage_curve(predictive.cdf(y))
     assert found.num_networks == 1
 
 

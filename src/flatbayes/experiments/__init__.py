@@ -1,20 +1,28 @@
-"""Flat against plain over seeds: runs, paired statistics."""
+"""Comparisons of flat with plain training over seeds: runs, paired statistics, selection and tuning."""
 
-from flatbayes.experiments.comparison import Comparison, claim_folder, execute_runs, write_results
+from flatbayes.experiments.comparison import Comparison, write_results
 from flatbayes.experiments.evaluations import EvaluationConfig
 from flatbayes.experiments.method import Method
+from flatbayes.experiments.parallel import execute_runs
+from flatbayes.experiments.results import ComparisonResult, RunResult, SummaryRow
 from flatbayes.experiments.run import ExperimentRun
-from flatbayes.experiments.selection import SelectionTrial, select_methods
-from flatbayes.experiments.statistics import PairedComparison, compare_pairs, summarize_runs
+from flatbayes.experiments.run_folder import claim_folder
+from flatbayes.experiments.selection import SelectionRecord, SelectionTrial, select_methods
+from flatbayes.experiments.statistics import PairedComparison, compare_pairs
+from flatbayes.experiments.summary import summarize_runs
 from flatbayes.experiments.tuning import TuningResult, default_ranges, is_higher_better, tune_hyperparameters
 
 __all__ = [
     "Comparison",
+    "ComparisonResult",
     "EvaluationConfig",
     "ExperimentRun",
     "Method",
     "PairedComparison",
+    "RunResult",
+    "SelectionRecord",
     "SelectionTrial",
+    "SummaryRow",
     "TuningResult",
     "claim_folder",
     "compare_pairs",

@@ -1,13 +1,12 @@
-"""What a comparison measures of every run beside the usual metrics."""
+"""Additional evaluations of a run: calibration, corrupted images, out-of-distribution detection, sharpness."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from flatbayes.data import DataSource, DataSplits, Split, list_corruptions, load_test_split, match_input_format
 from flatbayes.diagnostics import LossSlice, SharpnessConfig, compute_draw_slices, measure_posterior_sharpness
-from flatbayes.metrics import METRIC_FAMILIES
+from flatbayes.experiments.results import RunDetails, SeverityCurve
 from flatbayes.prediction import (
     CorruptionMetrics,
     FittedPosterior,
@@ -16,7 +15,6 @@ from flatbayes.prediction import (
     evaluate_recalibration,
 )
 
-CALIBRATION, SHIFT, OUTSIDE, SHARPNESS = METRIC_FAMILIES
 SHARPNESS_METRICS = {
     "loss": "train_loss",
     "one_step": "gap_one_step",
@@ -26,24 +24,27 @@ SHARPNESS_METRICS = {
     "top_eigenvalue": "top_eigenvalue",
     "trace": "trace",
 }
+"""Name of the metric by name of the sharpness measure."""
+
 NUM_SLICE_POINTS = 21
-"""Places in a slice of the loss."""
+"""Number of points in a slice of the loss."""
+
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What else to measure, and on how much.
+    """Which additional evaluations to run, and on how many examples.
 
     Attributes:
-        calibration: Temperature scaling on the validation part, further calibration errors, selective prediction.
-        shift: Corrupted images.
-        ood: Where foreign inputs come from; None for none.
-        sharpness_rho: Radius of the ball in which the training loss is explored around draws, with slices through
-            them;
-            None for not at all.
-        hessian: Also eigenvalues and trace of the Hessian.
-        severities: Of the corruptions, from 1 to 5.
-        max_examples: Largest number of examples for corruptions, foreign inputs and sharpness.
+        calibration: Temperature scaling on the validation split, further calibration errors, selective prediction.
+        shift: Evaluation on corrupted images.
+        ood: Source of out-of-distribution inputs; None for none.
+        sharpness_rho: Radius within which the rise of the training loss around draws is measured, with slices of the
+            loss through them; None for no sharpness.
+        hessian: With sharpness, also eigenvalues and trace of the Hessian.
+        severities: Severities of the corruptions, from 1 to 5.
+        max_examples: Largest number of examples for corruptions, out-of-distribution inputs and sharpness.
         num_sharpness_draws: Networks drawn for sharpness.
     """
 
@@ -62,71 +63,130 @@ class EvaluationConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
     def compute_metrics(
-        self, fitted: FittedPosterior, data: DataSplits, split: str, num_draws: int, seed: int
-    ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Numbers by the names of `FAMILIES`, and what they were made of.
+        self, fitted: FittedPosterior, data: DataSplits, split_name: str, num_draws: int, seed: int
+    ) -> tuple[Metrics, RunDetails]:
+        """Metrics by the names of `METRIC_FAMILIES`, and the quantities that they were computed from.
 
         Args:
             fitted: The posterior.
-            data: All parts of its data.
-            split: Which of them to report on.
+            data: All splits of its data.
+            split_name: Split to evaluate on: train, val or test.
             num_draws: Networks averaged in a prediction.
-            seed: Decides which networks are drawn.
+            seed: Seed of the draws.
 
         Raises:
-            ValueError: The data do not allow what is to be measured, such as corruptions of a table.
+            ValueError: The data do not allow an evaluation, such as corruptions of a table.
         """
-        held_out: Split = getattr(data, split)
-        few = held_out.subsample(self.max_examples)
-        found: dict[str, float] = {}
-        details: dict[str, Any] = {}
+        split: Split = getattr(data, split_name)
+        subset = split.subsample(self.max_examples)
+        metrics: Metrics = {}
+        temperature, shift, loss_slice = None, None, None
         if self.calibration:
-            if split == "val":
-                raise ValueError("Temperatures are fitted to the validation part: report calibration on another one.")
-            scaled = evaluate_recalibration(fitted, data.val, held_out, num_draws, seed=seed)
-            raw, tempered = scaled.raw, scaled.tempered
-            found |= {"nll_scaled": tempered["nll"], "ece_scaled": tempered["ece"]}
-            found |= {name: raw[name] for name in ("adaptive_ece", "classwise_ece", "aurc")}
-            details["calibration_temperature"] = scaled.temperature
+            if split_name == "val":
+                raise ValueError(
+                    "Temperatures are fitted to the validation split: report calibration on another split."
+                )
+            calibration, temperature = measure_calibration(fitted, data.val, split, num_draws, seed)
+            metrics |= calibration
         if self.shift:
-            names = list_corruptions(data.input_shape[0], standard_only=True)
-            rows = evaluate_corruptions(fitted, few, names, self.severities, num_draws, seed=seed)
-            corrupted = [row for row in rows if row.severity > 0]
-            for metric in ("accuracy", "nll", "ece"):
-                found[f"shift_{metric}"] = sum(row.metrics[metric] for row in corrupted) / len(corrupted)
-            details["shift"] = _average_by_severity(rows)
+            corruptions = list_corruptions(data.input_shape[0], standard_only=True)
+            shift_metrics, shift = measure_shift(fitted, subset, corruptions, self.severities, num_draws, seed)
+            metrics |= shift_metrics
         if self.ood is not None:
-            foreign = match_input_format(
+            ood = match_input_format(
                 _load_ood_split(self.ood).subsample(self.max_examples).input_tensor, data.train.inputs
             )
-            scores = evaluate_ood(fitted, few.input_tensor, foreign, num_draws, seed=seed).scores
+            scores = evaluate_ood(fitted, subset.input_tensor, ood, num_draws, seed=seed).scores
             entropy = scores["entropy"]
-            found |= {"ood_auroc": entropy.auroc, "ood_aupr": entropy.aupr_out, "ood_fpr95": entropy.fpr95}
-            found["ood_auroc_mi"] = scores["mutual_information"].auroc
+            metrics |= {"ood_auroc": entropy.auroc, "ood_aupr": entropy.aupr_out}
+            metrics |= {"ood_fpr95": entropy.fpr95, "ood_auroc_mi": scores["mutual_information"].auroc}
         if self.sharpness_rho is not None:
-            train, probe = data.train.subsample(self.max_examples), SharpnessConfig(rho=self.sharpness_rho)
-            sharp = measure_posterior_sharpness(
+            sharpness_config = SharpnessConfig(rho=self.sharpness_rho)
+            sharpness, loss_slice = measure_sharpness(
                 fitted,
-                train.input_tensor,
-                train.targets,
-                probe,
+                data.train.subsample(self.max_examples),
+                sharpness_config,
                 self.num_sharpness_draws,
-                seed=seed,
+                seed,
                 hessian=self.hessian,
             )
-            found |= {
-                SHARPNESS_METRICS[row.measure]: row.mean for row in sharp.rows if row.measure in SHARPNESS_METRICS
-            }
-            slices = compute_draw_slices(
-                {"": fitted},
-                train.input_tensor,
-                train.targets,
-                self.num_sharpness_draws,
-                num_steps=NUM_SLICE_POINTS,
-                seed=seed,
-            )
-            details["slice"] = _average_slices(slices[""])
-        return found, details
+            metrics |= sharpness
+        return metrics, RunDetails(temperature, shift, loss_slice)
+
+
+def measure_calibration(
+    fitted: FittedPosterior, val: Split, split: Split, num_draws: int, seed: int
+) -> tuple[Metrics, float]:
+    """Calibration metrics before and after temperature scaling, and the temperature.
+
+    Args:
+        fitted: The posterior.
+        val: Validation split, which the temperature is fitted to.
+        split: Split that the metrics are computed on.
+        num_draws: Networks averaged in a prediction.
+        seed: Seed of the draws.
+    """
+    recalibration = evaluate_recalibration(fitted, val, split, num_draws, seed=seed)
+    raw, tempered = recalibration.raw, recalibration.tempered
+    metrics = {"nll_scaled": tempered["nll"], "ece_scaled": tempered["ece"]}
+    metrics |= {name: raw[name] for name in ("adaptive_ece", "classwise_ece", "aurc")}
+    return metrics, recalibration.temperature
+
+
+def measure_shift(
+    fitted: FittedPosterior,
+    images: Split,
+    corruptions: Sequence[str],
+    severities: Sequence[int],
+    num_draws: int,
+    seed: int,
+) -> tuple[Metrics, SeverityCurve]:
+    """Mean metrics on corrupted images, over all corruptions and severities, and their means by severity.
+
+    Args:
+        fitted: The posterior.
+        images: Uncorrupted images with their labels.
+        corruptions: Names of the corruptions.
+        severities: Severities, from 1 to 5.
+        num_draws: Networks averaged in a prediction.
+        seed: Seed of the draws.
+    """
+    rows = evaluate_corruptions(fitted, images, corruptions, severities, num_draws, seed=seed)
+    corrupted = [row for row in rows if row.severity > 0]
+    metrics = {f"shift_{name}": _average_rows(corrupted, name) for name in ("accuracy", "nll", "ece")}
+    levels = sorted({row.severity for row in rows})
+    groups = [[row for row in rows if row.severity == level] for level in levels]
+    means = {name: tuple(_average_rows(group, name) for group in groups) for name in ("accuracy", "nll", "ece")}
+    return metrics, SeverityCurve(severity=tuple(map(float, levels)), **means)
+
+
+def measure_sharpness(
+    fitted: FittedPosterior,
+    train: Split,
+    sharpness_config: SharpnessConfig,
+    num_draws: int,
+    seed: int,
+    *,
+    hessian: bool,
+) -> tuple[Metrics, LossSlice]:
+    """Rise of the training loss around draws, and the mean loss along random directions through them.
+
+    Args:
+        fitted: The posterior.
+        train: Training examples.
+        sharpness_config: How sharpness is measured.
+        num_draws: Networks drawn.
+        seed: Seed of the draws.
+        hessian: Also eigenvalues and trace of the Hessian.
+    """
+    inputs, targets = train.input_tensor, train.targets
+    sharpness = measure_posterior_sharpness(
+        fitted, inputs, targets, sharpness_config, num_draws, seed=seed, hessian=hessian
+    )
+    metrics = {SHARPNESS_METRICS[row.measure]: row.mean for row in sharpness.rows if row.measure in SHARPNESS_METRICS}
+    slices = compute_draw_slices({"": fitted}, inputs, targets, num_draws, num_steps=NUM_SLICE_POINTS, seed=seed)[""]
+    columns = zip(*(loss_slice.losses for loss_slice in slices), strict=True)
+    return metrics, LossSlice(slices[0].distances, tuple(sum(column) / len(slices) for column in columns))
 
 
 @lru_cache(maxsize=1)
@@ -134,18 +194,5 @@ def _load_ood_split(source: DataSource) -> Split:
     return load_test_split(source)
 
 
-def _average_by_severity(rows: Sequence[CorruptionMetrics]) -> dict[str, list[float]]:
-    """Mean over corruptions of each metric, for every severity; 0 is clean."""
-    severities = sorted({row.severity for row in rows})
-    groups = [[row for row in rows if row.severity == severity] for severity in severities]
-    means = {
-        metric: [sum(row.metrics[metric] for row in group) / len(group) for group in groups]
-        for metric in ("accuracy", "nll", "ece")
-    }
-    return {"severity": [float(severity) for severity in severities], **means}
-
-
-def _average_slices(slices: Sequence[LossSlice]) -> dict[str, list[float]]:
-    """The mean loss at each distance."""
-    columns = zip(*(one.losses for one in slices), strict=True)
-    return {"distance": list(slices[0].distances), "loss": [sum(column) / len(slices) for column in columns]}
+def _average_rows(rows: Sequence[CorruptionMetrics], metric: str) -> float:
+    return sum(row.metrics[metric] for row in rows) / len(rows)

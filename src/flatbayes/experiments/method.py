@@ -1,4 +1,4 @@
-"""What is compared: a posterior, with whatever is special about how it is trained and flattened."""
+"""Methods of a comparison: a posterior with its own flatness and training configuration."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from flatbayes.training import TrainingConfig
 
 @dataclass(frozen=True)
 class Method:
-    """A posterior that is not trained like the others: both of its twins are trained as it says.
+    """A posterior that differs from the others in training; its plain and its flat run are trained alike.
 
     Attributes:
         posterior: The posterior.
-        flatness: The flat version, if it is not that of the whole comparison.
+        flatness: Flatness of the flat run, by default that of the whole comparison.
         config_overrides: The training options that differ from the common ones, by name; those of a group in a
             mapping, `{"collection": {"start_fraction": 0.5}}`, or under a dotted name.
-        name: What to call it; by default the posterior with its hyperparameters.
+        name: Label in the results, by default the posterior with its hyperparameters.
     """
 
     posterior: Posterior
@@ -30,15 +30,17 @@ class Method:
     def __post_init__(self) -> None:
         TrainingConfig().with_options(**_instantiate_overrides(self.config_overrides))
         if self.flatness == Plain():
-            raise ValueError(f"{self.label} is compared with its plain twin: choose another flatness than Plain.")
+            raise ValueError(
+                f"{self.label} is compared with its plain run of the same seed: choose another flatness than Plain."
+            )
 
     @property
     def label(self) -> str:
-        """What it is called in tables."""
+        """Label in the results."""
         return self.name or short_name(self.posterior)
 
     def apply_overrides(self, base_config: TrainingConfig) -> TrainingConfig:
-        """The common recipe with this method's changes."""
+        """The common training configuration with the overrides of this method."""
         return base_config.with_options(**_instantiate_overrides(self.config_overrides))
 
 
@@ -47,14 +49,14 @@ def _instantiate_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_methods(posteriors: Sequence[Posterior | Method]) -> list[Method]:
-    """All of them as methods.
+    """Wrap posteriors as methods.
 
     Raises:
-        ValueError: Two of them go by the same name.
+        ValueError: Two methods have the same label.
     """
-    found = [one if isinstance(one, Method) else Method(one) for one in posteriors]
-    names = [method.label for method in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"Several methods are called {', '.join(twice)}: give each a `name` of its own.")
-    return found
+    methods = [entry if isinstance(entry, Method) else Method(entry) for entry in posteriors]
+    labels = [method.label for method in methods]
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise ValueError(f"Several methods are called {', '.join(repeated)}: give each a `name` of its own.")
+    return methods

@@ -1,4 +1,4 @@
-"""One run of a comparison: a cell of posterior x flatness x seed, as a pure function of its description."""
+"""One run of a comparison: one posterior, flatness and seed, as a pure function of its configuration."""
 
 import hashlib
 import json
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,30 +15,31 @@ from flatbayes.core.files import read_json, write_json
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSource, DataSplits
 from flatbayes.experiments.evaluations import EvaluationConfig
+from flatbayes.experiments.results import RunCost, RunResult, TrainingHistory
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import evaluate
 from flatbayes.training import Checkpoints, History, TrainingConfig, fit
 
 CHECKPOINT_INTERVAL_SECONDS = 60.0
-"""Least time between two checkpoints of a run; what takes less is begun anew."""
+"""Smallest time between two checkpoints of a run; a shorter run is repeated from its start."""
 
 
 @dataclass(frozen=True)
 class ExperimentRun:
-    """What determines a run, and nothing else.
+    """Everything that determines the result of a run.
 
     Attributes:
-        source: The data; its test part is the same for every seed, unless it has standard splits.
-        model: Builds the network.
-        posterior: Axis A.
-        flatness: Axis B.
-        config: How it is trained.
-        seed: Decides which examples are for training and which for validation, initial weights, order, noise.
-        num_draws: Networks averaged in the evaluation.
-        split: The part of the data that it is evaluated on.
-        posterior_name: What the posterior is called in the result.
-        evaluations: What else is measured.
+        source: Source of the data; its test split is the same for every seed, unless it has standard splits.
+        model: Function that builds the network.
+        posterior: The posterior.
+        flatness: The flatness.
+        config: The training configuration.
+        seed: Seed of the train/validation split, initial weights, order of batches, and noise.
+        num_draws: Networks averaged in a prediction.
+        split: Split that is evaluated on: train, val or test.
+        posterior_name: Label of the posterior in the result, by default with its hyperparameters.
+        evaluations: Additional evaluations.
     """
 
     source: DataSource
@@ -53,26 +53,29 @@ class ExperimentRun:
     posterior_name: str | None = None
     evaluations: EvaluationConfig = EvaluationConfig()
 
+    @property
+    def name(self) -> str:
+        """Posterior, flatness and seed, for messages."""
+        return f"{self.posterior_name or short_name(self.posterior)} {short_name(self.flatness)} seed {self.seed}"
+
     def cache_key(self) -> str:
-        """A name for the result, the same for equal tasks of this version of flatbayes."""
+        """Hash of the configuration and the version of flatbayes, the name of the result file."""
         text = json.dumps([version("flatbayes"), to_spec(self)["init_args"]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def load_result(self, folder: Path) -> dict[str, Any] | None:
-        """The result of an earlier run, if it is in the folder and whole."""
+    def load_result(self, folder: Path) -> RunResult | None:
+        """The cached result, None where there is no file or the file is damaged."""
         try:
-            found = read_json(folder / f"{self.cache_key()}.json")
+            return RunResult.from_dict(read_json(folder / f"{self.cache_key()}.json"))
         except (FileNotFoundError, ValueError):
             return None
-        return found if isinstance(found, dict) and "metrics" in found else None
-
-    @property
-    def name(self) -> str:
-        """What a person calls it."""
-        return f"{self.posterior_name or short_name(self.posterior)} {short_name(self.flatness)} seed {self.seed}"
 
     def try_execute(self, folder: Path) -> "tuple[ExperimentRun, str | None]":
-        """Execute, and say what went wrong instead of raising it: one run must not cost the others."""
+        """Execute; a failure becomes a message, so that one run does not stop the others.
+
+        Returns:
+            The run itself, and the error message or None.
+        """
         try:
             self.execute(folder)
         except (RuntimeError, ValueError) as error:
@@ -80,20 +83,21 @@ class ExperimentRun:
             return self, str(error)
         return self, None
 
-    def execute(self, folder: Path | None = None) -> dict[str, Any]:
-        """Train, evaluate, and keep the result in the folder.
+    def execute(self, folder: Path | None = None) -> RunResult:
+        """Train and evaluate on one thread, so that the result does not depend on the number of parallel runs.
 
-        One thread is used, so that the result does not depend on how many runs go on beside it.
+        Args:
+            folder: Folder for the result and, while the run lasts, its checkpoints; None for neither.
         """
-        checkpoints = None if folder is None else self._checkpoint_manager(folder)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
+            checkpoints = None if folder is None else self._checkpoint_manager(folder)
             result = self._train_and_evaluate(_load_data(self.source, self.seed), checkpoints)
         finally:
             torch.set_num_threads(threads)
         if folder is not None:
-            write_json(folder / f"{self.cache_key()}.json", result)
+            write_json(folder / f"{self.cache_key()}.json", result.to_dict())
             self._checkpoint_manager(folder).remove()
         return result
 
@@ -102,8 +106,8 @@ class ExperimentRun:
             folder / f"{self.cache_key()}.checkpoints", min_interval_seconds=CHECKPOINT_INTERVAL_SECONDS
         )
 
-    def _train_and_evaluate(self, data: DataSplits, checkpoints: Checkpoints | None) -> dict[str, Any]:
-        curves = History()
+    def _train_and_evaluate(self, data: DataSplits, checkpoints: Checkpoints | None) -> RunResult:
+        history = History()
         fitted = fit(
             self.model,
             data,
@@ -112,32 +116,33 @@ class ExperimentRun:
             self.config,
             seed=self.seed,
             show_progress=False,
-            callback=curves,
+            callback=history,
             checkpoints=checkpoints,
         )
-        held_out = getattr(data, self.split)
-        evaluation = evaluate(fitted, held_out.inputs, held_out.targets, self.num_draws, seed=self.seed)
-        more, details = self.evaluations.compute_metrics(fitted, data, self.split, self.num_draws, self.seed)
-        return {
-            "data": short_name(self.source),
-            "model": short_name(self.model),
-            "posterior": self.posterior_name or short_name(self.posterior),
-            "flatness": short_name(self.flatness),
-            "seed": self.seed,
-            "metrics": evaluation.metrics | more,
-            "cost": fitted.info["cost"],
-            "num_networks": evaluation.num_networks,
-            "reliability": evaluation.reliability,
-            "curves": _collect_history_columns(curves.records),
-            "details": details,
+        split = getattr(data, self.split)
+        evaluation = evaluate(fitted, split.inputs, split.targets, self.num_draws, seed=self.seed)
+        metrics, details = self.evaluations.compute_metrics(fitted, data, self.split, self.num_draws, self.seed)
+        first_member = [record for record in history.records if record["run"] == 0]
+        columns = {
+            name: tuple(record.get(name) for record in first_member) for name in ("epoch", "loss", "val_nll", "lr")
         }
+        result = RunResult(
+            posterior=self.posterior_name or short_name(self.posterior),
+            flatness=short_name(self.flatness),
+            seed=self.seed,
+            metrics=evaluation.metrics | metrics,
+            data=short_name(self.source),
+            model=short_name(self.model),
+            split=self.split,
+            cost=RunCost(**fitted.info["cost"]),
+            num_networks=evaluation.num_networks,
+            reliability=evaluation.reliability,
+            history=TrainingHistory(**columns),
+            details=details,
+        )
+        return RunResult.from_dict(result.to_dict())  # as it is read back: numbers that are not finite become None
 
 
 @lru_cache(maxsize=2)
 def _load_data(source: DataSource, seed: int) -> DataSplits:
     return source.load(seed)
-
-
-def _collect_history_columns(records: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    first = [r for r in records if r["run"] == 0]  # of an ensemble, the curve of its first member
-    return {key: [r.get(key) for r in first] for key in ("epoch", "loss", "val_nll", "lr")}

@@ -1,90 +1,129 @@
-"""The folder of a run: everything needed to know what was done, and to use what came of it."""
+"""The folder of a run: configuration, environment, training log, fitted posterior and results."""
 
 import shutil
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flatbayes.core.environment import describe_environment
-from flatbayes.core.files import read_json, write_json
-from flatbayes.core.lock import hold
+from flatbayes.core.files import JsonValue, read_json, write_json
+from flatbayes.experiments.folder_lock import lock_folder
+from flatbayes.experiments.results import RESULTS_FILE, ComparisonResult, RunResult
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.callbacks.callback import JSONLinesLogger
 from flatbayes.training.checkpoint import Checkpoints
 
-RUN_FILES = ("config.json", "environment.json", "metrics.jsonl", "results.json", "posterior.json")
-CONFIG_KEYS = ("data", "model", "posterior", "flatness", "recipe", "seed")
-CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "config.json", "metrics.jsonl", "results.json"
-COMPARISON_RUNS_GLOB = f"runs/{'[0-9a-f]' * 16}.json"
-CHECKPOINT_FOLDER, LOG_FOLDER = "checkpoints", "logs"
-COMPARISON_CHECKPOINTS_GLOB = f"runs/{'[0-9a-f]' * 16}.{CHECKPOINT_FOLDER}"
+CONFIG_FILE, METRICS_FILE, ENVIRONMENT_FILE = "config.json", "metrics.jsonl", "environment.json"
+REPORT_FILE, TUNED_CONFIG_FILE, STUDY_FILE = "report.html", "tuned.yaml", "study.db"
+SHIFT_FILE, SHIFT_FIGURE_FILE = "shift.json", "shift.svg"
+DIAGNOSIS_FILE, PLANE_FIGURE_FILE, SLICES_FIGURE_FILE = "diagnosis.json", "plane.svg", "slices.svg"
+CERTIFICATE_FILE = "certificate.json"
+RUN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE, "posterior.json")
 ARTIFACT_FILES = (
     "posterior.safetensors",
-    "report.html",
-    "shift.json",
-    "shift.svg",
-    "diagnosis.json",
-    "plane.svg",
-    "slices.svg",
-    "certificate.json",
-    "tuned.yaml",
-    "study.db",
+    REPORT_FILE,
+    SHIFT_FILE,
+    SHIFT_FIGURE_FILE,
+    DIAGNOSIS_FILE,
+    PLANE_FIGURE_FILE,
+    SLICES_FIGURE_FILE,
+    CERTIFICATE_FILE,
+    TUNED_CONFIG_FILE,
+    STUDY_FILE,
 )
+CONFIG_KEYS = ("data", "model", "posterior", "flatness", "config", "seed")
+CHECKPOINT_FOLDER, LOG_FOLDER = "checkpoints", "logs"
+COMPARISON_RUNS_GLOB = f"runs/{'[0-9a-f]' * 16}.json"
+COMPARISON_CHECKPOINTS_GLOB = f"runs/{'[0-9a-f]' * 16}.{CHECKPOINT_FOLDER}"
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove what a fit or a comparison has written there; files of others stay."""
-    for old in [*(folder / name for name in (*RUN_FILES, *ARTIFACT_FILES)), *folder.glob(COMPARISON_RUNS_GLOB)]:
-        old.unlink(missing_ok=True)
+    """Delete the files that the commands of flatbayes write to a folder; other files stay."""
+    for path in [*(folder / name for name in (*RUN_FILES, *ARTIFACT_FILES)), *folder.glob(COMPARISON_RUNS_GLOB)]:
+        path.unlink(missing_ok=True)
     for checkpoints in [folder / CHECKPOINT_FOLDER, *folder.glob(COMPARISON_CHECKPOINTS_GLOB)]:
         Checkpoints(checkpoints).remove()
     shutil.rmtree(folder / LOG_FOLDER, ignore_errors=True)
 
 
+def claim_folder(
+    folder: Path,
+    config: Mapping[str, JsonValue],
+    extendable_keys: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+    resume: bool = True,
+) -> None:
+    """Reserve a folder for a run, and write its configuration; no other process may use it until this one ends.
+
+    Args:
+        folder: The folder; it is created if necessary.
+        config: Configuration of the run, as plain data.
+        extendable_keys: Keys of the configuration that may differ when the run in the folder is continued.
+        overwrite: Delete the run in the folder first; files that flatbayes does not write stay.
+        resume: Continue the run in the folder, if there is one and `overwrite` is not set.
+
+    Raises:
+        ValueError: The folder holds a run (with `resume`, one with another configuration), or the path is a file, or
+            another process is writing there.
+    """
+    lock_folder(folder)
+    if overwrite:
+        clear_folder(folder)
+    elif resume and (folder / CONFIG_FILE).is_file():
+        _check_same_config(folder, config, extendable_keys)
+    elif not resume and (present := [name for name in (*RUN_FILES, *ARTIFACT_FILES) if (folder / name).exists()]):
+        raise ValueError(
+            f"{folder} already holds a run ({', '.join(present)}): choose another --out, --resume to go on with it, "
+            "or --overwrite."
+        )
+    write_json(folder / CONFIG_FILE, dict(config))
+
+
+def _check_same_config(folder: Path, config: Mapping[str, JsonValue], extendable_keys: Sequence[str]) -> None:
+    present = read_json(folder / CONFIG_FILE)
+    if isinstance(present, dict) and "recipe" in present:
+        raise ValueError(
+            f"{folder} holds a run of flatbayes 0.1, which this version cannot continue: choose another --out, "
+            "or --overwrite."
+        )
+    fixed_keys = [key for key in config if key not in extendable_keys]
+    differing = [key for key in fixed_keys if not isinstance(present, dict) or present.get(key) != config[key]]
+    if differing:
+        raise ValueError(
+            f"{folder} already holds another run (it differs in {', '.join(differing)}): choose another --out, "
+            "or --overwrite."
+        )
+
+
 class RunFolder:
-    """`config.json`, `environment.json`, `metrics.jsonl`, the fitted posterior, `results.json`."""
+    """Folder with `config.json`, `environment.json`, `metrics.jsonl`, the fitted posterior and `results.json`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def create(
-        cls, path: Path, config: dict[str, Any], *, overwrite: bool = False, resume: bool = False
+        cls, path: Path, config: Mapping[str, JsonValue], *, overwrite: bool = False, resume: bool = False
     ) -> "RunFolder":
-        """Claim a folder for a new run, or for one that goes on; no other process may have it until this one ends.
+        """Reserve a folder for a new or resumed run; no other process may use it until this one ends.
 
         Args:
-            path: The folder; it is made if need be.
-            config: What the run was asked to do.
-            overwrite: Replace the run that is there; files that no run writes stay.
-            resume: Go on with the run that is there, if there is one.
+            path: The folder; it is created if necessary.
+            config: Configuration of the run, as plain data.
+            overwrite: Delete the run in the folder first; files that flatbayes does not write stay.
+            resume: Continue the run in the folder, if there is one.
 
         Raises:
-            ValueError: The folder already holds a run (with `resume`, one that was asked to do something else), or
-                the path is a file, or another process is writing there.
+            ValueError: The folder holds a run (with `resume`, one with another configuration), or the path is a file,
+                or another process is writing there.
         """
         if overwrite and resume:
             raise ValueError("--overwrite begins anew and --resume goes on: choose one of them.")
-        hold(path)
-        if resume and (path / CONFIG_FILE).is_file():
-            found = read_json(path / CONFIG_FILE)
-            other = sorted(key for key in config if not isinstance(found, dict) or found.get(key) != config[key])
-            if other:
-                raise ValueError(
-                    f"{path} holds another run, so there is nothing to resume: it differs in {', '.join(other)}. "
-                    "Choose another --out, or --overwrite."
-                )
-            return cls(path)
-        held = [name for name in (*RUN_FILES, *ARTIFACT_FILES) if (path / name).exists()]
-        if held and not overwrite:
-            raise ValueError(
-                f"{path} already holds a run ({', '.join(held)}): choose another --out, --resume to go on with it, "
-                "or --overwrite."
-            )
-        if overwrite:
-            clear_folder(path)
-        write_json(path / CONFIG_FILE, config)
-        write_json(path / "environment.json", describe_environment())
+        claim_folder(path, config, overwrite=overwrite, resume=resume)
+        if not (path / ENVIRONMENT_FILE).is_file():
+            write_json(path / ENVIRONMENT_FILE, describe_environment())
         return cls(path)
 
     @classmethod
@@ -92,69 +131,65 @@ class RunFolder:
         """A folder that holds a run.
 
         Raises:
-            FileNotFoundError: It does not.
+            FileNotFoundError: The folder holds no run.
         """
         if not (path / CONFIG_FILE).is_file():
             raise FileNotFoundError(f"{path} holds no run: there is no {CONFIG_FILE}. Make one with `flatbayes fit`.")
         return cls(path)
 
     def read_config(self) -> dict[str, Any]:
-        """What the run was asked to do.
+        """Read the configuration of the run.
 
         Raises:
-            ValueError: The folder is that of something else, such as a comparison.
+            ValueError: The folder holds something else, such as a comparison.
         """
-        found: dict[str, Any] = read_json(self.path / CONFIG_FILE)
-        missing = [key for key in CONFIG_KEYS if key not in found]
+        config: dict[str, Any] = read_json(self.path / CONFIG_FILE)
+        if "recipe" in config:  # written by flatbayes 0.1
+            config["config"] = config.pop("recipe")
+        missing = [key for key in CONFIG_KEYS if key not in config]
         if missing:
             raise ValueError(
                 f"{self.path} does not hold a single run: its {CONFIG_FILE} has no {', '.join(missing)}. "
                 "Make one with `flatbayes fit`."
             )
-        return found
+        return config
 
     def open_metrics_log(self) -> JSONLinesLogger:
-        """Writes every epoch to `metrics.jsonl`."""
+        """Callback that writes a line for every epoch to `metrics.jsonl`."""
         return JSONLinesLogger(self.path / METRICS_FILE)
 
     @property
     def checkpoint_folder(self) -> Path:
-        """Where its checkpoints are."""
+        """Folder of the checkpoints."""
         return self.path / CHECKPOINT_FOLDER
 
     @property
     def log_folder(self) -> Path:
-        """Where the logs of other tools are."""
+        """Folder of the logs of other tools."""
         return self.path / LOG_FOLDER
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the posterior is there, and was not stopped on the way."""
+        """Whether the folder holds a posterior whose training was not interrupted."""
         path = self.path / "posterior.json"
         if not path.is_file():
             return False
-        described = read_json(path)
-        return isinstance(described, dict) and "interrupted" not in described.get("info", {})
+        metadata = read_json(path)
+        return isinstance(metadata, dict) and "interrupted" not in metadata.get("info", {})
 
     @property
     def has_results(self) -> bool:
-        """Whether it has results."""
+        """Whether the folder holds results."""
         return (self.path / RESULTS_FILE).is_file()
 
     def save(self, fitted: FittedPosterior) -> None:
-        """Keep the fitted posterior."""
+        """Write the fitted posterior."""
         fitted.save(self.path)
 
-    def add_result(self, run_result: dict[str, Any]) -> Path:
-        """Keep the outcome of an evaluation in `results.json`, beside those of other parts of the data."""
-        path = self.path / RESULTS_FILE
-        earlier = read_json(path)["runs"] if path.is_file() else []
-        results = {
-            "flatbayes": version("flatbayes"),
-            "environment": describe_environment(),
-            "config": self.read_config(),
-            "runs": [other for other in earlier if other.get("split") != run_result.get("split")] + [run_result],
-            "summary": [],
-        }
-        write_json(path, results)
-        return path
+    def add_result(self, run_result: RunResult) -> Path:
+        """Add the result of an evaluation to `results.json`, in place of an earlier one on the same split."""
+        results = ComparisonResult(self.read_config(), (run_result,), environment=describe_environment())
+        if self.has_results:
+            earlier = [run for run in ComparisonResult.load(self.path).runs if run.split != run_result.split]
+            results = replace(results, runs=(*earlier, run_result))
+        return results.save(self.path)

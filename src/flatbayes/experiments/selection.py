@@ -1,37 +1,109 @@
-"""Hyperparameters from validation data, the plain twin's first, and a record of what that cost each."""
+"""Hyperparameter selection on validation data: first the settings of plain training, then the flatness."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
-from flatbayes.core.files import write_json
+from flatbayes.core.files import JsonValue, read_json, write_json
 from flatbayes.core.spec import short_name, to_spec
-from flatbayes.experiments.comparison import Comparison, execute_runs
+from flatbayes.experiments.comparison import Comparison
+from flatbayes.experiments.evaluations import EvaluationConfig
+from flatbayes.experiments.json_reader import ObjectReader
 from flatbayes.experiments.method import Method
-from flatbayes.experiments.run import ExperimentRun
+from flatbayes.experiments.parallel import execute_runs
+from flatbayes.experiments.results import RESULTS_SCHEMA
 from flatbayes.experiments.tuning import is_higher_better
+from flatbayes.experiments.upgrade import upgrade_selection
 from flatbayes.flatness import Flatness, Plain
+
+SELECTION_FILE = "selection.json"
+Variant = Literal["plain", "flat"]
+VARIANTS: tuple[Variant, ...] = ("plain", "flat")
 
 
 @dataclass(frozen=True)
 class SelectionTrial:
-    """One setting on validation data.
+    """One hyperparameter setting, evaluated on validation data.
 
     Attributes:
-        method: What the method is called.
-        setting: What was tried.
-        variant: Whether it was tried plainly or flatly.
-        score: Mean of the metric over seeds; None where a run came to nothing.
-        is_best: Whether it was the best of its kind.
+        method: Name of the method.
+        setting: Description of the setting.
+        variant: Whether it was trained plain or flat.
+        score: Mean of the metric over seeds; None where a run failed.
+        is_best: Whether it was the best trial of its method and variant.
     """
 
     method: str
     setting: str
-    variant: str
+    variant: Variant
     score: float | None
     is_best: bool = False
+
+
+@dataclass(frozen=True)
+class SelectionRecord:
+    """Content of `selection.json`: all trials of a hyperparameter selection.
+
+    Attributes:
+        metric: Metric on the validation split that decides.
+        seeds: Seeds that scores are averaged over.
+        trials: All trials in the order in which they ran.
+        selected_methods: The selected methods, as plain data.
+    """
+
+    metric: str
+    seeds: tuple[int, ...]
+    trials: tuple[SelectionTrial, ...]
+    selected_methods: tuple[JsonValue, ...] = ()
+
+    def save(self, folder: Path) -> None:
+        """Write `selection.json`."""
+        write_json(folder / SELECTION_FILE, {"schema": RESULTS_SCHEMA, **asdict(self)})
+
+    @classmethod
+    def load(cls, folder: Path) -> "SelectionRecord | None":
+        """Read `selection.json`, None where there is no such file.
+
+        Raises:
+            ValueError: The file is damaged, or not the record of a selection.
+        """
+        path = folder / SELECTION_FILE
+        if not path.is_file():
+            return None
+        try:
+            return cls.from_dict(read_json(path))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged, or not the record of a selection ({error}); run "
+                "flatbayes.experiments.select_methods again, or move the file away for a report without it."
+            ) from error
+
+    @classmethod
+    def from_dict(cls, data: JsonValue) -> "SelectionRecord":
+        """Read plain data of this version or of flatbayes 0.1.
+
+        Raises:
+            ValueError: A field is missing or has a wrong type; the message names it.
+        """
+        record = ObjectReader(upgrade_selection(data), "the file")
+        trials = [ObjectReader(trial, place) for trial, place in record.read_list("trials", min_length=1)]
+        return cls(
+            metric=record.read_text("metric"),
+            seeds=tuple(int(seed) for seed in record.read_numbers("seeds", min_length=1)),
+            trials=tuple(
+                SelectionTrial(
+                    trial.read_text("method"),
+                    trial.read_text("setting"),
+                    trial.read_choice("variant", VARIANTS),
+                    trial.read_number("score", required=True),
+                    trial.read_bool("is_best"),
+                )
+                for trial in trials
+            ),
+            selected_methods=tuple(method for method, _ in record.read_list("selected_methods", required=False)),
+        )
 
 
 def select_methods(
@@ -45,100 +117,95 @@ def select_methods(
     jobs: int | None = None,
     show_progress: bool | None = None,
 ) -> list[Method]:
-    """For each method the candidate that is best when trained plainly, and then the flatness that suits it best.
+    """For each method the candidate that is best when trained plain, and then the flatness that is best with it.
 
-    So whatever the twins share is tuned for the plain one, and the flat one has its flatness alone. Only the
-    validation part of the data is looked at. Every trial is kept in `selection.json`, with the number that either
-    twin had.
+    Settings that plain and flat runs share are tuned for the plain run; only the flatness is tuned for the flat run.
+    The test split is not used. Every trial is recorded in `selection.json`.
 
     Args:
-        comparison: Data, network, common recipe, seeds and number of draws; the rest of it is not used.
-        candidates: Settings to choose from, for each name that a method is to have.
-        flatnesses: What the flat twin may be.
-        folder: Where runs are kept; the same call goes on where it was stopped.
-        seeds: Those that are averaged over; by default all of the comparison. With one, the choice is for one split
-            of the data alone, as the protocol of the UCI sets has it.
-        metric: What decides, in its own direction.
-        jobs: Processes; by default one per core, or one if there is a GPU.
+        comparison: Data, network, common training configuration, seeds and number of draws; the rest is not used.
+        candidates: Settings to choose from, by the name of the method.
+        flatnesses: Candidates for the flatness of the flat run.
+        folder: Folder of the runs; the same call continues where it was stopped.
+        seeds: Seeds that scores are averaged over, by default all of the comparison. With one seed, the choice is for
+            one split of the data, as in the protocol of the UCI data sets.
+        metric: Metric that decides, in its own direction.
+        jobs: Number of processes; by default one per core, or one if there is a GPU.
         show_progress: Show a progress bar; by default if standard error is a terminal.
 
+    Returns:
+        One method per name, with its flatness.
+
     Raises:
-        RuntimeError: No candidate of a method came to an end.
+        RuntimeError: All trials of a method failed.
     """
-    sign = -1 if is_higher_better(metric) else 1
-    chosen_seeds = list(range(comparison.num_seeds) if seeds is None else seeds)
+    higher_is_better = is_higher_better(metric)
+    base = replace(comparison, split="val", evaluations=EvaluationConfig())
+    seeds = tuple(range(comparison.num_seeds) if seeds is None else seeds)
 
-    def run_trials(
-        settings: Mapping[str, Sequence[tuple[Method, Flatness]]], variant: str
-    ) -> dict[str, list[SelectionTrial]]:
-        tasks = {
-            (name, k): [_make_run(comparison, method, flatness, seed) for seed in chosen_seeds]
+    def run_variant(
+        settings: Mapping[str, Sequence[tuple[Method, Flatness]]], variant: Variant
+    ) -> list[SelectionTrial]:
+        runs = {
+            (name, index): [replace(base.make_run(*pair, seed), posterior_name=None) for seed in seeds]
             for name, pairs in settings.items()
-            for k, (method, flatness) in enumerate(pairs)
+            for index, pair in enumerate(pairs)
         }
-        execute_runs([task for group in tasks.values() for task in group], folder / "runs", jobs, show_progress)
-        found: dict[str, list[SelectionTrial]] = {}
-        for (name, k), group in tasks.items():
-            scores = [_read_score(task, folder / "runs", metric) for task in group]
-            known = [score for score in scores if score is not None]
-            score = fmean(known) if len(known) == len(scores) else None
-            method, flatness = settings[name][k]
-            found.setdefault(name, []).append(
-                SelectionTrial(name, _describe_setting(method, flatness), variant, score)
-            )
-        return found
+        execute_runs([run for group in runs.values() for run in group], folder / "runs", jobs, show_progress)
+        results = {key: [run.load_result(folder / "runs") for run in group] for key, group in runs.items()}
+        scores = {
+            key: [None if result is None else result.metrics[metric] for result in group]
+            for key, group in results.items()
+        }
+        trials = [
+            SelectionTrial(name, _describe_setting(*settings[name][index]), variant, _mean_if_complete(group))
+            for (name, index), group in scores.items()
+        ]
+        return _mark_best(trials, higher_is_better)
 
-    plain = run_trials({name: [(m, Plain()) for m in options] for name, options in candidates.items()}, "plain")
-    best = {name: candidates[name][_find_best(name, found, sign)] for name, found in plain.items()}
-    flat = run_trials({name: [(method, f) for f in flatnesses] for name, method in best.items()}, "flat")
-    chosen = [
-        replace(method, flatness=flatnesses[_find_best(name, flat[name], sign)], name=name)
-        for name, method in best.items()
+    plain = run_variant({name: [(m, Plain()) for m in methods] for name, methods in candidates.items()}, "plain")
+    best = {name: methods[_best_index(plain, name)] for name, methods in candidates.items()}
+    flat = run_variant({name: [(method, f) for f in flatnesses] for name, method in best.items()}, "flat")
+    selected = [
+        replace(method, flatness=flatnesses[_best_index(flat, name)], name=name) for name, method in best.items()
     ]
-    record = [
-        replace(trial, is_best=k == _find_best(name, found, sign))
-        for kind in (plain, flat)
-        for name, found in kind.items()
-        for k, trial in enumerate(found)
-    ]
-    write_json(
-        folder / "selection.json",
-        {
-            "metric": metric,
-            "seeds": chosen_seeds,
-            "trials": [asdict(trial) for trial in record],
-            "selected_methods": [to_spec(method)["init_args"] for method in chosen],
-        },
-    )
-    return chosen
+    specs = tuple(to_spec(method)["init_args"] for method in selected)
+    SelectionRecord(metric, seeds, (*plain, *flat), specs).save(folder)
+    return selected
 
 
-def _make_run(comparison: Comparison, method: Method, flatness: Flatness, seed: int) -> ExperimentRun:
-    return ExperimentRun(
-        source=comparison.source,
-        model=comparison.model,
-        posterior=method.posterior,
-        flatness=flatness,
-        config=method.apply_overrides(comparison.config),
-        seed=seed,
-        num_draws=comparison.num_draws,
-        split="val",
-    )
+def _mean_if_complete(scores: Sequence[float | None]) -> float | None:
+    finite = [score for score in scores if score is not None]
+    return fmean(finite) if len(finite) == len(scores) else None
 
 
-def _read_score(run: ExperimentRun, folder: Path, metric: str) -> float | None:
-    found = run.load_result(folder)
-    return None if found is None else found["metrics"][metric]
+def _mark_best(trials: Sequence[SelectionTrial], higher_is_better: bool) -> list[SelectionTrial]:
+    """Mark the best trial of each method.
+
+    Raises:
+        RuntimeError: All trials of a method failed.
+    """
+    best: dict[str, float] = {}
+    choose = max if higher_is_better else min
+    for name in dict.fromkeys(trial.method for trial in trials):
+        scores = [trial.score for trial in trials if trial.method == name and trial.score is not None]
+        if not scores:
+            raise RuntimeError(f"All settings of {name} failed: lower the learning rate, or rho.")
+        best[name] = choose(scores)
+    marked = []
+    for trial in trials:
+        is_best = trial.method in best and trial.score == best[trial.method]
+        marked.append(replace(trial, is_best=is_best))
+        if is_best:
+            del best[trial.method]  # of equal trials, the first
+    return marked
 
 
-def _find_best(name: str, trials: Sequence[SelectionTrial], sign: int) -> int:
-    scores = [float("inf") if trial.score is None else sign * trial.score for trial in trials]
-    if min(scores) == float("inf"):
-        raise RuntimeError(f"No setting of {name} came to an end: lower the learning rate, or rho.")
-    return scores.index(min(scores))
+def _best_index(trials: Sequence[SelectionTrial], name: str) -> int:
+    return [trial.is_best for trial in trials if trial.method == name].index(True)
 
 
 def _describe_setting(method: Method, flatness: Flatness) -> str:
-    changes: dict[str, Any] = to_spec(dict(method.config_overrides))
-    shown = [f"{key}={short_name(value) if isinstance(value, dict) else value}" for key, value in changes.items()]
-    return ", ".join([short_name(method.posterior), *shown, short_name(flatness)])
+    overrides: dict[str, Any] = to_spec(dict(method.config_overrides))
+    texts = [f"{key}={short_name(value) if isinstance(value, dict) else value}" for key, value in overrides.items()]
+    return ", ".join([short_name(method.posterior), *texts, short_name(flatness)])

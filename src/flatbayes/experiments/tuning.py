@@ -1,7 +1,7 @@
-"""Hyperparameters of one posterior and its flatness, by Bayesian optimisation on validation data.
+"""Bayesian optimization of the hyperparameters of one posterior and its flatness on validation data.
 
-Optuna proposes (tree-structured Parzen estimators, Bergstra et al., 2011) and keeps the study in a database, so that
-it may be stopped, continued, and shared by several processes.
+Optuna proposes settings (tree-structured Parzen estimators, Bergstra et al., 2011) and stores the study in a
+database, so that it can be stopped, continued, and shared by several processes.
 """
 
 import hashlib
@@ -11,32 +11,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import track
 
 from flatbayes.experiments.run import ExperimentRun
+from flatbayes.experiments.run_folder import STUDY_FILE
 from flatbayes.metrics import HIGHER_IS_BETTER
 
 if TYPE_CHECKING:
-    import optuna
+    import optuna  # an optional package
 
 Ranges = Mapping[str, tuple[float, float]]
 """Lowest and highest value by name, such as `flatness.rho` or `posterior.temperature`; searched on a log scale."""
 
 RHO_RANGE_FACTORS = (0.1, 20.0)
-"""The usual range of a radius, in units of the flatness's own."""
+"""Default range of a radius, in units of the radius of the flatness."""
 
 
 @dataclass(frozen=True)
 class TuningResult:
-    """What was tried.
+    """Trials of a tuning and the best of them.
 
     Attributes:
-        best_run: The task with the best settings, for its first seed.
-        trials: Values tried by name, and under `score` the mean over seeds, in the order of trying; None where
-            training came to nothing.
+        best_run: The run with the best settings, for its first seed.
+        trials: Values by name, and under `score` the mean over seeds, in the order in which they ran; None where
+            training failed.
         higher_is_better: Direction of the score.
     """
 
@@ -46,14 +47,14 @@ class TuningResult:
 
 
 def default_ranges(run: ExperimentRun) -> Ranges:
-    """The radius of the task's flatness, from a tenth to twenty times what it is.
+    """The radius of the flatness of the run, from a tenth to twenty times its value.
 
     Raises:
         ValueError: The flatness has no radius.
     """
     rho = getattr(run.flatness, "rho", None)
     if not rho:
-        raise ValueError(f"{run.flatness} has no radius to tune: choose another flatness, or say what to tune.")
+        raise ValueError(f"{run.flatness} has no radius to tune: choose another flatness, or give ranges.")
     return {"flatness.rho": (RHO_RANGE_FACTORS[0] * rho, RHO_RANGE_FACTORS[1] * rho)}
 
 
@@ -68,34 +69,28 @@ def tune_hyperparameters(
     metric: str = "nll",
     show_progress: bool = True,
 ) -> TuningResult:
-    """Try settings until there are `trials` of them, those of earlier calls included.
+    """Run trials until there are `num_trials` of them, those of earlier calls included.
 
     Args:
-        run: What is tuned; it is evaluated on the validation part.
-        ranges: What may change.
-        num_trials: Settings in all.
-        num_seeds: Runs of each, from the task's seed on.
-        folder: Where runs are kept, and the study if there is no other storage.
+        run: The run to tune; it is evaluated on the validation split.
+        ranges: Ranges of the hyperparameters to tune.
+        num_trials: Total number of trials.
+        num_seeds: Runs of each trial, from the seed of the run on.
+        folder: Folder of the runs, and of the study if there is no other storage.
         storage: URL of a database for the study (SQLite, PostgreSQL, MySQL).
-        metric: What decides, in its own direction.
+        metric: Metric that decides, in its own direction.
         show_progress: Show a progress bar on standard error.
 
     Raises:
-        ValueError: There is nothing to change under a name, or a range is none.
-        RuntimeError: Nothing that was tried came to an end.
+        ValueError: A name is not that of a hyperparameter, or a range is empty.
+        RuntimeError: All trials failed.
         ImportError: Optuna is not installed.
     """
     check_ranges(run, ranges)
-    upwards = is_higher_better(metric)
+    maximize = is_higher_better(metric)
     folder.mkdir(parents=True, exist_ok=True)
-    asked = [
-        replace(run, split="val").cache_key(),
-        metric,
-        num_seeds,
-        {k: list(ends) for k, ends in sorted(ranges.items())},
-    ]
-    name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
-    with _open_study(storage or f"sqlite:///{folder / 'study.db'}", name, upwards) as study:
+    name = _study_name(run, ranges, num_seeds, metric)
+    with _open_study(storage or f"sqlite:///{folder / STUDY_FILE}", name, maximize) as study:
         steps = track(
             range(num_trials - len(_get_finished_trials(study))),
             "tuning",
@@ -104,24 +99,23 @@ def tune_hyperparameters(
         )
         for _ in steps:
             study.optimize(lambda trial: _score_trial(trial, run, ranges, num_seeds, folder, metric), n_trials=1)
-        ended = _get_finished_trials(study)
-        if not any(trial.values for trial in ended):
-            reason = ended[-1].user_attrs.get("reason", "")
+        finished = _get_finished_trials(study)
+        if not any(trial.values for trial in finished):
+            reason = finished[-1].user_attrs.get("reason", "")
             raise RuntimeError(
-                "Nothing that was tried came to an end: lower the learning rate, or the ranges. The last one said: "
-                f"{reason}"
+                f"All trials failed: lower the learning rate, or the ranges. The last reason: {reason}"
             )
-        found: list[dict[str, float | None]] = [
-            {**trial.params, "score": trial.values[0] if trial.values else None} for trial in ended
+        trials: list[dict[str, float | None]] = [
+            {**trial.params, "score": trial.values[0] if trial.values else None} for trial in finished
         ]
-        return TuningResult(replace_hyperparameters(run, study.best_params), found, upwards)
+        return TuningResult(replace_hyperparameters(run, study.best_params), trials, maximize)
 
 
 def check_ranges(run: ExperimentRun, ranges: Ranges) -> None:
-    """Refuse what cannot be tuned.
+    """Check that the names are those of numeric hyperparameters, and the ranges positive.
 
     Raises:
-        ValueError: There is no such number, or its range is none.
+        ValueError: A name is not that of a hyperparameter, or a range is empty.
     """
     if not ranges:
         raise ValueError("There is nothing to tune: give at least one range, such as flatness.rho.")
@@ -129,40 +123,49 @@ def check_ranges(run: ExperimentRun, ranges: Ranges) -> None:
         owner, _, attribute = name.partition(".")
         if owner not in ("posterior", "flatness"):
             raise ValueError(f"{name!r} is neither of the posterior nor of the flatness, such as flatness.rho.")
-        now = {f.name: getattr(getattr(run, owner), f.name) for f in fields(getattr(run, owner))}
-        known = [field for field, value in now.items() if value is None or _is_number(value)]
-        if attribute not in known:
-            raise ValueError(f"{getattr(run, owner)} has no number {attribute!r}; it has {', '.join(known)}.")
+        component = getattr(run, owner)
+        values = {f.name: getattr(component, f.name) for f in fields(component)}
+        numeric = [
+            field
+            for field, value in values.items()
+            if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        ]
+        if attribute not in numeric:
+            raise ValueError(f"{component} has no number {attribute!r}; it has {', '.join(numeric)}.")
         if not 0 < low <= high < float("inf"):
             raise ValueError(f"The range of {name} must satisfy 0 < low <= high, got {low} and {high}.")
 
 
 def is_higher_better(metric: str) -> bool:
-    """Whether higher is better.
+    """Whether higher values of a metric are better.
 
     Raises:
-        ValueError: It is no metric with a better side.
+        ValueError: The metric is unknown or has no direction.
     """
     if metric not in HIGHER_IS_BETTER:
         raise ValueError(f"Unknown metric {metric!r}. Known: {', '.join(HIGHER_IS_BETTER)}.")
     return HIGHER_IS_BETTER[metric]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def replace_hyperparameters(run: ExperimentRun, values: Mapping[str, float]) -> ExperimentRun:
-    """The task with these values, each under the name of its owner and field."""
+    """The run with other hyperparameters, by names such as `flatness.rho`."""
     for name, value in values.items():
         owner, _, attribute = name.partition(".")
         run = replace(run, **{owner: replace(getattr(run, owner), **{attribute: value})})
     return run
 
 
+def _study_name(run: ExperimentRun, ranges: Ranges, num_seeds: int, metric: str) -> str:
+    """Hash of everything that determines the scores."""
+    sorted_ranges = {name: list(ends) for name, ends in sorted(ranges.items())}
+    key = [replace(run, split="val").cache_key(), metric, num_seeds, sorted_ranges]
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+
+
 def _score_trial(
     trial: "optuna.Trial", run: ExperimentRun, ranges: Ranges, num_seeds: int, folder: Path, metric: str
 ) -> float:
+    """Mean of the metric over seeds at the values that Optuna proposes."""
     import optuna
 
     values: dict[str, float] = {}
@@ -174,22 +177,23 @@ def _score_trial(
             values[name] = trial.suggest_float(name, low, high, log=True)
     scores = []
     for seed in range(run.seed, run.seed + num_seeds):
-        one = replace(replace_hyperparameters(run, values), seed=seed, split="val")
-        _, reason = one.try_execute(folder / "runs")
-        found: dict[str, Any] | None = one.load_result(folder / "runs")
-        if found is not None and metric not in found["metrics"]:
-            raise ValueError(f"These data have no metric {metric!r}; they have {', '.join(found['metrics'])}.")
-        if found is None or found["metrics"][metric] is None:
+        seed_run = replace(replace_hyperparameters(run, values), seed=seed, split="val")
+        _, reason = seed_run.try_execute(folder / "runs")
+        result = seed_run.load_result(folder / "runs")
+        if result is not None and metric not in result.metrics:
+            raise ValueError(f"These data have no metric {metric!r}; they have {', '.join(result.metrics)}.")
+        score = None if result is None else result.metrics[metric]
+        if score is None:
             trial.set_user_attr("reason", reason or f"{metric} was not a number")
             raise optuna.TrialPruned(reason)
-        scores.append(found["metrics"][metric])
+        scores.append(score)
     return fmean(scores)
 
 
 def _get_finished_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
     from optuna.trial import TrialState
 
-    return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))  # not those that were interrupted
+    return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))  # not the interrupted ones
 
 
 @contextmanager
@@ -198,15 +202,17 @@ def _open_study(storage: str, name: str, maximize: bool) -> "Iterator[optuna.Stu
         import optuna
     except ImportError as error:
         raise ImportError("Tuning needs Optuna: pip install 'flatbayes[tune]'.") from error
-    before = optuna.logging.get_verbosity()
+    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     database = optuna.storages.RDBStorage(storage)
     try:
-        towards = optuna.study.StudyDirection.MAXIMIZE if maximize else optuna.study.StudyDirection.MINIMIZE
-        study = optuna.create_study(storage=database, study_name=name, direction=towards, load_if_exists=True)
-        study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # or it would propose the same again
+        direction = optuna.study.StudyDirection.MAXIMIZE if maximize else optuna.study.StudyDirection.MINIMIZE
+        study = optuna.create_study(storage=database, study_name=name, direction=direction, load_if_exists=True)
+        study.sampler = optuna.samplers.TPESampler(
+            seed=len(study.trials)
+        )  # another seed for every call, or it would propose the same again
         yield study
     finally:
         database.remove_session()
         database.engine.dispose()
-        optuna.logging.set_verbosity(before)
+        optuna.logging.set_verbosity(verbosity)

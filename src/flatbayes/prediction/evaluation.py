@@ -1,14 +1,20 @@
 """Evaluation of a fitted posterior on labelled examples: metrics and a reliability diagram."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flatbayes.data import LazyImages
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
-from flatbayes.metrics import classification_metrics, coverage_curve, regression_metrics, reliability_bins
+from flatbayes.metrics import (
+    CoverageCurve,
+    ReliabilityBins,
+    classification_metrics,
+    coverage_curve,
+    regression_metrics,
+    reliability_bins,
+)
 from flatbayes.prediction.fitted import FittedPosterior
 
 
@@ -24,7 +30,7 @@ class Evaluation:
     """
 
     metrics: dict[str, float]
-    reliability: dict[str, Any]
+    reliability: ReliabilityBins | CoverageCurve
     num_networks: int
 
 
@@ -58,11 +64,11 @@ def evaluate(
     return Evaluation(metrics, reliability, num_networks=len(fitted.sample_ids(num_draws, seed)))
 
 
-def _compute_metrics(predictive: Predictive, targets: Tensor) -> tuple[dict[str, float], dict[str, Any]]:
+def _compute_metrics(predictive: Predictive, targets: Tensor) -> tuple[dict[str, float], ReliabilityBins | CoverageCurve]:
     match predictive:
         case CategoricalPredictive():
             log_probs, labels = predictive.log_probs.cpu(), targets.cpu()
-            return classification_metrics(log_probs, labels), reliability_bins(log_probs.exp(), labels).to_dict()
+            return classification_metrics(log_probs, labels), reliability_bins(log_probs.exp(), labels)
         case GaussianPredictive():
             targets = _match_target_shape(targets.to(predictive.member_means), predictive.mean.shape)
             pit = predictive.cdf(targets)
@@ -74,7 +80,7 @@ def _compute_metrics(predictive: Predictive, targets: Tensor) -> tuple[dict[str,
                 pit=pit,
                 interval=predictive.interval(0.95),
             )
-            return metrics, coverage_curve(pit).to_dict()
+            return metrics, coverage_curve(pit)
         case _:
             raise TypeError(f"There are no metrics for a {type(predictive).__name__} yet.")
 

@@ -1,139 +1,153 @@
-"""Curves averaged over the seeds: losses by epoch, metrics by severity of corruption, the loss by distance."""
+"""Curves averaged over seeds: losses by epoch, metrics by severity of corruption, loss by distance."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from flatbayes.experiments.results import ComparisonResult, RunResult
 from flatbayes.reporting import queries, svg
-from flatbayes.reporting.markers import LINE_STYLES, PANEL_WIDTH_PX, Panel
-from flatbayes.reporting.queries import Results
+from flatbayes.reporting.svg import LINE_STYLES, PANEL_WIDTH_PX, Panel
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
+
+MeanCurve = Sequence[tuple[float, float, float | None]]
+"""Horizontal coordinate, mean over seeds, standard deviation over seeds."""
 
 
 @dataclass(frozen=True)
 class CurveSpec:
-    """Which numbers of a run are drawn against which.
+    """Columns of a run that are drawn against each other.
 
     Attributes:
-        name: For ids.
-        description: For readers who hear the figure.
-        x_key: Key and label of the horizontal axis.
-        y_labels: Label of each key that is drawn.
-        get_columns: The columns of a run, by key; empty where it has none.
+        name: Prefix of ids.
+        description: Description for screen readers.
+        x_name: Name of the column on the horizontal axis.
+        x_label: Label of the horizontal axis.
+        y_labels: Labels of the drawn columns, by name.
+        get_columns: Returns an object with the columns of a run as attributes; None where the run has none.
     """
 
     name: str
     description: str
-    x_key: str
+    x_name: str
+    x_label: str
     y_labels: Mapping[str, str]
-    get_columns: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    get_columns: Callable[[RunResult], object | None]
 
 
 LEARNING_CURVES = CurveSpec(
     "curves",
     "Learning curves",
     "epoch",
+    "epoch",
     {"loss": "training loss", "val_nll": "validation NLL"},
-    lambda run: run.get("curves") or {},
+    lambda run: run.history,
 )
 SHIFT_CURVES = CurveSpec(
     "shift",
     "Corrupted images",
     "severity",
+    "severity",
     {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"},
-    lambda run: (run.get("details") or {}).get("shift") or {},
+    lambda run: run.details.shift,
 )
 LANDSCAPE_CURVES = CurveSpec(
     "landscape",
     "Slices of the training loss through draws",
+    "distances",
     "distance",
-    {"loss": "training loss along random directions"},
-    lambda run: (run.get("details") or {}).get("slice") or {},
+    {"losses": "training loss along random directions"},
+    lambda run: run.details.loss_slice,
 )
 
 
-def curve_panels(results: Results, curves: CurveSpec = LEARNING_CURVES) -> list[Panel]:
-    """One panel for each posterior whose runs recorded a curve."""
+def curve_panels(results: ComparisonResult, curves: CurveSpec = LEARNING_CURVES) -> list[Panel]:
+    """One panel for each posterior whose runs have the columns."""
     panels = []
-    for place, posterior in enumerate(queries.list_posteriors(results)):
-        found = {
-            key: {
-                flat: average_runs(queries.select_runs(results, posterior, flat), curves, key)
+    for index, posterior in enumerate(queries.list_posteriors(results)):
+        means = {
+            name: {
+                flat: average_runs(queries.select_runs(results, posterior, flat), curves, name)
                 for flat in (False, True)
             }
-            for key in curves.y_labels
+            for name in curves.y_labels
         }
-        drawn = {key: twins for key, twins in found.items() if any(twins.values())}
-        if drawn:
-            figure = curve_figure(f"{curves.name}-{place}", posterior, curves, drawn)
+        recorded = {name: variants for name, variants in means.items() if any(variants.values())}
+        if recorded:
+            figure = curve_figure(f"{curves.name}-{index}", posterior, curves, recorded)
             panels.append(Panel(posterior, "", figure))
     return panels
 
 
-MeanCurve = Sequence[tuple[float, float, float | None]]
-"""Where on the horizontal axis, mean over seeds, standard deviation over seeds."""
+def average_runs(runs: Sequence[RunResult], curves: CurveSpec, name: str) -> MeanCurve:
+    """Mean and standard deviation over runs, wherever at least one of them has a finite value.
 
-
-def average_runs(runs: Sequence[Mapping[str, Any]], curves: CurveSpec, key: str) -> MeanCurve:
-    """Mean and deviation over the runs wherever at least one of them recorded a finite value."""
-    seen: dict[float, list[float]] = defaultdict(list)
-    for table in map(curves.get_columns, runs):
-        for x, value in zip(table.get(curves.x_key) or [], table.get(key) or [], strict=False):
-            if queries.is_finite_number(value):
-                seen[x].append(value)
-    curve = []
-    for x in sorted(seen):
-        mean, sd = queries.mean_sd(seen[x])
-        if mean is not None:
-            curve.append((x, mean, sd))
-    return curve
+    Args:
+        runs: Runs of one posterior and variant.
+        curves: What is drawn.
+        name: Name of the column on the vertical axis.
+    """
+    values: dict[float, list[float]] = defaultdict(list)
+    for columns in map(curves.get_columns, runs):
+        xs: Sequence[float | None] = getattr(columns, curves.x_name, ())
+        ys: Sequence[float | None] = getattr(columns, name, ())
+        for x, y in zip(xs, ys, strict=False):
+            if x is not None and queries.is_finite_number(y):
+                values[x].append(y)
+    means = ((x, *queries.mean_sd(values[x])) for x in sorted(values))
+    return [(x, mean, sd) for x, mean, sd in means if mean is not None]
 
 
 def curve_figure(name: str, posterior: str, curves: CurveSpec, drawn: Mapping[str, Mapping[bool, MeanCurve]]) -> str:
-    """The quantities below each other over a common axis."""
+    """The drawn columns below each other over a common horizontal axis.
+
+    Args:
+        name: Prefix of ids, unique in the page.
+        posterior: Label of the posterior.
+        curves: What is drawn.
+        drawn: Curves of the plain (False) and the flat (True) runs, by name of the column.
+    """
     height = 60 + 120 * len(drawn)
     with svg.new_figure(PANEL_WIDTH_PX, height) as figure:
         share = 120 / height
-        for place, (key, twins) in enumerate(drawn.items()):
-            bottom = 1 - (place + 1) * share + 8 / height - place * 14 / height
+        for row, (column, variants) in enumerate(drawn.items()):
+            bottom = 1 - (row + 1) * share + 8 / height - row * 14 / height
             box = (48 / PANEL_WIDTH_PX, bottom, 1 - 58 / PANEL_WIDTH_PX, share - 26 / height)
             axes = figure.add_axes(box, sharex=figure.axes[0] if figure.axes else None)
-            draw_curves(axes, twins)
-            axes.set_title(curves.y_labels[key], loc="left", pad=4)
-            if place == len(drawn) - 1:
-                axes.set_xlabel(curves.x_key)
+            draw_curves(axes, variants)
+            axes.set_title(curves.y_labels[column], loc="left", pad=4)
+            if row == len(drawn) - 1:
+                axes.set_xlabel(curves.x_label)
             else:
                 axes.tick_params(labelbottom=False)
-        said = ", ".join(curves.y_labels[key] for key in drawn)
-        return svg.to_inline_svg(
-            figure, name, f"{curves.description}, {posterior}: {said} by {curves.x_key}, plain and flat"
-        )
+        columns = ", ".join(curves.y_labels[column] for column in drawn)
+        label = f"{curves.description}, {posterior}: {columns} by {curves.x_label}, plain and flat"
+        return svg.to_inline_svg(figure, name, label)
 
 
-def draw_curves(axes: "Axes", twins: Mapping[bool, MeanCurve]) -> None:
-    """A line for the mean and a thin band of one standard deviation."""
+def draw_curves(axes: "Axes", variants: Mapping[bool, MeanCurve]) -> None:
+    """Draw a line for the mean and a band of one standard deviation."""
     from matplotlib.ticker import MaxNLocator
 
-    for flat, curve in twins.items():
+    for flat, curve in variants.items():
         if not curve:
             continue
-        epochs = [point[0] for point in curve]
+        xs = [point[0] for point in curve]
         means = [point[1] for point in curve]
-        axes.plot(epochs, means, marker="o" if len(curve) == 1 else None, markersize=5, **LINE_STYLES[flat])
+        axes.plot(xs, means, marker="o" if len(curve) == 1 else None, markersize=5, **LINE_STYLES[flat])
         if all(point[2] is not None for point in curve):
             low = [mean - (sd or 0.0) for _, mean, sd in curve]
             high = [mean + (sd or 0.0) for _, mean, sd in curve]
-            axes.fill_between(epochs, low, high, color=LINE_STYLES[flat]["color"], alpha=0.16, linewidth=0, zorder=2)
-    scale_y_axis(axes, [point[1] for curve in twins.values() for point in curve])
+            axes.fill_between(xs, low, high, color=LINE_STYLES[flat]["color"], alpha=0.16, linewidth=0, zorder=2)
+    scale_y_axis(axes, [point[1] for curve in variants.values() for point in curve])
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     svg.style_axes(axes)
 
 
 def scale_y_axis(axes: "Axes", values: Sequence[float]) -> None:
-    """A logarithmic axis where positive values span much more than a factor of two, else a linear one."""
+    """A logarithmic axis where the values are positive and span more than a factor of three, else a linear one."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     if min(values) > 0 and max(values) > 3 * min(values):

@@ -1,20 +1,22 @@
-"""Numbers and labels as a reader wants them: aligned, rounded, and an en dash where there is none."""
+"""Number and label formats: fixed decimals, a true minus sign, and an en dash where there is no number."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import Literal
 
-from flatbayes.reporting.queries import get_interval, is_finite_number
+from flatbayes.experiments.results import SummaryRow
+from flatbayes.reporting.queries import is_finite_number
 
 MISSING = "–"
 ZERO_TOLERANCE = 1e-12
-"""What is smaller is a difference of equal numbers."""
+"""Smaller differences are rounding errors of equal numbers."""
+
+Side = Literal["plain", "flat"]
 
 
-def format_number(value: Any) -> str:
+def format_number(value: float | None) -> str:
     """Four decimals for metrics of order one, fewer for larger numbers, an exponent for tiny ones, or a dash."""
-    if isinstance(value, (int, float)) and value in (float("inf"), float("-inf")):
-        return "∞" if value > 0 else "−∞"
+    if value in (float("inf"), float("-inf")):
+        return "∞" if value == float("inf") else "−∞"
     if not is_finite_number(value):
         return MISSING
     size = abs(value)
@@ -28,26 +30,26 @@ def format_number(value: Any) -> str:
     return text.replace("-", "−")
 
 
-def format_signed(value: Any) -> str:
+def format_signed(value: float | None) -> str:
     """A difference, with its sign."""
     text = format_number(value)
     return f"+{text}" if is_finite_number(value) and value > ZERO_TOLERANCE else text
 
 
-def format_p_value(value: Any) -> str:
-    """A p-value: three decimals, and no more zeros than that."""
+def format_p_value(value: float | None) -> str:
+    """A p-value with three decimals."""
     if not is_finite_number(value):
         return MISSING
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def format_effect_size(value: Any) -> str:
+def format_effect_size(value: float | None) -> str:
     """An effect in standard deviations, with its sign."""
     return f"{value:+.1f}".replace("-", "−") if is_finite_number(value) else MISSING
 
 
-def format_cost(value: Any) -> str:
-    """A cost: three digits are enough."""
+def format_cost(value: float | None) -> str:
+    """A cost with three significant digits."""
     if not is_finite_number(value):
         return MISSING
     if float(value).is_integer() or abs(value) >= 100:
@@ -55,37 +57,34 @@ def format_cost(value: Any) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def format_ratio(numerator: Any, denominator: Any) -> str:
-    """How many times more."""
-    return (
-        f"{numerator / denominator:.2f}×"
-        if is_finite_number(numerator) and is_finite_number(denominator) and denominator
-        else MISSING
-    )
+def format_ratio(numerator: float | None, denominator: float | None) -> str:
+    """A ratio with two decimals."""
+    if is_finite_number(numerator) and is_finite_number(denominator) and denominator:
+        return f"{numerator / denominator:.2f}×"
+    return MISSING
 
 
-def format_mean_sd(mean: Any, sd: Any) -> str:
+def format_mean_sd(mean: float | None, sd: float | None) -> str:
     """Mean ± standard deviation, the mean alone where there is no deviation."""
-    return (
-        f"{format_number(mean)} ± {format_number(sd)}"
-        if is_finite_number(mean) and is_finite_number(sd)
-        else format_number(mean)
-    )
+    if is_finite_number(mean) and is_finite_number(sd):
+        return f"{format_number(mean)} ± {format_number(sd)}"
+    return format_number(mean)
 
 
-def format_side(row: Mapping[str, Any], side: str) -> str:
-    """Mean ± standard deviation of one side of a summary row."""
-    return format_mean_sd(row[side], row.get(f"{side}_sd"))
+def format_side(row: SummaryRow, side: Side) -> str:
+    """Mean ± standard deviation of the plain or the flat runs of a summary row."""
+    pair = row.comparison
+    return format_mean_sd(pair.plain, pair.plain_sd) if side == "plain" else format_mean_sd(pair.flat, pair.flat_sd)
 
 
-def format_interval(row: Mapping[str, Any]) -> str:
-    """The interval of a difference as [low, high]."""
-    ends = get_interval(row)
+def format_interval(row: SummaryRow) -> str:
+    """The interval of the difference as [low, high]."""
+    ends = row.comparison.interval
     return f"[{format_signed(ends[0])}, {format_signed(ends[1])}]" if ends else MISSING
 
 
 def shorten_label(label: str, width: int = 46) -> str:
-    """A label that fits a figure: the middle gives way."""
+    """A label of at most `width` characters, shortened in the middle."""
     if len(label) <= width:
         return label
     tail = width // 3

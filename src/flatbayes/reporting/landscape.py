@@ -1,4 +1,4 @@
-"""The loss around posteriors, as a paper could print it: slices through draws, and the plane through solutions."""
+"""Figures of the loss landscape: slices through draws, and contours over the plane through solutions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 from flatbayes.diagnostics import LossGrid, LossSlice
 from flatbayes.reporting import svg
 from flatbayes.reporting.formats import shorten_label
-from flatbayes.reporting.markers import LINE_STYLES, MARKER_STYLES
+from flatbayes.reporting.svg import LINE_STYLES, MARKER_STYLES
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
 
 WIDTH_PX, HEIGHT_PX, MARGIN_PX = 520.0, 400.0, 52.0
 NUM_LEVELS = 12
 DASH_PATTERNS = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (6, 1.4, 1, 1.4)), (0, (3, 1.2)))
-"""Lines of runs that share a colour."""
+"""Line styles of runs that share a colour."""
 
 
 def draw_slices(slices: Mapping[str, Sequence[LossSlice]], flat: Mapping[str, bool]) -> str:
     """The loss along random directions as an SVG file: each slice thin, the mean of a posterior's bold.
 
     Args:
-        slices: By the name of the posterior, at the same distances.
-        flat: Which of them were trained flatly.
+        slices: Slices by the name of the posterior, all at the same distances.
+        flat: Whether a posterior was trained flat, by its name.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -32,16 +32,17 @@ def draw_slices(slices: Mapping[str, Sequence[LossSlice]], flat: Mapping[str, bo
     with svg.new_figure(WIDTH_PX, HEIGHT_PX) as figure:
         axes = figure.add_axes((0.12, 0.13, 0.85, 0.83))
         for name, style in line_styles(slices, flat).items():
-            for one in slices[name]:
-                axes.plot(one.distances, mask_nonfinite(one.losses), **style | {"linewidth": 0.8, "alpha": 0.3})
-            mean = [fmean(column) for column in zip(*(one.losses for one in slices[name]), strict=True)]
+            for loss_slice in slices[name]:
+                thin = style | {"linewidth": 0.8, "alpha": 0.3}
+                axes.plot(loss_slice.distances, _mask_nonfinite(loss_slice.losses), **thin)
+            mean = [fmean(column) for column in zip(*(s.losses for s in slices[name]), strict=True)]
             axes.plot(
                 slices[name][0].distances,
-                mask_nonfinite(mean),
+                _mask_nonfinite(mean),
                 label=shorten_label(name),
                 **style | {"linewidth": 2.2},
             )
-        if all(loss > 0 for some in slices.values() for one in some for loss in one.losses):
+        if all(loss > 0 for group in slices.values() for loss_slice in group for loss in loss_slice.losses):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda loss, _: f"{loss:g}")
             axes.yaxis.set_minor_formatter(lambda loss, _: "")
@@ -50,37 +51,38 @@ def draw_slices(slices: Mapping[str, Sequence[LossSlice]], flat: Mapping[str, bo
         axes.legend(frameon=False)
         svg.style_axes(axes)
         label = f"Loss along random directions through draws of {', '.join(slices)}"
-        return svg.to_svg_file(figure, "slices", label, white_background())
+        return svg.to_svg_file(figure, "slices", label)
 
 
 def draw_plane(grid: LossGrid, flat: Mapping[str, bool]) -> str:
-    """Contours of the loss over a plane as an SVG file, with solutions marked and named, and draws as dots.
+    """Contours of the loss over a plane as an SVG file, with named marks for solutions and dots for draws.
 
-    Levels are evenly spaced in the logarithm of the loss. A solution off the plane has its distance beside its name.
+    Levels are evenly spaced in the logarithm of the loss. The distance of a solution from the plane is written beside
+    its name.
 
     Args:
-        grid: The losses, and what lies in the plane.
-        flat: Which posteriors, or solutions, were trained flatly, by name.
+        grid: The losses, with the coordinates of solutions and draws.
+        flat: Whether a posterior or solution was trained flat, by its name.
 
     Raises:
         ValueError: No loss on the grid is finite.
         ImportError: matplotlib is not installed.
     """
     levels = log_levels(grid.losses)
-    height = plane_height_px(grid)
+    height = _plane_height_px(grid)
     with svg.new_figure(WIDTH_PX, height) as figure:
         axes = figure.add_axes(
             (MARGIN_PX / WIDTH_PX, MARGIN_PX / height, 1 - 1.4 * MARGIN_PX / WIDTH_PX, 1 - 1.4 * MARGIN_PX / height)
         )
-        draw_contours(axes, grid, levels)
-        for name, places in grid.draws.items():
+        _draw_contours(axes, grid, levels)
+        for name, coordinates in grid.draws.items():
             colour = MARKER_STYLES[_is_flat(name, flat)]["color"]
-            across, along = [place[0] for place in places], [place[1] for place in places]
-            axes.plot(across, along, "o", color=colour, alpha=0.55, markersize=3.5, mew=0, zorder=3)
-        for name, (x, y, rest) in grid.points.items():
+            xs, ys = [point[0] for point in coordinates], [point[1] for point in coordinates]
+            axes.plot(xs, ys, "o", color=colour, alpha=0.55, markersize=3.5, mew=0, zorder=3)
+        for name, (x, y, distance) in grid.points.items():
             axes.plot([x], [y], linestyle="none", markersize=8, **MARKER_STYLES[_is_flat(name, flat)])
-            beside = f" ({rest:.2g} away)" if rest > 1e-3 * (grid.xs[-1] - grid.xs[0]) else ""
-            annotate_point(axes, x, y, shorten_label(name, 30) + beside)
+            suffix = f" ({distance:.2g} away)" if distance > 1e-3 * (grid.xs[-1] - grid.xs[0]) else ""
+            _annotate_point(axes, x, y, shorten_label(name, 30) + suffix)
         axes.set_xlabel("distance in weight space")
         axes.set_aspect("equal")
         axes.set_xlim(grid.xs[0], grid.xs[-1])
@@ -88,11 +90,11 @@ def draw_plane(grid: LossGrid, flat: Mapping[str, bool]) -> str:
         svg.style_axes(axes)
         axes.grid(False)
         label = f"Loss over the plane through {', '.join(grid.points)}, from {levels[0]:.3g} to {levels[-1]:.3g}"
-        return svg.to_svg_file(figure, "plane", label, white_background(height))
+        return svg.to_svg_file(figure, "plane", label)
 
 
-def plane_height_px(grid: LossGrid) -> float:
-    """The height in CSS pixels at which both axes of the plane have the same scale, within reason."""
+def _plane_height_px(grid: LossGrid) -> float:
+    """Height in CSS pixels at which both axes have the same scale, between 150 and 600 for the axes."""
     shape = (grid.ys[-1] - grid.ys[0]) / (grid.xs[-1] - grid.xs[0])
     return 1.4 * MARGIN_PX + min(max((WIDTH_PX - 1.4 * MARGIN_PX) * shape, 150.0), 600.0)
 
@@ -100,19 +102,23 @@ def plane_height_px(grid: LossGrid) -> float:
 def log_levels(losses: Sequence[Sequence[float]], count: int = NUM_LEVELS) -> list[float]:
     """Levels in geometric progression from the smallest to the largest finite loss.
 
-    Where some loss is not positive, the progression is that of the rise above the smallest, from a thousandth of the
-    whole on.
+    Where a loss is not positive, the progression is that of the rise above the smallest loss, from a thousandth of
+    the range on.
 
     >>> log_levels([[1.0, 100.0]], 3)
     [1.0, 10.0, 100.0]
 
+    Args:
+        losses: Losses on the grid.
+        count: Number of levels.
+
     Raises:
         ValueError: No loss is finite.
     """
-    found = [loss for row in losses for loss in row if math.isfinite(loss)]
-    if not found:
-        raise ValueError("No loss on the grid is finite: choose a smaller one, or look at the runs first.")
-    low, high = min(found), max(found)
+    finite = [loss for row in losses for loss in row if math.isfinite(loss)]
+    if not finite:
+        raise ValueError("No loss on the grid is finite: choose a smaller grid, or check the runs first.")
+    low, high = min(finite), max(finite)
     if high - low <= 1e-12 * abs(high):
         return [low, low + max(abs(low), 1.0) * 1e-6]
     ends = (low, high) if low > 0 else ((high - low) / 1000, high - low)
@@ -121,8 +127,8 @@ def log_levels(losses: Sequence[Sequence[float]], count: int = NUM_LEVELS) -> li
     return levels if low > 0 else [low, *(low + level for level in levels)]
 
 
-def draw_contours(axes: "Axes", grid: LossGrid, levels: Sequence[float]) -> None:
-    """Bands that darken as the loss rises, with a thin line at each level and numbers on every third."""
+def _draw_contours(axes: "Axes", grid: LossGrid, levels: Sequence[float]) -> None:
+    """Bands that darken with the loss, a thin line at each level, and a number on every third line."""
     shades = [(*_ink_rgb(), 0.02 + 0.3 * k / len(levels)) for k in range(len(levels))]
     losses = [[loss if math.isfinite(loss) else math.nan for loss in row] for row in grid.losses]
     axes.contourf(grid.xs, grid.ys, losses, levels=list(levels), colors=shades, extend="max", zorder=0)
@@ -132,8 +138,8 @@ def draw_contours(axes: "Axes", grid: LossGrid, levels: Sequence[float]) -> None
     axes.clabel(lines, levels=list(levels)[1::3], fmt="%.2g", fontsize=8)
 
 
-def annotate_point(axes: "Axes", x: float, y: float, text: str) -> None:
-    """A name above a mark, on a ground that the contours do not disturb."""
+def _annotate_point(axes: "Axes", x: float, y: float, text: str) -> None:
+    """Write a name above a mark, on a background that hides the contours."""
     axes.annotate(
         text,
         (x, y),
@@ -147,7 +153,7 @@ def annotate_point(axes: "Axes", x: float, y: float, text: str) -> None:
 
 
 def line_styles(names: Mapping[str, Any], flat: Mapping[str, bool]) -> dict[str, dict[str, Any]]:
-    """Colours say flat or plain; where several share one, dashes tell them apart."""
+    """Line styles by name: a colour for plain or flat, and dashes where several share a colour."""
     sides = {side: [name for name in names if _is_flat(name, flat) == side] for side in (False, True)}
     styles = {}
     for name in names:
@@ -159,14 +165,9 @@ def line_styles(names: Mapping[str, Any], flat: Mapping[str, bool]) -> dict[str,
     return styles
 
 
-def mask_nonfinite(losses: Sequence[float]) -> list[float]:
-    """Losses that can be drawn: what is not finite leaves a gap."""
+def _mask_nonfinite(losses: Sequence[float]) -> list[float]:
+    """Losses with NaN, which leaves a gap, for those that are not finite."""
     return [loss if math.isfinite(loss) else math.nan for loss in losses]
-
-
-def white_background(height: float = HEIGHT_PX) -> str:
-    """A white ground."""
-    return f'<rect width="{WIDTH_PX:g}" height="{height:g}" fill="#ffffff" />'
 
 
 def _ink_rgb() -> tuple[float, float, float]:
@@ -175,5 +176,5 @@ def _ink_rgb() -> tuple[float, float, float]:
 
 
 def _is_flat(name: str, flat: Mapping[str, bool]) -> bool:
-    """A solution `x run 2` is as flat as the posterior `x`."""
+    """Whether a posterior, or its solution as in `x run 2`, was trained flat."""
     return flat.get(name, flat.get(name.rpartition(" run ")[0], False))

@@ -1,15 +1,15 @@
-"""What a shift does to one posterior: tables for the terminal, and metrics against severity as a picture."""
+"""Distribution shift of one posterior: tables for the terminal, and a figure of metrics against severity."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatbayes.core.files import write_text
 from flatbayes.reporting import queries, svg
 from flatbayes.reporting.formats import format_number
-from flatbayes.reporting.report import write_text_atomically
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
     from rich.table import Table
 
@@ -34,7 +34,7 @@ def write_shift_figure(rows: ShiftRows, title: str, path: Path | str) -> Path:
 
     Args:
         rows: Metrics by corruption and severity.
-        title: What was measured.
+        title: Title of the figure.
         path: The file.
 
     Raises:
@@ -43,23 +43,20 @@ def write_shift_figure(rows: ShiftRows, title: str, path: Path | str) -> Path:
     curves = group_by_corruption(rows)
     with svg.new_figure(WIDTH_PX, HEIGHT_PX) as figure:
         figure.text(MARGIN_LEFT_PX / WIDTH_PX, 1 - 26 / HEIGHT_PX, title, fontsize=14, fontweight="bold")
-        said = f"{queries.format_count(len(curves), 'corruption')}: thin lines; their mean: bold"
-        figure.text(MARGIN_LEFT_PX / WIDTH_PX, 1 - 46 / HEIGHT_PX, said, alpha=0.75)
-        for place, (metric, label) in enumerate(PANEL_TITLES.items()):
-            left = MARGIN_LEFT_PX + place * (SHIFT_PANEL_WIDTH_PX + PANEL_GAP_PX)
-            tall = HEIGHT_PX - HEADING_HEIGHT_PX - 44
-            axes = figure.add_axes(
-                (left / WIDTH_PX, 44 / HEIGHT_PX, SHIFT_PANEL_WIDTH_PX / WIDTH_PX, tall / HEIGHT_PX)
-            )
+        legend = f"{queries.format_count(len(curves), 'corruption')}: thin lines; their mean: bold"
+        figure.text(MARGIN_LEFT_PX / WIDTH_PX, 1 - 46 / HEIGHT_PX, legend, alpha=0.75)
+        for column, (metric, label) in enumerate(PANEL_TITLES.items()):
+            left = MARGIN_LEFT_PX + column * (SHIFT_PANEL_WIDTH_PX + PANEL_GAP_PX)
+            height = (HEIGHT_PX - HEADING_HEIGHT_PX - 44) / HEIGHT_PX
+            axes = figure.add_axes((left / WIDTH_PX, 44 / HEIGHT_PX, SHIFT_PANEL_WIDTH_PX / WIDTH_PX, height))
             draw_severities(axes, curves, metric)
             axes.set_title(label, loc="left", pad=4)
-        card = f'<rect width="{WIDTH_PX:g}" height="{HEIGHT_PX:g}" rx="10" fill="#ffffff" />'
-        text = svg.to_svg_file(figure, "shift", f"{title}: accuracy, NLL and ECE against severity", card)
-    return write_text_atomically(Path(path), text)
+        label = f"{title}: accuracy, NLL and ECE against severity"
+        return write_text(Path(path), svg.to_svg_file(figure, "shift", label, radius=10))
 
 
 def draw_severities(axes: "Axes", curves: Mapping[str, Mapping[int, Mapping[str, Any]]], metric: str) -> None:
-    """One metric of every corruption, and its mean over those corruptions that have the severity."""
+    """Draw one metric of every corruption, and its mean over the corruptions that have the severity."""
     from matplotlib.ticker import MaxNLocator
 
     pooled: dict[int, list[float]] = {}
@@ -77,13 +74,13 @@ def draw_severities(axes: "Axes", curves: Mapping[str, Mapping[int, Mapping[str,
 
 
 def group_by_corruption(rows: ShiftRows) -> dict[str, dict[int, Mapping[str, Any]]]:
-    """The row of each corruption and severity; the clean data is severity 0 of all."""
+    """Rows by corruption and severity; the clean data are severity 0 of every corruption."""
     clean = {row["severity"]: row for row in rows if row["severity"] == 0}
-    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    curves: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in rows:
         if row["severity"]:
-            found.setdefault(row["corruption"], dict(clean))[row["severity"]] = row
-    return {name: dict(sorted(points.items())) for name, points in found.items()}
+            curves.setdefault(row["corruption"], dict(clean))[row["severity"]] = row
+    return {name: dict(sorted(points.items())) for name, points in curves.items()}
 
 
 def severity_table(rows: ShiftRows) -> "Table":
@@ -91,8 +88,8 @@ def severity_table(rows: ShiftRows) -> "Table":
     table = new_table("Mean over the corruptions", "severity", "accuracy", "NLL", "ECE", "Brier")
     severities = sorted({row["severity"] for row in rows})
     for severity in severities:
-        same = [row for row in rows if row["severity"] == severity]
-        means = [mean_defined(row[metric] for row in same) for metric in ("accuracy", "nll", "ece", "brier")]
+        group = [row for row in rows if row["severity"] == severity]
+        means = [mean_defined(row[metric] for row in group) for metric in ("accuracy", "nll", "ece", "brier")]
         table.add_row("clean" if severity == 0 else str(severity), *map(format_number, means))
     return table
 
@@ -101,8 +98,8 @@ def corruption_table(rows: ShiftRows) -> "Table":
     """Metrics of each corruption, averaged over its severities."""
     table = new_table("Mean over the severities", "corruption", "accuracy", "NLL", "ECE", "Brier")
     for name in queries.unique_values(row["corruption"] for row in rows):
-        same = [row for row in rows if row["corruption"] == name]
-        means = [mean_defined(row[metric] for row in same) for metric in ("accuracy", "nll", "ece", "brier")]
+        group = [row for row in rows if row["corruption"] == name]
+        means = [mean_defined(row[metric] for row in group) for metric in ("accuracy", "nll", "ece", "brier")]
         table.add_row(name, *map(format_number, means))
     return table
 
@@ -121,18 +118,19 @@ def ood_table(ood_results: Mapping[str, Any], ood_name: str) -> "Table":
     for name, values in ood_results["scores"].items():
         cells = (values[key] for key in ("auroc", "aupr_out", "aupr_in", "fpr95"))
         table.add_row(SCORE_NAMES[name], *map(format_number, cells))
-    table.caption = f"symmetric KL divergence of the entropies' histograms: {format_number(ood_results['entropy_divergence'])} nats"
+    divergence = format_number(ood_results["entropy_divergence"])
+    table.caption = f"symmetric KL divergence of the entropies' histograms: {divergence} nats"
     return table
 
 
 def temperature_table(recalibration: Mapping[str, Any]) -> "Table":
-    """Metrics as they are and at the temperature that suits the validation part.
+    """Metrics before and after temperature scaling.
 
     Args:
         recalibration: Fields of `flatbayes.prediction.RecalibrationResult`.
     """
     table = new_table(
-        f"Temperature {recalibration['temperature']:.3f}, fitted to the validation part", "metric", "raw", "tempered"
+        f"Temperature {recalibration['temperature']:.3f}, fitted to the validation split", "metric", "raw", "tempered"
     )
     for metric in RECALIBRATION_METRICS:
         table.add_row(metric, *(format_number(recalibration[side][metric]) for side in ("raw", "tempered")))
@@ -140,7 +138,7 @@ def temperature_table(recalibration: Mapping[str, Any]) -> "Table":
 
 
 def new_table(title: str, *columns: str) -> "Table":
-    """A table whose columns but the first hold numbers."""
+    """A table with right-aligned columns, except the first."""
     from rich.table import Table
     from rich.text import Text
 
@@ -152,6 +150,6 @@ def new_table(title: str, *columns: str) -> "Table":
 
 
 def mean_defined(values: Iterable[float]) -> float:
-    """Mean of what is defined; infinite where one of them is."""
-    kept = [value for value in values if value == value]
-    return sum(kept) / len(kept) if kept else math.nan
+    """Mean of the values that are not NaN; infinite where one of them is."""
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan

@@ -1,16 +1,17 @@
-"""One picture for a README: the NLL of every twin, and whether their confidence is earned."""
+"""Summary figure for a README: NLL of every posterior, plain and flat, and a pooled reliability diagram."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatbayes.core.files import write_text
+from flatbayes.experiments.results import ComparisonResult
 from flatbayes.reporting import queries, svg
-from flatbayes.reporting.figures import VERDICT_COLOURS
+from flatbayes.reporting.calibration_figures import draw_reliability, pool_reliability
 from flatbayes.reporting.formats import format_signed, shorten_label, wrap_label
-from flatbayes.reporting.markers import MARKER_STYLES
-from flatbayes.reporting.queries import Results
-from flatbayes.reporting.reliability import draw_reliability, pool_reliability
+from flatbayes.reporting.svg import MARKER_STYLES, VERDICT_COLOURS
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -22,49 +23,60 @@ FOOTER_HEIGHT_PX = 56.0
 ROW_HEIGHT_PX = 46.0
 PLOT_HEIGHT_PX = 232.0
 LANE_OFFSET_PX = 8.0
+CARD_BORDER_COLOUR = "#d5dae1"
 METRIC_NAMES = {"nll": "NLL", "ece": "ECE", "brier": "Brier score"}
 
 
-def draw_summary(results: Results) -> str:
-    """The picture as an SVG file with a white card behind it."""
+def write_summary_figure(results: ComparisonResult, path: Path | str) -> Path:
+    """Draw the effect of flatness in one figure, an SVG on a white card, and return its path.
+
+    Args:
+        results: The results.
+        path: The file.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    return write_text(Path(path), draw_summary(results))
+
+
+def draw_summary(results: ComparisonResult) -> str:
+    """The figure as an SVG file on a white card."""
     results = queries.select_family(results)
     names = queries.list_metrics(results)
     metric = "nll" if "nll" in names else names[0]
     labels = queries.list_posteriors(results)
     pooled = {
-        flat: pool_reliability([r for r in results["runs"] if queries.is_flat(r) == flat]) for flat in (False, True)
+        flat: pool_reliability([run for run in results.runs if queries.is_flat(run) == flat])
+        for flat in (False, True)
     }
-    both = any(pooled.values())
-    height = HEADING_HEIGHT_PX + FOOTER_HEIGHT_PX + max(ROW_HEIGHT_PX * len(labels), PLOT_HEIGHT_PX if both else 0.0)
+    has_reliability = any(pooled.values())
+    height = (
+        HEADING_HEIGHT_PX
+        + FOOTER_HEIGHT_PX
+        + max(ROW_HEIGHT_PX * len(labels), PLOT_HEIGHT_PX if has_reliability else 0.0)
+    )
     with svg.new_figure(WIDTH_PX, height) as figure:
-        title = draw_heading(figure, results, height)
-        right_edge = 580.0 if both else WIDTH_PX - MARGIN_PX
-        twins = add_axes_px(figure, height, LABEL_WIDTH_PX, right_edge - 70)
-        draw_pairs(twins, results, metric, (height - HEADING_HEIGHT_PX - FOOTER_HEIGHT_PX) / len(labels))
-        draw_subtitle(
-            figure, height, MARGIN_PX, f"{METRIC_NAMES.get(metric, metric)}, plain → flat; a thin line is one seed"
-        )
+        title = _draw_heading(figure, results, height)
+        right_edge = 580.0 if has_reliability else WIDTH_PX - MARGIN_PX
+        pair_axes = _add_axes_px(figure, height, LABEL_WIDTH_PX, right_edge - 70)
+        _draw_pairs(pair_axes, results, metric, (height - HEADING_HEIGHT_PX - FOOTER_HEIGHT_PX) / len(labels))
+        name = METRIC_NAMES.get(metric, metric)
+        _draw_subtitle(figure, height, MARGIN_PX, f"{name}, plain → flat; a thin line is one seed")
         caption: dict[str, Any] = {"fontsize": 11, "alpha": 0.75, "ha": "right"}
         figure.text(right_edge / WIDTH_PX, 1 - (HEADING_HEIGHT_PX - 12) / height, "flat − plain", **caption)
-        if both:
-            draw_reliability(add_axes_px(figure, height, 652, WIDTH_PX - MARGIN_PX, PLOT_HEIGHT_PX), pooled)
-            draw_subtitle(figure, height, 622, "accuracy by confidence")
-            annotate_reliability(figure.axes[-1])
-        return svg.to_svg_file(
-            figure, "picture", f"{title}. {queries.format_conclusion(results)}", card_background(height)
-        )
+        if has_reliability:
+            draw_reliability(_add_axes_px(figure, height, 652, WIDTH_PX - MARGIN_PX, PLOT_HEIGHT_PX), pooled)
+            _draw_subtitle(figure, height, 622, "accuracy by confidence")
+            _annotate_reliability(figure.axes[-1])
+        label = f"{title}. {queries.format_conclusion(results)}"
+        return svg.to_svg_file(figure, "picture", label, radius=10, border=CARD_BORDER_COLOUR)
 
 
-def card_background(height: float) -> str:
-    """A white card with a hairline edge: legible on a light and on a dark page."""
-    size = f'width="{WIDTH_PX - 1:g}" height="{height - 1:g}"'
-    return f'<rect x="0.5" y="0.5" {size} rx="10" fill="#ffffff" stroke="#d5dae1" />'
-
-
-def add_axes_px(
+def _add_axes_px(
     figure: "Figure", height: float, left: float, right: float, axes_height: float | None = None
 ) -> "Axes":
-    """Axes below the heading, down to the foot unless a height is given, in CSS pixels."""
+    """Axes below the heading, in CSS pixels; without a height they end at the footer."""
     axes_height = height - HEADING_HEIGHT_PX - FOOTER_HEIGHT_PX if axes_height is None else axes_height
     return figure.add_axes(
         (
@@ -76,23 +88,23 @@ def add_axes_px(
     )
 
 
-def draw_subtitle(figure: "Figure", height: float, left: float, text: str) -> None:
-    """What a part of the picture shows."""
+def _draw_subtitle(figure: "Figure", height: float, left: float, text: str) -> None:
+    """Write the title of one half of the figure."""
     figure.text(left / WIDTH_PX, 1 - (HEADING_HEIGHT_PX - 12) / height, text, fontsize=12.5, fontweight="bold")
 
 
-def draw_heading(figure: "Figure", results: Results, height: float) -> str:
-    """What is compared, on what, with what outcome, and the key; returns the title."""
-    counts = queries.count_verdicts(results["summary"])
+def _draw_heading(figure: "Figure", results: ComparisonResult, height: float) -> str:
+    """Draw title, data, outcome and legend, and return the title."""
+    counts = queries.count_verdicts(results.summary)
     title = f"{shorten_label(queries.format_flatnesses(results, 'Flat'), 40)} against plain training"
-    where = [queries.format_subject(results, "data"), queries.format_subject(results, "model")]
-    where.append(queries.format_count(len(queries.list_seeds(results)), "seed"))
-    total = len(results["summary"])
+    subject = [queries.format_data(results), queries.format_model(results)]
+    subject.append(queries.format_count(len(queries.list_seeds(results)), "seed"))
+    total = len(results.summary)
     if counts["unknown"] < total:
         better, worse, noise = counts["flat"], counts["plain"], counts["tie"]
-        where.append(f"{better} of {total} metrics better, {worse} worse, {noise} within noise")
+        subject.append(f"{better} of {total} metrics better, {worse} worse, {noise} within noise")
     figure.text(MARGIN_PX / WIDTH_PX, 1 - 40 / height, title, fontsize=19, fontweight="bold")
-    line = shorten_label(" · ".join(filter(None, where)), 120)
+    line = shorten_label(" · ".join(filter(None, subject)), 120)
     figure.text(MARGIN_PX / WIDTH_PX, 1 - 64 / height, line, fontsize=12.5, alpha=0.75)
     for x, is_flat, word in ((740, False, "plain"), (816, True, "flat")):
         axes = figure.add_axes((x / WIDTH_PX, 1 - 42 / height, 16 / WIDTH_PX, 16 / height))
@@ -102,27 +114,27 @@ def draw_heading(figure: "Figure", results: Results, height: float) -> str:
     return title
 
 
-def annotate_reliability(axes: "Axes") -> None:
-    """What lies above and below the diagonal."""
+def _annotate_reliability(axes: "Axes") -> None:
+    """Label the regions above and below the diagonal."""
     axes.set_xlabel("confidence, all posteriors pooled", alpha=0.75)
     axes.text(0.04, 0.93, "underconfident", alpha=0.6, fontsize=10.5)
     axes.text(0.98, 0.05, "overconfident", alpha=0.6, fontsize=10.5, ha="right")
 
 
-def draw_pairs(axes: "Axes", results: Results, metric: str, row: float) -> None:
-    """A row of so many pixels for each posterior: its name, its seeds and means, its difference."""
+def _draw_pairs(axes: "Axes", results: ComparisonResult, metric: str, row_height: float) -> None:
+    """Draw a row of `row_height` pixels for each posterior: label, seeds, means and difference."""
     labels = queries.list_posteriors(results)
-    lane = LANE_OFFSET_PX / row
-    for place, posterior in enumerate(labels):
-        if place:
-            axes.axhline(place - 0.5, color=svg.INK, alpha=0.1, linewidth=0.8, zorder=0)
+    offset = LANE_OFFSET_PX / row_height
+    for y, posterior in enumerate(labels):
+        if y:
+            axes.axhline(y - 0.5, color=svg.INK, alpha=0.1, linewidth=0.8, zorder=0)
         lines = wrap_label(posterior, 22)
         lines = lines if len(lines) < 5 else [*lines[:3], f"{lines[3]} …"]
         size = {1: 12.0, 2: 12.0, 3: 10.5, 4: 9.0}[len(lines)]
-        write_beside_row(axes, 0, MARGIN_PX - LABEL_WIDTH_PX, place, "\n".join(lines), fontsize=size, ha="left")
-        lanes = {False: place - lane, True: place + lane}
-        draw_seeds(axes, results, metric, posterior, lanes)
-        draw_means(axes, results, metric, posterior, lanes)
+        _write_beside_row(axes, 0, MARGIN_PX - LABEL_WIDTH_PX, y, "\n".join(lines), fontsize=size, ha="left")
+        lanes = {False: y - offset, True: y + offset}
+        _draw_seeds(axes, results, metric, posterior, lanes)
+        _draw_means(axes, results, metric, posterior, lanes)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -133,11 +145,11 @@ def draw_pairs(axes: "Axes", results: Results, metric: str, row: float) -> None:
     svg.style_axes(axes, grid="x")
 
 
-def write_beside_row(axes: "Axes", side: int, shift: float, place: float, text: str, **style: Any) -> None:
-    """Text beside a row, `shift` pixels from the left (0) or right (1) end of the axes."""
+def _write_beside_row(axes: "Axes", side: int, shift: float, y: float, text: str, **style: Any) -> None:
+    """Write text beside a row, `shift` pixels from the left (0) or right (1) end of the axes."""
     axes.annotate(
         text,
-        (side, place),
+        (side, y),
         xycoords=("axes fraction", "data"),
         xytext=(shift, 0),
         textcoords="offset points",
@@ -146,36 +158,55 @@ def write_beside_row(axes: "Axes", side: int, shift: float, place: float, text: 
     )
 
 
-def draw_seeds(axes: "Axes", results: Results, metric: str, posterior: str, lanes: Mapping[bool, float]) -> None:
-    """Thin slanted lines from the plain to the flat twin of a seed."""
-    twins = {
-        flat: {run["seed"]: run["metrics"].get(metric) for run in queries.select_runs(results, posterior, flat)}
+def _draw_seeds(
+    axes: "Axes", results: ComparisonResult, metric: str, posterior: str, lanes: Mapping[bool, float]
+) -> None:
+    """Draw a thin line from the plain to the flat run of each seed.
+
+    Args:
+        axes: Where to draw.
+        results: The results.
+        metric: The metric.
+        posterior: Label of the posterior.
+        lanes: y coordinates of the plain (False) and the flat (True) runs.
+    """
+    values = {
+        flat: {run.seed: run.metrics.get(metric) for run in queries.select_runs(results, posterior, flat)}
         for flat in (False, True)
     }
-    for seed, plain in twins[False].items():
-        flat = twins[True].get(seed)
-        if queries.is_finite_number(plain) and queries.is_finite_number(flat):
-            ends = ([plain, flat], [lanes[False], lanes[True]])
+    for seed, plain in values[False].items():
+        flat_value = values[True].get(seed)
+        if queries.is_finite_number(plain) and queries.is_finite_number(flat_value):
+            ends = ([plain, flat_value], [lanes[False], lanes[True]])
             axes.plot(*ends, color=svg.INK, alpha=0.25, linewidth=0.9, zorder=2)
-    for flat, values in twins.items():
-        seen = [value for value in values.values() if queries.is_finite_number(value)]
-        at = [lanes[flat]] * len(seen)
-        axes.plot(seen, at, "o", color=MARKER_STYLES[flat]["color"], alpha=0.5, markersize=4.5, mew=0, zorder=3)
+    for flat, by_seed in values.items():
+        finite = [value for value in by_seed.values() if queries.is_finite_number(value)]
+        colour = MARKER_STYLES[flat]["color"]
+        axes.plot(finite, [lanes[flat]] * len(finite), "o", color=colour, alpha=0.5, markersize=4.5, mew=0, zorder=3)
 
 
-def draw_means(axes: "Axes", results: Results, metric: str, posterior: str, lanes: Mapping[bool, float]) -> None:
-    """The two means joined by a thick line, and the difference as a number at the right edge."""
+def _draw_means(
+    axes: "Axes", results: ComparisonResult, metric: str, posterior: str, lanes: Mapping[bool, float]
+) -> None:
+    """Draw the two means, a thick line between them, and the difference as a number at the right edge.
+
+    Args:
+        axes: Where to draw.
+        results: The results.
+        metric: The metric.
+        posterior: Label of the posterior.
+        lanes: y coordinates of the plain (False) and the flat (True) runs.
+    """
     row = queries.find_row(results, posterior, metric)
     if row is None:
         return
-    means = {flat: row[side] for flat, side in ((False, "plain"), (True, "flat"))}
-    drawn = {flat: mean for flat, mean in means.items() if queries.is_finite_number(mean)}
-    at = [lanes[flat] for flat in drawn]
-    axes.plot(list(drawn.values()), at, color=svg.INK, alpha=0.7, linewidth=1.8, zorder=3)
-    for flat, mean in drawn.items():
+    means = {False: row.comparison.plain, True: row.comparison.flat}
+    finite = {flat: mean for flat, mean in means.items() if queries.is_finite_number(mean)}
+    ys = [lanes[flat] for flat in finite]
+    axes.plot(list(finite.values()), ys, color=svg.INK, alpha=0.7, linewidth=1.8, zorder=3)
+    for flat, mean in finite.items():
         axes.plot([mean], [lanes[flat]], markersize=9.5, **MARKER_STYLES[flat])
-    word = queries.judge_row(row)
-    weight = "bold" if word in ("flat", "plain") else "normal"
-    text = format_signed(row.get("difference"))
-    style = {"ha": "right", "fontsize": 12.5, "fontweight": weight, "color": VERDICT_COLOURS[word]}
-    write_beside_row(axes, 1, 70, (lanes[False] + lanes[True]) / 2, text, **style)
+    weight = "bold" if row.verdict in ("flat", "plain") else "normal"
+    style = {"ha": "right", "fontsize": 12.5, "fontweight": weight, "color": VERDICT_COLOURS[row.verdict]}
+    y = (lanes[False] + lanes[True]) / 2
+    _write_beside_row(axes, 1, 70, y, format_signed(row.comparison.difference), **style)

@@ -1,17 +1,21 @@
-"""Matplotlib as a pen for SVG: reproducible byte for byte, and coloured by the page that holds it.
+"""Reproducible SVG figures with matplotlib, and the styles of plain and flat in all figures.
 
-Figures are drawn in a few sentinel colours. In a page these become `currentColor` and CSS variables, so that
-a figure follows the reader's light or dark theme; in a file of its own they become fixed colours.
+Figures are drawn in a few placeholder colours. In a page these become `currentColor` and CSS variables, so that a
+figure follows the light or dark theme of the reader; in a file of its own they become fixed colours.
+
+Plain has a hollow square and a dashed line, flat a filled circle and a solid line, in two colours of the Okabe-Ito
+palette, which can be told apart without colour vision and in black and white.
 """
 
 import io
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -32,6 +36,7 @@ FILE_COLOURS = {INK: "#1d2430", PLAIN: "#d55e00", FLAT: "#0072b2", TIE: "#6b7280
 
 FONT_FAMILY = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 UNITS_PER_INCH = 72.0
+ROOT_STYLE = {"style": "stroke-linejoin: round; stroke-linecap: butt"}
 RC_PARAMS: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "flatbayes",
@@ -64,9 +69,50 @@ RC_PARAMS: dict[str, Any] = {
 }
 
 
+PANEL_WIDTH_PX = 340.0
+"""Width of a panel in CSS pixels: three panels beside each other on a desktop, one on a phone."""
+
+MARKER_STYLES: dict[bool, dict[str, Any]] = {
+    False: {"color": PLAIN, "marker": "s", "markerfacecolor": PAGE, "markeredgewidth": 1.8, "zorder": 4},
+    True: {"color": FLAT, "marker": "o", "markeredgewidth": 1.8, "zorder": 5},
+}
+"""Marks of plain (False) and flat (True)."""
+
+LINE_STYLES: dict[bool, dict[str, Any]] = {
+    False: {"color": PLAIN, "linestyle": (0, (4, 1.6)), "zorder": 4},
+    True: {"color": FLAT, "linestyle": "-", "zorder": 5},
+}
+"""Lines of plain (False) and flat (True)."""
+
+VERDICT_COLOURS = {"flat": FLAT, "plain": PLAIN, "tie": TIE, "unknown": TIE}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small figure of a page.
+
+    Attributes:
+        title: Title, as text for a caption.
+        note: Second line of the caption.
+        svg: An inline `<svg>` element.
+    """
+
+    title: str
+    note: str
+    svg: str
+
+
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator["Figure"]:
-    """A figure of this size in CSS pixels, outside pyplot's global state, with this package's style."""
+    """A figure in the style of this package, outside the global state of pyplot.
+
+    Args:
+        width: Width in CSS pixels.
+        height: Height in CSS pixels.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     import matplotlib  # here, since it is slow to import
     from matplotlib.figure import Figure
 
@@ -80,17 +126,25 @@ def to_inline_svg(figure: "Figure", name: str, label: str) -> str:
     """The figure as an `<svg>` element for a page.
 
     Args:
-        figure: Made inside `drawing`, and still inside it.
-        name: Unique in the page: starts every id.
-        label: What a screen reader says.
+        figure: A figure of `new_figure`, inside its context.
+        name: Prefix of every id, unique in the page.
+        label: Description for screen readers.
     """
     root = clean_svg(figure, name, PAGE_COLOURS)
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label, **ROOT_STYLE}
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def to_svg_file(figure: "Figure", name: str, label: str, decoration: str = "") -> str:
-    """The figure as an SVG file with fixed colours, over a background given as SVG markup."""
+def to_svg_file(figure: "Figure", name: str, label: str, *, radius: float = 0.0, border: str | None = None) -> str:
+    """The figure as an SVG file with fixed colours on a white background.
+
+    Args:
+        figure: A figure of `new_figure`, inside its context.
+        name: Prefix of every id.
+        label: Description for screen readers.
+        radius: Radius of the corners of the background, in CSS pixels.
+        border: Colour of a hairline around the background; None for no line.
+    """
     root = clean_svg(figure, name, FILE_COLOURS)
     _, _, width, height = root.attrib["viewBox"].split()
     root.attrib = {
@@ -102,23 +156,28 @@ def to_svg_file(figure: "Figure", name: str, label: str, decoration: str = "") -
         "aria-label": label,
         **ROOT_STYLE,
     }
-    if decoration:
-        root.insert(0, ElementTree.fromstring(decoration))
+    inset = 0.0 if border is None else 0.5
+    background = {"x": inset, "y": inset, "width": float(width) - 2 * inset, "height": float(height) - 2 * inset}
+    attributes = {key: f"{value:g}" for key, value in background.items()} | {"rx": f"{radius:g}", "fill": "#ffffff"}
+    root.insert(0, ElementTree.Element("rect", attributes | ({} if border is None else {"stroke": border})))
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-ROOT_STYLE = {"style": "stroke-linejoin: round; stroke-linecap: butt"}
-
-
 def clean_svg(figure: "Figure", name: str, colours: Mapping[str, str]) -> ElementTree.Element:
-    """Matplotlib's SVG without metadata, namespaces and unused ids, in these colours, coordinates rounded."""
+    """The SVG of matplotlib without metadata, namespaces and unused ids, with rounded coordinates.
+
+    Args:
+        figure: A figure of `new_figure`, inside its context.
+        name: Prefix of every id.
+        colours: Replacement of each placeholder colour.
+    """
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(stream.getvalue())
     for parent in list(root.iter()):
         for child in [c for c in parent if strip_namespace(c.tag) in ("metadata", "style")]:
             parent.remove(child)
-    rename = {old: f"{name}-{place}" for place, old in enumerate(list_referenced_ids(root))}
+    rename = {old: f"{name}-{index}" for index, old in enumerate(list_referenced_ids(root))}
     for element in root.iter():
         element.tag = strip_namespace(element.tag)
         element.attrib = {
@@ -138,16 +197,16 @@ def strip_namespace(key: str) -> str:
 
 
 def list_referenced_ids(root: ElementTree.Element) -> list[str]:
-    """The ids that something points at, in order."""
-    found: dict[str, None] = {}
+    """The ids that are referenced, in order of appearance."""
+    ids: dict[str, None] = {}
     for element in root.iter():
         for value in element.attrib.values():
-            found.update(dict.fromkeys(re.findall(r"(?:url\(|^)#([\w-]+)", value)))
-    return list(found)
+            ids.update(dict.fromkeys(re.findall(r"(?:url\(|^)#([\w-]+)", value)))
+    return list(ids)
 
 
 def rewrite_attribute(key: str, value: str, rename: Mapping[str, str], colours: Mapping[str, str]) -> str:
-    """One attribute with the page's ids, colours and fonts, its coordinates rounded."""
+    """An attribute with new ids, colours and fonts, and rounded coordinates."""
     if key == "id":
         return rename[value]
     if key == "href" or "url(#" in value:
@@ -161,12 +220,12 @@ def rewrite_attribute(key: str, value: str, rename: Mapping[str, str], colours: 
 
 
 def round_coordinate(match: re.Match[str]) -> str:
-    """A coordinate to a hundredth of a pixel, in as few characters as that takes."""
+    """A coordinate rounded to a hundredth of a pixel, without trailing zeros."""
     return f"{round(float(match[0]), 2) + 0.0:.2f}".rstrip("0").rstrip(".")
 
 
 def style_axes(axes: "Axes", *, grid: Literal["both", "x", "y"] = "both") -> None:
-    """Grid behind, ticks without marks, no frame but a faint base line."""
+    """A grid in the background, labels without tick marks, and faint spines."""
     axes.grid(True, axis=grid)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", length=0)

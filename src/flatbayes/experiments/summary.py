@@ -1,0 +1,54 @@
+"""Summary of a comparison: paired statistics of every posterior, flatness and metric."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+from flatbayes.experiments.results import RunResult, SummaryRow
+from flatbayes.experiments.statistics import adjust_p_values, compare_pairs
+
+
+def summarize_runs(
+    runs: Sequence[RunResult],
+    baseline: str,
+    directions: Mapping[str, bool],
+    families: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[SummaryRow, ...]:
+    """One row for every posterior, flatness and metric that has at least one pair of runs.
+
+    Args:
+        runs: Results of the runs, plain and flat.
+        baseline: Label of the plain flatness.
+        directions: Whether higher is better, by the name of the metric; decides order and choice of metrics.
+        families: Name of the table by the name of the metric; the usual metrics have none. p-values are adjusted for
+            the number of comparisons in the same table.
+
+    Returns:
+        The rows; posteriors and flatnesses in order of appearance, metrics in the order of `directions`.
+    """
+    metrics = {(run.posterior, run.flatness, run.seed): run.metrics for run in runs}
+    pairs = dict.fromkeys((run.posterior, run.flatness) for run in runs if run.flatness != baseline)
+    posteriors = list(dict.fromkeys(run.posterior for run in runs))
+    rows = []
+    for posterior, flatness in sorted(pairs, key=lambda pair: posteriors.index(pair[0])):
+        seeds = [s for p, f, s in metrics if (p, f) == (posterior, flatness) and (p, baseline, s) in metrics]
+        for metric, higher_is_better in directions.items():
+            values = [
+                (metrics[posterior, baseline, seed].get(metric), metrics[posterior, flatness, seed].get(metric))
+                for seed in seeds
+            ]
+            finite = [(a, b) for a, b in values if a is not None and b is not None and math.isfinite(a + b)]
+            if finite:
+                plain, flat = zip(*finite, strict=True)
+                comparison = compare_pairs(plain, flat, higher_is_better=higher_is_better)
+                rows.append(SummaryRow(posterior, flatness, metric, families.get(metric, ""), comparison))
+    return _add_adjusted_p_values(rows)
+
+
+def _add_adjusted_p_values(rows: Sequence[SummaryRow]) -> tuple[SummaryRow, ...]:
+    adjusted: dict[int, float | None] = {}
+    for family in {row.family for row in rows}:
+        table = [index for index, row in enumerate(rows) if row.family == family]
+        adjusted |= zip(table, adjust_p_values([rows[index].comparison.p_value for index in table]), strict=True)
+    return tuple(replace(row, p_holm=adjusted[index]) for index, row in enumerate(rows))
