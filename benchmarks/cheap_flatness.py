@@ -90,7 +90,7 @@ def summary(tasks, folder):
     """One row for each mechanism of one posterior."""
     found, rows = {}, []
     for mechanism, both in tasks.items():
-        runs = [(task, task.kept(folder)) for task in both]
+        runs = [(task, task.load_result(folder)) for task in both]
         plain = {t.seed: r for t, r in runs if r is not None and t.flatness == Plain()}
         flat = {t.seed: r for t, r in runs if r is not None and t.flatness != Plain()}
         found[mechanism] = {seed: (plain[seed], flat[seed]) for seed in flat if seed in plain}
@@ -103,7 +103,7 @@ def summary(tasks, folder):
         first = next(t for t in tasks[mechanism] if t.flatness != Plain())
         rows.append(
             {
-                "posterior": first.called,
+                "posterior": first.posterior_name,
                 "mechanism": mechanism,
                 "flatness": short_name(first.flatness),
                 "seeds": len(seeds),
@@ -115,18 +115,18 @@ def summary(tasks, folder):
                 "share_interval": (1.0, 1.0) if mechanism == "SAM" else fieller(gains, of_sam),
                 "gradients": fmean(_cost(pairs[s], "gradients") for s in seeds),
                 "time": ratio([_cost(pairs[s], "train_seconds") for s in seeds]),
-                "seconds": fmean(pairs[s][1]["cost"]["train_seconds"] for s in seeds),
+                "seconds": fmean(pairs[s][1].cost.train_seconds for s in seeds),
             }
         )
     return rows
 
 
 def _nll(run):
-    return run["metrics"]["nll"]
+    return run.metrics["nll"]
 
 
 def _cost(pair, kind):
-    plain, flat = (run["cost"][kind] for run in pair)
+    plain, flat = (getattr(run.cost, kind) for run in pair)
     return flat / plain
 
 

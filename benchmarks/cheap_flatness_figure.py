@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flatbayes.core.files import read_json
 from flatbayes.reporting import svg
-from flatbayes.reporting.summary_figure import WIDTH_PX, card_background
+from flatbayes.reporting.summary_figure import CARD_BORDER_COLOUR, WIDTH_PX
 
 PANEL, TOP = 330.0, 46.0
 AXES = {"gradients": "gradients a step", "time": "training time, plain = 1"}
@@ -44,7 +44,8 @@ def figure(found):
                 box = (left / WIDTH_PX, (bottom + 26) / height, wide / WIDTH_PX, (PANEL - 44) / height)
                 panel(drawn.add_axes(box), rows, cost, posterior if column == 0 else None)
         told = "; ".join(f"{r['posterior']} {r['mechanism']}: {r['gain']:.4f}" for r in found["rows"])
-        return svg.to_svg_file(drawn, "cheap", f"NLL gained over plain by cost. {told}", card_background(height))
+        label = f"NLL gained over plain by cost. {told}"
+        return svg.to_svg_file(drawn, "cheap", label, radius=10, border=CARD_BORDER_COLOUR)
 
 
 def panel(axes, rows, cost, name):

@@ -14,8 +14,8 @@ from statistics import fmean, stdev
 from choose_digits import COMMON, trained
 
 from flatbayes.core.files import write_json
-from flatbayes.data import CIFAR10, match_input_format
-from flatbayes.experiments.evaluations import EvaluationConfig, _load_ood_split
+from flatbayes.data import CIFAR10, load_test_split, match_input_format
+from flatbayes.experiments import EvaluationConfig
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors import MAP
 from flatbayes.prediction import evaluate, evaluate_ood
@@ -33,7 +33,7 @@ def measured(decay: float, flatness, seed: int) -> dict[str, float]:
         COMMON.model, data, MAP(), flatness, method.apply_overrides(COMMON.config), seed=seed, show_progress=False
     )
     examples = EvaluationConfig().max_examples
-    foreign = match_input_format(_load_ood_split(CIFAR10()).subsample(examples).input_tensor, data.train.inputs)
+    foreign = match_input_format(load_test_split(CIFAR10()).subsample(examples).input_tensor, data.train.inputs)
     own = data.test.subsample(examples).input_tensor
     scores = evaluate_ood(fitted, own, foreign, 1).scores
     return {

@@ -93,11 +93,15 @@ def measure(source, folder, splits, jobs):
         final = replace(common, posteriors=chosen, source=replace(source, val_size=UNUSED))
         tasks += [task for task in final.list_runs() if task.seed == split]
         failures += execute_runs(tasks, folder / "runs", jobs)
-        runs = [run for run in (task.kept(folder / "runs") for task in tasks) if run is not None]
-        for run in runs:
-            run["flatness"] = "Plain" if run["flatness"] == short_name(Plain()) else "SAM (rho chosen on each split)"
-        results = write_results(folder, to_spec(common)["init_args"], runs, failures)
-    return results
+        results = [run.load_result(folder / "runs") for run in tasks]
+        labels = {short_name(Plain()): "Plain"}
+        runs = [
+            replace(result, flatness=labels.get(result.flatness, "SAM (rho chosen on each split)"))
+            for result in results
+            if result is not None
+        ]
+        summary = write_results(folder, to_spec(common)["init_args"], runs, failures).summary
+    return summary
 
 
 def main():
@@ -108,12 +112,10 @@ def main():
     parser.add_argument("--jobs", type=int, default=None)
     options = parser.parse_args()
     for name in options.names:
-        results = measure(UCI(name=name), options.folder / name, options.splits, options.jobs)
-        for row in results["summary"]:
-            if row["metric"] in ("rmse", "nll"):
-                print(
-                    name, row["posterior"], row["metric"], row["plain"], row["flat"], row["interval"], row["winner"]
-                )
+        for row in measure(UCI(name=name), options.folder / name, options.splits, options.jobs):
+            if row.metric in ("rmse", "nll"):
+                pair = row.comparison
+                print(name, row.posterior, row.metric, pair.plain, pair.flat, pair.interval, pair.winner)
 
 
 if __name__ == "__main__":

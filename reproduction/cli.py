@@ -115,22 +115,23 @@ def run_table(options: Namespace) -> None:
     run_results = [result for run in runs if (result := run.load_result(folder / "runs")) is not None]
     if not run_results:
         raise RuntimeError("No run finished:\n" + "\n".join(failures))
-    results = write_results(folder, config.to_dict(), run_results, failures)
-    results |= {
+    comparison = write_results(folder, config.to_dict(), run_results, failures)
+    remarks = describe_differences(config)
+    results = comparison.to_dict() | {
         "published": make_comparison_rows(config.cells, run_results, config.table),
-        "remarks": describe_differences(config),
+        "remarks": remarks,
         "references": REFERENCES,
     }
     write_json(folder / "results.json", results)
     with atomic_write(folder / "table.md") as temporary:
         temporary.write_text(render_comparison_markdown(results), encoding="utf-8")
     console.print(make_comparison_table(results))
-    for remark in results["remarks"]:
+    for remark in remarks:
         console.print(f"* {remark}", highlight=False)
     console.print(
         f"results  {folder / 'results.json'}\ntable    {folder / 'table.md'}", highlight=False, soft_wrap=True
     )
-    if results["summary"]:
+    if comparison.summary:
         console.print(f"report   {write_report(folder)}", highlight=False, soft_wrap=True)
     if failures:
         raise RuntimeError("Some runs failed; the others are in the table:\n" + "\n".join(failures))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flatbayes.reporting.formats import MISSING, format_mean_sd, format_number, format_signed
-from flatbayes.reporting.queries import Results, list_seeds, unique_values
+from flatbayes.reporting.queries import unique_values
 from flatbayes.reporting.terminal_table import escape_markdown
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 COLUMN_NAMES = ("Cell", "Metric", "Ours", "Seeds", "Published", "Ours − published", "Source")
 
 
-def make_comparison_table(results: Results) -> "Table":
+def make_comparison_table(results: Mapping[str, Any]) -> "Table":
     """One row for each published figure, and for each metric that has none; print it with a rich console.
 
     Args:
@@ -31,14 +31,14 @@ def make_comparison_table(results: Results) -> "Table":
     return table
 
 
-def render_comparison_markdown(results: Results) -> str:
+def render_comparison_markdown(results: Mapping[str, Any]) -> str:
     """The same with all that keeps the two from being compared, where figures are from, hardware and versions."""
     here, config = results["environment"], results["config"]
     lines = [f"# {format_table_title(results)}", ""]
     lines += [f"* {remark}" for remark in results["remarks"]]
     lines += [
         "",
-        f"Ours: {len(list_seeds(results))} seed(s), {here['processor']}, {here['cores']} cores, {here['device']}; "
+        f"Ours: {len({run['seed'] for run in results['runs']})} seed(s), {here['processor']}, {here['cores']} cores, {here['device']}; "
         f"flatbayes {here['flatbayes']}, torch {here['torch']}, Python {here['python']}. "
         f"Settings: {', '.join(f'{k}={v}' for k, v in config.items() if k != 'data_root' and v is not None)}.",
         "",
@@ -56,7 +56,7 @@ def render_comparison_markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def format_table_title(results: Results) -> str:
+def format_table_title(results: Mapping[str, Any]) -> str:
     """Which table, and at which scale."""
     config = results["config"]
     return f"{config['table']}, scale {config['scale']}: ours beside published figures"

@@ -1,6 +1,6 @@
 """Ours beside the published figures, and what keeps the two from being compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from statistics import fmean, stdev
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSource
 from flatbayes.data.splits import Split
+from flatbayes.experiments import RunResult
 from flatbayes.training.model_builder import ModelFactory
 from reproduction.configs import TableCell
 from reproduction.published import PublishedResult, load_published_results
@@ -18,9 +19,7 @@ METRICS = ("accuracy", "nll", "ece")
 JPEG_MAGIC_BYTES = b"\xff\xd8"
 
 
-def make_comparison_rows(
-    cells: Sequence[TableCell], runs: Sequence[Mapping[str, Any]], table: str
-) -> list[dict[str, Any]]:
+def make_comparison_rows(cells: Sequence[TableCell], runs: Sequence[RunResult], table: str) -> list[dict[str, Any]]:
     """A row for every cell and metric, or several where several figures were published.
 
     Args:
@@ -33,12 +32,12 @@ def make_comparison_rows(
 
 
 def _make_cell_rows(
-    cell: TableCell, runs: Sequence[Mapping[str, Any]], figures: Sequence[PublishedResult]
+    cell: TableCell, runs: Sequence[RunResult], figures: Sequence[PublishedResult]
 ) -> list[dict[str, Any]]:
-    mine = [r for r in runs if r["posterior"] == cell.posterior_name and r["flatness"] == short_name(cell.flatness)]
+    mine = [r for r in runs if (r.posterior, r.flatness) == (cell.posterior_name, short_name(cell.flatness))]
     rows = []
     for metric in METRICS:
-        values = [run["metrics"][metric] for run in mine]
+        values = [value for run in mine if (value := run.metrics[metric]) is not None]
         ours = {
             "ours": fmean(values) if values else None,
             "ours_std": stdev(values) if len(values) > 1 else None,

@@ -12,9 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from flatbayes.core.files import atomic_write, read_json
+from flatbayes.core.files import atomic_write, read_json, write_text
 from flatbayes.reporting import svg
-from flatbayes.reporting.report import write_text_atomically
 from flatbayes.theory import GridPosterior, gibbs_posterior, grid_points
 from studies.double_well.loss import make_sharp_and_flat_wells
 
@@ -52,8 +51,7 @@ def draw_wells(folder: Path | str) -> list[Path]:
     ):
         with svg.new_figure(WIDTH_PX, height) as figure:
             draw(figure, results, draws)
-            card = f'<rect width="{WIDTH_PX:g}" height="{height:g}" fill="#ffffff" />'
-            written.append(write_text_atomically(folder / f"{name}.svg", svg.to_svg_file(figure, name, label, card)))
+            written.append(write_text(folder / f"{name}.svg", svg.to_svg_file(figure, name, label)))
             with atomic_write(folder / f"{name}.png") as path:
                 figure.savefig(path, format="png", dpi=DPI, facecolor="#ffffff")
             written.append(folder / f"{name}.png")

@@ -50,7 +50,7 @@ def test_a_killed_comparison_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     outcomes = []
     for name in ("killed", "whole"):
         runs = json.loads((tmp_path / name / "results.json").read_text())["runs"]
-        outcomes.append([(r["flatness"], r["seed"], r["metrics"], r["curves"]) for r in runs])
+        outcomes.append([(r["flatness"], r["seed"], r["metrics"], r["history"]) for r in runs])
     assert len(outcomes[0]) == 10
     assert outcomes[0] == outcomes[1]
 

@@ -1,4 +1,4 @@
-"""A comparison is a pure function of its description: kept, continued, the same however it came about."""
+"""A comparison is a pure function of its configuration: cached, continued, and reproducible after an interruption."""
 
 import json
 from dataclasses import replace
@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 import torch
 
-from flatbayes.core.lock import let_go
 from flatbayes.data import Digits
-from flatbayes.experiments import Comparison, ExperimentRun
+from flatbayes.experiments import Comparison, ComparisonResult, ExperimentRun
+from flatbayes.experiments.folder_lock import unlock_folders
 from flatbayes.flatness import SAM, Plain, RandomPerturbation
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG, MCDropout
@@ -29,7 +29,7 @@ SMALL = Comparison(
 
 
 def outcome(results):
-    return [{k: r[k] for k in ("posterior", "flatness", "seed", "metrics", "reliability")} for r in results["runs"]]
+    return [(run.posterior, run.flatness, run.seed, run.metrics, run.reliability) for run in results.runs]
 
 
 @pytest.fixture(scope="module")
@@ -39,37 +39,38 @@ def finished(tmp_path_factory):
     return folder, SMALL.run(folder, jobs=1)
 
 
-def test_results_have_every_cell_and_the_promised_keys(finished):
+def test_results_have_every_run_and_the_documented_keys(finished):
     folder, results = finished
-    assert set(results) == {"flatbayes", "environment", "config", "runs", "summary", "failures"}
-    assert len(results["runs"]) == 2 * 2 * 2
-    for run in results["runs"]:
-        assert {"data", "model", "posterior", "flatness", "seed", "metrics", "cost"} <= set(run)
-        assert {"accuracy", "nll", "ece", "brier"} <= set(run["metrics"])
-        assert {"train_seconds", "gradients", "peak_memory_mb"} == set(run["cost"])
-        assert run["cost"]["gradients"] == (9 if run["flatness"] == "Plain" else 18)
-    assert {run["posterior"] for run in results["runs"]} == {"MAP", "SWAG(rank=2)"}
-    assert {run["flatness"] for run in results["runs"]} == {"Plain", "SAM(rho=0.1)"}
-    for row in results["summary"]:
+    data = json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)  # no NaN in the file
+    assert set(data) == {"schema", "flatbayes", "environment", "config", "runs", "summary", "failures"}
+    assert len(results.runs) == 2 * 2 * 2
+    for run, run_data in zip(results.runs, data["runs"], strict=True):
+        assert {"data", "model", "posterior", "flatness", "seed", "split", "metrics", "cost"} <= set(run_data)
+        assert {"accuracy", "nll", "ece", "brier"} <= set(run.metrics)
+        assert run.cost.train_seconds > 0
+        assert run.cost.gradients == (9 if run.flatness == "Plain" else 18)
+        assert (run.split, run.history.epoch) == ("test", (1, 2, 3))
+    assert {run.posterior for run in results.runs} == {"MAP", "SWAG(rank=2)"}
+    assert {run.flatness for run in results.runs} == {"Plain", "SAM(rho=0.1)"}
+    for row in data["summary"]:
         assert {"posterior", "metric", "plain", "flat", "difference", "interval", "winner"} <= set(row)
-    assert len(results["summary"]) == 2 * 5
-    json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)  # no NaN in the file
+    assert len(results.summary) == 2 * 5
+    assert ComparisonResult.load(folder) == results
 
 
-def test_again_returns_the_kept_runs_without_training(finished, monkeypatch):
+def test_finished_runs_are_loaded_without_training(finished, monkeypatch):
     folder, results = finished
-    monkeypatch.setattr(ExperimentRun, "try_execute", lambda *a: pytest.fail("a kept run was done again"))
+    monkeypatch.setattr(ExperimentRun, "try_execute", lambda *a: pytest.fail("a finished run was repeated"))
     SMALL.claim_folder(folder, overwrite=False)
-    assert SMALL.run(folder)["runs"] == json.loads(json.dumps(results["runs"]))
+    assert SMALL.run(folder).runs == results.runs
 
 
 def test_an_interrupted_comparison_ends_the_same(finished, tmp_path):
     _, results = finished
     for task in SMALL.list_runs()[:3]:
         task.execute(tmp_path / "runs")
-    (tmp_path / "runs" / f"{SMALL.list_runs()[1].cache_key()}.json").write_text(
-        '{"half'
-    )  # killed while writing by hand
+    damaged = tmp_path / "runs" / f"{SMALL.list_runs()[1].cache_key()}.json"
+    damaged.write_text('{"half')
     SMALL.claim_folder(tmp_path, overwrite=False)
     assert outcome(SMALL.run(tmp_path, jobs=2)) == outcome(results)
 
@@ -83,7 +84,7 @@ def test_more_posteriors_and_seeds_may_be_added(finished):
     assert outcome(SMALL.run(folder)) == outcome(results)
 
 
-def test_another_comparison_does_not_move_in_unasked(finished, tmp_path):
+def test_the_folder_of_another_comparison_is_refused(finished, tmp_path):
     folder, _ = finished
     other = replace(SMALL, num_draws=4)
     with pytest.raises(ValueError, match=r"already holds another run \(it differs in num_draws\).*--overwrite"):
@@ -95,21 +96,22 @@ def test_another_comparison_does_not_move_in_unasked(finished, tmp_path):
     SMALL.claim_folder(tmp_path, overwrite=False)
     (tmp_path / "results.json").write_text("{}")
     other.claim_folder(tmp_path, overwrite=True)
-    let_go(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "file", "own.txt"]
+    unlock_folders(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "config.json", "file", "own.txt"]
 
 
-def test_the_test_part_is_the_same_for_all_seeds_and_unlike_validation():
+def test_the_test_split_is_the_same_for_all_seeds_and_differs_from_validation():
     first, second = (SMALL.source.load(seed) for seed in (0, 1))
     assert torch.equal(first.test.inputs, second.test.inputs)
     assert not torch.equal(first.train.inputs, second.train.inputs)
     task = SMALL.list_runs()[0]
-    assert task.execute()["metrics"] != replace(task, split="val").execute()["metrics"]
+    assert task.execute().metrics != replace(task, split="val").execute().metrics
 
 
-def test_the_training_part_can_be_measured_too():
+def test_the_training_split_can_be_evaluated():
     task = replace(SMALL.list_runs()[0], split="train")
-    assert sum(task.execute()["reliability"]["counts"]) == 60
+    result = task.execute()
+    assert (sum(result.reliability.counts), result.split) == (60, "train")
 
 
 def test_overwriting_leaves_nothing_of_another_kind_of_run(tmp_path):
@@ -118,12 +120,12 @@ def test_overwriting_leaves_nothing_of_another_kind_of_run(tmp_path):
     for name in (*ours, "own.txt", "runs/own.json"):
         (tmp_path / name).write_text("{}")
     SMALL.claim_folder(tmp_path, overwrite=True)
-    let_go(tmp_path)
+    unlock_folders(tmp_path)
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
-    assert left == ["config.json", "own.txt", "runs/own.json"]
+    assert left == [".lock", "config.json", "own.txt", "runs/own.json"]
 
 
-def test_keys_tell_tasks_apart():
+def test_cache_keys_differ_between_runs():
     tasks = SMALL.list_runs()
     changed = [replace(t, num_draws=5) for t in tasks] + [replace(t, split="val") for t in tasks]
     assert len({t.cache_key() for t in tasks + changed}) == 3 * len(tasks)
@@ -140,12 +142,12 @@ def test_keys_tell_tasks_apart():
         ({"split": "all"}, "split must be test, val, train"),
     ],
 )
-def test_comparisons_that_make_no_sense(changes, message):
+def test_bad_comparisons_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **changes)
 
 
-def test_a_run_that_fails_does_not_cost_the_others(tmp_path, monkeypatch):
+def test_a_failed_run_does_not_stop_the_others_and_is_repeated_by_the_next_call(tmp_path, monkeypatch):
     def fit_or_fail(model, data, posterior, flatness, *args, **options):
         if isinstance(flatness, SAM) and options["seed"] == 1:
             raise RuntimeError("The loss is nan")
@@ -153,15 +155,16 @@ def test_a_run_that_fails_does_not_cost_the_others(tmp_path, monkeypatch):
 
     monkeypatch.setattr("flatbayes.experiments.run.fit", fit_or_fail)
     results = replace(SMALL, posteriors=(MAP(),)).run(tmp_path, jobs=1)
-    assert results["failures"] == ["MAP SAM(rho=0.1) seed 1: The loss is nan"]
-    assert len(results["runs"]) == 3
-    assert results["summary"][0]["num_seeds"] == 1
+    assert results.failures == ("MAP SAM(rho=0.1) seed 1: The loss is nan",)
+    assert len(results.runs) == 3
+    assert results.summary[0].comparison.num_seeds == 1
     monkeypatch.undo()
     again = replace(SMALL, posteriors=(MAP(),)).run(tmp_path, jobs=1)
-    assert len(again["runs"]) == 4
-    assert again["failures"] == []
+    assert len(again.runs) == 4
+    assert again.failures == ()
+    assert not list((tmp_path / "runs").glob("*.checkpoints"))
 
 
-def test_the_control_experiment_is_a_flatness_like_any_other(tmp_path):
+def test_a_random_perturbation_is_a_flatness_like_any_other(tmp_path):
     control = replace(SMALL, flatness=RandomPerturbation(rho=0.1), posteriors=(MAP(),), num_seeds=1)
-    assert {r["flatness"] for r in control.run(tmp_path, jobs=1)["runs"]} == {"Plain", "RandomPerturbation(rho=0.1)"}
+    assert {run.flatness for run in control.run(tmp_path, jobs=1).runs} == {"Plain", "RandomPerturbation(rho=0.1)"}

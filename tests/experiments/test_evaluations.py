@@ -1,4 +1,4 @@
-"""What a comparison measures of every run when asked for more."""
+"""Additional evaluations of every run of a comparison."""
 
 from dataclasses import replace
 from functools import partial
@@ -7,6 +7,7 @@ import pytest
 
 from flatbayes.data import Diabetes, Digits
 from flatbayes.experiments import Comparison, EvaluationConfig
+from flatbayes.experiments.results import RunDetails
 from flatbayes.flatness import SAM
 from flatbayes.metrics import DEFINITIONS, HIGHER_IS_BETTER, METRIC_FAMILIES
 from flatbayes.models import MLP
@@ -42,49 +43,49 @@ COMPARISON = Comparison(
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measures")
     COMPARISON.claim_folder(folder, overwrite=False)
-    found = COMPARISON.run(folder, jobs=1)
-    assert not found["failures"]
-    return found
+    results = COMPARISON.run(folder, jobs=1)
+    assert not results.failures
+    return results
 
 
 def test_every_name_of_every_family_is_there_with_direction_and_definition(results):
     names = {name for family in METRIC_FAMILIES.values() for name in family}
-    for run in results["runs"]:
-        assert names <= set(run["metrics"])
+    for run in results.runs:
+        assert names <= set(run.metrics)
     assert names <= set(HIGHER_IS_BETTER) & set(DEFINITIONS)
-    for row in results["summary"]:
-        assert row["family"] == next((f for f, metrics in METRIC_FAMILIES.items() if row["metric"] in metrics), "")
-        assert row["p_value"] <= row["p_holm"] <= 1
+    for row in results.summary:
+        assert row.family == next((f for f, metrics in METRIC_FAMILIES.items() if row.metric in metrics), "")
+        assert row.comparison.p_value <= row.p_holm <= 1
 
 
-def test_details_say_what_the_numbers_were_made_of(results):
-    details = results["runs"][0]["details"]
-    assert details["calibration_temperature"] > 0
-    assert details["shift"]["severity"] == [0.0, 1.0, 5.0]
-    mean = sum(details["shift"]["nll"][1:]) / 2
-    slice_ = details["slice"]
-    assert slice_["distance"][10] == pytest.approx(0, abs=1e-6)
-    at_draws = results["runs"][0]["metrics"]["train_loss"]
-    assert slice_["loss"][10] == pytest.approx(at_draws, rel=1e-5)
-    assert max(slice_["loss"]) > at_draws
-    assert results["runs"][0]["metrics"]["shift_nll"] == pytest.approx(mean)
+def test_details_have_the_quantities_behind_the_metrics(results):
+    run = results.runs[0]
+    assert run.details.calibration_temperature > 0
+    assert run.details.shift.severity == (0.0, 1.0, 5.0)
+    mean = sum(run.details.shift.nll[1:]) / 2
+    loss_slice = run.details.loss_slice
+    assert loss_slice.distances[10] == pytest.approx(0, abs=1e-6)
+    at_draws = run.metrics["train_loss"]
+    assert loss_slice.losses[10] == pytest.approx(at_draws, rel=1e-5)
+    assert max(loss_slice.losses) > at_draws
+    assert run.metrics["shift_nll"] == pytest.approx(mean)
 
 
 def test_the_numbers_are_those_of_the_functions():
     data = COMPARISON.source.load(0)
     fitted = fit(COMPARISON.model, data, SWAG(rank=2), SAM(rho=0.1), COMPARISON.config, seed=0, show_progress=False)
-    found, _ = EvaluationConfig(calibration=True).compute_metrics(fitted, data, "test", 2, 0)
-    assert found["nll_scaled"] == evaluate_recalibration(fitted, data.val, data.test, 2).tempered["nll"]
-    assert set(found) == set(METRIC_FAMILIES["Calibration"])
-    assert EvaluationConfig().compute_metrics(fitted, data, "test", 2, 0) == ({}, {})
+    metrics, _ = EvaluationConfig(calibration=True).compute_metrics(fitted, data, "test", 2, 0)
+    assert metrics["nll_scaled"] == evaluate_recalibration(fitted, data.val, data.test, 2).tempered["nll"]
+    assert set(metrics) == set(METRIC_FAMILIES["Calibration"])
+    assert EvaluationConfig().compute_metrics(fitted, data, "test", 2, 0) == ({}, RunDetails())
     same = evaluate(fitted, data.test.inputs, data.test.targets, 2).metrics
-    assert same == evaluate(fitted, data.test.inputs, data.test.targets, 2).metrics  # nothing was left behind
+    assert same == evaluate(fitted, data.test.inputs, data.test.targets, 2).metrics  # no state is left behind
 
 
-def test_temperatures_are_not_judged_on_what_they_were_fitted_to():
+def test_temperatures_are_not_evaluated_on_the_split_they_were_fitted_to():
     data = COMPARISON.source.load(0)
     fitted = fit(COMPARISON.model, data, SWAG(rank=2), config=COMPARISON.config, seed=0, show_progress=False)
-    with pytest.raises(ValueError, match="fitted to the validation part"):
+    with pytest.raises(ValueError, match="fitted to the validation split"):
         EvaluationConfig(calibration=True).compute_metrics(fitted, data, "val", 2, 0)
 
 
@@ -96,6 +97,6 @@ def test_a_table_has_sharpness_and_no_corruptions(tmp_path):
         num_seeds=1,
     )
     table.claim_folder(tmp_path, overwrite=False)
-    assert "gap_worst" in table.run(tmp_path, jobs=1)["runs"][0]["metrics"]
+    assert "gap_worst" in table.run(tmp_path, jobs=1).runs[0].metrics
     shifted = replace(table, evaluations=EvaluationConfig(shift=True))
-    assert len(shifted.run(tmp_path, jobs=1)["failures"]) == 2
+    assert len(shifted.run(tmp_path, jobs=1).failures) == 2

@@ -1,4 +1,4 @@
-"""A method trained in its own way: both twins, and nobody else."""
+"""A method with its own training configuration, shared by its plain and flat run."""
 
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,7 @@ MIXED = Comparison(
 )
 
 
-def test_only_what_it_names_differs_from_the_common_recipe():
+def test_only_the_overrides_differ_from_the_common_configuration():
     common = TrainingConfig(epochs=9, optimization=OptimizationConfig(clip_norm=1.0))
     own = OWN.apply_overrides(common)
     assert (own.epochs, own.optimization.clip_norm, own.schedule) == (4, 1.0, Cosine())
@@ -37,7 +37,7 @@ def test_only_what_it_names_differs_from_the_common_recipe():
     assert Method(MAP()).apply_overrides(common) == common
 
 
-def test_both_twins_are_trained_its_way_and_all_stand_side_by_side(tmp_path):
+def test_plain_and_flat_runs_have_the_overrides_of_their_method(tmp_path):
     tasks = MIXED.list_runs()
     assert [task.config.epochs for task in tasks] == [2, 2, 4, 4, 2, 2]
     assert [task.flatness for task in tasks] == [
@@ -47,12 +47,12 @@ def test_both_twins_are_trained_its_way_and_all_stand_side_by_side(tmp_path):
     ]
     MIXED.claim_folder(tmp_path, overwrite=False)
     results = MIXED.run(tmp_path, jobs=1)
-    assert not results["failures"]
-    pairs = {(row["posterior"], row["flatness"]) for row in results["summary"]}
+    assert not results.failures
+    pairs = {(row.posterior, row.flatness) for row in results.summary}
     assert pairs == {("MAP", "SAM(rho=0.1)"), ("SGVB(temperature=0.1)", "SAM(rho=0.5)"), ("SGLD", "SAM(rho=0.1)")}
 
 
-def test_can_be_written_down_and_named():
+def test_a_method_has_a_spec_and_a_name():
     assert to_spec(OWN)["init_args"]["config_overrides"]["optimizer"] == ADAM
     named = replace(OWN, name="variational")
     assert named.label == "variational"
@@ -62,7 +62,7 @@ def test_can_be_written_down_and_named():
 def test_bad_input():
     with pytest.raises(ValueError, match="TrainingConfig has no option epoch; it has batch_size"):
         Method(MAP(), config_overrides={"epoch": 3})
-    with pytest.raises(ValueError, match="MAP is compared with its plain twin"):
+    with pytest.raises(ValueError, match="MAP is compared with its plain run"):
         Method(MAP(), Plain())
     with pytest.raises(ValueError, match="Several methods are called MAP: give each a `name`"):
         replace(MIXED, posteriors=(MAP(), Method(MAP(), SAM())))

@@ -1,4 +1,4 @@
-"""Hyperparameters are chosen on validation data: the plain twin's first, then the flatness."""
+"""Hyperparameters are selected on validation data: settings of plain training first, then the flatness."""
 
 import json
 from dataclasses import replace
@@ -25,32 +25,32 @@ FAST = {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.3}}
 
 
 def test_the_best_plain_setting_and_then_the_best_radius(tmp_path, monkeypatch):
-    parts = []
-    attempt = ExperimentRun.try_execute
+    splits = []
+    try_execute = ExperimentRun.try_execute
     monkeypatch.setattr(
-        ExperimentRun, "try_execute", lambda task, folder: (parts.append(task.split), attempt(task, folder))[1]
+        ExperimentRun, "try_execute", lambda run, folder: (splits.append(run.split), try_execute(run, folder))[1]
     )
     candidates = {"MAP": [Method(MAP(), config_overrides=SLOW), Method(MAP(), config_overrides=FAST)]}
-    (chosen,) = select_methods(COMMON, candidates, [SAM(rho=1e3), SAM(rho=0.05)], tmp_path, jobs=1)
-    assert chosen == Method(MAP(), SAM(rho=0.05), FAST, "MAP")
-    assert set(parts) == {"val"}
+    (selected,) = select_methods(COMMON, candidates, [SAM(rho=1e3), SAM(rho=0.05)], tmp_path, jobs=1)
+    assert selected == Method(MAP(), SAM(rho=0.05), FAST, "MAP")
+    assert set(splits) == {"val"}
 
     record = json.loads((tmp_path / "selection.json").read_text())
     trials = record["trials"]
     assert [trial["variant"] for trial in trials] == ["plain", "plain", "flat", "flat"]
     assert [trial["is_best"] for trial in trials] == [False, True, False, True]
-    scores = [replace(task, split="val").execute()["metrics"]["nll"] for task in _plain_tasks(chosen)]
+    scores = [replace(run, split="val").execute().metrics["nll"] for run in _plain_runs(selected)]
     assert trials[1]["score"] == pytest.approx(sum(scores) / 2)
 
-    monkeypatch.setattr(ExperimentRun, "try_execute", lambda *a: pytest.fail("a kept run was done again"))
-    assert select_methods(COMMON, candidates, [SAM(rho=1e3), SAM(rho=0.05)], tmp_path, jobs=1) == [chosen]
+    monkeypatch.setattr(ExperimentRun, "try_execute", lambda *a: pytest.fail("a finished run was repeated"))
+    assert select_methods(COMMON, candidates, [SAM(rho=1e3), SAM(rho=0.05)], tmp_path, jobs=1) == [selected]
 
 
-def _plain_tasks(method):
+def _plain_runs(method):
     return replace(COMMON, posteriors=(method,)).list_runs()[::2]
 
 
-def test_a_method_of_which_nothing_survives_is_named(tmp_path):
+def test_a_method_whose_trials_all_fail_is_named(tmp_path):
     diverging = {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e30}}}
-    with pytest.raises(RuntimeError, match="No setting of MAP came to an end"):
+    with pytest.raises(RuntimeError, match="All settings of MAP failed"):
         select_methods(COMMON, {"MAP": [Method(MAP(), config_overrides=diverging)]}, [SAM()], tmp_path, jobs=1)

@@ -1,4 +1,4 @@
-"""Tuning: on validation data, within its ranges, resumable, and it finds what is better."""
+"""Tuning on validation data: within its ranges, resumable, and in the direction of the metric."""
 
 import sys
 from dataclasses import replace
@@ -16,7 +16,7 @@ from flatbayes.posteriors import MAP, SGVB, SWAG
 from flatbayes.training import Constant, TrainingConfig
 
 SGD = partial(torch.optim.SGD, lr=0.3)
-TASK = ExperimentRun(
+RUN = ExperimentRun(
     source=Digits(train_size=60, val_size=40),
     model=partial(MLP, hidden=(16,)),
     posterior=MAP(),
@@ -26,43 +26,41 @@ TASK = ExperimentRun(
 )
 
 
-def test_tries_within_the_ranges_and_goes_on_where_it_was(tmp_path, monkeypatch):
-    parts = []
-    attempt = ExperimentRun.try_execute
+def test_trials_are_within_the_ranges_and_continue_an_earlier_call(tmp_path, monkeypatch):
+    splits = []
+    try_execute = ExperimentRun.try_execute
     monkeypatch.setattr(
-        ExperimentRun, "try_execute", lambda task, folder: (parts.append(task.split), attempt(task, folder))[1]
+        ExperimentRun, "try_execute", lambda run, folder: (splits.append(run.split), try_execute(run, folder))[1]
     )
     ranges = {"flatness.rho": (0.01, 50.0)}
-    first = tune_hyperparameters(TASK, ranges, num_trials=3, num_seeds=1, folder=tmp_path, show_progress=False)
-    assert (len(first.trials), set(parts)) == (3, {"val"})
+    first = tune_hyperparameters(RUN, ranges, num_trials=3, num_seeds=1, folder=tmp_path, show_progress=False)
+    assert (len(first.trials), set(splits)) == (3, {"val"})
     assert all(0.01 <= trial["flatness.rho"] <= 50 for trial in first.trials)
     best = min(first.trials, key=lambda trial: trial["score"])
-    assert first.best_run == replace(TASK, flatness=SAM(rho=best["flatness.rho"]))
+    assert first.best_run == replace(RUN, flatness=SAM(rho=best["flatness.rho"]))
 
-    more = tune_hyperparameters(TASK, ranges, num_trials=5, num_seeds=1, folder=tmp_path, show_progress=False)
+    more = tune_hyperparameters(RUN, ranges, num_trials=5, num_seeds=1, folder=tmp_path, show_progress=False)
     assert more.trials[:3] == first.trials
-    assert len({trial["flatness.rho"] for trial in more.trials}) == len(parts) == 5
+    assert len({trial["flatness.rho"] for trial in more.trials}) == len(splits) == 5
     assert (
-        tune_hyperparameters(TASK, ranges, num_trials=5, num_seeds=1, folder=tmp_path, show_progress=False).trials
+        tune_hyperparameters(RUN, ranges, num_trials=5, num_seeds=1, folder=tmp_path, show_progress=False).trials
         == more.trials
     )
-    assert len(parts) == 5
+    assert len(splits) == 5
 
 
-def test_what_diverges_is_a_trial_without_a_score(tmp_path):
-    diverging = replace(TASK, config=replace(TASK.config, optimizer=partial(torch.optim.SGD, lr=1e30)))
-    with pytest.raises(RuntimeError, match=r"Nothing that was tried came to an end.*The last one said: The loss is"):
+def test_a_diverging_trial_has_no_score(tmp_path):
+    diverging = replace(RUN, config=replace(RUN.config, optimizer=partial(torch.optim.SGD, lr=1e30)))
+    with pytest.raises(RuntimeError, match=r"All trials failed.*The last reason: The loss is"):
         tune_hyperparameters(
             diverging, {"flatness.rho": (0.1, 1.0)}, num_trials=2, num_seeds=1, folder=tmp_path, show_progress=False
         )
 
 
-def test_numbers_of_both_axes_may_change():
-    task = replace_hyperparameters(
-        replace(TASK, posterior=SGVB()), {"posterior.temperature": 0.3, "flatness.rho": 0.2}
-    )
-    assert (task.posterior, task.flatness) == (SGVB(temperature=0.3), SAM(rho=0.2))
-    assert default_ranges(TASK) == {"flatness.rho": (pytest.approx(0.005), pytest.approx(1.0))}
+def test_hyperparameters_of_posterior_and_flatness_can_be_replaced():
+    run = replace_hyperparameters(replace(RUN, posterior=SGVB()), {"posterior.temperature": 0.3, "flatness.rho": 0.2})
+    assert (run.posterior, run.flatness) == (SGVB(temperature=0.3), SAM(rho=0.2))
+    assert default_ranges(RUN) == {"flatness.rho": (pytest.approx(0.005), pytest.approx(1.0))}
 
 
 @pytest.mark.parametrize(
@@ -77,16 +75,16 @@ def test_numbers_of_both_axes_may_change():
 )
 def test_bad_ranges(ranges, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        tune_hyperparameters(TASK, ranges, num_trials=1, num_seeds=1, folder=tmp_path)
+        tune_hyperparameters(RUN, ranges, num_trials=1, num_seeds=1, folder=tmp_path)
     with pytest.raises(ValueError, match="has no radius to tune"):
-        default_ranges(replace(TASK, flatness=Plain()))
+        default_ranges(replace(RUN, flatness=Plain()))
 
 
 def test_another_metric_is_another_study_in_its_own_direction(tmp_path):
     ranges = {"flatness.rho": (0.01, 0.5)}
-    by_nll = tune_hyperparameters(TASK, ranges, num_trials=3, num_seeds=1, folder=tmp_path, show_progress=False)
+    by_nll = tune_hyperparameters(RUN, ranges, num_trials=3, num_seeds=1, folder=tmp_path, show_progress=False)
     by_accuracy = tune_hyperparameters(
-        TASK, ranges, num_trials=3, num_seeds=1, folder=tmp_path, metric="accuracy", show_progress=False
+        RUN, ranges, num_trials=3, num_seeds=1, folder=tmp_path, metric="accuracy", show_progress=False
     )
     assert by_accuracy.higher_is_better
     assert not by_nll.higher_is_better
@@ -95,25 +93,25 @@ def test_another_metric_is_another_study_in_its_own_direction(tmp_path):
     assert by_accuracy.best_run.flatness.rho in [
         trial["flatness.rho"] for trial in by_accuracy.trials if trial["score"] == best["score"]
     ]
-    two_seeds = tune_hyperparameters(TASK, ranges, num_trials=1, num_seeds=2, folder=tmp_path, show_progress=False)
+    two_seeds = tune_hyperparameters(RUN, ranges, num_trials=1, num_seeds=2, folder=tmp_path, show_progress=False)
     assert len(two_seeds.trials) == 1
     other = tune_hyperparameters(
-        replace(TASK, posterior=SWAG(rank=2), config=TASK.config.with_options(collection={"start_fraction": 0.0})),
+        replace(RUN, posterior=SWAG(rank=2), config=RUN.config.with_options(collection={"start_fraction": 0.0})),
         {"posterior.rank": (2, 6)}, num_trials=2, num_seeds=1, folder=tmp_path, show_progress=False,
     )  # fmt: skip
     assert all(isinstance(trial["posterior.rank"], int) for trial in other.trials)
 
 
-def test_a_metric_that_there_is_not(tmp_path):
+def test_an_unknown_metric_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Unknown metric 'loss'. Known: accuracy, nll"):
-        tune_hyperparameters(TASK, default_ranges(TASK), num_trials=1, num_seeds=1, folder=tmp_path, metric="loss")
+        tune_hyperparameters(RUN, default_ranges(RUN), num_trials=1, num_seeds=1, folder=tmp_path, metric="loss")
     with pytest.raises(ValueError, match="These data have no metric 'rmse'; they have accuracy"):
         tune_hyperparameters(
-            TASK, default_ranges(TASK), num_trials=1, num_seeds=1, folder=tmp_path, metric="rmse", show_progress=False
+            RUN, default_ranges(RUN), num_trials=1, num_seeds=1, folder=tmp_path, metric="rmse", show_progress=False
         )
 
 
-def test_says_which_extra_is_missing(tmp_path, monkeypatch):
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError, match=r"pip install 'flatbayes\[tune\]'"):
-        tune_hyperparameters(TASK, default_ranges(TASK), num_trials=1, num_seeds=1, folder=tmp_path)
+        tune_hyperparameters(RUN, default_ranges(RUN), num_trials=1, num_seeds=1, folder=tmp_path)

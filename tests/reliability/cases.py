@@ -80,7 +80,7 @@ def outcome(folder: Path) -> str:
         elif path.name == "results.json":
             runs = json.loads(path.read_text())["runs"]
             found[name] = sorted(
-                json.dumps([run["flatness"], run["seed"], run.get("part"), run["metrics"]]) for run in runs
+                json.dumps([run["flatness"], run["seed"], run.get("split"), run["metrics"]]) for run in runs
             )
         elif path.suffix == ".csv":
             found[name] = path.read_text()

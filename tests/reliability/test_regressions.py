@@ -14,8 +14,8 @@ import yaml
 
 from flatbayes.cli import main
 from flatbayes.cli.yaml_loader import load_bounded_yaml
-from flatbayes.core.lock import hold
 from flatbayes.data import Digits
+from flatbayes.experiments.folder_lock import lock_folder
 from flatbayes.flatness import Plain
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP
@@ -207,7 +207,7 @@ def test_a_second_process_ends_at_once_and_touches_nothing(here, capsys, command
     child = os.fork()
     if child == 0:
         try:
-            hold(here / "cmp")
+            lock_folder(here / "cmp")
             os.write(writing, b"held")
             signal.pause()
         finally:

@@ -1,4 +1,4 @@
-"""A realistic comparison made of seeded random numbers, its summary computed independently of the package."""
+"""Content of a `results.json` from seeded random numbers, its summary computed independently of the package."""
 
 import random
 from math import exp, sqrt
@@ -18,7 +18,7 @@ DEFINITIONS = {
     "auroc_correct": "Area under the ROC curve of the top probability as a detector of correct predictions.",
 }
 POSTERIORS = {
-    "Point()": 0.150,
+    "MAP()": 0.150,
     "MCDropout(rate=0.1)": 0.125,
     "SWAG(rank=0)": 0.112,
     "SWAG(rank=10)": 0.108,
@@ -41,7 +41,8 @@ def fake_results(seeds=5, posteriors=None, metrics=None, epochs=30):
                 nll = base + luck + rng.gauss(0, 0.003) - 0.012 * (flatness != "Plain")
                 runs.append(run(rng, label, flatness, seed, nll, names, epochs))
     return {
-        "flatbayes": "0.1.0",
+        "schema": 2,
+        "flatbayes": "0.2.0",
         "environment": {
             "python": "3.11.7",
             "torch": "2.13.0",
@@ -86,7 +87,7 @@ def run(rng, label, flatness, seed, nll, names, epochs):
             "peak_memory_mb": 400.0 + 12 * flat + rng.gauss(0, 3),
         },
         "reliability": reliability(rng, 0.07 if not flat else 0.03),
-        "curves": curves(rng, nll, epochs, flat),
+        "history": history(rng, nll, epochs, flat),
     }
 
 
@@ -102,7 +103,7 @@ def reliability(rng, gap):
     return {"edges": edges, "counts": counts, "confidence": confidence, "accuracy": accuracy}
 
 
-def curves(rng, nll, epochs, flat):
+def history(rng, nll, epochs, flat):
     """Losses that decay; validation every fifth epoch."""
     epoch = list(range(1, epochs + 1))
     loss = [2.0 * exp(-e / 4) + (0.03 if flat else 0.008) + 0.01 * rng.random() for e in epoch]
@@ -117,12 +118,12 @@ def summary(runs, label, name, seeds):
         for side, flatness in (("plain", "Plain"), ("flat", "SAM(rho=0.1)"))
     }
     differences = [b - a for a, b in zip(sides["plain"], sides["flat"], strict=True)]
-    mean, ends, wins = fmean(differences), None, "tie"
+    mean, ends, winner = fmean(differences), None, "tie"
     if seeds > 1:
         half = T_QUANTILE[seeds] * stdev(differences) / sqrt(seeds)
         ends = [mean - half, mean + half]
         if ends[0] > 0 or ends[1] < 0:
-            wins = "flat" if (mean > 0) == HIGHER_IS_BETTER.get(name, True) else "plain"
+            winner = "flat" if (mean > 0) == HIGHER_IS_BETTER.get(name, True) else "plain"
     means = {side: fmean(values) for side, values in sides.items()}
     deviations = {f"{side}_sd": stdev(values) if seeds > 1 else None for side, values in sides.items()}
     return {
@@ -133,15 +134,15 @@ def summary(runs, label, name, seeds):
         "num_seeds": seeds,
         "difference": mean,
         "interval": ends,
-        "p_holm": None if ends is None else 0.5 if wins == "tie" else 0.012,
+        "p_holm": None if ends is None else 0.5 if winner == "tie" else 0.012,
         "effect_size": None if ends is None else 1.24,
-        "winner": wins,
+        "winner": winner,
     }
 
 
 @pytest.fixture(scope="session")
 def make_results():
-    """Makes a fake `results.json`: `make_results(seeds=..., posteriors=..., metrics=..., epochs=...)`."""
+    """Function that makes the content of a fake `results.json`."""
     return fake_results
 
 
@@ -158,31 +159,32 @@ def glossary():
 @pytest.fixture
 def measured(make_results):
     """Results of two posteriors, with sharpness and shift beside the usual metrics."""
-    found = make_results(posteriors=["Point()", "SWAG()"])
-    found["summary"] += [
+    results = make_results(posteriors=["MAP()", "SWAG()"])
+    results["summary"] += [
         {**row, "metric": metric, "family": family}
         for family in ("Shift", "Sharpness")
         for metric in METRIC_FAMILIES[family]
-        for row in found["summary"]
+        for row in results["summary"]
         if row["metric"] == "nll"
     ]
-    for run in found["runs"]:
+    for run in results["runs"]:
         run["details"] = {"shift": {"severity": [0.0, 1.0, 5.0], "nll": [0.1, 0.2, 0.9], "accuracy": [0.9, 0.8, 0.4]}}
-    return found
+    return results
 
 
 @pytest.fixture
 def selection():
-    """A `selection.json`: two methods, three settings and two radii; one trial came to nothing."""
+    """The content of a `selection.json`: two methods, three settings and two radii; one trial failed."""
     scores = {"MAP": (None, 0.2, 0.1), "SWAG": (0.3, 0.25, 0.4)}
     trials = []
-    for method, found in scores.items():
+    for method, plain_scores in scores.items():
         best = 2 if method == "MAP" else 1
-        settings = [f"Point, weight_decay={k}" for k in range(3)]
-        trials += [trial(method, f"{s}, Plain", "plain", found[k], k == best) for k, s in enumerate(settings)]
+        settings = [f"MAP, weight_decay={k}" for k in range(3)]
+        trials += [trial(method, f"{s}, Plain", "plain", plain_scores[k], k == best) for k, s in enumerate(settings)]
         for rho, score in ((0.05, 0.09), (0.1, 0.08)):
             trials.append(trial(method, f"{settings[best]}, SAM(rho={rho})", "flat", score, rho == 0.1))
     return {
+        "schema": 2,
         "metric": "nll",
         "seeds": [0, 1, 2],
         "trials": trials,
@@ -190,6 +192,6 @@ def selection():
     }
 
 
-def trial(method, setting, twin, score, chosen):
+def trial(method, setting, variant, score, is_best):
     """One entry of a selection."""
-    return {"method": method, "setting": setting, "variant": twin, "score": score, "is_best": chosen}
+    return {"method": method, "setting": setting, "variant": variant, "score": score, "is_best": is_best}

@@ -16,8 +16,8 @@ const drawn = [...document.querySelectorAll("figure svg")].filter(figure => seen
 const lost = [...document.querySelectorAll("use")].filter(use => !document.querySelector(use.getAttribute("href")));
 const wide = [...document.querySelectorAll(".results tr")].filter(row => seen(row).right > innerWidth);
 const overflow = document.documentElement.scrollWidth - innerWidth;
-const found = [`overflow ${overflow}`, `drawn ${drawn.length}`, `lost ${lost.length}`, `wide ${wide.length}`];
-console.log(`${innerWidth}: ${found.join(", ")}`);
+const counts = [`overflow ${overflow}`, `drawn ${drawn.length}`, `lost ${lost.length}`, `wide ${wide.length}`];
+console.log(`${innerWidth}: ${counts.join(", ")}`);
 </script></html>"""
 WIDTHS = (320, 390, 1200)
 SECTIONS = (

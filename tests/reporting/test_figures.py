@@ -1,4 +1,4 @@
-"""What the figures compute before they draw, and that drawing leaves matplotlib as it was."""
+"""Numbers behind the figures, their axes, and that drawing does not change the state of matplotlib."""
 
 import re
 import sys
@@ -7,16 +7,18 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
+from flatbayes.experiments import ComparisonResult, RunResult
+from flatbayes.experiments.results import TrainingHistory
 from flatbayes.reporting import write_summary_figure
 from flatbayes.reporting.curves import LEARNING_CURVES, average_runs, curve_panels
 from flatbayes.reporting.figures import describe_direction, difference_panels, metric_panels
 
 
-def test_curves_average_what_was_measured():
-    runs = [
-        {"curves": {"epoch": [1, 2, 3], "val_nll": [None, 1.0, float("nan")]}},
-        {"curves": {"epoch": [1, 2, 3], "val_nll": [None, 3.0, 5.0]}},
-    ]
+def test_curves_are_averaged_over_recorded_values():
+    columns = ((None, 1.0, None), (None, 3.0, 5.0))
+    histories = [TrainingHistory(epoch=(1, 2, 3), val_nll=column) for column in columns]
+    runs = [RunResult("MAP", "Plain", seed, {}, history=history) for seed, history in enumerate(histories)]
+    runs.append(RunResult("MAP", "Plain", 2, {}))
     assert list(average_runs(runs, LEARNING_CURVES, "val_nll")) == [(2, 2.0, pytest.approx(2**0.5)), (3, 5.0, None)]
     assert average_runs(runs, LEARNING_CURVES, "loss") == []
 
@@ -29,43 +31,45 @@ def test_flat_is_better_on_the_side_that_the_metric_says(glossary):
 
 @pytest.mark.parametrize("rounding", [0.0, 1e-17])
 def test_differences_that_are_zero_have_an_axis_that_can_be_read(make_results, glossary, rounding):
-    results = make_results(seeds=2, posteriors=["Point()"], metrics=["nll"], epochs=1)
+    results = make_results(seeds=2, posteriors=["MAP()"], metrics=["nll"], epochs=1)
     results["summary"][0].update(difference=rounding, interval=[-rounding, rounding], winner="tie")
-    (panel,) = difference_panels(results, glossary)
+    (panel,) = difference_panels(ComparisonResult.from_dict(results), glossary)
     labels = re.findall(r"<text[^>]*>([^<]*)</text>", panel.svg)
-    assert {"Point()", "0"} < set(labels)
+    assert {"MAP()", "0"} < set(labels)
     assert not any("e" in label for label in labels)
     assert max(map(len, labels)) < 9
 
 
 def test_tiny_differences_have_exponents(make_results, glossary):
-    results = make_results(seeds=2, posteriors=["Point()"], metrics=["nll"], epochs=1)
+    results = make_results(seeds=2, posteriors=["MAP()"], metrics=["nll"], epochs=1)
     results["summary"][0].update(difference=-2e-6, interval=[-4e-6, -1e-7], winner="tie")
-    labels = re.findall(r"<text[^>]*>([^<]*)</text>", difference_panels(results, glossary)[0].svg)
-    assert all(re.fullmatch(r"0|−[\d.]+e−0[67]", label) for label in labels if label != "Point()")
+    labels = re.findall(
+        r"<text[^>]*>([^<]*)</text>", difference_panels(ComparisonResult.from_dict(results), glossary)[0].svg
+    )
+    assert all(re.fullmatch(r"0|−[\d.]+e−0[67]", label) for label in labels if label != "MAP()")
     assert len(labels) > 2
 
 
-def test_drawing_leaves_no_trace_in_matplotlib(make_results, glossary):
-    results = make_results(seeds=2, posteriors=["Point()"], metrics=["nll"], epochs=1)
+def test_drawing_does_not_change_the_state_of_matplotlib(make_results, glossary):
+    results = make_results(seeds=2, posteriors=["MAP()"], metrics=["nll"], epochs=1)
     before = dict(matplotlib.rcParams)
-    metric_panels(results, glossary)
+    metric_panels(ComparisonResult.from_dict(results), glossary)
     assert dict(matplotlib.rcParams) == before
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
-def test_style_of_the_user_does_not_change_the_figures(make_results):
-    results = make_results(seeds=2, posteriors=["Point()"], metrics=["nll"], epochs=4)
-    expected = curve_panels(results)
+def test_the_style_of_the_user_does_not_change_the_figures(make_results):
+    results = make_results(seeds=2, posteriors=["MAP()"], metrics=["nll"], epochs=4)
+    expected = curve_panels(ComparisonResult.from_dict(results))
     with matplotlib.rc_context({"lines.linewidth": 9.0, "axes.facecolor": "red", "text.usetex": True}):
-        assert curve_panels(results) == expected
+        assert curve_panels(ComparisonResult.from_dict(results)) == expected
 
 
 @pytest.mark.parametrize(("seeds", "posteriors"), [(5, None), (1, ["A" * 90]), (2, [f"P{k}()" for k in range(8)])])
-def test_readme_picture_is_a_reproducible_svg_with_fixed_colours(tmp_path, make_results, seeds, posteriors):
+def test_the_summary_figure_is_a_reproducible_svg_with_fixed_colours(tmp_path, make_results, seeds, posteriors):
     results = make_results(seeds=seeds, posteriors=posteriors, epochs=2)
-    first = write_summary_figure(results, tmp_path / "a.svg")
-    second = write_summary_figure(results, tmp_path / "b.svg")
+    first = write_summary_figure(ComparisonResult.from_dict(results), tmp_path / "a.svg")
+    second = write_summary_figure(ComparisonResult.from_dict(results), tmp_path / "b.svg")
     text = first.read_text(encoding="utf-8")
     assert text == second.read_text(encoding="utf-8")
     assert "currentColor" not in text
@@ -78,10 +82,10 @@ def test_readme_picture_is_a_reproducible_svg_with_fixed_colours(tmp_path, make_
     assert "flat" in words
 
 
-def test_readme_picture_without_nll_and_reliability_shows_another_metric(tmp_path, make_results):
+def test_the_summary_figure_without_nll_and_reliability_shows_another_metric(tmp_path, make_results):
     results = make_results(seeds=2, metrics=["ece"], epochs=2)
     for run in results["runs"]:
         run["reliability"] = None
-    words = write_summary_figure(results, tmp_path / "a.svg").read_text(encoding="utf-8")
+    words = write_summary_figure(ComparisonResult.from_dict(results), tmp_path / "a.svg").read_text(encoding="utf-8")
     assert "ECE, plain → flat" in words
     assert "confidence" not in words

@@ -1,4 +1,4 @@
-"""The page: the right numbers, nothing from outside, nothing dangerous, whatever the results look like."""
+"""The HTML page: the right numbers, no external resources, escaped text, and missing or damaged values."""
 
 import math
 import re
@@ -6,14 +6,15 @@ from html.parser import HTMLParser
 
 import pytest
 
-from flatbayes.reporting.html import render_page
+from flatbayes.experiments import ComparisonResult
+from flatbayes.reporting.html import break_label, render_page
 
 HOSTILE = "<script>alert(1)</script>&\"'$x$"
 VOID = {"br", "meta", "wbr"}
 
 
 class Reader(HTMLParser):
-    """Keeps tags, attributes, table rows and text; insists that tags are balanced."""
+    """Collects tags, attributes, table rows and text; fails on unbalanced tags."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
@@ -49,14 +50,18 @@ class Reader(HTMLParser):
         return [value for _, name, value in self.attributes if name == key]
 
 
+def render(results, glossary, selection=None):
+    return render_page(ComparisonResult.from_dict(results), glossary, selection)
+
+
 @pytest.fixture(scope="module")
 def whole(make_results, glossary):
-    text = render_page(make_results(), glossary)
+    text = render(make_results(), glossary)
     return text, Reader(text)
 
 
 def test_bytes_are_reproducible(whole, make_results, glossary):
-    assert render_page(make_results(), glossary) == whole[0]
+    assert render(make_results(), glossary) == whole[0]
 
 
 def test_every_posterior_and_metric_is_there_with_its_definition(whole, results, glossary):
@@ -76,7 +81,7 @@ def test_results_table_has_the_right_numbers(whole, results):
         metric, plain, flat, difference, interval, holm, effect, verdict = shown
         assert metric.split()[0] == row["metric"]
         for text, side in ((plain, "plain"), (flat, "flat")):
-            assert [float(part) for part in text.split("±")] == pytest.approx(
+            assert [float(number) for number in text.split("±")] == pytest.approx(
                 [row[side], row[f"{side}_sd"]], abs=5.1e-5
             )
         assert float(difference.replace("−", "-")) == pytest.approx(row["difference"], abs=5.1e-5)
@@ -102,7 +107,7 @@ def test_every_run_is_listed(whole, results):
     assert float(runs[7][4]) == pytest.approx(run["metrics"]["nll"], abs=5.1e-5)
 
 
-def test_the_page_needs_nothing_from_outside(whole):
+def test_the_page_has_no_external_resources(whole):
     text, reader = whole
     assert not re.search(r"https?:|//[a-z]|@import|<script|<link|<iframe|<img", text)
     assert all(value.startswith("#") for value in reader.values("href"))
@@ -135,22 +140,22 @@ def test_figures_follow_the_theme_of_the_page(whole):
     assert not re.search(r"#[0-9a-f]{6}\b", figures)
 
 
-def test_the_part_that_was_measured_is_named(make_results, glossary):
-    results = make_results(seeds=1, posteriors=["Point()"], metrics=["nll"], epochs=1)
-    assert "measured on the test part" in render_page(results, glossary)
+def test_the_evaluated_split_is_named(make_results, glossary):
+    results = make_results(seeds=1, posteriors=["MAP()"], metrics=["nll"], epochs=1)
+    assert "measured on the test split" in render(results, glossary)
     results["config"]["split"] = "val"
-    assert "measured on the validation part" in render_page(results, glossary)
+    assert "measured on the validation split" in render(results, glossary)
 
 
-def test_caveats_are_said(whole):
+def test_the_page_has_the_caveats(whole):
     _, reader = whole
-    for said in (
+    for phrase in (
         "same 5 seeds",
         "initial weights",
-        "test part is fixed",
+        "test split is fixed",
         "corrected for the number of comparisons",
     ):
-        assert said in " ".join(reader.text.split())
+        assert phrase in " ".join(reader.text.split())
 
 
 def test_hostile_text_stays_text(make_results, glossary):
@@ -161,7 +166,7 @@ def test_hostile_text_stays_text(make_results, glossary):
     results["config"] = {HOSTILE: {HOSTILE: [HOSTILE]}}
     results["environment"] = {"processor": HOSTILE}
     results["flatbayes"] = HOSTILE
-    text = render_page(results, glossary)
+    text = render(results, glossary)
     reader = Reader(text)
     assert "<script" not in text
     assert not {"script", "b onload"} & set(reader.tags)
@@ -172,7 +177,7 @@ def test_hostile_text_stays_text(make_results, glossary):
 @pytest.mark.parametrize("posteriors", [1, 8])
 def test_one_seed_has_no_interval_and_no_verdict(make_results, glossary, posteriors):
     labels = [f"Posterior(number={k})" for k in range(posteriors)]
-    reader = Reader(render_page(make_results(seeds=1, posteriors=labels, metrics=["nll", "ece"], epochs=3), glossary))
+    reader = Reader(render(make_results(seeds=1, posteriors=labels, metrics=["nll", "ece"], epochs=3), glossary))
     assert "Over 1 seed on" in reader.text
     assert "a verdict needs at least 2 seeds" in reader.text
     assert "flat better" not in [cell for row in reader.rows for cell in row]
@@ -181,7 +186,7 @@ def test_one_seed_has_no_interval_and_no_verdict(make_results, glossary, posteri
 
 
 def test_missing_numbers_are_dashes(make_results, glossary):
-    results = make_results(posteriors=["Point()"])
+    results = make_results(posteriors=["MAP()"])
     row = results["summary"][1]
     row.update(
         difference=math.nan,
@@ -195,32 +200,30 @@ def test_missing_numbers_are_dashes(make_results, glossary):
     )
     for run in results["runs"]:
         run["metrics"]["nll"] = None if run["seed"] else math.nan
-        run["curves"]["val_nll"] = [None] * 30
+        run["history"]["val_nll"] = [None] * 30
         run["cost"]["peak_memory_mb"] = None
     results["runs"][0]["reliability"] = None
     flat = f"{row['flat']:.4f} ± {row['flat_sd']:.4f}"
-    text = render_page(results, glossary)
+    text = render(results, glossary)
     reader = Reader(text)
     assert ["nll ↓", "–", flat, "–", "–", "–", "–", "no interval"] in reader.rows
     assert not re.search(r"\b(nan|None|inf)\b", reader.text, flags=re.IGNORECASE)
     assert not re.search(r"[\s\"](nan|inf)\b", "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)))
 
 
-def test_parts_that_were_not_recorded_are_left_out(make_results, glossary):
-    results = make_results(seeds=2, posteriors=["Point()"], metrics=["nll"], epochs=2)
+def test_sections_without_data_are_left_out(make_results, glossary):
+    results = make_results(seeds=2, posteriors=["MAP()"], metrics=["nll"], epochs=2)
     for run in results["runs"]:
-        for key in ("reliability", "curves", "cost"):
+        for key in ("reliability", "history", "cost"):
             del run[key]
-    reader = Reader(render_page(results, glossary))
+    reader = Reader(render(results, glossary))
     assert "Learning curves" not in reader.text
     assert "Reliability" not in reader.text
     assert "Cost" not in reader.text
 
 
 def test_an_unknown_metric_has_no_direction(make_results, glossary):
-    reader = Reader(
-        render_page(make_results(seeds=2, posteriors=["Point()"], metrics=["novelty"], epochs=2), glossary)
-    )
+    reader = Reader(render(make_results(seeds=2, posteriors=["MAP()"], metrics=["novelty"], epochs=2), glossary))
     assert "No definition is recorded." in reader.text
     assert "is better" not in reader.text.split("novelty", 1)[1].split("Means and seeds")[0]
 
@@ -229,10 +232,16 @@ def test_with_several_flatnesses_each_posterior_names_its_own(make_results, glos
     results = make_results(seeds=2, metrics=["nll"], epochs=2)
     for run in results["runs"]:
         run["flatness"] = run["flatness"].replace("0.1", str(len(run["posterior"])))
-    reader = Reader(render_page(results, glossary))
-    (title,) = re.findall(r"<h1>(.*?)</h1>", render_page(results, glossary))
+    reader = Reader(render(results, glossary))
+    (title,) = re.findall(r"<h1>(.*?)</h1>", render(results, glossary))
     assert title == "Flat against plain training"
     assert ["Metric", "Plain", "Flat", "Difference"] in [row[:4] for row in reader.rows]
     for posterior in {run["posterior"] for run in results["runs"]}:
         assert [f"{posterior} flat: SAM(rho={len(posterior)})"] in reader.rows
         assert f"SAM(rho={len(posterior)})" in reader.text.split("Over 2 seeds")[0]
+
+
+def test_labels_may_be_broken_after_brackets_and_are_escaped():
+    assert break_label("SWAG(rank=0, <b>)") == "SWAG(<wbr>rank=0,<wbr> &lt;b&gt;)"
+    assert break_label("ece_scaled", "_") == "ece_<wbr>scaled"
+    assert break_label("a(b", "") == "a(b"

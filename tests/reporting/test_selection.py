@@ -1,46 +1,46 @@
-"""The section about the choice of hyperparameters: the right trials, and clear words for a damaged file."""
+"""The section on hyperparameter selection: the right trials, and clear errors for a damaged file."""
 
 import json
 
 import pytest
 
+from flatbayes.experiments import ComparisonResult, SelectionRecord
 from flatbayes.reporting import write_report
-from flatbayes.reporting.html import render_page
-from flatbayes.reporting.selection import (
-    TRIAL_KEYS,
-    chosen_trials_table,
-    read_selection,
-    selection_section,
-    trials_table,
-)
+from flatbayes.reporting.html import make_environment, render_page
+from flatbayes.reporting.selection import summarize_selection
 
 from .test_html import Reader
 
 
-def test_each_method_shows_its_trials_and_what_was_chosen(selection):
-    rows = Reader(chosen_trials_table(selection)).rows
-    assert rows[1:] == [
-        ["MAP", "3 (1 failed)", "Point, weight_decay=2", "0.1000", "2", "SAM(rho=0.1)", "0.0800"],
-        ["SWAG", "3", "Point, weight_decay=1", "0.2500", "2", "SAM(rho=0.1)", "0.0800"],
+def render_section(selection):
+    summary = summarize_selection(SelectionRecord.from_dict(selection))
+    return Reader(make_environment().get_template("selection.html.j2").render(selection=summary))
+
+
+def test_each_method_has_its_trials_and_the_selected_setting(selection):
+    rows = render_section(selection).rows
+    assert rows[1:3] == [
+        ["MAP", "3 (1 failed)", "MAP, weight_decay=2", "0.1000", "2", "SAM(rho=0.1)", "0.0800"],
+        ["SWAG", "3", "MAP, weight_decay=1", "0.2500", "2", "SAM(rho=0.1)", "0.0800"],
     ]
     assert rows[0][3] == rows[0][6] == "Validation nll"
 
 
-def test_all_trials_are_listed_and_the_chosen_ones_marked(selection):
-    rows = Reader(trials_table(selection)).rows[1:]
+def test_all_trials_are_listed_and_the_best_ones_marked(selection):
+    rows = render_section(selection).rows[4:]
     assert len(rows) == len(selection["trials"]) == 10
-    assert rows[0] == ["MAP", "plain", "Point, weight_decay=0, Plain", "–", ""]
+    assert rows[0] == ["MAP", "plain", "MAP, weight_decay=0, Plain", "–", ""]
     assert [row[4] == "best" for row in rows] == [trial["is_best"] for trial in selection["trials"]]
 
 
-def test_the_prose_says_who_had_how_many_trials_of_what(selection):
-    text = " ".join(Reader("".join(selection_section(selection))).text.split())
-    for said in ("by nll, a mean over 3 seeds", "trained plainly (6 trials in all)", "to choose (4 trials)"):
-        assert said in text
+def test_the_text_has_the_number_of_trials_of_each_variant(selection):
+    text = " ".join(render_section(selection).text.split())
+    for phrase in ("by nll, the mean over 3 seeds", "plain training (6 trials in all)", "was selected (4 trials)"):
+        assert phrase in text
 
 
-def test_the_trials_are_closed_until_asked_for(selection):
-    reader = Reader("".join(selection_section(selection)))
+def test_the_trials_are_collapsed(selection):
+    reader = render_section(selection)
     assert reader.tags.count("details") == 1
     assert "open" not in [key for _, key, _ in reader.attributes]
 
@@ -50,16 +50,16 @@ def test_a_setting_that_does_not_begin_as_the_plain_one_is_shown_whole(selection
         {**trial, "setting": "SAM of another kind"} if trial["variant"] == "flat" else trial
         for trial in selection["trials"]
     ]
-    assert Reader(chosen_trials_table(selection)).rows[1][5] == "SAM of another kind"
+    assert render_section(selection).rows[1][5] == "SAM of another kind"
 
 
-def test_a_method_without_a_choice_has_dashes(selection):
+def test_a_method_without_a_best_trial_has_dashes(selection):
     selection["trials"] = [{**trial, "is_best": False} for trial in selection["trials"]]
-    assert Reader(chosen_trials_table(selection)).rows[1][2:] == ["–", "–", "2", "–", "–"]
+    assert render_section(selection).rows[1][2:] == ["–", "–", "2", "–", "–"]
 
 
 def test_it_is_on_the_page_only_where_the_file_is(tmp_path, make_results, glossary, selection):
-    results = make_results(seeds=2, posteriors=["Point()"], metrics=["nll"], epochs=2)
+    results = make_results(seeds=2, posteriors=["MAP()"], metrics=["nll"], epochs=2)
     (tmp_path / "results.json").write_text(json.dumps({**results, "selection": "not ours"}), encoding="utf-8")
     assert 'id="selection"' not in write_report(tmp_path, glossary).read_text(encoding="utf-8")
     (tmp_path / "selection.json").write_text(json.dumps(selection), encoding="utf-8")
@@ -70,22 +70,23 @@ def test_hostile_text_stays_text(make_results, glossary, selection):
     hostile = "<script>alert(1)</script>"
     for trial in selection["trials"]:
         trial["method"] = trial["setting"] = hostile
-    results = make_results(seeds=2, posteriors=["Point()"], metrics=["nll"], epochs=2)
-    text = render_page({**results, "selection": {**selection, "metric": hostile}}, glossary)
+    results = make_results(seeds=2, posteriors=["MAP()"], metrics=["nll"], epochs=2)
+    record = SelectionRecord.from_dict({**selection, "metric": hostile})
+    text = render_page(ComparisonResult.from_dict(results), glossary, record)
     assert "<script" not in text
     assert Reader(text).text.count(hostile) > 20
 
 
 def test_no_file_is_no_selection(tmp_path):
-    assert read_selection(tmp_path) is None
+    assert SelectionRecord.load(tmp_path) is None
 
 
-TRIAL = {"method": "MAP", "setting": "Point, Plain", "variant": "plain", "score": 0.1, "is_best": True}
+TRIAL = {"method": "MAP", "setting": "MAP, Plain", "variant": "plain", "score": 0.1, "is_best": True}
 
 
 def record(**changes):
     """A selection of one trial, that trial changed."""
-    return {"metric": "nll", "seeds": [0], "trials": [{**TRIAL, **changes}]}
+    return {"schema": 2, "metric": "nll", "seeds": [0], "trials": [{**TRIAL, **changes}]}
 
 
 @pytest.mark.parametrize(
@@ -93,27 +94,27 @@ def record(**changes):
     [
         ("{", "damaged"),
         ("[" * 100_000, "damaged"),
-        ("[]", "expected an object, got list"),
-        (json.dumps({**record(), "metric": None}), "'metric' should be the name of a metric"),
+        ("[]", "the file should be an object, got list"),
+        (json.dumps({**record(), "metric": None}), "the file lacks 'metric'"),
         (json.dumps({**record(), "seeds": []}), "'seeds' should be a list with at least one entry"),
         (json.dumps({**record(), "trials": {}}), "'trials' should be a list with at least one entry"),
-        (json.dumps({**record(), "trials": [TRIAL, 3]}), r"trials\[1\] lacks 'method'"),
+        (json.dumps({**record(), "trials": [TRIAL, 3]}), r"trials\[1\] should be an object, got int"),
         *(
             (json.dumps({**record(), "trials": [{k: v for k, v in TRIAL.items() if k != key}]}), f"lacks '{key}'")
-            for key in TRIAL_KEYS
+            for key in TRIAL
         ),
         (json.dumps(record(score="low")), r"'score' of trials\[0\] should not be 'low'"),
         (json.dumps(record(variant="sharp")), r"'variant' of trials\[0\] should be plain or flat, got 'sharp'"),
     ],
 )
-def test_a_damaged_file_says_what_is_wrong_and_what_to_do(tmp_path, content, complaint):
+def test_errors_for_a_damaged_file_name_the_field_and_the_remedy(tmp_path, content, complaint):
     (tmp_path / "selection.json").write_text(content)
     with pytest.raises(ValueError, match=complaint) as caught:
-        read_selection(tmp_path)
-    assert "flatbayes.experiments.select" in str(caught.value)
+        SelectionRecord.load(tmp_path)
+    assert "flatbayes.experiments.select_methods" in str(caught.value)
 
 
-def test_what_select_writes_is_understood(tmp_path):
+def test_the_file_of_select_methods_is_read(tmp_path):
     from functools import partial
 
     from flatbayes.data import Digits
@@ -138,6 +139,6 @@ def test_what_select_writes_is_understood(tmp_path):
         jobs=1,
         show_progress=False,
     )
-    row = Reader(chosen_trials_table(read_selection(tmp_path))).rows[1]
+    row = render_section(json.loads((tmp_path / "selection.json").read_text())).rows[1]
     assert (row[0], row[1], row[2], row[4], row[5]) == ("MAP", "1", "MAP, epochs=2", "1", "SAM(rho=0.1)")
     assert method.name == "MAP"

@@ -1,4 +1,4 @@
-"""The terminal table and its Markdown twin."""
+"""The summary table in the terminal and in Markdown."""
 
 import io
 import re
@@ -6,13 +6,18 @@ import re
 import pytest
 from rich.console import Console
 
+from flatbayes.experiments import ComparisonResult, SummaryRow
 from flatbayes.reporting import markdown_table, summary_table
 from flatbayes.reporting.formats import format_interval
 
 
+def interval(row):
+    return format_interval(SummaryRow.from_dict(row))
+
+
 def shown(results, width=100):
     console = Console(file=io.StringIO(), width=width)
-    console.print(summary_table(results, width))
+    console.print(summary_table(ComparisonResult.from_dict(results), width))
     return console.file.getvalue()
 
 
@@ -29,7 +34,7 @@ def test_terminal_table_fits_100_columns_with_every_number_whole(results):
         assert f"{row['difference']:+.4f}".replace("-", "−") in line
 
 
-def test_a_terminal_of_80_columns_gets_everything_but_the_deviations(results):
+def test_in_80_columns_only_the_deviations_are_left_out(results):
     text = shown(results, 80)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
@@ -37,14 +42,14 @@ def test_a_terminal_of_80_columns_gets_everything_but_the_deviations(results):
     for line, row in zip(lines, results["summary"], strict=True):
         assert f" {row['metric']} " in line
         assert f" {row['plain']:.4f}  {row['flat']:.4f} " in line
-        assert format_interval(row) in line
+        assert interval(row) in line
         assert line.split()[-1] == row["winner"]
 
 
-def test_by_default_the_terminal_decides(results, monkeypatch):
+def test_the_default_width_is_that_of_the_terminal(results, monkeypatch):
     for columns, deviations in (("80", False), ("120", True)):
         monkeypatch.setenv("COLUMNS", columns)
-        assert ("±" in str(summary_table(results).caption)) == deviations
+        assert ("±" in str(summary_table(ComparisonResult.from_dict(results)).caption)) == deviations
 
 
 def test_a_label_with_brackets_is_text_and_long_labels_are_whole(make_results):
@@ -59,7 +64,7 @@ def test_a_label_with_brackets_is_text_and_long_labels_are_whole(make_results):
     )
 
 
-def test_long_metric_names_take_room_from_the_labels(make_results):
+def test_long_metric_names_reduce_the_width_of_the_labels(make_results):
     metrics = ["nll", "mutual_information", "ece"]
     text = shown(make_results(seeds=2, posteriors=["MCDropout(rate=0.1)"], metrics=metrics, epochs=1))
     assert " mutual_information " in text
@@ -68,7 +73,7 @@ def test_long_metric_names_take_room_from_the_labels(make_results):
 
 @pytest.mark.parametrize("width", [80, 100])
 @pytest.mark.parametrize("scale", [1e-5, 100.0])
-def test_long_numbers_take_room_from_the_labels(make_results, width, scale):
+def test_long_numbers_reduce_the_width_of_the_labels(make_results, width, scale):
     results = make_results(seeds=2, posteriors=["Ensemble(member=SWAG(rank=10), size=3)"], epochs=1)
     for row in results["summary"]:
         for key in ("plain", "flat", "plain_sd", "flat_sd", "difference"):
@@ -78,7 +83,7 @@ def test_long_numbers_take_room_from_the_labels(make_results, width, scale):
     lines = [line for line in text.splitlines() if "[" in line]
     assert max(map(len, text.splitlines())) <= width
     for line, row in zip(lines, results["summary"], strict=True):
-        assert format_interval(row) in line
+        assert interval(row) in line
         assert line.split()[-1] == row["winner"]
     labels = [re.split(" {2,}", line)[0].replace(" ", "") for line in text.splitlines()[3:-1]]
     assert "".join(labels) == "Ensemble(member=SWAG(rank=10),size=3)"
@@ -98,13 +103,13 @@ def test_many_flatnesses_are_listed_once_below_the_title(results):
 
 
 def test_one_seed_shows_means_alone(make_results):
-    text = shown(make_results(seeds=1, posteriors=["Point()"]))
+    text = shown(make_results(seeds=1, posteriors=["MAP()"]))
     assert "±" not in text.split("mean ±")[0]
     assert "[" not in text
 
 
 def test_markdown_table_has_a_row_for_each_entry_and_bold_winners(results):
-    lines = markdown_table(results).splitlines()
+    lines = markdown_table(ComparisonResult.from_dict(results)).splitlines()
     assert len(lines) == 2 + len(results["summary"])
     assert len({line.count("|") for line in lines}) == 1
     for line, row in zip(lines[2:], results["summary"], strict=True):
@@ -114,4 +119,5 @@ def test_markdown_table_has_a_row_for_each_entry_and_bold_winners(results):
 
 @pytest.mark.parametrize(("label", "literal"), [("a|b", "a\\|b"), ("<script>", "&lt;script>"), ("a_b*", "a\\_b\\*")])
 def test_markdown_labels_are_literal(make_results, label, literal):
-    assert f"| {literal} |" in markdown_table(make_results(seeds=2, posteriors=[label], metrics=["nll"], epochs=1))
+    results = make_results(seeds=2, posteriors=[label], metrics=["nll"], epochs=1)
+    assert f"| {literal} |" in markdown_table(ComparisonResult.from_dict(results))

@@ -12,6 +12,7 @@ from rich.table import Table
 from flatbayes.cli.models import rebuild_model
 from flatbayes.core.spec import instantiate, short_name
 from flatbayes.data import DataSource, Split
+from flatbayes.experiments.results import RunCost, RunResult
 from flatbayes.experiments.run_folder import RunFolder
 from flatbayes.metrics import DEFINITIONS
 from flatbayes.prediction import FittedPosterior, evaluate
@@ -68,16 +69,20 @@ def evaluate_run(
     )
     if len(fitted.norm_statistics) > known:  # estimating them again would cost more than keeping them
         folder.save(fitted)
-    run = {key: short_name(config[key]) for key in ("data", "model", "posterior", "flatness")} | {
-        "seed": config["seed"],
-        "split": split_name,
-        "num_networks": found.num_networks,
-        "metrics": found.metrics,
-        "cost": fitted.info.get("cost", {}),
-        "reliability": found.reliability,
-    }
+    run = RunResult(
+        data=short_name(config["data"]),
+        model=short_name(config["model"]),
+        posterior=short_name(config["posterior"]),
+        flatness=short_name(config["flatness"]),
+        seed=config["seed"],
+        split=split_name,
+        num_networks=found.num_networks,
+        metrics=found.metrics,
+        cost=RunCost(**fitted.info.get("cost", {})),
+        reliability=found.reliability,
+    )
     folder.add_result(run)
-    table = Table(title=f"{run['posterior']} x {run['flatness']} on {len(split)} {split_name} examples")
+    table = Table(title=f"{run.posterior} x {run.flatness} on {len(split)} {split_name} examples")
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("definition")

@@ -16,11 +16,9 @@ from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
 from flatbayes.core.renames import translate_training_options
 from flatbayes.core.spec import instantiate
-from flatbayes.experiments.run_folder import RunFolder
+from flatbayes.experiments.run_folder import CERTIFICATE_FILE, RunFolder
 from flatbayes.flatness import Plain
 from flatbayes.training import TrainingConfig
-
-CERTIFICATE_FILE = "certificate.json"
 
 
 def make_parser() -> ArgumentParser:
@@ -129,7 +127,7 @@ def _load_model(spec: dict[str, Any], path: str | None) -> Any:
 
 
 def _load_config(config: dict[str, Any]) -> TrainingConfig:
-    options = translate_training_options(config["recipe"])
+    options = translate_training_options(config["config"])
     optimizer, schedule = options.pop("optimizer"), options.pop("schedule")
     return TrainingConfig().with_options(
         **options,

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from flatbayes.cli.aliases import explain_renames, list_names
 from flatbayes.cli.signals import make_streams_safe, record_interrupts
-from flatbayes.core.lock import let_go
+from flatbayes.experiments.folder_lock import unlock_folders
 from flatbayes.training.distributed.process_group import RemoteProcessError, get_process_group_info
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -73,7 +73,7 @@ def run_command(
         _print_error(parser, _format_error(error, arguments))
         return EXIT_BAD_INPUT
     finally:
-        let_go()
+        unlock_folders()
         if previous_handler is not None:
             signal.signal(signal.SIGINT, previous_handler)
     return 0

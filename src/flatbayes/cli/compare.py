@@ -102,9 +102,9 @@ def run(options: Namespace) -> None:
     except KeyboardInterrupt:
         console.print(f"[yellow]finished runs are kept in {folder}; the same command goes on with them[/yellow]")
         raise
-    failures = "\n".join(results["failures"])
-    if not results["summary"]:
-        raise RuntimeError(f"No pair of twins came to an end:\n{failures}")
+    failures = "\n".join(results.failures)
+    if not results.summary:
+        raise RuntimeError(f"No pair of a plain and a flat run finished:\n{failures}")
     report = write_report(folder)
     for table in summary_tables(results):
         console.print(table)

@@ -127,7 +127,7 @@ def run(options: Namespace) -> None:
         "model": to_spec(model),
         "posterior": to_spec(options.posterior),
         "flatness": to_spec(options.flatness),
-        "recipe": recipe.to_dict(),
+        "config": recipe.to_dict(),
         "seed": options.seed,
         **trained,
     }

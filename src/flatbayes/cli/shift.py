@@ -22,7 +22,7 @@ from flatbayes.data import (
     load_test_split,
     match_input_format,
 )
-from flatbayes.experiments.run_folder import RunFolder
+from flatbayes.experiments.run_folder import SHIFT_FIGURE_FILE, SHIFT_FILE, RunFolder
 from flatbayes.prediction import (
     FittedPosterior,
     check_num_draws,
@@ -38,7 +38,6 @@ from flatbayes.reporting.shift import (
     write_shift_figure,
 )
 
-SHIFT_RESULTS_FILE, SHIFT_FIGURE_FILE = "shift.json", "shift.svg"
 CORRUPTION_GROUPS = ("standard", "all", "none")
 
 
@@ -136,8 +135,8 @@ def _save_results(
 ) -> None:
     if new_statistics:  # estimating statistics of draws again would cost more than keeping them
         folder.save(fitted)
-    write_json(folder.path / SHIFT_RESULTS_FILE, shift_results)
-    said = f"results  {folder.path / SHIFT_RESULTS_FILE}"
+    write_json(folder.path / SHIFT_FILE, shift_results)
+    said = f"results  {folder.path / SHIFT_FILE}"
     if "corruptions" in shift_results:
         title = f"{shift_results['run']['posterior']} x {shift_results['run']['flatness']} on {shift_results['run']['data']}"
         said += (

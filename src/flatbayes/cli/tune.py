@@ -13,12 +13,12 @@ from flatbayes.cli.options import add_output_options, add_training_options, make
 from flatbayes.core.files import atomic_write
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.experiments import ExperimentRun, TuningResult, default_ranges, is_higher_better, tune_hyperparameters
-from flatbayes.experiments.run_folder import clear_folder
+from flatbayes.experiments.run_folder import TUNED_CONFIG_FILE, clear_folder
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import dry_run
 
-TUNED_CONFIG_FILE, BAR_WIDTH = "tuned.yaml", 30
+BAR_WIDTH = 30
 
 
 def make_parser() -> ArgumentParser:

@@ -86,11 +86,11 @@ class EvaluationConfig:
                 raise ValueError(
                     "Temperatures are fitted to the validation split: report calibration on another split."
                 )
-            calibration, temperature = measure_calibration(fitted, data.val, split, num_draws, seed)
+            calibration, temperature = _measure_calibration(fitted, data.val, split, num_draws, seed)
             metrics |= calibration
         if self.shift:
             corruptions = list_corruptions(data.input_shape[0], standard_only=True)
-            shift_metrics, shift = measure_shift(fitted, subset, corruptions, self.severities, num_draws, seed)
+            shift_metrics, shift = _measure_shift(fitted, subset, corruptions, self.severities, num_draws, seed)
             metrics |= shift_metrics
         if self.ood is not None:
             ood = match_input_format(
@@ -102,7 +102,7 @@ class EvaluationConfig:
             metrics |= {"ood_fpr95": entropy.fpr95, "ood_auroc_mi": scores["mutual_information"].auroc}
         if self.sharpness_rho is not None:
             sharpness_config = SharpnessConfig(rho=self.sharpness_rho)
-            sharpness, loss_slice = measure_sharpness(
+            sharpness, loss_slice = _measure_sharpness(
                 fitted,
                 data.train.subsample(self.max_examples),
                 sharpness_config,
@@ -114,7 +114,7 @@ class EvaluationConfig:
         return metrics, RunDetails(temperature, shift, loss_slice)
 
 
-def measure_calibration(
+def _measure_calibration(
     fitted: FittedPosterior, val: Split, split: Split, num_draws: int, seed: int
 ) -> tuple[Metrics, float]:
     """Calibration metrics before and after temperature scaling, and the temperature.
@@ -133,7 +133,7 @@ def measure_calibration(
     return metrics, recalibration.temperature
 
 
-def measure_shift(
+def _measure_shift(
     fitted: FittedPosterior,
     images: Split,
     corruptions: Sequence[str],
@@ -160,7 +160,7 @@ def measure_shift(
     return metrics, SeverityCurve(severity=tuple(map(float, levels)), **means)
 
 
-def measure_sharpness(
+def _measure_sharpness(
     fitted: FittedPosterior,
     train: Split,
     sharpness_config: SharpnessConfig,

@@ -303,7 +303,7 @@ class ComparisonResult:
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError("A data frame needs pandas: pip install pandas.") from error
+            raise ImportError("A data frame needs pandas: pip install 'flatbayes[pandas]'.") from error
         if table == "summary":
             return pd.DataFrame([row.to_dict() for row in self.summary])
         labels = ("data", "model", "posterior", "flatness", "seed", "split")

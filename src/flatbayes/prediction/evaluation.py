@@ -64,7 +64,9 @@ def evaluate(
     return Evaluation(metrics, reliability, num_networks=len(fitted.sample_ids(num_draws, seed)))
 
 
-def _compute_metrics(predictive: Predictive, targets: Tensor) -> tuple[dict[str, float], ReliabilityBins | CoverageCurve]:
+def _compute_metrics(
+    predictive: Predictive, targets: Tensor
+) -> tuple[dict[str, float], ReliabilityBins | CoverageCurve]:
     match predictive:
         case CategoricalPredictive():
             log_probs, labels = predictive.log_probs.cpu(), targets.cpu()

@@ -23,14 +23,15 @@ COVERAGE_TEXT = (
 )
 FAMILY_TEXTS = {
     "Calibration": "After temperature scaling on validation data, methods differ only in how they rank and "
-    "distribute their confidence, which makes the comparison fair. AURC rewards lower confidence for wrong predictions.",
+    "distribute their confidence, which makes the comparison fair. AURC rewards lower confidence for wrong "
+    "predictions.",
     "Shift": "The test images corrupted in 15 ways and several severities, after Hendrycks and Dietterich (2019); "
     "no network was trained on them. The curves are means over corruptions; severity 0 is clean.",
     "Foreign inputs": "Out-of-distribution inputs, standardised like the training data, are to be detected by the "
     "uncertainty of the prediction.",
     "Sharpness": "Rise of the training loss around networks drawn from the posterior, for all runs at the same "
-    "radius and on the same examples, in evaluation mode. The loss at the draws is listed too, since a network with a "
-    "high loss can be flat. The curves go through draws along random directions in which every filter is as long as "
+    "radius and on the same examples, in evaluation mode. The loss at the draws is listed too, since a network with "
+    "a high loss can be flat. The curves go through draws along random directions in which every filter is as long as "
     "that of the network (Li et al., 2018): at distance 1 the noise is as large as the weights.",
 }
 """Introduction of each table beside the usual metrics."""

@@ -84,9 +84,9 @@ def test_a_ray_cluster_gives_what_this_machine_gives(tmp_path, monkeypatch):
     finally:
         ray.shutdown()
     same(members, ensemble("one_by_one"))
-    assert not there["failures"]
-    assert len(there["runs"]) == 2
-    assert [run["metrics"] for run in there["runs"]] == [run["metrics"] for run in here["runs"]]
+    assert not there.failures
+    assert len(there.runs) == 2
+    assert [run.metrics for run in there.runs] == [run.metrics for run in here.runs]
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch):
@@ -97,7 +97,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch):
 
 def test_runs_are_each_on_one_device(tmp_path):
     several = replace(COMPARISON, config=COMPARISON.config.with_options(distribution={"devices": 2}))
-    with pytest.raises(ValueError, match="each on one device"):
+    with pytest.raises(ValueError, match="is trained on one device"):
         several.run(tmp_path, jobs=1, show_progress=False)
 
 
