@@ -62,7 +62,7 @@ def compare_pairs(
     """
     differences = [b - a for a, b in zip(plain, flat, strict=True)]
     mean, sign = fmean(differences), 1 if higher_is_better else -1
-    interval, p_value, effect_size = _paired_t_test(differences, confidence_level)
+    interval, p_value, effect_size = _run_paired_t_test(differences, confidence_level)
     winner: Winner = "tie"
     if interval is not None and (interval[0] > 0 or interval[1] < 0):
         winner = "flat" if sign * mean > 0 else "plain"
@@ -83,7 +83,7 @@ def compare_pairs(
     )
 
 
-def _paired_t_test(
+def _run_paired_t_test(
     differences: Sequence[float], confidence_level: float
 ) -> tuple[tuple[float, float] | None, float | None, float | None]:
     """Interval of the mean, p-value, and mean divided by standard deviation; None where they are not defined."""
