@@ -107,7 +107,7 @@ def test_config_files_round_trip(here, capsys):
     assert main(["fit", "--config", "a.yaml", "--num_draws", "2", "--posterior", "map"]) == 0
     config = json.loads((here / "a" / "config.json").read_text())
     assert config["flatness"]["class_path"] == "flatbayes.flatness.ASAM"
-    assert config["recipe"]["epochs"] == 3
+    assert config["config"]["epochs"] == 3
 
 
 def test_a_flatness_within_a_flatness(here, capsys):
