@@ -97,7 +97,7 @@ def test_the_folder_of_another_comparison_is_refused(finished, tmp_path):
     (tmp_path / "results.json").write_text("{}")
     other.claim_folder(tmp_path, overwrite=True)
     unlock_folders(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "config.json", "file", "own.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "file", "own.txt"]
 
 
 def test_the_test_split_is_the_same_for_all_seeds_and_differs_from_validation():
@@ -122,7 +122,7 @@ def test_overwriting_leaves_nothing_of_another_kind_of_run(tmp_path):
     SMALL.claim_folder(tmp_path, overwrite=True)
     unlock_folders(tmp_path)
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
-    assert left == [".lock", "config.json", "own.txt", "runs/own.json"]
+    assert left == ["config.json", "own.txt", "runs/own.json"]
 
 
 def test_cache_keys_differ_between_runs():

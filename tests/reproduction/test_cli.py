@@ -149,7 +149,7 @@ def test_the_fast_recipe_runs_to_its_end(cifar, tmp_path, capsys):
     config = ["--config", str(FAST), "--data.root", str(cifar)]
     assert main(["fit", *config, *small, "--out", str(tmp_path / "fast")]) == 0
     kept = json.loads((tmp_path / "fast" / "config.json").read_text())
-    assert kept["recipe"]["precision"] == {"mode": "bf16-mixed", "channels_last": True, "compile": False}
+    assert kept["config"]["precision"] == {"mode": "bf16-mixed", "channels_last": True, "compile": False}
     assert kept["flatness"]["init_args"]["before"]["class_path"] == "flatbayes.flatness.MSAM"
     assert kept["data"]["init_args"]["cutout"] == 8
     (run,) = json.loads((tmp_path / "fast" / "results.json").read_text())["runs"]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from flatbayes.experiments import RunResult
 from reproduction import TableConfig, describe_differences, load_cells, make_comparison_rows
 from reproduction.rendering import render_comparison_markdown
 
@@ -13,7 +14,7 @@ def lossless(monkeypatch):
 
 def run(cell, seed, **metrics):
     flatness = "Plain" if cell.variant == "plain" else "SAM(rho=0.1)"
-    return {"posterior": cell.posterior_name, "flatness": flatness, "seed": seed, "metrics": metrics}
+    return RunResult(cell.posterior_name, flatness, seed, metrics)
 
 
 def test_at_full_scale_with_the_published_settings_little_remains_to_be_said(lossless):
@@ -68,7 +69,7 @@ def test_the_text_names_each_source_and_flags_what_is_unverified():
         {
             "config": {"table": "cifar10", "scale": "full", "data_root": "secret", "epochs": None},
             "environment": environment,
-            "runs": [run(cells[0], 0, accuracy=0.9, nll=0.3, ece=0.02)],
+            "runs": [run(cells[0], 0, accuracy=0.9, nll=0.3, ece=0.02).to_dict()],
             "published": make_comparison_rows(cells, [run(cells[0], 0, accuracy=0.9, nll=0.3, ece=0.02)], "cifar10"),
             "remarks": ["Beware."],
             "references": {"swag-paper": "the paper", "swa_gaussian": "its code", "ot_mdr": "another"},

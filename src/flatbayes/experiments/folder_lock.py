@@ -50,5 +50,6 @@ def unlock_folders(folder: Path | None = None) -> None:
     """Release the folder, or all folders that this process holds; does nothing where none is held."""
     for process, path in list(_LOCKS):
         if process == os.getpid() and (folder is None or path == folder.resolve()):
-            (path / HOLDER_FILE).unlink(missing_ok=True)
+            for name in (HOLDER_FILE, LOCK_FILE):
+                (path / name).unlink(missing_ok=True)  # still locked: filelock rejects a lock on a deleted file
             _LOCKS.pop((process, path)).release()
