@@ -1,6 +1,7 @@
 """`flatbayes shift`: a fitted posterior on corrupted images, on examples from outside, and at its temperature."""
 
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from flatbayes.data import (
 )
 from flatbayes.experiments.run_folder import SHIFT_FIGURE_FILE, SHIFT_FILE, RunFolder
 from flatbayes.prediction import (
+    CorruptionMetrics,
     FittedPosterior,
     check_num_draws,
     evaluate_corruptions,
@@ -107,14 +109,16 @@ def run(options: Namespace) -> None:
         "num_networks": len(fitted.sample_ids(options.num_draws, options.seed)),
         "examples": len(test),
         "corrupted_images": "files" if options.corrupted_folder else "made by flatbayes",
-        "recalibrated": evaluate_recalibration(fitted, dataset.val, test, options.num_draws, **how).to_dict(),
     }
-    console.print(temperature_table(found["recalibrated"]))
+    recalibration = evaluate_recalibration(fitted, dataset.val, test, options.num_draws, **how)
+    found["recalibrated"] = recalibration.to_dict()
+    console.print(temperature_table(recalibration))
     if outside is not None:
         name = short_name(options.ood) if options.ood is not None else "the classes left out"
         evaluation = evaluate_ood(fitted, test.input_tensor, outside, options.num_draws, **how)
         found["ood"] = {"source": name, **evaluation.to_dict()}
-        console.print(ood_table(found["ood"], name))
+        console.print(ood_table(evaluation, name))
+    rows: Sequence[CorruptionMetrics] = ()
     if names:
         stored = (
             None
@@ -125,23 +129,27 @@ def run(options: Namespace) -> None:
             fitted, test, names, options.severities, options.num_draws, corruption_source=stored, **how
         )
         found["corruptions"] = [row.to_dict() for row in rows]
-        console.print(corruption_table(found["corruptions"]))
-        console.print(severity_table(found["corruptions"]))
-    _save_results(folder, fitted, found, new_statistics=len(fitted.norm_statistics) > known)
+        console.print(corruption_table(rows))
+        console.print(severity_table(rows))
+    _save_results(folder, fitted, found, rows, new_statistics=len(fitted.norm_statistics) > known)
 
 
 def _save_results(
-    folder: RunFolder, fitted: FittedPosterior, shift_results: dict[str, Any], *, new_statistics: bool
+    folder: RunFolder,
+    fitted: FittedPosterior,
+    shift_results: dict[str, Any],
+    rows: Sequence[CorruptionMetrics],
+    *,
+    new_statistics: bool,
 ) -> None:
     if new_statistics:  # estimating statistics of draws again would cost more than keeping them
         folder.save(fitted)
     write_json(folder.path / SHIFT_FILE, shift_results)
     said = f"results  {folder.path / SHIFT_FILE}"
-    if "corruptions" in shift_results:
-        title = f"{shift_results['run']['posterior']} x {shift_results['run']['flatness']} on {shift_results['run']['data']}"
-        said += (
-            f"\npicture  {write_shift_figure(shift_results['corruptions'], title, folder.path / SHIFT_FIGURE_FILE)}"
-        )
+    if rows:
+        run = shift_results["run"]
+        title = f"{run['posterior']} x {run['flatness']} on {run['data']}"
+        said += f"\npicture  {write_shift_figure(rows, title, folder.path / SHIFT_FIGURE_FILE)}"
     console.print(said, highlight=False, soft_wrap=True)
 
 

@@ -3,18 +3,16 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flatbayes.core.files import write_text
+from flatbayes.prediction import CorruptionMetrics, OODEvaluation, RecalibrationResult
 from flatbayes.reporting import queries, svg
 from flatbayes.reporting.formats import format_number
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
     from rich.table import Table
-
-ShiftRows = Sequence[Mapping[str, Any]]
-"""Rows of `flatbayes.prediction.CorruptionMetrics.to_dict`."""
 
 PANEL_TITLES = {"accuracy": "accuracy", "nll": "NLL in nats", "ece": "ECE"}
 SHIFT_PANEL_WIDTH_PX, PANEL_GAP_PX, MARGIN_LEFT_PX, HEADING_HEIGHT_PX, HEIGHT_PX = 236.0, 52.0, 52.0, 72.0, 300.0
@@ -24,10 +22,11 @@ SCORE_NAMES = {
     "mutual_information": "mutual information",
     "one_minus_confidence": "1 − confidence",
 }
+TABLE_METRICS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier"}
 RECALIBRATION_METRICS = ("nll", "ece", "adaptive_ece", "classwise_ece", "brier", "accuracy")
 
 
-def write_shift_figure(rows: ShiftRows, title: str, path: Path | str) -> Path:
+def write_shift_figure(rows: Sequence[CorruptionMetrics], title: str, path: Path | str) -> Path:
     """Draw accuracy, NLL and ECE against severity, as an SVG on a white card, and return its path.
 
     A thin line for each corruption, a bold one for their mean; severity 0 is the clean data.
@@ -55,13 +54,14 @@ def write_shift_figure(rows: ShiftRows, title: str, path: Path | str) -> Path:
         return write_text(Path(path), svg.to_svg_file(figure, "shift", label, radius=10))
 
 
-def draw_severities(axes: "Axes", curves: Mapping[str, Mapping[int, Mapping[str, Any]]], metric: str) -> None:
+def draw_severities(axes: "Axes", curves: Mapping[str, Mapping[int, CorruptionMetrics]], metric: str) -> None:
     """Draw one metric of every corruption, and its mean over the corruptions that have the severity."""
     from matplotlib.ticker import MaxNLocator
 
     pooled: dict[int, list[float]] = {}
     for points in curves.values():
-        values = {s: row[metric] for s, row in points.items() if queries.is_finite_number(row[metric])}
+        values = {severity: row.metrics[metric] for severity, row in points.items()}
+        values = {severity: value for severity, value in values.items() if queries.is_finite_number(value)}
         axes.plot(list(values), list(values.values()), color=svg.TIE, alpha=0.45, linewidth=1.0, zorder=2)
         for severity, value in values.items():
             pooled.setdefault(severity, []).append(value)
@@ -73,67 +73,61 @@ def draw_severities(axes: "Axes", curves: Mapping[str, Mapping[int, Mapping[str,
     svg.style_axes(axes)
 
 
-def group_by_corruption(rows: ShiftRows) -> dict[str, dict[int, Mapping[str, Any]]]:
+def group_by_corruption(rows: Sequence[CorruptionMetrics]) -> dict[str, dict[int, CorruptionMetrics]]:
     """Rows by corruption and severity; the clean data are severity 0 of every corruption."""
-    clean = {row["severity"]: row for row in rows if row["severity"] == 0}
-    curves: dict[str, dict[int, Mapping[str, Any]]] = {}
+    clean = {row.severity: row for row in rows if row.severity == 0}
+    curves: dict[str, dict[int, CorruptionMetrics]] = {}
     for row in rows:
-        if row["severity"]:
-            curves.setdefault(row["corruption"], dict(clean))[row["severity"]] = row
+        if row.severity:
+            curves.setdefault(row.corruption, dict(clean))[row.severity] = row
     return {name: dict(sorted(points.items())) for name, points in curves.items()}
 
 
-def severity_table(rows: ShiftRows) -> "Table":
+def severity_table(rows: Sequence[CorruptionMetrics]) -> "Table":
     """Metrics at each severity, averaged over the corruptions."""
-    table = new_table("Mean over the corruptions", "severity", "accuracy", "NLL", "ECE", "Brier")
-    severities = sorted({row["severity"] for row in rows})
-    for severity in severities:
-        group = [row for row in rows if row["severity"] == severity]
-        means = [mean_defined(row[metric] for row in group) for metric in ("accuracy", "nll", "ece", "brier")]
-        table.add_row("clean" if severity == 0 else str(severity), *map(format_number, means))
+    table = new_table("Mean over the corruptions", "severity", *TABLE_METRICS.values())
+    for severity in sorted({row.severity for row in rows}):
+        means = _average_metrics([row for row in rows if row.severity == severity])
+        table.add_row("clean" if severity == 0 else str(severity), *means)
     return table
 
 
-def corruption_table(rows: ShiftRows) -> "Table":
+def corruption_table(rows: Sequence[CorruptionMetrics]) -> "Table":
     """Metrics of each corruption, averaged over its severities."""
-    table = new_table("Mean over the severities", "corruption", "accuracy", "NLL", "ECE", "Brier")
-    for name in queries.unique_values(row["corruption"] for row in rows):
-        group = [row for row in rows if row["corruption"] == name]
-        means = [mean_defined(row[metric] for row in group) for metric in ("accuracy", "nll", "ece", "brier")]
-        table.add_row(name, *map(format_number, means))
+    table = new_table("Mean over the severities", "corruption", *TABLE_METRICS.values())
+    for name in queries.unique_values(row.corruption for row in rows):
+        table.add_row(name, *_average_metrics([row for row in rows if row.corruption == name]))
     return table
 
 
-def ood_table(ood_results: Mapping[str, Any], ood_name: str) -> "Table":
+def _average_metrics(rows: Sequence[CorruptionMetrics]) -> list[str]:
+    return [format_number(mean_defined(row.metrics[metric] for row in rows)) for metric in TABLE_METRICS]
+
+
+def ood_table(evaluation: OODEvaluation, ood_name: str) -> "Table":
     """Detection metrics of each uncertainty score.
 
     Args:
-        ood_results: Fields of `flatbayes.prediction.OODEvaluation`.
+        evaluation: The detection metrics.
         ood_name: Source of the out-of-distribution examples.
     """
-    title = (
-        f"{ood_results['num_ood']} examples of {ood_name} (positive) against {ood_results['num_test']} test examples"
-    )
+    title = f"{evaluation.num_ood} examples of {ood_name} (positive) against {evaluation.num_test} test examples"
     table = new_table(title, "score", "AUROC", "AUPR out", "AUPR in", "FPR at TPR 0.95")
-    for name, values in ood_results["scores"].items():
-        cells = (values[key] for key in ("auroc", "aupr_out", "aupr_in", "fpr95"))
+    for name, score in evaluation.scores.items():
+        cells = (score.auroc, score.aupr_out, score.aupr_in, score.fpr95)
         table.add_row(SCORE_NAMES[name], *map(format_number, cells))
-    divergence = format_number(ood_results["entropy_divergence"])
+    divergence = format_number(evaluation.entropy_divergence)
     table.caption = f"symmetric KL divergence of the entropies' histograms: {divergence} nats"
     return table
 
 
-def temperature_table(recalibration: Mapping[str, Any]) -> "Table":
-    """Metrics before and after temperature scaling.
-
-    Args:
-        recalibration: Fields of `flatbayes.prediction.RecalibrationResult`.
-    """
-    table = new_table(
-        f"Temperature {recalibration['temperature']:.3f}, fitted to the validation split", "metric", "raw", "tempered"
-    )
+def temperature_table(recalibration: RecalibrationResult) -> "Table":
+    """Metrics before and after temperature scaling."""
+    title = f"Temperature {recalibration.temperature:.3f}, fitted to the validation split"
+    table = new_table(title, "metric", "raw", "tempered")
     for metric in RECALIBRATION_METRICS:
-        table.add_row(metric, *(format_number(recalibration[side][metric]) for side in ("raw", "tempered")))
+        raw, tempered = recalibration.raw[metric], recalibration.tempered[metric]
+        table.add_row(metric, format_number(raw), format_number(tempered))
     return table
 
 
