@@ -1,1 +1,1 @@
-"""Studies: scripts and packages that produce the results of the documentation; not part of the wheel."""
+"""Studies of single questions, each a folder with a README and a command `python -m studies.NAME`."""

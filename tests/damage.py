@@ -113,8 +113,8 @@ def distorted(data: Any, random: Random) -> Any:
 
 
 def harness() -> Any:
-    """The module benchmarks/fuzz.py, which tries thousands of such files."""
-    spec = spec_from_file_location("fuzz", Path(__file__).parents[1] / "benchmarks" / "fuzz.py")
+    """The module tests/reliability/fuzz.py, which tries thousands of such files."""
+    spec = spec_from_file_location("fuzz", Path(__file__).parent / "reliability" / "fuzz.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

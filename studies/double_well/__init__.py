@@ -1,1 +1,1 @@
-"""Samplers on losses with two wells, whose plain and sharpness-aware posteriors are known exactly."""
+"""The Gibbs and the sharpness-aware posterior of a double-well loss, exact and as samplers find them."""

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flatbayes.theory.checks import check_positive, check_radius
+from flatbayes.theory.numerics import check_positive, check_radius
 
 
 @dataclass(frozen=True)

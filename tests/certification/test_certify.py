@@ -13,8 +13,7 @@ from flatbayes.certification.statement import format_confidence, format_upper_bo
 from flatbayes.core.randomness import spawn_seeds
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Plain
-from flatbayes.theory import compute_certificate
-from flatbayes.theory.pac_bayes import holdout_bound
+from flatbayes.theory import compute_certificate, holdout_bound
 from flatbayes.training import TrainingConfig
 from support import network
 

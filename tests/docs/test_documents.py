@@ -72,5 +72,7 @@ def test_links_between_documents_lead_somewhere():
 def test_files_that_are_named_are_there():
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
-        for name in re.findall(r"`((?:tests|examples|benchmarks|configs|src)/[\w./-]+\.\w+)`", text):
+        for name in re.findall(
+            r"`((?:tests|examples|benchmarks|studies|reproduction|configs|src)/[\w./-]+\.\w+)`", text
+        ):
             assert (ROOT / name).exists(), f"{path.name} names {name}"

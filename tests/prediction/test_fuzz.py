@@ -24,7 +24,7 @@ def test_from_seeds(tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_thousands_within_bounded_time_and_memory(tmp_path):
-    script = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
+    script = Path(__file__).parents[1] / "reliability" / "fuzz.py"
     command = [sys.executable, str(script), "--count", "500", "--seed", "1", "--out", str(tmp_path / "found.json")]
     subprocess.run(command, check=True, timeout=600, capture_output=True)
     for kind, found in json.loads((tmp_path / "found.json").read_text())["kinds"].items():

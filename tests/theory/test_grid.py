@@ -352,9 +352,9 @@ def test_draws_are_the_generators():
         ),
         (
             lambda: grid_kl(normalize_density(torch.zeros(4), 0.1), normalize_density(torch.zeros(3), 0.1)),
-            "q and p must live",
+            "q and p must be",
         ),
-        (lambda: normalize_density(torch.zeros(4), 0.1).expect(torch.zeros(3)), "values and the density must live"),
+        (lambda: normalize_density(torch.zeros(4), 0.1).expect(torch.zeros(3)), "values and the density must be"),
         (
             lambda: normalize_density(torch.zeros(4), 0.1).region_probability(torch.ones(3, dtype=torch.bool)),
             "region and the density",

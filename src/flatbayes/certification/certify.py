@@ -28,8 +28,7 @@ from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import MAP, Posterior
-from flatbayes.theory import PriorScale, inverse_kl
-from flatbayes.theory.pac_bayes import compute_certificate_from_draws, holdout_bound
+from flatbayes.theory import PriorScale, compute_certificate_from_draws, holdout_bound, inverse_kl
 from flatbayes.training import TrainingConfig, fit
 from flatbayes.training.model_builder import ModelFactory
 

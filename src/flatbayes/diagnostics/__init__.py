@@ -19,7 +19,6 @@ from flatbayes.diagnostics.landscape import (
     random_plane,
 )
 from flatbayes.diagnostics.loss_surface import LossSurface
-from flatbayes.diagnostics.mixing import effective_sample_size, split_r_hat
 from flatbayes.diagnostics.posterior_landscape import compute_draw_slices, compute_solution_plane
 from flatbayes.diagnostics.posterior_sharpness import (
     SHARPNESS_MEASURES,
@@ -54,7 +53,6 @@ __all__ = [
     "compute_curvature",
     "compute_draw_slices",
     "compute_solution_plane",
-    "effective_sample_size",
     "estimate_trace",
     "largest_eigenvalues",
     "loss_along",
@@ -66,6 +64,5 @@ __all__ = [
     "plane_through",
     "random_direction",
     "random_plane",
-    "split_r_hat",
     "worst_gap",
 ]

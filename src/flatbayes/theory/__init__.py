@@ -1,4 +1,7 @@
-"""Exact answers in small cases, and what can be promised in large ones; shares no code with what it judges."""
+"""Exact posteriors on grids, closed forms for quadratic losses, and PAC-Bayes bounds.
+
+The package is an oracle for tests of the rest of flatbayes and shares no code with it.
+"""
 
 from flatbayes.theory.approximation import (
     BestGaussian,
@@ -7,6 +10,14 @@ from flatbayes.theory.approximation import (
     worst_expected_loss_gradient,
     worst_loss_expectation,
     worst_loss_expectation_gradient,
+)
+from flatbayes.theory.divergences import (
+    PriorScale,
+    binary_kl,
+    gaussian_kl,
+    inverse_kl,
+    prior_scale_grid,
+    select_prior_scale,
 )
 from flatbayes.theory.grid import (
     GridPosterior,
@@ -24,18 +35,12 @@ from flatbayes.theory.grid import (
 )
 from flatbayes.theory.pac_bayes import (
     Certificate,
-    PriorScale,
     betting_mean_bound,
-    binary_kl,
     compute_certificate,
     compute_certificate_from_draws,
-    gaussian_kl,
     gibbs_error_bound,
     holdout_bound,
-    inverse_kl,
     norm_tail_probability,
-    prior_scale_grid,
-    select_prior_scale,
     sharpness_bound,
 )
 from flatbayes.theory.quadratic import (

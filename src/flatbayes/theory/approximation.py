@@ -1,7 +1,7 @@
-"""The best Gaussian approximations of the sharpness-aware posterior of a quadratic, in closed form.
+"""Variational inference for a quadratic loss: the best Gaussian under three objectives, in closed form.
 
-Where the maximum goes matters: outside the expectation over the approximation it leaves the spread alone, inside it
-shrinks it.
+A maximum outside the expectation over the Gaussian leaves its standard deviation unchanged; a maximum inside shrinks
+it. The functions are oracles for tests of the variational posteriors; nothing else in flatbayes calls them.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from flatbayes.theory.checks import check_positive, check_radius
+from flatbayes.theory.numerics import check_positive, check_radius, find_increasing_root
 
 Objective = Literal["plain", "worst_loss_expectation", "worst_expected_loss"]
 """E[L(μ + σε)], E[max over e of L(μ + σε + e)], or max over e of E[L(μ + e + σε)]."""
@@ -98,9 +98,9 @@ def best_gaussian(
 ) -> BestGaussian:
     """The best N(μ, σ²) for L(θ) = a (θ - m)² / 2 under a prior N(0, s²).
 
-    Plain variational inference gives the Gibbs posterior itself, σ² = 1 / (λ a + 1 / s²). (M) moves μ towards m, at
-    most onto it, and leaves σ as it was. (W) moves μ as well and shrinks σ: the sharpness-aware posterior is
-    narrower within a basin. Which of the two an algorithm does is thus seen from σ.
+    Plain variational inference gives the Gibbs posterior, σ² = 1 / (λ a + 1 / s²). (M) moves μ towards m, at most
+    onto it, and does not change σ. (W) also moves μ and shrinks σ: the sharpness-aware posterior is narrower within
+    a basin. So σ tells which of the two objectives an algorithm minimizes.
 
     Args:
         curvature: a, positive.
@@ -108,7 +108,7 @@ def best_gaussian(
         inverse_temperature: λ, positive.
         rho: Radius ρ of the ball; not used by "plain".
         prior_std: s.
-        objective: Where the maximum goes: nowhere, inside the expectation (W), or outside of it (M).
+        objective: No maximum, a maximum inside the expectation (W), or a maximum outside of it (M).
     """
     check_positive(curvature=curvature, inverse_temperature=inverse_temperature, prior_std=prior_std)
     check_radius(rho)
@@ -138,7 +138,7 @@ def best_gaussian(
 def _minimize_worst_loss_expectation(
     curvature: float, centre: float, inverse_temperature: float, rho: float, prior_std: float
 ) -> tuple[float, float]:
-    """The minimum of (W) + KL, convex in (μ, σ): bisection in σ of the slope left after bisection in μ."""
+    """The minimum of (W) + KL, convex in (μ, σ): bisection in σ, with the best μ found by bisection for every σ."""
 
     def objective_gradient(mean: float, std: float) -> tuple[float, float]:
         by_mean, by_std = worst_loss_expectation_gradient(mean - centre, std, curvature, rho)
@@ -146,24 +146,14 @@ def _minimize_worst_loss_expectation(
         return by_mean, inverse_temperature * by_std + std / prior_std**2 - 1 / std
 
     def best_mean(std: float) -> float:
-        return _find_increasing_root(lambda mean: objective_gradient(mean, std)[0], 0.0, centre)
+        return find_increasing_root(lambda mean: objective_gradient(mean, std)[0], 0.0, centre)
 
     # φ lies between 0 and 1 / √(2π), so σ lies between the roots of the two extreme slopes in σ
     c = inverse_temperature * curvature + 1 / prior_std**2
     pull = inverse_temperature * curvature * rho * math.sqrt(2 / math.pi)
     lowest = 2 / (pull + math.sqrt(pull**2 + 4 * c))
-    std = _find_increasing_root(lambda std: objective_gradient(best_mean(std), std)[1], lowest, 1 / math.sqrt(c))
+    std = find_increasing_root(lambda std: objective_gradient(best_mean(std), std)[1], lowest, 1 / math.sqrt(c))
     return best_mean(std), std
-
-
-def _find_increasing_root(function: Callable[[float], float], low: float, high: float) -> float:
-    """The root of an increasing function in [low, high], to the last bit."""
-    while low < (middle := low + (high - low) / 2) < high:
-        if function(middle) < 0:
-            low = middle
-        else:
-            high = middle
-    return high
 
 
 def _normal_density(x: float) -> float:

@@ -1,8 +1,8 @@
 """Exact posteriors on a regular grid in one or two parameters.
 
 On a grid the Gibbs posterior p(w) exp(-λ L(w)) and the sharpness-aware one, p(w) exp(-λ max over ||e|| <= ρ of
-L(w + e)), are finite sums, and every statement about them can be checked to rounding. Whatever approximates them
-in high dimension can be judged here first.
+L(w + e)), are finite sums, so that every statement about them holds to rounding. Samplers and approximations are
+tested against them.
 """
 
 import math
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatbayes.theory.checks import check_positive
+from flatbayes.theory.numerics import check_positive
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class GridPosterior:
     """A probability density on a grid, constant within a cell.
 
     Attributes:
-        log_density: Its logarithm at every grid point, of shape `grid` or `grid x grid`; -inf where there is no mass.
-        cell_volume: Length (one parameter) or area (two) of a cell; Σ exp(log_density) cell = 1.
-        log_evidence: Logarithm of the constant by which the density was divided. For a posterior it is log Z, with
-            the prior normalised on the same grid.
+        log_density: Log density at every grid point, of shape `grid` or `grid x grid`; -inf where the density is 0.
+        cell_volume: Length (one parameter) or area (two) of a cell; Σ exp(log_density) cell_volume = 1.
+        log_evidence: Logarithm of the normalising constant. For a posterior it is log Z, with the prior normalised
+            on the same grid.
     """
 
     log_density: Float[Tensor, "..."]
@@ -37,10 +37,10 @@ class GridPosterior:
         return self.log_density.exp() * self.cell_volume
 
     def expect(self, values: Float[Tensor, "..."]) -> float:
-        """E[values] = Σ masses values; cells without mass do not count, whatever their value."""
-        masses = self.cell_probabilities
-        _check_same_shape("values", values, "the density", masses)
-        return float(torch.where(masses > 0, masses * values.double(), 0.0).sum())
+        """E[values] = Σ p_i values_i; cells of probability 0 are left out, even where the value is infinite."""
+        probabilities = self.cell_probabilities
+        _check_same_shape("values", values, "the density", probabilities)
+        return float(torch.where(probabilities > 0, probabilities * values.double(), 0.0).sum())
 
     def region_probability(self, region: Bool[Tensor, "..."]) -> float:
         """Probability of the cells where `region` is true."""
@@ -54,7 +54,7 @@ def grid_points(num_params: int, half_width: float, cells_per_side: int) -> Floa
     Args:
         num_params: Dimensions of the grid, 1 or 2.
         half_width: Half the length of a side.
-        cells_per_side: Cells on a side.
+        cells_per_side: Number of cells on a side.
 
     Returns:
         Points of shape `cells x 1` or `cells x cells x 2`, the first coordinate along the first dimension.
@@ -69,14 +69,14 @@ def grid_points(num_params: int, half_width: float, cells_per_side: int) -> Floa
 
 
 def normalize_density(log_density: Float[Tensor, "..."], cell_volume: float) -> GridPosterior:
-    """The density proportional to exp(log_density); also makes a prior, or any other distribution Q.
+    """The density proportional to exp(log_density), as for a prior or any other distribution Q.
 
     Args:
-        log_density: Its logarithm up to a constant, of shape `grid` or `grid x grid`.
+        log_density: Log density up to a constant, of shape `grid` or `grid x grid`.
         cell_volume: Length or area of a cell.
 
     Raises:
-        ValueError: There are not one or two dimensions, no mass, infinite mass, a NaN, or no cell.
+        ValueError: The grid has not one or two dimensions, its mass is 0, infinite or NaN, or a cell has no volume.
     """
     if log_density.dim() not in (1, 2):
         raise ValueError(
@@ -94,7 +94,7 @@ def normalize_density(log_density: Float[Tensor, "..."], cell_volume: float) -> 
             f"log_density must have finite, positive mass, got a maximum of {peak}; "
             "look for NaN or +inf, or a density that is zero on the whole grid."
         )
-    relative = log_density - peak  # so that masses sum to one to rounding, however large the exponents
+    relative = log_density - peak  # probabilities then sum to 1 to rounding, however large the exponents
     log_total = float(relative.flatten().logsumexp(0)) + math.log(cell_volume)
     return GridPosterior(relative - log_total, cell_volume, peak + log_total)
 
@@ -108,12 +108,12 @@ def gibbs_posterior(
 
     Args:
         loss: L at every grid point; +inf excludes a point.
-        log_prior: Log prior density there, up to a constant: it is renormalised on the grid.
+        log_prior: Log prior density at every grid point, up to a constant; it is renormalised on the grid.
         inverse_temperature: λ, on the mean loss.
         cell_volume: Length or area of a cell.
 
     Raises:
-        ValueError: The loss has another shape than the prior, or NaN or -inf, or λ is negative or not finite.
+        ValueError: Loss and prior differ in shape, the loss has NaN or -inf, or λ is negative or not finite.
     """
     _check_same_shape("loss", loss, "log_prior", log_prior)
     _check_loss(loss)
@@ -135,7 +135,7 @@ def sharpness_aware_posterior(
 
     Args:
         loss: L at every grid point.
-        log_prior: Log prior density there, up to a constant; it stays outside the maximum.
+        log_prior: Log prior density at every grid point, up to a constant; not part of the maximum.
         inverse_temperature: λ, on the mean loss.
         cell_volume: Length or area of a cell.
         radius_in_cells: ρ in units of the grid spacing.
@@ -146,8 +146,8 @@ def sharpness_aware_posterior(
 def worst_loss(loss: Float[Tensor, "..."], radius_in_cells: float) -> Float[Tensor, "..."]:
     """L^ρ(w) = max over ||w' - w|| <= ρ of L(w'), the maximum over the grid points in the ball.
 
-    An interval for one parameter, where radii add exactly, (L^a)^b = L^{a+b}; a Euclidean disc for two, where they
-    add up to the grid's spacing. The grid ends where it ends: beyond it the loss is that of the nearest edge.
+    The ball is an interval for one parameter, where radii add exactly, (L^a)^b = L^{a+b}; and a Euclidean disc for
+    two, where they add up to the grid's spacing. Beyond the grid the loss is that of the nearest edge.
 
     Args:
         loss: L at every grid point, of shape `grid` or `grid x grid`, with the same spacing in both directions.
@@ -178,16 +178,14 @@ def worst_loss(loss: Float[Tensor, "..."], radius_in_cells: float) -> Float[Tens
 
 
 def grid_kl(q: GridPosterior, p: GridPosterior) -> float:
-    """KL(q || p) = E_q[log q - log p]; infinite where q has mass and p has none.
+    """KL(q || p) = E_q[log q - log p]; infinite where q is positive and p is 0.
 
     Raises:
-        ValueError: The two live on different grids.
+        ValueError: The two are on different grids.
     """
     _check_same_shape("q", q.log_density, "p", p.log_density)
     if not math.isclose(q.cell_volume, p.cell_volume, rel_tol=1e-12):
-        raise ValueError(
-            f"q and p must live on the same grid, got cells of size {q.cell_volume} and {p.cell_volume}."
-        )
+        raise ValueError(f"q and p must be on the same grid, got cells of size {q.cell_volume} and {p.cell_volume}.")
     return q.expect(q.log_density - p.log_density)
 
 
@@ -201,13 +199,13 @@ def variational_objective(
 ) -> float:
     """Theorem A's objective, J_V(Q) = λ E_Q[V] + KL(Q || P) = -log Z_V + KL(Q || q_V).
 
-    Its only minimiser is q_V = p exp(-λ V) / Z_V, with minimum -log Z_V: the Gibbs posterior for V = L, the
+    The unique minimiser is q_V = p exp(-λ V) / Z_V, with minimum -log Z_V: the Gibbs posterior for V = L, the
     sharpness-aware one for V = L^ρ.
 
     Args:
         q: Any distribution on the grid.
         values: V at every grid point.
-        prior: P, as `normalised(log_prior, cell)`.
+        prior: P, as made by `normalize_density(log_prior, cell_volume)`.
         inverse_temperature: λ.
     """
     _check_inverse_temperature(inverse_temperature)
@@ -219,7 +217,7 @@ def mean_sharpness(q: GridPosterior, loss: Float[Tensor, "..."], radius_in_cells
     """Expected sharpness E_q[L^ρ - L], which is never negative.
 
     Args:
-        q: The distribution whose sharpness is asked for.
+        q: A distribution on the grid.
         loss: L at every grid point, finite.
         radius_in_cells: ρ in units of the grid spacing.
     """
@@ -235,11 +233,11 @@ def flatness_identity(
 ) -> tuple[float, float]:
     """Both sides of Theorem C, λ (E_R[L^ρ - L] - E_A[L^ρ - L]) = KL(A || R) + KL(R || A) >= 0.
 
-    R is the Gibbs posterior and A the sharpness-aware one, for the same prior and λ: A is never the sharper one.
+    R is the Gibbs posterior and A the sharpness-aware one, for the same prior and λ, so A is never sharper than R.
 
     Args:
         loss: L at every grid point, finite.
-        log_prior: Log prior density there, up to a constant.
+        log_prior: Log prior density at every grid point, up to a constant.
         inverse_temperature: λ, on the mean loss.
         cell_volume: Length or area of a cell.
         radius_in_cells: ρ in units of the grid spacing.
@@ -256,7 +254,7 @@ def flatness_identity(
 def sample_cells(posterior: GridPosterior, num_draws: int, generator: torch.Generator) -> Int64[Tensor, "draws dims"]:
     """Independent draws of grid cells, by inversion of the distribution function.
 
-    With `cells = sample(...)`, `points[cells[:, 0]]` are the parameters drawn from a grid `points` of one
+    With `cells = sample_cells(...)`, `points[cells[:, 0]]` are the parameters drawn from a grid `points` of one
     parameter, and `values[tuple(cells.T)]` what `values` has there.
 
     Args:
@@ -265,13 +263,13 @@ def sample_cells(posterior: GridPosterior, num_draws: int, generator: torch.Gene
         generator: Source of randomness, on the CPU.
 
     Returns:
-        Indices of cells, one draw a row, one column a parameter.
+        Indices of cells, a row per draw and a column per parameter.
     """
     if num_draws < 0:
         raise ValueError(f"num_draws must be at least 0, got {num_draws}.")
-    below = posterior.cell_probabilities.flatten().cumsum(0)
-    uniform = torch.rand(num_draws, generator=generator, dtype=torch.float64) * below[-1]
-    cells = torch.searchsorted(below, uniform, right=True).clamp(max=len(below) - 1)
+    cumulative = posterior.cell_probabilities.flatten().cumsum(0)
+    uniform = torch.rand(num_draws, generator=generator, dtype=torch.float64) * cumulative[-1]
+    cells = torch.searchsorted(cumulative, uniform, right=True).clamp(max=len(cumulative) - 1)
     return torch.stack(torch.unravel_index(cells, posterior.log_density.shape), dim=1)
 
 
@@ -279,18 +277,18 @@ def _sliding_max(values: Tensor, half_width: int) -> Tensor:
     """Maximum over 2 half_width + 1 neighbours in the last dimension, by doubling windows."""
     half_width = min(half_width, values.shape[-1] - 1)
     window, covered = 2 * half_width + 1, 1
-    found = F.pad(values, (half_width, half_width), value=-math.inf)
+    maxima = F.pad(values, (half_width, half_width), value=-math.inf)
     while 2 * covered <= window:
-        found = torch.maximum(found[..., :-covered], found[..., covered:])
+        maxima = torch.maximum(maxima[..., :-covered], maxima[..., covered:])
         covered *= 2
     rest = window - covered
-    return torch.maximum(found[..., : found.shape[-1] - rest], found[..., rest:])
+    return torch.maximum(maxima[..., : maxima.shape[-1] - rest], maxima[..., rest:])
 
 
 def _check_same_shape(name: str, tensor: Tensor, expected_name: str, expected: Tensor) -> None:
     if tensor.shape != expected.shape:
         raise ValueError(
-            f"{name} and {expected_name} must live on the same grid, "
+            f"{name} and {expected_name} must be on the same grid, "
             f"got shapes {tuple(tensor.shape)} and {tuple(expected.shape)}."
         )
 

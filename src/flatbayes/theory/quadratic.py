@@ -1,7 +1,7 @@
-"""Closed forms for quadratic losses: worst points, and the sharpness-aware posterior.
+"""Closed forms for quadratic losses: the worst perturbation in a ball, and the sharpness-aware posterior.
 
-Near a minimum every loss is a quadratic, and for a quadratic what flatness does is known exactly: to the loss, and to
-the posterior (it leaves sharp wells, and narrows within one).
+Near a minimum every smooth loss is close to a quadratic, for which worst loss and posterior are known exactly. The
+functions are oracles for tests of flatness and diagnostics; nothing else in flatbayes calls them.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flatbayes.theory.checks import check_positive, check_radius
+from flatbayes.theory.numerics import check_positive, check_radius
 
 
 def isotropic_worst_loss(weights: Float[Tensor, "... params"], curvature: float, rho: float) -> Float[Tensor, "..."]:
@@ -19,7 +19,7 @@ def isotropic_worst_loss(weights: Float[Tensor, "... params"], curvature: float,
 
     Args:
         weights: w, one vector in the last dimension.
-        curvature: a, not negative.
+        curvature: a, at least 0.
         rho: Radius ρ of the ball.
     """
     check_radius(rho)
@@ -63,39 +63,27 @@ def worst_perturbation(
         rho: Radius ρ of the ball.
 
     Raises:
-        ValueError: A is not symmetric, shapes do not match, an entry is not finite, or ρ is no radius.
+        ValueError: A is not symmetric, shapes do not match, an entry is not finite, or ρ is negative or not finite.
     """
     check_radius(rho)
     gradient, hessian = gradient.double(), hessian.double()
-    if gradient.dim() != 1 or hessian.shape != (len(gradient), len(gradient)):
-        raise ValueError(
-            f"hessian must be square, with a row per entry of gradient; "
-            f"got shapes {tuple(hessian.shape)} and {tuple(gradient.shape)}."
-        )
-    if not bool(gradient.isfinite().all() and hessian.isfinite().all()):
-        raise ValueError("gradient and hessian must be finite, got NaN or infinity in them.")
-    scale = float(hessian.abs().max())
-    if not torch.allclose(hessian, hessian.T, rtol=0, atol=1e-12 * scale):
-        raise ValueError(
-            f"hessian must be symmetric, got entries that differ by up to {float((hessian - hessian.T).abs().max())} "
-            "from their transpose; pass (A + Aᵀ) / 2."
-        )
-    unit = max(float(gradient.abs().max()), rho * scale)
-    if rho == 0 or unit == 0:  # no ball, or no slope anywhere in it
+    _check_quadratic(gradient, hessian)
+    unit = max(float(gradient.abs().max()), rho * float(hessian.abs().max()))
+    if rho == 0 or unit == 0:  # an empty ball, or a constant function
         return torch.zeros_like(gradient)
     values, vectors = torch.linalg.eigh(hessian * rho / unit)  # from here on, ρ = 1 and so is the larger of g and A
     b = torch.mv(vectors.T, gradient / unit)
-    b = torch.where(b.abs() > 1e-30, b, 0.0)  # less changes the maximum by nothing that can be written down
+    b = torch.where(b.abs() > 1e-30, b, 0.0)  # smaller components change no digit of the maximum
     floor = max(0.0, float(values[-1]))
     distance = floor - values  # ν - w_i = shift + distance, exact even for a shift that ν would round away
     shift = float(b[distance == 0].norm())
     if shift == 0:  # the hard case, or a strict maximum inside the ball
-        found = torch.where(b != 0, b / distance, 0.0)
-        rest = 1 - float(found @ found)
+        unit_perturbation = torch.where(b != 0, b / distance, 0.0)
+        rest = 1 - float(unit_perturbation @ unit_perturbation)
         if rest >= 0:
             if floor == values[-1]:
-                found[-1] = math.sqrt(rest)
-            return torch.mv(vectors, rho * found)
+                unit_perturbation[-1] = math.sqrt(rest)
+            return torch.mv(vectors, rho * unit_perturbation)
     return torch.mv(vectors, rho * _solve_secular_equation(b, distance, shift))
 
 
@@ -107,15 +95,15 @@ def soft_worst_loss(mean: float, curvature: float, variance: float) -> tuple[flo
     Args:
         mean: m.
         curvature: a.
-        variance: s, positive, with a s < 1: else there is no maximum.
+        variance: s, positive, with a s < 1; otherwise there is no maximum.
 
     Returns:
-        The maximum, and the d where it is.
+        The maximum, and the d that attains it.
     """
     if not (variance > 0 and curvature * variance < 1):
         raise ValueError(
             f"variance must be positive with curvature * variance < 1, got {variance} and a product of "
-            f"{curvature * variance}; without it the loss outgrows its penalty."
+            f"{curvature * variance}; otherwise the loss grows faster than its penalty."
         )
     left = 1 - curvature * variance
     return curvature * mean**2 / (2 * left), curvature * variance * mean / left
@@ -152,8 +140,8 @@ def quadratic_posterior(curvature: float, inverse_temperature: float, rho: float
 
     With c = λ a + 1 / s², b = λ a ρ, α = b / √c and h = φ(α) / Q(α), the inverse Mills ratio (Q the upper tail):
     E|θ| = (h - α) / √c; E θ² = (1 + α² - α h) / c; log Z = -λ a ρ² / 2 + α² / 2 + log 2 + log(2π / c) / 2 +
-    log Q(α), for the unnormalised prior exp(-θ² / (2 s²)). The differences are taken without cancellation, so that
-    large α are as good as small ones.
+    log Q(α), for the unnormalised prior exp(-θ² / (2 s²)). The differences are computed without cancellation, so
+    that large α are as accurate as small ones.
 
     Args:
         curvature: a, positive.
@@ -166,22 +154,22 @@ def quadratic_posterior(curvature: float, inverse_temperature: float, rho: float
     stiffness = inverse_temperature * curvature
     c, b = stiffness + 1 / prior_std**2, stiffness * rho
     alpha = b / math.sqrt(c)
-    excess, spread = _tail_excess_moments(alpha)
+    excess_mean, excess_variance = _tail_excess_moments(alpha)
     # α² / 2 + log(2 Q(α)) = log erfcx(α / √2)
     log_evidence = (
         -stiffness * rho**2 / 2 + math.log(_scaled_erfc(alpha / math.sqrt(2))) + math.log(2 * math.pi / c) / 2
     )
-    return CuspPosterior(c, b, log_evidence, excess / math.sqrt(c), spread / c)
+    return CuspPosterior(c, b, log_evidence, excess_mean / math.sqrt(c), excess_variance / c)
 
 
 def well_odds(first_curvature: float, second_curvature: float, inverse_temperature: float, rho: float) -> float:
     """Odds Z(a₁) / Z(a₂) of two equally deep quadratic wells, far apart, under a flat prior.
 
-    Z(a) = 2 √(2π / (λ a)) Q(√(λ a) ρ): mass leaves the sharp well exponentially in ρ².
+    Z(a) = 2 √(2π / (λ a)) Q(√(λ a) ρ): the mass of the sharp well decreases exponentially in ρ².
 
     Args:
-        first_curvature: Curvature a₁ of the well in favour of which the odds are.
-        second_curvature: Curvature a₂ of the other one.
+        first_curvature: Curvature a₁ of the well in the numerator.
+        second_curvature: Curvature a₂ of the well in the denominator.
         inverse_temperature: λ, positive.
         rho: Radius ρ of the ball; 0 gives the Gibbs posterior.
     """
@@ -197,8 +185,24 @@ def well_odds(first_curvature: float, second_curvature: float, inverse_temperatu
     return math.exp(log_mass(first_curvature) - log_mass(second_curvature))
 
 
+def _check_quadratic(gradient: Tensor, hessian: Tensor) -> None:
+    if gradient.dim() != 1 or hessian.shape != (len(gradient), len(gradient)):
+        raise ValueError(
+            f"hessian must be square, with a row per entry of gradient; "
+            f"got shapes {tuple(hessian.shape)} and {tuple(gradient.shape)}."
+        )
+    if not bool(gradient.isfinite().all() and hessian.isfinite().all()):
+        raise ValueError("gradient and hessian must be finite, got NaN or infinity in them.")
+    scale = float(hessian.abs().max())
+    if not torch.allclose(hessian, hessian.T, rtol=0, atol=1e-12 * scale):
+        raise ValueError(
+            f"hessian must be symmetric, got entries that differ by up to {float((hessian - hessian.T).abs().max())} "
+            "from their transpose; pass (A + Aᵀ) / 2."
+        )
+
+
 def _solve_secular_equation(b: Tensor, distance: Tensor, shift: float) -> Tensor:
-    """The unit vector b / (shift + distance), the shift found by Newton from below.
+    """The unit vector b / (shift + distance), with the shift from Newton's method started below the root.
 
     1 / ||e(shift)|| is increasing and concave, so Newton's iterates grow towards the root and never pass it.
     """

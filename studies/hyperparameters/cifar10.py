@@ -3,19 +3,18 @@
 Five hundred training images, not augmented, and a small network, so that a comparison of all methods is a matter of
 minutes on a CPU; as in choose_digits.py, which see.
 
-    FLATBAYES_DATA=... python benchmarks/choose_cifar.py runs/choose-cifar
+    FLATBAYES_DATA=... python -m studies.hyperparameters.cifar10 runs/choose-cifar
 """
 
 import sys
 from functools import partial
-
-from choose_digits import choose, sampled, trained, variational
 
 from flatbayes.data import CIFAR10
 from flatbayes.experiments import Comparison
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.training import Cosine, SWALinear, TrainingConfig
+from studies.hyperparameters.digits import choose, sampled, trained, variational
 
 RADII = (0.03, 0.08)
 DECAYS = (1e-3, 1e-2)

@@ -4,7 +4,7 @@ For every method the setting with the best validation NLL when trained plainly, 
 validation NLL for it. The test part is never looked at. Trials and choices are in FOLDER/selection.json, and
 FOLDER/config.yaml is what `flatbayes compare --config` takes.
 
-    python benchmarks/choose_digits.py runs/choose-digits
+    python -m studies.hyperparameters.digits runs/choose-digits
 """
 
 import itertools

@@ -1,12 +1,12 @@
 """What is tried against the command line, in numbers: writes one part of docs/results/reliability.json.
 
-    python benchmarks/reliability.py commands 1500
-    python benchmarks/reliability.py configurations 1000
-    python benchmarks/reliability.py interruptions 40
-    python benchmarks/reliability.py writes 1
-    python benchmarks/reliability.py places 0
-    python benchmarks/reliability.py hyperparameters 0
-    python benchmarks/reliability.py soak 300
+    python tests/reliability/measure.py commands 1500
+    python tests/reliability/measure.py configurations 1000
+    python tests/reliability/measure.py interruptions 40
+    python tests/reliability/measure.py writes 1
+    python tests/reliability/measure.py places 0
+    python tests/reliability/measure.py hyperparameters 0
+    python tests/reliability/measure.py soak 300
 
 The number is how many commands, configurations or interruptions of each command, the step between writes, or the
 number of cycles. What went wrong is printed, and there is to be nothing.
@@ -20,8 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "reliability"), str(ROOT / "benchmarks")]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def measured(part: str, number: int, first: int) -> dict[str, Any]:

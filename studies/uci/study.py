@@ -6,7 +6,7 @@ are trained again on all of it, and measured once on the test part of the split.
 steps. What was chosen, and from what, is in FOLDER/<name>/select-<split>/selection.json; FOLDER/<name>/results.json
 is that of a comparison, written anew after every split.
 
-    FLATBAYES_DATA=... python benchmarks/uci.py runs/uci concrete energy wine-quality-red
+    FLATBAYES_DATA=... python -m studies.uci runs/uci concrete energy wine-quality-red
 """
 
 import argparse

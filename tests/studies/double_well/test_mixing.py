@@ -5,8 +5,13 @@ import math
 import pytest
 import torch
 
-from flatbayes.diagnostics import effective_sample_size, split_r_hat
-from flatbayes.diagnostics.mixing import compute_autocovariances, rank_normalize, split_chains
+from studies.double_well.mixing import (
+    compute_autocovariances,
+    effective_sample_size,
+    rank_normalize,
+    split_chains,
+    split_r_hat,
+)
 
 
 def autoregressive(phi, chains, draws, seed=0):

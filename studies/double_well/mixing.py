@@ -103,7 +103,7 @@ def compute_variances(chains: Float[Tensor, "chains draws"]) -> tuple[float, flo
 def compute_autocovariances(chains: Float[Tensor, "chains draws"]) -> Float[Tensor, "chains draws"]:
     """Autocovariances of every chain at lags 0, 1, ..., each divided by the number of draws.
 
-    >>> autocovariances(torch.tensor([[1.0, -1.0, 1.0, -1.0]])).round(decimals=6).tolist()
+    >>> compute_autocovariances(torch.tensor([[1.0, -1.0, 1.0, -1.0]])).round(decimals=6).tolist()
     [[1.0, -0.75, 0.5, -0.25]]
     """
     draws = chains.shape[1]

@@ -2,7 +2,7 @@
 
 The strength of the default prior was chosen on these data, which their figures must be read with.
 
-    python benchmarks/estimators.py docs/results/estimators.json
+    python -m studies.estimators docs/results/estimators.json
 """
 
 import sys

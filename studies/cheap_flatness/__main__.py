@@ -6,7 +6,7 @@ and measured on the test part: the NLL that is gained over the plain twin, with 
 that as a share of what SAM gains, with Fieller's interval of the ratio; gradients a step, and seconds. Seconds are
 those of runs beside each other: for the ratios to count, `--jobs 1` on a machine that does nothing else.
 
-    FLATBAYES_DATA=... python benchmarks/cheap_flatness.py runs/cheap digits cifar
+    FLATBAYES_DATA=... python -m studies.cheap_flatness runs/cheap digits cifar
 
 FOLDER/<data>/cheap.json has the numbers, and cheap.svg beside it is made from them. The same call goes on where it
 was stopped.
@@ -18,20 +18,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-import choose_cifar
-import choose_digits
-from cheap_flatness_figure import figure
-
 from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import read_json, write_json
 from flatbayes.core.spec import short_name
 from flatbayes.experiments import execute_runs, select_methods
 from flatbayes.experiments.statistics import compare_pairs
 from flatbayes.flatness import LESAM, MSAM, SAM, Delayed, GaussianSmoothing, LookSAM, Periodic, Plain
+from studies.cheap_flatness.figure import figure
+from studies.hyperparameters import cifar10, digits
 
 STUDIES = {
-    "digits": (choose_digits, "digits, MLP", (0.05, 0.1, 0.2, 0.4, 0.8), "last_layer"),
-    "cifar": (choose_cifar, "CIFAR-10 (500 images), ConvNet", (0.02, 0.05, 0.1), "norms"),
+    "digits": (digits, "digits, MLP", (0.05, 0.1, 0.2, 0.4, 0.8), "last_layer"),
+    "cifar": (cifar10, "CIFAR-10 (500 images), ConvNet", (0.02, 0.05, 0.1), "norms"),
 }
 METHODS = ("MAP", "SWAG")
 

@@ -1,6 +1,6 @@
 """The figure of cheap_flatness.py: what is gained against what it costs, in gradients and in seconds.
 
-python benchmarks/cheap_flatness_figure.py runs/cheap/digits/cheap.json    # draws cheap.svg again
+python -m studies.cheap_flatness.figure runs/cheap/digits/cheap.json    # draws cheap.svg again
 """
 
 import sys

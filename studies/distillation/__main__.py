@@ -4,7 +4,7 @@ The teacher is an ensemble of SWAG posteriors on 300 labelled images. One studen
 images, another on all images outside the test part, without their labels; a network trained on
 the labels alone (MAP) is what both replace.
 
-    python benchmarks/distill.py docs/results/distill.json
+    python -m studies.distillation docs/results/distill.json
 """
 
 import sys

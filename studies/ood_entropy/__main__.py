@@ -4,14 +4,12 @@ The comparison of configs/digits-all.yaml chose a weight decay of 0.005 for the 
 with each of several, and measured on what the AUROC of foreign images depends on: how sure the networks are of those,
 and of their own test images.
 
-    FLATBAYES_DATA=... python benchmarks/foreign.py runs/foreign
+    FLATBAYES_DATA=... python -m studies.ood_entropy runs/foreign
 """
 
 import sys
 from pathlib import Path
 from statistics import fmean, stdev
-
-from choose_digits import COMMON, trained
 
 from flatbayes.core.files import write_json
 from flatbayes.data import CIFAR10, load_test_split, match_input_format
@@ -20,6 +18,7 @@ from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors import MAP
 from flatbayes.prediction import evaluate, evaluate_ood
 from flatbayes.training import Cosine, fit
+from studies.hyperparameters.digits import COMMON, trained
 
 DECAYS = (1e-4, 1e-3, 5e-3)
 SEEDS = 10

@@ -1,6 +1,6 @@
 """Thousands of damaged and hostile files, each of which must end in an error of ours, soon and without much memory.
 
-    python benchmarks/fuzz.py --count 2000 --out docs/results/fuzz-artefact.json
+    python tests/reliability/fuzz.py --count 2000 --out docs/results/fuzz-artefact.json
 
 Every kind of file has a process of its own, with a limit on its memory, so that a crash is seen and counted.
 """
@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 MEMORY, SECONDS = 2 * 2**30, 20.0

@@ -1,18 +1,16 @@
 """Why flatness costs a regression with hardly any noise, and helps one that overfits: it widens the noise.
 
 A Gaussian likelihood fits its noise to the residuals that it sees, and a flat one sees those at the worst point of
-the ball. Here is the noise that the plain and the flat MAP of benchmarks/uci.py end with, beside their residuals on
+the ball. Here is the noise that the plain and the flat MAP of studies/uci end with, beside their residuals on
 test data, all as shares of the targets' standard deviation: four splits of a set that is nearly free of noise, and of
 one that is not.
 
-    FLATBAYES_DATA=... python benchmarks/noise_scale.py docs/results/uci-noise-scale.json
+    FLATBAYES_DATA=... python -m studies.uci.noise_scale docs/results/uci-noise-scale.json
 """
 
 import sys
 from pathlib import Path
 from statistics import fmean
-
-from uci import CANDIDATES, MODEL, UNUSED, recipe_for
 
 from flatbayes.core.files import write_json
 from flatbayes.data import UCI
@@ -20,6 +18,7 @@ from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors import MAP
 from flatbayes.prediction import evaluate
 from flatbayes.training import fit
+from studies.uci.study import CANDIDATES, MODEL, UNUSED, recipe_for
 
 SPLITS = 4
 

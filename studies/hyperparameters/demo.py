@@ -4,7 +4,7 @@ The recipe (learning rate, weight decay, schedule) is the one with the best vali
 with the recipe fixed, rho is the one with the best validation NLL of flat SWAG; scales and dropout rate are those of
 the plain twins. The test part is never looked at.
 
-    python benchmarks/choose_demo.py            # about 15 minutes on two cores
+    python -m studies.hyperparameters.demo            # about 15 minutes on two cores
 """
 
 import itertools

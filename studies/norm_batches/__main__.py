@@ -1,6 +1,6 @@
 """How many training batches the BatchNorm statistics of a draw need, and what a full pass for every draw costs.
 
-    FLATBAYES_DATA=... python benchmarks/statistics_batches.py docs/results/statistics-batches.json \
+    FLATBAYES_DATA=... python -m studies.norm_batches docs/results/statistics-batches.json \
         docs/img/statistics-batches.svg
 
 SWAG x SAM on a few thousand images of CIFAR-10. For each seed the same draws predict the same test images, with

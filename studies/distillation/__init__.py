@@ -1,0 +1,1 @@
+"""A distilled network compared with its posterior."""

@@ -1,0 +1,1 @@
+"""The estimators compared with networks and linear models of scikit-learn."""

@@ -1,0 +1,1 @@
+"""Hyperparameters of the configurations in `configs/`, selected on validation data."""

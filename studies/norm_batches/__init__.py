@@ -1,0 +1,1 @@
+"""Number of training batches that BatchNorm statistics of a draw need."""

@@ -1,0 +1,1 @@
+"""Flat against plain training on the UCI regression data sets."""
