@@ -40,7 +40,7 @@ class Classifier(L.LightningModule):
 x, y = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
 x = x.float() / 16
 L.seed_everything(0, verbose=False)
-flat = FlatCallback(SAM(rho=0.1), SWAG(rank=10), collect_from=0.5)
+flat = FlatCallback(SAM(rho=0.1), SWAG(rank=10), start_fraction=0.5)
 trainer = L.Trainer(
     max_epochs=20,
     callbacks=[flat],

@@ -42,7 +42,8 @@ def make_parser() -> ArgumentParser:
     """
     parser = new_parser(
         "--table TABLE --out FOLDER [options]",
-        "Run a table of the paper, and compare it with the published results. The same command resumes an interrupted\n"
+        "Run a table of the paper, and compare it with the published results. The same command resumes an "
+        "interrupted\n"
         "run.",
         program="python -m reproduction",
     )

@@ -84,7 +84,8 @@ def describe_differences(config: TableConfig) -> list[str]:
     said += _describe_training_differences(config)
     if config.max_examples is not None:
         said.append(
-            f"At most {config.max_examples:,} images in each part of the data instead of 45,000 to train on and 10,000 to "
+            f"At most {config.max_examples:,} images in each part of the data instead of 45,000 to train on and "
+            f"10,000 to "
             "test on: this shows that the table runs, and says nothing about any claim."
         )
     return said

@@ -1,7 +1,7 @@
-"""Many small problems of one kind side by side, as the rows of one parameter: chains of a sampler, or fits.
+"""Chains of a sampler or variational fits in parallel, as the rows of one parameter.
 
-A step of a posterior is the same for every weight, so each row is a run of its own and a thousand cost little more
-than one. Only the ball of a flatness joins the weights; here every row has its own.
+A posterior updates every weight independently of the others, so each row is a run of its own. Only the ball of a
+flatness couples weights; here every row has a ball of its own.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from flatbayes.core import Closure
 from flatbayes.flatness.ascent import Perturbation, check_ascent_steps, check_radius, gradient_at_perturbation
 
 GradientFn = Callable[[Tensor], Tensor]
-"""(rows of weights) -> the gradient of the loss at each of them."""
+"""Maps weights to gradients of the loss, both of shape `runs x params`."""
 
 
 class BatchedChains(nn.Module):
-    """One parameter, a row for each run.
+    """A module with one parameter, a row per run.
 
     Args:
-        initial_weights: Where the runs begin.
+        initial_weights: Initial weights of the runs.
     """
 
     def __init__(self, initial_weights: Float[Tensor, "runs params"]) -> None:
@@ -30,7 +30,7 @@ class BatchedChains(nn.Module):
 
 
 def make_closure(model: BatchedChains, gradient: GradientFn) -> Closure:
-    """A closure that leaves every row's gradient in `.grad`; its loss is not asked for, and 0."""
+    """A closure that leaves the gradient of every row in `.grad` and returns 0 as the loss."""
 
     def closure() -> Tensor:
         model.weight.grad = gradient(model.weight.detach())
@@ -40,22 +40,20 @@ def make_closure(model: BatchedChains, gradient: GradientFn) -> Closure:
 
 
 def make_row_sam_closure(closure: Closure, model: BatchedChains, rho: float, ascent_steps: int = 1) -> Closure:
-    """What `SAM(rho, ascent_steps)` makes of the closure, with a ball for every row instead of one for all.
+    """The closure that `SAM(rho, ascent_steps)` makes, with a ball for every row instead of one ball for all rows.
 
     Args:
         closure: The plain closure.
-        model: The rows.
+        model: The runs.
         rho: Radius of each ball; 0 gives the closure itself.
-        ascent_steps: Times the displacement is aimed.
+        ascent_steps: Number of ascent steps.
     """
     check_radius(rho)
     check_ascent_steps(ascent_steps)
     if rho == 0:
         return closure
     return gradient_at_perturbation(
-        lambda _, grads: Perturbation(
-            [row_perturbations(grads[0], rho)], torch.ones(()), 1.0
-        ),  # of every row its own
+        lambda _, grads: Perturbation([row_perturbations(grads[0], rho)], torch.ones(()), 1.0),
         closure,
         model,
         ascent_steps=ascent_steps,
@@ -63,6 +61,6 @@ def make_row_sam_closure(closure: Closure, model: BatchedChains, rho: float, asc
 
 
 def row_perturbations(grad: Float[Tensor, "runs params"], rho: float) -> Float[Tensor, "runs params"]:
-    """The displacement ρ g / ||g|| for each row, zero where g is."""
+    """The perturbation ρ g / ||g|| of each row; zero where g is zero."""
     norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
     return grad * torch.where(norm > 0, rho / norm, 0.0)

@@ -21,7 +21,8 @@ def make_parser() -> ArgumentParser:
     """The parser of the command."""
     parser = new_parser(
         "--out FOLDER [options]",
-        "Sample and fit the Gibbs posterior and the sharpness-aware posterior of a loss with a sharp deep and a flat\n"
+        "Sample and fit the Gibbs posterior and the sharpness-aware posterior of a loss with a sharp deep and a "
+        "flat\n"
         "shallow well, and compare both with the exact densities: figures, numbers, and a summary.",
         program="python -m studies.double_well",
     )

@@ -1,7 +1,6 @@
-"""What a posterior does on a loss with two wells, plain and sharpness-aware, side by side; reads, never samples.
+"""Figures, table and summary of the double-well study, from the files that the study wrote.
 
-The exact densities are computed again from the numbers of the run, so that what is drawn over them is all that the
-methods have left behind.
+The exact densities are computed again from the settings; draws and fits are read.
 """
 
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from flatbayes.core.files import atomic_write, read_json, write_text
 from flatbayes.reporting import svg
 from flatbayes.theory import GridPosterior, gibbs_posterior, grid_points
 from studies.double_well.loss import make_sharp_and_flat_wells
+from studies.double_well.study import DRAWS_FILE, THEORY_FILE, compute_cell_volume
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,20 +30,19 @@ TARGET_STYLES = {
 }
 SAMPLER_MARKERS = {"SGLD": "o", "SGHMC": "x"}
 HALF_WIDTH = 2.9
-"""Half of the line that is shown."""
+"""Half the width of the interval shown."""
 
 
 def draw_wells(folder: Path | str) -> list[Path]:
-    """Draw `wells-1d` and `wells-2d`, as SVG and as PNG, from what `flatbayes theory --out` wrote.
+    """Draw `wells-1d` and `wells-2d`, as SVG and as PNG, from the files of the study.
 
     Raises:
         FileNotFoundError: The folder has no theory.json or no draws.
         ValueError: A file is damaged.
-        ImportError: matplotlib is not installed.
     """
     folder = Path(folder)
-    results = read_json(folder / "theory.json")
-    draws = safetensors.torch.load_file(folder / "draws.safetensors")
+    results = read_json(folder / THEORY_FILE)
+    draws = safetensors.torch.load_file(folder / DRAWS_FILE)
     written = []
     for name, height, draw, label in (
         ("wells-1d", HEIGHT_1D_PX, draw_1d, "The two posteriors of a loss with two wells, in one parameter"),
@@ -59,17 +58,22 @@ def draw_wells(folder: Path | str) -> list[Path]:
 
 
 def evaluate_density(results: Mapping[str, Any], num_params: int, target: str, points: Tensor) -> GridPosterior:
-    """The exact posterior on other grid points than those of the run."""
+    """The exact posterior on other grid points than those of the study.
+
+    Args:
+        results: Content of `theory.json`.
+        num_params: 1 or 2.
+        target: A key of `TARGET_STYLES`.
+        points: Grid points, as made by `grid_points`.
+    """
     config, wells = results["config"], make_sharp_and_flat_wells(num_params)
     values = wells.worst_loss(points, config["rho"] if target == "sharpness_aware_posterior" else 0.0)
-    flat = points.flatten(0, -2)
-    cell = float(flat[1, -1] - flat[0, -1]) ** num_params
     log_prior = -points.square().sum(-1) / (2 * config["prior_std"] ** 2)
-    return gibbs_posterior(values, log_prior, config["inverse_temperature"], cell)
+    return gibbs_posterior(values, log_prior, config["inverse_temperature"], compute_cell_volume(points))
 
 
 def draw_1d(figure: "Figure", results: Mapping[str, Any], draws: Mapping[str, Tensor]) -> None:
-    """Above, the loss that each posterior weighs; below, its density and what was found of it."""
+    """Loss of each posterior above; exact density, draws and best Gaussian below."""
     points = grid_points(1, max(4.0, 5 * results["config"]["prior_std"]), 1000)
     axes = figure.subplots(
         2,
@@ -89,9 +93,9 @@ def draw_1d(figure: "Figure", results: Mapping[str, Any], draws: Mapping[str, Te
     for column, target in enumerate(TARGET_STYLES):
         draw_loss(axes[0, column], results, points, target)
         draw_density(axes[1, column], results, draws, points, target)
-        for one in axes[:, column]:
-            svg.style_axes(one)
-            one.set_xlim(-HALF_WIDTH, HALF_WIDTH)
+        for panel in axes[:, column]:
+            svg.style_axes(panel)
+            panel.set_xlim(-HALF_WIDTH, HALF_WIDTH)
         axes[1, column].set_xlabel("weight w")
     axes[0, 0].set_ylabel("loss")
     axes[1, 0].set_ylabel("density")
@@ -101,7 +105,7 @@ def draw_1d(figure: "Figure", results: Mapping[str, Any], draws: Mapping[str, Te
 
 
 def draw_loss(axes: "Axes", results: Mapping[str, Any], points: Tensor, target: str) -> None:
-    """The loss, and where it counts the worst loss above it."""
+    """The loss, and for the sharpness-aware posterior the worst loss above it."""
     title, colour = TARGET_STYLES[target]
     wells, rho, at = make_sharp_and_flat_wells(1), results["config"]["rho"], points[:, 0]
     axes.set_title(title, loc="left", pad=8, fontsize=13, fontweight="bold", color=colour)
@@ -126,7 +130,7 @@ def draw_loss(axes: "Axes", results: Mapping[str, Any], points: Tensor, target: 
 def draw_density(
     axes: "Axes", results: Mapping[str, Any], draws: Mapping[str, Tensor], points: Tensor, target: str
 ) -> None:
-    """The exact density filled, draws as histograms, the best Gaussian as a line."""
+    """Exact density as an area, histograms of draws as markers, the best Gaussian as a line."""
     colour, at = TARGET_STYLES[target][1], points[:, 0]
     exact = evaluate_density(results, 1, target, points).log_density.exp()
     axes.fill_between(at, exact, color=colour, alpha=0.3, linewidth=0, label="exact", zorder=2)
@@ -134,27 +138,34 @@ def draw_density(
     edges = torch.linspace(-HALF_WIDTH, HALF_WIDTH, 117, dtype=torch.float64)
     middle, width = (edges[1:] + edges[:-1]) / 2, float(edges[1] - edges[0])
     for name, marker in SAMPLER_MARKERS.items():
-        found = draws[f"1/{target}/{name}"]
-        height = torch.histogram(found.flatten(), edges).hist / (found.numel() * width)
-        seen = height > 0.005
+        chains = draws[f"1/{target}/{name}"]
+        height = torch.histogram(chains.flatten(), edges).hist / (chains.numel() * width)
+        visible = height > 0.005
         style: dict[str, Any] = {"markerfacecolor": "none"} if marker == "o" else {}
         style |= {"color": svg.INK, "markersize": 3.2, "markeredgewidth": 0.8, "zorder": 4, "label": name}
-        axes.plot(middle[seen], height[seen], marker, **style)
+        axes.plot(middle[visible], height[visible], marker, **style)
     mean, std = draws[f"1/{target}/SGVB"][:, 0].tolist()
     gaussian = (-((at - mean) / std).square() / 2).exp() / (std * (2 * torch.pi) ** 0.5)
     axes.plot(at, gaussian.tolist(), color=svg.INK, linewidth=1.4, linestyle=(0, (5, 2)), label="SGVB", zorder=3.5)
-    masses, wells = results["targets"]["1"]["exact"][target], make_sharp_and_flat_wells(1)
+    summary, wells = results["targets"]["1"]["exact"][target], make_sharp_and_flat_wells(1)
     for well, name in enumerate(("sharp", "flat")):
         near = wells.is_inside_well(points, well)
         peak = (float(at[near][exact[near].argmax()]), float(exact[near].max()))
-        share = f"{masses[f'mass_in_{name}_well']:.0%}"
+        percentage = f"{summary[f'mass_in_{name}_well']:.0%}"
         axes.annotate(
-            share, peak, (14, 6), textcoords="offset points", fontsize=13, fontweight="bold", color=colour, zorder=5
+            percentage,
+            peak,
+            (14, 6),
+            textcoords="offset points",
+            fontsize=13,
+            fontweight="bold",
+            color=colour,
+            zorder=5,
         )
 
 
 def draw_2d(figure: "Figure", results: Mapping[str, Any], draws: Mapping[str, Tensor]) -> None:
-    """Above, the exact densities and the best Gaussians; below, draws over their contours."""
+    """Exact densities and best Gaussians above; draws over contours of the exact densities below."""
     points = grid_points(2, max(4.0, 5 * results["config"]["prior_std"]), 400)
     axes = figure.subplots(
         2,
@@ -171,11 +182,11 @@ def draw_2d(figure: "Figure", results: Mapping[str, Any], draws: Mapping[str, Te
         draw_samples(axes[1, column], draws, points, exact, target)
         axes[0, column].set_title(title, loc="left", pad=8, fontsize=13, fontweight="bold", color=colour)
         axes[1, column].set_xlabel("first weight")
-        for one in axes[:, column]:
-            svg.style_axes(one)
-            one.grid(False)
-            one.set(xlim=(-3.1, 3.7), ylim=(-2.3, 2.3), aspect="equal")
-            draw_outlines(one)
+        for panel in axes[:, column]:
+            svg.style_axes(panel)
+            panel.grid(False)
+            panel.set(xlim=(-3.1, 3.7), ylim=(-2.3, 2.3), aspect="equal")
+            draw_outlines(panel)
     for row in range(2):
         axes[row, 0].set_ylabel("second weight")
         axes[row, 1].legend(loc="upper right", frameon=False, fontsize=10, handletextpad=0.4, borderaxespad=0.1)
@@ -184,7 +195,7 @@ def draw_2d(figure: "Figure", results: Mapping[str, Any], draws: Mapping[str, Te
 def draw_exact(
     axes: "Axes", results: Mapping[str, Any], points: Tensor, exact: GridPosterior, peak: float, target: str
 ) -> None:
-    """Filled contours of the density, the same levels in both panels, and the mass of each well."""
+    """Filled contours of the exact density, with the same levels in both panels, and the mass of each well."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colour = TARGET_STYLES[target][1]
@@ -194,17 +205,23 @@ def draw_exact(
     colours = [shades((k + 1) / len(levels)) for k in range(len(levels) - 1)]
     x, y = points.unbind(-1)
     axes.contourf(x, y, exact.log_density.exp(), levels=levels.tolist(), colors=colours)
-    masses, wells = results["targets"]["2"]["exact"][target], make_sharp_and_flat_wells(2)
+    summary, wells = results["targets"]["2"]["exact"][target], make_sharp_and_flat_wells(2)
     for well, name in enumerate(("sharp", "flat")):
         centre, radius = wells.centres[well], wells.radii[well]
-        share = f"{name} {masses[f'mass_in_{name}_well']:.0%}"
+        percentage = f"{name} {summary[f'mass_in_{name}_well']:.0%}"
         axes.annotate(
-            share, (centre[0], -radius - 0.08), ha="center", va="top", fontsize=12, fontweight="bold", color=colour
+            percentage,
+            (centre[0], -radius - 0.08),
+            ha="center",
+            va="top",
+            fontsize=12,
+            fontweight="bold",
+            color=colour,
         )
 
 
 def draw_gaussian(axes: "Axes", fit: Tensor) -> None:
-    """One and two standard deviations of a Gaussian with independent coordinates."""
+    """Contours at one and two standard deviations of a Gaussian with independent coordinates."""
     angle = torch.linspace(0, 2 * torch.pi, 181, dtype=torch.float64)
     (x, y), (wide, high) = fit[0].tolist(), fit[1].tolist()
     for times in (1, 2):
@@ -222,7 +239,7 @@ def draw_gaussian(axes: "Axes", fit: Tensor) -> None:
 def draw_samples(
     axes: "Axes", draws: Mapping[str, Tensor], points: Tensor, exact: GridPosterior, target: str, max_draws: int = 250
 ) -> None:
-    """Last draws of as many chains as can be told apart, over contours that hold half and nine tenths of the mass."""
+    """Last draws of the first chains, over contours that contain 50 % and 90 % of the exact mass."""
     colour = TARGET_STYLES[target][1]
     x, y = points.unbind(-1)
     levels = sorted(highest_density_levels(exact, (0.5, 0.9)))
@@ -234,14 +251,14 @@ def draw_samples(
         axes.scatter(first, second, s=11, marker=marker, linewidths=0.7, alpha=0.75, label=name, zorder=3, **style)
 
 
-def highest_density_levels(posterior: GridPosterior, shares: tuple[float, ...]) -> list[float]:
-    """Densities above which these shares of the mass lie."""
+def highest_density_levels(posterior: GridPosterior, fractions: tuple[float, ...]) -> list[float]:
+    """Density levels of the highest-density regions that contain these fractions of the mass."""
     masses = posterior.cell_probabilities.flatten().sort(descending=True).values
-    return [float(masses[(masses.cumsum(0) < share).sum()]) / posterior.cell_volume for share in shares]
+    return [float(masses[(masses.cumsum(0) < fraction).sum()]) / posterior.cell_volume for fraction in fractions]
 
 
 def draw_outlines(axes: "Axes") -> None:
-    """Where each well ends."""
+    """Circles around the wells."""
     from matplotlib.patches import Circle
 
     wells = make_sharp_and_flat_wells(2)
@@ -251,23 +268,23 @@ def draw_outlines(axes: "Axes") -> None:
 
 
 def wells_table(results: Mapping[str, Any]) -> "Table":
-    """Every posterior and what was found of it; print it with a rich console."""
+    """Table of exact posteriors and approximations, for a rich console."""
     from rich.table import Table
 
     config = results["config"]
     table = Table(
         title=f"Two wells, λ = {config['inverse_temperature']:g}, ρ = {config['rho']:g}",
-        caption="off: distance from the exact distribution (for SGVB, KL divergence)",
+        caption="error: Kolmogorov distance from the exact distribution (SGVB: KL divergence)",
     )
-    for name in ("", "sharp well", "flat well", "loss", "gap", "off"):
+    for name in ("", "sharp well", "flat well", "loss", "gap", "error"):
         table.add_column(name, justify="right" if name else "left")
-    for num_params, found in results["targets"].items():
+    for num_params, dimension in results["targets"].items():
         for target, (title, _) in TARGET_STYLES.items():
             table.add_row(
                 f"[bold]{title.removesuffix(' posterior')}, {num_params}-D[/bold]",
-                *format_wells_row(found["exact"][target], None, None),
+                *format_wells_row(dimension["exact"][target], None, None),
             )
-            for row in (*found["samplers"], *found["families"]):
+            for row in (*dimension["samplers"], *dimension["families"]):
                 if row["target"] == target:
                     name = row["posterior"] + ("" if row["flatness"] == "Plain" else " x SAM")
                     table.add_row(f"  {name}", *format_wells_row(row, row.get("distance"), row.get("kl")))
@@ -276,33 +293,38 @@ def wells_table(results: Mapping[str, Any]) -> "Table":
 
 
 def format_wells_row(row: Mapping[str, Any], distance: float | None, divergence: float | None) -> list[str]:
-    """The columns of a row behind its name."""
-    off = "" if distance is None and divergence is None else f"{divergence if distance is None else distance:.3f}"
+    """Cells of a row after the name."""
+    error = "" if distance is None and divergence is None else f"{divergence if distance is None else distance:.3f}"
     numbers = [f"{row[f'mass_in_{name}_well']:.1%}" for name in ("sharp", "flat")]
-    return [*numbers, f"{row['expected_loss']:.3f}", f"{row['mean_sharpness']:.3f}", off]
+    return [*numbers, f"{row['expected_loss']:.3f}", f"{row['mean_sharpness']:.3f}", error]
 
 
 def describe_wells(results: Mapping[str, Any]) -> str:
-    """What one sees, in plain words."""
+    """Summary of the results in sentences."""
     sentences = []
-    for num_params, found in results["targets"].items():
-        plain, flat = found["exact"]["gibbs"], found["exact"]["sharpness_aware_posterior"]
+    for num_params, dimension in results["targets"].items():
+        plain, flat = dimension["exact"]["gibbs"], dimension["exact"]["sharpness_aware_posterior"]
         where = "one weight" if num_params == "1" else "two weights"
         sentences.append(
             f"With {where}, the Gibbs posterior has {plain['mass_in_sharp_well']:.0%} of its mass in the sharp deep "
-            f"well and the sharpness-aware one {flat['mass_in_sharp_well']:.0%}; the expected gap falls from "
+            f"well and the sharpness-aware one {flat['mass_in_sharp_well']:.0%}; the expected gap decreases from "
             f"{plain['mean_sharpness']:.3f} to {flat['mean_sharpness']:.3f}, for an expected loss of "
             f"{flat['expected_loss']:.3f} instead of {plain['expected_loss']:.3f}."
         )
-    identity = max(abs(found["theorem_c"]["residual"]) for found in results["targets"].values())
-    furthest = max(row["distance"] for found in results["targets"].values() for row in found["samplers"])
+    identity = max(abs(dimension["theorem_c"]["residual"]) for dimension in results["targets"].values())
+    largest_distance = max(
+        row["distance"] for dimension in results["targets"].values() for row in dimension["samplers"]
+    )
     sentences.append(
-        f"λ times the fall of the gap is Jeffreys' divergence between the two, to {identity:.0e} (Theorem C). "
-        f"The distribution of the samplers' draws is within {furthest:.3f} of the exact one."
+        f"λ times the decrease of the gap equals Jeffreys' divergence between the two up to {identity:.0e} "
+        f"(Theorem C). "
+        f"The Kolmogorov distance of the samplers' draws from the exact distribution is at most "
+        f"{largest_distance:.3f}."
     )
     if results["config"]["rho"] > make_sharp_and_flat_wells(1).plateau_width + 1e-9:
         sentences.append(
-            "The ball is wider than the plateau between the wells, so SAM's one step of ascent can land in the other "
-            "well: part of the distance is that it does not find the worst point."
+            "The radius exceeds the width of the plateau between the wells, so SAM's ascent step can land in "
+            "the other "
+            "well: part of the distance is the error of this step."
         )
     return " ".join(sentences)

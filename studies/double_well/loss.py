@@ -1,8 +1,9 @@
-"""A loss with a sharp deep and a flat shallow well, of which everything is known.
+"""Multi-well loss with the worst loss in closed form: a sharp deep and a flat shallow well.
 
-The wells are radially symmetric, do not overlap, and lie in a plateau that is the maximum of the loss. So the worst
-point of a ball is straight away from the centre of the well, or on the plateau: the worst loss has a closed form,
-and one step of ascent finds it as long as the ball is no wider than the plateau between two wells.
+The wells are radially symmetric, do not overlap, and lie in a plateau that is the maximum of the loss. The worst
+point
+of a ball therefore lies in the direction away from the centre of the well, or on the plateau. One ascent step reaches
+it if the radius of the ball is at most the width of the plateau between two wells.
 """
 
 import itertools
@@ -56,32 +57,32 @@ class MultiWellLoss:
 
     @property
     def plateau_width(self) -> float:
-        """Width of the plateau between the two wells that are closest; infinite for a single one.
+        """Width of the plateau between the two closest wells; infinite for a single well.
 
-        Up to this radius, one step of steepest ascent ends at the worst point of the ball wherever it starts.
+        Up to this radius, one step of steepest ascent reaches the worst point of the ball from every start.
         """
         pairs = itertools.combinations(zip(self.centres, self.radii, strict=True), 2)
         return min((math.dist(c, d) - r - s for (c, r), (d, s) in pairs), default=math.inf)
 
     def loss(self, points: Float[Tensor, "... params"]) -> Float[Tensor, "..."]:
-        """L at points, one in each last dimension."""
+        """The loss L at points, whose last dimension holds the coordinates."""
         return self.worst_loss(points, 0.0)
 
     def gradient(self, points: Float[Tensor, "... params"]) -> Float[Tensor, "... params"]:
         """The gradient of L: Σ_k 4 d_k (1 - ||w - c_k||² / R_k²) (w - c_k) / R_k² within the radii."""
         total = torch.zeros_like(points)
         for centre, radius, depth in zip(self.centres, self.radii, self.depths, strict=True):
-            away = points - points.new_tensor(centre)
-            left = (1 - away.square().sum(-1, keepdim=True) / radius**2).clamp_(min=0)
-            total += away.mul_(left).mul_(4 * depth / radius**2)
+            offset = points - points.new_tensor(centre)
+            factor = (1 - offset.square().sum(-1, keepdim=True) / radius**2).clamp_(min=0)
+            total += offset.mul_(factor).mul_(4 * depth / radius**2)
         return total
 
     def worst_loss(self, points: Float[Tensor, "... params"], rho: float) -> Float[Tensor, "..."]:
         """L^ρ(w) = max over ||e|| <= ρ of L(w + e): each well with ||w - c_k|| + ρ in place of the distance.
 
         Args:
-            points: w, one in each last dimension.
-            rho: Radius ρ of the ball, of any size.
+            points: w, with the coordinates in the last dimension.
+            rho: Radius ρ of the ball.
         """
         check_radius(rho)
         total = torch.ones_like(points[..., 0])
@@ -91,13 +92,18 @@ class MultiWellLoss:
         return total
 
     def is_inside_well(self, points: Float[Tensor, "... params"], well_index: int) -> Bool[Tensor, "..."]:
-        """Which points lie within the radius of a well."""
+        """True for points within the radius of a well.
+
+        Args:
+            points: Points, with the coordinates in the last dimension.
+            well_index: Index of the well in `centres`.
+        """
         distance: Tensor = torch.linalg.vector_norm(points - points.new_tensor(self.centres[well_index]), dim=-1)
         return distance < self.radii[well_index]
 
 
 def make_sharp_and_flat_wells(num_params: int) -> MultiWellLoss:
-    """A sharp deep well (the first) and a flat shallow one, three tenths apart.
+    """A sharp deep well (the first) and a flat shallow one, 0.3 apart.
 
     With λ = 7 and a prior N(0, I) the Gibbs posterior prefers the first, and the sharpness-aware one with ρ = 0.3
     the second.
@@ -109,4 +115,4 @@ def make_sharp_and_flat_wells(num_params: int) -> MultiWellLoss:
         return MultiWellLoss(centres=((-1.25,), (1.25,)), radii=(0.6, 1.6), depths=(0.8, 0.56))
     if num_params == 2:
         return MultiWellLoss(centres=((-1.45, 0.0), (1.45, 0.0)), radii=(0.8, 1.8), depths=(1.0, 0.6))
-    raise ValueError(f"num_params must be 1 or 2, which a picture can show, got {num_params}.")
+    raise ValueError(f"num_params must be 1 or 2, got {num_params}.")

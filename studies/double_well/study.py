@@ -1,7 +1,7 @@
-"""Samplers and variational families on a loss with two wells, beside the exact posteriors.
+"""Samplers and variational inference on a double-well loss, compared with the exact posteriors.
 
-In one and two parameters the Gibbs and the sharpness-aware posterior are known to rounding. Every method is asked
-for both, plainly and with SAM, and so it can be seen what flatness does to a posterior, and how well it is found.
+In one and two parameters the Gibbs and the sharpness-aware posterior are known to rounding. SGLD, SGHMC and SGVB
+approximate both, with plain gradients and with SAM.
 """
 
 import math
@@ -30,26 +30,27 @@ from flatbayes.theory import (
     grid_kl,
     grid_points,
     normalize_density,
+    variational_objective,
 )
-from flatbayes.theory import variational_objective as theorem_a
 from studies.double_well.batched_chains import BatchedChains, make_closure, make_row_sam_closure
 from studies.double_well.loss import MultiWellLoss, make_sharp_and_flat_wells
+from studies.double_well.mixing import effective_sample_size, split_r_hat
 
 THEORY_FILE, DRAWS_FILE = "theory.json", "draws.safetensors"
 NUM_DATA = 1000
-"""Only its ratio to the temperature counts, which is λ."""
+"""Number of examples; only its ratio to the temperature matters, which is λ."""
 PROGRESS_INTERVAL_STEPS = 100
-"""Steps between two movements of the progress bar."""
+"""Steps between two updates of the progress bar."""
 
 
 @dataclass(frozen=True)
 class ExactPosterior:
-    """A posterior on a grid, and the loss that it belongs to.
+    """A posterior on a grid, and its loss.
 
     Attributes:
         name: "gibbs" or "sharpness_aware_posterior".
-        rho: Radius of the ball: 0 for the Gibbs posterior.
-        posterior: Its density.
+        rho: Radius of the ball; 0 for the Gibbs posterior.
+        posterior: The density.
         losses: L^ρ at every grid point.
     """
 
@@ -61,22 +62,25 @@ class ExactPosterior:
 
 @dataclass(frozen=True)
 class DoubleWellStudy:
-    """What is asked of the samplers and families, and how long they may take.
+    """Settings of the study: targets, samplers and variational fits.
 
     Attributes:
-        rho: Radius of the ball. Up to 0.3, the width of the plateau between the wells, one step of SAM's ascent is
-            exact; beyond that it jumps into the other well.
+        rho: Radius of the ball. Up to 0.3, the width of the plateau between the wells, SAM's single ascent step is
+            exact; with a larger radius it can land in the other well.
         inverse_temperature: λ, on the loss, whose plateau is at 1. Above about 8 chains seldom leave a well.
         prior_std: Standard deviation of the Gaussian prior on every parameter.
-        seed: Decides everything random.
-        num_chains: Chains of each sampler, which start from the prior.
-        num_snapshots: Draws kept of each chain, evenly spread over the second half of its steps.
-        plain_steps: Steps of every SGLD chain without SAM; SGHMC, which goes further in one, makes half as many.
-        sam_steps: Steps of every SGLD chain with SAM, whose posterior has lower barriers to cross.
-        sgld_step_size: Its step size on the negative log posterior, to which its error is proportional.
-        sghmc_step_size: That of SGHMC; smaller, since ten steps of momentum add up.
-        num_fits: Variational fits, which start from the prior; the best counts.
-        fit_steps: Steps of each.
+        seed: Seed of all random numbers.
+        num_chains: Chains of each sampler, started from the prior.
+        num_snapshots: Draws kept per chain, evenly spaced over the second half of its steps.
+        plain_steps: Steps of a SGLD chain without SAM; SGHMC moves further per step and runs half as many.
+        sam_steps: Steps of a SGLD chain with SAM, whose posterior has lower barriers.
+        sgld_step_size: Step size of SGLD on the negative log posterior, to which its error is proportional.
+        sghmc_step_size: Step size of SGHMC; smaller, since momentum adds up about ten steps.
+        num_fits: Variational fits, started from the prior; the best one is reported.
+        fit_steps: Steps of a variational fit.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     rho: float = 0.3
@@ -96,43 +100,44 @@ class DoubleWellStudy:
         for name in ("rho", "inverse_temperature", "prior_std", "sgld_step_size", "sghmc_step_size"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
-        for name in ("num_chains", "num_fits", "fit_steps", "num_snapshots"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}.")
-        if min(self.plain_steps, self.sam_steps) < 4 * self.num_snapshots:
+        for name, minimum in (("num_chains", 2), ("num_fits", 2), ("fit_steps", 2), ("num_snapshots", 4)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
+        min_steps = 4 * self.num_snapshots
+        if min(self.plain_steps, self.sam_steps) < min_steps:
             raise ValueError(
-                f"{self.num_snapshots} snapshots of the second half of an SGHMC chain take {4 * self.num_snapshots} steps of "
-                f"SGLD, got {min(self.plain_steps, self.sam_steps)}."
+                f"{self.num_snapshots} snapshots of the second half of an SGHMC chain take {min_steps} steps of SGLD, "
+                f"got {min(self.plain_steps, self.sam_steps)}."
             )
 
     @property
     def temperature(self) -> float:
-        """The temperature of the posteriors' own parametrisation."""
+        """The temperature that the posteriors take: number of examples over λ."""
         return NUM_DATA / self.inverse_temperature
 
     def make_grid(self, num_params: int) -> Tensor:
-        """Points that hold all of the prior that counts, half a hundredth of a well apart or less."""
+        """Grid that covers five standard deviations of the prior, with a fine spacing compared with the wells."""
         return grid_points(num_params, max(4.0, 5 * self.prior_std), 4000 if num_params == 1 else 400)
 
     def exact_posteriors(self, num_params: int) -> tuple[ExactPosterior, ExactPosterior]:
         """The Gibbs and the sharpness-aware posterior."""
         wells, points = make_sharp_and_flat_wells(num_params), self.make_grid(num_params)
         log_prior = -points.square().sum(-1) / (2 * self.prior_std**2)
-        found = []
+        targets = []
         for name, rho in (("gibbs", 0.0), ("sharpness_aware_posterior", self.rho)):
             values = wells.worst_loss(points, rho)
             posterior = gibbs_posterior(values, log_prior, self.inverse_temperature, compute_cell_volume(points))
-            found.append(ExactPosterior(name, rho, posterior, values))
-        return found[0], found[1]
+            targets.append(ExactPosterior(name, rho, posterior, values))
+        return targets[0], targets[1]
 
     def run(self, *, show_progress: bool | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Do it all, in one and in two parameters.
+        """Run the study in one and in two parameters.
 
         Args:
             show_progress: Show a progress bar; by default if standard error is a terminal.
 
         Returns:
-            The numbers, as they go into a JSON file, and the draws and fits by name, for a picture.
+            The numbers, as written to the JSON file, and the draws and fits by name, for the figures.
         """
         bar = Progress(
             TextColumn("{task.description}"),
@@ -170,17 +175,21 @@ class DoubleWellStudy:
         plain, flat = targets = self.exact_posteriors(num_params)
         gap = wells.worst_loss(points, self.rho) - wells.loss(points)
         left = self.inverse_temperature * (plain.posterior.expect(gap) - flat.posterior.expect(gap))
-        there, back = grid_kl(flat.posterior, plain.posterior), grid_kl(plain.posterior, flat.posterior)
+        kl_flat_plain, kl_plain_flat = (
+            grid_kl(flat.posterior, plain.posterior),
+            grid_kl(plain.posterior, flat.posterior),
+        )
+        jeffreys = kl_flat_plain + kl_plain_flat
         samplers: list[dict[str, Any]] = []
         families: list[dict[str, Any]] = []
         for target in targets:
             label = {"target": target.name, "flatness": f"SAM(rho={self.rho:g})" if target.rho else "Plain"}
             for sampler, steps, step_size in self._make_samplers(self.sam_steps if target.rho else self.plain_steps):
                 name = type(sampler).__name__
-                found = self._run_sampler(sampler, wells, target.rho, steps, step_size, advance_progress)
-                draws[f"{num_params}/{target.name}/{name}"] = found
-                measured = {"posterior": name, **label, "steps": steps, "step_size": step_size}
-                samplers.append(measured | self._summarize_draws(found, wells, points, target))
+                chains = self._run_sampler(sampler, wells, target.rho, steps, step_size, advance_progress)
+                draws[f"{num_params}/{target.name}/{name}"] = chains
+                row = {"posterior": name, **label, "steps": steps, "step_size": step_size}
+                samplers.append(row | self._summarize_draws(chains, wells, points, target))
             mean, std = self._run_variational_fits(wells, target.rho, advance_progress)
             best, family = self._select_best_fit(mean, std, points, wells, target)
             draws[f"{num_params}/{target.name}/SGVB"] = torch.stack(best)
@@ -192,10 +201,10 @@ class DoubleWellStudy:
                 | {"free_energy": -target.posterior.log_evidence}
                 for target in targets
             },
-            "kl_sharpness_aware_from_gibbs": there,
-            "kl_gibbs_from_sharpness_aware": back,
-            "jeffreys": there + back,
-            "theorem_c": {"left": left, "right": there + back, "residual": left - (there + back)},
+            "kl_sharpness_aware_from_gibbs": kl_flat_plain,
+            "kl_gibbs_from_sharpness_aware": kl_plain_flat,
+            "jeffreys": jeffreys,
+            "theorem_c": {"left": left, "right": jeffreys, "residual": left - jeffreys},
             "samplers": samplers,
             "families": families,
         }
@@ -216,17 +225,18 @@ class DoubleWellStudy:
         advance_progress: Callable[[int], None],
     ) -> Tensor:
         """Draws of shape `chains x snapshots x params`."""
-        model, every, kept = self._sample_prior(self.num_chains, wells), steps // 2 // self.num_snapshots, []
+        model, interval = self._sample_prior(self.num_chains, wells), steps // 2 // self.num_snapshots
+        snapshots: list[Tensor] = []
         lr = step_size * self.inverse_temperature
         state = sampler.init(model, lambda params: torch.optim.SGD(params, lr=lr), NUM_DATA)
         closure = make_row_sam_closure(make_closure(model, wells.gradient), model, rho)
-        for left in reversed(range(steps)):
+        for steps_left in reversed(range(steps)):
             sampler.step(state, closure)
-            if left % every == 0 and left < every * self.num_snapshots:
-                kept.append(model.weight.detach().clone())
-            if left % PROGRESS_INTERVAL_STEPS == 0:
+            if steps_left % interval == 0 and steps_left < interval * self.num_snapshots:
+                snapshots.append(model.weight.detach().clone())
+            if steps_left % PROGRESS_INTERVAL_STEPS == 0:
                 advance_progress(min(PROGRESS_INTERVAL_STEPS, steps))
-        return torch.stack(kept, dim=1)
+        return torch.stack(snapshots, dim=1)
 
     def _run_variational_fits(
         self, wells: MultiWellLoss, rho: float, advance_progress: Callable[[int], None]
@@ -237,10 +247,10 @@ class DoubleWellStudy:
         state: State = posterior.init(model, lambda params: torch.optim.Adam(params, lr=0.05), NUM_DATA)
         closure = make_row_sam_closure(make_closure(model, wells.gradient), model, rho)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(state.optimizer, self.fit_steps)  # type: ignore[arg-type]
-        for left in reversed(range(self.fit_steps)):
+        for steps_left in reversed(range(self.fit_steps)):
             posterior.step(state, closure)
             schedule.step()
-            if left % PROGRESS_INTERVAL_STEPS == 0:
+            if steps_left % PROGRESS_INTERVAL_STEPS == 0:
                 advance_progress(min(PROGRESS_INTERVAL_STEPS, self.fit_steps))
         shape = model.weight.shape
         return model.weight.detach().clone(), raw_to_std(state.statistics["raw_scale"]).detach().view(shape)
@@ -251,16 +261,16 @@ class DoubleWellStudy:
     def _select_best_fit(
         self, mean: Tensor, std: Tensor, points: Tensor, wells: MultiWellLoss, target: ExactPosterior
     ) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
-        """The average of the fits that ended where the best one did, which has the least noise, and its numbers."""
+        """The average of all fits that ended in the same region as the best one, and its numbers."""
         cell = compute_cell_volume(points)
         prior = normalize_density(-points.square().sum(-1) / (2 * self.prior_std**2), cell)
-        reached = torch.stack([wells.is_inside_well(mean, k) for k in range(len(wells.radii))])
+        in_wells = torch.stack([wells.is_inside_well(mean, k) for k in range(len(wells.radii))])
         candidates = []
-        for here in (*reached, ~reached.any(0)):
-            if here.any():
-                centre, width = mean[here].mean(0), std[here].mean(0)
+        for in_region in (*in_wells, ~in_wells.any(0)):
+            if in_region.any():
+                centre, width = mean[in_region].mean(0), std[in_region].mean(0)
                 q = normalize_density(-((points - centre) / width).square().sum(-1) / 2, cell)
-                value = theorem_a(q, target.losses, prior, self.inverse_temperature)
+                value = variational_objective(q, target.losses, prior, self.inverse_temperature)
                 candidates.append((value, centre, width, q))
         value, centre, width, q = min(candidates, key=lambda candidate: candidate[0])
         return (centre, width), {
@@ -268,7 +278,7 @@ class DoubleWellStudy:
             "std": width.tolist(),
             "objective": value,
             "kl": grid_kl(q, target.posterior),
-            "fits_in_sharp_and_flat_well": reached.sum(1).tolist(),
+            "fits_in_sharp_and_flat_well": in_wells.sum(1).tolist(),
             **self._summarize_density(q, wells, points),
         }
 
@@ -284,7 +294,7 @@ class DoubleWellStudy:
     def _summarize_draws(
         self, draws: Tensor, wells: MultiWellLoss, points: Tensor, target: ExactPosterior
     ) -> dict[str, Any]:
-        """Averages over draws with their standard errors over chains, which are independent of each other."""
+        """Averages over draws with their standard errors over independent chains, and how well the chains mix."""
         loss = wells.loss(draws)
         values = {
             "mass_in_sharp_well": wells.is_inside_well(draws, 0).double(),
@@ -292,32 +302,37 @@ class DoubleWellStudy:
             "expected_loss": loss,
             "mean_sharpness": wells.worst_loss(draws, self.rho) - loss,
         }
-        found: dict[str, Any] = {}
+        summary: dict[str, Any] = {}
         for name, value in values.items():
-            by_chain = value.mean(1)
-            found[name] = float(by_chain.mean())
-            found[f"{name}_error"] = float(by_chain.std()) / math.sqrt(len(by_chain))
-        found["distance"] = kolmogorov_distance(draws[..., 0], points, target.posterior)
-        return found
+            chain_means = value.mean(1)
+            summary[name] = float(chain_means.mean())
+            summary[f"{name}_error"] = float(chain_means.std()) / math.sqrt(len(chain_means))
+        summary["distance"] = kolmogorov_distance(draws[..., 0], points, target.posterior)
+        summary["r_hat"] = split_r_hat(draws[..., 0])
+        summary["effective_sample_size"] = effective_sample_size(draws[..., 0])
+        return summary
 
 
 def compute_cell_volume(points: Tensor) -> float:
-    """Length or area of a cell of a regular grid of points."""
+    """Length or area of a cell of a regular grid."""
     spacing = float(points.flatten(0, -2)[1, -1] - points.flatten(0, -2)[0, -1])
     return spacing ** points.shape[-1]
 
 
 def kolmogorov_distance(draws: Tensor, points: Tensor, posterior: GridPosterior) -> float:
-    """Kolmogorov's distance, sup |F_draws - F|, of the first coordinate."""
-    masses = (
-        posterior.cell_probabilities
-        if posterior.cell_probabilities.dim() == 1
-        else posterior.cell_probabilities.sum(1)
-    )
+    """Kolmogorov's distance sup |F_draws - F| of the first coordinate.
+
+    Args:
+        draws: First coordinates of the draws, of any shape.
+        points: Grid points, as made by `grid_points`.
+        posterior: The exact posterior on the grid.
+    """
+    probabilities = posterior.cell_probabilities
+    marginal = probabilities if probabilities.dim() == 1 else probabilities.sum(1)
     axis = points.flatten(1, -2)[:, 0, 0] if points.dim() == 3 else points[:, 0]
-    edges = axis + (axis[1] - axis[0]) / 2
-    below = torch.searchsorted(draws.flatten().sort().values, edges, right=True)
-    return float((below.double() / draws.numel() - masses.cumsum(0)).abs().max())
+    upper_edges = axis + (axis[1] - axis[0]) / 2
+    num_below = torch.searchsorted(draws.flatten().sort().values, upper_edges, right=True)
+    return float((num_below.double() / draws.numel() - marginal.cumsum(0)).abs().max())
 
 
 def save_results(folder: Path, results: dict[str, Any], draws: dict[str, Tensor]) -> Path:
@@ -329,13 +344,15 @@ def save_results(folder: Path, results: dict[str, Any], draws: dict[str, Tensor]
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds something already.
+    """Check that a folder is free for results.
 
     Raises:
-        ValueError: It does, and `overwrite` is not set; or it is a file.
+        ValueError: It holds results and `overwrite` is not set, or it is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, not a folder: choose another --out.")
-    held = [name for name in (THEORY_FILE, DRAWS_FILE, "config.json", "results.json") if (folder / name).exists()]
-    if held and not overwrite:
-        raise ValueError(f"{folder} already holds a run ({', '.join(held)}): choose another --out, or --overwrite.")
+    existing = [name for name in (THEORY_FILE, DRAWS_FILE, "config.json", "results.json") if (folder / name).exists()]
+    if existing and not overwrite:
+        raise ValueError(
+            f"{folder} already holds a run ({', '.join(existing)}): choose another --out, or --overwrite."
+        )

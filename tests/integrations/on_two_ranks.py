@@ -42,7 +42,7 @@ class Module(lightning.LightningModule):
 
 
 def train(folder, norm, accumulate):
-    module, callback = Module(norm), FlatCallback(FLAT, SWAG(rank=2), collect_from=0.0, network="net")
+    module, callback = Module(norm), FlatCallback(FLAT, SWAG(rank=2), start_fraction=0.0, network="net")
     trainer = lightning.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",

@@ -94,7 +94,7 @@ def trainer(*callbacks, epochs=3, **options):
 
 def fitted(flatness, *, batch_size=SIZE, dropout=0.3, swag=None, callback=None, **options):
     module = Module(dropout)
-    callback = callback or FlatCallback(flatness, swag, collect_from=0.5, collect_per_epoch=2)
+    callback = callback or FlatCallback(flatness, swag, start_fraction=0.5, snapshots_per_epoch=2)
     run = trainer(callback, **options)
     run.fit(module, loader(batch_size))
     return module, callback, run
@@ -165,7 +165,7 @@ def test_equals_a_loop_of_ones_own(flatness, accumulate):
     module, callback, _ = fitted(flatness, accumulate_grad_batches=accumulate)
     net, _, course = by_hand(flatness, accumulate=accumulate)
     assert_equal(module.net, net)
-    assert callback.state_dict()["course"]["step"] == course.step
+    assert callback.state_dict()["progress"]["step"] == course.step
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -262,7 +262,7 @@ def test_resumes_bit_for_bit(accumulate, flatness, tmp_path):
             trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
 
     def followed():
-        callback = FlatCallback(flatness, SWAG(rank=3), collect_from=0.3)
+        callback = FlatCallback(flatness, SWAG(rank=3), start_fraction=0.3)
         return callback, trainer(callback, Saver(), epochs=4, accumulate_grad_batches=accumulate)
 
     (one, whole), (other, rest) = followed(), followed()
@@ -276,16 +276,16 @@ def test_resumes_bit_for_bit(accumulate, flatness, tmp_path):
     assert ours["statistics"]["count"] == 3  # one of them before the checkpoint
     for name, tensor in ours["statistics"].items():
         assert torch.equal(theirs["statistics"][name], tensor)
-    assert ours["course"]["step"] == theirs["course"]["step"]
-    assert ours["course"]["flatness_state"].keys() == theirs["course"]["flatness_state"].keys()
+    assert ours["progress"]["step"] == theirs["progress"]["step"]
+    assert ours["progress"]["flatness_state"].keys() == theirs["progress"]["flatness_state"].keys()
 
 
 def test_fits_once_more():
     module, callback, run = fitted(SAM(rho=0.2), swag=SWAG(rank=2), epochs=2)
     run.fit_loop.max_epochs = 4
     run.fit(module, loader())
-    assert callback.state_dict()["course"]["step"] == run.global_step == 4 * BATCHES
-    assert callback.state_dict()["course"]["total_steps"] == 4 * BATCHES
+    assert callback.state_dict()["progress"]["step"] == run.global_step == 4 * BATCHES
+    assert callback.state_dict()["progress"]["total_steps"] == 4 * BATCHES
 
 
 def test_posterior_predicts_saves_and_loads(tmp_path):
@@ -302,7 +302,7 @@ def test_posterior_predicts_saves_and_loads(tmp_path):
 
 
 def test_posterior_of_a_submodule_and_some_parameters(tmp_path):
-    callback = FlatCallback(SAM(rho=0.05), SWAG(rank=2), collect_from=0.2, params=["4.*"], network="net")
+    callback = FlatCallback(SAM(rho=0.05), SWAG(rank=2), start_fraction=0.2, params=["4.*"], network="net")
     module, *_ = fitted(None, callback=callback)
     posterior = callback.make_posterior(Categorical(3), statistics_inputs=data()[0].split(16))
     assert len(posterior.states[0].statistics["mean"]) == 16 * 3 + 3
@@ -378,12 +378,12 @@ class ByHand(Module):
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match="by hand"):
+    with pytest.raises(ValueError, match="manual optimization"):
         trainer(FlatCallback(SAM())).fit(ByHand(), loader())
     with pytest.raises(ValueError, match="weight_decay"):
         FlatCallback(SAM(), SWAG(prior_precision=1.0))
-    with pytest.raises(ValueError, match="collect_per_epoch"):
-        FlatCallback(SAM(), SWAG(), collect_per_epoch=0)
+    with pytest.raises(ValueError, match="snapshots_per_epoch"):
+        FlatCallback(SAM(), SWAG(), snapshots_per_epoch=0)
     with pytest.raises(ValueError, match="max_steps"):
         fitted(SAM(), swag=SWAG(), epochs=-1)
     with pytest.raises(RuntimeError, match="before training"):

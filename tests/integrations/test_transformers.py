@@ -73,7 +73,7 @@ def arguments(folder, **options):
 
 
 def trained(folder, flatness=Plain(), kind=Ordered, model=None, resume=None, swag=None, data=None, **options):
-    extra = {} if kind is OrderedPlain else {"flatness": flatness, "swag": swag, "collect_from": 0.5}
+    extra = {} if kind is OrderedPlain else {"flatness": flatness, "swag": swag, "start_fraction": 0.5}
     run = kind(model or bert(), arguments(folder, **options), train_dataset=data or examples(), **extra)
     run.train(resume)
     return run
@@ -229,7 +229,7 @@ def test_posterior_over_some_parameters(tmp_path):
         train_dataset=examples(),
         flatness=SAM(rho=0.05),
         swag=SWAG(rank=2),
-        collect_from=0.5,
+        start_fraction=0.5,
         params=["classifier.*"],
     )
     run.train()
@@ -250,8 +250,8 @@ def test_posterior_over_some_parameters(tmp_path):
 def test_refuses(tmp_path):
     with pytest.raises(ValueError, match="weight_decay"):
         FlatTrainer(bert(), arguments(tmp_path), swag=SWAG(prior_precision=1.0))
-    with pytest.raises(ValueError, match="collect_from"):
-        FlatTrainer(bert(), arguments(tmp_path), collect_from=1.0)
+    with pytest.raises(ValueError, match="start_fraction"):
+        FlatTrainer(bert(), arguments(tmp_path), start_fraction=1.0)
     run = FlatTrainer(bert(), arguments(tmp_path), train_dataset=examples())
     with pytest.raises(RuntimeError, match="train"):
         run.make_posterior(Categorical(3))

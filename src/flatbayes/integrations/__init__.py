@@ -1,4 +1,4 @@
-"""Other people's training loops: Lightning and transformers, each imported only by the file that serves it.
+"""Sharpness-aware training in the loops of Lightning and transformers.
 
-Import `flatbayes.integrations.lightning` or `flatbayes.integrations.transformers`, whichever you train with.
+Import `flatbayes.integrations.lightning` or `flatbayes.integrations.transformers`; each imports its own library only.
 """

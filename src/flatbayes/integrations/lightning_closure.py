@@ -1,8 +1,9 @@
-"""One step of Lightning's automatic optimisation as a closure that can be called again.
+"""Closure of a step of Lightning's automatic optimization that can be called several times.
 
-The first call is Lightning's own: it does what it would do without us, once. Micro-batches of an accumulated gradient
-have by then had their forward and backward pass, at the same weights, when they came. Every later call repeats all of
-them, with the random numbers that each had, and silently: nothing is logged, and metrics do not count.
+The first call runs Lightning's own closure, as without flatbayes. Earlier micro-batches of an accumulated gradient
+have
+had their forward and backward pass before, at the same weights. Every later call repeats all micro-batches, each with
+its own random state, without logging and without updates of metrics.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,9 +25,9 @@ class MicroBatch:
     """A call of `training_step`.
 
     Attributes:
-        args: What it was called with.
-        kwargs: What it was called with by name.
-        rng_state: The random state that it found.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        rng_state: The random state before the call.
     """
 
     args: tuple[Any, ...]
@@ -35,17 +36,34 @@ class MicroBatch:
 
 
 @dataclass
-class StepClosure:
-    """The closure of a step, in the sense of flatbayes.
+class MicroBatchRecord:
+    """Micro-batches of an optimizer step, recorded as Lightning runs them.
 
     Attributes:
-        trainer: Runs the training.
-        module: What is trained.
-        training_step: Its own, to be repeated.
-        zero_grad: Forgets all gradients.
+        micro_batches: The calls of `training_step`.
+        losses: Detached loss of each, divided by their number; None where `training_step` returned None.
+    """
+
+    micro_batches: list[MicroBatch] = field(default_factory=list)
+    losses: list[Tensor | None] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Remove all micro-batches and losses."""
+        self.micro_batches.clear()
+        self.losses.clear()
+
+
+@dataclass
+class StepClosure:
+    """The closure of a step, as a flatness takes it.
+
+    Attributes:
+        trainer: The trainer.
+        module: The module that is trained.
+        training_step: The module's own method, to be repeated.
+        zero_grad: Clears all gradients.
         lightning_closure: Lightning's own closure, for the last micro-batch.
-        micro_batches: All that belong to the step; filled by the time that `first` returns.
-        losses: Loss of each, as a part of that of the step; None where `training_step` has returned None.
+        record: Micro-batches of the step; complete when `lightning_closure` returns.
     """
 
     trainer: Trainer
@@ -53,8 +71,7 @@ class StepClosure:
     training_step: Callable[..., Any]
     zero_grad: Callable[[], None]
     lightning_closure: Callable[[], Any]
-    micro_batches: list[MicroBatch]
-    losses: list[Tensor | None]
+    record: MicroBatchRecord
     _start_rng_state: RandomState | None = field(default=None, init=False)
     _weight_versions: list[tuple[int, int]] = field(init=False)
 
@@ -62,63 +79,64 @@ class StepClosure:
         self._weight_versions = get_weight_versions(self.module)
 
     def __call__(self) -> Tensor:
-        """The gradient at the weights as they are, and the detached loss.
+        """Compute the gradient at the current weights, and return the detached loss.
 
         Raises:
-            RuntimeError: The first gradient of a step is asked for elsewhere than Lightning has accumulated it.
+            RuntimeError: The first gradient of a step is not at the weights at which Lightning accumulated it.
         """
         if self._start_rng_state is not None:
             return self._rerun_micro_batches(self._start_rng_state)
         self._start_rng_state = RandomState.capture(self.module)
-        if self.micro_batches and (
+        if self.record.micro_batches and (
             get_batch_fraction() < 1 or self._weight_versions != get_weight_versions(self.module)
         ):
             raise RuntimeError(
-                "With accumulate_grad_batches above 1, Lightning has taken the gradients of all micro-batches but "
-                "the last at the weights themselves, and this flatness asks for the first gradient of a step "
-                "elsewhere, or with a part of the batch. Use SAM or another that begins at the weights with the "
+                "With accumulate_grad_batches above 1, Lightning computes the gradients of all micro-batches but the "
+                "last at the unperturbed weights, and the first gradient of this flatness is at other weights or of "
+                "a part of the batch. Use SAM or another flatness whose first gradient is at the weights and of the "
                 "whole batch, or accumulate_grad_batches=1."
             )
         self.lightning_closure()
-        return self._sum_losses(self.losses)
+        return self._sum_losses(self.record.losses)
 
     @torch.enable_grad()
     def _rerun_micro_batches(self, start_rng_state: RandomState) -> Tensor:
-        # Whoever replays noise has put us back to where the last micro-batch began; each has its own beginning.
+        # A flatness that replays noise has restored the state before the last micro-batch; each has a state of its
+        # own.
         same_noise = RandomState.capture(self.module).equals(start_rng_state)
         losses = list[Tensor | None]()
         with suppress_logging(self.module), override_methods(self.module, training_step=self.training_step):
             self.zero_grad()
-            for micro_batch in self.micro_batches:
+            for micro_batch in self.record.micro_batches:
                 if same_noise:
                     micro_batch.rng_state.restore()
                 loss = extract_loss(self.trainer.strategy.training_step(*micro_batch.args, **micro_batch.kwargs))
                 if loss is None:
                     continue
-                part = loss / self.trainer.accumulate_grad_batches
-                self.trainer.strategy.backward(part, self.trainer.optimizers[0])
-                losses.append(part.detach())
+                loss = loss / self.trainer.accumulate_grad_batches
+                self.trainer.strategy.backward(loss, self.trainer.optimizers[0])
+                losses.append(loss.detach())
         return self._sum_losses(losses)
 
     def _sum_losses(self, losses: list[Tensor | None]) -> Tensor:
-        parts = [loss for loss in losses if loss is not None]
-        return torch.stack(parts).sum() if parts else torch.zeros((), device=self.module.device)
+        present = [loss for loss in losses if loss is not None]
+        return torch.stack(present).sum() if present else torch.zeros((), device=self.module.device)
 
 
 def extract_loss(output: Any) -> Tensor | None:
-    """What `training_step` has returned, without what is not the loss."""
+    """The loss in the output of `training_step`, which is the loss, a mapping with it, or None."""
     loss: Tensor | None = output.get("loss") if isinstance(output, Mapping) else output
     return loss
 
 
 def get_weight_versions(module: nn.Module) -> list[tuple[int, int]]:
-    """Where the parameters are in memory, and how often they were written to: another list if weights have moved."""
+    """Address and version counter of every parameter, which change if the weights change."""
     return [(param.data_ptr(), param._version) for param in module.parameters()]
 
 
 @contextmanager
 def override_methods(module: nn.Module, **methods: Callable[..., Any]) -> Iterator[None]:
-    """Inside, this one module has other methods."""
+    """Context in which methods of this one module are replaced."""
     own = {name: vars(module)[name] for name in methods if name in vars(module)}
     vars(module).update(methods)
     try:
@@ -131,7 +149,7 @@ def override_methods(module: nn.Module, **methods: Callable[..., Any]) -> Iterat
 
 @contextmanager
 def suppress_logging(module: LightningModule) -> Iterator[None]:
-    """Inside, `self.log` and `self.log_dict` do nothing, and metrics are copies that are thrown away."""
+    """Context in which `self.log` and `self.log_dict` do nothing, and metrics are copies that are discarded."""
     owners = list(_iter_metrics(module))
     try:
         for owner, name, child in owners:

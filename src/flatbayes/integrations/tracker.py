@@ -1,10 +1,11 @@
-"""What is kept of a training that somebody else's loop runs: a course for the flatness, a state for the posterior."""
+"""Training tracker: state that flatness and posterior need in a training loop of another library."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
+import torch
 from torch import Tensor, nn
 
 from flatbayes.core import State, TrainingProgress
@@ -14,114 +15,144 @@ from flatbayes.core.parameter_selection import (
     only_requires_grad,
     select_parameters,
 )
+from flatbayes.core.weights import trainable_parameters
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import MAP, SWAG
 from flatbayes.prediction import FittedPosterior
+from flatbayes.training.distributed.process_group import all_reduce_gradients, get_process_group_info
 from flatbayes.training.schedules import is_collection_step
 
 
+class TrackerState(TypedDict):
+    """Checkpoint of a tracker: the training progress and the statistics of the posterior."""
+
+    progress: dict[str, Any]
+    statistics: dict[str, Tensor]
+
+
 @dataclass(frozen=True)
-class CollectionConfig:
-    """What is collected beside a training, from when on, and of which weights.
+class TrackerConfig:
+    """Which snapshots are collected, from when on, and of which parameters.
 
     Attributes:
-        swag: How iterates are collected; None for the trained network alone.
-        collect_from: Share of training after which iterates are collected.
-        collect_per_epoch: Iterates an epoch from then on.
-        params: The trainable parameters that the posterior is over; the others stay as training leaves them.
-        num_data: Number of training examples; None where the loop knows it.
+        swag: The posterior whose statistics are collected; None for the trained network alone.
+        start_fraction: Fraction of training after which snapshots are collected.
+        snapshots_per_epoch: Snapshots collected per epoch from then on.
+        params: The trainable parameters that the posterior is over; the others keep their trained values.
+        num_data: Number of training examples; None takes the length of the training data set.
+
+    Raises:
+        ValueError: A value is out of range, or `swag` has a prior precision.
     """
 
     swag: SWAG | None
-    collect_from: float
-    collect_per_epoch: int
+    start_fraction: float
+    snapshots_per_epoch: int
     params: ParameterSelection
     num_data: int | None
 
     def __post_init__(self) -> None:
         if self.swag is not None and self.swag.prior_precision is not None:
             raise ValueError(
-                f"The optimizer of this loop knows nothing of prior_precision={self.swag.prior_precision}: give it a "
+                f"The optimizer of this loop does not apply prior_precision={self.swag.prior_precision}: give it a "
                 "weight_decay of the precision divided by the number of training examples instead."
             )
-        if not 0 <= self.collect_from < 1:
-            raise ValueError(f"collect_from is a share of training, at least 0 and below 1; got {self.collect_from}.")
-        if self.collect_per_epoch < 1:
-            raise ValueError(f"collect_per_epoch must be at least 1, got {self.collect_per_epoch}.")
+        if not 0 <= self.start_fraction < 1:
+            raise ValueError(
+                f"start_fraction is a fraction of training, at least 0 and below 1; got {self.start_fraction}."
+            )
+        if self.snapshots_per_epoch < 1:
+            raise ValueError(f"snapshots_per_epoch must be at least 1, got {self.snapshots_per_epoch}.")
         check_selection(self.params, "params")
 
     @property
     def posterior(self) -> SWAG | MAP:
-        """The method: all mass on the trained network where no iterates are collected."""
+        """The posterior: `MAP()`, all mass on the trained network, where no snapshots are collected."""
         return MAP() if self.swag is None else self.swag
+
+    def count_examples(self, dataset: object) -> int:
+        """Number of training examples: `num_data`, or the length of the data set; 1 where no posterior uses it.
+
+        Raises:
+            ValueError: There is no `num_data`, and the data set has no length.
+        """
+        if self.num_data is not None or self.swag is None:
+            return self.num_data or 1
+        try:
+            return len(dataset)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ValueError(f"The number of training examples is unknown ({error}): pass num_data.") from error
 
 
 @dataclass
 class TrainingTracker:
-    """A training that is under way, as far as it is ours.
+    """A running training: its progress and the statistics of the posterior.
 
     Attributes:
-        config: What is collected, and when.
+        config: Which snapshots are collected, and when.
         state: The network that is trained, and the statistics of the posterior.
-        progress: How far training has come, and what the flatness remembers.
-        steps_per_epoch: Steps of the optimiser in an epoch.
+        progress: Number of steps so far, and the state of the flatness.
+        steps_per_epoch: Optimizer steps in an epoch.
     """
 
-    config: CollectionConfig
+    config: TrackerConfig
     state: State
     progress: TrainingProgress
     steps_per_epoch: int
 
     @staticmethod
     def start_tracking(
-        config: CollectionConfig,
+        config: TrackerConfig,
         network: nn.Module,
         progress: TrainingProgress,
         steps_per_epoch: int | None,
         num_data: int,
     ) -> "TrainingTracker":
-        """Nothing is collected yet.
+        """A tracker with empty statistics.
 
         Args:
-            config: What is to be collected, and when.
-            network: What is trained, where it is trained.
-            progress: As far as training has come.
-            steps_per_epoch: Steps of an epoch; None if training is not made of epochs.
+            config: Which snapshots are collected, and when.
+            network: The network, on its training device.
+            progress: Number of steps so far and in all.
+            steps_per_epoch: Optimizer steps in an epoch; None if training has no epochs.
             num_data: Number of training examples.
 
         Raises:
-            ValueError: The network has no such parameters, or nobody knows when training ends.
+            ValueError: The network has no such parameters, or SWAG is collected and the number of steps is unknown.
         """
         if config.swag is not None and progress.total_steps is None:
-            raise ValueError("SWAG collects late in training, and nobody knows how long this one is: set max_steps.")
+            raise ValueError("SWAG collects late in training, and the number of steps is unknown: set max_steps.")
         with only_requires_grad(network, select_parameters(network, config.params, "params")):
             state = config.posterior.init(network, None, num_data)
         return TrainingTracker(config, state, progress, steps_per_epoch or progress.total_steps or 1)
 
     def advance(self) -> None:
-        """The optimiser has made another step."""
-        plan, step = self.config, self.progress.step
+        """Count an optimizer step, and collect a snapshot if one is due."""
+        config, step = self.config, self.progress.step
         self.progress.advance()
-        if plan.swag is None or self.progress.total_steps is None:
+        if config.swag is None or self.progress.total_steps is None:
             return
         if is_collection_step(
-            step, self.steps_per_epoch, self.progress.total_steps, plan.collect_from, plan.collect_per_epoch
+            step, self.steps_per_epoch, self.progress.total_steps, config.start_fraction, config.snapshots_per_epoch
         ):
             with only_requires_grad(self.state.model, self._posterior_params()):
-                plan.swag.collect(self.state)
+                config.swag.collect(self.state)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the model and the optimiser, for training to go on bit for bit."""
-        return {"course": self.progress.state_dict(), "statistics": dict(self.state.statistics)}
+    def state_dict(self) -> TrackerState:
+        """What a checkpoint needs beside model and optimizer to resume training bit for bit."""
+        return {"progress": self.progress.state_dict(), "statistics": dict(self.state.statistics)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from here; training may have become longer.
+        """Resume from a checkpoint; the number of steps in all may differ from then.
+
+        Args:
+            state_dict: Made by `state_dict`; version 0.1 wrote `course` for `progress`.
 
         Raises:
-            ValueError: The statistics are not those of this posterior on these parameters.
+            ValueError: The statistics do not belong to this posterior over these parameters.
         """
         total_steps = self.progress.total_steps
-        self.progress.load_state_dict(state_dict["course"])
+        self.progress.load_state_dict(state_dict["progress" if "progress" in state_dict else "course"])
         self.progress.total_steps = total_steps
         weights = self.state.model.state_dict()
         self.state.load_state_dict({"model": weights, "optimizer": None, "statistics": state_dict["statistics"]})
@@ -129,33 +160,33 @@ class TrainingTracker:
     def make_posterior(
         self,
         likelihood: Likelihood,
-        wrap: Callable[[nn.Module], nn.Module],
-        transform: Callable[[Tensor], Tensor] | None,
-        statistics_inputs: Sequence[Tensor],
-        info: Mapping[str, Any] | None,
+        *,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        statistics_inputs: Sequence[Tensor] = (),
+        info: Mapping[str, Any] | None = None,
     ) -> FittedPosterior:
-        """The posterior as it is now, which later training leaves alone.
+        """The posterior at this step, independent of later training.
 
-        Parameters that are not trained are shared with the network, in which they do not change either; the others
-        are copied.
+        Parameters that are not trained are shared with the network; the others are copied.
 
         Args:
-            likelihood: Makes predictions out of outputs.
-            wrap: Makes a network that takes one tensor and returns outputs.
-            transform: Applied to inputs before a network sees them.
-            statistics_inputs: Batches of training inputs, on which running statistics of draws are estimated.
-            info: Plain data that travels with the artefact.
+            likelihood: Turns outputs into predictions.
+            wrap: Makes a network that takes one tensor and returns outputs; None for a network that does so itself.
+            transform: Applied to inputs before the network.
+            statistics_inputs: Batches of training inputs, to re-estimate BatchNorm statistics of draws.
+            info: Plain data saved with the artefact.
         """
-        network, chosen = self.state.model, self._posterior_params()
+        network, posterior_params = self.state.model, self._posterior_params()
         shared = {id(param): param for param in network.parameters() if not param.requires_grad}
-        copied: nn.Module = copy.deepcopy(network, dict[int, Any](shared))
-        for name, param in copied.named_parameters():
+        network_copy: nn.Module = copy.deepcopy(network, dict[int, Any](shared))
+        for name, param in network_copy.named_parameters():
             if id(param) not in shared:
-                param.requires_grad_(name in chosen)
+                param.requires_grad_(name in posterior_params)
                 param.grad = None
+        model = (network_copy if wrap is None else wrap(network_copy)).eval()
         statistics = {name: tensor.clone() for name, tensor in self.state.statistics.items()}
-        held = self.state.cpu_statistics
-        state = State(wrap(copied).eval(), None, self.state.num_data, statistics, held)
+        state = State(model, None, self.state.num_data, statistics, self.state.cpu_statistics)
         return FittedPosterior(
             self.config.posterior, [state], likelihood, transform, list(statistics_inputs), dict(info or {})
         )
@@ -165,19 +196,19 @@ class TrainingTracker:
 
 
 def count_optimizer_steps(num_batches: int, accumulation_steps: int) -> int:
-    """Steps of an epoch, the last of which may have fewer micro-batches."""
+    """Optimizer steps in an epoch, of which the last may have fewer micro-batches."""
     return -(-num_batches // accumulation_steps)
 
 
-def count_examples(config: CollectionConfig, dataset: object) -> int:
-    """Number of training examples: as the plan says, or as the data set does; one where nobody needs to know.
+def synchronize_gradients(model: nn.Module) -> None:
+    """Average gradients over the processes, and broadcast the buffers of the first one.
 
-    Raises:
-        ValueError: Neither does.
+    The flatness of each process perturbs the weights by the gradient of its own part of the batch, without
+    communication; only the final gradient is averaged, so a step costs the traffic of ordinary training. A missing
+    gradient counts as zero; a parameter without a gradient in any process keeps none. Buffers are those that
+    DistributedDataParallel broadcasts when gradients are synchronised.
     """
-    if config.num_data is not None or config.swag is None:
-        return config.num_data or 1
-    try:
-        return len(dataset)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise ValueError(f"The number of training examples is not known ({error}): pass num_data.") from error
+    process_group, params = get_process_group_info(), trainable_parameters(model)
+    if process_group.size > 1 and params:
+        all_reduce_gradients(torch.zeros((), device=params[0].device), params, 1)
+    process_group.broadcast_tensors(list(model.buffers()))

@@ -1,8 +1,8 @@
-"""transformers: a mixin that makes any Trainer sharpness-aware, and collects SWAG.
+"""Mixin for sharpness-aware training with any Trainer of transformers, with collection of SWAG statistics.
 
-A Trainer hands over the micro-batches of a step one after the other. They are kept until the last is there; then one
-closure runs them all, as often as the flatness asks. Random numbers are used up as by the Trainer itself, since all
-of them are read before the first.
+A Trainer passes the micro-batches of a step one by one. They are kept until the last one; then one closure runs all
+of them, several times if the flatness needs several gradients. All micro-batches are read before the first is run, so
+random numbers are drawn in the same order as without the mixin.
 """
 
 import json
@@ -20,8 +20,13 @@ from flatbayes.core.files import atomic_write
 from flatbayes.core.optional import require_package
 from flatbayes.core.parameter_selection import ParameterSelection
 from flatbayes.flatness import Flatness, Plain
-from flatbayes.integrations.allreduce import synchronize_gradients
-from flatbayes.integrations.tracker import CollectionConfig, TrainingTracker, count_examples, count_optimizer_steps
+from flatbayes.integrations.tracker import (
+    TrackerConfig,
+    TrackerState,
+    TrainingTracker,
+    count_optimizer_steps,
+    synchronize_gradients,
+)
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG
 from flatbayes.prediction import FittedPosterior
@@ -34,35 +39,36 @@ with require_package("transformers"):
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 if TYPE_CHECKING:
-    _TrainerBase = Trainer  # what the mixin is put before
+    _TrainerBase = Trainer  # for mypy: the mixin calls methods of the Trainer that follows it
 else:
     _TrainerBase = object
 
 TRACKER_FILE_NAME = "flatbayes.safetensors"
-"""What is ours in the folder of a checkpoint."""
+"""File of the tracker in the folder of a checkpoint."""
 
 SUPPORTED_DISTRIBUTED_TYPES = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-"""Ways of running in which every process has all weights."""
+"""Kinds of distributed training in which every process holds all weights."""
 
 
 class FlatTrainerMixin(_TrainerBase):
-    """Put before a Trainer of transformers, makes its training sharpness-aware and collects SWAG along the way.
+    """Mixin before a Trainer: sharpness-aware training, with collection of SWAG statistics.
 
-    `class MyTrainer(FlatTrainerMixin, Seq2SeqTrainer)`; with the plain one it is `FlatTrainer`. A Trainer is made to
-    be changed by overriding its methods; so this is the one class of flatbayes that calls `super()`.
+    `class MyTrainer(FlatTrainerMixin, Seq2SeqTrainer)`; with the plain Trainer it is `FlatTrainer`. Overriding
+    methods
+    is the way in which transformers extends a Trainer; this is the only class of flatbayes that calls `super()`.
 
     Args:
-        args: What the Trainer takes.
-        flatness: Where gradients are asked for.
-        swag: How iterates are collected; None for the trained network alone.
-        collect_from: Share of training after which iterates are collected.
-        collect_per_epoch: Iterates an epoch from then on.
+        args: Positional arguments of the Trainer.
+        flatness: The flatness.
+        swag: The posterior whose statistics are collected; None for the trained network alone.
+        start_fraction: Fraction of training after which snapshots are collected.
+        snapshots_per_epoch: Snapshots collected per epoch from then on.
         params: The trainable parameters that the posterior is over: a kind, or a list of name patterns.
-        num_data: Number of training examples; None asks the training data.
-        kwargs: What the Trainer takes by name.
+        num_data: Number of training examples; None takes the length of the training data set.
+        kwargs: Keyword arguments of the Trainer.
 
     Raises:
-        ValueError: One of them is out of range, `swag` has a prior of its own, or weights are split over processes.
+        ValueError: An argument is out of range, `swag` has a prior precision, or the weights are sharded.
     """
 
     def __init__(
@@ -70,14 +76,14 @@ class FlatTrainerMixin(_TrainerBase):
         *args: Any,
         flatness: Flatness = Plain(),
         swag: SWAG | None = None,
-        collect_from: float = 0.7,
-        collect_per_epoch: int = 1,
+        start_fraction: float = 0.7,
+        snapshots_per_epoch: int = 1,
         params: ParameterSelection = "all",
         num_data: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.flatness = flatness
-        self._collection_config = CollectionConfig(swag, collect_from, collect_per_epoch, params, num_data)
+        self._tracker_config = TrackerConfig(swag, start_fraction, snapshots_per_epoch, params, num_data)
         self._tracker: TrainingTracker | None = None
         self._resume_path: str | None = None
         self._micro_batches: list[dict[str, Any]] = []
@@ -85,50 +91,51 @@ class FlatTrainerMixin(_TrainerBase):
         kind = self.accelerator.distributed_type
         if kind not in SUPPORTED_DISTRIBUTED_TYPES:
             raise ValueError(
-                f"{kind.value} splits the weights over processes, or is not known here; use one, or DDP."
+                f"{kind.value} is not supported, since it may shard the weights; use one process, or DDP."
             )
         self.add_callback(_TrackerCallback(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer does; a checkpoint also gives back what was collected, and what the flatness remembers.
+        """Train as the Trainer does; a checkpoint also restores SWAG statistics and the state of the flatness.
 
         Raises:
-            FileNotFoundError: The checkpoint is that of a Trainer without this mixin.
+            FileNotFoundError: The checkpoint was written by a Trainer without this mixin.
         """
-        found = resume_from_checkpoint or None
-        if found is True:
-            found = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
-        self._resume_path = found
-        if found and not (Path(found) / TRACKER_FILE_NAME).is_file():
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
+        self._resume_path = checkpoint
+        if checkpoint and not (Path(checkpoint) / TRACKER_FILE_NAME).is_file():
             raise FileNotFoundError(
-                f"{found} has no {TRACKER_FILE_NAME}: it was written without FlatTrainerMixin. Start from its weights instead."
+                f"{checkpoint} has no {TRACKER_FILE_NAME}: it was written without FlatTrainerMixin. Start from its "
+                "weights instead."
             )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Keep the micro-batch; at the last of a step, the gradient that the flatness wants, of all of them.
+        """Record a micro-batch; at the last of a step, compute the gradient of the flatness over all of them.
 
         Returns:
-            The loss of the step, or zero as long as there is more to come.
+            The loss of the step at its last micro-batch, and zero before.
         """
         self._micro_batches.append(inputs)
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
-        one_step = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
+        run_micro_batch = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
 
         def closure() -> Tensor:
             model.zero_grad()
             total = torch.zeros((), device=self.args.device)
             for micro_batch in self._micro_batches:
-                total += one_step(micro_batch)
+                total += run_micro_batch(micro_batch)
             return total
 
-        course = None if self._tracker is None else self._tracker.progress
-        ranks = self.accelerator.num_processes
-        # Each process looks for its own worst point; what it finds there is averaged.
-        with self.accelerator.no_sync(model) if ranks > 1 else nullcontext():
-            loss = self.flatness(closure, self.accelerator.unwrap_model(model), course)()
-        if ranks > 1:
+        progress = None if self._tracker is None else self._tracker.progress
+        is_distributed = self.accelerator.num_processes > 1
+        # The flatness perturbs in each process by its own part of the batch; the final gradient is averaged.
+        with self.accelerator.no_sync(model) if is_distributed else nullcontext():
+            loss = self.flatness(closure, self.accelerator.unwrap_model(model), progress)()
+        if is_distributed:
             synchronize_gradients(model)
         self._micro_batches.clear()
         return loss
@@ -141,22 +148,25 @@ class FlatTrainerMixin(_TrainerBase):
         statistics_inputs: Sequence[Tensor] = (),
         info: Mapping[str, Any] | None = None,
     ) -> FittedPosterior:
-        """What was fitted, ready to predict; later training leaves it alone.
+        """The fitted posterior, independent of later training.
 
         Args:
-            likelihood: Makes predictions out of logits.
+            likelihood: Turns logits into predictions.
             wrap: Makes a network that takes one tensor and returns logits out of the model; None is `Logits`.
-            statistics_inputs: Batches of training inputs, on which running statistics of draws are estimated.
-            info: Plain data that travels with the artefact.
+            statistics_inputs: Batches of training inputs, to re-estimate BatchNorm statistics of draws.
+            info: Plain data saved with the artefact.
 
         Raises:
-            RuntimeError: Nothing was trained yet.
+            RuntimeError: Training has not started.
         """
         if self._tracker is None:
             raise RuntimeError("There is no posterior before training: call train() first.")
-        make = Logits if wrap is None else wrap
+        wrap_model = Logits if wrap is None else wrap
         return self._tracker.make_posterior(
-            likelihood, lambda model: make(_remove_autocast_wrapper(model)), None, statistics_inputs, info
+            likelihood,
+            wrap=lambda model: wrap_model(_remove_autocast_wrapper(model)),
+            statistics_inputs=statistics_inputs,
+            info=info,
         )
 
 
@@ -165,15 +175,15 @@ class FlatTrainer(FlatTrainerMixin, Trainer):
 
 
 class Logits(nn.Module):
-    """A model of transformers as a network that takes one tensor and returns its logits.
+    """A model of transformers as a network that takes one tensor and returns logits.
 
-    What attention may look at is told from the inputs: everything but padding. A model that needs more than this (two
-    segments of a text, say) needs a small module of your own in its place.
+    The attention mask covers every token but padding. A model with further inputs, such as two segments of a text,
+    needs a small module of your own instead.
 
     Args:
         model: A model whose output has `logits`.
-        pad_token_id: The token that fills up a text; None asks the model's configuration, and there is no mask if
-            that has none, as for images.
+        pad_token_id: The padding token; None takes that of the model's configuration, without which there is no mask,
+            as for images.
     """
 
     def __init__(self, model: nn.Module, pad_token_id: int | None = None) -> None:
@@ -185,72 +195,75 @@ class Logits(nn.Module):
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits for token numbers of shape (batch, length), or for whatever the model's main input is."""
-        given = {self.input_name: inputs}
+        """Logits of a batch of the model's main input: token ids of shape (batch, length), or images."""
+        model_inputs = {self.input_name: inputs}
         if self.input_name == "input_ids" and self.pad_token_id is not None:
-            given["attention_mask"] = inputs.ne(self.pad_token_id).long()
-        logits: Tensor = self.model(**given).logits
+            model_inputs["attention_mask"] = inputs.ne(self.pad_token_id).long()
+        logits: Tensor = self.model(**model_inputs).logits
         return logits
 
 
 class _TrackerCallback(TrainerCallback):
-    """Follows the Trainer's training on behalf of the mixin."""
+    """Callback that advances and saves the tracker of the mixin."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: FlatTrainerMixin) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         trainer._micro_batches.clear()
-        course = TrainingProgress(step=state.global_step, total_steps=state.max_steps)
+        progress = TrainingProgress(step=state.global_step, total_steps=state.max_steps)
         model = trainer.accelerator.unwrap_model(trainer.model)
-        num_data = count_examples(trainer._collection_config, trainer.train_dataset)
-        steps = _count_steps_per_epoch(kwargs["train_dataloader"], args.gradient_accumulation_steps)
-        trainer._tracker = TrainingTracker.start_tracking(trainer._collection_config, model, course, steps, num_data)
+        config = trainer._tracker_config
+        try:
+            num_batches = len(kwargs["train_dataloader"])
+        except TypeError:
+            steps_per_epoch = None
+        else:
+            steps_per_epoch = count_optimizer_steps(num_batches, args.gradient_accumulation_steps)
+        tracker = TrainingTracker.start_tracking(
+            config, model, progress, steps_per_epoch, config.count_examples(trainer.train_dataset)
+        )
+        trainer._tracker = tracker
         if trainer._resume_path is not None:
-            trainer._tracker.load_state_dict(_load_tracker_state(Path(trainer._resume_path) / TRACKER_FILE_NAME))
+            tracker.load_state_dict(_load_tracker_state(Path(trainer._resume_path) / TRACKER_FILE_NAME))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._micro_batches.clear()  # of an epoch that was left early
+        self.trainer._micro_batches.clear()  # of an epoch that ended early
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._tracker.advance()
+        if self.trainer._tracker is not None:
+            self.trainer._tracker.advance()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.should_save:
+        if args.should_save and self.trainer._tracker is not None:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             _save_tracker_state(folder / TRACKER_FILE_NAME, self.trainer._tracker.state_dict())
 
 
 def _remove_autocast_wrapper(model: nn.Module) -> nn.Module:
-    # Accelerate has put autocast around this one model's forward for training; predictions are in full precision.
+    # Accelerate wraps the forward of the trained model in autocast; predictions use full precision.
     if vars(model).pop("_original_forward", None) is not None:
         vars(model).pop("forward", None)
     return model
 
 
-def _count_steps_per_epoch(dataloader: Any, accumulation_steps: int) -> int | None:
-    try:
-        return count_optimizer_steps(len(dataloader), accumulation_steps)
-    except TypeError:
-        return None
-
-
-def _save_tracker_state(path: Path, state_dict: Mapping[str, Any]) -> None:
-    course = dict(state_dict["course"])
-    tensors = {f"kept.{name}": tensor for name, tensor in course.pop("flatness_state").items()}
+def _save_tracker_state(path: Path, state_dict: TrackerState) -> None:
+    progress = dict(state_dict["progress"])
+    tensors = {f"flatness_state.{name}": tensor for name, tensor in progress.pop("flatness_state").items()}
     tensors |= {f"statistics.{name}": tensor for name, tensor in state_dict["statistics"].items()}
     with atomic_write(path) as temporary:
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(copies, temporary, metadata={"course": json.dumps(course)})
+        save_file(copies, temporary, metadata={"progress": json.dumps(progress)})
 
 
-def _load_tracker_state(path: Path) -> dict[str, Any]:
+def _load_tracker_state(path: Path) -> TrackerState:
     with safe_open(path, "pt") as file:
-        course = json.loads(file.metadata()["course"])
+        metadata = file.metadata()
+        progress = json.loads(metadata["progress" if "progress" in metadata else "course"])  # 0.1 wrote `course`
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return {
-        "course": {**course, "flatness_state": _select_by_prefix(tensors, "kept.")},
+        "progress": {**progress, "flatness_state": _select_by_prefix(tensors, "flatness_state.")},
         "statistics": _select_by_prefix(tensors, "statistics."),
     }
 

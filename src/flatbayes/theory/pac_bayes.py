@@ -175,7 +175,8 @@ def compute_certificate(
     Assumptions: the n examples are independent and distributed like the new data, with errors in [0, 1]; the
     prior P, with its mean, scale and other hyperparameters, was fixed without them (or the cost of a selection was
     added, see `select_prior_scale`); `empirical_error` is over all n of them, unaugmented; the draws are
-    independent, and none was discarded. The posterior may depend on the sample in any way, but only through weights that the KL
+    independent, and none was discarded. The posterior may depend on the sample in any way, but only through weights
+    that the KL
     includes: running statistics re-estimated on the sample for every draw are not covered.
 
     Sources: Langford & Seeger 2001 and Maurer 2004, with log(2√n/δ), for the second step; Pérez-Ortiz et al. 2021

@@ -8,7 +8,7 @@ from studies.double_well.study import DoubleWellStudy
 
 @pytest.fixture
 def _quick(monkeypatch):
-    small = {"num_chains": 20, "num_snapshots": 2, "plain_steps": 80, "sam_steps": 80, "num_fits": 4, "fit_steps": 20}
+    small = {"num_chains": 20, "num_snapshots": 4, "plain_steps": 80, "sam_steps": 80, "num_fits": 4, "fit_steps": 20}
     monkeypatch.setattr("studies.double_well.cli.DoubleWellStudy", partial(DoubleWellStudy, **small))
 
 

@@ -16,7 +16,7 @@ from studies.double_well.figures import (
 )
 from studies.double_well.study import DoubleWellStudy, save_results
 
-SMALL = DoubleWellStudy(num_chains=20, num_snapshots=2, plain_steps=80, sam_steps=80, num_fits=4, fit_steps=20)
+SMALL = DoubleWellStudy(num_chains=20, num_snapshots=4, plain_steps=80, sam_steps=80, num_fits=4, fit_steps=20)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,9 @@ def test_table_and_sentence_say_what_was_found(folder):
     assert "With one weight, the Gibbs posterior has 61% of its mass in the sharp deep well" in sentence
     assert "sharpness-aware one 14%" in sentence
     assert "Theorem C" in sentence
-    assert "wider than the plateau" not in sentence
+    assert "exceeds the width of the plateau" not in sentence
     results["config"]["rho"] = 0.5
-    assert "wider than the plateau" in describe_wells(results)
+    assert "exceeds the width of the plateau" in describe_wells(results)
 
 
 def test_without_results_it_says_so(tmp_path):

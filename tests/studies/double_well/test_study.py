@@ -99,7 +99,7 @@ def test_same_seed_same_numbers_and_no_randomness_is_used_up(outcome):
 
 
 def test_averages_over_draws_and_their_errors():
-    """From independent draws of the exact posterior, which every chain might have made."""
+    """Of independent draws from the exact posterior."""
     wells, points = make_sharp_and_flat_wells(1), SMALL.make_grid(1)
     plain, flat = SMALL.exact_posteriors(1)
     cells = sample_cells(plain.posterior, 40_000, torch.Generator().manual_seed(0))
@@ -111,6 +111,8 @@ def test_averages_over_draws_and_their_errors():
     mass = exact["mass_in_flat_well"]
     assert found["mass_in_flat_well_error"] == pytest.approx(math.sqrt(mass * (1 - mass) / 40_000), rel=0.15)
     assert found["distance"] < 0.01  # 1.95 / √40000, one in a thousand
+    assert found["r_hat"] == pytest.approx(1, abs=0.01)
+    assert found["effective_sample_size"] == pytest.approx(40_000, rel=0.1)
     assert SMALL._summarize_draws(draws, wells, points, flat)["distance"] > 0.4
 
 
@@ -157,6 +159,7 @@ def test_what_is_saved_can_be_read_and_is_not_overwritten(outcome, tmp_path):
         ({"prior_std": math.inf}, "prior_std must be positive"),
         ({"sgld_step_size": 0.0}, "sgld_step_size must be positive"),
         ({"num_chains": 1}, "num_chains must be at least 2, got 1"),
+        ({"num_snapshots": 3}, "num_snapshots must be at least 4, got 3"),
         ({"num_snapshots": 100, "sam_steps": 300}, "100 snapshots .* take 400 steps of SGLD, got 300"),
     ],
 )
