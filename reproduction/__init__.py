@@ -1,13 +1,14 @@
-"""The tables of the paper: their cells as configurations, what was published, and ours beside it."""
+"""Reproduction of the paper's tables: cells as configurations, published results, and the comparison with ours."""
 
 from reproduction.configs import TableCell, list_tables, load_cells
 from reproduction.cost import TrainingCost, estimate_cost
 from reproduction.published import REFERENCES, PublishedResult, load_published_results
-from reproduction.report import describe_differences, make_comparison_rows
+from reproduction.report import ComparisonRow, describe_differences, make_comparison_rows
 from reproduction.table_config import TableConfig
 
 __all__ = [
     "REFERENCES",
+    "ComparisonRow",
     "PublishedResult",
     "TableCell",
     "TableConfig",

@@ -1,7 +1,7 @@
 """Command `python -m reproduction`: run a table of the paper and compare it with the published results."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -119,7 +119,7 @@ def run_table(options: Namespace) -> None:
     comparison = write_results(folder, config.to_dict(), run_results, failures)
     remarks = describe_differences(config)
     results = comparison.to_dict() | {
-        "published": make_comparison_rows(config.cells, run_results, config.table),
+        "published": [asdict(row) for row in make_comparison_rows(config.cells, run_results, config.table)],
         "remarks": remarks,
         "references": REFERENCES,
     }

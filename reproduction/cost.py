@@ -1,4 +1,4 @@
-"""What a cell will cost, before anything is run: gradients, and memory in copies of the weights."""
+"""Cost of a cell before it is run: gradients, and memory in copies of the weights."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,14 @@ NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Of one run of a cell.
+    """Cost of one run of a cell.
 
     Attributes:
-        num_params: Weights of the network.
-        num_gradients: Passes forward and backward over a batch, of all runs of an ensemble together.
+        num_params: Number of weights of the network.
+        num_gradients: Forward and backward passes over a batch, of all members of an ensemble together.
         batch_size: Examples in a batch.
-        weight_copies: What is held in training beside activations, in copies of the weights, these included.
-        gigabytes: The same in float32.
+        weight_copies: Memory of training without activations, in copies of the weights, including the weights.
+        gigabytes: The same memory in GB, in float32.
     """
 
     num_params: int
@@ -32,36 +32,37 @@ class TrainingCost:
 
 
 def estimate_cost(cell: TableCell) -> TrainingCost:
-    """By counting, with no data read and no memory taken.
+    """Count gradients and tensors on the meta device, without data or memory.
 
-    Weights, gradients, the optimizer's state, the posterior's statistics, and one copy for a flatness that goes back
-    to the weights it came from. Noise that lasts for a step is not counted.
+    The count includes weights, gradients, optimizer state, statistics of the posterior, and a copy of the weights for
+    a flatness that perturbs them. Noise drawn for a single step is not included.
     """
-    recipe, posterior = cell.config, cell.posterior
+    config, posterior = cell.config, cell.posterior
     with torch.device("meta"):
         network = cell.model(input_shape=IMAGE_SHAPE, num_classes=NUM_CLASSES[cell.table])
-        state = posterior.init(network, recipe.optimizer or posterior.default_optimizer, NUM_TRAINING_IMAGES)
-    optimizer: torch.optim.Optimizer = state.optimizer  # type: ignore[assignment]  # there is one
+        state = posterior.init(network, config.optimizer or posterior.default_optimizer, NUM_TRAINING_IMAGES)
+    optimizer: torch.optim.Optimizer = state.optimizer  # type: ignore[assignment]  # after init it is set
     params = [param for group in optimizer.param_groups for param in group["params"]]
     for param in params:
         param.grad = torch.zeros_like(param)
     optimizer.step()
-    held = [*state.model.parameters(), *params]  # each parameter that is learnt has a gradient
-    held += [value for kept in optimizer.state.values() for value in kept.values() if isinstance(value, torch.Tensor)]
-    held += list(state.statistics.values())
-    weights = sum(param.numel() for param in network.parameters())
-    numbers = sum(tensor.numel() for tensor in held) + (weights if cell.flatness.gradients_per_step > 1 else 0)
-    steps = recipe.epochs * max(1, count_training_examples(cell.source) // recipe.batch_size)
+    tensors = [*state.model.parameters(), *params]  # `params` once more for their gradients
+    tensors += [value for values in optimizer.state.values() for value in values.values() if torch.is_tensor(value)]
+    tensors += list(state.statistics.values())
+    num_params = sum(param.numel() for param in network.parameters())
+    num_perturbed = num_params if cell.flatness.gradients_per_step > 1 else 0
+    num_elements = sum(tensor.numel() for tensor in tensors) + num_perturbed
+    steps = config.epochs * max(1, count_training_examples(cell.source) // config.batch_size)
     return TrainingCost(
-        num_params=weights,
+        num_params=num_params,
         num_gradients=steps * cell.flatness.gradients_per_step * posterior.num_members,
-        batch_size=recipe.batch_size,
-        weight_copies=numbers / weights,
-        gigabytes=4 * numbers / 1e9,
+        batch_size=config.batch_size,
+        weight_copies=num_elements / num_params,
+        gigabytes=4 * num_elements / 1e9,
     )
 
 
 def count_training_examples(source: DataSource) -> int:
-    """How many there will be, if the data are what the table is about."""
-    held_out = source.val_size if source.val_size >= 1 else NUM_TRAINING_IMAGES * source.val_size
-    return source.train_size or NUM_TRAINING_IMAGES - round(held_out)
+    """Number of training examples, for a source with the images of CIFAR."""
+    num_val = source.val_size if source.val_size >= 1 else NUM_TRAINING_IMAGES * source.val_size
+    return source.train_size or NUM_TRAINING_IMAGES - round(num_val)

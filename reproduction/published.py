@@ -1,4 +1,4 @@
-"""Figures that others published, each with where it is from and how far that was checked; never mixed with ours."""
+"""Published results, each with its reference and how far it was verified."""
 
 import csv
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ REFERENCES = {
     "swag-paper": "the SWAG paper (Maddox et al., NeurIPS 2019); unverified",
     "ot_mdr": "README of anh-ntv/OT_MDR, a later paper of the same authors, which has SAM as a baseline",
 }
-"""Where figures are from."""
+"""Description of each reference."""
 
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """One published figure.
+    """One published number.
 
     Attributes:
-        cell: Name of the cell that it belongs to.
-        metric: Its name in flatbayes; accuracies are shares, not per cent.
-        mean: Its value, over seeds where there were several.
-        std: Its published spread; None where there is none.
-        num_seeds: Number of seeds; None where that is not said.
-        provenance: `V` where it was read in the source, `M` where it was not; what else was inferred.
+        cell: Name of its cell.
+        metric: Name of the metric in flatbayes; accuracies are fractions, not per cent.
+        mean: The value, or its mean over seeds.
+        std: Published standard deviation; None without one.
+        num_seeds: Number of seeds; None if it was not published.
+        provenance: `V` if it was read in the reference, `M` if it is unverified, and what was inferred.
         reference: A key of `REFERENCES`.
-        note: What sets it apart from the cell.
+        note: Differences between the published setting and the cell.
     """
 
     cell: str
@@ -41,15 +41,15 @@ class PublishedResult:
 
 
 def load_published_results(table: str) -> dict[str, list[PublishedResult]]:
-    """The figures for each cell of a table, the paper's own first; empty lists where none could be read."""
-    found: dict[str, list[PublishedResult]] = {}
+    """Published results of each cell of a table, the paper's own first; empty lists for cells without any."""
+    results: dict[str, list[PublishedResult]] = {}
     for row in read_rows():
         if row["table"] != table:
             continue
         cell = f"{row['network']}-{row['method']}-{row['variant']}"
-        figures = found.setdefault(cell, [])
+        cell_results = results.setdefault(cell, [])
         if row["metric"]:
-            figures.append(
+            cell_results.append(
                 PublishedResult(
                     cell=cell,
                     metric=row["metric"],
@@ -61,10 +61,10 @@ def load_published_results(table: str) -> dict[str, list[PublishedResult]]:
                     note=row["note"],
                 )
             )
-    return found
+    return results
 
 
 def read_rows() -> list[dict[str, str]]:
-    """The lines of the file that holds them all."""
+    """Rows of `published.csv`."""
     with (Path(__file__).parent / "published.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

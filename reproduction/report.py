@@ -1,9 +1,11 @@
-"""Ours beside the published figures, and what keeps the two from being compared."""
+"""Comparison of results with the published ones, and the differences that limit it."""
 
 from collections.abc import Sequence
-from itertools import chain
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
+
+import numpy as np
 
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSource
@@ -12,110 +14,146 @@ from flatbayes.experiments import RunResult
 from flatbayes.training.model_builder import ModelFactory
 from reproduction.configs import TableCell
 from reproduction.published import PublishedResult, load_published_results
-from reproduction.subset import SourceSubset
-from reproduction.table_config import TableConfig
+from reproduction.table_config import SourceSubset, TableConfig
 
 METRICS = ("accuracy", "nll", "ece")
 JPEG_MAGIC_BYTES = b"\xff\xd8"
 
 
-def make_comparison_rows(cells: Sequence[TableCell], runs: Sequence[RunResult], table: str) -> list[dict[str, Any]]:
-    """A row for every cell and metric, or several where several figures were published.
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One metric of a cell beside one published result.
+
+    Attributes:
+        cell: Name of the cell.
+        network: Short name of the network.
+        method: Short name of the posterior.
+        variant: `plain` or `flat`.
+        metric: Name of the metric.
+        ours: Our mean over seeds; None without a run.
+        ours_std: Our standard deviation over seeds; None with fewer than two.
+        ours_num_seeds: Our number of seeds.
+        published: Published mean; None without a published result, as the fields below.
+        std: Published standard deviation.
+        num_seeds: Published number of seeds.
+        provenance: Provenance of the published result.
+        reference: Reference of the published result.
+        note: Differences between the published setting and the cell.
+        difference: Ours minus published.
+    """
+
+    cell: str
+    network: str
+    method: str
+    variant: str
+    metric: str
+    ours: float | None
+    ours_std: float | None
+    ours_num_seeds: int
+    published: float | None = None
+    std: float | None = None
+    num_seeds: int | None = None
+    provenance: str | None = None
+    reference: str | None = None
+    note: str | None = None
+    difference: float | None = None
+
+
+def make_comparison_rows(cells: Sequence[TableCell], runs: Sequence[RunResult], table: str) -> list[ComparisonRow]:
+    """A row per cell, metric and published result, and one per cell and metric without any.
 
     Args:
-        cells: As they were run.
-        runs: What `Task.execute` returns, of any cells.
+        cells: The cells as they were run.
+        runs: Results of `ExperimentRun.execute`, of any cells.
         table: Name of the table.
     """
-    figures = load_published_results(table)
-    return list(chain.from_iterable(_make_cell_rows(cell, runs, figures[cell.name]) for cell in cells))
-
-
-def _make_cell_rows(
-    cell: TableCell, runs: Sequence[RunResult], figures: Sequence[PublishedResult]
-) -> list[dict[str, Any]]:
-    mine = [r for r in runs if (r.posterior, r.flatness) == (cell.posterior_name, short_name(cell.flatness))]
+    published = load_published_results(table)
     rows = []
-    for metric in METRICS:
-        values = [value for run in mine if (value := run.metrics[metric]) is not None]
-        ours = {
-            "ours": fmean(values) if values else None,
-            "ours_std": stdev(values) if len(values) > 1 else None,
-            "ours_num_seeds": len(values),
-        }
-        names = {"cell": cell.name, "network": cell.network, "method": cell.method, "variant": cell.variant}
-        of_metric: Sequence[PublishedResult | None] = [figure for figure in figures if figure.metric == metric] or [
-            None
+    for cell in cells:
+        cell_runs = [
+            run for run in runs if (run.posterior, run.flatness) == (cell.posterior_name, short_name(cell.flatness))
         ]
-        rows += [
-            names | {"metric": metric} | ours | _make_publication_columns(figure, ours["ours"])
-            for figure in of_metric
-        ]
+        for metric in METRICS:
+            values = [value for run in cell_runs if (value := run.metrics[metric]) is not None]
+            results: list[PublishedResult | None] = [r for r in published[cell.name] if r.metric == metric]
+            rows += [_make_row(cell, metric, values, result) for result in results or [None]]
     return rows
 
 
-def _make_publication_columns(result: PublishedResult | None, ours: float | None) -> dict[str, Any]:
-    keys = ("mean", "std", "num_seeds", "provenance", "reference", "note")
-    found = {"published" if key == "mean" else key: None if result is None else getattr(result, key) for key in keys}
-    known = result is not None and ours is not None
-    return found | {"difference": ours - result.mean if known else None}  # type: ignore[operator,union-attr]
+def _make_row(cell: TableCell, metric: str, values: Sequence[float], result: PublishedResult | None) -> ComparisonRow:
+    ours = fmean(values) if values else None
+    columns: dict[str, Any] = {}
+    if result is not None:
+        columns = {
+            "published": result.mean,
+            "std": result.std,
+            "num_seeds": result.num_seeds,
+            "provenance": result.provenance,
+            "reference": result.reference,
+            "note": result.note,
+            "difference": None if ours is None else ours - result.mean,
+        }
+    return ComparisonRow(
+        cell=cell.name,
+        network=cell.network,
+        method=cell.method,
+        variant=cell.variant,
+        metric=metric,
+        ours=ours,
+        ours_std=stdev(values) if len(values) > 1 else None,
+        ours_num_seeds=len(values),
+        **columns,
+    )
 
 
 def describe_differences(config: TableConfig) -> list[str]:
-    """Sentences that say what is not comparable, for every reader of the table."""
-    first = config.cells[0]
-    source = first.source.source if isinstance(first.source, SourceSubset) else first.source
-    said = [
-        "Published figures are others' claims. Those of the paper's own logs are of one seed each, with which a few "
-        "tenths of a per cent are noise.",
-        "The published runs train on all 50,000 images and look at the test part all along; here 5,000 of these are "
-        "held out to choose by, and nothing was chosen on the test part, except that the cells have the published "
-        "settings.",
+    """Sentences about what limits the comparison of a table with the published results."""
+    first_source = config.cells[0].source
+    source = first_source.source if isinstance(first_source, SourceSubset) else first_source
+    sentences = [
+        "Published figures are claims of their references. Those from the paper's own logs are of one seed each, for "
+        "which a difference of a few tenths of a per cent is noise.",
+        "The published runs train on all 50,000 images and are evaluated on the test split during development; here "
+        "5,000 of these images are held out for selection, and nothing was selected on the test split, except that "
+        "the cells have the published settings.",
     ]
     if is_jpeg_source(source):
-        said.append("The images read here are lossy JPEG copies: figures on them are not those of the original.")
+        sentences.append("The images are lossy JPEG copies: results on them are not results on the original images.")
     if config.split != "test":
-        said.append(f"Ours are measured on the {config.split} part, the published figures on the test part.")
-    pairs = zip(config.published_cells, config.cells, strict=True)
-    networks = dict.fromkeys((format_model(was.model), format_model(cell.model)) for was, cell in pairs)
-    others = [f"{now} in place of {was}" for was, now in networks if now != was]
-    if others:
-        said.append(f"Other networks than the published ones: {', '.join(others)}.")
-    said += _describe_training_differences(config)
+        sentences.append(f"Ours are measured on the {config.split} split, the published figures on the test split.")
+    pairs = list(zip(config.published_cells, config.cells, strict=True))
+    networks = dict.fromkeys((format_model(published.model), format_model(cell.model)) for published, cell in pairs)
+    replaced = [f"{ours} in place of {published}" for published, ours in networks if ours != published]
+    if replaced:
+        sentences.append(f"Other networks than the published ones: {', '.join(replaced)}.")
+    published_epochs, epochs = (
+        " and ".join(map(str, sorted({cell.config.epochs for cell in cells}, reverse=True)))
+        for cells in zip(*pairs, strict=True)
+    )
+    if epochs != published_epochs:
+        sentences.append(f"{epochs} epochs in place of {published_epochs}.")
+    num_draws, published_num_draws = config.cells[0].num_draws, config.published_cells[0].num_draws
+    if num_draws != published_num_draws:
+        sentences.append(f"{num_draws} networks a prediction in place of {published_num_draws}.")
     if config.max_examples is not None:
-        said.append(
-            f"At most {config.max_examples:,} images in each part of the data instead of 45,000 to train on and "
-            f"10,000 to "
-            "test on: this shows that the table runs, and says nothing about any claim."
+        sentences.append(
+            f"At most {config.max_examples:,} images in each split instead of 45,000 to train on and 10,000 to test "
+            "on: this shows that the table runs, and is no evidence for any claim."
         )
-    return said
-
-
-def _describe_training_differences(config: TableConfig) -> list[str]:
-    was = sorted({cell.config.epochs for cell in config.published_cells}, reverse=True)
-    now = sorted({cell.config.epochs for cell in config.cells}, reverse=True)
-    said = [] if was == now else [f"{_join_numbers(now)} epochs in place of {_join_numbers(was)}."]
-    draws = config.cells[0].num_draws, config.published_cells[0].num_draws
-    return said if draws[0] == draws[1] else [*said, f"{draws[0]} networks a prediction in place of {draws[1]}."]
-
-
-def _join_numbers(numbers: Sequence[int]) -> str:
-    return " and ".join(map(str, numbers))
+    return sentences
 
 
 def format_model(model: ModelFactory) -> str:
-    """A network with all the arguments that its file gives."""
+    """Class name of a network, with the arguments in its file."""
     spec = to_spec(model)
-    inside = ", ".join(f"{name}={value}" for name, value in spec["init_args"].items())
-    return f"{spec['class_path'].rpartition('.')[2]}({inside})"
+    arguments = ", ".join(f"{name}={value}" for name, value in spec["init_args"].items())
+    return f"{spec['class_path'].rpartition('.')[2]}({arguments})"
 
 
 def is_jpeg_source(source: DataSource) -> bool:
     """Whether the first image of a source is stored as JPEG."""
-    part = source.read().unsplit
-    if isinstance(part, Split):
+    images = source.read().unsplit
+    if isinstance(images, Split):
         return False
-    import numpy as np
-
-    _, image = next(iter(part.read_encoded(np.array([0]))))
+    _, image = next(iter(images.read_encoded(np.array([0]))))
     return image[:2] == JPEG_MAGIC_BYTES

@@ -2,9 +2,10 @@ from functools import partial
 
 import pytest
 
-from flatbayes.estimators.nested import get_nested_params, replace_nested_params
+from flatbayes.estimators.base import get_nested_params, replace_nested_params
 from flatbayes.flatness import SAM, Periodic
 from flatbayes.posteriors import SWAG, Ensemble
+from flatbayes.training import TrainingConfig
 
 
 def test_fields_of_fields_have_long_names():
@@ -33,3 +34,10 @@ def test_values_are_checked_as_ever():
         replace_nested_params("p", None, {"x": 1})
     with pytest.raises(ValueError, match=r"p__member is MAP.*'rank'"):
         replace_nested_params("p", Ensemble(size=2), {"member__rank": 1})
+
+
+def test_parameters_of_nested_groups_have_long_names():
+    config = TrainingConfig(epochs=3)
+    assert get_nested_params("config", config)["config__optimization__clip_norm"] is None
+    changed = replace_nested_params("config", config, {"optimization__clip_norm": 2.0, "epochs": 4})
+    assert (changed.epochs, changed.optimization.clip_norm) == (4, 2.0)

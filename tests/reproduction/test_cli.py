@@ -144,8 +144,8 @@ def test_bad_input_says_what_is_wrong_and_leaves_nothing(more, message, tmp_path
 
 def test_the_fast_recipe_runs_to_its_end(cifar, tmp_path, capsys):
     small = ["--data.train_size", "64", "--data.val_size", "20", "--model.depth", "10", "--model.width", "1",
-             "--epochs", "2", "--batch_size", "16", "--precision.compile", "false", "--num_draws", "2", "--optimization.label_smoothing", "0.1",
-             "--distribution.accelerator", "cpu"]  # fmt: skip
+             "--epochs", "2", "--batch_size", "16", "--precision.compile", "false", "--num_draws", "2",
+             "--optimization.label_smoothing", "0.1", "--distribution.accelerator", "cpu"]  # fmt: skip
     config = ["--config", str(FAST), "--data.root", str(cifar)]
     assert main(["fit", *config, *small, "--out", str(tmp_path / "fast")]) == 0
     kept = json.loads((tmp_path / "fast" / "config.json").read_text())

@@ -1,5 +1,7 @@
 """What is said below a table, and what stands in it."""
 
+from dataclasses import asdict
+
 import pytest
 
 from flatbayes.experiments import RunResult
@@ -27,7 +29,7 @@ def test_every_change_is_said(lossless, monkeypatch):
     )
     said = " ".join(describe_differences(plan))
     for words in (
-        "on the val part",
+        "on the val split",
         "WideResNet(depth=16, width=2) in place of WideResNet(depth=28, width=10)",
         "2 epochs in place of 300",
         "3 networks a prediction in place of 30",
@@ -44,22 +46,21 @@ def test_ours_are_means_over_seeds_of_that_twin_alone():
     runs = [run(plain, 0, accuracy=0.5, nll=1.0, ece=0.1), run(flat, 0, accuracy=0.8, nll=0.7, ece=0.05)]
     runs.append(run(flat, 1, accuracy=0.9, nll=0.6, ece=0.03))
     rows = {
-        (row["cell"], row["metric"], row["reference"]): row
-        for row in make_comparison_rows([plain, flat], runs, "cifar100")
+        (row.cell, row.metric, row.reference): row for row in make_comparison_rows([plain, flat], runs, "cifar100")
     }
     row = rows["preresnet164-swag-flat", "nll", "flat_bnn-logs"]
-    assert row["ours"] == pytest.approx(0.65)
-    assert row["ours_std"] == pytest.approx(0.0707, abs=1e-4)
-    assert row["difference"] == pytest.approx(0.65 - 0.6675)
+    assert row.ours == pytest.approx(0.65)
+    assert row.ours_std == pytest.approx(0.0707, abs=1e-4)
+    assert row.difference == pytest.approx(0.65 - 0.6675)
     both = [rows["preresnet164-swag-plain", "nll", source] for source in ("flat_bnn-logs", "swa_gaussian")]
-    assert [row["published"] for row in both] == [0.7272, 0.71]
-    assert {row["ours"] for row in both} == {1.0}
-    assert both[0]["ours_std"] is None
+    assert [row.published for row in both] == [0.7272, 0.71]
+    assert {row.ours for row in both} == {1.0}
+    assert both[0].ours_std is None
 
 
 def test_cells_that_nobody_ran_have_a_row_without_ours():
     (row, *_) = make_comparison_rows(load_cells("cifar10", "wrn28x10-map-flat"), [], "cifar10")
-    assert (row["ours"], row["ours_num_seeds"], row["difference"], row["published"]) == (None, 0, None, 0.9701)
+    assert (row.ours, row.ours_num_seeds, row.difference, row.published) == (None, 0, None, 0.9701)
 
 
 def test_the_text_names_each_source_and_flags_what_is_unverified():
@@ -70,7 +71,10 @@ def test_the_text_names_each_source_and_flags_what_is_unverified():
             "config": {"table": "cifar10", "scale": "full", "data_root": "secret", "epochs": None},
             "environment": environment,
             "runs": [run(cells[0], 0, accuracy=0.9, nll=0.3, ece=0.02).to_dict()],
-            "published": make_comparison_rows(cells, [run(cells[0], 0, accuracy=0.9, nll=0.3, ece=0.02)], "cifar10"),
+            "published": [
+                asdict(row)
+                for row in make_comparison_rows(cells, [run(cells[0], 0, accuracy=0.9, nll=0.3, ece=0.02)], "cifar10")
+            ],
             "remarks": ["Beware."],
             "references": {"swag-paper": "the paper", "swa_gaussian": "its code", "ot_mdr": "another"},
         }

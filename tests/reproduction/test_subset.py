@@ -5,7 +5,7 @@ import torch
 
 from flatbayes.data import CIFAR10, Digits, Split
 from flatbayes.data.source import RawSplits
-from reproduction.subset import SourceSubset, subset_source
+from reproduction.table_config import SourceSubset, subset_source
 
 
 @pytest.fixture

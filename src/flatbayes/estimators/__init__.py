@@ -1,4 +1,4 @@
-"""Posteriors as estimators of scikit-learn, which is imported by nothing else here."""
+"""Posteriors as scikit-learn estimators: `FlatBayesClassifier` and `FlatBayesRegressor`."""
 
 from flatbayes.estimators.classifier import FlatBayesClassifier
 from flatbayes.estimators.regressor import FlatBayesRegressor

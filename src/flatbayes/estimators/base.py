@@ -1,10 +1,14 @@
-"""What both estimators share: scikit-learn's parameters in, a fitted posterior out.
+"""Base class of the scikit-learn estimators: parameters in, a fitted posterior out.
 
-Bases and overridden methods are those of scikit-learn's protocol, which is one of inheritance.
+Fields of posterior, flatness and training configuration are parameters too, named as scikit-learn names nested ones:
+`flatness__rho` is the field `rho` of `flatness`, `config__optimization__clip_norm` that of a field of a field.
+Inheritance follows scikit-learn's protocol.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,23 +19,43 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from flatbayes.data import DataSplits, Split
-from flatbayes.estimators.nested import SEPARATOR, get_nested_params, replace_nested_params
-from flatbayes.flatness import SAM
+from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Predictive
 from flatbayes.models import MLP
-from flatbayes.posteriors import SWAG
+from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import OptimizationConfig, TrainingConfig, fit
+from flatbayes.training.model_builder import ModelFactory
 
 MAX_RANDOM_SEED = 2**31 - 1
-DEFAULT_POSTERIOR = SWAG(prior_precision=2.0)
-"""The prior is stronger than the usual weight decay, which was found on images: on tables of a few hundred rows that
-leaves networks far too sure (docs/estimators.md)."""
+SEPARATOR = "__"
 
 
-class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]
-    """A posterior, a flatness and a recipe, whose fields are parameters too: `flatness__rho`, `posterior__rank`."""
+class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """A posterior, a flatness and a training configuration as parameters, and a fitted posterior as result."""
 
+    DEFAULT_COMPONENTS: ClassVar[Mapping[str, Any]] = {
+        "posterior": SWAG(prior_precision=2.0),
+        "flatness": SAM(),
+        "config": None,
+    }
+    """Values that None stands for, of the parameters that have parameters themselves.
+
+    The prior is stronger than the usual weight decay, which was tuned on images: on tables of a few hundred rows that
+    leaves networks overconfident (docs/estimators.md).
+    """
+
+    posterior: Posterior | None
+    flatness: Flatness | None
+    model: ModelFactory | None
+    hidden: tuple[int, ...]
+    epochs: int
+    batch_size: int
+    learning_rate: float | None
+    config: TrainingConfig | None
+    num_draws: int
+    random_state: Any
+    verbose: bool
     posterior_: FittedPosterior
     n_iter_: int
 
@@ -39,34 +63,32 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]
         """Parameters by name.
 
         Args:
-            deep: Also those of the posterior, the flatness and the recipe; of the defaults, where they are None.
+            deep: Include the fields of posterior, flatness and configuration; of their defaults where they are None.
         """
-        found: dict[str, Any] = super().get_params(deep=deep)
-        return found | {
-            k: v
-            for axis in get_default_components(self)
-            for k, v in get_nested_params(axis, get_component(self, axis)).items()
-            if deep
-        }
+        params: dict[str, Any] = super().get_params(deep=deep)
+        if deep:
+            for name in self.DEFAULT_COMPONENTS:
+                params |= get_nested_params(name, self._get_component(name))
+        return params
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters, also those of the posterior, the flatness and the recipe.
+        """Set parameters, including fields of posterior, flatness and configuration.
 
         Raises:
             ValueError: There is no such parameter.
         """
-        inner: dict[str, dict[str, Any]] = {}
-        for name in list(params):
-            axis, _, path = name.partition(SEPARATOR)
-            if path and axis in get_default_components(self):
-                inner.setdefault(axis, {})[path] = params.pop(name)
+        nested: dict[str, dict[str, Any]] = {}
+        for full_name in list(params):
+            name, _, path = full_name.partition(SEPARATOR)
+            if path and name in self.DEFAULT_COMPONENTS:
+                nested.setdefault(name, {})[path] = params.pop(full_name)
         super().set_params(**params)
-        for axis, changes in inner.items():
-            setattr(self, axis, replace_nested_params(axis, get_component(self, axis), changes))
+        for name, changes in nested.items():
+            setattr(self, name, replace_nested_params(name, self._get_component(name), changes))
         return self
 
     def predict_distribution(self, X: ArrayLike) -> Predictive:
-        """Everything that the posterior says of these examples: moments, entropies, and intervals of numbers.
+        """The predictive distribution: moments, entropies, and intervals of a regression.
 
         Args:
             X: Examples, shape (examples, features), or of any shape that the model takes.
@@ -75,71 +97,112 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]
         inputs = to_tensor(validate_data(self, X, dtype=np.float32, allow_nd=True, reset=False))
         return self.posterior_.predict(inputs, self.num_draws, vectorized=False)
 
+    def _fit_posterior(self, data: DataSplits) -> None:
+        """Fit the posterior, and set the attributes that all fitted estimators have."""
+        config = self._resolve_training_config(is_regression=data.is_regression)
+        seed = int(check_random_state(self.random_state).randint(MAX_RANDOM_SEED))
+        model = partial(MLP, hidden=tuple(self.hidden)) if self.model is None else self.model
+        posterior, flatness = self._get_component("posterior"), self._get_component("flatness")
+        self.posterior_ = fit(model, data, posterior, flatness, config, seed=seed, show_progress=bool(self.verbose))
+        self.n_iter_ = config.epochs
+
+    def _resolve_training_config(self, *, is_regression: bool) -> TrainingConfig:
+        """The parameter `config`, or a configuration made of epochs, batch size and learning rate."""
+        if self.config is not None:
+            return self.config
+        optimizer = self._get_component("posterior").default_optimizer
+        return TrainingConfig(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optimizer=optimizer if self.learning_rate is None else partial(optimizer, lr=self.learning_rate),
+            num_validations=0,
+            optimization=OptimizationConfig(clip_norm=1.0 if is_regression else None),
+        )
+
+    def _get_component(self, name: str) -> Any:
+        value = getattr(self, name)
+        return self.DEFAULT_COMPONENTS[name] if value is None else value
+
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
 
 
-def fit_estimator(estimator: Any, data: DataSplits) -> None:
-    """Fit the posterior, and set what every fitted estimator has."""
-    recipe = resolve_training_config(estimator, data)
-    seed = int(check_random_state(estimator.random_state).randint(MAX_RANDOM_SEED))
-    model = partial(MLP, hidden=tuple(estimator.hidden)) if estimator.model is None else estimator.model
-    posterior, flatness = get_component(estimator, "posterior"), get_component(estimator, "flatness")
-    fitted = fit(model, data, posterior, flatness, recipe, seed=seed, show_progress=bool(estimator.verbose))
-    estimator.posterior_, estimator.n_iter_ = fitted, recipe.epochs
+def get_nested_params(name: str, value: Any) -> dict[str, Any]:
+    """The fields of a frozen dataclass by their full names, recursively; empty for any other value."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return {}
+    params: dict[str, Any] = {}
+    for field in (field for field in fields(value) if field.init):
+        full_name, field_value = f"{name}{SEPARATOR}{field.name}", getattr(value, field.name)
+        params |= {full_name: field_value} | get_nested_params(full_name, field_value)
+    return params
 
 
-def resolve_training_config(estimator: Any, data: DataSplits) -> TrainingConfig:
-    """The estimator's recipe, or the one that its plain parameters make."""
-    given: TrainingConfig | None = estimator.config
-    if given is not None:
-        return given
-    optimizer = get_component(estimator, "posterior").default_optimizer
-    return TrainingConfig(
-        epochs=estimator.epochs,
-        batch_size=estimator.batch_size,
-        optimizer=optimizer if estimator.learning_rate is None else partial(optimizer, lr=estimator.learning_rate),
-        optimization=OptimizationConfig(clip_norm=1.0 if data.is_regression else None),
-        num_validations=0,
+def replace_nested_params(name: str, value: Any, changes: Mapping[str, Any]) -> Any:
+    """A dataclass with some fields changed.
+
+    Args:
+        name: Name of the dataclass in error messages.
+        value: The dataclass.
+        changes: New values by name of a field, or of a field of a field.
+
+    Raises:
+        ValueError: There is no such field.
+    """
+    valid_paths = [full_name.removeprefix(name + SEPARATOR) for full_name in get_nested_params(name, value)]
+    unknown_paths = [path for path in changes if path.partition(SEPARATOR)[0] not in valid_paths]
+    if unknown_paths:
+        raise ValueError(
+            f"{name} is {value!r}, which has no parameter {unknown_paths[0]!r}. Valid parameters are: {valid_paths}."
+        )
+    direct = {path: new for path, new in changes.items() if SEPARATOR not in path}
+    value = replace(value, **direct)  # first, since a nested change applies to the new value
+    nested: dict[str, dict[str, Any]] = {}
+    for path in changes.keys() - direct.keys():
+        field_name, _, rest = path.partition(SEPARATOR)
+        nested.setdefault(field_name, {})[rest] = changes[path]
+    return replace(
+        value,
+        **{
+            field_name: replace_nested_params(f"{name}{SEPARATOR}{field_name}", getattr(value, field_name), inner)
+            for field_name, inner in nested.items()
+        },
     )
-
-
-def get_default_components(estimator: Any) -> dict[str, Any]:
-    """What None stands for, of the parameters that have parameters."""
-    return {"posterior": DEFAULT_POSTERIOR, "flatness": SAM(), "config": None}
-
-
-def get_component(estimator: Any, name: str) -> Any:
-    """The estimator's, or the default."""
-    given = getattr(estimator, name)
-    return get_default_components(estimator)[name] if given is None else given
 
 
 def make_data_splits(
     inputs: Tensor,
     targets: Tensor,
-    feature_names: Any,
+    feature_names: Sequence[str] | None,
     *,
     class_names: tuple[str, ...] = (),
     target_names: tuple[str, ...] = (),
 ) -> DataSplits:
-    """Training data, and nothing held out: scikit-learn's own tools do that."""
-    count = inputs.shape[1] if inputs.ndim == 2 else 0
-    names = tuple(f"x{k}" for k in range(count)) if feature_names is None else tuple(map(str, feature_names))
-    nothing = Split(inputs=inputs[:0], targets=targets[:0])
+    """Training data with empty validation and test splits, which scikit-learn's own tools make.
+
+    Args:
+        inputs: Shape (examples, features), or of any shape that the model takes.
+        targets: Class indices, or numbers of shape (examples,) or (examples, targets).
+        feature_names: Names of the features; None makes `x0`, `x1`, ...
+        class_names: Names of the classes; empty for a regression.
+        target_names: Names of the targets of a regression.
+    """
+    num_features = inputs.shape[1] if inputs.ndim == 2 else 0
+    names = tuple(f"x{k}" for k in range(num_features)) if feature_names is None else tuple(map(str, feature_names))
+    empty = Split(inputs=inputs[:0], targets=targets[:0])
     return DataSplits(
         train=Split(inputs=inputs, targets=targets),
-        val=nothing,
-        test=nothing,
+        val=empty,
+        test=empty,
         class_names=class_names,
-        feature_names=names if count else (),
+        feature_names=names if num_features else (),
         augment=None,
         target_names=target_names,
     )
 
 
-def to_tensor(values: Any) -> Tensor:
-    """An array as a tensor that shares nothing with it, since arrays may be read-only."""
+def to_tensor(values: ArrayLike) -> Tensor:
+    """A tensor with a copy of an array, which may be read-only."""
     return torch.from_numpy(np.array(values))

@@ -1,4 +1,4 @@
-"""A classifier whose probabilities are averages over the networks of a posterior."""
+"""Scikit-learn classifier: class probabilities averaged over the networks of a posterior."""
 
 from typing import Any, Self
 
@@ -9,7 +9,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from flatbayes.estimators.base import PosteriorEstimator, fit_estimator, make_data_splits, to_tensor
+from flatbayes.estimators.base import PosteriorEstimator, make_data_splits, to_tensor
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.training import TrainingConfig
@@ -17,30 +17,30 @@ from flatbayes.training.model_builder import ModelFactory
 
 
 class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[misc]
-    """A flat-seeking posterior over the weights of a network, as a classifier of scikit-learn.
+    """A sharpness-aware posterior over the weights of a network, as a classifier of scikit-learn.
 
-    Inputs are standardised, feature by feature. Fields of posterior, flatness and recipe are parameters as well:
+    Inputs are standardised per feature. Fields of posterior, flatness and config are parameters as well:
     `GridSearchCV(FlatBayesClassifier(), {"flatness__rho": [0.0, 0.05, 0.2]})`.
 
     Args:
-        posterior: What is fitted; None is `SWAG(prior_precision=2.0)`.
-        flatness: Where gradients are taken; None is `SAM()`, and `Plain()` is ordinary training.
+        posterior: The posterior; None is `SWAG(prior_precision=2.0)`.
+        flatness: The flatness; None is `SAM()`, and `Plain()` is ordinary training.
         model: A class or function that builds the network, as in `flatbayes.fit`; None is an `MLP`.
         hidden: Units of each hidden layer, for the `MLP` only.
         epochs: Passes over the training data.
         batch_size: Examples per step.
-        learning_rate: Of the posterior's usual optimiser; None is its usual one too.
-        config: A whole recipe, in the place of the three before.
-        num_draws: Networks that a prediction averages.
-        random_state: Decides everything random, as in scikit-learn; None differs from fit to fit.
+        learning_rate: Learning rate of the posterior's default optimizer; None is the default rate.
+        config: A training configuration, which replaces the three parameters before.
+        num_draws: Networks averaged in a prediction.
+        random_state: Seed of all random numbers, as in scikit-learn; with None every fit differs.
         verbose: Show a progress bar.
 
     Attributes:
-        posterior_: The fitted posterior: to draw from, evaluate, save and compile.
-        classes_: The labels, in the order of the probabilities.
-        n_features_in_: Features of an example.
-        feature_names_in_: Their names, where the training data had names.
-        n_iter_: Epochs trained.
+        posterior_: The fitted posterior, to draw from, evaluate, save and compile.
+        classes_: Class labels, in the order of the probabilities.
+        n_features_in_: Number of features of an example.
+        feature_names_in_: Names of the features, if the training data have names.
+        n_iter_: Number of epochs trained.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
 
         Args:
             X: Examples, shape (examples, features), or of any shape that the model takes.
-            y: Their labels, numbers or words.
+            y: Class labels, numbers or strings, shape (examples,).
 
         Raises:
-            ValueError: Examples and labels are not fit for each other, or there is only one class.
+            ValueError: Examples and labels differ in number, or there is only one class.
         """
         X, y = validate_data(self, X, y, dtype=np.float32, allow_nd=True)
         check_classification_targets(y)
@@ -87,9 +87,8 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
             raise ValueError(f"A classifier needs at least 2 classes, got 1 class, {self.classes_[0]!r}.")
         names = tuple(map(str, self.classes_))
         features = getattr(self, "feature_names_in_", None)
-        fit_estimator(
-            self, make_data_splits(to_tensor(X), torch.from_numpy(labels).long(), features, class_names=names)
-        )
+        targets = torch.from_numpy(labels).long()
+        self._fit_posterior(make_data_splits(to_tensor(X), targets, features, class_names=names))
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -98,8 +97,8 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The most probable label of each example."""
-        best = self.predict_proba(X).argmax(1)
-        labels: NDArray[Any] = self.classes_[best]
+        indices = self.predict_proba(X).argmax(1)
+        labels: NDArray[Any] = self.classes_[indices]
         return labels
 
     def predict_std(self, X: ArrayLike) -> NDArray[np.float64]:

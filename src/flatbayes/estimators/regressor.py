@@ -1,6 +1,6 @@
-"""A regressor whose predictions are mixtures over the networks of a posterior."""
+"""Scikit-learn regressor: predictions are mixtures over the networks of a posterior."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from flatbayes.estimators.base import PosteriorEstimator, fit_estimator, make_data_splits, to_tensor
+from flatbayes.estimators.base import PosteriorEstimator, make_data_splits, to_tensor
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import GaussianPredictive
 from flatbayes.posteriors import Posterior
@@ -19,29 +19,30 @@ from flatbayes.training.model_builder import ModelFactory
 
 
 class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[misc]
-    """A flat-seeking posterior over the weights of a network, as a regressor of scikit-learn.
+    """A sharpness-aware posterior over the weights of a network, as a regressor of scikit-learn.
 
-    Inputs and targets are standardised, column by column; predictions are in the unit of the targets. There may be
-    several targets. Fields of posterior, flatness and recipe are parameters as well: `flatness__rho`.
+    Inputs and targets are standardised per column; predictions have the unit of the targets. There may be several
+    targets. Fields of posterior, flatness and config are parameters as well: `flatness__rho`.
 
     Args:
-        posterior: What is fitted; None is `SWAG(prior_precision=2.0)`.
-        flatness: Where gradients are taken; None is `SAM()`, and `Plain()` is ordinary training.
+        posterior: The posterior; None is `SWAG(prior_precision=2.0)`.
+        flatness: The flatness; None is `SAM()`, and `Plain()` is ordinary training.
         model: A class or function that builds the network, as in `flatbayes.fit`; None is an `MLP`.
         hidden: Units of each hidden layer, for the `MLP` only.
         epochs: Passes over the training data.
         batch_size: Examples per step.
-        learning_rate: Of the posterior's usual optimiser; None is its usual one too.
-        config: A whole recipe, in the place of the three before, and of the clipping of gradients at norm 1.
-        num_draws: Networks that a prediction averages.
-        random_state: Decides everything random, as in scikit-learn; None differs from fit to fit.
+        learning_rate: Learning rate of the posterior's default optimizer; None is the default rate.
+        config: A training configuration, which replaces the three parameters before and the default clipping of
+            gradients at norm 1.
+        num_draws: Networks averaged in a prediction.
+        random_state: Seed of all random numbers, as in scikit-learn; with None every fit differs.
         verbose: Show a progress bar.
 
     Attributes:
-        posterior_: The fitted posterior: to draw from, evaluate, save and compile.
-        n_features_in_: Features of an example.
-        feature_names_in_: Their names, where the training data had names.
-        n_iter_: Epochs trained.
+        posterior_: The fitted posterior, to draw from, evaluate, save and compile.
+        n_features_in_: Number of features of an example.
+        feature_names_in_: Names of the features, if the training data have names.
+        n_iter_: Number of epochs trained.
     """
 
     def __init__(
@@ -76,10 +77,10 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
 
         Args:
             X: Examples, shape (examples, features), or of any shape that the model takes.
-            y: Numbers to predict, shape (examples,) or (examples, targets).
+            y: Targets, numbers of shape (examples,) or (examples, targets).
 
         Raises:
-            ValueError: Examples and targets are not fit for each other, or a target is the same in all examples.
+            ValueError: Examples and targets differ in number, or a target is constant.
         """
         X, y = validate_data(
             self, X, y, dtype=np.float32, allow_nd=True, multi_output=True, y_numeric=True, ensure_min_samples=2
@@ -87,37 +88,43 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
         targets = torch.from_numpy(np.array(y, dtype=np.float32))
         self._has_target_column = targets.ndim == 2 and targets.shape[1] == 1
         targets = targets.squeeze(1) if self._has_target_column else targets
-        named = ("y",) if targets.ndim == 1 else tuple(f"y{k}" for k in range(targets.shape[1]))
+        target_names = ("y",) if targets.ndim == 1 else tuple(f"y{k}" for k in range(targets.shape[1]))
         features = getattr(self, "feature_names_in_", None)
-        fit_estimator(self, make_data_splits(to_tensor(X), targets, features, target_names=named))
+        self._fit_posterior(make_data_splits(to_tensor(X), targets, features, target_names=target_names))
         return self
 
-    def predict(self, X: ArrayLike, return_std: bool = False) -> Any:
-        """Expected targets, of the shape that the training targets had.
+    @overload
+    def predict(self, X: ArrayLike, return_std: Literal[False] = False) -> NDArray[np.float64]: ...
+    @overload
+    def predict(self, X: ArrayLike, return_std: Literal[True]) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+    def predict(
+        self, X: ArrayLike, return_std: bool = False
+    ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Expected targets, of the shape of the training targets.
 
         Args:
-            X: Examples.
-            return_std: Also give their standard deviations, as `predict_std` does.
+            X: Examples, shape (examples, features), or of any shape that the model takes.
+            return_std: Return standard deviations as well, as `predict_std` does.
         """
-        found = self._predict_gaussian(X)
-        mean = self._match_target_shape(found.mean)
-        return (mean, self._match_target_shape(found.std)) if return_std else mean
+        predictive = self._predict_gaussian(X)
+        mean = self._match_target_shape(predictive.mean)
+        return (mean, self._match_target_shape(predictive.std)) if return_std else mean
 
     def predict_std(self, X: ArrayLike, epistemic: bool = False) -> NDArray[np.float64]:
         """Standard deviations of the targets.
 
         Args:
-            X: Examples.
-            epistemic: Only what the networks disagree on, without the noise of the targets.
+            X: Examples, shape (examples, features), or of any shape that the model takes.
+            epistemic: Only the spread of the means over the networks, without the noise of the targets.
         """
-        found = self._predict_gaussian(X)
-        return self._match_target_shape(found.epistemic.sqrt() if epistemic else found.std)
+        predictive = self._predict_gaussian(X)
+        return self._match_target_shape(predictive.epistemic.sqrt() if epistemic else predictive.std)
 
     def _predict_gaussian(self, X: ArrayLike) -> GaussianPredictive:
-        found = self.predict_distribution(X)
-        if not isinstance(found, GaussianPredictive):
-            raise TypeError(f"A regression predicts by a GaussianPredictive, got a {type(found).__name__}.")
-        return found
+        predictive = self.predict_distribution(X)
+        if not isinstance(predictive, GaussianPredictive):
+            raise TypeError(f"A regression needs a GaussianPredictive, got a {type(predictive).__name__}.")
+        return predictive
 
     def _match_target_shape(self, values: Tensor) -> NDArray[np.float64]:
         array: NDArray[np.float64] = values.cpu().numpy()
