@@ -260,10 +260,13 @@ def _save_tracker_state(path: Path, state_dict: TrackerState) -> None:
 def _load_tracker_state(path: Path) -> TrackerState:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        progress = json.loads(metadata["progress" if "progress" in metadata else "course"])  # 0.1 wrote `course`
+        progress = json.loads(
+            metadata["progress" if "progress" in metadata else "course"]
+        )  # 0.1 wrote `course` and `kept.`
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    flatness_state = _select_by_prefix(tensors, "flatness_state.") or _select_by_prefix(tensors, "kept.")
     return {
-        "progress": {**progress, "flatness_state": _select_by_prefix(tensors, "flatness_state.")},
+        "progress": {**progress, "flatness_state": flatness_state},
         "statistics": _select_by_prefix(tensors, "statistics."),
     }
 
