@@ -1,3 +1,5 @@
+"""Mixtures of Gaussians against SciPy, quadrature, and closed forms."""
+
 import math
 
 import numpy as np
@@ -19,7 +21,7 @@ def density(means, stds):
 
 
 def integrated_entropy(means, stds, step=1e-3):
-    """By sums over an even grid, which converge exponentially fast once the step resolves every member."""
+    """Entropy by sums over an even grid, which converge exponentially fast once the step resolves every member."""
     grid = torch.arange(float((means - 9 * stds).min()), float((means + 9 * stds).max()), step, dtype=torch.float64)
     p = torch.zeros_like(grid)
     for mean, std in zip(means, stds, strict=True):
@@ -27,7 +29,7 @@ def integrated_entropy(means, stds, step=1e-3):
     return -torch.special.xlogy(p, p).sum().item() * step
 
 
-def test_densities_are_scipy_s():
+def test_densities_agree_with_scipy():
     means, stds = members(0)
     y = torch.linspace(-3, 3, 4, dtype=torch.float64)
     expected = stats.norm(means.numpy(), stds.numpy()).logpdf(y.numpy())
@@ -45,36 +47,36 @@ def test_the_distribution_function_is_the_integral_of_the_density():
     means, stds = members(1, shape=())
     for y in (-2.0, 0.3, 1.7):
         expected, _ = integrate.quad(density(means, stds), -30, y, points=means[means < y].tolist(), limit=500)
-        found = mixture.mixture_cdf(torch.tensor(y, dtype=torch.float64), means, stds)
-        assert found.item() == pytest.approx(expected, abs=1e-9)
+        cdf = mixture.mixture_cdf(torch.tensor(y, dtype=torch.float64), means, stds)
+        assert cdf.item() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("probability", [1e-6, 0.025, 0.5, 0.8, 0.999])
 def test_quantiles_invert_the_distribution_function(probability):
     means, stds = members(2, draws=7, shape=(3, 2))
-    found = mixture.mixture_quantile(probability, means, stds)
-    assert found.shape == (3, 2)
+    quantiles = mixture.mixture_quantile(probability, means, stds)
+    assert quantiles.shape == (3, 2)
     expected = torch.full((3, 2), probability, dtype=torch.float64)
-    torch.testing.assert_close(mixture.mixture_cdf(found, means, stds), expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(mixture.mixture_cdf(quantiles, means, stds), expected, rtol=0, atol=1e-13)
 
 
-def test_quantiles_of_one_member_are_scipy_s():
+def test_quantiles_of_one_member_agree_with_scipy():
     means, stds = members(3, draws=1)
     expected = stats.norm(means[0].numpy(), stds[0].numpy()).ppf(0.975)
     torch.testing.assert_close(mixture.mixture_quantile(0.975, means, stds), torch.from_numpy(expected))
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0, math.nan])
-def test_there_are_no_quantiles_at_the_ends(probability):
+def test_probabilities_of_0_and_1_have_no_quantile(probability):
     with pytest.raises(ValueError, match="strictly between 0 and 1"):
         mixture.mixture_quantile(probability, *members(0))
 
 
 def test_entropy_of_equal_members_is_that_of_one():
     stds = torch.tensor([1e-6, 0.3, 1.0, 1e6], dtype=torch.float64).expand(8, 4)
-    found = mixture.mixture_entropy(torch.full((8, 4), 2.0, dtype=torch.float64), stds)
-    torch.testing.assert_close(found, mixture.normal_entropy(stds[0]), rtol=0, atol=1e-9)
-    torch.testing.assert_close(found, torch.from_numpy(stats.norm(0, stds[0].numpy()).entropy()), rtol=0, atol=1e-9)
+    entropy = mixture.mixture_entropy(torch.full((8, 4), 2.0, dtype=torch.float64), stds)
+    torch.testing.assert_close(entropy, mixture.normal_entropy(stds[0]), rtol=0, atol=1e-9)
+    torch.testing.assert_close(entropy, torch.from_numpy(stats.norm(0, stds[0].numpy()).entropy()), rtol=0, atol=1e-9)
 
 
 def test_entropy_of_members_far_apart_is_larger_by_the_log_of_their_number():
@@ -91,13 +93,13 @@ def test_entropy_agrees_with_sums_over_a_fine_grid(seed, draws):
     assert mixture.mixture_entropy(means, stds).item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_entropy_sees_a_narrow_member_inside_a_wide_one():
+def test_entropy_resolves_a_narrow_member_inside_a_wide_one():
     means, stds = torch.zeros(2, 1, dtype=torch.float64), torch.tensor([[1.0], [1e-3]], dtype=torch.float64)
     expected = integrated_entropy(means[:, 0], stds[:, 0], step=1e-4)
     assert mixture.mixture_entropy(means, stds).item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_entropy_in_parts_is_entropy_at_once(monkeypatch):
+def test_entropy_in_chunks_is_entropy_at_once(monkeypatch):
     means, stds = members(4, shape=(7, 2))
     whole = mixture.mixture_entropy(means, stds)
     monkeypatch.setattr(mixture, "MAX_INTEGRATION_VALUES", 2**14)

@@ -1,4 +1,4 @@
-"""Buffers (running statistics and the like) and training flags: frozen around a pass, or estimated afresh."""
+"""Buffers and training flags: restored after a pass, and re-estimation of normalisation statistics."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -12,29 +12,29 @@ from flatbayes.core.weights import swap_values
 
 @contextmanager
 def preserve_buffers(model: nn.Module) -> Iterator[None]:
-    """Whatever happens to buffers and training flags inside is undone at the end."""
+    """Restore all buffers and training flags at the end, bit for bit."""
     flags = [(module, module.training) for module in model.modules()]
-    places = [
+    buffers = [
         (module, name, buffer)
         for module, _ in flags
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    saved = [buffer.detach().clone() for *_, buffer in places]
+    saved = [buffer.detach().clone() for *_, buffer in buffers]
     try:
         yield
     finally:
         _restore_training_flags(flags)
         with torch.no_grad():
-            for (module, name, buffer), value in zip(places, saved, strict=True):
+            for (module, name, buffer), value in zip(buffers, saved, strict=True):
                 buffer.copy_(value)
-                if getattr(module, name) is not buffer:  # replaced, not edited
+                if getattr(module, name) is not buffer:  # replaced by another tensor, not edited in place
                     setattr(module, name, buffer)
 
 
 @contextmanager
 def preserve_mode(model: nn.Module) -> Iterator[None]:
-    """Every module leaves with the `training` flag it came with."""
+    """Restore the `training` flag of every module at the end."""
     flags = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -44,7 +44,7 @@ def preserve_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode; outside, each module has the mode it had."""
+    """Inside, the model is in eval mode; afterwards each module has the mode it had."""
     with preserve_mode(model):
         if any(module.training for module in model.modules()):
             model.eval()
@@ -52,21 +52,21 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def norm_layers(model: nn.Module) -> list[_NormBase]:
-    """The normalisation layers that keep running statistics of the data."""
+    """List the normalisation layers that have running statistics of the data."""
     return [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
 
 
 def reestimate_norm_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     """Running statistics of the current weights, each the plain average over the batches.
 
-    Only normalisation layers run in training mode, so dropout stays off. The model is left as it was.
+    Only normalisation layers run in training mode, so dropout is off. The model is unchanged afterwards.
 
     Args:
         model: The network.
-        batches: Inputs as the network takes them.
+        batches: Inputs of the network.
 
     Returns:
-        The re-estimated buffers by name, for `holding`.
+        The re-estimated buffers by name, for `swap_buffers`.
     """
     norms = norm_layers(model)
     names = {id(module): name for name, module in model.named_modules()}
@@ -91,7 +91,12 @@ def reestimate_norm_statistics(model: nn.Module, batches: Iterable[Tensor]) -> d
 
 
 def swap_buffers(model: nn.Module, values: dict[str, Tensor]) -> AbstractContextManager[None]:
-    """Inside, the named buffers hold the given values."""
+    """Inside, buffers of the model hold other values.
+
+    Args:
+        model: The network.
+        values: Values by name of the buffer.
+    """
     buffers = dict(model.named_buffers())
     return swap_values([buffers[name] for name in values], list(values.values()))
 

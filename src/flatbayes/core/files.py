@@ -1,11 +1,11 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed."""
+"""Atomic file writes, by a temporary file that is renamed, and JSON."""
 
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 """Parsed JSON."""
@@ -13,7 +13,7 @@ JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, J
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; it takes its place at the end, or goes away on an exception."""
+    """A temporary path to write to; it is renamed to `path` at the end, or removed after an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -31,7 +31,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write indented JSON; numbers that are not finite become null, since JSON has no name for them."""
+    """Write indented JSON. Numbers that are not finite become null, since JSON has no name for them."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(replace_nonfinite(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -50,7 +50,7 @@ def read_json(path: Path) -> Any:
 
 
 def replace_nonfinite(data: Any) -> Any:
-    """Plain data in which numbers that are not finite are None, and keys are strings."""
+    """Plain data with None for numbers that are not finite, lists for tuples, and strings as keys."""
     if isinstance(data, dict):
         return {str(key): replace_nonfinite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
@@ -60,5 +60,5 @@ def replace_nonfinite(data: Any) -> Any:
     return data
 
 
-def _reject_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")

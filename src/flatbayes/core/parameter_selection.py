@@ -1,4 +1,4 @@
-"""Which of the trainable parameters a method is about: chosen by kind of layer, or by patterns of their names."""
+"""Selection of trainable parameters, by group of layers or by name patterns."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,26 +9,26 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 ParameterGroup = Literal["weights", "no_biases", "biases", "norms", "last_layer", "all"]
-"""See `selected`."""
+"""See `select_parameters`."""
 
 ParameterSelection = ParameterGroup | list[str]
-"""A kind of parameters, or patterns of names."""
+"""A group of parameters, or name patterns."""
 
 MAX_LISTED_NAMES = 20
-"""Names in an error message, at most."""
+"""Largest number of names in an error message."""
 
 _NORM_TYPES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def check_selection(selection: object, option: str) -> None:
-    """Refuse what selects nothing in any model.
+    """Check that a selection is a group or a list of patterns.
 
     Args:
-        selection: What was asked for.
-        option: What it is called there.
+        selection: The value of an option.
+        option: Name of the option, for the message.
 
     Raises:
-        ValueError: It is neither a kind nor a list of patterns.
+        ValueError: It is neither.
     """
     if selection not in get_args(ParameterGroup) and (isinstance(selection, str) or not selection):
         raise ValueError(
@@ -38,46 +38,49 @@ def check_selection(selection: object, option: str) -> None:
 
 
 def select_parameters(model: nn.Module, selection: ParameterSelection, option: str) -> dict[str, nn.Parameter]:
-    """The trainable parameters chosen, by name, in the model's order; a tied tensor counts once, by its first name.
+    """Select trainable parameters, in the model's order; a tied tensor counts once, by its first name.
 
     Args:
         model: The network.
         selection: `weights`: all but those of normalisation layers (of torch.nn: batch, instance, layer, group and
             RMS norm). `biases`: those of `weights` with `bias` in their own name. `no_biases`: the others of
             `weights`. `norms`: those of normalisation layers. `last_layer`: those of the last module that has any, in
-            the order of registration. `all`: every one. A list: those of which a name matches one of the patterns, in
-            which `*` stands for anything, dots too, `?` for any character, and `[ab]` for one of these.
-        option: What the selection is called where it was asked for.
+            the order of registration. `all`: every one. A list: those with a name that matches one of the patterns,
+            in which `*` stands for anything, dots too, `?` for any character, and `[ab]` for one of these.
+        option: Name of the option that has the selection, for the message.
+
+    Returns:
+        Parameters by name.
 
     Raises:
-        ValueError: There are none, or a pattern matches none; it says which names there are.
+        ValueError: No parameter is selected, or a pattern matches none; the message lists the names.
     """
     trainable = {name: param for name, param in model.named_parameters() if param.requires_grad}
-    chosen = (
+    selected_ids = (
         _select_group_ids(model, selection)
         if isinstance(selection, str)
         else _select_pattern_ids(model, selection, option)
     )
-    found = {name: param for name, param in trainable.items() if id(param) in chosen}
-    if not found:
+    selected = {name: param for name, param in trainable.items() if id(param) in selected_ids}
+    if not selected:
         raise ValueError(
             f"{option}={selection!r} selects none of the {len(trainable)} trainable parameters of "
             f"{type(model).__name__}: {format_names(trainable)}. Use {option}='all', or set requires_grad on "
             "those to be trained."
         )
-    return found
+    return selected
 
 
 @contextmanager
 def only_requires_grad(model: nn.Module, params: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Inside, these are the only parameters that get gradients, so that those of the others cost nothing.
+    """Inside, gradients are computed of these parameters only, and those of the others cost nothing.
 
     Args:
         model: The network.
-        params: Some of its trainable parameters.
+        params: Some of its trainable parameters, by name.
     """
-    chosen = {id(param) for param in params.values()}
-    others = [param for param in model.parameters() if param.requires_grad and id(param) not in chosen]
+    kept_ids = {id(param) for param in params.values()}
+    others = [param for param in model.parameters() if param.requires_grad and id(param) not in kept_ids]
     try:
         for param in others:
             param.requires_grad_(False)
@@ -88,18 +91,23 @@ def only_requires_grad(model: nn.Module, params: Mapping[str, nn.Parameter]) -> 
 
 
 def match_names(names: Sequence[str], pattern: str) -> list[str]:
-    """The names that a pattern matches, upper and lower case being different."""
+    """The names that match a pattern, case-sensitive."""
     return [name for name in names if fnmatchcase(name, pattern)]
 
 
-def format_names(names: Mapping[str, object]) -> str:
-    """Names for an error message, the first ones of many."""
-    shown, more = list(names)[:MAX_LISTED_NAMES], len(names) - MAX_LISTED_NAMES
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+def format_names(names: Mapping[str, object], limit: int = MAX_LISTED_NAMES) -> str:
+    """Join names for an error message.
+
+    Args:
+        names: Has the names as keys.
+        limit: Largest number of names; the others are counted.
+    """
+    shown, num_hidden = list(names)[:limit], len(names) - limit
+    return ", ".join(shown) + (f" and {num_hidden} more" if num_hidden > 0 else "")
 
 
 def named_trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable parameters under every name that they have."""
+    """The trainable parameters under each of their names."""
     named = model.named_parameters(remove_duplicate=False)
     return {name: param for name, param in named if param.requires_grad}
 
@@ -111,15 +119,19 @@ def _select_group_ids(model: nn.Module, group: str) -> set[int]:
         for name, param in module._parameters.items()
         if param is not None and param.requires_grad
     ]
-    if group == "last_layer":
-        return {id(param) for module, _, param in owned if module is owned[-1][0]}
-    if group == "all":
-        return {id(param) for _, _, param in owned}
-    if group == "norms":
-        return {id(param) for module, _, param in owned if isinstance(module, _NORM_TYPES)}
-    beside_norms = [(name, param) for module, name, param in owned if not isinstance(module, _NORM_TYPES)]
-    wanted = {"weights": (False, True), "no_biases": (False,), "biases": (True,)}[group]
-    return {id(param) for name, param in beside_norms if ("bias" in name) in wanted}
+    last_owner = owned[-1][0] if owned else None
+
+    def is_selected(module: nn.Module, name: str) -> bool:
+        if group == "all":
+            return True
+        if group == "last_layer":
+            return module is last_owner
+        is_norm = isinstance(module, _NORM_TYPES)
+        if is_norm or group == "norms":
+            return is_norm and group == "norms"
+        return group == "weights" or ("bias" in name) is (group == "biases")
+
+    return {id(param) for module, name, param in owned if is_selected(module, name)}
 
 
 def _select_pattern_ids(model: nn.Module, patterns: Sequence[str], option: str) -> set[int]:

@@ -114,7 +114,7 @@ def spawn_seeds(*key: int, count: int) -> list[int]:
     return [int(word) >> 1 for word in state]  # torch takes 63 bits on every device
 
 
-def seeded_normal(like: Iterable[Tensor], seeds: Iterable[int], *, stacked: bool = False) -> list[Tensor]:
+def draw_normal(like: Iterable[Tensor], seeds: Iterable[int], *, stacked: bool = False) -> list[Tensor]:
     """Standard normal noise in the shapes of tensors, from seeds alone; the global generators are not used.
 
     Args:
@@ -126,10 +126,12 @@ def seeded_normal(like: Iterable[Tensor], seeds: Iterable[int], *, stacked: bool
         One tensor of noise per tensor.
     """
     tensors = list(like)
-    noise = [_draw_normal([t[k] for t in tensors] if stacked else tensors, seed) for k, seed in enumerate(seeds)]
+    noise = [
+        _draw_network_normal([t[k] for t in tensors] if stacked else tensors, seed) for k, seed in enumerate(seeds)
+    ]
     return [torch.stack(rows) for rows in zip(*noise, strict=True)] if stacked else noise[0]
 
 
-def _draw_normal(like: list[Tensor], seed: int) -> list[Tensor]:
+def _draw_network_normal(like: list[Tensor], seed: int) -> list[Tensor]:
     generators = {t.device: torch.Generator(t.device).manual_seed(seed) for t in like}
     return [torch.randn(t.shape, generator=generators[t.device], device=t.device, dtype=t.dtype) for t in like]

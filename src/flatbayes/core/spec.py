@@ -1,4 +1,4 @@
-"""Objects as plain data: `{"class_path": ..., "init_args": {...}}`, the form that YAML, JSON and the CLI share."""
+"""Serialisation of objects as plain data: `{"class_path": ..., "init_args": {...}}`, as in YAML, JSON and the CLI."""
 
 import importlib
 import inspect
@@ -15,7 +15,7 @@ def to_spec(obj: Any) -> Any:
     """Plain data from which `instantiate` makes an equal object.
 
     Dataclasses and classes or functions (also with arguments bound by `functools.partial`) become class paths
-    with their arguments; numbers, strings, lists and dictionaries stay what they are.
+    with their arguments; numbers, strings, lists and dictionaries are unchanged.
 
     Raises:
         TypeError: The object has no such description (a lambda, an instance of some other class).
@@ -42,18 +42,18 @@ def instantiate(
     bind: bool = False,
     allowed_paths: Collection[str] = (),
 ) -> Any:
-    """The inverse of `to_spec`.
+    """The inverse of `to_spec`. Names of version 0.1 are translated.
 
     Args:
         spec: Plain data.
-        package: Refuse class paths outside this package: set it wherever the data may be a stranger's.
-        base_class: Call nothing but subclasses of this one.
+        package: Refuse class paths outside this package. Set it wherever the data may come from someone else.
+        base_class: Call nothing but subclasses of this class.
         bind: Return the outermost class with its arguments bound, instead of calling it.
         allowed_paths: Dotted paths outside `package` that the user named. They may be values of the arguments that a
             class lists in `import_path_fields`, because it imports them later.
 
     Raises:
-        ValueError: A class path lies outside `package`, or leads to nothing or to something else than `base_class`.
+        ValueError: A class path is outside `package`, cannot be imported, or is not a subclass of `base_class`.
     """
     convert = partial(instantiate, package=package, base_class=base_class, allowed_paths=allowed_paths)
     if isinstance(spec, list):
@@ -77,20 +77,24 @@ def instantiate(
 
 
 def import_object(path: str, *, package: str | None = None) -> Callable[..., Any]:
-    """The class or function at a dotted path.
+    """Import the class or function at a dotted path. Names of version 0.1 are translated.
+
+    Args:
+        path: Such as `flatbayes.flatness.SAM`.
+        package: Refuse paths outside this package, and names that it does not export.
 
     Raises:
-        ValueError: The path lies outside `package`, or does not lead anywhere.
+        ValueError: The path is outside `package`, or cannot be imported.
     """
     path = translate_path(path)
-    module, _, name = path.rpartition(".")
-    if package is not None and not f"{module}.".startswith(f"{package}."):
+    module_name, _, name = path.rpartition(".")
+    if package is not None and not f"{module_name}.".startswith(f"{package}."):
         raise ValueError(f"{path!r} is not part of {package}, and nothing else is imported from here.")
     try:
-        found = importlib.import_module(module)
-        if package is not None and name not in getattr(found, "__all__", ()):
+        module = importlib.import_module(module_name)
+        if package is not None and name not in getattr(module, "__all__", ()):
             raise AttributeError(name)
-        target: Callable[..., Any] = getattr(found, name)
+        target: Callable[..., Any] = getattr(module, name)
     except (ImportError, AttributeError, ValueError) as error:
         reason = explain_name(path) or f"({error})."
         raise ValueError(f"{path!r} does not lead to a class or function: {reason}") from error
@@ -100,7 +104,7 @@ def import_object(path: str, *, package: str | None = None) -> Callable[..., Any
 
 
 def class_path(obj: Any) -> str:
-    """Dotted path of a class or function, by its public package where that exports it.
+    """Dotted path of a class or function, by its public package if that exports it.
 
     Raises:
         TypeError: It has no name that could be imported.
@@ -112,14 +116,17 @@ def class_path(obj: Any) -> str:
             "arguments, bind them with functools.partial."
         )
     package = module.rpartition(".")[0]
-    exported = package and getattr(importlib.import_module(package), name, None) is obj
-    return f"{package if exported else module}.{name}"
+    is_exported = package and getattr(importlib.import_module(package), name, None) is obj
+    return f"{package if is_exported else module}.{name}"
 
 
 def short_name(obj: Any) -> str:
-    """Class name with the hyperparameters that differ from their defaults: `SWAG(rank=0)`, `Plain`.
+    """Class name with the arguments that differ from their defaults: `SWAG(rank=0)`, `Plain`.
 
     A description may come from a file, so classes outside flatbayes are not imported for their defaults.
+
+    Args:
+        obj: An object that `to_spec` can describe, or such a description.
     """
     spec = obj if isinstance(obj, dict) else to_spec(obj)
     path, arguments = translate_spec(spec["class_path"], spec["init_args"])
@@ -140,11 +147,11 @@ def _format_value(value: Any) -> str:
 def get_defaults(target: Callable[..., Any]) -> dict[str, Any]:
     """The arguments of a class or function that have defaults, as plain data."""
     if is_dataclass(target):
-        found = {
+        defaults = {
             f.name: f.default if f.default_factory is MISSING else f.default_factory()
             for f in fields(target)
             if f.init
         }
-        return {name: to_spec(value) for name, value in found.items() if value is not MISSING}
+        return {name: to_spec(value) for name, value in defaults.items() if value is not MISSING}
     parameters = inspect.signature(target).parameters.values()
     return {p.name: to_spec(p.default) for p in parameters if p.default is not inspect.Parameter.empty}

@@ -1,7 +1,7 @@
-"""The only place that edits weights, and the contexts after which they are what they were, bit for bit.
+"""Weight edits: the only code that changes weights in place, with contexts that restore them bit for bit.
 
-`(w + e) - e` is not `w` in floating point, so weights come back from a copy, or from the memory that they had; and on
-an exception too.
+`(w + e) - e` is not `w` in floating point, so weights are restored from a copy, or from the memory that they had,
+also after an exception.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from flatbayes.core.norms import broadcast_per_network
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that learning moves; a tied tensor counts once."""
+    """List the parameters that require gradients; a tied tensor counts once."""
     return [param for param in model.parameters() if param.requires_grad]
 
 
@@ -23,11 +23,11 @@ def perturb(params: Sequence[Tensor], directions: list[Tensor], scale: float | T
     """Inside, every parameter is `param + scale * direction`.
 
     Args:
-        params: Tensors to move.
-        directions: One direction per parameter, of its shape. The list is emptied, so that gradients in it can go
-            before there are new ones.
-        scale: A number, or a tensor without dimensions where reading it would wait for a device, or one number for
-            each stacked network.
+        params: Tensors to perturb.
+        directions: One direction per parameter, of its shape. The list is emptied, so that the memory of gradients in
+            it can be freed before new ones are computed.
+        scale: A number; or a tensor without dimensions, where reading it would wait for a device; or one number for
+            each vectorized network.
     """
     if can_swap_storage(params):
         values = axpy(params, directions, scale)
@@ -60,35 +60,43 @@ def swap_values(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[
 def write_blockwise(
     params: Sequence[Tensor], make_block: Callable[[slice], Tensor], block_size: int
 ) -> Iterator[None]:
-    """Inside, parameters hold what is made for them, a part at a time.
+    """Inside, parameters hold values that are computed block by block.
 
     Args:
         params: Tensors to overwrite.
-        make_block: Makes the values of a stretch of `flatten(params)`; called once for each, in order.
-        block_size: Largest number of entries of a stretch.
+        make_block: Computes the values of a block of `flatten(params)`, given its slice; called once per block, in
+            order.
+        block_size: Largest number of entries of a block.
     """
     total = sum(param.numel() for param in params)
-    places = [slice(k, min(k + block_size, total)) for k in range(0, total, block_size)]
-    if can_swap_storage(params) and all(param.is_contiguous() for param in params):
+    block_slices = [slice(k, min(k + block_size, total)) for k in range(0, total, block_size)]
+    are_contiguous = all(param.is_contiguous() for param in params)
+    if can_swap_storage(params) and are_contiguous:
         vector = torch.empty(total, dtype=params[0].dtype)
-        for place in places:
-            vector[place] = make_block(place)
+        for block_slice in block_slices:
+            vector[block_slice] = make_block(block_slice)
         with swap_storage(params, unflatten(vector, params)):
             yield
         return
     with preserve(params):
         with torch.no_grad():
-            if all(param.is_contiguous() for param in params):
-                for place, pieces in iter_blocks(params, block_size):
-                    torch._foreach_copy_(pieces, make_block(place).split([len(piece) for piece in pieces]))
-            else:  # their entries are not in the order of the vector
-                values = torch.cat([make_block(place) for place in places])
+            if are_contiguous:
+                for block_slice, pieces in iter_blocks(params, block_size):
+                    torch._foreach_copy_(pieces, make_block(block_slice).split([len(piece) for piece in pieces]))
+            else:  # their entries are in memory in another order than in the vector
+                values = torch.cat([make_block(block_slice) for block_slice in block_slices])
                 torch._foreach_copy_(list(params), unflatten(values, params))
         yield
 
 
 def axpy(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float | Tensor) -> list[Tensor]:
-    """`param + scale * direction` in new tensors, in one pass if the scale is a number."""
+    """`param + scale * direction` in new tensors, in one pass if the scale is a number.
+
+    Args:
+        params: Tensors.
+        directions: One direction per tensor, of its shape.
+        scale: As for `perturb`.
+    """
     with torch.no_grad():
         if isinstance(scale, Tensor) and scale.ndim:
             pairs = zip(params, directions, strict=True)
@@ -100,46 +108,46 @@ def axpy(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float | 
 
 
 def can_swap_storage(params: Sequence[Tensor]) -> bool:
-    """Whether parameters may hold other memory for a while, which saves copying their values there and back.
+    """Whether parameters can point to other memory for a while, which saves copying their values there and back.
 
-    Not where someone else may know the memory: on accelerators, where graphs are recorded with their addresses; where
-    a parameter is a part of something larger, or has a class of its own; where two share it.
+    False where other code may rely on the memory: on accelerators, whose graphs record its address; where a parameter
+    is a view of a larger tensor or has a class of its own; where two parameters share memory.
     """
-    alone = all(
+    own_their_memory = all(
         param.is_cpu
         and type(param) in (nn.Parameter, Tensor)
         and param.untyped_storage().nbytes() == param.numel() * param.element_size()
         for param in params
     )
-    return alone and 0 < len(params) == len({param.data_ptr() for param in params})
+    return own_their_memory and 0 < len(params) == len({param.data_ptr() for param in params})
 
 
 @contextmanager
 def swap_storage(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, parameters hold other memory, afterwards their own again.
+    """Inside, parameters point to the memory of other tensors; afterwards to their own again.
 
     Args:
-        params: Tensors that are `replaceable`.
+        params: Tensors for which `can_swap_storage` holds.
         values: Another tensor for each, of its shape and dtype.
     """
-    own = [param.data for param in params]
+    own_data = [param.data for param in params]
     torch.clear_autocast_cache()
     try:
         for param, value in zip(params, values, strict=True):
             param.data = value
         yield
     finally:
-        for param, value in zip(params, own, strict=True):
+        for param, value in zip(params, own_data, strict=True):
             param.data = value
         torch.clear_autocast_cache()
 
 
 @contextmanager
 def preserve(params: Sequence[Tensor]) -> Iterator[None]:
-    """Whatever happens to the values of the parameters inside, of which there may be none, is undone at the end."""
+    """Restore the values of the parameters, of which there may be none, at the end."""
     with torch.no_grad():
         saved = [param.clone() for param in params]
-    # An autocast block around the whole step keeps low-precision copies of the weights, blind to in-place edits.
+    # Autocast around the whole step caches low-precision copies of the weights, which do not follow in-place edits.
     torch.clear_autocast_cache()
     try:
         yield
@@ -151,20 +159,25 @@ def preserve(params: Sequence[Tensor]) -> Iterator[None]:
 
 
 def to_local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds: all of it, unless it is divided among processes."""
+    """The shard of a tensor that this process holds; a tensor that is not sharded itself."""
     if type(tensor) in (Tensor, nn.Parameter):
         return tensor
-    part: Callable[[], Tensor] | None = getattr(tensor, "to_local", None)
-    return tensor if part is None else part()
+    get_shard: Callable[[], Tensor] | None = getattr(tensor, "to_local", None)
+    return tensor if get_shard is None else get_shard()
 
 
 def copy_values(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy values into tensors, each process those of the part that it holds."""
+    """Copy values into tensors in place; every process copies its own shard.
+
+    Args:
+        tensors: Tensors to overwrite.
+        values: One value per tensor, of its shape and sharding.
+    """
     torch._foreach_copy_([to_local(tensor) for tensor in tensors], [to_local(value) for value in values])
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """All entries in one vector, in order (a copy)."""
+    """Copy all entries into one vector, in order."""
     return torch.cat([to_local(tensor.detach()).reshape(-1) for tensor in tensors])
 
 
@@ -175,24 +188,24 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def iter_blocks(tensors: Sequence[Tensor], block_size: int) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Stretches of `flatten(tensors)`, one after the other, without making it.
+    """Iterate over blocks of `flatten(tensors)` without computing that vector.
 
     Args:
-        tensors: What would be flattened.
-        block_size: Largest number of entries of a stretch.
+        tensors: The tensors.
+        block_size: Largest number of entries of a block.
 
     Yields:
-        The stretch as a slice of the vector, and the pieces of the tensors that it is made of, as vectors of views.
+        The slice of the vector, and the views of the tensors that it consists of, each a vector.
     """
-    start, held, pieces = 0, 0, list[Tensor]()
+    start, size, pieces = 0, 0, list[Tensor]()
     for tensor in tensors:
         rest = to_local(tensor.detach()).reshape(-1)
         while len(rest):
-            piece, rest = rest[: block_size - held], rest[block_size - held :]
+            piece, rest = rest[: block_size - size], rest[block_size - size :]
             pieces.append(piece)
-            held += len(piece)
-            if held == block_size:
-                yield slice(start, start + held), pieces
-                start, held, pieces = start + held, 0, []
-    if held:
-        yield slice(start, start + held), pieces
+            size += len(piece)
+            if size == block_size:
+                yield slice(start, start + size), pieces
+                start, size, pieces = start + size, 0, []
+    if size:
+        yield slice(start, start + size), pieces

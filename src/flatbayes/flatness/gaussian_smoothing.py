@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.context import num_vectorized
-from flatbayes.core.randomness import seeded_normal, spawn_seeds
+from flatbayes.core.randomness import draw_normal, spawn_seeds
 from flatbayes.core.weights import perturb, trainable_parameters
 from flatbayes.flatness.flatness import Flatness, require_progress
 
@@ -77,4 +77,4 @@ def draw_step_noise(like: Sequence[Tensor], seed: int, progress: TrainingProgres
         One tensor per tensor; a vectorized network gets the noise that it gets when it is trained alone.
     """
     seeds = [spawn_seeds(seed, progress.seed, member, progress.step, count=1)[0] for member in progress.members]
-    return seeded_normal(like, seeds, stacked=num_vectorized() > 0)
+    return draw_normal(like, seeds, stacked=num_vectorized() > 0)

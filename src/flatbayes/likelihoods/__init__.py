@@ -1,4 +1,4 @@
-"""How targets depend on a network's outputs: losses, and predictions from many networks."""
+"""Likelihoods: losses for training, and predictive distributions of many networks."""
 
 from flatbayes.likelihoods.categorical import Categorical, CategoricalPredictive
 from flatbayes.likelihoods.custom import Custom

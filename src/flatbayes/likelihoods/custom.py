@@ -1,4 +1,4 @@
-"""A negative log likelihood of one's own, with outputs that are read as another likelihood reads them."""
+"""A custom loss for training, with the predictions of another likelihood."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from flatbayes.likelihoods.likelihood import Likelihood, Predictive
 
 @dataclass(frozen=True)
 class Custom(Likelihood):
-    """Trains with a loss of yours: label smoothing, class weights, a robust loss, extra terms.
+    """Trains with a loss of the user's: class weights, a robust loss, extra terms.
 
-    For outputs that no likelihood here can read, write a subclass of `Likelihood`.
+    For outputs that no other likelihood makes predictions of, write a subclass of `Likelihood`.
 
     Attributes:
-        loss_fn: (outputs, targets) to the *mean* over the batch of the negative log likelihood, a differentiable
-            scalar. Prior, weight decay and KL are the posterior's. What is not a negative log likelihood works too,
-            but then a temperature of one has no meaning of its own.
+        loss_fn: (outputs, targets) -> the *mean* negative log likelihood of the batch, a differentiable scalar
+            without prior, weight decay or KL, which belong to the posterior. Another loss works too, but a
+            temperature of one then has no special meaning.
         output_likelihood: Makes predictions out of outputs.
     """
 
@@ -26,14 +26,14 @@ class Custom(Likelihood):
 
     @property
     def num_outputs(self) -> int:
-        """As many as what reads them wants."""
+        """The number of outputs of `output_likelihood`."""
         return self.output_likelihood.num_outputs
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Yours.
+        """The value of `loss_fn`.
 
         Raises:
-            ValueError: It is not a single number, such as a loss per example.
+            ValueError: It is not a scalar, such as one loss per example.
         """
         loss = self.loss_fn(outputs, targets)
         if loss.ndim != 0:
@@ -44,5 +44,5 @@ class Custom(Likelihood):
         return loss
 
     def predictive(self, outputs: Iterable[Tensor], *, keep_members: bool = False) -> Predictive:
-        """As `reads` has it."""
+        """The predictions of `output_likelihood`."""
         return self.output_likelihood.predictive(outputs, keep_members=keep_members)

@@ -1,8 +1,8 @@
-"""Regression: a normal distribution whose mean and standard deviation are the outputs of a network.
+"""Gaussian likelihood for regression: a network outputs the mean and the standard deviation of a normal distribution.
 
-The noise may depend on the input (Nix & Weigend, ICNN 1994); a network that ends in constants for the raw scales
-makes it homoscedastic (`MLP(constant_scale=True)`). A Bayesian model average is the mixture of the networks' normal
-distributions; nothing is moment-matched.
+The noise may depend on the input (Nix & Weigend, ICNN 1994); a network with constant raw scales makes it
+homoscedastic (`MLP(constant_scale=True)`). The Bayesian model average is the mixture of the networks' normal
+distributions, without moment matching.
 """
 
 import math
@@ -26,14 +26,14 @@ DEFAULT_INTERVAL_LEVEL = 0.95
 
 @dataclass(frozen=True, eq=False)
 class GaussianPredictive(Predictive):
-    """Equal mixtures of normal distributions, in the targets' own unit.
+    """Equal mixtures of normal distributions, in the unit of the targets.
 
     With one target there is no axis of targets, so that predictions have the shape of the targets. Memory grows
     with the number of draws, since quantiles need all of them.
 
     Attributes:
-        member_means: Mean that each network predicts, float64.
-        member_stds: Standard deviation of the noise that each network predicts, float64.
+        member_means: Predicted mean of each network, float64.
+        member_stds: Predicted standard deviation of the noise of each network, float64.
     """
 
     member_means: Float[Tensor, "draws examples ..."]
@@ -56,22 +56,22 @@ class GaussianPredictive(Predictive):
 
     @property
     def aleatoric(self) -> Float[Tensor, "examples ..."]:
-        """Average variance of the noise: what no further data would take away."""
+        """Mean variance of the noise, which more data would not reduce."""
         return self.member_stds.square().mean(0)
 
     @property
     def epistemic(self) -> Float[Tensor, "examples ..."]:
-        """Variance of the networks' means, divisor the number of networks: what they disagree on."""
+        """Variance of the networks' means, with the number of networks as divisor."""
         return self.member_means.var(0, correction=0)
 
     @property
     def entropy(self) -> Float[Tensor, " examples"]:
-        """Entropy of the mixture, integrated numerically; of several targets, the sum, a bound from above."""
+        """Entropy of the mixture in nats, integrated numerically; for several targets, the sum, an upper bound."""
         return _sum_targets(mixture.mixture_entropy(self.member_means, self.member_stds))
 
     @property
     def mutual_information(self) -> Float[Tensor, " examples"]:
-        """Entropy of the mixture - mean entropy of the networks, at least zero; summed over the targets."""
+        """Entropy of the mixture minus mean entropy of the networks, at least zero; summed over the targets."""
         noise = mixture.normal_entropy(self.member_stds).mean(0)
         return _sum_targets((mixture.mixture_entropy(self.member_means, self.member_stds) - noise).clamp_min(0.0))
 
@@ -79,6 +79,9 @@ class GaussianPredictive(Predictive):
         self, level: float = DEFAULT_INTERVAL_LEVEL
     ) -> tuple[Float[Tensor, "examples ..."], Float[Tensor, "examples ..."]]:
         """Ends of the central interval: the target is below, and above it, with probability (1 - level) / 2.
+
+        Args:
+            level: Probability of the interval.
 
         Raises:
             ValueError: The level is not strictly between 0 and 1.
@@ -92,7 +95,7 @@ class GaussianPredictive(Predictive):
         return low, high
 
     def cdf(self, targets: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples ..."]:
-        """P(Y <= target), each target on its own.
+        """P(Y <= target), separately for each target.
 
         Raises:
             ValueError: The targets have another shape than the predictions.
@@ -100,21 +103,24 @@ class GaussianPredictive(Predictive):
         return mixture.mixture_cdf(self._prepare_targets(targets), self.member_means, self.member_stds)
 
     def log_prob(self, targets: Float[Tensor, "examples ..."]) -> Float[Tensor, " examples"]:
-        """Log density of the mixture at the targets of an example, all of them jointly, per unit of the targets.
+        """Log density of the mixture, jointly for all targets of an example, per unit of the targets.
 
         Raises:
             ValueError: The targets have another shape than the predictions.
         """
-        of_each = mixture.normal_log_density(self._prepare_targets(targets), self.member_means, self.member_stds)
-        return mixture.log_mean_density(of_each if of_each.ndim == 2 else of_each.sum(-1))
+        log_densities = mixture.normal_log_density(
+            self._prepare_targets(targets), self.member_means, self.member_stds
+        )
+        return mixture.log_mean_density(log_densities if log_densities.ndim == 2 else log_densities.sum(-1))
 
     def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
-        """`mean`, `std`, ends of the 95 % interval, `aleatoric` and `epistemic` variance, root of the last.
+        """`mean`, `std`, `lower` and `upper` end of the 95 % interval, `aleatoric`, `epistemic`, `epistemic_std`.
 
-        These are `lower`, `upper` and `epistemic_std`. With several targets, each seven end in `_<name>`.
+        Args:
+            names: Names of the targets; None numbers them. With several targets each column is `<quantity>_<name>`.
         """
         lower, upper = self.interval()
-        found = {
+        quantities = {
             "mean": self.mean,
             "std": self.std,
             "lower": lower,
@@ -124,20 +130,20 @@ class GaussianPredictive(Predictive):
             "epistemic_std": self.epistemic.sqrt(),
         }
         if self.member_means.ndim == 2:
-            return {name: values.cpu().numpy() for name, values in found.items()}
+            return {name: values.cpu().numpy() for name, values in quantities.items()}
         names = [str(k) for k in range(self.member_means.shape[2])] if names is None else names
         return {
             f"{name}_{target}": values[:, k].cpu().numpy()
             for k, target in enumerate(names)
-            for name, values in found.items()
+            for name, values in quantities.items()
         }
 
     @classmethod
     def concatenate(cls, predictions: Sequence[Self]) -> Self:
-        """Predictions for all examples of the parts, in order."""
+        """Join predictions for several batches of examples, in order."""
         return cls(
-            torch.cat([part.member_means for part in predictions], dim=1),
-            torch.cat([part.member_stds for part in predictions], dim=1),
+            torch.cat([p.member_means for p in predictions], dim=1),
+            torch.cat([p.member_stds for p in predictions], dim=1),
         )
 
     def _prepare_targets(self, targets: Tensor) -> Tensor:
@@ -152,17 +158,17 @@ class GaussianPredictive(Predictive):
 
 @dataclass(frozen=True)
 class Gaussian(Likelihood):
-    """Targets are numbers; outputs are their means, then their raw scales, of standardised targets.
+    """Targets are numbers; outputs are the means, then the raw scales, of standardised targets.
 
-    target = location + scale * (mean + std * noise) with std = floor + softplus(raw scale). The location and scale
-    of the training targets (`Gaussian.fit`) make the network's task the same in every unit; losses and predictions
-    are in the targets' own.
+    target = location + scale * (mean + std * noise) with std = floor + softplus(raw scale). With the location and
+    scale of the training targets (`Gaussian.fit`), training does not depend on their unit; losses and predictions are
+    in the unit of the targets.
 
     Attributes:
-        num_targets: Numbers to predict for each example; a network has twice as many outputs.
-        location: One for each target, subtracted before the network sees it; none for zeros.
-        scale: One for each target, what it is divided by; none for ones.
-        floor: Least standard deviation of the noise, as a fraction of the scale: it bounds the density, and so the
+        num_targets: Number of targets of each example; a network has twice as many outputs.
+        location: Subtracted from each target in standardisation, one number per target; () for zeros.
+        scale: Divisor of each target in standardisation, one number per target; () for ones.
+        floor: Smallest standard deviation of the noise, as a fraction of the scale. It bounds the density, and so the
             gradient, where a network fits some targets exactly.
     """
 
@@ -175,13 +181,13 @@ class Gaussian(Likelihood):
         if self.num_targets < 1:
             raise ValueError(f"Regression needs at least 1 target, got num_targets={self.num_targets}.")
         for name, default in (("location", 0.0), ("scale", 1.0)):
-            given = tuple(float(value) for value in getattr(self, name)) or (default,) * self.num_targets
-            if len(given) != self.num_targets or not all(map(math.isfinite, given)):
+            values = tuple(float(value) for value in getattr(self, name)) or (default,) * self.num_targets
+            if len(values) != self.num_targets or not all(map(math.isfinite, values)):
                 raise ValueError(
-                    f"{name} must be {self.num_targets} finite numbers, one for each target, got {given}. "
-                    "Gaussian.fit takes them from training targets."
+                    f"{name} must be {self.num_targets} finite numbers, one for each target, got {values}. "
+                    "Gaussian.fit computes them from training targets."
                 )
-            object.__setattr__(self, name, given)
+            object.__setattr__(self, name, values)
         if min(self.scale) <= 0:
             raise ValueError(f"scale must be positive, got {self.scale}: a constant target cannot be standardised.")
         if not 0 < self.floor < math.inf:
@@ -189,7 +195,11 @@ class Gaussian(Likelihood):
 
     @staticmethod
     def fit(targets: Float[Tensor, "examples ..."], floor: float = 0.01) -> "Gaussian":
-        """The likelihood that standardises by mean and standard deviation of these targets.
+        """Make the likelihood that standardises by the mean and standard deviation of these targets.
+
+        Args:
+            targets: Training targets, shape (examples,) or (examples, targets).
+            floor: See `Gaussian`.
 
         Raises:
             ValueError: There are none, some are not finite, or one of them is constant.
@@ -220,7 +230,7 @@ class Gaussian(Likelihood):
         return 2 * self.num_targets
 
     def loss(self, outputs: Float[Tensor, "batch outputs"], targets: Float[Tensor, "batch ..."]) -> Float[Tensor, ""]:
-        """Mean negative log density of the targets, summed over those of an example, per unit of the targets.
+        """Mean negative log density, summed over the targets of an example, per unit of the targets.
 
         Raises:
             ValueError: The outputs are not a mean and a raw scale for each target, or the targets have no such shape.
@@ -231,29 +241,33 @@ class Gaussian(Likelihood):
             raise ValueError(
                 f"Expected targets of the shape {(len(outputs), *self._target_shape)}, got {tuple(targets.shape)}."
             )
-        standard = (targets.reshape(mean.shape).to(mean.dtype) - location) / scale
-        return sum(map(math.log, self.scale)) - mixture.normal_log_density(standard, mean, std).sum(-1).mean()
+        standardized = (targets.reshape(mean.shape).to(mean.dtype) - location) / scale
+        return sum(map(math.log, self.scale)) - mixture.normal_log_density(standardized, mean, std).sum(-1).mean()
 
     def predictive(
         self, outputs: Iterable[Float[Tensor, "batch outputs"]], *, keep_members: bool = False
     ) -> GaussianPredictive:
-        """The mixture of the networks' normal distributions; members are kept in any case.
+        """The mixture of the networks' normal distributions.
+
+        Args:
+            outputs: Outputs of each network for the same examples. Iterated once.
+            keep_members: Has no effect, since members are always kept.
 
         Raises:
             ValueError: The outputs are not a mean and a raw scale for each target, or there are none.
         """
         means, stds = [], []
-        for one in outputs:
-            mean, std = self.split_outputs(one.double())
+        for member_outputs in outputs:
+            mean, std = self.split_outputs(member_outputs.double())
             location, scale = _location_scale_tensors(self.location, self.scale, mean.dtype, mean.device)
-            means.append((location + scale * mean).reshape(len(one), *self._target_shape))
-            stds.append((scale * std).reshape(len(one), *self._target_shape))
+            means.append((location + scale * mean).reshape(len(mean), *self._target_shape))
+            stds.append((scale * std).reshape(len(mean), *self._target_shape))
         if not means:
             raise ValueError("There is no prediction without networks: ask for at least 1 draw.")
         return GaussianPredictive(torch.stack(means), torch.stack(stds))
 
     def split_outputs(self, outputs: Float[Tensor, "batch outputs"]) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation that a network gives, in units of the scale; each of shape (batch, targets).
+        """Mean and standard deviation of standardised targets, each of shape (batch, targets).
 
         Raises:
             ValueError: The outputs are not a mean and a raw scale for each target.

@@ -1,4 +1,4 @@
-"""What every likelihood is: a loss to train with, and a way to make one prediction out of many networks."""
+"""Interfaces of likelihoods and of the predictive distributions that they make out of many networks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Predictive(ABC):
-    """The mixture of what the networks of a posterior predict, for a number of examples."""
+    """The equal mixture of the predictions of a posterior's networks, for a number of examples."""
 
     @property
     @abstractmethod
@@ -30,39 +30,44 @@ class Predictive(ABC):
     @property
     @abstractmethod
     def mutual_information(self) -> Tensor:
-        """Mutual information of target and network in nats: what the networks disagree on, shape (examples,)."""
+        """Mutual information of target and network in nats: epistemic uncertainty, shape (examples,)."""
 
     @abstractmethod
     def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
-        """One array of shape (examples,) for each quantity, to be written as a table.
+        """One array of shape (examples,) for each quantity, as columns of a table.
 
         Args:
-            names: Names of the targets (classes), where they have names.
+            names: Names of the targets or classes; None numbers them.
         """
 
     @classmethod
     @abstractmethod
     def concatenate(cls, predictions: Sequence[Self]) -> Self:
-        """Predictions for all examples of the parts, in order."""
+        """Join predictions for several batches of examples, in order."""
 
 
 class Likelihood(ABC):
-    """How targets depend on a network's outputs."""
+    """The distribution of targets given a network's outputs."""
 
     @property
     @abstractmethod
     def num_outputs(self) -> int:
-        """Numbers that a network must give for each example."""
+        """Number of outputs that a network must have for each example."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean negative log likelihood, a differentiable scalar."""
+        """Mean negative log likelihood over the batch, a differentiable scalar.
+
+        Args:
+            outputs: Outputs of a network, shape (batch, num_outputs).
+            targets: Targets, one row per example.
+        """
 
     @abstractmethod
     def predictive(self, outputs: Iterable[Tensor], *, keep_members: bool = False) -> Predictive:
-        """The equal mixture over networks.
+        """The equal mixture over networks of their predictive distributions.
 
         Args:
-            outputs: Each network's outputs for the same examples; consumed once, one held at a time.
-            keep_members: Also keep what each network predicts.
+            outputs: The outputs of each network for the same examples, shape (batch, num_outputs). Iterated once.
+            keep_members: Also keep the predictions of each network.
         """
