@@ -1,3 +1,5 @@
+"""Buffers, training flags and running statistics: restored bit for bit, and re-estimated."""
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +8,7 @@ from flatbayes.core.buffers import eval_mode, norm_layers, preserve_buffers, ree
 from support import assert_same, batch, network, snapshot
 
 
-def test_frozen_undoes_statistics_counters_and_modes():
+def test_preserve_buffers_restores_statistics_counters_and_modes():
     model = network()
     before = snapshot(model)
     with preserve_buffers(model):
@@ -18,7 +20,7 @@ def test_frozen_undoes_statistics_counters_and_modes():
     assert_same(snapshot(model), before)
 
 
-def test_frozen_puts_back_a_buffer_that_was_replaced():
+def test_preserve_buffers_restores_a_buffer_that_was_replaced():
     model = nn.BatchNorm1d(3)
     buffer = model.running_mean
     with pytest.raises(ArithmeticError), preserve_buffers(model):
@@ -28,7 +30,7 @@ def test_frozen_puts_back_a_buffer_that_was_replaced():
     assert (buffer == 0).all()
 
 
-def test_evaluating_restores_each_mode():
+def test_eval_mode_restores_each_mode():
     model = network()
     model[1].eval()
     modes = [m.training for m in model.modules()]
@@ -41,26 +43,26 @@ def test_reestimated_statistics_are_averages_over_batches_without_dropout():
     model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2))
     batches = [torch.randn(8, 2), torch.randn(8, 2) * 3]
     before = snapshot(model)
-    found = reestimate_norm_statistics(model, batches)
+    statistics = reestimate_norm_statistics(model, batches)
     assert_same(snapshot(model), before)
-    torch.testing.assert_close(found["1.running_mean"], torch.stack([b.mean(0) for b in batches]).mean(0))
-    torch.testing.assert_close(found["1.running_var"], torch.stack([b.var(0) for b in batches]).mean(0))
+    torch.testing.assert_close(statistics["1.running_mean"], torch.stack([b.mean(0) for b in batches]).mean(0))
+    torch.testing.assert_close(statistics["1.running_var"], torch.stack([b.var(0) for b in batches]).mean(0))
     assert model[1].momentum == 0.1
-    with swap_buffers(model, found), eval_mode(model):
-        expected = nn.functional.batch_norm(batches[0], found["1.running_mean"], found["1.running_var"])
+    with swap_buffers(model, statistics), eval_mode(model):
+        expected = nn.functional.batch_norm(batches[0], statistics["1.running_mean"], statistics["1.running_var"])
         torch.testing.assert_close(model(batches[0]), expected)
     assert_same(snapshot(model), before)
 
 
 def test_a_model_that_is_itself_a_norm_layer():
     model = nn.BatchNorm1d(2)
-    found = reestimate_norm_statistics(model, [torch.randn(8, 2)])
-    with swap_buffers(model, found):
-        assert torch.equal(model.running_mean, found["running_mean"])
+    statistics = reestimate_norm_statistics(model, [torch.randn(8, 2)])
+    with swap_buffers(model, statistics):
+        assert torch.equal(model.running_mean, statistics["running_mean"])
     assert (model.running_mean == 0).all()
 
 
-def test_only_layers_with_running_statistics_count():
+def test_norm_layers_are_those_with_running_statistics():
     layers = [
         nn.BatchNorm2d(2),
         nn.BatchNorm1d(2, track_running_stats=False),

@@ -6,7 +6,7 @@ from flatbayes.core.environment import describe_environment
 
 
 def test_names_versions_and_hardware_as_plain_data():
-    found = describe_environment()
-    assert found["torch"] == torch.__version__
-    assert found["processor"]
-    assert json.loads(json.dumps(found)) == found
+    environment = describe_environment()
+    assert environment["torch"] == torch.__version__
+    assert environment["processor"]
+    assert json.loads(json.dumps(environment)) == environment

@@ -1,3 +1,5 @@
+"""Atomic writes, and JSON with numbers that are not finite or damaged content."""
+
 import math
 
 import pytest
@@ -15,13 +17,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["x.json"]
 
 
-def test_numbers_that_json_cannot_name_become_null(tmp_path):
+def test_numbers_that_are_not_finite_become_null(tmp_path):
     write_json(tmp_path / "x.json", {"a": [math.nan, math.inf, 1.5], "b": (2,)})
     assert read_json(tmp_path / "x.json") == {"a": [None, None, 1.5], "b": [2]}
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b""])
-def test_damage_is_named(tmp_path, content):
+def test_the_error_for_a_damaged_file_names_it(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.json is damaged"):
         read_json(tmp_path / "x.json")

@@ -1,4 +1,4 @@
-"""What is selected by kind and by pattern, and that a selection of nothing says what there is."""
+"""Selection of parameters by group and by pattern, and the errors of empty selections."""
 
 import copy
 
@@ -34,16 +34,16 @@ def network(norm=NORMS[0]):
     ids=str,
 )
 @pytest.mark.parametrize("norm", NORMS, ids=lambda norm: type(norm).__name__)
-def test_selections_are_what_they_say(selection, names, norm):
+def test_groups_and_patterns_select_the_named_parameters(selection, names, norm):
     model = network(norm)
-    found = select_parameters(model, selection, "params")
-    assert " ".join(found) == names
-    assert all(param is model.get_parameter(name) for name, param in found.items())
+    selected = select_parameters(model, selection, "params")
+    assert " ".join(selected) == names
+    assert all(param is model.get_parameter(name) for name, param in selected.items())
     state = SGVB(params=selection).init(model, None, 10)
-    assert state.statistics["mean"].numel() == sum(p.numel() for p in found.values())
+    assert state.statistics["mean"].numel() == sum(p.numel() for p in selected.values())
 
 
-def test_selections_see_trainable_parameters_only_and_tied_ones_once():
+def test_only_trainable_parameters_are_selected_and_tied_ones_once():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.RMSNorm(3), nn.Linear(3, 3), nn.Linear(3, 2))
     model[1].weight = model[0].weight
     model[4].requires_grad_(False)
@@ -55,43 +55,43 @@ def test_selections_see_trainable_parameters_only_and_tied_ones_once():
         select_parameters(model, ["4.*"], "params")
 
 
-def test_biases_of_any_name_are_biases():
+def test_biases_are_recognised_in_longer_names():
     attention = nn.MultiheadAttention(4, 2)
     assert list(select_parameters(attention, "no_biases", "params")) == ["in_proj_weight", "out_proj.weight"]
     assert list(select_parameters(attention, "biases", "params")) == ["in_proj_bias", "out_proj.bias"]
 
 
 @pytest.mark.parametrize("selection", ["weights", "no_biases", "biases"])
-def test_refuses_to_select_nothing(selection):
+def test_an_empty_group_is_refused(selection):
     model = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.BatchNorm1d(3))
     message = f"params='{selection}' selects none of the 2 trainable parameters of Sequential: 1.weight, 1.bias"
     with pytest.raises(ValueError, match=message):
         SGVB(params=selection).init(model, None, 10)
 
 
-def test_refuses_a_pattern_without_match_beside_others():
+def test_a_pattern_without_match_is_refused_beside_others():
     message = r"The pattern 'Head\.\*' of params matches none .* ModuleDict: conv\.weight, .*, head\.bias\."
     with pytest.raises(ValueError, match=message):
         SGVB(params=["*.bias", "Head.*"]).init(network(), None, 10)
 
 
-def test_names_in_messages_are_few():
+def test_long_lists_of_names_are_cut():
     model = nn.ParameterList(torch.zeros(1) for _ in range(30))
     with pytest.raises(ValueError, match="0, 1, .*, 19 and 10 more"):
         select_parameters(model, ["x"], "params")
 
 
 @pytest.mark.parametrize("selection", ["head.*", "Weights", []])
-def test_refuses_what_is_no_selection(selection):
+def test_other_values_are_refused(selection):
     with pytest.raises(ValueError, match=r"params must be weights or .*, or a list of name patterns such as \['head"):
         check_selection(selection, "params")
 
 
-def test_alone_others_get_no_gradient_and_have_it_back_after_an_exception():
+def test_only_requires_grad_is_undone_after_an_exception():
     model = network()
     model["conv"].bias.requires_grad_(False)
-    chosen = select_parameters(model, "norms", "params")
-    with pytest.raises(ArithmeticError), only_requires_grad(model, chosen):
+    norms = select_parameters(model, "norms", "params")
+    with pytest.raises(ArithmeticError), only_requires_grad(model, norms):
         assert [name for name, p in model.named_parameters() if p.requires_grad] == ["norm.weight", "norm.bias"]
         raise ArithmeticError
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["conv.bias"]

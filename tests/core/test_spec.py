@@ -1,3 +1,5 @@
+"""Objects as plain data, and the paths that may be imported from it."""
+
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,7 +30,7 @@ def test_public_paths():
     assert to_spec(partial(torch.optim.AdamW))["class_path"] == "torch.optim.AdamW"
 
 
-def test_labels_show_what_differs_from_the_defaults():
+def test_short_names_show_what_differs_from_the_defaults():
     assert short_name(SWAG()) == "SWAG"
     assert short_name(SWAG(rank=0)) == "SWAG(rank=0)"
     assert short_name(Plain()) == "Plain"
@@ -37,7 +39,7 @@ def test_labels_show_what_differs_from_the_defaults():
     assert short_name(partial(torch.optim.SGD, lr=0.5)) == "SGD(lr=0.5)"
 
 
-def test_what_has_no_name_cannot_be_written_down():
+def test_objects_without_an_importable_name_are_refused():
     for thing in (lambda: None, object()):
         with pytest.raises(TypeError, match="cannot be written down as data"):
             to_spec(thing)
@@ -52,12 +54,12 @@ def test_what_has_no_name_cannot_be_written_down():
         "flatbayes.posteriorsx.Y",
     ],
 )
-def test_nothing_outside_the_package_is_reached(path):
+def test_nothing_outside_the_package_is_imported(path):
     with pytest.raises(ValueError, match=r"is not part of|does not lead to"):
         instantiate({"class_path": path, "init_args": {}}, package="flatbayes.posteriors")
 
 
-def test_a_nested_stranger_is_refused_too():
+def test_a_nested_path_outside_the_package_is_refused():
     spec = {
         "class_path": "flatbayes.posteriors.Ensemble",
         "init_args": {"member": {"class_path": "os.getcwd"}},
@@ -67,6 +69,6 @@ def test_a_nested_stranger_is_refused_too():
 
 
 @pytest.mark.parametrize("path", ["nowhere.Thing", "flatbayes.posteriors.Nothing", "plain", "torch.pi", ""])
-def test_paths_that_lead_nowhere(path):
+def test_paths_that_cannot_be_imported_are_refused(path):
     with pytest.raises(ValueError, match=r"does not lead to|is not a class"):
         import_object(path)

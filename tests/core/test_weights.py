@@ -1,3 +1,5 @@
+"""Weight edits: values inside the contexts, bit-for-bit restoration, and blocks of the flat vector."""
+
 import pytest
 import torch
 from torch import nn
@@ -18,21 +20,21 @@ def params():
     return [nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(5))]
 
 
-def test_displaced_adds_inside_and_restores_the_very_bits():
+def test_perturb_adds_and_restores_bit_for_bit():
     ps = params()
     before = [p.detach().clone() for p in ps]
-    offsets = [torch.full_like(p, 1e-3) * torch.randn_like(p) for p in ps]
-    given = list(offsets)
-    with perturb(ps, given):
-        assert not given  # what is in it can go
-        for p, w, e in zip(ps, before, offsets, strict=True):
+    directions = [torch.full_like(p, 1e-3) * torch.randn_like(p) for p in ps]
+    passed = list(directions)
+    with perturb(ps, passed):
+        assert not passed  # so that its memory can be freed
+        for p, w, e in zip(ps, before, directions, strict=True):
             assert torch.equal(p, w + e)
     assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
 
 
 @pytest.mark.parametrize("scale", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
 @pytest.mark.parametrize("kind", ["own", "views", "shared", "subclass"])
-def test_displaced_is_the_same_whoever_else_knows_the_memory(kind, scale):
+def test_perturb_is_the_same_for_views_shared_memory_and_subclasses(kind, scale):
     class Special(torch.Tensor):
         pass
 
@@ -56,7 +58,7 @@ def test_displaced_is_the_same_whoever_else_knows_the_memory(kind, scale):
     assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
 
 
-def test_installed_converts_and_nests():
+def test_swap_values_converts_and_nests():
     ps = params()
     before = [p.detach().clone() for p in ps]
     with swap_values(ps, [torch.ones(3, 4, dtype=torch.float64), torch.ones(5)]):
@@ -85,22 +87,22 @@ def test_restores_when_the_edit_itself_fails():
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_rewritten_is_made_in_parts_and_gone_afterwards(whole):
+def test_write_blockwise_calls_each_block_once_and_restores(whole):
     ps = params()
     if not whole:
         vector = flatten(ps)
         for p, view in zip(ps, unflatten(vector, ps), strict=True):
             p.data = view
-    before, asked, values = flatten(ps), [], torch.arange(17.0)
+    before, slices, values = flatten(ps), [], torch.arange(17.0)
 
-    def part(place):
-        asked.append((place.start, place.stop))
-        return values[place]
+    def make_block(block_slice):
+        slices.append((block_slice.start, block_slice.stop))
+        return values[block_slice]
 
-    with pytest.raises(KeyboardInterrupt), write_blockwise(ps, part, 6):
+    with pytest.raises(KeyboardInterrupt), write_blockwise(ps, make_block, 6):
         assert torch.equal(flatten(ps), values)
         raise KeyboardInterrupt
-    assert asked == [(0, 6), (6, 12), (12, 17)]
+    assert slices == [(0, 6), (6, 12), (12, 17)]
     assert torch.equal(flatten(ps), before)
 
 
@@ -113,14 +115,14 @@ def test_flatten_and_unflatten_are_inverse():
     assert ps[0].abs().sum() > 0
 
 
-def test_trainable_leaves_out_frozen_and_counts_tied_once():
+def test_trainable_parameters_leave_out_frozen_ones_and_count_tied_ones_once():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[1].weight = model[0].weight
     model[1].bias.requires_grad_(False)
     assert [p.shape for p in trainable_parameters(model)] == [(2, 2), (2,)]
 
 
-def test_autocast_sees_the_new_weights_without_leaving_its_block():
+def test_autocast_uses_the_new_weights_inside_its_block():
     layer, x = nn.Linear(4, 4, bias=False), torch.ones(1, 4)
     with torch.autocast("cpu", torch.bfloat16):
         before = layer(x)
@@ -130,7 +132,7 @@ def test_autocast_sees_the_new_weights_without_leaving_its_block():
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 12, 16, 17, 100])
-def test_blocks_are_the_stretches_of_the_flat_vector(size):
+def test_blocks_are_slices_of_the_flat_vector(size):
     ps = [*params(), nn.Parameter(torch.randn(()))]
     vector, end = flatten(ps), 0
     for place, pieces in iter_blocks(ps, size):
@@ -143,7 +145,7 @@ def test_blocks_are_the_stretches_of_the_flat_vector(size):
 
 @pytest.mark.parametrize("size", [4, 100])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_rewritten_holds_the_parts_inside_whatever_the_memory_format(size, order):
+def test_write_blockwise_works_for_any_memory_format(size, order):
     ps = [nn.Parameter(torch.randn(2, 3, 2, 2).to(memory_format=order)), nn.Parameter(torch.randn(5))]
     before, values = [p.detach().clone() for p in ps], torch.randn(29)
     with pytest.raises(KeyboardInterrupt), write_blockwise(ps, lambda place: values[place], size):

@@ -1,9 +1,8 @@
-"""Losses in one and two parameters with both posteriors on a grid, and chains and fits by the thousand.
+"""Losses in one and two parameters with both posteriors on a grid, and batched chains and fits.
 
-A ball belongs to one network, so a thousand chains with SAM are a thousand closures; `make_row_sam_closure` asks
-for all of
-them at once, and tests/studies/double_well/test_batched_chains.py shows that each row gets what `SAM` would give it
-alone.
+Each chain has a ball of its own, so a thousand chains with SAM are a thousand closures; `make_row_sam_closure`
+computes all of them at once, and tests/studies/double_well/test_batched_chains.py shows that each row is as with
+`SAM` alone.
 """
 
 import math
@@ -70,12 +69,12 @@ def valley_gradient(x):
 
 
 def valley_worst_loss(points, rho):
-    """A convex loss is worst on the sphere; the maximum over 500 angles is short by a share of 1e-5 at most."""
+    """A convex loss is worst on the sphere; the maximum over 500 angles has a relative error of at most 1e-5."""
     angles = torch.linspace(0, 2 * math.pi, 501, dtype=torch.float64)[:-1]
     worst = torch.full(points.shape[:-1], -math.inf, dtype=torch.float64)
     for angle in angles if rho else angles[:1]:
-        there = points + rho * torch.stack([angle.cos(), angle.sin()])
-        worst = torch.maximum(worst, ((there @ HESSIAN) * there).sum(-1) / 2)
+        perturbed = points + rho * torch.stack([angle.cos(), angle.sin()])
+        worst = torch.maximum(worst, ((perturbed @ HESSIAN) * perturbed).sum(-1) / 2)
     return worst
 
 
@@ -89,9 +88,9 @@ def wells_gradient(x, wells):
 
 
 def wells(num_params):
-    found = make_sharp_and_flat_wells(num_params)
+    loss = make_sharp_and_flat_wells(num_params)
     name = f"two wells, {num_params}-D"
-    return Target(name, num_params, partial(wells_gradient, wells=found), found.worst_loss, lam=4.0, rho=0.3)
+    return Target(name, num_params, partial(wells_gradient, wells=loss), loss.worst_loss, lam=4.0, rho=0.3)
 
 
 QUARTIC = Target("quartic", 1, quartic_gradient, quartic_worst_loss, lam=10.0, rho=0.4)
@@ -105,7 +104,7 @@ def flat_closure(target, model, flat):
     return make_row_sam_closure(closure, model, target.rho, target.ascent_steps) if flat else closure
 
 
-def sampled(sampler, target, flat, step_size, time, chains, snapshots=50, seed=0):
+def run_sampler(sampler, target, flat, step_size, time, chains, snapshots=50, seed=0):
     """Draws of shape `chains x snapshots x params`, of the second half of chains that start from the prior.
 
     Args:
@@ -118,12 +117,12 @@ def sampled(sampler, target, flat, step_size, time, chains, snapshots=50, seed=0
     state = sampler.init(model, make, NUM_DATA)
     closure = flat_closure(target, model, flat)
     steps = round(time / step_size)
-    every, kept = steps // 2 // snapshots, []
+    period, draws = steps // 2 // snapshots, []
     for left in reversed(range(steps)):
         sampler.step(state, closure)
-        if left % every == 0 and left < every * snapshots:
-            kept.append(model.weight.detach().clone())
-    return torch.stack(kept, dim=1)
+        if left % period == 0 and left < period * snapshots:
+            draws.append(model.weight.detach().clone())
+    return torch.stack(draws, dim=1)
 
 
 def mean_and_error(values):
@@ -145,12 +144,12 @@ def best_member(target, values, mean, std):
         return target.lam * float(expected) + divergence
 
     options = {"xatol": 1e-6, "fatol": 1e-12, "maxiter": 2000}
-    found = minimize(cost, [*mean, *[math.log(std)] * d], method="Nelder-Mead", options=options)
-    assert found.success
-    return torch.from_numpy(found.x[:d]), torch.from_numpy(found.x[d:]).exp(), found.fun
+    optimum = minimize(cost, [*mean, *[math.log(std)] * d], method="Nelder-Mead", options=options)
+    assert optimum.success
+    return torch.from_numpy(optimum.x[:d]), torch.from_numpy(optimum.x[d:]).exp(), optimum.fun
 
 
-def fitted(target, flat, start, std, fits=64, steps=1500):
+def fit_sgvb(target, flat, start, std, fits=64, steps=1500):
     """Means and standard deviations of SGVB's fits, all from one start, of shape `fits x params`."""
     torch.manual_seed(0)
     model = BatchedChains(torch.tensor(start, dtype=torch.float64).expand(fits, -1))

@@ -1,8 +1,8 @@
-"""Samplers and variational families against posteriors known exactly, plain and sharpness-aware.
+"""Samplers and variational families against posteriors on a grid, plain and sharpness-aware.
 
-Two convex losses, where the ascent is exact, and two with a sharp deep and a flat shallow well. Distances of the
-first coordinate are Kolmogorov's, between distribution functions; the plain and the flat answer are so far apart
-that one cannot pass for the other.
+Two convex losses, where the ascent is exact, and two with a sharp deep and a flat shallow well. Distances are
+Kolmogorov distances of the first coordinate; the plain and the sharpness-aware posterior are so far apart that a
+mix-up fails.
 """
 
 import math
@@ -22,9 +22,9 @@ from exact.targets import (
     VALLEY,
     Target,
     best_member,
-    fitted,
+    fit_sgvb,
     mean_and_error,
-    sampled,
+    run_sampler,
     valley_worst_loss,
 )
 from flatbayes.flatness import SAM, Plain
@@ -40,12 +40,12 @@ by_sampler = pytest.mark.parametrize("method", [SGLD, SGHMC])
 COARSE = {SGLD: 2e-3, SGHMC: 1.6e-3}  # step sizes on the negative log posterior
 
 
-def far_apart(target):
-    """Kolmogorov's distance between the first coordinates of the two posteriors."""
-    one, other = (target.exact(flat).cell_probabilities for flat in (False, True))
-    if one.dim() == 2:
-        one, other = one.sum(1), other.sum(1)
-    return float((one.cumsum(0) - other.cumsum(0)).abs().max())
+def posterior_distance(target):
+    """Kolmogorov distance between the first coordinates of the plain and the sharpness-aware posterior."""
+    plain, flat = (target.exact(is_flat).cell_probabilities for is_flat in (False, True))
+    if plain.dim() == 2:
+        plain, flat = plain.sum(1), flat.sum(1)
+    return float((plain.cumsum(0) - flat.cumsum(0)).abs().max())
 
 
 @by_target
@@ -53,10 +53,10 @@ def test_the_grid_has_the_worst_loss_of_the_closed_form(target):
     """Up to the slope times the spacing, since the worst point is seldom a grid point."""
     points = target.points()
     spacing = 9 / len(points)
-    exact, found = target.worst_loss(points, target.rho), worst_loss(target.loss(points), target.rho / spacing)
+    exact, on_grid = target.worst_loss(points, target.rho), worst_loss(target.loss(points), target.rho / spacing)
     inner = (points.abs() < 4).all(-1)
     slope = float((exact.diff(dim=0).abs()[inner[1:]]).max())
-    assert (exact - found)[inner].abs().max() <= 2 * slope + 1e-12
+    assert (exact - on_grid)[inner].abs().max() <= 2 * slope + 1e-12
     assert (exact - target.loss(points)).max() > 5 * slope
 
 
@@ -73,15 +73,15 @@ def test_gradients_are_those_of_the_losses(target):
     ids=lambda v: getattr(v, "name", getattr(v, "__name__", "")),
 )
 @by_flatness
-def test_samplers_reach_the_posterior(method, target, flat):
-    """From the prior, with a step size that leaves an error which can be seen, of some hundredths."""
+def test_samplers_converge_to_the_posterior(method, target, flat):
+    """Chains start from the prior; the error of this step size is below 0.04."""
     sampler = method(prior_precision=1.0, temperature=target.temperature)
     step_size = COARSE[method]
     time = {SGLD: 7.0, SGHMC: 2.4}[method]
-    draws = sampled(sampler, target, flat, step_size, time, 1500)[..., 0]
+    draws = run_sampler(sampler, target, flat, step_size, time, 1500)[..., 0]
     assert kolmogorov_distance(draws, target.points(), target.exact(flat)) < 0.04
-    assert kolmogorov_distance(draws, target.points(), target.exact(not flat)) > far_apart(target) - 0.04
-    assert far_apart(target) > 0.08
+    assert kolmogorov_distance(draws, target.points(), target.exact(not flat)) > posterior_distance(target) - 0.04
+    assert posterior_distance(target) > 0.08
 
 
 @pytest.mark.slow
@@ -90,13 +90,13 @@ def test_samplers_reach_the_posterior(method, target, flat):
 @by_sampler
 def test_errors_of_samplers_vanish_with_the_step_size(method, target, flat):
     """The error of a quarter of the step size is at most a quarter, to its standard error. That of SGLD is linear,
-    so that Richardson's extrapolation takes it away; that of SGHMC falls faster at steps of this size."""
+    so that Richardson extrapolation removes it; that of SGHMC falls faster at steps of this size."""
     sampler = method(prior_precision=1.0, temperature=target.temperature)
     points, exact = target.points(), target.exact(flat)
     time = {SGLD: 9.0, SGHMC: 3.0}[method] * (1.0 if target in (LINE, PLANE) else 0.5)
-    coarse, fine = (sampled(sampler, target, flat, COARSE[method] / k, time, 2000) for k in (1, 4))
+    coarse, fine = (run_sampler(sampler, target, flat, COARSE[method] / k, time, 2000) for k in (1, 4))
     assert kolmogorov_distance(fine[..., 0], points, exact) < 0.02
-    assert kolmogorov_distance(fine[..., 0], points, target.exact(not flat)) > far_apart(target) - 0.02
+    assert kolmogorov_distance(fine[..., 0], points, target.exact(not flat)) > posterior_distance(target) - 0.02
     for value_fn in (target.loss, lambda w: w[..., 0], lambda w: w[..., 0].square()):
         truth = exact.expect(value_fn(points))
         sd = math.sqrt(exact.expect((value_fn(points) - truth) ** 2))
@@ -110,23 +110,23 @@ def test_errors_of_samplers_vanish_with_the_step_size(method, target, flat):
 
 @pytest.mark.slow
 def test_one_step_of_ascent_is_first_order_where_the_curvature_has_directions():
-    """In the valley the worst point is not straight uphill: re-aiming finds it, a single step does not."""
+    """In the valley the worst point is not along the gradient: several steps find it, a single step does not."""
     sampler = SGLD(prior_precision=1.0, temperature=VALLEY.temperature)
     distances = []
     for ascent_steps in (1, 6):
         target = type(VALLEY)(**{**vars(VALLEY), "ascent_steps": ascent_steps})
-        draws = sampled(sampler, target, True, 1e-3, 6.0, 4000)
+        draws = run_sampler(sampler, target, True, 1e-3, 6.0, 4000)
         distances.append(
             max(
-                kolmogorov_distance(draws[..., k : k + 1][..., 0], VALLEY.points(), turned)
-                for k, turned in enumerate((VALLEY.exact(True), swapped(VALLEY.exact(True))))
+                kolmogorov_distance(draws[..., k : k + 1][..., 0], VALLEY.points(), exact)
+                for k, exact in enumerate((VALLEY.exact(True), transpose(VALLEY.exact(True))))
             )
         )
     assert distances[1] < 0.01
     assert distances[0] > 2 * distances[1]
 
 
-def swapped(posterior):
+def transpose(posterior):
     return type(posterior)(posterior.log_density.T, posterior.cell_volume, posterior.log_evidence)
 
 
@@ -142,32 +142,32 @@ def gaussian(mean, std, points, cell):
     ("flat", "well"), [(False, 0), (False, 1), (True, 1)], ids=["plain-sharp", "plain-flat", "sam-flat"]
 )
 def test_sgvb_finds_the_best_gaussian(target, flat, well):
-    """The optimum that is nearest to each well. With SAM that of the sharp one is so shallow that noise of the
-    gradients drives fits out of it, to the flat one."""
+    """The optimum nearest to each well. With SAM that of the sharp well is so shallow that gradient noise moves fits
+    to the flat one."""
     target = type(target)(**{**vars(target), "lam": 7.0})
     start = make_sharp_and_flat_wells(target.num_params).centres[well]
     values = target.worst_loss(target.points(), target.rho * flat)
     mean, std, _ = best_member(target, values, start, 0.2)
 
-    found_mean, found_std = fitted(target, flat, start, 0.2)
-    for found, exact in ((found_mean, mean), (found_std, std)):
-        error = found.std(0) / math.sqrt(len(found))
-        assert ((found.mean(0) - exact).abs() < 4 * error + 0.01 * std).all(), (found.mean(0), exact)
+    fitted_means, fitted_stds = fit_sgvb(target, flat, start, 0.2)
+    for fits, exact in ((fitted_means, mean), (fitted_stds, std)):
+        error = fits.std(0) / math.sqrt(len(fits))
+        assert ((fits.mean(0) - exact).abs() < 4 * error + 0.01 * std).all(), (fits.mean(0), exact)
 
 
 @pytest.mark.parametrize("target", [LINE, PLANE], ids=lambda t: t.name)
 def test_the_best_gaussians_of_the_two_objectives_lie_in_different_wells(target):
     target = type(target)(**{**vars(target), "lam": 7.0})
-    wells, chosen = make_sharp_and_flat_wells(target.num_params), []
+    wells, wells_of_optima = make_sharp_and_flat_wells(target.num_params), []
     for flat in (False, True):
         values = target.worst_loss(target.points(), target.rho * flat)
         optima = [best_member(target, values, centre, 0.2) for centre in wells.centres]
-        mean, std, least = min(optima, key=lambda found: found[2])
-        chosen.append([bool(wells.is_inside_well(mean, k)) for k in (0, 1)])
+        mean, std, least = min(optima, key=lambda optimum: optimum[2])
+        wells_of_optima.append([bool(wells.is_inside_well(mean, k)) for k in (0, 1)])
         exact = target.exact(flat)
         divergence = grid_kl(gaussian(mean, std, target.points(), exact.cell_volume), exact)
         assert least == pytest.approx(divergence - exact.log_evidence, abs=1e-4)  # Theorem A; the grid is finite
-    assert chosen == [[True, False], [False, True]]
+    assert wells_of_optima == [[True, False], [False, True]]
 
 
 def parabola_gradient(x):
@@ -182,17 +182,17 @@ def parabola_worst_loss(points, rho):
     ("flat", "mean", "std"), [(False, 0.4878048780, 0.1561737619), (True, 0.4953261900, 0.0967063249)]
 )
 def test_sgvb_has_the_optimum_of_a_parabola(flat, mean, std):
-    """O12, (W): with the maximum outside of the expectation SAM would have .5 and the plain .1562."""
+    """Worst loss inside the expectation (W): outside of it SAM would have mean .5 and the plain std .1562."""
     parabola = Target("parabola", 1, parabola_gradient, parabola_worst_loss, lam=10.0, rho=0.2)
-    found_mean, found_std = fitted(parabola, flat, (0.4,), 0.12)
-    assert found_mean.mean().item() == pytest.approx(mean, abs=2e-3)
-    assert found_std.mean().item() == pytest.approx(std, abs=2e-3)
+    fitted_means, fitted_stds = fit_sgvb(parabola, flat, (0.4,), 0.12)
+    assert fitted_means.mean().item() == pytest.approx(mean, abs=2e-3)
+    assert fitted_stds.mean().item() == pytest.approx(std, abs=2e-3)
     by_quadrature = best_member(parabola, parabola_worst_loss(parabola.points(), 0.2 * flat), (0.4,), 0.12)
     assert [float(v) for v in by_quadrature[:2]] == pytest.approx([mean, std], abs=1e-4)
 
 
 class OneWeight(nn.Module):
-    """Outputs are w x with x = 1: noise in activations is noise in the weight, by example."""
+    """Outputs are w x with x = 1: noise in activations is noise in the weight, one draw per example."""
 
     def __init__(self, start):
         super().__init__()
@@ -207,7 +207,7 @@ class OneWeight(nn.Module):
     ("flat", "well"), [(Plain(), 0), (Plain(), 1), (SAM(rho=0.3), 1)], ids=["plain-sharp", "plain-flat", "sam-flat"]
 )
 def test_lrt_finds_the_best_gaussian(flat, well):
-    """With SAM, that of the maximum of an expectation (M): examples differ in their noise and share a displacement.
+    """With SAM, that of the maximum of an expectation (M): examples differ in their noise and share a perturbation.
 
     (M) is the plain expected loss of the Gaussian, dilated in its mean. Its optimum is at the bottom of the well,
     where a finite batch rounds the kink off; that of (W) would be 1.09 and .36.
@@ -244,16 +244,16 @@ def test_lrt_finds_the_best_gaussian(flat, well):
         if step >= steps * 2 // 3:
             (raw,) = state.statistics.values()
             path.append((model.layer.weight.item(), raw_to_std(raw.detach().view(1)).item()))
-    found = torch.tensor(path, dtype=torch.float64).mean(0)
-    assert found[0].item() == pytest.approx(mean, abs=0.05 * std)
-    assert found[1].item() == pytest.approx(std, rel=0.03)
+    averages = torch.tensor(path, dtype=torch.float64).mean(0)
+    assert averages[0].item() == pytest.approx(mean, abs=0.05 * std)
+    assert averages[1].item() == pytest.approx(std, rel=0.03)
 
 
 @pytest.mark.parametrize("flat", [Plain(), SAM(rho=0.4, ascent_steps=6)], ids=["plain", "sam"])
 def test_lrt_finds_the_best_gaussian_of_a_valley(flat):
-    """Two weights, as two outputs of one input; with SAM again that of (M), whose spread is the plain one.
+    """Two weights, as two outputs of one input; with SAM that of (M), whose standard deviation is the plain one.
 
-    On a quadratic (M) is the worst loss at the mean plus a constant, so the best mean is that of the point posterior
+    On a quadratic (M) is the worst loss at the mean plus a constant, so the best mean is the MAP estimate
     of the worst loss; the best variances are 1 / (lam h + 1), h being the diagonal of the Hessian.
     """
     lam, centre = 2.0, torch.tensor([0.9, -1.2], dtype=torch.float64)
@@ -291,7 +291,7 @@ def test_lrt_finds_the_best_gaussian_of_a_valley(flat):
         if step >= steps * 2 // 3:
             (raw,) = state.statistics.values()
             path.append(torch.stack([network[0].weight.detach().flatten(), raw_to_std(raw.detach().flatten())]))
-    mean, spread = torch.stack(path).mean(0)
-    wanted = best[getattr(flat, "rho", 0.0)]
-    assert ((mean - wanted).abs() / std).max() < 0.07
-    torch.testing.assert_close(spread, std, rtol=0.04, atol=0)
+    mean, average_std = torch.stack(path).mean(0)
+    best_mean = best[getattr(flat, "rho", 0.0)]
+    assert ((mean - best_mean).abs() / std).max() < 0.07
+    torch.testing.assert_close(average_std, std, rtol=0.04, atol=0)

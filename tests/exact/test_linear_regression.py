@@ -1,7 +1,7 @@
 """Bayesian linear regression: closed forms for the plain posterior, quadrature for the sharpness-aware one.
 
-That SGVB and LRT have the closed form of the best factorised Gaussian, at several temperatures and priors, is in
-tests/posteriors/test_sgvb.py and test_lrt.py.
+tests/posteriors/test_sgvb.py and test_lrt.py compare SGVB and LRT with the closed form of the best factorised Gaussian
+at several temperatures and priors.
 """
 
 import math
@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from exact.targets import Target, best_member, fitted, mean_and_error, sampled
+from exact.targets import Target, best_member, fit_sgvb, mean_and_error, run_sampler
 from flatbayes.flatness import Plain
 from flatbayes.posteriors import SGHMC, SGLD
 from studies.double_well.batched_chains import BatchedChains
@@ -28,7 +28,7 @@ def data(num_data, num_params, seed=0):
 
 @pytest.mark.parametrize("posterior", [SGLD(), SGHMC(), SGHMC(friction=0.4)], ids=["SGLD", "SGHMC-0.1", "SGHMC-0.4"])
 def test_samplers_have_the_posterior_with_its_covariance(posterior):
-    """Up to the widening that the step size explains, that of a quadratic."""
+    """Up to the larger variance that a finite step size gives on a quadratic, in closed form."""
     n, precision, chains = 40, 5.0, 10_000
     friction = getattr(posterior, "friction", 1.0)
     lr = 0.1 * friction**0.5
@@ -51,13 +51,13 @@ def test_samplers_have_the_posterior_with_its_covariance(posterior):
     hessian = x.T @ x + precision * eye
     mean, covariance = torch.linalg.solve(hessian, x.T @ y), torch.linalg.inv(hessian)
     exact = covariance @ torch.linalg.inv(eye - lr / n * hessian / (2 * (2 - friction)))
-    found = model.weight.detach()
+    draws = model.weight.detach()
     sd = exact.diagonal().sqrt()
-    assert (((found - mean) / sd).mean(0).abs() < 5 / math.sqrt(chains)).all()
-    assert ((found.T.cov() - exact).abs() / sd.outer(sd) < 5 * math.sqrt(2 / chains)).all()
+    assert (((draws - mean) / sd).mean(0).abs() < 5 / math.sqrt(chains)).all()
+    assert ((draws.T.cov() - exact).abs() / sd.outer(sd) < 5 * math.sqrt(2 / chains)).all()
     assert ((exact - covariance).abs() / sd.outer(sd) < 0.12).all()
     new = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)  # the predictive distribution of a new example
-    assert float((found @ new).var()) == pytest.approx(float(new @ exact @ new), rel=5 * math.sqrt(2 / chains))
+    assert float((draws @ new).var()) == pytest.approx(float(new @ exact @ new), rel=5 * math.sqrt(2 / chains))
 
 
 N = 16
@@ -94,12 +94,12 @@ def test_the_grid_has_the_closed_form_of_the_plain_posterior():
 
 @pytest.mark.parametrize("method", [pytest.param(SGLD, marks=pytest.mark.slow), SGHMC])
 def test_samplers_with_sam_have_the_sharpness_aware_posterior(method):
-    """Its moments to some hundredths of a standard deviation, from two step sizes; the plain ones differ by more."""
+    """Moments by extrapolation from two step sizes; those of the plain posterior differ by more than the error."""
     sampler = method(prior_precision=1.0, temperature=REGRESSION.temperature)
     points, exact, plain = REGRESSION.points(), REGRESSION.exact(True), REGRESSION.exact(False)
     step_size, time = {SGLD: (4e-3, 4.0), SGHMC: (2e-3, 1.6)}[method]
-    coarse, fine = (sampled(sampler, REGRESSION, True, step_size / k, time, 1500, snapshots=25) for k in (1, 2))
-    apart = []
+    coarse, fine = (run_sampler(sampler, REGRESSION, True, step_size / k, time, 1500, snapshots=25) for k in (1, 2))
+    differences = []
     for k in range(2):
         centre = exact.expect(points[..., k])
         sd = math.sqrt(exact.expect((points[..., k] - centre) ** 2))
@@ -109,16 +109,16 @@ def test_samplers_with_sam_have_the_sharpness_aware_posterior(method):
             close, error = mean_and_error(((fine[..., k] - centre) / sd) ** power)
             assert abs(2 * close - rough - truth) < 4 * math.hypot(2 * error, rough_error) + 0.01
             assert abs(2 * close - rough - truth) < 0.15
-            apart.append(abs(truth - other))
-    assert max(apart) > 0.5
+            differences.append(abs(truth - other))
+    assert max(differences) > 0.5
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["plain", "sam"])
 def test_sgvb_has_the_best_factorised_gaussian(flat):
     mean, std, _ = best_member(REGRESSION, worst_loss(REGRESSION.points(), 0.5 * flat), CENTRE.tolist(), 0.2)
-    found_mean, found_std = fitted(REGRESSION, flat, CENTRE.tolist(), 0.2, steps=1000)
-    for found, exact in ((found_mean, mean), (found_std, std)):
-        error = found.std(0) / math.sqrt(len(found))
-        assert ((found.mean(0) - exact).abs() < 4 * error + 0.01 * std).all(), (found.mean(0), exact)
+    fitted_means, fitted_stds = fit_sgvb(REGRESSION, flat, CENTRE.tolist(), 0.2, steps=1000)
+    for fits, exact in ((fitted_means, mean), (fitted_stds, std)):
+        error = fits.std(0) / math.sqrt(len(fits))
+        assert ((fits.mean(0) - exact).abs() < 4 * error + 0.01 * std).all(), (fits.mean(0), exact)
     plain = (X.T @ X + torch.eye(2, dtype=torch.float64)).diagonal().rsqrt()
     assert flat == bool((std < 0.9 * plain).all())  # narrower within a basin (W)

@@ -1,3 +1,5 @@
+"""Categorical likelihood: averages of probabilities, uncertainty, and the loss."""
+
 import math
 
 import pytest
@@ -12,46 +14,46 @@ def logits(seed, draws=5, examples=7, classes=4):
     return 3 * torch.randn(draws, examples, classes, generator=torch.Generator().manual_seed(seed))
 
 
-def test_two_members_that_disagree():  # oracle O27
+def test_two_members_that_disagree():
     members = torch.tensor([[[0.9, 0.1]], [[0.1, 0.9]]]).log()
-    found = Categorical(2).predictive(iter(members))
-    assert found.entropy.item() == pytest.approx(0.693147, abs=1e-6)
-    assert found.expected_entropy.item() == pytest.approx(0.325083, abs=1e-6)
-    assert found.mutual_information.item() == pytest.approx(0.368064, abs=1e-6)
-    assert found.mean.tolist() == [pytest.approx([0.5, 0.5])]
-    assert found.variance.tolist() == [pytest.approx([0.16, 0.16])]
+    predictive = Categorical(2).predictive(iter(members))
+    assert predictive.entropy.item() == pytest.approx(0.693147, abs=1e-6)
+    assert predictive.expected_entropy.item() == pytest.approx(0.325083, abs=1e-6)
+    assert predictive.mutual_information.item() == pytest.approx(0.368064, abs=1e-6)
+    assert predictive.mean.tolist() == [pytest.approx([0.5, 0.5])]
+    assert predictive.variance.tolist() == [pytest.approx([0.16, 0.16])]
 
 
-def test_averages_probabilities_not_logits():
+def test_the_average_is_of_probabilities_not_logits():
     outputs = logits(0)
-    found = Categorical(4).predictive(iter(outputs))
+    predictive = Categorical(4).predictive(iter(outputs))
     probs = outputs.double().softmax(-1)
-    torch.testing.assert_close(found.mean, probs.mean(0))
-    torch.testing.assert_close(found.variance, probs.var(0, correction=0))
-    torch.testing.assert_close(found.entropy, -(probs.mean(0) * probs.mean(0).log()).sum(-1))
-    assert torch.equal(found.top_class, probs.mean(0).argmax(-1))
-    torch.testing.assert_close(found.confidence, probs.mean(0).amax(-1))
-    assert (found.mutual_information >= 0).all()
-    assert not torch.allclose(found.mean, outputs.double().mean(0).softmax(-1), atol=1e-3)
+    torch.testing.assert_close(predictive.mean, probs.mean(0))
+    torch.testing.assert_close(predictive.variance, probs.var(0, correction=0))
+    torch.testing.assert_close(predictive.entropy, -(probs.mean(0) * probs.mean(0).log()).sum(-1))
+    assert torch.equal(predictive.top_class, probs.mean(0).argmax(-1))
+    torch.testing.assert_close(predictive.confidence, probs.mean(0).amax(-1))
+    assert (predictive.mutual_information >= 0).all()
+    assert not torch.allclose(predictive.mean, outputs.double().mean(0).softmax(-1), atol=1e-3)
 
 
-def test_one_member_has_no_disagreement():
-    found = Categorical(4).predictive([logits(0)[0]])
-    assert found.mutual_information.abs().max() < 1e-12
-    assert (found.variance == 0).all()
+def test_one_member_has_no_mutual_information():
+    predictive = Categorical(4).predictive([logits(0)[0]])
+    assert predictive.mutual_information.abs().max() < 1e-12
+    assert (predictive.variance == 0).all()
 
 
 def test_log_probabilities_are_exact_where_probabilities_underflow():
     extreme = torch.tensor([[0.0, -2000.0]])
-    found = Categorical(2).predictive([extreme, extreme])
-    assert found.log_probs[0, 1].item() == pytest.approx(-2000.0, rel=1e-12)
-    assert found.entropy.isfinite().all()
+    predictive = Categorical(2).predictive([extreme, extreme])
+    assert predictive.log_probs[0, 1].item() == pytest.approx(-2000.0, rel=1e-12)
+    assert predictive.entropy.isfinite().all()
 
 
-def test_members_are_kept_on_request_and_parts_concatenate():
+def test_members_are_kept_on_request_and_batches_concatenate():
     outputs = logits(1)
     whole = Categorical(4).predictive(iter(outputs), keep_members=True)
-    halves = [Categorical(4).predictive(iter(part), keep_members=True) for part in outputs.split([3, 4], dim=1)]
+    halves = [Categorical(4).predictive(iter(half), keep_members=True) for half in outputs.split([3, 4], dim=1)]
     joined = CategoricalPredictive.concatenate(halves)
     assert whole.member_probs.shape == (5, 7, 4)
     for name in ("log_probs", "expected_entropy", "variance_of_probs", "member_probs"):
@@ -60,8 +62,8 @@ def test_members_are_kept_on_request_and_parts_concatenate():
 
 
 def test_columns_have_the_names_of_the_classes():
-    found = Categorical(2).predictive([torch.tensor([[2.0, 0.0], [0.0, 3.0]])])
-    columns = found.columns(["cat", "dog"])
+    predictive = Categorical(2).predictive([torch.tensor([[2.0, 0.0], [0.0, 3.0]])])
+    columns = predictive.columns(["cat", "dog"])
     assert list(columns) == [
         "class",
         "confidence",

@@ -1,4 +1,4 @@
-"""A loss of one's own goes through every posterior, and comes back from disk where it is handed over again."""
+"""A custom loss trains every posterior, and is passed again when an artefact is loaded."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -23,15 +23,15 @@ def weighted(outputs, targets):
     return F.cross_entropy(outputs, targets, weight=torch.tensor([1.0, 2.0, 3.0]))
 
 
-def fitted(likelihood):
+def fit_with(likelihood):
     torch.manual_seed(0)
     x, y = torch.randn(24, 4), torch.arange(24) % 3
     loader = DataLoader(TensorDataset(x, y), batch_size=8)
-    recipe = TrainingConfig(epochs=3, collection=CollectionConfig(start_fraction=0.0))
-    return x, fit(lambda: torch.nn.Linear(4, 3), loader, SWAG(rank=2), SAM(), recipe, likelihood=likelihood)
+    config = TrainingConfig(epochs=3, collection=CollectionConfig(start_fraction=0.0))
+    return x, fit(lambda: torch.nn.Linear(4, 3), loader, SWAG(rank=2), SAM(), config, likelihood=likelihood)
 
 
-def test_the_loss_is_the_users_and_the_reading_that_of_the_other():
+def test_the_loss_is_the_users_and_the_predictions_are_those_of_the_other_likelihood():
     outputs, targets = torch.randn(5, 3), torch.arange(5) % 3
     assert SMOOTHED.loss(outputs, targets) == F.cross_entropy(outputs, targets, label_smoothing=0.1)
     expected = Categorical(3).predictive([outputs]).log_probs
@@ -43,15 +43,15 @@ WEIGHTS = Custom(partial(F.cross_entropy, weight=torch.tensor([1.0, 2.0, 3.0])),
 
 
 @pytest.mark.parametrize("likelihood", [SMOOTHED, Custom(weighted, Categorical(3)), WEIGHTS])
-def test_trains_and_is_loaded_with_the_likelihood_passed_again(likelihood, tmp_path):
-    x, one = fitted(likelihood)
-    _, plain = fitted(Categorical(3))
-    assert not torch.equal(one.predict(x, 3).mean, plain.predict(x, 3).mean)
-    one.save(tmp_path)
+def test_an_artefact_is_loaded_with_the_likelihood_passed_again(likelihood, tmp_path):
+    x, fitted = fit_with(likelihood)
+    _, plain = fit_with(Categorical(3))
+    assert not torch.equal(fitted.predict(x, 3).mean, plain.predict(x, 3).mean)
+    fitted.save(tmp_path)
     with pytest.raises(ValueError, match="pass `likelihood`"):
         FittedPosterior.load(tmp_path, lambda: torch.nn.Linear(4, 3))
     again = FittedPosterior.load(tmp_path, lambda: torch.nn.Linear(4, 3), likelihood=likelihood)
-    assert torch.equal(again.predict(x, 3).log_probs, one.predict(x, 3).log_probs)
+    assert torch.equal(again.predict(x, 3).log_probs, fitted.predict(x, 3).log_probs)
 
 
 def test_a_loss_per_example_is_refused():
@@ -76,7 +76,7 @@ class OneNumber(Likelihood):
 
 def test_the_network_has_the_outputs_of_the_likelihood_that_is_given():
     data = Diabetes().load(0)
-    found = fit(
+    fitted = fit(
         MLP,
         data,
         MAP(),
@@ -84,4 +84,4 @@ def test_the_network_has_the_outputs_of_the_likelihood_that_is_given():
         likelihood=OneNumber(),
         show_progress=False,
     )
-    assert found.info["model"]["init_args"]["num_classes"] == 1
+    assert fitted.info["model"]["init_args"]["num_classes"] == 1
