@@ -18,8 +18,8 @@ class Own:
 
 
 def test_round_trips():
-    for thing in (SAM(rho=0.3), Ensemble(SWAG(rank=5), size=2), Own(4)):
-        assert instantiate(to_spec(thing)) == thing
+    for obj in (SAM(rho=0.3), Ensemble(SWAG(rank=5), size=2), Own(4)):
+        assert instantiate(to_spec(obj)) == obj
     bound = instantiate(to_spec(partial(torch.optim.SGD, lr=0.5)), bind=True)
     assert bound.func is torch.optim.SGD
     assert bound.keywords == {"lr": 0.5}
@@ -40,9 +40,9 @@ def test_short_names_show_what_differs_from_the_defaults():
 
 
 def test_objects_without_an_importable_name_are_refused():
-    for thing in (lambda: None, object()):
+    for obj in (lambda: None, object()):
         with pytest.raises(TypeError, match="cannot be written down as data"):
-            to_spec(thing)
+            to_spec(obj)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Bayesian linear regression: closed forms for the plain posterior, quadrature for the sharpness-aware one.
 
-tests/posteriors/test_sgvb.py and test_lrt.py compare SGVB and LRT with the closed form of the best factorised Gaussian
-at several temperatures and priors.
+tests/posteriors/test_sgvb.py and test_lrt.py compare SGVB and LRT with the closed form of the best factorised
+Gaussian at several temperatures and priors.
 """
 
 import math

@@ -93,8 +93,8 @@ def test_scheduler_and_state_dict_are_untouched():
     model, x, y = task()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
-    for thing, state in zip((model, optimizer, scheduler), saved, strict=True):
-        thing.load_state_dict(state)
+    for restored, state in zip((model, optimizer, scheduler), saved, strict=True):
+        restored.load_state_dict(state)
     torch.set_rng_state(rng)
     for _ in range(5):
         SAM()(plain_closure(model, optimizer, x, y), model)()
@@ -122,8 +122,8 @@ def test_accumulation_inside_the_closure_is_one_large_batch():
         def closure(model=model, x=x, y=y, pieces=pieces):
             model.zero_grad()
             total = torch.zeros(())
-            for part, target in zip(x.chunk(pieces), y.chunk(pieces), strict=True):
-                loss = F.cross_entropy(model(part), target) / pieces
+            for micro_batch, target in zip(x.chunk(pieces), y.chunk(pieces), strict=True):
+                loss = F.cross_entropy(model(micro_batch), target) / pieces
                 loss.backward()
                 total += loss.detach()
             return total

@@ -162,12 +162,12 @@ def test_a_run_resumed_from_its_progress_is_the_same_bit_for_bit(flat):
     torch.manual_seed(3)
     straight = make_run()
     steps(*straight, 7)
-    saved, rng = copy.deepcopy([thing.state_dict() for thing in straight]), torch.get_rng_state()
+    saved, rng = copy.deepcopy([stateful.state_dict() for stateful in straight]), torch.get_rng_state()
     steps(*straight, 5)
 
     resumed = make_run()
-    for thing, state in zip(resumed, saved, strict=True):
-        thing.load_state_dict(state)
+    for stateful, state in zip(resumed, saved, strict=True):
+        stateful.load_state_dict(state)
     torch.set_rng_state(rng)
     steps(*resumed, 5)
     assert_same(snapshot(straight[0]), snapshot(resumed[0]))
@@ -415,12 +415,12 @@ class Vector(nn.Module):
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
-        self.one = nn.Linear(4, 4, bias=False)
-        self.two = nn.Linear(4, 4, bias=False)
-        self.two.weight = self.one.weight
+        self.first = nn.Linear(4, 4, bias=False)
+        self.second = nn.Linear(4, 4, bias=False)
+        self.second.weight = self.first.weight
 
     def forward(self, x):
-        return self.two(torch.tanh(self.one(x)))
+        return self.second(torch.tanh(self.first(x)))
 
 
 def _perturbed_mcall_flat(flat, model):

@@ -128,7 +128,7 @@ class TestPredictive:
     def test_batches_concatenate(self):
         given = outputs(4)
         whole = Gaussian().predictive(given)
-        joined = GaussianPredictive.concatenate([Gaussian().predictive(part) for part in given.split([3, 4], dim=1)])
+        joined = GaussianPredictive.concatenate([Gaussian().predictive(half) for half in given.split([3, 4], dim=1)])
         assert torch.equal(joined.member_means, whole.member_means)
         assert torch.equal(joined.member_stds, whole.member_stds)
 
