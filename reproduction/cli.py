@@ -9,7 +9,8 @@ from rich.table import Table
 
 from flatbayes.cli.artifacts import console
 from flatbayes.cli.command import run_command
-from flatbayes.cli.options import SplitName, new_parser
+from flatbayes.cli.options import SplitName
+from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import atomic_write, write_json
 from flatbayes.core.spec import short_name
 from flatbayes.experiments import claim_folder, execute_runs, write_results

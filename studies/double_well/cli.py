@@ -7,7 +7,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.artifacts import console
 from flatbayes.cli.command import run_command
-from flatbayes.cli.options import add_output_options, new_parser
+from flatbayes.cli.options import add_output_options
+from flatbayes.cli.parsing import new_parser
 from studies.double_well.figures import describe_wells, draw_wells, wells_table
 from studies.double_well.study import DoubleWellStudy, check_folder, save_results
 

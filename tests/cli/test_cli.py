@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from flatbayes.cli import main
-from flatbayes.cli.aliases import list_names, resolve_arguments, resolve_name
+from flatbayes.cli.aliases import list_names
 from flatbayes.core.spec import to_spec
 from flatbayes.flatness import ASAM, Delayed
-from flatbayes.posteriors import MAP, SWAG
+from flatbayes.posteriors import SWAG
 
 TINY = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[16]",
         "--epochs", "3", "--batch_size", "20", "--collection.start_fraction", "0"]  # fmt: skip
@@ -217,30 +217,11 @@ def test_bad_input_is_an_error_that_says_what_to_do(here, capsys, arguments, mes
     assert sorted(here.rglob("*")) == before  # nothing half-written
 
 
-def test_names_are_forgiving():
-    assert resolve_name("posterior", "swag") == "flatbayes.posteriors.SWAG"
-    assert resolve_name("model", "my.Net") == "my.Net"
-    assert {"ASAM", "Periodic", "FisherSAM", "LookSAM", "Plain", "SAM"} <= set(list_names("flatness"))
-    assert "Flatness" not in list_names("flatness")
-    assert list_names("schedule") == ["Constant", "Cosine", "Cyclical", "Polynomial", "SWALinear"]
-    assert {"CIFAR10", "Digits", "ImageFolder", "ImageParquet", "Npz", "Table"} <= set(list_names("data"))
-    given = ["fit", "--data=table", "--model", "mlp", "--posterior.member", "swag", "--posteriors+=map"]
-    assert resolve_arguments(given) == [
-        "fit", "--data=flatbayes.data.Table", "--model", "flatbayes.models.MLP",
-        "--posterior.member", json.dumps(to_spec(SWAG())), f"--posteriors+={json.dumps(to_spec(MAP()))}",
-    ]  # fmt: skip
-
-
 def test_a_named_method_brings_its_own_defaults(here):
     assert fit("--flatness", "asam", "--posterior", "swag", "--posterior.rank", "3", "--out", "own") == 0
     config = json.loads((here / "own" / "config.json").read_text())
     assert config["flatness"] == to_spec(ASAM())
     assert config["posterior"] == to_spec(SWAG(rank=3))
-
-
-def test_a_path_finds_its_reader(here):
-    np.savez("mine.npz", x=np.zeros((4, 3), np.float32), y=np.array([0, 1, 0, 1]))
-    assert json.loads(resolve_name("data", "mine.npz"))["class_path"] == "flatbayes.data.Npz"
 
 
 @pytest.mark.parametrize(

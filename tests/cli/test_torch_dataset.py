@@ -7,7 +7,7 @@ import pytest
 
 from flatbayes.cli import main
 from flatbayes.cli.aliases import resolve_arguments
-from flatbayes.cli.yaml_loader import load_bounded_yaml
+from flatbayes.cli.parsing import load_bounded_yaml
 
 TRAINING = ["--model", "MLP", "--model.hidden", "[4]", "--posterior", "MAP", "--epochs", "1", "--num_draws", "2"]
 

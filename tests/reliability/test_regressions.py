@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from flatbayes.cli import main
-from flatbayes.cli.yaml_loader import load_bounded_yaml
+from flatbayes.cli.parsing import load_bounded_yaml
 from flatbayes.data import Digits
 from flatbayes.experiments.folder_lock import lock_folder
 from flatbayes.flatness import Plain

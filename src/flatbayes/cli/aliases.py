@@ -1,16 +1,28 @@
-"""Names on the command line: `swag` for `flatbayes.posteriors.SWAG`, a path for the source that reads it."""
+"""Short names of classes in commands and configuration files: `swag` for `flatbayes.posteriors.SWAG`.
+
+jsonargparse resolves exact class names, nested classes and lists by itself. Added here:
+
+* names in any letter case, and paths of data (`--data images/`), on the command line and in YAML,
+* dotted paths of torch datasets as data, `--data torchvision.datasets.CIFAR10 --data.root DIR`,
+* an error for an unknown name that lists the known ones, or gives the new name of a renamed class,
+* the defaults of the named class: jsonargparse keeps arguments of the option's previous class where both classes have
+  an argument of that name, so `--flatness ASAM` would get the radius of the default `SAM`. With every argument of the
+  new class written out, nothing is kept.
+"""
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import yaml
 
 from flatbayes import data, flatness, models, posteriors
-from flatbayes.cli.defaults import DATA_KEYS, get_class_defaults
 from flatbayes.core.renames import REMOVED_OBJECTS, RENAMED_OBJECTS, explain_name, explain_option
-from flatbayes.core.spec import class_path, to_spec
+from flatbayes.core.spec import class_path, get_defaults, import_object, to_spec
 from flatbayes.data.hub import is_hub_name
 from flatbayes.data.torch_dataset import to_source_spec
 from flatbayes.training import schedules
@@ -22,15 +34,138 @@ CLASS_OPTIONS: dict[str, tuple[ModuleType, type | None]] = {
     "model": (models, None),
     "posterior": (posteriors, posteriors.Posterior),
     "posteriors": (posteriors, posteriors.Posterior),
+    "member": (posteriors, posteriors.Posterior),
     "flatness": (flatness, flatness.Flatness),
     "schedule": (schedules, schedules.Schedule),
-    "member": (posteriors, posteriors.Posterior),
 }
-"""What each option names: exports of a module that are final subclasses of a base (or all its classes)."""
+"""Option -> module and base class of the classes that it takes; None takes every class of the module."""
+
+DATA_OPTIONS = ("data", "source", "ood")
+DATA_FILE_SUFFIXES = (".csv", ".npz", ".parquet")
 
 RUN_FOLDER_VERBS = ("certify", "diagnose", "evaluate", "shift")
-"""Verbs whose option `--data` repeats the dotted path of a run's torch dataset, instead of naming a source."""
-TORCH_DATASET_FIELDS = {f.name for f in fields(data.TorchDataset)}
+"""Verbs whose option `--data` repeats the dotted path of a run's torch dataset instead of naming a data source."""
+
+TORCH_DATASET_FIELDS = frozenset(f.name for f in fields(data.TorchDataset))
+
+
+def list_names(option: str) -> list[str]:
+    """Class names that an option takes, in alphabetical order."""
+    module, base = CLASS_OPTIONS[option]
+    exported = {name: getattr(module, name) for name in getattr(module, "__all__", None) or dir(module)}
+    return sorted(
+        name
+        for name, value in exported.items()
+        if isinstance(value, type) and (base is None or (issubclass(value, base) and value is not base))
+    )
+
+
+def resolve_name(option: str, name: str) -> str:
+    """Class path for a name in any letter case; a dotted path is returned as it is.
+
+    Args:
+        option: Key of `CLASS_OPTIONS`.
+        name: What the user wrote.
+
+    Raises:
+        ValueError: The name is unknown, or the class was renamed or removed; the message says what to write.
+    """
+    module, _ = CLASS_OPTIONS[option]
+    for known_name in list_names(option):
+        if known_name.lower() == name.lower():
+            return f"{module.__name__}.{known_name}"
+    if "." in name and not name.endswith(DATA_FILE_SUFFIXES):
+        explanation = explain_name(name)
+        if explanation is not None:
+            raise ValueError(explanation)
+        return name
+    axis = {"source": "data", "ood": "data", "posteriors": "posterior", "member": "posterior"}.get(option, option)
+    alternative = "a path to data that exists" if option in DATA_OPTIONS else "the dotted path of a class of your own"
+    old_names = [*RENAMED_OBJECTS.get(module.__name__, {}), *(path.rpartition(".")[2] for path in REMOVED_OBJECTS)]
+    explanation = next((explain_name(old) for old in old_names if old.lower() == name.lower()), None)
+    raise ValueError(
+        f"Unknown {axis} {name!r}. {f'{explanation} ' if explanation else ''}Known: {', '.join(list_names(option))}; "
+        f"or {alternative}."
+    )
+
+
+def resolve_value(value: Any, option: str = "") -> Any:
+    """Plain data with every class name resolved, and every class of flatbayes with all its arguments.
+
+    Args:
+        value: Value of an option, or content of a configuration file.
+        option: Name of the option, without the groups before it; empty for a whole file.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+    if isinstance(value, list):
+        return [resolve_value(item, option) for item in value]
+    if isinstance(value, str) and option in CLASS_OPTIONS:
+        if option in DATA_OPTIONS and _is_data_path(option, value):
+            return resolve_value(to_spec(data.find_reader(value)))
+        spec = resolve_value({"class_path": value}, option)
+        return spec if "init_args" in spec else spec["class_path"]
+    if not isinstance(value, dict):
+        return value
+    if "class_path" not in value:
+        return {key: resolve_value(item, key) for key, item in value.items()}
+    path, arguments = value["class_path"], value.get("init_args")
+    if not isinstance(path, str) or not isinstance(arguments, dict | None):
+        return value  # the parser reports it
+    resolved = {**value, "class_path": resolve_name(option, path)} if option in CLASS_OPTIONS else dict(value)
+    if option in DATA_OPTIONS:
+        resolved = to_source_spec(resolved)
+    if not resolved["class_path"].startswith("flatbayes."):
+        return resolved
+    given = {key: resolve_value(item, key) for key, item in (resolved.get("init_args") or {}).items()}
+    arguments = get_class_defaults(resolved["class_path"]) | given
+    return {**resolved, "init_args": arguments} if arguments else resolved
+
+
+def resolve_arguments(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments in which the values of all `CLASS_OPTIONS` are resolved.
+
+    Args:
+        arguments: The command line, the verb first.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+    literal_options = {"data"} if arguments and arguments[0] in RUN_FOLDER_VERBS else set()
+    class_options = CLASS_OPTIONS.keys() - literal_options
+    resolved: list[str] = []
+    torch_dataset_flags: set[str] = set()
+    pending_flag = ""  # the class option whose value is the next argument
+    for argument in arguments:
+        flag, equals, text = argument.partition("=")
+        if pending_flag and not argument.startswith("-"):
+            flag, equals, text = pending_flag, "", argument
+        elif argument.startswith("--"):
+            flag = _add_options_key(flag, torch_dataset_flags)
+        is_value = flag == pending_flag and not equals and text == argument
+        pending_flag = ""
+        if flag.startswith("--") and _get_option(flag) in class_options:
+            if not equals and not is_value:
+                pending_flag = flag
+            else:
+                value = _resolve_text(flag, text)
+                if isinstance(value, dict) and value["class_path"] == class_path(data.TorchDataset):
+                    torch_dataset_flags.add(flag)
+                text = value if isinstance(value, str) else json.dumps(value)
+        resolved.append(text if is_value else f"{flag}{equals}{text}")
+    return resolved
+
+
+def get_class_defaults(path: str) -> dict[str, Any]:
+    """Default arguments of a dataclass of flatbayes as plain data; empty for other classes and unknown paths."""
+    if not path.startswith("flatbayes."):
+        return {}
+    try:
+        target = import_object(path)
+    except ValueError:
+        return {}  # the parser reports the path
+    return get_defaults(target) if is_dataclass(target) else {}
 
 
 def explain_renames(arguments: Sequence[str], message: str) -> list[str]:
@@ -41,118 +176,41 @@ def explain_renames(arguments: Sequence[str], message: str) -> list[str]:
         message: The parser's error, which quotes the keys of a configuration file.
     """
     given = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
-    keys = re.findall(r"['\"]([\w.]+)['\"]", message)
+    quoted = re.findall(r"['\"]([\w.]+)['\"]", message)
     verb = arguments[0]
-    for names in (given, [key.removeprefix(f"{verb}.") for key in keys]):
+    for names in (given, [key.removeprefix(f"{verb}.") for key in quoted]):
         sentences = [explain_option(name, verb) for name in dict.fromkeys(names)]
         if any(sentences):
             return [sentence for sentence in sentences if sentence]
     return []
 
 
-def list_names(option: str) -> list[str]:
-    """The names that an option takes, in order of the alphabet."""
-    module, base = CLASS_OPTIONS[option]
-    names = getattr(module, "__all__", None) or dir(module)
-    found = [name for name in names if isinstance(getattr(module, name), type)]
-    return sorted(n for n in found if base is None or (issubclass(getattr(module, n), base) and n != base.__name__))
+def _get_option(flag: str) -> str:
+    """`member` for `--posterior.member`, `posteriors` for `--posteriors+`, `data` for `--data.help`."""
+    return flag[2:].removesuffix("+").removesuffix(".help").rpartition(".")[2]
 
 
-def resolve_name(option: str, name: str) -> str:
-    """The class path for a name, whatever its case; a dotted path stays what it is, a data path finds its reader.
-
-    Raises:
-        ValueError: The name is not known; the message lists those that are.
-    """
-    module, _ = CLASS_OPTIONS[option]
-    matches = [one for one in list_names(option) if one.lower() == name.lower()]
-    if matches:
-        return f"{module.__name__}.{matches[0]}"
-    if option in DATA_KEYS and (Path(name).exists() or is_hub_name(name)):
-        return json.dumps(to_spec(data.find_reader(name)))
-    if option in DATA_KEYS and is_dotted_path(name) and not name.endswith((".csv", ".npz", ".parquet")):
-        return json.dumps(to_source_spec({"class_path": name}))
-    if name.lstrip().startswith(("{", "[")) or ("." in name and not name.endswith((".csv", ".npz", ".parquet"))):
-        return name
-    kind = {"source": "data", "ood": "data", "posteriors": "posterior", "member": "posterior"}.get(option, option)
-    also = "a path to data that exists" if option in DATA_KEYS else "the dotted path of a class of your own"
-    old_names = [*RENAMED_OBJECTS.get(module.__name__, {}), *(path.rpartition(".")[2] for path in REMOVED_OBJECTS)]
-    explanation = next((explain_name(old) for old in old_names if old.lower() == name.lower()), None)
-    raise ValueError(
-        f"Unknown {kind} {name!r}. {f'{explanation} ' if explanation else ''}Known: {', '.join(list_names(option))}; "
-        f"or {also}."
-    )
+def _add_options_key(flag: str, torch_dataset_flags: set[str]) -> str:
+    """`--data.options.root` for `--data.root` if `--data` is a torch dataset, whose own arguments are `options`."""
+    for prefix in torch_dataset_flags:
+        key = flag.removeprefix(f"{prefix}.")
+        if key != flag and key.partition(".")[0] not in {*TORCH_DATASET_FIELDS, "help"}:
+            return f"{prefix}.options.{key}"
+    return flag
 
 
-def is_dotted_path(name: str) -> bool:
-    """Whether a value is the dotted path of a class outside flatbayes."""
-    return bool(re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name)) and not name.startswith("flatbayes.")
+def _resolve_text(flag: str, text: str) -> Any:
+    option = _get_option(flag)
+    value: Any = text
+    if text.lstrip().startswith(("{", "[")):
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text  # the parser reports it
+    value = resolve_value(value, option)
+    return value["class_path"] if flag.endswith(".help") and isinstance(value, dict) else value
 
 
-def _expand_defaults(path: str) -> str:
-    defaults = get_class_defaults(path)
-    return json.dumps({"class_path": path, "init_args": defaults}) if defaults else path
-
-
-def resolve_arguments(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments with every name of an axis made a class path."""
-    return list(_resolve_each(arguments))
-
-
-def _resolve_each(arguments: Sequence[str]) -> Iterable[str]:
-    repeats_data = bool(arguments) and arguments[0] in RUN_FOLDER_VERBS
-    torch_dataset_options: list[str] = []
-    pending: str | None = None  # class option whose value is the next argument
-    for argument in arguments:
-        if pending is not None and not argument.startswith("-"):
-            value = _resolve_option(pending, argument)
-            if _is_torch_dataset(value):
-                torch_dataset_options.append(pending)
-            yield value
-            pending = None
-            continue
-        pending = None
-        option, equals, value = argument.partition("=")
-        if option.startswith("--"):
-            option = _add_options_key(option, torch_dataset_options)
-            name = option[2:].removesuffix("+").removesuffix(".help").rpartition(".")[2]
-            if name in CLASS_OPTIONS and not (repeats_data and name == "data"):
-                if not equals:
-                    pending = option
-                else:
-                    value = _resolve_option(option, value)
-                    if _is_torch_dataset(value):
-                        torch_dataset_options.append(option)
-        yield f"{option}{equals}{value}"
-
-
-def _resolve_option(option: str, value: str) -> str:
-    """The value of a class option, `--data` or `--data.help`, as the parser takes it."""
-    name = option[2:].removesuffix("+").removesuffix(".help").rpartition(".")[2]
-    if not option.endswith(".help"):
-        return _resolve_value(name, value)
-    path = resolve_name(name, value)
-    return class_path(data.TorchDataset) if _is_torch_dataset(path) else path
-
-
-def _is_torch_dataset(value: str) -> bool:
-    return value.startswith("{") and json.loads(value).get("class_path") == class_path(data.TorchDataset)
-
-
-def _add_options_key(option: str, torch_dataset_options: Sequence[str]) -> str:
-    """Turn `--data.root` into `--data.options.root` if `--data` is a torch dataset whose arguments hold `root`."""
-    for prefix in torch_dataset_options:
-        if option.startswith(f"{prefix}."):
-            key = option.removeprefix(f"{prefix}.")
-            if key.partition(".")[0] not in {*TORCH_DATASET_FIELDS, "help"}:
-                return f"{prefix}.options.{key}"
-    return option
-
-
-def _resolve_value(option: str, value: str) -> str:
-    inner = value.strip()
-    if option == "posteriors" and inner.startswith("[") and "{" not in inner:
-        names = [name.strip().strip("'\"") for name in inner[1:-1].split(",") if name.strip()]
-        return f"[{', '.join(_resolve_value(option, name) for name in names)}]"
-    path = resolve_name(option, value)
-    return path if option in (*DATA_KEYS, "model") else _expand_defaults(path)
+def _is_data_path(option: str, text: str) -> bool:
+    is_name = text.lower() in (name.lower() for name in list_names(option))
+    return not is_name and (Path(text).exists() or is_hub_name(text))

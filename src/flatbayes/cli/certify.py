@@ -11,7 +11,8 @@ from flatbayes.certification import CertificationConfig, CertificationResult, ce
 from flatbayes.certification.statement import format_confidence, format_upper_bound
 from flatbayes.cli.artifacts import console, load_source
 from flatbayes.cli.models import rebuild_model
-from flatbayes.cli.options import add_data_path_option, new_parser
+from flatbayes.cli.options import add_data_path_option
+from flatbayes.cli.parsing import new_parser
 from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
 from flatbayes.core.renames import translate_training_options

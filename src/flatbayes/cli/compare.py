@@ -7,14 +7,8 @@ from typing import Any, Literal, get_args
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.artifacts import console
-from flatbayes.cli.options import (
-    SplitName,
-    add_output_options,
-    add_training_options,
-    make_config,
-    make_model,
-    new_parser,
-)
+from flatbayes.cli.options import SplitName, add_output_options, add_training_options, make_config, make_model
+from flatbayes.cli.parsing import new_parser
 from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSource, DataSplits, load_test_split, match_input_format
 from flatbayes.diagnostics import SharpnessConfig

@@ -10,7 +10,8 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
 from flatbayes.cli.artifacts import console, load_on_device, load_source
-from flatbayes.cli.options import SplitName, add_data_path_option, new_parser
+from flatbayes.cli.options import SplitName, add_data_path_option
+from flatbayes.cli.parsing import new_parser
 from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import atomic_write, write_json
 from flatbayes.core.spec import short_name

@@ -5,7 +5,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.artifacts import evaluate_run, load_on_device, load_source
-from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options, new_parser
+from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options
+from flatbayes.cli.parsing import new_parser
 from flatbayes.experiments.run_folder import RunFolder
 from flatbayes.prediction import check_num_draws
 

@@ -6,7 +6,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.artifacts import console, load_on_cpu
-from flatbayes.cli.options import new_parser
+from flatbayes.cli.parsing import new_parser
 from flatbayes.core.optional import require_package
 from flatbayes.prediction import check_num_draws, export_onnx, export_torch, onnx_difference
 

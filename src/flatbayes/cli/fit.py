@@ -10,7 +10,8 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from flatbayes.cli.artifacts import console, evaluate_run, load_on_device
-from flatbayes.cli.options import add_output_options, add_training_options, make_config, make_model, new_parser
+from flatbayes.cli.options import add_output_options, add_training_options, make_config, make_model
+from flatbayes.cli.parsing import new_parser
 from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.experiments.run_folder import RunFolder

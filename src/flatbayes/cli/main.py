@@ -10,8 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from flatbayes.cli import certify, compare, diagnose, evaluate, export, fit, predict, report, shift, tune
 from flatbayes.cli.aliases import RUN_FOLDER_VERBS, resolve_arguments
 from flatbayes.cli.command import parse_options, run_command
-from flatbayes.cli.help_formatter import HelpFormatter
-from flatbayes.cli.yaml_loader import LOADER_MODE
+from flatbayes.cli.parsing import new_parser
 from flatbayes.core.spec import instantiate
 
 OVERVIEW = """Sharpness-aware Bayesian posteriors for any PyTorch model.
@@ -64,14 +63,7 @@ def build_parser(fit_defaults: Mapping[str, Any] | None = None) -> ArgumentParse
     Args:
         fit_defaults: Defaults of the verb `fit` to replace.
     """
-    parser = ArgumentParser(
-        prog="flatbayes",
-        usage="flatbayes VERB ... (flatbayes VERB --help for its options)",
-        description=OVERVIEW,
-        formatter_class=HelpFormatter,
-        exit_on_error=False,
-        parser_mode=LOADER_MODE,
-    )
+    parser = new_parser("VERB ... (flatbayes VERB --help for its options)", OVERVIEW)
     parser.add_argument("--version", action="version", version=version("flatbayes"))
     subcommands = parser.add_subcommands(title="verbs", metavar="VERB", required=True)
     for name, (module, text) in VERBS.items():

@@ -8,9 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from flatbayes.cli.aliases import list_names
-from flatbayes.cli.help_formatter import HelpFormatter
 from flatbayes.cli.models import bind_artifact_model, bind_new_head
-from flatbayes.cli.yaml_loader import LOADER_MODE
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import DataSource, DataSplits
 from flatbayes.flatness import SAM, Flatness
@@ -21,24 +19,6 @@ from flatbayes.training import TrainingConfig
 DATA_ARGUMENTS = {"input_shape", "num_classes", "num_outputs"}
 REGRESSION_CLIP_NORM = 1.0
 SplitName = Literal["test", "val", "train"]
-
-
-def new_parser(usage: str, description: str, *, program: str = "flatbayes") -> ArgumentParser:
-    """An empty parser of a verb or of another command.
-
-    Args:
-        usage: Usage line without the program.
-        description: Text at the top of the help.
-        program: Program that the usage line and error messages begin with.
-    """
-    return ArgumentParser(
-        prog=program,
-        usage=f"{program} {usage}",
-        description=description,
-        formatter_class=HelpFormatter,
-        exit_on_error=False,
-        parser_mode=LOADER_MODE,
-    )
 
 
 def add_training_options(parser: ArgumentParser) -> None:

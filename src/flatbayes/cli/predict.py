@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from flatbayes.cli.artifacts import console, load_on_device
-from flatbayes.cli.options import add_run_options, new_parser
+from flatbayes.cli.options import add_run_options
+from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import read_json
 from flatbayes.data import InputReader, PredictionWriter
 from flatbayes.experiments.run_folder import CONFIG_FILE

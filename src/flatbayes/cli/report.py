@@ -5,7 +5,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.artifacts import console
-from flatbayes.cli.options import new_parser
+from flatbayes.cli.parsing import new_parser
 from flatbayes.reporting import write_report
 
 

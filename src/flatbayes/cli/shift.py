@@ -10,7 +10,8 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.artifacts import console, load_on_device, load_source
-from flatbayes.cli.options import add_data_path_option, add_run_options, new_parser
+from flatbayes.cli.options import add_data_path_option, add_run_options
+from flatbayes.cli.parsing import new_parser
 from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
 from flatbayes.core.spec import short_name

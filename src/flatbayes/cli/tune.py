@@ -9,7 +9,8 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
 from flatbayes.cli.artifacts import console
-from flatbayes.cli.options import add_output_options, add_training_options, make_config, make_model, new_parser
+from flatbayes.cli.options import add_output_options, add_training_options, make_config, make_model
+from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import atomic_write
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.experiments import ExperimentRun, TuningResult, default_ranges, is_higher_better, tune_hyperparameters

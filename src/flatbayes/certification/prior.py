@@ -1,0 +1,107 @@
+"""Data-dependent prior: a network trained on one part of the training split, and fixed afterwards.
+
+Pérez-Ortiz et al. (JMLR 2021), section 5: the prior may depend on examples that the bound is not computed on.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core.buffers import eval_mode
+from flatbayes.core.randomness import spawn_seeds
+from flatbayes.data import DataSplits, Split
+from flatbayes.flatness import Flatness
+from flatbayes.posteriors import MAP
+from flatbayes.training import TrainingConfig, fit
+from flatbayes.training.model_builder import ModelFactory
+
+
+class FrozenNetwork(nn.Module):
+    """A network that is always in eval mode, with the input transform before it.
+
+    Running statistics stay constant while a posterior is fitted around the network, so that weights are the only
+    thing that differs between draws.
+
+    Args:
+        network: The network.
+        transform: Applied to the inputs; None for the identity.
+    """
+
+    def __init__(self, network: nn.Module, transform: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self.network = network
+        self.transform = transform
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        inputs = x if self.transform is None else self.transform(x)
+        weight = next(self.network.parameters())
+        inputs = inputs.to(weight.device, weight.dtype if inputs.is_floating_point() else inputs.dtype)
+        with eval_mode(self.network):
+            logits: Tensor = self.network(inputs)
+        return logits
+
+
+def split_prior_and_bound(num_data: int, prior_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Random partition into rows for the prior and rows for the bound, independent of the examples.
+
+    Args:
+        num_data: Number of examples.
+        prior_fraction: Fraction of them for the prior.
+        seed: Seed of the permutation.
+
+    Returns:
+        Row indices of the prior set and of the bound set; disjoint, together all rows.
+
+    Raises:
+        ValueError: One of the two sets would be empty.
+    """
+    num_prior = round(prior_fraction * num_data)
+    if not 0 < num_prior < num_data:
+        raise ValueError(
+            f"prior_fraction={prior_fraction:g} of {num_data} training examples leaves {num_prior} for the prior and "
+            f"{num_data - num_prior} for the bound; both need one. Change prior_fraction, or give more examples."
+        )
+    order = torch.randperm(num_data, generator=torch.Generator().manual_seed(spawn_seeds(seed, count=1)[0]))
+    return order[:num_prior], order[num_prior:]
+
+
+def train_prior_network(
+    model: nn.Module | ModelFactory,
+    data: DataSplits,
+    rows: Tensor,
+    flatness: Flatness,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    show_progress: bool = False,
+) -> FrozenNetwork:
+    """Train a network on some rows of the training split only; its inputs are standardized by these rows too.
+
+    Args:
+        model: Network, or a function that builds it.
+        data: The data; validation examples are used for curves only.
+        rows: Indices of the prior set in the training split.
+        flatness: Perturbation at which gradients are taken.
+        config: Training configuration.
+        seed: Seed of the training.
+        show_progress: Show a progress bar.
+    """
+    prior_data = replace(data, train=data.train.take(rows))
+    fitted = fit(model, prior_data, MAP(), flatness, config, seed=seed, show_progress=show_progress)
+    return FrozenNetwork(fitted.states[0].model, fitted.transform).eval()
+
+
+@torch.no_grad()
+def compute_error_rate(network: nn.Module, split: Split, batch_size: int) -> float:
+    """Fraction of examples that the network classifies wrongly.
+
+    Args:
+        network: Inputs to logits.
+        split: The examples.
+        batch_size: Examples per forward pass.
+    """
+    logits = torch.cat([network(batch).cpu() for batch in split.input_tensor.split(batch_size)])
+    return float((logits.argmax(-1) != split.targets).double().mean())
