@@ -1,12 +1,14 @@
+"""Settings of a certificate and the split into prior set and bound set."""
+
 import pytest
 import torch
 
 from flatbayes.certification import CertificationConfig
-from flatbayes.certification.data_split import split_prior_and_bound
+from flatbayes.certification.prior import split_prior_and_bound
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("settings", "message"),
     [
         ({"prior_fraction": 0.0}, "prior_fraction must lie strictly between 0 and 1, got 0.0"),
         ({"prior_fraction": 1.0}, "prior_fraction must lie"),
@@ -23,15 +25,15 @@ from flatbayes.certification.data_split import split_prior_and_bound
         ({"lr": float("inf")}, "lr must be positive"),
         ({"prior_stds": ()}, "at least one finite standard deviation"),
         ({"prior_stds": (0.1, 0.0)}, "at least one finite standard deviation"),
-        ({"prior_stds": (0.1, 0.1)}, "each is paid for"),
+        ({"prior_stds": (0.1, 0.1)}, "must be distinct"),
     ],
 )
-def test_a_plan_that_makes_no_sense(wrong, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        CertificationConfig(**wrong)
+        CertificationConfig(**settings)
 
 
-def test_halves_are_disjoint_and_all_there_is():
+def test_split_is_a_reproducible_partition():
     prior, bound = split_prior_and_bound(101, 0.3, seed=5)
     assert len(prior) == 30
     assert sorted(torch.cat([prior, bound]).tolist()) == list(range(101))
@@ -39,14 +41,14 @@ def test_halves_are_disjoint_and_all_there_is():
     assert not torch.equal(split_prior_and_bound(101, 0.3, seed=6)[0], prior)
 
 
-def test_every_example_is_as_likely_to_be_in_the_bound():
+def test_split_is_uniform_over_examples():
     counts = torch.zeros(10)
     for seed in range(2000):
         counts[split_prior_and_bound(10, 0.4, seed)[1]] += 1
     assert (counts / 2000 - 0.6).abs().max() < 5 * (0.24 / 2000) ** 0.5
 
 
-@pytest.mark.parametrize(("num", "share"), [(1, 0.5), (4, 0.1), (4, 0.9)])
-def test_a_half_that_would_be_empty(num, share):
+@pytest.mark.parametrize(("num_data", "prior_fraction"), [(1, 0.5), (4, 0.1), (4, 0.9)])
+def test_empty_set_is_refused(num_data, prior_fraction):
     with pytest.raises(ValueError, match="both need one"):
-        split_prior_and_bound(num, share, seed=0)
+        split_prior_and_bound(num_data, prior_fraction, seed=0)

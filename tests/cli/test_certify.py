@@ -4,7 +4,7 @@ import sys
 import pytest
 from torch import nn
 
-from flatbayes.certification.statement import format_upper_bound
+from flatbayes.certification.result import format_upper_bound
 from flatbayes.cli import certify, main
 
 TINY = ["--data", "digits", "--data.train_size", "60", "--batch_size", "20", "--epochs", "3", "--num_draws", "2",

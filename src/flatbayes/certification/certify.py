@@ -1,25 +1,31 @@
-"""Certificates from a prior that some of the data made: Pérez-Ortiz et al. (JMLR 2021), Dziugaite & Roy (2018).
+"""PAC-Bayes-kl certificates with a data-dependent prior: Pérez-Ortiz et al. (JMLR 2021), Dziugaite & Roy (2018).
 
-A network trained on some of the training examples is the centre of the prior, a Gaussian around it fitted to the
-others is the posterior, and the PAC-Bayes-kl bound of `flatbayes.theory.pac_bayes` on those others is the
-certificate. Nothing is approximated but the integral over the posterior, whose error is paid for with `delta_mc`.
+1. Split the training data into a prior set and a bound set.
+2. Train a network on the prior set; the prior P is a Gaussian around it.
+3. For each prior standard deviation, fit a Gaussian posterior Q to the bound set; select the smallest bound.
+4. Draw new networks from Q, and compute the bound of `flatbayes.theory.pac_bayes` from their losses on the bound set.
+
+The only approximation is the Monte Carlo estimate over Q, whose error the bound includes with probability `delta_mc`.
 """
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
 
 from flatbayes.certification.config import CertificationConfig
-from flatbayes.certification.data_split import split_prior_and_bound
-from flatbayes.certification.frozen_network import FrozenNetwork
 from flatbayes.certification.gaussian import compute_divergence, fit_gaussian, make_gaussian_posterior
 from flatbayes.certification.losses import DrawLosses, compute_losses, predict_draws
+from flatbayes.certification.prior import (
+    FrozenNetwork,
+    compute_error_rate,
+    split_prior_and_bound,
+    train_prior_network,
+)
 from flatbayes.certification.result import CertificationResult, ErrorEstimates
 from flatbayes.core import State
 from flatbayes.core.randomness import spawn_seeds
@@ -27,14 +33,14 @@ from flatbayes.core.spec import short_name
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Categorical
-from flatbayes.posteriors import MAP, Posterior
+from flatbayes.posteriors import Posterior
 from flatbayes.theory import PriorScale, compute_certificate_from_draws, holdout_bound, inverse_kl
-from flatbayes.training import TrainingConfig, fit
+from flatbayes.training import TrainingConfig
 from flatbayes.training.model_builder import ModelFactory
 
 T = TypeVar("T")
 FORWARD_BATCH_FACTOR = 4
-"""Examples of a forward pass, in batches of a step."""
+"""Examples of a forward pass without gradients, in units of `CertificationConfig.batch_size`."""
 
 
 def certify(
@@ -47,61 +53,56 @@ def certify(
     seed: int = 0,
     show_progress: bool | None = None,
 ) -> CertificationResult:
-    """Prove how good networks drawn from a posterior are, as far as the data allow.
+    """Compute an upper bound on the error rate of networks drawn from a posterior, from the training split.
 
-    The training part is dealt into examples A for the prior and B for the bound. A network is trained on A; a
-    Gaussian around it is fitted to B, for each prior of the plan; the one with the smallest bound in a trial is
-    certified on B with fresh draws. The validation part is used only for curves, the test part only for estimates.
-    `promise` says in words what is promised, and under which suppositions.
+    The validation split is used only for curves, and the test split only for estimates. `format_statement` puts the
+    certificate and its assumptions into words.
 
     Args:
-        model: A class or function that builds the network, or a network that has not seen the data.
-        data: The data, a classification.
-        flatness: Where the gradients for the prior network are taken.
-        config: How that is trained.
-        certification_config: All other choices.
-        seed: Decides everything random; fixed beforehand, as the plan is.
+        model: A class or function that builds the network, or a network that was not trained on the data.
+        data: A classification data set.
+        flatness: Perturbation at which the gradients for the prior network are taken.
+        config: Training configuration of the prior network.
+        certification_config: All other settings.
+        seed: Seed of every random number; fix it beforehand, like the configuration.
         show_progress: Show progress bars on standard error; by default if that is a terminal.
 
     Raises:
-        ValueError: The data are no classification, or too few.
-        RuntimeError: Training diverged, or the network keeps changing outside its weights.
+        ValueError: The data are not a classification, or there are too few examples.
+        RuntimeError: Training diverged, or something other than the weights of the network changed.
     """
     if data.is_regression:
         raise ValueError(
-            "There are certificates for classification only: errors of numbers have no bound. "
-            "Use data whose targets are classes."
+            "Certificates exist for classification only, since the errors of a regression are unbounded. Use data "
+            "whose targets are classes."
         )
     show = sys.stderr.isatty() if show_progress is None else show_progress
     prior_rows, bound_rows = split_prior_and_bound(len(data.train), certification_config.prior_fraction, seed)
-    bound = data.train.take(bound_rows)
-    settled = train_prior_network(model, data, prior_rows, flatness, config, seed=seed, show_progress=show)
+    bound_set = data.train.take(bound_rows)
+    prior_network = train_prior_network(model, data, prior_rows, flatness, config, seed=seed, show_progress=show)
     likelihood = Categorical(data.num_classes)
     fit_seed, trial_seed, draw_seed, test_seed = spawn_seeds(seed, 1, count=4)
 
     trials = []
     for prior_std in _track_progress(certification_config.prior_stds, "fitting posteriors", show):
         posterior = make_gaussian_posterior(prior_std, certification_config.kl_weight)
-        state = fit_gaussian(posterior, settled, bound, likelihood, certification_config, config, fit_seed)
-        trials.append(_evaluate_prior(posterior, state, bound, certification_config, trial_seed))
+        state = fit_gaussian(posterior, prior_network, bound_set, likelihood, certification_config, config, fit_seed)
+        trials.append(_evaluate_prior(posterior, state, bound_set, certification_config, trial_seed))
     best = min(trials, key=lambda trial: trial.bound)
 
-    losses = measure_losses(
-        best.posterior,
-        best.state,
-        bound,
-        certification_config,
+    num_draws, delta, delta_mc = (
         certification_config.num_draws,
-        draw_seed,
-        show_progress=show,
+        certification_config.delta,
+        certification_config.delta_mc,
+    )
+    losses = measure_losses(
+        best.posterior, best.state, bound_set, certification_config, num_draws, draw_seed, show_progress=show
     )
     error, cross_entropy = (
-        compute_certificate_from_draws(
-            values, best.prior_scale.complexity, len(bound), certification_config.delta, certification_config.delta_mc
-        )
+        compute_certificate_from_draws(values, best.prior_scale.complexity, len(bound_set), delta, delta_mc)
         for values in (losses.errors, losses.cross_entropies)
     )
-    prior_error = _compute_error_rate(settled, bound, certification_config)
+    prior_error = compute_error_rate(prior_network, bound_set, FORWARD_BATCH_FACTOR * certification_config.batch_size)
     return CertificationResult(
         flatness=short_name(flatness),
         num_prior_examples=len(prior_rows),
@@ -111,37 +112,9 @@ def certify(
         error=error,
         cross_entropy=cross_entropy,
         prior_error=prior_error,
-        held_out_bound=holdout_bound(
-            prior_error, len(bound), certification_config.delta + certification_config.delta_mc
-        ),
-        test=_estimate_test_errors(best, settled, data.test, likelihood, certification_config, test_seed),
+        holdout_bound=holdout_bound(prior_error, len(bound_set), delta + delta_mc),
+        test=_estimate_test_errors(best, prior_network, data.test, likelihood, certification_config, test_seed),
     )
-
-
-def train_prior_network(
-    model: nn.Module | ModelFactory,
-    data: DataSplits,
-    rows: Tensor,
-    flatness: Flatness,
-    config: TrainingConfig,
-    *,
-    seed: int,
-    show_progress: bool = False,
-) -> FrozenNetwork:
-    """The network trained on some rows of the training part, standardised by them; it sees no other row.
-
-    Args:
-        model: What is trained.
-        data: The data.
-        rows: Training examples for the prior.
-        flatness: Where gradients are taken.
-        config: How it is trained.
-        seed: Decides everything random.
-        show_progress: Show a progress bar.
-    """
-    own = replace(data, train=data.train.take(rows))
-    fitted = fit(model, own, MAP(), flatness, config, seed=seed, show_progress=show_progress)
-    return FrozenNetwork(fitted.states[0].model, fitted.transform).eval()
 
 
 def measure_losses(
@@ -154,26 +127,33 @@ def measure_losses(
     *,
     show_progress: bool = False,
 ) -> DrawLosses:
-    """Losses on a part of the data of networks drawn from the posterior.
+    """Mean losses, on a data split, of networks drawn from the posterior.
 
     Args:
-        posterior: Draws them.
-        state: What was fitted.
+        posterior: The posterior.
+        state: Its fitted state.
         split: The examples.
-        certification_config: How losses are bounded, how large a forward pass is.
-        num_draws: How many networks.
-        seed: Decides which.
+        certification_config: Truncation of the cross entropy, and batch size.
+        num_draws: Number of networks.
+        seed: Seed of the draws.
         show_progress: Show a progress bar.
     """
     batch_size = FORWARD_BATCH_FACTOR * certification_config.batch_size
     outputs = predict_draws(posterior, state, split.input_tensor, num_draws, seed=seed, batch_size=batch_size)
-    shown = _track_progress(outputs, "measuring networks", show_progress, num_draws)
-    return compute_losses(shown, split, certification_config.min_probability)
+    tracked = _track_progress(outputs, "measuring networks", show_progress, num_draws)
+    return compute_losses(tracked, split, certification_config.min_probability)
 
 
 @dataclass(frozen=True, eq=False)
 class _PriorTrial:
-    """A posterior fitted with one of the priors, and roughly the bound that it will have."""
+    """A posterior fitted with one of the priors.
+
+    Attributes:
+        posterior: The family.
+        state: The fitted state.
+        prior_scale: Scale of the prior and the complexity term.
+        bound: Estimate of the bound, by which the prior is selected.
+    """
 
     posterior: Posterior
     state: State
@@ -184,15 +164,14 @@ class _PriorTrial:
 def _evaluate_prior(
     posterior: Posterior, state: State, split: Split, certification_config: CertificationConfig, seed: int
 ) -> _PriorTrial:
-    nearest = compute_divergence(state, certification_config.prior_stds)
-    errors = measure_losses(
-        posterior, state, split, certification_config, certification_config.num_trial_draws, seed
-    ).errors
-    found = compute_certificate_from_draws(
-        errors, nearest.complexity, len(split), certification_config.delta, certification_config.delta_mc
+    prior_scale = compute_divergence(state, certification_config.prior_stds)
+    num_draws = certification_config.num_trial_draws
+    errors = measure_losses(posterior, state, split, certification_config, num_draws, seed).errors
+    certificate = compute_certificate_from_draws(
+        errors, prior_scale.complexity, len(split), certification_config.delta, certification_config.delta_mc
     )
-    # Without the allowance for few draws, which will be many.
-    return _PriorTrial(posterior, state, nearest, inverse_kl(found.empirical_error, found.complexity))
+    # The Monte Carlo term is left out: the trial has few draws, the certificate many.
+    return _PriorTrial(posterior, state, prior_scale, inverse_kl(certificate.empirical_error, certificate.complexity))
 
 
 def _estimate_test_errors(
@@ -203,35 +182,20 @@ def _estimate_test_errors(
     certification_config: CertificationConfig,
     seed: int,
 ) -> ErrorEstimates:
-    batch_size = FORWARD_BATCH_FACTOR * certification_config.batch_size
-    drawn = predict_draws(
-        trial.posterior,
-        trial.state,
-        split.input_tensor,
+    batch_size, num_draws = (
+        FORWARD_BATCH_FACTOR * certification_config.batch_size,
         certification_config.num_test_draws,
-        seed=seed,
-        batch_size=batch_size,
     )
-    outputs = list(drawn)
-    gibbs = compute_losses(outputs, split, certification_config.min_probability)
-    ensemble = likelihood.predictive(outputs)
+    logits = list(
+        predict_draws(trial.posterior, trial.state, split.input_tensor, num_draws, seed=seed, batch_size=batch_size)
+    )
+    predictive = likelihood.predictive(logits)
     return ErrorEstimates(
         num_data=len(split),
-        gibbs_error=float(gibbs.errors.mean()),
-        ensemble_error=float((ensemble.top_class != split.targets).double().mean()),
-        prior_error=_compute_error_rate(prior_network, split, certification_config),
+        gibbs_error=float(compute_losses(logits, split, certification_config.min_probability).errors.mean()),
+        ensemble_error=float((predictive.top_class != split.targets).double().mean()),
+        prior_error=compute_error_rate(prior_network, split, batch_size),
     )
-
-
-@torch.no_grad()
-def _compute_error_rate(network: FrozenNetwork, split: Split, certification_config: CertificationConfig) -> float:
-    outputs = torch.cat(
-        [
-            network(batch).cpu()
-            for batch in split.input_tensor.split(FORWARD_BATCH_FACTOR * certification_config.batch_size)
-        ]
-    )
-    return float((outputs.argmax(-1) != split.targets).double().mean())
 
 
 def _track_progress(items: Iterable[T], description: str, show: bool, total: int | None = None) -> Iterable[T]:

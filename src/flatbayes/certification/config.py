@@ -1,4 +1,4 @@
-"""What is to be decided before the data are seen: the split, the probabilities of failure, the priors."""
+"""Settings of a certificate: data split, failure probabilities, priors and optimisation."""
 
 import math
 from dataclasses import dataclass
@@ -6,24 +6,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CertificationConfig:
-    """How a certificate is made. The choice must not depend on the examples it is for.
+    """How a certificate is computed. The settings must not depend on the bound set, the examples it is computed on.
 
     Attributes:
-        prior_fraction: Share of the training part that the prior network is trained on; the bound is for the others.
-            More makes a better network, and leaves less to prove it with.
-        delta: Probability over the examples of the bound that a certificate fails.
-        delta_mc: Probability over the draws that it fails.
-        num_draws: Networks drawn from the posterior, each measured on all examples of the bound.
-        prior_stds: Standard deviations of the Gaussian prior around the prior network, such as [0.01, 0.03]. Each is
-            tried; the best is kept, and K of them cost log K nats.
-        kl_weight: Weight of the KL divergence while the posterior is fitted. It decides how good a certificate is,
-            not whether it holds.
-        epochs: Passes over the examples of the bound to fit the posterior, for each prior.
-        lr: Learning rate of Adam, which fits it.
-        batch_size: Examples per step of that, of which a forward pass elsewhere takes four times as many.
-        num_trial_draws: Networks drawn to choose among the priors; they are not used for anything else.
-        num_test_draws: Networks drawn for the estimates on the test part.
-        min_probability: The cross entropy is cut off at -log of this, and divided by it, to lie between 0 and 1.
+        prior_fraction: Fraction of the training split on which the prior network is trained; the rest is the bound
+            set. A larger fraction gives a better network and fewer examples to prove it with.
+        delta: Probability, over the bound set, that a certificate does not hold.
+        delta_mc: Probability, over the draws from the posterior, that it does not hold.
+        num_draws: Networks drawn from the posterior; each is evaluated on the whole bound set.
+        prior_stds: Standard deviations of the Gaussian prior around the prior network, such as [0.01, 0.03]. A
+            posterior is fitted for each, and the one with the smallest bound is certified; K values cost log K nats.
+        kl_weight: Weight of the KL divergence while the posterior is fitted. It changes how tight a certificate is,
+            not whether it is valid.
+        epochs: Passes over the bound set to fit the posterior, for each prior.
+        lr: Learning rate of Adam, which fits the posterior.
+        batch_size: Examples per optimisation step; forward passes without gradients take four times as many.
+        num_trial_draws: Networks drawn to select the prior; they are not used in the certificate.
+        num_test_draws: Networks drawn for the estimates on the test split.
+        min_probability: Probability s at which the cross entropy is truncated: min(-log p, log 1/s) / log 1/s lies
+            in [0, 1].
     """
 
     prior_fraction: float = 0.5
@@ -45,7 +46,7 @@ class CertificationConfig:
                 raise ValueError(f"{name} must lie strictly between 0 and 1, got {getattr(self, name)}.")
         if self.delta + self.delta_mc >= 1:
             raise ValueError(
-                f"delta + delta_mc must be below 1, got {self.delta} + {self.delta_mc}: nothing would be promised."
+                f"delta + delta_mc must be below 1, got {self.delta} + {self.delta_mc}: no certificate would hold."
             )
         for name in ("num_draws", "batch_size", "num_trial_draws", "num_test_draws"):
             if getattr(self, name) < 1:
@@ -61,4 +62,6 @@ class CertificationConfig:
                 f"{list(self.prior_stds)}."
             )
         if len(set(self.prior_stds)) < len(self.prior_stds):
-            raise ValueError(f"prior_stds must differ, since each is paid for; got {list(self.prior_stds)}.")
+            raise ValueError(
+                f"prior_stds must be distinct, since each one loosens the bound; got {list(self.prior_stds)}."
+            )

@@ -1,7 +1,7 @@
-"""The posterior of a certificate: a Gaussian around the prior network, over every weight that is not frozen.
+"""Gaussian posterior of a certificate: SGVB around the fixed prior network, over all its trainable weights.
 
-It is SGVB (`flatbayes.posteriors.sgvb`) with its prior centred at the prior network and the latter settled: the KL
-divergence counts all that is learnt from the examples of the bound, since nothing else may move.
+The prior is N(w0, prior_std² I) with w0 the weights of the prior network. Buffers and frozen parameters are constant,
+so that KL(Q || P) accounts for everything that is learnt from the bound set.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from flatbayes.certification.config import CertificationConfig
-from flatbayes.certification.frozen_network import FrozenNetwork
+from flatbayes.certification.prior import FrozenNetwork
 from flatbayes.core import State
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.data import Split
@@ -25,7 +25,12 @@ from flatbayes.training import Cosine, DistributionConfig, PrecisionConfig, Trai
 
 
 def make_gaussian_posterior(prior_std: float, kl_weight: float) -> SGVB:
-    """The family of posteriors: it starts as the prior itself, N(network, prior_std² I)."""
+    """Variational family whose initial value is the prior N(w0, prior_std² I).
+
+    Args:
+        prior_std: Standard deviation of the prior.
+        kl_weight: Weight of the KL divergence in the objective.
+    """
     return SGVB(
         prior_precision=1 / prior_std**2,
         temperature=kl_weight,
@@ -44,23 +49,23 @@ def fit_gaussian(
     config: TrainingConfig,
     seed: int,
 ) -> State:
-    """Fit the posterior to the examples of the bound, on which it may depend in any way that the KL counts.
+    """Fit the posterior to the bound set.
 
     Args:
-        posterior: The family, from `gaussian`.
-        prior_network: The prior network, which is copied.
-        split: Examples of the bound.
-        likelihood: The loss.
-        certification_config: How long and how fast.
-        config: Device and precision are taken from here.
-        seed: Decides order and noise.
+        posterior: Variational family, from `make_gaussian_posterior`.
+        prior_network: Network whose weights are the prior mean; it is copied.
+        split: The bound set.
+        likelihood: Its loss is minimised.
+        certification_config: Epochs, learning rate and batch size.
+        config: Training configuration of the prior network; device and precision are taken from it.
+        seed: Seed of the order of the examples and of the noise of the weights.
 
     Raises:
         RuntimeError: Something other than the weights with a distribution has changed.
     """
     if certification_config.epochs == 0:
         return posterior.init(prior_network, None, len(split))
-    how = TrainingConfig(
+    training_config = TrainingConfig(
         epochs=certification_config.epochs,
         optimizer=partial(torch.optim.Adam, lr=certification_config.lr),
         schedule=Cosine(),
@@ -68,9 +73,22 @@ def fit_gaussian(
         distribution=DistributionConfig(accelerator=config.distribution.accelerator),
         num_validations=0,
     )
-    batches = _make_loader(split, certification_config.batch_size, seed)
+    examples = TensorDataset(split.input_tensor, split.targets)
+    generator = torch.Generator().manual_seed(seed)
+    order = RandomSampler(examples, generator=generator)
+    batch_size = min(certification_config.batch_size, len(split))
+    batches = DataLoader(
+        examples, sampler=BatchSampler(order, batch_size, drop_last=True), batch_size=None, generator=generator
+    )
     fitted = fit(
-        prior_network, batches, posterior, Plain(), how, likelihood=likelihood, seed=seed, show_progress=False
+        prior_network,
+        batches,
+        posterior,
+        Plain(),
+        training_config,
+        likelihood=likelihood,
+        seed=seed,
+        show_progress=False,
     )
     state = replace(fitted.states[0], model=fitted.states[0].model.eval())
     check_frozen(prior_network, state)
@@ -78,39 +96,42 @@ def fit_gaussian(
 
 
 def check_frozen(prior_network: nn.Module, state: State) -> None:
-    """Refuse a posterior whose draws have learnt anything that the KL does not count.
+    """Check that the posterior learnt nothing that the KL divergence does not account for.
+
+    Args:
+        prior_network: The prior network.
+        state: Fitted state, whose model was a copy of the prior network.
 
     Raises:
         RuntimeError: A buffer or a frozen parameter has changed, or a trainable one has no distribution.
     """
-    now, before = state.model.state_dict(), prior_network.state_dict()
-    moving = {name for name, param in prior_network.named_parameters() if param.requires_grad}
-    moved = [name for name, was in before.items() if name not in moving and not torch.equal(was, now[name].to(was))]
-    if moved:
+    state_dict, prior_state_dict = state.model.state_dict(), prior_network.state_dict()
+    trainable_names = {name for name, param in prior_network.named_parameters() if param.requires_grad}
+    changed_names = [
+        name
+        for name, value in prior_state_dict.items()
+        if name not in trainable_names and not torch.equal(value, state_dict[name].to(value))
+    ]
+    if changed_names:
         raise RuntimeError(
-            f"{', '.join(moved)} changed while the posterior was fitted, in eval mode, and the divergence does not "
-            "count it, so nothing could be promised. Make it constant in eval mode."
+            f"{', '.join(changed_names)} changed while the posterior was fitted, in eval mode. The KL divergence does "
+            "not account for that, so no bound would hold. Make it constant in eval mode."
         )
-    counted, learnt = (
-        state.statistics["mean"].numel(),
-        sum(param.numel() for param in trainable_parameters(prior_network)),
-    )
-    if counted != learnt:
+    num_random = state.statistics["mean"].numel()
+    num_trainable = sum(param.numel() for param in trainable_parameters(prior_network))
+    if num_random != num_trainable:
         raise RuntimeError(
-            f"Only {counted} of {learnt} trainable weights have a distribution, so nothing could be promised."
+            f"Only {num_random} of {num_trainable} trainable weights have a distribution, so no bound would hold."
         )
 
 
 def compute_divergence(state: State, prior_stds: tuple[float, ...]) -> PriorScale:
-    """KL of the posterior from the nearest of the priors, and the price of choosing that one."""
+    """KL divergence from the nearest of the priors, and the complexity term with the cost of selection.
+
+    Args:
+        state: Fitted state.
+        prior_stds: Standard deviations of the priors, fixed beforehand.
+    """
     statistics = state.statistics
     std = raw_to_std(statistics["raw_scale"].detach())
     return select_prior_scale(statistics["mean"], std, statistics["prior_mean"], prior_stds)
-
-
-def _make_loader(split: Split, batch_size: int, seed: int) -> DataLoader[tuple[torch.Tensor, ...]]:
-    examples = TensorDataset(split.input_tensor, split.targets)
-    generator = torch.Generator().manual_seed(seed)
-    order = RandomSampler(examples, generator=generator)
-    batches = BatchSampler(order, min(batch_size, len(split)), drop_last=True)
-    return DataLoader(examples, sampler=batches, batch_size=None, generator=generator)

@@ -1,4 +1,4 @@
-"""What a certificate is about: losses between 0 and 1, of networks drawn from a posterior."""
+"""Losses in [0, 1] of networks drawn from a posterior: error rate and truncated cross entropy."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -13,30 +13,30 @@ from flatbayes.data import Split
 from flatbayes.posteriors import Posterior
 
 
-def bounded_cross_entropy(
+def truncated_cross_entropy(
     logits: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"], min_probability: float
 ) -> Float[Tensor, " batch"]:
-    """min(-log p_y, log(1/s)) / log(1/s), between 0 (certain and right) and 1 (certain and wrong).
+    """min(-log p_y, log(1/s)) / log(1/s): 0 if p_y = 1, and 1 if p_y <= s.
 
     Source: Pérez-Ortiz et al. (JMLR 2021), section 4.
 
     Args:
-        logits: Outputs of a network.
-        targets: The right class y.
-        min_probability: s, the probability below which no distinction is made.
+        logits: Outputs of one network.
+        targets: Index of the correct class y.
+        min_probability: Probability s at which the loss is truncated.
     """
-    largest = math.log(1 / min_probability)
+    max_loss = math.log(1 / min_probability)
     log_probs = logits.double().log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
-    return (-log_probs).clamp(0, largest) / largest
+    return (-log_probs).clamp(0, max_loss) / max_loss
 
 
 @dataclass(frozen=True, eq=False)
 class DrawLosses:
-    """Mean losses of networks on a part of the data.
+    """Mean losses of networks on a data split.
 
     Attributes:
         errors: Error rate of each network.
-        cross_entropies: Bounded cross entropy of each.
+        cross_entropies: Mean truncated cross entropy of each network.
     """
 
     errors: Float[Tensor, " draws"]
@@ -46,15 +46,15 @@ class DrawLosses:
 def predict_draws(
     posterior: Posterior, state: State, inputs: Tensor, num_draws: int, *, seed: int, batch_size: int
 ) -> Iterator[Float[Tensor, "examples classes"]]:
-    """Logits of independent networks, on the CPU, one network after the other; buffers are those of the model.
+    """Logits of independently drawn networks, on the CPU, one network at a time; buffers are those of the model.
 
     Args:
-        posterior: Draws them.
-        state: What was fitted.
+        posterior: The posterior.
+        state: Its fitted state.
         inputs: Examples as the model takes them.
-        num_draws: How many networks.
-        seed: Decides which.
-        batch_size: Examples in a forward pass.
+        num_draws: Number of networks.
+        seed: Seed of the draws.
+        batch_size: Examples per forward pass.
     """
     device = next(state.model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
@@ -68,12 +68,12 @@ def compute_losses(outputs: Iterable[Tensor], split: Split, min_probability: flo
     """Both losses of each network.
 
     Args:
-        outputs: Logits of each network on all of the part.
+        outputs: Logits of each network on all examples of the split.
         split: The examples.
-        min_probability: See `bounded_cross_entropy`.
+        min_probability: As in `truncated_cross_entropy`.
     """
     errors, cross_entropies = [], []
     for logits in outputs:
         errors.append((logits.argmax(-1) != split.targets).double().mean())
-        cross_entropies.append(bounded_cross_entropy(logits, split.targets, min_probability).mean())
+        cross_entropies.append(truncated_cross_entropy(logits, split.targets, min_probability).mean())
     return DrawLosses(torch.stack(errors), torch.stack(cross_entropies))

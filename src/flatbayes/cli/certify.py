@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
 from flatbayes.certification import CertificationConfig, CertificationResult, certify, format_statement
-from flatbayes.certification.statement import format_confidence, format_upper_bound
+from flatbayes.certification.result import format_confidence, format_upper_bound
 from flatbayes.cli.artifacts import console, load_source
 from flatbayes.cli.models import rebuild_model
 from flatbayes.cli.options import add_data_path_option

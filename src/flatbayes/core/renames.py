@@ -138,7 +138,10 @@ RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {
         "test_draws": "num_test_draws",
         "smallest_probability": "min_probability",
     },
-    "flatbayes.certification.CertificationResult": {"num_prior": "num_prior_examples"},
+    "flatbayes.certification.CertificationResult": {
+        "num_prior": "num_prior_examples",
+        "held_out_bound": "holdout_bound",
+    },
     "flatbayes.core.State": {"in_main_memory": "cpu_statistics"},
     "flatbayes.core.TrainingProgress": {"kept": "flatness_state"},
     "flatbayes.data.CIFAR10C": {"examples": "max_examples"},
