@@ -1,4 +1,4 @@
-"""Products, eigenvalues and trace, against the Hessian written down."""
+"""Hessian-vector products, eigenvalues and trace, against the dense Hessian."""
 
 import pytest
 import torch
@@ -42,23 +42,23 @@ class Attention(nn.Module):
         return self.last(F.scaled_dot_product_attention(query, key, value).flatten(1))
 
 
-def small(norm):
+def make_small_network(norm):
     return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Tanh(), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(16, 3))
 
 
-def surface_of(name):
+def make_surface(name):
     torch.manual_seed(0)
     model = {
-        "no norm": lambda: small(nn.Identity()),
-        "batch norm": lambda: small(nn.BatchNorm2d(4)),
-        "group norm": lambda: small(nn.GroupNorm(2, 4)),
+        "no norm": lambda: make_small_network(nn.Identity()),
+        "batch norm": lambda: make_small_network(nn.BatchNorm2d(4)),
+        "group norm": lambda: make_small_network(nn.GroupNorm(2, 4)),
         "tied": Tied,
     }[name]().double()
     return LossSurface(model, F.cross_entropy, [batch(0, dtype=torch.float64), batch(1, size=7, dtype=torch.float64)])
 
 
-def written_down(surface):
-    """The Hessian by torch's own forward-over-reverse, or reverse twice, of one flat vector."""
+def dense_hessian(surface):
+    """The Hessian by torch.func (forward over reverse, or reverse twice) as a function of one flat vector."""
     names = [name for name, _ in surface.model.named_parameters()]
     inputs = torch.cat([x for x, _ in surface.batches])
     targets = torch.cat([y for _, y in surface.batches])
@@ -75,9 +75,9 @@ NAMES = ["no norm", "batch norm", "group norm", "tied"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_eigenvalues_are_those_of_the_hessian_written_down(name):
-    surface = surface_of(name)
-    exact = written_down(surface)
+def test_eigenvalues_equal_those_of_the_dense_hessian(name):
+    surface = make_surface(name)
+    exact = dense_hessian(surface)
     products = HessianVectorProduct(surface)
     assert products.method == "double backward"
     assert surface.num_params > 64  # so that it is Lanczos
@@ -88,9 +88,9 @@ def test_eigenvalues_are_those_of_the_hessian_written_down(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_trace_is_within_its_error(name):
-    surface = surface_of(name)
-    exact = float(written_down(surface).trace())
+def test_trace_is_within_its_standard_error(name):
+    surface = make_surface(name)
+    exact = float(dense_hessian(surface).trace())
     trace, error = estimate_trace(HessianVectorProduct(surface), 300)
     assert abs(trace - exact) < 4 * error
     assert error < 0.3 * abs(exact)
@@ -103,17 +103,17 @@ def quadratic(matrix):
     return LossSurface(model, lambda w, _: w @ matrix @ w / 2 + w.sum(), [(torch.zeros(2, 1), torch.zeros(2))])
 
 
-def test_of_a_diagonal_quadratic_everything_is_exact():
+def test_diagonal_quadratic_is_exact():
     values = torch.arange(-3.0, 7.0)
-    found = compute_curvature(quadratic(torch.diag(values)), 3, 5)
-    assert found.eigenvalues == pytest.approx((6, 5, 4))
-    assert found.trace == pytest.approx(15)
-    assert found.trace_error == pytest.approx(0, abs=1e-12)
-    assert found.method == "double backward"
+    curvature = compute_curvature(quadratic(torch.diag(values)), 3, 5)
+    assert curvature.eigenvalues == pytest.approx((6, 5, 4))
+    assert curvature.trace == pytest.approx(15)
+    assert curvature.trace_error == pytest.approx(0, abs=1e-12)
+    assert curvature.method == "double backward"
     assert largest_eigenvalues(HessianVectorProduct(quadratic(torch.eye(3))), 9) == pytest.approx((1, 1, 1))
 
 
-def test_error_of_the_trace_is_that_of_random_signs():
+def test_standard_error_of_the_trace():
     root = torch.randn(9, 9, dtype=torch.float64)
     matrix = root @ root.T
     surface = quadratic(matrix)
@@ -126,14 +126,14 @@ def test_error_of_the_trace_is_that_of_random_signs():
     )
 
 
-def test_a_loss_linear_in_the_weights_has_none():
+def test_loss_linear_in_the_weights_has_zero_hessian():
     model = nn.Linear(3, 1).double()
     surface = LossSurface(model, lambda out, _: out.mean(), [(torch.ones(2, 3).double(), torch.ones(2))])
     assert compute_curvature(surface, 2, 2).eigenvalues == (0, 0)
 
 
 def test_central_differences_agree_with_double_backward():
-    surface = surface_of("group norm")
+    surface = make_surface("group norm")
     direction = [torch.randn_like(p) for p in surface.params]
     exact = flatten(surface.hessian_vector_product(direction))
     torch.testing.assert_close(flatten(central_difference(surface, direction)), exact, rtol=1e-6, atol=1e-7)
@@ -149,18 +149,18 @@ def attention_surface():
     return LossSurface(Attention().double(), F.cross_entropy, data)
 
 
-def test_where_double_backward_is_missing_differences_step_in_and_say_so():
+def test_missing_double_backward_uses_differences_and_records_it():
     surface = attention_surface()
-    found = compute_curvature(surface, 2, 100)
-    assert found.method.startswith("central differences of gradients, since there is no double backward: ")
+    curvature = compute_curvature(surface, 2, 100)
+    assert curvature.method.startswith("central differences of gradients, since double backward is not available: ")
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         exact = compute_curvature(surface, 2, 100)
         assert exact.method == "double backward"
-    assert found.eigenvalues == pytest.approx(exact.eigenvalues, rel=1e-4)
-    assert found.trace == pytest.approx(exact.trace, rel=1e-5)
+    assert curvature.eigenvalues == pytest.approx(exact.eigenvalues, rel=1e-4)
+    assert curvature.trace == pytest.approx(exact.trace, rel=1e-5)
 
 
-def test_other_errors_are_not_swallowed():
+def test_other_errors_are_raised():
     def loss(outputs, targets):
         raise RuntimeError("of one's own")
 
@@ -168,20 +168,20 @@ def test_other_errors_are_not_swallowed():
         HessianVectorProduct(LossSurface(network(), loss, [batch()]))
 
 
-def test_small_ones_are_written_down_and_symmetric():
+def test_dense_hessian_is_symmetric():
     matrix = torch.tensor([[2.0, 1.0], [1.0, -3.0]]).double()
     torch.testing.assert_close(materialize_hessian(HessianVectorProduct(quadratic(matrix))), matrix)
 
 
-def test_float32_networks_keep_most_digits():
-    surface = surface_of("batch norm")
+def test_float32_accuracy():
+    surface = make_surface("batch norm")
     exact = compute_curvature(surface, 2, 10)
     surface.model.float()
     rounded = LossSurface(surface.model, F.cross_entropy, [(x.float(), y) for x, y in surface.batches])
     assert compute_curvature(rounded, 2, 10).eigenvalues == pytest.approx(exact.eigenvalues, rel=1e-3)
 
 
-def test_refuses_what_makes_no_sense():
+def test_invalid_arguments_are_refused():
     products = HessianVectorProduct(quadratic(torch.eye(2)))
     with pytest.raises(ValueError, match="at least 2 probes, got 1"):
         estimate_trace(products, 1)

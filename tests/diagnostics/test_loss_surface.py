@@ -1,4 +1,4 @@
-"""The loss as a function of the weights, and that asking leaves no trace."""
+"""Loss as a function of the weights; every call restores the state of the network."""
 
 import copy
 
@@ -11,20 +11,20 @@ from flatbayes.core.weights import flatten, trainable_parameters, unflatten
 from flatbayes.diagnostics import (
     HessianVectorProduct,
     LossSurface,
+    Plane,
     SharpnessConfig,
     compute_curvature,
     loss_along,
     loss_over,
     measure_sharpness,
     random_direction,
-    random_plane,
 )
 from flatbayes.diagnostics.hessian import central_difference
 from support import assert_same, batch, network, snapshot
 
 
 class FailsAt(nn.Module):
-    """A loss that uses randomness up and fails at one of its calls."""
+    """A loss that draws random numbers and raises at one of its calls."""
 
     def __init__(self, model, call):
         super().__init__()
@@ -50,11 +50,11 @@ DIAGNOSTICS = {
     "differences": lambda s: central_difference(s, [torch.ones_like(p) for p in s.params]),
     "line": lambda s: loss_along(s, random_direction(s), [0.0, 0.5]),
     "line, re-estimated": lambda s: loss_along(s, random_direction(s), [0.0, 0.5], [x for x, _ in batches()]),
-    "grid": lambda s: loss_over(s, random_plane(s), [0.0, 0.5], [0.1]),
+    "grid": lambda s: loss_over(s, Plane(*(random_direction(s, 0, k) for k in range(3))), [0.0, 0.5], [0.1]),
 }
 
 
-def prepared(as_training):
+def make_network(as_training):
     model = network(torch.float64).train(as_training)
     model[5].weight.grad = torch.full_like(model[5].weight, 3.0)
     return model
@@ -63,8 +63,8 @@ def prepared(as_training):
 @pytest.mark.parametrize("as_it_is", [False, True])
 @pytest.mark.parametrize("as_training", [False, True])
 @pytest.mark.parametrize("name", DIAGNOSTICS)
-def test_everything_comes_out_as_it_went_in(name, as_training, as_it_is):
-    model = prepared(as_training)
+def test_state_is_restored(name, as_training, as_it_is):
+    model = make_network(as_training)
     grad = model[5].weight.grad
     before = snapshot(model)
     surface = LossSurface(model, FailsAt(model, None), batches(), keep_mode=as_it_is)
@@ -78,8 +78,8 @@ def test_everything_comes_out_as_it_went_in(name, as_training, as_it_is):
 
 @pytest.mark.parametrize("call", [1, 4])
 @pytest.mark.parametrize("name", DIAGNOSTICS)
-def test_after_an_exception_too(name, call):
-    model = prepared(True)
+def test_state_is_restored_after_an_exception(name, call):
+    model = make_network(True)
     before = snapshot(model)
     with pytest.raises(ArithmeticError, match="on purpose"):
         DIAGNOSTICS[name](LossSurface(model, FailsAt(model, call), batches(), keep_mode=True))
@@ -87,22 +87,22 @@ def test_after_an_exception_too(name, call):
     assert bool((model[5].weight.grad == 3).all())
 
 
-def test_the_loss_is_the_mean_over_all_examples_whatever_the_batches():
+def test_loss_is_the_mean_over_all_examples_for_any_batches():
     model = network(torch.float64).eval()
     examples = batches()
     inputs, targets = torch.cat([x for x, _ in examples]), torch.cat([y for _, y in examples])
     loss = F.cross_entropy(model(inputs), targets)
     expected = torch.autograd.grad(loss, trainable_parameters(model))
     surface = LossSurface(model, F.cross_entropy, iter(examples))
-    found, grads = surface.gradient()
-    assert found == pytest.approx(loss.item(), rel=1e-14)
+    result, grads = surface.gradient()
+    assert result == pytest.approx(loss.item(), rel=1e-14)
     assert surface.loss() == pytest.approx(loss.item(), rel=1e-14)
     torch.testing.assert_close(flatten(grads), flatten(expected), rtol=1e-12, atol=1e-14)
     assert surface.num_examples == 17
     assert surface.num_params == sum(p.numel() for p in model.parameters())
 
 
-def test_a_displaced_loss_is_that_of_a_displaced_copy():
+def test_loss_of_a_perturbation_equals_that_of_a_perturbed_copy():
     model = network(torch.float64).eval()
     surface = LossSurface(model, F.cross_entropy, batches())
     offsets = [0.1 * torch.randn_like(p) for p in surface.params]
@@ -114,15 +114,15 @@ def test_a_displaced_loss_is_that_of_a_displaced_copy():
     assert surface.gradient(offsets)[0] == pytest.approx(surface.loss(offsets), rel=1e-14)
 
 
-def test_the_network_is_in_eval_mode_unless_told():
+def test_network_is_in_eval_mode_by_default():
     model = network(torch.float64).train()
     trained = LossSurface(model, F.cross_entropy, batches(), keep_mode=True).loss()
-    found = LossSurface(model, F.cross_entropy, batches()).loss()
+    result = LossSurface(model, F.cross_entropy, batches()).loss()
     model.eval()
-    assert found == LossSurface(model, F.cross_entropy, batches(), keep_mode=True).loss() != trained
+    assert result == LossSurface(model, F.cross_entropy, batches(), keep_mode=True).loss() != trained
 
 
-def test_masks_are_held_where_dropout_is_on():
+def test_dropout_masks_are_constant():
     model = network(torch.float64).eval()
     model[8].train()
     surface = LossSurface(model, F.cross_entropy, batches(), keep_mode=True)
@@ -134,7 +134,7 @@ def test_masks_are_held_where_dropout_is_on():
     assert LossSurface(model, F.cross_entropy, batches()).loss() != first
 
 
-def test_works_where_gradients_are_off():
+def test_works_inside_no_grad():
     model = network(torch.float64)
     surface = LossSurface(model, F.cross_entropy, batches())
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_works_where_gradients_are_off():
         assert not torch.is_grad_enabled()
 
 
-def test_weights_that_the_loss_does_not_use_have_no_slope():
+def test_unused_weights_have_zero_gradient():
     model = nn.ModuleDict({"used": nn.Linear(2, 1), "idle": nn.Linear(2, 1)}).double()
     model.forward = lambda x: model["used"](x)
     surface = LossSurface(model, F.mse_loss, [(torch.ones(3, 2).double(), torch.ones(3, 1).double())])
@@ -154,7 +154,7 @@ def test_weights_that_the_loss_does_not_use_have_no_slope():
 
 
 class Hidden(nn.Module):
-    """A network with weights that are no parameters."""
+    """A network whose weights are not parameters."""
 
     def __init__(self, trainable_too):
         super().__init__()
@@ -165,8 +165,8 @@ class Hidden(nn.Module):
         return self.other[0](x.flatten(1)).detach()
 
 
-def test_refuses_what_cannot_be_displaced():
-    with pytest.raises(ValueError, match="Hidden has no trainable weights to displace"):
+def test_network_without_trainable_weights_is_refused():
+    with pytest.raises(ValueError, match="Hidden has no trainable weights to perturb"):
         LossSurface(Hidden(False), F.cross_entropy, [batch()])
     with pytest.raises(ValueError, match="does not depend on its trainable weights"):
         LossSurface(Hidden(True), F.cross_entropy, [batch()]).gradient()

@@ -1,4 +1,4 @@
-"""Gaps in a ball, against quadratics whose maximum is known."""
+"""Gaps in a ball, against quadratics with a known maximum."""
 
 import math
 
@@ -24,7 +24,7 @@ from support import batch, network
 
 
 class Weights(nn.Module):
-    """Weights that are the output, whatever the input; in two tensors."""
+    """A module that returns its weights, two tensors, for any input."""
 
     def __init__(self, values):
         super().__init__()
@@ -61,7 +61,7 @@ def test_isotropic_quadratic(rho):
     assert error == pytest.approx(0, abs=1e-15)
 
 
-def test_re_aimed_ascents_reach_the_trust_region_optimum():
+def test_ascents_reach_the_trust_region_optimum():
     w, rho = torch.tensor([0.3, -0.7], dtype=torch.float64), 0.4
     hessian = torch.tensor([[5.0, 1.0], [1.0, 0.5]], dtype=torch.float64)
     surface = quadratic(w, hessian)
@@ -69,24 +69,24 @@ def test_re_aimed_ascents_reach_the_trust_region_optimum():
     assert one_step_gap(surface, rho) == pytest.approx(0.8467625231333479 - 0.1375, abs=1e-12)
     exact = quadratic_worst_loss(w, hessian, rho) - surface.loss()
     assert exact == pytest.approx(0.8667240270908724 - 0.1375, abs=1e-12)
-    found = worst_gap(surface, rho, ascent_steps=5, num_random_starts=0)
-    assert exact - 1e-10 < found <= exact + 1e-15
+    result = worst_gap(surface, rho, ascent_steps=5, num_random_starts=0)
+    assert exact - 1e-10 < result <= exact + 1e-15
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_lower_bound_that_more_effort_raises(seed):
+def test_worst_gap_is_a_lower_bound_that_increases_with_effort(seed):
     hessian = random_hessian(8, seed)
     w = torch.randn(8, generator=torch.Generator().manual_seed(seed)).double() / 10
     surface = quadratic(w, hessian)
     exact = quadratic_worst_loss(w, hessian, 0.3) - surface.loss()
-    found = [worst_gap(surface, 0.3, steps, num_random_starts=1) for steps in (1, 2, 4, 8, 500)]
-    assert found == sorted(found)
-    assert found[-1] == pytest.approx(exact, rel=1e-10)
-    assert all(gap <= exact * (1 + 1e-12) for gap in found)
-    assert found[0] >= one_step_gap(surface, 0.3) * (1 - 1e-12)
+    result = [worst_gap(surface, 0.3, steps, num_random_starts=1) for steps in (1, 2, 4, 8, 500)]
+    assert result == sorted(result)
+    assert result[-1] == pytest.approx(exact, rel=1e-10)
+    assert all(gap <= exact * (1 + 1e-12) for gap in result)
+    assert result[0] >= one_step_gap(surface, 0.3) * (1 - 1e-12)
 
 
-def test_random_starts_leave_a_point_without_slope():
+def test_random_starts_escape_a_stationary_point():
     hessian = torch.diag(torch.tensor([1.0, 5.0, 2.0]).double())
     surface = quadratic(torch.zeros(3), hessian)
     assert one_step_gap(surface, 0.2) == 0
@@ -94,35 +94,35 @@ def test_random_starts_leave_a_point_without_slope():
     assert worst_gap(surface, 0.2, 60, num_random_starts=1) == pytest.approx(5 * 0.2**2 / 2, rel=1e-10)
 
 
-def test_at_a_maximum_nothing_rises():
+def test_gaps_at_a_maximum_are_zero():
     surface = quadratic([0.01, 0.0], -torch.eye(2))
     assert one_step_gap(surface, 0.5) < 0
     assert worst_gap(surface, 0.5) == 0
-    found = measure_sharpness(surface, SharpnessConfig(rho=0.5))
-    assert found.one_step < 0 == found.worst
+    sharpness = measure_sharpness(surface, SharpnessConfig(rho=0.5))
+    assert sharpness.one_step < 0 == sharpness.worst
 
 
-def test_average_case_is_the_trace():
+def test_average_gap_is_the_trace():
     hessian = random_hessian(6)
     surface = quadratic(torch.ones(6), hessian)
     rho = 0.7
-    found, error = average_gap(surface, rho, num_directions=4000)
+    result, error = average_gap(surface, rho, num_directions=4000)
     exact = rho**2 / (2 * 6) * float(hessian.trace())
-    assert abs(found - exact) < 4 * error
+    assert abs(result - exact) < 4 * error
     assert error < 0.02 * exact
     # of one direction, (e A e) / 2 has variance rho⁴ / 4 * 2 (P tr A² - (tr A)²) / (P² (P + 2))
     variance = rho**4 / 4 * 2 * (6 * hessian.square().sum() - hessian.trace() ** 2) / (36 * 8)
     assert error == pytest.approx(math.sqrt(variance / 4000), rel=0.05)
 
 
-def test_average_case_takes_the_slope_out():
+def test_average_gap_cancels_the_gradient():
     surface = quadratic(1e3 * torch.ones(6), torch.eye(6))
-    found, error = average_gap(surface, 0.1, num_directions=3)
-    assert found == pytest.approx(0.005, rel=1e-4)
+    result, error = average_gap(surface, 0.1, num_directions=3)
+    assert result == pytest.approx(0.005, rel=1e-4)
     assert error < 1e-6
 
 
-def test_adaptive_case_is_a_quadratic_in_relative_weights():
+def test_adaptive_gap_of_a_quadratic():
     hessian = random_hessian(5, 3)
     w = torch.tensor([0.5, -2.0, 0.1, 1.0, 0.0]).double()
     surface, scale = quadratic(w, hessian), torch.diag(w.abs())
@@ -133,28 +133,28 @@ def test_adaptive_case_is_a_quadratic_in_relative_weights():
     assert adaptive_gap(surface, 0.0) == 0
 
 
-def test_adaptive_case_does_not_see_a_rescaling_of_layers():
+def test_adaptive_gap_is_invariant_under_rescaling_of_layers():
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
     data = [(torch.randn(20, 4).double(), torch.randint(0, 3, (20,)))]
     before = LossSurface(model, F.cross_entropy, data)
-    found = adaptive_gap(before, 0.3), worst_gap(before, 0.3)
+    result = adaptive_gap(before, 0.3), worst_gap(before, 0.3)
     with torch.no_grad():
         for param, factor in zip(model.parameters(), (8, 8, 1 / 8, 1), strict=True):
             param.mul_(factor)
     after = LossSurface(model, F.cross_entropy, data)
-    assert adaptive_gap(after, 0.3) == pytest.approx(found[0], rel=1e-9)
-    assert abs(worst_gap(after, 0.3) / found[1] - 1) > 0.1
+    assert adaptive_gap(after, 0.3) == pytest.approx(result[0], rel=1e-9)
+    assert abs(worst_gap(after, 0.3) / result[1] - 1) > 0.1
 
 
-def test_ascents_of_a_convex_loss_rise_monotonically():
+def test_ascents_of_a_convex_loss_are_monotone():
     surface = quadratic(torch.ones(8) / 10, random_hessian(8))
     losses = run_ascent(surface, lambda g: euclidean_perturbation(g, 0.3), None, 12)
     assert losses == sorted(losses)
     assert len(losses) == 13
 
 
-def test_points_of_the_sphere_are_the_same_for_equal_shapes():
+def test_sphere_samples_are_equal_for_equal_shapes():
     surface, other = quadratic(torch.zeros(4), torch.eye(4)), quadratic(torch.ones(4), torch.eye(4))
     one, two = sample_sphere(surface, 0.3, 7, 1), sample_sphere(other, 0.3, 7, 1)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
@@ -163,28 +163,28 @@ def test_points_of_the_sphere_are_the_same_for_equal_shapes():
     assert not torch.equal(one[1], sample_sphere(surface, 0.3, 8, 1)[1])
 
 
-def test_all_measures_of_a_network_at_once():
+def test_measure_sharpness_collects_all_measures():
     surface = LossSurface(network(torch.float64), F.cross_entropy, [batch(dtype=torch.float64)])
     probe = SharpnessConfig(rho=0.1, adaptive_rho=0.2, ascent_steps=3, num_random_starts=1, num_directions=4, seed=3)
-    found = measure_sharpness(surface, probe)
+    sharpness = measure_sharpness(surface, probe)
     loss, grads = surface.gradient()
-    assert found.loss == loss
-    assert found.gradient_norm == pytest.approx(float(torch.cat([g.flatten() for g in grads]).norm()), rel=1e-12)
-    assert found.one_step == one_step_gap(surface, 0.1)
-    assert found.worst == worst_gap(surface, 0.1, 3, 1, 3) >= found.one_step > 0
-    assert (found.average, found.average_error) == average_gap(surface, 0.1, 4, 3)
-    assert found.adaptive == adaptive_gap(surface, 0.2, 3, 1, 3) > 0
-    assert found == measure_sharpness(surface, probe)
-    assert found.one_step == pytest.approx(0.1 * found.gradient_norm, rel=0.5)  # the first order of it
+    assert sharpness.loss == loss
+    assert sharpness.gradient_norm == pytest.approx(float(torch.cat([g.flatten() for g in grads]).norm()), rel=1e-12)
+    assert sharpness.one_step == one_step_gap(surface, 0.1)
+    assert sharpness.worst == worst_gap(surface, 0.1, 3, 1, 3) >= sharpness.one_step > 0
+    assert (sharpness.average, sharpness.average_error) == average_gap(surface, 0.1, 4, 3)
+    assert sharpness.adaptive == adaptive_gap(surface, 0.2, 3, 1, 3) > 0
+    assert sharpness == measure_sharpness(surface, probe)
+    assert sharpness.one_step == pytest.approx(0.1 * sharpness.gradient_norm, rel=0.5)  # the first order of it
 
 
-def test_a_loss_that_explodes_is_infinitely_sharp():
+def test_infinite_loss_gives_infinite_gap():
     model = Weights([1.0, 1.0])
     surface = LossSurface(model, lambda w, _: torch.log(1.05 - w).sum().neg(), [(torch.zeros(1), torch.zeros(1))])
     assert worst_gap(surface, 0.5) == math.inf
     with torch.no_grad():
         model.head.fill_(2.0)
-    with pytest.raises(ValueError, match="loss is nan at the weights themselves"):
+    with pytest.raises(ValueError, match="loss is nan at the weights"):
         measure_sharpness(surface)
 
 
@@ -200,12 +200,12 @@ def test_a_loss_that_explodes_is_infinitely_sharp():
         ({"num_trace_probes": 1}, "num_trace_probes must be at least 2"),
     ],
 )
-def test_probes_that_make_no_sense(arguments, message):
+def test_invalid_settings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         SharpnessConfig(**arguments)
 
 
 @pytest.mark.parametrize("gap", [one_step_gap, worst_gap, adaptive_gap, average_gap])
-def test_radii_that_are_none(gap):
+def test_negative_radius_is_refused(gap):
     with pytest.raises(ValueError, match="rho is the radius of a ball"):
         gap(quadratic([1.0, 2.0], torch.eye(2)), -0.1)

@@ -1,4 +1,4 @@
-"""Read-only views of what was fitted."""
+"""Sharpness, Hessian spectrum and loss landscape of fitted posteriors; nothing is modified."""
 
 from flatbayes.diagnostics.hessian import (
     Curvature,
@@ -16,7 +16,6 @@ from flatbayes.diagnostics.landscape import (
     loss_over,
     plane_through,
     random_direction,
-    random_plane,
 )
 from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.posterior_landscape import compute_draw_slices, compute_solution_plane
@@ -63,6 +62,5 @@ __all__ = [
     "one_step_gap",
     "plane_through",
     "random_direction",
-    "random_plane",
     "worst_gap",
 ]

@@ -1,8 +1,8 @@
-"""The Hessian of a network's loss, without ever writing it down: largest eigenvalues and trace from its products.
+"""Largest eigenvalues and trace of the Hessian of a network's loss, from Hessian-vector products.
 
-Products are exact by double backward; networks with operations that cannot be differentiated twice, such as fused
-attention, get central differences of gradients instead, and the result says so. Eigenvalues are Lanczos's, as ARPACK
-has it, and the trace is Hutchinson's estimate (Communications in Statistics 1989) with its standard error.
+Products are exact, by double backward. For operations that cannot be differentiated twice, such as fused attention,
+they are central differences of gradients, and the result records that. Eigenvalues come from the Lanczos method of
+ARPACK, the trace from Hutchinson's estimator (Communications in Statistics 1989) with its standard error.
 """
 
 import math
@@ -22,24 +22,24 @@ from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.sharpness import mean_and_standard_error, sample_normal_like
 
 MAX_DENSE_PARAMS = 64
-"""Up to so many weights the Hessian is written down after all: Lanczos needs room to work in."""
+"""Up to this number of weights the Hessian is computed as a dense matrix, since Lanczos needs larger ones."""
 
 DOUBLE_BACKWARD_ERRORS = ("not implemented", "not supported", "differentiate twice", "once_differentiable")
 DOUBLE_BACKWARD = "double backward"
 
 
 class HessianVectorProduct:
-    """v -> H v at the weights of a network, in whichever way the network allows.
+    """v -> H v at the weights of a network, by double backward or by central differences.
 
     Attributes:
-        method: How products are made, in words, for the record.
+        method: Description of how products are computed, for the record.
     """
 
     def __init__(self, surface: LossSurface) -> None:
-        """Find out, at the cost of one product, whether double backward is possible.
+        """Compute one product to determine whether double backward is possible.
 
         Args:
-            surface: The network's loss.
+            surface: Loss of the network.
         """
         self.surface = surface
         self.method = DOUBLE_BACKWARD
@@ -49,7 +49,7 @@ class HessianVectorProduct:
             if not any(text in str(error) for text in DOUBLE_BACKWARD_ERRORS):
                 raise
             reason = str(error).partition("\n")[0]
-            self.method = f"central differences of gradients, since there is no double backward: {reason}"
+            self.method = f"central differences of gradients, since double backward is not available: {reason}"
 
     def __call__(self, direction: Sequence[Tensor]) -> list[Tensor]:
         """H v.
@@ -62,19 +62,23 @@ class HessianVectorProduct:
         return central_difference(self.surface, direction)
 
     def matvec(self, direction: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
-        """H v for v in one vector, in float64 outside the network."""
+        """H v for a flat vector v; float64 outside the network.
+
+        Args:
+            direction: v, all trainable parameters in one vector.
+        """
         params = self.surface.params
         pieces = [piece.to(param) for piece, param in zip(unflatten(direction, params), params, strict=True)]
         return flatten([product.double() for product in self(pieces)])
 
 
 def central_difference(surface: LossSurface, direction: Sequence[Tensor]) -> list[Tensor]:
-    """(g(w + h v) - g(w - h v)) / (2 h), which is H v up to a term in h² and to rounding in 1 / h.
+    """(g(w + h v) - g(w - h v)) / (2 h): H v up to a truncation error in h² and a rounding error in 1 / h.
 
-    The step makes both small: h ||v|| = eps^(1/3) max(1, ||w||), with eps the precision of the weights.
+    The step balances both: h ||v|| = eps^(1/3) max(1, ||w||), with eps the precision of the weights.
 
     Args:
-        surface: The network's loss.
+        surface: Loss of the network.
         direction: v, a tensor for each trainable parameter.
     """
     norm = float(global_norm(direction))
@@ -82,21 +86,21 @@ def central_difference(surface: LossSurface, direction: Sequence[Tensor]) -> lis
         return [torch.zeros_like(tensor) for tensor in direction]
     precision = torch.finfo(surface.params[0].dtype).eps
     step = precision ** (1 / 3) * max(1.0, float(global_norm([p.detach() for p in surface.params]))) / norm
-    forwards = list(torch._foreach_mul(list(direction), step))
-    _, above = surface.gradient(forwards)
-    _, below = surface.gradient(list(torch._foreach_neg(forwards)))
-    return list(torch._foreach_div(torch._foreach_sub(above, below), 2 * step))
+    forward_step = list(torch._foreach_mul(list(direction), step))
+    _, forward_grads = surface.gradient(forward_step)
+    _, backward_grads = surface.gradient(list(torch._foreach_neg(forward_step)))
+    return list(torch._foreach_div(torch._foreach_sub(forward_grads, backward_grads), 2 * step))
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """What the Hessian of the loss is like.
+    """Summary of the Hessian of the loss.
 
     Attributes:
-        eigenvalues: The largest ones (algebraically), in falling order.
-        trace: Estimate of the sum of all.
-        trace_error: Its standard error, over random vectors.
-        method: How products with the Hessian were made.
+        eigenvalues: The algebraically largest eigenvalues, in descending order.
+        trace: Estimate of the trace.
+        trace_error: Standard error of the estimate, over random vectors.
+        method: Description of how Hessian-vector products were computed.
     """
 
     eigenvalues: tuple[float, ...]
@@ -111,10 +115,10 @@ def compute_curvature(
     """Largest eigenvalues and trace of the Hessian at the weights of a network.
 
     Args:
-        surface: The network's loss.
-        num_eigenvalues: How many; all, where there are fewer weights.
-        num_trace_probes: Random vectors for the trace, each a product.
-        seed: Decides these, and where Lanczos starts.
+        surface: Loss of the network.
+        num_eigenvalues: Number of eigenvalues; all if there are fewer weights.
+        num_trace_probes: Random vectors for the trace; each costs one product.
+        seed: Seed of these vectors and of the start vector of Lanczos.
 
     Raises:
         RuntimeError: Lanczos did not converge.
@@ -128,32 +132,35 @@ def compute_curvature(
 def largest_eigenvalues(
     hvp: HessianVectorProduct, num_eigenvalues: int = 5, *, tolerance: float = 1e-4, seed: int = 0
 ) -> tuple[float, ...]:
-    """The algebraically largest eigenvalues of the Hessian, in falling order.
+    """The algebraically largest eigenvalues of the Hessian, in descending order.
 
     Args:
-        hvp: With the Hessian.
-        num_eigenvalues: How many; all, where there are fewer weights.
-        tolerance: Relative accuracy to stop at.
-        seed: Decides where Lanczos starts.
+        hvp: Hessian-vector product.
+        num_eigenvalues: Number of eigenvalues; all if there are fewer weights.
+        tolerance: Relative accuracy at which Lanczos stops.
+        seed: Seed of the start vector.
 
     Raises:
+        ValueError: `num_eigenvalues` is below 1.
         RuntimeError: Lanczos did not converge, or a product is not finite.
     """
     if num_eigenvalues < 1:
-        raise ValueError(f"num_eigenvalues is a number of eigenvalues: it must be at least 1, got {num_eigenvalues}.")
+        raise ValueError(f"num_eigenvalues must be at least 1, got {num_eigenvalues}.")
     size = hvp.surface.num_params
     if size <= max(MAX_DENSE_PARAMS, 2 * num_eigenvalues):
         values: Tensor = torch.linalg.eigvalsh(_require_finite(materialize_hessian(hvp)))
         return tuple(values.flip(0)[:num_eigenvalues].tolist())
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh  # here, since it is slow to import
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh  # slow to import
 
     def matvec(vector: NDArray[np.float64]) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = _require_finite(hvp.matvec(torch.from_numpy(vector.reshape(-1).copy()))).numpy()
-        return found
+        product: NDArray[np.float64] = _require_finite(
+            hvp.matvec(torch.from_numpy(vector.reshape(-1).copy()))
+        ).numpy()
+        return product
 
     start = flatten(sample_normal_like(hvp.surface.params, seed, 0)).double().cpu().numpy()
     try:
-        found = eigsh(
+        eigenvalues = eigsh(
             LinearOperator((size, size), matvec=matvec, dtype=np.float64),
             k=num_eigenvalues,
             which="LA",
@@ -163,21 +170,24 @@ def largest_eigenvalues(
         )
     except ArpackNoConvergence as error:
         raise RuntimeError(
-            f"Lanczos found {len(error.eigenvalues)} of {num_eigenvalues} eigenvalues before it gave up; ask for fewer, or for "
-            f"a tolerance above {tolerance:g}."
+            f"Lanczos converged for {len(error.eigenvalues)} of {num_eigenvalues} eigenvalues only; use fewer, or a "
+            f"tolerance above {tolerance:g}."
         ) from error
-    return tuple(sorted((float(value) for value in found), reverse=True))
+    return tuple(sorted((float(value) for value in eigenvalues), reverse=True))
 
 
 def estimate_trace(hvp: HessianVectorProduct, num_probes: int = 100, seed: int = 0) -> tuple[float, float]:
-    """Estimate of the trace, the mean of zᵀ H z over z with random signs, and its standard error.
+    """Hutchinson's estimate of the trace, the mean of zᵀ H z over random signs z, and its standard error.
 
     Unbiased, since E z zᵀ = I; exact for a diagonal Hessian.
 
     Args:
-        hvp: With the Hessian.
+        hvp: Hessian-vector product.
         num_probes: Number of random vectors, at least 2.
-        seed: Decides these.
+        seed: Seed of these vectors.
+
+    Returns:
+        Estimate and standard error.
     """
     if num_probes < 2:
         raise ValueError(f"A standard error needs at least 2 probes, got {num_probes}.")
@@ -190,13 +200,15 @@ def estimate_trace(hvp: HessianVectorProduct, num_probes: int = 100, seed: int =
 
 
 def materialize_hessian(hvp: HessianVectorProduct) -> Float[Tensor, "params params"]:
-    """The Hessian written down, a product a column, and made symmetric; for few weights."""
+    """The Hessian as a dense symmetric matrix, one product for each column; for few weights."""
     columns = [hvp.matvec(unit).cpu() for unit in torch.eye(hvp.surface.num_params, dtype=torch.float64)]
-    found = torch.stack(columns)
-    return (found + found.T) / 2
+    matrix = torch.stack(columns)
+    return (matrix + matrix.T) / 2
 
 
 def _require_finite(product: Tensor) -> Tensor:
     if not math.isfinite(float(product.sum())):
-        raise RuntimeError("A product with the Hessian is not finite; is the loss finite around the weights?")
+        raise RuntimeError(
+            "A Hessian-vector product is not finite: check that the loss is finite around the weights."
+        )
     return product.cpu()

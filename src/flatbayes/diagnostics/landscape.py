@@ -1,9 +1,8 @@
-"""The loss along lines and over planes in weight space: plain data, to be drawn by the reports.
+"""Loss along lines and over planes in weight space, as plain data for figures.
 
-Li, Xu, Taylor, Studer & Goldstein, "Visualizing the loss landscape of neural nets", NeurIPS 2018, for random
-directions rescaled filter by filter, so that a network whose layers were rescaled shows the same picture; Garipov et
-al., NeurIPS 2018, for the plane through three solutions. Both show two of very many directions: what is not in them
-is not seen.
+Filter-normalised random directions are those of Li, Xu, Taylor, Studer & Goldstein, "Visualizing the loss landscape
+of neural nets", NeurIPS 2018: a network whose layers were rescaled has the same slices. The plane through three
+solutions is that of Garipov et al., NeurIPS 2018. Both show one or two directions of very many.
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ class Plane:
     """The points origin + x first + y second of weight space.
 
     Attributes:
-        origin: Where x = y = 0.
+        origin: Point at x = y = 0, all trainable weights in one vector.
         first: Direction of x.
         second: Direction of y.
     """
@@ -40,16 +39,19 @@ class Plane:
         return self.origin + x * self.first + y * self.second
 
     def project(self, weights: Float[Tensor, " params"]) -> tuple[float, float, float]:
-        """Coordinates of the nearest point of the plane, and the Euclidean distance to it.
+        """Orthogonal projection onto the plane.
 
         Args:
-            weights: Any point of weight space, near the plane or not.
+            weights: A point of weight space.
+
+        Returns:
+            Coordinates x and y of the nearest point of the plane, and the Euclidean distance to it.
         """
         basis = torch.stack([self.first, self.second]).double()
         offset = weights.to(basis) - self.origin.to(basis)
-        found = torch.linalg.solve(basis @ basis.T, basis @ offset)
-        rest = offset - found @ basis
-        return float(found[0]), float(found[1]), float(rest.norm())
+        coordinates = torch.linalg.solve(basis @ basis.T, basis @ offset)
+        residual = offset - coordinates @ basis
+        return float(coordinates[0]), float(coordinates[1]), float(residual.norm())
 
 
 def plane_through(
@@ -57,37 +59,47 @@ def plane_through(
 ) -> Plane:
     """The plane through three points: the first at (0, 0), the second at (d, 0), the third with y > 0.
 
-    Directions are orthonormal, by Gram-Schmidt, so distances in the plane are distances between weights.
+    Directions are orthonormal (Gram-Schmidt), so that distances in the plane are distances between weights.
 
     Args:
         point_a: The origin.
-        point_b: In the direction of x.
-        point_c: Anywhere else.
+        point_b: Point in the direction of x.
+        point_c: Point off the line through the other two.
 
     Raises:
         ValueError: The points lie on one line.
     """
+    plane = span_plane(point_a, point_b, point_c)
+    if plane is None:
+        raise ValueError("Three points on one line do not span a plane: choose three different solutions.")
+    return plane
+
+
+def span_plane(
+    point_a: Float[Tensor, " params"], point_b: Float[Tensor, " params"], point_c: Float[Tensor, " params"]
+) -> Plane | None:
+    """`plane_through`, but None if the points lie on one line."""
     origin, first, second = point_a.double(), point_b.double() - point_a.double(), point_c.double() - point_a.double()
     scale = max(float(first.norm()), float(second.norm()))
     first_length = float(first.norm())
     if first_length > 0:
         first = first / first_length
-        for _ in range(2):  # a second time, against rounding
+        for _ in range(2):  # the second pass removes rounding errors
             second = second - (second @ first) * first
     if not (first_length > 1e-9 * scale and float(second.norm()) > 1e-9 * scale):
-        raise ValueError("Three points on one line make no plane: choose three different solutions.")
+        return None
     return Plane(origin, first, second / second.norm())
 
 
 def normalize_filters(noise: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
-    """Each filter of a random direction rescaled to the norm of that filter of the weights (Li et al., section 4).
+    """Rescale each filter of a random direction to the norm of the filter of the weights (Li et al., section 4).
 
-    A filter is a slice along the first dimension: what feeds one channel of a convolution, or one unit of a linear
-    layer. Tensors of one dimension (biases, scales of normalisation) do not move.
+    A filter is a slice along the first dimension: the weights of one output channel of a convolution, or of one unit
+    of a linear layer. Tensors of one dimension (biases, scales of normalisation) get direction 0.
 
     Args:
-        noise: The direction, a tensor for each tensor of weights.
-        weights: These.
+        noise: The direction, one tensor for each tensor of weights.
+        weights: Weights of the network.
     """
     return [
         _rescale_filters(z, w.detach()) if w.ndim > 1 else torch.zeros_like(z)
@@ -96,41 +108,30 @@ def normalize_filters(noise: Sequence[Tensor], weights: Sequence[Tensor]) -> lis
 
 
 def random_direction(surface: LossSurface, seed: int = 0, index: int = 0) -> Float[Tensor, " params"]:
-    """A filter-normalised random direction; networks of equal shapes get the same one before it is rescaled.
+    """A filter-normalised random direction; networks of equal shapes get the same one before normalisation.
 
     Args:
-        surface: The network.
-        seed: Decides the direction.
-        index: Another number, another direction.
+        surface: Loss of the network.
+        seed: Seed of the sequence of directions.
+        index: Number of the direction in the sequence.
     """
     return flatten(normalize_filters(sample_normal_like(surface.params, seed, index), surface.params))
 
 
-def random_plane(surface: LossSurface, seed: int = 0) -> Plane:
-    """The plane through the weights of a network along two filter-normalised random directions.
-
-    Args:
-        surface: The network.
-        seed: Decides the directions.
-    """
-    weights = flatten(surface.params)
-    return Plane(weights, random_direction(surface, seed, 0), random_direction(surface, seed, 1))
-
-
 def loss_at(surface: LossSurface, weights: Float[Tensor, " params"], norm_batches: Sequence[Tensor] = ()) -> float:
-    """The loss of the network with other weights, which are taken away again.
+    """Loss of the network at other weights; its own weights are restored afterwards.
 
     Args:
-        surface: The network's loss.
-        weights: Those to measure.
-        norm_batches: Batches of inputs on which running statistics are re-estimated for these weights; without any,
-            the network's own are used, which were right for its own weights.
+        surface: Loss of the network.
+        weights: Point of weight space, all trainable weights in one vector.
+        norm_batches: Batches of inputs on which BatchNorm statistics are re-estimated at these weights; if empty, the
+            statistics of the network are used, which belong to its own weights.
     """
     with swap_values(surface.params, unflatten(weights, surface.params)):
-        there = norm_batches and norm_layers(surface.model)
+        reestimate = norm_batches and norm_layers(surface.model)
         with (
             swap_buffers(surface.model, reestimate_norm_statistics(surface.model, norm_batches))
-            if there
+            if reestimate
             else nullcontext()
         ):
             return surface.loss()
@@ -138,11 +139,11 @@ def loss_at(surface: LossSurface, weights: Float[Tensor, " params"], norm_batche
 
 @dataclass(frozen=True)
 class LossSlice:
-    """The loss along a line.
+    """Loss along a line.
 
     Attributes:
-        distances: Places, in units of the direction.
-        losses: The loss at each.
+        distances: Positions, in units of the direction.
+        losses: Loss at each position.
     """
 
     distances: tuple[float, ...]
@@ -151,14 +152,14 @@ class LossSlice:
 
 @dataclass(frozen=True)
 class LossGrid:
-    """The loss over a plane, and where things lie in it.
+    """Loss over a plane, and points projected onto it.
 
     Attributes:
         xs: Coordinates of the columns.
         ys: Coordinates of the rows.
-        losses: A row for each y.
+        losses: One row for each y.
         points: Named points: x, y and the distance from the plane.
-        draws: Further points, such as draws of a posterior, by the name of what they were drawn from.
+        draws: Draws of each posterior by its name, each as x, y and the distance from the plane.
     """
 
     xs: tuple[float, ...]
@@ -173,8 +174,8 @@ class LossGrid:
             "xs": list(self.xs),
             "ys": list(self.ys),
             "losses": [list(row) for row in self.losses],
-            "points": {name: list(place) for name, place in self.points.items()},
-            "draws": {name: [list(place) for place in places] for name, places in self.draws.items()},
+            "points": {name: list(point) for name, point in self.points.items()},
+            "draws": {name: [list(point) for point in points] for name, points in self.draws.items()},
         }
 
 
@@ -184,12 +185,13 @@ def loss_along(
     distances: Sequence[float],
     norm_batches: Sequence[Tensor] = (),
 ) -> LossSlice:
-    """The loss at w + t direction, for each t.
+    """Loss at w + t direction, for each t.
 
     Args:
-        surface: The network's loss.
-        direction: Where to go; of `random_direction`, a distance of 1 replaces weights by noise as large as they are.
-        distances: The ts.
+        surface: Loss of the network.
+        direction: Direction in weight space; at t = 1 along a `random_direction` each filter is perturbed by noise of
+            its own norm.
+        distances: Values of t.
         norm_batches: As in `loss_at`.
     """
     weights = flatten(surface.params)
@@ -206,15 +208,15 @@ def loss_over(
     ys: Sequence[float],
     norm_batches: Sequence[Tensor] = (),
 ) -> LossGrid:
-    """The loss at every pair of coordinates, without points.
+    """Loss at every pair of coordinates; the grid has no points or draws.
 
     Args:
-        surface: The network's loss.
-        plane: Where.
+        surface: Loss of the network.
+        plane: The plane.
         xs: Coordinates of the columns.
         ys: Coordinates of the rows.
-        norm_batches: As in `loss_at`; a plane through several networks needs them where there is BatchNorm, since
-            running statistics of one are wrong for the others.
+        norm_batches: As in `loss_at`; needed for a plane through several networks with BatchNorm, since the running
+            statistics of one network are wrong for the others.
     """
     losses = tuple(tuple(loss_at(surface, plane.point_at(float(x), float(y)), norm_batches) for x in xs) for y in ys)
     return LossGrid(tuple(float(x) for x in xs), tuple(float(y) for y in ys), losses, {}, {})
@@ -223,31 +225,31 @@ def loss_over(
 def compute_axes(
     points: Sequence[tuple[float, float, float]], num_steps: int, margin: float = 0.4
 ) -> list[tuple[float, ...]]:
-    """Evenly spaced xs and ys that have all these places inside, with a margin relative to their extent.
+    """Evenly spaced xs and ys whose range contains all points, with a margin.
 
     Args:
-        points: x, y and distance of each point.
+        points: x, y and distance from the plane of each point.
         num_steps: Number of xs and of ys.
-        margin: Room on each side, in units of the larger extent.
+        margin: Margin on each side, relative to the larger extent.
     """
     check_steps(num_steps)
-    spans = [(min(place[axis] for place in points), max(place[axis] for place in points)) for axis in (0, 1)]
-    room = margin * max(high - low for low, high in spans)
-    return [tuple(torch.linspace(low - room, high + room, num_steps).tolist()) for low, high in spans]
+    spans = [(min(point[axis] for point in points), max(point[axis] for point in points)) for axis in (0, 1)]
+    padding = margin * max(high - low for low, high in spans)
+    return [tuple(torch.linspace(low - padding, high + padding, num_steps).tolist()) for low, high in spans]
 
 
 def check_steps(num_steps: int) -> None:
-    """Refuse a grid that is a point.
+    """Check that a grid has at least two points on each side.
 
     Raises:
-        ValueError: `steps` is below 2.
+        ValueError: `num_steps` is below 2.
     """
     if num_steps < 2:
-        raise ValueError(f"A landscape has at least 2 steps a side, got {num_steps}.")
+        raise ValueError(f"A landscape needs at least 2 points on each side, got {num_steps}.")
 
 
 def _rescale_filters(noise: Tensor, weights: Tensor) -> Tensor:
     filters = noise.reshape(len(noise), -1)
     norms = filters.norm(dim=1, keepdim=True)
-    wanted = weights.reshape(len(weights), -1).norm(dim=1, keepdim=True)
-    return (filters * torch.where(norms > 0, wanted / norms, 0.0)).view_as(noise)
+    target_norms = weights.reshape(len(weights), -1).norm(dim=1, keepdim=True)
+    return (filters * torch.where(norms > 0, target_norms / norms, 0.0)).view_as(noise)

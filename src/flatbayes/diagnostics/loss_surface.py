@@ -1,8 +1,8 @@
-"""The loss of a network as a function of its weights: values, gradients, and products with its Hessian.
+"""Loss of a network as a function of its weights: values, gradients and Hessian-vector products.
 
-The loss is the mean over all given examples, not over one batch: the likelihood alone, without prior, weight decay
-or KL. Whatever is random in the network is the same in every pass, so that a displaced loss and a plain one differ in
-the weights only. Nothing is left behind: weights, buffers, modes, `.grad` and random state come out as they went in.
+The loss is the mean negative log likelihood over all given examples, without prior, weight decay or KL. Every pass
+uses the same random numbers (dropout masks), so that losses differ by the weights only. Weights, buffers, modes,
+`.grad` and random state are restored after each call.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from flatbayes.core.weights import perturb, trainable_parameters
 
 
 class LossSurface:
-    """The mean loss over fixed examples, around the weights that the network has at the time of asking.
+    """Mean loss over fixed examples, at perturbations of the current weights of a network.
 
     Examples:
         >>> surface = LossSurface(nn.Linear(1, 1), nn.functional.mse_loss, [(torch.ones(4, 1), torch.ones(4, 1))])
@@ -27,15 +27,13 @@ class LossSurface:
     """
 
     def __init__(self, model: nn.Module, loss_fn: LossFn, batches: Examples, *, keep_mode: bool = False) -> None:
-        """Hold the network and the examples.
+        """Store the network and the examples.
 
         Args:
             model: The network.
-            loss_fn: Mean negative log likelihood of a batch.
-            batches: The examples, as the network takes them and on its device; kept as a list.
-            keep_mode: Ask the network in the mode that each module is in, as for a draw whose dropout is on;
-                otherwise
-                in eval mode.
+            loss_fn: Mean negative log likelihood of a batch, from outputs and targets.
+            batches: Pairs of inputs and targets, as the network takes them and on its device; stored as a list.
+            keep_mode: Evaluate each module in its current mode, as for a draw with dropout; by default in eval mode.
 
         Raises:
             ValueError: There are no examples, or no trainable weights.
@@ -49,8 +47,8 @@ class LossSurface:
             raise ValueError("A loss surface needs at least one example, got none.")
         if not self.params:
             raise ValueError(
-                f"{type(model).__name__} has no trainable weights to displace: their requires_grad is False, or they "
-                "are hidden from parameters(), as in a linearised network. Measure the network that it was made from."
+                f"{type(model).__name__} has no trainable weights to perturb: their requires_grad is False, or they "
+                "are not in parameters(), as in a linearised network. Measure the network that it was made from."
             )
         self._keep_mode = keep_mode
         self._rng_state = RandomState.capture(model)
@@ -65,7 +63,7 @@ class LossSurface:
         """L(w + e), summed over batches in float64.
 
         Args:
-            perturbation: e, a displacement for each trainable parameter; None for none.
+            perturbation: e, a tensor for each trainable parameter; None for e = 0.
         """
         with self._perturb_weights(perturbation):
             return sum(
@@ -73,22 +71,22 @@ class LossSurface:
             )
 
     def gradient(self, perturbation: Sequence[Tensor] | None = None) -> tuple[float, list[Tensor]]:
-        """L(w + e) and its gradient there.
+        """L(w + e) and its gradient.
 
         Args:
-            perturbation: e, a displacement for each trainable parameter; None for none.
+            perturbation: e, a tensor for each trainable parameter; None for e = 0.
         """
         loss, total = 0.0, [torch.zeros_like(param) for param in self.params]
         with self._perturb_weights(perturbation), torch.enable_grad():
             for inputs, targets in self.batches:
-                batch_loss, share = self._batch_loss(inputs, targets), self._batch_weight(targets)
-                loss += share * float(batch_loss.detach())
+                batch_loss, weight = self._batch_loss(inputs, targets), self._batch_weight(targets)
+                loss += weight * float(batch_loss.detach())
                 grads = torch.autograd.grad(batch_loss, self.params, materialize_grads=True)
-                torch._foreach_add_(total, grads, alpha=share)
+                torch._foreach_add_(total, grads, alpha=weight)
         return loss, total
 
     def hessian_vector_product(self, direction: Sequence[Tensor]) -> list[Tensor]:
-        """H v, by differentiating <gradient, v>: exact, where every operation can be differentiated twice.
+        """H v, the gradient of <gradient, v>: exact if every operation can be differentiated twice.
 
         Args:
             direction: v, a tensor for each trainable parameter.
@@ -118,8 +116,8 @@ class LossSurface:
 
     @contextmanager
     def _perturb_weights(self, perturbation: Sequence[Tensor] | None) -> Iterator[None]:
-        there = nullcontext() if perturbation is None else perturb(self.params, list(perturbation))
-        with preserve_buffers(self.model), replay_rng(self._rng_state), there:
+        perturbed = nullcontext() if perturbation is None else perturb(self.params, list(perturbation))
+        with preserve_buffers(self.model), replay_rng(self._rng_state), perturbed:
             if not self._keep_mode:
                 self.model.eval()
             yield
