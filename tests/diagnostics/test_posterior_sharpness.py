@@ -160,8 +160,8 @@ class Wrapped(MAP):
 def test_draw_of_another_module_is_noted():
     sharpness = measure_posterior_sharpness(fit_posterior(Wrapped()), *make_examples(), CONFIG)
     assert sharpness.notes == (
-        "Draws are Sequential modules around the trained network: its weights are displaced, and how the draw "
-        "departs from them is held",
+        "Draws are Sequential modules around the trained network: its weights are perturbed, and the "
+        "difference between draw and trained weights is constant",
     )
     assert all(row.mean == row.trained for row in sharpness.rows)
 

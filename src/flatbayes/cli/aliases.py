@@ -132,28 +132,33 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: A name is unknown.
     """
-    literal_options = {"data"} if arguments and arguments[0] in RUN_FOLDER_VERBS else set()
-    class_options = CLASS_OPTIONS.keys() - literal_options
+    is_run_verb = bool(arguments) and arguments[0] in RUN_FOLDER_VERBS
+    class_options = CLASS_OPTIONS.keys() - ({"data"} if is_run_verb else set())
     resolved: list[str] = []
     torch_dataset_flags: set[str] = set()
-    pending_flag = ""  # the class option whose value is the next argument
+
+    def resolve(flag: str, text: str) -> str:
+        value = _resolve_text(flag, text)
+        if isinstance(value, dict) and value["class_path"] == class_path(data.TorchDataset):
+            torch_dataset_flags.add(flag)
+        return value if isinstance(value, str) else json.dumps(value)
+
+    pending_flag = ""  # a class option whose value is the next argument
     for argument in arguments:
-        flag, equals, text = argument.partition("=")
         if pending_flag and not argument.startswith("-"):
-            flag, equals, text = pending_flag, "", argument
-        elif argument.startswith("--"):
-            flag = _add_options_key(flag, torch_dataset_flags)
-        is_value = flag == pending_flag and not equals and text == argument
+            resolved.append(resolve(pending_flag, argument))
+            pending_flag = ""
+            continue
         pending_flag = ""
-        if flag.startswith("--") and _get_option(flag) in class_options:
-            if not equals and not is_value:
-                pending_flag = flag
-            else:
-                value = _resolve_text(flag, text)
-                if isinstance(value, dict) and value["class_path"] == class_path(data.TorchDataset):
-                    torch_dataset_flags.add(flag)
-                text = value if isinstance(value, str) else json.dumps(value)
-        resolved.append(text if is_value else f"{flag}{equals}{text}")
+        if not argument.startswith("--"):
+            resolved.append(argument)
+            continue
+        flag, equals, text = argument.partition("=")
+        flag = _add_options_key(flag, torch_dataset_flags)
+        if _get_option(flag) in class_options:
+            text = resolve(flag, text) if equals else text
+            pending_flag = "" if equals else flag
+        resolved.append(f"{flag}{equals}{text}")
     return resolved
 
 

@@ -104,7 +104,7 @@ def certificate_table(result: CertificationResult) -> Table:
         ),
         (
             "bound, prior network",
-            format_upper_bound(result.held_out_bound),
+            format_upper_bound(result.holdout_bound),
             f"alone, held-out, from {result.prior_error:.4f}",
         ),
         ("test error, draws", f"{test.gibbs_error:.4f}", f"estimate on {test.num_data} test examples"),
