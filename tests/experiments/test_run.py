@@ -1,0 +1,96 @@
+"""One run: what its cache key depends on, one thread, checkpoints, and equal runs executed once."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from flatbayes.data import Digits
+from flatbayes.experiments import ExperimentRun, execute_runs
+from flatbayes.flatness import SAM, Plain
+from flatbayes.models import MLP
+from flatbayes.posteriors import MAP
+from flatbayes.training import TrainingConfig, fit
+
+RUN = ExperimentRun(
+    source=Digits(train_size=40, val_size=20),
+    model=partial(MLP, hidden=(4,)),
+    posterior=MAP(),
+    flatness=Plain(),
+    config=TrainingConfig(epochs=2, batch_size=20, num_validations=0),
+    seed=0,
+    num_draws=2,
+)
+
+
+def test_the_cache_key_depends_on_the_version(monkeypatch):
+    key = RUN.cache_key()
+    assert key == replace(RUN).cache_key()
+    monkeypatch.setattr("flatbayes.experiments.run.version", lambda _: "0.0")
+    assert RUN.cache_key() != key
+
+
+def test_a_run_has_one_thread_and_restores_the_number(monkeypatch):
+    threads = []
+
+    def fit_and_count(*args, **options):
+        threads.append(torch.get_num_threads())
+        return fit(*args, **options)
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr("flatbayes.experiments.run.fit", fit_and_count)
+    try:
+        torch.set_num_threads(2)
+        RUN.execute()
+        assert (threads, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_result_has_the_labels_of_the_run():
+    result = replace(RUN, posterior_name="mine", flatness=SAM(rho=0.1), seed=3, split="val").execute()
+    assert (result.posterior, result.flatness, result.seed, result.split) == ("mine", "SAM(rho=0.1)", 3, "val")
+    assert (result.data, result.model) == ("Digits(train_size=40, val_size=20)", "MLP(hidden=[4])")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_a_failed_run_leaves_no_checkpoints(tmp_path, monkeypatch, error):
+    def fail(*args, checkpoints, **options):
+        checkpoints.folder.mkdir(parents=True)
+        (checkpoints.folder / "0000.pt").write_text("")
+        raise error("no")
+
+    monkeypatch.setattr("flatbayes.experiments.run.fit", fail)
+    assert RUN.try_execute(tmp_path) == (RUN, "no")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_run_keeps_its_checkpoints(tmp_path, monkeypatch):
+    def interrupt(*args, checkpoints, **options):
+        checkpoints.folder.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flatbayes.experiments.run.fit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        RUN.try_execute(tmp_path)
+    assert list(tmp_path.glob("*.checkpoints"))
+
+
+def test_equal_runs_are_executed_once(tmp_path, monkeypatch):
+    executed = []
+    try_execute = ExperimentRun.try_execute
+    monkeypatch.setattr(
+        ExperimentRun, "try_execute", lambda run, folder: (executed.append(run.name), try_execute(run, folder))[1]
+    )
+    assert execute_runs([RUN, replace(RUN), replace(RUN, seed=1)], tmp_path, jobs=1, show_progress=False) == []
+    assert executed == ["MAP Plain seed 0", "MAP Plain seed 1"]
+    assert execute_runs([RUN], tmp_path, jobs=1, show_progress=False) == []
+    assert len(executed) == 2
+
+
+def test_failures_are_sorted_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(ExperimentRun, "try_execute", lambda run, folder: (run, "no"))
+    runs = [replace(RUN, seed=seed) for seed in (2, 0, 1)]
+    failures = execute_runs(runs, tmp_path, jobs=1, show_progress=False)
+    assert failures == [f"MAP Plain seed {seed}: no" for seed in range(3)]
