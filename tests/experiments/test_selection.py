@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from flatbayes.data import Digits
-from flatbayes.experiments import Comparison, ExperimentRun, Method, select_methods
+from flatbayes.experiments import Comparison, ExperimentRun, Method, RunResult, SelectionRecord, select_methods
 from flatbayes.flatness import SAM
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP
@@ -54,3 +54,31 @@ def test_a_method_whose_trials_all_fail_is_named(tmp_path):
     diverging = {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e30}}}
     with pytest.raises(RuntimeError, match="All settings of MAP failed"):
         select_methods(COMMON, {"MAP": [Method(MAP(), config_overrides=diverging)]}, [SAM()], tmp_path, jobs=1)
+
+
+def select_by_accuracy(folder, monkeypatch, accuracy):
+    """Select among settings whose accuracy is a function of the number of epochs and the seed."""
+
+    def load_result(run, folder):
+        value = accuracy(run.config.epochs, run.seed)
+        return None if value is None else RunResult("MAP", "Plain", run.seed, {"accuracy": value})
+
+    monkeypatch.setattr("flatbayes.experiments.selection.execute_runs", lambda *args: [])
+    monkeypatch.setattr(ExperimentRun, "load_result", load_result)
+    candidates = {"MAP": [Method(MAP(), config_overrides={"epochs": epochs}) for epochs in (1, 3, 2)]}
+    (selected,) = select_methods(COMMON, candidates, [SAM()], folder, metric="accuracy")
+    return selected.config_overrides["epochs"]
+
+
+def test_the_direction_of_the_metric_decides(tmp_path, monkeypatch):
+    assert select_by_accuracy(tmp_path, monkeypatch, lambda epochs, seed: epochs / 10) == 3
+    assert select_by_accuracy(tmp_path, monkeypatch, lambda epochs, seed: -epochs) == 1
+
+
+def test_a_setting_with_a_failed_seed_has_no_score(tmp_path, monkeypatch):
+    accuracy = {(3, 0): 0.9, (3, 1): None}
+    epochs = select_by_accuracy(tmp_path, monkeypatch, lambda *key: accuracy.get(key, key[0] / 10 + key[1]))
+    assert epochs == 2
+    scores = {trial.setting: trial.score for trial in SelectionRecord.load(tmp_path).trials}
+    assert scores["MAP, epochs=3, Plain"] is None
+    assert scores["MAP, epochs=2, Plain"] == pytest.approx((0.2 + 1.2) / 2)

@@ -103,7 +103,7 @@ def test_p_values_are_adjusted_within_their_family():
             seed,
             nll=seed + flat * (0.1 + 0.01 * seed),
             ece=seed + flat * (0.3 - 0.02 * seed),
-            trace=flat * 1.0 + seed,
+            trace=seed + 0.1 * flat * (seed - 1),
         )
         for flat, flatness in enumerate(("Plain", "SAM"))
         for seed in range(4)

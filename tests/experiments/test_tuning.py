@@ -94,7 +94,10 @@ def test_another_metric_is_another_study_in_its_own_direction(tmp_path):
         trial["flatness.rho"] for trial in by_accuracy.trials if trial["score"] == best["score"]
     ]
     two_seeds = tune_hyperparameters(RUN, ranges, num_trials=1, num_seeds=2, folder=tmp_path, show_progress=False)
-    assert len(two_seeds.trials) == 1
+    (trial,) = two_seeds.trials
+    tuned = replace_hyperparameters(RUN, {"flatness.rho": trial["flatness.rho"]})
+    results = [replace(tuned, seed=seed, split="val").load_result(tmp_path / "runs") for seed in (0, 1)]
+    assert trial["score"] == pytest.approx(sum(result.metrics["nll"] for result in results) / 2)
     other = tune_hyperparameters(
         replace(RUN, posterior=SWAG(rank=2), config=RUN.config.with_options(collection={"start_fraction": 0.0})),
         {"posterior.rank": (2, 6)}, num_trials=2, num_seeds=1, folder=tmp_path, show_progress=False,
