@@ -32,7 +32,10 @@ def show(name, fitted):
 # %% No epochs leave the weights as they are: first the network alone, then with a Gaussian over its last layer
 as_it_is = TrainingConfig(epochs=0)
 show("the network alone", fit(net, data, MAP(), Plain(), as_it_is, init="net.pt", transform=scale))
-show("last-layer Laplace, no training", fit(net, data, Laplace(), Plain(), as_it_is, init="net.pt", transform=scale))
+show(
+    "last-layer Laplace, no training",
+    fit(net, data, Laplace(temperature=0.03), Plain(), as_it_is, init="net.pt", transform=scale),
+)
 
 # %% Five epochs for SWAG. On data that it fits a network has next to no gradient, and moves little without SAM
 show("SWAG, 5 epochs", fit(net, data, SWAG(), Plain(), init="net.pt", transform=scale))

@@ -245,7 +245,7 @@ def refused(posterior, flat, recipe) -> str | None:
     """What is said of a pair that cannot be fitted; None for all others."""
     if wants_spread(flat) and not offers_spread(posterior):
         return "this one has none"
-    start = recipe.collection.start_fraction if posterior.requires_stationary_loss == "while collecting" else 1.0
+    start = recipe.collection.start_fraction if posterior.requires_stationary_loss == "while_collecting" else 1.0
     if posterior.requires_stationary_loss != "never" and flat.stationary_after > start:
         return f"does not go with {type(flat).__name__}.*one loss"
     return None

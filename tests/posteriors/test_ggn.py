@@ -12,11 +12,11 @@ from flatbayes.posteriors.kfac import (
     KroneckerFactors,
     add_factors,
     find_kfac_layers,
-    input_rows,
-    layer_shape,
-    output_rows,
+    get_matrix_shape,
     record_layer_calls,
     split_columns,
+    unfold_inputs,
+    unfold_outputs,
 )
 
 SIZE = 5
@@ -180,8 +180,8 @@ def test_a_layer_is_its_matrix_times_its_rows(layer, shape):
     layer, x = layer.double(), torch.randn(shape)
     bias = [layer.bias[:, None]] if layer.bias is not None else []
     matrix = torch.cat([layer.weight.flatten(1), *bias], 1)
-    assert layer_shape(layer) == matrix.shape
-    torch.testing.assert_close(input_rows(layer, x) @ matrix.T, output_rows(layer, layer(x)))
+    assert get_matrix_shape(layer) == matrix.shape
+    torch.testing.assert_close(unfold_inputs(layer, x) @ matrix.T, unfold_outputs(layer, layer(x)))
     for piece, param in zip(split_columns(matrix, layer), layer.parameters(), strict=True):
         assert torch.equal(piece, param)
 
@@ -189,16 +189,16 @@ def test_a_layer_is_its_matrix_times_its_rows(layer, shape):
 def test_rows_of_what_is_learnt_only():
     layer, x = nn.Linear(2, 3), torch.randn(4, 2)
     layer.weight.requires_grad_(False)
-    assert torch.equal(input_rows(layer, x), torch.ones(4, 1))
-    assert layer_shape(layer) == (3, 1)
+    assert torch.equal(unfold_inputs(layer, x), torch.ones(4, 1))
+    assert get_matrix_shape(layer) == (3, 1)
     layer.weight.requires_grad_(True)
     layer.bias.requires_grad_(False)
-    assert torch.equal(input_rows(layer, x), x)
+    assert torch.equal(unfold_inputs(layer, x), x)
 
 
 def kfac(net, x, y, loss_fn, batch_size=SIZE):
     layers = find_kfac_layers(net)
-    shapes = {name: layer_shape(layer) for name, layer in layers.items()}
+    shapes = {name: get_matrix_shape(layer) for name, layer in layers.items()}
     factors = {n: KroneckerFactors(torch.zeros(i, i), torch.zeros(o, o)) for n, (o, i) in shapes.items()}
     for some_x, some_y in zip(x.split(batch_size), y.split(batch_size), strict=True):
         add_factors(factors, layers, net, some_x, some_y, loss_fn)
@@ -214,7 +214,7 @@ def dense_block(net, name, x, hessians):
     layer = net.get_submodule(name)
     params = {f"{name}.{key}": param for key, param in layer.named_parameters()}
     dense = dense_ggn(net, params, x, hessians)
-    rows, columns = layer_shape(layer)
+    rows, columns = get_matrix_shape(layer)
     order = torch.cat(split_columns_of_indices(layer, rows), 1).flatten()
     assert len(order) == rows * columns
     return dense[order][:, order]
@@ -323,17 +323,17 @@ class Subclass(nn.Linear):
 @pytest.mark.parametrize(
     ("layer", "name"),
     [
-        (nn.Conv2d(4, 4, 3, groups=2), r"1 \(Conv2d\) learns weight, bias"),
-        (nn.Embedding(4, 3), r"1 \(Embedding\) learns weight"),
+        (nn.Conv2d(4, 4, 3, groups=2), r"1 \(Conv2d\) has trainable weights \(weight, bias\)"),
+        (nn.Embedding(4, 3), r"1 \(Embedding\) has trainable weights \(weight\)"),
         (nn.ConvTranspose2d(2, 2, 2), r"1 \(ConvTranspose2d\)"),
-        (nn.MultiheadAttention(4, 2), r"1 \(MultiheadAttention\) learns in_proj_weight"),
+        (nn.MultiheadAttention(4, 2), r"1 \(MultiheadAttention\) has trainable weights \(in_proj_weight"),
         (Subclass(2, 2), r"1 \(Subclass\)"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), r"ParametrizedLinear|ParametrizationList"),
     ],
 )
 def test_other_layers_are_refused_by_name(layer, name):
     net = nn.Sequential(nn.Linear(2, 2), layer)
-    with pytest.raises(ValueError, match=name + r".*groups=1 alone\. Use structure='diag'"):
+    with pytest.raises(ValueError, match=name + r".*groups=1 only\. Use structure='diag'"):
         find_kfac_layers(net)
     layer.requires_grad_(False)
     assert list(find_kfac_layers(net)) == ["0"]
@@ -344,7 +344,7 @@ def test_shared_unused_and_missing_layers_are_refused():
     net[1].weight = net[0].weight
     with pytest.raises(ValueError, match=r"1 \(Linear\) shares its weight with 0 \(Linear\)"):
         find_kfac_layers(net)
-    with pytest.raises(ValueError, match="BatchNorm1d has no linear or convolutional layer"):
+    with pytest.raises(ValueError, match="BatchNorm1d has no trainable linear or convolutional layer"):
         find_kfac_layers(nn.BatchNorm1d(3))
 
     class Bypassed(nn.Module):
@@ -355,7 +355,7 @@ def test_shared_unused_and_missing_layers_are_refused():
         def forward(self, x):
             return self.first(x) @ self.second.weight
 
-    with pytest.raises(ValueError, match=r"second \(Linear\) has weights to be learnt and was not called"):
+    with pytest.raises(ValueError, match=r"second \(Linear\) has trainable weights and was not called"):
         kfac(Bypassed(), torch.randn(2, 3), torch.zeros(2).long(), F.cross_entropy)
 
 

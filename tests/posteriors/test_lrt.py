@@ -572,7 +572,7 @@ class Projection(nn.Linear):
 )
 def test_refuses_layers_it_cannot_give_noise(layer):
     model = nn.ModuleDict({"head": nn.Linear(4, 3), "body": nn.ModuleList([layer])})
-    with pytest.raises(ValueError, match=rf"body\.0 \({type(layer).__name__}\) has weights .* Use SGVB"):
+    with pytest.raises(ValueError, match=rf"body\.0 \({type(layer).__name__}\) has trainable weights, .* Use SGVB"):
         LRT().init(model, None, 10)
     layer.requires_grad_(False)
     assert LRT().init(model, None, 10).statistics.keys() == {"raw_scale.head.weight", "raw_scale.head.bias"}
@@ -581,7 +581,7 @@ def test_refuses_layers_it_cannot_give_noise(layer):
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_refuses_layers_that_are_parametrised():
     model = nn.Sequential(weight_norm(nn.Linear(4, 4)))
-    with pytest.raises(ValueError, match=r"0 \(Linear\) is parametrised: it learns bias, weight_g, weight_v"):
+    with pytest.raises(ValueError, match=r"0 \(Linear\) is parametrized: .* are bias, weight_g, weight_v"):
         LRT().init(model, None, 10)
 
 
@@ -594,7 +594,7 @@ def test_refuses_layers_without_weights_yet():
 
 
 def test_refuses_a_model_without_layers_for_it():
-    with pytest.raises(ValueError, match="LRT gives noise to layers of type Linear, .*LayerNorm has none to train"):
+    with pytest.raises(ValueError, match="layers of type Linear, .*LayerNorm has no trainable ones"):
         LRT().init(nn.LayerNorm(3), None, 10)
 
 
@@ -611,7 +611,7 @@ def test_refuses_an_optimizer_without_the_standard_deviations():
     def chosen(params):
         return torch.optim.SGD([p for p in params if p.requires_grad], lr=0.1)
 
-    with pytest.raises(ValueError, match="leaves out the standard deviations"):
+    with pytest.raises(ValueError, match="omits the standard deviations"):
         LRT().init(mlp(), chosen, 10)
 
 

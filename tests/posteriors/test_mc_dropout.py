@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from flatbayes.posteriors import MCDropout
-from flatbayes.posteriors.mc_dropout import dropout_modules
+from flatbayes.posteriors.mc_dropout import find_dropout_modules
 
 KINDS = [
     (nn.Dropout, (4, 6)),
@@ -54,14 +54,14 @@ def test_the_rate_holds_during_steps_and_draws_only():
     seen = []
 
     def closure():
-        seen.append([m.p for m in dropout_modules(model)])
+        seen.append([m.p for m in find_dropout_modules(model)])
         loss = model(torch.ones(3, 2)).sum()
         loss.backward()
         return loss.detach()
 
     posterior.step(state, closure)
     with posterior.draw(state, torch.Generator()) as network:
-        seen.append([m.p for m in dropout_modules(network)])
+        seen.append([m.p for m in find_dropout_modules(network)])
     assert seen == [[0.25], [0.25]]
     assert model[0].p == 0.0
 

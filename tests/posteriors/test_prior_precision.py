@@ -150,9 +150,9 @@ def test_mappings_and_lists_can_be_hashed_and_written_down(posterior):
         ({"head.*": 1.0}, r"no pattern for body\.weight, body\.bias\. Add one, or '\*' at the end"),
         (
             {"*": 1.0, "head.*": 2.0},
-            r"'head\.\*' of prior_precision decides for no .*: they are body\.weight, .* first",
+            r"'head\.\*' of prior_precision applies to no .*: they are body\.weight, .* first",
         ),
-        ({"tail.*": 1.0, "*": 2.0}, r"'tail\.\*' of prior_precision decides for no parameter with a distribution"),
+        ({"tail.*": 1.0, "*": 2.0}, r"'tail\.\*' of prior_precision applies to no parameter with a distribution"),
     ],
 )
 @BOTH

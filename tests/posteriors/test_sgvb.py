@@ -400,7 +400,7 @@ def test_refuses_an_optimizer_without_the_standard_deviations():
     def chosen(params):
         return torch.optim.SGD([p for p in params if p.requires_grad], lr=0.1)
 
-    with pytest.raises(ValueError, match="leaves out the standard deviations"):
+    with pytest.raises(ValueError, match="omits the standard deviations"):
         SGVB().init(mlp(), chosen, 10)
 
 

@@ -25,7 +25,7 @@ from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.training import Checkpoints, CollectionConfig, TrainingConfig, fit
 
 METHODS = [(SWAG(rank=2), SAM()), (Ensemble(SWAG(rank=2), size=2), LookSAM()), (SGVB(), Plain()),
-           (MCDropout(), SAM()), (Laplace(), Plain())]  # fmt: skip
+           (MCDropout(), SAM()), (Laplace(temperature=0.03), Plain())]  # fmt: skip
 NETWORKS = [partial(MLP, hidden=(8,), dropout=0.1), partial(ConvNet, width=2, dropout=0.1)]
 
 

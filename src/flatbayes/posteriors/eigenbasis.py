@@ -1,8 +1,8 @@
-"""Three approximations of the curvature of a loss, each as eigenvalues and the basis that they belong to.
+"""Eigendecompositions of three curvature approximations: diagonal, last layer, and Kronecker factors.
 
-In its eigenbasis the curvature is diagonal, and so is its sum with the precision of a prior that is the same for all
-weights. So nothing is factorised anew for another prior, and single precision is enough where a Cholesky factor of a
-badly conditioned sum would not exist.
+The curvature is diagonal in its eigenbasis, and so is its sum with an isotropic prior precision. Another prior
+therefore needs no new factorization, and single precision suffices where the Cholesky factorization of an
+ill-conditioned sum would fail.
 """
 
 from abc import ABC, abstractmethod
@@ -18,99 +18,120 @@ from flatbayes.core import Examples, LossFn
 from flatbayes.core.weights import unflatten
 from flatbayes.posteriors.ggn import decompose_psd, ggn_diagonal, ggn_matrix
 from flatbayes.posteriors.kfac import (
+    KfacLayer,
     KroneckerFactors,
     add_factors,
     find_kfac_layers,
     get_layer_parameters,
-    layer_shape,
+    get_matrix_shape,
     split_columns,
 )
 
 CurvatureStructure = Literal["diag", "kron", "last_layer"]
-"""How the curvature is approximated, see `Laplace`."""
+"""Approximation of the curvature, see `Laplace`."""
 
 
 class Eigenbasis(ABC):
-    """Parameters with a distribution, and the form that the curvature of the loss in them is held in."""
+    """Parameters with a distribution, and the eigendecomposition of the curvature in them."""
 
     @property
     @abstractmethod
     def params(self) -> dict[str, nn.Parameter]:
-        """The parameters by name, in the order of their coordinates."""
+        """Parameters by name, in the order of their coordinates."""
 
     @abstractmethod
     def allocate_statistics(self) -> dict[str, Tensor]:
-        """Zeros of the names and shapes that `measured` returns, of which one is `eigenvalues`, shape (params,)."""
+        """Return zeros in the names and shapes of `compute_statistics`; `eigenvalues` has shape (params,)."""
 
     @abstractmethod
     def compute_statistics(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
-        """Eigenvalues and basis of the curvature of the sum of the losses of the examples, the model in eval mode."""
+        """Return eigenvalues and basis of the curvature of the summed loss of the examples.
+
+        Args:
+            examples: Batches of inputs and targets; the model is in eval mode.
+            loss_fn: Mean loss of a batch.
+        """
 
     @abstractmethod
     def compute_offsets(
         self, statistics: Mapping[str, Tensor], coordinates: Float[Tensor, " params"]
     ) -> list[Tensor]:
-        """The displacement, in the shapes of `params`, that has the given coordinates in a measured basis."""
+        """Transform coordinates in the eigenbasis to offsets of the parameters.
+
+        Args:
+            statistics: The result of `compute_statistics`.
+            coordinates: Coordinates in the eigenbasis.
+
+        Returns:
+            One tensor per parameter, in the order and shapes of `params`.
+        """
 
 
 def make_eigenbasis(structure: CurvatureStructure, model: nn.Module) -> Eigenbasis:
-    """The basis of a structure.
+    """Return the eigenbasis of a structure for a model.
 
     Raises:
-        ValueError: The model has no layer that the structure is about, or one that it cannot treat.
+        ValueError: The model has no layer of the structure, or an unsupported one.
     """
     if structure == "diag":
         return DiagonalEigenbasis(model)
-    return (
-        KroneckerEigenbasis(model, find_kfac_layers(model))
-        if structure == "kron"
-        else LastLayerEigenbasis(model, find_last_linear(model))
-    )
+    if structure == "kron":
+        return KroneckerEigenbasis(model, find_kfac_layers(model))
+    return LastLayerEigenbasis(model, find_last_linear(model))
 
 
 @dataclass(frozen=True, eq=False)
 class DiagonalEigenbasis(Eigenbasis):
-    """The diagonal of the GGN of any network; the basis is that of the weights themselves."""
+    """Exact diagonal of the GGN of any network; the basis is the standard basis.
+
+    Attributes:
+        model: The network.
+    """
 
     model: nn.Module
 
     @property
     def params(self) -> dict[str, nn.Parameter]:
-        """All that are trainable."""
+        """All trainable parameters."""
         return {name: param for name, param in self.model.named_parameters() if param.requires_grad}
 
     def allocate_statistics(self) -> dict[str, Tensor]:
-        """Eigenvalues."""
+        """Return zero eigenvalues."""
         return {"eigenvalues": _allocate_zeros(self.params, _count_weights(self.params))}
 
     def compute_statistics(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
-        """The diagonal, exactly."""
-        found, params = self.allocate_statistics(), self.params
+        """Return the diagonal as eigenvalues."""
+        statistics, params = self.allocate_statistics(), self.params
         for inputs, targets in examples:
-            found["eigenvalues"] += ggn_diagonal(self.model, params, inputs, targets, loss_fn)
-        return found
+            statistics["eigenvalues"] += ggn_diagonal(self.model, params, inputs, targets, loss_fn)
+        return statistics
 
     def compute_offsets(
         self, statistics: Mapping[str, Tensor], coordinates: Float[Tensor, " params"]
     ) -> list[Tensor]:
-        """The coordinates as they are."""
+        """Return the coordinates in the shapes of the parameters."""
         return unflatten(coordinates, list(self.params.values()))
 
 
 @dataclass(frozen=True, eq=False)
 class LastLayerEigenbasis(Eigenbasis):
-    """The whole GGN of one layer."""
+    """Exact GGN of the last linear layer.
+
+    Attributes:
+        model: The network.
+        layer: Its last linear layer.
+    """
 
     model: nn.Module
-    layer: nn.Module
+    layer: nn.Linear
 
     @property
     def params(self) -> dict[str, nn.Parameter]:
-        """The layer's weight and bias."""
+        """Weight and bias of the layer."""
         return _collect_layer_parameters(self.model, [self.layer])
 
     def allocate_statistics(self) -> dict[str, Tensor]:
-        """Eigenvalues, and eigenvectors as columns."""
+        """Return zero eigenvalues, and eigenvectors as columns."""
         size = _count_weights(self.params)
         return {
             "eigenvalues": _allocate_zeros(self.params, size),
@@ -118,7 +139,7 @@ class LastLayerEigenbasis(Eigenbasis):
         }
 
     def compute_statistics(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
-        """Those of the exact GGN."""
+        """Return eigenvalues and eigenvectors of the GGN."""
         matrix, params = self.allocate_statistics()["eigenvectors"], self.params
         for inputs, targets in examples:
             matrix += ggn_matrix(self.model, params, inputs, targets, loss_fn)
@@ -128,16 +149,21 @@ class LastLayerEigenbasis(Eigenbasis):
     def compute_offsets(
         self, statistics: Mapping[str, Tensor], coordinates: Float[Tensor, " params"]
     ) -> list[Tensor]:
-        """Eigenvectors times coordinates."""
+        """Return the product of eigenvectors and coordinates."""
         return unflatten(statistics["eigenvectors"] @ coordinates, list(self.params.values()))
 
 
 @dataclass(frozen=True, eq=False)
 class KroneckerEigenbasis(Eigenbasis):
-    """KFAC's approximation of the GGN; a layer's basis is the Kronecker product of those of its two factors."""
+    """KFAC approximation of the GGN; the basis of a layer is the Kronecker product of those of its two factors.
+
+    Attributes:
+        model: The network.
+        layers: Its linear and convolutional layers, by name.
+    """
 
     model: nn.Module
-    layers: Mapping[str, nn.Module]
+    layers: Mapping[str, KfacLayer]
 
     @property
     def params(self) -> dict[str, nn.Parameter]:
@@ -145,33 +171,36 @@ class KroneckerEigenbasis(Eigenbasis):
         return _collect_layer_parameters(self.model, list(self.layers.values()))
 
     def allocate_statistics(self) -> dict[str, Tensor]:
-        """Eigenvalues, and for each layer the eigenvectors of its two factors as columns."""
-        found = {"eigenvalues": _allocate_zeros(self.params, _count_weights(self.params))}
+        """Return zero eigenvalues, and for each layer the eigenvectors of its two factors as columns."""
+        statistics = {"eigenvalues": _allocate_zeros(self.params, _count_weights(self.params))}
         for name, layer in self.layers.items():
-            rows, columns = layer_shape(layer)
-            found[f"outputs.{name}"] = _allocate_zeros(self.params, rows, rows)
-            found[f"inputs.{name}"] = _allocate_zeros(self.params, columns, columns)
-        return found
+            num_rows, num_columns = get_matrix_shape(layer)
+            statistics[f"outputs.{name}"] = _allocate_zeros(self.params, num_rows, num_rows)
+            statistics[f"inputs.{name}"] = _allocate_zeros(self.params, num_columns, num_columns)
+        return statistics
 
     def compute_statistics(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
-        """Those of KFAC; an eigenvalue of a Kronecker product is the product of the factors'."""
-        found = self.allocate_statistics()
-        factors = {name: KroneckerFactors(found[f"inputs.{name}"], found[f"outputs.{name}"]) for name in self.layers}
+        """Return the eigendecompositions; eigenvalues of a Kronecker product are products of the factors' ones."""
+        statistics = self.allocate_statistics()
+        factors = {
+            name: KroneckerFactors(statistics[f"inputs.{name}"], statistics[f"outputs.{name}"])
+            for name in self.layers
+        }
         for inputs, targets in examples:
             add_factors(factors, self.layers, self.model, inputs, targets, loss_fn)
-        values = []
+        eigenvalues = []
         for name, factor in factors.items():
-            of_inputs, found[f"inputs.{name}"] = decompose_psd(factor.input_factor)
-            of_outputs, found[f"outputs.{name}"] = decompose_psd(factor.output_factor / factor.num_positions)
-            values.append(torch.outer(of_outputs, of_inputs).flatten())
-        return found | {"eigenvalues": torch.cat(values)}
+            input_values, statistics[f"inputs.{name}"] = decompose_psd(factor.input_factor)
+            output_values, statistics[f"outputs.{name}"] = decompose_psd(factor.output_factor / factor.num_positions)
+            eigenvalues.append(torch.outer(output_values, input_values).flatten())
+        return statistics | {"eigenvalues": torch.cat(eigenvalues)}
 
     def compute_offsets(
         self, statistics: Mapping[str, Tensor], coordinates: Float[Tensor, " params"]
     ) -> list[Tensor]:
-        """U_outputs C U_inputsᵀ for each layer, with C its coordinates as a matrix."""
-        shapes = [layer_shape(layer) for layer in self.layers.values()]
-        pieces = coordinates.split([rows * columns for rows, columns in shapes])
+        """Return U_outputs C U_inputsᵀ for each layer, with C its coordinates as a matrix."""
+        shapes = [get_matrix_shape(layer) for layer in self.layers.values()]
+        pieces = coordinates.split([num_rows * num_columns for num_rows, num_columns in shapes])
         offsets = []
         for (name, layer), shape, piece in zip(self.layers.items(), shapes, pieces, strict=True):
             matrix = statistics[f"outputs.{name}"] @ piece.view(shape) @ statistics[f"inputs.{name}"].T
@@ -179,22 +208,22 @@ class KroneckerEigenbasis(Eigenbasis):
         return offsets
 
 
-def find_last_linear(model: nn.Module) -> nn.Module:
-    """The last linear layer with trainable weights, in the order of registration.
+def find_last_linear(model: nn.Module) -> nn.Linear:
+    """Return the last linear layer with trainable weights, in registration order.
 
     Raises:
         ValueError: There is none.
     """
-    found = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and get_layer_parameters(layer)]
-    if not found:
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and get_layer_parameters(layer)]
+    if not layers:
         raise ValueError(
-            f"{type(model).__name__} has no torch.nn.Linear with trainable weights, which structure='last_layer' is "
-            "about. Use structure='kron' or 'diag'."
+            f"{type(model).__name__} has no torch.nn.Linear with trainable weights, which structure='last_layer' "
+            "needs. Use structure='kron' or 'diag'."
         )
-    return found[-1]
+    return layers[-1]
 
 
-def _collect_layer_parameters(model: nn.Module, layers: list[nn.Module]) -> dict[str, nn.Parameter]:
+def _collect_layer_parameters(model: nn.Module, layers: list[KfacLayer]) -> dict[str, nn.Parameter]:
     names = {id(param): name for name, param in model.named_parameters()}
     return {names[id(param)]: param for layer in layers for param in get_layer_parameters(layer).values()}
 

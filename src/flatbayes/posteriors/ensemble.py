@@ -1,7 +1,14 @@
-"""Deep ensembles (Lakshminarayanan et al., NeurIPS 2017): the same fit, repeated from fresh initial weights.
+"""Deep ensembles (Lakshminarayanan et al., NeurIPS 2017): an equal mixture of independent training runs.
 
-The mixture of what the runs end in. The member may be any posterior: of `SWAG()` it is MultiSWAG (Wilson &
-Izmailov, NeurIPS 2020).
+    for member in 1..size:
+        state[member] = fit of the member posterior from new initial weights
+    draw: a draw of the member posterior from one of the states, in turn
+
+The member can be any posterior; with `SWAG()` the ensemble is MultiSWAG (Wilson & Izmailov, NeurIPS 2020).
+
+Example:
+    fitted = fit(MLP, data, Ensemble(SWAG(), size=5), SAM(rho=0.1))
+    print(fitted.predict(inputs, num_draws=30).mutual_information)
 """
 
 from contextlib import AbstractContextManager
@@ -12,16 +19,16 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.posteriors.map import MAP
-from flatbayes.posteriors.posterior import LossRequirement, Posterior
+from flatbayes.posteriors.posterior import LossRequirement, Posterior, SnapshotRequirements
 
 
 @dataclass(frozen=True)
 class Ensemble(Posterior):
-    """An equal mixture of independent runs; one run of it is one run of its member.
+    """An equal mixture of independent runs. A state is one run of the member, to which every method delegates.
 
     Attributes:
-        member: The posterior to repeat.
-        size: Number of repetitions.
+        member: Posterior of each run.
+        size: Number of runs.
     """
 
     member: Posterior = MAP()
@@ -33,55 +40,55 @@ class Ensemble(Posterior):
 
     @property
     def num_members(self) -> int:
-        """Those of the member, `size` times."""
+        """`size` times the number of runs of the member, which can be an ensemble itself."""
         return self.size * self.member.num_members
 
     @property
     def stochastic(self) -> bool:
-        """As the member: draws of different runs always differ."""
+        """The member's value."""
         return self.member.stochastic
 
     @property
     def needs_norm_reestimation(self) -> bool:
-        """As the member."""
+        """The member's value."""
         return self.member.needs_norm_reestimation
 
     @property
     def shardable(self) -> bool:
-        """As the member."""
+        """The member's value."""
         return self.member.shardable
 
     @property
     def requires_stationary_loss(self) -> LossRequirement:
-        """As the member."""
+        """The member's value."""
         return self.member.requires_stationary_loss
 
     @property
-    def snapshot_requirements(self) -> tuple[int, int]:
-        """As the member."""
+    def snapshot_requirements(self) -> SnapshotRequirements:
+        """The member's value."""
         return self.member.snapshot_requirements
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
-        """As the member."""
+        """The member's value."""
         return self.member.default_optimizer
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
-        """One run of the member."""
+        """Return the state of one run of the member."""
         return self.member.init(model, make_optimizer, num_data)
 
     def step(self, state: State, closure: Closure) -> Tensor:
-        """A step of the member."""
+        """Do one step of the member."""
         return self.member.step(state, closure)
 
     def collect(self, state: State) -> None:
-        """As the member."""
+        """Record the current weights as the member does."""
         self.member.collect(state)
 
     def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
-        """As the member."""
+        """Finalize the run as the member does."""
         self.member.finalize(state, examples, loss_fn)
 
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
-        """A draw from this run of the member."""
+        """Return a draw of the member from this run."""
         return self.member.draw(state, generator)

@@ -1,9 +1,9 @@
-"""Curvature of the loss: the generalised Gauss-Newton matrix (GGN; Schraudolph, Neural Computation 2002).
+"""Generalised Gauss-Newton matrix (GGN; Schraudolph, Neural Computation 2002): exact diagonal and exact matrix.
 
-The GGN of the sum of the losses of all examples is the sum of Jᵀ H J, with J the Jacobian of an example's outputs in
-the weights and H the Hessian of its loss in the outputs. It is the Hessian of the loss of the linearised network, and
-so leaves out the curvature of the network itself; for a softmax it is the Fisher information. With H = S Sᵀ it is a
-sum of outer products of the vectors Jᵀ s, one for each column s of S, which need a backward pass each.
+The GGN of the summed loss is the sum over examples of Jᵀ H J, with J the Jacobian of an example's outputs in the
+weights and H the Hessian of its loss in the outputs. It is the Hessian of the loss of the linearised network, without
+the curvature of the network itself; for a softmax it is the Fisher information. With H = S Sᵀ it is a sum of outer
+products of the vectors Jᵀ s, one for each column s of S. Each vector needs one backward pass.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,27 +16,27 @@ from torch.func import functional_call, grad, vmap
 from flatbayes.core import LossFn
 
 MAX_VECTOR_ENTRIES = 2**24
-"""Bound on the entries of all vectors Jᵀ s held at a time, 64 MB in single precision."""
+"""Largest number of entries of all vectors Jᵀ s in memory at a time: 64 MB in single precision."""
 
 
 def factorize_loss_hessian(
     outputs: Float[Tensor, "batch ..."], targets: Tensor, loss_fn: LossFn
 ) -> Float[Tensor, "batch outputs columns"]:
-    """S with S Sᵀ = H, the Hessian of each example's loss in its outputs, whatever the loss.
+    """Return S with S Sᵀ = H, the Hessian of each example's loss in its outputs, for any loss.
 
-    Negative eigenvalues of H, which a loss that is not convex in the outputs has, are set to zero: a direction in
-    which the loss bends down tells a Gaussian nothing.
+    Negative eigenvalues of H, which occur if the loss is not convex in the outputs, are set to zero: a Gaussian has
+    no variance for a direction of negative curvature.
 
     Args:
-        outputs: Of the network, for one batch; trailing dimensions are flattened.
-        targets: Of the same examples.
-        loss_fn: The mean of the losses of a batch, none of which depends on other examples' outputs.
+        outputs: Outputs of the network for one batch; trailing dimensions are flattened.
+        targets: Targets of the batch.
+        loss_fn: Mean loss of a batch, in which no example's loss depends on another example's outputs.
     """
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_()
         total = loss_fn(leaf, targets) * len(leaf)
         slopes = torch.autograd.grad(total, leaf, create_graph=True)[0].flatten(1)
-        if not slopes.requires_grad:  # linear in the outputs
+        if not slopes.requires_grad:  # the loss is linear in the outputs
             return slopes.new_zeros(*slopes.shape, slopes.shape[1])
         rows = [
             torch.autograd.grad(slope.sum(), leaf, retain_graph=True, materialize_grads=True)[0].flatten(1)
@@ -51,19 +51,21 @@ def factorize_loss_hessian(
 def decompose_psd(
     matrix: Float[Tensor, "*batch size size"],
 ) -> tuple[Float[Tensor, "*batch size"], Float[Tensor, "*batch size size"]]:
-    """Eigenvalues, none below zero, and eigenvectors as columns, of symmetric positive semidefinite matrices.
+    """Compute the eigendecomposition of symmetric positive semidefinite matrices, in double precision.
 
-    In double precision: few examples leave most eigenvalues at zero, and in single precision the algorithm then
-    fails now and again.
+    With few examples most eigenvalues are zero, and in single precision the algorithm then fails occasionally.
 
     Args:
-        matrix: The matrices; what rounding has made asymmetric or negative is mended.
+        matrix: The matrices; asymmetry and negative eigenvalues from rounding are removed.
+
+    Returns:
+        Eigenvalues, at least zero; and eigenvectors as columns.
     """
-    exact = (matrix.cpu() if matrix.device.type == "mps" else matrix).double()  # which mps does not have
+    exact = (matrix.cpu() if matrix.device.type == "mps" else matrix).double()  # mps has no double precision
     exact = (exact + exact.mT) / 2
     try:
         values, vectors = torch.linalg.eigh(exact)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # then the slower one
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # slower, but converges
         vectors, values, _ = torch.linalg.svd(exact)
     return values.clamp(min=0).to(matrix), vectors.to(matrix)
 
@@ -71,14 +73,14 @@ def decompose_psd(
 def ggn_diagonal(
     model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, loss_fn: LossFn
 ) -> Float[Tensor, " params"]:
-    """Diagonal of the GGN of the sum of the losses of a batch, the sum of the squares of all Jᵀ s; exact.
+    """Return the exact diagonal of the GGN of the summed loss of a batch, the sum of the squares of all Jᵀ s.
 
     Args:
-        model: The network in eval mode, one example's outputs independent of the others.
-        params: Its parameters to take derivatives in, by name.
-        inputs: One batch.
-        targets: Of the same examples.
-        loss_fn: The mean of the losses of a batch.
+        model: The network in eval mode; no example's outputs depend on another example.
+        params: Parameters in which derivatives are taken, by name.
+        inputs: Inputs of the batch.
+        targets: Targets of the batch.
+        loss_fn: Mean loss of a batch.
     """
     size = sum(param.numel() for param in params.values())
     total = next(iter(params.values())).new_zeros(size)
@@ -90,7 +92,7 @@ def ggn_diagonal(
 def ggn_matrix(
     model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, loss_fn: LossFn
 ) -> Float[Tensor, "params params"]:
-    """The whole GGN of the sum of the losses of a batch; arguments as of `ggn_diagonal`."""
+    """Return the exact GGN of the summed loss of a batch; arguments as for `ggn_diagonal`."""
     size = sum(param.numel() for param in params.values())
     total = next(iter(params.values())).new_zeros(size, size)
     for vectors in iter_ggn_vectors(model, params, inputs, targets, loss_fn):
@@ -102,14 +104,14 @@ def ggn_matrix(
 def iter_ggn_vectors(
     model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, loss_fn: LossFn
 ) -> Iterator[Float[Tensor, "vectors params"]]:
-    """The vectors Jᵀ s of all examples and columns, in pieces of bounded size; arguments as of `ggn_diagonal`."""
+    """Yield the vectors Jᵀ s of all examples and columns in bounded chunks; arguments as for `ggn_diagonal`."""
     factor = factorize_loss_hessian(model(inputs), targets, loss_fn)
     size = sum(param.numel() for param in params.values())
-    columns = max(1, min(factor.shape[2], MAX_VECTOR_ENTRIES // size))
-    examples = max(1, MAX_VECTOR_ENTRIES // (size * columns))
-    for some_inputs, some_factor in zip(inputs.split(examples), factor.split(examples), strict=True):
-        for directions in some_factor.split(columns, dim=2):
-            yield compute_example_vjps(model, params, some_inputs, directions).flatten(0, 1)
+    num_columns = max(1, min(factor.shape[2], MAX_VECTOR_ENTRIES // size))
+    num_examples = max(1, MAX_VECTOR_ENTRIES // (size * num_columns))
+    for input_chunk, factor_chunk in zip(inputs.split(num_examples), factor.split(num_examples), strict=True):
+        for directions in factor_chunk.split(num_columns, dim=2):
+            yield compute_example_vjps(model, params, input_chunk, directions).flatten(0, 1)
 
 
 def compute_example_vjps(
@@ -118,23 +120,23 @@ def compute_example_vjps(
     inputs: Tensor,
     directions: Float[Tensor, "batch outputs columns"],
 ) -> Float[Tensor, "batch columns params"]:
-    """Jᵀ s for every example and each of its directions s: the gradient of sᵀ f(x) in the parameters.
+    """Return Jᵀ s for every example and each of its directions s: the gradient of sᵀ f(x) in the parameters.
 
     Args:
         model: The network in eval mode.
-        params: Its parameters to take derivatives in, by name.
-        inputs: One batch.
-        directions: For each example some vectors of the size of its outputs.
+        params: Parameters in which derivatives are taken, by name.
+        inputs: Inputs of the batch.
+        directions: Vectors in the space of the outputs, several for each example.
     """
-    # Inside torch.func gradients are on, and parameters of no interest would be followed too.
+    # torch.func enables gradients, and would differentiate in the other parameters too.
     constants = {name: param.detach() for name, param in model.named_parameters()}
 
     def project_outputs(values: dict[str, Tensor], example: Tensor, direction: Tensor) -> Tensor:
         outputs: Tensor = functional_call(model, constants | values, (example[None],))
         return outputs.flatten() @ direction
 
-    of_columns = vmap(grad(project_outputs), in_dims=(None, None, 0))
-    found = vmap(of_columns, in_dims=(None, 0, 0))(
+    column_vjps = vmap(grad(project_outputs), in_dims=(None, None, 0))
+    vjps = vmap(column_vjps, in_dims=(None, 0, 0))(
         {name: param.detach() for name, param in params.items()}, inputs, directions.mT
     )
-    return torch.cat([found[name].flatten(2) for name in params], 2)
+    return torch.cat([vjps[name].flatten(2) for name in params], 2)

@@ -1,10 +1,19 @@
-"""Laplace's method: a Gaussian around a trained network, as wide as the loss is flat there (MacKay 1992).
+"""Laplace approximation (MacKay 1992): a Gaussian around a trained network, with the inverse curvature as covariance.
 
-Its precision is the curvature of the log posterior at the solution, num_data / temperature times that of the mean
-loss plus that of the prior; for the former stands the generalised Gauss-Newton matrix (GGN), its diagonal, its
-Kronecker factors (Ritter et al., ICLR 2018) or its last layer (Daxberger et al., NeurIPS 2021). With a flatness it is
-Laplace's method at a sharpness-aware solution: the curvature is that of the loss itself at the weights, since the
-sharpness-aware loss has a cusp at its minimum and no curvature there.
+    train w as for MAP
+    after training: eigenvalues, eigenvectors = eigendecomposition of the GGN of the summed loss at w
+    std = 1 / sqrt(eigenvalues / temperature + prior_precision)
+    offset = eigenvectors (std * N(0, I))
+    draw: f(x; w) + J(x) offset (linearised), or the network at w + offset (sampled)
+
+The curvature is the generalised Gauss-Newton matrix (GGN): its diagonal, its Kronecker factors (Ritter et al., ICLR
+2018), or that of the last layer (Daxberger et al., NeurIPS 2021). With a flatness this is the Laplace approximation
+at a sharpness-aware solution: the curvature is that of the loss itself, since the sharpness-aware loss has a cusp at
+its minimum and no curvature there.
+
+Example:
+    fitted = fit(MLP, data, Laplace(temperature=0.03), SAM(rho=0.1))
+    print(fitted.predict(inputs, num_draws=30).mutual_information)
 """
 
 import math
@@ -24,52 +33,51 @@ from flatbayes.core.buffers import eval_mode
 from flatbayes.core.weights import flatten, swap_values, unflatten
 from flatbayes.posteriors.eigenbasis import CurvatureStructure, make_eigenbasis
 from flatbayes.posteriors.linearised import LinearisedNetwork
-from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
+from flatbayes.posteriors.optimization import check_temperature, default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
-from flatbayes.posteriors.sgld import temper_prior_precision
 
 PredictiveMode = Literal["linearised", "sampled"]
-"""What a draw is."""
+"""Network of a draw: the linearised network, or the network itself at sampled weights."""
 
 PriorTuning = Literal["none", "evidence"]
-"""Whether the prior's precision is chosen after training."""
+"""Whether the prior precision is chosen after training, and how."""
 
 MAX_EXAMPLES_PER_GRAPH = 64
-"""Examples that a graph is built of, whatever the size of the batches."""
+"""Largest number of examples in one autograd graph, whatever the batch size."""
 
 
 @dataclass(frozen=True)
 class Laplace(Posterior):
-    """A Gaussian around one trained network, with the inverse of the curvature there as covariance.
+    """A Gaussian around one trained network, with the inverse of the curvature as covariance.
 
-    Curvature is taken once, after training, on all training examples and with the network in eval mode.
+    The curvature is computed once, after training, on all training examples and with the network in eval mode.
 
     Attributes:
-        structure: The curvature. `last_layer`: all of it, of the last torch.nn.Linear in the order of registration,
-            the other weights being fixed; its size is the square of that layer's. `kron`: Kronecker factors of every
-            linear and convolutional layer (KFAC), vectors elsewhere, such as those of normalisation layers, being
-            fixed. `diag`: the diagonal, of all trainable weights of any network, at the cost of a backward pass for
-            each output of each example.
-        predictive: What a draw is. `linearised`: the network's first-order expansion around the solution, at drawn
-            weights; the GGN is the exact curvature of that model. It takes operations that torch can differentiate
-            in forward mode. `sampled`: the network itself at drawn weights. Where the Gaussian is wide these are far
-            outside the region that it describes, and predictions fall apart, so it needs a lower temperature.
-        prior_precision: Precision of a Gaussian prior over all trainable weights; None leaves the prior to the
-            optimizer's weight decay, which is this times the temperature, divided by the number of training
-            examples.
-        tune: Whether the Gaussian has the prior of training (`none`), or the one whose precision maximises the
-            evidence by Laplace's method after training (`evidence`); with the latter training needs no prior.
-        temperature: Divides the log likelihood, not the log prior; with the weight decay held fixed the covariance
-            is proportional to it. One is Bayes, and suits regression. Classifiers that fit their training data
-            perfectly leave next to no curvature, and one is far too wide for them: 0.03 for `last_layer` and 0.001
-            for the others are where to start, before choosing on validation data.
+        structure: Approximation of the curvature. `last_layer`: the full GGN of the last torch.nn.Linear in
+            registration order, with all other weights fixed; its size is the square of that layer's. `kron`:
+            Kronecker factors of every linear and convolutional layer (KFAC), with other parameters fixed. `diag`: the
+            diagonal for all trainable weights of any network, with one backward pass per output of each example.
+        predictive: `linearised`: a draw is the first-order expansion of the network around the solution, at sampled
+            weights. The GGN is the exact curvature of this model. All operations must support forward-mode
+            differentiation. `sampled`: a draw is the network itself at sampled weights. Where the Gaussian is wide,
+            these lie far outside the region that it describes, and predictions degrade; use a lower temperature.
+        prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
+            is the prior, with weight_decay = temperature * prior_precision / num_data.
+        tune: `none`: the Gaussian has the prior of training. `evidence`: it has the prior precision that maximizes
+        the
+            evidence (marginal likelihood) after training, and training needs no prior.
+        temperature: T in the posterior density p(w) exp(-num_data / T * mean NLL(w)): 1 is the Bayesian posterior,
+            below 1 a colder one, narrower and closer to the data. With a fixed weight decay in place of
+            `prior_precision`, the covariance is proportional to T. 1 suits regression. Classifiers that fit their
+            training data perfectly leave almost no curvature and need less; `flatbayes.posteriors.presets` has values
+            to start from (0.03 for `last_layer`, 0.001 for `kron` and `diag`).
     """
 
     structure: CurvatureStructure = "last_layer"
     predictive: PredictiveMode = "linearised"
     prior_precision: float | None = None
     tune: PriorTuning = "none"
-    temperature: float = 0.03
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         for name, kind in (("structure", CurvatureStructure), ("predictive", PredictiveMode), ("tune", PriorTuning)):
@@ -77,135 +85,116 @@ class Laplace(Posterior):
                 raise ValueError(f"{name} must be {' or '.join(get_args(kind))}, got {getattr(self, name)!r}.")
         if self.prior_precision is not None and not 0 < self.prior_precision < math.inf:
             raise ValueError(f"prior_precision must be positive and finite, got {self.prior_precision}.")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
-
-    num_members = 1
-    stochastic = True
+        check_temperature(self.temperature)
 
     @property
     def needs_norm_reestimation(self) -> bool:
-        """Only if the network itself is run at drawn weights."""
+        """True if draws are networks at sampled weights."""
         return self.predictive == "sampled"
-
-    requires_stationary_loss = "never"  # it looks at the loss itself once training is over
-    shardable = False  # curvature is that of whole layers
-    snapshot_requirements = (0, 0)
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
-        """SGD with momentum, and with weight decay unless the prior is given."""
+        """SGD with momentum, and with weight decay unless `prior_precision` is given."""
         return default_sgd(self.prior_precision)
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
-        """Model, optimiser, and room for the Gaussian.
+        """Return a state of model, optimizer and empty statistics of the Gaussian; see `Posterior.init`.
 
         Raises:
-            ValueError: The structure does not suit the model, or the prior is given twice, or not at all and is not
-                to be tuned.
+            ValueError: The structure does not support the model, the prior is given twice, or there is no prior and
+                none is tuned.
         """
-        lazy = [name for name, param in model.named_parameters() if is_lazy(param)]
-        if lazy:
-            raise ValueError(f"{lazy[0]} has no shape yet. Run the model on a batch first, so that it has.")
+        lazy_names = [name for name, param in model.named_parameters() if is_lazy(param)]
+        if lazy_names:
+            raise ValueError(f"{lazy_names[0]} has no shape yet. Run the model on a batch first to create it.")
         state = init_state(model, make_optimizer, num_data, self.prior_precision)
-        basis = make_eigenbasis(self.structure, model)
-        state.statistics = basis.allocate_statistics()
-        like = state.statistics["eigenvalues"]
+        state.statistics = make_eigenbasis(self.structure, model).allocate_statistics()
+        eigenvalues = state.statistics["eigenvalues"]
         state.statistics |= {
-            "finished": torch.zeros((), dtype=torch.int64, device=like.device),
-            "prior_precision": like.new_tensor(self._resolve_prior_precision(state.optimizer, num_data)),
+            "finished": torch.zeros((), dtype=torch.int64, device=eigenvalues.device),
+            "prior_precision": eigenvalues.new_tensor(self._resolve_prior_precision(state.optimizer, num_data)),
         }
         if self.needs_norm_reestimation:
-            state.statistics["mean"] = torch.zeros_like(like)
+            state.statistics["mean"] = torch.zeros_like(eigenvalues)
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
-        """One step of the optimiser; a Gaussian around earlier weights is no longer drawn from."""
+        """Do one optimizer step, which invalidates the curvature. Returns the loss of the batch."""
         state.statistics["finished"].zero_()
-        return step_optimizer(state, closure, temper_prior_precision(self.prior_precision, self.temperature))
-
-    def collect(self, state: State) -> None:
-        """Nothing: the end of training is what counts."""
+        return step_optimizer(state, closure, self.prior_precision, self.temperature)
 
     def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
-        """Take the curvature of the loss over all examples, and with it choose the prior's precision if asked to.
+        """Compute the curvature of the loss over all examples, and tune the prior precision if requested.
 
         Raises:
             ValueError: There are no examples, there is no prior, or the evidence has no maximum.
         """
-        found, basis, seen = state.statistics, make_eigenbasis(self.structure, state.model), 0
-        if self.tune == "none" and found["prior_precision"] <= 0:
+        statistics, basis = state.statistics, make_eigenbasis(self.structure, state.model)
+        if self.tune == "none" and statistics["prior_precision"] <= 0:
             raise ValueError(
-                "Laplace does not know the prior: this state began without an optimizer, whose weight decay it might "
-                "have been. Set prior_precision, or let the data choose with tune='evidence'."
+                "Laplace has no prior: this state was created without an optimizer, whose weight decay could be the "
+                "prior. Set prior_precision, or tune='evidence' to choose it from the data."
             )
         weights = flatten(list(basis.params.values()))
-
-        def iter_chunks() -> Iterator[tuple[Tensor, Tensor]]:
-            nonlocal seen
-            for inputs, targets in examples:
-                seen += len(inputs)
-                ready = inputs.to(weights.dtype) if inputs.is_floating_point() else inputs
-                yield from zip(
-                    ready.split(MAX_EXAMPLES_PER_GRAPH), targets.split(MAX_EXAMPLES_PER_GRAPH), strict=True
-                )
-
+        batch_sizes: list[int] = []
         with eval_mode(state.model):
-            measured = basis.compute_statistics(iter_chunks(), loss_fn)
-        if not seen:
-            raise ValueError("Laplace takes the curvature on the training examples, and got none.")
-        measured["eigenvalues"] *= state.num_data / seen
+            curvature = basis.compute_statistics(_split_batches(examples, weights.dtype, batch_sizes), loss_fn)
+        if sum(batch_sizes) == 0:
+            raise ValueError("Laplace computes the curvature on the training examples, and got none.")
+        curvature["eigenvalues"] *= state.num_data / sum(batch_sizes)
         if self.tune == "evidence":
-            precision = maximize_evidence(measured["eigenvalues"] / self.temperature, float(weights.square().sum()))
-            found["prior_precision"].fill_(precision)
-        for name, tensor in measured.items():
-            found[name].copy_(tensor)
+            precision = maximize_evidence(curvature["eigenvalues"] / self.temperature, float(weights.square().sum()))
+            statistics["prior_precision"].fill_(precision)
+        for name, tensor in curvature.items():
+            statistics[name].copy_(tensor)
         if self.needs_norm_reestimation:
-            found["mean"].copy_(weights)
-        found["finished"].fill_(1)
+            statistics["mean"].copy_(weights)
+        statistics["finished"].fill_(1)
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
-        """A module that is the linearised network, or the model with weights from the Gaussian.
+        """Yield the linearised network, or the model with weights from the Gaussian.
 
-        Running statistics of the latter are the caller's to re-estimate.
+        For the latter, the caller re-estimates BatchNorm statistics.
 
         Raises:
-            RuntimeError: No curvature was taken since the last step.
+            RuntimeError: No curvature was computed since the last step.
         """
-        model, found, basis = state.model, state.statistics, make_eigenbasis(self.structure, state.model)
-        if not found["finished"]:
+        model, statistics, basis = state.model, state.statistics, make_eigenbasis(self.structure, state.model)
+        if not statistics["finished"]:
             raise RuntimeError(
                 "Laplace needs the curvature at the end of training before a draw: call posterior.finalize(state, "
                 "examples, loss_fn) after the last step, as fit does."
             )
-        std = posterior_std(found["eigenvalues"], self.temperature, found["prior_precision"])
+        std = posterior_std(statistics["eigenvalues"], self.temperature, statistics["prior_precision"])
         noise = torch.randn(std.shape, generator=generator, dtype=std.dtype, device=std.device)
-        offsets, params = basis.compute_offsets(found, std * noise), basis.params
+        offsets, params = basis.compute_offsets(statistics, std * noise), basis.params
         with eval_mode(model):
             if not self.needs_norm_reestimation:
                 yield LinearisedNetwork(model, dict(zip(params, offsets, strict=True)))
                 return
-            weights = found["mean"] + flatten(offsets)
+            weights = statistics["mean"] + flatten(offsets)
             with swap_values(list(params.values()), unflatten(weights, offsets)):
                 yield model
 
     def _resolve_prior_precision(self, optimizer: Optimizer | None, num_data: int) -> float:
+        """Return the prior precision of training; 0 if it is loaded or tuned later."""
         if self.prior_precision is not None:
             return self.prior_precision
         if optimizer is None or self.tune == "evidence":
-            return 0.0  # to be loaded or tuned
+            return 0.0
         if any(group.get("decoupled_weight_decay") for group in optimizer.param_groups):
             raise ValueError(
-                "The decoupled weight decay of AdamW is not the gradient of a Gaussian prior, which decides how wide "
-                "Laplace's draws are. Use Adam or SGD; or set weight_decay=0 and prior_precision, or tune='evidence'."
+                "The decoupled weight decay of AdamW is not the gradient of a Gaussian prior, and Laplace needs the "
+                "prior for the variance of its draws. Use Adam or SGD; or set weight_decay=0 and prior_precision, or "
+                "tune='evidence'."
             )
         decays = {float(group.get("weight_decay", 0.0)) for group in optimizer.param_groups}
         if len(decays) > 1 or max(decays) <= 0:
             raise ValueError(
                 "Laplace needs one prior for all weights, and the optimizer has weight_decay="
-                f"{' and '.join(map(str, sorted(decays)))}. Give it one positive weight_decay, or leave that out and "
-                "set prior_precision, or let the data choose with tune='evidence'."
+                f"{' and '.join(map(str, sorted(decays)))}. Set one positive weight_decay; or set it to 0 and set "
+                "prior_precision, or tune='evidence' to choose it from the data."
             )
         return num_data * max(decays) / self.temperature
 
@@ -213,27 +202,27 @@ class Laplace(Posterior):
 def posterior_std(
     eigenvalues: Float[Tensor, " params"], temperature: float, prior_precision: Float[Tensor, ""]
 ) -> Float[Tensor, " params"]:
-    """Standard deviations along the eigenvectors of the curvature, 1 / sqrt(eigenvalue / temperature + precision).
+    """Return the standard deviations along the eigenvectors, 1 / sqrt(eigenvalue / temperature + prior_precision).
 
     Args:
-        eigenvalues: Of the curvature of the sum of the losses.
-        temperature: Divides the log likelihood.
-        prior_precision: Of every weight.
+        eigenvalues: Eigenvalues of the curvature of the summed loss.
+        temperature: Temperature of the posterior.
+        prior_precision: Prior precision of every weight.
     """
     return (eigenvalues / temperature + prior_precision).rsqrt()
 
 
 def maximize_evidence(eigenvalues: Float[Tensor, " params"], squared_norm: float) -> float:
-    """The prior precision δ that maximises the evidence of Laplace's method (MacKay, Neural Computation 1992).
+    """Return the prior precision δ that maximizes the Laplace evidence (MacKay, Neural Computation 1992).
 
-    What δ changes in the log evidence, the weights being held, is (P log δ - sum log(λ + δ) - δ ||w||²) / 2. That is
-    largest where δ ||w||² is the number of weights determined by the data, γ(δ) = sum λ / (λ + δ). As a function of
-    log δ, log γ(δ) - log δ has a slope between -2 and -1; so a step of two thirds of what it is off by leaves at most
-    a third of the error, from anywhere.
+    For fixed weights the terms with δ in the log evidence are (P log δ - sum log(λ + δ) - δ ||w||²) / 2. At the
+    maximum δ ||w||² equals the effective number of parameters γ(δ) = sum λ / (λ + δ). As a function of log δ, log
+    γ(δ) - log δ has a slope between -2 and -1. A step of two thirds of the residual therefore reduces the error to at
+    most one third, from any start.
 
     Args:
-        eigenvalues: λ, of the curvature of the log likelihood.
-        squared_norm: ||w||² of the weights that they belong to.
+        eigenvalues: λ, eigenvalues of the curvature of the negative log likelihood.
+        squared_norm: ||w||² of the corresponding weights.
 
     Raises:
         ValueError: There is no maximum, because the weights or the eigenvalues are all zero.
@@ -246,6 +235,14 @@ def maximize_evidence(eigenvalues: Float[Tensor, " params"], squared_norm: float
         )
     precision = float(values.sum()) / squared_norm
     for _ in range(40):
-        determined = float((values / (values + precision)).sum())
-        precision *= (determined / (precision * squared_norm)) ** (2 / 3)
+        effective_params = float((values / (values + precision)).sum())
+        precision *= (effective_params / (precision * squared_norm)) ** (2 / 3)
     return precision
+
+
+def _split_batches(examples: Examples, dtype: torch.dtype, batch_sizes: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield chunks of at most `MAX_EXAMPLES_PER_GRAPH` examples, and append batch sizes to `batch_sizes`."""
+    for inputs, targets in examples:
+        batch_sizes.append(len(inputs))
+        converted = inputs.to(dtype) if inputs.is_floating_point() else inputs
+        yield from zip(converted.split(MAX_EXAMPLES_PER_GRAPH), targets.split(MAX_EXAMPLES_PER_GRAPH), strict=True)

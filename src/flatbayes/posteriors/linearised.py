@@ -1,7 +1,7 @@
-"""A network linearised in its weights (Immer, Korzepa & Bauer, AISTATS 2021).
+"""Network linearised in its weights: first-order Taylor expansion (Immer, Korzepa & Bauer, AISTATS 2021).
 
-The generalised Gauss-Newton matrix is the exact curvature of a loss of this model, so Laplace's Gaussian with it is a
-posterior of this model, and averages over networks drawn from that are the predictive of a generalised linear model.
+The generalised Gauss-Newton matrix is the exact Hessian of a loss of this model. The Laplace approximation with it is
+a posterior of this model, and the average over draws is the predictive of a generalised linear model.
 """
 
 import warnings
@@ -14,39 +14,39 @@ from torch.func import functional_call, jvp
 
 
 class LinearisedNetwork(nn.Module):
-    """f(x; w) + J(x) offset: the network's first-order expansion around its weights, at a fixed offset.
+    """f(x; w) + J(x) offset: the first-order expansion of a network in its weights, at a fixed offset.
 
-    One forward pass in forward mode gives both terms. The network's weights stay what they are.
+    One forward pass in forward-mode differentiation computes both terms. The weights of the network stay unchanged.
 
     Args:
-        network: f, in the mode that it is to be run in.
-        offsets: By name of a parameter, its offset; parameters without one stay put.
+        network: f, in the mode in which it is evaluated.
+        offsets: Offset by parameter name; the other parameters have offset zero.
     """
 
     def __init__(self, network: nn.Module, offsets: Mapping[str, Tensor]) -> None:
         super().__init__()
-        _prepare_forward_mode()
+        _register_forward_mode_rules()
         self.network = network
         self.offsets = dict(offsets)
         self.training = network.training
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The expansion's outputs."""
+        """Return the outputs of the expansion."""
         params = dict(self.network.named_parameters())
-        centre = {name: params[name] for name in self.offsets}
+        solution = {name: params[name] for name in self.offsets}
 
         def evaluate_at(weights: dict[str, Tensor]) -> Tensor:
             outputs: Tensor = functional_call(self.network, weights, (inputs,))
             return outputs
 
-        outputs, change = jvp(evaluate_at, (centre,), (self.offsets,))[:2]
-        moved: Tensor = outputs + change
-        return moved
+        outputs, change = jvp(evaluate_at, (solution,), (self.offsets,))[:2]
+        expansion: Tensor = outputs + change
+        return expansion
 
 
 @cache
-def _prepare_forward_mode() -> None:
-    # On first use torch registers rules of forward mode, by a function that it has deprecated itself.
+def _register_forward_mode_rules() -> None:
+    # On first use torch registers forward-mode rules through a function that torch itself has deprecated.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         jvp(torch.sin, (torch.zeros(()),), (torch.zeros(()),))

@@ -1,4 +1,14 @@
-"""The point posterior: all mass on one network, the maximum a posteriori estimate (MAP)."""
+"""Maximum a posteriori estimate (MAP): all probability mass on one network, the result of ordinary training.
+
+    for each step:
+        g = gradient of the mean loss over a batch + prior_precision / num_data * w
+        w = optimizer(w, g)
+    draw: w
+
+Example:
+    fitted = fit(MLP, data, MAP(), SAM(rho=0.1))
+    print(fitted.predict(inputs).confidence)
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,19 +17,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
-from flatbayes.posteriors.optimization import check_prior_precision, default_sgd, init_state, step_optimizer
+from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.prior_precision import check_prior_precision
 
 
 @dataclass(frozen=True)
 class MAP(Posterior):
-    """One network, as ordinary training leaves it.
+    """A point estimate: one trained network.
 
     Attributes:
-        prior_precision: Precision of a Gaussian prior over all trainable weights; None leaves the prior to the
-            optimizer's weight decay, which is this divided by the number of training examples.
+        prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
+            is the prior, with weight_decay = prior_precision / num_data.
     """
 
     prior_precision: float | None = None
@@ -27,34 +38,25 @@ class MAP(Posterior):
     def __post_init__(self) -> None:
         check_prior_precision(self.prior_precision)
 
-    num_members = 1
-    stochastic = False  # there is one network to draw
-    needs_norm_reestimation = False  # the running statistics are those of training
-    requires_stationary_loss = "never"  # it is where training ends
-    shardable = True  # there is nothing but the weights
-    snapshot_requirements = (0, 0)
+    stochastic = False
+    needs_norm_reestimation = False  # draws have the weights of training, and so its running statistics
+    shardable = True
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
-        """SGD with momentum, and with weight decay unless the prior is given."""
+        """SGD with momentum, and with weight decay unless `prior_precision` is given."""
         return default_sgd(self.prior_precision)
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
-        """Model and optimiser."""
+        """Return a state of model and optimizer; see `Posterior.init`."""
         return init_state(model, make_optimizer, num_data, self.prior_precision)
 
     def step(self, state: State, closure: Closure) -> Tensor:
-        """One step of the optimiser."""
+        """Do one optimizer step. Returns the loss of the batch."""
         return step_optimizer(state, closure, self.prior_precision)
-
-    def collect(self, state: State) -> None:
-        """Nothing: the end of training is what counts."""
-
-    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
-        """Nothing: no last look at the data is needed."""
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
-        """The model itself, in eval mode."""
+        """Yield the trained model in eval mode."""
         with eval_mode(state.model):
             yield state.model

@@ -1,7 +1,14 @@
-"""Monte-Carlo dropout (Gal & Ghahramani, ICML 2016): dropout left on at prediction time.
+"""Monte Carlo dropout (Gal & Ghahramani, ICML 2016): dropout stays active at prediction.
 
-Training with dropout fits the variational family q(w) = w * mask, a product of Bernoulli masks; drawing a
-network means drawing masks. Every forward pass inside a draw has masks of its own for each example.
+    for each step:
+        w = optimizer(w, gradient of the mean loss with dropout masks + prior_precision / num_data * w)
+    draw: the network with dropout active, with new masks for every example and forward pass
+
+Training with dropout fits the variational family q(w) = w * mask with Bernoulli masks; a draw samples the masks.
+
+Example:
+    fitted = fit(MLP, data, MCDropout(rate=0.1), SAM(rho=0.1))
+    print(fitted.predict(inputs, num_draws=30).mutual_information)
 """
 
 from collections.abc import Iterator
@@ -12,22 +19,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.randomness import draw_seed, seeded_rng
-from flatbayes.posteriors.optimization import check_prior_precision, default_sgd, init_state, step_optimizer
+from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.prior_precision import check_prior_precision
 
 
 @dataclass(frozen=True)
 class MCDropout(Posterior):
-    """The networks that dropout makes of one trained network.
+    """The distribution over networks that random dropout masks make of one trained network.
 
     Attributes:
-        rate: Probability of dropping a unit, for every dropout module of the model (of any dimension); None
-            keeps the rates the model came with.
-        prior_precision: Precision of a Gaussian prior over all trainable weights; None leaves the prior to the
-            optimizer's weight decay, which is this divided by the number of training examples.
+        rate: Dropout probability of every dropout module of the model (of any dimension); None keeps the rates of
+            the model.
+        prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
+            is the prior, with weight_decay = prior_precision / num_data.
     """
 
     rate: float | None = None
@@ -38,29 +46,24 @@ class MCDropout(Posterior):
         if self.rate is not None and not 0 < self.rate < 1:
             raise ValueError(f"The dropout rate must lie strictly between 0 and 1, got {self.rate}.")
 
-    num_members = 1
-    stochastic = True  # each draw has masks of its own
-    needs_norm_reestimation = False  # training ran with such masks, and its running statistics are theirs
-    requires_stationary_loss = "never"  # it is where training ends
-    shardable = False  # masks would have to be the same everywhere
-    snapshot_requirements = (0, 0)
+    needs_norm_reestimation = False  # training ran with such masks, so its running statistics hold for draws
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
-        """SGD with momentum, and with weight decay unless the prior is given."""
+        """SGD with momentum, and with weight decay unless `prior_precision` is given."""
         return default_sgd(self.prior_precision)
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
-        """Model and optimiser.
+        """Return a state of model and optimizer; see `Posterior.init`.
 
         Raises:
             ValueError: The model has no dropout modules, or all of them have rate 0.
         """
-        modules = dropout_modules(model)
+        modules = find_dropout_modules(model)
         if not modules:
             raise ValueError(
                 f"MCDropout needs dropout modules, and {type(model).__name__} has none. Add torch.nn.Dropout (or "
-                "Dropout1d, 2d, 3d, AlphaDropout) layers; calls of torch.nn.functional.dropout cannot be seen."
+                "Dropout1d, 2d, 3d, AlphaDropout) layers; calls of torch.nn.functional.dropout cannot be found."
             )
         if self.rate is None and all(module.p == 0 for module in modules):
             raise ValueError(
@@ -70,40 +73,34 @@ class MCDropout(Posterior):
         return init_state(model, make_optimizer, num_data, self.prior_precision)
 
     def step(self, state: State, closure: Closure) -> Tensor:
-        """One step of the optimiser, with the closure's forward pass under this rate."""
+        """Do one optimizer step with dropout at this rate. Returns the loss of the batch."""
         with set_dropout_rate(state.model, self.rate):
             return step_optimizer(state, closure, self.prior_precision)
 
-    def collect(self, state: State) -> None:
-        """Nothing: the end of training is what counts."""
-
-    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
-        """Nothing: no last look at the data is needed."""
-
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
-        """The model in eval mode, but for its dropout modules, with masks from the generator."""
+        """Yield the model in eval mode with its dropout modules in training mode, masks seeded by the generator."""
         model = state.model
         with eval_mode(model), set_dropout_rate(model, self.rate), seeded_rng(draw_seed(generator), model):
-            for module in dropout_modules(model):
+            for module in find_dropout_modules(model):
                 module.train()
             yield model
 
 
-def dropout_modules(model: nn.Module) -> list[_DropoutNd]:
-    """All dropout layers, of any dimension and kind."""
+def find_dropout_modules(model: nn.Module) -> list[_DropoutNd]:
+    """Return all dropout layers, of any dimension and kind."""
     return [module for module in model.modules() if isinstance(module, _DropoutNd)]
 
 
 @contextmanager
 def set_dropout_rate(model: nn.Module, rate: float | None) -> Iterator[None]:
-    """Inside, every dropout module has this rate; None changes nothing."""
-    modules = dropout_modules(model)
-    rates = [module.p for module in modules]
+    """Set the rate of every dropout module inside the context; None keeps the rates."""
+    modules = find_dropout_modules(model)
+    previous_rates = [module.p for module in modules]
     try:
         for module in modules:
             module.p = module.p if rate is None else rate
         yield
     finally:
-        for module, previous in zip(modules, rates, strict=True):
+        for module, previous in zip(modules, previous_rates, strict=True):
             module.p = previous

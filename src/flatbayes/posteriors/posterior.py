@@ -1,100 +1,127 @@
-"""What every posterior is: five verbs over an explicit state."""
+"""Abstract base class of posterior approximations: hyperparameters, with the training state held outside."""
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.posteriors.optimization import default_sgd
 
-LossRequirement = Literal["never", "finally", "while collecting"]
-"""`never`: any way to good weights will do. `finally`: an objective is minimised, which must not change any more.
-`while collecting`: the weights are samples from a density, which every one of them must come from."""
+LossRequirement = Literal["never", "at_end", "while_collecting"]
+"""When the gradients must be those of one fixed loss function of the weights.
+
+`never`: the method accepts any gradients. `at_end`: it minimises an objective, which must be fixed by the end of
+training. `while_collecting`: it samples from a density, which must be fixed while snapshots are collected.
+"""
+
+
+class SnapshotRequirements(NamedTuple):
+    """Number of collected snapshots that a draw needs.
+
+    Attributes:
+        min_count: Smallest number of snapshots with which `draw` works.
+        max_used: Largest number of snapshots that the posterior makes use of; 0 for a posterior without snapshots.
+    """
+
+    min_count: int
+    max_used: int
 
 
 class Posterior(ABC):
-    """Decides what is done with the gradients of a closure, and how networks are drawn afterwards.
+    """A posterior approximation: how weights are updated with gradients, and how networks are drawn afterwards.
 
-    A posterior holds hyperparameters only. What a training run changes is in its `State`; a posterior of several
-    runs (an ensemble) is the equal mixture of what they end in.
+    A posterior is an immutable set of hyperparameters. Everything that a training run changes is in its `State`.
+    A subclass implements `init`, `step` and `draw`. All other members have a default here, which the subclass
+    overrides, with a property or a class attribute, where the default does not hold.
     """
 
     @property
-    @abstractmethod
     def num_members(self) -> int:
-        """Independent training runs, from fresh initial weights, that the posterior is made of."""
+        """Number of independent training runs, each from new initial weights. Default: 1."""
+        return 1
 
     @property
-    @abstractmethod
     def stochastic(self) -> bool:
-        """Whether two draws of one run differ; if not, one draw per run says everything."""
+        """Whether two draws of one run differ; if not, prediction draws one network per run. Default: True."""
+        return True
 
     @property
-    @abstractmethod
     def needs_norm_reestimation(self) -> bool:
-        """Whether draws have weights that training never visited, and so need running statistics of their own."""
+        """Whether draws have weights that training did not visit, so that BatchNorm statistics must be re-estimated.
+
+        Default: True.
+        """
+        return True
 
     @property
-    @abstractmethod
     def shardable(self) -> bool:
-        """Whether init, step and collect go entry by entry, so that processes can each do it with a part of them."""
+        """Whether `init`, `step` and `collect` treat each weight on its own, so that FSDP can shard them.
+
+        Default: False.
+        """
+        return False
 
     @property
-    @abstractmethod
     def requires_stationary_loss(self) -> LossRequirement:
-        """When the gradients must be those of one fixed loss function of the weights, for the method to be right."""
+        """When the gradients must be those of one fixed loss function of the weights. Default: "never"."""
+        return "never"
 
     @property
-    @abstractmethod
-    def snapshot_requirements(self) -> tuple[int, int]:
-        """How many snapshots a run must collect before a draw, and how many it makes full use of."""
+    def snapshot_requirements(self) -> SnapshotRequirements:
+        """Number of snapshots that a draw needs. Default: (0, 0), no snapshots."""
+        return SnapshotRequirements(0, 0)
 
     @property
-    @abstractmethod
     def default_optimizer(self) -> OptimizerFactory:
-        """What the method is usually trained with, for recipes that name no optimiser."""
+        """Optimizer for a `TrainingConfig` without one. Default: SGD with momentum 0.9 and weight decay 5e-4."""
+        return default_sgd(prior_precision=None)
 
     @abstractmethod
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
-        """The state before the first step: model, optimiser, empty statistics.
+        """Return the state before the first step: model, optimizer, empty statistics.
 
         Args:
-            model: The network, which is not changed here. Train and draw from the state's `model`: it is this one,
-                or a changed copy where the method needs layers of its own.
-            make_optimizer: Builds the optimiser from parameters; None for a state that is only drawn from.
+            model: The network, which is left unchanged. Train and draw with the model of the state: it is this
+                network, or a modified copy where the method needs layers of its own.
+            make_optimizer: Builds the optimizer from parameters; None for a state that is only drawn from.
             num_data: Number of training examples.
         """
 
     @abstractmethod
     def step(self, state: State, closure: Closure) -> Tensor:
-        """One update: call the closure, add the prior at the unperturbed weights, move. Returns the loss."""
+        """Do one update: call the closure, add the gradient of the prior at the unperturbed weights, update.
 
-    @abstractmethod
+        Returns:
+            The loss of the batch, detached and without the prior.
+        """
+
     def collect(self, state: State) -> None:
-        """Take note of the current weights, where the posterior is built from where training has been."""
+        """Record the current weights, in posteriors that are built from iterates. Default: do nothing."""
+        return
 
-    @abstractmethod
     def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
-        """Take a last look at all the data once training is over, where the posterior is built from curvature.
+        """Process all training data once after the last step, in posteriors from curvature. Default: do nothing.
 
         Args:
-            state: Where training has ended, the model in eval mode.
-            examples: Every training example once, in batches, as the model takes them and not augmented.
-            loss_fn: The mean negative log likelihood, as trained with.
+            state: The state after the last step, with the model in eval mode.
+            examples: Every training example once, in batches, preprocessed for the model and not augmented.
+            loss_fn: Mean negative log likelihood, the one of training.
         """
+        return
 
     @abstractmethod
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
-        """A context in which the model, in eval mode, is one network of the posterior.
+        """Return a context in which the yielded module, in eval mode, is one network of the posterior.
 
-        Afterwards weights, buffers, training flags and random state are as before. Contexts may be nested.
+        On exit weights, buffers, training flags and random state are restored. Contexts can be nested.
 
         Args:
-            state: What was fitted.
-            generator: All randomness of the draw comes from here.
+            state: The fitted state.
+            generator: Source of all randomness of the draw.
 
         Raises:
-            RuntimeError: There is nothing to draw from yet.
+            RuntimeError: The state has nothing to draw from yet.
         """

@@ -1,11 +1,22 @@
-"""SGHMC, stochastic gradient Hamiltonian Monte Carlo (Chen et al., ICML 2014, equation 15).
+"""Stochastic gradient Hamiltonian Monte Carlo (SGHMC; Chen et al., ICML 2014, equation 15).
 
-Langevin dynamics with momentum: the network is a heavy ball that friction slows and noise keeps moving. It
-samples what SGLD samples, in fewer steps where curvatures differ much. At a learning rate lr variances come out too
-wide by a share of lr times curvature / (2 (2 - friction)), about half of SGLD's.
+    for each step:
+        g = gradient of the mean loss over a batch + temperature * prior_precision / num_data * w
+        v = (1 - friction) * v - lr * g + sqrt(2 * friction * lr * temperature / num_data) * N(0, I)
+        w = w + v
+    late in training, at regular intervals: store w
+    draw: one of the stored w, all with the same probability
 
-The code published with flat-seeking Bayesian networks calls SGD with momentum and a noise of standard deviation 4e-6
-falling to 5e-7 SGLD; that is `NEAR_NOISELESS_SGLD` in `presets`, a cold posterior all but free of noise.
+This is Langevin dynamics with momentum; friction 1 is SGLD. It samples the same posterior as SGLD in fewer steps
+where curvatures differ much. At a finite learning rate the variances are too large by the fraction
+lr * curvature / (2 (2 - friction)), about half of SGLD's.
+
+The code published with flat-seeking Bayesian networks uses the name SGLD for SGD with momentum and noise of standard
+deviation 4e-6 falling to 5e-7; that is `presets.NEAR_NOISELESS_SGLD`, a nearly noiseless cold posterior.
+
+Example:
+    fitted = fit(MLP, data, SGHMC(friction=0.1, prior_precision=1.0), SAM(rho=0.1))
+    print(fitted.predict(inputs, num_draws=30).mutual_information)
 """
 
 from contextlib import AbstractContextManager
@@ -14,11 +25,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.weights import flatten, trainable_parameters, unflatten
-from flatbayes.posteriors.optimization import check_prior_precision, default_sgd, init_state, step_optimizer
-from flatbayes.posteriors.posterior import Posterior
-from flatbayes.posteriors.sgld import add_langevin_noise, check_plain_sgd, check_temperature, temper_prior_precision
+from flatbayes.posteriors.optimization import check_temperature, default_sgd, init_state, step_optimizer
+from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements
+from flatbayes.posteriors.prior_precision import check_prior_precision
+from flatbayes.posteriors.sgld import ZERO_TEMPERATURE_HINT, add_langevin_noise, check_plain_sgd
 from flatbayes.posteriors.snapshots import (
     Storage,
     add_snapshot,
@@ -30,24 +42,22 @@ from flatbayes.posteriors.snapshots import (
 
 @dataclass(frozen=True)
 class SGHMC(Posterior):
-    """Networks that noisy gradient descent with momentum has passed through.
+    """Snapshots of a Langevin chain with momentum.
 
-    With v the velocity, a step is v <- (1 - friction) v - lr (gradient + prior) + noise, w <- w + v. The gradient
-    part is the step of the optimizer, torch.optim.SGD without momentum, at the learning rate it has then.
+    The optimizer must be torch.optim.SGD without momentum, which is added here. The noise follows its current
+    learning rate.
 
     Attributes:
-        friction: Share of the velocity lost in a step, one minus the momentum; 1 is SGLD. Multiply SGLD's learning
-            rate by it to go as far in a step.
-        prior_precision: Precision of a Gaussian prior over all trainable weights; None leaves the prior to the
-            optimizer's weight decay, which is this times the temperature, divided by the number of training
-            examples.
-        temperature: Divides the log likelihood, not the log prior. One is Bayes; below one the posterior is
-            narrower than Bayes has it. With the weight decay held fixed instead of prior_precision, likelihood and
-            prior are tempered together, a cold posterior.
-        max_snapshots: Largest number of snapshots to hold, each the size of the network. Where more are collected,
-            every
-            second is dropped, again and again, so that those held stay evenly spread.
-        storage: Where they are held: beside the model (device) or in main memory (cpu).
+        friction: Fraction of the velocity lost per step, 1 - momentum; 1 is SGLD. The learning rate of SGLD times the
+            friction gives the same progress per step.
+        prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
+            is the prior, with weight_decay = temperature * prior_precision / num_data.
+        temperature: T in the posterior density p(w) exp(-num_data / T * mean NLL(w)): 1 is the Bayesian posterior,
+            below 1 a colder one, narrower and closer to the data. With a fixed weight decay in place of
+            `prior_precision`, T tempers the prior as well.
+        max_snapshots: Largest number of stored snapshots, each of the size of the network. When more are collected,
+            every second is dropped, repeatedly, so that the stored ones stay evenly spaced.
+        storage: Where snapshots are stored: with the model (`device`) or in main memory (`cpu`).
     """
 
     friction: float = 0.1
@@ -60,35 +70,31 @@ class SGHMC(Posterior):
         if not 0 < self.friction <= 1:
             raise ValueError(f"friction must be above 0 and at most 1 (that is SGLD), got {self.friction}.")
         check_prior_precision(self.prior_precision)
-        check_temperature(self.temperature)
+        check_temperature(self.temperature, ZERO_TEMPERATURE_HINT)
         check_snapshot_options(self.max_snapshots, self.storage)
 
-    num_members = 1
+    requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
 
     @property
     def stochastic(self) -> bool:
-        """Unless one snapshot is all that is held."""
+        """True if more than one snapshot can be stored."""
         return self.max_snapshots > 1
 
-    needs_norm_reestimation = True  # the running statistics are those of the end of training, not of the snapshot
-    requires_stationary_loss = "while collecting"  # snapshots are samples of one density
-    shardable = False  # noise is drawn in the shape of whole parameters
-
     @property
-    def snapshot_requirements(self) -> tuple[int, int]:
-        """One is a sample, and `max_snapshots` are held."""
-        return 1, self.max_snapshots
+    def snapshot_requirements(self) -> SnapshotRequirements:
+        """At least one snapshot, and up to `max_snapshots`."""
+        return SnapshotRequirements(1, self.max_snapshots)
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
-        """SGD without momentum, which is the method's own, and with weight decay unless the prior is given."""
+        """SGD without momentum, and with weight decay unless `prior_precision` is given."""
         return default_sgd(self.prior_precision, lr=0.1 * self.friction, momentum=0.0)
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
-        """Model, optimiser, a ball at rest, and room for snapshots.
+        """Return a state of model, optimizer, empty snapshot storage and zero velocity; see `Posterior.init`.
 
         Raises:
-            ValueError: The optimiser is not SGD without momentum, or the prior is given twice.
+            ValueError: The optimizer is not SGD without momentum, or the prior is given twice.
         """
         state = init_state(model, make_optimizer, num_data, self.prior_precision)
         check_plain_sgd(state.optimizer, "SGHMC")
@@ -98,11 +104,11 @@ class SGHMC(Posterior):
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
-        """One step of the optimiser, momentum and noise; the velocity is how far that went."""
+        """Do one optimizer step, add momentum and noise, and store the total change as velocity. Returns the loss."""
         params: list[Tensor] = [*trainable_parameters(state.model)]
         velocity = state.statistics["velocity"]
         before = flatten(params)
-        loss = step_optimizer(state, closure, temper_prior_precision(self.prior_precision, self.temperature))
+        loss = step_optimizer(state, closure, self.prior_precision, self.temperature)
         with torch.no_grad():
             torch._foreach_add_(params, unflatten(velocity, params), alpha=1 - self.friction)
         add_langevin_noise(state.optimizer, self.temperature, state.num_data, self.friction)
@@ -110,14 +116,11 @@ class SGHMC(Posterior):
         return loss
 
     def collect(self, state: State) -> None:
-        """Hold the current weights, as far as `max_snapshots` allows."""
+        """Store the current weights, up to `max_snapshots`."""
         add_snapshot(state.statistics, trainable_parameters(state.model))
 
-    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
-        """Nothing: no last look at the data is needed."""
-
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
-        """The model with the weights of a snapshot; running statistics are the caller's to re-estimate.
+        """Return a context that yields the model with the weights of a snapshot.
 
         Raises:
             RuntimeError: No snapshot was collected.

@@ -1,12 +1,19 @@
-"""SGLD, stochastic gradient Langevin dynamics (Welling & Teh, ICML 2011, equation 4).
+"""Stochastic gradient Langevin dynamics (SGLD; Welling & Teh, ICML 2011, equation 4).
 
-Gradient descent with just enough noise that its iterates scatter like the posterior: in the limit of small
-learning rates, and of mini-batches whose own noise is small beside it, the chain samples
-p(w) exp(-(num_data / temperature) L(w)), with L the mean negative log likelihood that the closure leaves the
-gradient of. At a learning rate lr variances come out too wide by a share of lr times curvature / 2.
+    for each step:
+        g = gradient of the mean loss over a batch + temperature * prior_precision / num_data * w
+        w = w - lr * g + sqrt(2 * lr * temperature / num_data) * N(0, I)
+    late in training, at regular intervals: store w
+    draw: one of the stored w, all with the same probability
 
-A sharpness-aware gradient makes it sample the sharpness-aware posterior. Its force jumps where the gradient
-vanishes, so there the error in the learning rate is larger than for the plain one.
+In the limit of a small learning rate and small gradient noise the chain samples p(w) exp(-num_data / T L(w)), with T
+the temperature and L the mean negative log likelihood. At a finite learning rate the variances are too large by
+the fraction lr * curvature / 2. With a sharpness-aware gradient the chain samples the sharpness-aware posterior. That
+gradient is discontinuous where the gradient of L vanishes, so the error of a finite learning rate is larger there.
+
+Example:
+    fitted = fit(MLP, data, SGLD(prior_precision=1.0), SAM(rho=0.1))
+    print(fitted.predict(inputs, num_draws=30).mutual_information)
 """
 
 import math
@@ -17,10 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.weights import trainable_parameters
-from flatbayes.posteriors.optimization import check_prior_precision, default_sgd, init_state, step_optimizer
-from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.optimization import check_temperature, default_sgd, init_state, step_optimizer
+from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements
+from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.snapshots import (
     Storage,
     add_snapshot,
@@ -29,25 +37,27 @@ from flatbayes.posteriors.snapshots import (
     draw_snapshot,
 )
 
+ZERO_TEMPERATURE_HINT = (
+    "At temperature 0 a sampler has no noise: use MAP for the final weights, SWAG for late iterates."
+)
+"""Added to the message that refuses a temperature."""
+
 
 @dataclass(frozen=True)
 class SGLD(Posterior):
-    """Networks that noisy gradient descent has passed through.
+    """Snapshots of a Langevin chain: gradient descent with Gaussian noise.
 
-    The step is that of the optimizer, torch.optim.SGD without momentum, at the learning rate it has then; the
-    noise follows the learning rate.
+    The optimizer must be torch.optim.SGD without momentum. The noise follows its current learning rate.
 
     Attributes:
-        prior_precision: Precision of a Gaussian prior over all trainable weights; None leaves the prior to the
-            optimizer's weight decay, which is this times the temperature, divided by the number of training
-            examples.
-        temperature: Divides the log likelihood, not the log prior. One is Bayes; below one the posterior is
-            narrower than Bayes has it. With the weight decay held fixed instead of prior_precision, likelihood and
-            prior are tempered together, a cold posterior.
-        max_snapshots: Largest number of snapshots to hold, each the size of the network. Where more are collected,
-            every
-            second is dropped, again and again, so that those held stay evenly spread.
-        storage: Where they are held: beside the model (device) or in main memory (cpu).
+        prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
+            is the prior, with weight_decay = temperature * prior_precision / num_data.
+        temperature: T in the posterior density p(w) exp(-num_data / T * mean NLL(w)): 1 is the Bayesian posterior,
+            below 1 a colder one, narrower and closer to the data. With a fixed weight decay in place of
+            `prior_precision`, T tempers the prior as well.
+        max_snapshots: Largest number of stored snapshots, each of the size of the network. When more are collected,
+            every second is dropped, repeatedly, so that the stored ones stay evenly spaced.
+        storage: Where snapshots are stored: with the model (`device`) or in main memory (`cpu`).
     """
 
     prior_precision: float | None = None
@@ -57,35 +67,31 @@ class SGLD(Posterior):
 
     def __post_init__(self) -> None:
         check_prior_precision(self.prior_precision)
-        check_temperature(self.temperature)
+        check_temperature(self.temperature, ZERO_TEMPERATURE_HINT)
         check_snapshot_options(self.max_snapshots, self.storage)
 
-    num_members = 1
+    requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
 
     @property
     def stochastic(self) -> bool:
-        """Unless one snapshot is all that is held."""
+        """True if more than one snapshot can be stored."""
         return self.max_snapshots > 1
 
-    needs_norm_reestimation = True  # the running statistics are those of the end of training, not of the snapshot
-    requires_stationary_loss = "while collecting"  # snapshots are samples of one density
-    shardable = False  # noise is drawn in the shape of whole parameters
-
     @property
-    def snapshot_requirements(self) -> tuple[int, int]:
-        """One is a sample, and `max_snapshots` are held."""
-        return 1, self.max_snapshots
+    def snapshot_requirements(self) -> SnapshotRequirements:
+        """At least one snapshot, and up to `max_snapshots`."""
+        return SnapshotRequirements(1, self.max_snapshots)
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
-        """SGD without momentum, and with weight decay unless the prior is given."""
+        """SGD without momentum, and with weight decay unless `prior_precision` is given."""
         return default_sgd(self.prior_precision, momentum=0.0)
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
-        """Model, optimiser, and room for snapshots.
+        """Return a state of model, optimizer and empty snapshot storage; see `Posterior.init`.
 
         Raises:
-            ValueError: The optimiser is not SGD without momentum, or the prior is given twice.
+            ValueError: The optimizer is not SGD without momentum, or the prior is given twice.
         """
         state = init_state(model, make_optimizer, num_data, self.prior_precision)
         check_plain_sgd(state.optimizer, "SGLD")
@@ -94,20 +100,17 @@ class SGLD(Posterior):
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
-        """One step of the optimiser, and noise; which is drawn after the closure, so no pass repeats it."""
-        loss = step_optimizer(state, closure, temper_prior_precision(self.prior_precision, self.temperature))
+        """Do one optimizer step and add noise, which is drawn after the closure. Returns the loss of the batch."""
+        loss = step_optimizer(state, closure, self.prior_precision, self.temperature)
         add_langevin_noise(state.optimizer, self.temperature, state.num_data, friction=1.0)
         return loss
 
     def collect(self, state: State) -> None:
-        """Hold the current weights, as far as `max_snapshots` allows."""
+        """Store the current weights, up to `max_snapshots`."""
         add_snapshot(state.statistics, trainable_parameters(state.model))
 
-    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
-        """Nothing: no last look at the data is needed."""
-
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
-        """The model with the weights of a snapshot; running statistics are the caller's to re-estimate.
+        """Return a context that yields the model with the weights of a snapshot.
 
         Raises:
             RuntimeError: No snapshot was collected.
@@ -116,9 +119,9 @@ class SGLD(Posterior):
 
 
 def noise_std(lr: float, temperature: float, num_data: int, friction: float) -> float:
-    """Standard deviation of the noise of one step, sqrt(2 friction lr temperature / num_data).
+    """Return the standard deviation of the noise of one step, sqrt(2 friction lr temperature / num_data).
 
-    With the learning rate on the *mean* loss, Welling & Teh's step size on the log posterior is
+    The learning rate refers to the *mean* loss; Welling & Teh's step size, which refers to the log posterior, is
     2 lr temperature / num_data. The form with friction is Chen et al. (ICML 2014), equation 15.
 
     >>> noise_std(0.1, 1.0, 50_000, friction=1.0)
@@ -126,18 +129,24 @@ def noise_std(lr: float, temperature: float, num_data: int, friction: float) -> 
 
     Args:
         lr: Learning rate.
-        temperature: Divides the log likelihood.
+        temperature: Temperature of the posterior.
         num_data: Number of training examples.
-        friction: Share of the velocity lost in a step; one without momentum.
+        friction: Fraction of the velocity lost per step; 1 for SGLD, which has no momentum.
     """
     return math.sqrt(2 * friction * lr * temperature / num_data)
 
 
 @torch.no_grad()
 def add_langevin_noise(optimizer: Optimizer | None, temperature: float, num_data: int, friction: float) -> None:
-    """`param += noise_std * xi`, with xi standard normal, for every parameter that has a gradient.
+    """Add `noise_std` times standard normal noise to every parameter that has a gradient, in place.
 
-    A parameter that the loss does not reach would drift without bound.
+    Parameters without a gradient get no noise, since without a force they would diffuse without bound.
+
+    Args:
+        optimizer: Holds the parameters and their learning rates.
+        temperature: Temperature of the posterior.
+        num_data: Number of training examples.
+        friction: Fraction of the velocity lost per step.
     """
     groups = [] if optimizer is None else optimizer.param_groups
     for group in groups:
@@ -147,39 +156,25 @@ def add_langevin_noise(optimizer: Optimizer | None, temperature: float, num_data
                 param.add_(torch.randn_like(param), alpha=std)
 
 
-def temper_prior_precision(prior_precision: float | None, temperature: float) -> float | None:
-    """The precision whose gradient goes beside the likelihood's, if that is not to be divided by the temperature."""
-    return None if prior_precision is None else prior_precision * temperature
-
-
-def check_temperature(temperature: float) -> None:
-    """Refuse what is no temperature.
-
-    Raises:
-        ValueError: It is not positive, or not finite.
-    """
-    if not 0 < temperature < math.inf:
-        raise ValueError(
-            f"temperature must be positive and finite, got {temperature}. Without noise there is no posterior: for "
-            "the end of gradient descent use MAP, for its late iterates SWAG."
-        )
-
-
 def check_plain_sgd(optimizer: Optimizer | None, method: str) -> None:
-    """Refuse every optimiser but plain gradient descent: noise of the right size is known for no other.
+    """Validate that the optimizer does plain gradient descent, for which the size of the noise is derived.
+
+    Args:
+        optimizer: The optimizer; None passes.
+        method: Name of the posterior, for the error message.
 
     Raises:
-        ValueError: It is not torch.optim.SGD, or has momentum, dampening, or maximises.
+        ValueError: The optimizer is not torch.optim.SGD, or has momentum or dampening, or maximizes.
     """
     if optimizer is None:
         return
     options = ("momentum", "dampening", "nesterov", "maximize")
-    found = [f"{name}={group[name]}" for group in optimizer.param_groups for name in options if group.get(name)]
+    refused = [f"{name}={group[name]}" for group in optimizer.param_groups for name in options if group.get(name)]
     if not isinstance(optimizer, SGD):
-        found = [type(optimizer).__name__]
-    if found:
+        refused = [type(optimizer).__name__]
+    if refused:
         raise ValueError(
-            f"{method} adds noise to plain gradient descent, so its optimizer must be torch.optim.SGD with nothing "
-            f"but a learning rate and perhaps a weight decay; got {', '.join(found)}. Use "
-            "torch.optim.SGD(params, lr=...); for momentum use SGHMC, whose friction is 1 - momentum."
+            f"{method} adds noise to plain gradient descent, so its optimizer must be torch.optim.SGD with a "
+            f"learning rate and at most a weight decay; got {', '.join(refused)}. Use torch.optim.SGD(params, "
+            "lr=...); for momentum use SGHMC, whose friction is 1 - momentum."
         )

@@ -1,13 +1,21 @@
-"""SGVB, mean-field variational inference by stochastic gradients (Kingma & Welling, ICLR 2014).
+"""Mean-field variational inference with weight samples (SGVB; Kingma & Welling, ICLR 2014).
 
-For neural networks known as Bayes by backprop (Blundell et al., ICML 2015): the posterior is approximated by the
-factorised Gaussian that maximises the evidence lower bound, and every step asks for the gradient at weights drawn
-from it, w = mean + std * noise. A flatness displaces the drawn weights, with their noise held, and the prior stays
-outside the maximum; so with it the objective is that of the sharpness-aware posterior's variational form (Nguyen et
-al., NeurIPS 2023): E_q[max over the ball of L(w + e)] + temperature / num_data KL(q || prior).
+    for each step:
+        w = mean + std * noise, with std = softplus(raw) and noise ~ N(0, I)
+        g = gradient of the mean loss over a batch at w
+        mean, raw = optimizer(gradients of [mean loss at w + temperature / num_data * KL(q || prior)])
+    draw: mean + std * N(0, I)
+
+For neural networks the method is known as Bayes by backprop (Blundell et al., ICML 2015): q(w) = N(mean, diag(std²))
+maximizes the evidence lower bound. A flatness perturbs the sampled weights while their noise is fixed, and the prior
+stays outside the maximum. The objective is then that of the variational form of the sharpness-aware posterior (Nguyen
+et al., NeurIPS 2023): E_q[max over the ball of L(w + e)] + temperature / num_data KL(q || prior).
+
+Example:
+    fitted = fit(MLP, data, SGVB(temperature=0.1), SAM(rho=0.05))
+    print(fitted.predict(inputs, num_draws=30).mutual_information)
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,58 +24,51 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.context import weight_distribution
 from flatbayes.core.parameter_selection import ParameterSelection, check_selection, select_parameters
-from flatbayes.core.weights import flatten, swap_values, trainable_parameters, unflatten
+from flatbayes.core.weights import copy_values, flatten, swap_values, trainable_parameters, unflatten
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
-from flatbayes.posteriors.prior_precision import (
-    PriorPrecision,
-    check_prior_precision_spec,
-    expand_precisions,
-    resolve_prior_precisions,
-)
+from flatbayes.posteriors.prior_precision import PriorPrecision, expand_precisions, resolve_prior_precisions
 from flatbayes.posteriors.variational import (
-    MIN_STD,
     WeightPrecision,
-    check_variational_optimizer,
+    check_variational_options,
     convert_to_elbo_gradients,
+    init_variational_optimizer,
     raw_to_std,
     std_to_raw,
 )
 
 PriorMean = Literal["zero", "initial"]
-"""Where the prior is centred."""
+"""Mean of the prior: zero, or the initial weights."""
 
 
 @dataclass(frozen=True)
 class SGVB(Posterior):
     """A Gaussian with a mean and a standard deviation for every weight, fitted by variational inference.
 
-    Needs an optimizer without weight decay, since the prior is given here; Adam is the usual choice. Between steps
-    the model is the mean network. Parameters without a distribution have no prior.
+    The optimizer must have no weight decay, since `prior_precision` is the prior; Adam is the usual choice. Between
+    steps the model has the mean weights. Parameters without a distribution have no prior.
 
     Attributes:
-        prior_precision: Precision of the Gaussian prior over the Bayesian parameters, 1 / (its standard
-            deviation)²: 1 is N(0, 1), 100 is N(0, 0.1²). A mapping of name patterns to precisions, such as
-            `{"head.*": 1, "*": 100}`, gives groups their own, the first pattern that matches deciding. `initial`
-            takes for each tensor the root mean square of the values it starts with as the standard deviation, or
-            where these are all zero 1 / sqrt(fan-in) of its layer.
-        temperature: Weight of the KL divergence from the prior. 1 is Bayes; below 1 is a cold posterior, narrower
-            and closer to the data, which large networks usually need (0.01 to 0.1).
-        initial_std: Standard deviation of every Bayesian parameter at the start; the means start at the weights the
-            model comes with.
-        num_samples: Weights drawn per step, each at the cost of a gradient (two with SAM). More make the gradient
-            less noisy.
-        params: Which trainable parameters have a distribution, the others being learnt as numbers: `weights` all
-            but those of normalisation layers (of torch.nn: batch, instance, layer, group and RMS norm); `biases`
-            and `no_biases` one half of these each; `norms` those of normalisation layers; `last_layer` those of
-            the last module that has any, in the order of registration; `all` every one; or a list of name
-            patterns, such as `["head.*", "*.bias"]`.
-        prior_mean: Where the prior is centred: `zero`, or `initial` for the weights that the model comes with, as
-            suits a pretrained network.
+        prior_precision: Precision of the Gaussian prior over parameters with a distribution, 1 / variance: 1 is
+            N(0, 1), 100 is N(0, 0.1²). A mapping of name patterns to precisions, such as `{"head.*": 1, "*": 100}`,
+            gives one to each group; the first pattern that matches applies. `initial`: the standard deviation of the
+            prior of each tensor is the root mean square of its initial values, or 1 / sqrt(fan-in) if these are zero.
+        temperature: T in the posterior density p(w) exp(-num_data / T * mean NLL(w)): 1 is the Bayesian posterior,
+            below 1 a colder one, narrower and closer to the data. T is the weight of the KL divergence. Large
+            networks usually need 0.01 to 0.1.
+        initial_std: Initial standard deviation of every weight; the initial means are the weights of the model.
+        num_samples: Number of weight samples per step, each with its own gradient (two with SAM). More samples reduce
+            the variance of the gradient.
+        params: Parameters with a distribution; the other trainable ones are trained as numbers. `weights`: all except
+            those of normalization layers (torch.nn: batch, instance, layer, group and RMS norm). `biases`,
+            `no_biases`: the biases among these, or the others. `norms`: those of normalization layers. `last_layer`:
+            those of the last module with any, in registration order. `all`: all. Or a list of name patterns, such as
+            `["head.*", "*.bias"]`.
+        prior_mean: Mean of the prior: `zero`, or `initial` for the initial weights, which suits a pretrained network.
     """
 
     prior_precision: PriorPrecision = field(default=1.0, hash=False)  # mappings and lists cannot be hashed
@@ -78,43 +79,34 @@ class SGVB(Posterior):
     prior_mean: PriorMean = "zero"
 
     def __post_init__(self) -> None:
-        check_prior_precision_spec(self.prior_precision)
+        check_variational_options(self.prior_precision, self.temperature, self.initial_std)
         check_selection(self.params, "params")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
-        if not MIN_STD <= self.initial_std < math.inf:
-            raise ValueError(f"initial_std must be finite and at least {MIN_STD}, got {self.initial_std}.")
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {self.num_samples}.")
         if self.prior_mean not in get_args(PriorMean):
             raise ValueError(f"prior_mean must be {' or '.join(get_args(PriorMean))}, got {self.prior_mean!r}.")
 
-    num_members = 1
-    stochastic = True  # each draw has noise of its own
-    needs_norm_reestimation = True  # running statistics of training mix those of all the networks it drew
-    requires_stationary_loss = "finally"  # what is minimised is a bound
-    shardable = False  # noise is drawn in the shape of whole parameters
-    snapshot_requirements = (0, 0)
+    requires_stationary_loss = "at_end"  # the method minimises a bound
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
-        """Adam, without weight decay."""
+        """Adam without weight decay."""
         return DEFAULT_ADAM
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
-        """Model, means and raw standard deviations, and an optimiser over the parameters and the latter.
+        """Return a state of model, means, raw standard deviations, and an optimizer over both; see `Posterior.init`.
 
-        The model's own parameters are the means that the optimiser moves, so whatever acts on their gradients
-        (clipping, a loss scaler) acts here; `mean` in the statistics is a copy, for draws within draws.
+        The parameters of the model are the means that the optimizer updates, so gradient clipping and loss scaling
+        apply to them; `mean` in the statistics is a copy, for nested draws.
 
         Raises:
-            ValueError: No parameter is Bayesian, or one has no prior, or the optimiser has weight decay or leaves
-                out what it is given.
+            ValueError: No parameter has a distribution, a parameter has no prior, or the optimizer has weight decay
+                or omits the standard deviations.
         """
         state = init_state(model, None, num_data, None)
         params = select_parameters(model, self.params, "params")
         mean = flatten(list(params.values()))
-        # It gets its gradient by formula; a tensor that requires one could not be loaded into.
+        # The gradient is set by formula. A tensor that requires gradients could not be loaded into.
         raw_scale = nn.Parameter(torch.full_like(mean, std_to_raw(self.initial_std)), requires_grad=False)
         state.statistics = {"mean": mean, "raw_scale": raw_scale}
         if self.prior_mean == "initial":
@@ -122,30 +114,22 @@ class SGVB(Posterior):
         precisions = resolve_prior_precisions(model, params, self.prior_precision)
         if precisions is not None:
             state.statistics["prior_precision"] = expand_precisions(precisions, params)
-        if make_optimizer is not None:
-            state.optimizer = make_optimizer([*trainable_parameters(model), raw_scale])
-            check_variational_optimizer(state.optimizer, [raw_scale], self.prior_precision)
+        state.optimizer = init_variational_optimizer(make_optimizer, model, [raw_scale], self.prior_precision)
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
-        """One step on means and standard deviations. Returns the mean loss of the drawn networks, without the KL."""
+        """Do one step on means and standard deviations. Returns the mean loss of the samples, without the KL term."""
         params = self._get_random_parameters(state)
         means = unflatten(state.statistics["mean"], params)
         loss = step_optimizer(
             state, lambda: self._compute_gradients(state, closure, params, means), prior_precision=None
         )
-        copy_into_buffers(means, params)
+        copy_values(means, [param.detach() for param in params])
         return loss
-
-    def collect(self, state: State) -> None:
-        """Nothing: the end of training is what counts."""
-
-    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
-        """Nothing: no last look at the data is needed."""
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
-        """The model with weights from the Gaussian; running statistics are the caller's to re-estimate."""
+        """Yield the model with weights from the Gaussian; the caller re-estimates BatchNorm statistics."""
         params, mean = self._get_random_parameters(state), state.statistics["mean"]
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
         weights = mean + raw_to_std(state.statistics["raw_scale"]) * noise
@@ -156,53 +140,89 @@ class SGVB(Posterior):
         return list(select_parameters(state.model, self.params, "params").values())
 
     def _get_prior_precision(self, state: State) -> WeightPrecision:
-        given = self.prior_precision
-        return state.statistics["prior_precision"] if isinstance(given, dict | str) else float(given)
+        precision = self.prior_precision
+        return state.statistics["prior_precision"] if isinstance(precision, dict | str) else float(precision)
 
     def _compute_gradients(
         self, state: State, closure: Closure, params: list[nn.Parameter], means: list[Tensor]
     ) -> Tensor:
-        """Leave in `.grad` of everything that is optimised the gradient of the objective, averaged over samples."""
-        copy_into_buffers(means, params)  # whoever has the model may have changed it since the last step
-        chosen = {id(param) for param in params}
-        others = [param for param in trainable_parameters(state.model) if id(param) not in chosen]
+        """Set `.grad` of all optimized tensors to the gradient of the objective. Returns the mean loss.
+
+        Args:
+            state: The state.
+            closure: See `Closure`.
+            params: Parameters with a distribution.
+            means: Their means, views of the statistics.
+        """
+        copy_values(means, [param.detach() for param in params])  # the weights can have changed since the last step
         mean, raw_scale = state.statistics["mean"], state.statistics["raw_scale"]
+        raw_scale.grad = None  # gradient clipping within the closure must not see that of the last step
         std = raw_to_std(raw_scale)
+        random_ids = {id(param) for param in params}
+        others = [param for param in trainable_parameters(state.model) if id(param) not in random_ids]
+        loss, (grad, raw_grad, *other_grads) = self._average_sample_gradients(
+            closure, params, others, means, mean, std
+        )
+        convert_to_elbo_gradients(
+            grad,
+            raw_grad,
+            mean,
+            raw_scale,
+            std,
+            state.statistics.get("prior_mean"),
+            self._get_prior_precision(state),
+            kl_weight=self.temperature / state.num_data,
+        )
+        raw_scale.grad = raw_grad
+        for param, value in zip(params + others, unflatten(grad, params) + other_grads, strict=True):
+            param.grad = value.to(param.dtype)
+        return loss
+
+    def _average_sample_gradients(
+        self,
+        closure: Closure,
+        params: list[nn.Parameter],
+        others: list[nn.Parameter],
+        means: list[Tensor],
+        mean: Tensor,
+        std: Tensor,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Average loss and gradients over weight samples.
+
+        Args:
+            closure: See `Closure`.
+            params: Parameters with a distribution.
+            others: The other trainable parameters.
+            means: Means of `params`, views of `mean`.
+            mean: All means in one vector.
+            std: All standard deviations in one vector.
+
+        Returns:
+            The loss; and the gradient g in the sampled weights, g times the noise, and the gradients of `others`.
+        """
         stds = unflatten(std, params)
-        raw_scale.grad = None  # or clipping within the closure would see that of the last step
         losses: list[Tensor] = []
         totals: tuple[Tensor, ...] = ()
         for _ in range(self.num_samples):
             noise = torch.randn_like(mean)
-            found = torch.addcmul(mean, std, noise)
-            pieces = unflatten(found, params)
+            weights = torch.addcmul(mean, std, noise)
+            pieces = unflatten(weights, params)
             with swap_values(params, pieces), weight_distribution(params, means, stds):
                 losses.append(closure())
-            copy_into_buffers(
+            copy_values(
                 pieces, _get_gradients(params)
-            )  # the model has its copy of the weights: their place is free
-            sampled = (found, noise.mul_(found), *(grad.clone() for grad in _get_gradients(others)))
+            )  # the memory of the sampled weights is free: the model has a copy
+            sampled = (weights, noise.mul_(weights), *(grad.clone() for grad in _get_gradients(others)))
             if totals:
                 torch._foreach_add_(totals, sampled)
             else:
                 totals = sampled
-        if self.num_samples > 1:
-            torch._foreach_mul_(totals, 1 / self.num_samples)
-        grad, raw_grad, *others_grads = totals
-        prior_mean, kl_weight = state.statistics.get("prior_mean"), self.temperature / state.num_data
-        convert_to_elbo_gradients(
-            grad, raw_grad, mean, raw_scale, std, prior_mean, self._get_prior_precision(state), kl_weight
-        )
-        raw_scale.grad = raw_grad
-        for param, value in zip(params + others, unflatten(grad, params) + others_grads, strict=True):
-            param.grad = value.to(param.dtype)
-        return losses[0] if self.num_samples == 1 else torch.stack(losses).mean()
-
-
-def copy_into_buffers(tensors: list[Tensor], values: Sequence[Tensor]) -> None:
-    """Overwrite tensors with the values of others."""
-    torch._foreach_copy_(tensors, [value.detach() for value in values])
+        if self.num_samples == 1:
+            return losses[0], totals
+        torch._foreach_mul_(totals, 1 / self.num_samples)
+        return torch.stack(losses).mean(), totals
 
 
 def _get_gradients(params: Sequence[nn.Parameter]) -> list[Tensor]:
-    return [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
+    """Return gradients, zeros where there is none, and leave `.grad` as it is."""
+    return [torch.zeros_like(param) if param.grad is None else param.grad.detach() for param in params]

@@ -1,8 +1,17 @@
-"""SWAG, stochastic weight averaging Gaussian (Maddox et al., NeurIPS 2019).
+"""Stochastic weight averaging Gaussian (SWAG; Maddox et al., NeurIPS 2019, Algorithm 1).
 
-The iterates of late training with a high learning rate scatter around a solution; SWAG is the Gaussian with their
-mean and, as covariance, their variance on the diagonal plus a low-rank part from the last few iterates. Sharper
-or flatter training changes where the iterates go, and nothing here.
+    for each step: w = optimizer(w, gradient of the mean loss + prior_precision / num_data * w)
+    late in training, at regular intervals:
+        count = count + 1; d = w - mean; mean = mean + d / count; sum_squares = sum_squares + (1 - 1 / count) d²
+        deviations[count mod rank] = (1 - 1 / count) d
+    draw: mean + sqrt(scale) * (sqrt(sum_squares / count) * N(0, I) + deviationsᵀ N(0, I) / sqrt(rank - 1))
+
+A Gaussian with the mean of the late iterates and, as covariance, their variances plus a low-rank part from the last
+iterates. A flatness changes the iterates and nothing in this file.
+
+Example:
+    fitted = fit(MLP, data, SWAG(rank=20), SAM(rho=0.1))
+    print(fitted.predict(inputs, num_draws=30).mutual_information)
 """
 
 import math
@@ -14,33 +23,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.parameter_selection import ParameterSelection, check_selection, select_parameters
 from flatbayes.core.weights import flatten, iter_blocks, swap_values, trainable_parameters, unflatten, write_blockwise
-from flatbayes.posteriors.optimization import check_prior_precision, default_sgd, init_state, step_optimizer
-from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
+from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements
+from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.snapshots import Storage, check_storage_device, get_storage_device
 
 
 @dataclass(frozen=True)
 class SWAG(Posterior):
-    """A Gaussian through the iterates of late training.
+    """A Gaussian fitted to the iterates of late training.
 
     Attributes:
-        rank: Iterates kept for the low-rank part of the covariance; 0 is SWAG-Diag.
-        scale: Factor on the whole covariance. A half is Maddox et al.'s choice beside a low-rank part, one their
-            choice for SWAG-Diag; 0 puts all mass on the mean (SWA).
-        prior_precision: Precision of a Gaussian prior over all trainable weights; None leaves the prior to the
-            optimizer's weight decay, which is this divided by the number of training examples.
-        storage: Where the iterates for the low-rank part are held: beside the model (device) or in main memory (cpu).
-        bfloat16: Hold them in half the memory, as deviations from the mean with 8 significant bits.
-        params: Which trainable parameters have a distribution, the others being learnt and having their mean over
-            the iterates in every draw: `weights` all but those of normalisation layers (of torch.nn: batch,
-            instance, layer, group and RMS norm); `biases` and `no_biases` one half of these each; `norms` those of
-            normalisation layers; `last_layer` those of the last module that has any, in the order of registration;
-            `all` every one; or a list of name patterns, such as `["head.*", "*.bias"]`. Memory is that of these
-            alone.
+        rank: Number of iterates in the low-rank part of the covariance; 0 is SWAG-Diag.
+        scale: Factor on the covariance. Maddox et al. use 0.5 with a low-rank part and 1 for SWAG-Diag; 0 puts all
+            mass on the mean (stochastic weight averaging, SWA).
+        prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
+            is the prior, with weight_decay = prior_precision / num_data.
+        storage: Where deviations are stored: with the model (`device`) or in main memory (`cpu`).
+        bfloat16: Whether deviations are stored in bfloat16, with half the memory and 8 significant bits.
+        params: Parameters with a distribution; the other trainable ones have their mean over the iterates in every
+            draw. `weights`: all except those of normalization layers (torch.nn: batch, instance, layer, group and
+            RMS norm). `biases`, `no_biases`: the biases among these, or the others. `norms`: those of normalization
+            layers. `last_layer`: those of the last module with any, in registration order. `all`: all. Or a list of
+            name patterns, such as `["head.*", "*.bias"]`. Only these parameters need memory for statistics.
     """
 
     rank: int = 20
@@ -61,45 +70,40 @@ class SWAG(Posterior):
         if not 0 <= self.scale < math.inf:
             raise ValueError(f"scale multiplies the covariance: it must be finite and at least 0, got {self.scale}.")
 
-    num_members = 1
+    shardable = True  # moments and deviations are elementwise
 
     @property
     def stochastic(self) -> bool:
-        """Unless the covariance is scaled to nothing."""
+        """True unless the covariance is scaled to zero."""
         return self.scale > 0
 
-    needs_norm_reestimation = True  # neither the mean nor a draw around it was visited in training
-
-    requires_stationary_loss = "never"  # the iterates of any optimiser will do
-    shardable = True  # moments are those of single weights, and so are columns of deviations
-
     @property
-    def snapshot_requirements(self) -> tuple[int, int]:
-        """Two have a spread, and each gives the low-rank part a direction."""
-        return 2, max(2, self.rank)
+    def snapshot_requirements(self) -> SnapshotRequirements:
+        """At least two snapshots for a variance, and up to `rank` for the low-rank part."""
+        return SnapshotRequirements(2, max(2, self.rank))
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
-        """SGD with momentum, and with weight decay unless the prior is given."""
+        """SGD with momentum, and with weight decay unless `prior_precision` is given."""
         return default_sgd(self.prior_precision)
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
-        """Model, optimiser, and moments of the Bayesian weights, still empty.
+        """Return a state of model, optimizer and empty moments; see `Posterior.init`.
 
         Raises:
-            ValueError: No parameter is Bayesian, or the prior is given twice.
+            ValueError: No parameter has a distribution, or the prior is given twice.
         """
         state = init_state(model, make_optimizer, num_data, self.prior_precision)
-        chosen, others = self._split_parameters(model)
-        like = flatten(chosen)
+        params, others = self._split_parameters(model)
+        weights = flatten(params)
         state.statistics = {
-            "count": torch.zeros((), dtype=torch.int64, device=like.device),
-            "mean": torch.zeros_like(like),
-            "sum_squares": torch.zeros_like(like),
+            "count": torch.zeros((), dtype=torch.int64, device=weights.device),
+            "mean": torch.zeros_like(weights),
+            "sum_squares": torch.zeros_like(weights),
             "deviations": torch.zeros(
-                (self.rank, like.numel()),
-                dtype=torch.bfloat16 if self.bfloat16 else like.dtype,
-                device=get_storage_device(self.storage, like.device),
+                (self.rank, weights.numel()),
+                dtype=torch.bfloat16 if self.bfloat16 else weights.dtype,
+                device=get_storage_device(self.storage, weights.device),
             ),
         }
         if others:
@@ -108,58 +112,55 @@ class SWAG(Posterior):
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
-        """One step of the optimiser."""
+        """Do one optimizer step. Returns the loss of the batch."""
         return step_optimizer(state, closure, self.prior_precision)
 
     def collect(self, state: State) -> None:
-        """Add the current weights to the moments, and their deviation to the last `rank` ones."""
-        found = state.statistics
-        mean, sum_squares, deviations = found["mean"], found["sum_squares"], found["deviations"]
-        count = int(found["count"].add_(1))
-        chosen, others = self._split_parameters(state.model)
-        for part, weights in iter_blocks(chosen, block_size(mean)):
-            deviation = update_moments(mean[part], sum_squares[part], torch.cat(weights), count)
+        """Update the moments with the current weights, and replace the oldest stored deviation."""
+        statistics = state.statistics
+        mean, sum_squares, deviations = statistics["mean"], statistics["sum_squares"], statistics["deviations"]
+        count = int(statistics["count"].add_(1))
+        params, others = self._split_parameters(state.model)
+        for block, weights in iter_blocks(params, block_size(mean)):
+            deviation = update_moments(mean[block], sum_squares[block], torch.cat(weights), count)
             if self.rank:
-                deviations[(count - 1) % self.rank, part] = deviation
+                deviations[(count - 1) % self.rank, block] = deviation
         if others:
-            found["mean_of_others"].lerp_(flatten(others), 1 / count)
-
-    def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
-        """Nothing: no last look at the data is needed."""
+            statistics["mean_of_others"].lerp_(flatten(others), 1 / count)
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
-        """The model with weights from the Gaussian; running statistics are the caller's to re-estimate.
+        """Yield the model with weights from the Gaussian; the caller re-estimates BatchNorm statistics.
 
         Raises:
             RuntimeError: Fewer than two snapshots were collected.
         """
-        (chosen, others), found = self._split_parameters(state.model), state.statistics
-        count, mean, sum_squares = int(found["count"]), found["mean"], found["sum_squares"]
+        (params, others), statistics = self._split_parameters(state.model), state.statistics
+        count, mean, sum_squares = int(statistics["count"]), statistics["mean"], statistics["sum_squares"]
         if count < 2:
             raise RuntimeError(
                 f"SWAG needs at least 2 collected snapshots before a draw, got {count}; "
                 "lower collection.start_fraction or train longer."
             )
-        deviations = found["deviations"][:count]
+        deviations = statistics["deviations"][:count]
         z2 = torch.randn(len(deviations), generator=generator, dtype=mean.dtype, device=mean.device)
 
         def sample_block(block: slice) -> Tensor:
-            here, variance = mean[block], sum_squares[block] / count
-            z1 = torch.randn(here.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-            return gaussian_sample(here, variance, deviations[:, block].to(here), self.scale, z1, z2)
+            block_mean, variance = mean[block], sum_squares[block] / count
+            z1 = torch.randn(block_mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+            return gaussian_sample(block_mean, variance, deviations[:, block].to(block_mean), self.scale, z1, z2)
 
-        shared = swap_values(others, unflatten(found["mean_of_others"], others)) if others else nullcontext()
-        with shared, write_blockwise(chosen, sample_block, block_size(mean)), eval_mode(state.model):
+        averaged = swap_values(others, unflatten(statistics["mean_of_others"], others)) if others else nullcontext()
+        with averaged, write_blockwise(params, sample_block, block_size(mean)), eval_mode(state.model):
             yield state.model
 
     def _split_parameters(self, model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The Bayesian parameters, and the other trainable ones."""
+        """Return the parameters with a distribution, and the other trainable ones."""
         if self.params == "all":
             return trainable_parameters(model), []
-        chosen = list(select_parameters(model, self.params, "params").values())
-        known = {id(param) for param in chosen}
-        return chosen, [param for param in trainable_parameters(model) if id(param) not in known]
+        params = list(select_parameters(model, self.params, "params").values())
+        selected_ids = {id(param) for param in params}
+        return params, [param for param in trainable_parameters(model) if id(param) not in selected_ids]
 
 
 def update_moments(
@@ -168,24 +169,24 @@ def update_moments(
     weights: Float[Tensor, " params"],
     count: int,
 ) -> Float[Tensor, " params"]:
-    """Welford's update, in place: `mean` and the sum of squared deviations from it.
+    """Update `mean` and the sum of squared deviations in place, by Welford's algorithm.
 
-    The textbook E[w²] - E[w]² comes out negative for half of all weights in float32, this never does.
+    The textbook formula E[w²] - E[w]² is negative for half of all weights in float32; this one never is.
 
     Args:
         mean: Mean of the snapshots so far.
-        sum_squares: Sum of their squared deviations from it.
+        sum_squares: Sum of their squared deviations from the mean.
         weights: The new snapshot.
-        count: Number of snapshots with the new one.
+        count: Number of snapshots including the new one.
 
     Returns:
-        The snapshot's deviation from the new mean (zero for the first).
+        Deviation of the new snapshot from the new mean (zero for the first snapshot).
     """
     deviation = weights - mean
     mean.add_(deviation, alpha=1 / count)
-    left = 1 - 1 / count  # of the deviation, once the mean has moved
-    sum_squares.addcmul_(deviation, deviation, value=left)
-    return deviation.mul_(left)
+    shrinkage = 1 - 1 / count  # ratio of the deviations from the new and from the old mean
+    sum_squares.addcmul_(deviation, deviation, value=shrinkage)
+    return deviation.mul_(shrinkage)
 
 
 def gaussian_sample(
@@ -196,17 +197,17 @@ def gaussian_sample(
     z1: Float[Tensor, " params"],
     z2: Float[Tensor, " rank"],
 ) -> Float[Tensor, " params"]:
-    """Mean + sqrt(scale) (sqrt(variance) z1 + Dᵀ z2 / sqrt(rank - 1)), Maddox et al., Algorithm 1.
+    """Return mean + sqrt(scale) (sqrt(variance) z1 + Dᵀ z2 / sqrt(rank - 1)); Maddox et al., Algorithm 1.
 
-    One z2 serves the whole network, so weights of different layers that moved together are drawn together.
+    All blocks of a network use the same z2, so correlations between layers are kept.
 
     Args:
         mean: Mean of the Gaussian.
-        variance: Its diagonal part.
-        deviations: D, one deviation from the mean a row; without rows there is no low-rank part.
+        variance: Diagonal part of the covariance.
+        deviations: D, one deviation from the mean per row; without rows there is no low-rank part.
         scale: Factor on the covariance.
-        z1: Standard normal noise for the diagonal part.
-        z2: Standard normal noise for the low-rank part.
+        z1: Standard normal noise of the diagonal part.
+        z2: Standard normal noise of the low-rank part.
     """
     factor = math.sqrt(scale)
     sample = torch.addcmul(mean, variance.sqrt(), z1, value=factor)
@@ -215,6 +216,6 @@ def gaussian_sample(
     return sample
 
 
-def block_size(like: Tensor) -> int:
-    """Weights to work on at a time: on a CPU, so few that what is in between stays in the cache."""
-    return 2**16 if like.device.type == "cpu" else 2**22
+def block_size(weights: Tensor) -> int:
+    """Return the number of weights per block: on a CPU few enough that intermediate results stay in the cache."""
+    return 2**16 if weights.device.type == "cpu" else 2**22

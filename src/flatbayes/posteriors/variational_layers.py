@@ -1,9 +1,9 @@
-"""Linear and convolution layers that compute with a Gaussian over their weights while they are trained.
+"""Linear and convolutional layers with Gaussian weights: local reparameterization and Flipout.
 
-Where weights are independent Gaussians, activations are Gaussian too. The local reparameterisation (Kingma, Salimans
-& Welling, NeurIPS 2015) samples those, for each example anew, and Flipout (Wen et al., ICLR 2018) gives each example
-weights of its own by random signs; both make gradients less noisy than one set of weights for the whole batch does.
-Without `Noise`, and in eval mode, a layer is the ordinary one that it was.
+With independent Gaussian weights the activations are Gaussian. The local reparameterization (Kingma, Salimans &
+Welling, NeurIPS 2015) samples the activations, independently for each example. Flipout (Wen et al., ICLR 2018) gives
+each example its own weights by random signs. Both have less gradient variance than one weight sample for the whole
+batch. Without `noise`, and in eval mode, a layer is its ordinary deterministic counterpart.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from flatbayes.posteriors.variational import raw_to_std
 
 NoiseEstimator = Literal["local", "flipout"]
-"""How noise in the weights becomes noise in the activations of a batch."""
+"""How the activations of a batch are sampled in training."""
 
 LinearOperation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(inputs, weight, bias) -> activations, linear in weight and bias."""
@@ -34,8 +34,8 @@ class SoftplusScale:
     """Standard deviations of one parameter, computed once for all passes that use them.
 
     Attributes:
-        raw: Before the softplus; backward passes add gradients to its `.grad`.
-        std: After it.
+        raw: Values before the softplus; backward passes add gradients to `raw.grad`.
+        std: Values after the softplus.
         slope: Derivative of the softplus.
     """
 
@@ -45,23 +45,24 @@ class SoftplusScale:
 
     @staticmethod
     def from_raw(raw: Tensor) -> "SoftplusScale":
-        """The standard deviations that the raw ones have now."""
+        """Compute the standard deviations of the current raw values."""
         return SoftplusScale(raw, raw_to_std(raw), raw.sigmoid())
 
     def make_std_leaf(self, param: Tensor) -> Tensor:
-        """Standard deviations for one pass, which have a gradient if the parameter has one."""
+        """Return standard deviations for one pass, with a gradient if the parameter has one."""
         return _make_leaf(self.std, self.raw, [self.slope]) if param.requires_grad else self.std
 
     def make_variance_leaf(self, param: Tensor) -> Tensor:
-        """Variances for one pass, which have a gradient if the parameter has one."""
+        """Return variances for one pass, with a gradient if the parameter has one."""
         variance = self.std.square()
         return _make_leaf(variance, self.raw, [self.slope, self.std, 2.0]) if param.requires_grad else variance
 
 
 def _make_leaf(values: Tensor, raw: Tensor, derivative: Sequence[Tensor | float]) -> Tensor:
-    """A leaf of the graph, the gradient of which goes to `raw`, times the factors of the derivative.
+    """Return a leaf of the graph whose gradient, times the factors of the derivative, is added to `raw.grad`.
 
-    Through the softplus itself, passes would repeat it and its derivative, at the cost of a small matrix product.
+    Differentiating through the softplus itself would repeat it and its derivative in every pass, which costs as much
+    as a small matrix product.
     """
     leaf = values.detach().requires_grad_()
     leaf.register_post_accumulate_grad_hook(partial(_accumulate_raw_gradient, raw, derivative))
@@ -78,12 +79,12 @@ def _accumulate_raw_gradient(raw: Tensor, derivative: Sequence[Tensor | float], 
 
 @dataclass(frozen=True, eq=False)
 class LayerNoise:
-    """Spread of one layer's parameters, and what becomes of it.
+    """Noise of one layer in training.
 
     Attributes:
         estimator: How activations are sampled.
         weight: Standard deviations of the weight; None for a deterministic weight.
-        bias: The same of the bias.
+        bias: Standard deviations of the bias; None for a deterministic bias, or no bias.
     """
 
     estimator: NoiseEstimator
@@ -92,39 +93,52 @@ class LayerNoise:
 
 
 class VariationalLayer(nn.Module):
-    """What the layers share: parameters that are means, and noise that comes and goes.
+    """Base class of the layers: parameters are means, and noise can be set and removed.
 
     Attributes:
-        noise: What to add in training mode; None for the ordinary layer.
+        noise: Noise to add in training mode; None for the deterministic layer.
         saved_means: Copies of the means by name while the parameters hold a draw; None outside draws.
     """
 
     noise: LayerNoise | None = None
     saved_means: Mapping[str, Tensor] | None = None
 
+    def discard_saved_means(self) -> None:
+        """Make the current values permanent, in a copy of the layer that was made within a draw."""
+        self.saved_means = None
+
     def sample_activations(
         self, operation: LinearOperation, inputs: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """Activations, sampled where there is noise."""
+        """Return activations, sampled if the layer has noise and is in training mode.
+
+        Args:
+            operation: Computes the activations from inputs, weight and bias.
+            inputs: Inputs of the layer.
+            weight: Means of the weight.
+            bias: Means of the bias.
+        """
         noise = self.noise
         if noise is None or not self.training:
             return operation(inputs, weight, bias)
-        scales = (noise.weight, noise.bias)
-        # A closure that zeroes the module's gradients alone means these too, and a flat one does so twice.
-        reset_zeroed_gradients([p for p in (weight, bias) if p is not None], [s.raw for s in scales if s is not None])
-        learnt = ((scale, param) for scale, param in zip(scales, (weight, bias), strict=True))
+        weight_scale, bias_scale = noise.weight, None if bias is None else noise.bias
+        # A closure may zero the gradients of the module only, without raw.grad, and a flatness runs it twice.
+        raws = [scale.raw for scale in (noise.weight, noise.bias) if scale is not None]
+        reset_zeroed_gradients([param for param in (weight, bias) if param is not None], raws)
         if noise.estimator == "local":
-            variances = (None if s is None or p is None else s.make_variance_leaf(p) for s, p in learnt)
-            return local_activations(operation, inputs, weight, bias, *variances)
-        stds = (None if s is None or p is None else s.make_std_leaf(p) for s, p in learnt)
-        return flipout_activations(operation, inputs, weight, bias, *stds)
+            weight_variance = None if weight_scale is None else weight_scale.make_variance_leaf(weight)
+            bias_variance = None if bias_scale is None or bias is None else bias_scale.make_variance_leaf(bias)
+            return local_activations(operation, inputs, weight, bias, weight_variance, bias_variance)
+        weight_std = None if weight_scale is None else weight_scale.make_std_leaf(weight)
+        bias_std = None if bias_scale is None or bias is None else bias_scale.make_std_leaf(bias)
+        return flipout_activations(operation, inputs, weight, bias, weight_std, bias_std)
 
 
 class VariationalLinear(VariationalLayer, nn.Linear):
     """`torch.nn.Linear` with noise."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Activations of the layer."""
+        """Return the activations of the layer."""
         return self.sample_activations(F.linear, input, self.weight, self.bias)
 
 
@@ -132,7 +146,7 @@ class VariationalConv1d(VariationalLayer, nn.Conv1d):
     """`torch.nn.Conv1d` with noise."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Activations of the layer."""
+        """Return the activations of the layer."""
         return self.sample_activations(self._conv_forward, input, self.weight, self.bias)
 
 
@@ -140,7 +154,7 @@ class VariationalConv2d(VariationalLayer, nn.Conv2d):
     """`torch.nn.Conv2d` with noise."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Activations of the layer."""
+        """Return the activations of the layer."""
         return self.sample_activations(self._conv_forward, input, self.weight, self.bias)
 
 
@@ -148,7 +162,7 @@ class VariationalConv3d(VariationalLayer, nn.Conv3d):
     """`torch.nn.Conv3d` with noise."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Activations of the layer."""
+        """Return the activations of the layer."""
         return self.sample_activations(self._conv_forward, input, self.weight, self.bias)
 
 
@@ -158,7 +172,7 @@ VARIATIONAL_TYPES: dict[type[nn.Module], type[VariationalLayer]] = {
     nn.Conv2d: VariationalConv2d,
     nn.Conv3d: VariationalConv3d,
 }
-"""The variational twin of a layer: a subclass without state of its own, so that a layer can become its twin."""
+"""Variational type by deterministic type: a subclass without state, so that the class of a layer can be replaced."""
 
 
 def local_activations(
@@ -169,16 +183,16 @@ def local_activations(
     weight_variance: Float[Tensor, "..."] | None,
     bias_variance: Float[Tensor, "..."] | None,
 ) -> Float[Tensor, "..."]:
-    """A sample of every activation on its own: mean + sqrt(variance) noise, noise ~ N(0, 1).
+    """Return independently sampled activations: mean + sqrt(variance) noise, noise ~ N(0, 1).
 
-    For x W + b the mean is that of the layer and the variance is x² std_W² + std_b²; a convolution likewise. Each
-    activation has exactly the distribution that random weights give it, but examples, the positions of a convolution
-    and several uses of one layer become independent, which with shared weights they are not.
+    For x W + b the mean is that of the layer and the variance is x² std_W² + std_b²; likewise for a convolution. Each
+    activation has the distribution that random weights give it. Examples, positions of a convolution and repeated
+    uses of a layer become independent, which they are not with shared weights.
 
     Source: Kingma, Salimans & Welling (NeurIPS 2015), equation 6.
 
     Args:
-        operation: What the layer computes.
+        operation: Computes the activations from inputs, weight and bias.
         inputs: Inputs of the layer.
         weight: Means of the weight.
         bias: Means of the bias.
@@ -187,7 +201,7 @@ def local_activations(
     """
     mean = operation(inputs, weight, bias)
     weight_variance = torch.zeros_like(weight) if weight_variance is None else weight_variance
-    with disable_autocast(inputs.device.type):  # half precision holds neither squares nor the floor
+    with disable_autocast(inputs.device.type):  # squares and MIN_VARIANCE underflow in half precision
         squares = inputs.to(weight_variance.dtype).square()
         std = operation(squares, weight_variance, bias_variance).add_(MIN_VARIANCE).sqrt_()
         return torch.addcmul(mean, std, torch.randn_like(std)).to(mean.dtype)
@@ -201,16 +215,16 @@ def flipout_activations(
     weight_std: Float[Tensor, "..."] | None,
     bias_std: Float[Tensor, "..."] | None,
 ) -> Float[Tensor, "..."]:
-    """Activations under one sample of the weights, with signs of its own for each example.
+    """Return activations under one weight sample with random signs for each example.
 
     y = x W + b + ((x s) (std_W noise) + std_b noise) r, where s and r hold a random sign per example and input or
-    output feature (channel). The weights that an example meets have the distribution of the sample; those of two
-    examples are uncorrelated. The positions of a convolution share them.
+    output feature (channel). The weights of each example have the distribution of the sample, and those of two
+    examples are uncorrelated. All positions of a convolution use the same signs.
 
     Source: Wen et al. (ICLR 2018), equations 3 and 4.
 
     Args:
-        operation: What the layer computes.
+        operation: Computes the activations from inputs, weight and bias.
         inputs: Inputs of the layer, examples along the first dimension.
         weight: Means of the weight.
         bias: Means of the bias.
@@ -218,7 +232,7 @@ def flipout_activations(
         bias_std: Standard deviations of the bias; None for zero.
     """
     mean = operation(inputs, weight, bias)
-    axis = 1 - weight.dim()  # of the features, from the end
+    axis = 1 - weight.dim()  # of the features, counted from the end
     weight_noise = torch.zeros_like(weight) if weight_std is None else weight_std * torch.randn_like(weight_std)
     bias_noise = None if bias_std is None else bias_std * torch.randn_like(bias_std)
     perturbed = operation(inputs * draw_signs(inputs, axis), weight_noise, bias_noise)
@@ -226,10 +240,10 @@ def flipout_activations(
 
 
 def draw_signs(like: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
-    """Random signs, one per example and feature, to multiply with `like`.
+    """Return random signs, one per example and feature, that broadcast to `like`.
 
     Args:
-        like: A batch, examples along the first dimension; or one example, whose features are there.
+        like: A batch with examples along the first dimension; or one example, where that is the feature dimension.
         axis: Dimension of the features, counted from the end.
     """
     shape = [1] * like.dim()
@@ -238,17 +252,17 @@ def draw_signs(like: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
 
 
 def disable_autocast(device_type: str) -> AbstractContextManager[object]:
-    """A context in which autocast is off, at no cost where it is off anyway."""
+    """Return a context without autocast, which costs nothing if autocast is off."""
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
 
 def reset_zeroed_gradients(params: Sequence[Tensor], raws: Sequence[Tensor]) -> None:
-    """Zero gradients of raw standard deviations where those of all means are, without waiting for a device.
+    """Zero the gradients of raw standard deviations if those of all means are zero, without a device synchronization.
 
     Args:
-        params: The means, whose gradients have not been accumulated, or may have been zeroed since.
+        params: The means.
         raws: Standard deviations before the softplus.
     """
     grads = [param.grad for param in params if param.grad is not None]

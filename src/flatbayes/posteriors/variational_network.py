@@ -1,4 +1,4 @@
-"""Networks whose linear and convolution layers take noise: made from any network, or refused with the reason."""
+"""Networks with variational layers: conversion of a deterministic network, noise injection, and access to means."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from flatbayes.posteriors.variational_layers import (
 )
 
 _UNSUPPORTED_TYPES = (
-    nn.Linear,  # this and convolutions: their subclasses, which may compute anything
+    nn.Linear,  # here and for convolutions: subclasses, which may compute anything
     _ConvNd,
     nn.Bilinear,
     nn.RNNBase,
@@ -26,27 +26,28 @@ _UNSUPPORTED_TYPES = (
     nn.Embedding,
     nn.EmbeddingBag,
 )
+_SUPPORTED_NAMES = ", ".join(layer_type.__name__ for layer_type in VARIATIONAL_TYPES)
 
 
 def make_variational_network(model: nn.Module) -> nn.Module:
-    """A copy in which every linear and convolution layer with something to learn is its variational twin.
+    """Return a copy in which every trainable linear and convolutional layer is replaced by its variational type.
 
-    Layers that share a parameter share it in the copy, as a mean with one standard deviation; their noise in training
+    Layers that share a parameter share it in the copy, as a mean with one standard deviation. Their noise in training
     is independent.
 
     Raises:
-        ValueError: A layer has weights to be learnt that cannot be given noise, or no layer has any that can.
+        ValueError: A layer has trainable weights and no variational type, or no layer has one.
     """
-    learning = {
+    trainable_layers = {
         name: layer for name, layer in model.named_modules() if any(p.requires_grad for p in layer.parameters())
     }
-    for name, layer in learning.items():
+    for name, layer in trainable_layers.items():
         _check_layer(name or "the model", layer)
-    names = [name for name, layer in learning.items() if _is_supported(layer)]
+    names = [name for name, layer in trainable_layers.items() if _is_supported(layer)]
     if not names:
         raise ValueError(
-            f"LRT gives noise to layers of type {_format_supported_types()}, and {type(model).__name__} has none to train. Use SGVB, "
-            "which takes any model."
+            f"LRT adds noise to layers of type {_SUPPORTED_NAMES}, and {type(model).__name__} has no trainable ones. "
+            "Use SGVB, which supports any model."
         )
     _check_shared_parameters(
         model, {id(p) for name in names for p in model.get_submodule(name).parameters() if p.requires_grad}
@@ -54,22 +55,21 @@ def make_variational_network(model: nn.Module) -> nn.Module:
     network = copy.deepcopy(model)
     for name in names:
         layer = network.get_submodule(name)
-        layer.__class__ = VARIATIONAL_TYPES.get(
-            type(layer), type(layer)
-        )  # keeps geometry, hooks and shared parameters
-    for twin in find_variational_layers(network):
-        twin.noise = twin.saved_means = None
+        # Replacing the class keeps options, hooks and shared parameters.
+        layer.__class__ = VARIATIONAL_TYPES.get(type(layer), type(layer))
+    for variational in find_variational_layers(network):
+        variational.noise = variational.saved_means = None
     return network
 
 
 def bayesian_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable parameters of variational layers, by name; a shared one counts once, under its first name."""
-    chosen = {id(p) for layer in find_variational_layers(network) for p in layer.parameters()}
-    return {name: p for name, p in network.named_parameters() if id(p) in chosen and p.requires_grad}
+    """Return the trainable parameters of variational layers by name; a shared one once, under its first name."""
+    layer_ids = {id(p) for layer in find_variational_layers(network) for p in layer.parameters()}
+    return {name: p for name, p in network.named_parameters() if id(p) in layer_ids and p.requires_grad}
 
 
 def find_variational_layers(network: nn.Module) -> list[VariationalLayer]:
-    """All variational layers."""
+    """Return all variational layers."""
     return [layer for layer in network.modules() if isinstance(layer, VariationalLayer)]
 
 
@@ -77,12 +77,12 @@ def find_variational_layers(network: nn.Module) -> list[VariationalLayer]:
 def inject_noise(
     network: nn.Module, estimator: NoiseEstimator, scales: Mapping[nn.Parameter, SoftplusScale]
 ) -> Iterator[None]:
-    """Inside, variational layers in training mode have noise, and pass gradients to what it depends on.
+    """Add noise to variational layers in training mode inside the context, with gradients in the raw scales.
 
     Args:
         network: The network.
         estimator: How activations are sampled.
-        scales: Standard deviations by parameter; other parameters are deterministic.
+        scales: Standard deviations by parameter; the other parameters are deterministic.
     """
     layers = find_variational_layers(network)
     try:
@@ -97,7 +97,7 @@ def inject_noise(
 
 @contextmanager
 def hold_means(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Means by name. Inside, layers remember them, so that a draw within a draw has the same."""
+    """Yield means by name, which layers store inside the context, so that a nested draw uses the same means."""
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, VariationalLayer)}
     outermost = [layer for layer in layers.values() if layer.saved_means is None]
     try:
@@ -110,31 +110,27 @@ def hold_means(network: nn.Module) -> Iterator[dict[str, Tensor]]:
         }
     finally:
         for layer in outermost:
-            layer.saved_means = None
+            layer.discard_saved_means()
 
 
 def _is_supported(layer: nn.Module) -> bool:
     return type(layer) in VARIATIONAL_TYPES or isinstance(layer, VariationalLayer)
 
 
-def _format_supported_types() -> str:
-    return ", ".join(kind.__name__ for kind in VARIATIONAL_TYPES)
-
-
 def _check_layer(name: str, layer: nn.Module) -> None:
-    kind = type(layer).__name__
-    own = dict(layer.named_parameters(recurse=False))
-    if any(is_lazy(param) for param in own.values()):
-        raise ValueError(f"{name} ({kind}) has no weights yet. Run the model on a batch first, so that it has.")
+    type_name = type(layer).__name__
+    own_params = dict(layer.named_parameters(recurse=False))
+    if any(is_lazy(param) for param in own_params.values()):
+        raise ValueError(f"{name} ({type_name}) has no weights yet. Run the model on a batch first to create them.")
     if isinstance(layer, _UNSUPPORTED_TYPES) and not _is_supported(layer):
         raise ValueError(
-            f"{name} ({kind}) has weights to be learnt, and LRT knows how noise passes through {_format_supported_types()} alone. Use "
-            "SGVB, which takes any layer, or set requires_grad to False on those weights."
+            f"{name} ({type_name}) has trainable weights, and LRT supports layers of type {_SUPPORTED_NAMES} only. "
+            "Use SGVB, which supports any layer, or set requires_grad to False on those weights."
         )
-    if _is_supported(layer) and own.keys() - {"weight", "bias"}:
+    if _is_supported(layer) and own_params.keys() - {"weight", "bias"}:
         raise ValueError(
-            f"{name} ({kind}) is parametrised: it learns {', '.join(own)} instead of a weight and a bias. Use SGVB, "
-            "which takes any layer, or remove the parametrisation."
+            f"{name} ({type_name}) is parametrized: its parameters are {', '.join(own_params)} instead of a weight "
+            "and a bias. Use SGVB, which supports any layer, or remove the parametrization."
         )
 
 
@@ -144,6 +140,6 @@ def _check_shared_parameters(model: nn.Module, noisy_ids: set[int]) -> None:
             if id(param) in noisy_ids and not _is_supported(layer):
                 raise ValueError(
                     f"{param_name} of {name or 'the model'} ({type(layer).__name__}) is also a parameter of a layer "
-                    f"of type {_format_supported_types()}, so it would have noise in one place and none in the other. Use SGVB, which "
-                    "draws it for both."
+                    f"of type {_SUPPORTED_NAMES}, so it would have noise in one place and none in the other. Use "
+                    "SGVB, which samples it once for both."
                 )

@@ -121,7 +121,7 @@ def _copy_fixed_network(sampler: NetworkSampler, network: nn.Module) -> nn.Modul
     if not isinstance(network, LinearisedNetwork):
         copied = copy.deepcopy(network)
         for layer in find_variational_layers(copied):
-            layer.saved_means = None  # the means are needed only for further draws
+            layer.discard_saved_means()  # the means are needed only for further draws
         return copied
     moved = copy.deepcopy(network.network)
     params = dict(moved.named_parameters())

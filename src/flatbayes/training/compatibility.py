@@ -8,8 +8,8 @@ from flatbayes.posteriors import Posterior
 from flatbayes.training.config import TrainingConfig
 
 REQUIREMENT_REASONS = {
-    "finally": "minimises an objective, which must be one and the same at least by the end of training",
-    "while collecting": "samples from a density, which must be one and the same for all snapshots collected",
+    "at_end": "minimises an objective, which must be one and the same at least by the end of training",
+    "while_collecting": "samples from a density, which must be one and the same for all snapshots collected",
 }
 
 
@@ -21,7 +21,7 @@ def check_compatibility(posterior: Posterior, flatness: Flatness, config: Traini
     """
     kind = posterior.requires_stationary_loss
     first = config.collection.start_fraction / config.schedule.num_cycles  # each cycle collects
-    wanted = {"never": inf, "finally": 1.0, "while collecting": first}[kind]
+    wanted = {"never": inf, "at_end": 1.0, "while_collecting": first}[kind]
     found = flatness.stationary_after
     if found <= wanted:
         return
