@@ -1,6 +1,6 @@
-"""New inputs to predict on, read from a file or a folder some at a time: nothing is ever held whole."""
+"""Reader of new inputs for prediction, in chunks of bounded memory, from a file or a folder."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,35 +15,35 @@ from flatbayes.data.image_folder import iter_file_contents, list_image_files
 from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image
 from flatbayes.data.npz import iter_array_chunks, read_array_names, read_array_shape, to_inputs
 from flatbayes.data.parquet import (
+    ArrowTable,
     count_rows,
-    find_image_columns,
+    infer_image_column,
     iter_encoded_images,
     iter_record_batches,
     read_schema,
     require_columns,
 )
+from flatbayes.data.prediction_writer import Columns
 from flatbayes.data.table import extract_features
 
-Columns = Mapping[str, Any]
-"""One value for each input, by the column's name: lists, arrays, or columns of pyarrow."""
-
 InputChunks = Iterator[tuple[Columns, Tensor]]
+"""Pairs of kept columns and raw inputs, as in `DataSplits`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputReader:
-    """Where inputs are, and what they must be like.
+    """Where inputs are, and the shape that the model takes.
 
     Attributes:
-        path: A .npz, .parquet or .csv file, or a folder of images at any depth, which are read by name and whose
-            names come with them.
+        path: A .npz, .parquet or .csv file, or a folder of images at any depth, which are read in the order of their
+            paths; the column `name` then holds these paths.
         input_shape: (channels, height, width) or (features,), as in training.
-        feature_names: Columns of a table that are the features, in order; others are ignored.
+        feature_names: Columns of a table that are the features, in order; other columns are ignored.
         keep_columns: Columns, or arrays, to pass on.
-        image: Column of a parquet file that holds the images; None for `img`, or else the only one that may.
-        resize: Scale images of another size, instead of refusing them.
-        crop: Keep proportions where images are scaled, and cut the middle out.
-        chunk_size: Inputs in a chunk, at most.
+        image: Column of a parquet file that holds the images; None for `img`, or else the only column of images.
+        resize: Resize images of another size, instead of refusing them.
+        crop: Keep the aspect ratio of resized images, and crop the center.
+        chunk_size: Maximal number of inputs in a chunk.
     """
 
     path: Path
@@ -60,12 +60,13 @@ class InputReader:
             raise ValueError(f"chunk_size is a number of inputs, 1 or more, got {self.chunk_size}.")
         if not self.path.exists():
             raise FileNotFoundError(f"There is no file or folder {self.path}. Check the path.")
-        kinds = ("folder", ".parquet", ".npz") if self._expects_images else (".csv", ".parquet", ".npz")
-        if self.file_type not in kinds:
+        file_types = ("folder", ".parquet", ".npz") if self._expects_images else (".csv", ".parquet", ".npz")
+        if self.file_type not in file_types:
             shape = self.input_shape
-            wanted = f"images of the shape {shape}" if self._expects_images else f"{shape[0]} features"
+            expected = f"images of the shape {shape}" if self._expects_images else f"{shape[0]} features"
             raise ValueError(
-                f"The model takes {wanted}, which are read from {', '.join(kinds)}, got {self.path}. Convert it."
+                f"The model takes {expected}, which are read from {', '.join(file_types)}, got {self.path}. Convert "
+                "it."
             )
         if self.keep_columns and self.file_type == "folder":
             raise ValueError(
@@ -78,7 +79,7 @@ class InputReader:
         return "folder" if self.path.is_dir() else self.path.suffix.lower()
 
     def count_inputs(self) -> int | None:
-        """How many inputs there are, where that shows without reading them."""
+        """Count the inputs; None for a CSV file, which would have to be read."""
         if self.file_type == "folder":
             return len(list_image_files(self.path))
         if self.file_type == ".npz":
@@ -86,18 +87,18 @@ class InputReader:
         return count_rows(self.path) if self.file_type == ".parquet" else None
 
     def iter_chunks(self) -> InputChunks:
-        """Inputs in the order of the file, with the columns that are kept, and tensors as a dataset has them.
+        """Read inputs in the order of the file, with the columns to keep.
 
         Raises:
-            ValueError: The inputs are not like those of the training, damaged, missing or not finite.
+            ValueError: Inputs have another format than those of the training, or are damaged, missing or not finite.
         """
         if self.file_type == ".npz":
-            found = self._read_npz_chunks()
+            chunks = self._read_npz_chunks()
         elif self.file_type == "folder":
-            found = self._read_folder_chunks()
+            chunks = self._read_folder_chunks()
         else:
-            found = self._read_parquet_image_chunks() if self._expects_images else self._read_feature_chunks()
-        return self._check_finite_chunks(found)
+            chunks = self._read_parquet_image_chunks() if self._expects_images else self._read_feature_chunks()
+        return self._check_finite_chunks(chunks)
 
     @property
     def _expects_images(self) -> bool:
@@ -120,16 +121,15 @@ class InputReader:
         return ((_select_columns(table, self.keep_columns), extract_features(table, names, path)) for table in tables)
 
     def _read_parquet_image_chunks(self) -> InputChunks:
-        path, image, found = self.path, self.image, find_image_columns(self.path)
-        if image is None:
-            image = found[0] if len(found) == 1 else "img"
+        path = self.path
+        image = infer_image_column(path) if self.image is None else self.image
         require_columns(path, self.keep_columns, read_schema(path).names)
         images = self._decode_chunks(iter_encoded_images([path], image))
         if not self.keep_columns:
             return (({}, chunk) for chunk in images)
-        beside = _rebatch_rows(iter_record_batches(path, self.keep_columns, self.chunk_size), self.chunk_size)
+        tables = _rebatch_rows(iter_record_batches(path, self.keep_columns, self.chunk_size), self.chunk_size)
         return (
-            (_select_columns(table, self.keep_columns), chunk) for table, chunk in zip(beside, images, strict=True)
+            (_select_columns(table, self.keep_columns), chunk) for table, chunk in zip(tables, images, strict=True)
         )
 
     def _find_input_array(self) -> str:
@@ -143,13 +143,13 @@ class InputReader:
     def _read_npz_chunks(self) -> InputChunks:
         path, name = self.path, self._find_input_array()
         require_columns(path, self.keep_columns, read_array_names(path))
-        beside = [iter_array_chunks(path, kept, self.chunk_size) for kept in self.keep_columns]
-        sizes = {kept: read_array_shape(path, kept) for kept in self.keep_columns}
-        rows = read_array_shape(path, name)[:1]
-        if any(size != rows for size in sizes.values()):
-            raise ValueError(f"Arrays to keep have one value for each of {rows[0]} inputs, got {sizes} in {path}.")
-        for piece, *values in zip(iter_array_chunks(path, name, self.chunk_size), *beside, strict=True):
-            inputs = to_inputs(piece, f"{name!r} of {path}")
+        kept_chunks = [iter_array_chunks(path, column, self.chunk_size) for column in self.keep_columns]
+        shapes = {column: read_array_shape(path, column) for column in self.keep_columns}
+        num_rows = read_array_shape(path, name)[0]
+        if any(shape != (num_rows,) for shape in shapes.values()):
+            raise ValueError(f"Arrays to keep have one value for each of {num_rows} inputs, got {shapes} in {path}.")
+        for chunk, *values in zip(iter_array_chunks(path, name, self.chunk_size), *kept_chunks, strict=True):
+            inputs = to_inputs(chunk, f"{name!r} of {path}")
             if inputs.shape[1:] != self.input_shape:
                 raise ValueError(
                     f"The model takes inputs of the shape {self.input_shape}, and those in {path} have "
@@ -171,26 +171,26 @@ class InputReader:
         layout = ImageLayout(channels=channels, height=height, width=width, resize=self.resize, crop=self.crop)
         while chunk := list(islice(images, self.chunk_size)):
             pixels = allocate_images(len(chunk), layout)
-            for place, image in enumerate(chunk):
-                pixels[place] = decode_image(image, layout)
+            for position, image in enumerate(chunk):
+                pixels[position] = decode_image(image, layout)
             yield torch.from_numpy(pixels)
 
 
 def read_inputs(
     path: str | Path, input_shape: Sequence[int], feature_names: Sequence[str], chunk_size: int = 1024, **options: Any
 ) -> InputChunks:
-    """Inputs in the order of the file, in chunks of the columns that are kept and of a tensor as a dataset has it.
+    """Read inputs in the order of the file: pairs of the kept columns and of a tensor, as in `DataSplits`.
 
     Args:
-        path: A file or a folder, see `InputReader`, as for all of these.
+        path: A file or a folder, as for `InputReader`.
         input_shape: (channels, height, width) or (features,).
-        feature_names: Columns that are the features.
-        chunk_size: Inputs in a chunk, at most.
+        feature_names: Columns of the features, in order.
+        chunk_size: Maximal number of inputs in a chunk.
         options: Other attributes of `InputReader`.
 
     Raises:
         FileNotFoundError: There is nothing at the path.
-        ValueError: The inputs are not like those of the training, damaged, missing or not finite.
+        ValueError: Inputs have another format than those of the training, or are damaged, missing or not finite.
     """
     return InputReader(
         path=Path(path),
@@ -201,20 +201,20 @@ def read_inputs(
     ).iter_chunks()
 
 
-def _select_columns(table: Any, names: Sequence[str]) -> Columns:
+def _select_columns(table: ArrowTable, names: Sequence[str]) -> Columns:
     return {name: table.column(name) for name in names}
 
 
-def _rebatch_rows(tables: Iterable[Any], size: int) -> Iterator[Any]:
-    """The same rows in tables of this size, but for the last."""
-    import pyarrow as pa
+def _rebatch_rows(batches: Iterable[ArrowTable], size: int) -> Iterator[ArrowTable]:
+    """Concatenate and slice record batches to tables of `size` rows; the last may have fewer."""
+    import pyarrow as pa  # optional; the batches come from pyarrow
 
-    held: Any = None
-    for batch in tables:
+    pending: ArrowTable = None
+    for batch in batches:
         table = pa.Table.from_batches([batch])
-        held = table if held is None else pa.concat_tables([held, table])
-        while len(held) >= size:
-            yield held.slice(0, size)
-            held = held.slice(size)
-    if held is not None and len(held):
-        yield held
+        pending = table if pending is None else pa.concat_tables([pending, table])
+        while len(pending) >= size:
+            yield pending.slice(0, size)
+            pending = pending.slice(size)
+    if pending is not None and len(pending):
+        yield pending

@@ -1,4 +1,4 @@
-"""Corruptions of images: noise, blur, weather and digital, in five severities, made as they are needed."""
+"""Image corruptions in five severities, after ImageNet-C (Hendrycks & Dietterich, ICLR 2019)."""
 
 from flatbayes.data.corruptions.corrupt import (
     CORRUPTIONS,

@@ -1,8 +1,8 @@
-"""Corrupted images of any size and range, the same for the same seed.
+"""Corruption of images of any size and value range, reproducible by seed.
 
-The kinds, their names and their number of severities are those of CIFAR-10-C (Hendrycks and Dietterich, ICLR 2019);
-the images are not: strengths, and the ways in which frost, snow, spatter and glass are drawn, are this library's. Say
-so beside a number, and read the original files with `CIFAR10C` to compare with published ones.
+Names and severities are those of CIFAR-10-C (Hendrycks & Dietterich, ICLR 2019). The images differ from the published
+ones: strengths, and the synthesis of frost, snow, spatter and glass blur, are those of this library. State this with
+reported numbers; to compare with published numbers, read the original files with `CIFAR10C`.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,7 +42,7 @@ STANDARD_CORRUPTIONS: Mapping[str, Callable[[Tensor, int, torch.Generator], Tens
         "jpeg_compression": jpeg_compression,
     }
 )
-"""The fifteen that results are usually averaged over."""
+"""The 15 corruptions that results are usually averaged over."""
 
 CORRUPTIONS: Mapping[str, Callable[[Tensor, int, torch.Generator], Tensor]] = MappingProxyType(
     {
@@ -53,7 +53,7 @@ CORRUPTIONS: Mapping[str, Callable[[Tensor, int, torch.Generator], Tensor]] = Ma
         "saturate": saturate,
     }
 )
-"""All of them: images from 0 to 1, severity and generator to images."""
+"""All corruptions: functions of images from 0 to 1, a severity and a generator."""
 
 NUM_SEVERITIES = 5
 IMAGES_PER_CHUNK = 500
@@ -63,20 +63,20 @@ WHITE_VALUES = (1.0, 16.0, 255.0)
 def corrupt_images(
     inputs: Tensor, name: str, severity: int, seed: int = 0, white_value: float | None = None
 ) -> Tensor:
-    """Images of the same shape, dtype and range, corrupted.
+    """Corrupt images; shape, dtype and value range stay the same.
 
-    Every image has noise of its own, drawn alike for all severities: these differ in strength and not in luck.
+    The noise of an image is independent of other images and the same for all severities.
 
     Args:
-        inputs: Images, [n, channels, height, width], from 0 (black) to `white`; raw, before any standardisation.
+        inputs: Raw images before standardization, [n, channels, height, width], from 0 (black) to `white_value`.
         name: One of `CORRUPTIONS`.
-        severity: From 1 to 5; 0 changes nothing.
-        seed: Decides all that is random.
-        white_value: The value of white; by default that of `infer_white_value`, which looks at all of these images.
+        severity: From 1 to 5; 0 returns a copy.
+        seed: Seed of all randomness.
+        white_value: The value of white; by default `infer_white_value(inputs)`.
 
     Raises:
-        ValueError: There is no such corruption or severity, or these are not such images.
-        ImportError: Pillow is needed for JPEG, and is not installed.
+        ValueError: There is no such corruption or severity, or the inputs are not images in this range.
+        ImportError: Pillow, which compresses to JPEG, is not installed.
     """
     if name not in CORRUPTIONS:
         raise ValueError(f"Unknown corruption {name!r}. Known: {', '.join(CORRUPTIONS)}.")
@@ -90,18 +90,18 @@ def corrupt_images(
     if not severity or not len(inputs):
         return inputs.clone()
     chunks = [
-        _corrupt_chunk(chunk, name, severity, spawn_seeds(seed, place, count=1)[0], white_value)
-        for place, chunk in enumerate(inputs.split(IMAGES_PER_CHUNK))
+        _corrupt_chunk(chunk, name, severity, spawn_seeds(seed, index, count=1)[0], white_value)
+        for index, chunk in enumerate(inputs.split(IMAGES_PER_CHUNK))
     ]
     return torch.cat(chunks)
 
 
 def list_corruptions(channels: int, *, standard_only: bool = False) -> tuple[str, ...]:
-    """Names of the corruptions for images of so many channels.
+    """List the corruptions for images with this number of channels.
 
     Args:
-        channels: 3 for colour.
-        standard_only: Only the fifteen that results are usually averaged over.
+        channels: 3 for color images; others cannot be saturated.
+        standard_only: List the 15 corruptions that results are usually averaged over.
     """
     return tuple(
         name
@@ -111,10 +111,10 @@ def list_corruptions(channels: int, *, standard_only: bool = False) -> tuple[str
 
 
 def infer_white_value(inputs: Tensor) -> float:
-    """The value of white: the least of 1, 16 (scikit-learn's digits) and 255 that no pixel exceeds.
+    """Infer the value of white: the smallest of 1, 16 (scikit-learn's digits) and 255 that no pixel exceeds.
 
     Args:
-        inputs: Many images, [n, channels, height, width]: of a few dark ones it would be too low.
+        inputs: Many images, [n, channels, height, width]; for a few dark images the value could be too small.
 
     Raises:
         ValueError: Values are negative, above 255 or not finite.
@@ -130,5 +130,5 @@ def infer_white_value(inputs: Tensor) -> float:
 
 def _corrupt_chunk(chunk: Tensor, name: str, severity: int, seed: int, white_value: float) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    found = CORRUPTIONS[name](chunk.float() / white_value, severity, generator).clamp(0, 1) * white_value
-    return found.to(chunk.dtype) if chunk.is_floating_point() else found.round().to(chunk.dtype)
+    corrupted = CORRUPTIONS[name](chunk.float() / white_value, severity, generator).clamp(0, 1) * white_value
+    return corrupted.to(chunk.dtype) if chunk.is_floating_point() else corrupted.round().to(chunk.dtype)

@@ -1,7 +1,7 @@
-"""What corruptions are made of: images averaged over shifts, sampled at moved points, and clouds of noise.
+"""Operations that image corruptions share: weighted sums of shifted images, warps, and random fields.
 
-Lengths are given in pixels of a 32 x 32 image. A smaller image shows larger things, so lengths shrink only with the
-square root of the size: what blurs a stroke of an 8 x 8 digit is more than a quarter of what blurs a photograph.
+Lengths are given in pixels of a 32 x 32 image and scale with the square root of the image size, since smaller images
+show larger objects: a stroke of an 8 x 8 digit is wider, relative to the image, than details of a photograph.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 def compute_pixel_scale(images: Tensor) -> float:
-    """A pixel of a 32 x 32 image, in pixels of these.
+    """Length, in pixels of these images, that stands for one pixel of a 32 x 32 image.
 
     Args:
         images: [n, channels, height, width].
@@ -23,11 +23,11 @@ def compute_pixel_scale(images: Tensor) -> float:
 def average_shifts(images: Tensor, shifts: Tensor, weights: Tensor) -> Tensor:
     """Sum over k of weights[k] times the image shifted by shifts[k], by bilinear interpolation.
 
-    Outside, an image goes on as its edge.
+    Images are padded with the values at their border.
 
     Args:
         images: [n, channels, height, width].
-        shifts: Down and right in pixels, [k, 2], or [n, k, 2] for shifts of each image's own.
+        shifts: Down and right in pixels, [k, 2], or [n, k, 2] for different shifts of each image.
         weights: [k], sum 1.
     """
     count, channels, height, width = images.shape
@@ -37,16 +37,15 @@ def average_shifts(images: Tensor, shifts: Tensor, weights: Tensor) -> Tensor:
     rows, columns = ((1 - (axis[..., None] - pixels).abs()).clamp_min(0) for axis in shifts.unbind(-1))
     kernels = torch.einsum("...ki,...kj,k->...ij", rows, columns, weights)
     kernels = kernels.expand(count, *kernels.shape[-2:]).repeat_interleave(channels, 0)[:, None]
-    padded = F.pad(images, [reach] * 4, mode="replicate").reshape(
-        1, count * channels, *_compute_padded_size(images, reach)
-    )
+    padded = F.pad(images, [reach] * 4, mode="replicate")
+    padded = padded.view(1, count * channels, *padded.shape[-2:])
     return F.conv2d(padded, kernels, groups=count * channels).view(count, channels, height, width)
 
 
 def warp_images(images: Tensor, offsets: Tensor) -> Tensor:
-    """Pixel (i, j) of a new image is the old one's value at (i, j) + offset, by bilinear interpolation.
+    """Take pixel (i, j) from position (i, j) + offset of the image, by bilinear interpolation.
 
-    Outside, an image goes on as its mirror image.
+    Images are padded by reflection.
 
     Args:
         images: [n, channels, height, width].
@@ -55,46 +54,41 @@ def warp_images(images: Tensor, offsets: Tensor) -> Tensor:
     count, _, height, width = images.shape
     rows = torch.arange(height, device=images.device)[:, None] + offsets[..., 0]
     columns = torch.arange(width, device=images.device) + offsets[..., 1]
-    # grid_sample wants (x, y), with -1 and 1 at the outer edges of the first and the last pixel.
+    # grid_sample takes (x, y), with -1 and 1 at the outer edges of the first and the last pixel.
     grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], -1)
     grid = grid.expand(count, -1, -1, -1)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def sample_clouds(images: Tensor, generator: torch.Generator, roughness: float = 0.6) -> Tensor:
-    """Smooth random fields, [n, 1, height, width], each from 0 to 1.
+    """Sample smooth random fields, [n, 1, height, width], each scaled to values from 0 to 1.
 
-    A sum of noise on ever finer grids, each half as coarse as the one before and `roughness` times as strong.
+    The field is a sum of noise on grids of doubling resolution, where the amplitude decreases by `roughness`.
 
     Args:
-        images: Says how many, how large and where, [n, channels, height, width].
-        generator: Decides the noise.
-        roughness: From 0 to 1: how much of the fine grids there is.
+        images: Images of the number, size and device of the fields, [n, channels, height, width].
+        generator: Source of the noise.
+        roughness: Ratio of the amplitudes of successive grids, from 0 to 1.
     """
     size = tuple(images.shape[-2:])
     total = torch.zeros(len(images), 1, *size, device=images.device)
-    cells, strength = 2, 1.0
+    num_cells, amplitude = 2, 1.0
     while True:
-        coarse = tuple(min(cells + 1, side) for side in size)
+        coarse = tuple(min(num_cells + 1, side) for side in size)
         noise = sample_normal((len(images), 1, *coarse), images, generator)
-        total += strength * F.interpolate(noise, size, mode="bilinear", align_corners=True)
+        total += amplitude * F.interpolate(noise, size, mode="bilinear", align_corners=True)
         if coarse == size:
             break
-        cells, strength = 2 * cells, roughness * strength
+        num_cells, amplitude = 2 * num_cells, roughness * amplitude
     low, high = total.amin((2, 3), keepdim=True), total.amax((2, 3), keepdim=True)
     return (total - low) / (high - low).clamp_min(1e-6)
 
 
 def sample_normal(shape: tuple[int, ...], images: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers of the generator, where the images are."""
+    """Sample standard normal numbers on the device of the images."""
     return torch.randn(shape, generator=generator, device=generator.device).to(images.device)
 
 
 def sample_uniform(shape: tuple[int, ...], images: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform numbers in [0, 1) of the generator, where the images are."""
+    """Sample uniform numbers in [0, 1) on the device of the images."""
     return torch.rand(shape, generator=generator, device=generator.device).to(images.device)
-
-
-def _compute_padded_size(images: Tensor, reach: int) -> tuple[int, int]:
-    height, width = images.shape[-2:]
-    return height + 2 * reach, width + 2 * reach
