@@ -52,26 +52,26 @@ def test_flip_and_pad_give_windows_of_the_image_or_its_mirror():
         assert any(torch.equal(new, window) for window in windows(old, 1) + windows(old.flip(-1), 1))
 
 
-def test_the_generator_decides():
+def test_the_generator_determines_the_result():
     before, augment = images(16), Augment(flip=True, pad=2)
     assert torch.equal(augment(before, generator(3)), augment(before, generator(3)))
     assert not torch.equal(augment(before, generator(3)), augment(before, generator(4)))
 
 
-def test_images_are_not_edited():
+def test_images_are_not_modified():
     before = images(8)
     copy = before.clone()
     Augment(flip=True, pad=2)(before, generator())
     assert torch.equal(before, copy)
 
 
-def test_no_change_is_no_change_and_uses_no_randomness():
+def test_without_augmentation_images_and_generator_are_unchanged():
     before, state = images(4), generator()
     assert torch.equal(Augment(flip=False, pad=0)(before, state), before)
     assert torch.equal(state.get_state(), generator().get_state())
 
 
-def test_a_pad_larger_than_the_image_leaves_black():
+def test_a_pad_larger_than_the_image_gives_black_images():
     after = Augment(flip=False, pad=50)(images(200), generator())
     assert after.shape == (200, 3, 5, 6)
     assert (after.flatten(1).sum(1) == 0).any()
@@ -84,14 +84,14 @@ def test_a_negative_pad_is_refused():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_images_on_a_gpu_follow_a_generator_of_the_cpu():
+def test_images_on_a_gpu_are_augmented_by_a_cpu_generator():
     before, augment = images(16), Augment(flip=True, pad=2)
     after = augment(before.cuda(), generator())
     assert after.device.type == "cuda"
     assert torch.equal(after.cpu(), augment(before, generator()))
 
 
-def test_a_hole_is_a_black_square_at_its_place_and_nothing_else():
+def test_cut_out_squares_sets_exactly_one_square_to_black():
     before = images(3)
     rows, columns = torch.tensor([0, 2, 4]), torch.tensor([0, 3, 5])
     after = cut_out_squares(before.clone(), rows, columns, 3)
@@ -101,7 +101,7 @@ def test_a_hole_is_a_black_square_at_its_place_and_nothing_else():
         assert torch.equal(after[k], expected)
 
 
-def test_cutout_makes_a_hole_in_every_image_and_moves_nothing_else():
+def test_cutout_sets_one_square_of_each_image_to_black():
     before = images(400)
     after = Augment(flip=False, pad=0, cutout=2)(before.clone(), generator())
     black = (after == 0).all(1)

@@ -9,7 +9,7 @@ from flatbayes.data.checks import check_finite, check_labels, check_targets, hol
 INF = float("inf")
 
 
-def test_good_examples_pass():
+def test_valid_examples_pass():
     check_labels({"given": torch.tensor([0, 1]), "test": torch.tensor([2])}, ("a", "b", "c"))
     check_finite(torch.zeros(3, 2), "examples", ("a", "b"))
     check_finite(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), "images")
@@ -27,7 +27,7 @@ def test_a_class_without_examples_is_named():
 
 
 @pytest.mark.parametrize("names", [(), ("cat",)])
-def test_one_class_is_not_a_task(names):
+def test_a_single_class_is_refused(names):
     with pytest.raises(ValueError, match=f"at least 2 classes, got {len(names)}"):
         check_labels({"given": torch.zeros(4, dtype=torch.int64)}, names)
 
@@ -49,23 +49,23 @@ def test_a_pixel_that_is_not_finite_is_located():
         check_finite(images, "images")
 
 
-def test_numbers_name_classes():
+def test_class_names_are_numbers():
     assert make_class_names([torch.tensor([0, 2, 1]), torch.tensor([1])]) == ("0", "1", "2")
     assert make_class_names([torch.tensor([], dtype=torch.int64)]) == ()
 
 
-def test_an_identifier_is_not_a_label():
+def test_labels_with_large_gaps_are_refused():
     with pytest.raises(ValueError, match="highest label is 1000000000000, and there are only 2 examples"):
         make_class_names([torch.tensor([0, 10**12])])
 
 
-def test_fractions_tell_numbers_from_classes():
+def test_fractions_are_regression_targets():
     assert holds_fractions(np.array([0.0, 0.5]), "y")
     with pytest.raises(ValueError, match="y holds whole numbers as float32: are they classes, or numbers to predict"):
         holds_fractions(np.array([0.0, 2.0], dtype=np.float32), "y")
 
 
-def test_good_targets_pass():
+def test_valid_targets_pass():
     check_targets({"given": torch.tensor([1.0, 2.0]), "test": torch.tensor([3.0])}, ("y",))
     check_targets({"given": torch.tensor([[1.0, 2.0], [2.0, 3.0]])}, ("y", "z"))
 
@@ -79,6 +79,6 @@ def test_good_targets_pass():
         (torch.tensor([[1, 2], [3, 4]]), "got torch.int64"),
     ],
 )
-def test_bad_targets(targets, message):
+def test_invalid_targets_are_refused(targets, message):
     with pytest.raises(ValueError, match=message):
         check_targets({"given": targets}, ("y", "z"))

@@ -15,25 +15,27 @@ def folder(tmp_path, write_parquet, pixels):
     return root
 
 
-def test_a_folder(folder):
-    loaded = CIFAR10(root=str(folder), val_size=10).load(0)
-    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (30, 10, 10)
-    assert loaded.class_names[:2] == ("airplane", "automobile")
-    assert loaded.test.targets.tolist() == list(range(10))
-    assert (loaded.augment.flip, loaded.augment.pad) == (True, 4)
+def test_a_folder_with_parquet_files(folder):
+    splits = CIFAR10(root=str(folder), val_size=10).load(0)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (30, 10, 10)
+    assert splits.class_names[:2] == ("airplane", "automobile")
+    assert splits.test.targets.tolist() == list(range(10))
+    assert (splits.augment.flip, splits.augment.pad) == (True, 4)
 
 
-def test_the_environment_names_the_folder_above(folder, monkeypatch):
+def test_the_environment_variable_names_the_parent_folder(folder, monkeypatch):
     monkeypatch.setenv("FLATBAYES_DATA", str(folder.parent))
     assert len(CIFAR10().read().unsplit) == 40
 
 
 def test_without_a_folder_it_is_downloaded(folder, monkeypatch):
     monkeypatch.delenv("FLATBAYES_DATA", raising=False)
-    asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(folder))
+    requested_names = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **_: requested_names.append(name) or str(folder)
+    )
     assert len(CIFAR10().read().unsplit) == 40
-    assert asked == ["uoft-cs/cifar10"]
+    assert requested_names == ["uoft-cs/cifar10"]
 
 
 def test_a_missing_folder_says_what_to_set(tmp_path):
@@ -53,14 +55,14 @@ def test_cifar100_has_fine_and_coarse_labels(tmp_path, png, pixels):
 
 
 @pytest.mark.real_data
-def test_the_real_images(real_data):
+def test_the_published_images(real_data):
     raw = CIFAR10().read()
     assert (len(raw.unsplit), len(raw.test)) == (50_000, 10_000)
     assert raw.unsplit.targets.bincount().tolist() == [5000] * 10
     assert raw.test.targets.bincount().tolist() == [1000] * 10
-    some = raw.unsplit.take(torch.arange(0, 50_000, 100))
-    assert some.inputs.shape == (500, 3, 32, 32)
-    assert some.inputs.dtype == torch.uint8
+    sample = raw.unsplit.take(torch.arange(0, 50_000, 100))
+    assert sample.inputs.shape == (500, 3, 32, 32)
+    assert sample.inputs.dtype == torch.uint8
     # Published means of the channels: 125.3, 123.0, 113.9.
     expected = torch.tensor([125.3, 123.0, 113.9])
-    torch.testing.assert_close(some.inputs.float().mean((0, 2, 3)), expected, atol=5.0, rtol=0)
+    torch.testing.assert_close(sample.inputs.float().mean((0, 2, 3)), expected, atol=5.0, rtol=0)

@@ -14,37 +14,37 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_rows_of_a_severity(folder):
+def test_a_severity_selects_its_rows(folder):
     reader = CIFAR10C(path=str(folder))
     assert reader.corruption_names() == ("fog", "snow")
     stored = np.load(folder / "fog.npy")
     for severity in range(1, 6):
-        part = reader.read_split("fog", severity)
-        assert part.inputs.dtype == torch.uint8
+        split = reader.read_split("fog", severity)
+        assert split.inputs.dtype == torch.uint8
         expected = stored[6 * (severity - 1) : 6 * severity].transpose(0, 3, 1, 2)
-        assert np.array_equal(part.inputs.numpy(), expected)
-        assert part.targets.tolist() == [3, 1, 4, 1, 5, 9]
-        assert part.targets.dtype == torch.int64
+        assert np.array_equal(split.inputs.numpy(), expected)
+        assert split.targets.tolist() == [3, 1, 4, 1, 5, 9]
+        assert split.targets.dtype == torch.int64
 
 
-def test_labels_of_one_severity_are_those_of_all(folder):
+def test_labels_of_one_severity_apply_to_all(folder):
     np.save(folder / "labels.npy", np.array([3, 1, 4, 1, 5, 9], dtype=np.uint8))
     assert CIFAR10C(path=str(folder)).read_split("snow", 5).targets.tolist() == [3, 1, 4, 1, 5, 9]
 
 
-def test_the_first_images(folder):
-    part = CIFAR10C(path=str(folder), max_examples=2).read_split("fog", 2)
-    assert np.array_equal(part.inputs.numpy(), np.load(folder / "fog.npy")[6:8].transpose(0, 3, 1, 2))
-    assert part.targets.tolist() == [3, 1]
+def test_max_examples_reads_the_first_images(folder):
+    split = CIFAR10C(path=str(folder), max_examples=2).read_split("fog", 2)
+    assert np.array_equal(split.inputs.numpy(), np.load(folder / "fog.npy")[6:8].transpose(0, 3, 1, 2))
+    assert split.targets.tolist() == [3, 1]
     assert len(CIFAR10C(path=str(folder), max_examples=99).read_split("fog", 5)) == 6
     with pytest.raises(ValueError, match="1 or more, or None; got 0"):
         CIFAR10C(path=str(folder), max_examples=0)
 
 
-def test_what_is_read_does_not_depend_on_the_file_any_more(folder):
-    part = CIFAR10C(path=str(folder)).read_split("fog", 1)
-    part.inputs.add_(1)
-    assert not np.array_equal(part.inputs.numpy(), np.load(folder / "fog.npy")[:6].transpose(0, 3, 1, 2))
+def test_images_are_copies_of_the_file(folder):
+    split = CIFAR10C(path=str(folder)).read_split("fog", 1)
+    split.inputs.add_(1)
+    assert not np.array_equal(split.inputs.numpy(), np.load(folder / "fog.npy")[:6].transpose(0, 3, 1, 2))
 
 
 class TestRefuses:
@@ -68,13 +68,13 @@ class TestRefuses:
     @pytest.mark.parametrize(
         "array", [np.zeros((31, 4, 5, 3), np.uint8), np.zeros((30, 4, 5, 3)), np.zeros((30, 4), np.uint8)]
     )
-    def test_images_of_another_form(self, folder, array):
+    def test_images_of_another_format(self, folder, array):
         np.save(folder / "fog.npy", array)
         with pytest.raises(ValueError, match=r"fog\.npy .* must hold images of 5 severities"):
             CIFAR10C(path=str(folder)).read_split("fog", 1)
 
     @pytest.mark.parametrize("array", [np.zeros(7, int), np.zeros(30), np.zeros((30, 1), int)])
-    def test_labels_of_another_form(self, folder, array):
+    def test_labels_of_another_format(self, folder, array):
         np.save(folder / "labels.npy", array)
         with pytest.raises(ValueError, match="must hold 6 or 30 whole numbers"):
             CIFAR10C(path=str(folder)).read_split("fog", 1)

@@ -16,7 +16,7 @@ KINDS = [kind for kind in FUZZ.KINDS if not kind.startswith("artefact")]
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
-def test_from_seeds(tmp_path, kind):
+def test_damaged_files_are_read_or_refused(tmp_path, kind):
     refused = refusals(FUZZ, kind, tmp_path)
     assert len(refused) > 5
 
@@ -37,13 +37,13 @@ def bomb(width, height):
 
 
 @pytest.mark.parametrize("resize", [False, True])
-def test_images_that_would_be_huge(tmp_path, resize):
+def test_decompression_bombs_are_refused(tmp_path, resize):
     (tmp_path / "a.png").write_bytes(bomb(100_000, 100_000))
     with pytest.raises(ValueError, match=r"a\.png is not an image that can be read.*decompression bomb"):
         list(read_inputs(tmp_path, (3, 8, 8), (), resize=resize))
 
 
-def test_images_of_kinds_that_start_programs(tmp_path):
+def test_formats_that_start_programs_are_refused(tmp_path):
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "EPS")
     (tmp_path / "a.png").write_bytes(stream.getvalue())

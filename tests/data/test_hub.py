@@ -15,25 +15,25 @@ def test_other_paths(name):
     assert not is_hub_name(name)
 
 
-def test_what_is_here_is_not_looked_up(tmp_path, monkeypatch):
+def test_a_local_path_is_no_hub_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
     assert not is_hub_name("owner/name")
 
 
 def test_only_parquet_files_of_the_dataset_are_downloaded(monkeypatch, tmp_path):
-    asked = []
+    requests = []
     monkeypatch.setattr(
         huggingface_hub,
         "snapshot_download",
-        lambda *args, **kwargs: asked.append((args, kwargs)) or str(tmp_path),
+        lambda *args, **kwargs: requests.append((args, kwargs)) or str(tmp_path),
     )
     assert download_dataset("owner/name") == tmp_path
-    assert asked == [(("owner/name",), {"repo_type": "dataset", "allow_patterns": "*.parquet"})]
+    assert requests == [(("owner/name",), {"repo_type": "dataset", "allow_patterns": "*.parquet"})]
 
 
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), OSError("refused"), ValueError("bad")])
-def test_a_failed_download_says_what_else_can_be_given(monkeypatch, error):
+def test_a_failed_download_names_the_alternative(monkeypatch, error):
     def fail(*args, **kwargs):
         raise error
 

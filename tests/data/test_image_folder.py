@@ -29,16 +29,16 @@ def test_folders_are_classes(tmp_path, write, pixels):
     assert raw.test is None
 
 
-def test_parts_are_folders(tmp_path, write):
+def test_subfolders_are_splits(tmp_path, write):
     write(tmp_path / "train", cat=4, mouse=4)
     write(tmp_path / "val", cat=1, mouse=2)
     write(tmp_path / "test", mouse=3)
-    loaded = ImageFolder(path=str(tmp_path)).load(0)
-    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (8, 3, 3)
-    assert loaded.test.targets.tolist() == [1, 1, 1]
+    splits = ImageFolder(path=str(tmp_path)).load(0)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (8, 3, 3)
+    assert splits.test.targets.tolist() == [1, 1, 1]
 
 
-def test_images_lie_at_any_depth(tmp_path, write):
+def test_images_are_read_at_any_depth(tmp_path, write):
     write(tmp_path / "cat", old=2, young=1)
     write(tmp_path, mouse=1)
     assert ImageFolder(path=str(tmp_path)).read().unsplit.targets.tolist() == [0, 0, 0, 1]

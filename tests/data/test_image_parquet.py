@@ -27,30 +27,32 @@ def test_a_file_round_trips(tmp_path, write_parquet, pixels):
 def test_examples_keep_their_labels_through_the_split(tmp_path, write_parquet, pixels):
     images = pixels(30)
     file = write_parquet(tmp_path / "all.parquet", images, LABELS)
-    loaded = ImageParquet(path=str(file), test_size=6, val_size=6).load(0)
-    known = {image.numpy().tobytes(): label for image, label in zip(channels_first(images), LABELS, strict=True)}
-    seen = set()
-    for part in (loaded.train, loaded.val, loaded.test):
-        for image, label in zip(part.inputs, part.targets.tolist(), strict=True):
-            assert known[image.numpy().tobytes()] == label
-            seen.add(image.numpy().tobytes())
-    assert len(seen) == 30
+    splits = ImageParquet(path=str(file), test_size=6, val_size=6).load(0)
+    labels_by_image = {
+        image.numpy().tobytes(): label for image, label in zip(channels_first(images), LABELS, strict=True)
+    }
+    seen_images = set()
+    for split in (splits.train, splits.val, splits.test):
+        for image, label in zip(split.inputs, split.targets.tolist(), strict=True):
+            assert labels_by_image[image.numpy().tobytes()] == label
+            seen_images.add(image.numpy().tobytes())
+    assert len(seen_images) == 30
 
 
-def test_a_folder_has_parts_and_names(tmp_path, write_parquet, pixels):
+def test_file_names_give_splits(tmp_path, write_parquet, pixels):
     folder = tmp_path / "plain_text"
     write_parquet(folder / "train-0.parquet", pixels(6), [0, 1] * 3, names=["cat", "dog"])
     write_parquet(folder / "train-1.parquet", pixels(4, seed=1), [0, 1] * 2, names=["cat", "dog"])
     write_parquet(folder / "validation-0.parquet", pixels(2, seed=2), [0, 1], names=["cat", "dog"])
     write_parquet(folder / "test-0.parquet", pixels(2, seed=3), [1, 0], names=["cat", "dog"])
-    loaded = ImageParquet(path=str(tmp_path)).load(0)
-    assert loaded.class_names == ("cat", "dog")
-    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (10, 2, 2)
-    assert torch.equal(loaded.test.inputs, channels_first(pixels(2, seed=3)))
-    assert loaded.test.targets.tolist() == [1, 0]
+    splits = ImageParquet(path=str(tmp_path)).load(0)
+    assert splits.class_names == ("cat", "dog")
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (10, 2, 2)
+    assert torch.equal(splits.test.inputs, channels_first(pixels(2, seed=3)))
+    assert splits.test.targets.tolist() == [1, 0]
 
 
-def test_words_are_classes(tmp_path, write_parquet, pixels):
+def test_words_are_encoded_as_classes(tmp_path, write_parquet, pixels):
     file = write_parquet(tmp_path / "a.parquet", pixels(4), ["dog", "cat", "dog", "cat"])
     raw = ImageParquet(path=str(file)).read()
     assert raw.class_names == ("cat", "dog")
@@ -93,12 +95,12 @@ def test_the_image_column_is_inferred(tmp_path, png, write_parquet, pixels):
             source.read()
 
 
-def test_all_parts_have_the_same_channels(tmp_path, write_parquet, pixels):
+def test_all_splits_have_the_same_channels(tmp_path, write_parquet, pixels):
     write_parquet(tmp_path / "train.parquet", pixels(4)[..., 0], [0, 1] * 2)
     write_parquet(tmp_path / "test.parquet", pixels(2), [0, 1])
-    loaded = ImageParquet(path=str(tmp_path), val_size=2).load(0)
-    assert loaded.input_shape == (3, 4, 4)
-    assert torch.equal(loaded.train.inputs[:, 0], loaded.train.inputs[:, 2])
+    splits = ImageParquet(path=str(tmp_path), val_size=2).load(0)
+    assert splits.input_shape == (3, 4, 4)
+    assert torch.equal(splits.train.inputs[:, 0], splits.train.inputs[:, 2])
 
 
 def test_grey_images_have_one_channel(tmp_path, write_parquet, pixels):
@@ -107,7 +109,7 @@ def test_grey_images_have_one_channel(tmp_path, write_parquet, pixels):
     assert torch.equal(raw.unsplit.take(torch.arange(4)).inputs, torch.from_numpy(pixels(4)[..., :1]).movedim(-1, 1))
 
 
-def test_images_of_several_sizes_need_one(tmp_path, write_parquet, pixels):
+def test_images_of_several_sizes_need_the_option_size(tmp_path, write_parquet, pixels):
     images = [*pixels(2, 4, 4), *pixels(2, 6, 5)]
     file = write_parquet(tmp_path / "a.parquet", images, [0, 1, 0, 1])
     with pytest.raises(ValueError, match=r"Row [23] of .* is 6 x 5 pixels .* 4 x 4 were expected.* option size"):
@@ -133,7 +135,7 @@ def test_fractional_labels_are_refused(tmp_path, write_parquet, pixels):
         ImageParquet(path=str(file)).read()
 
 
-def test_hidden_labels_are_refused(tmp_path, write_parquet, pixels):
+def test_labels_of_minus_one_are_refused(tmp_path, write_parquet, pixels):
     write_parquet(tmp_path / "train.parquet", pixels(4), [0, 1] * 2)
     write_parquet(tmp_path / "test.parquet", pixels(2), [-1, -1])
     with pytest.raises(ValueError, match="2 labels of the test examples are out of range"):
@@ -160,6 +162,6 @@ def test_a_damaged_file_is_named(tmp_path, write_parquet, pixels, truncate):
         ImageParquet(path=str(file)).read()
 
 
-def test_nothing_at_the_path(tmp_path):
+def test_a_missing_path_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file or folder .*missing"):
         ImageParquet(path=str(tmp_path / "missing")).read()

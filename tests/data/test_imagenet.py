@@ -29,12 +29,12 @@ def tiny(tmp_path, png, pixels):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_tiny_imagenet(tiny, stream):
-    loaded = TinyImageNet(root=str(tiny.parent), val_size=4, stream=stream).load(0)
-    assert loaded.class_names == ("goldfish", "salamander")
-    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (8, 4, 4)
-    assert loaded.input_shape == (3, 64, 64)
-    assert loaded.test.targets.tolist() == [0, 1, 0, 1]
-    assert isinstance(loaded.train.inputs, LazyImages) == stream
+    splits = TinyImageNet(root=str(tiny.parent), val_size=4, stream=stream).load(0)
+    assert splits.class_names == ("goldfish", "salamander")
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (8, 4, 4)
+    assert splits.input_shape == (3, 64, 64)
+    assert splits.test.targets.tolist() == [0, 1, 0, 1]
+    assert isinstance(splits.train.inputs, LazyImages) == stream
 
 
 def test_tiny_imagenet_without_words(tiny):
@@ -42,7 +42,7 @@ def test_tiny_imagenet_without_words(tiny):
     assert TinyImageNet(root=str(tiny)).read().class_names == WNIDS
 
 
-def test_bad_annotations_are_named(tiny):
+def test_invalid_annotations_are_located(tiny):
     path = tiny / "val" / "val_annotations.txt"
     good = path.read_text()
     path.write_text(good.replace("n01629819", "n9", 1))
@@ -63,23 +63,23 @@ def test_bad_annotations_are_named(tiny):
 
 @pytest.fixture
 def large(tmp_path, png, pixels):
-    for part, count in (("train", 5), ("val", 2)):
+    for split_name, count in (("train", 5), ("val", 2)):
         for seed, name in enumerate(WNIDS):
-            jpegs(tmp_path / part / name, png, pixels, count, 40 + 10 * seed, 60, seed, name)
+            jpegs(tmp_path / split_name / name, png, pixels, count, 40 + 10 * seed, 60, seed, name)
     return tmp_path
 
 
-def test_imagenet_is_streamed_and_cut_to_one_size(large):
-    loaded = ImageNet(root=str(large), size=16, val_size=2, pad=2).load(0)
-    assert isinstance(loaded.train.inputs, LazyImages)
-    assert loaded.input_shape == (3, 16, 16)
-    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (8, 2, 4)
-    assert loaded.test.targets.tolist() == [0, 0, 1, 1]
-    held = ImageNet(root=str(large), size=16, val_size=2, stream=False).load(0)
-    assert torch.equal(held.train.inputs, loaded.train.inputs[:])
+def test_imagenet_is_streamed_and_cropped(large):
+    splits = ImageNet(root=str(large), size=16, val_size=2, pad=2).load(0)
+    assert isinstance(splits.train.inputs, LazyImages)
+    assert splits.input_shape == (3, 16, 16)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (8, 2, 4)
+    assert splits.test.targets.tolist() == [0, 0, 1, 1]
+    in_memory = ImageNet(root=str(large), size=16, val_size=2, stream=False).load(0)
+    assert torch.equal(in_memory.train.inputs, splits.train.inputs[:])
 
 
-def test_imagenet_that_is_not_sorted_says_so(large):
+def test_imagenet_without_class_folders_is_refused(large):
     for folder in (large / "val").iterdir():
         for file in folder.iterdir():
             file.rename(large / "val" / f"{folder.name}{file.name}")
@@ -94,14 +94,14 @@ def test_imagenet_that_is_not_sorted_says_so(large):
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 48), (48, 24), (8, 8), (300, 17)])
-def test_the_middle_keeps_proportions(png, height, width):
+def test_the_center_crop_keeps_the_aspect_ratio(png, height, width):
     # Brightness grows from left to right: the middle of the image stays in the middle, whatever its shape.
     ramp = np.broadcast_to(np.linspace(0, 250, width)[None, :, None], (height, width, 3)).astype(np.uint8)
     layout = ImageLayout(channels=3, height=14, width=14, resize=True, crop=True)
-    found = decode_image(("ramp", png(ramp)), layout).astype(float)
-    assert found.shape == (3, 14, 14)
-    assert found.mean() == pytest.approx(125, abs=4)
-    slope = (found[..., -3] - found[..., 2]).mean() / 9 * max(16 / height, 16 / width)
+    cropped = decode_image(("ramp", png(ramp)), layout).astype(float)
+    assert cropped.shape == (3, 14, 14)
+    assert cropped.mean() == pytest.approx(125, abs=4)
+    slope = (cropped[..., -3] - cropped[..., 2]).mean() / 9 * max(16 / height, 16 / width)
     assert slope == pytest.approx(250 / (width - 1), rel=0.2)
 
 

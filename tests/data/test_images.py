@@ -13,18 +13,18 @@ def layout(**changes):
     return ImageLayout(**({"channels": 3, "height": 4, "width": 5, "resize": False} | changes))
 
 
-def test_colour_survives(png, pixels):
+def test_color_images_are_decoded(png, pixels):
     image = pixels(1, 4, 5)[0]
     assert np.array_equal(decode_image(("a", png(image)), layout()), image.transpose(2, 0, 1))
 
 
-def test_grey_survives_and_turns_to_colour_where_others_have_colour(png, pixels):
+def test_gray_images_are_decoded_to_one_or_three_channels(png, pixels):
     grey = pixels(1, 4, 5)[0, :, :, 0]
     assert np.array_equal(decode_image(("a", png(grey)), layout(channels=1)), grey[None])
     assert np.array_equal(decode_image(("a", png(grey)), layout()), np.stack([grey] * 3))
 
 
-def test_the_layout_is_grey_only_if_all_are(png, pixels):
+def test_the_layout_is_gray_only_if_all_images_are(png, pixels):
     colour = pixels(1)[0]
     grey = colour[:, :, 0]
     assert infer_layout([("a", png(grey)), ("b", png(grey))], None).channels == 1
@@ -32,7 +32,7 @@ def test_the_layout_is_grey_only_if_all_are(png, pixels):
     assert infer_layout([("a", png(colour)), ("b", png(grey))], None).channels == 3
 
 
-def test_the_layout_has_the_size_of_the_first_or_the_one_asked_for(png, pixels):
+def test_the_layout_has_the_size_of_the_first_image_or_the_option(png, pixels):
     image = ("a", png(pixels(1, 4, 5)[0]))
     assert infer_layout([image], None) == layout()
     assert infer_layout([image], 7) == layout(height=7, width=7, resize=True)
@@ -49,12 +49,12 @@ def test_another_size_is_refused_or_scaled(png, pixels):
     assert np.array_equal(decode_image(image, layout(resize=True)), np.full((3, 4, 5), 77))
 
 
-def test_colour_is_not_silently_turned_grey(png, pixels):
+def test_color_images_are_refused_by_a_gray_layout(png, pixels):
     with pytest.raises(ValueError, match=r"x has colour \(mode RGB\)"):
         decode_image(("x", png(pixels(1, 4, 5)[0])), layout(channels=1))
 
 
-def test_deep_images_are_refused(png):
+def test_images_of_more_than_8_bits_are_refused(png):
     with pytest.raises(ValueError, match="more than 8 bits"):
         decode_image(("x", png(np.zeros((4, 5), dtype=np.uint16))), layout())
 
@@ -68,7 +68,7 @@ def test_damage_names_the_image(png, kind):
             decode_image(("broken", content[:keep]), layout(height=32, width=32))
 
 
-def test_flipped_bits_never_end_in_another_exception(png):
+def test_flipped_bits_raise_only_value_errors(png):
     generator = np.random.default_rng(0)
     content = png(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     messages = []
@@ -83,29 +83,29 @@ def test_flipped_bits_never_end_in_another_exception(png):
     assert all(message.startswith("x ") for message in messages)
 
 
-def test_palettes_and_transparency_become_colour(png, pixels):
+def test_palettes_and_transparency_are_converted_to_color(png, pixels):
     image = Image.fromarray(pixels(1, 4, 5)[0])
     for mode in ("P", "RGBA", "CMYK"):
         converted = image.convert(mode)
         with_format = "TIFF" if mode == "CMYK" else "PNG"
         stream = io.BytesIO()
         converted.save(stream, with_format)
-        found = decode_image(("a", stream.getvalue()), layout())
-        assert np.array_equal(found, np.asarray(converted.convert("RGB")).transpose(2, 0, 1))
+        decoded = decode_image(("a", stream.getvalue()), layout())
+        assert np.array_equal(decoded, np.asarray(converted.convert("RGB")).transpose(2, 0, 1))
 
 
-def test_rows_come_in_the_order_asked_for_and_only_they_are_decoded(png, pixels):
+def test_only_the_taken_rows_are_decoded_and_keep_their_order(png, pixels):
     images = pixels(6)
-    asked = []
+    requested_rows = []
 
     def encoded(rows):
-        asked.extend(rows.tolist())
+        requested_rows.extend(rows.tolist())
         return ((str(row), png(images[row])) for row in rows)
 
-    part = EncodedSplit(read_encoded=encoded, layout=layout(width=4), targets=torch.arange(6) * 10)
-    taken = part.take(torch.tensor([4, 0, 2]))
-    assert asked == [0, 2, 4]
+    split = EncodedSplit(read_encoded=encoded, layout=layout(width=4), targets=torch.arange(6) * 10)
+    taken = split.take(torch.tensor([4, 0, 2]))
+    assert requested_rows == [0, 2, 4]
     assert taken.targets.tolist() == [40, 0, 20]
     assert torch.equal(taken.inputs, torch.from_numpy(images[[4, 0, 2]].transpose(0, 3, 1, 2)))
-    assert len(part) == 6
-    assert part.take(torch.arange(0)).inputs.shape == (0, 3, 4, 4)
+    assert len(split) == 6
+    assert split.take(torch.arange(0)).inputs.shape == (0, 3, 4, 4)

@@ -30,7 +30,7 @@ def table(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_features_are_chosen_by_name(table, kind):
+def test_features_are_selected_by_name(table, kind):
     chunks = list(read_inputs(table(kind), (3,), ("c", "a", "b"), chunk_size=10))
     assert [len(inputs) for _, inputs in chunks] == [10, 10, 5]
     assert all(columns == {} for columns, _ in chunks)
@@ -53,12 +53,12 @@ def test_a_value_that_is_not_finite_is_located_in_the_file(table, kind):
         next(chunks)
 
 
-def test_features_that_are_words(table):
+def test_features_of_words_are_refused(table):
     with pytest.raises(ValueError, match=r"Column 'y' .* holds string"):
         list(read_inputs(table("csv"), (2,), ("a", "y")))
 
 
-def test_a_column_that_turns_fractional_late(tmp_path):
+def test_a_column_with_late_fractions(tmp_path):
     path = tmp_path / "long.csv"
     path.write_text("a\n" + "1\n" * 1_000_000 + "0.5\n")
     total = sum(float(inputs.sum()) for _, inputs in read_inputs(path, (1,), ("a",), chunk_size=100_000))
@@ -109,13 +109,13 @@ def test_images_in_parquet(tmp_path, write_parquet, pixels):
     assert [len(inputs) for _, inputs in chunks] == [3, 2]
     expected = torch.from_numpy(pixels(5).transpose(0, 3, 1, 2))
     assert torch.equal(torch.cat([inputs for _, inputs in chunks]), expected)
-    found = torch.cat([inputs for _, inputs in read_inputs(path, (3, 4, 4), ())])  # the only one that may be meant
-    assert torch.equal(found, expected)
+    inputs_read = torch.cat([inputs for _, inputs in read_inputs(path, (3, 4, 4), ())])  # the only image column
+    assert torch.equal(inputs_read, expected)
     with pytest.raises(ValueError, match=r"lacks the columns \['img'\]"):
         list(read_inputs(path, (3, 4, 4), (), image="img"))
 
 
-def test_what_cannot_be_read_is_refused_at_once(tmp_path, table):
+def test_unreadable_paths_are_refused_before_the_first_chunk(tmp_path, table):
     with pytest.raises(ValueError, match=r"takes images of the shape \(3, 4, 4\), .* got .*new.csv"):
         read_inputs(table("csv"), (3, 4, 4), ())
     with pytest.raises(ValueError, match=r"takes 3 features, .* got"):
@@ -132,7 +132,7 @@ def as_list(values):
     return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
 
 
-class TestColumnsThatAreKept:
+class TestKeepColumns:
     @pytest.mark.parametrize("kind", ["csv", "parquet"])
     def test_of_tables(self, table, kind):
         chunks = list(read_inputs(table(kind), (2,), ("a", "c"), chunk_size=10, keep_columns=("y", "b")))
@@ -165,14 +165,14 @@ class TestColumnsThatAreKept:
             read_inputs(tmp_path, (3, 4, 4), (), keep_columns=("id",))
 
 
-def test_images_of_another_size_are_scaled_where_those_of_training_were(tmp_path, png, pixels):
+def test_images_of_another_size_are_resized_as_in_training(tmp_path, png, pixels):
     (tmp_path / "a.png").write_bytes(png(pixels(1, 9, 7)[0]))
     [(_, inputs)] = read_inputs(tmp_path, (3, 4, 4), (), resize=True)
     assert inputs.shape == (1, 3, 4, 4)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_inputs_are_counted_where_that_is_cheap(table, kind):
+def test_rows_of_parquet_files_are_counted(table, kind):
     inputs = InputReader(path=table(kind), input_shape=(1,), feature_names=("a",))
     assert inputs.count_inputs() == {"csv": None, "parquet": 25}[kind]
 
@@ -200,10 +200,10 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind, monkeypatch):
     total = x.nbytes
     del x, columns
     tracemalloc.start()
-    before, most = pa.total_allocated_bytes(), 0
+    before, peak = pa.total_allocated_bytes(), 0
     for _, inputs in read_inputs(path, (10,), names, chunk_size=1000):
         assert inputs.shape[1] == 10
-        most = max(most, pa.total_allocated_bytes() - before)
+        peak = max(peak, pa.total_allocated_bytes() - before)
     python = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert most + python < total / 2, (most, python, total)
+    assert peak + python < total / 2, (peak, python, total)

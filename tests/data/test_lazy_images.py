@@ -22,32 +22,34 @@ def folder(tmp_path, png, pixels):
 
 @pytest.fixture
 def pair(folder):
-    held, streamed = (ImageFolder(path=str(folder), stream=stream).load(0) for stream in (False, True))
-    return held.train.inputs, streamed.train.inputs
+    in_memory, streamed = (ImageFolder(path=str(folder), stream=stream).load(0) for stream in (False, True))
+    return in_memory.train.inputs, streamed.train.inputs
 
 
-def test_looks_like_the_tensor(pair):
-    held, streamed = pair
+def test_shape_and_dtype_are_those_of_the_tensor(pair):
+    in_memory, streamed = pair
     assert isinstance(streamed, LazyImages)
-    assert (streamed.shape, streamed.dtype, len(streamed)) == (held.shape, held.dtype, len(held))
+    assert (streamed.shape, streamed.dtype, len(streamed)) == (in_memory.shape, in_memory.dtype, len(in_memory))
 
 
-def test_decodes_what_is_asked_for_in_that_order(pair):
-    held, streamed = pair
+def test_indexing_decodes_the_images_in_order(pair):
+    in_memory, streamed = pair
     places = torch.tensor([5, 0, 3, 3, 7])
-    assert torch.equal(streamed[places], held[places])
-    assert torch.equal(streamed[:4], held[:4])
-    assert torch.equal(streamed.subset(places)[torch.tensor([1, 0])], held[torch.tensor([0, 5])])
+    assert torch.equal(streamed[places], in_memory[places])
+    assert torch.equal(streamed[:4], in_memory[:4])
+    assert torch.equal(streamed.subset(places)[torch.tensor([1, 0])], in_memory[torch.tensor([0, 5])])
 
 
-def test_batches_are_those_of_the_tensor(pair):
-    held, streamed = pair
-    assert all(torch.equal(one, other) for one, other in zip(streamed.split(4), held.split(4), strict=True))
+def test_batches_equal_those_of_the_tensor(pair):
+    in_memory, streamed = pair
+    assert all(
+        torch.equal(batch, expected) for batch, expected in zip(streamed.split(4), in_memory.split(4), strict=True)
+    )
 
 
-def test_is_standardised_by_a_sample(pair, monkeypatch):
-    held, streamed = pair
-    assert torch.equal(streamed.standardization.mean, Standardize.fit(held).mean)
+def test_standardization_uses_a_random_sample(pair, monkeypatch):
+    in_memory, streamed = pair
+    assert torch.equal(streamed.standardization.mean, Standardize.fit(in_memory).mean)
     monkeypatch.setattr(lazy_images, "NUM_STATISTICS_IMAGES", 5)
     few = streamed.subset(torch.arange(len(streamed))).standardization
     assert not torch.equal(few.mean, streamed.standardization.mean)
@@ -56,44 +58,44 @@ def test_is_standardised_by_a_sample(pair, monkeypatch):
 
 def test_only_a_few_batches_are_decoded_ahead(folder):
     streamed = ImageFolder(path=str(folder), stream=True).load(0).train.inputs
-    asked = []
+    request_sizes = []
 
     def encoded(rows):
-        asked.append(len(rows))
+        request_sizes.append(len(rows))
         return streamed.read_encoded(rows)
 
-    watched = LazyImages(encoded, streamed.layout, streamed.rows)
-    batches = watched.split(2)
+    recorder = LazyImages(encoded, streamed.layout, streamed.rows)
+    batches = recorder.split(2)
     next(batches)
     time.sleep(0.2)  # more than all of them would take
-    assert 1 <= len(asked) <= 1 + lazy_images.PREFETCH_BATCHES
+    assert 1 <= len(request_sizes) <= 1 + lazy_images.PREFETCH_BATCHES
     batches.close()  # and stops when no one wants more
-    assert len(asked) <= 1 + lazy_images.PREFETCH_BATCHES
+    assert len(request_sizes) <= 1 + lazy_images.PREFETCH_BATCHES
 
 
-def test_damage_is_named_when_it_is_met(folder, truncate):
+def test_a_damaged_image_is_named_when_it_is_decoded(folder, truncate):
     truncate(folder / "cat" / "3.png")
     streamed = ImageFolder(path=str(folder), stream=True, val_size=1, test_size=1).load(0).train
     with pytest.raises(ValueError, match=r"cat.3.png is a damaged image"):
         list(streamed.inputs.split(8))
 
 
-def test_parts_know_what_is_in_memory(folder):
-    part = ImageFolder(path=str(folder), stream=True).load(0).train
-    assert isinstance(part.take(torch.arange(3)).inputs, LazyImages)
-    assert torch.equal(part.subsample(4).input_tensor, part.subsample(4).inputs)
-    assert len(part.subsample(1000).input_tensor) == len(part)
+def test_splits_subsample_into_memory(folder):
+    split = ImageFolder(path=str(folder), stream=True).load(0).train
+    assert isinstance(split.take(torch.arange(3)).inputs, LazyImages)
+    assert torch.equal(split.subsample(4).input_tensor, split.subsample(4).inputs)
+    assert len(split.subsample(1000).input_tensor) == len(split)
     with pytest.raises(ValueError, match=r"needs all \d+ images in memory.*--max_examples"):
-        _ = part.input_tensor
+        _ = split.input_tensor
 
 
-def test_class_splits_and_foreign_images_stream_too(folder):
+def test_class_splits_and_ood_references_may_be_streamed(folder):
     source = ClassSplit(source=ImageFolder(path=str(folder), stream=True))
     loaded = source.load(0)
     assert isinstance(loaded.train.inputs, LazyImages)
     assert loaded.num_classes == 2
-    foreign = match_input_format(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), loaded.train.inputs)
-    assert foreign.shape == (2, 3, 4, 4)
+    ood = match_input_format(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), loaded.train.inputs)
+    assert ood.shape == (2, 3, 4, 4)
 
 
 def test_parquet_files_are_copied_once_and_mapped(tmp_path, write_parquet, pixels, monkeypatch):
@@ -103,10 +105,10 @@ def test_parquet_files_are_copied_once_and_mapped(tmp_path, write_parquet, pixel
     images, labels = pixels(20), [0, 1] * 10
     write_parquet(tmp_path / "data" / "train-0.parquet", images[:12], labels[:12])
     write_parquet(tmp_path / "data" / "train-1.parquet", images[12:], labels[12:])
-    held, streamed = (ImageParquet(path=str(tmp_path / "data"), stream=s).load(0).train for s in (False, True))
-    assert torch.equal(streamed.inputs[:], held.inputs)
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(held)))
-    assert torch.equal(streamed.inputs[order], held.inputs[order])
+    in_memory, streamed = (ImageParquet(path=str(tmp_path / "data"), stream=s).load(0).train for s in (False, True))
+    assert torch.equal(streamed.inputs[:], in_memory.inputs)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(in_memory)))
+    assert torch.equal(streamed.inputs[order], in_memory.inputs[order])
     first = list((tmp_path / "cache").iterdir())
     ImageParquet(path=str(tmp_path / "data"), stream=True).load(1).train.inputs[:3]
     assert list((tmp_path / "cache").iterdir()) == first
@@ -119,5 +121,5 @@ def test_a_changed_parquet_file_is_copied_again(tmp_path, write_parquet, pixels,
     for seed in (0, 1):
         image_cache.build_image_cache.cache_clear()
         write_parquet(path, pixels(12 + seed, seed=seed), [0, 1] * 6 + [0] * seed)
-        held, streamed = (ImageParquet(path=str(path), stream=stream).load(0).test for stream in (False, True))
-        assert torch.equal(streamed.inputs[:], held.inputs)
+        in_memory, streamed = (ImageParquet(path=str(path), stream=stream).load(0).test for stream in (False, True))
+        assert torch.equal(streamed.inputs[:], in_memory.inputs)

@@ -30,7 +30,7 @@ def test_features(save):
     assert raw.test is None
 
 
-def test_a_test_part_and_other_names(save):
+def test_a_test_split_and_other_array_names(save):
     arrays = {
         "x": np.zeros((6, 2)),
         "y": np.arange(6) % 2,
@@ -78,7 +78,7 @@ def test_missing_arrays_are_listed(save):
     "array",
     [np.zeros(3), np.zeros((3, 0)), np.zeros((1, 2, 3, 4, 5)), np.array([["a"]]), np.zeros((2, 2), complex)],
 )
-def test_arrays_that_are_no_inputs(array):
+def test_invalid_inputs_are_refused(array):
     with pytest.raises(ValueError, match=r"x must be numbers of the shape .*got"):
         to_inputs(array, "x")
 
@@ -89,22 +89,22 @@ def test_images_without_an_axis_of_channels():
 
 
 @pytest.mark.parametrize("y", [np.array([0.0, 0.5]), np.eye(2, dtype=int), np.array(["a", "b"])])
-def test_targets_that_are_no_labels(save, y):
+def test_invalid_labels_are_refused(save, y):
     with pytest.raises(ValueError, match=r"'y' of .*data.npz must be whole numbers"):
         Npz(path=save(x=np.zeros((2, 2)), y=y), task="classification").read()
 
 
-def test_fractions_are_numbers_to_predict(save):
+def test_fractions_are_regression_targets(save):
     x, y = RANDOM.normal(size=(30, 3)), RANDOM.normal(size=(30, 2))
     raw = Npz(path=save(x=x, y=y[:, 0], x_test=x[:4], y_test=y[:4, 0])).read()
     assert (raw.target_names, raw.class_names) == (("y",), ())
     torch.testing.assert_close(raw.test.targets, torch.from_numpy(y[:4, 0]).float())
-    loaded = Npz(path=save(x=x, y=y)).load(0)
-    assert loaded.target_names == ("y_0", "y_1")
-    assert loaded.train.targets.shape[1] == 2
+    splits = Npz(path=save(x=x, y=y)).load(0)
+    assert splits.target_names == ("y_0", "y_1")
+    assert splits.train.targets.shape[1] == 2
 
 
-def test_whole_numbers_are_predicted_on_request(save):
+def test_whole_numbers_are_regression_targets_on_request(save):
     x = np.zeros((4, 2))
     assert Npz(path=save(x=x, y=np.arange(4)), task="regression").read().unsplit.targets.tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match=r"'y' of .*npz holds whole numbers as float64.* or say task=regression"):
@@ -140,7 +140,7 @@ def test_damage_names_the_file(save, tmp_path, truncate):
         Npz(path=str(tmp_path / "missing.npz")).read()
 
 
-def test_flipped_bits_never_end_in_another_exception(save, tmp_path):
+def test_flipped_bits_raise_only_value_errors(save, tmp_path):
     path = tmp_path / "data.npz"
     content = (save(x=RANDOM.normal(size=(5, 3)), y=np.arange(5) % 2), path.read_bytes())[1]
     messages = []
@@ -156,18 +156,18 @@ def test_flipped_bits_never_end_in_another_exception(save, tmp_path):
     assert all("data.npz" in message for message in messages)
 
 
-class TestPieces:
+class TestChunks:
     @pytest.mark.parametrize("order", ["C", "F"])
     @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-    def test_are_the_rows_in_order(self, tmp_path, order, save):
+    def test_chunks_are_the_rows_in_order(self, tmp_path, order, save):
         x = np.asarray(np.random.default_rng(0).normal(size=(25, 3, 2)), order=order)
         save(tmp_path / "a.npz", x=x, other=np.arange(3))
-        pieces = list(iter_array_chunks(tmp_path / "a.npz", "x", 10))
-        assert [len(piece) for piece in pieces] == [10, 10, 5]
-        assert np.array_equal(np.concatenate(pieces), x)
+        chunks = list(iter_array_chunks(tmp_path / "a.npz", "x", 10))
+        assert [len(piece) for piece in chunks] == [10, 10, 5]
+        assert np.array_equal(np.concatenate(chunks), x)
         assert read_array_shape(tmp_path / "a.npz", "x") == (25, 3, 2)
 
-    def test_a_flipped_bit_is_found_before_the_last_piece(self, tmp_path):
+    def test_a_flipped_bit_is_found_by_the_last_chunk(self, tmp_path):
         np.savez(tmp_path / "a.npz", x=np.zeros((100, 5)))
         content = bytearray((tmp_path / "a.npz").read_bytes())
         content[1000] ^= 1
@@ -176,7 +176,7 @@ class TestPieces:
             list(iter_array_chunks(tmp_path / "a.npz", "x", 100))
 
 
-def forged(path, header, content=b"", size=None):
+def write_array_header(path, header, content=b"", size=None):
     """An archive whose array says what it likes about itself."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
@@ -194,8 +194,8 @@ def forged(path, header, content=b"", size=None):
         b"__import__('os').system('false')\n",
     ],
 )
-def test_headers_that_lie_are_refused_before_memory_is_taken(tmp_path, header):
-    path = forged(tmp_path / "a.npz", header, bytes(16))
+def test_wrong_headers_are_refused_before_memory_is_allocated(tmp_path, header):
+    path = write_array_header(tmp_path / "a.npz", header, bytes(16))
     for read in (lambda: list(iter_array_chunks(path, "x", 10)), lambda: read_arrays(path, ["x"])):
         tracemalloc.start()
         with pytest.raises(ValueError, match=r"cannot be read as \.npz"):

@@ -20,7 +20,7 @@ def touch(folder, *names):
 
 
 def names(files):
-    return {part: [file.name for file in found] for part, found in files.items()}
+    return {split: [file.name for file in split_files] for split, split_files in files.items()}
 
 
 def test_a_file_is_all_training_data(tmp_path):
@@ -28,7 +28,7 @@ def test_a_file_is_all_training_data(tmp_path):
     assert find_split_files(file) == {"train": [file], "val": [], "test": []}
 
 
-def test_names_tell_the_parts_at_any_depth(tmp_path):
+def test_file_names_give_splits_at_any_depth(tmp_path):
     touch(tmp_path / "plain_text", "train-00001.parquet", "train-00000.parquet", "validation-0.parquet")
     touch(tmp_path / "plain_text", "test.parquet", "extra-0.parquet")
     assert names(find_split_files(tmp_path)) == {
@@ -43,7 +43,7 @@ def test_other_names_are_all_training_data(tmp_path):
     assert names(find_split_files(tmp_path))["train"] == ["b.parquet", "values.parquet"]
 
 
-def test_folders_that_cannot_be_understood(tmp_path):
+def test_ambiguous_folders_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no parquet files"):
         find_split_files(tmp_path)
     touch(tmp_path / "one", "test.parquet")
@@ -60,10 +60,10 @@ def test_images_are_counted_through_all_files(tmp_path, write_parquet, png, pixe
         write_parquet(tmp_path / "a.parquet", images[:4], [0] * 4),
         write_parquet(tmp_path / "b.parquet", images[4:], [0] * 6),
     ]
-    found = list(iter_encoded_images(files, "img", np.array([1, 3, 4, 9])))
-    assert [content for _, content in found] == [png(images[row]) for row in (1, 3, 4, 9)]
-    assert found[2][0].startswith("Row 0 of ")
-    assert "b.parquet" in found[2][0]
+    encoded = list(iter_encoded_images(files, "img", np.array([1, 3, 4, 9])))
+    assert [content for _, content in encoded] == [png(images[row]) for row in (1, 3, 4, 9)]
+    assert encoded[2][0].startswith("Row 0 of ")
+    assert "b.parquet" in encoded[2][0]
     assert [content for _, content in iter_encoded_images(files, "img")] == [png(image) for image in images]
 
 

@@ -32,18 +32,18 @@ def write(path, chunks=CHUNKS):
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
-class TestEveryKind:
+class TestEveryFormat:
     def test_chunks_are_appended(self, tmp_path, suffix):
         path = tmp_path / f"p{suffix}"
         write(path)
-        found = read(path)
-        assert list(found) == ["file", "class", "p"]
-        assert found["file"] == ["a.png", "b,ü.png", "a much longer name.png"]
-        assert found["class"] == ["cat", "dog", "cat"]
-        assert np.array_equal(np.array(found["p"], dtype=np.float32), np.array([0.1, 1 / 3, 0.7], np.float32))
+        columns = read(path)
+        assert list(columns) == ["file", "class", "p"]
+        assert columns["file"] == ["a.png", "b,ü.png", "a much longer name.png"]
+        assert columns["class"] == ["cat", "dog", "cat"]
+        assert np.array_equal(np.array(columns["p"], dtype=np.float32), np.array([0.1, 1 / 3, 0.7], np.float32))
         assert list(tmp_path.iterdir()) == [path]
 
-    def test_an_exception_leaves_what_was_there(self, tmp_path, suffix):
+    def test_an_exception_keeps_the_previous_file(self, tmp_path, suffix):
         path = tmp_path / f"p{suffix}"
         path.write_text("before")
 
@@ -57,19 +57,19 @@ class TestEveryKind:
         assert path.read_text() == "before"
         assert list(tmp_path.iterdir()) == [path]
 
-    def test_nothing_appears_before_the_end(self, tmp_path, suffix):
+    def test_the_file_appears_at_the_end(self, tmp_path, suffix):
         path = tmp_path / f"p{suffix}"
         with PredictionWriter(path) as writer:
             writer.write(CHUNKS[0])
             assert not path.exists()
         assert path.exists()
 
-    def test_no_predictions_are_no_file(self, tmp_path, suffix):
+    def test_no_predictions_are_refused(self, tmp_path, suffix):
         with pytest.raises(ValueError, match="No predictions were written"):
             write(tmp_path / f"p{suffix}", [])
         assert not list(tmp_path.iterdir())
 
-    def test_columns_must_fit(self, tmp_path, suffix):
+    def test_columns_must_have_the_same_length_and_names(self, tmp_path, suffix):
         with pytest.raises(ValueError, match=r"one value for each row, got the shapes"):
             write(tmp_path / f"p{suffix}", [{"a": ["x"], "p": np.zeros(2)}])
         with pytest.raises(ValueError, match=r"columns of .* are \['a'\], got \['b'\]"):
@@ -77,7 +77,7 @@ class TestEveryKind:
         assert not list(tmp_path.iterdir())
 
 
-def test_csv_has_the_digits_of_its_numbers(tmp_path):
+def test_csv_has_the_digits_of_the_dtype(tmp_path):
     write(tmp_path / "p.csv", [{"p": np.array([0.1], np.float32), "q": np.array([0.1]), "n": np.array([3])}])
     assert (tmp_path / "p.csv").read_text() == "p,q,n\n0.1,0.1,3\n"
 
@@ -95,14 +95,14 @@ def test_columns_of_pyarrow_are_passed_on(tmp_path, suffix):
     assert read(tmp_path / f"p{suffix}")["id"] == ["a", None if suffix == ".parquet" else "", "long"]
 
 
-def test_arrays_wait_in_a_file_until_their_number_is_known(tmp_path):
+def test_memory_does_not_grow_with_npz_columns(tmp_path):
     tracemalloc.start()
     with PredictionWriter(tmp_path / "p.npz") as writer:
         for _ in range(50):
             writer.write({"p": np.random.default_rng(0).random(100_000), "n": np.arange(100_000)})
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
-    with np.load(tmp_path / "p.npz") as found:
-        assert found["p"].shape == found["n"].shape == (5_000_000,)
-        assert found["n"][-1] == 99_999
+    with np.load(tmp_path / "p.npz") as columns:
+        assert columns["p"].shape == columns["n"].shape == (5_000_000,)
+        assert columns["n"][-1] == 99_999
     assert len(list(tmp_path.iterdir())) == 1

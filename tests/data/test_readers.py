@@ -38,7 +38,7 @@ def test_tables_need_a_target(tmp_path):
         assert make_source(path, target="y") == Table(path=path, target="y")
 
 
-def test_everything_else(tmp_path):
+def test_other_paths_are_refused(tmp_path):
     (tmp_path / "a.txt").touch()
     with pytest.raises(ValueError, match=r"No reader .*a.txt \(suffix '.txt'\)"):
         make_source(str(tmp_path / "a.txt"))

@@ -25,7 +25,7 @@ def test_features_are_standardised_one_by_one_even_far_from_zero():
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 12345.678])
-def test_a_constant_feature_is_only_centred(value):
+def test_a_constant_feature_has_standard_deviation_one(value):
     inputs = torch.full((1500, 1), value)
     standardize = Standardize.fit(inputs)
     assert standardize.std.item() == 1
@@ -42,6 +42,6 @@ def test_other_channels_or_features_are_refused():
         Standardize.fit(torch.zeros(2, 5))(torch.zeros(2, 4))
 
 
-def test_nothing_has_no_mean():
+def test_no_examples_are_refused():
     with pytest.raises(ValueError, match="no examples"):
         Standardize.fit(torch.zeros(0, 3))

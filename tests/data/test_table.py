@@ -47,11 +47,11 @@ def test_a_parquet_file_with_categories_and_all_kinds_of_numbers(tmp_path):
     assert raw.unsplit.targets.tolist() == [1, 0, 1]
 
 
-def test_it_loads(csv):
+def test_a_classification_loads(csv):
     rows = "\n".join(f"{row},{row % 2},0.1" for row in range(60))
-    loaded = Table(path=csv(f"a,y,constant\n{rows}\n"), target="y").load(0)
-    assert loaded.input_shape == (2,)
-    assert torch.equal(loaded.train.inputs[:, 0].long() % 2, loaded.train.targets)
+    splits = Table(path=csv(f"a,y,constant\n{rows}\n"), target="y").load(0)
+    assert splits.input_shape == (2,)
+    assert torch.equal(splits.train.inputs[:, 0].long() % 2, splits.train.targets)
 
 
 def test_a_missing_target_lists_the_columns(csv):
@@ -59,17 +59,17 @@ def test_a_missing_target_lists_the_columns(csv):
         Table(path=csv("a,y\n1,0\n"), target="z").read()
 
 
-def test_words_are_no_features(csv):
+def test_word_features_are_refused(csv):
     with pytest.raises(ValueError, match=r"Column 'b' of .*t.csv holds string, and features must be numbers"):
         Table(path=csv("a,b,y\n1,x,0\n2,?,1\n"), target="y").read()
 
 
-def test_fractions_are_no_classes(csv):
+def test_fractional_classes_are_refused(csv):
     with pytest.raises(ValueError, match=r"Column 'y' holds double, and classes must be whole numbers"):
         Table(path=csv("a,y\n1,0.5\n2,1.5\n"), target="y", task="classification").read()
 
 
-def test_fractions_are_numbers_to_predict(csv):
+def test_fractions_are_regression_targets(csv):
     raw = Table(path=csv("a,y\n1,0.5\n2,1\n3,-7\n"), target="y").read()
     assert raw.target_names == ("y",)
     assert raw.class_names == ()
@@ -77,26 +77,26 @@ def test_fractions_are_numbers_to_predict(csv):
     assert raw.unsplit.targets.tolist() == [0.5, 1, -7]
 
 
-def test_whole_numbers_are_predicted_on_request(csv):
+def test_whole_numbers_are_regression_targets_on_request(csv):
     raw = Table(path=csv("a,y\n1,5\n2,6\n"), target="y", task="regression").read()
     assert raw.unsplit.targets.tolist() == [5, 6]
     assert raw.target_names == ("y",)
 
 
-def test_whole_numbers_with_a_point_may_be_either(csv):
+def test_whole_numbers_as_floats_are_ambiguous(csv):
     with pytest.raises(ValueError, match=r"Column 'y' holds whole numbers as float64.* or say task=regression"):
         Table(path=csv("a,y\n1,0.0\n2,1.0\n3,\n"), target="y").read()
 
 
 def test_a_regression_loads(csv):
     rows = "\n".join(f"{row},{row / 7}" for row in range(60))
-    loaded = Table(path=csv(f"a,y\n{rows}\n"), target="y").load(0)
-    assert loaded.is_regression
-    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (43, 5, 12)
-    torch.testing.assert_close(loaded.test.targets, loaded.test.inputs[:, 0] / 7)
+    splits = Table(path=csv(f"a,y\n{rows}\n"), target="y").load(0)
+    assert splits.is_regression
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (43, 5, 12)
+    torch.testing.assert_close(splits.test.targets, splits.test.inputs[:, 0] / 7)
 
 
-def test_numbers_that_cannot_be_predicted(csv):
+def test_invalid_regression_targets_are_refused(csv):
     with pytest.raises(ValueError, match=r"Target 'y' is 2\.5 in all 3 given examples: there is nothing to predict"):
         Table(path=csv("a,y\n1,2.5\n2,2.5\n3,2.5\n"), target="y").load(0)
     with pytest.raises(ValueError, match=r"Column 'y' has 1 missing labels, the first in row 1"):
@@ -114,12 +114,12 @@ def test_missing_values_are_located(csv):
         Table(path=csv("a,y\n1,0\n2,\n3,1\n"), target="y").load(0)
 
 
-def test_one_class_is_not_a_task(csv):
+def test_a_single_class_is_refused(csv):
     with pytest.raises(ValueError, match=r"at least 2 classes, got 1 \['0'\]"):
         Table(path=csv("a,y\n1,0\n2,0\n"), target="y").load(0)
 
 
-def test_a_target_alone_is_not_enough(csv):
+def test_a_table_without_features_is_refused(csv):
     with pytest.raises(ValueError, match="no column besides the target 'y'"):
         Table(path=csv("y\n0\n1\n"), target="y").read()
 
@@ -136,7 +136,7 @@ def test_a_damaged_csv_file_is_named(csv, text):
     assert type(error.value) is ValueError
 
 
-def test_other_files(tmp_path):
+def test_files_of_other_formats_are_refused(tmp_path):
     (tmp_path / "t.xlsx").touch()
     with pytest.raises(ValueError, match=r"\.csv or \.parquet, got .*t.xlsx"):
         Table(path=str(tmp_path / "t.xlsx"), target="y").read()

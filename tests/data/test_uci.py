@@ -26,52 +26,52 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def rows(part):
-    return part.inputs[:, 0].long().tolist()
+def rows(split):
+    return split.inputs[:, 0].long().tolist()
 
 
 def test_features_and_target_are_where_the_files_say(root):
-    loaded = UCI(name="toy", root=str(root)).load(0)
-    assert loaded.feature_names == ("0", "2")
-    assert loaded.target_names == ("column 1",)
-    for part in (loaded.train, loaded.val, loaded.test):
-        torch.testing.assert_close(part.targets, 10 * part.inputs[:, 0] + 0.5)
+    splits = UCI(name="toy", root=str(root)).load(0)
+    assert splits.feature_names == ("0", "2")
+    assert splits.target_names == ("column 1",)
+    for split in (splits.train, splits.val, splits.test):
+        torch.testing.assert_close(split.targets, 10 * split.inputs[:, 0] + 0.5)
 
 
 def test_several_targets(root):
     (root / "toy" / "index_target.txt").write_text("1\n2\n")
-    loaded = UCI(name="toy", root=str(root)).load(0)
-    assert loaded.target_names == ("column 1", "column 2")
-    assert loaded.test.targets.shape == (4, 2)
+    splits = UCI(name="toy", root=str(root)).load(0)
+    assert splits.target_names == ("column 1", "column 2")
+    assert splits.test.targets.shape == (4, 2)
 
 
 def test_the_seed_is_the_number_of_the_split(root):
     for number in range(2):
-        loaded = UCI(name="toy", root=str(root)).load(number)
-        expected = {part: np.loadtxt(root / "toy" / f"index_{part}_{number}.txt") for part in ("train", "test")}
-        assert rows(loaded.test) == expected["test"].tolist()
-        assert sorted(rows(loaded.train) + rows(loaded.val)) == sorted(expected["train"].tolist())
-        assert (len(loaded.train), len(loaded.val)) == (29, 7)
+        splits = UCI(name="toy", root=str(root)).load(number)
+        expected = {split: np.loadtxt(root / "toy" / f"index_{split}_{number}.txt") for split in ("train", "test")}
+        assert rows(splits.test) == expected["test"].tolist()
+        assert sorted(rows(splits.train) + rows(splits.val)) == sorted(expected["train"].tolist())
+        assert (len(splits.train), len(splits.val)) == (29, 7)
 
 
 def test_the_same_seed_is_the_same_split(root):
-    one, other = (UCI(name="toy", root=str(root)).load(1) for _ in range(2))
-    assert (rows(one.train), rows(one.val)) == (rows(other.train), rows(other.val))
+    first, second = (UCI(name="toy", root=str(root)).load(1) for _ in range(2))
+    assert (rows(first.train), rows(first.val)) == (rows(second.train), rows(second.val))
 
 
-def test_sizes_are_of_the_training_part(root):
-    loaded = UCI(name="toy", root=str(root), val_size=0.5, train_size=10).load(0)
-    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (10, 18, 4)
+def test_sizes_apply_to_the_training_rows_of_a_split(root):
+    splits = UCI(name="toy", root=str(root), val_size=0.5, train_size=10).load(0)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (10, 18, 4)
 
 
-def test_there_are_as_many_seeds_as_splits(root):
+def test_seeds_beyond_the_splits_are_refused(root):
     with pytest.raises(
         ValueError, match=r"come with 2 splits, and the seed is the number of the split: 0 to 1, got 2"
     ):
         UCI(name="toy", root=str(root)).load(2)
 
 
-def test_the_environment_names_the_root(root, tmp_path, monkeypatch):
+def test_the_environment_variable_names_the_root(root, tmp_path, monkeypatch):
     (tmp_path / "shared").mkdir()
     (root / "toy").rename(tmp_path / "shared" / "toy")
     (tmp_path / "shared").rename(tmp_path / "uci")
@@ -86,7 +86,7 @@ def test_the_layout_of_the_original_repository(root):
     assert len(UCI(name="toy", root=str(root)).load(0).test) == 4
 
 
-def test_what_is_not_there(root, tmp_path):
+def test_missing_files_are_named(root, tmp_path):
     with pytest.raises(ValueError, match=r"UCI is not downloaded, and no folder is given. Set root .* UCI_Datasets"):
         UCI(name="toy").load(0)
     with pytest.raises(FileNotFoundError, match=r"no .*boston/data.txt. Datasets in .*: toy\. Check name and root"):
@@ -115,13 +115,13 @@ def test_what_is_not_there(root, tmp_path):
         ),
     ],
 )
-def test_damage_is_named(root, file, text, message):
+def test_damaged_files_are_named(root, file, text, message):
     (root / "toy" / file).write_text(text)
     with pytest.raises(ValueError, match=message):
         UCI(name="toy", root=str(root)).load(0)
 
 
-def test_a_constant_target_and_a_missing_one(root):
+def test_constant_and_missing_targets_are_refused(root):
     data = np.loadtxt(root / "toy" / "data.txt")
     for value, message in (
         (7.0, "'column 1' is 7 in all 40 given examples"),
@@ -135,8 +135,8 @@ def test_a_constant_target_and_a_missing_one(root):
 
 @pytest.mark.real_data
 @pytest.mark.parametrize(("name", "size", "features"), [("concrete", 1030, 8), ("energy", 768, 8)])
-def test_the_real_ones(real_data, name, size, features):
-    loaded = UCI(name=name).load(19)
-    assert len(loaded.train) + len(loaded.val) + len(loaded.test) == size
-    assert len(loaded.test) == round(size / 10)
-    assert loaded.input_shape == (features,)
+def test_the_published_datasets(real_data, name, size, features):
+    splits = UCI(name=name).load(19)
+    assert len(splits.train) + len(splits.val) + len(splits.test) == size
+    assert len(splits.test) == round(size / 10)
+    assert splits.input_shape == (features,)

@@ -129,8 +129,8 @@ class TorchDataset(DataSource):
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
             raise ValueError(
-                f"{self.dataset}({call}) failed: {error} Its parameters are {list_parameters(factory)}; give them as "
-                "options (on the command line, --data.OPTION)."
+                f"{self.dataset}({call}) failed: {str(error).rstrip('.')}. Its parameters are "
+                f"{list_parameters(factory)}; give them as options (on the command line, --data.OPTION)."
             ) from error
         return dataset
 

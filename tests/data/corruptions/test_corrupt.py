@@ -38,8 +38,8 @@ def images(request):
     return DATA[request.param]()
 
 
-def distance(one, other):
-    return float((one.double() - other.double()).square().mean().sqrt())
+def distance(corrupted_images, other):
+    return float((corrupted_images.double() - other.double()).square().mean().sqrt())
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -47,31 +47,31 @@ def test_grows_with_severity_and_keeps_shape_dtype_and_range(name, images):
     if name not in list_corruptions(images.shape[1]):
         pytest.skip("for colour only")
     before, white = images.clone(), infer_white_value(images)
-    found = [corrupt_images(images, name, severity) for severity in range(1, 6)]
-    distances = [distance(one, images) / white for one in found]
+    corrupted = [corrupt_images(images, name, severity) for severity in range(1, 6)]
+    distances = [distance(corrupted_images, images) / white for corrupted_images in corrupted]
     assert distances == sorted(distances)
     assert all(far > 1.03 * near for near, far in pairwise(distances))
     assert 0.008 < distances[0] < 0.2
     assert 0.03 < distances[4] < 0.45
-    for one in found:
-        assert one.dtype == torch.uint8
-        assert one.shape == images.shape
-        assert one.max() <= white
+    for corrupted_images in corrupted:
+        assert corrupted_images.dtype == torch.uint8
+        assert corrupted_images.shape == images.shape
+        assert corrupted_images.max() <= white
     assert torch.equal(images, before)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_the_seed_decides(name):
+def test_the_seed_determines_the_noise(name):
     images = photographs(4)
-    once = corrupt_images(images, name, 4, seed=3)
-    assert torch.equal(once, corrupt_images(images, name, 4, seed=3))
+    first = corrupt_images(images, name, 4, seed=3)
+    assert torch.equal(first, corrupt_images(images, name, 4, seed=3))
     random = name not in FIXED
-    assert torch.equal(once, corrupt_images(images, name, 4, seed=4)) != random
-    twins = corrupt_images(images[:1].expand(2, -1, -1, -1), name, 4)
-    assert torch.equal(twins[0], twins[1]) != random
+    assert torch.equal(first, corrupt_images(images, name, 4, seed=4)) != random
+    copies = corrupt_images(images[:1].expand(2, -1, -1, -1), name, 4)
+    assert torch.equal(copies[0], copies[1]) != random
 
 
-def test_nothing_outside_is_touched():
+def test_the_global_random_state_is_unchanged():
     torch.manual_seed(1)
     state = torch.get_rng_state()
     for name in CORRUPTIONS:
@@ -83,15 +83,15 @@ def test_nothing_outside_is_touched():
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (28, 28), (40, 64)])
 def test_any_size(name, size):
     images = torch.rand(3, 3, *size)
-    found = corrupt_images(images, name, 5)
-    assert found.shape == images.shape
-    assert found.dtype == torch.float32
-    assert found.isfinite().all()
-    assert 0 <= found.min() <= found.max() <= 1
+    corrupted = corrupt_images(images, name, 5)
+    assert corrupted.shape == images.shape
+    assert corrupted.dtype == torch.float32
+    assert corrupted.isfinite().all()
+    assert 0 <= corrupted.min() <= corrupted.max() <= 1
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_the_range_is_that_of_white(name):
+def test_results_scale_with_the_white_value(name):
     images = torch.rand(3, 3, 8, 8)
     torch.testing.assert_close(
         corrupt_images(images, name, 3, white_value=1.0),
@@ -101,23 +101,23 @@ def test_the_range_is_that_of_white(name):
     )
 
 
-def test_chunks_have_noise_of_their_own():
-    found = corrupt_images(torch.full((1100, 1, 2, 2), 0.5), "gaussian_noise", 3)
-    assert len(found.view(1100, -1).unique(dim=0)) == 1100
+def test_chunks_have_independent_noise():
+    corrupted = corrupt_images(torch.full((1100, 1, 2, 2), 0.5), "gaussian_noise", 3)
+    assert len(corrupted.view(1100, -1).unique(dim=0)) == 1100
 
 
 def test_severity_zero_is_a_copy():
     images = photographs(2)
-    found = corrupt_images(images, "fog", 0)
-    assert torch.equal(found, images)
-    assert found.data_ptr() != images.data_ptr()
+    corrupted = corrupt_images(images, "fog", 0)
+    assert torch.equal(corrupted, images)
+    assert corrupted.data_ptr() != images.data_ptr()
 
 
-def test_no_images_are_no_images():
+def test_empty_input_gives_empty_output():
     assert corrupt_images(torch.zeros(0, 3, 8, 8), "fog", 3).shape == (0, 3, 8, 8)
 
 
-def test_names():
+def test_corruption_names():
     assert len(STANDARD_CORRUPTIONS) == 15
     assert len(CORRUPTIONS) == 19
     assert list_corruptions(3) == tuple(CORRUPTIONS)
@@ -126,19 +126,19 @@ def test_names():
 
 
 @pytest.mark.parametrize(("high", "white"), [(0.0, 1), (1.0, 1), (1.5, 16), (16.0, 16), (17.0, 255), (255.0, 255)])
-def test_white(high, white):
+def test_white_value(high, white):
     assert infer_white_value(torch.tensor([0.0, high]).view(1, 1, 1, 2)) == white
 
 
 class TestRefuses:
     images = torch.rand(2, 3, 8, 8)
 
-    def test_what_it_does_not_know(self):
+    def test_unknown_corruptions(self):
         with pytest.raises(ValueError, match=r"Unknown corruption 'rain'. Known: gaussian_noise, .*saturate"):
             corrupt_images(self.images, "rain", 1)
 
     @pytest.mark.parametrize("severity", [-1, 6, 1.5])
-    def test_what_is_no_severity(self, severity):
+    def test_invalid_severities(self, severity):
         with pytest.raises(ValueError, match=f"from 1 to 5, or 0 for none; got {severity}"):
             corrupt_images(self.images, "fog", severity)
 

@@ -22,9 +22,9 @@ def noisy(name, severity, images=GREY):
     ],
 )
 def test_moments(name, severity, std):
-    found = noisy(name, severity)
-    assert float(found.mean()) == pytest.approx(0.4, abs=4 * std / GREY.numel() ** 0.5)
-    assert float(found.std()) == pytest.approx(std, rel=0.02)
+    corrupted = noisy(name, severity)
+    assert float(corrupted.mean()) == pytest.approx(0.4, abs=4 * std / GREY.numel() ** 0.5)
+    assert float(corrupted.std()) == pytest.approx(std, rel=0.02)
 
 
 def test_shot_noise_counts_photons():
@@ -33,12 +33,12 @@ def test_shot_noise_counts_photons():
 
 
 @pytest.mark.parametrize(("severity", "rate"), [(1, 0.01), (5, 0.11)])
-def test_impulse_noise_loses_so_many_values(severity, rate):
-    found = noisy("impulse_noise", severity)
-    assert found.unique().tolist() == pytest.approx([0, 0.4, 1])
+def test_impulse_noise_has_its_rate(severity, rate):
+    corrupted = noisy("impulse_noise", severity)
+    assert corrupted.unique().tolist() == pytest.approx([0, 0.4, 1])
     error = 5 * (rate / 2 / GREY.numel()) ** 0.5
-    assert float((found == 0).double().mean()) == pytest.approx(rate / 2, abs=error)
-    assert float((found == 1).double().mean()) == pytest.approx(rate / 2, abs=error)
+    assert float((corrupted == 0).double().mean()) == pytest.approx(rate / 2, abs=error)
+    assert float((corrupted == 1).double().mean()) == pytest.approx(rate / 2, abs=error)
 
 
 def test_black_has_no_shot_and_no_speckle():

@@ -15,7 +15,7 @@ def at(image, row, column, mode):
     return map_coordinates(image.numpy(), [[row], [column]], order=1, mode=mode)[0]
 
 
-def test_averages_are_those_of_a_slow_loop():
+def test_average_shifts_equals_a_loop():
     before, generator = images(), torch.Generator().manual_seed(1)
     shifts, weights = 2 * torch.randn(3, 4, 2, generator=generator), torch.tensor([0.1, 0.2, 0.3, 0.4])
     after = average_shifts(before, shifts, weights)
@@ -25,7 +25,7 @@ def test_averages_are_those_of_a_slow_loop():
         assert float(after[n, c, i, j]) == pytest.approx(expected, abs=1e-5)
 
 
-def test_common_shifts_are_shifts_of_every_image():
+def test_common_shifts_apply_to_every_image():
     before = images()
     shifts, weights = torch.tensor([[0.5, -1.2], [0.0, 3.4]]), torch.tensor([0.25, 0.75])
     torch.testing.assert_close(
@@ -33,7 +33,7 @@ def test_common_shifts_are_shifts_of_every_image():
     )
 
 
-def test_moved_is_what_scipy_finds_there():
+def test_warp_images_equals_scipy():
     before, generator = images(), torch.Generator().manual_seed(1)
     offsets = 3 * torch.randn(3, 6, 7, 2, generator=generator)
     after = warp_images(before, offsets)
@@ -43,24 +43,24 @@ def test_moved_is_what_scipy_finds_there():
         assert float(after[n, c, i, j]) == pytest.approx(expected, abs=1e-5)
 
 
-def test_no_move_is_no_change():
+def test_zero_shifts_are_the_identity():
     before = images()
     torch.testing.assert_close(warp_images(before, torch.zeros(1, 6, 7, 2)), before)
     assert torch.equal(average_shifts(before, torch.zeros(1, 2), torch.ones(1)), before)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (8, 8), (32, 32), (17, 40)])
-def test_clouds_fill_the_range_and_are_smooth(size):
+def test_clouds_span_the_range_and_are_smooth(size):
     before = torch.zeros(20, 3, *size)
-    found = sample_clouds(before, torch.Generator().manual_seed(0))
-    assert found.shape == (20, 1, *size)
-    assert found.min() >= 0
-    assert found.max() <= 1
+    fields = sample_clouds(before, torch.Generator().manual_seed(0))
+    assert fields.shape == (20, 1, *size)
+    assert fields.min() >= 0
+    assert fields.max() <= 1
     if min(size) >= 8:
-        assert torch.equal(found.amax((1, 2, 3)), torch.ones(20))
-        steps = found.diff(dim=-1).square().mean()
-        assert steps < found.var()  # neighbours of white noise differ by twice its variance
-    assert not torch.equal(found[0], found[1]) or size == (1, 1)
+        assert torch.equal(fields.amax((1, 2, 3)), torch.ones(20))
+        steps = fields.diff(dim=-1).square().mean()
+        assert steps < fields.var()  # neighbours of white noise differ by twice its variance
+    assert not torch.equal(fields[0], fields[1]) or size == (1, 1)
 
 
 def test_lengths_shrink_with_the_root_of_the_size():

@@ -16,9 +16,9 @@ def colours():
 
 
 def test_brightness_is_the_value_of_hsv(colours):
-    found = weather("brightness", colours).clamp(0, 1)
+    corrupted = weather("brightness", colours).clamp(0, 1)
     pairs = zip(
-        colours.permute(0, 2, 3, 1).reshape(-1, 3).tolist(), found.permute(0, 2, 3, 1).reshape(-1, 3), strict=True
+        colours.permute(0, 2, 3, 1).reshape(-1, 3).tolist(), corrupted.permute(0, 2, 3, 1).reshape(-1, 3), strict=True
     )
     for before, after in pairs:
         hue, saturation, value = colorsys.rgb_to_hsv(*before)
@@ -32,8 +32,8 @@ def test_brightness_of_black_and_of_grey_images():
 
 
 def test_fog_adds_light_and_keeps_the_brightest_value(colours):
-    found = weather("fog", colours, 5)
-    assert (found <= colours.amax((1, 2, 3), keepdim=True) + 1e-6).all()
+    corrupted = weather("fog", colours, 5)
+    assert (corrupted <= colours.amax((1, 2, 3), keepdim=True) + 1e-6).all()
     black = torch.zeros(5, 1, 8, 8)
     black[:, :, 0, 0] = 1
     assert weather("fog", black, 5).mean() > 0.2
@@ -42,23 +42,23 @@ def test_fog_adds_light_and_keeps_the_brightest_value(colours):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", ["fog", "frost", "snow", "spatter", "brightness"])
 def test_any_number_of_channels(name, channels):
-    found = weather(name, torch.rand(4, channels, 8, 10), 5)
-    assert found.shape == (4, channels, 8, 10)
-    assert found.isfinite().all()
+    corrupted = weather(name, torch.rand(4, channels, 8, 10), 5)
+    assert corrupted.shape == (4, channels, 8, 10)
+    assert corrupted.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["frost", "snow", "spatter"])
-def test_black_gets_lighter_everywhere_or_in_places(name):
-    found = weather(name, torch.zeros(10, 3, 32, 32), 5)
-    assert found.min() >= 0
-    assert 0.05 < found.clamp(0, 1).mean() < 0.8
+def test_black_images_get_lighter(name):
+    corrupted = weather(name, torch.zeros(10, 3, 32, 32), 5)
+    assert corrupted.min() >= 0
+    assert 0.05 < corrupted.clamp(0, 1).mean() < 0.8
 
 
-def test_spatter_covers_the_share_that_it_should():
-    found = weather("spatter", torch.zeros(50, 1, 32, 32), 5)
-    assert float((found > 0.4 * 0.8).double().mean()) == pytest.approx(0.33, abs=0.04)
+def test_spatter_covers_its_fraction():
+    corrupted = weather("spatter", torch.zeros(50, 1, 32, 32), 5)
+    assert float((corrupted > 0.4 * 0.8).double().mean()) == pytest.approx(0.33, abs=0.04)
 
 
-def test_frost_is_thicker_at_the_edge():
-    found = weather("frost", torch.zeros(200, 1, 32, 32), 3)
-    assert found[..., 0, :].mean() > 1.5 * found[..., 14:18, 14:18].mean()
+def test_frost_is_thicker_at_the_border():
+    corrupted = weather("frost", torch.zeros(200, 1, 32, 32), 3)
+    assert corrupted[..., 0, :].mean() > 1.5 * corrupted[..., 14:18, 14:18].mean()
