@@ -1,42 +1,45 @@
-"""What flatness buys for what it costs: mechanisms of one to two gradients a step, against plain training and SAM.
+"""Flatness methods with one to two gradients a step, compared with plain training and SAM.
 
-For MAP and SWAG on each data set: the setting with the best validation NLL when trained plainly, then for every
-mechanism the radius with the best validation NLL, of as many radii for each. Then all are trained again over seeds,
-and measured on the test part: the NLL that is gained over the plain twin, with an interval of the paired differences;
-that as a share of what SAM gains, with Fieller's interval of the ratio; gradients a step, and seconds. Seconds are
-those of runs beside each other: for the ratios to count, `--jobs 1` on a machine that does nothing else.
+For MAP and SWAG on each data set: the setting with the lowest validation NLL in plain training, then for every method the
+radius with the lowest validation NLL, from equally many radii each. All are trained again over seeds and evaluated on
+the test split. Reported are the gain in NLL over plain training with an interval of the paired differences, this gain
+as a fraction of SAM's with Fieller's interval of the ratio, gradients a step, and seconds. Seconds are comparable only
+with `--num_jobs 1` on an idle machine.
 
     FLATBAYES_DATA=... python -m studies.cheap_flatness runs/cheap digits cifar
 
-FOLDER/<data>/cheap.json has the numbers, and cheap.svg beside it is made from them. The same call goes on where it
-was stopped.
+FOLDER/<data>/cheap.json has the numbers, from which cheap.svg is drawn. The same command resumes an interrupted study.
 """
 
 import argparse
 import math
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import read_json, write_json
 from flatbayes.core.spec import short_name
-from flatbayes.experiments import execute_runs, select_methods
+from flatbayes.experiments import ExperimentRun, RunResult, execute_runs, select_methods
 from flatbayes.experiments.statistics import compare_pairs
-from flatbayes.flatness import LESAM, MSAM, SAM, Delayed, GaussianSmoothing, LookSAM, Periodic, Plain
-from studies.cheap_flatness.figure import figure
+from flatbayes.flatness import LESAM, MSAM, SAM, Delayed, Flatness, GaussianSmoothing, LookSAM, Periodic, Plain
+from studies.cheap_flatness.figure import draw_figure
 from studies.hyperparameters import cifar10, digits
 
 STUDIES = {
     "digits": (digits, "digits, MLP", (0.05, 0.1, 0.2, 0.4, 0.8), "last_layer"),
     "cifar": (cifar10, "CIFAR-10 (500 images), ConvNet", (0.02, 0.05, 0.1), "norms"),
 }
-METHODS = ("MAP", "SWAG")
+"""Module with common settings and candidates, title, radii, and the parameters of the partial perturbation."""
+POSTERIORS = ("MAP", "SWAG")
+Interval = tuple[float, float]
 
 
-def mechanisms(radii, params):
-    """For each name as many settings as there are radii, spaced alike, around what is usual for it."""
-    makers = {
+def make_flatness_grids(radii: Sequence[float], params: Any) -> dict[str, list[Flatness]]:
+    """Settings of every method by its name: as many as there are radii, around its usual value."""
+    makers: dict[str, Callable[[float], Flatness]] = {
         "SAM": lambda r: SAM(rho=r),
         "MSAM": lambda r: MSAM(rho=5 * r),
         "GaussianSmoothing": lambda r: GaussianSmoothing(std=r / 25),
@@ -51,93 +54,122 @@ def mechanisms(radii, params):
     return {name: [make(radius) for radius in radii] for name, make in makers.items()}
 
 
-def study(name, folder, methods, seeds=None, choice_seeds=None, epochs=None, radii=None, jobs=None):
-    """Choose, measure, and return what is in `cheap.json`."""
+def run_study(
+    name: str,
+    folder: Path,
+    posteriors: Sequence[str],
+    num_seeds: int | None = None,
+    num_selection_seeds: int | None = None,
+    epochs: int | None = None,
+    num_radii: int | None = None,
+    num_jobs: int | None = None,
+) -> dict[str, Any]:
+    """Select radii, train over seeds, and return the content of `cheap.json`.
+
+    Args:
+        name: A key of `STUDIES`.
+        folder: Folder of trials and runs.
+        posteriors: Names of posteriors.
+        num_seeds: Seeds of the evaluation; None for those of the module.
+        num_selection_seeds: Seeds of the selection; None for those of the module.
+        epochs: Epochs of every training; None for those of the module.
+        num_radii: Use only the first radii.
+        num_jobs: Parallel processes; None for one per core.
+    """
     module, title, all_radii, params = STUDIES[name]
-    common = (
-        module.COMMON
-        if epochs is None
-        else replace(module.COMMON, config=replace(module.COMMON.config, epochs=epochs))
-    )
-    candidates = {one: module.CANDIDATES[one] for one in methods}
-    chosen = {}
-    for mechanism, settings in mechanisms(all_radii[:radii], params).items():
-        wanted = None if choice_seeds is None else range(choice_seeds)
-        chosen[mechanism] = select_methods(common, candidates, settings, folder / "choice", seeds=wanted, jobs=jobs)
+    common = module.COMMON
+    if epochs is not None:
+        common = replace(common, config=replace(common.config, epochs=epochs))
+    candidates = {posterior: module.CANDIDATES[posterior] for posterior in posteriors}
+    selection_seeds = None if num_selection_seeds is None else range(num_selection_seeds)
+    num_seeds = num_seeds or common.num_seeds
+    runs: dict[str, list[ExperimentRun]] = {}
+    for mechanism, grid in make_flatness_grids(all_radii[:num_radii], params).items():
+        methods = select_methods(common, candidates, grid, folder / "choice", seeds=selection_seeds, jobs=num_jobs)
         trials = read_json(folder / "choice" / "selection.json")
         write_json(folder / "choice" / f"{mechanism.replace('/', ' of ')}.json", trials)
-    seeds = seeds or module.COMMON.seeds
-    twins = {m: replace(common, posteriors=found, seeds=seeds).tasks() for m, found in chosen.items()}
-    failures = execute_runs([task for tasks in twins.values() for task in tasks], folder / "runs", jobs)
-    rows = [
-        row
-        for posterior in methods
-        for row in summary({m: [t for t in ts if t.called == posterior] for m, ts in twins.items()}, folder / "runs")
-    ]
-    about = {
+        runs[mechanism] = replace(common, posteriors=methods, num_seeds=num_seeds).list_runs()
+    all_runs = [run for mechanism_runs in runs.values() for run in mechanism_runs]
+    failures = execute_runs(all_runs, folder / "runs", num_jobs)
+    rows = []
+    for posterior in posteriors:
+        selected = {
+            mechanism: [run for run in mechanism_runs if run.posterior_name == posterior]
+            for mechanism, mechanism_runs in runs.items()
+        }
+        rows += summarize_mechanisms(selected, folder / "runs")
+    return {
         "data": name,
         "title": title,
-        "seeds": seeds,
+        "seeds": num_seeds,
         "environment": describe_environment(),
         "failures": failures,
+        "rows": rows,
     }
-    return {**about, "rows": rows}
 
 
-def summary(tasks, folder):
-    """One row for each mechanism of one posterior."""
-    found, rows = {}, []
-    for mechanism, both in tasks.items():
-        runs = [(task, task.load_result(folder)) for task in both]
-        plain = {t.seed: r for t, r in runs if r is not None and t.flatness == Plain()}
-        flat = {t.seed: r for t, r in runs if r is not None and t.flatness != Plain()}
-        found[mechanism] = {seed: (plain[seed], flat[seed]) for seed in flat if seed in plain}
-    sam = found["SAM"]
-    for mechanism, pairs in found.items():
-        seeds = sorted(set(pairs) & set(sam))
-        gains = [_nll(pairs[s][0]) - _nll(pairs[s][1]) for s in seeds]
-        of_sam = [_nll(sam[s][0]) - _nll(sam[s][1]) for s in seeds]
-        test = compare_pairs([0.0] * len(seeds), gains, higher_is_better=True)
-        first = next(t for t in tasks[mechanism] if t.flatness != Plain())
+def summarize_mechanisms(runs: Mapping[str, Sequence[ExperimentRun]], folder: Path) -> list[dict[str, Any]]:
+    """A row per method, for the runs of one posterior."""
+    pairs = {mechanism: load_pairs(mechanism_runs, folder) for mechanism, mechanism_runs in runs.items()}
+    sam_pairs, rows = pairs["SAM"], []
+    for mechanism, by_seed in pairs.items():
+        seeds = sorted(set(by_seed) & set(sam_pairs))
+        gains = [compute_gain(by_seed[seed]) for seed in seeds]
+        sam_gains = [compute_gain(sam_pairs[seed]) for seed in seeds]
+        gain = compare_pairs([0.0] * len(seeds), gains, higher_is_better=True)
+        time_ratios = [compute_cost_ratio(by_seed[seed], "train_seconds") for seed in seeds]
+        time = compare_pairs([0.0] * len(seeds), time_ratios, higher_is_better=True)
+        flat_run = next(run for run in runs[mechanism] if run.flatness != Plain())
         rows.append(
             {
-                "posterior": first.posterior_name,
+                "posterior": flat_run.posterior_name,
                 "mechanism": mechanism,
-                "flatness": short_name(first.flatness),
+                "flatness": short_name(flat_run.flatness),
                 "seeds": len(seeds),
-                "plain_nll": fmean(_nll(pairs[s][0]) for s in seeds),
-                "nll": fmean(_nll(pairs[s][1]) for s in seeds),
-                "gain": test.difference,
-                "interval": test.interval,
-                "share_of_sam": fmean(gains) / fmean(of_sam) if fmean(of_sam) else None,
-                "share_interval": (1.0, 1.0) if mechanism == "SAM" else fieller(gains, of_sam),
-                "gradients": fmean(_cost(pairs[s], "gradients") for s in seeds),
-                "time": ratio([_cost(pairs[s], "train_seconds") for s in seeds]),
-                "seconds": fmean(pairs[s][1].cost.train_seconds for s in seeds),
+                "plain_nll": fmean(get_nll(by_seed[seed][0]) for seed in seeds),
+                "nll": fmean(get_nll(by_seed[seed][1]) for seed in seeds),
+                "gain": gain.difference,
+                "interval": gain.interval,
+                "share_of_sam": fmean(gains) / fmean(sam_gains) if fmean(sam_gains) else None,
+                "share_interval": (1.0, 1.0) if mechanism == "SAM" else compute_fieller_interval(gains, sam_gains),
+                "gradients": fmean(compute_cost_ratio(by_seed[seed], "gradients") for seed in seeds),
+                "time": {"ratio": time.difference, "interval": time.interval},
+                "seconds": fmean(by_seed[seed][1].cost.train_seconds for seed in seeds),
             }
         )
     return rows
 
 
-def _nll(run):
-    return run.metrics["nll"]
+def load_pairs(runs: Sequence[ExperimentRun], folder: Path) -> dict[int, tuple[RunResult, RunResult]]:
+    """Plain and flat results by seed, for seeds with both."""
+    results: dict[bool, dict[int, RunResult]] = {True: {}, False: {}}
+    for run in runs:
+        if (result := run.load_result(folder)) is not None:
+            results[run.flatness == Plain()][run.seed] = result
+    return {seed: (results[True][seed], flat) for seed, flat in results[False].items() if seed in results[True]}
 
 
-def _cost(pair, kind):
-    plain, flat = (getattr(run.cost, kind) for run in pair)
+def get_nll(result: RunResult) -> float:
+    """Test NLL of a run."""
+    return float(result.metrics["nll"] or math.nan)
+
+
+def compute_gain(pair: tuple[RunResult, RunResult]) -> float:
+    """NLL of the plain run minus that of the flat one."""
+    plain, flat = pair
+    return get_nll(plain) - get_nll(flat)
+
+
+def compute_cost_ratio(pair: tuple[RunResult, RunResult], name: str) -> float:
+    """Cost of the flat run divided by that of the plain one."""
+    plain, flat = (float(getattr(result.cost, name)) for result in pair)
     return flat / plain
 
 
-def ratio(values):
-    """Mean of ratios over seeds, with the interval of Student's t."""
-    test = asdict(compare_pairs([0.0] * len(values), values, higher_is_better=True))
-    return {"ratio": test["difference"], "interval": test["interval"]}
+def compute_fieller_interval(above: Sequence[float], below: Sequence[float], level: float = 0.95) -> Interval | None:
+    """Fieller's (1954) confidence interval of mean(above) / mean(below) for pairs; None if it is unbounded.
 
-
-def fieller(above, below, level=0.95):
-    """Fieller's (1954) interval of mean(above) / mean(below) for pairs; None where it has no ends.
-
-    It holds those theta for which a paired t-test does not tell mean(above) from theta mean(below): where
+    It contains those theta for which a paired t-test does not reject mean(above) = theta mean(below), where
 
         (a - theta b)² <= t² (s_aa - 2 theta s_ab + theta² s_bb) / n.
     """
@@ -154,27 +186,28 @@ def fieller(above, below, level=0.95):
     constant = a * a - scale * stdev(above) ** 2
     root = cross * cross - square * constant
     if square <= 0 or root < 0:
-        return None  # the denominator is not told from zero
+        return None  # the denominator does not differ from zero
     return (cross - math.sqrt(root)) / square, (cross + math.sqrt(root)) / square
 
 
-def main():
+def main() -> None:
+    """Run the study on the data sets named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="+", choices=STUDIES)
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-    parser.add_argument("--seeds", type=int, help="of the measurement")
-    parser.add_argument("--choice_seeds", type=int, help="of the choice of radii")
+    parser.add_argument("folder", type=Path, help="folder of the results")
+    parser.add_argument("names", nargs="+", choices=STUDIES, help="data sets")
+    parser.add_argument("--posteriors", nargs="+", default=POSTERIORS, choices=POSTERIORS)
+    parser.add_argument("--num_seeds", type=int, help="seeds of the evaluation")
+    parser.add_argument("--num_selection_seeds", type=int, help="seeds of the selection of radii")
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--radii", type=int, help="the first so many only")
-    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--num_radii", type=int, help="use only the first radii")
+    parser.add_argument("--num_jobs", type=int, help="parallel processes; by default one per core")
     options = vars(parser.parse_args())
     folder, names = options.pop("folder"), options.pop("names")
     for name in names:
-        found = study(name, folder / name, **options)
-        write_json(folder / name / "cheap.json", found)
-        (folder / name / "cheap.svg").write_text(figure(found), encoding="utf-8")
-        for row in found["rows"]:
+        results = run_study(name, folder / name, **options)
+        write_json(folder / name / "cheap.json", results)
+        (folder / name / "cheap.svg").write_text(draw_figure(results), encoding="utf-8")
+        for row in results["rows"]:
             print(
                 f"{name:7} {row['posterior']:5} {row['mechanism']:11} gain {row['gain']:+.4f} {row['interval']} "
                 f"share {row['share_of_sam']} {row['share_interval']} gradients {row['gradients']:.2f} "

@@ -1,59 +1,78 @@
-"""The figure of cheap_flatness.py: what is gained against what it costs, in gradients and in seconds.
+"""Figure of the study: gain in NLL against cost, in gradients and in seconds.
 
 python -m studies.cheap_flatness.figure runs/cheap/digits/cheap.json    # draws cheap.svg again
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
 
 from flatbayes.core.files import read_json
 from flatbayes.reporting import svg
 from flatbayes.reporting.summary_figure import CARD_BORDER_COLOUR, WIDTH_PX
 
-PANEL, TOP = 330.0, 46.0
+PANEL_HEIGHT, TOP_MARGIN = 330.0, 46.0
 AXES = {"gradients": "gradients a step", "time": "training time, plain = 1"}
-APART = 0.018
-"""Shift, as a share of the axis, between points of equal cost."""
-PLACES = [
+COST_SHIFT = 0.018
+"""Shift between points of equal cost, as a fraction of the axis."""
+LABEL_POSITIONS = [
     (dx, dy, side)
     for far in range(7)
     for dy in sorted({-11 * far, 11 * far})
     for side, dx in (("left", 8), ("right", -8))
 ]
-"""Where a label may go, nearest first: points from its mark, and the side of the text that faces it."""
+"""Candidate positions of a label, nearest first: offset from the mark in points, and horizontal alignment."""
 
 
-def figure(found):
-    """Posteriors down, the two costs across, as an SVG file."""
-    posteriors = list(dict.fromkeys(row["posterior"] for row in found["rows"]))
-    height = TOP + PANEL * len(posteriors) + 20
-    with svg.new_figure(WIDTH_PX, height) as drawn:
-        drawn.text(
-            24 / WIDTH_PX, 1 - 26 / height, f"Flatness by what it costs: {found['title']}", fontsize=15, weight="bold"
+def draw_figure(results: Mapping[str, Any]) -> str:
+    """A row per posterior and a column per cost, as the text of an SVG file.
+
+    Args:
+        results: Content of `cheap.json`.
+    """
+    posteriors = list(dict.fromkeys(row["posterior"] for row in results["rows"]))
+    height = TOP_MARGIN + PANEL_HEIGHT * len(posteriors) + 20
+    with svg.new_figure(WIDTH_PX, height) as figure:
+        figure.text(
+            24 / WIDTH_PX,
+            1 - 26 / height,
+            f"Flatness by what it costs: {results['title']}",
+            fontsize=15,
+            weight="bold",
         )
         note = (
-            f"NLL gained over the plain twin on test data, mean and 95 % interval over {found['seeds']} seeds; "
+            f"NLL gained over plain training on test data, mean and 95 % interval over {results['seeds']} seeds; "
             "dashed: plain, blue line: SAM"
         )
-        drawn.text(24 / WIDTH_PX, 1 - 46 / height, note, fontsize=11, alpha=0.75)
+        figure.text(24 / WIDTH_PX, 1 - 46 / height, note, fontsize=11, alpha=0.75)
         for row, posterior in enumerate(posteriors):
-            rows = [r for r in found["rows"] if r["posterior"] == posterior]
+            rows = [r for r in results["rows"] if r["posterior"] == posterior]
             for column, cost in enumerate(AXES):
                 left, wide = (74.0, 372.0) if column == 0 else (474.0, 362.0)
-                bottom = height - TOP - PANEL - PANEL * row
-                box = (left / WIDTH_PX, (bottom + 26) / height, wide / WIDTH_PX, (PANEL - 44) / height)
-                panel(drawn.add_axes(box), rows, cost, posterior if column == 0 else None)
-        told = "; ".join(f"{r['posterior']} {r['mechanism']}: {r['gain']:.4f}" for r in found["rows"])
-        label = f"NLL gained over plain by cost. {told}"
-        return svg.to_svg_file(drawn, "cheap", label, radius=10, border=CARD_BORDER_COLOUR)
+                bottom = height - TOP_MARGIN - PANEL_HEIGHT - PANEL_HEIGHT * row
+                box = (left / WIDTH_PX, (bottom + 26) / height, wide / WIDTH_PX, (PANEL_HEIGHT - 44) / height)
+                draw_panel(figure.add_axes(box), rows, cost, posterior if column == 0 else None)
+        description = "; ".join(f"{r['posterior']} {r['mechanism']}: {r['gain']:.4f}" for r in results["rows"])
+        label = f"NLL gained over plain by cost. {description}"
+        return svg.to_svg_file(figure, "cheap", label, radius=10, border=CARD_BORDER_COLOUR)
 
 
-def panel(axes, rows, cost, name):
-    """One posterior and one cost; the scale on the right is the share of what SAM gains."""
+def draw_panel(axes: Axes, rows: Sequence[Mapping[str, Any]], cost: str, name: str | None) -> None:
+    """Panel of one posterior and one cost; the right axis is the gain as a fraction of SAM's.
+
+    Args:
+        axes: Axes to draw on.
+        rows: Rows of the posterior.
+        cost: A key of `AXES`.
+        name: Name of the posterior for the left axis; None for the right panel.
+    """
     from matplotlib.ticker import MaxNLocator
 
     sam = next(row["gain"] for row in rows if row["mechanism"] == "SAM")
-    at = spread([row["gradients"] if cost == "gradients" else row["time"]["ratio"] for row in rows])
+    at = separate_values([row["gradients"] if cost == "gradients" else row["time"]["ratio"] for row in rows])
     ends = [row["interval"] or (row["gain"], row["gain"]) for row in rows]
     low, high = min(0.0, *(e[0] for e in ends)), max(0.0, *(e[1] for e in ends))
     room = 0.08 * (high - low or 1.0)
@@ -73,19 +92,19 @@ def panel(axes, rows, cost, name):
     if name is not None:
         axes.set_ylabel(f"{name}: NLL gained")
     else:
-        axes.tick_params(axis="y", labelleft=False)  # the scale is that of the panel beside it
+        axes.tick_params(axis="y", labelleft=False)  # same scale as the left panel
     if name is None and sam > 0:
         right = axes.secondary_yaxis("right", functions=(lambda y: 100 * y / sam, lambda share: share * sam / 100))
         right.set_ylabel("% of the gain of SAM")
         right.yaxis.set_major_locator(MaxNLocator(5))
         right.tick_params(length=0)
         right.spines["right"].set_alpha(0.0)
-    write_names(axes, at, rows, ends, lines=(0.0, sam))
+    write_labels(axes, at, rows, ends, lines=(0.0, sam))
 
 
-def spread(values):
-    """The values, with those that are nearly equal set a little apart, in order."""
-    step = APART * (max(2.0, *values) - min(0.94, *values) + 0.5)
+def separate_values(values: Sequence[float]) -> list[float]:
+    """The values, with nearly equal ones shifted apart."""
+    step = COST_SHIFT * (max(2.0, *values) - min(0.94, *values) + 0.5)
     order, placed = sorted(range(len(values)), key=lambda k: values[k]), {}
     group = []
     for k in [*order, None]:
@@ -98,8 +117,22 @@ def spread(values):
     return [placed[k] for k in range(len(values))]
 
 
-def write_names(axes, at, rows, ends, lines):
-    """Each name at the nearest place that no mark, bar, line or other name takes."""
+def write_labels(
+    axes: Axes,
+    at: Sequence[float],
+    rows: Sequence[Mapping[str, Any]],
+    ends: Sequence[tuple[float, float]],
+    lines: Sequence[float],
+) -> None:
+    """Write each label at the nearest position that is free of marks, bars, lines and other labels.
+
+    Args:
+        axes: Axes to draw on.
+        at: Horizontal positions of the marks.
+        rows: Rows, with the labels and the vertical positions of the marks.
+        ends: Lower and upper ends of the bars.
+        lines: Heights of horizontal lines.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
@@ -115,7 +148,7 @@ def write_names(axes, at, rows, ends, lines):
         _, y = pixels((0.0, level))
         taken.append(Bbox.from_extents(inside.x0, y - 1, inside.x1, y + 1))
     for x, row in sorted(zip(at, rows, strict=True), key=lambda pair: -pair[1]["gain"]):
-        for dx, dy, side in PLACES:
+        for dx, dy, side in LABEL_POSITIONS:
             text = axes.annotate(
                 row["mechanism"],
                 (x, row["gain"]),
@@ -133,7 +166,7 @@ def write_names(axes, at, rows, ends, lines):
                 break
             text.remove()
         else:
-            continue  # no room at all: the table has it
+            continue  # no free position: the label is left out
         taken.append(box)
         if abs(dy) > 12:
             lead = {"arrowstyle": "-", "color": svg.INK, "alpha": 0.35, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 4}
@@ -143,4 +176,4 @@ def write_names(axes, at, rows, ends, lines):
 
 if __name__ == "__main__":
     source = Path(sys.argv[1])
-    source.with_suffix(".svg").write_text(figure(read_json(source)), encoding="utf-8")
+    source.with_suffix(".svg").write_text(draw_figure(read_json(source)), encoding="utf-8")

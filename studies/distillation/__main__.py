@@ -1,8 +1,8 @@
-"""What a distilled network keeps of a posterior on digits: NLL, uncertainty, foreign inputs, and the time of a call.
+"""Distillation of a posterior on digits: NLL, uncertainty, out-of-distribution detection, and time of a call.
 
-The teacher is an ensemble of SWAG posteriors on 300 labelled images. One student learns from its predictions on those
-images, another on all images outside the test part, without their labels; a network trained on
-the labels alone (MAP) is what both replace.
+The teacher is an ensemble of SWAG posteriors on 300 labelled images. One student learns from its predictions on these
+images, another from those on all images outside the test split, without labels. The baseline is a MAP network trained
+on the labels.
 
     python -m studies.distillation docs/results/distill.json
 """
@@ -21,86 +21,95 @@ from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
 from flatbayes.metrics import auroc
 
-SEEDS, LABELS, DRAWS = 5, 300, 30
+NUM_SEEDS, NUM_LABELS, NUM_DRAWS = 5, 300, 30
 MODEL = partial(MLP, hidden=(128, 128))
-RECIPE = TrainingConfig(epochs=60)
-LESSONS = TrainingConfig(epochs=120, schedule=Cosine())
+TEACHER_CONFIG = TrainingConfig(epochs=60)
+STUDENT_CONFIG = TrainingConfig(epochs=120, schedule=Cosine())
 FLATNESS = SAM(rho=0.1)
-CALLS, EXAMPLES = 30, 64
+NUM_CALLS, NUM_EXAMPLES = 30, 64
 
 
-def measured(module: CompiledPosterior, inputs: Tensor, targets: Tensor, teacher: dict[str, Tensor]) -> dict:
-    """Quality on the test part, and what mutual information says of images whose pixels are in disorder."""
-    answer = module(inputs)
+def evaluate_module(
+    module: CompiledPosterior, inputs: Tensor, targets: Tensor, teacher: dict[str, Tensor]
+) -> dict[str, float]:
+    """Test metrics, and detection of images with permuted pixels by entropy and mutual information."""
+    outputs = module(inputs)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
-    foreign = module(inputs.flatten(1)[:, order].reshape(inputs.shape))
+    ood_outputs = module(inputs.flatten(1)[:, order].reshape(inputs.shape))
     names = ("entropy", "mutual_information")
     return {
-        "nll": -float(answer["mean"].double()[torch.arange(len(targets)), targets].log().mean()),
-        "accuracy": float((answer["mean"].argmax(1) == targets).float().mean()),
-        **{f"foreign_auroc_{name}": auroc(*foreign_and_own(foreign[name], answer[name])) for name in names},
-        **{f"correlation_{name}": correlation(answer[name], teacher[name]) for name in names},
-        "mean_mutual_information": float(answer["mutual_information"].mean()),
+        "nll": -float(outputs["mean"].double()[torch.arange(len(targets)), targets].log().mean()),
+        "accuracy": float((outputs["mean"].argmax(1) == targets).float().mean()),
+        **{f"foreign_auroc_{name}": auroc(*label_scores(ood_outputs[name], outputs[name])) for name in names},
+        **{f"correlation_{name}": rank_correlation(outputs[name], teacher[name]) for name in names},
+        "mean_mutual_information": float(outputs["mutual_information"].mean()),
     }
 
 
-def foreign_and_own(foreign: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """All scores, and which of them are foreign."""
-    return torch.cat([foreign, own]), torch.arange(len(foreign) + len(own)) < len(foreign)
+def label_scores(ood_scores: Tensor, test_scores: Tensor) -> tuple[Tensor, Tensor]:
+    """All scores, and a mask of those of out-of-distribution images."""
+    scores = torch.cat([ood_scores, test_scores])
+    return scores, torch.arange(len(scores)) < len(ood_scores)
 
 
-def correlation(one: Tensor, other: Tensor) -> float:
-    """Spearman's rank correlation; zero if one of them is constant."""
-    ranks = torch.stack([values.argsort().argsort().double() for values in (one, other)])
-    return 0.0 if float(one.std()) == 0 else float(torch.corrcoef(ranks)[0, 1])
+def rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Spearman's rank correlation; 0 if the first argument is constant."""
+    ranks = torch.stack([values.argsort().argsort().double() for values in (first, second)])
+    return 0.0 if float(first.std()) == 0 else float(torch.corrcoef(ranks)[0, 1])
 
 
-def of_seed(seed: int) -> dict[str, dict[str, float]]:
-    """All four, for one seed."""
-    data, pool = Digits(train_size=LABELS).load(seed), Digits(train_size=None, val_size=1).load(seed).train.inputs
+def run_seed(seed: int) -> dict[str, dict[str, float]]:
+    """Metrics of MAP network, teacher and students for one seed."""
+    data, pool = Digits(train_size=NUM_LABELS).load(seed), Digits(train_size=None, val_size=1).load(seed).train.inputs
     inputs, targets = data.test.inputs, data.test.targets
-    posterior = fit(MODEL, data, Ensemble(SWAG(), size=5), FLATNESS, RECIPE, seed=seed)
-    single = fit(MODEL, data, MAP(), FLATNESS, RECIPE, seed=seed).compile(1)
-    learn = partial(distill, posterior, MODEL, config=LESSONS, flatness=FLATNESS, num_draws=DRAWS, seed=seed)
+    posterior = fit(MODEL, data, Ensemble(SWAG(), size=5), FLATNESS, TEACHER_CONFIG, seed=seed)
+    single = fit(MODEL, data, MAP(), FLATNESS, TEACHER_CONFIG, seed=seed).compile(1)
+    train_student = partial(
+        distill, posterior, MODEL, config=STUDENT_CONFIG, flatness=FLATNESS, num_draws=NUM_DRAWS, seed=seed
+    )
     modules = {
         "MAP": single,
-        "teacher": posterior.compile(DRAWS),
-        "student, training images": learn(inputs=data.train.inputs),
-        "student, all unlabelled": learn(inputs=pool),
+        "teacher": posterior.compile(NUM_DRAWS),
+        "student, training images": train_student(inputs=data.train.inputs),
+        "student, all unlabelled": train_student(inputs=pool),
     }
-    answer = modules["teacher"](inputs)
-    found = {name: measured(module, inputs, targets, answer) for name, module in modules.items()}
-    for name, seconds in timed(modules, inputs[:EXAMPLES]).items():
-        found[name]["call_over_map"] = seconds
-    return found
+    teacher_outputs = modules["teacher"](inputs)
+    results = {name: evaluate_module(module, inputs, targets, teacher_outputs) for name, module in modules.items()}
+    for name, ratio in time_calls(modules, inputs[:NUM_EXAMPLES]).items():
+        results[name]["call_over_map"] = ratio
+    return results
 
 
 @torch.no_grad()
-def timed(modules: dict[str, CompiledPosterior], inputs: Tensor) -> dict[str, float]:
-    """Median time of a call, as a multiple of the first one's; calls alternate."""
+def time_calls(modules: dict[str, CompiledPosterior], inputs: Tensor) -> dict[str, float]:
+    """Median time of a call, as a multiple of the first module's; calls alternate."""
     seconds: dict[str, list[float]] = {name: [] for name in modules}
-    for _ in range(CALLS):
+    for _ in range(NUM_CALLS):
         for name, module in modules.items():
             start = time.perf_counter()
             module(inputs)
             seconds[name].append(time.perf_counter() - start)
     first = median(next(iter(seconds.values())))
-    return {name: median(some) / first for name, some in seconds.items()}
+    return {name: median(times) / first for name, times in seconds.items()}
 
 
 def main(path: Path) -> None:
-    """Means and standard deviations over seeds."""
+    """Write means and standard deviations over seeds."""
     torch.set_num_threads(1)
-    runs = [of_seed(seed) for seed in range(SEEDS)]
+    runs = [run_seed(seed) for seed in range(NUM_SEEDS)]
     rows = {
-        name: {key: [fmean(r[name][key] for r in runs), stdev(r[name][key] for r in runs)] for key in runs[0][name]}
+        name: {
+            key: [fmean(run[name][key] for run in runs), stdev(run[name][key] for run in runs)]
+            for key in runs[0][name]
+        }
         for name in runs[0]
     }
-    better = {name: [run["MAP"]["nll"] - run[name]["nll"] for run in runs] for name in rows if name != "MAP"}
+    nll_gains = {name: [run["MAP"]["nll"] - run[name]["nll"] for run in runs] for name in rows if name != "MAP"}
     for name, row in rows.items():
         print(name, {key: f"{mean:.4f} ± {sd:.4f}" for key, (mean, sd) in row.items()}, flush=True)
     write_json(
-        path, {"environment": describe_environment(), "seeds": SEEDS, "rows": rows, "nll_gain_over_map": better}
+        path,
+        {"environment": describe_environment(), "seeds": NUM_SEEDS, "rows": rows, "nll_gain_over_map": nll_gains},
     )
 
 

@@ -1,34 +1,41 @@
-"""How the hyperparameters of `configs/cifar10-small.yaml` were chosen: on validation images, the plain twin first.
+"""Selection of the hyperparameters in `configs/cifar10-small.yaml`, on validation data, first for plain training.
 
-Five hundred training images, not augmented, and a small network, so that a comparison of all methods is a matter of
-minutes on a CPU; as in choose_digits.py, which see.
+500 training images without augmentation and a small network, so that all methods can be compared within minutes on a
+CPU. The procedure is that of `studies/hyperparameters/digits.py`.
 
     FLATBAYES_DATA=... python -m studies.hyperparameters.cifar10 runs/choose-cifar
 """
 
 import sys
 from functools import partial
+from pathlib import Path
 
 from flatbayes.data import CIFAR10
 from flatbayes.experiments import Comparison
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.training import Cosine, SWALinear, TrainingConfig
-from studies.hyperparameters.digits import choose, sampled, trained, variational
+from studies.hyperparameters.digits import (
+    make_sampling_method,
+    make_sgd_method,
+    make_variational_method,
+    select_and_write,
+)
 
 RADII = (0.03, 0.08)
 DECAYS = (1e-3, 1e-2)
+SWA = SWALinear(end_factor=0.5)
 CANDIDATES = {
-    "MAP": [trained(MAP(), 0.1, d, Cosine()) for d in DECAYS],
-    "MC-Dropout": [trained(MCDropout(rate=r), 0.1, 1e-3, Cosine()) for r in (0.05, 0.2)],
-    "SWAG-Diag": [trained(SWAG(rank=0, scale=1.0), 0.1, d, SWALinear(end_factor=0.5)) for d in DECAYS],
-    "SWAG": [trained(SWAG(), 0.1, d, SWALinear(end_factor=0.5)) for d in DECAYS],
-    "Ensemble": [trained(Ensemble(size=3), 0.1, d, Cosine()) for d in DECAYS],
-    "SGVB": [variational(SGVB, 0.005, t, 10.0, epochs=40) for t in (0.003, 0.03)],
-    "SGVB-LRT": [variational(LRT, 0.005, t, 10.0, epochs=40) for t in (0.003, 0.03)],
-    "SGLD": [sampled(SGLD, 0.2, t, 10.0, epochs=40) for t in (0.01, 0.1)],
-    "SGHMC": [sampled(SGHMC, 0.02, t, 10.0, epochs=40) for t in (0.01, 0.1)],
-    "Laplace": [trained(Laplace(temperature=t), 0.1, DECAYS[0], Cosine()) for t in (0.01, 0.1)],
+    "MAP": [make_sgd_method(MAP(), 0.1, decay, Cosine()) for decay in DECAYS],
+    "MC-Dropout": [make_sgd_method(MCDropout(rate=rate), 0.1, 1e-3, Cosine()) for rate in (0.05, 0.2)],
+    "SWAG-Diag": [make_sgd_method(SWAG(rank=0, scale=1.0), 0.1, decay, SWA) for decay in DECAYS],
+    "SWAG": [make_sgd_method(SWAG(), 0.1, decay, SWA) for decay in DECAYS],
+    "Ensemble": [make_sgd_method(Ensemble(size=3), 0.1, decay, Cosine()) for decay in DECAYS],
+    "SGVB": [make_variational_method(SGVB, 0.005, t, 10.0, epochs=40) for t in (0.003, 0.03)],
+    "SGVB-LRT": [make_variational_method(LRT, 0.005, t, 10.0, epochs=40) for t in (0.003, 0.03)],
+    "SGLD": [make_sampling_method(SGLD, 0.2, t, 10.0, epochs=40) for t in (0.01, 0.1)],
+    "SGHMC": [make_sampling_method(SGHMC, 0.02, t, 10.0, epochs=40) for t in (0.01, 0.1)],
+    "Laplace": [make_sgd_method(Laplace(temperature=t), 0.1, DECAYS[0], Cosine()) for t in (0.01, 0.1)],
 }
 
 COMMON = Comparison(
@@ -41,4 +48,4 @@ COMMON = Comparison(
 )
 
 if __name__ == "__main__":
-    choose(COMMON, CANDIDATES, RADII, sys.argv[1], seeds=5)
+    select_and_write(COMMON, CANDIDATES, RADII, Path(sys.argv[1]), num_seeds=5)

@@ -1,8 +1,9 @@
-"""How the demo's hyperparameters were chosen: on validation data only, the plain twin first.
+"""Selection of the hyperparameters in `configs/demo.yaml`, on validation data, first for plain training.
 
-The recipe (learning rate, weight decay, schedule) is the one with the best validation NLL of *plain* SWAG. Then,
-with the recipe fixed, rho is the one with the best validation NLL of flat SWAG; scales and dropout rate are those of
-the plain twins. The test part is never looked at.
+Learning rate, weight decay and schedule are those with the lowest validation NLL of plain SWAG. With them, rho is the
+radius with the lowest validation NLL of flat SWAG; scales and dropout rate are those of plain training. The test
+split
+is not used.
 
     python -m studies.hyperparameters.demo            # about 15 minutes on two cores
 """
@@ -10,92 +11,98 @@ the plain twins. The test part is never looked at.
 import itertools
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from statistics import fmean
 
 import torch
 from joblib import Parallel, delayed
 
 from flatbayes.data import Digits
-from flatbayes.flatness import SAM, Plain
+from flatbayes.flatness import SAM, Flatness, Plain
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import SWAG, MCDropout
 from flatbayes.prediction import evaluate
 from flatbayes.training import SWALinear, TrainingConfig, fit
 
 SEEDS = range(5)
-RATES = (0.1, 0.2, 0.4, 0.8)
+LEARNING_RATES = (0.1, 0.2, 0.4, 0.8)
 DECAYS = (1e-4, 5e-4, 2e-3)
-LOWS = (0.1, 0.5)
-RHOS = (0.05, 0.1, 0.2, 0.3, 0.4)
+END_FACTORS = (0.1, 0.5)
+RADII = (0.05, 0.1, 0.2, 0.3, 0.4)
 SCALES = (0.0, 0.5, 1.0, 2.0)
-DRAWS = 10
-DROPOUTS = (0.05, 0.1, 0.2, 0.3)
+NUM_DRAWS = 10
+DROPOUT_RATES = (0.05, 0.1, 0.2, 0.3)
 MODEL = partial(ConvNet, width=16)
+Setting = tuple[float, float, float]
+"""Learning rate, weight decay, and end factor of the schedule."""
 
 
-def recipe(lr, decay, low):
+def make_config(setting: Setting) -> TrainingConfig:
+    """The training configuration of a setting."""
+    lr, decay, end_factor = setting
     optimizer = partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=decay)
-    return TrainingConfig(epochs=60, optimizer=optimizer, schedule=SWALinear(end_factor=low), num_validations=0)
+    return TrainingConfig(
+        epochs=60, optimizer=optimizer, schedule=SWALinear(end_factor=end_factor), num_validations=0
+    )
 
 
-def swag(cell, flatness, seed):
-    """Validation NLL of SWAG and SWAG-Diag at every scale, from one training."""
+def evaluate_swag(setting: Setting, flatness: Flatness, seed: int) -> dict[str, float]:
+    """Validation NLL of SWAG and SWAG-Diag at every scale, from one training; empty if it diverged."""
     torch.set_num_threads(1)
     data = Digits().load(seed)
     try:
-        fitted = fit(MODEL, data, SWAG(rank=20), flatness, recipe(*cell), seed=seed, show_progress=False)
+        fitted = fit(MODEL, data, SWAG(rank=20), flatness, make_config(setting), seed=seed, show_progress=False)
     except RuntimeError:
         return {}
-    found = {}
+    nll = {}
     for rank, scale in itertools.product((0, 20), SCALES):
-        drawn = replace(fitted, posterior=SWAG(rank=rank, scale=scale))
-        found[f"rank {rank} scale {scale}"] = evaluate(drawn, data.val.inputs, data.val.targets, DRAWS).metrics["nll"]
-    return found
+        rescaled = replace(fitted, posterior=SWAG(rank=rank, scale=scale))
+        metrics = evaluate(rescaled, data.val.inputs, data.val.targets, NUM_DRAWS).metrics
+        nll[f"rank {rank} scale {scale}"] = metrics["nll"]
+    return nll
 
 
-def dropout(cell, rate, flatness, seed):
+def evaluate_dropout(setting: Setting, rate: float, flatness: Flatness, seed: int) -> float:
+    """Validation NLL of MC dropout."""
     torch.set_num_threads(1)
     data = Digits().load(seed)
-    fitted = fit(MODEL, data, MCDropout(rate=rate), flatness, recipe(*cell), seed=seed, show_progress=False)
+    config = make_config(setting)
+    fitted = fit(MODEL, data, MCDropout(rate=rate), flatness, config, seed=seed, show_progress=False)
     return evaluate(fitted, data.val.inputs, data.val.targets).metrics["nll"]
 
 
-def mean(values):
-    values = list(values)
-    return sum(values) / len(values)
+def average_over_seeds(trials: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means by posterior; empty if a training diverged."""
+    return {key: fmean(trial[key] for trial in trials) for key in trials[0]} if all(trials) else {}
 
 
-def main(jobs=2):
-    parallel = Parallel(n_jobs=jobs)
-    cells = list(itertools.product(RATES, DECAYS, LOWS))
-    plain = parallel(delayed(swag)(cell, Plain(), seed) for cell in cells for seed in SEEDS)
-    by_cell = {cell: plain[k * len(SEEDS) : (k + 1) * len(SEEDS)] for k, cell in enumerate(cells)}
-    table = {
-        cell: {key: mean(f[key] for f in found) for key in found[0]} for cell, found in by_cell.items() if all(found)
-    }
-    for cell, row in table.items():
-        print("plain lr, decay, low", cell, json.dumps({k: round(v, 4) for k, v in row.items()}), flush=True)
-    best = min(table, key=lambda cell: min(table[cell].values()))
-    print("recipe:", best, flush=True)
+def main(num_jobs: int = 2) -> None:
+    """Print the validation NLL of all trials."""
+    parallel, num_seeds = Parallel(n_jobs=num_jobs), len(SEEDS)
+    settings = list(itertools.product(LEARNING_RATES, DECAYS, END_FACTORS))
+    trials = parallel(delayed(evaluate_swag)(setting, Plain(), seed) for setting in settings for seed in SEEDS)
+    table = {}
+    for k, setting in enumerate(settings):
+        if means := average_over_seeds(trials[k * num_seeds : (k + 1) * num_seeds]):
+            table[setting] = means
+            rounded = {key: round(nll, 4) for key, nll in means.items()}
+            print("plain; lr, decay, end factor", setting, json.dumps(rounded), flush=True)
+    best = min(table, key=lambda setting: min(table[setting].values()))
+    print("best setting:", best, flush=True)
 
-    flat = parallel(delayed(swag)(best, SAM(rho=rho), seed) for rho in RHOS for seed in SEEDS)
-    for k, rho in enumerate(RHOS):
-        found = flat[k * len(SEEDS) : (k + 1) * len(SEEDS)]
-        if all(found):
-            row = {key: round(mean(f[key] for f in found), 4) for key in found[0]}
-            print("SAM rho", rho, json.dumps(row), flush=True)
+    trials = parallel(delayed(evaluate_swag)(best, SAM(rho=rho), seed) for rho in RADII for seed in SEEDS)
+    for k, rho in enumerate(RADII):
+        if means := average_over_seeds(trials[k * num_seeds : (k + 1) * num_seeds]):
+            print("SAM rho", rho, json.dumps({key: round(nll, 4) for key, nll in means.items()}), flush=True)
 
-    cells = list(itertools.product(DROPOUTS, (Plain(), *(SAM(rho=rho) for rho in RHOS))))
-    found = parallel(delayed(dropout)(best, rate, flatness, seed) for rate, flatness in cells for seed in SEEDS)
-    for k, (rate, flatness) in enumerate(cells):
-        print(
-            "MCDropout",
-            rate,
-            flatness,
-            round(mean(found[k * len(SEEDS) : (k + 1) * len(SEEDS)]), 4),
-            flush=True,
-        )
+    pairs = list(itertools.product(DROPOUT_RATES, (Plain(), *(SAM(rho=rho) for rho in RADII))))
+    nll = parallel(
+        delayed(evaluate_dropout)(best, rate, flatness, seed) for rate, flatness in pairs for seed in SEEDS
+    )
+    for k, (rate, flatness) in enumerate(pairs):
+        print("MCDropout", rate, flatness, round(fmean(nll[k * num_seeds : (k + 1) * num_seeds]), 4), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,155 +1,172 @@
-"""How many training batches the BatchNorm statistics of a draw need, and what a full pass for every draw costs.
+"""Number of training batches that BatchNorm statistics of a draw need, and the cost of a full pass per draw.
 
     FLATBAYES_DATA=... python -m studies.norm_batches docs/results/statistics-batches.json \
         docs/img/statistics-batches.svg
 
-SWAG x SAM on a few thousand images of CIFAR-10. For each seed the same draws predict the same test images, with
-statistics from k batches of 64 images, and from all batches that there are. What matters is how far a metric moves
-with k beside how far it moves with the seed. The times are those of one draw, its statistics and its predictions; the
-passes over 50,000 and 10,000 images are scaled from a few batches.
+SWAG with SAM on a few thousand images of CIFAR-10. For each seed the same draws predict the same test images, with
+statistics from k batches of 64 images, and from all batches. The change of a metric with k is compared with its noise
+over seeds. Times are those of one draw, its statistics and its predictions; passes over 50,000 and 10,000 images are
+scaled from a few batches.
 """
 
 import json
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
 from flatbayes.core.files import write_json
-from flatbayes.data import CIFAR10
+from flatbayes.data import CIFAR10, DataSplits
 from flatbayes.flatness import SAM
 from flatbayes.metrics import classification_metrics
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import SWAG
+from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig, TrainingConfig, fit
 
-SEEDS, DRAWS, TRAIN, TEST, SIZE = 4, 10, 3000, 2000, 64
+NUM_SEEDS, NUM_DRAWS, TRAIN_SIZE, TEST_SIZE, BATCH_SIZE = 4, 10, 3000, 2000, 64
 BATCHES = (1, 2, 5, 10, 20, "all")
 METRICS = ("accuracy", "nll", "ece")
 PAPER = {"train": 50_000, "test": 10_000, "draws": 30, "batch_size": 128}
 
 
-def main(out: Path, picture: Path) -> None:
-    """The curve, the times, and a figure of both."""
-    data = CIFAR10(train_size=TRAIN, val_size=100).load(seed=0)
-    recipe = TrainingConfig(
-        epochs=10, num_validations=0, batch_size=SIZE, collection=CollectionConfig(num_norm_batches=TRAIN // SIZE)
+def main(out: Path, figure_path: Path) -> None:
+    """Write curves and times, and draw the figure."""
+    data = CIFAR10(train_size=TRAIN_SIZE, val_size=100).load(seed=0)
+    config = TrainingConfig(
+        epochs=10,
+        num_validations=0,
+        batch_size=BATCH_SIZE,
+        collection=CollectionConfig(num_norm_batches=TRAIN_SIZE // BATCH_SIZE),
     )
     runs = []
-    for seed in range(SEEDS):
-        fitted = fit(partial(ConvNet, width=8), data, SWAG(), SAM(), recipe, seed=seed, show_progress=False)
-        runs.append(curve(fitted, data))
-        print(seed, {k: {m: round(v, 4) for m, v in found.items()} for k, found in runs[-1].items()}, flush=True)
-    found = {"curve": summary(runs), "times": times(fitted, data), "seeds": SEEDS, "draws": DRAWS, "runs": runs}
-    write_json(out, found)
-    figure(found["curve"]).savefig(picture)
-    print(json.dumps({key: found[key] for key in ("curve", "times")}, indent=2))
+    for seed in range(NUM_SEEDS):
+        fitted = fit(partial(ConvNet, width=8), data, SWAG(), SAM(), config, seed=seed, show_progress=False)
+        runs.append(measure_curve(fitted, data))
+        print(seed, {k: {m: round(v, 4) for m, v in metrics.items()} for k, metrics in runs[-1].items()}, flush=True)
+    results = {
+        "curve": summarize_curves(runs),
+        "times": measure_times(fitted, data),
+        "seeds": NUM_SEEDS,
+        "draws": NUM_DRAWS,
+        "runs": runs,
+    }
+    write_json(out, results)
+    draw_curves(results["curve"]).savefig(figure_path)
+    print(json.dumps({key: results[key] for key in ("curve", "times")}, indent=2))
 
 
-def curve(fitted, data) -> dict[str, dict[str, float]]:
-    """Metrics of the same draws for each number of batches."""
-    batches, inputs, targets = fitted.statistics_inputs, data.test.inputs[:TEST], data.test.targets[:TEST]
-    found = {}
+def measure_curve(fitted: FittedPosterior, data: DataSplits) -> dict[str, dict[str, float]]:
+    """Test metrics of the same draws for each number of batches."""
+    batches, inputs, targets = fitted.statistics_inputs, data.test.inputs[:TEST_SIZE], data.test.targets[:TEST_SIZE]
+    curve = {}
     for k in BATCHES:
-        kept = batches if k == "all" else batches[:k]
-        again = replace(fitted, statistics_inputs=kept, norm_statistics={})
-        log_probs = again.predict(inputs, DRAWS).log_probs
-        found[str(k)] = {name: classification_metrics(log_probs, targets)[name] for name in METRICS}
-    return found
+        norm_batches = batches if k == "all" else batches[:k]
+        reestimated = replace(fitted, statistics_inputs=norm_batches, norm_statistics={})
+        log_probs = reestimated.predict(inputs, NUM_DRAWS).log_probs
+        metrics = classification_metrics(log_probs, targets)
+        curve[str(k)] = {name: metrics[name] for name in METRICS}
+    return curve
 
 
-def summary(runs) -> dict[str, dict[str, dict[str, float]]]:
-    """By metric: its noise over the seeds, and by k its mean and its largest move away from the full pass."""
-    found = {}
+def summarize_curves(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
+    """By metric: noise over seeds, and by k the mean and the largest change from the full pass."""
+    summary: dict[str, dict[str, Any]] = {}
     for name in METRICS:
         full = [run["all"][name] for run in runs]
-        found[name] = {"seed_noise": statistics.stdev(full)}
+        summary[name] = {"seed_noise": statistics.stdev(full)}
         for k in map(str, BATCHES):
             values = [run[k][name] for run in runs]
-            moves = [abs(value - other) for value, other in zip(values, full, strict=True)]
-            found[name][k] = {
+            changes = [abs(value - other) for value, other in zip(values, full, strict=True)]
+            summary[name][k] = {
                 "mean": statistics.mean(values),
-                "mean_move": statistics.mean(moves),
-                "largest_move": max(moves),
+                "mean_move": statistics.mean(changes),
+                "largest_move": max(changes),
             }
-    return found
+    return summary
 
 
-def full_pass(network: nn.Module, batches) -> None:
-    """The procedure of the paper's code: all of the network in training mode, statistics an average over examples."""
-    norms, seen = norm_layers(network), 0
+def run_full_pass(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """The procedure of the paper's code: the network in training mode, statistics averaged over examples."""
+    norms, num_seen = norm_layers(network), 0
     momenta = [norm.momentum for norm in norms]
     network.train()
     for norm in norms:
         norm.reset_running_stats()
     with torch.no_grad():
         for batch in batches:
-            seen += len(batch)
+            num_seen += len(batch)
             for norm in norms:
-                norm.momentum = len(batch) / seen
+                norm.momentum = len(batch) / num_seen
             network(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()
 
 
-def times(fitted, data) -> dict[str, float]:
-    """Seconds of 30 draws, the paper's way and ours, from medians of interleaved measurements of a few batches."""
+def measure_times(fitted: FittedPosterior, data: DataSplits) -> dict[str, float]:
+    """Seconds of 30 draws by the paper's procedure and by ours, from medians of interleaved measurements."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    train = fitted.prepared(data.train.inputs[:1024]).split(PAPER["batch_size"])
+    train = fitted.preprocess(data.train.inputs[:1024]).split(PAPER["batch_size"])
     test = data.test.inputs[:1024]
-    kept = fitted.statistics_inputs[: TrainingConfig().statistics_batches]
-    key, parts = fitted.draw_keys(1)[0], {"full": [], "ours": [], "test": [], "draw": []}
+    norm_batches = fitted.statistics_inputs[: TrainingConfig().statistics_batches]
+    sample_id = fitted.sample_ids(1)[0]
+    seconds: dict[str, list[float]] = {"full": [], "ours": [], "test": [], "draw": []}
 
-    def timed(name, run):
-        begin = clock()
+    def time_call(name: str, run: Callable[[], object]) -> None:
+        start = clock()
         run()
-        parts[name].append(clock() - begin)
+        seconds[name].append(clock() - start)
 
-    with fitted.drawn(key):
+    with fitted.sampled_network(sample_id):
         pass
     for _ in range(5):
-        with fitted.drawn(key) as network:
-            own = {name: buffer.clone() for name, buffer in network.named_buffers()}
-            timed("full", lambda network=network: full_pass(network, train))
-            timed("ours", lambda network=network: reestimate_norm_statistics(network, map(fitted.prepared, kept)))
-            with swap_buffers(network, own):
-                timed("test", lambda: fitted._outputs(key, test.split(PAPER["batch_size"])))
-        timed("draw", lambda: fitted.predict(test[:1], 1, batched=False))
-    full, ours, test_time, draw = (statistics.median(parts[name]) for name in ("full", "ours", "test", "draw"))
+        with fitted.sampled_network(sample_id) as network:
+            buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+            time_call("full", lambda network=network: run_full_pass(network, train))
+            time_call(
+                "ours",
+                lambda network=network: reestimate_norm_statistics(network, map(fitted.preprocess, norm_batches)),
+            )
+            with swap_buffers(network, buffers):
+                time_call("test", lambda: fitted._compute_outputs(sample_id, test.split(PAPER["batch_size"])))
+        time_call("draw", lambda: fitted.predict(test[:1], 1, vectorized=False))
+    full, ours, test_time, draw = (statistics.median(seconds[name]) for name in ("full", "ours", "test", "draw"))
     train_pass, test_pass = full * PAPER["train"] / 1024, test_time * PAPER["test"] / 1024
-    paper, first = (PAPER["draws"] * (draw + cost + test_pass) for cost in (train_pass, ours))
-    again = PAPER["draws"] * (draw + test_pass)
+    paper, first_call = (PAPER["draws"] * (draw + cost + test_pass) for cost in (train_pass, ours))
+    cached = PAPER["draws"] * (draw + test_pass)
     return {
         "paper_seconds": paper,
-        "ours_first_call_seconds": first,
-        "ours_cached_seconds": again,
-        "ratio_first_call": paper / first,
-        "ratio_cached": paper / again,
+        "ours_first_call_seconds": first_call,
+        "ours_cached_seconds": cached,
+        "ratio_first_call": paper / first_call,
+        "ratio_cached": paper / cached,
         "ratio_of_statistics_alone": train_pass / ours,
-        "ratio_with_twenty_test_sets": 20 * paper / (first + 19 * again),
+        "ratio_with_twenty_test_sets": 20 * paper / (first_call + 19 * cached),
         "limit_of_first_call": (train_pass + test_pass) / test_pass,
     }
 
 
-def figure(curves) -> Figure:
-    """A panel a metric: k against its move away from the full pass, and the noise over seeds as a line."""
-    drawn = Figure(figsize=(9, 3), layout="constrained")
+def draw_curves(curves: dict[str, dict[str, Any]]) -> Figure:
+    """A panel per metric: change from the full pass by k, and noise over seeds as a line."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
     ks = [str(k) for k in BATCHES if k != "all"]
-    for axes, name in zip(drawn.subplots(1, len(METRICS)), METRICS, strict=True):
+    for axes, name in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
         axes.plot(ks, [curves[name][k]["mean_move"] for k in ks], "o-", label="mean over seeds")
         axes.plot(ks, [curves[name][k]["largest_move"] for k in ks], "o:", label="largest")
         axes.axhline(curves[name]["seed_noise"], color="grey", label="noise over seeds (sd)")
         axes.set(title=f"{name}: move from all batches", xlabel="batches", ylim=(0, None))
     axes.legend(frameon=False)
-    return drawn
+    return figure
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""Flat against plain on the UCI regressions, by the protocol of their 20 standard splits.
+"""Flat against plain training on the UCI regression data sets, on their 20 standard splits.
 
-For every split on its own, and with nothing but its training part: a fifth of that is held out, the setting with the
-best validation NLL is taken for the plain twin, and then the radius with the best validation NLL for it; both twins
-are trained again on all of it, and measured once on the test part of the split. All are trained for about a thousand
-steps. What was chosen, and from what, is in FOLDER/<name>/select-<split>/selection.json; FOLDER/<name>/results.json
-is that of a comparison, written anew after every split.
+For every split, with its training data only: a fifth is held out as validation data, the setting with the lowest
+validation NLL in plain training is selected, and then the radius with the lowest validation NLL with this setting.
+Both
+are trained again on all training data of the split and evaluated once on its test data. Every training has about 1000
+steps. FOLDER/<name>/select-<split>/selection.json has all trials; FOLDER/<name>/results.json has the format of a
+comparison and is rewritten after every split.
 
     FLATBAYES_DATA=... python -m studies.uci runs/uci concrete energy wine-quality-red
 """
 
 import argparse
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,104 +21,105 @@ import torch
 
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import UCI
-from flatbayes.experiments import Comparison, Method, execute_runs, select_methods, write_results
+from flatbayes.experiments import Comparison, Method, SummaryRow, execute_runs, select_methods, write_results
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
-from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
-from flatbayes.training import CollectionConfig, Constant, Cosine, SWALinear, TrainingConfig
+from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
+from flatbayes.training import CollectionConfig, Constant, Cosine, Schedule, SWALinear, TrainingConfig
 
 RADII = (0.003, 0.03)
 DECAYS = (1e-4, 1e-3)
-UNUSED = 0.01  # of the training part, once the choice is made
-STEPS, LARGE = 1000, 5000
+FINAL_VAL_SIZE = 0.01
+"""Fraction of the training data that the final training leaves out."""
+NUM_STEPS, MIN_LARGE_DATA = 1000, 5000
 MODEL = partial(MLP, hidden=(50,), constant_scale=True)
 
 
-def sgd(lr, decay=0.0, momentum=0.9):
-    return partial(torch.optim.SGD, lr=lr, momentum=momentum, weight_decay=decay)
+def make_sgd(lr: float, weight_decay: float = 0.0, momentum: float = 0.9) -> Callable[..., torch.optim.Optimizer]:
+    """SGD with everything but its parameters."""
+    return partial(torch.optim.SGD, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
-def trained(posterior, schedule, decay):
-    return Method(
-        posterior,
-        config_overrides={"optimizer": sgd(0.02, decay), "schedule": schedule, "optimization.clip_norm": 5.0},
-    )
+def make_sgd_method(posterior: Posterior, schedule: Schedule, weight_decay: float) -> Method:
+    """A posterior trained by SGD with momentum and clipped gradients."""
+    overrides = {"optimizer": make_sgd(0.02, weight_decay), "schedule": schedule, "optimization.clip_norm": 5.0}
+    return Method(posterior, config_overrides=overrides)
 
 
-def variational(kind, temperature):
-    recipe = {"optimizer": partial(torch.optim.Adam, lr=0.01), "schedule": Cosine()}
-    return Method(kind(temperature=temperature, initial_std=0.03), config_overrides=recipe)
+def make_variational_method(kind: type[SGVB] | type[LRT], temperature: float) -> Method:
+    """A variational posterior trained by Adam."""
+    overrides = {"optimizer": partial(torch.optim.Adam, lr=0.01), "schedule": Cosine()}
+    return Method(kind(temperature=temperature, initial_std=0.03), config_overrides=overrides)
 
 
-def sampled(posterior, lr):
-    return Method(
-        posterior,
-        config_overrides={"optimizer": sgd(lr, momentum=0.0), "schedule": Constant(), "optimization.clip_norm": 5.0},
-    )
+def make_sampling_method(posterior: Posterior, lr: float) -> Method:
+    """A sampler with a constant step size and clipped gradients."""
+    overrides = {"optimizer": make_sgd(lr, momentum=0.0), "schedule": Constant(), "optimization.clip_norm": 5.0}
+    return Method(posterior, config_overrides=overrides)
 
 
+SWA = SWALinear(end_factor=0.5)
 CANDIDATES = {
-    "MAP": [trained(MAP(), Cosine(), d) for d in DECAYS],
-    "MC-Dropout": [trained(MCDropout(rate=r), Cosine(), DECAYS[0]) for r in (0.01, 0.05)],
-    "SWAG-Diag": [trained(SWAG(rank=0, scale=1.0), SWALinear(end_factor=0.5), d) for d in DECAYS],
-    "SWAG": [trained(SWAG(), SWALinear(end_factor=0.5), d) for d in DECAYS],
-    "Ensemble": [trained(Ensemble(size=3), Cosine(), d) for d in DECAYS],
-    "SGVB": [variational(SGVB, t) for t in (0.1, 1.0)],
-    "SGVB-LRT": [variational(LRT, t) for t in (0.1, 1.0)],
-    "SGLD": [sampled(SGLD(prior_precision=1.0, temperature=t), 0.05) for t in (0.1, 1.0)],
-    "SGHMC": [sampled(SGHMC(prior_precision=1.0, temperature=t), 0.005) for t in (0.1, 1.0)],
-    "Laplace": [trained(Laplace(temperature=t), Cosine(), DECAYS[0]) for t in (0.3, 1.0)],
+    "MAP": [make_sgd_method(MAP(), Cosine(), decay) for decay in DECAYS],
+    "MC-Dropout": [make_sgd_method(MCDropout(rate=rate), Cosine(), DECAYS[0]) for rate in (0.01, 0.05)],
+    "SWAG-Diag": [make_sgd_method(SWAG(rank=0, scale=1.0), SWA, decay) for decay in DECAYS],
+    "SWAG": [make_sgd_method(SWAG(), SWA, decay) for decay in DECAYS],
+    "Ensemble": [make_sgd_method(Ensemble(size=3), Cosine(), decay) for decay in DECAYS],
+    "SGVB": [make_variational_method(SGVB, t) for t in (0.1, 1.0)],
+    "SGVB-LRT": [make_variational_method(LRT, t) for t in (0.1, 1.0)],
+    "SGLD": [make_sampling_method(SGLD(prior_precision=1.0, temperature=t), 0.05) for t in (0.1, 1.0)],
+    "SGHMC": [make_sampling_method(SGHMC(prior_precision=1.0, temperature=t), 0.005) for t in (0.1, 1.0)],
+    "Laplace": [make_sgd_method(Laplace(temperature=t), Cosine(), DECAYS[0]) for t in (0.3, 1.0)],
 }
 
 
-def recipe_for(num_data):
-    """About a thousand steps, with larger batches where there are many examples."""
-    batch_size = 32 if num_data < LARGE else 64
-    epochs = math.ceil(STEPS / (num_data // batch_size))
+def make_config(num_data: int) -> TrainingConfig:
+    """A configuration of about 1000 steps, with larger batches for larger data sets."""
+    batch_size = 32 if num_data < MIN_LARGE_DATA else 64
+    epochs = math.ceil(NUM_STEPS / (num_data // batch_size))
     return TrainingConfig(
         epochs=epochs, batch_size=batch_size, num_validations=0, collection=CollectionConfig(start_fraction=0.5)
     )
 
 
-def measure(source, folder, splits, jobs):
+def run_study(source: UCI, folder: Path, num_splits: int, num_jobs: int | None) -> Sequence[SummaryRow]:
+    """Select on every split, train again, evaluate, and return the summary in `results.json`."""
     data = source.load(0)
     common = Comparison(
         source=source,
         model=MODEL,
         posteriors=(MAP(),),
-        config=recipe_for(len(data.train) + len(data.val)),
-        num_seeds=splits,
+        config=make_config(len(data.train) + len(data.val)),
+        num_seeds=num_splits,
     )
-    flatnesses, tasks, failures = [SAM(rho=rho) for rho in RADII], [], []
-    for split in range(splits):
-        chosen = select_methods(common, CANDIDATES, flatnesses, folder / f"select-{split}", seeds=[split], jobs=jobs)
-        final = replace(common, posteriors=chosen, source=replace(source, val_size=UNUSED))
-        tasks += [task for task in final.list_runs() if task.seed == split]
-        failures += execute_runs(tasks, folder / "runs", jobs)
-        results = [run.load_result(folder / "runs") for run in tasks]
+    flatnesses, runs, failures = [SAM(rho=rho) for rho in RADII], [], []
+    summary: Sequence[SummaryRow] = ()
+    for split in range(num_splits):
+        selection_dir = folder / f"select-{split}"
+        methods = select_methods(common, CANDIDATES, flatnesses, selection_dir, seeds=[split], jobs=num_jobs)
+        final = replace(common, posteriors=methods, source=replace(source, val_size=FINAL_VAL_SIZE))
+        runs += [run for run in final.list_runs() if run.seed == split]
+        failures += execute_runs(runs, folder / "runs", num_jobs)
         labels = {short_name(Plain()): "Plain"}
-        runs = [
+        finished = [
             replace(result, flatness=labels.get(result.flatness, "SAM (rho chosen on each split)"))
-            for result in results
-            if result is not None
+            for run in runs
+            if (result := run.load_result(folder / "runs")) is not None
         ]
-        summary = write_results(folder, to_spec(common)["init_args"], runs, failures).summary
+        summary = write_results(folder, to_spec(common)["init_args"], finished, failures).summary
     return summary
 
 
-def main():
+def main() -> None:
+    """Run the study on the data sets named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="+")
-    parser.add_argument("--splits", type=int, default=20)
-    parser.add_argument("--jobs", type=int, default=None)
+    parser.add_argument("folder", type=Path, help="folder of the results")
+    parser.add_argument("names", nargs="+", help="data sets")
+    parser.add_argument("--num_splits", type=int, default=20)
+    parser.add_argument("--num_jobs", type=int, default=None, help="parallel processes; by default one per core")
     options = parser.parse_args()
     for name in options.names:
-        for row in measure(UCI(name=name), options.folder / name, options.splits, options.jobs):
+        for row in run_study(UCI(name=name), options.folder / name, options.num_splits, options.num_jobs):
             if row.metric in ("rmse", "nll"):
                 pair = row.comparison
                 print(name, row.posterior, row.metric, pair.plain, pair.flat, pair.interval, pair.winner)
-
-
-if __name__ == "__main__":
-    main()
