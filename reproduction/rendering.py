@@ -41,7 +41,8 @@ def render_comparison_markdown(results: Mapping[str, Any]) -> str:
     lines += [f"* {remark}" for remark in results["remarks"]]
     lines += [
         "",
-        f"Ours: {len({run['seed'] for run in results['runs']})} seed(s), {environment['processor']}, {environment['cores']} cores, "
+        f"Ours: {len({run['seed'] for run in results['runs']})} seed(s), {environment['processor']}, "
+        f"{environment['cores']} cores, "
         f"{environment['device']}; "
         f"flatbayes {environment['flatbayes']}, torch {environment['torch']}, Python {environment['python']}. "
         f"Settings: {', '.join(f'{k}={v}' for k, v in config.items() if k != 'data_root' and v is not None)}.",

@@ -1,14 +1,17 @@
 """Flatness methods with one to two gradients a step, compared with plain training and SAM.
 
-For MAP and SWAG on each data set: the setting with the lowest validation NLL in plain training, then for every method the
+For MAP and SWAG on each data set: the setting with the lowest validation NLL in plain training, then for every
+method the
 radius with the lowest validation NLL, from equally many radii each. All are trained again over seeds and evaluated on
 the test split. Reported are the gain in NLL over plain training with an interval of the paired differences, this gain
-as a fraction of SAM's with Fieller's interval of the ratio, gradients a step, and seconds. Seconds are comparable only
+as a fraction of SAM's with Fieller's interval of the ratio, gradients a step, and seconds. Seconds are comparable
+only
 with `--num_jobs 1` on an idle machine.
 
     FLATBAYES_DATA=... python -m studies.cheap_flatness runs/cheap digits cifar
 
-FOLDER/<data>/cheap.json has the numbers, from which cheap.svg is drawn. The same command resumes an interrupted study.
+FOLDER/<data>/cheap.json has the numbers, from which cheap.svg is drawn. The same command resumes an interrupted
+study.
 """
 
 import argparse

@@ -60,8 +60,11 @@ def rank_correlation(first: Tensor, second: Tensor) -> float:
 
 def run_seed(seed: int) -> dict[str, dict[str, float]]:
     """Metrics of MAP network, teacher and students for one seed."""
-    data, pool = Digits(train_size=NUM_LABELS).load(seed), Digits(train_size=None, val_size=1).load(seed).train.inputs
-    inputs, targets = data.test.inputs, data.test.targets
+    data, pool = (
+        Digits(train_size=NUM_LABELS).load(seed),
+        Digits(train_size=None, val_size=1).load(seed).train.input_tensor,
+    )
+    inputs, targets = data.test.input_tensor, data.test.targets
     posterior = fit(MODEL, data, Ensemble(SWAG(), size=5), FLATNESS, TEACHER_CONFIG, seed=seed)
     single = fit(MODEL, data, MAP(), FLATNESS, TEACHER_CONFIG, seed=seed).compile(1)
     train_student = partial(
@@ -70,7 +73,7 @@ def run_seed(seed: int) -> dict[str, dict[str, float]]:
     modules = {
         "MAP": single,
         "teacher": posterior.compile(NUM_DRAWS),
-        "student, training images": train_student(inputs=data.train.inputs),
+        "student, training images": train_student(inputs=data.train.input_tensor),
         "student, all unlabelled": train_student(inputs=pool),
     }
     teacher_outputs = modules["teacher"](inputs)

@@ -106,7 +106,8 @@ class DoubleWellStudy:
         min_steps = 4 * self.num_snapshots
         if min(self.plain_steps, self.sam_steps) < min_steps:
             raise ValueError(
-                f"{self.num_snapshots} snapshots of the second half of an SGHMC chain take {min_steps} steps of SGLD, "
+                f"{self.num_snapshots} snapshots of the second half of an SGHMC chain take {min_steps} steps of "
+                f"SGLD, "
                 f"got {min(self.plain_steps, self.sam_steps)}."
             )
 

@@ -118,7 +118,7 @@ def measure_times(fitted: FittedPosterior, data: DataSplits) -> dict[str, float]
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     train = fitted.preprocess(data.train.inputs[:1024]).split(PAPER["batch_size"])
     test = data.test.inputs[:1024]
-    norm_batches = fitted.statistics_inputs[: TrainingConfig().statistics_batches]
+    norm_batches = fitted.statistics_inputs[: TrainingConfig().collection.num_norm_batches]
     sample_id = fitted.sample_ids(1)[0]
     seconds: dict[str, list[float]] = {"full": [], "ours": [], "test": [], "draw": []}
 
