@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from flatbayes.core.process_group import RemoteProcessError, get_process_group_info
 from flatbayes.data import Augment, DataSplits, Split
 from flatbayes.flatness import ASAM, MSAM, SAM, GaussianSmoothing, LookSAM, Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.prediction.distributed import predict_distributed
 from flatbayes.training import (
     Callback,
     Checkpoints,
@@ -27,12 +29,7 @@ from flatbayes.training import (
     fit,
 )
 from flatbayes.training.distributed import fsdp
-from flatbayes.training.distributed.process_group import (
-    RemoteProcessError,
-    all_reduce_gradients,
-    get_process_group_info,
-    predict_distributed,
-)
+from flatbayes.training.distributed.gradient_averaging import all_reduce_gradients
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3)
 RECIPE = TrainingConfig(

@@ -139,7 +139,7 @@ def test_help_lists_every_flatness_and_model(capsys):
 
 
 def test_ctrl_c_leaves_a_usable_folder(here, capsys, monkeypatch):
-    from flatbayes.training.callbacks.callback import JSONLinesLogger
+    from flatbayes.training.callbacks.loggers import JSONLinesLogger
 
     write = JSONLinesLogger.on_epoch_end
 

@@ -16,7 +16,7 @@ from flatbayes.experiments import Comparison
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG
 from flatbayes.training import CollectionConfig, TrainingConfig
-from flatbayes.training.loop import TrainingRun
+from flatbayes.training.run import TrainingRun
 
 FIT = ["fit", "--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[16]",
        "--epochs", "3", "--batch_size", "20", "--collection.start_fraction", "0", "--posterior", "swag", "--posterior.rank", "2",

@@ -90,7 +90,7 @@ def broken_pipe() -> None:
 
 def folder_vanishes() -> int:
     """The folder is removed after the first epoch."""
-    from flatbayes.training.callbacks.callback import JSONLinesLogger
+    from flatbayes.training.callbacks.loggers import JSONLinesLogger
 
     write = JSONLinesLogger.on_epoch_end
 

@@ -24,7 +24,7 @@ from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import MAP, SWAG, Ensemble, MCDropout
 from flatbayes.training import Callback, Checkpoints, CollectionConfig, History, TrainingConfig, fit
 from flatbayes.training.batches import LoaderBatches
-from flatbayes.training.callbacks.callback import JSONLinesLogger
+from flatbayes.training.callbacks.loggers import JSONLinesLogger
 from flatbayes.training.checkpoint import CheckpointManager
 from support import FLATNESSES, POSTERIORS, named, network, refused
 

@@ -26,7 +26,8 @@ from flatbayes.training import (
     fit,
 )
 from flatbayes.training.batches import ShuffledBatches
-from flatbayes.training.callbacks.callback import JSONLinesLogger, ProgressBar
+from flatbayes.training.callbacks.console import ProgressBar
+from flatbayes.training.callbacks.loggers import JSONLinesLogger
 
 
 def blobs(n=90, images=False):

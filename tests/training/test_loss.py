@@ -9,7 +9,7 @@ from flatbayes.likelihoods import Categorical, Gaussian
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP
 from flatbayes.training import History, OptimizationConfig, TrainingConfig, dry_run, fit
-from flatbayes.training.loss import make_training_loss
+from flatbayes.training.run_factory import make_training_loss
 
 
 def test_smoothing_by_its_definition():

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from flatbayes.cli.aliases import explain_renames, list_names
 from flatbayes.cli.signals import make_streams_safe, record_interrupts
+from flatbayes.core.process_group import RemoteProcessError, get_process_group_info
 from flatbayes.experiments.folder_lock import unlock_folders
-from flatbayes.training.distributed.process_group import RemoteProcessError, get_process_group_info
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 USER_ERRORS = (

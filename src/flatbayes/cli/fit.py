@@ -30,8 +30,7 @@ from flatbayes.training import (
     make_logger,
 )
 from flatbayes.training.callbacks.loggers import LoggerKind
-from flatbayes.training.distributed.launch import make_fabric
-from flatbayes.training.distributed.process_group import ProcessGroupInfo
+from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
 
 
 def make_parser() -> ArgumentParser:
@@ -137,7 +136,7 @@ def run(options: Namespace) -> None:
         raise ValueError(
             "--distribution.strategy fsdp writes no checkpoints, so there is nothing that --resume could go on from."
         )
-    world, folder = ProcessGroupInfo.from_fabric(make_fabric(recipe, launch=True)), RunFolder(Path(options.out))
+    world, folder = get_fabric_process_group(make_fabric(recipe, launch=True)), RunFolder(Path(options.out))
     world.run_on_main(
         lambda: RunFolder.create(folder.path, config, overwrite=options.overwrite, resume=options.resume)
     )

@@ -11,7 +11,7 @@ from flatbayes.core.files import JsonValue, read_json, write_json
 from flatbayes.experiments.folder_lock import lock_folder
 from flatbayes.experiments.results import RESULTS_FILE, ComparisonResult, RunResult
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training.callbacks.callback import JSONLinesLogger
+from flatbayes.training.callbacks.loggers import JSONLinesLogger
 from flatbayes.training.checkpoint import Checkpoints
 
 CONFIG_FILE, METRICS_FILE, ENVIRONMENT_FILE = "config.json", "metrics.jsonl", "environment.json"

@@ -19,7 +19,8 @@ from flatbayes.core.weights import trainable_parameters
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import MAP, SWAG
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training.distributed.process_group import all_reduce_gradients, get_process_group_info
+from flatbayes.core.process_group import get_process_group_info
+from flatbayes.training.distributed.gradient_averaging import all_reduce_gradients
 from flatbayes.training.schedules import is_collection_step
 
 

@@ -1,6 +1,7 @@
-"""Training: one loop for every posterior and every flatness."""
+"""Training: one loop for every posterior and every flatness, on one device or several."""
 
-from flatbayes.training.callbacks.callback import Callback, CallbackList, ConsoleLogger, History
+from flatbayes.training.callbacks.callback import Callback, CallbackList, History
+from flatbayes.training.callbacks.console import ConsoleLogger
 from flatbayes.training.callbacks.loggers import MetricLogger, make_logger
 from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.config import (

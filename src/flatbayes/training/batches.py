@@ -1,7 +1,7 @@
-"""Batches of a training part: on the device when it fits, shuffled by a stream of their own."""
+"""Training batches: shuffled and augmented by a seed, vectorized over networks, or from a user's loader."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -10,61 +10,72 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import spawn_seeds
 from flatbayes.data import LazyImages
-from flatbayes.training.distributed.process_group import ProcessGroupInfo
 
 MAX_DEVICE_MEMORY_FRACTION = 0.5
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-"""(inputs of a batch, generator) -> those inputs, each changed at random."""
+"""(inputs of a batch, generator) -> the inputs, each changed at random."""
 
 
 class TrainingBatches(Protocol):
-    """Batches that the loop can ask for, epoch by epoch."""
+    """Batches by epoch."""
 
     @property
     def num_data(self) -> int:
         """Number of training examples."""
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches of an epoch."""
 
     @property
     def transform(self) -> Callable[[Tensor], Tensor] | None:
-        """What inputs are still to go through, on the device that is trained on."""
+        """Transform that is still to be applied to inputs, on the device of training."""
 
     @property
     def can_skip_batches(self) -> bool:
-        """Whether an epoch can begin at a later batch and be the same from there on."""
+        """Whether an epoch that starts at a later batch gives the same batches from there on."""
 
     def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch, from its `first` on."""
+        """The `(inputs, targets)` batches of an epoch, from `first_batch` on."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next epochs depend on, beside their numbers and torch's random state; plain data and tensors."""
+        """State that later epochs depend on, besides their number and torch's random state."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Undo everything since `saved` was taken."""
+        """Restore that state."""
+
+
+class StatelessBatches:
+    """Batches whose epochs depend on their number only."""
+
+    can_skip_batches = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """An empty dictionary."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True, eq=False)
-class ShuffledBatches:
-    """An iterable of shuffled `(inputs, targets)`; every pass has an order, and an augmentation, of its own.
+class ShuffledBatches(StatelessBatches):
+    """Batches of a data set in an order, and with an augmentation, that depend on the seed and the epoch only.
 
-    The last, smaller batch of a pass is left out, so that every step sees as many examples; shuffling sees to it
-    that every example gets its turn. Orders depend on the seed and the number of the pass alone: training a twin
-    in another way does not move them.
+    The last, smaller batch of an epoch is left out, so that all steps have the same number of examples.
 
     Attributes:
-        inputs: All examples; stored images are decoded batch by batch.
+        inputs: All examples; lazy images are decoded batch by batch.
         targets: Their targets.
-        batch_size: Examples per batch; at most as many as there are.
-        seed: Decides orders and augmentations.
-        augment: Random changes to the inputs of a batch, each by itself, given a generator on their device.
-        transform: What inputs are still to go through.
-        world: The processes that batches are divided among; each gets its share of every one. Together they have the
-            examples, in the order and as augmented, that one process would.
+        batch_size: Examples per batch, at most the number of examples.
+        seed: Seed of orders and augmentations.
+        augment: Random change of the inputs of a batch, with a generator on their device.
+        transform: Transform that is still to be applied to inputs.
+        world: Processes that share every batch. Together they have the examples, in the order and with the
+            augmentation, of a single process.
     """
 
     inputs: Tensor | LazyImages
@@ -83,7 +94,7 @@ class ShuffledBatches:
             )
 
     def __len__(self) -> int:
-        """Batches of one pass."""
+        """Number of batches of an epoch."""
         return max(1, len(self.inputs) // self.batch_size)
 
     @property
@@ -93,84 +104,111 @@ class ShuffledBatches:
 
     @property
     def interleaved_slice(self) -> slice:
-        """The places in a batch that are this process's: spread, so that a part of a share is one of the batch."""
+        """Indices of a batch that belong to this process: every n-th, so that a fraction of each share is one of the
+        batch.
+        """
         return slice(self.world.rank, None, self.world.size)
 
     def with_seed(self, seed: int) -> "ShuffledBatches":
-        """The same examples in the orders of another seed."""
+        """The same examples with another seed."""
         return replace(self, seed=seed)
 
     def shuffle_indices(self, epoch: int) -> Tensor:
-        """The places of all examples in the order of one pass, on the device of the targets."""
+        """Indices of all examples in the order of an epoch, on the device of the targets."""
         generator = torch.Generator().manual_seed(spawn_seeds(self.seed, 2 * epoch, count=1)[0])
         return torch.randperm(len(self.inputs), generator=generator).to(self.targets.device)
 
-    can_skip_batches = True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Nothing to do."""
-
     def augmentation_seeds(self, epoch: int) -> list[int]:
-        """The seeds of one pass's augmentation, one for each batch."""
+        """Seeds of the augmentation of each batch of an epoch, independent of those of the order."""
         return spawn_seeds(self.seed, 2 * epoch + 1, count=len(self))
 
     def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one pass."""
-        images, augment = self.inputs, self.augment
-        places = [
-            place[self.interleaved_slice]
-            for place in self.shuffle_indices(epoch).split(self.batch_size)[first_batch : len(self)]
-        ]
-        if isinstance(images, LazyImages):
-            batches = images.iter_batches(places)
+        """The batches of an epoch, from `first_batch` on."""
+        all_indices = self.shuffle_indices(epoch).split(self.batch_size)[first_batch : len(self)]
+        indices = [batch[self.interleaved_slice] for batch in all_indices]
+        if isinstance(self.inputs, LazyImages):
+            inputs = self.inputs.iter_batches(indices)
         else:
-            batches = (images.index_select(0, chosen) for chosen in places)
-        targets = (self.targets.index_select(0, chosen) for chosen in places)
-        if augment is None:
-            yield from zip(batches, targets, strict=True)
+            inputs = map(_make_selector(self.inputs), indices)
+        batches = zip(inputs, map(_make_selector(self.targets), indices), strict=True)
+        if self.augment is None:
+            yield from batches
             return
         generator = torch.Generator(self.targets.device)
-        for inputs, labels, seed in zip(batches, targets, self.augmentation_seeds(epoch)[first_batch:], strict=True):
-            yield self._augment_local_batch(augment, inputs, generator.manual_seed(seed)), labels
+        for (x, y), seed in zip(batches, self.augmentation_seeds(epoch)[first_batch:], strict=True):
+            yield self._augment_share(self.augment, x, generator.manual_seed(seed)), y
 
-    def _augment_local_batch(self, augment: Augmentation, inputs: Tensor, generator: torch.Generator) -> Tensor:
+    def _augment_share(self, augment: Augmentation, inputs: Tensor, generator: torch.Generator) -> Tensor:
         if self.world.size == 1:
             return augment(inputs, generator)
-        # What happens to an example is decided by its place in the whole batch; those of others are not looked at.
-        whole = inputs.new_zeros(self.batch_size, *inputs.shape[1:])
-        whole[self.interleaved_slice] = inputs
-        return augment(whole, generator)[self.interleaved_slice]
+        # The augmentation of an example depends on its index in the batch; the other examples are placeholders.
+        batch = inputs.new_zeros(self.batch_size, *inputs.shape[1:])
+        batch[self.interleaved_slice] = inputs
+        return augment(batch, generator)[self.interleaved_slice]
 
 
-def fits_on_device(tensor: Tensor, device: torch.device) -> bool:
-    """Whether a tensor may live on the device for all of training."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return tensor.numel() * tensor.element_size() < MAX_DEVICE_MEMORY_FRACTION * free
-    return device.type == "cpu"
+def _make_selector(tensor: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function that selects rows of a tensor by their indices."""
+    return lambda indices: tensor.index_select(0, indices)
+
+
+@dataclass(frozen=True, eq=False)
+class VectorizedBatches(StatelessBatches):
+    """The batches of several networks in one tensor, `[batch, networks, ...]`.
+
+    Attributes:
+        member_batches: Batches of each network, of the same examples.
+    """
+
+    member_batches: Sequence[ShuffledBatches]
+
+    def __len__(self) -> int:
+        """Number of batches of an epoch."""
+        return len(self.member_batches[0])
+
+    @property
+    def num_data(self) -> int:
+        """Number of examples of each network."""
+        return self.member_batches[0].num_data
+
+    @property
+    def transform(self) -> Callable[[Tensor], Tensor] | None:
+        """Transform of the inputs of all networks."""
+        transform = self.member_batches[0].transform
+        return None if transform is None else lambda x: transform(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch, from `first_batch` on."""
+        first = self.member_batches[0]
+        if first.augment is None:
+            orders = torch.stack([batches.shuffle_indices(epoch) for batches in self.member_batches], dim=1)
+            for indices in orders.split(first.batch_size)[first_batch : len(self)]:
+                yield first.inputs[indices], first.targets[indices]
+            return
+        epochs = [batches.iter_epoch(epoch, first_batch) for batches in self.member_batches]
+        for member_batches in zip(*epochs, strict=True):
+            inputs, targets = zip(*member_batches, strict=True)
+            yield torch.stack(inputs, dim=1), torch.stack(targets, dim=1)
 
 
 @dataclass(frozen=True, eq=False)
 class LoaderBatches:
-    """A user's loader as batches: its order, workers and augmentation are its own.
+    """The batches of a user's loader, with its own order, workers and augmentation.
 
-    Their randomness is that of torch, NumPy and Python in this process, or of generators that the loader was given;
-    workers that outlive an epoch keep a state of their own that nobody sees.
+    Their randomness is that of torch, NumPy and Python in this process, or of the loader's generators. The state of
+    workers that outlive an epoch is not accessible.
 
     Attributes:
-        loader: Iterable of `(inputs, targets)` that can be read once per epoch; its `dataset` has a length.
+        loader: Iterable of `(inputs, targets)` that can be read once per epoch, with a `dataset` that has a length.
     """
 
     loader: DataLoader[Any]
 
-    transform = None  # batches come ready
+    transform = None  # batches are ready for the model
+    can_skip_batches = False
 
     def __len__(self) -> int:
-        """Batches of one pass."""
+        """Number of batches of an epoch."""
         return len(self.loader)
 
     @property
@@ -178,10 +216,8 @@ class LoaderBatches:
         """Number of examples."""
         return len(self.loader.dataset)  # type: ignore[arg-type]
 
-    can_skip_batches = False
-
     def state_dict(self) -> dict[str, Any]:
-        """The random state of NumPy, Python and the loader's own generators."""
+        """Random state of NumPy, Python and the loader's generators."""
         kind, keys, *rest = np.random.get_state()  # noqa: NPY002  # what a user's transforms use
         return {
             "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
@@ -190,7 +226,7 @@ class LoaderBatches:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Put them back to that state."""
+        """Restore that state."""
         kind, keys, *rest = state_dict["numpy"]
         np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
         random.setstate(state_dict["python"])
@@ -198,12 +234,20 @@ class LoaderBatches:
             generator.set_state(state)
 
     def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one pass, which begins at its beginning."""
+        """The batches of one pass over the loader."""
         for inputs, targets, *_ in self.loader:
             yield inputs, targets
 
     def _find_generators(self) -> list[torch.Generator]:
         loader = self.loader
         owners = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
-        found = {id(g): g for owner in owners if (g := getattr(owner, "generator", None)) is not None}
-        return list(found.values())
+        generators = [getattr(owner, "generator", None) for owner in owners]
+        return list({id(generator): generator for generator in generators if generator is not None}.values())
+
+
+def fits_on_device(tensor: Tensor, device: torch.device) -> bool:
+    """Whether a tensor is small enough to stay on the device during training."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return tensor.numel() * tensor.element_size() < MAX_DEVICE_MEMORY_FRACTION * free
+    return device.type == "cpu"

@@ -18,7 +18,7 @@ import torch
 
 from flatbayes.core.files import atomic_write, read_json, write_json
 
-CHECKPOINT_SCHEMA = 1
+CHECKPOINT_SCHEMA = 2
 MAX_WRITE_TIME_FRACTION = 0.05
 """Of the time, what writing may take."""
 IDENTITY_FILE = "training.json"

@@ -1,37 +1,132 @@
-"""Whether a posterior and a flatness go together, told by what each says of itself."""
+"""Compatibility checks of posterior, flatness and configuration, before the first step."""
 
 from math import inf
+
+from torch import nn
 
 from flatbayes.core.spec import short_name
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.training.config import TrainingConfig
+from flatbayes.training.model_builder import ModelFactory
 
+MIN_USEFUL_SNAPSHOT_FRACTION = 0.5
+"""Fraction of the snapshots that a posterior can use below which a message says that there are few."""
 REQUIREMENT_REASONS = {
-    "at_end": "minimises an objective, which must be one and the same at least by the end of training",
-    "while_collecting": "samples from a density, which must be one and the same for all snapshots collected",
+    "at_end": "minimises an objective, which must be stationary at least by the end of training",
+    "while_collecting": "samples from a density, which must be the same for all collected snapshots",
 }
 
 
 def check_compatibility(posterior: Posterior, flatness: Flatness, config: TrainingConfig) -> None:
-    """Refuse a flatness whose gradients are not those of a loss where the posterior is right for a loss only.
+    """Refuse a flatness without a stationary loss where the posterior requires one.
+
+    Args:
+        posterior: Its `requires_stationary_loss` says from when on gradients must be those of one loss.
+        flatness: Its `stationary_after` is the fraction of training from which they are.
+        config: Its schedule and `collection.start_fraction` say when snapshots are collected.
 
     Raises:
-        ValueError: They are not, or not from when on they have to be.
+        ValueError: The gradients are not those of one loss, or not early enough.
     """
-    kind = posterior.requires_stationary_loss
-    first = config.collection.start_fraction / config.schedule.num_cycles  # each cycle collects
-    wanted = {"never": inf, "at_end": 1.0, "while_collecting": first}[kind]
-    found = flatness.stationary_after
-    if found <= wanted:
+    requirement, stationary_after = posterior.requires_stationary_loss, flatness.stationary_after
+    collection_start = config.collection.start_fraction / config.schedule.num_cycles  # in the first cycle
+    latest = {"never": inf, "at_end": 1.0, "while_collecting": collection_start}[requirement]
+    if stationary_after <= latest:
         return
-    pair = f"{short_name(posterior)} does not go with {short_name(flatness)}: the posterior {REQUIREMENT_REASONS[kind]}, and the gradients of "
-    if found < inf:
+    message = (
+        f"{short_name(posterior)} does not go with {short_name(flatness)}: the posterior "
+        f"{REQUIREMENT_REASONS[requirement]}, and the gradients of this flatness are not those of "
+    )
+    if stationary_after < inf:
         raise ValueError(
-            f"{pair}this flatness are those of one loss from {found:g} of training on, when snapshots have been "
-            f"collected since {wanted:g}. Collect from {found:g} on, or let it start earlier."
+            f"{message}one loss before {stationary_after:g} of training, when snapshots have been collected since "
+            f"{latest:g}. Collect from {stationary_after:g} on, or let the flatness start earlier."
         )
     raise ValueError(
-        f"{pair}this flatness are not those of any one loss. Use SAM, which may aim with a `part` of the batch or "
-        "move some of the `params` only, or Smoothing, which costs one gradient a step."
+        f"{message}any one loss. Use SAM, which may take `ascent_batch_fraction` of the batch or perturb only some "
+        "`params`, or GaussianSmoothing, which costs one gradient a step."
     )
+
+
+def count_snapshots(config: TrainingConfig, steps_per_epoch: int) -> int:
+    """Number of snapshots that a run collects."""
+    return sum(config.is_collection_step(step, steps_per_epoch) for step in range(steps_per_epoch * config.epochs))
+
+
+def check_collection(posterior: Posterior, config: TrainingConfig, steps_per_epoch: int) -> str | None:
+    """Check the number of snapshots against the requirements of the posterior.
+
+    Returns:
+        A message if there are fewer than half of the snapshots that the posterior can use, otherwise None.
+
+    Raises:
+        ValueError: There are too few snapshots to draw from.
+    """
+    required, useful = posterior.snapshot_requirements
+    if useful == 0:
+        return None
+    num_snapshots = count_snapshots(config, steps_per_epoch)
+    start, per_epoch = config.collection.start_fraction, config.collection.snapshots_per_epoch or "automatic"
+    advice = (
+        f"Lower collection.start_fraction (now {start:g}), raise collection.snapshots_per_epoch (now {per_epoch}), or "
+        "train longer."
+    )
+    if num_snapshots < required:
+        raise ValueError(
+            f"{_format_name(posterior)} needs at least {required} collected snapshots before a draw, and this "
+            f"configuration (epochs={config.epochs}) collects {num_snapshots}. {advice}"
+        )
+    if num_snapshots < MIN_USEFUL_SNAPSHOT_FRACTION * useful:
+        return (
+            f"{_format_name(posterior)} can use {useful} snapshots, and this configuration (epochs={config.epochs}) "
+            f"collects {num_snapshots}: its covariance will be estimated from few points. {advice}"
+        )
+    return None
+
+
+def check_initial_weights(
+    model: nn.Module | ModelFactory, posterior: Posterior, config: TrainingConfig, *, has_init: bool
+) -> None:
+    """Refuse an ensemble of copies of one network, and zero epochs without trained weights.
+
+    Args:
+        model: A network, or what builds one.
+        posterior: Its `num_members` is the number of networks.
+        config: Its `epochs` may be 0 for trained weights.
+        has_init: Whether there are trained weights to start from.
+
+    Raises:
+        ValueError: One network is given where several fresh ones are needed, or there is nothing trained.
+    """
+    is_network = isinstance(model, nn.Module)
+    if is_network and posterior.num_members > 1 and not has_init:
+        raise ValueError(
+            f"{type(posterior).__name__} trains {posterior.num_members} networks from fresh initial weights, and was "
+            "given one network. Pass its class, or a function that builds a new one."
+        )
+    if config.epochs < 1 and not (has_init or is_network):
+        raise ValueError(
+            f"epochs must be at least 1, got {config.epochs}: without training there must be a trained network to "
+            "start from, init."
+        )
+
+
+def check_finite_weights(network: nn.Module) -> None:
+    """Refuse weights that became non-finite in the last step, which the loss before it does not show.
+
+    Raises:
+        RuntimeError: A weight is not finite.
+    """
+    if not all(param.isfinite().all() for param in network.parameters()):
+        raise RuntimeError(
+            "Some weights are not finite after the last step, whose loss is not computed. Try a lower learning rate, "
+            "a smaller rho, or clipping (--optimization.clip_norm 1)."
+        )
+
+
+def _format_name(posterior: Posterior) -> str:
+    try:
+        return short_name(posterior)
+    except TypeError:  # a user's class without an importable name
+        return type(posterior).__name__

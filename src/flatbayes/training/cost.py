@@ -1,4 +1,4 @@
-"""What a training costs: peak memory."""
+"""Peak memory of a training."""
 
 import sys
 from dataclasses import dataclass
@@ -11,7 +11,11 @@ PROC_STATUS, PROC_CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear
 
 @dataclass
 class CostMeter:
-    """Runs from its creation on, for the device that is trained on."""
+    """Measures peak memory from its creation on.
+
+    Attributes:
+        device: Device of training.
+    """
 
     device: torch.device
 
@@ -20,19 +24,19 @@ class CostMeter:
             torch.cuda.reset_peak_memory_stats(self.device)
             return
         try:
-            PROC_CLEAR_REFS.write_text("5")  # Linux starts a new peak
+            PROC_CLEAR_REFS.write_text("5")  # resets the peak on Linux
         except OSError:
-            return  # elsewhere the peak is that of the whole process so far
+            return  # on other systems the peak is that of the process so far
 
     def peak_memory_mb(self) -> float:
-        """Largest memory since then, in MiB: of the device's tensors on CUDA, else of the process."""
+        """Peak memory in MiB: of the tensors on a CUDA device, otherwise of the process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return _read_process_peak_mb()
 
 
 def get_peak_memory_mb() -> float:
-    """Largest memory so far, in MiB: of tensors on CUDA where that is in use, else of the process."""
+    """Peak memory so far in MiB: of the tensors on CUDA if it is in use, otherwise of the process."""
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else _read_process_peak_mb()
 
 

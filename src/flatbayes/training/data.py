@@ -1,4 +1,4 @@
-"""What training knows of its data: a data set held in memory, or a user's loader; the loop sees no difference."""
+"""Training data: data splits, or a user's loader."""
 
 import hashlib
 import math
@@ -13,85 +13,92 @@ from torch.utils.data import DataLoader
 
 from flatbayes.core import Examples
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import spawn_seeds
 from flatbayes.data import DataSplits, LazyImages, Standardize
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.training.batches import LoaderBatches, ShuffledBatches, TrainingBatches, fits_on_device
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.distributed.process_group import ProcessGroupInfo, contiguous_slice
+from flatbayes.training.distributed.launch import get_fabric_process_group
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
     from lightning_fabric import Fabric
 
 EVAL_BATCH_SIZE = 512
 MAX_CACHED_ELEMENTS = 2**26
-"""Numbers that are worth keeping transformed, where nothing random comes before the transform."""
+"""Largest number of input elements that are kept transformed, where no augmentation comes before the transform."""
 
 
 class TrainingData(ABC):
-    """Training data, and what comes with it."""
+    """Training data and what is derived from them."""
 
     @property
     @abstractmethod
     def model_arguments(self) -> dict[str, Any]:
-        """Arguments that a model may take: facts about the data."""
+        """Arguments for a model: `input_shape`, `num_classes`, `num_outputs`; empty for a loader."""
 
     @property
     @abstractmethod
     def transform(self) -> Standardize | None:
-        """What inputs go through on their way to the network."""
+        """Transform of the inputs; None for a loader, whose batches are ready."""
 
     @property
     @abstractmethod
     def info(self) -> dict[str, Any]:
-        """Plain data about inputs and targets that predictions need."""
+        """Plain data about inputs and targets that predictions need: names of classes, shape of an input."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> Any:
-        """Plain data that tells these data from others, as far as that is quick to know."""
+        """Plain data that differ between most data sets, and are fast to compute."""
 
     @abstractmethod
     def infer_likelihood(self) -> Likelihood:
-        """How targets depend on outputs, if the data says so."""
+        """Likelihood of the targets, if the data determine it."""
 
     @abstractmethod
     def make_batches(self, config: TrainingConfig, seed: int, fabric: "Fabric") -> TrainingBatches:
-        """The batches of a training run; where several processes train together, this one's share of each."""
+        """The batches of a training run; of several processes that train together, the share of this one."""
 
     @abstractmethod
     def iter_examples(self, device: torch.device) -> Examples:
-        """All training examples in batches as the model takes them, not augmented."""
+        """All training examples in batches, transformed and not augmented."""
 
     @abstractmethod
     def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Tensor]:
-        """Batches of training inputs, before the transform, to re-estimate running statistics on."""
+        """Batches of training inputs, before the transform, to re-estimate normalization statistics."""
 
     @abstractmethod
     def make_validator(
         self, likelihood: Likelihood, world: ProcessGroupInfo
     ) -> Callable[[nn.Module], dict[str, float]] | None:
-        """Measures a network on held-out data, if there is any; each process on a share of it."""
+        """Function that evaluates a network on the validation split, if there is one; each process on its share."""
 
     @property
     @abstractmethod
     def is_replicated(self) -> bool:
-        """Whether every process is sure to get the same from `examples` and `sample`."""
+        """Whether every process gets the same from `iter_examples` and `sample_inputs`."""
 
 
 def make_training_data(data: DataSplits | DataLoader[Any], transform: Standardize | None = None) -> TrainingData:
-    """The material of either kind of data.
+    """Training data from data splits or from a loader.
 
     Args:
-        data: A data set, or a loader.
-        transform: What inputs of the former are standardised by, instead of the statistics of its training part.
+        data: Data splits, or a loader.
+        transform: Standardization of the inputs of data splits; by default that of the training split.
     """
     return InMemoryData(data, transform) if isinstance(data, DataSplits) else LoaderData(data)
 
 
 @dataclass(frozen=True, eq=False)
 class InMemoryData(TrainingData):
-    """A data set in memory, or of stored images; standardised by its training part unless that is given."""
+    """Data splits in memory, or of lazy images.
+
+    Attributes:
+        splits: The splits.
+        transform_override: Standardization of the inputs; by default that of the training split.
+        standardize: The standardization that is used.
+    """
 
     splits: DataSplits
     transform_override: Standardize | None = None
@@ -105,18 +112,18 @@ class InMemoryData(TrainingData):
 
     @property
     def model_arguments(self) -> dict[str, Any]:
-        """Shape of an input, and how many outputs the data need, under both names that networks call it by."""
+        """Shape of an input, and number of outputs under both names that models have for it."""
         outputs = self.infer_likelihood().num_outputs
         return {"input_shape": self.splits.input_shape, "num_classes": outputs, "num_outputs": outputs}
 
     @property
     def transform(self) -> Standardize:
-        """Standardisation, with the statistics of the training part unless others were given."""
+        """The standardization."""
         return self.standardize
 
     @property
     def info(self) -> dict[str, Any]:
-        """Names of classes, targets and features, shape of an input."""
+        """Names of classes, targets and features, and shape of an input."""
         data = self.splits
         return {
             "class_names": list(data.class_names),
@@ -127,39 +134,35 @@ class InMemoryData(TrainingData):
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Their number, the shape of an input, and a checksum of the targets."""
-        targets = self.splits.train.targets.contiguous()
+        """Number of examples, shape of an input, checksum of the targets, and the transform if it is overridden."""
+        targets, transform = self.splits.train.targets.contiguous(), self.transform_override
         checksum = hashlib.sha256(targets.numpy().tobytes()).hexdigest()
-        return {"examples": len(targets), "input_shape": list(self.splits.input_shape), "targets": checksum}
+        described = {"examples": len(targets), "input_shape": list(self.splits.input_shape), "targets": checksum}
+        if transform is not None:
+            described |= {"mean": transform.mean.tolist(), "std": transform.std.tolist()}
+        return described
 
     def infer_likelihood(self) -> Likelihood:
-        """Categorical over the data's classes; Gaussian in the scale of the training targets."""
+        """Categorical over the classes, or Gaussian in the scale of the training targets."""
         data = self.splits
         return Gaussian.fit(data.train.targets) if data.is_regression else Categorical(data.num_classes)
 
-    is_replicated = True  # the data are in the order they have
+    is_replicated = True
 
     def make_batches(self, config: TrainingConfig, seed: int, fabric: "Fabric") -> TrainingBatches:
-        """Shuffled and augmented, on the device if they fit."""
+        """Shuffled and augmented batches, on the device if all examples fit there."""
         inputs, targets, augment = self.splits.train.inputs, self.splits.train.targets, self.splits.augment
-        size, device, world = min(config.batch_size, len(inputs)), fabric.device, ProcessGroupInfo.from_fabric(fabric)
+        size, device, world = min(config.batch_size, len(inputs)), fabric.device, get_fabric_process_group(fabric)
         if isinstance(inputs, LazyImages):
             return ShuffledBatches(inputs, targets, size, seed, augment, self.standardize, world)
         if fits_on_device(inputs, device):
             inputs, targets = inputs.to(device), targets.to(device)
-        ready = augment is None and inputs.numel() <= MAX_CACHED_ELEMENTS
-        return ShuffledBatches(
-            self.standardize(inputs) if ready else inputs,
-            targets,
-            size,
-            seed,
-            augment,
-            None if ready else self.standardize,
-            world,
-        )
+        if augment is None and inputs.numel() <= MAX_CACHED_ELEMENTS:
+            return ShuffledBatches(self.standardize(inputs), targets, size, seed, world=world)
+        return ShuffledBatches(inputs, targets, size, seed, augment, self.standardize, world)
 
     def iter_examples(self, device: torch.device) -> Examples:
-        """Standardised, in the order of the data."""
+        """All examples, standardized, in the order of the data."""
         train = self.splits.train
         for inputs, targets in zip(
             train.inputs.split(EVAL_BATCH_SIZE), train.targets.split(EVAL_BATCH_SIZE), strict=True
@@ -167,7 +170,7 @@ class InMemoryData(TrainingData):
             yield self.standardize(inputs.to(device)), targets.to(device)
 
     def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Tensor]:
-        """Random whole batches, not augmented."""
+        """`num_norm_batches` random batches of full size, or as many as there are; not augmented."""
         inputs = self.splits.train.inputs
         size = min(config.batch_size, len(inputs))
         count = min(len(inputs) // size, config.collection.num_norm_batches) * size
@@ -177,26 +180,26 @@ class InMemoryData(TrainingData):
     def make_validator(
         self, likelihood: Likelihood, world: ProcessGroupInfo
     ) -> Callable[[nn.Module], dict[str, float]] | None:
-        """Loss of the network in eval mode on the validation part, as `val_nll`, and `val_accuracy` of classes."""
+        """Function that gives `val_nll` and, for classes, `val_accuracy` of a network in eval mode."""
         val = self.splits.val
         if len(val) == 0:
             return None
-        own = val if world.size == 1 else val.take(torch.arange(len(val))[contiguous_slice(len(val), world)])
+        share = val if world.size == 1 else val.take(torch.arange(len(val))[contiguous_slice(len(val), world)])
         names = ("val_nll",) if self.splits.is_regression else ("val_nll", "val_accuracy")
 
         def validate(module: nn.Module) -> dict[str, float]:
-            weight, found = next(module.parameters()), dict.fromkeys(names, math.nan)
+            weight, metrics = next(module.parameters()), dict.fromkeys(names, math.nan)
             with eval_mode(module), torch.no_grad():
-                batches = own.inputs.split(EVAL_BATCH_SIZE)
+                batches = share.inputs.split(EVAL_BATCH_SIZE)
                 ready = (self.standardize(inputs.to(weight.device)).to(weight.dtype) for inputs in batches)
-                if len(own):
+                if len(share):
                     outputs = torch.cat([module(inputs) for inputs in ready])
-                    targets = own.targets.to(weight.device)
-                    found["val_nll"] = float(likelihood.loss(outputs, targets))
-                    if "val_accuracy" in found:
-                        found["val_accuracy"] = float((outputs.argmax(-1) == targets).double().mean())
+                    targets = share.targets.to(weight.device)
+                    metrics["val_nll"] = float(likelihood.loss(outputs, targets))
+                    if "val_accuracy" in metrics:
+                        metrics["val_accuracy"] = float((outputs.argmax(-1) == targets).double().mean())
             return {
-                name: world.average_over_examples(value, len(own), weight.device) for name, value in found.items()
+                name: world.average_over_examples(value, len(share), weight.device) for name, value in metrics.items()
             }
 
         return validate
@@ -206,61 +209,64 @@ class InMemoryData(TrainingData):
 class LoaderData(TrainingData):
     """A user's loader of ready batches.
 
-    Where several processes train together each reads its own, from a distributed sampler that the loader has or is
-    given here; batches are then those of a process, and a step sees one of each.
+    Of several processes that train together each reads its own batches, from a distributed sampler that the loader
+    has or gets here; a step then takes one batch of each process.
+
+    Attributes:
+        loader: The loader.
     """
 
     loader: DataLoader[Any]
 
     @property
     def model_arguments(self) -> dict[str, Any]:
-        """Nothing: the user's function knows its data."""
+        """Empty: the shapes are not known."""
         return {}
 
     @property
     def transform(self) -> None:
-        """None: batches come ready."""
+        """None: batches are ready for the model."""
         return
 
     @property
     def info(self) -> dict[str, Any]:
-        """Nothing."""
+        """Empty."""
         return {}
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Numbers of examples and batches."""
+        """Number of examples and of batches."""
         return {"examples": len(self.loader.dataset), "batches": len(self.loader)}  # type: ignore[arg-type]
 
     def infer_likelihood(self) -> Likelihood:
-        """Not to be known from a loader.
+        """Raise an error: a loader does not determine the likelihood.
 
         Raises:
-            ValueError: Always; it says what to pass.
+            ValueError: Always, with what to pass.
         """
         raise ValueError(
-            "With a loader, say what the targets are: likelihood=Categorical(num_classes), or for numbers "
+            "A loader needs a likelihood of its targets: likelihood=Categorical(num_classes), or for numbers "
             "Gaussian.fit(targets)."
         )
 
     is_replicated = False  # a loader may shuffle
 
     def make_batches(self, config: TrainingConfig, seed: int, fabric: "Fabric") -> TrainingBatches:
-        """The loader's own."""
+        """The batches of the loader."""
         if fabric.world_size == 1:
             return LoaderBatches(self.loader)
-        own: Any = fabric.setup_dataloaders(self.loader, move_to_device=False)
-        return LoaderBatches(own)
+        loader: Any = fabric.setup_dataloaders(self.loader, move_to_device=False)
+        return LoaderBatches(loader)
 
     def iter_examples(self, device: torch.device) -> Examples:
         """One pass over the loader."""
         return ((inputs.to(device), targets.to(device)) for inputs, targets in self.loader)
 
     def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Tensor]:
-        """Its first batches."""
+        """The inputs of its first `num_norm_batches` batches."""
         batches: Iterator[Any] = iter(self.loader)
         return [inputs for _, (inputs, *_) in zip(range(config.collection.num_norm_batches), batches, strict=False)]
 
     def make_validator(self, likelihood: Likelihood, world: ProcessGroupInfo) -> None:
-        """None: nothing is held out."""
+        """None: there is no validation split."""
         return

@@ -1,4 +1,4 @@
-"""Find out in a second whether a training can end well, before anything is written or hours have passed."""
+"""Dry run of a training: one step on a few examples, before anything is written or hours have passed."""
 
 from collections.abc import Sequence
 from math import prod
@@ -12,14 +12,14 @@ from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import DataSplits
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
-from flatbayes.training.collection import check_collection, count_snapshots
-from flatbayes.training.compatibility import check_compatibility
+from flatbayes.training.compatibility import check_collection, count_snapshots
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData
 from flatbayes.training.distributed.launch import get_process_layout, make_fabric
-from flatbayes.training.loss import make_training_loss
-from flatbayes.training.model_builder import ModelFactory, make_model_builder
-from flatbayes.training.warm_start import PretrainedWeights, WarmStart, check_epochs
+from flatbayes.training.model_builder import ModelFactory
+from flatbayes.training.run_factory import make_training_loss
+from flatbayes.training.setup import prepare_runs
+from flatbayes.training.warm_start import PretrainedWeights
 
 MAX_DRY_RUN_SNAPSHOTS, NUM_DRY_RUN_EXAMPLES = 5, 4
 
@@ -35,37 +35,32 @@ def dry_run(
     new_head: bool = False,
     freeze: Sequence[str] = (),
 ) -> None:
-    """Take one step on a few examples, collect as many snapshots as the recipe will (up to a few), draw, predict.
+    """Take one step on a few examples, collect up to five snapshots, draw a network, and predict.
 
-    Arguments are as for `fit`.
+    The arguments are those of `fit`.
 
     Raises:
-        ValueError: Model, data, posterior, flatness, recipe and trained weights do not go together; or the recipe
-            collects too few snapshots to draw from.
+        ValueError: Model, data, posterior, flatness, configuration and trained weights do not go together, or the
+            configuration collects too few snapshots to draw from.
     """
-    check_epochs(config, has_init=init is not None or isinstance(model, nn.Module))
-    check_compatibility(posterior, flatness, config)
+    factory, _ = prepare_runs(model, data, posterior, flatness, config, init=init, new_head=new_head, freeze=freeze)
     if prod(get_process_layout(config)) == 1:
-        make_fabric(config)  # says so if there is no such device
-    steps = max(1, len(data.train) // min(config.batch_size, len(data.train)))
-    check_collection(posterior, config, steps)
-    source = InMemoryData(data)
-    inputs, targets = (
-        source.standardize(data.train.inputs[:NUM_DRY_RUN_EXAMPLES]),
-        data.train.targets[:NUM_DRY_RUN_EXAMPLES],
-    )
-    loss_of = make_training_loss(source.infer_likelihood(), config)
-    with preserve_rng(None):
-        build = make_model_builder(model, source.model_arguments)
-        start = WarmStart.from_init(init, build, posterior, new_head=new_head, freeze=freeze)
-        module = start.apply_to(build(), 0)
-        state = posterior.init(module, config.optimizer or posterior.default_optimizer, len(data.train))
-        network = state.model.train()
+        make_fabric(config)  # raises if the device does not exist
+    steps_per_epoch = max(1, len(data.train) // min(config.batch_size, len(data.train)))
+    check_collection(posterior, config, steps_per_epoch)
+    standardize = InMemoryData(data).standardize
+    inputs, targets = standardize(data.train.inputs[:NUM_DRY_RUN_EXAMPLES]), data.train.targets[:NUM_DRY_RUN_EXAMPLES]
+    training_loss = make_training_loss(factory.likelihood, config)
 
-        def loss_fn(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
-            if not isinstance(outputs, torch.Tensor):
-                raise ValueError(f"The model must return a tensor of logits, got a {type(outputs).__name__}.")
-            return loss_of(outputs, targets)
+    def loss_fn(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+        if not isinstance(outputs, torch.Tensor):
+            raise ValueError(f"The model must return a tensor of logits, got a {type(outputs).__name__}.")
+        return training_loss(outputs, targets)
+
+    with preserve_rng(None):
+        make_optimizer = config.optimizer or posterior.default_optimizer
+        state = posterior.init(factory.init_network(0), make_optimizer, len(data.train))
+        network = state.model.train()
 
         def closure() -> torch.Tensor:
             network.zero_grad()
@@ -73,11 +68,11 @@ def dry_run(
             loss.backward()
             return loss.detach()
 
-        at_once = TrainingProgress(total_steps=0)  # begins and ends here: whatever takes turns has its turn
-        posterior.step(state, flatness(closure, network, at_once))
-        for _ in range(min(MAX_DRY_RUN_SNAPSHOTS, count_snapshots(config, steps))):
+        # With zero steps in total, whatever starts or ends later in training is active now.
+        posterior.step(state, flatness(closure, network, TrainingProgress(total_steps=0)))
+        for _ in range(min(MAX_DRY_RUN_SNAPSHOTS, count_snapshots(config, steps_per_epoch))):
             posterior.collect(state)
         network.eval()
         posterior.finalize(state, [(inputs, targets)], loss_fn)
-        with posterior.draw(state, torch.Generator().manual_seed(0)) as drawn, torch.no_grad():
-            loss_fn(drawn(inputs), targets)
+        with posterior.draw(state, torch.Generator().manual_seed(0)) as sample, torch.no_grad():
+            loss_fn(sample(inputs), targets)

@@ -1,8 +1,7 @@
-"""How a network is run in training: forward, backward, clipping, update.
+"""Execution engine of one network: forward, backward, gradient clipping and learning rate.
 
-Lightning Fabric does it where there is something to do: in mixed precision. In full precision it would call the
-network, the loss and the optimiser as they are, after a fifth of a millisecond of bookkeeping for each; there we call
-them ourselves.
+In mixed precision Lightning Fabric runs them. In full precision Fabric adds a fifth of a millisecond per call and
+does nothing else, so the engine calls the network, the loss and the optimizer directly.
 """
 
 import math
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from flatbayes.core.norms import broadcast_per_network, global_norm
 from flatbayes.training.config import TrainingConfig
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
     from lightning_fabric import Fabric
 
 FULL_PRECISIONS = ("32-true", "64-true")
@@ -25,15 +24,16 @@ CLIP_EPSILON = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """Runs one network with one optimiser.
+    """Runs one network with one optimizer.
 
     Attributes:
-        fabric: Knows device and precision.
-        module: The network as the posterior knows it, with the parameters that are trained.
-        network: What is called in its place: wrapped, compiled, or itself.
-        optimizer: The optimiser, wrapped where the network is.
-        params: Everything that the optimiser moves.
-        bypass_fabric: Whether Fabric is left out.
+        fabric: Device and precision.
+        module: The network with the parameters that are trained.
+        network: The callable network: wrapped, compiled, or the module itself.
+        optimizer: The optimizer, wrapped if the network is.
+        params: All tensors that the optimizer updates.
+        base_lrs: Initial learning rate of each parameter group.
+        bypass_fabric: Whether network, loss and optimizer are called without Fabric.
     """
 
     fabric: "Fabric"
@@ -41,22 +41,30 @@ class Engine:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     params: tuple[Tensor, ...]
+    base_lrs: tuple[float, ...]
     bypass_fabric: bool
 
     @staticmethod
     def create(
         fabric: "Fabric", module: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig
     ) -> "Engine":
-        """The engine for a recipe; the optimiser's learning rates and parameters are those it comes with."""
-        trained = tuple(param for group in optimizer.param_groups for param in group["params"])
-        bare = config.precision.mode in FULL_PRECISIONS
+        """The engine for a configuration, with the parameters and learning rates of the optimizer."""
+        params = tuple(param for group in optimizer.param_groups for param in group["params"])
+        base_lrs = tuple(group["lr"] for group in optimizer.param_groups)
+        bypass_fabric = config.precision.mode in FULL_PRECISIONS
         network: nn.Module = torch.compile(module) if config.precision.compile else module  # type: ignore[assignment]
-        if not bare:
+        if not bypass_fabric:
             network, optimizer = fabric.setup(network, optimizer)
-        return Engine(fabric, module, network, optimizer, trained, bare)
+        return Engine(fabric, module, network, optimizer, params, base_lrs, bypass_fabric)
+
+    def set_learning_rate(self, factor: float) -> float:
+        """Set the learning rate of each parameter group to a multiple of its initial one; return that of the first."""
+        for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base_lr * factor
+        return self.base_lrs[0] * factor
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to None."""
         for param in self.params:
             param.grad = None
 
@@ -68,17 +76,28 @@ class Engine:
             self.fabric.backward(loss)
 
     def clip_gradients(self, max_norm: float) -> None:
-        """Scale all gradients together, so that their norm is at most this; takes a loss scaler's scale off first."""
+        """Scale all gradients to a joint norm of at most `max_norm`, after removing the loss scale."""
         if self.bypass_fabric:
             clip_gradient_norm(self.params, max_norm)
         else:
             self.fabric.clip_gradients(self.module, self.optimizer, max_norm=max_norm, error_if_nonfinite=False)
 
 
-def clip_gradient_norm(params: tuple[Tensor, ...], max_norm: float) -> None:
-    """Gradients times min(1, max_norm / norm), in place, with the norm over all of them; nothing waits for it.
+def place_module(module: nn.Module, fabric: "Fabric", config: TrainingConfig) -> nn.Module:
+    """Move a module to the device, dtype and memory format of training."""
+    placed: nn.Module = fabric.to_device(module.double() if config.precision.mode == "64-true" else module)
+    if config.precision.channels_last:
+        placed = placed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return placed
 
-    Of stacked networks each is scaled by its own norm.
+
+def clip_gradient_norm(params: tuple[Tensor, ...], max_norm: float) -> None:
+    """Multiply gradients by min(1, max_norm / norm), in place and without waiting for the device.
+
+    Args:
+        params: Tensors with gradients. The norm is that of all of them together; with vectorized networks, each
+            network is scaled by its own norm.
+        max_norm: Largest norm.
     """
     grads = [param.grad for param in params if param.grad is not None]
     if grads and max_norm < math.inf:

@@ -1,4 +1,4 @@
-"""Networks from classes, functions or instances: whatever the user has."""
+"""Build networks from a class, a function or an instance."""
 
 import copy
 import inspect
@@ -16,14 +16,14 @@ ModelFactory = Callable[..., nn.Module]
 def make_model_builder(
     model: nn.Module | ModelFactory, model_arguments: Mapping[str, Any]
 ) -> Callable[[], nn.Module]:
-    """A function that builds the network, given whatever it takes of what is known of the data.
+    """A function that builds the network with those of the given arguments that it has parameters for.
 
     Args:
         model: A network, which is copied each time, or a class or function that builds one.
-        model_arguments: Arguments by name; those that the function has no parameter for are left out.
+        model_arguments: Arguments by name; those without a parameter are left out.
 
     Raises:
-        TypeError: What is given builds no network.
+        TypeError: The model is neither a network nor callable.
     """
     if isinstance(model, nn.Module):
         return lambda: copy.deepcopy(model)
@@ -34,14 +34,14 @@ def make_model_builder(
     def build_model() -> nn.Module:
         module = model(**arguments)
         if not isinstance(module, nn.Module):
-            raise TypeError(f"{model!r} was to build a torch.nn.Module, and returned a {type(module).__name__}.")
+            raise TypeError(f"{model!r} must build a torch.nn.Module, and returned a {type(module).__name__}.")
         return module
 
     return build_model
 
 
 def describe_model(model: nn.Module | ModelFactory, model_arguments: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Plain data that says how the network is built; None for an instance, a lambda and the like."""
+    """Plain data from which the network can be built; None for an instance or a lambda."""
     if isinstance(model, nn.Module):
         return None
     try:
@@ -52,6 +52,6 @@ def describe_model(model: nn.Module | ModelFactory, model_arguments: Mapping[str
 
 
 def _select_arguments(function: Callable[..., Any], model_arguments: Mapping[str, Any]) -> dict[str, Any]:
-    bound_already = function.keywords if isinstance(function, partial) else {}
+    bound = function.keywords if isinstance(function, partial) else {}
     names = inspect.signature(function).parameters
-    return {key: value for key, value in model_arguments.items() if key in names and key not in bound_already}
+    return {key: value for key, value in model_arguments.items() if key in names and key not in bound}

@@ -1,7 +1,7 @@
-"""Networks of one architecture as one module: every parameter and buffer stacked along a new first dimension.
+"""Vectorized networks: several networks of one architecture in one module, by `torch.func.vmap`.
 
-Entry by entry everything is as for one network: of the sum of the networks' losses each gets its own gradient, and
-an optimiser that works entry by entry moves each as it would alone.
+Every parameter and buffer is stacked along a new first dimension. The gradient of the sum of the losses is the
+gradient of each network, and an elementwise optimizer updates each network as it would alone.
 """
 
 import copy
@@ -18,10 +18,10 @@ from flatbayes.core.weights import trainable_parameters
 class VectorizedNetworks(nn.Module):
     """Several networks that run at once, each on a batch of its own.
 
-    Parameters have the names of a network's own, after `network.`.
+    Parameters have the names of those of a network, with the prefix `network.`.
 
     Args:
-        networks: Networks of one architecture, on one device. They are kept, and not trained: see `apart`.
+        networks: Networks of one architecture, on one device. They are not trained; `unstack` updates them.
 
     Raises:
         RuntimeError: Their tensors have different shapes.
@@ -31,26 +31,24 @@ class VectorizedNetworks(nn.Module):
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.network = copy.deepcopy(networks[0])
-        self._networks = tuple(networks)  # in a tuple, so that they are no submodules
-        shared: dict[int, Tensor] = {}  # a tied tensor stays tied
+        self._networks = tuple(networks)  # in a tuple, so that they are not submodules
+        shared: dict[int, Tensor] = {}  # tied tensors stay tied
         for module_name, module in self.network.named_modules():
             places = [net.get_submodule(module_name) for net in networks]
             for name, param in module._parameters.items():
                 if param is not None:
                     rows = torch.stack([place.get_parameter(name).detach() for place in places])
-                    if (
-                        rows.ndim == 3
-                    ):  # the layout that vmap gives a linear layer's gradient, which is then not copied
+                    if rows.ndim == 3:  # the layout of the gradient of a linear layer under vmap, which saves a copy
                         rows = rows.mT.contiguous().mT
-                    whole = shared.setdefault(id(param), nn.Parameter(rows, requires_grad=param.requires_grad))
-                    module._parameters[name] = whole
+                    stacked = shared.setdefault(id(param), nn.Parameter(rows, requires_grad=param.requires_grad))
+                    module._parameters[name] = stacked
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    whole = torch.stack([place.get_buffer(name) for place in places])
-                    module._buffers[name] = shared.setdefault(id(buffer), whole)
+                    stacked = torch.stack([place.get_buffer(name) for place in places])
+                    module._buffers[name] = shared.setdefault(id(buffer), stacked)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Every network's outputs for its own batch.
+        """Outputs of every network for its own batch.
 
         Args:
             x: Inputs, [batch, networks, ...].
@@ -65,11 +63,11 @@ class VectorizedNetworks(nn.Module):
 
         params: dict[str, Tensor] = dict(self.network.named_parameters())
         buffers = dict(self.network.named_buffers())
-        every: Tensor = vmap(run_network, in_dims=(0, 0, 1), out_dims=1)(params, buffers, x)
-        return every
+        stacked: Tensor = vmap(run_network, in_dims=(0, 0, 1), out_dims=1)(params, buffers, x)
+        return stacked
 
     def unstack(self) -> tuple[nn.Module, ...]:
-        """The networks that were given, with the weights and buffers that this module has now."""
+        """The networks given to the constructor, with the current weights and buffers of this module."""
         with torch.no_grad():
             for name, param in self.network.named_parameters():
                 for net, row in zip(self._networks, param, strict=True):
@@ -81,69 +79,72 @@ class VectorizedNetworks(nn.Module):
 
 
 def vectorize_loss(loss_fn: LossFn) -> LossFn:
-    """The loss of every network, shape (networks,), from outputs and targets with networks as second dimension."""
-    every: Callable[[Tensor, Tensor], Tensor] = vmap(loss_fn, in_dims=1)
-    return every
+    """The loss of every network, [networks], from outputs and targets with networks as second dimension."""
+    vectorized_loss: Callable[[Tensor, Tensor], Tensor] = vmap(loss_fn, in_dims=1)
+    return vectorized_loss
 
 
 def stack_state(
     stack: VectorizedNetworks, init_state: Callable[[nn.Module], State], make_optimizer: OptimizerFactory
 ) -> State:
-    """The state of a stack before the first step, from that of one network.
+    """The state of vectorized networks before the first step.
 
-    A statistic whose last dimension has an entry for every trainable weight gets one for every weight of the stack,
-    in the order of `flatten`; what is not of that form is common to all networks.
+    A statistic whose last dimension has one entry per trainable weight gets one per weight of all networks, in the
+    order of `flatten`; any other statistic is shared by all networks.
 
     Args:
-        stack: The networks.
-        init_state: The state of one network before the first step.
-        make_optimizer: Builds the optimiser of all.
+        stack: The vectorized networks.
+        init_state: Makes the state of one network before the first step.
+        make_optimizer: Builds the optimizer of all networks.
 
     Raises:
         ValueError: The posterior trains a changed copy of the network.
     """
     networks = stack.unstack()
-    singles = init_state(networks[0])
-    if singles.model is not networks[0]:
-        raise ValueError("the posterior trains a changed copy of the network, which is not stacked")
+    state = init_state(networks[0])
+    if state.model is not networks[0]:
+        raise ValueError("the posterior trains a changed copy of the network, which is not vectorized")
     sizes = [param.numel() for param in trainable_parameters(networks[0])]
     statistics = {
-        name: stack_columns([statistic] * len(networks), sizes) if _is_per_weight(statistic, sizes) else statistic
-        for name, statistic in singles.statistics.items()
+        name: stack_columns([statistic] * len(networks), sizes) if is_per_weight(statistic, sizes) else statistic
+        for name, statistic in state.statistics.items()
     }
-    return State(stack, make_optimizer(trainable_parameters(stack)), singles.num_data, statistics)
+    return State(stack, make_optimizer(trainable_parameters(stack)), state.num_data, statistics)
 
 
 def unstack_states(
     stacked_state: State, stack: VectorizedNetworks, init_state: Callable[[nn.Module], State]
 ) -> list[State]:
-    """The state of every network in a stack, as far as it has come: the inverse of `stack_state`."""
-    singles = [init_state(network.eval()) for network in stack.unstack()]
-    sizes = [param.numel() for param in trainable_parameters(singles[0].model)]
+    """The current state of every vectorized network: the inverse of `stack_state`."""
+    states = [init_state(network.eval()) for network in stack.unstack()]
+    sizes = [param.numel() for param in trainable_parameters(states[0].model)]
     for name, statistic in stacked_state.statistics.items():
-        wide = _is_per_weight(singles[0].statistics[name], sizes)
-        rows = unstack_columns(statistic, sizes, len(singles)) if wide else [statistic.clone() for _ in singles]
-        for single, row in zip(singles, rows, strict=True):
-            single.statistics[name] = row
-    return singles
+        if is_per_weight(states[0].statistics[name], sizes):
+            rows = unstack_columns(statistic, sizes, len(states))
+        else:
+            rows = [statistic.clone() for _ in states]
+        for state, row in zip(states, rows, strict=True):
+            state.statistics[name] = row
+    return states
 
 
 def stack_columns(statistics: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    """One statistic of all networks, tensor by tensor as `flatten` has the weights of their stack.
+    """A statistic of all networks, [..., networks * params], in the order of `flatten`.
 
     Args:
-        statistics: Of each network, [..., params].
-        sizes: Entries of every tensor of one network.
+        statistics: Statistic of each network, [..., params].
+        sizes: Number of entries of every parameter of one network.
     """
     pieces = torch.stack(list(statistics), dim=-2).split(list(sizes), dim=-1)
     return torch.cat([piece.flatten(-2) for piece in pieces], dim=-1)
 
 
 def unstack_columns(statistic: Tensor, sizes: Sequence[int], num_networks: int) -> list[Tensor]:
-    """That statistic of every network: the inverse of `stack_columns`."""
+    """The statistic of every network: the inverse of `stack_columns`."""
     pieces = statistic.split([num_networks * size for size in sizes], dim=-1)
     return list(torch.cat([piece.unflatten(-1, (num_networks, -1)) for piece in pieces], dim=-1).unbind(-2))
 
 
-def _is_per_weight(statistic: Tensor, sizes: Sequence[int]) -> bool:
+def is_per_weight(statistic: Tensor, sizes: Sequence[int]) -> bool:
+    """Whether the last dimension of a statistic has one entry per weight."""
     return statistic.ndim > 0 and statistic.shape[-1] == sum(sizes)

@@ -1,4 +1,4 @@
-"""Where training starts: from fresh weights, or from those of networks that are trained already."""
+"""Warm start: initial weights from trained networks, and parameters that are not trained."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,27 +17,26 @@ from flatbayes.models.head import find_head_name
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.metadata import METADATA_FILE, read_metadata
-from flatbayes.training.config import TrainingConfig
 from flatbayes.training.weight_files import extract_state_dict, read_weights
 
 PretrainedWeights = str | Path | Mapping[str, Tensor]
-"""A state dict; a file that holds one; or the folder of a fitted posterior, whose mean weights are meant."""
+"""A state dict, a file with one, or the folder of a fitted posterior, whose mean weights are used."""
 
 WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.", "network.", "net.")
-"""What wrappers (parallel, compiled, of other libraries) put before every name."""
+"""Prefixes that wrappers (parallel, compiled, of other libraries) add to every name."""
 
 MAX_LISTED_NAMES = 4
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What is done to a network before its training.
+    """Pretrained weights and frozen parameters of the networks of a fit.
 
     Attributes:
-        weights: Trained weights by name, of each run, or one set for all; none for fresh ones.
-        new_head: Leave the last linear layer fresh where the trained one has another shape, or there is none.
-        freeze: Patterns of names of parameters that are not trained.
-        transform: What the trained networks had their inputs standardised by, where that is known.
+        weights: Trained weights by name, for each member, or one set for all; empty for fresh weights.
+        new_head: Keep the last linear layer fresh if the trained one has another shape or is missing.
+        freeze: Name patterns of parameters that are not trained.
+        transform: Standardization that the trained networks used, if it is known.
     """
 
     weights: Sequence[Mapping[str, Tensor]] = ()
@@ -55,73 +54,68 @@ class WarmStart:
         new_head: bool,
         freeze: Sequence[str],
     ) -> "WarmStart":
-        """Read what there is, and find out whether it goes with the network.
+        """Read trained weights, and check that they match the network.
 
         Args:
-            init: Trained weights, or a list of them, one for each run.
-            build_model: Builds the networks that are to be trained.
-            posterior: What is to be fitted.
-            new_head: As the attribute.
-            freeze: As the attribute.
+            init: Trained weights, or a list of them, one for each member.
+            build_model: Builds the networks that are trained.
+            posterior: Its `num_members` is the number of networks.
+            new_head: See the attribute.
+            freeze: See the attribute.
 
         Raises:
-            ValueError: The weights are not those of this network, there are too few of them, or a pattern of `freeze`
-                matches nothing.
+            ValueError: The weights are not those of this network, there are too few of them, or a pattern of
+                `freeze` matches nothing.
         """
         if init is None and new_head:
-            raise ValueError("new_head is about trained weights to start from: give init too.")
+            raise ValueError("new_head needs trained weights to start from: give init too.")
         if init is None and not freeze:
             return cls()
         with preserve_rng(None):
             network = build_model()
         weights: list[Mapping[str, Tensor]] = []
         transform: Standardize | None = None
-        for one in [init] if isinstance(init, str | Path | Mapping) else init or ():
-            if isinstance(one, str | Path) and (Path(one) / METADATA_FILE).is_file():
-                fitted = load_fitted(Path(one), network)
-                transform = transform or _get_standardize(fitted)
+        for source in [init] if isinstance(init, str | Path | Mapping) else init or ():
+            if isinstance(source, Mapping):
+                weights.append(extract_state_dict(source, "init"))
+            elif (Path(source) / METADATA_FILE).is_file():
+                fitted = _load_fitted(Path(source), network)
+                if transform is None and isinstance(fitted.transform, Standardize):
+                    transform = fitted.transform
                 weights += [extract_mean_weights(fitted.posterior, state) for state in fitted.states]
             else:
-                found = read_weights(Path(one)) if isinstance(one, str | Path) else extract_state_dict(one, "init")
-                weights.append(found)
-        runs = posterior.num_members
-        if weights and len(weights) != runs and not (len(weights) == 1 and new_head):
-            if len(weights) < runs:
+                weights.append(read_weights(Path(source)))
+        num_members = posterior.num_members
+        if weights and len(weights) != num_members and not (len(weights) == 1 and new_head):
+            if len(weights) < num_members:
                 raise ValueError(
-                    f"{type(posterior).__name__} trains {runs} networks, and {len(weights)} trained ones are given "
-                    f"to start from; those that start alike end up alike. Give a list of {runs}, or new_head=True "
-                    "for the weights of one below a fresh head each."
+                    f"{type(posterior).__name__} trains {num_members} networks, and init has {len(weights)} trained "
+                    "ones; networks with the same initial weights end up alike. Give a list of "
+                    f"{num_members}, or new_head=True for one set of weights with a fresh head for each network."
                 )
-            weights = weights[:runs]
-        start = cls(weights, new_head, freeze, transform)
-        start.check_network(network)
-        return start
+            weights = weights[:num_members]
+        for state_dict in weights:
+            match_weights(state_dict, network, new_head=new_head)
+        _select_frozen(network, freeze)
+        return cls(weights, new_head, freeze, transform)
 
-    def check_network(self, network: nn.Module) -> None:
-        """Refuse weights and patterns that do not go with a network.
-
-        Raises:
-            ValueError: See `of`.
-        """
-        for weights in self.weights:
-            match_weights(weights, network, new_head=self.new_head)
-        _select_frozen(network, self.freeze)
-
-    def fingerprint(self, transform: Standardize | None) -> str:
-        """What tells this start from others, in the form of a checksum.
+    def fingerprint(self, transform: Standardize | None) -> str | None:
+        """Checksum of weights, frozen parameters and input transform; None for fresh weights.
 
         Args:
-            transform: What inputs are standardised by.
+            transform: Standardization of the inputs.
         """
-        found = hashlib.sha256(repr((self.new_head, list(self.freeze))).encode())
-        scale = [] if transform is None else [("mean", transform.mean), ("std", transform.std)]
-        for name, tensor in [*(pair for weights in self.weights for pair in sorted(weights.items())), *scale]:
-            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
+        if not self.weights and not self.freeze:
+            return None
+        checksum = hashlib.sha256(repr((self.new_head, list(self.freeze))).encode())
+        statistics = [] if transform is None else [("mean", transform.mean), ("std", transform.std)]
+        for name, tensor in [*(pair for weights in self.weights for pair in sorted(weights.items())), *statistics]:
+            checksum.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            checksum.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return checksum.hexdigest()
 
     def apply_to(self, network: nn.Module, member: int) -> nn.Module:
-        """The network itself, with the weights of a run, and with gradients only where it is to be trained."""
+        """Load the weights of a member, and turn off gradients of frozen parameters, in place; return the network."""
         if self.weights:
             weights = self.weights[min(member, len(self.weights) - 1)]
             network.load_state_dict(match_weights(weights, network, new_head=self.new_head), strict=False)
@@ -130,93 +124,85 @@ class WarmStart:
         return network
 
 
-def check_epochs(config: TrainingConfig, *, has_init: bool) -> None:
-    """Refuse no epochs, unless there is something trained.
-
-    Raises:
-        ValueError: There is not.
-    """
-    if config.epochs < 1 and not has_init:
-        raise ValueError(
-            f"epochs must be at least 1, got {config.epochs}: without training there must be a trained network to "
-            "start from, init."
-        )
-
-
-def load_fitted(folder: Path, network: nn.Module) -> FittedPosterior:
-    """The fitted posterior of a folder, with the architecture that it names, or else that of the network."""
-    spec = read_metadata(folder)["info"].get("model")
-    ours = isinstance(spec, dict) and str(spec.get("class_path")).startswith("flatbayes.models.")
-    return FittedPosterior.load(folder, None if ours else network)
-
-
 def extract_mean_weights(posterior: Posterior, state: State) -> dict[str, Tensor]:
-    """The mean weights of a run: those that the model has, or where iterates were averaged, their average."""
-    found = state.statistics
-    if "sum_squares" not in found:
-        return _copy_state_dict(state.model)
-    still = {name: t if name.startswith(("count", "mean")) else torch.zeros_like(t) for name, t in found.items()}
-    with posterior.draw(State(state.model, None, state.num_data, still), torch.Generator()) as network:
-        return _copy_state_dict(network)
+    """The mean weights of a member: those of the model, or the average of the iterates if the posterior has one."""
+    statistics = state.statistics
+    if "sum_squares" not in statistics:
+        return {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
+    # With all deviations at zero, a draw is the mean.
+    mean_only = {
+        name: tensor if name.startswith(("count", "mean")) else torch.zeros_like(tensor)
+        for name, tensor in statistics.items()
+    }
+    mean_state = State(state.model, None, state.num_data, mean_only)
+    with posterior.draw(mean_state, torch.Generator()) as network:
+        return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def _load_fitted(folder: Path, network: nn.Module) -> FittedPosterior:
+    """The fitted posterior of a folder, with its own architecture if that is part of flatbayes, else the network's."""
+    spec = read_metadata(folder)["info"].get("model")
+    is_own = isinstance(spec, dict) and str(spec.get("class_path")).startswith("flatbayes.models.")
+    return FittedPosterior.load(folder, None if is_own else network)
 
 
 def match_weights(weights: Mapping[str, Tensor], network: nn.Module, *, new_head: bool) -> dict[str, Tensor]:
-    """The weights under the names that the network has, all that are to be loaded.
+    """The trained weights that are to be loaded, under the names of the network.
 
     Args:
-        weights: Trained weights by name, perhaps behind the prefix of a wrapper.
+        weights: Trained weights by name, perhaps with the prefix of a wrapper.
         network: The network.
-        new_head: Whether its head may be left as it is.
+        new_head: Whether weights of the last linear layer may be missing or have another shape.
 
     Raises:
-        ValueError: Names or shapes differ, or values are not numbers.
+        ValueError: Names or shapes differ, or a value is not finite.
     """
-    wanted = network.state_dict()
-    name = find_head_name(network)
-    head = {f"{name}.{part}".removeprefix(".") for part in ("weight", "bias")} if name is not None else set()
-    counters = {name for name in wanted if name.endswith("num_batches_tracked")}
-    needed = wanted.keys() - counters - (head if new_head else set())
-    found = _strip_prefix(weights, needed, wanted.keys())
-    other = {name for name in found.keys() & wanted.keys() if found[name].shape != wanted[name].shape}
-    wrong = {
-        "missing": [name for name in wanted if name in needed and name not in found],
-        "not in the network": [name for name in found if name not in wanted],
+    own = network.state_dict()
+    head_name = find_head_name(network)
+    head = set() if head_name is None else {f"{head_name}.{kind}".removeprefix(".") for kind in ("weight", "bias")}
+    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    required = own.keys() - counters - (head if new_head else set())
+    weights = _strip_prefix(weights, required, own.keys())
+    reshaped = {name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape}
+    problems = {
+        "missing": [name for name in own if name in required and name not in weights],
+        "not in the network": [name for name in weights if name not in own],
         "of another shape": [
-            f"{name} {tuple(found[name].shape)} for {tuple(wanted[name].shape)}"
-            for name in wanted
-            if name in (other & needed if new_head else other)
+            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+            for name in own
+            if name in (reshaped & required if new_head else reshaped)
         ],
     }
-    if any(wrong.values()):
-        listed = "; ".join(f"{what}: {_summarize_names(names)}" for what, names in wrong.items() if names)
-        only_head = not new_head and other and other <= head and not wrong["missing"]
+    if any(problems.values()):
+        listed = "; ".join(f"{problem}: {_summarize_names(names)}" for problem, names in problems.items() if names)
+        is_head_only = not new_head and reshaped and reshaped <= head and not problems["missing"]
         advice = (
             "Only the last layer differs, as with another number of classes: new_head=True (--new_head) starts it "
-            "anew."
-            if only_head
+            "from fresh weights."
+            if is_head_only
             else "Give the architecture that they were trained in; new_head=True (--new_head) starts the last layer "
-            "anew."
+            "from fresh weights."
         )
         raise ValueError(f"The trained weights are not those of {type(network).__name__}. {listed}. {advice}")
-    bad = next((n for n, t in found.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
-    if bad is not None:
-        raise ValueError(f"The trained weights are damaged: {bad} holds values that are not finite.")
-    return {name: tensor for name, tensor in found.items() if name not in other}
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"The trained weights are damaged: {name} holds values that are not finite.")
+    return {name: tensor for name, tensor in weights.items() if name not in reshaped}
 
 
 def _strip_prefix(
     weights: Mapping[str, Tensor], required_names: AbstractSet[str], network_names: AbstractSet[str]
 ) -> Mapping[str, Tensor]:
-    """The weights below the first prefix that makes the names fit, or else as they are."""
-    waiting = [dict(weights)]
-    while waiting:
-        inner = waiting.pop(0)
+    """The weights below the first prefix that makes the names match, or the weights themselves."""
+    candidates = [dict(weights)]
+    while candidates:
+        inner = candidates.pop(0)
         if required_names <= inner.keys() and (len(inner) < len(weights) or not inner.keys() - network_names):
             return {name: tensor for name, tensor in inner.items() if name in network_names}
         for prefix in WRAPPER_PREFIXES:
             below = {name.removeprefix(prefix): t for name, t in inner.items() if name.startswith(prefix)}
             if below:
-                waiting.append(below)
+                candidates.append(below)
     return weights
 
 
@@ -233,11 +219,3 @@ def _select_frozen(network: nn.Module, patterns: Sequence[str]) -> list[nn.Param
                 f"The pattern {pattern!r} of freeze matches no trainable parameter: {format_names(params)}."
             )
     return [params[name] for pattern in patterns for name in match_names(list(params), pattern)]
-
-
-def _copy_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-
-
-def _get_standardize(fitted: FittedPosterior) -> Standardize | None:
-    return fitted.transform if isinstance(fitted.transform, Standardize) else None

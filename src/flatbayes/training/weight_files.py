@@ -1,4 +1,4 @@
-"""Trained weights in files of other programs: safetensors, and what torch.save writes, read as data and never run."""
+"""Read trained weights from files: safetensors, and pickles of torch.save, which are read without running code."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,57 +10,56 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "network")
-"""Under which of these a checkpoint may keep the weights, beside the optimiser's state and the like."""
+"""Keys under which checkpoints keep the weights, beside the optimizer's state."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name.
+    """Read tensors by name.
 
     Args:
-        path: A .safetensors file, or one of torch.save: a state dict, or a mapping that has one under a usual name,
-            such as a checkpoint of Lightning.
+        path: A .safetensors file, or one of torch.save: a state dict, or a mapping with one under a key of
+            `STATE_DICT_KEYS`, such as a checkpoint of Lightning.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, or holds code or no weights.
+        ValueError: The file is damaged, or holds code or no weights.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There are no trained weights at {path}: no file, and no folder of a run.")
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damage is answered with exceptions of any kind
-        code = isinstance(error, UnpicklingError)
-        why = "it is damaged, or holds more than tensors" if code else f"{type(error).__name__} {str(error)[:200]}"
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise exceptions of many kinds
+        is_code = isinstance(error, UnpicklingError)
+        reason = (
+            "it is damaged, or holds more than tensors" if is_code else f"{type(error).__name__} {str(error)[:200]}"
+        )
         raise ValueError(
-            f"{path} cannot be read as weights: {why}. Whole networks are code, and code is never run: save the "
+            f"{path} cannot be read as weights: {reason}. Whole networks are code, and code is never run: save the "
             "weights alone, torch.save(network.state_dict(), path)."
         ) from error
-    return extract_state_dict(found, str(path))
+    return extract_state_dict(content, str(path))
 
 
 def extract_state_dict(content: Any, source: str) -> dict[str, Tensor]:
-    """The state dict that a mapping is, or that it holds under a usual name.
+    """The state dict that a mapping is, or that it holds under a key of `STATE_DICT_KEYS`.
 
     Args:
-        content: What was read.
-        source: Where it is from, for the message.
+        content: Content of a file.
+        source: Path of the file, for error messages.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no state dict.
     """
-    for inner in (
-        [content, *(content[name] for name in STATE_DICT_KEYS if name in content)]
-        if isinstance(content, Mapping)
-        else []
-    ):
+    is_mapping = isinstance(content, Mapping)
+    for inner in [content, *(content[key] for key in STATE_DICT_KEYS if key in content)] if is_mapping else []:
         if isinstance(inner, Mapping) and inner and all(isinstance(name, str) for name in inner):
             tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
             if tensors and not any(isinstance(value, Mapping) for value in inner.values()):
                 return tensors
-    held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
+    summary = ", ".join(map(str, list(content)[:8])) if is_mapping else type(content).__name__
     raise ValueError(
-        f"{source} holds no state dict, at the top or under one of {', '.join(STATE_DICT_KEYS)}; it holds {held[:200]}. Save "
-        "the weights alone: torch.save(network.state_dict(), path)."
+        f"{source} holds no state dict, at the top or under one of {', '.join(STATE_DICT_KEYS)}; it holds "
+        f"{summary[:200]}. Save the weights alone: torch.save(network.state_dict(), path)."
     )

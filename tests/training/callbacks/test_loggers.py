@@ -23,7 +23,7 @@ from flatbayes.training import (
     fit,
     make_logger,
 )
-from flatbayes.training.collection import check_collection
+from flatbayes.training.compatibility import check_collection
 
 SGD = partial(torch.optim.SGD, lr=0.05)
 RECIPE = TrainingConfig(
@@ -129,8 +129,8 @@ def test_a_log_that_goes_on_is_whole(tmp_path):
 
 def test_lines(monkeypatch):
     now, lines = 0.0, []
-    monkeypatch.setattr("flatbayes.training.callbacks.callback.time.monotonic", lambda: now)
-    monkeypatch.setattr("flatbayes.training.callbacks.callback.get_peak_memory_mb", lambda: 1234.4)
+    monkeypatch.setattr("flatbayes.training.callbacks.console.time.monotonic", lambda: now)
+    monkeypatch.setattr("flatbayes.training.callbacks.console.get_peak_memory_mb", lambda: 1234.4)
     watch = ConsoleLogger(lines.append, min_interval_seconds=60)
     watch.on_run_start(1, 3, 400)
     for epoch in range(1, 41):

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import processes
+from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import spawn_seeds
 from flatbayes.data import Augment
 from flatbayes.flatness import SAM
@@ -21,12 +22,7 @@ from flatbayes.posteriors import MAP, SGVB, Ensemble, MCDropout
 from flatbayes.training import DistributionConfig, fit
 from flatbayes.training.batches import ShuffledBatches
 from flatbayes.training.distributed.fsdp import check_fsdp
-from flatbayes.training.distributed.process_group import (
-    ProcessGroupInfo,
-    contiguous_slice,
-    iter_buckets,
-    per_process_rng,
-)
+from flatbayes.training.distributed.gradient_averaging import iter_buckets, per_process_rng
 from processes import CASES, RECIPE, SAME, data, smooth
 
 ROOT = Path(__file__).parents[3]
@@ -314,7 +310,7 @@ def test_noise_inside_is_another_one_every_time():
 
 
 def test_what_is_sent_is_cut_by_size_and_dtype(monkeypatch):
-    monkeypatch.setattr("flatbayes.training.distributed.process_group.MAX_BUCKET_ELEMENTS", 10)
+    monkeypatch.setattr("flatbayes.training.distributed.gradient_averaging.MAX_BUCKET_ELEMENTS", 10)
     tensors = [torch.zeros(n) for n in (4, 6, 1, 20, 3)] + [torch.zeros(2, dtype=torch.float64)]
     assert [[len(t) for t in group] for group in iter_buckets(tensors)] == [[4, 6], [1], [20], [3], [2]]
 
@@ -331,8 +327,8 @@ def test_a_recipe_says_what_it_cannot_do(options, message):
 @pytest.mark.parametrize(
     ("posterior", "change", "message"),
     [
-        (SGVB(), {}, "SGVB looks at all weights at once"),
-        (Ensemble(MCDropout(), size=2), {}, "Ensemble looks at all weights at once"),
+        (SGVB(), {}, "SGVB needs all weights in one process"),
+        (Ensemble(MCDropout(), size=2), {}, "Ensemble needs all weights in one process"),
         (MAP(), {"distribution.ascent_scope": "local"}, "set ascent_scope='synchronised'"),
         (MAP(), {"batch_size": 15}, "15 examples do not divide by 2 processes"),
         (MAP(), {"precision.mode": "16-mixed"}, "bf16-mixed"),

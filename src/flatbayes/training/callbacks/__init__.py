@@ -1,1 +1,1 @@
-"""What is seen of a training while it runs: bars, lines, logs, and what it costs."""
+"""Callbacks of a training: history, console output and metric loggers."""

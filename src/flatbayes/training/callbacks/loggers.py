@@ -1,93 +1,141 @@
-"""Logs for the tools that people look at training with: TensorBoard, a CSV file, Weights & Biases.
+"""Metric loggers: JSON lines, and TensorBoard, CSV files or Weights & Biases.
 
-The first two are Lightning Fabric's loggers, and any other with their two methods will do. A training that goes on
-from a checkpoint begins a new log, with the epochs that were done before at its beginning.
+TensorBoard and CSV use Lightning Fabric's loggers; any object with their two methods works. A training that continues
+from a checkpoint starts a new log, with the earlier epochs at its beginning.
 """
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from flatbayes.training.callbacks.callback import Callback, Record
+from flatbayes.core.files import atomic_write
+from flatbayes.training.callbacks.callback import MemberCallback, Record
 from flatbayes.training.cost import get_peak_memory_mb
 
 LoggerKind = Literal["tensorboard", "csv", "wandb"]
 
 
-class Logger(Protocol):
-    """What is asked of a logger; those of Lightning Fabric and of Lightning have it."""
-
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Take numbers by name."""
-
-    def save(self) -> None:
-        """Bring them to where they are kept."""
-
-
-class MetricLogger(Callback):
-    """Passes on what is seen: `loss`, `lr`, what was validated, `peak_memory_mb` and `seconds` of every epoch.
-
-    Of several runs, names begin with `run0/`, `run1/` ...; losses of single steps are `step_loss`.
+class JSONLinesLogger(MemberCallback):
+    """Appends the record of every epoch, with its `member`, to a file: one JSON object per line.
 
     Args:
-        loggers: Where to.
-        every_n_steps: Steps between two of which the loss is logged; reading it waits for the device.
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def on_epoch_end(self, record: Record) -> None:
+        """Write it at once, so that an interruption loses nothing."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{self._format_line(record)}\n")
+
+    def on_resume(self, records: Sequence[Record]) -> None:
+        """Write them in place of the lines of this member."""
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
+        others = [line for line in lines if _parse_member(line) not in (None, self._member)]
+        with atomic_write(self._path) as temporary:
+            text = "".join(f"{line}\n" for line in (*others, *map(self._format_line, records)))
+            temporary.write_text(text, encoding="utf-8")
+
+    def _format_line(self, record: Record) -> str:
+        return json.dumps({"member": self._member, **record})
+
+
+class Logger(Protocol):
+    """Interface of a logger; those of Lightning Fabric and of Lightning have it."""
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Log numbers by name."""
+
+    def save(self) -> None:
+        """Write them to the disk."""
+
+
+class MetricLogger(MemberCallback):
+    """Logs `loss`, `lr`, validation metrics, `peak_memory_mb` and `seconds` of every epoch.
+
+    With several members, names have the prefix `run0/`, `run1/` ...; losses of single steps are `step_loss`.
+
+    Args:
+        loggers: Loggers that get the numbers.
+        every_n_steps: Steps between two whose loss is logged; reading it waits for the device.
     """
 
     def __init__(self, loggers: Sequence[Logger], every_n_steps: int = 50) -> None:
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1; got {every_n_steps}.")
-        self._loggers, self._every_n_steps = loggers, every_n_steps
-        self._member, self._num_members, self._start_time = 0, 1, time.monotonic()
-
-    def on_run_start(self, member: int, num_members: int, total_steps: int) -> None:
-        """Remember which run it is."""
-        self._member, self._num_members = member, num_members
+        super().__init__()
+        self._loggers, self._every_n_steps, self._start_time = loggers, every_n_steps, time.monotonic()
 
     def on_step_end(self, step: int, loss: Tensor, lr: float) -> None:
-        """Log every so many."""
+        """Log the loss of every n-th step."""
         if step % self._every_n_steps == 0:
             self._log_metrics({"step_loss": float(loss), "lr": lr}, step, self._member)
 
     def on_epoch_end(self, record: Record) -> None:
-        """Log it, and bring all to the disk."""
-        self._log_epoch(
-            record | {"peak_memory_mb": get_peak_memory_mb(), "seconds": time.monotonic() - self._start_time}
-        )
+        """Log the epoch, and write everything to the disk."""
+        seconds = time.monotonic() - self._start_time
+        self._log_epoch(record | {"peak_memory_mb": get_peak_memory_mb(), "seconds": seconds})
         for logger in self._loggers:
             logger.save()
 
     def on_resume(self, records: Sequence[Record]) -> None:
-        """Log the epochs that were done before."""
+        """Log the earlier epochs."""
         for record in records:
             self._log_epoch(record)
 
     def _log_epoch(self, record: Record) -> None:
-        numbers = {key: value for key, value in record.items() if key not in ("step", "run")}
-        self._log_metrics(numbers, record["step"], record.get("run", self._member))
+        metrics = {name: value for name, value in record.items() if name not in ("step", "member")}
+        self._log_metrics(metrics, record["step"], record.get("member", self._member))
 
-    def _log_metrics(self, metrics: dict[str, float], step: int, member: int) -> None:
+    def _log_metrics(self, metrics: Mapping[str, float], step: int, member: int) -> None:
         prefix = f"run{member}/" if self._num_members > 1 or member > 0 else ""
         for logger in self._loggers:
             logger.log_metrics({f"{prefix}{name}": value for name, value in metrics.items()}, step=step)
 
 
+class WandbLogger:
+    """A run of Weights & Biases, stored below a folder and, unless WANDB_MODE is `offline`, uploaded.
+
+    Args:
+        folder: Folder of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            import wandb  # optional
+        except ImportError as error:
+            raise ImportError("Logs for Weights & Biases need it: pip install wandb.") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run: Any = wandb.init(project="flatbayes", dir=str(folder))
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log numbers by name."""
+        self._run.log(metrics, step=step)
+
+    def save(self) -> None:
+        """Nothing: wandb writes them itself."""
+
+
 def make_logger(kind: LoggerKind, folder: Path) -> Logger:
-    """A logger that writes below a folder, in one of its own for each training.
+    """A logger that writes to a new folder below the given one.
 
     Raises:
-        ImportError: The package that it needs is not installed.
-        ValueError: There is no such kind.
+        ImportError: The package of the logger is not installed.
+        ValueError: The kind is unknown.
     """
     if kind == "csv":
-        from lightning_fabric.loggers.csv_logs import CSVLogger
+        from lightning_fabric.loggers.csv_logs import CSVLogger  # slow to import
 
         return CSVLogger(folder, name="csv", flush_logs_every_n_steps=1)
     if kind == "tensorboard":
-        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+        from lightning_fabric.loggers.tensorboard import TensorBoardLogger  # slow to import
 
         try:
             return TensorBoardLogger(folder, name="tensorboard")
@@ -98,24 +146,9 @@ def make_logger(kind: LoggerKind, folder: Path) -> Logger:
     raise ValueError(f"A log is tensorboard, csv or wandb; got {kind!r}.")
 
 
-class WandbLogger:
-    """A run of Weights & Biases, kept below a folder and, unless WANDB_MODE says offline, sent there too.
-
-    Args:
-        folder: Where it is kept.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ImportError("Logs for Weights & Biases need it: pip install wandb.") from error
-        folder.mkdir(parents=True, exist_ok=True)
-        self._run: Any = wandb.init(project="flatbayes", dir=str(folder))
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Pass them on."""
-        self._run.log(metrics, step=step)
-
-    def save(self) -> None:
-        """Nothing: it is written as it comes."""
+def _parse_member(line: str) -> int | None:
+    try:
+        member: int = json.loads(line)["member"]
+    except (ValueError, KeyError, TypeError):  # the incomplete last line of a process that was killed
+        return None
+    return member

@@ -1,1 +1,1 @@
-"""Several processes: that train one network together, or many side by side."""
+"""Distributed training: process layout, gradient averaging, sharding, and workers for independent runs."""

@@ -1,8 +1,7 @@
-"""Weights divided among processes, by torch's `fully_shard`: for networks that one device cannot train.
+"""Fully sharded data parallelism by torch's `fully_shard`, for networks that one device cannot train.
 
-Each process holds a part of every parameter, of its gradient, of what the optimiser keeps and of what the posterior
-does; a layer is put together for as long as it computes. When training is over the network is put together in every
-process, as it would be without.
+Each process holds a shard of every parameter, of its gradient, of the optimizer's state and of the posterior's
+statistics; a layer is gathered while it computes. After training the whole network is gathered in every process.
 """
 
 from collections.abc import Callable
@@ -11,96 +10,98 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import State
+from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.weights import to_local, trainable_parameters
 from flatbayes.posteriors import Posterior
 from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.distributed.process_group import ProcessGroupInfo
+from flatbayes.training.vectorized import is_per_weight
 
 MIN_SHARD_PARAMETERS = 2**20
-"""Weights that are worth sending in a message of their own."""
+"""Smallest number of weights that are sent in a message of their own."""
 MIN_TORCH_VERSION = "2.13"
-"""Oldest version of torch whose sharding gave what one process gives (2.8 does not)."""
+"""Oldest version of torch whose sharded gradients were equal to those of one process (those of 2.8 are not)."""
 
 
 def check_fsdp(
     posterior: Posterior, config: TrainingConfig, world: ProcessGroupInfo, checkpoints: Checkpoints | None = None
 ) -> None:
-    """Refuse what needs all weights in one place, or gradients of other means than the one that comes of sharding.
+    """Refuse what sharded training does not support.
 
     Raises:
-        ValueError: The recipe is for shards, and there is something that does not go with them.
+        ValueError: The configuration, the posterior or the checkpoints cannot be used with `strategy="fsdp"`.
     """
-    reasons = {
-        f"{type(posterior).__name__} looks at all weights at once": not posterior.shardable,
-        "every gradient is one of all processes; set ascent_scope='synchronised'": config.distribution.ascent_scope
-        != "synchronised",
-        f"{config.batch_size} examples do not divide by {world.size} processes": config.batch_size % world.size != 0,
-        "a loss scale would have to be the same everywhere; use bf16-mixed": config.precision.mode == "16-mixed",
+    scope, size = config.distribution.ascent_scope, config.batch_size
+    obstacles = {
+        f"{type(posterior).__name__} needs all weights in one process": not posterior.shardable,
+        "gradients are averaged in every pass; set ascent_scope='synchronised'": scope != "synchronised",
+        f"{size} examples do not divide by {world.size} processes": size % world.size != 0,
+        "the loss scale must be the same in all processes; use bf16-mixed": config.precision.mode == "16-mixed",
         "networks are not compiled": config.precision.compile,
-        "there are no checkpoints of parts": checkpoints is not None,
+        "there are no checkpoints of shards": checkpoints is not None,
         "there is one process; start several": world.size == 1,
-        f"torch {torch.__version__} is older than {MIN_TORCH_VERSION}, the oldest tried: one before gave wrong gradients": (
+        f"torch {torch.__version__} is older than {MIN_TORCH_VERSION}, the oldest tested: 2.8 gave wrong gradients": (
             torch.__version__ < MIN_TORCH_VERSION
         ),
     }
-    found = [reason for reason, holds in reasons.items() if holds]
-    if found:
-        raise ValueError(f"strategy='fsdp' cannot be used here: {'; '.join(found)}. Or use strategy='ddp'.")
+    reasons = [reason for reason, applies in obstacles.items() if applies]
+    if reasons:
+        raise ValueError(f"strategy='fsdp' cannot be used here: {'; '.join(reasons)}. Or use strategy='ddp'.")
 
 
 def shard_module(module: nn.Module, world: ProcessGroupInfo, device: torch.device) -> nn.Module:
-    """The module with its parameters divided, in place: it computes what it did."""
-    from torch.distributed.device_mesh import init_device_mesh
+    """Shard the parameters of a module over the processes, in place; its outputs do not change."""
+    from torch.distributed.device_mesh import init_device_mesh  # only with a process group
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (world.size,))
-    divided: set[int] = set()
-    inner = list(module.modules())[:0:-1]  # from the innermost on, without the module itself
-    for part in [*inner, module]:
-        rest = [param for param in part.parameters() if id(param) not in divided]
-        is_container = isinstance(part, nn.ModuleList | nn.ModuleDict)
-        if part is module or (sum(param.numel() for param in rest) >= MIN_SHARD_PARAMETERS and not is_container):
-            divided |= {id(param) for param in rest}
-            # Put together only while it computes: in between, parameters are to be what the optimiser moves.
-            fully_shard(part, mesh=mesh, reshard_after_forward=True)
-            divided |= {id(param) for param in part.parameters()}
+    sharded: set[int] = set()
+    inner_modules = list(module.modules())[:0:-1]  # from the innermost on, without the module itself
+    for submodule in [*inner_modules, module]:
+        rest = [param for param in submodule.parameters() if id(param) not in sharded]
+        is_container = isinstance(submodule, nn.ModuleList | nn.ModuleDict)
+        is_large = sum(param.numel() for param in rest) >= MIN_SHARD_PARAMETERS
+        if submodule is module or (is_large and not is_container):
+            sharded |= {id(param) for param in rest}
+            # Gathered only while it computes: in between, the parameters are the tensors that the optimizer updates.
+            fully_shard(submodule, mesh=mesh, reshard_after_forward=True)
+            sharded |= {id(param) for param in submodule.parameters()}
     return module
 
 
 def gather_state(
     sharded_state: State, init_state: Callable[[nn.Module], State], module: nn.Module, world: ProcessGroupInfo
 ) -> State:
-    """The whole state, from the parts of all processes; each must call this.
+    """The whole state from the shards of all processes; every process must call this.
 
     Args:
-        sharded_state: What this process holds.
-        init_state: The state before the first step, of a module.
-        module: A network of the same architecture, not divided, which gets the weights.
-        world: All processes.
+        sharded_state: State with the shards of this process.
+        init_state: Makes the state before the first step from a module.
+        module: Network of the same architecture, not sharded, which gets the weights.
+        world: Rank and size of the process group.
     """
     whole = init_state(module)
-    sizes = [to_local(param).numel() for param in trainable_parameters(sharded_state.model)]
+    local_sizes = [to_local(param).numel() for param in trainable_parameters(sharded_state.model)]
+    sizes = [param.numel() for param in trainable_parameters(module)]
     with torch.no_grad():
-        for divided, param in zip(sharded_state.model.parameters(), whole.model.parameters(), strict=True):
-            param.copy_(divided.full_tensor())  # type: ignore[attr-defined]
-        for mine, buffer in zip(sharded_state.model.buffers(), whole.model.buffers(), strict=True):
-            buffer.copy_(mine)
-        for name, statistic in sharded_state.statistics.items():
+        for shard, param in zip(sharded_state.model.parameters(), whole.model.parameters(), strict=True):
+            param.copy_(shard.full_tensor())  # type: ignore[attr-defined]  # of a DTensor
+        for source, buffer in zip(sharded_state.model.buffers(), whole.model.buffers(), strict=True):
+            buffer.copy_(source)
+        for name, local in sharded_state.statistics.items():
             full = whole.statistics[name]
-            is_wide = full.ndim > 0 and full.shape[-1] == sum(param.numel() for param in trainable_parameters(module))
-            full.copy_(gather_columns(statistic, sizes, world) if is_wide else statistic)
+            full.copy_(gather_columns(local, local_sizes, world) if is_per_weight(full, sizes) else local)
     return whole
 
 
 def gather_columns(local_statistic: Tensor, sizes: list[int], world: ProcessGroupInfo) -> Tensor:
-    """One statistic of all weights, [..., params], from that of the weights that each process holds.
+    """A statistic of all weights, [..., params], from those of the weights that each process holds.
 
     Args:
-        local_statistic: Of this process.
-        sizes: Entries that it holds of every parameter.
-        world: All processes.
+        local_statistic: Statistic of the weights of this process.
+        sizes: Number of entries of every parameter in this process.
+        world: Rank and size of the process group.
     """
-    parts = world.all_gather((local_statistic.cpu(), sizes))
-    pieces = [held.split(lengths, dim=-1) for held, lengths in parts]
+    gathered = world.all_gather((local_statistic.cpu(), sizes))
+    pieces = [statistic.split(lengths, dim=-1) for statistic, lengths in gathered]
     return torch.cat([piece for param in zip(*pieces, strict=True) for piece in param], dim=-1)

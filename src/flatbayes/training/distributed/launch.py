@@ -1,4 +1,4 @@
-"""Lightning Fabric for a recipe: on one device, or joined up with the other processes that train the same network."""
+"""Lightning Fabric for a training configuration, on one device or in a process group."""
 
 import atexit
 import logging
@@ -6,60 +6,80 @@ import os
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
+from torch import nn
 
+from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.training.config import TrainingConfig
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
     from lightning_fabric import Fabric
 
 
 def get_process_layout(config: TrainingConfig) -> tuple[int, int]:
-    """Devices of a machine, and machines, that train one network together by this recipe."""
-    by_torchrun = "LOCAL_WORLD_SIZE" in os.environ
-    started = int(os.environ["LOCAL_WORLD_SIZE"]) if by_torchrun else 1
-    devices = started if config.distribution.devices == "auto" else config.distribution.devices
-    alone = config.distribution.devices == 1 or not by_torchrun
-    return devices, 1 if alone else int(os.environ["WORLD_SIZE"]) // started
+    """Number of devices per machine, and of machines, that train one network together."""
+    is_torchrun = "LOCAL_WORLD_SIZE" in os.environ
+    num_started = int(os.environ["LOCAL_WORLD_SIZE"]) if is_torchrun else 1
+    requested = config.distribution.devices
+    devices = num_started if requested == "auto" else requested
+    if requested == 1 or not is_torchrun:
+        return devices, 1
+    return devices, int(os.environ["WORLD_SIZE"]) // num_started
 
 
 def make_fabric(config: TrainingConfig, *, launch: bool = False) -> "Fabric":
-    """The devices and the precision of a recipe; where there are several processes, they have joined up.
+    """Lightning Fabric with the devices and the precision of a configuration, in its process group if it has one.
 
     Args:
-        config: How to train.
-        launch: Start the other processes if nobody has, by running this program again with its arguments.
+        config: Training hyperparameters.
+        launch: Start the other processes if they are not running, by executing this program again.
 
     Raises:
-        ValueError: The recipe is for several processes, and this one was started alone, or beside other numbers.
+        ValueError: The configuration needs several processes, and this one was started alone.
     """
-    from lightning_fabric import Fabric  # over a second to import
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    class ReplicatedStrategy(DDPStrategy):
+        """One process per device with a replica of the network, which is not wrapped.
+
+        `DistributedDataParallel` averages the gradient of every backward pass; here
+        `flatbayes.training.distributed.gradient_averaging` averages the gradient of a step.
+        """
+
+        def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
+            return module
 
     devices, machines = get_process_layout(config)
+    accelerator, precision = config.distribution.accelerator, config.precision.mode
     if devices * machines == 1:
-        return Fabric(accelerator=config.distribution.accelerator, devices=1, precision=config.precision.mode)
+        return Fabric(accelerator=accelerator, devices=1, precision=precision)
     if not (launch or "LOCAL_RANK" in os.environ):
         raise ValueError(
-            f"devices={devices} asks for {devices} processes, and this program runs in one. Start it by `torchrun "
-            f"--nproc_per_node {devices}`, or use `flatbayes fit --distribution.devices {devices}`, which starts the others."
+            f"devices={devices} needs {devices} processes, and this program runs in one. Start it with `torchrun "
+            f"--nproc_per_node {devices}`, or use `flatbayes fit --distribution.devices {devices}`, which starts the "
+            "others."
         )
-    from flatbayes.training.distributed.replicated import ReplicatedStrategy
-
     fabric = Fabric(
-        accelerator=config.distribution.accelerator,
+        accelerator=accelerator,
         devices=devices,
         num_nodes=machines,
-        precision=config.precision.mode,
+        precision=precision,
         strategy=ReplicatedStrategy(),
     )
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # or every process says that it is there
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # no message from every process at start
     fabric.launch()
-    if dist.get_backend() != "nccl":  # for which Fabric sees to it
+    if dist.get_backend() != "nccl":  # Fabric itself closes NCCL groups
         atexit.unregister(leave_process_group)
         atexit.register(leave_process_group)
     return fabric
 
 
+def get_fabric_process_group(fabric: "Fabric") -> ProcessGroupInfo:
+    """Rank and size of the process group of a launched Fabric."""
+    return ProcessGroupInfo(fabric.global_rank, fabric.world_size)
+
+
 def leave_process_group() -> None:
-    """Part from the other processes: a program that ends without may be aborted by its threads."""
+    """Destroy the process group: a program that exits without may be aborted by its threads."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Trainings that know nothing of each other, side by side: in processes of this machine, or on a Ray cluster."""
+"""Independent training runs in parallel worker processes, on this machine or on a Ray cluster."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,81 +11,79 @@ import torch
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
 from flatbayes.training.distributed.launch import make_fabric
-from flatbayes.training.run_factory import RunFactory, export_run_result
+from flatbayes.training.group import train_group
+from flatbayes.training.run_factory import RunFactory
+from flatbayes.training.session import make_session
 
 ParallelBackend = Literal["loky", "ray"]
-"""What starts processes, by the name that joblib has for it."""
+"""Name of a joblib backend."""
 
 
 @contextmanager
 def parallel_backend(backend: ParallelBackend) -> Iterator[int]:
-    """Inside, joblib does its work there. Gives the number of processes to use where nobody has said.
+    """Run joblib's tasks on a backend, and give the default number of processes.
 
-    A Ray cluster that this program is connected to already is used, and left as it is. Otherwise the one at
-    RAY_ADDRESS is connected to, or a local one started, which is shut down at the end.
+    A Ray cluster that this program is connected to is used and left connected. Otherwise the cluster at RAY_ADDRESS
+    is used, or a local one is started and shut down at the end.
 
     Args:
-        backend: What starts processes.
+        backend: Starts the processes.
 
     Raises:
-        ImportError: Ray is to do it, and is not installed.
+        ImportError: The backend is Ray, and it is not installed.
     """
     if backend == "loky":
         yield default_num_jobs()
         return
     try:
-        import ray
+        import ray  # optional
         from ray.util.joblib import register_ray
     except ImportError as error:
         raise ImportError("Runs on a Ray cluster need ray: pip install 'flatbayes[cluster]'.") from error
     from joblib import parallel_config
 
-    own = not ray.is_initialized()
-    if own:
+    starts_cluster = not ray.is_initialized()
+    if starts_cluster:
         ray.init(include_dashboard=False, log_to_driver=False)
     register_ray()  # type: ignore[no-untyped-call]
     try:
-        number = max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
-        with parallel_config(backend="ray", n_jobs=number):
-            yield number
+        num_jobs = max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+        with parallel_config(backend="ray", n_jobs=num_jobs):
+            yield num_jobs
     finally:
-        if own:
+        if starts_cluster:
             ray.shutdown()
 
 
 def default_num_jobs() -> int:
-    """One process per core; one in all where a GPU is shared."""
+    """One process per core, or a single process where they would share a GPU."""
     return 1 if torch.cuda.is_available() else os.cpu_count() or 1
 
 
 def train_in_workers(
     factory: RunFactory, members: Sequence[int], checkpoints: Checkpoints | None
 ) -> dict[int, dict[str, Any]]:
-    """What has come of some runs of a fit, as `export_run_result`, each trained in a process of its own.
+    """Train members of an ensemble in parallel, each in a process of its own.
 
-    Within joblib's `parallel_config`, or `workers`, these are where that says; otherwise on this machine.
+    Inside joblib's `parallel_config` or `parallel_backend` the processes are those of that backend.
+
+    Returns:
+        The `GroupResult.state_dict` of each member.
     """
-    from joblib import Parallel, delayed  # here, since it is slow to import
+    from joblib import Parallel, delayed  # slow to import
     from joblib.parallel import get_active_backend
 
-    _, asked = get_active_backend()
-    number = min(len(members), asked if asked not in (None, 1) else default_num_jobs())
-    found = (
-        Parallel(n_jobs=number)(delayed(train_member)(factory, run, checkpoints) for run in members)
-        if members
-        else []
-    )
-    return dict(zip(members, found, strict=True))
+    if not members:
+        return {}
+    _, num_requested = get_active_backend()
+    num_jobs = min(len(members), num_requested if num_requested not in (None, 1) else default_num_jobs())
+    results = Parallel(n_jobs=num_jobs)(delayed(train_member)(factory, member, checkpoints) for member in members)
+    return dict(zip(members, results, strict=True))
 
 
 def train_member(factory: RunFactory, member: int, checkpoints: Checkpoints | None) -> dict[str, Any]:
-    """Train one run to its end, on one device, and keep what a checkpoint keeps of it."""
-    alone = replace(factory, config=factory.config.with_options(distribution={"devices": 1}))
-    fabric, keeper = make_fabric(alone.config), CheckpointManager(checkpoints)
-    job = alone.create_single_run(member, fabric)
-    ended = job.train(fabric, Callback(), keeper, member)
-    for state in ended:
-        factory.posterior.finalize(state, factory.training_data.iter_examples(fabric.device), factory.likelihood.loss)
-    kept = export_run_result(ended, job)
-    keeper.save_result(member, kept)
-    return kept
+    """Train one member to its end on one device, and return its `GroupResult.state_dict`."""
+    factory = replace(factory, config=factory.config.with_options(distribution={"devices": 1}))
+    fabric = make_fabric(factory.config)
+    session = make_session(factory.config, fabric, CheckpointManager(checkpoints), member)
+    return train_group(factory, factory.create_single_run(member, fabric), session, Callback()).state_dict()

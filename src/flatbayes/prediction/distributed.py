@@ -1,0 +1,38 @@
+"""Prediction in several processes, each for a share of the inputs."""
+
+from typing import Any
+
+from torch import Tensor
+
+from flatbayes.core.process_group import contiguous_slice, get_process_group_info
+from flatbayes.data import LazyImages
+from flatbayes.likelihoods import Predictive
+from flatbayes.prediction.fitted import FittedPosterior
+
+
+def predict_distributed(
+    fitted: FittedPosterior, inputs: Tensor | LazyImages, num_draws: int = 30, **options: Any
+) -> Predictive:
+    """`fitted.predict` with the inputs divided among the processes; all processes get all predictions.
+
+    Each example is predicted once, and the order is that of the inputs. In a single process this is
+    `fitted.predict`.
+
+    Args:
+        fitted: The posterior, the same in all processes.
+        inputs: Examples, the same in all processes.
+        num_draws: Number of networks to draw.
+        options: Options of `predict`, the same in all processes.
+
+    Raises:
+        ValueError: There are no inputs.
+    """
+    world = get_process_group_info()
+    if world.size == 1:
+        return fitted.predict(inputs, num_draws, **options)
+    share = inputs[contiguous_slice(len(inputs), world)]
+    predictive = fitted.predict(share, num_draws, **options) if len(share) else None
+    predictives = [value for value in world.all_gather(predictive) if value is not None]
+    if not predictives:
+        raise ValueError("There is nothing to predict: the inputs are empty.")
+    return type(predictives[0]).concatenate(predictives)

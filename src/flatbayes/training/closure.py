@@ -1,0 +1,73 @@
+"""Loss closure of a batch, with micro-batches and gradient clipping."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flatbayes.core import Closure, subset_batch
+from flatbayes.training.config import TrainingConfig
+from flatbayes.training.engine import Engine
+from flatbayes.training.run import TrainingRun
+
+
+@dataclass(frozen=True, eq=False)
+class BatchClosure:
+    """Computes the loss of a batch, or of the fraction that `batch_fraction` sets, and its gradient.
+
+    Attributes:
+        run: The training run, whose gradients are counted.
+        engine: Runs the network.
+        inputs: Inputs of the batch.
+        targets: Targets of the batch.
+    """
+
+    run: TrainingRun
+    engine: Engine
+    inputs: Tensor
+    targets: Tensor
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples in the next call."""
+        return len(subset_batch(self.inputs)[0])
+
+    def __call__(self) -> Tensor:
+        """The loss; gradients are those of the parameters afterwards."""
+        run, engine = self.run, self.engine
+        inputs, targets = subset_batch(self.inputs, self.targets)
+        num_examples = len(inputs)
+        run.status.num_gradients += run.num_networks * (num_examples / len(self.inputs))
+        num_micro_batches = min(run.config.optimization.accumulation_steps, num_examples)
+        engine.zero_grad()
+        total: Tensor | float = 0.0
+        for x, y in _split_batch(inputs, targets, num_micro_batches):
+            loss = run.loss_fn(engine.network(x), y)
+            if num_micro_batches > 1:
+                loss = loss * (len(x) / num_examples)
+            engine.backward(loss.sum() if loss.ndim else loss)  # of the sum, each network gets its own gradient
+            total = total + loss.detach()
+        return total  # type: ignore[return-value]  # a tensor: there is at least one micro-batch
+
+
+def clip_closure(closure: Closure, engine: Engine, config: TrainingConfig) -> Closure:
+    """The closure followed by gradient clipping, if the configuration has any."""
+    clip_norm = config.optimization.clip_norm
+    if clip_norm is None:
+        if config.precision.mode != "16-mixed":
+            return closure
+        clip_norm = math.inf  # clipping removes the loss scale
+
+    def clipped_closure() -> Tensor:
+        loss = closure()
+        engine.clip_gradients(clip_norm)
+        return loss
+
+    return clipped_closure
+
+
+def _split_batch(inputs: Tensor, targets: Tensor, num_micro_batches: int) -> Iterable[tuple[Tensor, Tensor]]:
+    if num_micro_batches == 1:
+        return [(inputs, targets)]
+    return zip(inputs.tensor_split(num_micro_batches), targets.tensor_split(num_micro_batches), strict=True)

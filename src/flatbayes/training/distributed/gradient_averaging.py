@@ -1,0 +1,118 @@
+"""Data-parallel gradient averaging: several processes train one network, each on its share of every batch.
+
+The weights are identical in all processes, bit for bit, at every step: all start with those of the main process and
+take the same step, with the average of their gradients and the same random noise of the weights. The share of the
+batch and the noise of examples, such as dropout masks, belong to each process.
+
+Gradients are averaged once per step, after the flatness has computed its gradient, and not in every backward pass as
+`DistributedDataParallel` does. The ascent then needs no communication, a flatness may call the closure any number of
+times, also different numbers in different processes, and everything that the optimizer updates is averaged, whether
+it is a parameter of the network or not.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from flatbayes.core import Closure
+from flatbayes.core.process_group import ProcessGroupInfo
+from flatbayes.core.randomness import RandomState, seeded_rng, spawn_seeds
+from flatbayes.core.weights import flatten, unflatten
+
+MAX_BUCKET_ELEMENTS = 2**24
+"""Largest number of elements in a message, which is a copy: it bounds the extra memory."""
+MAX_SEED = 2**62
+
+
+def make_synchronized_closure(
+    closure: Closure,
+    world: ProcessGroupInfo,
+    module: nn.Module,
+    params: Sequence[Tensor],
+    count_examples: Callable[[], int],
+) -> Closure:
+    """A closure that averages loss and gradients over the processes.
+
+    Around the closure of a flatness, the ascent is that of the share; within it, the ascent is that of the batch.
+
+    Args:
+        closure: The closure of this process.
+        world: Rank and size of the process group.
+        module: The network.
+        params: Tensors that the optimizer updates and whose gradients are not averaged otherwise.
+        count_examples: Returns the number of examples over which the closure takes the mean.
+    """
+
+    def synchronized_closure() -> Tensor:
+        with per_process_rng(world.rank, module):
+            loss = closure()
+        return all_reduce_gradients(loss, params, count_examples())
+
+    return synchronized_closure
+
+
+@contextmanager
+def per_process_rng(rank: int, module: nn.Module) -> Iterator[None]:
+    """Use a random state that differs between processes; afterwards the states are identical again.
+
+    Without random draws inside, the state afterwards is the one before; otherwise it has advanced by one draw.
+    """
+    before = RandomState.capture(module)
+    (common_seed,) = torch.randint(MAX_SEED, (1,)).tolist()
+    with seeded_rng(spawn_seeds(common_seed, rank, count=1)[0], module):
+        start = RandomState.capture(module)
+        yield
+        is_used = not RandomState.capture(module).equals(start)
+    if not is_used:
+        before.restore()
+
+
+@torch.no_grad()
+def all_reduce_gradients(loss: Tensor, params: Sequence[Tensor], num_examples: int) -> Tensor:
+    """Replace all gradients by their mean over the examples of all processes.
+
+    A parameter that has a gradient in some processes only counts as zero in the others and has a gradient in all of
+    them afterwards.
+
+    Args:
+        loss: Loss of this process, a mean over examples.
+        params: Tensors that may have a gradient; the same in all processes.
+        num_examples: Number of examples of this process.
+
+    Returns:
+        The mean loss over the examples of all processes.
+    """
+    # Standard deviations outside autograd have gradients that the posterior sets: the same set in every process.
+    params = [param for param in params if param.requires_grad or param.grad is not None]
+    absent = [k for k, param in enumerate(params) if param.grad is None]
+    sums = loss.new_ones(2 + len(params), dtype=torch.promote_types(loss.dtype, torch.float32))
+    sums[0], sums[1] = loss * num_examples, num_examples
+    sums[2:][absent] = 0
+    dist.all_reduce(sums)
+    weight = num_examples / sums[1]
+    grads = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
+    for bucket in iter_buckets(grads):
+        flat = flatten(bucket)
+        dist.all_reduce(flat.mul_(weight.to(flat)))
+        torch._foreach_copy_(bucket, unflatten(flat, bucket))
+    num_with_gradient = sums[2:].tolist() if absent else []  # reading waits for the device
+    for k in absent:
+        if num_with_gradient[k] > 0:
+            params[k].grad = grads[k]
+    return (sums[0] / sums[1]).to(loss.dtype)
+
+
+def iter_buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in order, in groups of one dtype and at most `MAX_BUCKET_ELEMENTS` elements, or a larger one alone."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        size = sum(member.numel() for member in bucket)
+        if bucket and (tensor.dtype != bucket[0].dtype or size + tensor.numel() > MAX_BUCKET_ELEMENTS):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

@@ -1,0 +1,82 @@
+"""Training of one group of members: a run, its finalized states, and its result as plain data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flatbayes.core import State
+from flatbayes.training.callbacks.callback import Callback, Record
+from flatbayes.training.compatibility import check_finite_weights
+from flatbayes.training.loop import train
+from flatbayes.training.run import TrainingRun
+from flatbayes.training.run_factory import RunFactory
+from flatbayes.training.session import Session
+
+if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
+    from lightning_fabric import Fabric
+
+
+@dataclass(frozen=True, eq=False)
+class GroupResult:
+    """Result of a training run.
+
+    Attributes:
+        states: Final state of each member.
+        records: Records of all epochs.
+        num_gradients: Forward and backward passes of a network.
+    """
+
+    states: Sequence[State]
+    records: Sequence[Record]
+    num_gradients: float
+
+    def state_dict(self) -> dict[str, Any]:
+        """The result as tensors and plain data."""
+        return {
+            "states": [
+                {"model": s.model.state_dict(), "statistics": dict(s.statistics), "num_data": s.num_data}
+                for s in self.states
+            ],
+            "records": list(self.records),
+            "num_gradients": self.num_gradients,
+        }
+
+    @staticmethod
+    def from_state_dict(
+        state_dict: Mapping[str, Any], factory: RunFactory, members: Sequence[int], fabric: "Fabric"
+    ) -> "GroupResult":
+        """The result from what `state_dict` returned."""
+        states = [
+            factory.restore_state(member, state, fabric)
+            for member, state in zip(members, state_dict["states"], strict=True)
+        ]
+        return GroupResult(states, state_dict["records"], state_dict["num_gradients"])
+
+
+def train_group(factory: RunFactory, run: TrainingRun, session: Session, callback: Callback) -> GroupResult:
+    """Train a run to its end, finalize its states, and save the result.
+
+    Args:
+        factory: The factory that made the run.
+        run: The run of one member, or of several vectorized ones.
+        session: Device, process group and checkpoints.
+        callback: Called after every step and epoch.
+
+    Raises:
+        RuntimeError: The loss or a weight is not finite.
+        OSError: A checkpoint cannot be written.
+    """
+    states = train(run, session, callback)
+    for state in states:
+        check_finite_weights(state.model)
+    finalize_states(factory, states, session)
+    result = GroupResult(states, run.status.records, run.status.num_gradients)
+    session.manager.save_result(session.run_index, result.state_dict())
+    return result
+
+
+def finalize_states(factory: RunFactory, states: Sequence[State], session: Session) -> None:
+    """Run the posterior's last pass over the training data, such as the curvature of a Laplace approximation."""
+    for state in states:
+        examples = factory.training_data.iter_examples(session.fabric.device)
+        factory.posterior.finalize(state, examples, factory.likelihood.loss)

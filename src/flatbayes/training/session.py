@@ -1,0 +1,226 @@
+"""Training session: device, process group and checkpoints of a training run.
+
+`Session` trains in one process. `ReplicatedSession` averages gradients over processes that hold replicas of the
+network, `ShardedSession` over processes that hold shards.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from flatbayes.core import Closure, State, TrainingProgress
+from flatbayes.core.context import vectorized
+from flatbayes.core.process_group import ProcessGroupInfo
+from flatbayes.core.randomness import RandomState, seeded_rng
+from flatbayes.flatness import Flatness
+from flatbayes.training.callbacks.callback import Callback
+from flatbayes.training.checkpoint import CheckpointManager
+from flatbayes.training.closure import BatchClosure
+from flatbayes.training.config import TrainingConfig
+from flatbayes.training.distributed.fsdp import gather_state, shard_module
+from flatbayes.training.distributed.gradient_averaging import make_synchronized_closure
+from flatbayes.training.distributed.launch import get_fabric_process_group
+from flatbayes.training.engine import Engine, place_module
+from flatbayes.training.run import TrainingRun
+
+if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
+    from lightning_fabric import Fabric
+
+FlatnessFn = Callable[[BatchClosure, nn.Module, TrainingProgress], Closure]
+"""Turns the closure of a batch into the closure that the posterior steps with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """Training in one process, on one device.
+
+    Attributes:
+        fabric: Device and precision.
+        manager: Checkpoints.
+        run_index: Index of the run among those that share the checkpoint folder.
+        world: Rank and size of the process group.
+    """
+
+    fabric: "Fabric"
+    manager: CheckpointManager
+    run_index: int
+    world: ProcessGroupInfo
+
+    @contextmanager
+    def open(self, run: TrainingRun, callback: Callback) -> Iterator[tuple[Engine, State]]:
+        """Place the module, seed the random state, and restore the last checkpoint if there is one.
+
+        Returns:
+            Context with the engine and the posterior's state. The caller's random state is restored at its end.
+        """
+        state = run.init_state(self.place(run))
+        self.attach(run, state)
+        engine = Engine.create(self.fabric, state.model, state.optimizer, run.config)  # type: ignore[arg-type]
+        state.optimizer = engine.optimizer
+        run.status.progress.total_steps = run.config.epochs * len(run.batches)
+        with seeded_rng(run.seed, engine.module), vectorized(run.num_networks if run.num_networks > 1 else 0):
+            checkpoint = self.world.read_on_main(lambda: self.manager.load_latest(self.run_index))
+            if checkpoint is not None:
+                restore_checkpoint(checkpoint, run, engine, self.world)
+                callback.on_resume(run.status.records)
+            yield engine, state
+        engine.module.eval()
+
+    def place(self, run: TrainingRun) -> nn.Module:
+        """The module on the device of training."""
+        return place_module(run.module, self.fabric, run.config)
+
+    def attach(self, run: TrainingRun, state: State) -> None:
+        """Make the state visible in the status of the run."""
+        run.status.state = state
+
+    def distribute(self, flatness: Flatness, engine: Engine) -> FlatnessFn:
+        """The flatness, with gradients averaged over the processes."""
+        return flatness
+
+    def synchronize_buffers(self, module: nn.Module) -> None:
+        """Average running statistics over the processes."""
+        self.world.synchronize_buffers(module)
+
+    def save_checkpoint(self, run: TrainingRun, engine: Engine, *, epoch_ended: bool) -> None:
+        """Write a checkpoint if one is due after this step.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        step = run.status.progress.step
+        if not self.manager.is_candidate_step(step, epoch_ended=epoch_ended):
+            return
+        if self.world.broadcast(self.manager.is_due(step, epoch_ended=epoch_ended)):  # by the main process's clock
+            self.manager.save(self.run_index, step, make_checkpoint(run, engine, self.world))
+
+    def gather(self, run: TrainingRun, state: State) -> None:
+        """Gather the whole state after training."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReplicatedSession(Session):
+    """Training in several processes with a replica of the network each.
+
+    Attributes:
+        config: Its `distribution.ascent_scope` is the batch on which the ascent is computed.
+    """
+
+    config: TrainingConfig
+
+    def place(self, run: TrainingRun) -> nn.Module:
+        """The module on the device of training, with the weights of the main process."""
+        module = super().place(run)
+        self.world.broadcast_tensors([*module.parameters(), *module.buffers()])
+        return module
+
+    def distribute(self, flatness: Flatness, engine: Engine) -> FlatnessFn:
+        """The flatness, with gradients averaged over the processes: after the ascent, or within it."""
+
+        def distributed_flatness(closure: BatchClosure, module: nn.Module, progress: TrainingProgress) -> Closure:
+            def synchronize(local: Closure) -> Closure:
+                params = self.get_unsynchronized(engine)
+                return make_synchronized_closure(local, self.world, module, params, lambda: closure.num_examples)
+
+            if self.config.distribution.ascent_scope == "synchronised":
+                return flatness(synchronize(closure), module, progress)
+            return synchronize(flatness(closure, module, progress))
+
+        return distributed_flatness
+
+    def get_unsynchronized(self, engine: Engine) -> tuple[Any, ...]:
+        """The tensors whose gradients are not averaged by the backward pass."""
+        return engine.params
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedSession(ReplicatedSession):
+    """Training in several processes with a shard of the network each."""
+
+    def place(self, run: TrainingRun) -> nn.Module:
+        """A sharded copy of the module on the device of training."""
+        module = place_module(copy.deepcopy(run.module), self.fabric, run.config)
+        self.world.broadcast_tensors([*module.parameters(), *module.buffers()])
+        return shard_module(module, self.world, self.fabric.device)
+
+    def attach(self, run: TrainingRun, state: State) -> None:
+        """Nothing: shards are not visible outside the session."""
+
+    def get_unsynchronized(self, engine: Engine) -> tuple[Any, ...]:
+        """None: the backward pass of a sharded module averages its gradients."""
+        return ()
+
+    def gather(self, run: TrainingRun, state: State) -> None:
+        """Gather the state from the shards of all processes, in a network that is not sharded."""
+        module = place_module(run.module, self.fabric, run.config).eval()
+        run.status.state = gather_state(state, run.init_state, module, self.world)
+
+
+def make_session(config: TrainingConfig, fabric: "Fabric", manager: CheckpointManager, run_index: int) -> Session:
+    """The session for a configuration.
+
+    Args:
+        config: Its `distribution.strategy` says what each of several processes holds.
+        fabric: Device, precision and process group.
+        manager: Checkpoints.
+        run_index: Index of the run among those that share the checkpoint folder.
+    """
+    world = get_fabric_process_group(fabric)
+    if world.size == 1:
+        return Session(fabric, manager, run_index, world)
+    kind = ShardedSession if config.distribution.strategy == "fsdp" else ReplicatedSession
+    return kind(fabric, manager, run_index, world, config)
+
+
+def make_checkpoint(run: TrainingRun, engine: Engine, world: ProcessGroupInfo) -> dict[str, Any]:
+    """Everything that a run needs to continue bit for bit, as tensors and plain data; every process must call this."""
+    status = run.status
+    own = {
+        "progress": status.progress.state_dict(),
+        "random": RandomState.capture(engine.module).state_dict(),
+        "batches": run.batches.state_dict(),
+        "buffers": dict(engine.module.named_buffers()) if world.size > 1 else {},
+    }
+    main, *others = world.all_gather(own)
+    return {
+        "state": None if status.state is None else status.state.state_dict(),
+        **main,
+        "others": others,  # what differs between processes
+        "scaler": engine.fabric.strategy.precision.state_dict(),
+        "completed_epochs": status.completed_epochs,
+        "loss_sum": status.loss_sum,
+        "num_gradients": status.num_gradients,
+        "records": status.records,
+    }
+
+
+def restore_checkpoint(
+    checkpoint: Mapping[str, Any], run: TrainingRun, engine: Engine, world: ProcessGroupInfo
+) -> None:
+    """Continue from a checkpoint.
+
+    Args:
+        checkpoint: Content, from `make_checkpoint`.
+        run: The run, whose status and batches are restored in place.
+        engine: Its engine.
+        world: Rank and size of the process group, as when the checkpoint was made.
+    """
+    status = run.status
+    own = checkpoint if world.is_main_process else checkpoint["others"][world.rank - 1]
+    if status.state is not None:
+        status.state.load_state_dict(checkpoint["state"])
+    buffers = dict(engine.module.named_buffers())
+    for name, value in own["buffers"].items():
+        buffers[name].copy_(value)
+    status.progress.load_state_dict(own["progress"])
+    run.batches.load_state_dict(own["batches"])
+    engine.fabric.strategy.precision.load_state_dict(checkpoint["scaler"])
+    status.completed_epochs, status.num_gradients = checkpoint["completed_epochs"], checkpoint["num_gradients"]
+    loss_sum = checkpoint["loss_sum"]
+    status.loss_sum = loss_sum if isinstance(loss_sum, float) else loss_sum.to(engine.fabric.device)
+    status.records = list(checkpoint["records"])
+    RandomState.from_state_dict(own["random"]).restore()  # last: nothing may draw random numbers after it

@@ -1,0 +1,166 @@
+"""Preparation of a fit: compatibility checks, initial weights, devices, and the order in which members are trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from flatbayes.core import State
+from flatbayes.core.buffers import norm_layers
+from flatbayes.core.process_group import ProcessGroupInfo
+from flatbayes.core.spec import to_spec
+from flatbayes.data import DataSplits, Standardize, load_training_splits
+from flatbayes.flatness import Flatness
+from flatbayes.likelihoods import Likelihood
+from flatbayes.posteriors import Posterior
+from flatbayes.prediction import FittedPosterior
+from flatbayes.training.checkpoint import Checkpoints
+from flatbayes.training.compatibility import check_compatibility, check_initial_weights
+from flatbayes.training.config import TrainingConfig
+from flatbayes.training.data import LoaderData, make_training_data
+from flatbayes.training.distributed.fsdp import check_fsdp
+from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
+from flatbayes.training.model_builder import ModelFactory, describe_model, make_model_builder
+from flatbayes.training.run_factory import RunFactory
+from flatbayes.training.vectorization_trial import should_vectorize
+from flatbayes.training.warm_start import PretrainedWeights, WarmStart
+
+if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
+    from lightning_fabric import Fabric
+
+
+def prepare_runs(
+    model: nn.Module | ModelFactory,
+    data: DataSplits | Dataset[Any] | DataLoader[Any],
+    posterior: Posterior,
+    flatness: Flatness,
+    config: TrainingConfig,
+    *,
+    init: PretrainedWeights | Sequence[PretrainedWeights] | None = None,
+    new_head: bool = False,
+    freeze: Sequence[str] = (),
+    transform: Standardize | None = None,
+    likelihood: Likelihood | None = None,
+    seed: int = 0,
+) -> tuple[RunFactory, dict[str, Any]]:
+    """Check the arguments of `fit`, which are explained there, without using a device.
+
+    Returns:
+        The factory of the training runs, and arguments for the model that the data determine.
+
+    Raises:
+        ValueError: The arguments do not go together.
+    """
+    check_initial_weights(model, posterior, config, has_init=init is not None)
+    check_compatibility(posterior, flatness, config)
+    data = load_training_splits(data) if isinstance(data, Dataset) else data
+    training_data = make_training_data(data, transform)
+    likelihood = likelihood or training_data.infer_likelihood()
+    num_outputs = dict.fromkeys(("num_classes", "num_outputs"), likelihood.num_outputs)
+    model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
+    build_model = make_model_builder(model, model_arguments)
+    warm_start = WarmStart.from_init(init, build_model, posterior, new_head=new_head, freeze=freeze)
+    if transform is None and warm_start.transform is not None:
+        training_data = make_training_data(data, warm_start.transform)
+    factory = RunFactory(posterior, flatness, likelihood, training_data, config, build_model, seed, warm_start)
+    return factory, model_arguments
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSetup:
+    """What a fit has before its first step.
+
+    Attributes:
+        factory: Makes the training runs.
+        fabric: Device, precision and process group.
+        world: Rank and size of the process group.
+        groups: Members of the ensemble that are trained in one run, in order.
+        identity: Plain data that tells this training from others.
+        info: Metadata of the fitted posterior.
+    """
+
+    factory: RunFactory
+    fabric: "Fabric"
+    world: ProcessGroupInfo
+    groups: Sequence[Sequence[int]]
+    identity: dict[str, Any]
+    info: dict[str, Any]
+
+    @staticmethod
+    def create(
+        factory: RunFactory,
+        model: nn.Module | ModelFactory,
+        model_arguments: dict[str, Any],
+        checkpoints: Checkpoints | None,
+    ) -> "TrainingSetup":
+        """Join the process group, and decide which members are vectorized.
+
+        Args:
+            factory: Makes the training runs.
+            model: A network, or what builds one.
+            model_arguments: Arguments for the model that the data determine.
+            checkpoints: Checkpoints of the fit.
+
+        Raises:
+            ValueError: The configuration cannot be used with the posterior, the data, the devices or the checkpoints.
+        """
+        config, posterior, training_data = factory.config, factory.posterior, factory.training_data
+        fabric = make_fabric(config)
+        world, members = get_fabric_process_group(fabric), config.distribution.members
+        if members == "workers" and (world.size > 1 or isinstance(training_data, LoaderData)):
+            raise ValueError(
+                "Members in workers are trained on one device each, and from data rather than from a loader."
+            )
+        if config.distribution.strategy == "fsdp":
+            check_fsdp(posterior, config, world, checkpoints)
+        is_vectorized, reason = should_vectorize(factory, posterior.num_members)
+        indices = range(posterior.num_members)
+        info = {"flatbayes": version("flatbayes"), "model": describe_model(model, model_arguments)}
+        identity = {
+            **info,
+            **_describe_components(factory),
+            "seed": factory.seed,
+            "data": training_data.fingerprint,
+            "start": factory.warm_start.fingerprint(training_data.transform),
+            "processes": world.size,
+        }
+        if members in ("auto", "vectorized"):
+            info["members"] = "vectorized" if is_vectorized else f"one by one: {reason}"
+        groups = [list(indices)] if is_vectorized else [[member] for member in indices]
+        return TrainingSetup(factory, fabric, world, groups, identity, training_data.info | info)
+
+    def make_fitted(self, states: Sequence[State], **info: Any) -> FittedPosterior:
+        """The fitted posterior.
+
+        Args:
+            states: Final state of each member.
+            info: Further metadata.
+        """
+        factory = self.factory
+        for state in states:
+            state.optimizer = None
+        is_needed = factory.posterior.needs_norm_reestimation and norm_layers(states[0].model)
+        inputs = factory.training_data.sample_inputs(factory.config, factory.seed) if is_needed else ()
+        return FittedPosterior(
+            posterior=factory.posterior,
+            states=states,
+            likelihood=factory.likelihood,
+            transform=factory.training_data.transform,
+            statistics_inputs=inputs,
+            info=self.info | info,
+        )
+
+
+def _describe_components(factory: RunFactory) -> dict[str, Any]:
+    components = {"posterior": factory.posterior, "flatness": factory.flatness, "likelihood": factory.likelihood}
+    return {name: _describe_object(value) for name, value in {**components, **vars(factory.config)}.items()}
+
+
+def _describe_object(value: Any) -> Any:
+    try:
+        return to_spec(value)
+    except TypeError:  # a lambda or an object without an importable name
+        return f"{type(value).__module__}.{type(value).__qualname__}"
