@@ -15,8 +15,7 @@ from flatbayes.data import Digits
 from flatbayes.experiments import Comparison
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG
-from flatbayes.training import CollectionConfig, TrainingConfig
-from flatbayes.training.run import TrainingRun
+from flatbayes.training import CollectionConfig, TrainingConfig, loop
 
 FIT = ["fit", "--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[16]",
        "--epochs", "3", "--batch_size", "20", "--collection.start_fraction", "0", "--posterior", "swag", "--posterior.rank", "2",
@@ -31,7 +30,7 @@ def here(tmp_path, monkeypatch):
 
 def pulled(monkeypatch, after, error=SystemError):
     """The plug, pulled at a step."""
-    closure, left = TrainingRun._make_closure, after
+    closure, left = loop.BatchClosure, after
 
     def until(*args):
         nonlocal left
@@ -40,7 +39,7 @@ def pulled(monkeypatch, after, error=SystemError):
             raise error
         return closure(*args)
 
-    monkeypatch.setattr(TrainingRun, "_make_closure", until)
+    monkeypatch.setattr(loop, "BatchClosure", until)
 
 
 def tensors(folder):

@@ -161,7 +161,7 @@ def test_the_log_has_every_epoch_once(tmp_path):
         with pytest.raises(ConnectionError):
             train(checkpoints=checkpoints, callback=Both(JSONLinesLogger(log), Stop(after)))
         with log.open("a") as file:
-            file.write('{"run": 1, "ep')  # killed while it wrote a line
+            file.write('{"member": 1, "ep')  # killed while it wrote a line
     train(checkpoints=checkpoints, callback=JSONLinesLogger(log))
     train(callback=JSONLinesLogger(tmp_path / "other.jsonl"))
     assert log.read_text() == (tmp_path / "other.jsonl").read_text()

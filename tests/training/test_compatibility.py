@@ -44,5 +44,5 @@ def test_a_late_loss_is_one_for_snapshots_collected_later():
         RECIPE,
         TrainingConfig(collection=CollectionConfig(start_fraction=0.9), schedule=Cyclical(num_cycles=4)),
     ):
-        with pytest.raises(ValueError, match=r"one loss from 0\.8 .*Collect from 0\.8 on"):
+        with pytest.raises(ValueError, match=r"one loss before 0\.8 .*Collect from 0\.8 on"):
             check_compatibility(SGLD(), late, recipe)

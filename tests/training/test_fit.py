@@ -151,7 +151,7 @@ def test_functions_get_what_they_take():
     fit(partial(make, width=7), blobs(), MAP(), SAM(), SHORT)
     fit(lambda: nn.Linear(4, 3), blobs(), MAP(), SAM(), SHORT)
     assert seen == [(3, 7)]
-    with pytest.raises(TypeError, match=r"was to build a torch\.nn\.Module, and returned a int"):
+    with pytest.raises(TypeError, match=r"must build a torch\.nn\.Module, and returned a int"):
         fit(lambda: 3, blobs(), MAP(), SAM(), SHORT)
     with pytest.raises(TypeError, match="Expected a network"):
         fit("MLP", blobs(), MAP(), SAM(), SHORT)
@@ -194,7 +194,7 @@ class StopAt(Callback):
 
 def test_ctrl_c_hands_over_what_was_fitted():
     data = blobs()
-    with pytest.raises(Interrupted, match="after 4 of 4 epochs of run 1 of 1") as caught:
+    with pytest.raises(Interrupted, match="after 4 of 4 epochs of member 1 of 1") as caught:
         fit(MLP, data, SWAG(rank=2), SAM(), SHORT, callback=StopAt(0, 4))
     fitted = caught.value.fitted
     assert isinstance(caught.value, KeyboardInterrupt)
@@ -211,7 +211,7 @@ def test_ctrl_c_in_an_ensemble_keeps_the_complete_runs():
 def test_curves_and_logs(tmp_path):
     curves = History()
     fit(MLP, blobs(), MAP(), SAM(), SHORT, callback=curves)
-    assert [(r["run"], r["epoch"]) for r in curves.records] == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    assert [(r["member"], r["epoch"]) for r in curves.records] == [(0, 1), (0, 2), (0, 3), (0, 4)]
     assert ["val_nll" in r for r in curves.records] == [False, True, False, True]
     assert curves.records[-1]["step"] == 12
     fit(MLP, blobs(), MAP(), SAM(), SHORT, callback=JSONLinesLogger(tmp_path / "m.jsonl"))
@@ -239,7 +239,7 @@ def test_rehearsal_finds_what_training_would_die_of():
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(ValueError, match="there are 3 classes"):
         dry_run(lambda: nn.Linear(4, 2), data, MAP(), SAM(), SHORT)
-    with pytest.raises(ValueError, match="at least 2 collected snapshots .* this recipe .* collects 1"):
+    with pytest.raises(ValueError, match="at least 2 collected snapshots .* this configuration .* collects 1"):
         dry_run(MLP, data, SWAG(), SAM(), TrainingConfig(epochs=1))
     with pytest.raises(ValueError, match="must return a tensor"):
         dry_run(nn.LSTM(4, 3), data, MAP(), SAM(), SHORT)
@@ -295,4 +295,4 @@ def test_augmentation_sees_each_batch_once():
 def test_without_validation_examples_nothing_is_measured():
     curves, data = History(), blobs()
     fit(MLP, replace(data, val=data.val.take(torch.arange(0))), MAP(), Plain(), SHORT, callback=curves)
-    assert all(set(record) == {"run", "epoch", "step", "loss", "lr"} for record in curves.records)
+    assert all(set(record) == {"member", "epoch", "step", "loss", "lr"} for record in curves.records)

@@ -167,7 +167,7 @@ def test_curves_are_those_of_one_by_one():
             seed=3,
             callback=watch,
         )
-    together, one_by_one = (sorted(c.records, key=lambda r: (r["run"], r["epoch"])) for c in curves)
+    together, one_by_one = (sorted(c.records, key=lambda r: (r["member"], r["epoch"])) for c in curves)
     assert [list(r) for r in together] == [list(r) for r in one_by_one]
     for mine, yours in zip(together, one_by_one, strict=True):
         assert mine == pytest.approx(yours, rel=1e-10)
@@ -181,7 +181,7 @@ class Stop(Callback):
 
 def test_ctrl_c_hands_over_all_networks_as_far_as_they_are():
     data = blobs()
-    with pytest.raises(Interrupted, match="after 2 of 3 epochs of 3 runs together") as caught:
+    with pytest.raises(Interrupted, match="after 2 of 3 epochs of 3 vectorized members") as caught:
         fit(
             Small,
             data,
@@ -214,7 +214,7 @@ class Fragile(nn.Module):
 def test_a_loss_that_is_not_finite_names_its_run(monkeypatch):
     monkeypatch.setattr("flatbayes.training.vectorization_trial.find_vectorization_obstacle", lambda runs: None)
     Fragile.made = 0
-    with pytest.raises(RuntimeError, match=r"The loss of run 2 is nan in epoch 1 of 3"):
+    with pytest.raises(RuntimeError, match=r"The loss of member 2 is nan in epoch 1 of 3"):
         fit(Fragile, blobs(), Ensemble(size=2), SAM(), EXACT.with_options(distribution={"members": "vectorized"}))
 
 
@@ -312,7 +312,7 @@ def test_what_cannot_be_stacked_is_trained_one_by_one(model, member, flatness, c
     for mine, yours in zip(fell_back.states, usual.states, strict=True):
         for name, tensor in mine.model.state_dict().items():
             assert torch.equal(tensor, yours.model.state_dict()[name])
-    with pytest.raises(ValueError, match=f"The 2 runs cannot be trained together: .*{reason}"):
+    with pytest.raises(ValueError, match=f"The 2 members cannot be vectorized: .*{reason}"):
         fit(model, data, Ensemble(member, 2), flatness, recipe.with_options(distribution={"members": "vectorized"}))
 
 
@@ -348,7 +348,7 @@ def test_auto_leaves_much_work_one_by_one_and_one_run_alone(monkeypatch):
     how = fit(Small, blobs(), Ensemble(size=2), Plain(), recipe).info["members"]
     assert how == "one by one: a forward pass takes 7e+02 operations, and with more than 7e+02 one by one is as fast"
     assert (
-        "one run"
+        "one member"
         in fit(Small, blobs(), MAP(), Plain(), recipe.with_options(distribution={"members": "vectorized"})).info[
             "members"
         ]

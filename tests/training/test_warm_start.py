@@ -109,7 +109,7 @@ def test_any_posterior_is_a_start(posterior, data, tmp_path):
 
 class TestEnsembles:
     def test_from_one_network_are_refused(self, trained, data):
-        with pytest.raises(ValueError, match="Ensemble trains 2 networks, and 1 trained ones .* list of 2"):
+        with pytest.raises(ValueError, match="Ensemble trains 2 networks, and init has 1 trained ones.* list of 2"):
             fit(build, data, Ensemble(size=2), Plain(), SHORT, init=weights(trained))
 
     def test_from_several(self, trained, data, tmp_path):
@@ -148,7 +148,7 @@ def test_another_number_of_classes_takes_a_new_head(trained, data):
     found = fit(build, fewer, MAP(), Plain(), AS_IT_IS, init=weights(trained), new_head=True)
     assert torch.equal(weights(found)["layers.1.weight"], weights(trained)["layers.1.weight"])
     assert weights(found)["layers.4.weight"].shape == (3, 16)
-    with pytest.raises(ValueError, match="new_head is about trained weights"):
+    with pytest.raises(ValueError, match="new_head needs trained weights"):
         fit(build, fewer, MAP(), Plain(), SHORT, new_head=True)
 
 

@@ -104,9 +104,7 @@ class ShuffledBatches(StatelessBatches):
 
     @property
     def interleaved_slice(self) -> slice:
-        """Indices of a batch that belong to this process: every n-th, so that a fraction of each share is one of the
-        batch.
-        """
+        """Indices of a batch that belong to this process, interleaved: a fraction of each share is one of the batch."""
         return slice(self.world.rank, None, self.world.size)
 
     def with_seed(self, seed: int) -> "ShuffledBatches":

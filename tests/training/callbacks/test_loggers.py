@@ -124,7 +124,7 @@ def test_a_log_that_goes_on_is_whole(tmp_path):
     with pytest.raises(SystemError):
         fit(MODEL, DATA, MAP(), Plain(), RECIPE, checkpoints=checkpoints, callback=Stop())
     fit(MODEL, DATA, MAP(), Plain(), RECIPE, checkpoints=checkpoints, callback=ConsoleLogger(lines.append))
-    assert lines[0] == "going on after epoch 2, step 8 of 16"
+    assert lines[0] == "resuming after epoch 2, step 8 of 16"
 
 
 def test_lines(monkeypatch):
@@ -139,9 +139,9 @@ def test_lines(monkeypatch):
             {"epoch": epoch, "step": 10 * epoch, "loss": 0.5, "lr": 0.1, **({"val_nll": 0.7} if epoch == 7 else {})}
         )
     assert lines[0] == (
-        "run 2 of 3, epoch 1, step 10 of 400: loss 0.5000, learning rate 0.1, 1,234 MiB, 0:06:30 left"
+        "member 2 of 3, epoch 1, step 10 of 400: loss 0.5000, learning rate 0.1, 1,234 MiB, 0:06:30 left"
     )
-    assert lines[1].startswith("run 2 of 3, epoch 7, step 70 of 400: loss 0.5000, validation NLL 0.7000, ")
+    assert lines[1].startswith("member 2 of 3, epoch 7, step 70 of 400: loss 0.5000, validation NLL 0.7000, ")
     assert lines[-1].endswith("0:00:00 left")
     assert len(lines) == 8
     watch.on_message("look")
@@ -151,7 +151,7 @@ def test_lines(monkeypatch):
 def test_too_few_snapshots_are_an_error_before_the_first_step():
     recipe = RECIPE.with_options(epochs=4, collection={"start_fraction": 0.8})
     with pytest.raises(
-        ValueError, match=r"SWAG needs at least 2 .* this recipe .epochs=4. collects 1. Lower collect"
+        ValueError, match=r"SWAG needs at least 2 .* this configuration .epochs=4. collects 1. Lower collect"
     ):
         fit(MODEL, DATA, SWAG(), SAM(), recipe, callback=Never())
     with pytest.raises(ValueError, match="SWAG needs at least 2"):
@@ -175,7 +175,7 @@ def test_few_snapshots_are_said_early():
     with pytest.raises(AssertionError, match="trained"):
         fit(MODEL, DATA, SWAG(rank=20), SAM(), RECIPE, callback=Notes())
     [text] = seen
-    assert text.startswith("SWAG makes use of 20 snapshots, and this recipe (epochs=4) collects 4: ")
+    assert text.startswith("SWAG can use 20 snapshots, and this configuration (epochs=4) collects 4: ")
     assert check_collection(SWAG(rank=8), RECIPE, 4) is None
     assert check_collection(SWAG(rank=0), RECIPE, 4) is None
     assert check_collection(SGLD(max_snapshots=9), RECIPE, 4) is not None

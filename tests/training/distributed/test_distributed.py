@@ -344,7 +344,7 @@ def test_what_does_not_go_with_divided_weights_is_said(posterior, change, messag
 
 def test_weights_are_not_divided_by_a_torch_that_does_it_wrongly(monkeypatch):
     monkeypatch.setattr("flatbayes.training.distributed.fsdp.MIN_TORCH_VERSION", "99.0")
-    with pytest.raises(ValueError, match=r"is older than 99.0, the oldest tried"):
+    with pytest.raises(ValueError, match=r"is older than 99.0, the oldest tested"):
         check_fsdp(
             MAP(),
             RECIPE.with_options(distribution={"strategy": "fsdp", "ascent_scope": "synchronised"}),

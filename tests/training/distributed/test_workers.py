@@ -62,7 +62,7 @@ def test_members_in_workers_are_those_of_one_process(tmp_path):
 def test_members_in_workers_need_data_and_one_device():
     loader = DataLoader(TensorDataset(torch.zeros(4, 32), torch.zeros(4, dtype=torch.int64)))
     recipe = RECIPE.with_options(distribution={"members": "workers"})
-    with pytest.raises(ValueError, match="from data rather than a loader"):
+    with pytest.raises(ValueError, match="from data rather than from a loader"):
         fit(smooth, loader, Ensemble(size=2), SAM(), recipe, likelihood=Categorical(3))
 
 
