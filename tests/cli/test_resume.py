@@ -58,7 +58,7 @@ def test_resume_is_safe_to_pass_always(here, monkeypatch, capsys):
     assert main([*FIT, "--out", "run"]) == 2
     assert "--resume to go on with it" in capsys.readouterr().err
     assert main([*FIT, "--out", "run", "--resume", "--epochs", "4"]) == 2
-    assert "differs in recipe" in capsys.readouterr().err
+    assert "differs in config" in capsys.readouterr().err
     assert main([*FIT, "--out", "run", "--resume", "--overwrite"]) == 2
     assert "choose one of them" in capsys.readouterr().err
     assert main([*FIT, "--out", "run", "--resume"]) == 0
@@ -125,4 +125,4 @@ def test_a_comparison_goes_on_within_a_run(here, monkeypatch):
     results = comparison.run(here / "out", jobs=1, show_progress=False)
     assert not list((here / "out" / "runs").glob("*.checkpoints"))
     whole = comparison.run(here / "whole", jobs=1, show_progress=False)
-    assert [run["metrics"] for run in results["runs"]] == [run["metrics"] for run in whole["runs"]]
+    assert [run.metrics for run in results.runs] == [run.metrics for run in whole.runs]

@@ -15,11 +15,11 @@ from flatbayes.core.parameter_selection import (
     only_requires_grad,
     select_parameters,
 )
+from flatbayes.core.process_group import get_process_group_info
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import MAP, SWAG
 from flatbayes.prediction import FittedPosterior
-from flatbayes.core.process_group import get_process_group_info
 from flatbayes.training.distributed.gradient_averaging import all_reduce_gradients
 from flatbayes.training.schedules import is_collection_step
 

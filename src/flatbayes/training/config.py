@@ -113,7 +113,6 @@ class DistributionConfig:
         members: How the networks of an ensemble are trained: `one_by_one`; `workers`, in parallel processes, one per
             core; `vectorized`, stacked in one process with `torch.func.vmap`, an error if the result differs by more
             than rounding; or `auto`, vectorized where that works and the networks are small enough to gain from it.
-            Training again is identical bit for bit only with the same choice.
     """
 
     accelerator: str = "auto"
@@ -138,8 +137,8 @@ class TrainingConfig:
         epochs: Passes over the training data; 0 keeps the weights of a trained network.
         batch_size: Examples per step, over all processes.
         optimizer: Builds the optimizer from parameters: a class of torch.optim or your own, with its arguments.
-            Its weight decay is the prior unless the posterior has a prior_precision. None is the posterior's default:
-            SGD with lr 0.1, or Adam with lr 0.001 for variational inference.
+            Its weight decay is the prior unless the posterior has a prior_precision. By default SGD with lr 0.1, or
+            Adam with lr 0.001 for variational inference.
         schedule: Learning rate over training.
         num_validations: Evaluations on the validation split during training, for the history; 0 for never.
         validate_every_n_epochs: Epochs between two evaluations, instead of `num_validations`; the last epoch is
