@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import read_json, write_json
+from flatbayes.experiments.run_folder import describe_environment
 
 MODULES = ("step", "loop", "memory", "prediction", "swag", "ensembles", "variational")
 PEERS = ("pytorch_optimizer", "bayesian_torch")

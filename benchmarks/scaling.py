@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatbayes import MAP, MLP, SAM, SWAG, Ensemble, Plain, TrainingConfig, fit
-from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
 from flatbayes.data import DataSplits, Split
+from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.likelihoods import Categorical
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import DistributionConfig

@@ -22,10 +22,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import read_json, write_json
 from flatbayes.core.spec import short_name
 from flatbayes.experiments import ExperimentRun, RunResult, execute_runs, select_methods
+from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.experiments.statistics import compare_pairs
 from flatbayes.flatness import LESAM, MSAM, SAM, Delayed, Flatness, GaussianSmoothing, LookSAM, Periodic, Plain
 from studies.cheap_flatness.figure import draw_figure

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from flatbayes import MAP, MLP, SAM, SWAG, CompiledPosterior, Cosine, Digits, Ensemble, TrainingConfig, distill, fit
-from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
+from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.metrics import auroc
 
 NUM_SEEDS, NUM_LABELS, NUM_DRAWS = 5, 300, 30

@@ -19,9 +19,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 
 from flatbayes.core import State
-from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import atomic_write, write_json
 from flatbayes.core.randomness import seeded_rng, spawn_seeds
+from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.posteriors import SGHMC, SGLD, SGVB, Posterior
 from flatbayes.posteriors.variational import raw_to_std
 from flatbayes.theory import (

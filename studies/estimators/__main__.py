@@ -26,9 +26,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from flatbayes import Plain
-from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
 from flatbayes.estimators import FlatBayesClassifier, FlatBayesRegressor
+from flatbayes.experiments.run_folder import describe_environment
 
 NUM_SEEDS, NUM_FOLDS = 3, 5
 HIDDEN = (64, 64)

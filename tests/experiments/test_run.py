@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from flatbayes.data import Digits
-from flatbayes.experiments import ExperimentRun, execute_runs
+from flatbayes.experiments import EvaluationConfig, ExperimentRun, execute_runs
+from flatbayes.experiments.results import RunDetails
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
-from flatbayes.posteriors import MAP
+from flatbayes.posteriors import MAP, Ensemble
+from flatbayes.prediction import evaluate
 from flatbayes.training import TrainingConfig, fit
 
 RUN = ExperimentRun(
@@ -52,6 +54,30 @@ def test_a_result_has_the_labels_of_the_run():
     result = replace(RUN, posterior_name="mine", flatness=SAM(rho=0.1), seed=3, split="val").execute()
     assert (result.posterior, result.flatness, result.seed, result.split) == ("mine", "SAM(rho=0.1)", 3, "val")
     assert (result.data, result.model) == ("Digits(train_size=40, val_size=20)", "MLP(hidden=[4])")
+
+
+def test_the_history_of_an_ensemble_is_that_of_its_first_member():
+    result = replace(RUN, posterior=Ensemble(size=2)).execute()
+    assert result.history.epoch == (1, 2)
+    assert len(result.history.loss) == 2
+
+
+def test_draws_and_evaluations_have_the_seed_and_split_of_the_run(monkeypatch):
+    calls = []
+
+    def record(fitted, inputs, targets, num_draws, *, seed):
+        calls.append((len(inputs), num_draws, seed))
+        return evaluate(fitted, inputs, targets, num_draws, seed=seed)
+
+    def compute_metrics(self, fitted, data, split_name, num_draws, seed):
+        calls.append((split_name, num_draws, seed))
+        return {"extra": 1.0}, RunDetails()
+
+    monkeypatch.setattr("flatbayes.experiments.run.evaluate", record)
+    monkeypatch.setattr(EvaluationConfig, "compute_metrics", compute_metrics)
+    result = replace(RUN, seed=3, split="val").execute()
+    assert calls == [(20, 2, 3), ("val", 2, 3)]
+    assert result.metrics["extra"] == 1.0
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError])

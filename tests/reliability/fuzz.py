@@ -59,7 +59,7 @@ def main() -> None:
         )
         print(f"{kind:22} {found[kind]}", flush=True)
     if options.out:
-        import flatbayes.core.environment as about
+        import flatbayes.experiments.run_folder as about
 
         record = {
             "memory_limit_bytes": MEMORY,

@@ -13,11 +13,10 @@ from flatbayes.cli.artifacts import console, load_source
 from flatbayes.cli.models import rebuild_model
 from flatbayes.cli.options import add_data_path_option
 from flatbayes.cli.parsing import new_parser
-from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
 from flatbayes.core.renames import translate_training_options
 from flatbayes.core.spec import instantiate
-from flatbayes.experiments.run_folder import CERTIFICATE_FILE, RunFolder
+from flatbayes.experiments.run_folder import CERTIFICATE_FILE, RunFolder, describe_environment
 from flatbayes.flatness import Plain
 from flatbayes.training import TrainingConfig
 

@@ -12,7 +12,6 @@ from rich.table import Table
 from flatbayes.cli.artifacts import console, load_on_device, load_source
 from flatbayes.cli.options import SplitName, add_data_path_option
 from flatbayes.cli.parsing import new_parser
-from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import atomic_write, write_json
 from flatbayes.core.spec import short_name
 from flatbayes.data import DataSplits, Split
@@ -26,7 +25,7 @@ from flatbayes.diagnostics import (
 )
 from flatbayes.diagnostics.landscape import check_steps
 from flatbayes.diagnostics.posterior_landscape import check_same_shapes
-from flatbayes.experiments.run_folder import RunFolder
+from flatbayes.experiments.run_folder import RunFolder, describe_environment
 from flatbayes.prediction import FittedPosterior, check_num_draws
 from flatbayes.reporting.landscape import draw_plane, draw_slices
 

@@ -12,7 +12,6 @@ from jsonargparse import ArgumentParser, Namespace
 from flatbayes.cli.artifacts import console, load_on_device, load_source
 from flatbayes.cli.options import add_data_path_option, add_run_options
 from flatbayes.cli.parsing import new_parser
-from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import write_json
 from flatbayes.core.spec import short_name
 from flatbayes.data import (
@@ -24,7 +23,7 @@ from flatbayes.data import (
     load_test_split,
     match_input_format,
 )
-from flatbayes.experiments.run_folder import SHIFT_FIGURE_FILE, SHIFT_FILE, RunFolder
+from flatbayes.experiments.run_folder import SHIFT_FIGURE_FILE, SHIFT_FILE, RunFolder, describe_environment
 from flatbayes.prediction import (
     CorruptionMetrics,
     FittedPosterior,

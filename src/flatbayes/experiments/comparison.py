@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import nn
 
-from flatbayes.core.environment import describe_environment
 from flatbayes.core.files import JsonValue
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSource
@@ -16,7 +15,7 @@ from flatbayes.experiments.method import Method, build_methods
 from flatbayes.experiments.parallel import execute_runs
 from flatbayes.experiments.results import ComparisonResult, RunResult
 from flatbayes.experiments.run import ExperimentRun
-from flatbayes.experiments.run_folder import claim_folder
+from flatbayes.experiments.run_folder import claim_folder, describe_environment
 from flatbayes.experiments.summary import summarize_runs
 from flatbayes.flatness import SAM, Flatness, Plain
 from flatbayes.metrics import HIGHER_IS_BETTER, METRIC_FAMILIES

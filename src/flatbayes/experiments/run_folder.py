@@ -1,12 +1,16 @@
 """The folder of a run: configuration, environment, training log, fitted posterior and results."""
 
+import os
+import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from flatbayes.core.environment import describe_environment
+import torch
+
 from flatbayes.core.files import JsonValue, read_json, write_json
 from flatbayes.experiments.folder_lock import lock_folder
 from flatbayes.experiments.results import RESULTS_FILE, ComparisonResult, RunResult
@@ -36,6 +40,28 @@ CONFIG_KEYS = ("data", "model", "posterior", "flatness", "config", "seed")
 CHECKPOINT_FOLDER, LOG_FOLDER = "checkpoints", "logs"
 COMPARISON_RUNS_GLOB = f"runs/{'[0-9a-f]' * 16}.json"
 COMPARISON_CHECKPOINTS_GLOB = f"runs/{'[0-9a-f]' * 16}.{CHECKPOINT_FOLDER}"
+
+
+def describe_environment() -> dict[str, JsonValue]:
+    """Versions and hardware, as plain data."""
+    return {
+        "flatbayes": version("flatbayes"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": version("numpy"),
+        "platform": platform.platform(),
+        "processor": _read_processor_name(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _read_processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def clear_folder(folder: Path) -> None:

@@ -2,7 +2,7 @@ import json
 
 import torch
 
-from flatbayes.core.environment import describe_environment
+from flatbayes.experiments.run_folder import describe_environment
 
 
 def test_names_versions_and_hardware_as_plain_data():
