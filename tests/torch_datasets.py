@@ -5,6 +5,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
+from flatbayes.data import DataSource, RawSplits, Split
+
 
 class Points(Dataset):
     """Four features and one of three classes for each example; no split of its own."""
@@ -91,3 +93,11 @@ class Dictionaries(Points):
 def make_points(num_examples=30):
     """Function that makes a dataset."""
     return Points(num_examples)
+
+
+class PointsSource(DataSource):
+    """A data source, not a torch dataset."""
+
+    def read(self):
+        points = Points()
+        return RawSplits(unsplit=Split(inputs=points.inputs, targets=points.targets), class_names=("a", "b", "c"))

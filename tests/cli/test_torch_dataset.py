@@ -59,6 +59,20 @@ def test_help_shows_the_options_of_the_source(capsys):
     assert "--data.train_split" in capsys.readouterr().out
 
 
+def test_compare_trains_on_a_torch_dataset(tmp_path):
+    arguments = ["--data.num_examples", "40", "--model", "MLP", "--model.hidden", "[4]", "--epochs", "1"]
+    more = ["--posteriors", "[MAP]", "--num_seeds", "2", "--num_draws", "2", "--out", str(tmp_path / "x")]
+    assert main(["compare", "--data", "torch_datasets.PointsWithTrain", *arguments, *more]) == 0
+
+
+def test_a_data_source_of_ones_own_keeps_its_options(tmp_path):
+    arguments = ["--data.val_size", "9", "--out", str(tmp_path / "x"), *TRAINING]
+    assert main(["fit", "--data", "torch_datasets.PointsSource", *arguments]) == 0
+    spec = json.loads((tmp_path / "x" / "config.json").read_text())["data"]
+    assert spec["class_path"] == "torch_datasets.PointsSource"
+    assert spec["init_args"]["val_size"] == 9
+
+
 def test_wrong_options_list_the_parameters(capsys, tmp_path):
     arguments = ["--data", "torch_datasets.Points", "--data.root", "x", "--out", str(tmp_path / "x")]
     assert main(["fit", *arguments]) == 2

@@ -8,6 +8,7 @@ from torch.utils.data import TensorDataset
 from flatbayes import MAP, Plain, TrainingConfig, fit
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import ClassSplit, TorchDataset, load_test_split
+from flatbayes.data.torch_dataset import to_source_spec
 from flatbayes.models import MLP
 from torch_datasets import Dictionaries, Images, Points, Stream
 
@@ -127,8 +128,18 @@ class TestInstances:
         with pytest.raises(ValueError, match=message):
             TorchDataset(dataset).read()
 
+    def test_class_names_are_those_of_the_attribute_classes(self):
+        dataset = Points()
+        for classes, expected in (
+            (["a", "b", "c"], ("a", "b", "c")),
+            ([("tench", "Tinca tinca"), ("goldfish",), ("shark",)], ("tench, Tinca tinca", "goldfish", "shark")),
+            (["a", "b"], ("0", "1", "2")),
+        ):
+            dataset.classes = classes
+            assert TorchDataset(dataset).read().class_names == expected
+
     def test_an_instance_cannot_be_saved(self):
-        with pytest.raises(TypeError, match="cannot be written down as data"):
+        with pytest.raises(TypeError, match="cannot be written down as data .* dotted path of the class"):
             to_spec(TorchDataset(Points()))
 
 
@@ -137,7 +148,12 @@ class TestSpecs:
         source = TorchDataset("torch_datasets.PointsWithTrain", options={"num_examples": 24}, val_size=3)
         spec = json.loads(json.dumps(to_spec(source)))
         assert instantiate(spec) == source
+        assert hash(instantiate(spec)) == hash(source)
         assert instantiate(spec, package="flatbayes.data", allowed_paths=["torch_datasets.PointsWithTrain"]) == source
+
+    def test_specs_of_data_sources_are_unchanged(self):
+        for path in ("torch_datasets.PointsSource", "flatbayes.data.Digits"):
+            assert to_source_spec({"class_path": path}) == {"class_path": path}
 
     @pytest.mark.parametrize("allowed_paths", [(), ("torch_datasets.Points",)])
     def test_a_path_from_a_file_is_refused_unless_allowed(self, allowed_paths):

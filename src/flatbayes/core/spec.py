@@ -29,6 +29,12 @@ def to_spec(obj: Any) -> Any:
     if isinstance(obj, partial) and not obj.args:
         return {"class_path": class_path(obj.func), "init_args": to_spec(obj.keywords)}
     if is_dataclass(obj) and not isinstance(obj, type):
+        for name in getattr(obj, "import_path_fields", ()):
+            if not isinstance(getattr(obj, name), str):
+                raise TypeError(
+                    f"{type(obj).__name__} cannot be written down as data with an instance as its {name}. Give the "
+                    "dotted path of the class instead, and its arguments as options."
+                )
         arguments = {f.name: to_spec(getattr(obj, f.name)) for f in fields(obj) if f.init}
         return {"class_path": class_path(type(obj)), "init_args": arguments}
     return {"class_path": class_path(obj), "init_args": {}}

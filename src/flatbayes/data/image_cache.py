@@ -9,14 +9,13 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from flatbayes.core.files import atomic_write
 from flatbayes.core.optional import require_package
 from flatbayes.data.images import EncodedImage
-from flatbayes.data.parquet import iter_encoded_images
+from flatbayes.data.parquet import ArrowColumn, iter_encoded_images
 
 IMAGES_PER_BATCH = 256  # bounds the memory of the copy
 
@@ -66,8 +65,7 @@ def build_image_cache(files: tuple[Path, ...], column: str) -> Path:
 
 
 @lru_cache(maxsize=16)
-def _open_image_cache(path: Path) -> Any:
-    """The image column as a `pyarrow.ChunkedArray`."""
+def _open_image_cache(path: Path) -> ArrowColumn:
     with require_package("data"):
         import pyarrow as pa
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all().column(0)

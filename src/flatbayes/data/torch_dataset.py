@@ -54,7 +54,7 @@ class TorchDataset(DataSource):
     dataset: str | Dataset[Any] = field(kw_only=False)
     test: Dataset[Any] | None = None
     val: Dataset[Any] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, hash=False)  # experiments cache splits by source
     train_split: str = "train"
     test_split: str = "test"
     val_split: str | None = None
