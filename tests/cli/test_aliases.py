@@ -56,6 +56,8 @@ def test_arguments_of_foreign_classes_are_not_resolved():
 def test_names_in_any_case_resolve_everywhere():
     assert resolve_name("posterior", "swag") == "flatbayes.posteriors.SWAG"
     assert resolve_name("model", "my.Net") == "my.Net"
+    assert resolve_name("posterior", "flatbayes.SWAG") == "flatbayes.posteriors.SWAG"
+    assert resolve_name("model", "flatbayes.no.Such") == "flatbayes.no.Such"
     given = {
         "posterior": {"class_path": "ensemble", "init_args": {"member": "swag"}},
         "posteriors": ["map", "SWAG"],

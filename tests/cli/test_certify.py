@@ -70,7 +70,7 @@ def test_certificates_of_a_run_and_its_twin(fitted, capsys):
     assert sam["error"]["kl"] >= 0
     assert format_upper_bound(sam["error"]["bound"]) in out
     assert "trained with Plain" in out
-    assert " ".join(sam["promise"].split()) in " ".join(out.split())
+    assert " ".join(sam["statement"].split()) in " ".join(out.split())
     after = files(fitted)
     assert {name: after[name] for name in before} == before
 
@@ -98,7 +98,7 @@ def test_a_folder_that_holds_no_single_run(here, capsys):
     assert "holds no run" in capsys.readouterr().err
     (here / "config.json").write_text(json.dumps({"data": {}, "posteriors": []}))
     assert main(["certify", "."]) == 2
-    said = "does not hold a single run: its config.json has no model, posterior, flatness, recipe, seed"
+    said = "does not hold a single run: its config.json has no model, posterior, flatness, config, seed"
     assert said in capsys.readouterr().err
 
 

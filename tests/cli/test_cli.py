@@ -56,7 +56,9 @@ def test_fit_evaluate_predict(here, capsys):
     assert "SWAG(rank=2) x SAM(rho=0.1)" in shown
     assert "val examples" in shown
 
-    assert main(["evaluate", "run", "--num_draws", "3"]) == 0
+    artefact = {p.name: p.read_bytes() for p in (here / "run").glob("posterior.*")}
+    assert main(["evaluate", "run", "--num_draws", "3", "--seed", "5"]) == 0
+    assert {p.name: p.read_bytes() for p in (here / "run").glob("posterior.*")} == artefact
     assert "test examples" in capsys.readouterr().out
     runs = json.loads((here / "run" / "results.json").read_text())["runs"]
     assert [run["split"] for run in runs] == ["val", "test"]
@@ -150,7 +152,7 @@ def test_ctrl_c_leaves_a_usable_folder(here, capsys, monkeypatch):
 
     monkeypatch.setattr(JSONLinesLogger, "on_epoch_end", stop)
     assert fit("--out", "run") == 130
-    assert "what was fitted by then is in run" in capsys.readouterr().out
+    assert "the posterior fitted so far is in run" in capsys.readouterr().out
     assert main(["evaluate", "run", "--num_draws", "2"]) == 0
 
 

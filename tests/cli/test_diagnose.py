@@ -92,13 +92,13 @@ def test_a_spread_needs_two():
 BAD = [
     (["diagnose"], "folders"),
     (["diagnose", "nowhere"], "holds no run"),
-    (["diagnose", "plain", "plain"], "named twice"),
+    (["diagnose", "plain", "plain"], "is given twice"),
     (["diagnose", "plain", "other"], "fitted to other data"),
     (["diagnose", "plain", "wide", "--landscape"], "networks of equal shapes"),
     (["diagnose", "plain", "--rho", "-1"], "radius of a ball"),
     (["diagnose", "plain", "--num_draws", "0"], "at least 1 draw"),
     (["diagnose", "plain", "--max_examples", "0"], "--max_examples must be at least 1"),
-    (["diagnose", "plain", "--num_grid_points", "1", "--landscape"], "at least 2 steps"),
+    (["diagnose", "plain", "--num_grid_points", "1", "--landscape"], "at least 2 points"),
     (["diagnose", "plain", "--split", "all"], "split"),
 ]
 

@@ -94,8 +94,8 @@ def test_a_head_is_new_in_every_run_and_the_same_for_the_same_seed():
 
 BAD = [
     (["--model", "some_vision.net161"], "outputs of shape (4, 1000), but there are 10 classes"),
-    (["--model", "mlp", "--new_head"], "--new_head is for networks from elsewhere"),
-    (["--new_head"], "--new_head is for networks from elsewhere"),
+    (["--model", "mlp", "--new_head"], "--new_head is for models outside flatbayes"),
+    (["--new_head"], "--new_head is for models outside flatbayes"),
     (["--model", "some_vision.unannotated"], "or a function annotated to return one"),
     (["--model", "torch.nn.Identity", "--new_head"], "Identity has no torch.nn.Linear to replace"),
 ]
@@ -119,9 +119,9 @@ class TestFromTrainedNetworks:
         some += ["--collection.snapshots_per_epoch", "1"]
         assert main(self.digits("--init", "map", "--posterior.rank", "2", *some, "--out", "swag")) == 0
         config = json.loads((tmp_path / "swag" / "config.json").read_text())
-        assert config["recipe"]["epochs"] == 5
-        assert config["recipe"]["schedule"]["init_args"]["end_factor"] == 0.3
-        assert config["recipe"]["collection"]["snapshots_per_epoch"] == 1  # what is said counts
+        assert config["config"]["epochs"] == 5
+        assert config["config"]["schedule"]["init_args"]["end_factor"] == 0.3
+        assert config["config"]["collection"]["snapshots_per_epoch"] == 1  # what is said counts
         assert config["init"] == ["map"]
         point, swag = (FittedPosterior.load(name).states[0] for name in ("map", "swag"))
         assert torch.equal(point.model.layers[1].weight, swag.model.layers[1].weight)

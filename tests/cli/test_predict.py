@@ -150,7 +150,7 @@ BAD = [
     ("a,b,c\n1,2,\n", [], "1 values that are missing or not finite; the first is nan in row 0"),
     ("a,b,c\n1,2,word\n", [], "Column 'c' of new.csv holds string"),
     ("a,b,c\n1,2,3\n", ["--keep_columns", "[id]"], "lacks the columns ['id']"),
-    ("a,b,c,entropy\n1,2,3,4\n", ["--keep_columns", "[entropy]"], "Predictions have columns ['entropy'] too"),
+    ("a,b,c,entropy\n1,2,3,4\n", ["--keep_columns", "[entropy]"], "Predictions also have columns ['entropy'] too"),
     ("a,b,c\n", [], "there were no inputs"),
     ("", [], "new.csv cannot be read"),
 ]
@@ -182,7 +182,7 @@ def test_an_artefact_that_does_not_say_what_its_inputs_are(tmp_path, capsys):
     fitted.info = {"model": {"class_path": "torch.nn.Linear", "init_args": {"in_features": 3, "out_features": 2}}}
     fitted.save("bare")
     assert main(["predict", "bare", "--input", "classes.csv", "--output", "o.csv", "--model", "torch.nn.Linear"]) == 2
-    assert "bare does not say what its inputs are" in capsys.readouterr().err
+    assert "bare has no description of its inputs" in capsys.readouterr().err
 
 
 def test_names_that_do_not_fit_are_numbers(tmp_path):

@@ -77,7 +77,7 @@ def test_ctrl_c_can_be_resumed(here, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         pulled(patch, 5, KeyboardInterrupt)
         assert main([*FIT, "--out", "run"]) == 130
-    assert "To go on: the same command with --resume" in " ".join(capsys.readouterr().out.split())
+    assert "To continue: the same command with --resume" in " ".join(capsys.readouterr().out.split())
     assert (here / "run" / "posterior.json").is_file()
     assert main([*FIT, "--out", "run", "--resume"]) == 0
     assert main([*FIT, "--out", "whole"]) == 0

@@ -78,7 +78,7 @@ def resolve_name(option: str, name: str) -> str:
         explanation = explain_name(name)
         if explanation is not None:
             raise ValueError(explanation)
-        return name
+        return _normalize_path(name) if name.startswith("flatbayes.") else name
     axis = {"source": "data", "ood": "data", "posteriors": "posterior", "member": "posterior"}.get(option, option)
     alternative = "a path to data that exists" if option in DATA_OPTIONS else "the dotted path of a class of your own"
     old_names = [*RENAMED_OBJECTS.get(module.__name__, {}), *(path.rpartition(".")[2] for path in REMOVED_OBJECTS)]
@@ -188,6 +188,14 @@ def explain_renames(arguments: Sequence[str], message: str) -> list[str]:
         if any(sentences):
             return [sentence for sentence in sentences if sentence]
     return []
+
+
+def _normalize_path(path: str) -> str:
+    """`flatbayes.models.MLP` for `flatbayes.MLP`; a path that leads nowhere is returned for the parser to report."""
+    try:
+        return class_path(import_object(path))
+    except (ValueError, TypeError):
+        return path
 
 
 def _get_option(flag: str) -> str:

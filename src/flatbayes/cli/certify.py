@@ -1,4 +1,4 @@
-"""`flatbayes certify`: what can be proven about networks trained as a run's were."""
+"""Verb `certify`: PAC-Bayes certificate of the error rate, with the settings of a run."""
 
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -22,17 +22,18 @@ from flatbayes.training import TrainingConfig
 
 
 def make_parser() -> ArgumentParser:
-    """Its options."""
+    """Options of `certify`."""
     parser = new_parser(
         "certify FOLDER [options]",
-        "Prove an error rate on the run's own training data.\n\n"
-        "A network is trained on one share of them as the run's was, and a Gaussian around it is\n"
-        "certified on the others; the run's own posterior has seen them all and is not used.",
+        "Prove an upper bound on the error rate from the training data of a run.\n\n"
+        "A network is trained with the settings of the run on one part of the training data, and a\n"
+        "Gaussian posterior around it is certified on the rest. The posterior of the run is not used, since it was\n"
+        "fitted to all of them.",
     )
     parser.add_argument("folder", type=Path, help="folder of a run")
     parser.add_class_arguments(CertificationConfig, None)
-    parser.add_argument("--seed", type=int, default=0, help="decides everything random")
-    parser.add_argument("--compare_plain", action="store_true", help="also certify the plain twin")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+    parser.add_argument("--compare_plain", action="store_true", help="also certify training with the flatness Plain")
     parser.add_argument(
         "--model",
         type=str | None,
@@ -41,56 +42,59 @@ def make_parser() -> ArgumentParser:
     )
     add_data_path_option(parser)
     parser.add_argument("--overwrite", action="store_true", help=f"replace the {CERTIFICATE_FILE} of the folder")
-    (parser.groups or {})["CertificationConfig"].title = "plan"
+    (parser.groups or {})["CertificationConfig"].title = "certification"
     return parser
 
 
 def run(options: Namespace) -> None:
-    """Certify, show the numbers and what they promise, and keep them in the run folder."""
-    plan = CertificationConfig(**{field.name: getattr(options, field.name) for field in fields(CertificationConfig)})
+    """Certify, print the numbers and the certified statement, and write them to the run folder."""
+    certification_config = CertificationConfig(
+        **{field.name: getattr(options, field.name) for field in fields(CertificationConfig)}
+    )
     folder = RunFolder.open(Path(options.folder))
     target = folder.path / CERTIFICATE_FILE
     if target.exists() and not options.overwrite:
-        raise ValueError(f"{target} exists: --overwrite replaces it. To try seeds and keep the best is no proof.")
+        raise ValueError(
+            f"{target} exists: --overwrite replaces it. A certificate selected among several seeds is not valid."
+        )
     config = folder.read_config()
     source = load_source(config, options.data)
-    dataset, model, recipe = (
-        source.load(config["seed"]),
-        _load_model(config["model"], options.model),
-        _load_config(config),
-    )
-    flat = instantiate(config["flatness"], package="flatbayes.flatness")
-    found = [
-        certify(model, dataset, flatness, recipe, plan, seed=options.seed)
-        for flatness in ([flat, Plain()] if options.compare_plain and flat != Plain() else [flat])
+    dataset, model = source.load(config["seed"]), _load_model(config["model"], options.model)
+    training_config = _load_config(config)
+    run_flatness = instantiate(config["flatness"], package="flatbayes.flatness")
+    compare_plain = options.compare_plain and run_flatness != Plain()
+    flatnesses = [run_flatness, Plain()] if compare_plain else [run_flatness]
+    results = [
+        certify(model, dataset, flatness, training_config, certification_config, seed=options.seed)
+        for flatness in flatnesses
     ]
     write_json(
         target,
         {
-            "config": asdict(plan),
+            "config": asdict(certification_config),
             "seed": options.seed,
             "environment": describe_environment(),
-            "certificates": [one.to_dict() | {"promise": format_statement(one)} for one in found],
+            "certificates": [result.to_dict() | {"statement": format_statement(result)} for result in results],
         },
     )
-    for one in found:
-        console.print(certificate_table(one))
-    console.print(format_statement(found[0]), highlight=False)
-    console.print(f"kept in  {target}", highlight=False, soft_wrap=True)
+    for result in results:
+        console.print(certificate_table(result))
+    console.print(format_statement(results[0]), highlight=False)
+    console.print(f"saved    {target}", highlight=False, soft_wrap=True)
 
 
 def certificate_table(result: CertificationResult) -> Table:
-    """The numbers of a certification, each with what it is."""
+    """The numbers of a certification with their descriptions."""
     error, test = result.error, result.test
-    shown = Table(title=f"networks around one trained with {result.flatness}")
-    shown.add_column("quantity")
-    shown.add_column("value", justify="right")
-    shown.add_column("what it is")
-    seen = f"on the {error.num_data} examples of the bound"
+    table = Table(title=f"networks around a network trained with {result.flatness}")
+    table.add_column("quantity")
+    table.add_column("value", justify="right")
+    table.add_column("description")
+    bound_set = f"on the {error.num_data} examples of the bound set"
     rows: list[tuple[str, str, str]] = [
-        ("examples", f"{result.num_prior_examples} + {error.num_data}", "for the prior, for the bound"),
-        ("empirical error", f"{error.empirical_error:.4f}", f"mean of {error.num_draws} draws, {seen}"),
-        ("KL", f"{result.kl:.2f}", f"nats, from the prior of standard deviation {result.prior_std:g}"),
+        ("examples", f"{result.num_prior_examples} + {error.num_data}", "prior set and bound set"),
+        ("empirical error", f"{error.empirical_error:.4f}", f"mean of {error.num_draws} draws, {bound_set}"),
+        ("KL", f"{result.kl:.2f}", f"nats, from the prior with standard deviation {result.prior_std:g}"),
         (
             "bound",
             format_upper_bound(error.bound),
@@ -99,20 +103,20 @@ def certificate_table(result: CertificationResult) -> Table:
         (
             "bound, cross entropy",
             format_upper_bound(result.cross_entropy.bound),
-            "of draws, cut off and scaled to [0, 1]",
+            "of draws, truncated and scaled to [0, 1]",
         ),
         (
             "bound, prior network",
             format_upper_bound(result.holdout_bound),
-            f"alone, held-out, from {result.prior_error:.4f}",
+            f"held-out bound, from the error {result.prior_error:.4f}",
         ),
         ("test error, draws", f"{test.gibbs_error:.4f}", f"estimate on {test.num_data} test examples"),
-        ("test error, ensemble", f"{test.ensemble_error:.4f}", "estimate; of this nothing is promised"),
+        ("test error, ensemble", f"{test.ensemble_error:.4f}", "estimate; not certified"),
         ("test error, prior network", f"{test.prior_error:.4f}", "estimate"),
     ]
     for row in rows:
-        shown.add_row(*row)
-    return shown
+        table.add_row(*row)
+    return table
 
 
 def _load_model(spec: dict[str, Any], path: str | None) -> Any:
@@ -120,8 +124,8 @@ def _load_model(spec: dict[str, Any], path: str | None) -> Any:
         return rebuild_model(spec, path)
     if not spec["class_path"].startswith("flatbayes.models."):
         raise ValueError(
-            f"The model of this run is {spec['class_path']}, which is not part of flatbayes, and nothing is imported "
-            "because a file says so: give its dotted path, --model."
+            f"The model of this run is {spec['class_path']}, which is not part of flatbayes, and files cannot "
+            "cause imports: give its dotted path, --model."
         )
     return instantiate(spec, package="flatbayes.models", bind=True)
 

@@ -1,4 +1,4 @@
-"""`flatbayes compare`: flat against plain, several posteriors, over seeds."""
+"""Verb `compare`: flat against plain training for several posteriors, over seeds."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,55 +19,57 @@ from flatbayes.training import dry_run
 from flatbayes.training.distributed.workers import ParallelBackend
 
 EvaluationName = Literal["calibration", "shift", "sharpness"]
-"""What `--diagnose` measures."""
+"""Evaluations of `--diagnose`."""
 
 DEFAULT_POSTERIORS = (MCDropout(rate=0.1), SWAG(rank=0), SWAG(), Ensemble())
 
 
 def make_parser() -> ArgumentParser:
-    """Its options."""
+    """Options of `compare`."""
     parser = new_parser(
         "compare --data DATA --out FOLDER [options]",
-        "Fit every posterior plainly and flatly over seeds, and report who wins.",
+        "Fit every posterior with plain and with flat training over seeds, and report the differences.",
     )
     add_training_options(parser)
     parser.add_argument(
-        "--posteriors", type=list[Posterior | Method], help="those to compare, such as [MCDropout, SWAG]"
+        "--posteriors", type=list[Posterior | Method], help="posteriors to compare, such as [MCDropout, SWAG]"
     )
-    parser.add_argument("--num_seeds", type=int, default=5, help="number of seeds; twins share theirs")
+    parser.add_argument(
+        "--num_seeds", type=int, default=5, help="number of seeds; the plain and the flat run of a pair share theirs"
+    )
     parser.add_argument("--num_draws", type=int, default=30, help="networks averaged in a prediction")
-    parser.add_argument("--split", type=SplitName, default="test", help="evaluate on the test or the validation part")
+    parser.add_argument("--split", type=SplitName, default="test", help="split to evaluate on")
     parser.add_argument(
         "--diagnose",
         action="store_true",
-        help="also measure calibration in depth, corrupted images, and how sharp the training loss is around draws",
+        help="also evaluate further calibration metrics, corrupted images, and the sharpness of the training loss",
     )
     parser.add_argument(
         "--evaluations",
         type=list[EvaluationName] | None,
         default=None,
-        help="only some of that, such as [calibration, sharpness]",
+        help="evaluations to run instead of all of --diagnose, such as [calibration, sharpness]",
     )
     parser.add_argument(
         "--ood",
         type=DataSource | None,
         default=None,
         metavar="NAME",
-        help="also tell test inputs from foreign ones: the data that those come from",
+        help="out-of-distribution data: also evaluate how well uncertainty detects them",
+    )
+    parser.add_argument("--sharpness_rho", type=float, default=0.05, help="radius of the sharpness measures")
+    parser.add_argument(
+        "--max_examples", type=int, default=1000, help="largest number of examples for these evaluations"
     )
     parser.add_argument(
-        "--sharpness_rho", type=float, default=0.05, help="radius that --diagnose measures sharpness at"
+        "--num_sharpness_draws", type=int, default=5, help="networks drawn for the sharpness measures"
     )
-    parser.add_argument(
-        "--max_examples", type=int, default=1000, help="most examples that any of that is measured on"
-    )
-    parser.add_argument("--num_sharpness_draws", type=int, default=5, help="networks drawn for sharpness")
     parser.add_argument("--num_jobs", type=int | None, default=None, help="processes; by default one per core")
     parser.add_argument(
         "--backend",
         type=ParallelBackend,
         default="loky",
-        help="what starts them: loky on this machine, ray on the cluster at RAY_ADDRESS",
+        help="backend of the processes: loky on this machine, ray on the cluster at RAY_ADDRESS",
     )
     add_output_options(parser)
     parser.set_defaults({"posteriors": to_spec(DEFAULT_POSTERIORS)})
@@ -75,12 +77,12 @@ def make_parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    """Every posterior, plain and flat, over seeds; ends with the table and the report."""
+    """Run all fits, and write results, tables and the report."""
     folder, dataset = Path(options.out), options.data.load(0)
     comparison = Comparison(
         source=options.data,
         model=make_model(options, dataset),
-        posteriors=[_normalize_method(one) for one in options.posteriors],
+        posteriors=[_normalize_method(method) for method in options.posteriors],
         flatness=options.flatness,
         config=make_config(options, dataset),
         num_seeds=options.num_seeds,
@@ -88,13 +90,14 @@ def run(options: Namespace) -> None:
         split=options.split,
         evaluations=_select_evaluations(options, dataset),
     )
-    for task in comparison.list_runs()[: 2 * len(comparison.posteriors)]:
-        dry_run(task.model, dataset, task.posterior, task.flatness, task.config)
+    for first_seed_run in comparison.list_runs()[: 2 * len(comparison.posteriors)]:
+        posterior, flatness = first_seed_run.posterior, first_seed_run.flatness
+        dry_run(first_seed_run.model, dataset, posterior, flatness, first_seed_run.config)
     comparison.claim_folder(folder, overwrite=options.overwrite)
     try:
         results = comparison.run(folder, jobs=options.num_jobs, backend=options.backend)
     except KeyboardInterrupt:
-        console.print(f"[yellow]finished runs are kept in {folder}; the same command goes on with them[/yellow]")
+        console.print(f"[yellow]finished runs are kept in {folder}; the same command continues with them[/yellow]")
         raise
     failures = "\n".join(results.failures)
     if not results.summary:
@@ -108,18 +111,18 @@ def run(options: Namespace) -> None:
 
 
 def _select_evaluations(options: Namespace, dataset: DataSplits) -> EvaluationConfig:
-    classes = not dataset.is_regression
+    is_classification = not dataset.is_regression
     if options.ood is not None:
-        if not classes:
-            raise ValueError("Foreign inputs are told from others by classifiers, and these data are a regression.")
+        if not is_classification:
+            raise ValueError("--ood needs a classification, and these data are a regression.")
         match_input_format(load_test_split(options.ood).subsample(1).input_tensor, dataset.train.inputs)
-    asked = options.evaluations or (get_args(EvaluationName) if options.diagnose else ())
+    names = options.evaluations or (get_args(EvaluationName) if options.diagnose else ())
     SharpnessConfig(rho=options.sharpness_rho)
     return EvaluationConfig(
-        calibration="calibration" in asked and classes and options.split == "test",
-        shift="shift" in asked and classes and len(dataset.input_shape) == 3,
+        calibration="calibration" in names and is_classification and options.split == "test",
+        shift="shift" in names and is_classification and len(dataset.input_shape) == 3,
         ood=options.ood,
-        sharpness_rho=options.sharpness_rho if "sharpness" in asked else None,
+        sharpness_rho=options.sharpness_rho if "sharpness" in names else None,
         max_examples=options.max_examples,
         num_sharpness_draws=options.num_sharpness_draws,
     )
@@ -136,5 +139,5 @@ def _normalize_method(method: Posterior | Method) -> Posterior | Method:
 def _drop_unset_arguments(value: Any) -> Any:
     if not isinstance(value, Namespace):
         return value
-    spec = value.as_dict()  # with every default filled in, and None for the parameters an optimizer is yet to get
+    spec = value.as_dict()  # all defaults are filled in; params of an optimizer is None
     return {**spec, "init_args": {k: v for k, v in spec["init_args"].items() if v is not None}}

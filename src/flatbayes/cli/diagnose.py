@@ -1,4 +1,4 @@
-"""`flatbayes diagnose`: how sharp the loss is at the networks of one or more runs."""
+"""Verb `diagnose`: sharpness and loss landscape at the networks of one or more runs."""
 
 import math
 import sys
@@ -12,7 +12,7 @@ from rich.table import Table
 from flatbayes.cli.artifacts import console, load_on_device, load_source
 from flatbayes.cli.options import SplitName, add_data_path_option
 from flatbayes.cli.parsing import new_parser
-from flatbayes.core.files import atomic_write, write_json
+from flatbayes.core.files import write_json, write_text
 from flatbayes.core.spec import short_name
 from flatbayes.data import DataSplits, Split
 from flatbayes.diagnostics import (
@@ -25,7 +25,13 @@ from flatbayes.diagnostics import (
 )
 from flatbayes.diagnostics.landscape import check_steps
 from flatbayes.diagnostics.posterior_landscape import check_same_shapes
-from flatbayes.experiments.run_folder import RunFolder, describe_environment
+from flatbayes.experiments.run_folder import (
+    DIAGNOSIS_FILE,
+    PLANE_FIGURE_FILE,
+    SLICES_FIGURE_FILE,
+    RunFolder,
+    describe_environment,
+)
 from flatbayes.prediction import FittedPosterior, check_num_draws
 from flatbayes.reporting.landscape import draw_plane, draw_slices
 
@@ -33,28 +39,28 @@ NUM_STATISTICS_EXAMPLES = 512
 
 
 def make_parser() -> ArgumentParser:
-    """Its options."""
+    """Options of `diagnose`."""
     parser = new_parser(
         "diagnose FOLDER [FOLDER ...] [options]",
         "Measure how sharp the loss is at trained networks and at draws of their posteriors. Nothing is trained.",
     )
     parser.add_argument(
-        "folders", type=Path, nargs="+", help="folders of runs; all are measured on the first one's data"
+        "folders", type=Path, nargs="+", help="folders of runs; all are measured on the data of the first"
     )
-    parser.add_argument("--split", type=SplitName, default="train", help="the part of the data whose loss is meant")
-    parser.add_argument("--max_examples", type=int, default=1000, help="at most so many of them, chosen by the seed")
-    parser.add_argument("--rho", type=float, default=0.05, help="radius of the ball")
+    parser.add_argument("--split", type=SplitName, default="train", help="split on which the loss is measured")
+    parser.add_argument("--max_examples", type=int, default=1000, help="largest number of examples, a random subset")
+    parser.add_argument("--rho", type=float, default=0.05, help="radius of the Euclidean ball")
     parser.add_argument("--adaptive_rho", type=float, default=0.5, help="radius of the adaptive ball")
     parser.add_argument("--num_draws", type=int, default=10, help="networks to draw from each posterior")
     parser.add_argument(
-        "--hessian", action="store_true", help="also eigenvalues and trace of the Hessian, which is slow"
+        "--hessian", action="store_true", help="also compute eigenvalues and trace of the Hessian, which is slow"
     )
     parser.add_argument(
-        "--landscape", action="store_true", help="also draw slices of the loss, and a plane of solutions"
+        "--landscape", action="store_true", help="also draw slices of the loss and the plane through solutions"
     )
     parser.add_argument("--num_grid_points", type=int, default=21, help="points on each side of a landscape")
     parser.add_argument("--batch_size", type=int, default=256, help="examples in a forward pass")
-    parser.add_argument("--seed", type=int, default=0, help="decides examples, draws and directions")
+    parser.add_argument("--seed", type=int, default=0, help="seed of examples, draws and directions")
     parser.add_argument(
         "--model", type=str | None, default=None, help="dotted path of the model, if it is not part of flatbayes"
     )
@@ -66,93 +72,99 @@ def make_parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    """A table, `diagnosis.json`, and figures if they were asked for."""
+    """Print a table, and write `diagnosis.json` and, with `--landscape`, figures."""
     check_num_draws(options.num_draws)
     if options.max_examples < 1:
         raise ValueError(f"--max_examples must be at least 1, got {options.max_examples}.")
-    probe = SharpnessConfig(rho=options.rho, adaptive_rho=options.adaptive_rho, seed=options.seed)
+    sharpness_config = SharpnessConfig(rho=options.rho, adaptive_rho=options.adaptive_rho, seed=options.seed)
     configs = {str(path): RunFolder.open(path).read_config() for path in options.folders}
     if len(configs) < len(options.folders):
-        raise ValueError("A run is named twice; name each folder once.")
+        raise ValueError("A folder is given twice; give each folder once.")
     names, first = list(configs), next(iter(configs.values()))
     for name, config in configs.items():
         if config["data"] != first["data"]:
             raise ValueError(f"{name} was fitted to other data than {names[0]}, so their losses cannot be compared.")
-    fitteds = {name: load_on_device(Path(name), options.model) for name in names}
-    if options.landscape:  # before hours of measuring
-        check_same_shapes(fitteds)
+    posteriors = {name: load_on_device(Path(name), options.model) for name in names}
+    if options.landscape:  # checked before the measurement, which may take hours
+        check_same_shapes(posteriors)
         check_steps(options.num_grid_points)
     source = load_source(first, options.data)
     dataset = source.load(first["seed"])
-    part, total = subsample_split(dataset, options.split, options.max_examples, options.seed)
-    show = sys.stderr.isatty()
-    found = compare_sharpness(
-        fitteds,
-        part.input_tensor,
-        part.targets,
-        probe,
+    split, num_available = subsample_split(dataset, options.split, options.max_examples, options.seed)
+    sharpness = compare_sharpness(
+        posteriors,
+        split.input_tensor,
+        split.targets,
+        sharpness_config,
         options.num_draws,
         batch_size=options.batch_size,
         seed=options.seed,
         hessian=options.hessian,
-        show_progress=show,
+        show_progress=sys.stderr.isatty(),
     )
-    out = Path(options.out) if options.out is not None else Path(names[0])
-    title = f"Loss of {len(part)} of {total} {options.split} examples, rho = {probe.rho:g}"
-    console.print(sharpness_table(found, configs, title))
-    for note in dict.fromkeys(
-        [*note_split_seeds(configs, options.split), *(n for one in found.values() for n in one.notes)]
-    ):
+    out_folder = Path(options.out) if options.out is not None else Path(names[0])
+    title = f"Loss of {len(split)} of {num_available} {options.split} examples, rho = {sharpness_config.rho:g}"
+    console.print(sharpness_table(sharpness, configs, title))
+    notes = [note for measured in sharpness.values() for note in measured.notes]
+    for note in dict.fromkeys([*note_split_seeds(configs, options.split), *notes]):
         console.print(note, highlight=False)
     diagnosis: dict[str, Any] = {
         "flatbayes": version("flatbayes"),
         "environment": describe_environment(),
         "data": short_name(first["data"]),
         "split": options.split,
-        "num_examples": len(part),
+        "num_examples": len(split),
         "measures": SHARPNESS_MEASURES,
-        "runs": {name: describe_run(configs[name]) | found[name].to_dict() for name in names},
+        "runs": {name: describe_run(configs[name]) | sharpness[name].to_dict() for name in names},
     }
     if options.landscape:
-        write_json(out / "diagnosis.json", diagnosis)  # whatever happens to the figures
-        diagnosis["landscape"] = draw_landscape(fitteds, configs, dataset, part, options, out)
-    write_json(out / "diagnosis.json", diagnosis)
-    console.print(f"kept in  {out / 'diagnosis.json'}", highlight=False, soft_wrap=True)
+        write_json(out_folder / DIAGNOSIS_FILE, diagnosis)  # kept if drawing fails
+        diagnosis["landscape"] = draw_landscape(posteriors, configs, dataset, split, options, out_folder)
+    write_json(out_folder / DIAGNOSIS_FILE, diagnosis)
+    console.print(f"saved    {out_folder / DIAGNOSIS_FILE}", highlight=False, soft_wrap=True)
 
 
 def subsample_split(dataset: DataSplits, split_name: str, num_examples: int, seed: int) -> tuple[Split, int]:
-    """Some examples of a part, and how many there were."""
-    part: Split = getattr(dataset, split_name)
-    return part.subsample(num_examples, seed), len(part)
+    """Random examples of a split.
+
+    Args:
+        dataset: The data.
+        split_name: "train", "val" or "test".
+        num_examples: Largest number of examples.
+        seed: Seed of the selection.
+
+    Returns:
+        The examples, and the size of the whole split.
+    """
+    split: Split = getattr(dataset, split_name)
+    return split.subsample(num_examples, seed), len(split)
 
 
 def note_split_seeds(configs: dict[str, dict[str, Any]], split_name: str) -> list[str]:
-    """What to know of the examples where runs had other ones."""
+    """A note if the runs have different seeds, and so different splits."""
     seeds = [config["seed"] for config in configs.values()]
     if len(set(seeds)) == 1 or split_name == "test":
         return []
-    return [
-        f"The examples are those of {next(iter(configs))}; runs of other seeds have split the data in another way."
-    ]
+    return [f"The examples are those of {next(iter(configs))}; runs with other seeds have other splits."]
 
 
 def describe_run(config: dict[str, Any]) -> dict[str, Any]:
-    """What a run was, in labels."""
+    """Short names of model, posterior and flatness of a run, and its seed."""
     return {key: short_name(config[key]) for key in ("model", "posterior", "flatness")} | {"seed": config["seed"]}
 
 
 def sharpness_table(
     sharpness: dict[str, PosteriorSharpness], configs: dict[str, dict[str, Any]], title: str
 ) -> Table:
-    """A row for each measure; for each run its trained network, and the mean ± sd over its draws."""
+    """One row for each measure; for each run a column of the trained network, and one of mean ± sd over draws."""
     table = Table(title=title)
     table.add_column("measure")
-    for name, one in sharpness.items():
+    for name, measured in sharpness.items():
         run = describe_run(configs[name])
         heading = f"{name}\n{run['posterior']}\nx {run['flatness']}"
         table.add_column(f"{heading}\ntrained", justify="right")
-        table.add_column(f"\n\n\n{len(one.draws)} draws", justify="right")
-    columns = [one.rows for one in sharpness.values()]
+        table.add_column(f"\n\n\n{len(measured.draws)} draws", justify="right")
+    columns = [measured.rows for measured in sharpness.values()]
     for rows in zip(*columns, strict=True):
         cells = [cell for row in rows for cell in (f"{row.trained:.3g}", format_draw_mean(row.mean, row.sd))]
         table.add_row(rows[0].measure, *cells)
@@ -160,7 +172,7 @@ def sharpness_table(
 
 
 def format_draw_mean(mean: float, sd: float) -> str:
-    """Mean ± standard deviation over draws, the mean alone for a single one."""
+    """Mean ± standard deviation over draws; the mean alone for a single draw."""
     return f"{mean:.3g}" if math.isnan(sd) else f"{mean:.3g} ± {sd:.1g}"
 
 
@@ -172,7 +184,7 @@ def draw_landscape(
     options: Namespace,
     out_folder: Path,
 ) -> dict[str, Any]:
-    """Both views as figures beside the diagnosis; returns their data."""
+    """Draw slices and plane into SVG files, and return their data for `diagnosis.json`."""
     flat = {name: not config["flatness"]["class_path"].endswith(".Plain") for name, config in configs.items()}
     shared: dict[str, Any] = {
         "num_steps": options.num_grid_points,
@@ -186,12 +198,12 @@ def draw_landscape(
     plane = compute_solution_plane(
         posteriors, split.input_tensor, split.targets, options.num_draws, norm_batches=statistics, **shared
     )
-    for name, drawn in (("slices.svg", draw_slices(slices, flat)), ("plane.svg", draw_plane(plane, flat))):
-        with atomic_write(out_folder / name) as temporary:
-            temporary.write_text(drawn, encoding="utf-8", newline="\n")
+    figures = {SLICES_FIGURE_FILE: draw_slices(slices, flat), PLANE_FIGURE_FILE: draw_plane(plane, flat)}
+    for name, svg in figures.items():
+        write_text(out_folder / name, svg)
         console.print(f"figure   {out_folder / name}", highlight=False, soft_wrap=True)
-    lines = {
-        name: [{"distances": list(one.distances), "losses": list(one.losses)} for one in some]
-        for name, some in slices.items()
+    slice_data = {
+        name: [{"distances": list(line.distances), "losses": list(line.losses)} for line in lines]
+        for name, lines in slices.items()
     }
-    return {"slices": lines, "plane": plane.to_dict()}
+    return {"slices": slice_data, "plane": plane.to_dict()}

@@ -1,31 +1,93 @@
-"""`flatbayes evaluate`: measure a fitted posterior on held-out data."""
+"""Verb `evaluate`: metrics of a fitted posterior on held-out data."""
 
+import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from rich.table import Table
 
-from flatbayes.cli.artifacts import evaluate_run, load_on_device, load_source
+from flatbayes.cli.artifacts import console, load_on_device, load_source
 from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options
 from flatbayes.cli.parsing import new_parser
+from flatbayes.core.spec import short_name
+from flatbayes.data import Split
+from flatbayes.experiments.results import RunCost, RunResult
 from flatbayes.experiments.run_folder import RunFolder
-from flatbayes.prediction import check_num_draws
+from flatbayes.metrics import DEFINITIONS
+from flatbayes.prediction import FittedPosterior, check_num_draws, evaluate
 
 
 def make_parser() -> ArgumentParser:
-    """Its options."""
-    parser = new_parser("evaluate FOLDER [options]", "Measure a fitted posterior on the data it was fitted for.")
+    """Options of `evaluate`."""
+    parser = new_parser(
+        "evaluate FOLDER [options]",
+        "Compute metrics of a fitted posterior on the data of its run. The posterior is not changed.",
+    )
     add_run_options(parser)
     add_data_path_option(parser)
-    parser.add_argument("--split", type=SplitName, default="test", help="the part of the data")
+    parser.add_argument("--split", type=SplitName, default="test", help="split of the data to evaluate on")
     return parser
 
 
 def run(options: Namespace) -> None:
-    """A run's posterior on a part of its data."""
+    """Evaluate the posterior of a run on one split of its data."""
     check_num_draws(options.num_draws)
     folder = RunFolder.open(Path(options.folder))
     config = folder.read_config()
     fitted = load_on_device(folder.path, options.model)
-    source = load_source(config, options.data)
-    part = getattr(source.load(config["seed"]), options.split)
-    evaluate_run(fitted, folder, part, options.split, options.num_draws, options.batch_size, options.seed)
+    split = getattr(load_source(config, options.data).load(config["seed"]), options.split)
+    evaluate_run(fitted, folder, split, options.split, options.num_draws, options.batch_size, options.seed)
+
+
+def evaluate_run(
+    fitted: FittedPosterior,
+    folder: RunFolder,
+    split: Split,
+    split_name: str,
+    num_draws: int,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Compute metrics on a split, add them to `results.json` of the run folder, and print them.
+
+    The files of the posterior are not written: BatchNorm statistics that are estimated here stay in memory.
+
+    Args:
+        fitted: The posterior.
+        folder: Folder of the run.
+        split: Examples to evaluate on.
+        split_name: "train", "val" or "test".
+        num_draws: Networks to average.
+        batch_size: Examples per forward pass.
+        seed: Seed of the draws.
+    """
+    config = folder.read_config()
+    evaluation = evaluate(
+        fitted,
+        split.inputs,
+        split.targets,
+        num_draws,
+        batch_size=batch_size,
+        seed=seed,
+        show_progress=sys.stderr.isatty(),
+    )
+    result = RunResult(
+        data=short_name(config["data"]),
+        model=short_name(config["model"]),
+        posterior=short_name(config["posterior"]),
+        flatness=short_name(config["flatness"]),
+        seed=config["seed"],
+        split=split_name,
+        num_networks=evaluation.num_networks,
+        metrics=evaluation.metrics,
+        cost=RunCost(**fitted.info.get("cost", {})),
+        reliability=evaluation.reliability,
+    )
+    folder.add_result(result)
+    table = Table(title=f"{result.posterior} x {result.flatness} on {len(split)} {split_name} examples")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("definition")
+    for metric, value in evaluation.metrics.items():
+        table.add_row(metric, f"{value:.4f}", DEFINITIONS[metric])
+    console.print(table)

@@ -1,4 +1,4 @@
-"""`flatbayes export`: a run as one file that predicts without flatbayes."""
+"""Verb `export`: the fitted posterior of a run as one file that predicts without flatbayes."""
 
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ ExportFormat = Literal["torch", "onnx"]
 
 
 def make_parser() -> ArgumentParser:
-    """Its options."""
+    """Options of `export`."""
     parser = new_parser(
         "export FOLDER --format onnx --out FILE [options]",
         "Write one file that predicts mean and uncertainty, with the weights of every network that is averaged.",
@@ -23,8 +23,10 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--format", type=ExportFormat, required=True, help="torch: a program of torch.export; or onnx"
     )
-    parser.add_argument("--num_draws", type=int, default=30, help="networks to average; the file grows with them")
-    parser.add_argument("--seed", type=int, default=0, help="decides which networks are drawn")
+    parser.add_argument(
+        "--num_draws", type=int, default=30, help="networks to average; the size of the file is proportional to it"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     parser.add_argument(
         "--model", type=str | None, default=None, help="dotted path of the model, if it is not part of flatbayes"
     )
@@ -34,7 +36,7 @@ def make_parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    """The posterior of a run, compiled and written; an ONNX file is compared with it before this ends."""
+    """Write the compiled posterior of a run; the outputs of an ONNX file are compared with it."""
     target = Path(options.out)
     if target.exists() and not options.overwrite:
         raise ValueError(f"{target} exists: choose another --out, or --overwrite.")

@@ -1,4 +1,4 @@
-"""`flatbayes fit`: train one posterior and keep it."""
+"""Verb `fit`: train one posterior and save it in a run folder."""
 
 import sys
 from functools import partial
@@ -9,7 +9,9 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from flatbayes.cli.artifacts import console, evaluate_run, load_on_device
+from flatbayes.cli.aliases import list_names
+from flatbayes.cli.artifacts import console, load_on_device
+from flatbayes.cli.evaluate import evaluate_run
 from flatbayes.cli.options import add_output_options, add_training_options, make_config, make_model
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.spec import to_spec
@@ -34,47 +36,45 @@ from flatbayes.training.distributed.launch import get_fabric_process_group, make
 
 
 def make_parser() -> ArgumentParser:
-    """Its options."""
+    """Options of `fit`."""
     parser = new_parser(
         "fit --data DATA --out FOLDER [options]",
-        "Fit one posterior, measure it on the validation part, and keep it.",
+        "Fit one posterior, save it, and evaluate it on the validation split.",
     )
     add_training_options(parser)
-    parser.add_argument("--posterior", type=Posterior, help="what is fitted: SWAG, MCDropout, Ensemble, Point")
+    parser.add_argument("--posterior", type=Posterior, help=f"posterior to fit: {', '.join(list_names('posterior'))}")
     add_pretrained_options(parser)
-    parser.add_argument("--seed", type=int, default=0, help="decides everything random")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     parser.add_argument("--num_draws", type=int, default=30, help="networks averaged in the evaluation")
     add_output_options(parser)
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in --out if it was stopped; harmless otherwise"
-    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out if it was interrupted")
     parser.add_argument(
         "--checkpoint_steps",
         type=int | None,
         default=None,
-        help="steps between two checkpoints within an epoch; by default they are written at the end of epochs only",
+        help="steps between checkpoints within an epoch; by default they are written at the end of epochs only",
     )
-    parser.add_argument("--checkpoint_seconds", type=float, default=30.0, help="least time between two checkpoints")
+    parser.add_argument("--checkpoint_seconds", type=float, default=30.0, help="minimum time between checkpoints")
     parser.add_argument(
         "--log",
         nargs="*",
         choices=get_args(LoggerKind),
         default=[],
-        help="logs to write below the folder, beside metrics.jsonl: tensorboard, csv, wandb",
+        help="loggers to use in addition to metrics.jsonl: tensorboard, csv, wandb",
     )
-    parser.add_argument("--log_steps", type=int, default=50, help="steps between two whose loss is logged")
+    parser.add_argument("--log_steps", type=int, default=50, help="steps between logged losses")
     parser.set_defaults({"posterior": to_spec(SWAG())})
     return parser
 
 
 def add_pretrained_options(parser: ArgumentParser) -> None:
-    """A network that is there already."""
+    """Add the options of a pretrained network."""
     parser.add_argument(
         "--init",
         type=str | list[str] | None,
         default=None,
-        help="trained weights to start from, with other defaults for the recipe: a file of safetensors or torch.save "
-        "or the folder of a run; a list for an ensemble",
+        help="trained weights to start from, with other training defaults: a file of safetensors or torch.save, or "
+        "the folder of a run; a list for an ensemble",
     )
     parser.add_argument(
         "--freeze", type=list[str], default=[], help="name patterns of parameters that are not trained"
@@ -84,21 +84,21 @@ def add_pretrained_options(parser: ArgumentParser) -> None:
             f"--input_{name}",
             type=list[float] | None,
             default=None,
-            help=f"{name} that inputs are standardised by, for each channel or feature; by default of the data",
+            help=f"{name} for the standardization of inputs, per channel or feature; by default of the training data",
         )
 
 
 def fine_tuning_defaults() -> dict[str, Any]:
-    """The defaults of options where there is a trained network to start from."""
+    """Defaults of the training options if `--init` is given."""
     spec = FINE_TUNING.to_dict()
     return {name: spec[name] for name in ("epochs", "schedule", "collection")}
 
 
 def make_transform(options: Namespace, dataset: DataSplits) -> Standardize | None:
-    """What inputs are standardised by, where the options say so.
+    """Standardization of inputs from `--input_mean` and `--input_std`, or None.
 
     Raises:
-        ValueError: There is a mean without a standard deviation, or not one for each channel.
+        ValueError: One of the two is missing, has the wrong length, or a standard deviation is not positive.
     """
     mean, std = options.input_mean, options.input_std
     if mean is None and std is None:
@@ -114,29 +114,28 @@ def make_transform(options: Namespace, dataset: DataSplits) -> Standardize | Non
 
 
 def run(options: Namespace) -> None:
-    """One posterior, kept in a run folder and measured on the validation part."""
+    """Fit a posterior, save it in a run folder, and evaluate it on the validation split."""
     check_num_draws(options.num_draws)
     options.init = [options.init] if isinstance(options.init, str) else options.init
     dataset = options.data.load(options.seed)
-    model, recipe = make_model(options, dataset), make_config(options, dataset)
+    model, training_config = make_model(options, dataset), make_config(options, dataset)
     transform = make_transform(options, dataset)
     trained = {"init": options.init, "new_head": options.new_head and bool(options.init), "freeze": options.freeze}
-    dry_run(model, dataset, options.posterior, options.flatness, recipe, **trained)
+    dry_run(model, dataset, options.posterior, options.flatness, training_config, **trained)
     config = {
         "data": to_spec(options.data),
         "model": to_spec(model),
         "posterior": to_spec(options.posterior),
         "flatness": to_spec(options.flatness),
-        "config": recipe.to_dict(),
+        "config": training_config.to_dict(),
         "seed": options.seed,
         **trained,
     }
-    in_parts = recipe.distribution.strategy == "fsdp"
-    if in_parts and options.resume:
-        raise ValueError(
-            "--distribution.strategy fsdp writes no checkpoints, so there is nothing that --resume could go on from."
-        )
-    world, folder = get_fabric_process_group(make_fabric(recipe, launch=True)), RunFolder(Path(options.out))
+    is_sharded = training_config.distribution.strategy == "fsdp"
+    if is_sharded and options.resume:
+        raise ValueError("--distribution.strategy fsdp writes no checkpoints, so --resume is not possible.")
+    world = get_fabric_process_group(make_fabric(training_config, launch=True))
+    folder = RunFolder(Path(options.out))
     world.run_on_main(
         lambda: RunFolder.create(folder.path, config, overwrite=options.overwrite, resume=options.resume)
     )
@@ -150,17 +149,17 @@ def run(options: Namespace) -> None:
             return
         fitted = load_on_device(folder.path, None)
     else:
-        watches = _make_callbacks(folder, options) if world.is_main_process else []
+        callbacks = _make_callbacks(folder, options) if world.is_main_process else []
         try:
             fitted = fit(
                 model,
                 dataset,
                 options.posterior,
                 options.flatness,
-                recipe,
+                training_config,
                 seed=options.seed,
-                callback=CallbackList(watches),
-                checkpoints=None if in_parts else checkpoints,
+                callback=CallbackList(callbacks),
+                checkpoints=None if is_sharded else checkpoints,
                 transform=transform,
                 **trained,
             )
@@ -168,27 +167,30 @@ def run(options: Namespace) -> None:
             if world.is_main_process:
                 folder.save(stop.fitted)
                 console.print(
-                    f"[yellow]{stop}; what was fitted by then is in {folder.path}. To go on: the same command with "
-                    "--resume.[/yellow]",
+                    f"[yellow]{stop}; the posterior fitted so far is in {folder.path}. To continue: the same command "
+                    "with --resume.[/yellow]",
                     soft_wrap=True,
                 )
             raise
-        if not world.is_main_process:  # which has the rest to do
+        if not world.is_main_process:
             return
         folder.save(fitted)
         checkpoints.remove()
+    num_cached = len(fitted.norm_statistics)
     evaluate_run(fitted, folder, dataset.val, "val", options.num_draws, 256, 0)
+    if len(fitted.norm_statistics) > num_cached:  # so that evaluate and predict need not estimate them again
+        folder.save(fitted)
     console.print(
-        f"kept in  {folder.path}\nnext     flatbayes evaluate {folder.path}", highlight=False, soft_wrap=True
+        f"saved    {folder.path}\nnext     flatbayes evaluate {folder.path}", highlight=False, soft_wrap=True
     )
 
 
 def _make_callbacks(folder: RunFolder, options: Namespace) -> list[Callback]:
     loggers = [make_logger(kind, folder.log_folder) for kind in dict.fromkeys(options.log)]
-    watches: list[Callback] = [
+    callbacks: list[Callback] = [
         folder.open_metrics_log(),
         *([MetricLogger(loggers, options.log_steps)] if loggers else []),
     ]
     if not sys.stderr.isatty():
-        watches.append(ConsoleLogger(partial(Console(stderr=True).print, highlight=False, soft_wrap=True)))
-    return watches
+        callbacks.append(ConsoleLogger(partial(Console(stderr=True).print, highlight=False, soft_wrap=True)))
+    return callbacks

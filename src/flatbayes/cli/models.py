@@ -1,4 +1,4 @@
-"""Models named on the command line: of flatbayes, or of anyone's by dotted path, with a head for the data."""
+"""Factories of models: a model of flatbayes, or the dotted path of another one, with a new last layer if needed."""
 
 from collections.abc import Collection
 from functools import partial
@@ -13,74 +13,74 @@ from flatbayes.prediction.metadata import read_metadata
 
 
 def build_with_new_head(path: str, arguments: dict[str, Any], num_outputs: int) -> nn.Module:
-    """The network at a dotted path, its last layer made anew if it has another number of outputs.
+    """The network at a dotted path, with a new last layer if the number of outputs differs.
 
     Args:
-        path: Of a class or function that builds the network, with trained weights or without.
-        arguments: For it.
-        num_outputs: How many the data needs.
+        path: Dotted path of a class or function that builds the network, with or without trained weights.
+        arguments: Arguments of the class or function.
+        num_outputs: Number of outputs that the data need.
     """
     return replace_head(instantiate({"class_path": path, "init_args": arguments}), num_outputs)
 
 
 def bind_new_head(spec: dict[str, Any] | None) -> "partial[nn.Module]":
-    """What builds the network of a description, with a head for the data.
+    """Factory of a network with a new last layer for the data.
 
     Args:
-        spec: Of the model named on the command line; None where there is none.
+        spec: Spec of the model given on the command line; None if there is none.
 
     Raises:
-        ValueError: It is a model of flatbayes, which has the right head.
+        ValueError: There is no model, or it is one of flatbayes, which has the right number of outputs.
     """
     if spec is None or spec["class_path"].startswith("flatbayes.models."):
         raise ValueError(
-            "--new_head is for networks from elsewhere, such as torchvision's with their weights: name one by its "
-            "dotted path, --model. Those of flatbayes are made for the data."
+            "--new_head is for models outside flatbayes, such as those of torchvision with their weights: give the "
+            "dotted path of one, --model. Models of flatbayes are built with the outputs of the data."
         )
     return partial(build_with_new_head, path=spec["class_path"], arguments=spec.get("init_args") or {})
 
 
 def bind_artifact_model(folder: Path, data_arguments: Collection[str]) -> "partial[nn.Module]":
-    """What builds the architecture of a fitted posterior for other data.
+    """Factory of the architecture of a fitted posterior, for other data.
 
     Args:
-        folder: The artefact.
-        data_arguments: Arguments that the data decide.
+        folder: Folder of the artefact.
+        data_arguments: Arguments that are set from the data instead.
 
     Raises:
-        ValueError: It is not one of flatbayes.
+        ValueError: The model is not part of flatbayes.
     """
     spec = read_metadata(folder)["info"].get("model")
     if not isinstance(spec, dict) or not str(spec.get("class_path")).startswith("flatbayes.models."):
         raise ValueError(f"The model of {folder} is not part of flatbayes: name it by its dotted path, --model.")
     arguments = {name: value for name, value in dict(spec.get("init_args", {})).items() if name not in data_arguments}
-    found: partial[nn.Module] = instantiate(
+    factory: partial[nn.Module] = instantiate(
         {"class_path": spec["class_path"], "init_args": arguments},
         package="flatbayes.models",
         base_class=nn.Module,
         bind=True,
     )
-    return found
+    return factory
 
 
 def rebuild_model(spec: Any, path: str) -> "partial[nn.Module]":
-    """What builds the network of a run again, from the path that the user gives and the arguments that the run kept.
+    """Factory of the network of a run, from the path that the user gives and the arguments in the artefact.
 
     Args:
-        spec: What the artefact says of its model, plain data of any kind.
-        path: The one that the user gives, the only one that is imported.
+        spec: Spec of the model in the artefact, untrusted data.
+        path: Dotted path that the user gives, the only one that is imported.
 
     Raises:
-        ValueError: The run had another model.
+        ValueError: The run had another model, or the spec is damaged.
     """
-    known = spec if isinstance(spec, dict) else {}
-    arguments = known.get("init_args", {})
+    model_spec = spec if isinstance(spec, dict) else {}
+    arguments = model_spec.get("init_args", {})
     if not isinstance(arguments, dict):
-        raise ValueError(f"The artefact's arguments of its model are {type(arguments).__name__}: it is damaged.")
-    if known.get("class_path") != class_path(build_with_new_head):
+        raise ValueError(f"The arguments of the model in the artefact are {type(arguments).__name__}: it is damaged.")
+    if model_spec.get("class_path") != class_path(build_with_new_head):
         return partial(import_object(path), **arguments)
     if arguments.get("path") != path:
         raise ValueError(f"The model of this run is {arguments.get('path')}, got --model {path}.")
     if not isinstance(arguments.get("arguments"), dict) or arguments.keys() - {"path", "arguments", "num_outputs"}:
-        raise ValueError("The artefact does not say how its model with a new head is built: it is damaged.")
+        raise ValueError("The artefact does not describe its model with a new head completely: it is damaged.")
     return partial(build_with_new_head, **arguments)

@@ -1,4 +1,4 @@
-"""Options that several verbs share, made from the type hints and docstrings of what they build."""
+"""Options that several verbs share, generated from type hints and docstrings."""
 
 from functools import partial
 from pathlib import Path
@@ -17,20 +17,22 @@ from flatbayes.prediction.metadata import METADATA_FILE
 from flatbayes.training import TrainingConfig
 
 DATA_ARGUMENTS = {"input_shape", "num_classes", "num_outputs"}
+"""Arguments of models that are set from the data."""
+
 REGRESSION_CLIP_NORM = 1.0
 SplitName = Literal["test", "val", "train"]
 
 
 def add_training_options(parser: ArgumentParser) -> None:
-    """Data, model, flatness, recipe, and the file that any of them may come from."""
+    """Add the options of data, model, flatness and training, and `--config` for a file that sets them."""
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_subclass_arguments(
         DataSource,
         "data",
         required=True,
         metavar="NAME",
-        help="digits, cifar10, npz, table ..., a path to a file or folder, or the dotted path of a torch dataset; its "
-        "options are --data.OPTION, shown by --data.help NAME",
+        help="digits, cifar10, npz, table ..., a path to a file or folder, or the dotted path of a torch dataset; "
+        "its options are --data.OPTION, shown by --data.help NAME",
     )
     parser.add_subclass_arguments(
         nn.Module,
@@ -45,13 +47,13 @@ def add_training_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--new_head",
         action="store_true",
-        help="replace the last layer of a model of your own if it has not as many outputs as the data needs",
+        help="replace the last layer of a model of your own if its number of outputs differs from that of the data",
     )
     parser.add_argument(
         "--flatness",
         type=Flatness,
         metavar="NAME",
-        help=f"where gradients are taken: {', '.join(list_names('flatness'))}",
+        help=f"perturbation at which gradients are taken: {', '.join(list_names('flatness'))}",
     )
     parser.add_class_arguments(TrainingConfig, None)
     parser.set_defaults({"flatness": to_spec(SAM()), **_config_defaults()})
@@ -60,11 +62,11 @@ def add_training_options(parser: ArgumentParser) -> None:
 
 
 def add_run_options(parser: ArgumentParser) -> None:
-    """Which run, and how its predictions are made."""
+    """Add the options of a run folder and of predictions with its posterior."""
     parser.add_argument("folder", type=Path, help="folder of a run")
     parser.add_argument("--num_draws", type=int, default=30, help="networks to average")
     parser.add_argument("--batch_size", type=int, default=256, help="examples in a forward pass")
-    parser.add_argument("--seed", type=int, default=0, help="decides which networks are drawn")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     parser.add_argument(
         "--model",
         type=str | None,
@@ -85,20 +87,20 @@ def add_data_path_option(parser: ArgumentParser) -> None:
 
 
 def add_output_options(parser: ArgumentParser) -> None:
-    """Where everything goes."""
-    parser.add_argument("--out", type=Path, required=True, help="folder for everything that comes of it")
-    parser.add_argument("--overwrite", action="store_true", help="replace what the folder holds")
+    """Add `--out` and `--overwrite`."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for all output")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run in the folder first")
 
 
 def make_config(options: Namespace, dataset: DataSplits) -> TrainingConfig:
-    """The recipe that the options describe; a regression is clipped, since its loss has no bound to its slope."""
-    recipe = TrainingConfig(**{name: getattr(options, name) for name in TrainingConfig.__dataclass_fields__})
-    clipped = dataset.is_regression and recipe.optimization.clip_norm is None
-    return recipe.with_options(optimization={"clip_norm": REGRESSION_CLIP_NORM}) if clipped else recipe
+    """Training configuration of the options; the gradients of a regression are clipped by default."""
+    config = TrainingConfig(**{name: getattr(options, name) for name in TrainingConfig.__dataclass_fields__})
+    needs_clipping = dataset.is_regression and config.optimization.clip_norm is None
+    return config.with_options(optimization={"clip_norm": REGRESSION_CLIP_NORM}) if needs_clipping else config
 
 
 def make_model(options: Namespace, dataset: DataSplits) -> Any:
-    """What builds the network: the one named, or the usual one for data of this shape."""
+    """Factory of the network: the given model, that of `--init`, or the default for the shape of the data."""
     init, spec = options.get("init"), options.model
     if options.new_head and not (init and (spec is None or spec["class_path"].startswith("flatbayes.models."))):
         return bind_new_head(spec)

@@ -1,4 +1,4 @@
-"""`flatbayes predict`: predictions for new inputs, with uncertainty."""
+"""Verb `predict`: predictions with uncertainty for new inputs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +18,11 @@ from flatbayes.likelihoods import Predictive
 from flatbayes.prediction import check_num_draws
 
 BATCHES_PER_CHUNK = 4
-"""Batches in memory at a time: networks are drawn anew for every such chunk."""
+"""Batches in memory at a time; all networks are drawn again for every chunk."""
 
 
 def make_parser() -> ArgumentParser:
-    """Its options."""
+    """Options of `predict`."""
     parser = new_parser(
         "predict FOLDER --input FILE --output FILE [options]",
         "Predict classes or numbers, with uncertainties, for new inputs, a chunk at a time and in their order.",
@@ -49,7 +49,7 @@ def make_parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    """Class probabilities or numbers, with uncertainties, for every row of a file or image of a folder."""
+    """Predict for every row of a file or image of a folder, and write the predictions to a file."""
     source, target = Path(options.input), Path(options.output)
     if not target.suffix:
         target = target.with_suffix(".csv" if source.is_dir() else source.suffix.lower())
@@ -63,65 +63,72 @@ def run(options: Namespace) -> None:
     progress = Progress(console=Console(stderr=True), transient=True)
     with writer, progress:
         task = progress.add_task("predicting", total=total)
-        for kept, examples in inputs.iter_chunks():
+        for kept_columns, examples in inputs.iter_chunks():
             predictive = fitted.predict(examples, options.num_draws, batch_size=options.batch_size, seed=options.seed)
             columns = predictive.columns(get_output_names(fitted.info, predictive))
-            twice = kept.keys() & columns.keys()
-            if twice:
+            duplicates = kept_columns.keys() & columns.keys()
+            if duplicates:
                 raise ValueError(
-                    f"Predictions have columns {sorted(twice)} too: rename those of {source} to keep them."
+                    f"Predictions also have columns {sorted(duplicates)}: rename those of {source} to keep them."
                 )
-            writer.write({**kept, **columns})
+            writer.write({**kept_columns, **columns})
             count += len(examples)
             progress.update(task, completed=count)
     console.print(f"{count} predictions in {target}", highlight=False, soft_wrap=True)
 
 
 def make_input_reader(info: Mapping[str, Any], source: Path, options: Namespace) -> InputReader:
-    """What to read, and what it must be like, by what the artefact says.
+    """Reader of the input file or folder, for the input shape and feature names in the artefact.
+
+    Args:
+        info: Metadata of the artefact.
+        source: Input file or folder.
+        options: Options of the verb.
 
     Raises:
-        ValueError: It does not say.
+        ValueError: The artefact has no input shape or feature names.
     """
     shape: Any = info.get("input_shape")
     names: Any = info.get("feature_names")
-    known = isinstance(shape, list) and len(shape) in (1, 3) and all(type(size) is int and size > 0 for size in shape)
-    if not known or not isinstance(names, list) or (len(shape) == 1 and names and len(names) != shape[0]):
+    is_valid = (
+        isinstance(shape, list) and len(shape) in (1, 3) and all(type(size) is int and size > 0 for size in shape)
+    )
+    if not is_valid or not isinstance(names, list) or (len(shape) == 1 and names and len(names) != shape[0]):
         raise ValueError(
-            f"{options.folder} does not say what its inputs are, as of a posterior that was fitted to a loader. "
+            f"{options.folder} has no description of its inputs, because it was fitted to a loader. "
             "Predict in Python: FittedPosterior.load(folder, model).predict(inputs)."
         )
     if len(shape) == 1 and not names and source.suffix.lower() != ".npz":
         raise ValueError(
             f"{options.folder} does not say which columns of {source} are its features. Give a .npz file."
         )
-    size, crop = read_image_options(Path(options.folder))
+    resize, crop = read_image_options(Path(options.folder))
     return InputReader(
         path=source,
         input_shape=tuple(shape),
         feature_names=tuple(map(str, names)),
         keep_columns=tuple(options.keep_columns),
         image=options.image_column,
-        resize=size,
+        resize=resize,
         crop=crop,
         chunk_size=BATCHES_PER_CHUNK * max(1, options.batch_size),
     )
 
 
 def read_image_options(folder: Path) -> tuple[bool, bool]:
-    """Whether the run scaled its images to one size, and whether it cropped them: new ones are treated alike."""
+    """Whether the run resized its images, and whether it cropped them; new images are processed in the same way."""
     path = folder / CONFIG_FILE
     config = read_json(path) if path.is_file() else {}
     data = config.get("data") if isinstance(config, dict) else None
     arguments = data.get("init_args") if isinstance(data, dict) else None
-    given = arguments if isinstance(arguments, dict) else {}
-    size = given.get("size") is not None
-    always = str(data.get("class_path") if isinstance(data, dict) else None) == "flatbayes.data.ImageNet"
-    return size, size and bool(given.get("crop", always))
+    source_options = arguments if isinstance(arguments, dict) else {}
+    resizes = source_options.get("size") is not None
+    crops_by_default = str(data.get("class_path") if isinstance(data, dict) else None) == "flatbayes.data.ImageNet"
+    return resizes, resizes and bool(source_options.get("crop", crops_by_default))
 
 
 def get_output_names(info: Mapping[str, Any], predictive: Predictive) -> Sequence[str] | None:
-    """Names of the classes or targets, if there are as many as are predicted."""
+    """Names of the classes or targets if their number equals that of the predicted columns, else None."""
     names = info.get("class_names") or info.get("target_names") or []
     width = predictive.mean.shape[1] if predictive.mean.ndim == 2 else 1
     fits = isinstance(names, list) and len(names) == len({str(name) for name in names}) == width

@@ -1,4 +1,4 @@
-"""`flatbayes shift`: a fitted posterior on corrupted images, on examples from outside, and at its temperature."""
+"""Verb `shift`: corrupted images, out-of-distribution detection and temperature scaling of a fitted posterior."""
 
 import sys
 from collections.abc import Sequence
@@ -26,7 +26,6 @@ from flatbayes.data import (
 from flatbayes.experiments.run_folder import SHIFT_FIGURE_FILE, SHIFT_FILE, RunFolder, describe_environment
 from flatbayes.prediction import (
     CorruptionMetrics,
-    FittedPosterior,
     check_num_draws,
     evaluate_corruptions,
     evaluate_ood,
@@ -44,11 +43,11 @@ CORRUPTION_GROUPS = ("standard", "all", "none")
 
 
 def make_parser() -> ArgumentParser:
-    """Its options."""
+    """Options of `shift`."""
     parser = new_parser(
         "shift FOLDER [options]",
-        "Measure a fitted posterior away from its data: corrupted test images, examples from outside, and a "
-        "temperature fitted to the validation part. Nothing is trained.",
+        "Evaluate a fitted posterior under distribution shift: corrupted test images, out-of-distribution inputs, "
+        "and a temperature fitted to the validation split. Nothing is trained, and the posterior is not changed.",
     )
     add_run_options(parser)
     add_data_path_option(parser)
@@ -59,29 +58,29 @@ def make_parser() -> ArgumentParser:
         help="standard (15), all, none, or names such as fog,snow; by default standard for images, none for tables",
     )
     parser.add_argument(
-        "--severities", type=list[int], default=[1, 2, 3, 4, 5], help="of the corruptions, from 1 to 5"
+        "--severities", type=list[int], default=[1, 2, 3, 4, 5], help="severities of the corruptions, from 1 to 5"
     )
     parser.add_argument(
         "--corrupted_folder",
         type=Path | None,
         default=None,
-        help="folder with the original CIFAR-10-C (labels.npy, fog.npy ...), instead of making corrupted images",
+        help="folder with the original CIFAR-10-C (labels.npy, fog.npy ...), instead of corrupting the test images",
     )
     parser.add_argument(
         "--ood",
         type=DataSource | None,
         default=None,
         metavar="NAME",
-        help="out-of-distribution data: digits, cifar10 ... or a path; by default the classes that ClassSplit left out",
+        help="out-of-distribution data: digits, cifar10 ... or a path; by default the classes left out by ClassSplit",
     )
     parser.add_argument(
-        "--max_examples", type=int | None, default=None, help="at most so many test examples of each kind"
+        "--max_examples", type=int | None, default=None, help="largest number of test examples of each kind"
     )
     return parser
 
 
 def run(options: Namespace) -> None:
-    """Tables, `shift.json`, and metrics against severity as `shift.svg`."""
+    """Print tables, and write `shift.json` and the figure `shift.svg`."""
     check_num_draws(options.num_draws)
     if options.max_examples is not None and options.max_examples < 1:
         raise ValueError(f"--max_examples must be at least 1, got {options.max_examples}.")
@@ -91,17 +90,16 @@ def run(options: Namespace) -> None:
     fitted = load_on_device(folder.path, options.model)
     dataset = source.load(config["seed"])
     if dataset.is_regression:
-        raise ValueError(f"Shift is measured for classifications, and {folder.path} holds a regression.")
+        raise ValueError(f"Shift is evaluated for classifications only, and {folder.path} holds a regression.")
     test = _subsample_split(dataset.test, options)
     names = _select_corruptions(options, dataset.input_shape)
-    outside = _load_ood_inputs(options.ood, source, test, options)
-    how: dict[str, Any] = {
+    ood_inputs = _load_ood_inputs(options.ood, source, test, options)
+    settings: dict[str, Any] = {
         "batch_size": options.batch_size,
         "seed": options.seed,
         "show_progress": sys.stderr.isatty(),
     }
-    known = len(fitted.norm_statistics)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "flatbayes": version("flatbayes"),
         "environment": describe_environment(),
         "run": {key: short_name(config[key]) for key in ("data", "model", "posterior", "flatness")}
@@ -110,51 +108,36 @@ def run(options: Namespace) -> None:
         "examples": len(test),
         "corrupted_images": "files" if options.corrupted_folder else "made by flatbayes",
     }
-    recalibration = evaluate_recalibration(fitted, dataset.val, test, options.num_draws, **how)
-    found["recalibrated"] = recalibration.to_dict()
+    recalibration = evaluate_recalibration(fitted, dataset.val, test, options.num_draws, **settings)
+    results["recalibrated"] = recalibration.to_dict()
     console.print(temperature_table(recalibration))
-    if outside is not None:
+    if ood_inputs is not None:
         name = short_name(options.ood) if options.ood is not None else "the classes left out"
-        evaluation = evaluate_ood(fitted, test.input_tensor, outside, options.num_draws, **how)
-        found["ood"] = {"source": name, **evaluation.to_dict()}
+        evaluation = evaluate_ood(fitted, test.input_tensor, ood_inputs, options.num_draws, **settings)
+        results["ood"] = {"source": name, **evaluation.to_dict()}
         console.print(ood_table(evaluation, name))
     rows: Sequence[CorruptionMetrics] = ()
     if names:
-        stored = (
-            None
-            if options.corrupted_folder is None
-            else CIFAR10C(path=str(options.corrupted_folder), max_examples=options.max_examples)
-        )
+        stored = None
+        if options.corrupted_folder is not None:
+            stored = CIFAR10C(path=str(options.corrupted_folder), max_examples=options.max_examples)
         rows = evaluate_corruptions(
-            fitted, test, names, options.severities, options.num_draws, corruption_source=stored, **how
+            fitted, test, names, options.severities, options.num_draws, corruption_source=stored, **settings
         )
-        found["corruptions"] = [row.to_dict() for row in rows]
+        results["corruptions"] = [row.to_dict() for row in rows]
         console.print(corruption_table(rows))
         console.print(severity_table(rows))
-    _save_results(folder, fitted, found, rows, new_statistics=len(fitted.norm_statistics) > known)
-
-
-def _save_results(
-    folder: RunFolder,
-    fitted: FittedPosterior,
-    shift_results: dict[str, Any],
-    rows: Sequence[CorruptionMetrics],
-    *,
-    new_statistics: bool,
-) -> None:
-    if new_statistics:  # estimating statistics of draws again would cost more than keeping them
-        folder.save(fitted)
-    write_json(folder.path / SHIFT_FILE, shift_results)
-    said = f"results  {folder.path / SHIFT_FILE}"
+    write_json(folder.path / SHIFT_FILE, results)
+    console.print(f"results  {folder.path / SHIFT_FILE}", highlight=False, soft_wrap=True)
     if rows:
-        run = shift_results["run"]
-        title = f"{run['posterior']} x {run['flatness']} on {run['data']}"
-        said += f"\npicture  {write_shift_figure(rows, title, folder.path / SHIFT_FIGURE_FILE)}"
-    console.print(said, highlight=False, soft_wrap=True)
+        labels = results["run"]
+        title = f"{labels['posterior']} x {labels['flatness']} on {labels['data']}"
+        figure = write_shift_figure(rows, title, folder.path / SHIFT_FIGURE_FILE)
+        console.print(f"figure   {figure}", highlight=False, soft_wrap=True)
 
 
 def _select_corruptions(options: Namespace, input_shape: tuple[int, ...]) -> tuple[str, ...]:
-    """The corruptions that are asked for."""
+    """Names of the corruptions given by `--corruptions`."""
     if options.corruptions == "none" or (options.corruptions is None and len(input_shape) != 3):
         return ()
     if len(input_shape) != 3:
@@ -164,19 +147,19 @@ def _select_corruptions(options: Namespace, input_shape: tuple[int, ...]) -> tup
         )
     if not options.severities or not set(options.severities) <= {1, 2, 3, 4, 5}:
         raise ValueError(f"--severities are numbers from 1 to 5, such as [1,3,5]; got {options.severities}.")
-    standard, every = list_corruptions(input_shape[0], standard_only=True), list_corruptions(input_shape[0])
+    standard, available = list_corruptions(input_shape[0], standard_only=True), list_corruptions(input_shape[0])
     if options.corrupted_folder is not None:
-        every = CIFAR10C(path=str(options.corrupted_folder)).corruption_names()
-        standard = tuple(name for name in standard if name in every)
-    wanted = options.corruptions or "standard"
-    if wanted in CORRUPTION_GROUPS:
-        return standard if wanted == "standard" else every
-    names = tuple(name.strip(" '\"") for name in wanted.strip(" []").split(","))
-    unknown = [name for name in names if name not in every]
+        available = CIFAR10C(path=str(options.corrupted_folder)).corruption_names()
+        standard = tuple(name for name in standard if name in available)
+    selection = options.corruptions or "standard"
+    if selection in CORRUPTION_GROUPS:
+        return standard if selection == "standard" else available
+    names = tuple(name.strip(" '\"") for name in selection.strip(" []").split(","))
+    unknown = [name for name in names if name not in available]
     if unknown:
         raise ValueError(
-            f"Unknown corruption {unknown[0]!r} for images of the shape {input_shape}. Known: {', '.join(every)}; or "
-            f"{', '.join(CORRUPTION_GROUPS)}."
+            f"Unknown corruption {unknown[0]!r} for images of the shape {input_shape}. Known: {', '.join(available)}"
+            f"; or {', '.join(CORRUPTION_GROUPS)}."
         )
     return names
 
@@ -185,17 +168,17 @@ def _load_ood_inputs(
     ood_source: DataSource | None, source: DataSource, test: Split, options: Namespace
 ) -> torch.Tensor | None:
     if ood_source is not None:
-        found = load_test_split(ood_source)
+        ood_split = load_test_split(ood_source)
     elif isinstance(source, ClassSplit):
-        found = source.read_ood()
+        ood_split = source.read_ood()
     else:
         return None
-    return match_input_format(_subsample_split(found, options).input_tensor, test.inputs)
+    return match_input_format(_subsample_split(ood_split, options).input_tensor, test.inputs)
 
 
 def _subsample_split(split: Split, options: Namespace) -> Split:
     if options.max_examples is None:
-        return Split(inputs=split.input_tensor, targets=split.targets)  # says so at once where there are too many
-    if options.corrupted_folder is not None:  # of which the first ones are read
+        return Split(inputs=split.input_tensor, targets=split.targets)  # raises here if they do not fit into memory
+    if options.corrupted_folder is not None:  # CIFAR10C reads the first ones
         return split.take(torch.arange(min(options.max_examples, len(split))))
     return split.subsample(options.max_examples)

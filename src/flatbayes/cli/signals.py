@@ -1,4 +1,4 @@
-"""Where a command runs: Ctrl-C is heard whatever is going on, and what is printed costs no result."""
+"""Handling of Ctrl-C and of closed or limited output streams."""
 
 import _thread
 import io
@@ -12,37 +12,37 @@ from typing import Any
 
 
 def make_streams_safe() -> None:
-    """No result is lost for want of somewhere to print it, or of a letter to print it with."""
+    """Let printing never fail: closed streams discard text, and characters outside the encoding are replaced."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started this process
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # until the process ends
+        if stream is None:  # closed by the parent process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # open until the process ends
         elif isinstance(stream, io.TextIOWrapper):
-            with suppress(OSError):  # no place to print after all
+            with suppress(OSError):  # the stream cannot be reconfigured
                 stream.reconfigure(errors="replace")
 
 
 def record_interrupts(signals: list[int]) -> Any:
-    """From now on note that Ctrl-C was pressed, since what it interrupts may make another error of it.
+    """Record every Ctrl-C from now on, since the interrupted code may turn KeyboardInterrupt into another error.
 
     Args:
-        signals: Gets an entry each time.
+        signals: List to which every signal number is appended.
 
     Returns:
-        The handler before, to be set again; None where nothing was changed, since somebody else listens.
+        The previous handler, to be restored; None if another handler was installed and nothing was changed.
     """
 
     def handle_interrupt(number: int, frame: FrameType | None) -> None:
         signals.append(number)
         if _ignores_exceptions(frame):
-            again = threading.Timer(0.01, _resend_interrupt)
-            again.daemon = True
-            again.start()
+            timer = threading.Timer(0.01, _resend_interrupt)
+            timer.daemon = True
+            timer.start()
         else:
             signal.default_int_handler(number, frame)
 
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if usual and threading.current_thread() is threading.main_thread():
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_default and threading.current_thread() is threading.main_thread():
         return signal.signal(signal.SIGINT, handle_interrupt)
     return None
 
@@ -50,12 +50,12 @@ def record_interrupts(signals: list[int]) -> Any:
 def _resend_interrupt() -> None:
     if sys.platform == "win32":
         _thread.interrupt_main()
-    else:  # a signal, which also wakes the main thread where it waits
+    else:  # a signal also interrupts blocking calls of the main thread
         signal.pthread_kill(int(threading.main_thread().ident or 0), signal.SIGINT)
 
 
 def _ignores_exceptions(frame: FrameType | None) -> bool:
-    """Whether an exception would be printed and forgotten there, as in whatever clears up after an object."""
+    """Whether Python would print and ignore an exception there: in `__del__` or a callback of a weak reference."""
     while frame is not None:
         if frame.f_code.co_name == "__del__" or frame.f_globals.get("__name__") in ("weakref", "_weakrefset"):
             return True

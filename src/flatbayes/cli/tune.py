@@ -1,4 +1,4 @@
-"""`flatbayes tune`: the radius, and whatever else, by its loss on validation data."""
+"""Verb `tune`: hyperparameters, by default rho, by a metric on validation data."""
 
 import sys
 from pathlib import Path
@@ -23,23 +23,23 @@ BAR_WIDTH = 30
 
 
 def make_parser() -> ArgumentParser:
-    """Its options."""
+    """Options of `tune`."""
     parser = new_parser(
         "tune --data DATA --out FOLDER [options]",
-        "Choose rho (or other numbers) by the loss on validation data, and write a configuration for fit.",
+        "Tune rho (or other numbers) on validation data, and write a configuration for fit.",
     )
     add_training_options(parser)
-    parser.add_argument("--posterior", type=Posterior, help="what is fitted")
+    parser.add_argument("--posterior", type=Posterior, help="posterior to fit")
     parser.add_argument(
         "--ranges",
         type=dict[str, tuple[float, float]] | None,
         default=None,
-        help='what to tune, such as {"flatness.rho": [0.01, 1], "posterior.temperature": [0.01, 1]}; by default rho '
-        "from a tenth to twenty times that of the flatness",
+        help='hyperparameters and their ranges, such as {"flatness.rho": [0.01, 1], "posterior.temperature": [0.01, '
+        "1]}; by default rho from a tenth to twenty times the value of the flatness",
     )
-    parser.add_argument("--num_trials", type=int, default=20, help="settings to try in all")
+    parser.add_argument("--num_trials", type=int, default=20, help="total number of settings to try")
     parser.add_argument("--num_seeds", type=int, default=3, help="runs of each setting, averaged")
-    parser.add_argument("--metric", type=str, default="nll", help="what decides, on the validation part")
+    parser.add_argument("--metric", type=str, default="nll", help="metric on the validation split that is optimized")
     parser.add_argument("--num_draws", type=int, default=30, help="networks averaged in a prediction")
     parser.add_argument(
         "--storage",
@@ -53,7 +53,7 @@ def make_parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    """Try, show the curve, write the best where `fit --config` reads it."""
+    """Run the trials, print them, and write the best setting as a configuration for `fit --config`."""
     check_num_draws(options.num_draws)
     is_higher_better(options.metric)
     if options.num_trials < 1 or options.num_seeds < 1:
@@ -61,23 +61,23 @@ def run(options: Namespace) -> None:
             f"num_trials and num_seeds must be at least 1, got {options.num_trials} and {options.num_seeds}."
         )
     folder, dataset = Path(options.out), options.data.load(0)
-    recipe = make_config(options, dataset)
-    task = ExperimentRun(
+    training_config = make_config(options, dataset)
+    base_run = ExperimentRun(
         source=options.data,
         model=make_model(options, dataset),
         posterior=options.posterior,
         flatness=options.flatness,
-        config=recipe,
+        config=training_config,
         seed=0,
         num_draws=options.num_draws,
     )
-    dry_run(task.model, dataset, task.posterior, task.flatness, recipe)
+    dry_run(base_run.model, dataset, base_run.posterior, base_run.flatness, training_config)
     if options.overwrite:
         clear_folder(folder)
     try:
         tuned = tune_hyperparameters(
-            task,
-            options.ranges or default_ranges(task),
+            base_run,
+            options.ranges or default_ranges(base_run),
             num_trials=options.num_trials,
             num_seeds=options.num_seeds,
             folder=folder,
@@ -86,7 +86,7 @@ def run(options: Namespace) -> None:
             show_progress=sys.stderr.isatty(),
         )
     except KeyboardInterrupt:
-        console.print(f"[yellow]finished trials are kept in {folder}; the same command goes on with them[/yellow]")
+        console.print(f"[yellow]finished trials are kept in {folder}; the same command continues with them[/yellow]")
         raise
     with atomic_write(folder / TUNED_CONFIG_FILE) as temporary:
         temporary.write_text(yaml.safe_dump(_best_config(tuned.best_run), sort_keys=False), encoding="utf-8")
@@ -99,9 +99,10 @@ def run(options: Namespace) -> None:
     )
 
 
-def _best_config(task: ExperimentRun) -> dict[str, Any]:
-    chosen = {name: to_spec(getattr(task, {"data": "source"}.get(name, name))) for name in ("data", "model")}
-    return chosen | {"posterior": to_spec(task.posterior), "flatness": to_spec(task.flatness)} | task.config.to_dict()
+def _best_config(best_run: ExperimentRun) -> dict[str, Any]:
+    objects = {"data": "source", "model": "model", "posterior": "posterior", "flatness": "flatness"}
+    specs = {option: to_spec(getattr(best_run, name)) for option, name in objects.items()}
+    return specs | best_run.config.to_dict()
 
 
 def _trials_table(tuned: TuningResult, metric: str) -> Table:

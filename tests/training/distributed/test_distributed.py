@@ -251,7 +251,7 @@ def test_the_command_line_starts_processes_or_is_started_in_several(tmp_path, st
     ]
     first = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert first.returncode == 0, first.stderr
-    assert first.stdout.count("kept in") == 1
+    assert first.stdout.count("saved    ") == 1
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 8
     again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert again.returncode != 0
