@@ -35,3 +35,13 @@ def test_the_migration_page_lists_renamed_names():
     assert "| `flatbayes.training.Recipe` | `flatbayes.training.TrainingConfig` |" in filled
     assert "| `SAM` | `part` | `ascent_batch_fraction` |" in filled
     assert "| `flatbayes compare` | `--outside` | `--ood` |" in filled
+
+
+def test_refused_pairs_are_listed_with_their_message():
+    pages = load_hook("pages")
+    messages = {(posterior, flatness): message for posterior, flatness, message in pages.list_refused_pairs()}
+    assert {("SGLD", "MSAM"), ("SGVB", "LookSAM"), ("SWAG", "PosteriorSAM")} <= messages.keys()
+    assert not {("SGVB", "PosteriorSAM"), ("SWAG", "SAM"), ("SGLD", "SAM")} & messages.keys()
+    assert messages["SGLD", "MSAM"].startswith("SGLD does not go with MSAM: ")
+    filled = pages.on_page_markdown((HOOKS.parent / "two-axes.md").read_text(encoding="utf-8"))
+    assert f"| `SGLD` | `MSAM` | {messages['SGLD', 'MSAM']} |" in filled
