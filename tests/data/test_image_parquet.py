@@ -103,7 +103,7 @@ def test_all_splits_have_the_same_channels(tmp_path, write_parquet, pixels):
     assert torch.equal(splits.train.inputs[:, 0], splits.train.inputs[:, 2])
 
 
-def test_grey_images_have_one_channel(tmp_path, write_parquet, pixels):
+def test_gray_images_have_one_channel(tmp_path, write_parquet, pixels):
     file = write_parquet(tmp_path / "train.parquet", pixels(4)[..., 0], [0, 1] * 2)
     raw = ImageParquet(path=str(file)).read()
     assert torch.equal(raw.unsplit.take(torch.arange(4)).inputs, torch.from_numpy(pixels(4)[..., :1]).movedim(-1, 1))

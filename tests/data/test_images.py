@@ -19,17 +19,17 @@ def test_color_images_are_decoded(png, pixels):
 
 
 def test_gray_images_are_decoded_to_one_or_three_channels(png, pixels):
-    grey = pixels(1, 4, 5)[0, :, :, 0]
-    assert np.array_equal(decode_image(("a", png(grey)), layout(channels=1)), grey[None])
-    assert np.array_equal(decode_image(("a", png(grey)), layout()), np.stack([grey] * 3))
+    gray = pixels(1, 4, 5)[0, :, :, 0]
+    assert np.array_equal(decode_image(("a", png(gray)), layout(channels=1)), gray[None])
+    assert np.array_equal(decode_image(("a", png(gray)), layout()), np.stack([gray] * 3))
 
 
 def test_the_layout_is_gray_only_if_all_images_are(png, pixels):
-    colour = pixels(1)[0]
-    grey = colour[:, :, 0]
-    assert infer_layout([("a", png(grey)), ("b", png(grey))], None).channels == 1
-    assert infer_layout([("a", png(grey)), ("b", png(grey)), ("c", png(colour))], None).channels == 3
-    assert infer_layout([("a", png(colour)), ("b", png(grey))], None).channels == 3
+    color = pixels(1)[0]
+    gray = color[:, :, 0]
+    assert infer_layout([("a", png(gray)), ("b", png(gray))], None).channels == 1
+    assert infer_layout([("a", png(gray)), ("b", png(gray)), ("c", png(color))], None).channels == 3
+    assert infer_layout([("a", png(color)), ("b", png(gray))], None).channels == 3
 
 
 def test_the_layout_has_the_size_of_the_first_image_or_the_option(png, pixels):
@@ -50,7 +50,7 @@ def test_another_size_is_refused_or_scaled(png, pixels):
 
 
 def test_color_images_are_refused_by_a_gray_layout(png, pixels):
-    with pytest.raises(ValueError, match=r"x has colour \(mode RGB\)"):
+    with pytest.raises(ValueError, match=r"x has color \(mode RGB\)"):
         decode_image(("x", png(pixels(1, 4, 5)[0])), layout(channels=1))
 
 

@@ -99,7 +99,7 @@ def test_folders_of_images_come_with_names(tmp_path, png, pixels):
     assert torch.equal(torch.cat([inputs for _, inputs in chunks]), expected)
     with pytest.raises(ValueError, match=r"a.png is 4 x 4 pixels .* 8 x 8 were expected"):
         list(read_inputs(tmp_path, (3, 8, 8), ()))
-    with pytest.raises(ValueError, match=r"a.png has colour"):
+    with pytest.raises(ValueError, match=r"a.png has color"):
         list(read_inputs(tmp_path, (1, 4, 4), ()))
 
 

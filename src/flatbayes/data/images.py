@@ -12,7 +12,7 @@ from flatbayes.core.optional import require_package
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded, whatever the suffix. Pillow has more, and some of them start other programs."""
-GREY_MODES = frozenset({"1", "L", "LA"})
+GRAY_MODES = frozenset({"1", "L", "LA"})
 HIGH_BIT_DEPTH_MODES = frozenset({"F", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 EncodedImage = tuple[str, bytes]
@@ -61,9 +61,9 @@ def infer_layout(images: Iterable[EncodedImage], size: int | None, crop: bool = 
     if first is None:
         raise ValueError("There are no images to read. Check the path.")
     mode, (width, height) = first
-    is_grey = mode in GREY_MODES and all(other_mode in GREY_MODES for other_mode, _ in headers)
+    is_gray = mode in GRAY_MODES and all(other_mode in GRAY_MODES for other_mode, _ in headers)
     return ImageLayout(
-        channels=1 if is_grey else 3, height=size or height, width=size or width, resize=size is not None, crop=crop
+        channels=1 if is_gray else 3, height=size or height, width=size or width, resize=size is not None, crop=crop
     )
 
 
@@ -88,9 +88,9 @@ def decode_image(image: EncodedImage, layout: ImageLayout) -> np.ndarray:
     with open_image(image) as picture:
         if picture.mode in HIGH_BIT_DEPTH_MODES:
             raise ValueError(f"{name} has more than 8 bits per pixel (mode {picture.mode}). Save it with 8 bits.")
-        if layout.channels == 1 and picture.mode not in GREY_MODES:
+        if layout.channels == 1 and picture.mode not in GRAY_MODES:
             raise ValueError(
-                f"{name} has colour (mode {picture.mode}), and grey images were expected. Convert it to grey."
+                f"{name} has color (mode {picture.mode}), and gray images were expected. Convert it to gray."
             )
         if (picture.height, picture.width) != (layout.height, layout.width) and not layout.resize:
             raise ValueError(

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from flatbayes.core.spec import class_path, import_object
 from flatbayes.data.checks import TaskType, make_class_names
-from flatbayes.data.images import GREY_MODES, HIGH_BIT_DEPTH_MODES
+from flatbayes.data.images import GRAY_MODES, HIGH_BIT_DEPTH_MODES
 from flatbayes.data.npz import (
     is_regression_array,
     make_feature_names,
@@ -237,7 +237,7 @@ def _to_array(value: Any) -> np.ndarray:
         return np.asarray(value)
     if value.mode in HIGH_BIT_DEPTH_MODES:
         raise ValueError(f"An image has more than 8 bits per pixel (mode {value.mode}). Convert it in a transform.")
-    if value.mode in GREY_MODES:
+    if value.mode in GRAY_MODES:
         return np.asarray(value.convert("L"))[None]
     return np.asarray(value.convert("RGB")).transpose(2, 0, 1)
 

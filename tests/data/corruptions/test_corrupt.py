@@ -14,7 +14,7 @@ def digits(count=200):
 
 
 def photographs(count=100):
-    """Smooth random images in colour, 32 x 32, uint8."""
+    """Smooth random images in color, 32 x 32, uint8."""
     generator = torch.Generator().manual_seed(5)
     planes = [sample_clouds(torch.empty(count, 1, 32, 32), generator) for _ in range(3)]
     return (255 * torch.cat(planes, 1)).round().to(torch.uint8)
@@ -45,7 +45,7 @@ def distance(corrupted_images, other):
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_grows_with_severity_and_keeps_shape_dtype_and_range(name, images):
     if name not in list_corruptions(images.shape[1]):
-        pytest.skip("for colour only")
+        pytest.skip("for color only")
     before, white = images.clone(), infer_white_value(images)
     corrupted = [corrupt_images(images, name, severity) for severity in range(1, 6)]
     distances = [distance(corrupted_images, images) / white for corrupted_images in corrupted]

@@ -30,8 +30,8 @@ def test_saturate_is_the_saturation_of_hsv():
 
 
 def test_saturate_keeps_gray_and_refuses_other_channels():
-    grey = torch.rand(2, 1, 4, 4).expand(-1, 3, -1, -1)
-    torch.testing.assert_close(digital("saturate", grey), grey)
+    gray = torch.rand(2, 1, 4, 4).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(digital("saturate", gray), gray)
     with pytest.raises(ValueError, match="3 channels .* got 1"):
         digital("saturate", torch.rand(2, 1, 4, 4))
 

@@ -3,10 +3,10 @@ import torch
 
 from flatbayes.data.corruptions import CORRUPTIONS
 
-GREY = torch.full((200, 3, 16, 16), 0.4)
+GRAY = torch.full((200, 3, 16, 16), 0.4)
 
 
-def noisy(name, severity, images=GREY):
+def noisy(name, severity, images=GRAY):
     return CORRUPTIONS[name](images, severity, torch.Generator().manual_seed(0))
 
 
@@ -23,7 +23,7 @@ def noisy(name, severity, images=GREY):
 )
 def test_moments(name, severity, std):
     corrupted = noisy(name, severity)
-    assert float(corrupted.mean()) == pytest.approx(0.4, abs=4 * std / GREY.numel() ** 0.5)
+    assert float(corrupted.mean()) == pytest.approx(0.4, abs=4 * std / GRAY.numel() ** 0.5)
     assert float(corrupted.std()) == pytest.approx(std, rel=0.02)
 
 
@@ -36,7 +36,7 @@ def test_shot_noise_counts_photons():
 def test_impulse_noise_has_its_rate(severity, rate):
     corrupted = noisy("impulse_noise", severity)
     assert corrupted.unique().tolist() == pytest.approx([0, 0.4, 1])
-    error = 5 * (rate / 2 / GREY.numel()) ** 0.5
+    error = 5 * (rate / 2 / GRAY.numel()) ** 0.5
     assert float((corrupted == 0).double().mean()) == pytest.approx(rate / 2, abs=error)
     assert float((corrupted == 1).double().mean()) == pytest.approx(rate / 2, abs=error)
 

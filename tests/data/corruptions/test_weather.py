@@ -11,14 +11,14 @@ def weather(name, images, severity=3, seed=0):
 
 
 @pytest.fixture
-def colours():
+def colors():
     return torch.rand(20, 3, 6, 6)
 
 
-def test_brightness_is_the_value_of_hsv(colours):
-    corrupted = weather("brightness", colours).clamp(0, 1)
+def test_brightness_is_the_value_of_hsv(colors):
+    corrupted = weather("brightness", colors).clamp(0, 1)
     pairs = zip(
-        colours.permute(0, 2, 3, 1).reshape(-1, 3).tolist(), corrupted.permute(0, 2, 3, 1).reshape(-1, 3), strict=True
+        colors.permute(0, 2, 3, 1).reshape(-1, 3).tolist(), corrupted.permute(0, 2, 3, 1).reshape(-1, 3), strict=True
     )
     for before, after in pairs:
         hue, saturation, value = colorsys.rgb_to_hsv(*before)
@@ -26,14 +26,14 @@ def test_brightness_is_the_value_of_hsv(colours):
         assert after.tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_brightness_of_black_and_of_grey_images():
+def test_brightness_of_black_and_of_gray_images():
     assert torch.equal(weather("brightness", torch.zeros(1, 3, 2, 2)), torch.full((1, 3, 2, 2), 0.21))
     torch.testing.assert_close(weather("brightness", torch.full((1, 1, 2, 2), 0.5)), torch.full((1, 1, 2, 2), 0.71))
 
 
-def test_fog_adds_light_and_keeps_the_brightest_value(colours):
-    corrupted = weather("fog", colours, 5)
-    assert (corrupted <= colours.amax((1, 2, 3), keepdim=True) + 1e-6).all()
+def test_fog_adds_light_and_keeps_the_brightest_value(colors):
+    corrupted = weather("fog", colors, 5)
+    assert (corrupted <= colors.amax((1, 2, 3), keepdim=True) + 1e-6).all()
     black = torch.zeros(5, 1, 8, 8)
     black[:, :, 0, 0] = 1
     assert weather("fog", black, 5).mean() > 0.2
