@@ -5,10 +5,8 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from flatbayes import metrics
 from flatbayes.metrics import (
-    DEFINITIONS,
-    HIGHER_IS_BETTER,
+    REGRESSION_METRICS,
     coverage_curve,
     crps,
     interval_width,
@@ -26,7 +24,7 @@ def example(seed, draws=4, examples=6):
     return means, stds, 2 * torch.randn(examples, generator=generator, dtype=torch.float64)
 
 
-def judged(means, stds, targets):
+def compute_metrics(means, stds, targets):
     """The metrics, from scipy's densities."""
     members = stats.norm(means.numpy(), stds.numpy())
     half = 1.96 * stds.mean(0)
@@ -55,7 +53,7 @@ class TestRmse:
         assert rmse(torch.full((100_000,), 0.1), torch.zeros(100_000)) == pytest.approx(expected, rel=1e-12)
 
     def test_shapes_that_would_broadcast_are_refused(self):
-        with pytest.raises(ValueError, match=r"one shape, got \(3,\) and \(3, 1\): anything else would compare each"):
+        with pytest.raises(ValueError, match=r"one shape, got \(3,\) and \(3, 1\): other shapes would be broadcast"):
             rmse(torch.zeros(3), torch.zeros(3, 1))
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -173,7 +171,7 @@ def test_width():
 class TestAll:
     def test_is_each_metric_on_its_own(self):
         means, stds, y = example(0)
-        found = judged(means, stds, y)
+        found = compute_metrics(means, stds, y)
         members = stats.norm(means.numpy(), stds.numpy())
         pit = torch.from_numpy(members.cdf(y.numpy()).mean(0))
         assert found == {
@@ -187,28 +185,28 @@ class TestAll:
         assert {type(value) for value in found.values()} == {float}
 
     def test_one_example_is_enough(self):
-        assert all(map(math.isfinite, judged(*example(0, examples=1)).values()))
+        assert all(map(math.isfinite, compute_metrics(*example(0, examples=1)).values()))
 
     def test_constant_targets_are_judged_like_others(self):
         means, stds, y = example(0)
-        assert judged(means, stds, torch.full_like(y, 3.0))["rmse"] == rmse(means.mean(0), torch.full_like(y, 3.0))
+        assert compute_metrics(means, stds, torch.full_like(y, 3.0))["rmse"] == rmse(
+            means.mean(0), torch.full_like(y, 3.0)
+        )
 
     def test_every_metric_has_a_definition_and_lower_is_better(self):
-        names = list(judged(*example(0)))
-        assert set(names) <= set(DEFINITIONS)
-        assert {name: HIGHER_IS_BETTER[name] for name in names if name in HIGHER_IS_BETTER} == {
-            "nll": False,
-            "rmse": False,
-            "crps": False,
-            "miscalibration": False,
-        }
+        names = list(compute_metrics(*example(0)))
+        assert names == list(REGRESSION_METRICS)
+        directions = {name: REGRESSION_METRICS[name].higher_is_better for name in names}
+        assert directions == dict.fromkeys(names, False) | {"coverage_95": None, "width_95": None}
 
     def test_directions_are_true(self):
-        """Who knows the mean and the noise beats who is wrong in both."""
+        """The true mean and noise are better than a wrong mean and noise."""
         y = torch.randn(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        good = judged(torch.zeros(1, 2000, dtype=torch.float64), torch.ones(1, 2000, dtype=torch.float64), y)
-        bad = judged(torch.ones(1, 2000, dtype=torch.float64), torch.full((1, 2000), 0.3, dtype=torch.float64), y)
-        assert all(good[name] < bad[name] for name in metrics.regression.REGRESSION_HIGHER_IS_BETTER)
+        good = compute_metrics(torch.zeros(1, 2000, dtype=torch.float64), torch.ones(1, 2000, dtype=torch.float64), y)
+        bad = compute_metrics(
+            torch.ones(1, 2000, dtype=torch.float64), torch.full((1, 2000), 0.3, dtype=torch.float64), y
+        )
+        assert all(good[name] < bad[name] for name in ("nll", "rmse", "crps", "miscalibration"))
 
     def test_log_densities_that_are_no_numbers_are_refused(self):
         means, stds, y = example(0)

@@ -64,7 +64,7 @@ def test_starts_as_transformers_do():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"input_shape": (1, 9, 8)}, "9 x 8 pixels is not made of whole patches of 4 x 4"),
+        ({"input_shape": (1, 9, 8)}, "9 x 8 pixels does not consist of whole patches of 4 x 4"),
         ({"heads": 3}, "dim must be a multiple of heads, got dim=8 and heads=3"),
         ({"pool": "max"}, "pool must be class or mean, got 'max'"),
         ({"depth": 0}, "depth must be .*, got 0"),

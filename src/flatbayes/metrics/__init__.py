@@ -1,4 +1,4 @@
-"""How good a prediction is. Every metric has a definition, computed in float64, the same on every device."""
+"""Metrics of predictive distributions: proper scoring rules, calibration, detection and selective prediction."""
 
 from flatbayes.metrics.calibration import (
     ReliabilityBins,
@@ -8,10 +8,17 @@ from flatbayes.metrics.calibration import (
     reliability_bins,
     wilson_interval,
 )
-from flatbayes.metrics.classification import classification_metrics
-from flatbayes.metrics.definitions import DEFINITIONS, HIGHER_IS_BETTER
+from flatbayes.metrics.classification import accuracy, brier_score, classification_metrics, nll
+from flatbayes.metrics.definitions import (
+    CLASSIFICATION_METRICS,
+    DEFINITIONS,
+    HIGHER_IS_BETTER,
+    METRIC_FAMILIES,
+    REGRESSION_METRICS,
+    MetricDefinition,
+    MetricFamily,
+)
 from flatbayes.metrics.detection import aupr, auroc, auroc_correct, entropy_divergence, fpr_at_tpr
-from flatbayes.metrics.extra import METRIC_FAMILIES
 from flatbayes.metrics.regression import (
     CoverageCurve,
     coverage_curve,
@@ -21,15 +28,18 @@ from flatbayes.metrics.regression import (
     regression_metrics,
     rmse,
 )
-from flatbayes.metrics.scores import accuracy, brier_score, nll
 from flatbayes.metrics.selective import aurc, excess_aurc, risk_coverage_curve
 from flatbayes.metrics.temperature import apply_temperature, fit_temperature
 
 __all__ = [
+    "CLASSIFICATION_METRICS",
     "DEFINITIONS",
     "HIGHER_IS_BETTER",
     "METRIC_FAMILIES",
+    "REGRESSION_METRICS",
     "CoverageCurve",
+    "MetricDefinition",
+    "MetricFamily",
     "ReliabilityBins",
     "accuracy",
     "adaptive_ece",

@@ -1,8 +1,8 @@
-"""Calibration: is a prediction made with confidence 0.8 right in 8 of 10 cases? (Guo et al., ICML 2017).
+"""Calibration of class probabilities: reliability diagrams and expected calibration errors (Guo et al., ICML 2017).
 
-Errors are measured over bins of equal width (Guo et al.), of equal mass (Nguyen and O'Connor, EMNLP 2015), or for
-every class on its own (Kull et al., NeurIPS 2019). A bin stands for the average over a continuum of confidences,
-which is what is approximated.
+Errors are measured over bins of equal width (Guo et al.), over bins of equal mass (Nguyen and O'Connor, EMNLP 2015),
+or for each class separately (Kull et al., NeurIPS 2019). Binning approximates the expectation over a continuum of
+confidences.
 """
 
 import math
@@ -22,13 +22,13 @@ ClosedSide = Literal["right", "left"]
 
 @dataclass(frozen=True)
 class ReliabilityBins:
-    """Predictions sorted into bins by their confidence, the probability of the most probable class.
+    """Accuracy and mean confidence of predictions, binned by confidence: the probability of the predicted class.
 
     Attributes:
-        edges: Edges of the bins, one more than bins.
-        counts: Predictions in each bin.
-        confidence: Mean confidence in each bin, 0 where it is empty.
-        accuracy: Fraction of right predictions in each bin, 0 where it is empty.
+        edges: Edges of the bins, one more than the number of bins.
+        counts: Number of predictions in each bin.
+        confidence: Mean confidence in each bin, 0 if it is empty.
+        accuracy: Fraction of right predictions in each bin, 0 if it is empty.
     """
 
     edges: tuple[float, ...]
@@ -37,19 +37,19 @@ class ReliabilityBins:
     accuracy: tuple[float, ...]
 
     def accuracy_intervals(self, level: float = 0.95) -> tuple[tuple[float, float], ...]:
-        """Wilson's interval of the accuracy in each bin, (0, 1) where it is empty.
+        """Wilson score interval of the accuracy in each bin, (0, 1) if it is empty.
 
         Args:
-            level: Probability with which an interval holds the truth, between 0 and 1.
+            level: Confidence level, between 0 and 1.
 
         Raises:
-            ValueError: There is no such level.
+            ValueError: The level is out of range.
         """
         pairs = zip(self.accuracy, self.counts, strict=True)
         return tuple(wilson_interval(round(accuracy * count), count, level) for accuracy, count in pairs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Lists by name, ready for JSON."""
+        """Lists by field name, ready for JSON."""
         return {
             "edges": list(self.edges),
             "counts": list(self.counts),
@@ -64,20 +64,20 @@ def reliability_bins(
     num_bins: int = 20,
     closed: ClosedSide = "right",
 ) -> ReliabilityBins:
-    """Sort predictions into bins of equal width.
+    """Bin predictions by confidence, with bins of equal width.
 
-    A confidence is compared with the edges m / num_bins in float64. In float32, 0.95 is a little less than
-    that and lies below the edge; in float64 it lies on it.
+    Confidences are compared with the edges m / num_bins in float64. The float32 number next to 0.95 is smaller than
+    that edge and lies below it; the float64 number equals the edge.
 
     Args:
         probs: Class probabilities.
         labels: Index of the true class.
         num_bins: Number of bins between 0 and 1.
-        closed: The edge that belongs to a bin: "right" for (a, b], with 0 in the first bin; "left" for
-            [a, b), with 1 in the last.
+        closed: Edge that belongs to a bin: "right" for (a, b], with 0 in the first bin; "left" for [a, b), with 1 in
+            the last bin.
 
     Raises:
-        ValueError: Probabilities or labels are not what they should be, or there is no such binning.
+        ValueError: The probabilities, labels or binning are invalid.
     """
     _check_binning(num_bins, closed)
     confidence, right = _top_confidence(*check_probs(probs, labels))
@@ -99,17 +99,17 @@ def ece(
 ) -> float:
     """Expected calibration error: sum_b n_b / n |accuracy_b - confidence_b|.
 
-    It depends on the number of bins and is biased upwards below some thousand examples: compare only values
-    of one definition and sample size.
+    It depends on the number of bins and is biased upwards below some thousand examples, so compare only values with
+    the same bins and sample size.
 
     Args:
         probs: Class probabilities.
         labels: Index of the true class.
         num_bins: Number of bins of equal width.
-        closed: The edge that belongs to a bin, as in `reliability_bins`.
+        closed: Edge that belongs to a bin, as in `reliability_bins`.
 
     Raises:
-        ValueError: Probabilities or labels are not what they should be, or there is no such binning.
+        ValueError: The probabilities, labels or binning are invalid.
     """
     bins = reliability_bins(probs, labels, num_bins, closed)
     gaps = zip(bins.counts, bins.accuracy, bins.confidence, strict=True)
@@ -119,11 +119,10 @@ def ece(
 def adaptive_ece(
     probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"], num_bins: int = 20
 ) -> float:
-    """Expected calibration error over bins of equal mass: the sorted confidences cut into equal numbers.
+    """Expected calibration error over bins of equal mass: quantile bins of the sorted confidences.
 
-    Where confidences tie, each of them counts as right as they are on average, so that the order of the
-    examples does not matter. Bins are as equal as whole numbers can be; with fewer examples than bins, each
-    example is a bin.
+    Examples with tied confidences share their mean accuracy, so the order of the examples does not matter. The sizes
+    of bins differ by at most 1; with fewer examples than bins, each example is a bin.
 
     Args:
         probs: Class probabilities.
@@ -131,13 +130,13 @@ def adaptive_ece(
         num_bins: Number of bins.
 
     Raises:
-        ValueError: Probabilities or labels are not what they should be, or there is no such binning.
+        ValueError: The probabilities, labels or binning are invalid.
     """
     _check_binning(num_bins, "right")
     confidence, right = _top_confidence(*check_probs(probs, labels))
     confidence, order = confidence.sort()
-    _, place, counts = confidence.unique_consecutive(return_inverse=True, return_counts=True)
-    averaged = (torch.bincount(place, weights=right[order]) / counts)[place]
+    _, group, counts = confidence.unique_consecutive(return_inverse=True, return_counts=True)
+    averaged = (torch.bincount(group, weights=right[order]) / counts)[group]
     bins = torch.arange(len(confidence)) * num_bins // len(confidence)
     gaps = torch.bincount(bins, weights=averaged - confidence)
     return float(gaps.abs().sum()) / len(confidence)
@@ -151,16 +150,16 @@ def classwise_ece(
 ) -> float:
     """Mean over classes of sum_b n_cb / n |frequency of the class in b - mean probability of the class in b|.
 
-    Every probability is judged, not only that of the most probable class.
+    It uses the probabilities of all classes, not only of the most probable one.
 
     Args:
         probs: Class probabilities.
         labels: Index of the true class.
         num_bins: Number of bins of equal width.
-        closed: The edge that belongs to a bin, as in `reliability_bins`.
+        closed: Edge that belongs to a bin, as in `reliability_bins`.
 
     Raises:
-        ValueError: Probabilities or labels are not what they should be, or there is no such binning.
+        ValueError: The probabilities, labels or binning are invalid.
     """
     _check_binning(num_bins, closed)
     probs, labels = check_probs(probs, labels)
@@ -173,15 +172,15 @@ def classwise_ece(
 
 
 def wilson_interval(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion: all p with |hits / count - p| <= z sqrt(p (1 - p) / count).
+    """Wilson score interval of a proportion: all p with |hits / count - p| <= z sqrt(p (1 - p) / count).
 
     Args:
-        hits: Successes.
-        count: Trials; without any the interval is (0, 1).
-        level: Probability with which the interval holds the truth, between 0 and 1.
+        hits: Number of successes.
+        count: Number of trials; for 0 the interval is (0, 1).
+        level: Confidence level, between 0 and 1.
 
     Raises:
-        ValueError: There is no such level, or there are more successes than trials.
+        ValueError: The level is out of range, or there are more successes than trials.
     """
     if not 0 < level < 1:
         raise ValueError(f"The level of an interval lies between 0 and 1, got {level}. Try 0.95.")
@@ -204,7 +203,7 @@ def _check_binning(num_bins: int, closed: str) -> None:
 
 
 def _top_confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Confidence of each prediction, and 1 where it is right."""
+    """Confidence of each prediction, and 1.0 if it is right, else 0.0."""
     top = probs.argmax(-1)
     return probs.gather(1, top[:, None]).squeeze(1), (top == labels).double()
 
@@ -214,10 +213,10 @@ def _bin_edges(num_bins: int) -> Tensor:
 
 
 def _sum_by_bin(values: Tensor, hits: Tensor, num_bins: int, closed: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each bin of equal width: examples, sum of the values, sum of the hits."""
-    place = torch.bucketize(values, _bin_edges(num_bins)[1:-1], right=closed == "left")
+    """Count, sum of the values and sum of the hits of each bin of equal width."""
+    bins = torch.bucketize(values, _bin_edges(num_bins)[1:-1], right=closed == "left")
     return (
-        torch.bincount(place, minlength=num_bins),
-        torch.bincount(place, weights=values, minlength=num_bins),
-        torch.bincount(place, weights=hits, minlength=num_bins),
+        torch.bincount(bins, minlength=num_bins),
+        torch.bincount(bins, weights=values, minlength=num_bins),
+        torch.bincount(bins, weights=hits, minlength=num_bins),
     )

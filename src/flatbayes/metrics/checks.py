@@ -1,14 +1,16 @@
-"""What every metric refuses, and how it takes what it accepts: float64 on the CPU, alike for all devices."""
+"""Validation of metric inputs, and their conversion to float64 on the CPU, so that results agree on all devices."""
 
 import torch
 from torch import Tensor
 
 RANGE_TOLERANCE = 1e-6
+"""Probabilities may exceed the range [0, 1] by this much."""
 SUM_TOLERANCE = 1e-3
+"""The sum of an example's probabilities may differ from 1 by this much."""
 
 
 def check_probs(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities clamped into [0, 1] and labels, ready to compute with.
+    """Check class probabilities and labels, and clamp the probabilities to [0, 1].
 
     Args:
         probs: Class probabilities of each example, [examples, classes].
@@ -18,13 +20,13 @@ def check_probs(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         Float64 and int64 tensors on the CPU.
 
     Raises:
-        ValueError: Probabilities or labels are not what they should be.
+        ValueError: The probabilities or labels are invalid.
     """
     probs = _check_matrix(probs, "probabilities")
     if not probs.isfinite().all():
         raise ValueError(
             f"Probabilities must be finite, got {int((~probs.isfinite()).sum())} that are not. "
-            "Look for networks that diverged."
+            "Check whether the training diverged."
         )
     low, high = float(probs.min()), float(probs.max())
     if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
@@ -37,7 +39,7 @@ def check_probs(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_log_probs(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log probabilities clamped to at most 0 and labels, ready to compute with.
+    """Check log probabilities and labels, and clamp the log probabilities to at most 0.
 
     Args:
         log_probs: Log probabilities of the classes of each example, [examples, classes]; -inf is allowed.
@@ -47,13 +49,13 @@ def check_log_probs(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         Float64 and int64 tensors on the CPU.
 
     Raises:
-        ValueError: Log probabilities or labels are not what they should be.
+        ValueError: The log probabilities or labels are invalid.
     """
     log_probs = _check_matrix(log_probs, "log probabilities")
     if log_probs.isnan().any():
         raise ValueError(
             f"Log probabilities must be numbers or -inf, got {int(log_probs.isnan().sum())} that are NaN. "
-            "Look for networks that diverged."
+            "Check whether the training diverged."
         )
     if (log_probs > RANGE_TOLERANCE).any():
         raise ValueError(

@@ -1,36 +1,18 @@
-"""The metrics of a classifier, all at once, and what they mean."""
-
-from collections.abc import Mapping
-from types import MappingProxyType
+"""Classification metrics: accuracy and proper scoring rules (NLL, Brier score) of class probabilities."""
 
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from flatbayes.metrics.calibration import ece
+from flatbayes.metrics.checks import check_log_probs, check_probs
 from flatbayes.metrics.detection import auroc_correct
-from flatbayes.metrics.scores import accuracy, brier_score, nll
-
-CLASSIFICATION_HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
-    {"accuracy": True, "nll": False, "ece": False, "brier": False, "auroc_correct": True}
-)
-"""Direction of each metric."""
-
-CLASSIFICATION_DEFINITIONS: Mapping[str, str] = MappingProxyType(
-    {
-        "accuracy": "Accuracy: fraction of examples whose most probable class is the label",
-        "nll": "NLL: mean negative log probability of the label, in nats",
-        "ece": "ECE: 20 equal-width bins (a, b] of the top probability",
-        "brier": "Brier score: squared error of the probabilities, summed over the classes, from 0 to 2",
-        "auroc_correct": "AUROC (correct): right and wrong predictions told apart by the top probability",
-    }
-)
-"""One line on each metric, for reports."""
 
 
 def classification_metrics(
     log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]
 ) -> dict[str, float]:
-    """Accuracy, NLL, ECE, Brier score and AUROC of right against wrong predictions, as in `DEFINITIONS`.
+    """Compute all metrics of `CLASSIFICATION_METRICS`.
 
     Args:
         log_probs: Log of the averaged probabilities.
@@ -40,9 +22,9 @@ def classification_metrics(
         Values by name; `nll` may be infinite, and `auroc_correct` is NaN where no prediction is wrong.
 
     Raises:
-        ValueError: Log probabilities or labels are not what they should be.
+        ValueError: The log probabilities or labels are invalid.
     """
-    score = nll(log_probs, labels)  # first, since its complaints are about log probabilities
+    score = nll(log_probs, labels)  # first, because its error messages are about log probabilities
     probs = log_probs.detach().cpu().double().exp()
     return {
         "accuracy": accuracy(probs, labels),
@@ -51,3 +33,48 @@ def classification_metrics(
         "brier": brier_score(probs, labels),
         "auroc_correct": auroc_correct(probs, labels),
     }
+
+
+def accuracy(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
+    """Fraction of examples whose most probable class is the label; the first one where several are tied.
+
+    Args:
+        probs: Class probabilities.
+        labels: Index of the true class.
+
+    Raises:
+        ValueError: The probabilities or labels are invalid.
+    """
+    probs, labels = check_probs(probs, labels)
+    return float((probs.argmax(-1) == labels).double().mean())
+
+
+def nll(log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
+    """Negative log likelihood in nats: -mean_i log p_i(y_i).
+
+    It takes log probabilities, because very confident predictions underflow in `exp`. It is infinite if a label has
+    probability 0.
+
+    Args:
+        log_probs: Log probabilities of the classes.
+        labels: Index of the true class.
+
+    Raises:
+        ValueError: The log probabilities or labels are invalid.
+    """
+    log_probs, labels = check_log_probs(log_probs, labels)
+    return float(log_probs.gather(1, labels[:, None]).abs().mean())  # abs: -log p without a negative zero
+
+
+def brier_score(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
+    """Brier score: mean_i sum_c (p_ic - [y_i = c])^2, from 0 to 2 (not divided by the number of classes).
+
+    Args:
+        probs: Class probabilities.
+        labels: Index of the true class.
+
+    Raises:
+        ValueError: The probabilities or labels are invalid.
+    """
+    probs, labels = check_probs(probs, labels)
+    return float((probs - F.one_hot(labels, probs.shape[1])).square().sum(-1).mean())

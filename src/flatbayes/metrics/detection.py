@@ -1,101 +1,108 @@
-"""Detection: does a score tell one kind of example from the other?
+"""Detection metrics: how well a score separates positive from negative examples.
 
-The positive examples are those that should score high: for out-of-distribution detection by an uncertainty, the
-examples from outside. AUROC, AUPR and FPR at a TPR depend on the order of the scores only; the divergence of
-entropy histograms (Maddox et al., NeurIPS 2019) depends on bins.
+Positive examples should have high scores; for out-of-distribution detection by an uncertainty they are the
+out-of-distribution examples. AUROC, AUPR and FPR at a TPR depend only on the order of the scores and are those of
+scikit-learn. The divergence of entropy histograms (Maddox et al., NeurIPS 2019) depends on its bins.
+
+scikit-learn is imported inside the functions, because it would make `import flatbayes` half a second slower.
 """
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flatbayes.metrics.checks import check_probs
 
 ENTROPY_EDGES_LOGSPACE = (-8.0, 0.5, 30)
-"""log10 of the first and the last edge of the histograms of entropy, and their number."""
+"""log10 of the first and the last edge of the entropy histograms, and the number of edges."""
 BIN_PSEUDOCOUNT = 1e-7
-"""Added to the count of every bin, so that no divergence is infinite."""
+"""Added to the count of every bin, which keeps divergences finite."""
 
 
 def auroc(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " examples"]) -> float:
     """Area under the ROC curve: P(score of a positive > score of a negative), ties counted half.
 
-    Computed as the Mann-Whitney statistic from average ranks. NaN where either kind is absent.
-
     Args:
-        scores: Higher for what looks positive; infinite ones are allowed.
-        positive: Which examples are.
+        scores: Higher for examples that look positive; infinite scores are allowed.
+        positive: Mask of the positive examples.
+
+    Returns:
+        NaN if all examples are positive or all are negative.
 
     Raises:
-        ValueError: Scores and examples do not match, or a score is NaN.
+        ValueError: The shapes do not match, or a score is NaN.
     """
-    scores, positive = _check_scores(scores, positive)
-    num_positive = int(positive.sum())
-    num_negative = len(positive) - num_positive
-    if not num_positive or not num_negative:
-        return math.nan
-    _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
-    # Those that tie share their average rank; twice that is a whole number, so nothing is rounded.
-    twice_ranks = 2 * counts.cumsum(0) - counts + 1
-    twice_wins = int(twice_ranks[place][positive].sum()) - num_positive * (num_positive + 1)
-    return twice_wins / (2 * num_positive * num_negative)
+    from sklearn.metrics import roc_auc_score
+
+    ranks, positives = _rank_scores(scores, positive)
+    return math.nan if _is_single_class(positives) else float(roc_auc_score(positives, ranks))
 
 
 def aupr(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " examples"]) -> float:
     """Average precision: sum over thresholds of precision x increase of recall, without interpolation.
 
-    A score that says nothing has the fraction of positives, not 0.5. The two kinds are not alike: for the
-    other one as the positive, pass `-scores` and `~positive`. NaN where either kind is absent.
+    An uninformative score has the fraction of positives as its value, not 0.5. The classes are not symmetric: for the
+    other one as the positive class, pass `-scores` and `~positive`.
 
     Args:
-        scores: Higher for what looks positive; examples that tie enter together.
-        positive: Which examples are.
+        scores: Higher for examples that look positive; tied examples share a threshold.
+        positive: Mask of the positive examples.
+
+    Returns:
+        NaN if all examples are positive or all are negative.
 
     Raises:
-        ValueError: Scores and examples do not match, or a score is NaN.
+        ValueError: The shapes do not match, or a score is NaN.
     """
-    scores, positive = _check_scores(scores, positive)
-    if not positive.any() or positive.all():
-        return math.nan
-    true, false = _operating_points(scores, positive)
-    precision = true / (true + false)
-    increase = true.diff(prepend=true.new_zeros(1)) / true[-1]
-    return float((precision * increase).sum())
+    from sklearn.metrics import average_precision_score
+
+    ranks, positives = _rank_scores(scores, positive)
+    return math.nan if _is_single_class(positives) else float(average_precision_score(positives, ranks))
 
 
 def fpr_at_tpr(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " examples"], tpr: float = 0.95) -> float:
-    """Fraction of negatives that pass the highest threshold that at least `tpr` of the positives pass.
+    """False positive rate at the highest threshold with a true positive rate of at least `tpr`.
 
-    Thresholds are scores that occur, without interpolation, and an example passes at or above one. NaN where
-    either kind is absent.
+    Thresholds are the scores that occur, without interpolation; an example at or above one is predicted positive.
 
     Args:
-        scores: Higher for what looks positive.
-        positive: Which examples are.
-        tpr: Fraction of positives to detect, above 0 and at most 1.
+        scores: Higher for examples that look positive.
+        positive: Mask of the positive examples.
+        tpr: True positive rate, above 0 and at most 1.
+
+    Returns:
+        NaN if all examples are positive or all are negative.
 
     Raises:
-        ValueError: Scores and examples do not match, a score is NaN, or there is no such fraction.
+        ValueError: The shapes do not match, a score is NaN, or `tpr` is out of range.
     """
+    from sklearn.metrics import roc_curve
+
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr is a fraction of the positives, above 0 and at most 1, got {tpr}. Try 0.95.")
-    scores, positive = _check_scores(scores, positive)
-    if not positive.any() or positive.all():
+    ranks, positives = _rank_scores(scores, positive)
+    if _is_single_class(positives):
         return math.nan
-    true, false = _operating_points(scores, positive)
-    enough = true / true[-1] >= tpr
-    return float(false[enough][0] / false[-1])
+    false_rates, true_rates, _ = roc_curve(positives, ranks, drop_intermediate=False)
+    return float(false_rates[np.argmax(true_rates >= tpr)])
 
 
 def auroc_correct(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
-    """AUROC of telling right predictions from wrong ones by the top probability.
+    """AUROC of the separation of right from wrong predictions by the top probability.
 
-    NaN where all predictions are right, or all wrong: there is nothing to tell apart.
+    Args:
+        probs: Class probabilities.
+        labels: Index of the true class.
+
+    Returns:
+        NaN if all predictions are right, or all are wrong.
 
     Raises:
-        ValueError: Probabilities or labels are not what they should be.
+        ValueError: The probabilities or labels are invalid.
     """
     probs, labels = check_probs(probs, labels)
     top = probs.argmax(-1)
@@ -103,47 +110,41 @@ def auroc_correct(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, 
 
 
 def entropy_divergence(test_entropies: Float[Tensor, " test"], ood_entropies: Float[Tensor, " ood"]) -> float:
-    """KL(p || q) + KL(q || p) of the histograms p and q of the entropies of two sets of examples, in nats.
+    """Symmetric divergence KL(p || q) + KL(q || p) of the entropy histograms p and q of two data sets, in nats.
 
-    The protocol of Maddox et al. (NeurIPS 2019): 30 edges, evenly spaced in the logarithm from 1e-8 to
-    10^0.5, and 1e-7 added to every count. Here the first bin reaches down to 0 and the last one up, where the
-    original drops what lies outside. Large where the two sets hardly share a bin: what an empty bin costs is
-    set by the 1e-7 and by the number of examples, so compare only values for as many examples.
+    The protocol of Maddox et al. (NeurIPS 2019): 30 edges, evenly spaced in the logarithm from 1e-8 to 10^0.5, and
+    1e-7 added to every count. Here the first bin extends down to 0 and the last one up to infinity, where the
+    original drops such values. The cost of an empty bin depends on the 1e-7 and on the number of examples, so compare
+    only values for equal numbers of examples.
 
     Args:
-        test_entropies: Entropies of the predictions for classes that were trained on, in nats.
-        ood_entropies: The same for classes that were not.
+        test_entropies: Entropies of the predictions for examples of known classes, in nats.
+        ood_entropies: Entropies of the predictions for out-of-distribution examples, in nats.
 
     Raises:
         ValueError: Entropies are missing, negative or not finite.
     """
-    p, q = (
-        _entropy_histogram(values, name) for values, name in ((test_entropies, "inside"), (ood_entropies, "outside"))
-    )
+    p, q = _entropy_histogram(test_entropies, "test"), _entropy_histogram(ood_entropies, "out-of-distribution")
     return float(((p - q) * (p.log() - q.log())).sum())
 
 
-def _check_scores(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+def _rank_scores(scores: Tensor, positive: Tensor) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Ranks of the scores, equal where they tie: scikit-learn refuses infinite scores, and only the order matters."""
     if scores.ndim != 1 or scores.shape != positive.shape or positive.dtype != torch.bool:
         raise ValueError(
             f"Expected one score and one bool for each example, got scores of shape {tuple(scores.shape)} "
             f"and {positive.dtype} of shape {tuple(positive.shape)}. Pass two vectors, the second a mask."
         )
-    scores, positive = scores.detach().cpu().double(), positive.cpu()
+    scores = scores.detach().cpu().double()
     if scores.isnan().any():
         raise ValueError(
             f"Scores must be numbers, got {int(scores.isnan().sum())} that are NaN. Leave these examples out."
         )
-    return scores, positive
+    return torch.unique(scores, return_inverse=True)[1].numpy(), positive.cpu().numpy()
 
 
-def _operating_points(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """Positives and negatives at or above each distinct score, from the highest to the lowest."""
-    _, place = torch.unique(scores, return_inverse=True)
-    levels = int(place.max()) + 1
-    true = torch.bincount(place[positive], minlength=levels).flip(0).cumsum(0)
-    false = torch.bincount(place[~positive], minlength=levels).flip(0).cumsum(0)
-    return true.double(), false.double()
+def _is_single_class(positives: NDArray[np.bool_]) -> bool:
+    return bool(positives.all() or not positives.any())
 
 
 def _entropy_histogram(entropies: Tensor, name: str) -> Tensor:
@@ -153,8 +154,8 @@ def _entropy_histogram(entropies: Tensor, name: str) -> Tensor:
             f"Expected the entropies of at least 1 {name} example, finite and not negative, got shape "
             f"{tuple(values.shape)} and {int((~values.isfinite()).sum())} that are not finite. Pass a vector."
         )
-    low, high, number = ENTROPY_EDGES_LOGSPACE
-    edges = torch.logspace(low, high, number, dtype=torch.float64)
-    counts = torch.bincount(torch.bucketize(values, edges[1:-1], right=True), minlength=number - 1)
-    filled = counts.double() + BIN_PSEUDOCOUNT
-    return filled / filled.sum()
+    low, high, num_edges = ENTROPY_EDGES_LOGSPACE
+    edges = torch.logspace(low, high, num_edges, dtype=torch.float64)
+    counts = torch.bincount(torch.bucketize(values, edges[1:-1], right=True), minlength=num_edges - 1)
+    smoothed = counts.double() + BIN_PSEUDOCOUNT
+    return smoothed / smoothed.sum()

@@ -1,13 +1,12 @@
-"""The metrics of a regression, all at once, and what they mean.
+"""Regression metrics: RMSE, CRPS, NLL and interval coverage of mixtures of normal distributions.
 
-A prediction is an equal mixture of normal distributions, one for each network, and is judged as that mixture: nothing
-is moment-matched. With several targets, all but the NLL are averages over them, each in its own unit.
+A prediction is an equal mixture of normal distributions, one for each network, and is evaluated as that mixture,
+without moment matching. With several targets, all metrics but the NLL are averages over them, each in its own unit.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,34 +14,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 INTERVAL_LEVEL = 0.95
+"""Probability of the interval of `coverage_95` and `width_95`."""
 COVERAGE_LEVELS = tuple(k / 20 for k in range(1, 20))
-
-REGRESSION_HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
-    {"nll": False, "rmse": False, "crps": False, "miscalibration": False}
-)
-"""Direction of each metric that has one: an interval is not better for being wide, or narrow, by itself."""
-
-REGRESSION_DEFINITIONS: Mapping[str, str] = MappingProxyType(
-    {
-        "nll": "NLL: mean negative log density of the target under the mixture, in nats, in the target's unit",
-        "rmse": "RMSE: root mean squared error of the predicted mean, in the target's unit",
-        "crps": "CRPS: continuous ranked probability score of the mixture, in the target's unit",
-        "miscalibration": "Miscalibration: mean |coverage - level| of central intervals, levels .05 to .95",
-        "coverage_95": "Coverage: fraction of targets inside the central 95 % interval",
-        "width_95": "Width: mean width of the central 95 % interval, in the target's unit",
-    }
-)
-"""One line on each metric, for reports."""
+"""Probabilities of the intervals of a coverage curve: .05, .10, ..., .95."""
 
 
 @dataclass(frozen=True)
 class CoverageCurve:
-    """How many targets lie inside the central interval of each level.
+    """Fraction of targets inside the central interval of each level.
 
     Attributes:
-        levels: Probability that the predictions give to the interval.
-        coverage: Fraction of the targets that are inside.
-        count: Targets in all.
+        levels: Predicted probability of each interval.
+        coverage: Fraction of the targets inside each interval.
+        count: Number of targets.
     """
 
     levels: tuple[float, ...]
@@ -50,7 +34,7 @@ class CoverageCurve:
     count: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Lists by name, ready for JSON."""
+        """Lists by field name, ready for JSON."""
         return {"levels": list(self.levels), "coverage": list(self.coverage), "count": self.count}
 
 
@@ -63,20 +47,23 @@ def regression_metrics(
     pit: Float[Tensor, "examples ..."],
     interval: tuple[Float[Tensor, "examples ..."], Float[Tensor, "examples ..."]],
 ) -> dict[str, float]:
-    """All metrics of `DEFINITIONS` by name.
+    """Compute all metrics of `REGRESSION_METRICS`.
 
     Args:
-        targets: What came true.
-        means: Mean that each network predicts.
-        stds: Standard deviation that each network predicts.
+        targets: Observed targets.
+        means: Predicted mean of each network.
+        stds: Predicted standard deviation of each network.
         log_density: Log density of the mixture at the targets.
-        pit: Distribution function of the mixture at the targets.
-        interval: Ends of the central 95 % interval of the mixture.
+        pit: Probability integral transform: distribution function of the mixture at the targets.
+        interval: Lower and upper ends of the central 95 % interval of the mixture.
+
+    Returns:
+        Values by name.
 
     Raises:
-        ValueError: Predictions or targets are not finite, or do not match.
+        ValueError: Predictions or targets are not finite, or their shapes do not match.
     """
-    error = rmse(means.mean(0), targets)  # first, since its complaints are about the targets
+    error = rmse(means.mean(0), targets)  # first, because its error messages are about the targets
     return {
         "nll": _mean_nll(log_density),
         "rmse": error,
@@ -88,10 +75,14 @@ def regression_metrics(
 
 
 def rmse(mean: Float[Tensor, "examples ..."], targets: Float[Tensor, "examples ..."]) -> float:
-    """Root mean squared error: sqrt(mean_i (y_i - m_i)^2), without overflow.
+    """Root mean squared error sqrt(mean_i (y_i - m_i)^2), computed without overflow.
+
+    Args:
+        mean: Predicted means.
+        targets: Observed targets.
 
     Raises:
-        ValueError: Predictions or targets are not finite, or do not match.
+        ValueError: Predictions or targets are not finite, or their shapes do not match.
     """
     mean, targets = _check_finite(mean, "predicted means"), _check_finite(targets, "targets")
     _check_same_shape(mean, targets)
@@ -109,11 +100,16 @@ def crps(
 
     With A(m, s) = E|N(m, s^2)| = m (2 Phi(m/s) - 1) + 2 s phi(m/s) it is, for each target,
     mean_t A(y - mean_t, std_t) - mean_tu A(mean_t - mean_u, sqrt(std_t^2 + std_u^2)) / 2
-    (Grimit et al., Q. J. R. Meteorol. Soc. 2006). It has the target's unit, and is the absolute error of a prediction
-    without spread.
+    (Grimit et al., Q. J. R. Meteorol. Soc. 2006). It has the target's unit, and equals the absolute error if all
+    standard deviations are 0 and the means agree.
+
+    Args:
+        means: Predicted mean of each network.
+        stds: Predicted standard deviation of each network.
+        targets: Observed targets.
 
     Raises:
-        ValueError: Predictions or targets are not finite, or do not match.
+        ValueError: Predictions or targets are not finite, or their shapes do not match.
     """
     means, stds = _check_finite(means, "predicted means"), _check_finite(stds, "predicted standard deviations")
     targets = _check_finite(targets, "targets")
@@ -135,12 +131,12 @@ def folded_normal_mean(mean: Tensor, std: Tensor) -> Tensor:
 
 
 def coverage_curve(pit: Float[Tensor, "examples ..."], levels: Sequence[float] = COVERAGE_LEVELS) -> CoverageCurve:
-    """How many targets lie inside central intervals: |2 F_i(y_i) - 1| <= level.
+    """Fraction of targets inside central intervals, |2 F_i(y_i) - 1| <= level, for each level.
 
     Args:
-        pit: Distribution function of each prediction at its target, F_i(y_i); uniform if the predictions are
-            calibrated.
-        levels: Probability that the predictions give to the interval.
+        pit: Probability integral transform F_i(y_i): distribution function of each prediction at its target; uniform
+            if the predictions are calibrated.
+        levels: Predicted probability of each interval.
 
     Raises:
         ValueError: A value or a level is not a probability.
@@ -153,28 +149,36 @@ def coverage_curve(pit: Float[Tensor, "examples ..."], levels: Sequence[float] =
         )
     if not levels or not all(0 < level < 1 for level in levels):
         raise ValueError(f"Levels lie strictly between 0 and 1, got {list(levels)}.")
-    inside = [float(((2 * pit - 1).abs() <= level).double().mean()) for level in levels]
-    return CoverageCurve(tuple(levels), tuple(inside), pit.numel())
+    coverage = [float(((2 * pit - 1).abs() <= level).double().mean()) for level in levels]
+    return CoverageCurve(tuple(levels), tuple(coverage), pit.numel())
 
 
 def miscalibration(pit: Float[Tensor, "examples ..."]) -> float:
     """Mean of |coverage - level| over the levels .05, .10, ..., .95.
 
-    Even of perfect predictions it is about a third of 1 / sqrt(examples): compare only values of one sample size.
+    For perfectly calibrated predictions its expectation is about a third of 1 / sqrt(examples), so compare only
+    values for equal sample sizes.
+
+    Args:
+        pit: Probability integral transform, as in `coverage_curve`.
 
     Raises:
         ValueError: A value is not a probability.
     """
     curve = coverage_curve(pit)
-    gaps = [abs(found - level) for found, level in zip(curve.coverage, curve.levels, strict=True)]
+    gaps = [abs(coverage - level) for coverage, level in zip(curve.coverage, curve.levels, strict=True)]
     return math.fsum(gaps) / len(gaps)
 
 
 def interval_width(lower: Float[Tensor, "examples ..."], upper: Float[Tensor, "examples ..."]) -> float:
-    """Mean width of intervals. It means something only beside their coverage.
+    """Mean width of intervals, to be read together with their coverage.
+
+    Args:
+        lower: Lower ends.
+        upper: Upper ends.
 
     Raises:
-        ValueError: The ends are not finite, or do not match.
+        ValueError: The ends are not finite, or their shapes do not match.
     """
     lower, upper = _check_finite(lower, "lower ends"), _check_finite(upper, "upper ends")
     _check_same_shape(lower, upper)
@@ -183,7 +187,9 @@ def interval_width(lower: Float[Tensor, "examples ..."], upper: Float[Tensor, "e
 
 def _mean_nll(log_density: Tensor) -> float:
     if log_density.isnan().any():
-        raise ValueError(f"{int(log_density.isnan().sum())} log densities are NaN. Look for networks that diverged.")
+        raise ValueError(
+            f"{int(log_density.isnan().sum())} log densities are NaN. Check whether the training diverged."
+        )
     return -float(log_density.detach().cpu().double().mean())
 
 
@@ -196,7 +202,7 @@ def _check_finite(values: Tensor, name: str) -> Tensor:
     if not values.isfinite().all():
         raise ValueError(
             f"{int((~values.isfinite()).sum())} {name} are missing or not finite. Leave such examples out; if they "
-            "are predictions, look for networks that diverged."
+            "are predictions, check whether the training diverged."
         )
     return values.detach().cpu().double()
 
@@ -205,5 +211,5 @@ def _check_same_shape(first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape:
         raise ValueError(
             f"Predictions and targets must have one shape, got {tuple(first.shape)} and {tuple(second.shape)}: "
-            "anything else would compare each with all. Reshape the targets."
+            "other shapes would be broadcast against each other. Reshape the targets."
         )

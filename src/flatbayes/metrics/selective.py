@@ -1,7 +1,7 @@
-"""Selective prediction: how good are the predictions if the least confident ones are left to somebody else?
+"""Selective prediction: risk-coverage curves of a classifier that abstains on its least confident predictions.
 
-The risk-coverage curve and its area are those of Geifman and El-Yaniv (NeurIPS 2017), the excess over the best order
-that of Geifman et al. (ICLR 2019). Where confidences tie, risks are exact averages over all orders of those that tie.
+The risk-coverage curve and its area (AURC) are those of Geifman and El-Yaniv (NeurIPS 2017), the excess AURC over the
+optimal order that of Geifman et al. (ICLR 2019). Risks are averages over all orders of tied confidences.
 """
 
 import torch
@@ -12,23 +12,23 @@ from torch import Tensor
 def risk_coverage_curve(
     confidence: Float[Tensor, " examples"], losses: Float[Tensor, " examples"]
 ) -> tuple[Float[Tensor, " examples"], Float[Tensor, " examples"]]:
-    """Coverage k / n, and risk: the mean loss of the k most confident examples, for k = 1 ... n.
+    """Coverage k / n and risk, the mean loss of the k most confident examples, for k = 1 ... n.
 
     Args:
-        confidence: Higher for what should be kept longer, such as the top probability or minus the entropy.
-        losses: Of each prediction, such as 1 where it is wrong and 0 where it is right.
+        confidence: Higher for predictions to retain longer, such as the top probability or the negative entropy.
+        losses: Loss of each prediction, such as 1 for a wrong and 0 for a right one.
 
     Returns:
-        Two float64 vectors, in the order of k.
+        Coverage and risk, two float64 vectors in the order of k.
 
     Raises:
-        ValueError: The two do not match, are empty, or there is a NaN.
+        ValueError: The shapes do not match, there are no examples, or a value is NaN.
     """
     confidence, losses = _check_confidence_losses(confidence, losses)
-    _, place, counts = torch.unique(-confidence, return_inverse=True, return_counts=True)
-    means = torch.bincount(place, weights=losses) / counts
-    number = torch.arange(1, len(losses) + 1, dtype=torch.float64)
-    return number / len(losses), means.repeat_interleave(counts).cumsum(0) / number
+    _, group, counts = torch.unique(-confidence, return_inverse=True, return_counts=True)
+    means = torch.bincount(group, weights=losses) / counts
+    num_retained = torch.arange(1, len(losses) + 1, dtype=torch.float64)
+    return num_retained / len(losses), means.repeat_interleave(counts).cumsum(0) / num_retained
 
 
 def aurc(confidence: Float[Tensor, " examples"], losses: Float[Tensor, " examples"]) -> float:
@@ -36,23 +36,23 @@ def aurc(confidence: Float[Tensor, " examples"], losses: Float[Tensor, " example
 
     Args:
         confidence: As in `risk_coverage_curve`.
-        losses: As there.
+        losses: As in `risk_coverage_curve`.
 
     Raises:
-        ValueError: The two do not match, are empty, or there is a NaN.
+        ValueError: The shapes do not match, there are no examples, or a value is NaN.
     """
     return float(risk_coverage_curve(confidence, losses)[1].mean())
 
 
 def excess_aurc(confidence: Float[Tensor, " examples"], losses: Float[Tensor, " examples"]) -> float:
-    """AURC minus that of the best order of the same losses: what the confidences themselves cost. At least 0.
+    """AURC minus the AURC of the optimal order of the same losses, at least 0: the cost of a wrong ranking.
 
     Args:
         confidence: As in `risk_coverage_curve`.
-        losses: As there.
+        losses: As in `risk_coverage_curve`.
 
     Raises:
-        ValueError: The two do not match, are empty, or there is a NaN.
+        ValueError: The shapes do not match, there are no examples, or a value is NaN.
     """
     return max(aurc(confidence, losses) - aurc(-losses.double(), losses), 0.0)
 

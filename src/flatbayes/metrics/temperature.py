@@ -1,8 +1,8 @@
-"""Temperature scaling: one number that makes predictions more or less sharp (Guo et al., ICML 2017).
+"""Temperature scaling of class probabilities (Guo et al., ICML 2017).
 
 p_T(c) is proportional to p(c)^(1 / T), where p is the *averaged* prediction of all networks (Ashukha et al., ICLR
-2020): accuracy stays, and predictions of different methods can be compared at their best sharpness. T minimises the
-NLL of validation examples, which is convex in 1 / T, so that bisection of its slope finds it exactly.
+2020). The accuracy does not change, and methods can be compared at their optimal temperature. T minimises the NLL of
+validation examples, which is convex in 1 / T, so bisection of its slope finds the minimum.
 """
 
 import math
@@ -13,14 +13,14 @@ from torch import Tensor
 from flatbayes.metrics.checks import check_log_probs
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
-"""The temperatures that are searched."""
+"""Range of the search."""
 
 
 def fit_temperature(log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
     """The temperature T that minimises -mean_i log p_T,i(y_i), between 0.01 and 100.
 
-    It is an end of this range where the NLL still falls there: the lower one where every prediction is right,
-    the upper one where the predictions are no better than chance. It is 1 where all of them are uniform.
+    The result is an end of this range if the NLL still decreases there: the lower end if every prediction is right,
+    the upper end if the predictions are no better than chance. It is 1 if all predictions are uniform.
 
     Args:
         log_probs: Log of the averaged probabilities, of validation examples; -inf stays -inf at every
@@ -28,18 +28,18 @@ def fit_temperature(log_probs: Float[Tensor, "examples classes"], labels: Int[Te
         labels: Index of the true class.
 
     Raises:
-        ValueError: Log probabilities or labels are not what they should be, or a label has probability 0.
+        ValueError: The log probabilities or labels are invalid, or a label has probability 0.
     """
     log_probs, labels = check_log_probs(log_probs, labels)
-    own = log_probs.gather(1, labels[:, None]).squeeze(1)
-    impossible = int((own == -math.inf).sum())
+    label_log_probs = log_probs.gather(1, labels[:, None]).squeeze(1)
+    impossible = int((label_log_probs == -math.inf).sum())
     if impossible:
         raise ValueError(
             f"{impossible} labels have probability 0, so the NLL is infinite at every temperature. Pass log "
             "probabilities computed by log_softmax and logsumexp, not the logarithm of rounded probabilities."
         )
-    # Differences to the label's: the slope is a sum of small numbers where the predictions are extreme.
-    margins = log_probs - own[:, None]
+    # Differences to the label's log probability keep the terms of the slope small for extreme predictions.
+    margins = log_probs - label_log_probs[:, None]
     spread = margins[margins.isfinite()].abs().max()
     if float(spread) <= 1e-12:
         return 1.0
@@ -73,11 +73,13 @@ def apply_temperature(
         tensor([[0.9410, 0.0590]], dtype=torch.float64)
     """
     if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"A temperature is positive and finite, got {temperature}. 1 changes nothing.")
+        raise ValueError(
+            f"A temperature must be positive and finite, got {temperature}. A temperature of 1 has no effect."
+        )
     return (log_probs.detach().double() / temperature).log_softmax(-1)
 
 
 def _nll_slope(margins: Tensor, inverse_temperature: float) -> float:
-    """Derivative of the NLL by 1 / T: the mean over examples of sum_c p_T(c) (log p(c) - log p(y))."""
+    """Derivative of the NLL with respect to 1 / T: the mean over examples of sum_c p_T(c) (log p(c) - log p(y))."""
     probs = (inverse_temperature * margins).softmax(-1)
     return float((probs * margins.clamp_min(-1e300)).sum(-1).mean())

@@ -1,10 +1,9 @@
-"""A small convolutional network for small images."""
+"""Small convolutional network for small images."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.checks import check_arguments, check_image_shape, check_sizes
-from flatbayes.models.initialization import init_kaiming_
+from flatbayes.models.building import check_arguments, check_image_shape, check_sizes, init_kaiming_
 
 
 class ConvNet(nn.Module):
@@ -16,7 +15,7 @@ class ConvNet(nn.Module):
         input_shape: Channels, height and width of an image.
         num_classes: Size of the output.
         width: Channels of the first stage; the second has twice as many.
-        dropout: Probability of dropping a unit after each stage.
+        dropout: Dropout rate after each stage.
 
     Raises:
         ValueError: The inputs are not images, a size is not positive, or the dropout rate is outside [0, 1).

@@ -1,4 +1,4 @@
-"""The densely connected network (Huang et al., CVPR 2017), with a stem for small images or the original one."""
+"""Densely connected network, DenseNet (Huang et al., CVPR 2017), with a stem for small or for large images."""
 
 from collections import OrderedDict
 
@@ -6,15 +6,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.checks import check_arguments, check_depth, check_image_shape, check_sizes
-from flatbayes.models.initialization import init_kaiming_
-from flatbayes.models.resnet import Stem, check_stem
+from flatbayes.models.building import (
+    Stem,
+    check_arguments,
+    check_depth,
+    check_image_shape,
+    check_sizes,
+    check_stem,
+    init_kaiming_,
+)
 
 LAYERS_PER_BLOCK = {121: (6, 12, 24, 16), 161: (6, 12, 36, 24), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
-"""Layers of each of the four blocks, by depth."""
+"""Number of layers of each of the four blocks, by depth."""
 GROWTH_BY_DEPTH = {161: 48}
 DEFAULT_GROWTH = 32
+"""Channels that a layer adds, for all other depths."""
 BOTTLENECK_FACTOR = 4
+"""Channels between the two convolutions of a layer, as a multiple of the growth."""
 
 
 class DenseNet(nn.Module):
@@ -29,8 +37,8 @@ class DenseNet(nn.Module):
         depth: Number of layers: 121, 161, 169 or 201.
         stem: `small` is a 3x3 convolution, for images such as CIFAR's; `large` a 7x7 convolution and pooling, which
             make ImageNet's four times smaller on each side.
-        growth: Channels that each layer adds; None takes those of the paper, 48 for 161 layers and else 32.
-        dropout: Probability of dropping a unit of what a layer adds.
+        growth: Channels that each layer adds; None for the paper's, 48 for depth 161 and 32 otherwise.
+        dropout: Dropout rate of the channels that a layer adds.
 
     Raises:
         ValueError: The inputs are not images, there is no network of this depth or stem, the growth is not positive,
@@ -54,21 +62,23 @@ class DenseNet(nn.Module):
         growth = GROWTH_BY_DEPTH.get(depth, DEFAULT_GROWTH) if growth is None else growth
         check_sizes("growth", [growth])
         width = 2 * growth
-        parts: dict[str, nn.Module] = {}
+        features: dict[str, nn.Module] = {}
         if stem == "large":
-            parts["conv0"] = nn.Conv2d(channels, width, 7, 2, padding=3, bias=False)
-            parts |= {"norm0": nn.BatchNorm2d(width), "relu0": nn.ReLU(), "pool0": nn.MaxPool2d(3, 2, padding=1)}
+            features["conv0"] = nn.Conv2d(channels, width, 7, 2, padding=3, bias=False)
+            features |= {"norm0": nn.BatchNorm2d(width), "relu0": nn.ReLU(), "pool0": nn.MaxPool2d(3, 2, padding=1)}
         else:
-            parts["conv0"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        for i, number in enumerate(LAYERS_PER_BLOCK[depth], start=1):
+            features["conv0"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        for i, num_layers in enumerate(LAYERS_PER_BLOCK[depth], start=1):
             if i > 1:
-                parts[f"transition{i - 1}"] = make_transition(width, width // 2)
+                features[f"transition{i - 1}"] = make_transition(width, width // 2)
                 width //= 2
-            layers = {f"denselayer{k + 1}": DenseLayer(width + k * growth, growth, dropout) for k in range(number)}
-            parts[f"denseblock{i}"] = nn.Sequential(OrderedDict(layers))
-            width += number * growth
-        parts["norm5"] = nn.BatchNorm2d(width)
-        self.features = nn.Sequential(OrderedDict(parts))
+            layers = {
+                f"denselayer{k + 1}": DenseLayer(width + k * growth, growth, dropout) for k in range(num_layers)
+            }
+            features[f"denseblock{i}"] = nn.Sequential(OrderedDict(layers))
+            width += num_layers * growth
+        features["norm5"] = nn.BatchNorm2d(width)
+        self.features = nn.Sequential(OrderedDict(features))
         self.pool = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.classifier = nn.Linear(width, num_classes)
         init_kaiming_(self)
@@ -80,12 +90,12 @@ class DenseNet(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """x, and what a 1x1 and a 3x3 convolution, each after BatchNorm and ReLU, make of it.
+    """Concatenation of x and F(x), where F is a 1x1 and a 3x3 convolution, each after BatchNorm and ReLU.
 
     Args:
         in_channels: Channels of the input.
-        growth: Channels that are added.
-        dropout: Probability of dropping a unit of these.
+        growth: Channels of F(x).
+        dropout: Dropout rate of F(x).
     """
 
     def __init__(self, in_channels: int, growth: int, dropout: float) -> None:
@@ -96,17 +106,17 @@ class DenseLayer(nn.Module):
         self.relu, self.dropout = nn.ReLU(), nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """More channels."""
+        """The input with further channels."""
         inner = self.conv1(self.relu(self.norm1(x)))
         return torch.cat([x, self.dropout(self.conv2(self.relu(self.norm2(inner))))], dim=1)
 
 
 def make_transition(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Between two blocks: fewer channels, and half the size."""
-    parts: dict[str, nn.Module] = {
+    """Transition between two blocks, which reduces the channels and halves the size."""
+    layers: dict[str, nn.Module] = {
         "norm": nn.BatchNorm2d(in_channels),
         "relu": nn.ReLU(),
         "conv": nn.Conv2d(in_channels, out_channels, 1, bias=False),
-        "pool": nn.AvgPool2d(2, ceil_mode=True),  # a single pixel stays one
+        "pool": nn.AvgPool2d(2, ceil_mode=True),  # ceil_mode keeps a single pixel
     }
-    return nn.Sequential(OrderedDict(parts))
+    return nn.Sequential(OrderedDict(layers))

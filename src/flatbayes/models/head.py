@@ -1,19 +1,22 @@
-"""A network of anyone's with as many outputs as the data needs."""
+"""Replacement of the last linear layer of any network, to match the number of outputs."""
 
 from torch import nn
 
 
 def replace_head(model: nn.Module, num_outputs: int) -> nn.Module:
-    """The network itself, its last layer replaced by a new one if that has another number of outputs.
+    """Replace the last linear layer by a new one if its number of outputs differs.
 
-    The last layer is the last torch.nn.Linear in the order of registration, as it is for `Laplace`.
+    The last layer is the last torch.nn.Linear in the order of registration, as for `Laplace`.
 
     Args:
         model: The network, changed in place.
-        num_outputs: How many it should have.
+        num_outputs: Required number of outputs.
+
+    Returns:
+        The same network, or the new layer if the network is a single linear layer.
 
     Raises:
-        ValueError: It has no linear layer.
+        ValueError: The network has no linear layer.
     """
     name = find_head_name(model)
     if name is None:
@@ -24,8 +27,8 @@ def replace_head(model: nn.Module, num_outputs: int) -> nn.Module:
     last: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]
     if last.out_features == num_outputs:
         return model
-    like = last.weight
-    head = nn.Linear(last.in_features, num_outputs, last.bias is not None, device=like.device, dtype=like.dtype)
+    weight = last.weight
+    head = nn.Linear(last.in_features, num_outputs, last.bias is not None, device=weight.device, dtype=weight.dtype)
     if not name:
         return head
     parent, _, attribute = name.rpartition(".")
@@ -34,6 +37,6 @@ def replace_head(model: nn.Module, num_outputs: int) -> nn.Module:
 
 
 def find_head_name(model: nn.Module) -> str | None:
-    """The name of the last linear layer in the order of registration; None if there is none."""
+    """Name of the last linear layer in the order of registration; None if there is none."""
     names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     return names[-1] if names else None

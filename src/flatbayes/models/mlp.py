@@ -1,29 +1,29 @@
-"""A multi-layer perceptron."""
+"""Multi-layer perceptron, with an optional last layer for homoscedastic regression."""
 
 import math
 from itertools import pairwise
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.checks import check_arguments, check_sizes
-from flatbayes.models.constant_scale import ConstantScale
+from flatbayes.models.building import check_arguments, check_sizes
 
 
 class MLP(nn.Module):
-    """Fully connected layers with ReLU, dropout after each hidden one. Inputs of any shape are flattened.
+    """Fully connected layers with ReLU, and dropout after each hidden layer. Inputs of any shape are flattened.
 
     Args:
         input_shape: Shape of one example.
         num_classes: Size of the output: a logit for each class; for a regression, a mean and then a raw scale for
             each target.
-        hidden: Units of each hidden layer; none makes the model linear.
-        dropout: Probability of dropping a unit.
+        hidden: Units of each hidden layer; an empty tuple gives a linear model.
+        dropout: Dropout rate.
         constant_scale: For a regression: learn raw scales that are the same for every input (homoscedastic noise).
 
     Raises:
-        ValueError: A size is not positive, the dropout rate is outside [0, 1), or there is a constant scale and not
-            an even number of outputs.
+        ValueError: A size is not positive, the dropout rate is outside [0, 1), or `constant_scale` is set and the
+            number of outputs is odd.
     """
 
     def __init__(
@@ -49,3 +49,30 @@ class MLP(nn.Module):
         """Logits, or means and raw scales."""
         outputs: Tensor = self.layers(x)
         return outputs
+
+
+class ConstantScale(nn.Module):
+    """Last layer for homoscedastic regression: linear means, and learnt raw scales that are equal for all inputs.
+
+    Args:
+        num_features: Size of the input.
+        num_outputs: Size of the output: the means, then as many raw scales.
+
+    Raises:
+        ValueError: The number of outputs is odd.
+    """
+
+    def __init__(self, num_features: int, num_outputs: int) -> None:
+        super().__init__()
+        if num_outputs % 2:
+            raise ValueError(
+                f"A constant scale needs a mean and a raw scale for each target, an even number of outputs, got "
+                f"{num_outputs}. It is for regression only."
+            )
+        self.mean = nn.Linear(num_features, num_outputs // 2)
+        self.raw_scale = nn.Parameter(torch.zeros(num_outputs // 2))
+
+    def forward(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch outputs"]:
+        """Means, then raw scales."""
+        mean: Tensor = self.mean(features)
+        return torch.cat([mean, self.raw_scale.expand_as(mean)], dim=1)

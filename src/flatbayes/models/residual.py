@@ -1,4 +1,8 @@
-"""What the two residual networks share: the pre-activation block, and a network of three stages of it."""
+"""Residual networks with pre-activation blocks for small images: PreResNet and WideResNet.
+
+PreResNet is the CIFAR variant of He et al. ("Identity Mappings in Deep Residual Networks", ECCV 2016), WideResNet the
+network of Zagoruyko and Komodakis (BMVC 2016). Both consist of three stages of the same block.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -7,31 +11,130 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.initialization import init_kaiming_
+from flatbayes.models.building import (
+    check_arguments,
+    check_depth,
+    check_image_shape,
+    check_sizes,
+    init_kaiming_,
+    norm_relu,
+)
+
+BASIC_DEPTHS = range(8, 44, 6)
+"""Depths of a PreResNet with blocks of two convolutions."""
+BOTTLENECK_DEPTHS = range(47, 10_000, 9)
+"""Depths of a PreResNet with bottleneck blocks."""
+WIDE_DEPTHS = range(10, 10_000, 6)
+"""Depths of a WideResNet."""
 
 BlockFactory = Callable[[int, int, int], nn.Module]
 """Builds a block from its input channels, output channels and stride."""
 
 
+class PreResNet(nn.Module):
+    """Pre-activation ResNet: three stages of 16, 32 and 64 channels, four times as many with bottlenecks.
+
+    Args:
+        input_shape: Channels, height and width of an image of at least 8 x 8 pixels.
+        num_classes: Size of the output.
+        depth: Number of layers: 6n + 2 below 44, with blocks of two 3x3 convolutions; 9n + 2 from there on,
+            with bottlenecks. 20, 110 and 164 are common.
+        dropout: Dropout rate before the last convolution of each block.
+
+    Raises:
+        ValueError: The inputs are not images, there is no network of this depth, or the dropout rate is
+            outside [0, 1).
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, depth: int = 20, dropout: float = 0.0) -> None:
+        super().__init__()
+        check_arguments(input_shape, num_classes, dropout)
+        channels = check_image_shape(input_shape, "PreResNet")
+        check_depth("PreResNet", depth, [*BASIC_DEPTHS, *BOTTLENECK_DEPTHS])
+
+        def make_basic_block(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+            return PreActivationBlock((in_channels, out_channels, out_channels), (3, 3), stride, dropout)
+
+        def make_bottleneck_block(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+            inner_channels = out_channels // 4
+            return PreActivationBlock(
+                (in_channels, inner_channels, inner_channels, out_channels), (1, 3, 1), stride, dropout
+            )
+
+        if depth in BASIC_DEPTHS:
+            widths, num_blocks, make_block = (16, 32, 64), (depth - 2) // 6, make_basic_block
+        else:
+            widths, num_blocks, make_block = (64, 128, 256), (depth - 2) // 9, make_bottleneck_block
+        self.network = make_residual_network(channels, num_classes, widths, num_blocks, make_block)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits."""
+        logits: Tensor = self.network(x)
+        return logits
+
+
+class WideResNet(nn.Module):
+    """WRN-depth-width: pre-activation blocks of two 3x3 convolutions with dropout between them.
+
+    Args:
+        input_shape: Channels, height and width of an image of at least 8 x 8 pixels.
+        num_classes: Size of the output.
+        depth: Number of layers, 6n + 4.
+        width: Factor on the channels of the three stages, 16, 32 and 64.
+        dropout: Dropout rate between the two convolutions of a block; the paper uses 0.3.
+
+    Raises:
+        ValueError: The inputs are not images, there is no network of this depth, the width is not positive,
+            or the dropout rate is outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        depth: int = 28,
+        width: int = 10,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_arguments(input_shape, num_classes, dropout)
+        check_sizes("width", [width])
+        channels = check_image_shape(input_shape, "WideResNet")
+        check_depth("WideResNet", depth, WIDE_DEPTHS)
+
+        def make_block(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+            return PreActivationBlock((in_channels, out_channels, out_channels), (3, 3), stride, dropout)
+
+        widths = (16 * width, 32 * width, 64 * width)
+        self.network = make_residual_network(channels, num_classes, widths, (depth - 4) // 6, make_block)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits."""
+        logits: Tensor = self.network(x)
+        return logits
+
+
 class PreActivationBlock(nn.Module):
     """x + F(x) with BatchNorm and ReLU before each convolution of F (He et al., ECCV 2016, Figure 4e).
 
-    Where channels or size change, a 1x1 convolution of the first activation takes the place of x. Dropout
+    If the number of channels or the size changes, x is replaced by a 1x1 convolution of the first activation. Dropout
     comes before the last convolution, as in a wide ResNet.
 
     Args:
-        channels: Of the input, and of the output of each convolution: one more than convolutions.
-        kernel_sizes: Size of each convolution; the first of size 3 has the stride.
-        stride: Step of the block in pixels.
-        dropout: Probability of dropping a unit.
+        channels: Input channels of the block, then output channels of each convolution.
+        kernel_sizes: Kernel size of each convolution; the first one of size 3 has the stride.
+        stride: Stride of the block in pixels.
+        dropout: Dropout rate.
     """
 
     def __init__(self, channels: tuple[int, ...], kernel_sizes: tuple[int, ...], stride: int, dropout: float) -> None:
         super().__init__()
         strides = [stride if i == kernel_sizes.index(3) else 1 for i in range(len(kernel_sizes))]
         convs = [
-            nn.Conv2d(before, after, kernel, step, padding=kernel // 2, bias=False)
-            for (before, after), kernel, step in zip(pairwise(channels), kernel_sizes, strides, strict=True)
+            nn.Conv2d(in_channels, out_channels, kernel, step, padding=kernel // 2, bias=False)
+            for (in_channels, out_channels), kernel, step in zip(
+                pairwise(channels), kernel_sizes, strides, strict=True
+            )
         ]
         self.activation = norm_relu(channels[0])
         branch: list[nn.Module] = []
@@ -60,26 +163,21 @@ def make_residual_network(
     """A stem of 16 channels, three stages (the second and third halve the image), and a linear classifier.
 
     Args:
-        channels: Of the images.
+        channels: Channels of the images.
         num_classes: Size of the output.
         widths: Output channels of each stage.
         num_blocks: Number of blocks of each stage.
-        make_block: Builds one of them.
+        make_block: Builds one block.
     """
-    stem = 16
-    parts: dict[str, nn.Module] = {"stem": nn.Conv2d(channels, stem, 3, padding=1, bias=False)}
-    for i, (before, width) in enumerate(pairwise((stem, *widths))):
-        first = make_block(before, width, 1 if i == 0 else 2)
-        others = [make_block(width, width, 1) for _ in range(num_blocks - 1)]
-        parts[f"stage{i + 1}"] = nn.Sequential(first, *others)
-    parts["activation"] = norm_relu(widths[-1])
-    parts["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    parts["classifier"] = nn.Linear(widths[-1], num_classes)
-    network = nn.Sequential(OrderedDict(parts))
+    stem_channels = 16
+    layers: dict[str, nn.Module] = {"stem": nn.Conv2d(channels, stem_channels, 3, padding=1, bias=False)}
+    for i, (in_channels, out_channels) in enumerate(pairwise((stem_channels, *widths))):
+        first = make_block(in_channels, out_channels, 1 if i == 0 else 2)
+        others = [make_block(out_channels, out_channels, 1) for _ in range(num_blocks - 1)]
+        layers[f"stage{i + 1}"] = nn.Sequential(first, *others)
+    layers["activation"] = norm_relu(widths[-1])
+    layers["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    layers["classifier"] = nn.Linear(widths[-1], num_classes)
+    network = nn.Sequential(OrderedDict(layers))
     init_kaiming_(network)
     return network
-
-
-def norm_relu(channels: int) -> nn.Sequential:
-    """BatchNorm, then ReLU."""
-    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())

@@ -1,17 +1,22 @@
-"""The residual network (He et al., CVPR 2016), with a stem for small images or the original one for large ones."""
-
-from collections.abc import Callable
-from typing import Literal, get_args
+"""Residual network, ResNet (He et al., CVPR 2016), with a stem for small or for large images."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.checks import check_arguments, check_depth, check_image_shape, check_sizes
-from flatbayes.models.initialization import init_kaiming_
+from flatbayes.models.building import (
+    Stem,
+    check_arguments,
+    check_depth,
+    check_image_shape,
+    check_sizes,
+    check_stem,
+    init_kaiming_,
+)
 
-Stem = Literal["small", "large"]
 BASIC_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+"""Number of blocks of two convolutions in each of the four stages, by depth."""
 BOTTLENECK_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+"""Number of bottleneck blocks in each of the four stages, by depth."""
 
 
 class ResNet(nn.Module):
@@ -27,7 +32,7 @@ class ResNet(nn.Module):
         stem: `small` is a 3x3 convolution, for images such as CIFAR's; `large` a 7x7 convolution and pooling, which
             make ImageNet's four times smaller on each side.
         width: Channels of the first stage.
-        dropout: Probability of dropping a unit before the last convolution of each block.
+        dropout: Dropout rate before the last convolution of each block.
 
     Raises:
         ValueError: The inputs are not images, there is no network of this depth or stem, the width is not positive,
@@ -54,20 +59,16 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "large" else nn.Identity()
-        blocks, make = (
-            (BASIC_BLOCKS[depth], BasicBlock)
-            if depth in BASIC_BLOCKS
-            else (BOTTLENECK_BLOCKS[depth], BottleneckBlock)
-        )
-        before, expansion = width, make.expansion
-        stages = []
-        for i, number in enumerate(blocks):
-            inner, stride = width * 2**i, 1 if i == 0 else 2
-            stages.append(make_stage(make, before, inner, number, stride, dropout))
-            before = inner * expansion
+        basic = depth in BASIC_BLOCKS
+        block_class: BlockClass = BasicBlock if basic else BottleneckBlock
+        in_channels, stages = width, []
+        for i, num_blocks in enumerate(BASIC_BLOCKS[depth] if basic else BOTTLENECK_BLOCKS[depth]):
+            inner_channels, stride = width * 2**i, 1 if i == 0 else 2
+            stages.append(make_stage(block_class, in_channels, inner_channels, num_blocks, stride, dropout))
+            in_channels = inner_channels * block_class.expansion
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc = nn.Linear(before, num_classes)
+        self.fc = nn.Linear(in_channels, num_classes)
         init_kaiming_(self)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
@@ -83,9 +84,9 @@ class BasicBlock(nn.Module):
 
     Args:
         in_channels: Channels of the input.
-        inner_channels: Channels within.
-        stride: Step of the first convolution.
-        dropout: Probability of dropping a unit.
+        inner_channels: Channels between the convolutions.
+        stride: Stride of the first convolution.
+        dropout: Dropout rate.
     """
 
     expansion = 1
@@ -102,18 +103,18 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The next feature map."""
         out = self.dropout(self.relu(self.bn1(self.conv1(x))))
-        found: Tensor = self.relu(self.downsample(x) + self.bn2(self.conv2(out)))
-        return found
+        activated: Tensor = self.relu(self.downsample(x) + self.bn2(self.conv2(out)))
+        return activated
 
 
 class BottleneckBlock(nn.Module):
-    """relu(x + F(x)), F being a 1x1, a 3x3 and a 1x1 convolution, of which the second has the stride.
+    """relu(x + F(x)), F being a 1x1, a 3x3 and a 1x1 convolution, the second with the stride.
 
     Args:
         in_channels: Channels of the input.
-        inner_channels: Channels within.
-        stride: Step of the 3x3 convolution.
-        dropout: Probability of dropping a unit.
+        inner_channels: Channels between the convolutions.
+        stride: Stride of the 3x3 convolution.
+        dropout: Dropout rate.
     """
 
     expansion = 4
@@ -134,36 +135,30 @@ class BottleneckBlock(nn.Module):
         """The next feature map."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.dropout(self.relu(self.bn2(self.conv2(out))))
-        found: Tensor = self.relu(self.downsample(x) + self.bn3(self.conv3(out)))
-        return found
+        activated: Tensor = self.relu(self.downsample(x) + self.bn3(self.conv3(out)))
+        return activated
+
+
+BlockClass = type[BasicBlock] | type[BottleneckBlock]
 
 
 def make_stage(
-    block_class: Callable[[int, int, int, float], nn.Module],
+    block_class: BlockClass,
     in_channels: int,
     inner_channels: int,
     num_blocks: int,
     stride: int,
     dropout: float,
 ) -> nn.Sequential:
-    """Blocks one after the other, the first of which changes channels and size."""
+    """A sequence of blocks, the first of which changes the number of channels and the size."""
     first = block_class(in_channels, inner_channels, stride, dropout)
-    after = inner_channels * int(block_class.expansion)  # type: ignore[attr-defined]
-    return nn.Sequential(first, *(block_class(after, inner_channels, 1, dropout) for _ in range(num_blocks - 1)))
+    out_channels = inner_channels * block_class.expansion
+    others = (block_class(out_channels, inner_channels, 1, dropout) for _ in range(num_blocks - 1))
+    return nn.Sequential(first, *others)
 
 
 def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """What takes the place of x where channels or size change: a 1x1 convolution and BatchNorm."""
+    """The identity, or a 1x1 convolution and BatchNorm if the number of channels or the size changes."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
-
-
-def check_stem(stem: str) -> None:
-    """Refuse what is no stem.
-
-    Raises:
-        ValueError: See above.
-    """
-    if stem not in get_args(Stem):
-        raise ValueError(f"stem must be {' or '.join(get_args(Stem))}, got {stem!r}.")

@@ -1,31 +1,30 @@
-"""VGG (Simonyan & Zisserman, ICLR 2015), with or without BatchNorm, in the variant for small images."""
+"""VGG network (Simonyan & Zisserman, ICLR 2015) for small images, with or without BatchNorm."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.checks import check_arguments, check_depth, check_image_shape, check_sizes
-from flatbayes.models.initialization import init_kaiming_
+from flatbayes.models.building import check_arguments, check_depth, check_image_shape, check_sizes, init_kaiming_
 
 WIDTH_FACTORS = (1, 2, 4, 8, 8)
-"""Channels of each stage, as multiples of the first one's."""
+"""Channels of each stage, as multiples of those of the first stage."""
 CONVS_PER_STAGE = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-"""3x3 convolutions of each of the five stages, by depth."""
+"""Number of 3x3 convolutions of each of the five stages, by depth."""
 
 
 class VGG(nn.Module):
     """Five stages of 3x3 convolutions with ReLU, each halving the image, then fully connected layers.
 
-    Dropout comes after every ReLU. Without BatchNorm the learning rate has to be lower, 0.05 or less.
+    Dropout follows every ReLU. Without BatchNorm the learning rate must be lower, 0.05 or less.
 
     Args:
         input_shape: Channels, height and width of an image.
         num_classes: Size of the output.
-        depth: Layers with weights in the original with its three linear ones: 11, 13, 16 or 19.
-        batch_norm: Normalise after each convolution, which then has no bias.
-        hidden: Units of the fully connected layers before the last; the original for small images has two of 512, and
-            with none there is a single linear layer.
+        depth: Number of layers with weights in the original, which has three linear layers: 11, 13, 16 or 19.
+        batch_norm: Add BatchNorm after each convolution, which then has no bias.
+        hidden: Units of the fully connected layers before the last one; the original for small images has two of
+            512.
         width: Channels of the first stage; the others have two, four and eight times as many.
-        dropout: Probability of dropping a unit.
+        dropout: Dropout rate.
 
     Raises:
         ValueError: The inputs are not images, there is no network of this depth, a size is not positive, or the
@@ -56,7 +55,7 @@ class VGG(nn.Module):
                 channels = factor * width
                 layers += [nn.BatchNorm2d(channels)] if batch_norm else []
                 layers += [nn.ReLU(), nn.Dropout(dropout)]
-            layers.append(nn.MaxPool2d(2, ceil_mode=True))  # a single pixel stays one
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))  # ceil_mode keeps a single pixel
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         classifier: list[nn.Module] = []
         for units in hidden:

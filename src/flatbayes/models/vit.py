@@ -1,8 +1,8 @@
-"""The vision transformer (Dosovitskiy et al., ICLR 2021), of a size for small images.
+"""Vision transformer, ViT (Dosovitskiy et al., ICLR 2021), with a default size for small images.
 
-Attention is written out in linear layers and a softmax: for sequences as short as these a fused kernel gains little,
-and it would have no double backward (the Hessian), no forward-mode derivative (the linearised Laplace) and no place
-for noise in activations (LRT).
+Attention consists of linear layers and a softmax instead of a fused kernel. For short sequences the kernel saves
+little time, and it supports no double backward (the Hessian), no forward-mode derivative (the linearised Laplace) and
+no activation noise (LRT).
 """
 
 from typing import Literal, get_args
@@ -11,30 +11,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatbayes.models.checks import check_arguments, check_image_shape, check_sizes
-from flatbayes.models.initialization import init_truncated_normal_
+from flatbayes.models.building import check_arguments, check_image_shape, check_sizes, init_truncated_normal_
 
 Pooling = Literal["class", "mean"]
 INIT_STD = 0.02
+"""Standard deviation of the initial weights."""
 
 
 class ViT(nn.Module):
-    """Patches of an image as a sequence, through blocks of self-attention and an MLP, each after LayerNorm.
+    """A sequence of image patches, processed by blocks of self-attention and an MLP, each after LayerNorm.
 
     Args:
-        input_shape: Channels, height and width of an image; both a multiple of the patch.
+        input_shape: Channels, height and width of an image; height and width are multiples of the patch.
         num_classes: Size of the output.
         patch: Height and width of a patch in pixels.
         dim: Features of each patch.
         depth: Number of blocks.
-        heads: Of the attention; a divisor of dim.
+        heads: Number of attention heads, a divisor of dim.
         mlp_ratio: Hidden units of a block's MLP, as a multiple of dim.
-        pool: What the last layer sees: `class`, a token that is learnt, or `mean`, the mean over patches.
-        dropout: Probability of dropping a unit, of the first features and of what each attention and MLP adds.
+        pool: Input of the last layer: `class`, the features of a learnt token, or `mean`, the mean over patches.
+        dropout: Dropout rate of the first features and of the output of each attention and MLP.
 
     Raises:
-        ValueError: The inputs are not images or not made of patches, a size is not positive, dim is not a multiple of
-            heads, there is no such pooling, or the dropout rate is outside [0, 1).
+        ValueError: The inputs are not images or do not consist of whole patches, a size is not positive, dim is not a
+            multiple of heads, there is no such pooling, or the dropout rate is outside [0, 1).
     """
 
     def __init__(
@@ -58,25 +58,25 @@ class ViT(nn.Module):
         _, height, width = input_shape
         if height % patch or width % patch:
             raise ValueError(
-                f"An image of {height} x {width} pixels is not made of whole patches of {patch} x {patch}. Choose "
-                "another patch, or scale the images."
+                f"An image of {height} x {width} pixels does not consist of whole patches of {patch} x {patch}. "
+                "Choose another patch, or scale the images."
             )
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got dim={dim} and heads={heads}.")
         if pool not in get_args(Pooling):
             raise ValueError(f"pool must be {' or '.join(get_args(Pooling))}, got {pool!r}.")
-        tokens = (height // patch) * (width // patch) + (pool == "class")
+        num_tokens = (height // patch) * (width // patch) + (pool == "class")
         self.patches = nn.Conv2d(channels, dim, patch, stride=patch)
         self.class_token = nn.Parameter(torch.empty(1, 1, dim)) if pool == "class" else None
-        self.positions = nn.Parameter(torch.empty(1, tokens, dim))
+        self.positions = nn.Parameter(torch.empty(1, num_tokens, dim))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.Sequential(*(TransformerBlock(dim, heads, mlp_ratio * dim, dropout) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.classifier = nn.Linear(dim, num_classes)
         init_truncated_normal_(self, INIT_STD)
-        for tokens_learnt in (self.class_token, self.positions):
-            if tokens_learnt is not None:
-                nn.init.trunc_normal_(tokens_learnt, std=INIT_STD)
+        for embedding in (self.class_token, self.positions):
+            if embedding is not None:
+                nn.init.trunc_normal_(embedding, std=INIT_STD)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits."""
@@ -90,13 +90,13 @@ class ViT(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), and then x + mlp(norm(x)).
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
 
     Args:
         dim: Features of each token.
-        heads: Of the attention.
-        hidden: Units of the MLP.
-        dropout: Probability of dropping a unit of what either adds.
+        heads: Number of attention heads.
+        hidden: Hidden units of the MLP.
+        dropout: Dropout rate of both outputs.
     """
 
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
@@ -109,8 +109,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """The next features of the tokens."""
         x = x + self.dropout(self.attention(self.norm1(x)))
-        found: Tensor = x + self.dropout(self.mlp(self.norm2(x)))
-        return found
+        out: Tensor = x + self.dropout(self.mlp(self.norm2(x)))
+        return out
 
 
 class SelfAttention(nn.Module):
@@ -118,7 +118,7 @@ class SelfAttention(nn.Module):
 
     Args:
         dim: Features of each token.
-        heads: A divisor of dim.
+        heads: Number of attention heads, a divisor of dim.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -128,11 +128,11 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """What each token takes from all."""
+        """The attention output of each token."""
         batch, tokens, dim = x.shape
-        size = dim // self.heads
-        joint = self.queries_keys_values(x).view(batch, tokens, 3, self.heads, size)
-        queries, keys, values = joint.permute(2, 0, 3, 1, 4).unbind()
-        weights = (queries @ keys.transpose(-2, -1) * size**-0.5).softmax(-1)
-        found: Tensor = self.out((weights @ values).transpose(1, 2).reshape(batch, tokens, dim))
-        return found
+        head_dim = dim // self.heads
+        projected = self.queries_keys_values(x).view(batch, tokens, 3, self.heads, head_dim)
+        queries, keys, values = projected.permute(2, 0, 3, 1, 4).unbind()
+        weights = (queries @ keys.transpose(-2, -1) * head_dim**-0.5).softmax(-1)
+        out: Tensor = self.out((weights @ values).transpose(1, 2).reshape(batch, tokens, dim))
+        return out
