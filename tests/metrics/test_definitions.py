@@ -35,3 +35,9 @@ def test_families_are_complete_and_disjoint():
 def test_tables_are_read_only(table):
     with pytest.raises(TypeError):
         table["rmse"] = True
+
+
+def test_every_family_has_an_introduction_in_reports():
+    from flatbayes.reporting.text import FAMILY_TEXTS
+
+    assert set(FAMILY_TEXTS) == set(MetricFamily)

@@ -17,6 +17,7 @@ _RENAMED_ROW_KEYS = {
     "plain_better": "num_plain_better",
     "wins": "winner",
 }
+_RENAMED_FAMILIES = {"Foreign inputs": "Out-of-distribution detection"}
 _RENAMED_TRIAL_KEYS = {"twin": "variant", "chosen": "is_best"}
 
 
@@ -28,7 +29,7 @@ def upgrade_results(data: JsonValue) -> JsonValue:
         **data,
         "config": _rename_keys(data.get("config"), _RENAMED_CONFIG_KEYS),
         "runs": _map_list(data.get("runs"), _upgrade_run),
-        "summary": _map_list(data.get("summary"), partial(_rename_keys, names=_RENAMED_ROW_KEYS)),
+        "summary": _map_list(data.get("summary"), _upgrade_row),
     }
 
 
@@ -48,6 +49,13 @@ def _upgrade_run(run: JsonValue) -> JsonValue:
             loss_slice = _rename_keys(details.get("loss_slice"), _RENAMED_SLICE_KEYS)
             return {**run, "details": {**details, "loss_slice": loss_slice}}
     return run
+
+
+def _upgrade_row(row: JsonValue) -> JsonValue:
+    row = _rename_keys(row, _RENAMED_ROW_KEYS)
+    if isinstance(row, dict) and isinstance(family := row.get("family"), str):
+        return {**row, "family": _RENAMED_FAMILIES.get(family, family)}
+    return row
 
 
 def _map_list(value: JsonValue, function: Callable[[JsonValue], JsonValue]) -> JsonValue:

@@ -23,7 +23,7 @@ class MetricFamily(StrEnum):
 
     CALIBRATION = "Calibration"
     SHIFT = "Shift"
-    OOD = "Foreign inputs"
+    OOD = "Out-of-distribution detection"
     SHARPNESS = "Sharpness"
 
 
