@@ -12,7 +12,7 @@ from flatbayes.core.files import write_json
 from flatbayes.diagnostics import LossSlice
 from flatbayes.experiments import ComparisonResult, RunResult, SelectionRecord, SelectionTrial, summarize_runs
 from flatbayes.experiments.results import RunCost, RunDetails, SeverityCurve, TrainingHistory
-from flatbayes.metrics import CoverageCurve, ReliabilityBins
+from flatbayes.metrics import CoverageCurve, MetricFamily, ReliabilityBins
 
 DOCS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -175,6 +175,7 @@ def test_the_published_results_are_read(name):
     assert results.summary
     assert results.runs
     assert all(row.comparison.num_seeds > 1 for row in results.summary)
+    assert {row.family for row in results.summary} <= {"", *MetricFamily}
 
 
 def test_the_published_selections_are_read(tmp_path):
