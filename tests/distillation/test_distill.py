@@ -1,4 +1,4 @@
-"""One network that stands for a posterior."""
+"""A distilled network against the posterior that was its teacher."""
 
 from functools import partial
 
@@ -26,31 +26,31 @@ def digits():
     )
 
 
-def rank_correlation(one, other):
-    return float(torch.corrcoef(torch.stack([v.argsort().argsort().double() for v in (one, other)]))[0, 1])
+def rank_correlation(first, second):
+    return float(torch.corrcoef(torch.stack([v.argsort().argsort().double() for v in (first, second)]))[0, 1])
 
 
 def divergence(p, q):
     return float((p * (p / q).log()).sum(-1).mean())
 
 
-def test_the_student_says_what_the_posterior_says(digits, tmp_path):
+def test_the_student_predicts_mean_and_uncertainty_of_the_posterior(digits, tmp_path):
     data, fitted = digits
     pool = torch.cat([data.train.inputs, Digits().load(0).train.inputs])
     student = distill(fitted, partial(MLP, hidden=(32,)), pool, SHORT, Plain())
     x = data.test.inputs
-    answer, posterior = student(x), fitted.predict(x)
+    student_output, posterior = student(x), fitted.predict(x)
     with torch.no_grad():
         single = fitted.states[0].model(fitted.preprocess(x)).softmax(-1)
-    assert divergence(posterior.mean, answer["mean"]) < divergence(posterior.mean, single)
-    assert rank_correlation(answer["mutual_information"], posterior.mutual_information) > 0.7
-    assert 0.3 < float(answer["mutual_information"].mean() / posterior.mutual_information.mean()) < 2
-    assert (answer["mutual_information"] <= answer["entropy"]).all()
+    assert divergence(posterior.mean, student_output["mean"]) < divergence(posterior.mean, single)
+    assert rank_correlation(student_output["mutual_information"], posterior.mutual_information) > 0.7
+    assert 0.3 < float(student_output["mutual_information"].mean() / posterior.mutual_information.mean()) < 2
+    assert (student_output["mutual_information"] <= student_output["entropy"]).all()
     assert len(student.networks) == 1
     assert onnx_difference(student, export_onnx(student, tmp_path / "s.onnx"), x) < 1e-5
 
 
-def test_seeds_and_random_state(digits):
+def test_the_seed_determines_the_student(digits):
     data, fitted = digits
     state = torch.get_rng_state()
     learn = partial(
@@ -62,23 +62,23 @@ def test_seeds_and_random_state(digits):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_numbers():
+def test_regression():
     torch.manual_seed(0)
     posterior = Ensemble(size=3)
     states = [posterior.init(MLP((2,), 2, (8,)), None, 10) for _ in range(3)]
     fitted = FittedPosterior(posterior, states, Gaussian(1, (50.0,), (4.0,)))
     inputs = 3 * torch.randn(600, 2)
-    recipe = TrainingConfig(
+    config = TrainingConfig(
         epochs=30, batch_size=32, optimizer=SHORT.optimizer, optimization=OptimizationConfig(clip_norm=1.0)
     )
-    student = distill(fitted, MLP((2,), 3, (32,)), inputs, recipe, Plain())
+    student = distill(fitted, MLP((2,), 3, (32,)), inputs, config, Plain())
     x = 3 * torch.randn(200, 2)
-    answer, wanted = student(x), fitted.predict(x)
-    assert list(answer) == ["mean", "std", "epistemic_std"]
-    assert float((answer["mean"] - wanted.mean).abs().mean()) < 0.1 * float(wanted.mean.std())
-    assert abs(float((answer["std"] / wanted.std).log().mean())) < 0.05
-    assert rank_correlation(answer["epistemic_std"], wanted.epistemic) > 0.8
-    assert (answer["epistemic_std"] < answer["std"]).all()
+    student_output, expected = student(x), fitted.predict(x)
+    assert list(student_output) == ["mean", "std", "epistemic_std"]
+    assert float((student_output["mean"] - expected.mean).abs().mean()) < 0.1 * float(expected.mean.std())
+    assert abs(float((student_output["std"] / expected.std).log().mean())) < 0.05
+    assert rank_correlation(student_output["epistemic_std"], expected.epistemic) > 0.8
+    assert (student_output["epistemic_std"] < student_output["std"]).all()
 
 
 def test_draws_that_are_masks_can_be_distilled():
@@ -88,7 +88,7 @@ def test_draws_that_are_masks_can_be_distilled():
     assert student(data.test.inputs)["mean"].shape == (len(data.test), 10)
 
 
-def test_posteriors_fitted_to_loaders_know_no_shapes():
+def test_input_shape_is_that_of_the_inputs_if_unknown():
     torch.manual_seed(0)
     fitted = FittedPosterior(MAP(), [MAP().init(nn.Linear(4, 3), None, 5)], Categorical(3))
     x = torch.randn(20, 4)
@@ -98,7 +98,7 @@ def test_posteriors_fitted_to_loaders_know_no_shapes():
         distill(fitted, nn.Linear(4, 3), x, TrainingConfig(epochs=1))
 
 
-def test_the_posterior_is_left_alone(digits):
+def test_the_posterior_is_unchanged(digits):
     data, fitted = digits
     before = fitted.predict(data.test.inputs).log_probs
     distill(fitted, partial(MLP, hidden=(8,)), data.train.inputs[:30], TrainingConfig(epochs=1))

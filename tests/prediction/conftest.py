@@ -11,11 +11,11 @@ from support import batch, network, train
 
 @pytest.fixture
 def make():
-    """A fitted posterior of a kind, on the networks of the laws."""
+    """Build a fitted posterior on the network of the law tests."""
 
-    def build(posterior, runs=None):
+    def build(posterior, num_members=None):
         states = []
-        for k in range(runs or posterior.num_members):
+        for k in range(num_members or posterior.num_members):
             model = network()
             with torch.no_grad():
                 model[9].weight.mul_(1 + k)
@@ -23,13 +23,13 @@ def make():
         for state in states:
             state.model.eval()
         inputs = [batch(k)[0] for k in range(3)]
-        scale = Standardize.fit(torch.cat(inputs))
-        return FittedPosterior(posterior, states, Categorical(3), scale, inputs, {"class_names": ["a", "b", "c"]})
+        transform = Standardize.fit(torch.cat(inputs))
+        return FittedPosterior(posterior, states, Categorical(3), transform, inputs, {"class_names": ["a", "b", "c"]})
 
     return build
 
 
-KINDS = [
+POSTERIORS = [
     MAP(),
     MCDropout(),
     SWAG(rank=3),
@@ -39,6 +39,6 @@ KINDS = [
 ]
 
 
-@pytest.fixture(params=KINDS, ids=lambda p: type(p).__name__)
+@pytest.fixture(params=POSTERIORS, ids=lambda p: type(p).__name__)
 def fitted(request, make):
     return make(request.param)

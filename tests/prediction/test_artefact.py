@@ -1,3 +1,5 @@
+"""Saving and loading of fitted posteriors, damaged and older artefacts included."""
+
 import json
 from functools import partial
 
@@ -16,29 +18,29 @@ def inputs():
     return batch(3, size=20)[0]
 
 
-def rewrite(folder, **changes):
-    """Change entries of the description (None takes one out), and seal it again as its writer would."""
+def rewrite_metadata(folder, **changes):
+    """Change entries of the metadata (None removes one), and update its checksum."""
     path = folder / "posterior.json"
-    found = json.loads(path.read_text()) | changes
-    found = {key: value for key, value in found.items() if value is not None and key != "checksum"}
-    path.write_text(json.dumps({**found, "checksum": compute_metadata_checksum(found)}))
+    metadata = json.loads(path.read_text()) | changes
+    metadata = {key: value for key, value in metadata.items() if value is not None and key != "checksum"}
+    path.write_text(json.dumps({**metadata, "checksum": compute_metadata_checksum(metadata)}))
 
 
 def test_loads_and_predicts_the_same(fitted, tmp_path):
     expected = fitted.predict(inputs(), 4).log_probs
     fitted.save(tmp_path / "ünïcode" / "x")
     for model in (network(), network):
-        found = FittedPosterior.load(tmp_path / "ünïcode" / "x", model)
-        assert torch.equal(found.predict(inputs(), 4).log_probs, expected)
-    assert found.posterior == fitted.posterior
-    assert found.info == fitted.info
+        loaded = FittedPosterior.load(tmp_path / "ünïcode" / "x", model)
+        assert torch.equal(loaded.predict(inputs(), 4).log_probs, expected)
+    assert loaded.posterior == fitted.posterior
+    assert loaded.info == fitted.info
     assert sorted(p.name for p in (tmp_path / "ünïcode" / "x").iterdir()) == [
         "posterior.json",
         "posterior.safetensors",
     ]
 
 
-def test_size_is_that_of_its_tensors(make, tmp_path):
+def test_file_size_is_that_of_the_tensors(make, tmp_path):
     fitted = make(SWAG(rank=3))
     fitted.save(tmp_path)
     tensors = load_file(tmp_path / "posterior.safetensors")
@@ -47,34 +49,36 @@ def test_size_is_that_of_its_tensors(make, tmp_path):
 
 
 @pytest.mark.parametrize("posterior", [SWAG(rank=5), SWAG(rank=5, params=["9.*"]), Ensemble(size=2)], ids=repr)
-def test_nothing_is_there_twice(make, tmp_path, posterior):
+def test_nothing_is_stored_twice(make, tmp_path, posterior):
     fitted = make(posterior)
     fitted.save(tmp_path)
     tensors = load_file(tmp_path / "posterior.safetensors")
-    one = sum(tensor.numel() for tensor in network().state_dict().values())
-    chosen = fitted.states[0].statistics.get("mean", torch.zeros(0)).numel()
-    others = fitted.states[0].statistics.get("mean_of_others", torch.zeros(0)).numel()
-    held = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("run.0."))
-    assert held == one + (1 + 7 * chosen if chosen else 0) + others  # count, mean, squares, five deviations
+    num_weights = sum(tensor.numel() for tensor in network().state_dict().values())
+    num_selected = fitted.states[0].statistics.get("mean", torch.zeros(0)).numel()
+    num_others = fitted.states[0].statistics.get("mean_of_others", torch.zeros(0)).numel()
+    num_stored = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("run.0."))
+    assert (
+        num_stored == num_weights + (1 + 7 * num_selected if num_selected else 0) + num_others
+    )  # count, mean, squares, five deviations
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU")
 def test_loads_on_another_device(make, tmp_path):
     make(SWAG(rank=3)).save(tmp_path)
-    found = FittedPosterior.load(tmp_path, network, device="cuda")
-    assert found.device.type == "cuda"
-    assert found.predict(inputs(), 4).mean.shape == (20, 3)
+    loaded = FittedPosterior.load(tmp_path, network, device="cuda")
+    assert loaded.device.type == "cuda"
+    assert loaded.predict(inputs(), 4).mean.shape == (20, 3)
 
 
-def test_devices_are_named_on_loading(make, tmp_path):
+def test_loads_on_the_named_device(make, tmp_path):
     make(SWAG(rank=3)).save(tmp_path)
-    found = FittedPosterior.load(tmp_path, network, device="meta")
-    assert {tensor.device.type for tensor in found.states[0].statistics.values()} == {"meta"}
-    assert found.device.type == "meta"
+    loaded = FittedPosterior.load(tmp_path, network, device="meta")
+    assert {tensor.device.type for tensor in loaded.states[0].statistics.values()} == {"meta"}
+    assert loaded.device.type == "meta"
 
 
-def test_a_flipped_bit_of_the_description_is_found(make, tmp_path):
+def test_a_changed_digit_of_the_metadata_is_detected(make, tmp_path):
     make(MAP()).save(tmp_path)
     path = tmp_path / "posterior.json"
     path.write_text(path.read_text().replace('"num_data": [\n  36', '"num_data": [\n  37'))
@@ -83,22 +87,22 @@ def test_a_flipped_bit_of_the_description_is_found(make, tmp_path):
         FittedPosterior.load(tmp_path, network)
 
 
-def test_a_description_that_could_not_be_read_again_is_not_written(make, tmp_path):
+def test_metadata_that_is_too_large_to_read_is_not_written(make, tmp_path):
     fitted = make(MAP())
     fitted.info["names"] = ["x" * 1000] * 17_000
     with pytest.raises(ValueError, match=r"at most 16777216 are read again.*`info`"):
         fitted.save(tmp_path)
 
 
-def test_statistics_of_draws_are_estimated_once_for_all(make, tmp_path, monkeypatch):
+def test_statistics_of_draws_are_saved(make, tmp_path, monkeypatch):
     fitted = make(SWAG(rank=3))
     expected = fitted.predict(inputs(), 4).log_probs
     fitted.save(tmp_path)
-    found = FittedPosterior.load(tmp_path, network)
+    loaded = FittedPosterior.load(tmp_path, network)
     monkeypatch.setattr(
         "flatbayes.prediction.sampling.reestimate_norm_statistics", lambda *a: pytest.fail("estimated again")
     )
-    assert torch.equal(found.predict(inputs(), 4).log_probs, expected)
+    assert torch.equal(loaded.predict(inputs(), 4).log_probs, expected)
 
 
 def test_saving_again_replaces(make, tmp_path):
@@ -111,9 +115,9 @@ def test_double_precision_survives(make, tmp_path):
     fitted = make(MAP())
     fitted.states[0].model.double()
     fitted.save(tmp_path)
-    found = FittedPosterior.load(tmp_path, network)
-    assert torch.equal(found.predict(inputs()).log_probs, fitted.predict(inputs()).log_probs)
-    assert found.dtype == torch.float64
+    loaded = FittedPosterior.load(tmp_path, network)
+    assert torch.equal(loaded.predict(inputs()).log_probs, fitted.predict(inputs()).log_probs)
+    assert loaded.dtype == torch.float64
 
 
 def test_tied_weights(tmp_path):
@@ -133,12 +137,12 @@ def test_tied_weights(tmp_path):
     fitted.save(tmp_path)
     names = load_file(tmp_path / "posterior.safetensors").keys()
     assert {name for name in names if name.endswith("weight")} == {"run.0.model.one.weight"}  # once
-    found = FittedPosterior.load(tmp_path, Tied)
-    assert torch.equal(found.predict(torch.ones(2, 3)).log_probs, fitted.predict(torch.ones(2, 3)).log_probs)
-    assert found.states[0].model.two.weight is found.states[0].model.one.weight
+    loaded = FittedPosterior.load(tmp_path, Tied)
+    assert torch.equal(loaded.predict(torch.ones(2, 3)).log_probs, fitted.predict(torch.ones(2, 3)).log_probs)
+    assert loaded.states[0].model.two.weight is loaded.states[0].model.one.weight
 
 
-def test_models_of_flatbayes_need_not_be_given(make, tmp_path):
+def test_models_of_flatbayes_are_built_from_the_metadata(make, tmp_path):
     from flatbayes.core.spec import to_spec
     from flatbayes.models import MLP
 
@@ -148,12 +152,12 @@ def test_models_of_flatbayes_need_not_be_given(make, tmp_path):
     fitted.info["model"] = to_spec(build)
     fitted.save(tmp_path)
     state = torch.get_rng_state()
-    found = FittedPosterior.load(tmp_path)
+    loaded = FittedPosterior.load(tmp_path)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(found.predict(inputs()).log_probs, fitted.predict(inputs()).log_probs)
+    assert torch.equal(loaded.predict(inputs()).log_probs, fitted.predict(inputs()).log_probs)
 
 
-def test_no_other_class_is_imported_because_an_artefact_says_so(make, tmp_path):
+def test_no_class_outside_flatbayes_is_imported(make, tmp_path):
     fitted = make(MAP())
     fitted.info["model"] = {"class_path": "os.system", "init_args": {"command": "touch hacked"}}
     fitted.save(tmp_path)
@@ -163,7 +167,7 @@ def test_no_other_class_is_imported_because_an_artefact_says_so(make, tmp_path):
     fitted.save(tmp_path)
     with pytest.raises(ValueError, match="pass `model`"):
         FittedPosterior.load(tmp_path)
-    rewrite(tmp_path, posterior={"class_path": "os.system", "init_args": {"command": "touch hacked"}})
+    rewrite_metadata(tmp_path, posterior={"class_path": "os.system", "init_args": {"command": "touch hacked"}})
     with pytest.raises(ValueError, match=r"os\.system"):
         FittedPosterior.load(tmp_path, network)
 
@@ -177,7 +181,7 @@ def test_another_architecture_is_refused(make, tmp_path):
         FittedPosterior.load(tmp_path, nn.Linear(2, 3))
 
 
-def test_a_missing_artefact(tmp_path):
+def test_a_missing_artefact_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no fitted posterior.*posterior\.json is missing"):
         FittedPosterior.load(tmp_path)
 
@@ -198,7 +202,7 @@ def test_damage_is_an_error_that_names_the_file(make, tmp_path, name, damage):
 @pytest.mark.parametrize("key", ["posterior", "likelihood", "num_data", "info", "num_statistics_batches", "sha256"])
 def test_a_missing_entry_is_damage(make, tmp_path, key):
     make(SWAG(rank=3)).save(tmp_path)
-    rewrite(tmp_path, **{key: None})
+    rewrite_metadata(tmp_path, **{key: None})
     with pytest.raises(ValueError, match="damaged"):
         FittedPosterior.load(tmp_path, network)
 
@@ -207,22 +211,22 @@ def test_a_newer_schema_names_the_version_that_reads_it(make, tmp_path):
     fitted = make(MAP())
     fitted.info["flatbayes"] = "9.9"
     fitted.save(tmp_path)
-    rewrite(tmp_path, schema=7)
+    rewrite_metadata(tmp_path, schema=7)
     with pytest.raises(ValueError, match=r"schema 7.*9\.9"):
         FittedPosterior.load(tmp_path, network)
 
 
-def test_statistics_of_draws_of_the_first_schema_are_not_taken(make, tmp_path):
+def test_statistics_of_draws_in_schema_1_are_ignored(make, tmp_path):
     fitted = make(SWAG(rank=3))
     expected = fitted.predict(inputs(), 4).log_probs
     fitted.save(tmp_path)
-    rewrite(tmp_path, schema=1)
-    found = FittedPosterior.load(tmp_path, network)
-    assert not found.norm_statistics
-    assert torch.equal(found.predict(inputs(), 4).log_probs, expected)
+    rewrite_metadata(tmp_path, schema=1)
+    loaded = FittedPosterior.load(tmp_path, network)
+    assert not loaded.norm_statistics
+    assert torch.equal(loaded.predict(inputs(), 4).log_probs, expected)
 
 
-def test_tensors_that_were_swapped_do_not_pass(make, tmp_path):
+def test_changed_tensors_are_detected(make, tmp_path):
     make(MAP()).save(tmp_path)
     tensors = load_file(tmp_path / "posterior.safetensors")
     tensors["run.0.model.0.bias"] += 1
@@ -231,7 +235,7 @@ def test_tensors_that_were_swapped_do_not_pass(make, tmp_path):
         FittedPosterior.load(tmp_path, network)
 
 
-def test_only_transforms_that_are_data_are_saved(make, tmp_path):
+def test_transforms_other_than_standardize_are_not_saved(make, tmp_path):
     fitted = make(MAP())
     fitted.transform = lambda x: x
     with pytest.raises(TypeError, match="Only a Standardize transform"):

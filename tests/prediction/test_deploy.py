@@ -1,4 +1,4 @@
-"""One module against the posterior that it was made of."""
+"""A compiled module against the predictions of its posterior."""
 
 import copy
 from functools import partial
@@ -17,17 +17,17 @@ from flatbayes.prediction import FittedPosterior
 from support import POSTERIORS, assert_same, batch, named, network, snapshot, train
 
 
-def fitted_to(posterior, model=network):
+def fit_posterior(posterior, model=network):
     states = [train(posterior, Plain(), model=model())[0] for _ in range(posterior.num_members)]
     for state in states:
         state.model.eval()
     inputs = [batch(k)[0] for k in range(2)]
-    scale = Standardize.fit(torch.cat(inputs))
-    return FittedPosterior(posterior, states, Categorical(3), scale, inputs, {"input_shape": [1, 8, 8]})
+    transform = Standardize.fit(torch.cat(inputs))
+    return FittedPosterior(posterior, states, Categorical(3), transform, inputs, {"input_shape": [1, 8, 8]})
 
 
-def regression(num_targets=1):
-    """An ensemble whose members differ by a lot, in a unit that is not that of the network."""
+def make_regression_posterior(num_targets=1):
+    """An ensemble with very different members, for targets with a location and scale."""
     torch.manual_seed(3)
     location, scale = tuple(range(100, 100 + num_targets)), tuple(range(7, 7 + num_targets))
     posterior = Ensemble(size=3)
@@ -36,8 +36,8 @@ def regression(num_targets=1):
     return FittedPosterior(posterior, states, Gaussian(num_targets, location, scale), info=info)
 
 
-def refusal(fitted):
-    """The kinds of draws that are no weights."""
+def expected_refusal(fitted):
+    """Error message for draws that are more than weights, else None."""
     posterior = fitted.posterior
     if isinstance(posterior, MCDropout):
         return "are masks.*Distil"
@@ -52,17 +52,17 @@ def refusal(fitted):
 
 @pytest.mark.parametrize("posterior", POSTERIORS, ids=named(POSTERIORS))
 def test_equals_predict_and_changes_nothing(posterior):
-    fitted, x = fitted_to(posterior), batch(5)[0]
+    fitted, x = fit_posterior(posterior), batch(5)[0]
     before = [snapshot(state.model) for state in fitted.states]
-    message = refusal(fitted)
+    message = expected_refusal(fitted)
     if message:
         with pytest.raises(ValueError, match=message):
             fitted.compile(3)
     else:
         module = fitted.compile(3, seed=4)
-        expected, found = fitted.predict(x, 3, seed=4), module(x)
-        assert list(found) == ["mean", "entropy", "mutual_information"]
-        for name, values in found.items():
+        expected, tensors = fitted.predict(x, 3, seed=4), module(x)
+        assert list(tensors) == ["mean", "entropy", "mutual_information"]
+        for name, values in tensors.items():
             torch.testing.assert_close(values, getattr(expected, name).float(), rtol=1e-5, atol=1e-6)
         assert not any(tensor.requires_grad for tensor in module.parameters())
     for state, then in zip(fitted.states, before, strict=True):
@@ -70,7 +70,7 @@ def test_equals_predict_and_changes_nothing(posterior):
 
 
 def test_another_seed_and_another_number_are_other_networks():
-    fitted, x = fitted_to(SWAG(rank=3)), batch(5)[0]
+    fitted, x = fit_posterior(SWAG(rank=3)), batch(5)[0]
     first = fitted.compile(3)(x)["mean"]
     assert torch.equal(fitted.compile(3)(x)["mean"], first)
     assert not torch.allclose(fitted.compile(3, seed=1)(x)["mean"], first)
@@ -80,32 +80,32 @@ def test_another_seed_and_another_number_are_other_networks():
 
 
 @pytest.mark.parametrize("num_targets", [1, 2])
-def test_numbers_are_in_the_unit_of_the_targets(num_targets):
-    fitted = regression(num_targets)
+def test_moments_are_in_the_unit_of_the_targets(num_targets):
+    fitted = make_regression_posterior(num_targets)
     x = torch.randn(9, 4)
-    expected, found = fitted.predict(x), fitted.compile()(x)
-    assert list(found) == ["mean", "std", "epistemic_std"]
-    wanted = {"mean": expected.mean, "std": expected.std, "epistemic_std": expected.epistemic.sqrt()}
-    for name, values in found.items():
+    expected, tensors = fitted.predict(x), fitted.compile()(x)
+    assert list(tensors) == ["mean", "std", "epistemic_std"]
+    moments = {"mean": expected.mean, "std": expected.std, "epistemic_std": expected.epistemic.sqrt()}
+    for name, values in tensors.items():
         assert values.shape == expected.mean.shape
-        torch.testing.assert_close(values, wanted[name].float(), rtol=1e-5, atol=1e-4)
-    assert float(found["mean"].mean()) > 50
+        torch.testing.assert_close(values, moments[name].float(), rtol=1e-5, atol=1e-4)
+    assert float(tensors["mean"].mean()) > 50
 
 
 def test_a_linearised_last_layer_below_something_else_is_refused():
-    def squashed():
+    def make_network_with_tanh():
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Tanh())
 
     with pytest.raises(ValueError, match="linear in those that move"):
-        fitted_to(Laplace(tune="evidence"), squashed).compile(2)
-    unknown = fitted_to(Laplace(tune="evidence"))
-    unknown.info.clear()
+        fit_posterior(Laplace(tune="evidence"), make_network_with_tanh).compile(2)
+    without_shape = fit_posterior(Laplace(tune="evidence"))
+    without_shape.info.clear()
     with pytest.raises(ValueError, match="linear in those that move"):
-        unknown.compile(2)
+        without_shape.compile(2)
 
 
-def test_weights_that_never_move_take_memory_once():
-    fitted = fitted_to(Laplace(tune="evidence"))
+def test_weights_that_all_draws_share_are_stored_once():
+    fitted = fit_posterior(Laplace(tune="evidence"))
     module = fitted.compile(5)
     size = sum(param.numel() for param in network().parameters())
     last = sum(param.numel() for param in network()[9].parameters())
@@ -114,8 +114,8 @@ def test_weights_that_never_move_take_memory_once():
     assert sum(param.numel() for param in copied.parameters()) == size + 4 * last
 
 
-def test_the_module_is_cut_off_from_the_posterior():
-    fitted, x = fitted_to(MAP()), batch(5)[0]
+def test_the_module_is_independent_of_the_posterior():
+    fitted, x = fit_posterior(MAP()), batch(5)[0]
     module = fitted.compile(1)
     before = module(x)["mean"]
     with torch.no_grad():
@@ -125,22 +125,22 @@ def test_the_module_is_cut_off_from_the_posterior():
 
 
 def test_every_draw_keeps_its_own_running_statistics():
-    module = fitted_to(SWAG(rank=3)).compile(2)
-    one, other = (net[1].running_mean for net in module.networks)
-    assert not torch.equal(one, other)
+    module = fit_posterior(SWAG(rank=3)).compile(2)
+    first, second = (net[1].running_mean for net in module.networks)
+    assert not torch.equal(first, second)
     with preserve_buffers(module):
-        assert not any(part.training for part in module.modules())
+        assert not any(child.training for child in module.modules())
 
 
-def test_probabilities_that_are_zero_are_no_trouble():
-    fitted = FittedPosterior(MAP(), [MAP().init(Scaled(), None, 5)], Categorical(3))
-    found = fitted.compile(1)(torch.tensor([[1.0, 0.0, 0.0]]))
-    assert all(values.isfinite().all() for values in found.values())
-    assert float(found["entropy"]) == 0
+def test_probabilities_of_zero_have_finite_summaries():
+    fitted = FittedPosterior(MAP(), [MAP().init(ConfidentNetwork(), None, 5)], Categorical(3))
+    tensors = fitted.compile(1)(torch.tensor([[1.0, 0.0, 0.0]]))
+    assert all(values.isfinite().all() for values in tensors.values())
+    assert float(tensors["entropy"]) == 0
 
 
-class Scaled(nn.Module):
-    """So sure that the others' probabilities are zero."""
+class ConfidentNetwork(nn.Module):
+    """So confident that the probabilities of all other classes are zero."""
 
     def __init__(self):
         super().__init__()
@@ -151,7 +151,7 @@ class Scaled(nn.Module):
 
 
 def test_other_transforms_and_likelihoods():
-    fitted, x = fitted_to(MAP()), batch(5)[0]
+    fitted, x = fit_posterior(MAP()), batch(5)[0]
     fitted.transform = partial(torch.mul, torch.tensor(2.0))
     fitted.likelihood = Custom(nn.functional.cross_entropy, Categorical(3))
     torch.testing.assert_close(fitted.compile(1)(x)["mean"], fitted.predict(x).mean.float(), rtol=1e-5, atol=1e-6)
@@ -162,4 +162,4 @@ def test_other_transforms_and_likelihoods():
 
 def test_inputs_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="Expected inputs of 1 channels"):
-        fitted_to(MAP()).compile(1)(torch.ones(2, 3, 8, 8))
+        fit_posterior(MAP()).compile(1)(torch.ones(2, 3, 8, 8))

@@ -1,4 +1,4 @@
-"""Files against the modules that they were written from."""
+"""Exported files against the modules from which they were written."""
 
 import sys
 
@@ -13,7 +13,7 @@ from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.prediction import FittedPosterior, export_onnx, export_torch, onnx_difference
 from flatbayes.prediction import export as export_module
 
-from .test_deploy import fitted_to, regression
+from .test_deploy import fit_posterior, make_regression_posterior
 
 TOLERANCE = 1e-5
 
@@ -29,14 +29,14 @@ def convolutions():
 
 
 CASES = {
-    "mlp": (lambda: fitted_to(SWAG(rank=2), lambda: MLP((1, 8, 8), 3, (8,))), (1, 8, 8)),
-    "layer norm": (lambda: fitted_to(SWAG(rank=2), normed), (1, 8, 8)),
+    "mlp": (lambda: fit_posterior(SWAG(rank=2), lambda: MLP((1, 8, 8), 3, (8,))), (1, 8, 8)),
+    "layer norm": (lambda: fit_posterior(SWAG(rank=2), normed), (1, 8, 8)),
     "batch norm": (
-        lambda: fitted_to(Ensemble(SWAG(rank=2), size=2), lambda: ConvNet((1, 8, 8), 3, width=4)),
+        lambda: fit_posterior(Ensemble(SWAG(rank=2), size=2), lambda: ConvNet((1, 8, 8), 3, width=4)),
         (1, 8, 8),
     ),
-    "numbers": (regression, (4,)),
-    "two numbers": (lambda: regression(2), (4,)),
+    "regression": (make_regression_posterior, (4,)),
+    "two targets": (lambda: make_regression_posterior(2), (4,)),
 }
 
 
@@ -55,11 +55,11 @@ def test_onnx_agrees(case, tmp_path):
     session = onnxruntime.InferenceSession(str(path))
     assert [i.name for i in session.get_inputs()] == ["inputs"]
     assert [o.name for o in session.get_outputs()] == list(module.output_names)
-    for rows in (1, 7):  # any size of a batch, other than that of the export
-        answers = session.run(None, {"inputs": x[:rows].numpy()})
-        for name, found in zip(module.output_names, answers, strict=True):
+    for rows in (1, 7):  # batch sizes other than that of the export
+        outputs = session.run(None, {"inputs": x[:rows].numpy()})
+        for name, values in zip(module.output_names, outputs, strict=True):
             expected = module(x[:rows])[name].numpy()
-            np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+            np.testing.assert_allclose(values, expected, rtol=TOLERANCE, atol=TOLERANCE)
     assert onnx_difference(module, path, x) < TOLERANCE
     assert onnx_difference(module, path) < TOLERANCE
 
@@ -69,19 +69,19 @@ def test_torch_agrees(case, tmp_path):
     module = fitted.compile(4)
     program = torch.export.load(export_torch(module, tmp_path / "model.pt2")).module()
     for rows in (1, 7):
-        for name, found in program(x[:rows]).items():
-            torch.testing.assert_close(found, module(x[:rows])[name], rtol=TOLERANCE, atol=TOLERANCE)
+        for name, values in program(x[:rows]).items():
+            torch.testing.assert_close(values, module(x[:rows])[name], rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def test_a_difference_is_seen(tmp_path):
-    module = regression().compile()
+def test_a_difference_is_measured(tmp_path):
+    module = make_regression_posterior().compile()
     path = export_onnx(module, tmp_path / "model.onnx")
     with torch.no_grad():
         next(module.networks.parameters()).mul_(2)
     assert onnx_difference(module, path) > 1e-3
 
 
-def test_inputs_are_asked_for_where_they_are_not_known(tmp_path):
+def test_inputs_are_required_if_their_shape_is_unknown(tmp_path):
     fitted = FittedPosterior(MAP(), [MAP().init(nn.Linear(4, 3), None, 5)], Categorical(3))
     module, x = fitted.compile(1), torch.randn(1, 4)
     with pytest.raises(ValueError, match="pass `inputs`"):
@@ -92,7 +92,7 @@ def test_inputs_are_asked_for_where_they_are_not_known(tmp_path):
     assert onnx_difference(module, path, torch.randn(5, 4)) < TOLERANCE
 
 
-class Deciding(nn.Module):
+class DataDependentNetwork(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(4, 3)
@@ -103,15 +103,17 @@ class Deciding(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_torch_cannot_follow_is_said_and_leaves_no_file(tmp_path):
-    fitted = FittedPosterior(MAP(), [MAP().init(Deciding(), None, 5)], Categorical(3), info={"input_shape": [4]})
+def test_a_network_that_cannot_be_traced_is_refused_without_a_file(tmp_path):
+    fitted = FittedPosterior(
+        MAP(), [MAP().init(DataDependentNetwork(), None, 5)], Categorical(3), info={"input_shape": [4]}
+    )
     with pytest.raises(ValueError, match="must not depend on the values"):
         export_torch(fitted.compile(1), tmp_path / "a.pt2")
     assert not list(tmp_path.iterdir())
 
 
 def test_too_large_and_missing_packages(tmp_path, monkeypatch):
-    module = regression().compile()
+    module = make_regression_posterior().compile()
     monkeypatch.setattr(export_module, "MAX_ONNX_BYTES", 10)
     with pytest.raises(ValueError, match="Compile fewer draws"):
         export_onnx(module, tmp_path / "a.onnx")

@@ -1,3 +1,5 @@
+"""Predictions as averages over draws, their inputs, and the statistics of draws."""
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,16 +18,16 @@ def inputs(n=40):
 
 def test_predicts_the_average_of_its_draws(fitted):
     x = inputs()
-    found = fitted.predict(x, 6, keep_members=True)
+    predictive = fitted.predict(x, 6, keep_members=True)
     count = len(fitted.sample_ids(6))
-    assert found.member_probs.shape == (count, 40, 3)
+    assert predictive.member_probs.shape == (count, 40, 3)
     with torch.no_grad():
-        by_hand = [fitted_network(fitted, net, x) for net in fitted.sample_networks(6)]
-    torch.testing.assert_close(found.mean, torch.stack(by_hand).mean(0))
-    torch.testing.assert_close(found.mean.sum(-1), torch.ones(40, dtype=torch.float64))
+        by_hand = [predict_probs(fitted, net, x) for net in fitted.sample_networks(6)]
+    torch.testing.assert_close(predictive.mean, torch.stack(by_hand).mean(0))
+    torch.testing.assert_close(predictive.mean.sum(-1), torch.ones(40, dtype=torch.float64))
 
 
-def fitted_network(fitted, net, x):
+def predict_probs(fitted, net, x):
     return net(fitted.transform(x)).double().softmax(-1)
 
 
@@ -38,10 +40,10 @@ def test_leaves_everything_as_it_was(fitted):
 
 def test_same_seed_same_prediction(fitted):
     x = inputs()
-    one, other = fitted.predict(x, 6, seed=3), fitted.predict(x, 6, seed=3)
-    assert torch.equal(one.log_probs, other.log_probs)
+    first, second = fitted.predict(x, 6, seed=3), fitted.predict(x, 6, seed=3)
+    assert torch.equal(first.log_probs, second.log_probs)
     if fitted.posterior.stochastic:
-        assert not torch.equal(one.log_probs, fitted.predict(x, 6, seed=4).log_probs)
+        assert not torch.equal(first.log_probs, fitted.predict(x, 6, seed=4).log_probs)
 
 
 # Not MCDropout: its masks depend on how examples come in batches.
@@ -55,7 +57,7 @@ def test_arrays_loaders_and_generators_give_the_same(make, posterior):
         torch.testing.assert_close(fitted.predict(kind, 4, batch_size=8).log_probs, expected)
 
 
-def test_an_iterable_is_read_once_and_held_in_part(fitted):
+def test_an_iterable_is_read_once_and_in_chunks(fitted):
     read = []
 
     def endless():
@@ -67,19 +69,19 @@ def test_an_iterable_is_read_once_and_held_in_part(fitted):
     first = next(stream)
     assert len(first.log_probs) == 32 * 4
     assert len(read) == 32
-    assert sum(len(part.log_probs) for part in stream) == 38 * 4
+    assert sum(len(chunk.log_probs) for chunk in stream) == 38 * 4
     assert len(read) == 70
 
 
 @pytest.mark.parametrize(
-    ("posterior", "asked", "got"),
+    ("posterior", "num_draws", "num_networks"),
     [(MAP(), 30, 1), (MCDropout(), 7, 7), (SWAG(rank=3), 5, 5), (SWAG(rank=2, scale=0.0), 5, 1),
      (Ensemble(size=3), 30, 3), (Ensemble(SWAG(rank=2), size=2), 5, 6)],
 )  # fmt: skip
-def test_every_run_has_the_same_number_of_draws(make, posterior, asked, got):
-    keys = make(posterior).sample_ids(asked)
-    assert len(keys) == len(set(keys)) == got
-    runs = [run for _, run, _ in keys]
+def test_every_run_has_the_same_number_of_draws(make, posterior, num_draws, num_networks):
+    sample_ids = make(posterior).sample_ids(num_draws)
+    assert len(sample_ids) == len(set(sample_ids)) == num_networks
+    runs = [run for _, run, _ in sample_ids]
     assert len({runs.count(run) for run in range(posterior.num_members)}) == 1
 
 
@@ -87,39 +89,39 @@ def test_statistics_of_a_draw_are_its_own_and_estimated_once(make, monkeypatch):
     fitted = make(SWAG(rank=3))
     calls = []
 
-    def counted(model, batches):
+    def count_calls(model, batches):
         calls.append(1)
         return reestimate_norm_statistics(model, batches)
 
-    monkeypatch.setattr("flatbayes.prediction.sampling.reestimate_norm_statistics", counted)
+    monkeypatch.setattr("flatbayes.prediction.sampling.reestimate_norm_statistics", count_calls)
     x = inputs()
     fitted.predict(x, 4)
     fitted.predict(x[:10], 4)
     assert len(calls) == 4
-    key = fitted.sample_ids(1)[0]
-    with fitted.sampled_network(key) as net:
-        inside = {name: b.clone() for name, b in net.named_buffers()}
-        ready = [fitted.transform(b) for b in fitted.statistics_inputs]
-        fresh = reestimate_norm_statistics(net, ready)
+    sample_id = fitted.sample_ids(1)[0]
+    with fitted.sampled_network(sample_id) as net:
+        buffers = {name: b.clone() for name, b in net.named_buffers()}
+        preprocessed = [fitted.transform(b) for b in fitted.statistics_inputs]
+        fresh = reestimate_norm_statistics(net, preprocessed)
     for name, value in fresh.items():
-        torch.testing.assert_close(inside[name], value)
-    assert not torch.allclose(inside["1.running_mean"], fitted.states[0].model[1].running_mean)
+        torch.testing.assert_close(buffers[name], value)
+    assert not torch.allclose(buffers["1.running_mean"], fitted.states[0].model[1].running_mean)
 
 
-def test_point_like_posteriors_keep_the_statistics_of_training(make):
+def test_posteriors_that_keep_their_weights_keep_the_statistics_of_training(make):
     fitted = make(Ensemble(size=2))
     fitted.statistics_inputs = ()
     fitted.predict(inputs(), 4)
 
 
-def test_missing_statistics_inputs_are_named(make):
+def test_missing_statistics_inputs_are_refused(make):
     fitted = make(SWAG(rank=3))
     fitted.statistics_inputs = ()
     with pytest.raises(ValueError, match="pass `statistics_inputs`"):
         fitted.predict(inputs(), 4)
 
 
-def test_bad_requests(fitted):
+def test_invalid_arguments_are_refused(fitted):
     with pytest.raises(ValueError, match="at least 1 draw, got num_draws=0"):
         fitted.predict(inputs(), 0)
     with pytest.raises(ValueError, match="inputs are empty"):
@@ -144,7 +146,7 @@ def test_moving_keeps_the_predictions(fitted):
     assert torch.equal(fitted.to("cpu").predict(x, 3).log_probs, expected)
 
 
-def test_chunks_cut_what_is_in_memory_into_batches():
+def test_chunks_of_tensors_and_iterables():
     assert [[len(b) for b in chunk] for chunk in iter_chunks(torch.zeros(10, 2), 4)] == [[4, 4, 2]]
     assert [[len(b) for b in chunk] for chunk in iter_chunks(iter([torch.zeros(3)] * 5), 4, 2)] == [
         [3, 3],

@@ -1,4 +1,4 @@
-"""Artefacts of earlier schemas, as they lie on the disks of users, are read and predict what they did."""
+"""Artefacts that were written in earlier schemas load, and predict the stored values."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,12 @@ ARTEFACTS = sorted(path.parent for path in FIXTURES.glob("*/*/posterior.json"))
 
 
 @pytest.mark.parametrize("folder", ARTEFACTS, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_predicts_what_it_did(folder):
+def test_predictions_equal_the_stored_values(folder):
     expected = json.loads(folder.with_suffix(".json").read_text())
     predictive = FittedPosterior.load(folder).predict(torch.tensor(expected["inputs"]), 4, seed=1)
     for name in ("mean", "variance", "mutual_information"):
-        wanted = torch.tensor(expected[name], dtype=torch.float64)
-        torch.testing.assert_close(getattr(predictive, name), wanted, rtol=1e-6, atol=1e-6)
+        values = torch.tensor(expected[name], dtype=torch.float64)
+        torch.testing.assert_close(getattr(predictive, name), values, rtol=1e-6, atol=1e-6)
 
 
 def test_every_schema_since_the_second_has_fixtures():

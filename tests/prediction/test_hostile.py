@@ -1,4 +1,4 @@
-"""Artefacts made to do harm, with checksums as they should be: refused, soon, and with next to no memory taken."""
+"""Malicious artefacts with valid checksums are refused quickly and without large allocations."""
 
 import json
 import os
@@ -26,17 +26,17 @@ def folder(tmp_path):
     return tmp_path / "a"
 
 
-def description(folder):
+def read_raw_metadata(folder):
     return json.loads((folder / "posterior.json").read_text())
 
 
-def sealed(folder, found):
-    found = {key: value for key, value in found.items() if key != "checksum"}
-    found["sha256"] = compute_file_checksum(folder / "posterior.safetensors")
-    (folder / "posterior.json").write_text(json.dumps({**found, "checksum": compute_metadata_checksum(found)}))
+def write_sealed_metadata(folder, metadata):
+    metadata = {key: value for key, value in metadata.items() if key != "checksum"}
+    metadata["sha256"] = compute_file_checksum(folder / "posterior.safetensors")
+    (folder / "posterior.json").write_text(json.dumps({**metadata, "checksum": compute_metadata_checksum(metadata)}))
 
 
-def refused(folder, match, model=None):
+def assert_refused(folder, match, model=None):
     tracemalloc.start()
     began = time.perf_counter()
     with pytest.raises(ValueError, match=match):
@@ -68,9 +68,9 @@ POSTERIORS = [
 @pytest.mark.parametrize("model", [None, MLP((4,), 3, hidden=(5,))], ids=["ours", "given"])
 def test_posteriors(folder, tmp_path, monkeypatch, path, arguments, match, model):
     monkeypatch.chdir(tmp_path)
-    found = description(folder)
-    sealed(folder, {**found, "posterior": {"class_path": path, "init_args": arguments}})
-    refused(folder, match, model)
+    metadata = read_raw_metadata(folder)
+    write_sealed_metadata(folder, {**metadata, "posterior": {"class_path": path, "init_args": arguments}})
+    assert_refused(folder, match, model)
     assert not (tmp_path / "hacked").exists()
 
 
@@ -96,11 +96,11 @@ MODELS = [
 
 @pytest.mark.parametrize(("path", "arguments", "match"), MODELS, ids=[f"{p} {a}"[:60] for p, a, _ in MODELS])
 def test_models(folder, path, arguments, match):
-    found = description(folder)
+    metadata = read_raw_metadata(folder)
     usual = {"input_shape": [4], "num_classes": 3}
-    found["info"]["model"] = {"class_path": path, "init_args": {**usual, **arguments}}
-    sealed(folder, found)
-    refused(folder, match)
+    metadata["info"]["model"] = {"class_path": path, "init_args": {**usual, **arguments}}
+    write_sealed_metadata(folder, metadata)
+    assert_refused(folder, match)
 
 
 ENTRIES = [
@@ -126,14 +126,14 @@ ENTRIES = [
 
 @pytest.mark.parametrize(("changes", "match"), ENTRIES, ids=[str(changes)[:50] for changes, _ in ENTRIES])
 def test_entries(folder, changes, match):
-    sealed(folder, description(folder) | changes)
-    refused(folder, match)
+    write_sealed_metadata(folder, read_raw_metadata(folder) | changes)
+    assert_refused(folder, match)
 
 
 TEXTS = [
     ("[" * 100_000, "it is not JSON"),
     ('{"schema": 3, "info": ' + '{"a":' * 5000 + "1" + "}" * 5001, "it is not JSON|checksum"),
-    ('{"schema": NaN}', "NaN is no number of JSON"),
+    ('{"schema": NaN}', "NaN is not a number of JSON"),
     ('{"schema": 3, "num_data": [1e999]}', "checksum|damaged"),
     ('{"schema": ' + "9" * 10_000 + "}", "it is not JSON"),
     ("[]", "does not describe a fitted posterior"),
@@ -145,7 +145,7 @@ TEXTS = [
 @pytest.mark.parametrize(("text", "match"), TEXTS, ids=[text[:15].strip() or "large" for text, _ in TEXTS])
 def test_descriptions(folder, text, match):
     (folder / "posterior.json").write_text(text)
-    refused(folder, match)
+    assert_refused(folder, match)
 
 
 def header(length, text=b""):
@@ -168,8 +168,8 @@ HEADERS = [
 @pytest.mark.parametrize("content", HEADERS, ids=lambda content: repr(content[:12]))
 def test_headers_of_tensors(folder, content):
     (folder / "posterior.safetensors").write_bytes(content)
-    sealed(folder, description(folder))
-    refused(folder, "damaged: SafetensorError")
+    write_sealed_metadata(folder, read_raw_metadata(folder))
+    assert_refused(folder, "damaged: SafetensorError")
 
 
 TENSORS = [
@@ -195,15 +195,15 @@ def test_tensors(folder, changes, match):
     save_file(
         {name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / "posterior.safetensors"
     )
-    sealed(folder, description(folder))
-    refused(folder, match)
+    write_sealed_metadata(folder, read_raw_metadata(folder))
+    assert_refused(folder, match)
 
 
 @pytest.mark.parametrize("name", ["posterior.json", "posterior.safetensors"])
 def test_links_out_of_the_folder(folder, tmp_path, name):
     (folder / name).rename(tmp_path / "outside")
     (folder / name).symlink_to(tmp_path / "outside")
-    refused(folder, "is a link out of its folder")
+    assert_refused(folder, "is a link out of its folder")
 
 
 def test_what_is_no_file(folder):

@@ -1,4 +1,4 @@
-"""All networks in one call against one call for each."""
+"""Vectorised predictions against one call per network."""
 
 import pytest
 import torch
@@ -11,53 +11,53 @@ from flatbayes.prediction import FittedPosterior
 from support import POSTERIORS, assert_same, batch, named, network, snapshot, train
 
 
-def fitted_to(posterior):
+def fit_posterior(posterior):
     states = [train(posterior, Plain(), model=network())[0] for _ in range(posterior.num_members)]
     for state in states:
         state.model.eval()
     return FittedPosterior(posterior, states, Categorical(3), statistics_inputs=[batch(k)[0] for k in range(2)])
 
 
-def plain_weights(fitted):
-    """Whether a draw is the state's own model, all of it in eval mode."""
+def draws_are_weights(fitted):
+    """Whether a draw is the model of the state, entirely in eval mode."""
     with fitted.sampled_network(fitted.sample_ids(1)[0]) as net:
         return net is fitted.states[0].model and not any(module.training for module in net.modules())
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS, ids=named(POSTERIORS))
-def test_one_call_equals_one_call_for_each(posterior):
-    fitted, x = fitted_to(posterior), batch(5, size=4)[0]
+def test_vectorized_equals_one_call_per_network(posterior):
+    fitted, x = fit_posterior(posterior), batch(5, size=4)[0]
     for state in fitted.states:
         state.model.train()
     before = [snapshot(state.model) for state in fitted.states]
     expected = fitted.predict(x, 6, batch_size=3, keep_members=True, vectorized=False)
-    if not plain_weights(fitted):
+    if not draws_are_weights(fitted):
         with pytest.raises(ValueError, match="more than weights"):
             fitted.predict(x, 6, vectorized=True)
         assert torch.equal(fitted.predict(x, 6, batch_size=3).log_probs, expected.log_probs)
         return
-    for asked in (True, None):
-        found = fitted.predict(x, 6, batch_size=3, keep_members=True, vectorized=asked)
-        torch.testing.assert_close(found.log_probs, expected.log_probs, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(found.member_probs, expected.member_probs, rtol=1e-4, atol=1e-5)
+    for vectorized in (True, None):
+        predictive = fitted.predict(x, 6, batch_size=3, keep_members=True, vectorized=vectorized)
+        torch.testing.assert_close(predictive.log_probs, expected.log_probs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(predictive.member_probs, expected.member_probs, rtol=1e-4, atol=1e-5)
     for state, then in zip(fitted.states, before, strict=True):
         assert_same(snapshot(state.model), then)
 
 
-def test_which_methods_cannot_be_stacked():
-    refused = {type(p).__name__ for p in POSTERIORS if not plain_weights(fitted_to(p))}
+def test_posteriors_whose_draws_cannot_be_stacked():
+    refused = {type(p).__name__ for p in POSTERIORS if not draws_are_weights(fit_posterior(p))}
     assert refused == {"MCDropout", "Laplace"}  # masks; linearised, unless of curvature at sampled labels
 
 
 def test_networks_are_drawn_once_for_many_calls(monkeypatch):
-    fitted, x = fitted_to(SWAG(rank=3)), batch(5, size=3)[0]
+    fitted, x = fit_posterior(SWAG(rank=3)), batch(5, size=3)[0]
     first = fitted.predict(x, 4).log_probs
     monkeypatch.setattr(SWAG, "draw", lambda *_: pytest.fail("drawn again"))
     assert torch.equal(fitted.predict(x, 4).log_probs, first)
 
 
-def test_no_stack_outlives_a_change_of_what_it_was_drawn_from():
-    fitted, x = fitted_to(SWAG(rank=3)), batch(5, size=3)[0]
+def test_a_stack_is_rebuilt_after_a_change_of_the_state():
+    fitted, x = fit_posterior(SWAG(rank=3)), batch(5, size=3)[0]
     first = fitted.predict(x, 4).log_probs
     fitted.states[0].statistics["mean"].mul_(3)
     fitted.norm_statistics.clear()
@@ -70,8 +70,8 @@ def test_no_stack_outlives_a_change_of_what_it_was_drawn_from():
     assert len(fitted.predict(x, 7, keep_members=True).member_probs) == 7
 
 
-class Summing(nn.Module):
-    """Decides by the values of its outputs, which one call for many networks cannot."""
+class DataDependentNetwork(nn.Module):
+    """Control flow that depends on values, which vmap cannot trace."""
 
     def __init__(self):
         super().__init__()
@@ -82,16 +82,16 @@ class Summing(nn.Module):
         return out if out.sum().item() > 0 else out + 1
 
 
-def test_a_model_that_cannot_be_stacked_is_called_in_turn():
+def test_a_model_that_vmap_cannot_trace_is_called_per_network():
     posterior = MAP()
-    fitted = FittedPosterior(posterior, [posterior.init(Summing(), None, 5)], Categorical(3))
+    fitted = FittedPosterior(posterior, [posterior.init(DataDependentNetwork(), None, 5)], Categorical(3))
     x = torch.ones(2, 2)
     assert torch.equal(fitted.predict(x).log_probs, fitted.predict(x, vectorized=False).log_probs)
     with pytest.raises(RuntimeError, match="vmap"):
         fitted.predict(x, vectorized=True)
 
 
-def test_wrong_inputs_are_named_as_by_a_plain_call(monkeypatch):
+def test_invalid_inputs_have_the_error_of_a_plain_call(monkeypatch):
     posterior = MAP()
     fitted = FittedPosterior(posterior, [posterior.init(nn.Linear(2, 3), None, 5)], Categorical(3))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
@@ -100,8 +100,8 @@ def test_wrong_inputs_are_named_as_by_a_plain_call(monkeypatch):
     assert fitted.predict(torch.ones(2, 2)).mean.shape == (2, 3)  # and the stack is still there
 
 
-class Attending(nn.Module):
-    """Attention by torch's fused kernel."""
+class FusedAttention(nn.Module):
+    """Attention by the fused kernel of torch."""
 
     def __init__(self):
         super().__init__()
@@ -112,8 +112,8 @@ class Attending(nn.Module):
         return self.head(nn.functional.scaled_dot_product_attention(query, key, value).flatten(1))
 
 
-def test_attention_is_stacked_without_a_word():
-    state, _ = train(SWAG(rank=2), Plain(), model=Attending())
+def test_fused_attention_is_vectorized_without_a_warning():
+    state, _ = train(SWAG(rank=2), Plain(), model=FusedAttention())
     fitted, x = FittedPosterior(SWAG(rank=2), [state], Categorical(3)), batch(5, size=4)[0]
     expected = fitted.predict(x, 3, vectorized=False).log_probs
     torch.testing.assert_close(fitted.predict(x, 3, vectorized=True).log_probs, expected, rtol=1e-4, atol=1e-5)

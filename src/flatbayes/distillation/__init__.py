@@ -1,4 +1,4 @@
-"""Distillation: one network that says what a posterior's many say, and how sure they are."""
+"""Distillation of a posterior into one network with the same mean and uncertainty."""
 
 from flatbayes.distillation.distill import distill
 

@@ -1,4 +1,7 @@
-"""A posterior distilled into one network, which gives the mean and the uncertainty in one pass."""
+"""Distillation of a posterior into one network that predicts mean and uncertainty in one forward pass.
+
+The losses are in `flatbayes.distillation.students`.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -21,6 +24,7 @@ from flatbayes.training.fit import fit
 from flatbayes.training.model_builder import ModelFactory, make_model_builder
 
 PREPROCESSING_BATCH_SIZE = 512
+"""Examples that are preprocessed at a time."""
 
 
 def distill(
@@ -34,38 +38,39 @@ def distill(
     seed: int = 0,
     show_progress: bool | None = None,
 ) -> CompiledPosterior:
-    """Train one network to predict what the posterior does, uncertainty included.
+    """Train one network, the student, on the predictions of a posterior, including their uncertainty.
 
-    It works for every posterior, also those whose draws are more than weights. The student knows the posterior's
-    uncertainty only where it has seen it, and a posterior is sure of its training data: give it other inputs as well,
-    which need no labels.
+    This works for every posterior, also if its draws are more than weights. The student learns the posterior's
+    uncertainty only on the inputs it is given, and a posterior is confident on its training data. Pass other inputs
+    as well; they need no labels.
 
     Args:
-        fitted: The posterior, which is left as it is.
-        model: Builds the student, or is it, as in `fit`; it has one output for each class and one more, or three for
-            each number to predict, and is given that count as `num_outputs` (or `num_classes`) if it takes it.
-        inputs: Examples to learn on, as the training data had them.
-        config: How it is trained; for numbers, clip the gradient (`OptimizationConfig(clip_norm=1)`).
-        flatness: Where gradients are taken.
-        num_draws: Networks that the student learns from.
-        seed: Decides everything random: the draws, the initial weights, the order of the examples.
+        fitted: The posterior; it is not changed.
+        model: The student or a function that builds it, as in `fit`. It has one output for each class plus one, or
+            three for each target of a regression; a function with a parameter `num_outputs` or `num_classes` is
+            called with that number.
+        inputs: Raw training examples of the student, in the form of the posterior's training data.
+        config: How the student is trained; use `OptimizationConfig(clip_norm=1)` for a regression.
+        flatness: Flatness method of the training.
+        num_draws: Networks whose predictions are averaged for the targets.
+        seed: Determines all random numbers: the draws, the initial weights, the order of the examples.
         show_progress: Show a progress bar; by default if standard error is a terminal.
 
     Returns:
-        A module that answers as one of `FittedPosterior.compile` does, and is exported alike.
+        A module with the outputs of `FittedPosterior.compile`, which is exported in the same way.
 
     Raises:
         ValueError: The student has the wrong number of outputs.
-        TypeError: The likelihood is one of the user's own.
+        TypeError: The likelihood is user-defined.
     """
     student = make_student(fitted.likelihood)
-    lesson = student.make_targets(fitted.predict(inputs, num_draws, seed=seed)).cpu()
-    ready = torch.cat([fitted.preprocess(batch).cpu() for batch in inputs.split(PREPROCESSING_BATCH_SIZE)])
-    shape, count = tuple(ready.shape[1:]), student.num_outputs
+    targets = student.make_targets(fitted.predict(inputs, num_draws, seed=seed)).cpu()
+    preprocessed = torch.cat([fitted.preprocess(batch).cpu() for batch in inputs.split(PREPROCESSING_BATCH_SIZE)])
+    shape, count = tuple(preprocessed.shape[1:]), student.num_outputs
     build = make_model_builder(model, {"input_shape": shape, "num_classes": count, "num_outputs": count})
-    taught = fit(
+    fitted_student = fit(
         build,
-        _make_shuffled_loader(ready, lesson, min(config.batch_size, len(ready)), spawn_seeds(seed, count=1)[0]),
+        _make_shuffled_loader(preprocessed, targets, config.batch_size, spawn_seeds(seed, count=1)[0]),
         MAP(),
         flatness,
         replace(config, num_validations=0),
@@ -73,19 +78,19 @@ def distill(
         seed=seed,
         show_progress=show_progress,
     )
-    network = taught.states[0].model
+    network = fitted_student.states[0].model
     example = make_example_inputs(fitted)
     return CompiledPosterior(
-        InputPreprocessor(fitted.transform, taught.dtype),
+        InputPreprocessor(fitted.transform, fitted_student.dtype),
         [network],
         student,
         inputs[:2].cpu() if example is None else example,
-    ).to(taught.device)
+    ).to(fitted_student.device)
 
 
 @dataclass(frozen=True, eq=False)
 class _StudentLikelihood(Likelihood):
-    """The student's loss, in the place of a likelihood."""
+    """The loss of a student as the likelihood of a training run, without a predictive distribution."""
 
     student: Student
 
@@ -94,21 +99,22 @@ class _StudentLikelihood(Likelihood):
         return self.student.num_outputs
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        wanted = (len(targets), self.num_outputs)
-        if outputs.shape != wanted:
+        expected_shape = (len(targets), self.num_outputs)
+        if outputs.shape != expected_shape:
             raise ValueError(
-                f"The student gives outputs of shape {tuple(outputs.shape)}, expected {wanted}: one for each class "
-                "and one more, or three for each number to predict. Change the size of its last layer, or pass a "
-                "function that takes num_outputs."
+                f"The student gives outputs of shape {tuple(outputs.shape)}, expected {expected_shape}: one for each "
+                "class plus one, or three for each target of a regression. Change the size of its last layer, or pass "
+                "a function that takes num_outputs."
             )
         return self.student.loss(outputs, targets)
 
     def predictive(self, outputs: Iterable[Tensor], *, keep_members: bool = False) -> Predictive:
-        raise RuntimeError("A student has no predictive distribution but its own answer: call the module.")
+        raise RuntimeError("A student has no predictive distribution: call the module that distill returns.")
 
 
 def _make_shuffled_loader(inputs: Tensor, targets: Tensor, batch_size: int, seed: int) -> DataLoader[Any]:
     pairs, generator = TensorDataset(inputs, targets), torch.Generator().manual_seed(seed)
-    batches = BatchSampler(RandomSampler(pairs, generator=generator), batch_size, drop_last=True)
-    # The loader takes a seed for its workers at every pass, from the global generator unless it is given another.
+    sampler = RandomSampler(pairs, generator=generator)
+    batches = BatchSampler(sampler, min(batch_size, len(pairs)), drop_last=True)
+    # Without a generator of its own, the loader would draw a seed from the global generator in every pass.
     return DataLoader(pairs, sampler=batches, batch_size=None, generator=generator)

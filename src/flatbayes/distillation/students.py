@@ -1,10 +1,10 @@
-"""What one network must say to stand for a posterior: the mean, and how much of the uncertainty is the networks' own.
+"""Student losses and outputs: the mean of a posterior predictive, and the epistemic fraction of its uncertainty.
 
-The mean is learnt as in distillation (Hinton, Vinyals & Dean, arXiv:1503.02531; for posteriors Balan et al., NeurIPS
-2015), and uncertainty is learnt by further outputs of the same network (as in DUDES, Landgraf et al.,
-arXiv:2303.09843). Here one output gives the *share* of the uncertainty that is epistemic, between 0 and 1: so no
-answer says that the networks disagree on more than there is. A Dirichlet over class probabilities (Malinin et al.,
-ICLR 2020) would say both by one set of outputs, but needs the digamma function, which ONNX has not.
+The mean is learnt by distillation (Hinton, Vinyals & Dean, arXiv:1503.02531; for posteriors Balan et al., NeurIPS
+2015), and the uncertainty by further outputs of the same network (as in DUDES, Landgraf et al., arXiv:2303.09843).
+Here one output is the *fraction* of the uncertainty that is epistemic, between 0 and 1, so the epistemic uncertainty
+never exceeds the total. A Dirichlet distribution over class probabilities (Malinin et al., ICLR 2020) would give both
+from one set of outputs, but needs the digamma function, which ONNX lacks.
 """
 
 from abc import abstractmethod
@@ -29,27 +29,27 @@ from flatbayes.prediction.outputs import PredictiveSummary, SummaryTensors, prom
 
 
 class Student(PredictiveSummary):
-    """Reads the outputs of a network that learns from a posterior's predictions."""
+    """Loss and summary of a network that is trained on the predictions of a posterior."""
 
     @property
     @abstractmethod
     def num_outputs(self) -> int:
-        """Numbers that the network must give for each example."""
+        """Number of outputs of the network for each example."""
 
     @abstractmethod
     def make_targets(self, predictive: Predictive) -> Float[Tensor, "examples columns"]:
-        """What is to be learnt from the posterior's predictions."""
+        """Training targets from the posterior's predictions."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """How far outputs are from the lesson, averaged over the examples: at least zero, and zero at its minimum."""
+        """Divergence of the outputs from the targets, averaged over the examples; its minimum is 0."""
 
 
 class CategoricalStudent(Student):
-    """Outputs are a logit for each class and one for the share that the mutual information has of the entropy.
+    """Outputs are a logit for each class and one for the fraction mutual information / entropy.
 
     Args:
-        num_classes: Classes.
+        num_classes: Number of classes.
     """
 
     output_names = ("mean", "entropy", "mutual_information")
@@ -60,46 +60,46 @@ class CategoricalStudent(Student):
 
     @property
     def num_outputs(self) -> int:
-        """A logit for each class, and one more."""
+        """A logit for each class, and one for the epistemic fraction."""
         return self.num_classes + 1
 
     def make_targets(self, predictive: Predictive) -> Float[Tensor, "examples columns"]:
-        """Averaged probabilities, then the share."""
+        """Averaged probabilities, then the epistemic fraction."""
         if not isinstance(predictive, CategoricalPredictive):
-            raise TypeError(f"A student of classes cannot learn from a {type(predictive).__name__}.")
-        share = predictive.mutual_information / predictive.entropy.clamp_min(torch.finfo(torch.float32).tiny)
-        return torch.cat([predictive.mean, share.clamp(0, 1).unsqueeze(-1)], dim=-1).float()
+            raise TypeError(f"A student for classification cannot learn from a {type(predictive).__name__}.")
+        fraction = predictive.mutual_information / predictive.entropy.clamp_min(torch.finfo(torch.float32).tiny)
+        return torch.cat([predictive.mean, fraction.clamp(0, 1).unsqueeze(-1)], dim=-1).float()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """KL(mean || student) + H[mean] KL(share || student's share), the mean over the examples, in nats.
+        """KL(mean || student) + H[mean] KL(fraction || student's fraction), averaged over the examples, in nats.
 
-        The entropy weighs the second term, since shares of nothing do not matter.
+        The entropy is the weight of the second term, because the fraction of a small entropy matters little.
         """
-        logits, raw = promote_to_float32(outputs).split([self.num_classes, 1], dim=-1)
-        probs, share = targets.split([self.num_classes, 1], dim=-1)
-        total: Tensor = torch.special.entr(probs).sum(-1)
-        of_mean = -(probs * F.log_softmax(logits, -1)).sum(-1) - total
-        loss: Tensor = (of_mean + total * bernoulli_kl(share, raw).squeeze(-1)).mean()
+        logits, fraction_logit = promote_to_float32(outputs).split([self.num_classes, 1], dim=-1)
+        probs, fraction = targets.split([self.num_classes, 1], dim=-1)
+        entropy: Tensor = torch.special.entr(probs).sum(-1)
+        mean_kl = -(probs * F.log_softmax(logits, -1)).sum(-1) - entropy
+        loss: Tensor = (mean_kl + entropy * bernoulli_kl(fraction, fraction_logit).squeeze(-1)).mean()
         return loss
 
     def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
-        """The student's own entropy, and its share."""
-        (only,) = outputs
-        logits, raw = promote_to_float32(only).split([self.num_classes, 1], dim=-1)
+        """Probabilities, their entropy, and the epistemic fraction of it."""
+        (student_outputs,) = outputs
+        logits, fraction_logit = promote_to_float32(student_outputs).split([self.num_classes, 1], dim=-1)
         log_probs = F.log_softmax(logits, -1)
-        total = categorical_entropy(log_probs)
+        entropy = categorical_entropy(log_probs)
         return {
             "mean": log_probs.exp(),
-            "entropy": total,
-            "mutual_information": total * raw.squeeze(-1).sigmoid(),
+            "entropy": entropy,
+            "mutual_information": entropy * fraction_logit.squeeze(-1).sigmoid(),
         }
 
 
 class GaussianStudent(Student):
-    """Outputs are those that the likelihood reads, then one for the epistemic share of each variance.
+    """Outputs are those of the likelihood, then one for the epistemic fraction of each target's variance.
 
     Args:
-        likelihood: That of the posterior, which has the unit of the targets.
+        likelihood: Likelihood of the posterior; it holds the location and scale of the targets.
     """
 
     output_names = ("mean", "std", "epistemic_std")
@@ -114,54 +114,55 @@ class GaussianStudent(Student):
 
     @property
     def num_outputs(self) -> int:
-        """A mean, a raw scale and a raw share for each target."""
+        """A mean, a raw scale and the logit of the epistemic fraction for each target."""
         return 3 * self.likelihood.num_targets
 
     def make_targets(self, predictive: Predictive) -> Float[Tensor, "examples columns"]:
-        """Means, total variances and shares, of standardised targets."""
+        """Means, total variances and epistemic fractions of standardised targets."""
         if not isinstance(predictive, GaussianPredictive):
-            raise TypeError(f"A student of numbers cannot learn from a {type(predictive).__name__}.")
-        rows, scale = len(predictive.mean), self.scale.to(predictive.mean)
-        mean = (predictive.mean.reshape(rows, -1) - self.location.to(predictive.mean)) / scale
-        variance, epistemic = (v.reshape(rows, -1) for v in (predictive.variance, predictive.epistemic))
+            raise TypeError(f"A student for regression cannot learn from a {type(predictive).__name__}.")
+        num_examples, scale = len(predictive.mean), self.scale.to(predictive.mean)
+        mean = (predictive.mean.reshape(num_examples, -1) - self.location.to(predictive.mean)) / scale
+        variance, epistemic = (v.reshape(num_examples, -1) for v in (predictive.variance, predictive.epistemic))
         return torch.cat([mean, variance / scale.square(), epistemic / variance], dim=-1).float()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """KL(N(mean, variance) || student) + KL(share || student's share), summed over targets, in nats.
+        """KL(N(mean, variance) || student) + KL(fraction || student's fraction), summed over targets, in nats.
 
-        Up to a constant the first term is the KL divergence from the mixture itself, which is least for the normal
-        distribution that has its mean and variance.
+        Up to a constant the first term is the KL divergence from the mixture itself, which is minimal for the normal
+        distribution with the mean and variance of the mixture.
         """
-        mean, std, raw = self._split_outputs(outputs)
-        wanted, variance, share = targets.chunk(3, dim=-1)
-        ratio = (variance + (wanted - mean).square()) / std.square()
-        of_moments = std.log() - 0.5 * variance.log() + 0.5 * (ratio - 1)
-        return (of_moments + bernoulli_kl(share, raw)).sum(-1).mean()
+        mean, std, fraction_logit = self._split_outputs(outputs)
+        target_mean, variance, fraction = targets.chunk(3, dim=-1)
+        ratio = (variance + (target_mean - mean).square()) / std.square()
+        normal_kl = std.log() - 0.5 * variance.log() + 0.5 * (ratio - 1)
+        return (normal_kl + bernoulli_kl(fraction, fraction_logit)).sum(-1).mean()
 
     def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
-        """Mean, and both standard deviations."""
-        (only,) = outputs
-        mean, std, raw = self._split_outputs(only)
+        """Mean, total and epistemic standard deviation."""
+        (student_outputs,) = outputs
+        mean, std, fraction_logit = self._split_outputs(student_outputs)
         variance = std.square()
-        return rescale_moments(mean, variance, variance * raw.sigmoid(), self.location, self.scale)
+        return rescale_moments(mean, variance, variance * fraction_logit.sigmoid(), self.location, self.scale)
 
     def _split_outputs(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        targets = self.likelihood.num_targets
-        of_likelihood, raw = promote_to_float32(outputs).split([2 * targets, targets], dim=-1)
-        return (*self.likelihood.split_outputs(of_likelihood), raw)
+        """Means, standard deviations and logits of the epistemic fraction."""
+        num_targets = self.likelihood.num_targets
+        moments, fraction_logit = promote_to_float32(outputs).split([2 * num_targets, num_targets], dim=-1)
+        return (*self.likelihood.split_outputs(moments), fraction_logit)
 
 
 def bernoulli_kl(probability: Tensor, logit: Tensor) -> Tensor:
-    """KL divergence of coins that fall with probability sigmoid(raw) from those that do with probability share."""
-    least: Tensor = torch.special.entr(probability) + torch.special.entr(1 - probability)
-    return F.binary_cross_entropy_with_logits(logit, probability, reduction="none") - least
+    """KL(Bernoulli(probability) || Bernoulli(sigmoid(logit))), elementwise."""
+    entropy: Tensor = torch.special.entr(probability) + torch.special.entr(1 - probability)
+    return F.binary_cross_entropy_with_logits(logit, probability, reduction="none") - entropy
 
 
 def make_student(likelihood: Likelihood) -> Student:
-    """The student for a posterior with this likelihood.
+    """Build the student for a posterior with this likelihood.
 
     Raises:
-        TypeError: It is one of the user's own.
+        TypeError: The likelihood is user-defined.
     """
     match likelihood:
         case Custom():
@@ -172,6 +173,6 @@ def make_student(likelihood: Likelihood) -> Student:
             return GaussianStudent(likelihood)
         case _:
             raise TypeError(
-                f"What a network should learn of a {type(likelihood).__name__} is not known: only posteriors over "
-                "classes (Categorical) and numbers (Gaussian) can be distilled."
+                f"There is no student for a {type(likelihood).__name__}: only posteriors with a Categorical or a "
+                "Gaussian likelihood can be distilled."
             )
