@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flatbayes.posteriors import MAP, SWAG, Ensemble
-from flatbayes.prediction import FittedPosterior
+from flatbayes.prediction import FittedPosterior, NetworkSampler
+from flatbayes.prediction.artefact import load_posterior
 from flatbayes.prediction.metadata import compute_metadata_checksum
 from support import batch, network
 
@@ -38,6 +39,23 @@ def test_loads_and_predicts_the_same(fitted, tmp_path):
         "posterior.json",
         "posterior.safetensors",
     ]
+
+
+def test_a_subclass_is_loaded_as_itself(make, tmp_path):
+    class CustomPosterior(FittedPosterior):
+        pass
+
+    make(MAP()).save(tmp_path)
+    assert type(CustomPosterior.load(tmp_path, network)) is CustomPosterior
+
+
+def test_a_sampler_can_be_loaded_and_draws_the_same_networks(make, tmp_path):
+    fitted = make(SWAG(rank=3))
+    fitted.save(tmp_path)
+    sampler = load_posterior(tmp_path, network, None)
+    assert type(sampler) is NetworkSampler
+    for expected, drawn in zip(fitted.sample_networks(2), sampler.sample_networks(2), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), drawn.parameters(), strict=True))
 
 
 def test_file_size_is_that_of_the_tensors(make, tmp_path):

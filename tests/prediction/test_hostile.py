@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from flatbayes.models import MLP
 from flatbayes.prediction import FittedPosterior
-from flatbayes.prediction.limits import AllocationLimit, check_max_integer, count_elements
 from flatbayes.prediction.metadata import compute_file_checksum, compute_metadata_checksum
 
 FIXTURES = Path(__file__).parent / "fixtures" / "schema-3"
@@ -41,7 +39,7 @@ def assert_refused(folder, match, model=None):
     began = time.perf_counter()
     with pytest.raises(ValueError, match=match):
         FittedPosterior.load(folder, model)
-    assert time.perf_counter() - began < 20  # with every call checked, and a core shared
+    assert time.perf_counter() - began < 20  # type checking and a shared core slow this down
     assert tracemalloc.get_traced_memory()[1] < 50_000_000
     tracemalloc.stop()
 
@@ -66,7 +64,7 @@ POSTERIORS = [
 
 @pytest.mark.parametrize(("path", "arguments", "match"), POSTERIORS, ids=[f"{p} {a}"[:60] for p, a, _ in POSTERIORS])
 @pytest.mark.parametrize("model", [None, MLP((4,), 3, hidden=(5,))], ids=["ours", "given"])
-def test_posteriors(folder, tmp_path, monkeypatch, path, arguments, match, model):
+def test_malicious_posteriors_are_refused(folder, tmp_path, monkeypatch, path, arguments, match, model):
     monkeypatch.chdir(tmp_path)
     metadata = read_raw_metadata(folder)
     write_sealed_metadata(folder, {**metadata, "posterior": {"class_path": path, "init_args": arguments}})
@@ -95,7 +93,7 @@ MODELS = [
 
 
 @pytest.mark.parametrize(("path", "arguments", "match"), MODELS, ids=[f"{p} {a}"[:60] for p, a, _ in MODELS])
-def test_models(folder, path, arguments, match):
+def test_malicious_models_are_refused(folder, path, arguments, match):
     metadata = read_raw_metadata(folder)
     usual = {"input_shape": [4], "num_classes": 3}
     metadata["info"]["model"] = {"class_path": path, "init_args": {**usual, **arguments}}
@@ -125,7 +123,7 @@ ENTRIES = [
 
 
 @pytest.mark.parametrize(("changes", "match"), ENTRIES, ids=[str(changes)[:50] for changes, _ in ENTRIES])
-def test_entries(folder, changes, match):
+def test_invalid_entries_are_refused(folder, changes, match):
     write_sealed_metadata(folder, read_raw_metadata(folder) | changes)
     assert_refused(folder, match)
 
@@ -143,7 +141,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize(("text", "match"), TEXTS, ids=[text[:15].strip() or "large" for text, _ in TEXTS])
-def test_descriptions(folder, text, match):
+def test_invalid_metadata_is_refused(folder, text, match):
     (folder / "posterior.json").write_text(text)
     assert_refused(folder, match)
 
@@ -166,7 +164,7 @@ HEADERS = [
 
 
 @pytest.mark.parametrize("content", HEADERS, ids=lambda content: repr(content[:12]))
-def test_headers_of_tensors(folder, content):
+def test_invalid_tensor_headers_are_refused(folder, content):
     (folder / "posterior.safetensors").write_bytes(content)
     write_sealed_metadata(folder, read_raw_metadata(folder))
     assert_refused(folder, "damaged: SafetensorError")
@@ -190,7 +188,7 @@ TENSORS = [
 
 
 @pytest.mark.parametrize(("changes", "match"), TENSORS, ids=[next(iter(changes)) for changes, _ in TENSORS])
-def test_tensors(folder, changes, match):
+def test_invalid_tensors_are_refused(folder, changes, match):
     tensors = load_file(folder / "posterior.safetensors") | changes
     save_file(
         {name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / "posterior.safetensors"
@@ -200,53 +198,19 @@ def test_tensors(folder, changes, match):
 
 
 @pytest.mark.parametrize("name", ["posterior.json", "posterior.safetensors"])
-def test_links_out_of_the_folder(folder, tmp_path, name):
+def test_links_out_of_the_folder_are_refused(folder, tmp_path, name):
     (folder / name).rename(tmp_path / "outside")
     (folder / name).symlink_to(tmp_path / "outside")
     assert_refused(folder, "is a link out of its folder")
 
 
-def test_what_is_no_file(folder):
+def test_a_pipe_is_refused(folder):
     (folder / "posterior.safetensors").unlink()
-    os.mkfifo(folder / "posterior.safetensors")  # would be waited on for ever
+    os.mkfifo(folder / "posterior.safetensors")  # reading it would block
     with pytest.raises(FileNotFoundError, match="is missing"):
         FittedPosterior.load(folder)
 
 
-def test_a_folder_that_is_a_link_is_as_good_as_another(folder, tmp_path):
+def test_a_link_to_the_folder_is_accepted(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     FittedPosterior.load(tmp_path / "link")
-
-
-class TestBounds:
-    def test_of_what_is_made(self):
-        held = {"a": torch.zeros(10)}
-        with AllocationLimit(held):
-            torch.zeros(3, 4)
-            nn.Linear(100, 100)
-        for make in (
-            lambda: torch.zeros(2**30),
-            lambda: torch.empty((2**20, 2**20)),
-            lambda: torch.full((2**30,), 0.0),
-            lambda: torch.ones(size=(2**30,)),
-            lambda: held["a"].new_zeros(2**15, 2**15),
-            lambda: nn.Conv2d(10**5, 10**5, 3),
-            lambda: [torch.zeros(1) for _ in range(10_000)],
-        ):
-            with pytest.raises(ValueError, match="larger than the tensors"), AllocationLimit(held):
-                make()
-
-    def test_of_sizes_in_every_form(self):
-        assert count_elements((), {}) == 1
-        assert (
-            count_elements(((2, 3), 7.0), {})
-            == count_elements((2, 3), {})
-            == count_elements((), {"size": (2, 3)})
-            == 6
-        )
-        assert count_elements((torch.Size([4, 5]),), {}) == 20
-
-    def test_of_plain_data(self):
-        check_max_integer({"a": [1, {"b": 5, "c": "text", "d": 1e9}]}, 5)
-        with pytest.raises(ValueError, match="larger than the tensors"):
-            check_max_integer({"a": [1, {"b": -6}]}, 5)

@@ -103,8 +103,8 @@ class _StudentLikelihood(Likelihood):
         if outputs.shape != expected_shape:
             raise ValueError(
                 f"The student gives outputs of shape {tuple(outputs.shape)}, expected {expected_shape}: one for each "
-                "class plus one, or three for each target of a regression. Change the size of its last layer, or pass "
-                "a function that takes num_outputs."
+                "class plus one, or three for each target of a regression. Change the size of its last layer, or "
+                "pass a function that takes num_outputs."
             )
         return self.student.loss(outputs, targets)
 

@@ -1,4 +1,4 @@
-"""Prediction in several processes, each for a share of the inputs."""
+"""Data-parallel prediction: each process predicts a contiguous slice of the inputs."""
 
 from typing import Any
 
@@ -30,8 +30,8 @@ def predict_distributed(
     world = get_process_group_info()
     if world.size == 1:
         return fitted.predict(inputs, num_draws, **options)
-    share = inputs[contiguous_slice(len(inputs), world)]
-    predictive = fitted.predict(share, num_draws, **options) if len(share) else None
+    local_inputs = inputs[contiguous_slice(len(inputs), world)]
+    predictive = fitted.predict(local_inputs, num_draws, **options) if len(local_inputs) else None
     predictives = [value for value in world.all_gather(predictive) if value is not None]
     if not predictives:
         raise ValueError("There is nothing to predict: the inputs are empty.")

@@ -27,8 +27,8 @@ FAMILY_TEXTS = {
     "predictions.",
     "Shift": "The test images corrupted in 15 ways and several severities, after Hendrycks and Dietterich (2019); "
     "no network was trained on them. The curves are means over corruptions; severity 0 is clean.",
-    "Out-of-distribution detection": "Out-of-distribution inputs, standardised like the training data, are to be detected by the "
-    "uncertainty of the prediction.",
+    "Out-of-distribution detection": "Out-of-distribution inputs, standardised like the training data, are to be "
+    "detected by the uncertainty of the prediction.",
     "Sharpness": "Rise of the training loss around networks drawn from the posterior, for all runs at the same "
     "radius and on the same examples, in evaluation mode. The loss at the draws is listed too, since a network with "
     "a high loss can be flat. The curves go through draws along random directions in which every filter is as long as "
