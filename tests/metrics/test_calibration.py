@@ -13,7 +13,7 @@ from flatbayes.metrics import adaptive_ece, classwise_ece, ece, reliability_bins
 
 
 def two_classes(*confidences, dtype=torch.float64):
-    """Predictions of class 0 with these confidences, from one half."""
+    """Predictions of class 0 with these confidences, at least 0.5."""
     top = torch.tensor(confidences, dtype=dtype)
     return torch.stack([top, 1 - top], dim=-1)
 
@@ -51,7 +51,7 @@ class TestEdges:
     def test_left_closed_bins(self):
         assert ece(self.probs, self.labels, 20, "left") == pytest.approx(0.46, abs=1e-15)
 
-    def test_float32_lies_where_its_rounding_puts_it(self):
+    def test_float32_confidences_lie_below_the_edge(self):
         bins = reliability_bins(two_classes(0.95, dtype=torch.float32), torch.tensor([0]), 20, "left")
         assert float(torch.tensor(0.95)) < 0.95
         assert bins.counts[18] == 1
@@ -87,7 +87,7 @@ class TestEdges:
     grid=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_is_the_slow_definition(seed, num, classes, num_bins, closed, grid, dtype):
+def test_equals_the_definition_by_loops(seed, num, classes, num_bins, closed, grid, dtype):
     generator = torch.Generator().manual_seed(seed)
     if grid:  # probabilities on edges, and ties
         drawn = torch.randint(0, classes, (num, 20), generator=generator)
@@ -114,7 +114,7 @@ def test_bins_by_hand():
     assert bins.accuracy == (0, 0, 0.5, 1)
 
 
-def test_bins_travel_as_json():
+def test_bins_are_converted_to_json():
     bins = reliability_bins(two_classes(0.6, 0.7, 0.95), torch.tensor([0, 1, 0]))
     read = json.loads(json.dumps(bins.to_dict(), allow_nan=False))
     assert read == bins.to_dict()
@@ -141,17 +141,17 @@ class TestIntervals:
         expected = binomtest(hits, count).proportion_ci(level, "wilson")
         assert wilson_interval(hits, count, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
-    def test_of_nothing_says_nothing(self):
+    def test_no_trials_give_the_unit_interval(self):
         assert wilson_interval(0, 0) == (0, 1)
 
-    def test_of_bins(self):
+    def test_intervals_of_bins(self):
         bins = reliability_bins(two_classes(*[0.97] * 10), torch.tensor([0] * 7 + [1] * 3))
-        found = bins.accuracy_intervals()
-        assert found[19] == wilson_interval(7, 10)
-        assert set(found[:19]) == {(0, 1)}
+        intervals = bins.accuracy_intervals()
+        assert intervals[19] == wilson_interval(7, 10)
+        assert set(intervals[:19]) == {(0, 1)}
         assert bins.accuracy_intervals(0.5)[19] == wilson_interval(7, 10, 0.5)
 
-    def test_refuse_nonsense(self):
+    def test_invalid_arguments_are_refused(self):
         with pytest.raises(ValueError, match="between 0 and 1, got 1"):
             wilson_interval(1, 2, 1)
         with pytest.raises(ValueError, match="got 3 of 2"):
@@ -169,7 +169,7 @@ def slow_adaptive(probs, labels, num_bins):
 
 class TestAdaptive:
     @pytest.mark.parametrize(("num", "num_bins"), [(1000, 20), (60, 15), (20, 20), (1, 1), (1, 20), (5, 20)])
-    def test_is_the_slow_definition(self, num, num_bins):
+    def test_equals_the_definition_by_loops(self, num, num_bins):
         probs = torch.randn(num, 4, dtype=torch.float64).softmax(-1)
         labels = torch.randint(0, 4, (num,))
         assert adaptive_ece(probs, labels, num_bins) == pytest.approx(
@@ -180,7 +180,7 @@ class TestAdaptive:
         probs, labels = two_classes(0.6, 0.7, 0.8, 0.9), torch.tensor([0, 0, 1, 1])
         assert adaptive_ece(probs, labels, 1) == pytest.approx(0.25, abs=1e-15)
 
-    def test_bins_as_equal_as_can_be(self):
+    def test_bin_sizes_differ_by_at_most_one(self):
         probs, labels = two_classes(0.6, 0.7, 0.8), torch.tensor([0, 0, 1])
         # Two bins of three: {.6, .7} and {.8}, gaps |1 - .65| and |0 - .8|.
         assert adaptive_ece(probs, labels, 2) == pytest.approx((2 * 0.35 + 0.8) / 3, abs=1e-15)
@@ -214,7 +214,7 @@ def slow_classwise(probs, labels, num_bins, closed):
 class TestClasswise:
     @pytest.mark.parametrize("closed", ["right", "left"])
     @pytest.mark.parametrize("grid", [True, False])
-    def test_is_the_slow_definition(self, closed, grid):
+    def test_equals_the_definition_by_loops(self, closed, grid):
         if grid:
             probs = torch.nn.functional.one_hot(torch.randint(0, 3, (80, 20)), 3).sum(1).double() / 20
         else:
@@ -229,7 +229,7 @@ class TestClasswise:
         assert classwise_ece(probs, labels) == pytest.approx(0.1, abs=1e-14)
         assert ece(probs, labels) == pytest.approx(0.1, abs=1e-14)
 
-    def test_sees_what_the_top_class_does_not(self):
+    def test_detects_errors_below_the_top_class(self):
         probs = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.0, 0.5]] * 5, dtype=torch.float64)
         labels = torch.tensor([0, 1] * 5)  # class 1 comes where it was said to be impossible
         assert ece(probs, labels) == pytest.approx(0, abs=1e-14)
@@ -242,7 +242,7 @@ class TestClasswise:
 
 
 @pytest.mark.parametrize("function", [ece, reliability_bins, classwise_ece])
-def test_refuses_what_is_no_binning(function):
+def test_invalid_binnings_are_refused(function):
     probs, labels = two_classes(0.6), torch.tensor([0])
     with pytest.raises(ValueError, match="at least 1 bin, got num_bins=0"):
         function(probs, labels, 0)
@@ -250,6 +250,6 @@ def test_refuses_what_is_no_binning(function):
         function(probs, labels, 20, "both")
 
 
-def test_adaptive_refuses_no_bins():
+def test_adaptive_ece_refuses_zero_bins():
     with pytest.raises(ValueError, match="at least 1 bin, got num_bins=0"):
         adaptive_ece(two_classes(0.6), torch.tensor([0]), 0)

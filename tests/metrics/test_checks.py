@@ -1,4 +1,4 @@
-"""Every metric refuses the same nonsense, in words that help."""
+"""All metrics refuse the same invalid inputs, with messages that suggest a fix."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def with_value(value, row=1):
         (torch.ones(2, 1, dtype=torch.int64), "got torch.int64"),
     ],
 )
-def test_probabilities_that_are_none(metric, probs, message):
+def test_invalid_probabilities_are_refused(metric, probs, message):
     with pytest.raises(ValueError, match=message):
         metric(probs, LABELS)
 
@@ -52,7 +52,7 @@ def test_probabilities_that_are_none(metric, probs, message):
         (PROBS[:0].log(), "at least 1 example"),
     ],
 )
-def test_log_probabilities_that_are_none(metric, log_probs, message):
+def test_invalid_log_probabilities_are_refused(metric, log_probs, message):
     with pytest.raises(ValueError, match=message):
         metric(log_probs, LABELS)
 
@@ -69,14 +69,14 @@ def test_log_probabilities_that_are_none(metric, log_probs, message):
         (torch.tensor([0, 1], dtype=torch.int32), "got torch.int32"),
     ],
 )
-def test_labels_that_are_none(metric, labels, message):
+def test_invalid_labels_are_refused(metric, labels, message):
     probs = PROBS.log() if metric in FROM_LOG_PROBS else PROBS
     with pytest.raises(ValueError, match=message):
         metric(probs, labels)
 
 
 @pytest.mark.parametrize("metric", [*FROM_PROBS, *FROM_LOG_PROBS])
-def test_rounding_is_forgiven(metric):
+def test_rounding_errors_are_accepted(metric):
     """Float32 sums leave probabilities a little above 1 or below 0: no metric leaves its range."""
     probs = torch.tensor([[1 + 5e-7, -5e-7], [0.5004, 0.5004]], dtype=torch.float64)
     clean = torch.tensor([[1.0, 0.0], [0.5004, 0.5004]], dtype=torch.float64)
@@ -87,7 +87,7 @@ def test_rounding_is_forgiven(metric):
 
 
 @pytest.mark.parametrize("metric", [*FROM_PROBS, *FROM_LOG_PROBS])
-def test_inputs_stay_what_they_are_and_need_no_graph(metric):
+def test_inputs_are_unchanged_and_may_require_gradients(metric):
     logits = torch.randn(6, 3, requires_grad=True)
     values = logits.log_softmax(-1) if metric in FROM_LOG_PROBS else logits.softmax(-1)
     before, labels = values.detach().clone(), torch.arange(6) % 3
@@ -99,7 +99,7 @@ def test_inputs_stay_what_they_are_and_need_no_graph(metric):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("metric", [*FROM_PROBS, *FROM_LOG_PROBS])
-def test_the_same_on_every_device(metric):
+def test_results_are_equal_on_every_device(metric):
     log_probs, labels = torch.randn(50, 4).log_softmax(-1), torch.randint(0, 4, (50,))
     values = log_probs if metric in FROM_LOG_PROBS else log_probs.exp()
     assert metric(values.cuda(), labels.cuda()) == metric(values, labels)

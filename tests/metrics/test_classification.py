@@ -29,7 +29,7 @@ def test_every_metric_has_a_direction_and_a_definition():
     assert {name for name in names if HIGHER_IS_BETTER[name]} == {"accuracy", "auroc_correct"}
 
 
-def test_definitions_cannot_be_edited_by_accident():
+def test_definitions_are_read_only():
     with pytest.raises(TypeError):
         DEFINITIONS["ece"] = "15 bins"
 
@@ -50,11 +50,11 @@ def test_directions_are_true():
         assert (good[name] > bad[name]) == HIGHER_IS_BETTER[name], name
 
 
-def test_of_a_perfect_classifier():
+def test_perfect_classifier():
     log_probs = torch.tensor([[0.0, -math.inf], [-math.inf, 0.0]])
-    found = classification_metrics(log_probs, torch.tensor([0, 1]))
-    assert math.isnan(found.pop("auroc_correct"))
-    assert found == {"accuracy": 1.0, "nll": 0.0, "ece": 0.0, "brier": 0.0}
+    values = classification_metrics(log_probs, torch.tensor([0, 1]))
+    assert math.isnan(values.pop("auroc_correct"))
+    assert values == {"accuracy": 1.0, "nll": 0.0, "ece": 0.0, "brier": 0.0}
 
 
 def random_predictions(seed, num=200, classes=4):

@@ -152,15 +152,15 @@ class TestEntropyDivergence:
         assert divergence == pytest.approx(expected, rel=1e-12)
         assert entropy_divergence(torch.from_numpy(ood), torch.from_numpy(test)) == pytest.approx(divergence)
 
-    def test_of_equals_is_zero(self):
+    def test_equal_sets_have_no_divergence(self):
         values = torch.rand(50)
         assert entropy_divergence(values, values.flip(0)) == 0
 
-    def test_nothing_is_dropped(self):
+    def test_values_beyond_the_edges_are_counted(self):
         # Zero and what is below the first edge share a bin; so do entropies above the last.
         assert entropy_divergence(torch.zeros(9), torch.full((9,), 1.5e-8)) == 0
         assert entropy_divergence(torch.full((5,), 3.1), torch.full((5,), 9.0)) == 0
-        assert entropy_divergence(torch.zeros(9), torch.ones(9)) > 30  # the original has nothing left to compare
+        assert entropy_divergence(torch.zeros(9), torch.ones(9)) > 30  # the original drops all zeros
 
     def test_an_edge_belongs_to_the_bin_above(self):
         low, high = torch.logspace(-8, 0.5, 30, dtype=torch.float64)[[20, 21]]

@@ -25,7 +25,7 @@ def example(seed, draws=4, examples=6):
 
 
 def compute_metrics(means, stds, targets):
-    """The metrics, from scipy's densities."""
+    """Compute the metrics with densities of SciPy."""
     members = stats.norm(means.numpy(), stds.numpy())
     half = 1.96 * stds.mean(0)
     return regression_metrics(
@@ -57,7 +57,7 @@ class TestRmse:
             rmse(torch.zeros(3), torch.zeros(3, 1))
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
-    def test_targets_that_are_no_numbers_are_refused(self, bad):
+    def test_invalid_targets_are_refused(self, bad):
         with pytest.raises(ValueError, match="1 targets are missing or not finite"):
             rmse(torch.zeros(2), torch.tensor([1.0, bad]))
         with pytest.raises(ValueError, match="1 predicted means are missing or not finite.*diverged"):
@@ -95,11 +95,11 @@ class TestCrps:
         )
         assert crps(means, stds, y) == pytest.approx(expected, abs=1e-7)
 
-    def test_without_spread_is_the_absolute_error(self):
+    def test_zero_standard_deviation_gives_the_absolute_error(self):
         means = torch.full((3, 2), 5.0)
         assert crps(means, torch.zeros(3, 2), torch.tensor([2.0, 6.0])) == pytest.approx(2.0)
 
-    def test_of_an_ensemble_of_points(self):
+    def test_ensemble_of_point_predictions(self):
         """E|X - y| - E|X - X'| / 2 of the points themselves."""
         points, y = torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([2.0])
         spread = np.abs(points.numpy() - points.numpy().T).mean()
@@ -113,12 +113,10 @@ class TestCrps:
     def test_folded_normal_by_integration(self):
         for mean, std in ((0.7, 0.3), (-2.0, 1.5), (0.0, 1.0)):
             expected = stats.norm(mean, std).expect(np.abs)
-            found = folded_normal_mean(
-                torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-            )
-            assert found.item() == pytest.approx(expected, abs=1e-8)
+            mean = folded_normal_mean(torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64))
+            assert mean.item() == pytest.approx(expected, abs=1e-8)
 
-    def test_bad_input(self):
+    def test_invalid_inputs_are_refused(self):
         means, stds, y = example(0)
         with pytest.raises(ValueError, match=r"must not be negative, got -"):
             crps(means, -stds, y)
@@ -131,29 +129,29 @@ class TestCrps:
 class TestCoverage:
     def test_by_hand(self):
         pit = torch.tensor([0.5, 0.1, 0.9, 0.999], dtype=torch.float64)
-        found = coverage_curve(pit, (0.5, 0.9))
-        assert found.coverage == (0.25, 0.75)
-        assert found.to_dict() == {"levels": [0.5, 0.9], "coverage": [0.25, 0.75], "count": 4}
+        curve = coverage_curve(pit, (0.5, 0.9))
+        assert curve.coverage == (0.25, 0.75)
+        assert curve.to_dict() == {"levels": [0.5, 0.9], "coverage": [0.25, 0.75], "count": 4}
 
-    def test_is_the_share_inside_intervals(self):
+    def test_is_the_fraction_inside_intervals(self):
         generator = torch.Generator().manual_seed(0)
         y = 1.3 * torch.randn(1000, generator=generator, dtype=torch.float64)
-        found = coverage_curve(torch.from_numpy(stats.norm.cdf(y.numpy())))
-        for level, share in zip(found.levels, found.coverage, strict=True):
+        curve = coverage_curve(torch.from_numpy(stats.norm.cdf(y.numpy())))
+        for level, coverage in zip(curve.levels, curve.coverage, strict=True):
             low, high = stats.norm.interval(level)
-            assert share == ((y >= low) & (y <= high)).double().mean().item()
+            assert coverage == ((y >= low) & (y <= high)).double().mean().item()
 
-    def test_of_calibrated_predictions_there_is_no_error_but_noise(self):
+    def test_calibrated_predictions_have_only_sampling_error(self):
         grid = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
         assert miscalibration(grid) < 1e-3
         assert miscalibration(torch.rand(1000, generator=torch.Generator().manual_seed(0))) < 0.03
 
-    def test_of_predictions_that_are_sure_and_wrong(self):
+    def test_confident_wrong_predictions(self):
         assert miscalibration(torch.tensor([0.0, 1.0])) == pytest.approx(0.5)
         assert miscalibration(torch.full((3,), 0.5)) == pytest.approx(0.5)  # far too unsure
 
     @pytest.mark.parametrize("bad", [-0.1, 1.1])
-    def test_bad_input(self, bad):
+    def test_invalid_inputs_are_refused(self, bad):
         with pytest.raises(ValueError, match="lie between 0 and 1"):
             coverage_curve(torch.tensor([0.5, bad]))
         with pytest.raises(ValueError, match="missing or not finite"):
@@ -169,12 +167,12 @@ def test_width():
 
 
 class TestAll:
-    def test_is_each_metric_on_its_own(self):
+    def test_equals_each_metric_on_its_own(self):
         means, stds, y = example(0)
-        found = compute_metrics(means, stds, y)
+        values = compute_metrics(means, stds, y)
         members = stats.norm(means.numpy(), stds.numpy())
         pit = torch.from_numpy(members.cdf(y.numpy()).mean(0))
-        assert found == {
+        assert values == {
             "nll": pytest.approx(-np.log(members.pdf(y.numpy()).mean(0)).mean(), rel=1e-12),
             "rmse": rmse(means.mean(0), y),
             "crps": crps(means, stds, y),
@@ -182,12 +180,12 @@ class TestAll:
             "coverage_95": coverage_curve(pit, (0.95,)).coverage[0],
             "width_95": pytest.approx(2 * 1.96 * stds.mean().item()),
         }
-        assert {type(value) for value in found.values()} == {float}
+        assert {type(value) for value in values.values()} == {float}
 
     def test_one_example_is_enough(self):
         assert all(map(math.isfinite, compute_metrics(*example(0, examples=1)).values()))
 
-    def test_constant_targets_are_judged_like_others(self):
+    def test_constant_targets_are_accepted(self):
         means, stds, y = example(0)
         assert compute_metrics(means, stds, torch.full_like(y, 3.0))["rmse"] == rmse(
             means.mean(0), torch.full_like(y, 3.0)
@@ -208,7 +206,7 @@ class TestAll:
         )
         assert all(good[name] < bad[name] for name in ("nll", "rmse", "crps", "miscalibration"))
 
-    def test_log_densities_that_are_no_numbers_are_refused(self):
+    def test_log_densities_of_nan_are_refused(self):
         means, stds, y = example(0)
         ready = {"means": means, "stds": stds, "pit": torch.rand(6), "interval": (y, y)}
         with pytest.raises(ValueError, match="1 log densities are NaN"):

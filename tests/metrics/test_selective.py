@@ -10,7 +10,7 @@ from flatbayes.metrics import aurc, excess_aurc, risk_coverage_curve
 
 
 def averaged_over_orders(confidence, losses):
-    """Risks of every order that the confidences allow, averaged."""
+    """Average of the risks over all orders that the confidences allow."""
     n = len(losses)
     curves = [
         [sum(losses[i] for i in order[: k + 1]) / (k + 1) for k in range(n)]
@@ -25,7 +25,7 @@ def averaged_over_orders(confidence, losses):
     confidence=st.lists(st.sampled_from([0.1, 0.5, 0.9]), min_size=1, max_size=6),
     data=st.data(),
 )
-def test_is_the_average_over_all_orders(confidence, data):
+def test_equals_the_average_over_all_orders(confidence, data):
     values = st.sampled_from([0.0, 1.0, 0.25])
     losses = data.draw(st.lists(values, min_size=len(confidence), max_size=len(confidence)))
     coverage, risk = risk_coverage_curve(torch.tensor(confidence), torch.tensor(losses))
@@ -42,12 +42,12 @@ def test_best_and_worst_order_by_hand():
     assert excess_aurc(torch.tensor([0.1, 0.2, 0.9]), losses) == pytest.approx((1 + 1 / 2) / 3)
 
 
-def test_no_information_is_the_mean_loss_at_every_coverage():
+def test_constant_confidence_gives_the_mean_loss_at_every_coverage():
     _, risk = risk_coverage_curve(torch.full((50,), 0.7), torch.arange(50) % 5 == 0)
     torch.testing.assert_close(risk, torch.full((50,), 0.2, dtype=torch.float64))
 
 
-def test_excess_of_a_perfect_or_hopeless_classifier_is_zero():
+def test_excess_is_zero_if_all_losses_are_equal():
     confidence = torch.rand(30)
     assert excess_aurc(confidence, torch.zeros(30)) == 0
     assert excess_aurc(confidence, torch.ones(30)) == 0
@@ -74,6 +74,6 @@ def test_infinite_confidence_and_one_example():
         (torch.zeros(1), torch.tensor([math.inf]), "got 0 and 1 that are not"),
     ],
 )
-def test_refuses_what_does_not_match(confidence, losses, message):
+def test_invalid_inputs_are_refused(confidence, losses, message):
     with pytest.raises(ValueError, match=message):
         risk_coverage_curve(confidence, losses)

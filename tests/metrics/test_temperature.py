@@ -29,18 +29,18 @@ def test_agrees_with_a_minimiser_of_scipy(seed, sharpness):
     best = minimize_scalar(
         objective, bounds=(math.log(0.01), math.log(100)), method="bounded", options={"xatol": 1e-9}
     )
-    found = fit_temperature(log_probs, labels)
-    assert math.log(found) == pytest.approx(best.x, abs=1e-6)
-    assert nll(apply_temperature(log_probs, found), labels) <= nll(log_probs, labels) + 1e-15
+    temperature = fit_temperature(log_probs, labels)
+    assert math.log(temperature) == pytest.approx(best.x, abs=1e-6)
+    assert nll(apply_temperature(log_probs, temperature), labels) <= nll(log_probs, labels) + 1e-15
 
 
 def test_undoes_a_temperature_exactly():
     log_probs, labels = predictions()
-    found = fit_temperature(log_probs, labels)
+    temperature = fit_temperature(log_probs, labels)
     for factor in (0.2, 3.0):
         scaled = apply_temperature(log_probs, factor)
-        assert fit_temperature(scaled, labels) == pytest.approx(found / factor, rel=1e-12)
-    assert fit_temperature(apply_temperature(log_probs, found), labels) == pytest.approx(1, rel=1e-12)
+        assert fit_temperature(scaled, labels) == pytest.approx(temperature / factor, rel=1e-12)
+    assert fit_temperature(apply_temperature(log_probs, temperature), labels) == pytest.approx(1, rel=1e-12)
 
 
 def test_by_hand():
@@ -55,9 +55,9 @@ def test_no_temperature_is_better(seed, num, scale):
     generator = torch.Generator().manual_seed(seed)
     log_probs = (scale * torch.randn(num, 3, generator=generator, dtype=torch.float64)).log_softmax(-1)
     labels = torch.randint(0, 3, (num,), generator=generator)
-    found = fit_temperature(log_probs, labels)
-    assert 0.01 <= found <= 100
-    best = nll(apply_temperature(log_probs, found), labels)
+    temperature = fit_temperature(log_probs, labels)
+    assert 0.01 <= temperature <= 100
+    best = nll(apply_temperature(log_probs, temperature), labels)
     for other in torch.logspace(-2, 2, 41, dtype=torch.float64).clamp(0.01, 100).tolist():
         assert best <= nll(apply_temperature(log_probs, other), labels) * (1 + 1e-9) + 1e-12
 
@@ -81,7 +81,7 @@ class TestEnds:
         assert fit_temperature(self.right[:1], torch.tensor([0])) == 0.01
 
 
-def test_impossible_classes_stay_impossible():
+def test_probabilities_of_zero_stay_zero():
     log_probs = torch.tensor([[0.9, 0.1, 0.0]] * 4, dtype=torch.float64).log()
     labels = torch.tensor([0, 0, 0, 1])
     assert fit_temperature(log_probs, labels) == pytest.approx(2, rel=1e-12)
@@ -92,12 +92,12 @@ def test_impossible_classes_stay_impossible():
 
 def test_float32_extremes():
     log_probs = torch.tensor([[0.0, -1e30], [-1e30, 0.0], [0.0, -1e30]])
-    found = fit_temperature(log_probs, torch.tensor([0, 1, 1]))
-    assert found == 100  # still hopeless there, and finite
-    assert math.isfinite(nll(apply_temperature(log_probs, found), torch.tensor([0, 1, 1])))
+    temperature = fit_temperature(log_probs, torch.tensor([0, 1, 1]))
+    assert temperature == 100  # the NLL is high there, but finite
+    assert math.isfinite(nll(apply_temperature(log_probs, temperature), torch.tensor([0, 1, 1])))
 
 
-def test_accuracy_stays():
+def test_accuracy_is_unchanged():
     log_probs, labels = predictions()
     for temperature in (0.01, 0.5, 7.0, 100.0):
         scaled = apply_temperature(log_probs, temperature)
@@ -106,6 +106,6 @@ def test_accuracy_stays():
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
-def test_refuses_what_is_no_temperature(temperature):
+def test_invalid_temperatures_are_refused(temperature):
     with pytest.raises(ValueError, match="positive and finite, got"):
         apply_temperature(torch.zeros(1, 1), temperature)

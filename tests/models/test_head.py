@@ -26,7 +26,7 @@ def test_the_last_linear_layer_is_replaced_and_nothing_else(bias):
     assert all(torch.equal(model.body.state_dict()[name], tensor) for name, tensor in body.items())
 
 
-def test_a_head_that_fits_stays():
+def test_a_head_of_the_right_size_is_kept():
     model = Backbone()
     head = model.head["last"]
     assert replace_head(model, 1000).head["last"] is head
@@ -36,6 +36,6 @@ def test_a_single_layer_is_its_own_head():
     assert replace_head(nn.Linear(4, 6), 2).out_features == 2
 
 
-def test_without_a_linear_layer_it_says_so():
+def test_a_network_without_a_linear_layer_is_refused():
     with pytest.raises(ValueError, match=r"Sequential has no torch.nn.Linear to replace"):
         replace_head(nn.Sequential(nn.Conv2d(1, 2, 3)), 3)

@@ -1,4 +1,4 @@
-"""What holds for every architecture, and the published sizes of the residual networks."""
+"""Properties of all architectures, and the published parameter counts."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ IMAGE_MODELS = [
 
 
 def fits(make, shape):
-    """Whether images of this shape are made of the patches of the network, if it has any."""
+    """Whether images of this shape consist of whole patches of the network."""
     patch = make.keywords.get("patch", 4) if getattr(make, "func", make) is ViT else 1
     return shape[1] % patch == 0 and shape[2] % patch == 0
 
@@ -88,14 +88,14 @@ class TestEveryArchitecture:
         assert set(rates) == {0.5}
         assert not torch.equal(model(x), model(x))
 
-    def test_without_dropout_the_modules_are_there_and_do_nothing(self, make, shape):
+    def test_dropout_modules_of_rate_0_do_nothing(self, make, shape):
         torch.manual_seed(0)
         model, x = make(shape, 3), torch.randn(4, *shape)
         assert len(dropouts(model)) == len(dropouts(make(shape, 3, dropout=0.5)))
         assert {module.p for module in dropouts(model)} <= {0.0}
         assert torch.equal(model(x), model(x))
 
-    def test_comes_back_from_its_description(self, make, shape):
+    def test_is_rebuilt_from_its_spec(self, make, shape):
         make = make if isinstance(make, partial) else partial(make)
         spec = to_spec(partial(make.func, **make.keywords, input_shape=shape, num_classes=3))
         model = instantiate(spec, package="flatbayes.models")
@@ -111,15 +111,15 @@ class TestEveryArchitecture:
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
     @pytest.mark.parametrize("rate", [-0.1, 1.0, 2.0, float("nan")])
-    def test_refuses_a_dropout_rate_that_is_none(self, make, shape, rate):
+    def test_invalid_dropout_rates_are_refused(self, make, shape, rate):
         with pytest.raises(ValueError, match="dropout rate must be at least 0 and below 1, got"):
             make(shape, 3, dropout=rate)
 
-    def test_refuses_no_classes(self, make, shape):
+    def test_zero_classes_are_refused(self, make, shape):
         with pytest.raises(ValueError, match=r"num_classes must be .*, got 0\."):
             make(shape, 0)
 
-    def test_refuses_an_empty_input(self, make, shape):
+    def test_empty_input_shapes_are_refused(self, make, shape):
         with pytest.raises(ValueError, match=r"input_shape must be .*, got "):
             make((0, *shape[1:]), 3)
         with pytest.raises(ValueError, match=r"input_shape must be .*, got \(\)\."):
@@ -128,7 +128,7 @@ class TestEveryArchitecture:
 
 @pytest.mark.parametrize("make", IMAGE_MODELS)
 @pytest.mark.parametrize("shape", [(64,), (8, 8), (1, 1, 8, 8)])
-def test_image_models_point_to_the_mlp(make, shape):
+def test_image_models_refuse_other_shapes(make, shape):
     with pytest.raises(ValueError, match=r"needs images, .* got \(.*Use MLP"):
         make(shape, 3)
 
@@ -149,7 +149,7 @@ def test_image_models_point_to_the_mlp(make, shape):
         (partial(VGG, batch_norm=False, hidden=()), 14_719_818),  # 14.7 M
     ],
 )
-def test_sizes_are_the_published_ones(make, published):
+def test_parameter_counts_are_the_published_ones(make, published):
     with torch.device("meta"):
         assert count(make((3, 32, 32), 10)) == published
 
@@ -171,7 +171,7 @@ def test_sizes_are_the_published_ones(make, published):
         (partial(ViT, patch=16, dim=768, depth=12, heads=12), 86_567_656),  # ViT-B/16
     ],
 )
-def test_sizes_for_imagenet_are_the_published_ones(make, published):
+def test_parameter_counts_for_imagenet_are_the_published_ones(make, published):
     if make.func is not ViT:
         make = partial(make, stem="large")
     with torch.device("meta"):
@@ -206,7 +206,7 @@ def test_parameters_are_named_as_in_published_weights(make, some_names):
 
 
 @pytest.mark.parametrize("make", [ResNet, partial(DenseNet, growth=1)])
-def test_the_large_stem_makes_images_four_times_smaller(make):
+def test_the_large_stem_reduces_images_by_four(make):
     sizes = {}
     for stem in ("small", "large"):
         model = make(COLOUR, 10, stem=stem).eval()
@@ -247,18 +247,18 @@ def test_depth_of_a_pre_resnet_counts_its_layers(depth, convs):
         (DenseNet, 100, "121"),
     ],
 )
-def test_an_impossible_depth_is_told_the_nearest_ones(model, depth, nearest):
+def test_invalid_depths_name_the_nearest_ones(model, depth, nearest):
     with pytest.raises(ValueError, match=rf"cannot have depth {depth}: the nearest possible depth is {nearest}\."):
         model(COLOUR, 10, depth)
 
 
 @pytest.mark.parametrize("make", [ConvNet, WideResNet, ResNet, VGG])
-def test_refuses_no_width(make):
+def test_zero_width_is_refused(make):
     with pytest.raises(ValueError, match=r"width must be .*, got 0"):
         make(COLOUR, 10, width=0)
 
 
-def test_refuses_an_empty_hidden_layer():
+def test_empty_hidden_layers_are_refused():
     with pytest.raises(ValueError, match=r"hidden must be .*, got 0"):
         MLP((5,), 2, hidden=(8, 0))
 
@@ -286,7 +286,7 @@ def test_one_dropout_in_each_residual_block_before_its_last_convolution(make):
 
 
 @pytest.mark.parametrize("make", [make for make in IMAGE_MODELS if getattr(make, "func", make) is not ViT])
-def test_convolutions_start_as_he_et_al_say(make):
+def test_convolutions_have_kaiming_initialisation(make):
     torch.manual_seed(0)
     for module in make(COLOUR, 10).modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 2000:
@@ -303,7 +303,7 @@ def test_a_pre_activation_block_adds_to_its_unchanged_input():
     assert torch.equal(block(x), x)
 
 
-def test_a_pre_activation_block_normalises_then_cuts_at_zero():
+def test_a_pre_activation_block_has_norm_and_relu_before_each_convolution():
     kinds = [type(module).__name__ for module in PreResNet(COLOUR, 10).network.stage1[0].modules()]
     leaves = [kind for kind in kinds if kind not in ("PreActivationBlock", "Sequential")]
     assert leaves == ["BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "Dropout", "Conv2d"]

@@ -1,4 +1,4 @@
-"""The transformer with every method that asks something special of a network."""
+"""The vision transformer with all methods that have requirements on a network."""
 
 from functools import partial
 
@@ -39,7 +39,7 @@ def test_attention_is_that_of_pytorch():
     torch.testing.assert_close(ours(x), theirs(x, x, x, need_weights=False)[0])
 
 
-def test_patches_are_places_in_the_image():
+def test_patches_correspond_to_image_regions():
     # Without positions the class token sees a set of patches; with them, an image.
     torch.manual_seed(0)
     model, x = SMALL().eval(), torch.randn(1, *SHAPE)
@@ -49,7 +49,7 @@ def test_patches_are_places_in_the_image():
     torch.testing.assert_close(model(x), model(swapped))
 
 
-def test_starts_as_transformers_do():
+def test_has_truncated_normal_initialisation():
     torch.manual_seed(0)
     model = ViT((3, 32, 32), 10)
     for name, param in model.named_parameters():
@@ -70,7 +70,7 @@ def test_starts_as_transformers_do():
         ({"depth": 0}, "depth must be .*, got 0"),
     ],
 )
-def test_refuses_what_cannot_be_built(wrong, message):
+def test_invalid_arguments_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         ViT(**{"input_shape": SHAPE, "num_classes": 3, "dim": 8, "depth": 2, "heads": 2} | wrong)
 
@@ -103,20 +103,20 @@ def test_products_with_the_hessian_are_exact_and_those_without_double_backward_a
     ],
     ids=repr,
 )
-def test_every_kind_of_posterior_takes_it(posterior, tmp_path):
+def test_every_kind_of_posterior_fits_it(posterior, tmp_path):
     x, y = examples()
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
-    recipe = TrainingConfig(
+    config = TrainingConfig(
         epochs=2, collection=CollectionConfig(start_fraction=0.0), optimizer=lambda p: torch.optim.SGD(p, lr=0.05)
     )
-    fitted = fit(SMALL, loader, posterior, SAM(rho=0.05), recipe, likelihood=Categorical(3))
-    found = fitted.predict(x, 3)
-    assert found.mean.isfinite().all()
+    fitted = fit(SMALL, loader, posterior, SAM(rho=0.05), config, likelihood=Categorical(3))
+    predictive = fitted.predict(x, 3)
+    assert predictive.mean.isfinite().all()
     fitted.save(tmp_path)
-    assert torch.equal(FittedPosterior.load(tmp_path, SMALL).predict(x, 3).log_probs, found.log_probs)
+    assert torch.equal(FittedPosterior.load(tmp_path, SMALL).predict(x, 3).log_probs, predictive.log_probs)
 
 
-def test_kronecker_factors_say_what_they_cannot_do():
+def test_kronecker_factors_refuse_unsupported_parameters():
     x, y = examples()
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
 
@@ -131,7 +131,7 @@ def test_kronecker_factors_say_what_they_cannot_do():
         )
 
 
-def test_lrt_gives_noise_to_all_that_is_linear():
+def test_lrt_covers_all_linear_layers():
     from flatbayes.posteriors.variational_network import bayesian_parameters, make_variational_network
 
     network = make_variational_network(SMALL())
