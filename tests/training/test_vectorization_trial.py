@@ -355,3 +355,22 @@ def test_auto_leaves_much_work_one_by_one_and_one_run_alone(monkeypatch):
     )
     with pytest.raises(ValueError, match="members must be one_by_one or auto or vectorized or workers, got 'both'"):
         TrainingConfig(distribution=DistributionConfig(members="both"))
+
+
+class RecordingFlatness(Plain):
+    """Plain training that records the seed, members and step of the progress that it is given."""
+
+    def __init__(self):
+        object.__setattr__(self, "calls", [])
+
+    def __call__(self, closure, model, progress=None):
+        self.calls.append((progress.seed, progress.members, progress.step))
+        return closure
+
+
+@pytest.mark.parametrize(("members", "groups"), [("one_by_one", [(0,), (1,)]), ("vectorized", [(0, 1)])])
+def test_the_flatness_is_given_the_seed_of_the_fit_and_the_members(members, groups):
+    flatness = RecordingFlatness()
+    config = EXACT.with_options(epochs=1, num_validations=0, **{"distribution.members": members})
+    fit(Small, blobs(), Ensemble(size=2), flatness, config, seed=7)
+    assert flatness.calls[-3 * len(groups) :] == [(7, group, step) for group in groups for step in range(3)]

@@ -1,8 +1,8 @@
 """The closure context: batch fraction, weight distributions and number of vectorized networks around a closure call.
 
-This is the only implicit channel between the two axes. A posterior, a flatness and a training loop never see each
-other, and a closure takes no arguments, so what one of them must tell the others is set in one frozen
-`ClosureContext` for the duration of a `with` block:
+This is the only implicit channel between the two axes. A closure takes no arguments, and posterior, flatness and
+training loop do not refer to each other, so values that one of them sets and another reads are in one frozen
+`ClosureContext`, for the duration of a `with` block:
 
 =====================  ======================  ============================================  ===============
 field                  set by                  read by                                       default
@@ -122,7 +122,7 @@ def num_vectorized() -> int:
 
 
 def subset_batch(*batch: Tensor) -> tuple[Tensor, ...]:
-    """The first examples of a batch, as many as `batch_fraction` says; the whole batch outside of it.
+    """The first examples of a batch, in the number that `batch_fraction` sets; the whole batch outside of it.
 
     Examples:
         >>> import torch

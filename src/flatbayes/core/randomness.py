@@ -58,7 +58,11 @@ class RandomState:
 
 @contextmanager
 def replay_rng(state: RandomState) -> Iterator[None]:
-    """Inside, random numbers start from `state`; afterwards the generators are as they were before."""
+    """Inside, random numbers start from `state`; afterwards the generators are as they were before.
+
+    Args:
+        state: Also says which accelerators are restored.
+    """
     outer_state = RandomState.capture_devices(state.accelerators)
     state.restore()
     try:
@@ -109,7 +113,12 @@ def draw_seed(generator: torch.Generator) -> int:
 
 
 def spawn_seeds(*key: int, count: int) -> list[int]:
-    """Derive `count` independent seeds from the key, as a pure function."""
+    """Derive independent seeds from a key, as a pure function.
+
+    Args:
+        key: Integers of at least 0, such as a seed and a step; each other key gives other seeds.
+        count: Number of seeds.
+    """
     state = np.random.SeedSequence(key).generate_state(count, np.uint64)
     return [int(word) >> 1 for word in state]  # torch takes 63 bits on every device
 

@@ -117,6 +117,10 @@ class Categorical(Likelihood):
     def loss(self, outputs: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         """Mean cross entropy.
 
+        Args:
+            outputs: Logits.
+            targets: Class indices.
+
         Raises:
             ValueError: The outputs are not one logit per class.
         """

@@ -97,6 +97,9 @@ class GaussianPredictive(Predictive):
     def cdf(self, targets: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples ..."]:
         """P(Y <= target), separately for each target.
 
+        Args:
+            targets: Of the shape of the predictions, in their unit.
+
         Raises:
             ValueError: The targets have another shape than the predictions.
         """
@@ -104,6 +107,9 @@ class GaussianPredictive(Predictive):
 
     def log_prob(self, targets: Float[Tensor, "examples ..."]) -> Float[Tensor, " examples"]:
         """Log density of the mixture, jointly for all targets of an example, per unit of the targets.
+
+        Args:
+            targets: Of the shape of the predictions, in their unit.
 
         Raises:
             ValueError: The targets have another shape than the predictions.
@@ -232,6 +238,10 @@ class Gaussian(Likelihood):
     def loss(self, outputs: Float[Tensor, "batch outputs"], targets: Float[Tensor, "batch ..."]) -> Float[Tensor, ""]:
         """Mean negative log density, summed over the targets of an example, per unit of the targets.
 
+        Args:
+            outputs: Means, then raw scales, of standardised targets, shape (batch, 2 * num_targets).
+            targets: In their own unit, shape (batch, num_targets), or (batch,) for one target.
+
         Raises:
             ValueError: The outputs are not a mean and a raw scale for each target, or the targets have no such shape.
         """
@@ -268,6 +278,9 @@ class Gaussian(Likelihood):
 
     def split_outputs(self, outputs: Float[Tensor, "batch outputs"]) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of standardised targets, each of shape (batch, targets).
+
+        Args:
+            outputs: Outputs of a network, shape (batch, 2 * num_targets).
 
         Raises:
             ValueError: The outputs are not a mean and a raw scale for each target.

@@ -21,7 +21,13 @@ MAX_INTEGRATION_VALUES = 2**22
 
 
 def normal_log_density(values: Values, means: Members, stds: Members) -> Members:
-    """Log density log N(y; mean_t, std_t²) of every member t."""
+    """Log density log N(y; mean_t, std_t²) of every member t.
+
+    Args:
+        values: y, shape (*batch).
+        means: Means of the members, shape (draws, *batch).
+        stds: Standard deviations of the members, of that shape.
+    """
     return -0.5 * ((values - means) / stds).square() - stds.log() - 0.5 * math.log(2 * math.pi)
 
 
@@ -31,13 +37,24 @@ def log_mean_density(log_densities: Members) -> Values:
 
 
 def mixture_cdf(values: Values, means: Members, stds: Members) -> Values:
-    """P(Y <= y) = mean_t Phi((y - mean_t) / std_t)."""
+    """P(Y <= y) = mean_t Phi((y - mean_t) / std_t).
+
+    Args:
+        values: y, shape (*batch).
+        means: Means of the members, shape (draws, *batch).
+        stds: Standard deviations of the members, of that shape.
+    """
     member_cdfs: Tensor = torch.special.ndtr((values - means) / stds)
     return member_cdfs.mean(0)
 
 
 def mixture_quantile(probability: float, means: Members, stds: Members) -> Values:
     """The y with P(Y <= y) = probability, by bisection between the smallest and the largest quantile of a member.
+
+    Args:
+        probability: One probability for all mixtures.
+        means: Means of the members, shape (draws, *batch).
+        stds: Standard deviations of the members, of that shape.
 
     Raises:
         ValueError: The probability is not strictly between 0 and 1.
@@ -64,6 +81,10 @@ def mixture_entropy(means: Members, stds: Members) -> Values:
     A Gauss-Legendre rule of two points between neighbours of a grid that has nodes at the same multiples of the
     standard deviation around each member, so that every member is resolved, however narrow it is. The error is below
     1e-4 nats in all tests.
+
+    Args:
+        means: Means of the members, shape (draws, *batch).
+        stds: Standard deviations of the members, of that shape.
     """
     num_members, shape = len(means), means.shape[1:]
     means, stds = means.reshape(num_members, -1), stds.reshape(num_members, -1)
