@@ -4,8 +4,10 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 
 from flatbayes.data import Diabetes, Digits
+from flatbayes.diagnostics import measure_posterior_sharpness
 from flatbayes.experiments import Comparison, EvaluationConfig
 from flatbayes.experiments.results import RunDetails
 from flatbayes.flatness import SAM
@@ -80,6 +82,21 @@ def test_the_numbers_are_those_of_the_functions():
     assert EvaluationConfig().compute_metrics(fitted, data, "test", 2, 0) == ({}, RunDetails())
     same = evaluate(fitted, data.test.inputs, data.test.targets, 2).metrics
     assert same == evaluate(fitted, data.test.inputs, data.test.targets, 2).metrics  # no state is left behind
+
+
+def test_sharpness_is_measured_on_training_examples(monkeypatch):
+    data = COMPARISON.source.load(0)
+    fitted = fit(COMPARISON.model, data, SWAG(rank=2), config=COMPARISON.config, seed=0, show_progress=False)
+    inputs = []
+
+    def record(fitted, batch, *args, **options):
+        inputs.append(batch)
+        return measure_posterior_sharpness(fitted, batch, *args, **options)
+
+    monkeypatch.setattr("flatbayes.experiments.evaluations.measure_posterior_sharpness", record)
+    config = EvaluationConfig(sharpness_rho=0.05, max_examples=10, num_sharpness_draws=2)
+    config.compute_metrics(fitted, data, "test", 2, 0)
+    assert torch.equal(inputs[0], data.train.subsample(10).input_tensor)
 
 
 def test_temperatures_are_not_evaluated_on_the_split_they_were_fitted_to():

@@ -65,12 +65,14 @@ def test_a_forked_child_does_not_hold_the_folder_of_its_parent(tmp_path):
     lock_folder(tmp_path)
     child = os.fork()
     if child == 0:
+        unlock_folders()
         try:
             lock_folder(tmp_path)
         except ValueError:
             os._exit(7)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert (tmp_path / HOLDER_FILE).exists()
     unlock_folders()
 
 

@@ -219,4 +219,4 @@ def test_a_second_process_ends_at_once_and_touches_nothing(here, capsys, command
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    assert {path.name for path in (here / "cmp").iterdir()} == {".lock", "results.json"}
+    assert {path.name for path in (here / "cmp").iterdir()} == {".lock", ".lock-holder", "results.json"}
