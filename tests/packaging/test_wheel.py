@@ -16,6 +16,7 @@ IMPORTED = {
     "data": "import pyarrow, PIL",
     "hub": "import huggingface_hub",
     "tune": "import optuna",
+    "pandas": "import pandas",
     "track": "import pathlib, flatbayes.training as t; t.make_logger('tensorboard', pathlib.Path())",
     "cluster": "import ray",
     "export": "import onnx, onnxscript, onnxruntime",
@@ -59,7 +60,7 @@ def test_every_extra_is_tried():
 @pytest.mark.slow
 def test_wheel_contains_the_typed_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert "flatbayes/py.typed" in names
+    assert {"flatbayes/py.typed", "flatbayes/reporting/templates/report.html.j2"} <= set(names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"flatbayes"}
     assert not any(name.endswith(("published.csv", ".yaml")) for name in names)
 
