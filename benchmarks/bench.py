@@ -1,7 +1,7 @@
-"""What everything costs, as a table of ratios: ours, those of peers, the limit, and the target.
+"""Benchmarks of speed and memory, as tables of ratios: ours, limit, target, and peers.
 
 make bench                    # all of it, about a quarter of an hour; writes docs/results/benchmarks.json
-make bench-quick              # does it run? its numbers mean nothing
+make bench-quick              # a test that everything runs; the numbers are meaningless
 python benchmarks/bench.py --only step loop --out FILE
 """
 
@@ -22,49 +22,49 @@ PEERS = ("pytorch_optimizer", "bayesian_torch")
 
 
 def main() -> None:
-    """Measure, print, and write."""
+    """Run the selected benchmarks, print tables and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=MODULES, choices=MODULES, help="what to measure")
-    parser.add_argument("--quick", action="store_true", help="only see that it runs")
-    parser.add_argument("--out", type=Path, help="JSON to write; what it holds of other parts stays")
+    parser.add_argument("--only", nargs="+", default=MODULES, choices=MODULES, help="benchmarks to run")
+    parser.add_argument("--quick", action="store_true", help="only test that everything runs")
+    parser.add_argument("--out", type=Path, help="JSON file; results of other benchmarks in it are kept")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     console = Console(width=None if Console().is_terminal else 150)
-    kept = read_json(options.out)["parts"] if options.out and options.out.exists() else {}
+    results = read_json(options.out)["parts"] if options.out and options.out.exists() else {}
     for name in options.only:
-        begin = time.perf_counter()
-        found = importlib.import_module(name).rows(options.quick)
+        start = time.perf_counter()
+        rows = importlib.import_module(name).rows(options.quick)
         about = {
             "date": time.strftime("%Y-%m-%d"),
             "environment": describe_environment(),
-            "seconds": time.perf_counter() - begin,
+            "seconds": time.perf_counter() - start,
         }
-        kept[name] = {**about, "rows": found}
-        console.print(table(name, found))
+        results[name] = {**about, "rows": rows}
+        console.print(make_table(name, rows))
         if options.out:
-            write_json(options.out, {"parts": {part: kept[part] for part in MODULES if part in kept}})
+            write_json(options.out, {"parts": {module: results[module] for module in MODULES if module in results}})
     if not options.quick:
         missing = [peer for peer in PEERS if importlib.util.find_spec(peer) is None]
         if missing:
             console.print(f"without peers: {', '.join(missing)} (benchmarks/requirements-peers.txt)")
 
 
-def table(name: str, rows: list[dict]) -> Table:
-    """One line a row."""
-    shown = Table(title=name, title_justify="left")
+def make_table(name: str, rows: list[dict]) -> Table:
+    """Table of the rows of a benchmark."""
+    table = Table(title=name, title_justify="left")
     for column in ("case", "threads", "ours, ms", "ratio", "limit", "target", "peers", "note"):
-        shown.add_column(column, justify="left" if column in ("case", "peers", "note") else "right")
+        table.add_column(column, justify="left" if column in ("case", "peers", "note") else "right")
     for r in rows:
         milliseconds = "" if r["ours"] is None else f"{1e3 * r['ours']:.3g}"
         limit, target = ("" if r[key] is None else f"{r[key]:.2f}" for key in ("limit", "target"))
         peers = ", ".join(f"{peer} {value:.2f}" for peer, value in r["peers"].items())
         style = "" if r["target"] is None else "green" if r["ratio"] <= r["target"] else "yellow"
         ratio = f"[{style}]{r['ratio']:.2f}[/{style}]" if style else f"{r['ratio']:.2f}"
-        shown.add_row(
+        table.add_row(
             f"{r['group']}: {r['case']}", str(r["threads"]), milliseconds, ratio, limit, target, peers, r["note"]
         )
-    return shown
+    return table
 
 
 if __name__ == "__main__":

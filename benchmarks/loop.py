@@ -1,7 +1,7 @@
-"""What our training loop costs beside one written by hand for the same steps on the same batches.
+"""Time of `fit` relative to a loop written by hand, for the same steps on the same batches.
 
-The hand-written loop holds the standardised data in memory, cuts a permutation into batches, and does what every
-tutorial does: forward, loss, backward, step, and a learning rate set by hand.
+The hand-written loop keeps the standardised data in memory, splits a permutation into batches, and is that of a
+tutorial: forward, loss, backward, step, and a learning rate set directly.
 """
 
 import math
@@ -21,29 +21,29 @@ CASES = {
 }
 
 
-def data(shape: tuple[int, ...], size: int) -> DataSplits:
-    """Noise, in one epoch's worth of batches."""
+def make_data(shape: tuple[int, ...], size: int) -> DataSplits:
+    """Noise in the batches of one epoch."""
     generator = torch.Generator().manual_seed(0)
-    part = Split(inputs=torch.randn(size, *shape, generator=generator), targets=torch.arange(size) % 10)
-    few = part.take(torch.arange(10))
+    train = Split(inputs=torch.randn(size, *shape, generator=generator), targets=torch.arange(size) % 10)
+    small = train.take(torch.arange(10))
     names = tuple(map(str, range(10)))
-    return DataSplits(train=part, val=few, test=few, class_names=names, feature_names=(), augment=None)
+    return DataSplits(train=train, val=small, test=small, class_names=names, feature_names=(), augment=None)
 
 
-def by_hand(make, dataset: DataSplits, recipe: TrainingConfig, flatness):
-    """The loop of a tutorial; with SAM, in its usual two calls."""
+def make_manual_loop(make, dataset: DataSplits, config: TrainingConfig, flatness):
+    """The loop of a tutorial, with a closure for the flatness."""
     inputs, targets = dataset.train.inputs, dataset.train.targets
     inputs = (inputs - inputs.mean(0)) / inputs.std(0)
 
     def work():
         model = make(input_shape=dataset.input_shape, num_classes=10).train()
         optimizer = OPTIMIZER(model.parameters())
-        total = recipe.epochs * len(inputs) // recipe.batch_size
+        total = config.epochs * len(inputs) // config.batch_size
         step = 0
-        for _ in range(recipe.epochs):
-            for chosen in torch.randperm(len(inputs)).split(recipe.batch_size):
+        for _ in range(config.epochs):
+            for indices in torch.randperm(len(inputs)).split(config.batch_size):
                 optimizer.param_groups[0]["lr"] = 0.01 * (1 + math.cos(math.pi * step / total)) / 2
-                x, y = inputs[chosen], targets[chosen]
+                x, y = inputs[indices], targets[indices]
 
                 def closure(x=x, y=y):
                     optimizer.zero_grad()
@@ -59,32 +59,32 @@ def by_hand(make, dataset: DataSplits, recipe: TrainingConfig, flatness):
 
 
 def rows(quick: bool) -> list[dict]:
-    """Plain and sharp training, both sides starting from nothing."""
-    found = []
+    """Plain and sharpness-aware training from initial weights."""
+    results = []
     for case, (make, shape, size, target) in list(CASES.items())[: 1 if quick else None]:
-        dataset = data(shape, size)
-        recipe = TrainingConfig(epochs=2 if quick else 4, batch_size=64, num_validations=0, optimizer=OPTIMIZER)
+        dataset = make_data(shape, size)
+        config = TrainingConfig(epochs=2 if quick else 4, batch_size=64, num_validations=0, optimizer=OPTIMIZER)
         for flatness in (Plain(), SAM()):
             for count in (1,) if quick else (1, 2):
                 with threads(count):
-                    found.append(
+                    results.append(
                         row(
                             "loop",
                             f"{type(flatness).__name__}, {case}",
-                            lambda make=make, dataset=dataset, recipe=recipe, flatness=flatness: fit(
+                            lambda make=make, dataset=dataset, config=config, flatness=flatness: fit(
                                 make,
                                 dataset,
                                 MAP(),
                                 flatness,
-                                recipe,
+                                config,
                                 likelihood=Categorical(10),
                                 show_progress=False,
                             ),
-                            by_hand(make, dataset, recipe, flatness),
+                            make_manual_loop(make, dataset, config, flatness),
                             rounds=3 if quick else 9,
                             limit=1.0,
                             target=target,
-                            note="in loops by hand; both build the network",
+                            note="in hand-written loops; both build the network",
                         )
                     )
-    return found
+    return results

@@ -1,8 +1,9 @@
-"""Peak memory of training, in copies of the weights: what methods and flatnesses add to plain training.
+"""Peak memory of training, in copies of the weights: posteriors and flatness relative to plain training.
 
-Every allocation and release of tensors is recorded by torch's profiler, so the figures are exact and do not depend on
-the machine. Plain SGD with momentum holds a gradient and a momentum beside the weights. The wide network is seen with
-two images of 8 x 8 pixels, whose activations weigh next to nothing.
+torch's profiler records every allocation and release of tensors, so the numbers are exact and independent of the
+machine. Plain SGD with momentum needs a gradient and a momentum beside the weights. The inputs of the wide network
+are
+two images of 8 x 8 pixels, whose activations are negligible.
 """
 
 import json
@@ -30,36 +31,36 @@ CASES = {
     "SGVB, SAM": (SGVB(), SAM(), 8.0, None),
     "SGVB-LRT, SAM": (LRT(), SAM(), 7.0, None),
 }
-"""Method, flatness, the multiple that counting tensors gives, and the target."""
+"""Posterior, flatness, expected number of copies by counting tensors, and target."""
 
 WIDE = {
     "WideResNet-10-2": (10, 2, SWAG(rank=20), 25.0),
     "WideResNet-28-10": (28, 10, SWAG(rank=20), 25.0),
     "WideResNet-28-10, bfloat16": (28, 10, SWAG(rank=20, bfloat16=True), 15.0),
 }
-"""Depth, width, method and the multiple, with SAM."""
+"""Depth, width, posterior and expected number of copies, with SAM."""
 
 
-def dense():
-    """The usual network and inputs."""
+def make_dense_case():
+    """A network of linear layers, and inputs."""
     torch.manual_seed(0)
     return nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS))), torch.randn(2, WIDTH)
 
 
-def wide(depth: int, width: int):
-    """A wide residual network and two small images."""
+def make_wide_case(depth: int, width: int):
+    """A wide residual network, and two small images."""
     torch.manual_seed(0)
     return WideResNet((3, 8, 8), 10, depth=depth, width=width), torch.randn(2, 3, 8, 8)
 
 
-def peak(posterior, flatness, model, inputs) -> float:
+def measure_peak(posterior, flatness, model, inputs) -> float:
     """Largest memory beyond the weights over a few steps, in copies of the weights."""
     targets = torch.zeros(len(inputs), dtype=torch.int64)
     copy = sum(param.numel() * param.element_size() for param in model.parameters())
     momentum = 0.0 if isinstance(posterior, SGVB | LRT) else 0.9
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         state = posterior.init(model, lambda params: torch.optim.SGD(params, lr=1e-4, momentum=momentum), 100)
-        network, course = state.model.train(), TrainingProgress(total_steps=STEPS)
+        network, progress = state.model.train(), TrainingProgress(total_steps=STEPS)
 
         def closure():
             state.optimizer.zero_grad()
@@ -68,40 +69,45 @@ def peak(posterior, flatness, model, inputs) -> float:
             return loss.detach()
 
         for _ in range(STEPS):
-            posterior.step(state, flatness(closure, network, course))
+            posterior.step(state, flatness(closure, network, progress))
             posterior.collect(state)
-            course.advance()
-    return largest(recorded) / copy
+            progress.advance()
+    return get_peak_bytes(recorded) / copy
 
 
-def largest(recorded: profile) -> int:
-    """Most bytes that were held at once, of those allocated while it was recorded."""
+def get_peak_bytes(recorded: profile) -> int:
+    """Peak of the bytes allocated during the recording."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         recorded.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
     changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
-    held = most = 0
+    current = peak = 0
     for _, change in changes:
-        held += change
-        most = max(most, held)
-    return most
+        current += change
+        peak = max(peak, current)
+    return peak
 
 
 def rows(quick: bool) -> list[dict]:
     """Every case."""
-    found = [
-        row(name, peak(posterior, flatness, *dense()), expected, target)
+    results = [
+        make_row(name, measure_peak(posterior, flatness, *make_dense_case()), expected, target)
         for name, (posterior, flatness, expected, target) in list(CASES.items())[: 2 if quick else None]
     ]
-    return found + [
-        row(f"SWAG of rank 20, SAM, {name}", peak(posterior, SAM(), *wide(depth, width)), expected, None)
+    return results + [
+        make_row(
+            f"SWAG of rank 20, SAM, {name}",
+            measure_peak(posterior, SAM(), *make_wide_case(depth, width)),
+            expected,
+            None,
+        )
         for name, (depth, width, posterior, expected) in list(WIDE.items())[: 1 if quick else None]
     ]
 
 
-def row(case: str, ratio: float, expected: float, target: float | None) -> dict:
-    """As the table of all benchmarks has it."""
+def make_row(case: str, ratio: float, expected: float, target: float | None) -> dict:
+    """A row of the common table."""
     return {
         "group": "memory",
         "case": case,
@@ -112,5 +118,5 @@ def row(case: str, ratio: float, expected: float, target: float | None) -> dict:
         "limit": expected,
         "target": target,
         "peers": {},
-        "note": "copies of the weights, beside the weights",
+        "note": "copies of the weights, in addition to the weights",
     }

@@ -1,7 +1,8 @@
-"""What a prediction with 30 draws costs in 30 plain forward passes, and what one call for all networks saves.
+"""Time of a prediction with 30 draws relative to 30 forward passes, one by one and vectorized.
 
-The baseline runs the model in eval mode, without gradients, on the same batches. The limit adds what no draw can do
-without: a normal number for each weight. Statistics of BatchNorm are in the cache, as in every call but the first.
+The baseline runs the model in eval mode, without gradients, on the same batches. The limit adds a normal random
+number
+per weight and draw. Statistics of BatchNorm are cached, as in every call but the first.
 """
 
 import torch
@@ -13,20 +14,20 @@ from flatbayes.models import ConvNet, PreResNet
 from flatbayes.posteriors import SWAG
 from flatbayes.prediction import FittedPosterior
 
-DRAWS, CLASSES = 30, 10
+NUM_DRAWS, NUM_CLASSES = 30, 10
 
 
 def mlp(width: int) -> nn.Module:
-    """64 numbers, two hidden layers."""
-    layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, CLASSES)]
+    """A network of 64 inputs and two hidden layers."""
+    layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, NUM_CLASSES)]
     return nn.Sequential(*layers)
 
 
 NETWORKS = {
     "MLP 64-256-256-10": (lambda: mlp(256), (64,)),
-    "ConvNet, 8 x 8": (lambda: ConvNet((1, 8, 8), CLASSES), (1, 8, 8)),
-    "ConvNet, 32 x 32": (lambda: ConvNet((3, 32, 32), CLASSES), (3, 32, 32)),
-    "PreResNet-20, 32 x 32": (lambda: PreResNet((3, 32, 32), CLASSES, depth=20), (3, 32, 32)),
+    "ConvNet, 8 x 8": (lambda: ConvNet((1, 8, 8), NUM_CLASSES), (1, 8, 8)),
+    "ConvNet, 32 x 32": (lambda: ConvNet((3, 32, 32), NUM_CLASSES), (3, 32, 32)),
+    "PreResNet-20, 32 x 32": (lambda: PreResNet((3, 32, 32), NUM_CLASSES, depth=20), (3, 32, 32)),
 }
 
 
@@ -40,26 +41,26 @@ def fitted(make, shape: tuple[int, ...]) -> FittedPosterior:
                 param.add_(0.01 * torch.randn_like(param))
         posterior.collect(state)
     state.model.eval()
-    return FittedPosterior(posterior, [state], Categorical(CLASSES), None, [torch.randn(64, *shape)])
+    return FittedPosterior(posterior, [state], Categorical(NUM_CLASSES), None, [torch.randn(64, *shape)])
 
 
 def rows(quick: bool) -> list[dict]:
-    """Every network with many examples, and the small ones with few, with one thread and two."""
+    """Every network with many examples and with one, on one and two threads."""
     torch.manual_seed(0)
-    found = []
+    results = []
     for name, (make, shape) in NETWORKS.items():
         posterior, large = fitted(make, shape), "32 x 32" in name
-        draws, rounds = (2, 2) if quick else (5 if large else DRAWS, 3 if large else 15)
+        draws, rounds = (2, 2) if quick else (5 if large else NUM_DRAWS, 3 if large else 15)
         examples = (64,) if quick else (256,) if large else (1000, 10_000) if "MLP" in name else (1000,)
         for count in (1, 2):
             with threads(count):
-                found += [many(name, posterior, torch.randn(n, *shape), draws, rounds) for n in examples]
-                found += few(name, posterior, torch.randn(1, *shape), draws, rounds)
-    return found
+                results += [many(name, posterior, torch.randn(n, *shape), draws, rounds) for n in examples]
+                results += few(name, posterior, torch.randn(1, *shape), draws, rounds)
+    return results
 
 
 def plain(posterior: FittedPosterior, batches, draws: int):
-    """Forward passes alone."""
+    """The forward passes alone."""
     network = posterior.states[0].model
 
     @torch.no_grad()
@@ -71,7 +72,7 @@ def plain(posterior: FittedPosterior, batches, draws: int):
 
 
 def many(name: str, posterior: FittedPosterior, inputs, draws: int, rounds: int) -> dict:
-    """A network after the other, each drawn, installed and taken out again."""
+    """Networks one by one, each drawn and swapped in."""
     run, generator = plain(posterior, inputs.split(256), draws), torch.Generator().manual_seed(0)
     weights = len(posterior.states[0].statistics["mean"])
 
@@ -93,16 +94,16 @@ def many(name: str, posterior: FittedPosterior, inputs, draws: int, rounds: int)
 
 
 def few(name: str, posterior: FittedPosterior, inputs, draws: int, rounds: int) -> list[dict]:
-    """One example: all networks in one call against one call for each."""
+    """One example: all networks in one vectorized call, and one by one."""
     run = plain(posterior, [inputs], draws)
     return [
         row(
             "prediction",
             f"{name}, 1 example, {how}",
-            lambda batched=batched: posterior.predict(inputs, draws, vectorized=batched),
+            lambda vectorized=vectorized: posterior.predict(inputs, draws, vectorized=vectorized),
             run,
             rounds=rounds,
             note=f"{draws} draws",
         )
-        for how, batched in (("in turn", False), ("one call", True))
+        for how, vectorized in (("in turn", False), ("one call", True))
     ]

@@ -1,9 +1,10 @@
-"""How cost grows: with the number of weights, draws, examples of a batch, and networks of an ensemble.
+"""Scaling of time with the number of weights, draws, examples in a batch, and networks in an ensemble.
 
     python benchmarks/scaling.py docs/results/scaling.json docs/img/scaling.svg
 
-Log-log, on one thread. A line of slope one is drawn through the last point of each panel's first curve: where a curve
-is flatter, a fixed cost per call is left to pay; where it is steeper, the tensors have outgrown a cache.
+Log-log plots, on one thread. A line of slope one goes through the last point of each panel's first curve: a flatter
+curve
+has a fixed cost per call, a steeper one has tensors larger than a cache.
 """
 
 import statistics
@@ -26,27 +27,27 @@ from flatbayes.prediction import FittedPosterior
 from flatbayes.training import DistributionConfig
 
 WEIGHTS = (10**4, 10**5, 10**6, 10**7, 10**8)
-MOST_WITH_RANK = 3 * 10**7  # 22 vectors of a hundred million weights are 9 GB
+MAX_WEIGHTS_WITH_RANK = 3 * 10**7  # 22 vectors of a hundred million weights are 9 GB
 DRAWS = (1, 3, 10, 30, 100)
 BATCHES = (8, 32, 128, 512, 2048)
 SIZES = (1, 2, 5, 10, 20)
 Curves = dict[str, list[tuple[float, float]]]
 
 
-def stack(num_weights: int, layers: int = 4) -> nn.Sequential:
-    """Square layers with about so many weights together."""
+def make_network(num_weights: int, layers: int = 4) -> nn.Sequential:
+    """Square layers with about `num_weights` weights in all."""
     width = max(4, round((num_weights / layers) ** 0.5))
     return nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
 
 
-def median(work, rounds: int = 5) -> float:
-    """Seconds of a call; short ones are repeated."""
+def measure_median(work, rounds: int = 5) -> float:
+    """Median seconds of a call; short calls are repeated."""
     work()
     calls = max(1, round(5e-3 / max(seconds(work), 1e-9)))
     return statistics.median(seconds(work, calls) for _ in range(rounds))
 
 
-def a_step(model: nn.Module, flatness, batch: int):
+def make_step(model: nn.Module, flatness, batch: int):
     width = model[0].in_features
     inputs, targets = torch.randn(batch, width), torch.randint(0, width, (batch,))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
@@ -64,7 +65,7 @@ def a_step(model: nn.Module, flatness, batch: int):
     return work
 
 
-def collected(model: nn.Module, rank: int):
+def make_collected_state(model: nn.Module, rank: int):
     posterior = SWAG(rank=rank)
     state = posterior.init(model, None, 1000)
     for _ in range(3):
@@ -76,17 +77,17 @@ def collected(model: nn.Module, rank: int):
     return posterior, state
 
 
-def by_weights() -> Curves:
-    """A plain step, a sharp one, a snapshot and a draw of SWAG, each on eight examples."""
-    found: Curves = {"plain step": [], "SAM step": [], "SWAG snapshot": [], "SWAG draw, rank 20": []}
+def measure_by_weights() -> Curves:
+    """A plain and a SAM step on eight examples, and a snapshot and a draw of SWAG."""
+    curves: Curves = {"plain step": [], "SAM step": [], "SWAG snapshot": [], "SWAG draw, rank 20": []}
     for count in WEIGHTS:
-        model = stack(count)
-        real = sum(p.numel() for p in model.parameters())
-        found["plain step"].append((real, median(a_step(model, Plain(), 8))))
-        found["SAM step"].append((real, median(a_step(model, SAM(), 8))))
-        rank = 20 if count <= MOST_WITH_RANK else 0
-        posterior, state = collected(model, rank)
-        found["SWAG snapshot"].append((real, median(lambda p=posterior, s=state: p.collect(s))))
+        model = make_network(count)
+        num_weights = sum(p.numel() for p in model.parameters())
+        curves["plain step"].append((num_weights, measure_median(make_step(model, Plain(), 8))))
+        curves["SAM step"].append((num_weights, measure_median(make_step(model, SAM(), 8))))
+        rank = 20 if count <= MAX_WEIGHTS_WITH_RANK else 0
+        posterior, state = make_collected_state(model, rank)
+        curves["SWAG snapshot"].append((num_weights, measure_median(lambda p=posterior, s=state: p.collect(s))))
         if rank:
             generator = torch.Generator().manual_seed(0)
 
@@ -94,63 +95,66 @@ def by_weights() -> Curves:
                 with posterior.draw(state, generator):
                     pass
 
-            found["SWAG draw, rank 20"].append((real, median(draw)))
-    return found
+            curves["SWAG draw, rank 20"].append((num_weights, measure_median(draw)))
+    return curves
 
 
-def by_draws() -> Curves:
-    """A prediction for a thousand examples, all draws drawn anew."""
-    model = stack(10**5)
-    posterior, state = collected(model, 20)
+def measure_by_draws() -> Curves:
+    """A prediction for a thousand examples, without cached draws."""
+    model = make_network(10**5)
+    posterior, state = make_collected_state(model, 20)
     state.model.eval()
     width = model[0].in_features
     fitted = FittedPosterior(posterior, [state], Categorical(width))
     inputs = torch.randn(1000, width)
-    return {"prediction": [(s, median(lambda s=s: fitted.predict(inputs, s, vectorized=False))) for s in DRAWS]}
+    return {
+        "prediction": [(n, measure_median(lambda n=n: fitted.predict(inputs, n, vectorized=False))) for n in DRAWS]
+    }
 
 
-def by_batch() -> Curves:
+def measure_by_batch() -> Curves:
     """A step of a network of a hundred thousand weights."""
     return {
-        name: [(batch, median(a_step(stack(10**5), flatness, batch))) for batch in BATCHES]
+        name: [(batch, measure_median(make_step(make_network(10**5), flatness, batch))) for batch in BATCHES]
         for name, flatness in (("plain step", Plain()), ("SAM step", SAM()))
     }
 
 
-def by_size() -> Curves:
-    """Training of an ensemble of small networks, one by one and together."""
+def measure_by_ensemble_size() -> Curves:
+    """Training of an ensemble of small networks, one by one and vectorized."""
     generator = torch.Generator().manual_seed(0)
-    part = Split(inputs=torch.randn(512, 8, generator=generator), targets=torch.randn(512, generator=generator))
+    split = Split(inputs=torch.randn(512, 8, generator=generator), targets=torch.randn(512, generator=generator))
     data = DataSplits(
-        train=part, val=part, test=part, class_names=(), feature_names=(), target_names=("y",), augment=None
+        train=split, val=split, test=split, class_names=(), feature_names=(), target_names=("y",), augment=None
     )
-    found: Curves = {}
+    curves: Curves = {}
     for members in ("one_by_one", "vectorized"):
-        recipe = TrainingConfig(
+        config = TrainingConfig(
             epochs=20,
             num_validations=0,
             distribution=DistributionConfig(members=members),
             optimizer=partial(torch.optim.SGD, lr=0.01),
         )
-        run = partial(fit, partial(MLP, hidden=(50,)), data, flatness=SAM(), config=recipe, show_progress=False)
-        found[members.replace("_", " ")] = [
-            (size, median(lambda size=size, run=run: run(posterior=Ensemble(MAP(), size=size)), 3)) for size in SIZES
+        run = partial(fit, partial(MLP, hidden=(50,)), data, flatness=SAM(), config=config, show_progress=False)
+        curves[members.replace("_", " ")] = [
+            (size, measure_median(lambda size=size, run=run: run(posterior=Ensemble(MAP(), size=size)), 3))
+            for size in SIZES
         ]
-    return found
+    return curves
 
 
 PANELS = {
-    "weights": (by_weights, "a step on 8 examples"),
-    "draws": (by_draws, "a prediction for 1,000 examples"),
-    "examples in a batch": (by_batch, "a step, 100,000 weights"),
-    "networks in an ensemble": (by_size, "a training, MLP 8-50-2"),
+    "weights": (measure_by_weights, "a step on 8 examples"),
+    "draws": (measure_by_draws, "a prediction for 1,000 examples"),
+    "examples in a batch": (measure_by_batch, "a step, 100,000 weights"),
+    "networks in an ensemble": (measure_by_ensemble_size, "a training, MLP 8-50-2"),
 }
 
 
-def figure(panels: dict[str, Curves]) -> Figure:
-    """One panel for each thing that grows."""
-    drawn = Figure(figsize=(11, 6.4), layout="constrained")
-    for axes, (what, curves) in zip(drawn.subplots(2, 2).flat, panels.items(), strict=True):
+def draw_figure(panels: dict[str, Curves]) -> Figure:
+    """A panel per quantity."""
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    for axes, (what, curves) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
         for name, points in curves.items():
             axes.loglog(*zip(*points, strict=True), "o-", label=name, markersize=4)
         (x, y), (first, _) = next(iter(curves.values()))[-1], next(iter(curves.values()))[0]
@@ -158,16 +162,16 @@ def figure(panels: dict[str, Curves]) -> Figure:
         axes.set(xlabel=what, ylabel="seconds", title=PANELS[what][1])
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    return drawn
+    return figure
 
 
-def main(out: Path, picture: Path) -> None:
-    """Measure, write, draw."""
+def main(out: Path, figure_path: Path) -> None:
+    """Measure, write the numbers and draw the figure."""
     torch.manual_seed(0)
     with threads(1):
         panels = {what: measure() for what, (measure, _) in PANELS.items()}
     write_json(out, {"environment": describe_environment(), "panels": panels})
-    figure(panels).savefig(picture)
+    draw_figure(panels).savefig(figure_path)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""What a sharpness-aware step costs in plain steps of SGD with momentum.
+"""Time of a sharpness-aware step, in plain steps of SGD with momentum.
 
-The limit of exact SAM is what nobody can do without: the gradient twice, and the optimiser once. The wrapper is the
-usual PyTorch implementation (a loop over parameters up, another down, weights put back from a copy), which does not
-restore on an exception, replay dropout masks or keep running statistics from moving twice. pytorch_optimizer is
-measured where it is installed.
+The limit of SAM is two gradients and one optimizer step. The wrapper is the usual PyTorch implementation (a loop over
+parameters up, another down, weights restored from a copy), which does not restore weights after an exception, replay
+dropout masks or avoid a second update of running statistics. pytorch_optimizer is measured if it is installed.
 """
 
 import torch
@@ -16,31 +15,31 @@ from flatbayes.core import TrainingProgress
 
 try:
     import pytorch_optimizer
-except Exception:  # not installed, or broken by what it drags along
+except Exception:  # not installed, or its dependencies are broken
     pytorch_optimizer = None
 
 RHO, RATE = 0.05, 1e-3
 OTHERS = (ASAM(), SAM(params="norms"), MSAM(), LookSAM(period=5), Periodic(SAM(), period=5), GaussianSmoothing())
 
 
-def mlp():
+def make_mlp():
     layers = [nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)]
     return nn.Sequential(*layers), torch.randn(64, 64)
 
 
-def preresnet(depth: int, batch: int):
+def make_preresnet(depth: int, batch: int):
     return PreResNet((3, 32, 32), 10, depth=depth), torch.randn(batch, 3, 32, 32)
 
 
 CASES = {
-    "MLP 64-256-256-10, batch 64": (mlp, 2.15, 60),
-    "PreResNet-20, batch 64": (lambda: preresnet(20, 64), 2.05, 7),
-    "PreResNet-110, batch 4": (lambda: preresnet(110, 4), 2.03, 7),
+    "MLP 64-256-256-10, batch 64": (make_mlp, 2.15, 60),
+    "PreResNet-20, batch 64": (lambda: make_preresnet(20, 64), 2.05, 7),
+    "PreResNet-110, batch 4": (lambda: make_preresnet(110, 4), 2.03, 7),
 }
 
 
 class Setting:
-    """A network with its optimiser, in a state of its own."""
+    """A network with its optimizer."""
 
     def __init__(self, make) -> None:
         torch.manual_seed(0)
@@ -56,102 +55,102 @@ class Setting:
         return loss.detach()
 
 
-def gradients(make, count: int) -> Work:
-    """So many gradients, and a step of the optimiser."""
-    own = Setting(make)
+def make_gradients(make, count: int) -> Work:
+    """`count` gradients, and an optimizer step."""
+    setting = Setting(make)
 
     def work():
         for _ in range(count):
-            own.closure()
-        own.optimizer.step()
+            setting.closure()
+        setting.optimizer.step()
 
     return work
 
 
-def flat(make, flatness: Flatness) -> Work:
-    """A step as anyone's own loop takes it."""
-    own, course = Setting(make), TrainingProgress(total_steps=10**9)
+def make_flat_step(make, flatness: Flatness) -> Work:
+    """A step of a manual loop."""
+    setting, progress = Setting(make), TrainingProgress(total_steps=10**9)
 
     def work():
-        flatness(own.closure, own.model, course)()
-        own.optimizer.step()
-        course.advance()
+        flatness(setting.closure, setting.model, progress)()
+        setting.optimizer.step()
+        progress.advance()
 
     return work
 
 
-def wrapper(make) -> Work:
-    """The usual implementation, one parameter at a time."""
-    own, old = Setting(make), {}
+def make_wrapper_step(make) -> Work:
+    """The usual implementation of SAM, one parameter at a time."""
+    setting, saved = Setting(make), {}
 
     def work():
-        own.closure()
+        setting.closure()
         with torch.no_grad():
-            norm = torch.stack([p.grad.norm() for p in own.params]).norm()
-            for p in own.params:
-                old[p] = p.clone()
+            norm = torch.stack([p.grad.norm() for p in setting.params]).norm()
+            for p in setting.params:
+                saved[p] = p.clone()
                 p.add_(p.grad * (RHO / (norm + 1e-12)))
-        own.closure()
+        setting.closure()
         with torch.no_grad():
-            for p in own.params:
-                p.copy_(old[p])
-        own.optimizer.step()
+            for p in setting.params:
+                p.copy_(saved[p])
+        setting.optimizer.step()
 
     return work
 
 
-def peer(make) -> Work:
-    """pytorch_optimizer's, driven as its documentation says."""
-    own = Setting(make)
-    optimizer = pytorch_optimizer.SAM(own.params, torch.optim.SGD, lr=RATE, momentum=0.9, rho=RHO)
+def make_peer_step(make) -> Work:
+    """SAM of pytorch_optimizer, used as documented."""
+    setting = Setting(make)
+    optimizer = pytorch_optimizer.SAM(setting.params, torch.optim.SGD, lr=RATE, momentum=0.9, rho=RHO)
 
     def work():
-        own.closure()
+        setting.closure()
         optimizer.first_step(zero_grad=True)
-        F.cross_entropy(own.model(own.inputs), own.targets).backward()
+        F.cross_entropy(setting.model(setting.inputs), setting.targets).backward()
         optimizer.second_step(zero_grad=True)
 
     return work
 
 
 def rows(quick: bool) -> list[dict]:
-    """Exact SAM against its limit and its peers, and what the others cost."""
-    found = []
+    """SAM with its limit and peers, and the other flatness methods."""
+    results = []
     for case, (make, target, rounds) in list(CASES.items())[: 1 if quick else None]:
         for count in (1,) if quick else (1, 2):
             with threads(count):
-                peers = {"wrapper": wrapper(make)}
+                peers = {"wrapper": make_wrapper_step(make)}
                 if pytorch_optimizer is not None:
-                    peers["pytorch_optimizer"] = peer(make)
-                found.append(
+                    peers["pytorch_optimizer"] = make_peer_step(make)
+                results.append(
                     row(
                         "step",
                         f"SAM, {case}",
-                        flat(make, SAM(RHO)),
-                        flat(make, Plain()),
+                        make_flat_step(make, SAM(RHO)),
+                        make_flat_step(make, Plain()),
                         rounds=3 if quick else rounds,
                         peers=peers,
-                        least=gradients(make, 2),
+                        least=make_gradients(make, 2),
                         target=target,
                         note="in plain steps",
                     )
                 )
                 if count == 1:
-                    found += [other(case, make, flatness, 3 if quick else rounds) for flatness in OTHERS]
-    return found
+                    results += [make_row(case, make, flatness, 3 if quick else rounds) for flatness in OTHERS]
+    return results
 
 
-def other(case: str, make, flatness: Flatness, rounds: int) -> dict:
-    """A flatness that is not exact SAM."""
-    norms = any(isinstance(module, nn.BatchNorm2d) for module in make()[0].modules())
-    if flatness == SAM(params="norms") and not norms:
+def make_row(case: str, make, flatness: Flatness, rounds: int) -> dict:
+    """A row of a flatness other than SAM of all parameters."""
+    has_norms = any(isinstance(module, nn.BatchNorm2d) for module in make()[0].modules())
+    if flatness == SAM(params="norms") and not has_norms:
         flatness = SAM(params="last_layer")
-    shown = type(flatness).__name__ + (f"({flatness.params})" if isinstance(flatness, SAM) else "")
+    label = type(flatness).__name__ + (f"({flatness.params})" if isinstance(flatness, SAM) else "")
     return row(
         "step",
-        f"{shown}, {case}",
-        flat(make, flatness),
-        flat(make, Plain()),
+        f"{label}, {case}",
+        make_flat_step(make, flatness),
+        make_flat_step(make, Plain()),
         rounds=rounds,
         note=f"in plain steps; {flatness.gradients_per_step:g} gradients",
     )

@@ -1,8 +1,9 @@
-"""Several ways to do the same, timed in turn, so that whatever else the machine does meets all of them.
+"""Alternating time measurements, so that other load of the machine affects all cases alike.
 
-Every figure is a ratio to a baseline that was measured in the same minute: the median over rounds of the ratios of
-neighbouring measurements. On one thread the clock counts the time that the process had the processor, which is blind
-to what else the machine does; on several it is the clock on the wall.
+Every number is a ratio to a baseline measured at the same time: the median over rounds of the ratios of neighbouring
+measurements. On one thread the clock is the CPU time of the process, which other load does not affect; on several it
+is
+the wall-clock time.
 """
 
 import statistics
@@ -13,12 +14,13 @@ from contextlib import contextmanager
 import torch
 
 Work = Callable[[], object]
-SHORTEST = 2e-3  # seconds of one measurement; what is over sooner is repeated
+MIN_SECONDS = 2e-3
+"""Seconds of a measurement; shorter calls are repeated."""
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Inside, torch computes with that many threads."""
+    """Context in which torch uses `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -30,32 +32,32 @@ def threads(count: int) -> Iterator[None]:
 def seconds(work: Work, calls: int = 1) -> float:
     """Seconds of one call, the mean of several in a row."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    begin = clock()
+    start = clock()
     for _ in range(calls):
         work()
-    return (clock() - begin) / calls
+    return (clock() - start) / calls
 
 
-def in_turn(works: Mapping[str, Work], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds of each work, and the median over rounds of its ratio to the one called `baseline`."""
-    calls, taken = {}, {name: [] for name in works}
+def measure_alternately(works: Mapping[str, Work], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of each work, and the median over rounds of its ratio to the work `baseline`."""
+    calls, measurements = {}, {name: [] for name in works}
     for name, work in works.items():
         work()
-        calls[name] = max(1, round(SHORTEST / max(seconds(work, 2), 1e-9)))
+        calls[name] = max(1, round(MIN_SECONDS / max(seconds(work, 2), 1e-9)))
     for _ in range(rounds):
         for name, work in works.items():
-            taken[name].append(seconds(work, calls[name]))
+            measurements[name].append(seconds(work, calls[name]))
     ratios = {
-        name: statistics.median(one / base for one, base in zip(times, taken["baseline"], strict=True))
-        for name, times in taken.items()
+        name: statistics.median(time / base for time, base in zip(times, measurements["baseline"], strict=True))
+        for name, times in measurements.items()
         if name != "baseline"
     }
-    return {name: statistics.median(times) for name, times in taken.items()}, ratios
+    return {name: statistics.median(times) for name, times in measurements.items()}, ratios
 
 
 def ratio(work: Work, baseline: Work, rounds: int) -> float:
-    """How many times the baseline a work takes."""
-    return in_turn({"baseline": baseline, "work": work}, rounds)[1]["work"]
+    """Time of a work relative to the baseline."""
+    return measure_alternately({"baseline": baseline, "work": work}, rounds)[1]["work"]
 
 
 def row(
@@ -71,28 +73,28 @@ def row(
     target: float | None = None,
     note: str = "",
 ) -> dict:
-    """One line of the table, for the number of threads that torch has now.
+    """A row of the table, for the current number of threads.
 
     Args:
-        group: What the line belongs to.
-        case: What is measured.
-        ours: What is judged.
-        baseline: What everything is a ratio to.
-        rounds: Measurements of each.
-        peers: Others that do the same job.
-        least: What nobody can do without, if the limit is to be measured beside the rest.
-        limit: The least ratio that is possible, if it is known.
+        group: Name of the group of rows.
+        case: Name of the case.
+        ours: Work of flatbayes.
+        baseline: Work that all ratios refer to.
+        rounds: Measurements of each work.
+        peers: The same work by other libraries.
+        least: Work that no implementation can avoid, to measure the limit.
+        limit: The smallest possible ratio, if it is known.
         target: The ratio to reach.
         note: What a reader must know.
     """
     works = {"baseline": baseline, "ours": ours, **(peers or {}), **({"least": least} if least else {})}
-    taken, ratios = in_turn(works, rounds)
+    seconds_by_name, ratios = measure_alternately(works, rounds)
     return {
         "group": group,
         "case": case,
         "threads": torch.get_num_threads(),
-        "ours": taken["ours"],
-        "baseline": taken["baseline"],
+        "ours": seconds_by_name["ours"],
+        "baseline": seconds_by_name["baseline"],
         "ratio": ratios["ours"],
         "limit": ratios["least"] if least else limit,
         "target": target,

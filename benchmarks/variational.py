@@ -1,10 +1,10 @@
-"""What noise in layers costs beside the layers without it, and a variational step beside the gradients it asks for.
+"""Time of noisy layers relative to the layers without noise, and of a variational step relative to its gradients.
 
-The peer is bayesian-torch, where it is installed. Its reparameterised layers draw weights once a batch,
-which is less work than `local` noise and makes gradients noisier.
+The peer is bayesian-torch, if it is installed. Its reparameterised layers draw weights once per batch, which is less
+work than `local` noise and makes gradients noisier.
 
-One pass over the parameters is what no variational step can do without: random numbers, mean + std noise, a copy of
-that into the model, and gradient times noise, all in place on vectors as long as the parameters are together.
+The baseline of a step includes one pass over the parameters, which no variational step can avoid: random numbers,
+mean + std noise, a copy of that into the model, and gradient times noise, in place on flat vectors.
 """
 
 from collections.abc import Callable
@@ -22,21 +22,21 @@ from flatbayes.posteriors.variational_layers import VARIATIONAL_TYPES, LayerNois
 
 try:
     from bayesian_torch import layers as peer
-except Exception:  # not installed, or broken by what it drags along
+except Exception:  # not installed, or its dependencies are broken
     peer = None
 
 
 def rows(quick: bool) -> list[dict]:
-    """One row for each comparison and number of threads; the small ones on one thread where it must be quick."""
-    found = []
+    """A row per case and number of threads; small cases on one thread with `quick`."""
+    results = []
     for count in (1,) if quick else (1, 2):
         with threads(count):
             for group, case, target, note, make in [*layer_cases(quick), *step_cases(quick)]:
                 works = make()
                 ours, baseline = works.pop("ours"), works.pop("baseline")
                 rounds = 3 if quick else 15
-                found.append(row(group, case, ours, baseline, rounds=rounds, peers=works, target=target, note=note))
-    return found
+                results.append(row(group, case, ours, baseline, rounds=rounds, peers=works, target=target, note=note))
+    return results
 
 
 # Layers
@@ -58,40 +58,40 @@ def layer_cases(quick: bool):
 
 
 def layer_works(layer: nn.Module, shape: tuple, estimator: str) -> dict[str, Work]:
-    """Forward and backward of one layer, as in the middle of a network: the inputs have a gradient too."""
+    """Forward and backward pass of one layer, with a gradient of the inputs as in the middle of a network."""
     inputs = torch.randn(shape, requires_grad=True)
-    works = {"baseline": pass_of(layer, inputs), "ours": pass_of(noisy(layer, estimator), inputs)}
+    works = {"baseline": make_pass(layer, inputs), "ours": make_pass(make_noisy_layer(layer, estimator), inputs)}
     if peer is not None:
         kind = {"local": "Reparameterization", "flipout": "Flipout"}[estimator]
-        twin = getattr(peer, type(layer).__name__ + kind)(*arguments(layer))
-        works["bayesian-torch"] = pass_of(partial(twin, return_kl=False), inputs, twin)
+        peer_layer = getattr(peer, type(layer).__name__ + kind)(*get_layer_arguments(layer))
+        works["bayesian-torch"] = make_pass(partial(peer_layer, return_kl=False), inputs, peer_layer)
     return works
 
 
-def noisy(layer: nn.Module, estimator: str) -> nn.Module:
-    twin = VARIATIONAL_TYPES[type(layer)](*arguments(layer))
-    raws = [nn.Parameter(torch.full_like(p, std_to_raw(0.01))) for p in (twin.weight, twin.bias)]
-    twin.noise = LayerNoise(estimator, *(SoftplusScale.from_raw(raw) for raw in raws))
-    return twin
+def make_noisy_layer(layer: nn.Module, estimator: str) -> nn.Module:
+    noisy_layer = VARIATIONAL_TYPES[type(layer)](*get_layer_arguments(layer))
+    raws = [nn.Parameter(torch.full_like(p, std_to_raw(0.01))) for p in (noisy_layer.weight, noisy_layer.bias)]
+    noisy_layer.noise = LayerNoise(estimator, *(SoftplusScale.from_raw(raw) for raw in raws))
+    return noisy_layer
 
 
-def arguments(layer: nn.Module) -> tuple:
+def get_layer_arguments(layer: nn.Module) -> tuple:
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride, layer.padding
 
 
-def pass_of(forward: Callable, inputs: torch.Tensor, module: nn.Module | None = None) -> Work:
+def make_pass(forward: Callable, inputs: torch.Tensor, module: nn.Module | None = None) -> Work:
     module = forward if module is None else module
     direction = torch.randn_like(forward(inputs))
     noise = getattr(module, "noise", None)
     scales = () if noise is None else (noise.weight, noise.bias)
-    held = [inputs, *module.parameters(), *(scale.raw for scale in scales)]
+    tensors = [inputs, *module.parameters(), *(scale.raw for scale in scales)]
 
     def work():
-        for tensor in held:
+        for tensor in tensors:
             tensor.grad = None
-        if scales:  # the softplus is part of the work, as it is of a step with one pass
+        if scales:  # the softplus is part of the work, as in a step with one pass
             module.noise = LayerNoise(noise.estimator, *(SoftplusScale.from_raw(scale.raw) for scale in scales))
         forward(inputs).backward(direction)
 
@@ -106,34 +106,34 @@ def step_cases(quick: bool):
         for posterior, flat in ((SGVB(), Plain()), (SGVB(), SAM()), (LRT(), Plain())):
             one_pass = isinstance(posterior, SGVB)
             gradients = "one plain gradient" if flat.gradients_per_step == 1 else "two plain gradients"
-            note = f"in units of {gradients}, {'one pass over the parameters, ' if one_pass else ''}the optimiser"
+            note = f"in units of {gradients}, {'one pass over the parameters, ' if one_pass else ''}the optimizer"
             works = partial(step_works, posterior, flat, make, one_pass)
             name = f"{type(flat).__name__}, {case}"
             yield f"{type(posterior).__name__} steps", name, 1.0 if one_pass else None, note, works
 
 
 def step_works(posterior, flat, make: Callable, one_pass: bool) -> dict[str, Work]:
-    """A step, and what it cannot do without: its gradients, the pass, an optimiser over twice the parameters."""
+    """A step, and its baseline: gradients, the pass, and an optimizer over twice the parameters."""
     return {
-        "baseline": least_step(*make(), int(flat.gradients), one_pass),
-        "ours": step(posterior, flat, *make()),
+        "baseline": make_baseline_step(*make(), int(flat.gradients_per_step), one_pass),
+        "ours": make_step(posterior, flat, *make()),
     }
 
 
-def mlp(batch: int, *sizes: int):
+def make_mlp(batch: int, *sizes: int):
     layers = [piece for pair in pairwise(sizes) for piece in (nn.Linear(*pair), nn.ReLU())]
     return nn.Sequential(*layers[:-1]), torch.randn(batch, sizes[0])
 
 
 MODELS = {
-    "MLP 8-50-1, batch 32": partial(mlp, 32, 8, 50, 1),
-    "MLP 64-256-256-10, batch 64": partial(mlp, 64, 64, 256, 256, 10),
+    "MLP 8-50-1, batch 32": partial(make_mlp, 32, 8, 50, 1),
+    "MLP 64-256-256-10, batch 64": partial(make_mlp, 64, 64, 256, 256, 10),
     "ConvNet 3x32x32, batch 50": lambda: (ConvNet((3, 32, 32), 10), torch.randn(50, 3, 32, 32)),
-    "MLP 784-1024-1024-10, batch 128": partial(mlp, 128, 784, 1024, 1024, 10),
+    "MLP 784-1024-1024-10, batch 128": partial(make_mlp, 128, 784, 1024, 1024, 10),
 }
 
 
-def gradient_of(model: nn.Module, inputs: torch.Tensor) -> Callable[[], torch.Tensor]:
+def make_closure(model: nn.Module, inputs: torch.Tensor) -> Callable[[], torch.Tensor]:
     outputs = model(inputs).shape[1]
     targets = torch.zeros(len(inputs), 1) if outputs == 1 else torch.arange(len(inputs)) % outputs
 
@@ -147,14 +147,14 @@ def gradient_of(model: nn.Module, inputs: torch.Tensor) -> Callable[[], torch.Te
     return closure
 
 
-def step(posterior, flat, model: nn.Module, inputs: torch.Tensor) -> Work:
+def make_step(posterior, flat, model: nn.Module, inputs: torch.Tensor) -> Work:
     state = posterior.init(model, partial(torch.optim.SGD, lr=1e-4), 1000)
-    closure = flat(gradient_of(state.model, inputs), state.model)
+    closure = flat(make_closure(state.model, inputs), state.model)
     return lambda: posterior.step(state, closure)
 
 
-def least_step(model: nn.Module, inputs: torch.Tensor, gradients: int, one_pass: bool) -> Work:
-    closure, params = gradient_of(model, inputs), list(model.parameters())
+def make_baseline_step(model: nn.Module, inputs: torch.Tensor, gradients: int, one_pass: bool) -> Work:
+    closure, params = make_closure(model, inputs), list(model.parameters())
     size = sum(p.numel() for p in params)
     raw = nn.Parameter(torch.zeros(size), requires_grad=False)
     raw.grad = torch.zeros(size)
@@ -165,13 +165,13 @@ def least_step(model: nn.Module, inputs: torch.Tensor, gradients: int, one_pass:
         for _ in range(gradients):
             closure()
         if one_pass:
-            pass_over(mean, std, noise, weights, installed, grad)
+            run_pass(mean, std, noise, weights, installed, grad)
         optimizer.step()
 
     return work
 
 
-def pass_over(mean, std, noise, weights, installed, grad) -> None:
+def run_pass(mean, std, noise, weights, installed, grad) -> None:
     noise.normal_()
     torch.addcmul(mean, std, noise, out=weights)
     installed.copy_(weights)
