@@ -25,7 +25,7 @@ print(f"accuracy {np.mean(search.predict(X_test) == y_test):.3f}, NLL {log_loss(
 
 # %% Behind the estimator is the posterior itself: predictions with every uncertainty, to be saved, compiled, exported
 model = search.best_estimator_[-1]
-predictive = model.predictive(X_test)
+predictive = model.predict_distribution(X_test)
 wrong = model.predict(X_test) != y_test
 print(
     f"entropy where right {predictive.entropy[~wrong].mean():.3f}, where wrong {predictive.entropy[wrong].mean():.3f}"
