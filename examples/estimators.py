@@ -1,4 +1,4 @@
-# %% A posterior as an estimator of scikit-learn: in a pipeline, its fields chosen by cross-validation
+# %% A posterior as a scikit-learn estimator, in a pipeline, with fields selected by cross-validation
 import numpy as np
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.impute import SimpleImputer
@@ -20,24 +20,25 @@ grid = {
 }
 search = GridSearchCV(pipeline, grid, cv=3, scoring="neg_log_loss").fit(X, y)
 probs = search.predict_proba(X_test)
-print("chosen", search.best_params_)
+print("selected", search.best_params_)
 print(f"accuracy {np.mean(search.predict(X_test) == y_test):.3f}, NLL {log_loss(y_test, probs):.3f}")
 
-# %% Behind the estimator is the posterior itself: predictions with every uncertainty, to be saved, compiled, exported
+# %% The fitted posterior of the estimator: predictive distributions, saving, compilation, export
 model = search.best_estimator_[-1]
 predictive = model.predict_distribution(X_test)
-wrong = model.predict(X_test) != y_test
+is_wrong = model.predict(X_test) != y_test
 print(
-    f"entropy where right {predictive.entropy[~wrong].mean():.3f}, where wrong {predictive.entropy[wrong].mean():.3f}"
+    f"entropy of right predictions {predictive.entropy[~is_wrong].mean():.3f}, of wrong ones "
+    f"{predictive.entropy[is_wrong].mean():.3f}"
 )
 print(model.posterior_.info["class_names"], type(model.posterior_.compile(5)).__name__)
 
-# %% Numbers come with a standard deviation, in their own unit
+# %% A regression: predictions with standard deviations, in the unit of the targets
 X, y = load_diabetes(return_X_y=True, scaled=False)
 X, X_test, y, y_test = train_test_split(X, y, random_state=0)
 regressor = FlatBayesRegressor(epochs=20, random_state=0).fit(X, y)
 mean, std = regressor.predict(X_test, return_std=True)
-within = np.mean(abs(y_test - mean) < 2 * std)
+coverage = np.mean(abs(y_test - mean) < 2 * std)
 epistemic = regressor.predict_std(X_test, epistemic=True)
-print(f"R² {regressor.score(X_test, y_test):.2f}, within two standard deviations {within:.2f}")
+print(f"R² {regressor.score(X_test, y_test):.2f}, within two standard deviations {coverage:.2f}")
 print(f"standard deviation {std.mean():.0f} on average, of the networks' means {epistemic.mean():.0f}")

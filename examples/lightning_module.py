@@ -1,4 +1,4 @@
-# %% A LightningModule as it was, sharpness-aware and Bayesian by one callback
+# %% Sharpness-aware training and a posterior for any LightningModule, by one callback
 import logging
 import warnings
 from pathlib import Path
@@ -36,7 +36,7 @@ class Classifier(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
-# %% Nothing of it changes; two gradients a step, clipped, each from two micro-batches
+# %% The module is unchanged; each step has two clipped gradients of two micro-batches
 x, y = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
 x = x.float() / 16
 L.seed_everything(0, verbose=False)
@@ -55,12 +55,12 @@ trainer = L.Trainer(
 model = Classifier()
 trainer.fit(model, DataLoader(TensorDataset(x[:1000], y[:1000]), batch_size=32, shuffle=True))
 
-# %% What was collected predicts with uncertainty, and is kept as data without any of Lightning's
+# %% The collected posterior predicts with uncertainty; its artefact does not need Lightning
 fitted = flat.make_posterior(Categorical(10))
 print(evaluate(fitted, x[1000:], y[1000:]).metrics)
 noise = torch.rand(500, 64)
 print(f"entropy on digits {fitted.predict(x[1000:]).entropy.mean():.3f}, on noise", end=" ")
 print(f"{fitted.predict(noise).entropy.mean():.3f}")
 folder = fitted.save(Path(mkdtemp()) / "digits")
-again = FittedPosterior.load(folder, Classifier())
-assert torch.equal(again.predict(x[1000:]).log_probs, fitted.predict(x[1000:]).log_probs)
+reloaded = FittedPosterior.load(folder, Classifier())
+assert torch.equal(reloaded.predict(x[1000:]).log_probs, fitted.predict(x[1000:]).log_probs)

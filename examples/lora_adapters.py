@@ -1,5 +1,5 @@
-# %% A posterior over the adapters of a language model, and over nothing else
-# The model is tiny and its weights are random, so that this runs anywhere, without a download.
+# %% A posterior over the adapters of a language model only
+# The model is tiny and its initial weights are random, so that no download is needed.
 import itertools
 import warnings
 from pathlib import Path
@@ -16,7 +16,7 @@ from flatbayes.integrations.transformers import FlatTrainer, Logits
 logging.set_verbosity_error()
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # in peft
 
-# %% Sentences about films, made from templates: good or bad, which one word of them says
+# %% Sentences about films from templates; one word makes them good or bad
 GOOD = ["lovely", "funny", "clever", "moving", "bright", "charming", "tender", "witty"]
 BAD = ["dull", "boring", "stupid", "weak", "noisy", "tired", "clumsy", "flat"]
 THINGS = ["film", "story", "plot", "cast", "music", "ending", "dialogue", "picture"]
@@ -31,17 +31,17 @@ def encode(sentence: str) -> torch.Tensor:
     return torch.tensor(ids + [0] * (LENGTH - len(ids)))
 
 
-def sentences() -> list[dict[str, torch.Tensor]]:
-    found = []
+def make_sentences() -> list[dict[str, torch.Tensor]]:
+    examples = []
     for thing, adverb, word in itertools.product(THINGS, ADVERBS, GOOD + BAD):
         ids = encode(f"the {thing} was {adverb} {word}")
         label = torch.tensor(int(word in GOOD))
-        found.append({"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": label})
-    return found
+        examples.append({"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": label})
+    return examples
 
 
-# %% Adapters of rank 4 in every attention layer, and a new head; the rest is frozen
-def adapted() -> torch.nn.Module:
+# %% Adapters of rank 4 in every attention layer, and a new head; all other weights are frozen
+def make_adapted_model() -> torch.nn.Module:
     set_seed(0)
     config = BertConfig(
         vocab_size=len(VOCABULARY),
@@ -57,13 +57,13 @@ def adapted() -> torch.nn.Module:
     return get_peft_model(BertForSequenceClassification(config), lora)
 
 
-model = adapted()
+model = make_adapted_model()
 trained = sum(param.numel() for param in model.parameters() if param.requires_grad)
 print(f"{trained} of {sum(param.numel() for param in model.parameters())} weights are trained")
 
-# %% The Trainer as always, with two arguments more
-order = torch.randperm(len(sentences()), generator=torch.Generator().manual_seed(0)).tolist()
-data = [sentences()[k] for k in order]
+# %% The usual Trainer with two more arguments
+order = torch.randperm(len(make_sentences()), generator=torch.Generator().manual_seed(0)).tolist()
+data = [make_sentences()[k] for k in order]
 train, test = data[:200], data[200:]
 arguments = TrainingArguments(
     mkdtemp(),
@@ -83,23 +83,25 @@ arguments = TrainingArguments(
 trainer = FlatTrainer(model, arguments, train_dataset=train, flatness=SAM(rho=0.05), swag=SWAG(rank=10))
 trainer.train()
 
-# %% Thirty sets of adapters predict together; words that they have never seen leave them less sure
+# %% Thirty sets of adapters predict together; entropy is higher for words that are not in the training data
 fitted = trainer.make_posterior(Categorical(2))
-alone = FittedPosterior(MAP(), fitted.states, Categorical(2))
+map_network = FittedPosterior(MAP(), fitted.states, Categorical(2))
 inputs, targets = (torch.stack([example[key] for example in test]) for key in ("input_ids", "labels"))
-picked = torch.Generator().manual_seed(1)
-strange = []
+generator = torch.Generator().manual_seed(1)
+unfamiliar_ids = []
 for _ in range(200):
-    one, two = (UNFAMILIAR[k] for k in torch.randperm(len(UNFAMILIAR), generator=picked)[:2].tolist())
-    strange.append(encode(f"the {one} was quite {two}"))
-for name, posterior in (("one network", alone), ("posterior", fitted)):
-    found = evaluate(posterior, inputs, targets).metrics
-    familiar, unfamiliar = (posterior.predict(ids).entropy.mean().item() for ids in (inputs, torch.stack(strange)))
-    print(f"{name}: accuracy {found['accuracy']:.3f}, nll {found['nll']:.3f}", end=", ")
+    first, second = (UNFAMILIAR[k] for k in torch.randperm(len(UNFAMILIAR), generator=generator)[:2].tolist())
+    unfamiliar_ids.append(encode(f"the {first} was quite {second}"))
+for name, posterior in (("one network", map_network), ("posterior", fitted)):
+    metrics = evaluate(posterior, inputs, targets).metrics
+    familiar, unfamiliar = (
+        posterior.predict(ids).entropy.mean().item() for ids in (inputs, torch.stack(unfamiliar_ids))
+    )
+    print(f"{name}: accuracy {metrics['accuracy']:.3f}, nll {metrics['nll']:.3f}", end=", ")
     print(f"entropy {familiar:.3f}, on unfamiliar words {unfamiliar:.3f}")
 
-# %% Kept as data; the same architecture reads it
+# %% The artefact is data; it is loaded into the same architecture
 folder = fitted.save(Path(mkdtemp()) / "adapters")
-again = FittedPosterior.load(folder, Logits(adapted()))
-assert torch.equal(again.predict(inputs).log_probs, fitted.predict(inputs).log_probs)
+reloaded = FittedPosterior.load(folder, Logits(make_adapted_model()))
+assert torch.equal(reloaded.predict(inputs).log_probs, fitted.predict(inputs).log_probs)
 print(f"the posterior is over {len(fitted.states[0].statistics['mean'])} weights")

@@ -1,4 +1,4 @@
-# %% Your own arrays and your own network: nothing of them need be known to flatbayes
+# %% Your own arrays and network, passed as a loader and a function
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -24,10 +24,11 @@ fitted = fit(
     likelihood=Categorical(3),
 )
 
-# %% What the members disagree on is what more data would resolve
+# %% Accuracy, and entropy of right and wrong predictions
 predictive = fitted.predict(x[400:])
-right = predictive.top_class == y[400:]
-print(f"accuracy {right.float().mean():.3f}")
+is_right = predictive.top_class == y[400:]
+print(f"accuracy {is_right.float().mean():.3f}")
 print(
-    f"entropy where right {predictive.entropy[right].mean():.3f}, where wrong {predictive.entropy[~right].mean():.3f}"
+    f"entropy of right predictions {predictive.entropy[is_right].mean():.3f}, of wrong ones "
+    f"{predictive.entropy[~is_right].mean():.3f}"
 )

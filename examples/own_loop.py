@@ -1,4 +1,4 @@
-# %% Sharpness-aware training of a model that flatbayes has never seen, in fifteen lines of a plain loop
+# %% Sharpness-aware training of any model in a training loop of your own
 import torch
 from sklearn.datasets import load_digits
 
@@ -24,6 +24,6 @@ for _ in range(200):
     optimizer.step()
     scheduler.step()
 
-# %% How good it is on the digits it has not seen
+# %% Accuracy on test digits
 accuracy = (model(x[1200:]).argmax(-1) == y[1200:]).float().mean().item()
 print(f"loss {loss:.3f}, test accuracy {accuracy:.3f}")
