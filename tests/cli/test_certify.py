@@ -1,3 +1,5 @@
+"""Command `flatbayes certify`: table, file, and refused input."""
+
 import json
 import sys
 
@@ -24,7 +26,7 @@ QUICK = [
 
 
 class Own(nn.Module):
-    """A network that flatbayes has never seen.
+    """A network outside flatbayes.
 
     Args:
         num_classes: Outputs.
@@ -58,7 +60,7 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_certificates_of_a_run_and_its_twin(fitted, capsys):
+def test_certificates_of_flat_and_plain_training(fitted, capsys):
     before = files(fitted)
     assert main(["certify", "x", *QUICK, "--compare_plain", "--prior_fraction", "0.4"]) == 0
     out = capsys.readouterr().out
@@ -81,7 +83,7 @@ def test_certificates_of_a_run_and_its_twin(fitted, capsys):
     assert [one["flatness"] for one in again["certificates"]] == ["SAM"]
 
 
-def test_an_interrupted_certificate_leaves_the_folder_as_it_was(fitted, capsys, monkeypatch):
+def test_interrupt_leaves_the_folder_unchanged(fitted, capsys, monkeypatch):
     (fitted / "certificate.json").write_text("{}")
     before = files(fitted)
 
@@ -93,7 +95,7 @@ def test_an_interrupted_certificate_leaves_the_folder_as_it_was(fitted, capsys, 
     assert files(fitted) == before
 
 
-def test_a_folder_that_holds_no_single_run(here, capsys):
+def test_folder_without_a_single_run_is_refused(here, capsys):
     assert main(["certify", "nowhere"]) == 2
     assert "holds no run" in capsys.readouterr().err
     (here / "config.json").write_text(json.dumps({"data": {}, "posteriors": []}))
@@ -102,7 +104,7 @@ def test_a_folder_that_holds_no_single_run(here, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_a_plan_that_makes_no_sense(fitted, capsys):
+def test_invalid_settings_are_refused(fitted, capsys):
     assert main(["certify", "x", "--delta", "2"]) == 2
     assert "delta must lie strictly between 0 and 1, got 2.0" in capsys.readouterr().err
     assert main(["certify", "x", *QUICK, "--prior_fraction", "0.001"]) == 2
@@ -110,7 +112,7 @@ def test_a_plan_that_makes_no_sense(fitted, capsys):
     assert not (fitted / "certificate.json").exists()
 
 
-def test_a_model_of_ones_own(here, capsys, monkeypatch):
+def test_model_outside_flatbayes_needs_its_path(here, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "my_nets", sys.modules[__name__])
     monkeypatch.setattr(Own, "__module__", "my_nets")
     assert main(["fit", *TINY, "--model", "my_nets.Own", "--out", "own"]) == 0

@@ -1,4 +1,4 @@
-"""The command line as its users meet it: in a process of its own for the main path, in this one for the rest."""
+"""Main path, configuration files, help and error messages of the command line."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ TINY = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--mode
 
 
 class Own(nn.Module):
-    """A network that flatbayes has never seen.
+    """A network outside flatbayes.
 
     Args:
         num_classes: Outputs.
@@ -76,7 +76,7 @@ def test_fit_evaluate_predict(here, capsys):
     assert main(["predict", "run", "--input", "new.npz", "--output", "out.parquet", "--overwrite"]) == 0
 
 
-def test_compare_and_report_in_a_process_of_their_own(here):
+def test_compare_and_report_in_a_subprocess(here):
     command = [sys.executable, "-m", "flatbayes", "compare", *TINY, "--posteriors", "[MAP]", "--num_seeds", "2",
                "--num_draws", "2", "--out", "cmp", "--num_jobs", "1"]  # fmt: skip
     first = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -91,7 +91,7 @@ def test_compare_and_report_in_a_process_of_their_own(here):
     assert "<html" in (here / "cmp" / "report.html").read_text()
 
 
-def test_a_model_of_the_users_by_dotted_path(here, capsys, monkeypatch):
+def test_model_outside_flatbayes_by_dotted_path(here, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "my_nets", sys.modules[__name__])
     monkeypatch.setattr(Own, "__module__", "my_nets")
     own = [a for a in TINY if a not in ("--model", "mlp", "--model.hidden", "[16]")]
@@ -102,7 +102,7 @@ def test_a_model_of_the_users_by_dotted_path(here, capsys, monkeypatch):
     assert main(["evaluate", "run", "--model", "my_nets.Own"]) == 0
 
 
-def test_config_files_round_trip(here, capsys):
+def test_printed_config_gives_the_same_run(here, capsys):
     with pytest.raises(SystemExit):
         main(["fit", *TINY, "--flatness", "asam", "--out", "a", "--print_config"])
     (here / "a.yaml").write_text(capsys.readouterr().out)
@@ -112,7 +112,7 @@ def test_config_files_round_trip(here, capsys):
     assert config["config"]["epochs"] == 3
 
 
-def test_a_flatness_within_a_flatness(here, capsys):
+def test_nested_flatness(here, capsys):
     command = [
         "--flatness",
         "delayed",
@@ -126,7 +126,7 @@ def test_a_flatness_within_a_flatness(here, capsys):
     assert config["flatness"] == to_spec(Delayed(ASAM(ascent_batch_fraction=0.5), start=0.6))
 
 
-def test_a_flatness_of_chosen_parameters(here, capsys):
+def test_flatness_of_selected_parameters(here, capsys):
     assert fit("--out", "some", "--flatness.params", "[layers.*.weight]") == 0
     assert fit("--out", "none", "--flatness.params", "norms") == 2
     assert "params='norms' selects none" in capsys.readouterr().err
@@ -140,7 +140,7 @@ def test_help_lists_every_flatness_and_model(capsys):
         assert ", ".join(list_names(axis)) in text
 
 
-def test_ctrl_c_leaves_a_usable_folder(here, capsys, monkeypatch):
+def test_interrupt_leaves_a_usable_folder(here, capsys, monkeypatch):
     from flatbayes.training.callbacks.loggers import JSONLinesLogger
 
     write = JSONLinesLogger.on_epoch_end
@@ -203,7 +203,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a[0][-3:]) for a in BAD])
-def test_bad_input_is_an_error_that_says_what_to_do(here, capsys, arguments, message):
+def test_invalid_input_gives_a_message_and_writes_nothing(here, capsys, arguments, message):
     if arguments[-1] == "taken":
         (here / "taken").mkdir()
         (here / "taken" / "results.json").write_text("{}")
@@ -219,7 +219,7 @@ def test_bad_input_is_an_error_that_says_what_to_do(here, capsys, arguments, mes
     assert sorted(here.rglob("*")) == before  # nothing half-written
 
 
-def test_a_named_method_brings_its_own_defaults(here):
+def test_class_name_has_the_defaults_of_its_class(here):
     assert fit("--flatness", "asam", "--posterior", "swag", "--posterior.rank", "3", "--out", "own") == 0
     config = json.loads((here / "own" / "config.json").read_text())
     assert config["flatness"] == to_spec(ASAM())
@@ -230,7 +230,7 @@ def test_a_named_method_brings_its_own_defaults(here):
     "arguments",
     [["--help"], ["fit", "--help"], ["compare", "--data.help", "digits"], ["fit", "--flatness.help", "asam"]],
 )
-def test_help_is_worth_reading(capsys, arguments):
+def test_help_is_short(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code in (0, None)

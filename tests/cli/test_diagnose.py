@@ -1,4 +1,4 @@
-"""`flatbayes diagnose`: the table, the files, and what it refuses."""
+"""Command `flatbayes diagnose`: table, files, and refused input."""
 
 import json
 
@@ -40,10 +40,10 @@ def test_one_run(here, capsys):
     assert "Loss of 40 of 60 train examples, rho = 0.1" in shown
     assert "worst" in shown
     assert "3 draws" in shown
-    found = json.loads((here / "flat" / "diagnosis.json").read_text())
-    assert found["split"] == "train"
-    assert found["num_examples"] == 40
-    run = found["runs"]["flat"]
+    result = json.loads((here / "flat" / "diagnosis.json").read_text())
+    assert result["split"] == "train"
+    assert result["num_examples"] == 40
+    run = result["runs"]["flat"]
     assert (run["posterior"], run["flatness"], run["seed"]) == ("SWAG(rank=2)", "SAM(rho=0.2)", 0)
     assert run["config"]["rho"] == 0.1
     assert len(run["draws"]) == 3
@@ -54,7 +54,7 @@ def test_one_run(here, capsys):
     assert files == {name: (here / "flat" / name).read_bytes() for name in files}
 
 
-def test_twins_side_by_side_with_hessian_and_landscape(here, capsys, tmp_path):
+def test_two_runs_with_hessian_and_landscape(here, capsys, tmp_path):
     command = ["diagnose", "plain", "flat", "--num_draws", "2", "--hessian", "--landscape", "--num_grid_points", "3",
                "--split", "val", "--out", str(tmp_path / "out")]  # fmt: skip
     assert main(command) == 0
@@ -66,25 +66,25 @@ def test_twins_side_by_side_with_hessian_and_landscape(here, capsys, tmp_path):
     assert "Hessian by double backward" in shown
     out = tmp_path / "out"
     assert {p.name for p in out.iterdir()} == {"diagnosis.json", "plane.svg", "slices.svg"}
-    found = json.loads((out / "diagnosis.json").read_text())
-    assert list(found["runs"]) == ["plain", "flat"]
-    plane = found["landscape"]["plane"]
+    result = json.loads((out / "diagnosis.json").read_text())
+    assert list(result["runs"]) == ["plain", "flat"]
+    plane = result["landscape"]["plane"]
     assert list(plane["points"]) == ["plain", "flat"]
     assert len(plane["losses"]) == 3
-    assert len(found["landscape"]["slices"]["flat"]) == 5
+    assert len(result["landscape"]["slices"]["flat"]) == 5
     assert main(command) == 0  # again, over the same files
     again = json.loads((out / "diagnosis.json").read_text())
-    assert again == found
+    assert again == result
 
 
-def test_runs_of_other_seeds_are_told_whose_examples_these_are(here, capsys, tmp_path):
+def test_different_seeds_add_a_note(here, capsys, tmp_path):
     assert main(["diagnose", "plain", "later", "--num_draws", "1", "--out", str(tmp_path)]) == 0
     assert "The examples are those of plain" in capsys.readouterr().out
     assert main(["diagnose", "plain", "later", "--num_draws", "1", "--split", "test", "--out", str(tmp_path)]) == 0
     assert "The examples are those of" not in capsys.readouterr().out
 
 
-def test_a_spread_needs_two():
+def test_sd_needs_two_draws():
     assert format_draw_mean(0.123456, float("nan")) == "0.123"
     assert format_draw_mean(0.123456, 0.0456) == "0.123 ± 0.05"
 
@@ -104,7 +104,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a[0][-2:]) for a in BAD])
-def test_bad_input(here, capsys, arguments, message):
+def test_invalid_input_is_refused(here, capsys, arguments, message):
     before = {p: p.stat().st_mtime_ns for p in here.rglob("*")}
     assert main(arguments) == 2
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`flatbayes export`: a file that predicts without flatbayes."""
+"""Command `flatbayes export`: files, and refused input."""
 
 import sys
 
@@ -31,10 +31,10 @@ def test_onnx(run, tmp_path, capsys):
     assert "mean, entropy, mutual_information" in shown
     assert "onnxruntime differs by" in shown
     x = np.random.default_rng(0).integers(0, 17, (6, 1, 8, 8)).astype(np.float32)
-    found = onnxruntime.InferenceSession(str(path)).run(["mean", "entropy"], {"inputs": x})
+    result = onnxruntime.InferenceSession(str(path)).run(["mean", "entropy"], {"inputs": x})
     expected = FittedPosterior.load(run).predict(x, 3, seed=5)
-    np.testing.assert_allclose(found[0], expected.mean, atol=1e-5)
-    np.testing.assert_allclose(found[1], expected.entropy, atol=1e-5)
+    np.testing.assert_allclose(result[0], expected.mean, atol=1e-5)
+    np.testing.assert_allclose(result[1], expected.entropy, atol=1e-5)
 
     assert main(arguments) == 2
     assert "m.onnx exists: choose another --out, or --overwrite" in capsys.readouterr().err
@@ -49,7 +49,7 @@ def test_torch(run, tmp_path):
     torch.testing.assert_close(torch.export.load(path).module()(x)["mean"], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_wrong_is_said(run, tmp_path, capsys, monkeypatch):
+def test_invalid_input_is_refused(run, tmp_path, capsys, monkeypatch):
     out = ["--out", str(tmp_path / "m.onnx")]
     assert main(["export", str(run), "--format", "tensorrt", *out]) == 2
     assert "Literal['torch', 'onnx']" in capsys.readouterr().err

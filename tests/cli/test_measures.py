@@ -1,4 +1,4 @@
-"""What `compare` measures beside the usual metrics, as its options say."""
+"""Options of `compare` for additional evaluations."""
 
 import pytest
 
@@ -12,21 +12,21 @@ def measures(*arguments):
     return _select_evaluations(asked, Digits().load(0))
 
 
-def test_nothing_unless_it_is_asked_for():
-    found = measures()
-    assert (found.calibration, found.shift, found.sharpness_rho) == (False, False, None)
+def test_no_additional_evaluations_by_default():
+    result = measures()
+    assert (result.calibration, result.shift, result.sharpness_rho) == (False, False, None)
 
 
-def test_all_of_it_or_some_on_as_much_as_is_said():
-    found = measures("--diagnose")
-    assert (found.calibration, found.shift, found.sharpness_rho) == (True, True, 0.05)
-    found = measures(
+def test_options_select_evaluations():
+    result = measures("--diagnose")
+    assert (result.calibration, result.shift, result.sharpness_rho) == (True, True, 0.05)
+    result = measures(
         "--evaluations", "[calibration, sharpness]", "--max_examples", "50", "--num_sharpness_draws", "2"
     )
-    assert (found.calibration, found.shift, found.sharpness_rho) == (True, False, 0.05)
-    assert (found.max_examples, found.num_sharpness_draws) == (50, 2)
+    assert (result.calibration, result.shift, result.sharpness_rho) == (True, False, 0.05)
+    assert (result.max_examples, result.num_sharpness_draws) == (50, 2)
 
 
-def test_refuses_to_measure_on_nothing():
+def test_zero_examples_are_refused():
     with pytest.raises(ValueError, match="examples must be at least 1, got 0"):
         measures("--diagnose", "--max_examples", "0")

@@ -1,4 +1,4 @@
-"""Networks of other libraries by dotted path: with their arguments, and with a head for the data."""
+"""Networks of other libraries by dotted path, with arguments and with a new last layer."""
 
 import functools
 import json
@@ -60,7 +60,7 @@ def _vision(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_trained_weights_stay_and_the_head_is_new(tmp_path, capsys):
+def test_new_head_keeps_the_other_weights(tmp_path, capsys):
     still = ["--optimizer", "torch.optim.SGD", "--optimizer.lr", "1e-30"]
     model = ["--model", "some_vision.net161", "--model.weights", "V1", "--new_head"]
     assert main(["fit", *TINY, *model, *still, "--out", "run"]) == 0
@@ -77,13 +77,13 @@ def test_trained_weights_stay_and_the_head_is_new(tmp_path, capsys):
     assert main(["certify", "run", "--model", "some_vision.net161"]) == 0
 
 
-def test_arguments_of_a_class_reach_it(tmp_path):
+def test_arguments_are_passed_to_the_class(tmp_path):
     assert main(["fit", *TINY, "--model", "some_vision.Net", "--model.width", "7", "--out", "run"]) == 0
     weights = FittedPosterior.load("run", Net(7, 10)).states[0].model.state_dict()
     assert weights["classifier.weight"].shape == (10, 7)
 
 
-def test_a_head_is_new_in_every_run_and_the_same_for_the_same_seed():
+def test_new_head_depends_on_the_seed():
     from flatbayes.cli.models import build_with_new_head
 
     torch.manual_seed(0)
@@ -102,7 +102,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[message[-20:] for _, message in BAD])
-def test_bad_models_are_explained(arguments, message, capsys, tmp_path):
+def test_invalid_models_are_refused(arguments, message, capsys, tmp_path):
     assert main(["fit", *TINY, *arguments, "--out", "run"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -112,7 +112,7 @@ class TestFromTrainedNetworks:
     def digits(self, *more):
         return ["fit", "--data", "digits", "--data.train_size", "60", "--batch_size", "20", "--num_draws", "2", *more]
 
-    def test_a_folder_brings_its_model_and_changes_the_defaults(self, tmp_path):
+    def test_init_folder_sets_model_and_defaults(self, tmp_path):
         small = ["--model", "mlp", "--model.hidden", "[9]"]
         assert main(self.digits(*small, "--epochs", "4", "--posterior", "map", "--out", "map")) == 0
         some = ["--posterior.params", "last_layer", "--freeze", "[layers.1.*]"]
@@ -128,7 +128,7 @@ class TestFromTrainedNetworks:
         assert swag.statistics["mean"].numel() == 100
         assert main(["evaluate", "swag", "--num_draws", "2"]) == 0
 
-    def test_a_checkpoint_with_its_own_standardisation_and_a_new_head(self, tmp_path, capsys):
+    def test_init_file_with_standardization_and_new_head(self, tmp_path, capsys):
         net = Net(6, 1000)
         torch.save({"model": {f"module.{name}": t for name, t in net.state_dict().items()}}, "net.pt")
         model = ["--model", "some_vision.Net", "--model.width", "6", "--init", "net.pt", "--posterior", "map"]
@@ -143,7 +143,7 @@ class TestFromTrainedNetworks:
         assert fitted.transform.mean.item() == 4.0
         assert main(["evaluate", "run", "--model", "some_vision.Net"]) == 0
 
-    def test_bad_options(self, tmp_path, capsys):
+    def test_invalid_options_are_refused(self, tmp_path, capsys):
         for arguments, message in (
             (["--init", "none.pt"], "no trained weights at none.pt"),
             (["--freeze", "[x.*]"], "pattern 'x.*' of freeze matches no trainable parameter"),

@@ -1,4 +1,4 @@
-"""`flatbayes predict` on every kind of file: the numbers are those of `FittedPosterior.predict`, in order."""
+"""Command `flatbayes predict` on every kind of file: equal to `FittedPosterior.predict`, in order."""
 
 import csv
 import json
@@ -71,8 +71,8 @@ def read(path):
     if path.endswith(".parquet"):
         return pq.read_table(path).to_pydict()
     if path.endswith(".npz"):
-        with np.load(path) as found:
-            return {name: found[name].tolist() for name in found.files}
+        with np.load(path) as result:
+            return {name: result[name].tolist() for name in result.files}
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [row[name] for row in rows] for name in rows[0]}
@@ -91,49 +91,49 @@ def write(kind, table):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "npz"])
-def test_tables_and_arrays_of_every_kind(kind):
+def test_predictions_for_tables_and_arrays(kind):
     table = pyarrow.csv.read_csv("classes.csv")
     table = table.set_column(table.column_names.index("id"), "id", table["id"].cast("string"))
     path = write(kind, table.select(["id", "c", "a", "b"]))
     assert main(["predict", "classes", "--input", path, "--output", "out", *DRAWS, "--keep_columns", "[id]",
                  "--batch_size", "2"]) == 0  # fmt: skip
-    found = read(f"out.{kind}")
+    result = read(f"out.{kind}")
     x = torch.tensor(np.stack([table[name].to_numpy() for name in "abc"], axis=1), dtype=torch.float32)
     expected = FittedPosterior.load("classes").predict(x, 3)
-    assert list(found)[:5] == ["id", "class", "confidence", "entropy", "mutual_information"]
-    assert [str(value) for value in found["id"]] == [str(value) for value in table["id"].to_pylist()]
+    assert list(result)[:5] == ["id", "class", "confidence", "entropy", "mutual_information"]
+    assert [str(value) for value in result["id"]] == [str(value) for value in table["id"].to_pylist()]
     close = {"rtol": 1e-6, "atol": 1e-6}  # batches of another size round differently
     for k, name in enumerate(("cat", "dog", "owl")):
-        np.testing.assert_allclose(np.array(found[f"probability_{name}"], float), expected.mean[:, k], **close)
-    np.testing.assert_allclose(np.array(found["entropy"], float), expected.entropy, **close)
-    np.testing.assert_allclose(np.array(found["mutual_information"], float), expected.mutual_information, **close)
-    assert found["class"] == [["cat", "dog", "owl"][k] for k in expected.top_class]
+        np.testing.assert_allclose(np.array(result[f"probability_{name}"], float), expected.mean[:, k], **close)
+    np.testing.assert_allclose(np.array(result["entropy"], float), expected.entropy, **close)
+    np.testing.assert_allclose(np.array(result["mutual_information"], float), expected.mutual_information, **close)
+    assert result["class"] == [["cat", "dog", "owl"][k] for k in expected.top_class]
 
 
-def test_numbers_need_no_target():
+def test_regression_input_needs_no_target():
     table = pyarrow.csv.read_csv("numbers.csv")
     pyarrow.csv.write_csv(table.drop_columns(["y"]), "new.csv")
     assert main(["predict", "numbers", "--input", "new.csv", "--output", "out.parquet", *DRAWS]) == 0
-    found = {name: np.array(values) for name, values in read("out.parquet").items()}
+    result = {name: np.array(values) for name, values in read("out.parquet").items()}
     x = torch.tensor(np.stack([table[name].to_numpy() for name in "abc"], axis=1), dtype=torch.float32)
     expected = FittedPosterior.load("numbers").predict(x, 3)
     lower, upper = expected.interval(0.95)
     wanted = {"mean": expected.mean, "std": expected.std, "lower": lower, "upper": upper,
               "epistemic_std": expected.epistemic.sqrt()}  # fmt: skip
     for name, values in wanted.items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(result[name], values, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("run", ["images", "scaled"])
-def test_a_folder_of_images_becomes_a_table_of_names(run):
+def test_image_folder_gives_a_row_for_each_file(run):
     assert main(["predict", run, "--input", "images", "--output", "out", *DRAWS]) == 0
-    found = read("out.csv")
-    assert found["name"][:2] == ["train/c0/00.png", "train/c0/02.png"]
-    assert len(found["name"]) == 60
-    assert set(found["class"]) <= {"c0", "c1"}
+    result = read("out.csv")
+    assert result["name"][:2] == ["train/c0/00.png", "train/c0/02.png"]
+    assert len(result["name"]) == 60
+    assert set(result["class"]) <= {"c0", "c1"}
 
 
-def test_images_in_parquet_with_their_labels():
+def test_images_in_parquet():
     content = [Path(f"images/train/c0/{k:02}.png").read_bytes() for k in (0, 2, 4)]
     column = [{"bytes": item, "path": None} for item in content]
     pq.write_table(pa.table({"picture": column, "label": [5, 6, 7]}), "new.parquet")
@@ -157,7 +157,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "more", "message"), BAD, ids=[message[:20] for _, _, message in BAD])
-def test_bad_inputs_are_explained_and_leave_nothing(tmp_path, capsys, text, more, message):
+def test_invalid_input_is_refused_and_writes_nothing(tmp_path, capsys, text, more, message):
     (tmp_path / "new.csv").write_text(text)
     before = sorted(tmp_path.iterdir())
     assert main(["predict", "classes", "--input", "new.csv", "--output", "out.csv", *DRAWS, *more]) == 2
@@ -165,13 +165,13 @@ def test_bad_inputs_are_explained_and_leave_nothing(tmp_path, capsys, text, more
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_arrays_of_another_shape(capsys):
+def test_array_of_wrong_shape_is_refused(capsys):
     np.savez("new.npz", x=np.zeros((4, 5)))
     assert main(["predict", "classes", "--input", "new.npz", "--output", "out.csv"]) == 2
     assert "takes inputs of the shape (3,), and those in new.npz have (5,)" in capsys.readouterr().err
 
 
-def test_an_artefact_that_does_not_say_what_its_inputs_are(tmp_path, capsys):
+def test_artefact_without_input_description_is_refused(tmp_path, capsys):
     from flatbayes.likelihoods import Categorical
 
     posterior = MAP()
@@ -185,7 +185,7 @@ def test_an_artefact_that_does_not_say_what_its_inputs_are(tmp_path, capsys):
     assert "bare has no description of its inputs" in capsys.readouterr().err
 
 
-def test_names_that_do_not_fit_are_numbers(tmp_path):
+def test_names_of_wrong_number_are_ignored(tmp_path):
     fitted = FittedPosterior.load("classes")
     fitted.info["class_names"] = ["one", "one", "two"]
     fitted.save(tmp_path / "renamed")
@@ -194,5 +194,5 @@ def test_names_that_do_not_fit_are_numbers(tmp_path):
     assert "probability_2" in read("out.csv")
 
 
-def test_the_config_is_that_of_the_run(tmp_path):
+def test_image_options_come_from_the_config_of_the_run(tmp_path):
     assert json.loads((tmp_path / "scaled" / "config.json").read_text())["data"]["init_args"]["size"] == 6

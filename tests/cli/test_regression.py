@@ -1,4 +1,4 @@
-"""The command line on numbers to predict."""
+"""The command line on regression data."""
 
 import csv
 import json
@@ -52,7 +52,7 @@ def test_compare_with_the_default_posteriors(here, capsys):
     assert 'id="coverage"' in (here / "runs" / "report.html").read_text()
 
 
-def test_bad_targets_are_said_in_words(here, capsys):
+def test_constant_target_is_refused(here, capsys):
     (here / "flat.csv").write_text("x,y\n1,2.5\n2,2.5\n3,2.5\n")
     assert main(["fit", "--data", "flat.csv", "--data.target", "y", *SHORT, "--out", "run"]) == 2
     assert "Target 'y' is 2.5 in all 3 given examples" in capsys.readouterr().err

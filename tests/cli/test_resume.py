@@ -1,4 +1,4 @@
-"""`flatbayes fit --resume`, and comparisons that were stopped in the middle of a run."""
+"""Resuming of interrupted fits and comparisons."""
 
 import os
 import signal
@@ -28,8 +28,8 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def pulled(monkeypatch, after, error=SystemError):
-    """The plug, pulled at a step."""
+def fail_at_step(monkeypatch, after, error=SystemError):
+    """Raise an error at a training step."""
     closure, left = loop.BatchClosure, after
 
     def until(*args):
@@ -46,11 +46,11 @@ def tensors(folder):
     return (folder / "posterior.safetensors").read_bytes()
 
 
-def test_resume_is_safe_to_pass_always(here, monkeypatch, capsys):
+def test_resume_is_allowed_for_new_and_finished_runs(here, monkeypatch, capsys):
     assert main([*FIT, "--out", "whole", "--resume"]) == 0
     for after in (4, 2):
         with monkeypatch.context() as patch, pytest.raises(SystemError):
-            pulled(patch, after)
+            fail_at_step(patch, after)
             main([*FIT, "--out", "run", "--resume"])
     assert {p.name for p in (here / "run").iterdir()} == {
         "checkpoints", "config.json", "environment.json", "metrics.jsonl",
@@ -73,9 +73,9 @@ def test_resume_is_safe_to_pass_always(here, monkeypatch, capsys):
     assert "complete: there is nothing to resume" in capsys.readouterr().out
 
 
-def test_ctrl_c_can_be_resumed(here, monkeypatch, capsys):
+def test_interrupted_fit_can_be_resumed(here, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        pulled(patch, 5, KeyboardInterrupt)
+        fail_at_step(patch, 5, KeyboardInterrupt)
         assert main([*FIT, "--out", "run"]) == 130
     assert "To continue: the same command with --resume" in " ".join(capsys.readouterr().out.split())
     assert (here / "run" / "posterior.json").is_file()
@@ -84,9 +84,9 @@ def test_ctrl_c_can_be_resumed(here, monkeypatch, capsys):
     assert tensors(here / "run") == tensors(here / "whole")
 
 
-def test_overwriting_forgets_the_checkpoints(here, monkeypatch):
+def test_overwrite_removes_checkpoints(here, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(SystemError):
-        pulled(patch, 4)
+        fail_at_step(patch, 4)
         main([*FIT, "--out", "run"])
     assert any((here / "run" / "checkpoints").iterdir())
     assert main([*FIT, "--out", "run", "--overwrite", "--seed", "3"]) == 0
@@ -94,7 +94,7 @@ def test_overwriting_forgets_the_checkpoints(here, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_command_that_is_killed(here):
+def test_killed_fit_can_be_resumed(here):
     command = [sys.executable, "-m", "flatbayes", *FIT, "--epochs", "40", "--resume"]
     subprocess.run([*command, "--out", "whole"], check=True, capture_output=True, timeout=120)
     for _ in range(3):
@@ -107,7 +107,7 @@ def test_a_command_that_is_killed(here):
     assert tensors(here / "run") == tensors(here / "whole")
 
 
-def test_a_comparison_goes_on_within_a_run(here, monkeypatch):
+def test_comparison_resumes_within_a_run(here, monkeypatch):
     recipe = TrainingConfig(
         epochs=3,
         batch_size=20,
@@ -118,7 +118,7 @@ def test_a_comparison_goes_on_within_a_run(here, monkeypatch):
     comparison = Comparison(Digits(train_size=60), model, [SWAG(rank=2)], config=recipe, num_seeds=1, num_draws=3)
     monkeypatch.setattr("flatbayes.experiments.run.CHECKPOINT_INTERVAL_SECONDS", 0.0)
     with monkeypatch.context() as patch, pytest.raises(SystemError):
-        pulled(patch, 5)
+        fail_at_step(patch, 5)
         comparison.run(here / "out", jobs=1, show_progress=False)
     [checkpoints] = (here / "out" / "runs").glob("*.checkpoints")
     assert any(checkpoints.glob("*.pt"))

@@ -1,4 +1,4 @@
-"""`flatbayes shift`: the tables, the files, and what it refuses."""
+"""Command `flatbayes shift`: tables, files, and refused input."""
 
 import json
 
@@ -37,7 +37,7 @@ def here(runs, monkeypatch):
     return runs
 
 
-def found(folder):
+def read_results(folder):
     return json.loads((folder / "shift.json").read_text())
 
 
@@ -52,7 +52,7 @@ def test_corruptions(here, capsys):
     assert "shot_noise" in shown
     assert "shift.svg" in shown
     assert "against" not in shown  # nothing from outside was named
-    results = found(here / "digits")
+    results = read_results(here / "digits")
     assert [(row["corruption"], row["severity"]) for row in results["corruptions"]] == [
         ("clean", 0), ("fog", 1), ("fog", 5), ("shot_noise", 1), ("shot_noise", 5),
     ]  # fmt: skip
@@ -62,26 +62,26 @@ def test_corruptions(here, capsys):
     assert {name: (here / "digits" / name).read_bytes() for name in fitted} == fitted
 
 
-def test_fifteen_by_default_on_some_examples(here):
+def test_fifteen_corruptions_by_default(here):
     assert main(["shift", "digits", "--severities", "[3]", "--num_draws", "1", "--max_examples", "20"]) == 0
-    results = found(here / "digits")
+    results = read_results(here / "digits")
     assert len(results["corruptions"]) == 16
     assert results["examples"] == 20
 
 
-def test_the_classes_left_out_are_outside(here, capsys):
+def test_left_out_classes_are_ood_by_default(here, capsys):
     assert main(["shift", "half", "--corruptions", "none", "--num_draws", "2"]) == 0
     assert "examples of the classes left out (positive) against 450 test examples" in " ".join(
         capsys.readouterr().out.split()
     )
-    results = found(here / "half")
+    results = read_results(here / "half")
     assert "corruptions" not in results
     assert results["ood"]["num_ood"] == 448
     assert 0 <= results["ood"]["scores"]["entropy"]["auroc"] <= 1
     assert not (here / "half" / "shift.svg").exists()
 
 
-def test_examples_from_outside_by_name_and_by_path(here):
+def test_ood_data_by_name_and_by_path(here):
     images = torch.randint(0, 256, (30, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     np.savez(here / "foreign.npz", x=images.numpy(), y=np.arange(30) % 3)
     for ood, name in {"foreign.npz": "Npz(path=foreign.npz)", "digits": "Digits"}.items():
@@ -89,26 +89,26 @@ def test_examples_from_outside_by_name_and_by_path(here):
             main(["shift", "half", "--corruptions", "none", "--num_draws", "2", "--ood", ood, "--max_examples", "5"])
             == 0
         )
-        results = found(here / "half")["ood"]
+        results = read_results(here / "half")["ood"]
         assert results["source"] == name
         assert (results["num_test"], results["num_ood"]) == (5, 5)
 
 
-def test_stored_images(here):
+def test_images_of_corrupted_folder(here):
     folder = here / "stored"
     folder.mkdir(exist_ok=True)
     np.save(folder / "fog.npy", np.random.default_rng(0).integers(0, 17, (50, 8, 8, 1), dtype=np.uint8))
     np.save(folder / "labels.npy", np.arange(10))
     arguments = ["shift", "digits", "--corrupted_folder", "stored", "--severities", "[2]", "--num_draws", "1"]
     assert main([*arguments, "--corruptions", "all"]) == 0
-    results = found(here / "digits")
+    results = read_results(here / "digits")
     assert [row["corruption"] for row in results["corruptions"]] == ["clean", "fog"]
     assert results["corrupted_images"] == "files"
 
 
-def test_tables_have_a_temperature(here):
+def test_table_data_get_temperature_scaling(here):
     assert main(["shift", "table", "--num_draws", "1"]) == 0
-    assert found(here / "table")["recalibrated"]["temperature"] > 0
+    assert read_results(here / "table")["recalibrated"]["temperature"] > 0
 
 
 BAD = [
@@ -129,7 +129,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a[1:]) for a, _ in BAD])
-def test_bad_input_says_what_to_do_and_writes_nothing(here, capsys, arguments, message):
+def test_invalid_input_gives_a_message_and_writes_nothing(here, capsys, arguments, message):
     before = sorted(here.rglob("*"))
     assert main(arguments) == 2
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a kill and a Ctrl-C leave behind, in processes of their own."""
+"""Killed and interrupted commands, in subprocesses."""
 
 import json
 import signal
@@ -13,8 +13,8 @@ COMMON = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--ba
 
 
 @contextmanager
-def started(*arguments):
-    """The command line in a process that hears Ctrl-C, also where the tests run in the background and do not."""
+def start_command(*arguments):
+    """Run the command in a subprocess that handles SIGINT even if the tests run in the background."""
     process = subprocess.Popen(
         [sys.executable, "-m", "flatbayes", *arguments],
         start_new_session=True,
@@ -35,10 +35,10 @@ def wait_until(condition, process, seconds=60):
         time.sleep(0.02)
 
 
-def test_a_killed_comparison_goes_on_and_ends_the_same(tmp_path, monkeypatch):
+def test_killed_comparison_continues_with_the_same_result(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ["compare", *COMMON, "--posteriors", "[map]", "--num_seeds", "5", "--epochs", "60", "--num_jobs", "1"]
-    with started(*command, "--out", "killed") as process:
+    with start_command(*command, "--out", "killed") as process:
         wait_until(lambda: len(list(tmp_path.glob("killed/runs/*.json"))) >= 2, process)
     assert not (tmp_path / "killed" / "results.json").exists()
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/runs/*.json")}
@@ -55,11 +55,11 @@ def test_a_killed_comparison_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     assert outcomes[0] == outcomes[1]
 
 
-def test_ctrl_c_during_fit_keeps_what_was_fitted(tmp_path, monkeypatch, capsys):
+def test_interrupted_fit_is_saved(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     posterior = ["--posterior", "swag", "--posterior.rank", "2", "--collection.start_fraction", "0"]
     log = tmp_path / "run" / "metrics.jsonl"
-    with started(
+    with start_command(
         "fit", *COMMON, *posterior, "--epochs", "100000", "--num_validations", "0", "--out", "run"
     ) as process:
         wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 3, process)

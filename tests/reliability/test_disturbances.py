@@ -1,4 +1,4 @@
-"""The command line, disturbed in every way: the scripts beside this file say how."""
+"""Random commands, interrupts, full disks and unusual environments, by the scripts in this folder."""
 
 import json
 import subprocess
@@ -20,44 +20,44 @@ def outcome(script, *arguments):
     return json.loads(done.stdout), done.stderr
 
 
-def test_a_little_of_everything():
-    found, complaints = outcome("quick.py")
+def test_small_sample_of_each_disturbance():
+    result, complaints = outcome("quick.py")
     for kind in ("commands", "configurations"):
-        assert not [end for end in found[kind] if end.startswith("bad")], complaints[-3000:]
-    assert found["commands"]["ran"] >= 2
-    assert found["commands"]["refused in words"] >= 2
+        assert not [end for end in result[kind] if end.startswith("bad")], complaints[-3000:]
+    assert result["commands"]["ran"] >= 2
+    assert result["commands"]["refused in words"] >= 2
     for kind in ("hyperparameters", "interruptions", "writes", "places"):
-        assert found[kind]["bad"] == []
-    assert found["hyperparameters"]["refused"] > 1000
-    assert found["interruptions"]["counts"]["fit"]["went on to the same end"] == 3
-    assert found["writes"]["counts"]["fit"]["ended with our message"] >= 3
-    assert found["places"]["places"] == 7
+        assert result[kind]["bad"] == []
+    assert result["hyperparameters"]["refused"] > 1000
+    assert result["interruptions"]["counts"]["fit"]["went on to the same end"] == 3
+    assert result["writes"]["counts"]["fit"]["ended with our message"] >= 3
+    assert result["places"]["places"] == 7
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["commands", "configurations"])
-def test_hundreds_of_random_commands_run_or_say_why_not(kind):
-    found, complaints = outcome("commands.py", kind, 1000, 150)
-    assert not [end for end in found if end.startswith("bad")], complaints[-3000:]
+def test_random_commands_run_or_give_a_message(kind):
+    result, complaints = outcome("commands.py", kind, 1000, 150)
+    assert not [end for end in result if end.startswith("bad")], complaints[-3000:]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fit", "compare", "evaluate", "predict", "report", "tune"])
-def test_ctrl_c_at_any_moment(name):
-    found, _ = outcome("interrupting.py", 20, 1, name)
-    assert found["bad"] == []
-    assert found["counts"][name]["interrupted"] >= 3
+def test_interrupt_at_random_moments(name):
+    result, _ = outcome("interrupting.py", 20, 1, name)
+    assert result["bad"] == []
+    assert result["counts"][name]["interrupted"] >= 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fit", "compare", "evaluate", "predict", "report"])
-def test_a_full_disk_at_any_write(name):
-    found, _ = outcome("breaking.py", 1000, 4, name)
-    assert found["bad"] == []
-    assert found["counts"][name]["ended with our message"] >= 2
+def test_full_disk_at_each_write(name):
+    result, _ = outcome("breaking.py", 1000, 4, name)
+    assert result["bad"] == []
+    assert result["counts"][name]["ended with our message"] >= 2
 
 
 @pytest.mark.slow
-def test_every_odd_place():
-    found, _ = outcome("surroundings.py")
-    assert found["bad"] == []
+def test_unusual_environments():
+    result, _ = outcome("surroundings.py")
+    assert result["bad"] == []

@@ -21,7 +21,7 @@ OF = {int: st.integers(), float: st.floats()}
 
 
 @pytest.mark.parametrize("method", [*METHODS, TrainingConfig], ids=lambda method: method.__name__)
-def test_it_is_built_or_refused(method):
+def test_unusual_values_are_accepted_or_refused(method):
     hints = get_type_hints(method, localns={"Fabric": object})
     numbers = {field.name: OF[hints[field.name]] for field in fields(method) if hints.get(field.name) in OF}
 

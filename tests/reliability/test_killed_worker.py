@@ -1,4 +1,4 @@
-"""A real SIGKILL of one of the processes of a comparison."""
+"""SIGKILL of a worker process of a comparison."""
 
 import json
 import os
@@ -16,20 +16,20 @@ COMMAND = ["compare", "--data=digits", "--data.train_size=60", "--model=mlp", "-
 
 def workers(parent):
     """The processes of joblib below a process, by what they were started as."""
-    found = []
+    result = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             words, status = (path / "cmdline").read_bytes(), (path / "stat").read_text()
         except OSError:  # it has just ended
             continue
         if int(status.rpartition(")")[2].split()[1]) == parent and b"popen_loky" in words:
-            found.append(int(path.name))
-    return found
+            result.append(int(path.name))
+    return result
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
-def test_a_killed_worker_costs_its_run_and_the_same_command_goes_on(tmp_path):
+def test_comparison_continues_after_a_killed_worker(tmp_path):
     start = [sys.executable, "-m", "flatbayes", *COMMAND]
     with subprocess.Popen(start, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         end = time.monotonic() + 120

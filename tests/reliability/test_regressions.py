@@ -1,4 +1,4 @@
-"""What the disturbances found, one by one."""
+"""Regression tests for the defects found by the disturbances."""
 
 import io
 import os
@@ -52,7 +52,7 @@ DAMAGED = {
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the parser's, of arguments that a wrong class would lose
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_a_damaged_configuration_is_refused_in_words(here, capsys, kind):
+def test_damaged_configuration_gives_a_message(here, capsys, kind):
     text, message = DAMAGED[kind]
     (here / "c.yaml").write_text(text)
     before = sorted(here.iterdir())
@@ -63,12 +63,12 @@ def test_a_damaged_configuration_is_refused_in_words(here, capsys, kind):
     assert sorted(here.iterdir()) == before
 
 
-def test_aliases_that_stay_within_bounds_are_welcome():
+def test_aliases_within_the_bound_are_read():
     text = "flatness: &f {rho: 0.1}\nposterior: [*f, *f]\n"
     assert load_bounded_yaml(text) == yaml.safe_load(text)
 
 
-def test_a_device_that_is_not_there_is_said_before_anything_is_written(here, capsys):
+def test_missing_device_is_refused_before_anything_is_written(here, capsys):
     for command in (["fit", *POINT, "--out=run"], COMPARE):
         assert main([*command, "--distribution.accelerator=abacus"]) == 2
         assert "abacus" in capsys.readouterr().err
@@ -76,7 +76,7 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_written(here, cap
 
 
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "optimization.accumulation_steps", "num_validations"])
-def test_numbers_that_no_float_can_hold_are_refused(name):
+def test_integers_above_the_largest_float_are_refused(name):
     with pytest.raises(
         ValueError, match=f"{name.rpartition('.')[2]} must be at least [01] and at most 1000000000, got"
     ):
@@ -84,7 +84,7 @@ def test_numbers_that_no_float_can_hold_are_refused(name):
 
 
 @pytest.mark.parametrize("kind", [TypeError, UnboundLocalError])
-def test_ctrl_c_that_a_library_made_another_error_of_is_still_ctrl_c(here, capsys, monkeypatch, kind):
+def test_interrupt_turned_into_another_error_exits_with_130(here, capsys, monkeypatch, kind):
     def load(*_):
         try:
             os.kill(os.getpid(), signal.SIGINT)
@@ -100,7 +100,7 @@ def test_ctrl_c_that_a_library_made_another_error_of_is_still_ctrl_c(here, capsy
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_where_nobody_would_hear_it_comes_again(here, capsys, monkeypatch):
+def test_interrupt_inside_a_finalizer_is_sent_again(here, capsys, monkeypatch):
     class Last:
         def __del__(self):
             os.kill(os.getpid(), signal.SIGINT)
@@ -121,7 +121,7 @@ def test_ctrl_c_where_nobody_would_hear_it_comes_again(here, capsys, monkeypatch
     assert capsys.readouterr().err == "flatbayes: interrupted\n"
 
 
-def test_numbers_that_cannot_be_computed_with_are_said(here, capsys):
+def test_overflow_gives_a_message(here, capsys):
     for more in (
         ["--flatness=looksam", f"--flatness.every={10**400}"],
         ["--schedule=cyclical", f"--schedule.times={10**400}"],
@@ -132,7 +132,7 @@ def test_numbers_that_cannot_be_computed_with_are_said(here, capsys):
         assert code == 0 or said.startswith("flatbayes: ")
 
 
-def test_weights_that_the_last_step_broke_are_not_kept_as_a_result(here, capsys):
+def test_divergence_in_the_last_step_is_an_error(here, capsys):
     far = ["--optimizer=SGD", "--batch_size=40", "--flatness=plain"]
     assert main(["fit", *POINT, *far, "--optimizer.lr=1e38", "--out=run"]) == 2
     assert "flatbayes: The validation loss is nan in epoch 1 of 1. Try a lower" in capsys.readouterr().err
@@ -147,25 +147,25 @@ class Breaking(torch.optim.SGD):
         return loss
 
 
-def test_weights_that_the_last_step_broke_are_found_without_validation():
+def test_divergence_in_the_last_step_is_detected_without_validation():
     recipe = TrainingConfig(epochs=1, batch_size=40, num_validations=0, optimizer=partial(Breaking, lr=0.1))
     with pytest.raises(RuntimeError, match="Some weights are not finite after the last step"):
         fit(partial(MLP, hidden=(4,)), Digits(train_size=40).load(seed=0), MAP(), Plain(), recipe)
 
 
-def test_more_draws_than_there_is_time_for_are_refused_before_training(here, capsys):
+def test_too_many_draws_are_refused_before_training(here, capsys):
     assert main(["fit", *POINT, f"--num_draws={10**400}", "--out=run"]) == 2
     assert "at most a million draws" in capsys.readouterr().err
     assert list(here.iterdir()) == []
 
 
-def test_a_mistake_of_ours_is_not_dressed_up(here, monkeypatch):
+def test_defect_of_flatbayes_shows_its_traceback(here, monkeypatch):
     monkeypatch.setattr("flatbayes.data.Digits.load", lambda *_: {}["no such key"])
     with pytest.raises(KeyError, match="no such key"):
         main(["fit", *POINT, "--out=run"])
 
 
-def test_want_of_memory_is_said(here, capsys, monkeypatch):
+def test_memory_error_gives_a_message(here, capsys, monkeypatch):
     def load(*_):
         raise MemoryError("Unable to allocate 8 EiB")
 
@@ -174,7 +174,7 @@ def test_want_of_memory_is_said(here, capsys, monkeypatch):
     assert "flatbayes: There is not enough memory (Unable to allocate 8 EiB)" in capsys.readouterr().err
 
 
-def test_letters_that_cannot_be_printed_cost_nothing(here, monkeypatch):
+def test_unprintable_characters_are_replaced(here, monkeypatch):
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
     command = ["tune", *TINY, "--posterior=map", "--num_trials=1", "--num_seeds=1", "--out=tuned"]
@@ -183,7 +183,7 @@ def test_letters_that_cannot_be_printed_cost_nothing(here, monkeypatch):
     assert b"best" in shown.getvalue()
 
 
-def test_a_killed_worker_is_said_with_what_to_do(here, capsys, monkeypatch):
+def test_killed_worker_gives_a_message(here, capsys, monkeypatch):
     def killed(**_):
         raise BrokenExecutor("A worker process was unexpectedly terminated")
 
@@ -200,7 +200,7 @@ def test_a_killed_worker_is_said_with_what_to_do(here, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [["fit", *POINT, "--out=cmp"], COMPARE, [*COMPARE, "--overwrite"]])
-def test_a_second_process_ends_at_once_and_touches_nothing(here, capsys, command):
+def test_second_process_ends_at_once_and_writes_nothing(here, capsys, command):
     (here / "cmp").mkdir()
     (here / "cmp" / "results.json").write_text("{}")
     reading, writing = os.pipe()
