@@ -150,7 +150,7 @@ BAD = [
     ("a,b,c\n1,2,\n", [], "1 values that are missing or not finite; the first is nan in row 0"),
     ("a,b,c\n1,2,word\n", [], "Column 'c' of new.csv holds string"),
     ("a,b,c\n1,2,3\n", ["--keep_columns", "[id]"], "lacks the columns ['id']"),
-    ("a,b,c,entropy\n1,2,3,4\n", ["--keep_columns", "[entropy]"], "Predictions also have columns ['entropy'] too"),
+    ("a,b,c,entropy\n1,2,3,4\n", ["--keep_columns", "[entropy]"], "Predictions also have columns ['entropy']"),
     ("a,b,c\n", [], "there were no inputs"),
     ("", [], "new.csv cannot be read"),
 ]
