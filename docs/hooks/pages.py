@@ -1,17 +1,16 @@
-"""Fills generated parts into pages: the examples, the tables of renamed names, and the pairs that are refused.
+"""Fills generated parts into pages: the examples, and the tables of the axes and of renamed names.
 
 A page holds a mark, such as `<!-- examples -->`, where the generated part goes.
 """
 
+import sys
 from collections.abc import Callable
-from functools import cache, partial
 from pathlib import Path
 
-from flatbayes import flatness, posteriors
 from flatbayes.core import renames
-from flatbayes.data import Digits
-from flatbayes.models import MLP
-from flatbayes.training import TrainingConfig, dry_run
+
+sys.path.insert(0, str(Path(__file__).parent))  # hooks are files, not a package
+import axes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -52,38 +51,10 @@ def render_renamed_options() -> str:
     return _render_table(("command", "0.1", "0.2"), rows)
 
 
-@cache
-def list_refused_pairs() -> tuple[tuple[str, str, str], ...]:
-    """Pairs of a posterior and a flatness, with default settings, that `fit` refuses before it trains.
-
-    Returns:
-        Posterior, flatness and error message of every refused pair.
-    """
-    data, model = Digits(train_size=60).load(seed=0), partial(MLP, hidden=(8,), dropout=0.1)
-    pairs = [
-        (getattr(posteriors, posterior), getattr(flatness, flat))
-        for posterior in posteriors.__all__
-        for flat in flatness.__all__
-        if posterior != "Posterior" and flat != "Flatness"
-    ]
-    refused = []
-    for posterior, flat in pairs:
-        try:
-            dry_run(model, data, posterior(), flat(), TrainingConfig())
-        except ValueError as error:
-            refused.append((posterior.__name__, flat.__name__, str(error)))
-    return tuple(refused)
-
-
-def render_refused_pairs() -> str:
-    """Table of the pairs that `fit` refuses, with the error message."""
-    rows = [(f"`{posterior}`", f"`{flat}`", message) for posterior, flat, message in list_refused_pairs()]
-    return _render_table(("posterior", "flatness", "message"), rows)
-
-
 MARKS: dict[str, Callable[[], str]] = {
+    "<!-- axes -->": axes.render_axes,
     "<!-- examples -->": render_examples,
-    "<!-- refused pairs -->": render_refused_pairs,
+    "<!-- refused pairs -->": axes.render_refused_pairs,
     "<!-- renamed objects -->": render_renamed_objects,
     "<!-- renamed arguments -->": render_renamed_arguments,
     "<!-- renamed options -->": render_renamed_options,

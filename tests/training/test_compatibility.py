@@ -2,7 +2,7 @@
 
 import pytest
 
-from flatbayes.flatness import ASAM, LESAM, MSAM, SAM, Delayed, GaussianSmoothing, LookSAM, Periodic
+from flatbayes.flatness import ASAM, LESAM, MSAM, SAM, Delayed, GaussianSmoothing, LookSAM, Periodic, PosteriorSAM
 from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.training import CollectionConfig, Cyclical, TrainingConfig
 from flatbayes.training.compatibility import check_compatibility
@@ -46,3 +46,14 @@ def test_a_late_loss_is_one_for_snapshots_collected_later():
     ):
         with pytest.raises(ValueError, match=r"one loss before 0\.8 .*Collect from 0\.8 on"):
             check_compatibility(SGLD(), late, recipe)
+
+
+@pytest.mark.parametrize(
+    "flat", [PosteriorSAM(), Periodic(PosteriorSAM(), 1), Delayed(SAM(), before=PosteriorSAM())], ids=str
+)
+def test_the_geometry_of_a_posterior_needs_a_variational_one(flat):
+    for posterior in (MAP(), SWAG(), MCDropout(), Laplace(), SGLD(), Ensemble(SWAG())):
+        with pytest.raises(ValueError, match=r"does not go with .*PosteriorSAM.*standard deviations.*Use SGVB, LRT"):
+            check_compatibility(posterior, flat, RECIPE)
+    for posterior in (SGVB(), LRT(), Ensemble(LRT())):
+        check_compatibility(posterior, flat, RECIPE)

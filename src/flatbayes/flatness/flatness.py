@@ -38,6 +38,11 @@ class Flatness(ABC):
         """
         return 0.0
 
+    @property
+    def needs_weight_distribution(self) -> bool:
+        """Whether the perturbation uses the standard deviations of a variational posterior; default False."""
+        return False
+
     @abstractmethod
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the sharpness-aware counterpart of a closure.

@@ -62,6 +62,8 @@ class PosteriorSAM(Flatness):
         if self.geometry not in get_args(Geometry):
             raise ValueError(f"geometry must be {' or '.join(get_args(Geometry))}, got {self.geometry!r}.")
 
+    needs_weight_distribution = True
+
     @property
     def gradients_per_step(self) -> int:
         """One for each ascent step, and the final one."""

@@ -47,6 +47,11 @@ class Periodic(Flatness):
         """Infinity, since the gradients alternate between two losses; with a period of 1, that of the flatness."""
         return self.flatness.stationary_after if self.period == 1 else inf
 
+    @property
+    def needs_weight_distribution(self) -> bool:
+        """As for the inner flatness."""
+        return self.flatness.needs_weight_distribution
+
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the flat closure in every `period`-th step, and return the closure unchanged in the others.
 
@@ -86,6 +91,11 @@ class Delayed(Flatness):
     def stationary_after(self) -> float:
         """The start, if the gradients of the flatness are stationary by then."""
         return max(self.start, self.flatness.stationary_after)
+
+    @property
+    def needs_weight_distribution(self) -> bool:
+        """Whether either part needs it."""
+        return self.flatness.needs_weight_distribution or self.before.needs_weight_distribution
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure of the flatness that this step belongs to.

@@ -64,6 +64,11 @@ class Ensemble(Posterior):
         return self.member.requires_stationary_loss
 
     @property
+    def has_weight_distribution(self) -> bool:
+        """As for the member."""
+        return self.member.has_weight_distribution
+
+    @property
     def snapshot_requirements(self) -> SnapshotRequirements:
         """The member's value."""
         return self.member.snapshot_requirements

@@ -80,6 +80,7 @@ class LRT(Posterior):
             raise ValueError(f"estimator must be {' or '.join(get_args(NoiseEstimator))}, got {self.estimator!r}.")
 
     requires_stationary_loss = "at_end"  # the method minimises a bound
+    has_weight_distribution = True  # a Gaussian over each Bayesian weight
 
     @property
     def default_optimizer(self) -> OptimizerFactory:

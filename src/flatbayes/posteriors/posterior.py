@@ -70,6 +70,11 @@ class Posterior(ABC):
         return "never"
 
     @property
+    def has_weight_distribution(self) -> bool:
+        """Whether weights have a Gaussian while they are trained, for `PosteriorSAM`. Default: False."""
+        return False
+
+    @property
     def snapshot_requirements(self) -> SnapshotRequirements:
         """Number of snapshots that a draw needs. Default: (0, 0), no snapshots."""
         return SnapshotRequirements(0, 0)

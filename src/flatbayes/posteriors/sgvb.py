@@ -87,6 +87,7 @@ class SGVB(Posterior):
             raise ValueError(f"prior_mean must be {' or '.join(get_args(PriorMean))}, got {self.prior_mean!r}.")
 
     requires_stationary_loss = "at_end"  # the method minimises a bound
+    has_weight_distribution = True  # a Gaussian over each Bayesian weight
 
     @property
     def default_optimizer(self) -> OptimizerFactory:

@@ -19,16 +19,24 @@ REQUIREMENT_REASONS = {
 
 
 def check_compatibility(posterior: Posterior, flatness: Flatness, config: TrainingConfig) -> None:
-    """Refuse a flatness without a stationary loss where the posterior requires one.
+    """Refuse a flatness whose gradients, or whose geometry, the posterior does not support.
 
     Args:
-        posterior: Its `requires_stationary_loss` says from when on gradients must be those of one loss.
-        flatness: Its `stationary_after` is the fraction of training from which they are.
+        posterior: Its `requires_stationary_loss` says from when on gradients must be those of one loss, and its
+            `has_weight_distribution` whether weights have standard deviations during training.
+        flatness: Its `stationary_after` is the fraction of training from which gradients are those of one loss, and
+            its `needs_weight_distribution` says whether it uses the standard deviations.
         config: Its schedule and `collection.start_fraction` say when snapshots are collected.
 
     Raises:
-        ValueError: The gradients are not those of one loss, or not early enough.
+        ValueError: The gradients are not those of one loss, or not early enough; or there are no standard deviations.
     """
+    if flatness.needs_weight_distribution and not posterior.has_weight_distribution:
+        raise ValueError(
+            f"{short_name(posterior)} does not go with {short_name(flatness)}: the flatness takes its geometry from "
+            "the standard deviations that a variational posterior has during training, and this posterior has none. "
+            "Use SGVB, LRT, or an Ensemble of them, or another flatness such as SAM or ASAM."
+        )
     requirement, stationary_after = posterior.requires_stationary_loss, flatness.stationary_after
     collection_start = config.collection.start_fraction / config.schedule.num_cycles  # in the first cycle
     latest = {"never": inf, "at_end": 1.0, "while_collecting": collection_start}[requirement]
