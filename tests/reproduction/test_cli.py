@@ -16,7 +16,7 @@ from reproduction.cli import main as reproduction_main
 
 FEW = ["--max_examples", "32", "--epochs", "3", "--num_draws", "2", "--num_jobs", "1"]
 FAST = Path(__file__).parents[2] / "configs" / "fast-cifar10.yaml"
-TWINS = "preresnet164-swag-[pf]*"
+VARIANTS_PATTERN = "preresnet164-swag-[pf]*"
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +33,14 @@ def cifar(tmp_path_factory):
     return folder
 
 
-def paper(*more, table="cifar10", few=FEW):
+def run_table(*more, table="cifar10", few=FEW):
     return reproduction_main(["--table", table, *few, *map(str, more)])
 
 
-def test_a_table_beside_the_published_one(cifar, tmp_path, capsys, monkeypatch):
+def test_a_table_is_compared_with_the_published_results(cifar, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
-    asked = ["--data_root", cifar, "--cell_pattern", TWINS, "--out", out]
-    assert paper(*asked, "--num_seeds", 2) == 0
+    asked = ["--data_root", cifar, "--cell_pattern", VARIANTS_PATTERN, "--out", out]
+    assert run_table(*asked, "--num_seeds", 2) == 0
     shown = capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert len(results["runs"]) == 4
@@ -66,13 +66,13 @@ def test_a_table_beside_the_published_one(cifar, tmp_path, capsys, monkeypatch):
         raise AssertionError("it was done already")
 
     monkeypatch.setattr(ExperimentRun, "execute", no_more)
-    assert paper(*asked, "--num_seeds", 2) == 0
+    assert run_table(*asked, "--num_seeds", 2) == 0
     assert json.loads((out / "results.json").read_text())["published"] == results["published"]
-    assert paper(*asked, "--split", "val") == 2
+    assert run_table(*asked, "--split", "val") == 2
     assert "differs in split" in capsys.readouterr().err
 
 
-def test_a_cell_that_fails_does_not_cost_the_others(cifar, tmp_path, capsys, monkeypatch):
+def test_a_failed_cell_does_not_stop_the_others(cifar, tmp_path, capsys, monkeypatch):
     whole = ExperimentRun.execute
 
     def breaks(task, folder=None):
@@ -82,14 +82,14 @@ def test_a_cell_that_fails_does_not_cost_the_others(cifar, tmp_path, capsys, mon
 
     monkeypatch.setattr(ExperimentRun, "execute", breaks)
     out = tmp_path / "out"
-    assert paper("--data_root", cifar, "--cell_pattern", "preresnet164-m*-plain", "--out", out) == 2
+    assert run_table("--data_root", cifar, "--cell_pattern", "preresnet164-m*-plain", "--out", out) == 2
     assert "preresnet164 mc-dropout Plain seed 0: no luck" in capsys.readouterr().err
     results = json.loads((out / "results.json").read_text())
     assert [run["posterior"] for run in results["runs"]] == ["preresnet164 map"]
     assert {row["ours_num_seeds"] for row in results["published"] if "dropout" in row["cell"]} == {0}
 
 
-def test_a_cell_that_cannot_be_fitted_is_found_before_training(cifar, tmp_path, capsys, monkeypatch):
+def test_a_cell_whose_dry_run_fails_is_not_trained(cifar, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
 
     def refuses(model, data, posterior, flatness, recipe):
@@ -97,7 +97,7 @@ def test_a_cell_that_cannot_be_fitted_is_found_before_training(cifar, tmp_path, 
             raise RuntimeError("too few snapshots")
 
     monkeypatch.setattr("reproduction.table_config.dry_run", refuses)
-    assert paper("--data_root", cifar, "--cell_pattern", "preresnet164-[ms]*[apg]-plain", "--out", out) == 2
+    assert run_table("--data_root", cifar, "--cell_pattern", "preresnet164-[ms]*[apg]-plain", "--out", out) == 2
     assert "preresnet164-swag-plain: too few snapshots" in capsys.readouterr().err
     (run,) = json.loads((out / "results.json").read_text())["runs"]
     assert run["posterior"] == "preresnet164 map"
@@ -106,7 +106,7 @@ def test_a_cell_that_cannot_be_fitted_is_found_before_training(cifar, tmp_path, 
 def test_a_dry_run_lists_costs_and_reads_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("flatbayes.cli.artifacts.console.width", 160)
     assert (
-        paper(
+        run_table(
             "--scale",
             "full",
             "--dry_run",
@@ -134,7 +134,7 @@ def test_a_dry_run_lists_costs_and_reads_nothing(tmp_path, capsys, monkeypatch):
         ([], "Give --out FOLDER"),
     ],
 )
-def test_bad_input_says_what_is_wrong_and_leaves_nothing(more, message, tmp_path, capsys, monkeypatch):
+def test_invalid_options_are_reported_and_leave_no_folder(more, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = ["--out", "out"] if more else []
     assert reproduction_main(["--table", "cifar10", "--scale", "full", *out, *more]) == 2
@@ -142,7 +142,7 @@ def test_bad_input_says_what_is_wrong_and_leaves_nothing(more, message, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_the_fast_recipe_runs_to_its_end(cifar, tmp_path, capsys):
+def test_the_fast_configuration_runs(cifar, tmp_path, capsys):
     small = ["--data.train_size", "64", "--data.val_size", "20", "--model.depth", "10", "--model.width", "1",
              "--epochs", "2", "--batch_size", "16", "--precision.compile", "false", "--num_draws", "2",
              "--optimization.label_smoothing", "0.1", "--distribution.accelerator", "cpu"]  # fmt: skip
@@ -159,5 +159,5 @@ def test_the_fast_recipe_runs_to_its_end(cifar, tmp_path, capsys):
 
 @pytest.mark.real_data
 def test_on_real_images(real_data, tmp_path, capsys):
-    assert paper("--cell_pattern", "preresnet164-map-*", "--out", tmp_path / "out", "--max_examples", 64) == 0
+    assert run_table("--cell_pattern", "preresnet164-map-*", "--out", tmp_path / "out", "--max_examples", 64) == 0
     assert "lossy JPEG" in (tmp_path / "out" / "table.md").read_text()

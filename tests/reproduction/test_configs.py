@@ -1,4 +1,4 @@
-"""Every cell is a whole configuration, and twins and tables differ in nothing but what they should."""
+"""Cells of the tables: complete configurations that differ only in flatness, data and radius."""
 
 from dataclasses import fields, replace
 from functools import partial
@@ -26,7 +26,7 @@ def images(classes: int) -> DataSplits:
     return DataSplits(train=part, val=part, test=part, class_names=names, feature_names=(), augment=None)
 
 
-def test_the_tables_are_there():
+def test_tables_and_methods():
     assert list_tables() == ["cifar10", "cifar100"]
     assert (TABLES_DIR / "quick.yaml").is_file()
     methods = {cell.method for cell in CELLS}
@@ -40,7 +40,7 @@ def test_cells_and_published_figures_match_one_to_one(table):
     assert sorted(cell.name for cell in load_cells(table)) == sorted(load_published_results(table))
 
 
-def test_every_cell_has_a_twin_that_differs_in_flatness_alone():
+def test_plain_and_flat_variants_differ_in_flatness_only():
     pairs = {}
     for cell in CELLS:
         pairs.setdefault((cell.table, cell.posterior_name), {})[cell.variant] = cell
@@ -53,7 +53,7 @@ def test_every_cell_has_a_twin_that_differs_in_flatness_alone():
             assert to_spec_of(pair["plain"], name) == to_spec_of(pair["flat"], name), name
 
 
-def test_tables_differ_in_data_and_radius_alone():
+def test_tables_differ_in_data_and_radius_only():
     ten, hundred = ({cell.name: cell for cell in load_cells(table)} for table in ("cifar10", "cifar100"))
     assert set(ten) == set(hundred)
     for name, cell in ten.items():
@@ -70,7 +70,7 @@ def to_spec_of(cell, name):
 
 
 @pytest.mark.parametrize("table", list_tables())
-def test_fit_takes_each_file_as_it_is_read_here(table, monkeypatch, tmp_path):
+def test_flatbayes_fit_reads_each_file_alike(table, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr("flatbayes.cli.fit.run", seen.append)
     for cell in load_cells(table)[:: 3 if table == "cifar10" else 7]:
@@ -98,7 +98,7 @@ def test_networks_are_built_for_their_data():
 
 
 @pytest.mark.parametrize("method", sorted({cell.method for cell in CELLS}))
-def test_quick_cells_pass_a_rehearsal(method):
+def test_quick_cells_pass_a_dry_run(method):
     few = TableConfig(table="cifar100", cell_pattern=f"*-{method}-flat", max_examples=64, epochs=3)
     for cell in few.cells:
         dry_run(cell.model, images(100), cell.posterior, cell.flatness, cell.config)
@@ -106,7 +106,7 @@ def test_quick_cells_pass_a_rehearsal(method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS, ids=lambda c: f"{c.table}-{c.name}")
-def test_cells_pass_a_rehearsal(cell):
+def test_cells_pass_a_dry_run(cell):
     dry_run(cell.model, images(CLASSES[cell.table]), cell.posterior, cell.flatness, cell.config)
 
 
@@ -122,7 +122,7 @@ def test_settings_are_the_published_ones():
     assert collected[0] + 1 == 162 * per_epoch
 
 
-def test_a_name_that_is_not_there_says_what_is():
+def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"no table 'imagenet'. Known: cifar10, cifar100"):
         load_cells("imagenet")
     with pytest.raises(ValueError, match="No cell of cifar10 matches 'vgg-.'. Known: preresnet164-map-plain"):

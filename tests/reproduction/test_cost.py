@@ -1,4 +1,4 @@
-"""What a cell is said to cost is what it costs."""
+"""Estimated costs of cells against counts and recorded allocations."""
 
 from dataclasses import replace
 from functools import partial
@@ -49,7 +49,7 @@ def test_gradients():
 
 
 @pytest.mark.filterwarnings("ignore")  # of the profiler
-def test_memory_of_training_is_what_was_counted(tmp_path):
+def test_recorded_memory_of_training_equals_the_estimate(tmp_path):
     small = replace(cell("wrn28x10-swag-flat"), model=partial(WideResNet, depth=10, width=4))
     torch.manual_seed(0)
     network = small.model(input_shape=(3, 8, 8), num_classes=10)

@@ -1,4 +1,4 @@
-"""What others published, as they published it."""
+"""Published results and their references."""
 
 import math
 
@@ -13,7 +13,7 @@ def figure(table, cell, metric, source):
     return found
 
 
-def test_some_of_them():
+def test_values_of_some_results():
     logs = "flat_bnn-logs"
     best = [figure("cifar10", "wrn28x10-swag-diag-flat", metric, logs).mean for metric in ("accuracy", "nll", "ece")]
     assert best == [0.9703, 0.0894, 0.0044]
@@ -23,7 +23,7 @@ def test_some_of_them():
     assert figure("cifar10", "wrn28x10-map-flat", "accuracy", "ot_mdr").std == 0.00007
 
 
-def test_each_says_where_it_is_from_and_how_far_that_was_checked():
+def test_each_result_has_a_reference_and_a_provenance():
     for table in list_tables():
         for cell, figures in load_published_results(table).items():
             places = [(f.metric, f.reference) for f in figures]
@@ -36,20 +36,20 @@ def test_each_says_where_it_is_from_and_how_far_that_was_checked():
                 assert 0 < one.mean < (3 if one.metric == "nll" else 1)
 
 
-def test_cells_without_a_figure_say_so():
+def test_cells_without_a_result_are_marked():
     none = [row for row in read_rows() if not row["metric"]]
     assert {row["note"] for row in none} == {"no figure could be read"}
     assert {row["method"] for row in none} >= {"sgvb", "sgvb-lrt", "sgld"}
     assert load_published_results("cifar10")["resnet18-sgvb-flat"] == []
 
 
-def test_members_of_unknown_training_are_flagged():
+def test_inferred_variants_are_flagged():
     found = figure("cifar10", "wrn28x10-ensemble-plain", "nll", "flat_bnn-ensembles")
     assert found.mean == 0.1032
     assert "inferred" in found.provenance
 
 
-def test_there_is_nothing_for_another_table():
+def test_another_table_has_no_results():
     assert load_published_results("imagenet") == {}
     with pytest.raises(KeyError):
         load_published_results("cifar10")["vgg16-map-flat"]

@@ -1,4 +1,4 @@
-"""What is said below a table, and what stands in it."""
+"""Comparison rows, limitations and rendering of a table."""
 
 from dataclasses import asdict
 
@@ -19,11 +19,11 @@ def run(cell, seed, **metrics):
     return RunResult(cell.posterior_name, flatness, seed, metrics)
 
 
-def test_at_full_scale_with_the_published_settings_little_remains_to_be_said(lossless):
+def test_published_settings_at_full_scale_have_two_limitations(lossless):
     assert len(describe_differences(TableConfig(table="cifar10", scale="full"))) == 2
 
 
-def test_every_change_is_said(lossless, monkeypatch):
+def test_every_difference_is_described(lossless, monkeypatch):
     plan = TableConfig(
         table="cifar10", cell_pattern="*28x10-swag-*", epochs=2, num_draws=3, split="val", max_examples=64
     )
@@ -41,7 +41,7 @@ def test_every_change_is_said(lossless, monkeypatch):
     assert "lossy JPEG" in " ".join(describe_differences(plan))
 
 
-def test_ours_are_means_over_seeds_of_that_twin_alone():
+def test_ours_are_means_over_seeds_of_the_same_variant():
     plain, flat = load_cells("cifar100", "preresnet164-swag-[pf]*")
     runs = [run(plain, 0, accuracy=0.5, nll=1.0, ece=0.1), run(flat, 0, accuracy=0.8, nll=0.7, ece=0.05)]
     runs.append(run(flat, 1, accuracy=0.9, nll=0.6, ece=0.03))
@@ -58,12 +58,12 @@ def test_ours_are_means_over_seeds_of_that_twin_alone():
     assert both[0].ours_std is None
 
 
-def test_cells_that_nobody_ran_have_a_row_without_ours():
+def test_cells_without_a_run_have_a_row_without_ours():
     (row, *_) = make_comparison_rows(load_cells("cifar10", "wrn28x10-map-flat"), [], "cifar10")
     assert (row.ours, row.ours_num_seeds, row.difference, row.published) == (None, 0, None, 0.9701)
 
 
-def test_the_text_names_each_source_and_flags_what_is_unverified():
+def test_markdown_names_each_reference_and_flags_unverified_results():
     cells = load_cells("cifar10", "preresnet164-map-plain")
     environment = dict.fromkeys(("processor", "cores", "device", "flatbayes", "torch", "python"), "x")
     text = render_comparison_markdown(

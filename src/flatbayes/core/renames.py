@@ -167,7 +167,7 @@ RENAMED_VALUES = {"members": {"together": "vectorized"}}
 REMOVED_OBJECTS = {
     f"flatbayes.data.{name}": f"use --data torchvision.datasets.{name} --data.root FOLDER"
     for name in ("FashionMNIST", "KMNIST", "MNIST", "STL10", "SVHN")
-}
+} | {"flatbayes.paper.few.FewTests": "in a checkout of the repository it is reproduction.table_config.SourceSubset"}
 """Class path of what 0.2 has no longer -> what to do instead."""
 
 
