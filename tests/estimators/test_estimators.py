@@ -1,4 +1,4 @@
-"""The estimators where scikit-learn's users put them."""
+"""Estimators in the tools of scikit-learn."""
 
 import pickle
 from functools import partial
@@ -54,7 +54,7 @@ def test_pipeline_grid_search_and_cross_validation(iris):
     np.testing.assert_allclose(probs.sum(1), 1)
 
 
-def test_words_as_labels_and_names_of_features(iris):
+def test_string_labels_and_feature_names(iris):
     X, y = iris
     table = pd.DataFrame(X, columns=list("abcd"))
     words = pd.Series(np.array(["setosa", "versicolor", "virginica"])[y])
@@ -68,7 +68,7 @@ def test_words_as_labels_and_names_of_features(iris):
         found.predict(table.rename(columns={"a": "z"}))
 
 
-def test_the_posterior_is_there(iris, tmp_path):
+def test_the_fitted_posterior_predicts_saves_and_compiles(iris, tmp_path):
     X, y = iris
     found = FlatBayesClassifier(**SMALL).fit(X, y)
     x = torch.from_numpy(X).float()
@@ -81,7 +81,7 @@ def test_the_posterior_is_there(iris, tmp_path):
     torch.testing.assert_close(answer["mean"], expected.mean.float(), rtol=1e-4, atol=1e-5)
 
 
-def test_numbers_are_in_their_unit(diabetes):
+def test_predictions_have_the_unit_of_the_targets(diabetes):
     X, y = diabetes
     found = FlatBayesRegressor(**SMALL).fit(X, y)
     mean, std = found.predict(X, return_std=True)
@@ -106,26 +106,26 @@ def test_several_targets(diabetes):
     assert column.predict(X[:7]).shape == column.predict_std(X[:7]).shape == (7, 1)
 
 
-def test_seeds(iris):
+def test_random_state_determines_the_fit(iris):
     X, y = iris
-    one = FlatBayesClassifier(**SMALL)
-    first = one.fit(X, y).predict_proba(X)
-    np.testing.assert_array_equal(clone(one).fit(X, y).predict_proba(X), first)
-    assert not np.array_equal(one.set_params(random_state=1).fit(X, y).predict_proba(X), first)
+    classifier = FlatBayesClassifier(**SMALL)
+    first = classifier.fit(X, y).predict_proba(X)
+    np.testing.assert_array_equal(clone(classifier).fit(X, y).predict_proba(X), first)
+    assert not np.array_equal(classifier.set_params(random_state=1).fit(X, y).predict_proba(X), first)
     state = torch.get_rng_state()
-    drawn = one.set_params(random_state=None).fit(X, y).predict_proba(X)
+    unseeded = classifier.set_params(random_state=None).fit(X, y).predict_proba(X)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not np.array_equal(one.fit(X, y).predict_proba(X), drawn)
+    assert not np.array_equal(classifier.fit(X, y).predict_proba(X), unseeded)
 
 
-def test_pickles_with_everything_it_learned(iris):
+def test_a_fitted_estimator_can_be_pickled(iris):
     X, y = iris
     found = FlatBayesClassifier(**SMALL, flatness=ASAM()).fit(X, y)
     again = pickle.loads(pickle.dumps(found))
     np.testing.assert_array_equal(again.predict_proba(X), found.predict_proba(X))
 
 
-def test_parameters_of_parameters():
+def test_nested_parameters():
     found = FlatBayesClassifier(Ensemble(SWAG(rank=3), size=2), ASAM(), config=TrainingConfig(epochs=3))
     params = found.get_params()
     assert params["posterior__member__rank"] == 3
@@ -145,7 +145,7 @@ def test_parameters_of_parameters():
     assert default.posterior is None
 
 
-def test_a_recipe_takes_the_place_of_plain_parameters(iris):
+def test_config_replaces_plain_parameters(iris):
     X, y = iris
     found = FlatBayesClassifier(MAP(), Plain(), config=TrainingConfig(epochs=2), epochs=9).fit(X, y)
     assert found.n_iter_ == 2
@@ -153,7 +153,7 @@ def test_a_recipe_takes_the_place_of_plain_parameters(iris):
     first, second = (
         next(clone(still).fit(X[::step], y[::step]).posterior_.states[0].model.parameters()) for step in (1, 3)
     )
-    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)  # both are where they began
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)  # both equal the initial weights
     with pytest.raises(ValueError, match="at least 2 collected snapshots"):
         FlatBayesClassifier(config=TrainingConfig(epochs=1, collection=CollectionConfig(snapshots_per_epoch=1))).fit(
             X, y
@@ -168,7 +168,7 @@ def test_images():
     assert found.score(X, y) > 0.9
 
 
-def test_what_is_wrong_is_said(iris):
+def test_invalid_data_raise(iris):
     X, y = iris
     with pytest.raises(ValueError, match="at least 2 classes, got 1 class"):
         FlatBayesClassifier(**SMALL).fit(X, np.zeros(150, dtype=int))

@@ -8,7 +8,7 @@ from flatbayes.posteriors import SWAG, Ensemble
 from flatbayes.training import TrainingConfig
 
 
-def test_fields_of_fields_have_long_names():
+def test_fields_of_fields_have_nested_names():
     found = get_nested_params("flatness", Periodic(SAM(rho=0.3), period=5))
     assert found["flatness__period"] == 5
     assert found["flatness__flatness"] == SAM(rho=0.3)
@@ -16,18 +16,18 @@ def test_fields_of_fields_have_long_names():
 
 
 @pytest.mark.parametrize("value", [None, 3, SAM, partial(SAM, rho=1.0), (1, 2)])
-def test_other_values_have_none(value):
+def test_other_values_have_no_parameters(value):
     assert get_nested_params("a", value) == {}
 
 
-def test_whole_fields_are_replaced_before_theirs():
+def test_a_field_is_replaced_before_its_fields():
     before = Ensemble(size=2)
     found = replace_nested_params("p", before, {"member__rank": 3, "member": SWAG(), "size": 4})
     assert found == Ensemble(SWAG(rank=3), size=4)
     assert before == Ensemble(size=2)
 
 
-def test_values_are_checked_as_ever():
+def test_invalid_values_and_names_raise():
     with pytest.raises(ValueError, match="rho"):
         replace_nested_params("f", SAM(), {"rho": -1.0})
     with pytest.raises(ValueError, match=r"p is None, which has no parameter 'x'"):
@@ -36,7 +36,7 @@ def test_values_are_checked_as_ever():
         replace_nested_params("p", Ensemble(size=2), {"member__rank": 1})
 
 
-def test_parameters_of_nested_groups_have_long_names():
+def test_option_groups_have_nested_names():
     config = TrainingConfig(epochs=3)
     assert get_nested_params("config", config)["config__optimization__clip_norm"] is None
     changed = replace_nested_params("config", config, {"optimization__clip_norm": 2.0, "epochs": 4})

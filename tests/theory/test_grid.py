@@ -362,6 +362,6 @@ def test_draws_are_the_generators():
         (lambda: sample_cells(normalize_density(torch.zeros(4), 0.1), -1, torch.Generator()), "at least 0, got -1"),
     ],
 )
-def test_bad_input_says_what_is_wrong(call, message):
+def test_invalid_arguments_raise_with_the_value(call, message):
     with pytest.raises(ValueError, match=message):
         call()

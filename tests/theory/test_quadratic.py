@@ -325,7 +325,7 @@ def test_where_the_maximum_goes_reference():
     assert worst_expected_loss_gradient(0.4, 0.5, 2.0, 0.3) == pytest.approx((1.4, 1.0), abs=1e-14)
 
 
-def test_expected_worst_loss_is_what_noise_sees():
+def test_worst_loss_expectation_equals_a_monte_carlo_estimate():
     noise = torch.randn(10**6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     worst = ((0.4 + 0.5 * noise).abs() + 0.3) ** 2
     assert abs(float(worst.mean()) - worst_loss_expectation(0.4, 0.5, 2.0, 0.3)) < 5 * float(worst.std()) / 1e3
@@ -447,7 +447,7 @@ def test_best_gaussian_is_symmetric_and_centred(objective):
         (lambda: best_gaussian(1.0, 0.0, 1.0, 0.1, 0.0, "plain"), "prior_std must be positive"),
     ],
 )
-def test_bad_input_says_what_is_wrong(call, message):
+def test_invalid_arguments_raise_with_the_value(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

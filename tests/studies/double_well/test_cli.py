@@ -13,7 +13,7 @@ def _quick(monkeypatch):
 
 
 @pytest.mark.usefixtures("_quick")
-def test_writes_figures_and_numbers_and_says_what_one_sees(tmp_path, capsys):
+def test_writes_figures_and_numbers_and_prints_a_summary(tmp_path, capsys):
     out = tmp_path / "theory"
     assert main(["--out", str(out), "--rho", "0.2", "--inverse_temperature", "5", "--seed", "3"]) == 0
     said = " ".join(capsys.readouterr().out.split())

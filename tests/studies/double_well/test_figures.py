@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_figures_are_whole_and_the_same_every_time(folder):
+def test_figures_are_complete_and_reproducible(folder):
     paths = draw_wells(folder)
     assert [path.name for path in paths] == ["wells-1d.svg", "wells-1d.png", "wells-2d.svg", "wells-2d.png"]
     first = [path.read_bytes() for path in paths]
@@ -59,7 +59,7 @@ def test_levels_hold_their_shares_of_the_mass():
         assert level == pytest.approx((1 - share) / (2 * torch.pi), rel=0.02)
 
 
-def test_table_and_sentence_say_what_was_found(folder):
+def test_table_and_summary(folder):
     results = read_json(folder / "theory.json")
     console = Console(width=100, record=True, file=StringIO())
     console.print(wells_table(results))
@@ -75,7 +75,7 @@ def test_table_and_sentence_say_what_was_found(folder):
     assert "exceeds the width of the plateau" in describe_wells(results)
 
 
-def test_without_results_it_says_so(tmp_path):
+def test_missing_results_raise(tmp_path):
     with pytest.raises(FileNotFoundError):
         draw_wells(tmp_path)
     write_json(tmp_path / "theory.json", {})

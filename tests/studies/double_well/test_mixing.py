@@ -38,7 +38,7 @@ def test_size_of_independent_draws_is_about_their_number():
     assert effective_sample_size(autoregressive(0.0, 4, 5000)) == pytest.approx(20_000, rel=0.1)
 
 
-def test_size_is_what_the_error_of_the_mean_says():
+def test_size_agrees_with_the_variance_of_the_mean():
     chains = autoregressive(0.8, 2000, 400)
     implied = chains.var().item() / chains.mean(1).var().item()
     found = sum(effective_sample_size(chain[None]) for chain in chains[:200]) / 200
@@ -112,7 +112,7 @@ def test_an_odd_middle_draw_is_left_out():
     assert split_chains(torch.tensor([[5.0, 6, 7, 8, 9]])).tolist() == [[0, 1], [3, 4]]
 
 
-def test_where_nothing_varies():
+def test_constant_chains():
     still = torch.full((2, 10), 0.1)
     assert math.isnan(effective_sample_size(still))
     assert math.isnan(split_r_hat(still))
@@ -122,13 +122,13 @@ def test_where_nothing_varies():
 
 @pytest.mark.parametrize("shape", [(2, 3), (0, 10), (10,), (2, 10, 1)])
 @pytest.mark.parametrize("diagnostic", [effective_sample_size, split_r_hat])
-def test_refuses_what_are_no_chains(diagnostic, shape):
+def test_invalid_shapes_raise(diagnostic, shape):
     # where shapes are checked as types, that comes first
     with pytest.raises((ValueError, TypeError), match="at least 1 chain of at least 4 draws|chains draws"):
         diagnostic(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("diagnostic", [effective_sample_size, split_r_hat])
-def test_refuses_chains_that_diverged(diagnostic):
+def test_values_that_are_not_finite_raise(diagnostic):
     with pytest.raises(ValueError, match="not finite"):
         diagnostic(torch.tensor([[0.0, 1.0, math.nan, 2.0]]))

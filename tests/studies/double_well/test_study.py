@@ -71,11 +71,13 @@ def test_theorem_c_is_that_of_the_grid():
     )
 
 
-def test_every_method_is_asked_for_both_posteriors(outcome):
+def test_every_method_approximates_both_posteriors(outcome):
     results, draws = outcome
     for num_params, found in results["targets"].items():
-        asked = {(row["posterior"], row["target"], row["flatness"]) for row in found["samplers"] + found["families"]}
-        assert asked == {
+        methods = {
+            (row["posterior"], row["target"], row["flatness"]) for row in found["samplers"] + found["families"]
+        }
+        assert methods == {
             (posterior, target, flatness)
             for posterior in ("SGLD", "SGHMC", "SGVB")
             for target, flatness in (("gibbs", "Plain"), ("sharpness_aware_posterior", "SAM(rho=0.3)"))
@@ -86,7 +88,7 @@ def test_every_method_is_asked_for_both_posteriors(outcome):
     assert len(draws) == 12
 
 
-def test_same_seed_same_numbers_and_no_randomness_is_used_up(outcome):
+def test_a_seed_determines_the_numbers_and_the_global_state_is_kept(outcome):
     torch.manual_seed(4)
     expected = torch.rand(3)
     torch.manual_seed(4)
@@ -116,7 +118,7 @@ def test_averages_over_draws_and_their_errors():
     assert SMALL._summarize_draws(draws, wells, points, flat)["distance"] > 0.4
 
 
-def test_the_family_is_the_fit_with_the_lowest_objective():
+def test_the_reported_fit_has_the_lowest_objective():
     """Of fits at the bottoms of both wells, the plain objective prefers one and the flat one the other."""
     wells, points = make_sharp_and_flat_wells(1), SMALL.make_grid(1)
     mean = torch.tensor([[-1.24], [-1.22], [1.0], [1.2], [5.0]], dtype=torch.float64)
@@ -140,7 +142,7 @@ def test_distance_of_distributions_by_hand():
     assert kolmogorov_distance(torch.tensor([-0.5, 0.5, 0.5]).double(), at, plane) == pytest.approx(0, abs=1e-12)
 
 
-def test_what_is_saved_can_be_read_and_is_not_overwritten(outcome, tmp_path):
+def test_results_are_saved_and_not_overwritten(outcome, tmp_path):
     check_folder(tmp_path / "new", overwrite=False)
     path = save_results(tmp_path / "new", *outcome)
     assert read_json(path)["targets"]["2"]["jeffreys"] == outcome[0]["targets"]["2"]["jeffreys"]
@@ -163,14 +165,14 @@ def test_what_is_saved_can_be_read_and_is_not_overwritten(outcome, tmp_path):
         ({"num_snapshots": 100, "sam_steps": 300}, "100 snapshots .* take 400 steps of SGLD, got 300"),
     ],
 )
-def test_bad_input_says_what_is_wrong(options, message):
+def test_invalid_settings_raise(options, message):
     with pytest.raises(ValueError, match=message):
         DoubleWellStudy(**options)
 
 
 @pytest.mark.slow
-def test_samplers_and_families_find_the_exact_answers():
-    """With the command line's own settings."""
+def test_samplers_and_fits_are_close_to_the_exact_posteriors():
+    """With the default settings."""
     results, _ = DoubleWellStudy().run(show_progress=False)
     for found in results["targets"].values():
         for row in found["samplers"]:
