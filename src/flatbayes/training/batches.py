@@ -104,7 +104,7 @@ class ShuffledBatches(StatelessBatches):
 
     @property
     def interleaved_slice(self) -> slice:
-        """Indices of a batch that belong to this process, interleaved: a fraction of each share is one of the batch."""
+        """Indices of a batch that belong to this process, interleaved, so that fractions agree."""
         return slice(self.world.rank, None, self.world.size)
 
     def with_seed(self, seed: int) -> "ShuffledBatches":

@@ -1,8 +1,8 @@
-"""Checkpoints: what a training needs to go on after it was killed and end as if nothing had happened, bit for bit.
+"""Checkpoints from which an interrupted training continues bit for bit.
 
-A checkpoint is written under a temporary name, brought to the disk, and renamed; older ones are removed only then. So
-whenever a training is killed, also while it writes, a whole checkpoint is there. They hold tensors and plain data:
-reading one runs no code.
+A checkpoint is written under a temporary name, synchronized to the disk, and renamed; older ones are removed only
+then. A complete checkpoint therefore exists at any time, also while one is written. Checkpoints hold tensors and
+plain data: reading one runs no code.
 """
 
 import os
@@ -20,26 +20,24 @@ from flatbayes.core.files import atomic_write, read_json, write_json
 
 CHECKPOINT_SCHEMA = 2
 MAX_WRITE_TIME_FRACTION = 0.05
-"""Of the time, what writing may take."""
+"""Largest fraction of the training time that writing checkpoints takes."""
 IDENTITY_FILE = "training.json"
 CHECKPOINT_PATTERN = re.compile(r"(\d{4})(?:-(\d{10}))?\.pt")
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where, and how often, a training keeps what it needs to go on.
+    """Folder and frequency of checkpoints.
 
-    With the same folder the same `fit` goes on from its last checkpoint; if there is none yet, it begins.
+    With the same folder the same `fit` continues from its last checkpoint, or starts if there is none.
 
     Attributes:
-        folder: Where they are; nothing else is to be in it.
-        every_n_steps: Steps between two checkpoints within an epoch; None is at the end of epochs only, which is
-            all that is
-            exact with a loader of your own.
-        min_interval_seconds: Least time between two; 0 takes every chance. They are further apart where writing
-            them would take
-            more than a twentieth of the time.
-        max_to_keep: How many of the latest are there.
+        folder: Folder of the checkpoints, which should hold nothing else.
+        every_n_steps: Steps between two checkpoints within an epoch; None writes them at the end of epochs only, as
+            is always done with a loader of your own.
+        min_interval_seconds: Least time between two checkpoints. It is longer if writing one takes more than a
+            twentieth of it; 0 removes both limits.
+        max_to_keep: Number of checkpoints that are kept.
     """
 
     folder: Path
@@ -59,7 +57,7 @@ class Checkpoints:
             raise ValueError(f"max_to_keep must be at least 1, got {self.max_to_keep}.")
 
     def remove(self) -> None:
-        """Remove them all; files of others stay."""
+        """Remove all checkpoints; other files stay."""
         if self.folder.is_dir():
             for path in (
                 *_list_checkpoint_files(self.folder),
@@ -73,12 +71,12 @@ class Checkpoints:
 
 @dataclass
 class CheckpointManager:
-    """Writes and finds the checkpoints of one fit, which may have several jobs.
+    """Writes and reads the checkpoints of a fit, which may have several runs.
 
     Attributes:
-        checkpoints: Where, and how often; None for never.
-        is_writer: Whether this process is the one that writes.
-        previous_seconds: Seconds that the training had taken before it was stopped.
+        checkpoints: Folder and frequency; None writes no checkpoints.
+        is_writer: Whether this process writes.
+        previous_seconds: Duration of the training before it was interrupted.
     """
 
     checkpoints: Checkpoints | None = None
@@ -92,39 +90,41 @@ class CheckpointManager:
     def open(
         checkpoints: Checkpoints | None, identity: Mapping[str, Any], *, is_writer: bool = True
     ) -> "CheckpointManager":
-        """The keeper of a training.
+        """The manager of a training.
 
         Args:
-            checkpoints: Where, and how often.
-            identity: Plain data that says which training it is.
-            is_writer: Whether this process is the one that writes.
+            checkpoints: Folder and frequency.
+            identity: Plain data that differ between trainings.
+            is_writer: Whether this process writes.
 
         Raises:
             ValueError: The folder has the checkpoints of another training.
         """
-        keeper = CheckpointManager(checkpoints, is_writer)
+        manager = CheckpointManager(checkpoints, is_writer)
         if checkpoints is None:
-            return keeper
+            return manager
         path = checkpoints.folder / IDENTITY_FILE
         if checkpoints.folder.exists() and not checkpoints.folder.is_dir():
             raise ValueError(f"{checkpoints.folder} is a file, and checkpoints need a folder.")
         if path.is_file():
-            found, expected = read_json(path), {"schema": CHECKPOINT_SCHEMA, **identity}
-            other = sorted(key for key in expected if not isinstance(found, dict) or found.get(key) != expected[key])
+            stored, expected = read_json(path), {"schema": CHECKPOINT_SCHEMA, **identity}
+            other = sorted(
+                key for key in expected if not isinstance(stored, dict) or stored.get(key) != expected[key]
+            )
             if other:
                 raise ValueError(
-                    f"{checkpoints.folder} has the checkpoints of another training: {', '.join(other)} differ. Choose "
-                    "another folder, or remove this one."
+                    f"{checkpoints.folder} has the checkpoints of another training: {', '.join(other)} differ. "
+                    "Choose another folder, or remove this one."
                 )
         elif is_writer:
             write_json(path, {"schema": CHECKPOINT_SCHEMA, **identity})
         if is_writer:
             for path in _list_temporary_files(checkpoints.folder):
                 path.unlink(missing_ok=True)
-        return keeper
+        return manager
 
     def is_candidate_step(self, step: int, *, epoch_ended: bool) -> bool:
-        """Whether one may be written after this step, counted from 1, whatever the clock says."""
+        """Whether a checkpoint may be written after this step, counted from 1, regardless of the time."""
         if self.checkpoints is None:
             return False
         return epoch_ended or (
@@ -132,7 +132,7 @@ class CheckpointManager:
         )
 
     def is_due(self, step: int, *, epoch_ended: bool) -> bool:
-        """Whether a checkpoint is to be written after this step, counted from 1."""
+        """Whether a checkpoint is written after this step, counted from 1."""
         if self.checkpoints is None or not self.is_candidate_step(step, epoch_ended=epoch_ended):
             return False
         wait = (
@@ -143,10 +143,15 @@ class CheckpointManager:
         return time.monotonic() - self._last_write_time >= wait
 
     def save(self, run_index: int, step: int, content: Mapping[str, Any]) -> None:
-        """Write a checkpoint of a job that is under way, and remove the older ones.
+        """Write a checkpoint of a run, and remove older ones.
+
+        Args:
+            run_index: Index of the run within the fit.
+            step: Number of steps done.
+            content: Tensors and plain data.
 
         Raises:
-            OSError: It cannot be written. The earlier ones are as good as they were.
+            OSError: It cannot be written; earlier ones remain valid.
         """
         if self.checkpoints is not None and self.is_writer:
             started = time.monotonic()
@@ -157,10 +162,10 @@ class CheckpointManager:
             self._last_write_seconds = self._last_write_time - started
 
     def load_latest(self, run_index: int) -> dict[str, Any] | None:
-        """The content of the latest whole checkpoint of a job; None if there is none.
+        """The content of the latest complete checkpoint of a run; None if there is none.
 
         Raises:
-            ValueError: There are some, and none is whole.
+            ValueError: All checkpoints of the run are damaged.
         """
         paths = self._list_run_checkpoints(run_index)
         for path in paths:
@@ -168,14 +173,14 @@ class CheckpointManager:
             if content is not None:
                 return content
         if paths:
-            raise ValueError(f"No checkpoint in {paths[0].parent} is whole. Remove that folder to begin anew.")
+            raise ValueError(f"No checkpoint in {paths[0].parent} is complete. Remove that folder to start again.")
         return None
 
     def save_result(self, run_index: int, content: Mapping[str, Any]) -> None:
-        """Write what has come of a job, and remove its checkpoints.
+        """Write the result of a run, and remove its checkpoints.
 
         Raises:
-            OSError: It cannot be written. The earlier ones are as good as they were.
+            OSError: It cannot be written; earlier ones remain valid.
         """
         if self.checkpoints is not None and self.is_writer:
             self._write_file(self.checkpoints.folder / f"{run_index:04d}.pt", content)
@@ -183,12 +188,12 @@ class CheckpointManager:
                 path.unlink(missing_ok=True)
 
     def load_result(self, run_index: int) -> dict[str, Any] | None:
-        """What has come of a job, if it has ended."""
+        """The result of a run; None if it has not ended."""
         path = None if self.checkpoints is None else self.checkpoints.folder / f"{run_index:04d}.pt"
         return self._read_file(path) if path is not None and path.is_file() else None
 
     def elapsed_seconds(self) -> float:
-        """What the training has taken so far, without what was lost in between."""
+        """Duration of the training in seconds, without the time between an interruption and its continuation."""
         return self.previous_seconds + time.monotonic() - self._start_time
 
     def _list_run_checkpoints(self, run_index: int) -> list[Path]:
@@ -201,10 +206,10 @@ class CheckpointManager:
                 torch.save({"schema": CHECKPOINT_SCHEMA, "seconds": self.elapsed_seconds(), **content}, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter
             raise OSError(
-                f"The checkpoint {path} cannot be written: {error}. What was kept before is whole, and "
-                "training goes on from there when it is started again."
+                f"The checkpoint {path} cannot be written: {error}. Earlier checkpoints are "
+                "valid, and training continues from them when it is started again."
             ) from error
 
     def _read_file(self, path: Path) -> dict[str, Any] | None:
@@ -213,8 +218,8 @@ class CheckpointManager:
             if content["schema"] != CHECKPOINT_SCHEMA:
                 raise ValueError(f"schema {content['schema']}")
             self.previous_seconds = float(content["seconds"])
-        except Exception as error:  # whatever a damaged file makes the reader raise
-            warnings.warn(f"{path} is damaged, and left out: {error}", stacklevel=4)
+        except Exception as error:  # damaged files raise exceptions of many kinds
+            warnings.warn(f"{path} is damaged and skipped: {error}", stacklevel=4)
             return None
         return content
 

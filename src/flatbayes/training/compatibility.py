@@ -77,8 +77,8 @@ def check_collection(posterior: Posterior, config: TrainingConfig, steps_per_epo
     num_snapshots = count_snapshots(config, steps_per_epoch)
     start, per_epoch = config.collection.start_fraction, config.collection.snapshots_per_epoch or "automatic"
     advice = (
-        f"Lower collection.start_fraction (now {start:g}), raise collection.snapshots_per_epoch (now {per_epoch}), or "
-        "train longer."
+        f"Lower collection.start_fraction (now {start:g}), raise collection.snapshots_per_epoch (now {per_epoch}), "
+        "or train longer."
     )
     if num_snapshots < required:
         raise ValueError(

@@ -58,7 +58,7 @@ class Engine:
         return Engine(fabric, module, network, optimizer, params, base_lrs, bypass_fabric)
 
     def set_learning_rate(self, factor: float) -> float:
-        """Set the learning rate of each parameter group to a multiple of its initial one; return that of the first."""
+        """Set each learning rate to a multiple of its initial value; return that of the first parameter group."""
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base_lr * factor
         return self.base_lrs[0] * factor

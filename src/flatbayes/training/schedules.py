@@ -1,4 +1,4 @@
-"""When things happen during training: pure functions of the step."""
+"""Learning rate schedules, and the steps at which snapshots are collected: pure functions of the step."""
 
 import math
 from abc import ABC, abstractmethod
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 
 
 class Schedule(ABC):
-    """The learning rate over training, as a factor on the optimiser's own."""
+    """The learning rate over training, as a factor on the initial learning rate of the optimizer."""
 
     @property
     @abstractmethod
     def num_cycles(self) -> int:
-        """Times that it begins; snapshots are collected late in each."""
+        """Number of cycles; snapshots are collected late in each."""
 
     @abstractmethod
     def factor(self, step: int, total_steps: int) -> float:
-        """Factor at a step, counted from 0."""
+        """Factor at a step, counted from 0, of `total_steps`."""
 
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The optimiser's learning rate throughout.
+    """The initial learning rate throughout.
 
     Attributes:
-        warmup: Share of training over which the rate first rises linearly from zero.
+        warmup: Fraction of training over which the rate first rises linearly from zero.
     """
 
     warmup: float = 0.0
@@ -34,17 +34,17 @@ class Constant(Schedule):
     num_cycles = 1
 
     def factor(self, step: int, total_steps: int) -> float:
-        """One, after the warm-up."""
+        """1 after the warm-up."""
         return _warmup_factor(step, total_steps, self.warmup)
 
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Half a cosine wave from the optimiser's learning rate down to a last one.
+    """Half a cosine wave from the initial learning rate down to a final one (Loshchilov & Hutter, 2017).
 
     Attributes:
         end_factor: The factor at the end.
-        warmup: Share of training over which the rate first rises linearly from zero.
+        warmup: Fraction of training over which the rate first rises linearly from zero.
     """
 
     end_factor: float = 0.0
@@ -57,20 +57,20 @@ class Cosine(Schedule):
     num_cycles = 1
 
     def factor(self, step: int, total_steps: int) -> float:
-        """Last + (1 - last) (1 + cos(pi t)) / 2, with t the share of training done."""
+        """The factor e + (1 - e) (1 + cos(pi t)) / 2, with e the `end_factor` and t the fraction of training done."""
         wave = (1 + math.cos(math.pi * step / total_steps)) / 2
         return (self.end_factor + (1 - self.end_factor) * wave) * _warmup_factor(step, total_steps, self.warmup)
 
 
 @dataclass(frozen=True)
 class SWALinear(Schedule):
-    """SWAG's schedule (Maddox et al., 2019): high, then linearly down, then constant for collecting.
+    """The schedule of SWAG (Maddox et al., 2019): constant, then linearly down, then constant at a lower rate.
 
     Attributes:
-        decay_start: Share of training at the optimiser's learning rate.
-        decay_end: Share of training after which the rate is the low one; collect from here on.
-        end_factor: The low factor; large enough for the iterates to explore.
-        warmup: Share of training over which the rate first rises linearly from zero.
+        decay_start: Fraction of training at the initial learning rate.
+        decay_end: Fraction of training after which the rate is constant; snapshots are collected from here on.
+        end_factor: The factor from there on, large enough for the iterates to explore.
+        warmup: Fraction of training over which the rate first rises linearly from zero.
     """
 
     decay_start: float = 0.4
@@ -83,14 +83,14 @@ class SWALinear(Schedule):
             _check_fraction(name, getattr(self, name))
         if self.decay_start > self.decay_end:
             raise ValueError(
-                f"decay_start ({self.decay_start}) must not come after decay_end ({self.decay_end}): the learning rate "
-                "falls between the two."
+                f"decay_start ({self.decay_start}) must not come after decay_end ({self.decay_end}): the learning "
+                "rate falls between the two."
             )
 
     num_cycles = 1
 
     def factor(self, step: int, total_steps: int) -> float:
-        """1 until `decay_start`, `low` from `decay_end`, linear between."""
+        """1 until `decay_start`, `end_factor` from `decay_end`, linear in between."""
         done = step / total_steps
         if done < self.decay_start:
             return _warmup_factor(step, total_steps, self.warmup)
@@ -103,12 +103,11 @@ class SWALinear(Schedule):
 class Polynomial(Schedule):
     """The step size of stochastic gradient Langevin dynamics (Welling & Teh, 2011), (1 + step / offset)^-power.
 
-    The shape of that schedule, stretched over the run: it ends at (1 + 1 / offset)^-power of the rate, however long
-    the run is.
+    It is stretched over the run, and ends at (1 + 1 / offset)^-power of the initial rate for any number of steps.
 
     Attributes:
-        power: How fast it falls.
-        offset: Share of training after which it has fallen to 2^-power.
+        power: Exponent of the decay.
+        offset: Fraction of training after which the factor is 2^-power.
     """
 
     power: float = 0.55
@@ -123,16 +122,16 @@ class Polynomial(Schedule):
     num_cycles = 1
 
     def factor(self, step: int, total_steps: int) -> float:
-        """(1 + t / offset)^-power, with t the share of training done."""
+        """(1 + t / offset)^-power, with t the fraction of training done."""
         return float((1 + step / (total_steps * self.offset)) ** -self.power)
 
 
 @dataclass(frozen=True)
 class Cyclical(Schedule):
-    """Cosine waves that start over (Zhang et al., ICLR 2020): each finds another mode, and samples it at its end.
+    """Cosine waves with restarts (Zhang et al., ICLR 2020): each finds another mode, which is sampled at its end.
 
-    With SGLD and SGHMC the noise is there all along, at its right size for the learning rate; Zhang et al. leave it
-    out while the rate is high.
+    SGLD and SGHMC add noise throughout, in the size that belongs to the learning rate; Zhang et al. add none while
+    the rate is high.
 
     Attributes:
         num_cycles: Number of waves.
@@ -148,7 +147,7 @@ class Cyclical(Schedule):
         _check_fraction("end_factor", self.end_factor)
 
     def factor(self, step: int, total_steps: int) -> float:
-        """Last + (1 - last) (1 + cos(pi t)) / 2, with t the share of the wave done."""
+        """The factor e + (1 - e) (1 + cos(pi t)) / 2, with e the `end_factor` and t the fraction of the wave done."""
         wave = (1 + math.cos(math.pi * (step * self.num_cycles / total_steps % 1))) / 2
         return self.end_factor + (1 - self.end_factor) * wave
 
@@ -161,15 +160,15 @@ def is_collection_step(
     snapshots_per_epoch: int,
     num_cycles: int = 1,
 ) -> bool:
-    """Whether a snapshot is taken after this step (counted from 0).
+    """Whether a snapshot is collected after a step.
 
     Args:
-        step: The step that has just been done.
-        steps_per_epoch: Steps of an epoch.
-        total_steps: Steps of the whole training.
-        start_fraction: Fraction of training, or of each of its cycles, before the first snapshot.
-        snapshots_per_epoch: Snapshots an epoch, evenly spaced, the last at its end.
-        num_cycles: Times that the learning rate begins; if more than once, the end of each is a snapshot too.
+        step: The step, counted from 0.
+        steps_per_epoch: Number of steps of an epoch.
+        total_steps: Number of steps of the training.
+        start_fraction: Fraction of training, or of each cycle, before the first snapshot.
+        snapshots_per_epoch: Number of snapshots per epoch, evenly spaced, the last at its end.
+        num_cycles: Number of cycles of the learning rate; if there are several, each ends with a snapshot.
     """
     if num_cycles > 1 and step * num_cycles % total_steps + num_cycles >= total_steps:
         return True
@@ -180,7 +179,7 @@ def is_collection_step(
 
 
 def select_evenly_spaced_epochs(epochs: int, num_selected: int) -> set[int]:
-    """`times` epochs, evenly spaced and ending with the last (all of them if there are fewer)."""
+    """Evenly spaced epochs, counted from 1 and ending with the last; all of them if there are fewer."""
     return {math.ceil(epochs * (k + 1) / num_selected) for k in range(num_selected)}
 
 

@@ -177,7 +177,7 @@ def make_session(config: TrainingConfig, fabric: "Fabric", manager: CheckpointMa
 
 
 def make_checkpoint(run: TrainingRun, engine: Engine, world: ProcessGroupInfo) -> dict[str, Any]:
-    """Everything that a run needs to continue bit for bit, as tensors and plain data; every process must call this."""
+    """Everything that a run needs to continue bit for bit; every process must call this."""
     status = run.status
     own = {
         "progress": status.progress.state_dict(),

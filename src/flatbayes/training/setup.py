@@ -1,4 +1,4 @@
-"""Preparation of a fit: compatibility checks, initial weights, devices, and the order in which members are trained."""
+"""Preparation of a fit: compatibility checks, initial weights, devices, and the order of the members."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

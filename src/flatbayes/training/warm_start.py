@@ -140,7 +140,7 @@ def extract_mean_weights(posterior: Posterior, state: State) -> dict[str, Tensor
 
 
 def _load_fitted(folder: Path, network: nn.Module) -> FittedPosterior:
-    """The fitted posterior of a folder, with its own architecture if that is part of flatbayes, else the network's."""
+    """The fitted posterior of a folder, with its own architecture if it is one of flatbayes, else the network's."""
     spec = read_metadata(folder)["info"].get("model")
     is_own = isinstance(spec, dict) and str(spec.get("class_path")).startswith("flatbayes.models.")
     return FittedPosterior.load(folder, None if is_own else network)

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 Record = dict[str, Any]
-"""Numbers of an epoch: `epoch`, `step`, `loss` (mean training loss) and `lr`; with vectorized networks `member`; after
-a validation `val_nll` and, of a classification, `val_accuracy`."""
+"""Numbers of an epoch: `epoch`, `step`, `loss` (mean training loss) and `lr`; with vectorized networks `member`;
+after a validation `val_nll` and, for classes, `val_accuracy`."""
 
 
 class Callback:

@@ -106,7 +106,7 @@ def all_reduce_gradients(loss: Tensor, params: Sequence[Tensor], num_examples: i
 
 
 def iter_buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors in order, in groups of one dtype and at most `MAX_BUCKET_ELEMENTS` elements, or a larger one alone."""
+    """The tensors in order, in groups of one dtype with at most `MAX_BUCKET_ELEMENTS` elements or a single tensor."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         size = sum(member.numel() for member in bucket)
