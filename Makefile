@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-minimal test-all lint docs bench bench-quick clean
+ORACLES := $(VENV)/.oracles
+
+.PHONY: demo test test-minimal test-oracles test-all lint docs bench bench-quick clean
 
 demo: $(READY)
 	$(BIN)/flatbayes compare --config configs/demo.yaml --out runs/demo
@@ -20,6 +22,15 @@ test-minimal:
 		pytest pytest-timeout pytest-xdist hypothesis beartype torchmetrics pandas tensorboard
 	.venv-minimal/bin/python -m pytest -o addopts=--import-mode=importlib -p no:jaxtyping -W default -m "not slow" -n 2 \
 		--ignore tests/docs --ignore tests/integrations --ignore tests/packaging --deselect tests/prediction/test_export.py
+
+# References from laplace-torch and curvlinops. Their declared dependencies include torchvision, which needs another build
+# of torch, so they are installed without dependencies.
+test-oracles: $(ORACLES)
+	$(BIN)/python -m pytest tests/oracles
+
+$(ORACLES): $(READY) tests/oracles/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/oracles/requirements.txt
+	touch $(ORACLES)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2
