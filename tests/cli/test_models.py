@@ -12,8 +12,8 @@ from torch import nn
 from flatbayes.cli import main
 from flatbayes.prediction import FittedPosterior
 
-TINY = ["--data", "digits", "--data.train_size", "60", "--epochs", "2", "--batch_size", "20", "--collection.start_fraction", "0",
-        "--posterior", "map", "--num_draws", "2"]  # fmt: skip
+TINY = ["--data", "digits", "--data.train_size", "60", "--epochs", "2", "--batch_size", "20",
+        "--collection.start_fraction", "0", "--posterior", "map", "--num_draws", "2"]  # fmt: skip
 TRAINED = 0.125
 
 

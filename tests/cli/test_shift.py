@@ -8,8 +8,8 @@ import torch
 
 from flatbayes.cli import main
 
-TINY = ["--model", "mlp", "--model.hidden", "[16]", "--epochs", "3", "--batch_size", "20", "--collection.start_fraction", "0",
-        "--num_draws", "2"]  # fmt: skip
+TINY = ["--model", "mlp", "--model.hidden", "[16]", "--epochs", "3", "--batch_size", "20",
+        "--collection.start_fraction", "0", "--num_draws", "2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

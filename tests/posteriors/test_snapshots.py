@@ -72,7 +72,7 @@ def test_every_snapshot_held_is_drawn_equally_often(sampler):
 def test_a_draw_needs_a_snapshot(sampler):
     posterior = sampler()
     state = collected(posterior, 0)
-    message = f"{sampler.__name__} needs at least 1 collected snapshot before a draw, got 0; lower collection.start_fraction"
+    message = f"{sampler.__name__} needs at least 1 collected snapshot before a draw, got 0; lower collection.start_"
     with pytest.raises(RuntimeError, match=message), posterior.draw(state, torch.Generator()):
         pass
     posterior.collect(state)

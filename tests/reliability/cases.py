@@ -12,8 +12,8 @@ import numpy as np
 from forked import Ended, call
 from safetensors.torch import load_file
 
-TINY = ["--data=digits", "--data.train_size=60", "--model=mlp", "--model.hidden=[8]", "--batch_size=20", "--num_draws=2",
-        "--collection.start_fraction=0", "--posterior.rank=2"]  # fmt: skip
+TINY = ["--data=digits", "--data.train_size=60", "--model=mlp", "--model.hidden=[8]", "--batch_size=20",
+        "--num_draws=2", "--collection.start_fraction=0", "--posterior.rank=2"]  # fmt: skip
 OWN = [word for word in TINY if not word.startswith("--posterior")]
 
 

@@ -114,7 +114,7 @@ def check_frozen(prior_network: nn.Module, state: State) -> None:
     ]
     if changed_names:
         raise RuntimeError(
-            f"{', '.join(changed_names)} changed while the posterior was fitted, in eval mode. The KL divergence does "
+            f"{', '.join(changed_names)} changed while the posterior was fitted in eval mode. The KL divergence does "
             "not account for that, so no bound would hold. Make it constant in eval mode."
         )
     num_random = state.statistics["mean"].numel()

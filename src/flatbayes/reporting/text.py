@@ -31,7 +31,7 @@ FAMILY_TEXTS = {
     "detected by the uncertainty of the prediction.",
     "Sharpness": "Rise of the training loss around networks drawn from the posterior, for all runs at the same "
     "radius and on the same examples, in evaluation mode. The loss at the draws is listed too, since a network with "
-    "a high loss can be flat. The curves go through draws along random directions in which every filter is as long as "
+    "a high loss can be flat. The curves go through draws along random directions with every filter as long as "
     "that of the network (Li et al., 2018): at distance 1 the noise is as large as the weights.",
 }
 """Introduction of each table beside the usual metrics."""
