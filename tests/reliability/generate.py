@@ -53,7 +53,8 @@ HOSTILE = ["os.system", "subprocess.Popen", "builtins.exec", "builtins.eval", "o
 OPTIMIZERS = ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "NAdam", "RAdam", "Adamax", "Rprop", "ASGD",
               "LBFGS", "SparseAdam", "Adafactor", "Muon", "Optimizer"]  # fmt: skip
 WORK = {"epochs", "num_draws", "num_seeds", "size", "num_samples", "ascent_steps", "num_trials", "max_snapshots",
-        "rank", "num_validations", "depth", "width", "hidden", "growth", "widen", "layers", "heads", "patch", "num_jobs",
+        "rank", "num_validations", "depth", "width", "hidden", "growth", "widen", "layers", "heads", "patch",
+        "num_jobs",
         "accumulation_steps", "max_examples", "blocks", "num_sharpness_draws", "batch_size", "num_cycles", "pad",
         "growth_rate", "units", "num_norm_batches", "num_grid_points"}  # fmt: skip
 """Options that legitimately ask for any amount of work or memory: a command with a large one may run out of time."""
