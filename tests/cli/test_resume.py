@@ -19,7 +19,8 @@ from flatbayes.training import CollectionConfig, TrainingConfig, loop
 
 FIT = ["fit", "--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[16]",
        "--epochs", "3", "--batch_size", "20", "--collection.start_fraction", "0", "--posterior",
-       "swag", "--posterior.rank", "2", "--num_draws", "3", "--checkpoint_steps", "1", "--checkpoint_seconds", "0"]  # fmt: skip
+       "swag", "--posterior.rank", "2", "--num_draws", "3",
+       "--checkpoint_steps", "1", "--checkpoint_seconds", "0"]  # fmt: skip
 
 
 @pytest.fixture
