@@ -67,8 +67,8 @@ def test_a_flatness_in_twenty_lines():
 
 def test_a_posterior_in_forty_lines():
     names, lines = first_cell("new_posterior")
-    assert lines["Solutions"] <= 40
-    posterior = names["Solutions"](max_snapshots=2)
+    assert lines["SnapshotEnsemble"] <= 40
+    posterior = names["SnapshotEnsemble"](max_snapshots=2)
     model = network()
     state = posterior.init(model, posterior.default_optimizer, num_data=12)
     generator = torch.Generator().manual_seed(0)

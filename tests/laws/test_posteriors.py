@@ -1,4 +1,4 @@
-"""What holds for every posterior: new exports are tested here the day they appear."""
+"""Laws that hold for every exported posterior."""
 
 import copy
 
@@ -32,7 +32,7 @@ def generator(seed=0):
 
 
 @every
-def test_init_leaves_the_model_alone(posterior):
+def test_init_leaves_the_model_unchanged(posterior):
     model = network()
     before = snapshot(model)
     state = posterior.init(model, lambda p: torch.optim.SGD(p, lr=0.1), 10)
@@ -56,7 +56,7 @@ def test_radius_zero_is_plain_bit_for_bit(posterior, flat):
 
 
 @every
-def test_training_moves_the_weights_and_flatness_matters(posterior):
+def test_training_and_flatness_change_the_weights(posterior):
     begin = snapshot(network())["weights"]
     plain = snapshot(train(posterior, Plain())[0].model)["weights"]
     flat = snapshot(train(posterior, SAM(rho=0.1))[0].model)["weights"]
@@ -73,7 +73,7 @@ def test_same_seed_same_run(posterior):
 
 
 @every
-def test_a_state_saved_midway_resumes_bit_for_bit(posterior):
+def test_a_saved_state_resumes_bit_for_bit(posterior):
     straight, _ = train(posterior, SAM(), steps=6)
     expected = snapshot(straight.model)
 
@@ -123,7 +123,7 @@ def test_draws_are_functions_of_their_generator(posterior):
 
 
 @every
-def test_draws_have_new_weights_only_where_declared(posterior):
+def test_draws_have_new_weights_only_if_norms_are_reestimated(posterior):
     state, _ = train(posterior, Plain())
     before = snapshot(state.model)["weights"]
     with posterior.draw(state, generator()):
@@ -151,7 +151,7 @@ def test_a_state_without_optimizer_is_not_trained(posterior):
 
 
 @every
-def test_needs_something_to_train(posterior):
+def test_refuses_a_model_without_trainable_parameters(posterior):
     model = network().requires_grad_(False)
     with pytest.raises(ValueError, match="no trainable parameters"):
         posterior.init(model, None, 10)
@@ -160,7 +160,7 @@ def test_needs_something_to_train(posterior):
 
 
 @every
-def test_can_be_written_down_and_read_back(posterior):
+def test_spec_round_trip(posterior):
     assert instantiate(to_spec(posterior), package="flatbayes.posteriors") == posterior
     assert isinstance(posterior, Posterior)
     assert posterior.num_members >= 1
@@ -175,7 +175,7 @@ def test_statistics_of_another_method_are_refused(posterior):
         state.load_state_dict(saved)
 
 
-def test_draw_before_collecting_says_what_is_missing():
+def test_draw_before_collecting_is_refused():
     state = SWAG().init(network(), None, 10)
     for count in (0, 1):
         with (

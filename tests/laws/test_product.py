@@ -1,4 +1,4 @@
-"""Every posterior with every flatness fits, predicts, saves, loads, and predicts the same, or says why it cannot."""
+"""Every pair of posterior and flatness fits, predicts, saves, loads and predicts the same, or is refused."""
 
 import pytest
 import torch

@@ -113,7 +113,7 @@ def test_factor_leaves_negative_curvature_out():
         torch.testing.assert_close(found, values[1] * torch.outer(vectors[:, 1], vectors[:, 1]))
 
 
-def test_factor_of_a_loss_that_is_linear_or_does_not_look_at_an_output():
+def test_factor_of_a_loss_that_is_linear_or_ignores_an_output():
     outputs, targets = torch.randn(3, 2), torch.randn(3)
     assert torch.equal(factorize_loss_hessian(outputs, targets, lambda o, y: o.mean()), torch.zeros(3, 2, 2))
     factor = factorize_loss_hessian(outputs, targets, lambda o, y: (o[:, 0] - y).square().mean())
@@ -134,7 +134,7 @@ def test_diagonal_and_matrix_are_those_of_the_dense_ggn(make):
 
 
 @pytest.mark.parametrize("bound", [1, 60, 200])
-def test_pieces_of_any_size_add_up(monkeypatch, bound):
+def test_chunks_of_any_size_have_the_same_sum(monkeypatch, bound):
     net, x, y = made(mlp)
     params = dict(net.named_parameters())
     whole = ggn_diagonal(net, params, x, y, F.cross_entropy)
@@ -186,7 +186,7 @@ def test_a_layer_is_its_matrix_times_its_rows(layer, shape):
         assert torch.equal(piece, param)
 
 
-def test_rows_of_what_is_learnt_only():
+def test_rows_of_trainable_parameters_only():
     layer, x = nn.Linear(2, 3), torch.randn(4, 2)
     layer.weight.requires_grad_(False)
     assert torch.equal(unfold_inputs(layer, x), torch.ones(4, 1))
@@ -237,10 +237,10 @@ def test_one_linear_layer_and_one_example(size):
 
 def test_one_output_makes_the_last_layer_of_a_regression_exact():
     net, x = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)), torch.randn(SIZE, 4)
-    found = kfac(net, x, torch.randn(SIZE, 1), gaussian_loss)
+    factors = kfac(net, x, torch.randn(SIZE, 1), gaussian_loss)
     hessians = torch.full((SIZE, 1, 1), 1 / 0.3)
-    torch.testing.assert_close(block(found["2"]), dense_block(net, "2", x, hessians))
-    assert not torch.allclose(block(found["0"]), dense_block(net, "0", x, hessians), rtol=0.01)
+    torch.testing.assert_close(block(factors["2"]), dense_block(net, "2", x, hessians))
+    assert not torch.allclose(block(factors["0"]), dense_block(net, "0", x, hessians), rtol=0.01)
 
 
 def test_every_block_of_a_deep_linear_regression_is_exact():
@@ -250,11 +250,11 @@ def test_every_block_of_a_deep_linear_regression_is_exact():
         torch.testing.assert_close(block(found), dense_block(net, name, x, hessians))
 
 
-def test_a_convolution_at_one_place_is_a_linear_layer():
+def test_a_convolution_at_one_position_is_a_linear_layer():
     net, x = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3, 2)), torch.randn(SIZE, 2, 3, 3)
     hessians = (torch.eye(2) / 0.3).expand(SIZE, 2, 2)
-    found = kfac(net, x, torch.randn(SIZE, 2), gaussian_loss)
-    torch.testing.assert_close(block(found["0"]), dense_block(net, "0", x, hessians))
+    factors = kfac(net, x, torch.randn(SIZE, 2), gaussian_loss)
+    torch.testing.assert_close(block(factors["0"]), dense_block(net, "0", x, hessians))
 
 
 @pytest.mark.parametrize("batch_size", [SIZE, 2])
@@ -273,7 +273,7 @@ def test_factors_of_a_network_with_convolutions_by_their_definition(batch_size):
     torch.testing.assert_close(found["0"].output_factor, expected)
 
 
-def test_a_layer_called_twice_has_twice_the_places():
+def test_a_layer_called_twice_has_twice_the_positions():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -283,10 +283,10 @@ def test_a_layer_called_twice_has_twice_the_places():
             return self.layer(torch.tanh(self.layer(x)))
 
     net, x = Twice(), torch.randn(SIZE, 3)
-    found = kfac(net, x, torch.arange(SIZE) % 3, F.cross_entropy)["layer"]
-    assert found.num_positions == 2 * SIZE
+    layer_factors = kfac(net, x, torch.arange(SIZE) % 3, F.cross_entropy)["layer"]
+    assert layer_factors.num_positions == 2 * SIZE
     rows = torch.cat([torch.cat([part, torch.ones(SIZE, 1)], 1) for part in (x, torch.tanh(net.layer(x)))])
-    torch.testing.assert_close(found.input_factor, rows.T @ rows)
+    torch.testing.assert_close(layer_factors.input_factor, rows.T @ rows)
 
 
 class Fails(nn.Module):
@@ -294,7 +294,7 @@ class Fails(nn.Module):
         raise ArithmeticError("on purpose")
 
 
-def test_nothing_is_left_on_the_layers():
+def test_no_hook_is_left_on_the_layers():
     net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True))
     x = torch.randn(2, 3)
     with record_layer_calls(find_kfac_layers(net)) as calls:
@@ -309,7 +309,7 @@ def test_nothing_is_left_on_the_layers():
     assert all(param.grad is None for param in net.parameters())
 
 
-def test_layers_with_only_vectors_to_learn_are_left_out():
+def test_layers_with_vector_parameters_are_left_out():
     net, _, _ = made(residual_net)
     assert list(find_kfac_layers(net)) == ["conv", "head"]
     net.conv.requires_grad_(False)

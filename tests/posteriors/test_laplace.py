@@ -1,4 +1,4 @@
-"""Laplace's Gaussian against closed forms: Bayesian linear regression, dense precisions, exact evidence."""
+"""The Laplace approximation against closed forms: Bayesian linear regression, dense precisions, exact evidence."""
 
 import math
 
@@ -60,9 +60,9 @@ def at(weights):
 
 def covariance(posterior, state):
     """Of all offsets, from the displacements along each coordinate."""
-    found, basis = state.statistics, make_eigenbasis(posterior.structure, state.model)
-    std = posterior_std(found["eigenvalues"], posterior.temperature, found["prior_precision"])
-    columns = [torch.cat([o.flatten() for o in basis.compute_offsets(found, axis)]) for axis in torch.diag(std)]
+    statistics, basis = state.statistics, make_eigenbasis(posterior.structure, state.model)
+    std = posterior_std(statistics["eigenvalues"], posterior.temperature, statistics["prior_precision"])
+    columns = [torch.cat([o.flatten() for o in basis.compute_offsets(statistics, axis)]) for axis in torch.diag(std)]
     return torch.stack(columns, 1) @ torch.stack(columns)
 
 
@@ -138,12 +138,14 @@ def test_variance_of_linearised_draws_is_that_of_the_predictive():
             outputs.append(drawn(new)[:, 0])
     design = torch.cat([new, torch.ones(2, 1)], 1)
     exact = (design @ cov * design).sum(1)
-    found = torch.stack(outputs)
-    assert (found.var(0) / exact).tolist() == pytest.approx([1, 1], abs=5 * math.sqrt(2 / 1000))
-    assert ((found.mean(0) - design @ mean) / exact.sqrt()).tolist() == pytest.approx([0, 0], abs=5 / math.sqrt(1000))
+    stacked_outputs = torch.stack(outputs)
+    assert (stacked_outputs.var(0) / exact).tolist() == pytest.approx([1, 1], abs=5 * math.sqrt(2 / 1000))
+    assert ((stacked_outputs.mean(0) - design @ mean) / exact.sqrt()).tolist() == pytest.approx(
+        [0, 0], abs=5 / math.sqrt(1000)
+    )
 
 
-def test_evidence_is_largest_where_a_grid_search_of_the_exact_one_says():
+def test_evidence_maximum_equals_grid_search_of_the_exact_evidence():
     x, y = regression()
     design = torch.cat([x, torch.ones(NUM_DATA, 1)], 1)
     grid = torch.logspace(-2, 2, 1001)
@@ -171,10 +173,10 @@ def test_evidence_is_largest_where_a_grid_search_of_the_exact_one_says():
 @pytest.mark.parametrize("curvature", [1e-9, 1.0, 1e9])
 @pytest.mark.parametrize("squared_norm", [1e-6, 1.0, 1e6])
 def test_evidence_with_one_weight_is_the_root_of_a_quadratic(curvature, squared_norm):
-    found = maximize_evidence(torch.tensor([curvature, 0.0]), squared_norm)
+    precision = maximize_evidence(torch.tensor([curvature, 0.0]), squared_norm)
     product = curvature * squared_norm  # squared_norm δ² + product δ - curvature = 0
     exact = 2 * curvature / (product + math.sqrt(product**2 + 4 * squared_norm * curvature))
-    assert found == pytest.approx(exact, rel=1e-12)
+    assert precision == pytest.approx(exact, rel=1e-12)
 
 
 def test_evidence_of_many_weights_is_larger_than_anywhere_near():
@@ -183,10 +185,10 @@ def test_evidence_of_many_weights_is_larger_than_anywhere_near():
     def evidence(prior):
         return (len(values) * math.log(prior) - (values + prior).log().sum() - prior * squared_norm) / 2
 
-    found = maximize_evidence(values, squared_norm)
-    assert evidence(found) > evidence(found * 1.001)
-    assert evidence(found) > evidence(found / 1.001)
-    assert found == pytest.approx(float((values / (values + found)).sum()) / squared_norm, rel=1e-12)
+    precision = maximize_evidence(values, squared_norm)
+    assert evidence(precision) > evidence(precision * 1.001)
+    assert evidence(precision) > evidence(precision / 1.001)
+    assert precision == pytest.approx(float((values / (values + precision)).sum()) / squared_norm, rel=1e-12)
 
 
 @pytest.mark.parametrize(("values", "squared_norm"), [([0.0, 0.0], 1.0), ([1.0, 0.0], 0.0), ([math.inf, 1.0], 1.0)])
@@ -221,7 +223,7 @@ def test_covariances_are_inverses_of_dense_precisions():
         torch.testing.assert_close(covariance(posterior, finished(posterior)), expected)
 
 
-def test_covariance_of_kronecker_factors_has_the_prior_in_it_exactly():
+def test_covariance_of_kronecker_factors_includes_the_prior_exactly():
     x, y = examples()
     model = network().eval()
     layers = find_kfac_layers(model)
@@ -230,7 +232,7 @@ def test_covariance_of_kronecker_factors_has_the_prior_in_it_exactly():
         factors[name] = KroneckerFactors(torch.zeros(columns, columns), torch.zeros(rows, rows))
     add_factors(factors, layers, model, x, y, F.cross_entropy)
     posterior = Laplace("kron", prior_precision=PRIOR, temperature=0.5)
-    found = covariance(posterior, finished(posterior))
+    dense_covariance = covariance(posterior, finished(posterior))
     start = 0
     for name, factor in factors.items():
         curvature = torch.kron(factor.output_factor, factor.input_factor) / factor.num_positions
@@ -239,10 +241,10 @@ def test_covariance_of_kronecker_factors_has_the_prior_in_it_exactly():
         places = torch.arange(rows * columns).view(rows, columns)
         order = torch.cat([places[:, :-1].flatten(), places[:, -1]])  # weights, then biases
         stop = start + len(order)
-        torch.testing.assert_close(found[start:stop, start:stop], inverse[order][:, order])
-        assert found[start:stop, stop:].count_nonzero() == 0
+        torch.testing.assert_close(dense_covariance[start:stop, start:stop], inverse[order][:, order])
+        assert dense_covariance[start:stop, stop:].count_nonzero() == 0
         start = stop
-    assert start == len(found)
+    assert start == len(dense_covariance)
 
 
 def test_curvature_is_scaled_to_all_the_data_and_does_not_depend_on_batches():
@@ -253,17 +255,17 @@ def test_curvature_is_scaled_to_all_the_data_and_does_not_depend_on_batches():
 
 
 @pytest.mark.parametrize("structure", ["diag", "kron", "last_layer"])
-def test_a_large_batch_is_taken_in_pieces(structure):
+def test_a_large_batch_is_split_into_chunks(structure):
     posterior = Laplace(structure, prior_precision=PRIOR)
     x, y = examples(150)
-    one, other = (posterior.init(network(), None, 150) for _ in range(2))
-    posterior.finalize(one, [(x, y)], F.cross_entropy)
-    posterior.finalize(other, zip(x.split(50), y.split(50), strict=True), F.cross_entropy)
-    torch.testing.assert_close(one.statistics["eigenvalues"], other.statistics["eigenvalues"])
+    first_state, second_state = (posterior.init(network(), None, 150) for _ in range(2))
+    posterior.finalize(first_state, [(x, y)], F.cross_entropy)
+    posterior.finalize(second_state, zip(x.split(50), y.split(50), strict=True), F.cross_entropy)
+    torch.testing.assert_close(first_state.statistics["eigenvalues"], second_state.statistics["eigenvalues"])
 
 
 @pytest.mark.parametrize("structure", ["diag", "kron", "last_layer"])
-def test_finish_leaves_the_model_alone(structure):
+def test_finalize_leaves_the_model_unchanged(structure):
     model = network()
     model[0].weight.grad = torch.ones_like(model[0].weight)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -338,7 +340,7 @@ def test_linearised_draws_approach_sampled_ones_as_the_gaussian_narrows(structur
     assert errors[1] == pytest.approx(errors[0] / 100, rel=0.2)  # of second order in the offset
 
 
-def test_a_sampled_draw_within_a_draw_is_around_the_mean_too():
+def test_a_nested_sampled_draw_has_the_same_mean():
     posterior = Laplace("diag", "sampled", prior_precision=PRIOR)
     state = finished(posterior)
     with posterior.draw(state, generator(1)) as drawn:
@@ -357,7 +359,7 @@ def test_gradients_in_the_inputs_of_a_linearised_draw():
             assert not drawn(x).requires_grad
 
 
-def test_layers_without_a_distribution_stay_put():
+def test_layers_without_a_distribution_are_unchanged():
     for structure, moved in (("kron", {"0", "4", "6"}), ("last_layer", {"6"}), ("diag", {"0", "1", "4", "6"})):
         posterior = Laplace(structure, "sampled", prior_precision=PRIOR)
         state = finished(posterior)
@@ -415,8 +417,8 @@ def test_weight_decay_is_a_prior_and_a_prior_is_a_weight_decay():
     precision = state.statistics["prior_precision"].item()
     assert precision == pytest.approx(50 * 0.01 / 0.5)
     model = network()
-    given = Laplace(temperature=0.5, prior_precision=precision)
-    other = given.init(model, prior(), 50)
+    with_precision = Laplace(temperature=0.5, prior_precision=precision)
+    other = with_precision.init(model, prior(), 50)
 
     def no_data():
         for param in [*state.model.parameters(), *model.parameters()]:
@@ -424,13 +426,13 @@ def test_weight_decay_is_a_prior_and_a_prior_is_a_weight_decay():
         return torch.zeros(())
 
     Laplace(temperature=0.5).step(state, no_data)
-    given.step(other, no_data)
+    with_precision.step(other, no_data)
     for one, two in zip(state.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(one, two)
     assert not torch.equal(model[0].weight, network()[0].weight)
 
 
-def test_the_default_optimizer_brings_the_prior():
+def test_the_weight_decay_of_the_default_optimizer_is_the_prior():
     state = Laplace(temperature=1.0).init(network(), Laplace().default_optimizer, 100)
     assert state.statistics["prior_precision"].item() == pytest.approx(5e-4 * 100)
     posterior = Laplace(prior_precision=PRIOR)
@@ -438,7 +440,7 @@ def test_the_default_optimizer_brings_the_prior():
     assert state.statistics["prior_precision"].item() == PRIOR
 
 
-def test_no_prior_two_priors_and_none_to_be_found():
+def test_missing_and_duplicate_priors_are_refused():
     with pytest.raises(ValueError, match=r"one prior for all weights, .* weight_decay=0\.0\. .* tune='evidence'"):
         Laplace().init(network(), descent, 10)
 
@@ -475,7 +477,7 @@ def test_no_prior_two_priors_and_none_to_be_found():
         ({"temperature": math.nan}, "temperature must be positive and finite"),
     ],
 )
-def test_hyperparameters_that_make_no_sense(options, message):
+def test_invalid_hyperparameters_are_refused(options, message):
     posterior = Laplace()
     for name, value in options.items():
         object.__setattr__(posterior, name, value)  # beartype, in the tests only, would be first to refuse
@@ -483,7 +485,7 @@ def test_hyperparameters_that_make_no_sense(options, message):
         posterior.__post_init__()
 
 
-def test_models_that_do_not_suit():
+def test_unsupported_models_are_refused():
     with pytest.raises(ValueError, match=r"no torch\.nn\.Linear with trainable weights"):
         Laplace("last_layer").init(nn.Conv1d(2, 2, 1), None, 10)
     with pytest.raises(ValueError, match=r"1 \(Embedding\) has trainable weights \(weight\)"):
@@ -493,6 +495,6 @@ def test_models_that_do_not_suit():
         Laplace("diag").init(lazy, None, 10)
 
 
-def test_a_decoupled_weight_decay_is_no_prior():
+def test_a_decoupled_weight_decay_is_refused_as_prior():
     with pytest.raises(ValueError, match="AdamW is not the gradient of a Gaussian prior"):
         Laplace().init(network(), lambda params: torch.optim.AdamW(params, lr=1e-3), 50)

@@ -1,4 +1,4 @@
-"""Variational inference with noisy activations: objective, optima, draws, and what it refuses."""
+"""Variational inference with activation samples: objective, optima, draws, and refused models."""
 
 import copy
 import math
@@ -119,10 +119,10 @@ def test_gradients_are_those_of_the_objective(estimator, pieces):
     expected = torch.autograd.grad(objective, [*params.values(), *scales, *others])
 
     assert returned.item() == pytest.approx(loss.item(), rel=1e-12)  # without the KL
-    found = [p.grad for p in bayesian_parameters(state.model).values()]
-    found += [state.statistics[raw_scale_key(name)].grad for name in params]
-    found += [p.grad for p in state.model[1].parameters()]
-    for one, exact in zip(found, expected, strict=True):
+    actual = [p.grad for p in bayesian_parameters(state.model).values()]
+    actual += [state.statistics[raw_scale_key(name)].grad for name in params]
+    actual += [p.grad for p in state.model[1].parameters()]
+    for one, exact in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, exact, rtol=1e-10, atol=1e-12)
 
 
@@ -158,7 +158,7 @@ def test_kl_gradients_are_those_of_autograd():
 @each_estimator
 @pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize("flat", [Plain(), SAM(rho=0.5, ascent_steps=2)], ids=["plain", "sam"])
-def test_however_gradients_are_zeroed_only_the_last_pass_counts(flat, pieces, estimator):
+def test_only_the_last_pass_counts_however_gradients_are_zeroed(flat, pieces, estimator):
     results = []
     for way in ("optimizer", "optimizer_fill", "module", "module_fill", "by_hand"):
         posterior = LRT(initial_std=0.3, estimator=estimator)
@@ -183,7 +183,7 @@ def test_however_gradients_are_zeroed_only_the_last_pass_counts(flat, pieces, es
         assert torch.equal(other, results[0])
 
 
-def test_local_noise_makes_gradients_less_noisy_than_shared_weights():
+def test_local_noise_has_less_gradient_variance_than_shared_weights():
     """Kingma et al.'s claim: the variance falls with the batch, where that of shared weights stays."""
     torch.manual_seed(0)
     x, y = torch.randn(64, 3, dtype=torch.float64), torch.randn(64, 1, dtype=torch.float64)
@@ -200,7 +200,7 @@ def test_local_noise_makes_gradients_less_noisy_than_shared_weights():
     assert flipout < shared / 10
 
 
-def test_unused_parameters_go_to_the_prior():
+def test_unused_parameters_converge_to_the_prior():
     model = nn.ModuleDict({"used": nn.Linear(5, 3), "unused": nn.Linear(2, 2)}).double()
     posterior = LRT(prior_precision=4.0, initial_std=0.3)
     state = posterior.init(model, partial(torch.optim.Adam, lr=0.05), 10)
@@ -221,7 +221,7 @@ def test_unused_parameters_go_to_the_prior():
 
 
 @pytest.mark.parametrize(("within_one_step", "set_to_none"), [(True, True), (False, True), (False, False)])
-def test_a_layer_left_out_of_the_last_pass_has_the_gradient_of_the_prior(within_one_step, set_to_none):
+def test_a_layer_unused_in_the_last_pass_has_the_gradient_of_the_prior(within_one_step, set_to_none):
     model = nn.ModuleDict({"always": nn.Linear(5, 3), "once": nn.Linear(5, 3)}).double()
     posterior = LRT(prior_precision=4.0, initial_std=0.3)
     state = posterior.init(model, STILL, 10)
@@ -240,18 +240,18 @@ def test_a_layer_left_out_of_the_last_pass_has_the_gradient_of_the_prior(within_
         posterior.step(state, SAM()(closure, state.model) if within_one_step else closure)
     assert len(passes) == 2
     mean, raw = state.model["once"].weight, state.statistics[raw_scale_key("once.weight")]
-    found = mean.grad.clone(), raw.grad.clone()
+    actual = mean.grad.clone(), raw.grad.clone()
     mean.grad = raw.grad = None
     accumulate_kl_gradients([mean], [SoftplusScale.from_raw(raw)], 4.0, 1 / 10)
-    assert torch.equal(found[0], mean.grad)
-    assert torch.equal(found[1], raw.grad)
+    assert torch.equal(actual[0], mean.grad)
+    assert torch.equal(actual[1], raw.grad)
 
 
 # Flatness
 
 
 @each_estimator
-def test_flatness_displaces_the_means_with_the_noise_held(estimator):
+def test_flatness_perturbs_the_means_with_fixed_noise(estimator):
     model = mlp()
     posterior = LRT(initial_std=0.3, estimator=estimator)
     state = posterior.init(model, STILL, 10)
@@ -269,13 +269,13 @@ def test_flatness_displaces_the_means_with_the_noise_held(estimator):
     (first, second), grown = seen, [a - b for a, b in zip(seen[1].values(), seen[0].values(), strict=True)]
     assert flatten(grown).norm().item() == pytest.approx(0.3, rel=1e-12)
     assert torch.equal(*scales)
-    moved = x @ (second["0.weight"] - first["0.weight"]).T + second["0.bias"] - first["0.bias"]
-    torch.testing.assert_close(outputs[1] - outputs[0], moved)  # the same noise
+    shift = x @ (second["0.weight"] - first["0.weight"]).T + second["0.bias"] - first["0.bias"]
+    torch.testing.assert_close(outputs[1] - outputs[0], shift)  # the same noise
     after = {name: p.detach() for name, p in state.model.named_parameters()}
     assert all(torch.equal(after[name], first[name]) for name in first)
 
 
-def test_offers_its_gaussian_while_the_means_are_asked_for():
+def test_weight_distribution_is_set_during_the_closure():
     posterior, heard = LRT(initial_std=0.2), []
     state = posterior.init(mlp(), STILL, 10)
     inner = closure_on(state.model)
@@ -380,7 +380,7 @@ def test_draws_share_one_set_of_weights_among_examples():
     assert covariance[0, 1].item() == pytest.approx(-0.15, abs=error * (0.15**2 + 0.2 * 0.1625) ** 0.5)
 
 
-def test_a_draw_within_a_draw_has_the_same_mean():
+def test_a_nested_draw_has_the_same_mean():
     posterior = LRT(initial_std=0.3)
     state = posterior.init(mlp(), None, 10)
     with posterior.draw(state, torch.Generator().manual_seed(1)) as outer:
@@ -394,7 +394,7 @@ def test_a_draw_within_a_draw_has_the_same_mean():
         assert not torch.equal(flatten(list(second.parameters())), expected)  # centred on what was kept
 
 
-def test_deterministic_parameters_are_learnt_and_not_drawn():
+def test_deterministic_parameters_are_trained_and_not_sampled():
     posterior = LRT(initial_std=0.3)
     state = posterior.init(mlp(), partial(torch.optim.Adam, lr=0.1), 10)
     before = state.model[1].weight.detach().clone()
@@ -447,7 +447,7 @@ def test_a_failing_closure_leaves_no_noise():
 # The model
 
 
-def test_the_copy_keeps_names_hooks_and_geometry():
+def test_the_copy_keeps_names_hooks_and_options():
     model, calls = network(), []
     model[0].register_forward_hook(lambda *_: calls.append(1))
     state = LRT().init(model, None, 10)
@@ -473,7 +473,7 @@ def test_the_model_may_be_a_layer():
     assert list(state.statistics) == ["raw_scale.weight", "raw_scale.bias"]
 
 
-def test_frozen_parameters_are_neither_noisy_nor_drawn():
+def test_frozen_parameters_have_no_noise_and_are_not_sampled():
     model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 3)).double()
     model[0].requires_grad_(False)
     model[1].weight.requires_grad_(False)
@@ -487,7 +487,7 @@ def test_frozen_parameters_are_neither_noisy_nor_drawn():
         assert not torch.equal(drawn[1].bias, model[1].bias)
 
 
-def test_what_is_frozen_later_stays_where_it_is_and_is_drawn():
+def test_parameters_frozen_later_keep_their_mean_and_are_sampled():
     model, posterior = mlp(), LRT(initial_std=0.5)
     state = posterior.init(model, partial(torch.optim.Adam, lr=0.1), 10)
     before = copy.deepcopy(state.statistics)
@@ -535,12 +535,12 @@ class Tied(nn.Module):
         return F.linear(self.norm(F.linear(x, self.encoder.weight) @ self.encoder.weight), self.encoder.weight)
 
 
-def test_refuses_weights_shared_with_what_has_no_noise():
+def test_refuses_weights_shared_with_a_layer_without_noise():
     with pytest.raises(ValueError, match=r"decoder of the model \(Tied\) is also a parameter of .* Use SGVB"):
         LRT().init(Tied(owned=True), None, 10)
 
 
-def test_refuses_weights_that_are_used_without_noise():
+def test_refuses_weights_used_without_noise():
     posterior = LRT()
     state = posterior.init(Tied(owned=False).double(), STILL, 10)
     with pytest.raises(RuntimeError, match=r"encoder\.weight has a gradient that did not .* use SGVB"):
@@ -570,7 +570,7 @@ class Projection(nn.Linear):
     ],
     ids=lambda layer: type(layer).__name__,
 )
-def test_refuses_layers_it_cannot_give_noise(layer):
+def test_refuses_unsupported_layers(layer):
     model = nn.ModuleDict({"head": nn.Linear(4, 3), "body": nn.ModuleList([layer])})
     with pytest.raises(ValueError, match=rf"body\.0 \({type(layer).__name__}\) has trainable weights, .* Use SGVB"):
         LRT().init(model, None, 10)
@@ -579,13 +579,13 @@ def test_refuses_layers_it_cannot_give_noise(layer):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_refuses_layers_that_are_parametrised():
+def test_refuses_parametrized_layers():
     model = nn.Sequential(weight_norm(nn.Linear(4, 4)))
     with pytest.raises(ValueError, match=r"0 \(Linear\) is parametrized: .* are bias, weight_g, weight_v"):
         LRT().init(model, None, 10)
 
 
-def test_refuses_layers_without_weights_yet():
+def test_refuses_uninitialized_layers():
     model = nn.Sequential(nn.LazyLinear(3))
     with pytest.raises(ValueError, match=r"0 \(LazyLinear\) has no weights yet\. Run the model on a batch first"):
         LRT().init(model, None, 10)
@@ -593,7 +593,7 @@ def test_refuses_layers_without_weights_yet():
     assert "raw_scale.0.weight" in LRT().init(model, None, 10).statistics
 
 
-def test_refuses_a_model_without_layers_for_it():
+def test_refuses_a_model_without_supported_layers():
     with pytest.raises(ValueError, match="layers of type Linear, .*LayerNorm has no trainable ones"):
         LRT().init(nn.LayerNorm(3), None, 10)
 
@@ -617,7 +617,7 @@ def test_refuses_an_optimizer_without_the_standard_deviations():
 
 @pytest.mark.parametrize("name", ["prior_precision", "temperature", "initial_std"])
 @pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
-def test_refuses_numbers_without_meaning(name, value):
+def test_refuses_invalid_numbers(name, value):
     with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
         LRT(**{name: value})
 

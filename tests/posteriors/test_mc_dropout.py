@@ -1,3 +1,5 @@
+"""Monte Carlo dropout: masks, rates, and models without dropout."""
+
 import pytest
 import torch
 from torch import nn
@@ -23,18 +25,18 @@ def test_dropout_of_any_dimension(kind, shape):
     state = MCDropout().init(model, None, 10)
     model.eval()
     with MCDropout().draw(state, torch.Generator().manual_seed(0)) as network:
-        one = network(x)
+        first = network(x)
     with MCDropout().draw(state, torch.Generator().manual_seed(1)) as network:
-        assert not torch.equal(network(x), one)
+        assert not torch.equal(network(x), first)
         assert network[0].training
 
 
-def test_says_when_there_is_no_dropout():
+def test_refuses_a_model_without_dropout():
     with pytest.raises(ValueError, match="Linear has none. Add torch.nn.Dropout"):
         MCDropout().init(nn.Linear(2, 2), None, 10)
 
 
-def test_says_when_all_rates_are_zero_unless_a_rate_is_given():
+def test_refuses_zero_rates_unless_a_rate_is_given():
     model = nn.Sequential(nn.Dropout(0.0), nn.Linear(2, 2))
     with pytest.raises(ValueError, match="have rate 0"):
         MCDropout().init(model, None, 10)
@@ -42,7 +44,7 @@ def test_says_when_all_rates_are_zero_unless_a_rate_is_given():
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])
-def test_refuses_a_rate_that_is_none(rate):
+def test_refuses_an_invalid_rate(rate):
     with pytest.raises(ValueError, match="strictly between 0 and 1"):
         MCDropout(rate=rate)
 

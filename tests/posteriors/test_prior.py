@@ -1,3 +1,5 @@
+"""Prior precision of gradient-based posteriors: equality with weight decay, and position outside the maximum."""
+
 import pytest
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ def test_a_weight_decay_beside_a_prior_is_refused(make):
 
 @pytest.mark.parametrize("make", WITH_PRIOR)
 @pytest.mark.parametrize("precision", [-1.0, float("inf"), float("nan")])
-def test_refuses_what_is_no_precision(make, precision):
+def test_refuses_an_invalid_precision(make, precision):
     with pytest.raises(ValueError, match="prior_precision must be finite"):
         make(prior_precision=precision)
 

@@ -1,4 +1,4 @@
-"""Precisions by pattern and from initial values, and what they do to the posteriors that take them."""
+"""Prior precisions by pattern and from initial values, and their effect on SGVB and LRT."""
 
 import copy
 import math
@@ -32,21 +32,21 @@ def precisions(given, model=None):
     return resolve_prior_precisions(model, dict(model.named_parameters()), given)
 
 
-def test_one_number_is_kept_as_one():
+def test_one_number_is_stored_as_one():
     assert precisions(3.0) is None
 
 
-def test_the_first_pattern_that_matches_decides():
-    found = precisions({"head.bias": 1.0, "head.*": 2.0, "*": 3.0})
-    assert found == {"body.weight": 3.0, "body.bias": 3.0, "head.weight": 2.0, "head.bias": 1.0}
-    assert list(found) == ["body.weight", "body.bias", "head.weight", "head.bias"]
+def test_the_first_matching_pattern_applies():
+    by_name = precisions({"head.bias": 1.0, "head.*": 2.0, "*": 3.0})
+    assert by_name == {"body.weight": 3.0, "body.bias": 3.0, "head.weight": 2.0, "head.bias": 1.0}
+    assert list(by_name) == ["body.weight", "body.bias", "head.weight", "head.bias"]
 
 
 def test_initial_is_the_root_mean_square_of_each_tensor():
     model = network()
-    found = precisions("initial", model)
+    by_name = precisions("initial", model)
     for name, param in model.named_parameters():
-        assert found[name] == pytest.approx(param.numel() / param.detach().square().sum().item(), rel=1e-12)
+        assert by_name[name] == pytest.approx(param.numel() / param.detach().square().sum().item(), rel=1e-12)
 
 
 def test_zero_tensors_have_the_scale_of_their_layer():
@@ -69,7 +69,7 @@ def test_the_vector_has_one_precision_per_weight():
 
 @BOTH
 @pytest.mark.parametrize("given", [{"head.*": 16.0, "*": 4.0}, "initial"], ids=str)
-def test_without_data_each_parameter_goes_to_its_own_prior(method, given):
+def test_without_data_each_parameter_converges_to_its_own_prior(method, given):
     model = network()
     posterior = method(prior_precision=given, initial_std=0.3)
     state = posterior.init(model, partial(torch.optim.Adam, lr=0.02), 10)
@@ -115,7 +115,7 @@ def test_patterns_that_agree_are_one_number(method):
 
 
 @BOTH
-def test_the_prior_of_the_start_comes_back_with_the_state(method):
+def test_the_initial_prior_is_restored_with_the_state(method):
     posterior = method(prior_precision="initial")
     state = posterior.init(network(), partial(torch.optim.Adam, lr=0.1), 10)
     kept = {name: t for name, t in state.statistics.items() if name.startswith("prior_precision")}
@@ -138,7 +138,7 @@ def test_the_prior_of_the_start_comes_back_with_the_state(method):
     ],
     ids=short_name,
 )
-def test_mappings_and_lists_can_be_hashed_and_written_down(posterior):
+def test_posteriors_with_mappings_and_lists_are_hashable_and_serializable(posterior):
     again = instantiate(to_spec(posterior), package="flatbayes.posteriors")
     assert again == posterior
     assert hash(again) == hash(posterior)
@@ -171,16 +171,18 @@ def test_refuses_mappings_that_do_not_fit_the_model(method, given, message):
     ],
 )
 @BOTH
-def test_refuses_numbers_without_meaning(method, given, message):
+def test_refuses_invalid_numbers(method, given, message):
     with pytest.raises(ValueError, match=message):
         method(prior_precision=given)
 
 
-def test_refuses_another_word():
-    given = SGVB(prior_precision="initial")
-    object.__setattr__(given, "prior_precision", "final")  # beartype, in the tests only, would be first to refuse
+def test_refuses_an_unknown_word():
+    with_initial = SGVB(prior_precision="initial")
+    object.__setattr__(
+        with_initial, "prior_precision", "final"
+    )  # beartype, in the tests only, would be first to refuse
     with pytest.raises(ValueError, match="must be a number, a mapping or 'initial', got 'final'"):
-        given.__post_init__()
+        with_initial.__post_init__()
     check_prior_precision_spec("initial")
 
 
@@ -192,5 +194,5 @@ def test_a_precision_may_be_any_number():
             check_prior_precision_spec(wrong)
 
 
-def test_next_to_nothing_is_no_scale():
+def test_tiny_initial_values_count_as_zero():
     assert initial_scale("weight", torch.full((3, 4), 1e-22), {}) == 0.5

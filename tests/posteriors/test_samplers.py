@@ -98,26 +98,26 @@ def test_variance_of_a_quadratic_is_exact_with_its_discretisation_error(
         assert w.square().mean().item() > 1.1 * temperature / num_data / curvature
 
 
-def test_energy_is_shared_between_place_and_velocity():
+def test_energy_is_shared_between_position_and_velocity():
     lr, f, n, chains = 0.01, 0.2, 10, 40_000
     state = simulate(SGHMC(friction=f), lambda w: 2.0 * w, lr, n, 300, chains=chains)
     # E v² = 2 (1 - r) var(w), with r = p / (1 - q) the lag-one autocorrelation of the AR(2) process above
     r = (2 - f - lr * 2.0) / (2 - f)
     exact = 2 * (1 - r) * stationary_variance(2.0, lr, 1.0, n, f)
-    found = state.statistics["velocity"].square().mean().item()
-    assert found == pytest.approx(exact, rel=5 * math.sqrt(2 / chains))
+    mean_square_velocity = state.statistics["velocity"].square().mean().item()
+    assert mean_square_velocity == pytest.approx(exact, rel=5 * math.sqrt(2 / chains))
 
 
 @every
-def test_spread_grows_with_the_root_of_the_temperature_and_falls_with_that_of_num_data(posterior):
+def test_std_scales_with_the_root_of_temperature_over_num_data(posterior):
     def force(w):
         return 2.0 * w
 
-    one = simulate(posterior, force, 0.1, 10, 30, chains=5).model.weight
+    first = simulate(posterior, force, 0.1, 10, 30, chains=5).model.weight
     hot = simulate(replace(posterior, temperature=4.0), force, 0.1, 10, 30, chains=5).model.weight
     many = simulate(posterior, force, 0.1, 90, 30, chains=5).model.weight
-    torch.testing.assert_close(hot, 2 * one)
-    torch.testing.assert_close(many, one / 3)
+    torch.testing.assert_close(hot, 2 * first)
+    torch.testing.assert_close(many, first / 3)
 
 
 COLDEST = 1e-80  # of which the noise is below the last bit of any weight
@@ -203,7 +203,7 @@ def run(posterior, flat=SAM(), steps=10, n=10, **options):
 @pytest.mark.parametrize("decay", [0.0, 0.01])
 @pytest.mark.parametrize("flat", [Plain(), SAM(rho=0.1)])
 @pytest.mark.parametrize("posterior", [SGLD(temperature=COLDEST), SGHMC(friction=1.0, temperature=COLDEST)])
-def test_next_to_no_temperature_is_gradient_descent_bit_for_bit(posterior, flat, decay):
+def test_tiny_temperature_is_gradient_descent_bit_for_bit(posterior, flat, decay):
     model = small()
     optimizer, closure = torch.optim.SGD(model.parameters(), lr=0.3, weight_decay=decay), classified(model)
     for _ in range(10):
@@ -213,7 +213,7 @@ def test_next_to_no_temperature_is_gradient_descent_bit_for_bit(posterior, flat,
     assert torch.equal(run(posterior, flat, weight_decay=decay), expected)
 
 
-def test_next_to_no_temperature_is_momentum():
+def test_tiny_temperature_is_momentum():
     model = small()
     optimizer, closure = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9), classified(model)
     for _ in range(10):
@@ -252,19 +252,19 @@ def test_each_group_has_its_own_learning_rate_and_a_schedule_acts(posterior):
     state = posterior.init(model, groups, 10)
     posterior.step(state, closure)
     std = noise_std(0.08, 1.0, 10, friction(posterior))
-    moved = model[0].weight.detach() - before[0]
-    assert moved.std().item() == pytest.approx(std, rel=5 / math.sqrt(400))
+    shift = model[0].weight.detach() - before[0]
+    assert shift.std().item() == pytest.approx(std, rel=5 / math.sqrt(400))
     assert torch.equal(model[1].weight.detach(), before[1])
 
     for group in state.optimizer.param_groups:
         group["lr"] = 0.0
     posterior.step(state, closure)
     coasted = model[0].weight.detach() - before[0]
-    torch.testing.assert_close(coasted, moved * (2 - friction(posterior)))
+    torch.testing.assert_close(coasted, shift * (2 - friction(posterior)))
 
 
 @every
-def test_a_parameter_that_the_loss_does_not_reach_stays(posterior):
+def test_a_parameter_without_gradient_is_unchanged(posterior):
     model = small()
     model.register_parameter("idle", nn.Parameter(torch.ones(4)))
     state = posterior.init(model, descent(0.1), 10)
@@ -285,7 +285,7 @@ def test_a_parameter_that_the_loss_does_not_reach_stays(posterior):
         (lambda p: torch.optim.AdamW(p, lr=0.1), "AdamW"),
     ],
 )
-def test_refuses_an_optimizer_whose_noise_is_not_known(posterior, make, found):
+def test_refuses_optimizers_other_than_plain_sgd(posterior, make, found):
     with pytest.raises(ValueError, match=rf"{type(posterior).__name__} adds noise .*; got {found}\. Use"):
         posterior.init(small(), make, 10)
 
@@ -298,7 +298,7 @@ def test_a_weight_decay_beside_a_prior_is_refused(posterior):
 
 @pytest.mark.parametrize("sampler", [SGLD, SGHMC])
 @pytest.mark.parametrize("value", [-1.0, math.inf, math.nan])
-def test_refuses_what_is_no_temperature_or_precision(sampler, value):
+def test_refuses_an_invalid_temperature_or_precision(sampler, value):
     with pytest.raises(ValueError, match="temperature must be positive and finite"):
         sampler(temperature=value)
     with pytest.raises(ValueError, match="temperature must be positive"):
@@ -308,7 +308,7 @@ def test_refuses_what_is_no_temperature_or_precision(sampler, value):
 
 
 @pytest.mark.parametrize("value", [0.0, -0.1, 1.1, math.nan])
-def test_refuses_a_friction_without_meaning(value):
+def test_refuses_an_invalid_friction(value):
     with pytest.raises(ValueError, match="friction must be above 0 and at most 1"):
         SGHMC(friction=value)
 

@@ -92,8 +92,8 @@ def test_gradients_are_those_of_autograd(selection, centre, num_samples):
     state = posterior.init(model, STILL, 40)
     with torch.no_grad():
         model[0].weight.add_(0.3)  # the means leave where the prior may be centred
-    chosen = select_parameters(model, selection, "params")
-    names, params = list(chosen), list(chosen.values())
+    selected = select_parameters(model, selection, "params")
+    names, params = list(selected), list(selected.values())
     mean, raw = flatten(params).requires_grad_(), state.statistics["raw_scale"].detach().clone().requires_grad_()
     others = [p for p in trainable_parameters(model) if not any(p is q for q in params)]
     assert bool(others) is (selection == "weights")
@@ -113,12 +113,12 @@ def test_gradients_are_those_of_autograd(selection, centre, num_samples):
     torch.manual_seed(5)
     returned = posterior.step(state, closure_on(model))
     assert returned.item() == pytest.approx(loss.item(), rel=1e-13)  # without the KL
-    found = [flatten([p.grad for p in params]), state.statistics["raw_scale"].grad, *[p.grad for p in others]]
-    for one, exact in zip(found, expected, strict=True):
+    actual = [flatten([p.grad for p in params]), state.statistics["raw_scale"].grad, *[p.grad for p in others]]
+    for one, exact in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, exact, rtol=1e-11, atol=1e-13)
 
 
-def test_flatness_displaces_the_drawn_weights_with_their_noise():
+def test_flatness_perturbs_the_sampled_weights_with_fixed_noise():
     model, seen = Scalar(0.4, -0.2, 0.1), []
     posterior = SGVB(initial_std=0.5)
     state = posterior.init(model, STILL, 10)
@@ -137,7 +137,7 @@ def test_flatness_displaces_the_drawn_weights_with_their_noise():
     torch.testing.assert_close(second, first + 0.3 * first / first.norm())
 
 
-def test_offers_its_gaussian_to_every_sample_and_to_nobody_afterwards():
+def test_weight_distribution_is_set_for_every_sample_and_not_afterwards():
     model, heard = mlp(), []
     posterior = SGVB(initial_std=0.2, num_samples=2)
     state = posterior.init(model, STILL, 10)
@@ -171,13 +171,13 @@ def test_estimates_the_maximum_within_the_expectation():
         posterior.step(state, flat)
         grads.append(torch.stack([model.theta.grad, raw.grad / raw.sigmoid()]).view(2))
     prior = torch.tensor([0.4, 0.5 - 1 / 0.5], dtype=torch.float64)
-    found = torch.cat([torch.stack(grads) - prior, torch.tensor(losses[1::2]).double().unsqueeze(1)], 1)
+    samples = torch.cat([torch.stack(grads) - prior, torch.tensor(losses[1::2]).double().unsqueeze(1)], 1)
     exact = torch.tensor([1.145773521699924, 1.3476298633137793, 0.8121243403368593], dtype=torch.float64)
-    assert ((found.mean(0) - exact).abs() < 5 * found.std(0) / math.sqrt(count)).all()
-    assert found.mean(0)[2] > 0.77
+    assert ((samples.mean(0) - exact).abs() < 5 * samples.std(0) / math.sqrt(count)).all()
+    assert samples.mean(0)[2] > 0.77
 
 
-def test_more_samples_make_the_gradient_less_noisy():
+def test_more_samples_reduce_the_gradient_variance():
     variances = []
     for num_samples in (1, 8):
         model = Scalar(0.4)
@@ -202,7 +202,7 @@ def test_each_sample_is_one_call_and_moves_running_statistics_once():
     assert model[1].num_batches_tracked == 3
 
 
-def test_the_optimizer_can_zero_and_clip_all_there_is():
+def test_the_optimizer_can_zero_and_clip_all_gradients():
     """Training loops reach gradients through the optimiser, so nothing may be hidden from it."""
     runs = []
     for through_optimizer in (False, True):
@@ -224,8 +224,8 @@ def test_within_the_closure_the_optimizer_holds_the_gradients_of_the_loss_only()
 
     def watched():
         loss = closure()
-        held = [p for group in state.optimizer.param_groups for p in group["params"]]
-        seen.append([p for p in held if p.grad is not None])
+        optimized = [p for group in state.optimizer.param_groups for p in group["params"]]
+        seen.append([p for p in optimized if p.grad is not None])
         return loss
 
     for _ in range(2):
@@ -233,7 +233,7 @@ def test_within_the_closure_the_optimizer_holds_the_gradients_of_the_loss_only()
     assert [{id(p) for p in found} for found in seen] == [{id(p) for p in model.parameters()}] * 2
 
 
-def test_parameters_that_the_loss_does_not_see_go_to_the_prior():
+def test_parameters_unused_by_the_loss_converge_to_the_prior():
     model = nn.ModuleDict({"used": nn.Linear(5, 3), "unused": nn.Linear(2, 2)}).double()
     x, y = examples()
 
@@ -343,7 +343,7 @@ def test_between_steps_the_model_is_the_mean_network():
         assert torch.equal(flatten(means), state.statistics["mean"])
 
 
-def test_a_draw_within_a_draw_has_the_same_mean():
+def test_a_nested_draw_has_the_same_mean():
     model = mlp()
     state = SGVB(initial_std=0.3).init(model, None, 10)
     with SGVB().draw(state, torch.Generator().manual_seed(1)) as outer:
@@ -352,7 +352,7 @@ def test_a_draw_within_a_draw_has_the_same_mean():
             assert torch.equal(flatten(list(inner.parameters())), expected)
 
 
-def test_deterministic_parameters_are_learnt_and_not_drawn():
+def test_deterministic_parameters_are_trained_and_not_sampled():
     model = mlp()
     state = SGVB().init(model, partial(torch.optim.Adam, lr=0.1), 10)
     before = model[1].weight.detach().clone()
@@ -373,7 +373,7 @@ def test_a_failing_closure_leaves_the_mean_network():
     assert_same(after, after | {"weights": weights})
 
 
-def test_the_centre_of_the_prior_is_kept():
+def test_the_initial_prior_mean_is_restored_with_the_state():
     one, other = mlp(), mlp()
     with torch.no_grad():
         other[0].weight.add_(1.0)
@@ -406,7 +406,7 @@ def test_refuses_an_optimizer_without_the_standard_deviations():
 
 @pytest.mark.parametrize("name", ["prior_precision", "temperature", "initial_std"])
 @pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
-def test_refuses_numbers_without_meaning(name, value):
+def test_refuses_invalid_numbers(name, value):
     with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
         SGVB(**{name: value})
 

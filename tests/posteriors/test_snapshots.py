@@ -1,4 +1,4 @@
-"""Which snapshots of a chain are held, where, and how one is chosen."""
+"""Snapshot storage of samplers: thinning, storage device, and uniform draws."""
 
 from collections import Counter
 
@@ -26,28 +26,28 @@ def collected(posterior, count):
 
 
 @pytest.mark.parametrize("max_snapshots", [1, 2, 3, 4, 7, 30])
-def test_snapshots_held_are_many_evenly_spread_and_reach_the_end(max_snapshots):
+def test_stored_snapshots_are_evenly_spaced_and_reach_the_end(max_snapshots):
     for count in range(1, 200):
-        held = select_snapshot_indices(count, max_snapshots)
-        assert (min(count, max_snapshots) + 1) // 2 <= len(held) <= max_snapshots
-        assert held.start == held.step  # as far from the beginning as from each other
-        assert count - held[-1] < held.step
+        stored = select_snapshot_indices(count, max_snapshots)
+        assert (min(count, max_snapshots) + 1) // 2 <= len(stored) <= max_snapshots
+        assert stored.start == stored.step  # as far from the beginning as from each other
+        assert count - stored[-1] < stored.step
     assert list(select_snapshot_indices(max_snapshots, max_snapshots)) == list(range(1, max_snapshots + 1))
 
 
 @pytest.mark.parametrize("max_snapshots", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("storage", ["device", "cpu"])
-def test_rows_are_the_snapshots_that_the_rule_names(max_snapshots, storage):
+def test_rows_are_the_selected_snapshots(max_snapshots, storage):
     for count in range(1, 40):
         state = collected(SGLD(max_snapshots=max_snapshots, storage=storage), count)
-        rows, held = state.statistics["snapshots"], list(select_snapshot_indices(count, max_snapshots))
+        rows, stored = state.statistics["snapshots"], list(select_snapshot_indices(count, max_snapshots))
         assert rows.shape == (max_snapshots, 2)
-        assert rows[: len(held), 0].tolist() == held
-        assert rows[: len(held), 1].tolist() == [-k for k in held]
+        assert rows[: len(stored), 0].tolist() == stored
+        assert rows[: len(stored), 1].tolist() == [-k for k in stored]
         assert int(state.statistics["count"]) == count
 
 
-def test_memory_stays_where_it_was():
+def test_collecting_does_not_reallocate():
     posterior = SGLD(max_snapshots=4)
     state = collected(posterior, 0)
     before = {name: tensor.data_ptr() for name, tensor in state.statistics.items()}
@@ -57,7 +57,7 @@ def test_memory_stays_where_it_was():
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_snapshot_held_is_drawn_equally_often(sampler):
+def test_stored_snapshots_are_drawn_uniformly(sampler):
     posterior = sampler(max_snapshots=5)
     state = collected(posterior, 13)
     generator, seen = torch.Generator().manual_seed(0), Counter()
@@ -72,7 +72,8 @@ def test_every_snapshot_held_is_drawn_equally_often(sampler):
 def test_a_draw_needs_a_snapshot(sampler):
     posterior = sampler()
     state = collected(posterior, 0)
-    message = f"{sampler.__name__} needs at least 1 collected snapshot before a draw, got 0; lower collection.start_"
+    message = f"{sampler.__name__} needs at least 1 collected snapshot before a draw, got 0; "
+    message += "lower collection.start_fraction"
     with pytest.raises(RuntimeError, match=message), posterior.draw(state, torch.Generator()):
         pass
     posterior.collect(state)
@@ -80,7 +81,7 @@ def test_a_draw_needs_a_snapshot(sampler):
         assert torch.equal(flatten(trainable_parameters(model)), state.statistics["snapshots"][0])
 
 
-def test_frozen_parameters_are_not_held():
+def test_frozen_parameters_are_not_stored():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
     assert SGLD().init(model, None, 10).statistics["snapshots"].shape == (30, 6)
@@ -94,7 +95,7 @@ def test_one_snapshot_is_one_network(sampler):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("max_snapshots", [0, -3])
-def test_refuses_room_for_nothing(sampler, max_snapshots):
+def test_refuses_an_empty_storage(sampler, max_snapshots):
     with pytest.raises(ValueError, match=f"at least 1, got {max_snapshots}"):
         sampler(max_snapshots=max_snapshots)
 

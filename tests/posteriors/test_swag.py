@@ -24,10 +24,10 @@ def collected(snapshots, rank):
 
 def test_moments_of_three_snapshots():
     _, state = collected([0.0, 2.0, 4.0], rank=20)
-    found = state.statistics
-    assert found["mean"].item() == pytest.approx(2, abs=1e-15)
-    assert (found["sum_squares"] / found["count"]).item() == pytest.approx(8 / 3, abs=1e-15)
-    assert found["deviations"][:3, 0].tolist() == pytest.approx([0, 1, 2], abs=1e-15)
+    statistics = state.statistics
+    assert statistics["mean"].item() == pytest.approx(2, abs=1e-15)
+    assert (statistics["sum_squares"] / statistics["count"]).item() == pytest.approx(8 / 3, abs=1e-15)
+    assert statistics["deviations"][:3, 0].tolist() == pytest.approx([0, 1, 2], abs=1e-15)
 
 
 def test_low_rank_variance_is_divided_by_the_columns_in_use():
@@ -39,14 +39,14 @@ def test_low_rank_variance_is_divided_by_the_columns_in_use():
     assert variance == pytest.approx(2.5, abs=1e-14)
 
 
-def test_only_the_last_deviations_are_kept():
+def test_only_the_last_deviations_are_stored():
     _, state = collected([0.0, 1.0, 5.0, 5.0, 9.0], rank=2)
     # means after each: 0, .5, 2, 2.75, 4; the last two deviations are 5 - 2.75 and 9 - 4
     assert sorted(state.statistics["deviations"][:, 0].tolist()) == pytest.approx([2.25, 5.0])
     assert state.statistics["mean"].item() == pytest.approx(4)
 
 
-def test_moments_stay_right_where_the_textbook_formula_cancels():
+def test_moments_are_accurate_where_the_textbook_formula_cancels():
     generator = torch.Generator().manual_seed(0)
     centre = torch.full((10_000,), 0.1)
     snapshots = [centre + 1e-5 * torch.randn(10_000, generator=generator) for _ in range(30)]
@@ -70,9 +70,9 @@ def test_draws_have_the_mean_and_covariance_of_the_formula():
             model[0].weight.fill_(1 + 0.1 * k)
             model[1].weight.fill_(-2 + 0.3 * k)
         posterior.collect(state)
-    found = state.statistics
-    deviations = found["deviations"]
-    covariance = 0.5 * (torch.diag(found["sum_squares"] / 6) + deviations.T @ deviations / 3)
+    statistics = state.statistics
+    deviations = statistics["deviations"]
+    covariance = 0.5 * (torch.diag(statistics["sum_squares"] / 6) + deviations.T @ deviations / 3)
     generator = torch.Generator().manual_seed(1)
     draws = []
     for _ in range(5_000):
@@ -80,7 +80,7 @@ def test_draws_have_the_mean_and_covariance_of_the_formula():
             draws.append(torch.stack([network[0].weight.detach().view(()), network[1].weight.detach().view(())]))
     draws = torch.stack(draws)
     scale = covariance.diagonal().sqrt()
-    error = (draws.mean(0) - found["mean"]).abs() / (scale / math.sqrt(len(draws)))
+    error = (draws.mean(0) - statistics["mean"]).abs() / (scale / math.sqrt(len(draws)))
     assert (error < 5).all()
     torch.testing.assert_close(draws.T.cov() / scale.outer(scale), covariance / scale.outer(scale), rtol=0, atol=0.05)
     correlation = covariance[0, 1] / (scale[0] * scale[1])
@@ -95,7 +95,7 @@ def test_scale_zero_is_the_mean():
     assert posterior.stochastic
 
 
-def test_diagonal_keeps_no_deviations():
+def test_diagonal_stores_no_deviations():
     _, state = collected([0.0, 2.0], rank=0)
     assert state.statistics["deviations"].numel() == 0
 
@@ -122,7 +122,7 @@ def test_refuses_a_rank_without_variance(rank):
 
 
 @pytest.mark.parametrize("scale", [-1.0, math.inf, math.nan])
-def test_refuses_a_scale_without_meaning(scale):
+def test_refuses_an_invalid_scale(scale):
     with pytest.raises(ValueError, match="scale multiplies"):
         SWAG(scale=scale)
 
@@ -145,15 +145,15 @@ def wandered(posterior, count=6):
 def test_blocks_collect_the_moments_of_whole_vectors(monkeypatch, size):
     monkeypatch.setattr(swag, "block_size", lambda like: size)
     state, snapshots = wandered(SWAG(rank=3))
-    found, means = state.statistics, [snapshots[: k + 1].mean(0) for k in range(6)]
+    statistics, means = state.statistics, [snapshots[: k + 1].mean(0) for k in range(6)]
     close = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(found["mean"].double(), means[-1], **close)
-    torch.testing.assert_close(found["sum_squares"].double(), snapshots.var(0, correction=0) * 6, **close)
+    torch.testing.assert_close(statistics["mean"].double(), means[-1], **close)
+    torch.testing.assert_close(statistics["sum_squares"].double(), snapshots.var(0, correction=0) * 6, **close)
     last = torch.stack([snapshots[k] - means[k] for k in (3, 4, 5)])
-    torch.testing.assert_close(found["deviations"].double(), last, **close)
+    torch.testing.assert_close(statistics["deviations"].double(), last, **close)
 
 
-def test_collecting_writes_where_the_moments_are_and_leaves_the_weights_alone():
+def test_collecting_updates_moments_in_place_and_leaves_the_weights_unchanged():
     posterior = SWAG(rank=2)
     state, _ = wandered(posterior)
     places = {name: tensor.data_ptr() for name, tensor in state.statistics.items()}
@@ -185,21 +185,21 @@ def test_storage_changes_no_draw_beyond_the_rounding_of_deviations():
         SWAG(rank=3, storage="cpu", bfloat16=True),
     ):
         state, _ = wandered(posterior)
-        found = drawn_weights(posterior, state)
-        assert found.dtype == torch.float32
+        weights = drawn_weights(posterior, state)
+        assert weights.dtype == torch.float32
         if posterior.bfloat16:
             assert state.statistics["deviations"].dtype == torch.bfloat16
-            assert not torch.equal(found, expected)
-            torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
+            assert not torch.equal(weights, expected)
+            torch.testing.assert_close(weights, expected, rtol=0, atol=0.05)
         else:
-            assert torch.equal(found, expected)
+            assert torch.equal(weights, expected)
         assert ("deviations" in state.cpu_statistics) is (posterior.storage == "cpu")
         resumed = posterior.init(state.model, None, 10)
         resumed.load_state_dict(state.state_dict())
-        assert torch.equal(drawn_weights(posterior, resumed), found)
+        assert torch.equal(drawn_weights(posterior, resumed), weights)
 
 
-def test_what_is_held_in_main_memory_stays_there():
+def test_deviations_in_main_memory_stay_there():
     posterior = SWAG(rank=3, storage="cpu")
     state, _ = wandered(posterior)
     state.to("meta")
@@ -227,7 +227,7 @@ class TestSomeOfTheWeights:
             snapshots[-1] = {name: value.clone() for name, value in snapshots[-1].items()}
         return posterior, state, snapshots
 
-    def test_the_others_have_their_mean_in_every_draw(self):
+    def test_other_parameters_have_their_mean_in_every_draw(self):
         posterior, state, snapshots = self.walked("last_layer")
         before = flatten(trainable_parameters(state.model))
         means = {name: torch.stack([shot[name] for shot in snapshots]).mean(0) for name in snapshots[0]}
@@ -243,20 +243,20 @@ class TestSomeOfTheWeights:
                 torch.testing.assert_close(draws[0][name].double(), mean, rtol=1e-5, atol=1e-5)
         assert torch.equal(flatten(trainable_parameters(state.model)), before)
 
-    def test_memory_is_that_of_the_chosen(self):
+    def test_memory_is_that_of_the_selected_parameters(self):
         _, state, _ = self.walked("last_layer")
         assert state.statistics["deviations"].shape == (3, 10)
         assert state.statistics["sum_squares"].shape == (10,)
         assert state.statistics["mean_of_others"].shape == (3 * 4 + 4 + 8,)
 
-    def test_the_chosen_have_the_moments_they_would_have_beside_all(self):
+    def test_selected_parameters_have_the_moments_of_a_fit_with_all(self):
         _, some, _ = self.walked(["2.*"])
         _, every, _ = self.walked("all")
         assert "mean_of_others" not in every.statistics
         for name in ("mean", "sum_squares"):
             assert torch.equal(some.statistics[name], every.statistics[name][-10:])
 
-    def test_a_filter_that_finds_nothing_says_what_there_is(self):
+    def test_a_selection_without_match_lists_the_parameters(self):
         with pytest.raises(ValueError, match=r"pattern 'head\.\*' of params matches none .* 0\.weight"):
             SWAG(params=["head.*"]).init(nn.Sequential(nn.Linear(2, 2)), None, 10)
         with pytest.raises(ValueError, match="params must be weights or"):

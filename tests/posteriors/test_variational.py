@@ -57,12 +57,12 @@ def test_precisions_may_differ_between_weights():
 @pytest.mark.parametrize("precision", [2.5, some(3).exp(), torch.tensor(2.5, dtype=torch.float64)])
 def test_derivatives_of_the_divergence_are_those_of_autograd_and_added(precision):
     mean, std, centre = some(0).requires_grad_(), some(1).exp().requires_grad_(), some(2)
-    given = precision if isinstance(precision, float) else precision.expand(6)
-    expected = torch.autograd.grad(0.3 * gaussian_kl(mean, std, centre, given), (mean, std))
-    found = some(4), some(5)
+    expanded = precision if isinstance(precision, float) else precision.expand(6)
+    expected = torch.autograd.grad(0.3 * gaussian_kl(mean, std, centre, expanded), (mean, std))
+    gradients = some(4), some(5)
     of_prior = precision if isinstance(precision, float) else [precision]
-    add_kl_gradients([found[0]], [found[1]], [mean.detach() - centre], [std.detach()], of_prior, 0.3)
-    for one, before, exact in zip(found, (some(4), some(5)), expected, strict=True):
+    add_kl_gradients([gradients[0]], [gradients[1]], [mean.detach() - centre], [std.detach()], of_prior, 0.3)
+    for one, before, exact in zip(gradients, (some(4), some(5)), expected, strict=True):
         torch.testing.assert_close(one, before + exact, rtol=1e-13, atol=1e-14)
 
 
@@ -79,14 +79,14 @@ def test_gradients_are_those_of_autograd_through_the_samples(centred):
     expected = torch.autograd.grad(objective, (mean, raw))
     weights = (mean + std * noise).detach().requires_grad_()
     grad = torch.autograd.grad(loss(weights), weights)[0]
-    found = grad.clone(), grad * noise
-    given = mean.detach(), raw.detach(), std.detach(), centre if centred else None
-    convert_to_elbo_gradients(*found, *given, 2.5, 0.03)
-    for one, exact in zip(found, expected, strict=True):
+    gradients = grad.clone(), grad * noise
+    arguments = mean.detach(), raw.detach(), std.detach(), centre if centred else None
+    convert_to_elbo_gradients(*gradients, *arguments, 2.5, 0.03)
+    for one, exact in zip(gradients, expected, strict=True):
         torch.testing.assert_close(one, exact, rtol=1e-12, atol=1e-13)
 
 
-def test_the_prior_lets_a_vanished_deviation_grow():
+def test_the_prior_increases_a_vanished_std():
     raw = torch.full((1,), -60.0)  # float32: the softplus underflows to nothing
     zero, grad = torch.zeros(1), torch.zeros(1)
     convert_to_elbo_gradients(torch.zeros(1), grad, zero, raw, raw_to_std(raw), None, 1.0, 1.0)

@@ -81,7 +81,7 @@ def samples(layer, inputs, count):
 
 @each_estimator
 @each_layer
-def test_without_spread_it_is_the_plain_layer(name, estimator):
+def test_without_std_it_is_the_deterministic_layer(name, estimator):
     layer, inputs, plain = noisy_layer(name, estimator, std=1e-8)
     torch.testing.assert_close(layer(inputs), plain(inputs), rtol=0, atol=1e-6)
     assert not torch.equal(layer(inputs), plain(inputs))
@@ -92,11 +92,11 @@ def test_without_spread_it_is_the_plain_layer(name, estimator):
 def test_activations_have_the_moments_of_random_weights(name, estimator):
     count = 1200
     layer, inputs, plain = noisy_layer(name, estimator)
-    found, variance = samples(layer, inputs, count), exact_variance(layer, inputs, plain)
-    error = (found.mean(0) - plain(inputs)) / (variance / count).sqrt()
+    activations, variance = samples(layer, inputs, count), exact_variance(layer, inputs, plain)
+    error = (activations.mean(0) - plain(inputs)) / (variance / count).sqrt()
     assert error.abs().max() < 5
     # both are Gaussian: the variance of their variance is 2 variance² / count
-    error = (found.var(0) / variance - 1) / math.sqrt(2 / count)
+    error = (activations.var(0) / variance - 1) / math.sqrt(2 / count)
     assert error.abs().max() < 5
 
 
@@ -106,20 +106,20 @@ def test_examples_are_uncorrelated(name, estimator):
     count = 1200
     layer, inputs, _ = noisy_layer(name, estimator)
     inputs = inputs[:1].expand(2, *inputs.shape[1:])  # twice the same: with shared weights, the correlation is 1
-    found = samples(layer, inputs, count)
-    found = (found - found.mean(0)) / found.std(0)
-    correlation = (found[:, 0] * found[:, 1]).mean(0)
+    activations = samples(layer, inputs, count)
+    activations = (activations - activations.mean(0)) / activations.std(0)
+    correlation = (activations[:, 0] * activations[:, 1]).mean(0)
     assert correlation.abs().max() < 5 / math.sqrt(count)
 
 
 def test_positions_of_a_convolution_share_weights_under_flipout_only():
-    count, found = 1200, {}
+    count, correlations = 1200, {}
     for estimator in ESTIMATORS:
         layer, inputs, _ = noisy_layer("conv1d", estimator)
         out = samples(layer, torch.ones_like(inputs), count)
-        found[estimator] = out[:, 0, 0].T.corrcoef()[0, 1].item()  # neighbours that see the same inputs
-    assert abs(found["local"]) < 5 / math.sqrt(count)
-    assert found["flipout"] == pytest.approx(1, abs=1e-9)
+        correlations[estimator] = out[:, 0, 0].T.corrcoef()[0, 1].item()  # neighbours that see the same inputs
+    assert abs(correlations["local"]) < 5 / math.sqrt(count)
+    assert correlations["flipout"] == pytest.approx(1, abs=1e-9)
 
 
 def test_local_noise_has_no_covariance_between_examples_and_weights_have():
@@ -129,11 +129,11 @@ def test_local_noise_has_no_covariance_between_examples_and_weights_have():
     x = torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=torch.float64)
     torch.manual_seed(0)
     batches = x.repeat(count, 1)
-    found = {
+    correlations = {
         "local": local_activations(F.linear, batches, mean, None, std.square(), None).view(count, 2),
         "shared": (mean + std * torch.randn(count, 2, dtype=torch.float64)) @ x.T,
     }
-    for kind, outputs in found.items():
+    for kind, outputs in correlations.items():
         covariance, error = outputs.T.cov(), 5 / math.sqrt(count)
         assert outputs[:, 0].mean().item() == pytest.approx(-0.1, abs=error * 0.2**0.5)
         assert covariance[0, 0].item() == pytest.approx(0.2, abs=error * 0.2 * 2**0.5)
@@ -156,15 +156,17 @@ def test_gradients_are_unbiased(activations):
 
         return torch.cat(torch.func.grad(loss, argnums=(0, 1))(mean, std), 1)
 
-    found = vmap(gradients, randomness="different")(torch.arange(20_000)).squeeze(1)
+    sampled_gradients = vmap(gradients, randomness="different")(torch.arange(20_000)).squeeze(1)
     residual = x @ mean.T - y
     exact = torch.cat([(residual * x).mean(0), std[0] * x.square().mean(0)])
-    assert ((found.mean(0) - exact).abs() < 5 * found.std(0) / math.sqrt(len(found))).all()
+    assert (
+        (sampled_gradients.mean(0) - exact).abs() < 5 * sampled_gradients.std(0) / math.sqrt(len(sampled_gradients))
+    ).all()
 
 
 @each_estimator
 @pytest.mark.parametrize("deterministic", ["weight", "bias"])
-def test_a_parameter_without_spread_is_deterministic(deterministic, estimator):
+def test_a_parameter_without_std_is_deterministic(deterministic, estimator):
     layer, inputs, plain = noisy_layer("linear", estimator)
     weight, bias = layer.noise.weight, layer.noise.bias
     layer.noise = LayerNoise(estimator, *((None, bias) if deterministic == "weight" else (weight, None)))
@@ -200,7 +202,7 @@ def test_under_autocast_the_variance_is_in_full_precision(dtype, estimator):
 
 
 @each_estimator
-def test_noise_is_for_training_mode(estimator):
+def test_noise_requires_training_mode(estimator):
     layer, inputs, plain = noisy_layer("linear", estimator)
     assert not torch.equal(layer(inputs), plain(inputs))
     before = torch.get_rng_state()
@@ -219,15 +221,15 @@ def test_signs_are_per_example_and_feature():
         ((5, 3, 8, 8), -3, (5, 3, 1, 1)),
         ((3, 8, 8), -3, (3, 1, 1)),
     ]:
-        found = draw_signs(torch.zeros(shape), axis)
-        assert found.shape == expected
-        assert found.dtype == torch.float32
-        assert (found.abs() == 1).all()
-    found = draw_signs(torch.zeros(100, 100), -1)
-    assert found.mean().abs() < 0.05
+        signs = draw_signs(torch.zeros(shape), axis)
+        assert signs.shape == expected
+        assert signs.dtype == torch.float32
+        assert (signs.abs() == 1).all()
+    signs = draw_signs(torch.zeros(100, 100), -1)
+    assert signs.mean().abs() < 0.05
 
 
-def test_a_twin_is_the_layer_with_noise():
+def test_a_variational_layer_is_its_deterministic_type_with_noise():
     for plain, (layer, shape) in zip(
         VARIATIONAL_TYPES, [LAYERS[k] for k in ("linear", "conv1d", "conv2d", "conv3d")], strict=True
     ):
@@ -251,7 +253,7 @@ def test_a_twin_is_the_layer_with_noise():
     ],
 )
 @pytest.mark.parametrize("value", [5.0, math.inf])
-def test_gradients_of_deviations_are_zeroed_with_those_of_all_the_means(grads, kept, value):
+def test_gradients_of_stds_are_zeroed_with_those_of_all_means(grads, kept, value):
     params, raw = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))], torch.ones(2)
     for param, grad in zip(params, grads, strict=True):
         param.grad = grad
