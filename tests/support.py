@@ -1,4 +1,4 @@
-"""Instances of every exported method, and small networks to try them on."""
+"""Instances of every exported posterior and flatness, small networks and batches, and a short training loop."""
 
 import json
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ AHEAD = [f for f in FLATNESSES if isinstance(f, flatness.MSAM)]  # aimed at what
 BALLS = [f for f in WITH_RADIUS if f not in AHEAD]  # aimed at the gradient that is there
 FLAT = [f for f in FLATNESSES if not isinstance(f, flatness.Plain)]
 
-CHOSEN = [
+CONFIGURED = [
     MAP(),
     MAP(prior_precision=2.0),
     MCDropout(),
@@ -66,12 +66,12 @@ CHOSEN = [
     Ensemble(Laplace("last_layer", "sampled", tune="evidence"), size=2),
 ]
 OWN_DYNAMICS = (SGLD, SGHMC)
-OTHERS = [
+DEFAULTS_OF_OTHERS = [
     getattr(posteriors, name)()
     for name in posteriors.__all__
-    if name != "Posterior" and name not in {type(p).__name__ for p in CHOSEN}
+    if name != "Posterior" and name not in {type(p).__name__ for p in CONFIGURED}
 ]
-POSTERIORS = CHOSEN + OTHERS
+POSTERIORS = CONFIGURED + DEFAULTS_OF_OTHERS
 
 
 def named(things):
@@ -127,7 +127,7 @@ class Counted:
 
 
 def snapshot(model: nn.Module) -> dict:
-    """Everything that must come back."""
+    """Weights, buffers, training flags, dropout rates and random state of a model."""
     return {
         "weights": {n: p.detach().clone() for n, p in model.named_parameters()},
         "buffers": {n: b.detach().clone() for n, b in model.named_buffers()},
@@ -182,16 +182,16 @@ def with_radius(flat, rho: float):
     return replace(flat, rho=rho)
 
 
-def switched_off(flat):
-    """The same with a displacement of length 0."""
+def set_zero_radius(flat):
+    """Return the flatness with a perturbation of length 0."""
     names = {field.name for field in fields(flat)}
     for name in ("rho", "std", "loss_budget"):
         if name in names:
             return replace(flat, **{name: 0.0})
-    return replace(flat, flatness=switched_off(flat.flatness))
+    return replace(flat, flatness=set_zero_radius(flat.flatness))
 
 
-def in_force(flat, model: nn.Module) -> TrainingProgress:
+def make_active_progress(flat, model: nn.Module) -> TrainingProgress:
     """Progress at a step at which the flatness perturbs the weights of this model."""
     progress = TrainingProgress(step=10, total_steps=12)
     if isinstance(flat, flatness.MSAM):
@@ -213,8 +213,8 @@ def starts_at_the_weights(flat) -> bool:
 
 
 @contextmanager
-def offering_everything(model: nn.Module) -> Iterator[None]:
-    """Inside, every trainable parameter has a mean, near its value, and a standard deviation, of any size."""
+def distribute_all_weights(model: nn.Module) -> Iterator[None]:
+    """Set a random mean and standard deviation for every trainable parameter inside the context."""
     params, generator = trainable_parameters(model), torch.Generator().manual_seed(11)
     stds = [(0.1 * torch.randn(p.shape, generator=generator).exp()).to(p.dtype) for p in params]
     noise = [torch.randn(p.shape, generator=generator).to(p.dtype) for p in params]
@@ -223,27 +223,29 @@ def offering_everything(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def wants_spread(flat) -> bool:
+def needs_weight_distribution(flat) -> bool:
     """Whether the flatness takes its geometry from the posterior."""
     return any(field.name == "geometry" for field in fields(innermost(flat)))
 
 
-def offers_spread(posterior) -> bool:
-    """Whether any parameter has a distribution while the posterior asks for its gradient."""
+def sets_weight_distribution(posterior) -> bool:
+    """Whether any parameter has a distribution while the posterior calls the closure."""
     state = posterior.init(network(), descent(posterior), 36)
-    closure, heard = Counted(state.model, *batch()), []
+    closure, has_distribution = Counted(state.model, *batch()), []
 
-    def listening() -> Tensor:
-        heard.extend(get_weight_distribution(param) is not None for param in trainable_parameters(state.model))
+    def inspect_distributions() -> Tensor:
+        has_distribution.extend(
+            get_weight_distribution(param) is not None for param in trainable_parameters(state.model)
+        )
         return closure()
 
-    posterior.step(state, listening)
-    return any(heard)
+    posterior.step(state, inspect_distributions)
+    return any(has_distribution)
 
 
-def refused(posterior, flat, recipe) -> str | None:
-    """What is said of a pair that cannot be fitted; None for all others."""
-    if wants_spread(flat) and not offers_spread(posterior):
+def explain_refusal(posterior, flat, recipe) -> str | None:
+    """Return the expected error message of a pair that is refused; None for all others."""
+    if needs_weight_distribution(flat) and not sets_weight_distribution(posterior):
         return "this one has none"
     start = recipe.collection.start_fraction if posterior.requires_stationary_loss == "while_collecting" else 1.0
     if posterior.requires_stationary_loss != "never" and flat.stationary_after > start:
@@ -252,11 +254,11 @@ def refused(posterior, flat, recipe) -> str | None:
 
 
 def peak_bytes(recorded, path) -> int:
-    """Most memory that was held at a time, beside what was there before.
+    """Return the peak of the allocated memory in bytes, without what was allocated before.
 
     Args:
         recorded: A profile with memory.
-        path: Where its trace may be written.
+        path: File for its trace.
     """
     recorded.export_chrome_trace(str(path))
     events = json.loads(path.read_text())["traceEvents"]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from flatbayes.core import TrainingProgress
 from flatbayes.flatness import SAM, Plain
-from support import FLAT, named, offering_everything
+from support import FLAT, distribute_all_weights, named
 
 DENSE = [
     torch.optim.SGD,
@@ -55,7 +55,7 @@ def test_any_optimizer_learns(make, flat):
     )
     losses, progress = [], TrainingProgress(total_steps=25)
     for _ in range(25):
-        with offering_everything(model):
+        with distribute_all_weights(model):
             losses.append(flat(plain_closure(model, optimizer, x, y), model, progress)().item())
         optimizer.step()
         progress.advance()

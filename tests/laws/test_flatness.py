@@ -38,11 +38,11 @@ from support import (
     Counted,
     assert_same,
     batch,
-    in_force,
+    distribute_all_weights,
     innermost,
+    make_active_progress,
     named,
     network,
-    offering_everything,
     snapshot,
     starts_at_the_weights,
     with_radius,
@@ -62,8 +62,8 @@ every_ball = pytest.mark.parametrize("flat", BALLS, ids=named(BALLS))
 
 def call_flat(flat, closure, model, progress=None):
     """Call the flat closure at a step where it perturbs, with a weight distribution for every parameter."""
-    with offering_everything(model):
-        return flat(closure, model, in_force(flat, model) if progress is None else progress)()
+    with distribute_all_weights(model):
+        return flat(closure, model, make_active_progress(flat, model) if progress is None else progress)()
 
 
 def is_partial(flat):
@@ -150,7 +150,7 @@ def test_a_failure_in_any_pass_restores_everything(flat):
 def test_a_run_resumed_from_its_progress_is_the_same_bit_for_bit(flat):
     def steps(model, optimizer, progress, count):
         for _ in range(count):
-            with offering_everything(model):
+            with distribute_all_weights(model):
                 flat(Counted(model, *batch(progress.step % 3)), model, progress)()
             optimizer.step()
             progress.advance()
@@ -188,7 +188,7 @@ def test_the_others_ignore_the_progress(flat):
     for progress in ((), (TrainingProgress(step=3),)):
         model = network()
         torch.manual_seed(3)
-        with offering_everything(model):
+        with distribute_all_weights(model):
             flat(Counted(model, *batch()), model, *progress)()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert torch.equal(*grads)
@@ -435,7 +435,7 @@ def _geometry(flat, model):
     if isinstance(flat, FisherSAM):
         return torch.cat([s.sqrt().flatten() for s in inverse_fisher([w.grad for w in weights.values()], flat.eta)])
     if isinstance(flat, PosteriorSAM):
-        with offering_everything(model):
+        with distribute_all_weights(model):
             distributions = [get_weight_distribution(w) for w in weights.values()]
         scales = [d.std if flat.geometry == "std" else d.mean.abs() / d.std for d in distributions]
         return torch.cat([s.flatten() for s in scales])

@@ -16,12 +16,12 @@ from support import (
     batch,
     descent,
     named,
+    needs_weight_distribution,
     network,
-    offers_spread,
+    set_zero_radius,
+    sets_weight_distribution,
     snapshot,
-    switched_off,
     train,
-    wants_spread,
 )
 
 every = pytest.mark.parametrize("posterior", POSTERIORS, ids=named(POSTERIORS))
@@ -45,11 +45,11 @@ def test_init_leaves_the_model_unchanged(posterior):
 def test_radius_zero_is_plain_bit_for_bit(posterior, flat):
     state, losses = train(posterior, Plain())
     expected = snapshot(state.model)
-    if wants_spread(flat) and not offers_spread(posterior):
+    if needs_weight_distribution(flat) and not sets_weight_distribution(posterior):
         with pytest.raises(ValueError, match="this one has none"):
-            train(posterior, switched_off(flat))
+            train(posterior, set_zero_radius(flat))
         return
-    other, other_losses = train(posterior, switched_off(flat))
+    other, other_losses = train(posterior, set_zero_radius(flat))
     assert_same(snapshot(other.model), expected)
     assert all(torch.equal(a, b) for a, b in zip(losses, other_losses, strict=True))
     assert all(torch.equal(state.statistics[k], other.statistics[k]) for k in state.statistics)

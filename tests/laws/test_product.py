@@ -7,9 +7,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from flatbayes.likelihoods import Categorical
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig, TrainingConfig, fit
-from support import FLATNESSES, POSTERIORS, named, network, refused
+from support import FLATNESSES, POSTERIORS, explain_refusal, named, network
 
-RECIPE = TrainingConfig(
+CONFIG = TrainingConfig(
     epochs=2,
     batch_size=8,
     collection=CollectionConfig(start_fraction=0.0),
@@ -23,12 +23,12 @@ def test_fits_predicts_saves_loads(posterior, flat, tmp_path):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(24, 1, 8, 8, generator=generator), torch.arange(24) % 3
     loader = DataLoader(TensorDataset(x, y), batch_size=8)
-    reason = refused(posterior, flat, RECIPE)
+    reason = explain_refusal(posterior, flat, CONFIG)
     if reason is not None:
         with pytest.raises(ValueError, match=reason):
-            fit(network, loader, posterior, flat, RECIPE, likelihood=Categorical(3))
+            fit(network, loader, posterior, flat, CONFIG, likelihood=Categorical(3))
         return
-    fitted = fit(network, loader, posterior, flat, RECIPE, likelihood=Categorical(3))
+    fitted = fit(network, loader, posterior, flat, CONFIG, likelihood=Categorical(3))
     calls = posterior.num_members * getattr(posterior, "num_samples", 1)
     assert fitted.info["cost"]["gradients"] / calls == pytest.approx(
         6 * flat.gradients_per_step, abs=1

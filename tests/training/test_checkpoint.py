@@ -26,7 +26,7 @@ from flatbayes.training import Callback, Checkpoints, CollectionConfig, History,
 from flatbayes.training.batches import LoaderBatches
 from flatbayes.training.callbacks.loggers import JSONLinesLogger
 from flatbayes.training.checkpoint import CheckpointManager
-from support import FLATNESSES, POSTERIORS, named, network, refused
+from support import FLATNESSES, POSTERIORS, explain_refusal, named, network
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 RECIPE = TrainingConfig(
@@ -94,7 +94,7 @@ def test_every_method_goes_on_where_it_was(posterior, flat, tmp_path):
         collection=CollectionConfig(start_fraction=0.0),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.05),
     )
-    if refused(posterior, flat, recipe) is not None:
+    if explain_refusal(posterior, flat, recipe) is not None:
         pytest.skip("not a pair")
     inputs, targets = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(2)), torch.arange(64) % 3
     part = replace(DATA.train, inputs=(100 + 50 * inputs).clamp(0, 255).to(torch.uint8), targets=targets)
