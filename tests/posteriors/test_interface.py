@@ -85,6 +85,12 @@ def test_collect_and_finalize_do_nothing_by_default():
     assert torch.equal(state.model.weight, weight)
 
 
+def test_members_of_version_0_1_are_refused():
+    """Their overrides would have no effect."""
+    with pytest.raises(TypeError, match="Old defines members of flatbayes 0.1. Rename finish to finalize"):
+        type("Old", (Minimal,), {"finish": lambda self, state, examples, loss_fn: None})
+
+
 def test_an_ensemble_delegates_every_member_of_the_interface():
     """A default in the base class would hide a member that the ensemble does not delegate."""
     member = Unusual()

@@ -18,6 +18,14 @@ training. `while_collecting`: it samples from a density, which must be fixed whi
 """
 
 
+RENAMED_MEMBERS = {
+    "finish": "finalize",
+    "moves_weights": "needs_norm_reestimation",
+    "needs_one_loss": "requires_stationary_loss",
+}
+"""Members of version 0.1, all of them required there -> 0.2. A default would replace an override without notice."""
+
+
 class SnapshotRequirements(NamedTuple):
     """Number of collected snapshots that a draw needs.
 
@@ -37,6 +45,15 @@ class Posterior(ABC):
     A subclass implements `init`, `step` and `draw`. All other members have a default here, which the subclass
     overrides, with a property or a class attribute, where the default does not hold.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        old_names = [name for name in RENAMED_MEMBERS if name in vars(cls)]
+        if old_names:
+            raise TypeError(
+                f"{cls.__name__} defines members of flatbayes 0.1. Rename "
+                f"{', '.join(f'{name} to {RENAMED_MEMBERS[name]}' for name in old_names)}."
+            )
 
     @property
     def num_members(self) -> int:
