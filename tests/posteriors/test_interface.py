@@ -23,6 +23,7 @@ DEFAULTS = {
     "needs_norm_reestimation": True,
     "shardable": False,
     "requires_stationary_loss": "never",
+    "has_weight_distribution": False,
     "snapshot_requirements": (0, 0),
 }
 
@@ -52,6 +53,7 @@ class Unusual(Minimal):
     needs_norm_reestimation = False
     shardable = True
     requires_stationary_loss = "at_end"
+    has_weight_distribution = True
     snapshot_requirements = SnapshotRequirements(2, 7)
 
     @property
