@@ -74,7 +74,7 @@ def row(name: str, size: int, flat: Flatness, rounds: int) -> dict[str, Any]:
 def prepared(model: Callable[..., nn.Module], data: DataSplits, size: int, flat: Flatness) -> RunFactory:
     """The runs of an ensemble of points, one epoch each."""
     source = make_training_data(data)
-    recipe = TrainingConfig(
+    config = TrainingConfig(
         epochs=1,
         batch_size=BATCH,
         num_validations=0,
@@ -82,7 +82,7 @@ def prepared(model: Callable[..., nn.Module], data: DataSplits, size: int, flat:
         distribution=DistributionConfig(members="auto"),
     )
     build = make_model_builder(model, source.model_arguments)
-    return RunFactory(Ensemble(size=size), flat, source.infer_likelihood(), source, recipe, build, seed=0)
+    return RunFactory(Ensemble(size=size), flat, source.infer_likelihood(), source, config, build, seed=0)
 
 
 def random_data(shape: tuple[int, ...], classes: bool) -> DataSplits:

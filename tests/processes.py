@@ -32,7 +32,7 @@ from flatbayes.training.distributed import fsdp
 from flatbayes.training.distributed.gradient_averaging import all_reduce_gradients
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3)
-RECIPE = TrainingConfig(
+CONFIG = TrainingConfig(
     epochs=2,
     batch_size=16,
     optimizer=SGD,
@@ -41,11 +41,11 @@ RECIPE = TrainingConfig(
     precision=PrecisionConfig(mode="64-true"),
     distribution=DistributionConfig(accelerator="cpu"),
 )
-SLOW_SGD = replace(RECIPE, optimizer=partial(torch.optim.SGD, lr=0.05))
-ADAM = replace(RECIPE, optimizer=partial(torch.optim.Adam, lr=0.01))
-STILL = replace(RECIPE, optimizer=partial(torch.optim.SGD, lr=0.0))
+SLOW_SGD = replace(CONFIG, optimizer=partial(torch.optim.SGD, lr=0.05))
+ADAM = replace(CONFIG, optimizer=partial(torch.optim.Adam, lr=0.01))
+STILL = replace(CONFIG, optimizer=partial(torch.optim.SGD, lr=0.0))
 
-SHARDED = RECIPE.with_options(
+SHARDED = CONFIG.with_options(
     distribution={"strategy": "fsdp", "ascent_scope": "synchronised"}, optimization={"clip_norm": 1.0}
 )
 SHARDED_ADAM = ADAM.with_options(distribution={"strategy": "fsdp", "ascent_scope": "synchronised"})
@@ -88,52 +88,52 @@ class PartlyUnused(nn.Module):
 
 
 SAME = {
-    "plain": (smooth, MAP(), Plain(), RECIPE),
-    "synchronised": (smooth, MAP(), SAM(rho=0.5), RECIPE.with_options(distribution={"ascent_scope": "synchronised"})),
+    "plain": (smooth, MAP(), Plain(), CONFIG),
+    "synchronised": (smooth, MAP(), SAM(rho=0.5), CONFIG.with_options(distribution={"ascent_scope": "synchronised"})),
     "three ascents": (
         smooth,
         MAP(),
         SAM(rho=0.5, ascent_steps=3),
-        RECIPE.with_options(distribution={"ascent_scope": "synchronised"}),
+        CONFIG.with_options(distribution={"ascent_scope": "synchronised"}),
     ),
     "part": (
         smooth,
         MAP(),
         SAM(rho=0.5, ascent_batch_fraction=0.5),
-        RECIPE.with_options(distribution={"ascent_scope": "synchronised"}),
+        CONFIG.with_options(distribution={"ascent_scope": "synchronised"}),
     ),
     "one layer": (
         smooth,
         MAP(),
         SAM(rho=0.5, params="last_layer"),
-        RECIPE.with_options(distribution={"ascent_scope": "synchronised"}),
+        CONFIG.with_options(distribution={"ascent_scope": "synchronised"}),
     ),
     "unequal": (
         smooth,
         MAP(),
         SAM(rho=0.5),
-        RECIPE.with_options(distribution={"ascent_scope": "synchronised"}, batch_size=15),
+        CONFIG.with_options(distribution={"ascent_scope": "synchronised"}, batch_size=15),
     ),
     "accumulated": (
         smooth,
         MAP(),
         SAM(rho=0.5),
-        RECIPE.with_options(distribution={"ascent_scope": "synchronised"}, optimization={"accumulation_steps": 3}),
+        CONFIG.with_options(distribution={"ascent_scope": "synchronised"}, optimization={"accumulation_steps": 3}),
     ),
     "clipped": (
         smooth,
         MAP(),
         ASAM(rho=0.5),
-        RECIPE.with_options(distribution={"ascent_scope": "synchronised"}, optimization={"clip_norm": 0.1}),
+        CONFIG.with_options(distribution={"ascent_scope": "synchronised"}, optimization={"clip_norm": 0.1}),
     ),
-    "momentum": (smooth, MAP(), MSAM(rho=0.5), RECIPE.with_options(distribution={"ascent_scope": "synchronised"})),
-    "smoothing": (smooth, MAP(), GaussianSmoothing(std=0.05), RECIPE),
-    "swag": (smooth, SWAG(rank=3), Plain(), RECIPE),
+    "momentum": (smooth, MAP(), MSAM(rho=0.5), CONFIG.with_options(distribution={"ascent_scope": "synchronised"})),
+    "smoothing": (smooth, MAP(), GaussianSmoothing(std=0.05), CONFIG),
+    "swag": (smooth, SWAG(rank=3), Plain(), CONFIG),
     "flat swag": (
         smooth,
         SWAG(rank=3),
         SAM(rho=0.5),
-        RECIPE.with_options(distribution={"ascent_scope": "synchronised"}),
+        CONFIG.with_options(distribution={"ascent_scope": "synchronised"}),
     ),
     "sgvb": (smooth, SGVB(num_samples=2), Plain(), ADAM),
     "flat sgvb": (
@@ -153,18 +153,18 @@ SAME = {
         SHARDED.with_options(optimization={"accumulation_steps": 2}),
     ),
     "sharded adam": (smooth, Ensemble(SWAG(prior_precision=1.0), size=2), ASAM(rho=0.5), SHARDED_ADAM),
-    "ensemble": (smooth, Ensemble(size=2), Plain(), RECIPE),
+    "ensemble": (smooth, Ensemble(size=2), Plain(), CONFIG),
 }
 """One process and several give the same, up to rounding."""
 
 OTHER = {
-    "local": (smooth, MAP(), SAM(rho=0.5), RECIPE),
-    "local unequal": (smooth, MAP(), SAM(rho=0.5), replace(RECIPE, batch_size=15)),
-    "look": (smooth, MAP(), LookSAM(rho=0.5, period=3), RECIPE),
-    "local swag": (normalised, SWAG(rank=3), SAM(rho=0.5), RECIPE),
+    "local": (smooth, MAP(), SAM(rho=0.5), CONFIG),
+    "local unequal": (smooth, MAP(), SAM(rho=0.5), replace(CONFIG, batch_size=15)),
+    "look": (smooth, MAP(), LookSAM(rho=0.5, period=3), CONFIG),
+    "local swag": (normalised, SWAG(rank=3), SAM(rho=0.5), CONFIG),
     "local sgvb": (dropping, SGVB(), SAM(rho=0.5), replace(ADAM, batch_size=15)),
     "local sgld": (dropping, SGLD(prior_precision=1.0), SAM(rho=0.5), replace(SLOW_SGD, batch_size=15)),
-    "dropout": (dropping, MCDropout(), SAM(rho=0.5, resample_noise=True), RECIPE),
+    "dropout": (dropping, MCDropout(), SAM(rho=0.5, resample_noise=True), CONFIG),
     "lrt": (smooth, LRT(), SAM(rho=0.5), ADAM),
     "flipout": (
         smooth,
@@ -172,8 +172,8 @@ OTHER = {
         SAM(rho=0.5),
         ADAM.with_options(distribution={"ascent_scope": "synchronised"}),
     ),
-    "single precision": (normalised, SWAG(rank=3), SAM(rho=0.5), RECIPE.with_options(precision={"mode": "32-true"})),
-    "bf16": (smooth, MAP(), SAM(rho=0.5), RECIPE.with_options(precision={"mode": "bf16-mixed"})),
+    "single precision": (normalised, SWAG(rank=3), SAM(rho=0.5), CONFIG.with_options(precision={"mode": "32-true"})),
+    "bf16": (smooth, MAP(), SAM(rho=0.5), CONFIG.with_options(precision={"mode": "bf16-mixed"})),
     "sharded norms": (normalised, SWAG(rank=2), SAM(rho=0.5), SHARDED),
     "laplace": (smooth, Laplace(prior_precision=1.0), Plain(), SLOW_SGD),
     "still": (normalised, MAP(), Plain(), STILL),
@@ -198,12 +198,12 @@ class Seen(Callback):
 
 def found(name: str) -> dict[str, Tensor]:
     """What comes of a case, in this process."""
-    model, posterior, flatness, recipe = CASES[name]
+    model, posterior, flatness, config = CASES[name]
     if get_process_group_info().size == 1:
-        recipe = recipe.with_options(distribution={"strategy": "ddp"})
+        config = config.with_options(distribution={"strategy": "ddp"})
     watch = Seen()
     augment = not name.startswith("local")
-    fitted = fit(model, data(augment), posterior, flatness, recipe, seed=3, show_progress=False, callback=watch)
+    fitted = fit(model, data(augment), posterior, flatness, config, seed=3, show_progress=False, callback=watch)
     tensors = {"losses": torch.tensor(watch.losses), "validation": torch.tensor(watch.validation)}
     for k, state in enumerate(fitted.states):
         tensors |= {f"{k}.{key}": value for key, value in state.model.state_dict().items()}
@@ -223,7 +223,7 @@ def loader(unlike: int = 0) -> dict[str, Tensor]:
         DataLoader(examples, batch_size=8, shuffle=True),
         SWAG(rank=2),
         SAM(),
-        RECIPE.with_options(precision={"mode": "32-true"}),
+        CONFIG.with_options(precision={"mode": "32-true"}),
         likelihood=Categorical(3),
         show_progress=False,
     )
@@ -292,7 +292,7 @@ def resumed(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
                     data(),
                     SWAG(rank=2),
                     MSAM(rho=0.5),
-                    RECIPE,
+                    CONFIG,
                     show_progress=False,
                     checkpoints=Checkpoints(folder / name, every_n_steps=3, min_interval_seconds=0),
                 )
@@ -343,14 +343,14 @@ def main(folder: Path) -> None:
             data(),
             Ensemble(size=2),
             Plain(),
-            RECIPE.with_options(distribution={"members": "vectorized"}),
+            CONFIG.with_options(distribution={"members": "vectorized"}),
             show_progress=False,
         )
     except ValueError as error:
         results["together"] = str(error)
     results["gathered"] = world.all_gather({"rank": world.rank})
     torch.save(results, folder / f"{world.rank}.pt")
-    fit(breaks(smooth()), data(), MAP(), SAM(), RECIPE, show_progress=False)
+    fit(breaks(smooth()), data(), MAP(), SAM(), CONFIG, show_progress=False)
 
 
 if __name__ == "__main__":

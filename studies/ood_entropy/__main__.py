@@ -5,7 +5,7 @@ has
 a weight decay of 0.005, selected for the plain MAP. Here both are trained with each of several weight decays, and
 evaluated by AUROC and by the entropy of predictions on test images and on out-of-distribution images.
 
-    FLATBAYES_DATA=... python -m studies.ood_entropy runs/foreign
+    FLATBAYES_DATA=... python -m studies.ood_entropy runs/ood
 """
 
 import sys

@@ -109,14 +109,14 @@ def test_killed_fit_can_be_resumed(here):
 
 
 def test_comparison_resumes_within_a_run(here, monkeypatch):
-    recipe = TrainingConfig(
+    config = TrainingConfig(
         epochs=3,
         batch_size=20,
         collection=CollectionConfig(start_fraction=0.0),
         optimizer=partial(torch.optim.SGD, lr=0.1),
     )
     model = partial(MLP, hidden=(16,))
-    comparison = Comparison(Digits(train_size=60), model, [SWAG(rank=2)], config=recipe, num_seeds=1, num_draws=3)
+    comparison = Comparison(Digits(train_size=60), model, [SWAG(rank=2)], config=config, num_seeds=1, num_draws=3)
     monkeypatch.setattr("flatbayes.experiments.run.CHECKPOINT_INTERVAL_SECONDS", 0.0)
     with monkeypatch.context() as patch, pytest.raises(SystemError):
         fail_at_step(patch, 5)

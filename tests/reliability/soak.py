@@ -47,10 +47,10 @@ def cycle(number: int, folder: Path) -> None:
     posterior, flatness = METHODS[number % len(METHODS)]
     data = Digits(train_size=60, test_size=0.9).load(seed=number % 7)
     checkpoints = Checkpoints(folder / "checkpoints", min_interval_seconds=0.0)
-    recipe = TrainingConfig(epochs=2, batch_size=20, collection=CollectionConfig(start_fraction=0))
+    config = TrainingConfig(epochs=2, batch_size=20, collection=CollectionConfig(start_fraction=0))
     model = NETWORKS[number % len(NETWORKS)]
-    fit(model, data, posterior, flatness, recipe, seed=number, show_progress=False, checkpoints=checkpoints)
-    fitted = fit(model, data, posterior, flatness, recipe, seed=number, show_progress=False, checkpoints=checkpoints)
+    fit(model, data, posterior, flatness, config, seed=number, show_progress=False, checkpoints=checkpoints)
+    fitted = fit(model, data, posterior, flatness, config, seed=number, show_progress=False, checkpoints=checkpoints)
     fitted.save(folder / "artefact")
     loaded = FittedPosterior.load(folder / "artefact")
     loaded.predict(data.test.input_tensor[:50], 3)

@@ -148,9 +148,9 @@ class Breaking(torch.optim.SGD):
 
 
 def test_divergence_in_the_last_step_is_detected_without_validation():
-    recipe = TrainingConfig(epochs=1, batch_size=40, num_validations=0, optimizer=partial(Breaking, lr=0.1))
+    config = TrainingConfig(epochs=1, batch_size=40, num_validations=0, optimizer=partial(Breaking, lr=0.1))
     with pytest.raises(RuntimeError, match="Some weights are not finite after the last step"):
-        fit(partial(MLP, hidden=(4,)), Digits(train_size=40).load(seed=0), MAP(), Plain(), recipe)
+        fit(partial(MLP, hidden=(4,)), Digits(train_size=40).load(seed=0), MAP(), Plain(), config)
 
 
 def test_too_many_draws_are_refused_before_training(here, capsys):

@@ -92,7 +92,7 @@ def test_a_failed_cell_does_not_stop_the_others(cifar, tmp_path, capsys, monkeyp
 def test_a_cell_whose_dry_run_fails_is_not_trained(cifar, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
 
-    def refuses(model, data, posterior, flatness, recipe):
+    def refuses(model, data, posterior, flatness, training_config):
         if type(posterior).__name__ == "SWAG":
             raise RuntimeError("too few snapshots")
 

@@ -81,8 +81,8 @@ def test_flatbayes_fit_reads_each_file_alike(table, monkeypatch, tmp_path):
         assert given.posterior == cell.posterior
         assert given.flatness == cell.flatness
         assert given.num_draws == cell.num_draws
-        recipe = TrainingConfig(**{f.name: given[f.name] for f in fields(TrainingConfig)})
-        assert to_spec(replace(recipe, optimizer=None)) == to_spec(replace(cell.config, optimizer=None))
+        config = TrainingConfig(**{f.name: given[f.name] for f in fields(TrainingConfig)})
+        assert to_spec(replace(config, optimizer=None)) == to_spec(replace(cell.config, optimizer=None))
         assert given.optimizer.keywords.items() >= cell.config.optimizer.keywords.items()
         assert given.model["class_path"] == to_spec(cell.model)["class_path"]
         assert given.model["init_args"].items() >= cell.model.keywords.items()

@@ -43,12 +43,12 @@ PAIRS: dict[str, tuple[Posterior, Flatness, TrainingConfig]] = {
 
 def train(name: str, out: Path, checkpoints: Checkpoints | None) -> None:
     """Fit, and write everything that came of it."""
-    posterior, flatness, recipe = PAIRS[name]
-    recipe = recipe.with_options(epochs=4, batch_size=16, num_validations=4, collection={"start_fraction": 0.25})
+    posterior, flatness, config = PAIRS[name]
+    config = config.with_options(epochs=4, batch_size=16, num_validations=4, collection={"start_fraction": 0.25})
     data = Digits(train_size=96).load(seed=3)
     curves = History()
     fitted = fit(
-        partial(ConvNet, width=2), data, posterior, flatness, recipe, seed=7, callback=curves, checkpoints=checkpoints
+        partial(ConvNet, width=2), data, posterior, flatness, config, seed=7, callback=curves, checkpoints=checkpoints
     )
     found = {
         "states": [{**s.model.state_dict(), **s.statistics} for s in fitted.states],

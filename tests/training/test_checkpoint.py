@@ -29,7 +29,7 @@ from flatbayes.training.checkpoint import CheckpointManager
 from support import FLATNESSES, POSTERIORS, explain_refusal, named, network
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-RECIPE = TrainingConfig(
+CONFIG = TrainingConfig(
     epochs=3, batch_size=16, collection=CollectionConfig(start_fraction=0.3), num_validations=3, optimizer=SGD
 )
 DATA = Digits(train_size=64).load(seed=1)
@@ -88,18 +88,18 @@ PAIRS = [(posterior, SAM()) for posterior in POSTERIORS] + [(SWAG(rank=2), flat)
 
 @pytest.mark.parametrize(("posterior", "flat"), PAIRS, ids=[" x ".join(named(pair)) for pair in PAIRS])
 def test_every_method_goes_on_where_it_was(posterior, flat, tmp_path):
-    recipe = TrainingConfig(
+    config = TrainingConfig(
         epochs=2,
         batch_size=16,
         collection=CollectionConfig(start_fraction=0.0),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.05),
     )
-    if explain_refusal(posterior, flat, recipe) is not None:
+    if explain_refusal(posterior, flat, config) is not None:
         pytest.skip("not a pair")
     inputs, targets = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(2)), torch.arange(64) % 3
     part = replace(DATA.train, inputs=(100 + 50 * inputs).clamp(0, 255).to(torch.uint8), targets=targets)
     data = replace(DATA, train=part, val=part, test=part, class_names=("a", "b", "c"))
-    train = partial(fit, network, data, posterior, flat, recipe, seed=3)
+    train = partial(fit, network, data, posterior, flat, config, seed=3)
     checkpoints = Checkpoints(tmp_path, every_n_steps=3, min_interval_seconds=0)
     stopped(train, 8 * posterior.num_members - 1, checkpoints)
     stopped(train, 1, checkpoints)
@@ -110,10 +110,10 @@ def test_every_method_goes_on_where_it_was(posterior, flat, tmp_path):
 @pytest.mark.parametrize(("members", "flat"), [("one_by_one", LookSAM()), ("vectorized", SAM())])
 def test_whenever_it_is_stopped(after, members, flat, tmp_path):
     data = replace(DATA, augment=Augment(flip=True, pad=1))
-    recipe = RECIPE.with_options(distribution={"members": members})
+    config = CONFIG.with_options(distribution={"members": members})
     posterior = Ensemble(SWAG(rank=2), size=2)
     one, other, checkpoints = History(), History(), Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0)
-    train = partial(fit, partial(MLP, hidden=(8,)), data, posterior, flat, recipe, seed=3)
+    train = partial(fit, partial(MLP, hidden=(8,)), data, posterior, flat, config, seed=3)
     stopped(train, after * (2 if members == "one_by_one" else 1), checkpoints)
     assert_same(train(checkpoints=checkpoints, callback=one), train(callback=other))
     assert one.records == other.records
@@ -138,7 +138,7 @@ def test_a_loader_of_the_users_own_goes_on_at_an_epoch(own, tmp_path):
         loader = DataLoader(Shaken(), batch_size=16, shuffle=True, generator=generator)
         net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
         net.load_state_dict({k: torch.full_like(v, 0.1) for k, v in net.state_dict().items()})
-        return fit(net, loader, MCDropout(), SAM(), RECIPE, likelihood=Categorical(3), seed=3, **more)
+        return fit(net, loader, MCDropout(), SAM(), CONFIG, likelihood=Categorical(3), seed=3, **more)
 
     checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0)
     stopped(train, 6, checkpoints)
@@ -155,7 +155,7 @@ def test_the_randomness_of_python_is_kept_too():
 
 
 def test_the_log_has_every_epoch_once(tmp_path):
-    train = partial(fit, partial(MLP, hidden=(8,)), DATA, Ensemble(MAP(), size=2), Plain(), RECIPE, seed=3)
+    train = partial(fit, partial(MLP, hidden=(8,)), DATA, Ensemble(MAP(), size=2), Plain(), CONFIG, seed=3)
     checkpoints, log = Checkpoints(tmp_path / "c", min_interval_seconds=0), tmp_path / "m.jsonl"
     for after in (2, 5, 9, 9):
         with pytest.raises(ConnectionError):
@@ -179,7 +179,7 @@ class Both(Callback):
 
 def test_old_checkpoints_are_pruned_and_all_removed(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", every_n_steps=1, min_interval_seconds=0, max_to_keep=3)
-    train = partial(fit, partial(MLP, hidden=(8,)), DATA, MAP(), Plain(), RECIPE)
+    train = partial(fit, partial(MLP, hidden=(8,)), DATA, MAP(), Plain(), CONFIG)
     stopped(train, 9, checkpoints)
     (tmp_path / "c" / ".0000-0000000010.pt.1.tmp").write_text("torn")
     names = [f"0000-{step:010d}.pt" for step in (7, 8, 9)]
@@ -193,7 +193,7 @@ def test_old_checkpoints_are_pruned_and_all_removed(tmp_path):
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 torn", None])
 def test_damaged_ones_are_left_out(damage, tmp_path):
     checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0)
-    train = partial(fit, partial(MLP, hidden=(8,)), DATA, SWAG(), SAM(), RECIPE)
+    train = partial(fit, partial(MLP, hidden=(8,)), DATA, SWAG(), SAM(), CONFIG)
     stopped(train, 6, checkpoints)
     older, newer = sorted(tmp_path.glob("*.pt"))
     newer.write_bytes(newer.read_bytes()[:-700] if damage is None else damage)
@@ -211,16 +211,16 @@ def test_damaged_ones_are_left_out(damage, tmp_path):
 def test_checkpoints_of_another_training_are_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path, min_interval_seconds=0)
     model = partial(MLP, hidden=(8,))
-    fit(model, DATA, MAP(), Plain(), RECIPE, checkpoints=checkpoints)
+    fit(model, DATA, MAP(), Plain(), CONFIG, checkpoints=checkpoints)
     others = [
         ({"seed": 1}, "seed"),
         ({"flatness": SAM()}, "flatness"),
-        ({"config": replace(RECIPE, epochs=4)}, "epochs"),
+        ({"config": replace(CONFIG, epochs=4)}, "epochs"),
         ({"posterior": SWAG()}, "posterior"),
         ({"model": MLP}, "model"),
         ({"data": Digits(train_size=64).load(seed=2)}, "data"),
     ]
-    usual = {"model": model, "data": DATA, "posterior": MAP(), "flatness": Plain(), "config": RECIPE, "seed": 0}
+    usual = {"model": model, "data": DATA, "posterior": MAP(), "flatness": Plain(), "config": CONFIG, "seed": 0}
     for change, name in others:
         with pytest.raises(ValueError, match=f"of another training: {name} differ"):
             fit(**{**usual, **change}, checkpoints=checkpoints)
@@ -228,7 +228,7 @@ def test_checkpoints_of_another_training_are_refused(tmp_path):
 
 def test_a_full_disk_leaves_the_last_one_good(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0, max_to_keep=1)
-    train = partial(fit, partial(MLP, hidden=(8,)), DATA, SWAG(rank=2), SAM(), RECIPE)
+    train = partial(fit, partial(MLP, hidden=(8,)), DATA, SWAG(rank=2), SAM(), CONFIG)
     stopped(train, 6, checkpoints)
     before = [(path.name, path.read_bytes()) for path in sorted(tmp_path.iterdir())]
 
@@ -309,8 +309,8 @@ def test_nonsense_is_refused(fields, what, tmp_path):
 
 
 def test_half_precision_keeps_its_place(tmp_path):
-    recipe = RECIPE.with_options(precision={"mode": "bf16-mixed"})
-    train = partial(fit, partial(ConvNet, width=2), DATA, SWAG(rank=2), SAM(), recipe, seed=3)
+    config = CONFIG.with_options(precision={"mode": "bf16-mixed"})
+    train = partial(fit, partial(ConvNet, width=2), DATA, SWAG(rank=2), SAM(), config, seed=3)
     checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0)
     stopped(train, 5, checkpoints)
     assert_same(train(checkpoints=checkpoints), train())

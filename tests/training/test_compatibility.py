@@ -7,7 +7,7 @@ from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, La
 from flatbayes.training import CollectionConfig, Cyclical, TrainingConfig
 from flatbayes.training.compatibility import check_compatibility
 
-RECIPE = TrainingConfig(collection=CollectionConfig(start_fraction=0.6))
+CONFIG = TrainingConfig(collection=CollectionConfig(start_fraction=0.6))
 NO_LOSS = [MSAM(), LookSAM(), Periodic(SAM()), LESAM(anneal=0.2), Delayed(MSAM(), 0.1)]
 LOSS = [
     SAM(ascent_batch_fraction=0.25),
@@ -25,27 +25,27 @@ def test_samplers_and_bounds_are_not_for_gradients_of_no_loss(flat):
         with pytest.raises(
             ValueError, match=rf"^{type(posterior).__name__}.* does not go with {type(flat).__name__}.*Use SAM"
         ):
-            check_compatibility(posterior, flat, RECIPE)
+            check_compatibility(posterior, flat, CONFIG)
     for posterior in (MAP(), SWAG(), MCDropout(), Laplace(), Ensemble(SWAG())):
-        check_compatibility(posterior, flat, RECIPE)
+        check_compatibility(posterior, flat, CONFIG)
 
 
 @pytest.mark.parametrize("flat", LOSS, ids=str)
 def test_gradients_of_a_loss_are_for_all(flat):
     for posterior in (SGLD(), SGHMC(), SGVB(), LRT(), MAP(), SWAG()):
-        check_compatibility(posterior, flat, RECIPE)
+        check_compatibility(posterior, flat, CONFIG)
 
 
 def test_a_late_loss_is_one_for_snapshots_collected_later():
     late = Delayed(SAM(), 0.8)
-    check_compatibility(SGVB(), late, RECIPE)  # what counts is the end
+    check_compatibility(SGVB(), late, CONFIG)  # what counts is the end
     check_compatibility(SGLD(), late, TrainingConfig(collection=CollectionConfig(start_fraction=0.8)))
-    for recipe in (
-        RECIPE,
+    for config in (
+        CONFIG,
         TrainingConfig(collection=CollectionConfig(start_fraction=0.9), schedule=Cyclical(num_cycles=4)),
     ):
         with pytest.raises(ValueError, match=r"one loss before 0\.8 .*Collect from 0\.8 on"):
-            check_compatibility(SGLD(), late, recipe)
+            check_compatibility(SGLD(), late, config)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,6 @@ def test_a_late_loss_is_one_for_snapshots_collected_later():
 def test_the_geometry_of_a_posterior_needs_a_variational_one(flat):
     for posterior in (MAP(), SWAG(), MCDropout(), Laplace(), SGLD(), Ensemble(SWAG())):
         with pytest.raises(ValueError, match=r"does not go with .*PosteriorSAM.*standard deviations.*Use SGVB, LRT"):
-            check_compatibility(posterior, flat, RECIPE)
+            check_compatibility(posterior, flat, CONFIG)
     for posterior in (SGVB(), LRT(), Ensemble(LRT())):
-        check_compatibility(posterior, flat, RECIPE)
+        check_compatibility(posterior, flat, CONFIG)

@@ -34,10 +34,10 @@ def images() -> DataSplits:
     return DataSplits(train=part, val=part, test=part, class_names=("a", "b", "c"), feature_names=(), augment=None)
 
 
-def outputs(recipe, flatness, posterior=MAP()):
+def outputs(config, flatness, posterior=MAP()):
     """Logits of the fitted network, which is what rounding errors of training come out in."""
     data = images()
-    fitted = fit(partial(ConvNet, width=4), data, posterior, flatness, recipe, seed=0)
+    fitted = fit(partial(ConvNet, width=4), data, posterior, flatness, config, seed=0)
     return fitted.predict(data.test.inputs[:16], 3).log_probs
 
 
@@ -60,10 +60,10 @@ def test_channels_last_reaches_weights_and_is_right_for_drawn_weights_too():
     )
     weight = next(p for p in fitted.states[0].model.parameters() if p.ndim == 4 and p.shape[1] > 1)
     assert weight.is_contiguous(memory_format=torch.channels_last)
-    recipe = replace(SHORT, optimizer=partial(torch.optim.Adam, lr=0.01))
-    expected = outputs(recipe, SAM(), SGVB())
+    config = replace(SHORT, optimizer=partial(torch.optim.Adam, lr=0.01))
+    expected = outputs(config, SAM(), SGVB())
     torch.testing.assert_close(
-        outputs(recipe.with_options(precision={"channels_last": True}), SAM(), SGVB()), expected, rtol=0, atol=2e-3
+        outputs(config.with_options(precision={"channels_last": True}), SAM(), SGVB()), expected, rtol=0, atol=2e-3
     )
 
 
@@ -86,9 +86,9 @@ def test_a_compiled_network_is_trained_alike(flatness):
     )
 
 
-def started(model, recipe=SHORT) -> Engine:
+def started(model, config=SHORT) -> Engine:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return Engine.create(Fabric(accelerator="cpu", precision=recipe.precision.mode), model, optimizer, recipe)
+    return Engine.create(Fabric(accelerator="cpu", precision=config.precision.mode), model, optimizer, config)
 
 
 def test_full_precision_on_one_device_calls_the_network_itself():

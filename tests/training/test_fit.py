@@ -1,4 +1,4 @@
-"""The loop: twins share everything but flatness, precision and devices are Fabric's, nothing is lost."""
+"""Training: fits with one seed share everything but flatness; precision and devices follow the configuration."""
 
 import json
 import math
@@ -98,8 +98,8 @@ HALF = pytest.param(
 def test_precisions(precision, posterior):
     data = blobs()
     optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-    recipe = SHORT.with_options(precision={"mode": precision}, epochs=15, optimizer=optimizer)
-    fitted = fit(MLP, data, posterior, SAM(), recipe)
+    config = SHORT.with_options(precision={"mode": precision}, epochs=15, optimizer=optimizer)
+    fitted = fit(MLP, data, posterior, SAM(), config)
     assert (fitted.predict(data.test.inputs).top_class == data.test.targets).float().mean() > 0.6
     assert fitted.dtype == (torch.float64 if precision == "64-true" else torch.float32)
 
@@ -122,11 +122,11 @@ def test_clipping_bounds_every_step():
     moved = []
     for clip in (None, 1e-3):
         optimizer = partial(torch.optim.SGD, lr=1.0)
-        recipe = SHORT.with_options(
+        config = SHORT.with_options(
             optimization={"clip_norm": clip}, optimizer=optimizer, schedule=Constant(), epochs=1, batch_size=30
         )
-        start = fit(MLP, blobs(), MAP(), SAM(), replace(recipe, optimizer=partial(torch.optim.SGD, lr=0.0)))
-        moved.append((weights(fit(MLP, blobs(), MAP(), SAM(), recipe)) - weights(start)).norm().item())
+        start = fit(MLP, blobs(), MAP(), SAM(), replace(config, optimizer=partial(torch.optim.SGD, lr=0.0)))
+        moved.append((weights(fit(MLP, blobs(), MAP(), SAM(), config)) - weights(start)).norm().item())
     assert moved[1] == pytest.approx(1e-3, rel=1e-3)
     assert moved[0] > 0.01
 
@@ -173,11 +173,11 @@ def test_a_loader_of_the_users():
 
 
 def test_a_loss_that_is_not_finite_names_the_epoch_and_what_to_try():
-    recipe = replace(SHORT, optimizer=partial(torch.optim.SGD, lr=1e12))
+    config = replace(SHORT, optimizer=partial(torch.optim.SGD, lr=1e12))
     with pytest.raises(
         RuntimeError, match=r"(?s)The loss is nan in epoch \d of 4.*lower learning rate.*SAM\(rho=0.3,"
     ):
-        fit(MLP, blobs(), MAP(), SAM(rho=0.3), recipe)
+        fit(MLP, blobs(), MAP(), SAM(rho=0.3), config)
 
 
 class StopAt(Callback):

@@ -37,14 +37,14 @@ def test_training_sees_it_and_the_validation_curve_does_not():
     curves = {}
     for share in (0.0, 0.9):
         seen = History()
-        recipe = TrainingConfig(epochs=1, batch_size=60, optimization=OptimizationConfig(label_smoothing=share))
+        config = TrainingConfig(epochs=1, batch_size=60, optimization=OptimizationConfig(label_smoothing=share))
         frozen = lambda params: torch.optim.SGD(params, lr=0.0)  # noqa: E731 - weights stay where they are
         fit(
             MLP,
             data,
             MAP(),
             Plain(),
-            TrainingConfig(**{**vars(recipe), "optimizer": frozen}),
+            TrainingConfig(**{**vars(config), "optimizer": frozen}),
             show_progress=False,
             callback=seen,
         )

@@ -8,8 +8,8 @@ from flatbayes.training.schedules import is_collection_step, select_evenly_space
 
 def test_a_short_training_collects_oftener_unless_it_is_told():
     def found(steps, **more):
-        recipe = TrainingConfig(**more)
-        return sum(recipe.is_collection_step(step, steps) for step in range(steps * recipe.epochs))
+        config = TrainingConfig(**more)
+        return sum(config.is_collection_step(step, steps) for step in range(steps * config.epochs))
 
     assert found(8) == 18
     assert found(100, epochs=10) == 12

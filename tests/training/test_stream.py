@@ -27,11 +27,11 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("posterior", [SWAG(rank=2), Laplace(prior_precision=1.0)], ids=["SWAG", "Laplace"])
 def test_a_stream_trains_as_memory_does(folder, posterior):
-    recipe = TrainingConfig(epochs=2, batch_size=6, collection=CollectionConfig(start_fraction=0.0))
+    config = TrainingConfig(epochs=2, batch_size=6, collection=CollectionConfig(start_fraction=0.0))
     found = []
     for stream in (False, True):
         data = ImageFolder(path=str(folder), stream=stream, flip=True, pad=1).load(0)
-        fitted = fit(ConvNet, data, posterior, SAM(), recipe)
+        fitted = fit(ConvNet, data, posterior, SAM(), config)
         result = evaluate(fitted, data.test.inputs, data.test.targets, 3, batch_size=4)
         found.append((fitted.predict(data.val.inputs, 3, batch_size=4).log_probs, result.metrics))
     assert torch.equal(found[0][0], found[1][0])

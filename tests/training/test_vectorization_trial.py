@@ -67,9 +67,11 @@ EXACT = TrainingConfig(
 Narrow, Small = partial(ConvNet, width=2), partial(MLP, hidden=(5,))
 
 
-def pair(model, data, posterior, flatness, recipe):
+def pair(model, data, posterior, flatness, training_config):
     """The same fit in both ways."""
-    ways = [recipe.with_options(distribution={"members": members}) for members in ("vectorized", "one_by_one")]
+    ways = [
+        training_config.with_options(distribution={"members": members}) for members in ("vectorized", "one_by_one")
+    ]
     return [fit(model, data, posterior, flatness, way, seed=3) for way in ways]
 
 
@@ -104,8 +106,8 @@ def test_states_are_those_of_one_by_one_with_batch_norm(member, flatness):
 
 @pytest.mark.parametrize("optimizer", [NESTEROV, ADAM, partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)])
 def test_optimisers_that_work_entry_by_entry(optimizer):
-    recipe = replace(EXACT, optimizer=optimizer)
-    assert_same(*pair(Narrow, blobs(images=True), Ensemble(size=2), SAM(rho=0.1), recipe))
+    training_config = replace(EXACT, optimizer=optimizer)
+    assert_same(*pair(Narrow, blobs(images=True), Ensemble(size=2), SAM(rho=0.1), training_config))
 
 
 @pytest.mark.parametrize(
@@ -301,11 +303,15 @@ RANDOM = "training uses random numbers"
     ],
 )
 def test_what_cannot_be_stacked_is_trained_one_by_one(model, member, flatness, changes, reason):
-    recipe = EXACT.with_options(epochs=1, distribution={"members": "auto"}, **changes)
+    training_config = EXACT.with_options(epochs=1, distribution={"members": "auto"}, **changes)
     data = blobs(images=model is Narrow)
-    fell_back = fit(model, data, Ensemble(member, 2), flatness, recipe)
+    fell_back = fit(model, data, Ensemble(member, 2), flatness, training_config)
     usual = fit(
-        model, data, Ensemble(member, 2), flatness, recipe.with_options(distribution={"members": "one_by_one"})
+        model,
+        data,
+        Ensemble(member, 2),
+        flatness,
+        training_config.with_options(distribution={"members": "one_by_one"}),
     )
     assert fell_back.info["members"].startswith("one by one: ")
     assert reason in fell_back.info["members"]
@@ -313,7 +319,13 @@ def test_what_cannot_be_stacked_is_trained_one_by_one(model, member, flatness, c
         for name, tensor in mine.model.state_dict().items():
             assert torch.equal(tensor, yours.model.state_dict()[name])
     with pytest.raises(ValueError, match=f"The 2 members cannot be vectorized: .*{reason}"):
-        fit(model, data, Ensemble(member, 2), flatness, recipe.with_options(distribution={"members": "vectorized"}))
+        fit(
+            model,
+            data,
+            Ensemble(member, 2),
+            flatness,
+            training_config.with_options(distribution={"members": "vectorized"}),
+        )
 
 
 def test_a_flatness_that_does_not_suit_the_posterior_says_so_in_any_way():
@@ -331,27 +343,30 @@ def test_a_flatness_that_does_not_suit_the_posterior_says_so_in_any_way():
 def test_a_loader_gives_one_batch_at_a_time():
     data = blobs()
     loader = DataLoader(TensorDataset(data.train.inputs, data.train.targets), batch_size=10)
-    recipe = EXACT.with_options(distribution={"members": "auto"}, precision={"mode": "32-true"})
+    training_config = EXACT.with_options(distribution={"members": "auto"}, precision={"mode": "32-true"})
 
     def make():
         return nn.Linear(4, 3)
 
-    fitted = fit(make, loader, Ensemble(size=2), SAM(), recipe, likelihood=Categorical(3))
+    fitted = fit(make, loader, Ensemble(size=2), SAM(), training_config, likelihood=Categorical(3))
     assert "a loader of your own" in fitted.info["members"]
 
 
 def test_auto_leaves_much_work_one_by_one_and_one_run_alone(monkeypatch):
-    recipe = EXACT.with_options(epochs=1, distribution={"members": "auto"}, precision={"mode": "32-true"})
+    training_config = EXACT.with_options(epochs=1, distribution={"members": "auto"}, precision={"mode": "32-true"})
     wide = partial(MLP, hidden=(400, 400))
-    assert "a network has 163603 weights" in fit(wide, blobs(), Ensemble(size=2), Plain(), recipe).info["members"]
+    assert (
+        "a network has 163603 weights"
+        in fit(wide, blobs(), Ensemble(size=2), Plain(), training_config).info["members"]
+    )
     monkeypatch.setattr("flatbayes.training.vectorization_trial.MAX_VECTORIZED_FLOPS", 699)
-    how = fit(Small, blobs(), Ensemble(size=2), Plain(), recipe).info["members"]
+    how = fit(Small, blobs(), Ensemble(size=2), Plain(), training_config).info["members"]
     assert how == "one by one: a forward pass takes 7e+02 operations, and with more than 7e+02 one by one is as fast"
     assert (
         "one member"
-        in fit(Small, blobs(), MAP(), Plain(), recipe.with_options(distribution={"members": "vectorized"})).info[
-            "members"
-        ]
+        in fit(
+            Small, blobs(), MAP(), Plain(), training_config.with_options(distribution={"members": "vectorized"})
+        ).info["members"]
     )
     with pytest.raises(ValueError, match="members must be one_by_one or auto or vectorized or workers, got 'both'"):
         TrainingConfig(distribution=DistributionConfig(members="both"))

@@ -70,8 +70,8 @@ def test_flat_swag_and_laplace_improve_the_likelihood():
     optimizer = partial(torch.optim.Adam, lr=0.01)
     overfitted = fit(model, data, MAP(), Plain(), TrainingConfig(epochs=40, optimizer=optimizer))
     before = evaluate(overfitted, data.test.inputs, data.test.targets).metrics["nll"]
-    for posterior, recipe in ((SWAG(), FINE_TUNING), (Laplace(), AS_IT_IS)):
-        found = fit(model, data, posterior, SAM(rho=0.3), recipe, init=weights(overfitted))
+    for posterior, config in ((SWAG(), FINE_TUNING), (Laplace(), AS_IT_IS)):
+        found = fit(model, data, posterior, SAM(rho=0.3), config, init=weights(overfitted))
         assert evaluate(found, data.test.inputs, data.test.targets).metrics["nll"] < 0.95 * before
 
 
@@ -101,8 +101,8 @@ def test_the_centre_of_swag_is_its_mean():
 
 @pytest.mark.parametrize("posterior", [SGVB(), LRT(), Laplace(tune="evidence"), SWAG(rank=2)], ids=repr)
 def test_any_posterior_is_a_start(posterior, data, tmp_path):
-    recipe = TrainingConfig(epochs=2, batch_size=20, collection=CollectionConfig(start_fraction=0.0))
-    fit(build, data, posterior, Plain(), recipe).save(tmp_path)
+    config = TrainingConfig(epochs=2, batch_size=20, collection=CollectionConfig(start_fraction=0.0))
+    fit(build, data, posterior, Plain(), config).save(tmp_path)
     found = fit(build, data, MAP(), Plain(), AS_IT_IS, init=str(tmp_path))
     assert same(weights(found), extract_mean_weights(posterior, FittedPosterior.load(tmp_path).states[0]))
 

@@ -26,7 +26,7 @@ from flatbayes.training import (
 from flatbayes.training.compatibility import check_collection
 
 SGD = partial(torch.optim.SGD, lr=0.05)
-RECIPE = TrainingConfig(
+CONFIG = TrainingConfig(
     epochs=4,
     batch_size=16,
     collection=CollectionConfig(start_fraction=0.0, snapshots_per_epoch=1),
@@ -52,7 +52,7 @@ class Remembering:
 
 def test_everything_is_passed_on():
     logger = Remembering()
-    fit(MODEL, DATA, MAP(), Plain(), RECIPE, callback=MetricLogger([logger], every_n_steps=5))
+    fit(MODEL, DATA, MAP(), Plain(), CONFIG, callback=MetricLogger([logger], every_n_steps=5))
     epochs = {step: set(metrics) for step, metrics in logger.rows if "loss" in metrics}
     usual = {"epoch", "loss", "lr", "peak_memory_mb", "seconds"}
     assert epochs == {
@@ -69,11 +69,11 @@ def test_everything_is_passed_on():
 
 def test_runs_are_told_apart():
     logger = Remembering()
-    fit(MODEL, DATA, Ensemble(MAP(), size=2), Plain(), RECIPE, callback=MetricLogger([logger]))
+    fit(MODEL, DATA, Ensemble(MAP(), size=2), Plain(), CONFIG, callback=MetricLogger([logger]))
     assert [min(metrics) for _, metrics in logger.rows] == ["run0/epoch"] * 4 + ["run1/epoch"] * 4
     together = Remembering()
-    recipe = RECIPE.with_options(distribution={"members": "vectorized"})
-    fit(MODEL, DATA, Ensemble(MAP(), size=2), Plain(), recipe, callback=MetricLogger([together]))
+    config = CONFIG.with_options(distribution={"members": "vectorized"})
+    fit(MODEL, DATA, Ensemble(MAP(), size=2), Plain(), config, callback=MetricLogger([together]))
     assert sum("run1/loss" in metrics for _, metrics in together.rows) == 4
 
 
@@ -81,7 +81,7 @@ def test_csv_and_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     loggers = [make_logger("csv", tmp_path), make_logger("tensorboard", tmp_path)]
-    fit(MODEL, DATA, MAP(), Plain(), RECIPE, callback=MetricLogger(loggers))
+    fit(MODEL, DATA, MAP(), Plain(), CONFIG, callback=MetricLogger(loggers))
     [path] = tmp_path.glob("csv/version_0/metrics.csv")
     with path.open() as file:
         rows = list(csv.DictReader(file))
@@ -103,7 +103,7 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of that package, not ours
         logger = make_logger("wandb", tmp_path)
-        fit(MODEL, DATA, MAP(), Plain(), RECIPE, callback=MetricLogger([logger]))
+        fit(MODEL, DATA, MAP(), Plain(), CONFIG, callback=MetricLogger([logger]))
         logger._run.finish()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
@@ -116,14 +116,14 @@ def test_a_log_that_goes_on_is_whole(tmp_path):
 
     checkpoints = Checkpoints(tmp_path, min_interval_seconds=0)
     with pytest.raises(SystemError):
-        fit(MODEL, DATA, MAP(), Plain(), RECIPE, checkpoints=checkpoints, callback=Stop())
+        fit(MODEL, DATA, MAP(), Plain(), CONFIG, checkpoints=checkpoints, callback=Stop())
     logger, lines = Remembering(), []
-    fit(MODEL, DATA, MAP(), Plain(), RECIPE, checkpoints=checkpoints, callback=MetricLogger([logger]))
+    fit(MODEL, DATA, MAP(), Plain(), CONFIG, checkpoints=checkpoints, callback=MetricLogger([logger]))
     assert [step for step, metrics in logger.rows if "loss" in metrics] == [4, 8, 12, 16]
     checkpoints.remove()
     with pytest.raises(SystemError):
-        fit(MODEL, DATA, MAP(), Plain(), RECIPE, checkpoints=checkpoints, callback=Stop())
-    fit(MODEL, DATA, MAP(), Plain(), RECIPE, checkpoints=checkpoints, callback=ConsoleLogger(lines.append))
+        fit(MODEL, DATA, MAP(), Plain(), CONFIG, checkpoints=checkpoints, callback=Stop())
+    fit(MODEL, DATA, MAP(), Plain(), CONFIG, checkpoints=checkpoints, callback=ConsoleLogger(lines.append))
     assert lines[0] == "resuming after epoch 2, step 8 of 16"
 
 
@@ -149,15 +149,15 @@ def test_lines(monkeypatch):
 
 
 def test_too_few_snapshots_are_an_error_before_the_first_step():
-    recipe = RECIPE.with_options(epochs=4, collection={"start_fraction": 0.8})
+    config = CONFIG.with_options(epochs=4, collection={"start_fraction": 0.8})
     with pytest.raises(
         ValueError, match=r"SWAG needs at least 2 .* this configuration .epochs=4. collects 1. Lower collect"
     ):
-        fit(MODEL, DATA, SWAG(), SAM(), recipe, callback=Never())
+        fit(MODEL, DATA, SWAG(), SAM(), config, callback=Never())
     with pytest.raises(ValueError, match="SWAG needs at least 2"):
-        dry_run(MODEL, DATA, SWAG(), SAM(), recipe)
+        dry_run(MODEL, DATA, SWAG(), SAM(), config)
     with pytest.raises(ValueError, match="needs at least 2"):
-        fit(MODEL, DATA, Ensemble(SWAG(), size=2), SAM(), recipe, callback=Never())
+        fit(MODEL, DATA, Ensemble(SWAG(), size=2), SAM(), config, callback=Never())
 
 
 class Never(Callback):
@@ -173,13 +173,13 @@ def test_few_snapshots_are_said_early():
             seen.append(text)
 
     with pytest.raises(AssertionError, match="trained"):
-        fit(MODEL, DATA, SWAG(rank=20), SAM(), RECIPE, callback=Notes())
+        fit(MODEL, DATA, SWAG(rank=20), SAM(), CONFIG, callback=Notes())
     [text] = seen
     assert text.startswith("SWAG can use 20 snapshots, and this configuration (epochs=4) collects 4: ")
-    assert check_collection(SWAG(rank=8), RECIPE, 4) is None
-    assert check_collection(SWAG(rank=0), RECIPE, 4) is None
-    assert check_collection(SGLD(max_snapshots=9), RECIPE, 4) is not None
-    assert check_collection(MAP(), RECIPE.with_options(collection={"start_fraction": 0.99}), 4) is None
+    assert check_collection(SWAG(rank=8), CONFIG, 4) is None
+    assert check_collection(SWAG(rank=0), CONFIG, 4) is None
+    assert check_collection(SGLD(max_snapshots=9), CONFIG, 4) is not None
+    assert check_collection(MAP(), CONFIG.with_options(collection={"start_fraction": 0.99}), 4) is None
 
 
 def test_the_command_line_logs_and_says_how_long(tmp_path, monkeypatch, capsys):

@@ -23,7 +23,7 @@ from flatbayes.training import DistributionConfig, fit
 from flatbayes.training.batches import ShuffledBatches
 from flatbayes.training.distributed.fsdp import check_fsdp
 from flatbayes.training.distributed.gradient_averaging import iter_buckets, per_process_rng
-from processes import CASES, RECIPE, SAME, data, smooth
+from processes import CASES, CONFIG, SAME, data, smooth
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {
@@ -121,7 +121,7 @@ def test_losses_are_those_of_the_whole_batch_and_only_the_first_process_is_watch
 
 @pytest.mark.parametrize("name", ["local", "local unequal"])
 def test_a_local_ascent_goes_to_the_worst_point_of_every_share(two, one, name):
-    recipe, images = CASES[name][3], data(augment=False)
+    config, images = CASES[name][3], data(augment=False)
     initial, order, _ = spawn_seeds(3, 0, count=3)
     torch.manual_seed(initial)
     model = smooth().double()
@@ -130,10 +130,10 @@ def test_a_local_ascent_goes_to_the_worst_point_of_every_share(two, one, name):
         images.train.inputs.double().std((0, 2, 3), correction=0),
     )
     inputs = (images.train.inputs.double() - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
-    batches = ShuffledBatches(inputs, images.train.targets, recipe.batch_size, order)
-    params, optimizer = list(model.parameters()), recipe.optimizer(model.parameters())
-    steps, step = recipe.epochs * len(batches), 0
-    for epoch in range(recipe.epochs):
+    batches = ShuffledBatches(inputs, images.train.targets, config.batch_size, order)
+    params, optimizer = list(model.parameters()), config.optimizer(model.parameters())
+    steps, step = config.epochs * len(batches), 0
+    for epoch in range(config.epochs):
         for x, y in batches.iter_epoch(epoch):
             total = [torch.zeros_like(p) for p in params]
             for rank in range(2):
@@ -151,7 +151,7 @@ def test_a_local_ascent_goes_to_the_worst_point_of_every_share(two, one, name):
                         t.add_(g * len(own) / len(x))
             for p, t in zip(params, total, strict=True):
                 p.grad = t
-            optimizer.param_groups[0]["lr"] = 0.1 * recipe.schedule.factor(step, steps)
+            optimizer.param_groups[0]["lr"] = 0.1 * config.schedule.factor(step, steps)
             optimizer.step()
             step += 1
     found = {key.removeprefix("0."): value for key, value in two[0][0][name].items()}
@@ -336,10 +336,10 @@ def test_a_recipe_says_what_it_cannot_do(options, message):
     ],
 )
 def test_what_does_not_go_with_divided_weights_is_said(posterior, change, message):
-    recipe = processes.SHARDED.with_options(**change)
+    config = processes.SHARDED.with_options(**change)
     check_fsdp(MAP(), processes.SHARDED, ProcessGroupInfo(0, 2))
     with pytest.raises(ValueError, match=message):
-        check_fsdp(posterior, recipe, ProcessGroupInfo(0, 2))
+        check_fsdp(posterior, config, ProcessGroupInfo(0, 2))
 
 
 def test_weights_are_not_divided_by_a_torch_that_does_it_wrongly(monkeypatch):
@@ -347,7 +347,7 @@ def test_weights_are_not_divided_by_a_torch_that_does_it_wrongly(monkeypatch):
     with pytest.raises(ValueError, match=r"is older than 99.0, the oldest tested"):
         check_fsdp(
             MAP(),
-            RECIPE.with_options(distribution={"strategy": "fsdp", "ascent_scope": "synchronised"}),
+            CONFIG.with_options(distribution={"strategy": "fsdp", "ascent_scope": "synchronised"}),
             ProcessGroupInfo(0, 2),
         )
 
@@ -359,7 +359,7 @@ def test_weights_are_not_divided_in_one_process():
 
 def test_one_process_does_not_stand_for_several():
     with pytest.raises(ValueError, match="torchrun --nproc_per_node 2"):
-        fit(smooth, data(), MAP(), SAM(), RECIPE.with_options(distribution={"devices": 2}))
+        fit(smooth, data(), MAP(), SAM(), CONFIG.with_options(distribution={"devices": 2}))
 
 
 def test_several_processes_do_not_stack_networks(two):

@@ -20,7 +20,7 @@ from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.training import Checkpoints, History, TrainingConfig, fit
 from flatbayes.training.distributed.workers import parallel_backend
-from processes import RECIPE, data, smooth
+from processes import CONFIG, data, smooth
 
 COMPARISON = Comparison(
     source=Digits(),
@@ -34,9 +34,16 @@ COMPARISON = Comparison(
 
 def ensemble(members, **options):
     watch = History()
-    recipe = RECIPE.with_options(distribution={"members": members}, epochs=2)
+    training_config = CONFIG.with_options(distribution={"members": members}, epochs=2)
     fitted = fit(
-        smooth, data(), Ensemble(SWAG(rank=2), size=3), SAM(), recipe, show_progress=False, callback=watch, **options
+        smooth,
+        data(),
+        Ensemble(SWAG(rank=2), size=3),
+        SAM(),
+        training_config,
+        show_progress=False,
+        callback=watch,
+        **options,
     )
     return fitted, watch.records
 
@@ -61,9 +68,9 @@ def test_members_in_workers_are_those_of_one_process(tmp_path):
 
 def test_members_in_workers_need_data_and_one_device():
     loader = DataLoader(TensorDataset(torch.zeros(4, 32), torch.zeros(4, dtype=torch.int64)))
-    recipe = RECIPE.with_options(distribution={"members": "workers"})
+    training_config = CONFIG.with_options(distribution={"members": "workers"})
     with pytest.raises(ValueError, match="from data rather than from a loader"):
-        fit(smooth, loader, Ensemble(size=2), SAM(), recipe, likelihood=Categorical(3))
+        fit(smooth, loader, Ensemble(size=2), SAM(), training_config, likelihood=Categorical(3))
 
 
 @pytest.mark.slow
