@@ -42,7 +42,11 @@ def check_prior_precision_spec(prior_precision: object) -> None:
         for pattern, value in prior_precision.items():
             _check_positive(f"prior_precision of {pattern!r}", value)
     elif isinstance(prior_precision, Real):
-        _check_positive("prior_precision", float(prior_precision))
+        try:
+            precision = float(prior_precision)
+        except OverflowError:  # an integer above the largest float
+            precision = math.inf
+        _check_positive("prior_precision", precision)
     elif prior_precision != "initial":
         raise ValueError(f"prior_precision must be a number, a mapping or 'initial', got {prior_precision!r}.")
 
