@@ -64,8 +64,7 @@ class Laplace(Posterior):
         prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
             is the prior, with weight_decay = temperature * prior_precision / num_data.
         tune: `none`: the Gaussian has the prior of training. `evidence`: it has the prior precision that maximizes
-        the
-            evidence (marginal likelihood) after training, and training needs no prior.
+            the evidence (marginal likelihood) after training, and training needs no prior.
         temperature: T in the posterior density p(w) exp(-num_data / T * mean NLL(w)): 1 is the Bayesian posterior,
             below 1 a colder one, narrower and closer to the data. With a fixed weight decay in place of
             `prior_precision`, the covariance is proportional to T. 1 suits regression. Classifiers that fit their
