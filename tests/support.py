@@ -246,7 +246,7 @@ def sets_weight_distribution(posterior) -> bool:
 def explain_refusal(posterior, flat, config) -> str | None:
     """Return the expected error message of a pair that is refused; None for all others."""
     if needs_weight_distribution(flat) and not sets_weight_distribution(posterior):
-        return "this one has none"
+        return "this posterior has none"
     start = config.collection.start_fraction if posterior.requires_stationary_loss == "while_collecting" else 1.0
     if posterior.requires_stationary_loss != "never" and flat.stationary_after > start:
         return f"does not go with {type(flat).__name__}.*one loss"

@@ -184,3 +184,8 @@ def test_draw_before_collecting_is_refused():
         ):
             pass
         SWAG().collect(state)
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS, ids=named(POSTERIORS))
+def test_has_weight_distribution_is_true_of_posteriors_that_set_one(posterior):
+    assert posterior.has_weight_distribution == sets_weight_distribution(posterior)
