@@ -56,6 +56,11 @@ def test_radius_zero_is_plain_bit_for_bit(posterior, flat):
 
 
 @every
+def test_weight_distribution_is_set_exactly_where_declared(posterior):
+    assert sets_weight_distribution(posterior) is posterior.has_weight_distribution
+
+
+@every
 def test_training_and_flatness_change_the_weights(posterior):
     begin = snapshot(network())["weights"]
     plain = snapshot(train(posterior, Plain())[0].model)["weights"]
