@@ -11,6 +11,7 @@ from flatbayes.data import DataSplits, Digits, Split, Standardize
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
 from flatbayes.posteriors import LRT, MAP, SGVB, SWAG, Ensemble, Laplace
+from flatbayes.posteriors.presets import LAPLACE_LAST_LAYER
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.training import FINE_TUNING, Checkpoints, CollectionConfig, TrainingConfig, fit
 from flatbayes.training.warm_start import extract_mean_weights, match_weights
@@ -70,7 +71,7 @@ def test_flat_swag_and_laplace_improve_the_likelihood():
     optimizer = partial(torch.optim.Adam, lr=0.01)
     overfitted = fit(model, data, MAP(), Plain(), TrainingConfig(epochs=40, optimizer=optimizer))
     before = evaluate(overfitted, data.test.inputs, data.test.targets).metrics["nll"]
-    for posterior, config in ((SWAG(), FINE_TUNING), (Laplace(), AS_IT_IS)):
+    for posterior, config in ((SWAG(), FINE_TUNING), (LAPLACE_LAST_LAYER, AS_IT_IS)):
         found = fit(model, data, posterior, SAM(rho=0.3), config, init=weights(overfitted))
         assert evaluate(found, data.test.inputs, data.test.targets).metrics["nll"] < 0.95 * before
 
