@@ -1,6 +1,7 @@
-"""Training the networks of an ensemble as one, against one after the other: the same steps, the same results.
+"""Training time of the networks of an ensemble: vectorized in one run, compared with one run after the other.
 
-A ratio below one is a gain. Both ways take turns in one process; only ratios within one run compare.
+Both do the same steps with the same results. A ratio below one is a gain. Both take turns in one process, and only
+ratios within one process compare.
 """
 
 import statistics
@@ -17,10 +18,13 @@ from flatbayes.flatness import SAM, Flatness, Plain
 from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import Ensemble
 from flatbayes.training import Callback, DistributionConfig, TrainingConfig
+from flatbayes.training.checkpoint import CheckpointManager
 from flatbayes.training.data import make_training_data
 from flatbayes.training.distributed.launch import make_fabric
+from flatbayes.training.loop import train
 from flatbayes.training.model_builder import make_model_builder
 from flatbayes.training.run_factory import RunFactory
+from flatbayes.training.session import make_session
 from flatbayes.training.vectorization_trial import should_vectorize
 
 BATCH, STEPS = 64, 8
@@ -49,13 +53,17 @@ def row(name: str, size: int, flat: Flatness, rounds: int) -> dict[str, Any]:
     model, shape, classes = CASES[name]
     runs = prepared(model, random_data(shape, classes), size, flat)
     fabric = make_fabric(runs.config)
-    together, one_by_one = [], []
+    vectorized, one_by_one = [], []
+
+    def train_all(groups: list[list[int]]) -> None:
+        for members in groups:
+            session = make_session(runs.config, fabric, CheckpointManager(), members[0])
+            train(runs.create_run(members, fabric), session, Callback())
+
     for _ in range(rounds + 1):
-        job = runs.create_vectorized_run(range(size), fabric)
-        together.append(seconds(lambda job=job: job.train(fabric, Callback())))
-        jobs = [runs.create_single_run(run, fabric) for run in range(size)]
-        one_by_one.append(seconds(lambda jobs=jobs: [job.train(fabric, Callback()) for job in jobs]))
-    ours, baseline = (statistics.median(times[1:]) / STEPS for times in (together, one_by_one))
+        vectorized.append(seconds(partial(train_all, [list(range(size))])))
+        one_by_one.append(seconds(partial(train_all, [[member] for member in range(size)])))
+    ours, baseline = (statistics.median(times[1:]) / STEPS for times in (vectorized, one_by_one))
     as_one, _ = should_vectorize(runs, size)
     return {
         "group": "ensembles",
@@ -67,7 +75,7 @@ def row(name: str, size: int, flat: Flatness, rounds: int) -> dict[str, Any]:
         "limit": None,
         "target": TARGETS.get(name),
         "peers": {},
-        "note": f"together against one by one; auto takes {'vectorized' if as_one else 'one by one'}",
+        "note": f"vectorized compared with one by one; auto takes {'vectorized' if as_one else 'one by one'}",
     }
 
 
