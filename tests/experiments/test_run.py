@@ -120,3 +120,15 @@ def test_failures_are_sorted_by_name(tmp_path, monkeypatch):
     runs = [replace(RUN, seed=seed) for seed in (2, 0, 1)]
     failures = execute_runs(runs, tmp_path, jobs=1, show_progress=False)
     assert failures == [f"MAP Plain seed {seed}: no" for seed in range(3)]
+
+
+def test_the_data_split_has_the_seed_of_the_run(monkeypatch):
+    inputs = []
+
+    def fit_and_record(model, data, *args, **options):
+        inputs.append(data.train.inputs)
+        return fit(model, data, *args, **options)
+
+    monkeypatch.setattr("flatbayes.experiments.run.fit", fit_and_record)
+    replace(RUN, seed=3).execute()
+    assert torch.equal(inputs[0], RUN.source.load(3).train.inputs)

@@ -168,3 +168,12 @@ def test_drawing_from_a_network_without_norm_layers_needs_no_data():
         4,
         3,
     )
+
+
+def test_members_have_draws_of_their_own(make):
+    fitted = make(SWAG(rank=3))
+    pair = FittedPosterior(
+        fitted.posterior, fitted.states * 2, fitted.likelihood, fitted.transform, fitted.statistics_inputs
+    )
+    first, second = (net[9].weight.detach().clone() for net in pair.sample_networks(2))
+    assert not torch.equal(first, second)

@@ -19,6 +19,7 @@ from flatbayes.training import (
     Callback,
     CollectionConfig,
     Constant,
+    Cosine,
     History,
     Interrupted,
     TrainingConfig,
@@ -28,6 +29,7 @@ from flatbayes.training import (
 from flatbayes.training.batches import ShuffledBatches
 from flatbayes.training.callbacks.console import ProgressBar
 from flatbayes.training.callbacks.loggers import JSONLinesLogger
+from flatbayes.training.data import make_training_data
 
 
 def blobs(n=90, images=False):
@@ -296,3 +298,80 @@ def test_without_validation_examples_nothing_is_measured():
     curves, data = History(), blobs()
     fit(MLP, replace(data, val=data.val.take(torch.arange(0))), MAP(), Plain(), SHORT, callback=curves)
     assert all(set(record) == {"member", "epoch", "step", "loss", "lr"} for record in curves.records)
+
+
+class RecordingSGD(torch.optim.SGD):
+    """Keeps the learning rate of every parameter group at every step."""
+
+    def __init__(self, params, rates):
+        first, *others = params
+        super().__init__([{"params": [first], "lr": 0.1}, {"params": others, "lr": 0.02}])
+        self.rates = rates
+
+    def step(self, closure=None):
+        self.rates.append([group["lr"] for group in self.param_groups])
+        return super().step(closure)
+
+
+def test_the_optimizer_steps_with_the_learning_rates_of_the_schedule():
+    rates, schedule = [], Cosine(end_factor=0.1, warmup=0.2)
+    config = replace(SHORT, optimizer=partial(RecordingSGD, rates=rates), schedule=schedule)
+    fit(MLP, blobs(), MAP(), Plain(), config)
+    factors = [schedule.factor(step, 12) for step in range(12)]
+    assert rates == [[0.1 * factor, 0.02 * factor] for factor in factors]
+
+
+def test_num_norm_batches_are_kept():
+    data = blobs()
+    config = SHORT.with_options(collection={"num_norm_batches": 2})
+    loader = DataLoader(TensorDataset(data.train.inputs, data.train.targets), batch_size=10)
+    for source in (data, loader):
+        batches = make_training_data(source).sample_inputs(config, seed=0)
+        assert [len(batch) for batch in batches] == [10, 10]
+
+
+def test_augmentation_and_order_have_independent_seeds():
+    first_words = []
+
+    def augment(inputs, generator):
+        first_words.append(generator.initial_seed())
+        return inputs
+
+    x = torch.arange(200)
+    batches = ShuffledBatches(x, x, 100, seed=3, augment=augment)
+    for epoch in range(4):
+        list(batches.iter_epoch(epoch))
+    orders = [batches.shuffle_indices(epoch) for epoch in range(4)]
+    assert len(set(first_words)) == 8
+    for seed in first_words:
+        permutation = torch.randperm(200, generator=torch.Generator().manual_seed(seed))
+        assert not any(torch.equal(permutation, order) for order in orders)
+
+
+def test_snapshots_are_collected_after_the_configured_steps(monkeypatch):
+    steps, collected = [], []
+    monkeypatch.setattr(SWAG, "collect", lambda self, state: collected.append(len(steps)))
+
+    class CountSteps(Callback):
+        def on_step_end(self, step, loss, lr):
+            steps.append(step)
+
+    config = SHORT.with_options(collection={"start_fraction": 0.5, "snapshots_per_epoch": 1})
+    with pytest.raises(RuntimeError):
+        fit(MLP, blobs(), SWAG(rank=2), Plain(), config, callback=CountSteps()).predict(blobs().test.inputs, 2)
+    assert collected == [8, 11]
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_steps():
+    losses, curves = [], History()
+
+    class KeepLosses(Callback):
+        def on_step_end(self, step, loss, lr):
+            losses.append(float(loss))
+
+        def on_epoch_end(self, record):
+            curves.records.append(record)
+
+    fit(MLP, blobs(), MAP(), Plain(), SHORT, callback=KeepLosses())
+    means = [sum(losses[k : k + 3]) / 3 for k in range(0, 12, 3)]
+    assert [record["loss"] for record in curves.records] == pytest.approx(means)
