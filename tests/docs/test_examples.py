@@ -87,9 +87,36 @@ def test_a_posterior_in_forty_lines():
     assert torch.equal(values(model), seen[-1])
 
 
-def test_the_posterior_of_the_contributors_guide_is_complete():
+def guide_namespace(block):
+    """The names that one code block of the contributors' guide defines."""
     text = (EXAMPLES.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
     names = {"__name__": "contributing"}
-    exec(text.split("```python\n")[1].split("```")[0], names)
-    found = [thing for thing in names.values() if inspect.isclass(thing) and issubclass(thing, Posterior)]
+    exec(text.split("```python\n")[block].split("```")[0], names)
+    return names
+
+
+def test_the_posterior_of_the_contributors_guide_is_complete():
+    found = [
+        thing for thing in guide_namespace(1).values() if inspect.isclass(thing) and issubclass(thing, Posterior)
+    ]
     assert [inspect.isabstract(thing) for thing in found if thing is not Posterior] == [False]
+
+
+@pytest.mark.parametrize("norm", ["one network", "vectorized"])
+def test_the_flatness_of_the_contributors_guide_perturbs_every_weight_by_rho(norm):
+    names = guide_namespace(2)
+    grads = [torch.randn(2, 3, 4), torch.randn(2, 5)]
+    if norm == "vectorized":
+        names["global_norm"] = lambda grads: torch.stack(
+            [torch.cat([g[k].flatten() for g in grads]).norm() for k in (0, 1)]
+        )
+    perturbation = names["sign_perturbation"](grads, 0.1)
+    for direction, grad in zip(perturbation.directions, grads, strict=True):
+        scale = names["broadcast_per_network"](0.1 / perturbation.norm, direction)
+        torch.testing.assert_close(scale * direction, 0.1 * grad.sign())
+
+
+def test_the_data_source_of_the_contributors_guide_loads():
+    splits = guide_namespace(3)["TwoMoons"](size=100).load(seed=0)
+    assert splits.train.inputs.shape[1:] == (2,)
+    assert splits.class_names == ("upper", "lower")

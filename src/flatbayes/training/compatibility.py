@@ -88,7 +88,7 @@ def check_collection(posterior: Posterior, config: TrainingConfig, steps_per_epo
     if num_snapshots < MIN_USEFUL_SNAPSHOT_FRACTION * useful:
         return (
             f"{_format_name(posterior)} can use {useful} snapshots, and this configuration (epochs={config.epochs}) "
-            f"collects {num_snapshots}: its covariance will be estimated from few points. {advice}"
+            f"collects {num_snapshots}: the posterior will be estimated from few snapshots. {advice}"
         )
     return None
 
