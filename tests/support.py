@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -264,3 +265,8 @@ def peak_bytes(recorded, path) -> int:
     events = json.loads(path.read_text())["traceEvents"]
     changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
     return max(accumulate((change for _, change in changes), initial=0))
+
+
+def find_tensors_file(folder: Path) -> Path:
+    """The file with the tensors of an artefact."""
+    return folder / json.loads((folder / "posterior.json").read_text())["tensors_file"]

@@ -116,7 +116,14 @@ def test_the_training_split_can_be_evaluated():
 
 def test_overwriting_leaves_nothing_of_another_kind_of_run(tmp_path):
     (tmp_path / "runs").mkdir()
-    ours = ("posterior.json", "posterior.safetensors", "metrics.jsonl", "report.html", "runs/0123456789abcdef.json")
+    ours = (
+        "posterior.json",
+        f"posterior-{'0' * 16}.safetensors",
+        "posterior.safetensors",
+        "metrics.jsonl",
+        "report.html",
+        "runs/0123456789abcdef.json",
+    )
     for name in (*ours, "own.txt", "runs/own.json"):
         (tmp_path / name).write_text("{}")
     SMALL.claim_folder(tmp_path, overwrite=True)

@@ -1,6 +1,10 @@
 """Saving and loading of fitted posteriors, damaged and older artefacts included."""
 
+import itertools
 import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -9,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flatbayes.posteriors import MAP, SWAG, Ensemble
-from flatbayes.prediction import FittedPosterior, NetworkSampler
+from flatbayes.prediction import FittedPosterior, NetworkSampler, artefact
 from flatbayes.prediction.artefact import load_posterior
-from flatbayes.prediction.metadata import compute_metadata_checksum
-from support import batch, network
+from flatbayes.prediction.metadata import compute_file_checksum, compute_metadata_checksum
+from support import batch, find_tensors_file, network
 
 
 def inputs():
@@ -35,10 +39,10 @@ def test_loads_and_predicts_the_same(fitted, tmp_path):
         assert torch.equal(loaded.predict(inputs(), 4).log_probs, expected)
     assert loaded.posterior == fitted.posterior
     assert loaded.info == fitted.info
-    assert sorted(p.name for p in (tmp_path / "ünïcode" / "x").iterdir()) == [
-        "posterior.json",
-        "posterior.safetensors",
-    ]
+    folder = tmp_path / "ünïcode" / "x"
+    metadata = json.loads((folder / "posterior.json").read_text())
+    files = {metadata[key] for key in ("tensors_file", "norm_file") if key in metadata}
+    assert {path.name for path in folder.iterdir()} == {"posterior.json", *files}
 
 
 def test_a_subclass_is_loaded_as_itself(make, tmp_path):
@@ -61,16 +65,16 @@ def test_a_sampler_can_be_loaded_and_draws_the_same_networks(make, tmp_path):
 def test_file_size_is_that_of_the_tensors(make, tmp_path):
     fitted = make(SWAG(rank=3))
     fitted.save(tmp_path)
-    tensors = load_file(tmp_path / "posterior.safetensors")
+    tensors = load_file(find_tensors_file(tmp_path))
     total = sum(t.numel() * t.element_size() for t in tensors.values())
-    assert (tmp_path / "posterior.safetensors").stat().st_size < total + 10_000
+    assert find_tensors_file(tmp_path).stat().st_size < total + 10_000
 
 
 @pytest.mark.parametrize("posterior", [SWAG(rank=5), SWAG(rank=5, params=["9.*"]), Ensemble(size=2)], ids=repr)
 def test_nothing_is_stored_twice(make, tmp_path, posterior):
     fitted = make(posterior)
     fitted.save(tmp_path)
-    tensors = load_file(tmp_path / "posterior.safetensors")
+    tensors = load_file(find_tensors_file(tmp_path))
     num_weights = sum(tensor.numel() for tensor in network().state_dict().values())
     num_selected = fitted.states[0].statistics.get("mean", torch.zeros(0)).numel()
     num_others = fitted.states[0].statistics.get("mean_of_others", torch.zeros(0)).numel()
@@ -153,7 +157,7 @@ def test_tied_weights(tmp_path):
     posterior = MAP()
     fitted = FittedPosterior(posterior, [posterior.init(Tied(), None, 5)], Categorical(3))
     fitted.save(tmp_path)
-    names = load_file(tmp_path / "posterior.safetensors").keys()
+    names = load_file(find_tensors_file(tmp_path)).keys()
     assert {name for name in names if name.endswith("weight")} == {"run.0.model.one.weight"}  # once
     loaded = FittedPosterior.load(tmp_path, Tied)
     assert torch.equal(loaded.predict(torch.ones(2, 3)).log_probs, fitted.predict(torch.ones(2, 3)).log_probs)
@@ -204,11 +208,11 @@ def test_a_missing_artefact_is_refused(tmp_path):
         FittedPosterior.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["posterior.json", "posterior.safetensors"])
+@pytest.mark.parametrize("name", ["posterior.json", "tensors"])
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped"])
 def test_damage_is_an_error_that_names_the_file(make, tmp_path, name, damage):
     make(SWAG(rank=3)).save(tmp_path)
-    path = tmp_path / name
+    path = tmp_path / name if name == "posterior.json" else find_tensors_file(tmp_path)
     content = bytearray(path.read_bytes())
     if damage == "flipped":
         content[len(content) // 2] ^= 0xFF
@@ -234,21 +238,128 @@ def test_a_newer_schema_names_the_version_that_reads_it(make, tmp_path):
         FittedPosterior.load(tmp_path, network)
 
 
-def test_statistics_of_draws_in_schema_1_are_ignored(make, tmp_path):
+def write_as_schema(folder, schema):
+    """Rewrite an artefact as an earlier schema had it: all tensors in one file with a fixed name."""
+    metadata = json.loads((folder / "posterior.json").read_text())
+    tensors = {}
+    for name in (metadata["tensors_file"], metadata.get("norm_file")):
+        if name is not None:
+            tensors |= load_file(folder / name)
+            (folder / name).unlink()
+    save_file(tensors, folder / "posterior.safetensors")
+    checksum = compute_file_checksum(folder / "posterior.safetensors")
+    removed = dict.fromkeys(("tensors_file", "norm_file", "norm_sha256"))
+    rewrite_metadata(folder, schema=schema, sha256=checksum, **removed)
+
+
+@pytest.mark.parametrize("schema", [1, 2, 3])
+def test_statistics_of_draws_in_schema_1_are_ignored(make, tmp_path, schema):
     fitted = make(SWAG(rank=3))
     expected = fitted.predict(inputs(), 4).log_probs
     fitted.save(tmp_path)
-    rewrite_metadata(tmp_path, schema=1)
+    write_as_schema(tmp_path, schema)
     loaded = FittedPosterior.load(tmp_path, network)
-    assert not loaded.norm_statistics
+    assert len(loaded.norm_statistics) == (0 if schema == 1 else 4)
     assert torch.equal(loaded.predict(inputs(), 4).log_probs, expected)
+
+
+def test_saving_again_removes_the_files_that_are_replaced(make, tmp_path):
+    fitted = make(SWAG(rank=3))
+    fitted.save(tmp_path)
+    fitted.predict(inputs(), 4)
+    fitted.save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3  # and the running statistics of draws are in a file of their own
+    write_as_schema(tmp_path, 3)
+    make(MAP()).save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["lost", "flipped"])
+def test_running_statistics_of_draws_may_be_lost(make, tmp_path, damage):
+    fitted = make(SWAG(rank=3))
+    expected = fitted.predict(inputs(), 4).log_probs
+    fitted.save(tmp_path)
+    (path,) = tmp_path.glob("norm-statistics-*")
+    if damage == "lost":
+        path.unlink()
+        loaded = FittedPosterior.load(tmp_path, network)
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        with pytest.warns(UserWarning, match="Running statistics of draws are estimated again"):
+            loaded = FittedPosterior.load(tmp_path, network)
+    assert torch.equal(loaded.predict(inputs(), 4).log_probs, expected)
+
+
+def test_training_inputs_can_be_left_out(make, tmp_path):
+    fitted = make(SWAG(rank=3))
+    expected = fitted.predict(inputs(), 4).log_probs
+    fitted.save(tmp_path, with_training_inputs=False)
+    assert not any(name.startswith("inputs.") for name in load_file(find_tensors_file(tmp_path)))
+    loaded = FittedPosterior.load(tmp_path, network)
+    assert torch.equal(loaded.predict(inputs(), 4).log_probs, expected)
+    with pytest.raises(ValueError, match="pass `statistics_inputs`"):
+        loaded.predict(inputs(), 4, seed=1)
+
+
+@pytest.mark.parametrize("step", ["tensors", "metadata", "removal"])
+def test_an_interrupted_save_leaves_the_earlier_or_the_new_artefact(make, tmp_path, monkeypatch, step):
+    first, second = make(SWAG(rank=3)), make(SWAG(rank=2))
+    first.save(tmp_path)
+    name = {"tensors": "compute_file_checksum", "metadata": "write_metadata", "removal": "remove_files"}[step]
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(artefact, name, stop)
+        second.save(tmp_path)
+    expected = second if step == "removal" else first
+    loaded = FittedPosterior.load(tmp_path, network)
+    assert torch.equal(loaded.predict(inputs(), 4).log_probs, expected.predict(inputs(), 4).log_probs)
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_readers_and_writers_at_once_lose_nothing(make, tmp_path):
+    posteriors = [make(SWAG(rank=3)), make(SWAG(rank=2))]
+    expected = [fitted.predict(inputs(), 2).log_probs for fitted in posteriors]
+    posteriors[0].save(tmp_path)
+    stop = threading.Event()
+
+    def write():
+        for k in itertools.count():
+            posteriors[k % 2].save(tmp_path)
+            if stop.is_set():
+                return
+
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(write) for _ in range(2)]
+        try:
+            for _ in range(20):
+                values = FittedPosterior.load(tmp_path, network).predict(inputs(), 2).log_probs
+                assert any(torch.equal(values, other) for other in expected)
+        finally:
+            stop.set()
+        for writer in writers:
+            writer.result()
+
+
+def test_permissions_follow_the_umask(make, tmp_path):
+    mask = os.umask(0o077)
+    try:
+        make(MAP()).save(tmp_path / "private")
+        os.umask(0o022)
+        make(MAP()).save(tmp_path / "shared")
+    finally:
+        os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "private").iterdir()} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "shared").iterdir()} == {0o644}
 
 
 def test_changed_tensors_are_detected(make, tmp_path):
     make(MAP()).save(tmp_path)
-    tensors = load_file(tmp_path / "posterior.safetensors")
+    tensors = load_file(find_tensors_file(tmp_path))
     tensors["run.0.model.0.bias"] += 1
-    save_file(tensors, tmp_path / "posterior.safetensors")
+    save_file(tensors, find_tensors_file(tmp_path))
     with pytest.raises(ValueError, match="checksum"):
         FittedPosterior.load(tmp_path, network)
 

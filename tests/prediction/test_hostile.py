@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from flatbayes.models import MLP
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.metadata import compute_file_checksum, compute_metadata_checksum
+from support import find_tensors_file
 
-FIXTURES = Path(__file__).parent / "fixtures" / "schema-3"
+FIXTURES = Path(__file__).parent / "fixtures" / "schema-4"
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def read_raw_metadata(folder):
 
 def write_sealed_metadata(folder, metadata):
     metadata = {key: value for key, value in metadata.items() if key != "checksum"}
-    metadata["sha256"] = compute_file_checksum(folder / "posterior.safetensors")
+    metadata["sha256"] = compute_file_checksum(find_tensors_file(folder))
     (folder / "posterior.json").write_text(json.dumps({**metadata, "checksum": compute_metadata_checksum(metadata)}))
 
 
@@ -165,7 +166,7 @@ HEADERS = [
 
 @pytest.mark.parametrize("content", HEADERS, ids=lambda content: repr(content[:12]))
 def test_invalid_tensor_headers_are_refused(folder, content):
-    (folder / "posterior.safetensors").write_bytes(content)
+    find_tensors_file(folder).write_bytes(content)
     write_sealed_metadata(folder, read_raw_metadata(folder))
     assert_refused(folder, "damaged: SafetensorError")
 
@@ -189,24 +190,34 @@ TENSORS = [
 
 @pytest.mark.parametrize(("changes", "match"), TENSORS, ids=[next(iter(changes)) for changes, _ in TENSORS])
 def test_invalid_tensors_are_refused(folder, changes, match):
-    tensors = load_file(folder / "posterior.safetensors") | changes
-    save_file(
-        {name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / "posterior.safetensors"
-    )
+    tensors = load_file(find_tensors_file(folder)) | changes
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, find_tensors_file(folder))
     write_sealed_metadata(folder, read_raw_metadata(folder))
     assert_refused(folder, match)
 
 
-@pytest.mark.parametrize("name", ["posterior.json", "posterior.safetensors"])
-def test_links_out_of_the_folder_are_refused(folder, tmp_path, name):
-    (folder / name).rename(tmp_path / "outside")
-    (folder / name).symlink_to(tmp_path / "outside")
+@pytest.mark.parametrize("kind", ["metadata", "tensors"])
+def test_links_out_of_the_folder_are_refused(folder, tmp_path, kind):
+    path = folder / "posterior.json" if kind == "metadata" else find_tensors_file(folder)
+    path.rename(tmp_path / "outside")
+    path.symlink_to(tmp_path / "outside")
     assert_refused(folder, "is a link out of its folder")
 
 
+@pytest.mark.parametrize("key", ["tensors_file", "norm_file"])
+@pytest.mark.parametrize(
+    "name", ["../posterior-0123456789abcdef.safetensors", "/etc/passwd", "posterior.json", "", None, 3, ["a"], {}]
+)
+def test_names_of_files_are_names_of_an_artefact(folder, key, name):
+    metadata = read_raw_metadata(folder)
+    write_sealed_metadata(folder, metadata | {key: name})
+    assert_refused(folder, "names of files")
+
+
 def test_a_pipe_is_refused(folder):
-    (folder / "posterior.safetensors").unlink()
-    os.mkfifo(folder / "posterior.safetensors")  # reading it would block
+    path = find_tensors_file(folder)
+    path.unlink()
+    os.mkfifo(path)  # reading it would block
     with pytest.raises(FileNotFoundError, match="is missing"):
         FittedPosterior.load(folder)
 

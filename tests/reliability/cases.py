@@ -75,8 +75,10 @@ def outcome(folder: Path) -> str:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.name == "posterior.safetensors":
-            found[name] = {key: tensor.numpy().tobytes().hex() for key, tensor in sorted(load_file(path).items())}
+        if path.suffix == ".safetensors":
+            found[path.name.split("-")[0]] = {
+                key: tensor.numpy().tobytes().hex() for key, tensor in sorted(load_file(path).items())
+            }
         elif path.name == "results.json":
             runs = json.loads(path.read_text())["runs"]
             found[name] = sorted(

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 MEMORY, SECONDS = 2 * 2**30, 20.0
 """Address space beyond what the process had before the first file, and time for one file."""
-FIXTURES = ROOT / "tests" / "prediction" / "fixtures" / "schema-3"
+FIXTURES = ROOT / "tests" / "prediction" / "fixtures" / "schema-4"
 EXPECTED = (ValueError, FileNotFoundError)
 
 
@@ -120,13 +120,14 @@ def artefact(name: str, how: str):
     from damage import damaged, distorted
     from flatbayes.prediction import FittedPosterior
     from flatbayes.prediction.metadata import compute_file_checksum, compute_metadata_checksum
+    from support import find_tensors_file
 
     def make(whole: Path):
         shutil.copytree(FIXTURES / name, whole)
 
         def contents(place: Path, random: Random) -> None:
             shutil.copytree(whole, place)
-            description, tensors = place / "posterior.json", place / "posterior.safetensors"
+            description, tensors = place / "posterior.json", find_tensors_file(place)
             if how == "damaged":
                 path = random.choice([description, tensors])
                 path.write_bytes(damaged(path.read_bytes(), random))
@@ -152,7 +153,8 @@ def artefact(name: str, how: str):
 
         fitted = FittedPosterior.load(place)
         if how == "damaged":  # and not refused, so it must not matter: space between words of JSON
-            for name_of_file, parse in (("posterior.json", json.loads), ("posterior.safetensors", bytes)):
+            tensors_file = find_tensors_file(FIXTURES / name).name
+            for name_of_file, parse in (("posterior.json", json.loads), (tensors_file, bytes)):
                 before, after = (parse((folder / name_of_file).read_bytes()) for folder in (FIXTURES / name, place))
                 if before != after:
                     raise AssertionError(f"{name_of_file} is damaged, and was not refused")

@@ -1,7 +1,10 @@
-"""Atomic file writes, by a temporary file that is renamed, and JSON."""
+"""Durable atomic file writes, by a synchronized temporary file that is renamed, and JSON."""
 
+import errno
 import json
 import os
+import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,17 +13,73 @@ from typing import Any, NoReturn, TypeAlias
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 """Parsed JSON."""
 
+_UNSUPPORTED_SYNC_ERRORS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM}
+"""Errors of file systems and platforms that cannot synchronize a folder."""
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; it is renamed to `path` at the end, or removed after an exception."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A temporary path to write to, which becomes `path` at the end, or is removed after an exception.
+
+    The content is on the disk before the file has its name, and the name is on the disk when this returns: after a
+    power cut the file is the earlier one or the new one. Its permissions follow the umask.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
     try:
+        temporary.unlink(missing_ok=True)  # left by a killed process with the same number, or a link
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # some writers make a new, private file
+        sync_file(temporary)
         temporary.replace(path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder and its parents where they are missing, durably, and return it."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for created in missing:
+        sync_folder(created.parent)
+    return folder
+
+
+def remove_files(paths: list[Path]) -> None:
+    """Remove files, durably; those that do not exist are skipped."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for folder in {path.parent for path in paths}:
+        if folder.is_dir():
+            sync_folder(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the content of a file is on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of the files in a folder are on the disk, where the platform supports it."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED_SYNC_ERRORS:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def list_temporary_files(folder: Path) -> list[Path]:
+    """Temporary files of `atomic_write` in a folder; where no process writes there, killed processes left them."""
+    return [path for path in folder.glob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
 
 
 def write_text(path: Path, text: str) -> Path:

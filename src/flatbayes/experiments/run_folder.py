@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from flatbayes.core.files import JsonValue, read_json, write_json
+from flatbayes.core.files import JsonValue, list_temporary_files, read_json, remove_files, write_json
 from flatbayes.experiments.folder_lock import lock_folder
 from flatbayes.experiments.results import RESULTS_FILE, ComparisonResult, RunResult
 from flatbayes.prediction import FittedPosterior
+from flatbayes.prediction.metadata import list_orphaned_files
 from flatbayes.training.callbacks.loggers import JSONLinesLogger
 from flatbayes.training.checkpoint import Checkpoints
 
@@ -25,7 +26,6 @@ DIAGNOSIS_FILE, PLANE_FIGURE_FILE, SLICES_FIGURE_FILE = "diagnosis.json", "plane
 CERTIFICATE_FILE = "certificate.json"
 RUN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE, "posterior.json")
 ARTIFACT_FILES = (
-    "posterior.safetensors",
     REPORT_FILE,
     SHIFT_FILE,
     SHIFT_FIGURE_FILE,
@@ -66,8 +66,9 @@ def _read_processor_name() -> str:
 
 def clear_folder(folder: Path) -> None:
     """Delete the files that the commands of flatbayes write to a folder; other files stay."""
-    for path in [*(folder / name for name in (*RUN_FILES, *ARTIFACT_FILES)), *folder.glob(COMPARISON_RUNS_GLOB)]:
-        path.unlink(missing_ok=True)
+    paths = [*(folder / name for name in (*RUN_FILES, *ARTIFACT_FILES)), *folder.glob(COMPARISON_RUNS_GLOB)]
+    remove_files([*paths, *list_temporary_files(folder)])
+    remove_files(list_orphaned_files(folder))  # once `posterior.json` is gone, all files with tensors
     for checkpoints in [folder / CHECKPOINT_FOLDER, *folder.glob(COMPARISON_CHECKPOINTS_GLOB)]:
         Checkpoints(checkpoints).remove()
     shutil.rmtree(folder / LOG_FOLDER, ignore_errors=True)
@@ -104,6 +105,7 @@ def claim_folder(
             f"{folder} already holds a run ({', '.join(present)}): choose another --out, --resume to go on with it, "
             "or --overwrite."
         )
+    remove_files([*list_temporary_files(folder), *list_orphaned_files(folder)])  # left by killed processes
     write_json(folder / CONFIG_FILE, dict(config))
 
 

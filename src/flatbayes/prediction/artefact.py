@@ -1,12 +1,16 @@
 """Serialisation of a fitted posterior: tensors in safetensors, metadata in JSON, no pickled code.
 
-`posterior.json` holds class paths of flatbayes with their arguments, the checksum of `posterior.safetensors`, and a
-checksum of itself. Loading unpickles nothing, imports no class outside flatbayes, and builds no object that is larger
-than a multiple of the stored tensors.
+`posterior.json` holds class paths of flatbayes with their arguments, the names and checksums of the files with
+tensors, and a checksum of itself. A file with tensors has a name of its own and is never changed, so renaming the new
+`posterior.json` switches from the earlier artefact to the new one at once, also with several writers. Loading
+unpickles nothing, imports no class outside flatbayes, and builds no object that is larger than a multiple of the
+stored tensors.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,17 +21,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flatbayes.core import State
-from flatbayes.core.files import atomic_write
+from flatbayes.core.files import atomic_write, remove_files
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction.limits import AllocationLimit, check_max_integer
 from flatbayes.prediction.metadata import (
+    NORM_STEM,
     SCHEMA_VERSION,
-    TENSORS_FILE,
+    TENSORS_STEM,
     PosteriorMetadata,
     compute_file_checksum,
+    list_tensor_files,
     read_metadata,
     resolve_artefact_file,
     write_metadata,
@@ -39,37 +45,71 @@ MAX_MODEL_SPEC_CHARS = 2**16
 
 MAX_INTEGER = 2**62
 
+MAX_READ_ATTEMPTS = 10
+"""Attempts to read an artefact that other processes replace meanwhile."""
+
 ModelBuilder = Callable[[Mapping[str, Tensor]], nn.Module]
 """Builds a network, given the stored tensors of its training run, which limit its size."""
 
 
-def save_posterior(sampler: NetworkSampler, folder: Path) -> Path:
-    """Write both files, the metadata last, so that an interrupted write is detected as damage.
+def save_posterior(sampler: NetworkSampler, folder: Path, *, with_training_inputs: bool = True) -> Path:
+    """Write the artefact, and remove the one that it replaces.
+
+    Args:
+        sampler: The posterior.
+        folder: Folder of the artefact; created if necessary.
+        with_training_inputs: Whether the batches of training inputs are stored, on which the running statistics of
+            further draws are estimated.
 
     Raises:
         TypeError: The transform or the posterior cannot be described by plain data.
+        OSError: It cannot be written; an earlier artefact in the folder stays as it was.
     """
     if sampler.transform is not None and not isinstance(sampler.transform, Standardize):
         raise TypeError(
             f"Only a Standardize transform can be saved, got {type(sampler.transform).__name__}. Put other "
             "preparation of inputs into the model, or set transform=None and prepare them before predict."
         )
-    tensors = _collect_tensors(sampler)
+    statistics_inputs = sampler.statistics_inputs if with_training_inputs else ()
     metadata: PosteriorMetadata = {
         "schema": SCHEMA_VERSION,
         "posterior": to_spec(sampler.posterior),
         "likelihood": _describe_likelihood(sampler.likelihood),
         "num_data": [state.num_data for state in sampler.states],
-        "num_statistics_batches": len(sampler.statistics_inputs),
+        "num_statistics_batches": len(statistics_inputs),
         "frozen": [name for name, p in sampler.states[0].model.named_parameters() if not p.requires_grad],
         "info": sampler.info,
     }
-    with atomic_write(folder / TENSORS_FILE) as temporary:
-        save_file(tensors, temporary)
-        temporary.chmod(0o644)  # safetensors makes the file private
-        metadata["sha256"] = compute_file_checksum(temporary)
+    tensors, norm_tensors = _collect_tensors(sampler, statistics_inputs), _collect_norm_statistics(sampler)
+    replaced_files = _list_current_files(folder)
+    metadata["tensors_file"], metadata["sha256"] = _write_tensors(folder, TENSORS_STEM, tensors)
+    if norm_tensors:
+        metadata["norm_file"], metadata["norm_sha256"] = _write_tensors(folder, NORM_STEM, norm_tensors)
     write_metadata(folder, metadata)
+    remove_files([folder / name for name in replaced_files if name not in list_tensor_files(metadata)])
     return folder
+
+
+def _write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Write a file with a new name; returns the name and the checksum."""
+    name = f"{stem}-{secrets.token_hex(8)}.safetensors"
+    # safetensors refuses tensors that share memory; copies do not.
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        with atomic_write(folder / name) as temporary:
+            save_file(copies, temporary)
+            return name, compute_file_checksum(temporary)
+    except SafetensorError as error:
+        raise OSError(
+            f"The posterior cannot be written to {folder}: {error}. Earlier files there are unchanged."
+        ) from error
+
+
+def _list_current_files(folder: Path) -> list[str]:
+    try:
+        return list_tensor_files(read_metadata(folder))
+    except (OSError, ValueError):
+        return []  # no artefact, or a damaged one, whose files are not touched
 
 
 def load_posterior(
@@ -86,16 +126,13 @@ def load_posterior(
         FileNotFoundError: A file is missing.
         ValueError: The artefact is damaged, from a newer version, or does not fit the model.
     """
-    metadata = read_metadata(folder)
-    if compute_file_checksum(resolve_artefact_file(folder, TENSORS_FILE)) != metadata["sha256"]:
-        raise ValueError(f"{folder / TENSORS_FILE} is damaged: its checksum is not the one it was saved with.")
+    metadata, tensors, norm_tensors = _read_files(folder)
     with _wrap_artefact_errors(folder):
-        tensors = _read_tensors(folder)
         posterior = _restore_posterior(metadata["posterior"])
         num_data = _check_num_data(metadata["num_data"], posterior)
         statistics_inputs = [tensors.pop(f"inputs.{k}") for k in range(metadata["num_statistics_batches"])]
         transform = _restore_transform(_pop_prefix(tensors, "standardize"))
-        norm_tensors = _pop_prefix(tensors, "draw")
+        norm_tensors |= _pop_prefix(tensors, "draw")  # schemas 1 to 3 keep them with the weights
         likelihood = likelihood or _restore_likelihood(metadata["likelihood"], tensors)
     build_model = _make_model_builder(model, metadata["info"])
     states = []
@@ -127,29 +164,63 @@ def _wrap_artefact_errors(folder: Path) -> Iterator[None]:
         raise ValueError(f"{folder} cannot be used: {str(error)[:500]}") from error
 
 
-def _collect_tensors(sampler: NetworkSampler) -> dict[str, Tensor]:
+def _collect_tensors(sampler: NetworkSampler, statistics_inputs: Sequence[Tensor]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for k, state in enumerate(sampler.states):
         tied = _find_tied_tensors(state.model)
         weights = state.model.state_dict()
         tensors |= {f"run.{k}.model.{name}": tensor for name, tensor in weights.items() if name not in tied}
         tensors |= {f"run.{k}.statistics.{name}": tensor for name, tensor in state.statistics.items()}
-    # The same seed draws other networks on another kind of device, and artefacts are loaded on the CPU.
-    norm_statistics = sampler.norm_statistics if sampler.device.type == "cpu" else {}
-    for (seed, member, draw), buffers in norm_statistics.items():
-        tensors |= {f"draw.{seed}.{member}.{draw}.{name}": tensor for name, tensor in buffers.items()}
-    tensors |= {f"inputs.{k}": batch for k, batch in enumerate(sampler.statistics_inputs)}
+    tensors |= {f"inputs.{k}": batch for k, batch in enumerate(statistics_inputs)}
     if isinstance(sampler.transform, Standardize):
         tensors |= {"standardize.mean": sampler.transform.mean, "standardize.std": sampler.transform.std}
-    # safetensors refuses tensors that share memory; copies do not.
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return tensors
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    tensors = load_file(folder / TENSORS_FILE)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise ValueError(f"{name} holds values that are not numbers (NaN), and so would every prediction.")
+def _collect_norm_statistics(sampler: NetworkSampler) -> dict[str, Tensor]:
+    """Running statistics of draws; none on an accelerator, where a seed draws other networks than after loading."""
+    if sampler.device.type != "cpu":
+        return {}
+    return {
+        f"draw.{seed}.{member}.{draw}.{name}": tensor
+        for (seed, member, draw), buffers in sampler.norm_statistics.items()
+        for name, tensor in buffers.items()
+    }
+
+
+def _read_files(folder: Path) -> tuple[PosteriorMetadata, dict[str, Tensor], dict[str, Tensor]]:
+    """The metadata, the tensors, and the running statistics of draws; none of these if their file is lost."""
+    for _ in range(MAX_READ_ATTEMPTS):
+        metadata = read_metadata(folder)
+        try:
+            tensors = _read_tensors(folder, list_tensor_files(metadata)[0], metadata["sha256"])
+            break
+        except FileNotFoundError as error:  # another process has replaced the artefact, unless the file is lost
+            missing = error
+    else:
+        raise missing
+    norm_tensors: dict[str, Tensor] = {}
+    if "norm_file" in metadata:
+        try:
+            norm_tensors = _pop_prefix(_read_tensors(folder, metadata["norm_file"], metadata["norm_sha256"]), "draw")
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, LookupError) as error:
+            warnings.warn(f"Running statistics of draws are estimated again: {error}", stacklevel=4)
+    return metadata, tensors, norm_tensors
+
+
+def _read_tensors(folder: Path, name: str, checksum: str) -> dict[str, Tensor]:
+    path = resolve_artefact_file(folder, name)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no fitted posterior in {folder}: {name} is missing.")
+    if compute_file_checksum(path) != checksum:
+        raise ValueError(f"{path} is damaged: its checksum is not the one it was saved with.")
+    with _wrap_artefact_errors(folder):
+        tensors = load_file(path)
+        for key, tensor in tensors.items():
+            if tensor.is_floating_point() and bool(tensor.isnan().any()):
+                raise ValueError(f"{key} holds values that are not numbers (NaN), and so would every prediction.")
     return tensors
 
 

@@ -142,13 +142,22 @@ class FittedPosterior(NetworkSampler):
         """
         return compile_posterior(self, num_draws, seed)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the artefact, `posterior.safetensors` and `posterior.json`, and return the folder.
+    def save(self, folder: str | Path, *, with_training_inputs: bool = True) -> Path:
+        """Write the artefact, in place of an earlier one in the folder, and return the folder.
+
+        The artefact of a network with BatchNorm holds batches of training inputs, on which the running statistics of
+        further draws are estimated.
+
+        Args:
+            folder: The folder; created if necessary.
+            with_training_inputs: False leaves these batches out, where training inputs must not be passed on. The
+                networks that have been drawn before can then be drawn again, and no others.
 
         Raises:
             TypeError: The transform or the posterior cannot be described by plain data.
+            OSError: It cannot be written; an earlier artefact in the folder stays as it was.
         """
-        return save_posterior(self, Path(folder))
+        return save_posterior(self, Path(folder), with_training_inputs=with_training_inputs)
 
     @classmethod
     def load(

@@ -2,18 +2,26 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 
-SCHEMA_VERSION = 3
-"""Schema 3 adds the checksum of the metadata and the names of the parameters that were not trained."""
-READABLE_SCHEMAS = (1, 2, 3)
+SCHEMA_VERSION = 4
+"""Schema 3 adds the checksum of the metadata and the names of the parameters that were not trained; schema 4 the
+names of the files with tensors, and a file of its own for running statistics of draws."""
+READABLE_SCHEMAS = (1, 2, 3, 4)
 """Since schema 2 the same seed draws other networks, so statistics of draws in schema 1 are ignored."""
 
-TENSORS_FILE, METADATA_FILE = "posterior.safetensors", "posterior.json"
+METADATA_FILE = "posterior.json"
+TENSORS_STEM, NORM_STEM = "posterior", "norm-statistics"
+OLD_TENSORS_FILE = "posterior.safetensors"
+"""Tensors of schemas 1 to 3."""
+TENSORS_FILE_PATTERN = re.compile(
+    rf"{TENSORS_STEM}(-[0-9a-f]{{16}})?\.safetensors|{NORM_STEM}-[0-9a-f]{{16}}\.safetensors"
+)
 
 MAX_METADATA_BYTES = 2**24
 """Largest metadata that is read; the names of 100,000 classes take a tenth of it."""
@@ -34,8 +42,14 @@ class PosteriorMetadata(TypedDict):
     frozen: NotRequired[list[str]]
     """Parameters that were not trained."""
     info: dict[str, Any]
+    tensors_file: NotRequired[str]
+    """Name of the file with the tensors, different for every save."""
     sha256: NotRequired[str]
-    """Checksum of the tensors' file, known once that is written."""
+    """Checksum of the file with the tensors."""
+    norm_file: NotRequired[str]
+    """Name of the file with the running statistics of draws, where there is one."""
+    norm_sha256: NotRequired[str]
+    """Checksum of that file."""
     checksum: NotRequired[str]
     """Checksum of all other entries."""
 
@@ -74,9 +88,8 @@ def read_metadata(folder: Path) -> PosteriorMetadata:
         FileNotFoundError: There is no artefact.
         ValueError: The metadata is damaged, too large, or from a newer version.
     """
-    for name in (METADATA_FILE, TENSORS_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"There is no fitted posterior in {folder}: {name} is missing.")
+    if not (folder / METADATA_FILE).is_file():
+        raise FileNotFoundError(f"There is no fitted posterior in {folder}: {METADATA_FILE} is missing.")
     path = resolve_artefact_file(folder, METADATA_FILE)
     size = path.stat().st_size
     if size > MAX_METADATA_BYTES:
@@ -98,7 +111,32 @@ def read_metadata(folder: Path) -> PosteriorMetadata:
     for key, entry_type in ENTRY_TYPES.items():
         if key not in metadata or not isinstance(metadata[key], entry_type) or isinstance(metadata[key], bool):
             raise ValueError(f"{path} is damaged: its entry {key!r} is missing, or of another type.")
+    names = list_tensor_files(metadata)
+    if not names or not all(isinstance(name, str) and TENSORS_FILE_PATTERN.fullmatch(name) for name in names):
+        raise ValueError(f"{path} is damaged: its names of files are not those of an artefact.")
     return cast(PosteriorMetadata, metadata)
+
+
+def list_tensor_files(metadata: Mapping[str, Any]) -> list[str]:
+    """Names of the files with tensors that belong to the metadata; that of the weights first."""
+    if metadata["schema"] < 4:
+        return [OLD_TENSORS_FILE]
+    return [metadata[key] for key in ("tensors_file", "norm_file") if key in metadata]
+
+
+def list_orphaned_files(folder: Path) -> list[Path]:
+    """Files of tensors in a folder that its metadata does not name, left by processes that were killed.
+
+    Another process must not be saving to the folder.
+    """
+    try:
+        names = list_tensor_files(read_metadata(folder))
+    except FileNotFoundError:
+        names = []
+    except (ValueError, OSError):  # damaged metadata: the files may be all that is left
+        return []
+    paths = [*folder.glob("*.safetensors"), folder / OLD_TENSORS_FILE]
+    return [path for path in paths if TENSORS_FILE_PATTERN.fullmatch(path.name) and path.name not in names]
 
 
 def resolve_artefact_file(folder: Path, name: str) -> Path:

@@ -25,6 +25,8 @@ SampleId = tuple[int, int, int]
 """(seed, member, draw): identifies one network; `member` is the index of its training run."""
 
 MAX_DRAWS = 10**6
+MAX_CACHED_DRAWS = 1000
+"""Largest number of draws whose running statistics are cached."""
 
 
 @dataclass
@@ -91,12 +93,15 @@ class NetworkSampler:
         state = self.states[sample_id[1]]
         generator = torch.Generator(self.device).manual_seed(spawn_seeds(*sample_id, count=1)[0])
         with self.posterior.draw(state, generator) as network:
-            if sample_id not in self.norm_statistics:
+            statistics = self.norm_statistics.get(sample_id)
+            if statistics is None:
                 if not (self.posterior.needs_norm_reestimation and norm_layers(network)):
                     yield network
                     return
-                self.norm_statistics[sample_id] = self._reestimate_statistics(network)
-            with swap_buffers(network, self.norm_statistics[sample_id]):
+                statistics = self._reestimate_statistics(network)
+                if len(self.norm_statistics) < MAX_CACHED_DRAWS:
+                    self.norm_statistics[sample_id] = statistics
+            with swap_buffers(network, statistics):
                 yield network
 
     def sample_networks(self, num_draws: int = 30, *, seed: int = 0) -> Iterator[nn.Module]:

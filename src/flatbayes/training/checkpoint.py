@@ -5,10 +5,10 @@ then. A complete checkpoint therefore exists at any time, also while one is writ
 plain data: reading one runs no code.
 """
 
-import os
 import re
 import time
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from flatbayes.core.files import atomic_write, read_json, write_json
+from flatbayes.core.files import atomic_write, list_temporary_files, read_json, remove_files, write_json
 
 CHECKPOINT_SCHEMA = 2
 MAX_WRITE_TIME_FRACTION = 0.05
@@ -59,12 +59,8 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove all checkpoints; other files stay."""
         if self.folder.is_dir():
-            for path in (
-                *_list_checkpoint_files(self.folder),
-                *_list_temporary_files(self.folder),
-                self.folder / IDENTITY_FILE,
-            ):
-                path.unlink(missing_ok=True)
+            temporary_files = _list_temporary_files(self.folder)
+            remove_files([*_list_checkpoint_files(self.folder), *temporary_files, self.folder / IDENTITY_FILE])
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
 
@@ -119,8 +115,7 @@ class CheckpointManager:
         elif is_writer:
             write_json(path, {"schema": CHECKPOINT_SCHEMA, **identity})
         if is_writer:
-            for path in _list_temporary_files(checkpoints.folder):
-                path.unlink(missing_ok=True)
+            remove_files(_list_temporary_files(checkpoints.folder))
         return manager
 
     def is_candidate_step(self, step: int, *, epoch_ended: bool) -> bool:
@@ -156,8 +151,7 @@ class CheckpointManager:
         if self.checkpoints is not None and self.is_writer:
             started = time.monotonic()
             self._write_file(self.checkpoints.folder / f"{run_index:04d}-{step:010d}.pt", content)
-            for path in self._list_run_checkpoints(run_index)[self.checkpoints.max_to_keep :]:
-                path.unlink(missing_ok=True)
+            remove_files(self._list_run_checkpoints(run_index)[self.checkpoints.max_to_keep :])
             self._last_write_time = time.monotonic()
             self._last_write_seconds = self._last_write_time - started
 
@@ -184,8 +178,7 @@ class CheckpointManager:
         """
         if self.checkpoints is not None and self.is_writer:
             self._write_file(self.checkpoints.folder / f"{run_index:04d}.pt", content)
-            for path in self._list_run_checkpoints(run_index):
-                path.unlink(missing_ok=True)
+            remove_files(self._list_run_checkpoints(run_index))
 
     def load_result(self, run_index: int) -> dict[str, Any] | None:
         """The result of a run; None if it has not ended."""
@@ -204,8 +197,6 @@ class CheckpointManager:
         try:
             with atomic_write(path) as temporary, temporary.open("wb") as file:
                 torch.save({"schema": CHECKPOINT_SCHEMA, "seconds": self.elapsed_seconds(), **content}, file)
-                file.flush()
-                os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter
             raise OSError(
                 f"The checkpoint {path} cannot be written: {error}. Earlier checkpoints are "
@@ -214,12 +205,15 @@ class CheckpointManager:
 
     def _read_file(self, path: Path) -> dict[str, Any] | None:
         try:
+            with zipfile.ZipFile(path) as archive:  # torch writes the checksums, and does not compare them
+                if (record := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {record} is not the one it was saved with")
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             if content["schema"] != CHECKPOINT_SCHEMA:
                 raise ValueError(f"schema {content['schema']}")
             self.previous_seconds = float(content["seconds"])
         except Exception as error:  # damaged files raise exceptions of many kinds
-            warnings.warn(f"{path} is damaged and skipped: {error}", stacklevel=4)
+            warnings.warn(f"{path} is damaged and skipped, for the one before it: {error}", stacklevel=4)
             return None
         return content
 
@@ -229,4 +223,4 @@ def _list_checkpoint_files(folder: Path) -> list[Path]:
 
 
 def _list_temporary_files(folder: Path) -> list[Path]:
-    return [path for path in folder.glob(".*.pt.*.tmp") if CHECKPOINT_PATTERN.match(path.name[1:])]
+    return [path for path in list_temporary_files(folder) if CHECKPOINT_PATTERN.match(path.name[1:])]
