@@ -1,6 +1,6 @@
 """Loading of fitted posteriors and data sources from run folders, for the verbs that read them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +16,36 @@ from flatbayes.prediction.metadata import read_metadata
 console = Console()
 
 
-def load_on_device(folder: Path, model: str | None) -> FittedPosterior:
+def load_on_device(folder: Path, model: str | None, trusted: Collection[str] = ()) -> FittedPosterior:
     """The fitted posterior of a run, on the GPU if there is one.
 
     Args:
         folder: Folder of the run.
         model: Dotted path of the model that the user gives with `--model`; None for a model of flatbayes.
+        trusted: Modules and dotted paths that the user gives with `--trust`.
     """
-    fitted = load_on_cpu(folder, model)
+    fitted = load_on_cpu(folder, model, trusted)
     return fitted.to("cuda") if torch.cuda.is_available() else fitted
 
 
-def load_on_cpu(folder: Path, model: str | None) -> FittedPosterior:
+def load_on_cpu(folder: Path, model: str | None, trusted: Collection[str] = ()) -> FittedPosterior:
     """The fitted posterior of a run, in main memory; arguments as in `load_on_device`."""
-    architecture = None
-    if model is not None:
-        architecture = rebuild_model(read_metadata(folder)["info"].get("model"), model)
-    return FittedPosterior.load(folder, architecture)
+    spec = read_metadata(folder)["info"].get("model")
+    return FittedPosterior.load(folder, rebuild_model(spec, model, trusted))
 
 
-def load_source(config: Mapping[str, Any], torch_dataset: str | None) -> DataSource:
+def load_source(config: Mapping[str, Any], torch_dataset: str | None, trusted: Collection[str] = ()) -> DataSource:
     """The data source of a run.
 
     Args:
         config: Configuration of the run folder.
         torch_dataset: Dotted path that the user gives with `--data`; the configuration may name no other.
+        trusted: Modules and dotted paths that the user gives with `--trust`.
 
     Raises:
-        ValueError: The source is a torch dataset of another path; nothing is imported.
+        ValueError: The source is outside flatbayes, and not named by the user; nothing is imported.
     """
-    allowed_paths = () if torch_dataset is None else (torch_dataset,)
+    allowed_paths = [*trusted, *([] if torch_dataset is None else [torch_dataset])]
     source: DataSource = instantiate(
         config["data"], package="flatbayes.data", base_class=DataSource, allowed_paths=allowed_paths
     )

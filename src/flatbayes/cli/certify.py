@@ -11,7 +11,7 @@ from flatbayes.certification import CertificationConfig, CertificationResult, ce
 from flatbayes.certification.result import format_confidence, format_upper_bound
 from flatbayes.cli.artifacts import console, load_source
 from flatbayes.cli.models import rebuild_model
-from flatbayes.cli.options import add_data_path_option
+from flatbayes.cli.options import add_data_path_option, add_model_path_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import write_json
 from flatbayes.core.renames import translate_training_options
@@ -34,12 +34,7 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(CertificationConfig, None)
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     parser.add_argument("--compare_plain", action="store_true", help="also certify training with the flatness Plain")
-    parser.add_argument(
-        "--model",
-        type=str | None,
-        default=None,
-        help="dotted path of the model, if it is not part of flatbayes",
-    )
+    add_model_path_options(parser)
     add_data_path_option(parser)
     parser.add_argument("--overwrite", action="store_true", help=f"replace the {CERTIFICATE_FILE} of the folder")
     (parser.groups or {})["CertificationConfig"].title = "certification"
@@ -58,8 +53,8 @@ def run(options: Namespace) -> None:
             f"{target} exists: --overwrite replaces it. A certificate selected among several seeds is not valid."
         )
     config = folder.read_config()
-    source = load_source(config, options.data)
-    dataset, model = source.load(config["seed"]), _load_model(config["model"], options.model)
+    source = load_source(config, options.data, options.trust)
+    dataset, model = source.load(config["seed"]), _load_model(config["model"], options)
     training_config = _load_config(config)
     run_flatness = instantiate(config["flatness"], package="flatbayes.flatness")
     compare_plain = options.compare_plain and run_flatness != Plain()
@@ -119,15 +114,9 @@ def certificate_table(result: CertificationResult) -> Table:
     return table
 
 
-def _load_model(spec: dict[str, Any], path: str | None) -> Any:
-    if path is not None:
-        return rebuild_model(spec, path)
-    if not spec["class_path"].startswith("flatbayes.models."):
-        raise ValueError(
-            f"The model of this run is {spec['class_path']}, which is not part of flatbayes, and files cannot "
-            "cause imports: give its dotted path, --model."
-        )
-    return instantiate(spec, package="flatbayes.models", bind=True)
+def _load_model(spec: dict[str, Any], options: Namespace) -> Any:
+    model = rebuild_model(spec, options.model, options.trust)
+    return instantiate(spec, package="flatbayes.models", bind=True) if model is None else model
 
 
 def _load_config(config: dict[str, Any]) -> TrainingConfig:

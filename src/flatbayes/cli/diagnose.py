@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
 from flatbayes.cli.artifacts import console, load_on_device, load_source
-from flatbayes.cli.options import SplitName, add_data_path_option
+from flatbayes.cli.options import SplitName, add_data_path_option, add_model_path_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import write_json, write_text
 from flatbayes.core.spec import short_name
@@ -61,9 +61,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--num_grid_points", type=int, default=21, help="points on each side of a landscape")
     parser.add_argument("--batch_size", type=int, default=256, help="examples in a forward pass")
     parser.add_argument("--seed", type=int, default=0, help="seed of examples, draws and directions")
-    parser.add_argument(
-        "--model", type=str | None, default=None, help="dotted path of the model, if it is not part of flatbayes"
-    )
+    add_model_path_options(parser)
     add_data_path_option(parser)
     parser.add_argument(
         "--out", type=Path | None, default=None, help="folder to write to; by default the first run's"
@@ -84,11 +82,11 @@ def run(options: Namespace) -> None:
     for name, config in configs.items():
         if config["data"] != first["data"]:
             raise ValueError(f"{name} was fitted to other data than {names[0]}, so their losses cannot be compared.")
-    posteriors = {name: load_on_device(Path(name), options.model) for name in names}
+    posteriors = {name: load_on_device(Path(name), options.model, options.trust) for name in names}
     if options.landscape:  # checked before the measurement, which may take hours
         check_same_shapes(posteriors)
         check_steps(options.num_grid_points)
-    source = load_source(first, options.data)
+    source = load_source(first, options.data, options.trust)
     dataset = source.load(first["seed"])
     split, num_available = subsample_split(dataset, options.split, options.max_examples, options.seed)
     sharpness = compare_sharpness(

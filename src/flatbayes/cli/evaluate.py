@@ -34,8 +34,8 @@ def run(options: Namespace) -> None:
     check_num_draws(options.num_draws)
     folder = RunFolder.open(Path(options.folder))
     config = folder.read_config()
-    fitted = load_on_device(folder.path, options.model)
-    split = getattr(load_source(config, options.data).load(config["seed"]), options.split)
+    fitted = load_on_device(folder.path, options.model, options.trust)
+    split = getattr(load_source(config, options.data, options.trust).load(config["seed"]), options.split)
     evaluate_run(fitted, folder, split, options.split, options.num_draws, options.batch_size, options.seed)
 
 

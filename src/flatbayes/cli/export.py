@@ -6,6 +6,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.artifacts import console, load_on_cpu
+from flatbayes.cli.options import add_model_path_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.optional import require_package
 from flatbayes.prediction import check_num_draws, export_onnx, export_torch, onnx_difference
@@ -27,9 +28,7 @@ def make_parser() -> ArgumentParser:
         "--num_draws", type=int, default=30, help="networks to average; the size of the file is proportional to it"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
-    parser.add_argument(
-        "--model", type=str | None, default=None, help="dotted path of the model, if it is not part of flatbayes"
-    )
+    add_model_path_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="file to write, usually ending in .pt2 or .onnx")
     parser.add_argument("--overwrite", action="store_true", help="replace the file")
     return parser
@@ -44,7 +43,7 @@ def run(options: Namespace) -> None:
     if options.format == "onnx":
         with require_package("export"):
             import onnxruntime  # noqa: F401
-    fitted = load_on_cpu(Path(options.folder), options.model)
+    fitted = load_on_cpu(Path(options.folder), options.model, options.trust)
     with console.status("exporting"):
         module = fitted.compile(options.num_draws, seed=options.seed)
         write = export_onnx if options.format == "onnx" else export_torch

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from flatbayes.core.spec import class_path, import_object, instantiate
+from flatbayes.core.spec import class_path, import_object, instantiate, is_allowed
 from flatbayes.models.head import replace_head
 from flatbayes.prediction.metadata import read_metadata
 
@@ -63,24 +63,53 @@ def bind_artifact_model(folder: Path, data_arguments: Collection[str]) -> "parti
     return factory
 
 
-def rebuild_model(spec: Any, path: str) -> "partial[nn.Module]":
+def rebuild_model(spec: Any, path: str | None, trusted: Collection[str]) -> "partial[nn.Module] | None":
     """Factory of the network of a run, from the path that the user gives and the arguments in the artefact.
 
     Args:
         spec: Spec of the model in the artefact, untrusted data.
-        path: Dotted path that the user gives, the only one that is imported.
+        path: Dotted path that the user gives with `--model`.
+        trusted: Modules and dotted paths that the user gives with `--trust`. Nothing else is imported, except
+            `flatbayes.models`.
+
+    Returns:
+        None for a model of flatbayes, if the user gives no path.
 
     Raises:
-        ValueError: The run had another model, or the spec is damaged.
+        ValueError: The run had another model, it is outside flatbayes and not named by the user, or the spec is
+            damaged.
     """
     model_spec = spec if isinstance(spec, dict) else {}
     arguments = model_spec.get("init_args", {})
     if not isinstance(arguments, dict):
         raise ValueError(f"The arguments of the model in the artefact are {type(arguments).__name__}: it is damaged.")
-    if model_spec.get("class_path") != class_path(build_with_new_head):
-        return partial(import_object(path), **arguments)
-    if arguments.get("path") != path:
-        raise ValueError(f"The model of this run is {arguments.get('path')}, got --model {path}.")
-    if not isinstance(arguments.get("arguments"), dict) or arguments.keys() - {"path", "arguments", "num_outputs"}:
-        raise ValueError("The artefact does not describe its model with a new head completely: it is damaged.")
-    return partial(build_with_new_head, **arguments)
+    has_new_head = model_spec.get("class_path") == class_path(build_with_new_head)
+    stored_path = arguments.get("path") if has_new_head else model_spec.get("class_path")
+    if path is None:
+        if not model_spec or str(stored_path).startswith("flatbayes.models."):
+            return None
+        if not is_allowed(stored_path, trusted):
+            shown = str(stored_path)[:200]
+            raise ValueError(
+                f"The model of this run is {shown}, which is not part of flatbayes, and nothing is imported because "
+                f"a file says so. If you trust it: --model {shown}, or --trust with its module."
+            )
+        path = str(stored_path)
+    if has_new_head:
+        if stored_path != path:
+            raise ValueError(f"The model of this run is {stored_path}, got --model {path}.")
+        unknown = arguments.keys() - {"path", "arguments", "num_outputs"}
+        if unknown or not isinstance(arguments.get("arguments"), dict):
+            raise ValueError("The artefact does not describe its model with a new head completely: it is damaged.")
+    built_arguments = {
+        name: instantiate(value, package="flatbayes.models", base_class=nn.Module, allowed_paths=[*trusted, path])
+        for name, value in (arguments["arguments"] if has_new_head else arguments).items()
+    }
+    if not has_new_head:
+        return partial(import_object(path), **built_arguments)
+    sizes = {name: value for name, value in arguments.items() if name == "num_outputs"}
+    return partial(_build_and_replace_head, path=path, arguments=built_arguments, **sizes)
+
+
+def _build_and_replace_head(path: str, arguments: dict[str, Any], num_outputs: int) -> nn.Module:
+    return replace_head(import_object(path)(**arguments), num_outputs)

@@ -67,11 +67,21 @@ def add_run_options(parser: ArgumentParser) -> None:
     parser.add_argument("--num_draws", type=int, default=30, help="networks to average")
     parser.add_argument("--batch_size", type=int, default=256, help="examples in a forward pass")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    add_model_path_options(parser)
+
+
+def add_model_path_options(parser: ArgumentParser) -> None:
+    """Add `--model` and `--trust`, which confirm what may be imported because a run folder names it."""
     parser.add_argument(
-        "--model",
-        type=str | None,
-        default=None,
-        help="dotted path of the model, if it is not part of flatbayes",
+        "--model", type=str | None, default=None, help="dotted path of the model, if it is not part of flatbayes"
+    )
+    parser.add_argument(
+        "--trust",
+        type=str,
+        nargs="*",
+        default=[],
+        metavar="MODULE",
+        help="modules outside flatbayes from which the run may import its model and data",
     )
 
 

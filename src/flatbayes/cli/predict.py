@@ -57,7 +57,7 @@ def run(options: Namespace) -> None:
         raise ValueError(f"{target} exists: choose another --output, or --overwrite.")
     check_num_draws(options.num_draws)
     writer = PredictionWriter(target)
-    fitted = load_on_device(Path(options.folder), options.model)
+    fitted = load_on_device(Path(options.folder), options.model, options.trust)
     inputs = make_input_reader(fitted.info, source, options)
     count, total = 0, inputs.count_inputs()
     progress = Progress(console=Console(stderr=True), transient=True)

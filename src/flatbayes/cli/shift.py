@@ -86,8 +86,8 @@ def run(options: Namespace) -> None:
         raise ValueError(f"--max_examples must be at least 1, got {options.max_examples}.")
     folder = RunFolder.open(Path(options.folder))
     config = folder.read_config()
-    source = load_source(config, options.data)
-    fitted = load_on_device(folder.path, options.model)
+    source = load_source(config, options.data, options.trust)
+    fitted = load_on_device(folder.path, options.model, options.trust)
     dataset = source.load(config["seed"])
     if dataset.is_regression:
         raise ValueError(f"Shift is evaluated for classifications only, and {folder.path} holds a regression.")

@@ -55,8 +55,9 @@ def instantiate(
         package: Refuse class paths outside this package. Set it wherever the data may come from someone else.
         base_class: Call nothing but subclasses of this class.
         bind: Return the outermost class with its arguments bound, instead of calling it.
-        allowed_paths: Dotted paths outside `package` that the user named. They may be values of the arguments that a
-            class lists in `import_path_fields`, because it imports them later.
+        allowed_paths: Dotted paths outside `package` that the user named: a class or function, or a module with all
+            that is in it. They may be class paths, and values of the arguments that a class lists in
+            `import_path_fields`, because it imports them later.
 
     Raises:
         ValueError: A class path is outside `package`, cannot be imported, or is not a subclass of `base_class`.
@@ -70,16 +71,26 @@ def instantiate(
         return {key: convert(value) for key, value in spec.items()}
     path, arguments = translate_spec(spec["class_path"], spec.get("init_args", {}))
     arguments = {key: convert(value) for key, value in arguments.items()}
-    target = import_object(path, package=package)
+    target = import_object(path, package=None if is_allowed(path, allowed_paths) else package)
     for name in getattr(target, "import_path_fields", ()):
-        if package is not None and isinstance(arguments.get(name), str) and arguments[name] not in allowed_paths:
+        value = arguments.get(name)
+        if package is not None and isinstance(value, str) and not is_allowed(value, allowed_paths):
             raise ValueError(
-                f"{arguments[name]!r} is not part of {package}, and nothing else is imported because a file says so. "
-                f"If you trust it, name it yourself (on the command line, --data {arguments[name]})."
+                f"{value!r} is not part of {package}, and nothing else is imported because a file says so. "
+                f"If you trust it, name it yourself (on the command line, --data {value})."
             )
     if base_class is not None and not (isinstance(target, type) and issubclass(target, base_class)):
         raise ValueError(f"{path!r} is not a subclass of {base_class.__name__}.")
     return partial(target, **arguments) if bind else target(**arguments)
+
+
+def is_allowed(path: object, allowed_paths: Collection[str]) -> bool:
+    """Whether a dotted path is one of those allowed, or within an allowed module.
+
+    >>> is_allowed("models.nets.Net", ["models.nets"]), is_allowed("models.netsuite.Net", ["models.nets"])
+    (True, False)
+    """
+    return isinstance(path, str) and any(f"{path}.".startswith(f"{allowed}.") for allowed in allowed_paths)
 
 
 def import_object(path: str, *, package: str | None = None) -> Callable[..., Any]:
@@ -95,7 +106,7 @@ def import_object(path: str, *, package: str | None = None) -> Callable[..., Any
     path = translate_path(path)
     module_name, _, name = path.rpartition(".")
     if package is not None and not f"{module_name}.".startswith(f"{package}."):
-        raise ValueError(f"{path!r} is not part of {package}, and nothing else is imported from here.")
+        raise ValueError(f"{path!r} is not part of {package}, and nothing else is imported because a file says so.")
     try:
         module = importlib.import_module(module_name)
         if package is not None and name not in getattr(module, "__all__", ()):

@@ -139,6 +139,8 @@ def load_posterior(
     for member, count in enumerate(num_data):
         member_tensors = _pop_prefix(tensors, f"run.{member}")
         network = build_model(member_tensors)
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"`model` must be a network or build one, got {type(network).__name__}.")
         _freeze_parameters(network, metadata.get("frozen"))
         with _wrap_artefact_errors(folder):
             states.append(_restore_state(posterior, network, count, member_tensors, folder))
