@@ -3,12 +3,20 @@
 import errno
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import filelock
 import pytest
 
-from flatbayes.experiments.folder_lock import HOLDER_FILE, LOCK_FILE, lock_folder, unlock_folders
+from flatbayes.experiments.folder_lock import (
+    HOLDER_FILE,
+    LOCK_FILE,
+    UPDATE_LOCK_FILE,
+    lock_folder,
+    unlock_folders,
+    update_lock,
+)
 
 
 @contextmanager
@@ -94,3 +102,35 @@ def test_only_a_file_system_without_locks_is_ignored(tmp_path, monkeypatch, code
     else:
         with pytest.raises(OSError, match="no lock"):
             lock_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", [LOCK_FILE, HOLDER_FILE, UPDATE_LOCK_FILE])
+def test_a_link_in_place_of_a_lock_changes_no_other_file(tmp_path, name):
+    (tmp_path / "precious").write_text("text")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
+    try:
+        lock_folder(tmp_path / "run")
+        with update_lock(tmp_path / "run"):
+            pass
+    except OSError:
+        pass  # the link is refused
+    finally:
+        unlock_folders(tmp_path / "run")
+    assert (tmp_path / "precious").read_text() == "text"
+
+
+def test_updates_of_several_threads_are_not_lost(tmp_path):
+    path = tmp_path / "count"
+    path.write_text("0")
+
+    def count():
+        for _ in range(20):
+            with update_lock(tmp_path):
+                path.write_text(str(int(path.read_text()) + 1))
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(count) for _ in range(4)]:
+            future.result()
+    assert path.read_text() == "80"
+    assert [item.name for item in tmp_path.iterdir()] == ["count"]

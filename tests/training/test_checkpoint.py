@@ -7,6 +7,7 @@ import random
 import resource
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -314,3 +315,25 @@ def test_half_precision_keeps_its_place(tmp_path):
     checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0)
     stopped(train, 5, checkpoints)
     assert_same(train(checkpoints=checkpoints), train())
+
+
+def test_single_bits_of_a_checkpoint_are_protected(tmp_path):
+    content = {"weights": torch.arange(300.0), "records": [{"loss": 0.5}], "lr": 0.1}
+    manager = CheckpointManager.open(Checkpoints(tmp_path, min_interval_seconds=0), {})
+    manager.save(0, 1, {**content, "step": 1})
+    manager.save(0, 2, {**content, "step": 2})
+    path = tmp_path / "0000-0000000002.pt"
+    data, generator = path.read_bytes(), random.Random(0)
+    steps = []
+    for _ in range(300):
+        flipped = bytearray(data)
+        flipped[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+        path.write_bytes(flipped)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loaded = manager.load_latest(0)
+        steps.append(loaded["step"])
+        assert torch.equal(loaded["weights"], content["weights"])
+        assert loaded["records"] == content["records"]
+        assert (loaded["step"] == 1) == any("is damaged and skipped" in str(warning.message) for warning in caught)
+    assert steps.count(1) > 150  # the others are in places that hold nothing, such as padding

@@ -6,11 +6,16 @@ The lock ends with the process, however that ends. Where the file system has no 
 import errno
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder"
+from flatbayes.core.files import make_folder, write_text
+
+LOCK_FILE, HOLDER_FILE, UPDATE_LOCK_FILE = ".lock", ".lock-holder", ".update-lock"
+MAX_UPDATE_WAIT_SECONDS = 60
 _UNSUPPORTED_ERRORS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 _LOCKS: dict[tuple[int, Path], FileLock] = {}
 """Held locks by process (a forked child holds none) and folder."""
@@ -26,7 +31,7 @@ def lock_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, not a folder: choose another --out.")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     key, holder = (os.getpid(), folder.resolve()), folder / HOLDER_FILE
     if key in _LOCKS:
         return
@@ -43,7 +48,32 @@ def lock_folder(folder: Path) -> None:
             return
         raise
     _LOCKS[key] = lock
-    holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+    write_text(holder, f"process {os.getpid()} on {socket.gethostname()}\n")
+
+
+@contextmanager
+def update_lock(folder: Path) -> Iterator[None]:
+    """Context in which no other process updates a file of the folder by reading and writing it.
+
+    It is held for a moment only, also while another process has locked the whole folder.
+
+    Raises:
+        ValueError: Another process has held it for a minute.
+    """
+    path = folder.resolve() / UPDATE_LOCK_FILE
+    lock = FileLock(path, timeout=MAX_UPDATE_WAIT_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{folder} is being written to by another process: try again when that has ended.") from None
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED_ERRORS:
+            raise
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # still locked: filelock rejects a lock on a deleted file
+        lock.release()
 
 
 def unlock_folders(folder: Path | None = None) -> None:

@@ -1,5 +1,6 @@
 """Parallel execution of runs with joblib, with a progress bar."""
 
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.training.distributed.launch import get_process_layout
-from flatbayes.training.distributed.workers import ParallelBackend, parallel_backend
+from flatbayes.training.distributed.workers import ParallelBackend, exit_with_parent, parallel_backend
 
 
 def execute_runs(
@@ -50,7 +51,7 @@ def execute_runs(
         return []
     from joblib import Parallel, delayed  # here, since it is slow to import
 
-    calls = (delayed(run.try_execute)(folder) for run in missing)
+    calls = (delayed(_execute_in_worker)(run, folder, os.getpid()) for run in missing)
     failures = []
     try:
         with _progress_bar(show_progress) as bar, parallel_backend(backend) as max_jobs:
@@ -66,6 +67,11 @@ def execute_runs(
             "same command goes on with them; --num_jobs 1 needs the least memory."
         ) from error
     return sorted(failures)
+
+
+def _execute_in_worker(run: ExperimentRun, folder: Path, parent_id: int) -> tuple[ExperimentRun, str | None]:
+    exit_with_parent(parent_id)
+    return run.try_execute(folder)
 
 
 def _progress_bar(show_progress: bool | None) -> Progress:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from flatbayes.core.files import JsonValue, list_temporary_files, read_json, remove_files, write_json
-from flatbayes.experiments.folder_lock import lock_folder
+from flatbayes.experiments.folder_lock import lock_folder, update_lock
 from flatbayes.experiments.results import RESULTS_FILE, ComparisonResult, RunResult
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.metadata import list_orphaned_files
@@ -217,7 +217,8 @@ class RunFolder:
     def add_result(self, run_result: RunResult) -> Path:
         """Add the result of an evaluation to `results.json`, in place of an earlier one on the same split."""
         results = ComparisonResult(self.read_config(), (run_result,), environment=describe_environment())
-        if self.has_results:
-            earlier = [run for run in ComparisonResult.load(self.path).runs if run.split != run_result.split]
-            results = replace(results, runs=(*earlier, run_result))
-        return results.save(self.path)
+        with update_lock(self.path):
+            if self.has_results:
+                earlier = [run for run in ComparisonResult.load(self.path).runs if run.split != run_result.split]
+                results = replace(results, runs=(*earlier, run_result))
+            return results.save(self.path)

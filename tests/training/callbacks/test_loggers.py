@@ -1,6 +1,7 @@
 """What is seen of a long training: logs of other tools, lines, messages that come before the hours are spent."""
 
 import csv
+import json
 import warnings
 from functools import partial
 
@@ -23,6 +24,7 @@ from flatbayes.training import (
     fit,
     make_logger,
 )
+from flatbayes.training.callbacks.loggers import JSONLinesLogger
 from flatbayes.training.compatibility import check_collection
 
 SGD = partial(torch.optim.SGD, lr=0.05)
@@ -204,3 +206,31 @@ def test_bad_arguments(tmp_path):
         make_logger("paper", tmp_path)
     with pytest.raises(ValueError, match="validate_every_n_epochs must be at least 1"):
         TrainingConfig(validate_every_n_epochs=0)
+
+
+def test_a_log_has_no_epoch_twice_after_a_kill(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    logger = JSONLinesLogger(path)
+    for member in range(3):
+        logger.on_run_start(member, 3, 10)
+        logger.on_epoch_end({"epoch": 1})
+    path.write_text(path.read_text() + '{"member": 2, "epo')  # killed while it wrote
+    logger = JSONLinesLogger(path)
+    logger.on_run_start(0, 3, 10)
+    logger.on_resume([{"epoch": 1}])  # finished
+    logger.on_run_start(1, 3, 10)
+    logger.on_epoch_end({"epoch": 1})  # without a checkpoint, so from the beginning
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"member": 0, "epoch": 1},
+        {"member": 1, "epoch": 1},
+    ]
+
+
+def test_records_of_vectorized_members_are_replaced_together(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for _ in range(2):
+        logger = JSONLinesLogger(path)
+        logger.on_run_start(0, 1, 10)
+        for member in range(3):
+            logger.on_epoch_end({"member": member, "epoch": 1})
+    assert len(path.read_text().splitlines()) == 3

@@ -1,7 +1,10 @@
 """Trainings in workers are those of one process, whoever starts the workers."""
 
 import os
+import signal
 import sys
+import time
+from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +22,7 @@ from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.training import Checkpoints, History, TrainingConfig, fit
-from flatbayes.training.distributed.workers import parallel_backend
+from flatbayes.training.distributed.workers import exit_with_parent, parallel_backend
 from processes import CONFIG, data, smooth
 
 COMPARISON = Comparison(
@@ -111,3 +114,32 @@ def test_runs_are_each_on_one_device(tmp_path):
 def test_the_command_line_knows_backends(capsys):
     assert main(["compare", "--data", "digits", "--out", "x", "--backend", "slurm"]) == 2
     assert "loky" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="starts processes by fork")
+def test_a_worker_ends_with_the_process_that_started_it():
+    reading, writing = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        if os.fork() == 0:
+            exit_with_parent(os.getppid())
+            os.write(writing, b"started")
+            time.sleep(60)
+        signal.pause()
+    os.close(writing)
+    assert os.read(reading, 7) == b"started"
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    began = time.monotonic()
+    assert os.read(reading, 1) == b""  # the end of file, once the worker has ended
+    assert time.monotonic() - began < 10
+    os.close(reading)
+
+
+def test_a_killed_worker_ends_in_a_message(monkeypatch):
+    def fail(*args, **kwargs):
+        raise BrokenExecutor("killed")
+
+    monkeypatch.setattr("joblib.Parallel.__call__", fail)
+    with pytest.raises(RuntimeError, match="trains members of the ensemble was killed"):
+        ensemble("workers")

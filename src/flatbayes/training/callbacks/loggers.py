@@ -35,12 +35,22 @@ class JSONLinesLogger(MemberCallback):
         with self._path.open("a", encoding="utf-8") as file:
             file.write(f"{self._format_line(record)}\n")
 
+    def on_run_start(self, member: int, num_members: int, total_steps: int) -> None:
+        """Remove the lines of this member and of later ones, which a killed process has left."""
+        super().on_run_start(member, num_members, total_steps)
+        self._rewrite(())
+
     def on_resume(self, records: Sequence[Record]) -> None:
-        """Write them in place of the lines of this member."""
+        """Write the records of this member, or of networks that are trained together."""
+        self._rewrite(records)
+
+    def _rewrite(self, records: Sequence[Record]) -> None:
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-        others = [line for line in lines if _parse_member(line) not in (None, self._member)]
+        earlier = [line for line in lines if -1 < _parse_member(line) < self._member]
+        if lines == earlier and not records:
+            return
         with atomic_write(self._path) as temporary:
-            text = "".join(f"{line}\n" for line in (*others, *map(self._format_line, records)))
+            text = "".join(f"{line}\n" for line in (*earlier, *map(self._format_line, records)))
             temporary.write_text(text, encoding="utf-8")
 
     def _format_line(self, record: Record) -> str:
@@ -146,9 +156,10 @@ def make_logger(kind: LoggerKind, folder: Path) -> Logger:
     raise ValueError(f"A log is tensorboard, csv or wandb; got {kind!r}.")
 
 
-def _parse_member(line: str) -> int | None:
+def _parse_member(line: str) -> int:
+    """The member of a line; -1 for a damaged one, such as the last line of a process that was killed."""
     try:
-        member: int = json.loads(line)["member"]
-    except (ValueError, KeyError, TypeError):  # the incomplete last line of a process that was killed
-        return None
-    return member
+        member = json.loads(line)["member"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return -1
+    return member if isinstance(member, int) else -1

@@ -1,7 +1,10 @@
 """Independent training runs in parallel worker processes, on this machine or on a Ray cluster."""
 
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -17,6 +20,9 @@ from flatbayes.training.session import make_session
 
 ParallelBackend = Literal["loky", "ray"]
 """Name of a joblib backend."""
+
+PARENT_CHECK_SECONDS = 0.5
+_watched_parent_id: int | None = None
 
 
 @contextmanager
@@ -77,12 +83,42 @@ def train_in_workers(
         return {}
     _, num_requested = get_active_backend()
     num_jobs = min(len(members), num_requested if num_requested not in (None, 1) else default_num_jobs())
-    results = Parallel(n_jobs=num_jobs)(delayed(train_member)(factory, member, checkpoints) for member in members)
+    calls = (delayed(train_member)(factory, member, checkpoints, os.getpid()) for member in members)
+    try:
+        results = Parallel(n_jobs=num_jobs)(calls)
+    except BrokenExecutor as error:
+        kept = "" if checkpoints is None else " Finished members are kept, and the same call continues with them."
+        raise RuntimeError(
+            "A process that trains members of the ensemble was killed, as happens when memory runs out."
+            f'{kept} distribution.members="one_by_one" needs the least memory.'
+        ) from error
     return dict(zip(members, results, strict=True))
 
 
-def train_member(factory: RunFactory, member: int, checkpoints: Checkpoints | None) -> dict[str, Any]:
+def exit_with_parent(parent_id: int) -> None:
+    """End this worker process soon after the process that started it has ended, in whatever way.
+
+    Workers on other machines, and tasks that run in the process of the caller, are not affected.
+
+    Args:
+        parent_id: Identifier of the process that started it.
+    """
+    global _watched_parent_id
+    if os.getppid() != parent_id or _watched_parent_id == parent_id:
+        return
+    _watched_parent_id = parent_id
+
+    def watch() -> None:
+        while os.getppid() == parent_id:
+            time.sleep(PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def train_member(factory: RunFactory, member: int, checkpoints: Checkpoints | None, parent_id: int) -> dict[str, Any]:
     """Train one member to its end on one device, and return its `GroupResult.state_dict`."""
+    exit_with_parent(parent_id)
     factory = replace(factory, config=factory.config.with_options(distribution={"devices": 1}))
     fabric = make_fabric(factory.config)
     session = make_session(factory.config, fabric, CheckpointManager(checkpoints), member)
