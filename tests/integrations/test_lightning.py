@@ -1,6 +1,7 @@
 import copy
 import math
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ pytestmark = [
 lightning = pytest.importorskip("lightning.pytorch")
 torchmetrics = pytest.importorskip("torchmetrics")
 
-from flatbayes.integrations.lightning import FlatCallback  # noqa: E402
+from flatbayes.integrations.lightning import FlatCallback, check_supported  # noqa: E402
 
 BATCHES, SIZE = 6, 8
 
@@ -262,7 +263,7 @@ def test_resumes_bit_for_bit(accumulate, flatness, tmp_path):
             trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
 
     def followed():
-        callback = FlatCallback(flatness, SWAG(rank=3), start_fraction=0.3)
+        callback = FlatCallback(flatness, SWAG(rank=3), start_fraction=0.3, snapshots_per_epoch=1)
         return callback, trainer(callback, Saver(), epochs=4, accumulate_grad_batches=accumulate)
 
     (one, whole), (other, rest) = followed(), followed()
@@ -377,12 +378,152 @@ class ByHand(Module):
         self.automatic_optimization = False
 
 
+class Alone(lightning.LightningModule):
+    """A module that the tests of batches derive from: `take` gets inputs and targets out of the batch."""
+
+    take = staticmethod(lambda batch: (batch["x"], batch["y"]))
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        x, y = self.take(batch)
+        return F.cross_entropy(self.net(x), y)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def change_in_place(batch):
+    batch["x"] -= batch["x"].mean()
+    batch["x"][:, 0] = 0
+    return batch["x"], batch["y"]
+
+
+def change_list(batch):
+    inputs = batch["pair"][0]
+    return inputs.mul_(2.0), batch["pair"].pop()
+
+
+def select_pair(batch):
+    return 2.0 * batch["pair"][0], batch["pair"][1]
+
+
+def select_centred(batch):
+    x = batch["x"] - batch["x"].mean()
+    return x * (torch.arange(5) > 0), batch["y"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("apart", "intact"),
+    [
+        (lambda batch: (batch["x"], batch.pop("y")), Alone.take),
+        (change_in_place, select_centred),
+        (change_list, select_pair),
+    ],
+    ids=["pop", "in place", "nested"],
+)
+def test_training_step_may_take_its_batch_apart(apart, intact, accumulate):
+    weights = []
+    for take in (apart, intact):
+        module = Alone()
+        module.take = take
+        x, y = data()
+        examples = [{"x": x[i], "y": y[i], "pair": [x[i], y[i]]} for i in range(len(x))]
+        flat = FlatCallback(SAM(rho=0.2, ascent_steps=2))
+        trainer(flat, epochs=1, accumulate_grad_batches=accumulate).fit(module, DataLoader(examples, SIZE))
+        weights.append(module.net.weight.detach())
+    torch.testing.assert_close(*weights)
+
+
+@pytest.mark.parametrize("batch", [iter([1]), {"x": (i for i in range(2))}, [zip([1], [2], strict=True)]], ids=type)
+def test_batches_of_iterators_are_refused(batch):
+    module = Alone()
+    before = module.net.weight.detach().clone()
+    loader_of_one = DataLoader([0], collate_fn=lambda _: batch)
+    with pytest.raises(ValueError, match="iterator"):
+        trainer(FlatCallback(SAM()), epochs=1).fit(module, loader_of_one)
+    assert torch.equal(module.net.weight, before)
+
+
+def test_a_batch_that_cannot_be_copied_is_used_itself():
+    class Locked(dict):
+        def __deepcopy__(self, memo):
+            raise TypeError("cannot be copied")
+
+    x, y = data()
+    module = Alone()
+    trainer(FlatCallback(SAM()), epochs=1).fit(module, DataLoader([0], collate_fn=lambda _: Locked(x=x, y=y)))
+    assert not torch.equal(module.net.weight, Alone().net.weight)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_defaults_collect_enough_in_a_short_training(epochs):
+    callback = FlatCallback(SAM(), SWAG(rank=2))
+    trainer(callback, epochs=epochs).fit(
+        Alone(), DataLoader([{"x": x, "y": y} for x, y in zip(*data(), strict=True)], 4)
+    )
+    assert callback.state_dict()["statistics"]["count"] >= 3
+    assert callback.make_posterior(Categorical(3)).predict(data()[0], 3).entropy.isfinite().all()
+
+
+def test_too_few_snapshots_are_refused_before_the_first_step():
+    module = Alone()
+    before = module.net.weight.detach().clone()
+    examples = DataLoader([{"x": x, "y": y} for x, y in zip(*data(), strict=True)], SIZE)
+    for options in ({"max_steps": 2}, {"limit_train_batches": 1}):
+        with pytest.raises(ValueError, match=r"at least 2 snapshots.*start_fraction \(now 0.7\)"):
+            trainer(FlatCallback(SAM(), SWAG()), epochs=1, **options).fit(module, examples)
+    with pytest.raises(ValueError, match=r"snapshots_per_epoch \(now 1\)"):
+        trainer(FlatCallback(SAM(), SWAG(), snapshots_per_epoch=1), epochs=3).fit(module, examples)
+    assert torch.equal(module.net.weight, before)
+    callback = FlatCallback(SAM(), SWAG())
+    trainer(callback, fast_dev_run=True).fit(module, examples)  # tries out the code only
+    with pytest.raises(RuntimeError, match="has collected 1 in 1 of 1 steps"):
+        callback.make_posterior(Categorical(3))
+
+
+def test_modules_of_the_package_pytorch_lightning():
+    package = pytest.importorskip("pytorch_lightning")
+    theirs = type("Theirs", (package.LightningModule,), {k: v for k, v in vars(Alone).items() if k != "__init__"})
+    module = theirs()
+    module.net = copy.deepcopy(Alone().net)
+    examples = DataLoader([{"x": x, "y": y} for x, y in zip(*data(), strict=True)], SIZE)
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    for strategy in ("auto", package.strategies.SingleDeviceStrategy("cpu")):
+        callback = FlatCallback(SAM(rho=0.2), SWAG(rank=2))
+        run = package.Trainer(
+            max_epochs=2, callbacks=[callback], strategy=strategy, enable_model_summary=False, **options
+        )
+        run.fit(module, examples)
+    assert callback.make_posterior(Categorical(3)).predict(data()[0], 3).entropy.isfinite().all()
+    ours = Alone()
+    for _ in range(2):
+        trainer(FlatCallback(SAM(rho=0.2)), epochs=2).fit(ours, examples)
+    assert torch.equal(ours.net.weight, module.net.weight)
+
+
+def test_strategies_that_shard_the_weights_are_refused():
+    names = ("DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy")
+    classes = [getattr(lightning.strategies, name) for name in names]
+    for strategy in classes:
+        run = SimpleNamespace(strategy=object.__new__(strategy))
+        with pytest.raises(ValueError, match="may shard the weights"):
+            check_supported(run, Alone())
+
+
 def test_refuses():
     with pytest.raises(ValueError, match="manual optimization"):
         trainer(FlatCallback(SAM())).fit(ByHand(), loader())
     with pytest.raises(ValueError, match="weight_decay"):
         FlatCallback(SAM(), SWAG(prior_precision=1.0))
-    with pytest.raises(ValueError, match="snapshots_per_epoch"):
+    with pytest.raises(ValueError, match="snapshots_per_epoch must be"):
         FlatCallback(SAM(), SWAG(), snapshots_per_epoch=0)
     with pytest.raises(ValueError, match="max_steps"):
         fitted(SAM(), swag=SWAG(), epochs=-1)

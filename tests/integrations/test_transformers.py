@@ -8,6 +8,7 @@ from flatbayes import MSAM, SAM, SWAG, Categorical, FittedPosterior, LookSAM, Pl
 
 transformers = pytest.importorskip("transformers")
 
+from flatbayes.integrations.model_inputs import MainInput  # noqa: E402
 from flatbayes.integrations.transformers import TRACKER_FILE_NAME, FlatTrainer, FlatTrainerMixin, Logits  # noqa: E402
 
 BATCHES, SIZE, LENGTH, PAD = 6, 4, 7, 0
@@ -74,6 +75,8 @@ def arguments(folder, **options):
 
 def trained(folder, flatness=Plain(), kind=Ordered, model=None, resume=None, swag=None, data=None, **options):
     extra = {} if kind is OrderedPlain else {"flatness": flatness, "swag": swag, "start_fraction": 0.5}
+    if swag is not None:
+        extra["snapshots_per_epoch"] = 1
     run = kind(model or bert(), arguments(folder, **options), train_dataset=data or examples(), **extra)
     run.train(resume)
     return run
@@ -255,6 +258,132 @@ def test_refuses(tmp_path):
     run = FlatTrainer(bert(), arguments(tmp_path), train_dataset=examples())
     with pytest.raises(RuntimeError, match="train"):
         run.make_posterior(Categorical(3))
+
+
+@pytest.mark.parametrize("options", [{"num_train_epochs": 1}, {"num_train_epochs": 3}, {"max_steps": 5}], ids=str)
+def test_defaults_collect_enough_in_a_short_training(options, tmp_path):
+    run = FlatTrainer(bert(), arguments(tmp_path, **options), train_dataset=examples(), swag=SWAG(rank=2))
+    run.train()
+    ids = torch.stack([example["input_ids"] for example in examples()])
+    assert run.make_posterior(Categorical(3)).predict(ids, 3).entropy.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "extra"), [({"max_steps": 2}, {}), ({"num_train_epochs": 3}, {"snapshots_per_epoch": 1})], ids=str
+)
+def test_too_few_snapshots_are_refused_before_the_first_step(options, extra, tmp_path):
+    model = bert()
+    before = model.classifier.weight.detach().clone()
+    run = FlatTrainer(model, arguments(tmp_path, **options), train_dataset=examples(), swag=SWAG(rank=2), **extra)
+    with pytest.raises(ValueError, match="needs at least 2 snapshots.*collects 1"):
+        run.train()
+    assert torch.equal(model.classifier.weight, before)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_compute_loss_may_take_its_inputs_apart(accumulate, tmp_path):
+    class Takes(Ordered):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("labels")
+            labels[0] = (labels[0] + 1) % 3  # in place: another loss each time that the same tensor comes
+            return nn.functional.cross_entropy(model(**inputs).logits, labels) / accumulate
+
+    class Leaves(Ordered):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = torch.cat([(inputs["labels"][:1] + 1) % 3, inputs["labels"][1:]])
+            inputs = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+            return nn.functional.cross_entropy(model(**inputs).logits, labels) / accumulate
+
+    options = {"num_train_epochs": 1, "gradient_accumulation_steps": accumulate}
+    takes, leaves = (trained(tmp_path, SAM(rho=0.2), kind=kind, **options) for kind in (Takes, Leaves))
+    assert_equal(takes.model, leaves.model)
+
+
+def test_batches_of_iterators_are_refused(tmp_path):
+    run = FlatTrainer(
+        bert(), arguments(tmp_path), train_dataset=examples(), data_collator=lambda rows: {"input_ids": iter(rows)}
+    )
+    with pytest.raises(ValueError, match="iterator"):
+        run.train()
+
+
+def gpt2(**options):
+    torch.manual_seed(1)
+    settings = {"vocab_size": 20, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "num_labels": 3}
+    settings |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    return transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**(settings | options))).eval()
+
+
+def pad_rows(side, pad=2):
+    """Token ids of a text that has the padding token inside, and the tokenizer's mask."""
+    texts = [[3, 2, 4, 5], [6, 7, 2, 8, 9, 10], [11]]
+    ids, mask = torch.full((3, 6), pad), torch.zeros(3, 6, dtype=torch.long)
+    for row, text in enumerate(texts):
+        place = slice(0, len(text)) if side == "right" else slice(6 - len(text), 6)
+        ids[row, place], mask[row, place] = torch.tensor(text), 1
+    return ids, mask
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_logits_are_those_of_the_tokenizers_mask(side):
+    ids, mask = pad_rows(side)
+    model = gpt2()
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask).logits
+        assert not torch.allclose(model(input_ids=ids, attention_mask=ids.ne(2).long()).logits, expected)
+        assert torch.equal(Logits(model)(ids), expected)
+        assert torch.equal(Logits(model)({"input_ids": ids, "attention_mask": mask}), expected)
+        assert torch.equal(Logits(gpt2(pad_token_id=0), pad_token_id=2).main_input.make_attention_mask(ids), mask)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({"bos_token_id": 2}, [[2, 3, 4], [5, 6, 7]]),  # the first token begins a text, or is padding
+        (
+            {},
+            [[2, 3, 4], [5, 6, 2]],
+        ),  # padding on the left of a text that ends, or on the right of one that begins so
+        ({"pad_token_id": None}, [[2, 2, 4], [5, 6, 7]]),
+        ({"pad_token_id": None, "bos_token_id": 2}, [[2, 2, 4], [2, 6, 7]]),
+    ],
+)
+def test_ids_that_do_not_show_the_padding_are_refused(options, rows):
+    with pytest.raises(ValueError, match="do not show which tokens are padding.*attention_mask"):
+        Logits(gpt2(**options))(torch.tensor(rows))
+
+
+def test_without_a_padding_token_there_is_no_mask():
+    for options in ({"bos_token_id": 2}, {"eos_token_id": None}, {"eos_token_id": [2, 3]}):
+        main_input = MainInput.from_model(gpt2(**({"pad_token_id": None} | options)))
+        rows = [[2, 5, 6], [2, 7, 2]] if options == {"bos_token_id": 2} else [[5, 6, 2], [7, 2, 2]]
+        assert main_input.make_attention_mask(torch.tensor(rows)) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda e: e | {"token_type_ids": torch.ones(LENGTH, dtype=torch.long)}, "token_type_ids"),
+        (lambda e: e | {"attention_mask": torch.ones(LENGTH, dtype=torch.long)}, "attention mask of training"),
+        (
+            lambda e: {name: value for name, value in e.items() if name != "attention_mask"},
+            "attention mask of training",
+        ),
+        (lambda e: e | {"token_type_ids": torch.zeros(LENGTH, dtype=torch.long)}, None),
+    ],
+    ids=["segments", "pads attended", "no mask", "one segment"],
+)
+def test_a_tensor_that_does_not_determine_the_inputs_of_training_is_refused(change, reason, tmp_path):
+    run = trained(tmp_path, data=[change(example) for example in examples()], num_train_epochs=1)
+    fitted = run.make_posterior(Categorical(3))
+    network, batch = fitted.states[0].model, {k: torch.stack([e[k] for e in examples()]) for k in examples()[0]}
+    del batch["labels"]
+    assert network(batch).shape == (BATCHES * SIZE, 3)
+    if reason is None:
+        assert fitted.predict(batch["input_ids"]).mean.isfinite().all()
+        return
+    with pytest.raises(ValueError, match=f"{reason}.*dictionary"):
+        fitted.predict(batch["input_ids"])
 
 
 def test_any_trainer():

@@ -1,14 +1,16 @@
 """Lightning callback for sharpness-aware training of any LightningModule, with collection of SWAG statistics.
 
-Module and Trainer stay unchanged. During a fit the callback replaces two methods of the module: `training_step`, to
-record its arguments, and `optimizer_step`, to pass the optimizer the closure that the flatness makes.
+Module and Trainer stay unchanged, and are those of the package `lightning` or `pytorch_lightning`. During a fit the
+callback replaces two methods of the module: `training_step`, to record its arguments, and `optimizer_step`, to pass
+the optimizer the closure that the flatness makes.
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial, wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -20,7 +22,9 @@ from flatbayes.flatness import Flatness
 from flatbayes.integrations.tracker import (
     TrackerConfig,
     TrainingTracker,
+    copy_batch,
     count_optimizer_steps,
+    is_single_pass,
     synchronize_gradients,
 )
 from flatbayes.likelihoods import Likelihood
@@ -28,8 +32,15 @@ from flatbayes.posteriors import SWAG
 from flatbayes.prediction import FittedPosterior
 
 with require_package("lightning"):
-    from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+    if TYPE_CHECKING:
+        from lightning.pytorch import Callback, LightningModule, Trainer
+    elif "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
+        from pytorch_lightning import Callback
+    else:
+        try:
+            from lightning.pytorch import Callback
+        except ImportError:
+            from pytorch_lightning import Callback
 
     from flatbayes.integrations.lightning_closure import (
         MicroBatch,
@@ -40,6 +51,10 @@ with require_package("lightning"):
     )
 
 
+SUPPORTED_STRATEGIES = {"SingleDeviceStrategy", "DDPStrategy"}
+"""Strategies in which every process holds all weights. Both packages have classes of these names."""
+
+
 class FlatCallback(Callback):
     """Sharpness-aware training of a LightningModule, with collection of SWAG statistics.
 
@@ -47,7 +62,8 @@ class FlatCallback(Callback):
         flatness: The flatness.
         swag: The posterior whose statistics are collected; None for the trained network alone.
         start_fraction: Fraction of training after which snapshots are collected.
-        snapshots_per_epoch: Snapshots collected per epoch from then on.
+        snapshots_per_epoch: Snapshots collected per epoch from then on; None is one, or in a short training as many
+            as give ten in total.
         params: The trainable parameters that the posterior is over: a kind, or a list of name patterns.
         network: Name of the submodule that the posterior is over and predicts with; empty for the module itself.
         num_data: Number of training examples; None takes the length of the training data loader's data set.
@@ -62,7 +78,7 @@ class FlatCallback(Callback):
         swag: SWAG | None = None,
         *,
         start_fraction: float = 0.7,
-        snapshots_per_epoch: int = 1,
+        snapshots_per_epoch: int | None = None,
         params: ParameterSelection = "all",
         network: str = "",
         num_data: int | None = None,
@@ -75,7 +91,7 @@ class FlatCallback(Callback):
         self._record = MicroBatchRecord()
         self._method_overrides = ExitStack()
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
         """Replace the two methods.
 
         Raises:
@@ -91,18 +107,22 @@ class FlatCallback(Callback):
         }
         self._method_overrides.enter_context(override_methods(pl_module, **methods))
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
         """Restore the methods."""
         self._record.clear()
         self._method_overrides.close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: "Trainer", pl_module: "LightningModule", exception: BaseException) -> None:
         """Restore the methods."""
         self._record.clear()
         self._method_overrides.close()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the tracker, or resume it from a checkpoint."""
+    def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Start the tracker, or resume it from a checkpoint.
+
+        Raises:
+            ValueError: SWAG is collected, and the training has too few snapshots, or no known number of steps.
+        """
         total_steps = _to_finite_int(trainer.estimated_stepping_batches)
         num_batches = _to_finite_int(trainer.num_training_batches)
         if (
@@ -111,6 +131,7 @@ class FlatCallback(Callback):
             and trainer.global_step == self._tracker.progress.step
         ):
             self._tracker.progress.total_steps = total_steps  # another fit of the same module
+            self._tracker.check_collection()
             return
         network = pl_module.get_submodule(self.network)
         progress = TrainingProgress(step=trainer.global_step, total_steps=total_steps)
@@ -125,8 +146,10 @@ class FlatCallback(Callback):
         if self._pending_state_dict is not None:
             self._tracker.load_state_dict(self._pending_state_dict)
             self._pending_state_dict = None
+        if not getattr(trainer, "fast_dev_run", False):  # a run of one batch that only tries out the code
+            self._tracker.check_collection()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Remove micro-batches of an epoch that ended early."""
         self._record.clear()
 
@@ -165,10 +188,17 @@ class FlatCallback(Callback):
             likelihood, transform=transform, statistics_inputs=statistics_inputs, info=info
         )
 
-    def _wrap_training_step(self, training_step: Callable[..., Any], module: LightningModule) -> Callable[..., Any]:
+    def _wrap_training_step(self, training_step: Callable[..., Any], module: "LightningModule") -> Callable[..., Any]:
         @wraps(training_step)
         def recording_step(*args: Any, **kwargs: Any) -> Any:
-            micro_batch = MicroBatch(args, kwargs, RandomState.capture(module))
+            if is_single_pass((args, kwargs)):
+                raise ValueError(
+                    f"The batch of training_step of {type(module).__name__} is or has an iterator, whose values "
+                    "cannot be repeated for a second gradient. Let the data loader return tensors, lists or "
+                    "dictionaries."
+                )
+            args_before, kwargs_before = copy_batch((args, kwargs))
+            micro_batch = MicroBatch(args_before, kwargs_before, RandomState.capture(module))
             output = training_step(*args, **kwargs)
             loss = extract_loss(output)
             self._record.micro_batches.append(micro_batch)
@@ -180,7 +210,7 @@ class FlatCallback(Callback):
         return recording_step
 
     def _wrap_optimizer_step(
-        self, training_step: Callable[..., Any], trainer: Trainer, module: LightningModule
+        self, training_step: Callable[..., Any], trainer: "Trainer", module: "LightningModule"
     ) -> Callable[..., None]:
         optimizer_step = module.optimizer_step
 
@@ -200,17 +230,18 @@ class FlatCallback(Callback):
 
         return flat_optimizer_step
 
-    def _compute_gradients(self, closure: Closure, trainer: Trainer, module: LightningModule) -> Tensor | None:
+    def _compute_gradients(self, closure: Closure, trainer: "Trainer", module: "LightningModule") -> Tensor | None:
         # The flatness perturbs in each process by its own part of the batch; the final gradient is averaged.
-        strategy = trainer.strategy
-        with strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext():
+        strategy: Any = trainer.strategy
+        is_distributed = "DDPStrategy" in get_class_names(strategy)
+        with strategy.block_backward_sync() if is_distributed else nullcontext():
             loss = closure()
-        if isinstance(strategy, DDPStrategy):
+        if is_distributed:
             synchronize_gradients(module)
         return None if self._record.losses[-1] is None else loss  # None tells Lightning that the batch was skipped
 
 
-def check_supported(trainer: Trainer, module: LightningModule) -> None:
+def check_supported(trainer: "Trainer", module: "LightningModule") -> None:
     """Check that the callback can control the steps of a module.
 
     Raises:
@@ -224,11 +255,17 @@ def check_supported(trainer: Trainer, module: LightningModule) -> None:
         )
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise ValueError(f"training_step of {name} takes an iterator, whose batches cannot be repeated.")
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    strategy_names = get_class_names(trainer.strategy)
+    if not strategy_names & SUPPORTED_STRATEGIES or "DeepSpeedStrategy" in strategy_names:
         raise ValueError(
             f"{type(trainer.strategy).__name__} is not supported, since it may shard the weights; use one "
             "device, or strategy='ddp'."
         )
+
+
+def get_class_names(instance: object) -> set[str]:
+    """Names of the class of an object and of its bases."""
+    return {cls.__name__ for cls in type(instance).__mro__}
 
 
 def _to_finite_int(number: float | None) -> int | None:

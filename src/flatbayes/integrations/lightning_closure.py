@@ -1,23 +1,26 @@
 """Closure of a step of Lightning's automatic optimization that can be called several times.
 
 The first call runs Lightning's own closure, as without flatbayes. Earlier micro-batches of an accumulated gradient
-have
-had their forward and backward pass before, at the same weights. Every later call repeats all micro-batches, each with
-its own random state, without logging and without updates of metrics.
+have had their forward and backward pass before, at the same weights. Every later call repeats all micro-batches, each
+with its own random state, without logging and without updates of metrics. A repetition gets a copy of the batch as it
+was before the first call, since a training step may take it apart.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from flatbayes.core.context import get_batch_fraction
 from flatbayes.core.randomness import RandomState
+from flatbayes.integrations.tracker import copy_batch
+
+if TYPE_CHECKING:  # modules and trainers may be those of pytorch_lightning as well
+    from lightning.pytorch import LightningModule, Trainer
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class MicroBatch:
     """A call of `training_step`.
 
     Attributes:
-        args: Positional arguments.
-        kwargs: Keyword arguments.
+        args: Copy of the positional arguments from before the call.
+        kwargs: Copy of the keyword arguments.
         rng_state: The random state before the call.
     """
 
@@ -66,8 +69,8 @@ class StepClosure:
         record: Micro-batches of the step; complete when `lightning_closure` returns.
     """
 
-    trainer: Trainer
-    module: LightningModule
+    trainer: "Trainer"
+    module: "LightningModule"
     training_step: Callable[..., Any]
     zero_grad: Callable[[], None]
     lightning_closure: Callable[[], Any]
@@ -110,7 +113,8 @@ class StepClosure:
             for micro_batch in self.record.micro_batches:
                 if same_noise:
                     micro_batch.rng_state.restore()
-                loss = extract_loss(self.trainer.strategy.training_step(*micro_batch.args, **micro_batch.kwargs))
+                args, kwargs = copy_batch((micro_batch.args, micro_batch.kwargs))
+                loss = extract_loss(self.trainer.strategy.training_step(*args, **kwargs))
                 if loss is None:
                     continue
                 loss = loss / self.trainer.accumulate_grad_batches
@@ -148,7 +152,7 @@ def override_methods(module: nn.Module, **methods: Callable[..., Any]) -> Iterat
 
 
 @contextmanager
-def suppress_logging(module: LightningModule) -> Iterator[None]:
+def suppress_logging(module: "LightningModule") -> Iterator[None]:
     """Context in which `self.log` and `self.log_dict` do nothing, and metrics are copies that are discarded."""
     owners = list(_iter_metrics(module))
     try:

@@ -1,12 +1,14 @@
 """Training tracker: state that flatness and posterior need in a training loop of another library."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from flatbayes.core import State, TrainingProgress
 from flatbayes.core.parameter_selection import (
@@ -21,7 +23,7 @@ from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import MAP, SWAG
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.distributed.gradient_averaging import all_reduce_gradients
-from flatbayes.training.schedules import is_collection_step
+from flatbayes.training.schedules import get_automatic_snapshots_per_epoch, is_collection_step
 
 
 class TrackerState(TypedDict):
@@ -38,7 +40,8 @@ class TrackerConfig:
     Attributes:
         swag: The posterior whose statistics are collected; None for the trained network alone.
         start_fraction: Fraction of training after which snapshots are collected.
-        snapshots_per_epoch: Snapshots collected per epoch from then on.
+        snapshots_per_epoch: Snapshots collected per epoch from then on; None is one, or in a short training as many
+            as give ten in total.
         params: The trainable parameters that the posterior is over; the others keep their trained values.
         num_data: Number of training examples; None takes the length of the training data set.
 
@@ -48,7 +51,7 @@ class TrackerConfig:
 
     swag: SWAG | None
     start_fraction: float
-    snapshots_per_epoch: int
+    snapshots_per_epoch: int | None
     params: ParameterSelection
     num_data: int | None
 
@@ -62,7 +65,7 @@ class TrackerConfig:
             raise ValueError(
                 f"start_fraction is a fraction of training, at least 0 and below 1; got {self.start_fraction}."
             )
-        if self.snapshots_per_epoch < 1:
+        if self.snapshots_per_epoch is not None and self.snapshots_per_epoch < 1:
             raise ValueError(f"snapshots_per_epoch must be at least 1, got {self.snapshots_per_epoch}.")
         check_selection(self.params, "params")
 
@@ -129,15 +132,32 @@ class TrainingTracker:
 
     def advance(self) -> None:
         """Count an optimizer step, and collect a snapshot if one is due."""
-        config, step = self.config, self.progress.step
+        swag, step = self.config.swag, self.progress.step
         self.progress.advance()
-        if config.swag is None or self.progress.total_steps is None:
-            return
-        if is_collection_step(
-            step, self.steps_per_epoch, self.progress.total_steps, config.start_fraction, config.snapshots_per_epoch
-        ):
+        if swag is not None and self._is_collection_step(step):
             with only_requires_grad(self.state.model, self._posterior_params()):
-                config.swag.collect(self.state)
+                swag.collect(self.state)
+
+    def check_collection(self) -> None:
+        """Check before the first step that the steps ahead collect enough snapshots to draw from.
+
+        Raises:
+            ValueError: They collect fewer.
+        """
+        swag, progress, config = self.config.swag, self.progress, self.config
+        if swag is None or progress.total_steps is None:
+            return
+        required, num_collected = swag.snapshot_requirements[0], int(self.state.statistics["count"])
+        # From the last step backwards, where the snapshots are: trainings of transformers have millions of steps.
+        steps_ahead = range(progress.total_steps - 1, progress.step - 1, -1)
+        num_ahead = sum(1 for _ in islice(filter(self._is_collection_step, steps_ahead), required))
+        if steps_ahead and num_collected + num_ahead < required:
+            raise ValueError(
+                f"{type(swag).__name__} needs at least {required} snapshots of the weights, and this training of "
+                f"{progress.total_steps} steps collects {num_collected + num_ahead}. Lower start_fraction (now "
+                f"{config.start_fraction:g}), raise snapshots_per_epoch (now "
+                f"{config.snapshots_per_epoch or 'automatic'}), or train longer."
+            )
 
     def state_dict(self) -> TrackerState:
         """What a checkpoint needs beside model and optimizer to resume training bit for bit."""
@@ -177,7 +197,18 @@ class TrainingTracker:
             transform: Applied to inputs before the network.
             statistics_inputs: Batches of training inputs, to re-estimate BatchNorm statistics of draws.
             info: Plain data saved with the artefact.
+
+        Raises:
+            RuntimeError: Too few snapshots have been collected.
         """
+        if self.config.swag is not None:
+            required, count = self.config.swag.snapshot_requirements[0], int(self.state.statistics["count"])
+            if count < required:
+                raise RuntimeError(
+                    f"{type(self.config.swag).__name__} needs at least {required} snapshots of the weights, and has "
+                    f"collected {count} in {self.progress.step} of {self.progress.total_steps} steps. Train longer, "
+                    "or lower start_fraction."
+                )
         network, posterior_params = self.state.model, self._posterior_params()
         shared = {id(param): param for param in network.parameters() if not param.requires_grad}
         network_copy: nn.Module = copy.deepcopy(network, dict[int, Any](shared))
@@ -192,8 +223,32 @@ class TrainingTracker:
             self.config.posterior, [state], likelihood, transform, list(statistics_inputs), dict(info or {})
         )
 
+    def _is_collection_step(self, step: int) -> bool:
+        config, total_steps = self.config, self.progress.total_steps
+        if not total_steps:
+            return False
+        num_epochs, start = total_steps / self.steps_per_epoch, config.start_fraction
+        per_epoch = config.snapshots_per_epoch or get_automatic_snapshots_per_epoch(num_epochs, start)
+        return is_collection_step(step, self.steps_per_epoch, total_steps, start, per_epoch)
+
     def _posterior_params(self) -> dict[str, nn.Parameter]:
         return select_parameters(self.state.model, self.config.params, "params")
+
+
+def copy_batch(batch: Any) -> Any:
+    """A copy of a batch, for a training step that takes its batch apart or changes it in place.
+
+    A batch that cannot be copied, such as an object with a lock, is returned itself.
+    """
+    try:
+        return copy.deepcopy(batch)
+    except Exception:  # whatever the user's classes raise
+        return batch
+
+
+def is_single_pass(batch: Any) -> bool:
+    """Whether a batch, or an entry of it, is an iterator, which a second gradient would find exhausted."""
+    return any(isinstance(leaf, Iterator) for leaf in tree_leaves(batch))
 
 
 def count_optimizer_steps(num_batches: int, accumulation_steps: int) -> int:

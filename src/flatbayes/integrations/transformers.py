@@ -20,11 +20,14 @@ from flatbayes.core.files import atomic_write
 from flatbayes.core.optional import require_package
 from flatbayes.core.parameter_selection import ParameterSelection
 from flatbayes.flatness import Flatness, Plain
+from flatbayes.integrations.model_inputs import MainInput
 from flatbayes.integrations.tracker import (
     TrackerConfig,
     TrackerState,
     TrainingTracker,
+    copy_batch,
     count_optimizer_steps,
+    is_single_pass,
     synchronize_gradients,
 )
 from flatbayes.likelihoods import Likelihood
@@ -54,15 +57,16 @@ class FlatTrainerMixin(_TrainerBase):
     """Mixin before a Trainer: sharpness-aware training, with collection of SWAG statistics.
 
     `class MyTrainer(FlatTrainerMixin, Seq2SeqTrainer)`; with the plain Trainer it is `FlatTrainer`. Overriding
-    methods
-    is the way in which transformers extends a Trainer; this is the only class of flatbayes that calls `super()`.
+    methods is the way in which transformers extends a Trainer; this is the only class of flatbayes that calls
+    `super()`.
 
     Args:
         args: Positional arguments of the Trainer.
         flatness: The flatness.
         swag: The posterior whose statistics are collected; None for the trained network alone.
         start_fraction: Fraction of training after which snapshots are collected.
-        snapshots_per_epoch: Snapshots collected per epoch from then on.
+        snapshots_per_epoch: Snapshots collected per epoch from then on; None is one, or in a short training as many
+            as give ten in total.
         params: The trainable parameters that the posterior is over: a kind, or a list of name patterns.
         num_data: Number of training examples; None takes the length of the training data set.
         kwargs: Keyword arguments of the Trainer.
@@ -77,7 +81,7 @@ class FlatTrainerMixin(_TrainerBase):
         flatness: Flatness = Plain(),
         swag: SWAG | None = None,
         start_fraction: float = 0.7,
-        snapshots_per_epoch: int = 1,
+        snapshots_per_epoch: int | None = None,
         params: ParameterSelection = "all",
         num_data: int | None = None,
         **kwargs: Any,
@@ -87,6 +91,7 @@ class FlatTrainerMixin(_TrainerBase):
         self._tracker: TrainingTracker | None = None
         self._resume_path: str | None = None
         self._micro_batches: list[dict[str, Any]] = []
+        self._tensor_refusal: str | None = None  # of Logits
         super().__init__(*args, **kwargs)
         kind = self.accelerator.distributed_type
         if kind not in SUPPORTED_DISTRIBUTED_TYPES:
@@ -99,6 +104,7 @@ class FlatTrainerMixin(_TrainerBase):
         """Train as the Trainer does; a checkpoint also restores SWAG statistics and the state of the flatness.
 
         Raises:
+            ValueError: SWAG is collected, and the training has too few snapshots to draw from.
             FileNotFoundError: The checkpoint was written by a Trainer without this mixin.
         """
         checkpoint = resume_from_checkpoint or None
@@ -118,6 +124,14 @@ class FlatTrainerMixin(_TrainerBase):
         Returns:
             The loss of the step at its last micro-batch, and zero before.
         """
+        if is_single_pass(inputs):
+            raise ValueError(
+                "The batch of training_step is or has an iterator, whose values cannot be repeated for a second "
+                "gradient. Let the data collator return tensors, lists or dictionaries."
+            )
+        if self._tensor_refusal is None and isinstance(inputs, Mapping):
+            main_input = MainInput.from_model(self.accelerator.unwrap_model(model))
+            self._tensor_refusal = main_input.explain_difference(inputs, self.label_names or ())
         self._micro_batches.append(inputs)
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
@@ -127,7 +141,7 @@ class FlatTrainerMixin(_TrainerBase):
             model.zero_grad()
             total = torch.zeros((), device=self.args.device)
             for micro_batch in self._micro_batches:
-                total += run_micro_batch(micro_batch)
+                total += run_micro_batch(copy_batch(micro_batch))  # compute_loss may take it apart
             return total
 
         progress = None if self._tracker is None else self._tracker.progress
@@ -152,7 +166,8 @@ class FlatTrainerMixin(_TrainerBase):
 
         Args:
             likelihood: Turns logits into predictions.
-            wrap: Makes a network that takes one tensor and returns logits out of the model; None is `Logits`.
+            wrap: Makes a network that takes a tensor, or a dictionary of them, and returns logits out of the model;
+                None is `Logits`.
             statistics_inputs: Batches of training inputs, to re-estimate BatchNorm statistics of draws.
             info: Plain data saved with the artefact.
 
@@ -161,7 +176,7 @@ class FlatTrainerMixin(_TrainerBase):
         """
         if self._tracker is None:
             raise RuntimeError("There is no posterior before training: call train() first.")
-        wrap_model = Logits if wrap is None else wrap
+        wrap_model = self._make_logits if wrap is None else wrap
         return self._tracker.make_posterior(
             likelihood,
             wrap=lambda model: wrap_model(_remove_autocast_wrapper(model)),
@@ -169,37 +184,57 @@ class FlatTrainerMixin(_TrainerBase):
             info=info,
         )
 
+    def _make_logits(self, model: nn.Module) -> "Logits":
+        logits = Logits(model)
+        logits.tensor_refusal = self._tensor_refusal
+        return logits
+
 
 class FlatTrainer(FlatTrainerMixin, Trainer):
     """The Trainer of transformers, sharpness-aware and with SWAG: see `FlatTrainerMixin`."""
 
 
 class Logits(nn.Module):
-    """A model of transformers as a network that takes one tensor and returns logits.
+    """A model of transformers as a network that takes its main input, or a dictionary of inputs, and returns logits.
 
-    The attention mask covers every token but padding. A model with further inputs, such as two segments of a text,
-    needs a small module of your own instead.
+    A dictionary, such as the output of a tokenizer, is passed to the model as it is. For a tensor of token ids, the
+    attention mask covers every token but padding; ids that do not show which tokens are padding are refused.
 
     Args:
         model: A model whose output has `logits`.
         pad_token_id: The padding token; None takes that of the model's configuration, without which there is no mask,
             as for images.
+
+    Attributes:
+        tensor_refusal: Why a tensor does not determine the inputs of training, so that a dictionary is required; None
+            if it does.
     """
 
     def __init__(self, model: nn.Module, pad_token_id: int | None = None) -> None:
         super().__init__()
         self.model = model
-        self.input_name = getattr(model, "main_input_name", "input_ids")
-        self.pad_token_id: int | None = (
-            getattr(model.config, "pad_token_id", None) if pad_token_id is None else pad_token_id
-        )
+        self.main_input = MainInput.from_model(model, pad_token_id)
+        self.tensor_refusal: str | None = None
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits of a batch of the model's main input: token ids of shape (batch, length), or images."""
-        model_inputs = {self.input_name: inputs}
-        if self.input_name == "input_ids" and self.pad_token_id is not None:
-            model_inputs["attention_mask"] = inputs.ne(self.pad_token_id).long()
-        logits: Tensor = self.model(**model_inputs).logits
+    def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            inputs: The model's main input, token ids of shape (batch, length) or images; or all inputs by name.
+
+        Raises:
+            ValueError: A tensor does not determine the inputs of the model.
+        """
+        if isinstance(inputs, Tensor):
+            if self.tensor_refusal is not None:
+                name = self.main_input.name
+                raise ValueError(
+                    f"A tensor of {name} does not determine the inputs of the model: {self.tensor_refusal}. Pass a "
+                    f"dictionary of all inputs, predict({{'{name}': ..., 'attention_mask': ...}}), or make the "
+                    "posterior with wrap=."
+                )
+            inputs = self.main_input.make_model_inputs(inputs)
+        logits: Tensor = self.model(**inputs).logits
         return logits
 
 
@@ -227,6 +262,7 @@ class _TrackerCallback(TrainerCallback):
         trainer._tracker = tracker
         if trainer._resume_path is not None:
             tracker.load_state_dict(_load_tracker_state(Path(trainer._resume_path) / TRACKER_FILE_NAME))
+        tracker.check_collection()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._micro_batches.clear()  # of an epoch that ended early

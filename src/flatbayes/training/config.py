@@ -10,10 +10,14 @@ from torch import nn
 
 from flatbayes.core.renames import explain_option
 from flatbayes.core.spec import to_spec
-from flatbayes.training.schedules import Schedule, SWALinear, is_collection_step, select_evenly_spaced_epochs
+from flatbayes.training.schedules import (
+    Schedule,
+    SWALinear,
+    get_automatic_snapshots_per_epoch,
+    is_collection_step,
+    select_evenly_spaced_epochs,
+)
 
-MIN_SNAPSHOTS = 10
-"""Total number of snapshots that `snapshots_per_epoch=None` collects at least, however short the training is."""
 MAX_CONFIG_INT = 10**9
 """Largest integer option; products of two of them are still exact as floats of 64 bits."""
 Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
@@ -214,7 +218,7 @@ class TrainingConfig:
     def is_collection_step(self, step: int, steps_per_epoch: int) -> bool:
         """Whether a snapshot is collected after this step, counted from 0."""
         total_steps, start = self.epochs * steps_per_epoch, self.collection.start_fraction
-        automatic = max(1, math.ceil(MIN_SNAPSHOTS / (self.epochs * (1 - start))))
+        automatic = get_automatic_snapshots_per_epoch(self.epochs, start)
         snapshots_per_epoch = self.collection.snapshots_per_epoch or automatic
         return is_collection_step(
             step, steps_per_epoch, total_steps, start, snapshots_per_epoch, self.schedule.num_cycles

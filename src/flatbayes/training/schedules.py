@@ -4,6 +4,9 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+MIN_SNAPSHOTS = 10
+"""Number of snapshots that an automatic `snapshots_per_epoch` collects at least, in trainings of enough steps."""
+
 
 class Schedule(ABC):
     """The learning rate over training, as a factor on the initial learning rate of the optimizer."""
@@ -176,6 +179,16 @@ def is_collection_step(
         return False
     within = step % steps_per_epoch + 1
     return within * snapshots_per_epoch // steps_per_epoch > (within - 1) * snapshots_per_epoch // steps_per_epoch
+
+
+def get_automatic_snapshots_per_epoch(epochs: float, start_fraction: float) -> int:
+    """One snapshot per epoch, or in a short training as many as give `MIN_SNAPSHOTS` in total.
+
+    Args:
+        epochs: Number of epochs, which may be a fraction.
+        start_fraction: Fraction of training before the first snapshot.
+    """
+    return max(1, math.ceil(MIN_SNAPSHOTS / (epochs * (1 - start_fraction))))
 
 
 def select_evenly_spaced_epochs(epochs: int, num_selected: int) -> set[int]:
