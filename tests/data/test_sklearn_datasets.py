@@ -24,7 +24,7 @@ def test_diabetes_has_the_published_patients():
     assert raw.unsplit.inputs.shape == (442, 10)
     assert raw.feature_names[:4] == ("age", "sex", "bmi", "bp")
     assert raw.target_names == ("progression",)
-    assert raw.unsplit.targets.dtype == torch.float32
+    assert raw.unsplit.targets.dtype == torch.float64
     assert (raw.unsplit.targets.min(), raw.unsplit.targets.max()) == (25, 346)
     assert raw.unsplit.inputs[0, :2].tolist() == [59, 2]  # years, not standard deviations
 

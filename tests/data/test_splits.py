@@ -26,7 +26,7 @@ def test_names_of_both_kinds_or_none_are_refused():
 def test_targets_of_the_other_kind_are_refused():
     with pytest.raises(ValueError, match=r"train split must be classes \(int64\), got torch.float32"):
         make_splits(torch.zeros(4), class_names=("a", "b"))
-    with pytest.raises(ValueError, match=r"train split must be numbers \(float32\), got torch.int64"):
+    with pytest.raises(ValueError, match=r"train split must be numbers \(float32 or float64\), got torch.int64"):
         make_splits(torch.zeros(4, dtype=torch.int64), target_names=("y",))
     with pytest.raises(ValueError, match=r"targets of the shape \(4, 2\), and 1 target_names"):
         make_splits(torch.zeros(4, 2), target_names=("y",))

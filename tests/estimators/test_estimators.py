@@ -71,7 +71,7 @@ def test_string_labels_and_feature_names(iris):
 def test_the_fitted_posterior_predicts_saves_and_compiles(iris, tmp_path):
     X, y = iris
     found = FlatBayesClassifier(**SMALL).fit(X, y)
-    x = torch.from_numpy(X).float()
+    x = torch.from_numpy(X)
     expected = found.posterior_.predict(x, 5, vectorized=False)
     np.testing.assert_array_equal(found.predict_proba(X), expected.mean)
     np.testing.assert_array_equal(found.predict_std(X), expected.variance.sqrt())

@@ -48,9 +48,10 @@ def run(options: Namespace) -> None:
         module = fitted.compile(options.num_draws, seed=options.seed)
         write = export_onnx if options.format == "onnx" else export_torch
         path = write(module, target)
+    dtype = "float32" if module.example is None else str(module.example.dtype).removeprefix("torch.")
     console.print(
         f"{len(module.networks)} networks in {path}, {path.stat().st_size / 1e6:.1f} MB\n"
-        f"input    inputs {list(fitted.info['input_shape'])} of each example, float32\n"
+        f"input    inputs {list(fitted.info['input_shape'])} of each example, {dtype}\n"
         f"outputs  {', '.join(module.output_names)}",
         highlight=False,
         soft_wrap=True,

@@ -110,7 +110,9 @@ def make_transform(options: Namespace, dataset: DataSplits) -> Standardize | Non
             f"{std}."
         )
     shape = (size,) if len(dataset.input_shape) == 1 else (size, 1, 1)
-    return Standardize(mean=torch.tensor(mean).view(shape), std=torch.tensor(std).view(shape))
+    dtype = torch.float64 if len(shape) == 1 else torch.float32
+    mean, std = (torch.tensor(values, dtype=dtype).view(shape) for values in (mean, std))
+    return Standardize(mean=mean, std=std)
 
 
 def run(options: Namespace) -> None:

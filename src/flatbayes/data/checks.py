@@ -1,5 +1,6 @@
 """Validation of examples: labels, regression targets, finite inputs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -67,7 +68,7 @@ def make_class_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
 
 
 def check_finite(inputs: Tensor, description: str, feature_names: Sequence[str] = (), first_row: int = 0) -> None:
-    """Check that inputs hold no NaN and no infinity.
+    """Check that inputs hold no NaN and no infinity, and no float64 that float32 cannot represent.
 
     Args:
         inputs: [n, ...].
@@ -80,20 +81,26 @@ def check_finite(inputs: Tensor, description: str, feature_names: Sequence[str] 
     """
     if not inputs.is_floating_point():
         return
-    counts = [int((~chunk.isfinite()).sum()) for chunk in torch.split(inputs, EXAMPLES_PER_CHUNK)]
+    counts = [int((~chunk.float().isfinite()).sum()) for chunk in torch.split(inputs, EXAMPLES_PER_CHUNK)]
     if not any(counts):
         return
     start = EXAMPLES_PER_CHUNK * next(index for index, count in enumerate(counts) if count)
-    offset, *position = (~inputs[start : start + EXAMPLES_PER_CHUNK].isfinite()).nonzero()[0].tolist()
+    offset, *position = (~inputs[start : start + EXAMPLES_PER_CHUNK].float().isfinite()).nonzero()[0].tolist()
     row = start + offset
     value = float(inputs[(row, *position)])
+    reason = describe_invalid_number(value)
     location = f"pixel {tuple(position)} (channel, row, column)"
     if len(position) == 1:
         location = f"feature {feature_names[position[0]]!r}" if feature_names else f"feature {position[0]}"
     raise ValueError(
-        f"The {description} hold {sum(counts)} values that are missing or not finite; the first is {value} in row "
+        f"The {description} hold {sum(counts)} values that are {reason}; the first is {value} in row "
         f"{first_row + row} (counted from 0), {location}. Fill them in or leave those examples out."
     )
+
+
+def describe_invalid_number(value: float) -> str:
+    """Why a number cannot be used: it is not finite, or it is not once it is float32."""
+    return "beyond the range of float32 (3.4e38)" if math.isfinite(value) else "missing or not finite"
 
 
 def holds_fractions(values: NDArray[np.floating[Any]], description: str) -> bool:
@@ -131,11 +138,12 @@ def check_targets(splits: Mapping[str, Tensor], names: Sequence[str]) -> None:
                 f"example {list(names)}, got {targets.dtype} of the shape {tuple(targets.shape)}."
             )
         rows = targets.reshape(len(targets), len(names))
-        invalid = (~rows.isfinite()).nonzero().tolist()
+        invalid = (~rows.float().isfinite()).nonzero().tolist()
         if invalid:
             row, column = invalid[0]
+            reason = describe_invalid_number(float(rows[row, column]))
             raise ValueError(
-                f"The {split_name} examples have {len(invalid)} targets that are missing or not finite; the first is "
+                f"The {split_name} examples have {len(invalid)} targets that are {reason}; the first is "
                 f"{float(rows[row, column])} in row {row} (counted from 0), target {names[column]!r}. Leave those "
                 "examples out."
             )

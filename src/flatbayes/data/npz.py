@@ -186,9 +186,10 @@ def _wrap_read_errors(path: Path) -> Iterator[None]:
 
 
 def to_inputs(array: np.ndarray, description: str) -> Tensor:
-    """Convert an array to features, [n, features] (float32), or images, [n, channels, height, width].
+    """Convert an array to features, [n, features], or images, [n, channels, height, width].
 
-    Images of uint8 keep their type; all other arrays become float32.
+    Images of uint8 keep their type, and features that float32 may round stay float64 until they are standardized. All
+    other arrays become float32.
 
     Args:
         array: [n, features], [n, height, width], [n, channels, height, width] or [n, height, width, channels].
@@ -211,9 +212,16 @@ def to_inputs(array: np.ndarray, description: str) -> Tensor:
                 "of 1 to 4 channels. Reshape it to [n, channels, height, width]."
             )
         array = array.transpose(0, 3, 1, 2)
-    dtype = np.uint8 if array.dtype == np.uint8 and array.ndim == 4 else np.float32
+    dtype: type[np.generic] = choose_float_type(array.dtype) if array.ndim == 2 else np.float32
+    if array.ndim == 4 and array.dtype == np.uint8:
+        dtype = np.uint8
     with np.errstate(over="ignore"):  # check_finite refuses the infinity that an overflow gives
         return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
+
+
+def choose_float_type(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
+    """The smaller one of float32 and float64 that holds all numbers of this type (up to 2^53) without rounding."""
+    return np.float32 if np.can_cast(dtype, np.float32) else np.float64
 
 
 def is_regression_array(targets: np.ndarray, task: TaskType, description: str) -> bool:
@@ -228,7 +236,7 @@ def is_regression_array(targets: np.ndarray, task: TaskType, description: str) -
 
 
 def to_regression_targets(array: np.ndarray, description: str) -> Tensor:
-    """Convert an array to regression targets, [n] or [n, targets] (float32).
+    """Convert an array to regression targets, [n] or [n, targets] (float32 or float64).
 
     Raises:
         ValueError: The array has another type or shape.
@@ -238,8 +246,7 @@ def to_regression_targets(array: np.ndarray, description: str) -> Tensor:
             f"{description} must be numbers of the shape [n] or [n, targets], got {array.dtype} of the shape "
             f"{array.shape}. Convert it with astype('float32')."
         )
-    with np.errstate(over="ignore"):  # check_targets refuses the infinity that an overflow gives
-        return torch.from_numpy(array.astype(np.float32))
+    return torch.from_numpy(array.astype(choose_float_type(array.dtype)))
 
 
 def make_target_names(name: str, targets: Tensor) -> tuple[str, ...]:

@@ -43,5 +43,5 @@ class Diabetes(DataSource):
         from sklearn.datasets import load_diabetes  # slow to import
 
         bunch = load_diabetes(scaled=False)
-        split = Split(inputs=torch.from_numpy(bunch.data).float(), targets=torch.from_numpy(bunch.target).float())
+        split = Split(inputs=torch.from_numpy(bunch.data), targets=torch.from_numpy(bunch.target))
         return RawSplits(unsplit=split, feature_names=tuple(bunch.feature_names), target_names=("progression",))

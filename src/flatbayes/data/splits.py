@@ -18,9 +18,10 @@ class Split:
 
     Attributes:
         inputs: Raw inputs before standardization: images, [n, channels, height, width] (uint8, or float32 if they are
-            stored so), or features, [n, features] (float32). Streamed images are `LazyImages`.
+            stored so), or features, [n, features] (float32, or float64 until they are standardized). Streamed images
+            are `LazyImages`.
         targets: Class of each example, [n] (int64), counted from 0; or regression targets in their own unit, [n] or
-            [n, targets] (float32).
+            [n, targets] (float32 or float64).
     """
 
     inputs: Tensor | LazyImages
@@ -124,7 +125,7 @@ class DataSplits:
         for name in ("train", "val", "test"):
             targets = getattr(self, name).targets
             if targets.is_floating_point() != self.is_regression:
-                expected = "numbers (float32)" if self.is_regression else "classes (int64)"
+                expected = "numbers (float32 or float64)" if self.is_regression else "classes (int64)"
                 raise ValueError(
                     f"Targets of the {name} split must be {expected}, got {targets.dtype}. Convert them."
                 )

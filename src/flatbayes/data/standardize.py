@@ -24,7 +24,8 @@ class Standardize:
     def fit(inputs: Tensor) -> "Standardize":
         """Compute mean and standard deviation per channel over all pixels, or per feature.
 
-        A constant channel or feature gets the standard deviation 1.
+        A constant channel or feature gets the standard deviation 1. Both are float64 if the inputs are: a time in
+        seconds since 1970 has steps of 128 in float32.
 
         Args:
             inputs: Images, [n, channels, height, width], or features, [n, features].
@@ -41,10 +42,14 @@ class Standardize:
         # An exact comparison: rounding gives a constant a tiny variance, and division by it would amplify noise.
         is_constant = inputs.amax(pooled, keepdim=True) == inputs.amin(pooled, keepdim=True)
         std = torch.where(is_constant, 1.0, variance.sqrt())
-        return Standardize(mean=mean[0].float(), std=std[0].float())
+        dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+        return Standardize(mean=mean[0].to(dtype), std=std[0].to(dtype))
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Compute (inputs - mean) / std in float32, on the device of the inputs.
+        """Compute (inputs - mean) / std, on the device of the inputs.
+
+        Returns:
+            Float32. It is computed in float64 if the inputs or the statistics are float64.
 
         Raises:
             ValueError: The inputs have other channels or features than those of the fit.
@@ -53,12 +58,15 @@ class Standardize:
 
 
 def standardize_inputs(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Compute (inputs - mean) / std in float32, on the device of the inputs.
+    """Compute (inputs - mean) / std, on the device of the inputs.
 
     Args:
         inputs: [n, ...].
         mean: Per channel, [channels, 1, 1], or per feature, [features].
         std: Same shape as `mean`.
+
+    Returns:
+        Float32. It is computed in float64 if the inputs or the statistics are float64.
 
     Raises:
         ValueError: The inputs have other channels or features than the mean.
@@ -69,4 +77,6 @@ def standardize_inputs(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
             f"Expected inputs of {len(mean)} {expected}, got the shape {tuple(inputs.shape)}. Give inputs like those "
             "of the training."
         )
-    return (inputs.float() - mean.to(inputs.device)) / std.to(inputs.device)
+    dtype = torch.float64 if torch.float64 in (inputs.dtype, mean.dtype) else torch.float32
+    centred = inputs.to(dtype) - mean.to(inputs.device, dtype)
+    return (centred / std.to(inputs.device, dtype)).float()

@@ -97,7 +97,7 @@ def read_column(files: Sequence[Path], name: str) -> ArrowColumn:
 
 
 def extract_features(table: ArrowTable, names: Sequence[str], path: Path) -> Tensor:
-    """Convert numeric columns to float32 features, [rows, features]; missing values become NaN.
+    """Convert numeric columns to float64 features, [rows, features]; missing values become NaN.
 
     Args:
         table: A table with these columns.
@@ -109,12 +109,11 @@ def extract_features(table: ArrowTable, names: Sequence[str], path: Path) -> Ten
     """
     with require_package("data"):
         import pyarrow as pa
-    values = np.empty((len(table), len(names)), dtype=np.float32)
+    values = np.empty((len(table), len(names)), dtype=np.float64)
     for index, name in enumerate(names):
         column = table.column(name)
         require_numeric_type(column.type, name, path)
-        with np.errstate(over="ignore"):  # check_finite refuses the infinity that an overflow gives
-            values[:, index] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        values[:, index] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return torch.from_numpy(values)
 
 
@@ -154,7 +153,7 @@ def is_regression_column(column: ArrowColumn, name: str, task: TaskType) -> bool
 
 
 def extract_regression_targets(column: ArrowColumn, name: str) -> Tensor:
-    """Convert a numeric column to regression targets, [rows] (float32).
+    """Convert a numeric column to regression targets, [rows] (float64).
 
     Raises:
         ValueError: Values are missing or not numeric.
@@ -166,8 +165,7 @@ def extract_regression_targets(column: ArrowColumn, name: str) -> Tensor:
     if not any(predicate(column.type) for predicate in predicates):
         raise ValueError(f"Column {name!r} holds {column.type}, and a regression needs numbers. Name another column.")
     values = require_no_nulls(column, name).cast(pa.float64(), safe=False).to_numpy()
-    with np.errstate(over="ignore"):  # check_targets refuses the infinity that an overflow gives
-        return torch.from_numpy(values.astype(np.float32))
+    return torch.from_numpy(np.array(values))
 
 
 def extract_integer_labels(

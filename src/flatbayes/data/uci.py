@@ -44,8 +44,8 @@ class UCI(DataSource):
         num_splits = int(_read_numbers(folder / "n_splits.txt")[0, 0])
         return RawSplits(
             unsplit=Split(
-                inputs=torch.from_numpy(data[:, features]).float(),
-                targets=torch.from_numpy(data[:, target]).float().squeeze(1),
+                inputs=torch.from_numpy(data[:, features]),
+                targets=torch.from_numpy(data[:, target]).squeeze(1),
             ),
             feature_names=tuple(str(column) for column in features),
             target_names=tuple(f"column {column}" for column in target),

@@ -231,7 +231,8 @@ def prepare_batches(
             f"Sharpness needs at least one example, and one target for each, got {len(inputs)} inputs and "
             f"{len(targets)} targets."
         )
-    device_targets = targets.to(fitted.device, fitted.dtype if targets.is_floating_point() else targets.dtype)
+    dtype = fitted.dtype if targets.is_floating_point() and targets.dtype != torch.float64 else targets.dtype
+    device_targets = targets.to(fitted.device, dtype)
     batches = zip(inputs.split(batch_size), device_targets.split(batch_size), strict=True)
     return [(fitted.preprocess(x), y) for x, y in batches]
 

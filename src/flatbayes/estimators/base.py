@@ -29,6 +29,8 @@ from flatbayes.training.model_builder import ModelFactory
 
 MAX_RANDOM_SEED = 2**31 - 1
 SEPARATOR = "__"
+FLOAT_TYPES = (np.float64, np.float32)
+"""Types of inputs; others become the first. Networks get float32, after standardization."""
 
 
 class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -94,7 +96,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
             X: Examples, shape (examples, features), or of any shape that the model takes.
         """
         check_is_fitted(self)
-        inputs = to_tensor(validate_data(self, X, dtype=np.float32, allow_nd=True, reset=False))
+        inputs = to_tensor(validate_data(self, X, dtype=FLOAT_TYPES, allow_nd=True, reset=False))
         return self.posterior_.predict(inputs, self.num_draws, vectorized=False)
 
     def _fit_posterior(self, data: DataSplits) -> None:

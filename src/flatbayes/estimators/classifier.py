@@ -9,7 +9,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from flatbayes.estimators.base import PosteriorEstimator, make_data_splits, to_tensor
+from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, make_data_splits, to_tensor
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.training import TrainingConfig
@@ -80,7 +80,7 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
         Raises:
             ValueError: Examples and labels differ in number, or there is only one class.
         """
-        X, y = validate_data(self, X, y, dtype=np.float32, allow_nd=True)
+        X, y = validate_data(self, X, y, dtype=FLOAT_TYPES, allow_nd=True)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:

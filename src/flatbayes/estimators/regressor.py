@@ -10,7 +10,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from flatbayes.estimators.base import PosteriorEstimator, make_data_splits, to_tensor
+from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, make_data_splits, to_tensor
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import GaussianPredictive
 from flatbayes.posteriors import Posterior
@@ -83,9 +83,9 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
             ValueError: Examples and targets differ in number, or a target is constant.
         """
         X, y = validate_data(
-            self, X, y, dtype=np.float32, allow_nd=True, multi_output=True, y_numeric=True, ensure_min_samples=2
+            self, X, y, dtype=FLOAT_TYPES, allow_nd=True, multi_output=True, y_numeric=True, ensure_min_samples=2
         )
-        targets = torch.from_numpy(np.array(y, dtype=np.float32))
+        targets = torch.from_numpy(np.array(y, dtype=np.float64))
         self._has_target_column = targets.ndim == 2 and targets.shape[1] == 1
         targets = targets.squeeze(1) if self._has_target_column else targets
         target_names = ("y",) if targets.ndim == 1 else tuple(f"y{k}" for k in range(targets.shape[1]))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from flatbayes.likelihoods.likelihood import Likelihood, Predictive
@@ -35,6 +36,8 @@ class Custom(Likelihood):
         Raises:
             ValueError: It is not a scalar, such as one loss per example.
         """
+        if targets.dtype == torch.float64:  # of a regression; losses of torch do not backpropagate mixed precision
+            targets = targets.to(outputs.dtype)
         loss = self.loss_fn(outputs, targets)
         if loss.ndim != 0:
             raise ValueError(

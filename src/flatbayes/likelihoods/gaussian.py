@@ -246,12 +246,13 @@ class Gaussian(Likelihood):
             ValueError: The outputs are not a mean and a raw scale for each target, or the targets have no such shape.
         """
         mean, std = self.split_outputs(outputs if outputs.dtype == torch.float64 else outputs.float())
-        location, scale = _location_scale_tensors(self.location, self.scale, mean.dtype, mean.device)
+        dtype = torch.float64 if targets.dtype == torch.float64 else mean.dtype
+        location, scale = _location_scale_tensors(self.location, self.scale, dtype, mean.device)
         if targets.shape != outputs.shape[:1] + self._target_shape and targets.shape != mean.shape:
             raise ValueError(
                 f"Expected targets of the shape {(len(outputs), *self._target_shape)}, got {tuple(targets.shape)}."
             )
-        standardized = (targets.reshape(mean.shape).to(mean.dtype) - location) / scale
+        standardized = ((targets.reshape(mean.shape).to(dtype) - location) / scale).to(mean.dtype)
         return sum(map(math.log, self.scale)) - mixture.normal_log_density(standardized, mean, std).sum(-1).mean()
 
     def predictive(

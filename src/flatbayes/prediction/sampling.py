@@ -25,6 +25,8 @@ SampleId = tuple[int, int, int]
 """(seed, member, draw): identifies one network; `member` is the index of its training run."""
 
 MAX_DRAWS = 10**6
+MAX_RELATIVE_ROUNDING = 1e-3
+"""Rounding of features by float32, in standard deviations, above which exported networks take float64."""
 MAX_CACHED_DRAWS = 1000
 """Largest number of draws whose running statistics are cached."""
 
@@ -68,8 +70,12 @@ class NetworkSampler:
 
     def preprocess(self, batch: Tensor) -> Tensor:
         """Move a batch of raw inputs to the networks' device, apply the transform, and convert the precision."""
-        batch = batch.to(self.device)
-        return cast_floating(batch if self.transform is None else self.transform(batch), self.dtype)
+        if batch.dtype == torch.float64 and isinstance(self.transform, Standardize):  # not all devices have float64
+            batch = self.transform(batch)
+        else:
+            batch = batch.to(self.device)
+            batch = batch if self.transform is None else self.transform(batch)
+        return cast_floating(batch.to(self.device), self.dtype)
 
     def sample_ids(self, num_draws: int, seed: int = 0) -> list[SampleId]:
         """Identifiers of the networks that a prediction averages, the same number for every training run.
@@ -140,6 +146,8 @@ def check_num_draws(num_draws: int) -> None:
 def make_example_inputs(sampler: NetworkSampler) -> Tensor | None:
     """Two random raw inputs with the shape, mean and standard deviation of the training data.
 
+    They are float64 if float32 would round features by more than a thousandth of a standard deviation.
+
     Returns:
         None if the shape is unknown, as for a posterior that was fitted to a loader.
     """
@@ -148,4 +156,9 @@ def make_example_inputs(sampler: NetworkSampler) -> Tensor | None:
         return None
     noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     transform = sampler.transform
-    return transform.mean.cpu() + transform.std.cpu() * noise if isinstance(transform, Standardize) else noise
+    if not isinstance(transform, Standardize):
+        return noise
+    mean, std = transform.mean.cpu(), transform.std.cpu()
+    inputs = mean + std * noise
+    needs_float64 = bool((mean.abs() * torch.finfo(torch.float32).eps > MAX_RELATIVE_ROUNDING * std).any())
+    return inputs.double() if needs_float64 else inputs.float()

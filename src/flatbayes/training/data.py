@@ -155,8 +155,12 @@ class InMemoryData(TrainingData):
         size, device, world = min(config.batch_size, len(inputs)), fabric.device, get_fabric_process_group(fabric)
         if isinstance(inputs, LazyImages):
             return ShuffledBatches(inputs, targets, size, seed, augment, self.standardize, world)
+        is_transformed = augment is None and inputs.dtype == torch.float64  # takes less memory as float32
+        inputs = self.standardize(inputs) if is_transformed else inputs
         if fits_on_device(inputs, device):
-            inputs, targets = inputs.to(device), targets.to(device)
+            inputs, targets = inputs.to(device), move_targets(targets, device)
+        if is_transformed:
+            return ShuffledBatches(inputs, targets, size, seed, world=world)
         if augment is None and inputs.numel() <= MAX_CACHED_ELEMENTS:
             return ShuffledBatches(self.standardize(inputs), targets, size, seed, world=world)
         return ShuffledBatches(inputs, targets, size, seed, augment, self.standardize, world)
@@ -167,7 +171,7 @@ class InMemoryData(TrainingData):
         for inputs, targets in zip(
             train.inputs.split(EVAL_BATCH_SIZE), train.targets.split(EVAL_BATCH_SIZE), strict=True
         ):
-            yield self.standardize(inputs.to(device)), targets.to(device)
+            yield standardize_on_device(self.standardize, inputs, device), move_targets(targets, device)
 
     def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Tensor]:
         """`num_norm_batches` random batches of full size, or as many as there are; not augmented."""
@@ -191,10 +195,10 @@ class InMemoryData(TrainingData):
             weight, metrics = next(module.parameters()), dict.fromkeys(names, math.nan)
             with eval_mode(module), torch.no_grad():
                 batches = share.inputs.split(EVAL_BATCH_SIZE)
-                ready = (self.standardize(inputs.to(weight.device)).to(weight.dtype) for inputs in batches)
+                ready = (standardize_on_device(self.standardize, b, weight.device).to(weight.dtype) for b in batches)
                 if len(share):
                     outputs = torch.cat([module(inputs) for inputs in ready])
-                    targets = share.targets.to(weight.device)
+                    targets = move_targets(share.targets, weight.device)
                     metrics["val_nll"] = float(likelihood.loss(outputs, targets))
                     if "val_accuracy" in metrics:
                         metrics["val_accuracy"] = float((outputs.argmax(-1) == targets).double().mean())
@@ -203,6 +207,18 @@ class InMemoryData(TrainingData):
             }
 
         return validate
+
+
+def move_targets(targets: Tensor, device: torch.device) -> Tensor:
+    """Targets on a device, as float32 where there is no float64."""
+    return targets.to(device, torch.float32 if device.type == "mps" and targets.is_floating_point() else None)
+
+
+def standardize_on_device(standardize: Standardize, inputs: Tensor, device: torch.device) -> Tensor:
+    """Standardized inputs on a device; float64 inputs are standardized before they are moved, as smaller float32."""
+    if inputs.dtype == torch.float64:
+        return standardize(inputs).to(device)
+    return standardize(inputs.to(device))
 
 
 @dataclass(frozen=True, eq=False)
