@@ -34,7 +34,8 @@ def test_features_are_selected_by_name(table, kind):
     chunks = list(read_inputs(table(kind), (3,), ("c", "a", "b"), chunk_size=10))
     assert [len(inputs) for _, inputs in chunks] == [10, 10, 5]
     assert all(columns == {} for columns, _ in chunks)
-    torch.testing.assert_close(torch.cat([inputs for _, inputs in chunks]), torch.from_numpy(X[:, [2, 0, 1]]).double())
+    expected = torch.from_numpy(X[:, [2, 0, 1]]).double()
+    torch.testing.assert_close(torch.cat([inputs for _, inputs in chunks]), expected)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import track
+import torch
 from torch import Tensor, nn
 
 from flatbayes.diagnostics.hessian import compute_curvature
