@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import track
-import torch
 from torch import Tensor, nn
 
 from flatbayes.diagnostics.hessian import compute_curvature
