@@ -4,10 +4,11 @@ import json
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
-from flatbayes.data import Digits
+from flatbayes.data import Digits, Npz
 from flatbayes.experiments import Comparison, ComparisonResult, ExperimentRun
 from flatbayes.experiments.folder_lock import unlock_folders
 from flatbayes.flatness import SAM, Plain, RandomPerturbation
@@ -175,3 +176,23 @@ def test_a_failed_run_does_not_stop_the_others_and_is_repeated_by_the_next_call(
 def test_a_random_perturbation_is_a_flatness_like_any_other(tmp_path):
     control = replace(SMALL, flatness=RandomPerturbation(rho=0.1), posteriors=(MAP(),), num_seeds=1)
     assert {run.flatness for run in control.run(tmp_path, jobs=1).runs} == {"Plain", "RandomPerturbation(rho=0.1)"}
+
+
+def test_results_on_other_content_of_the_same_file_are_not_mixed(tmp_path):
+    random = np.random.default_rng(0)
+    path, folder = tmp_path / "data.npz", tmp_path / "out"
+
+    def write(offset):
+        x = random.normal(size=(60, 3))
+        np.savez(path, x=x + offset, y=x.argmax(1))
+
+    write(0.0)
+    comparison = replace(SMALL, source=Npz(path=str(path)), posteriors=(MAP(),), num_seeds=1)
+    comparison.claim_folder(folder, overwrite=False)
+    first = comparison.run(folder, jobs=1, show_progress=False)
+    write(1.0)
+    with pytest.raises(ValueError, match=r"have changed since its training: train has other values in its \d+ rows"):
+        comparison.claim_folder(folder, overwrite=False)
+    second = comparison.run(folder, jobs=1, show_progress=False)
+    assert len(list((folder / "runs").glob("*.json"))) == 4
+    assert first.runs[0].metrics != second.runs[0].metrics

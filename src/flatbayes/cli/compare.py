@@ -11,6 +11,7 @@ from flatbayes.cli.options import SplitName, add_output_options, add_training_op
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSource, DataSplits, load_test_split, match_input_format
+from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.diagnostics import SharpnessConfig
 from flatbayes.experiments import Comparison, EvaluationConfig, Method
 from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Posterior
@@ -89,6 +90,7 @@ def run(options: Namespace) -> None:
         num_draws=options.num_draws,
         split=options.split,
         evaluations=_select_evaluations(options, dataset),
+        data_fingerprint=compute_fingerprint(dataset),
     )
     for first_seed_run in comparison.list_runs()[: 2 * len(comparison.posteriors)]:
         posterior, flatness = first_seed_run.posterior, first_seed_run.flatness

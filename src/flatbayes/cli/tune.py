@@ -13,6 +13,7 @@ from flatbayes.cli.options import add_output_options, add_training_options, make
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import atomic_write
 from flatbayes.core.spec import short_name, to_spec
+from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.experiments import ExperimentRun, TuningResult, default_ranges, is_higher_better, tune_hyperparameters
 from flatbayes.experiments.run_folder import TUNED_CONFIG_FILE, clear_folder
 from flatbayes.posteriors import SWAG, Posterior
@@ -70,6 +71,7 @@ def run(options: Namespace) -> None:
         config=training_config,
         seed=0,
         num_draws=options.num_draws,
+        data_fingerprint=compute_fingerprint(dataset),
     )
     dry_run(base_run.model, dataset, base_run.posterior, base_run.flatness, training_config)
     if options.overwrite:

@@ -1,7 +1,7 @@
 """Comparison of flat with plain training: every posterior in both variants over seeds, in parallel and resumable."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from flatbayes.core.files import JsonValue
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSource
+from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.experiments.evaluations import EvaluationConfig
 from flatbayes.experiments.folder_lock import lock_folder, unlock_folders
 from flatbayes.experiments.method import Method, build_methods
@@ -44,6 +45,8 @@ class Comparison:
         num_draws: Networks averaged in a prediction.
         split: Split to evaluate on: test, or val to choose hyperparameters.
         evaluations: Additional evaluations.
+        data_fingerprint: Fingerprint of the content of the source, by `compute_fingerprint`; by default the data are
+            loaded for it.
     """
 
     source: DataSource
@@ -55,6 +58,7 @@ class Comparison:
     num_draws: int = 30
     split: str = "test"
     evaluations: EvaluationConfig = EvaluationConfig()
+    data_fingerprint: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.num_seeds < 1:
@@ -67,6 +71,12 @@ class Comparison:
             raise ValueError(f"split must be {', '.join(SPLIT_NAMES)}, got {self.split!r}.")
         if self.flatness == Plain():
             raise ValueError("A comparison sets a flatness against Plain: choose another one, such as SAM.")
+
+    def with_fingerprint(self) -> "Comparison":
+        """The comparison with the fingerprint of the data as they are now, unless it has one."""
+        if self.data_fingerprint is not None:
+            return self
+        return replace(self, data_fingerprint=compute_fingerprint(self.source.load(0)))
 
     def make_run(self, method: Method, flatness: Flatness, seed: int) -> ExperimentRun:
         """One run of this comparison."""
@@ -81,12 +91,14 @@ class Comparison:
             split=self.split,
             posterior_name=method.label,
             evaluations=self.evaluations,
+            data_fingerprint=self.data_fingerprint,
         )
 
     def list_runs(self) -> list[ExperimentRun]:
         """All runs, the seeds outermost, so that an interrupted comparison has complete seeds."""
+        comparison = self.with_fingerprint()
         return [
-            self.make_run(method, flatness, seed)
+            comparison.make_run(method, flatness, seed)
             for seed in range(self.num_seeds)
             for method in build_methods(self.posteriors)
             for flatness in (Plain(), method.flatness or self.flatness)
@@ -105,7 +117,7 @@ class Comparison:
         Raises:
             ValueError: The folder holds another run, and `overwrite` is not set; or another process is writing there.
         """
-        claim_folder(folder, to_spec(self)["init_args"], EXTENDABLE_FIELDS, overwrite=overwrite)
+        claim_folder(folder, to_spec(self.with_fingerprint())["init_args"], EXTENDABLE_FIELDS, overwrite=overwrite)
 
     def run(
         self,
@@ -130,13 +142,14 @@ class Comparison:
             ValueError: Another process is writing to the folder.
             RuntimeError: A process of this comparison was killed; finished runs are kept.
         """
-        runs = self.list_runs()
+        comparison = self.with_fingerprint()
+        runs = comparison.list_runs()
         lock_folder(folder)
         try:
             failures = execute_runs(runs, folder / "runs", jobs, show_progress, backend)
             results = (run.load_result(folder / "runs") for run in runs)
             finished = [result for result in results if result is not None]
-            return write_results(folder, to_spec(self)["init_args"], finished, failures)
+            return write_results(folder, to_spec(comparison)["init_args"], finished, failures)
         finally:
             unlock_folders(folder)
 

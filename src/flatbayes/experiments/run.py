@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -40,6 +40,7 @@ class ExperimentRun:
         split: Split that is evaluated on: train, val or test.
         posterior_name: Label of the posterior in the result, by default with its hyperparameters.
         evaluations: Additional evaluations.
+        data_fingerprint: Fingerprint of the content of the source, so that results on other content are not reused.
     """
 
     source: DataSource
@@ -52,6 +53,7 @@ class ExperimentRun:
     split: str = "test"
     posterior_name: str | None = None
     evaluations: EvaluationConfig = EvaluationConfig()
+    data_fingerprint: Mapping[str, str] | None = None
 
     @property
     def name(self) -> str:
@@ -93,7 +95,8 @@ class ExperimentRun:
         torch.set_num_threads(1)
         try:
             checkpoints = None if folder is None else self._checkpoint_manager(folder)
-            result = self._train_and_evaluate(_load_data(self.source, self.seed), checkpoints)
+            data = _load_data(self.source, self.seed, str(self.data_fingerprint))
+            result = self._train_and_evaluate(data, checkpoints)
         finally:
             torch.set_num_threads(threads)
         if folder is not None:
@@ -144,5 +147,6 @@ class ExperimentRun:
 
 
 @lru_cache(maxsize=2)
-def _load_data(source: DataSource, seed: int) -> DataSplits:
+def _load_data(source: DataSource, seed: int, fingerprint: str) -> DataSplits:
+    # Processes are reused: the fingerprint in the key makes them read a file again whose content has changed.
     return source.load(seed)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from flatbayes.core.files import JsonValue, list_temporary_files, read_json, remove_files, write_json
+from flatbayes.data.fingerprint import explain_change
 from flatbayes.experiments.folder_lock import lock_folder, update_lock
 from flatbayes.experiments.results import RESULTS_FILE, ComparisonResult, RunResult
 from flatbayes.prediction import FittedPosterior
@@ -36,6 +37,8 @@ ARTIFACT_FILES = (
     TUNED_CONFIG_FILE,
     STUDY_FILE,
 )
+FINGERPRINT_KEY = "data_fingerprint"
+"""Key of a configuration with the fingerprint of the data; absent from runs of flatbayes 0.1."""
 CONFIG_KEYS = ("data", "model", "posterior", "flatness", "config", "seed")
 CHECKPOINT_FOLDER, LOG_FOLDER = "checkpoints", "logs"
 COMPARISON_RUNS_GLOB = f"runs/{'[0-9a-f]' * 16}.json"
@@ -118,11 +121,31 @@ def _check_same_config(folder: Path, config: Mapping[str, JsonValue], extendable
         )
     fixed_keys = [key for key in config if key not in extendable_keys]
     differing = [key for key in fixed_keys if not isinstance(present, dict) or present.get(key) != config[key]]
+    if differing == [FINGERPRINT_KEY]:
+        check_fingerprint(folder, present, config[FINGERPRINT_KEY], "choose another --out, or --overwrite")
     if differing:
         raise ValueError(
             f"{folder} already holds another run (it differs in {', '.join(differing)}): choose another --out, "
             "or --overwrite."
         )
+
+
+def check_fingerprint(folder: Path, config: Mapping[str, JsonValue], current: JsonValue, remedy: str) -> None:
+    """Compare the content of the data with that of a run; a run of flatbayes 0.1 has no fingerprint and passes.
+
+    Args:
+        folder: Folder of the run, for the message.
+        config: Configuration of the run.
+        current: Fingerprint of the data now.
+        remedy: What the user can do, for the message.
+
+    Raises:
+        ValueError: The data have changed.
+    """
+    stored = config.get(FINGERPRINT_KEY)
+    if isinstance(stored, dict) and isinstance(current, dict) and stored != current:
+        change = explain_change(*({key: str(value) for key, value in entry.items()} for entry in (stored, current)))
+        raise ValueError(f"The data of {folder} have changed since its training: {change}. To go on, {remedy}.")
 
 
 class RunFolder:

@@ -1,6 +1,5 @@
 """Training data: data splits, or a user's loader."""
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from flatbayes.core.buffers import eval_mode
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import spawn_seeds
 from flatbayes.data import DataSplits, LazyImages, Standardize
+from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.training.batches import LoaderBatches, ShuffledBatches, TrainingBatches, fits_on_device
 from flatbayes.training.config import TrainingConfig
@@ -134,13 +134,13 @@ class InMemoryData(TrainingData):
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Number of examples, shape of an input, checksum of the targets, and the transform if it is overridden."""
-        targets, transform = self.splits.train.targets.contiguous(), self.transform_override
-        checksum = hashlib.sha256(targets.numpy().tobytes()).hexdigest()
-        described = {"examples": len(targets), "input_shape": list(self.splits.input_shape), "targets": checksum}
-        if transform is not None:
-            described |= {"mean": transform.mean.tolist(), "std": transform.std.tolist()}
-        return described
+        """Rows and checksum of the training and validation split, and the transform if it is overridden."""
+        fingerprint: dict[str, Any] = {**compute_fingerprint(self.splits)}
+        del fingerprint["test"]  # not used in training
+        if self.transform_override is not None:
+            transform = self.transform_override
+            fingerprint |= {"mean": transform.mean.tolist(), "std": transform.std.tolist()}
+        return fingerprint
 
     def infer_likelihood(self) -> Likelihood:
         """Categorical over the classes, or Gaussian in the scale of the training targets."""
