@@ -18,9 +18,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 import yaml
 
 from flatbayes import data, flatness, models, posteriors
+from flatbayes.core.names import find_similar, format_suggestion
 from flatbayes.core.renames import REMOVED_OBJECTS, RENAMED_OBJECTS, explain_name, explain_option
 from flatbayes.core.spec import class_path, get_defaults, import_object, to_spec
 from flatbayes.data.hub import is_hub_name
@@ -37,8 +39,12 @@ CLASS_OPTIONS: dict[str, tuple[ModuleType, type | None]] = {
     "member": (posteriors, posteriors.Posterior),
     "flatness": (flatness, flatness.Flatness),
     "schedule": (schedules, schedules.Schedule),
+    "optimizer": (torch.optim, torch.optim.Optimizer),
 }
 """Option -> module and base class of the classes that it takes; None takes every class of the module."""
+
+AXES = ("posterior", "flatness", "model", "data", "schedule")
+"""Options whose classes are told apart in messages."""
 
 DATA_OPTIONS = ("data", "source", "ood")
 DATA_FILE_SUFFIXES = (".csv", ".npz", ".parquet")
@@ -80,13 +86,27 @@ def resolve_name(option: str, name: str) -> str:
             raise ValueError(explanation)
         return _normalize_path(name) if name.startswith("flatbayes.") else name
     axis = {"source": "data", "ood": "data", "posteriors": "posterior", "member": "posterior"}.get(option, option)
+    if option in DATA_OPTIONS and ("/" in name or name.endswith(DATA_FILE_SUFFIXES)):
+        raise ValueError(_explain_missing_path(name))
+    owner = next((other for other in AXES if other != axis and name.lower() in map(str.lower, list_names(other))), None)
+    if owner is not None:
+        raise ValueError(f"{name} is a {owner}, not a {axis}: write --{owner} {name}.")
     alternative = "a path to data that exists" if option in DATA_OPTIONS else "the dotted path of a class of your own"
     old_names = [*RENAMED_OBJECTS.get(module.__name__, {}), *(path.rpartition(".")[2] for path in REMOVED_OBJECTS)]
     explanation = next((explain_name(old) for old in old_names if old.lower() == name.lower()), None)
     raise ValueError(
-        f"Unknown {axis} {name!r}. {f'{explanation} ' if explanation else ''}Known: {', '.join(list_names(option))}; "
-        f"or {alternative}."
+        f"Unknown {axis} {name!r}. {f'{explanation} ' if explanation else format_suggestion(name, list_names(option))}"
+        f"Known: {', '.join(list_names(option))}; or {alternative}."
     )
+
+
+def _explain_missing_path(path: str) -> str:
+    folder = Path(path).parent
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    similar = find_similar(Path(path).name, names)
+    suggestion = f" Did you mean {' or '.join(str(folder / name) for name in similar)}?" if similar else ""
+    place = "" if folder.is_dir() else f" Its folder {folder} does not exist either."
+    return f"Unknown data {path!r}: there is no such file or folder.{suggestion or place} Give a path to data that exists."
 
 
 def resolve_value(value: Any, option: str = "") -> Any:

@@ -5,6 +5,7 @@ it.
 """
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from flatbayes.cli.aliases import explain_renames, list_names
+from flatbayes.cli.aliases import explain_renames
 from flatbayes.cli.signals import make_streams_safe, record_interrupts
 from flatbayes.core.process_group import RemoteProcessError, get_process_group_info
 from flatbayes.experiments.folder_lock import unlock_folders
@@ -30,6 +31,21 @@ USER_ERRORS = (
     MemoryError,
 )
 """Errors that are reported by their message alone, without a traceback."""
+
+MISSING_OPTIONS = {
+    "data": "--data (a name such as digits, a file or a folder)",
+    "out": "--out (the folder to write to)",
+    "folder": "The folder of a run, such as runs/x,",
+    "folders": "One or more folders of runs, such as runs/x runs/y,",
+    "input": "--input (a parquet, CSV or npz file, or a folder of images)",
+    "output": "--output (the file to write)",
+    "format": "--format (torch or onnx)",
+}
+"""Required options, with what they are."""
+
+PARSER_NOISE = ("Subtypes:", "Given value", "Errors:", "Does not validate", "Expected a <class 'NoneType'>",
+                "Expected a path but", "Type collections.abc.Callable")  # fmt: skip
+"""Beginnings of the lines of a parser's message that describe its types."""
 
 
 def run_command(
@@ -96,21 +112,35 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace
         ) from error
 
 
+def explain_parser_error(text: str, arguments: Sequence[str]) -> str:
+    """The parser's message in one line, without its types and the objects that it read.
+
+    Args:
+        text: The message.
+        arguments: The command line.
+    """
+    missing = re.fullmatch(r"the following arguments are required: (.+)", text)
+    if missing:
+        names = [name.rpartition(".")[2] for name in missing.group(1).split(", ")]
+        return f"{', '.join(MISSING_OPTIONS.get(name, f'--{name}') for name in names)} must be given."
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
+    kept = [line for line in lines if line and not line.startswith(PARSER_NOISE)]
+    message = " ".join(dict.fromkeys(kept))
+    message = re.sub(r"\.? Got value: (Namespace|NestedArg)\(.*", "", message)
+    message = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", message).replace("typing.", "")
+    message = re.sub(r'Parser key "([\w.]+)":', r"--\1:", message)
+    return " ".join([message, *explain_renames(arguments, text)])
+
+
 def _format_error(error: Exception, arguments: Sequence[str]) -> str:
     text = str(error)
     if isinstance(error, OverflowError):
         return f"A number is too large to compute with: {text}."
     if isinstance(error, MemoryError):
         return f"There is not enough memory ({text}). Use a smaller network, batch, rank or ensemble."
-    if not isinstance(error, argparse.ArgumentError):
-        return text
-    if "Expected a dot import path" in text:
-        axes = ("data", "model", "posterior", "flatness", "schedule")
-        known_names = "; ".join(f"{axis}: {', '.join(list_names(axis))}" for axis in axes)
-        text += f"\nKnown names: {known_names}."
-    if "does not correspond to a subclass of Module" in text:
-        text += "\nA model is a subclass of torch.nn.Module, or a function annotated to return one."
-    return "\n".join([text, *explain_renames(arguments, text)])
+    if isinstance(error, argparse.ArgumentError):
+        return explain_parser_error(text, arguments)
+    return " ".join([text, *getattr(error, "__notes__", ())])
 
 
 def _print_error(parser: ArgumentParser, message: Any) -> None:

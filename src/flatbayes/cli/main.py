@@ -9,8 +9,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli import certify, compare, diagnose, evaluate, export, fit, predict, report, shift, tune
 from flatbayes.cli.aliases import RUN_FOLDER_VERBS, resolve_arguments
+from flatbayes.cli.arguments import normalize_arguments
 from flatbayes.cli.command import parse_options, run_command
 from flatbayes.cli.parsing import new_parser
+from flatbayes.core.names import format_suggestion
 from flatbayes.core.spec import instantiate
 
 OVERVIEW = """Sharpness-aware Bayesian posteriors for any PyTorch model.
@@ -75,17 +77,34 @@ def build_parser(fit_defaults: Mapping[str, Any] | None = None) -> ArgumentParse
 
 
 def _parse_verb(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    if arguments[0] in MOVED_VERBS:
-        raise ValueError(
-            f"The verb {arguments[0]} has moved out of the installed package: run `{MOVED_VERBS[arguments[0]]}` in a "
-            "checkout of the repository."
-        )
+    arguments = _normalize_verb(arguments)
+    verb = arguments[0]
+    if verb in VERBS:
+        arguments = [verb, *normalize_arguments(verb, VERBS[verb][0].make_parser(), arguments[1:])]
     resolved = resolve_arguments(arguments)
     options = parse_options(parser, resolved)
     if options[options.subcommand].get("init"):  # known only after parsing, since a file may set it
         parser = build_parser(fit.fine_tuning_defaults())
         options = parse_options(parser, resolved)
     return _instantiate_options(parser, options)
+
+
+def _normalize_verb(arguments: Sequence[str]) -> list[str]:
+    verb, *rest = arguments
+    if verb == "help":
+        return [rest[0], "--help", *rest[1:]] if rest and rest[0] in VERBS else ["--help"]
+    if verb in VERBS or verb in ("-h", "--help", "--version"):
+        return [*arguments]
+    if verb in MOVED_VERBS:
+        raise ValueError(
+            f"The verb {verb} has moved out of the installed package: run `{MOVED_VERBS[verb]}` in a "
+            "checkout of the repository."
+        )
+    suggestion = format_suggestion(verb, VERBS, "flatbayes ")
+    known = f"Verbs: {', '.join(VERBS)}; flatbayes --help explains them."
+    if verb.startswith("-"):
+        raise ValueError(f"A verb comes first, such as flatbayes fit --data digits --out runs/x; got {verb}. {known}")
+    raise ValueError(f"There is no verb {verb!r}. {suggestion}{known}")
 
 
 def _run_verb(options: Namespace) -> None:

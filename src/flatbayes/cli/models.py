@@ -1,15 +1,93 @@
 """Factories of models: a model of flatbayes, or the dotted path of another one, with a new last layer if needed."""
 
+import importlib
+import inspect
+import traceback
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from flatbayes import models
+from flatbayes.core.names import format_suggestion
+from flatbayes.core.renames import explain_name
 from flatbayes.core.spec import class_path, import_object, instantiate, is_allowed
 from flatbayes.models.head import replace_head
 from flatbayes.prediction.metadata import read_metadata
+
+MAX_LISTED_NAMES = 12
+"""Largest number of names of a module in a message."""
+
+
+def check_model_path(path: str) -> str:
+    """The dotted path of a model, after it was imported; a name without dots is returned as it is.
+
+    A function without a return annotation gets one, by which the parser recognises that it builds a network.
+
+    Raises:
+        ValueError: It cannot be imported, or builds no network; the message has the reason.
+    """
+    if path.endswith(".py") or "/" in path or ":" in path:
+        module = Path(path.partition(":")[0]).with_suffix("").as_posix().strip("./").replace("/", ".")
+        name = path.partition(":")[2] or "Net"
+        raise ValueError(f"--model {path}: write module and class with a dot between them, such as {module}.{name}.")
+    module_path, _, name = path.rpartition(".")
+    if not module_path:
+        if Path(f"{path}.py").is_file() and path not in list_module_classes(models):
+            raise ValueError(f"--model {path} is a module: add the name of the class, such as {path}.Net.")
+        return path
+    explanation = explain_name(path) if path.startswith("flatbayes.") else None
+    if explanation is not None:
+        raise ValueError(explanation)
+    target = getattr(_import_module(path, module_path), name, None)
+    if target is None:
+        names = list_module_classes(importlib.import_module(module_path))
+        listed = f"It has {', '.join(names[:MAX_LISTED_NAMES])}." if names else "It has no networks."
+        raise ValueError(f"Module {module_path} has no {name}. {format_suggestion(name, names)}{listed}")
+    is_network_class = isinstance(target, type) and issubclass(target, nn.Module)
+    if not is_network_class and not (callable(target) and not isinstance(target, type | nn.Module)):
+        kind = "is a network" if isinstance(target, nn.Module) else "is not a subclass of torch.nn.Module"
+        raise ValueError(f"{path} {kind}: --model takes a class, or a function that builds a network.")
+    if inspect.isfunction(target):
+        target.__annotations__.setdefault("return", nn.Module)
+    return path
+
+
+def list_module_classes(module: ModuleType) -> list[str]:
+    """Names of networks, and of the functions of a module itself."""
+    return sorted(
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (
+            (isinstance(value, type) and issubclass(value, nn.Module))
+            or (inspect.isfunction(value) and value.__module__ == module.__name__)
+        )
+    )
+
+
+def _import_module(path: str, module_path: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_path}.".startswith(f"{error.name}."):
+            raise ValueError(f"Module {module_path} cannot be imported: {error}.") from error
+        similar = format_suggestion(error.name, [file.stem for file in Path().glob("*.py")])
+        raise ValueError(
+            f"--model {path}: there is no module {error.name}, neither a file {error.name}.py in this folder nor an "
+            f"installed package. {similar}".rstrip()
+        ) from error
+    except Exception as error:  # the module is the user's own code
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
+        place = f" in line {line}" if line else ""
+        reason = error.msg if isinstance(error, SyntaxError) else error
+        raise ValueError(
+            f"Module {module_path} cannot be imported: {type(error).__name__}{place}: {reason}."
+        ) from error
 
 
 def build_with_new_head(path: str, arguments: dict[str, Any], num_outputs: int) -> nn.Module:

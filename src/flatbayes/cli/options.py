@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from flatbayes.cli.aliases import list_names
+from flatbayes.cli.option_table import DATA_ARGUMENTS
 from flatbayes.cli.models import bind_artifact_model, bind_new_head
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import DataSource, DataSplits
@@ -16,8 +17,6 @@ from flatbayes.models import MLP, ConvNet
 from flatbayes.prediction.metadata import METADATA_FILE
 from flatbayes.training import TrainingConfig
 
-DATA_ARGUMENTS = {"input_shape", "num_classes", "num_outputs"}
-"""Arguments of models that are set from the data."""
 
 REGRESSION_CLIP_NORM = 1.0
 SplitName = Literal["test", "val", "train"]

@@ -109,7 +109,9 @@ def explain_option(option: str, command: str | None = None, path: str | None = N
         new = RENAMED_ARGUMENTS.get(translate_path(path), {}).get(name, name)
     else:
         new = " or ".join(sorted({names[name] for names in _OPTION_GROUPS if name in names})) or name
-    return f"{option} was renamed to {group}{dot}{new} in 0.2." if new != name else None
+    if new in (name, option):  # the latter has its new group already
+        return None
+    return f"{option} was renamed to {'' if '.' in new else f'{group}{dot}'}{new} in 0.2."
 
 
 _TOP_LEVEL = {

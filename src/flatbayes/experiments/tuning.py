@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import track
 
+from flatbayes.core.names import format_suggestion
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.experiments.run_folder import STUDY_FILE
 from flatbayes.metrics import HIGHER_IS_BETTER
@@ -143,7 +144,8 @@ def is_higher_better(metric: str) -> bool:
         ValueError: The metric is unknown or has no direction.
     """
     if metric not in HIGHER_IS_BETTER:
-        raise ValueError(f"Unknown metric {metric!r}. Known: {', '.join(HIGHER_IS_BETTER)}.")
+        suggestion = format_suggestion(metric, HIGHER_IS_BETTER)
+        raise ValueError(f"Unknown metric {metric!r}. {suggestion}Known: {', '.join(HIGHER_IS_BETTER)}.")
     return HIGHER_IS_BETTER[metric]
 
 

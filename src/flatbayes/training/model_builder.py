@@ -32,7 +32,11 @@ def make_model_builder(
     arguments = _select_arguments(model, model_arguments)
 
     def build_model() -> nn.Module:
-        module = model(**arguments)
+        try:
+            module = model(**arguments)
+        except Exception as error:
+            error.add_note(f"(raised by {getattr(model, '__name__', 'the model')} while it was built)")
+            raise
         if not isinstance(module, nn.Module):
             raise TypeError(f"{model!r} must build a torch.nn.Module, and returned a {type(module).__name__}.")
         return module

@@ -1,0 +1,62 @@
+"""Names that a user writes: similar names for a message, and classes by their bare names."""
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+from types import ModuleType
+from typing import TypeVar
+
+MIN_SIMILARITY = 0.6
+"""Least similarity of a suggestion, from 0 to 1: twice the number of matching letters over the number of letters."""
+
+BaseT = TypeVar("BaseT")
+
+
+def find_similar(name: str, candidates: Iterable[str], limit: int = 3) -> list[str]:
+    """The candidates most similar to a name, the best first; letter case and the characters - and _ do not count.
+
+    Args:
+        name: What the user wrote.
+        candidates: Valid names.
+        limit: Largest number of results.
+    """
+    similarities = {candidate: _measure_similarity(name, candidate) for candidate in candidates}
+    best = max(similarities.values(), default=0.0)
+    close = [
+        candidate for candidate, value in similarities.items() if value >= max(MIN_SIMILARITY, 0.85 * best)
+    ]
+    return sorted(close, key=lambda candidate: -similarities[candidate])[:limit]
+
+
+def format_suggestion(name: str, candidates: Iterable[str], prefix: str = "") -> str:
+    """`Did you mean --epochs? ` with a space at its end, or nothing if no candidate is similar.
+
+    Args:
+        name: What the user wrote.
+        candidates: Valid names.
+        prefix: Text before each suggested name.
+    """
+    similar = find_similar(name, candidates)
+    return f"Did you mean {' or '.join(prefix + candidate for candidate in similar)}? " if similar else ""
+
+
+def list_classes(module: ModuleType, base: type[BaseT]) -> dict[str, type[BaseT]]:
+    """The classes that a module exports by name, without their base class, in alphabetical order.
+
+    Args:
+        module: A module with `__all__`, or any module.
+        base: Base class of the classes.
+    """
+    exported = {name: getattr(module, name) for name in getattr(module, "__all__", None) or dir(module)}
+    return {
+        name: value
+        for name, value in sorted(exported.items())
+        if isinstance(value, type) and issubclass(value, base) and value is not base
+    }
+
+
+def _measure_similarity(name: str, candidate: str) -> float:
+    first, second = (text.lower().replace("-", "_") for text in (name, candidate))
+    matcher = SequenceMatcher(None, first, second)
+    shared_start = len(first) > 2 and (second.startswith(first) or first.startswith(second))
+    same_letters = sorted(first) == sorted(second)  # two letters exchanged, as in SWGA
+    return max(matcher.ratio(), 0.85 * shared_start, 0.95 * same_letters)
