@@ -68,7 +68,7 @@ def test_hyperparameters_of_posterior_and_flatness_can_be_replaced():
     [
         ({}, "nothing to tune"),
         ({"rho": (0.1, 1.0)}, "neither of the posterior nor of the flatness"),
-        ({"flatness.radius": (0.1, 1.0)}, "has no number 'radius'; it has rho, ascent_steps"),
+        ({"flatness.radius": (0.1, 1.0)}, "has no number 'radius' to tune. It has rho, ascent_steps"),
         ({"flatness.rho": (1.0, 0.1)}, "must satisfy 0 < low <= high"),
         ({"flatness.rho": (0.0, 0.1)}, "must satisfy 0 < low <= high"),
     ],

@@ -88,16 +88,16 @@ def resolve_name(option: str, name: str) -> str:
     axis = {"source": "data", "ood": "data", "posteriors": "posterior", "member": "posterior"}.get(option, option)
     if option in DATA_OPTIONS and ("/" in name or name.endswith(DATA_FILE_SUFFIXES)):
         raise ValueError(_explain_missing_path(name))
-    owner = next((other for other in AXES if other != axis and name.lower() in map(str.lower, list_names(other))), None)
+    owner = next(
+        (other for other in AXES if other != axis and name.lower() in map(str.lower, list_names(other))), None
+    )
     if owner is not None:
         raise ValueError(f"{name} is a {owner}, not a {axis}: write --{owner} {name}.")
     alternative = "a path to data that exists" if option in DATA_OPTIONS else "the dotted path of a class of your own"
     old_names = [*RENAMED_OBJECTS.get(module.__name__, {}), *(path.rpartition(".")[2] for path in REMOVED_OBJECTS)]
     explanation = next((explain_name(old) for old in old_names if old.lower() == name.lower()), None)
-    raise ValueError(
-        f"Unknown {axis} {name!r}. {f'{explanation} ' if explanation else format_suggestion(name, list_names(option))}"
-        f"Known: {', '.join(list_names(option))}; or {alternative}."
-    )
+    hint = f"{explanation} " if explanation else format_suggestion(name, list_names(option))
+    raise ValueError(f"Unknown {axis} {name!r}. {hint}Known: {', '.join(list_names(option))}; or {alternative}.")
 
 
 def _explain_missing_path(path: str) -> str:

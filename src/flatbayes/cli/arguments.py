@@ -1,7 +1,7 @@
-"""Command lines as people type them, rewritten for the parser: bare option names, lists without brackets, `--help SWAG`.
+"""Rewrites command lines as people type them: bare option names, lists without brackets, `--help SWAG`.
 
-What cannot be understood is refused here, in one or two lines that say what to write instead; the parser's own messages
-are written for those who know its types.
+What cannot be understood is refused here, in one or two lines that say what to write instead; the parser's own
+messages are written for those who know its types.
 """
 
 import argparse
@@ -199,6 +199,7 @@ class _CommandLine:
         self._add_strays(token, token.values[1:] if word in (*TRUE_WORDS, *FALSE_WORDS) else [])
 
     def _add_value(self, name: str, token: Token) -> None:
+        self._select_optimizer(name)
         hint = self.table.hint(name)
         action = self.table.actions.get(name.removesuffix("+"))
         if action is not None and action.nargs == "*":
@@ -219,11 +220,13 @@ class _CommandLine:
         elif is_class and len(values) > 1 and values[0].lstrip()[:1] in ("[", "{"):
             values = [" ".join(values)]
         text, strays = values[0], values[1:]
-        self._select_optimizer(name)
         if is_class:
             text = self._resolve_class(name, text)
-        elif is_checkable(hint) and not accepts(hint, read_text(hint, text)):
-            raise ValueError(f"--{name} must be {describe_type(hint)}, got {text!r}.{suggest_choice(hint, text)}")
+        elif is_checkable(hint):
+            value = read_text(hint, text)
+            if not accepts(hint, value):
+                raise ValueError(f"--{name} must be {describe_type(hint)}, got {text!r}.{suggest_choice(hint, text)}")
+            text = json.dumps(value) if isinstance(value, dict) else text
         self._remember(name, text)
         self.options.append(f"--{name}={text}")
         self._add_strays(token, strays)
@@ -236,6 +239,7 @@ class _CommandLine:
         option = name.removesuffix("+").rpartition(".")[2]
         value: Any = read_class_text(text, name)
         resolved = resolve_value(value, option)
+        self.table.check_spec(name.removesuffix("+"), resolved)
         if option != LIST_OPTION:
             self.table.select(name, resolved)
         return resolved if isinstance(resolved, str) else json.dumps(resolved)
@@ -277,16 +281,22 @@ class _CommandLine:
     def _explain_stray(self, token: Token, value: str, index: int) -> str:
         verb = self.table.verb
         if token.flag and len(token.values) > 1:
-            return f"{token.flag} takes one value, got {len(token.values)}: {' '.join(token.values)}. Keep one of them."
+            return (
+                f"{token.flag} takes one value, got {len(token.values)}: {' '.join(token.values)}. Keep one of them."
+            )
         if self.slots:
             return f"flatbayes {verb} takes one {self.slots[0].dest}, got {self.positionals[0]} and {value}."
         example = f"--data {value}" if "data" in self.table.actions else "--help"
-        return f"flatbayes {verb} takes options only, got {value!r}. Write the name of its option before it: {example}?"
+        return (
+            f"flatbayes {verb} takes options only, got {value!r}. Write the name of its option before it: {example}?"
+        )
 
     def _explain_missing(self, option: str, path: str, name: str) -> str:
         if path.endswith(".Table") and name == "target":
             file = self.given.get(f"{option}.path", "the file")
-            return f"--{option}.target is missing: which column of {file} is to be predicted? {list_columns(str(file))}"
+            return (
+                f"--{option}.target is missing: which column of {file} is to be predicted? {list_columns(str(file))}"
+            )
         return (
             f"{path.rpartition('.')[2]} needs --{option}.{name}. Its options: flatbayes {self.table.verb} "
             f"--{option}.help {path.rpartition('.')[2]}."
@@ -420,4 +430,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-

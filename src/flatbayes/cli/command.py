@@ -34,7 +34,7 @@ USER_ERRORS = (
 
 MISSING_OPTIONS = {
     "data": "--data (a name such as digits, a file or a folder)",
-    "out": "--out (the folder to write to)",
+    "out": "--out (where to write, such as runs/x)",
     "folder": "The folder of a run, such as runs/x,",
     "folders": "One or more folders of runs, such as runs/x runs/y,",
     "input": "--input (a parquet, CSV or npz file, or a folder of images)",

@@ -7,7 +7,14 @@ from typing import Any, Literal, get_args
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.artifacts import console
-from flatbayes.cli.options import SplitName, add_output_options, add_training_options, make_config, make_model
+from flatbayes.cli.options import (
+    SplitName,
+    add_output_options,
+    add_training_options,
+    check_before_loading,
+    make_config,
+    make_model,
+)
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSource, DataSplits, load_test_split, match_input_format
@@ -79,6 +86,7 @@ def make_parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Run all fits, and write results, tables and the report."""
+    check_before_loading(options)
     folder, dataset = Path(options.out), options.data.load(0)
     comparison = Comparison(
         source=options.data,

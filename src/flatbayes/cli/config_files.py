@@ -74,7 +74,9 @@ def _set_option(config: dict[str, Any], path: str, key: str, value: Any, table: 
         return
     root = name.partition(".")[0]
     if name in table.groups():
-        options = ", ".join(option.partition(".")[2] for option in table.own_options() if option.startswith(f"{name}."))
+        options = ", ".join(
+            option.partition(".")[2] for option in table.own_options() if option.startswith(f"{name}.")
+        )
         raise ValueError(f"{path}: {name} is a group of options ({options}): write `{name}: {{option: value}}`.")
     if name in {*table.class_options(), LIST_OPTION}:
         value = check_class_value(path, name, value, table)
@@ -120,8 +122,9 @@ def check_class_value(path: str, option: str, value: Any, table: "OptionTable") 
     """
     if option == LIST_OPTION:
         items = value if isinstance(value, list) else [value]
-        return [item if isinstance(item, dict) and "posterior" in item else resolve_value(_expand(item, option), option)
-                for item in items]  # fmt: skip
+        specs = [resolve_value(_expand(item, option), option) for item in items]
+        table.check_spec(option, specs, f"{path}: ")
+        return specs
     if value is None or isinstance(value, bool | int | float | list):
         if value is None and option in ("model", OPTIMIZER_OPTION, "ood"):
             return None
@@ -139,14 +142,7 @@ def check_class_value(path: str, option: str, value: Any, table: "OptionTable") 
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     table.select(option, resolved)
-    arguments = resolved.get("init_args") if isinstance(resolved, dict) else None
-    signature = table.signature(option)
-    for name, argument in (arguments or {}).items():
-        if not signature.is_open and name not in signature.hints:
-            raise ValueError(f"{path}: {table.explain_unknown_argument(option, str(name), str(name))}")
-        hint = signature.hints.get(name)
-        if is_checkable(hint) and not accepts(hint, argument):
-            raise ValueError(f"{path}: {name} of {option} must be {describe_type(hint)}, got {argument!r}.")
+    table.check_spec(option, resolved, f"{path}: ")
     return resolved
 
 

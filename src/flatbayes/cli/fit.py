@@ -12,11 +12,17 @@ from rich.console import Console
 from flatbayes.cli.aliases import list_names
 from flatbayes.cli.artifacts import console, load_on_device
 from flatbayes.cli.evaluate import evaluate_run
-from flatbayes.cli.options import add_output_options, add_training_options, make_config, make_model
+from flatbayes.cli.options import (
+    add_output_options,
+    add_training_options,
+    check_before_loading,
+    make_config,
+    make_model,
+)
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSplits, Standardize
-from flatbayes.experiments.run_folder import RunFolder
+from flatbayes.experiments.run_folder import RunFolder, check_free_folder
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import (
@@ -119,6 +125,9 @@ def run(options: Namespace) -> None:
     """Fit a posterior, save it in a run folder, and evaluate it on the validation split."""
     check_num_draws(options.num_draws)
     options.init = [options.init] if isinstance(options.init, str) else options.init
+    check_before_loading(options)
+    if not (options.resume or options.overwrite):
+        check_free_folder(Path(options.out))
     dataset = options.data.load(options.seed)
     model, training_config = make_model(options, dataset), make_config(options, dataset)
     transform = make_transform(options, dataset)

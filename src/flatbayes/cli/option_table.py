@@ -1,7 +1,7 @@
 """Options of a verb: its own ones, and those of the classes that are selected for data, model, posterior and others.
 
-`--flatness.rho` is an option of the class that `--flatness` names. `OptionTable` knows these options and their types, so
-that a wrong name or value gets an answer in the words of the command, and a bare name such as `--rho` is completed.
+`--flatness.rho` is an option of the class that `--flatness` names. `OptionTable` knows these options and their types,
+so that a wrong name or value gets an answer in the words of the command, and a bare name such as `--rho` is completed.
 """
 
 import inspect
@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.aliases import CLASS_OPTIONS, list_names, resolve_value
+from flatbayes.cli.value_types import accepts, describe_type, is_checkable, reduce_hint
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.renames import explain_option
 from flatbayes.core.spec import import_object, to_spec
@@ -21,14 +22,29 @@ from flatbayes.core.spec import import_object, to_spec
 DATA_ARGUMENTS = {"input_shape", "num_classes", "num_outputs"}
 """Arguments of models that are set from the data."""
 
-SYNONYMS = {"learning_rate": "lr", "weight_prior": "prior_precision", "device": "accelerator", "output": "out",
-            "output_dir": "out", "dataset": "data", "train_data": "data", "num_epochs": "epochs", "optimiser": "optimizer",
-            "batchsize": "batch_size", "samples": "num_draws", "num_samples": "num_draws", "gpus": "devices",
-            "network": "model", "arch": "model", "method": "posterior", "workers": "num_jobs", "force": "overwrite"}  # fmt: skip
+SYNONYMS = {
+    "arch": "model",
+    "batchsize": "batch_size",
+    "dataset": "data",
+    "device": "accelerator",
+    "force": "overwrite",
+    "gpus": "devices",
+    "learning_rate": "lr",
+    "method": "posterior",
+    "network": "model",
+    "num_epochs": "epochs",
+    "num_samples": "num_draws",
+    "optimiser": "optimizer",
+    "output": "out",
+    "output_dir": "out",
+    "workers": "num_jobs",
+}
 """What other programs call an option -> its name here."""
 
 OPTIMIZER_OPTION = "optimizer"
 LIST_OPTION = "posteriors"
+EXAMPLE_CLASSES = ("SWAG", "Laplace", "SAM", "MLP")
+"""Classes that messages name as an example, if there is a choice."""
 DEFAULT_OPTIMIZERS = ("torch.optim.SGD", "torch.optim.Adam")
 """Optimizers that posteriors have by default."""
 
@@ -61,13 +77,14 @@ class ClassSignature:
         except (ValueError, TypeError):
             return cls()
         try:
-            hints = get_type_hints(target if is_dataclass(target) or inspect.isfunction(target) else target.__init__)  # type: ignore[misc]
+            is_plain = is_dataclass(target) or inspect.isfunction(target)
+            hints = get_type_hints(target if is_plain else target.__init__)
         except (NameError, TypeError, AttributeError):
             hints = {}
         is_open = any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in skip]
         required = tuple(p.name for p in named if p.default is p.empty)
-        return cls({p.name: hints.get(p.name) for p in named}, required, is_open)
+        return cls({p.name: reduce_hint(hints.get(p.name)) for p in named}, required, is_open)
 
 
 @dataclass
@@ -133,9 +150,9 @@ class OptionTable:
         for name, value in (spec.get("init_args") or {}).items():
             self.select(f"{option}.{name}", value if isinstance(value, dict) else None)
 
-    def signature(self, option: str) -> ClassSignature:
-        """Arguments of the class that is selected for an option; an open signature if none is."""
-        path = self.selected.get(option)
+    def signature(self, option: str, path: str | None = None) -> ClassSignature:
+        """Arguments of a class, by default the selected one; an open signature if there is none."""
+        path = path or self.selected.get(option)
         if path is None or path.endswith(".TorchDataset"):
             return ClassSignature()
         skip = DATA_ARGUMENTS if option == "model" else {"params"} if option == OPTIMIZER_OPTION else set()
@@ -194,6 +211,38 @@ class OptionTable:
         group, _, option = name.rpartition(".")
         return self.signature(group).hints.get(option)
 
+    def check_spec(self, option: str, spec: Any, place: str = "") -> None:
+        """Refuse a class that is no class of an option, and unknown or mistyped arguments of it.
+
+        Args:
+            option: Name of the option, such as `flatness` or `posterior.member`.
+            spec: Dotted path, spec of a class, or a list of these.
+            place: Beginning of messages, such as the name of a file.
+
+        Raises:
+            ValueError: A class or argument is wrong.
+        """
+        if isinstance(spec, list):
+            for item in spec:
+                self.check_spec(option, item, place)
+        if isinstance(spec, str):
+            spec = {"class_path": spec}
+        if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):
+            return
+        path = spec["class_path"]
+        check_class(option.rpartition(".")[2], path)
+        signature = self.signature(option, path)
+        for name, value in (spec.get("init_args") or {}).items():
+            if not signature.is_open and name not in signature.hints:
+                raise ValueError(place + explain_unknown_argument(path, signature, str(name), str(name)))
+            hint = signature.hints.get(name)
+            if is_checkable(hint) and not accepts(hint, value):
+                raise ValueError(
+                    f"{place}{name} of {path.rpartition('.')[2]} must be {describe_type(hint)}, got {value!r}."
+                )
+            if isinstance(value, dict) and name in CLASS_OPTIONS:
+                self.check_spec(f"{option}.{name}", value, place)
+
     def explain_unknown(self, written: str, name: str, abbreviated: list[str]) -> str:
         """What is wrong with the name of an option, and what to write instead."""
         renamed = explain_option(name, self.verb)
@@ -201,7 +250,9 @@ class OptionTable:
         if name not in self.own_options() and renamed is not None:
             return f"{message} {renamed}"
         if abbreviated:
-            return f"{message} It may stand for {', '.join(f'--{option}' for option in abbreviated)}: write one of them."
+            return (
+                f"{message} It may stand for {', '.join(f'--{option}' for option in abbreviated)}: write one of them."
+            )
         owners = self._find_owners(SYNONYMS.get(name, name))
         if owners:
             return f"{message} {owners}"
@@ -214,17 +265,6 @@ class OptionTable:
         if not suggestion:
             suggestion = format_suggestion(name, bare, "--")
         return f"{message} {suggestion}All options: flatbayes {self.verb} --help."
-
-    def explain_unknown_argument(self, option: str, name: str, written: str) -> str:
-        """What is wrong with the name of an argument of the class that is selected for an option."""
-        path, hints = self.selected[option], self.signature(option).hints
-        class_name = path.rpartition(".")[2]
-        renamed = explain_option(name, path=path)
-        if renamed is not None:
-            return f"{class_name} has no option {written}. {renamed}"
-        options = f"Its options: {', '.join(hints)}." if hints else "It has no options."
-        prefix = written.removesuffix(name)
-        return f"{class_name} has no option {written}. {format_suggestion(name, hints, prefix)}{options}"
 
     def _is_class_option(self, option: str) -> bool:
         root = option.partition(".")[0]
@@ -240,10 +280,15 @@ class OptionTable:
                 signature = self.signature(prefix)
                 first = argument.partition(".")[0]
                 if not signature.is_open and first not in signature.hints:
-                    raise ValueError(self.explain_unknown_argument(prefix, first, f"--{name}"))
+                    raise ValueError(
+                        explain_unknown_argument(self.selected[prefix], signature, first, f"--{prefix}.{first}")
+                    )
                 return name
         if option == OPTIMIZER_OPTION and argument in _default_optimizer_options():
             return name  # the caller selects the default optimizer
+        if option == OPTIMIZER_OPTION:
+            suggestion = format_suggestion(argument, sorted(_default_optimizer_options()), "--optimizer.")
+            raise ValueError(f"The optimizer has no option --{name}. {suggestion}Name it first: --optimizer SGD.")
         raise ValueError(f"--{name} is an option of what --{option} names: give --{option} NAME before it.")
 
     def _class_option_names(self) -> list[str]:
@@ -255,17 +300,57 @@ class OptionTable:
                 continue
             module = CLASS_OPTIONS[option][0]
             owners = [
-                owner
-                for owner in list_names(option)
-                if name in ClassSignature.of(f"{module.__name__}.{owner}").hints
+                owner for owner in list_names(option) if name in ClassSignature.of(f"{module.__name__}.{owner}").hints
             ]
             if owners:
                 selected = self.selected.get(option, "not given").rpartition(".")[2]
+                example = next((owner for owner in EXAMPLE_CLASSES if owner in owners), owners[0])
                 return (
                     f"{name} is an option of {', '.join(owners)}, and --{option} is {selected}: "
-                    f"write --{option} {owners[0]} --{option}.{name} VALUE."
+                    f"write --{option} {example} --{option}.{name} VALUE."
                 )
         return ""
+
+
+def explain_unknown_argument(path: str, signature: ClassSignature, name: str, written: str) -> str:
+    """What is wrong with the name of an argument of a class, and which arguments it has.
+
+    Args:
+        path: Dotted path of the class.
+        signature: Its arguments.
+        name: Name of the argument.
+        written: What the user wrote, which ends in the name.
+    """
+    class_name, renamed = path.rpartition(".")[2], explain_option(name, path=path)
+    if renamed is not None:
+        return f"{class_name} has no option {written}. {renamed}"
+    options = f"Its options: {', '.join(signature.hints)}." if signature.hints else "It has no options."
+    suggestion = format_suggestion(name, signature.hints, written.removesuffix(name))
+    return f"{class_name} has no option {written}. {suggestion}{options}"
+
+
+def check_class(option: str, path: str) -> None:
+    """Refuse a dotted path that does not lead to a class of an option.
+
+    Args:
+        option: Key of `CLASS_OPTIONS`.
+        path: The dotted path.
+
+    Raises:
+        ValueError: It cannot be imported, or is no such class.
+    """
+    if option not in CLASS_OPTIONS or option == "model":
+        return
+    module, base = CLASS_OPTIONS[option]
+    name = path.rpartition(".")[2]
+    try:
+        target = import_object(path)
+    except ValueError as error:
+        suggestion = format_suggestion(name, list_names(option)) if path.startswith(module.__name__) else ""
+        raise ValueError(f"--{option}: {error} {suggestion}".rstrip()) from error
+    if isinstance(target, type) and base is not None and not issubclass(target, base) and name != "Method":
+        known = f"Known: {', '.join(list_names(option))}"
+        raise ValueError(f"--{option}: {path} is not a subclass of {base.__name__}. {known}; or one of your own.")
 
 
 @cache

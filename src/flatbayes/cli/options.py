@@ -8,15 +8,18 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from flatbayes.cli.aliases import list_names
-from flatbayes.cli.option_table import DATA_ARGUMENTS
 from flatbayes.cli.models import bind_artifact_model, bind_new_head
+from flatbayes.cli.option_table import DATA_ARGUMENTS
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import DataSource, DataSplits
+from flatbayes.experiments.folder_lock import check_folder
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.models import MLP, ConvNet
+from flatbayes.posteriors import Posterior
 from flatbayes.prediction.metadata import METADATA_FILE
 from flatbayes.training import TrainingConfig
-
+from flatbayes.training.compatibility import check_compatibility
+from flatbayes.training.distributed.launch import check_accelerator
 
 REGRESSION_CLIP_NORM = 1.0
 SplitName = Literal["test", "val", "train"]
@@ -99,6 +102,21 @@ def add_output_options(parser: ArgumentParser) -> None:
     """Add `--out` and `--overwrite`."""
     parser.add_argument("--out", type=Path, required=True, help="folder for all output")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in the folder first")
+
+
+def check_before_loading(options: Namespace) -> None:
+    """Refuse options that are wrong whatever the data are, before the data are read.
+
+    Raises:
+        ValueError: A training option is invalid, the device is absent, posterior and flatness do not go together, or
+            the output folder cannot be made.
+    """
+    config = TrainingConfig(**{name: getattr(options, name) for name in TrainingConfig.__dataclass_fields__})
+    check_accelerator(config)
+    for posterior in options.get("posteriors", None) or [options.posterior]:
+        if isinstance(posterior, Posterior):
+            check_compatibility(posterior, options.flatness, config)
+    check_folder(Path(options.out))
 
 
 def make_config(options: Namespace, dataset: DataSplits) -> TrainingConfig:

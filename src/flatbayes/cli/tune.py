@@ -9,7 +9,13 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
 from flatbayes.cli.artifacts import console
-from flatbayes.cli.options import add_output_options, add_training_options, make_config, make_model
+from flatbayes.cli.options import (
+    add_output_options,
+    add_training_options,
+    check_before_loading,
+    make_config,
+    make_model,
+)
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import atomic_write
 from flatbayes.core.spec import short_name, to_spec
@@ -61,6 +67,7 @@ def run(options: Namespace) -> None:
         raise ValueError(
             f"num_trials and num_seeds must be at least 1, got {options.num_trials} and {options.num_seeds}."
         )
+    check_before_loading(options)
     folder, dataset = Path(options.out), options.data.load(0)
     training_config = make_config(options, dataset)
     base_run = ExperimentRun(

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -22,6 +24,14 @@ def split_union(hint: Any) -> tuple[Any, ...]:
 def is_sequence(hint: Any) -> bool:
     """Whether a type is a list or tuple, or has one among its alternatives."""
     return any(get_origin(kind) in (list, tuple) or kind in (list, tuple) for kind in split_union(hint))
+
+
+def reduce_hint(hint: Any) -> Any:
+    """A type without the alternatives that cannot be written as an option, such as the tensor of `float | Tensor`."""
+    kinds = split_union(hint)
+    plain = [kind for kind in kinds if is_checkable(kind)]
+    is_reducible = len(kinds) > len(plain) > 0 and any(kind in (int, float, bool) for kind in plain)
+    return reduce(or_, plain) if is_reducible else hint
 
 
 def is_checkable(hint: Any) -> bool:

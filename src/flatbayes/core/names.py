@@ -5,7 +5,7 @@ from difflib import SequenceMatcher
 from types import ModuleType
 from typing import TypeVar
 
-MIN_SIMILARITY = 0.6
+MIN_SIMILARITY = 0.64
 """Least similarity of a suggestion, from 0 to 1: twice the number of matching letters over the number of letters."""
 
 BaseT = TypeVar("BaseT")
@@ -21,9 +21,7 @@ def find_similar(name: str, candidates: Iterable[str], limit: int = 3) -> list[s
     """
     similarities = {candidate: _measure_similarity(name, candidate) for candidate in candidates}
     best = max(similarities.values(), default=0.0)
-    close = [
-        candidate for candidate, value in similarities.items() if value >= max(MIN_SIMILARITY, 0.85 * best)
-    ]
+    close = [candidate for candidate, value in similarities.items() if value >= max(MIN_SIMILARITY, 0.85 * best)]
     return sorted(close, key=lambda candidate: -similarities[candidate])[:limit]
 
 

@@ -21,23 +21,32 @@ _LOCKS: dict[tuple[int, Path], FileLock] = {}
 """Held locks by process (a forked child holds none) and folder."""
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder, with those above it, unless it exists.
+def check_folder(folder: Path) -> None:
+    """Refuse a path at which no folder can be made or written to; nothing is created.
 
     Raises:
-        ValueError: It cannot be created, or written to; the message says why.
+        ValueError: The message says why.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, not a folder: choose another --out.")
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir():
         raise ValueError(f"The folder {folder} cannot be made: {existing.name} is a file. Choose another --out.")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"There is no permission to write to {existing}. Choose another --out.")
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder, with those above it, unless it exists.
+
+    Raises:
+        ValueError: It cannot be created, or written to; the message says why.
+    """
+    check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"The folder {folder} cannot be made: {error.strerror}. Choose another --out.") from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"There is no permission to write to {folder}. Choose another --out.")
 
 
 def lock_folder(folder: Path) -> None:

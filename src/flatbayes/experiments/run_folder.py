@@ -103,13 +103,24 @@ def claim_folder(
         clear_folder(folder)
     elif resume and (folder / CONFIG_FILE).is_file():
         _check_same_config(folder, config, extendable_keys)
-    elif not resume and (present := [name for name in (*RUN_FILES, *ARTIFACT_FILES) if (folder / name).exists()]):
+    elif not resume:
+        check_free_folder(folder)
+    remove_files([*list_temporary_files(folder), *list_orphaned_files(folder)])  # left by killed processes
+    write_json(folder / CONFIG_FILE, dict(config))
+
+
+def check_free_folder(folder: Path) -> None:
+    """Refuse a folder that holds a run.
+
+    Raises:
+        ValueError: The message names its files.
+    """
+    present = [name for name in (*RUN_FILES, *ARTIFACT_FILES) if (folder / name).exists()]
+    if present:
         raise ValueError(
             f"{folder} already holds a run ({', '.join(present)}): choose another --out, --resume to go on with it, "
             "or --overwrite."
         )
-    remove_files([*list_temporary_files(folder), *list_orphaned_files(folder)])  # left by killed processes
-    write_json(folder / CONFIG_FILE, dict(config))
 
 
 def _check_same_config(folder: Path, config: Mapping[str, JsonValue], extendable_keys: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from flatbayes.core.names import format_suggestion
+from flatbayes.core.spec import short_name
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.experiments.run_folder import STUDY_FILE
 from flatbayes.metrics import HIGHER_IS_BETTER
@@ -55,7 +56,9 @@ def default_ranges(run: ExperimentRun) -> Ranges:
     """
     rho = getattr(run.flatness, "rho", None)
     if not rho:
-        raise ValueError(f"{run.flatness} has no radius to tune: choose another flatness, or give ranges.")
+        raise ValueError(
+            f"{short_name(run.flatness)} has no radius to tune: choose another flatness, or give ranges."
+        )
     return {"flatness.rho": (RHO_RANGE_FACTORS[0] * rho, RHO_RANGE_FACTORS[1] * rho)}
 
 
@@ -123,7 +126,10 @@ def check_ranges(run: ExperimentRun, ranges: Ranges) -> None:
     for name, (low, high) in ranges.items():
         owner, _, attribute = name.partition(".")
         if owner not in ("posterior", "flatness"):
-            raise ValueError(f"{name!r} is neither of the posterior nor of the flatness, such as flatness.rho.")
+            raise ValueError(
+                f"{name!r} is neither of the posterior nor of the flatness: write the name of its axis before it, "
+                "such as flatness.rho."
+            )
         component = getattr(run, owner)
         values = {f.name: getattr(component, f.name) for f in fields(component)}
         numeric = [
@@ -132,7 +138,11 @@ def check_ranges(run: ExperimentRun, ranges: Ranges) -> None:
             if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
         ]
         if attribute not in numeric:
-            raise ValueError(f"{component} has no number {attribute!r}; it has {', '.join(numeric)}.")
+            suggestion = format_suggestion(attribute, numeric, f"{owner}.")
+            raise ValueError(
+                f"{type(component).__name__} has no number {attribute!r} to tune. {suggestion}It has "
+                f"{', '.join(numeric)}."
+            )
         if not 0 < low <= high < float("inf"):
             raise ValueError(f"The range of {name} must satisfy 0 < low <= high, got {low} and {high}.")
 

@@ -35,7 +35,8 @@ def make_model_builder(
         try:
             module = model(**arguments)
         except Exception as error:
-            error.add_note(f"(raised by {getattr(model, '__name__', 'the model')} while it was built)")
+            function = model.func if isinstance(model, partial) else model
+            error.add_note(f"({type(error).__name__} while {getattr(function, '__name__', 'the model')} was built)")
             raise
         if not isinstance(module, nn.Module):
             raise TypeError(f"{model!r} must build a torch.nn.Module, and returned a {type(module).__name__}.")

@@ -5,9 +5,11 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
+from flatbayes.core.names import format_suggestion
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.training.config import TrainingConfig
 
@@ -26,6 +28,32 @@ def get_process_layout(config: TrainingConfig) -> tuple[int, int]:
     return devices, int(os.environ["WORLD_SIZE"]) // num_started
 
 
+def check_accelerator(config: TrainingConfig) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ValueError: The accelerator is unknown, or is not available.
+    """
+    name = config.distribution.accelerator
+    available = {
+        "auto": True,
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    available["gpu"] = available["cuda"] or available["mps"]
+    if name not in available:
+        suggestion = format_suggestion(name.partition(":")[0], available)
+        raise ValueError(f"Unknown accelerator {name!r}. {suggestion}Known: {', '.join(available)}.")
+    if not available[name]:
+        usable = ", ".join(key for key, is_available in available.items() if is_available)
+        build = "torch was built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
+        reason = "this machine has no Apple GPU" if name == "mps" else build
+        raise ValueError(
+            f"The accelerator {name} is not available: {reason}. Use {usable} (--distribution.accelerator)."
+        )
+
+
 def make_fabric(config: TrainingConfig, *, launch: bool = False) -> "Fabric":
     """Lightning Fabric with the devices and the precision of a configuration, in its process group if it has one.
 
@@ -34,8 +62,10 @@ def make_fabric(config: TrainingConfig, *, launch: bool = False) -> "Fabric":
         launch: Start the other processes if they are not running, by executing this program again.
 
     Raises:
-        ValueError: The configuration needs several processes, and this one was started alone.
+        ValueError: The device is not available, or the configuration needs several processes, and this one was
+            started alone.
     """
+    check_accelerator(config)
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
 
