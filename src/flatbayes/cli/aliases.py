@@ -106,7 +106,8 @@ def _explain_missing_path(path: str) -> str:
     similar = find_similar(Path(path).name, names)
     suggestion = f" Did you mean {' or '.join(str(folder / name) for name in similar)}?" if similar else ""
     place = "" if folder.is_dir() else f" Its folder {folder} does not exist either."
-    return f"Unknown data {path!r}: there is no such file or folder.{suggestion or place} Give a path to data that exists."
+    advice = f"{suggestion or place} Give a path to data that exists."
+    return f"Unknown data {path!r}: there is no such file or folder.{advice}"
 
 
 def resolve_value(value: Any, option: str = "") -> Any:

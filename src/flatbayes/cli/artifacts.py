@@ -1,5 +1,6 @@
 """Loading of fitted posteriors and data sources from run folders, for the verbs that read them."""
 
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from rich.console import Console
 
 from flatbayes.cli.models import rebuild_model
+from flatbayes.core.files import read_json, replace_nonfinite
 from flatbayes.core.spec import instantiate
 from flatbayes.data import DataSource
 from flatbayes.prediction import FittedPosterior
@@ -32,6 +34,35 @@ def load_on_cpu(folder: Path, model: str | None, trusted: Collection[str] = ()) 
     """The fitted posterior of a run, in main memory; arguments as in `load_on_device`."""
     spec = read_metadata(folder)["info"].get("model")
     return FittedPosterior.load(folder, rebuild_model(spec, model, trusted))
+
+
+def protect_results(path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Refuse to replace results that were made with other settings.
+
+    Args:
+        path: JSON file that the results will be written to; `settings` in it are those of earlier results.
+        settings: Settings of the new results.
+        overwrite: Replace them nevertheless.
+
+    Raises:
+        ValueError: The file has results of other settings; the message names the differences.
+    """
+    if overwrite or not path.is_file():
+        return
+    content = read_json(path)
+    earlier = content.get("settings", {}) if isinstance(content, dict) else {}
+    new = replace_nonfinite(settings)
+    differing = [
+        f"{name} {json.dumps(earlier.get(name))}, now {json.dumps(value)}"
+        for name, value in new.items()
+        if earlier.get(name) != value
+    ]
+    if differing:
+        described = "; ".join(differing) if earlier else "they are not recorded"
+        raise ValueError(
+            f"{path} has results of other settings ({described}): --overwrite replaces them, and --out FOLDER writes "
+            "elsewhere."
+        )
 
 
 def load_source(config: Mapping[str, Any], torch_dataset: str | None, trusted: Collection[str] = ()) -> DataSource:

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.artifacts import console
+from flatbayes.cli.help_text import describe_axes
 from flatbayes.cli.options import (
     SplitName,
     add_output_options,
@@ -38,6 +39,7 @@ def make_parser() -> ArgumentParser:
         "compare --data DATA --out FOLDER [options]",
         "Fit every posterior with plain and with flat training over seeds, and report the differences.",
     )
+    parser.epilog = describe_axes("compare", "posteriors")
     add_training_options(parser)
     parser.add_argument(
         "--posteriors", type=list[Posterior | Method], help="posteriors to compare, such as [MCDropout, SWAG]"

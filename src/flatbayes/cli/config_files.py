@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from flatbayes.cli.aliases import CLASS_OPTIONS, list_names, resolve_value
-from flatbayes.cli.option_table import LIST_OPTION, OPTIMIZER_OPTION
+from flatbayes.cli.class_signatures import LIST_OPTION, OPTIMIZER_OPTION
 from flatbayes.cli.parsing import load_bounded_yaml
 from flatbayes.cli.value_types import accepts, describe_type, is_checkable
 from flatbayes.core.names import format_suggestion

@@ -9,8 +9,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from flatbayes.cli.artifacts import console, load_on_device, load_source
-from flatbayes.cli.options import SplitName, add_data_path_option, add_model_path_options
+from flatbayes.cli.artifacts import console, load_on_device, load_source, protect_results
+from flatbayes.cli.options import SplitName, add_data_path_option, add_model_path_options, add_result_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import write_json, write_text
 from flatbayes.core.spec import short_name
@@ -25,6 +25,7 @@ from flatbayes.diagnostics import (
 )
 from flatbayes.diagnostics.landscape import check_steps
 from flatbayes.diagnostics.posterior_landscape import check_same_shapes
+from flatbayes.experiments.folder_lock import check_folder
 from flatbayes.experiments.run_folder import (
     DIAGNOSIS_FILE,
     PLANE_FIGURE_FILE,
@@ -36,6 +37,18 @@ from flatbayes.prediction import FittedPosterior, check_num_draws
 from flatbayes.reporting.landscape import draw_plane, draw_slices
 
 NUM_STATISTICS_EXAMPLES = 512
+SETTINGS = (
+    "split",
+    "max_examples",
+    "rho",
+    "adaptive_rho",
+    "num_draws",
+    "hessian",
+    "landscape",
+    "num_grid_points",
+    "seed",
+)
+"""Options that the results depend on."""
 
 
 def make_parser() -> ArgumentParser:
@@ -63,9 +76,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of examples, draws and directions")
     add_model_path_options(parser)
     add_data_path_option(parser)
-    parser.add_argument(
-        "--out", type=Path | None, default=None, help="folder to write to; by default the first run's"
-    )
+    add_result_options(parser)
     return parser
 
 
@@ -82,6 +93,10 @@ def run(options: Namespace) -> None:
     for name, config in configs.items():
         if config["data"] != first["data"]:
             raise ValueError(f"{name} was fitted to other data than {names[0]}, so their losses cannot be compared.")
+    out_folder = Path(options.out) if options.out is not None else Path(names[0])
+    check_folder(out_folder)
+    described = {name: options[name] for name in SETTINGS} | {"folders": names}
+    protect_results(out_folder / DIAGNOSIS_FILE, described, overwrite=options.overwrite)
     posteriors = {name: load_on_device(Path(name), options.model, options.trust) for name in names}
     if options.landscape:  # checked before the measurement, which may take hours
         check_same_shapes(posteriors)
@@ -100,7 +115,6 @@ def run(options: Namespace) -> None:
         hessian=options.hessian,
         show_progress=sys.stderr.isatty(),
     )
-    out_folder = Path(options.out) if options.out is not None else Path(names[0])
     title = f"Loss of {len(split)} of {num_available} {options.split} examples, rho = {sharpness_config.rho:g}"
     console.print(sharpness_table(sharpness, configs, title))
     notes = [note for measured in sharpness.values() for note in measured.notes]
@@ -109,6 +123,7 @@ def run(options: Namespace) -> None:
     diagnosis: dict[str, Any] = {
         "flatbayes": version("flatbayes"),
         "environment": describe_environment(),
+        "settings": described,
         "data": short_name(first["data"]),
         "split": options.split,
         "num_examples": len(split),

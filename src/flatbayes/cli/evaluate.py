@@ -11,7 +11,7 @@ from flatbayes.cli.options import SplitName, add_data_path_option, add_run_optio
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.spec import short_name
 from flatbayes.data import Split
-from flatbayes.experiments.results import RunCost, RunResult
+from flatbayes.experiments.results import RESULTS_FILE, RunCost, RunResult
 from flatbayes.experiments.run_folder import RunFolder
 from flatbayes.metrics import DEFINITIONS
 from flatbayes.prediction import FittedPosterior, check_num_draws, evaluate
@@ -50,6 +50,7 @@ def evaluate_run(
 ) -> None:
     """Compute metrics on a split, add them to `results.json` of the run folder, and print them.
 
+    Earlier results of other settings stay in the file.
     The files of the posterior are not written: BatchNorm statistics that are estimated here stay in memory.
 
     Args:
@@ -82,8 +83,9 @@ def evaluate_run(
         metrics=evaluation.metrics,
         cost=RunCost(**fitted.info.get("cost", {})),
         reliability=evaluation.reliability,
+        settings={"num_draws": num_draws, "draw_seed": seed},
     )
-    folder.add_result(result)
+    num_results = folder.add_result(result)
     table = Table(title=f"{result.posterior} x {result.flatness} on {len(split)} {split_name} examples")
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -91,3 +93,10 @@ def evaluate_run(
     for metric, value in evaluation.metrics.items():
         table.add_row(metric, f"{value:.4f}", DEFINITIONS[metric])
     console.print(table)
+    if num_results > 1:
+        console.print(
+            f"{folder.path / RESULTS_FILE} has {num_results} results on the {split_name} split, of different num_draws "
+            "or seeds; each has its settings.",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -12,6 +12,7 @@ from rich.console import Console
 from flatbayes.cli.aliases import list_names
 from flatbayes.cli.artifacts import console, load_on_device
 from flatbayes.cli.evaluate import evaluate_run
+from flatbayes.cli.help_text import describe_axes
 from flatbayes.cli.options import (
     add_output_options,
     add_training_options,
@@ -47,6 +48,7 @@ def make_parser() -> ArgumentParser:
         "fit --data DATA --out FOLDER [options]",
         "Fit one posterior, save it, and evaluate it on the validation split.",
     )
+    parser.epilog = describe_axes("fit", "posterior")
     add_training_options(parser)
     parser.add_argument("--posterior", type=Posterior, help=f"posterior to fit: {', '.join(list_names('posterior'))}")
     add_pretrained_options(parser)

@@ -1,5 +1,6 @@
 """Command `flatbayes`: one parser with a subcommand for each verb."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from types import ModuleType
@@ -11,6 +12,7 @@ from flatbayes.cli import certify, compare, diagnose, evaluate, export, fit, pre
 from flatbayes.cli.aliases import RUN_FOLDER_VERBS, resolve_arguments
 from flatbayes.cli.arguments import normalize_arguments
 from flatbayes.cli.command import parse_options, run_command
+from flatbayes.cli.help_text import print_class_help
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.spec import instantiate
@@ -82,6 +84,10 @@ def _parse_verb(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     if verb in VERBS:
         arguments = [verb, *normalize_arguments(verb, VERBS[verb][0].make_parser(), arguments[1:])]
     resolved = resolve_arguments(arguments)
+    requested = next((argument[2:] for argument in resolved if re.match(r"--[\w.]+\.help\b", argument)), None)
+    if requested is not None:
+        option, _, path = requested.partition("=")
+        print_class_help(parser, resolved, option.removesuffix(".help"), path.rpartition(".")[2])
     options = parse_options(parser, resolved)
     if options[options.subcommand].get("init"):  # known only after parsing, since a file may set it
         parser = build_parser(fit.fine_tuning_defaults())

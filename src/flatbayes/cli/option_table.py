@@ -1,26 +1,31 @@
 """Options of a verb: its own ones, and those of the classes that are selected for data, model, posterior and others.
 
 `--flatness.rho` is an option of the class that `--flatness` names. `OptionTable` knows these options and their types,
-so that a wrong name or value gets an answer in the words of the command, and a bare name such as `--rho` is completed.
+so that a wrong name or value gets an answer in the words of the command, and a bare name such as `--rho` is
+completed.
 """
 
-import inspect
 from argparse import Action
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
-from functools import cache
-from typing import Any, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli.aliases import CLASS_OPTIONS, list_names, resolve_value
-from flatbayes.cli.value_types import accepts, describe_type, is_checkable, reduce_hint
+from flatbayes.cli.aliases import CLASS_OPTIONS, list_names
+from flatbayes.cli.class_signatures import (
+    DATA_ARGUMENTS,
+    EXAMPLE_CLASSES,
+    LIST_OPTION,
+    OPTIMIZER_OPTION,
+    ClassSignature,
+    check_class,
+    default_optimizer_options,
+    explain_unknown_argument,
+)
+from flatbayes.cli.value_types import accepts, describe_type, is_checkable
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.renames import explain_option
-from flatbayes.core.spec import import_object, to_spec
-
-DATA_ARGUMENTS = {"input_shape", "num_classes", "num_outputs"}
-"""Arguments of models that are set from the data."""
 
 SYNONYMS = {
     "arch": "model",
@@ -40,51 +45,6 @@ SYNONYMS = {
     "workers": "num_jobs",
 }
 """What other programs call an option -> its name here."""
-
-OPTIMIZER_OPTION = "optimizer"
-LIST_OPTION = "posteriors"
-EXAMPLE_CLASSES = ("SWAG", "Laplace", "SAM", "MLP")
-"""Classes that messages name as an example, if there is a choice."""
-DEFAULT_OPTIMIZERS = ("torch.optim.SGD", "torch.optim.Adam")
-"""Optimizers that posteriors have by default."""
-
-
-@dataclass(frozen=True)
-class ClassSignature:
-    """Arguments of a class or function that are options.
-
-    Attributes:
-        hints: Type of each argument.
-        required: Names of the arguments without a default.
-        is_open: Whether it takes other arguments too.
-    """
-
-    hints: Mapping[str, Any] = field(default_factory=dict)
-    required: tuple[str, ...] = ()
-    is_open: bool = True
-
-    @classmethod
-    def of(cls, path: str, skip: frozenset[str] = frozenset()) -> "ClassSignature":
-        """The signature of what a dotted path leads to; an open one if that cannot be imported.
-
-        Args:
-            path: Dotted path.
-            skip: Arguments that are no options.
-        """
-        try:
-            target = import_object(path)
-            parameters = list(inspect.signature(target).parameters.values())
-        except (ValueError, TypeError):
-            return cls()
-        try:
-            is_plain = is_dataclass(target) or inspect.isfunction(target)
-            hints = get_type_hints(target if is_plain else target.__init__)
-        except (NameError, TypeError, AttributeError):
-            hints = {}
-        is_open = any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
-        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in skip]
-        required = tuple(p.name for p in named if p.default is p.empty)
-        return cls({p.name: reduce_hint(hints.get(p.name)) for p in named}, required, is_open)
 
 
 @dataclass
@@ -195,7 +155,7 @@ class OptionTable:
         full_names += [
             f"{option}.{bare_name}" for option in self.selected if bare_name in self.signature(option).hints
         ]
-        if not full_names and OPTIMIZER_OPTION in self.actions and bare_name in _default_optimizer_options():
+        if not full_names and OPTIMIZER_OPTION in self.actions and bare_name in default_optimizer_options():
             return [f"{OPTIMIZER_OPTION}.{bare_name}"]
         if not full_names:
             return []
@@ -284,10 +244,10 @@ class OptionTable:
                         explain_unknown_argument(self.selected[prefix], signature, first, f"--{prefix}.{first}")
                     )
                 return name
-        if option == OPTIMIZER_OPTION and argument in _default_optimizer_options():
+        if option == OPTIMIZER_OPTION and argument in default_optimizer_options():
             return name  # the caller selects the default optimizer
         if option == OPTIMIZER_OPTION:
-            suggestion = format_suggestion(argument, sorted(_default_optimizer_options()), "--optimizer.")
+            suggestion = format_suggestion(argument, sorted(default_optimizer_options()), "--optimizer.")
             raise ValueError(f"The optimizer has no option --{name}. {suggestion}Name it first: --optimizer SGD.")
         raise ValueError(f"--{name} is an option of what --{option} names: give --{option} NAME before it.")
 
@@ -310,78 +270,3 @@ class OptionTable:
                     f"write --{option} {example} --{option}.{name} VALUE."
                 )
         return ""
-
-
-def explain_unknown_argument(path: str, signature: ClassSignature, name: str, written: str) -> str:
-    """What is wrong with the name of an argument of a class, and which arguments it has.
-
-    Args:
-        path: Dotted path of the class.
-        signature: Its arguments.
-        name: Name of the argument.
-        written: What the user wrote, which ends in the name.
-    """
-    class_name, renamed = path.rpartition(".")[2], explain_option(name, path=path)
-    if renamed is not None:
-        return f"{class_name} has no option {written}. {renamed}"
-    options = f"Its options: {', '.join(signature.hints)}." if signature.hints else "It has no options."
-    suggestion = format_suggestion(name, signature.hints, written.removesuffix(name))
-    return f"{class_name} has no option {written}. {suggestion}{options}"
-
-
-def check_class(option: str, path: str) -> None:
-    """Refuse a dotted path that does not lead to a class of an option.
-
-    Args:
-        option: Key of `CLASS_OPTIONS`.
-        path: The dotted path.
-
-    Raises:
-        ValueError: It cannot be imported, or is no such class.
-    """
-    if option not in CLASS_OPTIONS or option == "model":
-        return
-    module, base = CLASS_OPTIONS[option]
-    name = path.rpartition(".")[2]
-    try:
-        target = import_object(path)
-    except ValueError as error:
-        suggestion = format_suggestion(name, list_names(option)) if path.startswith(module.__name__) else ""
-        raise ValueError(f"--{option}: {error} {suggestion}".rstrip()) from error
-    if isinstance(target, type) and base is not None and not issubclass(target, base) and name != "Method":
-        known = f"Known: {', '.join(list_names(option))}"
-        raise ValueError(f"--{option}: {path} is not a subclass of {base.__name__}. {known}; or one of your own.")
-
-
-@cache
-def _default_optimizer_options() -> frozenset[str]:
-    return frozenset(
-        name for path in DEFAULT_OPTIMIZERS for name in ClassSignature.of(path, frozenset({"params"})).hints
-    )
-
-
-def resolve_default_optimizer(posterior_specs: list[Any]) -> dict[str, Any] | None:
-    """Spec of the optimizer that posteriors use by default; None if they differ, or a posterior is not of flatbayes.
-
-    Args:
-        posterior_specs: Class paths or specs of the posteriors.
-    """
-    optimizers = []
-    for spec in posterior_specs:
-        resolved = resolve_value(spec, "posterior")
-        plain = {"class_path": resolved} if isinstance(resolved, str) else resolved
-        if not isinstance(plain, dict) or not str(plain.get("class_path")).startswith("flatbayes."):
-            return None
-        try:
-            posterior = _build(plain)
-        except (ValueError, TypeError):
-            return None  # reported when the options are parsed
-        optimizers.append(to_spec(posterior.default_optimizer))
-    return optimizers[0] if optimizers and all(optimizer == optimizers[0] for optimizer in optimizers) else None
-
-
-def _build(spec: Any) -> Any:
-    if isinstance(spec, dict) and "class_path" in spec:
-        arguments = {name: _build(value) for name, value in (spec.get("init_args") or {}).items()}
-        return import_object(spec["class_path"])(**arguments)
-    return spec

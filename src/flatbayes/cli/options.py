@@ -8,8 +8,8 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from flatbayes.cli.aliases import list_names
+from flatbayes.cli.class_signatures import DATA_ARGUMENTS
 from flatbayes.cli.models import bind_artifact_model, bind_new_head
-from flatbayes.cli.option_table import DATA_ARGUMENTS
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import DataSource, DataSplits
 from flatbayes.experiments.folder_lock import check_folder
@@ -96,6 +96,19 @@ def add_data_path_option(parser: ArgumentParser) -> None:
         metavar="PATH",
         help="dotted path of the run's torch dataset, if its data are not a source of flatbayes",
     )
+
+
+def add_result_options(parser: ArgumentParser) -> None:
+    """Add `--out` and `--overwrite` of a verb that writes its results to the folder of the run by default."""
+    parser.add_argument(
+        "--out", type=Path | None, default=None, help="folder to write to; by default that of the run"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace results of other settings")
+
+
+def to_plain(value: Any) -> Any:
+    """The value of an option as plain data for JSON."""
+    return str(value) if isinstance(value, Path) else value
 
 
 def add_output_options(parser: ArgumentParser) -> None:

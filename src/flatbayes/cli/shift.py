@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli.artifacts import console, load_on_device, load_source
-from flatbayes.cli.options import add_data_path_option, add_run_options
+from flatbayes.cli.artifacts import console, load_on_device, load_source, protect_results
+from flatbayes.cli.options import add_data_path_option, add_result_options, add_run_options, to_plain
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import write_json
 from flatbayes.core.spec import short_name
@@ -23,6 +23,7 @@ from flatbayes.data import (
     load_test_split,
     match_input_format,
 )
+from flatbayes.experiments.folder_lock import check_folder
 from flatbayes.experiments.run_folder import SHIFT_FIGURE_FILE, SHIFT_FILE, RunFolder, describe_environment
 from flatbayes.prediction import (
     CorruptionMetrics,
@@ -76,6 +77,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--max_examples", type=int | None, default=None, help="largest number of test examples of each kind"
     )
+    add_result_options(parser)
     return parser
 
 
@@ -86,6 +88,12 @@ def run(options: Namespace) -> None:
         raise ValueError(f"--max_examples must be at least 1, got {options.max_examples}.")
     folder = RunFolder.open(Path(options.folder))
     config = folder.read_config()
+    options_with_effect = ("num_draws", "seed", "corruptions", "severities", "corrupted_folder", "max_examples")
+    described = {name: to_plain(options[name]) for name in options_with_effect}
+    described["ood"] = None if options.ood is None else short_name(options.ood)
+    out_folder = folder.path if options.out is None else Path(options.out)
+    check_folder(out_folder)
+    protect_results(out_folder / SHIFT_FILE, described, overwrite=options.overwrite)
     source = load_source(config, options.data, options.trust)
     fitted = load_on_device(folder.path, options.model, options.trust)
     dataset = source.load(config["seed"])
@@ -102,6 +110,7 @@ def run(options: Namespace) -> None:
     results: dict[str, Any] = {
         "flatbayes": version("flatbayes"),
         "environment": describe_environment(),
+        "settings": described,
         "run": {key: short_name(config[key]) for key in ("data", "model", "posterior", "flatness")}
         | {"seed": config["seed"]},
         "num_networks": len(fitted.sample_ids(options.num_draws, options.seed)),
@@ -127,12 +136,12 @@ def run(options: Namespace) -> None:
         results["corruptions"] = [row.to_dict() for row in rows]
         console.print(corruption_table(rows))
         console.print(severity_table(rows))
-    write_json(folder.path / SHIFT_FILE, results)
-    console.print(f"results  {folder.path / SHIFT_FILE}", highlight=False, soft_wrap=True)
+    write_json(out_folder / SHIFT_FILE, results)
+    console.print(f"results  {out_folder / SHIFT_FILE}", highlight=False, soft_wrap=True)
     if rows:
         labels = results["run"]
         title = f"{labels['posterior']} x {labels['flatness']} on {labels['data']}"
-        figure = write_shift_figure(rows, title, folder.path / SHIFT_FIGURE_FILE)
+        figure = write_shift_figure(rows, title, out_folder / SHIFT_FIGURE_FILE)
         console.print(f"figure   {figure}", highlight=False, soft_wrap=True)
 
 

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
 from flatbayes.cli.artifacts import console
+from flatbayes.cli.help_text import describe_axes
 from flatbayes.cli.options import (
     add_output_options,
     add_training_options,
@@ -35,6 +36,7 @@ def make_parser() -> ArgumentParser:
         "tune --data DATA --out FOLDER [options]",
         "Tune rho (or other numbers) on validation data, and write a configuration for fit.",
     )
+    parser.epilog = describe_axes("tune", "posterior")
     add_training_options(parser)
     parser.add_argument("--posterior", type=Posterior, help="posterior to fit")
     parser.add_argument(

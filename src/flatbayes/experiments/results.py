@@ -95,6 +95,7 @@ class RunResult:
         reliability: Reliability bins of a classification, coverage curve of a regression.
         history: Training history, of an ensemble that of its first member.
         details: Intermediate quantities of additional evaluations.
+        settings: Options of the evaluation that the metrics depend on, such as `num_draws`.
     """
 
     posterior: str
@@ -109,11 +110,12 @@ class RunResult:
     reliability: ReliabilityBins | CoverageCurve | None = None
     history: TrainingHistory | None = None
     details: RunDetails = RunDetails()
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Plain data for JSON, without the fields that were not recorded."""
         data: dict[str, JsonValue] = replace_nonfinite(asdict(self))
-        return {key: value for key, value in data.items() if value is not None}
+        return {key: value for key, value in data.items() if value is not None and (value or key != "settings")}
 
     @classmethod
     def from_dict(cls, data: JsonValue, place: str = "run") -> "RunResult":
@@ -158,6 +160,7 @@ class RunResult:
                 if loss_slice
                 else None,
             ),
+            settings=run.read_object("settings").data,
         )
 
 

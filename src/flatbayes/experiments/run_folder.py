@@ -248,11 +248,18 @@ class RunFolder:
         """Write the fitted posterior."""
         fitted.save(self.path)
 
-    def add_result(self, run_result: RunResult) -> Path:
-        """Add the result of an evaluation to `results.json`, in place of an earlier one on the same split."""
+    def add_result(self, run_result: RunResult) -> int:
+        """Add the result of an evaluation to `results.json`, in place of an earlier one with the same settings.
+
+        Returns:
+            The number of results on the split that the file has now, one for each choice of settings.
+        """
         results = ComparisonResult(self.read_config(), (run_result,), environment=describe_environment())
+        key = (run_result.split, dict(run_result.settings))
         with update_lock(self.path):
             if self.has_results:
-                earlier = [run for run in ComparisonResult.load(self.path).runs if run.split != run_result.split]
+                runs = ComparisonResult.load(self.path).runs
+                earlier = [run for run in runs if (run.split, dict(run.settings)) != key]
                 results = replace(results, runs=(*earlier, run_result))
-            return results.save(self.path)
+            results.save(self.path)
+        return sum(run.split == run_result.split for run in results.runs)

@@ -1,0 +1,87 @@
+"""Help texts: the methods of both axes with a line each, and the options of one class."""
+
+import inspect
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+from textwrap import fill
+
+from jsonargparse import ArgumentParser, Namespace
+
+from flatbayes.cli.aliases import list_names
+from flatbayes.cli.class_signatures import LIST_OPTION
+from flatbayes.core.spec import import_object
+
+METHOD_PACKAGES = {
+    "posterior": "flatbayes.posteriors",
+    "posteriors": "flatbayes.posteriors",
+    "flatness": "flatbayes.flatness",
+}
+LINE_WIDTH, NAME_WIDTH = 88, 20
+
+
+def list_methods(axis: str) -> str:
+    """The classes of an axis by name, with the first sentence of their descriptions.
+
+    Args:
+        axis: `posterior` or `flatness`.
+    """
+    package = METHOD_PACKAGES[axis]
+    lines = []
+    for name in list_names(axis):
+        description = (inspect.getdoc(import_object(f"{package}.{name}")) or "").split("\n\n")[0].replace("\n", " ")
+        sentence = description.split(". ")[0].removesuffix(".")
+        indent = " " * (NAME_WIDTH + 2)
+        lines.append(fill(f"  {name:<{NAME_WIDTH}}{sentence}", LINE_WIDTH, subsequent_indent=indent))
+    return "\n".join(lines)
+
+
+def describe_axes(verb: str, posterior_option: str) -> str:
+    """The last part of the help of a verb: all posteriors and flatnesses, and how to see and set their options.
+
+    Args:
+        verb: Name of the verb.
+        posterior_option: Its option for posteriors, `posterior` or `posteriors`.
+    """
+    if posterior_option == "posterior":
+        posterior_usage = "--posterior SWAG --posterior.rank 10"
+    else:
+        posterior_usage = '--posteriors "[MAP, SWAG(rank=10)]"'
+    return (
+        f"posteriors ({posterior_usage}):\n{list_methods('posterior')}\n\n"
+        f"flatness methods (--flatness SAM --flatness.rho 0.1, or --rho 0.1 where that is unambiguous):\n"
+        f"{list_methods('flatness')}\n\n"
+        f"Options of one of them, or of a model, data source, schedule or optimizer: flatbayes {verb} --help SWAG"
+    )
+
+
+def print_class_help(parser: ArgumentParser, arguments: list[str], option: str, name: str) -> Namespace:
+    """Parse a command line that asks for the options of a class, with a usage line of this program.
+
+    Args:
+        parser: Parser of the command.
+        arguments: The command line, the verb first, with an option that ends in `.help`.
+        option: The option whose class is described.
+        name: Name of the class; empty for the names of all classes.
+
+    Raises:
+        SystemExit: The help was printed.
+    """
+    if not name:
+        print(list_methods(option) if option in METHOD_PACKAGES else ", ".join(list_names(option)))  # noqa: T201
+        raise SystemExit(0)
+    usage = f"flatbayes {arguments[0]} --{option} {name} [--{option}.OPTION VALUE ...]"
+    if option == LIST_OPTION:
+        usage = f'flatbayes {arguments[0]} --{option} "[{name}(OPTION=VALUE, ...), ...]"'
+    output = StringIO()
+    try:
+        with redirect_stdout(output):
+            options: Namespace = parser.parse_args(arguments)
+    except SystemExit:
+        text = re.sub(
+            r"\Ausage: .*?\n\n(Help for [^\n]*\n\n)?", f"usage: {usage}\n\n", output.getvalue(), flags=re.DOTALL
+        )
+        text = text.replace(f"--{LIST_OPTION}.", "").replace("(required, ", "(must be given, ")
+        print(text, end="")  # noqa: T201
+        raise
+    return options
