@@ -80,7 +80,23 @@ def test_two_runs_with_hessian_and_landscape(here, capsys, tmp_path):
 def test_different_seeds_add_a_note(here, capsys, tmp_path):
     assert main(["diagnose", "plain", "later", "--num_draws", "1", "--out", str(tmp_path)]) == 0
     assert "The examples are those of plain" in capsys.readouterr().out
-    assert main(["diagnose", "plain", "later", "--num_draws", "1", "--split", "test", "--out", str(tmp_path)]) == 0
+    assert (
+        main(
+            [
+                "diagnose",
+                "plain",
+                "later",
+                "--num_draws",
+                "1",
+                "--split",
+                "test",
+                "--out",
+                str(tmp_path),
+                "--overwrite",
+            ]
+        )
+        == 0
+    )
     assert "The examples are those of" not in capsys.readouterr().out
 
 

@@ -86,7 +86,21 @@ def test_ood_data_by_name_and_by_path(here):
     np.savez(here / "foreign.npz", x=images.numpy(), y=np.arange(30) % 3)
     for ood, name in {"foreign.npz": "Npz(path=foreign.npz)", "digits": "Digits"}.items():
         assert (
-            main(["shift", "half", "--corruptions", "none", "--num_draws", "2", "--ood", ood, "--max_examples", "5"])
+            main(
+                [
+                    "shift",
+                    "half",
+                    "--corruptions",
+                    "none",
+                    "--num_draws",
+                    "2",
+                    "--ood",
+                    ood,
+                    "--max_examples",
+                    "5",
+                    "--overwrite",
+                ]
+            )
             == 0
         )
         results = read_results(here / "half")["ood"]

@@ -19,7 +19,9 @@ from flatbayes.cli.signals import make_streams_safe, record_interrupts
 from flatbayes.core.process_group import RemoteProcessError, get_process_group_info
 from flatbayes.experiments.folder_lock import unlock_folders
 
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_BAD_INPUT = 2
+EXIT_SIGNAL = 128
+"""Exit code of a command that a signal ended, less the number of the signal."""
 USER_ERRORS = (
     argparse.ArgumentError,
     ValueError,
@@ -64,34 +66,33 @@ def run_command(
         parse: Turns parser and arguments into options; by default `parse_options`.
 
     Returns:
-        Exit code: 0, or 2 for bad input (also no arguments at all, which prints the help), or 130 after Ctrl-C.
+        Exit code: 0, or 2 for bad input (also no arguments at all, which prints the help), or 130 after Ctrl-C, 143
+        after SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     make_streams_safe()
     interrupts: list[int] = []
-    previous_handler = record_interrupts(interrupts)
+    previous_handlers = record_interrupts(interrupts)
     try:
         if not arguments:
             parser.print_help()
             return EXIT_BAD_INPUT
         run((parse or parse_options)(parser, arguments))
-    except KeyboardInterrupt:
-        _print_error(parser, "interrupted")
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:
+        return _report_interrupt(parser, stop, interrupts)
     except RemoteProcessError:
         return EXIT_BAD_INPUT  # the process that failed has printed the message
     except Exception as error:
         if interrupts:  # a library turned the KeyboardInterrupt into another error
-            _print_error(parser, "interrupted")
-            return EXIT_INTERRUPTED
+            return _report_interrupt(parser, error, interrupts)
         if not isinstance(error, USER_ERRORS):
             raise  # a defect of flatbayes: show the traceback
         _print_error(parser, _format_error(error, arguments))
         return EXIT_BAD_INPUT
     finally:
         unlock_folders()
-        if previous_handler is not None:
-            signal.signal(signal.SIGINT, previous_handler)
+        for number, handler in previous_handlers.items():
+            signal.signal(number, handler)
     return 0
 
 
@@ -141,6 +142,14 @@ def _format_error(error: Exception, arguments: Sequence[str]) -> str:
     if isinstance(error, argparse.ArgumentError):
         return explain_parser_error(text, arguments)
     return " ".join([text, *getattr(error, "__notes__", ())])
+
+
+def _report_interrupt(parser: ArgumentParser, error: BaseException, interrupts: Sequence[int]) -> int:
+    """Say that the command was stopped, with the notes of the exception, and return the exit code."""
+    number = getattr(error, "signal_number", interrupts[-1] if interrupts else signal.SIGINT)
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    _print_error(parser, ": ".join([word, *getattr(error, "__notes__", ())]))
+    return EXIT_SIGNAL + number
 
 
 def _print_error(parser: ArgumentParser, message: Any) -> None:

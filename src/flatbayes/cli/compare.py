@@ -108,8 +108,12 @@ def run(options: Namespace) -> None:
     comparison.claim_folder(folder, overwrite=options.overwrite)
     try:
         results = comparison.run(folder, jobs=options.num_jobs, backend=options.backend)
-    except KeyboardInterrupt:
-        console.print(f"[yellow]finished runs are kept in {folder}; the same command continues with them[/yellow]")
+    except KeyboardInterrupt as stop:
+        runs = comparison.list_runs()
+        num_finished = sum(run.load_result(folder / "runs") is not None for run in runs)
+        stop.add_note(
+            f"{num_finished} of {len(runs)} runs are finished and kept in {folder}; the same command does the others"
+        )
         raise
     failures = "\n".join(results.failures)
     if not results.summary:

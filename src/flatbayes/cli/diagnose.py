@@ -93,6 +93,7 @@ def run(options: Namespace) -> None:
     for name, config in configs.items():
         if config["data"] != first["data"]:
             raise ValueError(f"{name} was fitted to other data than {names[0]}, so their losses cannot be compared.")
+    source = load_source(first, options.data, options.trust)
     out_folder = Path(options.out) if options.out is not None else Path(names[0])
     check_folder(out_folder)
     described = {name: options[name] for name in SETTINGS} | {"folders": names}
@@ -101,7 +102,6 @@ def run(options: Namespace) -> None:
     if options.landscape:  # checked before the measurement, which may take hours
         check_same_shapes(posteriors)
         check_steps(options.num_grid_points)
-    source = load_source(first, options.data, options.trust)
     dataset = source.load(first["seed"])
     split, num_available = subsample_split(dataset, options.split, options.max_examples, options.seed)
     sharpness = compare_sharpness(

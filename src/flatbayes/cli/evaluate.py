@@ -95,8 +95,8 @@ def evaluate_run(
     console.print(table)
     if num_results > 1:
         console.print(
-            f"{folder.path / RESULTS_FILE} has {num_results} results on the {split_name} split, of different num_draws "
-            "or seeds; each has its settings.",
+            f"{folder.path / RESULTS_FILE} has {num_results} results on the {split_name} split, with different "
+            "num_draws or seeds; each has its settings.",
             highlight=False,
             soft_wrap=True,
         )

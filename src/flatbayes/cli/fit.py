@@ -179,22 +179,40 @@ def run(options: Namespace) -> None:
         except Interrupted as stop:
             if world.is_main_process:
                 folder.save(stop.fitted)
-                console.print(
-                    f"[yellow]{stop}; the posterior fitted so far is in {folder.path}. To continue: the same command "
-                    "with --resume.[/yellow]",
-                    soft_wrap=True,
-                )
+                console.print(_describe_interruption(stop, folder.path), soft_wrap=True, style="yellow")
+            raise
+        except KeyboardInterrupt as stop:
+            stop.add_note(f"before the first step; {folder.path} holds no posterior. --resume starts again")
             raise
         if not world.is_main_process:
             return
         folder.save(fitted)
         checkpoints.remove()
     num_cached = len(fitted.norm_statistics)
-    evaluate_run(fitted, folder, dataset.val, "val", options.num_draws, 256, 0)
+    try:
+        evaluate_run(fitted, folder, dataset.val, "val", options.num_draws, 256, 0)
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"the posterior is complete and saved in {folder.path}; its evaluation was stopped")
+        raise
     if len(fitted.norm_statistics) > num_cached:  # so that evaluate and predict need not estimate them again
         folder.save(fitted)
     console.print(
         f"saved    {folder.path}\nnext     flatbayes evaluate {folder.path}", highlight=False, soft_wrap=True
+    )
+
+
+def _describe_interruption(stop: Interrupted, folder: Path) -> str:
+    ability = (
+        f"it cannot predict yet: {stop.missing}" if stop.missing else f"it can predict: flatbayes evaluate {folder}"
+    )
+    start = (
+        "starts again, since there is no checkpoint"
+        if stop.resume_step is None
+        else f"continues after step {stop.resume_step}"
+    )
+    return (
+        f"stopped {stop.place}; the posterior fitted so far is in {folder} ({ability}). To continue: the same command "
+        f"with --resume, which {start}."
     )
 
 

@@ -45,6 +45,9 @@ VERBS: dict[str, tuple[ModuleType, str]] = {
 MOVED_VERBS = {"paper": "python -m reproduction", "theory": "python -m studies.double_well"}
 """Verbs of flatbayes 0.1 that are commands of a checkout now, outside the installed package."""
 
+VERBS_THAT_WRITE_LAST = ("evaluate", "shift", "predict", "export", "certify", "report")
+"""Verbs whose output appears at the end, or not at all."""
+
 REQUIRED_CLASS_OPTIONS = ("data", "posterior", "posteriors", "flatness", "schedule")
 """Options that take one class or several and may not be null."""
 
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command-line arguments without the program's name; by default those of this process.
 
     Returns:
-        Exit code: 0, or 2 for bad input, or 130 after Ctrl-C.
+        Exit code: 0, or 2 for bad input, or 130 after Ctrl-C, 143 after SIGTERM.
     """
     return run_command(build_parser(), _run_verb, arguments, parse=_parse_verb)
 
@@ -115,7 +118,12 @@ def _normalize_verb(arguments: Sequence[str]) -> list[str]:
 
 def _run_verb(options: Namespace) -> None:
     run: Callable[[Namespace], None] = VERBS[options.subcommand][0].run
-    run(options[options.subcommand])
+    try:
+        run(options[options.subcommand])
+    except KeyboardInterrupt as stop:
+        if options.subcommand in VERBS_THAT_WRITE_LAST:
+            stop.add_note("nothing was written")
+        raise
 
 
 def _instantiate_options(parser: ArgumentParser, options: Namespace) -> Namespace:

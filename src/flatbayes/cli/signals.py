@@ -1,4 +1,4 @@
-"""Handling of Ctrl-C and of closed or limited output streams."""
+"""Handling of Ctrl-C, SIGTERM and of closed or limited output streams."""
 
 import _thread
 import io
@@ -22,36 +22,42 @@ def make_streams_safe() -> None:
                 stream.reconfigure(errors="replace")
 
 
-def record_interrupts(signals: list[int]) -> Any:
-    """Record every Ctrl-C from now on, since the interrupted code may turn KeyboardInterrupt into another error.
+def record_interrupts(signals: list[int]) -> dict[int, Any]:
+    """Record every Ctrl-C and SIGTERM from now on, and let both raise KeyboardInterrupt.
+
+    They are recorded since the interrupted code may turn KeyboardInterrupt into another error.
 
     Args:
         signals: List to which every signal number is appended.
 
     Returns:
-        The previous handler, to be restored; None if another handler was installed and nothing was changed.
+        The previous handlers by signal, to be restored; none where another handler was installed already.
     """
 
     def handle_interrupt(number: int, frame: FrameType | None) -> None:
         signals.append(number)
         if _ignores_exceptions(frame):
-            timer = threading.Timer(0.01, _resend_interrupt)
+            timer = threading.Timer(0.01, _resend_signal, (number,))
             timer.daemon = True
             timer.start()
         else:
             signal.default_int_handler(number, frame)
 
-    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if is_default and threading.current_thread() is threading.main_thread():
-        return signal.signal(signal.SIGINT, handle_interrupt)
-    return None
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    return {
+        number: signal.signal(number, handle_interrupt)
+        for number, default in defaults.items()
+        if signal.getsignal(number) is default
+    }
 
 
-def _resend_interrupt() -> None:
+def _resend_signal(number: int) -> None:
     if sys.platform == "win32":
         _thread.interrupt_main()
     else:  # a signal also interrupts blocking calls of the main thread
-        signal.pthread_kill(int(threading.main_thread().ident or 0), signal.SIGINT)
+        signal.pthread_kill(int(threading.main_thread().ident or 0), number)
 
 
 def _ignores_exceptions(frame: FrameType | None) -> bool:

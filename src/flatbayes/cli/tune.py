@@ -96,8 +96,8 @@ def run(options: Namespace) -> None:
             metric=options.metric,
             show_progress=sys.stderr.isatty(),
         )
-    except KeyboardInterrupt:
-        console.print(f"[yellow]finished trials are kept in {folder}; the same command continues with them[/yellow]")
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"finished trials are kept in {options.storage or folder}; the same command does the others")
         raise
     with atomic_write(folder / TUNED_CONFIG_FILE) as temporary:
         temporary.write_text(yaml.safe_dump(_best_config(tuned.best_run), sort_keys=False), encoding="utf-8")

@@ -170,6 +170,11 @@ class CheckpointManager:
             raise ValueError(f"No checkpoint in {paths[0].parent} is complete. Remove that folder to start again.")
         return None
 
+    def find_latest_step(self, run_index: int) -> int | None:
+        """Step of the latest checkpoint of a run, or None."""
+        paths = self._list_run_checkpoints(run_index)
+        return int(paths[0].stem.partition("-")[2]) if paths else None
+
     def save_result(self, run_index: int, content: Mapping[str, Any]) -> None:
         """Write the result of a run, and remove its checkpoints.
 

@@ -1,14 +1,18 @@
 """Fit a posterior over the weights of a model to data."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from flatbayes.core import State
+from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood
@@ -30,15 +34,36 @@ from flatbayes.training.warm_start import PretrainedWeights
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C.
+    """Training was stopped by Ctrl-C or SIGTERM.
 
     Attributes:
         fitted: The posterior fitted so far: the completed members, or the one that was being trained.
+        place: Where it was stopped.
+        resume_step: Step of the checkpoint from which the same fit continues; None if it starts again.
+        missing: Why the posterior cannot predict yet; empty if it can.
+        signal_number: The signal, by which the process ends: SIGINT or SIGTERM.
     """
 
-    def __init__(self, message: str, fitted: FittedPosterior) -> None:
-        super().__init__(message)
+    def __init__(
+        self,
+        place: str,
+        fitted: FittedPosterior,
+        resume_step: int | None = None,
+        missing: str = "",
+        signal_number: int = signal.SIGINT,
+    ) -> None:
+        ability = f"cannot predict yet: {missing}" if missing else "can predict"
+        kept = (
+            "No checkpoint was kept, and the same fit starts again"
+            if resume_step is None
+            else f"The same fit with its checkpoints continues after step {resume_step}"
+        )
+        super().__init__(f"stopped {place}; the posterior so far (`fitted` of this exception) {ability}. {kept}.")
         self.fitted = fitted
+        self.place = place
+        self.resume_step = resume_step
+        self.missing = missing
+        self.signal_number = signal_number
 
 
 def fit(
@@ -92,7 +117,8 @@ def fit(
             those of another training.
         RuntimeError: The loss or a weight is not finite.
         OSError: A checkpoint cannot be written; earlier ones remain valid.
-        Interrupted: Ctrl-C was pressed; it holds what was fitted so far.
+        Interrupted: Ctrl-C was pressed; it holds what was fitted so far. With `checkpoints`, one of that step was
+            written, and the same call continues from it.
     """
     config = config or (TrainingConfig() if init is None else FINE_TUNING)
     factory, model_arguments = prepare_runs(
@@ -164,13 +190,19 @@ def train_members(setup: TrainingSetup, manager: CheckpointManager, callback: Ca
         session = make_session(config, setup.fabric, manager, index)
         try:
             results.append(train_group(factory, run, session, callback))
-        except KeyboardInterrupt:
-            raise _make_interrupted(setup, results, run, session, members) from None
+        except KeyboardInterrupt as stop:
+            number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
+            raise _make_interrupted(setup, results, run, session, members, number) from None
     return results
 
 
 def _make_interrupted(
-    setup: TrainingSetup, results: Sequence[GroupResult], run: TrainingRun, session: Session, members: Sequence[int]
+    setup: TrainingSetup,
+    results: Sequence[GroupResult],
+    run: TrainingRun,
+    session: Session,
+    members: Sequence[int],
+    signal_number: int,
 ) -> KeyboardInterrupt:
     states = [state for result in results for state in result.states] or run.states
     if not states:
@@ -184,5 +216,20 @@ def _make_interrupted(
         if len(members) == 1
         else f"{len(members)} vectorized members"
     )
-    place = f"after {run.status.completed_epochs} of {run.config.epochs} epochs of {trained}"
-    return Interrupted(f"stopped {place}", setup.make_fitted(states, interrupted=place))
+    status = run.status
+    place = (
+        f"after {status.completed_epochs} of {run.config.epochs} epochs of {trained}, after step "
+        f"{status.progress.step} of {status.progress.total_steps}"
+    )
+    resume_step = session.manager.find_latest_step(session.run_index)
+    missing = _find_obstacle(setup, states[0])
+    return Interrupted(place, setup.make_fitted(states, interrupted=place), resume_step, missing, signal_number)
+
+
+def _find_obstacle(setup: TrainingSetup, state: State) -> str:
+    """Why no network can be drawn from a state; empty if one can."""
+    try:
+        with preserve_rng(None), setup.factory.posterior.draw(state, torch.Generator().manual_seed(0)):
+            return ""
+    except (RuntimeError, ValueError, KeyError) as error:
+        return str(error)

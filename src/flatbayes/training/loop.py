@@ -54,7 +54,7 @@ def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]
                 status.loss_sum = status.loss_sum + loss
                 progress.advance()
                 callback.on_step_end(progress.step, loss.mean() if loss.ndim else loss, lr)
-                if progress.step % steps_per_epoch and run.batches.can_skip_batches:
+                if progress.step % steps_per_epoch:
                     session.save_checkpoint(run, engine, epoch_ended=False)
             session.synchronize_buffers(engine.module)
             for record in finish_epoch(run, engine, lr, validate=epoch + 1 in validation_epochs):

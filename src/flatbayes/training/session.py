@@ -14,6 +14,7 @@ from torch import nn
 
 from flatbayes.core import Closure, State, TrainingProgress
 from flatbayes.core.context import vectorized
+from flatbayes.core.interrupts import defer_interrupts, get_pending_interrupt, raise_pending_interrupt
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import RandomState, seeded_rng
 from flatbayes.flatness import Flatness
@@ -62,7 +63,9 @@ class Session:
         engine = Engine.create(self.fabric, state.model, state.optimizer, run.config)  # type: ignore[arg-type]
         state.optimizer = engine.optimizer
         run.status.progress.total_steps = run.config.epochs * len(run.batches)
-        with seeded_rng(run.seed, engine.module), vectorized(run.num_networks if run.num_networks > 1 else 0):
+        num_vectorized = run.num_networks if run.num_networks > 1 else 0
+        is_alone = self.world.size == 1  # processes would have to agree on the step
+        with seeded_rng(run.seed, engine.module), vectorized(num_vectorized), defer_interrupts(enabled=is_alone):
             checkpoint = self.world.read_on_main(lambda: self.manager.load_latest(self.run_index))
             if checkpoint is not None:
                 restore_checkpoint(checkpoint, run, engine, self.world)
@@ -87,13 +90,19 @@ class Session:
         self.world.synchronize_buffers(module)
 
     def save_checkpoint(self, run: TrainingRun, engine: Engine, *, epoch_ended: bool) -> None:
-        """Write a checkpoint if one is due after this step.
+        """Write a checkpoint if one is due after this step, or if the training is interrupted after it.
 
         Raises:
             OSError: It cannot be written.
+            KeyboardInterrupt: Ctrl-C was pressed, or SIGTERM received.
         """
         step = run.status.progress.step
-        if not self.manager.is_candidate_step(step, epoch_ended=epoch_ended):
+        is_resumable = epoch_ended or run.batches.can_skip_batches
+        if get_pending_interrupt() is not None:
+            if is_resumable:
+                self.manager.save(self.run_index, step, make_checkpoint(run, engine, self.world))
+            raise_pending_interrupt()
+        if not is_resumable or not self.manager.is_candidate_step(step, epoch_ended=epoch_ended):
             return
         if self.world.broadcast(self.manager.is_due(step, epoch_ended=epoch_ended)):  # by the main process's clock
             self.manager.save(self.run_index, step, make_checkpoint(run, engine, self.world))
