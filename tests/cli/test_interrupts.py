@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a checkpoint of the exact step, messages that are true, and what the folder can do afterwards."""
+"""Ctrl-C and SIGTERM: a checkpoint of the exact step, true messages, and what the folder can do afterwards."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from flatbayes.estimators import FlatBayesClassifier
 from flatbayes.models import MLP
 from flatbayes.training import Callback, Checkpoints, loop
 
-FIT = ["fit", "--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[16]", "--epochs", "3",
+FIT = ["fit", "--data", "digits", "--data.train_size", "60", "--model", "mlp", "--hidden", "16", "--epochs", "3",
        "--batch_size", "20", "--collection.start_fraction", "0", "--rank", "2", "--num_draws", "2"]  # fmt: skip
 
 

@@ -211,8 +211,8 @@ def _describe_interruption(stop: Interrupted, folder: Path) -> str:
         else f"continues after step {stop.resume_step}"
     )
     return (
-        f"stopped {stop.place}; the posterior fitted so far is in {folder} ({ability}). To continue: the same command "
-        f"with --resume, which {start}."
+        f"stopped {stop.place}; the posterior fitted so far is in {folder} ({ability}). To continue: the same "
+        f"command with --resume, which {start}."
     )
 
 

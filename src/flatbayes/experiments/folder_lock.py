@@ -36,28 +36,19 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"There is no permission to write to {existing}. Choose another --out.")
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder, with those above it, unless it exists.
-
-    Raises:
-        ValueError: It cannot be created, or written to; the message says why.
-    """
-    check_folder(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"The folder {folder} cannot be made: {error.strerror}. Choose another --out.") from error
-
-
 def lock_folder(folder: Path) -> None:
     """Reserve a folder for this process until `unlock_folders`; the folder is created if necessary.
 
     A folder that this process has locked may be locked again.
 
     Raises:
-        ValueError: Another process holds the folder, or the path is a file.
+        ValueError: Another process holds the folder, or it cannot be made.
     """
-    make_folder(folder)
+    check_folder(folder)
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise ValueError(f"The folder {folder} cannot be made: {error.strerror}. Choose another --out.") from error
     key, holder = (os.getpid(), folder.resolve()), folder / HOLDER_FILE
     if key in _LOCKS:
         return
