@@ -1,6 +1,7 @@
 """Command `flatbayes predict` on every kind of file: equal to `FittedPosterior.predict`, in order."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -47,7 +48,10 @@ def runs(tmp_path_factory):
         path = here / "images" / "train" / f"c{k % 2}" / f"{k:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 128, (8, 8), dtype=np.uint8) + np.uint8(100 * (k % 2))).save(path)
+    text = (here / "train.csv").read_text().replace(".", "|").replace(",", ";").replace("|", ",").replace("a", "ä", 1)
+    (here / "european.csv").write_text(text, encoding="cp1252")
     data = {
+        "european": ["--data", "european.csv", "--data.encoding", "cp1252", "--data.target", "kind"],
         "classes": ["--data", "train.csv", "--data.target", "kind"],
         "numbers": ["--data", "numbers.csv", "--data.target", "y"],
         "images": ["--data", "images", "--model", "mlp"],
@@ -145,14 +149,32 @@ def test_images_in_parquet():
     assert main(["predict", "images", "--input", "new.parquet", *given]) == 2
 
 
+def test_csv_files_of_another_format_than_those_of_the_training(capsys):
+    predictions = []
+    for name, encoding, more in (
+        ("european.csv", "cp1252", []),  # as in the training
+        ("new.csv.gz", "utf-8", []),
+        ("new.tsv", "utf-16", []),
+        ("mac.csv", "mac-roman", ["--encoding", "mac-roman", "--separator", "semicolon", "--decimal", ","]),
+    ):
+        text = Path("european.csv").read_text(encoding="cp1252")
+        content = (text.replace(";", "\t").replace(",", ".") if name == "new.tsv" else text).encode(encoding)
+        Path(name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        assert main(["predict", "european", "--input", name, "--output", "out", "--overwrite", *DRAWS, *more]) == 0
+        predictions.append(read("out.csv"))
+    assert all(other == predictions[0] for other in predictions)
+    assert main(["predict", "european", "--input", "mac.csv", "--output", "out", "--overwrite", *DRAWS]) == 2
+    assert "lacks the columns ['ä']" in capsys.readouterr().err  # other letters in cp1252
+
+
 BAD = [
     ("a,b\n1,2\n", [], r"lacks the columns ['c']. It has ['a', 'b']"),
-    ("a,b,c\n1,2,\n", [], "1 values that are missing or not finite; the first is nan in row 0"),
-    ("a,b,c\n1,2,word\n", [], "Column 'c' of new.csv holds string"),
+    ("a,b,c\n1,2,\n", [], "Column 'c' of new.csv has a missing value ('' in line 2)"),
+    ("a,b,c\n1,2,word\n", [], "Column 'c' of new.csv must hold numbers"),
     ("a,b,c\n1,2,3\n", ["--keep_columns", "[id]"], "lacks the columns ['id']"),
     ("a,b,c,entropy\n1,2,3,4\n", ["--keep_columns", "[entropy]"], "Predictions also have columns ['entropy']"),
-    ("a,b,c\n", [], "there were no inputs"),
-    ("", [], "new.csv cannot be read"),
+    ("a,b,c\n", [], "new.csv has no rows"),
+    ("", [], "new.csv is empty"),
 ]
 
 

@@ -1,9 +1,12 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
+from flatbayes.data import ImageFolder, Npz, Table, TorchDataset
 from flatbayes.data.checks import check_finite, check_labels, check_targets, holds_fractions, make_class_names
 
 INF = float("inf")
@@ -82,3 +85,59 @@ def test_valid_targets_pass():
 def test_invalid_targets_are_refused(targets, message):
     with pytest.raises(ValueError, match=message):
         check_targets({"given": targets}, ("y", "z"))
+
+
+@pytest.fixture(params=["csv", "parquet", "npz", "torch", "images"])
+def make_classes(request, tmp_path, png, pixels):
+    """A source of each kind whose labels are these whole numbers."""
+
+    def make(labels, **options):
+        inputs = np.random.default_rng(0).normal(size=(len(labels), 2))
+        match request.param:
+            case "csv" | "parquet":
+                path = tmp_path / f"t.{request.param}"
+                frame = pd.DataFrame({"a": inputs[:, 0], "b": inputs[:, 1], "y": labels})
+                frame.to_csv(path, index=False) if request.param == "csv" else frame.to_parquet(path)
+                return Table(path=str(path), target="y", **options)
+            case "npz":
+                np.savez(tmp_path / "t.npz", x=inputs, y=np.unique(labels, return_inverse=True)[1])
+                return Npz(path=str(tmp_path / "t.npz"), **options)
+            case "torch":
+                targets = torch.from_numpy(np.unique(labels, return_inverse=True)[1])
+                return TorchDataset(TensorDataset(torch.from_numpy(inputs), targets), **options)
+            case "images":
+                for index, label in enumerate(labels):
+                    (tmp_path / str(label)).mkdir(exist_ok=True)
+                    (tmp_path / str(label) / f"{index}.png").write_bytes(png(pixels(1)[0]))
+                return ImageFolder(path=str(tmp_path))
+
+    make.has_task = request.param != "images"
+    return make
+
+
+def test_numbers_to_predict_are_no_classes(make_classes):
+    labels = [7 * row + 1000 for row in range(20)]
+    message = r"The 20 examples have 20 classes, and 20 of these have a single .* say task=regression"
+    with pytest.raises(ValueError, match=message):
+        make_classes(labels).load(0)
+    if make_classes.has_task:
+        assert make_classes(labels, task="regression").load(0).is_regression
+        with pytest.warns(UserWarning, match="20 of the 20 classes have a single example"):
+            assert make_classes(labels, task="classification").load(0).num_classes == 20
+
+
+def test_a_class_of_one_example_is_named(make_classes):
+    with pytest.warns(UserWarning, match=r"1 of the 3 classes have a single example, .*: '[02]'"):
+        assert make_classes([1] * 10 + [2] * 10 + [0]).load(0).num_classes == 3
+
+
+def test_words_that_identify_examples_are_no_classes():
+    names = tuple(f"patient{k}" for k in range(20))
+    with pytest.raises(ValueError, match="such as 'patient0', 'patient1', 'patient2'. If they identify the examples"):
+        check_labels({"given": torch.arange(20)}, names)
+
+
+@pytest.mark.parametrize("names", [("Yes", "yes"), ("no", "no ")])
+def test_classes_that_differ_in_case_or_spaces_are_named(names):
+    with pytest.warns(UserWarning, match=f"'{names[0]}', '{names[1]}'. If they are one class"):
+        check_labels({"given": torch.arange(20) % 2}, names)

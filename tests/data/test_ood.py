@@ -73,6 +73,6 @@ def test_ood_inputs_are_the_test_split_of_a_source(tmp_path, write_parquet, pixe
 
 def test_a_table_for_an_image_model_is_refused(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_text("a,b,y\n" + "".join(f"{k},{k * k},{k % 2}\n" for k in range(40)))
+    path.write_text("a,b,y\n" + "".join(f"{k + 2},{k * k},{k % 2}\n" for k in range(40)))
     with pytest.raises(ValueError, match=r"\(2,\), and the model's inputs \(1, 8, 8\)"):
         load_ood_inputs(Table(path=str(path), target="y"), GRAY)

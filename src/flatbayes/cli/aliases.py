@@ -47,7 +47,7 @@ AXES = ("posterior", "flatness", "model", "data", "schedule")
 """Options whose classes are told apart in messages."""
 
 DATA_OPTIONS = ("data", "source", "ood")
-DATA_FILE_SUFFIXES = (".csv", ".npz", ".parquet")
+DATA_FILE_SUFFIXES = (".csv", ".tsv", ".npz", ".parquet", ".gz", ".bz2", ".zst", ".lz4")
 
 RUN_FOLDER_VERBS = ("certify", "diagnose", "evaluate", "shift")
 """Verbs whose option `--data` repeats the dotted path of a run's torch dataset instead of naming a data source."""

@@ -13,6 +13,8 @@ from flatbayes.cli.options import add_run_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import read_json
 from flatbayes.data import InputReader, PredictionWriter
+from flatbayes.data.csv_files import get_table_suffix
+from flatbayes.data.csv_format import CsvFormat
 from flatbayes.experiments.run_folder import CONFIG_FILE
 from flatbayes.likelihoods import Predictive
 from flatbayes.prediction import check_num_draws
@@ -44,6 +46,13 @@ def make_parser() -> ArgumentParser:
         default=None,
         help="column of a parquet file that holds the images; by default img, or the only one that may",
     )
+    for name, example in {"encoding": "cp1252", "separator": "semicolon", "decimal": ","}.items():
+        parser.add_argument(
+            f"--{name}",
+            type=str | None,
+            default=None,
+            help=f"{name} of a CSV file, such as {example}; by default detected, else that of the training data",
+        )
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     return parser
 
@@ -52,7 +61,8 @@ def run(options: Namespace) -> None:
     """Predict for every row of a file or image of a folder, and write the predictions to a file."""
     source, target = Path(options.input), Path(options.output)
     if not target.suffix:
-        target = target.with_suffix(".csv" if source.is_dir() else source.suffix.lower())
+        suffix = get_table_suffix(source)
+        target = target.with_suffix(suffix if suffix in (".parquet", ".npz") else ".csv")
     if target.exists() and not options.overwrite:
         raise ValueError(f"{target} exists: choose another --output, or --overwrite.")
     check_num_draws(options.num_draws)
@@ -111,6 +121,8 @@ def make_input_reader(info: Mapping[str, Any], source: Path, options: Namespace)
         image=options.image_column,
         resize=resize,
         crop=crop,
+        csv_format=CsvFormat(encoding=options.encoding, separator=options.separator, decimal=options.decimal),
+        expected_csv_format=CsvFormat.from_dict(info.get("csv_format")),
         chunk_size=BATCHES_PER_CHUNK * max(1, options.batch_size),
     )
 

@@ -1,6 +1,8 @@
 """Validation of examples: labels, regression targets, finite inputs."""
 
 import math
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,20 +11,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+MISSING_WORDS = frozenset(("", "na", "n/a", "#n/a", "#na", "nan", "-nan", "nat", "null", "<na>", "<null>"))
+"""Labels in small letters, without surrounding spaces, that stand for a missing label."""
+MIN_EXAMPLES_OF_IDENTIFIERS = 10
+"""Fewest examples in which classes that are numbers to predict, or identifiers, are noticed."""
 EXAMPLES_PER_CHUNK = 4096  # bounds the memory of the check for finite values
 TaskType = Literal["classification", "regression"] | None
 """None infers the task from the type of the targets."""
 
 
-def check_labels(splits: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
+def check_labels(splits: Mapping[str, Tensor], class_names: Sequence[str], *, allow_rare: bool = False) -> None:
     """Check that labels are 0 to `num_classes - 1`, and that each of at least 2 classes has an example.
 
     Args:
         splits: Labels of each split, by its name.
         class_names: One name per class.
+        allow_rare: Accept that most classes have a single example.
 
     Raises:
-        ValueError: A label is out of range, or a class has no example.
+        ValueError: A label is out of range, a class has no example, or most classes have a single one.
     """
     num_classes = len(class_names)
     if num_classes < 2:
@@ -45,6 +52,43 @@ def check_labels(splits: Mapping[str, Tensor], class_names: Sequence[str]) -> No
         raise ValueError(
             f"{len(missing)} of the {num_classes} classes have no example; the first is {missing[0]!r}. "
             f"Leave such classes out, and number the others without gaps, 0 to {int(has_examples.sum()) - 1}."
+        )
+    _check_class_sizes(torch.bincount(torch.cat([*splits.values()]), minlength=num_classes), class_names, allow_rare)
+
+
+def _check_class_sizes(counts: Tensor, class_names: Sequence[str], allow_rare: bool) -> None:
+    total, num_classes = int(counts.sum()), len(class_names)
+    single = (counts == 1).nonzero().flatten().tolist()
+    names = ", ".join(repr(class_names[index]) for index in single[:3])
+    if total < MIN_EXAMPLES_OF_IDENTIFIERS:
+        return
+    if 2 * num_classes > total and not allow_rare:
+        is_numeric = all(re.fullmatch(r"[+-]?\d+", name) for name in class_names)
+        reason = (
+            "If these numbers are to be predicted, say task=regression (on the command line --data.task regression)"
+            if is_numeric
+            else "If they identify the examples, name another column as the target"
+        )
+        raise ValueError(
+            f"The {total} examples have {num_classes} classes, and {len(single)} of these have a single example, "
+            f"such as {names}. {reason}; a classification needs several examples of each class. (task=classification "
+            "keeps such classes, where a source has this option.)"
+        )
+    if single:
+        warnings.warn(
+            f"{len(single)} of the {num_classes} classes have a single example, which only one of the splits can "
+            f"have: {names}{' ...' if len(single) > 3 else ''}.",
+            stacklevel=4,
+        )
+    similar: dict[str, list[str]] = {}
+    for name in class_names:
+        similar.setdefault(name.strip().casefold(), []).append(name)
+    groups = [group for group in similar.values() if len(group) > 1]
+    if groups:
+        warnings.warn(
+            f"Classes differ only in spaces or in upper and lower case: {', '.join(map(repr, groups[0]))}. If they "
+            "are one class, write them alike.",
+            stacklevel=4,
         )
 
 

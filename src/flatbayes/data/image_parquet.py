@@ -7,6 +7,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from flatbayes.data.columns import encode_class_labels, extract_integer_labels, read_column
 from flatbayes.data.hub import download_dataset, is_hub_name
 from flatbayes.data.image_cache import iter_mapped_images
 from flatbayes.data.images import infer_layout
@@ -20,7 +21,6 @@ from flatbayes.data.parquet import (
 )
 from flatbayes.data.source import DataSource, RawSplits
 from flatbayes.data.splits import EncodedSplit
-from flatbayes.data.table import encode_class_labels, extract_integer_labels, read_column
 
 
 @dataclass(frozen=True, kw_only=True)

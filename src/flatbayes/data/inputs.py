@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from flatbayes.data.checks import check_finite
-from flatbayes.data.csv_stream import iter_csv_batches
+from flatbayes.data.columns import extract_features
+from flatbayes.data.csv_files import CSV_SUFFIXES, get_table_suffix
+from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.image_folder import iter_file_contents, list_image_files
 from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image
 from flatbayes.data.npz import iter_array_chunks, read_array_names, read_array_shape, to_inputs
@@ -24,7 +26,7 @@ from flatbayes.data.parquet import (
     require_columns,
 )
 from flatbayes.data.prediction_writer import Columns
-from flatbayes.data.table import extract_features
+from flatbayes.data.table_file import TableFile
 
 InputChunks = Iterator[tuple[Columns, Tensor]]
 """Pairs of kept columns and raw inputs, as in `DataSplits`."""
@@ -35,14 +37,16 @@ class InputReader:
     """Where inputs are, and the shape that the model takes.
 
     Attributes:
-        path: A .npz, .parquet or .csv file, or a folder of images at any depth, which are read in the order of their
-            paths; the column `name` then holds these paths.
+        path: A .npz, .parquet, .csv or .tsv file, or a folder of images at any depth, which are read in the order of
+            their paths; the column `name` then holds these paths.
         input_shape: (channels, height, width) or (features,), as in training.
         feature_names: Columns of a table that are the features, in order; other columns are ignored.
         keep_columns: Columns, or arrays, to pass on.
         image: Column of a parquet file that holds the images; None for `img`, or else the only column of images.
         resize: Resize images of another size, instead of refusing them.
         crop: Keep the aspect ratio of resized images, and crop the center.
+        csv_format: Format of a CSV file, where it is not to be detected.
+        expected_csv_format: Format of a CSV file whose text is not certain: that of the training data.
         chunk_size: Maximal number of inputs in a chunk.
     """
 
@@ -53,6 +57,8 @@ class InputReader:
     image: str | None = None
     resize: bool = False
     crop: bool = False
+    csv_format: CsvFormat = CsvFormat()
+    expected_csv_format: CsvFormat = CsvFormat()
     chunk_size: int = 1024
 
     def __post_init__(self) -> None:
@@ -60,7 +66,7 @@ class InputReader:
             raise ValueError(f"chunk_size is a number of inputs, 1 or more, got {self.chunk_size}.")
         if not self.path.exists():
             raise FileNotFoundError(f"There is no file or folder {self.path}. Check the path.")
-        file_types = ("folder", ".parquet", ".npz") if self._expects_images else (".csv", ".parquet", ".npz")
+        file_types = (*(["folder"] if self._expects_images else CSV_SUFFIXES), ".parquet", ".npz")
         if self.file_type not in file_types:
             shape = self.input_shape
             expected = f"images of the shape {shape}" if self._expects_images else f"{shape[0]} features"
@@ -76,7 +82,7 @@ class InputReader:
     @property
     def file_type(self) -> str:
         """The suffix of the file, or `folder`."""
-        return "folder" if self.path.is_dir() else self.path.suffix.lower()
+        return "folder" if self.path.is_dir() else get_table_suffix(self.path)
 
     def count_inputs(self) -> int | None:
         """Count the inputs; None for a CSV file, which would have to be read."""
@@ -112,13 +118,12 @@ class InputReader:
             yield columns, inputs
 
     def _read_feature_chunks(self) -> InputChunks:
-        path, names = self.path, self.feature_names
-        if self.file_type == ".csv":
-            tables = iter_csv_batches(path, names, self.keep_columns, self.chunk_size)
-        else:
-            require_columns(path, [*names, *self.keep_columns], read_schema(path).names)
-            tables = iter_record_batches(path, list(dict.fromkeys([*names, *self.keep_columns])), self.chunk_size)
-        return ((_select_columns(table, self.keep_columns), extract_features(table, names, path)) for table in tables)
+        names = self.feature_names
+        file = TableFile.open(self.path, self.csv_format, self.expected_csv_format)
+        first_row = 0
+        for table in file.iter_batches(names, self.keep_columns, self.chunk_size):
+            yield _select_columns(table, self.keep_columns), extract_features(table, names, file, first_row)
+            first_row += len(table)
 
     def _read_parquet_image_chunks(self) -> InputChunks:
         path = self.path

@@ -1,5 +1,7 @@
 """Parquet files: schema, row batches, encoded images, and the files of each split."""
 
+import difflib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,14 +37,26 @@ def wrap_read_errors(path: Path) -> Iterator[None]:
     """
     with require_package("data"):
         import pyarrow as pa
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+    require_file(path)
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} cannot be read: {error}. Check that it is complete and that its suffix fits its format."
         ) from error
+
+
+def require_file(path: Path) -> None:
+    """Check that a file exists.
+
+    Raises:
+        FileNotFoundError: There is nothing at the path.
+        ValueError: It is a folder.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and a file is expected. Name a file in it.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}. Check the path.")
 
 
 def read_schema(path: Path) -> ArrowSchema:
@@ -53,6 +67,25 @@ def read_schema(path: Path) -> ArrowSchema:
         schema = pq.read_schema(path)
         schema.names  # noqa: B018 - decodes the names, which fails in a damaged file
         return schema
+
+
+def read_pandas_index(schema: ArrowSchema) -> tuple[str, ...]:
+    """Columns in which pandas has stored the index of a DataFrame, from the metadata of a file."""
+    try:
+        metadata = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+        columns = metadata.get("index_columns", [])
+    except (AttributeError, ValueError):  # other metadata
+        columns = []
+    stored = [name for name in columns if isinstance(name, str)]  # a counting index is an object, and no column
+    return tuple(n for n in schema.names if n in stored or re.fullmatch(r"__index_level_\d+__", n))
+
+
+def read_table(path: Path, columns: Sequence[str]) -> ArrowTable:
+    """Read columns of a file."""
+    with require_package("data"):
+        import pyarrow.parquet as pq
+    with wrap_read_errors(path):
+        return pq.read_table(path, columns=list(columns), partitioning=None)  # a folder `key=value` is no column
 
 
 def count_rows(path: Path) -> int:
@@ -80,8 +113,11 @@ def require_columns(path: Path, required: Sequence[str], available: Sequence[str
     """
     missing = [name for name in required if name not in available]
     if missing:
+        similar = difflib.get_close_matches(missing[0].strip(), available, n=1)
+        suggestion = f" Did you mean {similar[0]!r}?" if similar else ""
         raise ValueError(
             f"{path} lacks the columns {missing}. It has {list(available)}. Name one of these, or add them."
+            f"{suggestion}"
         )
 
 

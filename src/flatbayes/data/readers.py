@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flatbayes.data.csv_files import get_table_suffix
 from flatbayes.data.hub import is_hub_name
 from flatbayes.data.image_folder import ImageFolder, list_image_files
 from flatbayes.data.image_parquet import ImageParquet
@@ -38,7 +39,7 @@ def find_reader(path: str) -> "partial[Any]":
     """Find the class of the source that reads a path.
 
     Args:
-        path: A .npz, .csv or parquet file, a folder with images or with parquet files, or the name of a dataset on
+        path: A .npz, .csv, .tsv or parquet file, a folder with images or parquet files, or the name of a dataset on
             the Hugging Face hub, `owner/name`.
 
     Returns:
@@ -59,17 +60,17 @@ def find_reader(path: str) -> "partial[Any]":
         if list_image_files(local_path):
             return partial(ImageFolder, path=path)
         raise ValueError(f"There are neither parquet files nor images in {path}. Check the path.")
-    match local_path.suffix.lower():
+    match get_table_suffix(local_path):
         case ".npz":
             return partial(Npz, path=path)
         case ".parquet":
             return _find_parquet_reader(path, local_path)
-        case ".csv":
+        case ".csv" | ".tsv":
             return partial(Table, path=path)
         case suffix:
             raise ValueError(
-                f"No reader is known for {path} (suffix {suffix!r}). Known are .npz, .parquet, .csv, and folders of "
-                "images or parquet files."
+                f"No reader is known for {path} (suffix {suffix!r}). Known are .npz, .parquet, .csv, .tsv, and "
+                "folders of images or parquet files."
             )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flatbayes.data.augment import Augment
 from flatbayes.data.checks import check_finite, check_labels, check_targets
+from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.splits import DataSplits, EncodedSplit, Split
 from flatbayes.data.stratified_split import check_size, stratified_split
 
@@ -37,6 +38,7 @@ class RawSplits:
         feature_names: One name per feature; empty for images.
         target_names: One name per regression target; empty for a classification.
         standard_splits: Published splits of `unsplit`; the seed selects one of them.
+        csv_format: Format of the CSV file that the examples come from, if any.
     """
 
     unsplit: Split | EncodedSplit
@@ -46,6 +48,7 @@ class RawSplits:
     feature_names: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
     standard_splits: tuple[TrainTestRows, ...] = ()
+    csv_format: CsvFormat | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +103,7 @@ class DataSource(ABC):
         if seed < 0:
             raise ValueError(f"The seed must be 0 or more, got {seed}.")
         raw = self.read()
-        check_raw_splits(raw)
+        check_raw_splits(raw, allow_rare_classes=getattr(self, "task", None) == "classification")
         is_augmented = bool(self.flip or self.pad or self.cutout)
         if raw.feature_names and is_augmented:
             raise ValueError("flip, pad and cutout are for images, and these examples are features; leave them out.")
@@ -126,6 +129,7 @@ class DataSource(ABC):
             feature_names=raw.feature_names,
             augment=Augment(flip=self.flip, pad=self.pad, cutout=self.cutout) if is_augmented else None,
             target_names=raw.target_names,
+            csv_format=raw.csv_format,
         )
 
     def _split_rows(self, raw: RawSplits, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,8 +167,12 @@ def take_all(split: Split | EncodedSplit) -> Split:
     return split.take(torch.arange(len(split)))
 
 
-def check_raw_splits(raw: RawSplits) -> None:
+def check_raw_splits(raw: RawSplits, *, allow_rare_classes: bool = False) -> None:
     """Check that examples have finite inputs of one shape and valid targets.
+
+    Args:
+        raw: The examples.
+        allow_rare_classes: Accept that most classes have a single example.
 
     Raises:
         ValueError: They do not; the message locates the first error.
@@ -190,4 +198,4 @@ def check_raw_splits(raw: RawSplits) -> None:
     if raw.target_names:
         check_targets(targets, raw.target_names)
     else:
-        check_labels(targets, raw.class_names)
+        check_labels(targets, raw.class_names, allow_rare=allow_rare_classes)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.data.augment import Augment
+from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image
 from flatbayes.data.lazy_images import LazyImages
 
@@ -103,6 +104,7 @@ class DataSplits:
         feature_names: One name per feature; empty for images.
         augment: Random augmentation of batches of training images; None for none.
         target_names: One name per regression target; empty for a classification.
+        csv_format: Format of the CSV file that the examples come from, if any.
 
     Raises:
         ValueError: Targets and their names do not match.
@@ -115,6 +117,7 @@ class DataSplits:
     feature_names: tuple[str, ...]
     augment: Augment | None
     target_names: tuple[str, ...] = ()
+    csv_format: CsvFormat | None = None
 
     def __post_init__(self) -> None:
         if bool(self.class_names) == bool(self.target_names):

@@ -130,6 +130,7 @@ class InMemoryData(TrainingData):
             "target_names": list(data.target_names),
             "feature_names": list(data.feature_names),
             "input_shape": list(data.input_shape),
+            **({} if data.csv_format is None else {"csv_format": data.csv_format.to_dict()}),
         }
 
     @property

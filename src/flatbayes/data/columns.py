@@ -1,0 +1,280 @@
+"""Columns of CSV and parquet files: features, class labels and regression targets, and where their values are."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatbayes.core.optional import require_package
+from flatbayes.data.checks import MISSING_WORDS, TaskType, holds_fractions, make_class_names
+from flatbayes.data.csv_files import (
+    explain_words,
+)
+from flatbayes.data.parquet import (
+    ArrowColumn,
+    ArrowTable,
+    ArrowType,
+    wrap_read_errors,
+)
+from flatbayes.data.table_file import TableFile
+
+
+def read_column(files: Sequence[Path], name: str) -> ArrowColumn:
+    """Read one column of several parquet files and concatenate it."""
+    with require_package("data"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    chunks = []
+    for path in files:
+        with wrap_read_errors(path):
+            chunks += pq.read_table(path, columns=[name]).column(name).chunks
+    require_one_type(chunks, name)
+    return pa.chunked_array(chunks)
+
+
+def extract_features(table: ArrowTable, names: Sequence[str], file: TableFile, first_row: int = 0) -> Tensor:
+    """Convert numeric columns to float64 features, [rows, features].
+
+    Args:
+        table: A table with these columns.
+        names: The columns, in the order of the features.
+        file: The file, for messages.
+        first_row: Row number of the first row, for a file that is read in batches.
+
+    Raises:
+        ValueError: A column is neither numeric nor boolean, or values are missing, infinite or too large for float32.
+    """
+    with require_package("data"):
+        import pyarrow as pa
+    values = np.empty((len(table), len(names)), dtype=np.float64)
+    for index, name in enumerate(names):
+        column = table.column(name)
+        require_numeric_type(column, name, file)
+        values[:, index] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    with np.errstate(invalid="ignore"):
+        is_invalid = ~(np.abs(values) <= np.finfo(np.float32).max)
+    if is_invalid.any():
+        row, index = np.argwhere(is_invalid)[0].tolist()
+        value = float(values[row, index])
+        reason = "a missing value" if np.isnan(value) else f"{value}, which is not finite as float32,"
+        raise ValueError(
+            f"Column {names[index]!r} of {file.path} has {reason} "
+            f"({file.describe_row(first_row + row, names[index])}). Fill it in, or leave the row out; "
+            f"{int(is_invalid.any(1).sum())} of {len(table)} rows have such values."
+        )
+    return torch.from_numpy(values)
+
+
+def require_numeric_type(column: ArrowColumn, name: str, file: TableFile) -> None:
+    """Check that a feature column is numeric or boolean.
+
+    Args:
+        column: The column, or a piece of it.
+        name: Name of the column.
+        file: The file, for messages.
+
+    Raises:
+        ValueError: It is not; the message says what the column holds.
+    """
+    with require_package("data"):
+        from pyarrow import types
+    kind = column.type
+    predicates = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
+    if any(predicate(kind) for predicate in predicates):
+        return
+    leave_out = f"Or leave it out: ignore=({name!r},) (on the command line, --data.ignore [{name}])."
+    if any(predicate(kind) for predicate in (types.is_date, types.is_time, types.is_timestamp, types.is_duration)):
+        raise ValueError(
+            f"Column {name!r} of {file.path} holds {describe_type(kind)}, and features must be numbers. Convert "
+            f"them, for example to seconds, or to columns for year, month and weekday. {leave_out}"
+        )
+    explanation = explain_words(file.path, file.layout, name) if file.layout is not None else None
+    explanation = explanation or (
+        f"Column {name!r} of {file.path} holds {describe_type(kind)}, and features must be numbers or booleans; the "
+        f"first is {str(column[0].as_py())[:40]!r}. Encode it as numbers."
+    )
+    raise ValueError(f"{explanation} {leave_out}")
+
+
+def describe_type(column_type: ArrowType) -> str:
+    """The type of a column in words."""
+    with require_package("data"):
+        from pyarrow import types
+    if types.is_string(column_type) or types.is_large_string(column_type) or types.is_dictionary(column_type):
+        return "words"
+    for predicate, words in {
+        types.is_timestamp: "dates and times",
+        types.is_date: "dates",
+        types.is_time: "times",
+        types.is_duration: "durations",
+        types.is_floating: "fractions",
+    }.items():
+        if predicate(column_type):
+            return words
+    return str(column_type)
+
+
+def is_regression_column(column: ArrowColumn, name: str, task: TaskType) -> bool:
+    """Whether a target column holds regression targets: as `task` says, else if it holds fractions.
+
+    Raises:
+        ValueError: The column is ambiguous.
+    """
+    with require_package("data"):
+        import pyarrow as pa
+        from pyarrow import types
+    if task is not None or not (types.is_floating(column.type) or types.is_decimal(column.type)):
+        return task == "regression"
+    return holds_fractions(column.drop_null().cast(pa.float64(), safe=False).to_numpy(), f"Column {name!r}")
+
+
+def extract_regression_targets(column: ArrowColumn, name: str, file: TableFile | None = None) -> Tensor:
+    """Convert a numeric column to regression targets, [rows] (float64).
+
+    Raises:
+        ValueError: Values are missing or not numeric.
+    """
+    with require_package("data"):
+        import pyarrow as pa
+        from pyarrow import types
+    predicates = (types.is_integer, types.is_floating, types.is_decimal)
+    if not any(predicate(column.type) for predicate in predicates):
+        explanation = explain_words(file.path, file.layout, name) if file and file.layout else None
+        raise ValueError(
+            explanation
+            or f"Column {name!r} holds {describe_type(column.type)}, and a regression needs numbers. Name another "
+            "column."
+        )
+    values = np.array(require_no_nulls(column, name, file).cast(pa.float64(), safe=False).to_numpy())
+    is_invalid = ~(np.abs(values) <= np.finfo(np.float32).max)
+    if is_invalid.any():
+        row = int(is_invalid.argmax())
+        raise ValueError(
+            f"Column {name!r} has {int(is_invalid.sum())} values that are not finite as float32, the first "
+            f"({values[row]:g}) {describe_label(row, name, file, str(values[row]))}. Leave those examples out."
+        )
+    return torch.from_numpy(values)
+
+
+def extract_integer_labels(
+    columns: Mapping[str, ArrowColumn], name: str, class_names: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
+    """Convert integer columns to labels.
+
+    Args:
+        columns: The label column of each split.
+        name: Name of the column.
+        class_names: One name per class; if empty, the numbers are the names.
+
+    Returns:
+        Class names and the labels of each split, or None if a column is not of integers.
+    """
+    with require_package("data"):
+        from pyarrow import types
+    if not all(types.is_integer(column.type) for column in columns.values()):
+        return None
+    targets = {
+        split_name: torch.from_numpy(require_no_nulls(column, name).to_numpy().astype("int64"))
+        for split_name, column in columns.items()
+    }
+    return tuple(class_names) or make_class_names(list(targets.values())), targets
+
+
+def encode_class_labels(
+    columns: Mapping[str, ArrowColumn], name: str, file: TableFile | None = None
+) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Number the distinct values of a column in sorted order.
+
+    Args:
+        columns: The class column of each split.
+        name: Name of the column.
+        file: The file of the column, for messages.
+
+    Returns:
+        Class names and the labels of each split.
+
+    Raises:
+        ValueError: Values are missing, or are neither whole numbers nor words nor booleans.
+    """
+    with require_package("data"):
+        from pyarrow import types
+    require_one_type(list(columns.values()), name)
+    values = {}
+    for split_name, column in columns.items():
+        value_type = column.type
+        if types.is_dictionary(value_type):
+            value_type = value_type.value_type
+        predicates = (types.is_integer, types.is_string, types.is_large_string, types.is_boolean, types.is_null)
+        if not any(predicate(value_type) for predicate in predicates):
+            raise ValueError(
+                f"Column {name!r} holds {describe_type(value_type)}, and classes must be whole numbers or words. "
+                "Name another column as the target, write its values so, or fit a regression to it."
+            )
+        values[split_name] = require_no_nulls(column, name, file).cast(value_type).to_pylist()
+        require_no_missing_words(values[split_name], name, file)
+    classes = sorted(set().union(*values.values()))
+    labels = {value: label for label, value in enumerate(classes)}
+    targets = {
+        split_name: torch.tensor([labels[value] for value in split_values], dtype=torch.int64)
+        for split_name, split_values in values.items()
+    }
+    return tuple(str(value) for value in classes), targets
+
+
+def require_no_missing_words(labels: Sequence[object], name: str, file: TableFile | None) -> None:
+    """Check that no class is an empty word, or a word that stands for a missing value, such as NA.
+
+    Raises:
+        ValueError: Some are; the message locates the first.
+    """
+    missing = [
+        row for row, label in enumerate(labels) if isinstance(label, str) and label.strip().lower() in MISSING_WORDS
+    ]
+    if missing:
+        word = str(labels[missing[0]])
+        meant = f" If {word!r} is a class, give it a longer name." if word.strip() else ""
+        raise ValueError(
+            f"Column {name!r} has {len(missing)} missing labels, the first "
+            f"{describe_label(missing[0], name, file, word)}. Fill them in or leave those examples out.{meant}"
+        )
+    row = next((row for row, label in enumerate(labels) if label == "None"), None)
+    if row is not None:
+        warnings.warn(
+            f"'None' is a class of column {name!r} (the first {describe_label(row, name, file, 'None')}). If it "
+            "stands for a missing label, leave those examples out.",
+            stacklevel=4,
+        )
+
+
+def describe_label(row: int, name: str, file: TableFile | None, text: str = "") -> str:
+    """Where a label is, counted from 1 as an editor shows it."""
+    return f"{text!r} in row {row + 1}" if file is None else file.describe_row(row, name)
+
+
+def require_one_type(columns: Sequence[ArrowColumn], name: str) -> None:
+    """Check that a column has the same type in all files.
+
+    Raises:
+        ValueError: It has several types; the message lists them.
+    """
+    types = sorted({str(column.type) for column in columns})
+    if len(types) > 1:
+        raise ValueError(f"Column {name!r} has several types in these files: {types}. Convert them to one.")
+
+
+def require_no_nulls(column: ArrowColumn, name: str, file: TableFile | None = None) -> ArrowColumn:
+    """Return the column if it has no missing values.
+
+    Raises:
+        ValueError: It has; the message locates the first.
+    """
+    if column.null_count:
+        first = column.is_null().to_pylist().index(True)
+        raise ValueError(
+            f"Column {name!r} has {column.null_count} missing labels, the first {describe_label(first, name, file)}. "
+            "Fill them in or leave those examples out."
+        )
+    return column

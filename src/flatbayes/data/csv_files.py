@@ -1,0 +1,267 @@
+"""Readers of CSV files with pyarrow, whole or in batches; errors name the line and the value."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flatbayes.core.optional import require_package
+from flatbayes.data.csv_format import (
+    CsvFormat,
+    CsvLayout,
+    detect_layout,
+    explain_decoding_error,
+    explain_word,
+    find_decoding_error,
+)
+from flatbayes.data.parquet import ArrowTable, require_columns, require_file, wrap_read_errors
+
+CSV_SUFFIXES = (".csv", ".tsv")
+COMPRESSION_SUFFIXES = (".gz", ".bz2", ".zst", ".lz4")
+BLOCK_SIZE_BYTES = 2**20
+"""Bytes that are read at a time; a line must fit into it."""
+TRUE_WORDS, FALSE_WORDS = ("1", "True", "TRUE", "true"), ("0", "False", "FALSE", "false")
+MISSING_NUMBERS = frozenset(
+    [
+        "",
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "-NaN",
+        "-nan",
+        "1.#IND",
+        "1.#QNAN",
+        "N/A",
+        "NA",
+        "NULL",
+        "NaN",
+        "n/a",
+        "nan",
+        "null",
+    ]
+)
+"""What pyarrow reads as a missing number."""
+
+
+def get_table_suffix(path: Path) -> str:
+    """The suffix in small letters, without that of a compressed CSV file: `.csv` for `a.CSV.gz`."""
+    inner = Path(path.stem).suffix.lower()
+    if path.suffix.lower() in COMPRESSION_SUFFIXES and inner in CSV_SUFFIXES:
+        return inner
+    return path.suffix.lower()
+
+
+def read_csv_layout(path: Path, given: CsvFormat, expected: CsvFormat | None = None) -> CsvLayout:
+    """Detect the layout of a CSV file; arguments as those of `detect_layout`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is empty or damaged, or its text is not certain.
+    """
+    require_file(path)
+    with wrap_read_errors(path), open_stream(path) as stream:
+        sample = stream.read(BLOCK_SIZE_BYTES)
+        is_complete = not stream.read(1)
+    return detect_layout(sample, is_complete=is_complete, name=str(path), given=given, expected=expected)
+
+
+def read_csv(path: Path, layout: CsvLayout) -> ArrowTable:
+    """Read a whole CSV file; the types of its columns are inferred.
+
+    Raises:
+        ValueError: It is damaged; the message names the line.
+    """
+    with require_package("data"):
+        from pyarrow import csv as arrow_csv
+        from pyarrow import types
+    with explain_csv_errors(path, layout):
+        table = arrow_csv.read_csv(path, **_make_options(layout, {}))
+    if any(types.is_binary(column_type) for column_type in table.schema.types):  # words that are not UTF-8
+        raise ValueError(_explain_bytes(path, layout))
+    return table
+
+
+def iter_csv_batches(
+    path: Path, layout: CsvLayout, names: Sequence[str], keep_columns: Sequence[str], size: int
+) -> Iterator[ArrowTable]:
+    """Read columns of a CSV file in record batches.
+
+    Feature columns are read as float64, or as booleans if the first block holds booleans. The types that pyarrow
+    infers from the first block alone could turn out wrong later in the file (whole numbers, then fractions).
+
+    Args:
+        path: The file.
+        layout: Its layout.
+        names: Columns of features.
+        keep_columns: Columns to pass on unchanged as text.
+        size: Maximal number of rows in a batch.
+
+    Raises:
+        ValueError: The file is damaged, lacks a column, or a feature is not numeric.
+    """
+    with require_package("data"):
+        import pyarrow as pa
+        from pyarrow import csv as arrow_csv
+    require_columns(path, [*names, *keep_columns], layout.column_names)
+    with explain_csv_errors(path, layout, names):
+        with arrow_csv.open_csv(path, **_make_options(layout, {})) as first_block:
+            schema = first_block.schema
+        types = {name: pa.string() for name in keep_columns}
+        for name in names:
+            types[name] = pa.bool_() if pa.types.is_boolean(schema.field(name).type) else pa.float64()
+        with arrow_csv.open_csv(path, **_make_options(layout, types)) as stream:
+            for batch in stream:
+                for start in range(0, len(batch), size):
+                    yield batch.slice(start, size)
+
+
+def _make_options(layout: CsvLayout, column_types: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of pyarrow's readers: all columns with inferred types, or those of `column_types`."""
+    from pyarrow import csv as arrow_csv
+
+    chosen = {"column_types": column_types, "include_columns": list(column_types)} if column_types else {}
+    return {
+        "read_options": arrow_csv.ReadOptions(
+            block_size=BLOCK_SIZE_BYTES,
+            encoding=layout.encoding,
+            column_names=layout.column_names,
+            skip_rows=layout.num_header_lines,
+        ),
+        "parse_options": arrow_csv.ParseOptions(
+            delimiter=layout.separator, newlines_in_values=layout.has_multiline_values
+        ),
+        "convert_options": arrow_csv.ConvertOptions(
+            decimal_point=layout.decimal, strings_can_be_null=False, **chosen
+        ),
+    }
+
+
+@contextmanager
+def open_stream(path: Path) -> Iterator[Any]:
+    """Open a file for reading, decompressed according to its suffix."""
+    with require_package("data"):
+        import pyarrow as pa
+    with pa.input_stream(str(path)) as stream:
+        yield stream
+
+
+@contextmanager
+def explain_csv_errors(path: Path, layout: CsvLayout, number_columns: Sequence[str] = ()) -> Iterator[None]:
+    """Context that turns errors of pyarrow into a ValueError with line and value.
+
+    Args:
+        path: The file.
+        layout: Its layout.
+        number_columns: Columns that must be numeric.
+    """
+    with require_package("data"):
+        import pyarrow as pa
+    try:
+        with wrap_read_errors(path):
+            yield
+    except ValueError as error:
+        if not isinstance(error.__cause__, pa.ArrowException | UnicodeError):
+            raise
+        explanation = (
+            _explain_bytes(path, layout)
+            or _explain_widths(path, layout)
+            or next((text for name in number_columns if (text := explain_words(path, layout, name))), None)
+        )
+        if explanation is None:
+            raise
+        raise ValueError(explanation) from error
+
+
+def iter_records(path: Path, layout: CsvLayout) -> Iterator[tuple[int, list[str]]]:
+    """Read the rows of a file with the numbers of their lines, from 1 on, as an editor shows them."""
+    with open_stream(path) as stream, io.TextIOWrapper(stream, layout.encoding, "replace", newline="") as text:
+        for _ in range(layout.num_header_lines):
+            text.readline()
+        reader, end = csv.reader(text, delimiter=layout.separator), layout.num_header_lines
+        for record in reader:
+            line, end = end + 1, layout.num_header_lines + reader.line_num
+            if record:
+                yield line, record
+
+
+def locate_row(path: Path, layout: CsvLayout, row: int, name: str) -> tuple[int, str]:
+    """Line number and text of a value.
+
+    Args:
+        path: The file.
+        layout: Its layout.
+        row: Number of the row, from 0 on.
+        name: The column.
+    """
+    column = layout.column_names.index(name)
+    for index, (line, record) in enumerate(iter_records(path, layout)):
+        if index == row:
+            return line, record[column]
+    raise ValueError(f"{path} has changed while it was read. Read it again.")
+
+
+def explain_words(path: Path, layout: CsvLayout, name: str) -> str | None:
+    """Message on the first value of a column that is no number; None if there is none."""
+    column = layout.column_names.index(name)
+    total, words, first = 0, 0, (0, "")
+    for line, record in iter_records(path, layout):
+        total += 1
+        if not is_number(record[column], layout.decimal):
+            first = first if words else (line, record[column])
+            words += 1
+    if not words:
+        return None
+    return (
+        f"Column {name!r} of {path} must hold numbers, and {words} of its {total} values are none; the first is "
+        f"{first[1]!r} in line {first[0]}.{explain_word(first[1], layout.decimal) or ' Encode it as numbers.'}"
+    )
+
+
+def is_number(text: str, decimal: str) -> bool:
+    """Whether pyarrow reads a text as a number, a boolean, or a missing number."""
+    text = text.strip()
+    if text in MISSING_NUMBERS or text in TRUE_WORDS or text in FALSE_WORDS:
+        return True
+    if "_" in text or (decimal == "," and "." in text):
+        return False
+    try:
+        float(text.replace(",", ".") if decimal == "," else text)
+    except ValueError:
+        return False
+    return True
+
+
+def _explain_bytes(path: Path, layout: CsvLayout) -> str | None:
+    first_line = 1
+    with open_stream(path) as stream:
+        if layout.encoding != "utf-8":
+            content = stream.read()
+            invalid = find_decoding_error(content, True, layout.encoding)
+            return explain_decoding_error(content, layout.encoding, str(path)) if invalid else None
+        rest = b""
+        while block := stream.read(BLOCK_SIZE_BYTES):
+            block = rest + block
+            cut = block.rfind(b"\n") + 1
+            if find_decoding_error(block[:cut], True, "utf-8"):
+                return explain_decoding_error(block[:cut], "utf-8", str(path), first_line)
+            first_line, rest = first_line + block.count(b"\n", 0, cut), block[cut:]
+        if find_decoding_error(rest, True, "utf-8"):
+            return explain_decoding_error(rest, "utf-8", str(path), first_line)
+    return None
+
+
+def _explain_widths(path: Path, layout: CsvLayout) -> str | None:
+    width = len(layout.column_names)
+    for line, record in iter_records(path, layout):
+        if len(record) != width:
+            excerpt = layout.separator.join(record)[:80]
+            return (
+                f"Line {line} of {path} has {len(record)} values, and the header has {width} ({excerpt!r}, separated "
+                f"by {layout.separator!r}). Correct the line, quote values that hold a separator, or say another "
+                "separator."
+            )
+    return None

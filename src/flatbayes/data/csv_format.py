@@ -1,0 +1,347 @@
+"""Format of CSV files: encoding, separator and decimal mark, as the user says, or detected where they are certain."""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+SEPARATOR_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
+SEPARATORS = (",", ";", "\t", "|")
+DECIMALS = (".", ",")
+NUM_SAMPLE_RECORDS = 200
+FILE_SIGNATURES = {
+    b"PK\x03\x04": "an Excel workbook or a zip archive",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook",
+    b"PAR1": "a parquet file",
+    b"\x1f\x8b": "a gzip file (its name must end in .gz)",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+}
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
+POINT_NUMBER = re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?")
+POSSIBLE_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+GROUPED_NUMBER = re.compile(r"[+-]?\d{1,3}([ ,.'\u00a0\u202f])\d{3}(\1\d{3})*([.,]\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvFormat:
+    """What a user says about the format of CSV files; None where it is detected.
+
+    Attributes:
+        encoding: Encoding of the text, by its name in Python: utf-8, cp1252 (Windows), latin-1, utf-16 ...
+        separator: Character between values, or its name: comma, semicolon, tab, pipe, space.
+        decimal: Decimal mark of numbers: a point or a comma.
+
+    Raises:
+        ValueError: There is no such encoding, or a mark is not one character.
+    """
+
+    encoding: str | None = None
+    separator: str | None = None
+    decimal: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.separator is not None:
+            separator = SEPARATOR_NAMES.get(self.separator.lower(), self.separator)
+            object.__setattr__(self, "separator", separator)
+            if len(separator) != 1 or separator in '"\r\n' or separator.isalnum():
+                raise ValueError(
+                    f"separator is one character, or one of {', '.join(SEPARATOR_NAMES)}, got {self.separator!r}."
+                )
+        if self.decimal is not None and self.decimal not in DECIMALS:
+            raise ValueError(f"decimal is a point or a comma, '.' or ',', got {self.decimal!r}.")
+        if self.encoding is not None:
+            try:
+                name = codecs.lookup(self.encoding).name
+            except LookupError as error:
+                raise ValueError(
+                    f"There is no encoding {self.encoding!r}. Common ones: utf-8, cp1252 (Windows), latin-1, utf-16."
+                ) from error
+            object.__setattr__(self, "encoding", "utf-8" if name == "utf-8-sig" else name)
+
+    def to_dict(self) -> dict[str, str]:
+        """The entries that are not None, as plain data."""
+        return {f.name: getattr(self, f.name) for f in fields(CsvFormat) if getattr(self, f.name) is not None}
+
+    @staticmethod
+    def from_dict(values: object) -> "CsvFormat":
+        """The format that `to_dict` describes; entries of another kind are left out."""
+        entries = values if isinstance(values, Mapping) else {}
+        names = [f.name for f in fields(CsvFormat)]
+        return CsvFormat(**{name: entries[name] for name in names if isinstance(entries.get(name), str)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvLayout:
+    """Everything that is needed to read one CSV file.
+
+    Attributes:
+        encoding: Encoding of the text.
+        separator: Character between values.
+        decimal: Decimal mark of numbers.
+        column_names: Names of the columns, from the header line.
+        num_header_lines: Lines before the first row: comments, and the header.
+        has_multiline_values: Whether quoted values contain line breaks.
+    """
+
+    encoding: str
+    separator: str
+    decimal: str
+    column_names: tuple[str, ...]
+    num_header_lines: int = 1
+    has_multiline_values: bool = False
+
+    @property
+    def format(self) -> CsvFormat:
+        """The format without what is particular to one file."""
+        return CsvFormat(encoding=self.encoding, separator=self.separator, decimal=self.decimal)
+
+
+def detect_layout(
+    sample: bytes, *, is_complete: bool, name: str, given: CsvFormat, expected: CsvFormat | None = None
+) -> CsvLayout:
+    """Detect the layout of a CSV file from its first bytes.
+
+    Args:
+        sample: The first bytes.
+        is_complete: Whether these are all bytes.
+        name: The file, for messages.
+        given: What the user says, which is not detected.
+        expected: What holds where the text is not certain: the format of the training data.
+
+    Raises:
+        ValueError: The file is empty or no text, or the text is not certain; the message says what to do.
+    """
+    expected = expected or CsvFormat()
+    encoding = detect_encoding(sample, is_complete, name, given.encoding, expected.encoding)
+    text = codecs.getincrementaldecoder(encoding)("strict").decode(sample, False).lstrip("\ufeff")
+    lines = text.splitlines(keepends=True) if is_complete else text.splitlines(keepends=True)[:-1] or [text]
+    if not any(line.strip() for line in lines):
+        raise ValueError(f"{name} is empty. Give a table with a line of column names, and rows below it.")
+    separator = given.separator
+    first = next(index for index, line in enumerate(lines) if line.strip())
+    mark = re.fullmatch(r"sep=(.)\s*", lines[first], re.IGNORECASE)
+    start = first + 1 if mark else first  # the first line of some files of Excel
+    separator = separator or (mark[1] if mark else None)
+    comments = start
+    while comments < len(lines) and lines[comments].startswith("#"):
+        comments += 1
+    body = "".join(lines[comments:])
+    separator = separator or detect_separator(body, name, expected.separator)
+    if comments > start:
+        width = len(next(iter(parse_records(body, separator)), []))
+        header = parse_records(lines[comments - 1], separator)[0]
+        if width > 1 and len(header) == width:  # the last comment is the header, as numpy.savetxt writes it
+            comments -= 1
+    body = "".join(lines[comments:])
+    records = parse_records(body, separator)
+    if not records or (len(records) == 1 and is_complete):
+        raise ValueError(f"{name} has no rows: give a line of column names, and a row below it for each example.")
+    if is_complete and has_open_quote(body, separator):
+        raise ValueError(
+            f"A quotation mark of {name} is not closed: the rest of the file would be one value. Close it, or write "
+            "two marks for one that is part of a value."
+        )
+    names = (re.sub(r"^# +(?=\S)", "", records[0][0]), *records[0][1:])
+    decimal = given.decimal or detect_decimal(records[1:], separator, name, expected.decimal)
+    return CsvLayout(
+        encoding=encoding,
+        separator=separator,
+        decimal=decimal,
+        column_names=names,
+        num_header_lines=comments + count_header_lines(body, separator),
+        has_multiline_values=any("\n" in value or "\r" in value for record in records for value in record),
+    )
+
+
+def detect_encoding(
+    sample: bytes, is_complete: bool, name: str, given: str | None = None, expected: str | None = None
+) -> str:
+    """Find the encoding of text: by a byte order mark, by zero bytes (UTF-16), else UTF-8 if it is valid.
+
+    Args:
+        sample: The first bytes of a file.
+        is_complete: Whether these are all bytes.
+        name: The file, for messages.
+        given: The encoding that the user gives; it is only checked.
+        expected: The encoding of text that is not UTF-8.
+
+    Raises:
+        ValueError: The bytes are no text in this encoding, or no certain one; the message shows the first bytes.
+    """
+    kind = next(
+        (kind for mark, kind in FILE_SIGNATURES.items() if sample[:20].lower().startswith(mark.lower())), None
+    )
+    if kind is not None:
+        raise ValueError(f"{name} is {kind}, and not text as its suffix says. Save it as CSV.")
+    mark = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if sample.startswith(mark)), None)
+    if given is None and mark is not None:
+        return mark
+    if given is None and b"\0" in sample:
+        even, odd = (sample[offset::2].count(0) / max(1, len(sample) // 2) for offset in (0, 1))
+        if min(even, odd) > 0.1 or max(even, odd) < 0.3:
+            raise ValueError(f"{name} is not text: it has zero bytes. Check that it is a CSV file.")
+        return "utf-16-le" if odd > even else "utf-16-be"
+    for encoding in filter(None, (given, "utf-8", expected)):
+        error = find_decoding_error(sample, is_complete, encoding)
+        if error is None:
+            return encoding
+        if encoding in (given, expected):
+            break
+    raise ValueError(explain_decoding_error(sample, given or "utf-8", name))
+
+
+def find_decoding_error(content: bytes, is_complete: bool, encoding: str) -> UnicodeError | None:
+    """The error of decoding these bytes; None if they are valid, apart from an incomplete last character."""
+    try:
+        codecs.getincrementaldecoder(encoding)("strict").decode(content, is_complete)
+    except UnicodeError as error:
+        return error
+    return None
+
+
+def explain_decoding_error(content: bytes, encoding: str, name: str, first_line: int = 1) -> str:
+    """Message with line and text of the first bytes that are not in this encoding.
+
+    Args:
+        content: Bytes of a file.
+        encoding: The encoding.
+        name: The file.
+        first_line: Number of the line with which the bytes begin.
+    """
+    error = find_decoding_error(content, True, encoding)
+    position = error.start if isinstance(error, UnicodeDecodeError) else 0
+    line = first_line + content.count(b"\n", 0, position)
+    begin = content.rfind(b"\n", 0, position) + 1
+    end = content.find(b"\n", position)
+    excerpt = content[max(begin, position - 20) : end if end >= 0 else None][:40].rstrip(b"\r")
+    reading = excerpt.decode("cp1252", "replace")
+    return (
+        f"{name} is not {encoding.upper()}: line {line} has the bytes {excerpt!r}, which are {reading!r} in cp1252, "
+        "the encoding of Windows in Western Europe and America. Say its encoding, such as encoding=cp1252 (on the "
+        "command line --data.encoding cp1252, for predict --encoding cp1252), or save it as UTF-8."
+    )
+
+
+def parse_records(text: str, separator: str, limit: int = NUM_SAMPLE_RECORDS) -> list[list[str]]:
+    """Split text into records of values, without empty lines; at most `limit` of them."""
+    records: list[list[str]] = []
+    try:
+        for record in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
+            if record:
+                records.append(record)
+            if len(records) == limit:
+                break
+    except csv.Error:  # such as a value that is too long
+        pass
+    return records
+
+
+def has_open_quote(text: str, separator: str) -> bool:
+    """Whether the last value of a text begins with a quotation mark and does not end with one."""
+    try:
+        for _ in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True):
+            pass
+    except csv.Error as error:
+        return "end of data" in str(error)
+    return False
+
+
+def count_header_lines(text: str, separator: str) -> int:
+    """Number of lines up to the end of the first record, which may have quoted line breaks."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    next(record for record in reader if record)
+    return reader.line_num
+
+
+def detect_separator(text: str, name: str, expected: str | None = None) -> str:
+    """Find the character that splits all records, the header too, into the same number of values, at least two.
+
+    Args:
+        text: Text from the header line on.
+        name: The file, for messages.
+        expected: The separator to use where several are possible.
+
+    Raises:
+        ValueError: Several characters do so, or values are aligned by several spaces.
+    """
+    widths = {mark: [len(record) for record in parse_records(text, mark)] for mark in (*SEPARATORS, " ")}
+    exact = [mark for mark in SEPARATORS if widths[mark] and set(widths[mark]) == {widths[mark][0]} != {1}]
+    if len(exact) == 1 or (exact and expected in exact):
+        return exact[0] if len(exact) == 1 else str(expected)
+    if exact:
+        raise ValueError(
+            f"{name} can be separated by {' or '.join(map(repr, exact))}: all lines have the same number of each. "
+            f"Say which: separator={exact[-1]!r} (on the command line --data.separator, for predict --separator)."
+        )
+    # Lines of several lengths: the mark that most lines agree on; the reader names the first that does not.
+    agreement = {m: sum(w == widths[m][0] for w in widths[m]) for m in SEPARATORS if widths[m] and widths[m][0] > 1}
+    if agreement:
+        return max(agreement, key=lambda mark: agreement[mark])
+    lines = [line.split() for line in text.splitlines()[:NUM_SAMPLE_RECORDS] if line.strip()]
+    if len(lines) > 1 and len(lines[0]) > 1 and {len(line) for line in lines} == {len(lines[0])}:
+        if set(widths[" "]) == {len(lines[0])}:
+            return " "
+        raise ValueError(
+            f"The columns of {name} are aligned by several spaces. Save it with one character between values, such "
+            "as a comma or a tab."
+        )
+    return expected or ","
+
+
+def detect_decimal(records: Sequence[Sequence[str]], separator: str, name: str, expected: str | None = None) -> str:
+    """Find the decimal mark of numbers: a comma if there are numbers with a comma and none with a point.
+
+    Args:
+        records: Values of some rows.
+        separator: The separator.
+        name: The file, for messages.
+        expected: The decimal mark to use where the numbers do not tell.
+
+    Raises:
+        ValueError: The commas may be thousands separators.
+    """
+    values = [value.strip() for record in records for value in record]
+    with_comma = [value for value in values if COMMA_NUMBER.fullmatch(value)]
+    if not with_comma:
+        has_points = any(POINT_NUMBER.fullmatch(value) for value in values)
+        return expected if expected and not has_points and separator != expected else "."
+    if any(POINT_NUMBER.fullmatch(value) for value in values):
+        return "."
+    if not all(POSSIBLE_THOUSANDS.fullmatch(value) for value in with_comma):
+        return ","
+    if expected is not None:
+        return expected
+    raise ValueError(
+        f"{name} has numbers such as {with_comma[0]!r}, in which the comma may be a decimal comma or separate "
+        "thousands. Say decimal=',' (on the command line --data.decimal ,) if it is one, or write the numbers "
+        "without it."
+    )
+
+
+def explain_word(value: str, decimal: str) -> str:
+    """What may be wrong with a value that is no number, as an ending of a sentence; empty if nothing is known."""
+    text = value.strip()
+    if decimal == "." and POSSIBLE_THOUSANDS.fullmatch(text):
+        return (
+            " If it has a decimal comma, say decimal=',' (on the command line --data.decimal ,); if it has a "
+            "thousands separator, write it without."
+        )
+    if decimal == "." and COMMA_NUMBER.fullmatch(text):
+        return " It has a decimal comma: say decimal=',' (on the command line --data.decimal ,)."
+    if decimal == "," and POINT_NUMBER.fullmatch(text):
+        return " It has a decimal point: say decimal='.' (on the command line --data.decimal .)."
+    if GROUPED_NUMBER.fullmatch(text):
+        return " It has thousands separators: write numbers without them."
+    if re.fullmatch(r"[+-]?[\d.,]+ ?[%€$£]|[€$£] ?[\d.,]+", text):
+        return " It has a unit: write the number alone."
+    return ""
