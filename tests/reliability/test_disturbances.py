@@ -1,6 +1,7 @@
 """Random commands, interrupts, full disks and unusual environments, by the scripts in this folder."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,18 @@ def test_full_disk_at_each_write(name):
 def test_unusual_environments():
     result, _ = outcome("surroundings.py")
     assert result["bad"] == []
+
+
+@pytest.mark.skipif(shutil.which("cc") is None or sys.platform != "linux", reason="compiles a library for LD_PRELOAD")
+@pytest.mark.parametrize(
+    ("number", "names"),
+    [(4, ["evaluate, BatchNorm"]), pytest.param(60, [], marks=pytest.mark.slow)],
+    ids=["sample", "all"],
+)
+def test_faults_of_single_operations_lose_nothing(number, names):
+    result, _ = outcome("faults.py", number, 0, *names)
+    assert result["bad"] == []
+    assert all(counts["operations"] > 5 for counts in result["counts"].values())
+    assert sum(
+        counts.get("ended with a message", 0) + counts.get("killed", 0) for counts in result["counts"].values()
+    )

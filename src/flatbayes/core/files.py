@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -36,7 +36,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_quietly(temporary)
 
 
 def make_folder(folder: Path) -> Path:
@@ -55,6 +55,12 @@ def remove_files(paths: list[Path]) -> None:
     for folder in {path.parent for path in paths}:
         if folder.is_dir():
             sync_folder(folder)
+
+
+def remove_quietly(path: Path) -> None:
+    """Remove a file of no further use; where that fails it stays, and no other error is hidden."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:

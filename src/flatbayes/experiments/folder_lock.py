@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flatbayes.core.files import make_folder, write_text
+from flatbayes.core.files import make_folder, remove_quietly, write_text
 
 LOCK_FILE, HOLDER_FILE, UPDATE_LOCK_FILE = ".lock", ".lock-holder", ".update-lock"
 MAX_UPDATE_WAIT_SECONDS = 60
@@ -89,7 +89,7 @@ def update_lock(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # still locked: filelock rejects a lock on a deleted file
+        remove_quietly(path)  # still locked: filelock rejects a lock on a deleted file
         lock.release()
 
 
@@ -98,5 +98,5 @@ def unlock_folders(folder: Path | None = None) -> None:
     for process, path in list(_LOCKS):
         if process == os.getpid() and (folder is None or path == folder.resolve()):
             for name in (HOLDER_FILE, LOCK_FILE):
-                (path / name).unlink(missing_ok=True)  # still locked: filelock rejects a lock on a deleted file
+                remove_quietly(path / name)  # still locked: filelock rejects a lock on a deleted file
             _LOCKS.pop((process, path)).release()

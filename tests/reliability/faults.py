@@ -1,0 +1,130 @@
+"""Faults of single operations on files, in every verb that writes: run by `measure.py faults` or the tests.
+
+A library that is compiled here (`fault_shim.c`) lets the n-th `write`, `open` for writing, `rename`, `fsync`,
+`unlink` or `mkdir` below the folder fail with EIO, ENOSPC (and all that follow) or EINTR, or kills the process there.
+After each fault the artefact that was there, or the new one, loads and predicts the same numbers, and the same command
+ends with the result of an undisturbed one.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ERRORS = {
+    "EIO": (errno.EIO, False),
+    "ENOSPC": (errno.ENOSPC, True),
+    "EINTR": (errno.EINTR, False),
+    "SIGKILL": (0, False),
+}
+"""Error number, and whether all later operations fail too."""
+BATCH_NORM = ["--data=digits", "--data.train_size=60", "--model=convnet", "--model.width=2", "--batch_size=20",
+              "--num_draws=2", "--collection.start_fraction=0", "--posterior.rank=2"]  # fmt: skip
+
+
+def compile_shim(folder: Path) -> Path:
+    """Compile the library; needs a C compiler."""
+    library = folder / "fault_shim.so"
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(HERE / "fault_shim.c"), "-ldl"]
+    subprocess.run(command, check=True, capture_output=True)
+    return library
+
+
+def main(names: list[str], most: int, seed: int) -> dict[str, Any]:
+    """Inject at most `most` random faults into each command; this process must have been started with the shim."""
+    from cases import COMPARE, FIT, Case, complaints, goes_on, whole
+    from forked import call, run
+
+    keep = ["--checkpoint_steps=1", "--checkpoint_seconds=0", "--resume"]
+    fit_norm = ["fit", *BATCH_NORM, "--epochs=3", *keep, "--out=run"]
+    shift = ["--num_draws=2", "--max_examples=16", "--corruptions=[gaussian_noise]"]
+    predict = ["--input=new.npz", "--output=out.csv", "--overwrite", "--num_draws=3"]
+    cases = {
+        "fit, MLP": Case(FIT, []),
+        "fit, BatchNorm": Case(fit_norm, []),
+        "evaluate, BatchNorm": Case(["evaluate", "run", "--num_draws=3"], [fit_norm]),
+        "shift, BatchNorm": Case(["shift", "run", *shift], [fit_norm]),
+        "predict, BatchNorm": Case(["predict", "run", *predict], [fit_norm]),
+        "compare, MLP": Case(COMPARE, []),
+    }
+    shim = ctypes.CDLL(os.environ["LD_PRELOAD"])
+    random, bad, counts = Random(seed), [], {}
+    with tempfile.TemporaryDirectory() as below:
+        for name in names or list(cases):
+            case = cases[name]
+            done = whole(case, Path(below) / name.replace(", ", "-"))
+            expected = _predict(done.folder)
+            folder = Path(below) / "counted"
+            shutil.copytree(done.folder, folder)
+
+            def count_operations(words: list[str] = case.words, folder: Path = folder) -> int:
+                from flatbayes.cli import main as command
+
+                code = command(words)
+                (Path(below) / "count").write_text(str(shim.fault_count()))
+                return code
+
+            run(count_operations, folder, before=lambda folder=folder: _arm(shim, folder, 10**9, errno.EIO, False))
+            num_operations = int((Path(below) / "count").read_text())
+            shutil.rmtree(folder)
+            faults = [(kind, number) for kind in ERRORS for number in range(num_operations)]
+            random.shuffle(faults)
+            ends: Counter[str] = Counter(operations=num_operations)
+            for kind, number in faults[:most]:
+                folder = Path(below) / "disturbed"
+                shutil.copytree(done.folder, folder)
+                arm = (shim, folder, number, *ERRORS[kind])
+                ended = call(case.words, folder, before=lambda arm=arm: _arm(*arm))
+                wrong = []
+                if kind != "SIGKILL":
+                    wrong += [text for text in complaints(folder, ended) if kind != "EIO" or "is left" not in text]
+                if expected is not None and _predict(folder) != expected:
+                    wrong.append("the artefact is lost or changed")
+                wrong += goes_on(case, done, folder)
+                wrong += [f"{path.name} is left for good" for path in folder.rglob("*.tmp")]
+                ends[
+                    "ended well" if ended.code == 0 else "ended with a message" if ended.code == 2 else "killed"
+                ] += 1
+                ends["wrong"] += bool(wrong)
+                if wrong:
+                    bad.append(f"{name}, {kind} at {number}: {'; '.join(wrong)}\n{ended.err[-1500:]}")
+                shutil.rmtree(folder)
+            counts[name] = dict(ends)
+    return {"counts": counts, "bad": bad}
+
+
+def _arm(shim: ctypes.CDLL, folder: Path, number: int, error: int, persistent: bool) -> None:
+    shim.fault_arm(str(folder).encode(), ctypes.c_long(number), error, int(persistent))
+
+
+def _predict(folder: Path) -> str | None:
+    """Predictions of the artefact of a folder, None if there is none."""
+    import torch
+
+    from flatbayes.prediction import FittedPosterior
+
+    if not (folder / "run" / "posterior.json").is_file():
+        return None
+    try:
+        fitted = FittedPosterior.load(folder / "run")
+        inputs = torch.arange(2 * 64).view(2, 1, 8, 8) % 17
+        return str(fitted.predict(inputs.to(torch.uint8), 2).mean.tolist())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    if "LD_PRELOAD" not in os.environ:
+        with tempfile.TemporaryDirectory() as folder:
+            environment = os.environ | {"LD_PRELOAD": str(compile_shim(Path(folder)))}
+            sys.exit(subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode)
+    json.dump(main(sys.argv[3:], int(sys.argv[1]), int(sys.argv[2])), sys.stdout, indent=1)
