@@ -1,10 +1,11 @@
 """Atomic writes, and JSON with numbers that are not finite or damaged content."""
 
 import math
+import os
 
 import pytest
 
-from flatbayes.core.files import atomic_write, read_json, write_json
+from flatbayes.core.files import atomic_write, list_temporary_files, read_json, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -15,6 +16,45 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise ArithmeticError
     assert read_json(path) == {"a": 1}
     assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+
+
+def test_temporary_files_of_killed_processes_are_removed(tmp_path):
+    child = os.fork()
+    if child == 0:
+        with atomic_write(tmp_path / "x.json"):
+            os._exit(9)
+    os.waitpid(child, 0)
+    (left,) = list_temporary_files(tmp_path)
+    foreign = tmp_path / f".x.json.{'0' * 8}.{child}.{child}.tmp"  # of another machine, where it may be written now
+    foreign.touch()
+    write_json(tmp_path / "y.json", 1)
+    assert left.exists()
+    with atomic_write(tmp_path / "x.json") as temporary:
+        assert set(list_temporary_files(tmp_path)) == {temporary, foreign}
+        assert not left.exists()
+
+
+def test_content_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
+    events = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda number: events.append(os.readlink(f"/proc/self/fd/{number}")) or sync(number)
+    )
+    monkeypatch.setattr(os, "replace", lambda *names: events.append("rename") or replace(*names))
+    with atomic_write(tmp_path / "new" / "x.json") as temporary:
+        temporary.write_text("1")
+    assert events == [str(tmp_path), str(temporary), "rename", str(tmp_path / "new")]
+
+
+def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("text")
+    with atomic_write(tmp_path / "x") as temporary:
+        pass
+    temporary.symlink_to(precious)
+    with atomic_write(tmp_path / "x") as temporary:
+        temporary.write_text("other")
+    assert precious.read_text() == "text"
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):

@@ -1,9 +1,9 @@
 """Faults of single operations on files, in every verb that writes: run by `measure.py faults` or the tests.
 
 A library that is compiled here (`fault_shim.c`) lets the n-th `write`, `open` for writing, `rename`, `fsync`,
-`unlink` or `mkdir` below the folder fail with EIO, ENOSPC (and all that follow) or EINTR, or kills the process there.
-After each fault the artefact that was there, or the new one, loads and predicts the same numbers, and the same command
-ends with the result of an undisturbed one.
+`unlink` or `mkdir` below the folder fail with EIO, ENOSPC (and all that follow) or EINTR, or kills the process
+there. After each fault the artefact that was there, or the new one, loads and predicts the same numbers, and the same
+command ends with the result of an undisturbed one.
 """
 
 import ctypes

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import track
 from torch import nn
 
@@ -28,6 +27,7 @@ from flatbayes.certification.prior import (
 )
 from flatbayes.certification.result import CertificationResult, ErrorEstimates
 from flatbayes.core import State
+from flatbayes.core.console import PlainConsole
 from flatbayes.core.randomness import spawn_seeds
 from flatbayes.core.spec import short_name
 from flatbayes.data import DataSplits, Split
@@ -199,4 +199,4 @@ def _estimate_test_errors(
 
 
 def _track_progress(items: Iterable[T], description: str, show: bool, total: int | None = None) -> Iterable[T]:
-    return track(items, description, total=total, console=Console(stderr=True), transient=True, disable=not show)
+    return track(items, description, total=total, console=PlainConsole(stderr=True), transient=True, disable=not show)

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from flatbayes.cli.models import rebuild_model
+from flatbayes.core.console import PlainConsole
 from flatbayes.core.files import read_json, replace_nonfinite
 from flatbayes.core.spec import instantiate
 from flatbayes.data import DataSource
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.metadata import read_metadata
 
-console = Console()
+console = PlainConsole()
 
 
 def load_on_device(folder: Path, model: str | None, trusted: Collection[str] = ()) -> FittedPosterior:

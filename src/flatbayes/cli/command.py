@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 
 from flatbayes.cli.aliases import explain_renames
 from flatbayes.cli.signals import make_streams_safe, record_interrupts
+from flatbayes.core.console import PlainConsole
 from flatbayes.core.process_group import RemoteProcessError, get_process_group_info
 from flatbayes.experiments.folder_lock import unlock_folders
 
@@ -155,4 +155,4 @@ def _report_interrupt(parser: ArgumentParser, error: BaseException, interrupts: 
 def _print_error(parser: ArgumentParser, message: Any) -> None:
     group = get_process_group_info()
     prefix = parser.prog if group.size == 1 else f"{parser.prog}, process {group.rank}"
-    Console(stderr=True).print(f"{prefix}: {message}", markup=False, highlight=False, soft_wrap=True)
+    PlainConsole(stderr=True).print(f"{prefix}: {message}", highlight=False, soft_wrap=True)

@@ -55,7 +55,6 @@ def run(options: Namespace) -> None:
         f"outputs  {', '.join(module.output_names)}",
         highlight=False,
         soft_wrap=True,
-        markup=False,
     )
     if options.format == "onnx":
         console.print(f"onnxruntime differs by {onnx_difference(module, path):.1e} at most", highlight=False)

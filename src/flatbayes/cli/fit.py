@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 
 from flatbayes.cli.aliases import list_names
 from flatbayes.cli.artifacts import console, load_on_device
@@ -21,6 +20,7 @@ from flatbayes.cli.options import (
     make_model,
 )
 from flatbayes.cli.parsing import new_parser
+from flatbayes.core.console import PlainConsole
 from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.experiments.run_folder import RunFolder, check_free_folder
@@ -223,5 +223,5 @@ def _make_callbacks(folder: RunFolder, options: Namespace) -> list[Callback]:
         *([MetricLogger(loggers, options.log_steps)] if loggers else []),
     ]
     if not sys.stderr.isatty():
-        callbacks.append(ConsoleLogger(partial(Console(stderr=True).print, highlight=False, soft_wrap=True)))
+        callbacks.append(ConsoleLogger(partial(PlainConsole(stderr=True).print, highlight=False, soft_wrap=True)))
     return callbacks

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 from rich.progress import Progress
 
 from flatbayes.cli.artifacts import console, load_on_device
 from flatbayes.cli.options import add_run_options
 from flatbayes.cli.parsing import new_parser
+from flatbayes.core.console import PlainConsole
 from flatbayes.core.files import read_json
 from flatbayes.data import InputReader, PredictionWriter
 from flatbayes.data.csv_files import get_table_suffix
@@ -70,7 +70,7 @@ def run(options: Namespace) -> None:
     fitted = load_on_device(Path(options.folder), options.model, options.trust)
     inputs = make_input_reader(fitted.info, source, options)
     count, total = 0, inputs.count_inputs()
-    progress = Progress(console=Console(stderr=True), transient=True)
+    progress = Progress(console=PlainConsole(stderr=True), transient=True)
     with writer, progress:
         task = progress.add_task("predicting", total=total)
         for kept_columns, examples in inputs.iter_chunks():

@@ -1,9 +1,11 @@
 """Durable atomic file writes, by a synchronized temporary file that is renamed, and JSON."""
 
 import errno
+import hashlib
 import json
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +14,10 @@ from typing import Any, NoReturn, TypeAlias
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 """Parsed JSON."""
+
+TEMPORARY_FILE_PATTERN = re.compile(r"\..+?(\.(?P<host>[0-9a-f]{8})\.(?P<process>\d+))?\.\d+\.tmp")
+"""Name, host, process and thread; without the host and thread in flatbayes 0.1."""
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 _UNSUPPORTED_SYNC_ERRORS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM}
 """Errors of file systems and platforms that cannot synchronize a folder."""
@@ -25,7 +31,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
     power cut the file is the earlier one or the new one. Its permissions follow the umask.
     """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{threading.get_native_id()}.tmp")
+    for other in list_temporary_files(path.parent):
+        if other.name.startswith(f".{path.name}.") and not _is_writer_alive(other):
+            remove_quietly(other)
     try:
         temporary.unlink(missing_ok=True)  # left by a killed process with the same number, or a link
         temporary.touch(exist_ok=False)
@@ -85,7 +94,20 @@ def sync_folder(folder: Path) -> None:
 
 def list_temporary_files(folder: Path) -> list[Path]:
     """Temporary files of `atomic_write` in a folder; where no process writes there, killed processes left them."""
-    return [path for path in folder.glob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
+    return [path for path in folder.glob(".*.tmp") if TEMPORARY_FILE_PATTERN.fullmatch(path.name)]
+
+
+def _is_writer_alive(path: Path) -> bool:
+    match = TEMPORARY_FILE_PATTERN.fullmatch(path.name)
+    if match is None or match["host"] != _HOST:
+        return True  # on another machine, as far as can be seen from here
+    try:
+        os.kill(int(match["process"]), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> Path:

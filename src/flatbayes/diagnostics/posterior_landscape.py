@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from flatbayes.core.console import PlainConsole
 from flatbayes.core.weights import flatten, trainable_parameters
 from flatbayes.diagnostics.landscape import (
     LossGrid,
@@ -61,7 +61,7 @@ def compute_draw_slices(
         raise ValueError(f"num_slices must be at least 1, got {num_slices}.")
     distances = torch.linspace(-max_distance, max_distance, num_steps).tolist()
     slices: dict[str, list[LossSlice]] = {name: [] for name in fitted_posteriors}
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     pairs = [(name, k) for name in fitted_posteriors for k in range(num_slices)]
     for name, k in track(pairs, "slicing the loss", console=console, transient=True, disable=not show_progress):
         fitted = fitted_posteriors[name]
@@ -123,7 +123,7 @@ def compute_solution_plane(
     draw_points = {name: tuple(map(plane.project, vectors)) for name, vectors in draws.items()}
     xs, ys = compute_axes([*points.values(), *chain.from_iterable(draw_points.values())], num_steps)
     batches = [first.preprocess(batch) for batch in norm_batches]
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     rows = track(ys, "mapping the loss", console=console, transient=True, disable=not show_progress)
     losses = tuple(loss_over(surface, plane, xs, [y], batches).losses[0] for y in rows)
     return LossGrid(xs, ys, losses, points, draw_points)

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from flatbayes.core.console import PlainConsole
 from flatbayes.diagnostics.hessian import compute_curvature
 from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.sharpness import SharpnessConfig, mean_and_standard_error, measure_sharpness
@@ -148,7 +148,7 @@ def measure_posterior_sharpness(
         return measures
 
     trained, draws = [], []
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     total = len(fitted.states) + len(sample_ids)
     for k in track(range(total), "measuring networks", console=console, transient=True, disable=not show_progress):
         if k < len(fitted.states):

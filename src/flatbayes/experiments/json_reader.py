@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NoReturn, TypeVar
 
+from flatbayes.core.console import replace_controls
 from flatbayes.core.files import JsonValue
 
 TextT = TypeVar("TextT", bound=str)
@@ -37,9 +38,9 @@ class ObjectReader:
         return ObjectReader({} if value is None else value, f"'{key}' of {self.place}")
 
     def read_text(self, key: str, default: str | None = None) -> str:
-        """A string; the default where it is missing."""
+        """A string without control characters; the default where it is missing."""
         value = self._get(key, default)
-        return value if isinstance(value, str) else self._reject(key, value)
+        return replace_controls(value) if isinstance(value, str) else self._reject(key, value)
 
     def read_choice(self, key: str, choices: Sequence[TextT]) -> TextT:
         """One of several strings."""
@@ -90,7 +91,7 @@ class ObjectReader:
         """An object of numbers, in which None stands for null."""
         self._get(key)
         metrics = self.read_object(key)
-        return {name: metrics.read_number(name) for name in metrics.data}
+        return {replace_controls(name): metrics.read_number(name) for name in metrics.data}
 
     def read_list(self, key: str, *, required: bool = True, min_length: int = 0) -> Iterator[tuple[JsonValue, str]]:
         """The entries of a list, each with its place.

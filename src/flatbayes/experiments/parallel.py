@@ -7,9 +7,9 @@ from concurrent.futures import BrokenExecutor
 from math import prod
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flatbayes.core.console import PlainConsole
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.training.distributed.launch import get_process_layout
 from flatbayes.training.distributed.workers import ParallelBackend, exit_with_parent, parallel_backend
@@ -79,10 +79,10 @@ def _progress_bar(show_progress: bool | None) -> Progress:
         TextColumn("comparing"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("runs  {task.fields[last]}"),
+        TextColumn("runs  {task.fields[last]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=PlainConsole(stderr=True),
         disable=not (sys.stderr.isatty() if show_progress is None else show_progress),
     )

@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import track
 
+from flatbayes.core.console import PlainConsole
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.spec import short_name
 from flatbayes.experiments.run import ExperimentRun
@@ -98,7 +98,7 @@ def tune_hyperparameters(
         steps = track(
             range(num_trials - len(_get_finished_trials(study))),
             "tuning",
-            console=Console(stderr=True),
+            console=PlainConsole(stderr=True),
             disable=not show_progress,
         )
         for _ in steps:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from flatbayes.core.console import PlainConsole
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
@@ -117,7 +117,7 @@ class FittedPosterior(NetworkSampler):
         for batches in iter_chunks(inputs, batch_size):
             outputs: Iterable[Tensor] | None = self._compute_vectorized_outputs(sample_ids, batches, vectorized)
             if outputs is None:
-                tracked = track(sample_ids, "averaging networks", console=Console(stderr=True), transient=True)
+                tracked = track(sample_ids, "averaging networks", console=PlainConsole(stderr=True), transient=True)
                 # A progress bar that is not shown would still start a thread.
                 ids = tracked if show_progress else sample_ids
                 outputs = (self._compute_outputs(sample_id, batches) for sample_id in ids)

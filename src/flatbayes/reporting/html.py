@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from flatbayes.core.console import replace_controls
 from flatbayes.core.files import write_text
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.experiments.run_folder import REPORT_FILE
@@ -126,6 +127,7 @@ def make_environment() -> Environment:
         loader=PackageLoader("flatbayes.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: replace_controls(value) if type(value) is str else value,
         trim_blocks=True,
         keep_trailing_newline=True,
     )

@@ -59,7 +59,7 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove all checkpoints; other files stay."""
         if self.folder.is_dir():
-            temporary_files = _list_temporary_files(self.folder)
+            temporary_files = list_temporary_files(self.folder)
             remove_files([*_list_checkpoint_files(self.folder), *temporary_files, self.folder / IDENTITY_FILE])
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
@@ -115,7 +115,7 @@ class CheckpointManager:
         elif is_writer:
             write_json(path, {"schema": CHECKPOINT_SCHEMA, **identity})
         if is_writer:
-            remove_files(_list_temporary_files(checkpoints.folder))
+            remove_files(list_temporary_files(checkpoints.folder))
         return manager
 
     def is_candidate_step(self, step: int, *, epoch_ended: bool) -> bool:
@@ -225,7 +225,3 @@ class CheckpointManager:
 
 def _list_checkpoint_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.pt") if CHECKPOINT_PATTERN.fullmatch(path.name))
-
-
-def _list_temporary_files(folder: Path) -> list[Path]:
-    return [path for path in list_temporary_files(folder) if CHECKPOINT_PATTERN.match(path.name[1:])]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from flatbayes.core.console import PlainConsole
 from flatbayes.training.callbacks.callback import Callback, MemberCallback, Record
 from flatbayes.training.cost import get_peak_memory_mb
 
@@ -24,14 +25,14 @@ class ProgressBar(Callback):
 
     def __init__(self, console: Console | None = None, min_refresh_seconds: float = 0.2) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:3.0f}%"),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=console or Console(stderr=True),
+            console=console or PlainConsole(stderr=True),
         )
         self._min_refresh_seconds, self._last_refresh_time = min_refresh_seconds, 0.0
         self._task = self._progress.add_task("training", total=None, numbers="")
