@@ -89,9 +89,9 @@ def test_statistics_of_a_draw_are_its_own_and_estimated_once(make, monkeypatch):
     fitted = make(SWAG(rank=3))
     calls = []
 
-    def count_calls(model, batches):
+    def count_calls(model, batches, *args):
         calls.append(1)
-        return reestimate_norm_statistics(model, batches)
+        return reestimate_norm_statistics(model, batches, *args)
 
     monkeypatch.setattr("flatbayes.prediction.sampling.reestimate_norm_statistics", count_calls)
     x = inputs()

@@ -1,6 +1,6 @@
 """Buffers and training flags: restored after a pass, and re-estimation of normalisation statistics."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -51,12 +51,46 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def norm_layers(model: nn.Module) -> list[_NormBase]:
-    """List the normalisation layers that have running statistics of the data."""
-    return [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+def clone_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all buffers by name."""
+    return {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
 
-def reestimate_norm_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+def find_updated_buffers(model: nn.Module, previous: Mapping[str, Tensor]) -> frozenset[str]:
+    """Names of the buffers whose values differ from earlier ones.
+
+    Args:
+        model: The network.
+        previous: The result of `clone_buffers` at the earlier time.
+    """
+    return frozenset(
+        name for name, buffer in model.named_buffers() if name not in previous or _differ(buffer, previous[name])
+    )
+
+
+def norm_layers(model: nn.Module, updated_buffers: Collection[str] | None = None) -> list[_NormBase]:
+    """List the normalisation layers whose running statistics follow the data in training.
+
+    Args:
+        model: The network.
+        updated_buffers: Names of the buffers that training updated, without those of frozen layers, which are left
+            out here; None if that is unknown, for all layers with running statistics and a momentum.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, _NormBase) and m.running_mean is not None}
+    return [
+        layer
+        for name, layer in layers.items()
+        if layer.momentum != 0
+        and (
+            updated_buffers is None
+            or any(f"{name}.{key}".removeprefix(".") in updated_buffers for key in layer._buffers)
+        )
+    ]
+
+
+def reestimate_norm_statistics(
+    model: nn.Module, batches: Iterable[Tensor], updated_buffers: Collection[str] | None = None
+) -> dict[str, Tensor]:
     """Running statistics of the current weights, each the plain average over the batches.
 
     Only normalisation layers run in training mode, so dropout is off. The model is unchanged afterwards.
@@ -64,29 +98,41 @@ def reestimate_norm_statistics(model: nn.Module, batches: Iterable[Tensor]) -> d
     Args:
         model: The network.
         batches: Inputs of the network.
+        updated_buffers: As for `norm_layers`: the statistics of frozen layers are left out.
 
     Returns:
-        The re-estimated buffers by name, for `swap_buffers`.
+        The re-estimated buffers by name, for `swap_buffers`; those of layers that the network does not call are left
+        out.
     """
-    norms = norm_layers(model)
+    norms = norm_layers(model, updated_buffers)
     names = {id(module): name for name, module in model.named_modules()}
-    momenta = [norm.momentum for norm in norms]
+    momenta, num_calls = [norm.momentum for norm in norms], dict.fromkeys(map(id, norms), 0)
+
+    def average_next_call(norm: nn.Module, _: object) -> None:
+        # A momentum of None averages too, but not in InstanceNorm, nor in every subclass of a user.
+        if isinstance(norm, _NormBase):
+            if num_calls[id(norm)] == 0:
+                norm.reset_running_stats()
+            num_calls[id(norm)] += 1
+            norm.momentum = 1 / num_calls[id(norm)]
+
+    handles = [norm.register_forward_pre_hook(average_next_call) for norm in norms]
     try:
         with preserve_buffers(model), torch.no_grad():
             model.eval()
             for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # a cumulative average
-                norm.train()
+                norm.training = True  # not of modules within, such as the dropout of a fused layer
             for batch in batches:
                 model(batch)
             return {
                 f"{names[id(norm)]}.{name}".removeprefix("."): buffer.clone()
                 for norm in norms
+                if num_calls[id(norm)]
                 for name, buffer in norm.named_buffers(recurse=False)
             }
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for handle, norm, momentum in zip(handles, norms, momenta, strict=True):
+            handle.remove()
             norm.momentum = momentum
 
 
@@ -105,3 +151,12 @@ def _restore_training_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
     for module, flag in flags:
         if module.training is not flag:  # setting an attribute of a module is slow
             module.training = flag
+
+
+def _differ(buffer: Tensor, previous: Tensor) -> bool:
+    """Whether any value differs; one that is not a number equals itself."""
+    if buffer.shape != previous.shape or buffer.dtype != previous.dtype:
+        return True
+    if buffer.is_floating_point() and buffer.element_size() == 1:  # few operations support these dtypes
+        buffer, previous = buffer.view(torch.uint8), previous.view(torch.uint8)
+    return not bool(((buffer == previous) | ((buffer != buffer) & (previous != previous))).all())

@@ -1,6 +1,6 @@
 """Process group of data-parallel training: rank, size, and collective operations on Python objects and tensors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -86,18 +86,22 @@ class ProcessGroupInfo:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0)
 
-    def synchronize_buffers(self, module: nn.Module) -> None:
+    def synchronize_buffers(self, module: nn.Module, updated_buffers: Collection[str] | None = None) -> None:
         """Average the running statistics of normalization layers; copy other buffers from the main process.
 
         A running statistic is linear in the batch statistics, so averaging at the end of an epoch equals averaging
         at every step. The result is the mean over the shares of each batch; for variances it leaves out the variance
         of the means of the shares.
+
+        Args:
+            module: The network.
+            updated_buffers: As for `norm_layers`: the statistics of frozen layers are copied, which does not round.
         """
         if self.size == 1:
             return
         statistics = {
             id(buffer)
-            for norm in norm_layers(module)
+            for norm in norm_layers(module, updated_buffers)
             for buffer in norm.buffers(recurse=False)
             if buffer.is_floating_point()
         }

@@ -32,6 +32,8 @@ class State:
         num_data: Number of training examples, the n of the likelihood; never the batch size.
         statistics: Tensors that the posterior holds beside the weights, by name; empty for MAP.
         cpu_statistics: Names of the statistics that stay in main memory on whatever device the model is.
+        updated_buffers: Names of the model's buffers that the last epoch of training changed, such as the running
+            statistics of normalization layers that are not frozen; None if that is unknown.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class State:
     num_data: int
     statistics: dict[str, Tensor] = field(default_factory=dict)
     cpu_statistics: frozenset[str] = frozenset()
+    updated_buffers: frozenset[str] | None = None
 
     def to(self, device: torch.device | str) -> None:
         """Move the model, and the statistics that are held beside it, in place."""
@@ -52,6 +55,7 @@ class State:
             "model": self.model.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "statistics": dict(self.statistics),
+            "updated_buffers": None if self.updated_buffers is None else sorted(self.updated_buffers),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -67,6 +71,8 @@ class State:
                 f"The saved statistics do not fit this posterior and model: expected {shapes}, got {saved_shapes}. "
                 "Use the posterior and the model that they were saved with."
             )
+        updated_buffers = state_dict.get("updated_buffers")  # not in checkpoints before version 0.2
+        self.updated_buffers = None if updated_buffers is None else frozenset(updated_buffers)
         self.model.load_state_dict(state_dict["model"])
         if self.optimizer is not None and state_dict["optimizer"] is not None:
             self.optimizer.load_state_dict(state_dict["optimizer"])

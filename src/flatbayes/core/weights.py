@@ -4,8 +4,9 @@
 also after an exception.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,8 @@ def write_blockwise(
     total = sum(param.numel() for param in params)
     block_slices = [slice(k, min(k + block_size, total)) for k in range(0, total, block_size)]
     are_contiguous = all(param.is_contiguous() for param in params)
-    if can_swap_storage(params) and are_contiguous:
+    has_one_dtype = len({param.dtype for param in params}) == 1  # a view of a vector has the dtype of the vector
+    if has_one_dtype and can_swap_storage(params) and are_contiguous:
         vector = torch.empty(total, dtype=params[0].dtype)
         for block_slice in block_slices:
             vector[block_slice] = make_block(block_slice)
@@ -97,14 +99,20 @@ def axpy(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float | 
         directions: One direction per tensor, of its shape.
         scale: As for `perturb`.
     """
+    directions = [d if d.dtype == p.dtype else d.to(p.dtype) for p, d in zip(params, directions, strict=True)]
     with torch.no_grad():
         if isinstance(scale, Tensor) and scale.ndim:
             pairs = zip(params, directions, strict=True)
             return [torch.addcmul(param, d, broadcast_per_network(scale, d).to(d.dtype)) for param, d in pairs]
         if isinstance(scale, Tensor):
-            steps = torch._foreach_mul(list(directions), scale.to(directions[0]))
+            steps = torch._foreach_mul(directions, scale.to(directions[0].device, promoted_dtype(directions)))
             return list(torch._foreach_add(list(params), steps))
         return list(torch._foreach_add(list(params), list(directions), alpha=scale))
+
+
+def promoted_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The dtype of `flatten(tensors)`: that to which all of theirs are promoted."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
 def can_swap_storage(params: Sequence[Tensor]) -> bool:

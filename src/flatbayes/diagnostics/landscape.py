@@ -128,9 +128,11 @@ def loss_at(surface: LossSurface, weights: Float[Tensor, " params"], norm_batche
             statistics of the network are used, which belong to its own weights.
     """
     with swap_values(surface.params, unflatten(weights, surface.params)):
-        reestimate = norm_batches and norm_layers(surface.model)
+        reestimate = norm_batches and norm_layers(surface.model, surface.updated_buffers)
         with (
-            swap_buffers(surface.model, reestimate_norm_statistics(surface.model, norm_batches))
+            swap_buffers(
+                surface.model, reestimate_norm_statistics(surface.model, norm_batches, surface.updated_buffers)
+            )
             if reestimate
             else nullcontext()
         ):

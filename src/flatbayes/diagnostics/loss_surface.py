@@ -5,7 +5,7 @@ uses the same random numbers (dropout masks), so that losses differ by the weigh
 `.grad` and random state are restored after each call.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -26,7 +26,15 @@ class LossSurface:
         True
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFn, batches: Examples, *, keep_mode: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        batches: Examples,
+        *,
+        keep_mode: bool = False,
+        updated_buffers: Collection[str] | None = None,
+    ) -> None:
         """Store the network and the examples.
 
         Args:
@@ -34,6 +42,8 @@ class LossSurface:
             loss_fn: Mean negative log likelihood of a batch, from outputs and targets.
             batches: Pairs of inputs and targets, as the network takes them and on its device; stored as a list.
             keep_mode: Evaluate each module in its current mode, as for a draw with dropout; by default in eval mode.
+            updated_buffers: Buffers that training updated, for the re-estimation of normalization statistics at other
+                weights; None if that is unknown.
 
         Raises:
             ValueError: There are no examples, or no trainable weights.
@@ -41,6 +51,7 @@ class LossSurface:
         self.model = model
         self.params = trainable_parameters(model)
         self.loss_fn = loss_fn
+        self.updated_buffers = updated_buffers
         self.batches = list(batches)
         self.num_examples = sum(len(targets) for _, targets in self.batches)
         if not self.num_examples:

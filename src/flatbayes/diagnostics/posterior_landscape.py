@@ -116,7 +116,10 @@ def compute_solution_plane(
     }
     draws = {name: _flatten_draws(fitted, first, num_draws, seed) for name, fitted in fitted_posteriors.items()}
     surface = LossSurface(
-        first.states[0].model, first.likelihood.loss, prepare_batches(first, inputs, targets, batch_size)
+        first.states[0].model,
+        first.likelihood.loss,
+        prepare_batches(first, inputs, targets, batch_size),
+        updated_buffers=first.states[0].updated_buffers,
     )
     plane = _span_plane(surface, [*solutions.values(), *chain.from_iterable(draws.values())], seed)
     points = {name: plane.project(weights) for name, weights in solutions.items()}

@@ -1,16 +1,17 @@
 """Training tracker: state that flatness and posterior need in a training loop of another library."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from flatbayes.core import State, TrainingProgress
+from flatbayes.core.buffers import clone_buffers, find_updated_buffers
+from flatbayes.core.networks import copy_network
 from flatbayes.core.parameter_selection import (
     ParameterSelection,
     check_selection,
@@ -31,6 +32,7 @@ class TrackerState(TypedDict):
 
     progress: dict[str, Any]
     statistics: dict[str, Tensor]
+    updated_buffers: NotRequired[list[str] | None]
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,14 @@ class TrainingTracker:
         state: The network that is trained, and the statistics of the posterior.
         progress: Number of steps so far, and the state of the flatness.
         steps_per_epoch: Optimizer steps in an epoch.
+        epoch_buffers: Buffers of the network at the start of the epoch.
     """
 
     config: TrackerConfig
     state: State
     progress: TrainingProgress
     steps_per_epoch: int
+    epoch_buffers: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def start_tracking(
@@ -128,12 +132,16 @@ class TrainingTracker:
             raise ValueError("SWAG collects late in training, and the number of steps is unknown: set max_steps.")
         with only_requires_grad(network, select_parameters(network, config.params, "params")):
             state = config.posterior.init(network, None, num_data)
-        return TrainingTracker(config, state, progress, steps_per_epoch or progress.total_steps or 1)
+        steps_per_epoch = steps_per_epoch or progress.total_steps or 1
+        return TrainingTracker(config, state, progress, steps_per_epoch, clone_buffers(network))
 
     def advance(self) -> None:
         """Count an optimizer step, and collect a snapshot if one is due."""
         swag, step = self.config.swag, self.progress.step
         self.progress.advance()
+        if self.progress.step % self.steps_per_epoch == 0:
+            self.state.updated_buffers = find_updated_buffers(self.state.model, self.epoch_buffers)
+            self.epoch_buffers = clone_buffers(self.state.model)
         if swag is not None and self._is_collection_step(step):
             with only_requires_grad(self.state.model, self._posterior_params()):
                 swag.collect(self.state)
@@ -161,7 +169,12 @@ class TrainingTracker:
 
     def state_dict(self) -> TrackerState:
         """What a checkpoint needs beside model and optimizer to resume training bit for bit."""
-        return {"progress": self.progress.state_dict(), "statistics": dict(self.state.statistics)}
+        state = self.state.state_dict()
+        return {
+            "progress": self.progress.state_dict(),
+            "statistics": state["statistics"],
+            "updated_buffers": state["updated_buffers"],
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Resume from a checkpoint; the number of steps in all may differ from then.
@@ -176,7 +189,7 @@ class TrainingTracker:
         self.progress.load_state_dict(state_dict["progress" if "progress" in state_dict else "course"])
         self.progress.total_steps = total_steps
         weights = self.state.model.state_dict()
-        self.state.load_state_dict({"model": weights, "optimizer": None, "statistics": state_dict["statistics"]})
+        self.state.load_state_dict({**state_dict, "model": weights, "optimizer": None})
 
     def make_posterior(
         self,
@@ -211,14 +224,24 @@ class TrainingTracker:
                 )
         network, posterior_params = self.state.model, self._posterior_params()
         shared = {id(param): param for param in network.parameters() if not param.requires_grad}
-        network_copy: nn.Module = copy.deepcopy(network, dict[int, Any](shared))
+        network_copy = copy_network(
+            network,
+            dict[int, Any](shared),
+            advice="The posterior is a copy of the network. Remove the attribute first.",
+        )
         for name, param in network_copy.named_parameters():
             if id(param) not in shared:
                 param.requires_grad_(name in posterior_params)
                 param.grad = None
         model = (network_copy if wrap is None else wrap(network_copy)).eval()
         statistics = {name: tensor.clone() for name, tensor in self.state.statistics.items()}
-        state = State(model, None, self.state.num_data, statistics, self.state.cpu_statistics)
+        updated_buffers = self.state.updated_buffers
+        if updated_buffers is None:  # in the first epoch
+            updated_buffers = find_updated_buffers(network, self.epoch_buffers)
+        wrapped_names = {id(buffer): name for name, buffer in model.named_buffers()}
+        copies = dict(network_copy.named_buffers())
+        names = {wrapped_names[id(copies[name])] for name in updated_buffers if id(copies[name]) in wrapped_names}
+        state = State(model, None, self.state.num_data, statistics, self.state.cpu_statistics, frozenset(names))
         return FittedPosterior(
             self.config.posterior, [state], likelihood, transform, list(statistics_inputs), dict(info or {})
         )

@@ -290,7 +290,8 @@ def _save_tracker_state(path: Path, state_dict: TrackerState) -> None:
     tensors |= {f"statistics.{name}": tensor for name, tensor in state_dict["statistics"].items()}
     with atomic_write(path) as temporary:
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(copies, temporary, metadata={"progress": json.dumps(progress)})
+        updated_buffers = json.dumps(state_dict.get("updated_buffers"))
+        save_file(copies, temporary, metadata={"progress": json.dumps(progress), "updated_buffers": updated_buffers})
 
 
 def _load_tracker_state(path: Path) -> TrackerState:
@@ -304,6 +305,7 @@ def _load_tracker_state(path: Path) -> TrackerState:
     return {
         "progress": {**progress, "flatness_state": flatness_state},
         "statistics": _select_by_prefix(tensors, "statistics."),
+        "updated_buffers": json.loads(metadata.get("updated_buffers", "null")),
     }
 
 

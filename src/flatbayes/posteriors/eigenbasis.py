@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flatbayes.core import Examples, LossFn
-from flatbayes.core.weights import unflatten
+from flatbayes.core.weights import promoted_dtype, unflatten
 from flatbayes.posteriors.ggn import decompose_psd, ggn_diagonal, ggn_matrix
 from flatbayes.posteriors.kfac import (
     KfacLayer,
@@ -233,4 +233,4 @@ def _count_weights(params: Mapping[str, Tensor]) -> int:
 
 
 def _allocate_zeros(params: Mapping[str, Tensor], *shape: int) -> Tensor:
-    return next(iter(params.values())).new_zeros(*shape, requires_grad=False)
+    return next(iter(params.values())).new_zeros(*shape, dtype=promoted_dtype(params.values()), requires_grad=False)

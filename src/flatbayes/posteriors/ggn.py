@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from flatbayes.core import LossFn
+from flatbayes.core.networks import call_with_tensors, plain_attention
+from flatbayes.core.weights import promoted_dtype
 
 MAX_VECTOR_ENTRIES = 2**24
 """Largest number of entries of all vectors Jᵀ s in memory at a time: 64 MB in single precision."""
@@ -83,7 +85,7 @@ def ggn_diagonal(
         loss_fn: Mean loss of a batch.
     """
     size = sum(param.numel() for param in params.values())
-    total = next(iter(params.values())).new_zeros(size)
+    total = next(iter(params.values())).new_zeros(size, dtype=promoted_dtype(params.values()))
     for vectors in iter_ggn_vectors(model, params, inputs, targets, loss_fn):
         total += vectors.square().sum(0)
     return total
@@ -94,7 +96,7 @@ def ggn_matrix(
 ) -> Float[Tensor, "params params"]:
     """Return the exact GGN of the summed loss of a batch; arguments as for `ggn_diagonal`."""
     size = sum(param.numel() for param in params.values())
-    total = next(iter(params.values())).new_zeros(size, size)
+    total = next(iter(params.values())).new_zeros(size, size, dtype=promoted_dtype(params.values()))
     for vectors in iter_ggn_vectors(model, params, inputs, targets, loss_fn):
         total.addmm_(vectors.T, vectors)
     return total
@@ -105,7 +107,9 @@ def iter_ggn_vectors(
     model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, loss_fn: LossFn
 ) -> Iterator[Float[Tensor, "vectors params"]]:
     """Yield the vectors Jᵀ s of all examples and columns in bounded chunks; arguments as for `ggn_diagonal`."""
-    factor = factorize_loss_hessian(model(inputs), targets, loss_fn)
+    with plain_attention():
+        outputs = model(inputs)
+    factor = factorize_loss_hessian(outputs, targets, loss_fn)
     size = sum(param.numel() for param in params.values())
     num_columns = max(1, min(factor.shape[2], MAX_VECTOR_ENTRIES // size))
     num_examples = max(1, MAX_VECTOR_ENTRIES // (size * num_columns))
@@ -132,11 +136,13 @@ def compute_example_vjps(
     constants = {name: param.detach() for name, param in model.named_parameters()}
 
     def project_outputs(values: dict[str, Tensor], example: Tensor, direction: Tensor) -> Tensor:
-        outputs: Tensor = functional_call(model, constants | values, (example[None],))
+        outputs = call_with_tensors(model, constants | values, example[None])
         return outputs.flatten() @ direction
 
-    column_vjps = vmap(grad(project_outputs), in_dims=(None, None, 0))
-    vjps = vmap(column_vjps, in_dims=(None, 0, 0))(
-        {name: param.detach() for name, param in params.items()}, inputs, directions.mT
-    )
+    # Dropout that is active in eval mode has one mask for each example.
+    column_vjps = vmap(grad(project_outputs), in_dims=(None, None, 0), randomness="same")
+    with plain_attention():
+        vjps = vmap(column_vjps, in_dims=(None, 0, 0), randomness="different")(
+            {name: param.detach() for name, param in params.items()}, inputs, directions.mT
+        )
     return torch.cat([vjps[name].flatten(2) for name in params], 2)

@@ -10,7 +10,9 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
+
+from flatbayes.core.networks import call_with_tensors, plain_attention
 
 
 class LinearisedNetwork(nn.Module):
@@ -36,10 +38,10 @@ class LinearisedNetwork(nn.Module):
         solution = {name: params[name] for name in self.offsets}
 
         def evaluate_at(weights: dict[str, Tensor]) -> Tensor:
-            outputs: Tensor = functional_call(self.network, weights, (inputs,))
-            return outputs
+            return call_with_tensors(self.network, weights, inputs)
 
-        outputs, change = jvp(evaluate_at, (solution,), (self.offsets,))[:2]
+        with plain_attention():
+            outputs, change = jvp(evaluate_at, (solution,), (self.offsets,))[:2]
         expansion: Tensor = outputs + change
         return expansion
 

@@ -1,6 +1,5 @@
 """Networks with variational layers: conversion of a deterministic network, noise injection, and access to means."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from flatbayes.core.networks import copy_network
 from flatbayes.posteriors.variational_layers import (
     VARIATIONAL_TYPES,
     LayerNoise,
@@ -52,7 +52,11 @@ def make_variational_network(model: nn.Module) -> nn.Module:
     _check_shared_parameters(
         model, {id(p) for name in names for p in model.get_submodule(name).parameters() if p.requires_grad}
     )
-    network = copy.deepcopy(model)
+    network = copy_network(
+        model,
+        advice="LRT trains a copy of the network with layers of its own. Remove the attribute, or use SGVB, which "
+        "trains the network itself.",
+    )
     for name in names:
         layer = network.get_submodule(name)
         # Replacing the class keeps options, hooks and shared parameters.

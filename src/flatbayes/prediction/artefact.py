@@ -7,7 +7,6 @@ unpickles nothing, imports no class outside flatbayes, and builds no object that
 stored tensors.
 """
 
-import copy
 import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import State
 from flatbayes.core.files import atomic_write, remove_files
+from flatbayes.core.networks import copy_network
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
@@ -333,7 +333,7 @@ def _restore_likelihood(spec: dict[str, Any] | None, tensors: Mapping[str, Tenso
 
 def _make_model_builder(model: nn.Module | Callable[[], nn.Module] | None, info: Mapping[str, Any]) -> ModelBuilder:
     if isinstance(model, nn.Module):
-        return lambda tensors: copy.deepcopy(model)
+        return lambda tensors: copy_network(model)
     if model is not None:
         return lambda tensors: model()
     spec = info.get("model")

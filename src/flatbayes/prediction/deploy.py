@@ -4,12 +4,12 @@ The networks are called in a loop, which `torch.export` can trace for a batch of
 batch size into a constant.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from flatbayes.core.networks import copy_network
 from flatbayes.data import Standardize
 from flatbayes.data.standardize import standardize_inputs
 from flatbayes.posteriors.linearised import LinearisedNetwork
@@ -18,6 +18,7 @@ from flatbayes.prediction.inputs import cast_floating
 from flatbayes.prediction.outputs import PredictiveSummary, SummaryTensors, make_summary
 from flatbayes.prediction.sampling import NetworkSampler, make_example_inputs
 
+COPY_ADVICE = "A compiled posterior holds a copy of every drawn network: remove the attribute, or use predict."
 NUM_PROBE_INPUTS = 8
 """Random inputs on which a linearised network is compared with a network whose weights were moved."""
 
@@ -119,11 +120,11 @@ def _copy_fixed_network(sampler: NetworkSampler, network: nn.Module) -> nn.Modul
             "fixed weights. Distil the posterior into one network instead: flatbayes.distill(fitted, model, inputs)."
         )
     if not isinstance(network, LinearisedNetwork):
-        copied = copy.deepcopy(network)
+        copied = copy_network(network, advice=COPY_ADVICE)
         for layer in find_variational_layers(copied):
             layer.discard_saved_means()  # the means are needed only for further draws
         return copied
-    moved = copy.deepcopy(network.network)
+    moved = copy_network(network.network, advice=COPY_ADVICE)
     params = dict(moved.named_parameters())
     with torch.no_grad():
         for name, offset in network.offsets.items():

@@ -101,10 +101,10 @@ class NetworkSampler:
         with self.posterior.draw(state, generator) as network:
             statistics = self.norm_statistics.get(sample_id)
             if statistics is None:
-                if not (self.posterior.needs_norm_reestimation and norm_layers(network)):
+                if not (self.posterior.needs_norm_reestimation and norm_layers(network, state.updated_buffers)):
                     yield network
                     return
-                statistics = self._reestimate_statistics(network)
+                statistics = self._reestimate_statistics(network, state)
                 if len(self.norm_statistics) < MAX_CACHED_DRAWS:
                     self.norm_statistics[sample_id] = statistics
             with swap_buffers(network, statistics):
@@ -121,14 +121,15 @@ class NetworkSampler:
             with self.sampled_network(sample_id) as network:
                 yield network
 
-    def _reestimate_statistics(self, network: nn.Module) -> dict[str, Tensor]:
+    def _reestimate_statistics(self, network: nn.Module, state: State) -> dict[str, Tensor]:
         if not self.statistics_inputs:
             raise ValueError(
                 "Draws of this posterior have new weights, so the running statistics of their BatchNorm layers "
                 "must be estimated on training data, and there is none here: pass `statistics_inputs`, some "
                 "batches of training inputs."
             )
-        return reestimate_norm_statistics(network, (self.preprocess(batch) for batch in self.statistics_inputs))
+        batches = (self.preprocess(batch) for batch in self.statistics_inputs)
+        return reestimate_norm_statistics(network, batches, state.updated_buffers)
 
 
 def check_num_draws(num_draws: int) -> None:

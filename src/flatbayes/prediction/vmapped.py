@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.func import vmap
 
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.networks import call_with_tensors, plain_attention
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
 
 MAX_VMAPPED_EXAMPLES = 4
@@ -54,11 +54,9 @@ class StackedNetworks:
         """Outputs of every network for a preprocessed batch."""
 
         def call_network(tensors: dict[str, Tensor]) -> Tensor:
-            outputs: Tensor = functional_call(self.network, tensors, (batch,))
-            return outputs
+            return call_with_tensors(self.network, tensors, batch)
 
-        # vmap has no rule for the fused kernels of attention.
-        with eval_mode(self.network), sdpa_kernel(SDPBackend.MATH):
+        with eval_mode(self.network), plain_attention():
             outputs: Tensor = vmap(call_network)(self.tensors)
         return outputs
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.norms import broadcast_per_network, global_norm
+from flatbayes.core.weights import promoted_dtype
 from flatbayes.training.config import TrainingConfig
 
 if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
@@ -102,8 +103,9 @@ def clip_gradient_norm(params: tuple[Tensor, ...], max_norm: float) -> None:
     grads = [param.grad for param in params if param.grad is not None]
     if grads and max_norm < math.inf:
         with torch.no_grad():
-            factor = (max_norm / (global_norm(grads) + CLIP_EPSILON)).clamp(max=1.0).to(grads[0])
+            factor = (max_norm / (global_norm(grads) + CLIP_EPSILON)).clamp(max=1.0)
+            factor = factor.to(grads[0].device, promoted_dtype(grads))
             if factor.ndim:
-                torch._foreach_mul_(grads, [broadcast_per_network(factor, grad) for grad in grads])
+                torch._foreach_mul_(grads, [broadcast_per_network(factor, grad).to(grad.dtype) for grad in grads])
             else:
                 torch._foreach_mul_(grads, factor)

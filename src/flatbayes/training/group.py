@@ -34,7 +34,7 @@ class GroupResult:
         """The result as tensors and plain data."""
         return {
             "states": [
-                {"model": s.model.state_dict(), "statistics": dict(s.statistics), "num_data": s.num_data}
+                {key: value for key, value in s.state_dict().items() if key != "optimizer"} | {"num_data": s.num_data}
                 for s in self.states
             ],
             "records": list(self.records),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core import State
+from flatbayes.core.buffers import clone_buffers, find_updated_buffers
 from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.closure import BatchClosure, clip_closure
 from flatbayes.training.engine import Engine
@@ -44,6 +45,7 @@ def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]
         flatness = session.distribute(run.flatness, engine)
         for epoch in range(status.completed_epochs, config.epochs):
             engine.module.train()
+            buffers = clone_buffers(engine.module)
             for inputs, targets in iter_batches(run, engine, epoch):
                 lr = engine.set_learning_rate(config.schedule.factor(progress.step, config.epochs * steps_per_epoch))
                 closure = BatchClosure(run, engine, inputs, targets)
@@ -56,7 +58,8 @@ def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]
                 callback.on_step_end(progress.step, loss.mean() if loss.ndim else loss, lr)
                 if progress.step % steps_per_epoch:
                     session.save_checkpoint(run, engine, epoch_ended=False)
-            session.synchronize_buffers(engine.module)
+            state.updated_buffers = find_updated_buffers(engine.module, buffers)
+            session.synchronize_buffers(engine.module, state.updated_buffers)
             for record in finish_epoch(run, engine, lr, validate=epoch + 1 in validation_epochs):
                 callback.on_epoch_end(record)
             session.save_checkpoint(run, engine, epoch_ended=True)

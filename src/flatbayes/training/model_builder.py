@@ -1,6 +1,5 @@
 """Build networks from a class, a function or an instance."""
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -8,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from flatbayes.core.networks import copy_network
 from flatbayes.core.spec import to_spec
 
 ModelFactory = Callable[..., nn.Module]
@@ -26,7 +26,7 @@ def make_model_builder(
         TypeError: The model is neither a network nor callable.
     """
     if isinstance(model, nn.Module):
-        return lambda: copy.deepcopy(model)
+        return lambda: copy_network(model)
     if not callable(model):
         raise TypeError(f"Expected a network, or a class or function that builds one, got {type(model).__name__}.")
     arguments = _select_arguments(model, model_arguments)

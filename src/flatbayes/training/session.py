@@ -4,8 +4,7 @@
 network, `ShardedSession` over processes that hold shards.
 """
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from torch import nn
 from flatbayes.core import Closure, State, TrainingProgress
 from flatbayes.core.context import vectorized
 from flatbayes.core.interrupts import defer_interrupts, get_pending_interrupt, raise_pending_interrupt
+from flatbayes.core.networks import copy_network
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import RandomState, seeded_rng
 from flatbayes.flatness import Flatness
@@ -85,9 +85,9 @@ class Session:
         """The flatness, with gradients averaged over the processes."""
         return flatness
 
-    def synchronize_buffers(self, module: nn.Module) -> None:
-        """Average running statistics over the processes."""
-        self.world.synchronize_buffers(module)
+    def synchronize_buffers(self, module: nn.Module, updated_buffers: Collection[str]) -> None:
+        """Average the updated running statistics over the processes."""
+        self.world.synchronize_buffers(module, updated_buffers)
 
     def save_checkpoint(self, run: TrainingRun, engine: Engine, *, epoch_ended: bool) -> None:
         """Write a checkpoint if one is due after this step, or if the training is interrupted after it.
@@ -152,7 +152,7 @@ class ShardedSession(ReplicatedSession):
 
     def place(self, run: TrainingRun) -> nn.Module:
         """A sharded copy of the module on the device of training."""
-        module = place_module(copy.deepcopy(run.module), self.fabric, run.config)
+        module = place_module(copy_network(run.module), self.fabric, run.config)
         self.world.broadcast_tensors([*module.parameters(), *module.buffers()])
         return shard_module(module, self.world, self.fabric.device)
 

@@ -142,7 +142,9 @@ class TrainingSetup:
         factory = self.factory
         for state in states:
             state.optimizer = None
-        is_needed = factory.posterior.needs_norm_reestimation and norm_layers(states[0].model)
+        is_needed = factory.posterior.needs_norm_reestimation and any(
+            norm_layers(state.model, state.updated_buffers) for state in states
+        )
         inputs = factory.training_data.sample_inputs(factory.config, factory.seed) if is_needed else ()
         return FittedPosterior(
             posterior=factory.posterior,

@@ -4,14 +4,14 @@ Every parameter and buffer is stacked along a new first dimension. The gradient 
 gradient of each network, and an elementwise optimizer updates each network as it would alone.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from flatbayes.core import LossFn, OptimizerFactory, State
+from flatbayes.core.networks import call_with_tensors, copy_network
 from flatbayes.core.weights import trainable_parameters
 
 
@@ -30,7 +30,7 @@ class VectorizedNetworks(nn.Module):
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.network = copy.deepcopy(networks[0])
+        self.network = copy_network(networks[0])
         self._networks = tuple(networks)  # in a tuple, so that they are not submodules
         shared: dict[int, Tensor] = {}  # tied tensors stay tied
         for module_name, module in self.network.named_modules():
@@ -57,13 +57,11 @@ class VectorizedNetworks(nn.Module):
             Outputs, [batch, networks, ...].
         """
 
-        def run_network(params: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
-            outputs: Tensor = functional_call(self.network, (params, buffers), (inputs,))
-            return outputs
+        def run_network(tensors: dict[str, Tensor], inputs: Tensor) -> Tensor:
+            return call_with_tensors(self.network, tensors, inputs)
 
-        params: dict[str, Tensor] = dict(self.network.named_parameters())
-        buffers = dict(self.network.named_buffers())
-        stacked: Tensor = vmap(run_network, in_dims=(0, 0, 1), out_dims=1)(params, buffers, x)
+        tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
+        stacked: Tensor = vmap(run_network, in_dims=(0, 1), out_dims=1)(tensors, x)
         return stacked
 
     def unstack(self) -> tuple[nn.Module, ...]:
@@ -117,6 +115,9 @@ def unstack_states(
 ) -> list[State]:
     """The current state of every vectorized network: the inverse of `stack_state`."""
     states = [init_state(network.eval()) for network in stack.unstack()]
+    if stacked_state.updated_buffers is not None:
+        for state in states:
+            state.updated_buffers = frozenset(name.partition(".")[2] for name in stacked_state.updated_buffers)
     sizes = [param.numel() for param in trainable_parameters(states[0].model)]
     for name, statistic in stacked_state.statistics.items():
         if is_per_weight(states[0].statistics[name], sizes):

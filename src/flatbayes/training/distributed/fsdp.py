@@ -81,6 +81,7 @@ def gather_state(
         world: Rank and size of the process group.
     """
     whole = init_state(module)
+    whole.updated_buffers = sharded_state.updated_buffers
     local_sizes = [to_local(param).numel() for param in trainable_parameters(sharded_state.model)]
     sizes = [param.numel() for param in trainable_parameters(module)]
     with torch.no_grad():

@@ -1,0 +1,197 @@
+"""Networks of users as objects: copies, calls with other tensors, lazy modules, and dtypes of saved tensors."""
+
+import copy
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
+
+from flatbayes.core.buffers import eval_mode
+
+LOCK_TYPES = (type(threading.Lock()), type(threading.RLock()))
+
+
+def copy_network(
+    network: nn.Module,
+    memo: dict[int, Any] | None = None,
+    *,
+    advice: str = "Pass its class, or a function that builds it, in place of the network.",
+) -> nn.Module:
+    """Deep copy of a network; a stored output is copied without its graph, and a lock is shared.
+
+    Args:
+        network: The network.
+        memo: Copies by the identity of the original, as for `copy.deepcopy`.
+        advice: What to do if it cannot be copied, for the message.
+
+    Raises:
+        ValueError: An attribute of the network cannot be copied.
+    """
+    memo = {} if memo is None else memo
+    for module in network.modules():
+        for value in _iter_contents(vars(module).values()):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
+            elif isinstance(value, LOCK_TYPES):
+                memo.setdefault(id(value), value)
+    try:
+        return copy.deepcopy(network, memo)
+    except Exception as error:  # its type depends on the attribute
+        raise ValueError(f"{_describe_obstacle(network, memo)}: {error}. {advice}") from error
+
+
+def call_with_tensors(network: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """Outputs of a network with other parameters and buffers, whose own stay unchanged.
+
+    `torch.func.functional_call` sets a tensor once under each of its names, and so loses the parameters of a module
+    that has two names. Here every tensor of every module is set once, and a tied tensor in all modules that have it.
+
+    Args:
+        network: The network.
+        tensors: Values by the first name of a parameter or buffer; the others keep theirs.
+        inputs: Inputs of the network.
+    """
+    named = (*network.named_parameters(), *network.named_buffers())
+    values = {id(tensor): tensors[name] for name, tensor in named if name in tensors}
+    places = {
+        f"{prefix}.{name}".removeprefix("."): values[id(tensor)]
+        for prefix, module in network.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if id(tensor) in values
+    }
+    outputs: Tensor = functional_call(network, places, (inputs,), tie_weights=False)
+    return outputs
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Inside, attention uses no fused kernels or nested tensors, which function transforms do not support."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def find_lazy_tensor(network: nn.Module) -> str | None:
+    """Name of a parameter or buffer that has no shape yet; None if all have one."""
+    named = (*network.named_parameters(), *network.named_buffers())
+    return next((name for name, tensor in named if is_lazy(tensor)), None)
+
+
+def check_materialized(network: nn.Module) -> None:
+    """Refuse a network whose lazy modules have no weights yet.
+
+    Raises:
+        ValueError: A parameter or buffer has no shape.
+    """
+    name = find_lazy_tensor(network)
+    if name is not None:
+        raise ValueError(f"{name} has no shape yet. Run the model on a batch first to create it.")
+
+
+@torch.no_grad()
+def materialize(network: nn.Module, inputs: Tensor) -> None:
+    """Create the weights of lazy modules by a forward pass in eval mode.
+
+    Args:
+        network: The network.
+        inputs: A batch of its inputs.
+
+    Raises:
+        ValueError: The forward pass fails, or does not reach a lazy module.
+    """
+    try:
+        with eval_mode(network):
+            network(inputs.to(torch.get_default_dtype()) if inputs.is_floating_point() else inputs)
+    except Exception as error:  # whatever a user's network raises
+        raise ValueError(
+            f"{type(network).__name__} has lazy modules, and the forward pass that creates their weights failed for "
+            f"inputs of shape {tuple(inputs.shape)}: {error}"
+        ) from error
+    name = find_lazy_tensor(network)
+    if name is not None:
+        raise ValueError(
+            f"{name} has no shape after a forward pass in eval mode, which does not use its module. Remove the "
+            "module, or replace it by one that is not lazy."
+        )
+
+
+def materialize_from_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Create the tensors of lazy modules in the shapes of saved ones, and make the modules ordinary ones.
+
+    Args:
+        network: The network.
+        weights: Saved tensors by name.
+    """
+    for prefix, module in network.named_modules():
+        if not isinstance(module, LazyModuleMixin):
+            continue
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            saved = weights.get(f"{prefix}.{name}".removeprefix("."))
+            if is_lazy(tensor) and saved is not None:
+                tensor.materialize(saved.shape, dtype=saved.dtype)
+        if module.cls_to_become is None or module.has_uninitialized_params():
+            continue
+        weight = module._parameters.get("weight")
+        if isinstance(module, nn.LazyLinear):
+            module.in_features = module.weight.shape[1]
+        elif isinstance(module, nn.modules.conv._LazyConvXdMixin) and weight is not None:
+            module.in_channels = len(weight) if module.transposed else weight.shape[1] * module.groups
+        elif isinstance(module, nn.modules.batchnorm._LazyNormBase):
+            module.num_features = len(next(t for t in (module.running_mean, weight) if t is not None))
+        module._infer_parameters(module, (torch.empty(0),))
+
+
+def match_dtypes(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Convert each floating-point tensor of a network to the dtype of the saved one, in place.
+
+    Args:
+        network: The network.
+        weights: Saved tensors by name.
+    """
+    for prefix, module in network.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            saved = weights.get(f"{prefix}.{name}".removeprefix("."))
+            if tensor is None or saved is None or tensor.dtype == saved.dtype:
+                continue
+            if tensor.is_floating_point() and saved.is_floating_point():
+                tensor.data = tensor.data.to(saved.dtype)
+
+
+def shared_dtype(tensors: Iterable[Tensor]) -> torch.dtype | None:
+    """The dtype of all floating-point tensors; None if they have several, or there are none."""
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def _iter_contents(values: Iterable[Any], outer_ids: frozenset[int] = frozenset()) -> Iterator[Any]:
+    """The values, and the contents of containers among them."""
+    for value in values:
+        if isinstance(value, dict | list | tuple | set) and id(value) not in outer_ids:
+            contents = value.values() if isinstance(value, dict) else value
+            yield from _iter_contents(contents, outer_ids | {id(value)})
+        else:
+            yield value
+
+
+def _describe_obstacle(network: nn.Module, memo: Mapping[int, Any]) -> str:
+    for prefix, module in network.named_modules():
+        for name, value in vars(module).items():
+            if name == "_modules":
+                continue
+            try:
+                copy.deepcopy(value, dict(memo))
+            except Exception:
+                path = f"{prefix}.{name}".removeprefix(".")
+                return f"{type(network).__name__} cannot be copied, for its attribute {path} ({type(value).__name__})"
+    return f"{type(network).__name__} cannot be copied"
