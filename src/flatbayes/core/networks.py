@@ -4,7 +4,7 @@ import copy
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -134,22 +134,12 @@ def materialize_from_weights(network: nn.Module, weights: Mapping[str, Tensor]) 
         weights: Saved tensors by name.
     """
     for prefix, module in network.named_modules():
-        if not isinstance(module, LazyModuleMixin):
-            continue
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            saved = weights.get(f"{prefix}.{name}".removeprefix("."))
-            if is_lazy(tensor) and saved is not None:
-                tensor.materialize(saved.shape, dtype=saved.dtype)
-        if module.cls_to_become is None or module.has_uninitialized_params():
-            continue
-        weight = module._parameters.get("weight")
-        if isinstance(module, nn.LazyLinear):
-            module.in_features = module.weight.shape[1]
-        elif isinstance(module, nn.modules.conv._LazyConvXdMixin) and weight is not None:
-            module.in_channels = len(weight) if module.transposed else weight.shape[1] * module.groups
-        elif isinstance(module, nn.modules.batchnorm._LazyNormBase):
-            module.num_features = len(next(t for t in (module.running_mean, weight) if t is not None))
-        module._infer_parameters(module, (torch.empty(0),))
+        if _is_lazy_module(module):
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                saved = weights.get(f"{prefix}.{name}".removeprefix("."))
+                if is_lazy(tensor) and saved is not None:
+                    tensor.materialize(saved.shape, dtype=saved.dtype)
+            _finish_initialization(module)
 
 
 def match_dtypes(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -172,6 +162,27 @@ def shared_dtype(tensors: Iterable[Tensor]) -> torch.dtype | None:
     """The dtype of all floating-point tensors; None if they have several, or there are none."""
     dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def _is_lazy_module(module: Any) -> TypeGuard[Any]:
+    return isinstance(module, LazyModuleMixin)
+
+
+def _finish_initialization(module: Any) -> None:
+    """Make a lazy module of torch an ordinary one, as its first forward pass does; those of users do so there."""
+    if module.cls_to_become is None or module.has_uninitialized_params():
+        return
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.LazyLinear):
+        module.in_features = weight.shape[1]
+    elif isinstance(module, nn.modules.conv._LazyConvXdMixin):
+        module.in_channels = len(weight) if module.transposed else weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.batchnorm._LazyNormBase):
+        features: Any = module._buffers["running_mean"] if weight is None else weight
+        module.num_features = len(features)
+    else:
+        return
+    module._infer_parameters(module, (torch.empty(0),))
 
 
 def _iter_contents(values: Iterable[Any], outer_ids: frozenset[int] = frozenset()) -> Iterator[Any]:

@@ -8,6 +8,8 @@ from typing import Literal, get_args
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from flatbayes.core.networks import check_materialized
+
 ParameterGroup = Literal["weights", "no_biases", "biases", "norms", "last_layer", "all"]
 """See `select_parameters`."""
 
@@ -53,8 +55,10 @@ def select_parameters(model: nn.Module, selection: ParameterSelection, option: s
         Parameters by name.
 
     Raises:
-        ValueError: No parameter is selected, or a pattern matches none; the message lists the names.
+        ValueError: No parameter is selected, or a pattern matches none; the message lists the names. Or the network
+            has lazy modules without weights.
     """
+    check_materialized(model)
     trainable = {name: param for name, param in model.named_parameters() if param.requires_grad}
     selected_ids = (
         _select_group_ids(model, selection)

@@ -25,11 +25,11 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.networks import check_materialized
 from flatbayes.core.weights import flatten, swap_values, unflatten
 from flatbayes.posteriors.eigenbasis import CurvatureStructure, make_eigenbasis
 from flatbayes.posteriors.linearised import LinearisedNetwork
@@ -103,9 +103,7 @@ class Laplace(Posterior):
             ValueError: The structure does not support the model, the prior is given twice, or there is no prior and
                 none is tuned.
         """
-        lazy_names = [name for name, param in model.named_parameters() if is_lazy(param)]
-        if lazy_names:
-            raise ValueError(f"{lazy_names[0]} has no shape yet. Run the model on a batch first to create it.")
+        check_materialized(model)
         state = init_state(model, make_optimizer, num_data, self.prior_precision)
         state.statistics = make_eigenbasis(self.structure, model).allocate_statistics()
         eigenvalues = state.statistics["eigenvalues"]

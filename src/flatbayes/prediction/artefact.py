@@ -14,14 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flatbayes.core import State
 from flatbayes.core.files import atomic_write, remove_files
-from flatbayes.core.networks import copy_network
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
@@ -38,18 +36,21 @@ from flatbayes.prediction.metadata import (
     resolve_artefact_file,
     write_metadata,
 )
+from flatbayes.prediction.network_tensors import (
+    MAX_INTEGER,
+    check_numbers,
+    collect_network_tensors,
+    find_tied_tensors,
+    freeze_parameters,
+    list_buffer_names,
+    make_model_builder,
+    prepare_network,
+    select_required_numbers,
+)
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
-
-MAX_MODEL_SPEC_CHARS = 2**16
-"""Longest description of a model that is instantiated: constructors may be slow for long lists."""
-
-MAX_INTEGER = 2**62
 
 MAX_READ_ATTEMPTS = 10
 """Attempts to read an artefact that other processes replace meanwhile."""
-
-ModelBuilder = Callable[[Mapping[str, Tensor]], nn.Module]
-"""Builds a network, given the stored tensors of its training run, which limit its size."""
 
 
 def save_posterior(sampler: NetworkSampler, folder: Path, *, with_training_inputs: bool = True) -> Path:
@@ -78,6 +79,10 @@ def save_posterior(sampler: NetworkSampler, folder: Path, *, with_training_input
         "num_data": [state.num_data for state in sampler.states],
         "num_statistics_batches": len(statistics_inputs),
         "frozen": [name for name, p in sampler.states[0].model.named_parameters() if not p.requires_grad],
+        "buffers": list_buffer_names(sampler.states[0].model),
+        "updated_buffers": [
+            None if state.updated_buffers is None else sorted(state.updated_buffers) for state in sampler.states
+        ],
         "info": sampler.info,
     }
     tensors, norm_tensors = _collect_tensors(sampler, statistics_inputs), _collect_norm_statistics(sampler)
@@ -134,16 +139,16 @@ def load_posterior(
         transform = _restore_transform(_pop_prefix(tensors, "standardize"))
         norm_tensors |= _pop_prefix(tensors, "draw")  # schemas 1 to 3 keep them with the weights
         likelihood = likelihood or _restore_likelihood(metadata["likelihood"], tensors)
-    build_model = _make_model_builder(model, metadata["info"])
+    build_model = make_model_builder(model, metadata["info"])
     states = []
     for member, count in enumerate(num_data):
         member_tensors = _pop_prefix(tensors, f"run.{member}")
         network = build_model(member_tensors)
         if not isinstance(network, nn.Module):
             raise ValueError(f"`model` must be a network or build one, got {type(network).__name__}.")
-        _freeze_parameters(network, metadata.get("frozen"))
         with _wrap_artefact_errors(folder):
-            states.append(_restore_state(posterior, network, count, member_tensors, folder))
+            states.append(_restore_state(posterior, network, count, member_tensors, metadata, folder))
+            states[-1].updated_buffers = _parse_updated_buffers(metadata, member)
     if tensors:
         raise ValueError(f"{folder} is damaged: it holds tensors that belong to nothing, such as {min(tensors)!r}.")
     sampler = NetworkSampler(posterior, states, likelihood, transform, statistics_inputs, metadata["info"])
@@ -169,9 +174,9 @@ def _wrap_artefact_errors(folder: Path) -> Iterator[None]:
 def _collect_tensors(sampler: NetworkSampler, statistics_inputs: Sequence[Tensor]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for k, state in enumerate(sampler.states):
-        tied = _find_tied_tensors(state.model)
-        weights = state.model.state_dict()
-        tensors |= {f"run.{k}.model.{name}": tensor for name, tensor in weights.items() if name not in tied}
+        weights = collect_network_tensors(state.model)
+        check_numbers(select_required_numbers(state.model, weights) | state.statistics)
+        tensors |= {f"run.{k}.model.{name}": tensor for name, tensor in weights.items()}
         tensors |= {f"run.{k}.statistics.{name}": tensor for name, tensor in state.statistics.items()}
     tensors |= {f"inputs.{k}": batch for k, batch in enumerate(statistics_inputs)}
     if isinstance(sampler.transform, Standardize):
@@ -220,9 +225,7 @@ def _read_tensors(folder: Path, name: str, checksum: str) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged: its checksum is not the one it was saved with.")
     with _wrap_artefact_errors(folder):
         tensors = load_file(path)
-        for key, tensor in tensors.items():
-            if tensor.is_floating_point() and bool(tensor.isnan().any()):
-                raise ValueError(f"{key} holds values that are not numbers (NaN), and so would every prediction.")
+        check_numbers({key: tensor for key, tensor in tensors.items() if ".model." not in key})
     return tensors
 
 
@@ -235,19 +238,29 @@ def _restore_posterior(spec: dict[str, Any]) -> Posterior:
 
 
 def _restore_state(
-    posterior: Posterior, model: nn.Module, num_data: int, tensors: Mapping[str, Tensor], folder: Path
+    posterior: Posterior,
+    model: nn.Module,
+    num_data: int,
+    tensors: Mapping[str, Tensor],
+    metadata: PosteriorMetadata,
+    folder: Path,
 ) -> State:
     weights, statistics = _select_prefix(tensors, "model"), _select_prefix(tensors, "statistics")
     if len(weights) + len(statistics) < len(tensors):
         raise ValueError(f"{folder} is damaged: a run holds neither weights nor statistics in some of its tensors.")
-    weights |= {
-        name: weights[first]
-        for name, first in _find_tied_tensors(model).items()
-        if name not in weights and first in weights
-    }
-    floating = next((t for t in weights.values() if t.is_floating_point()), None)
+    buffer_names = {name for name in metadata.get("buffers") or () if isinstance(name, str)}
     with AllocationLimit(tensors):
-        state = posterior.init(model if floating is None else model.to(floating.dtype), None, num_data)
+        prepare_network(model, weights, buffer_names)
+        freeze_parameters(model, metadata.get("frozen"))
+        entries = model.state_dict()
+        weights |= {
+            name: weights[first]
+            for name, first in find_tied_tensors(entries).items()
+            if name not in weights and first in weights
+        }
+        check_numbers(select_required_numbers(model, weights))
+        state = posterior.init(model, None, num_data)
+    weights = {name: tensor for name, tensor in weights.items() if name in entries or name not in buffer_names}
     try:
         state.load_state_dict({"model": weights, "optimizer": None, "statistics": statistics})
     except RuntimeError as error:
@@ -258,17 +271,9 @@ def _restore_state(
     return state
 
 
-def _find_tied_tensors(model: nn.Module) -> dict[str, str]:
-    """Names in the state dict whose tensor has occurred before, each with the first name of that tensor."""
-    first_names: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], str] = {}
-    tied: dict[str, str] = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.numel():
-            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-            first_name = first_names.setdefault(key, name)
-            if first_name != name:
-                tied[name] = first_name
-    return tied
+def _parse_updated_buffers(metadata: PosteriorMetadata, member: int) -> frozenset[str] | None:
+    names = (metadata.get("updated_buffers") or {member: None})[member]  # unknown before version 0.2
+    return None if names is None else frozenset(map(str, names))
 
 
 def _parse_norm_statistics(tensors: Mapping[str, Tensor], states: list[State]) -> dict[SampleId, dict[str, Tensor]]:
@@ -300,16 +305,6 @@ def _restore_transform(tensors: Mapping[str, Tensor]) -> Standardize | None:
     return Standardize(mean=mean, std=std)
 
 
-def _freeze_parameters(model: nn.Module, names: object) -> None:
-    """Freeze the named parameters and unfreeze the others; None, as in older schemas, changes nothing."""
-    all_names = {name for name, _ in model.named_parameters()}
-    if not isinstance(names, list) or not all(isinstance(name, str) and name in all_names for name in names):
-        return  # names of another architecture, which is refused when its weights are loaded
-    for name, param in model.named_parameters():
-        if param.is_floating_point():
-            param.requires_grad_(name not in names)
-
-
 def _describe_likelihood(likelihood: Likelihood) -> dict[str, Any] | None:
     try:
         spec: dict[str, Any] = to_spec(likelihood)
@@ -329,37 +324,6 @@ def _restore_likelihood(spec: dict[str, Any] | None, tensors: Mapping[str, Tenso
     if not isinstance(likelihood, Likelihood):
         raise TypeError("it names no likelihood")
     return likelihood
-
-
-def _make_model_builder(model: nn.Module | Callable[[], nn.Module] | None, info: Mapping[str, Any]) -> ModelBuilder:
-    if isinstance(model, nn.Module):
-        return lambda tensors: copy_network(model)
-    if model is not None:
-        return lambda tensors: model()
-    spec = info.get("model")
-    if not isinstance(spec, dict) or not isinstance(spec.get("init_args", {}), dict):
-        raise ValueError("The artefact does not say what its model is: pass `model`, the network or its class.")
-    if not str(spec.get("class_path")).startswith("flatbayes.models."):
-        path = spec.get("init_args", {}).get("path") or spec.get("class_path")  # `path` if the head was replaced
-        raise ValueError(
-            f"The model of this artefact is {str(path)[:200]}, which is not part of flatbayes, and nothing is "
-            "imported because an artefact says so: pass `model`, the network or a function that builds it."
-        )
-
-    def build_model(tensors: Mapping[str, Tensor]) -> nn.Module:
-        if len(str(spec)) > MAX_MODEL_SPEC_CHARS:
-            raise ValueError(f"The description of the model is longer than {MAX_MODEL_SPEC_CHARS} characters.")
-        check_max_integer(spec, MAX_INTEGER)
-        try:
-            with torch.random.fork_rng(devices=[]), AllocationLimit(tensors):
-                network = instantiate(spec, package="flatbayes.models", base_class=nn.Module)
-        except (TypeError, AttributeError, ArithmeticError, RuntimeError, LookupError) as error:
-            raise ValueError(f"The artefact describes a model that cannot be built: {str(error)[:500]}") from error
-        if not isinstance(network, nn.Module):
-            raise ValueError("The artefact describes something else than a model.")
-        return network
-
-    return build_model
 
 
 def _select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

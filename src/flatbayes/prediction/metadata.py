@@ -11,7 +11,8 @@ from flatbayes.core.files import read_json, replace_nonfinite, write_json
 
 SCHEMA_VERSION = 4
 """Schema 3 adds the checksum of the metadata and the names of the parameters that were not trained; schema 4 the
-names of the files with tensors, and a file of its own for running statistics of draws."""
+names of the files with tensors, a file of its own for running statistics of draws, buffers that are not persistent,
+and which buffers training updated."""
 READABLE_SCHEMAS = (1, 2, 3, 4)
 """Since schema 2 the same seed draws other networks, so statistics of draws in schema 1 are ignored."""
 
@@ -41,6 +42,10 @@ class PosteriorMetadata(TypedDict):
     """Batches of inputs that are stored for batch-norm statistics."""
     frozen: NotRequired[list[str]]
     """Parameters that were not trained."""
+    buffers: NotRequired[list[str]]
+    """Names of the buffers."""
+    updated_buffers: NotRequired[list[list[str] | None]]
+    """For each training run the buffers that its last epoch changed; None if that is unknown."""
     info: dict[str, Any]
     tensors_file: NotRequired[str]
     """Name of the file with the tensors, different for every save."""

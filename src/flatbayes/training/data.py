@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from flatbayes.core import Examples
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
-from flatbayes.core.randomness import spawn_seeds
+from flatbayes.core.randomness import preserve_rng, spawn_seeds
 from flatbayes.data import DataSplits, LazyImages, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
@@ -25,6 +26,8 @@ if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where i
     from lightning_fabric import Fabric
 
 EVAL_BATCH_SIZE = 512
+NUM_CHECK_EXAMPLES = 4
+"""Examples on which a network is checked before training."""
 MAX_CACHED_ELEMENTS = 2**26
 """Largest number of input elements that are kept transformed, where no augmentation comes before the transform."""
 
@@ -63,6 +66,11 @@ class TrainingData(ABC):
     @abstractmethod
     def iter_examples(self, device: torch.device) -> Examples:
         """All training examples in batches, transformed and not augmented."""
+
+    @property
+    @abstractmethod
+    def example_batch(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a few training examples, ready for the model; no random state changes."""
 
     @abstractmethod
     def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Tensor]:
@@ -174,6 +182,12 @@ class InMemoryData(TrainingData):
         ):
             yield standardize_on_device(self.standardize, inputs, device), move_targets(targets, device)
 
+    @property
+    def example_batch(self) -> tuple[Tensor, Tensor]:
+        """The first examples of the training split."""
+        train = self.splits.train
+        return self.standardize(train.inputs[:NUM_CHECK_EXAMPLES]), train.targets[:NUM_CHECK_EXAMPLES]
+
     def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Tensor]:
         """`num_norm_batches` random batches of full size, or as many as there are; not augmented."""
         inputs = self.splits.train.inputs
@@ -278,6 +292,23 @@ class LoaderData(TrainingData):
     def iter_examples(self, device: torch.device) -> Examples:
         """One pass over the loader."""
         return ((inputs.to(device), targets.to(device)) for inputs, targets in self.loader)
+
+    @cached_property
+    def example_batch(self) -> tuple[Tensor, Tensor]:
+        """The beginning of the first batch."""
+        inputs, targets = self._read_first_batch()[:2]
+        return inputs[:NUM_CHECK_EXAMPLES], targets[:NUM_CHECK_EXAMPLES]
+
+    def _read_first_batch(self) -> Any:
+        """The first batch, with the generators of loader and samplers restored."""
+        owners = (self.loader, self.loader.sampler, getattr(self.loader.batch_sampler, "sampler", None))
+        generators = [g for g in (getattr(owner, "generator", None) for owner in owners) if g is not None]
+        states = [generator.get_state() for generator in generators]
+        with preserve_rng(None):
+            batch = next(iter(self.loader))
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        return batch
 
     def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Tensor]:
         """The inputs of its first `num_norm_batches` batches."""

@@ -5,28 +5,31 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from flatbayes.core.networks import copy_network
+from flatbayes.core.networks import copy_network, find_lazy_tensor, materialize
 from flatbayes.core.spec import to_spec
 
 ModelFactory = Callable[..., nn.Module]
 
 
 def make_model_builder(
-    model: nn.Module | ModelFactory, model_arguments: Mapping[str, Any]
+    model: nn.Module | ModelFactory,
+    model_arguments: Mapping[str, Any],
+    get_example: Callable[[], Tensor] | None = None,
 ) -> Callable[[], nn.Module]:
     """A function that builds the network with those of the given arguments that it has parameters for.
 
     Args:
         model: A network, which is copied each time, or a class or function that builds one.
         model_arguments: Arguments by name; those without a parameter are left out.
+        get_example: Returns inputs with which the weights of lazy modules are created; None to leave them lazy.
 
     Raises:
         TypeError: The model is neither a network nor callable.
     """
     if isinstance(model, nn.Module):
-        return lambda: copy_network(model)
+        return lambda: _materialize(copy_network(model), get_example)
     if not callable(model):
         raise TypeError(f"Expected a network, or a class or function that builds one, got {type(model).__name__}.")
     arguments = _select_arguments(model, model_arguments)
@@ -40,7 +43,7 @@ def make_model_builder(
             raise
         if not isinstance(module, nn.Module):
             raise TypeError(f"{model!r} must build a torch.nn.Module, and returned a {type(module).__name__}.")
-        return module
+        return _materialize(module, get_example)
 
     return build_model
 
@@ -54,6 +57,12 @@ def describe_model(model: nn.Module | ModelFactory, model_arguments: Mapping[str
     except TypeError:
         return None
     return spec
+
+
+def _materialize(network: nn.Module, get_example: Callable[[], Tensor] | None) -> nn.Module:
+    if get_example is not None and find_lazy_tensor(network) is not None:
+        materialize(network, get_example())
+    return network
 
 
 def _select_arguments(function: Callable[..., Any], model_arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from flatbayes.core.randomness import seeded_rng, spawn_seeds
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Categorical, Likelihood
 from flatbayes.posteriors import Posterior
+from flatbayes.prediction.network_tensors import check_storable
 from flatbayes.training.batches import ShuffledBatches, VectorizedBatches
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import TrainingData
@@ -52,7 +53,9 @@ class RunFactory:
     def init_network(self, member: int) -> nn.Module:
         """A network with the initial weights of a member."""
         with seeded_rng(self._spawn_member_seeds(member)[0], None):
-            return self.warm_start.apply_to(self.build_model(), member)
+            network = self.warm_start.apply_to(self.build_model(), member)
+        check_storable(network)
+        return network
 
     def create_run(self, members: Sequence[int], fabric: "Fabric") -> TrainingRun:
         """The run of one member, or the vectorized run of several."""

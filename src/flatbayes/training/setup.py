@@ -61,7 +61,7 @@ def prepare_runs(
     likelihood = likelihood or training_data.infer_likelihood()
     num_outputs = dict.fromkeys(("num_classes", "num_outputs"), likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
-    build_model = make_model_builder(model, model_arguments)
+    build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])
     warm_start = WarmStart.from_init(init, build_model, posterior, new_head=new_head, freeze=freeze)
     if transform is None and warm_start.transform is not None:
         training_data = make_training_data(data, warm_start.transform)

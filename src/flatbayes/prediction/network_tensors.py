@@ -1,0 +1,201 @@
+"""The network of an artefact: which tensors are stored, and how it is built and gets them back."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core.buffers import norm_layers
+from flatbayes.core.networks import (
+    copy_network,
+    find_lazy_tensor,
+    match_dtypes,
+    materialize_from_weights,
+    shared_dtype,
+)
+from flatbayes.core.spec import instantiate
+from flatbayes.prediction.limits import AllocationLimit, check_max_integer
+
+MAX_MODEL_SPEC_CHARS = 2**16
+"""Longest description of a model that is instantiated: constructors may be slow for long lists."""
+
+MAX_INTEGER = 2**62
+
+ModelBuilder = Callable[[Mapping[str, Tensor]], nn.Module]
+"""Builds a network, given the stored tensors of its training run, which limit its size."""
+
+UNSTORABLE_DTYPES = (torch.complex128, torch.complex32)
+"""Dtypes of dense tensors for which safetensors has no format."""
+
+
+def collect_network_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, persistent or not; a tied tensor once, by its first name."""
+    tensors = dict(model.state_dict())
+    tied_names = find_tied_tensors(tensors)
+    others = {name: buffer for name, buffer in model.named_buffers() if name not in tensors}
+    tensors |= {name: buffer for name, buffer in others.items() if describe_obstacle(buffer) is None}
+    return {name: tensor for name, tensor in tensors.items() if name not in tied_names}
+
+
+def check_storable(model: nn.Module) -> None:
+    """Refuse a network that cannot be saved or has parameters that are not numbers, before it is trained.
+
+    Raises:
+        ValueError: An entry of the state dict cannot be stored, a parameter is missing there, or one holds NaN.
+    """
+    entries, name = model.state_dict(), type(model).__name__
+    for key, value in entries.items():
+        obstacle = describe_obstacle(value)
+        if obstacle is not None:
+            raise ValueError(
+                f"{key} of {name} is {obstacle}, which a saved posterior cannot hold. Convert it to a dense tensor of "
+                "another dtype, or keep it in a plain attribute that the constructor sets."
+            )
+    missing = [key for key, _ in model.named_parameters() if key not in entries]
+    if missing:
+        raise ValueError(
+            f"The state dict of {name} lacks its parameter {missing[0]}, so a saved posterior would lose it. Return "
+            "all parameters from state_dict."
+        )
+    check_numbers({f"{key} of {name}": param for key, param in model.named_parameters()})
+
+
+def check_numbers(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse values that are not numbers.
+
+    Args:
+        tensors: Tensors on which predictions depend, by name.
+
+    Raises:
+        ValueError: A tensor holds NaN.
+    """
+    for name, tensor in tensors.items():
+        if (tensor.is_floating_point() or tensor.is_complex()) and bool(tensor.isnan().any()):
+            raise ValueError(f"{name} holds values that are not numbers (NaN), and so would every prediction.")
+
+
+def select_required_numbers(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that must be numbers: parameters and running statistics; a user's buffer may hold NaN as a marker.
+
+    Args:
+        model: The network.
+        tensors: Its tensors by name.
+    """
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    statistics = {id(buffer) for layer in norm_layers(model) for buffer in layer.buffers(recurse=False)}
+    names |= {name for name, buffer in model.named_buffers(remove_duplicate=False) if id(buffer) in statistics}
+    return {name: tensor for name, tensor in tensors.items() if name in names}
+
+
+def describe_obstacle(value: object) -> str | None:
+    """Why a value cannot be stored, as the end of "it is ..."; None if it can."""
+    if not isinstance(value, Tensor):
+        return f"no tensor but a {type(value).__name__}"
+    if value.is_quantized or value.is_nested or value.layout != torch.strided:
+        return "a quantized, nested or sparse tensor"
+    if value.is_meta:
+        return "on the meta device, without values"
+    return f"of dtype {value.dtype}" if value.dtype in UNSTORABLE_DTYPES else None
+
+
+def prepare_network(model: nn.Module, tensors: Mapping[str, Tensor], buffer_names: Iterable[str]) -> None:
+    """Give a built network the shapes and dtypes of the saved tensors, and the buffers outside its state dict.
+
+    Args:
+        model: The network.
+        tensors: The saved tensors by name.
+        buffer_names: Those that were buffers; some may have been created or resized in training.
+    """
+    materialize_from_weights(model, tensors)
+    dtype = shared_dtype(tensors.values())
+    if dtype is not None and find_lazy_tensor(model) is None:
+        model.to(dtype)
+    match_dtypes(model, tensors)
+    modules, norm_ids = dict(model.named_modules()), {id(layer) for layer in norm_layers(model)}
+    for name in buffer_names:
+        prefix, _, attribute = name.rpartition(".")
+        owner, saved = modules.get(prefix), tensors.get(name)
+        if owner is None or saved is None or id(owner) in norm_ids:
+            continue
+        if attribute in owner._buffers:
+            buffer = owner._buffers[attribute]
+            if buffer is None or buffer.shape != saved.shape:
+                owner._buffers[attribute] = saved.clone()
+            elif attribute in owner._non_persistent_buffers_set:
+                buffer.copy_(saved)
+        elif not hasattr(owner, attribute):
+            owner.register_buffer(attribute, saved.clone())
+
+
+def list_buffer_names(model: nn.Module) -> list[str]:
+    """Names of all buffers."""
+    return [name for name, _ in model.named_buffers(remove_duplicate=False)]
+
+
+def find_tied_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names in a state dict whose tensor has occurred before, each with the first name of that tensor."""
+    first_names: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in state_dict.items():
+        if tensor.numel():
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            first_name = first_names.setdefault(key, name)
+            if first_name != name:
+                tied[name] = first_name
+    return tied
+
+
+def freeze_parameters(model: nn.Module, names: object) -> None:
+    """Freeze the named parameters and unfreeze the others; None, as in older schemas, changes nothing.
+
+    Args:
+        model: The network.
+        names: Names of an artefact; those of another architecture are refused when its weights are loaded.
+    """
+    all_names = {name for name, _ in model.named_parameters()}
+    if not isinstance(names, list) or not all(isinstance(name, str) and name in all_names for name in names):
+        return
+    for name, param in model.named_parameters():
+        if param.is_floating_point() or param.is_complex():
+            param.requires_grad_(name not in names)
+
+
+def make_model_builder(model: nn.Module | Callable[[], nn.Module] | None, info: Mapping[str, Any]) -> ModelBuilder:
+    """The function that builds the network of an artefact.
+
+    Args:
+        model: The architecture, or a function that builds it; None for models of flatbayes.
+        info: Metadata of the artefact, which describes a model of flatbayes.
+
+    Raises:
+        ValueError: There is no model, or the artefact describes none that can be built.
+    """
+    if isinstance(model, nn.Module):
+        return lambda tensors: copy_network(model)
+    if model is not None:
+        return lambda tensors: model()
+    spec = info.get("model")
+    if not isinstance(spec, dict) or not isinstance(spec.get("init_args", {}), dict):
+        raise ValueError("The artefact does not say what its model is: pass `model`, the network or its class.")
+    if not str(spec.get("class_path")).startswith("flatbayes.models."):
+        path = spec.get("init_args", {}).get("path") or spec.get("class_path")  # `path` if the head was replaced
+        raise ValueError(
+            f"The model of this artefact is {str(path)[:200]}, which is not part of flatbayes, and nothing is "
+            "imported because an artefact says so: pass `model`, the network or a function that builds it."
+        )
+
+    def build_model(tensors: Mapping[str, Tensor]) -> nn.Module:
+        if len(str(spec)) > MAX_MODEL_SPEC_CHARS:
+            raise ValueError(f"The description of the model is longer than {MAX_MODEL_SPEC_CHARS} characters.")
+        check_max_integer(spec, MAX_INTEGER)
+        try:
+            with torch.random.fork_rng(devices=[]), AllocationLimit(tensors):
+                network = instantiate(spec, package="flatbayes.models", base_class=nn.Module)
+        except (TypeError, AttributeError, ArithmeticError, RuntimeError, LookupError) as error:
+            raise ValueError(f"The artefact describes a model that cannot be built: {str(error)[:500]}") from error
+        if not isinstance(network, nn.Module):
+            raise ValueError("The artefact describes something else than a model.")
+        return network
+
+    return build_model
