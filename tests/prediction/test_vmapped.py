@@ -87,7 +87,7 @@ def test_a_model_that_vmap_cannot_trace_is_called_per_network():
     fitted = FittedPosterior(posterior, [posterior.init(DataDependentNetwork(), None, 5)], Categorical(3))
     x = torch.ones(2, 2)
     assert torch.equal(fitted.predict(x).log_probs, fitted.predict(x, vectorized=False).log_probs)
-    with pytest.raises(RuntimeError, match="vmap"):
+    with pytest.raises(ValueError, match="vmap"):
         fitted.predict(x, vectorized=True)
 
 

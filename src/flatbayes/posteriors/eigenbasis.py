@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Examples, LossFn
 from flatbayes.core.weights import promoted_dtype, unflatten
-from flatbayes.posteriors.ggn import decompose_psd, ggn_diagonal, ggn_matrix
+from flatbayes.posteriors.ggn import decompose_psd, ggn_diagonal, ggn_matrix, iter_ggn_vectors
 from flatbayes.posteriors.kfac import (
     KfacLayer,
     KroneckerFactors,
@@ -51,6 +51,10 @@ class Eigenbasis(ABC):
             examples: Batches of inputs and targets; the model is in eval mode.
             loss_fn: Mean loss of a batch.
         """
+
+    @abstractmethod
+    def check(self, inputs: Tensor, targets: Tensor, loss_fn: LossFn) -> None:
+        """Compute derivatives as in `compute_statistics` on a few examples, without an eigendecomposition."""
 
     @abstractmethod
     def compute_offsets(
@@ -99,6 +103,10 @@ class DiagonalEigenbasis(Eigenbasis):
         """Return zero eigenvalues."""
         return {"eigenvalues": _allocate_zeros(self.params, _count_weights(self.params))}
 
+    def check(self, inputs: Tensor, targets: Tensor, loss_fn: LossFn) -> None:
+        """Compute vectors of the GGN of one example."""
+        next(iter_ggn_vectors(self.model, self.params, inputs[:1], targets[:1], loss_fn))
+
     def compute_statistics(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
         """Return the diagonal as eigenvalues."""
         statistics, params = self.allocate_statistics(), self.params
@@ -137,6 +145,10 @@ class LastLayerEigenbasis(Eigenbasis):
             "eigenvalues": _allocate_zeros(self.params, size),
             "eigenvectors": _allocate_zeros(self.params, size, size),
         }
+
+    def check(self, inputs: Tensor, targets: Tensor, loss_fn: LossFn) -> None:
+        """Compute vectors of the GGN of one example."""
+        next(iter_ggn_vectors(self.model, self.params, inputs[:1], targets[:1], loss_fn))
 
     def compute_statistics(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
         """Return eigenvalues and eigenvectors of the GGN."""
@@ -179,13 +191,13 @@ class KroneckerEigenbasis(Eigenbasis):
             statistics[f"inputs.{name}"] = _allocate_zeros(self.params, num_columns, num_columns)
         return statistics
 
+    def check(self, inputs: Tensor, targets: Tensor, loss_fn: LossFn) -> None:
+        """Compute the factors of one example."""
+        add_factors(self._allocate_factors(), self.layers, self.model, inputs[:1], targets[:1], loss_fn)
+
     def compute_statistics(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
         """Return the eigendecompositions; eigenvalues of a Kronecker product are products of the factors' ones."""
-        statistics = self.allocate_statistics()
-        factors = {
-            name: KroneckerFactors(statistics[f"inputs.{name}"], statistics[f"outputs.{name}"])
-            for name in self.layers
-        }
+        statistics, factors = dict[str, Tensor](), self._allocate_factors()
         for inputs, targets in examples:
             add_factors(factors, self.layers, self.model, inputs, targets, loss_fn)
         eigenvalues = []
@@ -206,6 +218,13 @@ class KroneckerEigenbasis(Eigenbasis):
             matrix = statistics[f"outputs.{name}"] @ piece.view(shape) @ statistics[f"inputs.{name}"].T
             offsets += split_columns(matrix, layer)
         return offsets
+
+    def _allocate_factors(self) -> dict[str, KroneckerFactors]:
+        statistics = self.allocate_statistics()
+        return {
+            name: KroneckerFactors(statistics[f"inputs.{name}"], statistics[f"outputs.{name}"])
+            for name in self.layers
+        }
 
 
 def find_last_linear(model: nn.Module) -> nn.Linear:

@@ -90,6 +90,10 @@ class Ensemble(Posterior):
         """Record the current weights as the member does."""
         self.member.collect(state)
 
+    def check_model(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+        """Check the network as the member does."""
+        self.member.check_model(state, examples, loss_fn)
+
     def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
         """Finalize the run as the member does."""
         self.member.finalize(state, examples, loss_fn)

@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.networks import check_materialized
-from flatbayes.core.weights import flatten, swap_values, unflatten
+from flatbayes.core.weights import flatten, promoted_dtype, swap_values, unflatten
 from flatbayes.posteriors.eigenbasis import CurvatureStructure, make_eigenbasis
 from flatbayes.posteriors.linearised import LinearisedNetwork
 from flatbayes.posteriors.optimization import check_temperature, default_sgd, init_state, step_optimizer
@@ -120,6 +120,30 @@ class Laplace(Posterior):
         state.statistics["finished"].zero_()
         return step_optimizer(state, closure, self.prior_precision, self.temperature)
 
+    def check_model(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+        """Compute curvature and a draw on a few examples.
+
+        Raises:
+            ValueError: The network has an operation for which torch has no such derivative.
+        """
+        basis = make_eigenbasis(self.structure, state.model)
+        for inputs, targets in _split_batches(examples, promoted_dtype(basis.params.values()), []):
+            with eval_mode(state.model):
+                with torch.no_grad():
+                    loss_fn(state.model(inputs), targets)  # an error of the network itself is not about Laplace
+                try:
+                    basis.check(inputs, targets, loss_fn)
+                    if self.predictive == "linearised":
+                        offsets = {name: torch.zeros_like(param) for name, param in basis.params.items()}
+                        with torch.no_grad():
+                            LinearisedNetwork(state.model, offsets)(inputs)
+                except (RuntimeError, NotImplementedError) as error:
+                    raise ValueError(
+                        f"Laplace(structure={self.structure!r}, predictive={self.predictive!r}) cannot differentiate "
+                        f"{type(state.model).__name__}: {str(error).strip().splitlines()[0]} Use another structure "
+                        "(kron needs no vmap) with predictive='sampled', or SWAG."
+                    ) from error
+
     def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
         """Compute the curvature of the loss over all examples, and tune the prior precision if requested.
 
@@ -168,6 +192,7 @@ class Laplace(Posterior):
         offsets, params = basis.compute_offsets(statistics, std * noise), basis.params
         with eval_mode(model):
             if not self.needs_norm_reestimation:
+                offsets = [offset.to(param.dtype) for offset, param in zip(offsets, params.values(), strict=True)]
                 yield LinearisedNetwork(model, dict(zip(params, offsets, strict=True)))
                 return
             weights = statistics["mean"] + flatten(offsets)

@@ -2,7 +2,7 @@
 
     for each step:
         w = optimizer(w, gradient of the mean loss with dropout masks + prior_precision / num_data * w)
-    draw: the network with dropout active, with new masks for every example and forward pass
+    draw: the network with dropout active as in training, with new masks for every example and forward pass
 
 Training with dropout fits the variational family q(w) = w * mask with Bernoulli masks; a draw samples the masks.
 
@@ -14,14 +14,16 @@ Example:
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from flatbayes.core import Closure, OptimizerFactory, State
-from flatbayes.core.buffers import eval_mode
-from flatbayes.core.randomness import draw_seed, seeded_rng
+from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core.buffers import eval_mode, preserve_buffers
+from flatbayes.core.randomness import RandomState, draw_seed, seeded_rng
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
@@ -32,8 +34,9 @@ class MCDropout(Posterior):
     """The distribution over networks that random dropout masks make of one trained network.
 
     Attributes:
-        rate: Dropout probability of every dropout module of the model (of any dimension); None keeps the rates of
-            the model.
+        rate: Dropout probability of every dropout layer of torch.nn in the model (of any dimension); None keeps the
+            rates of the model. Attention, recurrent layers, stochastic depth and calls of functional dropout drop as
+            in training, at rates of their own.
         prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
             is the prior, with weight_decay = prior_precision / num_data.
     """
@@ -57,15 +60,15 @@ class MCDropout(Posterior):
         """Return a state of model and optimizer; see `Posterior.init`.
 
         Raises:
-            ValueError: The model has no dropout modules, or all of them have rate 0.
+            ValueError: The model has no dropout, or all of it has rate 0.
         """
-        modules = find_dropout_modules(model)
-        if not modules:
+        modules, others = find_dropout_modules(model), find_other_dropout(model)
+        if not modules and not others:
             raise ValueError(
-                f"MCDropout needs dropout modules, and {type(model).__name__} has none. Add torch.nn.Dropout (or "
-                "Dropout1d, 2d, 3d, AlphaDropout) layers; calls of torch.nn.functional.dropout cannot be found."
+                f"MCDropout needs dropout, and {type(model).__name__} has none. Add torch.nn.Dropout (or Dropout1d, "
+                "2d, 3d, AlphaDropout) layers, or set the dropout of its attention or recurrent layers."
             )
-        if self.rate is None and all(module.p == 0 for module in modules):
+        if self.rate is None and not others and all(module.p == 0 for module in modules):
             raise ValueError(
                 f"All {len(modules)} dropout modules of {type(model).__name__} have rate 0, so every draw would "
                 "be the same network. Set MCDropout(rate=0.1), or give the model a dropout rate."
@@ -77,19 +80,80 @@ class MCDropout(Posterior):
         with set_dropout_rate(state.model, self.rate):
             return step_optimizer(state, closure, self.prior_precision)
 
+    @torch.no_grad()
+    def check_model(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+        """Check that dropout is active in a draw.
+
+        Raises:
+            ValueError: A draw uses no random numbers.
+        """
+        for inputs, _ in examples:
+            with self.draw(state, torch.Generator().manual_seed(0)) as network:
+                before = RandomState.capture(network)
+                network(inputs)
+                is_random = not before.equals(RandomState.capture(network))
+            if not is_random:
+                raise ValueError(
+                    f"The dropout of {type(state.model).__name__} is not active in training mode: its rate is 0, or its "
+                    "module is not used, so every draw would be the same network. Give the model a dropout rate, "
+                    "or call its dropout in forward."
+                )
+
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
-        """Yield the model in eval mode with its dropout modules in training mode, masks seeded by the generator."""
+        """Yield the model with dropout as in training, masks seeded by the generator.
+
+        All modules are in training mode, in which attention, recurrent layers, stochastic depth and calls of
+        functional dropout are random too, except for normalization layers and modules whose buffers training updates.
+        """
         model = state.model
-        with eval_mode(model), set_dropout_rate(model, self.rate), seeded_rng(draw_seed(generator), model):
-            for module in find_dropout_modules(model):
-                module.train()
+        updated_buffers, seed = state.updated_buffers or frozenset(), draw_seed(generator)
+        with eval_mode(model), preserve_buffers(model), set_dropout_rate(model, self.rate), seeded_rng(seed, model):
+            model.train()  # by the model's own rules: what it freezes in training is frozen here
+            for name, module in model.named_modules():
+                buffer_names = {f"{name}.{key}".removeprefix(".") for key in module._buffers}
+                if isinstance(module, _NormBase) or buffer_names & updated_buffers:
+                    module.training = False
             yield model
 
 
 def find_dropout_modules(model: nn.Module) -> list[_DropoutNd]:
     """Return all dropout layers, of any dimension and kind."""
     return [module for module in model.modules() if isinstance(module, _DropoutNd)]
+
+
+def find_other_dropout(model: nn.Module) -> list[nn.Module]:
+    """Return modules that may drop at random in training mode and are no dropout layers of torch.
+
+    These are attention and recurrent layers with dropout, and modules whose class or code mentions dropping, such as
+    stochastic depth or a call of `torch.nn.functional.dropout`.
+    """
+    others: list[nn.Module] = []
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            may_drop = module.dropout > 0
+        elif isinstance(module, nn.RNNBase):
+            may_drop = module.dropout > 0 and module.num_layers > 1
+        elif isinstance(module, _DropoutNd) or type(module).__module__.startswith("torch.nn.modules"):
+            may_drop = False  # those of torch contain dropout layers
+        else:
+            may_drop = _mentions_dropout(type(module))
+        if may_drop:
+            others.append(module)
+    return others
+
+
+def _mentions_dropout(module_type: type) -> bool:
+    own = [cls for cls in module_type.__mro__ if not cls.__module__.startswith(("torch.nn.modules", "builtins"))]
+    codes = [value.__code__ for cls in own for value in vars(cls).values() if isinstance(value, FunctionType)]
+    names = [cls.__name__ for cls in own]
+    for code in codes:
+        if code.co_name != "__init__":
+            names += code.co_names
+            names += [
+                key for constant in code.co_consts if isinstance(constant, tuple) for key in constant
+            ]  # keywords
+    return any(isinstance(name, str) and ("drop" in name.lower() or name.startswith("bernoulli")) for name in names)
 
 
 @contextmanager

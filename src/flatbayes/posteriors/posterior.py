@@ -124,6 +124,19 @@ class Posterior(ABC):
         """Record the current weights, in posteriors that are built from iterates. Default: do nothing."""
         return
 
+    def check_model(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
+        """Try what the method needs of the network beyond a gradient, before the first step. Default: do nothing.
+
+        Args:
+            state: The state before the first step, with a network of its own that is discarded afterwards.
+            examples: A few training examples in one batch, preprocessed for the model.
+            loss_fn: Mean negative log likelihood, the one of training.
+
+        Raises:
+            ValueError: The method cannot be used with this network.
+        """
+        return
+
     def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
         """Process all training data once after the last step, in posteriors from curvature. Default: do nothing.
 

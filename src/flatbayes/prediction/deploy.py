@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.networks import copy_network
+from flatbayes.core.randomness import seeded_rng
 from flatbayes.data import Standardize
 from flatbayes.data.standardize import standardize_inputs
 from flatbayes.posteriors.linearised import LinearisedNetwork
@@ -57,6 +58,12 @@ class CompiledPosterior(nn.Module):
 
     def forward(self, inputs: Tensor) -> SummaryTensors:
         """For classes `mean`, `entropy` and `mutual_information`; for numbers `mean`, `std` and `epistemic_std`."""
+        if torch.compiler.is_compiling():
+            return self._predict(inputs)
+        with seeded_rng(0, self):  # of a network that uses random numbers in eval mode too
+            return self._predict(inputs)
+
+    def _predict(self, inputs: Tensor) -> SummaryTensors:
         preprocessed = self.preprocess(inputs)
         predictions: SummaryTensors = self.summary([network(preprocessed) for network in self.networks])
         return predictions

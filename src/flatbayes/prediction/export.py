@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from flatbayes.core.files import atomic_write
 from flatbayes.core.optional import require_package
+from flatbayes.core.randomness import RandomState, preserve_rng
 from flatbayes.prediction.deploy import CompiledPosterior
 
 INPUT_NAME = "inputs"
@@ -94,6 +95,7 @@ def export_program(module: CompiledPosterior, inputs: Tensor | None = None) -> E
         )
     device = next(module.networks.parameters()).device
     pair = torch.cat([example[:1], example[:1]]).to(device)  # torch.export turns a batch size of 1 into a constant
+    check_deterministic(module, pair)
     try:
         return torch.export.export(module, (pair,), dynamic_shapes=({0: Dim("batch")},))
     except Exception as error:  # its type depends on what cannot be traced
@@ -102,6 +104,29 @@ def export_program(module: CompiledPosterior, inputs: Tensor | None = None) -> E
             f"torch.export cannot trace this network with a batch of any size: {reason} Its forward pass must not "
             "depend on the values of tensors, nor on the number of examples."
         ) from error
+
+
+@torch.no_grad()
+def check_deterministic(module: CompiledPosterior, inputs: Tensor) -> None:
+    """Refuse networks that use random numbers in eval mode, which a file would draw anew in each call.
+
+    Args:
+        module: The module to export.
+        inputs: A batch of raw inputs.
+
+    Raises:
+        ValueError: A network uses random numbers.
+    """
+    for network in module.networks:
+        with preserve_rng(network):
+            before = RandomState.capture(network)
+            network(module.preprocess(inputs))
+            if not before.equals(RandomState.capture(network)):
+                raise ValueError(
+                    f"{type(network).__name__} uses random numbers in eval mode, such as functional dropout without "
+                    "training=self.training, so the exported file would give other numbers in each call. Switch them "
+                    "off in eval mode, or distil the posterior into one network: flatbayes.distill."
+                )
 
 
 @torch.no_grad()

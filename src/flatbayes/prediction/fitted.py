@@ -205,6 +205,11 @@ class FittedPosterior(NetworkSampler):
         try:
             return torch.cat([stacked.compute_outputs(self.preprocess(batch)) for batch in batches], dim=1)
         except RuntimeError as error:
+            if requested and "vmap" in str(error):
+                raise ValueError(
+                    f"One call cannot predict with all draws of {type(stacked.network).__name__}: "
+                    f"{str(error).strip().splitlines()[0]} Leave out vectorized=True."
+                ) from error
             if requested:
                 raise
             if "vmap" in str(error):  # vmap cannot trace the model; other errors are repeated by the plain call

@@ -49,8 +49,8 @@ def check_storable(model: nn.Module) -> None:
         obstacle = describe_obstacle(value)
         if obstacle is not None:
             raise ValueError(
-                f"{key} of {name} is {obstacle}, which a saved posterior cannot hold. Convert it to a dense tensor of "
-                "another dtype, or keep it in a plain attribute that the constructor sets."
+                f"{key} of {name} is {obstacle}, which a saved posterior cannot hold. Convert it to a dense tensor "
+                "of another dtype, or keep it in a plain attribute that the constructor sets."
             )
     missing = [key for key, _ in model.named_parameters() if key not in entries]
     if missing:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import State
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
-from flatbayes.core.randomness import spawn_seeds
+from flatbayes.core.randomness import preserve_rng, seeded_rng, spawn_seeds
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
@@ -95,10 +95,12 @@ class NetworkSampler:
 
     @contextmanager
     def sampled_network(self, sample_id: SampleId) -> Iterator[nn.Module]:
-        """The network of an identifier, valid within the context."""
+        """The network of an identifier, valid within the context, in which it also seeds the global random state."""
         state = self.states[sample_id[1]]
-        generator = torch.Generator(self.device).manual_seed(spawn_seeds(*sample_id, count=1)[0])
-        with self.posterior.draw(state, generator) as network:
+        draw_seed, forward_seed = spawn_seeds(*sample_id, count=2)
+        generator = torch.Generator(self.device).manual_seed(draw_seed)
+        # A network may use random numbers also in eval mode, such as functional dropout that is always active.
+        with seeded_rng(forward_seed, state.model), self.posterior.draw(state, generator) as network:
             statistics = self.norm_statistics.get(sample_id)
             if statistics is None:
                 if not (self.posterior.needs_norm_reestimation and norm_layers(network, state.updated_buffers)):
@@ -129,7 +131,8 @@ class NetworkSampler:
                 "batches of training inputs."
             )
         batches = (self.preprocess(batch) for batch in self.statistics_inputs)
-        return reestimate_norm_statistics(network, batches, state.updated_buffers)
+        with preserve_rng(network):  # the statistics are estimated once, and predictions do not depend on when
+            return reestimate_norm_statistics(network, batches, state.updated_buffers)
 
 
 def check_num_draws(num_draws: int) -> None:

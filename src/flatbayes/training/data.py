@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from flatbayes.core import Examples
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
-from flatbayes.core.randomness import preserve_rng, spawn_seeds
+from flatbayes.core.randomness import preserve_rng, seeded_rng, spawn_seeds
 from flatbayes.data import DataSplits, LazyImages, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
@@ -208,7 +208,7 @@ class InMemoryData(TrainingData):
 
         def validate(module: nn.Module) -> dict[str, float]:
             weight, metrics = next(module.parameters()), dict.fromkeys(names, math.nan)
-            with eval_mode(module), torch.no_grad():
+            with eval_mode(module), torch.no_grad(), seeded_rng(0, module):
                 batches = share.inputs.split(EVAL_BATCH_SIZE)
                 ready = (standardize_on_device(self.standardize, b, weight.device).to(weight.dtype) for b in batches)
                 if len(share):

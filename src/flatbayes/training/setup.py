@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from flatbayes.core import State
 from flatbayes.core.buffers import norm_layers
 from flatbayes.core.process_group import ProcessGroupInfo
+from flatbayes.core.randomness import seeded_rng
 from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSplits, Standardize, load_training_splits
 from flatbayes.flatness import Flatness
@@ -116,6 +117,7 @@ class TrainingSetup:
             )
         if config.distribution.strategy == "fsdp":
             check_fsdp(posterior, config, world, checkpoints)
+        factory.check_model(fabric)
         is_vectorized, reason = should_vectorize(factory, posterior.num_members)
         indices = range(posterior.num_members)
         info = {"flatbayes": version("flatbayes"), "model": describe_model(model, model_arguments)}
@@ -145,7 +147,8 @@ class TrainingSetup:
         is_needed = factory.posterior.needs_norm_reestimation and any(
             norm_layers(state.model, state.updated_buffers) for state in states
         )
-        inputs = factory.training_data.sample_inputs(factory.config, factory.seed) if is_needed else ()
+        with seeded_rng(factory.seed, None):  # of a shuffled loader
+            inputs = factory.training_data.sample_inputs(factory.config, factory.seed) if is_needed else ()
         return FittedPosterior(
             posterior=factory.posterior,
             states=states,
