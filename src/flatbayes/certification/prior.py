@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import spawn_seeds
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import Flatness
@@ -37,8 +38,7 @@ class FrozenNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
         inputs = x if self.transform is None else self.transform(x)
-        weight = next(self.network.parameters())
-        inputs = inputs.to(weight.device, weight.dtype if inputs.is_floating_point() else inputs.dtype)
+        inputs = cast_inputs(self.network, inputs.to(next(self.network.parameters()).device))
         with eval_mode(self.network):
             logits: Tensor = self.network(inputs)
         return logits

@@ -71,15 +71,22 @@ def call_with_tensors(network: nn.Module, tensors: Mapping[str, Tensor], inputs:
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """Inside, attention uses no fused kernels or nested tensors, which function transforms do not support."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+def plain_kernels(network: nn.Module) -> Iterator[None]:
+    """Inside, attention and recurrent layers use no fused kernels, for which function transforms have no rules.
+
+    Args:
+        network: The network that is called.
+    """
+    has_fast_attention, has_mkldnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    is_recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
+    torch.backends.mha.set_fastpath_enabled(False)  # it uses nested tensors too
+    torch.backends.mkldnn.enabled = has_mkldnn and not is_recurrent
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        torch.backends.mha.set_fastpath_enabled(has_fast_attention)
+        torch.backends.mkldnn.enabled = has_mkldnn
 
 
 def find_lazy_tensor(network: nn.Module) -> str | None:
@@ -147,15 +154,23 @@ def match_dtypes(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
     Args:
         network: The network.
-        weights: Saved tensors by name.
+        weights: Saved tensors by name; if they have one dtype, tensors that are not among them get that.
     """
+    default = shared_dtype(weights.values())
     for prefix, module in network.named_modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            saved = weights.get(f"{prefix}.{name}".removeprefix("."))
-            if tensor is None or saved is None or tensor.dtype == saved.dtype:
+            if tensor is None or is_lazy(tensor) or not tensor.is_floating_point():
                 continue
-            if tensor.is_floating_point() and saved.is_floating_point():
-                tensor.data = tensor.data.to(saved.dtype)
+            saved = weights.get(f"{prefix}.{name}".removeprefix("."))
+            dtype = default if saved is None else saved.dtype
+            if dtype is not None and dtype.is_floating_point and tensor.dtype != dtype:
+                tensor.data = tensor.data.to(dtype)
+
+
+def cast_inputs(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Inputs in the dtype of a network; integers, and inputs of a network with several dtypes, stay as they are."""
+    dtype = shared_dtype(network.parameters())
+    return inputs if dtype is None or not inputs.is_floating_point() else inputs.to(dtype)
 
 
 def shared_dtype(tensors: Iterable[Tensor]) -> torch.dtype | None:

@@ -18,6 +18,7 @@ from flatbayes.diagnostics.hessian import compute_curvature
 from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.sharpness import SharpnessConfig, mean_and_standard_error, measure_sharpness
 from flatbayes.prediction import FittedPosterior
+from flatbayes.prediction.inputs import cast_floating
 
 SHARPNESS_MEASURES = {
     "loss": "mean negative log likelihood at the weights, L(w); over draws this is E_q[L]",
@@ -232,8 +233,9 @@ def prepare_batches(
             f"Sharpness needs at least one example, and one target for each, got {len(inputs)} inputs and "
             f"{len(targets)} targets."
         )
-    dtype = fitted.dtype if targets.is_floating_point() and targets.dtype != torch.float64 else targets.dtype
-    device_targets = targets.to(fitted.device, dtype)
+    device_targets = targets.to(fitted.device)
+    if targets.dtype != torch.float64:
+        device_targets = cast_floating(device_targets, fitted.dtype)
     batches = zip(inputs.split(batch_size), device_targets.split(batch_size), strict=True)
     return [(fitted.preprocess(x), y) for x, y in batches]
 

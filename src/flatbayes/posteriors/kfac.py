@@ -42,6 +42,7 @@ class KroneckerFactors:
 
     def add(self, inputs: Float[Tensor, "positions inputs"], gradients: Float[Tensor, "vectors outputs"]) -> None:
         """Add the vectors a (`inputs`) and g (`gradients`) of a batch, one per row."""
+        inputs, gradients = inputs.to(self.input_factor.dtype), gradients.to(self.output_factor.dtype)
         self.input_factor.addmm_(inputs.T, inputs)
         self.output_factor.addmm_(gradients.T, gradients)
         self.num_positions += len(inputs)

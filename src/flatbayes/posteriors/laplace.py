@@ -29,8 +29,8 @@ from torch.optim import Optimizer
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.networks import check_materialized
-from flatbayes.core.weights import flatten, promoted_dtype, swap_values, unflatten
+from flatbayes.core.networks import cast_inputs, check_materialized
+from flatbayes.core.weights import flatten, swap_values, unflatten
 from flatbayes.posteriors.eigenbasis import CurvatureStructure, make_eigenbasis
 from flatbayes.posteriors.linearised import LinearisedNetwork
 from flatbayes.posteriors.optimization import check_temperature, default_sgd, init_state, step_optimizer
@@ -127,7 +127,7 @@ class Laplace(Posterior):
             ValueError: The network has an operation for which torch has no such derivative.
         """
         basis = make_eigenbasis(self.structure, state.model)
-        for inputs, targets in _split_batches(examples, promoted_dtype(basis.params.values()), []):
+        for inputs, targets in _split_batches(examples, state.model, []):
             with eval_mode(state.model):
                 with torch.no_grad():
                     loss_fn(state.model(inputs), targets)  # an error of the network itself is not about Laplace
@@ -159,7 +159,7 @@ class Laplace(Posterior):
         weights = flatten(list(basis.params.values()))
         batch_sizes: list[int] = []
         with eval_mode(state.model):
-            curvature = basis.compute_statistics(_split_batches(examples, weights.dtype, batch_sizes), loss_fn)
+            curvature = basis.compute_statistics(_split_batches(examples, state.model, batch_sizes), loss_fn)
         if sum(batch_sizes) == 0:
             raise ValueError("Laplace computes the curvature on the training examples, and got none.")
         curvature["eigenvalues"] *= state.num_data / sum(batch_sizes)
@@ -262,9 +262,9 @@ def maximize_evidence(eigenvalues: Float[Tensor, " params"], squared_norm: float
     return precision
 
 
-def _split_batches(examples: Examples, dtype: torch.dtype, batch_sizes: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+def _split_batches(examples: Examples, model: nn.Module, batch_sizes: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield chunks of at most `MAX_EXAMPLES_PER_GRAPH` examples, and append batch sizes to `batch_sizes`."""
     for inputs, targets in examples:
         batch_sizes.append(len(inputs))
-        converted = inputs.to(dtype) if inputs.is_floating_point() else inputs
+        converted = cast_inputs(model, inputs)
         yield from zip(converted.split(MAX_EXAMPLES_PER_GRAPH), targets.split(MAX_EXAMPLES_PER_GRAPH), strict=True)

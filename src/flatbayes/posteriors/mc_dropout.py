@@ -94,8 +94,8 @@ class MCDropout(Posterior):
                 is_random = not before.equals(RandomState.capture(network))
             if not is_random:
                 raise ValueError(
-                    f"The dropout of {type(state.model).__name__} is not active in training mode: its rate is 0, or its "
-                    "module is not used, so every draw would be the same network. Give the model a dropout rate, "
+                    f"No dropout of {type(state.model).__name__} is active in training mode: its rate is 0, or its "
+                    "module is not called, so every draw would be the same network. Give the model a dropout rate, "
                     "or call its dropout in forward."
                 )
 
@@ -150,9 +150,8 @@ def _mentions_dropout(module_type: type) -> bool:
     for code in codes:
         if code.co_name != "__init__":
             names += code.co_names
-            names += [
-                key for constant in code.co_consts if isinstance(constant, tuple) for key in constant
-            ]  # keywords
+            keywords = [constant for constant in code.co_consts if isinstance(constant, tuple)]
+            names += [key for constant in keywords for key in constant]
     return any(isinstance(name, str) and ("drop" in name.lower() or name.startswith("bernoulli")) for name in names)
 
 

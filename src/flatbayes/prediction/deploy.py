@@ -74,13 +74,13 @@ class InputPreprocessor(nn.Module):
 
     Args:
         transform: The transform of the posterior.
-        dtype: Precision of the networks.
+        dtype: Precision of the networks; None if they have several.
     """
 
     mean: Tensor | None
     std: Tensor | None
 
-    def __init__(self, transform: Callable[[Tensor], Tensor] | None, dtype: torch.dtype) -> None:
+    def __init__(self, transform: Callable[[Tensor], Tensor] | None, dtype: torch.dtype | None) -> None:
         super().__init__()
         standardize = transform if isinstance(transform, Standardize) else None
         self.register_buffer("mean", None if standardize is None else standardize.mean.clone())
@@ -157,7 +157,7 @@ def _tie_equal_parameters(networks: Sequence[nn.Module]) -> None:
 
 @torch.no_grad()
 def _have_equal_outputs(
-    expected_network: nn.Module, network: nn.Module, input_shape: Sequence[int] | None, dtype: torch.dtype
+    expected_network: nn.Module, network: nn.Module, input_shape: Sequence[int] | None, dtype: torch.dtype | None
 ) -> bool:
     """Whether two networks agree up to rounding on random inputs of this shape; False if the shape is unknown."""
     if not input_shape:

@@ -45,9 +45,9 @@ def iter_chunks(
         yield chunk
 
 
-def cast_floating(inputs: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert floating-point inputs to the precision of the networks; other types stay as they are."""
-    return inputs.to(dtype) if inputs.is_floating_point() else inputs
+def cast_floating(inputs: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Convert floating-point inputs to the precision of the networks, if they have one; other types stay."""
+    return inputs if dtype is None or not inputs.is_floating_point() else inputs.to(dtype)
 
 
 def _to_tensor(batch: object) -> Tensor:

@@ -7,13 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.buffers import norm_layers
-from flatbayes.core.networks import (
-    copy_network,
-    find_lazy_tensor,
-    match_dtypes,
-    materialize_from_weights,
-    shared_dtype,
-)
+from flatbayes.core.networks import copy_network, match_dtypes, materialize_from_weights
 from flatbayes.core.spec import instantiate
 from flatbayes.prediction.limits import AllocationLimit, check_max_integer
 
@@ -108,9 +102,6 @@ def prepare_network(model: nn.Module, tensors: Mapping[str, Tensor], buffer_name
         buffer_names: Those that were buffers; some may have been created or resized in training.
     """
     materialize_from_weights(model, tensors)
-    dtype = shared_dtype(tensors.values())
-    if dtype is not None and find_lazy_tensor(model) is None:
-        model.to(dtype)
     match_dtypes(model, tensors)
     modules, norm_ids = dict(model.named_modules()), {id(layer) for layer in norm_layers(model)}
     for name in buffer_names:

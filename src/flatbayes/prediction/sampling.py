@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import State
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
+from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import preserve_rng, seeded_rng, spawn_seeds
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
@@ -64,9 +65,9 @@ class NetworkSampler:
         return next(self.states[0].model.parameters()).device
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the networks; floating-point inputs are converted to it."""
-        return next(self.states[0].model.parameters()).dtype
+    def dtype(self) -> torch.dtype | None:
+        """Precision of the networks, to which floating-point inputs are converted; None if weights have several."""
+        return shared_dtype(self.states[0].model.parameters())
 
     def preprocess(self, batch: Tensor) -> Tensor:
         """Move a batch of raw inputs to the networks' device, apply the transform, and convert the precision."""

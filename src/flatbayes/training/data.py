@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from flatbayes.core import Examples
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import preserve_rng, seeded_rng, spawn_seeds
 from flatbayes.data import DataSplits, LazyImages, Standardize
@@ -210,7 +211,8 @@ class InMemoryData(TrainingData):
             weight, metrics = next(module.parameters()), dict.fromkeys(names, math.nan)
             with eval_mode(module), torch.no_grad(), seeded_rng(0, module):
                 batches = share.inputs.split(EVAL_BATCH_SIZE)
-                ready = (standardize_on_device(self.standardize, b, weight.device).to(weight.dtype) for b in batches)
+                on_device = (standardize_on_device(self.standardize, batch, weight.device) for batch in batches)
+                ready = (cast_inputs(module, inputs) for inputs in on_device)
                 if len(share):
                     outputs = torch.cat([module(inputs) for inputs in ready])
                     targets = move_targets(share.targets, weight.device)

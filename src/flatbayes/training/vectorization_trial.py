@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flatbayes.core import State
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.training.batches import StatelessBatches, TrainingBatches
@@ -201,7 +202,7 @@ def _find_no_speedup_reason(factory: RunFactory) -> str | None:
 
 
 def _count_flops(network: nn.Module, inputs: Tensor) -> int:
-    inputs = inputs.to(next(network.parameters()).dtype)
+    inputs = cast_inputs(network, inputs)
     with eval_mode(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(inputs)
     return int(counter.get_total_flops())
