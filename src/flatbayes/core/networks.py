@@ -71,22 +71,31 @@ def call_with_tensors(network: nn.Module, tensors: Mapping[str, Tensor], inputs:
 
 
 @contextmanager
-def plain_kernels(network: nn.Module) -> Iterator[None]:
-    """Inside, attention and recurrent layers use no fused kernels, for which function transforms have no rules.
-
-    Args:
-        network: The network that is called.
-    """
-    has_fast_attention, has_mkldnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
-    is_recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
-    torch.backends.mha.set_fastpath_enabled(False)  # it uses nested tensors too
-    torch.backends.mkldnn.enabled = has_mkldnn and not is_recurrent
+def plain_attention() -> Iterator[None]:
+    """Inside, attention uses no fused kernels or nested tensors, for which function transforms have no rules."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(has_fast_attention)
-        torch.backends.mkldnn.enabled = has_mkldnn
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def plain_recurrence(network: nn.Module) -> Iterator[None]:
+    """Inside, recurrent layers use no fused kernels, which have no forward-mode derivative.
+
+    Args:
+        network: The network that is called.
+    """
+    backend: Any = torch.backends.mkldnn
+    enabled: bool = backend.enabled
+    backend.enabled = enabled and not any(isinstance(module, nn.RNNBase) for module in network.modules())
+    try:
+        yield
+    finally:
+        backend.enabled = enabled
 
 
 def find_lazy_tensor(network: nn.Module) -> str | None:

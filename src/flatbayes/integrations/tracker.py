@@ -1,5 +1,6 @@
 """Training tracker: state that flatness and posterior need in a training loop of another library."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from flatbayes.core import LossFn
-from flatbayes.core.networks import call_with_tensors, plain_kernels
+from flatbayes.core.networks import call_with_tensors, plain_attention
 from flatbayes.core.weights import promoted_dtype
 
 MAX_VECTOR_ENTRIES = 2**24
@@ -107,7 +107,7 @@ def iter_ggn_vectors(
     model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, loss_fn: LossFn
 ) -> Iterator[Float[Tensor, "vectors params"]]:
     """Yield the vectors Jᵀ s of all examples and columns in bounded chunks; arguments as for `ggn_diagonal`."""
-    with plain_kernels(model):
+    with plain_attention():
         outputs = model(inputs)
     factor = factorize_loss_hessian(outputs, targets, loss_fn)
     size = sum(param.numel() for param in params.values())
@@ -141,7 +141,7 @@ def compute_example_vjps(
 
     # Dropout that is active in eval mode has one mask for each example.
     column_vjps = vmap(grad(project_outputs), in_dims=(None, None, 0), randomness="same")
-    with plain_kernels(model):
+    with plain_attention():
         vjps = vmap(column_vjps, in_dims=(None, 0, 0), randomness="different")(
             {name: param.detach() for name, param in params.items()}, inputs, directions.mT
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp
 
-from flatbayes.core.networks import call_with_tensors, plain_kernels
+from flatbayes.core.networks import call_with_tensors, plain_attention, plain_recurrence
 
 
 class LinearisedNetwork(nn.Module):
@@ -40,7 +40,7 @@ class LinearisedNetwork(nn.Module):
         def evaluate_at(weights: dict[str, Tensor]) -> Tensor:
             return call_with_tensors(self.network, weights, inputs)
 
-        with plain_kernels(self.network):
+        with plain_attention(), plain_recurrence(self.network):
             outputs, change = jvp(evaluate_at, (solution,), (self.offsets,))[:2]
         expansion: Tensor = outputs + change
         return expansion

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.networks import call_with_tensors, plain_kernels
+from flatbayes.core.networks import call_with_tensors, plain_attention
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
 
 MAX_VMAPPED_EXAMPLES = 4
@@ -56,7 +56,7 @@ class StackedNetworks:
         def call_network(tensors: dict[str, Tensor]) -> Tensor:
             return call_with_tensors(self.network, tensors, batch)
 
-        with eval_mode(self.network), plain_kernels(self.network):
+        with eval_mode(self.network), plain_attention():
             outputs: Tensor = vmap(call_network)(self.tensors)
         return outputs
 
