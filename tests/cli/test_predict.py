@@ -129,6 +129,7 @@ def test_regression_input_needs_no_target():
 
 
 @pytest.mark.parametrize("run", ["images", "scaled"])
+@pytest.mark.filterwarnings("ignore:.* are left out")  # the folder of the run is that of the images
 def test_image_folder_gives_a_row_for_each_file(run):
     assert main(["predict", run, "--input", "images", "--output", "out", *DRAWS]) == 0
     result = read("out.csv")

@@ -1,8 +1,11 @@
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flatbayes.data import parquet
 from flatbayes.data.parquet import (
     find_image_columns,
     find_split_files,
@@ -31,7 +34,9 @@ def test_a_file_is_all_training_data(tmp_path):
 def test_file_names_give_splits_at_any_depth(tmp_path):
     touch(tmp_path / "plain_text", "train-00001.parquet", "train-00000.parquet", "validation-0.parquet")
     touch(tmp_path / "plain_text", "test.parquet", "extra-0.parquet")
-    assert names(find_split_files(tmp_path)) == {
+    with pytest.warns(UserWarning, match="begin with no split are left out: extra-0.parquet"):
+        split_files = find_split_files(tmp_path)
+    assert names(split_files) == {
         "train": ["train-00000.parquet", "train-00001.parquet"],
         "val": ["validation-0.parquet"],
         "test": ["test.parquet"],
@@ -102,3 +107,24 @@ def test_damage_names_the_file(tmp_path, truncate):
     assert type(error.value) is ValueError
     with pytest.raises(FileNotFoundError, match=r"no file .*missing.parquet"):
         read_schema(tmp_path / "missing.parquet")
+
+
+@pytest.mark.parametrize("rows", [[], [0, 4], [7, 8, 8, 16], list(range(18))])
+def test_groups_of_rows_without_images_that_are_used_are_not_read(
+    tmp_path, write_parquet, pixels, png, monkeypatch, rows
+):
+    images = pixels(9)
+    files = [write_parquet(tmp_path / f"{name}.parquet", images, range(9), rows_per_group=2) for name in "ab"]
+    num_read = []
+    batches = parquet.iter_record_batches
+
+    def count(*arguments, **options):
+        for batch in batches(*arguments, **options):
+            num_read.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(parquet, "iter_record_batches", count)
+    read = list(iter_encoded_images(files, "img", np.array(rows, dtype=np.int64)))
+    assert [content for _, content in read] == [png(images[row % 9]) for row in rows]
+    assert [int(re.search(r"Row (\d+)", name)[1]) for name, _ in read] == [row % 9 for row in rows]
+    assert sum(num_read) == {0: 0, 2: 4, 4: 5, 18: 18}[len(rows)]

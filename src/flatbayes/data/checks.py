@@ -77,7 +77,7 @@ def _check_class_sizes(counts: Tensor, class_names: Sequence[str], allow_rare: b
     if single:
         warnings.warn(
             f"{len(single)} of the {num_classes} classes have a single example, which only one of the splits can "
-            f"have: {names}{' ...' if len(single) > 3 else ''}.",
+            f"have: {names}{' and others' if len(single) > 3 else ''}.",
             stacklevel=4,
         )
     similar: dict[str, list[str]] = {}

@@ -1,26 +1,32 @@
 """Image classification data in folders, with one subfolder per class."""
 
+import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from flatbayes.data.images import IMAGE_SUFFIXES, EncodedImage, infer_layout
+from flatbayes.data.images import IMAGE_SUFFIXES, EncodedImage, check_image_size
 from flatbayes.data.source import DataSource, RawSplits
-from flatbayes.data.splits import EncodedSplit
+from flatbayes.data.splits import SPLIT_NAMES, EncodedSplit
+
+SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini", ".gitkeep", ".gitignore"})
+"""Files that operating systems and tools write; they are left out without a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(DataSource):
     """Images in one folder per class; the folder's name is the name of the class.
 
+    A warning names files and folders that are left out.
+
     Attributes:
-        path: Folder with the folders of the classes, or with the subfolders train, val and test that hold them (val
-            and test are optional).
+        path: Folder with the folders of the classes; or with the folders of the splits that hold them: train (or
+            training), val (valid, validation, dev) and test (testing), in any letter case; only train is required.
         size: Resize all images to this height and width; None if all have one size.
         crop: Keep the aspect ratio of resized images, and crop the center.
         stream: Decode images when a batch needs them, for data that do not fit in memory.
@@ -33,13 +39,13 @@ class ImageFolder(DataSource):
 
     def read(self) -> RawSplits:
         """List the images of each split; they stay encoded."""
+        check_image_size(self.size, self.crop)
         top = Path(self.path)
         if not top.is_dir():
             raise FileNotFoundError(f"There is no folder {top}. Check the path.")
-        roots = {name: top / name for name in ("train", "val", "test") if (top / name).is_dir()}
-        if "train" not in roots:
-            roots = {"train": top}
+        roots = find_split_folders(top)
         class_names = list_class_names(roots["train"])
+        check_nesting(roots["train"])
         labelled_files = {
             name: list_labelled_images(root, class_names, roots["train"]) for name, root in roots.items()
         }
@@ -47,6 +53,64 @@ class ImageFolder(DataSource):
         return RawSplits(
             unsplit=splits["train"], val=splits.get("val"), test=splits.get("test"), class_names=class_names
         )
+
+
+def find_split_folders(top: Path) -> dict[str, Path]:
+    """Find the folders of the splits by their names, in any letter case.
+
+    Returns:
+        Folders by "train", "val" and "test"; only {"train": top} if there is no folder of training data.
+
+    Raises:
+        ValueError: Several folders have names of one split, or there is no folder of training data beside others.
+    """
+    subfolders = list_subfolders(top)
+    named = [
+        (SPLIT_NAMES[folder.name.lower()], folder) for folder in subfolders if folder.name.lower() in SPLIT_NAMES
+    ]
+    roots = dict(named)
+    if len(roots) < len(named):
+        raise ValueError(
+            f"{top} has several folders of one split: {[folder.name for _, folder in named]}. Keep one of each."
+        )
+    if "train" in roots:
+        others = [folder.name for folder in subfolders if folder not in roots.values()]
+        if others:
+            warnings.warn(
+                f"Folders of {top} that are no split are left out: {', '.join(others[:5])}. Splits are called "
+                f"{', '.join(SPLIT_NAMES)}.",
+                stacklevel=4,
+            )
+        return roots
+    nested = [folder.name for folder in roots.values() if list_subfolders(folder)]
+    if nested:
+        raise ValueError(
+            f"{top} has the folders {nested} and no folder of training data. Call it train; or give the folder of "
+            "the classes as the path, to split its images."
+        )
+    return {"train": top}
+
+
+def check_nesting(root: Path) -> None:
+    """Check that the folders below a root are classes, and not one folder that holds those of the classes.
+
+    Raises:
+        ValueError: There is one folder, which holds folders.
+    """
+    folders = list_subfolders(root)
+    if len(folders) == 1 and len(list_subfolders(folders[0])) > 1:
+        raise ValueError(
+            f"{root} has one folder, {folders[0].name}, which holds several. If these are the classes, give its "
+            f"path: {folders[0]}."
+        )
+    for folder in folders:
+        inner = list_subfolders(folder)
+        if len(inner) > 1 and not any(is_image_file(file) for file in folder.iterdir()):
+            warnings.warn(
+                f"The images in the folders {', '.join(f.name for f in inner[:5])} of {folder} are all read as the "
+                f"class {folder.name!r}.",
+                stacklevel=4,
+            )
 
 
 def make_encoded_splits(
@@ -60,12 +124,11 @@ def make_encoded_splits(
         crop: Keep the aspect ratio, and crop the center.
         stream: Leave images encoded until a batch needs them.
     """
-    files = {name: [file for file, _ in pairs] for name, pairs in labelled_files.items()}
-    layout = infer_layout(chain.from_iterable(map(iter_file_contents, files.values())), size, crop)
     return {
         name: EncodedSplit(
-            read_encoded=partial(iter_file_contents, files[name]),
-            layout=layout,
+            read_encoded=partial(iter_file_contents, [file for file, _ in pairs]),
+            size=size,
+            crop=crop,
             targets=torch.tensor([label for _, label in pairs]),
             stream=stream,
         )
@@ -78,29 +141,43 @@ def list_class_names(root: Path) -> tuple[str, ...]:
     return tuple(folder.name for folder in list_subfolders(root))
 
 
-def list_labelled_images(root: Path, class_names: Sequence[str], train_root: Path) -> list[tuple[Path, int]]:
+def list_labelled_images(
+    root: Path, class_names: Sequence[str], train_root: Path, *, warns: bool = True
+) -> list[tuple[Path, int]]:
     """List the images in class folders with their labels.
 
     Args:
         root: Folder with the class folders.
         class_names: The classes, in the order of their labels.
         train_root: Folder that the classes were read from, for messages.
+        warns: Warn of files that are left out, and of classes without images.
 
     Raises:
         ValueError: There are unknown classes, or no images.
     """
     labels = {name: label for label, name in enumerate(class_names)}
-    unknown = [folder.name for folder in list_subfolders(root) if folder.name not in labels]
+    folders = list_subfolders(root)
+    unknown = [folder.name for folder in folders if folder.name not in labels]
     if unknown:
-        raise ValueError(f"{root} has classes that {train_root} lacks: {unknown}. Rename or remove them.")
-    labelled_images = [
-        (file, labels[folder.name]) for folder in list_subfolders(root) for file in list_image_files(folder)
-    ]
+        same = [name for name in class_names if name.casefold() == unknown[0].casefold()]
+        reason = f" ({same[0]!r} and {unknown[0]!r} differ in letter case)" if same else ""
+        raise ValueError(f"{root} has classes that {train_root} lacks: {unknown}{reason}. Rename or remove them.")
+    labelled_images = []
+    others = [file for file in sorted(root.iterdir()) if file.is_file()]
+    for folder in folders:
+        images, inner = scan_folder(folder)
+        labelled_images += [(file, labels[folder.name]) for file in images]
+        others += inner
     if not labelled_images:
         raise ValueError(
             f"There are no images in the subfolders of {root}. Put those of each class into a folder "
             f"of its own; known suffixes: {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
+    if warns:
+        warn_of_other_files(root, others, "are in no folder of a class, are hidden, or have no suffix of an image")
+    empty = sorted(labels.keys() - {class_names[label] for _, label in labelled_images})
+    if warns and empty and root != train_root:
+        warnings.warn(f"{root} has no images of the classes {', '.join(empty[:5])}.", stacklevel=4)
     return labelled_images
 
 
@@ -109,15 +186,46 @@ def list_subfolders(folder: Path) -> list[Path]:
     return sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
 
 
+def is_image_file(file: Path) -> bool:
+    """Whether a file has the suffix of an image and is not hidden."""
+    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+
+
 def list_image_files(folder: Path) -> list[Path]:
     """List the images in a folder at any depth by path, without hidden ones."""
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES
-        and file.is_file()
-        and not any(name.startswith(".") for name in file.relative_to(folder).parts)
-    )
+    return scan_folder(folder)[0]
+
+
+def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
+    """List the images in a folder at any depth by path, and the other files: hidden ones and those of other kinds."""
+    images: list[Path] = []
+    others: list[Path] = []
+    visited = {os.path.realpath(folder)}
+    for parent, inner, names in os.walk(folder, followlinks=True):
+        inner[:] = [name for name in inner if os.path.realpath(os.path.join(parent, name)) not in visited]
+        visited.update(os.path.realpath(os.path.join(parent, name)) for name in inner)  # links may form a circle
+        is_hidden = any(part.startswith(".") for part in Path(parent).relative_to(folder).parts)
+        files = [Path(parent, name) for name in names]
+        images += [file for file in files if not is_hidden and is_image_file(file)]
+        others += [file for file in files if is_hidden or not is_image_file(file)]
+    return sorted(images), sorted(others)
+
+
+def warn_of_other_files(root: Path, files: Sequence[Path], reason: str) -> None:
+    """Warn of files that are left out, other than those of operating systems.
+
+    Args:
+        root: Folder that is read.
+        files: Files in it that are left out.
+        reason: Why, for the message.
+    """
+    named = [file.relative_to(root).as_posix() for file in files if file.name.lower() not in SYSTEM_FILES]
+    if named:
+        warnings.warn(
+            f"{len(named)} files in {root} are left out, since they {reason}: {', '.join(named[:3])}"
+            f"{' and others' if len(named) > 3 else ''}. Suffixes of images: {', '.join(sorted(IMAGE_SUFFIXES))}.",
+            stacklevel=5,
+        )
 
 
 def iter_file_contents(files: Sequence[Path], rows: np.ndarray | None = None) -> Iterator[EncodedImage]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from flatbayes.data.columns import encode_class_labels, extract_integer_labels, read_column
 from flatbayes.data.hub import download_dataset, is_hub_name
 from flatbayes.data.image_cache import iter_mapped_images
-from flatbayes.data.images import infer_layout
+from flatbayes.data.images import check_image_size
 from flatbayes.data.parquet import (
     ArrowSchema,
     find_split_files,
@@ -86,6 +86,7 @@ def read_images(
         ValueError: The files lack a column, or a column holds values of another type.
         FileNotFoundError: There are no files.
     """
+    check_image_size(size, crop)
     split_files = {name: files for name, files in find_split_files(path).items() if files}
     if image is None:
         image = infer_image_column(split_files["train"][0])
@@ -96,12 +97,14 @@ def read_images(
     names, targets = extract_integer_labels(label_columns, label, stored_names) or encode_class_labels(
         label_columns, label
     )
-    all_images = chain.from_iterable(iter_encoded_images(files, image) for files in split_files.values())
-    layout = infer_layout(all_images, size, crop)
     iter_images = iter_mapped_images if stream else iter_encoded_images
     splits = {
         name: EncodedSplit(
-            read_encoded=partial(iter_images, files, image), layout=layout, targets=targets[name], stream=stream
+            read_encoded=partial(iter_images, files, image),
+            targets=targets[name],
+            size=size,
+            crop=crop,
+            stream=stream,
         )
         for name, files in split_files.items()
     }

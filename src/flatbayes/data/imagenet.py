@@ -86,7 +86,7 @@ class TinyImageNet(DataSource):
             )
         wnids = list_class_names(top / "train")
         labelled_files = {
-            "train": list_labelled_images(top / "train", wnids, top / "train"),
+            "train": list_labelled_images(top / "train", wnids, top / "train", warns=False),  # it has files of boxes
             "test": list_annotated_images(top / "val", wnids),
         }
         splits = make_encoded_splits(labelled_files, None, crop=False, stream=self.stream)

@@ -1,7 +1,8 @@
 """Decoding of encoded images (PNG, JPEG and others) to uint8 arrays of one layout, with Pillow."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,18 @@ import numpy as np
 
 from flatbayes.core.optional import require_package
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
 PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded, whatever the suffix. Pillow has more, and some of them start other programs."""
 GRAY_MODES = frozenset({"1", "L", "LA"})
 HIGH_BIT_DEPTH_MODES = frozenset({"F", "I", "I;16", "I;16B", "I;16L", "I;16N"})
+
+ORIENTATION_TAG = 0x0112
+"""Number of the EXIF entry that says how an image is to be turned."""
+SIDEWAYS = frozenset({5, 6, 7, 8})
+"""Orientations in which width and height are exchanged."""
 
 EncodedImage = tuple[str, bytes]
 """Name of an image for messages, and the content of its file."""
@@ -41,6 +49,18 @@ class ImageLayout:
     crop: bool = False
 
 
+def check_image_size(size: int | None, crop: bool) -> None:
+    """Check the options `size` and `crop` of a source of images.
+
+    Raises:
+        ValueError: The size is not positive, or `crop` is set without a size.
+    """
+    if crop and size is None:
+        raise ValueError("To crop images, say to which size: size=224 (on the command line, --data.size 224).")
+    if size is not None and size < 1:
+        raise ValueError(f"The size of images is a number of pixels, 1 or more, got {size}.")
+
+
 def infer_layout(images: Iterable[EncodedImage], size: int | None, crop: bool = False) -> ImageLayout:
     """Infer the common layout of images: color if any image has color; the size of the first image, or `size`.
 
@@ -52,10 +72,7 @@ def infer_layout(images: Iterable[EncodedImage], size: int | None, crop: bool = 
     Raises:
         ValueError: There are no images, the size is not positive, or `crop` is set without a size.
     """
-    if crop and size is None:
-        raise ValueError("To crop images, say to which size.")
-    if size is not None and size < 1:
-        raise ValueError(f"The size of images is a number of pixels, 1 or more, got {size}.")
+    check_image_size(size, crop)
     headers = (read_header(image) for image in images)
     first = next(headers, None)
     if first is None:
@@ -68,9 +85,55 @@ def infer_layout(images: Iterable[EncodedImage], size: int | None, crop: bool = 
 
 
 def read_header(image: EncodedImage) -> tuple[str, tuple[int, int]]:
-    """Read mode and (width, height) of an image without decoding it."""
+    """Read mode and (width, height) of an image, as it is shown, without decoding it."""
+    name, _ = image
     with open_image(image) as picture:
-        return picture.mode, picture.size
+        if picture.format == "TIFF" and read_orientation(picture) in SIDEWAYS:
+            with wrap_decode_errors(name):
+                picture.load()  # Pillow turns TIFF images itself
+        width, height = picture.size
+        return picture.mode, (height, width) if read_orientation(picture) in SIDEWAYS else (width, height)
+
+
+def read_orientation(picture: PillowImage) -> int:
+    """The EXIF orientation of an image, from 1 (upright) to 8; 1 if there is none, or damaged EXIF data."""
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return 1  # Pillow would decode the whole image to look behind it
+    try:
+        orientation = picture.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # Pillow raises exceptions of many types for damaged EXIF data
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def turn_upright(picture: PillowImage, orientation: int) -> PillowImage:
+    """Turn and mirror an image as its EXIF orientation says, so that it has the pixels that viewers show.
+
+    Args:
+        picture: An image.
+        orientation: From 1 to 8.
+    """
+    with require_package("data"):
+        from PIL.Image import Transpose
+    operations = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return picture.transpose(operations[orientation]) if orientation in operations else picture
+
+
+@contextmanager
+def wrap_decode_errors(name: str) -> Iterator[None]:
+    """Context that turns errors of Pillow's decoders into a ValueError with the name of the image."""
+    try:
+        yield
+    except Exception as error:  # Pillow's decoders raise exceptions of many types for damaged files
+        raise ValueError(f"{name} is a damaged image: {error}. Replace it.") from error
 
 
 def allocate_images(count: int, layout: ImageLayout) -> np.ndarray:
@@ -79,7 +142,7 @@ def allocate_images(count: int, layout: ImageLayout) -> np.ndarray:
 
 
 def decode_image(image: EncodedImage, layout: ImageLayout) -> np.ndarray:
-    """Decode an image to pixels from 0 to 255, [channels, height, width].
+    """Decode an image to pixels from 0 to 255, [channels, height, width], turned as its EXIF orientation says.
 
     Raises:
         ValueError: The image is damaged, or does not fit the layout.
@@ -92,24 +155,29 @@ def decode_image(image: EncodedImage, layout: ImageLayout) -> np.ndarray:
             raise ValueError(
                 f"{name} has color (mode {picture.mode}), and gray images were expected. Convert it to gray."
             )
-        if (picture.height, picture.width) != (layout.height, layout.width) and not layout.resize:
+        if picture.format == "TIFF":
+            with wrap_decode_errors(name):
+                picture.load()  # Pillow turns TIFF images itself
+        orientation = read_orientation(picture)
+        height, width = picture.height, picture.width
+        height, width = (width, height) if orientation in SIDEWAYS else (height, width)
+        if (height, width) != (layout.height, layout.width) and not layout.resize:
             raise ValueError(
-                f"{name} is {picture.height} x {picture.width} pixels (height x width), and {layout.height} x "
+                f"{name} is {height} x {width} pixels (height x width), and {layout.height} x "
                 f"{layout.width} were expected, as for the others. Scale all images to one size; for a "
                 "dataset, the option size does so."
             )
         mode = "L" if layout.channels == 1 else "RGB"
-        try:
+        with wrap_decode_errors(name):
             if layout.crop:
                 picture.draft(mode, compute_resize_size(layout))  # decodes a JPEG at a reduced size, which is faster
             picture = picture if picture.mode == mode else picture.convert(mode)
+            picture = turn_upright(picture, orientation)
             if layout.crop:
                 picture = center_crop(picture, layout)
             elif layout.resize:
                 picture = picture.resize((layout.width, layout.height))
             pixels = np.asarray(picture)
-        except Exception as error:  # Pillow's decoders raise exceptions of many types for damaged files
-            raise ValueError(f"{name} is a damaged image: {error}. Replace it.") from error
     return pixels[None] if layout.channels == 1 else pixels.transpose(2, 0, 1)
 
 

@@ -13,7 +13,7 @@ from flatbayes.data.checks import check_finite
 from flatbayes.data.columns import extract_features
 from flatbayes.data.csv_files import CSV_SUFFIXES, get_table_suffix
 from flatbayes.data.csv_format import CsvFormat
-from flatbayes.data.image_folder import iter_file_contents, list_image_files
+from flatbayes.data.image_folder import iter_file_contents, list_image_files, scan_folder, warn_of_other_files
 from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image
 from flatbayes.data.npz import iter_array_chunks, read_array_names, read_array_shape, to_inputs
 from flatbayes.data.parquet import (
@@ -163,9 +163,10 @@ class InputReader:
             yield dict(zip(self.keep_columns, values, strict=True)), inputs
 
     def _read_folder_chunks(self) -> InputChunks:
-        files = list_image_files(self.path)
+        files, others = scan_folder(self.path)
         if not files:
             raise ValueError(f"There are no images in {self.path}. Check the path.")
+        warn_of_other_files(self.path, others, "are hidden or have no suffix of an image")
         names = [file.relative_to(self.path).as_posix() for file in files]
         chunks = self._decode_chunks(iter_file_contents(files))
         size = self.chunk_size

@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,9 @@ import numpy as np
 
 from flatbayes.core.optional import require_package
 from flatbayes.data.images import EncodedImage
+from flatbayes.data.splits import SPLIT_NAMES
 
 ROWS_PER_BATCH = 256  # bounds the memory of a pass over a file
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 # pyarrow has no type stubs.
 ArrowColumn = Any
@@ -88,6 +89,15 @@ def read_table(path: Path, columns: Sequence[str]) -> ArrowTable:
         return pq.read_table(path, columns=list(columns), partitioning=None)  # a folder `key=value` is no column
 
 
+def list_row_groups(path: Path) -> list[int]:
+    """Read the number of rows of each group from the metadata of a file."""
+    with require_package("data"):
+        import pyarrow.parquet as pq
+    with wrap_read_errors(path):
+        metadata = pq.read_metadata(path)
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
 def count_rows(path: Path) -> int:
     """Read the number of rows from the metadata of a file."""
     with require_package("data"):
@@ -96,13 +106,23 @@ def count_rows(path: Path) -> int:
         return int(pq.read_metadata(path).num_rows)
 
 
-def iter_record_batches(path: Path, columns: Sequence[str], size: int = ROWS_PER_BATCH) -> Iterator[ArrowTable]:
-    """Read columns of a file in record batches of at most `size` rows."""
+def iter_record_batches(
+    path: Path, columns: Sequence[str], size: int = ROWS_PER_BATCH, row_groups: Sequence[int] | None = None
+) -> Iterator[ArrowTable]:
+    """Read columns of a file in record batches of at most `size` rows.
+
+    Args:
+        path: The file.
+        columns: Names of the columns.
+        size: Maximal number of rows in a batch.
+        row_groups: Groups of rows to read; None for all.
+    """
     with require_package("data"):
         import pyarrow.parquet as pq
     # pre_buffer would read all row groups ahead.
     with wrap_read_errors(path), pq.ParquetFile(path, pre_buffer=False) as file:
-        yield from file.iter_batches(batch_size=size, columns=list(columns))
+        groups = None if row_groups is None else list(row_groups)
+        yield from file.iter_batches(batch_size=size, columns=list(columns), row_groups=groups)
 
 
 def require_columns(path: Path, required: Sequence[str], available: Sequence[str]) -> None:
@@ -174,21 +194,29 @@ def iter_encoded_images(files: Sequence[Path], column: str, rows: np.ndarray | N
                 f"field 'bytes', got {read_schema(path).field(column).type}. Columns that may hold them: "
                 f"{find_image_columns(path)}."
             )
-        file_start = start
-        for batch in iter_record_batches(path, [column]):
-            if rows is None:
-                batch_rows = np.arange(len(batch))
-            else:
-                low, high = np.searchsorted(rows, [start, start + len(batch)])
-                batch_rows = rows[low:high] - start
+        sizes = np.array(list_row_groups(path), dtype=np.int64)
+        ends = start + sizes.cumsum()
+        groups = list(range(len(sizes)))
+        if rows is not None:  # groups of rows without any that is wanted are not read
+            groups = [k for k in groups if np.diff(np.searchsorted(rows, [ends[k] - sizes[k], ends[k]]))[0]]
+        row_numbers = np.concatenate([np.arange(ends[k] - sizes[k], ends[k]) for k in groups] or [np.arange(0)])
+        position = 0
+        for batch in iter_record_batches(path, [column], row_groups=groups):
+            numbers = row_numbers[position : position + len(batch)]
+            position += len(batch)
+            if not len(batch):
+                continue
+            wanted = np.arange(len(batch))
+            if rows is not None:  # a row may be wanted several times
+                wanted = np.repeat(wanted, np.diff(np.searchsorted(rows, [*numbers, numbers[-1] + 1])))
             images = batch.column(0)
             images = images.field("bytes") if isinstance(images, pa.StructArray) else images
-            for row in batch_rows.tolist():
-                content, name = images[row].as_py(), f"Row {start + row - file_start} of {path} ({column!r})"
+            for row in wanted.tolist():
+                content, name = images[row].as_py(), f"Row {int(numbers[row]) - start} of {path} ({column!r})"
                 if content is None:
                     raise ValueError(f"{name} has no image. Leave such rows out.")
                 yield name, content
-            start += len(batch)
+        start += int(sizes.sum())
 
 
 def find_split_files(path: Path) -> dict[str, list[Path]]:
@@ -217,6 +245,13 @@ def find_split_files(path: Path) -> dict[str, list[Path]]:
             split_files[SPLIT_NAMES[word[0]]].append(file)
     if not any(split_files.values()):
         split_files["train"] = files
+    others = [file.name for file in files if not any(file in group for group in split_files.values())]
+    if others:
+        warnings.warn(
+            f"Parquet files of {path} whose names begin with no split are left out: {', '.join(others[:3])}. Splits "
+            f"are called {', '.join(SPLIT_NAMES)}.",
+            stacklevel=4,
+        )
     folders = sorted({str(file.parent) for group in split_files.values() for file in group})
     if len(folders) > 1:
         raise ValueError(f"There are parquet files of several datasets: {folders}. Give the path of one of these.")

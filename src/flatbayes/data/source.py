@@ -1,7 +1,8 @@
 """Data sources: an abstract `read` for each file format, one validation and one split for all."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from flatbayes.data.augment import Augment
 from flatbayes.data.checks import check_finite, check_labels, check_targets
 from flatbayes.data.csv_format import CsvFormat
-from flatbayes.data.splits import DataSplits, EncodedSplit, Split
+from flatbayes.data.splits import DataSplits, EncodedSplit, Split, infer_common_layout
 from flatbayes.data.stratified_split import check_size, stratified_split
 
 
@@ -108,19 +109,20 @@ class DataSource(ABC):
         if raw.feature_names and is_augmented:
             raise ValueError("flip, pad and cutout are for images, and these examples are features; leave them out.")
         train, val, test = self._split_rows(raw, seed)
-        splits = {
-            "training": raw.unsplit.take(train),
-            "validation": raw.unsplit.take(val) if raw.val is None else take_all(raw.val),
-            "test": raw.unsplit.take(test) if raw.test is None else take_all(raw.test),
+        selections = {
+            "training": (raw.unsplit, train),
+            "validation": (raw.unsplit, val) if raw.val is None else (raw.val, torch.arange(len(raw.val))),
+            "test": (raw.unsplit, test) if raw.test is None else (raw.test, torch.arange(len(raw.test))),
         }
-        for name, split in splits.items():
-            if len(split) == 0:
+        for name, (_, rows) in selections.items():
+            if len(rows) == 0:
                 raise ValueError(
                     f"The {name} split is empty: of {len(raw.unsplit)} examples, {len(train)} are for training, "
-                    f"{len(splits['validation'])} for validation (val_size={self.val_size:g}) and "
-                    f"{len(splits['test'])} for the test (test_size={self.test_size:g}). "
+                    f"{len(selections['validation'][1])} for validation (val_size={self.val_size:g}) and "
+                    f"{len(selections['test'][1])} for the test (test_size={self.test_size:g}). "
                     "Change these sizes, or give more examples."
                 )
+        splits = take_selections(selections)
         return DataSplits(
             train=splits["training"],
             val=splits["validation"],
@@ -162,6 +164,20 @@ class DataSource(ABC):
         return rows.train[train], rows.train[val], rows.test
 
 
+def take_selections(selections: Mapping[str, tuple[Split | EncodedSplit, Tensor]]) -> dict[str, Split]:
+    """Select examples of splits; encoded images get one layout, that of the images that are selected.
+
+    Args:
+        selections: Split and row numbers, by name.
+    """
+    encoded = [(split, rows) for split, rows in selections.values() if isinstance(split, EncodedSplit)]
+    layout = infer_common_layout(encoded) if encoded else None
+    return {
+        name: (replace(split, layout=split.layout or layout) if isinstance(split, EncodedSplit) else split).take(rows)
+        for name, (split, rows) in selections.items()
+    }
+
+
 def take_all(split: Split | EncodedSplit) -> Split:
     """Select all examples of a split, in order."""
     return split.take(torch.arange(len(split)))
@@ -179,10 +195,10 @@ def check_raw_splits(raw: RawSplits, *, allow_rare_classes: bool = False) -> Non
     """
     named_splits = {"given": raw.unsplit, "validation": raw.val, "test": raw.test}
     splits = {name: split for name, split in named_splits.items() if split is not None}
-    expected_shape = raw.unsplit.take(torch.arange(0)).inputs.shape[1:]
     for name, split in splits.items():
-        if not isinstance(split, Split):
+        if not isinstance(split, Split) or not isinstance(raw.unsplit, Split):
             continue  # encoded images have values from 0 to 255 and one layout
+        expected_shape = raw.unsplit.inputs.shape[1:]
         if len(split.inputs) != len(split.targets):
             raise ValueError(
                 f"The {name} examples have {len(split.inputs)} inputs and {len(split.targets)} labels; there must be "

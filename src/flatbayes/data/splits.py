@@ -1,16 +1,30 @@
 """Training, validation and test splits as tensors, lazy images, or encoded images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.console import track_progress
 from flatbayes.data.augment import Augment
 from flatbayes.data.csv_format import CsvFormat
-from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image
+from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image, infer_layout
 from flatbayes.data.lazy_images import LazyImages
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of folders, and first words of the names of parquet files, with the splits that they mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,29 +81,46 @@ class EncodedSplit:
 
     Attributes:
         read_encoded: Yields the images with the given row numbers. Row numbers ascend unless images are streamed.
-        layout: Shape of the decoded images.
         targets: Class of each example, [n] (int64).
+        size: Height and width to resize to; None keeps the size of the images.
+        crop: Keep the aspect ratio of resized images, and crop the center.
         stream: Leave images encoded until a batch needs them.
+        layout: Shape of the decoded images; None infers it from the rows that are taken.
     """
 
     read_encoded: Callable[[np.ndarray], Iterator[EncodedImage]]
-    layout: ImageLayout
     targets: Tensor
+    size: int | None = None
+    crop: bool = False
     stream: bool = False
+    layout: ImageLayout | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def take(self, rows: Tensor) -> Split:
         """Select examples by row number, in the given order; decode them unless they are streamed."""
+        layout = self.layout or infer_common_layout([(self, rows)])
         if self.stream:
-            lazy_images = LazyImages(read_encoded=self.read_encoded, layout=self.layout, rows=rows)
+            lazy_images = LazyImages(read_encoded=self.read_encoded, layout=layout, rows=rows)
             return Split(inputs=lazy_images, targets=self.targets[rows])
         ascending, positions = rows.sort()
-        inputs = allocate_images(len(rows), self.layout)
-        for position, image in zip(positions.tolist(), self.read_encoded(ascending.numpy()), strict=True):
-            inputs[position] = decode_image(image, self.layout)
+        inputs = allocate_images(len(rows), layout)
+        images = track_progress(self.read_encoded(ascending.numpy()), "reading images", len(rows))
+        for position, image in zip(positions.tolist(), images, strict=True):
+            inputs[position] = decode_image(image, layout)
         return Split(inputs=torch.from_numpy(inputs), targets=self.targets[rows])
+
+
+def infer_common_layout(selections: Sequence[tuple[EncodedSplit, Tensor]]) -> ImageLayout:
+    """Infer one layout for the images of several splits, from the headers of the rows that are used.
+
+    Args:
+        selections: Splits of one source, each with row numbers.
+    """
+    split, _ = selections[0]
+    images = chain.from_iterable(s.read_encoded(rows.sort().values.numpy()) for s, rows in selections)
+    return infer_layout(images, split.size, split.crop)
 
 
 @dataclass(frozen=True, kw_only=True)

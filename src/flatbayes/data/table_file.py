@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flatbayes.core.console import show_status
 from flatbayes.data.csv_files import (
     CSV_SUFFIXES,
     get_table_suffix,
@@ -24,6 +25,9 @@ from flatbayes.data.parquet import (
     require_columns,
     require_file,
 )
+
+LARGE_FILE_BYTES = 5 * 10**7
+"""Size of files from which on a terminal shows that they are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +77,10 @@ class TableFile:
 
     def read(self, names: Sequence[str]) -> ArrowTable:
         """Read all rows of these columns."""
-        if self.layout is not None:
-            return read_csv(self.path, self.layout).select([self.column_names.index(name) for name in names])
-        return read_table(self.path, names)
+        with show_status(f"reading {self.path}", is_shown=self.path.stat().st_size > LARGE_FILE_BYTES):
+            if self.layout is not None:
+                return read_csv(self.path, self.layout).select([self.column_names.index(name) for name in names])
+            return read_table(self.path, names)
 
     def iter_batches(self, names: Sequence[str], keep_columns: Sequence[str], size: int) -> Iterator[ArrowTable]:
         """Read columns of features, and others unchanged, in record batches of at most `size` rows."""

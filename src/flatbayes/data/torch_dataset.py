@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from flatbayes.core.console import track_progress
 from flatbayes.core.spec import class_path, import_object
 from flatbayes.data.checks import TaskType, make_class_names
-from flatbayes.data.images import GRAY_MODES, HIGH_BIT_DEPTH_MODES
+from flatbayes.data.images import GRAY_MODES, HIGH_BIT_DEPTH_MODES, read_orientation, turn_upright
 from flatbayes.data.npz import (
     is_regression_array,
     make_feature_names,
@@ -200,7 +201,8 @@ def read_examples(dataset: Dataset[Any], description: str) -> ExampleArrays:
             f"{description} is a {type(dataset).__name__} without a length. Give a map-style dataset, with __len__ "
             "and __getitem__."
         )
-    items = [dataset[index] for index in range(len(dataset))]
+    size = len(dataset)
+    items = [dataset[index] for index in track_progress(range(size), f"reading {description}", size)]
     if not items:
         raise ValueError(f"{description} has no examples.")
     for index, item in enumerate(items):
@@ -230,16 +232,17 @@ def find_class_names(dataset: Dataset[Any], targets: Sequence[Tensor]) -> tuple[
 
 
 def _to_array(value: Any) -> np.ndarray:
-    """Convert a PIL image to [channels, height, width] (uint8), and anything else as NumPy does."""
+    """Convert a PIL image to [channels, height, width] (uint8), upright, and anything else as NumPy does."""
     if isinstance(value, Tensor):
         return np.asarray(value.detach().cpu())
     if not type(value).__module__.startswith("PIL."):
         return np.asarray(value)
     if value.mode in HIGH_BIT_DEPTH_MODES:
         raise ValueError(f"An image has more than 8 bits per pixel (mode {value.mode}). Convert it in a transform.")
+    orientation = read_orientation(value)
     if value.mode in GRAY_MODES:
-        return np.asarray(value.convert("L"))[None]
-    return np.asarray(value.convert("RGB")).transpose(2, 0, 1)
+        return np.asarray(turn_upright(value.convert("L"), orientation))[None]
+    return np.asarray(turn_upright(value.convert("RGB"), orientation)).transpose(2, 0, 1)
 
 
 def _stack(arrays: Sequence[np.ndarray], description: str) -> np.ndarray:
