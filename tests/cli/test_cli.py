@@ -100,7 +100,7 @@ def test_model_outside_flatbayes_by_dotted_path(here, capsys, monkeypatch):
     assert main(["fit", *own, "--model", "my_nets.Own", "--model.width", "9", "--num_draws", "2",
                  "--posterior", "map", "--out", "run"]) == 0  # fmt: skip
     assert main(["evaluate", "run"]) == 2
-    assert "pass `model`" in capsys.readouterr().err
+    assert "If you trust it: --model my_nets.Own" in capsys.readouterr().err
     assert main(["evaluate", "run", "--model", "my_nets.Own"]) == 0
 
 
