@@ -7,6 +7,7 @@ import sys
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -128,3 +129,84 @@ def test_comparison_resumes_within_a_run(here, monkeypatch):
     assert not list((here / "out" / "runs").glob("*.checkpoints"))
     whole = comparison.run(here / "whole", jobs=1, show_progress=False)
     assert [run.metrics for run in results.runs] == [run.metrics for run in whole.runs]
+
+
+class TestEndOfTraining:
+    """Checkpoints are removed once the artefact has been read back, and changed data are noticed."""
+
+    WORDS = (
+        *(
+            "fit",
+            "--data",
+            "data.npz",
+            "--model",
+            "mlp",
+            "--model.hidden",
+            "[4]",
+            "--epochs",
+            "2",
+            "--num_draws",
+            "2",
+        ),
+        *("--posterior.rank", "2", "--collection.start_fraction", "0", "--checkpoint_seconds", "0"),
+    )
+
+    @pytest.fixture
+    def run(self, here):
+        self.write_data(0)
+        return lambda *words: main([*self.WORDS, "--out", "run", *words])
+
+    def write_data(self, offset):
+        x = np.random.default_rng(0).normal(size=(90, 3))
+        np.savez("data.npz", x=x + offset, y=x.argmax(1))
+
+    def test_checkpoints_stay_if_the_artefact_cannot_be_read_back(self, run, here, monkeypatch, capsys):
+        def fail(*args, **kwargs):
+            raise ValueError("run is damaged.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("flatbayes.cli.fit.load_on_cpu", fail)
+            assert run() == 2
+        assert list(here.glob("run/checkpoints/*.pt"))
+        capsys.readouterr()
+        assert run("--resume") == 0
+        assert not list(here.glob("run/checkpoints/*.pt"))
+
+    def test_a_damaged_posterior_is_not_complete(self, run, here, capsys):
+        assert run() == 0
+        path = find_tensors_file(here / "run")
+        path.write_bytes(path.read_bytes()[:-1])
+        assert run("--resume") == 2
+        error = capsys.readouterr().err
+        assert "is damaged" in error
+        assert "There is no checkpoint to continue from: --overwrite trains again." in error
+
+    def test_a_damaged_posterior_is_trained_again_from_its_checkpoints(self, run, here, monkeypatch, capsys):
+        with monkeypatch.context() as patch:
+            patch.setattr("flatbayes.cli.fit.Checkpoints.remove", lambda self: None)
+            assert run() == 0
+        expected = tensors(here / "run")
+        path = find_tensors_file(here / "run")
+        path.write_bytes(path.read_bytes()[:-1])
+        assert run("--resume") == 0
+        assert "Training continues from its checkpoints" in capsys.readouterr().out
+        assert tensors(here / "run") == expected
+
+    @pytest.mark.parametrize("verb", ["evaluate", "diagnose", "certify", "shift"])
+    def test_changed_data_are_noticed(self, run, here, capsys, verb):
+        assert run() == 0
+        self.write_data(1)
+        assert main([verb, "run"]) == 2
+        assert "have changed since its training: train has other values in its" in capsys.readouterr().err
+        if verb == "evaluate":
+            assert main([verb, "run", "--allow_changed_data"]) == 0
+
+    def test_training_does_not_continue_on_changed_data(self, run, here, monkeypatch, capsys):
+        with monkeypatch.context() as patch:
+            patch.setattr("flatbayes.cli.fit.fit", lambda *args, **kwargs: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run()
+        self.write_data(1)
+        assert run("--resume") == 2
+        assert "have changed since its training" in capsys.readouterr().err
+        assert run("--resume", "--allow_changed_data") == 0

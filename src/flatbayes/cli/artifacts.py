@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 
 from flatbayes.cli.models import rebuild_model
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.files import read_json, replace_nonfinite
 from flatbayes.core.spec import instantiate
-from flatbayes.data import DataSource
+from flatbayes.data import DataSource, DataSplits
+from flatbayes.data.fingerprint import compute_fingerprint
+from flatbayes.experiments.run_folder import check_fingerprint
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.metadata import read_metadata
 
@@ -81,3 +84,22 @@ def load_source(config: Mapping[str, Any], torch_dataset: str | None, trusted: C
         config["data"], package="flatbayes.data", base_class=DataSource, allowed_paths=allowed_paths
     )
     return source
+
+
+def load_run_data(source: DataSource, folder: Path, config: Mapping[str, Any], options: Namespace) -> DataSplits:
+    """The splits of a run, after a comparison with the data that it was trained on.
+
+    Args:
+        source: Data source of the run.
+        folder: Folder of the run.
+        config: Its configuration.
+        options: Options of the verb.
+
+    Raises:
+        ValueError: The content has changed, and `--allow_changed_data` is not given.
+    """
+    splits = source.load(config["seed"])
+    if not options.allow_changed_data:
+        remedy = "restore them, or give --allow_changed_data if rows of the training are not evaluated by that"
+        check_fingerprint(folder, config, {**compute_fingerprint(splits)}, remedy)
+    return splits

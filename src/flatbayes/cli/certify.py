@@ -9,7 +9,7 @@ from rich.table import Table
 
 from flatbayes.certification import CertificationConfig, CertificationResult, certify, format_statement
 from flatbayes.certification.result import format_confidence, format_upper_bound
-from flatbayes.cli.artifacts import console, load_source
+from flatbayes.cli.artifacts import console, load_run_data, load_source
 from flatbayes.cli.models import rebuild_model
 from flatbayes.cli.options import add_data_path_option, add_model_path_options
 from flatbayes.cli.parsing import new_parser
@@ -54,7 +54,7 @@ def run(options: Namespace) -> None:
         )
     config = folder.read_config()
     source = load_source(config, options.data, options.trust)
-    dataset, model = source.load(config["seed"]), _load_model(config["model"], options)
+    dataset, model = load_run_data(source, folder.path, config, options), _load_model(config["model"], options)
     training_config = _load_config(config)
     run_flatness = instantiate(config["flatness"], package="flatbayes.flatness")
     compare_plain = options.compare_plain and run_flatness != Plain()

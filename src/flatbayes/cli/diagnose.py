@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from flatbayes.cli.artifacts import console, load_on_device, load_source, protect_results
+from flatbayes.cli.artifacts import console, load_on_device, load_run_data, load_source, protect_results
 from flatbayes.cli.options import SplitName, add_data_path_option, add_model_path_options, add_result_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import write_json, write_text
@@ -102,7 +102,7 @@ def run(options: Namespace) -> None:
     if options.landscape:  # checked before the measurement, which may take hours
         check_same_shapes(posteriors)
         check_steps(options.num_grid_points)
-    dataset = source.load(first["seed"])
+    dataset = load_run_data(source, Path(names[0]), first, options)
     split, num_available = subsample_split(dataset, options.split, options.max_examples, options.seed)
     sharpness = compare_sharpness(
         posteriors,

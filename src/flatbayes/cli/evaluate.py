@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from flatbayes.cli.artifacts import console, load_on_device, load_source
+from flatbayes.cli.artifacts import console, load_on_device, load_run_data, load_source
 from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.spec import short_name
@@ -35,7 +35,8 @@ def run(options: Namespace) -> None:
     folder = RunFolder.open(Path(options.folder))
     config = folder.read_config()
     fitted = load_on_device(folder.path, options.model, options.trust)
-    split = getattr(load_source(config, options.data, options.trust).load(config["seed"]), options.split)
+    source = load_source(config, options.data, options.trust)
+    split = getattr(load_run_data(source, folder.path, config, options), options.split)
     evaluate_run(fitted, folder, split, options.split, options.num_draws, options.batch_size, options.seed)
 
 

@@ -9,10 +9,12 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.aliases import list_names
-from flatbayes.cli.artifacts import console, load_on_device
+from flatbayes.cli.artifacts import console, load_on_cpu, load_on_device
 from flatbayes.cli.evaluate import evaluate_run
 from flatbayes.cli.help_text import describe_axes
+from flatbayes.cli.models import build_with_new_head
 from flatbayes.cli.options import (
+    add_changed_data_option,
     add_output_options,
     add_training_options,
     check_before_loading,
@@ -23,9 +25,10 @@ from flatbayes.cli.parsing import new_parser
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSplits, Standardize
-from flatbayes.experiments.run_folder import RunFolder, check_free_folder
+from flatbayes.data.fingerprint import compute_fingerprint
+from flatbayes.experiments.run_folder import FINGERPRINT_KEY, RunFolder, check_free_folder
 from flatbayes.posteriors import SWAG, Posterior
-from flatbayes.prediction import check_num_draws
+from flatbayes.prediction import FittedPosterior, check_num_draws
 from flatbayes.training import (
     FINE_TUNING,
     Callback,
@@ -56,6 +59,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--num_draws", type=int, default=30, help="networks averaged in the evaluation")
     add_output_options(parser)
     parser.add_argument("--resume", action="store_true", help="continue the run in --out if it was interrupted")
+    add_changed_data_option(parser)
     parser.add_argument(
         "--checkpoint_steps",
         type=int | None,
@@ -142,6 +146,7 @@ def run(options: Namespace) -> None:
         "flatness": to_spec(options.flatness),
         "config": training_config.to_dict(),
         "seed": options.seed,
+        FINGERPRINT_KEY: compute_fingerprint(dataset),
         **trained,
     }
     is_sharded = training_config.distribution.strategy == "fsdp"
@@ -150,17 +155,30 @@ def run(options: Namespace) -> None:
     world = get_fabric_process_group(make_fabric(training_config, launch=True))
     folder = RunFolder(Path(options.out))
     world.run_on_main(
-        lambda: RunFolder.create(folder.path, config, overwrite=options.overwrite, resume=options.resume)
+        lambda: RunFolder.create(
+            folder.path,
+            config,
+            overwrite=options.overwrite,
+            resume=options.resume,
+            allow_changed_data=options.allow_changed_data,
+        )
     )
-    checkpoints = Checkpoints(folder.checkpoint_folder, options.checkpoint_steps, options.checkpoint_seconds)
-    if world.read_on_main(lambda: folder.is_fitted):
-        if not world.is_main_process:
+    checkpoints = Checkpoints(
+        folder.checkpoint_folder,
+        options.checkpoint_steps,
+        options.checkpoint_seconds,
+        allow_changed_data=options.allow_changed_data,
+    )
+    trusted_path = _get_model_path(model)
+    finished = world.run_on_main(lambda: _load_finished(folder, trusted_path))
+    if world.broadcast(finished is not None):
+        if finished is None:  # in the other processes
             return
         checkpoints.remove()
         if folder.has_results:
             console.print(f"{folder.path} is complete: there is nothing to resume.", soft_wrap=True)
             return
-        fitted = load_on_device(folder.path, None)
+        fitted = finished
     else:
         callbacks = _make_callbacks(folder, options) if world.is_main_process else []
         try:
@@ -187,6 +205,7 @@ def run(options: Namespace) -> None:
         if not world.is_main_process:
             return
         folder.save(fitted)
+        load_on_cpu(folder.path, None, [trusted_path])  # checkpoints are removed once the artefact has been read back
         checkpoints.remove()
     num_cached = len(fitted.norm_statistics)
     try:
@@ -199,6 +218,27 @@ def run(options: Namespace) -> None:
     console.print(
         f"saved    {folder.path}\nnext     flatbayes evaluate {folder.path}", highlight=False, soft_wrap=True
     )
+
+
+def _load_finished(folder: RunFolder, model_path: str) -> FittedPosterior | None:
+    """The posterior of a finished training; None if training has to start or to continue.
+
+    Raises:
+        ValueError: The posterior is damaged, and there is no checkpoint to continue from.
+    """
+    try:
+        return load_on_device(folder.path, None, [model_path]) if folder.is_fitted else None
+    except (ValueError, OSError) as error:
+        if not any(folder.checkpoint_folder.glob("*.pt")):
+            raise ValueError(f"{error} There is no checkpoint to continue from: --overwrite trains again.") from error
+        console.print(f"{error} Training continues from its checkpoints.", style="yellow", soft_wrap=True)
+        return None
+
+
+def _get_model_path(model: Any) -> str:
+    """Dotted path of the network that this command names, which its artefact may import."""
+    spec = to_spec(model)
+    return str(spec["init_args"]["path"] if model.func is build_with_new_head else spec["class_path"])
 
 
 def _describe_interruption(stop: Interrupted, folder: Path) -> str:

@@ -96,6 +96,16 @@ def add_data_path_option(parser: ArgumentParser) -> None:
         metavar="PATH",
         help="dotted path of the run's torch dataset, if its data are not a source of flatbayes",
     )
+    add_changed_data_option(parser)
+
+
+def add_changed_data_option(parser: ArgumentParser) -> None:
+    """Add `--allow_changed_data`."""
+    parser.add_argument(
+        "--allow_changed_data",
+        action="store_true",
+        help="go on although the content of the data has changed since the training",
+    )
 
 
 def add_result_options(parser: ArgumentParser) -> None:

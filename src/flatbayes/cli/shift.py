@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli.artifacts import console, load_on_device, load_source, protect_results
+from flatbayes.cli.artifacts import console, load_on_device, load_run_data, load_source, protect_results
 from flatbayes.cli.options import add_data_path_option, add_result_options, add_run_options, to_plain
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import write_json
@@ -96,7 +96,7 @@ def run(options: Namespace) -> None:
     protect_results(out_folder / SHIFT_FILE, described, overwrite=options.overwrite)
     source = load_source(config, options.data, options.trust)
     fitted = load_on_device(folder.path, options.model, options.trust)
-    dataset = source.load(config["seed"])
+    dataset = load_run_data(source, folder.path, config, options)
     if dataset.is_regression:
         raise ValueError(f"Shift is evaluated for classifications only, and {folder.path} holds a regression.")
     test = _subsample_split(dataset.test, options)

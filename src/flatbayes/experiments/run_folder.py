@@ -84,6 +84,7 @@ def claim_folder(
     *,
     overwrite: bool = False,
     resume: bool = True,
+    allow_changed_data: bool = False,
 ) -> None:
     """Reserve a folder for a run, and write its configuration; no other process may use it until this one ends.
 
@@ -93,6 +94,7 @@ def claim_folder(
         extendable_keys: Keys of the configuration that may differ when the run in the folder is continued.
         overwrite: Delete the run in the folder first; files that flatbayes does not write stay.
         resume: Continue the run in the folder, if there is one and `overwrite` is not set.
+        allow_changed_data: Continue it although the content of the data has changed.
 
     Raises:
         ValueError: The folder holds a run (with `resume`, one with another configuration), or the path is a file, or
@@ -102,7 +104,7 @@ def claim_folder(
     if overwrite:
         clear_folder(folder)
     elif resume and (folder / CONFIG_FILE).is_file():
-        _check_same_config(folder, config, extendable_keys)
+        _check_same_config(folder, config, [*extendable_keys, *([FINGERPRINT_KEY] if allow_changed_data else [])])
     elif not resume:
         check_free_folder(folder)
     remove_files([*list_temporary_files(folder), *list_orphaned_files(folder)])  # left by killed processes
@@ -167,7 +169,13 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: Path, config: Mapping[str, JsonValue], *, overwrite: bool = False, resume: bool = False
+        cls,
+        path: Path,
+        config: Mapping[str, JsonValue],
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        allow_changed_data: bool = False,
     ) -> "RunFolder":
         """Reserve a folder for a new or resumed run; no other process may use it until this one ends.
 
@@ -176,6 +184,7 @@ class RunFolder:
             config: Configuration of the run, as plain data.
             overwrite: Delete the run in the folder first; files that flatbayes does not write stay.
             resume: Continue the run in the folder, if there is one.
+            allow_changed_data: Continue it although the content of the data has changed.
 
         Raises:
             ValueError: The folder holds a run (with `resume`, one with another configuration), or the path is a file,
@@ -183,7 +192,7 @@ class RunFolder:
         """
         if overwrite and resume:
             raise ValueError("--overwrite begins anew and --resume goes on: choose one of them.")
-        claim_folder(path, config, overwrite=overwrite, resume=resume)
+        claim_folder(path, config, overwrite=overwrite, resume=resume, allow_changed_data=allow_changed_data)
         if not (path / ENVIRONMENT_FILE).is_file():
             write_json(path / ENVIRONMENT_FILE, describe_environment())
         return cls(path)

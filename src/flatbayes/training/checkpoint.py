@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from flatbayes.core.files import atomic_write, list_temporary_files, read_json, remove_files, write_json
+from flatbayes.data.fingerprint import explain_change
 
 CHECKPOINT_SCHEMA = 2
 MAX_WRITE_TIME_FRACTION = 0.05
@@ -38,12 +39,14 @@ class Checkpoints:
         min_interval_seconds: Least time between two checkpoints. It is longer if writing one takes more than a
             twentieth of it; 0 removes both limits.
         max_to_keep: Number of checkpoints that are kept.
+        allow_changed_data: Continue although the content of the data has changed since the checkpoint.
     """
 
     folder: Path
     every_n_steps: int | None = None
     min_interval_seconds: float = 30.0
     max_to_keep: int = 2
+    allow_changed_data: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
@@ -107,6 +110,15 @@ class CheckpointManager:
             other = sorted(
                 key for key in expected if not isinstance(stored, dict) or stored.get(key) != expected[key]
             )
+            if other == ["data"] and checkpoints.allow_changed_data:
+                other = []
+            if other == ["data"] and isinstance(stored["data"], dict):
+                change = explain_change(stored["data"], expected["data"])
+                raise ValueError(
+                    f"The data have changed since the checkpoints in {checkpoints.folder} were written: {change}. "
+                    "Restore them, train anew in another folder, or allow it (Checkpoints(allow_changed_data=True), "
+                    "--allow_changed_data)."
+                )
             if other:
                 raise ValueError(
                     f"{checkpoints.folder} has the checkpoints of another training: {', '.join(other)} differ. "
