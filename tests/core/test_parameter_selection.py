@@ -61,6 +61,15 @@ def test_biases_are_recognised_in_longer_names():
     assert list(select_parameters(attention, "biases", "params")) == ["in_proj_bias", "out_proj.bias"]
 
 
+def test_parametrised_tensors_belong_to_their_layer():
+    model = nn.Sequential(nn.Linear(3, 3), nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    nn.utils.parametrize.register_parametrization(model[0], "bias", nn.Identity())
+    names = ["1.bias", "1.parametrizations.weight.original0", "1.parametrizations.weight.original1"]
+    assert list(select_parameters(model, "last_layer", "params")) == names
+    assert list(select_parameters(model, "biases", "params")) == ["0.parametrizations.bias.original", "1.bias"]
+    assert list(select_parameters(model, "no_biases", "params")) == ["0.weight", *names[1:]]
+
+
 @pytest.mark.parametrize("selection", ["weights", "no_biases", "biases"])
 def test_an_empty_group_is_refused(selection):
     model = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.BatchNorm1d(3))

@@ -146,3 +146,45 @@ def test_the_gradient_is_that_of_loss_plus_rho_times_gradient_norm_to_first_orde
 def test_invalid_hyperparameters_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def attention():
+    return nn.MultiheadAttention(4, 2, batch_first=True)
+
+
+SCALED = {
+    "attention": (attention, lambda net, x: net(x, x, x)[0], {"in_proj_weight", "out_proj.weight"}),
+    "lstm": (
+        lambda: nn.LSTM(4, 4, batch_first=True),
+        lambda net, x: net(x)[0],
+        {"weight_ih_l0", "weight_hh_l0"},
+    ),
+    "weight norm": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+        lambda net, x: net(x),
+        {"parametrizations.weight.original0", "parametrizations.weight.original1"},
+    ),
+    "layer norm": (lambda: nn.LayerNorm(4), lambda net, x: net(x), {"weight"}),
+    "prelu": (lambda: nn.Sequential(nn.Linear(4, 4), nn.PReLU()), lambda net, x: net(x), {"0.weight", "1.weight"}),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_asam_scales_every_tensor_with_weight_in_its_name(name):
+    make, call, scaled = SCALED[name]
+    torch.manual_seed(0)
+    model, x = make().double(), torch.randn(3, 5, 4).double()
+    passes = []
+
+    def closure():
+        model.zero_grad()
+        loss = call(model, x).square().sum()
+        loss.backward()
+        passes.append({n: (p.detach().clone(), p.grad.clone()) for n, p in model.named_parameters()})
+        return loss.detach()
+
+    ASAM(rho=0.3, eta=0.02)(closure, model)()
+    scale = {n: w.abs() + 0.02 if n in scaled else torch.ones_like(w) for n, (w, _) in passes[0].items()}
+    norm = torch.cat([(scale[n] * g).flatten() for n, (_, g) in passes[0].items()]).norm()
+    for n, (w, g) in passes[0].items():
+        torch.testing.assert_close(passes[1][n][0], w + 0.3 * scale[n] ** 2 * g / norm)

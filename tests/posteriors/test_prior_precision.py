@@ -56,6 +56,8 @@ def test_zero_tensors_have_the_scale_of_their_layer():
     expected = {"a.weight": 1 / 4, "a.bias": 1 / 4, "norm.bias": 1.0, "rnn.bias_ih_l0": 1 / 3, "bias": 1 / 5}
     assert {name: initial_scale(name, others[name], others) for name in expected} == pytest.approx(expected)
     assert initial_scale("gain", zero(4), {"gain": zero(4)}) == 1
+    parametrized = {"a.bias": zero(4), "a.parametrizations.weight.original1": zero(4, 16)}
+    assert initial_scale("a.bias", zero(4), parametrized) == 0.25
     assert initial_scale("a.bias", torch.tensor([3.0, -4.0]), others) == pytest.approx(math.sqrt(12.5))
 
 

@@ -19,6 +19,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     if num_vectorized():
         return vectorized_norms(tensors)
+    tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
     if all(t.dtype in (torch.float32, torch.float64) for t in tensors):
         norms: list[Tensor] = list(torch._foreach_norm(list(tensors)))
     else:

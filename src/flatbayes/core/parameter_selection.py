@@ -1,12 +1,15 @@
 """Selection of trainable parameters, by group of layers or by name patterns."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+from torch.optim import Optimizer
 
 from flatbayes.core.networks import check_materialized
 
@@ -79,12 +82,14 @@ def select_parameters(model: nn.Module, selection: ParameterSelection, option: s
 def only_requires_grad(model: nn.Module, params: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Inside, gradients are computed of these parameters only, and those of the others cost nothing.
 
+    Parameters of lazy modules that have no shape yet are left as they are.
+
     Args:
         model: The network.
         params: Some of its trainable parameters, by name.
     """
     kept_ids = {id(param) for param in params.values()}
-    others = [param for param in model.parameters() if param.requires_grad and id(param) not in kept_ids]
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in kept_ids and not is_lazy(p)]
     try:
         for param in others:
             param.requires_grad_(False)
@@ -92,6 +97,17 @@ def only_requires_grad(model: nn.Module, params: Mapping[str, nn.Parameter]) -> 
     finally:
         for param in others:
             param.requires_grad_(True)
+
+
+def only_optimized(model: nn.Module, optimizer: Optimizer) -> AbstractContextManager[None]:
+    """Inside, gradients are computed of the parameters that an optimizer updates only.
+
+    Args:
+        model: The network.
+        optimizer: An optimizer over all of its trainable parameters, or over some.
+    """
+    optimized_ids = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    return only_requires_grad(model, {n: p for n, p in model.named_parameters() if id(p) in optimized_ids})
 
 
 def match_names(names: Sequence[str], pattern: str) -> list[str]:
@@ -117,12 +133,7 @@ def named_trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _select_group_ids(model: nn.Module, group: str) -> set[int]:
-    owned = [
-        (module, name, param)
-        for module in model.modules()
-        for name, param in module._parameters.items()
-        if param is not None and param.requires_grad
-    ]
+    owned = list(_iter_owned_parameters(model))
     last_owner = owned[-1][0] if owned else None
 
     def is_selected(module: nn.Module, name: str) -> bool:
@@ -136,6 +147,25 @@ def _select_group_ids(model: nn.Module, group: str) -> set[int]:
         return group == "weights" or ("bias" in name) is (group == "biases")
 
     return {id(param) for module, name, param in owned if is_selected(module, name)}
+
+
+def _iter_owned_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """The layer, the name within it, and the tensor of each trainable parameter.
+
+    The tensors of a parametrised weight, such as `parametrizations.weight.original0` of weight normalisation, belong
+    to the layer that has the weight, and are named like it.
+    """
+    owners = {
+        originals: (module, name)
+        for module in model.modules()
+        if is_parametrized(module)
+        for name, originals in module.parametrizations.items()  # type: ignore[union-attr, operator]
+    }
+    for module in model.modules():
+        for name, param in module._parameters.items():
+            if param is not None and param.requires_grad:
+                layer, own_name = owners.get(module, (module, name))
+                yield layer, own_name, param
 
 
 def _select_pattern_ids(model: nn.Module, patterns: Sequence[str], option: str) -> set[int]:

@@ -2,7 +2,7 @@
 
 Kwon et al., ICML 2021. Scaling one layer up and the next one down leaves the function of the network unchanged but
 not its Euclidean sharpness; sharpness in the norm ||e / T|| with T = |w| does not change. As in the authors' code,
-T = |w| + eta for tensors named `weight`, and 1 for the others (Algorithm 1):
+T = |w| + eta for tensors with `weight` in their name, and 1 for the others, such as biases (Algorithm 1):
 
     g = gradient at w
     repeat ascent_steps times:
@@ -80,20 +80,21 @@ class ASAM(Flatness):
             resample_noise=self.resample_noise,
             ascent_batch_fraction=self.ascent_batch_fraction,
             params=self.params,
+            progress=progress,
         )
 
 
 def adaptive_scale(weights: Mapping[str, Tensor], eta: float) -> list[Tensor]:
-    """T: `|w| + eta` for tensors whose last name is `weight`, 1 for all others.
+    """T: `|w| + eta` for tensors with `weight` in their full name, 1 for all others: the rule of the authors' code.
+
+    Besides `weight` these are `in_proj_weight` of attention, `weight_ih_l0` of recurrent layers, scales of
+    normalisation layers, and the tensors of parametrised weights (`parametrizations.weight.original0`).
 
     Args:
         weights: Tensors by full name, such as `layer.weight`.
         eta: Added to |w|.
     """
-    return [
-        w.detach().abs() + eta if name.rpartition(".")[2] == "weight" else torch.ones_like(w)
-        for name, w in weights.items()
-    ]
+    return [w.detach().abs() + eta if "weight" in name else torch.ones_like(w) for name, w in weights.items()]
 
 
 def adaptive_perturbation(grads: Sequence[Tensor], scale: Sequence[Tensor], rho: float) -> Perturbation:

@@ -22,17 +22,36 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import Closure
+from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.buffers import preserve_buffers
 from flatbayes.core.context import batch_fraction
-from flatbayes.core.parameter_selection import ParameterSelection, only_requires_grad, select_parameters
+from flatbayes.core.gradients import (
+    FreshGradients,
+    check_loss,
+    check_trainable,
+    compute_fresh_gradients,
+    dense_gradient,
+    format_missing_gradients,
+    may_lack_gradients,
+)
+from flatbayes.core.parameter_selection import (
+    ParameterSelection,
+    format_names,
+    named_trainable,
+    only_requires_grad,
+    select_parameters,
+)
 from flatbayes.core.randomness import RandomState, rewind_rng
 from flatbayes.core.weights import axpy, perturb
+
+NO_GRADIENT_ERROR = "does not require grad"
+"""What autograd says of a loss that depends on no parameter that requires gradients."""
 
 MIN_NORM = 1e-30
 """Smallest divisor where a norm stays a tensor, so that a zero gradient is no perturbation."""
@@ -89,6 +108,7 @@ def gradient_at_perturbation(
     resample_noise: bool = False,
     ascent_batch_fraction: float = 1.0,
     params: ParameterSelection = "all",
+    progress: TrainingProgress | None = None,
 ) -> Closure:
     """Make a closure whose gradient is taken after `ascent_steps` steps of ascent.
 
@@ -107,50 +127,96 @@ def gradient_at_perturbation(
         ascent_batch_fraction: Fraction of the batch that the passes before the final one compute on; see
             `flatbayes.core.subset_batch`.
         params: The parameters that are perturbed. The passes before the final one compute no other gradients.
+        progress: Progress of training. After the first step, a step whose loss does not depend on the selected
+            parameters has no perturbation; in the first step, or without the progress, that is an error.
 
     Returns:
-        A closure that returns the loss of the first pass.
+        A closure that returns the loss of the first pass. It perturbs the parameters whose gradient the first pass
+        computed: those that require gradients, take part in the loss, and whose gradients the closure zeroes.
+
+    Raises:
+        ValueError: When the closure is called, and nothing can be perturbed.
+        RuntimeError: When the closure is called, and it computes no gradient.
+        TypeError: When the closure is called, and it returns no loss.
     """
     has_partial_passes = ascent_batch_fraction < 1 or params != "all"
 
     def flat_closure() -> Tensor:
-        candidates = dict(model.named_parameters()) if params == "all" else select_parameters(model, params, "params")
-
-        def ascent_closure() -> Tensor:
-            with ExitStack() as stack:
-                if ascent_batch_fraction < 1:
-                    stack.enter_context(batch_fraction(ascent_batch_fraction))
-                if params != "all":
-                    stack.enter_context(only_requires_grad(model, candidates))
-                return closure()
-
+        check_trainable(named_trainable(model), model)
+        selected = None if params == "all" else select_parameters(model, params, "params")
+        ascent_closure = closure
+        if has_partial_passes:
+            ascent_closure = partial(_run_partial_pass, closure, model, selected, ascent_batch_fraction)
         rng_state = RandomState.capture(model)
-        loss = ascent_closure()
-        weights = {name: p for name, p in candidates.items() if p.grad is not None}
+        fresh = _compute_ascent_gradients(ascent_closure, model, selected)
+        weights = {} if fresh is None else fresh.params
+        if not weights and not may_lack_gradients(closure, progress):
+            raise _make_unused_error(model, params, selected)
         tensors = list(weights.values())
         for steps_left in reversed(range(ascent_steps)):
             perturbation = None
             if tensors:
-                grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in tensors]
-                perturbation = perturbation_fn(weights, grads)
-                del grads  # a reference would keep the memory of the old gradients during the next pass
+                perturbation = perturbation_fn(weights, [dense_gradient(p) for p in tensors])
                 if not perturbation.is_finite:
                     perturbation = None
             if perturbation is None and not has_partial_passes:
                 break  # .grad is already that of the whole batch at the unperturbed weights
             is_final = steps_left == 0 or perturbation is None
+            for param in () if fresh is None else fresh.uncleared:
+                param.grad = None
             with ExitStack() as stack:
                 stack.enter_context(preserve_buffers(model))
                 if not resample_noise:
                     stack.enter_context(rewind_rng(rng_state))
                 if perturbation is not None:
                     stack.enter_context(perturb(tensors, perturbation.directions, perturbation.scale))
-                (closure if is_final else ascent_closure)()
+                last_loss = (closure if is_final else ascent_closure)()
             if is_final:
                 break
-        return loss
+        return check_loss(last_loss) if fresh is None else fresh.loss
 
     return flat_closure
+
+
+def _run_partial_pass(
+    closure: Closure, model: nn.Module, selected: Mapping[str, nn.Parameter] | None, fraction: float
+) -> Tensor:
+    with ExitStack() as stack:
+        if fraction < 1:
+            stack.enter_context(batch_fraction(fraction))
+        if selected is not None:
+            stack.enter_context(only_requires_grad(model, selected))
+        return check_loss(closure())
+
+
+def _compute_ascent_gradients(
+    closure: Closure, model: nn.Module, selected: Mapping[str, nn.Parameter] | None
+) -> FreshGradients | None:
+    """Fresh gradients of the selected parameters; None if the loss does not depend on them."""
+    try:
+        fresh = compute_fresh_gradients(closure, model)
+    except RuntimeError as error:
+        if selected is None or NO_GRADIENT_ERROR not in str(error):
+            raise
+        return None
+    if selected is None:
+        return fresh
+    return replace(fresh, params={name: p for name, p in fresh.params.items() if name in selected})
+
+
+def _make_unused_error(
+    model: nn.Module, params: ParameterSelection, selected: Mapping[str, nn.Parameter] | None
+) -> Exception:
+    if selected is None:
+        return RuntimeError(format_missing_gradients(model))
+    trainable = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    last_layer_hint = "last_layer is the last module in the order of registration. " * (params == "last_layer")
+    return ValueError(
+        f"params={params!r} selects {format_names(selected)}, of which the closure computes no gradient: either the "
+        "loss does not depend on them, or the optimizer whose zero_grad the closure calls does not have them. "
+        f"{last_layer_hint}Select others by name, such as params=['head.*']; the trainable parameters are "
+        f"{format_names(trainable)}."
+    )
 
 
 def check_radius(rho: float) -> None:

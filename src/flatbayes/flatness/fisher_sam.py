@@ -63,6 +63,7 @@ class FisherSAM(Flatness):
             model,
             ascent_steps=self.ascent_steps,
             resample_noise=self.resample_noise,
+            progress=progress,
         )
 
 

@@ -15,13 +15,17 @@ one, and the gradients are those of one exact loss. With `SGLD` it is flatness-a
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.context import num_vectorized
+from flatbayes.core.gradients import check_trainable, compute_some_gradients
+from flatbayes.core.parameter_selection import named_trainable
 from flatbayes.core.randomness import draw_normal, spawn_seeds
 from flatbayes.core.weights import perturb, trainable_parameters
 from flatbayes.flatness.flatness import Flatness, require_progress
@@ -32,7 +36,9 @@ class GaussianSmoothing(Flatness):
     """Takes the one gradient of a step at weights with Gaussian noise, other noise in every step.
 
     The noise is a pseudorandom function of the seeds, the member and the step: it does not use the random numbers of
-    training, and is the same in a resumed run.
+    training, and is the same in a resumed run. It is on every trainable weight, also of layers that the optimizer
+    does not have; set requires_grad to False on those. Lazy modules have no weights before the first forward pass, so
+    the first step of a network with some has no noise.
 
     Attributes:
         std: Standard deviation of the noise on each weight. The perturbation has a length of about std times the
@@ -58,9 +64,12 @@ class GaussianSmoothing(Flatness):
         progress = require_progress(progress, self)
 
         def flat_closure() -> Tensor:
+            check_trainable(named_trainable(model), model)
             params = trainable_parameters(model)
-            with perturb(params, draw_step_noise(params, self.seed, progress), self.std):
-                return closure()
+            is_initialized = not any(is_lazy(param) for param in params)
+            noise = draw_step_noise(params, self.seed, progress) if is_initialized else []
+            with perturb(params, noise, self.std) if is_initialized else nullcontext():
+                return compute_some_gradients(closure, model, progress).loss
 
         return flat_closure
 

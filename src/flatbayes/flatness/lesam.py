@@ -69,6 +69,7 @@ class LESAM(Flatness):
             closure,
             model,
             resample_noise=self.resample_noise,
+            progress=progress,
         )
 
 

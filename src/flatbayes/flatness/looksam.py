@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
+from flatbayes.core.gradients import compute_some_gradients, dense_gradient, replace_gradient
 from flatbayes.core.norms import global_norm
 from flatbayes.flatness.ascent import Perturbation, check_radius, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness, require_progress
@@ -74,12 +75,14 @@ class LookSAM(Flatness):
             directions = progress.load_state(STATE_KIND, params)
             if progress.step % self.period == 0 or not directions:
                 return self._run_sam_step(closure, model, progress)
-            loss = closure()
-            grads = {name: p.grad for name, p in params.items() if p.grad is not None}
+            fresh = compute_some_gradients(closure, model, progress)
+            grads = {name: dense_gradient(param) for name, param in fresh.params.items()}
             add_direction(
                 list(grads.values()), [directions.get(n, torch.zeros_like(g)) for n, g in grads.items()], self.alpha
             )
-            return loss
+            for name, param in fresh.params.items():
+                replace_gradient(param, grads[name])
+            return fresh.loss
 
         return flat_closure
 
@@ -92,10 +95,12 @@ class LookSAM(Flatness):
                 plain_grads.update((name, g.clone()) for name, g in zip(weights, grads, strict=True))
             return perturbation
 
-        loss = gradient_at_perturbation(record_perturbation, closure, model, resample_noise=self.resample_noise)()
+        loss = gradient_at_perturbation(
+            record_perturbation, closure, model, resample_noise=self.resample_noise, progress=progress
+        )()
         if plain_grads:
-            now = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-            flat_grads = [now.get(name, torch.zeros_like(g)) for name, g in plain_grads.items()]
+            params = dict(model.named_parameters())
+            flat_grads = [dense_gradient(params[name]) for name in plain_grads]
             directions = orthogonal_direction(list(plain_grads.values()), flat_grads)
             progress.store_state(STATE_KIND, dict(zip(plain_grads, directions, strict=True)))
         return loss

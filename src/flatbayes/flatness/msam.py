@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
+from flatbayes.core.gradients import compute_some_gradients, dense_gradient
 from flatbayes.core.norms import global_norm
 from flatbayes.core.weights import perturb
 from flatbayes.flatness.ascent import Perturbation, check_radius
@@ -67,14 +68,14 @@ class MSAM(Flatness):
             perturbed = [params[name] for name in velocities]
             ahead = momentum_perturbation(list(velocities.values()), self.rho) if velocities else None
             with nullcontext() if ahead is None else perturb(perturbed, ahead.directions, ahead.scale):
-                loss = closure()
-            grads = {name: p.grad for name, p in params.items() if p.grad is not None}
+                fresh = compute_some_gradients(closure, model, progress)
+            grads = {name: dense_gradient(param) for name, param in fresh.params.items()}
             updated = {
                 name: velocities[name] if name in velocities else torch.zeros_like(g) for name, g in grads.items()
             }
             accumulate_gradients(list(updated.values()), list(grads.values()), self.momentum)
             progress.store_state(STATE_KIND, updated)
-            return loss
+            return fresh.loss
 
         return flat_closure
 

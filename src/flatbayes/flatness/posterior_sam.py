@@ -87,6 +87,7 @@ class PosteriorSAM(Flatness):
             model,
             ascent_steps=self.ascent_steps,
             resample_noise=self.resample_noise,
+            progress=progress,
         )
 
 

@@ -57,6 +57,7 @@ class RandomPerturbation(Flatness):
             closure,
             model,
             resample_noise=self.resample_noise,
+            progress=progress,
         )
 
 

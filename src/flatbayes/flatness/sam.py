@@ -75,6 +75,7 @@ class SAM(Flatness):
             resample_noise=self.resample_noise,
             ascent_batch_fraction=self.ascent_batch_fraction,
             params=self.params,
+            progress=progress,
         )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.optional import require_package
-from flatbayes.core.parameter_selection import ParameterSelection
+from flatbayes.core.parameter_selection import ParameterSelection, only_optimized
 from flatbayes.core.randomness import RandomState
 from flatbayes.flatness import Flatness
 from flatbayes.integrations.tracker import (
@@ -224,7 +224,12 @@ class FlatCallback(Callback):
             zero_grad = partial(module.optimizer_zero_grad, epoch, batch_idx, optimizer)
             step = StepClosure(trainer, module, training_step, zero_grad, optimizer_closure, self._record)
             closure = self.flatness(step, module, tracker.progress)
-            optimizer_step(epoch, batch_idx, optimizer, partial(self._compute_gradients, closure, trainer, module))
+
+            def compute_gradients() -> Tensor | None:
+                with only_optimized(module, optimizer):
+                    return self._compute_gradients(closure, trainer, module)
+
+            optimizer_step(epoch, batch_idx, optimizer, compute_gradients)
             self._record.clear()
             tracker.advance()
 

@@ -9,7 +9,7 @@ was before the first call, since a training step may take it apart.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,7 @@ class StepClosure:
     zero_grad: Callable[[], None]
     lightning_closure: Callable[[], Any]
     record: MicroBatchRecord
+    may_skip_batch: ClassVar[bool] = True  # training_step may return None
     _start_rng_state: RandomState | None = field(default=None, init=False)
     _weight_versions: list[tuple[int, int]] = field(init=False)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flatbayes.core import TrainingProgress
 from flatbayes.core.files import atomic_write
 from flatbayes.core.optional import require_package
-from flatbayes.core.parameter_selection import ParameterSelection
+from flatbayes.core.parameter_selection import ParameterSelection, only_optimized
 from flatbayes.flatness import Flatness, Plain
 from flatbayes.integrations.model_inputs import MainInput
 from flatbayes.integrations.tracker import (
@@ -147,7 +147,8 @@ class FlatTrainerMixin(_TrainerBase):
         progress = None if self._tracker is None else self._tracker.progress
         is_distributed = self.accelerator.num_processes > 1
         # The flatness perturbs in each process by its own part of the batch; the final gradient is averaged.
-        with self.accelerator.no_sync(model) if is_distributed else nullcontext():
+        optimized = nullcontext() if self.optimizer is None else only_optimized(model, self.optimizer)
+        with self.accelerator.no_sync(model) if is_distributed else nullcontext(), optimized:
             loss = self.flatness(closure, self.accelerator.unwrap_model(model), progress)()
         if is_distributed:
             synchronize_gradients(model)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatbayes.core import Closure, OptimizerFactory, State
+from flatbayes.core.gradients import densify_gradients
 from flatbayes.core.weights import trainable_parameters
 
 DEFAULT_ADAM = partial(torch.optim.Adam, lr=1e-3)
@@ -75,6 +76,8 @@ def step_optimizer(state: State, closure: Closure, prior_precision: float | None
     if state.optimizer is None:
         raise RuntimeError("This state has no optimizer, so it can be drawn from but not trained further.")
     loss = closure()
+    if not isinstance(state.optimizer, torch.optim.SparseAdam):
+        densify_gradients(trainable_parameters(state.model))  # momentum, priors and weight decay concern every row
     if prior_precision is not None:
         add_prior_gradient(trainable_parameters(state.model), prior_precision * temperature, state.num_data)
     state.optimizer.step()

@@ -87,7 +87,12 @@ def initial_scale(name: str, param: Tensor, named_params: Mapping[str, Tensor]) 
     if mean_square > MIN_INITIAL_STD**2:
         return math.sqrt(mean_square)
     path, dot, leaf = name.rpartition(".")
-    weight = param if param.dim() > 1 else named_params.get(f"{path}{dot}{leaf.replace('bias', 'weight')}", param)
+    weight = param
+    if param.dim() < 2:
+        weight_name = leaf.replace("bias", "weight")
+        parametrized_names = [f"parametrizations.{weight_name}.{original}" for original in ("original", "original1")]
+        names = [f"{path}{dot}{name}" for name in (weight_name, *parametrized_names)]
+        weight = next((named_params[name] for name in names if name in named_params), param)
     return 1.0 if weight.dim() < 2 else (weight.numel() / weight.shape[0]) ** -0.5
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.context import weight_distribution
+from flatbayes.core.gradients import dense_gradient
 from flatbayes.core.parameter_selection import ParameterSelection, check_selection, select_parameters
 from flatbayes.core.weights import copy_values, flatten, swap_values, trainable_parameters, unflatten
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
@@ -226,4 +227,4 @@ class SGVB(Posterior):
 
 def _get_gradients(params: Sequence[nn.Parameter]) -> list[Tensor]:
     """Return gradients, zeros where there is none, and leave `.grad` as it is."""
-    return [torch.zeros_like(param) if param.grad is None else param.grad.detach() for param in params]
+    return [dense_gradient(param) for param in params]

@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from flatbayes.core import Closure, subset_batch
+from flatbayes.core.gradients import densify_gradients
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.engine import Engine
 from flatbayes.training.run import TrainingRun
@@ -48,6 +50,8 @@ class BatchClosure:
                 loss = loss * (len(x) / num_examples)
             engine.backward(loss.sum() if loss.ndim else loss)  # of the sum, each network gets its own gradient
             total = total + loss.detach()
+        if not isinstance(engine.optimizer, torch.optim.SparseAdam):
+            densify_gradients(engine.params)  # momentum, priors and weight decay concern every row
         return total  # type: ignore[return-value]  # a tensor: there is at least one micro-batch
 
 
