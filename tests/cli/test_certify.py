@@ -118,5 +118,5 @@ def test_model_outside_flatbayes_needs_its_path(here, capsys, monkeypatch):
     assert main(["fit", *TINY, "--model", "my_nets.Own", "--out", "own"]) == 0
     capsys.readouterr()
     assert main(["certify", "own", *QUICK]) == 2
-    assert "give its dotted path, --model" in capsys.readouterr().err
+    assert "If you trust it: --model" in capsys.readouterr().err
     assert main(["certify", "own", *QUICK, "--model", "my_nets.Own"]) == 0

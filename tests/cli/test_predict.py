@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +220,30 @@ def test_names_of_wrong_number_are_ignored(tmp_path):
 
 def test_image_options_come_from_the_config_of_the_run(tmp_path):
     assert json.loads((tmp_path / "scaled" / "config.json").read_text())["data"]["init_args"]["size"] == 6
+
+
+def test_what_is_read_in_another_way_than_expected_is_a_note(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{k},{k / 7},{k % 2}\n" for k in range(60))
+    Path("t.csv").write_text("id,a,y\n" + rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        source = ["--data", "t.csv", "--data.target", "y"]
+        assert main(["fit", *source, "--posterior", "map", "--epochs", "1", "--out", "run"]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "note:" in line]
+    assert len(notes) == 1
+    assert notes[0].startswith("flatbayes: note: Column 'id' of t.csv counts the rows")
+
+
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [
+        ("shift", "evaluated for classifications only"),
+        ("certify", "exist for classification only"),
+    ],
+)
+def test_verbs_for_classes_refuse_a_regression_before_they_read_data(runs, capsys, monkeypatch, verb, message):
+    monkeypatch.chdir(runs)
+    monkeypatch.setattr("flatbayes.data.Table.read", None)
+    assert main([verb, "numbers"]) == 2
+    assert message in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flatbayes.data import InputReader, read_inputs
+from flatbayes.data import DataWarning, InputReader, read_inputs
 
 X = np.random.default_rng(0).normal(size=(25, 3)).astype(np.float32)
 
@@ -208,3 +208,19 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind, monkeypatch):
     python = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak + python < total / 2, (peak, python, total)
+
+
+def test_a_single_image(tmp_path, png, pixels):
+    (tmp_path / "a.PNG").write_bytes(png(pixels(1)[0]))
+    reader = InputReader(path=tmp_path / "a.PNG", input_shape=(3, 4, 4))
+    [(columns, inputs)] = reader.iter_chunks()
+    assert columns == {"name": ["a.PNG"]}
+    assert torch.equal(inputs, torch.from_numpy(pixels(1).transpose(0, 3, 1, 2)))
+    assert reader.count_inputs() == 1
+
+
+def test_files_of_a_folder_that_are_no_images_are_named(tmp_path, png, pixels):
+    (tmp_path / "a.png").write_bytes(png(pixels(1)[0]))
+    (tmp_path / "photo.heic").touch()
+    with pytest.warns(DataWarning, match="1 files in .* are left out, .*: photo.heic. Suffixes of images"):
+        assert len(list(read_inputs(tmp_path, (3, 4, 4), ()))) == 1

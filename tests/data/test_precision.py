@@ -110,3 +110,12 @@ def test_estimators(estimator):
     targets = LABELS if estimator is FlatBayesClassifier else SECONDS
     model = estimator(MAP(), Plain(), hidden=(8,), epochs=30, batch_size=10, random_state=0)
     assert model.fit(SECONDS[:, None], targets).score(SECONDS[:, None], targets) > 0.9
+
+
+@pytest.mark.parametrize(("offset", "dtype"), [(0, torch.float32), (1e9, torch.float64)])
+def test_images_far_from_zero(tmp_path, offset, dtype):
+    images = offset + np.random.default_rng(0).normal(size=(20, 4, 4))
+    np.savez(tmp_path / "t.npz", x=images, y=np.arange(20) % 2)
+    inputs = Npz(path=str(tmp_path / "t.npz")).load(0).train.inputs
+    assert inputs.dtype == dtype
+    assert len(Standardize.fit(inputs)(inputs).unique()) > 0.99 * inputs.numel()

@@ -18,6 +18,7 @@ from flatbayes.core.renames import translate_training_options
 from flatbayes.core.spec import instantiate
 from flatbayes.experiments.run_folder import CERTIFICATE_FILE, RunFolder, describe_environment
 from flatbayes.flatness import Plain
+from flatbayes.prediction.metadata import read_metadata
 from flatbayes.training import TrainingConfig
 
 
@@ -54,8 +55,13 @@ def run(options: Namespace) -> None:
         )
     config = folder.read_config()
     source = load_source(config, options.data, options.trust)
-    dataset, model = load_run_data(source, folder.path, config, options), _load_model(config["model"], options)
-    training_config = _load_config(config)
+    if read_metadata(folder.path)["info"].get("target_names"):  # before data are read
+        raise ValueError(
+            f"Certificates exist for classification only, since the errors of a regression are unbounded, and "
+            f"{folder.path} holds a regression."
+        )
+    model, training_config = _load_model(config["model"], options), _load_config(config)
+    dataset = load_run_data(source, folder.path, config, options)
     run_flatness = instantiate(config["flatness"], package="flatbayes.flatness")
     compare_plain = options.compare_plain and run_flatness != Plain()
     flatnesses = [run_flatness, Plain()] if compare_plain else [run_flatness]

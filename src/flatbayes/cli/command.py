@@ -8,7 +8,9 @@ import argparse
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -17,6 +19,7 @@ from flatbayes.cli.aliases import explain_renames
 from flatbayes.cli.signals import make_streams_safe, record_interrupts
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.process_group import RemoteProcessError, get_process_group_info
+from flatbayes.data import DataWarning
 from flatbayes.experiments.folder_lock import unlock_folders
 
 EXIT_BAD_INPUT = 2
@@ -73,6 +76,7 @@ def run_command(
     make_streams_safe()
     interrupts: list[int] = []
     previous_handlers = record_interrupts(interrupts)
+    previous_showwarning, warnings.showwarning = warnings.showwarning, partial(_show_warning, parser)
     try:
         if not arguments:
             parser.print_help()
@@ -90,6 +94,7 @@ def run_command(
         _print_error(parser, _format_error(error, arguments))
         return EXIT_BAD_INPUT
     finally:
+        warnings.showwarning = previous_showwarning
         unlock_folders()
         for number, handler in previous_handlers.items():
             signal.signal(number, handler)
@@ -150,6 +155,16 @@ def _report_interrupt(parser: ArgumentParser, error: BaseException, interrupts: 
     word = "interrupted" if number == signal.SIGINT else "terminated"
     _print_error(parser, ": ".join([word, *getattr(error, "__notes__", ())]))
     return EXIT_SIGNAL + number
+
+
+def _show_warning(
+    parser: ArgumentParser, message: Warning | str, category: type[Warning], filename: str, lineno: int, *options: Any
+) -> None:
+    """Print warnings of data without the place in the code; others as Python does."""
+    if issubclass(category, DataWarning):
+        _print_error(parser, f"note: {message}")
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno), end="", file=sys.stderr)  # noqa: T201
 
 
 def _print_error(parser: ArgumentParser, message: Any) -> None:

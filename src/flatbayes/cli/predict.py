@@ -30,7 +30,9 @@ def make_parser() -> ArgumentParser:
         "Predict classes or numbers, with uncertainties, for new inputs, a chunk at a time and in their order.",
     )
     add_run_options(parser)
-    parser.add_argument("--input", type=Path, required=True, help="parquet, CSV or npz file, or folder of images")
+    parser.add_argument(
+        "--input", type=Path, required=True, help="parquet, CSV or npz file, image, or folder of images"
+    )
     parser.add_argument(
         "--output",
         type=Path,

@@ -96,6 +96,11 @@ def run(options: Namespace) -> None:
     protect_results(out_folder / SHIFT_FILE, described, overwrite=options.overwrite)
     source = load_source(config, options.data, options.trust)
     fitted = load_on_device(folder.path, options.model, options.trust)
+    if fitted.info.get("target_names"):
+        raise ValueError(f"Shift is evaluated for classifications only, and {folder.path} holds a regression.")
+    shape = fitted.info.get("input_shape")
+    if isinstance(shape, list) and shape:
+        _select_corruptions(options, tuple(shape))  # refuses unknown ones before data are read
     dataset = load_run_data(source, folder.path, config, options)
     if dataset.is_regression:
         raise ValueError(f"Shift is evaluated for classifications only, and {folder.path} holds a regression.")

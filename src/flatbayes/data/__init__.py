@@ -1,6 +1,7 @@
 """Data sources, splits, augmentation, corruptions, and files of inputs and predictions."""
 
 from flatbayes.data.augment import Augment
+from flatbayes.data.checks import DataWarning
 from flatbayes.data.cifar import CIFAR10, CIFAR100
 from flatbayes.data.cifar10c import CIFAR10C
 from flatbayes.data.class_split import ClassSplit
@@ -32,6 +33,7 @@ __all__ = [
     "ClassSplit",
     "DataSource",
     "DataSplits",
+    "DataWarning",
     "Diabetes",
     "Digits",
     "ImageFolder",

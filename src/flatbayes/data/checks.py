@@ -16,6 +16,12 @@ MISSING_WORDS = frozenset(("", "na", "n/a", "#n/a", "#na", "nan", "-nan", "nat",
 MIN_EXAMPLES_OF_IDENTIFIERS = 10
 """Fewest examples in which classes that are numbers to predict, or identifiers, are noticed."""
 EXAMPLES_PER_CHUNK = 4096  # bounds the memory of the check for finite values
+
+
+class DataWarning(UserWarning):
+    """Data are read in a way that users may not expect: something is left out, or looks like a mistake."""
+
+
 TaskType = Literal["classification", "regression"] | None
 """None infers the task from the type of the targets."""
 
@@ -78,6 +84,7 @@ def _check_class_sizes(counts: Tensor, class_names: Sequence[str], allow_rare: b
         warnings.warn(
             f"{len(single)} of the {num_classes} classes have a single example, which only one of the splits can "
             f"have: {names}{' and others' if len(single) > 3 else ''}.",
+            category=DataWarning,
             stacklevel=4,
         )
     similar: dict[str, list[str]] = {}
@@ -88,6 +95,7 @@ def _check_class_sizes(counts: Tensor, class_names: Sequence[str], allow_rare: b
         warnings.warn(
             f"Classes differ only in spaces or in upper and lower case: {', '.join(map(repr, groups[0]))}. If they "
             "are one class, write them alike.",
+            category=DataWarning,
             stacklevel=4,
         )
 

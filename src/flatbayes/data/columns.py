@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.optional import require_package
-from flatbayes.data.checks import MISSING_WORDS, TaskType, holds_fractions, make_class_names
+from flatbayes.data.checks import MISSING_WORDS, DataWarning, TaskType, holds_fractions, make_class_names
 from flatbayes.data.csv_files import (
     explain_words,
 )
@@ -245,6 +245,7 @@ def require_no_missing_words(labels: Sequence[object], name: str, file: TableFil
         warnings.warn(
             f"'None' is a class of column {name!r} (the first {describe_label(row, name, file, 'None')}). If it "
             "stands for a missing label, leave those examples out.",
+            category=DataWarning,
             stacklevel=4,
         )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flatbayes.data.checks import DataWarning
 from flatbayes.data.images import IMAGE_SUFFIXES, EncodedImage, check_image_size
 from flatbayes.data.source import DataSource, RawSplits
 from flatbayes.data.splits import SPLIT_NAMES, EncodedSplit
@@ -79,6 +80,7 @@ def find_split_folders(top: Path) -> dict[str, Path]:
             warnings.warn(
                 f"Folders of {top} that are no split are left out: {', '.join(others[:5])}. Splits are called "
                 f"{', '.join(SPLIT_NAMES)}.",
+                category=DataWarning,
                 stacklevel=4,
             )
         return roots
@@ -109,6 +111,7 @@ def check_nesting(root: Path) -> None:
             warnings.warn(
                 f"The images in the folders {', '.join(f.name for f in inner[:5])} of {folder} are all read as the "
                 f"class {folder.name!r}.",
+                category=DataWarning,
                 stacklevel=4,
             )
 
@@ -177,7 +180,9 @@ def list_labelled_images(
         warn_of_other_files(root, others, "are in no folder of a class, are hidden, or have no suffix of an image")
     empty = sorted(labels.keys() - {class_names[label] for _, label in labelled_images})
     if warns and empty and root != train_root:
-        warnings.warn(f"{root} has no images of the classes {', '.join(empty[:5])}.", stacklevel=4)
+        warnings.warn(
+            f"{root} has no images of the classes {', '.join(empty[:5])}.", category=DataWarning, stacklevel=4
+        )
     return labelled_images
 
 
@@ -224,6 +229,7 @@ def warn_of_other_files(root: Path, files: Sequence[Path], reason: str) -> None:
         warnings.warn(
             f"{len(named)} files in {root} are left out, since they {reason}: {', '.join(named[:3])}"
             f"{' and others' if len(named) > 3 else ''}. Suffixes of images: {', '.join(sorted(IMAGE_SUFFIXES))}.",
+            category=DataWarning,
             stacklevel=5,
         )
 

@@ -14,7 +14,7 @@ from flatbayes.data.columns import extract_features
 from flatbayes.data.csv_files import CSV_SUFFIXES, get_table_suffix
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.image_folder import iter_file_contents, list_image_files, scan_folder, warn_of_other_files
-from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image
+from flatbayes.data.images import IMAGE_SUFFIXES, EncodedImage, ImageLayout, allocate_images, decode_image
 from flatbayes.data.npz import iter_array_chunks, read_array_names, read_array_shape, to_inputs
 from flatbayes.data.parquet import (
     ArrowTable,
@@ -37,8 +37,8 @@ class InputReader:
     """Where inputs are, and the shape that the model takes.
 
     Attributes:
-        path: A .npz, .parquet, .csv or .tsv file, or a folder of images at any depth, which are read in the order of
-            their paths; the column `name` then holds these paths.
+        path: A .npz, .parquet, .csv or .tsv file, an image, or a folder of images at any depth, which are read in the
+            order of their paths; the column `name` then holds these paths.
         input_shape: (channels, height, width) or (features,), as in training.
         feature_names: Columns of a table that are the features, in order; other columns are ignored.
         keep_columns: Columns, or arrays, to pass on.
@@ -66,7 +66,7 @@ class InputReader:
             raise ValueError(f"chunk_size is a number of inputs, 1 or more, got {self.chunk_size}.")
         if not self.path.exists():
             raise FileNotFoundError(f"There is no file or folder {self.path}. Check the path.")
-        file_types = (*(["folder"] if self._expects_images else CSV_SUFFIXES), ".parquet", ".npz")
+        file_types = (*(["folder", "image"] if self._expects_images else CSV_SUFFIXES), ".parquet", ".npz")
         if self.file_type not in file_types:
             shape = self.input_shape
             expected = f"images of the shape {shape}" if self._expects_images else f"{shape[0]} features"
@@ -74,18 +74,23 @@ class InputReader:
                 f"The model takes {expected}, which are read from {', '.join(file_types)}, got {self.path}. Convert "
                 "it."
             )
-        if self.keep_columns and self.file_type == "folder":
+        if self.keep_columns and self.file_type in ("folder", "image"):
             raise ValueError(
-                f"A folder of images has no columns to keep, got {list(self.keep_columns)}; names are kept."
+                f"A folder of images, or an image, has no columns to keep, got {list(self.keep_columns)}; names are "
+                "kept."
             )
 
     @property
     def file_type(self) -> str:
-        """The suffix of the file, or `folder`."""
+        """The suffix of the file, or `folder`, or `image`."""
+        if self.path.suffix.lower() in IMAGE_SUFFIXES and self.path.is_file():
+            return "image"
         return "folder" if self.path.is_dir() else get_table_suffix(self.path)
 
     def count_inputs(self) -> int | None:
         """Count the inputs; None for a CSV file, which would have to be read."""
+        if self.file_type == "image":
+            return 1
         if self.file_type == "folder":
             return len(list_image_files(self.path))
         if self.file_type == ".npz":
@@ -100,7 +105,7 @@ class InputReader:
         """
         if self.file_type == ".npz":
             chunks = self._read_npz_chunks()
-        elif self.file_type == "folder":
+        elif self.file_type in ("folder", "image"):
             chunks = self._read_folder_chunks()
         else:
             chunks = self._read_parquet_image_chunks() if self._expects_images else self._read_feature_chunks()
@@ -163,11 +168,12 @@ class InputReader:
             yield dict(zip(self.keep_columns, values, strict=True)), inputs
 
     def _read_folder_chunks(self) -> InputChunks:
-        files, others = scan_folder(self.path)
+        root = self.path if self.file_type == "folder" else self.path.parent
+        files, others = scan_folder(root) if self.file_type == "folder" else ([self.path], [])
         if not files:
             raise ValueError(f"There are no images in {self.path}. Check the path.")
         warn_of_other_files(self.path, others, "are hidden or have no suffix of an image")
-        names = [file.relative_to(self.path).as_posix() for file in files]
+        names = [file.relative_to(root).as_posix() for file in files]
         chunks = self._decode_chunks(iter_file_contents(files))
         size = self.chunk_size
         return (({"name": names[k * size : (k + 1) * size]}, chunk) for k, chunk in enumerate(chunks))

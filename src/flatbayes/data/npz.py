@@ -188,8 +188,8 @@ def _wrap_read_errors(path: Path) -> Iterator[None]:
 def to_inputs(array: np.ndarray, description: str) -> Tensor:
     """Convert an array to features, [n, features], or images, [n, channels, height, width].
 
-    Images of uint8 keep their type, and features that float32 may round stay float64 until they are standardized. All
-    other arrays become float32.
+    Images of uint8 keep their type. Features that float32 may round, and images that it rounds by more than a
+    thousandth of their standard deviation, are float64 until they are standardized. Other arrays become float32.
 
     Args:
         array: [n, features], [n, height, width], [n, channels, height, width] or [n, height, width, channels].
@@ -212,7 +212,9 @@ def to_inputs(array: np.ndarray, description: str) -> Tensor:
                 "of 1 to 4 channels. Reshape it to [n, channels, height, width]."
             )
         array = array.transpose(0, 3, 1, 2)
-    dtype: type[np.generic] = choose_float_type(array.dtype) if array.ndim == 2 else np.float32
+    dtype: type[np.generic] = np.float32
+    if array.ndim == 2 or loses_precision(array):
+        dtype = choose_float_type(array.dtype)
     if array.ndim == 4 and array.dtype == np.uint8:
         dtype = np.uint8
     with np.errstate(over="ignore"):  # check_finite refuses the infinity that an overflow gives
@@ -222,6 +224,15 @@ def to_inputs(array: np.ndarray, description: str) -> Tensor:
 def choose_float_type(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
     """The smaller one of float32 and float64 that holds all numbers of this type (up to 2^53) without rounding."""
     return np.float32 if np.can_cast(dtype, np.float32) else np.float64
+
+
+def loses_precision(array: np.ndarray) -> bool:
+    """Whether float32 rounds the largest number by more than a thousandth of the standard deviation of all."""
+    if choose_float_type(array.dtype) is np.float32 or not array.size:
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = array.std(dtype=np.float64)
+        return bool(spread > 0 and np.spacing(np.abs(array).max().astype(np.float32)) > 1e-3 * spread)
 
 
 def is_regression_array(targets: np.ndarray, task: TaskType, description: str) -> bool:

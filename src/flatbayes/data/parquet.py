@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from flatbayes.core.optional import require_package
+from flatbayes.data.checks import DataWarning
 from flatbayes.data.images import EncodedImage
 from flatbayes.data.splits import SPLIT_NAMES
 
@@ -250,6 +251,7 @@ def find_split_files(path: Path) -> dict[str, list[Path]]:
         warnings.warn(
             f"Parquet files of {path} whose names begin with no split are left out: {', '.join(others[:3])}. Splits "
             f"are called {', '.join(SPLIT_NAMES)}.",
+            category=DataWarning,
             stacklevel=4,
         )
     folders = sorted({str(file.parent) for group in split_files.values() for file in group})

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from flatbayes.core.optional import require_package
-from flatbayes.data.checks import TaskType
+from flatbayes.data.checks import DataWarning, TaskType
 from flatbayes.data.columns import (
     encode_class_labels,
     extract_features,
@@ -72,6 +72,7 @@ class Table(DataSource):
                 warnings.warn(
                     f"Column {name!r} of {file.path} is the index of a DataFrame, and is left out. To use it, call "
                     "reset_index() before to_parquet().",
+                    category=DataWarning,
                     stacklevel=3,
                 )
         table = file.read([*dict.fromkeys([*names, self.target])])
@@ -116,7 +117,7 @@ def drop_unnamed_columns(table: ArrowTable, names: Sequence[str], path: Path) ->
         is_empty, is_index = types.is_null(column.type), len(column.unique()) == len(column)
         if is_empty or (is_index and not types.is_floating(column.type)):
             reason = "it is empty" if is_empty else "it numbers or names the rows, as the index of a DataFrame does"
-            warnings.warn(f"Column {name!r} of {path} is left out: {reason}.", stacklevel=4)
+            warnings.warn(f"Column {name!r} of {path} is left out: {reason}.", category=DataWarning, stacklevel=4)
         else:
             kept.append(name)
     return kept
@@ -136,5 +137,6 @@ def warn_of_counters(table: ArrowTable, names: Sequence[str], path: Path) -> Non
             warnings.warn(
                 f"Column {name!r} of {path} counts the rows, and is used as a feature. If it is an index, leave it "
                 f"out: ignore=({name!r},) (on the command line, --data.ignore [{name}]).",
+                category=DataWarning,
                 stacklevel=4,
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flatbayes.core.console import show_status
+from flatbayes.data.checks import DataWarning
 from flatbayes.data.csv_files import (
     CSV_SUFFIXES,
     get_table_suffix,
@@ -71,6 +72,7 @@ class TableFile:
             warnings.warn(
                 f"The first line of {path} is read as the names of the columns, and they are numbers: "
                 f"{', '.join(layout.column_names)[:80]}. If it is a row, write a line of names above it.",
+                category=DataWarning,
                 stacklevel=2,
             )
         return TableFile(path=path, column_names=layout.column_names, layout=layout)
