@@ -15,19 +15,10 @@ from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, La
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig, TrainingConfig, fit
 
-POSTERIORS = [
-    MAP(),
-    MCDropout(),
-    SWAG(rank=2),
-    SGLD(),
-    SGHMC(),
-    SGVB(),
-    LRT(),
-    Laplace(tune="evidence"),
-    Laplace("diag", prior_precision=100.0),
-    Laplace("kron", "sampled", prior_precision=100.0),
-    Ensemble(SWAG(rank=2), size=2),
-]
+FAST = [MCDropout(), SWAG(rank=2), LRT(), Laplace("diag", prior_precision=100.0)]
+SAMPLED_LAPLACE = Laplace("kron", "sampled", prior_precision=100.0)
+SLOW = [MAP(), SGLD(), SGHMC(), SGVB(), Laplace(tune="evidence"), SAMPLED_LAPLACE, Ensemble(SWAG(rank=2), size=2)]
+POSTERIORS = [*FAST, *(pytest.param(posterior, marks=pytest.mark.slow) for posterior in SLOW)]
 CONFIG = TrainingConfig(
     epochs=2, batch_size=16, collection=CollectionConfig(start_fraction=0.0, snapshots_per_epoch=2)
 )
@@ -219,3 +210,82 @@ def test_trains_predicts_and_predicts_the_same_after_loading(name, posterior, tm
     fitted.save(tmp_path)
     loaded = FittedPosterior.load(tmp_path, build)
     assert torch.equal(predictive.log_probs, loaded.predict(x, 3, vectorized=False).log_probs)
+
+
+class EvalInForward(nn.BatchNorm1d):
+    def forward(self, x):
+        self.eval()
+        return super().forward(x)
+
+
+class AlwaysEval(nn.BatchNorm1d):
+    def train(self, mode=True):
+        return super().train(False)
+
+
+FROZEN_NORMS = {
+    "eval in forward": EvalInForward,
+    "eval by train()": AlwaysEval,
+    "momentum 0": lambda size: nn.BatchNorm1d(size, momentum=0.0),
+}
+MOVING_NORMS = {
+    "BatchNorm": nn.BatchNorm1d,
+    "no gradients": lambda size: nn.BatchNorm1d(size).requires_grad_(False),
+    "momentum None": lambda size: nn.BatchNorm1d(size, momentum=None),
+    "SyncBatchNorm": nn.SyncBatchNorm,
+    "LazyBatchNorm": lambda size: nn.LazyBatchNorm1d(),
+    "user's subclass": MeanSquareNorm,
+    "InstanceNorm": lambda size: nn.InstanceNorm1d(size, track_running_stats=True),
+}
+
+
+class Normalized(nn.Module):
+    """A layer that is frozen or not, before one that is never frozen."""
+
+    def __init__(self, make_norm) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 4), make_norm(4), nn.Linear(8, 3)
+        self.always = nn.BatchNorm1d(4)
+        if getattr(self.norm, "num_features", 0):
+            self.norm.running_var.fill_(0.3)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        stacked = torch.stack([hidden, -2 * hidden], 2)
+        normalized = self.norm(stacked if not isinstance(self.norm, MeanSquareNorm) else hidden)
+        if normalized.ndim == 2:
+            normalized = torch.stack([normalized, hidden], 2)
+        return self.last((normalized + self.always(stacked)).relu().flatten(1))
+
+
+@pytest.mark.parametrize(
+    "posterior",
+    [SWAG(rank=2), *(pytest.param(p, marks=pytest.mark.slow) for p in (SGLD(), SGVB(), LRT(), SAMPLED_LAPLACE))],
+    ids=lambda posterior: type(posterior).__name__,
+)
+@pytest.mark.parametrize("name", [*FROZEN_NORMS, *MOVING_NORMS])
+def test_draws_reestimate_exactly_the_norms_that_training_updated(name, posterior, tmp_path):
+    def build():
+        return Normalized({**FROZEN_NORMS, **MOVING_NORMS}[name])
+
+    _, loader = make_loader()
+    fitted = fit(build, loader, posterior, SAM(), CONFIG, likelihood=Categorical(3))
+    fitted.save(tmp_path)
+    for sampler in (fitted, FittedPosterior.load(tmp_path, build)):
+        trained, sampler.norm_statistics = sampler.states[0].model.norm.running_var.clone(), {}
+        assert bool((trained == 0.3).all()) is (name in FROZEN_NORMS)
+        with sampler.sampled_network((0, 0, 0)) as network:
+            variances, always = network.norm.running_var.clone(), network.always.running_var.clone()
+            hidden = [network.first(batch) for batch in sampler.statistics_inputs]
+        spread = [torch.stack([h, -2 * h], 2) for h in hidden]
+        expected = torch.stack([batch.var((0, 2)) for batch in spread]).mean(0)
+        torch.testing.assert_close(always, expected)
+        if name in FROZEN_NORMS:
+            assert torch.equal(variances, trained)
+        elif name == "user's subclass":
+            torch.testing.assert_close(variances, torch.stack([h.square().mean(0) for h in hidden]).mean(0))
+        elif name == "InstanceNorm":
+            per_example = torch.stack([batch.var(2).mean(0) for batch in spread]).mean(0)
+            torch.testing.assert_close(variances, per_example)
+        else:
+            torch.testing.assert_close(variances, expected)

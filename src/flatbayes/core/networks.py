@@ -41,10 +41,11 @@ def copy_network(
                 memo.setdefault(id(value), value.detach().clone())
             elif isinstance(value, LOCK_TYPES):
                 memo.setdefault(id(value), value)
+    initial_memo = dict(memo)
     try:
         return copy.deepcopy(network, memo)
     except Exception as error:  # its type depends on the attribute
-        raise ValueError(f"{_describe_obstacle(network, memo)}: {error}. {advice}") from error
+        raise ValueError(f"{_describe_obstacle(network, initial_memo)}: {error}. {advice}") from error
 
 
 def call_with_tensors(network: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
