@@ -116,6 +116,25 @@ def check_materialized(network: nn.Module) -> None:
         raise ValueError(f"{name} has no shape yet. Run the model on a batch first to create it.")
 
 
+def check_real(params: Iterable[tuple[str, Tensor]], method: str) -> None:
+    """Refuse complex weights, which have no Gaussian here.
+
+    Args:
+        params: The parameters with a distribution, and their names.
+        method: Name of the posterior, for the message.
+
+    Raises:
+        ValueError: A parameter is trainable and complex.
+    """
+    for name, param in params:
+        if param.is_complex() and param.requires_grad:
+            raise ValueError(
+                f"{name} is complex, and {method} supports real weights only. Make the parameter its real and "
+                "imaginary parts, torch.view_as_real(weights), and call torch.view_as_complex in forward; or use MAP "
+                "or MCDropout."
+            )
+
+
 @torch.no_grad()
 def materialize(network: nn.Module, inputs: Tensor) -> None:
     """Create the weights of lazy modules by a forward pass in eval mode.

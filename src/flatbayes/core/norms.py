@@ -23,7 +23,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     if all(t.dtype in (torch.float32, torch.float64) for t in tensors):
         norms: list[Tensor] = list(torch._foreach_norm(list(tensors)))
     else:
-        norms = [torch.linalg.vector_norm(t.float()) for t in tensors]
+        norms = [torch.linalg.vector_norm(t if t.is_complex() else t.float()) for t in tensors]
     total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
     return total
 

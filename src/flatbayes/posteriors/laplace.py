@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.networks import cast_inputs, check_materialized
+from flatbayes.core.networks import cast_inputs, check_materialized, check_real
 from flatbayes.core.weights import flatten, swap_values, unflatten
 from flatbayes.posteriors.eigenbasis import CurvatureStructure, make_eigenbasis
 from flatbayes.posteriors.linearised import LinearisedNetwork
@@ -105,7 +105,9 @@ class Laplace(Posterior):
         """
         check_materialized(model)
         state = init_state(model, make_optimizer, num_data, self.prior_precision)
-        state.statistics = make_eigenbasis(self.structure, model).allocate_statistics()
+        basis = make_eigenbasis(self.structure, model)
+        check_real(basis.params.items(), "Laplace")
+        state.statistics = basis.allocate_statistics()
         eigenvalues = state.statistics["eigenvalues"]
         state.statistics |= {
             "finished": torch.zeros((), dtype=torch.int64, device=eigenvalues.device),

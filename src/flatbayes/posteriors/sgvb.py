@@ -28,6 +28,7 @@ from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.context import weight_distribution
 from flatbayes.core.gradients import dense_gradient
+from flatbayes.core.networks import check_real
 from flatbayes.core.parameter_selection import ParameterSelection, check_selection, select_parameters
 from flatbayes.core.weights import copy_values, flatten, swap_values, trainable_parameters, unflatten
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
@@ -107,6 +108,7 @@ class SGVB(Posterior):
         """
         state = init_state(model, None, num_data, None)
         params = select_parameters(model, self.params, "params")
+        check_real(params.items(), "SGVB")
         mean = flatten(list(params.values()))
         # The gradient is set by formula. A tensor that requires gradients could not be loaded into.
         raw_scale = nn.Parameter(torch.full_like(mean, std_to_raw(self.initial_std)), requires_grad=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import State
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.networks import check_materialized
+from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.weights import flatten, swap_values, trainable_parameters, unflatten
 
 Storage = Literal["device", "cpu"]
@@ -41,6 +41,7 @@ def select_snapshot_indices(count: int, max_snapshots: int) -> range:
 def allocate_snapshots(model: nn.Module, max_snapshots: int, storage: Storage) -> dict[str, Tensor]:
     """Return empty statistics with one row of all trainable weights per snapshot, and a counter."""
     check_materialized(model)
+    check_real(model.named_parameters(), "a sampler")
     params = flatten(trainable_parameters(model))
     device = get_storage_device(storage, params.device)
     return {

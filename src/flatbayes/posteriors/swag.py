@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.networks import check_materialized
+from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.parameter_selection import ParameterSelection, check_selection, select_parameters
 from flatbayes.core.weights import flatten, iter_blocks, swap_values, trainable_parameters, unflatten, write_blockwise
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
@@ -95,6 +95,7 @@ class SWAG(Posterior):
             ValueError: No parameter has a distribution, or the prior is given twice.
         """
         check_materialized(model)
+        check_real(model.named_parameters(), "SWAG")
         state = init_state(model, make_optimizer, num_data, self.prior_precision)
         params, others = self._split_parameters(model)
         weights = flatten(params)
