@@ -56,7 +56,7 @@ MUTANTS = (
            f"{_FITTED}::test_every_run_has_the_same_number_of_draws"),
     Mutant("prediction/sampling.py", "-(-num_draws // num_members)", "(num_draws // num_members)",
            f"{_FITTED}::test_every_run_has_the_same_number_of_draws"),
-    Mutant("prediction/sampling.py", "spawn_seeds(*sample_id, count=1)", "spawn_seeds(*sample_id[::2], count=1)",
+    Mutant("prediction/sampling.py", "spawn_seeds(*sample_id, count=2)", "spawn_seeds(*sample_id[::2], count=2)",
            f"{_FITTED}::test_members_have_draws_of_their_own"),
     Mutant("prediction/sampling.py", "batch if self.transform is None else self.transform(batch)", "batch",
            f"{_FITTED}::test_predicts_the_average_of_its_draws"),

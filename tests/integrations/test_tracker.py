@@ -1,0 +1,58 @@
+"""The tracker records which buffers training updates, so that draws leave frozen normalization layers alone."""
+
+import torch
+from torch import nn
+
+from flatbayes.core import TrainingProgress
+from flatbayes.integrations.tracker import TrackerConfig, TrainingTracker
+from flatbayes.likelihoods import Categorical
+from flatbayes.posteriors import SWAG
+from flatbayes.prediction import FittedPosterior
+
+
+class Wrapper(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def make_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+
+
+def start_tracking(network):
+    config = TrackerConfig(SWAG(rank=2), start_fraction=0.0, snapshots_per_epoch=3, params="all", num_data=9)
+    return TrainingTracker.start_tracking(config, network, TrainingProgress(total_steps=6), 3, 9)
+
+
+def take_steps(tracker, count):
+    network, x = tracker.state.model, torch.randn(9, 4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(count):
+        network.train()
+        network[1].eval()
+        network(x).square().mean().backward()
+        optimizer.step()
+        tracker.advance()
+    return x
+
+
+def test_frozen_norms_keep_their_statistics_also_in_a_wrapper_and_after_a_resume(tmp_path):
+    network = make_network()
+    tracker = start_tracking(network)
+    x = take_steps(tracker, 4)
+    resumed = start_tracking(network)
+    resumed.load_state_dict(tracker.state_dict())
+    for source in (tracker, resumed):
+        fitted = source.make_posterior(Categorical(3), wrap=Wrapper, statistics_inputs=[x])
+        fitted.save(tmp_path)
+        for sampler in (fitted, FittedPosterior.load(tmp_path, lambda: Wrapper(make_network()))):
+            sampler.norm_statistics.clear()
+            with sampler.sampled_network((0, 0, 0)) as draw:
+                assert torch.equal(draw.model[1].running_mean, torch.zeros(5))
+                hidden = draw.model[1](draw.model[0](x))
+                torch.testing.assert_close(draw.model[2].running_mean, hidden.mean(0))
