@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -62,7 +63,7 @@ def main(names: list[str], most: int, seed: int) -> dict[str, Any]:
         for name in names or list(cases):
             case = cases[name]
             done = whole(case, Path(below) / name.replace(", ", "-"))
-            expected = _predict(done.folder)
+            expected = predict_with_artefact(done.folder)
             folder = Path(below) / "counted"
             shutil.copytree(done.folder, folder)
 
@@ -87,7 +88,7 @@ def main(names: list[str], most: int, seed: int) -> dict[str, Any]:
                 wrong = []
                 if kind != "SIGKILL":
                     wrong += [text for text in complaints(folder, ended) if kind != "EIO" or "is left" not in text]
-                if expected is not None and _predict(folder) != expected:
+                if expected is not None and predict_with_artefact(folder) != expected:
                     wrong.append("the artefact is lost or changed")
                 wrong += goes_on(case, done, folder)
                 wrong += [f"{path.name} is left for good" for path in folder.rglob("*.tmp")]
@@ -106,7 +107,7 @@ def _arm(shim: ctypes.CDLL, folder: Path, number: int, error: int, persistent: b
     shim.fault_arm(str(folder).encode(), ctypes.c_long(number), error, int(persistent))
 
 
-def _predict(folder: Path) -> str | None:
+def predict_with_artefact(folder: Path) -> str | None:
     """Predictions of the artefact of a folder, None if there is none."""
     import torch
 
@@ -122,9 +123,17 @@ def _predict(folder: Path) -> str | None:
         return f"{type(error).__name__}: {error}"
 
 
+def run_with_shim(most: int, seed: int, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Run `main` in a process that is started with the library."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"LD_PRELOAD": str(compile_shim(Path(folder)))}
+        command = [sys.executable, str(HERE / "faults.py"), str(most), str(seed), *names]
+        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+    counts: dict[str, Any] = json.loads(done.stdout)
+    return counts
+
+
 if __name__ == "__main__":
-    if "LD_PRELOAD" not in os.environ:
-        with tempfile.TemporaryDirectory() as folder:
-            environment = os.environ | {"LD_PRELOAD": str(compile_shim(Path(folder)))}
-            sys.exit(subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode)
-    json.dump(main(sys.argv[3:], int(sys.argv[1]), int(sys.argv[2])), sys.stdout, indent=1)
+    number, first, chosen = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    has_shim = "LD_PRELOAD" in os.environ
+    json.dump(main(chosen, number, first) if has_shim else run_with_shim(number, first, chosen), sys.stdout, indent=1)

@@ -6,10 +6,12 @@
     python tests/reliability/measure.py writes 1
     python tests/reliability/measure.py places 0
     python tests/reliability/measure.py hyperparameters 0
+    python tests/reliability/measure.py faults 60
+    python tests/reliability/measure.py "power cuts" 20
     python tests/reliability/measure.py soak 300
 
-The number is how many commands, configurations or interruptions of each command, the step between writes, or the
-number of cycles. What went wrong is printed, and there is to be nothing.
+The number is how many commands, configurations, or disturbances of each command there are, the step between writes,
+or the number of cycles. What went wrong is printed, and there is to be nothing.
 """
 
 import argparse
@@ -48,6 +50,14 @@ def measured(part: str, number: int, first: int) -> dict[str, Any]:
         from hyperparameters import main as hyperparameters
 
         return hyperparameters()
+    if part == "faults":
+        from faults import run_with_shim
+
+        return run_with_shim(number, first)
+    if part == "power cuts":
+        from power_cuts import main as power_cuts
+
+        return power_cuts([], number, first)
     from soak import soak
 
     return soak(number)
@@ -57,7 +67,18 @@ def main() -> None:
     """One part, merged into what is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "part", choices=["commands", "configurations", "interruptions", "writes", "places", "hyperparameters", "soak"]
+        "part",
+        choices=[
+            "commands",
+            "configurations",
+            "interruptions",
+            "writes",
+            "places",
+            "hyperparameters",
+            "faults",
+            "power cuts",
+            "soak",
+        ],
     )
     parser.add_argument("number", type=int)
     parser.add_argument("--first", type=int, default=10000)

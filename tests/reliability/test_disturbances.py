@@ -77,3 +77,15 @@ def test_faults_of_single_operations_lose_nothing(number, names):
     assert sum(
         counts.get("ended with a message", 0) + counts.get("killed", 0) for counts in result["counts"].values()
     )
+
+
+@pytest.mark.slow
+def test_power_cuts_lose_nothing_that_was_announced():
+    sys.path.insert(0, str(HERE))
+    from power_cuts import can_mount
+
+    if not can_mount():
+        pytest.skip("needs Linux, mkfs.ext4 and the right to mount")
+    result, _ = outcome("power_cuts.py", 10, 0)
+    assert result["bad"] == []
+    assert all(counts["after the end"] + counts["before the end"] == 10 for counts in result["counts"].values())
