@@ -343,6 +343,23 @@ def test_readers_and_writers_at_once_lose_nothing(make, tmp_path):
             writer.result()
 
 
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(make, tmp_path, monkeypatch):
+    fitted = make(SWAG(rank=3))
+    fitted.save(tmp_path)
+    expected = fitted.predict(inputs(), 2).log_probs
+    load_file, calls = artefact.load_file, []
+
+    def replace_and_load(path):
+        if not calls:
+            fitted.save(tmp_path)
+        calls.append(path)
+        return load_file(path)
+
+    monkeypatch.setattr(artefact, "load_file", replace_and_load)
+    assert torch.equal(FittedPosterior.load(tmp_path, network).predict(inputs(), 2).log_probs, expected)
+    assert len(calls) == 2
+
+
 def test_permissions_follow_the_umask(make, tmp_path):
     mask = os.umask(0o077)
     try:

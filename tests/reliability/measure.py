@@ -8,6 +8,7 @@
     python tests/reliability/measure.py hyperparameters 0
     python tests/reliability/measure.py faults 60
     python tests/reliability/measure.py "power cuts" 20
+    python tests/reliability/measure.py races 50
     python tests/reliability/measure.py soak 300
 
 The number is how many commands, configurations, or disturbances of each command there are, the step between writes,
@@ -58,6 +59,10 @@ def measured(part: str, number: int, first: int) -> dict[str, Any]:
         from power_cuts import main as power_cuts
 
         return power_cuts([], number, first)
+    if part == "races":
+        from races import main as races
+
+        return races(number)
     from soak import soak
 
     return soak(number)
@@ -77,6 +82,7 @@ def main() -> None:
             "hyperparameters",
             "faults",
             "power cuts",
+            "races",
             "soak",
         ],
     )

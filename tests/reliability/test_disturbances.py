@@ -89,3 +89,9 @@ def test_power_cuts_lose_nothing_that_was_announced():
     result, _ = outcome("power_cuts.py", 10, 0)
     assert result["bad"] == []
     assert all(counts["after the end"] + counts["before the end"] == 10 for counts in result["counts"].values())
+
+
+@pytest.mark.slow
+def test_readers_and_writers_at_once_lose_nothing():
+    result, _ = outcome("races.py", 50)
+    assert result["bad"] == []

@@ -219,12 +219,18 @@ def _read_files(folder: Path) -> tuple[PosteriorMetadata, dict[str, Tensor], dic
 
 def _read_tensors(folder: Path, name: str, checksum: str) -> dict[str, Tensor]:
     path = resolve_artefact_file(folder, name)
+    missing = FileNotFoundError(f"There is no fitted posterior in {folder}: {name} is missing.")
     if not path.is_file():
-        raise FileNotFoundError(f"There is no fitted posterior in {folder}: {name} is missing.")
+        raise missing
     if compute_file_checksum(path) != checksum:
         raise ValueError(f"{path} is damaged: its checksum is not the one it was saved with.")
     with _wrap_artefact_errors(folder):
-        tensors = load_file(path)
+        try:
+            tensors = load_file(path)
+        except Exception as error:
+            if path.is_file():
+                raise
+            raise missing from error  # another process has replaced the artefact meanwhile
         check_numbers({key: tensor for key, tensor in tensors.items() if ".model." not in key})
     return tensors
 
