@@ -357,7 +357,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_again(make, tmp_path, 
 
     monkeypatch.setattr(artefact, "load_file", replace_and_load)
     assert torch.equal(FittedPosterior.load(tmp_path, network).predict(inputs(), 2).log_probs, expected)
-    assert len(calls) == 2
+    assert len({path.name for path in calls if path.name.startswith("posterior-")}) == 2
 
 
 def test_permissions_follow_the_umask(make, tmp_path):

@@ -1,7 +1,7 @@
 """Power cuts: copies of a block device while commands write to it, each of which is mounted and used.
 
 A file with an ext4 file system is mounted through a loop device, without the heuristic of ext4 that writes a file to
-the disk when it replaces another one. Copies of that file at random moments hold what had reached the disk by then. In
+disk when it replaces another one. Copies of that file at random moments hold what had reached the disk by then. In
 each copy the artefact that had been announced loads and predicts the same numbers, and the same command ends with the
 result of an undisturbed one. Needs Linux and the right to mount.
 """

@@ -1,7 +1,7 @@
 """Readers and writers of one run folder at the same time: run as a script, prints the counts as JSON.
 
-In each round two `evaluate` with different seeds, a `predict`, and a process that loads the artefact and saves it again
-run at once. Every command ends well, the artefact predicts the same numbers, and both results of a round are kept.
+In each round two `evaluate` with different seeds, a `predict`, and a process that loads and saves the artefact run at
+once. Every command ends well, the artefact predicts the same numbers, and both results of a round are kept.
 """
 
 import json
