@@ -47,7 +47,7 @@ SMALL = SharpnessConfig(ascent_steps=2, num_random_starts=1, num_directions=2)
 DIAGNOSTICS = {
     "sharpness": lambda s: measure_sharpness(s, SMALL),
     "curvature": lambda s: compute_curvature(s, 2, 2),
-    "differences": lambda s: central_difference(s, [torch.ones_like(p) for p in s.params]),
+    "differences": lambda s: central_difference(s, [torch.ones_like(p) for p in s.params], 0.01),
     "line": lambda s: loss_along(s, random_direction(s), [0.0, 0.5]),
     "line, re-estimated": lambda s: loss_along(s, random_direction(s), [0.0, 0.5], [x for x, _ in batches()]),
     "grid": lambda s: loss_over(s, Plane(*(random_direction(s, 0, k) for k in range(3))), [0.0, 0.5], [0.1]),

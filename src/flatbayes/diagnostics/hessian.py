@@ -1,19 +1,23 @@
 """Largest eigenvalues and trace of the Hessian of a network's loss, from Hessian-vector products.
 
-Products are exact, by double backward. For operations that cannot be differentiated twice, such as fused attention,
-they are central differences of gradients, and the result records that. Eigenvalues come from the Lanczos method of
+Products are exact, by double backward; fused attention, which cannot be differentiated twice, is replaced by the same
+operations one by one. For other operations without a second derivative, products are central differences of
+gradients, and the result records that with an estimate of the error. Eigenvalues come from the Lanczos method of
 ARPACK, the trace from Hutchinson's estimator (Communications in Statistics 1989) with its standard error.
 """
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatbayes.core.norms import global_norm
 from flatbayes.core.randomness import spawn_seeds
@@ -26,6 +30,9 @@ MAX_DENSE_PARAMS = 64
 
 DOUBLE_BACKWARD_ERRORS = ("not implemented", "not supported", "differentiate twice", "once_differentiable")
 DOUBLE_BACKWARD = "double backward"
+UNFUSED_ATTENTION = "double backward, with attention that is not fused"
+NUM_STEP_LENGTHS = 12
+"""Number of step lengths of central differences that are tried."""
 
 
 class HessianVectorProduct:
@@ -33,23 +40,28 @@ class HessianVectorProduct:
 
     Attributes:
         method: Description of how products are computed, for the record.
+        relative_error: Estimated relative error of the products; 0 by double backward.
     """
 
     def __init__(self, surface: LossSurface) -> None:
-        """Compute one product to determine whether double backward is possible.
+        """Differentiate one batch twice to determine whether double backward is possible.
 
         Args:
             surface: Loss of the network.
         """
         self.surface = surface
-        self.method = DOUBLE_BACKWARD
-        try:
-            surface.hessian_vector_product([torch.zeros_like(param) for param in surface.params])
-        except RuntimeError as error:
-            if not any(text in str(error) for text in DOUBLE_BACKWARD_ERRORS):
-                raise
-            reason = str(error).partition("\n")[0]
-            self.method = f"central differences of gradients, since double backward is not available: {reason}"
+        self.relative_error, self._step = 0.0, 0.0
+        for self.method in (DOUBLE_BACKWARD, UNFUSED_ATTENTION):
+            try:
+                with self._attention_kernel():
+                    surface.check_double_backward()
+                return
+            except RuntimeError as error:
+                if not any(text in str(error) for text in DOUBLE_BACKWARD_ERRORS):
+                    raise
+                reason = str(error).partition("\n")[0]
+        self._step, self.relative_error = calibrate_step(surface)
+        self.method = f"central differences of gradients, since double backward is not available: {reason}"
 
     def __call__(self, direction: Sequence[Tensor]) -> list[Tensor]:
         """H v.
@@ -57,9 +69,13 @@ class HessianVectorProduct:
         Args:
             direction: v, a tensor for each trainable parameter.
         """
-        if self.method == DOUBLE_BACKWARD:
+        if self.method not in (DOUBLE_BACKWARD, UNFUSED_ATTENTION):
+            return central_difference(self.surface, direction, self._step)
+        with self._attention_kernel():
             return self.surface.hessian_vector_product(direction)
-        return central_difference(self.surface, direction)
+
+    def _attention_kernel(self) -> AbstractContextManager[None]:
+        return sdpa_kernel(SDPBackend.MATH) if self.method == UNFUSED_ATTENTION else nullcontext()
 
     def matvec(self, direction: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
         """H v for a flat vector v; float64 outside the network.
@@ -72,24 +88,53 @@ class HessianVectorProduct:
         return flatten([product.double() for product in self(pieces)])
 
 
-def central_difference(surface: LossSurface, direction: Sequence[Tensor]) -> list[Tensor]:
+def central_difference(surface: LossSurface, direction: Sequence[Tensor], length: float) -> list[Tensor]:
     """(g(w + h v) - g(w - h v)) / (2 h): H v up to a truncation error in h² and a rounding error in 1 / h.
-
-    The step balances both: h ||v|| = eps^(1/3) max(1, ||w||), with eps the precision of the weights.
 
     Args:
         surface: Loss of the network.
         direction: v, a tensor for each trainable parameter.
+        length: h ||v||, the distance from the weights; see `calibrate_step`.
     """
     norm = float(global_norm(direction))
     if norm == 0:
         return [torch.zeros_like(tensor) for tensor in direction]
-    precision = torch.finfo(surface.params[0].dtype).eps
-    step = precision ** (1 / 3) * max(1.0, float(global_norm([p.detach() for p in surface.params]))) / norm
+    step = length / norm
     forward_step = list(torch._foreach_mul(list(direction), step))
     _, forward_grads = surface.gradient(forward_step)
     _, backward_grads = surface.gradient(list(torch._foreach_neg(forward_step)))
     return list(torch._foreach_div(torch._foreach_sub(forward_grads, backward_grads), 2 * step))
+
+
+def calibrate_step(surface: LossSurface, num_power_iterations: int = 3) -> tuple[float, float]:
+    """The length of the step of central differences at which truncation and rounding together are smallest.
+
+    Products with one direction are computed for a range of lengths. From one length to the next, a tenth to a third
+    of it, the product changes by the truncation error of the longer and the rounding error of the shorter one. The
+    length with the smallest change is taken. The direction is a sharp one, where truncation is largest: the gradient
+    after some power iterations.
+
+    Args:
+        surface: Loss of the network.
+        num_power_iterations: Number of products that turn the gradient towards the sharpest direction.
+
+    Returns:
+        The length, and the smallest change relative to the product, an estimate of its error.
+    """
+    precision = torch.finfo(surface.params[0].dtype).eps
+    size = max(float(global_norm([p.detach() for p in surface.params])), math.sqrt(precision))
+    lengths = [float(size * x) for x in np.geomspace(0.1, precision**0.75, NUM_STEP_LENGTHS)]
+    _, direction = surface.gradient()
+    if not 0 < float(global_norm(direction)) < math.inf:
+        direction = sample_normal_like(surface.params, 0, 0)
+    for _ in range(num_power_iterations):
+        product = central_difference(surface, direction, size * math.sqrt(precision))
+        direction = product if 0 < float(global_norm(product)) < math.inf else direction
+    products = [flatten(central_difference(surface, direction, length)).double() for length in lengths]
+    changes = [float((longer - shorter).norm()) for longer, shorter in pairwise(products)]
+    best = int(np.nanargmin([change if math.isfinite(change) else math.inf for change in changes]))
+    norm = float(products[best].norm())
+    return lengths[best], changes[best] / norm if norm > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -101,12 +146,15 @@ class Curvature:
         trace: Estimate of the trace.
         trace_error: Standard error of the estimate, over random vectors.
         method: Description of how Hessian-vector products were computed.
+        product_error: Estimated relative error of the products, and so of the largest eigenvalue: 0 for exact ones,
+            and that of the best step for central differences.
     """
 
     eigenvalues: tuple[float, ...]
     trace: float
     trace_error: float
     method: str
+    product_error: float = 0.0
 
 
 def compute_curvature(
@@ -126,7 +174,7 @@ def compute_curvature(
     products = HessianVectorProduct(surface)
     largest = largest_eigenvalues(products, num_eigenvalues, seed=seed)
     trace, trace_error = estimate_trace(products, num_trace_probes, seed)
-    return Curvature(largest, trace, trace_error, products.method)
+    return Curvature(largest, trace, trace_error, products.method, products.relative_error)
 
 
 def largest_eigenvalues(

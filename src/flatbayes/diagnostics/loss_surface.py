@@ -113,6 +113,31 @@ class LossSurface:
                     torch._foreach_add_(total, products, alpha=self._batch_weight(targets))
         return total
 
+    def check_double_backward(self) -> None:
+        """Differentiate the gradient of the first batch through every operation.
+
+        `hessian_vector_product` only visits operations that lead to the weights, and so passes by the error of an
+        operation that can be differentiated once only (`once_differentiable`), with wrong products.
+
+        Raises:
+            RuntimeError: An operation cannot be differentiated twice.
+        """
+        own_grads = [param.grad for param in self.params]
+        inputs, targets = self.batches[0]
+        for param in self.params:
+            param.grad = None
+        try:
+            with self._perturb_weights(None), torch.enable_grad():
+                grads = torch.autograd.grad(
+                    self._batch_loss(inputs, targets), self.params, create_graph=True, materialize_grads=True
+                )
+                total = torch.stack([grad.sum() for grad in grads]).sum()
+                if total.requires_grad:
+                    total.backward()
+        finally:
+            for param, grad in zip(self.params, own_grads, strict=True):
+                param.grad = grad
+
     def _batch_weight(self, targets: Tensor) -> float:
         return len(targets) / self.num_examples
 

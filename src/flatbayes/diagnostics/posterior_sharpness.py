@@ -30,6 +30,7 @@ SHARPNESS_MEASURES = {
     "top_eigenvalue": "largest eigenvalue of the Hessian of L",
     "eigenvalue_ratio": "ratio of the first to the last of the computed eigenvalues",
     "trace": "trace of the Hessian of L, estimated from random probes",
+    "hessian_error": "estimated relative error of Hessian-vector products: 0 unless they are central differences",
 }
 """Definition of each measure. Smaller is flatter, except for `loss` and `eigenvalue_ratio`."""
 
@@ -249,4 +250,9 @@ def _measure_curvature(
     notes[f"Hessian by {curvature.method}"] = None
     first, last = curvature.eigenvalues[0], curvature.eigenvalues[-1]
     ratio = first / last if last else math.nan
-    return {"top_eigenvalue": first, "eigenvalue_ratio": ratio, "trace": curvature.trace}
+    return {
+        "top_eigenvalue": first,
+        "eigenvalue_ratio": ratio,
+        "trace": curvature.trace,
+        "hessian_error": curvature.product_error,
+    }
