@@ -100,3 +100,28 @@ def test_the_two_parts_of_delayed_share_no_state(outer):
 def test_invalid_hyperparameters_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+NESTED = [
+    Delayed(MSAM(), start=0.5, before=MSAM()),
+    Delayed(LookSAM(), start=0.5, before=LookSAM()),
+    Delayed(Delayed(MSAM(), start=0.0), start=0.5, before=MSAM()),
+    Delayed(Periodic(MSAM(), period=1), start=0.5, before=Periodic(MSAM(), period=1)),
+    Periodic(Delayed(MSAM(), start=0.5, before=MSAM()), period=1),
+]
+
+
+@pytest.mark.parametrize("flat", NESTED, ids=str)
+def test_the_later_instance_begins_without_state_and_leaves_that_of_the_earlier_one(flat):
+    model, progress = network(), TrainingProgress(total_steps=4)
+    for step in range(4):
+        flat(Counted(model, *batch()), model, progress)()
+        progress.advance()
+        if step == 1:
+            earlier = {name: tensor.clone() for name, tensor in progress.flatness_state.items()}
+    assert earlier
+    assert all(torch.equal(progress.flatness_state[name], tensor) for name, tensor in earlier.items())
+    assert len(progress.flatness_state) == 2 * len(earlier)
+    restored = TrainingProgress()
+    restored.load_state_dict(progress.state_dict())
+    assert restored.flatness_state.keys() == progress.flatness_state.keys()
