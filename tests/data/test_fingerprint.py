@@ -52,3 +52,9 @@ def test_large_data_are_sampled(monkeypatch):
     )
     other = replace(split, inputs=torch.ones(1000, 3))
     assert compute_fingerprint(splits)["train"] != compute_fingerprint(replace(splits, train=other))["train"]
+
+
+def test_one_column_in_fortran_order():
+    column = torch.arange(6.0, dtype=torch.float64).reshape(1, 6).T  # contiguous, with a stride of 6 in its last axis
+    splits = [Split(inputs=inputs, targets=torch.arange(6)) for inputs in (column, torch.arange(6).double()[:, None])]
+    assert module._describe_split(splits[0]) == module._describe_split(splits[1])

@@ -49,7 +49,7 @@ def _describe_split(split: Split) -> str:
         row_bytes = max(1, tensor[:1].numel() * tensor.element_size())
         rows = _sample_rows(len(tensor), max(1, MAX_HASHED_BYTES // row_bytes))
         sample = tensor if len(rows) == len(tensor) else tensor[rows]
-        checksum.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
+        checksum.update(sample.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return f"{len(split)} rows, {checksum.hexdigest()[:16]}"
 
 
