@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flatbayes.data import Table
+from flatbayes.data import DataWarning, Table
 
 
 @pytest.fixture
@@ -263,3 +263,19 @@ def test_an_unknown_target_is_refused_before_rows_are_read(csv, tmp_path, monkey
         for options in ({"target": "y"}, {"target": "a", "ignore": ("z",)}):
             with pytest.raises(ValueError, match=r"lacks the columns \['[yz]'\]"):
                 Table(path=path, **options).read()
+
+
+def test_many_whole_numbers_are_classes_with_a_note_on_the_task(csv):
+    path = csv("a,y\n" + "".join(f"{row / 7},{row % 25}\n" for row in range(100)))
+    with pytest.warns(DataWarning, match=r"Column 'y' of .* has 25 different whole numbers.*task=regression"):
+        assert len(Table(path=path, target="y").load(0).class_names) == 25
+    assert len(Table(path=path, target="y", task="classification").load(0).class_names) == 25
+    assert Table(path=path, target="y", task="regression").load(0).is_regression
+
+
+def test_an_open_quote_at_the_end_of_a_large_file(csv, monkeypatch):
+    monkeypatch.setattr("flatbayes.data.csv_files.BLOCK_SIZE_BYTES", 2**12)
+    rows = "a,y\n" + "".join(f"{row / 7},{'uv'[row % 2]}\n" for row in range(2000))
+    with pytest.raises(ValueError, match=r"A quotation mark of .*t.csv is not closed"):
+        Table(path=csv(rows + '1,"u\n2,v\n3,v\n'), target="y").read()
+    assert Table(path=csv(rows + '1,"u\nw"\n'), target="y").read().class_names == ("u", "u\nw", "v")

@@ -9,12 +9,14 @@ from typing import Any
 
 from flatbayes.core.optional import require_package
 from flatbayes.data.csv_format import (
+    OPEN_QUOTE,
     CsvFormat,
     CsvLayout,
     detect_layout,
     explain_decoding_error,
     explain_word,
     find_decoding_error,
+    has_open_quote,
 )
 from flatbayes.data.parquet import ArrowTable, require_columns, require_file, wrap_read_errors
 
@@ -82,6 +84,11 @@ def read_csv(path: Path, layout: CsvLayout) -> ArrowTable:
         table = arrow_csv.read_csv(path, **_make_options(layout, {}))
     if any(types.is_binary(column_type) for column_type in table.schema.types):  # words that are not UTF-8
         raise ValueError(_explain_bytes(path, layout))
+    last_row = table.slice(max(0, len(table) - 1)).to_pylist()
+    if any(isinstance(value, str) and "\n" in value for row in last_row for value in row.values()):
+        with open_stream(path) as stream, io.TextIOWrapper(stream, layout.encoding, newline="") as text:
+            if has_open_quote(text, layout.separator):
+                raise ValueError(OPEN_QUOTE.format(path))
     return table
 
 

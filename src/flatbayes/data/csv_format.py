@@ -4,7 +4,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 SEPARATOR_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
@@ -29,6 +29,10 @@ BYTE_ORDER_MARKS = {
 COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 POINT_NUMBER = re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?")
 POSSIBLE_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+OPEN_QUOTE = (
+    "A quotation mark of {} is not closed: the rest of the file would be one value. Close it, or write two marks for "
+    "one that is part of a value."
+)
 GROUPED_NUMBER = re.compile(r"[+-]?\d{1,3}([ ,.'\u00a0\u202f])\d{3}(\1\d{3})*([.,]\d+)?")
 
 
@@ -146,11 +150,8 @@ def detect_layout(
     records = parse_records(body, separator)
     if not records or (len(records) == 1 and is_complete):
         raise ValueError(f"{name} has no rows: give a line of column names, and a row below it for each example.")
-    if is_complete and has_open_quote(body, separator):
-        raise ValueError(
-            f"A quotation mark of {name} is not closed: the rest of the file would be one value. Close it, or write "
-            "two marks for one that is part of a value."
-        )
+    if is_complete and has_open_quote(io.StringIO(body, newline=""), separator):
+        raise ValueError(OPEN_QUOTE.format(name))
     names = (re.sub(r"^# +(?=\S)", "", records[0][0]), *records[0][1:])
     decimal = given.decimal or detect_decimal(records[1:], separator, name, expected.decimal)
     return CsvLayout(
@@ -246,10 +247,10 @@ def parse_records(text: str, separator: str, limit: int = NUM_SAMPLE_RECORDS) ->
     return records
 
 
-def has_open_quote(text: str, separator: str) -> bool:
-    """Whether the last value of a text begins with a quotation mark and does not end with one."""
+def has_open_quote(lines: Iterable[str], separator: str) -> bool:
+    """Whether the last value of some lines begins with a quotation mark and does not end with one."""
     try:
-        for _ in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True):
+        for _ in csv.reader(lines, delimiter=separator, strict=True):
             pass
     except csv.Error as error:
         return "end of data" in str(error)

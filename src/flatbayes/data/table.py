@@ -25,6 +25,9 @@ from flatbayes.data.table_file import TableFile, require_unique_columns
 MIN_ROWS_OF_INDEX = 10
 """Fewest rows in which a column that counts them is noticed."""
 
+MAX_USUAL_CLASSES = 20
+"""Most classes that are whole numbers without a note on `task`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table(DataSource):
@@ -92,6 +95,15 @@ class Table(DataSource):
                 unsplit=split, target_names=(self.target,), feature_names=tuple(names), csv_format=csv_format
             )
         class_names, targets = encode_class_labels({"unsplit": column}, self.target, file)
+        is_numeric = all(re.fullmatch(r"-?\d+", name) for name in class_names)
+        if self.task is None and is_numeric and len(class_names) > MAX_USUAL_CLASSES:
+            warnings.warn(
+                f"Column {self.target!r} of {file.path} has {len(class_names)} different whole numbers, which are "
+                "read as classes. If they are numbers to predict, say task=regression (on the command line, "
+                "--data.task regression); task=classification leaves out this note.",
+                category=DataWarning,
+                stacklevel=3,
+            )
         split = Split(inputs=inputs, targets=targets["unsplit"])
         return RawSplits(unsplit=split, class_names=class_names, feature_names=tuple(names), csv_format=csv_format)
 
