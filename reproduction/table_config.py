@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.core.spec import instantiate
 from flatbayes.data import CIFAR10, DataSource, DataSplits
 from flatbayes.data.source import RawSplits
@@ -165,7 +166,7 @@ class SourceSubset(DataSource):
         raw = self.source.read()
         if raw.test is None or len(raw.test) <= self.max_test_examples:
             return raw
-        order = torch.randperm(len(raw.test), generator=torch.Generator().manual_seed(self.split_seed))
+        order = torch.randperm(len(raw.test), generator=make_generator(Stream.REPRODUCTION, self.split_seed))
         return replace(raw, test=raw.test.take(order[: self.max_test_examples].sort().values))
 
 

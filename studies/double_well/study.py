@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flatbayes.core import State
 from flatbayes.core.files import atomic_write, write_json
-from flatbayes.core.randomness import seeded_rng, spawn_seeds
+from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.posteriors import SGHMC, SGLD, SGVB, Posterior
 from flatbayes.posteriors.variational import raw_to_std
@@ -157,7 +157,7 @@ class DoubleWellStudy:
             task = bar.add_task("", total=total)
             for num_params in (1, 2):
                 bar.update(task, description=f"{num_params} parameter{'s' * (num_params - 1)}")
-                with seeded_rng(spawn_seeds(self.seed, num_params, count=1)[0], None):
+                with seeded_rng(spawn_seed(Stream.STUDY, self.seed, num_params), None):
                     numbers[str(num_params)] = self._run_dimension(
                         num_params, draws, lambda steps: bar.advance(task, steps)
                     )

@@ -11,7 +11,7 @@ from torch import nn
 from flatbayes.certification import CertificationConfig, certify, format_statement
 from flatbayes.certification.prior import split_prior_and_bound, train_prior_network
 from flatbayes.certification.result import format_confidence, format_upper_bound
-from flatbayes.core.randomness import spawn_seeds
+from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Plain
 from flatbayes.theory import compute_certificate, holdout_bound
@@ -135,7 +135,8 @@ def test_trials_and_certificate_use_different_draws(images, monkeypatch):
 
     monkeypatch.setitem(certify.__globals__, "predict_draws", record_seed)
     certify(network(), images, Plain(), TRAINING, CERTIFICATION, seed=2, show_progress=False)
-    trial, certified, test = spawn_seeds(2, 1, count=4)[1:]
+    streams = (Stream.CERTIFICATE_TRIALS, Stream.CERTIFICATE_DRAWS, Stream.CERTIFICATE_TEST)
+    trial, certified, test = (spawn_seed(stream, 2) for stream in streams)
     assert seeds == [trial, trial, certified, test]
     assert len({trial, certified, test}) == 3
 

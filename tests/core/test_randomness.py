@@ -1,16 +1,25 @@
 """Random state: replayed, rewound, seeded, preserved; and derived seeds."""
 
+import re
+from itertools import product
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+from flatbayes.core import randomness
 from flatbayes.core.randomness import (
     RandomState,
+    Stream,
     draw_normal,
     draw_seed,
+    make_generator,
     preserve_rng,
     replay_rng,
     rewind_rng,
     seeded_rng,
+    spawn_seed,
     spawn_seeds,
 )
 
@@ -40,10 +49,49 @@ def test_preserve_restores_after_an_exception():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_seeds_are_functions_of_their_key():
-    assert spawn_seeds(1, 2, count=3) == spawn_seeds(1, 2, count=3)
-    assert len({*spawn_seeds(1, 2, count=3), *spawn_seeds(2, 1, count=3), *spawn_seeds(1, count=3)}) == 9
-    assert all(0 <= seed < 2**63 for seed in spawn_seeds(0, count=100))
+def test_seeds_are_functions_of_their_stream_and_key():
+    assert spawn_seeds(Stream.DRAW, 1, 2, count=3) == spawn_seeds(Stream.DRAW, 1, 2, count=3)
+    assert spawn_seed(Stream.DRAW, 1, 2) == spawn_seeds(Stream.DRAW, 1, 2, count=3)[0]
+    assert spawn_seed(Stream.DRAW, 1) == spawn_seed(Stream.DRAW, np.int64(1)) == spawn_seed(Stream.DRAW, True)
+    assert all(0 <= seed < 2**63 for seed in spawn_seeds(Stream.DRAW, 0, count=100))
+    with pytest.raises(ValueError, match="Seeds are whole numbers of at least 0, got -2"):
+        spawn_seed(Stream.DRAW, 1, -2)
+
+
+def test_no_two_streams_or_keys_have_the_same_seeds():
+    numbers = (0, 1, 2, 7, 2**32, 2**32 + 1, 2**64)
+    keys = [(), *((a,) for a in numbers), *product(numbers, repeat=2), *((3, 1, *[0] * n) for n in range(6))]
+    keys += [(3, 1, member, step) for member in range(3) for step in range(30)]
+    seeds = [seed for stream in Stream for key in keys for seed in spawn_seeds(stream, *key, count=2)]
+    assert len(keys) == 153
+    assert len({*keys}) == 152, "(3, 1, 0, 0) is there twice"
+    assert len({*seeds}) == len(Stream) * 152 * 2
+    assert len({stream.value for stream in Stream}) == len(Stream)
+
+
+def test_streams_of_equal_keys_are_uncorrelated():
+    noise = torch.stack([torch.randn(2000, generator=make_generator(stream, 3, 1)) for stream in Stream])
+    correlations = torch.corrcoef(noise) - torch.eye(len(noise))
+    assert correlations.abs().max() < 5 / 2000**0.5
+
+
+def test_every_stream_is_used_and_no_seed_goes_around_them():
+    root = Path(randomness.__file__).parents[3]
+    sources = {
+        path: path.read_text()
+        for folder in ("src", "studies", "reproduction")
+        for path in (root / folder).rglob("*.py")
+        if path.name != "randomness.py"
+    }
+    text = "\n".join(sources.values())
+    assert [stream.name for stream in Stream if f"Stream.{stream.name}" not in text] == []
+    constant = [
+        path.name for path, source in sources.items() if re.search(r"manual_seed\(\d+\)|SeedSequence", source)
+    ]
+    assert set(constant) <= {"mixing.py", "__main__.py"}, (
+        "an example in a docstring, and the choice of a student's inputs"
+    )
+
     generator = torch.Generator().manual_seed(0)
     assert draw_seed(generator) != draw_seed(generator)
 

@@ -1,12 +1,15 @@
 """Predictions as averages over draws, their inputs, and the statistics of draws."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes.core.buffers import reestimate_norm_statistics
 from flatbayes.likelihoods import Categorical
-from flatbayes.posteriors import MAP, SWAG, Ensemble, MCDropout
+from flatbayes.posteriors import MAP, SGHMC, SGLD, SWAG, Ensemble, MCDropout
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.inputs import iter_chunks
 from support import assert_same, batch, snapshot
@@ -177,3 +180,56 @@ def test_members_have_draws_of_their_own(make):
     )
     first, second = (net[9].weight.detach().clone() for net in pair.sample_networks(2))
     assert not torch.equal(first, second)
+
+
+SNAPSHOT_POSTERIORS = [SGLD(max_snapshots=8), SGHMC(max_snapshots=8), Ensemble(SGLD(max_snapshots=8), size=2)]
+
+
+def store_snapshots(posterior, count):
+    """States whose snapshots have the weights 1, 2, ... in the first run, 101, 102, ... in the second."""
+    states = []
+    for member in range(posterior.num_members):
+        state = posterior.init(nn.Linear(1, 2, bias=False), None, 10)
+        for k in range(count):
+            nn.init.constant_(state.model.weight, 100 * member + k + 1)
+            posterior.collect(state)
+        states.append(state)
+    return FittedPosterior(posterior, states, Categorical(2))
+
+
+@pytest.mark.parametrize("posterior", SNAPSHOT_POSTERIORS, ids=str)
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_every_snapshot_is_used_once_before_one_is_repeated(posterior, count):
+    fitted, members = store_snapshots(posterior, count), posterior.num_members
+    draws = [int(net.weight[0]) for net in fitted.sample_networks(3 * count * members, seed=2)]
+    everything = {100 * member + k + 1 for member in range(members) for k in range(count)}
+    for cycle in range(3):
+        assert {*draws[cycle * count * members : (cycle + 1) * count * members]} == everything
+    assert max(Counter(draws[: (count + 1) * members]).values()) <= 2
+    assert [int(net.weight[0]) for net in fitted.sample_networks(members, seed=2)] == draws[:members]
+
+
+@pytest.mark.parametrize("posterior", SNAPSHOT_POSTERIORS, ids=str)
+def test_snapshots_come_in_another_order_for_each_seed_member_and_cycle(posterior):
+    fitted, members = store_snapshots(posterior, 8), posterior.num_members
+    orders = [
+        tuple(int(net.weight[0]) % 100 for net in list_member(fitted, seed, member, cycle))
+        for seed in range(3)
+        for member in range(members)
+        for cycle in range(2)
+    ]
+    assert len({*orders}) == len(orders)
+    first = Counter(first_snapshot(fitted, seed) for seed in range(200))
+    assert set(first) == set(range(1, 9))
+    assert max(first.values()) < 50, "each comes first with probability 1 / 8"
+
+
+def list_member(fitted, seed, member, cycle):
+    for draw in range(8 * cycle, 8 * cycle + 8):
+        with fitted.sampled_network((seed, member, draw)) as network:
+            yield network
+
+
+def first_snapshot(fitted, seed):
+    with fitted.sampled_network((seed, 0, 0)) as network:
+        return int(network.weight[0])

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from flatbayes.core import TrainingProgress
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
-from flatbayes.core.randomness import spawn_seeds
+from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed, spawn_seeds
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import Plain
+from flatbayes.flatness.gaussian_smoothing import draw_step_noise
 from flatbayes.posteriors import MAP, SWAG
 from flatbayes.training import (
     Callback,
@@ -109,8 +111,8 @@ def test_number_of_batches_for_normalization_statistics(num_requested, num_expec
 def test_augmentation_has_seeds_of_its_own():
     inputs = torch.arange(6.0)
     batches = ShuffledBatches(inputs, inputs, 2, seed=5)
-    assert batches.augmentation_seeds(2) == spawn_seeds(5, 5, count=3)
-    order_seeds = [spawn_seeds(5, 2 * epoch, count=1)[0] for epoch in range(4)]
+    assert batches.augmentation_seeds(2) == spawn_seeds(Stream.AUGMENTATION, 5, 2, count=3)
+    order_seeds = [spawn_seed(Stream.DATA_ORDER, 5, epoch) for epoch in range(4)]
     augmentation_seeds = [seed for epoch in range(4) for seed in batches.augmentation_seeds(epoch)]
     assert not set(order_seeds) & set(augmentation_seeds)
     assert len(set(augmentation_seeds)) == 12
@@ -207,3 +209,17 @@ def test_validation_is_on_the_validation_split_after_the_last_epoch():
     inputs = fitted.transform(splits.val.inputs)
     expected = nn.functional.cross_entropy(network(inputs), splits.val.targets)
     assert history.records[-1]["val_nll"] == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+@pytest.mark.parametrize("member", [0, 1])
+def test_the_first_draw_does_not_repeat_the_random_numbers_of_the_initial_weights(member):
+    for seed in range(3):
+        with seeded_rng(spawn_seed(Stream.INITIAL_WEIGHTS, seed, member), None):
+            initial = torch.randn(2000)
+        others = [
+            torch.randn(2000, generator=make_generator(Stream.DRAW, seed, member, 0)),
+            torch.randn(2000, generator=make_generator(Stream.TRAINING_NOISE, seed, member)),
+            *draw_step_noise([torch.zeros(2000)], 0, TrainingProgress(seed=seed, members=(member,))),
+        ]
+        for noise in others:
+            assert abs(float(torch.corrcoef(torch.stack([initial, noise]))[0, 1])) < 0.1

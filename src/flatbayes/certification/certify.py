@@ -28,7 +28,7 @@ from flatbayes.certification.prior import (
 from flatbayes.certification.result import CertificationResult, ErrorEstimates
 from flatbayes.core import State
 from flatbayes.core.console import PlainConsole
-from flatbayes.core.randomness import spawn_seeds
+from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.core.spec import short_name
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Flatness
@@ -81,7 +81,15 @@ def certify(
     bound_set = data.train.take(bound_rows)
     prior_network = train_prior_network(model, data, prior_rows, flatness, config, seed=seed, show_progress=show)
     likelihood = Categorical(data.num_classes)
-    fit_seed, trial_seed, draw_seed, test_seed = spawn_seeds(seed, 1, count=4)
+    fit_seed, trial_seed, draw_seed, test_seed = (
+        spawn_seed(stream, seed)
+        for stream in (
+            Stream.CERTIFICATE_FIT,
+            Stream.CERTIFICATE_TRIALS,
+            Stream.CERTIFICATE_DRAWS,
+            Stream.CERTIFICATE_TEST,
+        )
+    )
 
     trials = []
     for prior_std in _track_progress(certification_config.prior_stds, "fitting posteriors", show):

@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 from flatbayes.certification.config import CertificationConfig
 from flatbayes.certification.prior import FrozenNetwork
 from flatbayes.core import State
+from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.data import Split
 from flatbayes.flatness import Plain
@@ -74,7 +75,7 @@ def fit_gaussian(
         num_validations=0,
     )
     examples = TensorDataset(split.input_tensor, split.targets)
-    generator = torch.Generator().manual_seed(seed)
+    generator = make_generator(Stream.CERTIFICATE_ORDER, seed)
     order = RandomSampler(examples, generator=generator)
     batch_size = min(certification_config.batch_size, len(split))
     batches = DataLoader(

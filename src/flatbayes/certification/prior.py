@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.networks import cast_inputs
-from flatbayes.core.randomness import spawn_seeds
+from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import MAP
@@ -64,7 +64,7 @@ def split_prior_and_bound(num_data: int, prior_fraction: float, seed: int) -> tu
             f"prior_fraction={prior_fraction:g} of {num_data} training examples leaves {num_prior} for the prior and "
             f"{num_data - num_prior} for the bound; both need one. Change prior_fraction, or give more examples."
         )
-    order = torch.randperm(num_data, generator=torch.Generator().manual_seed(spawn_seeds(seed, count=1)[0]))
+    order = torch.randperm(num_data, generator=make_generator(Stream.CERTIFICATE_SPLIT, seed))
     return order[:num_prior], order[num_prior:]
 
 

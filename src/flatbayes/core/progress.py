@@ -15,7 +15,8 @@ class TrainingProgress:
     Attributes:
         step: Number of steps done.
         total_steps: Number of steps of the whole training; None if it is not known.
-        seed: Seed of the run, from which a flatness derives random directions of its own.
+        seed: Seed of the run, from which a flatness derives random directions of its own; by default that of the last
+            `torch.manual_seed`.
         members: Number of each network that is trained, such as its place in an ensemble: one, or one for each
             vectorized network.
         flatness_state: Tensors that are kept between steps, by namespace and name.
@@ -24,7 +25,7 @@ class TrainingProgress:
 
     step: int = 0
     total_steps: int | None = None
-    seed: int = 0
+    seed: int = field(default_factory=torch.initial_seed)
     members: tuple[int, ...] = (0,)
     flatness_state: dict[str, Tensor] = field(default_factory=dict)
     namespace: str = ""

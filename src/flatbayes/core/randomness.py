@@ -1,12 +1,58 @@
-"""Random state of PyTorch's global generators: capture, restore, replay, and derived seeds."""
+"""Random state of PyTorch's global generators: capture, restore, replay; all random streams, and their seeds."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
+from operator import index
+from typing import SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+
+class Stream(StrEnum):
+    """All random streams of flatbayes, with the integers of their keys. Seeds of different streams never agree.
+
+    The values are hashed into the seeds: a changed value changes results. Streams outside of this list: the test and
+    validation splits (`data/stratified_split.py`, NumPy's generator, unchanged since 0.1, so that an old artefact is
+    never evaluated on its training examples), and the generators of users (their loaders, their networks' draws).
+    """
+
+    INITIAL_WEIGHTS = "initial weights"  # seed of the run, member
+    BATCHES = "batches"  # seed of the run, member: the seed of the next two
+    DATA_ORDER = "order of the examples"  # seed of the batches, epoch
+    AUGMENTATION = "augmentation"  # seed of the batches, epoch
+    TRAINING_NOISE = "noise of training"  # seed of the run, member: dropout, Langevin noise, variational noise
+    PROCESS_NOISE = "noise of a process"  # a number drawn from the training noise, rank
+    FLATNESS_NOISE = "noise of a flatness"  # seed of the flatness, seed of the run, member, step
+    DRY_RUN = "dry run"
+    MODEL_CHECK = "trial of a network before training"  # seed of the run
+    NORM_BATCHES = "batches for norm statistics"  # seed of the run
+    DRAW = "draw of a network"  # seed of the prediction, member, number of the draw
+    FORWARD = "forward passes of a drawn network"  # as before
+    SNAPSHOT_ORDER = "order of the snapshots"  # seed of the prediction, member, number of the cycle
+    EXAMPLE_INPUTS = "example inputs"
+    EXPORT_PROBES = "probes of an export"
+    SUBSAMPLE = "subsample of a split"  # seed
+    IMAGE_STATISTICS = "images for the standardisation"
+    CORRUPTION = "corruption"  # seed, number of the chunk of images
+    SPHERE = "directions of sharpness and landscapes"  # seed, number of the direction
+    TRACE_PROBES = "probes of the trace"  # seed, number of the probe
+    BOOTSTRAP = "bootstrap of paired differences"
+    TUNING = "proposals of tuning"  # number of trials before
+    ESTIMATOR = "fit of an estimator"  # random_state
+    STUDENT_ORDER = "order of the examples of a student"  # seed
+    CERTIFICATE_SPLIT = "prior and bound examples of a certificate"  # seed
+    CERTIFICATE_FIT = "fit of a certified posterior"  # seed
+    CERTIFICATE_ORDER = "order of the examples of a certified posterior"  # seed of its fit
+    CERTIFICATE_TRIALS = "draws for the choice of a prior"  # seed
+    CERTIFICATE_DRAWS = "draws of a certificate"  # seed
+    CERTIFICATE_TEST = "draws of the test error of a certificate"  # seed
+    STUDY = "studies"  # numbers that the study names
+    REPRODUCTION = "reproduction of published tables"  # seed of the split
 
 
 @dataclass(frozen=True)
@@ -112,15 +158,41 @@ def draw_seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator, device=device).item())
 
 
-def spawn_seeds(*key: int, count: int) -> list[int]:
-    """Derive independent seeds from a key, as a pure function.
+def spawn_seeds(stream: Stream, *key: SupportsIndex, count: int) -> list[int]:
+    """Derive independent seeds of a random stream from a key, as a pure function.
+
+    The name of the stream, the length of the key and its integers are hashed, so that neither another stream nor a
+    longer key gives the same seeds (`numpy.random.SeedSequence` alone pads keys with zeros).
 
     Args:
-        key: Integers of at least 0, such as a seed and a step; each other key gives other seeds.
+        stream: What the random numbers are for.
+        key: Integers of at least 0, such as a seed and a step.
         count: Number of seeds.
+
+    Raises:
+        ValueError: An integer is negative.
     """
-    state = np.random.SeedSequence(key).generate_state(count, np.uint64)
+    numbers = [index(number) for number in key]
+    if any(number < 0 for number in numbers):
+        raise ValueError(f"Seeds are whole numbers of at least 0, got {min(numbers)}.")
+    digest = hashlib.sha256(repr((str(stream), *numbers)).encode()).digest()
+    state = np.random.SeedSequence(int.from_bytes(digest)).generate_state(count, np.uint64)
     return [int(word) >> 1 for word in state]  # torch takes 63 bits on every device
+
+
+def spawn_unnamed_seed(*key: int) -> int:
+    """The seed that version 0.1 derived from a key, for the draws of its artefacts; zeros at the end are ignored."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
+
+
+def spawn_seed(stream: Stream, *key: SupportsIndex) -> int:
+    """Derive the seed of a random stream from a key: the first of `spawn_seeds`."""
+    return spawn_seeds(stream, *key, count=1)[0]
+
+
+def make_generator(stream: Stream, *key: SupportsIndex, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of a random stream; see `spawn_seeds`."""
+    return torch.Generator(device).manual_seed(spawn_seed(stream, *key))
 
 
 def draw_normal(like: Iterable[Tensor], seeds: Iterable[int], *, stacked: bool = False) -> list[Tensor]:

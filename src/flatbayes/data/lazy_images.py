@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image
 from flatbayes.data.standardize import Standardize
 
@@ -78,7 +79,7 @@ class LazyImages:
     @cached_property
     def standardization(self) -> Standardize:
         """Mean and standard deviation of each channel, from at most `NUM_STATISTICS_IMAGES` random images."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:NUM_STATISTICS_IMAGES]
+        order = torch.randperm(len(self), generator=make_generator(Stream.IMAGE_STATISTICS))[:NUM_STATISTICS_IMAGES]
         return Standardize.fit(self[order.sort().values])
 
     def _decode_rows(self, rows: Tensor, pool: ThreadPoolExecutor) -> Tensor:

@@ -81,8 +81,8 @@ class DataSource(ABC):
         check_size(self.test_size, "test_size")
         if self.train_size is not None and self.train_size < 1:
             raise ValueError(f"train_size is a number of examples, 1 or more, or None; got {self.train_size}.")
-        if self.split_seed < 0:
-            raise ValueError(f"split_seed must be 0 or more, got {self.split_seed}.")
+        if not 0 <= self.split_seed < 2**32:  # a larger one is two words of entropy: that of another stream
+            raise ValueError(f"split_seed must be from 0 to 2**32 - 1, got {self.split_seed}.")
         Augment(flip=self.flip, pad=self.pad, cutout=self.cutout)  # validates pad and cutout
 
     @abstractmethod

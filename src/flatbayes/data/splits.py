@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.console import track_progress
+from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data.augment import Augment
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image, infer_layout
@@ -71,7 +72,7 @@ class Split:
         """
         if len(self) <= count and isinstance(self.inputs, Tensor):
             return self
-        rows = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].sort().values
+        rows = torch.randperm(len(self), generator=make_generator(Stream.SUBSAMPLE, seed))[:count].sort().values
         return Split(inputs=self.inputs[rows], targets=self.targets[rows])
 
 

@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TEST_STREAM, VAL_STREAM, TRAIN_STREAM = 0, 1, 2  # independent random streams
+TEST_STREAM, VAL_STREAM, TRAIN_STREAM = 0, 1, 2
+"""Second entry of the entropy [split_seed, stream, ...], which keeps the three apart. They are not streams of
+`core.randomness`, so that the test split of version 0.1 is the same: else an older run would be evaluated on examples
+that it was trained on."""
 
 
 def stratified_split(

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatbayes.core.norms import global_norm
-from flatbayes.core.randomness import spawn_seeds
+from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.core.weights import flatten, unflatten
 from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.sharpness import mean_and_standard_error, sample_normal_like
@@ -241,7 +241,7 @@ def estimate_trace(hvp: HessianVectorProduct, num_probes: int = 100, seed: int =
         raise ValueError(f"A standard error needs at least 2 probes, got {num_probes}.")
     size, values = hvp.surface.num_params, []
     for k in range(num_probes):
-        generator = torch.Generator().manual_seed(spawn_seeds(seed, k, count=1)[0])
+        generator = make_generator(Stream.TRACE_PROBES, seed, k)
         signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
         values.append(float(signs @ hvp.matvec(signs).cpu()))
     return mean_and_standard_error(values)

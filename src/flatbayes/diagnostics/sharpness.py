@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.norms import global_norm
-from flatbayes.core.randomness import spawn_seeds
+from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.flatness.asam import adaptive_perturbation
 from flatbayes.flatness.ascent import Perturbation, check_radius
@@ -237,7 +237,7 @@ def sample_normal_like(params: Sequence[Tensor], seed: int, index: int) -> list[
         seed: Seed of the sequence.
         index: Number in the sequence.
     """
-    generator = torch.Generator().manual_seed(spawn_seeds(seed, index, count=1)[0])
+    generator = make_generator(Stream.SPHERE, seed, index)
     noise = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in params]
     return [z.to(p) for z, p in zip(noise, params, strict=True)]
 

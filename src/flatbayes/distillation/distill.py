@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from flatbayes.core.randomness import spawn_seeds
+from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.distillation.students import Student, make_student
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood, Predictive
@@ -70,7 +70,7 @@ def distill(
     build = make_model_builder(model, {"input_shape": shape, "num_classes": count, "num_outputs": count})
     fitted_student = fit(
         build,
-        _make_shuffled_loader(preprocessed, targets, config.batch_size, spawn_seeds(seed, count=1)[0]),
+        _make_shuffled_loader(preprocessed, targets, config.batch_size, seed),
         MAP(),
         flatness,
         replace(config, num_validations=0),
@@ -113,7 +113,7 @@ class _StudentLikelihood(Likelihood):
 
 
 def _make_shuffled_loader(inputs: Tensor, targets: Tensor, batch_size: int, seed: int) -> DataLoader[Any]:
-    pairs, generator = TensorDataset(inputs, targets), torch.Generator().manual_seed(seed)
+    pairs, generator = TensorDataset(inputs, targets), make_generator(Stream.STUDENT_ORDER, seed)
     sampler = RandomSampler(pairs, generator=generator)
     batches = BatchSampler(sampler, min(batch_size, len(pairs)), drop_last=True)
     # Without a generator of its own, the loader would draw a seed from the global generator in every pass.

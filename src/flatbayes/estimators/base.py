@@ -18,6 +18,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Predictive
@@ -97,15 +98,17 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         """
         check_is_fitted(self)
         inputs = to_tensor(validate_data(self, X, dtype=FLOAT_TYPES, allow_nd=True, reset=False))
-        return self.posterior_.predict(inputs, self.num_draws, vectorized=False)
+        return self.posterior_.predict(inputs, self.num_draws, seed=getattr(self, "_seed", 0), vectorized=False)
 
     def _fit_posterior(self, data: DataSplits) -> None:
         """Fit the posterior, and set the attributes that all fitted estimators have."""
         config = self._resolve_training_config(is_regression=data.is_regression)
-        seed = int(check_random_state(self.random_state).randint(MAX_RANDOM_SEED))
+        self._seed = spawn_seed(Stream.ESTIMATOR, check_random_state(self.random_state).randint(MAX_RANDOM_SEED))
         model = partial(MLP, hidden=tuple(self.hidden)) if self.model is None else self.model
         posterior, flatness = self._get_component("posterior"), self._get_component("flatness")
-        self.posterior_ = fit(model, data, posterior, flatness, config, seed=seed, show_progress=bool(self.verbose))
+        self.posterior_ = fit(
+            model, data, posterior, flatness, config, seed=self._seed, show_progress=bool(self.verbose)
+        )
         self.n_iter_ = config.epochs
 
     def _resolve_training_config(self, *, is_regression: bool) -> TrainingConfig:

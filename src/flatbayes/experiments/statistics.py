@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
+from flatbayes.core.randomness import Stream, spawn_seed
+
 Winner = Literal["flat", "plain", "tie"]
 MIN_BOOTSTRAP_SEEDS, NUM_BOOTSTRAP_RESAMPLES = 10, 9999
 
@@ -116,7 +118,11 @@ def bootstrap_interval(differences: Sequence[float], confidence_level: float = 0
     from scipy.stats import bootstrap  # here, since it is slow to import
 
     interval = bootstrap(
-        (differences,), np.mean, confidence_level=confidence_level, n_resamples=NUM_BOOTSTRAP_RESAMPLES, rng=0
+        (differences,),
+        np.mean,
+        confidence_level=confidence_level,
+        n_resamples=NUM_BOOTSTRAP_RESAMPLES,
+        rng=spawn_seed(Stream.BOOTSTRAP),
     ).confidence_interval
     return float(interval.low), float(interval.high)
 

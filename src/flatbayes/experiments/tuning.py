@@ -17,6 +17,7 @@ from rich.progress import track
 
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.names import format_suggestion
+from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.core.spec import short_name
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.experiments.run_folder import STUDY_FILE
@@ -221,7 +222,7 @@ def _open_study(storage: str, name: str, maximize: bool) -> "Iterator[optuna.Stu
         direction = optuna.study.StudyDirection.MAXIMIZE if maximize else optuna.study.StudyDirection.MINIMIZE
         study = optuna.create_study(storage=database, study_name=name, direction=direction, load_if_exists=True)
         study.sampler = optuna.samplers.TPESampler(
-            seed=len(study.trials)
+            seed=spawn_seed(Stream.TUNING, len(study.trials)) % 2**32
         )  # another seed for every call, or it would propose the same again
         yield study
     finally:

@@ -26,7 +26,7 @@ from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.context import num_vectorized
 from flatbayes.core.gradients import check_trainable, compute_some_gradients
 from flatbayes.core.parameter_selection import named_trainable
-from flatbayes.core.randomness import draw_normal, spawn_seeds
+from flatbayes.core.randomness import Stream, draw_normal, spawn_seed
 from flatbayes.core.weights import perturb, trainable_parameters
 from flatbayes.flatness.flatness import Flatness, require_progress
 
@@ -85,5 +85,7 @@ def draw_step_noise(like: Sequence[Tensor], seed: int, progress: TrainingProgres
     Returns:
         One tensor per tensor; a vectorized network gets the noise that it gets when it is trained alone.
     """
-    seeds = [spawn_seeds(seed, progress.seed, member, progress.step, count=1)[0] for member in progress.members]
+    seeds = [
+        spawn_seed(Stream.FLATNESS_NOISE, seed, progress.seed, member, progress.step) for member in progress.members
+    ]
     return draw_normal(like, seeds, stacked=num_vectorized() > 0)

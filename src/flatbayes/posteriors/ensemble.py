@@ -98,6 +98,14 @@ class Ensemble(Posterior):
         """Finalize the run as the member does."""
         self.member.finalize(state, examples, loss_fn)
 
+    def count_stored_snapshots(self, state: State) -> int:
+        """Number of snapshots of this run."""
+        return self.member.count_stored_snapshots(state)
+
+    def load_snapshot(self, state: State, index: int) -> AbstractContextManager[nn.Module]:
+        """Return a snapshot of this run."""
+        return self.member.load_snapshot(state, index)
+
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
         """Return a draw of the member from this run."""
         return self.member.draw(state, generator)

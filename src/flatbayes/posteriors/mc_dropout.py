@@ -23,7 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode, preserve_buffers
-from flatbayes.core.randomness import RandomState, draw_seed, seeded_rng
+from flatbayes.core.randomness import RandomState, Stream, draw_seed, make_generator, seeded_rng
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
@@ -88,7 +88,7 @@ class MCDropout(Posterior):
             ValueError: A draw uses no random numbers.
         """
         for inputs, _ in examples:
-            with self.draw(state, torch.Generator().manual_seed(0)) as network:
+            with self.draw(state, make_generator(Stream.DRY_RUN)) as network:
                 before = RandomState.capture(network)
                 network(inputs)
                 is_random = not before.equals(RandomState.capture(network))

@@ -96,6 +96,25 @@ class Posterior(ABC):
         """Number of snapshots that a draw needs. Default: (0, 0), no snapshots."""
         return SnapshotRequirements(0, 0)
 
+    def count_stored_snapshots(self, state: State) -> int:
+        """Number of snapshots that the state holds, each of which `load_snapshot` gives. Default: 0.
+
+        A prediction uses every snapshot once before it repeats one. A subclass with another `draw` overrides this.
+        """
+        return 0
+
+    def load_snapshot(self, state: State, index: int) -> AbstractContextManager[nn.Module]:
+        """Return a context as that of `draw` with a stored snapshot, in posteriors that draw one of them.
+
+        Args:
+            state: The fitted state.
+            index: Number of the snapshot, from 0 on, below `count_stored_snapshots`.
+
+        Raises:
+            NotImplementedError: The posterior has no snapshots to choose from.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not draw stored snapshots.")
+
     @property
     def default_optimizer(self) -> OptimizerFactory:
         """Optimizer for a `TrainingConfig` without one. Default: SGD with momentum 0.9 and weight decay 5e-4."""

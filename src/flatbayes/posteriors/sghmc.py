@@ -6,7 +6,7 @@
             + sqrt(2 * friction * lr * temperature / num_data) * N(0, I)
         w = w + v
     late in training, at regular intervals: store w
-    draw: one of the stored w, all with the same probability
+    draw: one of the stored w, all with the same probability; a prediction uses each once before it repeats one
 
 This is Langevin dynamics with momentum; friction 1 is SGLD. It samples the same posterior as SGLD in fewer steps
 where curvatures differ much. At a finite learning rate the variances are too large by the fraction
@@ -45,7 +45,9 @@ from flatbayes.posteriors.snapshots import (
     add_snapshot,
     allocate_snapshots,
     check_snapshot_options,
+    count_stored_snapshots,
     draw_snapshot,
+    load_snapshot,
 )
 
 
@@ -131,6 +133,14 @@ class SGHMC(Posterior):
     def collect(self, state: State) -> None:
         """Store the current weights, up to `max_snapshots`."""
         add_snapshot(state.statistics, trainable_parameters(state.model))
+
+    def count_stored_snapshots(self, state: State) -> int:
+        """Number of snapshots in the storage."""
+        return count_stored_snapshots(state)
+
+    def load_snapshot(self, state: State, index: int) -> AbstractContextManager[nn.Module]:
+        """Return a context that yields the model with the weights of this snapshot."""
+        return load_snapshot(state, index)
 
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
         """Return a context that yields the model with the weights of a snapshot.

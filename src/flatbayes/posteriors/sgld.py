@@ -4,7 +4,7 @@
         g = gradient of the mean loss over a batch + temperature * prior_precision / num_data * w
         w = w - lr * g + sqrt(2 * lr * temperature / num_data) * N(0, I)
     late in training, at regular intervals: store w
-    draw: one of the stored w, all with the same probability
+    draw: one of the stored w, all with the same probability; a prediction uses each once before it repeats one
 
 In the limit of a small learning rate and small gradient noise the chain samples p(w) exp(-num_data / T L(w)), with T
 the temperature and L the mean negative log likelihood. At a finite learning rate the variances are too large by
@@ -34,7 +34,9 @@ from flatbayes.posteriors.snapshots import (
     add_snapshot,
     allocate_snapshots,
     check_snapshot_options,
+    count_stored_snapshots,
     draw_snapshot,
+    load_snapshot,
 )
 
 ZERO_TEMPERATURE_HINT = (
@@ -108,6 +110,14 @@ class SGLD(Posterior):
     def collect(self, state: State) -> None:
         """Store the current weights, up to `max_snapshots`."""
         add_snapshot(state.statistics, trainable_parameters(state.model))
+
+    def count_stored_snapshots(self, state: State) -> int:
+        """Number of snapshots in the storage."""
+        return count_stored_snapshots(state)
+
+    def load_snapshot(self, state: State, index: int) -> AbstractContextManager[nn.Module]:
+        """Return a context that yields the model with the weights of this snapshot."""
+        return load_snapshot(state, index)
 
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
         """Return a context that yields the model with the weights of a snapshot.

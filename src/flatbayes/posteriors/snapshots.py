@@ -80,15 +80,32 @@ def draw_snapshot(state: State, generator: torch.Generator, method: str) -> Iter
     Raises:
         RuntimeError: No snapshot was collected.
     """
-    params, rows = trainable_parameters(state.model), state.statistics["snapshots"]
-    num_stored = len(select_snapshot_indices(int(state.statistics["count"]), len(rows)))
+    num_stored = count_stored_snapshots(state)
     if not num_stored:
         raise RuntimeError(
             f"{method} needs at least 1 collected snapshot before a draw, got 0; lower collection.start_fraction or "
             "train longer."
         )
     row = torch.multinomial(torch.ones(num_stored, device=generator.device), 1, generator=generator).item()
-    with swap_values(params, unflatten(rows[int(row)], params)), eval_mode(state.model):
+    with load_snapshot(state, int(row)) as network:
+        yield network
+
+
+def count_stored_snapshots(state: State) -> int:
+    """Number of snapshots in a storage."""
+    return len(select_snapshot_indices(int(state.statistics["count"]), len(state.statistics["snapshots"])))
+
+
+@contextmanager
+def load_snapshot(state: State, index: int) -> Iterator[nn.Module]:
+    """Yield the model in eval mode with the weights of one snapshot.
+
+    Args:
+        state: State whose statistics include those of `allocate_snapshots`.
+        index: Number of the snapshot, from 0 on.
+    """
+    params, rows = trainable_parameters(state.model), state.statistics["snapshots"]
+    with swap_values(params, unflatten(rows[index], params)), eval_mode(state.model):
         yield state.model
 
 

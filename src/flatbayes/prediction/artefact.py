@@ -47,7 +47,7 @@ from flatbayes.prediction.network_tensors import (
     prepare_network,
     select_required_numbers,
 )
-from flatbayes.prediction.sampling import NetworkSampler, SampleId
+from flatbayes.prediction.sampling import DRAW_RULE, NetworkSampler, SampleId
 
 MAX_READ_ATTEMPTS = 10
 """Attempts to read an artefact that other processes replace meanwhile."""
@@ -74,6 +74,7 @@ def save_posterior(sampler: NetworkSampler, folder: Path, *, with_training_input
     statistics_inputs = sampler.statistics_inputs if with_training_inputs else ()
     metadata: PosteriorMetadata = {
         "schema": SCHEMA_VERSION,
+        "draw_rule": sampler.draw_rule,
         "posterior": to_spec(sampler.posterior),
         "likelihood": _describe_likelihood(sampler.likelihood),
         "num_data": [state.num_data for state in sampler.states],
@@ -134,6 +135,7 @@ def load_posterior(
     metadata, tensors, norm_tensors = _read_files(folder)
     with _wrap_artefact_errors(folder):
         posterior = _restore_posterior(metadata["posterior"])
+        draw_rule = _check_draw_rule(metadata)
         num_data = _check_num_data(metadata["num_data"], posterior)
         statistics_inputs = [tensors.pop(f"inputs.{k}") for k in range(metadata["num_statistics_batches"])]
         transform = _restore_transform(_pop_prefix(tensors, "standardize"))
@@ -151,7 +153,9 @@ def load_posterior(
             states[-1].updated_buffers = _parse_updated_buffers(metadata, member)
     if tensors:
         raise ValueError(f"{folder} is damaged: it holds tensors that belong to nothing, such as {min(tensors)!r}.")
-    sampler = NetworkSampler(posterior, states, likelihood, transform, statistics_inputs, metadata["info"])
+    sampler = NetworkSampler(
+        posterior, states, likelihood, transform, statistics_inputs, metadata["info"], draw_rule=draw_rule
+    )
     if metadata["schema"] > 1:
         with _wrap_artefact_errors(folder):
             sampler.norm_statistics.update(_parse_norm_statistics(norm_tensors, states))
@@ -291,6 +295,13 @@ def _parse_norm_statistics(tensors: Mapping[str, Tensor], states: list[State]) -
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(shape)}.")
         norm_statistics.setdefault((int(seed), int(member), int(draw)), {})[buffer_name] = tensor
     return norm_statistics
+
+
+def _check_draw_rule(metadata: PosteriorMetadata) -> int:
+    draw_rule = metadata.get("draw_rule", 1)
+    if type(draw_rule) is not int or not 1 <= draw_rule <= DRAW_RULE:
+        raise ValueError(f"its rule of draws is {str(draw_rule)[:20]}, and this version knows 1 to {DRAW_RULE}.")
+    return draw_rule
 
 
 def _check_num_data(num_data: list[Any], posterior: Posterior) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.networks import copy_network
-from flatbayes.core.randomness import seeded_rng
+from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import Standardize
 from flatbayes.data.standardize import standardize_inputs
 from flatbayes.posteriors.linearised import LinearisedNetwork
@@ -163,7 +163,7 @@ def _have_equal_outputs(
     if not input_shape:
         return False
     weight = next(network.parameters())
-    generator = torch.Generator().manual_seed(0)
+    generator = make_generator(Stream.EXPORT_PROBES)
     probes = torch.randn(NUM_PROBE_INPUTS, *input_shape, generator=generator).to(weight.device, dtype)
     expected: Tensor = expected_network(probes)
     outputs: Tensor = network(probes)

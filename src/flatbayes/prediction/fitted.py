@@ -35,6 +35,7 @@ class FittedPosterior(NetworkSampler):
             are re-estimated; needed where draws change the weights of a network with BatchNorm.
         info: Plain data that is saved with the artefact: class names, the model's class path and the like.
         norm_statistics: Cache of re-estimated running statistics, which is saved with the artefact.
+        draw_rule: `DRAW_RULE`; 1 for an artefact of an older schema, which draws the same networks as before.
     """
 
     _stacked_networks: StackedNetworks | None = field(default=None, init=False, repr=False, compare=False)

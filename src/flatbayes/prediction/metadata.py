@@ -9,11 +9,12 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Schema 3 adds the checksum of the metadata and the names of the parameters that were not trained; schema 4 the
 names of the files with tensors, a file of its own for running statistics of draws, buffers that are not persistent,
-and which buffers training updated."""
-READABLE_SCHEMAS = (1, 2, 3, 4)
+and which buffers training updated; schema 5 the rule of
+draws."""
+READABLE_SCHEMAS = (1, 2, 3, 4, 5)
 """Since schema 2 the same seed draws other networks, so statistics of draws in schema 1 are ignored."""
 
 METADATA_FILE = "posterior.json"
@@ -32,6 +33,8 @@ class PosteriorMetadata(TypedDict):
     """Entries of `posterior.json`."""
 
     schema: int
+    draw_rule: NotRequired[int]
+    """Rule by which seeds select networks; 1 where it is missing, in schemas 1 to 4."""
     posterior: dict[str, Any]
     """Class path and arguments."""
     likelihood: dict[str, Any] | None
@@ -109,7 +112,7 @@ def read_metadata(folder: Path) -> PosteriorMetadata:
             f"{folder} was written in schema {str(metadata['schema'])[:20]}, and this version of flatbayes reads "
             f"schemas {READABLE_SCHEMAS}. Use the version that wrote it: {str(version)[:40]}."
         )
-    if metadata["schema"] >= SCHEMA_VERSION or "checksum" in metadata:
+    if metadata["schema"] >= 4 or "checksum" in metadata:
         sealed_entries = {key: value for key, value in metadata.items() if key != "checksum"}
         if metadata.get("checksum") != compute_metadata_checksum(sealed_entries):
             raise ValueError(f"{path} is damaged: its checksum is not the one it was saved with.")

@@ -6,7 +6,7 @@ et al., NeurIPS 2019), which a cache keeps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flatbayes.core import State
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
 from flatbayes.core.networks import shared_dtype
-from flatbayes.core.randomness import preserve_rng, seeded_rng, spawn_seeds
+from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed, spawn_unnamed_seed
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
@@ -25,6 +25,9 @@ from flatbayes.prediction.inputs import cast_floating
 SampleId = tuple[int, int, int]
 """(seed, member, draw): identifies one network; `member` is the index of its training run."""
 
+DRAW_RULE = 2
+"""Rule by which an identifier selects a network: 2, with a random stream of its own, and each snapshot once before
+one is repeated; 1, that of artefacts of schemas 1 to 4, whose draws have independent snapshots."""
 MAX_DRAWS = 10**6
 MAX_RELATIVE_ROUNDING = 1e-3
 """Rounding of features by float32, in standard deviations, above which exported networks take float64."""
@@ -45,6 +48,7 @@ class NetworkSampler:
             are re-estimated; needed where draws change the weights of a network with BatchNorm.
         info: Plain data that is saved with the artefact: class names, the model's class path and the like.
         norm_statistics: Cache of re-estimated running statistics, which is saved with the artefact.
+        draw_rule: `DRAW_RULE`; 1 for an artefact of an older schema, which draws the same networks as before.
     """
 
     posterior: Posterior
@@ -54,6 +58,7 @@ class NetworkSampler:
     statistics_inputs: Sequence[Tensor] = ()
     info: dict[str, Any] = field(default_factory=dict)
     norm_statistics: dict[SampleId, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    draw_rule: int = DRAW_RULE
 
     def __post_init__(self) -> None:
         if not self.states:
@@ -97,11 +102,9 @@ class NetworkSampler:
     @contextmanager
     def sampled_network(self, sample_id: SampleId) -> Iterator[nn.Module]:
         """The network of an identifier, valid within the context, in which it also seeds the global random state."""
-        state = self.states[sample_id[1]]
-        draw_seed, forward_seed = spawn_seeds(*sample_id, count=2)
-        generator = torch.Generator(self.device).manual_seed(draw_seed)
         # A network may use random numbers also in eval mode, such as functional dropout that is always active.
-        with seeded_rng(forward_seed, state.model), self.posterior.draw(state, generator) as network:
+        forward_seed = spawn_seed(Stream.FORWARD, *sample_id)
+        with seeded_rng(forward_seed, self.states[sample_id[1]].model), self._draw(sample_id) as network:
             statistics = self.norm_statistics.get(sample_id)
             if statistics is None:
                 if not (self.posterior.needs_norm_reestimation and norm_layers(network, state.updated_buffers)):
@@ -112,6 +115,19 @@ class NetworkSampler:
                     self.norm_statistics[sample_id] = statistics
             with swap_buffers(network, statistics):
                 yield network
+
+    def _draw(self, sample_id: SampleId) -> AbstractContextManager[nn.Module]:
+        seed, member, draw = sample_id
+        state = self.states[member]
+        if self.draw_rule < DRAW_RULE:
+            generator = torch.Generator(self.device).manual_seed(spawn_unnamed_seed(*sample_id))
+            return self.posterior.draw(state, generator)
+        num_snapshots = self.posterior.count_stored_snapshots(state)
+        if not num_snapshots:
+            return self.posterior.draw(state, make_generator(Stream.DRAW, *sample_id, device=self.device))
+        cycle, position = divmod(draw, num_snapshots)
+        order = torch.randperm(num_snapshots, generator=make_generator(Stream.SNAPSHOT_ORDER, seed, member, cycle))
+        return self.posterior.load_snapshot(state, int(order[position]))
 
     def sample_networks(self, num_draws: int = 30, *, seed: int = 0) -> Iterator[nn.Module]:
         """Yield networks of the posterior one after the other; each is valid until the next is requested.
@@ -159,7 +175,7 @@ def make_example_inputs(sampler: NetworkSampler) -> Tensor | None:
     shape = sampler.info.get("input_shape")
     if not shape:
         return None
-    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, *shape, generator=make_generator(Stream.EXAMPLE_INPUTS))
     transform = sampler.transform
     if not isinstance(transform, Standardize):
         return noise

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flatbayes.core.process_group import ProcessGroupInfo
-from flatbayes.core.randomness import spawn_seeds
+from flatbayes.core.randomness import Stream, make_generator, spawn_seeds
 from flatbayes.data import LazyImages
 
 MAX_DEVICE_MEMORY_FRACTION = 0.5
@@ -113,12 +113,12 @@ class ShuffledBatches(StatelessBatches):
 
     def shuffle_indices(self, epoch: int) -> Tensor:
         """Indices of all examples in the order of an epoch, on the device of the targets."""
-        generator = torch.Generator().manual_seed(spawn_seeds(self.seed, 2 * epoch, count=1)[0])
+        generator = make_generator(Stream.DATA_ORDER, self.seed, epoch)
         return torch.randperm(len(self.inputs), generator=generator).to(self.targets.device)
 
     def augmentation_seeds(self, epoch: int) -> list[int]:
         """Seeds of the augmentation of each batch of an epoch, independent of those of the order."""
-        return spawn_seeds(self.seed, 2 * epoch + 1, count=len(self))
+        return spawn_seeds(Stream.AUGMENTATION, self.seed, epoch, count=len(self))
 
     def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch, from `first_batch` on."""

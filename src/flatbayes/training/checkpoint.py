@@ -19,7 +19,8 @@ import torch
 from flatbayes.core.files import atomic_write, list_temporary_files, read_json, remove_files, write_json
 from flatbayes.data.fingerprint import explain_change
 
-CHECKPOINT_SCHEMA = 2
+CHECKPOINT_SCHEMA = 3
+"""Schema 3 has the seeds of named random streams: a training of an older schema cannot be continued."""
 MAX_WRITE_TIME_FRACTION = 0.05
 """Largest fraction of the training time that writing checkpoints takes."""
 IDENTITY_FILE = "training.json"

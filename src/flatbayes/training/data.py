@@ -15,7 +15,7 @@ from flatbayes.core import Examples
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
-from flatbayes.core.randomness import preserve_rng, seeded_rng, spawn_seeds
+from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSplits, LazyImages, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
@@ -194,7 +194,7 @@ class InMemoryData(TrainingData):
         inputs = self.splits.train.inputs
         size = min(config.batch_size, len(inputs))
         count = min(len(inputs) // size, config.collection.num_norm_batches) * size
-        generator = torch.Generator().manual_seed(spawn_seeds(seed, count=1)[0])
+        generator = make_generator(Stream.NORM_BATCHES, seed)
         return list(inputs[torch.randperm(len(inputs), generator=generator)[:count]].split(size))
 
     def make_validator(

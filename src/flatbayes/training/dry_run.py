@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flatbayes.core import TrainingProgress
-from flatbayes.core.randomness import preserve_rng
+from flatbayes.core.randomness import Stream, make_generator, preserve_rng
 from flatbayes.data import DataSplits
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
@@ -74,5 +74,5 @@ def dry_run(
             posterior.collect(state)
         network.eval()
         posterior.finalize(state, [(inputs, targets)], loss_fn)
-        with posterior.draw(state, torch.Generator().manual_seed(0)) as sample, torch.no_grad():
+        with posterior.draw(state, make_generator(Stream.DRY_RUN)) as sample, torch.no_grad():
             loss_fn(sample(inputs), targets)

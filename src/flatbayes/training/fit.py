@@ -7,12 +7,11 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from flatbayes.core import State
-from flatbayes.core.randomness import preserve_rng
+from flatbayes.core.randomness import Stream, make_generator, preserve_rng
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood
@@ -229,7 +228,7 @@ def _make_interrupted(
 def _find_obstacle(setup: TrainingSetup, state: State) -> str:
     """Why no network can be drawn from a state; empty if one can."""
     try:
-        with preserve_rng(None), setup.factory.posterior.draw(state, torch.Generator().manual_seed(0)):
+        with preserve_rng(None), setup.factory.posterior.draw(state, make_generator(Stream.DRY_RUN)):
             return ""
     except (RuntimeError, ValueError, KeyError) as error:
         return str(error)

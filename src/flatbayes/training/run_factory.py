@@ -8,7 +8,7 @@ from torch import nn
 
 from flatbayes.core import LossFn, OptimizerFactory, State, TrainingProgress
 from flatbayes.core.process_group import ProcessGroupInfo
-from flatbayes.core.randomness import seeded_rng, spawn_seeds
+from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Categorical, Likelihood
 from flatbayes.posteriors import Ensemble, Posterior
@@ -52,7 +52,7 @@ class RunFactory:
 
     def init_network(self, member: int) -> nn.Module:
         """A network with the initial weights of a member."""
-        with seeded_rng(self._spawn_member_seeds(member)[0], None):
+        with seeded_rng(spawn_seed(Stream.INITIAL_WEIGHTS, self.seed, member), None):
             network = self.warm_start.apply_to(self.build_model(), member)
         check_storable(network)
         return network
@@ -68,7 +68,7 @@ class RunFactory:
             posterior = posterior.member
         if type(posterior).check_model is Posterior.check_model:
             return  # nothing to try, so no network is built
-        with seeded_rng(self._spawn_member_seeds(0)[2], None):
+        with seeded_rng(spawn_seed(Stream.MODEL_CHECK, self.seed), None):
             network = place_module(self.init_network(0), fabric, self.config)
             inputs, targets = (tensor.to(fabric.device) for tensor in self.training_data.example_batch)
             if inputs.is_floating_point() and self.config.precision.mode == "64-true":
@@ -88,8 +88,7 @@ class RunFactory:
         is_sharded = self.config.distribution.strategy == "fsdp"
         world = ProcessGroupInfo() if is_sharded else get_fabric_process_group(fabric)
         validate = self.training_data.make_validator(self.likelihood, world)
-        _, order_seed, noise_seed = self._spawn_member_seeds(member)
-        batches = self.training_data.make_batches(self.config, order_seed, fabric)
+        batches = self.training_data.make_batches(self.config, self._spawn_batches_seed(member), fabric)
         return TrainingRun(
             module=self.init_network(member),
             init_state=lambda module: self._init_state(module, batches.num_data),
@@ -98,7 +97,7 @@ class RunFactory:
             loss_fn=make_training_loss(self.likelihood, self.config),
             batches=batches,
             config=self.config,
-            seed=noise_seed,
+            seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, member),
             validate=None if validate is None else lambda module: [validate(module)],
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=(member,))),
         )
@@ -129,9 +128,9 @@ class RunFactory:
             posterior=self.posterior,
             flatness=self.flatness,
             loss_fn=vectorize_loss(make_training_loss(self.likelihood, config)),
-            batches=VectorizedBatches([batches.with_seed(self._spawn_member_seeds(k)[1]) for k in members]),
+            batches=VectorizedBatches([batches.with_seed(self._spawn_batches_seed(k)) for k in members]),
             config=config,
-            seed=self._spawn_member_seeds(members[0])[2],
+            seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, members[0]),
             validate=None if validate is None else validate_members,
             num_networks=len(members),
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=tuple(members))),
@@ -159,9 +158,8 @@ class RunFactory:
     def _init_state(self, network: nn.Module, num_data: int) -> State:
         return self.posterior.init(network, self._make_optimizer, num_data)
 
-    def _spawn_member_seeds(self, member: int) -> list[int]:
-        """Seeds of the initial weights, of the batches, and of the noise."""
-        return spawn_seeds(self.seed, member, count=3)
+    def _spawn_batches_seed(self, member: int) -> int:
+        return spawn_seed(Stream.BATCHES, self.seed, member)
 
 
 def make_training_loss(likelihood: Likelihood, config: TrainingConfig) -> LossFn:

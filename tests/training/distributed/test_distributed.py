@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import processes
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
-from flatbayes.core.randomness import spawn_seeds
+from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.data import Augment
 from flatbayes.flatness import SAM
 from flatbayes.posteriors import MAP, SGVB, Ensemble, MCDropout
@@ -122,7 +122,7 @@ def test_losses_are_those_of_the_whole_batch_and_only_the_first_process_is_watch
 @pytest.mark.parametrize("name", ["local", "local unequal"])
 def test_a_local_ascent_goes_to_the_worst_point_of_every_share(two, one, name):
     config, images = CASES[name][3], data(augment=False)
-    initial, order, _ = spawn_seeds(3, 0, count=3)
+    initial, order = (spawn_seed(stream, 3, 0) for stream in (Stream.INITIAL_WEIGHTS, Stream.BATCHES))
     torch.manual_seed(initial)
     model = smooth().double()
     mean, std = (

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from flatbayes.core.randomness import spawn_seeds
+from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.data.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
 from flatbayes.data.corruptions.digital import (
     contrast,
@@ -90,7 +90,7 @@ def corrupt_images(
     if not severity or not len(inputs):
         return inputs.clone()
     chunks = [
-        _corrupt_chunk(chunk, name, severity, spawn_seeds(seed, index, count=1)[0], white_value)
+        _corrupt_chunk(chunk, name, severity, spawn_seed(Stream.CORRUPTION, seed, index), white_value)
         for index, chunk in enumerate(inputs.split(IMAGES_PER_CHUNK))
     ]
     return torch.cat(chunks)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure
 from flatbayes.core.process_group import ProcessGroupInfo
-from flatbayes.core.randomness import RandomState, seeded_rng, spawn_seeds
+from flatbayes.core.randomness import RandomState, Stream, seeded_rng, spawn_seed
 from flatbayes.core.weights import flatten, unflatten
 
 MAX_BUCKET_ELEMENTS = 2**24
@@ -62,7 +62,7 @@ def per_process_rng(rank: int, module: nn.Module) -> Iterator[None]:
     """
     before = RandomState.capture(module)
     (common_seed,) = torch.randint(MAX_SEED, (1,)).tolist()
-    with seeded_rng(spawn_seeds(common_seed, rank, count=1)[0], module):
+    with seeded_rng(spawn_seed(Stream.PROCESS_NOISE, common_seed, rank), module):
         start = RandomState.capture(module)
         yield
         is_used = not RandomState.capture(module).equals(start)
