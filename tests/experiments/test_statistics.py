@@ -2,10 +2,12 @@
 
 import math
 import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from flatbayes.experiments import RunResult, compare_pairs, summarize_runs
+from flatbayes.experiments import RunResult, SummaryRow, compare_pairs, summarize_runs
 from flatbayes.experiments.statistics import adjust_p_values, bootstrap_interval
 
 
@@ -31,11 +33,59 @@ def test_the_winner_depends_on_the_direction_and_needs_an_interval_without_zero(
     assert compare_pairs(low, low, higher_is_better=True).winner == "tie"
 
 
-def test_one_seed_gives_no_interval():
-    pair = compare_pairs([0.1], [0.9], higher_is_better=True)
-    assert pair.interval is None
+@pytest.mark.parametrize(
+    ("plain", "flat"),
+    [
+        ([0.1], [0.9]),
+        ([0.1, 0.2], [0.9, 0.91]),
+        ([0.1, 0.2], [0.9, 1.0]),
+        ([1.0] * 5, [2.0] * 5),
+        ([0.1, 0.2, 0.3], [0.3, 0.4, 0.5]),  # differences that are equal up to rounding
+        ([0.5, 0.6, 0.7, 0.8], [0.5 + 1e-8, 0.6 + 2e-8, 0.7 + 1e-8, 0.8 + 1e-8]),
+        ([1.0] * 12, [2.0 + 1e-9 * k for k in range(12)]),
+    ],
+)
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_no_verdict_from_few_seeds_or_a_spread_of_rounding_size(plain, flat, higher_is_better):
+    pair = compare_pairs(plain, flat, higher_is_better=higher_is_better)
+    assert (pair.interval, pair.p_value, pair.effect_size, pair.bootstrap_interval) == (None,) * 4
     assert pair.winner == "tie"
-    assert pair.plain_sd is None
+    assert SummaryRow("A", "SAM", "nll", "", pair).verdict == "unknown"
+
+
+def test_results_of_an_older_version_get_no_verdict_from_two_seeds_either():
+    pair = compare_pairs([0.1, 0.2, 0.3], [0.3, 0.41, 0.5], higher_is_better=True)
+    assert SummaryRow("A", "SAM", "nll", "", pair).verdict == "flat"
+    for changes in ({"num_seeds": 2}, {"interval": (0.2, 0.2)}):
+        assert SummaryRow("A", "SAM", "nll", "", replace(pair, **changes)).verdict == "unknown"
+
+
+NULL_DIFFERENCES = {
+    "normal": lambda random, shape: random.normal(size=shape),
+    **{
+        f"accuracy of {n} examples": lambda random, shape, n=n: (
+            (random.binomial(n, 0.9, shape) - random.binomial(n, 0.9, shape)) / n
+        )
+        for n in (10, 30, 100)
+    },
+    **{
+        f"{rate} examples that differ": lambda random, shape, rate=rate: (
+            (random.poisson(rate, shape) - random.poisson(rate, shape)) / 100
+        )
+        for rate in (0.2, 0.5, 1, 3)
+    },
+}
+
+
+@pytest.mark.parametrize("num_seeds", range(2, 11))
+def test_the_type_1_error_is_at_most_its_level(num_seeds):
+    random = np.random.default_rng(num_seeds)
+    for name, draw in NULL_DIFFERENCES.items():
+        verdicts = [
+            compare_pairs([0.9] * num_seeds, [0.9 + d for d in row], higher_is_better=True).winner != "tie"
+            for row in draw(random, (400, num_seeds)).tolist()
+        ]
+        assert sum(verdicts) <= (0 if num_seeds == 2 else 36), name  # 20 expected, standard deviation 4.4
 
 
 def test_p_value_and_effect_are_those_of_the_paired_t_test():
@@ -47,7 +97,6 @@ def test_p_value_and_effect_are_those_of_the_paired_t_test():
     assert pair.effect_size == pytest.approx(-ttest_rel(flat, plain).statistic / math.sqrt(5), rel=1e-10)
     assert (pair.num_flat_better, pair.num_plain_better) == (4, 1)
     assert compare_pairs(plain, plain, higher_is_better=False).p_value == 1.0
-    assert compare_pairs([1.0, 1.0], [2.0, 2.0], higher_is_better=True).p_value == 0.0
 
 
 def test_the_coverage_of_bootstrap_intervals_is_their_level():
@@ -77,15 +126,17 @@ def test_only_seeds_with_a_plain_and_a_flat_run_are_paired():
         run("A", "SAM", 0, nll=0.8, accuracy=0.6),
         run("A", "Plain", 1, nll=1.1, accuracy=None),
         run("A", "SAM", 1, nll=0.9, accuracy=0.7),
+        run("A", "Plain", 3, nll=1.2, accuracy=None),
+        run("A", "SAM", 3, nll=1.01, accuracy=0.7),
         run("A", "Plain", 2, nll=9.0, accuracy=0.1),
         run("B", "Plain", 0, nll=1.0, accuracy=0.5),
     ]
     rows = summarize_runs(runs, "Plain", {"nll": False, "accuracy": True})
     assert [(row.posterior, row.metric, row.comparison.num_seeds) for row in rows] == [
-        ("A", "nll", 2),
+        ("A", "nll", 3),
         ("A", "accuracy", 1),
     ]
-    assert rows[0].comparison.difference == pytest.approx(-0.2)
+    assert rows[0].comparison.difference == pytest.approx(-0.59 / 3)
     assert rows[0].comparison.winner == "flat"
     assert [row.p_holm for row in rows] == [rows[0].comparison.p_value, None]
 

@@ -1,5 +1,6 @@
 """Verb `evaluate`: metrics of a fitted posterior on held-out data."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -93,6 +94,9 @@ def evaluate_run(
     table.add_column("definition")
     for metric, value in evaluation.metrics.items():
         table.add_row(metric, f"{value:.4f}", DEFINITIONS[metric])
+        names = fitted.info.get("target_names") or itertools.count()
+        for name, target_value in zip(names, evaluation.target_metrics.get(metric, ())):  # noqa: B905 - count has no end
+            table.add_row(f"  {name}", f"{target_value:.4f}", "of this target, in its unit")
     console.print(table)
     if num_results > 1:
         console.print(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from flatbayes.core.files import JsonValue, read_json, replace_nonfinite, write_json
 from flatbayes.diagnostics import LossSlice
 from flatbayes.experiments.json_reader import ObjectReader
-from flatbayes.experiments.statistics import PairedComparison, Winner
+from flatbayes.experiments.statistics import MIN_VERDICT_SEEDS, PairedComparison, Winner
 from flatbayes.experiments.upgrade import upgrade_results
 from flatbayes.metrics import CoverageCurve, ReliabilityBins
 
@@ -140,7 +140,12 @@ class RunResult:
             reliability = ReliabilityBins(bins.read_numbers("edges"), counts, confidence, accuracy)
         elif "levels" in bins:
             count = bins.read_int("count")
-            reliability = CoverageCurve(bins.read_numbers("levels"), bins.read_numbers("coverage"), count)
+            rows = tuple(
+                ObjectReader({"coverage": row}, where).read_numbers("coverage")
+                for row, where in bins.read_list("target_coverage", required=False)
+            )
+            levels, coverage = bins.read_numbers("levels"), bins.read_numbers("coverage")
+            reliability = CoverageCurve(levels, coverage, count, rows)
         return cls(
             posterior=run.read_text("posterior"),
             flatness=run.read_text("flatness"),
@@ -174,7 +179,7 @@ class SummaryRow:
         metric: Name of the metric.
         family: Table that the metric belongs to; empty for the usual metrics.
         comparison: The paired statistics over seeds.
-        p_holm: p-value adjusted for all comparisons in the table (Holm, 1979); None for fewer than two seeds.
+        p_holm: p-value adjusted for all comparisons in the table (Holm, 1979); None where there is no p-value.
     """
 
     posterior: str
@@ -186,8 +191,12 @@ class SummaryRow:
 
     @property
     def verdict(self) -> Verdict:
-        """The winner; `unknown` where there is no interval to decide by."""
-        return "unknown" if self.comparison.interval is None else self.comparison.winner
+        """The winner; `unknown` where there is no interval to decide by, also in results of version 0.1."""
+        comparison = self.comparison
+        if comparison.interval is None or comparison.num_seeds < MIN_VERDICT_SEEDS:
+            return "unknown"
+        has_spread = comparison.interval[0] < comparison.interval[1] or comparison.difference == 0
+        return comparison.winner if has_spread else "unknown"
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Plain data for JSON, the statistics beside the labels."""

@@ -10,6 +10,11 @@ from flatbayes.core.randomness import Stream, spawn_seed
 
 Winner = Literal["flat", "plain", "tie"]
 MIN_BOOTSTRAP_SEEDS, NUM_BOOTSTRAP_RESAMPLES = 10, 9999
+MIN_VERDICT_SEEDS = 3
+"""With two seeds on 100 examples, equal differences are so frequent that 12 % of equal methods got a verdict."""
+MIN_RELATIVE_SPREAD = 1e-6
+"""Standard deviation of the differences, as a fraction of the largest value of the metric, below which it is one of
+rounding: a few steps of float32, in which networks compute."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +28,16 @@ class PairedComparison:
         flat_sd: Standard deviation over seeds (divisor n - 1); None for one seed.
         num_seeds: Number of seeds.
         difference: Mean of flat - plain.
-        interval: Confidence interval of the difference by Student's t; None for fewer than two seeds.
+        interval: Confidence interval of the difference by Student's t; None for fewer than three seeds, and where all
+            differences are equal, or up to rounding, but not 0: their spread says nothing about further seeds.
         bootstrap_interval: The same by bootstrap (BCa), which does not assume a normal distribution; None for fewer
             than ten seeds, with which it is too narrow.
-        p_value: p-value of the two-sided paired t-test; None for fewer than two seeds.
+        p_value: p-value of the two-sided paired t-test; None where there is no interval, 1 without any difference.
         effect_size: Cohen's d of the paired differences: their mean divided by their standard deviation, positive
-            where flat is better; None where the standard deviation is zero or there are fewer than two seeds.
+            where flat is better; None where there is no interval or no difference.
         num_flat_better: Number of seeds with which flat is better.
         num_plain_better: Number of seeds with which plain is better.
-        winner: The better variant if the interval excludes zero, else `tie`.
+        winner: The better variant if there is an interval and it excludes zero, else `tie`.
     """
 
     plain: float
@@ -64,7 +70,8 @@ def compare_pairs(
     """
     differences = [b - a for a, b in zip(plain, flat, strict=True)]
     mean, sign = fmean(differences), 1 if higher_is_better else -1
-    interval, p_value, effect_size = _run_paired_t_test(differences, confidence_level)
+    rounding = MIN_RELATIVE_SPREAD * max(map(abs, (*plain, *flat)))
+    interval, p_value, effect_size = _run_paired_t_test(differences, confidence_level, rounding)
     winner: Winner = "tie"
     if interval is not None and (interval[0] > 0 or interval[1] < 0):
         winner = "flat" if sign * mean > 0 else "plain"
@@ -76,7 +83,7 @@ def compare_pairs(
         num_seeds=len(differences),
         difference=mean,
         interval=interval,
-        bootstrap_interval=bootstrap_interval(differences, confidence_level),
+        bootstrap_interval=None if effect_size is None else bootstrap_interval(differences, confidence_level),
         p_value=p_value,
         effect_size=None if effect_size is None else sign * effect_size,
         num_flat_better=sum(sign * difference > 0 for difference in differences),
@@ -86,19 +93,21 @@ def compare_pairs(
 
 
 def _run_paired_t_test(
-    differences: Sequence[float], confidence_level: float
+    differences: Sequence[float], confidence_level: float, rounding: float
 ) -> tuple[tuple[float, float] | None, float | None, float | None]:
     """Interval of the mean, p-value, and mean divided by standard deviation; None where they are not defined."""
     num_seeds, mean, sd = len(differences), fmean(differences), sample_std(differences)
-    if sd is None:
+    if sd is None or num_seeds < MIN_VERDICT_SEEDS:
+        return None, None, None
+    if not any(differences):
+        return (0.0, 0.0), 1.0, None
+    if sd <= rounding:
         return None, None, None
     from scipy.stats import t  # here, since it is slow to import
 
     error = sd / math.sqrt(num_seeds)
     half_width = float(t.ppf((1 + confidence_level) / 2, num_seeds - 1)) * error
     interval = (mean - half_width, mean + half_width)
-    if sd == 0:
-        return interval, 1.0 if mean == 0 else 0.0, None
     return interval, 2 * float(t.sf(abs(mean) / error, num_seeds - 1)), mean / sd
 
 

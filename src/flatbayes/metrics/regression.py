@@ -1,7 +1,8 @@
 """Regression metrics: RMSE, CRPS, NLL and interval coverage of mixtures of normal distributions.
 
 A prediction is an equal mixture of normal distributions, one for each network, and is evaluated as that mixture,
-without moment matching. With several targets, all metrics but the NLL are averages over them, each in its own unit.
+without moment matching. With several targets, all metrics but the NLL, which is that of all targets together, are
+averages of the metric of each target, each in its own unit; `metrics_per_target` gives the values of each.
 """
 
 import math
@@ -25,17 +26,22 @@ class CoverageCurve:
 
     Attributes:
         levels: Predicted probability of each interval.
-        coverage: Fraction of the targets inside each interval.
+        coverage: Fraction of the targets inside each interval, the mean over several targets.
         count: Number of targets.
+        target_coverage: For several targets of an example, the coverage of each; empty for one.
     """
 
     levels: tuple[float, ...]
     coverage: tuple[float, ...]
     count: int
+    target_coverage: tuple[tuple[float, ...], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Lists by field name, ready for JSON."""
-        return {"levels": list(self.levels), "coverage": list(self.coverage), "count": self.count}
+        lists: dict[str, Any] = {"levels": list(self.levels), "coverage": list(self.coverage), "count": self.count}
+        if self.target_coverage:
+            lists["target_coverage"] = [list(coverage) for coverage in self.target_coverage]
+        return lists
 
 
 def regression_metrics(
@@ -74,21 +80,49 @@ def regression_metrics(
     }
 
 
+def metrics_per_target(
+    targets: Float[Tensor, "examples targets"],
+    *,
+    means: Float[Tensor, "draws examples targets"],
+    stds: Float[Tensor, "draws examples targets"],
+    pit: Float[Tensor, "examples targets"],
+    interval: tuple[Float[Tensor, "examples targets"], Float[Tensor, "examples targets"]],
+) -> dict[str, tuple[float, ...]]:
+    """The metrics of each of several targets, in the target's unit; their means are those of `regression_metrics`.
+
+    The arguments are those of `regression_metrics`. The NLL is left out, since it is that of all targets together.
+    """
+    columns = [
+        regression_metrics(
+            targets[:, k],
+            means=means[..., k],
+            stds=stds[..., k],
+            log_density=targets.new_zeros(len(targets)),
+            pit=pit[:, k],
+            interval=(interval[0][:, k], interval[1][:, k]),
+        )
+        for k in range(targets.shape[1])
+    ]
+    return {name: tuple(column[name] for column in columns) for name in columns[0] if name != "nll"}
+
+
 def rmse(mean: Float[Tensor, "examples ..."], targets: Float[Tensor, "examples ..."]) -> float:
     """Root mean squared error sqrt(mean_i (y_i - m_i)^2), computed without overflow.
 
     Args:
         mean: Predicted means.
-        targets: Observed targets.
+        targets: Observed targets. With several targets of an example, the result is the mean of the error of each,
+            so that no target's unit or scale outweighs another's square.
 
     Raises:
         ValueError: Predictions or targets are not finite, or their shapes do not match.
     """
     mean, targets = _check_finite(mean, "predicted means"), _check_finite(targets, "targets")
     _check_same_shape(mean, targets)
-    errors = (mean - targets).abs()
-    largest = float(errors.max())
-    return 0.0 if largest == 0 else largest * math.sqrt(float((errors / largest).square().mean()))
+    errors = (mean - targets).abs().reshape(len(targets), -1)
+    largest = errors.max(0).values
+    relative = errors / torch.where(largest > 0, largest, 1.0)
+    return float((largest * relative.square().mean(0).sqrt()).mean())
 
 
 def crps(
@@ -149,12 +183,14 @@ def coverage_curve(pit: Float[Tensor, "examples ..."], levels: Sequence[float] =
         )
     if not levels or not all(0 < level < 1 for level in levels):
         raise ValueError(f"Levels lie strictly between 0 and 1, got {list(levels)}.")
-    coverage = [float(((2 * pit - 1).abs() <= level).double().mean()) for level in levels]
-    return CoverageCurve(tuple(levels), tuple(coverage), pit.numel())
+    distances = (2 * pit - 1).abs().reshape(len(pit), -1)
+    by_target = torch.stack([(distances <= level).double().mean(0) for level in levels], 1)
+    several = tuple(tuple(row) for row in by_target.tolist()) if len(by_target) > 1 else ()
+    return CoverageCurve(tuple(levels), tuple(by_target.mean(0).tolist()), pit.numel(), several)
 
 
 def miscalibration(pit: Float[Tensor, "examples ..."]) -> float:
-    """Mean of |coverage - level| over the levels .05, .10, ..., .95.
+    """Mean of |coverage - level| over the levels .05, .10, ..., .95, for several targets the mean of that of each.
 
     For perfectly calibrated predictions its expectation is about a third of 1 / sqrt(examples), so compare only
     values for equal sample sizes.
@@ -166,7 +202,8 @@ def miscalibration(pit: Float[Tensor, "examples ..."]) -> float:
         ValueError: A value is not a probability.
     """
     curve = coverage_curve(pit)
-    gaps = [abs(coverage - level) for coverage, level in zip(curve.coverage, curve.levels, strict=True)]
+    rows = curve.target_coverage or (curve.coverage,)
+    gaps = [abs(value - level) for row in rows for value, level in zip(row, curve.levels, strict=True)]
     return math.fsum(gaps) / len(gaps)
 
 

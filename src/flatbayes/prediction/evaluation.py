@@ -1,6 +1,6 @@
 """Evaluation of a fitted posterior on labelled examples: metrics and a reliability diagram."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from flatbayes.metrics import (
     ReliabilityBins,
     classification_metrics,
     coverage_curve,
+    metrics_per_target,
     regression_metrics,
     reliability_bins,
 )
@@ -27,11 +28,14 @@ class Evaluation:
         reliability: Plain data for a diagram: the fields of `ReliabilityBins` for classes, of `CoverageCurve` for
             numbers.
         num_networks: Number of networks that were averaged.
+        target_metrics: For a regression with several targets, the metrics of each in its unit, whose means are in
+            `metrics`; all but the NLL, which is that of all targets together. Empty otherwise.
     """
 
     metrics: dict[str, float]
     reliability: ReliabilityBins | CoverageCurve
     num_networks: int
+    target_metrics: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -60,29 +64,29 @@ def evaluate(
         TypeError: There are no metrics for this kind of prediction.
     """
     predictive = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed, show_progress=show_progress)
-    metrics, reliability = _compute_metrics(predictive, targets)
-    return Evaluation(metrics, reliability, num_networks=len(fitted.sample_ids(num_draws, seed)))
+    return _compute_metrics(predictive, targets, len(fitted.sample_ids(num_draws, seed)))
 
 
-def _compute_metrics(
-    predictive: Predictive, targets: Tensor
-) -> tuple[dict[str, float], ReliabilityBins | CoverageCurve]:
+def _compute_metrics(predictive: Predictive, targets: Tensor, num_networks: int) -> Evaluation:
     match predictive:
         case CategoricalPredictive():
             log_probs, labels = predictive.log_probs.cpu(), targets.cpu()
-            return classification_metrics(log_probs, labels), reliability_bins(log_probs.exp(), labels)
+            bins = reliability_bins(log_probs.exp(), labels)
+            return Evaluation(classification_metrics(log_probs, labels), bins, num_networks)
         case GaussianPredictive():
             targets = _match_target_shape(targets.to(predictive.member_means), predictive.mean.shape)
             pit = predictive.cdf(targets)
+            means, stds, interval = predictive.member_means, predictive.member_stds, predictive.interval(0.95)
+            log_density = predictive.log_prob(targets)
             metrics = regression_metrics(
-                targets,
-                means=predictive.member_means,
-                stds=predictive.member_stds,
-                log_density=predictive.log_prob(targets),
-                pit=pit,
-                interval=predictive.interval(0.95),
+                targets, means=means, stds=stds, log_density=log_density, pit=pit, interval=interval
             )
-            return metrics, coverage_curve(pit)
+            target_metrics = (
+                metrics_per_target(targets, means=means, stds=stds, pit=pit, interval=interval)
+                if targets.ndim == 2 and targets.shape[1] > 1
+                else {}
+            )
+            return Evaluation(metrics, coverage_curve(pit), num_networks, target_metrics)
         case _:
             raise TypeError(f"There are no metrics for a {type(predictive).__name__} yet.")
 

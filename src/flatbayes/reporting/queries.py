@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import TypeGuard, TypeVar
 
 from flatbayes.experiments.results import ComparisonResult, RunResult, SummaryRow, Verdict
+from flatbayes.experiments.statistics import MIN_VERDICT_SEEDS
 
 MAX_FLATNESSES_IN_TITLE = 2
 """Largest number of flatnesses named in a title."""
@@ -172,7 +173,7 @@ def format_conclusion(results: ComparisonResult) -> str:
         return (
             f"{where}, {flat} was compared with plain training on "
             f"{format_count(total, 'metric')} ({grid}), but no difference has an interval; "
-            "a verdict needs at least 2 seeds."
+            f"a verdict needs at least {MIN_VERDICT_SEEDS} seeds and differences that are not all equal."
         )
     p_values = [row.p_holm for row in results.summary if row.verdict in ("flat", "plain")]
     adjusted = [p for p in p_values if is_finite_number(p)]
