@@ -10,6 +10,7 @@ from flatbayes.metrics import (
     coverage_curve,
     crps,
     interval_width,
+    metrics_per_target,
     miscalibration,
     regression_metrics,
     rmse,
@@ -211,3 +212,43 @@ class TestAll:
         ready = {"means": means, "stds": stds, "pit": torch.rand(6), "interval": (y, y)}
         with pytest.raises(ValueError, match="1 log densities are NaN"):
             regression_metrics(y, log_density=torch.tensor([math.nan]), **ready)
+
+
+def test_several_targets_are_averaged_each_in_its_own_unit():
+    means = torch.zeros(1, 4, 2, dtype=torch.float64)
+    y = torch.tensor([[1.0, 100.0], [-1.0, 100.0], [1.0, -100.0], [-1.0, -100.0]], dtype=torch.float64)
+    assert rmse(means[0], y) == pytest.approx(50.5)
+    assert rmse(means[0], y / 1e300) == pytest.approx(50.5e-300)
+    assert crps(means, torch.zeros_like(means), y) == pytest.approx(50.5)
+    assert interval_width(-y.abs(), y.abs()) == pytest.approx(101)
+
+
+def test_opposite_errors_of_targets_do_not_cancel():
+    even = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
+    narrow, wide = 0.5 + (even - 0.5).sign() * (even - 0.5).abs().sqrt() / 2**0.5, 0.5 + (even - 0.5) ** 3 * 4
+    pit = torch.stack([narrow, wide], 1).clamp(0, 1)
+    apart = [miscalibration(pit[:, k]) for k in range(2)]
+    assert min(apart) > 0.1
+    assert miscalibration(pit) == pytest.approx(sum(apart) / 2)
+    curve = coverage_curve(pit)
+    for k in range(2):
+        assert curve.target_coverage[k] == pytest.approx(coverage_curve(pit[:, k]).coverage)
+    assert coverage_curve(pit[:, :1]) == coverage_curve(pit[:, 0])
+
+
+@pytest.mark.parametrize("num_targets", [2, 3])
+def test_metrics_are_the_means_of_those_of_each_target(num_targets):
+    random = torch.Generator().manual_seed(num_targets)
+    scale = 10.0 ** torch.arange(num_targets, dtype=torch.float64)
+    y, means, stds = (
+        scale * torch.rand(*shape, generator=random, dtype=torch.float64)
+        for shape in ((20, num_targets), (3, 20, num_targets), (3, 20, num_targets))
+    )
+    pit = torch.rand(20, num_targets, generator=random, dtype=torch.float64)
+    arguments = {"means": means, "stds": stds, "pit": pit, "interval": (y - scale, y + scale * pit)}
+    pooled = regression_metrics(y, log_density=y[:, 0], **arguments)
+    apart = metrics_per_target(y, **arguments)
+    assert {*apart} == {*pooled} - {"nll"}
+    for name, values in apart.items():
+        assert len(values) == num_targets
+        assert pooled[name] == pytest.approx(sum(values) / num_targets), name

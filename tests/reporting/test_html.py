@@ -179,7 +179,7 @@ def test_one_seed_has_no_interval_and_no_verdict(make_results, glossary, posteri
     labels = [f"Posterior(number={k})" for k in range(posteriors)]
     reader = Reader(render(make_results(seeds=1, posteriors=labels, metrics=["nll", "ece"], epochs=3), glossary))
     assert "Over 1 seed on" in reader.text
-    assert "a verdict needs at least 2 seeds" in reader.text
+    assert "a verdict needs at least 3 seeds" in reader.text
     assert "flat better" not in [cell for row in reader.rows for cell in row]
     assert "±" not in "".join(cell for row in reader.rows for cell in row)
     assert "within noise, or not judged" in reader.text

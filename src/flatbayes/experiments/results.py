@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from flatbayes.core.files import JsonValue, read_json, replace_nonfinite, write_json
 from flatbayes.diagnostics import LossSlice
 from flatbayes.experiments.json_reader import ObjectReader
-from flatbayes.experiments.statistics import MIN_VERDICT_SEEDS, PairedComparison, Winner
+from flatbayes.experiments.statistics import PairedComparison, Winner
 from flatbayes.experiments.upgrade import upgrade_results
 from flatbayes.metrics import CoverageCurve, ReliabilityBins
 
@@ -191,12 +191,8 @@ class SummaryRow:
 
     @property
     def verdict(self) -> Verdict:
-        """The winner; `unknown` where there is no interval to decide by, also in results of version 0.1."""
-        comparison = self.comparison
-        if comparison.interval is None or comparison.num_seeds < MIN_VERDICT_SEEDS:
-            return "unknown"
-        has_spread = comparison.interval[0] < comparison.interval[1] or comparison.difference == 0
-        return comparison.winner if has_spread else "unknown"
+        """The winner; `unknown` where there is no interval to decide by."""
+        return "unknown" if self.comparison.interval is None else self.comparison.winner
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Plain data for JSON, the statistics beside the labels."""
