@@ -14,7 +14,7 @@ from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import Plain
 from flatbayes.flatness.gaussian_smoothing import draw_step_noise
-from flatbayes.posteriors import MAP, SWAG
+from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.training import (
     Callback,
     Checkpoints,
@@ -223,3 +223,15 @@ def test_the_first_draw_does_not_repeat_the_random_numbers_of_the_initial_weight
         ]
         for noise in others:
             assert abs(float(torch.corrcoef(torch.stack([initial, noise]))[0, 1])) < 0.1
+
+
+@pytest.mark.parametrize("posterior", [MAP(), Ensemble(size=2), SWAG(rank=2)], ids=str)
+def test_a_finite_training_that_diverged_warns(posterior):
+    config = replace(CONFIG, optimizer=partial(torch.optim.SGD, lr=1e15), num_validations=1)
+    with pytest.warns(UserWarning, match="has probably diverged: its mean .* is .*e\\+.* lower lea"):
+        fit(make_network, make_splits(), posterior, Plain(), config)
+
+
+def test_a_training_that_works_does_not_warn(recwarn):
+    fit(make_network, make_splits(), MAP(), Plain(), replace(CONFIG, num_validations=1))
+    assert not [warning for warning in recwarn if "diverged" in str(warning.message)]

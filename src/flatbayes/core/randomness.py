@@ -33,6 +33,10 @@ class Stream(StrEnum):
     NORM_BATCHES = "batches for norm statistics"  # seed of the run
     DRAW = "draw of a network"  # seed of the prediction, member, number of the draw
     FORWARD = "forward passes of a drawn network"  # as before
+    COMPILED_FORWARD = "forward passes of a compiled posterior"
+    EXAMPLES = "passes over the training examples outside of steps"  # seed of the run
+    FINALIZATION = "finalisation of a posterior"  # seed of the run
+    VALIDATION = "forward passes of a validation"
     SNAPSHOT_ORDER = "order of the snapshots"  # seed of the prediction, member, number of the cycle
     EXAMPLE_INPUTS = "example inputs"
     EXPORT_PROBES = "probes of an export"

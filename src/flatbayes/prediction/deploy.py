@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.networks import copy_network
-from flatbayes.core.randomness import Stream, make_generator
+from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
 from flatbayes.data import Standardize
 from flatbayes.data.standardize import standardize_inputs
 from flatbayes.posteriors.linearised import LinearisedNetwork
@@ -22,6 +22,8 @@ from flatbayes.prediction.sampling import NetworkSampler, make_example_inputs
 COPY_ADVICE = "A compiled posterior holds a copy of every drawn network: remove the attribute, or use predict."
 NUM_PROBE_INPUTS = 8
 """Random inputs on which a linearised network is compared with a network whose weights were moved."""
+
+FORWARD_SEED = spawn_seed(Stream.COMPILED_FORWARD)
 
 
 class CompiledPosterior(nn.Module):
@@ -60,7 +62,7 @@ class CompiledPosterior(nn.Module):
         """For classes `mean`, `entropy` and `mutual_information`; for numbers `mean`, `std` and `epistemic_std`."""
         if torch.compiler.is_compiling():
             return self._predict(inputs)
-        with seeded_rng(0, self):  # of a network that uses random numbers in eval mode too
+        with seeded_rng(FORWARD_SEED, self):  # of a network that uses random numbers in eval mode too
             return self._predict(inputs)
 
     def _predict(self, inputs: Tensor) -> SummaryTensors:

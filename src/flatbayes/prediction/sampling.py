@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flatbayes.core import State
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
 from flatbayes.core.networks import shared_dtype
-from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed, spawn_unnamed_seed
+from flatbayes.core.randomness import Stream, make_generator, preserve_rng, seeded_rng, spawn_seed, spawn_unnamed_seed
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
@@ -103,8 +103,8 @@ class NetworkSampler:
     def sampled_network(self, sample_id: SampleId) -> Iterator[nn.Module]:
         """The network of an identifier, valid within the context, in which it also seeds the global random state."""
         # A network may use random numbers also in eval mode, such as functional dropout that is always active.
-        forward_seed = spawn_seed(Stream.FORWARD, *sample_id)
-        with seeded_rng(forward_seed, self.states[sample_id[1]].model), self._draw(sample_id) as network:
+        state = self.states[sample_id[1]]
+        with seeded_rng(spawn_seed(Stream.FORWARD, *sample_id), state.model), self._draw(sample_id) as network:
             statistics = self.norm_statistics.get(sample_id)
             if statistics is None:
                 if not (self.posterior.needs_norm_reestimation and norm_layers(network, state.updated_buffers)):

@@ -15,7 +15,7 @@ from flatbayes.core import Examples
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
-from flatbayes.core.randomness import Stream, make_generator
+from flatbayes.core.randomness import Stream, make_generator, preserve_rng, seeded_rng, spawn_seed
 from flatbayes.data import DataSplits, LazyImages, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
@@ -209,7 +209,7 @@ class InMemoryData(TrainingData):
 
         def validate(module: nn.Module) -> dict[str, float]:
             weight, metrics = next(module.parameters()), dict.fromkeys(names, math.nan)
-            with eval_mode(module), torch.no_grad(), seeded_rng(0, module):
+            with eval_mode(module), torch.no_grad(), seeded_rng(spawn_seed(Stream.VALIDATION), module):
                 batches = share.inputs.split(EVAL_BATCH_SIZE)
                 on_device = (standardize_on_device(self.standardize, batch, weight.device) for batch in batches)
                 ready = (cast_inputs(module, inputs) for inputs in on_device)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flatbayes.core import State
-from flatbayes.core.randomness import seeded_rng
+from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.compatibility import check_finite_weights
 from flatbayes.training.loop import train
@@ -79,6 +79,6 @@ def train_group(factory: RunFactory, run: TrainingRun, session: Session, callbac
 def finalize_states(factory: RunFactory, states: Sequence[State], session: Session) -> None:
     """Run the posterior's last pass over the training data, such as the curvature of a Laplace approximation."""
     for state in states:
-        with seeded_rng(factory.seed, state.model):  # a shuffled loader and active dropout use random numbers
+        with seeded_rng(spawn_seed(Stream.FINALIZATION, factory.seed), state.model):
             examples = factory.training_data.iter_examples(session.fabric.device)
             factory.posterior.finalize(state, examples, factory.likelihood.loss)

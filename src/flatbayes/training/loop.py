@@ -10,6 +10,7 @@ Devices, processes and checkpoints are those of a `Session`.
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -22,6 +23,9 @@ from flatbayes.training.closure import BatchClosure, clip_closure
 from flatbayes.training.engine import Engine
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.session import Session
+
+MAX_PLAUSIBLE_NLL = 1e3
+"""Mean negative log likelihood in nats above which a training has diverged: 14 is a guess among a million classes."""
 
 
 def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]:
@@ -111,6 +115,19 @@ def finish_epoch(run: TrainingRun, engine: Engine, lr: float, *, validate: bool)
         yield record
         if epoch == config.epochs and math.isnan(metrics[member].get("val_nll", 0.0)):
             raise RuntimeError(_format_divergence(run, engine, "validation loss", math.nan, member, epoch))
+        if epoch == config.epochs:
+            largest = max(mean_loss, metrics[member].get("val_nll", mean_loss))
+            if largest > MAX_PLAUSIBLE_NLL:
+                warnings.warn(_format_huge_loss(run, engine, largest, member), stacklevel=2)
+
+
+def _format_huge_loss(run: TrainingRun, engine: Engine, value: float, member: int) -> str:
+    owner = "" if run.num_networks == 1 else f" of member {member + 1}"
+    return (
+        f"The training{owner} has probably diverged: its mean negative log likelihood is {value:.3g} at the end, so "
+        f"the predictions are worthless. Try a lower learning rate (now {engine.base_lrs[0]:g}), a smaller rho (now "
+        f"{run.flatness}), or clipping (--optimization.clip_norm 1)."
+    )
 
 
 def _format_divergence(run: TrainingRun, engine: Engine, quantity: str, value: float, member: int, epoch: int) -> str:

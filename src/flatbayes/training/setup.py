@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from flatbayes.core import State
 from flatbayes.core.buffers import norm_layers
 from flatbayes.core.process_group import ProcessGroupInfo
-from flatbayes.core.randomness import seeded_rng
+from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSplits, Standardize, load_training_splits
 from flatbayes.flatness import Flatness
@@ -147,7 +147,7 @@ class TrainingSetup:
         is_needed = factory.posterior.needs_norm_reestimation and any(
             norm_layers(state.model, state.updated_buffers) for state in states
         )
-        with seeded_rng(factory.seed, None):  # of a shuffled loader
+        with seeded_rng(spawn_seed(Stream.EXAMPLES, factory.seed), None):  # of a shuffled loader
             inputs = factory.training_data.sample_inputs(factory.config, factory.seed) if is_needed else ()
         return FittedPosterior(
             posterior=factory.posterior,
