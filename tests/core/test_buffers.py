@@ -70,3 +70,12 @@ def test_norm_layers_are_those_with_running_statistics():
         nn.InstanceNorm1d(2, track_running_stats=True),
     ]
     assert norm_layers(nn.ModuleList(layers)) == [layers[0], layers[3]]
+
+
+def test_statistics_of_a_compiled_network_are_reestimated():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    compiled = torch.compile(model, backend="eager")
+    compiled(torch.randn(4, 2))
+    batch = torch.randn(8, 2)
+    statistics = reestimate_norm_statistics(compiled, [batch])
+    torch.testing.assert_close(statistics["_orig_mod.1.running_mean"], model[0](batch).mean(0))

@@ -18,9 +18,10 @@ class Network(nn.Module):
         super().__init__()
         self.rate, self.first, self.last = rate, nn.Linear(6, 8), nn.Linear(8, 3)
         self.middle = nn.Identity() if middle is None else middle
+        self.layer = nn.Dropout(rate / 10)  # a network with functional dropout alone is refused
 
     def forward(self, x):
-        return self.last(self.mix(self.first(x).relu()))
+        return self.last(self.layer(self.mix(self.first(x).relu())))
 
     def mix(self, hidden):
         return self.middle(hidden)
@@ -97,6 +98,20 @@ class FrozenBackbone(Network):
 
 
 KINDS = (Attention, FunctionalAttention, FunctionalDropout, DropPath, Encoder, Recurrent, FrozenBackbone)
+
+
+class FunctionalOnly(Network):
+    def __init__(self, rate) -> None:
+        super().__init__(rate)
+        self.layer = nn.Identity()
+
+    def mix(self, hidden):
+        return F.dropout(hidden, self.rate, self.training)
+
+
+def test_functional_dropout_alone_is_refused():
+    with pytest.raises(ValueError, match="only dropout is a call of torch.nn.functional.dropout"):
+        fit_network(FunctionalOnly, 0.5)
 
 
 class AlwaysActive(Network):

@@ -1,7 +1,8 @@
 """Buffers and training flags: restored after a pass, and re-estimation of normalisation statistics."""
 
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -122,8 +123,11 @@ def reestimate_norm_statistics(
             model.eval()
             for norm in norms:
                 norm.training = True  # not of modules within, such as the dropout of a fused layer
-            for batch in batches:
-                model(batch)
+            # Compiled code does not call new hooks. Without dynamo, which is slow to import, there is none.
+            is_compiled = "torch._dynamo" in sys.modules
+            with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
+                for batch in batches:
+                    model(batch)
             return {
                 f"{names[id(norm)]}.{name}".removeprefix("."): buffer.clone()
                 for norm in norms

@@ -53,7 +53,8 @@ def swap_values(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[
     """
     with preserve(params):
         with torch.no_grad():
-            torch._foreach_copy_(list(params), list(values))
+            if params:
+                torch._foreach_copy_(list(params), list(values))
         yield
 
 

@@ -14,7 +14,6 @@ Example:
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +64,9 @@ class MCDropout(Posterior):
         modules, others = find_dropout_modules(model), find_other_dropout(model)
         if not modules and not others:
             raise ValueError(
-                f"MCDropout needs dropout, and {type(model).__name__} has none. Add torch.nn.Dropout (or Dropout1d, "
-                "2d, 3d, AlphaDropout) layers, or set the dropout of its attention or recurrent layers."
+                f"MCDropout needs dropout layers, and {type(model).__name__} has none. Add torch.nn.Dropout (or "
+                "Dropout1d, 2d, 3d, AlphaDropout) layers, or set the dropout of its attention or recurrent layers. A "
+                "network whose only dropout is a call of torch.nn.functional.dropout is not recognised."
             )
         if self.rate is None and not others and all(module.p == 0 for module in modules):
             raise ValueError(
@@ -125,8 +125,7 @@ def find_dropout_modules(model: nn.Module) -> list[_DropoutNd]:
 def find_other_dropout(model: nn.Module) -> list[nn.Module]:
     """Return modules that may drop at random in training mode and are no dropout layers of torch.
 
-    These are attention and recurrent layers with dropout, and modules whose class or code mentions dropping, such as
-    stochastic depth or a call of `torch.nn.functional.dropout`.
+    These are attention and recurrent layers with dropout, and modules whose class is named so, such as DropPath.
     """
     others: list[nn.Module] = []
     for module in model.modules():
@@ -137,22 +136,11 @@ def find_other_dropout(model: nn.Module) -> list[nn.Module]:
         elif isinstance(module, _DropoutNd) or type(module).__module__.startswith("torch.nn.modules"):
             may_drop = False  # those of torch contain dropout layers
         else:
-            may_drop = _mentions_dropout(type(module))
+            class_names = [cls.__name__.lower() for cls in type(module).__mro__]
+            may_drop = any("drop" in name or name == "stochasticdepth" for name in class_names)
         if may_drop:
             others.append(module)
     return others
-
-
-def _mentions_dropout(module_type: type) -> bool:
-    own = [cls for cls in module_type.__mro__ if not cls.__module__.startswith(("torch.nn.modules", "builtins"))]
-    codes = [value.__code__ for cls in own for value in vars(cls).values() if isinstance(value, FunctionType)]
-    names = [cls.__name__ for cls in own]
-    for code in codes:
-        if code.co_name != "__init__":
-            names += code.co_names
-            keywords = [constant for constant in code.co_consts if isinstance(constant, tuple)]
-            names += [key for constant in keywords for key in constant]
-    return any(isinstance(name, str) and ("drop" in name.lower() or name.startswith("bernoulli")) for name in names)
 
 
 @contextmanager
