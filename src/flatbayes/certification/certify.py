@@ -27,6 +27,7 @@ from flatbayes.certification.prior import (
 )
 from flatbayes.certification.result import CertificationResult, ErrorEstimates
 from flatbayes.core import State
+from flatbayes.core.components import resolve_component
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.core.spec import short_name
@@ -36,6 +37,7 @@ from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import Posterior
 from flatbayes.theory import PriorScale, compute_certificate_from_draws, holdout_bound, inverse_kl
 from flatbayes.training import TrainingConfig
+from flatbayes.training.arguments import resolve_config
 from flatbayes.training.model_builder import ModelFactory
 
 T = TypeVar("T")
@@ -77,6 +79,7 @@ def certify(
             "whose targets are classes."
         )
     show = sys.stderr.isatty() if show_progress is None else show_progress
+    flatness, config = resolve_component(flatness, Flatness, "flatness"), resolve_config(config, TrainingConfig())
     prior_rows, bound_rows = split_prior_and_bound(len(data.train), certification_config.prior_fraction, seed)
     bound_set = data.train.take(bound_rows)
     prior_network = train_prior_network(model, data, prior_rows, flatness, config, seed=seed, show_progress=show)

@@ -102,9 +102,10 @@ def resolve_name(option: str, name: str) -> str:
 
 def _explain_missing_path(path: str) -> str:
     folder = Path(path).parent
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    similar = find_similar(Path(path).name, names)
-    suggestion = f" Did you mean {' or '.join(str(folder / name) for name in similar)}?" if similar else ""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    stems = find_similar(Path(path).stem, [entry.stem for entry in entries])
+    similar = [entry for entry in entries if entry.stem in stems]
+    suggestion = f" Did you mean {' or '.join(map(str, similar))}?" if similar else ""
     place = "" if folder.is_dir() else f" Its folder {folder} does not exist either."
     advice = f"{suggestion or place} Give a path to data that exists."
     return f"Unknown data {path!r}: there is no such file or folder.{advice}"

@@ -7,6 +7,7 @@ messages are written for those who know its types.
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -151,6 +152,8 @@ class _CommandLine:
         hint = self.table.hint(name)
         action = self.table.actions.get(name.removesuffix("+"))
         if action is not None and action.nargs == "*":
+            if not all(value.strip() for value in token.values):
+                raise ValueError(f"--{name} has an empty value: leave it out.")
             self._check_choices(name, action, token.values)
             self.options += [f"--{name}", *token.values]
             return
@@ -160,7 +163,9 @@ class _CommandLine:
         if hint is bool and not values:
             values = ["true"]  # an option that is named is switched on
         if not values:
-            raise ValueError(f"--{name} needs a value: {self._describe(name, hint, is_class)}.")
+            default = None if is_class or action is None else action.default
+            example = f", such as --{name} {default}" if isinstance(default, int | float | str) else ""
+            raise ValueError(f"--{name} needs a value after it: {self._describe(name, hint, is_class)}{example}.")
         if not values[0].strip():
             raise ValueError(f"--{name} is empty: it needs {self._describe(name, hint, is_class)}.")
         if is_sequence(hint) or hint is bool:
@@ -209,7 +214,8 @@ class _CommandLine:
     def _remember(self, name: str, value: Any) -> None:
         name = name.removesuffix("+")
         if isinstance(value, str) and value[:1] in ("{", "["):
-            value = yaml.safe_load(value)
+            with suppress(yaml.YAMLError):  # a text that begins with a bracket
+                value = yaml.safe_load(value)
         self.given[name] = value
         arguments = value.get("init_args", {}) if isinstance(value, dict) and "class_path" in value else value
         if isinstance(arguments, dict):

@@ -40,8 +40,8 @@ USER_ERRORS = (
 MISSING_OPTIONS = {
     "data": "--data (a name such as digits, a file or a folder)",
     "out": "--out (where to write, such as runs/x)",
-    "folder": "The folder of a run, such as runs/x,",
-    "folders": "One or more folders of runs, such as runs/x runs/y,",
+    "folder": "the folder of a run, such as runs/x",
+    "folders": "one or more folders of runs, such as runs/x runs/y",
     "input": "--input (a parquet, CSV or npz file, or a folder of images)",
     "output": "--output (the file to write)",
     "format": "--format (torch or onnx)",
@@ -127,8 +127,10 @@ def explain_parser_error(text: str, arguments: Sequence[str]) -> str:
     """
     missing = re.fullmatch(r"the following arguments are required: (.+)", text)
     if missing:
-        names = [name.rpartition(".")[2] for name in missing.group(1).split(", ")]
-        return f"{', '.join(MISSING_OPTIONS.get(name, f'--{name}') for name in names)} must be given."
+        names = sorted(name.rpartition(".")[2] for name in missing.group(1).split(", "))
+        needed = " and ".join(MISSING_OPTIONS.get(name, f"--{name}") for name in names)
+        verb = missing.group(1).partition(".")[0] if "." in missing.group(1) else "This command"
+        return f"{verb} needs {needed}."
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
     kept = [line for line in lines if line and not line.startswith(PARSER_NOISE)]
     message = " ".join(dict.fromkeys(kept))

@@ -11,7 +11,7 @@ from flatbayes.cli.aliases import CLASS_OPTIONS, list_names, resolve_value
 from flatbayes.cli.class_signatures import LIST_OPTION, OPTIMIZER_OPTION
 from flatbayes.cli.parsing import load_bounded_yaml
 from flatbayes.cli.value_types import accepts, describe_type, is_checkable
-from flatbayes.core.names import format_suggestion
+from flatbayes.core.names import find_similar, format_suggestion
 from flatbayes.core.renames import explain_option
 
 if TYPE_CHECKING:
@@ -41,9 +41,11 @@ def read_config_file(path: str, table: "OptionTable") -> dict[str, Any]:
 def _load_mapping(path: str) -> Mapping[Any, Any]:
     file = Path(path)
     if not file.is_file():
-        similar = [str(other) for other in sorted(file.parent.glob("*.y*ml"))] if file.parent.is_dir() else []
+        files = sorted(file.parent.glob("*.y*ml")) if file.parent.is_dir() else []
+        similar = find_similar(file.stem, [other.stem for other in files])
+        names = " or ".join(str(other) for other in files if other.stem in similar)
         kind = "is a folder, not a YAML file" if file.is_dir() else "does not exist"
-        raise ValueError(f"The configuration file {path} {kind}. {format_suggestion(path, similar)}".rstrip())
+        raise ValueError(f"The configuration file {path} {kind}.{f' Did you mean {names}?' if names else ''}")
     try:
         content = load_bounded_yaml(file.read_text(encoding="utf-8-sig"))
     except yaml.MarkedYAMLError as error:
@@ -63,7 +65,7 @@ def _load_mapping(path: str) -> Mapping[Any, Any]:
 
 def _set_option(config: dict[str, Any], path: str, key: str, value: Any, table: "OptionTable") -> None:
     try:
-        name = table.find(key.replace("-", "_"))
+        name = table.find(key.replace("-", "_"), abbreviated=False)
     except ValueError as error:
         raise ValueError(_explain_key(path, key, str(error), table)) from None
     if name in table.groups() and isinstance(value, dict):

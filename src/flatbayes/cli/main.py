@@ -1,7 +1,11 @@
 """Command `flatbayes`: one parser with a subcommand for each verb."""
 
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
@@ -61,7 +65,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 for bad input, or 130 after Ctrl-C, 143 after SIGTERM.
     """
-    return run_command(build_parser(), _run_verb, arguments, parse=_parse_verb)
+    with import_from_working_folder():
+        return run_command(_get_parser(), lambda options: _run_verb(options), arguments, parse=_parse_verb)
+
+
+@contextmanager
+def import_from_working_folder() -> Iterator[None]:
+    """Context in which modules of the working folder can be named, `--model nets.Net`; installed ones come first."""
+    folder = os.getcwd()
+    is_missing = not {"", folder} & set(sys.path)
+    if is_missing:
+        sys.path.append(folder)
+    try:
+        yield
+    finally:
+        if is_missing and folder in sys.path:
+            sys.path.remove(folder)
 
 
 def build_parser(fit_defaults: Mapping[str, Any] | None = None) -> ArgumentParser:
@@ -81,11 +100,21 @@ def build_parser(fit_defaults: Mapping[str, Any] | None = None) -> ArgumentParse
     return parser
 
 
+@cache
+def _get_parser() -> ArgumentParser:
+    return build_parser()
+
+
+@cache
+def _get_verb_parser(verb: str) -> ArgumentParser:
+    return VERBS[verb][0].make_parser()  # type: ignore[no-any-return]  # a module
+
+
 def _parse_verb(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     arguments = _normalize_verb(arguments)
     verb = arguments[0]
     if verb in VERBS:
-        arguments = [verb, *normalize_arguments(verb, VERBS[verb][0].make_parser(), arguments[1:])]
+        arguments = [verb, *normalize_arguments(verb, _get_verb_parser(verb), arguments[1:])]
     resolved = resolve_arguments(arguments)
     requested = next((argument[2:] for argument in resolved if re.match(r"--[\w.]+\.help\b", argument)), None)
     if requested is not None:

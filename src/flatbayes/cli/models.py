@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from flatbayes import models
-from flatbayes.core.names import format_suggestion
+from flatbayes.core.names import find_similar, format_suggestion
 from flatbayes.core.renames import explain_name
 from flatbayes.core.spec import class_path, import_object, instantiate, is_allowed
 from flatbayes.models.head import replace_head
@@ -46,7 +46,9 @@ def check_model_path(path: str) -> str:
     if target is None:
         names = list_module_classes(importlib.import_module(module_path))
         listed = f"It has {', '.join(names[:MAX_LISTED_NAMES])}." if names else "It has no networks."
-        raise ValueError(f"Module {module_path} has no {name}. {format_suggestion(name, names)}{listed}")
+        if len(names) == 1 and find_similar(name, names):
+            listed = ""
+        raise ValueError(f"Module {module_path} has no {name}. {format_suggestion(name, names)}{listed}".rstrip())
     is_network_class = isinstance(target, type) and issubclass(target, nn.Module)
     if not is_network_class and not (callable(target) and not isinstance(target, type | nn.Module)):
         kind = "is a network" if isinstance(target, nn.Module) else "is not a subclass of torch.nn.Module"

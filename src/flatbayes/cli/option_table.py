@@ -118,11 +118,12 @@ class OptionTable:
         skip = DATA_ARGUMENTS if option == "model" else {"params"} if option == OPTIMIZER_OPTION else set()
         return ClassSignature.of(path, frozenset(skip))
 
-    def find(self, written: str) -> str:
+    def find(self, written: str, *, abbreviated: bool = True) -> str:
         """The full name of an option.
 
         Args:
             written: What the user wrote, without dashes in front.
+            abbreviated: Whether the beginning of a name stands for it.
 
         Raises:
             ValueError: There is no such option, or there are several; the message names them.
@@ -135,17 +136,17 @@ class OptionTable:
         group, dot, _ = name.rpartition(".")
         if dot and self._is_class_option(group.removesuffix(".help")):
             return self._check_class_option(name)
-        abbreviated = [option for option in self.own_options() if option.startswith(name)] if not dot else []
-        if len(abbreviated) == 1:
-            return abbreviated[0]
+        continued = [option for option in self.own_options() if option.startswith(name)] if not dot else []
+        if abbreviated and len(continued) == 1:
+            return continued[0]
         full_names = self.complete(name) or self.complete(SYNONYMS.get(name, name))
         if len(full_names) == 1:
             return full_names[0]
         if len(full_names) > 1:
             raise ValueError(
-                f"--{written} is an option of several parts: write {' or '.join(f'--{full}' for full in full_names)}."
+                f"--{written} could be {' or '.join(f'--{full}' for full in full_names)}: write one of them."
             )
-        raise ValueError(self.explain_unknown(written, name, abbreviated))
+        raise ValueError(self.explain_unknown(written, name, continued if abbreviated else []))
 
     def complete(self, bare_name: str) -> list[str]:
         """Full names of the options of groups and of selected classes that have a bare name."""
@@ -267,6 +268,6 @@ class OptionTable:
                 example = next((owner for owner in EXAMPLE_CLASSES if owner in owners), owners[0])
                 return (
                     f"{name} is an option of {', '.join(owners)}, and --{option} is {selected}: "
-                    f"write --{option} {example} --{option}.{name} VALUE."
+                    f"write for example --{option} {example} --{option}.{name} VALUE."
                 )
         return ""

@@ -72,8 +72,7 @@ def describe_type(hint: Any) -> str:
     """A type in words, such as `a whole number` or `one of torch, onnx`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        words = [describe_type(argument) for argument in arguments if argument is not NoneType]
-        return " or ".join([*words, "null"] if NoneType in arguments else words)
+        return " or ".join(describe_type(argument) for argument in arguments if argument is not NoneType)
     if origin is Literal:
         choices = [str(argument) for argument in arguments]
         return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"

@@ -21,7 +21,7 @@ def find_similar(name: str, candidates: Iterable[str], limit: int = 3) -> list[s
     """
     similarities = {candidate: _measure_similarity(name, candidate) for candidate in candidates}
     best = max(similarities.values(), default=0.0)
-    close = [candidate for candidate, value in similarities.items() if value >= max(MIN_SIMILARITY, 0.85 * best)]
+    close = [candidate for candidate, value in similarities.items() if value >= max(MIN_SIMILARITY, 0.9 * best)]
     return sorted(close, key=lambda candidate: -similarities[candidate])[:limit]
 
 

@@ -5,8 +5,10 @@ before it imports anything. Code, configuration files and commands with an old n
 one.
 """
 
+import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ RENAMED_OBJECTS: dict[str, dict[str, str]] = _TABLES["objects"]
 
 RENAMED_ARGUMENTS: dict[str, dict[str, str]] = _TABLES["arguments"]
 """New class path -> old name of an argument -> new name; a dotted name is an option of a group."""
+
+RENAMED_PARAMETERS: dict[str, dict[str, str]] = _TABLES["functions"]
+"""New path of a function -> old name of a parameter -> new name."""
 
 RENAMED_OPTIONS: dict[str, dict[str, str]] = _TABLES["options"]
 """Command -> old name of an option of its own (without dashes) -> new name; those of classes are in
@@ -112,6 +117,41 @@ def explain_option(option: str, command: str | None = None, path: str | None = N
     if new in (name, option):  # the latter has its new group already
         return None
     return f"{option} was renamed to {'' if '.' in new else f'{group}{dot}'}{new} in 0.2."
+
+
+def explain_old_arguments(package: str) -> None:
+    """Let the classes and functions of a package answer an argument of version 0.1 with its new name.
+
+    Args:
+        package: Name of an imported package; what it exports is wrapped where an argument was renamed.
+    """
+    module = sys.modules[package]
+    for path, names in {**RENAMED_ARGUMENTS, **RENAMED_PARAMETERS}.items():
+        owner, _, name = path.rpartition(".")
+        if owner != package or name not in vars(module):
+            continue
+        target = vars(module)[name]
+        if isinstance(target, type) and "__init__" in vars(target):
+            setattr(target, "__init__", _explain_calls(vars(target)["__init__"], name, names))  # noqa: B010  # mypy
+        elif callable(target):
+            wrapped = _explain_calls(target, name, names)
+            setattr(module, name, wrapped)
+            setattr(sys.modules[target.__module__], name, wrapped)  # pickling looks there
+
+
+def _explain_calls(function: Callable[..., Any], owner: str, names: Mapping[str, str]) -> Callable[..., Any]:
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for old in kwargs.keys() & names.keys():
+            new = names[old]
+            if old == new.partition(".")[0]:
+                continue  # an option that is a group now
+            group, _, option = new.rpartition(".")
+            place = f"{option} of {group}={{...}}" if group else new
+            raise TypeError(f"{owner} has no argument {old!r}: it was renamed to {place} in 0.2.")
+        return function(*args, **kwargs)
+
+    return call
 
 
 _TOP_LEVEL = {

@@ -1,5 +1,6 @@
 """Data sources, splits, augmentation, corruptions, and files of inputs and predictions."""
 
+from flatbayes.core.renames import explain_old_arguments
 from flatbayes.data.augment import Augment
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.cifar import CIFAR10, CIFAR100
@@ -60,3 +61,5 @@ __all__ = [
     "match_input_format",
     "read_inputs",
 ]
+
+explain_old_arguments(__name__)

@@ -1,5 +1,6 @@
 """Sharpness, Hessian spectrum and loss landscape of fitted posteriors; nothing is modified."""
 
+from flatbayes.core.renames import explain_old_arguments
 from flatbayes.diagnostics.hessian import (
     Curvature,
     HessianVectorProduct,
@@ -64,3 +65,5 @@ __all__ = [
     "random_direction",
     "worst_gap",
 ]
+
+explain_old_arguments(__name__)

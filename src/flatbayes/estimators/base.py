@@ -18,6 +18,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from flatbayes.core.components import resolve_component
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Flatness
@@ -26,6 +27,7 @@ from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import OptimizationConfig, TrainingConfig, fit
+from flatbayes.training.arguments import resolve_config
 from flatbayes.training.model_builder import ModelFactory
 
 MAX_RANDOM_SEED = 2**31 - 1
@@ -114,7 +116,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
     def _resolve_training_config(self, *, is_regression: bool) -> TrainingConfig:
         """The parameter `config`, or a configuration made of epochs, batch size and learning rate."""
         if self.config is not None:
-            return self.config
+            return resolve_config(self.config, TrainingConfig())
         optimizer = self._get_component("posterior").default_optimizer
         return TrainingConfig(
             epochs=self.epochs,
@@ -126,7 +128,10 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
 
     def _get_component(self, name: str) -> Any:
         value = getattr(self, name)
-        return self.DEFAULT_COMPONENTS[name] if value is None else value
+        if value is None:
+            return self.DEFAULT_COMPONENTS[name]
+        bases: dict[str, type[Any]] = {"posterior": Posterior, "flatness": Flatness}
+        return resolve_component(value, bases[name], name) if name in bases else value
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -1,5 +1,6 @@
 """Comparisons of flat with plain training over seeds: runs, paired statistics, selection and tuning."""
 
+from flatbayes.core.renames import explain_old_arguments
 from flatbayes.experiments.comparison import Comparison, write_results
 from flatbayes.experiments.evaluations import EvaluationConfig
 from flatbayes.experiments.method import Method
@@ -34,3 +35,5 @@ __all__ = [
     "tune_hyperparameters",
     "write_results",
 ]
+
+explain_old_arguments(__name__)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from flatbayes.core.components import resolve_component
 from flatbayes.core.files import JsonValue
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSource
@@ -23,6 +24,7 @@ from flatbayes.metrics import HIGHER_IS_BETTER, METRIC_FAMILIES
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import TrainingConfig
+from flatbayes.training.arguments import resolve_config, resolve_model
 from flatbayes.training.distributed.workers import ParallelBackend
 
 SPLIT_NAMES = ("test", "val", "train")
@@ -66,6 +68,14 @@ class Comparison:
         check_num_draws(self.num_draws)
         if not self.posteriors:
             raise ValueError("A comparison needs at least one posterior, got none.")
+        posteriors = [
+            entry if isinstance(entry, Method) else resolve_component(entry, Posterior, "posterior")
+            for entry in self.posteriors
+        ]
+        object.__setattr__(self, "posteriors", posteriors)
+        object.__setattr__(self, "flatness", resolve_component(self.flatness, Flatness, "flatness"))
+        object.__setattr__(self, "config", resolve_config(self.config, TrainingConfig()))
+        object.__setattr__(self, "model", resolve_model(self.model))
         build_methods(self.posteriors)
         if self.split not in SPLIT_NAMES:
             raise ValueError(f"split must be {', '.join(SPLIT_NAMES)}, got {self.split!r}.")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flatbayes.core.components import resolve_component
 from flatbayes.core.spec import instantiate, short_name
 from flatbayes.flatness import Flatness, Plain
 from flatbayes.posteriors import Posterior
@@ -28,6 +29,9 @@ class Method:
     name: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "posterior", resolve_component(self.posterior, Posterior, "posterior"))
+        if self.flatness is not None:
+            object.__setattr__(self, "flatness", resolve_component(self.flatness, Flatness, "flatness"))
         TrainingConfig().with_options(**_instantiate_overrides(self.config_overrides))
         if self.flatness == Plain():
             raise ValueError(

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from flatbayes.core.components import resolve_component
 from flatbayes.core.files import read_json, write_json
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSource, DataSplits
@@ -54,6 +55,10 @@ class ExperimentRun:
     posterior_name: str | None = None
     evaluations: EvaluationConfig = EvaluationConfig()
     data_fingerprint: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "posterior", resolve_component(self.posterior, Posterior, "posterior"))
+        object.__setattr__(self, "flatness", resolve_component(self.flatness, Flatness, "flatness"))
 
     @property
     def name(self) -> str:

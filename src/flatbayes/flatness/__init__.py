@@ -1,5 +1,6 @@
 """Sharpness-aware training: maps from a closure to a closure with a sharpness-aware gradient."""
 
+from flatbayes.core.renames import explain_old_arguments
 from flatbayes.flatness.asam import ASAM
 from flatbayes.flatness.fisher_sam import FisherSAM
 from flatbayes.flatness.flatness import Flatness, Plain
@@ -27,3 +28,5 @@ __all__ = [
     "PosteriorSAM",
     "RandomPerturbation",
 ]
+
+explain_old_arguments(__name__)

@@ -17,6 +17,7 @@ from math import inf
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
+from flatbayes.core.components import resolve_component
 from flatbayes.flatness.flatness import Flatness, Plain, require_progress, require_training_fraction
 from flatbayes.flatness.sam import SAM
 
@@ -34,6 +35,7 @@ class Periodic(Flatness):
     period: int = 5
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "flatness", resolve_component(self.flatness, Flatness, "flatness"))
         if self.period < 1:
             raise ValueError(f"period must be at least 1, got {self.period}.")
 
@@ -79,6 +81,8 @@ class Delayed(Flatness):
     before: Flatness = Plain()
 
     def __post_init__(self) -> None:
+        for name in ("flatness", "before"):
+            object.__setattr__(self, name, resolve_component(getattr(self, name), Flatness, "flatness", name))
         if not 0 <= self.start < 1:
             raise ValueError(f"start is a fraction of training, at least 0 and below 1; got {self.start}.")
 

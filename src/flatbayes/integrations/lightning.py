@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from flatbayes.core import Closure, TrainingProgress
+from flatbayes.core.components import resolve_component
 from flatbayes.core.optional import require_package
 from flatbayes.core.parameter_selection import ParameterSelection, only_optimized
 from flatbayes.core.randomness import RandomState
@@ -83,7 +84,7 @@ class FlatCallback(Callback):
         network: str = "",
         num_data: int | None = None,
     ) -> None:
-        self.flatness = flatness
+        self.flatness = resolve_component(flatness, Flatness, "flatness")
         self.network = network
         self._tracker_config = TrackerConfig(swag, start_fraction, snapshots_per_epoch, params, num_data)
         self._tracker: TrainingTracker | None = None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import TrainingProgress
+from flatbayes.core.components import resolve_component
 from flatbayes.core.files import atomic_write
 from flatbayes.core.optional import require_package
 from flatbayes.core.parameter_selection import ParameterSelection, only_optimized
@@ -86,7 +87,7 @@ class FlatTrainerMixin(_TrainerBase):
         num_data: int | None = None,
         **kwargs: Any,
     ) -> None:
-        self.flatness = flatness
+        self.flatness = resolve_component(flatness, Flatness, "flatness")
         self._tracker_config = TrackerConfig(swag, start_fraction, snapshots_per_epoch, params, num_data)
         self._tracker: TrainingTracker | None = None
         self._resume_path: str | None = None

@@ -1,5 +1,6 @@
 """Likelihoods: losses for training, and predictive distributions of many networks."""
 
+from flatbayes.core.renames import explain_old_arguments
 from flatbayes.likelihoods.categorical import Categorical, CategoricalPredictive
 from flatbayes.likelihoods.custom import Custom
 from flatbayes.likelihoods.gaussian import Gaussian, GaussianPredictive
@@ -14,3 +15,5 @@ __all__ = [
     "Likelihood",
     "Predictive",
 ]
+
+explain_old_arguments(__name__)

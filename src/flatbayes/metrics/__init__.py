@@ -1,5 +1,6 @@
 """Metrics of predictive distributions: proper scoring rules, calibration, detection and selective prediction."""
 
+from flatbayes.core.renames import explain_old_arguments
 from flatbayes.metrics.calibration import (
     ReliabilityBins,
     adaptive_ece,
@@ -69,3 +70,5 @@ __all__ = [
     "rmse",
     "wilson_interval",
 ]
+
+explain_old_arguments(__name__)

@@ -1,5 +1,6 @@
 """Axis A: what is done with the gradients, and how networks are drawn afterwards."""
 
+from flatbayes.core.renames import explain_old_arguments
 from flatbayes.posteriors.ensemble import Ensemble
 from flatbayes.posteriors.laplace import Laplace
 from flatbayes.posteriors.lrt import LRT
@@ -12,3 +13,5 @@ from flatbayes.posteriors.sgvb import SGVB
 from flatbayes.posteriors.swag import SWAG
 
 __all__ = ["LRT", "MAP", "SGHMC", "SGLD", "SGVB", "SWAG", "Ensemble", "Laplace", "MCDropout", "Posterior"]
+
+explain_old_arguments(__name__)

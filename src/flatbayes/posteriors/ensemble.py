@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core.components import resolve_component
 from flatbayes.posteriors.map import MAP
 from flatbayes.posteriors.posterior import LossRequirement, Posterior, SnapshotRequirements
 
@@ -35,6 +36,7 @@ class Ensemble(Posterior):
     size: int = 5
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "member", resolve_component(self.member, Posterior, "posterior", "member"))
         if self.size < 1:
             raise ValueError(f"An ensemble has at least 1 member, got size {self.size}.")
 

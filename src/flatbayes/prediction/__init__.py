@@ -1,5 +1,6 @@
 """Bayesian model averaging: predictions with uncertainty from a fitted posterior, their evaluation and deployment."""
 
+from flatbayes.core.renames import explain_old_arguments
 from flatbayes.prediction.deploy import CompiledPosterior
 from flatbayes.prediction.evaluation import Evaluation, evaluate
 from flatbayes.prediction.export import export_onnx, export_torch, onnx_difference
@@ -33,3 +34,5 @@ __all__ = [
     "export_torch",
     "onnx_difference",
 ]
+
+explain_old_arguments(__name__)

@@ -3,6 +3,7 @@
 The package is an oracle for tests of the rest of flatbayes and shares no code with it.
 """
 
+from flatbayes.core.renames import explain_old_arguments
 from flatbayes.theory.approximation import (
     BestGaussian,
     best_gaussian,
@@ -94,3 +95,5 @@ __all__ = [
     "worst_loss_expectation_gradient",
     "worst_perturbation",
 ]
+
+explain_old_arguments(__name__)

@@ -1,5 +1,6 @@
 """Training: one loop for every posterior and every flatness, on one device or several."""
 
+from flatbayes.core.renames import explain_old_arguments
 from flatbayes.training.callbacks.callback import Callback, CallbackList, History
 from flatbayes.training.callbacks.console import ConsoleLogger
 from flatbayes.training.callbacks.loggers import MetricLogger, make_logger
@@ -40,3 +41,5 @@ __all__ = [
     "fit",
     "make_logger",
 ]
+
+explain_old_arguments(__name__)

@@ -8,8 +8,11 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import nn
 
+from flatbayes.core.components import resolve_component
+from flatbayes.core.names import format_suggestion
 from flatbayes.core.renames import explain_option
 from flatbayes.core.spec import to_spec
+from flatbayes.training.optimizers import resolve_optimizer
 from flatbayes.training.schedules import (
     Schedule,
     SWALinear,
@@ -170,7 +173,11 @@ class TrainingConfig:
         _check_integer("num_validations", self.num_validations, minimum=0)
         if self.validate_every_n_epochs is not None:
             _check_integer("validate_every_n_epochs", self.validate_every_n_epochs)
+        object.__setattr__(self, "optimizer", resolve_optimizer(self.optimizer))
+        object.__setattr__(self, "schedule", resolve_component(self.schedule, Schedule, "schedule"))
         for name, group in CONFIG_GROUPS.items():
+            if isinstance(getattr(self, name), Mapping):
+                object.__setattr__(self, name, group(**getattr(self, name)))
             if not isinstance(getattr(self, name), group):
                 hint = explain_option(name, path="flatbayes.training.TrainingConfig") or ""
                 raise ValueError(f"{name} must be a {group.__name__}, got {getattr(self, name)!r}. {hint}".rstrip())
@@ -262,7 +269,10 @@ def check_option_names(options: Mapping[str, Any]) -> None:
     ]
     if unknown:
         available = sorted(top_level - names.keys()) + [f"{g}.{name}" for g in names for name in sorted(names[g])]
-        hints = [explain_option(name, path="flatbayes.training.TrainingConfig") for name in unknown]
+        hints = [
+            explain_option(name, path="flatbayes.training.TrainingConfig") or format_suggestion(name, available)
+            for name in unknown
+        ]
         raise ValueError(
             " ".join(
                 [

@@ -11,12 +11,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from flatbayes.core import State
+from flatbayes.core.components import resolve_component
 from flatbayes.core.randomness import Stream, make_generator, preserve_rng
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
+from flatbayes.training.arguments import resolve_config, resolve_data, resolve_model
 from flatbayes.training.callbacks.callback import Callback, CallbackList
 from flatbayes.training.callbacks.console import ProgressBar
 from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
@@ -119,7 +121,10 @@ def fit(
         Interrupted: Ctrl-C was pressed; it holds what was fitted so far. With `checkpoints`, one of that step was
             written, and the same call continues from it.
     """
-    config = config or (TrainingConfig() if init is None else FINE_TUNING)
+    config = resolve_config(config, TrainingConfig() if init is None else FINE_TUNING)
+    posterior = resolve_component(posterior, Posterior, "posterior")
+    flatness = resolve_component(flatness, Flatness, "flatness")
+    model, data = resolve_model(model), resolve_data(data, seed)
     factory, model_arguments = prepare_runs(
         model,
         data,

@@ -33,6 +33,14 @@ def make_model_builder(
     if not callable(model):
         raise TypeError(f"Expected a network, or a class or function that builds one, got {type(model).__name__}.")
     arguments = _select_arguments(model, model_arguments)
+    missing = _find_missing(model, arguments)
+    if missing:
+        name = getattr(model.func if isinstance(model, partial) else model, "__name__", "the model")
+        given = f" (the data give {', '.join(model_arguments)})" if model_arguments else ""
+        raise TypeError(
+            f"{name} needs {', '.join(missing)} to be built{given}: bind them, functools.partial({name}, "
+            f"{missing[0]}=...), or give a network, {name}(...)."
+        )
 
     def build_model() -> nn.Module:
         try:
@@ -63,6 +71,13 @@ def _materialize(network: nn.Module, get_example: Callable[[], Tensor] | None) -
     if get_example is not None and find_lazy_tensor(network) is not None:
         materialize(network, get_example())
     return network
+
+
+def _find_missing(function: Callable[..., Any], arguments: Mapping[str, Any]) -> list[str]:
+    """Parameters without a value; `inspect` leaves out the ones that `partial` has bound by position."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in kinds and p.name not in arguments]
 
 
 def _select_arguments(function: Callable[..., Any], model_arguments: Mapping[str, Any]) -> dict[str, Any]:

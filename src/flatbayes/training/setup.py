@@ -18,6 +18,7 @@ from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
+from flatbayes.training.arguments import resolve_likelihood
 from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
@@ -59,7 +60,9 @@ def prepare_runs(
     check_compatibility(posterior, flatness, config)
     data = load_training_splits(data) if isinstance(data, Dataset) else data
     training_data = make_training_data(data, transform)
-    likelihood = likelihood or training_data.infer_likelihood()
+    if not isinstance(likelihood, Likelihood):
+        inferred = training_data.infer_likelihood()
+        likelihood = inferred if likelihood is None else resolve_likelihood(likelihood, inferred)
     num_outputs = dict.fromkeys(("num_classes", "num_outputs"), likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
     build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])

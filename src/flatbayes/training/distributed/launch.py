@@ -46,11 +46,11 @@ def check_accelerator(config: TrainingConfig) -> None:
         suggestion = format_suggestion(name.partition(":")[0], available)
         raise ValueError(f"Unknown accelerator {name!r}. {suggestion}Known: {', '.join(available)}.")
     if not available[name]:
-        usable = ", ".join(key for key, is_available in available.items() if is_available)
+        usable = " or ".join(key for key, is_available in available.items() if is_available)
         build = "torch was built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
         reason = "this machine has no Apple GPU" if name == "mps" else build
         raise ValueError(
-            f"The accelerator {name} is not available: {reason}. Use {usable} (--distribution.accelerator)."
+            f"The accelerator {name} is not available: {reason}. Use {usable}, --distribution.accelerator cpu."
         )
 
 

@@ -1,0 +1,67 @@
+"""Posteriors, flatness methods and schedules that are given by name or by class instead of as instances."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from flatbayes.core.names import format_suggestion, list_classes
+from flatbayes.core.renames import explain_name
+
+BaseT = TypeVar("BaseT")
+
+ROLES = {
+    "posterior": ("flatbayes.posteriors", "Posterior", 'SWAG() or "SWAG"'),
+    "flatness": ("flatbayes.flatness", "Flatness", 'SAM() or "SAM"'),
+    "schedule": ("flatbayes.training.schedules", "Schedule", 'Cosine() or "Cosine"'),
+}
+"""Role -> package with the classes, name of their base class, and an example."""
+
+
+def resolve_component(value: Any, base: Callable[..., BaseT], role: str, argument: str | None = None) -> BaseT:
+    """The instance that a name, a class or an instance stands for.
+
+    Args:
+        value: What the user gave; names are read in any letter case, and classes get their defaults.
+        base: Base class of the role.
+        role: Key of `ROLES`.
+        argument: Name of the argument in messages; by default the role.
+
+    Raises:
+        ValueError: There is no class of that name.
+        TypeError: It is of another role, or a class that needs arguments.
+    """
+    kind = cast(type[BaseT], base)  # mypy takes no abstract class for a type
+    if isinstance(value, kind):
+        return value
+    argument = argument or role
+    if isinstance(value, str):
+        value = _find_class(value, kind, role, argument)
+    if isinstance(value, type) and issubclass(value, kind):
+        try:
+            return value()
+        except TypeError as error:
+            raise TypeError(
+                f"{argument} is the class {value.__name__}, which needs arguments: give an instance, "
+                f"{value.__name__}(...). ({error})"
+            ) from error
+    raise TypeError(f"{argument} must be a {kind.__name__} such as {ROLES[role][2]}, got {_describe(value, role)}.")
+
+
+def _find_class(name: str, base: type[BaseT], role: str, argument: str) -> type[BaseT]:
+    classes = list_classes(importlib.import_module(ROLES[role][0]), base)
+    for known, value in classes.items():
+        if known.lower() == name.lower():
+            return value
+    explanation = explain_name(name)
+    hint = f"{explanation} " if explanation else format_suggestion(name, classes)
+    raise ValueError(f"Unknown {argument} {name!r}. {hint}Known: {', '.join(classes)}.")
+
+
+def _describe(value: Any, role: str) -> str:
+    kind = value if isinstance(value, type) else type(value)
+    for other, (package, base_name, _) in ROLES.items():
+        if other != role and issubclass(kind, getattr(importlib.import_module(package), base_name)):
+            return f"{kind.__name__}, which is a {other}: name the arguments, posterior=SWAG(), flatness=SAM()"
+    if value is None:
+        return "None: leave it out for the default"
+    return f"the class {kind.__name__}" if isinstance(value, type) else f"{value!r}, of the type {kind.__name__}"

@@ -1,0 +1,94 @@
+"""Arguments of `fit` as people give them: names, classes and mappings where instances are meant."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from flatbayes import models
+from flatbayes.core.names import find_similar, list_classes
+from flatbayes.data import DataSource
+from flatbayes.likelihoods import Likelihood
+from flatbayes.training.config import TrainingConfig
+
+
+def resolve_config(config: Any, default: TrainingConfig) -> TrainingConfig:
+    """A training configuration from one, its class, a mapping of options, or None.
+
+    Args:
+        config: What the user gave.
+        default: The configuration for None, and the one whose options a mapping replaces.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: A mapping has an unknown option or an invalid value.
+    """
+    if config is None or config is TrainingConfig:
+        return default
+    if isinstance(config, TrainingConfig):
+        return config
+    if isinstance(config, Mapping):
+        return default.with_options(**config)
+    raise TypeError(
+        'config must be a TrainingConfig such as TrainingConfig(epochs=10), or a mapping such as {"epochs": 10}, got '
+        f"{config!r}."
+    )
+
+
+def resolve_model(model: Any) -> Any:
+    """The class for the name of a model of flatbayes; anything else is returned as it is.
+
+    Raises:
+        ValueError: There is no model of that name.
+    """
+    if not isinstance(model, str):
+        return model
+    classes = list_classes(models, nn.Module)
+    name = next((known for known in classes if known.lower() == model.lower()), None)
+    if name is None:
+        similar = find_similar(model, classes)
+        suggestion = f"Did you mean {' or '.join(similar)}? " if similar else ""
+        raise ValueError(
+            f"Unknown model {model!r}. {suggestion}Known: {', '.join(classes)}; or give a class, a function or a "
+            "network."
+        )
+    return classes[name]
+
+
+def resolve_data(data: Any, seed: int) -> Any:
+    """The splits of a data source; anything but a source, its class or a text is returned as it is.
+
+    Raises:
+        TypeError: The data are a text.
+    """
+    if isinstance(data, type) and issubclass(data, DataSource):
+        data = data()
+    if isinstance(data, DataSource):
+        return data.load(seed)
+    if isinstance(data, str):
+        raise TypeError(
+            f"data are the splits of a source or a loader, got the text {data!r}. Write Digits().load(seed=0), or "
+            "flatbayes.data.make_source(path).load(seed=0) for a file or folder."
+        )
+    return data
+
+
+def resolve_likelihood(likelihood: Any, inferred: Likelihood) -> Likelihood:
+    """A likelihood from an instance, or from the class or name of the one that the data suggest.
+
+    Args:
+        likelihood: What the user gave.
+        inferred: The likelihood for the data.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    name = likelihood.__name__ if isinstance(likelihood, type) else likelihood
+    if isinstance(name, str) and name.lower() == type(inferred).__name__.lower():
+        return inferred
+    raise TypeError(
+        f"likelihood must be an instance such as Categorical(10) or Gaussian(), got {name!r}; these data suggest "
+        f"{inferred!r}."
+    )
