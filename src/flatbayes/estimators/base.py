@@ -6,6 +6,7 @@ Inheritance follows scikit-learn's protocol.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -73,7 +74,8 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         params: dict[str, Any] = super().get_params(deep=deep)
         if deep:
             for name in self.DEFAULT_COMPONENTS:
-                params |= get_nested_params(name, self._get_component(name))
+                with suppress(TypeError, ValueError):  # a wrong value is refused by fit, not here
+                    params |= get_nested_params(name, self._get_component(name))
         return params
 
     def set_params(self, **params: Any) -> Self:
