@@ -16,6 +16,7 @@ from flatbayes.cli import certify, compare, diagnose, evaluate, export, fit, pre
 from flatbayes.cli.aliases import RUN_FOLDER_VERBS, resolve_arguments
 from flatbayes.cli.arguments import normalize_arguments
 from flatbayes.cli.command import parse_options, run_command
+from flatbayes.cli.completion import render_completion
 from flatbayes.cli.help_text import print_class_help
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.names import format_suggestion
@@ -65,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 for bad input, or 130 after Ctrl-C, 143 after SIGTERM.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    if [*given] == ["--completion"]:
+        print(render_completion(VERBS), end="")  # noqa: T201
+        return 0
     with import_from_working_folder():
         return run_command(_get_parser(), lambda options: _run_verb(options), arguments, parse=_parse_verb)
 
@@ -91,6 +96,7 @@ def build_parser(fit_defaults: Mapping[str, Any] | None = None) -> ArgumentParse
     """
     parser = new_parser("VERB ... (flatbayes VERB --help for its options)", OVERVIEW)
     parser.add_argument("--version", action="version", version=version("flatbayes"))
+    parser.add_argument("--completion", action="store_true", help="print a script of completions for bash and zsh")
     subcommands = parser.add_subcommands(title="verbs", metavar="VERB", required=True)
     for name, (module, text) in VERBS.items():
         verb_parser = module.make_parser()
