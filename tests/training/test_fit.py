@@ -156,7 +156,7 @@ def test_functions_get_what_they_take():
     with pytest.raises(TypeError, match=r"must build a torch\.nn\.Module, and returned a int"):
         fit(lambda: 3, blobs(), MAP(), SAM(), SHORT)
     with pytest.raises(TypeError, match="Expected a network"):
-        fit("MLP", blobs(), MAP(), SAM(), SHORT)
+        fit(3, blobs(), MAP(), SAM(), SHORT)
 
 
 def test_a_loader_of_the_users():
