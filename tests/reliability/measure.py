@@ -10,9 +10,10 @@
     python tests/reliability/measure.py "power cuts" 20
     python tests/reliability/measure.py races 50
     python tests/reliability/measure.py soak 300
+    python tests/reliability/measure.py fits 5000
 
-The number is how many commands, configurations, or disturbances of each command there are, the step between writes,
-or the number of cycles. What went wrong is printed, and there is to be nothing.
+The number is how many commands, configurations, fits, or disturbances of each command there are, the step between
+writes, or the number of cycles. What went wrong is printed, and there is to be nothing.
 """
 
 import argparse
@@ -63,6 +64,10 @@ def measured(part: str, number: int, first: int) -> dict[str, Any]:
         from races import main as races
 
         return races(number)
+    if part == "fits":
+        from fits import main as fits
+
+        return fits(first, number)
     from soak import soak
 
     return soak(number)
@@ -84,6 +89,7 @@ def main() -> None:
             "power cuts",
             "races",
             "soak",
+            "fits",
         ],
     )
     parser.add_argument("number", type=int)

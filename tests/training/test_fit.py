@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -152,7 +153,7 @@ def test_functions_get_what_they_take():
 
     fit(partial(make, width=7), blobs(), MAP(), SAM(), SHORT)
     fit(lambda: nn.Linear(4, 3), blobs(), MAP(), SAM(), SHORT)
-    assert seen == [(3, 7)]
+    assert set(seen) == {(3, 7)}
     with pytest.raises(TypeError, match=r"must build a torch\.nn\.Module, and returned a int"):
         fit(lambda: 3, blobs(), MAP(), SAM(), SHORT)
     with pytest.raises(TypeError, match="Expected a network"):
@@ -349,6 +350,7 @@ def test_augmentation_and_order_have_independent_seeds():
 
 
 def test_snapshots_are_collected_after_the_configured_steps(monkeypatch):
+    monkeypatch.setattr(sys.modules["flatbayes.training.fit"], "run_trial", lambda *args: None)
     steps, collected = [], []
     monkeypatch.setattr(SWAG, "collect", lambda self, state: collected.append(len(steps)))
 

@@ -1,5 +1,6 @@
 """An ensemble's runs as one: the same as one after the other, or a reason why not."""
 
+import sys
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -215,6 +216,7 @@ class Fragile(nn.Module):
 
 def test_a_loss_that_is_not_finite_names_its_run(monkeypatch):
     monkeypatch.setattr("flatbayes.training.vectorization_trial.find_vectorization_obstacle", lambda runs: None)
+    monkeypatch.setattr(sys.modules["flatbayes.training.fit"], "run_trial", lambda *args: None)
     Fragile.made = 0
     with pytest.raises(RuntimeError, match=r"The loss of member 2 is nan in epoch 1 of 3"):
         fit(Fragile, blobs(), Ensemble(size=2), SAM(), EXACT.with_options(distribution={"members": "vectorized"}))

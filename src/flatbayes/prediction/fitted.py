@@ -14,6 +14,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from flatbayes.core.console import PlainConsole
+from flatbayes.core.randomness import preserve_rng
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
@@ -181,7 +182,8 @@ class FittedPosterior(NetworkSampler):
             FileNotFoundError: There is no artefact.
             ValueError: The artefact is damaged, or does not fit the model.
         """
-        sampler = load_posterior(Path(folder), model, likelihood)
+        with preserve_rng(None):  # building a network draws initial weights
+            sampler = load_posterior(Path(folder), model, likelihood)
         return cls(**{f.name: getattr(sampler, f.name) for f in fields(NetworkSampler)}).to(device)
 
     def _compute_vectorized_outputs(

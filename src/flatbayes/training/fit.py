@@ -31,6 +31,7 @@ from flatbayes.training.model_builder import ModelFactory
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.session import Session, make_session
 from flatbayes.training.setup import TrainingSetup, prepare_runs
+from flatbayes.training.trial import run_trial
 from flatbayes.training.warm_start import PretrainedWeights
 
 
@@ -139,6 +140,7 @@ def fit(
         seed=seed,
     )
     setup = TrainingSetup.create(factory, model, model_arguments, checkpoints)
+    run_trial(factory, setup.fabric)
     is_main = setup.world.is_main_process
     manager, meter = (
         CheckpointManager.open(checkpoints, setup.identity, is_writer=is_main),

@@ -20,6 +20,7 @@ from flatbayes.core import State
 from flatbayes.core.buffers import clone_buffers, find_updated_buffers
 from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.closure import BatchClosure, clip_closure
+from flatbayes.training.config import TrainingConfig
 from flatbayes.training.engine import Engine
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.session import Session
@@ -79,11 +80,17 @@ def iter_batches(run: TrainingRun, engine: Engine, epoch: int) -> Iterator[tuple
         inputs, targets = (tensor.to(engine.fabric.device, non_blocking=True) for tensor in (inputs, targets))
         if run.batches.transform is not None:
             inputs = run.batches.transform(inputs)
-        if run.config.precision.mode == "64-true" and inputs.is_floating_point():
-            inputs = inputs.double()
-        if run.config.precision.channels_last and inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = convert_inputs(inputs, run.config)
         yield inputs, targets
+
+
+def convert_inputs(inputs: Tensor, config: TrainingConfig) -> Tensor:
+    """Inputs in the precision and memory layout of training."""
+    if config.precision.mode == "64-true" and inputs.is_floating_point():
+        inputs = inputs.double()
+    if config.precision.channels_last and inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    return inputs
 
 
 def finish_epoch(run: TrainingRun, engine: Engine, lr: float, *, validate: bool) -> Iterable[Record]:

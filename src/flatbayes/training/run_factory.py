@@ -11,7 +11,7 @@ from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Categorical, Likelihood
-from flatbayes.posteriors import Ensemble, Posterior
+from flatbayes.posteriors import Posterior
 from flatbayes.prediction.network_tensors import check_storable
 from flatbayes.training.batches import ShuffledBatches, VectorizedBatches
 from flatbayes.training.config import TrainingConfig
@@ -56,25 +56,6 @@ class RunFactory:
             network = self.warm_start.apply_to(self.build_model(), member)
         check_storable(network)
         return network
-
-    def check_model(self, fabric: "Fabric") -> None:
-        """Let the posterior try a network on a few training examples, before the first step.
-
-        Raises:
-            ValueError: The posterior cannot be used with this network.
-        """
-        posterior = self.posterior
-        while isinstance(posterior, Ensemble):
-            posterior = posterior.member
-        if type(posterior).check_model is Posterior.check_model:
-            return  # nothing to try, so no network is built
-        with seeded_rng(spawn_seed(Stream.MODEL_CHECK, self.seed), None):
-            network = place_module(self.init_network(0), fabric, self.config)
-            inputs, targets = (tensor.to(fabric.device) for tensor in self.training_data.example_batch)
-            if inputs.is_floating_point() and self.config.precision.mode == "64-true":
-                inputs = inputs.double()
-            state = self._init_state(network, len(targets))
-            posterior.check_model(state, [(inputs, targets)], self.likelihood.loss)
 
     def create_run(self, members: Sequence[int], fabric: "Fabric") -> TrainingRun:
         """The run of one member, or the vectorized run of several."""

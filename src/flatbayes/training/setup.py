@@ -120,7 +120,6 @@ class TrainingSetup:
             )
         if config.distribution.strategy == "fsdp":
             check_fsdp(posterior, config, world, checkpoints)
-        factory.check_model(fabric)
         is_vectorized, reason = should_vectorize(factory, posterior.num_members)
         indices = range(posterior.num_members)
         info = {"flatbayes": version("flatbayes"), "model": describe_model(model, model_arguments)}

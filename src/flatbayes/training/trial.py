@@ -1,0 +1,106 @@
+"""Trial of a fit before its first step: everything that happens later happens once, with a network of its own.
+
+Torch reports an operation that it does not support when it runs. Without a trial, that is after hours of training if
+it is in the last pass over the data, in a draw or in a prediction.
+"""
+
+import dis
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flatbayes.core import TrainingProgress
+from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
+from flatbayes.prediction import FittedPosterior
+from flatbayes.training.closure import clip_closure
+from flatbayes.training.engine import Engine, place_module
+from flatbayes.training.loop import convert_inputs
+from flatbayes.training.run_factory import RunFactory, make_training_loss
+
+if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
+    from lightning_fabric import Fabric
+
+NUM_TRIAL_SNAPSHOTS = 3
+TRIAL_LEARNING_RATE = 1e-9
+"""The trial stays at the initial weights, where training cannot diverge; the fit's optimizer takes no step."""
+PASSED_ON = (OSError, MemoryError, torch.OutOfMemoryError)
+"""Errors that say nothing about the network."""
+
+
+def run_trial(factory: RunFactory, fabric: "Fabric") -> None:
+    """Take a step on a few examples, collect snapshots, finalize, draw and predict, and discard the network.
+
+    There is no trial for several processes, whose gradients and weights belong together.
+
+    Args:
+        factory: Makes the training runs.
+        fabric: Device and precision.
+
+    Raises:
+        ValueError: Network, data, posterior and flatness do not go together.
+    """
+    if fabric.world_size > 1:
+        return
+    stage = "the first step"
+    try:
+        with seeded_rng(spawn_seed(Stream.MODEL_CHECK, factory.seed), None), warnings.catch_warnings(action="ignore"):
+            config = factory.config.with_options(**{"precision.compile": False})
+            factory = replace(factory, config=config)
+            inputs, targets = (tensor.to(fabric.device) for tensor in factory.training_data.example_batch)
+            inputs = convert_inputs(inputs, config)
+            network = place_module(factory.init_network(0), fabric, config)
+            posterior, loss_fn = factory.posterior, make_training_loss(factory.likelihood, config)
+            state = posterior.init(network, config.optimizer or posterior.default_optimizer, len(targets))
+            groups = state.optimizer.param_groups  # type: ignore[union-attr]  # there is one after init with a factory
+            optimizer = torch.optim.SGD([{"params": group["params"]} for group in groups], TRIAL_LEARNING_RATE)
+            engine = Engine.create(fabric, state.model, optimizer, config)
+            state.optimizer = engine.optimizer
+            engine.module.train()
+
+            def closure() -> Tensor:
+                engine.zero_grad()
+                loss = loss_fn(engine.network(inputs), targets)
+                engine.backward(loss)
+                return loss.detach()
+
+            if config.epochs:
+                # With zero steps in total, whatever starts or ends later in training is active now.
+                progress = TrainingProgress(total_steps=0)
+                posterior.step(
+                    state, clip_closure(factory.flatness(closure, engine.module, progress), engine, config)
+                )
+            posterior.check_model(state, [(inputs, targets)], factory.likelihood.loss)
+            for _ in range(NUM_TRIAL_SNAPSHOTS):
+                posterior.collect(state)
+            engine.module.eval()
+            stage = "the pass over the training data after the last step"
+            posterior.finalize(state, [(inputs, targets)], factory.likelihood.loss)
+            stage = "a prediction"
+            state.optimizer = None
+            fitted = FittedPosterior(posterior, [state], factory.likelihood, statistics_inputs=[inputs])
+            fitted.predict(inputs, 1, vectorized=False)
+    except PASSED_ON:
+        raise
+    except Exception as error:  # torch has no common class of errors
+        if is_deliberate(error):
+            raise
+        raise ValueError(
+            f"The network cannot be used with {type(factory.posterior).__name__} and "
+            f"{type(factory.flatness).__name__}. A trial on a few examples before training shows that {stage} ends "
+            f"in {type(error).__name__}: {error}"
+        ) from error
+
+
+def is_deliberate(error: Exception) -> bool:
+    """Whether an error comes from a `raise` or `assert` in flatbayes or in code of the user, and not in torch."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return True
+    frame = traceback.tb_frame
+    instruction = dis.opname[frame.f_code.co_code[traceback.tb_lasti]]
+    return instruction == "RAISE_VARARGS" and not frame.f_globals.get("__name__", "").startswith("torch")

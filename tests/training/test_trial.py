@@ -1,0 +1,125 @@
+"""What torch cannot do with a network is said before the first step; the trial that finds it leaves no trace."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from flatbayes.flatness import SAM
+from flatbayes.likelihoods import Categorical
+from flatbayes.posteriors import MAP, SWAG, Laplace, MCDropout
+from flatbayes.training import Callback, CollectionConfig, TrainingConfig, fit
+from flatbayes.training.trial import is_deliberate
+from support import POSTERIORS, network
+
+CONFIG = TrainingConfig(
+    epochs=2,
+    batch_size=8,
+    collection=CollectionConfig(start_fraction=0.0),
+    optimizer=lambda p: torch.optim.SGD(p, 0.05),
+)
+
+
+class CountSteps(Callback):
+    num_steps = 0
+
+    def on_step_end(self, step, loss, lr):
+        self.num_steps += 1
+
+
+def loader(**options):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(16, 1, 8, 8, generator=generator), torch.arange(16) % 3
+    return DataLoader(TensorDataset(x, y), batch_size=8, **options)
+
+
+class Fails(nn.Sequential):
+    """Fails in one mode, as a layer whose shapes do not match does."""
+
+    def __init__(self, *, in_training):
+        super().__init__(*network())
+        self.in_training = in_training
+
+    def forward(self, x):
+        outputs = super().forward(x)
+        return outputs @ torch.zeros(7, 3) if self.training is self.in_training else outputs
+
+
+CASES = [
+    (p, t) for p in POSTERIORS for t in (True, False) if t or not isinstance(p, MCDropout)
+]  # draws in training mode
+
+
+@pytest.mark.parametrize(("posterior", "in_training"), CASES, ids=[f"{str(p)[:50]}-{t}" for p, t in CASES])
+def test_an_operation_that_fails_is_reported_before_the_first_step(posterior, in_training):
+    counter = CountSteps()
+    with pytest.raises(ValueError, match="cannot be used with|cannot be multiplied|cannot differentiate") as caught:
+        fit(
+            lambda: Fails(in_training=in_training),
+            loader(),
+            posterior,
+            SAM(),
+            CONFIG,
+            likelihood=Categorical(3),
+            callback=counter,
+        )
+    assert counter.num_steps == 0
+    assert is_deliberate(caught.value)
+
+
+def test_a_backward_pass_that_fails_is_reported():
+    class Overwrites(nn.Sequential):
+        def forward(self, x):
+            hidden = self[1](self[0](x)).sigmoid()
+            hidden.mul_(2)  # sigmoid needs its output in the backward pass
+            return self[2](hidden)
+
+    make = lambda: Overwrites(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 3))  # noqa: E731
+    with pytest.raises(ValueError, match="the first step ends in RuntimeError.*inplace operation"):
+        fit(make, loader(), MAP(), SAM(), CONFIG, likelihood=Categorical(3))
+
+
+class OwnError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [OwnError("ours"), torch.OutOfMemoryError("full"), OSError("no space")], ids=repr)
+def test_errors_with_words_of_their_own_are_passed_on(error):
+    class Raises(nn.Linear):
+        def forward(self, x):
+            raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        fit(Raises(64, 3), loader(), MAP(), SAM(), CONFIG, likelihood=Categorical(3))
+
+
+@pytest.mark.parametrize("with_generator", [False, True], ids=["global generator", "own generator"])
+@pytest.mark.parametrize("posterior", [SWAG(rank=2), Laplace(prior_precision=1.0)], ids=str)
+def test_results_are_those_without_a_trial(posterior, with_generator, monkeypatch):
+    weights = []
+    for has_trial in (True, False):
+        if not has_trial:
+            monkeypatch.setattr(sys.modules["flatbayes.training.fit"], "run_trial", lambda *args: None)
+        generator = torch.Generator().manual_seed(4) if with_generator else None
+        steps = []
+
+        class RecordingSGD(torch.optim.SGD):
+            def step(self, closure=None, steps=steps):
+                steps.append(self.param_groups[0]["lr"])
+                return super().step(closure)
+
+        config = CONFIG.with_options(optimizer=lambda p: RecordingSGD(p, lr=0.05))
+        data = loader(shuffle=True, generator=generator)
+        fitted = fit(network, data, posterior, SAM(), config, likelihood=Categorical(3))
+        assert len(steps) == 4
+        weights.append(fitted.states[0].model.state_dict() | fitted.states[0].statistics)
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+
+
+def test_a_trial_does_not_diverge():
+    config = CONFIG.with_options(optimizer=lambda p: torch.optim.SGD(p, lr=1e30))
+    with pytest.raises(RuntimeError, match="The loss is"):
+        fit(network, loader(), Laplace("kron", prior_precision=1.0), SAM(), config, likelihood=Categorical(3))
