@@ -2,11 +2,13 @@ import math
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from flatbayes.data import ImageFolder, Npz, Table, TorchDataset
+from flatbayes.data import ImageFolder, Npz, Table, TorchDataset, make_source
 from flatbayes.data.checks import check_finite, check_labels, check_targets, holds_fractions, make_class_names
 
 INF = float("inf")
@@ -141,3 +143,16 @@ def test_words_that_identify_examples_are_no_classes():
 def test_classes_that_differ_in_case_or_spaces_are_named(names):
     with pytest.warns(UserWarning, match=f"'{names[0]}', '{names[1]}'. If they are one class"):
         check_labels({"given": torch.arange(20) % 2}, names)
+
+
+@pytest.mark.parametrize("write", ["npz", "parquet"])
+def test_labels_beyond_int64_are_refused(tmp_path, write):
+    labels = np.array([0, 1, 2**64 - 1], np.uint64)
+    path = tmp_path / f"a.{write}"
+    if write == "npz":
+        np.savez(path, x=np.zeros((3, 2)), y=labels)
+    else:
+        pq.write_table(pa.table({"img": [b"a"] * 3, "label": labels}), path)
+    source = make_source(str(path))
+    with pytest.raises(ValueError, match="the label 18446744073709551615, which is beyond int64"):
+        source.load(0)

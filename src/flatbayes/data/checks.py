@@ -100,6 +100,20 @@ def _check_class_sizes(counts: Tensor, class_names: Sequence[str], allow_rare: b
         )
 
 
+def to_int64(labels: NDArray[Any], description: str) -> NDArray[np.int64]:
+    """Convert labels of any type of whole numbers.
+
+    Raises:
+        ValueError: A label of uint64 is too large for int64.
+    """
+    if labels.dtype == np.uint64 and labels.size and labels.max() > np.iinfo(np.int64).max:
+        raise ValueError(
+            f"{description} has the label {labels.max()}, which is beyond int64. Labels number the classes from 0 "
+            "without gaps: -1 that was stored as an unsigned integer looks like this. Correct such labels."
+        )
+    return labels.astype(np.int64)
+
+
 def make_class_names(targets: Sequence[Tensor]) -> tuple[str, ...]:
     """Name classes by their numbers, from 0 to the highest label.
 

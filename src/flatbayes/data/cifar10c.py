@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flatbayes.data.checks import to_int64
 from flatbayes.data.corruptions.corrupt import NUM_SEVERITIES
+from flatbayes.data.size_limit import check_memory
 from flatbayes.data.splits import Split
 
 LABELS_FILE_STEM = "labels"
@@ -77,10 +79,12 @@ class CIFAR10C:
                 f"of {name}.npy; got {labels.dtype} of the shape {labels.shape}. Download it again."
             )
         start, num_read = (severity - 1) * count, min(self.max_examples or count, count)
+        check_memory(2 * num_read * images[0].nbytes, f"The images of {name}.npy in {self.path}")
         # A copy: the memory map is read-only.
+        all_targets = to_int64(labels, f"labels.npy in {self.path}")
         pixels = images[start : start + num_read].transpose(0, 3, 1, 2).copy()
-        targets = labels[start : start + num_read] if len(labels) == len(images) else labels[:num_read]
-        return Split(inputs=torch.from_numpy(pixels), targets=torch.from_numpy(targets.astype(np.int64)))
+        targets = all_targets[start : start + num_read] if len(labels) == len(images) else all_targets[:num_read]
+        return Split(inputs=torch.from_numpy(pixels), targets=torch.from_numpy(targets))
 
     def _open_array(self, name: str) -> np.ndarray:
         path = Path(self.path) / f"{name}.npy"

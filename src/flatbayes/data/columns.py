@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.optional import require_package
-from flatbayes.data.checks import MISSING_WORDS, DataWarning, TaskType, holds_fractions, make_class_names
+from flatbayes.data.checks import MISSING_WORDS, DataWarning, TaskType, holds_fractions, make_class_names, to_int64
 from flatbayes.data.csv_files import (
     explain_words,
 )
@@ -17,7 +17,7 @@ from flatbayes.data.parquet import (
     ArrowColumn,
     ArrowTable,
     ArrowType,
-    wrap_read_errors,
+    read_table,
 )
 from flatbayes.data.table_file import TableFile
 
@@ -26,11 +26,9 @@ def read_column(files: Sequence[Path], name: str) -> ArrowColumn:
     """Read one column of several parquet files and concatenate it."""
     with require_package("data"):
         import pyarrow as pa
-        import pyarrow.parquet as pq
     chunks = []
     for path in files:
-        with wrap_read_errors(path):
-            chunks += pq.read_table(path, columns=[name]).column(name).chunks
+        chunks += read_table(path, [name]).column(name).chunks
     require_one_type(chunks, name)
     return pa.chunked_array(chunks)
 
@@ -177,7 +175,7 @@ def extract_integer_labels(
     if not all(types.is_integer(column.type) for column in columns.values()):
         return None
     targets = {
-        split_name: torch.from_numpy(require_no_nulls(column, name).to_numpy().astype("int64"))
+        split_name: torch.from_numpy(to_int64(require_no_nulls(column, name).to_numpy(), f"Column {name!r}"))
         for split_name, column in columns.items()
     }
     return tuple(class_names) or make_class_names(list(targets.values())), targets

@@ -19,11 +19,16 @@ from flatbayes.data.csv_format import (
     has_open_quote,
 )
 from flatbayes.data.parquet import ArrowTable, require_columns, require_file, wrap_read_errors
+from flatbayes.data.size_limit import check_memory, get_memory_limit
 
 CSV_SUFFIXES = (".csv", ".tsv")
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".zst", ".lz4")
 BLOCK_SIZE_BYTES = 2**20
 """Bytes that are read at a time; a line must fit into it."""
+BYTES_PER_VALUE = 16
+"""Bytes of a value in memory: a number of 8 bytes and a copy of it. In the file it may be a single byte."""
+MAX_EXPLAINED_BYTES = 2**27
+"""Bytes of a file in another encoding in which an error of decoding is located."""
 TRUE_WORDS, FALSE_WORDS = ("1", "True", "TRUE", "true"), ("0", "False", "FALSE", "false")
 MISSING_NUMBERS = frozenset(
     [
@@ -81,6 +86,7 @@ def read_csv(path: Path, layout: CsvLayout) -> ArrowTable:
         from pyarrow import csv as arrow_csv
         from pyarrow import types
     with explain_csv_errors(path, layout):
+        check_table_size(path, len(layout.column_names))
         table = arrow_csv.read_csv(path, **_make_options(layout, {}))
     if any(types.is_binary(column_type) for column_type in table.schema.types):  # words that are not UTF-8
         raise ValueError(_explain_bytes(path, layout))
@@ -90,6 +96,43 @@ def read_csv(path: Path, layout: CsvLayout) -> ArrowTable:
             if has_open_quote(text, layout.separator):
                 raise ValueError(OPEN_QUOTE.format(path))
     return table
+
+
+def check_table_size(path: Path, num_columns: int) -> None:
+    """Refuse a CSV file that would take more memory than the bound of `size_limit`, before it is parsed.
+
+    Compressed files, and those that may be too large, are read once to count their lines.
+
+    Args:
+        path: The file.
+        num_columns: Number of its columns.
+
+    Raises:
+        ValueError: The file is too large, or a line is longer than a block.
+    """
+    limit = get_memory_limit()
+    is_compressed = path.suffix.lower() in COMPRESSION_SUFFIXES
+    if not is_compressed and BYTES_PER_VALUE * path.stat().st_size <= limit:
+        return
+    num_bytes, num_lines, line_bytes = 0, 0, 0
+    with open_stream(path) as stream:
+        while block := stream.read(BLOCK_SIZE_BYTES):
+            num_bytes += len(block)
+            num_lines += max(block.count(b"\n"), block.count(b"\r"))
+            last_end = max(block.rfind(b"\n"), block.rfind(b"\r"))
+            line_bytes = len(block) - last_end - 1 + (line_bytes if last_end < 0 else 0)
+            if line_bytes > 2 * BLOCK_SIZE_BYTES:
+                raise ValueError(_explain_long_line(path))
+            size = num_bytes + BYTES_PER_VALUE * num_lines * num_columns
+            if size > limit:
+                check_memory(size, f"The table in {path}, as far as it was read (line {num_lines}),")
+
+
+def _explain_long_line(path: Path) -> str:
+    return (
+        f"{path} has a line of more than {BLOCK_SIZE_BYTES} bytes, which is no row of a table. Check that it is a "
+        "CSV file whose lines end in a line feed."
+    )
 
 
 def iter_csv_batches(
@@ -186,13 +229,21 @@ def explain_csv_errors(path: Path, layout: CsvLayout, number_columns: Sequence[s
 def iter_records(path: Path, layout: CsvLayout) -> Iterator[tuple[int, list[str]]]:
     """Read the rows of a file with the numbers of their lines, from 1 on, as an editor shows them."""
     with open_stream(path) as stream, io.TextIOWrapper(stream, layout.encoding, "replace", newline="") as text:
+        lines = _iter_lines(text, path)
         for _ in range(layout.num_header_lines):
-            text.readline()
-        reader, end = csv.reader(text, delimiter=layout.separator), layout.num_header_lines
+            next(lines, "")
+        reader, end = csv.reader(lines, delimiter=layout.separator), layout.num_header_lines
         for record in reader:
             line, end = end + 1, layout.num_header_lines + reader.line_num
             if record:
                 yield line, record
+
+
+def _iter_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
+    while line := text.readline(BLOCK_SIZE_BYTES + 1):
+        if len(line) > BLOCK_SIZE_BYTES:
+            raise ValueError(_explain_long_line(path))
+        yield line
 
 
 def locate_row(path: Path, layout: CsvLayout, row: int, name: str) -> tuple[int, str]:
@@ -246,11 +297,13 @@ def _explain_bytes(path: Path, layout: CsvLayout) -> str | None:
     first_line = 1
     with open_stream(path) as stream:
         if layout.encoding != "utf-8":
-            content = stream.read()
+            content = stream.read(MAX_EXPLAINED_BYTES)
             invalid = find_decoding_error(content, True, layout.encoding)
             return explain_decoding_error(content, layout.encoding, str(path)) if invalid else None
         rest = b""
         while block := stream.read(BLOCK_SIZE_BYTES):
+            if len(rest) > BLOCK_SIZE_BYTES:
+                return _explain_long_line(path)
             block = rest + block
             cut = block.rfind(b"\n") + 1
             if find_decoding_error(block[:cut], True, "utf-8"):

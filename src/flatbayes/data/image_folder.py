@@ -12,6 +12,7 @@ import torch
 
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.images import IMAGE_SUFFIXES, EncodedImage, check_image_size
+from flatbayes.data.size_limit import check_memory
 from flatbayes.data.source import DataSource, RawSplits
 from flatbayes.data.splits import SPLIT_NAMES, EncodedSplit
 
@@ -242,4 +243,5 @@ def iter_file_contents(files: Sequence[Path], rows: np.ndarray | None = None) ->
         rows: Indices of the files to read; None for all.
     """
     for row in range(len(files)) if rows is None else rows.tolist():
+        check_memory(files[row].stat().st_size, str(files[row]))
         yield str(files[row]), files[row].read_bytes()

@@ -1,14 +1,16 @@
 """Decoding of encoded images (PNG, JPEG and others) to uint8 arrays of one layout, with Pillow."""
 
 import io
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from flatbayes.core.optional import require_package
+from flatbayes.data.size_limit import check_memory
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -22,6 +24,12 @@ ORIENTATION_TAG = 0x0112
 """Number of the EXIF entry that says how an image is to be turned."""
 SIDEWAYS = frozenset({5, 6, 7, 8})
 """Orientations in which width and height are exchanged."""
+
+LARGE_IMAGE_PIXELS = 2**24
+"""Images with more pixels are decoded by one thread at a time, so that memory does not grow with the threads."""
+BYTES_PER_PIXEL = 8
+"""Of an image while it is decoded: at most 4 channels, and a copy in another mode."""
+_LARGE_IMAGE_LOCK = threading.Lock()
 
 EncodedImage = tuple[str, bytes]
 """Name of an image for messages, and the content of its file."""
@@ -137,7 +145,14 @@ def wrap_decode_errors(name: str) -> Iterator[None]:
 
 
 def allocate_images(count: int, layout: ImageLayout) -> np.ndarray:
-    """Allocate an uninitialized uint8 array, [count, channels, height, width]."""
+    """Allocate an uninitialized uint8 array, [count, channels, height, width].
+
+    Raises:
+        ValueError: It would take more memory than the bound of `size_limit`.
+    """
+    size = count * layout.channels * layout.height * layout.width
+    remedy = "Read them in smaller size (size=224), or when a batch needs them (stream=True)."
+    check_memory(size, f"{count} images of {layout.height} x {layout.width} pixels", remedy)
     return np.empty((count, layout.channels, layout.height, layout.width), dtype=np.uint8)
 
 
@@ -147,37 +162,44 @@ def decode_image(image: EncodedImage, layout: ImageLayout) -> np.ndarray:
     Raises:
         ValueError: The image is damaged, or does not fit the layout.
     """
-    name, _ = image
     with open_image(image) as picture:
-        if picture.mode in HIGH_BIT_DEPTH_MODES:
-            raise ValueError(f"{name} has more than 8 bits per pixel (mode {picture.mode}). Save it with 8 bits.")
-        if layout.channels == 1 and picture.mode not in GRAY_MODES:
-            raise ValueError(
-                f"{name} has color (mode {picture.mode}), and gray images were expected. Convert it to gray."
-            )
-        if picture.format == "TIFF":
-            with wrap_decode_errors(name):
-                picture.load()  # Pillow turns TIFF images itself
-        orientation = read_orientation(picture)
-        height, width = picture.height, picture.width
-        height, width = (width, height) if orientation in SIDEWAYS else (height, width)
-        if (height, width) != (layout.height, layout.width) and not layout.resize:
-            raise ValueError(
-                f"{name} is {height} x {width} pixels (height x width), and {layout.height} x "
-                f"{layout.width} were expected, as for the others. Scale all images to one size; for a "
-                "dataset, the option size does so."
-            )
-        mode = "L" if layout.channels == 1 else "RGB"
+        is_large = picture.width * picture.height > LARGE_IMAGE_PIXELS
+        with _LARGE_IMAGE_LOCK if is_large else nullcontext():
+            return _decode_picture(picture, image[0], layout)
+
+
+def _decode_picture(picture: PillowImage, name: str, layout: ImageLayout) -> np.ndarray:
+    if picture.mode in HIGH_BIT_DEPTH_MODES:
+        raise ValueError(f"{name} has more than 8 bits per pixel (mode {picture.mode}). Save it with 8 bits.")
+    if layout.channels == 1 and picture.mode not in GRAY_MODES:
+        raise ValueError(
+            f"{name} has color (mode {picture.mode}), and gray images were expected. Convert it to gray."
+        )
+    if picture.format == "TIFF":
         with wrap_decode_errors(name):
-            if layout.crop:
-                picture.draft(mode, compute_resize_size(layout))  # decodes a JPEG at a reduced size, which is faster
-            picture = picture if picture.mode == mode else picture.convert(mode)
-            picture = turn_upright(picture, orientation)
-            if layout.crop:
-                picture = center_crop(picture, layout)
-            elif layout.resize:
-                picture = picture.resize((layout.width, layout.height))
-            pixels = np.asarray(picture)
+            picture.load()  # Pillow turns TIFF images itself
+    orientation = read_orientation(picture)
+    height, width = picture.height, picture.width
+    height, width = (width, height) if orientation in SIDEWAYS else (height, width)
+    if (height, width) != (layout.height, layout.width) and not layout.resize:
+        raise ValueError(
+            f"{name} is {height} x {width} pixels (height x width), and {layout.height} x "
+            f"{layout.width} were expected, as for the others. Scale all images to one size; for a "
+            "dataset, the option size does so."
+        )
+    mode = "L" if layout.channels == 1 else "RGB"
+    with wrap_decode_errors(name):
+        if layout.crop:
+            picture.draft(mode, compute_resize_size(layout))  # decodes a JPEG at a reduced size, which is faster
+    check_memory(BYTES_PER_PIXEL * picture.width * picture.height, name)
+    with wrap_decode_errors(name):
+        picture = picture if picture.mode == mode else picture.convert(mode)
+        picture = turn_upright(picture, orientation)
+        if layout.crop:
+            picture = center_crop(picture, layout)
+        elif layout.resize:
+            picture = picture.resize((layout.width, layout.height))
+        pixels = np.asarray(picture)
     return pixels[None] if layout.channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -190,6 +212,11 @@ def center_crop(picture: PillowImage, layout: ImageLayout) -> PillowImage:
     """Resize an image with its aspect ratio kept, and crop the center to the size of the layout."""
     width, height = compute_resize_size(layout)
     factor = max(width / picture.width, height / picture.height)
+    if factor**2 * picture.width * picture.height > LARGE_IMAGE_PIXELS:  # a strip that would become very long
+        half_width, half_height = layout.width / factor / 2, layout.height / factor / 2
+        center_x, center_y = picture.width / 2, picture.height / 2
+        box = (center_x - half_width, center_y - half_height, center_x + half_width, center_y + half_height)
+        return picture.resize((layout.width, layout.height), box=box)
     picture = picture.resize((max(round(picture.width * factor), width), max(round(picture.height * factor), height)))
     left, top = (picture.width - layout.width) // 2, (picture.height - layout.height) // 2
     return picture.crop((left, top, left + layout.width, top + layout.height))

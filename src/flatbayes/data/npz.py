@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatbayes.data.checks import TaskType, holds_fractions, make_class_names
+from flatbayes.data.checks import TaskType, holds_fractions, make_class_names, to_int64
+from flatbayes.data.parquet import require_file
+from flatbayes.data.size_limit import check_memory
 from flatbayes.data.source import DataSource, RawSplits
 from flatbayes.data.splits import Split
 
@@ -107,13 +109,18 @@ def iter_array_chunks(path: Path, name: str, size: int) -> Iterator[np.ndarray]:
         FileNotFoundError: There is no such file.
         ValueError: It is damaged, of another format, or holds Python objects.
     """
-    num_rows = read_array_shape(path, name)[0]
+    num_rows, *row_shape = read_array_shape(path, name)
+    with _wrap_read_errors(path), _open_array(path, name) as array:
+        dtype = array.dtype
+    check_memory(
+        2 * min(size, num_rows) * _count_bytes(dtype, tuple(row_shape)), f"{size} rows of {name!r} of {path}"
+    )
     with _wrap_read_errors(path), _open_array(path, name) as array:
         if array.is_fortran_order:
             whole = read_arrays(path, [name])[name]
             yield from (whole[start : start + size] for start in range(0, num_rows, size))
             return
-        bytes_per_row = array.dtype.itemsize * math.prod(array.shape[1:])
+        bytes_per_row = _count_bytes(array.dtype, array.shape[1:])
         for start in range(0, num_rows, size):
             count = min(size, num_rows - start)
             content = array.stream.read(count * bytes_per_row)
@@ -157,24 +164,32 @@ def _open_array(path: Path, name: str) -> Iterator[_ArrayStream]:
             array = _ArrayStream(stream, *read_header(stream))
             if array.dtype.hasobject:
                 raise ValueError(f"{name!r} holds Python objects")
-            if stream.tell() + array.dtype.itemsize * math.prod(array.shape) != member.file_size:
+            if stream.tell() + _count_bytes(array.dtype, array.shape) != member.file_size:
                 raise ValueError(f"{name!r} is to have the shape {array.shape}, and its content has another size")
             yield array
 
 
 def _load_npz(path: Path, names: Sequence[str] | None) -> dict[str, Any]:
+    if names is None:
+        with _wrap_read_errors(path), zipfile.ZipFile(path) as archive:
+            return dict.fromkeys(name.removesuffix(".npy") for name in archive.namelist())
+    total = 0
     with _wrap_read_errors(path):
-        for name in names or ():
-            with _open_array(path, name):  # verifies the header before memory is allocated for the array
-                pass
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return dict.fromkeys(file.files) if names is None else {name: file[name] for name in names}
+        for name in names:
+            with _open_array(path, name) as array:  # verifies the header before memory is allocated for the array
+                total += _count_bytes(array.dtype, array.shape)
+    check_memory(2 * total, f"The arrays {', '.join(names)} of {path}, with a copy of them,")
+    with _wrap_read_errors(path), path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        return {name: file[name] for name in names}
+
+
+def _count_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+    return dtype.itemsize * math.prod(shape)
 
 
 @contextmanager
 def _wrap_read_errors(path: Path) -> Iterator[None]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}. Check the path.")
+    require_file(path)
     try:
         yield
     except FileNotFoundError:
@@ -282,4 +297,4 @@ def to_labels(array: np.ndarray, description: str) -> Tensor:
             f"{array.dtype} of the shape {array.shape}. Convert it, for example with numpy.argmax or "
             "astype('int64')."
         )
-    return torch.from_numpy(array.astype(np.int64))
+    return torch.from_numpy(to_int64(array, description))

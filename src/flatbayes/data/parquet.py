@@ -14,6 +14,14 @@ import numpy as np
 from flatbayes.core.optional import require_package
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.images import EncodedImage
+from flatbayes.data.parquet_size import (
+    BYTES_PER_NUMBER,
+    count_text_bytes,
+    estimate_bytes,
+    is_text_type,
+    limit_batch_size,
+)
+from flatbayes.data.size_limit import check_memory
 from flatbayes.data.splits import SPLIT_NAMES
 
 ROWS_PER_BATCH = 256  # bounds the memory of a pass over a file
@@ -53,10 +61,12 @@ def require_file(path: Path) -> None:
 
     Raises:
         FileNotFoundError: There is nothing at the path.
-        ValueError: It is a folder.
+        ValueError: It is a folder, a pipe or a device.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder, and a file is expected. Name a file in it.")
+    if not path.is_file() and path.exists():
+        raise ValueError(f"{path} is a pipe or a device, and is not read. Write its content to a file.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Check the path.")
 
@@ -83,11 +93,29 @@ def read_pandas_index(schema: ArrowSchema) -> tuple[str, ...]:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> ArrowTable:
-    """Read columns of a file."""
+    """Read columns of a file.
+
+    Raises:
+        ValueError: They would take more memory than the bound of `size_limit`.
+    """
     with require_package("data"):
         import pyarrow.parquet as pq
+        from pyarrow import types
+    schema = read_schema(path)
     with wrap_read_errors(path):
-        return pq.read_table(path, columns=list(columns), partitioning=None)  # a folder `key=value` is no column
+        num_bytes = estimate_bytes(pq.read_metadata(path), columns)
+    check_memory(num_bytes, f"The table in {path}")
+    words = [name for name in columns if is_text_type(schema.field(name).type)]
+    with wrap_read_errors(path):
+        # As a dictionary, words that repeat take memory once; a folder `key=value` is no column.
+        table = pq.read_table(path, columns=list(columns), partitioning=None, read_dictionary=words)
+    for index, name in enumerate(table.column_names):
+        column = table.column(index)
+        if types.is_dictionary(column.type):
+            check_memory(count_text_bytes(column), f"Column {name!r} of {path}")
+            if name in words:
+                table = table.set_column(index, name, column.cast(schema.field(name).type))
+    return table
 
 
 def list_row_groups(path: Path) -> list[int]:
@@ -123,6 +151,7 @@ def iter_record_batches(
     # pre_buffer would read all row groups ahead.
     with wrap_read_errors(path), pq.ParquetFile(path, pre_buffer=False) as file:
         groups = None if row_groups is None else list(row_groups)
+        size = limit_batch_size(path, file.metadata, set(columns), size)
         yield from file.iter_batches(batch_size=size, columns=list(columns), row_groups=groups)
 
 
@@ -195,6 +224,7 @@ def iter_encoded_images(files: Sequence[Path], column: str, rows: np.ndarray | N
                 f"field 'bytes', got {read_schema(path).field(column).type}. Columns that may hold them: "
                 f"{find_image_columns(path)}."
             )
+        check_memory(2 * BYTES_PER_NUMBER * count_rows(path), f"The list of the images in {path}")
         sizes = np.array(list_row_groups(path), dtype=np.int64)
         ends = start + sizes.cumsum()
         groups = list(range(len(sizes)))

@@ -1,5 +1,6 @@
 """Read trained weights from files: safetensors, and pickles of torch.save, which are read without running code."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -9,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+MAX_EXPANSION, MAX_PICKLE_BYTES = 20, 2**27
+"""Largest size of the entries of a file of torch.save, by its own, and of the pickle with the names of tensors."""
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "network")
 """Keys under which checkpoints keep the weights, beside the optimizer's state."""
 
@@ -26,6 +29,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There are no trained weights at {path}: no file, and no folder of a run.")
+    _check_archive(path)
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
@@ -40,6 +44,33 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "weights alone, torch.save(network.state_dict(), path)."
         ) from error
     return extract_state_dict(content, str(path))
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a file of torch.save that expands: torch writes it uncompressed.
+
+    Raises:
+        ValueError: Its entries are larger than the file, or its pickle is larger than names of weights need.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
+        return  # torch.load says that the file is damaged
+    size = path.stat().st_size
+    if sum(entry.file_size for entry in entries) > MAX_EXPANSION * size:
+        raise ValueError(
+            f"{path} expands to more than {MAX_EXPANSION} times its size, which weights of torch.save never do. Save "
+            "them again."
+        )
+    pickles = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
+    if max(pickles, default=0) > MAX_PICKLE_BYTES:
+        raise ValueError(
+            f"{path} describes its weights in {max(pickles)} bytes, and at most {MAX_PICKLE_BYTES} are read. Save "
+            "the weights alone: torch.save(network.state_dict(), path)."
+        )
 
 
 def extract_state_dict(content: Any, source: str) -> dict[str, Tensor]:
