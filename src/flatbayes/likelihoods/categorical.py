@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flatbayes.core import LossFn
+from flatbayes.likelihoods.labels import IGNORE_INDEX, to_class_indices
 from flatbayes.likelihoods.likelihood import Likelihood, Predictive
 
 
@@ -97,29 +98,51 @@ class CategoricalPredictive(Predictive):
 
 @dataclass(frozen=True)
 class Categorical(Likelihood):
-    """Targets are class indices, outputs are logits.
+    """Targets are class indices, or class probabilities; outputs are logits.
 
     Attributes:
         num_classes: Number of classes, the size of a network's output.
+        ignore_index: Label of examples without a label. They do not contribute to losses, metrics and `num_data`.
     """
 
     num_classes: int
+    ignore_index: int = IGNORE_INDEX
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise ValueError(f"Classification needs at least 2 classes, got {self.num_classes}.")
+        if 0 <= self.ignore_index < self.num_classes:
+            raise ValueError(
+                f"ignore_index must be no index of the {self.num_classes} classes, got {self.ignore_index}."
+            )
 
     @property
     def num_outputs(self) -> int:
         """One logit for each class."""
         return self.num_classes
 
+    def prepare_targets(self, targets: Tensor) -> Tensor:
+        """Class indices, int64, shape (batch,); or class probabilities, shape (batch, classes).
+
+        Args:
+            targets: Class indices of any dtype, shape (batch,) or (batch, 1); one-hot rows, or class probabilities.
+
+        Raises:
+            ValueError: They are neither.
+        """
+        is_on_cpu = targets.device.type == "cpu"
+        return to_class_indices(targets, self.num_classes, self.ignore_index, check_values=is_on_cpu)
+
+    def find_labelled(self, targets: Tensor) -> Tensor | None:
+        """Where the label is not `ignore_index`; None for class probabilities."""
+        return targets != self.ignore_index if targets.ndim == 1 else None
+
     def loss(self, outputs: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
-        """Mean cross entropy.
+        """Mean cross entropy over the examples with a label; zero if there are none.
 
         Args:
             outputs: Logits.
-            targets: Class indices.
+            targets: Class indices, or class probabilities.
 
         Raises:
             ValueError: The outputs are not one logit per class.
@@ -139,7 +162,12 @@ class Categorical(Likelihood):
         def loss(outputs: Tensor, targets: Tensor) -> Tensor:
             self._check_outputs(outputs)
             logits = outputs.float() if outputs.dtype != torch.float64 else outputs
-            return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+            if targets.is_floating_point():
+                return F.cross_entropy(logits, targets.to(logits.dtype), label_smoothing=label_smoothing)
+            total = F.cross_entropy(
+                logits, targets, label_smoothing=label_smoothing, ignore_index=self.ignore_index, reduction="sum"
+            )
+            return total / (targets != self.ignore_index).sum().clamp_min(1)
 
         return loss
 

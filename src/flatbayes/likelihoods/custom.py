@@ -46,6 +46,10 @@ class Custom(Likelihood):
             )
         return loss
 
+    def find_labelled(self, targets: Tensor) -> Tensor | None:
+        """Where `output_likelihood` has a target, which the loss must ignore elsewhere."""
+        return self.output_likelihood.find_labelled(targets)
+
     def predictive(self, outputs: Iterable[Tensor], *, keep_members: bool = False) -> Predictive:
         """The predictions of `output_likelihood`."""
         return self.output_likelihood.predictive(outputs, keep_members=keep_members)

@@ -235,6 +235,28 @@ class Gaussian(Likelihood):
         """A mean and a raw scale for each target."""
         return 2 * self.num_targets
 
+    def prepare_targets(self, targets: Tensor) -> Tensor:
+        """Numbers of shape (batch, num_targets), or (batch,) for one target.
+
+        Raises:
+            ValueError: They have another shape, or are missing or not finite.
+        """
+        allowed = {(len(targets), self.num_targets), (len(targets), *self._target_shape)} if targets.ndim else set()
+        if tuple(targets.shape) not in allowed or targets.is_complex():
+            raise ValueError(
+                f"Each example must have {self.num_targets} targets, shape (examples, {self.num_targets}); "
+                f"got {targets.dtype} of shape {tuple(targets.shape)}. Gaussian.fit(targets) makes the likelihood of "
+                "such targets."
+            )
+        if targets.device.type == "cpu" and targets.is_floating_point():
+            is_wrong = ~targets.isfinite()
+            if is_wrong.any():
+                raise ValueError(
+                    f"{int(is_wrong.sum())} targets are missing or not finite; the first is in row "
+                    f"{int(is_wrong.nonzero()[0, 0])} of its batch (counted from 0). Leave these examples out."
+                )
+        return targets
+
     def loss(self, outputs: Float[Tensor, "batch outputs"], targets: Float[Tensor, "batch ..."]) -> Float[Tensor, ""]:
         """Mean negative log density, summed over the targets of an example, per unit of the targets.
 
@@ -246,7 +268,7 @@ class Gaussian(Likelihood):
             ValueError: The outputs are not a mean and a raw scale for each target, or the targets have no such shape.
         """
         mean, std = self.split_outputs(outputs if outputs.dtype == torch.float64 else outputs.float())
-        dtype = torch.float64 if targets.dtype == torch.float64 else mean.dtype
+        dtype = mean.dtype if mean.device.type == "mps" else torch.float64  # equal numbers in float32 and float64
         location, scale = _location_scale_tensors(self.location, self.scale, dtype, mean.device)
         if targets.shape != outputs.shape[:1] + self._target_shape and targets.shape != mean.shape:
             raise ValueError(

@@ -63,6 +63,27 @@ class Likelihood(ABC):
             targets: Targets, one row per example.
         """
 
+    def prepare_targets(self, targets: Tensor) -> Tensor:
+        """Targets in the form that `loss` takes, converted where their meaning is clear; here they are unchanged.
+
+        Values of targets on an accelerator are not checked, since that would wait for the device at every step.
+
+        Args:
+            targets: Targets of a batch, one row per example.
+
+        Raises:
+            ValueError: They are no targets of this likelihood.
+        """
+        return targets
+
+    def find_labelled(self, targets: Tensor) -> Tensor | None:
+        """Whether each example has a target, shape (batch,); None if all have one.
+
+        Args:
+            targets: From `prepare_targets`.
+        """
+        return None
+
     @abstractmethod
     def predictive(self, outputs: Iterable[Tensor], *, keep_members: bool = False) -> Predictive:
         """The equal mixture over networks of their predictive distributions.

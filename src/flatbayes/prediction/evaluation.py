@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from flatbayes.data import LazyImages
-from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods import (
+    Categorical,
+    CategoricalPredictive,
+    Custom,
+    GaussianPredictive,
+    Likelihood,
+    Predictive,
+)
 from flatbayes.metrics import (
     CoverageCurve,
     ReliabilityBins,
@@ -53,7 +60,8 @@ def evaluate(
     Args:
         fitted: The posterior.
         inputs: Raw examples, in the form of the training data.
-        targets: Class indices, shape (examples,); or numbers, shape (examples,) or (examples, targets).
+        targets: Class indices of any dtype, or one-hot rows; examples with the likelihood's `ignore_index` are left
+            out. For a regression numbers, shape (examples,) or (examples, targets).
         num_draws: Networks to average, as in `FittedPosterior.predict`.
         batch_size: Examples per forward pass.
         seed: The same seed draws the same networks.
@@ -63,8 +71,30 @@ def evaluate(
         ValueError: The targets do not match the predictions, or are missing or not finite.
         TypeError: There are no metrics for this kind of prediction.
     """
+    inputs, targets = _prepare_examples(fitted.likelihood, inputs, targets)
     predictive = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed, show_progress=show_progress)
     return _compute_metrics(predictive, targets, len(fitted.sample_ids(num_draws, seed)))
+
+
+def _prepare_examples(
+    likelihood: Likelihood, inputs: Tensor | LazyImages, targets: Tensor
+) -> tuple[Tensor | LazyImages, Tensor]:
+    """Examples that have a target, and class labels as class indices, as in training."""
+    while isinstance(likelihood, Custom):
+        likelihood = likelihood.output_likelihood
+    targets = torch.as_tensor(targets)
+    if not isinstance(likelihood, Categorical):
+        return inputs, targets
+    targets = likelihood.prepare_targets(targets.cpu())
+    if targets.is_floating_point():
+        raise ValueError("Metrics compare predictions with classes, got class probabilities: try labels.argmax(-1).")
+    is_labelled = likelihood.find_labelled(targets)
+    if is_labelled is None or is_labelled.all() or len(targets) != len(inputs):
+        return inputs, targets
+    if not is_labelled.any():
+        raise ValueError(f"All {len(targets)} labels are {likelihood.ignore_index}: there are no labelled examples.")
+    selected = inputs.subset(is_labelled) if isinstance(inputs, LazyImages) else inputs[is_labelled]
+    return selected, targets[is_labelled]
 
 
 def _compute_metrics(predictive: Predictive, targets: Tensor, num_networks: int) -> Evaluation:

@@ -18,7 +18,7 @@ from flatbayes.core.randomness import preserve_rng
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
-from flatbayes.prediction.inputs import Inputs, iter_chunks
+from flatbayes.prediction.inputs import Inputs, check_finite_inputs, check_finite_predictions, iter_chunks
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
 from flatbayes.prediction.vmapped import StackedNetworks, should_vectorize, stack_networks
 
@@ -82,9 +82,9 @@ class FittedPosterior(NetworkSampler):
             show_progress: Show a progress bar on standard error.
 
         Raises:
-            ValueError: `num_draws` is out of range, the inputs are empty, or `vectorized` is set and the draws are
-                more than weights.
-            RuntimeError: The posterior has collected nothing to draw from yet.
+            ValueError: `num_draws` is out of range, the inputs are empty or not finite, or `vectorized` is set and
+                the draws are more than weights.
+            RuntimeError: The posterior has collected nothing to draw from yet, or a prediction is not finite.
         """
         stream = self.stream_predictions(
             inputs,
@@ -115,15 +115,19 @@ class FittedPosterior(NetworkSampler):
 
         An iterable is read once, whatever the number of draws. The arguments are those of `predict`.
         """
-        sample_ids = self.sample_ids(num_draws, seed)
+        sample_ids, first_row = self.sample_ids(num_draws, seed), 0
         for batches in iter_chunks(inputs, batch_size):
+            check_finite_inputs(batches, first_row, self.info.get("feature_names", ()))
             outputs: Iterable[Tensor] | None = self._compute_vectorized_outputs(sample_ids, batches, vectorized)
             if outputs is None:
                 tracked = track(sample_ids, "averaging networks", console=PlainConsole(stderr=True), transient=True)
                 # A progress bar that is not shown would still start a thread.
                 ids = tracked if show_progress else sample_ids
                 outputs = (self._compute_outputs(sample_id, batches) for sample_id in ids)
-            yield self.likelihood.predictive(outputs, keep_members=keep_members)
+            predictive = self.likelihood.predictive(outputs, keep_members=keep_members)
+            check_finite_predictions(predictive, first_row)
+            first_row += sum(len(batch) for batch in batches)
+            yield predictive
 
     def compile(self, num_draws: int = 30, *, seed: int = 0) -> CompiledPosterior:
         """Compile one module that predicts as `predict(inputs, num_draws, seed=seed)` does, up to single precision.

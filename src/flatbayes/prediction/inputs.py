@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flatbayes.data import LazyImages
+from flatbayes.data.checks import check_finite
+from flatbayes.likelihoods import Predictive
 
 BATCHES_PER_CHUNK = 32
 
@@ -43,6 +45,39 @@ def iter_chunks(
     batches = iter(inputs.split(batch_size) if isinstance(inputs, LazyImages) else inputs)
     while chunk := [_to_tensor(batch) for batch in islice(batches, batches_per_chunk)]:
         yield chunk
+
+
+def check_finite_inputs(batches: Sequence[Tensor], first_row: int, feature_names: Sequence[str] = ()) -> None:
+    """Check that inputs hold no NaN and no infinity.
+
+    Args:
+        batches: The inputs.
+        first_row: Row number of the first example.
+        feature_names: One name per feature, if known.
+
+    Raises:
+        ValueError: Some values are not finite; the message says how many, and where the first is.
+    """
+    for batch in batches:
+        names = feature_names if batch.ndim == 2 and batch.shape[1] == len(feature_names) else ()
+        check_finite(batch, "inputs", names, first_row)
+        first_row += len(batch)
+
+
+def check_finite_predictions(predictive: Predictive, first_row: int) -> None:
+    """Check that the predictions for finite inputs are finite.
+
+    Raises:
+        RuntimeError: Some are not.
+    """
+    is_finite = predictive.mean.isfinite().flatten(1) if predictive.mean.ndim > 1 else predictive.mean.isfinite()
+    rows = (~(is_finite.all(1) if is_finite.ndim > 1 else is_finite)).nonzero().flatten()
+    if len(rows):
+        raise RuntimeError(
+            f"The predictions of {len(rows)} examples are not finite although their inputs are; the first is in row "
+            f"{first_row + int(rows[0])} (counted from 0). Some networks overflow there: check the scale of these "
+            "inputs, and whether the training diverged."
+        )
 
 
 def cast_floating(inputs: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -69,11 +69,13 @@ def count_elements(sizes: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
 def check_max_integer(data: object, maximum: int) -> None:
     """Check that no integer in nested dictionaries and lists exceeds a maximum in absolute value.
 
+    The label of unlabelled examples, `ignore_index`, is no size.
+
     Raises:
         ValueError: One does.
     """
     if isinstance(data, dict):
-        data = list(data.values())
+        data = [value for key, value in data.items() if key != "ignore_index"]
     if isinstance(data, list):
         for item in data:
             check_max_integer(item, maximum)

@@ -81,7 +81,19 @@ class NetworkSampler:
         else:
             batch = batch.to(self.device)
             batch = batch if self.transform is None else self.transform(batch)
-        return cast_floating(batch.to(self.device), self.dtype)
+        return cast_floating(self._convert_integers(batch).to(self.device), self.dtype)
+
+    def _convert_integers(self, batch: Tensor) -> Tensor:
+        """Integers as floating numbers, for a network that was trained on those."""
+        trained_on = self.info.get("inputs")
+        if trained_on is None or batch.is_floating_point():
+            return batch
+        if trained_on == "floating" and batch.dtype == torch.uint8 and batch.ndim > 2:
+            raise ValueError(
+                "The inputs are uint8 images, and the network was trained on floating-point ones: convert and scale "
+                "them as in training, such as images.float() / 255."
+            )
+        return batch.to(self.dtype or torch.get_default_dtype())
 
     def sample_ids(self, num_draws: int, seed: int = 0) -> list[SampleId]:
         """Identifiers of the networks that a prediction averages, the same number for every training run.

@@ -1,18 +1,19 @@
 """Training batches: shuffled and augmented by a seed, vectorized over networks, or from a user's loader."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, make_generator, spawn_seeds
 from flatbayes.data import LazyImages
+from flatbayes.likelihoods import Likelihood
+from flatbayes.training.loader_pass import convert_integers, split_batch
 
 MAX_DEVICE_MEMORY_FRACTION = 0.5
 
@@ -197,22 +198,25 @@ class LoaderBatches:
     workers that outlive an epoch is not accessible.
 
     Attributes:
-        loader: Iterable of `(inputs, targets)` that can be read once per epoch, with a `dataset` that has a length.
+        loader: Iterable of `(inputs, targets)` that can be read once per epoch.
+        num_data: Number of labelled examples.
+        num_batches: Number of batches of an epoch.
+        likelihood: Checks and converts the targets of every batch; None leaves them as they are.
+        converts_integers: Whether inputs that are integers become floating.
     """
 
-    loader: DataLoader[Any]
+    loader: Iterable[Any]
+    num_data: int = 0
+    num_batches: int = 0
+    likelihood: Likelihood | None = None
+    converts_integers: bool = False
 
     transform = None  # batches are ready for the model
     can_skip_batches = False
 
     def __len__(self) -> int:
         """Number of batches of an epoch."""
-        return len(self.loader)
-
-    @property
-    def num_data(self) -> int:
-        """Number of examples."""
-        return len(self.loader.dataset)  # type: ignore[arg-type]
+        return self.num_batches
 
     def state_dict(self) -> dict[str, Any]:
         """Random state of NumPy, Python and the loader's generators."""
@@ -232,13 +236,30 @@ class LoaderBatches:
             generator.set_state(state)
 
     def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one pass over the loader."""
-        for inputs, targets, *_ in self.loader:
-            yield inputs, targets
+        """The batches of one pass over the loader.
+
+        Raises:
+            RuntimeError: The pass has fewer batches than the first one.
+            ValueError: A batch is not a pair of inputs and targets of the likelihood.
+        """
+        count = 0
+        for batch in self.loader:
+            if count == self.num_batches:
+                break
+            inputs, targets = split_batch(batch)
+            inputs = convert_integers(inputs) if self.converts_integers else inputs
+            yield inputs, targets if self.likelihood is None else self.likelihood.prepare_targets(targets)
+            count += 1
+        if count < self.num_batches:
+            raise RuntimeError(
+                f"The loader gave {count} batches in epoch {epoch + 1}, and {self.num_batches} before. Every pass "
+                "must have as many: an iterator that is exhausted by one pass cannot be trained on."
+            )
 
     def _find_generators(self) -> list[torch.Generator]:
-        loader = self.loader
-        owners = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
+        loader: Any = self.loader
+        batch_sampler = getattr(loader, "batch_sampler", None)
+        owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
         generators = [getattr(owner, "generator", None) for owner in owners]
         return list({id(generator): generator for generator in generators if generator is not None}.values())
 

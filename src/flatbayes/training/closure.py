@@ -31,9 +31,9 @@ class BatchClosure:
     targets: Tensor
 
     @property
-    def num_examples(self) -> int:
-        """Number of examples in the next call."""
-        return len(subset_batch(self.inputs)[0])
+    def num_examples(self) -> int | Tensor:
+        """Number of labelled examples in the next call."""
+        return self._count_labelled(subset_batch(self.targets)[0])
 
     def __call__(self) -> Tensor:
         """The loss; gradients are those of the parameters afterwards."""
@@ -47,12 +47,22 @@ class BatchClosure:
         for x, y in _split_batch(inputs, targets, num_micro_batches):
             loss = run.loss_fn(engine.network(x), y)
             if num_micro_batches > 1:
-                loss = loss * (len(x) / num_examples)
+                loss = loss * (self._count_labelled(y) / max_one(self._count_labelled(targets)))
             engine.backward(loss.sum() if loss.ndim else loss)  # of the sum, each network gets its own gradient
             total = total + loss.detach()
         if not isinstance(engine.optimizer, torch.optim.SparseAdam):
             densify_gradients(engine.params)  # momentum, priors and weight decay concern every row
         return total  # type: ignore[return-value]  # a tensor: there is at least one micro-batch
+
+    def _count_labelled(self, targets: Tensor) -> int | Tensor:
+        """Number of targets, as a tensor if some may be missing: reading it would wait for the device."""
+        is_labelled = self.run.find_labelled(targets)
+        return len(targets) if is_labelled is None else is_labelled.sum()
+
+
+def max_one(count: int | Tensor) -> int | Tensor:
+    """A count as a divisor: at least one."""
+    return max(count, 1) if isinstance(count, int) else count.clamp_min(1)
 
 
 def clip_closure(closure: Closure, engine: Engine, config: TrainingConfig) -> Closure:

@@ -2,14 +2,15 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DistributedSampler, IterableDataset
 
 from flatbayes.core import Examples
 from flatbayes.core.buffers import eval_mode
@@ -22,6 +23,14 @@ from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.training.batches import LoaderBatches, ShuffledBatches, TrainingBatches, fits_on_device
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.distributed.launch import get_fabric_process_group
+from flatbayes.training.loader_pass import (
+    LoaderPass,
+    convert_integers,
+    count_rows,
+    read_pass,
+    select_labelled,
+    split_batch,
+)
 
 if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
     from lightning_fabric import Fabric
@@ -89,14 +98,26 @@ class TrainingData(ABC):
         """Whether every process gets the same from `iter_examples` and `sample_inputs`."""
 
 
-def make_training_data(data: DataSplits | DataLoader[Any], transform: Standardize | None = None) -> TrainingData:
+def make_training_data(
+    data: DataSplits | Iterable[Any],
+    transform: Standardize | None = None,
+    likelihood: Likelihood | None = None,
+    num_data: int | None = None,
+) -> TrainingData:
     """Training data from data splits or from a loader.
 
     Args:
         data: Data splits, or a loader.
         transform: Standardization of the inputs of data splits; by default that of the training split.
+        likelihood: Likelihood of the targets of a loader.
+        num_data: Number of labelled examples of a loader; None counts them in one pass.
+
+    Raises:
+        ValueError: `num_data` is given for data splits, or is below 1.
     """
-    return InMemoryData(data, transform) if isinstance(data, DataSplits) else LoaderData(data)
+    if num_data is not None and (num_data < 1 or isinstance(data, DataSplits)):
+        raise ValueError(f"num_data is the number of labelled examples of a loader, at least 1; got {num_data}.")
+    return InMemoryData(data, transform) if isinstance(data, DataSplits) else LoaderData(data, likelihood, num_data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,9 +268,47 @@ class LoaderData(TrainingData):
 
     Attributes:
         loader: The loader.
+        likelihood: Likelihood of the targets.
+        given_num_data: Number of labelled examples; None counts them in one pass.
+        converts_integers: Whether inputs that are integers become floating, for a network that takes no integers.
     """
 
-    loader: DataLoader[Any]
+    loader: Iterable[Any]
+    likelihood: Likelihood | None = None
+    given_num_data: int | None = None
+    converts_integers: bool = False
+
+    @cached_property
+    def loader_pass(self) -> LoaderPass:
+        """What one pass over the loader gives, which changes no random state."""
+        likelihood = self.likelihood or self.infer_likelihood()
+        batches = LoaderBatches(self.loader)
+        random_state = batches.state_dict()
+        try:
+            with preserve_rng(None):
+                return read_pass(self.loader, likelihood, first_only=self.given_num_data is not None)
+        finally:
+            batches.load_state_dict(random_state)
+
+    def count_data(self, world: ProcessGroupInfo) -> int:
+        """Number of labelled examples that a pass gives, of all processes together.
+
+        Raises:
+            ValueError: It is not known how several processes share the loader.
+        """
+        if self.given_num_data is not None:
+            return self.given_num_data
+        count, sampler = self.loader_pass.num_data, getattr(self.loader, "sampler", None)
+        if world.size == 1:
+            return count
+        if isinstance(getattr(self.loader, "dataset", None), IterableDataset):
+            raise ValueError(
+                "The number of training examples of several processes is unknown for an iterable-style dataset: pass "
+                "num_data, the number of labelled examples of all processes together."
+            )
+        if isinstance(sampler, DistributedSampler):  # of which each process has read its share
+            return min(sum(world.all_gather(count)), len(sampler.dataset))  # type: ignore[arg-type]
+        return count
 
     @property
     def model_arguments(self) -> dict[str, Any]:
@@ -263,13 +322,17 @@ class LoaderData(TrainingData):
 
     @property
     def info(self) -> dict[str, Any]:
-        """Empty."""
-        return {}
+        """Whether inputs are floating, or integers that were converted; empty if the network takes integers."""
+        inputs = self.loader_pass.example_batch[0]
+        if self.converts_integers:
+            return {"inputs": "converted"}
+        return {"inputs": "floating"} if isinstance(inputs, Tensor) and inputs.is_floating_point() else {}
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Number of examples and of batches."""
-        return {"examples": len(self.loader.dataset), "batches": len(self.loader)}  # type: ignore[arg-type]
+        num_data = self.given_num_data or self.loader_pass.num_data
+        return {"examples": num_data, "batches": self._count_batches(self.loader)}
 
     def infer_likelihood(self) -> Likelihood:
         """Raise an error: a loader does not determine the likelihood.
@@ -286,36 +349,46 @@ class LoaderData(TrainingData):
 
     def make_batches(self, config: TrainingConfig, seed: int, fabric: "Fabric") -> TrainingBatches:
         """The batches of the loader."""
-        if fabric.world_size == 1:
-            return LoaderBatches(self.loader)
-        loader: Any = fabric.setup_dataloaders(self.loader, move_to_device=False)
-        return LoaderBatches(loader)
+        loader: Any = self.loader
+        num_data = self.count_data(get_fabric_process_group(fabric))
+        if fabric.world_size > 1:
+            loader = fabric.setup_dataloaders(loader, move_to_device=False)
+        return LoaderBatches(loader, num_data, self._count_batches(loader), self.likelihood, self.converts_integers)
+
+    def _count_batches(self, loader: Any) -> int:
+        if loader is self.loader and self.given_num_data is None:
+            return self.loader_pass.num_batches
+        try:
+            return len(loader)
+        except TypeError as error:
+            raise ValueError("A loader without a length is counted in one pass: leave out num_data.") from error
 
     def iter_examples(self, device: torch.device) -> Examples:
-        """One pass over the loader."""
-        return ((inputs.to(device), targets.to(device)) for inputs, targets in self.loader)
+        """The labelled examples of one pass over the loader."""
+        for batch in self.loader:
+            inputs, targets = self._prepare_batch(batch)
+            if len(targets):
+                yield inputs.to(device), targets.to(device)
 
-    @cached_property
+    def _prepare_batch(self, batch: Any) -> tuple[Any, Tensor]:
+        likelihood = self.likelihood or self.infer_likelihood()
+        inputs, targets = split_batch(batch)
+        inputs, targets = select_labelled(likelihood, inputs, likelihood.prepare_targets(targets))
+        return convert_integers(inputs) if self.converts_integers else inputs, targets
+
+    @property
     def example_batch(self) -> tuple[Tensor, Tensor]:
         """The beginning of the first batch."""
-        inputs, targets = self._read_first_batch()[:2]
+        inputs, targets = self.loader_pass.example_batch
+        inputs = convert_integers(inputs) if self.converts_integers else inputs
         return inputs[:NUM_CHECK_EXAMPLES], targets[:NUM_CHECK_EXAMPLES]
 
-    def _read_first_batch(self) -> Any:
-        """The first batch, with the generators of loader and samplers restored."""
-        owners = (self.loader, self.loader.sampler, getattr(self.loader.batch_sampler, "sampler", None))
-        generators = [g for g in (getattr(owner, "generator", None) for owner in owners) if g is not None]
-        states = [generator.get_state() for generator in generators]
-        with preserve_rng(None):
-            batch = next(iter(self.loader))
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-        return batch
-
     def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Tensor]:
-        """The inputs of its first `num_norm_batches` batches."""
-        batches: Iterator[Any] = iter(self.loader)
-        return [inputs for _, (inputs, *_) in zip(range(config.collection.num_norm_batches), batches, strict=False)]
+        """The inputs of its first `num_norm_batches` batches; batches of one example have no variance to estimate."""
+        batches = islice(iter(self.loader), config.collection.num_norm_batches)
+        inputs = [split_batch(batch)[0] for batch in batches]
+        inputs = [convert_integers(batch) for batch in inputs] if self.converts_integers else inputs
+        return [batch for batch in inputs if count_rows(batch) > 1] or inputs
 
     def make_validator(self, likelihood: Likelihood, world: ProcessGroupInfo) -> None:
         """None: there is no validation split."""

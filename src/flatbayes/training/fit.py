@@ -80,6 +80,7 @@ def fit(
     freeze: Sequence[str] = (),
     transform: Standardize | None = None,
     likelihood: Likelihood | None = None,
+    num_data: int | None = None,
     seed: int = 0,
     show_progress: bool | None = None,
     callback: Callback | None = None,
@@ -95,8 +96,9 @@ def fit(
             it has these parameters), or a network, which is copied. An ensemble needs a class or function, unless
             `init` has trained weights.
         data: Splits, such as `Digits().load(seed=0)`; a map-style torch dataset, which is read into memory and used
-            for training as a whole; or a loader of `(inputs, targets)` batches that are ready for the model. Inputs
-            of splits and of datasets are standardized by the training examples.
+            for training as a whole; a pair `(inputs, targets)` of tensors or arrays, likewise; or a loader, or list,
+            of `(inputs, targets)` batches that are ready for the model. Inputs of splits, datasets and pairs are
+            standardized by the training examples.
         posterior: The posterior approximation.
         flatness: Where gradients are taken; `Plain()` for ordinary training.
         config: Training hyperparameters; by default `TrainingConfig()`, with `init` `FINE_TUNING`.
@@ -108,6 +110,8 @@ def fit(
         transform: Standardization of the inputs; by default that of the training examples.
         likelihood: Distribution of the targets given the outputs; by default inferred from data splits. A loader
             needs one.
+        num_data: Number of labelled examples of a loader. By default they are counted in one pass over the loader
+            before training, which also checks all batches.
         seed: Seed of everything random.
         show_progress: Show a progress bar; by default if standard error is a terminal.
         callback: Called after every step and epoch, in the main process.
@@ -137,6 +141,7 @@ def fit(
         freeze=freeze,
         transform=transform,
         likelihood=likelihood,
+        num_data=num_data,
         seed=seed,
     )
     setup = TrainingSetup.create(factory, model, model_arguments, checkpoints)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flatbayes.core import State
 from flatbayes.core.buffers import clone_buffers, find_updated_buffers
+from flatbayes.core.networks import shared_dtype
 from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.closure import BatchClosure, clip_closure
 from flatbayes.training.config import TrainingConfig
@@ -76,18 +77,25 @@ def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]
 def iter_batches(run: TrainingRun, engine: Engine, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The remaining batches of an epoch, transformed and in the dtype and layout of training, on its device."""
     first_batch = run.status.progress.step - epoch * len(run.batches)
+    dtype = shared_dtype(engine.module.parameters())
     for inputs, targets in run.batches.iter_epoch(epoch, first_batch):
         inputs, targets = (tensor.to(engine.fabric.device, non_blocking=True) for tensor in (inputs, targets))
         if run.batches.transform is not None:
             inputs = run.batches.transform(inputs)
-        inputs = convert_inputs(inputs, run.config)
+        inputs = convert_inputs(inputs, dtype, run.config)
         yield inputs, targets
 
 
-def convert_inputs(inputs: Tensor, config: TrainingConfig) -> Tensor:
-    """Inputs in the precision and memory layout of training."""
-    if config.precision.mode == "64-true" and inputs.is_floating_point():
-        inputs = inputs.double()
+def convert_inputs(inputs: Tensor, dtype: torch.dtype | None, config: TrainingConfig) -> Tensor:
+    """Inputs in the precision and memory layout of training.
+
+    Args:
+        inputs: A batch.
+        dtype: Precision of the network's parameters; None if they have several, and inputs keep theirs.
+        config: Training hyperparameters.
+    """
+    if dtype is not None and inputs.is_floating_point():
+        inputs = inputs.to(dtype)
     if config.precision.channels_last and inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     return inputs

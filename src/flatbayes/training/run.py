@@ -51,6 +51,7 @@ class TrainingRun:
         config: Training hyperparameters.
         seed: Seed of dropout and of the posterior's noise.
         validate: Evaluates every network of the module between epochs.
+        find_labelled: Which examples of a batch have a target, from its targets; None if all have one.
         num_networks: Number of networks in the module.
         split_state: Splits the state into one state per network.
         status: What changes during training.
@@ -65,6 +66,7 @@ class TrainingRun:
     config: TrainingConfig
     seed: int
     validate: Callable[[nn.Module], Sequence[Mapping[str, float]]] | None = None
+    find_labelled: Callable[[Tensor], Tensor | None] = lambda targets: None
     num_networks: int = 1
     split_state: Callable[[State], list[State]] = lambda state: [state]
     status: RunStatus = field(default_factory=RunStatus)

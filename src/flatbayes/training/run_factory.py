@@ -13,7 +13,7 @@ from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Categorical, Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction.network_tensors import check_storable
-from flatbayes.training.batches import ShuffledBatches, VectorizedBatches
+from flatbayes.training.batches import LoaderBatches, ShuffledBatches, VectorizedBatches
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import TrainingData
 from flatbayes.training.distributed.launch import get_fabric_process_group
@@ -80,6 +80,7 @@ class RunFactory:
             config=self.config,
             seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, member),
             validate=None if validate is None else lambda module: [validate(module)],
+            find_labelled=self.likelihood.find_labelled if isinstance(batches, LoaderBatches) else lambda _: None,
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=(member,))),
         )
 

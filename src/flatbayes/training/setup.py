@@ -25,6 +25,8 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import LoaderData, make_training_data
 from flatbayes.training.distributed.fsdp import check_fsdp
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
+from flatbayes.training.loader_checks import check_loader_inputs
+from flatbayes.training.loader_pass import normalize_data
 from flatbayes.training.model_builder import ModelFactory, describe_model, make_model_builder
 from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.vectorization_trial import should_vectorize
@@ -46,6 +48,7 @@ def prepare_runs(
     freeze: Sequence[str] = (),
     transform: Standardize | None = None,
     likelihood: Likelihood | None = None,
+    num_data: int | None = None,
     seed: int = 0,
 ) -> tuple[RunFactory, dict[str, Any]]:
     """Check the arguments of `fit`, which are explained there, without using a device.
@@ -58,11 +61,15 @@ def prepare_runs(
     """
     check_initial_weights(model, posterior, config, has_init=init is not None)
     check_compatibility(posterior, flatness, config)
+    data = normalize_data(data)
     data = load_training_splits(data) if isinstance(data, Dataset) else data
-    training_data = make_training_data(data, transform)
+    given = likelihood if isinstance(likelihood, Likelihood) else None
+    training_data = make_training_data(data, transform, given, num_data)
     if not isinstance(likelihood, Likelihood):
         inferred = training_data.infer_likelihood()
         likelihood = inferred if likelihood is None else resolve_likelihood(likelihood, inferred)
+    if isinstance(training_data, LoaderData):
+        _ = training_data.loader_pass  # refuses batches that cannot be trained on
     num_outputs = dict.fromkeys(("num_classes", "num_outputs"), likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
     build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])
@@ -70,6 +77,8 @@ def prepare_runs(
     if transform is None and warm_start.transform is not None:
         training_data = make_training_data(data, warm_start.transform)
     factory = RunFactory(posterior, flatness, likelihood, training_data, config, build_model, seed, warm_start)
+    if isinstance(training_data, LoaderData):
+        factory = check_loader_inputs(factory, training_data)
     return factory, model_arguments
 
 

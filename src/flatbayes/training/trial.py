@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core import TrainingProgress
+from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.closure import clip_closure
@@ -50,8 +51,8 @@ def run_trial(factory: RunFactory, fabric: "Fabric") -> None:
             config = factory.config.with_options(**{"precision.compile": False})
             factory = replace(factory, config=config)
             inputs, targets = (tensor.to(fabric.device) for tensor in factory.training_data.example_batch)
-            inputs = convert_inputs(inputs, config)
             network = place_module(factory.init_network(0), fabric, config)
+            inputs = convert_inputs(inputs, shared_dtype(network.parameters()), config)
             posterior, loss_fn = factory.posterior, make_training_loss(factory.likelihood, config)
             state = posterior.init(network, config.optimizer or posterior.default_optimizer, len(targets))
             groups = state.optimizer.param_groups  # type: ignore[union-attr]  # there is one after init with a factory

@@ -32,7 +32,7 @@ def make_synchronized_closure(
     world: ProcessGroupInfo,
     module: nn.Module,
     params: Sequence[Tensor],
-    count_examples: Callable[[], int],
+    count_examples: Callable[[], int | Tensor],
 ) -> Closure:
     """A closure that averages loss and gradients over the processes.
 
@@ -71,7 +71,7 @@ def per_process_rng(rank: int, module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def all_reduce_gradients(loss: Tensor, params: Sequence[Tensor], num_examples: int) -> Tensor:
+def all_reduce_gradients(loss: Tensor, params: Sequence[Tensor], num_examples: int | Tensor) -> Tensor:
     """Replace all gradients by their mean over the examples of all processes.
 
     A parameter that has a gradient in some processes only counts as zero in the others and has a gradient in all of
@@ -92,6 +92,7 @@ def all_reduce_gradients(loss: Tensor, params: Sequence[Tensor], num_examples: i
     sums[0], sums[1] = loss * num_examples, num_examples
     sums[2:][absent] = 0
     dist.all_reduce(sums)
+    sums[1].clamp_(min=1)  # batches without labels have zero losses and gradients
     weight = num_examples / sums[1]
     grads = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
     for bucket in iter_buckets(grads):

@@ -1,0 +1,96 @@
+"""Class labels of every dtype and shape as class indices, where that is unambiguous."""
+
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Label of an example without a label, as in torch."""
+SUM_TOLERANCE = 1e-3
+"""The sum of the class probabilities of an example may differ from 1 by this much."""
+
+
+def to_class_indices(
+    labels: Tensor, num_classes: int, ignore_index: int = IGNORE_INDEX, *, check_values: bool = True
+) -> Tensor:
+    """Labels as int64 class indices, or as class probabilities where they are soft.
+
+    Args:
+        labels: Class indices of any integer, boolean or floating dtype, shape (examples,) or (examples, 1); one-hot
+            rows; or class probabilities, shape (examples, classes).
+        num_classes: Number of classes.
+        ignore_index: Label of examples without a label.
+        check_values: Whether values are checked, which waits for an accelerator.
+
+    Returns:
+        Class indices, int64, shape (examples,); or class probabilities, floating, shape (examples, classes).
+
+    Raises:
+        ValueError: The labels are neither class indices nor class probabilities.
+    """
+    if (
+        labels.is_complex()
+        or labels.ndim not in (1, 2)
+        or (labels.ndim == 2 and labels.shape[1] not in (1, num_classes))
+    ):
+        raise ValueError(
+            f"Labels must be one class index for each example, or one row of {num_classes} class probabilities, got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}. Try labels.long() of shape (examples,)."
+        )
+    if not labels.is_floating_point():
+        labels = labels.long()
+    if labels.ndim == 2 and labels.shape[1] == num_classes:
+        return _to_indices_or_probs(labels, check_values=check_values)
+    labels = labels.reshape(-1)
+    if check_values and labels.is_floating_point():
+        fractions = (labels != labels.round()) | ~labels.isfinite()
+        if fractions.any():
+            row = int(fractions.nonzero()[0])
+            raise ValueError(
+                f"Labels must be whole numbers, indices of classes, got {float(labels[row]):g} for example {row}. "
+                "For numbers to predict, use a Gaussian likelihood."
+            )
+    indices = labels.long()
+    if check_values:
+        check_class_indices(indices, num_classes, ignore_index)
+    return indices
+
+
+def check_class_indices(indices: Tensor, num_classes: int, ignore_index: int | None = None) -> None:
+    """Check that class indices are those of classes.
+
+    Args:
+        indices: Shape (examples,).
+        num_classes: Number of classes.
+        ignore_index: Label of examples without a label; None allows none.
+
+    Raises:
+        ValueError: An index is negative, or too large.
+    """
+    is_wrong = (indices < 0) | (indices >= num_classes)
+    if ignore_index is not None:
+        is_wrong &= indices != ignore_index
+    if not is_wrong.any():
+        return
+    low, high, advice = int(indices.min()), int(indices.max()), "Leave unlabelled examples out"
+    if ignore_index is not None:
+        advice = f"Mark unlabelled examples by {ignore_index}, or set Categorical.ignore_index to their label"
+    raise ValueError(
+        f"Labels must lie between 0 and {num_classes - 1} for {num_classes} classes, got {low} to {high}, and "
+        f"{int(is_wrong.sum())} that are wrong. {advice}, and number the classes from 0."
+    )
+
+
+def _to_indices_or_probs(rows: Tensor, *, check_values: bool) -> Tensor:
+    if not check_values:
+        return rows if rows.is_floating_point() else rows.argmax(1)
+    sums = rows.sum(1)
+    if bool((((rows == 0) | (rows == 1)).all(1) & (sums == 1)).all()):
+        return rows.argmax(1)
+    is_wrong = ~((rows >= 0).all(1) & ((sums - 1).abs() <= SUM_TOLERANCE))  # NaN is wrong
+    if is_wrong.any() or not rows.is_floating_point():
+        row = int((is_wrong if is_wrong.any() else sums == 1).nonzero()[0])
+        raise ValueError(
+            f"Labels with {rows.shape[1]} columns must be one-hot, or class probabilities of at least 0 with sum "
+            f"1; got {[round(value, 4) for value in rows[row].tolist()][:8]} for example {row}. Pass the class "
+            "indices, shape (examples,)."
+        )
+    return rows

@@ -1,0 +1,175 @@
+"""Loaders of users: labelled examples, labels of every form, dtypes of inputs, batches of one, other data."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from flatbayes import LRT, MAP, SGLD, SGVB, SWAG, Laplace, Plain, TrainingConfig, evaluate, fit
+from flatbayes.likelihoods import Categorical, Gaussian
+from flatbayes.training import OptimizationConfig
+
+X = torch.randn(21, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(21) % 3
+DATASET = TensorDataset(X, Y)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return zip(X[:13], Y[:13], strict=True)
+
+
+def train(loader, posterior=MAP(), likelihood=Categorical(3), model=None, **options):
+    model = (lambda: nn.Linear(4, likelihood.num_outputs)) if model is None else model
+    return fit(model, loader, posterior, Plain(), TrainingConfig(epochs=1), likelihood=likelihood, **options)
+
+
+LOADERS = {
+    "plain": (DataLoader(DATASET, 8), 21),
+    "drop_last": (DataLoader(DATASET, 8, drop_last=True), 16),
+    "subset": (DataLoader(DATASET, 4, sampler=SubsetRandomSampler(range(9))), 9),
+    "weighted": (DataLoader(DATASET, 4, sampler=WeightedRandomSampler([1.0] * 21, 30)), 30),
+    "batch_sampler": (DataLoader(DATASET, batch_sampler=BatchSampler(RandomSampler(DATASET), 5, drop_last=True)), 20),
+    "stream": (DataLoader(Stream(), 4), 13),
+    "list": ([(X[:5], Y[:5]), (X[5:], Y[5:])], 21),
+    "ignored": (DataLoader(TensorDataset(X, torch.where(Y == 0, -100, Y)), 4), 14),
+}
+
+
+@pytest.mark.parametrize(("loader", "expected"), LOADERS.values(), ids=LOADERS)
+def test_num_data_is_what_a_pass_gives(loader, expected):
+    assert train(loader).states[0].num_data == expected
+
+
+@pytest.mark.parametrize(
+    "posterior", [Laplace(prior_precision=1.0), SGLD(), SGVB(), LRT()], ids=lambda p: type(p).__name__
+)
+def test_posteriors_use_the_number_of_labelled_examples(posterior):
+    labels = torch.where(torch.arange(21) < 9, -100, Y)
+    state = train(DataLoader(TensorDataset(X, labels), 7), posterior).states[0]
+    selected = train(DataLoader(TensorDataset(X[9:], Y[9:]), 7), posterior).states[0]
+    assert state.num_data == selected.num_data == 12
+    assert train(LOADERS["plain"][0], posterior, num_data=500).states[0].num_data == 500
+
+
+def test_the_curvature_is_that_of_the_labelled_examples():
+    labels = torch.where(torch.arange(21) < 9, -100, Y)
+    network, config = nn.Linear(4, 3), TrainingConfig(epochs=0)
+    eigenvalues = [
+        fit(network, loader, Laplace(prior_precision=1.0), Plain(), config, likelihood=Categorical(3))
+        .states[0]
+        .statistics["eigenvalues"]
+        for loader in (DataLoader(TensorDataset(X, labels), 7), DataLoader(TensorDataset(X[9:], Y[9:]), 12))
+    ]
+    assert torch.allclose(*eigenvalues, rtol=1e-4, atol=1e-5)
+
+
+def test_micro_batches_are_weighted_by_their_labels():
+    labels, network = torch.where(torch.arange(21) < 9, -100, Y), nn.Linear(4, 3)
+    weights = []
+    for steps in (1, 3):
+        config = TrainingConfig(epochs=1, optimization=OptimizationConfig(accumulation_steps=steps))
+        loader = [(X, labels)]
+        weights.append(fit(network, loader, MAP(), Plain(), config, likelihood=Categorical(3)).states[0].model.weight)
+    assert torch.allclose(*weights, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        *(lambda y, dtype=dtype: y.to(dtype) for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32)),
+        *(lambda y, dtype=dtype: y.to(dtype) for dtype in (torch.uint16, torch.uint64, torch.float32, torch.float64)),
+        lambda y: y[:, None],
+        lambda y: F.one_hot(y, 3),
+        lambda y: F.one_hot(y, 3).float(),
+    ],
+)
+def test_labels_that_are_class_indices_in_another_form_are_the_same(convert):
+    expected = train(DataLoader(DATASET, 21))
+    fitted = train(DataLoader(TensorDataset(X, convert(Y)), 21))
+    assert torch.equal(fitted.states[0].model.weight, expected.states[0].model.weight)
+    assert evaluate(fitted, X, convert(Y)).metrics == evaluate(expected, X, Y).metrics
+
+
+@pytest.mark.parametrize(
+    ("labels", "likelihood", "message"),
+    [
+        (Y + 1, Categorical(3), "Labels must lie between 0 and 2 for 3 classes, got 1 to 3"),
+        (torch.where(Y == 0, -1, Y), Categorical(3), "set Categorical.ignore_index"),
+        (Y + 0.5, Categorical(3), "must be whole numbers"),
+        (torch.full((21, 3), 0.5), Categorical(3), "with sum 1"),
+        (torch.zeros(21, 2), Categorical(3), "one class index for each example"),
+        (torch.full((21,), -100), Categorical(3), "None of the targets"),
+        (torch.full((21,), torch.nan), Gaussian(1), "missing or not finite"),
+        (torch.zeros(21, 3), Gaussian(2), "must have 2 targets"),
+    ],
+)
+def test_other_targets_are_refused_before_training(labels, likelihood, message):
+    with pytest.raises(ValueError, match=message):
+        train(DataLoader(TensorDataset(X, labels), 4), likelihood=likelihood)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (iter([(X, Y)]), TypeError, "can be read only once"),
+        ({"x": X}, TypeError, "is not data to train on"),
+        (Stream(), TypeError, "IterableDataset has no batches"),
+        (DataLoader(DATASET, 30, drop_last=True), ValueError, "smaller than batch_size=30"),
+        ([], ValueError, "is empty"),
+        (DataLoader(TensorDataset(X), 4), ValueError, "got a list of 1"),
+        (DataLoader(TensorDataset(X, X, Y), 4), ValueError, "got a list of 3"),
+        ([{"x": X, "y": Y}], ValueError, "dictionary with the keys"),
+        ([(X, Y[:3])], ValueError, "same number of examples"),
+        ([(X / 0, Y)], ValueError, "not finite"),
+    ],
+)
+def test_what_is_no_loader_is_refused(data, error, message):
+    with pytest.raises(error, match=message):
+        train(data)
+
+
+@pytest.mark.parametrize("data", [(X, Y), (X.numpy(), Y.numpy()), [X, Y]])
+def test_pairs_of_tensors_or_arrays_are_data(data):
+    assert train(data).predict(X).mean.shape == (21, 3)
+
+
+def test_inputs_are_converted_to_the_dtype_of_the_network():
+    assert train(DataLoader(TensorDataset(X.double(), Y), 7)).dtype == torch.float32
+    assert train(DataLoader(DATASET, 7), model=nn.Linear(4, 3).bfloat16()).predict(X).mean.shape == (21, 3)
+    fitted = train(DataLoader(TensorDataset((10 * X).int(), Y), 7))
+    whole = (10 * X).int()
+    assert torch.equal(fitted.predict(whole).mean, fitted.predict(whole.float()).mean)
+    tokens = nn.Sequential(nn.Embedding(9, 2), nn.Flatten(), nn.Linear(8, 3))
+    ids = torch.randint(0, 9, (21, 4))
+    assert train(DataLoader(TensorDataset(ids, Y), 7), model=tokens).predict(ids).mean.shape == (21, 3)
+
+
+def test_a_last_batch_of_one_is_refused_with_batch_normalization():
+    norm = lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))  # noqa: E731
+    with pytest.raises(ValueError, match="drop_last=True"):
+        train(DataLoader(DATASET, 4), model=norm)
+    assert train(DataLoader(DATASET, 4, drop_last=True), model=norm).states[0].num_data == 20
+    assert train(DataLoader(DATASET, 4)).states[0].num_data == 21  # no batch normalization
+
+
+@pytest.mark.parametrize("posterior", [MAP(), Laplace(prior_precision=1.0), SWAG()], ids=lambda p: type(p).__name__)
+def test_inputs_that_are_not_finite_are_refused_with_their_row(posterior):
+    config = TrainingConfig(epochs=40)
+    fitted = fit(nn.Linear(4, 3), [(X, Y)], posterior, Plain(), config, likelihood=Categorical(3))
+    for value in (np.nan, np.inf):
+        inputs = X.clone()
+        inputs[17, 2] = value
+        for call in (lambda x: fitted.predict(x, 2, batch_size=4), lambda x: evaluate(fitted, x, Y)):
+            with pytest.raises(ValueError, match=r"inputs hold 1 values .* in row 17"):
+                call(inputs)
