@@ -244,7 +244,7 @@ def test_rehearsal_finds_what_training_would_die_of():
         dry_run(lambda: nn.Linear(4, 2), data, MAP(), SAM(), SHORT)
     with pytest.raises(ValueError, match="at least 2 collected snapshots .* this configuration .* collects 1"):
         dry_run(MLP, data, SWAG(), SAM(), TrainingConfig(epochs=1))
-    with pytest.raises(ValueError, match="must return a tensor"):
+    with pytest.raises(ValueError, match="Name the output to use: output=0"):
         dry_run(nn.LSTM(4, 3), data, MAP(), SAM(), SHORT)
     with pytest.raises(ValueError, match="have rate 0"):
         dry_run(MLP, data, MCDropout(), SAM(), SHORT)

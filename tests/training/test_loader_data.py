@@ -129,7 +129,7 @@ def test_other_targets_are_refused_before_training(labels, likelihood, message):
         ([], ValueError, "is empty"),
         (DataLoader(TensorDataset(X), 4), ValueError, "got a list of 1"),
         (DataLoader(TensorDataset(X, X, Y), 4), ValueError, "got a list of 3"),
-        ([{"x": X, "y": Y}], ValueError, "dictionary with the keys"),
+        ([{"x": X, "y": Y}], ValueError, "dictionary with the entries x, y"),
         ([(X, Y[:3])], ValueError, "same number of examples"),
         ([(X / 0, Y)], ValueError, "not finite"),
     ],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from flatbayes.core.input_trees import ModelInputs
 from flatbayes.core.weights import swap_values
 
 
@@ -90,7 +91,7 @@ def norm_layers(model: nn.Module, updated_buffers: Collection[str] | None = None
 
 
 def reestimate_norm_statistics(
-    model: nn.Module, batches: Iterable[Tensor], updated_buffers: Collection[str] | None = None
+    model: nn.Module, batches: Iterable[ModelInputs], updated_buffers: Collection[str] | None = None
 ) -> dict[str, Tensor]:
     """Running statistics of the current weights, each the plain average over the batches.
 

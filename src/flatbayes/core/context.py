@@ -20,8 +20,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
+
+from flatbayes.core.input_trees import ModelInputs, count_examples, slice_examples
 
 MIN_ASCENT_EXAMPLES = 2
 """Smallest number of examples in a subset of a batch: batch normalisation cannot normalise a single one."""
@@ -121,7 +124,7 @@ def num_vectorized() -> int:
     return _CONTEXT.get().num_vectorized
 
 
-def subset_batch(*batch: Tensor) -> tuple[Tensor, ...]:
+def subset_batch(*batch: ModelInputs) -> tuple[Any, ...]:
     """The first examples of a batch, in the number that `batch_fraction` sets; the whole batch outside of it.
 
     Examples:
@@ -132,7 +135,7 @@ def subset_batch(*batch: Tensor) -> tuple[Tensor, ...]:
         [2, 2]
 
     Args:
-        batch: Tensors with one row per example, in random order.
+        batch: Tensors, or tuples and dictionaries of them, with one row per example, in random order.
 
     Returns:
         The first rows of each: the fraction rounded up, and at least `MIN_ASCENT_EXAMPLES`.
@@ -140,4 +143,5 @@ def subset_batch(*batch: Tensor) -> tuple[Tensor, ...]:
     fraction = get_batch_fraction()
     if fraction == 1:
         return batch
-    return tuple(tensor[: max(MIN_ASCENT_EXAMPLES, math.ceil(fraction * len(tensor)))] for tensor in batch)
+    size = max(MIN_ASCENT_EXAMPLES, math.ceil(fraction * count_examples(batch[0])))
+    return tuple(slice_examples(inputs, slice(size)) for inputs in batch)

@@ -14,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.input_trees import ModelInputs, first_tensor, map_tensors
 
 LOCK_TYPES = (type(threading.Lock()), type(threading.RLock()))
 
@@ -48,7 +49,7 @@ def copy_network(
         raise ValueError(f"{_describe_obstacle(network, initial_memo)}: {error}. {advice}") from error
 
 
-def call_with_tensors(network: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+def call_with_tensors(network: nn.Module, tensors: Mapping[str, Tensor], inputs: ModelInputs) -> Tensor:
     """Outputs of a network with other parameters and buffers, whose own stay unchanged.
 
     `torch.func.functional_call` sets a tensor once under each of its names, and so loses the parameters of a module
@@ -136,7 +137,7 @@ def check_real(params: Iterable[tuple[str, Tensor]], method: str) -> None:
 
 
 @torch.no_grad()
-def materialize(network: nn.Module, inputs: Tensor) -> None:
+def materialize(network: nn.Module, inputs: ModelInputs) -> None:
     """Create the weights of lazy modules by a forward pass in eval mode.
 
     Args:
@@ -148,11 +149,12 @@ def materialize(network: nn.Module, inputs: Tensor) -> None:
     """
     try:
         with eval_mode(network):
-            network(inputs.to(torch.get_default_dtype()) if inputs.is_floating_point() else inputs)
+            dtype = torch.get_default_dtype()
+            network(map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, inputs))
     except Exception as error:  # whatever a user's network raises
         raise ValueError(
             f"{type(network).__name__} has lazy modules, and the forward pass that creates their weights failed for "
-            f"inputs of shape {tuple(inputs.shape)}: {error}"
+            f"inputs of shape {tuple(first_tensor(inputs).shape)}: {error}"
         ) from error
     name = find_lazy_tensor(network)
     if name is not None:
@@ -196,10 +198,12 @@ def match_dtypes(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 tensor.data = tensor.data.to(dtype)
 
 
-def cast_inputs(network: nn.Module, inputs: Tensor) -> Tensor:
+def cast_inputs(network: nn.Module, inputs: ModelInputs) -> Any:
     """Inputs in the dtype of a network; integers, and inputs of a network with several dtypes, stay as they are."""
     dtype = shared_dtype(network.parameters())
-    return inputs if dtype is None or not inputs.is_floating_point() else inputs.to(dtype)
+    if dtype is None:
+        return inputs
+    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, inputs)
 
 
 def shared_dtype(tensors: Iterable[Tensor]) -> torch.dtype | None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flatbayes.core.input_trees import ModelInputs
+
 Closure = Callable[[], Tensor]
 """Zeroes the gradients, computes the mean negative log likelihood (no prior, no weight decay, no KL) of one
 batch, backpropagates it into `.grad`, and returns the detached loss. It may loop over micro-batches."""
@@ -18,7 +20,7 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 LossFn = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> the mean negative log likelihood of a batch, a differentiable scalar."""
 
-Examples = Iterable[tuple[Tensor, Tensor]]
+Examples = Iterable[tuple[ModelInputs, Tensor]]
 """Batches of (inputs, targets), ready for the model and on its device."""
 
 

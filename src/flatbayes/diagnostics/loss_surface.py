@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Examples, LossFn
 from flatbayes.core.buffers import preserve_buffers
+from flatbayes.core.input_trees import ModelInputs
 from flatbayes.core.randomness import RandomState, replay_rng
 from flatbayes.core.weights import perturb, trainable_parameters
 
@@ -141,7 +142,7 @@ class LossSurface:
     def _batch_weight(self, targets: Tensor) -> float:
         return len(targets) / self.num_examples
 
-    def _batch_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _batch_loss(self, inputs: ModelInputs, targets: Tensor) -> Tensor:
         loss = self.loss_fn(self.model(inputs), targets)
         if torch.is_grad_enabled() and not loss.requires_grad:
             raise ValueError(

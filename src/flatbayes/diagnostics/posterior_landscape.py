@@ -11,6 +11,7 @@ from rich.progress import track
 from torch import Tensor
 
 from flatbayes.core.console import PlainConsole
+from flatbayes.core.input_trees import ModelInputs
 from flatbayes.core.weights import flatten, trainable_parameters
 from flatbayes.diagnostics.landscape import (
     LossGrid,
@@ -29,7 +30,7 @@ from flatbayes.prediction import FittedPosterior
 
 def compute_draw_slices(
     fitted_posteriors: Mapping[str, FittedPosterior],
-    inputs: Tensor,
+    inputs: ModelInputs,
     targets: Tensor,
     num_slices: int = 5,
     *,
@@ -75,7 +76,7 @@ def compute_draw_slices(
 
 def compute_solution_plane(
     fitted_posteriors: Mapping[str, FittedPosterior],
-    inputs: Tensor,
+    inputs: ModelInputs,
     targets: Tensor,
     num_draws: int = 10,
     *,

@@ -14,11 +14,12 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from flatbayes.core.console import PlainConsole
+from flatbayes.core.input_trees import ModelInputs, count_examples, split_examples
 from flatbayes.diagnostics.hessian import compute_curvature
 from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.sharpness import SharpnessConfig, mean_and_standard_error, measure_sharpness
 from flatbayes.prediction import FittedPosterior
-from flatbayes.prediction.inputs import cast_floating
+from flatbayes.prediction.inputs import cast_floating, to_inputs
 
 SHARPNESS_MEASURES = {
     "loss": "mean negative log likelihood at the weights, L(w); over draws this is E_q[L]",
@@ -105,7 +106,7 @@ class PosteriorSharpness:
 
 def measure_posterior_sharpness(
     fitted: FittedPosterior,
-    inputs: Tensor,
+    inputs: ModelInputs,
     targets: Tensor,
     sharpness_config: SharpnessConfig = SharpnessConfig(),
     num_draws: int = 10,
@@ -166,7 +167,7 @@ def measure_posterior_sharpness(
 
 def compare_sharpness(
     fitted_posteriors: Mapping[str, FittedPosterior],
-    inputs: Tensor,
+    inputs: ModelInputs,
     targets: Tensor,
     sharpness_config: SharpnessConfig = SharpnessConfig(),
     num_draws: int = 10,
@@ -214,8 +215,8 @@ def compare_sharpness(
 
 
 def prepare_batches(
-    fitted: FittedPosterior, inputs: Tensor, targets: Tensor, batch_size: int = 256
-) -> list[tuple[Tensor, Tensor]]:
+    fitted: FittedPosterior, inputs: ModelInputs, targets: Tensor, batch_size: int = 256
+) -> list[tuple[ModelInputs, Tensor]]:
     """Batches for the networks of a posterior: transformed inputs, in their precision and on their device.
 
     Args:
@@ -229,15 +230,17 @@ def prepare_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    if len(inputs) != len(targets) or not len(inputs):
+    examples = to_inputs(inputs, fitted.input_structure)
+    num_examples = count_examples(examples)
+    if num_examples != len(targets) or not num_examples:
         raise ValueError(
-            f"Sharpness needs at least one example, and one target for each, got {len(inputs)} inputs and "
+            f"Sharpness needs at least one example, and one target for each, got {num_examples} inputs and "
             f"{len(targets)} targets."
         )
     device_targets = targets.to(fitted.device)
     if targets.dtype != torch.float64:
         device_targets = cast_floating(device_targets, fitted.dtype)
-    batches = zip(inputs.split(batch_size), device_targets.split(batch_size), strict=True)
+    batches = zip(split_examples(examples, batch_size), device_targets.split(batch_size), strict=True)
     return [(fitted.preprocess(x), y) for x, y in batches]
 
 

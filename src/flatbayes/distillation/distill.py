@@ -64,6 +64,11 @@ def distill(
         TypeError: The likelihood is user-defined.
     """
     student = make_student(fitted.likelihood)
+    if fitted.input_structure is not None:
+        raise ValueError(
+            "The posterior was fitted to inputs of several tensors, and distillation takes inputs in one tensor. Use "
+            "the posterior itself, or train a student on fitted.predict(inputs).mean."
+        )
     targets = student.make_targets(fitted.predict(inputs, num_draws, seed=seed)).cpu()
     preprocessed = torch.cat([fitted.preprocess(batch).cpu() for batch in inputs.split(PREPROCESSING_BATCH_SIZE)])
     shape, count = tuple(preprocessed.shape[1:]), student.num_outputs

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flatbayes.core import Examples, LossFn
+from flatbayes.core.input_trees import ModelInputs, slice_examples
 from flatbayes.core.weights import promoted_dtype, unflatten
 from flatbayes.posteriors.ggn import decompose_psd, ggn_diagonal, ggn_matrix, iter_ggn_vectors
 from flatbayes.posteriors.kfac import (
@@ -53,7 +54,7 @@ class Eigenbasis(ABC):
         """
 
     @abstractmethod
-    def check(self, inputs: Tensor, targets: Tensor, loss_fn: LossFn) -> None:
+    def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
         """Compute derivatives as in `compute_statistics` on a few examples, without an eigendecomposition."""
 
     @abstractmethod
@@ -103,9 +104,9 @@ class DiagonalEigenbasis(Eigenbasis):
         """Return zero eigenvalues."""
         return {"eigenvalues": _allocate_zeros(self.params, _count_weights(self.params))}
 
-    def check(self, inputs: Tensor, targets: Tensor, loss_fn: LossFn) -> None:
+    def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
         """Compute vectors of the GGN of one example."""
-        next(iter_ggn_vectors(self.model, self.params, inputs[:1], targets[:1], loss_fn))
+        next(iter_ggn_vectors(self.model, self.params, slice_examples(inputs, slice(1)), targets[:1], loss_fn))
 
     def compute_statistics(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
         """Return the diagonal as eigenvalues."""
@@ -146,9 +147,9 @@ class LastLayerEigenbasis(Eigenbasis):
             "eigenvectors": _allocate_zeros(self.params, size, size),
         }
 
-    def check(self, inputs: Tensor, targets: Tensor, loss_fn: LossFn) -> None:
+    def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
         """Compute vectors of the GGN of one example."""
-        next(iter_ggn_vectors(self.model, self.params, inputs[:1], targets[:1], loss_fn))
+        next(iter_ggn_vectors(self.model, self.params, slice_examples(inputs, slice(1)), targets[:1], loss_fn))
 
     def compute_statistics(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
         """Return eigenvalues and eigenvectors of the GGN."""
@@ -191,9 +192,11 @@ class KroneckerEigenbasis(Eigenbasis):
             statistics[f"inputs.{name}"] = _allocate_zeros(self.params, num_columns, num_columns)
         return statistics
 
-    def check(self, inputs: Tensor, targets: Tensor, loss_fn: LossFn) -> None:
+    def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
         """Compute the factors of one example."""
-        add_factors(self._allocate_factors(), self.layers, self.model, inputs[:1], targets[:1], loss_fn)
+        add_factors(
+            self._allocate_factors(), self.layers, self.model, slice_examples(inputs, slice(1)), targets[:1], loss_fn
+        )
 
     def compute_statistics(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
         """Return the eigendecompositions; eigenvalues of a Kronecker product are products of the factors' ones."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from flatbayes.core import LossFn
+from flatbayes.core.input_trees import ModelInputs, map_tensors, split_examples
 from flatbayes.core.networks import call_with_tensors, plain_attention
 from flatbayes.core.weights import promoted_dtype
 
@@ -73,7 +74,7 @@ def decompose_psd(
 
 
 def ggn_diagonal(
-    model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, loss_fn: LossFn
+    model: nn.Module, params: Mapping[str, Tensor], inputs: ModelInputs, targets: Tensor, loss_fn: LossFn
 ) -> Float[Tensor, " params"]:
     """Return the exact diagonal of the GGN of the summed loss of a batch, the sum of the squares of all Jᵀ s.
 
@@ -92,7 +93,7 @@ def ggn_diagonal(
 
 
 def ggn_matrix(
-    model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, loss_fn: LossFn
+    model: nn.Module, params: Mapping[str, Tensor], inputs: ModelInputs, targets: Tensor, loss_fn: LossFn
 ) -> Float[Tensor, "params params"]:
     """Return the exact GGN of the summed loss of a batch; arguments as for `ggn_diagonal`."""
     size = sum(param.numel() for param in params.values())
@@ -104,7 +105,7 @@ def ggn_matrix(
 
 @torch.no_grad()
 def iter_ggn_vectors(
-    model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, loss_fn: LossFn
+    model: nn.Module, params: Mapping[str, Tensor], inputs: ModelInputs, targets: Tensor, loss_fn: LossFn
 ) -> Iterator[Float[Tensor, "vectors params"]]:
     """Yield the vectors Jᵀ s of all examples and columns in bounded chunks; arguments as for `ggn_diagonal`."""
     with plain_attention():
@@ -113,7 +114,9 @@ def iter_ggn_vectors(
     size = sum(param.numel() for param in params.values())
     num_columns = max(1, min(factor.shape[2], MAX_VECTOR_ENTRIES // size))
     num_examples = max(1, MAX_VECTOR_ENTRIES // (size * num_columns))
-    for input_chunk, factor_chunk in zip(inputs.split(num_examples), factor.split(num_examples), strict=True):
+    for input_chunk, factor_chunk in zip(
+        split_examples(inputs, num_examples), factor.split(num_examples), strict=True
+    ):
         for directions in factor_chunk.split(num_columns, dim=2):
             yield compute_example_vjps(model, params, input_chunk, directions).flatten(0, 1)
 
@@ -121,7 +124,7 @@ def iter_ggn_vectors(
 def compute_example_vjps(
     model: nn.Module,
     params: Mapping[str, Tensor],
-    inputs: Tensor,
+    inputs: ModelInputs,
     directions: Float[Tensor, "batch outputs columns"],
 ) -> Float[Tensor, "batch columns params"]:
     """Return Jᵀ s for every example and each of its directions s: the gradient of sᵀ f(x) in the parameters.
@@ -135,8 +138,9 @@ def compute_example_vjps(
     # torch.func enables gradients, and would differentiate in the other parameters too.
     constants = {name: param.detach() for name, param in model.named_parameters()}
 
-    def project_outputs(values: dict[str, Tensor], example: Tensor, direction: Tensor) -> Tensor:
-        outputs = call_with_tensors(model, constants | values, example[None])
+    def project_outputs(values: dict[str, Tensor], example: ModelInputs, direction: Tensor) -> Tensor:
+        batch = map_tensors(lambda tensor: tensor[None], example)
+        outputs = call_with_tensors(model, constants | values, batch)
         return outputs.flatten() @ direction
 
     # Dropout that is active in eval mode has one mask for each example.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flatbayes.core import LossFn
+from flatbayes.core.input_trees import ModelInputs
 from flatbayes.posteriors.ggn import factorize_loss_hessian
 
 ConvolutionLayer = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -115,7 +116,7 @@ def add_factors(
     factors: Mapping[str, KroneckerFactors],
     layers: Mapping[str, KfacLayer],
     model: nn.Module,
-    inputs: Tensor,
+    inputs: ModelInputs,
     targets: Tensor,
     loss_fn: LossFn,
 ) -> None:

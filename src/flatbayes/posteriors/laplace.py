@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.input_trees import ModelInputs, split_examples
 from flatbayes.core.networks import cast_inputs, check_materialized, check_real
 from flatbayes.core.weights import flatten, swap_values, unflatten
 from flatbayes.posteriors.eigenbasis import CurvatureStructure, make_eigenbasis
@@ -264,9 +265,13 @@ def maximize_evidence(eigenvalues: Float[Tensor, " params"], squared_norm: float
     return precision
 
 
-def _split_batches(examples: Examples, model: nn.Module, batch_sizes: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+def _split_batches(
+    examples: Examples, model: nn.Module, batch_sizes: list[int]
+) -> Iterator[tuple[ModelInputs, Tensor]]:
     """Yield chunks of at most `MAX_EXAMPLES_PER_GRAPH` examples, and append batch sizes to `batch_sizes`."""
     for inputs, targets in examples:
-        batch_sizes.append(len(inputs))
+        batch_sizes.append(len(targets))
         converted = cast_inputs(model, inputs)
-        yield from zip(converted.split(MAX_EXAMPLES_PER_GRAPH), targets.split(MAX_EXAMPLES_PER_GRAPH), strict=True)
+        yield from zip(
+            split_examples(converted, MAX_EXAMPLES_PER_GRAPH), targets.split(MAX_EXAMPLES_PER_GRAPH), strict=True
+        )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp
 
+from flatbayes.core.input_trees import ModelInputs
 from flatbayes.core.networks import call_with_tensors, plain_attention, plain_recurrence
 
 
@@ -32,7 +33,7 @@ class LinearisedNetwork(nn.Module):
         self.offsets = dict(offsets)
         self.training = network.training
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: ModelInputs) -> Tensor:
         """Return the outputs of the expansion."""
         params = dict(self.network.named_parameters())
         solution = {name: params[name] for name in self.offsets}

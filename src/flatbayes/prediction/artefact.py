@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from flatbayes.core import State
 from flatbayes.core.files import atomic_write, remove_files
+from flatbayes.core.input_trees import ModelInputs, flatten_tree, unflatten_tree
+from flatbayes.core.network_interface import NetworkInterface, OutputSelector, adapt_network, get_interface
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
@@ -86,6 +88,9 @@ def save_posterior(sampler: NetworkSampler, folder: Path, *, with_training_input
         ],
         "info": sampler.info,
     }
+    interface = get_interface(sampler.states[0].model)
+    if interface != NetworkInterface():
+        metadata["interface"] = interface.describe()
     tensors, norm_tensors = _collect_tensors(sampler, statistics_inputs), _collect_norm_statistics(sampler)
     replaced_files = _list_current_files(folder)
     metadata["tensors_file"], metadata["sha256"] = _write_tensors(folder, TENSORS_STEM, tensors)
@@ -119,7 +124,10 @@ def _list_current_files(folder: Path) -> list[str]:
 
 
 def load_posterior(
-    folder: Path, model: nn.Module | Callable[[], nn.Module] | None, likelihood: Likelihood | None
+    folder: Path,
+    model: nn.Module | Callable[[], nn.Module] | None,
+    likelihood: Likelihood | None,
+    output: OutputSelector | None = None,
 ) -> NetworkSampler:
     """Read both files and rebuild the posterior on the CPU.
 
@@ -127,6 +135,7 @@ def load_posterior(
         folder: Folder of the artefact.
         model: The architecture, or a function that builds it; None for models of flatbayes.
         likelihood: The likelihood of the fit; None to rebuild it from the metadata.
+        output: Selector of the network's output; None for that of the metadata.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -137,7 +146,8 @@ def load_posterior(
         posterior = _restore_posterior(metadata["posterior"])
         draw_rule = _check_draw_rule(metadata)
         num_data = _check_num_data(metadata["num_data"], posterior)
-        statistics_inputs = [tensors.pop(f"inputs.{k}") for k in range(metadata["num_statistics_batches"])]
+        statistics_inputs = [_pop_tree(tensors, f"inputs.{k}") for k in range(metadata["num_statistics_batches"])]
+        interface = NetworkInterface.parse(metadata.get("interface"), output)
         transform = _restore_transform(_pop_prefix(tensors, "standardize"))
         norm_tensors |= _pop_prefix(tensors, "draw")  # schemas 1 to 3 keep them with the weights
         likelihood = likelihood or _restore_likelihood(metadata["likelihood"], tensors)
@@ -148,6 +158,8 @@ def load_posterior(
         network = build_model(member_tensors)
         if not isinstance(network, nn.Module):
             raise ValueError(f"`model` must be a network or build one, got {type(network).__name__}.")
+        if interface != NetworkInterface():
+            adapt_network(network, interface.output, inputs=interface.inputs)
         with _wrap_artefact_errors(folder):
             states.append(_restore_state(posterior, network, count, member_tensors, metadata, folder))
             states[-1].updated_buffers = _parse_updated_buffers(metadata, member)
@@ -175,14 +187,15 @@ def _wrap_artefact_errors(folder: Path) -> Iterator[None]:
         raise ValueError(f"{folder} cannot be used: {str(error)[:500]}") from error
 
 
-def _collect_tensors(sampler: NetworkSampler, statistics_inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+def _collect_tensors(sampler: NetworkSampler, statistics_inputs: Sequence[ModelInputs]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for k, state in enumerate(sampler.states):
         weights = collect_network_tensors(state.model)
         check_numbers(select_required_numbers(state.model, weights) | state.statistics)
         tensors |= {f"run.{k}.model.{name}": tensor for name, tensor in weights.items()}
         tensors |= {f"run.{k}.statistics.{name}": tensor for name, tensor in state.statistics.items()}
-    tensors |= {f"inputs.{k}": batch for k, batch in enumerate(statistics_inputs)}
+    for k, batch in enumerate(statistics_inputs):
+        tensors |= flatten_tree(batch, f"inputs.{k}")
     if isinstance(sampler.transform, Standardize):
         tensors |= {"standardize.mean": sampler.transform.mean, "standardize.std": sampler.transform.std}
     return tensors
@@ -354,3 +367,11 @@ def _pop_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     for name in selected:
         del tensors[f"{prefix}.{name}"]
     return selected
+
+
+def _pop_tree(tensors: dict[str, Tensor], name: str) -> ModelInputs:
+    """Inputs of one batch, which are removed from the dictionary."""
+    tree = unflatten_tree(tensors, name)
+    for path in flatten_tree(tree, name):
+        del tensors[path]
+    return tree

@@ -96,7 +96,8 @@ class InputPreprocessor(nn.Module):
             inputs = standardize_inputs(inputs, self.mean, self.std)
         elif self.transform is not None:
             inputs = self.transform(inputs)
-        return cast_floating(inputs, self.dtype)
+        outputs: Tensor = cast_floating(inputs, self.dtype)
+        return outputs
 
 
 def compile_posterior(sampler: NetworkSampler, num_draws: int, seed: int) -> CompiledPosterior:
@@ -112,6 +113,11 @@ def compile_posterior(sampler: NetworkSampler, num_draws: int, seed: int) -> Com
         TypeError: The likelihood is user-defined.
         RuntimeError: The posterior has collected nothing to draw from yet.
     """
+    if sampler.input_structure is not None:
+        raise ValueError(
+            "The network was trained on inputs of several tensors, and a compiled posterior takes one. Use "
+            "fitted.predict, or sample_networks and torch.export for each network."
+        )
     summary = make_summary(sampler.likelihood)
     networks = []
     for sample_id in sampler.sample_ids(num_draws, seed):

@@ -14,6 +14,8 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from flatbayes.core.console import PlainConsole
+from flatbayes.core.input_trees import count_examples
+from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.prediction.artefact import load_posterior, save_posterior
@@ -116,7 +118,7 @@ class FittedPosterior(NetworkSampler):
         An iterable is read once, whatever the number of draws. The arguments are those of `predict`.
         """
         sample_ids, first_row = self.sample_ids(num_draws, seed), 0
-        for batches in iter_chunks(inputs, batch_size):
+        for batches in iter_chunks(inputs, batch_size, structure=self.input_structure):
             check_finite_inputs(batches, first_row, self.info.get("feature_names", ()))
             outputs: Iterable[Tensor] | None = self._compute_vectorized_outputs(sample_ids, batches, vectorized)
             if outputs is None:
@@ -126,7 +128,7 @@ class FittedPosterior(NetworkSampler):
                 outputs = (self._compute_outputs(sample_id, batches) for sample_id in ids)
             predictive = self.likelihood.predictive(outputs, keep_members=keep_members)
             check_finite_predictions(predictive, first_row)
-            first_row += sum(len(batch) for batch in batches)
+            first_row += sum(map(count_examples, batches))
             yield predictive
 
     def compile(self, num_draws: int = 30, *, seed: int = 0) -> CompiledPosterior:
@@ -172,6 +174,7 @@ class FittedPosterior(NetworkSampler):
         model: nn.Module | Callable[[], nn.Module] | None = None,
         *,
         likelihood: Likelihood | None = None,
+        output: OutputSelector | None = None,
         device: torch.device | str = "cpu",
     ) -> Self:
         """Read an artefact, whatever the device on which it was fitted.
@@ -180,6 +183,7 @@ class FittedPosterior(NetworkSampler):
             folder: Folder of the artefact.
             model: The architecture, or a function that builds it; may be left out for models of flatbayes.
             likelihood: The likelihood of the fit; needed if it contains user code.
+            output: As for `fit`; needed if it was a function there.
             device: Device of the networks; the same seed draws other networks on another kind of device.
 
         Raises:
@@ -187,7 +191,7 @@ class FittedPosterior(NetworkSampler):
             ValueError: The artefact is damaged, or does not fit the model.
         """
         with preserve_rng(None):  # building a network draws initial weights
-            sampler = load_posterior(Path(folder), model, likelihood)
+            sampler = load_posterior(Path(folder), model, likelihood, output)
         return cls(**{f.name: getattr(sampler, f.name) for f in fields(NetworkSampler)}).to(device)
 
     def _compute_vectorized_outputs(

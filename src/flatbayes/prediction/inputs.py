@@ -1,6 +1,6 @@
 """Splitting of prediction inputs into chunks of batches with bounded memory."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -9,6 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatbayes.core.input_trees import (
+    LABEL_KEYS,
+    ModelInputs,
+    count_examples,
+    flatten_tree,
+    make_inputs,
+    map_tensors,
+    split_examples,
+)
+from flatbayes.core.network_interface import InputStructure
 from flatbayes.data import LazyImages
 from flatbayes.data.checks import check_finite
 from flatbayes.likelihoods import Predictive
@@ -20,8 +30,11 @@ Inputs = Tensor | LazyImages | NDArray[np.generic] | Iterable[Any]
 
 
 def iter_chunks(
-    inputs: Inputs, batch_size: int, batches_per_chunk: int = BATCHES_PER_CHUNK
-) -> Iterator[Sequence[Tensor]]:
+    inputs: Inputs,
+    batch_size: int,
+    batches_per_chunk: int = BATCHES_PER_CHUNK,
+    structure: InputStructure = None,
+) -> Iterator[Sequence[Any]]:
     """Yield lists of batches of inputs.
 
     A tensor or array forms one chunk, because it is in memory already. An iterable is read once.
@@ -31,23 +44,24 @@ def iter_chunks(
             others are ignored.
         batch_size: Examples per batch; batches of an iterable keep their size.
         batches_per_chunk: Maximum number of batches of an iterable that are in memory at once.
+        structure: Keys, or number, of the inputs of training, if they were more than a tensor.
 
     Raises:
         ValueError: `batch_size` is below 1, or a batch does not hold a tensor or array.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    if isinstance(inputs, Tensor | np.ndarray):
-        examples = _to_tensor(inputs)
-        if len(examples):
-            yield examples.split(batch_size)
+    if isinstance(inputs, Tensor | np.ndarray | Mapping) or is_input_tuple(inputs, structure):
+        examples = to_inputs(inputs, structure)
+        if count_examples(examples):
+            yield split_examples(examples, batch_size)
         return
     batches = iter(inputs.split(batch_size) if isinstance(inputs, LazyImages) else inputs)
-    while chunk := [_to_tensor(batch) for batch in islice(batches, batches_per_chunk)]:
+    while chunk := [to_inputs(batch, structure) for batch in islice(batches, batches_per_chunk)]:
         yield chunk
 
 
-def check_finite_inputs(batches: Sequence[Tensor], first_row: int, feature_names: Sequence[str] = ()) -> None:
+def check_finite_inputs(batches: Sequence[ModelInputs], first_row: int, feature_names: Sequence[str] = ()) -> None:
     """Check that inputs hold no NaN and no infinity.
 
     Args:
@@ -59,9 +73,10 @@ def check_finite_inputs(batches: Sequence[Tensor], first_row: int, feature_names
         ValueError: Some values are not finite; the message says how many, and where the first is.
     """
     for batch in batches:
-        names = feature_names if batch.ndim == 2 and batch.shape[1] == len(feature_names) else ()
-        check_finite(batch, "inputs", names, first_row)
-        first_row += len(batch)
+        for name, tensor in flatten_tree(batch, "inputs").items():
+            names = feature_names if tensor.ndim == 2 and tensor.shape[1] == len(feature_names) else ()
+            check_finite(tensor, name.replace("/k:", " ").replace("/i:", " "), names, first_row)
+        first_row += count_examples(batch)
 
 
 def check_finite_predictions(predictive: Predictive, first_row: int) -> None:
@@ -80,19 +95,58 @@ def check_finite_predictions(predictive: Predictive, first_row: int) -> None:
         )
 
 
-def cast_floating(inputs: Tensor, dtype: torch.dtype | None) -> Tensor:
+def cast_floating(inputs: Any, dtype: torch.dtype | None) -> Any:
     """Convert floating-point inputs to the precision of the networks, if they have one; other types stay."""
-    return inputs if dtype is None or not inputs.is_floating_point() else inputs.to(dtype)
+    if dtype is None:
+        return inputs
+    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, inputs)
 
 
-def _to_tensor(batch: object) -> Tensor:
-    if isinstance(batch, list | tuple) and batch:
+def is_input_tuple(inputs: object, structure: InputStructure) -> bool:
+    """Whether a tuple or list holds the inputs of a network that was trained on as many tensors."""
+    if not isinstance(inputs, tuple | list) or not isinstance(structure, int) or len(inputs) != structure:
+        return False
+    return all(isinstance(value, Tensor | np.ndarray | Mapping) for value in inputs) and (
+        isinstance(inputs, tuple) or len({len(value) for value in inputs}) == 1
+    )
+
+
+def to_inputs(batch: object, structure: InputStructure = None) -> ModelInputs:
+    """Inputs of a batch, which may be `inputs` or `(inputs, ...)`, in the structure of training.
+
+    Args:
+        batch: The batch.
+        structure: Keys, or number, of the inputs of training, if they were more than a tensor.
+
+    Raises:
+        ValueError: The batch holds no such inputs.
+    """
+    if isinstance(batch, list | tuple) and batch and not is_input_tuple(batch, structure):
         batch = batch[0]
-    if isinstance(batch, np.ndarray):
-        batch = torch.from_numpy(np.ascontiguousarray(batch))
-    if not isinstance(batch, Tensor):
+    if isinstance(batch, Mapping):
+        if isinstance(structure, tuple):
+            missing = [key for key in structure if key not in batch]
+            if missing:
+                raise ValueError(
+                    f"The network was trained on the inputs {', '.join(structure)}, and the batch lacks "
+                    f"{', '.join(missing)}: it has {', '.join(map(str, batch)) or 'no entries'}."
+                )
+            batch = {key: batch[key] for key in structure}
+        else:
+            batch = {key: value for key, value in batch.items() if key not in LABEL_KEYS}
+    elif isinstance(structure, tuple):
+        raise ValueError(
+            f"The network was trained on a dictionary with {', '.join(structure)}, and got a {type(batch).__name__}: "
+            "pass such a dictionary, or batches of them."
+        )
+    if isinstance(structure, int) and not (isinstance(batch, tuple | list) and len(batch) == structure):
+        raise ValueError(
+            f"The network was trained on a tuple of {structure} tensors, and got a {type(batch).__name__}: pass such "
+            "a tuple, or batches of them."
+        )
+    if not isinstance(batch, Tensor | np.ndarray | Mapping | list | tuple):
         raise ValueError(
             f"Expected a tensor, an array, or batches of them, got a {type(batch).__name__}. For other inputs, "
             "pass a DataLoader or another iterable of (inputs, ...) batches."
         )
-    return batch
+    return make_inputs(batch)

@@ -49,6 +49,8 @@ class PosteriorMetadata(TypedDict):
     """Names of the buffers."""
     updated_buffers: NotRequired[list[list[str] | None]]
     """For each training run the buffers that its last epoch changed; None if that is unknown."""
+    interface: NotRequired[dict[str, Any]]
+    """How the network is called, and which of its outputs is used, unless it takes and returns one tensor."""
     info: dict[str, Any]
     tensors_file: NotRequired[str]
     """Name of the file with the tensors, different for every save."""

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from flatbayes.core import State
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
+from flatbayes.core.input_trees import ModelInputs, map_tensors
+from flatbayes.core.network_interface import InputStructure, get_interface
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, make_generator, preserve_rng, seeded_rng, spawn_seed, spawn_unnamed_seed
 from flatbayes.data import Standardize
@@ -54,8 +56,8 @@ class NetworkSampler:
     posterior: Posterior
     states: Sequence[State]
     likelihood: Likelihood
-    transform: Callable[[Tensor], Tensor] | None = None
-    statistics_inputs: Sequence[Tensor] = ()
+    transform: Callable[[Any], Any] | None = None
+    statistics_inputs: Sequence[ModelInputs] = ()
     info: dict[str, Any] = field(default_factory=dict)
     norm_statistics: dict[SampleId, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     draw_rule: int = DRAW_RULE
@@ -74,8 +76,20 @@ class NetworkSampler:
         """Precision of the networks, to which floating-point inputs are converted; None if weights have several."""
         return shared_dtype(self.states[0].model.parameters())
 
-    def preprocess(self, batch: Tensor) -> Tensor:
+    @property
+    def input_structure(self) -> InputStructure:
+        """Keys, or number, of the inputs of training; None for a tensor, or if it is not known."""
+        return get_interface(self.states[0].model).inputs
+
+    def preprocess(self, batch: ModelInputs) -> Any:
         """Move a batch of raw inputs to the networks' device, apply the transform, and convert the precision."""
+        if not isinstance(batch, Tensor):
+            if isinstance(self.transform, Standardize):
+                raise ValueError(
+                    "Inputs of several tensors cannot be standardized: prepare them before, transform=None."
+                )
+            batch = map_tensors(lambda tensor: tensor.to(self.device), batch)
+            return cast_floating(batch if self.transform is None else self.transform(batch), self.dtype)
         if batch.dtype == torch.float64 and isinstance(self.transform, Standardize):  # not all devices have float64
             batch = self.transform(batch)
         else:

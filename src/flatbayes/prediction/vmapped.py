@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.input_trees import ModelInputs, count_examples
 from flatbayes.core.networks import call_with_tensors, plain_attention
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
 
@@ -50,7 +51,7 @@ class StackedNetworks:
         return self.sample_ids == sample_ids and len(self.source_versions) == len(current_versions) and same
 
     @torch.no_grad()
-    def compute_outputs(self, batch: Tensor) -> Float[Tensor, "draws batch outputs"]:
+    def compute_outputs(self, batch: ModelInputs) -> Float[Tensor, "draws batch outputs"]:
         """Outputs of every network for a preprocessed batch."""
 
         def call_network(tensors: dict[str, Tensor]) -> Tensor:
@@ -88,10 +89,10 @@ def tensor_versions(sampler: NetworkSampler) -> TensorVersions:
     return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
 
 
-def should_vectorize(sampler: NetworkSampler, num_networks: int, batches: Sequence[Tensor]) -> bool:
+def should_vectorize(sampler: NetworkSampler, num_networks: int, batches: Sequence[ModelInputs]) -> bool:
     """Whether one vectorised call is likely to be faster than one call per network."""
     num_elements = sum(tensor.numel() for _, tensor in _list_named_tensors(sampler.states[0].model))
-    num_examples = sum(map(len, batches))
+    num_examples = sum(map(count_examples, batches))
     return num_examples <= MAX_VMAPPED_EXAMPLES and num_networks * num_elements <= MAX_STACKED_ELEMENTS
 
 

@@ -39,7 +39,7 @@ class TrainingBatches(Protocol):
     def can_skip_batches(self) -> bool:
         """Whether an epoch that starts at a later batch gives the same batches from there on."""
 
-    def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Any, Tensor]]:
         """The `(inputs, targets)` batches of an epoch, from `first_batch` on."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class ShuffledBatches(StatelessBatches):
         """Seeds of the augmentation of each batch of an epoch, independent of those of the order."""
         return spawn_seeds(Stream.AUGMENTATION, self.seed, epoch, count=len(self))
 
-    def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Any, Tensor]]:
         """The batches of an epoch, from `first_batch` on."""
         all_indices = self.shuffle_indices(epoch).split(self.batch_size)[first_batch : len(self)]
         indices = [batch[self.interleaved_slice] for batch in all_indices]
@@ -176,7 +176,7 @@ class VectorizedBatches(StatelessBatches):
         transform = self.member_batches[0].transform
         return None if transform is None else lambda x: transform(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
-    def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Any, Tensor]]:
         """The batches of an epoch, from `first_batch` on."""
         first = self.member_batches[0]
         if first.augment is None:
@@ -235,7 +235,7 @@ class LoaderBatches:
         for generator, state in zip(self._find_generators(), state_dict["generators"], strict=True):
             generator.set_state(state)
 
-    def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def iter_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Any, Tensor]]:
         """The batches of one pass over the loader.
 
         Raises:

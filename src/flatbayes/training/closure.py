@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flatbayes.core import Closure, subset_batch
 from flatbayes.core.gradients import densify_gradients
+from flatbayes.core.input_trees import ModelInputs, slice_examples
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.engine import Engine
 from flatbayes.training.run import TrainingRun
@@ -27,7 +29,7 @@ class BatchClosure:
 
     run: TrainingRun
     engine: Engine
-    inputs: Tensor
+    inputs: ModelInputs
     targets: Tensor
 
     @property
@@ -39,8 +41,8 @@ class BatchClosure:
         """The loss; gradients are those of the parameters afterwards."""
         run, engine = self.run, self.engine
         inputs, targets = subset_batch(self.inputs, self.targets)
-        num_examples = len(inputs)
-        run.status.num_gradients += run.num_networks * (num_examples / len(self.inputs))
+        num_examples = len(targets)
+        run.status.num_gradients += run.num_networks * (num_examples / len(self.targets))
         num_micro_batches = min(run.config.optimization.accumulation_steps, num_examples)
         engine.zero_grad()
         total: Tensor | float = 0.0
@@ -81,7 +83,10 @@ def clip_closure(closure: Closure, engine: Engine, config: TrainingConfig) -> Cl
     return clipped_closure
 
 
-def _split_batch(inputs: Tensor, targets: Tensor, num_micro_batches: int) -> Iterable[tuple[Tensor, Tensor]]:
+def _split_batch(inputs: ModelInputs, targets: Tensor, num_micro_batches: int) -> Iterable[tuple[Any, Tensor]]:
     if num_micro_batches == 1:
         return [(inputs, targets)]
-    return zip(inputs.tensor_split(num_micro_batches), targets.tensor_split(num_micro_batches), strict=True)
+    if isinstance(inputs, Tensor):
+        return zip(inputs.tensor_split(num_micro_batches), targets.tensor_split(num_micro_batches), strict=True)
+    rows = torch.arange(len(targets), device=targets.device).tensor_split(num_micro_batches)
+    return [(slice_examples(inputs, index), targets[index]) for index in rows]

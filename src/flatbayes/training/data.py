@@ -14,6 +14,7 @@ from torch.utils.data import DistributedSampler, IterableDataset
 
 from flatbayes.core import Examples
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.input_trees import map_tensors, slice_examples
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import Stream, make_generator, preserve_rng, seeded_rng, spawn_seed
@@ -79,11 +80,11 @@ class TrainingData(ABC):
 
     @property
     @abstractmethod
-    def example_batch(self) -> tuple[Tensor, Tensor]:
+    def example_batch(self) -> tuple[Any, Tensor]:
         """Inputs and targets of a few training examples, ready for the model; no random state changes."""
 
     @abstractmethod
-    def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Tensor]:
+    def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Any]:
         """Batches of training inputs, before the transform, to re-estimate normalization statistics."""
 
     @abstractmethod
@@ -205,12 +206,12 @@ class InMemoryData(TrainingData):
             yield standardize_on_device(self.standardize, inputs, device), move_targets(targets, device)
 
     @property
-    def example_batch(self) -> tuple[Tensor, Tensor]:
+    def example_batch(self) -> tuple[Any, Tensor]:
         """The first examples of the training split."""
         train = self.splits.train
         return self.standardize(train.inputs[:NUM_CHECK_EXAMPLES]), train.targets[:NUM_CHECK_EXAMPLES]
 
-    def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Tensor]:
+    def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Any]:
         """`num_norm_batches` random batches of full size, or as many as there are; not augmented."""
         inputs = self.splits.train.inputs
         size = min(config.batch_size, len(inputs))
@@ -368,7 +369,7 @@ class LoaderData(TrainingData):
         for batch in self.loader:
             inputs, targets = self._prepare_batch(batch)
             if len(targets):
-                yield inputs.to(device), targets.to(device)
+                yield map_tensors(lambda tensor: tensor.to(device), inputs), targets.to(device)
 
     def _prepare_batch(self, batch: Any) -> tuple[Any, Tensor]:
         likelihood = self.likelihood or self.infer_likelihood()
@@ -377,13 +378,13 @@ class LoaderData(TrainingData):
         return convert_integers(inputs) if self.converts_integers else inputs, targets
 
     @property
-    def example_batch(self) -> tuple[Tensor, Tensor]:
+    def example_batch(self) -> tuple[Any, Tensor]:
         """The beginning of the first batch."""
         inputs, targets = self.loader_pass.example_batch
         inputs = convert_integers(inputs) if self.converts_integers else inputs
-        return inputs[:NUM_CHECK_EXAMPLES], targets[:NUM_CHECK_EXAMPLES]
+        return slice_examples(inputs, slice(NUM_CHECK_EXAMPLES)), targets[:NUM_CHECK_EXAMPLES]
 
-    def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Tensor]:
+    def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Any]:
         """The inputs of its first `num_norm_batches` batches; batches of one example have no variance to estimate."""
         batches = islice(iter(self.loader), config.collection.num_norm_batches)
         inputs = [split_batch(batch)[0] for batch in batches]

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import torch
 from torch import nn
 
 from flatbayes.core import TrainingProgress
+from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import Stream, make_generator, preserve_rng
 from flatbayes.data import DataSplits
 from flatbayes.flatness import Flatness
@@ -34,6 +34,7 @@ def dry_run(
     init: PretrainedWeights | Sequence[PretrainedWeights] | None = None,
     new_head: bool = False,
     freeze: Sequence[str] = (),
+    output: OutputSelector | None = None,
 ) -> None:
     """Take one step on a few examples, collect up to five snapshots, draw a network, and predict.
 
@@ -43,19 +44,16 @@ def dry_run(
         ValueError: Model, data, posterior, flatness, configuration and trained weights do not go together, or the
             configuration collects too few snapshots to draw from.
     """
-    factory, _ = prepare_runs(model, data, posterior, flatness, config, init=init, new_head=new_head, freeze=freeze)
+    factory, _ = prepare_runs(
+        model, data, posterior, flatness, config, init=init, new_head=new_head, freeze=freeze, output=output
+    )
     if prod(get_process_layout(config)) == 1:
         make_fabric(config)  # raises if the device does not exist
     steps_per_epoch = max(1, len(data.train) // min(config.batch_size, len(data.train)))
     check_collection(posterior, config, steps_per_epoch)
     standardize = InMemoryData(data).standardize
     inputs, targets = standardize(data.train.inputs[:NUM_DRY_RUN_EXAMPLES]), data.train.targets[:NUM_DRY_RUN_EXAMPLES]
-    training_loss = make_training_loss(factory.likelihood, config)
-
-    def loss_fn(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
-        if not isinstance(outputs, torch.Tensor):
-            raise ValueError(f"The model must return a tensor of logits, got a {type(outputs).__name__}.")
-        return training_loss(outputs, targets)
+    loss_fn = make_training_loss(factory.likelihood, config)
 
     with preserve_rng(None):
         make_optimizer = config.optimizer or posterior.default_optimizer

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flatbayes.core import State
 from flatbayes.core.components import resolve_component
+from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import Stream, make_generator, preserve_rng
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.flatness import SAM, Flatness
@@ -81,6 +82,7 @@ def fit(
     transform: Standardize | None = None,
     likelihood: Likelihood | None = None,
     num_data: int | None = None,
+    output: OutputSelector | None = None,
     seed: int = 0,
     show_progress: bool | None = None,
     callback: Callback | None = None,
@@ -97,8 +99,9 @@ def fit(
             `init` has trained weights.
         data: Splits, such as `Digits().load(seed=0)`; a map-style torch dataset, which is read into memory and used
             for training as a whole; a pair `(inputs, targets)` of tensors or arrays, likewise; or a loader, or list,
-            of `(inputs, targets)` batches that are ready for the model. Inputs of splits, datasets and pairs are
-            standardized by the training examples.
+            of `(inputs, targets)` batches that are ready for the model, where inputs may be a tuple or dictionary of
+            tensors, or of dictionaries with an entry `labels`. Inputs of splits, datasets and pairs are standardized
+            by the training examples.
         posterior: The posterior approximation.
         flatness: Where gradients are taken; `Plain()` for ordinary training.
         config: Training hyperparameters; by default `TrainingConfig()`, with `init` `FINE_TUNING`.
@@ -112,6 +115,8 @@ def fit(
             needs one.
         num_data: Number of labelled examples of a loader. By default they are counted in one pass over the loader
             before training, which also checks all batches.
+        output: Which output of a network that returns several is used: a key, an attribute, an index, or a function
+            of the output. None uses the logits, or the only tensor.
         seed: Seed of everything random.
         show_progress: Show a progress bar; by default if standard error is a terminal.
         callback: Called after every step and epoch, in the main process.
@@ -142,6 +147,7 @@ def fit(
         transform=transform,
         likelihood=likelihood,
         num_data=num_data,
+        output=output,
         seed=seed,
     )
     setup = TrainingSetup.create(factory, model, model_arguments, checkpoints)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from flatbayes.core.input_trees import make_inputs, split_labels
 from flatbayes.data import DataSource, DataSplits
 from flatbayes.data.checks import check_finite
 from flatbayes.likelihoods import Likelihood
@@ -78,20 +79,18 @@ def split_batch(batch: Any) -> tuple[Any, Tensor]:
     Raises:
         ValueError: The batch is not a pair of inputs and targets.
     """
+    if isinstance(batch, Mapping):
+        batch = split_labels(batch)
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         kind = type(batch).__name__
-        if isinstance(batch, Mapping):
-            kind = f"dictionary with the keys {sorted(map(str, batch))}"
-        elif isinstance(batch, tuple | list):
+        if isinstance(batch, tuple | list):
             kind = f"{kind} of {len(batch)}"
         raise ValueError(
             f"A batch of the loader must be a pair (inputs, targets), got a {kind}. Return such pairs from the "
             "dataset or collate_fn; several inputs may be a tuple or dictionary, ((first, second), targets)."
         )
-    inputs, targets = (
-        tree_map(lambda leaf: torch.as_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf, value)
-        for value in batch
-    )
+    inputs, targets = make_inputs(batch[0]), batch[1]
+    targets = torch.as_tensor(targets) if isinstance(targets, np.ndarray) else targets
     targets = torch.as_tensor(targets) if isinstance(targets, list | tuple) else targets
     if not isinstance(targets, Tensor) or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
         raise ValueError(

@@ -12,12 +12,14 @@ Devices, processes and checkpoints are those of a `Session`.
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flatbayes.core import State
 from flatbayes.core.buffers import clone_buffers, find_updated_buffers
+from flatbayes.core.input_trees import ModelInputs, map_tensors
 from flatbayes.core.networks import shared_dtype
 from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.closure import BatchClosure, clip_closure
@@ -74,19 +76,20 @@ def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]
     return run.states
 
 
-def iter_batches(run: TrainingRun, engine: Engine, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def iter_batches(run: TrainingRun, engine: Engine, epoch: int) -> Iterator[tuple[ModelInputs, Tensor]]:
     """The remaining batches of an epoch, transformed and in the dtype and layout of training, on its device."""
     first_batch = run.status.progress.step - epoch * len(run.batches)
     dtype = shared_dtype(engine.module.parameters())
     for inputs, targets in run.batches.iter_epoch(epoch, first_batch):
-        inputs, targets = (tensor.to(engine.fabric.device, non_blocking=True) for tensor in (inputs, targets))
+        inputs = map_tensors(lambda tensor: tensor.to(engine.fabric.device, non_blocking=True), inputs)
+        targets = targets.to(engine.fabric.device, non_blocking=True)
         if run.batches.transform is not None:
             inputs = run.batches.transform(inputs)
         inputs = convert_inputs(inputs, dtype, run.config)
         yield inputs, targets
 
 
-def convert_inputs(inputs: Tensor, dtype: torch.dtype | None, config: TrainingConfig) -> Tensor:
+def convert_inputs(inputs: ModelInputs, dtype: torch.dtype | None, config: TrainingConfig) -> Any:
     """Inputs in the precision and memory layout of training.
 
     Args:
@@ -94,11 +97,15 @@ def convert_inputs(inputs: Tensor, dtype: torch.dtype | None, config: TrainingCo
         dtype: Precision of the network's parameters; None if they have several, and inputs keep theirs.
         config: Training hyperparameters.
     """
-    if dtype is not None and inputs.is_floating_point():
-        inputs = inputs.to(dtype)
-    if config.precision.channels_last and inputs.ndim == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    return inputs
+
+    def convert(tensor: Tensor) -> Tensor:
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        if config.precision.channels_last and tensor.ndim == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return tensor
+
+    return map_tensors(convert, inputs)
 
 
 def finish_epoch(run: TrainingRun, engine: Engine, lr: float, *, validate: bool) -> Iterable[Record]:

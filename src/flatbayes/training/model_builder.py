@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from flatbayes.core.input_trees import ModelInputs
+from flatbayes.core.network_interface import NetworkInterface, OutputSelector, adapt_network, infer_interface
 from flatbayes.core.networks import copy_network, find_lazy_tensor, materialize
 from flatbayes.core.spec import to_spec
 
@@ -16,7 +18,7 @@ ModelFactory = Callable[..., nn.Module]
 def make_model_builder(
     model: nn.Module | ModelFactory,
     model_arguments: Mapping[str, Any],
-    get_example: Callable[[], Tensor] | None = None,
+    get_example: Callable[[], ModelInputs] | None = None,
 ) -> Callable[[], nn.Module]:
     """A function that builds the network with those of the given arguments that it has parameters for.
 
@@ -67,7 +69,34 @@ def describe_model(model: nn.Module | ModelFactory, model_arguments: Mapping[str
     return spec
 
 
-def _materialize(network: nn.Module, get_example: Callable[[], Tensor] | None) -> nn.Module:
+def make_adapted_builder(
+    build_model: Callable[[], nn.Module],
+    get_example: Callable[[], ModelInputs],
+    output: OutputSelector | None = None,
+) -> Callable[[], nn.Module]:
+    """A function that builds networks that take the inputs of a batch as one argument, and return one tensor.
+
+    The first network is called once to find out how. A network that takes and returns one tensor stays as it is.
+
+    Args:
+        build_model: Builds a network. What is returned here raises a ValueError if the network does not take such
+            inputs, or if it is not clear which of its outputs to use.
+        get_example: Returns inputs of a few examples.
+        output: Selects one of several outputs.
+    """
+    interfaces: list[NetworkInterface | None] = []  # of the first network
+
+    def build_adapted() -> nn.Module:
+        network = build_model()
+        if not interfaces:
+            interfaces.append(infer_interface(network, get_example(), output))
+        interface = interfaces[0]
+        return network if interface is None else adapt_network(network, interface.output, inputs=interface.inputs)
+
+    return build_adapted
+
+
+def _materialize(network: nn.Module, get_example: Callable[[], ModelInputs] | None) -> nn.Module:
     if get_example is not None and find_lazy_tensor(network) is not None:
         materialize(network, get_example())
     return network

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flatbayes.core import State
 from flatbayes.core.buffers import norm_layers
+from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.core.spec import to_spec
@@ -27,7 +28,7 @@ from flatbayes.training.distributed.fsdp import check_fsdp
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
 from flatbayes.training.loader_checks import check_loader_inputs
 from flatbayes.training.loader_pass import normalize_data
-from flatbayes.training.model_builder import ModelFactory, describe_model, make_model_builder
+from flatbayes.training.model_builder import ModelFactory, describe_model, make_adapted_builder, make_model_builder
 from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.vectorization_trial import should_vectorize
 from flatbayes.training.warm_start import PretrainedWeights, WarmStart
@@ -49,6 +50,7 @@ def prepare_runs(
     transform: Standardize | None = None,
     likelihood: Likelihood | None = None,
     num_data: int | None = None,
+    output: OutputSelector | None = None,
     seed: int = 0,
 ) -> tuple[RunFactory, dict[str, Any]]:
     """Check the arguments of `fit`, which are explained there, without using a device.
@@ -73,6 +75,7 @@ def prepare_runs(
     num_outputs = dict.fromkeys(("num_classes", "num_outputs"), likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
     build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])
+    build_model = make_adapted_builder(build_model, lambda: training_data.example_batch[0], output)
     warm_start = WarmStart.from_init(init, build_model, posterior, new_head=new_head, freeze=freeze)
     if transform is None and warm_start.transform is not None:
         training_data = make_training_data(data, warm_start.transform)

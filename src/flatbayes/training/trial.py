@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core import TrainingProgress
+from flatbayes.core.input_trees import map_tensors
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.prediction import FittedPosterior
@@ -50,7 +51,9 @@ def run_trial(factory: RunFactory, fabric: "Fabric") -> None:
         with seeded_rng(spawn_seed(Stream.MODEL_CHECK, factory.seed), None), warnings.catch_warnings(action="ignore"):
             config = factory.config.with_options(**{"precision.compile": False})
             factory = replace(factory, config=config)
-            inputs, targets = (tensor.to(fabric.device) for tensor in factory.training_data.example_batch)
+            inputs, targets = factory.training_data.example_batch
+            inputs = map_tensors(lambda tensor: tensor.to(fabric.device), inputs)
+            targets = targets.to(fabric.device)
             network = place_module(factory.init_network(0), fabric, config)
             inputs = convert_inputs(inputs, shared_dtype(network.parameters()), config)
             posterior, loss_fn = factory.posterior, make_training_loss(factory.likelihood, config)

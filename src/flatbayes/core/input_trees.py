@@ -1,0 +1,149 @@
+"""Inputs of one batch as a tensor, or as a tree of tensors: a tuple or a dictionary with one shared batch axis.
+
+Loaders and users give trees in many types: tuples, lists, named tuples, dictionaries, `BatchEncoding` of
+transformers, with arrays as leaves. `make_inputs` converts them to plain tuples and dictionaries of tensors, which is
+what all code behind it handles. Entries that are None or a bool stay as they are. Every function here takes a tensor
+the short way.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ModelInputs = Tensor | dict[str, Any] | tuple[Any, ...]
+"""Inputs of one batch: a tensor, or a tuple or dictionary of such."""
+
+LABEL_KEYS = ("labels", "label", "targets", "target")
+"""Names under which a batch that is a dictionary may hold its targets."""
+
+
+def make_inputs(batch: object, name: str = "inputs") -> ModelInputs:
+    """Inputs as a tensor, or as plain tuples and dictionaries of tensors.
+
+    Args:
+        batch: A tensor or array; a tuple, list or mapping of such.
+        name: What it is, for messages.
+
+    Raises:
+        ValueError: A leaf is neither a tensor nor an array, or the numbers of examples differ.
+    """
+    if isinstance(batch, Tensor):
+        return batch
+    inputs = cast(ModelInputs, _convert(batch, name))
+    sizes = {path: len(leaf) if leaf.ndim else None for path, leaf in _iter_leaves(inputs, name)}
+    for path, size in sizes.items():
+        if size is None:
+            raise ValueError(f"{path} is a single number: every tensor of the inputs must have one row per example.")
+    if not sizes:
+        raise ValueError(f"{name} holds no tensor.")
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{path} has {size}" for path, size in sizes.items())
+        raise ValueError(f"All tensors of the inputs must have one row per example, and the numbers differ: {shown}.")
+    return inputs
+
+
+def split_labels(batch: Mapping[Any, Any]) -> tuple[dict[Any, Any], Any]:
+    """Inputs and targets of a batch that is a dictionary.
+
+    Raises:
+        ValueError: No entry, or more than one, is called as targets are.
+    """
+    keys = [key for key in LABEL_KEYS if key in batch]
+    if len(keys) != 1:
+        raise ValueError(
+            f"The batch is a dictionary with the entries {', '.join(map(str, batch))}, of which {len(keys)} are "
+            f"called {', '.join(LABEL_KEYS)}. Exactly one must hold the targets; or let the loader return "
+            "(inputs, targets)."
+        )
+    return {key: value for key, value in batch.items() if key != keys[0]}, batch[keys[0]]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], inputs: ModelInputs) -> Any:
+    """The inputs with a function applied to every tensor."""
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    if isinstance(inputs, dict):
+        return {key: map_tensors(function, value) for key, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(map_tensors(function, value) for value in inputs)
+    return inputs  # None or a bool
+
+
+def first_tensor(inputs: ModelInputs) -> Tensor:
+    """The tensor, or the first one of a tree."""
+    return inputs if isinstance(inputs, Tensor) else next(_iter_leaves(inputs, ""))[1]
+
+
+def count_examples(inputs: ModelInputs) -> int:
+    """Number of examples."""
+    return len(first_tensor(inputs))
+
+
+def slice_examples(inputs: ModelInputs, rows: slice | Tensor) -> Any:
+    """The examples of some rows."""
+    return inputs[rows] if isinstance(inputs, Tensor) else map_tensors(lambda tensor: tensor[rows], inputs)
+
+
+def split_examples(inputs: ModelInputs, size: int) -> list[Any]:
+    """Parts of at most `size` examples, in order."""
+    if isinstance(inputs, Tensor):
+        return list(inputs.split(size))
+    starts = range(0, count_examples(inputs), size)
+    return [slice_examples(inputs, slice(start, start + size)) for start in starts]
+
+
+def flatten_tree(inputs: ModelInputs, name: str) -> dict[str, Tensor]:
+    """The tensors by their path: `name`, or `name/k:key` and `name/i:index` for the entries of a tree."""
+    return dict(_iter_leaves(inputs, name, "/k:{}", "/i:{}"))
+
+
+def unflatten_tree(tensors: Mapping[str, Tensor], name: str) -> ModelInputs:
+    """The inverse of `flatten_tree`; entries that are no tensors are lost.
+
+    Raises:
+        KeyError: There is no tensor of this name.
+    """
+    if name in tensors:
+        return tensors[name]
+    prefix, entries = f"{name}/", dict[str, Any]()
+    for path in tensors:
+        if path.startswith(prefix):
+            segment = path[len(prefix) :].partition("/")[0]
+            entries[segment] = None
+    if not entries:
+        raise KeyError(name)
+    values = {segment: unflatten_tree(tensors, prefix + segment) for segment in entries}
+    if all(segment.startswith("i:") for segment in values):
+        return tuple(values[f"i:{k}"] for k in range(len(values)))
+    return {segment.removeprefix("k:"): value for segment, value in values.items()}
+
+
+def _convert(batch: Any, name: str) -> Any:
+    if isinstance(batch, Tensor) or batch is None or isinstance(batch, bool):
+        return batch
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "biuf":
+        return torch.from_numpy(np.ascontiguousarray(batch))
+    if isinstance(batch, Mapping):
+        return {str(key): _convert(value, f"{name}[{key!r}]") for key, value in batch.items()}
+    if isinstance(batch, tuple | list) and not all(isinstance(value, str | int | float) for value in batch):
+        return tuple(_convert(value, f"{name}[{k}]") for k, value in enumerate(batch))
+    raise ValueError(
+        f"{name} is a {type(batch).__name__}, and inputs of a network are tensors or arrays, or tuples and "
+        "dictionaries of them. Leave other entries out, or convert them in the data set or the collate function."
+    )
+
+
+def _iter_leaves(
+    inputs: Any, path: str, key_format: str = "[{!r}]", index_format: str = "[{}]"
+) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(inputs, Tensor):
+        yield path, inputs
+    elif isinstance(inputs, dict):
+        for key, value in inputs.items():
+            yield from _iter_leaves(value, path + key_format.format(key), key_format, index_format)
+    elif isinstance(inputs, tuple):
+        for k, value in enumerate(inputs):
+            yield from _iter_leaves(value, path + index_format.format(k), key_format, index_format)
