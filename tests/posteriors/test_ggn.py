@@ -7,7 +7,13 @@ from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
 from flatbayes.posteriors import ggn
-from flatbayes.posteriors.ggn import decompose_psd, factorize_loss_hessian, ggn_diagonal, ggn_matrix
+from flatbayes.posteriors.ggn import (
+    compute_example_vjps,
+    decompose_psd,
+    factorize_loss_hessian,
+    ggn_diagonal,
+    ggn_matrix,
+)
 from flatbayes.posteriors.kfac import (
     KroneckerFactors,
     add_factors,
@@ -131,6 +137,26 @@ def test_diagonal_and_matrix_are_those_of_the_dense_ggn(make):
     torch.testing.assert_close(diagonal, dense.diagonal(), rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(matrix, dense, rtol=1e-11, atol=1e-13)
     assert not matrix.requires_grad
+
+
+ACTIVATIONS = [nn.PReLU, lambda: nn.PReLU(4), nn.RReLU, nn.ReLU, nn.GELU, nn.CELU, nn.Hardswish, nn.Softplus]
+NORMS = [nn.Identity, lambda: nn.BatchNorm1d(4), lambda: nn.LayerNorm(4), lambda: nn.GroupNorm(2, 4)]
+
+
+@pytest.mark.parametrize("num_examples", [1, 2, 3])
+@pytest.mark.parametrize("norm", NORMS, ids=["none", "batch", "layer", "group"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_vectors_are_those_of_a_loop_where_vmap_has_no_rule_or_a_wrong_one(activation, norm, num_examples):
+    """With as many examples as directions, here three, torch 2.13 computes wrong vectors for PReLU, without error."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), norm(), activation(), nn.Linear(4, 3)).eval()
+    params, directions = dict(net.named_parameters()), torch.randn(num_examples, 3, 3)
+    x = torch.randn(num_examples, 3)
+    vectors = compute_example_vjps(net, params, x, directions)
+    for example, columns, found in zip(x, directions, vectors, strict=True):
+        for column, vector in zip(columns.unbind(1), found, strict=True):
+            gradients = torch.autograd.grad(net(example[None])[0] @ column, list(params.values()))
+            torch.testing.assert_close(vector, torch.cat([g.flatten() for g in gradients]), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("bound", [1, 60, 200])

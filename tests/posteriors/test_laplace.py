@@ -498,3 +498,18 @@ def test_unsupported_models_are_refused():
 def test_a_decoupled_weight_decay_is_refused_as_prior():
     with pytest.raises(ValueError, match="AdamW is not the gradient of a Gaussian prior"):
         Laplace().init(network(), lambda params: torch.optim.AdamW(params, lr=1e-3), 50)
+
+
+class Centred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+@pytest.mark.parametrize("structure", ["last_layer", "diag", "kron"])
+@pytest.mark.parametrize("make_layer", [lambda: nn.BatchNorm1d(4, track_running_stats=False), Centred])
+def test_examples_that_change_the_outputs_of_others_are_refused_before_the_first_step(structure, make_layer):
+    model = nn.Sequential(nn.Linear(3, 4), make_layer(), nn.Linear(4, 3))
+    posterior, batch = Laplace(structure, prior_precision=1.0), (torch.randn(6, 3), torch.arange(6) % 3)
+    state = posterior.init(model, None, 6)
+    with pytest.raises(ValueError, match=r"for one example depend on the other examples of its batch.*GroupNorm"):
+        posterior.check_model(state, [batch], F.cross_entropy)

@@ -47,7 +47,7 @@ def test_the_command_line_streams(folder, tmp_path, capsys, monkeypatch):
     assert main(["diagnose", "run", "--num_draws", "2", "--max_examples", "8"]) == 0
     assert main(["shift", "run", "--num_draws", "2", "--max_examples", "4", "--corruptions", "contrast"]) == 0
     capsys.readouterr()
-    assert main(["shift", "run", "--num_draws", "2", "--corruptions", "contrast"]) == 2
+    assert main(["shift", "run", "--num_draws", "2", "--corruptions", "contrast", "--overwrite", "true"]) == 2
     assert "--max_examples on the command line" in capsys.readouterr().err
     assert main(["certify", "run"]) == 2
     assert "in memory, and they are streamed" in capsys.readouterr().err

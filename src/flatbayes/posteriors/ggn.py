@@ -121,6 +121,7 @@ def iter_ggn_vectors(
             yield compute_example_vjps(model, params, input_chunk, directions).flatten(0, 1)
 
 
+@torch.no_grad()
 def compute_example_vjps(
     model: nn.Module,
     params: Mapping[str, Tensor],
@@ -129,12 +130,45 @@ def compute_example_vjps(
 ) -> Float[Tensor, "batch columns params"]:
     """Return Jᵀ s for every example and each of its directions s: the gradient of sᵀ f(x) in the parameters.
 
+    `torch.vmap` has no rule for some operations (RReLU, `Tensor.item`) and a wrong one for others (the gradient of
+    PReLU, whose axes it confuses). Its result is therefore compared with a backward pass over the whole batch, and
+    replaced by that of a loop over the examples where it fails or differs.
+
     Args:
         model: The network in eval mode.
         params: Parameters in which derivatives are taken, by name.
         inputs: Inputs of the batch.
         directions: Vectors in the space of the outputs, several for each example.
     """
+    with plain_attention():
+        try:
+            vjps = vmap_example_vjps(model, params, inputs, directions)
+        except (RuntimeError, NotImplementedError):
+            return loop_example_vjps(model, params, inputs, directions)
+        # A random combination of all vectors, which is right by chance only if all of them are right.
+        weights = torch.arange(1, 1 + directions[:, 0].numel()).cos().to(directions).view_as(directions[:, 0])
+        combined = torch.einsum("boc,bc->bo", directions, weights)[:, :, None]
+        outputs, (expected,) = differentiate_outputs(model, params, inputs, combined)
+        weighted = weights[:, :, None].to(vjps) * vjps
+        tolerance = rounding_tolerance(directions, *params.values())
+        if (weighted.sum((0, 1)) - expected).norm() <= tolerance * weighted.norm():
+            return vjps
+        is_random = not torch.equal(outputs, model(inputs))  # dropout that is active in eval mode
+        return vjps if is_random else loop_example_vjps(model, params, inputs, directions)
+
+
+def rounding_tolerance(*tensors: Tensor) -> float:
+    """Return the relative difference that rounding can cause: four times the root of the largest epsilon."""
+    return float(4 * max(torch.finfo(tensor.dtype).eps for tensor in tensors) ** 0.5)
+
+
+def vmap_example_vjps(
+    model: nn.Module,
+    params: Mapping[str, Tensor],
+    inputs: ModelInputs,
+    directions: Float[Tensor, "batch outputs columns"],
+) -> Float[Tensor, "batch columns params"]:
+    """Return the vectors of `compute_example_vjps` by `torch.vmap`."""
     # torch.func enables gradients, and would differentiate in the other parameters too.
     constants = {name: param.detach() for name, param in model.named_parameters()}
 
@@ -145,8 +179,45 @@ def compute_example_vjps(
 
     # Dropout that is active in eval mode has one mask for each example.
     column_vjps = vmap(grad(project_outputs), in_dims=(None, None, 0), randomness="same")
-    with plain_attention():
-        vjps = vmap(column_vjps, in_dims=(None, 0, 0), randomness="different")(
-            {name: param.detach() for name, param in params.items()}, inputs, directions.mT
-        )
+    vjps = vmap(column_vjps, in_dims=(None, 0, 0), randomness="different")(
+        {name: param.detach() for name, param in params.items()}, inputs, directions.mT
+    )
     return torch.cat([vjps[name].flatten(2) for name in params], 2)
+
+
+def loop_example_vjps(
+    model: nn.Module,
+    params: Mapping[str, Tensor],
+    inputs: ModelInputs,
+    directions: Float[Tensor, "batch outputs columns"],
+) -> Float[Tensor, "batch columns params"]:
+    """Return the vectors of `compute_example_vjps` by a backward pass for each."""
+    vjps = [
+        differentiate_outputs(model, params, example, columns)[1]
+        for example, columns in zip(split_examples(inputs, 1), directions.split(1), strict=True)
+    ]
+    return torch.stack(vjps)
+
+
+def differentiate_outputs(
+    model: nn.Module,
+    params: Mapping[str, Tensor],
+    inputs: ModelInputs,
+    directions: Float[Tensor, "batch outputs columns"],
+) -> tuple[Tensor, Float[Tensor, "columns params"]]:
+    """Return the outputs of a batch, and for each column the gradient of its product with them in the parameters."""
+    leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
+    constants = {name: param.detach() for name, param in model.named_parameters()}
+    with torch.enable_grad():
+        outputs = call_with_tensors(model, constants | leaves, inputs)
+        columns = [
+            torch.autograd.grad(
+                outputs,
+                list(leaves.values()),
+                column.reshape(outputs.shape),
+                retain_graph=True,
+                materialize_grads=True,
+            )
+            for column in directions.unbind(2)
+        ]
+    return outputs.detach(), torch.stack([torch.cat([g.flatten() for g in gradients]) for gradients in columns])

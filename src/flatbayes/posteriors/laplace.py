@@ -29,10 +29,11 @@ from torch.optim import Optimizer
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.input_trees import ModelInputs, split_examples
+from flatbayes.core.input_trees import ModelInputs, slice_examples, split_examples
 from flatbayes.core.networks import cast_inputs, check_materialized, check_real
 from flatbayes.core.weights import flatten, swap_values, unflatten
 from flatbayes.posteriors.eigenbasis import CurvatureStructure, make_eigenbasis
+from flatbayes.posteriors.ggn import rounding_tolerance
 from flatbayes.posteriors.linearised import LinearisedNetwork
 from flatbayes.posteriors.optimization import check_temperature, default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
@@ -57,7 +58,8 @@ class Laplace(Posterior):
         structure: Approximation of the curvature. `last_layer`: the full GGN of the last torch.nn.Linear in
             registration order, with all other weights fixed; its size is the square of that layer's. `kron`:
             Kronecker factors of every linear and convolutional layer (KFAC), with other parameters fixed. `diag`: the
-            diagonal for all trainable weights of any network, with one backward pass per output of each example.
+            diagonal for all trainable weights of any network, with one backward pass per output of each example, and
+            many at a time unless an operation has no rule for `torch.vmap` (RReLU) or a wrong one (PReLU).
         predictive: `linearised`: a draw is the first-order expansion of the network around the solution, at sampled
             weights. The GGN is the exact curvature of this model. All operations must support forward-mode
             differentiation. `sampled`: a draw is the network itself at sampled weights. Where the Gaussian is wide,
@@ -127,13 +129,15 @@ class Laplace(Posterior):
         """Compute curvature and a draw on a few examples.
 
         Raises:
-            ValueError: The network has an operation for which torch has no such derivative.
+            ValueError: The network has an operation for which torch has no such derivative, or examples of a batch
+                change each other's outputs.
         """
         basis = make_eigenbasis(self.structure, state.model)
         for inputs, targets in _split_batches(examples, state.model, []):
             with eval_mode(state.model):
                 with torch.no_grad():
                     loss_fn(state.model(inputs), targets)  # an error of the network itself is not about Laplace
+                    _check_independence(state.model, inputs)
                 try:
                     basis.check(inputs, targets, loss_fn)
                     if self.predictive == "linearised":
@@ -144,7 +148,7 @@ class Laplace(Posterior):
                     raise ValueError(
                         f"Laplace(structure={self.structure!r}, predictive={self.predictive!r}) cannot differentiate "
                         f"{type(state.model).__name__}: {str(error).strip().splitlines()[0]} Use another structure "
-                        "(kron needs no vmap) with predictive='sampled', or SWAG."
+                        "with predictive='sampled', or SWAG."
                     ) from error
 
     def finalize(self, state: State, examples: Examples, loss_fn: LossFn) -> None:
@@ -263,6 +267,29 @@ def maximize_evidence(eigenvalues: Float[Tensor, " params"], squared_norm: float
         effective_params = float((values / (values + precision)).sum())
         precision *= (effective_params / (precision * squared_norm)) ** (2 / 3)
     return precision
+
+
+def _check_independence(model: nn.Module, inputs: ModelInputs) -> None:
+    """Compare the outputs of one example with those that it has in its batch.
+
+    Raises:
+        ValueError: They differ.
+    """
+    outputs = model(inputs)
+    if not torch.equal(outputs, model(inputs)):
+        return  # dropout that is active in eval mode
+    try:
+        single = model(slice_examples(inputs, slice(1)))
+    except ValueError:  # batch normalization without running statistics
+        difference = math.inf
+    else:
+        difference = float((single - outputs[:1]).norm())
+    if difference > max(0.01, rounding_tolerance(outputs, *model.parameters())) * float(outputs.norm()):
+        raise ValueError(
+            f"The outputs of {type(model).__name__} for one example depend on the other examples of its batch, also "
+            "in eval mode, and Laplace needs the derivatives of every example on its own. Batch normalization with "
+            "track_running_stats=False does this: leave that option out, or use GroupNorm; or use SWAG."
+        )
 
 
 def _split_batches(
