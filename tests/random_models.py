@@ -139,7 +139,7 @@ class RandomNetwork(nn.Module):
             )
         if self.kind != "vector":
             hidden = hidden.mean((2, 3)) if self.kind == "image" else hidden.mean(1)
-        outputs = self.head(self.demixing(self.mixing(hidden)).to(self.head_dtype))
+        outputs = self.head(self.demixing(self.mixing(hidden)).to(self.head.bias.dtype))
         match self.spec.output:
             case "dict":
                 return {"logits": outputs}
@@ -169,9 +169,8 @@ class RandomNetwork(nn.Module):
             nn.utils.parametrizations.orthogonal(self.head)
 
     def _convert(self, dtype: str) -> None:
-        self.head_dtype = torch.float32 if dtype == "mixed" else getattr(torch, dtype)
         if dtype != "float32":
-            self.to(torch.bfloat16 if dtype == "mixed" else self.head_dtype)
+            self.to(torch.bfloat16 if dtype == "mixed" else getattr(torch, dtype))
         if dtype == "mixed":
             self.head.float()
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from random_fits import FitSpec, check_fit, fit_specs, spec_from_seed
+from fit_checks import check_fit
+from random_fits import FitSpec, fit_specs, spec_from_seed
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 NUM_EXAMPLES = 150

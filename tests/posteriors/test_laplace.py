@@ -513,3 +513,15 @@ def test_examples_that_change_the_outputs_of_others_are_refused_before_the_first
     state = posterior.init(model, None, 6)
     with pytest.raises(ValueError, match=r"for one example depend on the other examples of its batch.*GroupNorm"):
         posterior.check_model(state, [batch], F.cross_entropy)
+
+
+class Unused(nn.Sequential):
+    def forward(self, x):
+        return self[0](x)
+
+
+def test_a_last_layer_that_is_not_used_is_refused_by_name():
+    posterior, model = Laplace("last_layer", prior_precision=1.0), Unused(nn.Linear(3, 3), nn.Linear(3, 3))
+    batch = torch.randn(6, 3), torch.arange(6) % 3
+    with pytest.raises(ValueError, match=r"outputs of Unused do not depend on 1\.weight, 1\.bias.*structure='diag'"):
+        posterior.check_model(posterior.init(model, None, 6), [batch], F.cross_entropy)

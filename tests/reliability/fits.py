@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from random_fits import FitSpec, check_fit, spec_from_seed
+from fit_checks import check_fit
+from random_fits import FitSpec, spec_from_seed
 
 
 def main(first: int, number: int) -> dict[str, Any]:

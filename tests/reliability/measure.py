@@ -10,7 +10,7 @@
     python tests/reliability/measure.py "power cuts" 20
     python tests/reliability/measure.py races 50
     python tests/reliability/measure.py soak 300
-    python tests/reliability/measure.py fits 5000
+    python tests/reliability/measure.py fits 2000
 
 The number is how many commands, configurations, fits, or disturbances of each command there are, the step between
 writes, or the number of cycles. What went wrong is printed, and there is to be nothing.

@@ -123,3 +123,28 @@ def test_a_trial_does_not_diverge():
     config = CONFIG.with_options(optimizer=lambda p: torch.optim.SGD(p, lr=1e30))
     with pytest.raises(RuntimeError, match="The loss is"):
         fit(network, loader(), Laplace("kron", prior_precision=1.0), SAM(), config, likelihood=Categorical(3))
+
+
+class Recast(nn.Sequential):
+    """A network that does not convert its inputs."""
+
+    def forward(self, x):
+        return self[1](self[0](x.flatten(1)).float())
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "mode", "words"),
+    [
+        ((torch.bfloat16, torch.float32), "32-true", "weights are bfloat16 and float32, and the inputs stay float32"),
+        (
+            (torch.float64, torch.float64),
+            "bf16-mixed",
+            "does not convert weights of float64: use a network of float32",
+        ),
+    ],
+)
+def test_dtypes_that_do_not_go_together_are_named(dtypes, mode, words):
+    config = CONFIG.with_options(**{"precision.mode": mode})
+    make_model = lambda: Recast(nn.Linear(64, 7).to(dtypes[0]), nn.Linear(7, 3).to(dtypes[1]))  # noqa: E731
+    with pytest.raises(ValueError, match=words):
+        fit(make_model, loader(), MAP(), SAM(), config, likelihood=Categorical(3))

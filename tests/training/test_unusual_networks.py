@@ -155,6 +155,7 @@ def make_pruned():
 NETWORKS = {
     **{kind.__name__: kind for kind in (TwoNames, CalledTwice, Tied, Bfloat16Backbone, Float64Head, Lazy)},
     **{kind.__name__: kind for kind in (AlwaysDropout, Buffers, MaskedEncoder, HoldsOutput, Recurrent)},
+    "Lazy, float64": lambda: Lazy().double(),
     "HoldsOutput, built": lambda: HoldsOutput(),
     "MeanSquareNorm": lambda: Network(MeanSquareNorm(8)),
     "InstanceNorm": lambda: Network(

@@ -149,8 +149,7 @@ def materialize(network: nn.Module, inputs: ModelInputs) -> None:
     """
     try:
         with eval_mode(network):
-            dtype = torch.get_default_dtype()
-            network(map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, inputs))
+            network(cast_inputs(network, inputs))
     except Exception as error:  # whatever a user's network raises
         raise ValueError(
             f"{type(network).__name__} has lazy modules, and the forward pass that creates their weights failed for "

@@ -205,11 +205,21 @@ def differentiate_outputs(
     inputs: ModelInputs,
     directions: Float[Tensor, "batch outputs columns"],
 ) -> tuple[Tensor, Float[Tensor, "columns params"]]:
-    """Return the outputs of a batch, and for each column the gradient of its product with them in the parameters."""
+    """Return the outputs of a batch, and for each column the gradient of its product with them in the parameters.
+
+    Raises:
+        ValueError: The outputs do not depend on any of the parameters.
+    """
     leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
     constants = {name: param.detach() for name, param in model.named_parameters()}
     with torch.enable_grad():
         outputs = call_with_tensors(model, constants | leaves, inputs)
+        if not outputs.requires_grad:
+            raise ValueError(
+                f"The outputs of {type(model).__name__} do not depend on {', '.join(params)}, and Laplace needs the "
+                "curvature in these parameters. structure='last_layer' takes the last torch.nn.Linear in order of "
+                "registration: remove a layer that is not used, or register it first; or use structure='diag'."
+            )
         columns = [
             torch.autograd.grad(
                 outputs,

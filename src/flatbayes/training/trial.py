@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatbayes.core import TrainingProgress
-from flatbayes.core.input_trees import map_tensors
+from flatbayes.core.input_trees import ModelInputs, flatten_tree, map_tensors
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.prediction import FittedPosterior
@@ -46,7 +46,7 @@ def run_trial(factory: RunFactory, fabric: "Fabric") -> None:
     """
     if fabric.world_size > 1:
         return
-    stage = "the first step"
+    stage, network = "the first step", None
     try:
         with seeded_rng(spawn_seed(Stream.MODEL_CHECK, factory.seed), None), warnings.catch_warnings(action="ignore"):
             config = factory.config.with_options(**{"precision.compile": False})
@@ -95,7 +95,26 @@ def run_trial(factory: RunFactory, fabric: "Fabric") -> None:
             f"The network cannot be used with {type(factory.posterior).__name__} and "
             f"{type(factory.flatness).__name__}. A trial on a few examples before training shows that {stage} ends "
             f"in {type(error).__name__}: {error}"
+            f"{describe_dtypes(network, factory.training_data.example_batch[0], factory.config.precision.mode)}"
         ) from error
+
+
+def describe_dtypes(network: nn.Module | None, inputs: ModelInputs, mode: str) -> str:
+    """A sentence on weights to whose dtype inputs are not converted, or which mixed precision does not convert."""
+    dtypes = set() if network is None else {param.dtype for param in network.parameters()}
+    weights = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    if mode.endswith("mixed") and torch.float64 in dtypes:
+        return (
+            f". With precision.mode={mode!r} torch does not convert weights of {weights}: use a network of float32, "
+            "or precision.mode='64-true'."
+        )
+    if len(dtypes) < 2:
+        return ""
+    data = {str(tensor.dtype).removeprefix("torch.") for tensor in flatten_tree(inputs, "inputs").values()}
+    return (
+        f". The weights are {weights}, and the inputs stay {' and '.join(sorted(data))} for such a network: convert "
+        "them to the dtype of its first layer, in the data or in forward."
+    )
 
 
 def is_deliberate(error: Exception) -> bool:
