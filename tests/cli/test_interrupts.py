@@ -18,6 +18,13 @@ FIT = ["fit", "--data", "digits", "--data.train_size", "60", "--model", "mlp", "
        "--batch_size", "20", "--collection.start_fraction", "0", "--rank", "2", "--num_draws", "2"]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _default_handler():
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs in the background
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -61,7 +61,18 @@ def test_help_shows_the_options_of_the_source(capsys):
 
 def test_compare_trains_on_a_torch_dataset(tmp_path):
     arguments = ["--data.num_examples", "40", "--model", "MLP", "--model.hidden", "[4]", "--epochs", "1"]
-    more = ["--posteriors", "[MAP]", "--num_seeds", "2", "--num_draws", "2", "--out", str(tmp_path / "x")]
+    more = [
+        "--posteriors",
+        "[MAP]",
+        "--num_seeds",
+        "1",
+        "--num_draws",
+        "2",
+        "--num_jobs",
+        "1",
+        "--out",
+        str(tmp_path / "x"),
+    ]
     assert main(["compare", "--data", "torch_datasets.PointsWithTrain", *arguments, *more]) == 0
 
 

@@ -112,7 +112,7 @@ def test_more_training_examples_than_there_are_is_refused():
         ({"train_size": 0}, "train_size is a number"),
         ({"val_size": -1}, "val_size is a fraction"),
         ({"test_size": 1.5}, "test_size is a fraction"),
-        ({"split_seed": -1}, "split_seed must be 0 or more, got -1"),
+        ({"split_seed": -1}, "split_seed must be from 0 to"),
         ({"pad": -1}, "pad is a number of pixels"),
     ],
 )

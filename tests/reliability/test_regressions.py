@@ -40,8 +40,8 @@ DAMAGED = {
     "an entry for the file itself": ("config: {a: 1}\nepochs: 1\n", "cannot be read"),
     "a billion laughs": (LAUGHS, "entries once its aliases are written out"),
     "a snake that bites its tail": ("data: &d [*d]\n", "contains itself"),
-    "no schedule": ("schedule: null\n", "--schedule is null"),
-    "no posterior": ("posterior: null\n", "--posterior is null"),
+    "no schedule": ("schedule: null\n", "schedule must be a name such as"),
+    "no posterior": ("posterior: null\n", "posterior must be a name such as"),
     "a program as a posterior": (
         "posterior: {class_path: os.system, init_args: {command: touch pwned}}\n",
         "does not correspond to a subclass of Posterior",

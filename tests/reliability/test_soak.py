@@ -11,7 +11,8 @@ PATH = Path(__file__).parent / "soak.py"
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read in /proc")
-@pytest.mark.parametrize("cycles", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cycles", [10, 200])
 def test_resources_are_constant(cycles):
     done = subprocess.run([sys.executable, str(PATH), str(cycles)], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr

@@ -134,7 +134,10 @@ def check_class_value(path: str, option: str, value: Any, table: "OptionTable") 
     spec = _expand(value, option)
     if isinstance(spec, dict) and "class_path" not in spec and option in table.selected:
         spec = {"class_path": table.selected[option], "init_args": spec}
-    if isinstance(spec, dict) and not isinstance(spec.get("class_path"), str):
+    is_complete = not isinstance(spec, dict) or (
+        isinstance(spec.get("class_path"), str) and isinstance(spec.get("init_args"), dict | None)
+    )
+    if not is_complete:
         raise ValueError(
             f"{path}: {option} must be a name such as {_example_name(option)}, or `{option}: {{class_path: "
             f"{_example_name(option)}, init_args: {{option: value}}}}`; got {value!r}."

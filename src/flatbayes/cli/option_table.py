@@ -107,7 +107,8 @@ class OptionTable:
         for nested in [name for name in self.selected if name.startswith(f"{option}.")]:
             del self.selected[nested]
         self.selected[option] = spec["class_path"]
-        for name, value in (spec.get("init_args") or {}).items():
+        arguments = spec.get("init_args")
+        for name, value in (arguments if isinstance(arguments, dict) else {}).items():
             self.select(f"{option}.{name}", value if isinstance(value, dict) else None)
 
     def signature(self, option: str, path: str | None = None) -> ClassSignature:

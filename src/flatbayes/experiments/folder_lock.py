@@ -68,6 +68,17 @@ def lock_folder(folder: Path) -> None:
     write_text(holder, f"process {os.getpid()} on {socket.gethostname()}\n")
 
 
+def check_unlocked(folder: Path) -> None:
+    """Refuse a folder that another process is writing to.
+
+    Raises:
+        ValueError: Another process holds the folder.
+    """
+    if (folder / LOCK_FILE).exists() and (os.getpid(), folder.resolve()) not in _LOCKS:
+        lock_folder(folder)
+        unlock_folders(folder)
+
+
 @contextmanager
 def update_lock(folder: Path) -> Iterator[None]:
     """Context in which no other process updates a file of the folder by reading and writing it.

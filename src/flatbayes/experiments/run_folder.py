@@ -13,7 +13,7 @@ import torch
 
 from flatbayes.core.files import JsonValue, list_temporary_files, read_json, remove_files, write_json
 from flatbayes.data.fingerprint import explain_change
-from flatbayes.experiments.folder_lock import lock_folder, update_lock
+from flatbayes.experiments.folder_lock import check_unlocked, lock_folder, update_lock
 from flatbayes.experiments.results import RESULTS_FILE, ComparisonResult, RunResult
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.metadata import list_orphaned_files
@@ -112,11 +112,12 @@ def claim_folder(
 
 
 def check_free_folder(folder: Path) -> None:
-    """Refuse a folder that holds a run.
+    """Refuse a folder that holds a run, or that another process is writing to.
 
     Raises:
-        ValueError: The message names its files.
+        ValueError: The message names the files, or the process.
     """
+    check_unlocked(folder)
     present = [name for name in (*RUN_FILES, *ARTIFACT_FILES) if (folder / name).exists()]
     if present:
         raise ValueError(
