@@ -54,3 +54,25 @@ def test_results_of_other_settings_need_a_word(here, capsys, verb):
     assert (here / "elsewhere" / file).is_file()
     assert main([*command, *other, "--overwrite"]) == 0
     assert json.loads((here / "run" / file).read_text())["settings"] != json.loads(before)["settings"]
+
+
+def test_tune_replaces_no_result_of_other_settings(here, capsys):
+    options = ["--model", "mlp", "--hidden", "8", "--epochs", "1", "--posterior", "map"]
+    command = ["tune", *FIT[1:5], *options, "--num_trials", "1", "--num_seeds", "1", "--out", "tuned"]
+    assert main([*command, "--num_draws", "0"]) == 2  # nothing is written
+    assert main(command) == 0
+    before = (here / "tuned" / "tuned.yaml").read_text()
+    for other in (["--metric", "ece"], ["--ranges", '{"flatness.rho": [0.1, 0.2]}'], ["--lr", "0.3"]):
+        assert main([*command, *other]) == 2
+    assert 'tuning.json has results of other settings (metric "nll", now "ece")' in capsys.readouterr().err
+    assert (here / "tuned" / "tuned.yaml").read_text() == before
+    assert main([*command, "--metric", "ece", "--overwrite"]) == 0
+    (here / "tuned" / "tuning.json").unlink()
+    assert main(command) == 2
+    assert "unknown settings: --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default::flatbayes.training.DivergenceWarning")
+def test_a_training_that_diverged_is_noted(here, capsys):
+    assert main([*FIT[:-1], "diverged", "--optimizer.lr", "1e12"]) == 0
+    assert "flatbayes: note: The training has probably diverged" in " ".join(capsys.readouterr().err.split())

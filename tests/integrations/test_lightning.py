@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from flatbayes import (
     ASAM,
@@ -300,6 +300,22 @@ def test_posterior_predicts_saves_and_loads(tmp_path):
     with torch.no_grad():
         module.net[0].weight.zero_()
     assert torch.equal(posterior.predict(x, num_draws=3).log_probs, predictive.log_probs)
+
+
+@pytest.mark.parametrize(
+    ("options", "limits", "expected"),
+    [
+        ({"sampler": SubsetRandomSampler(range(20))}, {}, 20),
+        ({"drop_last": True, "sampler": SubsetRandomSampler(range(20))}, {}, 16),
+        ({"batch_sampler": [[0, 1, 2], [3, 4, 5, 6]], "batch_size": 1}, {}, 7),
+        ({}, {"limit_train_batches": 2}, 2 * SIZE),
+    ],
+)
+def test_num_data_is_what_an_epoch_gives(options, limits, expected):
+    callback = FlatCallback(Plain(), SWAG(rank=2), start_fraction=0.0, snapshots_per_epoch=2)
+    loader = DataLoader(TensorDataset(*data()), **({"batch_size": SIZE} | options))
+    trainer(callback, epochs=1, **limits).fit(Module(), loader)
+    assert callback.make_posterior(Categorical(3)).states[0].num_data == expected
 
 
 def test_posterior_of_a_submodule_and_some_parameters(tmp_path):

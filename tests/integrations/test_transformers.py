@@ -223,6 +223,20 @@ def test_posterior_predicts_saves_and_loads(bf16, tmp_path):
     assert fitted.states[0].num_data == BATCHES * SIZE
 
 
+class Subset(FlatTrainer):
+    def _get_train_sampler(self, train_dataset=None):
+        return torch.utils.data.SubsetRandomSampler(range(10))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [(Subset, {}, 10), (Subset, {"dataloader_drop_last": True}, 8), (Ordered, {}, BATCHES * SIZE)],
+)
+def test_num_data_is_what_an_epoch_gives(kind, options, expected, tmp_path):
+    run = trained(tmp_path, kind=kind, swag=SWAG(rank=2), num_train_epochs=6, **options)
+    assert run.make_posterior(Categorical(3)).states[0].num_data == expected
+
+
 def test_posterior_over_some_parameters(tmp_path):
     model = bert()
     model.bert.embeddings.requires_grad_(False)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes.data import Diabetes
 from flatbayes.flatness import SAM
-from flatbayes.likelihoods import Categorical, Custom, Likelihood
+from flatbayes.likelihoods import Categorical, Custom, Gaussian, Likelihood
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG
 from flatbayes.prediction import FittedPosterior
@@ -71,7 +71,8 @@ class OneNumber(Likelihood):
         return F.mse_loss(outputs.squeeze(1), targets)
 
     def predictive(self, outputs, *, keep_members=False):
-        raise NotImplementedError
+        outputs = (torch.cat([output, torch.zeros_like(output)], 1) for output in outputs)
+        return Gaussian(1).predictive(outputs, keep_members=keep_members)
 
 
 def test_the_network_has_the_outputs_of_the_likelihood_that_is_given():

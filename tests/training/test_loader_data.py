@@ -1,5 +1,8 @@
 """Loaders of users: labelled examples, labels of every form, dtypes of inputs, batches of one, other data."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SubsetRandomSampler,
@@ -15,13 +19,40 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from flatbayes import LRT, MAP, SGLD, SGVB, SWAG, Laplace, Plain, TrainingConfig, evaluate, fit
-from flatbayes.likelihoods import Categorical, Gaussian
-from flatbayes.training import OptimizationConfig
+from flatbayes import (
+    LRT,
+    MAP,
+    SAM,
+    SGHMC,
+    SGLD,
+    SGVB,
+    SWAG,
+    Ensemble,
+    Laplace,
+    MCDropout,
+    Plain,
+    TrainingConfig,
+    evaluate,
+    fit,
+)
+from flatbayes.data import DataSplits, Split
+from flatbayes.likelihoods import Categorical, Custom, Gaussian
+from flatbayes.training import Constant, OptimizationConfig
+from flatbayes.training.closure import count_micro_batches
+from flatbayes.training.loader_size import count_loader_examples
 
 X = torch.randn(21, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(21) % 3
 DATASET = TensorDataset(X, Y)
+
+
+def make_splits(dataset):
+    inputs, targets = dataset.tensors
+    split = Split(inputs=inputs, targets=targets)
+    names = {"class_names": ("a", "b", "c"), "target_names": ()}
+    if targets.is_floating_point():
+        names = {"class_names": (), "target_names": ("y",)}
+    return DataSplits(train=split, val=split, test=split, feature_names=(), augment=None, **names)
 
 
 class Stream(IterableDataset):
@@ -60,6 +91,82 @@ def test_posteriors_use_the_number_of_labelled_examples(posterior):
     selected = train(DataLoader(TensorDataset(X[9:], Y[9:]), 7), posterior).states[0]
     assert state.num_data == selected.num_data == 12
     assert train(LOADERS["plain"][0], posterior, num_data=500).states[0].num_data == 500
+
+
+SUBSET = DataLoader(DATASET, 9, sampler=SubsetRandomSampler(range(9)))
+
+
+def take_step(posterior, num_data=None):
+    """Weights before and after a step whose loss has no gradient: what is left depends on the number of examples."""
+    network = nn.Sequential(nn.Dropout(0.1), nn.Linear(4, 3))
+    likelihood = Custom(lambda outputs, targets: 0 * outputs.sum(), Categorical(3))
+    config = TrainingConfig(epochs=1, optimizer=partial(torch.optim.SGD, lr=0.5), schedule=Constant())
+    config = config.with_options(**{"collection.start_fraction": 0.0, "collection.snapshots_per_epoch": 1})
+    start = network[1].weight.detach().clone()
+    fitted = fit(network, SUBSET, posterior, Plain(), config, likelihood=likelihood, num_data=num_data)
+    assert fitted.states[0].num_data == (num_data or 9)
+    return start, dict(fitted.states[0].model.named_parameters())["1.weight"].detach()
+
+
+@pytest.mark.parametrize(
+    "posterior",
+    [
+        MAP(prior_precision=2.0),
+        MCDropout(prior_precision=2.0),
+        Laplace(prior_precision=2.0),
+        SGVB(prior_precision=2.0),  # the gradient of the KL divergence with regard to the mean
+        LRT(prior_precision=2.0),
+    ],
+    ids=lambda posterior: type(posterior).__name__,
+)
+def test_prior_and_kl_have_the_weight_of_the_examples_of_a_sampler(posterior):
+    start, end = take_step(posterior)
+    assert torch.allclose(end, (1 - 0.5 * 2 / 9) * start, atol=1e-6)
+
+
+@pytest.mark.parametrize("posterior", [SGLD(), SGHMC()], ids=lambda posterior: type(posterior).__name__)
+def test_noise_has_the_scale_of_the_examples_of_a_sampler(posterior):
+    changes = []
+    for num_data in (None, 36):
+        torch.manual_seed(0)
+        start, end = take_step(posterior, num_data)
+        changes.append(end - start)
+    assert torch.allclose(changes[0], 2 * changes[1], atol=1e-6)  # the root of 36 / 9
+    assert changes[0].abs().min() > 1e-4
+
+
+def test_laplace_has_the_precision_of_the_examples_of_a_sampler():
+    network, config = nn.Linear(4, 3), TrainingConfig(epochs=0)
+    config = replace(config, optimizer=partial(torch.optim.SGD, lr=0.1, weight_decay=0.1))
+    subset, direct = (
+        fit(network, loader, Laplace(), Plain(), config, likelihood=Categorical(3)).states[0].statistics
+        for loader in (SUBSET, [(X[:9], Y[:9])])
+    )
+    assert subset["prior_precision"].item() == pytest.approx(0.9)
+    assert torch.allclose(subset["eigenvalues"], direct["eigenvalues"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loader", "expected"),
+    [
+        *(LOADERS[name] for name in ("plain", "drop_last", "subset", "weighted", "batch_sampler")),
+        (DataLoader(DATASET, batch_sampler=[[0, 1, 2], [3], [4, 5]]), 6),
+        (LOADERS["stream"][0], None),
+        (LOADERS["list"][0], None),
+        (DataLoader(DATASET, None), None),  # every item is a batch
+        ({"first": LOADERS["plain"][0]}, None),
+    ],
+)
+def test_examples_are_counted_without_reading(loader, expected):
+    assert count_loader_examples(loader) == expected
+
+
+def test_examples_of_shares_and_of_shorter_epochs_are_counted():
+    for drop_last, expected in ((False, 21), (True, 20)):
+        sampler = DistributedSampler(DATASET, num_replicas=2, rank=0)
+        assert count_loader_examples(DataLoader(DATASET, 5, sampler=sampler, drop_last=drop_last), 2) == expected
+        assert count_loader_examples(DataLoader(DATASET, 5, sampler=sampler, drop_last=drop_last), 2, 1) == 10
+    assert count_loader_examples(LOADERS["plain"][0], num_batches=2) == 16
 
 
 def test_the_curvature_is_that_of_the_labelled_examples():
@@ -156,11 +263,49 @@ def test_inputs_are_converted_to_the_dtype_of_the_network():
 
 
 def test_a_last_batch_of_one_is_refused_with_batch_normalization():
-    norm = lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))  # noqa: E731
     with pytest.raises(ValueError, match="drop_last=True"):
-        train(DataLoader(DATASET, 4), model=norm)
-    assert train(DataLoader(DATASET, 4, drop_last=True), model=norm).states[0].num_data == 20
+        train(DataLoader(DATASET, 4), model=make_norm_network)
+    assert train(DataLoader(DATASET, 4, drop_last=True), model=make_norm_network).states[0].num_data == 20
     assert train(DataLoader(DATASET, 4)).states[0].num_data == 21  # no batch normalization
+
+
+def make_norm_network():
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation_steps", "num_data"), [(1, 1, 6), (4, 4, 6), (7, 4, 7), (8, 4, 6)]
+)
+@pytest.mark.parametrize("posterior", [MAP(), Ensemble(size=2), SWAG()], ids=lambda p: type(p).__name__)
+def test_calls_with_one_example_are_refused_with_batch_normalization(
+    posterior, batch_size, accumulation_steps, num_data
+):
+    config = TrainingConfig(epochs=40, batch_size=batch_size)
+    config = config.with_options(**{"optimization.accumulation_steps": accumulation_steps})
+    data = TensorDataset(X[:num_data], torch.arange(num_data).float())
+    with pytest.raises(ValueError, match=f"larger batch_size \\(now {batch_size}, of {num_data} "):
+        fit(
+            lambda: nn.Sequential(make_norm_network(), nn.Linear(3, 2)), make_splits(data), posterior, Plain(), config
+        )
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 10, 20, 21, 64])
+@pytest.mark.parametrize("flatness", [Plain(), SAM(rho=0.1, ascent_batch_fraction=0.1)], ids=str)
+def test_a_remainder_of_one_is_no_batch(batch_size, flatness):
+    config = TrainingConfig(epochs=1, batch_size=batch_size)
+    config = config.with_options(**{"optimization.accumulation_steps": max(1, min(batch_size, 21) // 4)})
+    fitted = fit(make_norm_network, make_splits(DATASET), MAP(), flatness, config)
+    assert fitted.predict(X, 1).mean.shape == (21, 3)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "steps"), [(k, n, s) for n in (2, 5, 8, 9) for k in range(2, n) for s in (1, 2, 4)]
+)
+def test_micro_batches_of_a_fraction_have_several_examples(count, size, steps):
+    num_micro_batches = count_micro_batches(count, size, steps)
+    sizes = [len(rows) for rows in torch.arange(count).tensor_split(num_micro_batches)]
+    assert min(sizes) >= min(2, -(-size // steps))
+    assert max(sizes) <= max(3, -(-size // steps))
 
 
 @pytest.mark.parametrize("posterior", [MAP(), Laplace(prior_precision=1.0), SWAG()], ids=lambda p: type(p).__name__)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from flatbayes.core import TrainingProgress
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
@@ -15,12 +16,14 @@ from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import Plain
 from flatbayes.flatness.gaussian_smoothing import draw_step_noise
+from flatbayes.likelihoods import Categorical, Custom
 from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.training import (
     Callback,
     Checkpoints,
     CollectionConfig,
     Cyclical,
+    DivergenceWarning,
     History,
     Schedule,
     TrainingConfig,
@@ -230,10 +233,15 @@ def test_the_first_draw_does_not_repeat_the_random_numbers_of_the_initial_weight
 @pytest.mark.parametrize("posterior", [MAP(), Ensemble(size=2), SWAG(rank=2)], ids=str)
 def test_a_finite_training_that_diverged_warns(posterior):
     config = replace(CONFIG, optimizer=partial(torch.optim.SGD, lr=1e15), num_validations=1)
-    with pytest.warns(UserWarning, match="has probably diverged: its mean .* is .*e\\+.* lower lea"):
+    with pytest.warns(DivergenceWarning, match="has probably diverged: its mean .* is .*e\\+.* lower lea"):
         fit(make_network, make_splits(), posterior, Plain(), config)
 
 
 def test_a_training_that_works_does_not_warn(recwarn):
     fit(make_network, make_splits(), MAP(), Plain(), replace(CONFIG, num_validations=1))
+    # Losses of users have units of their own.
+    custom = Custom(lambda outputs, targets: 1e6 * F.cross_entropy(outputs, targets), Categorical(3))
+    for posterior in (MAP(), Ensemble(size=2)):
+        config = replace(CONFIG, optimizer=partial(torch.optim.SGD, lr=1e-9), num_validations=1)
+        fit(make_network, make_splits(), posterior, Plain(), config, likelihood=custom)
     assert not [warning for warning in recwarn if "diverged" in str(warning.message)]

@@ -21,6 +21,7 @@ from flatbayes.core.console import PlainConsole
 from flatbayes.core.process_group import RemoteProcessError, get_process_group_info
 from flatbayes.data import DataWarning
 from flatbayes.experiments.folder_lock import unlock_folders
+from flatbayes.training import DivergenceWarning
 
 EXIT_BAD_INPUT = 2
 EXIT_SIGNAL = 128
@@ -162,8 +163,8 @@ def _report_interrupt(parser: ArgumentParser, error: BaseException, interrupts: 
 def _show_warning(
     parser: ArgumentParser, message: Warning | str, category: type[Warning], filename: str, lineno: int, *options: Any
 ) -> None:
-    """Print warnings of data without the place in the code; others as Python does."""
-    if issubclass(category, DataWarning):
+    """Print warnings about data and training without the place in the code; others as Python does."""
+    if issubclass(category, DataWarning | DivergenceWarning):
         _print_error(parser, f"note: {message}")
     else:
         print(warnings.formatwarning(message, category, filename, lineno), end="", file=sys.stderr)  # noqa: T201

@@ -1,6 +1,7 @@
 """Verb `tune`: hyperparameters, by default rho, by a metric on validation data."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from flatbayes.cli.artifacts import console
+from flatbayes.cli.artifacts import console, protect_results
 from flatbayes.cli.help_text import describe_axes
 from flatbayes.cli.options import (
     add_output_options,
@@ -18,11 +19,11 @@ from flatbayes.cli.options import (
     make_model,
 )
 from flatbayes.cli.parsing import new_parser
-from flatbayes.core.files import atomic_write
+from flatbayes.core.files import atomic_write, write_json
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.experiments import ExperimentRun, TuningResult, default_ranges, is_higher_better, tune_hyperparameters
-from flatbayes.experiments.run_folder import TUNED_CONFIG_FILE, clear_folder
+from flatbayes.experiments.run_folder import TUNED_CONFIG_FILE, TUNING_FILE, clear_folder
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import dry_run
@@ -83,12 +84,17 @@ def run(options: Namespace) -> None:
         data_fingerprint=compute_fingerprint(dataset),
     )
     dry_run(base_run.model, dataset, base_run.posterior, base_run.flatness, training_config)
+    ranges = options.ranges or default_ranges(base_run)
+    settings = describe_settings(base_run, ranges, options)
+    protect_results(folder / TUNING_FILE, settings, overwrite=options.overwrite)
+    if (folder / TUNED_CONFIG_FILE).exists() and not ((folder / TUNING_FILE).exists() or options.overwrite):  # of 0.1
+        raise ValueError(f"{folder / TUNED_CONFIG_FILE} has the result of unknown settings: --overwrite replaces it.")
     if options.overwrite:
         clear_folder(folder)
     try:
         tuned = tune_hyperparameters(
             base_run,
-            options.ranges or default_ranges(base_run),
+            ranges,
             num_trials=options.num_trials,
             num_seeds=options.num_seeds,
             folder=folder,
@@ -101,6 +107,7 @@ def run(options: Namespace) -> None:
         raise
     with atomic_write(folder / TUNED_CONFIG_FILE) as temporary:
         temporary.write_text(yaml.safe_dump(_best_config(tuned.best_run), sort_keys=False), encoding="utf-8")
+    write_json(folder / TUNING_FILE, {"settings": settings, "trials": tuned.trials})
     console.print(_trials_table(tuned, options.metric))
     best = f"{short_name(tuned.best_run.posterior)} x {short_name(tuned.best_run.flatness)}"
     console.print(
@@ -108,6 +115,14 @@ def run(options: Namespace) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def describe_settings(
+    base_run: ExperimentRun, ranges: Mapping[str, tuple[float, float]], options: Namespace
+) -> dict[str, Any]:
+    """What determines the best hyperparameters, apart from the number of trials, as plain data."""
+    numbers = {name: options[name] for name in ("metric", "num_seeds", "num_draws")}
+    return numbers | {"ranges": {name: list(ends) for name, ends in ranges.items()}} | _best_config(base_run)
 
 
 def _best_config(best_run: ExperimentRun) -> dict[str, Any]:

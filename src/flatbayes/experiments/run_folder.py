@@ -21,7 +21,7 @@ from flatbayes.training.callbacks.loggers import JSONLinesLogger
 from flatbayes.training.checkpoint import Checkpoints
 
 CONFIG_FILE, METRICS_FILE, ENVIRONMENT_FILE = "config.json", "metrics.jsonl", "environment.json"
-REPORT_FILE, TUNED_CONFIG_FILE, STUDY_FILE = "report.html", "tuned.yaml", "study.db"
+REPORT_FILE, TUNED_CONFIG_FILE, TUNING_FILE, STUDY_FILE = "report.html", "tuned.yaml", "tuning.json", "study.db"
 SHIFT_FILE, SHIFT_FIGURE_FILE = "shift.json", "shift.svg"
 DIAGNOSIS_FILE, PLANE_FIGURE_FILE, SLICES_FIGURE_FILE = "diagnosis.json", "plane.svg", "slices.svg"
 CERTIFICATE_FILE = "certificate.json"
@@ -35,6 +35,7 @@ ARTIFACT_FILES = (
     SLICES_FIGURE_FILE,
     CERTIFICATE_FILE,
     TUNED_CONFIG_FILE,
+    TUNING_FILE,
     STUDY_FILE,
 )
 FINGERPRINT_KEY = "data_fingerprint"

@@ -67,7 +67,8 @@ class FlatCallback(Callback):
             as give ten in total.
         params: The trainable parameters that the posterior is over: a kind, or a list of name patterns.
         network: Name of the submodule that the posterior is over and predicts with; empty for the module itself.
-        num_data: Number of training examples; None takes the length of the training data loader's data set.
+        num_data: Number of labelled training examples; None counts those of a pass over the training data loader,
+            from its sampler and batch size.
 
     Raises:
         ValueError: An argument is out of range, or `swag` has a prior precision.
@@ -142,7 +143,7 @@ class FlatCallback(Callback):
             network,
             progress,
             None if num_batches is None else count_optimizer_steps(num_batches, accumulation_steps),
-            self._tracker_config.count_examples(getattr(trainer.train_dataloader, "dataset", None)),
+            self._tracker_config.count_examples(trainer.train_dataloader, num_batches),
         )
         if self._pending_state_dict is not None:
             self._tracker.load_state_dict(self._pending_state_dict)

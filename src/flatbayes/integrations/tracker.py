@@ -25,6 +25,7 @@ from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import MAP, SWAG
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.distributed.gradient_averaging import all_reduce_gradients
+from flatbayes.training.loader_size import count_loader_examples
 from flatbayes.training.schedules import get_automatic_snapshots_per_epoch, is_collection_step
 
 
@@ -46,7 +47,7 @@ class TrackerConfig:
         snapshots_per_epoch: Snapshots collected per epoch from then on; None is one, or in a short training as many
             as give ten in total.
         params: The trainable parameters that the posterior is over; the others keep their trained values.
-        num_data: Number of training examples; None takes the length of the training data set.
+        num_data: Number of training examples; None counts those of a pass over the data loader, from its sampler.
 
     Raises:
         ValueError: A value is out of range, or `swag` has a prior precision.
@@ -77,18 +78,25 @@ class TrackerConfig:
         """The posterior: `MAP()`, all mass on the trained network, where no snapshots are collected."""
         return MAP() if self.swag is None else self.swag
 
-    def count_examples(self, dataset: object) -> int:
-        """Number of training examples: `num_data`, or the length of the data set; 1 where no posterior uses it.
+    def count_examples(self, loader: object, num_batches: int | None = None) -> int:
+        """Number of training examples: `num_data`, or those of a pass over the loader; 1 where no posterior uses it.
+
+        Args:
+            loader: The training data loader, which is not read.
+            num_batches: Number of its batches that an epoch has in each process, if that may be fewer than all.
 
         Raises:
-            ValueError: There is no `num_data`, and the data set has no length.
+            ValueError: There is no `num_data`, and the loader does not tell the number.
         """
         if self.num_data is not None or self.swag is None:
             return self.num_data or 1
-        try:
-            return len(dataset)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise ValueError(f"The number of training examples is unknown ({error}): pass num_data.") from error
+        count = count_loader_examples(loader, get_process_group_info().size, num_batches)
+        if count is None:
+            raise ValueError(
+                f"The number of training examples of a {type(loader).__name__} is unknown before it is read: pass "
+                "num_data, the number of labelled examples in an epoch."
+            )
+        return count
 
 
 @dataclass

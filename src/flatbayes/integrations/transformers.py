@@ -69,7 +69,8 @@ class FlatTrainerMixin(_TrainerBase):
         snapshots_per_epoch: Snapshots collected per epoch from then on; None is one, or in a short training as many
             as give ten in total.
         params: The trainable parameters that the posterior is over: a kind, or a list of name patterns.
-        num_data: Number of training examples; None takes the length of the training data set.
+        num_data: Number of labelled training examples; None counts those of a pass over the training data loader,
+            from its sampler and batch size.
         kwargs: Keyword arguments of the Trainer.
 
     Raises:
@@ -259,7 +260,7 @@ class _TrackerCallback(TrainerCallback):
         else:
             steps_per_epoch = count_optimizer_steps(num_batches, args.gradient_accumulation_steps)
         tracker = TrainingTracker.start_tracking(
-            config, model, progress, steps_per_epoch, config.count_examples(trainer.train_dataset)
+            config, model, progress, steps_per_epoch, config.count_examples(kwargs["train_dataloader"])
         )
         trainer._tracker = tracker
         if trainer._resume_path is not None:

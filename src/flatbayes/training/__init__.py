@@ -15,6 +15,7 @@ from flatbayes.training.config import (
 )
 from flatbayes.training.dry_run import dry_run
 from flatbayes.training.fit import Interrupted, fit
+from flatbayes.training.loop import DivergenceWarning
 from flatbayes.training.schedules import Constant, Cosine, Cyclical, Polynomial, Schedule, SWALinear
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Cosine",
     "Cyclical",
     "DistributionConfig",
+    "DivergenceWarning",
     "History",
     "Interrupted",
     "MetricLogger",

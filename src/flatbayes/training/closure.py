@@ -43,7 +43,9 @@ class BatchClosure:
         inputs, targets = subset_batch(self.inputs, self.targets)
         num_examples = len(targets)
         run.status.num_gradients += run.num_networks * (num_examples / len(self.targets))
-        num_micro_batches = min(run.config.optimization.accumulation_steps, num_examples)
+        num_micro_batches = count_micro_batches(
+            num_examples, len(self.targets), run.config.optimization.accumulation_steps
+        )
         engine.zero_grad()
         total: Tensor | float = 0.0
         for x, y in _split_batch(inputs, targets, num_micro_batches):
@@ -60,6 +62,27 @@ class BatchClosure:
         """Number of targets, as a tensor if some may be missing: reading it would wait for the device."""
         is_labelled = self.run.find_labelled(targets)
         return len(targets) if is_labelled is None else is_labelled.sum()
+
+
+def count_micro_batches(num_examples: int, batch_size: int, accumulation_steps: int) -> int:
+    """Number of micro-batches of the first examples of a batch, of about the size of those of the whole batch.
+
+    A micro-batch of a fraction has one example only if those of the whole batch have: batch normalization cannot be
+    trained on one.
+
+    Args:
+        num_examples: Number of examples in the fraction.
+        batch_size: Number of examples in the batch.
+        accumulation_steps: Number of micro-batches of the whole batch.
+
+    Examples:
+        >>> [count_micro_batches(count, 8, 4) for count in (2, 3, 4, 8)]
+        [1, 1, 2, 4]
+    """
+    if num_examples == batch_size:
+        return min(accumulation_steps, num_examples)
+    size = math.ceil(batch_size / accumulation_steps)
+    return max(1, min(math.ceil(num_examples / size), num_examples // min(2, size)))
 
 
 def max_one(count: int | Tensor) -> int | Tensor:

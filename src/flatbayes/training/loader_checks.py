@@ -1,14 +1,17 @@
-"""Trial calls of a network on the batches of a user's loader, before the first step."""
+"""Trial calls of a network on integer inputs and on the smallest batch, before the first step."""
 
 from dataclasses import replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
-from flatbayes.training.data import NUM_CHECK_EXAMPLES, LoaderData
+from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData, LoaderData
+from flatbayes.training.distributed.launch import get_process_layout
 from flatbayes.training.loader_pass import convert_integers, count_rows
+from flatbayes.training.loader_size import predict_last_size
 from flatbayes.training.run_factory import RunFactory
 
 
@@ -31,7 +34,7 @@ def check_loader_inputs(factory: RunFactory, data: LoaderData) -> RunFactory:
     accumulation_steps = factory.config.optimization.accumulation_steps
     smallest_size = max(1, count_rows(smallest) // accumulation_steps)
     if data.given_num_data is not None:
-        smallest_size = min(smallest_size, _predict_last_size(data.loader) or smallest_size)
+        smallest_size = min(smallest_size, predict_last_size(data.loader) or smallest_size)
     is_integer = isinstance(inputs, Tensor) and not (inputs.is_floating_point() or inputs.is_complex())
     if not isinstance(inputs, Tensor) or not (is_integer or smallest_size == 1):
         return factory
@@ -41,18 +44,37 @@ def check_loader_inputs(factory: RunFactory, data: LoaderData) -> RunFactory:
         factory = replace(factory, training_data=replace(data, converts_integers=True))
     if smallest_size == 1:
         sample = smallest[:1]
-        _check_batch_of_one(network, convert_integers(sample) if converts else sample, accumulation_steps)
+        _check_batch_of_one(
+            network,
+            convert_integers(sample) if converts else sample,
+            f"Make the loader with drop_last=True, another batch_size{_advise_steps(accumulation_steps)}",
+        )
     return factory
 
 
-def _predict_last_size(loader: object) -> int | None:
-    """Size of the last batch of a loader with a batch size, without reading it; None if that is unknown."""
-    sampler, size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
-    try:
-        remainder = len(sampler) % size  # type: ignore[arg-type, operator]
-    except TypeError:
-        return None
-    return None if getattr(loader, "drop_last", False) else remainder or size
+def check_batch_size(factory: RunFactory, data: InMemoryData) -> None:
+    """Refuse a batch size at which a network with batch normalization gets one example at a time.
+
+    Args:
+        factory: Makes the training runs.
+        data: Its training data, whose batches all have the same size.
+
+    Raises:
+        ValueError: The network cannot be trained on so few examples.
+    """
+    config, train = factory.config, data.splits.train
+    num_processes, steps = prod(get_process_layout(config)), config.optimization.accumulation_steps
+    size = min(config.batch_size, len(train))
+    if size // num_processes // steps > 1:
+        return
+    shared = "" if num_processes == 1 else f", in {num_processes} processes"
+    advice = f"Use a larger batch_size (now {config.batch_size}, of {len(train)} examples{shared})"
+    sample = data.standardize(train.inputs[:1])
+    _check_batch_of_one(factory.init_network(0), sample, advice + _advise_steps(steps))
+
+
+def _advise_steps(accumulation_steps: int) -> str:
+    return "" if accumulation_steps == 1 else f" or fewer accumulation_steps (now {accumulation_steps})"
 
 
 def _needs_conversion(network: nn.Module, inputs: Tensor) -> bool:
@@ -64,13 +86,12 @@ def _needs_conversion(network: nn.Module, inputs: Tensor) -> bool:
     return _find_error(network, cast_inputs(network, convert_integers(inputs))) is None
 
 
-def _check_batch_of_one(network: nn.Module, inputs: Tensor, accumulation_steps: int) -> None:
+def _check_batch_of_one(network: nn.Module, inputs: Tensor, advice: str) -> None:
     error = _find_error(network.train(), cast_inputs(network, inputs))
     if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
-        advice = "" if accumulation_steps == 1 else f" or fewer accumulation_steps (now {accumulation_steps})"
         raise ValueError(
-            "The smallest batch of the loader has one example for each call of the network, and batch normalization "
-            f"cannot be trained on it. Make the loader with drop_last=True, another batch_size{advice}."
+            "A training batch has one example for each call of the network, and batch normalization cannot be "
+            f"trained on one. {advice}."
         ) from error
 
 

@@ -32,6 +32,10 @@ MAX_PLAUSIBLE_NLL = 1e3
 """Mean negative log likelihood in nats above which a training has diverged: 14 is a guess among a million classes."""
 
 
+class DivergenceWarning(UserWarning):
+    """The loss at the end of a training is finite, and so large that the training has diverged."""
+
+
 def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]:
     """Train a run to its end, from the last checkpoint if there is one.
 
@@ -137,10 +141,11 @@ def finish_epoch(run: TrainingRun, engine: Engine, lr: float, *, validate: bool)
         yield record
         if epoch == config.epochs and math.isnan(metrics[member].get("val_nll", 0.0)):
             raise RuntimeError(_format_divergence(run, engine, "validation loss", math.nan, member, epoch))
-        if epoch == config.epochs:
+        if epoch == config.epochs and run.loss_is_nll:
             largest = max(mean_loss, metrics[member].get("val_nll", mean_loss))
             if largest > MAX_PLAUSIBLE_NLL:
-                warnings.warn(_format_huge_loss(run, engine, largest, member), stacklevel=2)
+                text = _format_huge_loss(run, engine, largest, member)
+                warnings.warn(text, category=DivergenceWarning, stacklevel=2)
 
 
 def _format_huge_loss(run: TrainingRun, engine: Engine, value: float, member: int) -> str:

@@ -52,6 +52,7 @@ class TrainingRun:
         seed: Seed of dropout and of the posterior's noise.
         validate: Evaluates every network of the module between epochs.
         find_labelled: Which examples of a batch have a target, from its targets; None if all have one.
+        loss_is_nll: Whether the loss is known to be a negative log likelihood in nats; those of users may have units.
         num_networks: Number of networks in the module.
         split_state: Splits the state into one state per network.
         status: What changes during training.
@@ -67,6 +68,7 @@ class TrainingRun:
     seed: int
     validate: Callable[[nn.Module], Sequence[Mapping[str, float]]] | None = None
     find_labelled: Callable[[Tensor], Tensor | None] = lambda targets: None
+    loss_is_nll: bool = True
     num_networks: int = 1
     split_state: Callable[[State], list[State]] = lambda state: [state]
     status: RunStatus = field(default_factory=RunStatus)

@@ -10,7 +10,7 @@ from flatbayes.core import LossFn, OptimizerFactory, State, TrainingProgress
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.flatness import Flatness
-from flatbayes.likelihoods import Categorical, Likelihood
+from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction.network_tensors import check_storable
 from flatbayes.training.batches import LoaderBatches, ShuffledBatches, VectorizedBatches
@@ -81,6 +81,7 @@ class RunFactory:
             seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, member),
             validate=None if validate is None else lambda module: [validate(module)],
             find_labelled=self.likelihood.find_labelled if isinstance(batches, LoaderBatches) else lambda _: None,
+            loss_is_nll=isinstance(self.likelihood, Categorical | Gaussian),
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=(member,))),
         )
 
@@ -114,6 +115,7 @@ class RunFactory:
             config=config,
             seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, members[0]),
             validate=None if validate is None else validate_members,
+            loss_is_nll=isinstance(self.likelihood, Categorical | Gaussian),
             num_networks=len(members),
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=tuple(members))),
             split_state=lambda stacked: unstack_states(stacked, stack, init_state),

@@ -23,10 +23,10 @@ from flatbayes.training.arguments import resolve_likelihood
 from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.data import LoaderData, make_training_data
+from flatbayes.training.data import InMemoryData, LoaderData, make_training_data
 from flatbayes.training.distributed.fsdp import check_fsdp
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
-from flatbayes.training.loader_checks import check_loader_inputs
+from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_pass import normalize_data
 from flatbayes.training.model_builder import ModelFactory, describe_model, make_adapted_builder, make_model_builder
 from flatbayes.training.run_factory import RunFactory
@@ -82,6 +82,8 @@ def prepare_runs(
     factory = RunFactory(posterior, flatness, likelihood, training_data, config, build_model, seed, warm_start)
     if isinstance(training_data, LoaderData):
         factory = check_loader_inputs(factory, training_data)
+    elif isinstance(training_data, InMemoryData) and config.epochs:
+        check_batch_size(factory, training_data)
     return factory, model_arguments
 
 
