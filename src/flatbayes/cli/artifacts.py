@@ -1,7 +1,8 @@
 """Loading of fitted posteriors and data sources from run folders, for the verbs that read them."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from jsonargparse import Namespace
 
 from flatbayes.cli.models import rebuild_model
 from flatbayes.core.console import PlainConsole
-from flatbayes.core.files import read_json, replace_nonfinite
+from flatbayes.core.files import WriteError, read_json, replace_nonfinite
 from flatbayes.core.spec import instantiate
 from flatbayes.data import DataSource, DataSplits
 from flatbayes.data.fingerprint import compute_fingerprint
+from flatbayes.experiments.folder_lock import check_folder
 from flatbayes.experiments.run_folder import check_fingerprint
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.metadata import read_metadata
@@ -66,6 +68,33 @@ def protect_results(path: Path, settings: Mapping[str, Any], *, overwrite: bool)
             f"{path} has results of other settings ({described}): --overwrite replaces them, and --out FOLDER writes "
             "elsewhere."
         )
+
+
+@contextmanager
+def tolerate_read_only() -> Iterator[None]:
+    """Context of the writing of results that have been printed: where that is not allowed, a warning says so."""
+    try:
+        yield
+    except WriteError as error:
+        if not error.is_read_only:
+            raise
+        text = f"flatbayes: warning: {error} The results are printed only."
+        PlainConsole(stderr=True).print(text, highlight=False, soft_wrap=True)
+
+
+def check_result_folder(folder: Path, out: Path | None) -> Path:
+    """The folder for the results of a verb; one that the user names must be writable.
+
+    Args:
+        folder: Folder of the run.
+        out: Folder that the user gives with `--out`, or None.
+
+    Raises:
+        ValueError: No folder can be made or written to there.
+    """
+    if out is not None:
+        check_folder(out)
+    return folder if out is None else out
 
 
 def load_source(config: Mapping[str, Any], torch_dataset: str | None, trusted: Collection[str] = ()) -> DataSource:

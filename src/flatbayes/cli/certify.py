@@ -9,7 +9,7 @@ from rich.table import Table
 
 from flatbayes.certification import CertificationConfig, CertificationResult, certify, format_statement
 from flatbayes.certification.result import format_confidence, format_upper_bound
-from flatbayes.cli.artifacts import console, load_run_data, load_source
+from flatbayes.cli.artifacts import console, load_run_data, load_source, tolerate_read_only
 from flatbayes.cli.models import rebuild_model
 from flatbayes.cli.options import add_data_path_option, add_model_path_options
 from flatbayes.cli.parsing import new_parser
@@ -69,19 +69,20 @@ def run(options: Namespace) -> None:
         certify(model, dataset, flatness, training_config, certification_config, seed=options.seed)
         for flatness in flatnesses
     ]
-    write_json(
-        target,
-        {
-            "config": asdict(certification_config),
-            "seed": options.seed,
-            "environment": describe_environment(),
-            "certificates": [result.to_dict() | {"statement": format_statement(result)} for result in results],
-        },
-    )
     for result in results:
         console.print(certificate_table(result))
     console.print(format_statement(results[0]), highlight=False)
-    console.print(f"saved    {target}", highlight=False, soft_wrap=True)
+    with tolerate_read_only():
+        write_json(
+            target,
+            {
+                "config": asdict(certification_config),
+                "seed": options.seed,
+                "environment": describe_environment(),
+                "certificates": [result.to_dict() | {"statement": format_statement(result)} for result in results],
+            },
+        )
+        console.print(f"saved    {target}", highlight=False, soft_wrap=True)
 
 
 def certificate_table(result: CertificationResult) -> Table:

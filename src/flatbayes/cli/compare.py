@@ -118,9 +118,9 @@ def run(options: Namespace) -> None:
     failures = "\n".join(results.failures)
     if not results.summary:
         raise RuntimeError(f"No pair of a plain and a flat run finished:\n{failures}")
-    report = write_report(folder)
     for table in summary_tables(results):
         console.print(table)
+    report = write_report(folder)
     console.print(f"results  {folder / 'results.json'}\nreport   {report}", highlight=False, soft_wrap=True)
     if failures:
         raise RuntimeError(f"Some runs failed, the others are in the report:\n{failures}")

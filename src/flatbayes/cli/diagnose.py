@@ -9,7 +9,15 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from flatbayes.cli.artifacts import console, load_on_device, load_run_data, load_source, protect_results
+from flatbayes.cli.artifacts import (
+    check_result_folder,
+    console,
+    load_on_device,
+    load_run_data,
+    load_source,
+    protect_results,
+    tolerate_read_only,
+)
 from flatbayes.cli.options import SplitName, add_data_path_option, add_model_path_options, add_result_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import write_json, write_text
@@ -94,8 +102,9 @@ def run(options: Namespace) -> None:
         if config["data"] != first["data"]:
             raise ValueError(f"{name} was fitted to other data than {names[0]}, so their losses cannot be compared.")
     source = load_source(first, options.data, options.trust)
-    out_folder = Path(options.out) if options.out is not None else Path(names[0])
-    check_folder(out_folder)
+    out_folder = check_result_folder(Path(names[0]), options.out)
+    if options.landscape:  # its figures are files only
+        check_folder(out_folder)
     described = {name: options[name] for name in SETTINGS} | {"folders": names}
     protect_results(out_folder / DIAGNOSIS_FILE, described, overwrite=options.overwrite)
     posteriors = {name: load_on_device(Path(name), options.model, options.trust) for name in names}
@@ -133,8 +142,9 @@ def run(options: Namespace) -> None:
     if options.landscape:
         write_json(out_folder / DIAGNOSIS_FILE, diagnosis)  # kept if drawing fails
         diagnosis["landscape"] = draw_landscape(posteriors, configs, dataset, split, options, out_folder)
-    write_json(out_folder / DIAGNOSIS_FILE, diagnosis)
-    console.print(f"saved    {out_folder / DIAGNOSIS_FILE}", highlight=False, soft_wrap=True)
+    with tolerate_read_only():
+        write_json(out_folder / DIAGNOSIS_FILE, diagnosis)
+        console.print(f"saved    {out_folder / DIAGNOSIS_FILE}", highlight=False, soft_wrap=True)
 
 
 def subsample_split(dataset: DataSplits, split_name: str, num_examples: int, seed: int) -> tuple[Split, int]:

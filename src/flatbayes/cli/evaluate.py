@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from flatbayes.cli.artifacts import console, load_on_device, load_run_data, load_source
+from flatbayes.cli.artifacts import console, load_on_device, load_run_data, load_source, tolerate_read_only
 from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.spec import short_name
@@ -50,9 +50,9 @@ def evaluate_run(
     batch_size: int,
     seed: int,
 ) -> None:
-    """Compute metrics on a split, add them to `results.json` of the run folder, and print them.
+    """Compute metrics on a split, print them, and add them to `results.json` of the run folder.
 
-    Earlier results of other settings stay in the file.
+    Earlier results of other settings stay in the file. A folder that is read-only gives a warning.
     The files of the posterior are not written: BatchNorm statistics that are estimated here stay in memory.
 
     Args:
@@ -87,7 +87,6 @@ def evaluate_run(
         reliability=evaluation.reliability,
         settings={"num_draws": num_draws, "draw_seed": seed},
     )
-    num_results = folder.add_result(result)
     table = Table(title=f"{result.posterior} x {result.flatness} on {len(split)} {split_name} examples")
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -98,6 +97,9 @@ def evaluate_run(
         for name, target_value in zip(names, evaluation.target_metrics.get(metric, ())):  # noqa: B905 - count has no end
             table.add_row(f"  {name}", f"{target_value:.4f}", "of this target, in its unit")
     console.print(table)
+    num_results = 0
+    with tolerate_read_only():
+        num_results = folder.add_result(result)
     if num_results > 1:
         console.print(
             f"{folder.path / RESULTS_FILE} has {num_results} results on the {split_name} split, with different "

@@ -6,7 +6,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from flatbayes.cli.artifacts import console
 from flatbayes.cli.parsing import new_parser
-from flatbayes.reporting import write_report
+from flatbayes.core.files import WriteError
+from flatbayes.experiments.results import ComparisonResult
+from flatbayes.reporting import summary_tables, write_report
 
 
 def make_parser() -> ArgumentParser:
@@ -17,5 +19,16 @@ def make_parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    """Write the report, in place of an earlier one."""
-    console.print(f"report   {write_report(Path(options.folder))}", highlight=False, soft_wrap=True)
+    """Write the report, in place of an earlier one; where that is not possible, print its main table.
+
+    Raises:
+        WriteError: The report cannot be written, and the table has been printed.
+    """
+    folder = Path(options.folder)
+    try:
+        report = write_report(folder)
+    except WriteError:
+        for table in summary_tables(ComparisonResult.load(folder)):
+            console.print(table)
+        raise
+    console.print(f"report   {report}", highlight=False, soft_wrap=True)

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli.artifacts import console, load_on_device, load_run_data, load_source, protect_results
+from flatbayes.cli.artifacts import (
+    check_result_folder,
+    console,
+    load_on_device,
+    load_run_data,
+    load_source,
+    protect_results,
+    tolerate_read_only,
+)
 from flatbayes.cli.options import add_data_path_option, add_result_options, add_run_options, to_plain
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import write_json
@@ -23,7 +31,6 @@ from flatbayes.data import (
     load_test_split,
     match_input_format,
 )
-from flatbayes.experiments.folder_lock import check_folder
 from flatbayes.experiments.run_folder import SHIFT_FIGURE_FILE, SHIFT_FILE, RunFolder, describe_environment
 from flatbayes.prediction import (
     CorruptionMetrics,
@@ -91,8 +98,7 @@ def run(options: Namespace) -> None:
     options_with_effect = ("num_draws", "seed", "corruptions", "severities", "corrupted_folder", "max_examples")
     described = {name: to_plain(options[name]) for name in options_with_effect}
     described["ood"] = None if options.ood is None else short_name(options.ood)
-    out_folder = folder.path if options.out is None else Path(options.out)
-    check_folder(out_folder)
+    out_folder = check_result_folder(folder.path, options.out)
     protect_results(out_folder / SHIFT_FILE, described, overwrite=options.overwrite)
     source = load_source(config, options.data, options.trust)
     fitted = load_on_device(folder.path, options.model, options.trust)
@@ -141,12 +147,17 @@ def run(options: Namespace) -> None:
         results["corruptions"] = [row.to_dict() for row in rows]
         console.print(corruption_table(rows))
         console.print(severity_table(rows))
-    write_json(out_folder / SHIFT_FILE, results)
-    console.print(f"results  {out_folder / SHIFT_FILE}", highlight=False, soft_wrap=True)
+    with tolerate_read_only():
+        _write_results(results, rows, out_folder)
+
+
+def _write_results(results: dict[str, Any], rows: Sequence[CorruptionMetrics], folder: Path) -> None:
+    write_json(folder / SHIFT_FILE, results)
+    console.print(f"results  {folder / SHIFT_FILE}", highlight=False, soft_wrap=True)
     if rows:
         labels = results["run"]
         title = f"{labels['posterior']} x {labels['flatness']} on {labels['data']}"
-        figure = write_shift_figure(rows, title, out_folder / SHIFT_FIGURE_FILE)
+        figure = write_shift_figure(rows, title, folder / SHIFT_FIGURE_FILE)
         console.print(f"figure   {figure}", highlight=False, soft_wrap=True)
 
 

@@ -23,13 +23,81 @@ _UNSUPPORTED_SYNC_ERRORS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno
 """Errors of file systems and platforms that cannot synchronize a folder."""
 
 
+_FULL_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_READ_ONLY_ERRORS = {errno.EROFS, errno.EACCES, errno.EPERM}
+_WRITER_FAILURES = ("PytorchStreamWriter failed", "file write failed", "disk is full", "disk I/O error")
+"""Words of torch and SQLite for an error of the operating system, whose number they do not give."""
+
+
+class WriteError(OSError):
+    """A file cannot be written; the message names it, the reason, and what to do.
+
+    Attributes:
+        is_read_only: Whether writing there is not allowed; otherwise the disk is full or fails.
+    """
+
+    is_read_only: bool = False
+
+
+@contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Context that turns errors of the operating system, also those in words of a library, into a `WriteError`.
+
+    Args:
+        path: What is written: a file, or a folder of several.
+
+    Raises:
+        WriteError: The disk is full, or writing there is not allowed or fails.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except Exception as error:
+        number = _find_error_number(error, path)
+        if number is None:
+            raise
+        remedy = "Free some space" if number in _FULL_DISK_ERRORS else "Check the folder and the disk"
+        remedy = "Choose another folder, or permit to write there" if number in _READ_ONLY_ERRORS else remedy
+        failure = WriteError(f"{path} cannot be written: {os.strerror(number)}. {remedy}.")
+        failure.errno, failure.is_read_only = number, number in _READ_ONLY_ERRORS
+        raise failure from error
+
+
+def _find_error_number(error: BaseException, path: Path) -> int | None:
+    """Number of the error of the operating system behind an exception; None if it is of another kind."""
+    if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+        name = error.filename
+        is_elsewhere = isinstance(name, str | bytes) and Path(os.fsdecode(name)).parent not in (path.parent, path)
+        return error.errno if not is_elsewhere or Path(os.fsdecode(name)) in path.parents else None
+    cause = error.__cause__ or error.__context__
+    texts = {os.strerror(number): number for number in (*_FULL_DISK_ERRORS, *_READ_ONLY_ERRORS, errno.EIO)}
+    if isinstance(error, ValueError | TypeError) and not isinstance(cause, OSError):
+        return None
+    for text, number in texts.items():
+        if text in str(error):
+            return number
+    if isinstance(cause, OSError) and cause.errno in {*texts.values()} and cause.filename is None:
+        return cause.errno
+    return errno.EIO if any(words in str(error) for words in _WRITER_FAILURES) else None
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path to write to, which becomes `path` at the end, or is removed after an exception.
 
     The content is on the disk before the file has its name, and the name is on the disk when this returns: after a
     power cut the file is the earlier one or the new one. Its permissions follow the umask.
+
+    Raises:
+        WriteError: The disk is full, or writing there is not allowed or fails.
     """
+    with explain_write_errors(path), _write_and_rename(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _write_and_rename(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{threading.get_native_id()}.tmp")
     for other in list_temporary_files(path.parent):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flatbayes.core.files import make_folder, remove_quietly, write_text
+from flatbayes.core.files import explain_write_errors, make_folder, remove_quietly, write_text
 
 LOCK_FILE, HOLDER_FILE, UPDATE_LOCK_FILE = ".lock", ".lock-holder", ".update-lock"
 MAX_UPDATE_WAIT_SECONDS = 60
@@ -54,7 +54,8 @@ def lock_folder(folder: Path) -> None:
         return
     lock = FileLock(key[1] / LOCK_FILE, timeout=0, thread_local=False)
     try:
-        lock.acquire()
+        with explain_write_errors(folder):
+            lock.acquire()
     except Timeout:
         name = holder.read_text("utf-8", "replace").strip() if holder.is_file() else "another process"
         raise ValueError(
@@ -91,7 +92,8 @@ def update_lock(folder: Path) -> Iterator[None]:
     path = folder.resolve() / UPDATE_LOCK_FILE
     lock = FileLock(path, timeout=MAX_UPDATE_WAIT_SECONDS)
     try:
-        lock.acquire()
+        with explain_write_errors(path):
+            lock.acquire()
     except Timeout:
         raise ValueError(f"{folder} is being written to by another process: try again when that has ended.") from None
     except OSError as error:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from rich.progress import track
 
 from flatbayes.core.console import PlainConsole
+from flatbayes.core.files import explain_write_errors, make_folder
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.core.spec import short_name
@@ -93,9 +94,12 @@ def tune_hyperparameters(
     """
     check_ranges(run, ranges)
     maximize = is_higher_better(metric)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     name = _study_name(run, ranges, num_seeds, metric)
-    with _open_study(storage or f"sqlite:///{folder / STUDY_FILE}", name, maximize) as study:
+    with (
+        explain_write_errors(folder),
+        _open_study(storage or f"sqlite:///{folder / STUDY_FILE}", name, maximize) as study,
+    ):
         steps = track(
             range(num_trials - len(_get_finished_trials(study))),
             "tuning",

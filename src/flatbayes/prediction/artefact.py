@@ -106,14 +106,9 @@ def _write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> tu
     name = f"{stem}-{secrets.token_hex(8)}.safetensors"
     # safetensors refuses tensors that share memory; copies do not.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    try:
-        with atomic_write(folder / name) as temporary:
-            save_file(copies, temporary)
-            return name, compute_file_checksum(temporary)
-    except SafetensorError as error:
-        raise OSError(
-            f"The posterior cannot be written to {folder}: {error}. Earlier files there are unchanged."
-        ) from error
+    with atomic_write(folder / name) as temporary:
+        save_file(copies, temporary)
+        return name, compute_file_checksum(temporary)
 
 
 def _list_current_files(folder: Path) -> list[str]:

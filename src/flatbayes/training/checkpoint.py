@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from flatbayes.core.files import atomic_write, list_temporary_files, read_json, remove_files, write_json
+from flatbayes.core.files import WriteError, atomic_write, list_temporary_files, read_json, remove_files, write_json
 from flatbayes.data.fingerprint import explain_change
 
 CHECKPOINT_SCHEMA = 3
@@ -215,11 +215,9 @@ class CheckpointManager:
         try:
             with atomic_write(path) as temporary, temporary.open("wb") as file:
                 torch.save({"schema": CHECKPOINT_SCHEMA, "seconds": self.elapsed_seconds(), **content}, file)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-            raise OSError(
-                f"The checkpoint {path} cannot be written: {error}. Earlier checkpoints are "
-                "valid, and training continues from them when it is started again."
-            ) from error
+        except WriteError as error:
+            text = "Earlier checkpoints are valid, and training continues from them when it is started again."
+            raise OSError(f"The checkpoint {error} {text}") from error
 
     def _read_file(self, path: Path) -> dict[str, Any] | None:
         try:

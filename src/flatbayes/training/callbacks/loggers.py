@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from flatbayes.core.files import atomic_write
+from flatbayes.core.files import atomic_write, explain_write_errors
 from flatbayes.training.callbacks.callback import MemberCallback, Record
 from flatbayes.training.cost import get_peak_memory_mb
 
@@ -32,7 +32,7 @@ class JSONLinesLogger(MemberCallback):
 
     def on_epoch_end(self, record: Record) -> None:
         """Write it at once, so that an interruption loses nothing."""
-        with self._path.open("a", encoding="utf-8") as file:
+        with explain_write_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(f"{self._format_line(record)}\n")
 
     def on_run_start(self, member: int, num_members: int, total_steps: int) -> None:
