@@ -50,8 +50,10 @@ def read_words(capsys):
     return " ".join((output.out + output.err).split())
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("step", [5, 6])  # within an epoch, and its last step
+@pytest.mark.parametrize(
+    ("number", "exit_code", "step"),  # within an epoch, and its last step
+    [(signal.SIGINT, 130, 5), (signal.SIGINT, 130, 6), (signal.SIGTERM, 143, 6), (signal.SIGHUP, 129, 5)],
+)
 def test_fit_continues_from_the_exact_step(here, monkeypatch, capsys, number, exit_code, step):
     with monkeypatch.context() as patch:
         send_at_step(patch, step, number)

@@ -106,3 +106,24 @@ def test_memory_does_not_grow_with_npz_columns(tmp_path):
         assert columns["p"].shape == columns["n"].shape == (5_000_000,)
         assert columns["n"][-1] == 99_999
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("escapes", [False, True])
+def test_formulas_are_escaped_in_texts_only(tmp_path, escapes):
+    texts = ["=cmd()", "+1", "-1", "@a", "\tx", "\rx", "x=1", "", "\uff1d1", '"=1']
+    columns = {
+        "=id": pa.array(texts),
+        "name": texts,
+        "p": np.linspace(-1, 1, len(texts)),
+        "k": pa.array(range(-5, 5)),
+    }
+    with PredictionWriter(tmp_path / "a.csv", escape_formulas=escapes) as writer:
+        writer.write(columns)
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    kept = ("x=1", "", '"=1')
+    expected = [f"'{text}" if escapes and text not in kept else text for text in texts]
+    assert header == ["'=id" if escapes else "=id", "name", "p", "k"]
+    assert [row[0] for row in rows] == expected
+    assert [row[1] for row in rows] == expected
+    assert rows[0][2:] == ["-1.0", "-5"]

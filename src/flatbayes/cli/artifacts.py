@@ -16,7 +16,7 @@ from flatbayes.core.spec import instantiate
 from flatbayes.data import DataSource, DataSplits
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.experiments.folder_lock import check_folder
-from flatbayes.experiments.run_folder import check_fingerprint
+from flatbayes.experiments.run_folder import CONFIG_FILE, check_fingerprint
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.metadata import read_metadata
 
@@ -97,6 +97,22 @@ def check_result_folder(folder: Path, out: Path | None) -> Path:
     return folder if out is None else out
 
 
+@contextmanager
+def explain_entry(name: str) -> Iterator[None]:
+    """Context that uses an entry of a configuration, whose values may have any type.
+
+    Raises:
+        ValueError: The entry cannot be used, for a reason that no check has put into words.
+    """
+    try:
+        yield
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise ValueError(
+            f"The entry {name!r} of {CONFIG_FILE} is damaged or was written for other data: {type(error).__name__} "
+            f"{str(error)[:200]}."
+        ) from error
+
+
 def load_source(config: Mapping[str, Any], torch_dataset: str | None, trusted: Collection[str] = ()) -> DataSource:
     """The data source of a run.
 
@@ -109,9 +125,10 @@ def load_source(config: Mapping[str, Any], torch_dataset: str | None, trusted: C
         ValueError: The source is outside flatbayes, and not named by the user; nothing is imported.
     """
     allowed_paths = [*trusted, *([] if torch_dataset is None else [torch_dataset])]
-    source: DataSource = instantiate(
-        config["data"], package="flatbayes.data", base_class=DataSource, allowed_paths=allowed_paths
-    )
+    with explain_entry("data"):
+        source: DataSource = instantiate(
+            config["data"], package="flatbayes.data", base_class=DataSource, allowed_paths=allowed_paths
+        )
     return source
 
 
@@ -127,7 +144,8 @@ def load_run_data(source: DataSource, folder: Path, config: Mapping[str, Any], o
     Raises:
         ValueError: The content has changed, and `--allow_changed_data` is not given.
     """
-    splits = source.load(config["seed"])
+    with explain_entry("data"):
+        splits = source.load(config["seed"])
     if not options.allow_changed_data:
         remedy = "restore them, or give --allow_changed_data if rows of the training are not evaluated by that"
         check_fingerprint(folder, config, {**compute_fingerprint(splits)}, remedy)

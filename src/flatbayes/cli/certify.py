@@ -9,7 +9,7 @@ from rich.table import Table
 
 from flatbayes.certification import CertificationConfig, CertificationResult, certify, format_statement
 from flatbayes.certification.result import format_confidence, format_upper_bound
-from flatbayes.cli.artifacts import console, load_run_data, load_source, tolerate_read_only
+from flatbayes.cli.artifacts import console, explain_entry, load_run_data, load_source, tolerate_read_only
 from flatbayes.cli.models import rebuild_model
 from flatbayes.cli.options import add_data_path_option, add_model_path_options
 from flatbayes.cli.parsing import new_parser
@@ -17,7 +17,7 @@ from flatbayes.core.files import write_json
 from flatbayes.core.renames import translate_training_options
 from flatbayes.core.spec import instantiate
 from flatbayes.experiments.run_folder import CERTIFICATE_FILE, RunFolder, describe_environment
-from flatbayes.flatness import Plain
+from flatbayes.flatness import Flatness, Plain
 from flatbayes.prediction.metadata import read_metadata
 from flatbayes.training import TrainingConfig
 
@@ -60,9 +60,15 @@ def run(options: Namespace) -> None:
             f"Certificates exist for classification only, since the errors of a regression are unbounded, and "
             f"{folder.path} holds a regression."
         )
-    model, training_config = _load_model(config["model"], options), _load_config(config)
+    with explain_entry("model"):
+        model = _load_model(config["model"], options)
+    with explain_entry("config"):
+        training_config = _load_config(config)
     dataset = load_run_data(source, folder.path, config, options)
-    run_flatness = instantiate(config["flatness"], package="flatbayes.flatness")
+    with explain_entry("flatness"):
+        run_flatness = instantiate(config["flatness"], package="flatbayes.flatness")
+    if not isinstance(run_flatness, Flatness):
+        raise ValueError(f"The entry 'flatness' of {folder.path} is no flatness, but {config['flatness']!r:.80}.")
     compare_plain = options.compare_plain and run_flatness != Plain()
     flatnesses = [run_flatness, Plain()] if compare_plain else [run_flatness]
     results = [

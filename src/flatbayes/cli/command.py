@@ -71,7 +71,7 @@ def run_command(
 
     Returns:
         Exit code: 0, or 2 for bad input (also no arguments at all, which prints the help), or 130 after Ctrl-C, 143
-        after SIGTERM.
+        after SIGTERM, 129 after SIGHUP.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     make_streams_safe()

@@ -44,7 +44,8 @@ def _load_mapping(path: str) -> Mapping[Any, Any]:
         files = sorted(file.parent.glob("*.y*ml")) if file.parent.is_dir() else []
         similar = find_similar(file.stem, [other.stem for other in files])
         names = " or ".join(str(other) for other in files if other.stem in similar)
-        kind = "is a folder, not a YAML file" if file.is_dir() else "does not exist"
+        other = "is a pipe or a device, and is not read" if file.exists() else "does not exist"
+        kind = "is a folder, not a YAML file" if file.is_dir() else other
         raise ValueError(f"The configuration file {path} {kind}.{f' Did you mean {names}?' if names else ''}")
     try:
         content = load_bounded_yaml(file.read_text(encoding="utf-8-sig"))

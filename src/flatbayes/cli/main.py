@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command-line arguments without the program's name; by default those of this process.
 
     Returns:
-        Exit code: 0, or 2 for bad input, or 130 after Ctrl-C, 143 after SIGTERM.
+        Exit code: 0, or 2 for bad input, or 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
     given = sys.argv[1:] if arguments is None else arguments
     if [*given] == ["--completion"]:

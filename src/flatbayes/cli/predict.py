@@ -55,6 +55,11 @@ def make_parser() -> ArgumentParser:
             default=None,
             help=f"{name} of a CSV file, such as {example}; by default detected, else that of the training data",
         )
+    parser.add_argument(
+        "--escape_formulas",
+        action="store_true",
+        help="in CSV, put ' before texts that a spreadsheet would run as formulas: those that begin with = + - @",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     return parser
 
@@ -68,7 +73,7 @@ def run(options: Namespace) -> None:
     if target.exists() and not options.overwrite:
         raise ValueError(f"{target} exists: choose another --output, or --overwrite.")
     check_num_draws(options.num_draws)
-    writer = PredictionWriter(target)
+    writer = PredictionWriter(target, escape_formulas=options.escape_formulas)
     fitted = load_on_device(Path(options.folder), options.model, options.trust)
     inputs = make_input_reader(fitted.info, source, options)
     count, total = 0, inputs.count_inputs()

@@ -1,4 +1,4 @@
-"""Handling of Ctrl-C, SIGTERM and of closed or limited output streams."""
+"""Handling of Ctrl-C, SIGTERM, SIGHUP, and of closed or limited output streams."""
 
 import _thread
 import io
@@ -9,6 +9,8 @@ import threading
 from contextlib import suppress
 from types import FrameType
 from typing import Any
+
+from flatbayes.core.interrupts import TERMINATION_SIGNALS
 
 
 def make_streams_safe() -> None:
@@ -23,7 +25,7 @@ def make_streams_safe() -> None:
 
 
 def record_interrupts(signals: list[int]) -> dict[int, Any]:
-    """Record every Ctrl-C and SIGTERM from now on, and let both raise KeyboardInterrupt.
+    """Record every Ctrl-C, SIGTERM and SIGHUP from now on, and let them raise KeyboardInterrupt.
 
     They are recorded since the interrupted code may turn KeyboardInterrupt into another error.
 
@@ -45,7 +47,7 @@ def record_interrupts(signals: list[int]) -> dict[int, Any]:
 
     if threading.current_thread() is not threading.main_thread():
         return {}
-    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    defaults = {signal.SIGINT: signal.default_int_handler, **dict.fromkeys(TERMINATION_SIGNALS, signal.SIG_DFL)}
     return {
         number: signal.signal(number, handle_interrupt)
         for number, default in defaults.items()

@@ -23,6 +23,7 @@ _UNSUPPORTED_SYNC_ERRORS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno
 """Errors of file systems and platforms that cannot synchronize a folder."""
 
 
+MAX_JSON_BYTES = 2**30
 _FULL_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY_ERRORS = {errno.EROFS, errno.EACCES, errno.EPERM}
 _WRITER_FAILURES = ("PytorchStreamWriter failed", "file write failed", "disk is full", "disk I/O error")
@@ -196,8 +197,12 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, or has numbers that JSON has no name for.
+        ValueError: It is damaged, is no file, is larger than 1 GiB, or has numbers that JSON has no name for.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a folder, a pipe or a device, and a file is expected.")
+    if path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, and results and settings have at most 1 GiB.")
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:  # also of numbers with too many digits

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at the end of a training step instead of in the middle of one."""
+"""Ctrl-C, SIGTERM and SIGHUP at the end of a training step instead of in the middle of one."""
 
 import multiprocessing
 import signal
@@ -9,16 +9,19 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+TERMINATION_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask a process to end: of a scheduler, and of a terminal or connection that closes."""
+
 _pending: list[int] = []
 """The signal that was deferred, if there is one."""
 
 
 @contextmanager
 def defer_interrupts(*, enabled: bool = True) -> Iterator[None]:
-    """Record the first Ctrl-C or SIGTERM, for `raise_pending_interrupt`; a second one interrupts at once.
+    """Record the first Ctrl-C, SIGTERM or SIGHUP, for `raise_pending_interrupt`; a second one interrupts at once.
 
-    Nothing changes outside the main thread, or where a signal is ignored. In a child process SIGTERM is left alone:
-    it is how the parent ends it.
+    Nothing changes outside the main thread, or where a signal is ignored, as SIGHUP is by `nohup`. In a child process
+    only Ctrl-C is recorded: by the others its parent, or the end of a session, ends it.
 
     Args:
         enabled: Whether signals are deferred at all.
@@ -44,7 +47,7 @@ def defer_interrupts(*, enabled: bool = True) -> Iterator[None]:
             number, handler = previous.popitem()
             signal.signal(number, handler)
 
-    for number in (signal.SIGINT,) if is_child else (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT,) if is_child else (signal.SIGINT, *TERMINATION_SIGNALS):
         handler = signal.getsignal(number)
         if handler not in (signal.SIG_IGN, None):
             previous[number] = handler

@@ -146,7 +146,7 @@ def short_name(obj: Any) -> str:
         obj: An object that `to_spec` can describe, or such a description.
     """
     spec = obj if isinstance(obj, dict) else to_spec(obj)
-    path, arguments = translate_spec(spec["class_path"], spec["init_args"])
+    path, arguments = translate_spec(spec["class_path"], spec.get("init_args", {}))
     is_safe = path.startswith("flatbayes.") or path.rpartition(".")[0] in sys.modules
     defaults = get_defaults(import_object(path)) if is_safe else {}
     changed = {key: value for key, value in arguments.items() if key not in defaults or defaults[key] != value}

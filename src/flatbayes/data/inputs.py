@@ -24,6 +24,7 @@ from flatbayes.data.parquet import (
     iter_record_batches,
     read_schema,
     require_columns,
+    require_file,
 )
 from flatbayes.data.prediction_writer import Columns
 from flatbayes.data.table_file import TableFile
@@ -66,6 +67,8 @@ class InputReader:
             raise ValueError(f"chunk_size is a number of inputs, 1 or more, got {self.chunk_size}.")
         if not self.path.exists():
             raise FileNotFoundError(f"There is no file or folder {self.path}. Check the path.")
+        if not self.path.is_dir():
+            require_file(self.path)
         file_types = (*(["folder", "image"] if self._expects_images else CSV_SUFFIXES), ".parquet", ".npz")
         if self.file_type not in file_types:
             shape = self.input_shape

@@ -3,12 +3,13 @@
 import csv
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TextIO
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from flatbayes.core.files import atomic_write
 from flatbayes.core.optional import require_package
 from flatbayes.data.parquet import ArrowSchema
 
+FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What makes a spreadsheet run a cell as a formula; the last four are full-width forms of the first four."""
+CSV_LINE_END = "\r\n"
 Columns = Mapping[str, Any]
 """Values by column name, one per row: arrays, lists of strings, or columns of pyarrow."""
 
@@ -28,17 +32,19 @@ class PredictionWriter:
 
     Args:
         path: The target; missing folders are made.
+        escape_formulas: In CSV, put an apostrophe before texts and names of columns that spreadsheets would run as
+            formulas: those that begin with = + - @, a tab or a line break. Numbers are never changed.
 
     Raises:
         ValueError: The suffix is none of the three.
         ImportError: The package that writes this format is not installed.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, escape_formulas: bool = False) -> None:
         self.path = Path(path)
-        formats: dict[str, type[_ParquetWriter] | type[_CsvWriter] | type[_NpzWriter]] = {
+        formats: dict[str, Callable[[Path, Columns], _ColumnWriter]] = {
             ".parquet": _ParquetWriter,
-            ".csv": _CsvWriter,
+            ".csv": partial(_CsvWriter, escape_formulas=escape_formulas),
             ".npz": _NpzWriter,
         }
         suffix = self.path.suffix.lower()
@@ -113,15 +119,29 @@ class _ParquetWriter:
         self._writer.close()
 
 
+class _LineFeedFile:
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> int:
+        return self._file.write(f"{line.removesuffix(CSV_LINE_END)}\n")
+
+
 class _CsvWriter:
-    def __init__(self, path: Path, columns: Columns) -> None:
+    def __init__(self, path: Path, columns: Columns, *, escape_formulas: bool) -> None:
+        self._escapes = escape_formulas
         self._file = path.open("w", encoding="utf-8", newline="")
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        self._writer.writerow(columns)
+        # This line end makes the writer quote carriage returns, at which readers would begin a new row.
+        self._writer = csv.writer(_LineFeedFile(self._file), lineterminator=CSV_LINE_END)
+        self._writer.writerow(map(escape_formula, columns) if escape_formulas else columns)
 
     def write(self, columns: Columns) -> None:
         # NumPy writes a float32 with its own digits: 0.1, not 0.10000000149011612.
-        self._writer.writerows(zip(*(to_text(values) for values in columns.values()), strict=True))
+        self._writer.writerows(zip(*map(self._format, columns.values()), strict=True))
+
+    def _format(self, values: Any) -> Sequence[str]:
+        texts = to_text(values)
+        return texts if not self._escapes or is_numeric(values) else [escape_formula(text) for text in texts]
 
     def close(self) -> None:
         self._file.close()
@@ -171,6 +191,25 @@ class _NpzWriter:
                     np.lib.format.write_array_header_1_0(stream, header)
                     file.seek(0)
                     shutil.copyfileobj(file, stream)
+
+
+def escape_formula(text: str) -> str:
+    """A text that spreadsheets show as it is, with an apostrophe before it if they would run it as a formula.
+
+    >>> escape_formula("=1+2"), escape_formula("x=1")
+    ("'=1+2", 'x=1')
+    """
+    return f"'{text}" if text.startswith(FORMULA_BEGINNINGS) else text
+
+
+def is_numeric(values: Any) -> bool:
+    """Whether a column holds numbers or booleans, and no texts."""
+    if is_arrow(values):
+        from pyarrow import types
+
+        kind = values.type
+        return any(test(kind) for test in (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal))
+    return np.asarray(values).dtype.kind in "biuf"
 
 
 def is_arrow(values: Any) -> bool:

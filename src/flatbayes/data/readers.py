@@ -9,7 +9,7 @@ from flatbayes.data.hub import is_hub_name
 from flatbayes.data.image_folder import ImageFolder, list_image_files
 from flatbayes.data.image_parquet import ImageParquet
 from flatbayes.data.npz import Npz
-from flatbayes.data.parquet import find_image_columns, find_split_files
+from flatbayes.data.parquet import find_image_columns, find_split_files, require_file
 from flatbayes.data.source import DataSource
 from flatbayes.data.table import Table
 
@@ -60,6 +60,7 @@ def find_reader(path: str) -> "partial[Any]":
         if list_image_files(local_path):
             return partial(ImageFolder, path=path)
         raise ValueError(f"There are neither parquet files nor images in {path}. Check the path.")
+    require_file(local_path)
     match get_table_suffix(local_path):
         case ".npz":
             return partial(Npz, path=path)

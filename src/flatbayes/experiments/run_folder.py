@@ -163,6 +163,24 @@ def check_fingerprint(folder: Path, config: Mapping[str, JsonValue], current: Js
         raise ValueError(f"The data of {folder} have changed since its training: {change}. To go on, {remedy}.")
 
 
+def _check_entry(path: Path, key: str, value: JsonValue) -> None:
+    """Check that an entry of a configuration has the type that `fit` writes.
+
+    Raises:
+        ValueError: It has another one.
+    """
+    if key == "seed":
+        is_valid, expected = type(value) is int and value >= 0, "a whole number of at least 0"
+    elif key == "config":
+        is_valid, expected = isinstance(value, dict), "an object with training options"
+    else:
+        expected = "an object with a class_path and its init_args"
+        is_valid = isinstance(value, dict) and isinstance(value.get("class_path"), str)
+        is_valid = is_valid and isinstance(value, dict) and isinstance(value.get("init_args", {}), dict)
+    if not is_valid:
+        raise ValueError(f"{path} is damaged: {key!r} must be {expected}, got {str(value)[:80]!r}.")
+
+
 class RunFolder:
     """Folder with `config.json`, `environment.json`, `metrics.jsonl`, the fitted posterior and `results.json`."""
 
@@ -216,7 +234,9 @@ class RunFolder:
         Raises:
             ValueError: The folder holds something else, such as a comparison.
         """
-        config: dict[str, Any] = read_json(self.path / CONFIG_FILE)
+        config: Any = read_json(self.path / CONFIG_FILE)
+        if not isinstance(config, dict):
+            raise ValueError(f"{self.path / CONFIG_FILE} is damaged: it holds no settings.")
         if "recipe" in config:  # written by flatbayes 0.1
             config["config"] = config.pop("recipe")
         missing = [key for key in CONFIG_KEYS if key not in config]
@@ -225,6 +245,8 @@ class RunFolder:
                 f"{self.path} does not hold a single run: its {CONFIG_FILE} has no {', '.join(missing)}. "
                 "Make one with `flatbayes fit`."
             )
+        for key in CONFIG_KEYS:
+            _check_entry(self.path / CONFIG_FILE, key, config[key])
         return config
 
     def open_metrics_log(self) -> JSONLinesLogger:

@@ -37,14 +37,14 @@ from flatbayes.training.warm_start import PretrainedWeights
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C or SIGTERM.
+    """Training was stopped by Ctrl-C, SIGTERM or SIGHUP.
 
     Attributes:
         fitted: The posterior fitted so far: the completed members, or the one that was being trained.
         place: Where it was stopped.
         resume_step: Step of the checkpoint from which the same fit continues; None if it starts again.
         missing: Why the posterior cannot predict yet; empty if it can.
-        signal_number: The signal, by which the process ends: SIGINT or SIGTERM.
+        signal_number: The signal, by which the process ends: SIGINT, SIGTERM or SIGHUP.
     """
 
     def __init__(

@@ -94,7 +94,7 @@ class Session:
 
         Raises:
             OSError: It cannot be written.
-            KeyboardInterrupt: Ctrl-C was pressed, or SIGTERM received.
+            KeyboardInterrupt: Ctrl-C was pressed, or SIGTERM or SIGHUP received.
         """
         step = run.status.progress.step
         is_resumable = epoch_ended or run.batches.can_skip_batches
