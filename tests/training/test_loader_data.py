@@ -35,9 +35,13 @@ from flatbayes import (
     evaluate,
     fit,
 )
+from flatbayes.certification import certify
 from flatbayes.data import DataSplits, Split
+from flatbayes.data.ood import match_input_format
+from flatbayes.diagnostics import compare_sharpness, compute_draw_slices
 from flatbayes.likelihoods import Categorical, Custom, Gaussian
-from flatbayes.training import Constant, OptimizationConfig
+from flatbayes.prediction import evaluate_corruptions, evaluate_ood
+from flatbayes.training import Constant, OptimizationConfig, dry_run
 from flatbayes.training.closure import count_micro_batches
 from flatbayes.training.loader_size import count_loader_examples
 
@@ -249,6 +253,46 @@ def test_what_is_no_loader_is_refused(data, error, message):
 @pytest.mark.parametrize("data", [(X, Y), (X.numpy(), Y.numpy()), [X, Y]])
 def test_pairs_of_tensors_or_arrays_are_data(data):
     assert train(data).predict(X).mean.shape == (21, 3)
+
+
+def spoil(split, row):
+    inputs = split.inputs.clone()
+    inputs[row].view(-1)[0] = torch.nan
+    return Split(inputs=inputs, targets=split.targets)
+
+
+@pytest.mark.parametrize("name", ["train", "val", "test"])
+@pytest.mark.parametrize("caller", ["fit", "dry_run", "certify"])
+def test_splits_made_by_hand_are_checked(caller, name):
+    splits = make_splits(DATASET)
+    splits = replace(splits, **{name: spoil(getattr(splits, name), 13)})
+    if name == "test" and caller != "certify":
+        return  # training does not use it
+    call = {
+        "fit": lambda: fit(make_norm_network, splits),
+        "dry_run": lambda: dry_run(make_norm_network, splits, MAP(), Plain(), TrainingConfig()),
+        "certify": lambda: certify(make_norm_network, splits),
+    }[caller]
+    with pytest.raises(ValueError, match=f"{name} examples hold 1 values .* row 13 .*feature 0"):
+        call()
+
+
+def test_inputs_of_diagnoses_and_of_shifts_are_checked():
+    fitted = fit(nn.Linear(4, 3), make_splits(DATASET), config=TrainingConfig(epochs=1), posterior=MAP())
+    bad = spoil(make_splits(DATASET).test, 13)
+    images = Split(inputs=torch.rand(20, 3, 8, 8), targets=torch.arange(20) % 3)
+    bad_images = spoil(images, 13)
+    calls = [
+        lambda: compare_sharpness({"a": fitted}, bad.inputs, bad.targets),
+        lambda: compute_draw_slices({"a": fitted}, bad.inputs, bad.targets),
+        lambda: evaluate_ood(fitted, X, bad.inputs),
+        lambda: evaluate_ood(fitted, bad.inputs, X),
+        lambda: evaluate_corruptions(fitted, bad_images, ["fog"]),
+        lambda: match_input_format(bad_images.inputs, images.inputs),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="hold 1 values .* row 13 "):
+            call()
 
 
 def test_inputs_are_converted_to_the_dtype_of_the_network():

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.input_trees import ModelInputs, count_examples, split_examples
+from flatbayes.data.checks import check_finite
 from flatbayes.diagnostics.hessian import compute_curvature
 from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.sharpness import SharpnessConfig, mean_and_standard_error, measure_sharpness
 from flatbayes.prediction import FittedPosterior
-from flatbayes.prediction.inputs import cast_floating, to_inputs
+from flatbayes.prediction.inputs import cast_floating, check_finite_inputs, to_inputs
 
 SHARPNESS_MEASURES = {
     "loss": "mean negative log likelihood at the weights, L(w); over draws this is E_q[L]",
@@ -226,7 +227,7 @@ def prepare_batches(
         batch_size: Examples in a batch.
 
     Raises:
-        ValueError: There are no examples, or not as many inputs as targets.
+        ValueError: There are no examples, not as many inputs as targets, or some are not finite.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
@@ -237,6 +238,9 @@ def prepare_batches(
             f"Sharpness needs at least one example, and one target for each, got {num_examples} inputs and "
             f"{len(targets)} targets."
         )
+    check_finite_inputs([examples], 0, fitted.info.get("feature_names", ()))
+    if targets.is_floating_point():
+        check_finite(targets.reshape(num_examples, -1), "targets", fitted.info.get("target_names", ()))
     device_targets = targets.to(fitted.device)
     if targets.dtype != torch.float64:
         device_targets = cast_floating(device_targets, fitted.dtype)

@@ -15,6 +15,7 @@ from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSplits, Standardize, load_training_splits
+from flatbayes.data.splits import check_finite_splits
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
@@ -65,6 +66,8 @@ def prepare_runs(
     check_compatibility(posterior, flatness, config)
     data = normalize_data(data)
     data = load_training_splits(data) if isinstance(data, Dataset) else data
+    if isinstance(data, DataSplits):
+        check_finite_splits(data, ("train", "val"))
     given = likelihood if isinstance(likelihood, Likelihood) else None
     training_data = make_training_data(data, transform, given, num_data)
     if not isinstance(likelihood, Likelihood):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.randomness import Stream, spawn_seed
+from flatbayes.data.checks import check_finite
 from flatbayes.data.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
 from flatbayes.data.corruptions.digital import (
     contrast,
@@ -121,6 +122,7 @@ def infer_white_value(inputs: Tensor) -> float:
     """
     low, high = (float(value) for value in inputs.aminmax()) if inputs.numel() else (0.0, 1.0)
     if not (low >= 0 and high <= WHITE_VALUES[-1]):
+        check_finite(inputs, "images")
         raise ValueError(
             f"Images must have values from 0 (black) to 255 at most (white), got {low:g} to {high:g}. Pass them "
             "raw, before any standardisation: a fitted posterior applies its own."
