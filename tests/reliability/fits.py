@@ -1,6 +1,7 @@
 """Random fits of many seeds, counted by what they are made of."""
 
 import collections
+import re
 import sys
 import tempfile
 import warnings
@@ -14,6 +15,8 @@ import torch
 from fit_checks import check_fit
 from random_fits import FitSpec, spec_from_seed
 
+WORDS_BEFORE_A_MESSAGE_OF_TORCH = (" ends in ", " cannot differentiate ", " that creates their weights failed for ")
+
 
 def main(first: int, number: int) -> dict[str, Any]:
     """Fit with the seeds from `first` on; what went wrong is in `bad`, one line each."""
@@ -22,19 +25,29 @@ def main(first: int, number: int) -> dict[str, Any]:
     by: dict[str, dict[str, collections.Counter[str]]] = collections.defaultdict(dict)
     counts: collections.Counter[str] = collections.Counter()
     bad: list[str] = []
+    messages: collections.Counter[str] = collections.Counter()
     for seed in range(first, first + number):
         spec = spec_from_seed(seed)
-        outcome = "bad"
+        outcome, reasons = "bad", list[str]()
         with tempfile.TemporaryDirectory() as folder:
             try:
-                outcome = check_fit(spec, Path(folder))
+                outcome = check_fit(spec, Path(folder), reasons)
             except Exception as error:
                 bad.append(f"seed {seed}: {type(error).__name__}: {str(error).splitlines()[0][:300]}; {spec}")
                 sys.stderr.write(f"{bad[-1]}\n")
+        for words in WORDS_BEFORE_A_MESSAGE_OF_TORCH:
+            messages.update(re.sub(r"[0-9]+", "#", text.split(words)[1])[:120] for text in reasons if words in text)
         counts[outcome] += 1
         for kind, value in describe(spec):
             by[kind].setdefault(value, collections.Counter())[outcome] += 1
-    return {"fits": number, "counts": dict(counts), "by": by, "bad": bad}
+    return {
+        "fits": number,
+        "counts": dict(counts),
+        "refused with a message of torch": messages.total(),
+        "messages of torch": dict(messages.most_common(10)),
+        "by": by,
+        "bad": bad,
+    }
 
 
 def describe(spec: FitSpec) -> list[tuple[str, str]]:

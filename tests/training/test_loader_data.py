@@ -313,6 +313,18 @@ def test_a_last_batch_of_one_is_refused_with_batch_normalization():
     assert train(DataLoader(DATASET, 4)).states[0].num_data == 21  # no batch normalization
 
 
+class NormOfDictionary(nn.Sequential):
+    def forward(self, inputs):
+        return super().forward(inputs["x"])
+
+
+def test_a_last_batch_of_one_dictionary_is_refused_with_batch_normalization():
+    loader = DataLoader([{"x": x, "labels": y} for x, y in zip(X, Y, strict=True)], 4)
+    norm = lambda: NormOfDictionary(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))  # noqa: E731
+    with pytest.raises(ValueError, match="drop_last=True"):
+        train(loader, model=norm)
+
+
 def make_norm_network():
     return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
 

@@ -6,6 +6,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from flatbayes.core.input_trees import ModelInputs, map_tensors, slice_examples
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData, LoaderData
@@ -36,14 +37,14 @@ def check_loader_inputs(factory: RunFactory, data: LoaderData) -> RunFactory:
     if data.given_num_data is not None:
         smallest_size = min(smallest_size, predict_last_size(data.loader) or smallest_size)
     is_integer = isinstance(inputs, Tensor) and not (inputs.is_floating_point() or inputs.is_complex())
-    if not isinstance(inputs, Tensor) or not (is_integer or smallest_size == 1):
+    if not (is_integer or smallest_size == 1):
         return factory
     network = factory.init_network(0)
     converts = is_integer and _needs_conversion(network, inputs[:NUM_CHECK_EXAMPLES])
     if converts:
         factory = replace(factory, training_data=replace(data, converts_integers=True))
     if smallest_size == 1:
-        sample = smallest[:1]
+        sample = smallest[:1] if isinstance(smallest, Tensor) else slice_examples(inputs, slice(1))
         _check_batch_of_one(
             network,
             convert_integers(sample) if converts else sample,
@@ -86,7 +87,7 @@ def _needs_conversion(network: nn.Module, inputs: Tensor) -> bool:
     return _find_error(network, cast_inputs(network, convert_integers(inputs))) is None
 
 
-def _check_batch_of_one(network: nn.Module, inputs: Tensor, advice: str) -> None:
+def _check_batch_of_one(network: nn.Module, inputs: ModelInputs, advice: str) -> None:
     error = _find_error(network.train(), cast_inputs(network, inputs))
     if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
         raise ValueError(
@@ -96,11 +97,11 @@ def _check_batch_of_one(network: nn.Module, inputs: Tensor, advice: str) -> None
 
 
 @torch.no_grad()
-def _find_error(network: nn.Module, inputs: Tensor) -> Exception | None:
+def _find_error(network: nn.Module, inputs: ModelInputs) -> Exception | None:
     device = next((param.device for param in network.parameters()), torch.device("cpu"))
     with preserve_rng(network):
         try:
-            network(inputs.to(device))
+            network(map_tensors(lambda tensor: tensor.to(device), inputs))
         except Exception as error:  # whatever a user's network raises
             return error
     return None
