@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -76,7 +77,7 @@ def test_prior_trained_on_the_bound_set_violates_the_bound(monkeypatch):
         prior, bound = split_prior_and_bound(num_data, prior_fraction, seed)
         return torch.cat([prior, bound]), bound
 
-    monkeypatch.setitem(certify.__globals__, "split_prior_and_bound", leak_bound_set)
+    monkeypatch.setattr(sys.modules["flatbayes.certification.certify"], "split_prior_and_bound", leak_bound_set)
     assert count_violations(5, LOOSE) > 1
 
 
@@ -127,13 +128,13 @@ def test_same_seed_gives_the_same_certificate_without_side_effects(images):
 
 def test_trials_and_certificate_use_different_draws(images, monkeypatch):
     seeds = []
-    original = certify.__globals__["predict_draws"]
+    original = sys.modules["flatbayes.certification.certify"].predict_draws
 
     def record_seed(*args, seed, **others):
         seeds.append(seed)
         return original(*args, seed=seed, **others)
 
-    monkeypatch.setitem(certify.__globals__, "predict_draws", record_seed)
+    monkeypatch.setattr(sys.modules["flatbayes.certification.certify"], "predict_draws", record_seed)
     certify(network(), images, Plain(), TRAINING, CERTIFICATION, seed=2, show_progress=False)
     streams = (Stream.CERTIFICATE_TRIALS, Stream.CERTIFICATE_DRAWS, Stream.CERTIFICATE_TEST)
     trial, certified, test = (spawn_seed(stream, 2) for stream in streams)
