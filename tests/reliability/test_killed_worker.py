@@ -50,3 +50,28 @@ def test_comparison_continues_after_a_killed_worker(tmp_path):
     assert subprocess.run(start, cwd=tmp_path, check=False, capture_output=True).returncode == 0
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     assert len(json.loads((tmp_path / "cmp" / "results.json").read_text())["runs"]) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
+def test_workers_end_with_a_killed_comparison(tmp_path):
+    start = [sys.executable, "-m", "flatbayes", *COMMAND]
+    with subprocess.Popen(start, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 120
+        while not (children := workers(process.pid)):
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        process.kill()  # while the workers start
+    end = time.monotonic() + 30
+    while any(is_running(child) for child in children):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def is_running(process):
+    """Whether a process exists and is no zombie."""
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flatbayes.core.console import PlainConsole
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.training.distributed.launch import get_process_layout
-from flatbayes.training.distributed.workers import ParallelBackend, exit_with_parent, parallel_backend
+from flatbayes.training.distributed.workers import ParallelBackend, parallel_backend, start_worker
 
 
 def execute_runs(
@@ -51,13 +51,16 @@ def execute_runs(
         return []
     from joblib import Parallel, delayed  # here, since it is slow to import
 
-    calls = (delayed(_execute_in_worker)(run, folder, os.getpid()) for run in missing)
+    calls = (delayed(run.try_execute)(folder) for run in missing)
     failures = []
     try:
         with _progress_bar(show_progress) as bar, parallel_backend(backend) as max_jobs:
             task = bar.add_task("", total=len(unique), completed=len(unique) - len(missing), last="")
             order = "generator_unordered" if backend == "loky" else "list"  # joblib on Ray returns all at the end
-            for run, reason in Parallel(n_jobs=min(jobs or max_jobs, len(missing)), return_as=order)(calls):
+            # Workers of Ray are children of its own processes, which it ends.
+            watch = {"initializer": start_worker, "initargs": (os.getpid(),)} if backend == "loky" else {}
+            num_jobs = min(jobs or max_jobs, len(missing))
+            for run, reason in Parallel(n_jobs=num_jobs, return_as=order, **watch)(calls):
                 bar.update(task, advance=1, last=run.name)
                 if reason is not None:
                     failures.append(f"{run.name}: {reason}")
@@ -67,11 +70,6 @@ def execute_runs(
             "same command goes on with them; --num_jobs 1 needs the least memory."
         ) from error
     return sorted(failures)
-
-
-def _execute_in_worker(run: ExperimentRun, folder: Path, parent_id: int) -> tuple[ExperimentRun, str | None]:
-    exit_with_parent(parent_id)
-    return run.try_execute(folder)
 
 
 def _progress_bar(show_progress: bool | None) -> Progress:

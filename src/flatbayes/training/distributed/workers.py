@@ -116,6 +116,17 @@ def exit_with_parent(parent_id: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def start_worker(parent_id: int) -> None:
+    """Initializer of a worker that is a child of the process that started it; ends with that process.
+
+    Args:
+        parent_id: Identifier of the process that started it.
+    """
+    if os.getppid() != parent_id:
+        os._exit(1)
+    exit_with_parent(parent_id)
+
+
 def train_member(factory: RunFactory, member: int, checkpoints: Checkpoints | None, parent_id: int) -> dict[str, Any]:
     """Train one member to its end on one device, and return its `GroupResult.state_dict`."""
     exit_with_parent(parent_id)
