@@ -16,7 +16,7 @@ def total(part, end):
 
 
 @pytest.mark.parametrize(
-    "part", ["commands", "configurations", "interruptions", "writes", "places", "hyperparameters", "soak"]
+    "part", ["commands", "configurations", "interruptions", "writes", "places", "hyperparameters", "soak", "fits"]
 )
 def test_no_failures(part):
     assert FOUND[part]["bad"] == 0
@@ -36,6 +36,15 @@ def test_disturbances():
     assert f"| {total('writes', 'went on to the same end'):,} |" in PAGE
     assert f"| {FOUND['hyperparameters']['tried']:,} |" in PAGE
     assert f"| {FOUND['places']['places']} |" in PAGE
+
+
+def test_fits():
+    fits = FOUND["fits"]
+    numbers = (fits["fits"], fits["counts"]["works"], fits["counts"]["refused"])
+    assert numbers[0] == numbers[1] + numbers[2]
+    for number in numbers:
+        assert f"{number:,}" in PAGE
+    assert f"{fits['refused with a message of torch']} of the refusals quote" in PAGE
 
 
 def test_soak():
