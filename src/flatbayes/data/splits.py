@@ -202,5 +202,5 @@ def check_finite_splits(data: DataSplits, names: Sequence[str] = ("train", "val"
         if isinstance(split.inputs, Tensor):
             feature_names = data.feature_names if split.inputs.ndim == 2 else ()
             check_finite(split.inputs, f"{name} examples", feature_names)
-        if split.targets.is_floating_point():
+        if split.targets.is_floating_point() and len(split):
             check_finite(split.targets.reshape(len(split), -1), f"targets of the {name} examples", data.target_names)
