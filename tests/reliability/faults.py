@@ -47,7 +47,7 @@ def main(names: list[str], most: int, seed: int) -> dict[str, Any]:
 
     keep = ["--checkpoint_steps=1", "--checkpoint_seconds=0", "--resume"]
     fit_norm = ["fit", *BATCH_NORM, "--epochs=3", *keep, "--out=run"]
-    shift = ["--num_draws=2", "--max_examples=16", "--corruptions=[gaussian_noise]"]
+    shift = ["--num_draws=2", "--max_examples=16", "--corruptions=gaussian_noise"]
     predict = ["--input=new.npz", "--output=out.csv", "--overwrite", "--num_draws=3"]
     cases = {
         "fit, MLP": Case(FIT, []),
