@@ -94,7 +94,7 @@ def test_input_shape_is_that_of_the_inputs_if_unknown():
     x = torch.randn(20, 4)
     student = distill(fitted, nn.Linear(4, 4), x, TrainingConfig(epochs=1))
     assert student.example.shape == (2, 4)
-    with pytest.raises(ValueError, match=r"student gives outputs of shape \(20, 3\), expected \(20, 4\)"):
+    with pytest.raises(ValueError, match=r"student gives outputs of shape \(4, 3\), expected \(4, 4\)"):
         distill(fitted, nn.Linear(4, 3), x, TrainingConfig(epochs=1))
 
 

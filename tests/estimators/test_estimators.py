@@ -72,12 +72,12 @@ def test_the_fitted_posterior_predicts_saves_and_compiles(iris, tmp_path):
     X, y = iris
     found = FlatBayesClassifier(**SMALL).fit(X, y)
     x = torch.from_numpy(X)
-    expected = found.posterior_.predict(x, 5, vectorized=False)
+    expected = found.posterior_.predict(x, 5, seed=found._seed, vectorized=False)
     np.testing.assert_array_equal(found.predict_proba(X), expected.mean)
     np.testing.assert_array_equal(found.predict_std(X), expected.variance.sqrt())
     again = FittedPosterior.load(found.posterior_.save(tmp_path))
-    assert torch.equal(again.predict(x, 5, vectorized=False).mean, expected.mean)
-    answer = found.posterior_.compile(5)(x)
+    assert torch.equal(again.predict(x, 5, seed=found._seed, vectorized=False).mean, expected.mean)
+    answer = found.posterior_.compile(5, seed=found._seed)(x)
     torch.testing.assert_close(answer["mean"], expected.mean.float(), rtol=1e-4, atol=1e-5)
 
 

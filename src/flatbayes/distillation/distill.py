@@ -5,7 +5,7 @@ The losses are in `flatbayes.distillation.students`.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,7 @@ def distill(
 class _StudentLikelihood(Likelihood):
     """The loss of a student as the likelihood of a training run, without a predictive distribution."""
 
+    has_predictive: ClassVar[bool] = False
     student: Student
 
     @property

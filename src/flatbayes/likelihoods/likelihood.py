@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,13 @@ class Predictive(ABC):
 
 
 class Likelihood(ABC):
-    """The distribution of targets given a network's outputs."""
+    """The distribution of targets given a network's outputs.
+
+    Attributes:
+        has_predictive: Whether `predictive` can be called; False for a loss that only trains.
+    """
+
+    has_predictive: ClassVar[bool] = True
 
     @property
     @abstractmethod

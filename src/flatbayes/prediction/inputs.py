@@ -61,20 +61,21 @@ def iter_chunks(
         yield chunk
 
 
-def check_finite_inputs(batches: Sequence[ModelInputs], first_row: int, feature_names: Sequence[str] = ()) -> None:
+def check_finite_inputs(batches: Sequence[ModelInputs], first_row: int, feature_names: object = ()) -> None:
     """Check that inputs hold no NaN and no infinity.
 
     Args:
         batches: The inputs.
         first_row: Row number of the first example.
-        feature_names: One name per feature, if known.
+        feature_names: One name per feature, if known; anything else, as in a damaged artefact, is ignored.
 
     Raises:
         ValueError: Some values are not finite; the message says how many, and where the first is.
     """
+    known_names = feature_names if isinstance(feature_names, list | tuple) else ()
     for batch in batches:
         for name, tensor in flatten_tree(batch, "inputs").items():
-            names = feature_names if tensor.ndim == 2 and tensor.shape[1] == len(feature_names) else ()
+            names = known_names if tensor.ndim == 2 and tensor.shape[1] == len(known_names) else ()
             check_finite(tensor, name.replace("/k:", " ").replace("/i:", " "), names, first_row)
         first_row += count_examples(batch)
 
@@ -85,8 +86,13 @@ def check_finite_predictions(predictive: Predictive, first_row: int) -> None:
     Raises:
         RuntimeError: Some are not.
     """
-    is_finite = predictive.mean.isfinite().flatten(1) if predictive.mean.ndim > 1 else predictive.mean.isfinite()
-    rows = (~(is_finite.all(1) if is_finite.ndim > 1 else is_finite)).nonzero().flatten()
+    mean = getattr(predictive, "mean", None)
+    if not isinstance(mean, Tensor):  # a predictive of the user
+        return
+    is_finite = mean.isfinite()
+    while is_finite.ndim > 1:
+        is_finite = is_finite.all(-1)
+    rows = (~is_finite).nonzero().flatten()
     if len(rows):
         raise RuntimeError(
             f"The predictions of {len(rows)} examples are not finite although their inputs are; the first is in row "
