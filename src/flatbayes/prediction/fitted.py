@@ -20,7 +20,14 @@ from flatbayes.core.randomness import preserve_rng
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
-from flatbayes.prediction.inputs import Inputs, check_finite_inputs, check_finite_predictions, iter_chunks
+from flatbayes.prediction.inputs import (
+    Inputs,
+    check_batch_axis,
+    check_finite_inputs,
+    check_finite_predictions,
+    explain_shapes,
+    iter_chunks,
+)
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
 from flatbayes.prediction.vmapped import StackedNetworks, should_vectorize, stack_networks
 
@@ -118,15 +125,17 @@ class FittedPosterior(NetworkSampler):
         An iterable is read once, whatever the number of draws. The arguments are those of `predict`.
         """
         sample_ids, first_row = self.sample_ids(num_draws, seed), 0
+        example_shape = self.info.get("input_shape") or self.info.get("example_shape")
+        check_batch_axis(inputs, example_shape)
         for batches in iter_chunks(inputs, batch_size, structure=self.input_structure):
             check_finite_inputs(batches, first_row, self.info.get("feature_names", ()))
-            outputs: Iterable[Tensor] | None = self._compute_vectorized_outputs(sample_ids, batches, vectorized)
-            if outputs is None:
-                tracked = track(sample_ids, "averaging networks", console=PlainConsole(stderr=True), transient=True)
-                # A progress bar that is not shown would still start a thread.
-                ids = tracked if show_progress else sample_ids
-                outputs = (self._compute_outputs(sample_id, batches) for sample_id in ids)
-            predictive = self.likelihood.predictive(outputs, keep_members=keep_members)
+            with explain_shapes(example_shape, batches):
+                outputs: Iterable[Tensor] | None = self._compute_vectorized_outputs(sample_ids, batches, vectorized)
+                if outputs is None:
+                    # A progress bar that is not shown would still start a thread.
+                    ids = _track_draws(sample_ids) if show_progress else sample_ids
+                    outputs = (self._compute_outputs(sample_id, batches) for sample_id in ids)
+                predictive = self.likelihood.predictive(outputs, keep_members=keep_members)
             check_finite_predictions(predictive, first_row)
             first_row += sum(map(count_examples, batches))
             yield predictive
@@ -231,3 +240,7 @@ class FittedPosterior(NetworkSampler):
     def _compute_outputs(self, sample_id: SampleId, batches: Sequence[Tensor]) -> Tensor:
         with self.sampled_network(sample_id) as network:
             return torch.cat([network(self.preprocess(batch)) for batch in batches])
+
+
+def _track_draws(sample_ids: Sequence[SampleId]) -> Iterable[SampleId]:
+    return track(sample_ids, "averaging networks", console=PlainConsole(stderr=True), transient=True)

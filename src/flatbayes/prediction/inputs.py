@@ -1,8 +1,9 @@
 """Splitting of prediction inputs into chunks of batches with bounded memory."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -78,6 +79,45 @@ def check_finite_inputs(batches: Sequence[ModelInputs], first_row: int, feature_
             names = known_names if tensor.ndim == 2 and tensor.shape[1] == len(known_names) else ()
             check_finite(tensor, name.replace("/k:", " ").replace("/i:", " "), names, first_row)
         first_row += count_examples(batch)
+
+
+@contextmanager
+def explain_shapes(example_shape: object, batches: Sequence[ModelInputs]) -> Iterator[None]:
+    """Context of a prediction, whose errors name the shape that inputs had in training, if that is another one.
+
+    Args:
+        example_shape: Shape of one example in training; anything but a list if it is unknown.
+        batches: The inputs.
+
+    Raises:
+        ValueError: The inputs have no batch axis, or the prediction failed on inputs of another shape.
+    """
+    differing = [
+        tuple(batch.shape)
+        for batch in batches
+        if isinstance(batch, Tensor) and isinstance(example_shape, list) and list(batch.shape[1:]) != example_shape
+    ]
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        if not differing:
+            raise
+        expected = ", ".join(map(str, ("n", *cast(list[int], example_shape))))
+        raise ValueError(
+            f"The network was trained on inputs of shape ({expected}), and got the shape {differing[0]}: {error}"
+        ) from error
+
+
+def check_batch_axis(inputs: object, example_shape: object) -> None:
+    """Refuse one example without a batch axis.
+
+    Raises:
+        ValueError: The inputs have the shape of one example, or no axis at all.
+    """
+    if isinstance(inputs, Tensor) and (inputs.ndim == 0 or list(inputs.shape) == example_shape != []):
+        raise ValueError(
+            f"Inputs need a batch axis, got the shape {tuple(inputs.shape)}, that of one example: pass inputs[None]."
+        )
 
 
 def check_finite_predictions(predictive: Predictive, first_row: int) -> None:

@@ -323,11 +323,12 @@ class LoaderData(TrainingData):
 
     @property
     def info(self) -> dict[str, Any]:
-        """Whether inputs are floating, or integers that were converted; empty if the network takes integers."""
+        """Shape of an example in one tensor, and whether inputs are floating, or integers that were converted."""
         inputs = self.loader_pass.example_batch[0]
+        shape = {"example_shape": list(inputs.shape[1:])} if isinstance(inputs, Tensor) else {}
         if self.converts_integers:
-            return {"inputs": "converted"}
-        return {"inputs": "floating"} if isinstance(inputs, Tensor) and inputs.is_floating_point() else {}
+            return {**shape, "inputs": "converted"}
+        return {**shape, "inputs": "floating"} if isinstance(inputs, Tensor) and inputs.is_floating_point() else shape
 
     @property
     def fingerprint(self) -> dict[str, Any]:

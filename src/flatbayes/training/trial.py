@@ -92,10 +92,12 @@ def run_trial(factory: RunFactory, fabric: "Fabric") -> None:
     except Exception as error:  # torch has no common class of errors
         if is_deliberate(error):
             raise
+        example = factory.training_data.example_batch[0]
+        shapes = f" of shape {tuple(example.shape[1:])}" if isinstance(example, Tensor) else ""
         raise ValueError(
             f"The network cannot be used with {type(factory.posterior).__name__} and "
-            f"{type(factory.flatness).__name__}. A trial on a few examples before training shows that {stage} ends "
-            f"in {type(error).__name__}: {error}"
+            f"{type(factory.flatness).__name__}. A trial on a few examples{shapes} before training shows that "
+            f"{stage} ends in {type(error).__name__}: {error}"
             f"{describe_dtypes(network, factory.training_data.example_batch[0], factory.config.precision.mode)}"
         ) from error
 
