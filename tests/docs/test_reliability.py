@@ -16,10 +16,31 @@ def total(part, end):
 
 
 @pytest.mark.parametrize(
-    "part", ["commands", "configurations", "interruptions", "writes", "places", "hyperparameters", "soak", "fits"]
+    "part",
+    [
+        "commands",
+        "configurations",
+        "interruptions",
+        "writes",
+        "places",
+        "hyperparameters",
+        "soak",
+        "fits",
+        "faults",
+        "power cuts",
+        "races",
+    ],
 )
 def test_no_failures(part):
     assert FOUND[part]["bad"] == 0
+
+
+def test_faults_power_cuts_and_races():
+    ends = ("ended well", "ended with a message", "killed")
+    assert f"| {sum(total('faults', end) for end in ends)} |" in PAGE
+    assert f"| {total('power cuts', 'before the end') + total('power cuts', 'after the end')} |" in PAGE
+    races = FOUND["races"]["counts"]
+    assert f"| {races['commands']} in {races['rounds']} rounds |" in PAGE
 
 
 @pytest.mark.parametrize("kind", ["commands", "configurations"])
