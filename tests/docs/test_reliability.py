@@ -25,7 +25,6 @@ def total(part, end):
         "places",
         "hyperparameters",
         "soak",
-        "fits",
         "faults",
         "power cuts",
         "races",
@@ -62,7 +61,8 @@ def test_disturbances():
 def test_fits():
     fits = FOUND["fits"]
     numbers = (fits["fits"], fits["counts"]["works"], fits["counts"]["refused"])
-    assert numbers[0] == numbers[1] + numbers[2]
+    assert numbers[0] == numbers[1] + numbers[2] + fits["counts"].get("bad", 0)
+    assert f"| {fits['counts'].get('bad', 0)} |" in PAGE
     for number in numbers:
         assert f"{number:,}" in PAGE
     assert f"{fits['refused with a message of torch']} of the refusals quote" in PAGE
