@@ -8,7 +8,8 @@ from flatbayes.experiments import ComparisonResult, RunResult, claim_folder
 from flatbayes.experiments.folder_lock import unlock_folders
 from flatbayes.experiments.run_folder import ARTIFACT_FILES, CONFIG_KEYS, RunFolder, clear_folder
 
-CONFIG = dict.fromkeys(CONFIG_KEYS, 0)
+SPEC = {"class_path": "flatbayes.posteriors.MAP", "init_args": {}}
+CONFIG = dict.fromkeys(CONFIG_KEYS, SPEC) | {"config": {}, "seed": 0}
 
 
 @pytest.fixture(autouse=True)

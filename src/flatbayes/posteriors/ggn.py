@@ -159,7 +159,7 @@ def compute_example_vjps(
 
 def rounding_tolerance(*tensors: Tensor) -> float:
     """Return the relative difference that rounding can cause: four times the root of the largest epsilon."""
-    return float(4 * max(torch.finfo(tensor.dtype).eps for tensor in tensors) ** 0.5)
+    return float(4 * max(torch.finfo(tensor.dtype).eps for tensor in tensors if tensor.is_floating_point()) ** 0.5)
 
 
 def vmap_example_vjps(
