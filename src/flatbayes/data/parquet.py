@@ -101,11 +101,12 @@ def read_table(path: Path, columns: Sequence[str]) -> ArrowTable:
     with require_package("data"):
         import pyarrow.parquet as pq
         from pyarrow import types
-    schema = read_schema(path)
     with wrap_read_errors(path):
-        num_bytes = estimate_bytes(pq.read_metadata(path), columns)
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
+        num_bytes = estimate_bytes(metadata, columns)
+        words = [name for name in columns if is_text_type(schema.field(name).type)]
     check_memory(num_bytes, f"The table in {path}")
-    words = [name for name in columns if is_text_type(schema.field(name).type)]
     with wrap_read_errors(path):
         # As a dictionary, words that repeat take memory once; a folder `key=value` is no column.
         table = pq.read_table(path, columns=list(columns), partitioning=None, read_dictionary=words)
@@ -217,15 +218,16 @@ def iter_encoded_images(files: Sequence[Path], column: str, rows: np.ndarray | N
         import pyarrow as pa
     start = 0
     for path in files:
-        require_columns(path, [column], read_schema(path).names)
-        if column not in find_image_columns(path):
+        schema = read_schema(path)
+        require_columns(path, [column], schema.names)
+        image_columns = [field.name for field in schema if is_image_type(field.type)]
+        if column not in image_columns:
             raise ValueError(
                 f"Column {column!r} of {path} holds no encoded images: expected binary or a struct with a "
-                f"field 'bytes', got {read_schema(path).field(column).type}. Columns that may hold them: "
-                f"{find_image_columns(path)}."
+                f"field 'bytes', got {schema.field(column).type}. Columns that may hold them: {image_columns}."
             )
-        check_memory(2 * BYTES_PER_NUMBER * count_rows(path), f"The list of the images in {path}")
         sizes = np.array(list_row_groups(path), dtype=np.int64)
+        check_memory(2 * BYTES_PER_NUMBER * int(sizes.sum()), f"The list of the images in {path}")
         ends = start + sizes.cumsum()
         groups = list(range(len(sizes)))
         if rows is not None:  # groups of rows without any that is wanted are not read
