@@ -208,12 +208,12 @@ def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     others: list[Path] = []
     visited = {os.path.realpath(folder)}
     for parent, inner, names in os.walk(folder, followlinks=True):
-        inner[:] = [name for name in inner if os.path.realpath(os.path.join(parent, name)) not in visited]
-        visited.update(os.path.realpath(os.path.join(parent, name)) for name in inner)  # links may form a circle
-        is_hidden = any(part.startswith(".") for part in Path(parent).relative_to(folder).parts)
-        files = [Path(parent, name) for name in names]
-        images += [file for file in files if not is_hidden and is_image_file(file)]
-        others += [file for file in files if is_hidden or not is_image_file(file)]
+        real_paths = {name: os.path.realpath(os.path.join(parent, name)) for name in inner}
+        inner[:] = [name for name in inner if real_paths[name] not in visited]
+        visited.update(real_paths.values())  # links may form a circle
+        is_hidden = any(name.startswith(".") for name in Path(parent).relative_to(folder).parts)
+        for file in (Path(parent, name) for name in names):
+            (images if not is_hidden and is_image_file(file) else others).append(file)
     return sorted(images), sorted(others)
 
 
