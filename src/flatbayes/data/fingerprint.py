@@ -1,7 +1,7 @@
 """Fingerprint of the content of data splits, which tells whether data have changed since they were trained on."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,12 +15,16 @@ MAX_HASHED_IMAGES = 256
 """Of streamed images, evenly spaced ones are decoded and hashed."""
 
 
-def compute_fingerprint(splits: DataSplits) -> dict[str, str]:
+def compute_fingerprint(splits: DataSplits, names: Sequence[str] = ("train", "val", "test")) -> dict[str, str]:
     """Number of rows and checksum of the content of each split, such as `"898 rows, 0f3a..."`.
 
     Rows of large data are sampled: a change of single rows beyond 256 MiB, or of streamed images, may not show.
+
+    Args:
+        splits: The data.
+        names: Names of the splits to read.
     """
-    return {name: _describe_split(getattr(splits, name)) for name in ("train", "val", "test")}
+    return {name: _describe_split(getattr(splits, name)) for name in names}
 
 
 def explain_change(stored: Mapping[str, str], current: Mapping[str, str]) -> str | None:
@@ -49,7 +53,7 @@ def _describe_split(split: Split) -> str:
         row_bytes = max(1, tensor[:1].numel() * tensor.element_size())
         rows = _sample_rows(len(tensor), max(1, MAX_HASHED_BYTES // row_bytes))
         sample = tensor if len(rows) == len(tensor) else tensor[rows]
-        checksum.update(sample.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        checksum.update(sample.contiguous().flatten().view(torch.uint8).numpy().data)
     return f"{len(split)} rows, {checksum.hexdigest()[:16]}"
 
 

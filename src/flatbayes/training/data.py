@@ -167,8 +167,7 @@ class InMemoryData(TrainingData):
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Rows and checksum of the training and validation split, and the transform if it is overridden."""
-        fingerprint: dict[str, Any] = {**compute_fingerprint(self.splits)}
-        del fingerprint["test"]  # not used in training
+        fingerprint: dict[str, Any] = {**compute_fingerprint(self.splits, ("train", "val"))}
         if self.transform_override is not None:
             transform = self.transform_override
             fingerprint |= {"mean": transform.mean.tolist(), "std": transform.std.tolist()}
