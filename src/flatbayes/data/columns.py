@@ -10,15 +10,8 @@ from torch import Tensor
 
 from flatbayes.core.optional import require_package
 from flatbayes.data.checks import MISSING_WORDS, DataWarning, TaskType, holds_fractions, make_class_names, to_int64
-from flatbayes.data.csv_files import (
-    explain_words,
-)
-from flatbayes.data.parquet import (
-    ArrowColumn,
-    ArrowTable,
-    ArrowType,
-    read_table,
-)
+from flatbayes.data.csv_files import explain_words
+from flatbayes.data.parquet import ArrowColumn, ArrowTable, ArrowType, read_table
 from flatbayes.data.table_file import TableFile
 
 

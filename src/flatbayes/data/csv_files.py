@@ -173,7 +173,7 @@ def _make_options(layout: CsvLayout, column_types: dict[str, Any]) -> dict[str, 
     """Arguments of pyarrow's readers: all columns with inferred types, or those of `column_types`."""
     from pyarrow import csv as arrow_csv
 
-    chosen = {"column_types": column_types, "include_columns": list(column_types)} if column_types else {}
+    selection = {"column_types": column_types, "include_columns": list(column_types)} if column_types else {}
     return {
         "read_options": arrow_csv.ReadOptions(
             block_size=BLOCK_SIZE_BYTES,
@@ -185,7 +185,7 @@ def _make_options(layout: CsvLayout, column_types: dict[str, Any]) -> dict[str, 
             delimiter=layout.separator, newlines_in_values=layout.has_multiline_values
         ),
         "convert_options": arrow_csv.ConvertOptions(
-            decimal_point=layout.decimal, strings_can_be_null=False, **chosen
+            decimal_point=layout.decimal, strings_can_be_null=False, **selection
         ),
     }
 
