@@ -1,12 +1,13 @@
 """One run: what its cache key depends on, one thread, checkpoints, and equal runs executed once."""
 
+import warnings
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
-from flatbayes.data import Digits
+from flatbayes.data import DataWarning, Digits, Table
 from flatbayes.experiments import EvaluationConfig, ExperimentRun, execute_runs
 from flatbayes.experiments.results import RunDetails
 from flatbayes.flatness import SAM, Plain
@@ -48,6 +49,15 @@ def test_a_run_has_one_thread_and_restores_the_number(monkeypatch):
         assert (threads, torch.get_num_threads()) == ([1], 2)
     finally:
         torch.set_num_threads(before)
+
+
+def test_data_with_a_fingerprint_are_read_without_warnings(tmp_path):
+    (tmp_path / "t.csv").write_text(",a,y\n" + "".join(f"{row},{row / 7},{'uv'[row % 2]}\n" for row in range(60)))
+    run = replace(RUN, source=Table(path=str(tmp_path / "t.csv"), target="y"))
+    with pytest.warns(DataWarning, match="is left out"):
+        result = run.execute()
+    with warnings.catch_warnings(action="error", category=DataWarning):
+        assert replace(run, data_fingerprint={"train": "43 rows"}).execute().metrics == result.metrics
 
 
 def test_a_result_has_the_labels_of_the_run():

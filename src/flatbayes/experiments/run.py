@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from torch import nn
 from flatbayes.core.components import resolve_component
 from flatbayes.core.files import read_json, write_json
 from flatbayes.core.spec import short_name, to_spec
-from flatbayes.data import DataSource, DataSplits
+from flatbayes.data import DataSource, DataSplits, DataWarning
 from flatbayes.experiments.evaluations import EvaluationConfig
 from flatbayes.experiments.results import RunCost, RunResult, TrainingHistory
 from flatbayes.flatness import Flatness
@@ -100,7 +101,8 @@ class ExperimentRun:
         torch.set_num_threads(1)
         try:
             checkpoints = None if folder is None else self._checkpoint_manager(folder)
-            data = _load_data(self.source, self.seed, str(self.data_fingerprint))
+            fingerprint = None if self.data_fingerprint is None else str(self.data_fingerprint)
+            data = _load_data(self.source, self.seed, fingerprint)
             result = self._train_and_evaluate(data, checkpoints)
         finally:
             torch.set_num_threads(threads)
@@ -152,6 +154,9 @@ class ExperimentRun:
 
 
 @lru_cache(maxsize=2)
-def _load_data(source: DataSource, seed: int, fingerprint: str) -> DataSplits:
+def _load_data(source: DataSource, seed: int, fingerprint: str | None) -> DataSplits:
     # Processes are reused: the fingerprint in the key makes them read a file again whose content has changed.
-    return source.load(seed)
+    with warnings.catch_warnings():
+        if fingerprint is not None:  # its computation has read the data, and has shown the warnings
+            warnings.simplefilter("ignore", DataWarning)
+        return source.load(seed)
