@@ -58,36 +58,36 @@ def test_string_labels_and_feature_names(iris):
     X, y = iris
     table = pd.DataFrame(X, columns=list("abcd"))
     words = pd.Series(np.array(["setosa", "versicolor", "virginica"])[y])
-    found = FlatBayesClassifier(**SMALL).fit(table, words)
-    assert list(found.classes_) == ["setosa", "versicolor", "virginica"]
-    assert list(found.feature_names_in_) == list("abcd")
-    assert found.posterior_.info["feature_names"] == list("abcd")
-    assert found.posterior_.info["class_names"] == list(found.classes_)
-    assert found.score(table, words) > 0.9
+    estimator = FlatBayesClassifier(**SMALL).fit(table, words)
+    assert list(estimator.classes_) == ["setosa", "versicolor", "virginica"]
+    assert list(estimator.feature_names_in_) == list("abcd")
+    assert estimator.posterior_.info["feature_names"] == list("abcd")
+    assert estimator.posterior_.info["class_names"] == list(estimator.classes_)
+    assert estimator.score(table, words) > 0.9
     with pytest.raises(ValueError, match="feature names"):
-        found.predict(table.rename(columns={"a": "z"}))
+        estimator.predict(table.rename(columns={"a": "z"}))
 
 
 def test_the_fitted_posterior_predicts_saves_and_compiles(iris, tmp_path):
     X, y = iris
-    found = FlatBayesClassifier(**SMALL).fit(X, y)
+    estimator = FlatBayesClassifier(**SMALL).fit(X, y)
     x = torch.from_numpy(X)
-    expected = found.posterior_.predict(x, 5, seed=found._seed, vectorized=False)
-    np.testing.assert_array_equal(found.predict_proba(X), expected.mean)
-    np.testing.assert_array_equal(found.predict_std(X), expected.variance.sqrt())
-    again = FittedPosterior.load(found.posterior_.save(tmp_path))
-    assert torch.equal(again.predict(x, 5, seed=found._seed, vectorized=False).mean, expected.mean)
-    answer = found.posterior_.compile(5, seed=found._seed)(x)
+    expected = estimator.posterior_.predict(x, 5, seed=estimator.seed_, vectorized=False)
+    np.testing.assert_array_equal(estimator.predict_proba(X), expected.mean)
+    np.testing.assert_array_equal(estimator.predict_std(X), expected.variance.sqrt())
+    again = FittedPosterior.load(estimator.posterior_.save(tmp_path))
+    assert torch.equal(again.predict(x, 5, seed=estimator.seed_, vectorized=False).mean, expected.mean)
+    answer = estimator.posterior_.compile(5, seed=estimator.seed_)(x)
     torch.testing.assert_close(answer["mean"], expected.mean.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_predictions_have_the_unit_of_the_targets(diabetes):
     X, y = diabetes
-    found = FlatBayesRegressor(**SMALL).fit(X, y)
-    mean, std = found.predict(X, return_std=True)
-    assert found.score(X, y) > 0.4
-    np.testing.assert_array_equal(std, found.predict_std(X))
-    epistemic = found.predict_std(X, epistemic=True)
+    estimator = FlatBayesRegressor(**SMALL).fit(X, y)
+    mean, std = estimator.predict(X, return_std=True)
+    assert estimator.score(X, y) > 0.4
+    np.testing.assert_array_equal(std, estimator.predict_std(X))
+    epistemic = estimator.predict_std(X, epistemic=True)
     assert (epistemic < std).all()
     assert (epistemic > 0).any()
     within = np.abs(y - mean) < 2 * std
@@ -120,25 +120,25 @@ def test_random_state_determines_the_fit(iris):
 
 def test_a_fitted_estimator_can_be_pickled(iris):
     X, y = iris
-    found = FlatBayesClassifier(**SMALL, flatness=ASAM()).fit(X, y)
-    again = pickle.loads(pickle.dumps(found))
-    np.testing.assert_array_equal(again.predict_proba(X), found.predict_proba(X))
+    estimator = FlatBayesClassifier(**SMALL, flatness=ASAM()).fit(X, y)
+    again = pickle.loads(pickle.dumps(estimator))
+    np.testing.assert_array_equal(again.predict_proba(X), estimator.predict_proba(X))
 
 
 def test_nested_parameters():
-    found = FlatBayesClassifier(Ensemble(SWAG(rank=3), size=2), ASAM(), config=TrainingConfig(epochs=3))
-    params = found.get_params()
+    estimator = FlatBayesClassifier(Ensemble(SWAG(rank=3), size=2), ASAM(), config=TrainingConfig(epochs=3))
+    params = estimator.get_params()
     assert params["posterior__member__rank"] == 3
     assert params["flatness__rho"] == ASAM().rho
     assert params["config__epochs"] == 3
-    assert not [name for name in found.get_params(deep=False) if "__" in name]
-    found.set_params(posterior__member__rank=7, posterior__size=5, flatness=SAM(), flatness__rho=0.3)
-    assert found.posterior == Ensemble(SWAG(rank=7), size=5)
-    assert found.flatness == SAM(rho=0.3)
+    assert not [name for name in estimator.get_params(deep=False) if "__" in name]
+    estimator.set_params(posterior__member__rank=7, posterior__size=5, flatness=SAM(), flatness__rho=0.3)
+    assert estimator.posterior == Ensemble(SWAG(rank=7), size=5)
+    assert estimator.flatness == SAM(rho=0.3)
     with pytest.raises(ValueError, match=r"flatness is SAM\(rho=0.3.*'radius'.*Valid parameters"):
-        found.set_params(flatness__radius=1)
+        estimator.set_params(flatness__radius=1)
     with pytest.raises(ValueError, match="Invalid parameter 'rho'"):
-        found.set_params(rho=1)
+        estimator.set_params(rho=1)
     default = FlatBayesRegressor()
     assert default.get_params()["flatness__rho"] == SAM().rho
     assert default.set_params(flatness__rho=0.2).flatness == SAM(rho=0.2)
@@ -147,8 +147,8 @@ def test_nested_parameters():
 
 def test_config_replaces_plain_parameters(iris):
     X, y = iris
-    found = FlatBayesClassifier(MAP(), Plain(), config=TrainingConfig(epochs=2), epochs=9).fit(X, y)
-    assert found.n_iter_ == 2
+    estimator = FlatBayesClassifier(MAP(), Plain(), config=TrainingConfig(epochs=2), epochs=9).fit(X, y)
+    assert estimator.n_iter_ == 2
     still = FlatBayesClassifier(MAP(), Plain(), epochs=1, learning_rate=1e-9, random_state=0)
     first, second = (
         next(clone(still).fit(X[::step], y[::step]).posterior_.states[0].model.parameters()) for step in (1, 3)
@@ -164,8 +164,8 @@ def test_images():
     torch.manual_seed(0)
     y = np.arange(40) % 2
     X = np.random.default_rng(0).normal(size=(40, 1, 8, 8)) + y[:, None, None, None]
-    found = FlatBayesClassifier(model=partial(ConvNet, width=4), epochs=10, random_state=0).fit(X, y)
-    assert found.score(X, y) > 0.9
+    estimator = FlatBayesClassifier(model=partial(ConvNet, width=4), epochs=10, random_state=0).fit(X, y)
+    assert estimator.score(X, y) > 0.9
 
 
 def test_invalid_data_raise(iris):

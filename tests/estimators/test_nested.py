@@ -9,10 +9,10 @@ from flatbayes.training import TrainingConfig
 
 
 def test_fields_of_fields_have_nested_names():
-    found = get_nested_params("flatness", Periodic(SAM(rho=0.3), period=5))
-    assert found["flatness__period"] == 5
-    assert found["flatness__flatness"] == SAM(rho=0.3)
-    assert found["flatness__flatness__rho"] == 0.3
+    params = get_nested_params("flatness", Periodic(SAM(rho=0.3), period=5))
+    assert params["flatness__period"] == 5
+    assert params["flatness__flatness"] == SAM(rho=0.3)
+    assert params["flatness__flatness__rho"] == 0.3
 
 
 @pytest.mark.parametrize("value", [None, 3, SAM, partial(SAM, rho=1.0), (1, 2)])
@@ -22,8 +22,8 @@ def test_other_values_have_no_parameters(value):
 
 def test_a_field_is_replaced_before_its_fields():
     before = Ensemble(size=2)
-    found = replace_nested_params("p", before, {"member__rank": 3, "member": SWAG(), "size": 4})
-    assert found == Ensemble(SWAG(rank=3), size=4)
+    changed = replace_nested_params("p", before, {"member__rank": 3, "member": SWAG(), "size": 4})
+    assert changed == Ensemble(SWAG(rank=3), size=4)
     assert before == Ensemble(size=2)
 
 

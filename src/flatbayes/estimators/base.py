@@ -63,6 +63,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
     random_state: Any
     verbose: bool
     posterior_: FittedPosterior
+    seed_: int
     n_iter_: int
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -102,16 +103,17 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         """
         check_is_fitted(self)
         inputs = to_tensor(validate_data(self, X, dtype=FLOAT_TYPES, allow_nd=True, reset=False))
-        return self.posterior_.predict(inputs, self.num_draws, seed=getattr(self, "_seed", 0), vectorized=False)
+        seed = getattr(self, "seed_", 0)  # estimators that flatbayes 0.1 has pickled have none
+        return self.posterior_.predict(inputs, self.num_draws, seed=seed, vectorized=False)
 
     def _fit_posterior(self, data: DataSplits) -> None:
         """Fit the posterior, and set the attributes that all fitted estimators have."""
         config = self._resolve_training_config(is_regression=data.is_regression)
-        self._seed = spawn_seed(Stream.ESTIMATOR, check_random_state(self.random_state).randint(MAX_RANDOM_SEED))
+        self.seed_ = spawn_seed(Stream.ESTIMATOR, check_random_state(self.random_state).randint(MAX_RANDOM_SEED))
         model = partial(MLP, hidden=tuple(self.hidden)) if self.model is None else self.model
         posterior, flatness = self._get_component("posterior"), self._get_component("flatness")
         self.posterior_ = fit(
-            model, data, posterior, flatness, config, seed=self._seed, show_progress=bool(self.verbose)
+            model, data, posterior, flatness, config, seed=self.seed_, show_progress=bool(self.verbose)
         )
         self.n_iter_ = config.epochs
 

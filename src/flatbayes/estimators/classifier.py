@@ -37,6 +37,8 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
 
     Attributes:
         posterior_: The fitted posterior, to draw from, evaluate, save and compile.
+        seed_: Seed of the fit and of the networks that predictions average; `posterior_.predict` draws these
+            networks with `num_draws` and `seed=seed_`, and others with its own default.
         classes_: Class labels, in the order of the probabilities.
         n_features_in_: Number of features of an example.
         feature_names_in_: Names of the features, if the training data have names.

@@ -40,6 +40,8 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
 
     Attributes:
         posterior_: The fitted posterior, to draw from, evaluate, save and compile.
+        seed_: Seed of the fit and of the networks that predictions average; `posterior_.predict` draws these
+            networks with `num_draws` and `seed=seed_`, and others with its own default.
         n_features_in_: Number of features of an example.
         feature_names_in_: Names of the features, if the training data have names.
         n_iter_: Number of epochs trained.
