@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from flatbayes.data import DataSplits, Split
+from flatbayes.data.splits import check_finite_splits
 
 
 def make_splits(targets, **names):
@@ -30,6 +33,23 @@ def test_targets_of_the_other_kind_are_refused():
         make_splits(torch.zeros(4, dtype=torch.int64), target_names=("y",))
     with pytest.raises(ValueError, match=r"targets of the shape \(4, 2\), and 1 target_names"):
         make_splits(torch.zeros(4, 2), target_names=("y",))
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        (torch.zeros(0), {"target_names": ("y",)}),
+        (torch.zeros(0, 2), {"target_names": ("y", "z")}),
+        (torch.zeros(0, dtype=torch.int64), {"class_names": ("no", "yes")}),
+    ],
+)
+def test_empty_splits_are_finite(targets, names):
+    splits = make_splits(targets.new_zeros(4, *targets.shape[1:]), **names)
+    empty = Split(inputs=torch.zeros(0, 2), targets=targets)
+    check_finite_splits(replace(splits, val=empty, test=empty))
+    infinite = replace(splits.train, inputs=torch.full((4, 2), torch.inf))
+    with pytest.raises(ValueError, match=r"train examples hold 8 values .* feature 'a'"):
+        check_finite_splits(replace(splits, train=infinite, val=empty))
 
 
 def test_subsample_is_a_reproducible_random_sample():

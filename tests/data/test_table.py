@@ -55,9 +55,11 @@ def test_a_classification_loads(csv):
     assert torch.equal((2 * splits.train.inputs[:, 0]).long() % 2, splits.train.targets)
 
 
-def test_a_missing_target_lists_the_columns(csv):
+def test_a_missing_target_lists_the_columns_and_suggests_a_similar_one(csv):
     with pytest.raises(ValueError, match=r"lacks the columns \['z'\]. It has \['a', 'y'\]"):
         Table(path=csv("a,y\n1,0\n"), target="z").read()
+    with pytest.raises(ValueError, match=r"lacks the columns \['price'\].* Did you mean 'Price'\?"):
+        Table(path=csv("a,Price\n1,x\n2,z\n"), target="price").read()
 
 
 def test_word_features_are_refused(csv):
@@ -134,12 +136,15 @@ def test_columns_of_one_name_are_refused(csv):
         Table(path=csv("a,a,y\n1,2,0\n"), target="y").read()
 
 
-def test_files_of_other_formats_are_refused(tmp_path):
+def test_paths_of_no_table_are_refused(tmp_path):
     (tmp_path / "t.xlsx").touch()
     with pytest.raises(ValueError, match=r"\.csv, \.tsv or \.parquet, got .*t.xlsx"):
         Table(path=str(tmp_path / "t.xlsx"), target="y").read()
     with pytest.raises(FileNotFoundError, match=r"no file .*missing.csv"):
         Table(path=str(tmp_path / "missing.csv"), target="y").read()
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ValueError, match=r"folder.csv is a folder, and a file is expected"):
+        Table(path=str(tmp_path / "folder.csv"), target="y").read()
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path, truncate):
@@ -239,17 +244,6 @@ def test_a_table_without_header(csv):
         pytest.raises(ValueError, match=r"lacks the columns \['y'\]"),
     ):
         Table(path=csv("1.5,2.5,x\n3.5,4.5,z\n"), target="y").read()
-
-
-def test_a_target_with_a_similar_name_is_suggested(csv):
-    with pytest.raises(ValueError, match=r"lacks the columns \['price'\].* Did you mean 'Price'\?"):
-        Table(path=csv("a,Price\n1,x\n2,z\n"), target="price").read()
-
-
-def test_a_folder_is_no_table(tmp_path):
-    (tmp_path / "t.csv").mkdir()
-    with pytest.raises(ValueError, match=r"t.csv is a folder, and a file is expected"):
-        Table(path=str(tmp_path / "t.csv"), target="y").read()
 
 
 def test_an_unknown_target_is_refused_before_rows_are_read(csv, tmp_path, monkeypatch):
