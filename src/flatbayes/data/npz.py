@@ -79,7 +79,8 @@ class Npz(DataSource):
 
 def read_array_names(path: Path) -> list[str]:
     """List the arrays in a file."""
-    return list(_load_npz(path, None))
+    with _wrap_read_errors(path), zipfile.ZipFile(path) as archive:
+        return [*dict.fromkeys(name.removesuffix(".npy") for name in archive.namelist())]
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -89,15 +90,26 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         FileNotFoundError: There is no such file.
         ValueError: It is damaged, of another format, or holds Python objects.
     """
-    return _load_npz(path, names)
+    total = 0
+    with _wrap_read_errors(path):
+        for name in names:
+            with _open_array(path, name) as array:  # verifies the header before memory is allocated for the array
+                total += _count_bytes(array.dtype, array.shape)
+    check_memory(2 * total, f"The arrays {', '.join(names)} of {path}, with a copy of them,")
+    with _wrap_read_errors(path), path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        return {name: file[name] for name in names}
 
 
 def read_array_shape(path: Path, name: str) -> tuple[int, ...]:
     """Read the shape of an array from its header; the first axis is examples."""
+    return _read_header(path, name)[0]
+
+
+def _read_header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     with _wrap_read_errors(path), _open_array(path, name) as array:
         if not array.shape:
             raise ValueError(f"{name!r} is a single number")
-        return array.shape
+        return array.shape, array.dtype
 
 
 def iter_array_chunks(path: Path, name: str, size: int) -> Iterator[np.ndarray]:
@@ -109,18 +121,14 @@ def iter_array_chunks(path: Path, name: str, size: int) -> Iterator[np.ndarray]:
         FileNotFoundError: There is no such file.
         ValueError: It is damaged, of another format, or holds Python objects.
     """
-    num_rows, *row_shape = read_array_shape(path, name)
-    with _wrap_read_errors(path), _open_array(path, name) as array:
-        dtype = array.dtype
-    check_memory(
-        2 * min(size, num_rows) * _count_bytes(dtype, tuple(row_shape)), f"{size} rows of {name!r} of {path}"
-    )
+    shape, dtype = _read_header(path, name)
+    num_rows, bytes_per_row = shape[0], _count_bytes(dtype, shape[1:])
+    check_memory(2 * min(size, num_rows) * bytes_per_row, f"{size} rows of {name!r} of {path}")
     with _wrap_read_errors(path), _open_array(path, name) as array:
         if array.is_fortran_order:
             whole = read_arrays(path, [name])[name]
             yield from (whole[start : start + size] for start in range(0, num_rows, size))
             return
-        bytes_per_row = _count_bytes(array.dtype, array.shape[1:])
         for start in range(0, num_rows, size):
             count = min(size, num_rows - start)
             content = array.stream.read(count * bytes_per_row)
@@ -167,20 +175,6 @@ def _open_array(path: Path, name: str) -> Iterator[_ArrayStream]:
             if stream.tell() + _count_bytes(array.dtype, array.shape) != member.file_size:
                 raise ValueError(f"{name!r} is to have the shape {array.shape}, and its content has another size")
             yield array
-
-
-def _load_npz(path: Path, names: Sequence[str] | None) -> dict[str, Any]:
-    if names is None:
-        with _wrap_read_errors(path), zipfile.ZipFile(path) as archive:
-            return dict.fromkeys(name.removesuffix(".npy") for name in archive.namelist())
-    total = 0
-    with _wrap_read_errors(path):
-        for name in names:
-            with _open_array(path, name) as array:  # verifies the header before memory is allocated for the array
-                total += _count_bytes(array.dtype, array.shape)
-    check_memory(2 * total, f"The arrays {', '.join(names)} of {path}, with a copy of them,")
-    with _wrap_read_errors(path), path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-        return {name: file[name] for name in names}
 
 
 def _count_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
