@@ -274,8 +274,8 @@ def explain_words(path: Path, layout: CsvLayout, name: str) -> str | None:
     if not words:
         return None
     return (
-        f"Column {name!r} of {path} must hold numbers, and {words} of its {total} values are none; the first is "
-        f"{first[1]!r} in line {first[0]}.{explain_word(first[1], layout.decimal) or ' Encode it as numbers.'}"
+        f"Column {name!r} of {path} must hold numbers, and {words} of its {total} values are not numbers; the "
+        f"first is {first[1]!r} in line {first[0]}.{explain_word(first[1], layout.decimal) or ' Encode it as numbers.'}"
     )
 
 

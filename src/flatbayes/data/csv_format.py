@@ -335,7 +335,7 @@ def explain_word(value: str, decimal: str) -> str:
     if decimal == "." and POSSIBLE_THOUSANDS.fullmatch(text):
         return (
             " If it has a decimal comma, say decimal=',' (on the command line --data.decimal ,); if it has a "
-            "thousands separator, write it without."
+            "thousands separator, write the number without it."
         )
     if decimal == "." and COMMA_NUMBER.fullmatch(text):
         return " It has a decimal comma: say decimal=',' (on the command line --data.decimal ,)."
