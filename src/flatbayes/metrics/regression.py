@@ -111,8 +111,8 @@ def rmse(mean: Float[Tensor, "examples ..."], targets: Float[Tensor, "examples .
 
     Args:
         mean: Predicted means.
-        targets: Observed targets. With several targets of an example, the result is the mean of the error of each,
-            so that no target's unit or scale outweighs another's square.
+        targets: Observed targets. With several targets of an example, the result is the mean of the root mean squared
+            errors of the targets, each in its own unit.
 
     Raises:
         ValueError: Predictions or targets are not finite, or their shapes do not match.
