@@ -221,18 +221,18 @@ def require_no_missing_words(labels: Sequence[object], name: str, file: TableFil
     Raises:
         ValueError: Some are; the message locates the first.
     """
-    missing = [
-        row for row, label in enumerate(labels) if isinstance(label, str) and label.strip().lower() in MISSING_WORDS
-    ]
+    classes = set(labels)
+    missing = {label for label in classes if isinstance(label, str) and label.strip().lower() in MISSING_WORDS}
     if missing:
-        word = str(labels[missing[0]])
-        meant = f" If {word!r} is a class, give it a longer name." if word.strip() else ""
+        rows = [row for row, label in enumerate(labels) if label in missing]
+        word = str(labels[rows[0]])
+        advice = f" If {word!r} is a class, give it a longer name." if word.strip() else ""
         raise ValueError(
-            f"Column {name!r} has {len(missing)} missing labels, the first "
-            f"{describe_label(missing[0], name, file, word)}. Fill them in or leave those examples out.{meant}"
+            f"Column {name!r} has {len(rows)} missing labels, the first "
+            f"{describe_label(rows[0], name, file, word)}. Fill them in or leave those examples out.{advice}"
         )
-    row = next((row for row, label in enumerate(labels) if label == "None"), None)
-    if row is not None:
+    if "None" in classes:
+        row = labels.index("None")
         warnings.warn(
             f"'None' is a class of column {name!r} (the first {describe_label(row, name, file, 'None')}). If it "
             "stands for a missing label, leave those examples out.",
