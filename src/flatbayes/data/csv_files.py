@@ -265,17 +265,18 @@ def locate_row(path: Path, layout: CsvLayout, row: int, name: str) -> tuple[int,
 def explain_words(path: Path, layout: CsvLayout, name: str) -> str | None:
     """Message on the first value of a column that is no number; None if there is none."""
     column = layout.column_names.index(name)
-    total, words, first = 0, 0, (0, "")
+    total, words, first_line, first_word = 0, 0, 0, ""
     for line, record in iter_records(path, layout):
         total += 1
         if not is_number(record[column], layout.decimal):
-            first = first if words else (line, record[column])
+            first_line, first_word = (first_line, first_word) if words else (line, record[column])
             words += 1
     if not words:
         return None
+    advice = explain_word(first_word, layout.decimal) or " Encode it as numbers."
     return (
-        f"Column {name!r} of {path} must hold numbers, and {words} of its {total} values are not numbers; the "
-        f"first is {first[1]!r} in line {first[0]}.{explain_word(first[1], layout.decimal) or ' Encode it as numbers.'}"
+        f"Column {name!r} of {path} must hold numbers, and {words} of its {total} values are not numbers; the first "
+        f"is {first_word!r} in line {first_line}.{advice}"
     )
 
 
