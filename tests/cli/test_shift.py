@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from flatbayes.cli import main
+from flatbayes.cli.main import _parse_verb, build_parser
 
 TINY = ["--model", "mlp", "--model.hidden", "[16]", "--epochs", "3", "--batch_size", "20",
         "--collection.start_fraction", "0", "--num_draws", "2"]  # fmt: skip
@@ -150,3 +151,22 @@ def test_invalid_input_gives_a_message_and_writes_nothing(here, capsys, argument
     assert message in error
     assert "Traceback" not in error
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "words", [["fog,contrast"], ["fog", "contrast"], ["[fog, contrast]"], ["[fog,", "contrast]"]]
+)
+def test_lists_of_corruptions_are_understood_in_every_form(words):
+    options = parse_verb(["shift", "x", "--corruptions", *words])
+    assert options.corruptions == ["fog", "contrast"]
+
+
+@pytest.mark.parametrize("words", [["a.b", "c"], ["a.b,c"], ["[a.b, c]"]])
+def test_lists_of_modules_are_understood_in_every_form(words):
+    assert parse_verb(["evaluate", "x", "--trust", *words]).trust == ["a.b", "c"]
+
+
+def parse_verb(arguments):
+    """Options of a verb, without running it."""
+    options = _parse_verb(build_parser(), arguments)
+    return options[options.subcommand]

@@ -29,6 +29,7 @@ from flatbayes.cli.value_types import (
     is_sequence,
     join_values,
     read_text,
+    split_list,
     suggest_choice,
 )
 from flatbayes.core.names import format_suggestion
@@ -154,8 +155,9 @@ class _CommandLine:
         if action is not None and action.nargs == "*":
             if not all(value.strip() for value in token.values):
                 raise ValueError(f"--{name} has an empty value: leave it out.")
-            self._check_choices(name, action, token.values)
-            self.options += [f"--{name}", *token.values]
+            values = split_list(token.values)
+            self._check_choices(name, action, values)
+            self.options += [f"--{name}", *values]
             return
         root = name.removesuffix("+").rpartition(".")[2]
         is_class = root in {*CLASS_OPTIONS, OPTIMIZER_OPTION} and not is_checkable(hint)

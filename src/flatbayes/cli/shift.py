@@ -61,7 +61,7 @@ def make_parser() -> ArgumentParser:
     add_data_path_option(parser)
     parser.add_argument(
         "--corruptions",
-        type=str | None,
+        type=list[str] | None,
         default=None,
         help="standard (15), all, none, or names such as fog,snow; by default standard for images, none for tables",
     )
@@ -97,6 +97,7 @@ def run(options: Namespace) -> None:
     config = folder.read_config()
     options_with_effect = ("num_draws", "seed", "corruptions", "severities", "corrupted_folder", "max_examples")
     described = {name: to_plain(options[name]) for name in options_with_effect}
+    described["corruptions"] = None if options.corruptions is None else ",".join(options.corruptions)
     described["ood"] = None if options.ood is None else short_name(options.ood)
     out_folder = check_result_folder(folder.path, options.out)
     protect_results(out_folder / SHIFT_FILE, described, overwrite=options.overwrite)
@@ -163,7 +164,8 @@ def _write_results(results: dict[str, Any], rows: Sequence[CorruptionMetrics], f
 
 def _select_corruptions(options: Namespace, input_shape: tuple[int, ...]) -> tuple[str, ...]:
     """Names of the corruptions given by `--corruptions`."""
-    if options.corruptions == "none" or (options.corruptions is None and len(input_shape) != 3):
+    names = tuple(options.corruptions or ("standard",))
+    if names == ("none",) or (options.corruptions is None and len(input_shape) != 3):
         return ()
     if len(input_shape) != 3:
         raise ValueError(
@@ -176,10 +178,8 @@ def _select_corruptions(options: Namespace, input_shape: tuple[int, ...]) -> tup
     if options.corrupted_folder is not None:
         available = CIFAR10C(path=str(options.corrupted_folder)).corruption_names()
         standard = tuple(name for name in standard if name in available)
-    selection = options.corruptions or "standard"
-    if selection in CORRUPTION_GROUPS:
-        return standard if selection == "standard" else available
-    names = tuple(name.strip(" '\"") for name in selection.strip(" []").split(","))
+    if names in {("standard",), ("all",)}:
+        return standard if names == ("standard",) else available
     unknown = [name for name in names if name not in available]
     if unknown:
         raise ValueError(

@@ -103,6 +103,16 @@ def _list_choices(hint: Any) -> list[str]:
     return [choice for argument in get_args(hint) if argument is not Ellipsis for choice in _list_choices(argument)]
 
 
+def split_list(values: Sequence[str]) -> list[str]:
+    """The items of `a b`, `a,b` and `[a, b]`.
+
+    >>> split_list(["a", "b"]), split_list(["[a,", "b]"]), split_list(["a,b"])
+    (['a', 'b'], ['a', 'b'], ['a', 'b'])
+    """
+    text = " ".join(values).strip()
+    return text.removeprefix("[").removesuffix("]").replace(",", " ").split()
+
+
 def join_values(hint: Any, values: Sequence[str]) -> list[str]:
     """The text of an option as the parser reads it, followed by values that are left over.
 
