@@ -31,7 +31,7 @@ MUTANTS = (
            f"{_FIT}::test_the_optimizer_steps_with_the_learning_rates_of_the_schedule"),
     Mutant("training/data.py", "config.collection.num_norm_batches) * size",
            "config.collection.num_norm_batches + 1) * size", f"{_FIT}::test_num_norm_batches_are_kept"),
-    Mutant("training/data.py", "islice(iter(self.loader), config.collection.num_norm_batches)",
+    Mutant("training/loader_data.py", "islice(iter(self.loader), config.collection.num_norm_batches)",
            "islice(iter(self.loader), config.collection.num_norm_batches + 1)",
            f"{_FIT}::test_num_norm_batches_are_kept"),
     Mutant("training/batches.py", "spawn_seeds(Stream.AUGMENTATION,", "spawn_seeds(Stream.DATA_ORDER,",

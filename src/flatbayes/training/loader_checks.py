@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from flatbayes.core.input_trees import ModelInputs, map_tensors, slice_examples
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
-from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData, LoaderData
+from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData
 from flatbayes.training.distributed.launch import get_process_layout
+from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.loader_pass import convert_integers, count_rows
 from flatbayes.training.loader_size import predict_last_size
 from flatbayes.training.run_factory import RunFactory

@@ -1,6 +1,6 @@
 """Preparation of a fit: compatibility checks, initial weights, devices, and the order of the members."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,11 @@ from flatbayes.training.arguments import resolve_likelihood
 from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.data import InMemoryData, LoaderData, make_training_data
+from flatbayes.training.data import InMemoryData, TrainingData
 from flatbayes.training.distributed.fsdp import check_fsdp
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
+from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.loader_pass import normalize_data
 from flatbayes.training.model_builder import ModelFactory, describe_model, make_adapted_builder, make_model_builder
 from flatbayes.training.run_factory import RunFactory
@@ -88,6 +89,28 @@ def prepare_runs(
     elif isinstance(training_data, InMemoryData) and config.epochs:
         check_batch_size(factory, training_data)
     return factory, model_arguments
+
+
+def make_training_data(
+    data: DataSplits | Iterable[Any],
+    transform: Standardize | None = None,
+    likelihood: Likelihood | None = None,
+    num_data: int | None = None,
+) -> TrainingData:
+    """Training data from data splits or from a loader.
+
+    Args:
+        data: Data splits, or a loader.
+        transform: Standardization of the inputs of data splits; by default that of the training split.
+        likelihood: Likelihood of the targets of a loader.
+        num_data: Number of labelled examples of a loader; None counts them in one pass.
+
+    Raises:
+        ValueError: `num_data` is given for data splits, or is below 1.
+    """
+    if num_data is not None and (num_data < 1 or isinstance(data, DataSplits)):
+        raise ValueError(f"num_data is the number of labelled examples of a loader, at least 1; got {num_data}.")
+    return InMemoryData(data, transform) if isinstance(data, DataSplits) else LoaderData(data, likelihood, num_data)
 
 
 @dataclass(frozen=True, eq=False)

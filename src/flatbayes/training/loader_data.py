@@ -1,0 +1,169 @@
+"""Training data from a user's loader of ready batches."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler, IterableDataset
+
+from flatbayes.core import Examples
+from flatbayes.core.input_trees import map_tensors, slice_examples
+from flatbayes.core.process_group import ProcessGroupInfo
+from flatbayes.core.randomness import preserve_rng
+from flatbayes.likelihoods import Likelihood
+from flatbayes.training.batches import LoaderBatches, TrainingBatches
+from flatbayes.training.config import TrainingConfig
+from flatbayes.training.data import NUM_CHECK_EXAMPLES, TrainingData
+from flatbayes.training.distributed.launch import get_fabric_process_group
+from flatbayes.training.loader_pass import (
+    LoaderPass,
+    convert_integers,
+    count_rows,
+    read_pass,
+    select_labelled,
+    split_batch,
+)
+
+if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
+    from lightning_fabric import Fabric
+
+
+@dataclass(frozen=True, eq=False)
+class LoaderData(TrainingData):
+    """A user's loader of ready batches.
+
+    Of several processes that train together each reads its own batches, from a distributed sampler that the loader
+    has or gets here; a step then takes one batch of each process.
+
+    Attributes:
+        loader: The loader.
+        likelihood: Likelihood of the targets.
+        given_num_data: Number of labelled examples; None counts them in one pass.
+        converts_integers: Whether inputs that are integers become floating, for a network that takes no integers.
+    """
+
+    loader: Iterable[Any]
+    likelihood: Likelihood | None = None
+    given_num_data: int | None = None
+    converts_integers: bool = False
+
+    @cached_property
+    def loader_pass(self) -> LoaderPass:
+        """What one pass over the loader gives, which changes no random state."""
+        likelihood = self.likelihood or self.infer_likelihood()
+        batches = LoaderBatches(self.loader)
+        random_state = batches.state_dict()
+        try:
+            with preserve_rng(None):
+                return read_pass(self.loader, likelihood, first_only=self.given_num_data is not None)
+        finally:
+            batches.load_state_dict(random_state)
+
+    def count_data(self, world: ProcessGroupInfo) -> int:
+        """Number of labelled examples that a pass gives, of all processes together.
+
+        Raises:
+            ValueError: It is not known how several processes share the loader.
+        """
+        if self.given_num_data is not None:
+            return self.given_num_data
+        count, sampler = self.loader_pass.num_data, getattr(self.loader, "sampler", None)
+        if world.size == 1:
+            return count
+        if isinstance(getattr(self.loader, "dataset", None), IterableDataset):
+            raise ValueError(
+                "The number of training examples of several processes is unknown for an iterable-style dataset: pass "
+                "num_data, the number of labelled examples of all processes together."
+            )
+        if isinstance(sampler, DistributedSampler):  # of which each process has read its share
+            return min(sum(world.all_gather(count)), len(sampler.dataset))  # type: ignore[arg-type]
+        return count
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
+        """Empty: the shapes are not known."""
+        return {}
+
+    @property
+    def transform(self) -> None:
+        """None: batches are ready for the model."""
+        return
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Shape of an example in one tensor, and whether inputs are floating, or integers that were converted."""
+        inputs = self.loader_pass.example_batch[0]
+        shape = {"example_shape": list(inputs.shape[1:])} if isinstance(inputs, Tensor) else {}
+        if self.converts_integers:
+            return {**shape, "inputs": "converted"}
+        return {**shape, "inputs": "floating"} if isinstance(inputs, Tensor) and inputs.is_floating_point() else shape
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Number of examples and of batches."""
+        num_data = self.given_num_data or self.loader_pass.num_data
+        return {"examples": num_data, "batches": self._count_batches(self.loader)}
+
+    def infer_likelihood(self) -> Likelihood:
+        """Raise an error: a loader does not determine the likelihood.
+
+        Raises:
+            ValueError: Always, with what to pass.
+        """
+        raise ValueError(
+            "A loader needs a likelihood of its targets: likelihood=Categorical(num_classes), or for numbers "
+            "Gaussian.fit(targets)."
+        )
+
+    is_replicated = False  # a loader may shuffle
+
+    def make_batches(self, config: TrainingConfig, seed: int, fabric: "Fabric") -> TrainingBatches:
+        """The batches of the loader."""
+        loader: Any = self.loader
+        num_data = self.count_data(get_fabric_process_group(fabric))
+        if fabric.world_size > 1:
+            loader = fabric.setup_dataloaders(loader, move_to_device=False)
+        return LoaderBatches(loader, num_data, self._count_batches(loader), self.likelihood, self.converts_integers)
+
+    def _count_batches(self, loader: Any) -> int:
+        if loader is self.loader and self.given_num_data is None:
+            return self.loader_pass.num_batches
+        try:
+            return len(loader)
+        except TypeError as error:
+            raise ValueError("A loader without a length is counted in one pass: leave out num_data.") from error
+
+    def iter_examples(self, device: torch.device) -> Examples:
+        """The labelled examples of one pass over the loader."""
+        for batch in self.loader:
+            inputs, targets = self._prepare_batch(batch)
+            if len(targets):
+                yield map_tensors(lambda tensor: tensor.to(device), inputs), targets.to(device)
+
+    def _prepare_batch(self, batch: Any) -> tuple[Any, Tensor]:
+        likelihood = self.likelihood or self.infer_likelihood()
+        inputs, targets = split_batch(batch)
+        inputs, targets = select_labelled(likelihood, inputs, likelihood.prepare_targets(targets))
+        return convert_integers(inputs) if self.converts_integers else inputs, targets
+
+    @property
+    def example_batch(self) -> tuple[Any, Tensor]:
+        """The beginning of the first batch."""
+        inputs, targets = self.loader_pass.example_batch
+        inputs = convert_integers(inputs) if self.converts_integers else inputs
+        return slice_examples(inputs, slice(NUM_CHECK_EXAMPLES)), targets[:NUM_CHECK_EXAMPLES]
+
+    def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Any]:
+        """The inputs of its first `num_norm_batches` batches; batches of one example have no variance to estimate."""
+        batches = islice(iter(self.loader), config.collection.num_norm_batches)
+        inputs = [split_batch(batch)[0] for batch in batches]
+        inputs = [convert_integers(batch) for batch in inputs] if self.converts_integers else inputs
+        return [batch for batch in inputs if count_rows(batch) > 1] or inputs
+
+    def make_validator(self, likelihood: Likelihood, world: ProcessGroupInfo) -> None:
+        """None: there is no validation split."""
+        return
