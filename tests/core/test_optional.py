@@ -1,8 +1,12 @@
 import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 
-from flatbayes.core.optional import require_package
+from flatbayes.core import optional
+from flatbayes.core.optional import get_version, import_fabric, require_package
 from flatbayes.data import ImageParquet, PredictionWriter, Table
 
 
@@ -29,3 +33,29 @@ def test_each_reader_names_its_extra(monkeypatch, tmp_path):
         ImageParquet(path="owner/name").read()
     with pytest.raises(ImportError, match=r"flatbayes\[data\]"):
         PredictionWriter(tmp_path / "p.parquet")
+
+
+def test_fabric_is_imported_under_each_of_its_names(monkeypatch):
+    assert import_fabric().__name__ == "lightning_fabric"
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)
+    assert import_fabric("strategies.ddp").__name__ == "lightning.fabric.strategies.ddp"
+    monkeypatch.setitem(sys.modules, "lightning.fabric", None)
+    with pytest.raises(ImportError, match="pip install lightning-fabric"):
+        import_fabric()
+
+
+def test_a_package_that_fabric_lacks_is_named(monkeypatch, tmp_path):
+    (tmp_path / "broken_fabric.py").write_text("import no_such_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(optional, "FABRIC_PACKAGES", ("broken_fabric",))
+    with pytest.raises(ImportError, match="no_such_package"):
+        import_fabric()
+
+
+def test_without_metadata_the_version_is_that_of_the_source_tree(monkeypatch):
+    def find_nothing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(optional, "version", find_nothing)
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert get_version.__wrapped__() == project["version"]

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from flatbayes.cli.artifacts import (
 from flatbayes.cli.options import SplitName, add_data_path_option, add_model_path_options, add_result_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import write_json, write_text
+from flatbayes.core.optional import get_version
 from flatbayes.core.spec import short_name
 from flatbayes.data import DataSplits, Split
 from flatbayes.diagnostics import (
@@ -130,7 +130,7 @@ def run(options: Namespace) -> None:
     for note in dict.fromkeys([*note_split_seeds(configs, options.split), *notes]):
         console.print(note, highlight=False)
     diagnosis: dict[str, Any] = {
-        "flatbayes": version("flatbayes"),
+        "flatbayes": get_version(),
         "environment": describe_environment(),
         "settings": described,
         "data": short_name(first["data"]),

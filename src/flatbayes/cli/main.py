@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +19,7 @@ from flatbayes.cli.completion import render_completion
 from flatbayes.cli.help_text import print_class_help
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.names import format_suggestion
+from flatbayes.core.optional import get_version
 from flatbayes.core.spec import instantiate
 
 OVERVIEW = """Sharpness-aware Bayesian posteriors for any PyTorch model.
@@ -95,7 +95,7 @@ def build_parser(fit_defaults: Mapping[str, Any] | None = None) -> ArgumentParse
         fit_defaults: Defaults of the verb `fit` to replace.
     """
     parser = new_parser("VERB ... (flatbayes VERB --help for its options)", OVERVIEW)
-    parser.add_argument("--version", action="version", version=version("flatbayes"))
+    parser.add_argument("--version", action="version", version=get_version())
     parser.add_argument("--completion", action="store_true", help="print a script of completions for bash and zsh")
     subcommands = parser.add_subcommands(title="verbs", metavar="VERB", required=True)
     for name, (module, text) in VERBS.items():

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from flatbayes.cli.artifacts import (
 from flatbayes.cli.options import add_data_path_option, add_result_options, add_run_options, to_plain
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import write_json
+from flatbayes.core.optional import get_version
 from flatbayes.core.spec import short_name
 from flatbayes.data import (
     CIFAR10C,
@@ -120,7 +120,7 @@ def run(options: Namespace) -> None:
         "show_progress": sys.stderr.isatty(),
     }
     results: dict[str, Any] = {
-        "flatbayes": version("flatbayes"),
+        "flatbayes": get_version(),
         "environment": describe_environment(),
         "settings": described,
         "run": {key: short_name(config[key]) for key in ("data", "model", "posterior", "flatness")}

@@ -5,11 +5,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from flatbayes.core.files import JsonValue, read_json, replace_nonfinite, write_json
+from flatbayes.core.optional import get_version
 from flatbayes.diagnostics import LossSlice
 from flatbayes.experiments.json_reader import ObjectReader
 from flatbayes.experiments.statistics import PairedComparison, Winner
@@ -252,7 +252,7 @@ class ComparisonResult:
     summary: tuple[SummaryRow, ...] = ()
     failures: tuple[str, ...] = ()
     environment: Mapping[str, JsonValue] = field(default_factory=dict)
-    version: str = version("flatbayes")
+    version: str = get_version()
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Plain data for JSON."""

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 
 from flatbayes.core.components import resolve_component
 from flatbayes.core.files import read_json, write_json
+from flatbayes.core.optional import get_version
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSource, DataSplits, DataWarning
 from flatbayes.experiments.evaluations import EvaluationConfig
@@ -68,7 +68,7 @@ class ExperimentRun:
 
     def cache_key(self) -> str:
         """Hash of the configuration and the version of flatbayes, the name of the result file."""
-        text = json.dumps([version("flatbayes"), to_spec(self)["init_args"]], sort_keys=True)
+        text = json.dumps([get_version(), to_spec(self)["init_args"]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def load_result(self, folder: Path) -> RunResult | None:

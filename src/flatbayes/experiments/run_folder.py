@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from flatbayes.core.files import JsonValue, list_temporary_files, read_json, remove_files, write_json
+from flatbayes.core.optional import get_version
 from flatbayes.data.fingerprint import explain_change
 from flatbayes.experiments.folder_lock import check_unlocked, lock_folder, update_lock
 from flatbayes.experiments.results import RESULTS_FILE, ComparisonResult, RunResult
@@ -49,7 +50,7 @@ COMPARISON_CHECKPOINTS_GLOB = f"runs/{'[0-9a-f]' * 16}.{CHECKPOINT_FOLDER}"
 def describe_environment() -> dict[str, JsonValue]:
     """Versions and hardware, as plain data."""
     return {
-        "flatbayes": version("flatbayes"),
+        "flatbayes": get_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": version("numpy"),

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from flatbayes.core import State
 from flatbayes.core.buffers import norm_layers
 from flatbayes.core.network_interface import OutputSelector
+from flatbayes.core.optional import get_version
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.core.spec import to_spec
@@ -162,7 +162,7 @@ class TrainingSetup:
             check_fsdp(posterior, config, world, checkpoints)
         is_vectorized, reason = should_vectorize(factory, posterior.num_members)
         indices = range(posterior.num_members)
-        info = {"flatbayes": version("flatbayes"), "model": describe_model(model, model_arguments)}
+        info = {"flatbayes": get_version(), "model": describe_model(model, model_arguments)}
         identity = {
             **info,
             **_describe_components(factory),

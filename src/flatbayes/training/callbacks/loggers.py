@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from flatbayes.core.files import atomic_write, explain_write_errors
+from flatbayes.core.optional import import_fabric
 from flatbayes.training.callbacks.callback import MemberCallback, Record
 from flatbayes.training.cost import get_peak_memory_mb
 
@@ -141,16 +142,16 @@ def make_logger(kind: LoggerKind, folder: Path) -> Logger:
         ValueError: The kind is unknown.
     """
     if kind == "csv":
-        from lightning_fabric.loggers.csv_logs import CSVLogger  # slow to import
-
-        return CSVLogger(folder, name="csv", flush_logs_every_n_steps=1)
+        csv_logs = import_fabric("loggers.csv_logs")  # slow to import
+        csv_logger: Logger = csv_logs.CSVLogger(folder, name="csv", flush_logs_every_n_steps=1)
+        return csv_logger
     if kind == "tensorboard":
-        from lightning_fabric.loggers.tensorboard import TensorBoardLogger  # slow to import
-
+        tensorboard = import_fabric("loggers.tensorboard")  # slow to import
         try:
-            return TensorBoardLogger(folder, name="tensorboard")
+            tensorboard_logger: Logger = tensorboard.TensorBoardLogger(folder, name="tensorboard")
         except ImportError as error:
             raise ImportError("Logs for TensorBoard need it: pip install 'flatbayes[track]'.") from error
+        return tensorboard_logger
     if kind == "wandb":
         return WandbLogger(folder)
     raise ValueError(f"A log is tensorboard, csv or wandb; got {kind!r}.")

@@ -3,13 +3,14 @@
 import atexit
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from flatbayes.core.names import format_suggestion
+from flatbayes.core.optional import import_fabric
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.training.config import TrainingConfig
 
@@ -66,37 +67,38 @@ def make_fabric(config: TrainingConfig, *, launch: bool = False) -> "Fabric":
             started alone.
     """
     check_accelerator(config)
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies.ddp import DDPStrategy
+    package = import_fabric()
+    ddp_strategy: Any = import_fabric("strategies.ddp").DDPStrategy
 
-    class ReplicatedStrategy(DDPStrategy):
+    class ReplicatedStrategy(ddp_strategy):  # type: ignore[misc]
         """One process per device with a replica of the network, which is not wrapped.
 
         `DistributedDataParallel` averages the gradient of every backward pass; here
         `flatbayes.training.distributed.gradient_averaging` averages the gradient of a step.
         """
 
-        def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
+        def setup_module(self, module: nn.Module) -> nn.Module:
             return module
 
     devices, machines = get_process_layout(config)
     accelerator, precision = config.distribution.accelerator, config.precision.mode
     if devices * machines == 1:
-        return Fabric(accelerator=accelerator, devices=1, precision=precision)
+        fabric: Fabric = package.Fabric(accelerator=accelerator, devices=1, precision=precision)
+        return fabric
     if not (launch or "LOCAL_RANK" in os.environ):
         raise ValueError(
             f"devices={devices} needs {devices} processes, and this program runs in one. Start it with `torchrun "
             f"--nproc_per_node {devices}`, or use `flatbayes fit --distribution.devices {devices}`, which starts the "
             "others."
         )
-    fabric = Fabric(
+    fabric = package.Fabric(
         accelerator=accelerator,
         devices=devices,
         num_nodes=machines,
         precision=precision,
         strategy=ReplicatedStrategy(),
     )
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # no message from every process at start
+    logging.getLogger(package.__name__).setLevel(logging.WARNING)  # no message from every process at start
     fabric.launch()
     if dist.get_backend() != "nccl":  # Fabric itself closes NCCL groups
         atexit.unregister(leave_process_group)
