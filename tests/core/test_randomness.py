@@ -41,6 +41,19 @@ def test_seeded_numbers_depend_on_the_seed_only():
         assert torch.equal(torch.rand(3), first)
 
 
+@pytest.mark.parametrize("has_accelerator", [False, True])
+def test_seeded_numbers_are_those_of_torch_on_every_device(monkeypatch, has_accelerator):
+    seed_all_devices, seeds = torch.manual_seed, []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_accelerator)
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: [seeds.append(seed), seed_all_devices(seed)])
+    with seeded_rng(2**63 - 1, None):
+        numbers = torch.rand(3)
+    assert seeds == [2**63 - 1] * has_accelerator
+    with preserve_rng(None):
+        seed_all_devices(2**63 - 1)
+        assert torch.equal(torch.rand(3), numbers)
+
+
 def test_preserve_restores_after_an_exception():
     before = torch.get_rng_state()
     with pytest.raises(ArithmeticError), preserve_rng(None):

@@ -142,8 +142,19 @@ def seeded_rng(seed: int, model: nn.Module | None) -> Iterator[None]:
         model: The network whose devices are restored; None for the CPU alone.
     """
     with preserve_rng(model):
-        torch.manual_seed(seed)
+        seed_generators(seed)
         yield
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the generators of the CPU and of all accelerators, as `torch.manual_seed` does.
+
+    That function records a traceback for each kind of accelerator that is absent, which takes longer than a draw.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 @contextmanager
