@@ -9,7 +9,7 @@ SUM_TOLERANCE = 1e-3
 
 
 def to_class_indices(
-    labels: Tensor, num_classes: int, ignore_index: int = IGNORE_INDEX, *, check_values: bool = True
+    labels: Tensor, num_classes: int, ignore_index: int | None = IGNORE_INDEX, *, check_values: bool = True
 ) -> Tensor:
     """Labels as int64 class indices, or as class probabilities where they are soft.
 
@@ -17,7 +17,7 @@ def to_class_indices(
         labels: Class indices of any integer, boolean or floating dtype, shape (examples,) or (examples, 1); one-hot
             rows; or class probabilities, shape (examples, classes).
         num_classes: Number of classes.
-        ignore_index: Label of examples without a label.
+        ignore_index: Label of examples without a label; None allows none.
         check_values: Whether values are checked, which waits for an accelerator.
 
     Returns:
