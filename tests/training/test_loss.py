@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from flatbayes.data import Diabetes, Digits
 from flatbayes.flatness import Plain
@@ -30,6 +31,29 @@ def test_without_it_the_loss_is_the_likelihoods():
         make_training_loss(likelihood, TrainingConfig(optimization=OptimizationConfig(label_smoothing=0.1)))(
             torch.randn(5, 2), targets
         )
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_the_mean_is_over_the_labelled_examples(label_smoothing):
+    config = TrainingConfig(optimization=OptimizationConfig(label_smoothing=label_smoothing))
+    outputs, targets = torch.randn(9, 3, requires_grad=True), torch.arange(9) % 3
+    loss_fn = make_training_loss(Categorical(3), config)
+    all_labelled = make_training_loss(Categorical(3), config, all_labelled=True)
+    expected = F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+    assert loss_fn(outputs, targets) == all_labelled(outputs, targets) == expected
+    mixed, unlabelled = torch.where(targets == 0, -100, targets), torch.full((9,), -100)
+    torch.testing.assert_close(loss_fn(outputs, mixed), loss_fn(outputs[targets != 0], mixed[targets != 0]))
+    assert loss_fn(outputs, unlabelled) == 0
+    assert not torch.autograd.grad(loss_fn(outputs, unlabelled), outputs)[0].any()
+    assert all_labelled(outputs, unlabelled).isnan(), "the labels were searched for unlabelled examples"
+
+
+def test_a_likelihood_without_unlabelled_examples():
+    likelihood, targets = Categorical(3, ignore_index=None), torch.tensor([0, 2, -100])
+    assert likelihood.find_labelled(targets) is None
+    assert torch.equal(likelihood.prepare_targets(targets[:2]), targets[:2])
+    with pytest.raises(ValueError, match="Leave unlabelled examples out"):
+        likelihood.prepare_targets(targets)
 
 
 def test_training_sees_it_and_the_validation_curve_does_not():

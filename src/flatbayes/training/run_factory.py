@@ -1,7 +1,7 @@
 """Training runs of a fit, each with its own initial weights, batch order and noise."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -70,17 +70,18 @@ class RunFactory:
         world = ProcessGroupInfo() if is_sharded else get_fabric_process_group(fabric)
         validate = self.training_data.make_validator(self.likelihood, world)
         batches = self.training_data.make_batches(self.config, self._spawn_batches_seed(member), fabric)
+        may_lack_labels = isinstance(batches, LoaderBatches)
         return TrainingRun(
             module=self.init_network(member),
             init_state=lambda module: self._init_state(module, batches.num_data),
             posterior=self.posterior,
             flatness=self.flatness,
-            loss_fn=make_training_loss(self.likelihood, self.config),
+            loss_fn=make_training_loss(self.likelihood, self.config, all_labelled=not may_lack_labels),
             batches=batches,
             config=self.config,
             seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, member),
             validate=None if validate is None else lambda module: [validate(module)],
-            find_labelled=self.likelihood.find_labelled if isinstance(batches, LoaderBatches) else lambda _: None,
+            find_labelled=self.likelihood.find_labelled if may_lack_labels else lambda _: None,
             loss_is_nll=isinstance(self.likelihood, Categorical | Gaussian),
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=(member,))),
         )
@@ -110,7 +111,7 @@ class RunFactory:
             init_state=lambda _: stack_state(stack, init_state, self._make_optimizer),
             posterior=self.posterior,
             flatness=self.flatness,
-            loss_fn=vectorize_loss(make_training_loss(self.likelihood, config)),
+            loss_fn=vectorize_loss(make_training_loss(self.likelihood, config, all_labelled=True)),
             batches=VectorizedBatches([batches.with_seed(self._spawn_batches_seed(k)) for k in members]),
             config=config,
             seed=spawn_seed(Stream.TRAINING_NOISE, self.seed, members[0]),
@@ -146,16 +147,19 @@ class RunFactory:
         return spawn_seed(Stream.BATCHES, self.seed, member)
 
 
-def make_training_loss(likelihood: Likelihood, config: TrainingConfig) -> LossFn:
+def make_training_loss(likelihood: Likelihood, config: TrainingConfig, *, all_labelled: bool = False) -> LossFn:
     """The negative log likelihood, with label smoothing if the configuration has any.
 
     Args:
         likelihood: Distribution of the targets given the outputs.
         config: Training hyperparameters.
+        all_labelled: Whether every example has a label.
 
     Raises:
         ValueError: There is label smoothing, and the likelihood is not categorical.
     """
+    if all_labelled and isinstance(likelihood, Categorical):
+        likelihood = replace(likelihood, ignore_index=None)
     label_smoothing = config.optimization.label_smoothing
     if not label_smoothing:
         return likelihood.loss
