@@ -8,6 +8,33 @@ settings.register_profile("fixed", derandomize=True, deadline=None)  # the same 
 settings.load_profile("fixed")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--as-accelerator",
+        action="store_true",
+        help="run the code paths of an accelerator, with real numbers on the CPU",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--as-accelerator"):
+        skip = pytest.mark.skip(reason="checks what differs on an accelerator")
+        for item in items:
+            if item.get_closest_marker("cpu_path"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _as_accelerator(request):
+    if not request.config.getoption("--as-accelerator"):
+        yield
+        return
+    from flatbayes.core.devices import treat_cpu_as_accelerator  # after jaxtyping has set up its import hook
+
+    with treat_cpu_as_accelerator():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)

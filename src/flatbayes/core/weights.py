@@ -11,6 +11,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
+from flatbayes.core.devices import is_accelerator
 from flatbayes.core.norms import broadcast_per_network
 
 
@@ -123,7 +124,7 @@ def can_swap_storage(params: Sequence[Tensor]) -> bool:
     is a view of a larger tensor or has a class of its own; where two parameters share memory.
     """
     own_their_memory = all(
-        param.is_cpu
+        not is_accelerator(param)
         and type(param) in (nn.Parameter, Tensor)
         and param.untyped_storage().nbytes() == param.numel() * param.element_size()
         for param in params

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.buffers import preserve_buffers
 from flatbayes.core.context import batch_fraction
+from flatbayes.core.devices import is_accelerator
 from flatbayes.core.gradients import (
     FreshGradients,
     check_loss,
@@ -92,7 +93,7 @@ class Perturbation:
 
     @property
     def _keeps_norm_as_tensor(self) -> bool:
-        return self.norm.ndim > 0 or not self.norm.is_cpu  # reading a norm on an accelerator waits for it
+        return self.norm.ndim > 0 or is_accelerator(self.norm)  # reading a norm on an accelerator waits for it
 
 
 PerturbationFn = Callable[[Mapping[str, Tensor], Sequence[Tensor]], Perturbation]

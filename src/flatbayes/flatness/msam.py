@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
+from flatbayes.core.devices import is_accelerator
 from flatbayes.core.gradients import compute_some_gradients, dense_gradient
 from flatbayes.core.norms import global_norm
 from flatbayes.core.weights import perturb
@@ -92,7 +93,7 @@ def accumulate_gradients(velocities: Sequence[Tensor], grads: Sequence[Tensor], 
     """
     if not grads:
         return
-    if all(g.is_cpu for g in grads):
+    if not any(is_accelerator(g) for g in grads):
         if not bool(global_norm(grads).isfinite()):
             return
     else:

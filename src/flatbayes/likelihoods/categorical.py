@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flatbayes.core import LossFn
+from flatbayes.core.devices import is_accelerator
 from flatbayes.likelihoods.labels import IGNORE_INDEX, to_class_indices
 from flatbayes.likelihoods.likelihood import Likelihood, Predictive
 
@@ -131,8 +132,8 @@ class Categorical(Likelihood):
         Raises:
             ValueError: They are neither.
         """
-        is_on_cpu = targets.device.type == "cpu"
-        return to_class_indices(targets, self.num_classes, self.ignore_index, check_values=is_on_cpu)
+        can_read_values = not is_accelerator(targets)
+        return to_class_indices(targets, self.num_classes, self.ignore_index, check_values=can_read_values)
 
     def find_labelled(self, targets: Tensor) -> Tensor | None:
         """Where the label is not `ignore_index`; None for class probabilities."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from flatbayes.core.devices import is_accelerator, widest_float_dtype
 from flatbayes.likelihoods import mixture
 from flatbayes.likelihoods.likelihood import Likelihood, Predictive
 
@@ -248,7 +249,7 @@ class Gaussian(Likelihood):
                 f"got {targets.dtype} of shape {tuple(targets.shape)}. Gaussian.fit(targets) makes the likelihood of "
                 "such targets."
             )
-        if targets.device.type == "cpu" and targets.is_floating_point():
+        if not is_accelerator(targets) and targets.is_floating_point():
             is_wrong = ~targets.isfinite()
             if is_wrong.any():
                 raise ValueError(
@@ -268,7 +269,7 @@ class Gaussian(Likelihood):
             ValueError: The outputs are not a mean and a raw scale for each target, or the targets have no such shape.
         """
         mean, std = self.split_outputs(outputs if outputs.dtype == torch.float64 else outputs.float())
-        dtype = mean.dtype if mean.device.type == "mps" else torch.float64  # equal numbers in float32 and float64
+        dtype = widest_float_dtype(mean)  # equal numbers in float32 and float64
         location, scale = _location_scale_tensors(self.location, self.scale, dtype, mean.device)
         if targets.shape != outputs.shape[:1] + self._target_shape and targets.shape != mean.shape:
             raise ValueError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from flatbayes.core import LossFn
+from flatbayes.core.devices import to_double
 from flatbayes.core.input_trees import ModelInputs, map_tensors, split_examples
 from flatbayes.core.networks import call_with_tensors, plain_attention
 from flatbayes.core.weights import promoted_dtype
@@ -64,7 +65,7 @@ def decompose_psd(
     Returns:
         Eigenvalues, at least zero; and eigenvectors as columns.
     """
-    exact = (matrix.cpu() if matrix.device.type == "mps" else matrix).double()  # mps has no double precision
+    exact = to_double(matrix)
     exact = (exact + exact.mT) / 2
     try:
         values, vectors = torch.linalg.eigh(exact)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.devices import is_accelerator
 from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.parameter_selection import ParameterSelection, check_selection, select_parameters
 from flatbayes.core.weights import flatten, iter_blocks, swap_values, trainable_parameters, unflatten, write_blockwise
@@ -221,4 +222,4 @@ def gaussian_sample(
 
 def block_size(weights: Tensor) -> int:
     """Return the number of weights per block: on a CPU few enough that intermediate results stay in the cache."""
-    return 2**16 if weights.device.type == "cpu" else 2**22
+    return 2**22 if is_accelerator(weights) else 2**16

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flatbayes.core import State
+from flatbayes.core.devices import is_accelerator
 from flatbayes.core.files import atomic_write, remove_files
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, unflatten_tree
 from flatbayes.core.network_interface import NetworkInterface, OutputSelector, adapt_network, get_interface
@@ -198,7 +199,7 @@ def _collect_tensors(sampler: NetworkSampler, statistics_inputs: Sequence[ModelI
 
 def _collect_norm_statistics(sampler: NetworkSampler) -> dict[str, Tensor]:
     """Running statistics of draws; none on an accelerator, where a seed draws other networks than after loading."""
-    if sampler.device.type != "cpu":
+    if is_accelerator(sampler.device):
         return {}
     return {
         f"draw.{seed}.{member}.{draw}.{name}": tensor

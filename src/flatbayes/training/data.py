@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Examples
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.devices import has_float64
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
@@ -215,7 +216,7 @@ class InMemoryData(TrainingData):
 
 def move_targets(targets: Tensor, device: torch.device) -> Tensor:
     """Targets on a device, as float32 where there is no float64."""
-    return targets.to(device, torch.float32 if device.type == "mps" and targets.is_floating_point() else None)
+    return targets.to(device, None if has_float64(device) or not targets.is_floating_point() else torch.float32)
 
 
 def standardize_on_device(standardize: Standardize, inputs: Tensor, device: torch.device) -> Tensor:
