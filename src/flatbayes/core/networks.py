@@ -1,6 +1,7 @@
 """Networks of users as objects: copies, calls with other tensors, lazy modules, and dtypes of saved tensors."""
 
 import copy
+import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -253,3 +254,22 @@ def _describe_obstacle(network: nn.Module, memo: Mapping[int, Any]) -> str:
                 path = f"{prefix}.{name}".removeprefix(".")
                 return f"{type(network).__name__} cannot be copied, for its attribute {path} ({type(value).__name__})"
     return f"{type(network).__name__} cannot be copied"
+
+
+def hash_tensors(named_tensors: Iterable[tuple[str, Tensor]], prefix: str = "") -> str:
+    """SHA-256 checksum of names, shapes, dtypes and values, in hexadecimal digits.
+
+    Args:
+        named_tensors: Pairs of name and tensor; their order counts.
+        prefix: Text that is hashed before them.
+    """
+    checksum = hashlib.sha256(prefix.encode())
+    for name, tensor in named_tensors:
+        checksum.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        checksum.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return checksum.hexdigest()
+
+
+def fingerprint_weights(network: nn.Module) -> str:
+    """Class of a network, and the first 16 digits of a checksum of its weights and buffers."""
+    return f"{type(network).__name__}, {hash_tensors(sorted(network.state_dict().items()))[:16]}"

@@ -11,32 +11,41 @@ from typing import Any
 from flatbayes.core.renames import explain_name, translate_path, translate_spec
 
 
-def to_spec(obj: Any) -> Any:
+def to_spec(obj: Any, *, allow_instances: bool = False) -> Any:
     """Plain data from which `instantiate` makes an equal object.
 
     Dataclasses and classes or functions (also with arguments bound by `functools.partial`) become class paths
     with their arguments; numbers, strings, lists and dictionaries are unchanged.
 
+    Args:
+        obj: The object.
+        allow_instances: Describe an instance of some other class, such as a network, by the path of its class alone,
+            and leave out the `content_fields` of a class, which hold examples. Such a description serves as a label
+            or, with a fingerprint of the content, as an identity; `instantiate` does not read it.
+
     Raises:
         TypeError: The object has no such description (a lambda, an instance of some other class).
     """
+    convert = partial(to_spec, allow_instances=allow_instances)
     if obj is None or isinstance(obj, str | int | float | bool):
         return obj
     if isinstance(obj, list | tuple):
-        return [to_spec(item) for item in obj]
+        return [convert(item) for item in obj]
     if isinstance(obj, dict):
-        return {key: to_spec(value) for key, value in obj.items()}
+        return {key: convert(value) for key, value in obj.items()}
     if isinstance(obj, partial) and not obj.args:
-        return {"class_path": class_path(obj.func), "init_args": to_spec(obj.keywords)}
+        return {"class_path": class_path(obj.func), "init_args": convert(obj.keywords)}
     if is_dataclass(obj) and not isinstance(obj, type):
-        for name in getattr(obj, "import_path_fields", ()):
-            if not isinstance(getattr(obj, name), str):
-                raise TypeError(
-                    f"{type(obj).__name__} cannot be written down as data with an instance as its {name}. Give the "
-                    "dotted path of the class instead, and its arguments as options."
-                )
-        arguments = {f.name: to_spec(getattr(obj, f.name)) for f in fields(obj) if f.init}
+        content = {n for n in getattr(obj, "content_fields", ()) if not isinstance(getattr(obj, n), str | None)}
+        if content and not allow_instances:
+            raise TypeError(
+                f"{type(obj).__name__} cannot be written down as data with an instance as its {min(content)}. Give "
+                "the dotted path of the class instead, and its arguments as options."
+            )
+        arguments = {f.name: convert(getattr(obj, f.name)) for f in fields(obj) if f.init and f.name not in content}
         return {"class_path": class_path(type(obj)), "init_args": arguments}
+    if allow_instances and not hasattr(obj, "__qualname__"):
+        return {"class_path": f"{type(obj).__module__}.{type(obj).__qualname__}", "init_args": {}}
     return {"class_path": class_path(obj), "init_args": {}}
 
 
@@ -145,10 +154,10 @@ def short_name(obj: Any) -> str:
     Args:
         obj: An object that `to_spec` can describe, or such a description.
     """
-    spec = obj if isinstance(obj, dict) else to_spec(obj)
+    spec = obj if isinstance(obj, dict) else to_spec(obj, allow_instances=True)
     path, arguments = translate_spec(spec["class_path"], spec.get("init_args", {}))
     is_safe = path.startswith("flatbayes.") or path.rpartition(".")[0] in sys.modules
-    defaults = get_defaults(import_object(path)) if is_safe else {}
+    defaults = get_defaults(import_object(path)) if is_safe and arguments else {}
     changed = {key: value for key, value in arguments.items() if key not in defaults or defaults[key] != value}
     inside = ", ".join(f"{key}={_format_value(value)}" for key, value in changed.items())
     name = path.rpartition(".")[2]

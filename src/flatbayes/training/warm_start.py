@@ -1,6 +1,5 @@
 """Warm start: initial weights from trained networks, and parameters that are not trained."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import State
+from flatbayes.core.networks import hash_tensors
 from flatbayes.core.parameter_selection import format_names, match_names, named_trainable
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import Standardize
@@ -107,12 +107,9 @@ class WarmStart:
         """
         if not self.weights and not self.freeze:
             return None
-        checksum = hashlib.sha256(repr((self.new_head, list(self.freeze))).encode())
         statistics = [] if transform is None else [("mean", transform.mean), ("std", transform.std)]
-        for name, tensor in [*(pair for weights in self.weights for pair in sorted(weights.items())), *statistics]:
-            checksum.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            checksum.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return checksum.hexdigest()
+        weights = [pair for state_dict in self.weights for pair in sorted(state_dict.items())]
+        return hash_tensors([*weights, *statistics], repr((self.new_head, list(self.freeze))))
 
     def apply_to(self, network: nn.Module, member: int) -> nn.Module:
         """Load the weights of a member, and turn off gradients of frozen parameters, in place; return the network."""
