@@ -107,7 +107,10 @@ def test_fractions_are_regression_targets(save):
 def test_whole_numbers_are_regression_targets_on_request(save):
     x = np.zeros((4, 2))
     assert Npz(path=save(x=x, y=np.arange(4)), task="regression").read().unsplit.targets.tolist() == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match=r"'y' of .*npz holds whole numbers as float64.* or say task=regression"):
+    with pytest.raises(
+        ValueError,
+        match=r"'y' of .*npz holds whole numbers as float64.* or set the option task of the data to regression",
+    ):
         Npz(path=save(x=x, y=np.arange(4.0))).read()
     with pytest.raises(ValueError, match=r"must be numbers of the shape \[n\] or \[n, targets\], got <U1"):
         Npz(path=save(x=x, y=np.array(["a"] * 4)), task="regression").read()

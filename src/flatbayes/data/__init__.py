@@ -10,6 +10,7 @@ from flatbayes.data.corruptions import CORRUPTIONS, corrupt_images, infer_white_
 from flatbayes.data.image_folder import ImageFolder
 from flatbayes.data.image_parquet import ImageParquet
 from flatbayes.data.imagenet import ImageNet, TinyImageNet
+from flatbayes.data.in_memory import Arrays, FixedSplits
 from flatbayes.data.inputs import InputReader, read_inputs
 from flatbayes.data.lazy_images import LazyImages
 from flatbayes.data.npz import Npz
@@ -30,6 +31,7 @@ __all__ = [
     "CIFAR100",
     "CORRUPTIONS",
     "UCI",
+    "Arrays",
     "Augment",
     "ClassSplit",
     "DataSource",
@@ -37,6 +39,7 @@ __all__ = [
     "DataWarning",
     "Diabetes",
     "Digits",
+    "FixedSplits",
     "ImageFolder",
     "ImageNet",
     "ImageParquet",

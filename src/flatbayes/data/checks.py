@@ -182,7 +182,7 @@ def holds_fractions(values: NDArray[np.floating[Any]], description: str) -> bool
     if np.array_equal(values, np.round(values)):
         raise ValueError(
             f"{description} holds whole numbers as {values.dtype}: are they classes, or numbers to predict? Write "
-            "classes as whole numbers (integers), or say task=regression."
+            "classes as whole numbers (integers), or set the option task of the data to regression."
         )
     return True
 

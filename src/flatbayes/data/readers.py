@@ -1,30 +1,54 @@
-"""Selection of the data source for a path: by suffix, or by the content of a folder."""
+"""Selection of the data source for what users have: a path, by suffix or content, or examples in memory."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch.utils.data import Dataset
 
 from flatbayes.data.csv_files import get_table_suffix
 from flatbayes.data.hub import is_hub_name
 from flatbayes.data.image_folder import ImageFolder, list_image_files
 from flatbayes.data.image_parquet import ImageParquet
+from flatbayes.data.in_memory import Arrays, FixedSplits
 from flatbayes.data.npz import Npz
 from flatbayes.data.parquet import find_image_columns, find_split_files, require_file
 from flatbayes.data.source import DataSource
+from flatbayes.data.splits import DataSplits
 from flatbayes.data.table import Table
+from flatbayes.data.torch_dataset import TorchDataset
 
 
-def make_source(path: str, **options: Any) -> DataSource:
-    """Make the source that reads a path.
+def make_source(data: Any, **options: Any) -> DataSource:
+    """Make a source from a path or from examples in memory.
 
     Args:
-        path: A file, a folder, or the name of a dataset on the hub, as for `find_reader`.
+        data: A file, a folder, or the name of a dataset on the hub, as for `find_reader`; a pair `(inputs, targets)`
+            of arrays, tensors or data frames; a map-style torch dataset; splits; or a source.
         options: Other options of the source; a table needs its `target`.
 
     Raises:
         FileNotFoundError: There is nothing at the path.
         ValueError: No source reads it, or it is a table without a target.
+        TypeError: It is none of these.
     """
+    if isinstance(data, type) and issubclass(data, DataSource):
+        return data(**options)
+    if isinstance(data, DataSource):
+        return replace(data, **options)
+    if isinstance(data, DataSplits):
+        return FixedSplits(data, **options)
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return Arrays(*data, **options)
+    if isinstance(data, Dataset):
+        return TorchDataset(data, **options)
+    if not isinstance(data, str | Path):
+        raise TypeError(
+            f"Data are a path, a pair (inputs, targets), a map-style torch dataset, splits or a source, got a "
+            f"{type(data).__name__}."
+        )
+    path = str(data)
     reader = find_reader(path)
     if reader.func is Table and "target" not in options:
         raise ValueError(

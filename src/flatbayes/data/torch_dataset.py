@@ -51,6 +51,7 @@ class TorchDataset(DataSource):
     """
 
     import_path_fields: ClassVar[tuple[str, ...]] = ("dataset",)
+    content_fields: ClassVar[tuple[str, ...]] = ("dataset", "test", "val")
 
     dataset: str | Dataset[Any] = field(kw_only=False)
     test: Dataset[Any] | None = None
