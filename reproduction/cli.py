@@ -133,7 +133,7 @@ def run_table(options: Namespace) -> None:
     console.print(
         f"results  {folder / 'results.json'}\ntable    {folder / 'table.md'}", highlight=False, soft_wrap=True
     )
-    if comparison.summary:
+    if comparison.rows:
         console.print(f"report   {write_report(folder)}", highlight=False, soft_wrap=True)
     if failures:
         raise RuntimeError("Some runs failed; the others are in the table:\n" + "\n".join(failures))

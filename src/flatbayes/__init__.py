@@ -8,6 +8,7 @@ from flatbayes.data import (
     CIFAR10,
     CIFAR100,
     UCI,
+    Arrays,
     DataSource,
     DataSplits,
     Diabetes,
@@ -22,7 +23,7 @@ from flatbayes.data import (
     TorchDataset,
 )
 from flatbayes.distillation import distill
-from flatbayes.experiments import Comparison
+from flatbayes.experiments import Comparison, ComparisonResult, TuningResult, compare, tune
 from flatbayes.flatness import (
     ASAM,
     LESAM,
@@ -78,10 +79,12 @@ __all__ = [
     "SWAG",
     "UCI",
     "VGG",
+    "Arrays",
     "Categorical",
     "CategoricalPredictive",
     "Closure",
     "Comparison",
+    "ComparisonResult",
     "CompiledPosterior",
     "Constant",
     "ConvNet",
@@ -128,13 +131,16 @@ __all__ = [
     "TorchDataset",
     "TrainingConfig",
     "TrainingProgress",
+    "TuningResult",
     "ViT",
     "WideResNet",
+    "compare",
     "distill",
     "evaluate",
     "export_onnx",
     "export_torch",
     "fit",
+    "tune",
 ]
 
 

@@ -106,7 +106,7 @@ def run_study(source: UCI, folder: Path, num_splits: int, num_jobs: int | None) 
             for run in runs
             if (result := run.load_result(folder / "runs")) is not None
         ]
-        summary = write_results(folder, to_spec(common)["init_args"], finished, failures).summary
+        summary = write_results(folder, to_spec(common)["init_args"], finished, failures).rows
     return summary
 
 

@@ -55,7 +55,7 @@ def test_results_have_every_run_and_the_documented_keys(finished):
     assert {run.flatness for run in results.runs} == {"Plain", "SAM(rho=0.1)"}
     for row in data["summary"]:
         assert {"posterior", "metric", "plain", "flat", "difference", "interval", "winner"} <= set(row)
-    assert len(results.summary) == 2 * 5
+    assert len(results.rows) == 2 * 5
     assert ComparisonResult.load(folder) == results
 
 
@@ -165,7 +165,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_repeated_by_the_next_call(
     results = replace(SMALL, posteriors=(MAP(),)).run(tmp_path, jobs=1)
     assert results.failures == ("MAP SAM(rho=0.1) seed 1: The loss is nan",)
     assert len(results.runs) == 3
-    assert results.summary[0].comparison.num_seeds == 1
+    assert results.rows[0].comparison.num_seeds == 1
     monkeypatch.undo()
     again = replace(SMALL, posteriors=(MAP(),)).run(tmp_path, jobs=1)
     assert len(again.runs) == 4

@@ -9,7 +9,7 @@ import torch
 from flatbayes.data import Diabetes, Digits
 from flatbayes.diagnostics import measure_posterior_sharpness
 from flatbayes.experiments import Comparison, EvaluationConfig
-from flatbayes.experiments.results import RunDetails
+from flatbayes.experiments.run_result import RunDetails
 from flatbayes.flatness import SAM
 from flatbayes.metrics import DEFINITIONS, HIGHER_IS_BETTER, METRIC_FAMILIES
 from flatbayes.models import MLP
@@ -55,7 +55,7 @@ def test_every_name_of_every_family_is_there_with_direction_and_definition(resul
     for run in results.runs:
         assert names <= set(run.metrics)
     assert names <= set(HIGHER_IS_BETTER) & set(DEFINITIONS)
-    for row in results.summary:
+    for row in results.rows:
         assert row.family == next((f for f, metrics in METRIC_FAMILIES.items() if row.metric in metrics), "")
         assert row.comparison.p_value is row.p_holm is None  # of two seeds
 

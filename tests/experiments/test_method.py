@@ -48,7 +48,7 @@ def test_plain_and_flat_runs_have_the_overrides_of_their_method(tmp_path):
     MIXED.claim_folder(tmp_path, overwrite=False)
     results = MIXED.run(tmp_path, jobs=1)
     assert not results.failures
-    pairs = {(row.posterior, row.flatness) for row in results.summary}
+    pairs = {(row.posterior, row.flatness) for row in results.rows}
     assert pairs == {("MAP", "SAM(rho=0.1)"), ("SGVB(temperature=0.1)", "SAM(rho=0.5)"), ("SGLD", "SAM(rho=0.1)")}
 
 

@@ -11,7 +11,7 @@ import pytest
 from flatbayes.core.files import write_json
 from flatbayes.diagnostics import LossSlice
 from flatbayes.experiments import ComparisonResult, RunResult, SelectionRecord, SelectionTrial, summarize_runs
-from flatbayes.experiments.results import RunCost, RunDetails, SeverityCurve, TrainingHistory
+from flatbayes.experiments.run_result import RunCost, RunDetails, SeverityCurve, TrainingHistory
 from flatbayes.metrics import CoverageCurve, MetricFamily, ReliabilityBins
 
 DOCS = Path(__file__).parents[2] / "docs" / "results"
@@ -52,7 +52,7 @@ def comparison(runs=RUNS):
 @pytest.mark.parametrize("num_runs", [2, 4])
 def test_a_comparison_is_read_back_as_it_was_written(tmp_path, num_runs):
     results = comparison(RUNS[:num_runs])
-    assert len(results.summary) == 1
+    assert len(results.rows) == 1
     path = results.save(tmp_path)
     assert ComparisonResult.load(tmp_path) == results
     assert json.loads(path.read_text())["schema"] == 2
@@ -153,7 +153,7 @@ OLD_RESULTS = {
 def test_a_file_of_flatbayes_0_1_is_read():
     results = ComparisonResult.from_dict(OLD_RESULTS)
     assert results.config == {"num_seeds": 2, "split": "test", "evaluations": {}, "config": {"epochs": 3}}
-    first, (row,) = results.runs[0], results.summary
+    first, (row,) = results.runs[0], results.rows
     assert (first.split, first.history.loss, first.details.calibration_temperature) == ("val", (0.5,), 1.5)
     assert first.details.loss_slice == LossSlice((0.0,), (2.0,))
     pair = row.comparison
@@ -172,10 +172,10 @@ def test_a_file_of_flatbayes_0_1_is_read():
 @pytest.mark.parametrize("name", ["digits", "digits-all", "cifar10", "uci-energy"])
 def test_the_published_results_are_read(name):
     results = ComparisonResult.from_dict(json.loads((DOCS / f"{name}.json").read_text()))
-    assert results.summary
+    assert results.rows
     assert results.runs
-    assert all(row.comparison.num_seeds > 1 for row in results.summary)
-    assert {row.family for row in results.summary} <= {"", *MetricFamily}
+    assert all(row.comparison.num_seeds > 1 for row in results.rows)
+    assert {row.family for row in results.rows} <= {"", *MetricFamily}
 
 
 def test_the_published_selections_are_read(tmp_path):
@@ -196,7 +196,7 @@ def test_data_frames_have_a_row_for_each_summary_row_and_each_run():
     pytest.importorskip("pandas")
     results = comparison()
     summary, runs = results.to_pandas(), results.to_pandas("runs")
-    assert summary.loc[0, "difference"] == results.summary[0].comparison.difference
+    assert summary.loc[0, "difference"] == results.rows[0].comparison.difference
     assert list(summary.columns[:5]) == ["posterior", "flatness", "metric", "family", "p_holm"]
     assert runs["nll"].tolist() == [0.5, 0.4, 0.6, 0.45]
     assert runs["train_seconds"].tolist()[0] == 1.5
@@ -210,6 +210,6 @@ def test_a_data_frame_says_what_to_install(monkeypatch):
 
 
 def test_verdicts_need_an_interval():
-    (row,) = comparison().summary
+    (row,) = comparison().rows
     assert row.verdict == "unknown"  # two seeds
     assert replace(row, comparison=replace(row.comparison, interval=(0.1, 0.2), winner="plain")).verdict == "plain"

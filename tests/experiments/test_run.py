@@ -9,7 +9,7 @@ import torch
 
 from flatbayes.data import DataWarning, Digits, Table
 from flatbayes.experiments import EvaluationConfig, ExperimentRun, execute_runs
-from flatbayes.experiments.results import RunDetails
+from flatbayes.experiments.run_result import RunDetails
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, Ensemble

@@ -19,7 +19,7 @@ def typed(measured):
 
 def test_usual_metrics_and_families_are_counted_apart(typed):
     assert queries.list_families(typed) == ["Shift", "Sharpness"]
-    assert len(queries.select_family(typed).summary) == 10
+    assert len(queries.select_family(typed).rows) == 10
     assert queries.list_metrics(queries.select_family(typed, "Shift")) == list(METRIC_FAMILIES["Shift"])
     assert "10 metrics (5 metrics × 2 posteriors)" in queries.format_conclusion(queries.select_family(typed))
 

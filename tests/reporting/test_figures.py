@@ -8,7 +8,7 @@ import matplotlib
 import pytest
 
 from flatbayes.experiments import ComparisonResult, RunResult
-from flatbayes.experiments.results import TrainingHistory
+from flatbayes.experiments.run_result import TrainingHistory
 from flatbayes.reporting import write_summary_figure
 from flatbayes.reporting.curves import LEARNING_CURVES, average_runs, curve_panels
 from flatbayes.reporting.figures import describe_direction, difference_panels, metric_panels

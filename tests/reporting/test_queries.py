@@ -83,7 +83,7 @@ def test_no_verdict_without_an_interval(results):
     row = results["summary"][0] | {"difference": -0.1, "interval": [-0.2, -0.05], "winner": "flat"}
     rows = [row, {**row, "interval": None}, {**row, "difference": float("nan")}]
     typed = ComparisonResult.from_dict({**results, "summary": rows})
-    assert [entry.verdict for entry in typed.summary] == ["flat", "unknown", "unknown"]
+    assert [entry.verdict for entry in typed.rows] == ["flat", "unknown", "unknown"]
 
 
 def test_the_default_glossary_has_directions_and_definitions():

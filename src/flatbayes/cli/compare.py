@@ -21,16 +21,13 @@ from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSource, DataSplits, load_test_split, match_input_format
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.diagnostics import SharpnessConfig
-from flatbayes.experiments import Comparison, EvaluationConfig, Method
-from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Posterior
-from flatbayes.reporting import summary_tables, write_report
-from flatbayes.training import dry_run
+from flatbayes.experiments import DEFAULT_POSTERIORS, Comparison, EvaluationConfig, Method
+from flatbayes.posteriors import Posterior
+from flatbayes.reporting import format_verdict, summary_tables, write_report
 from flatbayes.training.distributed.workers import ParallelBackend
 
 EvaluationName = Literal["calibration", "shift", "sharpness"]
 """Evaluations of `--diagnose`."""
-
-DEFAULT_POSTERIORS = (MCDropout(rate=0.1), SWAG(rank=0), SWAG(), Ensemble())
 
 
 def make_parser() -> ArgumentParser:
@@ -102,9 +99,7 @@ def run(options: Namespace) -> None:
         evaluations=_select_evaluations(options, dataset),
         data_fingerprint=compute_fingerprint(dataset),
     )
-    for first_seed_run in comparison.list_runs()[: 2 * len(comparison.posteriors)]:
-        posterior, flatness = first_seed_run.posterior, first_seed_run.flatness
-        dry_run(first_seed_run.model, dataset, posterior, flatness, first_seed_run.config)
+    comparison.check_compatibility(dataset)
     comparison.claim_folder(folder, overwrite=options.overwrite)
     try:
         results = comparison.run(folder, jobs=options.num_jobs, backend=options.backend)
@@ -116,10 +111,11 @@ def run(options: Namespace) -> None:
         )
         raise
     failures = "\n".join(results.failures)
-    if not results.summary:
+    if not results.rows:
         raise RuntimeError(f"No pair of a plain and a flat run finished:\n{failures}")
     for table in summary_tables(results):
         console.print(table)
+    console.print(f"\n{format_verdict(results)}\n", highlight=False)
     report = write_report(folder)
     console.print(f"results  {folder / 'results.json'}\nreport   {report}", highlight=False, soft_wrap=True)
     if failures:

@@ -12,8 +12,9 @@ from flatbayes.cli.options import SplitName, add_data_path_option, add_run_optio
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.spec import short_name
 from flatbayes.data import Split
-from flatbayes.experiments.results import RESULTS_FILE, RunCost, RunResult
+from flatbayes.experiments.results import RESULTS_FILE
 from flatbayes.experiments.run_folder import RunFolder
+from flatbayes.experiments.run_result import RunCost, RunResult
 from flatbayes.metrics import DEFINITIONS
 from flatbayes.prediction import FittedPosterior, check_num_draws, evaluate
 

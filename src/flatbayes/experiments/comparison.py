@@ -1,34 +1,40 @@
 """Comparison of flat with plain training: every posterior in both variants over seeds, in parallel and resumable."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch import nn
 
 from flatbayes.core.components import resolve_component
 from flatbayes.core.files import JsonValue
+from flatbayes.core.networks import fingerprint_weights
 from flatbayes.core.spec import short_name, to_spec
-from flatbayes.data import DataSource
+from flatbayes.data import DataSource, DataSplits, make_source
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.experiments.evaluations import EvaluationConfig
 from flatbayes.experiments.folder_lock import lock_folder, unlock_folders
 from flatbayes.experiments.method import Method, build_methods
 from flatbayes.experiments.parallel import execute_runs
-from flatbayes.experiments.results import ComparisonResult, RunResult
+from flatbayes.experiments.results import ComparisonResult
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.experiments.run_folder import claim_folder, describe_environment
+from flatbayes.experiments.run_result import RunResult
 from flatbayes.experiments.summary import summarize_runs
 from flatbayes.flatness import SAM, Flatness, Plain
 from flatbayes.metrics import HIGHER_IS_BETTER, METRIC_FAMILIES
-from flatbayes.posteriors import Posterior
+from flatbayes.posteriors import SWAG, Ensemble, MCDropout, Posterior
 from flatbayes.prediction import check_num_draws
-from flatbayes.training import TrainingConfig
+from flatbayes.training import TrainingConfig, dry_run
 from flatbayes.training.arguments import resolve_config, resolve_model
 from flatbayes.training.distributed.workers import ParallelBackend
 
 SPLIT_NAMES = ("test", "val", "train")
 FAMILY_BY_METRIC = {metric: family for family, metrics in METRIC_FAMILIES.items() for metric in metrics}
+DEFAULT_POSTERIORS: tuple[Posterior, ...] = (MCDropout(rate=0.1), SWAG(rank=0), SWAG(), Ensemble())
 EXTENDABLE_FIELDS = ("posteriors", "flatness", "num_seeds", "evaluations")
 """Fields that may change when a comparison is continued in the same folder."""
 
@@ -39,7 +45,7 @@ class Comparison:
 
     Attributes:
         source: Source of the data.
-        model: Function that builds the network.
+        model: Function that builds the network, or a network, whose weights every seed starts from.
         posteriors: The posteriors; a `Method` where one has a training configuration or flatness of its own.
         flatness: Flatness of the flat runs; that of the plain runs is `Plain()`.
         config: The training configuration.
@@ -49,10 +55,11 @@ class Comparison:
         evaluations: Additional evaluations.
         data_fingerprint: Fingerprint of the content of the source, by `compute_fingerprint`; by default the data are
             loaded for it.
+        model_fingerprint: Fingerprint of the weights of a network, by `fingerprint_weights`; computed by default.
     """
 
     source: DataSource
-    model: Callable[..., nn.Module]
+    model: nn.Module | Callable[..., nn.Module]
     posteriors: Sequence[Posterior | Method]
     flatness: Flatness = SAM()
     config: TrainingConfig = TrainingConfig()
@@ -61,6 +68,7 @@ class Comparison:
     split: str = "test"
     evaluations: EvaluationConfig = EvaluationConfig()
     data_fingerprint: Mapping[str, str] | None = None
+    model_fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_seeds < 1:
@@ -82,11 +90,19 @@ class Comparison:
         if self.flatness == Plain():
             raise ValueError("A comparison sets a flatness against Plain: choose another one, such as SAM.")
 
-    def with_fingerprint(self) -> "Comparison":
-        """The comparison with the fingerprint of the data as they are now, unless it has one."""
-        if self.data_fingerprint is not None:
-            return self
-        return replace(self, data_fingerprint=compute_fingerprint(self.source.load(0)))
+    def with_fingerprints(self) -> "Comparison":
+        """The comparison with fingerprints of data and network as they are now, unless it has them."""
+        data, model = self.data_fingerprint, self.model_fingerprint
+        if data is None:
+            data = compute_fingerprint(self.source.load(0))
+        if model is None and isinstance(self.model, nn.Module):
+            model = fingerprint_weights(self.model)
+        return replace(self, data_fingerprint=data, model_fingerprint=model)
+
+    def describe(self) -> dict[str, JsonValue]:
+        """The configuration as plain data; what only exists in memory by the name of its class."""
+        options: dict[str, JsonValue] = to_spec(self.with_fingerprints(), allow_instances=True)["init_args"]
+        return options
 
     def make_run(self, method: Method, flatness: Flatness, seed: int) -> ExperimentRun:
         """One run of this comparison."""
@@ -102,17 +118,31 @@ class Comparison:
             posterior_name=method.label,
             evaluations=self.evaluations,
             data_fingerprint=self.data_fingerprint,
+            model_fingerprint=self.model_fingerprint,
         )
 
     def list_runs(self) -> list[ExperimentRun]:
         """All runs, the seeds outermost, so that an interrupted comparison has complete seeds."""
-        comparison = self.with_fingerprint()
+        comparison = self.with_fingerprints()
         return [
             comparison.make_run(method, flatness, seed)
             for seed in range(self.num_seeds)
             for method in build_methods(self.posteriors)
             for flatness in (Plain(), method.flatness or self.flatness)
         ]
+
+    def check_compatibility(self, dataset: DataSplits | None = None) -> None:
+        """Take one step with every posterior, plain and flat, on a few examples.
+
+        Args:
+            dataset: The splits of seed 0, if they are loaded already.
+
+        Raises:
+            ValueError: Model, data, a posterior, flatness and configuration do not go together.
+        """
+        dataset = self.source.load(0) if dataset is None else dataset
+        for run in self.list_runs()[: 2 * len(self.posteriors)]:
+            dry_run(run.model, dataset, run.posterior, run.flatness, run.config)
 
     def claim_folder(self, folder: Path, *, overwrite: bool) -> None:
         """Reserve the folder for this comparison, new or continued, until `run` or this process ends.
@@ -127,7 +157,7 @@ class Comparison:
         Raises:
             ValueError: The folder holds another run, and `overwrite` is not set; or another process is writing there.
         """
-        claim_folder(folder, to_spec(self.with_fingerprint())["init_args"], EXTENDABLE_FIELDS, overwrite=overwrite)
+        claim_folder(folder, self.describe(), EXTENDABLE_FIELDS, overwrite=overwrite)
 
     def run(
         self,
@@ -152,14 +182,14 @@ class Comparison:
             ValueError: Another process is writing to the folder.
             RuntimeError: A process of this comparison was killed; finished runs are kept.
         """
-        comparison = self.with_fingerprint()
+        comparison = self.with_fingerprints()
         runs = comparison.list_runs()
         lock_folder(folder)
         try:
             failures = execute_runs(runs, folder / "runs", jobs, show_progress, backend)
             results = (run.load_result(folder / "runs") for run in runs)
             finished = [result for result in results if result is not None]
-            return write_results(folder, to_spec(comparison)["init_args"], finished, failures)
+            return write_results(folder, comparison.describe(), finished, failures)
         finally:
             unlock_folders(folder)
 
@@ -178,9 +208,82 @@ def write_results(
     results = ComparisonResult(
         config=config,
         runs=tuple(runs),
-        summary=summarize_runs(runs, short_name(Plain()), HIGHER_IS_BETTER, FAMILY_BY_METRIC),
+        rows=summarize_runs(runs, short_name(Plain()), HIGHER_IS_BETTER, FAMILY_BY_METRIC),
         failures=tuple(failures),
         environment=describe_environment(),
     )
     results.save(folder)
+    return results
+
+
+def compare(
+    model: nn.Module | Callable[..., nn.Module],
+    data: Any,
+    posteriors: Sequence[Posterior | Method] | None = None,
+    flatness: Flatness = SAM(),
+    config: TrainingConfig | None = None,
+    *,
+    num_seeds: int = 5,
+    num_draws: int = 30,
+    split: str = "test",
+    evaluations: EvaluationConfig = EvaluationConfig(),
+    folder: str | Path | None = None,
+    overwrite: bool = False,
+    num_jobs: int | None = None,
+    backend: ParallelBackend = "loky",
+    show_progress: bool | None = None,
+) -> ComparisonResult:
+    """Fit every posterior with plain and with flat training over seeds, and compare the pairs.
+
+    Args:
+        model: A class or function that builds the network, as for `fit`; or a network, whose weights every seed
+            starts from. With several processes it must be importable, or defined in a notebook.
+        data: A source, such as `Digits()`; a path; a pair `(inputs, targets)` of arrays, tensors or data frames, or a
+            map-style torch dataset, which are split at random by seed, with one test split for all seeds; or splits.
+        posteriors: The posteriors; by default `DEFAULT_POSTERIORS`, without the ensemble if the model is a network.
+        flatness: Flatness of the flat runs.
+        config: The training configuration.
+        num_seeds: Number of seeds; the plain and the flat run of a pair share theirs.
+        num_draws: Networks averaged in a prediction.
+        split: Split to evaluate on: test, or val to choose hyperparameters.
+        evaluations: Additional evaluations, such as corrupted images.
+        folder: Folder of the results. If it holds finished runs of the same comparison, these are not repeated. None
+            keeps nothing.
+        overwrite: Delete the results in the folder first.
+        num_jobs: Number of processes; by default one per core, or one if there is a GPU.
+        backend: How processes are started: `loky` on this machine, `ray` on those of a cluster.
+        show_progress: Show a progress bar; by default if standard error is a terminal.
+
+    Returns:
+        The result, with `summary()`, `to_pandas()`, `plot()` and `report(path)`; `failures` names failed runs.
+
+    Raises:
+        ValueError: Model, data, a posterior, flatness and configuration do not go together, or the folder holds
+            another comparison.
+        RuntimeError: No pair of a plain and a flat run finished.
+    """
+    if posteriors is None:
+        posteriors = DEFAULT_POSTERIORS[:-1] if isinstance(model, nn.Module) else DEFAULT_POSTERIORS
+    source = make_source(data)
+    dataset = source.load(0)
+    comparison = Comparison(
+        source=source,
+        model=model,
+        posteriors=posteriors,
+        flatness=flatness,
+        config=resolve_config(config, TrainingConfig()),
+        num_seeds=num_seeds,
+        num_draws=num_draws,
+        split=split,
+        evaluations=evaluations,
+        data_fingerprint=compute_fingerprint(dataset),
+    ).with_fingerprints()
+    comparison.check_compatibility(dataset)
+    with nullcontext(folder) if folder is not None else TemporaryDirectory() as place:
+        path = Path(place)
+        if folder is not None:
+            comparison.claim_folder(path, overwrite=overwrite)
+        results = comparison.run(path, jobs=num_jobs, show_progress=show_progress, backend=backend)
+    if not results.rows:
+        raise RuntimeError("No pair of a plain and a flat run finished:\n" + "\n".join(results.failures))
     return results

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from flatbayes.data import DataSource, DataSplits, Split, list_corruptions, load_test_split, match_input_format
 from flatbayes.diagnostics import LossSlice, SharpnessConfig, compute_draw_slices, measure_posterior_sharpness
-from flatbayes.experiments.results import RunDetails, SeverityCurve
+from flatbayes.experiments.run_result import RunDetails, SeverityCurve
 from flatbayes.prediction import (
     CorruptionMetrics,
     FittedPosterior,

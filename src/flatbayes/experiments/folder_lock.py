@@ -28,12 +28,14 @@ def check_folder(folder: Path) -> None:
         ValueError: The message says why.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, not a folder: choose another --out.")
+        raise ValueError(f"{folder} is a file, not a folder: choose another folder (--out).")
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir():
-        raise ValueError(f"The folder {folder} cannot be made: {existing.name} is a file. Choose another --out.")
+        raise ValueError(
+            f"The folder {folder} cannot be made: {existing.name} is a file. Choose another folder (--out)."
+        )
     if not os.access(existing, os.W_OK):
-        raise ValueError(f"There is no permission to write to {existing}. Choose another --out.")
+        raise ValueError(f"There is no permission to write to {existing}. Choose another folder (--out).")
 
 
 def lock_folder(folder: Path) -> None:
@@ -48,7 +50,9 @@ def lock_folder(folder: Path) -> None:
     try:
         make_folder(folder)
     except OSError as error:
-        raise ValueError(f"The folder {folder} cannot be made: {error.strerror}. Choose another --out.") from error
+        raise ValueError(
+            f"The folder {folder} cannot be made: {error.strerror}. Choose another folder (--out)."
+        ) from error
     key, holder = (os.getpid(), folder.resolve()), folder / HOLDER_FILE
     if key in _LOCKS:
         return
@@ -59,7 +63,7 @@ def lock_folder(folder: Path) -> None:
     except Timeout:
         name = holder.read_text("utf-8", "replace").strip() if holder.is_file() else "another process"
         raise ValueError(
-            f"{folder} is being written to by {name}: wait until that ends, or choose another --out."
+            f"{folder} is being written to by {name}: wait until that ends, or choose another folder (--out)."
         ) from None
     except OSError as error:
         if error.errno in _UNSUPPORTED_ERRORS:

@@ -67,7 +67,7 @@ def execute_runs(
     except BrokenExecutor as error:
         raise RuntimeError(
             f"A process was killed, as happens when memory runs out. Finished runs are kept in {folder}, and the "
-            "same command goes on with them; --num_jobs 1 needs the least memory."
+            "same call or command goes on with them; one process (num_jobs 1) needs the least memory."
         ) from error
     return sorted(failures)
 

@@ -17,7 +17,7 @@ from flatbayes.core.optional import get_version
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSource, DataSplits, DataWarning
 from flatbayes.experiments.evaluations import EvaluationConfig
-from flatbayes.experiments.results import RunCost, RunResult, TrainingHistory
+from flatbayes.experiments.run_result import RunCost, RunResult, TrainingHistory
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import evaluate
@@ -33,7 +33,7 @@ class ExperimentRun:
 
     Attributes:
         source: Source of the data; its test split is the same for every seed, unless it has standard splits.
-        model: Function that builds the network.
+        model: Function that builds the network, or a network, whose weights every seed starts from.
         posterior: The posterior.
         flatness: The flatness.
         config: The training configuration.
@@ -43,10 +43,11 @@ class ExperimentRun:
         posterior_name: Label of the posterior in the result, by default with its hyperparameters.
         evaluations: Additional evaluations.
         data_fingerprint: Fingerprint of the content of the source, so that results on other content are not reused.
+        model_fingerprint: Fingerprint of the weights of a model that is a network, likewise.
     """
 
     source: DataSource
-    model: Callable[..., nn.Module]
+    model: nn.Module | Callable[..., nn.Module]
     posterior: Posterior
     flatness: Flatness
     config: TrainingConfig
@@ -56,6 +57,7 @@ class ExperimentRun:
     posterior_name: str | None = None
     evaluations: EvaluationConfig = EvaluationConfig()
     data_fingerprint: Mapping[str, str] | None = None
+    model_fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "posterior", resolve_component(self.posterior, Posterior, "posterior"))
@@ -68,7 +70,7 @@ class ExperimentRun:
 
     def cache_key(self) -> str:
         """Hash of the configuration and the version of flatbayes, the name of the result file."""
-        text = json.dumps([get_version(), to_spec(self)["init_args"]], sort_keys=True)
+        text = json.dumps([get_version(), to_spec(self, allow_instances=True)["init_args"]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def load_result(self, folder: Path) -> RunResult | None:

@@ -15,7 +15,8 @@ from flatbayes.core.files import JsonValue, list_temporary_files, read_json, rem
 from flatbayes.core.optional import get_version
 from flatbayes.data.fingerprint import explain_change
 from flatbayes.experiments.folder_lock import check_unlocked, lock_folder, update_lock
-from flatbayes.experiments.results import RESULTS_FILE, ComparisonResult, RunResult
+from flatbayes.experiments.results import RESULTS_FILE, ComparisonResult
+from flatbayes.experiments.run_result import RunResult
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.metadata import list_orphaned_files
 from flatbayes.training.callbacks.loggers import JSONLinesLogger
@@ -41,6 +42,7 @@ ARTIFACT_FILES = (
 )
 FINGERPRINT_KEY = "data_fingerprint"
 """Key of a configuration with the fingerprint of the data; absent from runs of flatbayes 0.1."""
+OTHER_FOLDER_ADVICE = "choose another folder (--out), or overwrite this one (--overwrite)"
 CONFIG_KEYS = ("data", "model", "posterior", "flatness", "config", "seed")
 CHECKPOINT_FOLDER, LOG_FOLDER = "checkpoints", "logs"
 COMPARISON_RUNS_GLOB = f"runs/{'[0-9a-f]' * 16}.json"
@@ -123,8 +125,8 @@ def check_free_folder(folder: Path) -> None:
     present = [name for name in (*RUN_FILES, *ARTIFACT_FILES) if (folder / name).exists()]
     if present:
         raise ValueError(
-            f"{folder} already holds a run ({', '.join(present)}): choose another --out, --resume to go on with it, "
-            "or --overwrite."
+            f"{folder} already holds a run ({', '.join(present)}): choose another folder (--out), go on with this "
+            "run (--resume), or overwrite it (--overwrite)."
         )
 
 
@@ -132,17 +134,20 @@ def _check_same_config(folder: Path, config: Mapping[str, JsonValue], extendable
     present = read_json(folder / CONFIG_FILE)
     if isinstance(present, dict) and "recipe" in present:
         raise ValueError(
-            f"{folder} holds a run of flatbayes 0.1, which this version cannot continue: choose another --out, "
-            "or --overwrite."
+            f"{folder} holds a run of flatbayes 0.1, which this version cannot continue: {OTHER_FOLDER_ADVICE}."
         )
     fixed_keys = [key for key in config if key not in extendable_keys]
     differing = [key for key in fixed_keys if not isinstance(present, dict) or present.get(key) != config[key]]
     if differing == [FINGERPRINT_KEY]:
-        check_fingerprint(folder, present, config[FINGERPRINT_KEY], "choose another --out, or --overwrite")
+        check_fingerprint(
+            folder,
+            present,
+            config[FINGERPRINT_KEY],
+            "choose another folder (--out), or overwrite this one (--overwrite)",
+        )
     if differing:
         raise ValueError(
-            f"{folder} already holds another run (it differs in {', '.join(differing)}): choose another --out, "
-            "or --overwrite."
+            f"{folder} already holds another run (it differs in {', '.join(differing)}): {OTHER_FOLDER_ADVICE}."
         )
 
 

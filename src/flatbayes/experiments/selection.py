@@ -140,7 +140,7 @@ def select_methods(
         RuntimeError: All trials of a method failed.
     """
     higher_is_better = is_higher_better(metric)
-    base = replace(comparison.with_fingerprint(), split="val", evaluations=EvaluationConfig())
+    base = replace(comparison.with_fingerprints(), split="val", evaluations=EvaluationConfig())
     seeds = tuple(range(comparison.num_seeds) if seeds is None else seeds)
 
     def run_variant(

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from flatbayes.experiments.results import RunResult, SummaryRow
+from flatbayes.experiments.results import SummaryRow
+from flatbayes.experiments.run_result import RunResult
 from flatbayes.experiments.statistics import adjust_p_values, compare_pairs
 
 

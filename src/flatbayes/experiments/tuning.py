@@ -6,23 +6,34 @@ database, so that it can be stopped, continued, and shared by several processes.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
+from torch import nn
 
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.files import explain_write_errors, make_folder
 from flatbayes.core.names import format_suggestion
+from flatbayes.core.networks import fingerprint_weights
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.core.spec import short_name
+from flatbayes.data import make_source
+from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.experiments.run_folder import STUDY_FILE
+from flatbayes.experiments.tuning_result import TuningResult
+from flatbayes.flatness import SAM, Flatness
 from flatbayes.metrics import HIGHER_IS_BETTER
+from flatbayes.posteriors import SWAG, Posterior
+from flatbayes.training import TrainingConfig, dry_run
+from flatbayes.training.arguments import resolve_config, resolve_model
 
 if TYPE_CHECKING:
     import optuna  # an optional package
@@ -32,22 +43,6 @@ Ranges = Mapping[str, tuple[float, float]]
 
 RHO_RANGE_FACTORS = (0.1, 20.0)
 """Default range of a radius, in units of the radius of the flatness."""
-
-
-@dataclass(frozen=True)
-class TuningResult:
-    """Trials of a tuning and the best of them.
-
-    Attributes:
-        best_run: The run with the best settings, for its first seed.
-        trials: Values by name, and under `score` the mean over seeds, in the order in which they ran; None where
-            training failed.
-        higher_is_better: Direction of the score.
-    """
-
-    best_run: ExperimentRun
-    trials: list[dict[str, float | None]]
-    higher_is_better: bool = False
 
 
 def default_ranges(run: ExperimentRun) -> Ranges:
@@ -117,7 +112,78 @@ def tune_hyperparameters(
         trials: list[dict[str, float | None]] = [
             {**trial.params, "score": trial.values[0] if trial.values else None} for trial in finished
         ]
-        return TuningResult(replace_hyperparameters(run, study.best_params), trials, maximize)
+        return TuningResult(replace_hyperparameters(run, study.best_params), trials, maximize, metric)
+
+
+def tune(
+    model: nn.Module | Callable[..., nn.Module],
+    data: Any,
+    posterior: Posterior = SWAG(),
+    flatness: Flatness = SAM(),
+    config: TrainingConfig | None = None,
+    *,
+    ranges: Ranges | None = None,
+    num_trials: int = 20,
+    num_seeds: int = 3,
+    metric: str = "nll",
+    num_draws: int = 30,
+    folder: str | Path | None = None,
+    storage: str | None = None,
+    show_progress: bool | None = None,
+) -> TuningResult:
+    """Tune the radius of a flatness, or any numbers of posterior and flatness, on validation data.
+
+    Args:
+        model: As for `compare`.
+        data: As for `compare`.
+        posterior: The posterior.
+        flatness: The flatness.
+        config: The training configuration.
+        ranges: Lowest and highest value of each hyperparameter by name, such as `{"flatness.rho": (0.01, 1)}`; by
+            default the radius from a tenth to twenty times its value.
+        num_trials: Number of settings to try, those of earlier calls with the same folder included.
+        num_seeds: Runs of each setting, averaged.
+        metric: Metric on the validation split that decides.
+        num_draws: Networks averaged in a prediction.
+        folder: Folder of runs and study, in which a further call continues; None keeps nothing.
+        storage: URL of a database for the study; by default a file in the folder.
+        show_progress: Show a progress bar; by default if standard error is a terminal.
+
+    Returns:
+        The result; `fit(model, data, result.posterior, result.flatness, config)` uses it.
+
+    Raises:
+        ValueError: Model, data, posterior, flatness and configuration do not go together, or a range is not valid.
+        RuntimeError: All trials failed.
+        ImportError: Optuna is not installed.
+    """
+    source = make_source(data)
+    dataset = source.load(0)
+    run = ExperimentRun(
+        source=source,
+        model=resolve_model(model),
+        posterior=posterior,
+        flatness=flatness,
+        config=resolve_config(config, TrainingConfig()),
+        seed=0,
+        num_draws=num_draws,
+        data_fingerprint=compute_fingerprint(dataset),
+        model_fingerprint=fingerprint_weights(model) if isinstance(model, nn.Module) else None,
+    )
+    if num_trials < 1 or num_seeds < 1:
+        raise ValueError(f"num_trials and num_seeds must be at least 1, got {num_trials} and {num_seeds}.")
+    dry_run(run.model, dataset, run.posterior, run.flatness, run.config)
+    with nullcontext(folder) if folder is not None else TemporaryDirectory() as place:
+        return tune_hyperparameters(
+            run,
+            default_ranges(run) if ranges is None else ranges,
+            num_trials=num_trials,
+            num_seeds=num_seeds,
+            folder=Path(place),
+            storage=storage,
+            metric=metric,
+            show_progress=sys.stderr.isatty() if show_progress is None else show_progress,
+        )
 
 
 def check_ranges(run: ExperimentRun, ranges: Ranges) -> None:

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flatbayes.experiments.results import ComparisonResult, RunResult
+from flatbayes.experiments.results import ComparisonResult
+from flatbayes.experiments.run_result import RunResult
 from flatbayes.metrics import CoverageCurve, ReliabilityBins, wilson_interval
 from flatbayes.reporting import queries, svg
 from flatbayes.reporting.formats import format_number

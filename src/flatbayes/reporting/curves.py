@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flatbayes.experiments.results import ComparisonResult, RunResult
+from flatbayes.experiments.results import ComparisonResult
+from flatbayes.experiments.run_result import RunResult
 from flatbayes.reporting import queries, svg
 from flatbayes.reporting.svg import LINE_STYLES, PANEL_WIDTH_PX, Panel
 

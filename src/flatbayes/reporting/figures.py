@@ -149,3 +149,31 @@ def draw_difference(axes: "Axes", y: float, posterior: str, *, results: Comparis
         axes.plot(ends, [y, y], color=colour, linewidth=2.6, solid_capstyle="round", zorder=3)
     mark = MARKER_STYLES[row.verdict == "flat"] if has_winner else {"color": colour, "marker": "D", "zorder": 5}
     axes.plot([row.comparison.difference], [y], markersize=7 if has_winner else 5.5, **mark)
+
+
+def plot_differences(results: ComparisonResult, metric: str, axes: "Axes | None" = None) -> "Axes":
+    """Draw the differences of one metric for every posterior into axes of a program or notebook.
+
+    Args:
+        results: The results.
+        metric: Name of the metric.
+        axes: Where to draw; by default new axes.
+
+    Raises:
+        ValueError: The comparison has no such metric.
+        ImportError: matplotlib is not installed.
+    """
+    glossary, metrics = queries.default_glossary(), queries.list_metrics(results)
+    if metric not in metrics:
+        raise ValueError(f"The comparison has no metric {metric!r}; it has {', '.join(metrics)}.")
+    posteriors = [p for p in queries.list_posteriors(results) if queries.find_row(results, p, metric) is not None]
+    with svg.use_axes(axes, 6.0, 1.1 + 0.5 * len(posteriors)) as target:
+        for y, posterior in enumerate(posteriors):
+            draw_difference(target, y, posterior, results=results, metric=metric)
+        target.axvline(0.0, color=svg.INK, linewidth=1.1, alpha=0.75, zorder=1)
+        target.set_yticks(range(len(posteriors)), [shorten_label(posterior) for posterior in posteriors])
+        target.set_ylim(len(posteriors) - 0.4, -0.6)
+        target.set_xlabel(f"{metric}: {describe_direction(glossary, metric)}")
+        target.set_title(f"{queries.format_title(results)} on {queries.format_data(results)}")
+        svg.style_axes(target, grid="x")
+        return target

@@ -52,6 +52,21 @@ def write_report(folder: Path | str, glossary: Glossary | None = None) -> Path:
     return write_text(folder / REPORT_FILE, page)
 
 
+def write_page(results: ComparisonResult, path: Path) -> Path:
+    """Write the page of results in memory, and return its path.
+
+    Args:
+        results: The results.
+        path: Path of the page; a folder gets `report.html`.
+
+    Raises:
+        OSError: It cannot be written.
+        ImportError: matplotlib is not installed.
+    """
+    path = path / REPORT_FILE if path.is_dir() else path
+    return write_text(path, render_page(results, default_glossary()))
+
+
 def render_page(results: ComparisonResult, glossary: Glossary, selection: SelectionRecord | None = None) -> str:
     """The whole document; sections without content are left out.
 
@@ -72,7 +87,7 @@ def render_page(results: ComparisonResult, glossary: Glossary, selection: Select
         + [(str(family["name"]), family) for family in families]
         + [("Learning curves", curves), ("Cost", costs), ("Selection", selection)]
     )
-    counts, flatnesses = queries.count_verdicts(usual.summary), queries.list_flatnesses(usual)
+    counts, flatnesses = queries.count_verdicts(usual.rows), queries.list_flatnesses(usual)
     tiles = [
         ("flat", "flat better", counts["flat"]),
         ("tie", "within noise", counts["tie"]),

@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TypeGuard, TypeVar
 
-from flatbayes.experiments.results import ComparisonResult, RunResult, SummaryRow, Verdict
+from flatbayes.experiments.results import ComparisonResult, SummaryRow, Verdict
+from flatbayes.experiments.run_result import RunResult
 from flatbayes.experiments.statistics import MIN_VERDICT_SEEDS
 
 MAX_FLATNESSES_IN_TITLE = 2
@@ -58,7 +59,7 @@ def read_results(folder: Path) -> ComparisonResult:
         raise FileNotFoundError(f"A report needs {path}, which does not exist; {remedy} to make it.")
     try:
         results = ComparisonResult.load(folder)
-        for name, entries in (("runs", results.runs), ("summary", results.summary)):
+        for name, entries in (("runs", results.runs), ("summary", results.rows)):
             if not entries:
                 raise ValueError(f"'{name}' should be a list with at least one entry")
     except ValueError as error:
@@ -78,22 +79,22 @@ def unique_values(values: Iterable[T]) -> list[T]:
 
 def list_posteriors(results: ComparisonResult) -> list[str]:
     """Labels of the posteriors, in order of appearance."""
-    return unique_values(row.posterior for row in results.summary)
+    return unique_values(row.posterior for row in results.rows)
 
 
 def list_families(results: ComparisonResult) -> list[str]:
     """Names of the tables beside the usual metrics, in order of appearance."""
-    return [name for name in unique_values(row.family for row in results.summary) if name]
+    return [name for name in unique_values(row.family for row in results.rows) if name]
 
 
 def select_family(results: ComparisonResult, name: str = "") -> ComparisonResult:
     """The same results with the summary of one table, by default that of the usual metrics."""
-    return replace(results, summary=tuple(row for row in results.summary if row.family == name))
+    return replace(results, rows=tuple(row for row in results.rows if row.family == name))
 
 
 def list_metrics(results: ComparisonResult) -> list[str]:
     """Names of the metrics, in order of appearance."""
-    return unique_values(row.metric for row in results.summary)
+    return unique_values(row.metric for row in results.rows)
 
 
 def list_seeds(results: ComparisonResult) -> list[int]:
@@ -140,7 +141,7 @@ def select_runs(results: ComparisonResult, posterior: str, flat: bool) -> list[R
 
 def find_row(results: ComparisonResult, posterior: str, metric: str) -> SummaryRow | None:
     """The summary of one posterior and metric, None where it was not computed."""
-    return next((row for row in results.summary if row.posterior == posterior and row.metric == metric), None)
+    return next((row for row in results.rows if row.posterior == posterior and row.metric == metric), None)
 
 
 def count_verdicts(rows: Iterable[SummaryRow]) -> dict[Verdict, int]:
@@ -164,7 +165,7 @@ def format_count(count: int, noun: str) -> str:
 
 def format_conclusion(results: ComparisonResult) -> str:
     """One sentence with the number of metrics that flatness improved and worsened."""
-    counts, total = count_verdicts(results.summary), len(results.summary)
+    counts, total = count_verdicts(results.rows), len(results.rows)
     metrics, posteriors = len(list_metrics(results)), len(list_posteriors(results))
     grid = f"{format_count(metrics, 'metric')} × {format_count(posteriors, 'posterior')}"
     flat = format_flatnesses(results, "flat training")
@@ -175,7 +176,7 @@ def format_conclusion(results: ComparisonResult) -> str:
             f"{format_count(total, 'metric')} ({grid}), but no difference has an interval; "
             f"a verdict needs at least {MIN_VERDICT_SEEDS} seeds and differences that are not all equal."
         )
-    p_values = [row.p_holm for row in results.summary if row.verdict in ("flat", "plain")]
+    p_values = [row.p_holm for row in results.rows if row.verdict in ("flat", "plain")]
     adjusted = [p for p in p_values if is_finite_number(p)]
     num_robust = sum(p < SIGNIFICANCE_LEVEL for p in adjusted)
     sentence = (

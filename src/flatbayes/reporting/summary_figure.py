@@ -95,11 +95,11 @@ def _draw_subtitle(figure: "Figure", height: float, left: float, text: str) -> N
 
 def _draw_heading(figure: "Figure", results: ComparisonResult, height: float) -> str:
     """Draw title, data, outcome and legend, and return the title."""
-    counts = queries.count_verdicts(results.summary)
+    counts = queries.count_verdicts(results.rows)
     title = f"{shorten_label(queries.format_flatnesses(results, 'Flat'), 40)} against plain training"
     subject = [queries.format_data(results), queries.format_model(results)]
     subject.append(queries.format_count(len(queries.list_seeds(results)), "seed"))
-    total = len(results.summary)
+    total = len(results.rows)
     if counts["unknown"] < total:
         better, worse, noise = counts["flat"], counts["plain"], counts["tie"]
         subject.append(f"{better} of {total} metrics better, {worse} worse, {noise} within noise")

@@ -122,6 +122,29 @@ def new_figure(width: float, height: float) -> Iterator["Figure"]:
         yield Figure(figsize=(width / UNITS_PER_INCH, height / UNITS_PER_INCH))
 
 
+@contextmanager
+def use_axes(axes: "Axes | None", width: float, height: float) -> Iterator["Axes"]:
+    """Axes of a program or notebook, in the style of this package.
+
+    Args:
+        axes: Given axes; None makes a figure with pyplot, which a notebook shows.
+        width: Width of a new figure in inches.
+        height: Height of a new figure in inches.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    if axes is not None:
+        yield axes
+        return
+    import matplotlib.pyplot as plt  # here, since it is slow to import
+
+    style: Any = RC_PARAMS | {"axes.facecolor": "white", "figure.facecolor": "white"}
+    with plt.rc_context(style):
+        _, axes = plt.subplots(figsize=(width, height), layout="constrained")
+        yield axes
+
+
 def to_inline_svg(figure: "Figure", name: str, label: str) -> str:
     """The figure as an `<svg>` element for a page.
 

@@ -51,7 +51,7 @@ def make_results_table(results: ComparisonResult, glossary: Glossary) -> Context
         {
             "posterior": posterior,
             "flatness": ", ".join(queries.list_flatnesses(results, posterior)) if len(flatnesses) > 1 else "",
-            "rows": [_result_row(row, glossary) for row in results.summary if row.posterior == posterior],
+            "rows": [_result_row(row, glossary) for row in results.rows if row.posterior == posterior],
         }
         for posterior in queries.list_posteriors(results)
     ]

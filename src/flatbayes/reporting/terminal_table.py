@@ -1,13 +1,16 @@
 """Tables of the summary for the terminal and in Markdown."""
 
+from io import StringIO
 from itertools import groupby
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 from flatbayes.experiments.results import ComparisonResult, SummaryRow, Verdict
 from flatbayes.reporting.formats import Side, format_interval, format_number, format_side, format_signed, wrap_label
+from flatbayes.reporting.miscalibration import describe_miscalibration
 from flatbayes.reporting.queries import (
     MAX_FLATNESSES_IN_TITLE,
+    format_conclusion,
     format_count,
     format_data,
     format_flatnesses,
@@ -15,7 +18,9 @@ from flatbayes.reporting.queries import (
     list_flatnesses,
     list_metrics,
     list_seeds,
+    mean_sd,
     select_family,
+    select_runs,
 )
 
 if TYPE_CHECKING:  # slow to import
@@ -63,21 +68,62 @@ def summary_table(results: ComparisonResult, width: int | None = None) -> "Table
     table = _new_table(results, wide)
     label_width = max(MIN_LABEL_COLUMNS, _label_width(results, columns, wide))
     table.columns[1].min_width = table.columns[1].max_width = _metric_width(results, wide)
-    for posterior, group in groupby(results.summary, key=lambda row: row.posterior):
+    for posterior, group in groupby(results.rows, key=lambda row: row.posterior):
         rows = list(group)
         for label, row in zip(_spread_lines(wrap_label(posterior, label_width), len(rows)), rows, strict=True):
             style = VERDICT_STYLES[row.verdict]
-            verdict = (Text(_format_difference(row), style), Text(VERDICT_WORDS[row.verdict], style))
-            table.add_row(Text(label), Text(row.metric), *map(Text, _format_sides(row, wide)), *verdict)
+            verdict = (Text(format_difference(row), style), Text(VERDICT_WORDS[row.verdict], style))
+            sides = [
+                Text(text, "bold" if side == row.verdict else "")
+                for side, text in zip(SIDES, _format_sides(row, wide), strict=True)
+            ]
+            table.add_row(Text(label), Text(row.metric), *sides, *verdict)
+        coverage = format_coverage(results, posterior)
+        if coverage is not None:
+            table.add_row("", "coverage_95", *map(format_number, coverage), "nominal 0.95", "", style="dim")
         table.add_section()
     return table
+
+
+def format_verdict(results: ComparisonResult) -> str:
+    """The conclusion in plain words, and a line on posteriors that are badly calibrated, if there are any."""
+    lines = [format_conclusion(select_family(results)), describe_miscalibration(results)]
+    return "\n".join(line for line in lines if line)
+
+
+def format_tables(results: ComparisonResult, width: int = 100) -> str:
+    """All tables and the conclusion as plain text.
+
+    Args:
+        results: The results.
+        width: Width in characters, at least 80.
+    """
+    from rich.console import Console
+
+    console = Console(width=width, file=StringIO(), color_system=None)
+    for table in summary_tables(results, width):
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = [line.rstrip() for line in f"{text}\n{format_verdict(results)}".splitlines()]
+    return "\n".join(lines)
+
+
+def format_coverage(results: ComparisonResult, posterior: str) -> tuple[float | None, float | None] | None:
+    """Mean coverage of the 95 % intervals of a regression, plain and flat; None if it was not measured."""
+    if "miscalibration" not in list_metrics(results):
+        return None
+    plain, flat = (
+        mean_sd(run.metrics.get("coverage_95") for run in select_runs(results, posterior, is_flat))[0]
+        for is_flat in (False, True)
+    )
+    return None if plain is None and flat is None else (plain, flat)
 
 
 def _label_width(results: ComparisonResult, columns: int, wide: bool) -> int:
     """Width that the other columns of the table leave to the names of posteriors."""
     cells = [
         ("Plain", "Flat", "Difference"),
-        *((*_format_sides(row, wide), _format_difference(row)) for row in results.summary),
+        *((*_format_sides(row, wide), format_difference(row)) for row in results.rows),
     ]
     numbers = sum(max(map(len, column)) for column in zip(*cells, strict=True))
     return columns - _metric_width(results, wide) - numbers - len("Better") - 5 * len(COLUMN_SEPARATOR)
@@ -127,10 +173,10 @@ def markdown_table(results: ComparisonResult) -> str:
         "| Posterior | Metric | Plain | Flat | Flat − plain [95 % interval] | Better |",
         "|---|---|---:|---:|---:|---|",
     ]
-    for row in results.summary:
+    for row in results.rows:
         means = [f"**{format_side(row, s)}**" if s == row.verdict else format_side(row, s) for s in SIDES]
         labels = (escape_markdown(row.posterior), escape_markdown(row.metric))
-        cells = (*labels, *means, _format_difference(row), VERDICT_WORDS[row.verdict])
+        cells = (*labels, *means, format_difference(row), VERDICT_WORDS[row.verdict])
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -141,7 +187,7 @@ def _spread_lines(lines: list[str], num_rows: int) -> list[str]:
     return [*padded[: num_rows - 1], "\n".join(padded[num_rows - 1 :])]
 
 
-def _format_difference(row: SummaryRow) -> str:
+def format_difference(row: SummaryRow) -> str:
     """Flat − plain, and its interval where there is one."""
     text = format_signed(row.comparison.difference)
     return f"{text} {format_interval(row)}" if row.comparison.interval else text

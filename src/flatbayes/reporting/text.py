@@ -59,7 +59,7 @@ def describe_selection(metric: str, num_seeds: int, num_plain_trials: int, num_f
 
 def explain_statistics(results: ComparisonResult) -> tuple[str, ...]:
     """What varies over seeds, what the intervals mean, and what they are not corrected for."""
-    seeds, total = format_count(len(list_seeds(results)), "seed"), len(results.summary)
+    seeds, total = format_count(len(list_seeds(results)), "seed"), len(results.rows)
     return (
         f"Each posterior was trained plain and flat with the same {seeds}. A seed determines the initial "
         "weights, the order of the batches, and which examples are in the training and in the "

@@ -1,0 +1,93 @@
+"""Typed result of a tuning: its trials and the best hyperparameters."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flatbayes.core.spec import short_name
+from flatbayes.experiments.results import make_data_frame
+from flatbayes.experiments.run import ExperimentRun
+from flatbayes.flatness import Flatness
+from flatbayes.posteriors import Posterior
+
+if TYPE_CHECKING:  # optional packages
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """Trials of a tuning and the best of them.
+
+    Attributes:
+        best_run: The run with the best settings, for its first seed.
+        trials: Values by name, and under `score` the mean over seeds, in the order in which they ran; None where
+            training failed.
+        higher_is_better: Direction of the score.
+        metric: Metric on the validation split that the score is.
+    """
+
+    best_run: ExperimentRun
+    trials: list[dict[str, float | None]]
+    higher_is_better: bool = False
+    metric: str = "nll"
+
+    @property
+    def posterior(self) -> Posterior:
+        """The posterior with the best hyperparameters."""
+        return self.best_run.posterior
+
+    @property
+    def flatness(self) -> Flatness:
+        """The flatness with the best hyperparameters."""
+        return self.best_run.flatness
+
+    @property
+    def best_score(self) -> float:
+        """Score of the best trial."""
+        scores = [trial["score"] for trial in self.trials if trial["score"] is not None]
+        return max(scores) if self.higher_is_better else min(scores)
+
+    def __repr__(self) -> str:
+        best = f"{short_name(self.posterior)} x {short_name(self.flatness)}"
+        score = f"{self.metric} {self.best_score:.4g} on validation data"
+        return f"<TuningResult: {best}, {score}, {len(self.trials)} trials>"
+
+    def summary(self) -> str:
+        """All trials, the best first, as a table in plain text."""
+        names = [name for name in self.trials[0] if name != "score"]
+        width = max(12, *(len(name) + 2 for name in names))
+        worst = float("-inf") if self.higher_is_better else float("inf")
+
+        def sort_key(trial: Mapping[str, float | None]) -> float:
+            score = worst if trial["score"] is None else trial["score"]
+            return -score if self.higher_is_better else score
+
+        lines = ["".join(f"{name:>{width}}" for name in (*names, self.metric))]
+        for trial in sorted(self.trials, key=sort_key):
+            score = "diverged" if trial["score"] is None else f"{trial['score']:.4f}"
+            lines.append("".join(f"{value:>{width}}" for value in (*(f"{trial[n]:.3g}" for n in names), score)))
+        return "\n".join([*lines, f"best: {short_name(self.posterior)} x {short_name(self.flatness)}"])
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row for each trial, in the order in which they ran.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return make_data_frame(self.trials)
+
+    def plot(self, name: str | None = None, *, ax: "Axes | None" = None) -> "Axes":
+        """Draw the score of every trial against a hyperparameter, on a logarithmic axis.
+
+        Args:
+            name: The hyperparameter, by default the first.
+            ax: Where to draw; by default new axes.
+
+        Raises:
+            ValueError: There is no such hyperparameter.
+            ImportError: matplotlib is not installed.
+        """
+        from flatbayes.reporting.tuning import plot_trials
+
+        return plot_trials(self, name, ax)

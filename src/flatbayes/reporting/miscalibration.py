@@ -1,0 +1,98 @@
+"""Words on bad calibration: which posteriors of a comparison are over- or underconfident beyond chance."""
+
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean
+from typing import Literal
+
+from flatbayes.experiments.results import ComparisonResult
+from flatbayes.experiments.run_result import RunResult
+from flatbayes.metrics import CoverageCurve, ReliabilityBins
+from flatbayes.reporting import queries
+
+MIN_CONFIDENCE_GAP = 0.02
+"""Smaller differences of mean confidence and accuracy are not mentioned."""
+COVERAGE_RANGE = (0.90, 0.98)
+"""Range of the coverage of 95 % intervals that is not mentioned."""
+NUM_STANDARD_ERRORS = 2.0
+"""A deviation within this many binomial standard errors of one run may be chance."""
+
+Direction = Literal["overconfident", "underconfident"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration of the runs of one variant, in one number each.
+
+    Attributes:
+        predicted: Mean confidence of a classification; 0.95, the level of the intervals, of a regression.
+        observed: Accuracy; or the fraction of targets inside the intervals. Means over the runs.
+        num_examples: Number of test examples of a run.
+        is_coverage: Whether the numbers are those of intervals.
+    """
+
+    predicted: float
+    observed: float
+    num_examples: int
+    is_coverage: bool
+
+    @property
+    def direction(self) -> Direction | None:
+        """Whether predictions are over- or underconfident; None if the deviation is small, or may be chance."""
+        gap = self.predicted - self.observed
+        rate = self.predicted if self.is_coverage else self.observed
+        error = sqrt(max(rate * (1 - rate), 1e-9) / self.num_examples)
+        low, high = COVERAGE_RANGE
+        is_small = low <= self.observed <= high if self.is_coverage else abs(gap) < MIN_CONFIDENCE_GAP
+        if is_small or abs(gap) <= NUM_STANDARD_ERRORS * error:
+            return None
+        return "overconfident" if gap > 0 else "underconfident"
+
+    @property
+    def text(self) -> str:
+        """The two numbers in words."""
+        if self.is_coverage:
+            return f"95 % intervals hold {100 * self.observed:.0f} % of the targets"
+        return f"mean confidence {100 * self.predicted:.0f} %, accuracy {100 * self.observed:.0f} %"
+
+
+def measure_calibration(runs: list[RunResult]) -> Calibration | None:
+    """Mean calibration of runs; None if they have neither a reliability diagram nor coverage."""
+    values = [pair for run in runs if (pair := _measure_run(run)) is not None]
+    if not values:
+        return None
+    predicted, observed, counts = zip(*values, strict=True)
+    is_coverage = any(isinstance(run.reliability, CoverageCurve) for run in runs)
+    return Calibration(fmean(predicted), fmean(observed), round(fmean(counts)), is_coverage)
+
+
+def describe_miscalibration(results: ComparisonResult) -> str:
+    """One line that names the posteriors whose predictions are badly calibrated; empty if there are none."""
+    entries = []
+    for posterior in queries.list_posteriors(results):
+        by_variant = {
+            name: measure_calibration(queries.select_runs(results, posterior, flat))
+            for name, flat in (("plain", False), ("flat", True))
+        }
+        bad = {name: value for name, value in by_variant.items() if value is not None and value.direction}
+        directions = {value.direction for value in bad.values()}
+        if len(bad) == 2 and len(directions) == 1:
+            texts = [f"plain {bad['plain'].text}, flat {bad['flat'].text}"]
+            entries.append(f"{posterior}, plain and flat, {directions.pop()} ({texts[0]})")
+        else:
+            entries += [f"{posterior}, {name}, {value.direction} ({value.text})" for name, value in bad.items()]
+    return f"Badly calibrated: {'; '.join(entries)}." if entries else ""
+
+
+def _measure_run(run: RunResult) -> tuple[float, float, int] | None:
+    match run.reliability:
+        case ReliabilityBins() as bins if sum(bins.counts):
+            total = sum(bins.counts)
+            confidence = sum(c * n for c, n in zip(bins.confidence, bins.counts, strict=True)) / total
+            accuracy = sum(a * n for a, n in zip(bins.accuracy, bins.counts, strict=True)) / total
+            return confidence, accuracy, total
+        case CoverageCurve() as curve if curve.count:
+            coverage = run.metrics.get("coverage_95")
+            return None if coverage is None else (0.95, coverage, curve.count)
+        case _:
+            return None
