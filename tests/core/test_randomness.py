@@ -3,6 +3,7 @@
 import re
 from itertools import product
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -41,17 +42,86 @@ def test_seeded_numbers_depend_on_the_seed_only():
         assert torch.equal(torch.rand(3), first)
 
 
-@pytest.mark.parametrize("has_accelerator", [False, True])
-def test_seeded_numbers_are_those_of_torch_on_every_device(monkeypatch, has_accelerator):
-    seed_all_devices, seeds = torch.manual_seed, []
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_accelerator)
-    monkeypatch.setattr(torch, "manual_seed", lambda seed: [seeds.append(seed), seed_all_devices(seed)])
+def test_seeded_numbers_are_those_of_torch():
     with seeded_rng(2**63 - 1, None):
         numbers = torch.rand(3)
-    assert seeds == [2**63 - 1] * has_accelerator
-    with preserve_rng(None):
-        seed_all_devices(2**63 - 1)
-        assert torch.equal(torch.rand(3), numbers)
+    torch.manual_seed(2**63 - 1)
+    assert torch.equal(torch.rand(3), numbers)
+
+
+class TwoDevices:
+    """Stands for `torch.cuda` on a machine with two devices, whose generators are those of the CPU."""
+
+    def __init__(self):
+        self.states = {torch.device("cuda", k): torch.Generator().manual_seed(k).get_state() for k in range(2)}
+        self.is_initialized = lambda: True
+        self.changed = []
+
+    def get_rng_state(self, device):
+        return self.states[device].clone()
+
+    def set_rng_state(self, state, device):
+        self.states[device] = state.clone()
+        self.changed.append(device)
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    module, make = TwoDevices(), torch.Generator
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: module)
+    monkeypatch.setattr(torch, "Generator", lambda device="cpu": make())
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("it seeds devices that are not restored"))
+    return module
+
+
+class OnDevice(torch.nn.Module):
+    """A network whose parameters are said to be on a device."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
+
+    def parameters(self, recurse=True):
+        yield Mock(device=self.device, is_cpu=self.device.type == "cpu", is_meta=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "seeded"),
+    [
+        (None, {0, 1}),
+        (OnDevice(torch.device("cuda", 1)), {1}),
+        (OnDevice(torch.device("cpu")), set()),
+    ],
+)
+def test_seeding_and_preserving_leave_the_random_state_of_every_device(two_devices, model, seeded):
+    before = {device: state.clone() for device, state in two_devices.states.items()}
+    with seeded_rng(7, model):
+        state_of_seed = torch.Generator().manual_seed(7).get_state()
+        assert seeded == {d.index for d, state in two_devices.states.items() if torch.equal(state, state_of_seed)}
+    with preserve_rng(model):
+        for index in seeded:
+            two_devices.set_rng_state(torch.Generator().manual_seed(99).get_state(), torch.device("cuda", index))
+    assert all(torch.equal(state, before[device]) for device, state in two_devices.states.items())
+    assert {device.index for device in two_devices.changed} == seeded
+
+
+def test_devices_that_are_not_initialized_are_left_alone(two_devices):
+    two_devices.is_initialized = lambda: False
+    with seeded_rng(7, None):
+        pass
+    assert not two_devices.changed and not RandomState.capture(None).accelerators
+
+
+def test_a_saved_state_is_restored_on_the_device_of_this_process_only(two_devices):
+    saved = RandomState.capture_devices([torch.device("cuda", 1)]).state_dict()
+    here = RandomState.from_state_dict(saved, torch.device("cuda", 0))
+    here.restore()
+    assert two_devices.changed == [torch.device("cuda", 0)]
+    assert torch.equal(two_devices.states[torch.device("cuda", 0)], saved["cuda:1"])
+    assert not RandomState.from_state_dict(saved, torch.device("cpu")).accelerators
 
 
 def test_preserve_restores_after_an_exception():

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from flatbayes.core.buffers import norm_layers
 
@@ -20,6 +21,8 @@ class RemoteProcessError(RuntimeError):
 @dataclass(frozen=True)
 class ProcessGroupInfo:
     """Rank and size of the process group. Every process must call each of the collective methods.
+
+    Tensors in picklable values arrive in main memory: pickled on a device, they would open it in every process.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -39,14 +42,14 @@ class ProcessGroupInfo:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, move_tensors_to_cpu(value))
         return values
 
     def broadcast(self, value: T) -> T:
         """The picklable value of the main process, in all of them."""
         if self.size == 1:
             return value
-        values = [value if self.is_main_process else None]
+        values = [move_tensors_to_cpu(value) if self.is_main_process else None]
         dist.broadcast_object_list(values)
         return values[0]  # type: ignore[return-value]
 
@@ -125,6 +128,11 @@ class ProcessGroupInfo:
         dist.all_reduce(sums)
         total, num_examples = sums.tolist()
         return float(total / num_examples)
+
+
+def move_tensors_to_cpu(value: T) -> T:
+    """The value with the tensors of its lists, tuples and dictionaries in main memory."""
+    return tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, value)  # type: ignore[no-any-return]
 
 
 def get_process_group_info() -> ProcessGroupInfo:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flatbayes.core.accelerators import list_initialized_accelerators
+
 
 class Stream(StrEnum):
     """All random streams of flatbayes, with the integers of their keys. Seeds of different streams never agree.
@@ -73,8 +75,10 @@ class RandomState:
 
     @classmethod
     def capture(cls, model: nn.Module | None) -> "RandomState":
-        """The state of every generator that a forward pass of the model can use; the CPU's without a model."""
-        if model is None or not torch.accelerator.is_available():  # iterating over all parameters is slow
+        """The state of every generator that a forward pass of the model, or code without a model, can use."""
+        if model is None:
+            return cls.capture_devices(list_initialized_accelerators())
+        if not torch.accelerator.is_available():  # iterating over all parameters is slow
             return cls.capture_devices(())
         return cls.capture_devices({p.device for p in model.parameters() if not (p.is_cpu or p.is_meta)})
 
@@ -85,10 +89,21 @@ class RandomState:
         return cls(torch.get_rng_state(), states)
 
     @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> "RandomState":
-        """The inverse of `state_dict`."""
-        others = {torch.device(name): state for name, state in state_dict.items() if name != "cpu"}
-        return cls(state_dict["cpu"], others)
+    def from_seed(cls, seed: int, devices: Iterable[torch.device]) -> "RandomState":
+        """The state of the generators of the CPU and of these accelerators after seeding them."""
+        states = {device: torch.Generator(device).manual_seed(seed).get_state() for device in devices}
+        return cls(torch.Generator("cpu").manual_seed(seed).get_state(), states)
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor], device: torch.device) -> "RandomState":
+        """The inverse of `state_dict`, on the device of this process, which may have another number than then.
+
+        Args:
+            state_dict: The states by name of device.
+            device: The device that is restored besides the CPU; the states of others are left out.
+        """
+        states = [state for name, state in state_dict.items() if torch.device(name).type == device.type != "cpu"]
+        return cls(state_dict["cpu"], {device: states[0]} if states else {})
 
     def state_dict(self) -> dict[str, Tensor]:
         """The states by name of device."""
@@ -137,29 +152,23 @@ def rewind_rng(state: RandomState) -> Iterator[None]:
 def seeded_rng(seed: int, model: nn.Module | None) -> Iterator[None]:
     """Inside, random numbers start from `seed`; afterwards the generators are as they were before.
 
+    `torch.manual_seed` would also seed accelerators that are not restored.
+
     Args:
         seed: Any integer that `torch.manual_seed` takes.
-        model: The network whose devices are restored; None for the CPU alone.
+        model: The network whose devices are seeded and restored; None for all that this process has initialized.
     """
-    with preserve_rng(model):
-        seed_generators(seed)
+    state = RandomState.capture(model)
+    RandomState.from_seed(seed, state.accelerators).restore()
+    try:
         yield
-
-
-def seed_generators(seed: int) -> None:
-    """Seed the generators of the CPU and of all accelerators, as `torch.manual_seed` does.
-
-    That function records a traceback for each kind of accelerator that is absent, which takes longer than a draw.
-    """
-    if torch.accelerator.is_available():
-        torch.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)
+    finally:
+        state.restore()
 
 
 @contextmanager
 def preserve_rng(model: nn.Module | None) -> Iterator[None]:
-    """Restore the generators of the CPU and of the model's devices at the end."""
+    """Restore the generators of the CPU and of the model's devices, or of all initialized ones, at the end."""
     state = RandomState.capture(model)
     try:
         yield

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatbayes.core.devices import has_float64
+
 EXAMPLES_PER_CHUNK = 1024  # bounds the memory of the float64 copies
 
 
@@ -56,6 +58,16 @@ class Standardize:
         """
         return standardize_inputs(inputs, self.mean, self.std)
 
+    def to(self, device: torch.device | str) -> "Standardize":
+        """The same with its statistics on a device, where standardization then waits for no copy.
+
+        Statistics in float64 stay where they are if the device has no float64.
+        """
+        device = torch.device(device)
+        if self.mean.device == device or (self.mean.dtype == torch.float64 and not has_float64(device)):
+            return self
+        return Standardize(mean=self.mean.to(device), std=self.std.to(device))
+
 
 def standardize_inputs(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Compute (inputs - mean) / std, on the device of the inputs.
@@ -78,5 +90,6 @@ def standardize_inputs(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
             "of the training."
         )
     dtype = torch.float64 if torch.float64 in (inputs.dtype, mean.dtype) else torch.float32
-    centred = inputs.to(dtype) - mean.to(inputs.device, dtype)
-    return (centred / std.to(inputs.device, dtype)).float()
+    device = inputs.device if dtype == torch.float32 or has_float64(inputs.device) else torch.device("cpu")
+    centred = inputs.to(device, dtype) - mean.to(device, dtype)
+    return (centred / std.to(device, dtype)).float().to(inputs.device)

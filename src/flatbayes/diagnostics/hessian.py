@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flatbayes.core.devices import to_double
 from flatbayes.core.norms import global_norm
 from flatbayes.core.randomness import Stream, make_generator
-from flatbayes.core.weights import flatten, unflatten
+from flatbayes.core.weights import flatten, promoted_dtype, unflatten
 from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.sharpness import mean_and_standard_error, sample_normal_like
 
@@ -84,8 +85,9 @@ class HessianVectorProduct:
             direction: v, all trainable parameters in one vector.
         """
         params = self.surface.params
-        pieces = [piece.to(param) for piece, param in zip(unflatten(direction, params), params, strict=True)]
-        return flatten([product.double() for product in self(pieces)])
+        on_device = direction.to(params[0].device, promoted_dtype(params))  # one transfer
+        pieces = [piece.to(param) for piece, param in zip(unflatten(on_device, params), params, strict=True)]
+        return to_double(flatten(self(pieces)))
 
 
 def central_difference(surface: LossSurface, direction: Sequence[Tensor], length: float) -> list[Tensor]:
@@ -130,7 +132,7 @@ def calibrate_step(surface: LossSurface, num_power_iterations: int = 3) -> tuple
     for _ in range(num_power_iterations):
         product = central_difference(surface, direction, size * math.sqrt(precision))
         direction = product if 0 < float(global_norm(product)) < math.inf else direction
-    products = [flatten(central_difference(surface, direction, length)).double() for length in lengths]
+    products = [to_double(flatten(central_difference(surface, direction, length))) for length in lengths]
     changes = [float((longer - shorter).norm()) for longer, shorter in pairwise(products)]
     best = int(np.nanargmin([change if math.isfinite(change) else math.inf for change in changes]))
     norm = float(products[best].norm())
@@ -206,7 +208,7 @@ def largest_eigenvalues(
         ).numpy()
         return product
 
-    start = flatten(sample_normal_like(hvp.surface.params, seed, 0)).double().cpu().numpy()
+    start = flatten(sample_normal_like(hvp.surface.params, seed, 0)).cpu().double().numpy()
     try:
         eigenvalues = eigsh(
             LinearOperator((size, size), matvec=matvec, dtype=np.float64),

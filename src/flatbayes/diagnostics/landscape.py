@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
+from flatbayes.core.devices import to_double
 from flatbayes.core.weights import flatten, swap_values, unflatten
 from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.sharpness import sample_normal_like
@@ -47,7 +48,7 @@ class Plane:
         Returns:
             Coordinates x and y of the nearest point of the plane, and the Euclidean distance to it.
         """
-        basis = torch.stack([self.first, self.second]).double()
+        basis = to_double(torch.stack([self.first, self.second]))
         offset = weights.to(basis) - self.origin.to(basis)
         coordinates = torch.linalg.solve(basis @ basis.T, basis @ offset)
         residual = offset - coordinates @ basis
@@ -79,7 +80,8 @@ def span_plane(
     point_a: Float[Tensor, " params"], point_b: Float[Tensor, " params"], point_c: Float[Tensor, " params"]
 ) -> Plane | None:
     """`plane_through`, but None if the points lie on one line."""
-    origin, first, second = point_a.double(), point_b.double() - point_a.double(), point_c.double() - point_a.double()
+    origin = to_double(point_a)
+    first, second = to_double(point_b) - origin, to_double(point_c) - origin
     scale = max(float(first.norm()), float(second.norm()))
     first_length = float(first.norm())
     if first_length > 0:

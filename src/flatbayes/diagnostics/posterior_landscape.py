@@ -11,6 +11,7 @@ from rich.progress import track
 from torch import Tensor
 
 from flatbayes.core.console import PlainConsole
+from flatbayes.core.devices import to_double
 from flatbayes.core.input_trees import ModelInputs
 from flatbayes.core.weights import flatten, trainable_parameters
 from flatbayes.diagnostics.landscape import (
@@ -173,4 +174,4 @@ def _flatten_draws(fitted: FittedPosterior, reference: FittedPosterior, num_draw
 
 
 def _flatten_weights(network: torch.nn.Module, reference: FittedPosterior) -> Tensor:
-    return flatten(trainable_parameters(network)).to(reference.device, torch.float64)
+    return to_double(flatten(trainable_parameters(network)).to(reference.device))

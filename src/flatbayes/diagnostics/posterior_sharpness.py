@@ -13,6 +13,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
+from flatbayes.core.accelerators import move_tensor
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.input_trees import ModelInputs, count_examples, split_examples
 from flatbayes.data.checks import check_finite
@@ -241,7 +242,7 @@ def prepare_batches(
     check_finite_inputs([examples], 0, fitted.info.get("feature_names", ()))
     if targets.is_floating_point():
         check_finite(targets.reshape(num_examples, -1), "targets", fitted.info.get("target_names", ()))
-    device_targets = targets.to(fitted.device)
+    device_targets = move_tensor(targets, fitted.device)
     if targets.dtype != torch.float64:
         device_targets = cast_floating(device_targets, fitted.dtype)
     batches = zip(split_examples(examples, batch_size), device_targets.split(batch_size), strict=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flatbayes.core import LossFn
-from flatbayes.core.devices import is_accelerator
+from flatbayes.core.devices import is_accelerator, to_double
 from flatbayes.likelihoods.labels import IGNORE_INDEX, to_class_indices
 from flatbayes.likelihoods.likelihood import Likelihood, Predictive
 
@@ -27,7 +27,7 @@ class CategoricalPredictive(Predictive):
     """Class probabilities and their uncertainty.
 
     Attributes:
-        log_probs: Log of the averaged probabilities, float64.
+        log_probs: Log of the averaged probabilities, float64; float32 on a device that has no float64.
         expected_entropy: Mean entropy of the networks' probabilities in nats: aleatoric uncertainty.
         variance_of_probs: Variance over the networks of each class probability.
         member_probs: Each network's probabilities, float32; None unless they are kept.
@@ -210,7 +210,7 @@ class Categorical(Likelihood):
 
     def _compute_log_probs(self, logits: Tensor) -> Tensor:
         self._check_outputs(logits)
-        return log_softmax(logits.double())
+        return log_softmax(to_double(logits))
 
     def _check_outputs(self, outputs: Tensor) -> None:
         if outputs.ndim != 2 or outputs.shape[1] != self.num_classes:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatbayes.core.devices import is_accelerator, widest_float_dtype
+from flatbayes.core.devices import is_accelerator, to_double, widest_float_dtype
 from flatbayes.likelihoods import mixture
 from flatbayes.likelihoods.likelihood import Likelihood, Predictive
 
@@ -33,8 +33,8 @@ class GaussianPredictive(Predictive):
     with the number of draws, since quantiles need all of them.
 
     Attributes:
-        member_means: Predicted mean of each network, float64.
-        member_stds: Predicted standard deviation of the noise of each network, float64.
+        member_means: Predicted mean of each network, float64; float32 on a device that has no float64.
+        member_stds: Predicted standard deviation of the noise of each network, in the same dtype.
     """
 
     member_means: Float[Tensor, "draws examples ..."]
@@ -216,7 +216,7 @@ class Gaussian(Likelihood):
                 f"Expected targets of the shape (examples,) or (examples, targets), at least one, got "
                 f"{tuple(targets.shape)}."
             )
-        rows = targets.detach().double().reshape(len(targets), -1)
+        rows = to_double(targets.detach()).reshape(len(targets), -1)
         if not rows.isfinite().all():
             raise ValueError(
                 f"{int((~rows.isfinite()).sum())} training targets are missing or not finite. Leave them out."
@@ -292,7 +292,7 @@ class Gaussian(Likelihood):
         """
         means, stds = [], []
         for member_outputs in outputs:
-            mean, std = self.split_outputs(member_outputs.double())
+            mean, std = self.split_outputs(to_double(member_outputs))
             location, scale = _location_scale_tensors(self.location, self.scale, mean.dtype, mean.device)
             means.append((location + scale * mean).reshape(len(mean), *self._target_shape))
             stds.append((scale * std).reshape(len(mean), *self._target_shape))

@@ -2,11 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import ClassVar, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from flatbayes.core.accelerators import move_tensor
 
 
 class Predictive(ABC):
@@ -44,6 +48,17 @@ class Predictive(ABC):
     @abstractmethod
     def concatenate(cls, predictions: Sequence[Self]) -> Self:
         """Join predictions for several batches of examples, in order."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The predictions on another device, as float32 where that has no float64.
+
+        Here the tensors of a dataclass are moved; another class is returned as it is.
+        """
+        if not is_dataclass(self):
+            return self
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: move_tensor(value, device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 class Likelihood(ABC):

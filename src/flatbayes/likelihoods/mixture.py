@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flatbayes.core.devices import has_float64
+
 Members = Float[Tensor, "draws *batch"]
 Values = Float[Tensor, "*batch"]
 
@@ -44,8 +46,10 @@ def mixture_cdf(values: Values, means: Members, stds: Members) -> Values:
         means: Means of the members, shape (draws, *batch).
         stds: Standard deviations of the members, of that shape.
     """
-    member_cdfs: Tensor = torch.special.ndtr((values - means) / stds)
-    return member_cdfs.mean(0)
+    standardized = (values - means) / stds
+    on_cpu = standardized if has_float64(standardized.device) else standardized.cpu()  # Apple's have no ndtr either
+    member_cdfs: Tensor = torch.special.ndtr(on_cpu)
+    return member_cdfs.mean(0).to(standardized.device)
 
 
 def mixture_quantile(probability: float, means: Members, stds: Members) -> Values:

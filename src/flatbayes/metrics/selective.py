@@ -54,7 +54,7 @@ def excess_aurc(confidence: Float[Tensor, " examples"], losses: Float[Tensor, " 
     Raises:
         ValueError: The shapes do not match, there are no examples, or a value is NaN.
     """
-    return max(aurc(confidence, losses) - aurc(-losses.double(), losses), 0.0)
+    return max(aurc(confidence, losses) - aurc(-losses.cpu().double(), losses), 0.0)
 
 
 def _check_confidence_losses(confidence: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:

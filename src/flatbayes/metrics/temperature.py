@@ -10,6 +10,7 @@ import math
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from flatbayes.core.devices import to_double
 from flatbayes.metrics.checks import check_log_probs
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
@@ -76,7 +77,7 @@ def apply_temperature(
         raise ValueError(
             f"A temperature must be positive and finite, got {temperature}. A temperature of 1 has no effect."
         )
-    return (log_probs.detach().double() / temperature).log_softmax(-1)
+    return (to_double(log_probs.detach()) / temperature).log_softmax(-1)
 
 
 def _nll_slope(margins: Tensor, inverse_temperature: float) -> float:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flatbayes.core import State
-from flatbayes.core.devices import is_accelerator
+from flatbayes.core.accelerators import describe_device
 from flatbayes.core.files import atomic_write, remove_files
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, unflatten_tree
 from flatbayes.core.network_interface import NetworkInterface, OutputSelector, adapt_network, get_interface
@@ -52,6 +52,7 @@ from flatbayes.prediction.network_tensors import (
 )
 from flatbayes.prediction.sampling import DRAW_RULE, NetworkSampler, SampleId
 
+MAX_DEVICE_NAME_CHARS = 200
 MAX_READ_ATTEMPTS = 10
 """Attempts to read an artefact that other processes replace meanwhile."""
 
@@ -97,6 +98,8 @@ def save_posterior(sampler: NetworkSampler, folder: Path, *, with_training_input
     metadata["tensors_file"], metadata["sha256"] = _write_tensors(folder, TENSORS_STEM, tensors)
     if norm_tensors:
         metadata["norm_file"], metadata["norm_sha256"] = _write_tensors(folder, NORM_STEM, norm_tensors)
+        if sampler.device.type != "cpu":
+            metadata["norm_device"] = describe_device(sampler.device)
     write_metadata(folder, metadata)
     remove_files([folder / name for name in replaced_files if name not in list_tensor_files(metadata)])
     return folder
@@ -166,7 +169,8 @@ def load_posterior(
     )
     if metadata["schema"] > 1:
         with _wrap_artefact_errors(folder):
-            sampler.norm_statistics.update(_parse_norm_statistics(norm_tensors, states))
+            statistics = _parse_norm_statistics(norm_tensors, states)
+            sampler.add_norm_statistics(statistics, str(metadata.get("norm_device", "cpu"))[:MAX_DEVICE_NAME_CHARS])
     return sampler
 
 
@@ -198,9 +202,7 @@ def _collect_tensors(sampler: NetworkSampler, statistics_inputs: Sequence[ModelI
 
 
 def _collect_norm_statistics(sampler: NetworkSampler) -> dict[str, Tensor]:
-    """Running statistics of draws; none on an accelerator, where a seed draws other networks than after loading."""
-    if is_accelerator(sampler.device):
-        return {}
+    """Running statistics of the draws on the device where the networks are."""
     return {
         f"draw.{seed}.{member}.{draw}.{name}": tensor
         for (seed, member, draw), buffers in sampler.norm_statistics.items()

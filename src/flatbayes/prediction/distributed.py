@@ -15,8 +15,8 @@ def predict_distributed(
 ) -> Predictive:
     """`fitted.predict` with the inputs divided among the processes; all processes get all predictions.
 
-    Each example is predicted once, and the order is that of the inputs. In a single process this is
-    `fitted.predict`.
+    Each example is predicted once, and the order is that of the inputs. Predictions are on the device of the inputs,
+    as those of `fitted.predict`, which this is in a single process.
 
     Args:
         fitted: The posterior, the same in all processes.
@@ -32,7 +32,8 @@ def predict_distributed(
         return fitted.predict(inputs, num_draws, **options)
     local_inputs = inputs[contiguous_slice(len(inputs), world)]
     predictive = fitted.predict(local_inputs, num_draws, **options) if len(local_inputs) else None
-    predictives = [value for value in world.all_gather(predictive) if value is not None]
+    gathered = world.all_gather(None if predictive is None else predictive.to("cpu"))
+    predictives = [value for value in gathered if value is not None]
     if not predictives:
         raise ValueError("There is nothing to predict: the inputs are empty.")
-    return type(predictives[0]).concatenate(predictives)
+    return type(predictives[0]).concatenate(predictives).to(inputs.device if isinstance(inputs, Tensor) else "cpu")

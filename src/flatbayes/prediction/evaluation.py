@@ -24,6 +24,7 @@ from flatbayes.metrics import (
     reliability_bins,
 )
 from flatbayes.prediction.fitted import FittedPosterior
+from flatbayes.prediction.placement import PredictionPrecision
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,12 @@ def evaluate(
     batch_size: int = 256,
     seed: int = 0,
     show_progress: bool = False,
+    precision: PredictionPrecision | None = None,
+    compiled: bool = False,
 ) -> Evaluation:
     """Predict, and compare the predictions with targets. The posterior is not changed.
+
+    Inputs and targets may be on any device, and on different ones.
 
     Args:
         fitted: The posterior.
@@ -66,13 +71,23 @@ def evaluate(
         batch_size: Examples per forward pass.
         seed: The same seed draws the same networks.
         show_progress: Show a progress bar on standard error.
+        precision: As in `FittedPosterior.predict`.
+        compiled: As in `FittedPosterior.predict`.
 
     Raises:
         ValueError: The targets do not match the predictions, or are missing or not finite.
         TypeError: There are no metrics for this kind of prediction.
     """
     inputs, targets = _prepare_examples(fitted.likelihood, inputs, targets)
-    predictive = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed, show_progress=show_progress)
+    predictive = fitted.predict(
+        inputs,
+        num_draws,
+        batch_size=batch_size,
+        seed=seed,
+        show_progress=show_progress,
+        precision=precision,
+        compiled=compiled,
+    )
     return _compute_metrics(predictive, targets, len(fitted.sample_ids(num_draws, seed)))
 
 

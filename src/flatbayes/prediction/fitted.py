@@ -7,14 +7,14 @@ returns, and what is saved and loaded.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from rich.progress import track
 from torch import Tensor, nn
 
 from flatbayes.core.console import PlainConsole
-from flatbayes.core.input_trees import count_examples
+from flatbayes.core.input_trees import ModelInputs, count_examples, first_tensor
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.likelihoods import Likelihood, Predictive
@@ -28,6 +28,7 @@ from flatbayes.prediction.inputs import (
     explain_shapes,
     iter_chunks,
 )
+from flatbayes.prediction.placement import PredictionPrecision, autocast, place_batches, resolve_autocast_dtype
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
 from flatbayes.prediction.vmapped import StackedNetworks, should_vectorize, stack_networks
 
@@ -50,19 +51,14 @@ class FittedPosterior(NetworkSampler):
 
     _stacked_networks: StackedNetworks | None = field(default=None, init=False, repr=False, compare=False)
     _can_vectorize: bool = field(default=True, init=False, repr=False, compare=False)
+    _compiled_networks: dict[int, Callable[..., Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def to(self, device: torch.device | str) -> Self:
-        """Move networks and statistics to another device, in place.
-
-        The same seed draws other networks on another kind of device, so the cached statistics are dropped there.
-        """
-        previous_type = self.device.type
+        """Move networks and statistics to another device, in place; see `NetworkSampler.to`."""
         self._stacked_networks = None
-        for state in self.states:
-            state.to(device)
-        if torch.device(device).type != previous_type:
-            self.norm_statistics.clear()
-        return self
+        return super().to(device)
 
     def predict(
         self,
@@ -74,10 +70,14 @@ class FittedPosterior(NetworkSampler):
         keep_members: bool = False,
         vectorized: bool | None = None,
         show_progress: bool = False,
+        precision: PredictionPrecision | None = None,
+        compiled: bool = False,
     ) -> Predictive:
         """Average the predictions of networks drawn from the posterior.
 
-        Memory grows with the number of examples, and with the number of draws only if `keep_members` is set.
+        The networks run on their device, and predictions come back on that of the inputs: of the tensor, or of the
+        first batch of an iterable, such as a loader; for an array and for images in files, on the CPU. Memory grows
+        with the number of examples, and with the number of draws only if `keep_members` is set.
 
         Args:
             inputs: Raw examples, in the form of the training data: the transform is applied here.
@@ -89,10 +89,14 @@ class FittedPosterior(NetworkSampler):
             vectorized: Predict with all networks in one call, equal up to rounding, and keep their weights for the
                 next call. None does so for a few examples and small networks, where drawing dominates the time.
             show_progress: Show a progress bar on standard error.
+            precision: Precision of the forward passes, and of the running statistics that are estimated for them:
+                that of the weights (None), that of the `training`, or mixed, `bf16-mixed` or `16-mixed`.
+            compiled: Compile the network with torch.compile: slow at first, worth it for many predictions of a large
+                network. Random numbers, as of dropout, are then others.
 
         Raises:
-            ValueError: `num_draws` is out of range, the inputs are empty or not finite, or `vectorized` is set and
-                the draws are more than weights.
+            ValueError: `num_draws` is out of range, the inputs are empty or not finite, the networks cannot be run in
+                the precision, or `vectorized` or `compiled` is set and the draws are more than weights.
             RuntimeError: The posterior has collected nothing to draw from yet, or a prediction is not finite.
         """
         stream = self.stream_predictions(
@@ -103,6 +107,8 @@ class FittedPosterior(NetworkSampler):
             keep_members=keep_members,
             vectorized=vectorized,
             show_progress=show_progress,
+            precision=precision,
+            compiled=compiled,
         )
         predictives = list(stream)
         if not predictives:
@@ -119,26 +125,36 @@ class FittedPosterior(NetworkSampler):
         keep_members: bool = False,
         vectorized: bool | None = None,
         show_progress: bool = False,
+        precision: PredictionPrecision | None = None,
+        compiled: bool = False,
     ) -> Iterator[Predictive]:
         """Yield the predictions of `predict` one chunk of examples at a time, for inputs that exceed the memory.
 
         An iterable is read once, whatever the number of draws. The arguments are those of `predict`.
         """
         sample_ids, first_row = self.sample_ids(num_draws, seed), 0
+        dtype = resolve_autocast_dtype(precision, self.info, self.dtype)
+        device: torch.device | None = None
+        vectorized = False if compiled else vectorized
         example_shape = self.info.get("input_shape") or self.info.get("example_shape")
         check_batch_axis(inputs, example_shape)
         for batches in iter_chunks(inputs, batch_size, structure=self.input_structure):
             check_finite_inputs(batches, first_row, self.info.get("feature_names", ()))
+            device = first_tensor(batches[0]).device if device is None else device
+            num_examples = sum(map(count_examples, batches))
+            batches = place_batches(batches, self.device)
             with explain_shapes(example_shape, batches):
-                outputs: Iterable[Tensor] | None = self._compute_vectorized_outputs(sample_ids, batches, vectorized)
+                outputs: Iterable[Tensor] | None = self._compute_vectorized_outputs(
+                    sample_ids, batches, vectorized, dtype
+                )
                 if outputs is None:
                     # A progress bar that is not shown would still start a thread.
                     ids = _track_draws(sample_ids) if show_progress else sample_ids
-                    outputs = (self._compute_outputs(sample_id, batches) for sample_id in ids)
+                    outputs = (self._compute_outputs(sample_id, batches, dtype, compiled) for sample_id in ids)
                 predictive = self.likelihood.predictive(outputs, keep_members=keep_members)
             check_finite_predictions(predictive, first_row)
-            first_row += sum(map(count_examples, batches))
-            yield predictive
+            first_row += num_examples
+            yield predictive.to(device)
 
     def compile(self, num_draws: int = 30, *, seed: int = 0) -> CompiledPosterior:
         """Compile one module that predicts as `predict(inputs, num_draws, seed=seed)` does, up to single precision.
@@ -201,18 +217,24 @@ class FittedPosterior(NetworkSampler):
         """
         with preserve_rng(None):  # building a network draws initial weights
             sampler = load_posterior(Path(folder), model, likelihood, output)
-        return cls(**{f.name: getattr(sampler, f.name) for f in fields(NetworkSampler)}).to(device)
+        fitted = cls(**{f.name: getattr(sampler, f.name) for f in fields(NetworkSampler) if f.init})
+        fitted._other_statistics = sampler._other_statistics
+        return fitted.to(device)
 
     def _compute_vectorized_outputs(
-        self, sample_ids: list[SampleId], batches: Sequence[Tensor], requested: bool | None
+        self,
+        sample_ids: list[SampleId],
+        batches: Sequence[Any],
+        requested: bool | None,
+        dtype: torch.dtype | None,
     ) -> Tensor | None:
         """Outputs of all networks, shape (draws, examples, outputs), or None to call one network at a time."""
         if requested is False or (
             requested is None and not (self._can_vectorize and should_vectorize(self, len(sample_ids), batches))
         ):
             return None
-        if self._stacked_networks is None or not self._stacked_networks.is_current(self, sample_ids):
-            self._stacked_networks = stack_networks(self, sample_ids)
+        if self._stacked_networks is None or not self._stacked_networks.is_current(self, sample_ids, dtype):
+            self._stacked_networks = stack_networks(self, sample_ids, dtype)
         if self._stacked_networks is None:
             self._can_vectorize = False
             if requested:
@@ -237,9 +259,22 @@ class FittedPosterior(NetworkSampler):
             return None
 
     @torch.no_grad()
-    def _compute_outputs(self, sample_id: SampleId, batches: Sequence[Tensor]) -> Tensor:
-        with self.sampled_network(sample_id) as network:
-            return torch.cat([network(self.preprocess(batch)) for batch in batches])
+    def _compute_outputs(
+        self, sample_id: SampleId, batches: Sequence[ModelInputs], dtype: torch.dtype | None, compiled: bool
+    ) -> Tensor:
+        with self.sampled_network(sample_id, dtype) as network, autocast(self.device, dtype):
+            forward = self._get_compiled(network, sample_id[1]) if compiled else network
+            return torch.cat([forward(self.preprocess(batch)) for batch in batches])
+
+    def _get_compiled(self, network: nn.Module, member: int) -> Callable[..., Tensor]:
+        if network is not self.states[member].model:
+            raise ValueError(
+                f"A draw of {type(self.posterior).__name__} is a {type(network).__name__}, another module for every "
+                "draw, which is not compiled: leave out compiled=True."
+            )
+        if member not in self._compiled_networks:
+            self._compiled_networks[member] = torch.compile(network)
+        return self._compiled_networks[member]
 
 
 def _track_draws(sample_ids: Sequence[SampleId]) -> Iterable[SampleId]:

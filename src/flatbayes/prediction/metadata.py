@@ -60,6 +60,8 @@ class PosteriorMetadata(TypedDict):
     """Name of the file with the running statistics of draws, where there is one."""
     norm_sha256: NotRequired[str]
     """Checksum of that file."""
+    norm_device: NotRequired[str]
+    """Kind of device on which these draws were made; the CPU where it is missing."""
     checksum: NotRequired[str]
     """Checksum of all other entries."""
 

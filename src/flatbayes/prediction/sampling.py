@@ -8,13 +8,15 @@ et al., NeurIPS 2019), which a cache keeps.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from flatbayes.core import State
+from flatbayes.core.accelerators import describe_device, move_tensor
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
+from flatbayes.core.devices import has_float64, is_accelerator
 from flatbayes.core.input_trees import ModelInputs, map_tensors
 from flatbayes.core.network_interface import InputStructure, get_interface
 from flatbayes.core.networks import shared_dtype
@@ -23,6 +25,7 @@ from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction.inputs import cast_floating
+from flatbayes.prediction.placement import autocast, place_batches
 
 SampleId = tuple[int, int, int]
 """(seed, member, draw): identifies one network; `member` is the index of its training run."""
@@ -49,7 +52,8 @@ class NetworkSampler:
         statistics_inputs: Batches of training inputs, before the transform, on which running statistics of draws
             are re-estimated; needed where draws change the weights of a network with BatchNorm.
         info: Plain data that is saved with the artefact: class names, the model's class path and the like.
-        norm_statistics: Cache of re-estimated running statistics, which is saved with the artefact.
+        norm_statistics: Cache of re-estimated running statistics, which is saved with the artefact: of draws on the
+            kind of device where the networks are, in the precision of the weights.
         draw_rule: `DRAW_RULE`; 1 for an artefact of an older schema, which draws the same networks as before.
     """
 
@@ -61,6 +65,14 @@ class NetworkSampler:
     info: dict[str, Any] = field(default_factory=dict)
     norm_statistics: dict[SampleId, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     draw_rule: int = DRAW_RULE
+    _other_statistics: dict[tuple[str, torch.dtype | None], dict[SampleId, dict[str, Tensor]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Statistics of draws on other kinds of devices, or estimated in another precision, by these two."""
+    _placed: tuple[tuple[Any, ...], Any, list[ModelInputs]] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
+    """Transform and statistics inputs, and copies of them on an accelerator."""
 
     def __post_init__(self) -> None:
         if not self.states:
@@ -81,20 +93,69 @@ class NetworkSampler:
         """Keys, or number, of the inputs of training; None for a tensor, or if it is not known."""
         return get_interface(self.states[0].model).inputs
 
+    def to(self, device: torch.device | str) -> Self:
+        """Move networks and statistics to another device, in place.
+
+        The same seed draws other networks on another kind of device, so the cached statistics of draws are kept by
+        kind, and are used again when the networks come back.
+
+        Raises:
+            ValueError: The networks are float64, and the device has no float64.
+        """
+        if not has_float64(torch.device(device)) and any(
+            tensor.dtype == torch.float64 for state in self.states for tensor in state.model.parameters()
+        ):
+            raise ValueError(
+                f"The networks have weights of float64, which the device {device} does not have. Predict with them "
+                "on the CPU, or train them with precision.mode 32-true."
+            )
+        previous_kind = describe_device(self.device)
+        for state in self.states:
+            state.to(device)
+        self._set_device_kind(previous_kind, describe_device(self.device))
+        self._placed = None
+        return self
+
+    def add_norm_statistics(self, statistics: dict[SampleId, dict[str, Tensor]], device_kind: str) -> None:
+        """Add running statistics of the draws on a kind of device, such as those of an artefact."""
+        if device_kind == describe_device(self.device):
+            self.norm_statistics.update(statistics)
+        else:
+            self._other_statistics.setdefault((device_kind, None), {}).update(statistics)
+
+    def _set_device_kind(self, previous_kind: str, kind: str) -> None:
+        """Exchange the cached statistics of draws on one kind of device for those on another."""
+        if kind != previous_kind:
+            self._other_statistics[previous_kind, None] = dict(self.norm_statistics)
+            self.norm_statistics.clear()
+            self.norm_statistics.update(self._other_statistics.pop((kind, None), {}))
+
+    def _get_placed(self) -> tuple[Callable[[Any], Any] | None, Sequence[ModelInputs]]:
+        """The transform and the statistics inputs, on the accelerator of the networks if they are on one."""
+        device = self.device
+        if not is_accelerator(device):
+            return self.transform, self.statistics_inputs
+        source = (self.transform, self.statistics_inputs)
+        if self._placed is None or any(old is not new for old, new in zip(self._placed[0], source, strict=True)):
+            transform = self.transform.to(device) if isinstance(self.transform, Standardize) else self.transform
+            self._placed = (source, transform, place_batches(self.statistics_inputs, device))
+        return self._placed[1:]
+
     def preprocess(self, batch: ModelInputs) -> Any:
         """Move a batch of raw inputs to the networks' device, apply the transform, and convert the precision."""
+        transform = self._get_placed()[0]
         if not isinstance(batch, Tensor):
             if isinstance(self.transform, Standardize):
                 raise ValueError(
                     "Inputs of several tensors cannot be standardized: prepare them before, transform=None."
                 )
-            batch = map_tensors(lambda tensor: tensor.to(self.device), batch)
-            return cast_floating(batch if self.transform is None else self.transform(batch), self.dtype)
+            batch = map_tensors(lambda tensor: move_tensor(tensor, self.device), batch)
+            return cast_floating(batch if transform is None else transform(batch), self.dtype)
         if batch.dtype == torch.float64 and isinstance(self.transform, Standardize):  # not all devices have float64
             batch = self.transform(batch)
         else:
-            batch = batch.to(self.device)
-            batch = batch if self.transform is None else self.transform(batch)
+            batch = move_tensor(batch, self.device)
+            batch = batch if transform is None else transform(batch)
         return cast_floating(self._convert_integers(batch).to(self.device), self.dtype)
 
     def _convert_integers(self, batch: Tensor) -> Tensor:
@@ -126,21 +187,33 @@ class NetworkSampler:
         return [(seed, member, draw) for draw in range(draws_per_member) for member in range(num_members)]
 
     @contextmanager
-    def sampled_network(self, sample_id: SampleId) -> Iterator[nn.Module]:
-        """The network of an identifier, valid within the context, in which it also seeds the global random state."""
+    def sampled_network(self, sample_id: SampleId, autocast_dtype: torch.dtype | None = None) -> Iterator[nn.Module]:
+        """The network of an identifier, valid within the context, in which it also seeds the global random state.
+
+        Args:
+            sample_id: The identifier.
+            autocast_dtype: Precision in which running statistics are estimated, from `resolve_autocast_dtype`.
+        """
         # A network may use random numbers also in eval mode, such as functional dropout that is always active.
         state = self.states[sample_id[1]]
         with seeded_rng(spawn_seed(Stream.FORWARD, *sample_id), state.model), self._draw(sample_id) as network:
-            statistics = self.norm_statistics.get(sample_id)
+            cache = self._get_statistics_cache(autocast_dtype)
+            statistics = cache.get(sample_id)
             if statistics is None:
                 if not (self.posterior.needs_norm_reestimation and norm_layers(network, state.updated_buffers)):
                     yield network
                     return
-                statistics = self._reestimate_statistics(network, state)
-                if len(self.norm_statistics) < MAX_CACHED_DRAWS:
-                    self.norm_statistics[sample_id] = statistics
+                with autocast(self.device, autocast_dtype):
+                    statistics = self._reestimate_statistics(network, state)
+                if len(cache) < MAX_CACHED_DRAWS:
+                    cache[sample_id] = statistics
             with swap_buffers(network, statistics):
                 yield network
+
+    def _get_statistics_cache(self, autocast_dtype: torch.dtype | None) -> dict[SampleId, dict[str, Tensor]]:
+        if autocast_dtype is None:
+            return self.norm_statistics
+        return self._other_statistics.setdefault((describe_device(self.device), autocast_dtype), {})
 
     def _draw(self, sample_id: SampleId) -> AbstractContextManager[nn.Module]:
         seed, member, draw = sample_id
@@ -173,7 +246,7 @@ class NetworkSampler:
                 "must be estimated on training data, and there is none here: pass `statistics_inputs`, some "
                 "batches of training inputs."
             )
-        batches = (self.preprocess(batch) for batch in self.statistics_inputs)
+        batches = (self.preprocess(batch) for batch in self._get_placed()[1])
         with preserve_rng(network):  # the statistics are estimated once, and predictions do not depend on when
             return reestimate_norm_statistics(network, batches, state.updated_buffers)
 

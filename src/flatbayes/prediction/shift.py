@@ -290,7 +290,8 @@ def _detection_metrics(scores: Tensor, is_ood: Tensor) -> DetectionMetrics:
 
 
 def _calibration_metrics(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
-    probs = log_probs.double().exp()
+    log_probs, labels = log_probs.cpu().double(), labels.cpu()
+    probs = log_probs.exp()
     errors = (probs.argmax(-1) != labels).double()
     return {
         **classification_metrics(log_probs, labels),

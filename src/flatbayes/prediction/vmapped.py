@@ -15,6 +15,7 @@ from torch.func import vmap
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.input_trees import ModelInputs, count_examples
 from flatbayes.core.networks import call_with_tensors, plain_attention
+from flatbayes.prediction.placement import autocast
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
 
 MAX_VMAPPED_EXAMPLES = 4
@@ -37,15 +38,21 @@ class StackedNetworks:
         network: The module that is evaluated with these weights.
         tensors: Parameters and buffers by name, with the networks along the first axis.
         source_versions: The tensors from which the networks were drawn; a later write to one makes the stack stale.
+        autocast_dtype: Precision of their running statistics, and of forward passes; None for that of the weights.
     """
 
     sample_ids: Sequence[SampleId]
     network: nn.Module
     tensors: dict[str, Tensor]
     source_versions: TensorVersions
+    autocast_dtype: torch.dtype | None = None
 
-    def is_current(self, sampler: NetworkSampler, sample_ids: Sequence[SampleId]) -> bool:
+    def is_current(
+        self, sampler: NetworkSampler, sample_ids: Sequence[SampleId], autocast_dtype: torch.dtype | None
+    ) -> bool:
         """Whether the sampler would draw these networks for these identifiers now."""
+        if autocast_dtype != self.autocast_dtype:
+            return False
         current_versions = tensor_versions(sampler)
         same = all(a is b and v == w for (a, v), (b, w) in zip(self.source_versions, current_versions, strict=False))
         return self.sample_ids == sample_ids and len(self.source_versions) == len(current_versions) and same
@@ -57,13 +64,21 @@ class StackedNetworks:
         def call_network(tensors: dict[str, Tensor]) -> Tensor:
             return call_with_tensors(self.network, tensors, batch)
 
-        with eval_mode(self.network), plain_attention():
+        device = next(iter(self.tensors.values())).device
+        with eval_mode(self.network), plain_attention(), autocast(device, self.autocast_dtype):
             outputs: Tensor = vmap(call_network)(self.tensors)
         return outputs
 
 
-def stack_networks(sampler: NetworkSampler, sample_ids: Sequence[SampleId]) -> StackedNetworks | None:
+def stack_networks(
+    sampler: NetworkSampler, sample_ids: Sequence[SampleId], autocast_dtype: torch.dtype | None = None
+) -> StackedNetworks | None:
     """Draw networks and stack their weights.
+
+    Args:
+        sampler: Draws the networks.
+        sample_ids: Their identifiers.
+        autocast_dtype: Precision in which they are run, from `resolve_autocast_dtype`.
 
     Returns:
         None if the draws are more than weights.
@@ -71,12 +86,12 @@ def stack_networks(sampler: NetworkSampler, sample_ids: Sequence[SampleId]) -> S
     models = [state.model for state in sampler.states]
     draws: list[dict[str, Tensor]] = []
     for sample_id in sample_ids:
-        with sampler.sampled_network(sample_id) as network:
+        with sampler.sampled_network(sample_id, autocast_dtype) as network:
             if network is not models[sample_id[1]] or any(module.training for module in network.modules()):
                 return None
             draws.append({name: tensor.detach().clone() for name, tensor in _list_named_tensors(network)})
     tensors = {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
-    return StackedNetworks(sample_ids, models[0], tensors, tensor_versions(sampler))
+    return StackedNetworks(sample_ids, models[0], tensors, tensor_versions(sampler), autocast_dtype)
 
 
 def tensor_versions(sampler: NetworkSampler) -> TensorVersions:

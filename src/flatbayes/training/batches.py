@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.accelerators import get_free_memory
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, make_generator, spawn_seeds
 from flatbayes.data import LazyImages
@@ -266,7 +267,4 @@ class LoaderBatches:
 
 def fits_on_device(tensor: Tensor, device: torch.device) -> bool:
     """Whether a tensor is small enough to stay on the device during training."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return tensor.numel() * tensor.element_size() < MAX_DEVICE_MEMORY_FRACTION * free
-    return device.type == "cpu"
+    return tensor.numel() * tensor.element_size() < MAX_DEVICE_MEMORY_FRACTION * get_free_memory(device)

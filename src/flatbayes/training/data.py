@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Examples
+from flatbayes.core.accelerators import move_tensor
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.devices import has_float64
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
@@ -156,7 +156,7 @@ class InMemoryData(TrainingData):
         is_transformed = augment is None and inputs.dtype == torch.float64  # takes less memory as float32
         inputs = self.standardize(inputs) if is_transformed else inputs
         if fits_on_device(inputs, device):
-            inputs, targets = inputs.to(device), move_targets(targets, device)
+            inputs, targets = inputs.to(device), move_tensor(targets, device)
         if is_transformed:
             return ShuffledBatches(inputs, targets, size, seed, world=world)
         if augment is None and inputs.numel() <= MAX_CACHED_ELEMENTS:
@@ -169,7 +169,7 @@ class InMemoryData(TrainingData):
         for inputs, targets in zip(
             train.inputs.split(EVAL_BATCH_SIZE), train.targets.split(EVAL_BATCH_SIZE), strict=True
         ):
-            yield standardize_on_device(self.standardize, inputs, device), move_targets(targets, device)
+            yield standardize_on_device(self.standardize, inputs, device), move_tensor(targets, device)
 
     @property
     def example_batch(self) -> tuple[Any, Tensor]:
@@ -203,10 +203,10 @@ class InMemoryData(TrainingData):
                 ready = (cast_inputs(module, inputs) for inputs in on_device)
                 if len(share):
                     outputs = torch.cat([module(inputs) for inputs in ready])
-                    targets = move_targets(share.targets, weight.device)
+                    targets = move_tensor(share.targets, weight.device)
                     metrics["val_nll"] = float(likelihood.loss(outputs, targets))
                     if "val_accuracy" in metrics:
-                        metrics["val_accuracy"] = float((outputs.argmax(-1) == targets).double().mean())
+                        metrics["val_accuracy"] = float((outputs.argmax(-1) == targets).sum()) / len(targets)
             return {
                 name: world.average_over_examples(value, len(share), weight.device) for name, value in metrics.items()
             }
@@ -214,13 +214,8 @@ class InMemoryData(TrainingData):
         return validate
 
 
-def move_targets(targets: Tensor, device: torch.device) -> Tensor:
-    """Targets on a device, as float32 where there is no float64."""
-    return targets.to(device, None if has_float64(device) or not targets.is_floating_point() else torch.float32)
-
-
 def standardize_on_device(standardize: Standardize, inputs: Tensor, device: torch.device) -> Tensor:
     """Standardized inputs on a device; float64 inputs are standardized before they are moved, as smaller float32."""
     if inputs.dtype == torch.float64:
         return standardize(inputs).to(device)
-    return standardize(inputs.to(device))
+    return standardize(inputs.to(device, non_blocking=True))

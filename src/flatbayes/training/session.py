@@ -232,4 +232,5 @@ def restore_checkpoint(
     loss_sum = checkpoint["loss_sum"]
     status.loss_sum = loss_sum if isinstance(loss_sum, float) else loss_sum.to(engine.fabric.device)
     status.records = list(checkpoint["records"])
-    RandomState.from_state_dict(own["random"]).restore()  # last: nothing may draw random numbers after it
+    # Last: nothing may draw random numbers after it.
+    RandomState.from_state_dict(own["random"], engine.fabric.device).restore()

@@ -1,0 +1,112 @@
+"""Accelerators: which there are, which dtypes they lack, and networks that span several of them.
+
+Nothing here initializes a device: that takes hundreds of megabytes of its memory and forbids to fork.
+"""
+
+import math
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core.devices import has_float64
+
+ACCELERATOR_VARIABLE = "FLATBAYES_ACCELERATOR"
+"""Environment variable with the device that `accelerator="auto"` and the commands use."""
+
+
+def move_tensor(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on another device, as float32 if it is float64 and the device has none."""
+    is_narrowed = tensor.dtype == torch.float64 and not has_float64(torch.device(device))
+    return tensor.to(device, torch.float32) if is_narrowed else tensor.to(device)
+
+
+def find_accelerator() -> str | None:
+    """Type of the accelerator of this machine, such as cuda or mps; None if there is none."""
+    accelerator = torch.accelerator.current_accelerator()
+    return accelerator.type if accelerator is not None and torch.accelerator.is_available() else None
+
+
+def list_initialized_accelerators() -> list[torch.device]:
+    """The accelerators that this process may have used already; reading their random state costs no memory there."""
+    accelerator = find_accelerator()
+    if accelerator is None:
+        return []
+    module: Any = torch.get_device_module(accelerator)
+    if hasattr(module, "is_initialized") and not module.is_initialized():
+        return []
+    return [torch.device(accelerator, index) for index in range(torch.accelerator.device_count())]
+
+
+def resolve_accelerator(name: str = "auto") -> str:
+    """The accelerator of a configuration: auto is that of the environment variable, if that is set.
+
+    Args:
+        name: Value of `distribution.accelerator`.
+    """
+    return os.environ.get(ACCELERATOR_VARIABLE, "auto") if name == "auto" else name
+
+
+def select_device(dtypes: Iterable[torch.dtype] = ()) -> torch.device:
+    """The device for computations outside of training: the accelerator if there is one, otherwise the CPU.
+
+    Args:
+        dtypes: Dtypes of the network; one of float64 stays on the CPU where the accelerator has none.
+
+    Raises:
+        ValueError: The environment variable names an accelerator that is not there.
+    """
+    requested, available = resolve_accelerator(), find_accelerator()
+    if requested == "cpu" or (requested == "auto" and available is None):
+        return torch.device("cpu")
+    if available is None or requested not in ("auto", "gpu", available):
+        raise ValueError(
+            f"{ACCELERATOR_VARIABLE}={requested} names an accelerator that is not available: set it to "
+            f"{'cpu' if available is None else f'cpu or {available}'}, or unset it."
+        )
+    is_supported = has_float64(torch.device(available)) or torch.float64 not in set(dtypes)
+    return torch.device(available if is_supported else "cpu")
+
+
+def count_accelerators(name: str = "auto") -> int:
+    """Number of accelerators that trainings of a configuration can use; 0 if they use the CPU.
+
+    Args:
+        name: Value of `distribution.accelerator`.
+    """
+    requested, available = resolve_accelerator(name), find_accelerator()
+    return 0 if requested == "cpu" or available is None else torch.accelerator.device_count()
+
+
+def describe_device(device: torch.device) -> str:
+    """Type and, if it is known, model of a device, such as `cuda NVIDIA H100 80GB HBM3`; seeds depend on both."""
+    get_name = getattr(getattr(torch, device.type, None), "get_device_name", None)
+    return device.type if get_name is None else f"{device.type} {get_name(device)}"
+
+
+def get_free_memory(device: torch.device) -> float:
+    """Bytes that new tensors on a device can take; infinity on the CPU, where the data are already."""
+    if device.type == "cpu":
+        return math.inf
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    module: Any = getattr(torch, device.type, None)
+    return float(module.mem_get_info(device)[0]) if hasattr(module, "mem_get_info") else 0.0
+
+
+def check_one_device(network: nn.Module) -> None:
+    """Refuse a network whose parameters are on several devices.
+
+    Raises:
+        ValueError: They are.
+    """
+    devices = {param.device for param in network.parameters()}
+    if len(devices) > 1:
+        names = " and ".join(sorted(map(str, devices)))
+        raise ValueError(
+            f"The parameters of {type(network).__name__} are on several devices, {names}. A network must be on one: "
+            "perturbations and posteriors are computed over all of its weights together. Move it with "
+            "network.to(device), without device_map; for one that does not fit use distribution.strategy='fsdp'."
+        )
