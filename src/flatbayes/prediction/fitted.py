@@ -154,7 +154,7 @@ class FittedPosterior(NetworkSampler):
                 predictive = self.likelihood.predictive(outputs, keep_members=keep_members)
             check_finite_predictions(predictive, first_row)
             first_row += num_examples
-            yield predictive.to(device)
+            yield predictive.to(device) if isinstance(predictive, Predictive) else predictive  # one of the user
 
     def compile(self, num_draws: int = 30, *, seed: int = 0) -> CompiledPosterior:
         """Compile one module that predicts as `predict(inputs, num_draws, seed=seed)` does, up to single precision.
