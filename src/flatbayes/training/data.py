@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -131,7 +132,7 @@ class InMemoryData(TrainingData):
             **({} if data.csv_format is None else {"csv_format": data.csv_format.to_dict()}),
         }
 
-    @property
+    @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """Rows and checksum of the training and validation split, and the transform if it is overridden."""
         fingerprint: dict[str, Any] = {**compute_fingerprint(self.splits, ("train", "val"))}

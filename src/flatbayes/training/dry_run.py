@@ -1,27 +1,21 @@
 """Dry run of a training: one step on a few examples, before anything is written or hours have passed."""
 
 from collections.abc import Sequence
-from math import prod
 
-import torch
 from torch import nn
 
-from flatbayes.core import TrainingProgress
 from flatbayes.core.network_interface import OutputSelector
-from flatbayes.core.randomness import Stream, make_generator, preserve_rng
 from flatbayes.data import DataSplits
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
-from flatbayes.training.compatibility import check_collection, count_snapshots
+from flatbayes.training.compatibility import check_collection
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.data import InMemoryData
-from flatbayes.training.distributed.launch import get_process_layout, make_fabric
+from flatbayes.training.distributed.launch import make_fabric
 from flatbayes.training.model_builder import ModelFactory
-from flatbayes.training.run_factory import make_training_loss
+from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.setup import prepare_runs
+from flatbayes.training.trial import run_trial
 from flatbayes.training.warm_start import PretrainedWeights
-
-MAX_DRY_RUN_SNAPSHOTS, NUM_DRY_RUN_EXAMPLES = 5, 4
 
 
 def dry_run(
@@ -36,7 +30,7 @@ def dry_run(
     freeze: Sequence[str] = (),
     output: OutputSelector | None = None,
 ) -> None:
-    """Take one step on a few examples, collect up to five snapshots, draw a network, and predict.
+    """Check what `fit` checks, take one step on a few examples, collect snapshots, draw a network, and predict.
 
     The arguments are those of `fit`.
 
@@ -47,30 +41,20 @@ def dry_run(
     factory, _ = prepare_runs(
         model, data, posterior, flatness, config, init=init, new_head=new_head, freeze=freeze, output=output
     )
-    if prod(get_process_layout(config)) == 1:
-        make_fabric(config)  # raises if the device does not exist
-    steps_per_epoch = max(1, len(data.train) // min(config.batch_size, len(data.train)))
-    check_collection(posterior, config, steps_per_epoch)
-    standardize = InMemoryData(data).standardize
-    inputs, targets = standardize(data.train.inputs[:NUM_DRY_RUN_EXAMPLES]), data.train.targets[:NUM_DRY_RUN_EXAMPLES]
-    loss_fn = make_training_loss(factory.likelihood, config)
+    try_runs(factory, len(data.train))
 
-    with preserve_rng(None):
-        make_optimizer = config.optimizer or posterior.default_optimizer
-        state = posterior.init(factory.init_network(0), make_optimizer, len(data.train))
-        network = state.model.train()
 
-        def closure() -> torch.Tensor:
-            network.zero_grad()
-            loss = loss_fn(network(inputs), targets)
-            loss.backward()
-            return loss.detach()
+def try_runs(factory: RunFactory, num_data: int) -> None:
+    """Check the number of snapshots, and run a trial on one device, also if several train.
 
-        # With zero steps in total, whatever starts or ends later in training is active now.
-        posterior.step(state, flatness(closure, network, TrainingProgress(total_steps=0)))
-        for _ in range(min(MAX_DRY_RUN_SNAPSHOTS, count_snapshots(config, steps_per_epoch))):
-            posterior.collect(state)
-        network.eval()
-        posterior.finalize(state, [(inputs, targets)], loss_fn)
-        with posterior.draw(state, make_generator(Stream.DRY_RUN)) as sample, torch.no_grad():
-            loss_fn(sample(inputs), targets)
+    Args:
+        factory: Makes the training runs.
+        num_data: Number of training examples.
+
+    Raises:
+        ValueError: As for `dry_run`.
+    """
+    config = factory.config
+    steps_per_epoch = max(1, num_data // min(config.batch_size, num_data))
+    check_collection(factory.posterior, config, steps_per_epoch)
+    run_trial(factory, make_fabric(config.with_options(**{"distribution.devices": 1})))

@@ -135,7 +135,7 @@ def fit(
     posterior = resolve_component(posterior, Posterior, "posterior")
     flatness = resolve_component(flatness, Flatness, "flatness")
     model, data = resolve_model(model), resolve_data(data, seed)
-    factory, model_arguments = prepare_runs(
+    factory, model_spec = prepare_runs(
         model,
         data,
         posterior,
@@ -150,13 +150,32 @@ def fit(
         output=output,
         seed=seed,
     )
-    setup = TrainingSetup.create(factory, model, model_arguments, checkpoints)
+    setup = TrainingSetup.create(factory, model_spec, checkpoints)
     run_trial(factory, setup.fabric)
-    is_main = setup.world.is_main_process
-    manager, meter = (
-        CheckpointManager.open(checkpoints, setup.identity, is_writer=is_main),
-        CostMeter(setup.fabric.device),
-    )
+    return train_prepared(setup, checkpoints, callback, show_progress=show_progress)
+
+
+def train_prepared(
+    setup: TrainingSetup,
+    checkpoints: Checkpoints | None,
+    callback: Callback | None,
+    *,
+    show_progress: bool | None = None,
+) -> FittedPosterior:
+    """Train the networks of a prepared fit, and make its posterior.
+
+    Args:
+        setup: The prepared fit.
+        checkpoints: Where to keep checkpoints.
+        callback: Called after every step and epoch, in the main process.
+        show_progress: Show a progress bar; by default if standard error is a terminal.
+
+    Raises:
+        ValueError, RuntimeError, OSError, Interrupted: As for `fit`.
+    """
+    factory, is_main = setup.factory, setup.world.is_main_process
+    manager = CheckpointManager.open(checkpoints, setup.identity, is_writer=is_main)
+    meter = CostMeter(setup.fabric.device)
     is_shown = is_main and (sys.stderr.isatty() if show_progress is None else show_progress)
     with ProgressBar() if is_shown else nullcontext(Callback()) as bar:
         callbacks = CallbackList([bar, callback] if callback and is_main else [bar])

@@ -54,11 +54,11 @@ def prepare_runs(
     num_data: int | None = None,
     output: OutputSelector | None = None,
     seed: int = 0,
-) -> tuple[RunFactory, dict[str, Any]]:
+) -> tuple[RunFactory, dict[str, Any] | None]:
     """Check the arguments of `fit`, which are explained there, without using a device.
 
     Returns:
-        The factory of the training runs, and arguments for the model that the data determine.
+        The factory of the training runs, and the description of the model by `describe_model`.
 
     Raises:
         ValueError: The arguments do not go together.
@@ -88,7 +88,7 @@ def prepare_runs(
         factory = check_loader_inputs(factory, training_data)
     elif isinstance(training_data, InMemoryData) and config.epochs:
         check_batch_size(factory, training_data)
-    return factory, model_arguments
+    return factory, describe_model(model, model_arguments)
 
 
 def make_training_data(
@@ -135,17 +135,13 @@ class TrainingSetup:
 
     @staticmethod
     def create(
-        factory: RunFactory,
-        model: nn.Module | ModelFactory,
-        model_arguments: dict[str, Any],
-        checkpoints: Checkpoints | None,
+        factory: RunFactory, model_spec: dict[str, Any] | None, checkpoints: Checkpoints | None
     ) -> "TrainingSetup":
         """Join the process group, and decide which members are vectorized.
 
         Args:
             factory: Makes the training runs.
-            model: A network, or what builds one.
-            model_arguments: Arguments for the model that the data determine.
+            model_spec: Description of the model; None if it cannot be described.
             checkpoints: Checkpoints of the fit.
 
         Raises:
@@ -162,7 +158,7 @@ class TrainingSetup:
             check_fsdp(posterior, config, world, checkpoints)
         is_vectorized, reason = should_vectorize(factory, posterior.num_members)
         indices = range(posterior.num_members)
-        info = {"flatbayes": get_version(), "model": describe_model(model, model_arguments)}
+        info = {"flatbayes": get_version(), "model": model_spec}
         identity = {
             **info,
             **_describe_components(factory),
