@@ -102,7 +102,7 @@ def test_other_verbs_say_what_was_written(here, monkeypatch, capsys):
         assert "the posterior is complete and saved in other" in read_words(capsys)
     assert (here / "run" / "results.json").read_bytes() == before
     with monkeypatch.context() as patch:
-        patch.setattr("flatbayes.cli.fit.fit", interrupt)
+        patch.setattr("flatbayes.cli.fit.train_prepared", interrupt)
         assert main([*FIT, "--out", "early"]) == 143
         assert "before the first step; early holds no posterior" in read_words(capsys)
 

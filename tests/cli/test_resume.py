@@ -160,6 +160,19 @@ class TestEndOfTraining:
         x = np.random.default_rng(0).normal(size=(90, 3))
         np.savez("data.npz", x=x + offset, y=x.argmax(1))
 
+    def test_a_fit_is_tried_once_and_each_split_is_hashed_once(self, run, monkeypatch):
+        calls = []
+        for module, name in (
+            ("flatbayes.training.dry_run", "run_trial"),
+            ("flatbayes.training.fit", "run_trial"),
+            ("flatbayes.data.fingerprint", "_describe_split"),
+        ):
+            function = getattr(sys.modules[module], name)
+            record = lambda *args, function=function: [calls.append(function.__name__), function(*args)][1]  # noqa: E731
+            monkeypatch.setattr(sys.modules[module], name, record)
+        assert run() == 0
+        assert sorted(calls) == [*["_describe_split"] * 3, "run_trial"]
+
     def test_checkpoints_stay_if_the_artefact_cannot_be_read_back(self, run, here, monkeypatch, capsys):
         def fail(*args, **kwargs):
             raise ValueError("run is damaged.")
@@ -203,7 +216,7 @@ class TestEndOfTraining:
 
     def test_training_does_not_continue_on_changed_data(self, run, here, monkeypatch, capsys):
         with monkeypatch.context() as patch:
-            patch.setattr("flatbayes.cli.fit.fit", lambda *args, **kwargs: 1 / 0)
+            patch.setattr("flatbayes.cli.fit.train_prepared", lambda *args, **kwargs: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 run()
         self.write_data(1)

@@ -37,12 +37,13 @@ from flatbayes.training import (
     ConsoleLogger,
     Interrupted,
     MetricLogger,
-    dry_run,
-    fit,
     make_logger,
 )
 from flatbayes.training.callbacks.loggers import LoggerKind
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
+from flatbayes.training.dry_run import try_runs
+from flatbayes.training.fit import train_prepared
+from flatbayes.training.setup import TrainingSetup, prepare_runs
 
 
 def make_parser() -> ArgumentParser:
@@ -138,7 +139,18 @@ def run(options: Namespace) -> None:
     model, training_config = make_model(options, dataset), make_config(options, dataset)
     transform = make_transform(options, dataset)
     trained = {"init": options.init, "new_head": options.new_head and bool(options.init), "freeze": options.freeze}
-    dry_run(model, dataset, options.posterior, options.flatness, training_config, **trained)
+    factory, model_spec = prepare_runs(
+        model,
+        dataset,
+        options.posterior,
+        options.flatness,
+        training_config,
+        transform=transform,
+        seed=options.seed,
+        **trained,
+    )
+    try_runs(factory, len(dataset.train))
+    fingerprint = factory.training_data.fingerprint
     config = {
         "data": to_spec(options.data),
         "model": to_spec(model),
@@ -146,7 +158,10 @@ def run(options: Namespace) -> None:
         "flatness": to_spec(options.flatness),
         "config": training_config.to_dict(),
         "seed": options.seed,
-        FINGERPRINT_KEY: compute_fingerprint(dataset),
+        FINGERPRINT_KEY: {
+            **{name: fingerprint[name] for name in ("train", "val")},
+            **compute_fingerprint(dataset, ("test",)),
+        },
         **trained,
     }
     is_sharded = training_config.distribution.strategy == "fsdp"
@@ -182,18 +197,9 @@ def run(options: Namespace) -> None:
     else:
         callbacks = _make_callbacks(folder, options) if world.is_main_process else []
         try:
-            fitted = fit(
-                model,
-                dataset,
-                options.posterior,
-                options.flatness,
-                training_config,
-                seed=options.seed,
-                callback=CallbackList(callbacks),
-                checkpoints=None if is_sharded else checkpoints,
-                transform=transform,
-                **trained,
-            )
+            training_checkpoints = None if is_sharded else checkpoints
+            setup = TrainingSetup.create(factory, model_spec, training_checkpoints)
+            fitted = train_prepared(setup, training_checkpoints, CallbackList(callbacks))
         except Interrupted as stop:
             if world.is_main_process:
                 folder.save(stop.fitted)
