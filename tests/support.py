@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -77,6 +78,33 @@ POSTERIORS = CONFIGURED + DEFAULTS_OF_OTHERS
 
 def named(things):
     return [short_name(thing) for thing in things]
+
+
+def classes_of(configured):
+    """Class of an object and of what it contains: members of an ensemble, the flatness of a schedule."""
+    inner = getattr(configured, "member", getattr(configured, "flatness", None))
+    return (type(configured), type(inner))
+
+
+def pair_params(posterior_configs, flatness_configs):
+    """Parameters for a test over all pairs; all but one pair of each pair of classes are marked slow.
+
+    The configurations of the classes take turns, so that each of them is in a pair that is not slow.
+    """
+    groups = {}
+    for posterior in posterior_configs:
+        for flat in flatness_configs:
+            groups.setdefault((classes_of(posterior), classes_of(flat)), []).append((posterior, flat))
+    turns, params = {}, []
+    for (posterior_classes, flatness_classes), pairs in groups.items():
+        turn = max(turns.get(posterior_classes, 0), turns.get(flatness_classes, 0))
+        turns[posterior_classes] = turns[flatness_classes] = turn + 1
+        for k, (posterior, flat) in enumerate(pairs):
+            marks = [] if k == turn % len(pairs) else [pytest.mark.slow]
+            params.append(
+                pytest.param(posterior, flat, id=f"{short_name(posterior)}-{short_name(flat)}", marks=marks)
+            )
+    return params
 
 
 def network(dtype=torch.float32) -> nn.Module:

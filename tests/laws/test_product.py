@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from flatbayes.likelihoods import Categorical
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig, TrainingConfig, fit
-from support import FLATNESSES, POSTERIORS, explain_refusal, named, network
+from support import FLATNESSES, POSTERIORS, explain_refusal, network, pair_params
 
 CONFIG = TrainingConfig(
     epochs=2,
@@ -17,8 +17,7 @@ CONFIG = TrainingConfig(
 )
 
 
-@pytest.mark.parametrize("flat", FLATNESSES, ids=named(FLATNESSES))
-@pytest.mark.parametrize("posterior", POSTERIORS, ids=named(POSTERIORS))
+@pytest.mark.parametrize(("posterior", "flat"), pair_params(POSTERIORS, FLATNESSES))
 def test_fits_predicts_saves_loads(posterior, flat, tmp_path):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(24, 1, 8, 8, generator=generator), torch.arange(24) % 3

@@ -11,7 +11,7 @@ from fit_checks import check_fit
 from random_fits import FitSpec, fit_specs, spec_from_seed
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
-NUM_EXAMPLES = 150
+NUM_EXAMPLES = 40
 
 
 @settings(max_examples=NUM_EXAMPLES, suppress_health_check=[HealthCheck.too_slow], report_multiple_bugs=False)
