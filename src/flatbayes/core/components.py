@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from flatbayes.core.names import format_suggestion, list_classes
+from flatbayes.core.names import format_suggestion, list_classes, match_name
 from flatbayes.core.renames import explain_name
 
 BaseT = TypeVar("BaseT")
@@ -49,9 +49,9 @@ def resolve_component(value: Any, base: Callable[..., BaseT], role: str, argumen
 
 def _find_class(name: str, base: type[BaseT], role: str, argument: str) -> type[BaseT]:
     classes = list_classes(importlib.import_module(ROLES[role][0]), base)
-    for known, value in classes.items():
-        if known.lower() == name.lower():
-            return value
+    known_name = match_name(name, classes)
+    if known_name is not None:
+        return classes[known_name]
     explanation = explain_name(name)
     hint = f"{explanation} " if explanation else format_suggestion(name, classes)
     raise ValueError(f"Unknown {argument} {name!r}. {hint}Known: {', '.join(classes)}.")

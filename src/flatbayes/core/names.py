@@ -1,4 +1,4 @@
-"""Names that a user writes: similar names for a message, and classes by their bare names."""
+"""Names that a user writes: equal and similar names, and classes by their bare names."""
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
@@ -35,6 +35,11 @@ def format_suggestion(name: str, candidates: Iterable[str], prefix: str = "") ->
     """
     similar = find_similar(name, candidates)
     return f"Did you mean {' or '.join(prefix + candidate for candidate in similar)}? " if similar else ""
+
+
+def match_name(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that equals a name in any letter case, or None."""
+    return next((candidate for candidate in candidates if candidate.lower() == name.lower()), None)
 
 
 def list_classes(module: ModuleType, base: type[BaseT]) -> dict[str, type[BaseT]]:
