@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from flatbayes import models
-from flatbayes.core.names import find_similar, list_classes
+from flatbayes.core.names import format_suggestion, list_classes, match_name
 from flatbayes.data import DataSource
 from flatbayes.likelihoods import Likelihood
 from flatbayes.training.config import TrainingConfig
@@ -44,13 +44,11 @@ def resolve_model(model: Any) -> Any:
     if not isinstance(model, str):
         return model
     classes = list_classes(models, nn.Module)
-    name = next((known for known in classes if known.lower() == model.lower()), None)
+    name = match_name(model, classes)
     if name is None:
-        similar = find_similar(model, classes)
-        suggestion = f"Did you mean {' or '.join(similar)}? " if similar else ""
         raise ValueError(
-            f"Unknown model {model!r}. {suggestion}Known: {', '.join(classes)}; or give a class, a function or a "
-            "network."
+            f"Unknown model {model!r}. {format_suggestion(model, classes)}Known: {', '.join(classes)}; or give a "
+            "class, a function or a network."
         )
     return classes[name]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from flatbayes.core.names import format_suggestion, list_classes
+from flatbayes.core.names import format_suggestion, list_classes, match_name
 
 
 def resolve_optimizer(optimizer: Any) -> Any:
@@ -22,7 +22,7 @@ def resolve_optimizer(optimizer: Any) -> Any:
         )
     if isinstance(optimizer, str):
         classes = list_classes(torch.optim, torch.optim.Optimizer)
-        name = next((known for known in classes if known.lower() == optimizer.lower()), None)
+        name = match_name(optimizer, classes)
         if name is None:
             suggestion = format_suggestion(optimizer, classes)
             raise ValueError(f"torch.optim has no optimizer {optimizer!r}. {suggestion}It has {', '.join(classes)}.")
