@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from flatbayes import data, flatness, models, posteriors
-from flatbayes.core.names import find_similar, format_suggestion
+from flatbayes.core.names import find_similar, format_suggestion, list_classes, match_name
 from flatbayes.core.renames import REMOVED_OBJECTS, RENAMED_OBJECTS, explain_name, explain_option
 from flatbayes.core.spec import class_path, get_defaults, import_object, to_spec
 from flatbayes.data.hub import is_hub_name
@@ -58,12 +58,7 @@ TORCH_DATASET_FIELDS = frozenset(f.name for f in fields(data.TorchDataset))
 def list_names(option: str) -> list[str]:
     """Class names that an option takes, in alphabetical order."""
     module, base = CLASS_OPTIONS[option]
-    exported = {name: getattr(module, name) for name in getattr(module, "__all__", None) or dir(module)}
-    return sorted(
-        name
-        for name, value in exported.items()
-        if isinstance(value, type) and (base is None or (issubclass(value, base) and value is not base))
-    )
+    return list(list_classes(module, base or object))
 
 
 def resolve_name(option: str, name: str) -> str:
@@ -77,9 +72,9 @@ def resolve_name(option: str, name: str) -> str:
         ValueError: The name is unknown, or the class was renamed or removed; the message says what to write.
     """
     module, _ = CLASS_OPTIONS[option]
-    for known_name in list_names(option):
-        if known_name.lower() == name.lower():
-            return f"{module.__name__}.{known_name}"
+    known_name = match_name(name, list_names(option))
+    if known_name is not None:
+        return f"{module.__name__}.{known_name}"
     if "." in name and not name.endswith(DATA_FILE_SUFFIXES):
         explanation = explain_name(name)
         if explanation is not None:
@@ -88,14 +83,13 @@ def resolve_name(option: str, name: str) -> str:
     axis = {"source": "data", "ood": "data", "posteriors": "posterior", "member": "posterior"}.get(option, option)
     if option in DATA_OPTIONS and ("/" in name or name.endswith(DATA_FILE_SUFFIXES)):
         raise ValueError(_explain_missing_path(name))
-    owner = next(
-        (other for other in AXES if other != axis and name.lower() in map(str.lower, list_names(other))), None
-    )
+    owner = next((other for other in AXES if other != axis and match_name(name, list_names(other))), None)
     if owner is not None:
         raise ValueError(f"{name} is a {owner}, not a {axis}: write --{owner} {name}.")
     alternative = "a path to data that exists" if option in DATA_OPTIONS else "the dotted path of a class of your own"
     old_names = [*RENAMED_OBJECTS.get(module.__name__, {}), *(path.rpartition(".")[2] for path in REMOVED_OBJECTS)]
-    explanation = next((explain_name(old) for old in old_names if old.lower() == name.lower()), None)
+    old_name = match_name(name, old_names)
+    explanation = None if old_name is None else explain_name(old_name)
     hint = f"{explanation} " if explanation else format_suggestion(name, list_names(option))
     raise ValueError(f"Unknown {axis} {name!r}. {hint}Known: {', '.join(list_names(option))}; or {alternative}.")
 
@@ -247,5 +241,5 @@ def _resolve_text(flag: str, text: str) -> Any:
 
 
 def _is_data_path(option: str, text: str) -> bool:
-    is_name = text.lower() in (name.lower() for name in list_names(option))
+    is_name = match_name(text, list_names(option)) is not None
     return not is_name and (Path(text).exists() or is_hub_name(text))

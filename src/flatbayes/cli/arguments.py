@@ -32,7 +32,7 @@ from flatbayes.cli.value_types import (
     split_list,
     suggest_choice,
 )
-from flatbayes.core.names import format_suggestion
+from flatbayes.core.names import format_suggestion, match_name
 
 HELP_AXES = ("posterior", "flatness", "model", "data", "schedule", OPTIMIZER_OPTION)
 """Options whose classes `--help NAME` describes, in the order in which a name is looked up."""
@@ -160,7 +160,7 @@ class _CommandLine:
             self.options += [f"--{name}", *values]
             return
         root = name.removesuffix("+").rpartition(".")[2]
-        is_class = root in {*CLASS_OPTIONS, OPTIMIZER_OPTION} and not is_checkable(hint)
+        is_class = root in CLASS_OPTIONS and not is_checkable(hint)
         values = [*token.values]
         if hint is bool and not values:
             values = ["true"]  # an option that is named is switched on
@@ -263,9 +263,8 @@ class _CommandLine:
         if name == LIST_OPTION:
             return "a list of posteriors, such as [MCDropout, SWAG]"
         if is_class:
-            names = list_names(option) if option in CLASS_OPTIONS else ["SGD", "Adam"]
             path = ", or a path" if option in ("data", "ood") else ""
-            return f"a name, such as {names[-1] if option != 'data' else 'digits'}{path}"
+            return f"a name, such as {list_names(option)[-1] if option != 'data' else 'digits'}{path}"
         return describe_type(hint) if is_checkable(hint) else "a value"
 
     def _check_choices(self, name: str, action: argparse.Action, values: Sequence[str]) -> None:
@@ -306,10 +305,9 @@ def _normalize_help(table: OptionTable, token: Token) -> list[str]:
     name = token.values[0]
     axes = [axis for axis in HELP_AXES if f"{axis}.help" in table.actions or axis == "posterior"]
     for axis in axes:
-        matches = [known for known in list_names(axis) if known.lower() == name.lower()]
-        if matches and f"{axis}.help" in table.actions:
-            return [f"--{axis}.help={matches[0]}"]
-        if matches and f"{LIST_OPTION}.help" in table.actions:
-            return [f"--{LIST_OPTION}.help={matches[0]}"]
+        class_name = match_name(name, list_names(axis))
+        option = axis if f"{axis}.help" in table.actions else LIST_OPTION
+        if class_name is not None and f"{option}.help" in table.actions:
+            return [f"--{option}.help={class_name}"]
     suggestion = format_suggestion(name, [known for axis in axes for known in list_names(axis)])
     raise ValueError(f"There is no help on {name!r}. {suggestion}flatbayes {table.verb} --help lists all names.")

@@ -10,7 +10,7 @@ from flatbayes.cli.aliases import CLASS_OPTIONS, list_names, resolve_value
 from flatbayes.cli.value_types import reduce_hint
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.renames import explain_option
-from flatbayes.core.spec import import_object, to_spec
+from flatbayes.core.spec import import_object, instantiate, to_spec
 
 DATA_ARGUMENTS = {"input_shape", "num_classes", "num_outputs"}
 """Arguments of models that are set from the data."""
@@ -123,15 +123,8 @@ def resolve_default_optimizer(posterior_specs: list[Any]) -> dict[str, Any] | No
         if not isinstance(plain, dict) or not str(plain.get("class_path")).startswith("flatbayes."):
             return None
         try:
-            posterior = _build(plain)
+            posterior = instantiate(plain)
         except (ValueError, TypeError):
             return None  # reported when the options are parsed
         optimizers.append(to_spec(posterior.default_optimizer))
     return optimizers[0] if optimizers and all(optimizer == optimizers[0] for optimizer in optimizers) else None
-
-
-def _build(spec: Any) -> Any:
-    if isinstance(spec, dict) and "class_path" in spec:
-        arguments = {name: _build(value) for name, value in (spec.get("init_args") or {}).items()}
-        return import_object(spec["class_path"])(**arguments)
-    return spec

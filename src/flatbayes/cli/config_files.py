@@ -11,7 +11,7 @@ from flatbayes.cli.aliases import CLASS_OPTIONS, list_names, resolve_value
 from flatbayes.cli.class_signatures import LIST_OPTION, OPTIMIZER_OPTION
 from flatbayes.cli.parsing import load_bounded_yaml
 from flatbayes.cli.value_types import accepts, describe_type, is_checkable
-from flatbayes.core.names import find_similar, format_suggestion
+from flatbayes.core.names import find_similar, format_suggestion, match_name
 from flatbayes.core.renames import explain_option
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def read_config_file(path: str, table: "OptionTable") -> dict[str, Any]:
     """
     content = _load_mapping(path)
     config: dict[str, Any] = {}
-    for key in sorted(content, key=lambda key: key not in {*CLASS_OPTIONS, OPTIMIZER_OPTION}):  # classes first
+    for key in sorted(content, key=lambda key: key not in CLASS_OPTIONS):  # classes first
         _set_option(config, path, str(key), content[key], table)
     return config
 
@@ -156,8 +156,7 @@ def _expand(value: Any, option: str) -> Any:
     """`{class_path: sam, init_args: {rho: 0.1}}` for `{sam: {rho: 0.1}}`."""
     if isinstance(value, dict) and len(value) == 1 and option in CLASS_OPTIONS:
         [(name, arguments)] = value.items()
-        is_class = str(name).lower() in (known.lower() for known in list_names(option))
-        if is_class and isinstance(arguments, dict | None):
+        if match_name(str(name), list_names(option)) and isinstance(arguments, dict | None):
             return {"class_path": name, "init_args": arguments or {}}
     return value
 

@@ -8,15 +8,11 @@ from textwrap import fill
 
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli.aliases import list_names
+from flatbayes.cli.aliases import CLASS_OPTIONS, list_names
 from flatbayes.cli.class_signatures import LIST_OPTION
-from flatbayes.core.spec import import_object
 
-METHOD_PACKAGES = {
-    "posterior": "flatbayes.posteriors",
-    "posteriors": "flatbayes.posteriors",
-    "flatness": "flatbayes.flatness",
-}
+METHOD_OPTIONS = ("posterior", "posteriors", "flatness")
+"""Options whose classes are listed with their descriptions."""
 LINE_WIDTH, NAME_WIDTH = 88, 20
 
 
@@ -26,10 +22,11 @@ def list_methods(axis: str) -> str:
     Args:
         axis: `posterior` or `flatness`.
     """
-    package = METHOD_PACKAGES[axis]
     lines = []
     for name in list_names(axis):
-        description = (inspect.getdoc(import_object(f"{package}.{name}")) or "").split("\n\n")[0].replace("\n", " ")
+        description = (
+            (inspect.getdoc(getattr(CLASS_OPTIONS[axis][0], name)) or "").split("\n\n")[0].replace("\n", " ")
+        )
         sentence = description.split(". ")[0].removesuffix(".")
         indent = " " * (NAME_WIDTH + 2)
         lines.append(fill(f"  {name:<{NAME_WIDTH}}{sentence}", LINE_WIDTH, subsequent_indent=indent))
@@ -68,7 +65,7 @@ def print_class_help(parser: ArgumentParser, arguments: list[str], option: str, 
         SystemExit: The help was printed.
     """
     if not name:
-        print(list_methods(option) if option in METHOD_PACKAGES else ", ".join(list_names(option)))  # noqa: T201
+        print(list_methods(option) if option in METHOD_OPTIONS else ", ".join(list_names(option)))  # noqa: T201
         raise SystemExit(0)
     usage = f"flatbayes {arguments[0]} --{option} {name} [--{option}.OPTION VALUE ...]"
     if option == LIST_OPTION:

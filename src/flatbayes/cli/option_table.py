@@ -81,7 +81,7 @@ class OptionTable:
         return [
             name
             for name in self.actions
-            if f"{name}.help" in self.actions and name != LIST_OPTION and name in {*CLASS_OPTIONS, OPTIMIZER_OPTION}
+            if f"{name}.help" in self.actions and name != LIST_OPTION and name in CLASS_OPTIONS
         ]
 
     def groups(self) -> list[str]:
@@ -258,7 +258,7 @@ class OptionTable:
 
     def _find_owners(self, name: str) -> str:
         for option in self.class_options():
-            if option not in CLASS_OPTIONS or option in ("data", "ood", OPTIMIZER_OPTION):
+            if option in ("data", "ood", OPTIMIZER_OPTION):
                 continue
             module = CLASS_OPTIONS[option][0]
             owners = [

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flatbayes.cli.class_signatures import OPTIMIZER_OPTION
+from flatbayes.cli.value_types import accepts
 
 OPTIMIZER_NAMES = (OPTIMIZER_OPTION, "lr", "learning_rate", "momentum", "weight_decay", "betas", "nesterov")
 """Options that may be those of the posterior's default optimizer, which depends on the options before."""
@@ -26,7 +27,7 @@ def split_tokens(arguments: Sequence[str]) -> Iterator[Token]:
     """Options with the values after them; the first token holds the values before any option."""
     token = Token("", [])
     for argument in arguments:
-        if argument.startswith("-") and len(argument) > 1 and not _is_number(argument):
+        if argument.startswith("-") and len(argument) > 1 and not accepts(float, argument):
             yield token
             flag, equals, value = argument.partition("=")
             token = Token(flag, [value] if equals else [])
@@ -56,11 +57,3 @@ def sort_tokens(tokens: Sequence[Token], class_options: Sequence[str]) -> list[T
         else:
             segment.append(token)
     return [*ordered, *sorted(segment, key=order)]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
