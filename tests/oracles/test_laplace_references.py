@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes.posteriors import Laplace
-from flatbayes.posteriors.ggn import ggn_diagonal, ggn_matrix
+from flatbayes.posteriors.ggn import ExampleVjps, ggn_diagonal, ggn_matrix
 from flatbayes.posteriors.kfac import KroneckerFactors, add_factors, find_kfac_layers, get_matrix_shape
 from flatbayes.posteriors.laplace import maximize_evidence, posterior_std
 
@@ -74,8 +74,9 @@ def test_ggn_equals_curvlinops(curvlinops, network, examples, task):
     operator = curvlinops.GGNLinearOperator(network, reference_loss, list(params.values()), [(inputs, targets)])
     expected = to_matrix(operator)
 
-    torch.testing.assert_close(ggn_matrix(network, params, inputs, targets, loss_fn), expected)
-    torch.testing.assert_close(ggn_diagonal(network, params, inputs, targets, loss_fn), expected.diagonal())
+    vjps = ExampleVjps(network, params)
+    torch.testing.assert_close(ggn_matrix(vjps, inputs, targets, loss_fn), expected)
+    torch.testing.assert_close(ggn_diagonal(vjps, inputs, targets, loss_fn), expected.diagonal())
 
 
 def test_kronecker_factors_equal_curvlinops(curvlinops, network, examples):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from flatbayes.posteriors import ggn
 from flatbayes.posteriors.ggn import (
-    compute_example_vjps,
+    ExampleVjps,
     decompose_psd,
     factorize_loss_hessian,
     ggn_diagonal,
@@ -132,8 +132,8 @@ def test_diagonal_and_matrix_are_those_of_the_dense_ggn(make):
     net, x, y = made(make)
     params = dict(net.named_parameters())
     dense = dense_ggn(net, params, x, softmax_hessians(net(x).detach()))
-    diagonal = ggn_diagonal(net, params, x, y, F.cross_entropy)
-    matrix = ggn_matrix(net, params, x, y, F.cross_entropy)
+    diagonal = ggn_diagonal(ExampleVjps(net, params), x, y, F.cross_entropy)
+    matrix = ggn_matrix(ExampleVjps(net, params), x, y, F.cross_entropy)
     torch.testing.assert_close(diagonal, dense.diagonal(), rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(matrix, dense, rtol=1e-11, atol=1e-13)
     assert not matrix.requires_grad
@@ -152,27 +152,57 @@ def test_vectors_are_those_of_a_loop_where_vmap_has_no_rule_or_a_wrong_one(activ
     net = nn.Sequential(nn.Linear(3, 4), norm(), activation(), nn.Linear(4, 3)).eval()
     params, directions = dict(net.named_parameters()), torch.randn(num_examples, 3, 3)
     x = torch.randn(num_examples, 3)
-    vectors = compute_example_vjps(net, params, x, directions)
+    vectors = ExampleVjps(net, params).compute(x, directions)
     for example, columns, found in zip(x, directions, vectors, strict=True):
         for column, vector in zip(columns.unbind(1), found, strict=True):
             gradients = torch.autograd.grad(net(example[None])[0] @ column, list(params.values()))
             torch.testing.assert_close(vector, torch.cat([g.flatten() for g in gradients]), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("activation", "num_calls", "num_comparisons"), [(nn.Tanh, 4, 2), (nn.PReLU, 2, 1), (nn.RReLU, 2, 0)]
+)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_is_compared_once_for_each_size_of_batches_and_not_called_again_where_it_is_wrong(
+    activation, num_calls, num_comparisons, monkeypatch
+):
+    calls = {"compute_by_vmap": 0, "_agrees_with_backward": 0}
+
+    def count_calls(name):
+        original = getattr(ExampleVjps, name)
+
+        def counted(*args):
+            calls[name] += 1
+            return original(*args)
+
+        monkeypatch.setattr(ExampleVjps, name, counted)
+
+    for name in calls:
+        count_calls(name)
+    net = nn.Sequential(nn.Linear(3, 4), activation(), nn.Linear(4, 3)).eval()
+    x, y = torch.randn(11, 3), torch.arange(11) % 3
+    vjps = ExampleVjps(net, dict(net.named_parameters()))
+    batches = [*zip(x.split(3), y.split(3), strict=True)]  # three of 3 examples and one of 2
+    diagonal = torch.stack([ggn_diagonal(vjps, *batch, F.cross_entropy) for batch in batches]).sum(0)
+    dense = dense_ggn(net, vjps.params, x, softmax_hessians(net(x).detach()))
+    torch.testing.assert_close(diagonal, dense.diagonal())
+    assert calls == {"compute_by_vmap": num_calls, "_agrees_with_backward": num_comparisons}
+
+
 @pytest.mark.parametrize("bound", [1, 60, 200])
 def test_chunks_of_any_size_have_the_same_sum(monkeypatch, bound):
     net, x, y = made(mlp)
     params = dict(net.named_parameters())
-    whole = ggn_diagonal(net, params, x, y, F.cross_entropy)
+    whole = ggn_diagonal(ExampleVjps(net, params), x, y, F.cross_entropy)
     monkeypatch.setattr(ggn, "MAX_VECTOR_ENTRIES", bound)
-    torch.testing.assert_close(ggn_diagonal(net, params, x, y, F.cross_entropy), whole)
+    torch.testing.assert_close(ggn_diagonal(ExampleVjps(net, params), x, y, F.cross_entropy), whole)
 
 
 def test_some_parameters_only():
     net, x, y = made(batch_norm_net)
     params = {"5.weight": net[5].weight, "5.bias": net[5].bias}
     dense = dense_ggn(net, params, x, softmax_hessians(net(x).detach()))
-    matrix = ggn_matrix(net, params, x, y, F.cross_entropy)
+    matrix = ggn_matrix(ExampleVjps(net, params), x, y, F.cross_entropy)
     torch.testing.assert_close(matrix, dense)
     assert not matrix.requires_grad
 
@@ -183,7 +213,7 @@ def test_a_tied_weight_counts_in_both_places():
     x, y = torch.randn(SIZE, 3), torch.arange(SIZE) % 3
     params = dict(net.named_parameters())
     dense = dense_ggn(net, params, x, softmax_hessians(net(x).detach()))
-    torch.testing.assert_close(ggn_diagonal(net, params, x, y, F.cross_entropy), dense.diagonal())
+    torch.testing.assert_close(ggn_diagonal(ExampleVjps(net, params), x, y, F.cross_entropy), dense.diagonal())
 
 
 # --- Kronecker factors

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from flatbayes.posteriors import Laplace
 from flatbayes.posteriors.eigenbasis import make_eigenbasis
-from flatbayes.posteriors.ggn import ggn_diagonal, ggn_matrix
+from flatbayes.posteriors.ggn import ExampleVjps, ggn_diagonal, ggn_matrix
 from flatbayes.posteriors.kfac import KroneckerFactors, add_factors, find_kfac_layers, get_matrix_shape
 from flatbayes.posteriors.laplace import maximize_evidence, posterior_std
 from flatbayes.posteriors.linearised import LinearisedNetwork
@@ -214,8 +214,8 @@ def test_covariances_are_inverses_of_dense_precisions():
     model = network().eval()
     everything, last = dict(model.named_parameters()), {n: p for n, p in model.named_parameters() if n[0] == "6"}
     full = {
-        "diag": ggn_diagonal(model, everything, x, y, F.cross_entropy).diag(),
-        "last_layer": ggn_matrix(model, last, x, y, F.cross_entropy),
+        "diag": ggn_diagonal(ExampleVjps(model, everything), x, y, F.cross_entropy).diag(),
+        "last_layer": ggn_matrix(ExampleVjps(model, last), x, y, F.cross_entropy),
     }
     for structure, curvature in full.items():
         posterior = Laplace(structure, prior_precision=PRIOR, temperature=0.5)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from flatbayes.core import Examples, LossFn
 from flatbayes.core.input_trees import ModelInputs, slice_examples
 from flatbayes.core.weights import promoted_dtype, unflatten
-from flatbayes.posteriors.ggn import decompose_psd, ggn_diagonal, ggn_matrix, iter_ggn_vectors
+from flatbayes.posteriors.ggn import ExampleVjps, decompose_psd, ggn_diagonal, ggn_matrix, iter_ggn_vectors
 from flatbayes.posteriors.kfac import (
     KfacLayer,
     KroneckerFactors,
@@ -106,13 +106,14 @@ class DiagonalEigenbasis(Eigenbasis):
 
     def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
         """Compute vectors of the GGN of one example."""
-        next(iter_ggn_vectors(self.model, self.params, slice_examples(inputs, slice(1)), targets[:1], loss_fn))
+        vjps = ExampleVjps(self.model, self.params)
+        next(iter_ggn_vectors(vjps, slice_examples(inputs, slice(1)), targets[:1], loss_fn))
 
     def compute_statistics(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
         """Return the diagonal as eigenvalues."""
-        statistics, params = self.allocate_statistics(), self.params
+        statistics, vjps = self.allocate_statistics(), ExampleVjps(self.model, self.params)
         for inputs, targets in examples:
-            statistics["eigenvalues"] += ggn_diagonal(self.model, params, inputs, targets, loss_fn)
+            statistics["eigenvalues"] += ggn_diagonal(vjps, inputs, targets, loss_fn)
         return statistics
 
     def compute_offsets(
@@ -149,13 +150,14 @@ class LastLayerEigenbasis(Eigenbasis):
 
     def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
         """Compute vectors of the GGN of one example."""
-        next(iter_ggn_vectors(self.model, self.params, slice_examples(inputs, slice(1)), targets[:1], loss_fn))
+        vjps = ExampleVjps(self.model, self.params)
+        next(iter_ggn_vectors(vjps, slice_examples(inputs, slice(1)), targets[:1], loss_fn))
 
     def compute_statistics(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
         """Return eigenvalues and eigenvectors of the GGN."""
-        matrix, params = self.allocate_statistics()["eigenvectors"], self.params
+        matrix, vjps = self.allocate_statistics()["eigenvectors"], ExampleVjps(self.model, self.params)
         for inputs, targets in examples:
-            matrix += ggn_matrix(self.model, params, inputs, targets, loss_fn)
+            matrix += ggn_matrix(vjps, inputs, targets, loss_fn)
         values, vectors = decompose_psd(matrix)
         return {"eigenvalues": values, "eigenvectors": vectors}
 

@@ -7,6 +7,7 @@ products of the vectors Jᵀ s, one for each column s of S. Each vector needs on
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -74,88 +75,167 @@ def decompose_psd(
     return values.clamp(min=0).to(matrix), vectors.to(matrix)
 
 
+@dataclass(frozen=True, eq=False)
+class ExampleVjps:
+    """Computes Jᵀ s for every example and each of its directions s: the gradient of sᵀ f(x) in the parameters.
+
+    `torch.vmap` has no rule for some operations (RReLU, `Tensor.item`) and a wrong one for others (the gradient of
+    PReLU, whose axes it confuses for some sizes). Its result is therefore compared with a backward pass over the
+    whole batch, once for each shape of directions, and replaced by that of a loop over the examples where it fails or
+    differs.
+
+    Attributes:
+        model: The network in eval mode; no example's outputs depend on another example.
+        params: Parameters in which derivatives are taken, by name.
+        vmap_is_right: Whether the result of `torch.vmap` is right, by shape of the directions.
+    """
+
+    model: nn.Module
+    params: Mapping[str, Tensor]
+    vmap_is_right: dict[torch.Size, bool] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def compute(
+        self, inputs: ModelInputs, directions: Float[Tensor, "batch outputs columns"]
+    ) -> Float[Tensor, "batch columns params"]:
+        """Return the vectors of a batch.
+
+        Args:
+            inputs: Inputs of the batch.
+            directions: Vectors in the space of the outputs, several for each example.
+
+        Raises:
+            ValueError: The outputs do not depend on any of the parameters.
+        """
+        shape = directions.shape
+        with plain_attention():
+            if self.vmap_is_right.get(shape, True):
+                try:
+                    vjps = self.compute_by_vmap(inputs, directions)
+                except (RuntimeError, NotImplementedError):
+                    self.vmap_is_right[shape] = False
+                else:
+                    if shape not in self.vmap_is_right:
+                        self.vmap_is_right[shape] = self._agrees_with_backward(vjps, inputs, directions)
+                    if self.vmap_is_right[shape]:
+                        return vjps
+            return self.compute_by_loop(inputs, directions)
+
+    def compute_by_vmap(
+        self, inputs: ModelInputs, directions: Float[Tensor, "batch outputs columns"]
+    ) -> Float[Tensor, "batch columns params"]:
+        """Return the vectors by `torch.vmap`."""
+        constants, values = self._detach_parameters()  # torch.func would differentiate in the other parameters too
+
+        def project_outputs(values: dict[str, Tensor], example: ModelInputs, direction: Tensor) -> Tensor:
+            batch = map_tensors(lambda tensor: tensor[None], example)
+            outputs = call_with_tensors(self.model, constants | values, batch)
+            return outputs.flatten() @ direction
+
+        # Dropout that is active in eval mode has one mask for each example.
+        column_vjps = vmap(grad(project_outputs), in_dims=(None, None, 0), randomness="same")
+        vjps = vmap(column_vjps, in_dims=(None, 0, 0), randomness="different")(values, inputs, directions.mT)
+        return torch.cat([vjps[name].flatten(2) for name in self.params], 2)
+
+    def compute_by_loop(
+        self, inputs: ModelInputs, directions: Float[Tensor, "batch outputs columns"]
+    ) -> Float[Tensor, "batch columns params"]:
+        """Return the vectors by a backward pass for each."""
+        vjps = [
+            self._differentiate_outputs(example, columns)[1]
+            for example, columns in zip(split_examples(inputs, 1), directions.split(1), strict=True)
+        ]
+        return torch.stack(vjps)
+
+    def _agrees_with_backward(
+        self,
+        vjps: Float[Tensor, "batch columns params"],
+        inputs: ModelInputs,
+        directions: Float[Tensor, "batch outputs columns"],
+    ) -> bool:
+        """Compare a combination of the vectors with a backward pass; True if the network is random in eval mode."""
+        # A random combination of all vectors, which is right by chance only if all of them are right.
+        weights = torch.arange(1, 1 + directions[:, 0].numel()).cos().to(directions).view_as(directions[:, 0])
+        combined = torch.einsum("boc,bc->bo", directions, weights)[:, :, None]
+        outputs, (expected,) = self._differentiate_outputs(inputs, combined)
+        weighted = weights[:, :, None].to(vjps) * vjps
+        tolerance = rounding_tolerance(directions, *self.params.values())
+        if (weighted.sum((0, 1)) - expected).norm() <= tolerance * weighted.norm():
+            return True
+        return not torch.equal(outputs, self.model(inputs))  # dropout that is active in eval mode
+
+    def _differentiate_outputs(
+        self, inputs: ModelInputs, directions: Float[Tensor, "batch outputs columns"]
+    ) -> tuple[Tensor, Float[Tensor, "columns params"]]:
+        """Return the outputs of a batch, and for each column the gradient of its product with them."""
+        constants, values = self._detach_parameters()
+        leaves = [value.requires_grad_() for value in values.values()]
+        with torch.enable_grad():
+            outputs = call_with_tensors(self.model, constants | values, inputs)
+            if not outputs.requires_grad:
+                raise ValueError(
+                    f"The outputs of {type(self.model).__name__} do not depend on {', '.join(self.params)}, and "
+                    "Laplace needs the curvature in these parameters. structure='last_layer' takes the last "
+                    "torch.nn.Linear in order of registration: remove a layer that is not used, or register it "
+                    "first; or use structure='diag'."
+                )
+            columns = [
+                torch.autograd.grad(
+                    outputs, leaves, column.reshape(outputs.shape), retain_graph=True, materialize_grads=True
+                )
+                for column in directions.unbind(2)
+            ]
+        return outputs.detach(), torch.stack([torch.cat([g.flatten() for g in gradients]) for gradients in columns])
+
+    def _detach_parameters(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return all parameters of the model, and those in which derivatives are taken, without their graph."""
+        constants = {name: param.detach() for name, param in self.model.named_parameters()}
+        return constants, {name: param.detach() for name, param in self.params.items()}
+
+
 def ggn_diagonal(
-    model: nn.Module, params: Mapping[str, Tensor], inputs: ModelInputs, targets: Tensor, loss_fn: LossFn
+    vjps: ExampleVjps, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn
 ) -> Float[Tensor, " params"]:
     """Return the exact diagonal of the GGN of the summed loss of a batch, the sum of the squares of all Jᵀ s.
 
     Args:
-        model: The network in eval mode; no example's outputs depend on another example.
-        params: Parameters in which derivatives are taken, by name.
+        vjps: Network, and parameters in which derivatives are taken.
         inputs: Inputs of the batch.
         targets: Targets of the batch.
         loss_fn: Mean loss of a batch.
     """
-    size = sum(param.numel() for param in params.values())
-    total = next(iter(params.values())).new_zeros(size, dtype=promoted_dtype(params.values()))
-    for vectors in iter_ggn_vectors(model, params, inputs, targets, loss_fn):
+    total = _allocate_total(vjps.params, 1)
+    for vectors in iter_ggn_vectors(vjps, inputs, targets, loss_fn):
         total += vectors.square().sum(0)
     return total
 
 
 def ggn_matrix(
-    model: nn.Module, params: Mapping[str, Tensor], inputs: ModelInputs, targets: Tensor, loss_fn: LossFn
+    vjps: ExampleVjps, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn
 ) -> Float[Tensor, "params params"]:
     """Return the exact GGN of the summed loss of a batch; arguments as for `ggn_diagonal`."""
-    size = sum(param.numel() for param in params.values())
-    total = next(iter(params.values())).new_zeros(size, size, dtype=promoted_dtype(params.values()))
-    for vectors in iter_ggn_vectors(model, params, inputs, targets, loss_fn):
+    total = _allocate_total(vjps.params, 2)
+    for vectors in iter_ggn_vectors(vjps, inputs, targets, loss_fn):
         total.addmm_(vectors.T, vectors)
     return total
 
 
 @torch.no_grad()
 def iter_ggn_vectors(
-    model: nn.Module, params: Mapping[str, Tensor], inputs: ModelInputs, targets: Tensor, loss_fn: LossFn
+    vjps: ExampleVjps, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn
 ) -> Iterator[Float[Tensor, "vectors params"]]:
     """Yield the vectors Jᵀ s of all examples and columns in bounded chunks; arguments as for `ggn_diagonal`."""
     with plain_attention():
-        outputs = model(inputs)
+        outputs = vjps.model(inputs)
     factor = factorize_loss_hessian(outputs, targets, loss_fn)
-    size = sum(param.numel() for param in params.values())
+    size = sum(param.numel() for param in vjps.params.values())
     num_columns = max(1, min(factor.shape[2], MAX_VECTOR_ENTRIES // size))
     num_examples = max(1, MAX_VECTOR_ENTRIES // (size * num_columns))
     for input_chunk, factor_chunk in zip(
         split_examples(inputs, num_examples), factor.split(num_examples), strict=True
     ):
         for directions in factor_chunk.split(num_columns, dim=2):
-            yield compute_example_vjps(model, params, input_chunk, directions).flatten(0, 1)
-
-
-@torch.no_grad()
-def compute_example_vjps(
-    model: nn.Module,
-    params: Mapping[str, Tensor],
-    inputs: ModelInputs,
-    directions: Float[Tensor, "batch outputs columns"],
-) -> Float[Tensor, "batch columns params"]:
-    """Return Jᵀ s for every example and each of its directions s: the gradient of sᵀ f(x) in the parameters.
-
-    `torch.vmap` has no rule for some operations (RReLU, `Tensor.item`) and a wrong one for others (the gradient of
-    PReLU, whose axes it confuses). Its result is therefore compared with a backward pass over the whole batch, and
-    replaced by that of a loop over the examples where it fails or differs.
-
-    Args:
-        model: The network in eval mode.
-        params: Parameters in which derivatives are taken, by name.
-        inputs: Inputs of the batch.
-        directions: Vectors in the space of the outputs, several for each example.
-    """
-    with plain_attention():
-        try:
-            vjps = vmap_example_vjps(model, params, inputs, directions)
-        except (RuntimeError, NotImplementedError):
-            return loop_example_vjps(model, params, inputs, directions)
-        # A random combination of all vectors, which is right by chance only if all of them are right.
-        weights = torch.arange(1, 1 + directions[:, 0].numel()).cos().to(directions).view_as(directions[:, 0])
-        combined = torch.einsum("boc,bc->bo", directions, weights)[:, :, None]
-        outputs, (expected,) = differentiate_outputs(model, params, inputs, combined)
-        weighted = weights[:, :, None].to(vjps) * vjps
-        tolerance = rounding_tolerance(directions, *params.values())
-        if (weighted.sum((0, 1)) - expected).norm() <= tolerance * weighted.norm():
-            return vjps
-        is_random = not torch.equal(outputs, model(inputs))  # dropout that is active in eval mode
-        return vjps if is_random else loop_example_vjps(model, params, inputs, directions)
+            yield vjps.compute(input_chunk, directions).flatten(0, 1)
 
 
 def rounding_tolerance(*tensors: Tensor) -> float:
@@ -163,72 +243,6 @@ def rounding_tolerance(*tensors: Tensor) -> float:
     return float(4 * max(torch.finfo(tensor.dtype).eps for tensor in tensors if tensor.is_floating_point()) ** 0.5)
 
 
-def vmap_example_vjps(
-    model: nn.Module,
-    params: Mapping[str, Tensor],
-    inputs: ModelInputs,
-    directions: Float[Tensor, "batch outputs columns"],
-) -> Float[Tensor, "batch columns params"]:
-    """Return the vectors of `compute_example_vjps` by `torch.vmap`."""
-    # torch.func enables gradients, and would differentiate in the other parameters too.
-    constants = {name: param.detach() for name, param in model.named_parameters()}
-
-    def project_outputs(values: dict[str, Tensor], example: ModelInputs, direction: Tensor) -> Tensor:
-        batch = map_tensors(lambda tensor: tensor[None], example)
-        outputs = call_with_tensors(model, constants | values, batch)
-        return outputs.flatten() @ direction
-
-    # Dropout that is active in eval mode has one mask for each example.
-    column_vjps = vmap(grad(project_outputs), in_dims=(None, None, 0), randomness="same")
-    vjps = vmap(column_vjps, in_dims=(None, 0, 0), randomness="different")(
-        {name: param.detach() for name, param in params.items()}, inputs, directions.mT
-    )
-    return torch.cat([vjps[name].flatten(2) for name in params], 2)
-
-
-def loop_example_vjps(
-    model: nn.Module,
-    params: Mapping[str, Tensor],
-    inputs: ModelInputs,
-    directions: Float[Tensor, "batch outputs columns"],
-) -> Float[Tensor, "batch columns params"]:
-    """Return the vectors of `compute_example_vjps` by a backward pass for each."""
-    vjps = [
-        differentiate_outputs(model, params, example, columns)[1]
-        for example, columns in zip(split_examples(inputs, 1), directions.split(1), strict=True)
-    ]
-    return torch.stack(vjps)
-
-
-def differentiate_outputs(
-    model: nn.Module,
-    params: Mapping[str, Tensor],
-    inputs: ModelInputs,
-    directions: Float[Tensor, "batch outputs columns"],
-) -> tuple[Tensor, Float[Tensor, "columns params"]]:
-    """Return the outputs of a batch, and for each column the gradient of its product with them in the parameters.
-
-    Raises:
-        ValueError: The outputs do not depend on any of the parameters.
-    """
-    leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
-    constants = {name: param.detach() for name, param in model.named_parameters()}
-    with torch.enable_grad():
-        outputs = call_with_tensors(model, constants | leaves, inputs)
-        if not outputs.requires_grad:
-            raise ValueError(
-                f"The outputs of {type(model).__name__} do not depend on {', '.join(params)}, and Laplace needs the "
-                "curvature in these parameters. structure='last_layer' takes the last torch.nn.Linear in order of "
-                "registration: remove a layer that is not used, or register it first; or use structure='diag'."
-            )
-        columns = [
-            torch.autograd.grad(
-                outputs,
-                list(leaves.values()),
-                column.reshape(outputs.shape),
-                retain_graph=True,
-                materialize_grads=True,
-            )
-            for column in directions.unbind(2)
-        ]
-    return outputs.detach(), torch.stack([torch.cat([g.flatten() for g in gradients]) for gradients in columns])
+def _allocate_total(params: Mapping[str, Tensor], num_axes: int) -> Tensor:
+    size = sum(param.numel() for param in params.values())
+    return next(iter(params.values())).new_zeros([size] * num_axes, dtype=promoted_dtype(params.values()))
