@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from flatbayes.core import Examples, LossFn
 from flatbayes.core.input_trees import ModelInputs, slice_examples
 from flatbayes.core.weights import promoted_dtype, unflatten
-from flatbayes.posteriors.ggn import ExampleVjps, decompose_psd, ggn_diagonal, ggn_matrix, iter_ggn_vectors
+from flatbayes.posteriors.ggn import (
+    ExampleVjps,
+    check_finite_curvature,
+    decompose_psd,
+    ggn_diagonal,
+    ggn_matrix,
+    iter_ggn_vectors,
+)
 from flatbayes.posteriors.kfac import (
     KfacLayer,
     KroneckerFactors,
@@ -114,6 +121,7 @@ class DiagonalEigenbasis(Eigenbasis):
         statistics, vjps = self.allocate_statistics(), ExampleVjps(self.model, self.params)
         for inputs, targets in examples:
             statistics["eigenvalues"] += ggn_diagonal(vjps, inputs, targets, loss_fn)
+        check_finite_curvature(statistics["eigenvalues"])
         return statistics
 
     def compute_offsets(

@@ -65,7 +65,11 @@ def decompose_psd(
 
     Returns:
         Eigenvalues, at least zero; and eigenvectors as columns.
+
+    Raises:
+        RuntimeError: A matrix is not finite.
     """
+    check_finite_curvature(matrix)
     exact = to_double(matrix)
     exact = (exact + exact.mT) / 2
     try:
@@ -73,6 +77,20 @@ def decompose_psd(
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # slower, but converges
         vectors, values, _ = torch.linalg.svd(exact)
     return values.clamp(min=0).to(matrix), vectors.to(matrix)
+
+
+def check_finite_curvature(curvature: Tensor) -> None:
+    """Refuse values that are not finite.
+
+    Raises:
+        RuntimeError: There are some.
+    """
+    if not curvature.isfinite().all():
+        raise RuntimeError(
+            "The curvature of the loss is not finite at the weights after training: the outputs of the network, or "
+            "their derivatives, overflow, since the training has diverged. Try a lower learning rate, a smaller rho, "
+            "or clipping (--optimization.clip_norm 1)."
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -126,19 +126,24 @@ def check_finite_predictions(predictive: Predictive, first_row: int) -> None:
     Raises:
         RuntimeError: Some are not.
     """
-    mean = getattr(predictive, "mean", None)
-    if not isinstance(mean, Tensor):  # a predictive of the user
-        return
-    is_finite = mean.isfinite()
-    while is_finite.ndim > 1:
-        is_finite = is_finite.all(-1)
-    rows = (~is_finite).nonzero().flatten()
+    rows = find_nonfinite_rows(predictive)
     if len(rows):
         raise RuntimeError(
             f"The predictions of {len(rows)} examples are not finite although their inputs are; the first is in row "
             f"{first_row + int(rows[0])} (counted from 0). Some networks overflow there: check the scale of these "
             "inputs, and whether the training diverged."
         )
+
+
+def find_nonfinite_rows(predictive: Predictive) -> Tensor:
+    """Rows of the examples whose mean prediction is not finite; none for a predictive of the user without a mean."""
+    mean = getattr(predictive, "mean", None)
+    if not isinstance(mean, Tensor):
+        return torch.empty(0, dtype=torch.int64)
+    is_finite = mean.isfinite()
+    while is_finite.ndim > 1:
+        is_finite = is_finite.all(-1)
+    return (~is_finite).nonzero().flatten()
 
 
 def cast_floating(inputs: Any, dtype: torch.dtype | None) -> Any:

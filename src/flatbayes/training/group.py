@@ -4,8 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from flatbayes.core import State
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
+from flatbayes.prediction import NetworkSampler
+from flatbayes.prediction.inputs import find_nonfinite_rows
 from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.compatibility import check_finite_weights
 from flatbayes.training.loop import train
@@ -15,6 +19,8 @@ from flatbayes.training.session import Session
 
 if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
     from lightning_fabric import Fabric
+
+NUM_CHECKED_DRAWS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +70,15 @@ def train_group(factory: RunFactory, run: TrainingRun, session: Session, callbac
         callback: Called after every step and epoch.
 
     Raises:
-        RuntimeError: The loss or a weight is not finite.
+        RuntimeError: The loss, a weight, or a prediction with a draw is not finite.
         OSError: A checkpoint cannot be written.
     """
     states = train(run, session, callback)
     for state in states:
         check_finite_weights(state.model)
     finalize_states(factory, states, session)
+    if session.world.size == 1:
+        check_finite_draws(factory, states)
     result = GroupResult(states, run.status.records, run.status.num_gradients)
     session.manager.save_result(session.run_index, result.state_dict())
     return result
@@ -82,3 +90,32 @@ def finalize_states(factory: RunFactory, states: Sequence[State], session: Sessi
         with seeded_rng(spawn_seed(Stream.FINALIZATION, factory.seed), state.model):
             examples = factory.training_data.iter_examples(session.fabric.device)
             factory.posterior.finalize(state, examples, factory.likelihood.loss)
+
+
+@torch.no_grad()
+def check_finite_draws(factory: RunFactory, states: Sequence[State]) -> None:
+    """Predict a few training examples with a few draws, which overflow after a divergence with finite weights.
+
+    Args:
+        factory: Its posterior draws, and its training data has the examples.
+        states: Final state of each member.
+
+    Raises:
+        RuntimeError: A prediction is not finite.
+    """
+    if not factory.likelihood.has_predictive:
+        return
+    inputs, _ = factory.training_data.example_batch
+    sampler = NetworkSampler(factory.posterior, states, factory.likelihood, statistics_inputs=[inputs])
+    networks = sampler.sample_networks(NUM_CHECKED_DRAWS * len(states))
+    predictive = factory.likelihood.predictive(network(sampler.preprocess(inputs)) for network in networks)
+    if len(find_nonfinite_rows(predictive)):
+        raise RuntimeError(
+            "The predictions of networks drawn after training are not finite for training examples: the training has "
+            f"diverged, to weights of up to {_largest_weight(states):.3g}. Try a lower learning rate, a smaller rho, "
+            "or clipping (--optimization.clip_norm 1)."
+        )
+
+
+def _largest_weight(states: Sequence[State]) -> float:
+    return max(float(param.abs().max()) for state in states for param in state.model.parameters() if param.numel())

@@ -1,0 +1,53 @@
+"""Training that diverges to finite weights is refused at its end, where draws overflow."""
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes import fit, posteriors
+from flatbayes.flatness import Plain
+from flatbayes.training import TrainingConfig
+
+
+class Diverging(torch.optim.SGD):
+    """Scales all weights in its last step, whose loss was finite."""
+
+    num_steps = 0
+
+    def step(self, closure=None):
+        """Take a step."""
+        super().step(closure)
+        self.num_steps += 1
+        if self.num_steps == 8:
+            with torch.no_grad():
+                for group in self.param_groups:
+                    torch._foreach_mul_(group["params"], 1e15)
+
+
+def make_network():
+    return nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 8), nn.Dropout(0.1), nn.Linear(8, 2))
+
+
+POSTERIORS = [
+    posteriors.MAP(),
+    posteriors.SWAG(rank=0),
+    posteriors.SWAG(bfloat16=True),
+    posteriors.SGLD(prior_precision=1.0),
+    posteriors.SGHMC(prior_precision=1.0),
+    posteriors.SGVB(),
+    posteriors.LRT(),
+    posteriors.MCDropout(),
+    posteriors.Laplace("last_layer", "sampled", 1.0),
+    posteriors.Laplace("diag", "linearised", 1.0),
+    posteriors.Laplace("kron", "linearised", 1.0),
+    posteriors.Ensemble(posteriors.SWAG(), 2),
+]
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS, ids=str)
+def test_networks_that_overflow_after_the_last_step_are_refused_at_the_end_of_the_fit(posterior):
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    config = TrainingConfig(epochs=2, batch_size=4, optimizer=lambda params: Diverging(params, lr=1e-3))
+    message = "(drawn after training are|curvature of the loss is) not finite .*diverged"
+    with pytest.raises(RuntimeError, match=message):
+        fit(make_network, (x, x[:, 0]), posterior, Plain(), config)
