@@ -203,7 +203,9 @@ class ExampleVjps:
                 )
                 for column in directions.unbind(2)
             ]
-        return outputs.detach(), torch.stack([torch.cat([g.flatten() for g in gradients]) for gradients in columns])
+        # The gradient of an embedding may be sparse.
+        vectors = [torch.cat([g.to_dense().flatten() for g in gradients]) for gradients in columns]
+        return outputs.detach(), torch.stack(vectors)
 
     def _detach_parameters(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return all parameters of the model, and those in which derivatives are taken, without their graph."""
