@@ -489,6 +489,43 @@ def test_defaults_collect_enough_in_a_short_training(epochs):
     assert callback.make_posterior(Categorical(3)).predict(data()[0], 3).entropy.isfinite().all()
 
 
+class HeadModule(Module):
+    """The optimizer has the last layer only."""
+
+    def __init__(self, *, freeze):
+        super().__init__()
+        self.net[:4].requires_grad_(not freeze)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net[4].parameters(), lr=0.1, momentum=0.9)
+
+
+ASCENTS = [SAM(0.1), ASAM(0.5), LookSAM(0.1, period=2), Periodic(SAM(0.1), 2)]
+
+
+@pytest.mark.parametrize(
+    ("flatness", "accumulate"),
+    [
+        *((flatness, steps) for flatness in ASCENTS for steps in (1, 2)),
+        (MSAM(0.1), 1),
+        (GaussianSmoothing(0.05), 1),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else type(value).__name__,
+)
+def test_an_optimizer_of_a_part_trains_as_if_the_rest_were_frozen(flatness, accumulate):
+    partial, frozen = HeadModule(freeze=False), HeadModule(freeze=True)
+    initial = copy.deepcopy(partial.net[0].state_dict())
+    for module in (partial, frozen):
+        torch.manual_seed(0)  # the seed of the noise
+        callback = FlatCallback(flatness, SWAG(rank=2), start_fraction=0.0)
+        trainer(callback, epochs=2, accumulate_grad_batches=accumulate).fit(module, loader())
+    for name, values in frozen.state_dict().items():
+        torch.testing.assert_close(partial.state_dict()[name], values, rtol=0, atol=1e-6)
+    for name, values in initial.items():
+        assert torch.equal(partial.net[0].state_dict()[name], values)
+    assert all(param.requires_grad for param in partial.parameters())
+
+
 def test_too_few_snapshots_are_refused_before_the_first_step():
     module = Alone()
     before = module.net.weight.detach().clone()

@@ -4,7 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes import MSAM, SAM, SWAG, Categorical, FittedPosterior, LookSAM, Plain, TrainingProgress
+from flatbayes import (
+    MSAM,
+    SAM,
+    SWAG,
+    Categorical,
+    FittedPosterior,
+    Laplace,
+    LookSAM,
+    Plain,
+    TrainingConfig,
+    TrainingProgress,
+    fit,
+)
 
 transformers = pytest.importorskip("transformers")
 
@@ -280,6 +292,52 @@ def test_defaults_collect_enough_in_a_short_training(options, tmp_path):
     run.train()
     ids = torch.stack([example["input_ids"] for example in examples()])
     assert run.make_posterior(Categorical(3)).predict(ids, 3).entropy.isfinite().all()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("flatness", [SAM(0.1), LookSAM(0.1, period=2), MSAM(0.1)], ids=lambda f: type(f).__name__)
+def test_an_optimizer_of_a_part_trains_as_if_the_rest_were_frozen(flatness, accumulate, tmp_path):
+    partial, frozen = bert(), bert()
+    frozen.bert.requires_grad_(False)
+    for model in (partial, frozen):
+        optimizer = torch.optim.AdamW(model.classifier.parameters(), lr=1e-2)
+        options = {"num_train_epochs": 2, "gradient_accumulation_steps": accumulate}
+        run = Ordered(
+            model,
+            arguments(tmp_path, **options),
+            train_dataset=examples(),
+            flatness=flatness,
+            swag=SWAG(rank=2),
+            start_fraction=0.0,
+            optimizers=(optimizer, None),
+        )
+        run.train()
+    for name, values in frozen.state_dict().items():
+        torch.testing.assert_close(partial.state_dict()[name], values, rtol=0, atol=1e-6)
+    for name, values in bert().bert.state_dict().items():
+        assert torch.equal(partial.bert.state_dict()[name], values)
+    assert all(param.requires_grad for param in partial.parameters())
+
+
+LAPLACE_OPTIONS = [
+    ("last_layer", "linearised", ()),
+    ("diag", "linearised", ()),
+    ("diag", "sampled", ()),
+    ("kron", "sampled", ["*embeddings*", "*LayerNorm*"]),
+]
+
+
+@pytest.mark.parametrize(("structure", "predictive", "freeze"), LAPLACE_OPTIONS)
+def test_laplace_of_a_model_with_dictionaries_of_inputs(structure, predictive, freeze):
+    batches = torch.utils.data.DataLoader(examples(), batch_size=SIZE, generator=torch.Generator())
+    posterior, training = Laplace(structure, predictive, prior_precision=1.0), TrainingConfig(epochs=1)
+    fitted = fit(bert, batches, posterior, SAM(0.1), training, likelihood=Categorical(3), freeze=freeze)
+    batch = next(iter(batches))
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    probs = fitted.predict(inputs, 3).mean
+    assert probs.shape == (SIZE, 3)
+    hidden = inputs | {"input_ids": torch.where(inputs["input_ids"] == PAD, 5, inputs["input_ids"])}
+    torch.testing.assert_close(fitted.predict(hidden, 3).mean, probs, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
