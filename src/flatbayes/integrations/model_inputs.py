@@ -1,4 +1,4 @@
-"""Inputs of a transformers model made from its main input alone: the attention mask of token ids.
+"""A transformers model as a network that takes its main input alone: the attention mask of token ids.
 
 A tokenizer knows which tokens are padding; token ids alone show it only where the padding token is in no text. Many
 models without a padding token of their own pad with the end-of-text token, which is a token of texts too.
@@ -131,6 +131,50 @@ class MainInput:
             f"The token ids do not show which tokens are padding, since {reason}: pass a dictionary with "
             "attention_mask as the tokenizer makes it, predict({'input_ids': ids, 'attention_mask': mask})."
         )
+
+
+class Logits(nn.Module):
+    """A model of transformers as a network that takes its main input, or a dictionary of inputs, and returns logits.
+
+    A dictionary, such as the output of a tokenizer, is passed to the model as it is. For a tensor of token ids, the
+    attention mask covers every token but padding; ids that do not show which tokens are padding are refused.
+
+    Args:
+        model: A model whose output has `logits`.
+        pad_token_id: The padding token; None takes that of the model's configuration, without which there is no mask,
+            as for images.
+
+    Attributes:
+        tensor_refusal: Why a tensor does not determine the inputs of training, so that a dictionary is required; None
+            if it does.
+    """
+
+    def __init__(self, model: nn.Module, pad_token_id: int | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.main_input = MainInput.from_model(model, pad_token_id)
+        self.tensor_refusal: str | None = None
+
+    def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            inputs: The model's main input, token ids of shape (batch, length) or images; or all inputs by name.
+
+        Raises:
+            ValueError: A tensor does not determine the inputs of the model.
+        """
+        if isinstance(inputs, Tensor):
+            if self.tensor_refusal is not None:
+                name = self.main_input.name
+                raise ValueError(
+                    f"A tensor of {name} does not determine the inputs of the model: {self.tensor_refusal}. Pass a "
+                    f"dictionary of all inputs, predict({{'{name}': ..., 'attention_mask': ...}}), or make the "
+                    "posterior with wrap=."
+                )
+            inputs = self.main_input.make_model_inputs(inputs)
+        logits: Tensor = self.model(**inputs).logits
+        return logits
 
 
 def select_leading_run(matches: Tensor) -> Tensor:

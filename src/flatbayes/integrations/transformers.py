@@ -21,7 +21,7 @@ from flatbayes.core.files import atomic_write
 from flatbayes.core.optional import require_package
 from flatbayes.core.parameter_selection import ParameterSelection, only_optimized
 from flatbayes.flatness import Flatness, Plain
-from flatbayes.integrations.model_inputs import MainInput
+from flatbayes.integrations.model_inputs import Logits, MainInput
 from flatbayes.integrations.tracker import (
     TrackerConfig,
     TrackerState,
@@ -41,6 +41,8 @@ with require_package("transformers"):
     from safetensors.torch import save_file
     from transformers import Trainer, TrainerCallback
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+__all__ = ["FlatTrainer", "FlatTrainerMixin", "Logits"]
 
 if TYPE_CHECKING:
     _TrainerBase = Trainer  # for mypy: the mixin calls methods of the Trainer that follows it
@@ -187,7 +189,7 @@ class FlatTrainerMixin(_TrainerBase):
             info=info,
         )
 
-    def _make_logits(self, model: nn.Module) -> "Logits":
+    def _make_logits(self, model: nn.Module) -> Logits:
         logits = Logits(model)
         logits.tensor_refusal = self._tensor_refusal
         return logits
@@ -195,50 +197,6 @@ class FlatTrainerMixin(_TrainerBase):
 
 class FlatTrainer(FlatTrainerMixin, Trainer):
     """The Trainer of transformers, sharpness-aware and with SWAG: see `FlatTrainerMixin`."""
-
-
-class Logits(nn.Module):
-    """A model of transformers as a network that takes its main input, or a dictionary of inputs, and returns logits.
-
-    A dictionary, such as the output of a tokenizer, is passed to the model as it is. For a tensor of token ids, the
-    attention mask covers every token but padding; ids that do not show which tokens are padding are refused.
-
-    Args:
-        model: A model whose output has `logits`.
-        pad_token_id: The padding token; None takes that of the model's configuration, without which there is no mask,
-            as for images.
-
-    Attributes:
-        tensor_refusal: Why a tensor does not determine the inputs of training, so that a dictionary is required; None
-            if it does.
-    """
-
-    def __init__(self, model: nn.Module, pad_token_id: int | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.main_input = MainInput.from_model(model, pad_token_id)
-        self.tensor_refusal: str | None = None
-
-    def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """Logits of a batch.
-
-        Args:
-            inputs: The model's main input, token ids of shape (batch, length) or images; or all inputs by name.
-
-        Raises:
-            ValueError: A tensor does not determine the inputs of the model.
-        """
-        if isinstance(inputs, Tensor):
-            if self.tensor_refusal is not None:
-                name = self.main_input.name
-                raise ValueError(
-                    f"A tensor of {name} does not determine the inputs of the model: {self.tensor_refusal}. Pass a "
-                    f"dictionary of all inputs, predict({{'{name}': ..., 'attention_mask': ...}}), or make the "
-                    "posterior with wrap=."
-                )
-            inputs = self.main_input.make_model_inputs(inputs)
-        logits: Tensor = self.model(**inputs).logits
-        return logits
 
 
 class _TrackerCallback(TrainerCallback):
