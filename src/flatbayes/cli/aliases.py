@@ -47,6 +47,8 @@ AXES = ("posterior", "flatness", "model", "data", "schedule")
 """Options whose classes are told apart in messages."""
 
 DATA_OPTIONS = ("data", "source", "ood")
+IN_MEMORY_SOURCES = (data.Arrays, data.FixedSplits)
+"""Sources of what a program holds in memory, which no text can name."""
 DATA_FILE_SUFFIXES = (".csv", ".tsv", ".npz", ".parquet", ".gz", ".bz2", ".zst", ".lz4")
 
 RUN_FOLDER_VERBS = ("certify", "diagnose", "evaluate", "shift")
@@ -56,9 +58,10 @@ TORCH_DATASET_FIELDS = frozenset(f.name for f in fields(data.TorchDataset))
 
 
 def list_names(option: str) -> list[str]:
-    """Class names that an option takes, in alphabetical order."""
+    """Class names that an option takes, in alphabetical order, without sources of data in memory."""
     module, base = CLASS_OPTIONS[option]
-    return list(list_classes(module, base or object))
+    classes: dict[str, type] = list_classes(module, base or object)
+    return [name for name, value in classes.items() if value not in IN_MEMORY_SOURCES]
 
 
 def resolve_name(option: str, name: str) -> str:
