@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from flatbayes import models
+from flatbayes import data, models
 from flatbayes.cli.aliases import list_names
+from flatbayes.core.names import list_classes
 
 TEXT = (Path(__file__).parents[2] / "docs" / "data-and-models.md").read_text(encoding="utf-8")
 
@@ -30,7 +31,7 @@ def arguments(text):
 
 
 def test_every_source_has_a_row():
-    assert sorted(row[0].strip("`") for row in rows("source")) == list_names("data")
+    assert sorted(row[0].strip("`") for row in rows("source")) == list(list_classes(data, data.DataSource))
 
 
 def test_every_model_has_a_row():
