@@ -120,14 +120,14 @@ def harness() -> Any:
     return module
 
 
-def refusals(fuzz, kind, folder):
-    """What was said to files of a kind, damaged from many seeds; anything but an error of ours is raised."""
+def refusals(fuzz, kind, folder, num_seeds):
+    """What was said to files of a kind, damaged from several seeds; anything but an error of ours is raised."""
     make, use = fuzz.KINDS[kind]
     contents = make(folder / "whole")
     use(folder / "whole")
     refused = []
 
-    @settings(max_examples=40)
+    @settings(max_examples=num_seeds)
     @given(st.integers(0, 2**32))
     def tried(seed):
         shutil.rmtree(folder / "damaged", ignore_errors=True)

@@ -89,7 +89,7 @@ def classes_of(configured):
 def pair_params(posterior_configs, flatness_configs):
     """Parameters for a test over all pairs; all but one pair of each pair of classes are marked slow.
 
-    The configurations of the classes take turns, so that each of them is in a pair that is not slow.
+    The configurations of a class take turns, so that over many pairs each of them is in one that is not slow.
     """
     groups = {}
     for posterior in posterior_configs:
@@ -105,6 +105,15 @@ def pair_params(posterior_configs, flatness_configs):
                 pytest.param(posterior, flat, id=f"{short_name(posterior)}-{short_name(flat)}", marks=marks)
             )
     return params
+
+
+def alternating_params(rows, columns, every=2):
+    """Parameters for a test over all pairs; all but those on every so many diagonals are marked slow."""
+    return [
+        pytest.param(row, column, marks=[pytest.mark.slow] if (i + j) % every else [])
+        for i, row in enumerate(rows)
+        for j, column in enumerate(columns)
+    ]
 
 
 def network(dtype=torch.float32) -> nn.Module:

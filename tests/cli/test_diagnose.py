@@ -56,7 +56,7 @@ def test_one_run(here, capsys):
 
 def test_two_runs_with_hessian_and_landscape(here, capsys, tmp_path):
     command = ["diagnose", "plain", "flat", "--num_draws", "2", "--hessian", "--landscape", "--num_grid_points", "3",
-               "--split", "val", "--out", str(tmp_path / "out")]  # fmt: skip
+               "--max_examples", "40", "--split", "val", "--out", str(tmp_path / "out")]  # fmt: skip
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "val examples" in shown

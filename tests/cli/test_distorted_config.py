@@ -90,7 +90,7 @@ def complain(verb, code, printed):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [37, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("verb", VERBS)
 def test_distorted_configurations_are_used_or_refused(here, verb, step, capfd):
     path = here / "run" / "config.json"

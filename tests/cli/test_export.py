@@ -36,14 +36,14 @@ def test_onnx(run, tmp_path, capsys):
     np.testing.assert_allclose(result[0], expected.mean, atol=1e-5)
     np.testing.assert_allclose(result[1], expected.entropy, atol=1e-5)
 
-    assert main(arguments) == 2
-    assert "m.onnx exists: choose another --out, or --overwrite" in capsys.readouterr().err
-    assert main([*arguments, "--overwrite"]) == 0
 
-
-def test_torch(run, tmp_path):
+def test_torch(run, tmp_path, capsys):
     path = tmp_path / "m.pt2"
-    assert main(["export", str(run), "--format", "torch", "--num_draws", "3", "--out", str(path)]) == 0
+    arguments = ["export", str(run), "--format", "torch", "--num_draws", "3", "--out", str(path)]
+    path.write_text("of another export")
+    assert main(arguments) == 2
+    assert "m.pt2 exists: choose another --out, or --overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
     x = torch.rand(6, 1, 8, 8)
     expected = FittedPosterior.load(run).predict(x, 3).mean.float()
     torch.testing.assert_close(torch.export.load(path).module()(x)["mean"], expected, rtol=1e-4, atol=1e-6)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ class _Stop(Callback):
 @pytest.mark.parametrize("posterior", [SWAG(rank=2), Laplace(), MAP()])
 def test_python_api_and_checkpoints(tmp_path, posterior):
     data, config = Digits(train_size=60).load(seed=0), TrainingConfig(epochs=2, batch_size=20)
-    arguments = (MLP, data, posterior, SAM(), config)
+    arguments = (partial(MLP, hidden=(16,)), data, posterior, SAM(), config)
     with pytest.raises(Interrupted, match="No checkpoint was kept") as caught:
         fit(*arguments, callback=_Stop())
     assert caught.value.resume_step is None

@@ -16,7 +16,7 @@ from flatbayes.diagnostics import (
 )
 from flatbayes.diagnostics.hessian import calibrate_step, central_difference, materialize_hessian
 from flatbayes.models import ViT
-from support import batch, network
+from support import alternating_params, batch, network
 
 
 class Tied(nn.Module):
@@ -149,8 +149,7 @@ DIFFERENCES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.parametrize(("name", "dtype"), alternating_params(DIFFERENCES, [torch.float32, torch.float64]), ids=str)
 def test_central_differences_agree_with_double_backward_within_their_error(name, dtype, monkeypatch):
     torch.manual_seed(0)
     model, (x, y) = DIFFERENCES[name](), batch(size=32)

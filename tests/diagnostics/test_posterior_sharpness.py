@@ -49,13 +49,13 @@ def make_examples():
 
 
 POSTERIORS = [
-    MAP(),
+    pytest.param(MAP(), marks=pytest.mark.slow),
     MCDropout(),
     SWAG(rank=3),
-    SGLD(),
-    SGVB(),
+    pytest.param(SGLD(), marks=pytest.mark.slow),
+    pytest.param(SGVB(), marks=pytest.mark.slow),
     LRT(),
-    Ensemble(size=2),
+    pytest.param(Ensemble(size=2), marks=pytest.mark.slow),
     Ensemble(SWAG(rank=2), size=2),
 ]
 

@@ -1,6 +1,7 @@
 """Every Python snippet of the documents and every example runs as it stands."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,15 @@ def test_snippets_run_in_order(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
-def test_examples_run(path, tmp_path):
+def test_examples_run(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_examples_run_in_a_new_process(path, tmp_path):
     found = subprocess.run(
         [sys.executable, "-W", "error", str(path)],
         cwd=tmp_path,

@@ -1,6 +1,7 @@
 """Estimators in the tools of scikit-learn."""
 
 import pickle
+from collections import defaultdict
 from functools import partial
 
 import numpy as np
@@ -25,7 +26,19 @@ from flatbayes.training import CollectionConfig, TrainingConfig
 SMALL = {"hidden": (16,), "epochs": 12, "num_draws": 5, "random_state": 0}
 
 
-@parametrize_with_checks([FlatBayesClassifier(**SMALL), FlatBayesRegressor(**SMALL)])
+def list_checks():
+    """The checks of scikit-learn; one that both estimators share is slow on either of them in turns."""
+    mark = parametrize_with_checks([FlatBayesClassifier(**SMALL), FlatBayesRegressor(**SMALL)])
+    get_id, pairs_by_check = mark.kwargs["ids"], defaultdict(list)
+    for estimator, check in mark.args[1]:
+        pairs_by_check[get_id(check)].append((estimator, check))
+    for turn, (name, pairs) in enumerate(pairs_by_check.items()):
+        for k, (estimator, check) in enumerate(pairs):
+            marks = [] if k == turn % len(pairs) else [pytest.mark.slow]
+            yield pytest.param(estimator, check, id=f"{type(estimator).__name__}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("estimator", "check"), list(list_checks()))
 @pytest.mark.filterwarnings("ignore")
 def test_conventions_of_scikit_learn(estimator, check):
     check(estimator)

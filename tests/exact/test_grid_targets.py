@@ -48,7 +48,11 @@ def posterior_distance(target):
     return float((plain.cumsum(0) - flat.cumsum(0)).abs().max())
 
 
-@by_target
+@pytest.mark.parametrize(
+    "target",
+    [pytest.param(t, marks=[pytest.mark.slow] if t is VALLEY else []) for t in TARGETS],
+    ids=lambda t: t.name,
+)
 def test_the_grid_has_the_worst_loss_of_the_closed_form(target):
     """Up to the slope times the spacing, since the worst point is seldom a grid point."""
     points = target.points()
@@ -68,11 +72,21 @@ def test_gradients_are_those_of_the_losses(target):
 
 
 @pytest.mark.parametrize(
-    ("method", "target"),
-    [(SGLD, QUARTIC), (SGLD, LINE), (SGHMC, QUARTIC), (SGHMC, LINE), (SGHMC, PLANE)],
-    ids=lambda v: getattr(v, "name", getattr(v, "__name__", "")),
+    ("method", "target", "flat"),
+    [
+        (SGLD, QUARTIC, True),
+        (SGLD, LINE, False),
+        (SGHMC, QUARTIC, False),
+        (SGHMC, LINE, True),
+        pytest.param(SGLD, QUARTIC, False, marks=pytest.mark.slow),
+        pytest.param(SGLD, LINE, True, marks=pytest.mark.slow),
+        pytest.param(SGHMC, QUARTIC, True, marks=pytest.mark.slow),
+        pytest.param(SGHMC, LINE, False, marks=pytest.mark.slow),
+        pytest.param(SGHMC, PLANE, False, marks=pytest.mark.slow),
+        pytest.param(SGHMC, PLANE, True, marks=pytest.mark.slow),
+    ],
+    ids=lambda v: getattr(v, "name", getattr(v, "__name__", str(v))),
 )
-@by_flatness
 def test_samplers_converge_to_the_posterior(method, target, flat):
     """Chains start from the prior; the error of this step size is below 0.04."""
     sampler = method(prior_precision=1.0, temperature=target.temperature)
@@ -137,9 +151,16 @@ def gaussian(mean, std, points, cell):
     return normalize_density(-((points - mean) / std).square().sum(-1) / 2, cell)
 
 
-@pytest.mark.parametrize("target", [LINE, PLANE], ids=lambda t: t.name)
 @pytest.mark.parametrize(
-    ("flat", "well"), [(False, 0), (False, 1), (True, 1)], ids=["plain-sharp", "plain-flat", "sam-flat"]
+    "target", [LINE, pytest.param(PLANE, marks=pytest.mark.slow)], ids=lambda target: target.name
+)
+@pytest.mark.parametrize(
+    ("flat", "well"),
+    [
+        pytest.param(False, 0, id="plain-sharp", marks=pytest.mark.slow),
+        pytest.param(False, 1, id="plain-flat", marks=pytest.mark.slow),
+        pytest.param(True, 1, id="sam-flat"),
+    ],
 )
 def test_sgvb_finds_the_best_gaussian(target, flat, well):
     """The optimum nearest to each well. With SAM that of the sharp well is so shallow that gradient noise moves fits
@@ -179,7 +200,11 @@ def parabola_worst_loss(points, rho):
 
 
 @pytest.mark.parametrize(
-    ("flat", "mean", "std"), [(False, 0.4878048780, 0.1561737619), (True, 0.4953261900, 0.0967063249)]
+    ("flat", "mean", "std"),
+    [
+        (False, 0.4878048780, 0.1561737619),
+        pytest.param(True, 0.4953261900, 0.0967063249, marks=pytest.mark.slow),
+    ],
 )
 def test_sgvb_has_the_optimum_of_a_parabola(flat, mean, std):
     """Worst loss inside the expectation (W): outside of it SAM would have mean .5 and the plain std .1562."""
@@ -204,7 +229,12 @@ class OneWeight(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("flat", "well"), [(Plain(), 0), (Plain(), 1), (SAM(rho=0.3), 1)], ids=["plain-sharp", "plain-flat", "sam-flat"]
+    ("flat", "well"),
+    [
+        pytest.param(Plain(), 0, id="plain-sharp"),
+        pytest.param(Plain(), 1, id="plain-flat", marks=pytest.mark.slow),
+        pytest.param(SAM(rho=0.3), 1, id="sam-flat"),
+    ],
 )
 def test_lrt_finds_the_best_gaussian(flat, well):
     """With SAM, that of the maximum of an expectation (M): examples differ in their noise and share a perturbation.
@@ -249,7 +279,13 @@ def test_lrt_finds_the_best_gaussian(flat, well):
     assert averages[1].item() == pytest.approx(std, rel=0.03)
 
 
-@pytest.mark.parametrize("flat", [Plain(), SAM(rho=0.4, ascent_steps=6)], ids=["plain", "sam"])
+@pytest.mark.parametrize(
+    "flat",
+    [
+        pytest.param(Plain(), id="plain", marks=pytest.mark.slow),
+        pytest.param(SAM(rho=0.4, ascent_steps=6), id="sam"),
+    ],
+)
 def test_lrt_finds_the_best_gaussian_of_a_valley(flat):
     """Two weights, as two outputs of one input; with SAM that of (M), whose standard deviation is the plain one.
 

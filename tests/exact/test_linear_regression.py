@@ -92,7 +92,8 @@ def test_the_grid_has_the_closed_form_of_the_plain_posterior():
         assert variance == pytest.approx(float(covariance[k, k]), rel=0.01)
 
 
-@pytest.mark.parametrize("method", [pytest.param(SGLD, marks=pytest.mark.slow), SGHMC])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [SGLD, SGHMC])
 def test_samplers_with_sam_have_the_sharpness_aware_posterior(method):
     """Moments by extrapolation from two step sizes; those of the plain posterior differ by more than the error."""
     sampler = method(prior_precision=1.0, temperature=REGRESSION.temperature)
@@ -113,7 +114,9 @@ def test_samplers_with_sam_have_the_sharpness_aware_posterior(method):
     assert max(differences) > 0.5
 
 
-@pytest.mark.parametrize("flat", [False, True], ids=["plain", "sam"])
+@pytest.mark.parametrize(
+    "flat", [pytest.param(False, id="plain", marks=pytest.mark.slow), pytest.param(True, id="sam")]
+)
 def test_sgvb_has_the_best_factorised_gaussian(flat):
     mean, std, _ = best_member(REGRESSION, worst_loss(REGRESSION.points(), 0.5 * flat), CENTRE.tolist(), 0.2)
     fitted_means, fitted_stds = fit_sgvb(REGRESSION, flat, CENTRE.tolist(), 0.2, steps=1000)

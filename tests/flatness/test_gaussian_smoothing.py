@@ -10,6 +10,8 @@ from flatbayes.core import TrainingProgress
 from flatbayes.flatness import GaussianSmoothing
 from flatbayes.flatness.gaussian_smoothing import draw_step_noise
 
+each_length = pytest.mark.parametrize("steps", [1000, pytest.param(4000, marks=pytest.mark.slow)])
+
 
 class Weight(nn.Module):
     def __init__(self, value):
@@ -17,7 +19,7 @@ class Weight(nn.Module):
         self.w = nn.Parameter(torch.tensor([value], dtype=torch.float64))
 
 
-def averages(loss_fn, value, std, steps=4000):
+def averages(loss_fn, value, std, steps):
     """Mean loss and gradient of the smooth closure over steps, each with its standard error."""
     model, progress, rows = Weight(value), TrainingProgress(), []
 
@@ -35,14 +37,16 @@ def averages(loss_fn, value, std, steps=4000):
     return table.mean(0), table.std(0) / math.sqrt(steps)
 
 
-def test_on_a_quadratic_the_gradient_is_unbiased_and_the_loss_higher_by_half_the_trace():
-    mean, error = averages(lambda w: 2.0 * w.square(), 0.7, std=0.5)
+@each_length
+def test_on_a_quadratic_the_gradient_is_unbiased_and_the_loss_higher_by_half_the_trace(steps):
+    mean, error = averages(lambda w: 2.0 * w.square(), 0.7, 0.5, steps)
     assert abs(mean[0] - (2.0 * 0.49 + 2.0 * 0.25)) < 4 * error[0]
     assert abs(mean[1] - 4.0 * 0.7) < 4 * error[1]
 
 
-def test_on_a_cosine_the_gradient_is_that_of_the_smooth_loss():
-    mean, error = averages(torch.cos, 0.7, std=0.8)  # E cos(w + s xi) = exp(-s²/2) cos w
+@each_length
+def test_on_a_cosine_the_gradient_is_that_of_the_smooth_loss(steps):
+    mean, error = averages(torch.cos, 0.7, 0.8, steps)  # E cos(w + s xi) = exp(-s²/2) cos w
     shrunk = math.exp(-0.32)
     assert abs(mean[1] + shrunk * math.sin(0.7)) < 4 * error[1]
     assert abs(mean[1] + math.sin(0.7)) > 4 * error[1]

@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatbayes.core import TrainingProgress
+from flatbayes.core.spec import short_name
 from flatbayes.flatness import SAM, Plain
-from support import FLAT, distribute_all_weights, named
+from support import FLAT, alternating_params, distribute_all_weights
 
 DENSE = [
     torch.optim.SGD,
@@ -46,8 +47,11 @@ def plain_closure(model, optimizer, x, y):
     return closure
 
 
-@pytest.mark.parametrize("make", DENSE)
-@pytest.mark.parametrize("flat", FLAT, ids=named(FLAT))
+@pytest.mark.parametrize(
+    ("make", "flat"),
+    alternating_params(DENSE, FLAT, every=4),
+    ids=lambda value: getattr(value, "__name__", None) or short_name(value),
+)
 def test_any_optimizer_learns(make, flat):
     model, x, y = task()
     optimizer = make(

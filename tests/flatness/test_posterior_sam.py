@@ -115,7 +115,11 @@ def test_equal_standard_deviations_are_sam():
     torch.testing.assert_close(*seen)
 
 
-@pytest.mark.parametrize("member", [SGVB(initial_std=0.5), Ensemble(SGVB(initial_std=0.5), size=2)], ids=str)
+@pytest.mark.parametrize(
+    "member",
+    [SGVB(initial_std=0.5), pytest.param(Ensemble(SGVB(initial_std=0.5), size=2), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_gradients_with_sgvb_have_their_closed_form(member):
     """Methods 2.8 (W) with a radius rho std: the shift is rho std sign(theta), and its std is held in the gradient.
 

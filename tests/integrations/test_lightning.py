@@ -22,6 +22,7 @@ from flatbayes import (
     Plain,
     TrainingProgress,
 )
+from support import alternating_params
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:.*does not have many workers:UserWarning"),
@@ -148,20 +149,18 @@ def assert_equal(one, other):
         assert torch.equal(ours[name], theirs[name]), name
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize(
-    "flatness",
-    [
-        SAM(rho=0.2),
-        SAM(rho=0.2, ascent_steps=2),
-        SAM(rho=0.2, params="norms"),
-        ASAM(rho=0.5),
-        LookSAM(rho=0.2, period=2),
-        Periodic(SAM(rho=0.2), period=2),
-        Plain(),
-    ],
-    ids=repr,
-)
+FLATNESSES = [
+    SAM(rho=0.2),
+    SAM(rho=0.2, ascent_steps=2),
+    SAM(rho=0.2, params="norms"),
+    ASAM(rho=0.5),
+    LookSAM(rho=0.2, period=2),
+    Periodic(SAM(rho=0.2), period=2),
+    Plain(),
+]
+
+
+@pytest.mark.parametrize(("flatness", "accumulate"), alternating_params(FLATNESSES, [1, 4]), ids=repr)
 def test_equals_a_loop_of_ones_own(flatness, accumulate):
     module, callback, _ = fitted(flatness, accumulate_grad_batches=accumulate)
     net, _, course = by_hand(flatness, accumulate=accumulate)

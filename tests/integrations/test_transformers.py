@@ -17,6 +17,7 @@ from flatbayes import (
     TrainingProgress,
     fit,
 )
+from support import alternating_params
 
 transformers = pytest.importorskip("transformers")
 
@@ -142,8 +143,10 @@ def assert_equal(one, other):
         assert torch.equal(ours[name], theirs[name]), name
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("flatness", [SAM(rho=0.2), LookSAM(rho=0.2, period=2), MSAM(rho=0.2), Plain()], ids=repr)
+FLATNESSES = [SAM(rho=0.2), LookSAM(rho=0.2, period=2), MSAM(rho=0.2), Plain()]
+
+
+@pytest.mark.parametrize(("flatness", "accumulate"), alternating_params(FLATNESSES, [1, 4]), ids=repr)
 def test_equals_a_loop_of_ones_own(flatness, accumulate, tmp_path):
     run = trained(tmp_path, flatness, gradient_accumulation_steps=accumulate)
     assert_equal(run.model, by_hand(flatness, accumulate=accumulate)[0])

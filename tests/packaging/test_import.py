@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-LAZY = ["matplotlib", "sklearn", "scipy", "joblib", "lightning_fabric", "lightning", "transformers", "ray", "optuna",
-        "onnx", "onnxruntime", "pyarrow", "pandas", "PIL", "tensorboard", "wandb", "torchmetrics"]  # fmt: skip
+LAZY = ["matplotlib", "sklearn", "scipy", "joblib", "lightning_fabric", "lightning", "transformers", "accelerate",
+        "ray", "optuna", "onnx", "onnxruntime", "pyarrow", "pandas", "PIL", "tensorboard", "wandb",
+        "torchmetrics"]  # fmt: skip
 
 
 def python(code):

@@ -40,7 +40,15 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+SAMPLE = ("batch norm", "two targets")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(case, id=name, marks=[] if name in SAMPLE else [pytest.mark.slow])
+        for name, case in CASES.items()
+    ]
+)
 def case(request):
     make, shape = request.param
     return make(), torch.randn(7, *shape, generator=torch.Generator().manual_seed(1))

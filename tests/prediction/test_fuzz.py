@@ -14,10 +14,11 @@ KINDS = [kind for kind in FUZZ.KINDS if kind.startswith("artefact")]
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("num_seeds", [12, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_from_seeds(tmp_path, kind):
-    refused = refusals(FUZZ, kind, tmp_path)
-    assert len(refused) > 20
+def test_from_seeds(tmp_path, kind, num_seeds):
+    refused = refusals(FUZZ, kind, tmp_path, num_seeds)
+    assert len(refused) > num_seeds / 2
     assert all(len(message) < 2000 for message in refused)
 
 

@@ -20,12 +20,13 @@ METHODS = [
 OF = {int: st.integers(), float: st.floats()}
 
 
+@pytest.mark.parametrize("num_examples", [25, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", [*METHODS, TrainingConfig], ids=lambda method: method.__name__)
-def test_unusual_values_are_accepted_or_refused(method):
+def test_unusual_values_are_accepted_or_refused(method, num_examples):
     hints = get_type_hints(method, localns={"Fabric": object})
     numbers = {field.name: OF[hints[field.name]] for field in fields(method) if hints.get(field.name) in OF}
 
-    @settings(max_examples=100)
+    @settings(max_examples=num_examples)
     @given(st.fixed_dictionaries({}, optional=numbers))
     def tried(values):
         try:

@@ -27,7 +27,7 @@ from flatbayes.training import Callback, Checkpoints, CollectionConfig, History,
 from flatbayes.training.batches import LoaderBatches
 from flatbayes.training.callbacks.loggers import JSONLinesLogger
 from flatbayes.training.checkpoint import CheckpointManager
-from support import FLATNESSES, POSTERIORS, explain_refusal, named, network
+from support import FLATNESSES, POSTERIORS, explain_refusal, network, pair_params
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 CONFIG = TrainingConfig(
@@ -63,8 +63,9 @@ def stopped(train, after, checkpoints):
         train(checkpoints=checkpoints, callback=Stop(after))
 
 
-def test_twenty_kills_change_nothing(tmp_path):
-    kill_and_compare("SWAG-SAM", tmp_path, 20)
+@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_change_nothing(kills, tmp_path):
+    kill_and_compare("SWAG-SAM", tmp_path, kills)
 
 
 @pytest.mark.slow
@@ -82,13 +83,13 @@ def kill_and_compare(name, folder, kills):
     found = json.loads(done.stdout)
     assert found["same"]
     assert found["killed"] == kills
-    assert found["places"] > 3, "it was always killed at the same place"
+    assert found["places"] > kills / 6, "it was always killed at the same place"
 
 
-PAIRS = [(posterior, SAM()) for posterior in POSTERIORS] + [(SWAG(rank=2), flat) for flat in FLATNESSES]
+PAIRS = pair_params(POSTERIORS, [SAM()]) + pair_params([SWAG(rank=2)], FLATNESSES)
 
 
-@pytest.mark.parametrize(("posterior", "flat"), PAIRS, ids=[" x ".join(named(pair)) for pair in PAIRS])
+@pytest.mark.parametrize(("posterior", "flat"), PAIRS)
 def test_every_method_goes_on_where_it_was(posterior, flat, tmp_path):
     config = TrainingConfig(
         epochs=2,
