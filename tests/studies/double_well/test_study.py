@@ -88,6 +88,7 @@ def test_every_method_approximates_both_posteriors(outcome):
     assert len(draws) == 12
 
 
+@pytest.mark.slow
 def test_a_seed_determines_the_numbers_and_the_global_state_is_kept(outcome):
     torch.manual_seed(4)
     expected = torch.rand(3)
