@@ -1,0 +1,193 @@
+"""Checks of a training step on the device: no host waits, memory in copies of the weights, capture as a graph."""
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from gpu_cases import (
+    FLATNESSES,
+    POSTERIORS,
+    Setting,
+    make_config,
+    make_mlp,
+    make_network,
+    make_preresnet,
+    make_splits,
+)
+from gpu_runner import Context, Row, Skip
+from memory import CASES, measure_peak
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flatbayes import SAM, Plain, fit
+from flatbayes.core import TrainingProgress
+from flatbayes.training import Callback
+
+PRECISIONS = ("32-true", "bf16-mixed")
+MAX_EXTRA_COPIES = 0.1
+GRAPH_STEPS = 5
+
+
+@contextlib.contextmanager
+def forbid_host_waits(device: str) -> Iterator[None]:
+    """Context in which an operation that waits for the device is an error; nothing on the CPU."""
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+
+
+class ForbidWaits(Callback):
+    """Forbids host waits between two steps of a fit, which are in the same epoch."""
+
+    def __init__(self, device: str, first: int, last: int) -> None:
+        self._device, self._first, self._last = device, first, last
+        self._stack = contextlib.ExitStack()
+
+    def on_step_end(self, step: int, loss: Tensor, lr: float) -> None:
+        """Begin after the first step, end after the last one."""
+        if step == self._first:
+            self._stack.enter_context(forbid_host_waits(self._device))
+        elif step == self._last:
+            self._stack.close()
+
+    def close(self) -> None:
+        """Allow host waits again, also after an error."""
+        self._stack.close()
+
+
+def check_host_waits(context: Context) -> Iterator[Row]:
+    """Steps of every flatness with MAP and of every posterior with SAM, in loops by hand and in `fit`."""
+    waits: dict[str, str] = {}
+    for name, flat in FLATNESSES.items():
+        if not flat.needs_weight_distribution:
+            step = Setting(partial(make_preresnet, 8), context.device).make_step(flat)
+            step()
+            with note_waits(waits, f"step, {name}"), forbid_host_waits(context.device):
+                for _ in range(2):
+                    step()
+    yield {"waits": waits}
+    for name, posterior in POSTERIORS.items():
+        for precision in PRECISIONS[: 1 if context.is_cpu else None]:
+            config = make_config(context.device, precision={"mode": precision}, num_validations=0, epochs=1)
+            config = config.with_options(batch_size=20, optimizer=None)
+            forbid = ForbidWaits(context.device, 3, 9)
+            with note_waits(waits, f"fit, {name}, {precision}"):
+                try:
+                    fit(make_network, make_splits(), posterior, SAM(), config, callback=forbid, show_progress=False)
+                finally:
+                    forbid.close()
+        yield {"waits": waits}
+    yield {"summary": f"{len(waits)} of the cases wait" if waits else "no host waits"}
+    if waits:
+        raise AssertionError(f"Host waits in {len(waits)} cases: {waits}")
+    context.require_cuda("The steps ran; a host wait")
+
+
+@contextlib.contextmanager
+def note_waits(waits: dict[str, str], case: str) -> Iterator[None]:
+    """Record the place of an operation that waits for the device; other errors go on."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchronizing" not in str(error):
+            raise
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "flatbayes" in frame.filename]
+        last = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
+        waits[case] = f"{Path(last.filename).name}:{last.lineno}: {last.line}"
+
+
+def check_memory(context: Context) -> Iterator[Row]:
+    """Peak memory of steps in copies of the weights, against the number of tensors that each method needs."""
+    copies, excess = {}, {}
+    for name, (posterior, flat, expected, target) in CASES.items():
+        width, layers = (4096, 4) if context.device == "cuda" else (300, 4)
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+        if context.device == "cuda":
+            copies[name] = measure_cuda_peak(posterior, flat, model.cuda(), torch.randn(2, width, device="cuda"))
+        else:
+            copies[name] = measure_peak(posterior, flat, model, torch.randn(2, width))
+        if target is not None and copies[name] > expected + MAX_EXTRA_COPIES:
+            excess[name] = f"{copies[name]:.2f} instead of {expected:g}"
+        yield {"copies": copies}
+    yield {
+        "summary": f"SAM {copies['SAM']:.2f} copies beyond the weights",
+        "expected": {k: v[2] for k, v in CASES.items()},
+    }
+    if excess:
+        raise AssertionError(f"More memory than documented, in copies of the weights: {excess}")
+
+
+def measure_cuda_peak(posterior, flat, model: nn.Module, inputs: Tensor, steps: int = 4) -> float:
+    """Largest allocated memory beyond the weights over a few steps, in copies of the weights."""
+    targets = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
+    F.cross_entropy(model(inputs), targets).backward()  # allocates the workspace of the matrix library
+    model.zero_grad()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    copy = sum(param.numel() * param.element_size() for param in model.parameters())
+    momentum = 0.9 if type(posterior).__name__ in ("MAP", "SWAG") else 0.0
+    state = posterior.init(model, lambda params: torch.optim.SGD(params, lr=1e-4, momentum=momentum), 100)
+    progress = TrainingProgress(total_steps=steps)
+
+    def closure() -> Tensor:
+        state.optimizer.zero_grad()
+        loss = F.cross_entropy(state.model(inputs), targets)
+        loss.backward()
+        return loss.detach()
+
+    for _ in range(steps):
+        posterior.step(state, flat(closure, state.model, progress))
+        posterior.collect(state)
+        progress.advance()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / copy
+
+
+def check_graph_capture(context: Context) -> Iterator[Row]:
+    """A whole step, captured by hand as a CUDA graph, gives the weights of eager steps."""
+    differences = {}
+    for name, flat in {"Plain": Plain(), "SAM": SAM()}.items():
+        eager, captured = Setting(make_mlp, context.device), Setting(make_mlp, context.device)
+        step = eager.make_step(flat)
+        for _ in range(3 + GRAPH_STEPS):
+            step()
+        replay = capture_step(captured, captured.make_step(flat), context.device, warmups=3)
+        for _ in range(GRAPH_STEPS):
+            replay()
+        pairs = zip(eager.params, captured.params, strict=True)
+        differences[name] = max(float((a - b).detach().abs().max()) for a, b in pairs)
+        yield {"largest_difference": differences}
+        if differences[name] > 1e-6:
+            raise AssertionError(f"Weights after {GRAPH_STEPS} captured steps differ by {differences}.")
+    if context.is_cpu:
+        raise Skip("The eager steps ran; graph capture needs a CUDA device")
+
+
+def capture_step(setting: Setting, step, device: str, warmups: int = 3):
+    """A function that replays a step, after some eager steps; on the CPU the step itself.
+
+    Raises:
+        RuntimeError: An operation of the step cannot be captured.
+    """
+    if device != "cuda":
+        for _ in range(warmups):
+            step()
+        return step
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warmups):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
