@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 ORACLES := $(VENV)/.oracles
 
-.PHONY: demo test test-minimal test-oracles test-all lint docs bench bench-quick clean
+.PHONY: demo test test-minimal test-oracles test-all lint docs bench bench-quick bench-gpu bench-gpu-quick clean
 
 demo: $(READY)
 	$(BIN)/flatbayes compare --config configs/demo.yaml --out runs/demo
@@ -50,6 +50,14 @@ bench: $(READY)
 
 bench-quick: $(READY)
 	$(BIN)/python benchmarks/bench.py --quick
+
+# On a machine with an NVIDIA GPU; DATA is a folder or file with CIFAR-10 (benchmarks/gpu_data.py).
+bench-gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py --seconds 520 --out gpu.json $(if $(DATA),--data $(DATA))
+
+# Its dry run on the CPU, with small sizes.
+bench-gpu-quick: $(READY)
+	$(BIN)/python benchmarks/gpu.py --device cpu --seconds 60
 
 # torch comes first and alone: a version that is there already is never replaced by a larger build.
 $(READY): pyproject.toml constraints.txt

@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from gpu_runner import Report, Task, Worker, run_sections
+from gpu_report import Report
+from gpu_runner import START_SECONDS, STOP_SECONDS, Task, Worker, run_sections
 
 SECTIONS: dict[str, tuple[float, tuple[Task, ...]]] = {
     "ceilings": (
@@ -56,13 +57,12 @@ SECTIONS: dict[str, tuple[float, tuple[Task, ...]]] = {
     ),
     "recipe": (
         150,
-        (
-            Task("pieces", "gpu_recipe:measure_pieces", 75),
-            Task("training", "gpu_recipe:train_recipe", 600),
-        ),
+        (Task("fast CIFAR-10", "gpu_recipe:run_recipe", 600),),
     ),
 }
 """Seconds of each section if the command has 520, and its tasks."""
+DRY_BUDGETS = {"ceilings": 5, "checks": 36, "benchmarks": 8, "recipe": 11}
+"""Seconds of each section of a dry run, if the command has 60."""
 MACHINE = Task("machine", "gpu_ceilings:describe_machine", 60)
 
 
@@ -74,17 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
     """
     started = time.monotonic()
     options = parse_arguments(arguments)
-    root = Path(__file__).parents[1]
-    sys.path[:0] = [
-        str(root / "src"),
-        str(root),
-        str(Path(__file__).parent),
-    ]  # a worker gets the path of this process
     report = Report(
         options.out,
         {
             "date": time.strftime("%Y-%m-%d"),
             "command": {"seconds": options.seconds, "device": options.device, "data": bool(options.data)},
+            "status": "running",
             "machine": {},
             "sections": {},
         },
@@ -93,19 +88,23 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out:
         settings["log"] = str(options.out.with_suffix(".log"))
     worker = Worker(settings)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sections = {name: SECTIONS[name] for name in options.only}
+    budgets = {name: budget for name, (budget, _) in SECTIONS.items()} if options.device == "cuda" else DRY_BUDGETS
+    sections = {name: (budgets[name], SECTIONS[name][1]) for name in options.only}
     failures = 0
     try:
-        machine = worker.run(MACHINE, started + options.seconds, report.content["machine"].update)
-        report.write()
+        last = started + options.seconds - STOP_SECONDS - START_SECONDS
+        machine = worker.run(MACHINE, last, report.content["machine"].update, last)
         if machine["status"] != "passed":
+            report.content["status"] = "no device"
+            report.write()
             print(machine.get("message") or machine["reason"], file=sys.stderr)
             return 2
         left = options.seconds - (time.monotonic() - started)
         for section, name, record in run_sections(sections, worker, report, left):
             failures += record["status"] == "failed"
             print(format_record(section, name, record), flush=True)
+        report.content |= {"status": "complete", "failures": failures}
+        report.write()
     finally:
         worker.stop()
     return int(failures > 0)
@@ -137,4 +136,7 @@ def format_record(section: str, name: str, record: dict) -> str:
 
 
 if __name__ == "__main__":
+    root = Path(__file__).parents[1]
+    sys.path[:0] = [str(root / "src"), str(root)]  # a worker gets the path of this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

@@ -10,12 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from gpu_runner import Context, Row
+from gpu_report import Row
+from gpu_runner import Context
 from gpu_timing import measure_median
 from torch.nn import functional as F
 
 PACKAGES = ("numpy", "lightning", "pytorch-lightning", "lightning-fabric", "triton", "pytorch_optimizer",
-            "jsonargparse", "beartype", "optuna", "jaxtyping", "scipy", "scikit-learn", "pyarrow", "pillow")  # fmt: skip
+            "jsonargparse", "beartype", "optuna", "jaxtyping", "scikit-learn", "pyarrow", "pillow")  # fmt: skip
 PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
 

@@ -1,4 +1,4 @@
-"""Checks of whole fits on the device: random state, resuming, precision, layout, artefacts, compilation, processes."""
+"""Checks of fits on the device: random state, resuming, precision, layout, artefacts, compilation, processes."""
 
 import tempfile
 import time
@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from gpu_cases import POSTERIORS, make_config, make_network, make_splits
-from gpu_runner import Context, Row, Skip
+from gpu_report import Row
+from gpu_runner import Context, Skip
 from torch import Tensor, nn
 
 from flatbayes import MAP, MLP, SAM, SWAG, Categorical, FittedPosterior, PreResNet, evaluate, fit

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import torch
 from gpu_cases import make_config
-from gpu_runner import Context, Row
+from gpu_report import Row
+from gpu_runner import Context
 from torch import Tensor, nn
 from torch.nn import functional as F
 

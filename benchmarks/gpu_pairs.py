@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import torch
 from gpu_cases import FLATNESSES, POSTERIORS, make_config, make_network
 from gpu_fit_checks import find_difference
 from gpu_noise import CommonNoise
-from gpu_runner import Context, Row
+from gpu_report import Row
+from gpu_runner import Context
 
 from flatbayes import Categorical, FittedPosterior, fit
+from flatbayes.core.devices import treat_cpu_as_accelerator
 
 NUM_STEPS = 10
 MAX_DIFFERENCE = 1e-7
@@ -22,13 +25,18 @@ ROOT = Path(__file__).parents[1]
 
 
 def check_pairs(context: Context) -> Iterator[Row]:
-    """Ten steps on the CPU and on the device, with common noise, end in the same numbers or are refused alike."""
+    """Ten steps on the CPU and on the device, with common noise, end in the same numbers or are refused alike.
+
+    A dry run takes the code paths of an accelerator on the CPU.
+    """
     differences, predictions, refused, errors = {}, {}, [], {}
     for posterior, flat in order_pairs():
         if context.remaining() < 3:
             break
         pair = f"{posterior} x {flat}"
-        outcomes = [run_pair(posterior, flat, device) for device in ("cpu", context.device)]
+        outcomes = [run_pair(posterior, flat, "cpu")]
+        with treat_cpu_as_accelerator() if context.is_cpu else nullcontext():
+            outcomes.append(run_pair(posterior, flat, context.device))
         messages = [outcome for outcome in outcomes if isinstance(outcome, str)]
         if messages:
             if len(set(map(str, outcomes))) == 1 and "does not go with" in messages[0]:

@@ -1,14 +1,15 @@
 """Runner of the tasks of `gpu.py`: a worker process with a time limit for each task, and a report on disk.
 
 The process of the command imports neither torch nor flatbayes. It sends tasks to a worker process, one at a time, and
-writes the report after every message. A task that fails is recorded with its message. A task that exceeds its time is
-stopped with its process; so is a worker whose CUDA context an error has made unusable. The next task gets a new one.
+writes the report after every message. A task that fails is recorded with its message. A task that exceeds its time
+ends at its next row; if none comes, its process is stopped. So is a worker whose CUDA context an error has made
+unusable. The next task gets a new one.
 """
 
 import contextlib
 import gc
 import importlib
-import json
+import math
 import multiprocessing
 import os
 import signal
@@ -21,13 +22,20 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from gpu_report import Report, Row
+
 FATAL_TEXTS = ("CUDA error", "CUDNN_STATUS", "device-side assert", "Triton Error [CUDA]")
 """Texts of errors after which a CUDA context may be unusable."""
 MIN_TASK_SECONDS = 8.0
 """Smallest limit of a task, however short the whole command is."""
+GRACE_SECONDS = 6.0
+"""Time in which a task that exceeds its limit may end by itself: starting another worker takes about as long."""
 STOP_SECONDS = 2.0
 """Time that ending a worker may take."""
+MAX_START_SECONDS = 60.0
+"""Most seconds until a worker is ready."""
+START_SECONDS = 2.0
+"""Time of the command before it looks at the clock."""
 
 
 class Skip(Exception):  # noqa: N818 - it is no error
@@ -40,7 +48,7 @@ class Context:
 
     Attributes:
         device: `cuda` or `cpu`.
-        deadline: Time of `time.monotonic` at which the task is stopped.
+        deadline: Time of `time.monotonic` at which the task should end.
         data: Path of CIFAR-10, if any.
         seconds: Time limit of the whole command.
     """
@@ -56,7 +64,7 @@ class Context:
         return self.device == "cpu"
 
     def remaining(self) -> float:
-        """Seconds until the task is stopped."""
+        """Seconds until the task should end."""
         return self.deadline - time.monotonic()
 
     def require_cuda(self, what: str) -> None:
@@ -92,20 +100,25 @@ class Worker:
     _process: multiprocessing.Process | None = field(default=None, init=False)
     _connection: Connection | None = field(default=None, init=False)
 
-    def run(self, task: Task, deadline: float, on_row: Callable[[Row], None]) -> Row:
+    def run(self, task: Task, deadline: float, on_row: Callable[[Row], None], last: float = math.inf) -> Row:
         """Run a task; return its record without the result.
 
         Args:
             task: The task.
-            deadline: Time of `time.monotonic` at which it is stopped.
+            deadline: Time of `time.monotonic` at which it should end.
             on_row: Called with every row that it yields.
+            last: Time at which it is stopped even if it could end by itself soon.
         """
-        start, connection = time.monotonic(), self._connect()
+        stop_time = min(deadline + GRACE_SECONDS, last)
+        self.start(last)
+        start, connection = time.monotonic(), self._connection
+        if connection is None:
+            return {"status": "skipped", "reason": "out of time: no process could be started for it"}
         connection.send((task, deadline))
         while True:
-            if not connection.poll(max(0.0, deadline - time.monotonic())):
+            if not connection.poll(max(0.0, stop_time - time.monotonic())):
                 self.stop()
-                return {"status": "skipped", "reason": f"stopped after {time.monotonic() - start:.0f} s: out of time"}
+                return {"status": "skipped", "reason": f"out of time: its process was stopped after {since(start)}"}
             try:
                 kind, content = connection.recv()
             except (EOFError, ConnectionError):
@@ -113,19 +126,22 @@ class Worker:
                 return {"status": "failed", "message": f"The process of the task ended with exit code {code}."}
             if kind == "row":
                 on_row(content)
+            if kind != "done":
                 continue
             if content.pop("is_fatal", False):
                 self.stop()
             return content
 
-    def _connect(self) -> Connection:
+    def start(self, last: float = math.inf) -> None:
+        """Start the process if there is none, and wait until it is ready, at most until a time."""
         if self._connection is None:
             context = multiprocessing.get_context("spawn")
             self._connection, other = context.Pipe()
             self._process = context.Process(target=serve, args=(other, dict(self.settings)), daemon=False)
             self._process.start()
             other.close()
-        return self._connection
+            if not self._connection.poll(max(0.0, min(last - time.monotonic(), MAX_START_SECONDS))):
+                self.stop()
 
     def stop(self) -> int | None:
         """End the process with all that it started; return its exit code."""
@@ -154,6 +170,7 @@ def serve(connection: Connection, settings: Row) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     warnings.simplefilter("ignore")
+    connection.send(("ready", {}))
     while True:
         try:
             task, deadline = connection.recv()
@@ -167,8 +184,11 @@ def run_task(task: Task, context: Context, send: Callable[[tuple[str, Row]], Non
     module, _, name = task.target.partition(":")
     start = time.monotonic()
     try:
-        for row in getattr(importlib.import_module(module), name)(context) or ():
-            send(("row", row))
+        with contextlib.closing(getattr(importlib.import_module(module), name)(context)) as rows:
+            for row in rows:
+                send(("row", row))
+                if context.remaining() <= 0:
+                    raise Skip(f"out of time after {since(start)}; what was measured until then is in the result")
         reset_device(context.device)
     except Skip as skip:
         return {"status": "skipped", "reason": str(skip)}
@@ -182,6 +202,11 @@ def run_task(task: Task, context: Context, send: Callable[[tuple[str, Row]], Non
     return {"status": "passed", "seconds": round(time.monotonic() - start, 2)}
 
 
+def since(start: float) -> str:
+    """Seconds since a time of `time.monotonic`, as text."""
+    return f"{time.monotonic() - start:.1f} s"
+
+
 def reset_device(device: str) -> None:
     """Wait for the device, so that an error belongs to its task, and undo the settings of the task."""
     gc.collect()
@@ -191,41 +216,6 @@ def reset_device(device: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-
-
-@dataclass
-class Report:
-    """The results so far, written to a file after every change.
-
-    Attributes:
-        path: JSON file; None writes nothing.
-        content: Plain data.
-    """
-
-    path: Path | None
-    content: Row
-
-    def write(self) -> None:
-        """Replace the file as a whole, so that a reader never sees half of it."""
-        if self.path is not None:
-            temporary = self.path.with_name(f".{self.path.name}.tmp")
-            temporary.write_text(json.dumps(make_plain(self.content), indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, self.path)
-
-
-def make_plain(value: Any) -> Any:
-    """Plain data for JSON: floats are rounded, those that are not finite become None, other objects become texts."""
-    match value:
-        case dict():
-            return {str(key): make_plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [make_plain(item) for item in value]
-        case bool() | int() | str() | None:
-            return value
-        case float():
-            return float(f"{value:.6g}") if abs(value) < float("inf") else None
-        case _:
-            return str(value)
 
 
 def run_sections(
@@ -244,7 +234,8 @@ def run_sections(
     """
     start, budget_sum = time.monotonic(), 0.0
     total = sum(budget for budget, _ in sections.values())
-    scale = max(0.0, seconds - STOP_SECONDS) / total
+    scale = max(0.0, seconds - STOP_SECONDS - START_SECONDS) / total
+    last = start + scale * total
     for section, (budget, tasks) in sections.items():
         budget_sum += budget
         end = start + scale * budget_sum
@@ -252,6 +243,8 @@ def run_sections(
         report.content["sections"][section] = {"budget_s": round(scale * budget, 1), "tasks": records}
         section_start = time.monotonic()
         for task in tasks:
+            if time.monotonic() < end:
+                worker.start(last)
             now = time.monotonic()
             record: Row = {"status": "running", "result": {}}
             records[task.name] = record
@@ -268,7 +261,7 @@ def run_sections(
                     report.write()
 
                 limit = max(task.limit * scale, MIN_TASK_SECONDS)
-                record |= worker.run(task, min(end, now + limit), keep)
+                record |= worker.run(task, min(end, now + limit), keep, last)
             report.content["sections"][section]["elapsed_s"] = round(time.monotonic() - section_start, 1)
             report.content["elapsed_s"] = round(time.monotonic() - start, 1)
             report.write()

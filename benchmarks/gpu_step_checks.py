@@ -17,7 +17,8 @@ from gpu_cases import (
     make_preresnet,
     make_splits,
 )
-from gpu_runner import Context, Row, Skip
+from gpu_report import Row
+from gpu_runner import Context, Skip
 from memory import CASES, measure_peak
 from torch import Tensor, nn
 from torch.nn import functional as F
