@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,13 +22,19 @@ TOLERANCE = 1e-6
 DOUBLE = {"mode": "64-true"}
 
 
-def find_difference(first: FittedPosterior, second: FittedPosterior) -> float:
-    """Largest difference of weights, buffers and statistics, relative to the largest value of each tensor."""
+def find_difference(first: FittedPosterior, second: FittedPosterior, ignored: Collection[str] = ()) -> float:
+    """Largest difference of weights, buffers and statistics, relative to the largest value of each tensor.
+
+    Args:
+        first: A fit.
+        second: Another one of the same method and network.
+        ignored: Names of tensors that are not compared.
+    """
     largest = 0.0
     for state, other in zip(first.states, second.states, strict=True):
         tensors = {**state.model.state_dict(), **state.statistics}
         others = {**other.model.state_dict(), **other.statistics}
-        for name, tensor in tensors.items():
+        for name, tensor in ((name, tensor) for name, tensor in tensors.items() if name not in ignored):
             expected, value = tensor.detach().double().cpu(), others[name].detach().double().cpu()
             scale = max(float(expected.abs().max()) if expected.numel() else 0.0, 1e-12)
             largest = max(largest, float((value - expected).abs().max()) / scale if expected.numel() else 0.0)
