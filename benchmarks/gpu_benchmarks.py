@@ -56,6 +56,8 @@ def measure_steps(context: Context) -> Iterator[Row]:
 def make_works(make: Make, device: str, mode: str) -> dict[str, Work]:
     """Steps by name, the baseline first; with graphs, only those that the captured graph repeats exactly."""
     compiled = mode == "compiled"
+    if compiled:
+        torch.compiler.reset()
     flats = {"plain": Plain(), "SAM": SAM()} | (OTHERS if mode == "eager" else {})
     settings = {name: Setting(make, device, compiled=compiled) for name in flats}
     works: dict[str, Work] = {name: settings[name].make_step(flat) for name, flat in flats.items()}

@@ -103,9 +103,9 @@ class Setting:
         loss.backward()
         return loss.detach()
 
-    def make_step(self, flat: Flatness) -> Callable[[], Tensor]:
-        """A step of a manual loop with a flatness."""
-        progress = TrainingProgress(total_steps=10**9)
+    def make_step(self, flat: Flatness, total_steps: int = 10**9) -> Callable[[], Tensor]:
+        """A step of a manual loop with a flatness, which may depend on the number of steps."""
+        progress = TrainingProgress(total_steps=total_steps)
 
         def step() -> Tensor:
             loss = flat(self.closure, self.module, progress)()

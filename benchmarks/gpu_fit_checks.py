@@ -19,6 +19,8 @@ from flatbayes.training.distributed.gradient_averaging import all_reduce_gradien
 
 TOLERANCE = 1e-6
 """Largest relative difference of fits in float64 that differ in the order of operations."""
+SAME_DEVICE_ERROR, OTHER_DEVICE_ERROR = 1e-4, 2e-2
+"""Largest difference of probabilities after loading; convolutions on a GPU may use TF32."""
 DOUBLE = {"mode": "64-true"}
 
 
@@ -186,7 +188,8 @@ def check_save_and_load(context: Context) -> Iterator[Row]:
                 loaded = FittedPosterior.load(folder, make_network, device=device)
                 differences[f"{name}, {device}"] = find_difference(fitted, loaded)
                 error = float((loaded.predict(data.test.inputs, 3).mean.cpu() - predictions).abs().max())
-                if error > 1e-4 and (device == context.device or not posterior.stochastic):
+                tolerance = SAME_DEVICE_ERROR if device == context.device else OTHER_DEVICE_ERROR
+                if error > tolerance and (device == context.device or not posterior.stochastic):
                     raise AssertionError(f"{name}: predictions after loading on {device} differ by {error:.1e}.")
         yield {"difference": differences}
     if max(differences.values()) > 0:

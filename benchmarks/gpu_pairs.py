@@ -1,5 +1,6 @@
 """Every pair of posterior and flatness on the device against the CPU, in float64; and the tests that need a GPU."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,7 +109,8 @@ def run_gpu_tests(context: Context) -> Iterator[Row]:
     command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", *options, *files]
     if context.is_cpu:
         command.append("--collect-only")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     outcomes = [line for line in lines if line.startswith(("PASSED", "FAILED", "ERROR", "SKIPPED"))]
     yield {"outcomes": outcomes, "summary": lines[-1] if lines else ""}

@@ -29,6 +29,8 @@ from flatbayes.training import Callback
 
 PRECISIONS = ("32-true", "bf16-mixed")
 MAX_EXTRA_COPIES = 0.1
+NUM_STEPS = 5
+"""Steps of a loop by hand, in the last of which methods for the end of a training are active."""
 GRAPH_STEPS = 5
 
 
@@ -68,10 +70,10 @@ def check_host_waits(context: Context) -> Iterator[Row]:
     waits: dict[str, str] = {}
     for name, flat in FLATNESSES.items():
         if not flat.needs_weight_distribution:
-            step = Setting(partial(make_preresnet, 8), context.device).make_step(flat)
+            step = Setting(partial(make_preresnet, 8), context.device).make_step(flat, NUM_STEPS)
             step()
             with note_waits(waits, f"step, {name}"), forbid_host_waits(context.device):
-                for _ in range(2):
+                for _ in range(NUM_STEPS - 1):
                     step()
     yield {"waits": waits}
     for name, posterior in POSTERIORS.items():
@@ -108,7 +110,7 @@ def check_memory(context: Context) -> Iterator[Row]:
     """Peak memory of steps in copies of the weights, against the number of tensors that each method needs."""
     copies, excess = {}, {}
     for name, (posterior, flat, expected, target) in CASES.items():
-        width, layers = (4096, 4) if context.device == "cuda" else (300, 4)
+        width, layers = (6144, 4) if context.device == "cuda" else (300, 4)
         torch.manual_seed(0)
         model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
         if context.device == "cuda":
