@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from flatbayes.core.files import read_json
+from flatbayes.plotting import theme
 from flatbayes.reporting import svg
 from flatbayes.reporting.summary_figure import CARD_BORDER_COLOUR, WIDTH_PX
 
@@ -78,14 +79,16 @@ def draw_panel(axes: Axes, rows: Sequence[Mapping[str, Any]], cost: str, name: s
     room = 0.08 * (high - low or 1.0)
     axes.set_ylim(low - room, high + room)
     axes.set_xlim(min(0.94, *at) - 0.22, max(2.0, *at) + 0.3)
-    axes.axhline(0.0, color=svg.PLAIN, linestyle=(0, (4, 1.6)), linewidth=1.2, zorder=1)
-    axes.axhline(sam, color=svg.FLAT, linewidth=1.0, alpha=0.6, zorder=1)
+    axes.axhline(0.0, color=theme.PLAIN, linestyle=(0, (4, 1.6)), linewidth=1.2, zorder=1)
+    axes.axhline(sam, color=theme.FLAT, linewidth=1.0, alpha=0.6, zorder=1)
     for x, row, (bottom, top) in zip(at, rows, ends, strict=True):
         exact = row["mechanism"] == "SAM"
-        axes.plot([x, x], [bottom, top], color=svg.FLAT if exact else svg.INK, linewidth=1.3, alpha=0.55, zorder=3)
-        colour = svg.FLAT if exact else svg.INK
-        axes.plot([x], [row["gain"]], marker="o", color=colour, markersize=6.5, markeredgecolor=svg.PAGE, zorder=4)
-    svg.style_axes(axes, grid="y")
+        axes.plot(
+            [x, x], [bottom, top], color=theme.FLAT if exact else theme.INK, linewidth=1.3, alpha=0.55, zorder=3
+        )
+        colour = theme.FLAT if exact else theme.INK
+        axes.plot([x], [row["gain"]], marker="o", color=colour, markersize=6.5, markeredgecolor=theme.PAGE, zorder=4)
+    theme.style_axes(axes, grid="y")
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(AXES[cost])
@@ -169,7 +172,14 @@ def write_labels(
             continue  # no free position: the label is left out
         taken.append(box)
         if abs(dy) > 12:
-            lead = {"arrowstyle": "-", "color": svg.INK, "alpha": 0.35, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 4}
+            lead = {
+                "arrowstyle": "-",
+                "color": theme.INK,
+                "alpha": 0.35,
+                "linewidth": 0.7,
+                "shrinkA": 1,
+                "shrinkB": 4,
+            }
             end = (dx, dy)
             axes.annotate("", (x, row["gain"]), xytext=end, textcoords="offset points", arrowprops=lead, zorder=2)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.files import atomic_write, read_json, write_text
+from flatbayes.plotting import theme
 from flatbayes.reporting import svg
 from flatbayes.theory import GridPosterior, gibbs_posterior, grid_points
 from studies.double_well.loss import make_sharp_and_flat_wells
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 WIDTH_PX, HEIGHT_1D_PX, HEIGHT_2D_PX = 860.0, 540.0, 640.0
 DPI = 200
 TARGET_STYLES = {
-    "gibbs": ("Gibbs posterior", svg.PLAIN),
-    "sharpness_aware_posterior": ("sharpness-aware posterior", svg.FLAT),
+    "gibbs": ("Gibbs posterior", theme.PLAIN),
+    "sharpness_aware_posterior": ("sharpness-aware posterior", theme.FLAT),
 }
 SAMPLER_MARKERS = {"SGLD": "o", "SGHMC": "x"}
 HALF_WIDTH = 2.9
@@ -94,7 +95,7 @@ def draw_1d(figure: "Figure", results: Mapping[str, Any], draws: Mapping[str, Te
         draw_loss(axes[0, column], results, points, target)
         draw_density(axes[1, column], results, draws, points, target)
         for panel in axes[:, column]:
-            svg.style_axes(panel)
+            theme.style_axes(panel)
             panel.set_xlim(-HALF_WIDTH, HALF_WIDTH)
         axes[1, column].set_xlabel("weight w")
     axes[0, 0].set_ylabel("loss")
@@ -118,7 +119,7 @@ def draw_loss(axes: "Axes", results: Mapping[str, Any], points: Tensor, target: 
         axes.text(-HALF_WIDTH + 0.08, 0.93, "L(w)", va="top", color=colour)
         axes.set_ylim(-0.12, 1.08)
     else:
-        axes.plot(at, wells.loss(points), color=svg.INK, alpha=0.35, linewidth=1.2, linestyle=(0, (4, 2)))
+        axes.plot(at, wells.loss(points), color=theme.INK, alpha=0.35, linewidth=1.2, linestyle=(0, (4, 2)))
         axes.fill_between(
             at, wells.loss(points), wells.worst_loss(points, rho), color=colour, alpha=0.13, linewidth=0
         )
@@ -142,11 +143,11 @@ def draw_density(
         height = torch.histogram(chains.flatten(), edges).hist / (chains.numel() * width)
         visible = height > 0.005
         style: dict[str, Any] = {"markerfacecolor": "none"} if marker == "o" else {}
-        style |= {"color": svg.INK, "markersize": 3.2, "markeredgewidth": 0.8, "zorder": 4, "label": name}
+        style |= {"color": theme.INK, "markersize": 3.2, "markeredgewidth": 0.8, "zorder": 4, "label": name}
         axes.plot(middle[visible], height[visible], marker, **style)
     mean, std = draws[f"1/{target}/SGVB"][:, 0].tolist()
     gaussian = (-((at - mean) / std).square() / 2).exp() / (std * (2 * torch.pi) ** 0.5)
-    axes.plot(at, gaussian.tolist(), color=svg.INK, linewidth=1.4, linestyle=(0, (5, 2)), label="SGVB", zorder=3.5)
+    axes.plot(at, gaussian.tolist(), color=theme.INK, linewidth=1.4, linestyle=(0, (5, 2)), label="SGVB", zorder=3.5)
     summary, wells = results["targets"]["1"]["exact"][target], make_sharp_and_flat_wells(1)
     for well, name in enumerate(("sharp", "flat")):
         near = wells.is_inside_well(points, well)
@@ -183,7 +184,7 @@ def draw_2d(figure: "Figure", results: Mapping[str, Any], draws: Mapping[str, Te
         axes[0, column].set_title(title, loc="left", pad=8, fontsize=13, fontweight="bold", color=colour)
         axes[1, column].set_xlabel("first weight")
         for panel in axes[:, column]:
-            svg.style_axes(panel)
+            theme.style_axes(panel)
             panel.grid(False)
             panel.set(xlim=(-3.1, 3.7), ylim=(-2.3, 2.3), aspect="equal")
             draw_outlines(panel)
@@ -229,7 +230,7 @@ def draw_gaussian(axes: "Axes", fit: Tensor) -> None:
         axes.plot(
             x + times * wide * angle.cos(),
             y + times * high * angle.sin(),
-            color=svg.INK,
+            color=theme.INK,
             linewidth=1.3,
             linestyle=(0, (5, 2)),
             label=label,
@@ -247,7 +248,9 @@ def draw_samples(
         axes.contourf(x, y, exact.log_density.exp(), levels=[level, torch.inf], colors=[colour], alpha=0.16)
     for name, marker in SAMPLER_MARKERS.items():
         first, second = draws[f"2/{target}/{name}"][:max_draws, -1].unbind(-1)
-        style: dict[str, Any] = {"facecolors": "none", "edgecolors": svg.INK} if marker == "o" else {"color": svg.INK}
+        style: dict[str, Any] = (
+            {"facecolors": "none", "edgecolors": theme.INK} if marker == "o" else {"color": theme.INK}
+        )
         axes.scatter(first, second, s=11, marker=marker, linewidths=0.7, alpha=0.75, label=name, zorder=3, **style)
 
 
@@ -264,7 +267,7 @@ def draw_outlines(axes: "Axes") -> None:
     wells = make_sharp_and_flat_wells(2)
     for centre, radius in zip(wells.centres, wells.radii, strict=True):
         x, y = centre
-        axes.add_patch(Circle((x, y), radius, fill=False, edgecolor=svg.INK, linewidth=0.8, alpha=0.5))
+        axes.add_patch(Circle((x, y), radius, fill=False, edgecolor=theme.INK, linewidth=0.8, alpha=0.5))
 
 
 def wells_table(results: Mapping[str, Any]) -> "Table":

@@ -8,8 +8,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from flatbayes import MAP, MLP, Plain, TrainingConfig, fit
-from flatbayes.data import UCI, Npz, Standardize, Table, TorchDataset, read_inputs
-from flatbayes.data.torch_dataset import load_training_splits
+from flatbayes.data import UCI, Npz, Standardize, Table, TorchDataset, load_training_splits, read_inputs
 from flatbayes.estimators import FlatBayesClassifier, FlatBayesRegressor
 from flatbayes.likelihoods import Custom, Gaussian
 from flatbayes.prediction import FittedPosterior

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from flatbayes.likelihoods import Categorical, CategoricalPredictive
-from flatbayes.likelihoods.categorical import categorical_entropy
+from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 
 
 def logits(seed, draws=5, examples=7, classes=4):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from flatbayes.metrics import adaptive_ece, classwise_ece, ece, reliability_bins, wilson_interval
+from flatbayes.metrics import ReliabilityBins, adaptive_ece, classwise_ece, ece, reliability_bins, wilson_interval
 
 
 def two_classes(*confidences, dtype=torch.float64):
@@ -253,3 +253,25 @@ def test_invalid_binnings_are_refused(function):
 def test_adaptive_ece_refuses_zero_bins():
     with pytest.raises(ValueError, match="at least 1 bin, got num_bins=0"):
         adaptive_ece(two_classes(0.6), torch.tensor([0]), 0)
+
+
+def test_merged_bins_have_enough_predictions_and_the_same_means():
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.randn(400, 5, generator=generator).mul(2).softmax(-1)
+    labels = torch.randint(5, (400,), generator=generator)
+    bins = reliability_bins(probs, labels)
+    merged = bins.merge(30)
+    assert min(merged.counts) >= 30
+    assert sum(merged.counts) == sum(bins.counts) == 400
+    for name in ("confidence", "accuracy"):
+        means = [sum(v * n for v, n in zip(getattr(b, name), b.counts, strict=True)) / 400 for b in (bins, merged)]
+        assert means[0] == pytest.approx(means[1])
+    assert set(merged.edges) <= set(bins.edges)
+    assert (merged.edges[0], merged.edges[-1]) == (0.0, 1.0)
+    assert len(merged.edges) == len(merged.counts) + 1
+
+
+def test_too_few_predictions_become_one_bin():
+    bins = ReliabilityBins((0.0, 0.25, 0.5, 1.0), (2, 0, 3), (0.2, 0.0, 0.9), (0.0, 0.0, 1.0))
+    assert bins.merge(10) == ReliabilityBins((0.0, 1.0), (5,), pytest.approx((0.62,)), pytest.approx((0.6,)))
+    assert bins.merge(0) == bins

@@ -7,6 +7,7 @@ from scipy import stats
 
 from flatbayes.experiments import ComparisonResult, RunResult
 from flatbayes.metrics import DEFINITIONS, HIGHER_IS_BETTER, CoverageCurve, ReliabilityBins
+from flatbayes.plotting import theme
 from flatbayes.reporting import svg
 from flatbayes.reporting.calibration_figures import (
     PooledBins,
@@ -68,7 +69,7 @@ def test_every_interval_contains_its_accuracy(num_runs, count):
 
 
 def test_every_mark_has_a_bar_and_those_of_plain_and_flat_are_beside_each_other():
-    pooled = dict.fromkeys((False, True), pool_reliability([bins_run((10, 0, 40, 6), (0.5, 0.0, 0.75, 1.0))]))
+    pooled = dict.fromkeys((False, True), pool_reliability([bins_run((100, 0, 400, 60), (0.5, 0.0, 0.75, 1.0))]))
     with svg.new_figure(300, 300) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         draw_reliability(axes, pooled)
@@ -77,7 +78,7 @@ def test_every_mark_has_a_bar_and_those_of_plain_and_flat_are_beside_each_other(
     for segments in (plain.get_segments(), flat.get_segments()):
         assert [tuple(bar[:, 1]) for bar in segments] == [pytest.approx(ends) for ends in pooled[False].intervals()]
         assert [bar[0, 0] for bar in segments] == pooled[False].points()[0]
-    assert 2 < (positions[1] - positions[0]) * svg.UNITS_PER_INCH / figure.dpi < 5
+    assert 2 < (positions[1] - positions[0]) * theme.UNITS_PER_INCH / figure.dpi < 5
     assert not math.isclose(*positions)
 
 
@@ -141,3 +142,12 @@ def test_the_page_has_coverage_instead_of_reliability():
 def test_without_coverage_there_is_no_section():
     bare = ComparisonResult.from_dict({"runs": [{**run, "reliability": {}} for run in RUNS], "summary": SUMMARY})
     assert 'id="coverage"' not in render_page(bare, Glossary(HIGHER_IS_BETTER, DEFINITIONS))
+
+
+def test_bins_with_few_predictions_are_joined_in_diagrams():
+    pooled = pool_reliability([bins_run((3, 5, 2, 90), (0.0, 0.2, 0.5, 0.9))] * 2)
+    assert pooled.merge().points()[2] == [200]
+    with svg.new_figure(300, 300) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        draw_reliability(axes, {True: pooled})
+        assert len(axes.lines[1].get_xdata()) == 1

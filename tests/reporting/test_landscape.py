@@ -7,7 +7,8 @@ import matplotlib
 import pytest
 
 from flatbayes.diagnostics import LossGrid, LossSlice
-from flatbayes.reporting.landscape import draw_plane, draw_slices, line_styles, log_levels
+from flatbayes.plotting.landscape import line_styles, log_levels
+from flatbayes.reporting.landscape import draw_plane, draw_slices
 from flatbayes.reporting.svg import FILE_COLOURS
 
 
@@ -52,7 +53,10 @@ def test_solutions_are_named_and_their_distance_is_told():
     svg = draw_plane(bowl(points=POINTS, draws=DRAWS), {"plain": False, "flat": True})
     found = words(svg)
     assert {"plain", "flat", "far (2.5 away)"} <= set(found)
-    assert "distance in weight space" in found
+    assert {"distance in weight space", "draws, plain", "draws, flat", "solution, plain", "solution, flat"} <= set(
+        found
+    )
+    assert any("Loss in nats over the plane" in word for word in found)
     assert any(word.replace(".", "").isdigit() for word in found)  # levels
     assert svg.count(FILE_COLOURS["#0072b3"]) >= 2  # a flat solution and its draw
     assert svg.count(FILE_COLOURS["#d55e01"]) >= 3
@@ -61,7 +65,7 @@ def test_solutions_are_named_and_their_distance_is_told():
 
 def test_both_axes_have_the_same_scale():
     _, _, width, height = map(float, ElementTree.fromstring(draw_plane(bowl(), {})).attrib["viewBox"].split())
-    inner_width, inner_height = width - 1.4 * 52, height - 1.4 * 52
+    inner_width, inner_height = width - 1.5 * 52, height - 1.2 * 52 - 24
     assert inner_height / inner_width == pytest.approx(2 / 3, rel=1e-3)
 
 
@@ -75,7 +79,7 @@ def test_slices_have_a_name_each_and_a_bold_mean():
     some = [LossSlice((-1.0, 0.0, 1.0), (4.0, 1.0, 3.0)), LossSlice((-1.0, 0.0, 1.0), (6.0, 1.0, math.inf))]
     svg = draw_slices({"SWAG x Plain": some, "SWAG x SAM": some}, {"SWAG x SAM": True})
     found = words(svg)
-    assert {"SWAG x Plain", "SWAG x SAM", "loss"} <= set(found)
+    assert {"SWAG x Plain", "SWAG x SAM", "loss in nats"} <= set(found)
     assert not any("$" in word for word in found)
     assert svg.count("stroke-width: 2.2") >= 4  # two means, two entries of the key
 

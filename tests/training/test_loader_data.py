@@ -235,7 +235,7 @@ def test_other_targets_are_refused_before_training(labels, likelihood, message):
     [
         (iter([(X, Y)]), TypeError, "can be read only once"),
         ({"x": X}, TypeError, "is not data to train on"),
-        (Stream(), TypeError, "IterableDataset has no batches"),
+        (Stream(), TypeError, "IterableDataset without a length"),
         (DataLoader(DATASET, 30, drop_last=True), ValueError, "smaller than batch_size=30"),
         ([], ValueError, "is empty"),
         (DataLoader(TensorDataset(X), 4), ValueError, "got a list of 1"),

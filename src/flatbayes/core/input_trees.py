@@ -61,6 +61,39 @@ def split_labels(batch: Mapping[Any, Any]) -> tuple[dict[Any, Any], Any]:
     return {key: value for key, value in batch.items() if key != keys[0]}, batch[keys[0]]
 
 
+def split_batch(batch: Any) -> tuple[Any, Tensor]:
+    """Inputs and targets of a batch, arrays as tensors.
+
+    Raises:
+        ValueError: The batch is not a pair of inputs and targets.
+    """
+    if isinstance(batch, Mapping):
+        batch = split_labels(batch)
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        kind = type(batch).__name__
+        if isinstance(batch, tuple | list):
+            kind = f"{kind} of {len(batch)}"
+        raise ValueError(
+            f"A batch of the loader must be a pair (inputs, targets), got a {kind}. Return such pairs from the "
+            "dataset or collate_fn; several inputs may be a tuple or dictionary, ((first, second), targets)."
+        )
+    inputs, targets = make_inputs(batch[0]), batch[1]
+    targets = torch.as_tensor(targets) if isinstance(targets, np.ndarray) else targets
+    targets = torch.as_tensor(targets) if isinstance(targets, list | tuple) else targets
+    if not isinstance(targets, Tensor):
+        raise ValueError(
+            f"Inputs and targets of a batch must be tensors or arrays, got a {type(inputs).__name__} and a "
+            f"{type(targets).__name__}. Convert them in the dataset or collate_fn."
+        )
+    shape = first_tensor(inputs).shape
+    if not (shape and targets.ndim) or shape[0] != len(targets):
+        raise ValueError(
+            f"Inputs and targets of a batch must have the same number of examples, got the shapes {tuple(shape)} and "
+            f"{tuple(targets.shape)}."
+        )
+    return inputs, targets
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], inputs: ModelInputs) -> Any:
     """The inputs with a function applied to every tensor."""
     if isinstance(inputs, Tensor):

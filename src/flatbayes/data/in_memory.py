@@ -136,6 +136,15 @@ class FixedSplits(DataSource):
         return self.splits
 
 
+def is_array_pair(data: object) -> bool:
+    """Whether this is a pair of inputs and targets, each a tensor or what NumPy converts to an array."""
+    return (
+        isinstance(data, tuple | list)
+        and len(data) == 2
+        and all(isinstance(entry, Tensor) or hasattr(entry, "__array__") for entry in data)
+    )
+
+
 def to_array_pair(inputs: Any, targets: Any, description: str) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets as arrays of the same length; a column of targets, [n, 1], becomes [n].
 

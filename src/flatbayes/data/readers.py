@@ -5,16 +5,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 
 from flatbayes.data.csv_files import get_table_suffix
 from flatbayes.data.hub import is_hub_name
 from flatbayes.data.image_folder import ImageFolder, list_image_files
 from flatbayes.data.image_parquet import ImageParquet
-from flatbayes.data.in_memory import Arrays, FixedSplits
+from flatbayes.data.in_memory import Arrays, FixedSplits, is_array_pair
 from flatbayes.data.npz import Npz
 from flatbayes.data.parquet import find_image_columns, find_split_files, require_file
-from flatbayes.data.source import DataSource
+from flatbayes.data.source import DataSource, check_raw_splits, take_all
 from flatbayes.data.splits import DataSplits
 from flatbayes.data.table import Table
 from flatbayes.data.torch_dataset import TorchDataset
@@ -104,3 +105,35 @@ def _find_parquet_reader(path: str, file: Path) -> "partial[Any]":
     if not columns:
         return partial(Table, path=path)
     return partial(ImageParquet, path=path, image="img" if "img" in columns else columns[0])
+
+
+def load_training_splits(data: Any, val: Any = None) -> DataSplits:
+    """Read examples in memory, all of them for training; there is no test split.
+
+    Args:
+        data: A pair `(inputs, targets)` of arrays, tensors or data frames, or a map-style dataset of such pairs.
+        val: Validation examples of the same kind; None for an empty validation split.
+
+    Raises:
+        TypeError: Data and validation data are of different kinds.
+        ValueError: The examples do not fit a task.
+    """
+    if val is not None and is_array_pair(val) != is_array_pair(data):
+        raise TypeError(
+            "val must be of the same kind as the data: a pair (inputs, targets) beside a pair, a dataset beside a "
+            f"dataset; got a {type(val).__name__} beside a {type(data).__name__}."
+        )
+    source = make_source(data) if val is None else make_source(data, val=val)
+    raw = source.read()
+    check_raw_splits(raw)
+    train = take_all(raw.unsplit)
+    empty = train.take(torch.arange(0))
+    return DataSplits(
+        train=train,
+        val=empty if raw.val is None else take_all(raw.val),
+        test=empty,
+        class_names=raw.class_names,
+        feature_names=raw.feature_names,
+        augment=None,
+        target_names=raw.target_names,
+    )

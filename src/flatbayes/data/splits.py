@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.console import track_progress
+from flatbayes.core.display import format_html_table
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data.augment import Augment
 from flatbayes.data.checks import check_finite
@@ -43,6 +44,9 @@ class Split:
 
     inputs: Tensor | LazyImages
     targets: Tensor
+
+    def __repr__(self) -> str:
+        return f"<Split: {len(self)} examples of shape {tuple(self.inputs.shape[1:])}>"
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -170,6 +174,18 @@ class DataSplits:
                     f"The {name} split has targets of the shape {tuple(targets.shape)}, and {len(self.target_names)} "
                     "target_names. Give one name for each column."
                 )
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(getattr(self, name))} {name}" for name in ("train", "val", "test"))
+        names = self.target_names or self.class_names
+        kind = "targets" if self.is_regression else "classes"
+        return f"<DataSplits: {sizes} examples of shape {self.input_shape}, {len(names)} {kind}>"
+
+    def _repr_html_(self) -> str:
+        names = self.target_names or self.class_names
+        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        rows = [(name, f"{len(getattr(self, name)):,}") for name in ("train", "val", "test")]
+        return format_html_table(repr(self), ("split", "examples"), rows, [shown])
 
     @property
     def is_regression(self) -> bool:

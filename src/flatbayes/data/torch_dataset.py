@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
@@ -22,8 +21,8 @@ from flatbayes.data.npz import (
     to_labels,
     to_regression_targets,
 )
-from flatbayes.data.source import DataSource, RawSplits, check_raw_splits, take_all
-from flatbayes.data.splits import DataSplits, Split
+from flatbayes.data.source import DataSource, RawSplits
+from flatbayes.data.splits import Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,28 +134,6 @@ class TorchDataset(DataSource):
                 f"{list_parameters(factory)}; give them as options (on the command line, --data.OPTION)."
             ) from error
         return dataset
-
-
-def load_training_splits(dataset: Dataset[Any]) -> DataSplits:
-    """Read a dataset into memory as training data only; validation and test split are empty.
-
-    Args:
-        dataset: A map-style dataset of (input, target) pairs.
-    """
-    source = TorchDataset(dataset)
-    raw = source.read()
-    check_raw_splits(raw)
-    train = take_all(raw.unsplit)
-    empty = train.take(torch.arange(0))
-    return DataSplits(
-        train=train,
-        val=empty,
-        test=empty,
-        class_names=raw.class_names,
-        feature_names=raw.feature_names,
-        augment=None,
-        target_names=raw.target_names,
-    )
 
 
 def list_parameters(factory: Callable[..., Any]) -> list[str]:

@@ -5,10 +5,12 @@ of neural nets", NeurIPS 2018: a network whose layers were rescaled has the same
 solutions is that of Garipov et al., NeurIPS 2018. Both show one or two directions of very many.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +21,11 @@ from flatbayes.core.devices import to_double
 from flatbayes.core.weights import flatten, swap_values, unflatten
 from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.sharpness import sample_normal_like
+from flatbayes.plotting import theme
+from flatbayes.plotting.landscape import draw_plane, draw_slices
+
+if TYPE_CHECKING:  # slow to import
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +160,24 @@ class LossSlice:
     distances: tuple[float, ...]
     losses: tuple[float, ...]
 
+    def __repr__(self) -> str:
+        return f"<LossSlice: {len(self.losses)} losses from {min(self.losses):.4g} to {max(self.losses):.4g}>"
+
+    def plot(self, *, name: str = "loss", flat: bool = True, ax: "Axes | None" = None) -> "Axes":
+        """Draw the loss along the line.
+
+        Args:
+            name: Name in the legend.
+            flat: Whether to draw in the style of flat runs.
+            ax: Where to draw; by default new axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        with theme.use_axes(ax, 5.6, 3.6) as axes:
+            draw_slices(axes, {name: [(self.distances, self.losses)]}, {name: flat})
+            return axes
+
 
 @dataclass(frozen=True)
 class LossGrid:
@@ -171,6 +196,26 @@ class LossGrid:
     losses: tuple[tuple[float, ...], ...]
     points: dict[str, tuple[float, float, float]]
     draws: dict[str, tuple[tuple[float, float, float], ...]]
+
+    def __repr__(self) -> str:
+        finite = [loss for row in self.losses for loss in row if math.isfinite(loss)]
+        span = f"losses from {min(finite):.4g} to {max(finite):.4g}" if finite else "no finite loss"
+        return f"<LossGrid: {len(self.ys)} x {len(self.xs)} points, {span}; solutions {', '.join(self.points)}>"
+
+    def plot(self, *, flat: Mapping[str, bool] = MappingProxyType({}), ax: "Axes | None" = None) -> "Axes":
+        """Draw contours of the loss, marks of the solutions, and dots of the draws.
+
+        Args:
+            flat: Whether a posterior was trained flat, by its name.
+            ax: Where to draw; by default new axes.
+
+        Raises:
+            ValueError: No loss is finite.
+            ImportError: matplotlib is not installed.
+        """
+        with theme.use_axes(ax, 5.6, 5.0) as axes:
+            draw_plane(axes, self.xs, self.ys, self.losses, self.points, self.draws, flat)
+            return axes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -7,7 +7,7 @@ and with it E_q[L], is always part of the result.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import track
@@ -15,13 +15,19 @@ from torch import Tensor, nn
 
 from flatbayes.core.accelerators import move_tensor
 from flatbayes.core.console import PlainConsole
+from flatbayes.core.display import format_entries, format_html_table, make_data_frame
 from flatbayes.core.input_trees import ModelInputs, count_examples, split_examples
 from flatbayes.data.checks import check_finite
 from flatbayes.diagnostics.hessian import compute_curvature
 from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.sharpness import SharpnessConfig, mean_and_standard_error, measure_sharpness
+from flatbayes.plotting.sharpness import plot_measures
 from flatbayes.prediction import FittedPosterior
 from flatbayes.prediction.inputs import cast_floating, check_finite_inputs, to_inputs
+
+if TYPE_CHECKING:  # optional packages
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 SHARPNESS_MEASURES = {
     "loss": "mean negative log likelihood at the weights, L(w); over draws this is E_q[L]",
@@ -92,6 +98,43 @@ class PosteriorSharpness:
             trained, _ = mean_and_standard_error([measures[name] for measures in self.trained])
             rows.append(SharpnessRow(name, trained, mean, sd, error))
         return rows
+
+    def __repr__(self) -> str:
+        size = f"{len(self.rows)} measures at {len(self.draws)} draws, {self.num_examples} examples"
+        return f"<PosteriorSharpness: {size}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(row.measure, f"{row.trained:.4g}", f"{row.mean:.4g}", f"{row.sd:.2g}") for row in self.rows]
+        header = ("measure", "trained network", f"mean of {len(self.draws)} draws", "sd over draws")
+        return format_html_table(repr(self), header, rows, self.notes)
+
+    def summary(self) -> str:
+        """Every measure at the trained network and over draws, with its definition, as text."""
+        entries = {
+            row.measure: f"trained {row.trained:.4g}, draws {row.mean:.4g} ± {row.sd:.2g}  "
+            f"{SHARPNESS_MEASURES.get(row.measure, '')}".rstrip()
+            for row in self.rows
+        }
+        return "\n".join([format_entries(repr(self), entries), *self.notes])
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row for each measure.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return make_data_frame([asdict(row) for row in self.rows])
+
+    def plot(self, *, ax: "Axes | None" = None) -> "Axes":
+        """Draw every measure at the trained network and at each draw, on a logarithmic axis.
+
+        Args:
+            ax: Where to draw; by default new axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        return plot_measures(self.trained, self.draws, f"Sharpness on {self.num_examples} examples", ax)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, including the values at every network."""

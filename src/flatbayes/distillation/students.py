@@ -24,7 +24,7 @@ from flatbayes.likelihoods import (
     Likelihood,
     Predictive,
 )
-from flatbayes.likelihoods.categorical import categorical_entropy
+from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 from flatbayes.prediction.outputs import PredictiveSummary, SummaryTensors, promote_to_float32, rescale_moments
 
 

@@ -3,11 +3,12 @@
 `results.json` has schema 2; files of flatbayes 0.1 (without a `schema` key) are upgraded when they are read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from flatbayes.core.display import make_data_frame
 from flatbayes.core.files import JsonValue, read_json, replace_nonfinite, write_json
 from flatbayes.core.optional import get_version
 from flatbayes.experiments.json_reader import ObjectReader
@@ -214,19 +215,6 @@ class ComparisonResult:
         return make_data_frame(
             [{**{n: getattr(run, n) for n in labels}, **run.metrics, **asdict(run.cost)} for run in self.runs]
         )
-
-
-def make_data_frame(rows: Sequence[Mapping[str, object]]) -> "pd.DataFrame":
-    """Rows as a data frame.
-
-    Raises:
-        ImportError: pandas is not installed.
-    """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise ImportError("A data frame needs pandas: pip install 'flatbayes[pandas]'.") from error
-    return pd.DataFrame(rows)
 
 
 def _nan_if_none(value: float | None) -> float:

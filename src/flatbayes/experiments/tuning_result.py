@@ -1,11 +1,10 @@
 """Typed result of a tuning: its trials and the best hyperparameters."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flatbayes.core.display import format_html_table, format_number, make_data_frame
 from flatbayes.core.spec import short_name
-from flatbayes.experiments.results import make_data_frame
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
@@ -53,18 +52,20 @@ class TuningResult:
         score = f"{self.metric} {self.best_score:.4g} on validation data"
         return f"<TuningResult: {best}, {score}, {len(self.trials)} trials>"
 
+    def _repr_html_(self) -> str:
+        names = [name for name in self.trials[0] if name != "score"]
+        rows = [[*(f"{t[n]:.3g}" for n in names), format_number(t["score"])] for t in self._sort_trials()]
+        best = f"best: {short_name(self.posterior)} x {short_name(self.flatness)}"
+        return format_html_table(
+            "Trials, the best first", [*names, self.metric], rows[:10], [best], num_label_columns=0
+        )
+
     def summary(self) -> str:
         """All trials, the best first, as a table in plain text."""
         names = [name for name in self.trials[0] if name != "score"]
         width = max(12, *(len(name) + 2 for name in names))
-        worst = float("-inf") if self.higher_is_better else float("inf")
-
-        def sort_key(trial: Mapping[str, float | None]) -> float:
-            score = worst if trial["score"] is None else trial["score"]
-            return -score if self.higher_is_better else score
-
         lines = ["".join(f"{name:>{width}}" for name in (*names, self.metric))]
-        for trial in sorted(self.trials, key=sort_key):
+        for trial in self._sort_trials():
             score = "diverged" if trial["score"] is None else f"{trial['score']:.4f}"
             lines.append("".join(f"{value:>{width}}" for value in (*(f"{trial[n]:.3g}" for n in names), score)))
         return "\n".join([*lines, f"best: {short_name(self.posterior)} x {short_name(self.flatness)}"])
@@ -91,3 +92,10 @@ class TuningResult:
         from flatbayes.reporting.tuning import plot_trials
 
         return plot_trials(self, name, ax)
+
+    def _sort_trials(self) -> list[dict[str, float | None]]:
+        """The trials, the best first and failed ones last."""
+        sign = -1.0 if self.higher_is_better else 1.0
+        return sorted(
+            self.trials, key=lambda trial: float("inf") if trial["score"] is None else sign * trial["score"]
+        )

@@ -1,9 +1,11 @@
 """Likelihoods: losses for training, and predictive distributions of many networks."""
 
 from flatbayes.core.renames import explain_old_arguments
-from flatbayes.likelihoods.categorical import Categorical, CategoricalPredictive
+from flatbayes.likelihoods.categorical import Categorical
+from flatbayes.likelihoods.categorical_predictive import CategoricalPredictive
 from flatbayes.likelihoods.custom import Custom
-from flatbayes.likelihoods.gaussian import Gaussian, GaussianPredictive
+from flatbayes.likelihoods.gaussian import Gaussian
+from flatbayes.likelihoods.gaussian_predictive import GaussianPredictive
 from flatbayes.likelihoods.likelihood import Likelihood, Predictive
 
 __all__ = [

@@ -5,96 +5,19 @@ space and in float64, so that log probabilities are exact where the probabilitie
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from flatbayes.core import LossFn
 from flatbayes.core.devices import is_accelerator, to_double
+from flatbayes.likelihoods.categorical_predictive import CategoricalPredictive, categorical_entropy
 from flatbayes.likelihoods.labels import IGNORE_INDEX, to_class_indices
-from flatbayes.likelihoods.likelihood import Likelihood, Predictive
-
-
-@dataclass(frozen=True, eq=False)
-class CategoricalPredictive(Predictive):
-    """Class probabilities and their uncertainty.
-
-    Attributes:
-        log_probs: Log of the averaged probabilities, float64; float32 on a device that has no float64.
-        expected_entropy: Mean entropy of the networks' probabilities in nats: aleatoric uncertainty.
-        variance_of_probs: Variance over the networks of each class probability.
-        member_probs: Each network's probabilities, float32; None unless they are kept.
-    """
-
-    log_probs: Float[Tensor, "examples classes"]
-    expected_entropy: Float[Tensor, " examples"]
-    variance_of_probs: Float[Tensor, "examples classes"]
-    member_probs: Float[Tensor, "draws examples classes"] | None = None
-
-    @property
-    def mean(self) -> Float[Tensor, "examples classes"]:
-        """Mean class probabilities of the networks."""
-        return self.log_probs.exp()
-
-    @property
-    def variance(self) -> Float[Tensor, "examples classes"]:
-        """Variance over the networks of each class probability."""
-        return self.variance_of_probs
-
-    @property
-    def entropy(self) -> Float[Tensor, " examples"]:
-        """Entropy of the mean probabilities in nats: H[mean p]."""
-        return categorical_entropy(self.log_probs)
-
-    @property
-    def mutual_information(self) -> Float[Tensor, " examples"]:
-        """H[mean p] - mean H[p], at least zero."""
-        return (self.entropy - self.expected_entropy).clamp_min(0.0)
-
-    @property
-    def top_class(self) -> Int[Tensor, " examples"]:
-        """Index of the most probable class."""
-        return self.log_probs.argmax(-1)
-
-    @property
-    def confidence(self) -> Float[Tensor, " examples"]:
-        """Probability of the most probable class."""
-        return self.log_probs.amax(-1).exp()
-
-    def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
-        """`class`, `confidence`, `entropy`, `mutual_information`, and `probability_<name>` for every class.
-
-        Args:
-            names: Names of the classes; None numbers them.
-        """
-        probs = self.mean.cpu().numpy()
-        names = [str(k) for k in range(probs.shape[1])] if names is None else names
-        top = self.top_class.cpu().numpy()
-        return {
-            "class": np.asarray(names)[top],
-            "confidence": self.confidence.cpu().numpy(),
-            "entropy": self.entropy.cpu().numpy(),
-            "mutual_information": self.mutual_information.cpu().numpy(),
-            **{f"probability_{name}": probs[:, k] for k, name in enumerate(names)},
-        }
-
-    @classmethod
-    def concatenate(cls, predictions: Sequence[Self]) -> Self:
-        """Join predictions for several batches of examples, in order."""
-        members = [p.member_probs for p in predictions if p.member_probs is not None]
-        return cls(
-            torch.cat([p.log_probs for p in predictions]),
-            torch.cat([p.expected_entropy for p in predictions]),
-            torch.cat([p.variance_of_probs for p in predictions]),
-            torch.cat(members, dim=1) if members else None,
-        )
+from flatbayes.likelihoods.likelihood import Likelihood
 
 
 @dataclass(frozen=True)
@@ -224,16 +147,3 @@ def log_softmax(logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batc
     """Log probabilities, in half the time of `torch.log_softmax` for few classes."""
     shifted = logits - logits.amax(-1, keepdim=True)
     return shifted - shifted.exp().sum(-1, keepdim=True).log()
-
-
-def categorical_entropy(
-    log_probs: Float[Tensor, "*batch classes"], probs: Float[Tensor, "*batch classes"] | None = None
-) -> Float[Tensor, "*batch"]:
-    """-sum_c p_c log p_c in nats, with 0 log 0 = 0.
-
-    Args:
-        log_probs: Logarithms of the probabilities.
-        probs: The probabilities, if they have been computed; None computes them.
-    """
-    probs = log_probs.exp() if probs is None else probs
-    return -(probs * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)

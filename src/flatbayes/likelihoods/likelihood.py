@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flatbayes.core.accelerators import move_tensor
+from flatbayes.core.display import format_entries, format_html_table, make_data_frame
+
+if TYPE_CHECKING:
+    import pandas as pd  # an optional package
 
 
 class Predictive(ABC):
@@ -36,6 +40,48 @@ class Predictive(ABC):
     def mutual_information(self) -> Tensor:
         """Mutual information of target and network in nats: epistemic uncertainty, shape (examples,)."""
 
+    def to_dict(self, names: Sequence[str] | None = None) -> dict[str, list[Any]]:
+        """The columns of `columns` as lists, ready for JSON.
+
+        Args:
+            names: Names of the targets or classes; None numbers them.
+        """
+        return {name: column.tolist() for name, column in self.columns(names).items()}
+
+    def to_pandas(self, names: Sequence[str] | None = None) -> "pd.DataFrame":
+        """The columns of `columns` as a data frame, one row for each example.
+
+        Args:
+            names: Names of the targets or classes; None numbers them.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return make_data_frame(dict(self.columns(names)))
+
+    def summary(self) -> str:
+        """Number of examples, and mean, lowest and highest value of every quantity, as text."""
+        lines = {
+            name: f"mean {values.mean():.4g}, from {values.min():.4g} to {values.max():.4g}"
+            for name, values in self._summary_columns().items()
+        }
+        return format_entries(repr(self), lines)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, f"{values.mean():.4g}", f"{values.min():.4g}", f"{values.max():.4g}")
+            for name, values in self._summary_columns().items()
+        ]
+        return format_html_table(repr(self), ("", "mean", "lowest", "highest"), rows)
+
+    def _summary_columns(self) -> dict[str, NDArray[np.generic]]:
+        """Columns of numbers, without those of single classes."""
+        return {
+            name: values
+            for name, values in self.columns().items()
+            if values.dtype.kind == "f" and not name.startswith("probability_")
+        }
+
     @abstractmethod
     def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
         """One array of shape (examples,) for each quantity, as columns of a table.
@@ -43,6 +89,14 @@ class Predictive(ABC):
         Args:
             names: Names of the targets or classes; None numbers them.
         """
+
+    def select(self, rows: Tensor) -> Self:
+        """The predictions of some examples.
+
+        Args:
+            rows: Indices of the examples, or a mask.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot select examples.")
 
     @classmethod
     @abstractmethod

@@ -48,6 +48,33 @@ class ReliabilityBins:
         pairs = zip(self.accuracy, self.counts, strict=True)
         return tuple(wilson_interval(round(accuracy * count), count, level) for accuracy, count in pairs)
 
+    def merge(self, min_count: int) -> "ReliabilityBins":
+        """Join neighbouring bins until each has at least `min_count` predictions, or all predictions are in one bin.
+
+        Accuracy and confidence of a joined bin are those of its predictions. Bins are filled from the highest
+        confidence down, where most predictions are; what is left at the low end joins the bin above it.
+
+        Args:
+            min_count: Smallest number of predictions in a bin.
+        """
+        groups: list[list[int]] = [[]]
+        for index in reversed(range(len(self.counts))):
+            if groups[-1] and sum(self.counts[k] for k in groups[-1]) >= min_count:
+                groups.append([])
+            groups[-1].append(index)
+        if len(groups) > 1 and sum(self.counts[k] for k in groups[-1]) < min_count:
+            rest = groups.pop()
+            groups[-1] += rest
+        groups = [sorted(group) for group in reversed(groups)]
+        counts = tuple(sum(self.counts[k] for k in group) for group in groups)
+
+        def average(values: tuple[float, ...]) -> tuple[float, ...]:
+            totals = [sum(values[k] * self.counts[k] for k in group) for group in groups]
+            return tuple(total / count if count else 0.0 for total, count in zip(totals, counts, strict=True))
+
+        edges = (self.edges[0], *(self.edges[group[-1] + 1] for group in groups))
+        return ReliabilityBins(edges, counts, average(self.confidence), average(self.accuracy))
+
     def to_dict(self) -> dict[str, Any]:
         """Lists by field name, ready for JSON."""
         return {

@@ -1,10 +1,15 @@
 """Evaluation of a fitted posterior on labelled examples: metrics and a reliability diagram."""
 
+import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.display import format_entries, format_html_table, format_number, make_data_frame
+from flatbayes.core.files import replace_nonfinite
 from flatbayes.data import LazyImages
 from flatbayes.likelihoods import (
     Categorical,
@@ -15,6 +20,7 @@ from flatbayes.likelihoods import (
     Predictive,
 )
 from flatbayes.metrics import (
+    DEFINITIONS,
     CoverageCurve,
     ReliabilityBins,
     classification_metrics,
@@ -24,7 +30,16 @@ from flatbayes.metrics import (
     reliability_bins,
 )
 from flatbayes.prediction.fitted import FittedPosterior
+from flatbayes.prediction.inputs import Inputs
+from flatbayes.prediction.labelled import LabelledBatches, encode_labels, select_examples
 from flatbayes.prediction.placement import PredictionPrecision
+
+if TYPE_CHECKING:  # optional packages
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+MIN_BIN_COUNT = 20
+"""Smallest number of predictions in a bin of a diagram; an accuracy of fewer is mostly noise."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +60,70 @@ class Evaluation:
     num_networks: int
     target_metrics: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name} {format_number(value)}" for name, value in self.metrics.items())
+        return f"<Evaluation of {self.num_networks} {'network' if self.num_networks == 1 else 'networks'}: {values}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(DEFINITIONS.get(name, name), format_number(value)) for name, value in self.metrics.items()]
+        return format_html_table(f"Evaluation, networks averaged: {self.num_networks}", (), rows)
+
+    def summary(self) -> str:
+        """The metrics with their definitions, as text."""
+        entries = {
+            name: f"{format_number(value):>8}  {DEFINITIONS.get(name, '')}" for name, value in self.metrics.items()
+        }
+        return format_entries(f"Evaluation, networks averaged: {self.num_networks}", entries)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, with None for numbers that are not finite."""
+        data: dict[str, Any] = replace_nonfinite(
+            {
+                "metrics": dict(self.metrics),
+                "num_networks": self.num_networks,
+                "reliability": self.reliability.to_dict(),
+                "target_metrics": {name: list(values) for name, values in self.target_metrics.items()},
+            }
+        )
+        return data
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row with a column for each metric; for several targets a row for each, and their mean first.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        columns = {name: [value, *self.target_metrics.get(name, ())] for name, value in self.metrics.items()}
+        count = max(map(len, columns.values()))
+        return make_data_frame(
+            {name: values + [math.nan] * (count - len(values)) for name, values in columns.items()}
+        )
+
+    def plot_reliability(self, *, ax: "Axes | None" = None) -> "Axes":
+        """Draw the reliability diagram of a classification, or the coverage of the intervals of a regression.
+
+        Bins with few predictions are joined; bars are Wilson's 95 % intervals.
+
+        Args:
+            ax: Where to draw; by default new axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        from flatbayes.plotting.calibration import plot_coverage, plot_reliability
+
+        if isinstance(self.reliability, CoverageCurve):
+            title = f"coverage of 95 % intervals {self.metrics['coverage_95']:.3f}"
+            return plot_coverage(self.reliability.levels, self.reliability.coverage, title, ax)
+        bins = self.reliability.merge(MIN_BIN_COUNT)
+        intervals, title = bins.accuracy_intervals(), f"ECE {self.metrics['ece']:.3f}"
+        return plot_reliability(bins.confidence, bins.accuracy, bins.counts, intervals, title, ax)
+
 
 def evaluate(
     fitted: FittedPosterior,
-    inputs: Tensor | LazyImages,
-    targets: Tensor,
+    data: Any,
+    targets: Any = None,
     num_draws: int = 30,
     *,
     batch_size: int = 256,
@@ -64,9 +138,10 @@ def evaluate(
 
     Args:
         fitted: The posterior.
-        inputs: Raw examples, in the form of the training data.
-        targets: Class indices of any dtype, or one-hot rows; examples with the likelihood's `ignore_index` are left
-            out. For a regression numbers, shape (examples,) or (examples, targets).
+        data: Labelled examples in the form of the training data: a split (`data.test`), a pair `(inputs, targets)` of
+            tensors, arrays or data frames, a dataset, or a loader of batches. With `targets`, inputs alone.
+        targets: Class indices of any dtype, one-hot rows, or names of classes; examples with the likelihood's
+            `ignore_index` are left out. For a regression numbers, shape (examples,) or (examples, targets).
         num_draws: Networks to average, as in `FittedPosterior.predict`.
         batch_size: Examples per forward pass.
         seed: The same seed draws the same networks.
@@ -76,9 +151,12 @@ def evaluate(
 
     Raises:
         ValueError: The targets do not match the predictions, or are missing or not finite.
-        TypeError: There are no metrics for this kind of prediction.
+        TypeError: There are no targets, or no metrics for this kind of prediction.
     """
-    inputs, targets = _prepare_examples(fitted.likelihood, inputs, targets)
+    inputs, targets = select_examples(fitted, data, targets, batch_size)
+    if targets is not None:
+        targets = encode_labels(targets, fitted.info.get("class_names"))
+        inputs, targets = _prepare_examples(fitted.likelihood, inputs, targets)
     predictive = fitted.predict(
         inputs,
         num_draws,
@@ -88,28 +166,36 @@ def evaluate(
         precision=precision,
         compiled=compiled,
     )
+    if isinstance(inputs, LabelledBatches):
+        targets, is_labelled = _prepare_targets(fitted.likelihood, inputs.targets)
+        if is_labelled is not None:
+            predictive, targets = predictive.select(is_labelled), targets[is_labelled]
     return _compute_metrics(predictive, targets, len(fitted.sample_ids(num_draws, seed)))
 
 
-def _prepare_examples(
-    likelihood: Likelihood, inputs: Tensor | LazyImages, targets: Tensor
-) -> tuple[Tensor | LazyImages, Tensor]:
-    """Examples that have a target, and class labels as class indices, as in training."""
+def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Class labels as class indices, as in training; and which examples have a target, None if all have one."""
     while isinstance(likelihood, Custom):
         likelihood = likelihood.output_likelihood
-    targets = torch.as_tensor(targets)
     if not isinstance(likelihood, Categorical):
-        return inputs, targets
+        return targets, None
     targets = likelihood.prepare_targets(targets.cpu())
     if targets.is_floating_point():
         raise ValueError("Metrics compare predictions with classes, got class probabilities: try labels.argmax(-1).")
     is_labelled = likelihood.find_labelled(targets)
-    if is_labelled is None or is_labelled.all() or len(targets) != len(inputs):
-        return inputs, targets
+    if is_labelled is None or is_labelled.all():
+        return targets, None
     if not is_labelled.any():
         raise ValueError(f"All {len(targets)} labels are {likelihood.ignore_index}: there are no labelled examples.")
-    selected = inputs.subset(is_labelled) if isinstance(inputs, LazyImages) else inputs[is_labelled]
-    return selected, targets[is_labelled]
+    return targets, is_labelled
+
+
+def _prepare_examples(likelihood: Likelihood, inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
+    """Examples that have a target, with class labels as class indices."""
+    targets, is_labelled = _prepare_targets(likelihood, targets)
+    if is_labelled is None or not isinstance(inputs, Tensor | LazyImages | np.ndarray) or len(targets) != len(inputs):
+        return inputs, targets
+    return inputs.subset(is_labelled) if isinstance(inputs, LazyImages) else inputs[is_labelled], targets[is_labelled]
 
 
 def _compute_metrics(predictive: Predictive, targets: Tensor, num_networks: int) -> Evaluation:

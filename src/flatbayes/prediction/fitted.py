@@ -14,19 +14,23 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from flatbayes.core.console import PlainConsole
+from flatbayes.core.display import format_entries, format_html_table
 from flatbayes.core.input_trees import ModelInputs, count_examples, first_tensor
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
+from flatbayes.prediction.description import describe_fitted
 from flatbayes.prediction.inputs import (
     Inputs,
     check_batch_axis,
     check_finite_inputs,
     check_finite_predictions,
+    convert_data_frame,
     explain_shapes,
     iter_chunks,
+    match_image_layout,
 )
 from flatbayes.prediction.placement import PredictionPrecision, autocast, place_batches, resolve_autocast_dtype
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
@@ -54,6 +58,20 @@ class FittedPosterior(NetworkSampler):
     _compiled_networks: dict[int, Callable[..., Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+
+    def __repr__(self) -> str:
+        texts = self._describe()
+        return f"<FittedPosterior: {texts['posterior']} x {texts['flatness']}, {texts['model']}, {texts['data']}>"
+
+    def _repr_html_(self) -> str:
+        return format_html_table("FittedPosterior", (), list(self._describe().items()), num_label_columns=2)
+
+    def summary(self) -> str:
+        """Method, network, data, training and cost as text, one line each."""
+        return format_entries("FittedPosterior", self._describe())
+
+    def _describe(self) -> dict[str, str]:
+        return describe_fitted(self.posterior, self.states, self.info)
 
     def to(self, device: torch.device | str) -> Self:
         """Move networks and statistics to another device, in place; see `NetworkSampler.to`."""
@@ -137,6 +155,9 @@ class FittedPosterior(NetworkSampler):
         device: torch.device | None = None
         vectorized = False if compiled else vectorized
         example_shape = self.info.get("input_shape") or self.info.get("example_shape")
+        inputs = match_image_layout(
+            convert_data_frame(inputs, self.info.get("feature_names")), self.info.get("input_shape")
+        )
         check_batch_axis(inputs, example_shape)
         for batches in iter_chunks(inputs, batch_size, structure=self.input_structure):
             check_finite_inputs(batches, first_row, self.info.get("feature_names", ()))

@@ -62,6 +62,49 @@ def iter_chunks(
         yield chunk
 
 
+def convert_data_frame(inputs: Any, feature_names: object = ()) -> Any:
+    """A data frame as an array with the columns of the training, in their order; other inputs are unchanged.
+
+    Args:
+        inputs: Inputs of a prediction.
+        feature_names: Names of the features in training, if they are known.
+
+    Raises:
+        ValueError: Columns of the training are missing.
+    """
+    if not (hasattr(inputs, "columns") and hasattr(inputs, "to_numpy")):
+        return inputs
+    names = list(map(str, feature_names)) if isinstance(feature_names, list | tuple) else []
+    columns = {str(column): column for column in inputs.columns}
+    is_named = names and names != [str(k) for k in range(len(names))]
+    if is_named:
+        missing = [name for name in names if name not in columns]
+        if missing:
+            raise ValueError(
+                f"The network was trained on columns that the data frame lacks: {', '.join(missing)}. It has "
+                f"{', '.join(columns)}."
+            )
+        inputs = inputs[[columns[name] for name in names]]
+    return np.array(inputs.to_numpy(), copy=True)
+
+
+def match_image_layout(inputs: Any, input_shape: object) -> Any:
+    """Images in the layout in which `fit` stores those of a pair or dataset; other inputs are unchanged.
+
+    Args:
+        inputs: Inputs of a prediction; images of the shape [n, height, width] or [n, height, width, channels] become
+            [n, channels, height, width].
+        input_shape: (channels, height, width) of an image in training, if it is known.
+    """
+    if not isinstance(inputs, Tensor | np.ndarray) or not isinstance(input_shape, list) or len(input_shape) != 3:
+        return inputs
+    shape = list(inputs.shape[1:])
+    if shape == input_shape or input_shape not in ([1, *shape], [*shape[-1:], *shape[:-1]]):
+        return inputs
+    images = torch.as_tensor(inputs)
+    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+
 def check_finite_inputs(batches: Sequence[ModelInputs], first_row: int, feature_names: object = ()) -> None:
     """Check that inputs hold no NaN and no infinity.
 

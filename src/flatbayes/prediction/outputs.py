@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatbayes.likelihoods import Categorical, Custom, Gaussian, Likelihood
-from flatbayes.likelihoods.categorical import categorical_entropy
+from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 
 SummaryTensors = dict[str, Tensor]
 """For classes `mean` (examples, classes), `entropy` and `mutual_information` (examples,), in nats; for numbers

@@ -1,21 +1,25 @@
 """Reliability diagrams of classifications and coverage diagrams of regressions, pooled over seeds."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.experiments.run_result import RunResult
 from flatbayes.metrics import CoverageCurve, ReliabilityBins, wilson_interval
+from flatbayes.plotting import theme
+from flatbayes.plotting.calibration import draw_coverage_curve, draw_diagonal, draw_reliability_curve, set_unit_ticks
+from flatbayes.plotting.theme import LINE_STYLES
 from flatbayes.reporting import queries, svg
 from flatbayes.reporting.formats import format_number
-from flatbayes.reporting.svg import LINE_STYLES, MARKER_STYLES, PANEL_WIDTH_PX, Panel
+from flatbayes.reporting.svg import PANEL_WIDTH_PX, Panel
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
 
 LABEL_X = -0.105
+MIN_BIN_COUNT = 20
+"""Smallest number of predictions of one run in a bin of a diagram; an accuracy of fewer is mostly noise."""
 INTERVAL_OFFSET_PX = 1.6
 """Distance of the bar of an interval from the middle of its mark, so that plain and flat do not hide each other."""
 
@@ -37,6 +41,10 @@ class PooledBins:
         columns = zip(self.bins.confidence, self.bins.accuracy, self.bins.counts, strict=True)
         points = [point for point in columns if point[2]]
         return [p[0] for p in points], [p[1] for p in points], [p[2] for p in points]
+
+    def merge(self) -> "PooledBins":
+        """Neighbouring bins joined until each has `MIN_BIN_COUNT` predictions of every run."""
+        return PooledBins(self.bins.merge(MIN_BIN_COUNT * self.num_runs), self.num_runs)
 
     def intervals(self) -> list[tuple[float, float]]:
         """Wilson's 95 % interval of the accuracy of each point, for the mean number of predictions of one run.
@@ -124,11 +132,10 @@ def _coverage_figure(
     """Fraction of targets inside the central interval against its level, with the diagonal."""
     with svg.new_figure(PANEL_WIDTH_PX, 300) as figure:
         axes = figure.add_axes((0.135, 0.145, 0.845, 0.835))
-        with _diagonal_axes(axes):
+        with draw_diagonal(axes):
             for flat, curve in pooled.items():
                 if curve is not None:
-                    style = {**MARKER_STYLES[flat], **LINE_STYLES[flat]}
-                    axes.plot(curve.levels, curve.coverage, markersize=4, **style)
+                    draw_coverage_curve(axes, curve.levels, curve.coverage, flat=flat)
         axes.set_xlabel("level of the central interval")
         axes.set_ylabel("targets inside")
         _write_metric(axes, results, posterior, "miscalibration", "miscalibration")
@@ -137,62 +144,18 @@ def _coverage_figure(
 
 
 def draw_reliability(axes: "Axes", pooled: Mapping[bool, PooledBins | None]) -> None:
-    """Draw the diagonal, both curves and the intervals; the area of a mark grows with its number of predictions.
+    """Draw the diagonal, both curves and the intervals; bins with few predictions are joined.
 
     Args:
         axes: Where to draw.
         pooled: Bins of the plain (False) and the flat (True) runs.
     """
-    with _diagonal_axes(axes):
+    with draw_diagonal(axes):
         for flat, bins in pooled.items():
-            if bins is None:
-                continue
-            x, y, counts = bins.points()
-            axes.plot(x, y, **LINE_STYLES[flat])
-            _draw_intervals(axes, x, bins.intervals(), flat)
-            axes.scatter(
-                x,
-                y,
-                s=[14 + 60 * (count / max(counts)) ** 0.5 for count in counts],
-                marker=MARKER_STYLES[flat]["marker"],
-                facecolor=svg.FLAT if flat else svg.PAGE,
-                edgecolor=MARKER_STYLES[flat]["color"],
-                linewidth=1.5,
-                zorder=MARKER_STYLES[flat]["zorder"] + 2,
-            )
-
-
-@contextmanager
-def _diagonal_axes(axes: "Axes") -> Iterator[None]:
-    """Both axes from 0 to 1, with a dotted diagonal behind what is drawn inside."""
-    axes.plot([0, 1], [0, 1], color=svg.INK, alpha=0.45, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
-    yield
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
-    _set_unit_ticks(axes.set_xticks)
-    _set_unit_ticks(axes.set_yticks)
-    svg.style_axes(axes)
-
-
-def _set_unit_ticks(set_ticks: Any) -> None:
-    set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", ".25", ".5", ".75", "1"])
-
-
-def _draw_intervals(axes: "Axes", x: Sequence[float], ends: Sequence[tuple[float, float]], flat: bool) -> None:
-    """A thin bar behind each mark, of plain runs slightly to the left and of flat runs to the right."""
-    from matplotlib.transforms import ScaledTranslation
-
-    offset = INTERVAL_OFFSET_PX if flat else -INTERVAL_OFFSET_PX
-    shift = ScaledTranslation(offset / svg.UNITS_PER_INCH, 0, axes.figure.dpi_scale_trans)
-    axes.vlines(
-        x,
-        [low for low, _ in ends],
-        [high for _, high in ends],
-        color=LINE_STYLES[flat]["color"],
-        alpha=0.5,
-        linewidth=1.4,
-        zorder=2,
-        transform=axes.transData + shift,
-    )
+            if bins is not None:
+                offset = INTERVAL_OFFSET_PX if flat else -INTERVAL_OFFSET_PX
+                merged = bins.merge()
+                draw_reliability_curve(axes, *merged.points(), merged.intervals(), flat=flat, interval_offset=offset)
 
 
 def _draw_counts(axes: "Axes", pooled: Mapping[bool, PooledBins | None]) -> None:
@@ -204,11 +167,11 @@ def _draw_counts(axes: "Axes", pooled: Mapping[bool, PooledBins | None]) -> None
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7)
     axes.set_xlim(0, 1.02)
-    _set_unit_ticks(axes.set_xticks)
+    set_unit_ticks(axes.set_xticks)
     axes.set_ylabel("count")
     axes.yaxis.set_label_coords(LABEL_X, 0.5)
     axes.minorticks_off()
-    svg.style_axes(axes, grid="x")
+    theme.style_axes(axes, grid="x")
     axes.set_yticks([])
 
 
@@ -218,8 +181,8 @@ def _write_metric(axes: "Axes", results: ComparisonResult, posterior: str, metri
     if row is None:
         return
     for side, value, colour, height in (
-        ("plain", row.comparison.plain, svg.PLAIN, 0.09),
-        ("flat", row.comparison.flat, svg.FLAT, 0.02),
+        ("plain", row.comparison.plain, theme.PLAIN, 0.09),
+        ("flat", row.comparison.flat, theme.FLAT, 0.02),
     ):
         text = f"{label} {side} {format_number(value)}"
         axes.text(0.99, height, text, color=colour, ha="right", transform=axes.transAxes)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.experiments.run_result import RunResult
+from flatbayes.plotting import theme
+from flatbayes.plotting.theme import LINE_STYLES
 from flatbayes.reporting import queries, svg
-from flatbayes.reporting.svg import LINE_STYLES, PANEL_WIDTH_PX, Panel
+from flatbayes.reporting.svg import PANEL_WIDTH_PX, Panel
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
@@ -144,7 +146,7 @@ def draw_curves(axes: "Axes", variants: Mapping[bool, MeanCurve]) -> None:
             axes.fill_between(xs, low, high, color=LINE_STYLES[flat]["color"], alpha=0.16, linewidth=0, zorder=2)
     scale_y_axis(axes, [point[1] for curve in variants.values() for point in curve])
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    svg.style_axes(axes)
+    theme.style_axes(axes)
 
 
 def scale_y_axis(axes: "Axes", values: Sequence[float]) -> None:

@@ -5,10 +5,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from flatbayes.experiments.results import ComparisonResult
+from flatbayes.plotting import theme
+from flatbayes.plotting.theme import MARKER_STYLES, VERDICT_COLOURS
 from flatbayes.reporting import queries, svg
 from flatbayes.reporting.formats import ZERO_TOLERANCE, shorten_label
 from flatbayes.reporting.queries import Glossary
-from flatbayes.reporting.svg import MARKER_STYLES, PANEL_WIDTH_PX, VERDICT_COLOURS, Panel
+from flatbayes.reporting.svg import PANEL_WIDTH_PX, Panel
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
@@ -76,12 +78,12 @@ def row_figure(
     with svg.new_figure(PANEL_WIDTH_PX, height) as figure:
         axes = figure.add_axes((16 / PANEL_WIDTH_PX, 24 / height, 1 - 32 / PANEL_WIDTH_PX, 1 - 26 / height))
         for y, posterior in enumerate(labels):
-            axes.axhline(y, color=svg.INK, alpha=0.13, linewidth=0.8, zorder=0)
+            axes.axhline(y, color=theme.INK, alpha=0.13, linewidth=0.8, zorder=0)
             _write_label(axes, y, posterior)
             draw(axes, y, posterior)
         if zero:
-            axes.axvline(0.0, color=svg.INK, linewidth=1.1, alpha=0.75, zorder=1)
-        svg.style_axes(axes, grid="x")
+            axes.axvline(0.0, color=theme.INK, linewidth=1.1, alpha=0.75, zorder=1)
+        theme.style_axes(axes, grid="x")
         _format_row_axes(axes, len(labels))
         return svg.to_inline_svg(figure, name, label)
 
@@ -97,7 +99,7 @@ def _write_label(axes: "Axes", y: float, posterior: str) -> None:
         fontsize=10.5,
         va="bottom",
         zorder=2.5,
-        bbox={"facecolor": svg.PAGE, "edgecolor": "none", "pad": 1.5},
+        bbox={"facecolor": theme.PAGE, "edgecolor": "none", "pad": 1.5},
     )
 
 
@@ -135,7 +137,7 @@ def draw_means(axes: "Axes", y: float, posterior: str, *, results: ComparisonRes
             means[flat] = mean
             axes.plot([mean], [y], markersize=7.5, **MARKER_STYLES[flat])
     if len(means) == 2:
-        axes.plot(list(means.values()), [y] * 2, color=svg.INK, alpha=0.4, linewidth=1.4, zorder=2)
+        axes.plot(list(means.values()), [y] * 2, color=theme.INK, alpha=0.4, linewidth=1.4, zorder=2)
 
 
 def draw_difference(axes: "Axes", y: float, posterior: str, *, results: ComparisonResult, metric: str) -> None:
@@ -167,13 +169,13 @@ def plot_differences(results: ComparisonResult, metric: str, axes: "Axes | None"
     if metric not in metrics:
         raise ValueError(f"The comparison has no metric {metric!r}; it has {', '.join(metrics)}.")
     posteriors = [p for p in queries.list_posteriors(results) if queries.find_row(results, p, metric) is not None]
-    with svg.use_axes(axes, 6.0, 1.1 + 0.5 * len(posteriors)) as target:
+    with theme.use_axes(axes, 6.0, 1.1 + 0.5 * len(posteriors)) as target:
         for y, posterior in enumerate(posteriors):
             draw_difference(target, y, posterior, results=results, metric=metric)
-        target.axvline(0.0, color=svg.INK, linewidth=1.1, alpha=0.75, zorder=1)
+        target.axvline(0.0, color=theme.INK, linewidth=1.1, alpha=0.75, zorder=1)
         target.set_yticks(range(len(posteriors)), [shorten_label(posterior) for posterior in posteriors])
         target.set_ylim(len(posteriors) - 0.4, -0.6)
         target.set_xlabel(f"{metric}: {describe_direction(glossary, metric)}")
         target.set_title(f"{queries.format_title(results)} on {queries.format_data(results)}")
-        svg.style_axes(target, grid="x")
+        theme.style_axes(target, grid="x")
         return target

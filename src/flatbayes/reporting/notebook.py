@@ -1,6 +1,6 @@
 """The table of a comparison in a notebook."""
 
-from flatbayes.core.html import format_html_table
+from flatbayes.core.display import format_html_table
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.reporting.formats import format_number, format_side
 from flatbayes.reporting.queries import format_data, format_flatnesses

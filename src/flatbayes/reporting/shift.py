@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatbayes.core.files import write_text
+from flatbayes.plotting import theme
 from flatbayes.prediction import CorruptionMetrics, OODEvaluation, RecalibrationResult
 from flatbayes.reporting import queries, svg
 from flatbayes.reporting.formats import format_number
@@ -62,15 +63,15 @@ def draw_severities(axes: "Axes", curves: Mapping[str, Mapping[int, CorruptionMe
     for points in curves.values():
         values = {severity: row.metrics[metric] for severity, row in points.items()}
         values = {severity: value for severity, value in values.items() if queries.is_finite_number(value)}
-        axes.plot(list(values), list(values.values()), color=svg.TIE, alpha=0.45, linewidth=1.0, zorder=2)
+        axes.plot(list(values), list(values.values()), color=theme.TIE, alpha=0.45, linewidth=1.0, zorder=2)
         for severity, value in values.items():
             pooled.setdefault(severity, []).append(value)
     means = {severity: sum(values) / len(values) for severity, values in sorted(pooled.items())}
-    axes.plot(list(means), list(means.values()), color=svg.FLAT, marker="o", markersize=5, linewidth=2.4, zorder=4)
+    axes.plot(list(means), list(means.values()), color=theme.FLAT, marker="o", markersize=5, linewidth=2.4, zorder=4)
     axes.set_xlabel("severity")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    svg.style_axes(axes)
+    theme.style_axes(axes)
 
 
 def group_by_corruption(rows: Sequence[CorruptionMetrics]) -> dict[str, dict[int, CorruptionMetrics]]:

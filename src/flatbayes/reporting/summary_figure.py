@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from flatbayes.core.files import write_text
 from flatbayes.experiments.results import ComparisonResult
+from flatbayes.plotting import theme
+from flatbayes.plotting.theme import MARKER_STYLES, VERDICT_COLOURS
 from flatbayes.reporting import queries, svg
 from flatbayes.reporting.calibration_figures import draw_reliability, pool_reliability
 from flatbayes.reporting.formats import format_signed, shorten_label, wrap_label
-from flatbayes.reporting.svg import MARKER_STYLES, VERDICT_COLOURS
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
@@ -127,7 +128,7 @@ def _draw_pairs(axes: "Axes", results: ComparisonResult, metric: str, row_height
     offset = LANE_OFFSET_PX / row_height
     for y, posterior in enumerate(labels):
         if y:
-            axes.axhline(y - 0.5, color=svg.INK, alpha=0.1, linewidth=0.8, zorder=0)
+            axes.axhline(y - 0.5, color=theme.INK, alpha=0.1, linewidth=0.8, zorder=0)
         lines = wrap_label(posterior, 22)
         lines = lines if len(lines) < 5 else [*lines[:3], f"{lines[3]} …"]
         size = {1: 12.0, 2: 12.0, 3: 10.5, 4: 9.0}[len(lines)]
@@ -142,7 +143,7 @@ def _draw_pairs(axes: "Axes", results: ComparisonResult, metric: str, row_height
     axes.locator_params(axis="x", nbins=5)
     axes.ticklabel_format(axis="x", useOffset=False, style="plain")
     axes.set_xlabel("bold: the 95 % paired interval of the difference excludes 0", alpha=0.75)
-    svg.style_axes(axes, grid="x")
+    theme.style_axes(axes, grid="x")
 
 
 def _write_beside_row(axes: "Axes", side: int, shift: float, y: float, text: str, **style: Any) -> None:
@@ -178,7 +179,7 @@ def _draw_seeds(
         flat_value = values[True].get(seed)
         if queries.is_finite_number(plain) and queries.is_finite_number(flat_value):
             ends = ([plain, flat_value], [lanes[False], lanes[True]])
-            axes.plot(*ends, color=svg.INK, alpha=0.25, linewidth=0.9, zorder=2)
+            axes.plot(*ends, color=theme.INK, alpha=0.25, linewidth=0.9, zorder=2)
     for flat, by_seed in values.items():
         finite = [value for value in by_seed.values() if queries.is_finite_number(value)]
         colour = MARKER_STYLES[flat]["color"]
@@ -203,7 +204,7 @@ def _draw_means(
     means = {False: row.comparison.plain, True: row.comparison.flat}
     finite = {flat: mean for flat, mean in means.items() if queries.is_finite_number(mean)}
     ys = [lanes[flat] for flat in finite]
-    axes.plot(list(finite.values()), ys, color=svg.INK, alpha=0.7, linewidth=1.8, zorder=3)
+    axes.plot(list(finite.values()), ys, color=theme.INK, alpha=0.7, linewidth=1.8, zorder=3)
     for flat, mean in finite.items():
         axes.plot([mean], [lanes[flat]], markersize=9.5, **MARKER_STYLES[flat])
     weight = "bold" if row.verdict in ("flat", "plain") else "normal"

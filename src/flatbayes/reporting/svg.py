@@ -1,10 +1,7 @@
-"""Reproducible SVG figures with matplotlib, and the styles of plain and flat in all figures.
+"""Reproducible SVG figures with matplotlib.
 
-Figures are drawn in a few placeholder colours. In a page these become `currentColor` and CSS variables, so that a
+The placeholder colours of `flatbayes.plotting.theme` become `currentColor` and CSS variables in a page, so that a
 figure follows the light or dark theme of the reader; in a file of its own they become fixed colours.
-
-Plain has a hollow square and a dashed line, flat a filled circle and a solid line, in two colours of the Okabe-Ito
-palette, which can be told apart without colour vision and in black and white.
 """
 
 import io
@@ -12,18 +9,14 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from flatbayes.plotting.theme import FLAT, INK, PAGE, PLAIN, RC_PARAMS, TIE, UNITS_PER_INCH
+
 if TYPE_CHECKING:  # slow to import
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#010203"
-PLAIN = "#d55e01"
-FLAT = "#0072b3"
-TIE = "#808182"
-PAGE = "#fefdfc"
 
 PAGE_COLOURS = {
     INK: "currentColor",
@@ -35,56 +28,9 @@ PAGE_COLOURS = {
 FILE_COLOURS = {INK: "#1d2430", PLAIN: "#d55e00", FLAT: "#0072b2", TIE: "#6b7280", PAGE: "#ffffff"}
 
 FONT_FAMILY = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-UNITS_PER_INCH = 72.0
 ROOT_STYLE = {"style": "stroke-linejoin: round; stroke-linecap: butt"}
-RC_PARAMS: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "flatbayes",
-    "font.family": ["sans-serif"],
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 11.0,
-    "text.parse_math": False,
-    "axes.unicode_minus": True,
-    "axes.formatter.use_mathtext": False,
-    "axes.titlesize": 11.0,
-    "axes.labelsize": 11.0,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": INK,
-    "grid.alpha": 0.13,
-    "grid.linewidth": 0.8,
-    "xtick.labelsize": 10.0,
-    "ytick.labelsize": 10.0,
-    "lines.linewidth": 1.8,
-    "path.simplify": True,
-}
-
-
 PANEL_WIDTH_PX = 340.0
 """Width of a panel in CSS pixels: three panels beside each other on a desktop, one on a phone."""
-
-MARKER_STYLES: dict[bool, dict[str, Any]] = {
-    False: {"color": PLAIN, "marker": "s", "markerfacecolor": PAGE, "markeredgewidth": 1.8, "zorder": 4},
-    True: {"color": FLAT, "marker": "o", "markeredgewidth": 1.8, "zorder": 5},
-}
-"""Marks of plain (False) and flat (True)."""
-
-LINE_STYLES: dict[bool, dict[str, Any]] = {
-    False: {"color": PLAIN, "linestyle": (0, (4, 1.6)), "zorder": 4},
-    True: {"color": FLAT, "linestyle": "-", "zorder": 5},
-}
-"""Lines of plain (False) and flat (True)."""
-
-VERDICT_COLOURS = {"flat": FLAT, "plain": PLAIN, "tie": TIE, "unknown": TIE}
 
 
 @dataclass(frozen=True)
@@ -120,29 +66,6 @@ def new_figure(width: float, height: float) -> Iterator["Figure"]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC_PARAMS)  # type: ignore[arg-type]
         yield Figure(figsize=(width / UNITS_PER_INCH, height / UNITS_PER_INCH))
-
-
-@contextmanager
-def use_axes(axes: "Axes | None", width: float, height: float) -> Iterator["Axes"]:
-    """Axes of a program or notebook, in the style of this package.
-
-    Args:
-        axes: Given axes; None makes a figure with pyplot, which a notebook shows.
-        width: Width of a new figure in inches.
-        height: Height of a new figure in inches.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    if axes is not None:
-        yield axes
-        return
-    import matplotlib.pyplot as plt  # here, since it is slow to import
-
-    style: Any = RC_PARAMS | {"axes.facecolor": "white", "figure.facecolor": "white"}
-    with plt.rc_context(style):
-        _, axes = plt.subplots(figsize=(width, height), layout="constrained")
-        yield axes
 
 
 def to_inline_svg(figure: "Figure", name: str, label: str) -> str:
@@ -245,12 +168,3 @@ def rewrite_attribute(key: str, value: str, rename: Mapping[str, str], colours: 
 def round_coordinate(match: re.Match[str]) -> str:
     """A coordinate rounded to a hundredth of a pixel, without trailing zeros."""
     return f"{round(float(match[0]), 2) + 0.0:.2f}".rstrip("0").rstrip(".")
-
-
-def style_axes(axes: "Axes", *, grid: Literal["both", "x", "y"] = "both") -> None:
-    """A grid in the background, labels without tick marks, and faint spines."""
-    axes.grid(True, axis=grid)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0)
-    for spine in axes.spines.values():
-        spine.set_alpha(0.35)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from flatbayes.experiments.tuning_result import TuningResult
-from flatbayes.reporting import svg
+from flatbayes.plotting import theme
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
@@ -28,18 +28,18 @@ def plot_trials(result: TuningResult, name: str | None = None, axes: "Axes | Non
     values = [(trial[name] or 0.0, trial["score"]) for trial in result.trials]
     scores = {value: score for value, score in values if score is not None}
     best = next(value for value, score in scores.items() if score == result.best_score)
-    with svg.use_axes(axes, 5.0, 3.2) as target:
-        target.plot(list(scores), list(scores.values()), "o", color=svg.TIE, markersize=5)
-        target.plot([best], [result.best_score], "o", color=svg.FLAT, markersize=8, label="best")
+    with theme.use_axes(axes, 5.0, 3.2) as target:
+        target.plot(list(scores), list(scores.values()), "o", color=theme.TIE, markersize=5)
+        target.plot([best], [result.best_score], "o", color=theme.FLAT, markersize=8, label="best")
         failed = [value for value, score in values if score is None]
         if failed:
             low, _ = target.get_ylim()
-            target.plot(failed, [low] * len(failed), "x", color=svg.PLAIN, label="diverged", clip_on=False)
+            target.plot(failed, [low] * len(failed), "x", color=theme.PLAIN, label="diverged", clip_on=False)
         target.set_xscale("log")
         target.set_xlabel(name)
         direction = "higher" if result.higher_is_better else "lower"
         target.set_ylabel(f"{result.metric} on validation data, {direction} is better")
         target.set_title(f"{len(result.trials)} trials")
         target.legend()
-        svg.style_axes(target)
+        theme.style_axes(target)
         return target

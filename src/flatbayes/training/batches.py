@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.accelerators import get_free_memory
+from flatbayes.core.input_trees import split_batch
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, make_generator, spawn_seeds
 from flatbayes.data import LazyImages
 from flatbayes.likelihoods import Likelihood
-from flatbayes.training.loader_pass import convert_integers, split_batch
+from flatbayes.training.loader_pass import convert_integers
 
 MAX_DEVICE_MEMORY_FRACTION = 0.5
 

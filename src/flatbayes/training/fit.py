@@ -31,7 +31,7 @@ from flatbayes.training.group import GroupResult, finalize_states, train_group
 from flatbayes.training.model_builder import ModelFactory
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.session import Session, make_session
-from flatbayes.training.setup import TrainingSetup, prepare_runs
+from flatbayes.training.setup import TrainingSetup, describe_name, prepare_runs
 from flatbayes.training.trial import run_trial
 from flatbayes.training.warm_start import PretrainedWeights
 
@@ -83,6 +83,7 @@ def fit(
     likelihood: Likelihood | None = None,
     num_data: int | None = None,
     output: OutputSelector | None = None,
+    val: Any = None,
     seed: int = 0,
     show_progress: bool | None = None,
     callback: Callback | None = None,
@@ -97,11 +98,12 @@ def fit(
         model: A class or function that builds the network (it gets `input_shape`, `num_classes` and `num_outputs` if
             it has these parameters), or a network, which is copied. An ensemble needs a class or function, unless
             `init` has trained weights.
-        data: Splits, such as `Digits().load(seed=0)`; a map-style torch dataset, which is read into memory and used
-            for training as a whole; a pair `(inputs, targets)` of tensors or arrays, likewise; or a loader, or list,
-            of `(inputs, targets)` batches that are ready for the model, where inputs may be a tuple or dictionary of
-            tensors, or of dictionaries with an entry `labels`. Inputs of splits, datasets and pairs are standardized
-            by the training examples.
+        data: Splits, such as `Digits().load(seed=0)`, or a source, which is read; a map-style torch dataset, which is
+            read into memory and used for training as a whole; a pair `(inputs, targets)` of tensors, arrays or data
+            frames, likewise, where classes may be texts; or a loader, list or iterable-style dataset with a length of
+            `(inputs, targets)` that are ready for the model, where inputs may be a tuple or dictionary of tensors, or
+            of dictionaries with an entry `labels`. Inputs of splits, datasets and pairs are standardized by the
+            training examples.
         posterior: The posterior approximation.
         flatness: Where gradients are taken; `Plain()` for ordinary training.
         config: Training hyperparameters; by default `TrainingConfig()`, with `init` `FINE_TUNING`.
@@ -111,12 +113,13 @@ def fit(
         new_head: Start the last linear layer from fresh weights if the trained one has another shape.
         freeze: Name patterns of parameters that are not trained, such as `features.*`.
         transform: Standardization of the inputs; by default that of the training examples.
-        likelihood: Distribution of the targets given the outputs; by default inferred from data splits. A loader
-            needs one.
+        likelihood: Distribution of the targets given the outputs; by default inferred from the targets: `Categorical`
+            for integers and texts, `Gaussian` for fractions. Targets that may be either need one.
         num_data: Number of labelled examples of a loader. By default they are counted in one pass over the loader
             before training, which also checks all batches.
         output: Which output of a network that returns several is used: a key, an attribute, an index, or a function
             of the output. None uses the logits, or the only tensor.
+        val: Validation examples of the same kind as the data, evaluated while training; splits have their own.
         seed: Seed of everything random.
         show_progress: Show a progress bar; by default if standard error is a terminal.
         callback: Called after every step and epoch, in the main process.
@@ -148,6 +151,7 @@ def fit(
         likelihood=likelihood,
         num_data=num_data,
         output=output,
+        val=val,
         seed=seed,
     )
     setup = TrainingSetup.create(factory, model_spec, checkpoints)
@@ -186,7 +190,7 @@ def train_prepared(
         "gradients": sum(result.num_gradients for result in results),
         "peak_memory_mb": meter.peak_memory_mb(),
     }
-    fitted = setup.make_fitted(states, cost=cost)
+    fitted = setup.make_fitted(states, cost=cost, training=_describe_training(setup, results))
     if not factory.training_data.is_replicated:  # what was computed on different data in each process
         fitted.statistics_inputs = setup.world.broadcast(fitted.statistics_inputs)
         for state in states:
@@ -230,6 +234,18 @@ def train_members(setup: TrainingSetup, manager: CheckpointManager, callback: Ca
             number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
             raise _make_interrupted(setup, results, run, session, members, number) from None
     return results
+
+
+def _describe_training(setup: TrainingSetup, results: Sequence[GroupResult]) -> dict[str, Any]:
+    """Flatness, epochs, seed, and the metrics of the last epoch, as plain data."""
+    factory = setup.factory
+    last = results[-1].records[-1] if results[-1].records else {}
+    return {
+        "flatness": describe_name(factory.flatness),
+        "epochs": factory.config.epochs,
+        "seed": factory.seed,
+        "last_epoch": {name: value for name, value in last.items() if name.startswith(("loss", "val_"))},
+    }
 
 
 def _make_interrupted(

@@ -6,13 +6,13 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core.input_trees import ModelInputs, map_tensors, slice_examples
+from flatbayes.core.input_trees import ModelInputs, count_examples, map_tensors, slice_examples
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, InMemoryData
 from flatbayes.training.distributed.launch import get_process_layout
 from flatbayes.training.loader_data import LoaderData
-from flatbayes.training.loader_pass import convert_integers, count_rows
+from flatbayes.training.loader_pass import convert_integers
 from flatbayes.training.loader_size import predict_last_size
 from flatbayes.training.run_factory import RunFactory
 
@@ -34,7 +34,7 @@ def check_loader_inputs(factory: RunFactory, data: LoaderData) -> RunFactory:
     """
     inputs, smallest = data.loader_pass.example_batch[0], data.loader_pass.smallest_inputs
     accumulation_steps = factory.config.optimization.accumulation_steps
-    smallest_size = max(1, count_rows(smallest) // accumulation_steps)
+    smallest_size = max(1, count_examples(smallest) // accumulation_steps)
     if data.given_num_data is not None:
         smallest_size = min(smallest_size, predict_last_size(data.loader) or smallest_size)
     is_integer = isinstance(inputs, Tensor) and not (inputs.is_floating_point() or inputs.is_complex())

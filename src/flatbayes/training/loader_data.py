@@ -1,32 +1,27 @@
 """Training data from a user's loader of ready batches."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DistributedSampler, IterableDataset
 
 from flatbayes.core import Examples
-from flatbayes.core.input_trees import map_tensors, slice_examples
+from flatbayes.core.buffers import eval_mode
+from flatbayes.core.input_trees import count_examples, map_tensors, slice_examples, split_batch
+from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo
-from flatbayes.core.randomness import preserve_rng
-from flatbayes.likelihoods import Likelihood
+from flatbayes.core.randomness import Stream, preserve_rng, seeded_rng, spawn_seed
+from flatbayes.likelihoods import Categorical, Likelihood
 from flatbayes.training.batches import LoaderBatches, TrainingBatches
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.data import NUM_CHECK_EXAMPLES, TrainingData
+from flatbayes.training.data import NUM_CHECK_EXAMPLES, TrainingData, move_targets
 from flatbayes.training.distributed.launch import get_fabric_process_group
-from flatbayes.training.loader_pass import (
-    LoaderPass,
-    convert_integers,
-    count_rows,
-    read_pass,
-    select_labelled,
-    split_batch,
-)
+from flatbayes.training.loader_pass import LoaderPass, convert_integers, read_pass, select_labelled
 
 if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
     from lightning_fabric import Fabric
@@ -41,21 +36,22 @@ class LoaderData(TrainingData):
 
     Attributes:
         loader: The loader.
-        likelihood: Likelihood of the targets.
         given_num_data: Number of labelled examples; None counts them in one pass.
+        val: Validation batches; None for no validation.
+        likelihood: Likelihood of the targets; the batches cannot be read without it.
         converts_integers: Whether inputs that are integers become floating, for a network that takes no integers.
     """
 
     loader: Iterable[Any]
-    likelihood: Likelihood | None = None
     given_num_data: int | None = None
+    val: Iterable[Any] | None = None
+    likelihood: Likelihood | None = None
     converts_integers: bool = False
 
     @cached_property
     def loader_pass(self) -> LoaderPass:
         """What one pass over the loader gives, which changes no random state."""
-        likelihood = self.likelihood or self.infer_likelihood()
-        batches = LoaderBatches(self.loader)
+        likelihood, batches = self.infer_likelihood(), LoaderBatches(self.loader)
         random_state = batches.state_dict()
         try:
             with preserve_rng(None):
@@ -109,15 +105,24 @@ class LoaderData(TrainingData):
         return {"examples": num_data, "batches": self._count_batches(self.loader)}
 
     def infer_likelihood(self) -> Likelihood:
-        """Raise an error: a loader does not determine the likelihood.
+        """The likelihood that was given or inferred: targets alone do not determine it."""
+        assert self.likelihood is not None
+        return self.likelihood
+
+    def check_batches(self) -> None:
+        """Read the loader and the validation batches once.
 
         Raises:
-            ValueError: Always, with what to pass.
+            ValueError: They cannot be trained on; the message says which batch is wrong.
         """
-        raise ValueError(
-            "A loader needs a likelihood of its targets: likelihood=Categorical(num_classes), or for numbers "
-            "Gaussian.fit(targets)."
-        )
+        _ = self.loader_pass
+        if self.val is None:
+            return
+        try:
+            with preserve_rng(None):
+                read_pass(self.val, self.infer_likelihood())
+        except ValueError as error:
+            raise ValueError(f"The validation data: {error}") from error
 
     is_replicated = False  # a loader may shuffle
 
@@ -145,7 +150,7 @@ class LoaderData(TrainingData):
                 yield map_tensors(lambda tensor: tensor.to(device), inputs), targets.to(device)
 
     def _prepare_batch(self, batch: Any) -> tuple[Any, Tensor]:
-        likelihood = self.likelihood or self.infer_likelihood()
+        likelihood = self.infer_likelihood()
         inputs, targets = split_batch(batch)
         inputs, targets = select_labelled(likelihood, inputs, likelihood.prepare_targets(targets))
         return convert_integers(inputs) if self.converts_integers else inputs, targets
@@ -162,8 +167,33 @@ class LoaderData(TrainingData):
         batches = islice(iter(self.loader), config.collection.num_norm_batches)
         inputs = [split_batch(batch)[0] for batch in batches]
         inputs = [convert_integers(batch) for batch in inputs] if self.converts_integers else inputs
-        return [batch for batch in inputs if count_rows(batch) > 1] or inputs
+        return [batch for batch in inputs if count_examples(batch) > 1] or inputs
 
-    def make_validator(self, likelihood: Likelihood, world: ProcessGroupInfo) -> None:
-        """None: there is no validation split."""
-        return
+    def make_validator(
+        self, likelihood: Likelihood, world: ProcessGroupInfo
+    ) -> Callable[[nn.Module], dict[str, float]] | None:
+        """Function that gives `val_nll` and, for classes, `val_accuracy` of a network in eval mode.
+
+        Every process reads all validation batches.
+        """
+        val = self.val
+        if val is None:
+            return None
+
+        def validate(module: nn.Module) -> dict[str, float]:
+            device, count, loss, num_right = next(module.parameters()).device, 0, 0.0, 0.0
+            with eval_mode(module), torch.no_grad(), seeded_rng(spawn_seed(Stream.VALIDATION), module):
+                for batch in val:
+                    inputs, targets = self._prepare_batch(batch)
+                    if not len(targets):
+                        continue
+                    ready = cast_inputs(module, map_tensors(lambda tensor: tensor.to(device), inputs))
+                    outputs, targets = module(ready), move_targets(targets, device)
+                    loss += float(likelihood.loss(outputs, targets)) * len(targets)
+                    if isinstance(likelihood, Categorical) and targets.ndim == 1:
+                        num_right += float((outputs.argmax(-1) == targets).sum())
+                    count += len(targets)
+            metrics = {"val_nll": loss / count}
+            return metrics | {"val_accuracy": num_right / count} if isinstance(likelihood, Categorical) else metrics
+
+        return validate

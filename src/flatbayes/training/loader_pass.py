@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from flatbayes.core.input_trees import make_inputs, split_labels
-from flatbayes.data import DataSource, DataSplits
+from flatbayes.core.input_trees import count_examples, split_batch
+from flatbayes.data import DataSource, DataSplits, is_array_pair, load_training_splits
 from flatbayes.data.checks import check_finite
 from flatbayes.likelihoods import Likelihood
 
 DATA_ADVICE = (
-    "Pass data splits, a map-style Dataset, a pair (inputs, targets) of tensors or arrays, or a DataLoader (or list) "
-    "of (inputs, targets) batches"
+    "Pass data splits, a Dataset, a pair (inputs, targets) of tensors, arrays or data frames, or a DataLoader (or "
+    "list) of (inputs, targets) batches"
 )
 
 
@@ -38,29 +38,30 @@ class LoaderPass:
     smallest_inputs: Any
 
 
-def normalize_data(data: Any) -> Any:
-    """Data of `fit` as splits, a dataset, or an iterable of batches with a length.
+def normalize_data(data: Any, val: Any = None, batch_size: int = 1) -> Any:
+    """Data of `fit` as splits, or as an iterable of batches with a length.
 
-    A pair of tensors or arrays becomes a dataset. A loader of an iterable-style dataset needs no length.
+    Pairs of arrays and map-style datasets are read into memory. A loader of an iterable-style dataset needs no
+    length.
+
+    Args:
+        data: What the user gave.
+        val: Validation data that the user gave beside it.
+        batch_size: Batch size for an iterable-style dataset.
 
     Raises:
-        TypeError: They are none of these.
+        TypeError: They are none of these, or data and validation data are of different kinds.
         ValueError: They are empty.
     """
     if isinstance(data, IterableDataset):
-        raise TypeError(
-            "An IterableDataset has no batches and no length: pass DataLoader(dataset, batch_size=...) of it, with a "
-            "likelihood."
-        )
-    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(a, Tensor | np.ndarray) for a in data):
-        inputs, targets = (torch.as_tensor(array) for array in data)
-        if not (inputs.ndim and targets.ndim) or len(inputs) != len(targets):
-            raise ValueError(
-                f"Inputs and targets must have the same number of examples, got the shapes {tuple(inputs.shape)} and "
-                f"{tuple(targets.shape)}."
-            )
-        return TensorDataset(inputs, targets)
-    if isinstance(data, DataLoader | Dataset | DataSplits):
+        data = _batch_stream(data, batch_size)
+    if isinstance(data, DataSplits):
+        if val is not None:
+            raise TypeError("The splits have a validation split: leave out val, or replace it in the splits.")
+        return data
+    if is_array_pair(data) or (isinstance(data, Dataset) and not isinstance(data, IterableDataset)):
+        return load_training_splits(data, val)
+    if isinstance(data, DataLoader):
         return data
     if isinstance(data, DataSource):
         raise TypeError(f"A {type(data).__name__} must be read first: pass {type(data).__name__}(...).load(seed=0).")
@@ -73,36 +74,31 @@ def normalize_data(data: Any) -> Any:
     return data
 
 
-def split_batch(batch: Any) -> tuple[Any, Tensor]:
-    """Inputs and targets of a batch, arrays as tensors.
+def normalize_validation(val: Any, batch_size: int) -> Iterable[Any]:
+    """Validation data beside a loader, as an iterable of batches.
 
     Raises:
-        ValueError: The batch is not a pair of inputs and targets.
+        TypeError: It is a pair of arrays, or splits.
     """
-    if isinstance(batch, Mapping):
-        batch = split_labels(batch)
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        kind = type(batch).__name__
-        if isinstance(batch, tuple | list):
-            kind = f"{kind} of {len(batch)}"
-        raise ValueError(
-            f"A batch of the loader must be a pair (inputs, targets), got a {kind}. Return such pairs from the "
-            "dataset or collate_fn; several inputs may be a tuple or dictionary, ((first, second), targets)."
+    if isinstance(val, IterableDataset):
+        return _batch_stream(val, batch_size)
+    if isinstance(val, Dataset):
+        return DataLoader(val, batch_size)
+    if isinstance(val, DataSplits | Tensor | np.ndarray | Iterator | str) or is_array_pair(val):
+        raise TypeError(
+            "Beside a loader, val is a loader too, or a list of batches or a dataset that are ready for the model; "
+            f"got a {type(val).__name__}."
         )
-    inputs, targets = make_inputs(batch[0]), batch[1]
-    targets = torch.as_tensor(targets) if isinstance(targets, np.ndarray) else targets
-    targets = torch.as_tensor(targets) if isinstance(targets, list | tuple) else targets
-    if not isinstance(targets, Tensor) or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
-        raise ValueError(
-            f"Inputs and targets of a batch must be tensors or arrays, got a {type(inputs).__name__} and a "
-            f"{type(targets).__name__}. Convert them in the dataset or collate_fn."
+    return val  # type: ignore[no-any-return]
+
+
+def _batch_stream(dataset: IterableDataset[Any], batch_size: int) -> DataLoader[Any]:
+    if not hasattr(dataset, "__len__"):
+        raise TypeError(
+            "An IterableDataset without a length cannot be divided into epochs of batches: give it __len__, or pass "
+            "DataLoader(dataset, batch_size=...)."
         )
-    if targets.ndim == 0 or count_rows(inputs) != len(targets):
-        raise ValueError(
-            f"Inputs and targets of a batch must have the same number of examples, got {count_rows(inputs)} and "
-            f"targets of shape {tuple(targets.shape)}."
-        )
-    return inputs, targets
+    return DataLoader(dataset, batch_size)
 
 
 def convert_integers(inputs: Any) -> Any:
@@ -113,12 +109,6 @@ def convert_integers(inputs: Any) -> Any:
         return leaf.to(torch.get_default_dtype()) if is_integer else leaf
 
     return tree_map(convert, inputs)
-
-
-def count_rows(inputs: Any) -> int:
-    """Number of examples in a batch of inputs."""
-    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    return len(tensors[0]) if tensors[0].ndim else 0
 
 
 def select_labelled(likelihood: Likelihood, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
@@ -162,7 +152,7 @@ def read_pass(loader: Iterable[Any], likelihood: Likelihood, *, first_only: bool
         num_data, num_batches = num_data + len(labelled[1]), num_batches + 1
         if example_batch is None and len(labelled[1]):
             example_batch = labelled
-        smallest = inputs if smallest is None or count_rows(inputs) < count_rows(smallest) else smallest
+        smallest = inputs if smallest is None or count_examples(inputs) < count_examples(smallest) else smallest
         if first_only and example_batch is not None:
             break
     if num_batches == 0:

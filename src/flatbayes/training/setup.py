@@ -1,7 +1,7 @@
 """Preparation of a fit: compatibility checks, initial weights, devices, and the order of the members."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -13,8 +13,8 @@ from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.optional import get_version
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
-from flatbayes.core.spec import to_spec
-from flatbayes.data import DataSplits, Standardize, load_training_splits
+from flatbayes.core.spec import short_name, to_spec
+from flatbayes.data import DataSplits, Standardize
 from flatbayes.data.splits import check_finite_splits
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Likelihood
@@ -27,9 +27,10 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, TrainingData
 from flatbayes.training.distributed.fsdp import check_fsdp
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
+from flatbayes.training.likelihood_inference import infer_loader_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_data import LoaderData
-from flatbayes.training.loader_pass import normalize_data
+from flatbayes.training.loader_pass import normalize_data, normalize_validation
 from flatbayes.training.model_builder import ModelFactory, describe_model, make_adapted_builder, make_model_builder
 from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.vectorization_trial import should_vectorize
@@ -53,6 +54,7 @@ def prepare_runs(
     likelihood: Likelihood | None = None,
     num_data: int | None = None,
     output: OutputSelector | None = None,
+    val: Any = None,
     seed: int = 0,
 ) -> tuple[RunFactory, dict[str, Any] | None]:
     """Check the arguments of `fit`, which are explained there, without using a device.
@@ -65,24 +67,29 @@ def prepare_runs(
     """
     check_initial_weights(model, posterior, config, has_init=init is not None)
     check_compatibility(posterior, flatness, config)
-    data = normalize_data(data)
-    data = load_training_splits(data) if isinstance(data, Dataset) else data
-    if isinstance(data, DataSplits):
-        check_finite_splits(data, ("train", "val"))
-    given = likelihood if isinstance(likelihood, Likelihood) else None
-    training_data = make_training_data(data, transform, given, num_data)
+    examples: Any = normalize_data(data, val, config.batch_size)
+    if isinstance(examples, DataSplits):
+        check_finite_splits(examples, ("train", "val"))
+        training_data = make_training_data(examples, transform, num_data=num_data)
+    else:
+        val = None if val is None else normalize_validation(val, config.batch_size)
+        training_data = make_training_data(examples, num_data=num_data, val=val)
     if not isinstance(likelihood, Likelihood):
-        inferred = training_data.infer_likelihood()
+        if isinstance(training_data, LoaderData):
+            inferred = infer_loader_likelihood(training_data.loader, model, output)
+        else:
+            inferred = training_data.infer_likelihood()
         likelihood = inferred if likelihood is None else resolve_likelihood(likelihood, inferred)
     if isinstance(training_data, LoaderData):
-        _ = training_data.loader_pass  # refuses batches that cannot be trained on
+        training_data = replace(training_data, likelihood=likelihood)
+        training_data.check_batches()
     num_outputs = dict.fromkeys(("num_classes", "num_outputs"), likelihood.num_outputs)
     model_arguments = training_data.model_arguments | num_outputs if training_data.model_arguments else {}
     build_model = make_model_builder(model, model_arguments, lambda: training_data.example_batch[0])
     build_model = make_adapted_builder(build_model, lambda: training_data.example_batch[0], output)
     warm_start = WarmStart.from_init(init, build_model, posterior, new_head=new_head, freeze=freeze)
-    if transform is None and warm_start.transform is not None:
-        training_data = make_training_data(data, warm_start.transform)
+    if isinstance(examples, DataSplits) and transform is None and warm_start.transform is not None:
+        training_data = make_training_data(examples, warm_start.transform)
     factory = RunFactory(posterior, flatness, likelihood, training_data, config, build_model, seed, warm_start)
     if isinstance(training_data, LoaderData):
         factory = check_loader_inputs(factory, training_data)
@@ -94,23 +101,23 @@ def prepare_runs(
 def make_training_data(
     data: DataSplits | Iterable[Any],
     transform: Standardize | None = None,
-    likelihood: Likelihood | None = None,
     num_data: int | None = None,
+    val: Iterable[Any] | None = None,
 ) -> TrainingData:
     """Training data from data splits or from a loader.
 
     Args:
         data: Data splits, or a loader.
         transform: Standardization of the inputs of data splits; by default that of the training split.
-        likelihood: Likelihood of the targets of a loader.
         num_data: Number of labelled examples of a loader; None counts them in one pass.
+        val: Validation batches beside a loader.
 
     Raises:
         ValueError: `num_data` is given for data splits, or is below 1.
     """
     if num_data is not None and (num_data < 1 or isinstance(data, DataSplits)):
         raise ValueError(f"num_data is the number of labelled examples of a loader, at least 1; got {num_data}.")
-    return InMemoryData(data, transform) if isinstance(data, DataSplits) else LoaderData(data, likelihood, num_data)
+    return InMemoryData(data, transform) if isinstance(data, DataSplits) else LoaderData(data, num_data, val)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +207,14 @@ class TrainingSetup:
 def _describe_components(factory: RunFactory) -> dict[str, Any]:
     components = {"posterior": factory.posterior, "flatness": factory.flatness, "likelihood": factory.likelihood}
     return {name: _describe_object(value) for name, value in {**components, **vars(factory.config)}.items()}
+
+
+def describe_name(value: Any) -> str:
+    """Name of an object with the arguments that differ from their defaults, or the name of its class alone."""
+    try:
+        return short_name(value)
+    except TypeError:  # an argument without an importable name
+        return type(value).__name__
 
 
 def _describe_object(value: Any) -> Any:

@@ -1,0 +1,79 @@
+"""How results show themselves: aligned text for terminals, and HTML tables for notebooks."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd  # an optional package
+
+
+def format_entries(title: str, entries: Mapping[str, str]) -> str:
+    """A title, and below it one line for each entry, names and values aligned.
+
+    >>> print(format_entries("Fit", {"epochs": "3", "loss": "0.1"}))
+    Fit
+      epochs  3
+      loss    0.1
+    """
+    width = max(map(len, entries), default=0)
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in entries.items())])
+
+
+def format_number(value: float | None) -> str:
+    """A number with four significant digits; a dash if there is none."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def format_html_table(
+    caption: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str] = (),
+    *,
+    num_label_columns: int = 1,
+) -> str:
+    """A table whose first columns are labels, and whose other columns are right-aligned.
+
+    Args:
+        caption: Text above the table.
+        header: Names of the columns; empty for none.
+        rows: Cells as text; one that begins and ends with `**` is bold.
+        notes: Lines below the table.
+        num_label_columns: Number of columns that are left-aligned.
+    """
+    head = "".join(f"<th{_align(index < num_label_columns)}>{escape(name)}</th>" for index, name in enumerate(header))
+    cells = (
+        "".join(f"<td{_align(index < num_label_columns)}>{_format_cell(cell)}</td>" for index, cell in enumerate(row))
+        for row in rows
+    )
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    foot = "".join(f"<div>{escape(note)}</div>" for note in notes)
+    return (
+        f'<div><table><caption style="text-align: left">{escape(caption)}</caption>'
+        f"{f'<thead><tr>{head}</tr></thead>' if header else ''}<tbody>{body}</tbody></table>{foot}</div>"
+    )
+
+
+def make_data_frame(columns: object) -> "pd.DataFrame":
+    """A data frame from columns by name, or from rows.
+
+    Raises:
+        ImportError: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError("A data frame needs pandas: pip install 'flatbayes[pandas]'.") from error
+    return pd.DataFrame(columns)
+
+
+def _align(is_label: bool) -> str:
+    return f' style="text-align: {"left" if is_label else "right"}"'
+
+
+def _format_cell(cell: str) -> str:
+    text = escape(cell)
+    if len(text) > 4 and text.startswith("**") and text.endswith("**"):
+        return f"<b>{text[2:-2]}</b>"
+    return text

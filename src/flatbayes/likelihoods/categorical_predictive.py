@@ -1,0 +1,146 @@
+"""Predictive distribution of a classification: the mean of the networks' probabilities."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flatbayes.likelihoods.likelihood import Predictive
+
+if TYPE_CHECKING:  # slow to import
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, eq=False)
+class CategoricalPredictive(Predictive):
+    """Class probabilities and their uncertainty.
+
+    Attributes:
+        log_probs: Log of the averaged probabilities, float64; float32 on a device that has no float64.
+        expected_entropy: Mean entropy of the networks' probabilities in nats: aleatoric uncertainty.
+        variance_of_probs: Variance over the networks of each class probability.
+        member_probs: Each network's probabilities, float32; None unless they are kept.
+    """
+
+    log_probs: Float[Tensor, "examples classes"]
+    expected_entropy: Float[Tensor, " examples"]
+    variance_of_probs: Float[Tensor, "examples classes"]
+    member_probs: Float[Tensor, "draws examples classes"] | None = None
+
+    @property
+    def mean(self) -> Float[Tensor, "examples classes"]:
+        """Mean class probabilities of the networks."""
+        return self.log_probs.exp()
+
+    @property
+    def variance(self) -> Float[Tensor, "examples classes"]:
+        """Variance over the networks of each class probability."""
+        return self.variance_of_probs
+
+    @property
+    def entropy(self) -> Float[Tensor, " examples"]:
+        """Entropy of the mean probabilities in nats: H[mean p]."""
+        return categorical_entropy(self.log_probs)
+
+    @property
+    def mutual_information(self) -> Float[Tensor, " examples"]:
+        """H[mean p] - mean H[p], at least zero."""
+        return (self.entropy - self.expected_entropy).clamp_min(0.0)
+
+    @property
+    def top_class(self) -> Int[Tensor, " examples"]:
+        """Index of the most probable class."""
+        return self.log_probs.argmax(-1)
+
+    @property
+    def confidence(self) -> Float[Tensor, " examples"]:
+        """Probability of the most probable class."""
+        return self.log_probs.amax(-1).exp()
+
+    def __repr__(self) -> str:
+        num_examples, num_classes = self.log_probs.shape
+        return f"<CategoricalPredictive: {num_examples} examples, {num_classes} classes>"
+
+    def plot(
+        self,
+        inputs: Any = None,
+        targets: Tensor | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        num_examples: int = 8,
+        ax: "Axes | None" = None,
+    ) -> "Axes":
+        """Draw the most uncertain examples: probabilities of their likeliest classes, and the examples if images.
+
+        Args:
+            inputs: The examples that were predicted; of shape (examples, channels, height, width) they are drawn.
+            targets: Class of each example; the right class is blue.
+            names: Names of the classes; None numbers them.
+            num_examples: Largest number of examples.
+            ax: Where to draw; by default new axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        from flatbayes.plotting.predictions import plot_uncertain
+
+        return plot_uncertain(
+            self.mean.cpu().numpy(),
+            self.entropy.cpu().numpy(),
+            [str(k) for k in range(self.log_probs.shape[1])] if names is None else names,
+            None if inputs is None else np.asarray(torch.as_tensor(inputs).cpu()),
+            None if targets is None else targets.tolist(),
+            ax,
+            num_examples=num_examples,
+        )
+
+    def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
+        """`class`, `confidence`, `entropy`, `mutual_information`, and `probability_<name>` for every class.
+
+        Args:
+            names: Names of the classes; None numbers them.
+        """
+        probs = self.mean.cpu().numpy()
+        names = [str(k) for k in range(probs.shape[1])] if names is None else names
+        top = self.top_class.cpu().numpy()
+        return {
+            "class": np.asarray(names)[top],
+            "confidence": self.confidence.cpu().numpy(),
+            "entropy": self.entropy.cpu().numpy(),
+            "mutual_information": self.mutual_information.cpu().numpy(),
+            **{f"probability_{name}": probs[:, k] for k, name in enumerate(names)},
+        }
+
+    def select(self, rows: Tensor) -> Self:
+        """The predictions of some examples, by indices or a mask."""
+        members = None if self.member_probs is None else self.member_probs[:, rows]
+        return type(self)(self.log_probs[rows], self.expected_entropy[rows], self.variance_of_probs[rows], members)
+
+    @classmethod
+    def concatenate(cls, predictions: Sequence[Self]) -> Self:
+        """Join predictions for several batches of examples, in order."""
+        members = [p.member_probs for p in predictions if p.member_probs is not None]
+        return cls(
+            torch.cat([p.log_probs for p in predictions]),
+            torch.cat([p.expected_entropy for p in predictions]),
+            torch.cat([p.variance_of_probs for p in predictions]),
+            torch.cat(members, dim=1) if members else None,
+        )
+
+
+def categorical_entropy(
+    log_probs: Float[Tensor, "*batch classes"], probs: Float[Tensor, "*batch classes"] | None = None
+) -> Float[Tensor, "*batch"]:
+    """-sum_c p_c log p_c in nats, with 0 log 0 = 0.
+
+    Args:
+        log_probs: Logarithms of the probabilities.
+        probs: The probabilities, if they have been computed; None computes them.
+    """
+    probs = log_probs.exp() if probs is None else probs
+    return -(probs * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)

@@ -1,0 +1,1 @@
+"""Drawing code of all figures, on matplotlib axes and from plain numbers."""

@@ -1,0 +1,146 @@
+"""Reliability diagrams of classifications and coverage diagrams of regressions."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from flatbayes.plotting import theme
+from flatbayes.plotting.theme import LINE_STYLES, MARKER_STYLES
+
+if TYPE_CHECKING:  # slow to import
+    from matplotlib.axes import Axes
+
+
+def plot_reliability(
+    confidence: Sequence[float],
+    accuracy: Sequence[float],
+    counts: Sequence[int],
+    intervals: Sequence[tuple[float, float]],
+    title: str = "",
+    axes: "Axes | None" = None,
+) -> "Axes":
+    """Draw accuracy against confidence into axes of a program or notebook.
+
+    Args:
+        confidence: Mean confidence of each bin.
+        accuracy: Accuracy of each bin.
+        counts: Number of predictions of each bin.
+        intervals: Interval of each accuracy.
+        title: Title.
+        axes: Where to draw; by default new axes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    with theme.use_axes(axes, 4.2, 4.2) as target:
+        with draw_diagonal(target):
+            draw_reliability_curve(target, confidence, accuracy, counts, intervals, flat=True)
+        target.set_xlabel("confidence (top probability)")
+        target.set_ylabel("accuracy")
+        target.set_title(title)
+        return target
+
+
+def plot_coverage(
+    levels: Sequence[float], coverage: Sequence[float], title: str = "", axes: "Axes | None" = None
+) -> "Axes":
+    """Draw the fraction of targets inside central intervals against their level.
+
+    Args:
+        levels: Probability of each interval.
+        coverage: Fraction of the targets inside.
+        title: Title.
+        axes: Where to draw; by default new axes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    with theme.use_axes(axes, 4.2, 4.2) as target:
+        with draw_diagonal(target):
+            draw_coverage_curve(target, levels, coverage, flat=True)
+        target.set_xlabel("level of the central interval")
+        target.set_ylabel("targets inside")
+        target.set_title(title)
+        return target
+
+
+def draw_reliability_curve(
+    axes: "Axes",
+    confidence: Sequence[float],
+    accuracy: Sequence[float],
+    counts: Sequence[int],
+    intervals: Sequence[tuple[float, float]],
+    *,
+    flat: bool,
+    interval_offset: float = 0.0,
+) -> None:
+    """Draw a line, a mark for each bin, whose area grows with its number of predictions, and a bar behind it.
+
+    Args:
+        axes: Where to draw.
+        confidence: Mean confidence of each bin.
+        accuracy: Accuracy of each bin.
+        counts: Number of predictions of each bin.
+        intervals: Interval of each accuracy.
+        flat: Whether to draw in the style of flat runs.
+        interval_offset: Distance in CSS pixels of the bars to the right of the marks.
+    """
+    axes.plot(confidence, accuracy, **LINE_STYLES[flat])
+    _draw_intervals(axes, confidence, intervals, flat, interval_offset)
+    axes.scatter(
+        confidence,
+        accuracy,
+        s=[14 + 60 * (count / max(counts)) ** 0.5 for count in counts],
+        marker=MARKER_STYLES[flat]["marker"],
+        facecolor=theme.FLAT if flat else theme.PAGE,
+        edgecolor=MARKER_STYLES[flat]["color"],
+        linewidth=1.5,
+        zorder=MARKER_STYLES[flat]["zorder"] + 2,
+    )
+
+
+def draw_coverage_curve(axes: "Axes", levels: Sequence[float], coverage: Sequence[float], *, flat: bool) -> None:
+    """Draw a line with a mark for each level.
+
+    Args:
+        axes: Where to draw.
+        levels: Probability of each interval.
+        coverage: Fraction of the targets inside.
+        flat: Whether to draw in the style of flat runs.
+    """
+    axes.plot(levels, coverage, markersize=4, **{**MARKER_STYLES[flat], **LINE_STYLES[flat]})
+
+
+@contextmanager
+def draw_diagonal(axes: "Axes") -> Iterator[None]:
+    """Both axes from 0 to 1, with a dotted diagonal behind what is drawn inside."""
+    axes.plot([0, 1], [0, 1], color=theme.INK, alpha=0.45, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
+    yield
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    set_unit_ticks(axes.set_xticks)
+    set_unit_ticks(axes.set_yticks)
+    theme.style_axes(axes)
+
+
+def set_unit_ticks(set_ticks: Any) -> None:
+    """Ticks at the quarters from 0 to 1."""
+    set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", ".25", ".5", ".75", "1"])
+
+
+def _draw_intervals(
+    axes: "Axes", x: Sequence[float], ends: Sequence[tuple[float, float]], flat: bool, offset: float
+) -> None:
+    """A thin bar behind each mark, shifted by a few pixels."""
+    from matplotlib.transforms import ScaledTranslation
+
+    shift = ScaledTranslation(offset / theme.UNITS_PER_INCH, 0, axes.figure.dpi_scale_trans)
+    axes.vlines(
+        x,
+        [low for low, _ in ends],
+        [high for _, high in ends],
+        color=LINE_STYLES[flat]["color"],
+        alpha=0.5,
+        linewidth=1.4,
+        zorder=2,
+        transform=axes.transData + shift,
+    )

@@ -1,0 +1,120 @@
+"""Figures of predictions: bands of a regression, and the most uncertain examples of a classification."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatbayes.plotting import theme
+
+if TYPE_CHECKING:  # slow to import
+    from matplotlib.axes import Axes
+
+Numbers = NDArray[np.floating[Any]]
+IMAGE_CHANNELS = (1, 3, 4)
+MAX_CLASSES = 3
+"""Classes that are named beside an uncertain example."""
+
+
+def plot_band(
+    mean: Numbers,
+    aleatoric_std: Numbers,
+    total_std: Numbers,
+    x: Numbers | None = None,
+    targets: Numbers | None = None,
+    axes: "Axes | None" = None,
+    *,
+    target_name: str = "target",
+) -> "Axes":
+    """Draw predictions with 95 % bands: inner for noise alone, outer with the uncertainty about the network.
+
+    Args:
+        mean: Expected targets, shape (examples,).
+        aleatoric_std: Standard deviation of the noise, same shape.
+        total_std: Standard deviation of the target, same shape.
+        x: Horizontal coordinates, same shape; by default examples are ordered by their predicted mean.
+        targets: Observed targets, drawn as dots.
+        axes: Where to draw; by default new axes.
+        target_name: Label of the vertical axis.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    order = np.argsort(mean if x is None else x, kind="stable")
+    position = np.arange(len(mean)) if x is None else x[order]
+    with theme.use_axes(axes, 6.4, 3.8) as target:
+        for std, alpha, label in (
+            (total_std, 0.18, "95 %, with epistemic uncertainty"),
+            (aleatoric_std, 0.28, "95 %, aleatoric (noise)"),
+        ):
+            half = 1.96 * std[order]
+            low, high = mean[order] - half, mean[order] + half
+            target.fill_between(position, low, high, color=theme.FLAT, alpha=alpha, linewidth=0, label=label)
+        target.plot(position, mean[order], color=theme.FLAT, linewidth=1.6, label="mean")
+        if targets is not None:
+            target.plot(position, targets[order], "o", color=theme.INK, markersize=3, alpha=0.7, label="observed")
+        target.set_xlabel("examples, by predicted mean" if x is None else "input")
+        target.set_ylabel(target_name)
+        target.legend(frameon=False, fontsize=9)
+        theme.style_axes(target)
+        return target
+
+
+def plot_uncertain(
+    probs: Numbers,
+    entropy: Numbers,
+    class_names: Sequence[str],
+    inputs: Numbers | None = None,
+    targets: Sequence[int] | None = None,
+    axes: "Axes | None" = None,
+    *,
+    num_examples: int = 8,
+) -> "Axes":
+    """Draw the examples with the highest entropy: their probabilities as bars, and their image if they are images.
+
+    Args:
+        probs: Class probabilities, shape (examples, classes).
+        entropy: Entropy of each example in nats.
+        class_names: Names of the classes.
+        inputs: The examples; of shape (examples, channels, height, width) they are drawn as images.
+        targets: Class of each example.
+        axes: Where to draw; by default new axes.
+        num_examples: Largest number of examples.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    rows = np.argsort(-entropy, kind="stable")[:num_examples]
+    has_images = inputs is not None and inputs.ndim == 4 and inputs.shape[1] in IMAGE_CHANNELS
+    with theme.use_axes(axes, 6.4, 0.9 + 0.55 * len(rows)) as target:
+        labels = []
+        for y, row in enumerate(rows):
+            left = 0.0
+            for rank, k in enumerate(np.argsort(-probs[row], kind="stable")[:MAX_CLASSES]):
+                is_right = targets is not None and int(targets[row]) == k
+                colour = theme.FLAT if is_right or targets is None else theme.PLAIN
+                target.barh(y, probs[row, k], left=left, height=0.7, color=colour, alpha=0.75 - 0.22 * rank)
+                if probs[row, k] > 0.08:
+                    target.text(left + probs[row, k] / 2, y, class_names[k], ha="center", va="center", fontsize=9)
+                left += float(probs[row, k])
+            true_class = "" if targets is None else f", {class_names[int(targets[row])]}"
+            labels.append(f"row {row}{true_class}")
+            if has_images and inputs is not None:
+                _draw_image(target, inputs[row], y)
+        target.set_xlim(-0.14 if has_images else 0, 1)
+        target.set_ylim(len(rows) - 0.5, -0.5)
+        target.set_yticks(range(len(rows)), labels)
+        target.set_xlabel("probability")
+        target.set_title(f"The {len(rows)} most uncertain of {len(entropy)} examples")
+        theme.style_axes(target, grid="x")
+        return target
+
+
+def _draw_image(axes: "Axes", image: Numbers, y: float) -> None:
+    low, high = float(image.min()), float(image.max())
+    scaled = (image - low) / (high - low if high > low else 1.0)
+    pixels = scaled[0] if len(image) == 1 else scaled[:3].transpose(1, 2, 0)
+    inset = axes.inset_axes((-0.13, y - 0.4, 0.12, 0.8), transform=axes.transData)
+    inset.imshow(pixels, cmap="gray", aspect="equal")
+    inset.axis("off")

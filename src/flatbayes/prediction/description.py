@@ -1,0 +1,98 @@
+"""Short description of a fitted posterior: method, network, data, training and cost."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flatbayes.core import State
+from flatbayes.core.display import format_number
+from flatbayes.core.spec import short_name
+from flatbayes.posteriors import Posterior
+
+UNKNOWN = "unknown"
+
+
+def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping[str, Any]) -> dict[str, str]:
+    """Texts by the name of what they describe; entries that the artefact does not have are left out.
+
+    Args:
+        posterior: The method.
+        states: State of each training run.
+        info: Plain data of the artefact; entries of another type than expected are ignored.
+    """
+    training, cost = _get_mapping(info, "training"), _get_mapping(info, "cost")
+    entries = {
+        "posterior": short_name(posterior),
+        "flatness": str(training.get("flatness", UNKNOWN)),
+        "model": describe_network(states, info.get("model")),
+        "data": describe_data(states, info),
+        "training": _join(
+            _format_count(training.get("epochs"), "epoch"),
+            f"seed {training['seed']}" if "seed" in training else "",
+            f"{format_number(cost['train_seconds'])} s" if _is_number(cost.get("train_seconds")) else "",
+            f"{cost['gradients']:,.0f} gradients" if _is_number(cost.get("gradients")) else "",
+        ),
+        "last epoch": _join(
+            *(f"{name} {format_number(value)}" for name, value in _get_mapping(training, "last_epoch").items())
+        ),
+        "interrupted": str(info.get("interrupted", "")),
+        "prediction": describe_networks(posterior, states),
+        "device": _describe_device(states),
+    }
+    return {name: text for name, text in entries.items() if text}
+
+
+def describe_network(states: Sequence[State], model: Any) -> str:
+    """Class of the network and its number of weights."""
+    network = states[0].model
+    name = type(network).__name__
+    if isinstance(model, dict) and isinstance(model.get("class_path"), str):
+        try:
+            arguments = {k: v for k, v in model.get("init_args", {}).items() if not k.startswith(("input_", "num_"))}
+            name = short_name({"class_path": model["class_path"], "init_args": arguments})
+        except (AttributeError, TypeError, ValueError):  # a damaged description, or one of a class that is gone
+            name = str(model["class_path"]).rpartition(".")[2]
+    return f"{name} with {sum(param.numel() for param in network.parameters()):,} weights"
+
+
+def describe_data(states: Sequence[State], info: Mapping[str, Any]) -> str:
+    """Number of training examples, their shape, and the classes or targets."""
+    shape = info.get("input_shape") or info.get("example_shape")
+    classes, targets = info.get("class_names"), info.get("target_names")
+    return _join(
+        _format_count(states[0].num_data, "training example"),
+        f"inputs of shape {tuple(shape)}" if isinstance(shape, list) else "",
+        _format_count(len(classes), "class", "classes") if isinstance(classes, list) and classes else "",
+        _format_count(len(targets), "target") if isinstance(targets, list) and targets else "",
+    )
+
+
+def describe_networks(posterior: Posterior, states: Sequence[State]) -> str:
+    """How many different networks a prediction can average."""
+    num_members = len(states)
+    if not posterior.stochastic:
+        return _format_count(num_members, "network")
+    num_snapshots = posterior.count_stored_snapshots(states[0])
+    drawn = f"{num_snapshots} snapshots" if num_snapshots else "any number of draws"
+    return drawn if num_members == 1 else f"{drawn} of each of {num_members} members"
+
+
+def _describe_device(states: Sequence[State]) -> str:
+    param = next(states[0].model.parameters(), None)
+    return "" if param is None else f"{param.device}, {str(param.dtype).removeprefix('torch.')}"
+
+
+def _get_mapping(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = data.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _format_count(count: Any, noun: str, plural: str = "") -> str:
+    return "" if not _is_number(count) else f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def _join(*texts: str) -> str:
+    return ", ".join(text for text in texts if text)

@@ -1,0 +1,100 @@
+"""Likelihood of the targets of a loader, where the targets and the outputs of the network leave no doubt."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core.input_trees import slice_examples, split_batch
+from flatbayes.core.network_interface import OutputSelector
+from flatbayes.core.networks import cast_inputs
+from flatbayes.core.randomness import preserve_rng
+from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
+from flatbayes.training.batches import LoaderBatches
+from flatbayes.training.model_builder import ModelFactory, make_adapted_builder, make_model_builder
+
+NUM_EXAMPLES = 4
+"""Examples for which the network is called to count its outputs."""
+ADVICE = (
+    "Pass likelihood=Categorical(num_classes) for classes, or likelihood=Gaussian.fit(targets) for numbers, of which "
+    "a network predicts mean and raw scale (two outputs for each)."
+)
+
+
+def infer_loader_likelihood(
+    loader: Iterable[Any], model: nn.Module | ModelFactory, output: OutputSelector | None = None
+) -> Likelihood:
+    """`Categorical` for integers, and `Gaussian` in the scale of the targets for fractions.
+
+    The first batch is read; for numbers all batches are, since their mean and scale are needed. No random state
+    changes.
+
+    Args:
+        loader: Gives `(inputs, targets)` batches.
+        model: A network, or what builds one.
+        output: Selects one of several outputs of the network.
+
+    Raises:
+        ValueError: It is not clear what the targets are; the message says what to pass.
+    """
+    batches = LoaderBatches(loader)
+    random_state = batches.state_dict()
+    try:
+        with preserve_rng(None):
+            inputs, targets = _read_first_batch(loader)
+            num_outputs = count_outputs(model, slice_examples(inputs, slice(NUM_EXAMPLES)), output)
+            if is_class_index(targets) and num_outputs > 1:
+                return Categorical(num_outputs)
+            if holds_fractions(targets) and num_outputs == 2 * targets[0].numel():
+                return Gaussian.fit(torch.cat([split_batch(batch)[1] for batch in loader]))
+    finally:
+        batches.load_state_dict(random_state)
+    raise ValueError(
+        f"The likelihood is not clear from targets of {targets.dtype} and shape {tuple(targets.shape)} and a network "
+        f"with {num_outputs} {'output' if num_outputs == 1 else 'outputs'} for each example. {ADVICE}"
+    )
+
+
+def count_outputs(model: nn.Module | ModelFactory, inputs: Any, output: OutputSelector | None = None) -> int:
+    """Number of outputs of a network for each example.
+
+    Args:
+        model: A network, or what builds one.
+        inputs: Inputs of a few examples.
+        output: Selects one of several outputs of the network.
+
+    Raises:
+        ValueError: The network cannot be called with the inputs.
+    """
+
+    def get_inputs() -> Any:
+        return inputs
+
+    build: Callable[[], nn.Module] = make_adapted_builder(
+        make_model_builder(model, {}, get_inputs), get_inputs, output
+    )
+    network = build().eval()
+    with torch.no_grad():
+        try:
+            outputs = network(cast_inputs(network, inputs))
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise ValueError(f"The network cannot be called with the first batch: {error}") from error
+    return int(outputs[0].numel())
+
+
+def is_class_index(targets: Tensor) -> bool:
+    """Whether these are whole numbers of an integer type, one for each example."""
+    is_integer = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    return is_integer and targets.numel() == len(targets)
+
+
+def holds_fractions(targets: Tensor) -> bool:
+    """Whether these are floating-point numbers, some of them no whole numbers, one or several for each example."""
+    return targets.is_floating_point() and targets.ndim <= 2 and bool((targets != targets.round()).any())
+
+
+def _read_first_batch(loader: Iterable[Any]) -> tuple[Any, Tensor]:
+    for batch in loader:
+        return split_batch(batch)
+    raise ValueError("The loader gives no batch. Check that the data are not empty or exhausted.")

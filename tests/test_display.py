@@ -1,0 +1,146 @@
+"""Every public object shows itself: a short repr, a table in notebooks, a summary, plain data and a figure."""
+
+import json
+from functools import partial
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from flatbayes import MLP, SAM, SWAG, Diabetes, Digits, Ensemble, FittedPosterior, evaluate, fit
+from flatbayes.diagnostics import LossGrid, LossSlice, SharpnessConfig, measure_posterior_sharpness
+
+mpl.use("Agg")
+CONFIG = {"epochs": 3, "batch_size": 20}
+MAX_LINES = 12
+
+
+@pytest.fixture(autouse=True)
+def no_open_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def objects():
+    """Objects of a classification and of a regression, by name."""
+    digits, diabetes = Digits(train_size=40).load(seed=0), Diabetes(train_size=60).load(seed=0)
+    fitted = fit(partial(MLP, hidden=(8,)), digits, SWAG(rank=2), SAM(rho=0.1), CONFIG)
+    regression = fit(partial(MLP, hidden=(8,)), diabetes, Ensemble(size=2), config=CONFIG)
+    sharpness = measure_posterior_sharpness(
+        fitted, digits.train.inputs, digits.train.targets, SharpnessConfig(ascent_steps=2), num_draws=3
+    )
+    return {
+        "splits": digits,
+        "split": digits.train,
+        "fitted": fitted,
+        "fitted regression": regression,
+        "predictive": fitted.predict(digits.test.inputs, 3),
+        "predictive regression": regression.predict(diabetes.test.inputs, 3),
+        "evaluation": evaluate(fitted, digits.test, num_draws=3),
+        "evaluation regression": evaluate(regression, diabetes.test, num_draws=3),
+        "sharpness": sharpness,
+        "slice": LossSlice((-1.0, 0.0, 1.0), (2.0, 1.0, 2.0)),
+        "grid": LossGrid((0.0, 1.0), (0.0, 1.0), ((1.0, 2.0), (3.0, 4.0)), {"a": (0.5, 0.5, 0.1)}, {}),
+    }
+
+
+NAMES = (
+    *("splits", "split", "fitted", "fitted regression", "predictive", "predictive regression", "evaluation"),
+    *("evaluation regression", "sharpness", "slice", "grid"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reprs_are_short_and_hold_no_tensors(objects, name):
+    text = repr(objects[name])
+    assert len(text.splitlines()) < MAX_LINES
+    assert len(text) < 300
+    assert "tensor(" not in text
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"split", "slice", "grid"}))
+def test_notebooks_show_a_table(objects, name):
+    html = objects[name]._repr_html_()
+    assert html.startswith("<div><table>")
+    assert html.count("<tr>") == html.count("</tr>") > 1
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"split", "splits", "slice", "grid"}))
+def test_summaries_have_a_line_for_each_entry(objects, name):
+    assert len(objects[name].summary().splitlines()) > 2
+
+
+def test_a_summary_says_what_was_fitted_to_what(objects, tmp_path):
+    text = objects["fitted"].summary()
+    for expected in ("SWAG(rank=2)", "SAM(rho=0.1)", "MLP(hidden=[8]) with 610 weights", "40 training examples",
+                     "10 classes", "3 epochs", "12 gradients", "val_accuracy", "any number of draws"):  # fmt: skip
+        assert expected in text
+    assert "2 networks" in objects["fitted regression"].summary()
+    objects["fitted"].save(tmp_path)
+    assert FittedPosterior.load(tmp_path).summary() == text
+
+
+def test_a_summary_of_an_old_artefact_leaves_out_what_it_does_not_have(objects):
+    fitted = objects["fitted"]
+    old = FittedPosterior(
+        fitted.posterior, fitted.states, fitted.likelihood, info={"model": {"class_path": "gone.Net"}}
+    )
+    assert "Net with 610 weights" in old.summary()
+    assert "flatness    unknown" in old.summary()
+    broken = FittedPosterior(fitted.posterior, fitted.states, fitted.likelihood, info={"training": 3, "cost": [1]})
+    assert "SWAG(rank=2)" in repr(broken)
+
+
+@pytest.mark.parametrize("name", ["predictive", "predictive regression"])
+def test_predictions_become_tables_and_plain_data(objects, name):
+    predictive = objects[name]
+    frame, data = predictive.to_pandas(), predictive.to_dict()
+    assert len(frame) == len(predictive.mean)
+    assert list(frame.columns) == list(data)
+    json.dumps(data)
+
+
+def test_selected_predictions_are_those_of_the_rows(objects):
+    for name in ("predictive", "predictive regression"):
+        predictive = objects[name]
+        assert torch.equal(predictive.select(torch.tensor([3, 1])).mean, predictive.mean[[3, 1]])
+        assert len(predictive.select(predictive.entropy > predictive.entropy.median()).mean) < len(predictive.mean)
+
+
+def test_evaluations_become_tables_and_plain_data(objects):
+    evaluation = objects["evaluation"]
+    assert evaluation.to_pandas().loc[0].to_dict() == evaluation.metrics
+    assert json.loads(json.dumps(evaluation.to_dict()))["metrics"] == evaluation.metrics
+    assert objects["sharpness"].to_pandas()["measure"].tolist() == list(objects["sharpness"].trained[0])
+
+
+def test_figures_have_titles_labels_and_legends_where_they_need_some(objects):
+    digits, diabetes = Digits(train_size=40).load(seed=0), Diabetes(train_size=60).load(seed=0)
+    figures = {
+        "uncertain": objects["predictive"].plot(digits.test.inputs, digits.test.targets),
+        "uncertain without images": objects["predictive"].plot(),
+        "band": objects["predictive regression"].plot(targets=diabetes.test.targets),
+        "band over an input": objects["predictive regression"].plot(diabetes.test.inputs[:, 2]),
+        "reliability": objects["evaluation"].plot_reliability(),
+        "coverage": objects["evaluation regression"].plot_reliability(),
+        "sharpness": objects["sharpness"].plot(),
+        "slice": objects["slice"].plot(),
+        "grid": objects["grid"].plot(),
+    }
+    for name, axes in figures.items():
+        assert axes.get_xlabel(), name
+        axes.figure.canvas.draw()
+    assert len(figures["uncertain"].child_axes) == 8  # images
+    assert not figures["uncertain without images"].child_axes
+    assert figures["band"].get_legend() is not None
+    assert figures["sharpness"].get_legend() is not None
+
+
+def test_figures_are_drawn_into_given_axes(objects):
+    _, axes = plt.subplots()
+    assert objects["predictive"].plot(ax=axes) is axes
+    assert objects["evaluation"].plot_reliability(ax=axes) is axes
+    assert objects["sharpness"].plot(ax=axes) is axes
+    assert len(plt.get_fignums()) == 1

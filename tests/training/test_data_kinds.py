@@ -1,0 +1,183 @@
+"""The five-line start: `fit`, `predict` and `evaluate` with every kind of data that people have."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from flatbayes import MAP, SWAG, Categorical, DataSplits, Digits, Gaussian, Split, evaluate, fit
+from flatbayes.data import Arrays
+from flatbayes.training import History
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(48, 3)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(np.int64)
+NAMES = np.array(["cat", "dog"])[Y]
+PRICES = X[:, 0] * 30 + 100.5
+FRAME = pd.DataFrame(X, columns=["a", "b", "c"])
+DATASET = TensorDataset(torch.as_tensor(X), torch.as_tensor(Y))
+PRICED = TensorDataset(torch.as_tensor(X), torch.as_tensor(PRICES))
+OPTIONS = {"epochs": 2, "batch_size": 16}
+
+
+class SizedStream(IterableDataset):
+    def __iter__(self):
+        return iter(DATASET)
+
+    def __len__(self):
+        return len(DATASET)
+
+
+class Dictionaries(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(Y)
+
+    def __getitem__(self, index):
+        return {"first": torch.as_tensor(X[index, :2]), "second": torch.as_tensor(X[index, 2:]), "labels": Y[index]}
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, first, second):
+        return {"logits": self.layer(torch.cat([first, second], -1)), "hidden": first}
+
+
+KINDS = {
+    "arrays": ("MLP", (X, Y)),
+    "tensors": ("MLP", (torch.as_tensor(X), torch.as_tensor(Y))),
+    "data frame and series": ("MLP", (FRAME, pd.Series(NAMES))),
+    "texts": ("MLP", (X, NAMES)),
+    "numbers": ("MLP", (X, PRICES)),
+    "numbers in a frame": ("MLP", (FRAME, pd.DataFrame({"price": PRICES}))),
+    "images without channels": ("ConvNet", (RNG.integers(0, 255, (48, 8, 8)).astype(np.uint8), Y)),
+    "images with channels last": ("ConvNet", (RNG.integers(0, 255, (48, 8, 8, 3)).astype(np.uint8), Y)),
+    "dataset": ("MLP", DATASET),
+    "splits": ("MLP", Digits(train_size=32).load(0)),
+    "loader": (nn.Linear(3, 2), DataLoader(DATASET, 16, shuffle=True)),
+    "list of batches": (nn.Linear(3, 2), list(DataLoader(DATASET, 16))),
+    "iterable with a length": (nn.Linear(3, 2), SizedStream()),
+    "loader of numbers": (
+        nn.Linear(3, 2),
+        DataLoader(TensorDataset(torch.as_tensor(X), torch.as_tensor(PRICES)), 16),
+    ),
+    "dictionaries": (TwoInputs(), DataLoader(Dictionaries(), 16)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("posterior", [MAP(), SWAG(rank=2)], ids=["MAP", "SWAG"])
+def test_five_lines_are_enough(kind, posterior):
+    model, data = KINDS[kind]
+    fitted = fit(model, data, posterior, config=OPTIONS)
+    evaluation = evaluate(fitted, data.train if isinstance(data, DataSplits) else data, num_draws=2)
+    assert isinstance(fitted.likelihood, Gaussian if "number" in kind else Categorical)
+    assert set(evaluation.metrics) >= ({"rmse", "nll"} if "number" in kind else {"accuracy", "nll"})
+    inputs = data[0] if isinstance(data, tuple) else data.train.inputs if isinstance(data, DataSplits) else data
+    inputs = torch.as_tensor(X) if isinstance(data, TensorDataset | SizedStream) else inputs
+    assert len(fitted.predict(inputs, 2).mean) == (32 if isinstance(data, DataSplits) else 48)
+
+
+def test_all_kinds_of_the_same_examples_train_the_same_network():
+    weights = [
+        fit("MLP", data, MAP(), config=OPTIONS).states[0].model.state_dict()
+        for data in ((X, Y), (torch.as_tensor(X), torch.as_tensor(Y)), (FRAME, NAMES), DATASET)
+    ]
+    for other in weights[1:]:
+        assert all(torch.equal(weights[0][name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "texts", "numbers", "dataset", "loader", "dictionaries"])
+def test_validation_data_are_evaluated_while_training(kind):
+    model, data = KINDS[kind]
+    history = History()
+    fit(model, data, MAP(), config=OPTIONS | {"validate_every_n_epochs": 1}, val=data, callback=history)
+    metrics = [record["val_nll"] for record in history.records]
+    assert len(metrics) == 2
+    assert np.isfinite(metrics).all()
+    assert ("val_accuracy" in history.records[0]) == (kind != "numbers")
+
+
+def test_validation_of_a_loader_is_that_of_the_same_splits():
+    split = Split(inputs=torch.as_tensor(X), targets=torch.as_tensor(Y))
+    names = {"class_names": ("a", "b"), "feature_names": ("x", "y", "z")}
+    splits = DataSplits(train=split, val=split, test=split, augment=None, **names)
+    history, other = History(), History()
+    network = nn.Linear(3, 2)
+    config = {"epochs": 1, "batch_size": 48, "validate_every_n_epochs": 1}
+    fit(network, splits, MAP(), config=config, callback=history)
+    mean, std = X.mean(0, dtype=np.float64), X.std(0, dtype=np.float64)
+    loader = DataLoader(TensorDataset(torch.as_tensor(((X - mean) / std).astype(np.float32)), split.targets), 48)
+    fit(network, loader, MAP(), config=config, callback=other, val=loader)
+    for name in ("val_nll", "val_accuracy"):
+        assert history.records[-1][name] == pytest.approx(other.records[-1][name], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "message"),
+    [
+        (nn.Linear(3, 1), torch.as_tensor(Y), "with 1 output for each example"),
+        (nn.Linear(3, 2), torch.as_tensor(Y).float(), "not clear from targets of torch.float32"),
+        (nn.Linear(3, 5), torch.as_tensor(PRICES), "with 5 outputs"),
+        (nn.Linear(3, 2), torch.as_tensor(Y).bool(), "not clear from targets of torch.bool"),
+    ],
+)
+def test_a_likelihood_that_is_not_clear_is_asked_for(model, targets, message):
+    with pytest.raises(ValueError, match=f"{message}.*likelihood=Categorical"):
+        fit(model, DataLoader(TensorDataset(torch.as_tensor(X), targets), 16), MAP(), config=OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("data", "val", "message"),
+    [
+        ((X, Y), DATASET, "a pair .* beside a pair"),
+        (DATASET, (X, Y), "a dataset beside a dataset"),
+        (Digits(train_size=32).load(0), (X, Y), "have a validation split"),
+        (DataLoader(DATASET, 16), (X, Y), "val is a loader too"),
+    ],
+    ids=["dataset beside pair", "pair beside dataset", "pair beside splits", "pair beside loader"],
+)
+def test_validation_data_of_another_kind_are_refused(data, val, message):
+    with pytest.raises(TypeError, match=message):
+        fit(nn.Linear(3, 2), data, MAP(), config=OPTIONS, val=val)
+
+
+def test_wrong_validation_batches_are_refused_before_training():
+    wrong = DataLoader(TensorDataset(torch.as_tensor(X), torch.as_tensor(Y) + 5), 16)
+    with pytest.raises(ValueError, match="The validation data: Batch 0"):
+        fit(nn.Linear(3, 2), DataLoader(DATASET, 16), MAP(), config=OPTIONS, val=wrong)
+
+
+def test_data_frames_are_matched_by_name():
+    fitted = fit("MLP", (FRAME, Y), MAP(), config=OPTIONS)
+    expected = fitted.predict(X).mean
+    assert torch.equal(fitted.predict(FRAME[["c", "a", "b"]].assign(extra=1.0)).mean, expected)
+    with pytest.raises(ValueError, match="lacks: b"):
+        fitted.predict(FRAME[["a", "c"]])
+
+
+def test_names_of_classes_are_labels_of_an_evaluation():
+    fitted = fit("MLP", (X, NAMES), MAP(), config=OPTIONS)
+    assert evaluate(fitted, X, NAMES).metrics == evaluate(fitted, X, Y).metrics
+    with pytest.raises(ValueError, match="'cow' is not the name of a class of the training: 'cat', 'dog'"):
+        evaluate(fitted, X, np.where(Y == 0, "cow", "dog"))
+
+
+def test_unlabelled_examples_of_a_loader_are_left_out():
+    fitted = fit(nn.Linear(3, 2), DataLoader(DATASET, 16), MAP(), config=OPTIONS)
+    labels = np.where(np.arange(48) % 3 == 0, -100, Y)
+    loader = DataLoader(TensorDataset(torch.as_tensor(X), torch.as_tensor(labels)), 10)
+    assert evaluate(fitted, loader).metrics == evaluate(fitted, X[labels >= 0], Y[labels >= 0]).metrics
+
+
+@pytest.mark.parametrize(
+    "data", [Digits(train_size=32).load(0), X, "digits", Arrays(X, Y)], ids=lambda d: type(d).__name__
+)
+def test_an_evaluation_without_targets_says_what_to_pass(data):
+    fitted = fit("MLP", (X, Y), MAP(), config=OPTIONS)
+    with pytest.raises(TypeError, match=r"evaluate\(fitted, "):
+        evaluate(fitted, data)
