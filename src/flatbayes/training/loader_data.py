@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DistributedSampler, IterableDataset
 
 from flatbayes.core import Examples
+from flatbayes.core.accelerators import move_tensor
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.input_trees import count_examples, map_tensors, slice_examples, split_batch
 from flatbayes.core.networks import cast_inputs
@@ -19,7 +20,7 @@ from flatbayes.core.randomness import Stream, preserve_rng, seeded_rng, spawn_se
 from flatbayes.likelihoods import Categorical, Likelihood
 from flatbayes.training.batches import LoaderBatches, TrainingBatches
 from flatbayes.training.config import TrainingConfig
-from flatbayes.training.data import NUM_CHECK_EXAMPLES, TrainingData, move_targets
+from flatbayes.training.data import NUM_CHECK_EXAMPLES, TrainingData
 from flatbayes.training.distributed.launch import get_fabric_process_group
 from flatbayes.training.loader_pass import LoaderPass, convert_integers, read_pass, select_labelled
 
@@ -147,7 +148,7 @@ class LoaderData(TrainingData):
         for batch in self.loader:
             inputs, targets = self._prepare_batch(batch)
             if len(targets):
-                yield map_tensors(lambda tensor: tensor.to(device), inputs), targets.to(device)
+                yield map_tensors(lambda tensor: move_tensor(tensor, device), inputs), targets.to(device)
 
     def _prepare_batch(self, batch: Any) -> tuple[Any, Tensor]:
         likelihood = self.infer_likelihood()
@@ -187,8 +188,8 @@ class LoaderData(TrainingData):
                     inputs, targets = self._prepare_batch(batch)
                     if not len(targets):
                         continue
-                    ready = cast_inputs(module, map_tensors(lambda tensor: tensor.to(device), inputs))
-                    outputs, targets = module(ready), move_targets(targets, device)
+                    ready = cast_inputs(module, map_tensors(lambda tensor: move_tensor(tensor, device), inputs))
+                    outputs, targets = module(ready), move_tensor(targets, device)
                     loss += float(likelihood.loss(outputs, targets)) * len(targets)
                     if isinstance(likelihood, Categorical) and targets.ndim == 1:
                         num_right += float((outputs.argmax(-1) == targets).sum())
