@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 
 from flatbayes.cli.models import rebuild_model
+from flatbayes.core.accelerators import select_device
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.files import WriteError, read_json, replace_nonfinite
 from flatbayes.core.spec import instantiate
@@ -24,7 +24,7 @@ console = PlainConsole()
 
 
 def load_on_device(folder: Path, model: str | None, trusted: Collection[str] = ()) -> FittedPosterior:
-    """The fitted posterior of a run, on the GPU if there is one.
+    """The fitted posterior of a run, on the GPU if there is one that has the precision of its weights.
 
     Args:
         folder: Folder of the run.
@@ -32,7 +32,7 @@ def load_on_device(folder: Path, model: str | None, trusted: Collection[str] = (
         trusted: Modules and dotted paths that the user gives with `--trust`.
     """
     fitted = load_on_cpu(folder, model, trusted)
-    return fitted.to("cuda") if torch.cuda.is_available() else fitted
+    return fitted.to(select_device(dtypes={param.dtype for param in fitted.states[0].model.parameters()}))
 
 
 def load_on_cpu(folder: Path, model: str | None, trusted: Collection[str] = ()) -> FittedPosterior:

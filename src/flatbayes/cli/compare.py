@@ -71,7 +71,12 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--num_sharpness_draws", type=int, default=5, help="networks drawn for the sharpness measures"
     )
-    parser.add_argument("--num_jobs", type=int | None, default=None, help="processes; by default one per core")
+    parser.add_argument(
+        "--num_jobs",
+        type=int | None,
+        default=None,
+        help="processes, spread over the GPUs; by default one per GPU, or one per core if there is none",
+    )
     parser.add_argument(
         "--backend",
         type=ParallelBackend,

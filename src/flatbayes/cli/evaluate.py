@@ -17,6 +17,7 @@ from flatbayes.experiments.run_folder import RunFolder
 from flatbayes.experiments.run_result import RunCost, RunResult
 from flatbayes.metrics import DEFINITIONS
 from flatbayes.prediction import FittedPosterior, check_num_draws, evaluate
+from flatbayes.prediction.placement import PredictionPrecision
 
 
 def make_parser() -> ArgumentParser:
@@ -39,7 +40,17 @@ def run(options: Namespace) -> None:
     fitted = load_on_device(folder.path, options.model, options.trust)
     source = load_source(config, options.data, options.trust)
     split = getattr(load_run_data(source, folder.path, config, options), options.split)
-    evaluate_run(fitted, folder, split, options.split, options.num_draws, options.batch_size, options.seed)
+    evaluate_run(
+        fitted,
+        folder,
+        split,
+        options.split,
+        options.num_draws,
+        options.batch_size,
+        options.seed,
+        precision=options.precision,
+        compiled=options.compiled,
+    )
 
 
 def evaluate_run(
@@ -50,6 +61,9 @@ def evaluate_run(
     num_draws: int,
     batch_size: int,
     seed: int,
+    *,
+    precision: PredictionPrecision | None = None,
+    compiled: bool = False,
 ) -> None:
     """Compute metrics on a split, print them, and add them to `results.json` of the run folder.
 
@@ -64,6 +78,8 @@ def evaluate_run(
         num_draws: Networks to average.
         batch_size: Examples per forward pass.
         seed: Seed of the draws.
+        precision: As in `FittedPosterior.predict`.
+        compiled: As in `FittedPosterior.predict`.
     """
     config = folder.read_config()
     evaluation = evaluate(
@@ -74,6 +90,8 @@ def evaluate_run(
         batch_size=batch_size,
         seed=seed,
         show_progress=sys.stderr.isatty(),
+        precision=precision,
+        compiled=compiled,
     )
     result = RunResult(
         data=short_name(config["data"]),
@@ -86,7 +104,11 @@ def evaluate_run(
         metrics=evaluation.metrics,
         cost=RunCost(**fitted.info.get("cost", {})),
         reliability=evaluation.reliability,
-        settings={"num_draws": num_draws, "draw_seed": seed},
+        settings={
+            "num_draws": num_draws,
+            "draw_seed": seed,
+            **({} if precision is None else {"precision": precision}),
+        },
     )
     table = Table(title=f"{result.posterior} x {result.flatness} on {len(split)} {split_name} examples")
     table.add_column("metric")

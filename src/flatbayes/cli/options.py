@@ -17,6 +17,7 @@ from flatbayes.flatness import SAM, Flatness
 from flatbayes.models import MLP, ConvNet
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction.metadata import METADATA_FILE
+from flatbayes.prediction.placement import PredictionPrecision
 from flatbayes.training import TrainingConfig
 from flatbayes.training.compatibility import check_compatibility
 from flatbayes.training.distributed.launch import check_accelerator
@@ -69,6 +70,15 @@ def add_run_options(parser: ArgumentParser) -> None:
     parser.add_argument("--num_draws", type=int, default=30, help="networks to average")
     parser.add_argument("--batch_size", type=int, default=256, help="examples in a forward pass")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    parser.add_argument(
+        "--precision",
+        type=PredictionPrecision | None,
+        default=None,
+        help="of forward passes: by default that of the weights; training, that of the training; or mixed precision",
+    )
+    parser.add_argument(
+        "--compiled", action="store_true", help="compile the network: slow at first, worth it for much data"
+    )
     add_model_path_options(parser)
 
 

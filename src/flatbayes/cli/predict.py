@@ -81,7 +81,14 @@ def run(options: Namespace) -> None:
     with writer, progress:
         task = progress.add_task("predicting", total=total)
         for kept_columns, examples in inputs.iter_chunks():
-            predictive = fitted.predict(examples, options.num_draws, batch_size=options.batch_size, seed=options.seed)
+            predictive = fitted.predict(
+                examples,
+                options.num_draws,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                precision=options.precision,
+                compiled=options.compiled,
+            )
             columns = predictive.columns(get_output_names(fitted.info, predictive))
             duplicates = kept_columns.keys() & columns.keys()
             if duplicates:

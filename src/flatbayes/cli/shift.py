@@ -98,6 +98,8 @@ def run(options: Namespace) -> None:
     options_with_effect = ("num_draws", "seed", "corruptions", "severities", "corrupted_folder", "max_examples")
     described = {name: to_plain(options[name]) for name in options_with_effect}
     described["corruptions"] = None if options.corruptions is None else ",".join(options.corruptions)
+    if options.precision is not None:
+        described["precision"] = options.precision
     described["ood"] = None if options.ood is None else short_name(options.ood)
     out_folder = check_result_folder(folder.path, options.out)
     protect_results(out_folder / SHIFT_FILE, described, overwrite=options.overwrite)
@@ -118,6 +120,8 @@ def run(options: Namespace) -> None:
         "batch_size": options.batch_size,
         "seed": options.seed,
         "show_progress": sys.stderr.isatty(),
+        "precision": options.precision,
+        "compiled": options.compiled,
     }
     results: dict[str, Any] = {
         "flatbayes": get_version(),

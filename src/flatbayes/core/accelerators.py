@@ -49,22 +49,24 @@ def resolve_accelerator(name: str = "auto") -> str:
     return os.environ.get(ACCELERATOR_VARIABLE, "auto") if name == "auto" else name
 
 
-def select_device(dtypes: Iterable[torch.dtype] = ()) -> torch.device:
-    """The device for computations outside of training: the accelerator if there is one, otherwise the CPU.
+def select_device(name: str = "auto", dtypes: Iterable[torch.dtype] = ()) -> torch.device:
+    """The first device of an accelerator, such as for computations outside of training.
 
     Args:
+        name: Value of `distribution.accelerator`; auto is the accelerator of this machine, or the CPU if it has none.
         dtypes: Dtypes of the network; one of float64 stays on the CPU where the accelerator has none.
 
     Raises:
         ValueError: The environment variable names an accelerator that is not there.
     """
-    requested, available = resolve_accelerator(), find_accelerator()
+    requested, available = resolve_accelerator(name), find_accelerator()
     if requested == "cpu" or (requested == "auto" and available is None):
         return torch.device("cpu")
     if available is None or requested not in ("auto", "gpu", available):
+        usable = "cpu" if available is None else f"cpu or {available}"
         raise ValueError(
-            f"{ACCELERATOR_VARIABLE}={requested} names an accelerator that is not available: set it to "
-            f"{'cpu' if available is None else f'cpu or {available}'}, or unset it."
+            f"The accelerator {requested} is not available: use {usable}, in distribution.accelerator or in the "
+            f"environment variable {ACCELERATOR_VARIABLE}."
         )
     is_supported = has_float64(torch.device(available)) or torch.float64 not in set(dtypes)
     return torch.device(available if is_supported else "cpu")
@@ -76,8 +78,8 @@ def count_accelerators(name: str = "auto") -> int:
     Args:
         name: Value of `distribution.accelerator`.
     """
-    requested, available = resolve_accelerator(name), find_accelerator()
-    return 0 if requested == "cpu" or available is None else torch.accelerator.device_count()
+    available = find_accelerator()
+    return 0 if resolve_accelerator(name) == "cpu" or available is None else torch.accelerator.device_count()
 
 
 def describe_device(device: torch.device) -> str:
@@ -94,6 +96,15 @@ def get_free_memory(device: torch.device) -> float:
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     module: Any = getattr(torch, device.type, None)
     return float(module.mem_get_info(device)[0]) if hasattr(module, "mem_get_info") else 0.0
+
+
+def get_float32_precision() -> dict[str, Any]:
+    """Precision in which CUDA multiplies float32 numbers: whether matrix products and convolutions may use TF32."""
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision"):  # torch refuses to read the older flags once these are set
+        return {"matmul": matmul.fp32_precision, "convolutions": cudnn.conv.fp32_precision}
+    return {"matmul": "tf32" if matmul.allow_tf32 else "ieee", "convolutions": "tf32" if cudnn.allow_tf32 else "ieee"}
 
 
 def check_one_device(network: nn.Module) -> None:

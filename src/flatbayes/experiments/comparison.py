@@ -171,7 +171,8 @@ class Comparison:
 
         Args:
             folder: Folder of the results; with `ray` on several machines, one that all of them can write to.
-            jobs: Number of processes; by default one per core, or one if there is a GPU.
+            jobs: Number of processes, which are spread over the GPUs; by default one per GPU, or one per core if
+                there is none.
             show_progress: Show a progress bar; by default if standard error is a terminal.
             backend: How processes are started: `loky` on this machine, `ray` on those of a cluster.
 
@@ -210,7 +211,7 @@ def write_results(
         runs=tuple(runs),
         rows=summarize_runs(runs, short_name(Plain()), HIGHER_IS_BETTER, FAMILY_BY_METRIC),
         failures=tuple(failures),
-        environment=describe_environment(),
+        environment=describe_environment(config),
     )
     results.save(folder)
     return results
@@ -250,7 +251,7 @@ def compare(
         folder: Folder of the results. If it holds finished runs of the same comparison, these are not repeated. None
             keeps nothing.
         overwrite: Delete the results in the folder first.
-        num_jobs: Number of processes; by default one per core, or one if there is a GPU.
+        num_jobs: Number of processes, spread over the GPUs; by default one per GPU, or per core if there is none.
         backend: How processes are started: `loky` on this machine, `ray` on those of a cluster.
         show_progress: Show a progress bar; by default if standard error is a terminal.
 

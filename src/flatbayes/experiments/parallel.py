@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flatbayes.core.console import PlainConsole
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.training.distributed.launch import get_process_layout
-from flatbayes.training.distributed.workers import ParallelBackend, parallel_backend, start_worker
+from flatbayes.training.distributed.workers import ParallelBackend, parallel_backend, share_devices, start_worker
 
 
 def execute_runs(
@@ -27,7 +27,8 @@ def execute_runs(
     Args:
         runs: All runs; equal runs are executed once.
         folder: Folder of the results.
-        jobs: Number of processes; by default one per core, or one if there is a GPU.
+        jobs: Number of processes, which are spread over the GPUs; by default one per GPU, or one per core if there is
+            none or the runs use the CPU.
         show_progress: Show a progress bar on standard error; by default if that is a terminal.
         backend: How processes are started: `loky` on this machine, `ray` on those of a cluster.
 
@@ -51,14 +52,21 @@ def execute_runs(
         return []
     from joblib import Parallel, delayed  # here, since it is slow to import
 
+    accelerators = {run.config.distribution.accelerator for run in missing}
+    accelerator = accelerators.pop() if len(accelerators) == 1 else "auto"
     calls = (delayed(run.try_execute)(folder) for run in missing)
     failures = []
     try:
-        with _progress_bar(show_progress) as bar, parallel_backend(backend) as max_jobs:
+        with (
+            _progress_bar(show_progress) as bar,
+            parallel_backend(backend, accelerator) as max_jobs,
+            share_devices(accelerator) as device_queue,
+        ):
             task = bar.add_task("", total=len(unique), completed=len(unique) - len(missing), last="")
             order = "generator_unordered" if backend == "loky" else "list"  # joblib on Ray returns all at the end
             # Workers of Ray are children of its own processes, which it ends.
-            watch = {"initializer": start_worker, "initargs": (os.getpid(),)} if backend == "loky" else {}
+            initargs = (os.getpid(), device_queue)
+            watch = {"initializer": start_worker, "initargs": initargs} if backend == "loky" else {}
             num_jobs = min(jobs or max_jobs, len(missing))
             for run, reason in Parallel(n_jobs=num_jobs, return_as=order, **watch)(calls):
                 bar.update(task, advance=1, last=run.name)

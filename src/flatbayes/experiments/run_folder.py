@@ -11,6 +11,12 @@ from typing import Any
 
 import torch
 
+from flatbayes.core.accelerators import (
+    count_accelerators,
+    describe_device,
+    get_float32_precision,
+    select_device,
+)
 from flatbayes.core.files import JsonValue, list_temporary_files, read_json, remove_files, write_json
 from flatbayes.core.optional import get_version
 from flatbayes.data.fingerprint import explain_change
@@ -49,8 +55,14 @@ COMPARISON_RUNS_GLOB = f"runs/{'[0-9a-f]' * 16}.json"
 COMPARISON_CHECKPOINTS_GLOB = f"runs/{'[0-9a-f]' * 16}.{CHECKPOINT_FOLDER}"
 
 
-def describe_environment() -> dict[str, JsonValue]:
-    """Versions and hardware, as plain data."""
+def describe_environment(config: object = None) -> dict[str, JsonValue]:
+    """Versions and hardware, as plain data.
+
+    Args:
+        config: Configuration of a run as plain data, whose accelerator is the `device`; otherwise it is the device
+            that evaluations use.
+    """
+    cudnn_version: int | None = torch.backends.cudnn.version()
     return {
         "flatbayes": get_version(),
         "python": platform.python_version(),
@@ -59,8 +71,22 @@ def describe_environment() -> dict[str, JsonValue]:
         "platform": platform.platform(),
         "processor": _read_processor_name(),
         "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": _describe_used_device(config),
+        "num_accelerators": count_accelerators(),
+        "cuda": torch.version.cuda,
+        "cudnn": cudnn_version,
+        "float32_precision": get_float32_precision() if torch.cuda.is_available() else None,
     }
+
+
+def _describe_used_device(config: object) -> str:
+    for key in ("config", "distribution", "accelerator"):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    name = config if isinstance(config, str) else "auto"
+    try:
+        return describe_device(select_device(name))
+    except ValueError:  # finished results are summarized on another machine
+        return name
 
 
 def _read_processor_name() -> str:
@@ -220,7 +246,7 @@ class RunFolder:
             raise ValueError("--overwrite begins anew and --resume goes on: choose one of them.")
         claim_folder(path, config, overwrite=overwrite, resume=resume, allow_changed_data=allow_changed_data)
         if not (path / ENVIRONMENT_FILE).is_file():
-            write_json(path / ENVIRONMENT_FILE, describe_environment())
+            write_json(path / ENVIRONMENT_FILE, describe_environment(config))
         return cls(path)
 
     @classmethod

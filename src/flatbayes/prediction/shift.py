@@ -28,6 +28,7 @@ from flatbayes.metrics import (
     fpr_at_tpr,
 )
 from flatbayes.prediction.fitted import FittedPosterior
+from flatbayes.prediction.placement import PredictionPrecision
 
 CLEAN = "clean"
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -121,6 +122,8 @@ def evaluate_corruptions(
     batch_size: int = 256,
     seed: int = 0,
     show_progress: bool = False,
+    precision: PredictionPrecision | None = None,
+    compiled: bool = False,
 ) -> list[CorruptionMetrics]:
     """Compute classification metrics for each corruption and severity.
 
@@ -137,6 +140,8 @@ def evaluate_corruptions(
         batch_size: Examples per forward pass.
         seed: The same seed draws the same networks; they are the same for all rows.
         show_progress: Show progress bars on standard error.
+        precision: As in `FittedPosterior.predict`.
+        compiled: As in `FittedPosterior.predict`.
 
     Returns:
         The clean images first, then every corruption at every severity.
@@ -153,6 +158,8 @@ def evaluate_corruptions(
         batch_size=batch_size,
         seed=seed,
         show_progress=show_progress,
+        precision=precision,
+        compiled=compiled,
     )
 
     def compute_row(name: str, severity: int, examples: Split) -> CorruptionMetrics:
@@ -182,6 +189,8 @@ def evaluate_ood(
     batch_size: int = 256,
     seed: int = 0,
     show_progress: bool = False,
+    precision: PredictionPrecision | None = None,
+    compiled: bool = False,
 ) -> OODEvaluation:
     """Measure how well predictive uncertainty separates out-of-distribution examples from test examples.
 
@@ -193,6 +202,8 @@ def evaluate_ood(
         batch_size: Examples per forward pass.
         seed: The same seed draws the same networks.
         show_progress: Show progress bars on standard error.
+        precision: As in `FittedPosterior.predict`.
+        compiled: As in `FittedPosterior.predict`.
 
     Raises:
         ValueError: The inputs differ in shape, or do not fit the posterior.
@@ -202,10 +213,17 @@ def evaluate_ood(
             f"Test inputs have the shape {tuple(test_inputs.shape[1:])} and out-of-distribution inputs "
             f"{tuple(ood_inputs.shape[1:])}. Use flatbayes.data.match_input_format(ood_inputs, test_inputs)."
         )
-    uncertainties = [
-        _compute_uncertainties(_predict_classes(fitted, inputs, num_draws, batch_size, seed, show_progress))
-        for inputs in (test_inputs, ood_inputs)
-    ]
+    predict = partial(
+        _predict_classes,
+        fitted,
+        num_draws=num_draws,
+        batch_size=batch_size,
+        seed=seed,
+        show_progress=show_progress,
+        precision=precision,
+        compiled=compiled,
+    )
+    uncertainties = [_compute_uncertainties(predict(inputs)) for inputs in (test_inputs, ood_inputs)]
     is_ood = cat([zeros(len(test_inputs)), ones(len(ood_inputs))]).bool()
     scores = {name: _detection_metrics(cat([u[name] for u in uncertainties]), is_ood) for name in uncertainties[0]}
     divergence = entropy_divergence(*(u["entropy"] for u in uncertainties))
@@ -221,6 +239,8 @@ def evaluate_recalibration(
     batch_size: int = 256,
     seed: int = 0,
     show_progress: bool = False,
+    precision: PredictionPrecision | None = None,
+    compiled: bool = False,
 ) -> RecalibrationResult:
     """Fit a temperature to validation examples, and compute test metrics without and with it.
 
@@ -232,14 +252,23 @@ def evaluate_recalibration(
         batch_size: Examples per forward pass.
         seed: The same seed draws the same networks.
         show_progress: Show progress bars on standard error.
+        precision: As in `FittedPosterior.predict`.
+        compiled: As in `FittedPosterior.predict`.
 
     Raises:
         ValueError: The inputs do not fit the posterior, or a validation label has probability 0.
     """
-    val_log_probs, test_log_probs = (
-        _predict_classes(fitted, split.inputs, num_draws, batch_size, seed, show_progress).log_probs.cpu()
-        for split in (val, test)
+    predict = partial(
+        _predict_classes,
+        fitted,
+        num_draws=num_draws,
+        batch_size=batch_size,
+        seed=seed,
+        show_progress=show_progress,
+        precision=precision,
+        compiled=compiled,
     )
+    val_log_probs, test_log_probs = (predict(split.inputs).log_probs.cpu() for split in (val, test))
     temperature = fit_temperature(val_log_probs, val.targets.cpu())
     labels = test.targets.cpu()
     return RecalibrationResult(
@@ -250,12 +279,7 @@ def evaluate_recalibration(
 
 
 def _predict_classes(
-    fitted: FittedPosterior,
-    inputs: Tensor | LazyImages,
-    num_draws: int,
-    batch_size: int,
-    seed: int,
-    show_progress: bool,
+    fitted: FittedPosterior, inputs: Tensor | LazyImages, *, num_draws: int, **options: Any
 ) -> CategoricalPredictive:
     input_shape = fitted.info.get("input_shape")
     if input_shape is not None and tuple(input_shape) != tuple(inputs.shape[1:]):
@@ -263,7 +287,7 @@ def _predict_classes(
             f"The posterior takes inputs of the shape {tuple(input_shape)}, got {tuple(inputs.shape[1:])}. Give "
             "inputs like those of the training; flatbayes.data.match_input_format brings images into their shape."
         )
-    predictive = fitted.predict(inputs, num_draws, batch_size=batch_size, seed=seed, show_progress=show_progress)
+    predictive = fitted.predict(inputs, num_draws, **options)
     if not isinstance(predictive, CategoricalPredictive):
         raise ValueError(
             f"Shift is measured for classification, and this posterior predicts a {type(predictive).__name__}."

@@ -98,11 +98,14 @@ class PrecisionConfig:
         mode: Floating-point type of the forward and backward pass.
         channels_last: Store images and convolutions with the channels innermost, which is faster on some devices.
         compile: Compile the network with torch.compile: slow to start, worth it for long runs of large networks.
+        cudnn_benchmark: Let cuDNN time its algorithms for each shape of a convolution and take the fastest. It pays
+            for convolutional networks on a CUDA device; rounding then differs from run to run.
     """
 
     mode: Precision = "32-true"
     channels_last: bool = False
     compile: bool = False
+    cudnn_benchmark: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,8 @@ class DistributionConfig:
     """Devices and processes.
 
     Attributes:
-        accelerator: Device to train on: auto, cpu, cuda or mps.
+        accelerator: Device to train on: auto, cpu, cuda or mps. `auto` is the value of the environment variable
+            FLATBAYES_ACCELERATOR, or else the GPU if there is one.
         devices: Devices of a machine, one process each, that share the batch of a step; `auto` is one, or as many
             as torchrun has started processes. See docs/distributed.md.
         strategy: What each of several processes holds of the network: `ddp`, all of it; or `fsdp`, a shard, for
@@ -118,8 +122,9 @@ class DistributionConfig:
         ascent_scope: Batch on which several processes compute the adversarial perturbation: `local`, each on its own
             share of the batch, without communication; or `synchronised`, all on the whole batch, like one process.
         members: How the networks of an ensemble are trained: `one_by_one`; `workers`, in parallel processes, one per
-            core; `vectorized`, stacked in one process with `torch.func.vmap`, an error if the result differs by more
-            than rounding; or `auto`, vectorized where that works and the networks are small enough to gain from it.
+            GPU, or per core if there is none; `vectorized`, stacked in one process with `torch.func.vmap`, an error
+            if the result differs by more than rounding; or `auto`, vectorized where that works and the networks are
+            small enough to gain from it.
     """
 
     accelerator: str = "auto"

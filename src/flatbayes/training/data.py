@@ -153,7 +153,7 @@ class InMemoryData(TrainingData):
         inputs, targets, augment = self.splits.train.inputs, self.splits.train.targets, self.splits.augment
         size, device, world = min(config.batch_size, len(inputs)), fabric.device, get_fabric_process_group(fabric)
         if isinstance(inputs, LazyImages):
-            return ShuffledBatches(inputs, targets, size, seed, augment, self.standardize, world)
+            return ShuffledBatches(inputs, targets, size, seed, augment, self.standardize.to(device), world)
         is_transformed = augment is None and inputs.dtype == torch.float64  # takes less memory as float32
         inputs = self.standardize(inputs) if is_transformed else inputs
         if fits_on_device(inputs, device):
@@ -162,15 +162,15 @@ class InMemoryData(TrainingData):
             return ShuffledBatches(inputs, targets, size, seed, world=world)
         if augment is None and inputs.numel() <= MAX_CACHED_ELEMENTS:
             return ShuffledBatches(self.standardize(inputs), targets, size, seed, world=world)
-        return ShuffledBatches(inputs, targets, size, seed, augment, self.standardize, world)
+        return ShuffledBatches(inputs, targets, size, seed, augment, self.standardize.to(device), world)
 
     def iter_examples(self, device: torch.device) -> Examples:
         """All examples, standardized, in the order of the data."""
-        train = self.splits.train
+        train, standardize = self.splits.train, self.standardize.to(device)
         for inputs, targets in zip(
             train.inputs.split(EVAL_BATCH_SIZE), train.targets.split(EVAL_BATCH_SIZE), strict=True
         ):
-            yield standardize_on_device(self.standardize, inputs, device), move_tensor(targets, device)
+            yield standardize_on_device(standardize, inputs, device), move_tensor(targets, device)
 
     @property
     def example_batch(self) -> tuple[Any, Tensor]:
@@ -198,9 +198,10 @@ class InMemoryData(TrainingData):
 
         def validate(module: nn.Module) -> dict[str, float]:
             weight, metrics = next(module.parameters()), dict.fromkeys(names, math.nan)
+            standardize = self.standardize.to(weight.device)
             with eval_mode(module), torch.no_grad(), seeded_rng(spawn_seed(Stream.VALIDATION), module):
                 batches = share.inputs.split(EVAL_BATCH_SIZE)
-                on_device = (standardize_on_device(self.standardize, batch, weight.device) for batch in batches)
+                on_device = (standardize_on_device(standardize, batch, weight.device) for batch in batches)
                 ready = (cast_inputs(module, inputs) for inputs in on_device)
                 if len(share):
                     outputs = torch.cat([module(inputs) for inputs in ready])

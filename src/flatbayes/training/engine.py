@@ -5,12 +5,16 @@ does nothing else, so the engine calls the network, the loss and the optimizer d
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from flatbayes.core.accelerators import check_one_device
+from flatbayes.core.devices import has_float64
 from flatbayes.core.norms import broadcast_per_network, global_norm
 from flatbayes.core.weights import promoted_dtype
 from flatbayes.training.config import TrainingConfig
@@ -85,11 +89,33 @@ class Engine:
 
 
 def place_module(module: nn.Module, fabric: "Fabric", config: TrainingConfig) -> nn.Module:
-    """Move a module to the device, dtype and memory format of training."""
-    placed: nn.Module = fabric.to_device(module.double() if config.precision.mode == "64-true" else module)
+    """Move a module to the device, dtype and memory format of training.
+
+    Raises:
+        ValueError: It is on several devices, or has weights of float64, which the device does not have.
+    """
+    check_one_device(module)
+    module = module.double() if config.precision.mode == "64-true" else module
+    if not has_float64(fabric.device) and any(param.dtype == torch.float64 for param in module.parameters()):
+        raise ValueError(
+            f"{type(module).__name__} has weights of float64, which the device {fabric.device} does not have: "
+            "convert them, network.float(), or use distribution.accelerator='cpu'."
+        )
+    placed: nn.Module = fabric.to_device(module)
     if config.precision.channels_last:
         placed = placed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return placed
+
+
+@contextmanager
+def set_cudnn_benchmark(*, enabled: bool) -> Iterator[None]:
+    """Inside, cuDNN times its algorithms and takes the fastest, if enabled; otherwise the user's setting holds."""
+    previous = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = previous or enabled
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = previous
 
 
 def clip_gradient_norm(params: tuple[Tensor, ...], max_norm: float) -> None:

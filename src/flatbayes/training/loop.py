@@ -85,12 +85,23 @@ def iter_batches(run: TrainingRun, engine: Engine, epoch: int) -> Iterator[tuple
     first_batch = run.status.progress.step - epoch * len(run.batches)
     dtype = shared_dtype(engine.module.parameters())
     for inputs, targets in run.batches.iter_epoch(epoch, first_batch):
-        inputs = map_tensors(lambda tensor: tensor.to(engine.fabric.device, non_blocking=True), inputs)
-        targets = targets.to(engine.fabric.device, non_blocking=True)
+        inputs = map_tensors(lambda tensor: start_transfer(tensor, engine.fabric.device), inputs)
+        targets = start_transfer(targets, engine.fabric.device)
         if run.batches.transform is not None:
             inputs = run.batches.transform(inputs)
         inputs = convert_inputs(inputs, dtype, run.config)
         yield inputs, targets
+
+
+def start_transfer(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; the host does not wait for the copy.
+
+    Memory of the host is pinned first: from other memory, CUDA would copy after all kernels that were started before,
+    and let the host wait.
+    """
+    if device.type == "cuda" and tensor.is_cpu and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def convert_inputs(inputs: ModelInputs, dtype: torch.dtype | None, config: TrainingConfig) -> Any:

@@ -25,7 +25,7 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.distributed.fsdp import gather_state, shard_module
 from flatbayes.training.distributed.gradient_averaging import make_synchronized_closure
 from flatbayes.training.distributed.launch import get_fabric_process_group
-from flatbayes.training.engine import Engine, place_module
+from flatbayes.training.engine import Engine, place_module, set_cudnn_benchmark
 from flatbayes.training.run import TrainingRun
 
 if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
@@ -65,7 +65,12 @@ class Session:
         run.status.progress.total_steps = run.config.epochs * len(run.batches)
         num_vectorized = run.num_networks if run.num_networks > 1 else 0
         is_alone = self.world.size == 1  # processes would have to agree on the step
-        with seeded_rng(run.seed, engine.module), vectorized(num_vectorized), defer_interrupts(enabled=is_alone):
+        with (
+            seeded_rng(run.seed, engine.module),
+            vectorized(num_vectorized),
+            set_cudnn_benchmark(enabled=run.config.precision.cudnn_benchmark),
+            defer_interrupts(enabled=is_alone),
+        ):
             checkpoint = self.world.read_on_main(lambda: self.manager.load_latest(self.run_index))
             if checkpoint is not None:
                 restore_checkpoint(checkpoint, run, engine, self.world)

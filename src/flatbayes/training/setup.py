@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from flatbayes.core import State
+from flatbayes.core.accelerators import describe_device
 from flatbayes.core.buffers import norm_layers
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.optional import get_version
@@ -174,6 +175,7 @@ class TrainingSetup:
             "start": factory.warm_start.fingerprint(training_data.transform),
             "processes": world.size,
         }
+        info |= {"device": describe_device(fabric.device), "precision": config.precision.mode}
         if members in ("auto", "vectorized"):
             info["members"] = "vectorized" if is_vectorized else f"one by one: {reason}"
         groups = [list(indices)] if is_vectorized else [[member] for member in indices]

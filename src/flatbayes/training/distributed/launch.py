@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from flatbayes.core.accelerators import find_accelerator, resolve_accelerator
+from flatbayes.core.devices import has_float64
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.optional import import_fabric
 from flatbayes.core.process_group import ProcessGroupInfo
@@ -35,7 +37,7 @@ def check_accelerator(config: TrainingConfig) -> None:
     Raises:
         ValueError: The accelerator is unknown, or is not available.
     """
-    name = config.distribution.accelerator
+    name = resolve_accelerator(config.distribution.accelerator)
     available = {
         "auto": True,
         "cpu": True,
@@ -53,6 +55,21 @@ def check_accelerator(config: TrainingConfig) -> None:
         raise ValueError(
             f"The accelerator {name} is not available: {reason}. Use {usable}, --distribution.accelerator cpu."
         )
+    if name in ("mps", "gpu") and config.precision.mode == "64-true" and not _has_float64(name):
+        raise ValueError(
+            "Apple GPUs have no numbers of 64 bits: use --precision.mode 32-true, or --distribution.accelerator cpu."
+        )
+
+
+def choose_accelerator(config: TrainingConfig) -> str:
+    """The accelerator of a configuration, by its name in Fabric; auto is the CPU where precision needs float64."""
+    name = resolve_accelerator(config.distribution.accelerator)
+    return "cpu" if name == "auto" and config.precision.mode == "64-true" and not _has_float64(name) else name
+
+
+def _has_float64(name: str) -> bool:
+    kind = find_accelerator() if name in ("auto", "gpu") else name
+    return kind is None or has_float64(torch.device(kind))
 
 
 def make_fabric(config: TrainingConfig, *, launch: bool = False) -> "Fabric":
@@ -81,7 +98,7 @@ def make_fabric(config: TrainingConfig, *, launch: bool = False) -> "Fabric":
             return module
 
     devices, machines = get_process_layout(config)
-    accelerator, precision = config.distribution.accelerator, config.precision.mode
+    accelerator, precision = choose_accelerator(config), config.precision.mode
     if devices * machines == 1:
         fabric: Fabric = package.Fabric(accelerator=accelerator, devices=1, precision=precision)
         return fabric

@@ -1,16 +1,19 @@
 """Independent training runs in parallel worker processes, on this machine or on a Ray cluster."""
 
+import itertools
 import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import torch
-
+from flatbayes.core.accelerators import count_accelerators, find_accelerator
+from flatbayes.core.process_group import move_tensors_to_cpu
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
 from flatbayes.training.distributed.launch import make_fabric
@@ -25,8 +28,50 @@ PARENT_CHECK_SECONDS = 0.5
 _watched_parent_id: int | None = None
 
 
+@dataclass(frozen=True)
+class DeviceQueue:
+    """Devices of CUDA that worker processes share: each worker takes the next one, in turn.
+
+    Attributes:
+        folder: Folder in which the workers that have taken one leave a file each.
+        devices: The devices, as CUDA_VISIBLE_DEVICES names them.
+    """
+
+    folder: str
+    devices: tuple[str, ...]
+
+    def take_device(self) -> str:
+        """Make the next device the only one that this process can see; it must not have used CUDA yet."""
+        for number in itertools.count():
+            try:
+                Path(self.folder, str(number)).touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            device = self.devices[number % len(self.devices)]
+            os.environ["CUDA_VISIBLE_DEVICES"] = device
+            return device
+        raise AssertionError("the numbers do not end")
+
+
 @contextmanager
-def parallel_backend(backend: ParallelBackend) -> Iterator[int]:
+def share_devices(accelerator: str = "auto") -> Iterator[DeviceQueue | None]:
+    """The devices of CUDA that worker processes share; None if there are not several.
+
+    Args:
+        accelerator: Value of `distribution.accelerator` of the trainings.
+    """
+    num_devices = count_accelerators(accelerator)
+    if num_devices < 2 or find_accelerator() != "cuda":
+        yield None
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = [str(k) for k in range(num_devices)] if visible is None else visible.split(",")[:num_devices]
+    with TemporaryDirectory(prefix="flatbayes-devices-") as folder:
+        yield DeviceQueue(folder, tuple(devices))
+
+
+@contextmanager
+def parallel_backend(backend: ParallelBackend, accelerator: str = "auto") -> Iterator[int]:
     """Run joblib's tasks on a backend, and give the default number of processes.
 
     A Ray cluster that this program is connected to is used and left connected. Otherwise the cluster at RAY_ADDRESS
@@ -34,12 +79,13 @@ def parallel_backend(backend: ParallelBackend) -> Iterator[int]:
 
     Args:
         backend: Starts the processes.
+        accelerator: Value of `distribution.accelerator` of the trainings.
 
     Raises:
         ImportError: The backend is Ray, and it is not installed.
     """
     if backend == "loky":
-        yield default_num_jobs()
+        yield default_num_jobs(accelerator)
         return
     try:
         import ray  # optional
@@ -61,9 +107,13 @@ def parallel_backend(backend: ParallelBackend) -> Iterator[int]:
             ray.shutdown()
 
 
-def default_num_jobs() -> int:
-    """One process per core, or a single process where they would share a GPU."""
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+def default_num_jobs(accelerator: str = "auto") -> int:
+    """One process per accelerator that trainings use, or one per core if they use the CPU.
+
+    Args:
+        accelerator: Value of `distribution.accelerator` of the trainings.
+    """
+    return count_accelerators(accelerator) or os.cpu_count() or 1
 
 
 def train_in_workers(
@@ -77,15 +127,21 @@ def train_in_workers(
         The `GroupResult.state_dict` of each member.
     """
     from joblib import Parallel, delayed  # slow to import
+    from joblib._parallel_backends import LokyBackend
     from joblib.parallel import get_active_backend
 
     if not members:
         return {}
-    _, num_requested = get_active_backend()
-    num_jobs = min(len(members), num_requested if num_requested not in (None, 1) else default_num_jobs())
+    active_backend, num_requested = get_active_backend()
+    accelerator = factory.config.distribution.accelerator
+    num_jobs = min(len(members), num_requested if num_requested not in (None, 1) else default_num_jobs(accelerator))
     calls = (delayed(train_member)(factory, member, checkpoints, os.getpid()) for member in members)
     try:
-        results = Parallel(n_jobs=num_jobs)(calls)
+        with share_devices(accelerator) as device_queue:
+            # Not for one process, which is this one, nor on Ray, which gives each task its devices.
+            is_shared = device_queue is not None and num_jobs > 1 and isinstance(active_backend, LokyBackend)
+            options = {"initializer": start_worker, "initargs": (os.getpid(), device_queue)} if is_shared else {}
+            results = Parallel(n_jobs=num_jobs, **options)(calls)
     except BrokenExecutor as error:
         kept = "" if checkpoints is None else " Finished members are kept, and the same call continues with them."
         raise RuntimeError(
@@ -116,21 +172,25 @@ def exit_with_parent(parent_id: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def start_worker(parent_id: int) -> None:
+def start_worker(parent_id: int, device_queue: DeviceQueue | None = None) -> None:
     """Initializer of a worker that is a child of the process that started it; ends with that process.
 
     Args:
         parent_id: Identifier of the process that started it.
+        device_queue: Devices of which the worker takes one; None if there are not several.
     """
     if os.getppid() != parent_id:
         os._exit(1)
     exit_with_parent(parent_id)
+    if device_queue is not None:
+        device_queue.take_device()
 
 
 def train_member(factory: RunFactory, member: int, checkpoints: Checkpoints | None, parent_id: int) -> dict[str, Any]:
-    """Train one member to its end on one device, and return its `GroupResult.state_dict`."""
+    """Train one member to its end on one device, and return its `GroupResult.state_dict`, in main memory."""
     exit_with_parent(parent_id)
     factory = replace(factory, config=factory.config.with_options(distribution={"devices": 1}))
     fabric = make_fabric(factory.config)
     session = make_session(factory.config, fabric, CheckpointManager(checkpoints), member)
-    return train_group(factory, factory.create_single_run(member, fabric), session, Callback()).state_dict()
+    result = train_group(factory, factory.create_single_run(member, fabric), session, Callback())
+    return move_tensors_to_cpu(result.state_dict())
