@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.networks import cast_inputs
+from flatbayes.core.networks import cast_inputs, differentiable_recurrence
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import Flatness
@@ -39,7 +39,7 @@ class FrozenNetwork(nn.Module):
         """Logits."""
         inputs = x if self.transform is None else self.transform(x)
         inputs = cast_inputs(self.network, inputs.to(next(self.network.parameters()).device))
-        with eval_mode(self.network):
+        with eval_mode(self.network), differentiable_recurrence(self.network):
             logits: Tensor = self.network(inputs)
         return logits
 

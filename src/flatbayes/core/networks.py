@@ -86,15 +86,34 @@ def plain_attention() -> Iterator[None]:
 
 
 @contextmanager
+def differentiable_recurrence(network: nn.Module) -> Iterator[None]:
+    """Inside, recurrent layers can be differentiated in eval mode, and twice, which those of cuDNN cannot.
+
+    Args:
+        network: The network that is called; one without recurrent layers keeps cuDNN.
+    """
+    with _disable_for_recurrence(torch.backends.cudnn, network):
+        yield
+
+
+@contextmanager
 def plain_recurrence(network: nn.Module) -> Iterator[None]:
     """Inside, recurrent layers use no fused kernels, which have no forward-mode derivative.
 
     Args:
         network: The network that is called.
     """
-    backend: Any = torch.backends.mkldnn
+    with _disable_for_recurrence(torch.backends.mkldnn, network), differentiable_recurrence(network):
+        yield
+
+
+@contextmanager
+def _disable_for_recurrence(backend: Any, network: nn.Module) -> Iterator[None]:
     enabled: bool = backend.enabled
-    backend.enabled = enabled and not any(isinstance(module, nn.RNNBase) for module in network.modules())
+    if not enabled or not any(isinstance(module, nn.RNNBase) for module in network.modules()):
+        yield
+        return
+    backend.enabled = False
     try:
         yield
     finally:

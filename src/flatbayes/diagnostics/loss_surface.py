@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flatbayes.core import Examples, LossFn
 from flatbayes.core.buffers import preserve_buffers
 from flatbayes.core.input_trees import ModelInputs
+from flatbayes.core.networks import differentiable_recurrence
 from flatbayes.core.randomness import RandomState, replay_rng
 from flatbayes.core.weights import perturb, trainable_parameters
 
@@ -154,7 +155,8 @@ class LossSurface:
     @contextmanager
     def _perturb_weights(self, perturbation: Sequence[Tensor] | None) -> Iterator[None]:
         perturbed = nullcontext() if perturbation is None else perturb(self.params, list(perturbation))
-        with preserve_buffers(self.model), replay_rng(self._rng_state), perturbed:
+        unfused = differentiable_recurrence(self.model)
+        with preserve_buffers(self.model), replay_rng(self._rng_state), unfused, perturbed:
             if not self._keep_mode:
                 self.model.eval()
             yield

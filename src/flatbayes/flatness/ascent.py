@@ -113,10 +113,10 @@ def gradient_at_perturbation(
 ) -> Closure:
     """Make a closure whose gradient is taken after `ascent_steps` steps of ascent.
 
-    With e_0 = 0, each step sets e_{k+1} = perturbation_fn(gradient at w + e_k). If a gradient is not finite, the
-    ascent ends, and `.grad` is left for a loss scaler, or the user, to check. On accelerators, and for vectorized
-    networks, finiteness is not checked, since that would wait for the device; the later gradients are then not finite
-    either.
+    With e_0 = 0, each step sets e_{k+1} = perturbation_fn(gradient at w + e_k). If the gradient of any pass is not
+    finite, that of the step is not finite either, for a loss scaler, or the user, to check: the ascent ends, and
+    leaves it in `.grad`. On accelerators, and for vectorized networks, where that check would wait for the device,
+    the passes go on at weights that are not finite, with the same result.
 
     Args:
         perturbation_fn: Computes the perturbation, always from the unperturbed weights.
@@ -159,7 +159,7 @@ def gradient_at_perturbation(
             if tensors:
                 perturbation = perturbation_fn(weights, [dense_gradient(p) for p in tensors])
                 if not perturbation.is_finite:
-                    perturbation = None
+                    break  # the gradient that is not finite stays
             if perturbation is None and not has_partial_passes:
                 break  # .grad is already that of the whole batch at the unperturbed weights
             is_final = steps_left == 0 or perturbation is None

@@ -90,10 +90,8 @@ class LookSAM(Flatness):
         plain_grads: dict[str, Tensor] = {}
 
         def record_perturbation(weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
-            perturbation = euclidean_perturbation(grads, self.rho)
-            if perturbation.is_finite:
-                plain_grads.update((name, g.clone()) for name, g in zip(weights, grads, strict=True))
-            return perturbation
+            plain_grads.update((name, g.clone()) for name, g in zip(weights, grads, strict=True))
+            return euclidean_perturbation(grads, self.rho)
 
         loss = gradient_at_perturbation(
             record_perturbation, closure, model, resample_noise=self.resample_noise, progress=progress
@@ -101,12 +99,16 @@ class LookSAM(Flatness):
         if plain_grads:
             params = dict(model.named_parameters())
             flat_grads = [dense_gradient(params[name]) for name in plain_grads]
-            directions = orthogonal_direction(list(plain_grads.values()), flat_grads)
+            stored = progress.load_state(STATE_KIND, {name: params[name] for name in plain_grads})
+            previous = [stored.get(name, torch.zeros_like(g)) for name, g in plain_grads.items()]
+            directions = orthogonal_direction(list(plain_grads.values()), flat_grads, previous)
             progress.store_state(STATE_KIND, dict(zip(plain_grads, directions, strict=True)))
         return loss
 
 
-def orthogonal_direction(grads: Sequence[Tensor], flat_grads: Sequence[Tensor]) -> list[Tensor]:
+def orthogonal_direction(
+    grads: Sequence[Tensor], flat_grads: Sequence[Tensor], previous: Sequence[Tensor] | None = None
+) -> list[Tensor]:
     """The component of the flat gradient that is orthogonal to the plain one, at length 1; zero if there is none.
 
     g_v = g_flat - (g_flat·g / g·g) g, then g_v / ||g_v||, products and norms over all tensors jointly (Liu et al.,
@@ -115,6 +117,7 @@ def orthogonal_direction(grads: Sequence[Tensor], flat_grads: Sequence[Tensor]) 
     Args:
         grads: The plain gradient g, one per tensor.
         flat_grads: The gradient of SAM, one per tensor.
+        previous: The direction so far, which stays if a gradient is not finite; None for zeros.
     """
     wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads]
     flat = [f.to(g.dtype) for f, g in zip(flat_grads, wide, strict=True)]
@@ -123,7 +126,9 @@ def orthogonal_direction(grads: Sequence[Tensor], flat_grads: Sequence[Tensor]) 
     rest = [f - along * g for f, g in zip(flat, wide, strict=True)]
     norm = global_norm(rest)
     scale = torch.where(norm.isfinite() & (norm > 0), 1 / norm, 0.0)
-    return [torch.where(scale > 0, r * scale, 0.0).to(g.dtype) for r, g in zip(rest, grads, strict=True)]
+    previous = [torch.zeros_like(r) for r in rest] if previous is None else previous
+    kept = torch._foreach_mul(list(previous), torch.where(norm.isfinite(), 0.0, 1.0).to(previous[0].dtype))
+    return [torch.where(scale > 0, r * scale, k).to(k.dtype) for r, k in zip(rest, kept, strict=True)]
 
 
 def add_direction(grads: Sequence[Tensor], directions: Sequence[Tensor], alpha: float) -> None:

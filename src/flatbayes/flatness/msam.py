@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.devices import is_accelerator
 from flatbayes.core.gradients import compute_some_gradients, dense_gradient
-from flatbayes.core.norms import global_norm
+from flatbayes.core.norms import broadcast_per_network, global_norm
 from flatbayes.core.weights import perturb
 from flatbayes.flatness.ascent import Perturbation, check_radius
 from flatbayes.flatness.flatness import Flatness, require_progress
@@ -84,8 +84,6 @@ class MSAM(Flatness):
 def accumulate_gradients(velocities: Sequence[Tensor], grads: Sequence[Tensor], momentum: float) -> None:
     """Update the sum v <- momentum v + g in place, and leave it unchanged if the gradient is not finite.
 
-    On an accelerator, where that check would wait for it, only the entries that are not finite are left out.
-
     Args:
         velocities: v, one per tensor.
         grads: g, one per tensor.
@@ -93,13 +91,15 @@ def accumulate_gradients(velocities: Sequence[Tensor], grads: Sequence[Tensor], 
     """
     if not grads:
         return
-    if not any(is_accelerator(g) for g in grads):
-        if not bool(global_norm(grads).isfinite()):
-            return
-    else:
-        grads = [torch.nan_to_num(g, 0.0, 0.0, 0.0) for g in grads]
-    torch._foreach_mul_(list(velocities), momentum)
-    torch._foreach_add_(list(velocities), list(grads))
+    is_finite = global_norm(grads).isfinite()
+    if is_finite.ndim or any(is_accelerator(g) for g in grads):  # one network of several, or reading it would wait
+        conditions = [broadcast_per_network(is_finite, g) for g in grads]
+        sums = torch._foreach_add(torch._foreach_mul(list(velocities), momentum), list(grads))
+        pairs = zip(conditions, sums, velocities, strict=True)
+        torch._foreach_copy_(list(velocities), [torch.where(condition, new, old) for condition, new, old in pairs])
+    elif bool(is_finite):
+        torch._foreach_mul_(list(velocities), momentum)
+        torch._foreach_add_(list(velocities), list(grads))
 
 
 def momentum_perturbation(velocities: Sequence[Tensor], rho: float) -> Perturbation:

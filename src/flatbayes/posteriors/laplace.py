@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.input_trees import ModelInputs, slice_examples, split_examples
-from flatbayes.core.networks import cast_inputs, check_materialized, check_real
+from flatbayes.core.networks import cast_inputs, check_materialized, check_real, differentiable_recurrence
 from flatbayes.core.weights import flatten, swap_values, unflatten
 from flatbayes.posteriors.eigenbasis import CurvatureStructure, make_eigenbasis
 from flatbayes.posteriors.ggn import rounding_tolerance
@@ -134,7 +134,7 @@ class Laplace(Posterior):
         """
         basis = make_eigenbasis(self.structure, state.model)
         for inputs, targets in _split_batches(examples, state.model, []):
-            with eval_mode(state.model):
+            with eval_mode(state.model), differentiable_recurrence(state.model):
                 with torch.no_grad():
                     loss_fn(state.model(inputs), targets)  # an error of the network itself is not about Laplace
                     _check_independence(state.model, inputs)
@@ -165,7 +165,7 @@ class Laplace(Posterior):
             )
         weights = flatten(list(basis.params.values()))
         batch_sizes: list[int] = []
-        with eval_mode(state.model):
+        with eval_mode(state.model), differentiable_recurrence(state.model):
             curvature = basis.compute_statistics(_split_batches(examples, state.model, batch_sizes), loss_fn)
         if sum(batch_sizes) == 0:
             raise ValueError("Laplace computes the curvature on the training examples, and got none.")

@@ -19,7 +19,7 @@ REQUIREMENT_REASONS = {
 
 
 def check_compatibility(posterior: Posterior, flatness: Flatness, config: TrainingConfig) -> None:
-    """Refuse a flatness whose gradients, or whose geometry, the posterior does not support.
+    """Refuse a flatness or a precision that the posterior does not support.
 
     Args:
         posterior: Its `requires_stationary_loss` says from when on gradients must be those of one loss, and its
@@ -29,13 +29,19 @@ def check_compatibility(posterior: Posterior, flatness: Flatness, config: Traini
         config: Its schedule and `collection.start_fraction` say when snapshots are collected.
 
     Raises:
-        ValueError: The gradients are not those of one loss, or not early enough; or there are no standard deviations.
+        ValueError: The gradients are not those of one loss, or not early enough; there are no standard deviations;
+            or the loss is scaled, and the posterior adds noise.
     """
     if flatness.needs_weight_distribution and not posterior.has_weight_distribution:
         raise ValueError(
             f"{short_name(posterior)} does not go with {short_name(flatness)}: the flatness takes its geometry from "
             "the standard deviations that a variational posterior has during training, and this posterior has none. "
             "Use SGVB, LRT, or an Ensemble of them, or another flatness such as SAM or ASAM."
+        )
+    if config.precision.mode == "16-mixed" and posterior.requires_stationary_loss == "while_collecting":
+        raise ValueError(
+            f"{short_name(posterior)} adds noise in every step, and the loss scaler of precision.mode 16-mixed "
+            "leaves out steps whose gradient is not finite, but not their noise. Use bf16-mixed, which has no loss scaler."
         )
     requirement, stationary_after = posterior.requires_stationary_loss, flatness.stationary_after
     collection_start = config.collection.start_fraction / config.schedule.num_cycles  # in the first cycle
