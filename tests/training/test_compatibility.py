@@ -57,3 +57,12 @@ def test_the_geometry_of_a_posterior_needs_a_variational_one(flat):
             check_compatibility(posterior, flat, CONFIG)
     for posterior in (SGVB(), LRT(), Ensemble(LRT())):
         check_compatibility(posterior, flat, CONFIG)
+
+
+def test_a_loss_scaler_and_noise_in_every_step_do_not_go_together():
+    scaled = CONFIG.with_options(**{"precision.mode": "16-mixed"})
+    for posterior in (SGLD(), SGHMC(), Ensemble(SGLD())):
+        with pytest.raises(ValueError, match=r"loss scaler .* leaves out steps .* Use bf16-mixed"):
+            check_compatibility(posterior, SAM(), scaled)
+    for posterior in (MAP(), SWAG(), SGVB(), Laplace()):
+        check_compatibility(posterior, SAM(), scaled)

@@ -93,7 +93,7 @@ def get_free_memory(device: torch.device) -> float:
     if device.type == "cpu":
         return math.inf
     if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return float(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     module: Any = getattr(torch, device.type, None)
     return float(module.mem_get_info(device)[0]) if hasattr(module, "mem_get_info") else 0.0
 

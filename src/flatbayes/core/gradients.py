@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import TensorWeakRef
 
+from flatbayes.core.accelerators import check_one_device
 from flatbayes.core.progress import TrainingProgress
 from flatbayes.core.types import Closure
 
@@ -139,11 +140,13 @@ def _find_fresh_gradients(
 
 
 def check_trainable(params: Mapping[str, nn.Parameter], model: nn.Module) -> None:
-    """Check that there are parameters to perturb, and that they are real numbers.
+    """Check that there are parameters to perturb, on one device, and that they are real numbers.
 
     Raises:
-        ValueError: There are none, or some are complex.
+        ValueError: There are none, they are on several devices, or some are complex.
     """
+    if len({param.device for param in params.values()}) > 1:
+        check_one_device(model)
     if not params:
         raise ValueError(
             f"{type(model).__name__} has no trainable parameters, so there is nothing to perturb: set requires_grad "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatbayes.core import Closure, OptimizerFactory, State
+from flatbayes.core.accelerators import check_one_device
 from flatbayes.core.gradients import densify_gradients
 from flatbayes.core.weights import trainable_parameters
 
@@ -40,8 +41,10 @@ def init_state(
     """Return a state with an optimizer over all trainable parameters and no statistics.
 
     Raises:
-        ValueError: No parameter is trainable, `num_data` is not positive, or the prior is given twice.
+        ValueError: The model is on several devices, no parameter is trainable, `num_data` is not positive, or the
+            prior is given twice.
     """
+    check_one_device(model)
     params = trainable_parameters(model)
     if not params:
         raise ValueError("The model has no trainable parameters; set requires_grad on those to be learnt.")

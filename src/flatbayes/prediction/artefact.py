@@ -98,8 +98,9 @@ def save_posterior(sampler: NetworkSampler, folder: Path, *, with_training_input
     metadata["tensors_file"], metadata["sha256"] = _write_tensors(folder, TENSORS_STEM, tensors)
     if norm_tensors:
         metadata["norm_file"], metadata["norm_sha256"] = _write_tensors(folder, NORM_STEM, norm_tensors)
-        if sampler.device.type != "cpu":
-            metadata["norm_device"] = describe_device(sampler.device)
+        device_kind = describe_device(sampler.device)
+        if device_kind != "cpu":
+            metadata["norm_device"] = device_kind
     write_metadata(folder, metadata)
     remove_files([folder / name for name in replaced_files if name not in list_tensor_files(metadata)])
     return folder

@@ -41,7 +41,7 @@ def check_compatibility(posterior: Posterior, flatness: Flatness, config: Traini
     if config.precision.mode == "16-mixed" and posterior.requires_stationary_loss == "while_collecting":
         raise ValueError(
             f"{short_name(posterior)} adds noise in every step, and the loss scaler of precision.mode 16-mixed "
-            "leaves out steps whose gradient is not finite, but not their noise. Use bf16-mixed, which has no loss scaler."
+            "leaves out steps whose gradient is not finite, but not their noise. Use bf16-mixed, which has none."
         )
     requirement, stationary_after = posterior.requires_stationary_loss, flatness.stationary_after
     collection_start = config.collection.start_fraction / config.schedule.num_cycles  # in the first cycle
