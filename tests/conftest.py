@@ -4,6 +4,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+# On a machine with an accelerator too, the suite trains on the CPU, whose results it compares, and so do the commands
+# and workers that it starts. Tests marked `gpu` ask for the device themselves.
+os.environ |= {"FLATBAYES_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
+
 settings.register_profile("fixed", derandomize=True, deadline=None)  # the same examples in every run
 settings.load_profile("fixed")
 
@@ -17,6 +21,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    if not torch.cuda.is_available():
+        absent = pytest.mark.skip(reason="there is no CUDA device")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(absent)
     if config.getoption("--as-accelerator"):
         skip = pytest.mark.skip(reason="checks what differs on an accelerator")
         for item in items:

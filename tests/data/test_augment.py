@@ -83,7 +83,6 @@ def test_a_negative_pad_is_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_images_on_a_gpu_are_augmented_by_a_cpu_generator():
     before, augment = images(16), Augment(flip=True, pad=2)
     after = augment(before.cuda(), generator())

@@ -97,7 +97,6 @@ def test_inputs_are_unchanged_and_may_require_gradients(metric):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("metric", [*FROM_PROBS, *FROM_LOG_PROBS])
 def test_results_are_equal_on_every_device(metric):
     log_probs, labels = torch.randn(50, 4).log_softmax(-1), torch.randint(0, 4, (50,))

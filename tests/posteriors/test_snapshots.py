@@ -101,7 +101,6 @@ def test_refuses_an_empty_storage(sampler, max_snapshots):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_snapshots_in_main_memory_equal_those_on_the_device(sampler):
     weights = []

@@ -85,7 +85,6 @@ def test_nothing_is_stored_twice(make, tmp_path, posterior):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU")
 def test_loads_on_another_device(make, tmp_path):
     make(SWAG(rank=3)).save(tmp_path)
     loaded = FittedPosterior.load(tmp_path, network, device="cuda")

@@ -88,6 +88,7 @@ def test_draws_that_are_other_modules_are_not_compiled(make):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("posterior", [SWAG(rank=3), MCDropout()], ids=str)
 def test_torch_compile_predicts_what_the_network_predicts(make, posterior):
     fitted = make(posterior)

@@ -91,9 +91,7 @@ def test_it_learns_and_predicts():
     assert all(s.optimizer is None for s in fitted.states)
 
 
-HALF = pytest.param(
-    "16-mixed", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU")]
-)
+HALF = pytest.param("16-mixed", marks=pytest.mark.gpu)
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", HALF])
@@ -101,8 +99,13 @@ HALF = pytest.param(
 def test_precisions(precision, posterior):
     data = blobs()
     optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-    config = SHORT.with_options(precision={"mode": precision}, epochs=15, optimizer=optimizer)
+    accelerator = "cuda" if precision == "16-mixed" else "cpu"
+    config = SHORT.with_options(
+        precision={"mode": precision}, distribution={"accelerator": accelerator}, epochs=15, optimizer=optimizer
+    )
     fitted = fit(MLP, data, posterior, SAM(), config)
+    assert fitted.info["precision"] == precision
+    assert fitted.info["device"].split()[0] == accelerator
     assert (fitted.predict(data.test.inputs).top_class == data.test.targets).float().mean() > 0.6
     assert fitted.dtype == (torch.float64 if precision == "64-true" else torch.float32)
 
