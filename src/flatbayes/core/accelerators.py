@@ -17,10 +17,16 @@ ACCELERATOR_VARIABLE = "FLATBAYES_ACCELERATOR"
 """Environment variable with the device that `accelerator="auto"` and the commands use."""
 
 
-def move_tensor(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on another device, as float32 if it is float64 and the device has none."""
+def move_tensor(tensor: Tensor, device: torch.device | str, *, non_blocking: bool = False) -> Tensor:
+    """The tensor on another device, as float32 if it is float64 and the device has none.
+
+    Args:
+        tensor: The tensor.
+        device: The device.
+        non_blocking: Do not wait for the end of a copy from pinned memory.
+    """
     is_narrowed = tensor.dtype == torch.float64 and not has_float64(torch.device(device))
-    return tensor.to(device, torch.float32) if is_narrowed else tensor.to(device)
+    return tensor.to(device, torch.float32 if is_narrowed else tensor.dtype, non_blocking=non_blocking)
 
 
 def find_accelerator() -> str | None:

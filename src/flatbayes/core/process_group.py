@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from flatbayes.core.buffers import norm_layers
+from flatbayes.core.devices import widest_float_dtype
 
 T = TypeVar("T")
 
@@ -124,7 +125,9 @@ class ProcessGroupInfo:
         """
         if self.size == 1:
             return value
-        sums = torch.tensor([value * count if count else 0.0, float(count)], dtype=torch.float64, device=device)
+        sums = torch.tensor(
+            [value * count if count else 0.0, float(count)], dtype=widest_float_dtype(device), device=device
+        )
         dist.all_reduce(sums)
         total, num_examples = sums.tolist()
         return float(total / num_examples)

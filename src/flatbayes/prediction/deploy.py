@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flatbayes.core.accelerators import move_tensor
 from flatbayes.core.networks import copy_network
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
 from flatbayes.data import Standardize
@@ -77,16 +78,19 @@ class InputPreprocessor(nn.Module):
     Args:
         transform: The transform of the posterior.
         dtype: Precision of the networks; None if they have several.
+        device: Device of the networks: where it has no float64, the buffers are float32.
     """
 
     mean: Tensor | None
     std: Tensor | None
 
-    def __init__(self, transform: Callable[[Tensor], Tensor] | None, dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, transform: Callable[[Tensor], Tensor] | None, dtype: torch.dtype | None, device: torch.device
+    ) -> None:
         super().__init__()
         standardize = transform if isinstance(transform, Standardize) else None
-        self.register_buffer("mean", None if standardize is None else standardize.mean.clone())
-        self.register_buffer("std", None if standardize is None else standardize.std.clone())
+        self.register_buffer("mean", None if standardize is None else move_tensor(standardize.mean, device).clone())
+        self.register_buffer("std", None if standardize is None else move_tensor(standardize.std, device).clone())
         self.transform = transform if standardize is None else None
         self.dtype = dtype
 
@@ -124,7 +128,7 @@ def compile_posterior(sampler: NetworkSampler, num_draws: int, seed: int) -> Com
         with sampler.sampled_network(sample_id) as network:
             networks.append(_copy_fixed_network(sampler, network))
     _tie_equal_parameters(networks)
-    preprocess = InputPreprocessor(sampler.transform, sampler.dtype)
+    preprocess = InputPreprocessor(sampler.transform, sampler.dtype, sampler.device)
     return CompiledPosterior(preprocess, networks, summary, make_example_inputs(sampler)).to(sampler.device)
 
 

@@ -157,7 +157,7 @@ class InMemoryData(TrainingData):
         is_transformed = augment is None and inputs.dtype == torch.float64  # takes less memory as float32
         inputs = self.standardize(inputs) if is_transformed else inputs
         if fits_on_device(inputs, device):
-            inputs, targets = inputs.to(device), move_tensor(targets, device)
+            inputs, targets = move_tensor(inputs, device), move_tensor(targets, device)
         if is_transformed:
             return ShuffledBatches(inputs, targets, size, seed, world=world)
         if augment is None and inputs.numel() <= MAX_CACHED_ELEMENTS:

@@ -148,7 +148,7 @@ class LoaderData(TrainingData):
         for batch in self.loader:
             inputs, targets = self._prepare_batch(batch)
             if len(targets):
-                yield map_tensors(lambda tensor: move_tensor(tensor, device), inputs), targets.to(device)
+                yield map_tensors(lambda tensor: move_tensor(tensor, device), inputs), move_tensor(targets, device)
 
     def _prepare_batch(self, batch: Any) -> tuple[Any, Tensor]:
         likelihood = self.infer_likelihood()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core import State
+from flatbayes.core.accelerators import move_tensor
 from flatbayes.core.buffers import clone_buffers, find_updated_buffers
 from flatbayes.core.input_trees import ModelInputs, map_tensors
 from flatbayes.core.networks import shared_dtype
@@ -101,7 +102,7 @@ def start_transfer(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if device.type == "cuda" and tensor.is_cpu and not tensor.is_pinned():
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return move_tensor(tensor, device, non_blocking=True)
 
 
 def convert_inputs(inputs: ModelInputs, dtype: torch.dtype | None, config: TrainingConfig) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import TrainingProgress
+from flatbayes.core.accelerators import move_tensor
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, map_tensors
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
@@ -52,8 +53,8 @@ def run_trial(factory: RunFactory, fabric: "Fabric") -> None:
             config = factory.config.with_options(**{"precision.compile": False})
             factory = replace(factory, config=config)
             inputs, targets = factory.training_data.example_batch
-            inputs = map_tensors(lambda tensor: tensor.to(fabric.device), inputs)
-            targets = targets.to(fabric.device)
+            inputs = map_tensors(lambda tensor: move_tensor(tensor, fabric.device), inputs)
+            targets = move_tensor(targets, fabric.device)
             network = place_module(factory.init_network(0), fabric, config)
             inputs = convert_inputs(inputs, shared_dtype(network.parameters()), config)
             posterior, loss_fn = factory.posterior, make_training_loss(factory.likelihood, config)
