@@ -4,7 +4,6 @@ The pieces are measured in one short `fit` of the recipe itself, on random image
 have one gradient, the rest two, and each of the last ones collects a snapshot.
 """
 
-import inspect
 import math
 import statistics
 import time
@@ -20,7 +19,7 @@ from gpu_data import ImageArrays
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from flatbayes import FittedPosterior, Flatness, Posterior, TrainingConfig, WideResNet, evaluate, fit
+from flatbayes import FittedPosterior, Flatness, Posterior, TrainingConfig, WideResNet, fit
 from flatbayes.core.spec import instantiate
 from flatbayes.data import Arrays, DataSplits
 from flatbayes.training import Callback
@@ -73,8 +72,6 @@ class Recipe:
         if device == "cpu":
             model, config = partial(WideResNet, depth=10, width=1), config.with_options(**DRY_RUN)
             num_draws, prediction = 2, {"batch_size": 64}
-        available = inspect.signature(evaluate).parameters
-        prediction = {name: value for name, value in prediction.items() if name in available}
         return cls(data, model, posterior, flat, config, num_draws, prediction)
 
     def make_splits(self, arrays: ImageArrays, val_size: int) -> DataSplits:
@@ -151,12 +148,11 @@ def measure_pieces(recipe: Recipe, device: str) -> dict[str, float]:
 
 def measure_prediction(recipe: Recipe, fitted: FittedPosterior, inputs: Tensor) -> tuple[float, float]:
     """Seconds per network of a first prediction, with estimated BatchNorm statistics, and of a later one."""
-    options = {k: v for k, v in recipe.prediction.items() if k in inspect.signature(fitted.predict).parameters}
-    fitted.predict(inputs, 1, seed=9, **options)  # compiles
+    fitted.predict(inputs, 1, seed=9, **recipe.prediction)  # compiles
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        fitted.predict(inputs, 2, seed=0, vectorized=False, **options).entropy.sum().item()
+        fitted.predict(inputs, 2, seed=0, vectorized=False, **recipe.prediction).entropy.sum().item()
         seconds.append((time.perf_counter() - start) / 2)
     return seconds[0], seconds[1]
 
