@@ -149,7 +149,8 @@ def test_the_fast_configuration_runs(cifar, tmp_path, capsys):
     config = ["--config", str(FAST), "--data.root", str(cifar)]
     assert main(["fit", *config, *small, "--out", str(tmp_path / "fast")]) == 0
     kept = json.loads((tmp_path / "fast" / "config.json").read_text())
-    assert kept["config"]["precision"] == {"mode": "bf16-mixed", "channels_last": True, "compile": False}
+    precision = {"mode": "bf16-mixed", "channels_last": True, "compile": False, "cudnn_benchmark": True}
+    assert kept["config"]["precision"] == precision
     assert kept["flatness"]["init_args"]["before"]["class_path"] == "flatbayes.flatness.MSAM"
     assert kept["data"]["init_args"]["cutout"] == 8
     (run,) = json.loads((tmp_path / "fast" / "results.json").read_text())["runs"]
