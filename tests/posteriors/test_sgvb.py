@@ -259,8 +259,10 @@ def test_parameters_unused_by_the_loss_converge_to_the_prior():
 
 @pytest.mark.parametrize(
     ("flat", "mean", "std"),
-    [(Plain(), 0.4878048780, 0.1561737619), (SAM(rho=0.2), 0.4953261900, 0.0967063249)],
-    ids=["plain", "sam"],
+    [
+        pytest.param(Plain(), 0.4878048780, 0.1561737619, id="plain", marks=pytest.mark.slow),
+        pytest.param(SAM(rho=0.2), 0.4953261900, 0.0967063249, id="sam"),
+    ],
 )
 def test_finds_the_optimum_on_a_quadratic(flat, mean, std):
     """O12. With the maximum outside the expectation, SAM would have mean .5 and the plain standard deviation."""
@@ -275,7 +277,7 @@ def test_finds_the_optimum_on_a_quadratic(flat, mean, std):
 
 @pytest.mark.parametrize(
     ("precision", "temperature", "centre"),
-    [(1.0, 1.0, "zero"), (1.0, 0.25, "zero"), (30.0, 1.0, "initial")],
+    [pytest.param(1.0, 1.0, "zero", marks=pytest.mark.slow), (1.0, 0.25, "zero"), (30.0, 1.0, "initial")],
 )
 def test_linear_regression_has_its_closed_form(precision, temperature, centre):
     """The best factorised Gaussian has the means of the posterior and the diagonal of its precision.
