@@ -9,7 +9,6 @@ from gpu_report import Row
 from gpu_runner import Context
 from gpu_step_checks import capture_step
 from gpu_timing import Work, measure_alternately, measure_median, measure_seconds
-from scaling import make_network
 from torch import nn
 from torch.nn import functional as F
 
@@ -161,8 +160,9 @@ def measure_scaling(context: Context) -> Iterator[Row]:
             return
 
         def make(num_weights=num_weights, batch=batch) -> tuple[nn.Module, torch.Tensor]:
-            network = make_network(num_weights)
-            return network, torch.randn(batch, network[0].in_features)
+            width = round((num_weights / 4) ** 0.5)
+            network = nn.Sequential(*(nn.Linear(width, width) for _ in range(4)))
+            return network, torch.randn(batch, width)
 
         works = {
             name: Setting(make, context.device).make_step(flat)
