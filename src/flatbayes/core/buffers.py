@@ -9,35 +9,38 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from flatbayes.core.input_trees import ModelInputs
+from flatbayes.core.tensor_lists import clone_tensors, copy_values
+from flatbayes.core.traversal import list_modules
 from flatbayes.core.weights import swap_values
 
 
 @contextmanager
 def preserve_buffers(model: nn.Module) -> Iterator[None]:
     """Restore all buffers and training flags at the end, bit for bit."""
-    flags = [(module, module.training) for module in model.modules()]
-    buffers = [
+    flags = [(module, module.training) for module in list_modules(model)]
+    places = [
         (module, name, buffer)
         for module, _ in flags
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    saved = [buffer.detach().clone() for *_, buffer in buffers]
+    buffers = [buffer for *_, buffer in places]
+    saved = clone_tensors(buffers)
     try:
         yield
     finally:
         _restore_training_flags(flags)
         with torch.no_grad():
-            for (module, name, buffer), value in zip(buffers, saved, strict=True):
-                buffer.copy_(value)
-                if getattr(module, name) is not buffer:  # replaced by another tensor, not edited in place
+            copy_values(buffers, saved)
+            for module, name, buffer in places:
+                if name not in module._buffers or module._buffers[name] is not buffer:  # replaced by another tensor, not edited in place
                     setattr(module, name, buffer)
 
 
 @contextmanager
 def preserve_mode(model: nn.Module) -> Iterator[None]:
     """Restore the `training` flag of every module at the end."""
-    flags = [(module, module.training) for module in model.modules()]
+    flags = [(module, module.training) for module in list_modules(model)]
     try:
         yield
     finally:
@@ -48,7 +51,7 @@ def preserve_mode(model: nn.Module) -> Iterator[None]:
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in eval mode; afterwards each module has the mode it had."""
     with preserve_mode(model):
-        if any(module.training for module in model.modules()):
+        if any(module.training for module in list_modules(model)):
             model.eval()
         yield
 

@@ -7,6 +7,7 @@ them would have nothing to do with the loss of the batch.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch.utils.weak import TensorWeakRef
 
 from flatbayes.core.accelerators import check_one_device
 from flatbayes.core.progress import TrainingProgress
+from flatbayes.core.tensor_lists import zero_tensors
+from flatbayes.core.traversal import trainable_by_name
 from flatbayes.core.types import Closure
 
 
@@ -33,8 +36,7 @@ class FreshGradients:
     uncleared: list[nn.Parameter]
 
 
-@dataclass(frozen=True)
-class _Mark:
+class _Mark(NamedTuple):
     """The gradient of a parameter before the call, without a reference that would keep its memory."""
 
     grad: TensorWeakRef
@@ -42,7 +44,9 @@ class _Mark:
     is_placeholder: bool
 
 
-def compute_fresh_gradients(closure: Closure, model: nn.Module) -> FreshGradients:
+def compute_fresh_gradients(
+    closure: Closure, model: nn.Module, params: Mapping[str, nn.Parameter] | None = None
+) -> FreshGradients:
     """Call a closure, and determine the parameters of which it computed the gradient.
 
     A gradient is fresh if it is another tensor than before, or if the closure sets no gradient to None and this one
@@ -52,35 +56,41 @@ def compute_fresh_gradients(closure: Closure, model: nn.Module) -> FreshGradient
     Args:
         closure: See `Closure`. A loss that is a number is accepted.
         model: The module whose trainable parameters are considered.
+        params: The result of `trainable_by_name`, if the caller has it.
 
     Raises:
         ValueError: The model has no trainable parameters, or complex ones.
         TypeError: The closure returns no loss.
     """
-    params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    params = trainable_by_name(model) if params is None else params
     check_trainable(params, model)
-    marks = {name: _mark_gradient(param) for name, param in params.items() if not is_lazy(param)}
+    marks = _mark_gradients({name: param for name, param in params.items() if not is_lazy(param)})
     try:
         return _find_fresh_gradients(params, marks, check_loss(closure()))
     finally:
-        for name, mark in marks.items():
-            param = params[name]
-            if mark.is_placeholder and _has_same_gradient(param, mark) and not _is_used(param, mark):
-                param.grad = None
+        for name in [name for name, mark in marks.items() if mark.is_placeholder]:
+            if _has_same_gradient(params[name], marks[name]) and not _is_used(params[name], marks[name]):
+                params[name].grad = None
 
 
-def compute_some_gradients(closure: Closure, model: nn.Module, progress: TrainingProgress | None) -> FreshGradients:
+def compute_some_gradients(
+    closure: Closure,
+    model: nn.Module,
+    progress: TrainingProgress | None,
+    params: Mapping[str, nn.Parameter] | None = None,
+) -> FreshGradients:
     """Call a closure as `compute_fresh_gradients` does, and check that it computed a gradient.
 
     Args:
         closure: See `Closure`.
         model: The module whose trainable parameters are considered.
         progress: Progress of training.
+        params: The result of `trainable_by_name`, if the caller has it.
 
     Raises:
         RuntimeError: No gradient is computed, and `may_lack_gradients` is False.
     """
-    fresh = compute_fresh_gradients(closure, model)
+    fresh = compute_fresh_gradients(closure, model, params)
     if not fresh.params and not may_lack_gradients(closure, progress):
         raise RuntimeError(format_missing_gradients(model))
     return fresh
@@ -99,11 +109,17 @@ def may_lack_gradients(closure: Closure, progress: TrainingProgress | None) -> b
     return (progress is not None and progress.step > 0) or getattr(closure, "may_skip_batch", False)
 
 
-def _mark_gradient(param: nn.Parameter) -> _Mark:
-    is_placeholder = param.grad is None
-    if param.grad is None:
-        param.grad = torch.zeros_like(param)
-    return _Mark(TensorWeakRef(param.grad), param.grad._version, is_placeholder)
+def _mark_gradients(params: Mapping[str, nn.Parameter]) -> dict[str, _Mark]:
+    missing = {name: param for name, param in params.items() if param.grad is None}
+    if missing:
+        zeros = zero_tensors(list(missing.values()))
+        for param, zero in zip(missing.values(), zeros, strict=True):
+            param.grad = zero
+    return {
+        name: _Mark(TensorWeakRef(param.grad), param.grad._version, name in missing)
+        for name, param in params.items()
+        if param.grad is not None
+    }
 
 
 def _has_same_gradient(param: nn.Parameter, mark: _Mark) -> bool:

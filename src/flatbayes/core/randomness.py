@@ -80,7 +80,14 @@ class RandomState:
             return cls.capture_devices(list_initialized_accelerators())
         if not torch.accelerator.is_available():  # iterating over all parameters is slow
             return cls.capture_devices(())
-        return cls.capture_devices({p.device for p in model.parameters() if not (p.is_cpu or p.is_meta)})
+        return cls.capture_devices_of(model.parameters())
+
+    @classmethod
+    def capture_devices_of(cls, tensors: Iterable[Tensor]) -> "RandomState":
+        """The state of every generator that an operation on these tensors can use."""
+        if not torch.accelerator.is_available():
+            return cls.capture_devices(())
+        return cls.capture_devices({t.device for t in tensors if not (t.is_cpu or t.is_meta)})
 
     @classmethod
     def capture_devices(cls, devices: Iterable[torch.device]) -> "RandomState":
@@ -138,9 +145,13 @@ def replay_rng(state: RandomState) -> Iterator[None]:
 
 @contextmanager
 def rewind_rng(state: RandomState) -> Iterator[None]:
-    """Inside and afterwards, random numbers go on from `state`; an exception restores the state from before."""
+    """Inside and afterwards, random numbers go on from `state`; an exception restores the state from before.
+
+    A pass that drew no random numbers has left the state as it was; then nothing has to be set.
+    """
     outer_state = RandomState.capture_devices(state.accelerators)
-    state.restore()
+    if not outer_state.equals(state):
+        state.restore()
     try:
         yield
     except BaseException:

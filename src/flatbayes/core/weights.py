@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from flatbayes.core.devices import is_accelerator
 from flatbayes.core.norms import broadcast_per_network
+from flatbayes.core.tensor_lists import clone_tensors, copy_values, group_tensors, split_vector, to_local
+from flatbayes.core.traversal import list_parameters
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """List the parameters that require gradients; a tied tensor counts once."""
-    return [param for param in model.parameters() if param.requires_grad]
+    return [param for param in list_parameters(model) if param.requires_grad]
 
 
 @contextmanager
@@ -26,22 +28,38 @@ def perturb(params: Sequence[Tensor], directions: list[Tensor], scale: float | T
 
     Args:
         params: Tensors to perturb.
-        directions: One direction per parameter, of its shape. The list is emptied, so that the memory of gradients in
-            it can be freed before new ones are computed.
+        directions: One direction per parameter, of its shape. The list is emptied, and directions that nothing else
+            holds are freed group by group while the copies of the weights are made, so that both together need the
+            memory of one copy; gradients can be freed before new ones are computed.
         scale: A number; or a tensor without dimensions, where reading it would wait for a device; or one number for
             each vectorized network.
     """
+    groups = group_tensors(params)
+    pending = [[directions[k] for k in group] for group in groups]
+    directions.clear()
     if can_swap_storage(params):
-        values = axpy(params, directions, scale)
-        directions.clear()
+        values = list(params)
+        for group in groups:
+            perturbed = axpy([params[k] for k in group], pending.pop(0), scale)
+            for k, value in zip(group, perturbed, strict=True):
+                values[k] = value
         with swap_storage(params, values):
             yield
-    else:
-        with preserve(params):
+        return
+    saved = list[tuple[list[Tensor], list[Tensor]]]()
+    torch.clear_autocast_cache()  # see `preserve`
+    try:
+        for group in groups:
+            tensors = [params[k] for k in group]
+            saved.append((tensors, clone_tensors(tensors)))
             with torch.no_grad():
-                copy_values(params, axpy(params, directions, scale))
-            directions.clear()
-            yield
+                copy_values(tensors, axpy(saved[-1][1], pending.pop(0), scale))
+        yield
+    finally:
+        with torch.no_grad():
+            for tensors, originals in reversed(saved):
+                copy_values(tensors, originals)
+        torch.clear_autocast_cache()
 
 
 @contextmanager
@@ -54,8 +72,7 @@ def swap_values(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[
     """
     with preserve(params):
         with torch.no_grad():
-            if params:
-                torch._foreach_copy_(list(params), list(values))
+            copy_values(params, values)
         yield
 
 
@@ -107,8 +124,9 @@ def axpy(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float | 
             pairs = zip(params, directions, strict=True)
             return [torch.addcmul(param, d, broadcast_per_network(scale, d).to(d.dtype)) for param, d in pairs]
         if isinstance(scale, Tensor):
-            steps = torch._foreach_mul(directions, scale.to(directions[0].device, promoted_dtype(directions)))
-            return list(torch._foreach_add(list(params), steps))
+            steps = list(torch._foreach_mul(directions, scale.to(directions[0].device, promoted_dtype(directions))))
+            torch._foreach_add_(steps, list(params))
+            return steps
         return list(torch._foreach_add(list(params), list(directions), alpha=scale))
 
 
@@ -155,35 +173,15 @@ def swap_storage(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator
 @contextmanager
 def preserve(params: Sequence[Tensor]) -> Iterator[None]:
     """Restore the values of the parameters, of which there may be none, at the end."""
-    with torch.no_grad():
-        saved = [param.clone() for param in params]
+    saved = clone_tensors(params)
     # Autocast around the whole step caches low-precision copies of the weights, which do not follow in-place edits.
     torch.clear_autocast_cache()
     try:
         yield
     finally:
-        if saved:
-            with torch.no_grad():
-                copy_values(params, saved)
+        with torch.no_grad():
+            copy_values(params, saved)
         torch.clear_autocast_cache()
-
-
-def to_local(tensor: Tensor) -> Tensor:
-    """The shard of a tensor that this process holds; a tensor that is not sharded itself."""
-    if type(tensor) in (Tensor, nn.Parameter):
-        return tensor
-    get_shard: Callable[[], Tensor] | None = getattr(tensor, "to_local", None)
-    return tensor if get_shard is None else get_shard()
-
-
-def copy_values(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy values into tensors in place; every process copies its own shard.
-
-    Args:
-        tensors: Tensors to overwrite.
-        values: One value per tensor, of its shape and sharding.
-    """
-    torch._foreach_copy_([to_local(tensor) for tensor in tensors], [to_local(value) for value in values])
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
@@ -193,8 +191,7 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of the vector in the shapes of `like`: the inverse of `flatten`."""
-    pieces = vector.split([tensor.numel() for tensor in like])
-    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+    return split_vector(vector, like)
 
 
 def iter_blocks(tensors: Sequence[Tensor], block_size: int) -> Iterator[tuple[slice, list[Tensor]]]:

@@ -44,11 +44,11 @@ from flatbayes.core.gradients import (
 from flatbayes.core.parameter_selection import (
     ParameterSelection,
     format_names,
-    named_trainable,
     only_requires_grad,
     select_parameters,
 )
 from flatbayes.core.randomness import RandomState, rewind_rng
+from flatbayes.core.traversal import named_parameters
 from flatbayes.core.weights import axpy, perturb
 
 NO_GRADIENT_ERROR = "does not require grad"
@@ -143,13 +143,15 @@ def gradient_at_perturbation(
     has_partial_passes = ascent_batch_fraction < 1 or params != "all"
 
     def flat_closure() -> Tensor:
-        check_trainable(named_trainable(model), model)
+        params_by_name = named_parameters(model)
+        trainable = {name: param for name, param in params_by_name.items() if param.requires_grad}
+        check_trainable(trainable, model)
         selected = None if params == "all" else select_parameters(model, params, "params")
         ascent_closure = closure
         if has_partial_passes:
             ascent_closure = partial(_run_partial_pass, closure, model, selected, ascent_batch_fraction)
-        rng_state = RandomState.capture(model)
-        fresh = _compute_ascent_gradients(ascent_closure, model, selected)
+        rng_state = RandomState.capture_devices_of(params_by_name.values())
+        fresh = _compute_ascent_gradients(ascent_closure, model, trainable, selected)
         weights = {} if fresh is None else fresh.params
         if not weights and not may_lack_gradients(closure, progress):
             raise _make_unused_error(model, params, selected)
@@ -191,11 +193,14 @@ def _run_partial_pass(
 
 
 def _compute_ascent_gradients(
-    closure: Closure, model: nn.Module, selected: Mapping[str, nn.Parameter] | None
+    closure: Closure,
+    model: nn.Module,
+    trainable: Mapping[str, nn.Parameter],
+    selected: Mapping[str, nn.Parameter] | None,
 ) -> FreshGradients | None:
     """Fresh gradients of the selected parameters; None if the loss does not depend on them."""
     try:
-        fresh = compute_fresh_gradients(closure, model)
+        fresh = compute_fresh_gradients(closure, model, trainable)
     except RuntimeError as error:
         if selected is None or NO_GRADIENT_ERROR not in str(error):
             raise

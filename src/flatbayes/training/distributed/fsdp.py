@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from flatbayes.core import State
 from flatbayes.core.process_group import ProcessGroupInfo
-from flatbayes.core.weights import to_local, trainable_parameters
+from flatbayes.core.tensor_lists import to_local
+from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors import Posterior
 from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.config import TrainingConfig

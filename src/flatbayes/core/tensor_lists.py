@@ -1,0 +1,126 @@
+"""Operations on many tensors in few kernels: groups of bounded size, copies, and constants.
+
+On an accelerator a kernel takes a few microseconds to launch, whatever it computes, so that an operation on each of
+the hundreds of small tensors of a network costs more than the arithmetic. `torch._foreach_*` and operations on one
+vector launch one kernel for many tensors, if these have one dtype and one device. An intermediate result for all
+weights would need a further copy of them, so the tensors are processed in groups of at most `MAX_GROUP_ENTRIES`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core.devices import is_accelerator
+
+MAX_GROUP_ENTRIES = 2**22
+"""Largest number of entries of a group of several tensors: 16 MiB in float32, large enough to make launches cheap."""
+
+
+def group_tensors(tensors: Sequence[Tensor], max_entries: int | None = None) -> list[list[int]]:
+    """Indices of tensors that are processed together: of one dtype and device, and in bounded number.
+
+    Args:
+        tensors: The tensors.
+        max_entries: Largest number of entries of a group, unless it is a single tensor; by default
+            `MAX_GROUP_ENTRIES`.
+
+    Returns:
+        Groups that have every index once, each in ascending order.
+    """
+    max_entries = MAX_GROUP_ENTRIES if max_entries is None else max_entries
+    groups = list[list[int]]()
+    last = dict[tuple[torch.dtype, torch.device], tuple[list[int], int]]()
+    for k, tensor in enumerate(tensors):
+        kind, size = (tensor.dtype, tensor.device), tensor.numel()
+        group, total = last.get(kind, ([], 0))
+        if not group or total + size > max_entries:
+            group, total = [], 0
+            groups.append(group)
+        group.append(k)
+        last[kind] = group, total + size
+    return groups
+
+
+def clone_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies in new memory, with one kernel for all tensors of a dtype and device."""
+    with torch.no_grad():
+        if not all(tensor.layout is torch.strided for tensor in tensors):
+            return [tensor.clone() for tensor in tensors]
+        copies = [torch.empty_like(tensor) for tensor in tensors]
+        copy_values(copies, tensors)
+        return copies
+
+
+def to_local(tensor: Tensor) -> Tensor:
+    """The shard of a tensor that this process holds; a tensor that is not sharded itself."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return tensor
+    get_shard: Callable[[], Tensor] | None = getattr(tensor, "to_local", None)
+    return tensor if get_shard is None else get_shard()
+
+
+def copy_values(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values into tensors in place, with one kernel for all tensors of a dtype and device.
+
+    Args:
+        tensors: Tensors to overwrite. If they are sharded, every process copies its own shard.
+        values: One value per tensor, of its shape and sharding.
+    """
+    targets, sources = [to_local(tensor) for tensor in tensors], [to_local(value) for value in values]
+    if len({target.dtype for target in targets}) > 1:
+        for group in group_tensors(targets, max_entries=sum(target.numel() for target in targets)):
+            torch._foreach_copy_([targets[k] for k in group], [sources[k] for k in group])
+    elif targets:
+        torch._foreach_copy_(targets, sources)
+
+
+def zero_tensors(like: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros like each of the tensors, in one kernel for all of a dtype and device, and each in memory of its own."""
+    zeros = [torch.empty_like(tensor, requires_grad=False) for tensor in like]
+    for group in group_tensors(zeros, max_entries=sum(tensor.numel() for tensor in zeros)):
+        torch._foreach_zero_([zeros[k] for k in group])
+    return zeros
+
+
+def full_tensors(like: Sequence[Tensor], value: float) -> list[Tensor]:
+    """Tensors of one value in the shapes of others, in one kernel: views of one vector.
+
+    Args:
+        like: Tensors of one dtype and device.
+        value: The value.
+    """
+    if not like:
+        return []
+    vector = like[0].new_full((sum(tensor.numel() for tensor in like),), value)
+    return split_vector(vector, like)
+
+
+def split_vector(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of a vector in the shapes of tensors, in order."""
+    pieces = vector.split([tensor.numel() for tensor in like])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+
+
+def map_elementwise(function: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Results of an elementwise function that has no `torch._foreach_` form.
+
+    On an accelerator the function is called once per group, with all of its entries in one vector. On the CPU, where
+    a call is cheap, and where vectors of other lengths are rounded otherwise, it is called for each tensor.
+
+    Args:
+        function: An elementwise function.
+        tensors: Its arguments.
+
+    Returns:
+        One result per tensor.
+    """
+    if not any(is_accelerator(tensor) for tensor in tensors):
+        return [function(tensor) for tensor in tensors]
+    results = list(tensors)
+    for group in group_tensors(tensors):
+        members = [tensors[k] for k in group]
+        vector = function(torch.cat([tensor.detach().reshape(-1) for tensor in members]))
+        for k, result in zip(group, split_vector(vector, members), strict=True):
+            results[k] = result
+    return results
