@@ -21,16 +21,17 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
     places = [
         (module, name, buffer)
         for module, _ in flags
+        if module._buffers
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
     buffers = [buffer for *_, buffer in places]
-    saved = clone_tensors(buffers)
+    saved = clone_tensors(buffers) if buffers else []
     try:
         yield
     finally:
         _restore_training_flags(flags)
-        with torch.no_grad():
+        with torch.no_grad() if buffers else nullcontext():
             copy_values(buffers, saved)
             for module, name, buffer in places:
                 if name not in module._buffers or module._buffers[name] is not buffer:  # replaced by another tensor, not edited in place

@@ -56,15 +56,16 @@ def compute_fresh_gradients(
     Args:
         closure: See `Closure`. A loss that is a number is accepted.
         model: The module whose trainable parameters are considered.
-        params: The result of `trainable_by_name`, if the caller has it.
+        params: The result of `trainable_by_name`, if the caller has it and has checked it.
 
     Raises:
         ValueError: The model has no trainable parameters, or complex ones.
         TypeError: The closure returns no loss.
     """
-    params = trainable_by_name(model) if params is None else params
-    check_trainable(params, model)
-    marks = _mark_gradients({name: param for name, param in params.items() if not is_lazy(param)})
+    if params is None:
+        params = trainable_by_name(model)
+        check_trainable(params, model)
+    marks = _mark_gradients(params)
     try:
         return _find_fresh_gradients(params, marks, check_loss(closure()))
     finally:
@@ -85,7 +86,7 @@ def compute_some_gradients(
         closure: See `Closure`.
         model: The module whose trainable parameters are considered.
         progress: Progress of training.
-        params: The result of `trainable_by_name`, if the caller has it.
+        params: The result of `trainable_by_name`, if the caller has it and has checked it.
 
     Raises:
         RuntimeError: No gradient is computed, and `may_lack_gradients` is False.
@@ -110,16 +111,17 @@ def may_lack_gradients(closure: Closure, progress: TrainingProgress | None) -> b
 
 
 def _mark_gradients(params: Mapping[str, nn.Parameter]) -> dict[str, _Mark]:
-    missing = {name: param for name, param in params.items() if param.grad is None}
+    """The gradients of the parameters that have a shape, with zeros for those that have none."""
+    missing = {name: param for name, param in params.items() if param.grad is None and not is_lazy(param)}
     if missing:
-        zeros = zero_tensors(list(missing.values()))
-        for param, zero in zip(missing.values(), zeros, strict=True):
-            param.grad = zero
-    return {
-        name: _Mark(TensorWeakRef(param.grad), param.grad._version, name in missing)
-        for name, param in params.items()
-        if param.grad is not None
-    }
+        for param, zeros in zip(missing.values(), zero_tensors(list(missing.values())), strict=True):
+            param.grad = zeros
+    marks = dict[str, _Mark]()
+    for name, param in params.items():
+        grad = param.grad
+        if grad is not None:
+            marks[name] = _Mark(TensorWeakRef(grad), grad._version, name in missing)
+    return marks
 
 
 def _has_same_gradient(param: nn.Parameter, mark: _Mark) -> bool:

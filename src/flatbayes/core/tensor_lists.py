@@ -29,6 +29,8 @@ def group_tensors(tensors: Sequence[Tensor], max_entries: int | None = None) -> 
         Groups that have every index once, each in ascending order.
     """
     max_entries = MAX_GROUP_ENTRIES if max_entries is None else max_entries
+    if len({(t.dtype, t.device) for t in tensors}) == 1 and sum(t.numel() for t in tensors) <= max_entries:
+        return [[*range(len(tensors))]]
     groups = list[list[int]]()
     last = dict[tuple[torch.dtype, torch.device], tuple[list[int], int]]()
     for k, tensor in enumerate(tensors):

@@ -5,14 +5,20 @@ takes three times as long. Nothing is remembered between calls, so a module that
 parameter that is frozen, counts from the next one on.
 """
 
-from collections.abc import Iterable
-
 from torch import nn
 
 
 def list_modules(model: nn.Module) -> list[nn.Module]:
     """The result of `model.modules()`, each module once and in the same order."""
-    return [module for _, module in _named_modules(model)]
+    modules, seen, stack = list[nn.Module](), set[nn.Module](), [model]
+    while stack:
+        module = stack.pop()
+        if module not in seen:
+            seen.add(module)
+            modules.append(module)
+            if module._modules:
+                stack += [child for child in reversed(list(module._modules.values())) if child is not None]
+    return modules
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -20,11 +26,18 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     if type(model).named_parameters is not nn.Module.named_parameters:
         return dict(model.named_parameters())  # the class decides which there are
     params, ids = dict[str, nn.Parameter](), set[int]()
-    for prefix, module in _named_modules(model):
-        for name, param in module._parameters.items():
-            if param is not None and id(param) not in ids:
-                ids.add(id(param))
-                params[prefix + name] = param
+    seen, stack = set[nn.Module](), [("", model)]
+    while stack:
+        prefix, module = stack.pop()
+        if module not in seen:
+            seen.add(module)
+            for name, param in module._parameters.items():
+                if param is not None and id(param) not in ids:
+                    ids.add(id(param))
+                    params[prefix + name] = param
+            if module._modules:
+                children = reversed(list(module._modules.items()))
+                stack += [(f"{prefix}{name}.", child) for name, child in children if child is not None]
     return params
 
 
@@ -38,17 +51,3 @@ def list_parameters(model: nn.Module) -> list[nn.Parameter]:
 def trainable_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that require gradients, by name; a tied tensor counts once, under its first name."""
     return {name: param for name, param in named_parameters(model).items() if param.requires_grad}
-
-
-def _named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """Every module once, before those within it, with the prefix of the names of its parameters."""
-    named, seen, stack = list[tuple[str, nn.Module]](), set[int](), [("", model)]
-    while stack:
-        prefix, module = stack.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        named.append((prefix, module))
-        children = [(f"{prefix}{name}.", child) for name, child in module._modules.items() if child is not None]
-        stack.extend(reversed(children))
-    return named

@@ -21,7 +21,7 @@ one pass over the whole batch.
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -143,14 +143,14 @@ def gradient_at_perturbation(
     has_partial_passes = ascent_batch_fraction < 1 or params != "all"
 
     def flat_closure() -> Tensor:
-        params_by_name = named_parameters(model)
-        trainable = {name: param for name, param in params_by_name.items() if param.requires_grad}
+        all_params = named_parameters(model)
+        trainable = {name: param for name, param in all_params.items() if param.requires_grad}
         check_trainable(trainable, model)
         selected = None if params == "all" else select_parameters(model, params, "params")
         ascent_closure = closure
         if has_partial_passes:
             ascent_closure = partial(_run_partial_pass, closure, model, selected, ascent_batch_fraction)
-        rng_state = RandomState.capture_devices_of(params_by_name.values())
+        rng_state = RandomState.capture_devices_of(all_params.values())
         fresh = _compute_ascent_gradients(ascent_closure, model, trainable, selected)
         weights = {} if fresh is None else fresh.params
         if not weights and not may_lack_gradients(closure, progress):
@@ -167,12 +167,13 @@ def gradient_at_perturbation(
             is_final = steps_left == 0 or perturbation is None
             for param in () if fresh is None else fresh.uncleared:
                 param.grad = None
-            with ExitStack() as stack:
-                stack.enter_context(preserve_buffers(model))
-                if not resample_noise:
-                    stack.enter_context(rewind_rng(rng_state))
-                if perturbation is not None:
-                    stack.enter_context(perturb(tensors, perturbation.directions, perturbation.scale))
+            replayed = nullcontext() if resample_noise else rewind_rng(rng_state)
+            perturbed = (
+                nullcontext()
+                if perturbation is None
+                else perturb(tensors, perturbation.directions, perturbation.scale)
+            )
+            with preserve_buffers(model), replayed, perturbed:
                 last_loss = (closure if is_final else ascent_closure)()
             if is_final:
                 break
