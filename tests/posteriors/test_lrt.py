@@ -150,7 +150,7 @@ def test_kl_gradients_are_those_of_autograd():
     kl = gaussian_kl(mean.view(-1), raw_to_std(raw.view(-1)), torch.zeros(12, dtype=torch.float64), 5.0)
     exact = torch.autograd.grad(0.3 * kl, [mean, raw])
     mean.grad, raw.grad = torch.ones_like(mean), torch.full_like(raw, 2.0)
-    accumulate_kl_gradients([mean], [SoftplusScale.from_raw(raw)], 5.0, 0.3)
+    accumulate_kl_gradients([mean], [SoftplusScale.from_raws([raw], "local")[0]], 5.0, 0.3)
     torch.testing.assert_close(mean.grad, 1 + exact[0])
     torch.testing.assert_close(raw.grad, 2 + exact[1])
 
@@ -242,7 +242,7 @@ def test_a_layer_unused_in_the_last_pass_has_the_gradient_of_the_prior(within_on
     mean, raw = state.model["once"].weight, state.statistics[raw_scale_key("once.weight")]
     actual = mean.grad.clone(), raw.grad.clone()
     mean.grad = raw.grad = None
-    accumulate_kl_gradients([mean], [SoftplusScale.from_raw(raw)], 4.0, 1 / 10)
+    accumulate_kl_gradients([mean], [SoftplusScale.from_raws([raw], "local")[0]], 4.0, 1 / 10)
     assert torch.equal(actual[0], mean.grad)
     assert torch.equal(actual[1], raw.grad)
 

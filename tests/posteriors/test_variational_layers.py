@@ -58,7 +58,9 @@ def noisy_layer(name, estimator, std=None):
         else torch.full_like(p, std_to_raw(std)).detach()
         for p in (plain.weight, plain.bias)
     ]
-    layer.noise = LayerNoise(estimator, *(None if raw is None else SoftplusScale.from_raw(raw) for raw in raws))
+    layer.noise = LayerNoise(
+        estimator, *(None if raw is None else SoftplusScale.from_raws([raw], "local")[0] for raw in raws)
+    )
     return layer, torch.randn(shape, generator=generator, dtype=torch.float64), plain
 
 
@@ -190,7 +192,7 @@ def test_under_autocast_the_variance_is_in_full_precision(dtype, estimator):
     layer, inputs, _ = noisy_layer("linear", estimator, std=1e-5)  # its square is 0 in half precision
     layer, inputs = layer.float(), inputs.float() * 1e4  # whose square is infinite in half precision
     nn.init.zeros_(layer.weight)
-    layer.noise = LayerNoise(estimator, SoftplusScale.from_raw(layer.noise.weight.raw.float()), None)
+    layer.noise = LayerNoise(estimator, SoftplusScale.from_raws([layer.noise.weight.raw.float()], "local")[0], None)
     with torch.autocast("cpu", dtype=dtype):
         noise = layer(inputs) - layer.bias
         assert layer(inputs).dtype == dtype
@@ -270,7 +272,10 @@ def test_gradients_of_stds_are_zeroed_with_those_of_all_means(grads, kept, value
 def test_passes_add_the_gradient_of_the_softplus(frozen):
     torch.manual_seed(0)
     raw, direction = torch.randn(2, 3, 4, dtype=torch.float64)
-    scale, param = SoftplusScale.from_raw(raw), nn.Parameter(torch.zeros_like(raw), requires_grad=not frozen)
+    scale, param = (
+        SoftplusScale.from_raws([raw], "local")[0],
+        nn.Parameter(torch.zeros_like(raw), requires_grad=not frozen),
+    )
     leaf = raw.clone().requires_grad_()
     std = F.softplus(leaf)
     assert torch.equal(scale.make_std_leaf(param), std)

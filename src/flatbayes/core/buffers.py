@@ -34,7 +34,8 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
         with torch.no_grad() if buffers else nullcontext():
             copy_values(buffers, saved)
             for module, name, buffer in places:
-                if name not in module._buffers or module._buffers[name] is not buffer:  # replaced by another tensor, not edited in place
+                is_in_place = name in module._buffers and module._buffers[name] is buffer
+                if not is_in_place:  # it was replaced by another tensor
                     setattr(module, name, buffer)
 
 

@@ -17,29 +17,35 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     Returns:
         A tensor without dimensions; inside `vectorized`, the norm of each network, of shape (networks,).
     """
-    if num_vectorized():
-        return vectorized_norms(tensors)
-    tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
-    if all(t.dtype in (torch.float32, torch.float64) for t in tensors):
-        norms: list[Tensor] = list(torch._foreach_norm(list(tensors)))
-    else:
-        norms = [torch.linalg.vector_norm(t if t.is_complex() else t.float()) for t in tensors]
-    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
-    return total
+    return combine_norms(tensor_norms(tensors))
 
 
-def vectorized_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of all entries of each network, accumulated in at least float32.
+def tensor_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Euclidean norm of each tensor, accumulated in at least float32; see `global_norm`.
 
     Args:
-        tensors: Tensors with the networks along their first dimension.
+        tensors: Such as the gradients of a group of parameters.
 
     Returns:
-        Norms of shape (networks,).
+        One tensor without dimensions per tensor; inside `vectorized`, one of shape (networks,).
     """
-    exact = [(t if t.dtype in (torch.float32, torch.float64) else t.float()) for t in tensors]
-    norms = [torch.linalg.vector_norm(t, dim=list(range(1, t.ndim))) if t.ndim > 1 else t.abs() for t in exact]
-    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]), dim=0)
+    if num_vectorized():
+        exact = [(t if t.dtype in (torch.float32, torch.float64) else t.float()) for t in tensors]
+        return [torch.linalg.vector_norm(t, dim=list(range(1, t.ndim))) if t.ndim > 1 else t.abs() for t in exact]
+    tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
+    if all(t.dtype in (torch.float32, torch.float64) for t in tensors):
+        return list(torch._foreach_norm(list(tensors)))
+    return [torch.linalg.vector_norm(t if t.is_complex() else t.float()) for t in tensors]
+
+
+def combine_norms(norms: Sequence[Tensor]) -> Tensor:
+    """The norm of all entries of tensors whose norms are given; the result of `global_norm`.
+
+    Args:
+        norms: The result of `tensor_norms`.
+    """
+    dim = 0 if norms[0].ndim else None
+    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]), dim=dim)
     return total
 
 

@@ -1,7 +1,7 @@
 """Random state of PyTorch's global generators: capture, restore, replay; all random streams, and their seeds."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.accelerators import list_initialized_accelerators
+from flatbayes.core.devices import is_accelerator
+from flatbayes.core.tensor_lists import group_tensors, split_vector
 
 
 class Stream(StrEnum):
@@ -248,6 +250,36 @@ def draw_normal(like: Iterable[Tensor], seeds: Iterable[int], *, stacked: bool =
     return [torch.stack(rows) for rows in zip(*noise, strict=True)] if stacked else noise[0]
 
 
+def iter_normal_noise(like: Sequence[Tensor]) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Draw standard normal noise for tensors from the global generators, group by group.
+
+    Args:
+        like: Tensors whose shapes, dtypes and devices the noise has.
+
+    Yields:
+        Indices of tensors, and the noise of each. On an accelerator a group has one kernel.
+    """
+    if not any(is_accelerator(t) for t in like):
+        yield from (([k], [torch.randn_like(t)]) for k, t in enumerate(like))
+        return
+    for group in group_tensors(like):
+        members = [like[k] for k in group]
+        first, total = members[0], sum(t.numel() for t in members)
+        yield group, split_vector(torch.randn(total, device=first.device, dtype=first.dtype), members)
+
+
 def _draw_network_normal(like: list[Tensor], seed: int) -> list[Tensor]:
     generators = {t.device: torch.Generator(t.device).manual_seed(seed) for t in like}
-    return [torch.randn(t.shape, generator=generators[t.device], device=t.device, dtype=t.dtype) for t in like]
+    on_accelerator = any(is_accelerator(t) for t in like)
+    noise = list(like)
+    for group in group_tensors(like) if on_accelerator else [[k] for k in range(len(like))]:
+        members = [like[k] for k in group]
+        vector = torch.randn(
+            sum(t.numel() for t in members),
+            generator=generators[members[0].device],
+            device=members[0].device,
+            dtype=members[0].dtype,
+        )
+        for k, values in zip(group, split_vector(vector, members), strict=True):
+            noise[k] = values
+    return noise

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from flatbayes.core.devices import is_accelerator
 
-MAX_GROUP_ENTRIES = 2**22
-"""Largest number of entries of a group of several tensors: 16 MiB in float32, large enough to make launches cheap."""
+MAX_GROUP_ENTRIES = 2**20
+"""Largest number of entries of a group of several tensors: 4 MiB in float32, which an accelerator processes in about
+the time in which it launches a kernel."""
 
 
 def group_tensors(tensors: Sequence[Tensor], max_entries: int | None = None) -> list[list[int]]:
@@ -86,16 +87,21 @@ def zero_tensors(like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def full_tensors(like: Sequence[Tensor], value: float) -> list[Tensor]:
-    """Tensors of one value in the shapes of others, in one kernel: views of one vector.
+    """Tensors of one value in the shapes of others, in one kernel for all of a dtype and device: views of a vector.
 
     Args:
-        like: Tensors of one dtype and device.
+        like: The other tensors.
         value: The value.
     """
-    if not like:
-        return []
-    vector = like[0].new_full((sum(tensor.numel() for tensor in like),), value)
-    return split_vector(vector, like)
+    if any(to_local(tensor) is not tensor for tensor in like):
+        return [torch.full_like(tensor, value) for tensor in like]
+    results = list(like)
+    for group in group_tensors(like, max_entries=sum(tensor.numel() for tensor in like)):
+        members = [like[k] for k in group]
+        vector = members[0].new_full((sum(tensor.numel() for tensor in members),), value)
+        for k, result in zip(group, split_vector(vector, members), strict=True):
+            results[k] = result
+    return results
 
 
 def split_vector(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

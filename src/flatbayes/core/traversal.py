@@ -1,8 +1,8 @@
 """Traversal of a network in one pass: its modules, and its parameters by name.
 
-A training step needs both in every pass. The generators of `torch.nn.Module` are nested as deeply as the network, which
-takes three times as long. Nothing is remembered between calls, so a module that is replaced between two steps, or a
-parameter that is frozen, counts from the next one on.
+A training step needs both in every pass. The generators of `torch.nn.Module` are nested as deeply as the network, so
+they take two to three times as long. Nothing is stored between calls, which would save little more: the check that no
+module or parameter was replaced is itself a traversal.
 """
 
 from torch import nn

@@ -15,21 +15,22 @@ T = |w| + eta for tensors with `weight` in their name, and 1 for the others, suc
     optimizer.step()
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.core.norms import global_norm
 from flatbayes.core.parameter_selection import ParameterSelection, check_selection
+from flatbayes.core.tensor_lists import full_tensors
 from flatbayes.flatness.ascent import (
     Perturbation,
     check_ascent_batch_fraction,
     check_ascent_steps,
     check_radius,
     gradient_at_perturbation,
+    perturbation_in_groups,
 )
 from flatbayes.flatness.flatness import Flatness
 
@@ -73,7 +74,7 @@ class ASAM(Flatness):
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure whose gradient is that of the worst loss in the adaptive ball."""
         return gradient_at_perturbation(
-            lambda weights, grads: adaptive_perturbation(grads, adaptive_scale(weights, self.eta), self.rho),
+            self._compute_perturbation,
             closure,
             model,
             ascent_steps=self.ascent_steps,
@@ -81,6 +82,12 @@ class ASAM(Flatness):
             ascent_batch_fraction=self.ascent_batch_fraction,
             params=self.params,
             progress=progress,
+        )
+
+    def _compute_perturbation(self, weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
+        items = list(weights.items())
+        return scaled_perturbation(
+            grads, lambda group: adaptive_scale(dict(items[k] for k in group), self.eta), self.rho
         )
 
 
@@ -94,7 +101,14 @@ def adaptive_scale(weights: Mapping[str, Tensor], eta: float) -> list[Tensor]:
         weights: Tensors by full name, such as `layer.weight`.
         eta: Added to |w|.
     """
-    return [w.detach().abs() + eta if "weight" in name else torch.ones_like(w) for name, w in weights.items()]
+    scaled = {name: weight.detach() for name, weight in weights.items() if "weight" in name}
+    others = {name: weight.detach() for name, weight in weights.items() if name not in scaled}
+    scales = dict(zip(others, full_tensors(list(others.values()), 1.0), strict=True))
+    if scaled:
+        absolute = list(torch._foreach_abs(list(scaled.values())))
+        torch._foreach_add_(absolute, eta)
+        scales |= dict(zip(scaled, absolute, strict=True))
+    return [scales[name] for name in weights]
 
 
 def adaptive_perturbation(grads: Sequence[Tensor], scale: Sequence[Tensor], rho: float) -> Perturbation:
@@ -108,7 +122,23 @@ def adaptive_perturbation(grads: Sequence[Tensor], scale: Sequence[Tensor], rho:
     Returns:
         One perturbation per tensor, zero for a zero gradient.
     """
-    directions = list(torch._foreach_mul(list(grads), list(scale)))
-    norm = global_norm(directions)
-    torch._foreach_mul_(directions, list(scale))
-    return Perturbation(directions, norm, rho)
+    return scaled_perturbation(grads, lambda group: [scale[k] for k in group], rho)
+
+
+def scaled_perturbation(
+    grads: Sequence[Tensor], compute_scale: Callable[[list[int]], Sequence[Tensor]], rho: float
+) -> Perturbation:
+    """The result of `adaptive_perturbation`, with T computed group by group.
+
+    Args:
+        grads: One gradient per tensor.
+        compute_scale: Computes T of the tensors with the given indices.
+        rho: Radius of the ball.
+    """
+
+    def compute_group(group: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+        scale = list(compute_scale(group))
+        scaled = list(torch._foreach_mul([grads[k] for k in group], scale))
+        return list(torch._foreach_mul(scaled, scale)), scaled
+
+    return perturbation_in_groups(compute_group, grads, rho)

@@ -25,7 +25,6 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
@@ -41,6 +40,7 @@ from flatbayes.core.gradients import (
     format_missing_gradients,
     may_lack_gradients,
 )
+from flatbayes.core.norms import combine_norms, tensor_norms
 from flatbayes.core.parameter_selection import (
     ParameterSelection,
     format_names,
@@ -48,6 +48,7 @@ from flatbayes.core.parameter_selection import (
     select_parameters,
 )
 from flatbayes.core.randomness import RandomState, rewind_rng
+from flatbayes.core.tensor_lists import full_tensors, group_tensors
 from flatbayes.core.traversal import named_parameters
 from flatbayes.core.weights import axpy, perturb
 
@@ -89,7 +90,7 @@ class Perturbation:
 
     def to_tensors(self) -> list[Tensor]:
         """The perturbation of each tensor."""
-        return axpy([torch.zeros_like(direction) for direction in self.directions], self.directions, self.scale)
+        return axpy(full_tensors(self.directions, 0.0), self.directions, self.scale)
 
     @property
     def _keeps_norm_as_tensor(self) -> bool:
@@ -98,6 +99,27 @@ class Perturbation:
 
 PerturbationFn = Callable[[Mapping[str, Tensor], Sequence[Tensor]], Perturbation]
 """(weights by name, their gradients) -> perturbation of the unperturbed weights."""
+
+
+def perturbation_in_groups(
+    compute_group: Callable[[list[int]], tuple[Sequence[Tensor], Sequence[Tensor]]],
+    like: Sequence[Tensor],
+    rho: float,
+) -> Perturbation:
+    """A perturbation that is computed group by group, so that intermediate results need the memory of one group.
+
+    Args:
+        compute_group: Computes, for the indices of some tensors, their directions, and the tensors whose joint norm
+            is the norm of the directions in the geometry of the ball.
+        like: One tensor per direction, of its shape.
+        rho: The radius.
+    """
+    directions, norms = list(like), list(like)
+    for group in group_tensors(like):
+        group_directions, measured = compute_group(group)
+        for k, direction, norm in zip(group, group_directions, tensor_norms(measured), strict=True):
+            directions[k], norms[k] = direction, norm
+    return Perturbation(directions, combine_norms(norms), rho)
 
 
 def gradient_at_perturbation(

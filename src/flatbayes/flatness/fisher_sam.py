@@ -24,7 +24,13 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.context import num_vectorized
 from flatbayes.core.norms import broadcast_per_network, global_norm
-from flatbayes.flatness.ascent import Perturbation, check_ascent_steps, check_radius, gradient_at_perturbation
+from flatbayes.flatness.ascent import (
+    Perturbation,
+    check_ascent_steps,
+    check_radius,
+    gradient_at_perturbation,
+    perturbation_in_groups,
+)
 from flatbayes.flatness.flatness import Flatness
 
 
@@ -58,13 +64,22 @@ class FisherSAM(Flatness):
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure whose gradient is that of the worst loss in the ellipsoid."""
         return gradient_at_perturbation(
-            lambda _, grads: fisher_perturbation(grads, inverse_fisher(grads, self.eta), self.rho),
+            lambda _, grads: self._compute_perturbation(grads),
             closure,
             model,
             ascent_steps=self.ascent_steps,
             resample_noise=self.resample_noise,
             progress=progress,
         )
+
+    def _compute_perturbation(self, grads: Sequence[Tensor]) -> Perturbation:
+        weight = relative_weight(grads, self.eta)
+
+        def compute_group(group: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+            members = [grads[k] for k in group]
+            return fisher_directions(members, inverse_diagonal(members, weight))
+
+        return perturbation_in_groups(compute_group, grads, self.rho)
 
 
 def inverse_fisher(grads: Sequence[Tensor], eta: float) -> list[Tensor]:
@@ -74,10 +89,38 @@ def inverse_fisher(grads: Sequence[Tensor], eta: float) -> list[Tensor]:
         grads: One gradient per tensor.
         eta: Weight of the squared gradient.
     """
+    return inverse_diagonal(grads, relative_weight(grads, eta))
+
+
+def relative_weight(grads: Sequence[Tensor], eta: float) -> Tensor:
+    """Eta / mean g², the mean over all tensors together; 0 for a zero gradient.
+
+    Args:
+        grads: One gradient per tensor.
+        eta: Weight of the squared gradient.
+    """
     squared_norm = global_norm(grads).square()
     mean = squared_norm / (sum(g.numel() for g in grads) // max(1, num_vectorized()))
-    relative = torch.where(mean > 0, eta / mean, 0.0)
-    return [1 / (1 + (broadcast_per_network(relative, g) * g.to(relative.dtype).square()).to(g.dtype)) for g in grads]
+    return torch.where(mean > 0, eta / mean, 0.0)
+
+
+def inverse_diagonal(grads: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
+    """1 / (1 + weight g²), elementwise.
+
+    Args:
+        grads: Gradients, one per tensor.
+        weight: A number, or one per vectorized network.
+    """
+    wide = [g.to(weight.dtype) for g in grads]
+    squares = list(torch._foreach_mul(wide, wide))
+    if weight.ndim:
+        torch._foreach_mul_(squares, [broadcast_per_network(weight, square) for square in squares])
+    else:
+        torch._foreach_mul_(squares, weight.to(squares[0].device))
+    squares = [square.to(g.dtype) for square, g in zip(squares, grads, strict=True)]
+    torch._foreach_add_(squares, 1)
+    torch._foreach_reciprocal_(squares)
+    return squares
 
 
 def fisher_perturbation(grads: Sequence[Tensor], inverse_diagonal: Sequence[Tensor], rho: float) -> Perturbation:
@@ -91,5 +134,18 @@ def fisher_perturbation(grads: Sequence[Tensor], inverse_diagonal: Sequence[Tens
     Returns:
         One perturbation per tensor, zero for a zero gradient.
     """
-    half = torch._foreach_mul(list(grads), [i.sqrt() for i in inverse_diagonal])
-    return Perturbation(list(torch._foreach_mul(list(grads), list(inverse_diagonal))), global_norm(half), rho)
+    directions, half = fisher_directions(grads, inverse_diagonal)
+    return Perturbation(directions, global_norm(half), rho)
+
+
+def fisher_directions(
+    grads: Sequence[Tensor], inverse_diagonal: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """F⁻¹ g, and the tensors F^(-1/2) g whose norm is that of F⁻¹ g in the metric F.
+
+    Args:
+        grads: One gradient per tensor.
+        inverse_diagonal: Diagonal of F⁻¹.
+    """
+    half = torch._foreach_mul(list(grads), torch._foreach_sqrt(list(inverse_diagonal)))
+    return list(torch._foreach_mul(list(grads), list(inverse_diagonal))), list(half)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.context import DiagonalGaussian, get_weight_distribution
-from flatbayes.flatness.asam import adaptive_perturbation
+from flatbayes.core.tensor_lists import full_tensors
+from flatbayes.flatness.asam import scaled_perturbation
 from flatbayes.flatness.ascent import Perturbation, check_ascent_steps, check_radius, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness
 
@@ -79,7 +80,10 @@ class PosteriorSAM(Flatness):
 
         def compute_perturbation(weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
             params = list(weights.values())
-            return adaptive_perturbation(grads, scale_fn(params, require_weight_distributions(params)), self.rho)
+            distributions = require_weight_distributions(params)
+            return scaled_perturbation(
+                grads, lambda group: scale_fn([params[k] for k in group], [distributions[k] for k in group]), self.rho
+            )
 
         return gradient_at_perturbation(
             compute_perturbation,
@@ -114,8 +118,10 @@ def std_scale(params: Sequence[Tensor], distributions: Sequence[DiagonalGaussian
         params: The parameters.
         distributions: The distribution of each, or None.
     """
+    deterministic = [param for param, distribution in zip(params, distributions, strict=True) if distribution is None]
+    zeros = iter(full_tensors([param.detach() for param in deterministic], 0.0))
     return [
-        torch.zeros_like(param) if distribution is None else distribution.std.to(param.dtype)
+        next(zeros) if distribution is None else distribution.std.to(param.dtype)
         for param, distribution in zip(params, distributions, strict=True)
     ]
 
@@ -127,7 +133,10 @@ def mean_over_std_scale(params: Sequence[Tensor], distributions: Sequence[Diagon
         params: The parameters.
         distributions: The distribution of each, or None.
     """
-    return [
-        (param.detach().abs() if distribution is None else distribution.mean.abs() / distribution.std).to(param.dtype)
-        for param, distribution in zip(params, distributions, strict=True)
-    ]
+    pairs = list(zip(params, distributions, strict=True))
+    scales = list(torch._foreach_abs([param.detach() if d is None else d.mean for param, d in pairs]))
+    random = [k for k, d in enumerate(distributions) if d is not None]
+    stds = [d.std for d in distributions if d is not None]
+    if random:
+        torch._foreach_div_([scales[k] for k in random], stds)
+    return [scale.to(param.dtype) for scale, param in zip(scales, params, strict=True)]

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.context import weight_distribution
+from flatbayes.core.tensor_lists import zero_tensors
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
@@ -145,10 +146,8 @@ class LRT(Posterior):
     def _compute_gradients(self, state: State, closure: Closure) -> Tensor:
         """Set `.grad` of all optimized tensors to the gradient of the objective. Returns the loss of the batch."""
         random_params = _get_random_parameters(state)
-        scales = {
-            param: SoftplusScale.from_raw(state.statistics[raw_scale_key(name)])
-            for name, param in random_params.items()
-        }
+        raws = [state.statistics[raw_scale_key(name)] for name in random_params]
+        scales = dict(zip(random_params.values(), SoftplusScale.from_raws(raws, self.estimator), strict=True))
         trained = {name: param for name, param in random_params.items() if param.requires_grad}
         params, trained_scales = list(trained.values()), [scales[param] for param in trained.values()]
         for scale in trained_scales:
@@ -194,7 +193,7 @@ def accumulate_kl_gradients(
     for mean, raw in zip(means, raws, strict=True):
         if mean.grad is None:
             raw.grad = None  # left from an earlier pass: the last one did not use this layer
-    std_grads = [torch.zeros_like(std) for std in stds]
+    std_grads = zero_tensors(stds)
     values = [mean.detach() for mean in means]
     add_kl_gradients(_ensure_gradients(means), std_grads, values, stds, prior_precision, kl_weight)
     torch._foreach_addcmul_(_ensure_gradients(raws), std_grads, [scale.slope for scale in scales])
@@ -212,8 +211,9 @@ def prior_precision_key(name: str) -> str:
 
 def _ensure_gradients(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return gradients, and set `.grad` to zeros where there is none."""
-    for tensor in tensors:
-        tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+    missing = [tensor for tensor in tensors if tensor.grad is None]
+    for tensor, zeros in zip(missing, zero_tensors(missing), strict=True):
+        tensor.grad = zeros
     return [tensor.grad for tensor in tensors if tensor.grad is not None]
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from flatbayes.core import Closure, OptimizerFactory, State
+from flatbayes.core.randomness import iter_normal_noise
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors.optimization import check_temperature, default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements
@@ -161,9 +162,9 @@ def add_langevin_noise(optimizer: Optimizer | None, temperature: float, num_data
     groups = [] if optimizer is None else optimizer.param_groups
     for group in groups:
         std = noise_std(float(group["lr"]), temperature, num_data, friction)
-        for param in group["params"]:
-            if param.grad is not None:
-                param.add_(torch.randn_like(param), alpha=std)
+        params = [param for param in group["params"] if param.grad is not None]
+        for indices, noise in iter_normal_noise(params):
+            torch._foreach_add_([params[k] for k in indices], noise, alpha=std)
 
 
 def check_plain_sgd(optimizer: Optimizer | None, method: str) -> None:

@@ -30,7 +30,7 @@ from flatbayes.core.context import weight_distribution
 from flatbayes.core.gradients import dense_gradient
 from flatbayes.core.networks import check_real
 from flatbayes.core.parameter_selection import ParameterSelection, check_selection, select_parameters
-from flatbayes.core.tensor_lists import copy_values
+from flatbayes.core.tensor_lists import clone_tensors, copy_values
 from flatbayes.core.weights import flatten, swap_values, trainable_parameters, unflatten
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
@@ -217,7 +217,7 @@ class SGVB(Posterior):
             copy_values(
                 pieces, _get_gradients(params)
             )  # the memory of the sampled weights is free: the model has a copy
-            sampled = (weights, noise.mul_(weights), *(grad.clone() for grad in _get_gradients(others)))
+            sampled = (weights, noise.mul_(weights), *clone_tensors(_get_gradients(others)))
             if totals:
                 torch._foreach_add_(totals, sampled)
             else:

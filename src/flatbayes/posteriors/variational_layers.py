@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flatbayes.core.devices import is_accelerator
+from flatbayes.core.tensor_lists import map_elementwise
 from flatbayes.posteriors.variational import raw_to_std
 
 NoiseEstimator = Literal["local", "flipout"]
@@ -37,16 +39,30 @@ class SoftplusScale:
         raw: Values before the softplus; backward passes add gradients to `raw.grad`.
         std: Values after the softplus.
         slope: Derivative of the softplus.
+        variance: The squares of `std`; None to compute them in every pass.
+        variance_slope: Derivative of the variance in `raw`; None to multiply gradients by its factors.
     """
 
     raw: Tensor
     std: Tensor
     slope: Tensor
+    variance: Tensor | None = None
+    variance_slope: Tensor | None = None
 
     @staticmethod
-    def from_raw(raw: Tensor) -> "SoftplusScale":
-        """Compute the standard deviations of the current raw values."""
-        return SoftplusScale(raw, raw_to_std(raw), raw.sigmoid())
+    def from_raws(raws: Sequence[Tensor], estimator: "NoiseEstimator") -> list["SoftplusScale"]:
+        """Compute the standard deviations of several parameters, on an accelerator in few kernels.
+
+        Args:
+            raws: Values before the softplus.
+            estimator: How activations are sampled: `local` needs variances.
+        """
+        stds, slopes = map_elementwise(raw_to_std, raws), map_elementwise(torch.sigmoid, raws)
+        if estimator != "local" or not any(is_accelerator(raw) for raw in raws):
+            return [SoftplusScale(*values) for values in zip(raws, stds, slopes, strict=True)]
+        variances, variance_slopes = torch._foreach_mul(stds, stds), list(torch._foreach_mul(slopes, stds))
+        torch._foreach_mul_(variance_slopes, 2.0)
+        return [SoftplusScale(*values) for values in zip(raws, stds, slopes, variances, variance_slopes, strict=True)]
 
     def make_std_leaf(self, param: Tensor) -> Tensor:
         """Return standard deviations for one pass, with a gradient if the parameter has one."""
@@ -54,8 +70,10 @@ class SoftplusScale:
 
     def make_variance_leaf(self, param: Tensor) -> Tensor:
         """Return variances for one pass, with a gradient if the parameter has one."""
-        variance = self.std.square()
-        return _make_leaf(variance, self.raw, [self.slope, self.std, 2.0]) if param.requires_grad else variance
+        variance = self.std.square() if self.variance is None else self.variance
+        factors: list[Tensor | float] = [self.slope, self.std, 2.0]
+        derivative = factors if self.variance_slope is None else [self.variance_slope]
+        return _make_leaf(variance, self.raw, derivative) if param.requires_grad else variance
 
 
 def _make_leaf(values: Tensor, raw: Tensor, derivative: Sequence[Tensor | float]) -> Tensor:
