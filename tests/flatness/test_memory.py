@@ -13,8 +13,8 @@ from flatbayes.flatness import Plain
 from support import FLAT, distribute_all_weights, innermost, named, peak_bytes
 
 COPIES_MORE = {"MSAM": 2.0, "LookSAM": 4.0}
-"""Copies of the weights beyond those of a plain step, where these are not one: MSAM stores a sum of gradients, LookSAM
-a direction, and LookSAM holds the plain gradient and intermediate results of its projection."""
+"""Copies of the weights beyond those of a plain step, where these are not one: MSAM stores a sum of gradients.
+LookSAM stores a direction, and holds the plain gradient and intermediate results of its projection."""
 
 
 def measure_peak(flatness, tmp_path) -> float:
