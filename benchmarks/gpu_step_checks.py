@@ -1,6 +1,7 @@
 """Checks of a training step on the device: no host waits, memory in copies of the weights, capture as a graph."""
 
 import contextlib
+import gc
 import traceback
 from collections.abc import Iterator
 from functools import partial
@@ -133,6 +134,7 @@ def measure_cuda_peak(posterior, flat, model: nn.Module, inputs: Tensor, steps: 
     targets = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
     F.cross_entropy(model(inputs), targets).backward()  # allocates the workspace of the matrix library
     model.zero_grad()
+    gc.collect()  # tensors of the case before
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -148,3 +148,48 @@ def test_the_recipe_costs_what_its_page_says(modules):
     assert estimate["training_s"] == pytest.approx(40 * estimate["epoch_s"] + 32 * 0.01 + 4 * 5000 * 1e-5 + 30)
     assert estimate["measuring_s"] == pytest.approx(30 * (0.1 + 0.1))
     assert estimate["step_tflop_s"] == pytest.approx(3 * 512 * 10.49e9 / 0.05 / 1e12)
+
+
+def test_a_host_wait_is_recorded_with_its_place_and_other_errors_go_on(modules):
+    checks, waits = modules("gpu_step_checks"), {}
+    with checks.note_waits(waits, "SAM"):
+        raise RuntimeError("called a synchronizing CUDA operation")
+    assert waits["SAM"].startswith("test_gpu_checks.py:")
+    assert 'raise RuntimeError("called a synchronizing' in waits["SAM"]
+    with pytest.raises(RuntimeError, match="shapes"), checks.note_waits(waits, "MSAM"):
+        raise RuntimeError("shapes do not match")
+    assert list(waits) == ["SAM"]
+
+
+@pytest.mark.parametrize(("copies", "is_too_much"), [(3.05, False), (3.2, True)])
+def test_more_memory_than_documented_is_a_failure(modules, monkeypatch, copies, is_too_much):
+    checks, runner = modules("gpu_step_checks"), modules("gpu_runner")
+    monkeypatch.setattr(checks, "measure_peak", lambda *arguments: copies)
+    rows = []
+    task = runner.Task("memory", "gpu_step_checks:check_memory")
+    record = runner.run_task(task, runner.Context("cpu", deadline=float("inf")), rows.append)
+    assert record["status"] == ("failed" if is_too_much else "passed")
+    assert ("'SAM': '3.20 instead of 3'" in record.get("message", "")) is is_too_much
+    assert rows[-1][1]["summary"] == f"SAM {copies:.2f} copies beyond the weights"
+
+
+def test_a_training_as_long_as_the_time_allows(modules, monkeypatch):
+    recipe, runner = modules("gpu_recipe"), modules("gpu_runner")
+    pieces = {"startup_s": 20.0, "single_gradient_step_s": 0.05, "two_gradient_step_s": 0.1, "snapshot_s": 0.0,
+              "statistics_s": 0.1, "forward_image_s": 1e-5}  # fmt: skip
+    epochs = []
+    monkeypatch.setattr(recipe, "measure_pieces", lambda *arguments: pieces)
+    monkeypatch.setattr(recipe, "read_arrays", lambda path: None)
+    monkeypatch.setattr(recipe, "train_and_evaluate", lambda recipe, arrays, count: epochs.append(count) or RESULT)
+    for seconds, expected in ((30.0, []), (100.0, [12]), (2000.0, [40])):
+        epochs.clear()
+        context = runner.Context("cuda", runner.time.monotonic() + seconds, data="folder")
+        rows = {key: value for row in recipe.run_recipe(context) for key, value in row.items()}
+        assert epochs == expected  # an epoch takes 5.94 s, starting 10 s, measuring 6 s
+        assert ("skipped" in rows["training"]) is not bool(expected)
+    without_images = runner.Context("cuda", runner.time.monotonic() + 2000)
+    rows = {key: value for row in recipe.run_recipe(without_images) for key, value in row.items()}
+    assert "--data" in rows["training"]["skipped"]
+
+
+RESULT = {"test": {"accuracy": 0.97, "nll": 0.089, "ece": 0.004}}
