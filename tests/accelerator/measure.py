@@ -1,38 +1,74 @@
-"""Launches and waits of a training step on the pretend device, for every flatness and posterior.
+"""Launches and waits of training and prediction on the pretend device, for every flatness and posterior.
 
 Run it in a checkout with a network, and with `Posterior/Flatness` patterns if only some pairs are wanted:
 
-    PYTHONPATH=src:tests python tests/accelerator/measure.py preresnet20 "MAP/*" --places
+    PYTHONPATH=src:tests python tests/accelerator/measure.py preresnet20 "MAP/*" "*/SAM" --places
+
+    PYTHONPATH=src:tests python tests/accelerator/measure.py --write    # the budgets of the tests, in two minutes
 """
 
 import argparse
-import sys
+import json
 import warnings
 from fnmatch import fnmatch
 
-from accelerator.training import NETWORKS, StepCost, list_pairs, measure_step
+from accelerator.costs import BUDGETS, Cost, measure_fit, measure_prediction
+from accelerator.training import NETWORKS, list_pairs
+
+PREDICTED_FLATNESS = "SAM"
+"""Flatness of the fits whose predictions are measured, too."""
+
+
+def measure_costs(network: str, name: str) -> dict[str, Cost]:
+    """Costs of a pair by what is counted."""
+    posterior, flat = list_pairs()[name]
+    fit_cost = measure_fit(network, posterior, flat)
+    costs = {"step": fit_cost.step}
+    if name.endswith(f"/{PREDICTED_FLATNESS}"):
+        costs |= {"snapshot": fit_cost.snapshot, **measure_prediction(network, fit_cost.fitted)}
+    return costs
+
+
+def list_measured_pairs(network: str) -> list[str]:
+    """Pairs with a budget: all with the MLP; with slower networks each posterior with SAM, each flatness with MAP."""
+    is_measured = lambda name: network == "mlp" or name.startswith("MAP/") or name.endswith("/SAM")  # noqa: E731
+    return [name for name in list_pairs() if is_measured(name)]
+
+
+def write_budgets() -> None:
+    """Write the numbers of this checkout, a line for each."""
+    budgets: dict[str, dict[str, dict[str, str]]] = {}
+    for network in NETWORKS:
+        for name in list_measured_pairs(network):
+            for what, cost in measure_costs(network, name).items():
+                budgets.setdefault(what, {}).setdefault(network, {})[name] = cost.totals
+    text = json.dumps(budgets, indent=2)
+    BUDGETS.write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Print a line for each pair, and the lines of flatbayes that its launches and waits come from."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("network", nargs="?", choices=[*NETWORKS, []], default=[])
     parser.add_argument("pairs", nargs="*", default=["*"], help="patterns of Posterior/Flatness")
     parser.add_argument("--places", action="store_true", help="print where launches and waits come from")
+    parser.add_argument("--write", action="store_true", help="write the budgets of the tests")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    for name, (posterior, flat) in list_pairs().items():
+    if arguments.write:
+        write_budgets()
+    elif not arguments.network:
+        parser.error("name a network, or give --write")
+    for name in list_pairs() if arguments.network else ():
         if any(fnmatch(name, pattern) for pattern in arguments.pairs):
-            print_cost(name, measure_step(arguments.network, posterior, flat), with_places=arguments.places)
-
-
-def print_cost(name: str, cost: StepCost, *, with_places: bool) -> None:
-    """Print the counts of a step."""
-    print(f"{name:45} {cost.num_launches:8.1f} launches {cost.num_waits:6.1f} waits", flush=True)
-    for kind in ("launches", "waits") if with_places else ("waits",):
-        for place, count in sorted(getattr(cost, kind).items(), key=lambda item: -item[1]):
-            print(f"    {count:8.1f} {kind} {place}")
+            for what, cost in measure_costs(arguments.network, name).items():
+                totals = cost.totals
+                print(
+                    f"{name:35} {what:15} {totals['launches']:8.1f} launches {totals['waits']:6.1f} waits", flush=True
+                )
+                if arguments.places:
+                    print(cost.format_places(), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

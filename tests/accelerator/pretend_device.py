@@ -4,19 +4,17 @@ Tensors on the CPU are real. Those on the device `pretend` are fake: `FakeTensor
 device, and refuses what the kernels of a device refuse. Everything that reaches the device is counted, with the line
 of flatbayes that it comes from:
 
-* launches: kernels. A list operation, such as `_foreach_add_`, counts once where a device runs it as one kernel, and
-  once per tensor where it does not (see `takes_fused_kernel`);
-* waits: the host reads a value of the device, or copies memory to or from it;
-* float64 tensors that are made on the device, which some devices do not have.
+* launches: kernels and copies. A list operation, such as `_foreach_add_`, counts once where a device runs it as one
+  kernel, and once per tensor where it does not (see `takes_one_kernel`);
+* waits: the host reads a value of the device, or copies memory from it, or to it without `non_blocking`.
 
-A value that is read is a positive number, True or 1. What it cannot check: numbers, memory formats of kernels, cuDNN,
-NCCL, and a backward pass over two devices.
+What the host reads is a positive number, True or 1, unless it is known (`known_values.py`). Not checked: numbers,
+memory formats of kernels, cuDNN, NCCL, and a backward pass over two devices.
 
 Torch has one device for private use, and registers it for the whole process: tests with this module run in a process
 of their own (`make test-accelerator`).
 """
 
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -32,11 +30,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 import flatbayes
+from accelerator.known_values import NAME, is_on_device, make_values, propagate_values
 
-NAME = "pretend"
 NUM_DEVICES = 2
 SOURCE = str(Path(flatbayes.__file__).parent)
 VIEWS_AND_QUERIES = frozenset(
@@ -47,12 +45,10 @@ VIEWS_AND_QUERIES = frozenset(
     """.split()  # noqa: SIM905
 )
 """Operations without a kernel."""
-WAITING = frozenset({"equal", "is_nonzero", "masked_select", "nonzero", "unique_dim", "_unique2"})
-"""Operations whose result, or its shape, the host reads."""
-
-
+READS = frozenset({"_local_scalar_dense", "equal", "masked_select", "nonzero"})
+"""Operations whose result, or its shape, depends on values; they are computed on the host here."""
 ANSWERS = {("_check_independence", "_local_scalar_dense"): 0.0}
-"""What functions of flatbayes read that would refuse the numbers of the device."""
+"""What a function of flatbayes reads that would refuse other numbers, by its name and the operation."""
 
 
 class Backend(backend_registration._DummyBackendModule):
@@ -88,13 +84,14 @@ class Backend(backend_registration._DummyBackendModule):
         return [torch.float16, torch.bfloat16]
 
 
-def find_index(device: torch.device | int) -> int:
+def find_index(device: torch.device | int | str) -> int:
     """Index of a device; 0 if it has none."""
-    return (device.index or 0) if isinstance(device, torch.device) else device
+    return device if isinstance(device, int) else torch.device(device).index or 0
 
 
 BACKEND = Backend()
 backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=BACKEND)
+DEVICE = torch.device(NAME, 0)
 
 
 class PretendDeviceError(RuntimeError):
@@ -105,161 +102,137 @@ class _Shapes(FakeTensorMode):
     avoid_device_init = True  # constants are not moved to a device that does not exist
 
 
+SHAPES = _Shapes(allow_non_fake_inputs=True)
+"""Tensors of the device belong to this mode, also after a context has ended."""
+
+
 class PretendDevice(TorchDispatchMode):
     """Inside, tensors may be on the device, and what reaches it is counted.
 
     Attributes:
-        launches: Kernels by line of flatbayes.
-        waits: Reads by the host by line of flatbayes, each with its operation.
-        float64: Operations with a float64 result on the device, by line.
+        has_float64: Whether the device has float64.
+        launches: Kernels and copies by line of flatbayes.
+        waits: Reads and copies that the host waits for, by line of flatbayes and kind.
     """
 
-    def __init__(self, *, allow_float64: bool = True) -> None:
+    def __init__(self, *, has_float64: bool = True) -> None:
         super().__init__()
+        self.has_float64 = has_float64
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
-        self.float64: Counter[str] = Counter()
-        self.allow_float64 = allow_float64
-        self.shapes = _Shapes(allow_non_fake_inputs=True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = func._schema.name.split("::")[1]
+        """Run an operation: on the host if no tensor of the device takes part, else for shapes only."""
+        kwargs = dict(kwargs or {})
+        target = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        devices = {tensor.device.type for tensor in tensors}
-        target = kwargs.get("device")
-        reaches_device = NAME in devices or (target is not None and torch.device(target).type == NAME)
-        if not reaches_device:
+        check_generator(kwargs.get("generator"), target or next((tensor.device for tensor in tensors), None))
+        if not any(map(is_on_device, tensors)) and (target is None or target.type != NAME):
             return func(*args, **kwargs)
-        if name in WAITING:
-            self._record_wait(name)
-        if "copy" in name:
-            self._check_copy(name, tensors, args, kwargs)
-        if name in ("_local_scalar_dense", "equal", "nonzero", "masked_select") or (
-            name in ("_to_copy", "copy_") and (target or args[0].device).type == "cpu"
-        ):
-            return self._read(func, name, args, kwargs)
-        is_list = name.startswith("_foreach") or name.startswith("_fused")
-        if is_list and "copy" not in name and len(devices) > 1:
-            raise PretendDeviceError(f"Tensors of a list operation are on several devices: {name} on {devices}.")
-        check_generator(kwargs.get("generator"), tensors, target)
-        if target is not None and torch.device(target).index is None and torch.device(target).type == NAME:
-            kwargs["device"] = torch.device(NAME, 0)
-        with self.shapes:
+        name = func._schema.name.split("::")[1]
+        wait = find_wait(name, args, kwargs, target)
+        if wait is not None:
+            self.waits[f"{find_place()} ({wait})"] += 1
+        if name in READS or (name in ("_to_copy", "copy_") and (target or args[0].device).type == "cpu"):
+            return compute_on_host(func, name, args, kwargs)
+        check_list_devices(name, tensors)
+        if target is not None and target.index is None:
+            kwargs["device"] = DEVICE
+        if wait == "index by a mask":
+            args = (args[0], [number_rows(index) for index in args[1]], *args[2:])
+        with SHAPES:
             result = func(*args, **kwargs)
-        propagate_values(func, name, args, kwargs, result)
-        if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
-            BACKEND.count_draw(tree_leaves(result)[0].device)
-        if name not in VIEWS_AND_QUERIES:
-            is_fused = not is_list or takes_fused_kernel(args)
-            self.launches[find_place()] += 1 if is_fused else len(args[0])
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.dtype == torch.float64 and tensor.device.type == NAME:
-                self.float64[f"{find_place()} ({name})"] += 1
-                if not self.allow_float64:
-                    raise PretendDeviceError(f"The device has no float64: {name} at {find_place()}")
+        propagate_values(func, args, kwargs, result)
+        self._count(func, name, args, kwargs, [leaf for leaf in tree_leaves(result) if is_on_device(leaf)])
         return result
 
-    def _read(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """The result, on the host, of an operation that reads a tensor of the device."""
-        args = tuple(make_values(arg) if is_on_device(arg) else arg for arg in args)
-        if name == "_local_scalar_dense":
-            self._record_wait("read of a value")
-        frame = find_frame()
-        if frame is not None and (frame.f_code.co_name, name) in ANSWERS:
-            return ANSWERS[frame.f_code.co_name, name]
-        result = func(*args, **kwargs)
-        if name not in ("nonzero", "masked_select"):
-            return result
-        with self.shapes:
-            return torch.ops.aten._to_copy(result, device=torch.device(NAME, 0))
-
-    def _record_wait(self, action: str) -> None:
-        self.waits[f"{find_place()} ({action})"] += 1
-
-    def _check_copy(self, name: str, tensors: list[Tensor], args: Any, kwargs: Any) -> None:
-        """Count a copy between the device and memory of the host that is not asynchronous."""
-        if name == "_to_copy":
-            to_device, target = args[0].device.type == "cpu", torch.device(kwargs.get("device") or args[0].device)
-            if target.type == args[0].device.type:
-                return
-            is_asynchronous = kwargs.get("non_blocking", False)
-        elif name == "copy_":
-            to_device = args[0].device.type == NAME
-            if args[0].device.type == args[1].device.type:
-                return
-            is_asynchronous = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
-        elif name == "_foreach_copy_":
-            pairs = list(zip(*args[:2], strict=True))
-            if all(left.device.type == right.device.type for left, right in pairs):
-                return
-            to_device, is_asynchronous = args[0][0].device.type == NAME, False
-        else:
-            return
-        if not (to_device and is_asynchronous):
-            self._record_wait("copy to the device" if to_device else "copy to the host")
+    def _count(self, func: Any, name: str, args: Any, kwargs: Any, results: list[Tensor]) -> None:
+        if name not in VIEWS_AND_QUERIES:
+            self.launches[find_place()] += 1 if takes_one_kernel(name, args) else len(args[0])
+        if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None and results:
+            BACKEND.count_draw(results[0].device)
+        if not self.has_float64 and any(tensor.dtype == torch.float64 for tensor in results):
+            raise PretendDeviceError(f"The device has no float64: {name} at {find_place()} makes such a tensor.")
 
 
-def is_on_device(value: Any) -> bool:
-    """Whether this is a tensor on the device."""
-    return isinstance(value, Tensor) and value.device.type == NAME
+def find_wait(name: str, args: Any, kwargs: Any, target: torch.device | None) -> str | None:
+    """What the host waits for in an operation; None if it does not wait."""
+    if name in READS:
+        return "read of a value" if name == "_local_scalar_dense" else name
+    if name in ("index", "index_put", "index_put_"):  # one number is put without a wait
+        has_mask = any(index is not None and index.dtype == torch.bool for index in args[1])
+        return "index by a mask" if has_mask and (name == "index" or args[2].numel() > 1) else None
+    if name == "_to_copy":
+        source, goal = args[0].device.type, (target or args[0].device).type
+    elif name in ("copy_", "_foreach_copy_"):
+        pairs = [args[:2]] if name == "copy_" else list(zip(args[0], args[1], strict=True))
+        crossing = [
+            (right.device.type, left.device.type)
+            for left, right in pairs
+            if is_on_device(left) != is_on_device(right)
+        ]
+        source, goal = crossing[0] if crossing else ("", "")
+    else:
+        return None
+    is_asynchronous = kwargs.get("non_blocking", False) or (name != "_to_copy" and len(args) > 2 and args[2])
+    if source == goal or (is_asynchronous and goal == NAME):
+        return None
+    return "copy to the device" if goal == NAME else "copy to the host"
 
 
-def make_values(tensor: Tensor) -> Tensor:
-    """What the host reads of a tensor: its known values, else positive numbers that differ, or True."""
-    values: Tensor | None = getattr(tensor, "known_values", None)
-    if values is not None:
-        return values.clone()
-    if not tensor.dtype.is_floating_point:
-        return torch.ones(tensor.shape, dtype=tensor.dtype)
-    return torch.linspace(0.5, 1.5, tensor.numel()).reshape(tensor.shape).to(tensor.dtype)
+def number_rows(index: Tensor | None) -> Tensor | None:
+    """The integers of a mask in an index, all of which is taken to be True."""
+    if index is None or index.dtype != torch.bool:
+        return index
+    return torch.arange(index.numel()).to(torch.int64)
 
 
-def propagate_values(func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
-    """Keep the values of a result on the device where they are known: counters, constants, and checks for NaN.
+def compute_on_host(func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """The result of an operation whose result depends on values of the device."""
+    frame = find_frame()
+    if frame is not None and (frame.f_code.co_name, name) in ANSWERS:
+        return ANSWERS[frame.f_code.co_name, name]
+    result = func(*(make_values(arg) if is_on_device(arg) else arg for arg in args), **kwargs)
+    if name not in ("masked_select", "nonzero"):
+        return result
+    with SHAPES:
+        return torch.ops.aten._to_copy(result, device=DEVICE)
 
-    Values are known of constants of one element, of comparisons that are equal for all finite numbers, and of what is
-    computed from known values alone.
+
+def check_list_devices(name: str, tensors: list[Tensor]) -> None:
+    """Refuse list operations over several devices, which `FakeTensorMode` lets pass.
+
+    Raises:
+        PretendDeviceError: It is one.
     """
-    if not isinstance(result, FakeTensor):
-        return
-    if name in ("eq", "ne") and (args[0] is args[1] or (isinstance(args[1], float) and math.isinf(args[1]))):
-        is_true = (name == "eq") == (args[0] is args[1])
-        result.known_values = torch.tensor(is_true).expand(result.shape)
-        return
-    sources = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if (
-        any(is_on_device(tensor) and not hasattr(tensor, "known_values") for tensor in sources)
-        or (not sources and result.numel() > 1)
-        or any(not is_on_device(tensor) and tensor.numel() > 1 for tensor in sources)
-        or "rand" in name
-    ):
-        if hasattr(result, "known_values"):  # changed in place by unknown values
-            del result.known_values
-        return
-    to_known = lambda leaf: leaf.known_values if is_on_device(leaf) else leaf  # noqa: E731
-    args, kwargs = tree_map(to_known, (args, kwargs))
-    if "device" in kwargs:
-        kwargs = kwargs | {"device": "cpu"}
-    values = func(*args, **kwargs)
-    result.known_values = values.clone() if name == "_to_copy" else values
+    devices = {str(tensor.device) for tensor in tensors}
+    if name.startswith(("_foreach", "_fused")) and "copy" not in name and len(devices) > 1:
+        raise PretendDeviceError(f"{name} has tensors on several devices, {' and '.join(sorted(devices))}.")
 
 
-def takes_fused_kernel(args: Any) -> bool:
-    """Whether a list operation is one kernel: lists of one dtype, and in each position tensors of one stride."""
-    lists = [arg for arg in args if isinstance(arg, list | tuple) and arg and isinstance(arg[0], Tensor)]
-    if len({tensor.dtype for tensors in lists for tensor in tensors}) > 1:
-        return False
-    return all(len({tensor.stride() for tensor in group}) == 1 for group in zip(*lists, strict=False))
+def check_generator(generator: torch.Generator | None, device: torch.device | None) -> None:
+    """Refuse a generator of another device.
 
+    Args:
+        generator: The generator; None for the default one.
+        device: Device of the result; None for the CPU.
 
-def check_generator(generator: torch.Generator | None, tensors: list[Tensor], target: Any) -> None:
-    """Refuse a generator of another device, as kernels do."""
+    Raises:
+        PretendDeviceError: It is of another device.
+    """
     if generator is not None:
-        expected = torch.device(target).type if target is not None else tensors[0].device.type
-        found = find_generator_device(generator).type
-        if found != expected:
-            raise PretendDeviceError(f"Expected a '{expected}' device type for generator but found '{found}'")
+        expected, actual = "cpu" if device is None else device.type, find_generator_device(generator).type
+        if actual != expected:
+            raise PretendDeviceError(f"Expected a '{expected}' device type for generator but found '{actual}'.")
+
+
+def takes_one_kernel(name: str, args: Any) -> bool:
+    """Whether an operation is one kernel: a list operation only for one dtype, and equal strides in each position."""
+    if not name.startswith(("_foreach", "_fused")):
+        return True
+    lists = [arg for arg in args if isinstance(arg, list | tuple) and arg and isinstance(arg[0], Tensor)]
+    has_one_dtype = len({tensor.dtype for tensors in lists for tensor in tensors}) == 1
+    return has_one_dtype and all(len({tensor.stride() for tensor in row}) == 1 for row in zip(*lists, strict=False))
 
 
 def find_frame() -> FrameType | None:
@@ -280,10 +253,10 @@ class _Generator(torch.Generator):
     """A generator that is said to be on the device; its numbers are those of the CPU."""
 
     def __new__(cls, device: Any = "cpu") -> "_Generator":
-        made = super().__new__(cls, "cpu")
+        generator = super().__new__(cls, "cpu")
         if torch.device(device).type == NAME:
-            _GENERATORS[made._cdata] = made
-        return made
+            _GENERATORS[generator._cdata] = generator
+        return generator
 
     def __init__(self, device: Any = "cpu") -> None:
         pass
@@ -299,11 +272,11 @@ _GENERATORS: dict[int, torch.Generator] = {}
 
 def find_generator_device(generator: torch.Generator) -> torch.device:
     """The device that a generator was made for."""
-    return torch.device(NAME, 0) if generator._cdata in _GENERATORS else torch.device("cpu")
+    return DEVICE if generator._cdata in _GENERATORS else torch.device("cpu")
 
 
 def _apply_to_module(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
-    """`nn.Module._apply`, which cannot put a fake tensor in the place of a real one; shared tensors stay shared."""
+    """`nn.Module._apply`, which cannot put a fake tensor in place of a real one; shared tensors stay shared."""
     converted: dict[int, Any] = {}
     for child in module.modules():
         for name, param in child._parameters.items():
@@ -320,19 +293,26 @@ def _apply_to_module(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Mod
     return module
 
 
+def _find_address(tensor: Tensor) -> int:
+    """`Tensor.data_ptr`, which is the same for all fake tensors: one address per storage and offset."""
+    if is_on_device(tensor):
+        return int(tensor.untyped_storage()._cdata + tensor.storage_offset() * tensor.element_size())
+    return torch._C.TensorBase.data_ptr(tensor)
+
+
 @contextmanager
-def pretend_device(*, allow_float64: bool = True) -> Iterator[PretendDevice]:
+def pretend_device(*, has_float64: bool = True) -> Iterator[PretendDevice]:
     """Inside, the device exists: tensors, modules and generators can be on it.
 
     Args:
-        allow_float64: Whether the device has float64.
+        has_float64: Whether the device has float64.
     """
-    fused_types = [*torch_optimizer._foreach_supported_types, FakeTensor]
+    list_types = [*torch_optimizer._foreach_supported_types, FakeTensor]
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch, "Generator", _Generator))
-        torch._C._set_only_lift_cpu_tensors(True)  # else torch.tensor initialises the device
-        stack.callback(torch._C._set_only_lift_cpu_tensors, False)
         stack.enter_context(patch.object(nn.Module, "_apply", _apply_to_module))
-        stack.enter_context(patch.object(torch_optimizer, "_foreach_supported_types", fused_types))
-        yield stack.enter_context(PretendDevice(allow_float64=allow_float64))
-    _GENERATORS.clear()
+        stack.enter_context(patch.object(Tensor, "data_ptr", _find_address))
+        stack.enter_context(patch.object(torch_optimizer, "_foreach_supported_types", list_types))
+        torch._C._set_only_lift_cpu_tensors(True)  # else torch.tensor would initialise the device
+        stack.callback(torch._C._set_only_lift_cpu_tensors, False)
+        yield stack.enter_context(PretendDevice(has_float64=has_float64))

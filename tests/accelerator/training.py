@@ -1,9 +1,7 @@
-"""Training on the pretend device: data, networks, methods, and the counts of a step."""
+"""Training on the pretend device: data, networks, posteriors, flatnesses, and the fit of a pair of them."""
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from typing import Any
@@ -14,25 +12,22 @@ from lightning_fabric import Fabric
 from lightning_fabric.accelerators import Accelerator
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies import SingleDeviceStrategy
+from torch import Tensor
 
-from accelerator.pretend_device import NAME, PretendDevice, pretend_device
+from accelerator.pretend_device import DEVICE, NAME
 from flatbayes import flatness, posteriors
 from flatbayes.data import Augment, DataSplits, Split
-from flatbayes.flatness import Flatness
-from flatbayes.likelihoods import Categorical
+from flatbayes.flatness import Flatness, LookSAM, Periodic
+from flatbayes.likelihoods import Categorical, Likelihood
 from flatbayes.models import MLP, PreResNet, ViT
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import Callback, TrainingConfig, data, fit, setup
-from support import explain_refusal
+from flatbayes.training.compatibility import check_compatibility
 
-BATCH_SIZE, NUM_CLASSES, STEPS_PER_EPOCH = 16, 10, 12
-MEASURED_STEPS = range(2, 12)
-"""Steps whose mean is taken: after the first ones, which make the state of the optimizer, and two cycles of five."""
-
-CONFIG = TrainingConfig(epochs=1, batch_size=BATCH_SIZE, num_validations=0).with_options(
-    **{"collection.start_fraction": 0.8, "collection.snapshots_per_epoch": STEPS_PER_EPOCH}
-)
+BATCH_SIZE, NUM_CLASSES = 16, 10
+NUM_WARMUP_STEPS, NUM_COLLECTION_STEPS = 2, 2
+"""Steps before the measured ones, in which the optimizer makes its state; and after them, with a snapshot each."""
 
 NETWORKS: dict[str, Any] = {
     "mlp": partial(MLP, hidden=(32, 32)),
@@ -42,8 +37,9 @@ NETWORKS: dict[str, Any] = {
 FLATNESSES: dict[str, Flatness] = {
     "Plain": flatness.Plain(),
     "SAM": flatness.SAM(),
-    "SAM of two steps": flatness.SAM(ascent_steps=2),
-    "SAM on half a batch": flatness.SAM(ascent_batch_fraction=0.5),
+    "SAM, 2 ascent steps": flatness.SAM(ascent_steps=2),
+    "SAM, half a batch": flatness.SAM(ascent_batch_fraction=0.5),
+    "SAM, last layer": flatness.SAM(params="last_layer"),
     "ASAM": flatness.ASAM(),
     "FisherSAM": flatness.FisherSAM(),
     "LESAM": flatness.LESAM(),
@@ -57,24 +53,44 @@ FLATNESSES: dict[str, Flatness] = {
 }
 POSTERIORS: dict[str, Posterior] = {
     "MAP": posteriors.MAP(),
-    "MAP with a prior": posteriors.MAP(prior_precision=1.0),
+    "MAP, prior": posteriors.MAP(prior_precision=1.0),
     "MCDropout": posteriors.MCDropout(),
     "SWAG": posteriors.SWAG(rank=4),
     "SGLD": posteriors.SGLD(),
     "SGHMC": posteriors.SGHMC(),
     "SGVB": posteriors.SGVB(),
-    "SGVB of two samples": posteriors.SGVB(num_samples=2),
+    "SGVB, 2 samples": posteriors.SGVB(num_samples=2),
     "LRT": posteriors.LRT(),
-    "LRT with flipout": posteriors.LRT(estimator="flipout"),
+    "LRT, flipout": posteriors.LRT(estimator="flipout"),
     "Laplace": posteriors.Laplace(prior_precision=1.0),
+    "Laplace, kron": posteriors.Laplace("kron", prior_precision=1.0),
     "Ensemble": posteriors.Ensemble(size=2),
 }
 
 
+def count_measured_steps(flat: Flatness) -> int:
+    """Number of steps whose mean cost is that of a step: a whole period if steps differ."""
+    return flat.period if isinstance(flat, LookSAM | Periodic) else 1
+
+
+def make_config(flat: Flatness, **options: Any) -> TrainingConfig:
+    """One epoch of steps to warm up, measured steps, and steps with a snapshot."""
+    num_steps = NUM_WARMUP_STEPS + count_measured_steps(flat) + NUM_COLLECTION_STEPS
+    collection = {"start_fraction": 1 - NUM_COLLECTION_STEPS / num_steps, "snapshots_per_epoch": num_steps}
+    config = TrainingConfig(epochs=1, batch_size=BATCH_SIZE, num_validations=0)
+    return config.with_options(collection={**collection, "num_norm_batches": 2}, **options)
+
+
 def list_pairs() -> dict[str, tuple[Posterior, Flatness]]:
-    """Every posterior with every flatness, by `Posterior/Flatness`, without those that are refused."""
-    pairs = {f"{p}/{f}": (POSTERIORS[p], FLATNESSES[f]) for p, f in product(POSTERIORS, FLATNESSES)}
-    return {name: pair for name, pair in pairs.items() if explain_refusal(*pair, CONFIG) is None}
+    """Every posterior with every flatness, by `Posterior/Flatness`, without those that `fit` refuses."""
+    pairs = {}
+    for posterior, flat in product(POSTERIORS, FLATNESSES):
+        try:
+            check_compatibility(POSTERIORS[posterior], FLATNESSES[flat], make_config(FLATNESSES[flat]))
+        except ValueError:
+            continue
+        pairs[f"{posterior}/{flat}"] = POSTERIORS[posterior], FLATNESSES[flat]
+    return pairs
 
 
 class PretendAccelerator(Accelerator):
@@ -92,7 +108,7 @@ class PretendAccelerator(Accelerator):
 
     @staticmethod
     def get_parallel_devices(devices: Any) -> list[torch.device]:
-        return [torch.device(NAME, 0)]
+        return [DEVICE]
 
     @staticmethod
     def auto_device_count() -> int:
@@ -110,115 +126,91 @@ class PretendAccelerator(Accelerator):
 def make_pretend_fabric(config: TrainingConfig, **_: Any) -> Fabric:
     """Lightning Fabric on the pretend device, in the precision of a configuration."""
     mode = config.precision.mode
-    strategy = SingleDeviceStrategy(device=torch.device(NAME, 0), accelerator=PretendAccelerator())
+    strategy = SingleDeviceStrategy(device=DEVICE, accelerator=PretendAccelerator())
     if mode.endswith("mixed"):
-        return Fabric(strategy=strategy, plugins=MixedPrecision(mode, NAME))  # type: ignore[arg-type]
+        return Fabric(strategy=strategy, plugins=MixedPrecision(mode, NAME))
     return Fabric(strategy=strategy, precision=mode)
 
 
 @contextmanager
-def train_on_device() -> Iterator[None]:
-    """Inside, `fit` trains on the pretend device, and data fit in its memory."""
+def train_on_device(*, with_trial: bool) -> Iterator[None]:
+    """Inside, `fit` trains on the pretend device, whose memory holds the training data.
+
+    Args:
+        with_trial: Whether `fit` takes its trial step before.
+    """
     with ExitStack() as stack:
         stack.enter_context(patch.object(setup, "make_fabric", make_pretend_fabric))
         stack.enter_context(patch.object(data, "fits_on_device", lambda tensor, device: True))
+        if not with_trial:
+            stack.enter_context(patch("flatbayes.training.fit.run_trial", lambda factory, fabric: None))
         yield
 
 
-@dataclass
-class StepCounter(Callback):
-    """Keeps the counts of the device after every step.
-
-    Attributes:
-        device: The device.
-        launches: Launches so far by place, after each step.
-        waits: Waits so far by place, after each step.
-    """
-
-    device: PretendDevice
-    launches: list[Counter[str]] = field(default_factory=list)
-    waits: list[Counter[str]] = field(default_factory=list)
-
-    def on_step_end(self, step: int, loss: Any, lr: float) -> None:
-        """Keep the counts."""
-        self.launches.append(self.device.launches.copy())
-        self.waits.append(self.device.waits.copy())
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """Launches and waits of a training step by place, in the mean over `MEASURED_STEPS`."""
-
-    launches: dict[str, float]
-    waits: dict[str, float]
-
-    @property
-    def num_launches(self) -> float:
-        """Launches of a step."""
-        return sum(self.launches.values())
-
-    @property
-    def num_waits(self) -> float:
-        """Waits of a step."""
-        return sum(self.waits.values())
-
-
-def make_splits(network: str) -> DataSplits:
-    """Features for an MLP; images with augmentation for others."""
-    num_examples = BATCH_SIZE * STEPS_PER_EPOCH
-    targets = torch.arange(num_examples) % NUM_CLASSES
+def make_inputs(network: str, count: int) -> Tensor:
+    """Features for an MLP, images for other networks."""
     generator = torch.Generator().manual_seed(0)
     if network == "mlp":
-        inputs, augment = torch.randn(num_examples, 16, generator=generator), None
-    else:
-        shape = (num_examples, 3, 32, 32)
-        inputs = torch.randint(0, 255, shape, generator=generator, dtype=torch.uint8)
-        augment = Augment(flip=True, pad=4, cutout=8)
-    few = Split(inputs=inputs[:BATCH_SIZE], targets=targets[:BATCH_SIZE])
+        return torch.randn(count, 16, generator=generator)
+    return torch.randint(0, 255, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+
+
+def make_splits(network: str, num_examples: int) -> DataSplits:
+    """Features, or images with augmentation, in ten classes."""
+    train = Split(inputs=make_inputs(network, num_examples), targets=torch.arange(num_examples) % NUM_CLASSES)
+    few = Split(inputs=train.inputs[:BATCH_SIZE], targets=train.targets[:BATCH_SIZE])
+    names = tuple("abcdefghij")
+    augment = None if network == "mlp" else Augment(flip=True, pad=4, cutout=8)
+    return DataSplits(train=train, val=few, test=few, class_names=names, feature_names=(), augment=augment)
+
+
+def make_regression_splits(network: str, num_examples: int) -> DataSplits:
+    """Features with one number as target."""
+    inputs = make_inputs(network, num_examples)
+    train = Split(inputs=inputs, targets=torch.linspace(-1, 1, num_examples, dtype=torch.float64))
+    few = Split(inputs=inputs[:BATCH_SIZE], targets=train.targets[:BATCH_SIZE])
     return DataSplits(
-        train=Split(inputs=inputs, targets=targets),
-        val=few,
-        test=few,
-        class_names=tuple("abcdefghij"),
-        feature_names=(),
-        augment=augment,
+        train=train, val=few, test=few, class_names=(), feature_names=(), augment=None, target_names=("y",)
     )
 
 
-def measure_step(network: str, posterior: Posterior, flat: Flatness, **options: Any) -> StepCost:
-    """Launches and waits of a training step.
+def fit_on_device(
+    network: str,
+    posterior: Posterior,
+    flat: Flatness,
+    *,
+    callback: Callback | None = None,
+    with_trial: bool = False,
+    make_data: Callable[[str, int], DataSplits] | None = None,
+    likelihood: Likelihood = Categorical(NUM_CLASSES),
+    **options: Any,
+) -> FittedPosterior:
+    """Fit on the pretend device, inside of `pretend_device`.
 
     Args:
         network: One of `NETWORKS`.
         posterior: The posterior.
         flat: The flatness.
+        callback: Called after every step.
+        with_trial: Whether `fit` takes its trial step before.
+        make_data: Makes the data from the name of the network and the number of examples; by default ten classes.
+        likelihood: Distribution of the targets.
         options: Options of the training.
     """
-    with pretend_device() as device:
-        counter = StepCounter(device)
-        fit_on_device(network, posterior, flat, counter, **options)
-    first, last = MEASURED_STEPS.start - 1, MEASURED_STEPS.stop - 1
-    return StepCost(
-        *(
-            {place: count / len(MEASURED_STEPS) for place, count in (counts[last] - counts[first]).items()}
-            for counts in (counter.launches, counter.waits)
-        )
-    )
-
-
-def fit_on_device(
-    network: str, posterior: Posterior, flat: Flatness, callback: Callback | None = None, **options: Any
-) -> FittedPosterior:
-    """Fit on the pretend device, inside of `pretend_device`."""
-    has_dropout = isinstance(posterior, posteriors.MCDropout)
-    with train_on_device():
+    config = make_config(flat, **options)
+    num_steps = config.collection.snapshots_per_epoch
+    assert num_steps is not None
+    build = NETWORKS[network]
+    if isinstance(posterior, posteriors.MCDropout):
+        build = partial(build, dropout=0.1)
+    with train_on_device(with_trial=with_trial):
         return fit(
-            partial(NETWORKS[network], dropout=0.1) if has_dropout else NETWORKS[network],
-            make_splits(network),
+            build,
+            (make_data or make_splits)(network, BATCH_SIZE * num_steps),
             posterior,
             flat,
-            CONFIG.with_options(**options),
-            likelihood=Categorical(NUM_CLASSES),
+            config,
+            likelihood=likelihood,
             show_progress=False,
             callback=callback,
         )

@@ -11,7 +11,7 @@ Tests run these code paths without an accelerator: inside `treat_cpu_as_accelera
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,17 +68,24 @@ def to_double(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def treat_cpu_as_accelerator(*, has_float64: bool = True) -> Iterator[None]:
-    """A test aid: inside, tensors on the CPU take the code paths of an accelerator.
+def treat_cpu_as_accelerator() -> Iterator[None]:
+    """A test aid: inside, tensors on the CPU take the code paths of an accelerator, in the whole process."""
+    with _change_override(replace(_override, cpu_is_accelerator=True)):
+        yield
 
-    It holds for the whole process, other threads included.
 
-    Args:
-        has_float64: Whether accelerators, other than those that have none in any case, have float64.
-    """
+@contextmanager
+def assume_no_float64() -> Iterator[None]:
+    """A test aid: inside, no accelerator has float64, in the whole process."""
+    with _change_override(replace(_override, has_float64=False)):
+        yield
+
+
+@contextmanager
+def _change_override(override: _DeviceOverride) -> Iterator[None]:
     global _override
     outer = _override
-    _override = _DeviceOverride(cpu_is_accelerator=True, has_float64=has_float64)
+    _override = override
     try:
         yield
     finally:

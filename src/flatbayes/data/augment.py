@@ -34,8 +34,8 @@ class Augment:
             generator: Source of all randomness; it may be on another device than the images.
         """
         count, _, height, width = images.shape
-        is_flipped = torch.zeros(count, dtype=torch.bool)
-        shifts = torch.zeros(2, count, dtype=torch.int64)
+        is_flipped = torch.zeros(count, dtype=torch.bool, device=images.device)
+        shifts = torch.zeros(2, count, dtype=torch.int64, device=images.device)
         if self.flip:
             is_flipped = torch.rand(count, generator=generator, device=generator.device) < 0.5
         if self.pad:
