@@ -6,8 +6,12 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 ORACLES := $(VENV)/.oracles
+AS_ACCELERATOR := tests/flatness/test_memory.py tests/flatness/test_perturbations.py tests/flatness/test_ascent.py \
+	tests/flatness/test_msam.py tests/flatness/test_looksam.py tests/core/test_weights.py tests/core/test_buffers.py \
+	tests/posteriors/test_swag.py tests/posteriors/test_samplers.py tests/posteriors/test_sgvb.py \
+	tests/posteriors/test_lrt.py tests/laws/test_flatness.py tests/laws/test_posteriors.py
 
-.PHONY: demo test test-minimal test-oracles test-all lint docs bench bench-quick bench-gpu bench-gpu-quick clean
+.PHONY: demo test test-accelerator test-minimal test-oracles test-all lint docs bench bench-quick bench-gpu bench-gpu-quick clean
 
 demo: $(READY)
 	$(BIN)/flatbayes compare --config configs/demo.yaml --out runs/demo
@@ -31,6 +35,11 @@ test-oracles: $(ORACLES)
 $(ORACLES): $(READY) tests/oracles/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/oracles/requirements.txt
 	touch $(ORACLES)
+
+# A pretend accelerator, which exists for a whole process; then real numbers on the code paths of an accelerator.
+test-accelerator: $(READY)
+	$(BIN)/python -m pytest tests/accelerator -n 0
+	$(BIN)/python -m pytest $(AS_ACCELERATOR) --as-accelerator -n 0 -m "not slow"
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2

@@ -49,7 +49,7 @@ def write_budgets() -> None:
 def main() -> None:
     """Print a line for each pair, and the lines of flatbayes that its launches and waits come from."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", nargs="?", choices=[*NETWORKS, []], default=[])
+    parser.add_argument("network", nargs="?", choices=NETWORKS)
     parser.add_argument("pairs", nargs="*", default=["*"], help="patterns of Posterior/Flatness")
     parser.add_argument("--places", action="store_true", help="print where launches and waits come from")
     parser.add_argument("--write", action="store_true", help="write the budgets of the tests")

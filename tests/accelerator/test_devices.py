@@ -42,7 +42,7 @@ def test_the_random_state_of_every_device_is_left_alone():
 @pytest.mark.parametrize("name", ["SWAG", "SGLD", "SGVB", "LRT", "Laplace"])
 def test_nothing_asks_for_float64_where_there_is_none(name):
     without = devices.DEVICES_WITHOUT_FLOAT64 | {NAME}
-    with patch.object(devices, "DEVICES_WITHOUT_FLOAT64", without), pretend_device(allow_float64=False):
+    with patch.object(devices, "DEVICES_WITHOUT_FLOAT64", without), pretend_device(has_float64=False):
         fitted = fit_on_device("mlp", POSTERIORS[name], SAM(), num_validations=1)
         there = torch.device(NAME, 0)
         assert fitted.predict(INPUTS.to(there), 2).log_probs.dtype == torch.float32
@@ -51,7 +51,7 @@ def test_nothing_asks_for_float64_where_there_is_none(name):
 
 def test_diagnostics_do_not_ask_for_float64_where_there_is_none():
     without = devices.DEVICES_WITHOUT_FLOAT64 | {NAME}
-    with patch.object(devices, "DEVICES_WITHOUT_FLOAT64", without), pretend_device(allow_float64=False):
+    with patch.object(devices, "DEVICES_WITHOUT_FLOAT64", without), pretend_device(has_float64=False):
         there = torch.device(NAME, 0)
         fitted = fit_on_device("mlp", POSTERIORS["SWAG"], SAM())
         surface = LossSurface(fitted.states[0].model, fitted.likelihood.loss, [(INPUTS.to(there), TARGETS.to(there))])

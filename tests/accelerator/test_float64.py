@@ -1,5 +1,7 @@
 """No tensor of float64 is made on a device that has none, such as Apple's GPUs."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from accelerator.training import (
     make_inputs,
     make_regression_splits,
 )
-from flatbayes.core.devices import assume_no_float64
+from flatbayes.core import devices
 from flatbayes.diagnostics import SharpnessConfig, measure_posterior_sharpness
 from flatbayes.likelihoods import Categorical, Gaussian
 from flatbayes.prediction import FittedPosterior, evaluate
@@ -26,7 +28,8 @@ TARGETS = {"classes": torch.arange(BATCH_SIZE) % NUM_CLASSES, "numbers": torch.l
 
 @pytest.fixture(autouse=True)
 def device():
-    with assume_no_float64(), pretend_device(has_float64=False) as device:
+    without = devices.DEVICES_WITHOUT_FLOAT64 | {DEVICE.type}
+    with patch.object(devices, "DEVICES_WITHOUT_FLOAT64", without), pretend_device(has_float64=False) as device:
         yield device
 
 

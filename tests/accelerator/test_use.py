@@ -1,4 +1,4 @@
-"""Everything that is done with a posterior works on a device: fit, predict, evaluate, compile, diagnose, save and load."""
+"""Posteriors are fitted, predict, are evaluated, compiled, diagnosed, saved and loaded on a device."""
 
 from functools import cache
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from accelerator.pretend_device import BACKEND, DEVICE, pretend_device
-from accelerator.training import BATCH_SIZE, FLATNESSES, NETWORKS, NUM_CLASSES, POSTERIORS, fit_on_device, make_inputs
+from accelerator.training import BATCH_SIZE, FLATNESSES, NUM_CLASSES, POSTERIORS, fit_on_device, make_inputs
 from flatbayes.diagnostics import SharpnessConfig, compute_draw_slices, measure_posterior_sharpness
 from flatbayes.prediction import FittedPosterior, evaluate
 

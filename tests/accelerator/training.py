@@ -155,7 +155,7 @@ def make_inputs(network: str, count: int) -> Tensor:
     return torch.randint(0, 255, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
 
 
-def make_splits(network: str, num_examples: int) -> DataSplits:
+def make_splits(network: str, num_examples: int = BATCH_SIZE) -> DataSplits:
     """Features, or images with augmentation, in ten classes."""
     train = Split(inputs=make_inputs(network, num_examples), targets=torch.arange(num_examples) % NUM_CLASSES)
     few = Split(inputs=train.inputs[:BATCH_SIZE], targets=train.targets[:BATCH_SIZE])

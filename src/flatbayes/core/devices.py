@@ -11,7 +11,7 @@ Tests run these code paths without an accelerator: inside `treat_cpu_as_accelera
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -68,24 +68,17 @@ def to_double(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def treat_cpu_as_accelerator() -> Iterator[None]:
-    """A test aid: inside, tensors on the CPU take the code paths of an accelerator, in the whole process."""
-    with _change_override(replace(_override, cpu_is_accelerator=True)):
-        yield
+def treat_cpu_as_accelerator(*, has_float64: bool = True) -> Iterator[None]:
+    """A test aid: inside, tensors on the CPU take the code paths of an accelerator.
 
+    It holds for the whole process, other threads included.
 
-@contextmanager
-def assume_no_float64() -> Iterator[None]:
-    """A test aid: inside, no accelerator has float64, in the whole process."""
-    with _change_override(replace(_override, has_float64=False)):
-        yield
-
-
-@contextmanager
-def _change_override(override: _DeviceOverride) -> Iterator[None]:
+    Args:
+        has_float64: Whether accelerators, other than those that have none in any case, have float64.
+    """
     global _override
     outer = _override
-    _override = override
+    _override = _DeviceOverride(cpu_is_accelerator=True, has_float64=has_float64)
     try:
         yield
     finally:
