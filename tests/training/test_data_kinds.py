@@ -19,7 +19,8 @@ PRICES = X[:, 0] * 30 + 100.5
 FRAME = pd.DataFrame(X, columns=["a", "b", "c"])
 DATASET = TensorDataset(torch.as_tensor(X), torch.as_tensor(Y))
 PRICED = TensorDataset(torch.as_tensor(X), torch.as_tensor(PRICES))
-OPTIONS = {"epochs": 2, "batch_size": 16}
+OPTIONS = {"epochs": 2, "batch_size": 16, "optimization": {"clip_norm": 1.0}}
+torch.manual_seed(0)  # initial weights of the networks below
 
 
 class SizedStream(IterableDataset):
