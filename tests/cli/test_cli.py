@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,15 @@ from torch import nn
 
 from flatbayes.cli import main
 from flatbayes.cli.aliases import list_names
+from flatbayes.cli.main import _parse_verb, build_parser
 from flatbayes.core.spec import to_spec
+from flatbayes.experiments import Method
 from flatbayes.flatness import ASAM, Delayed
 from flatbayes.posteriors import SWAG
+from flatbayes.training import TrainingConfig
 from support import find_tensors_file
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = ["--data", "digits", "--data.train_size", "60", "--model", "mlp", "--model.hidden", "[16]",
         "--epochs", "3", "--batch_size", "20", "--collection.start_fraction", "0"]  # fmt: skip
 
@@ -245,3 +250,26 @@ def test_version(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert version("flatbayes") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configurations_of_the_repository_are_understood(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    verb = "compare" if any(line.startswith("posteriors:") for line in lines) else "fit"
+    options = _parse_verb(build_parser(), [verb, "--config", str(path), "--out", "x"])[verb]
+    assert options.config is not None
+    if verb == "compare":
+        assert all(method.name for method in options.posteriors if isinstance(method, Method))
+
+
+@pytest.mark.parametrize("entry", ["MCDropout", "SWAG", "Ensemble"])
+def test_a_method_of_a_list_replaces_the_default_posterior_at_its_place(here, entry):
+    lines = (
+        f"posteriors:\n- posterior: {{class_path: flatbayes.posteriors.{entry}}}\n  config_overrides:\n    "
+        "optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}\n"
+    )
+    (here / "own.yaml").write_text(lines, encoding="utf-8")
+    (method,) = _parse_verb(build_parser(), ["compare", "--data", "digits", "--config", "own.yaml", "--out", "x"])[
+        "compare"
+    ].posteriors
+    assert method.apply_overrides(TrainingConfig()).optimizer.keywords["lr"] == 0.1

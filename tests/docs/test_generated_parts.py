@@ -1,7 +1,15 @@
 """Generated parts of the documentation are up to date."""
 
 import importlib.util
+import textwrap
 from pathlib import Path
+
+import yaml
+
+from flatbayes.core.files import read_json
+from flatbayes.experiments import ComparisonResult
+from flatbayes.reporting.queries import list_posteriors, list_seeds
+from flatbayes.reporting.terminal_table import format_tables
 
 HOOKS = Path(__file__).parents[2] / "docs" / "hooks"
 
@@ -51,3 +59,22 @@ def test_every_export_of_an_axis_is_in_its_table():
     for name in ("SWAG", "Laplace", "Ensemble", "SAM", "Delayed", "PosteriorSAM"):
         assert f"| `{name}` |" in axes.render_axes()
     assert "| `SGHMC`, `SGLD` | `LookSAM`, `MSAM`, `Periodic` | a sampler needs" in axes.render_axes()
+
+
+def test_the_readme_shows_the_table_of_the_demo():
+    root = HOOKS.parents[1]
+    results = ComparisonResult.from_dict(read_json(root / "docs" / "results" / "demo.json"))
+    table, _, verdict = format_tables(results, 80).rpartition("\n\n")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert textwrap.indent(table, "    ") in readme
+    assert " ".join(verdict.split()) in " ".join(readme.split())
+
+
+def test_the_table_of_the_demo_is_that_of_its_configuration():
+    root = HOOKS.parents[1]
+    config = yaml.safe_load((root / "configs" / "demo.yaml").read_text(encoding="utf-8"))
+    results = ComparisonResult.from_dict(read_json(root / "docs" / "results" / "demo.json"))
+    assert [method["name"] for method in config["posteriors"]] == list_posteriors(results)
+    assert config["num_seeds"] == len(list_seeds(results))
+    rhos = {m["name"]: m["flatness"]["init_args"]["rho"] for m in config["posteriors"]}
+    assert {run.flatness for run in results.runs} == {"Plain", *(f"SAM(rho={rho})" for rho in rhos.values())}

@@ -1,8 +1,7 @@
 """Verb `compare`: flat against plain training for several posteriors, over seeds."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -17,7 +16,7 @@ from flatbayes.cli.options import (
     make_model,
 )
 from flatbayes.cli.parsing import new_parser
-from flatbayes.core.spec import to_spec
+from flatbayes.core.spec import short_name
 from flatbayes.data import DataSource, DataSplits, load_test_split, match_input_format
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.diagnostics import SharpnessConfig
@@ -38,8 +37,13 @@ def make_parser() -> ArgumentParser:
     )
     parser.epilog = describe_axes("compare", "posteriors")
     add_training_options(parser)
+    # An empty list stands for the default ones: jsonargparse would merge each entry that is given with the default one at its place.
+    names = ", ".join(map(short_name, DEFAULT_POSTERIORS))
     parser.add_argument(
-        "--posteriors", type=list[Posterior | Method], help="posteriors to compare, such as [MCDropout, SWAG]"
+        "--posteriors",
+        type=list[Posterior | Method],
+        default=[],
+        help=f"posteriors to compare, such as [MCDropout, SWAG]; by default {names}",
     )
     parser.add_argument(
         "--num_seeds", type=int, default=5, help="number of seeds; the plain and the flat run of a pair share theirs"
@@ -84,7 +88,6 @@ def make_parser() -> ArgumentParser:
         help="backend of the processes: loky on this machine, ray on the cluster at RAY_ADDRESS",
     )
     add_output_options(parser)
-    parser.set_defaults({"posteriors": to_spec(DEFAULT_POSTERIORS)})
     return parser
 
 
@@ -95,7 +98,7 @@ def run(options: Namespace) -> None:
     comparison = Comparison(
         source=options.data,
         model=make_model(options, dataset),
-        posteriors=[_normalize_method(method) for method in options.posteriors],
+        posteriors=options.posteriors or DEFAULT_POSTERIORS,
         flatness=options.flatness,
         config=make_config(options, dataset),
         num_seeds=options.num_seeds,
@@ -143,18 +146,3 @@ def _select_evaluations(options: Namespace, dataset: DataSplits) -> EvaluationCo
         max_examples=options.max_examples,
         num_sharpness_draws=options.num_sharpness_draws,
     )
-
-
-def _normalize_method(method: Posterior | Method) -> Posterior | Method:
-    return (
-        replace(method, config_overrides={k: _drop_unset_arguments(v) for k, v in method.config_overrides.items()})
-        if isinstance(method, Method)
-        else method
-    )
-
-
-def _drop_unset_arguments(value: Any) -> Any:
-    if not isinstance(value, Namespace):
-        return value
-    spec = value.as_dict()  # all defaults are filled in; params of an optimizer is None
-    return {**spec, "init_args": {k: v for k, v in spec["init_args"].items() if v is not None}}

@@ -4,7 +4,7 @@ from argparse import SUPPRESS, Action
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, get_loader, set_loader
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, get_loader, set_loader, set_parsing_settings
 from yaml.nodes import MappingNode, Node, SequenceNode
 
 from flatbayes.cli.aliases import resolve_value
@@ -90,3 +90,5 @@ def _count_nodes(node: Node | None, sizes: dict[int, int], ancestors: tuple[int,
 
 
 set_loader(LOADER_MODE, load_bounded_yaml, exceptions=(yaml.YAMLError,))
+# A class path where any value is allowed, as in `config_overrides`, is data: what reads it decides what to build.
+set_parsing_settings(instantiate_subclass_spec_in_any=False)

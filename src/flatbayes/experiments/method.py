@@ -30,6 +30,8 @@ class Method:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "posterior", resolve_component(self.posterior, Posterior, "posterior"))
+        overrides = {name: _to_spec(value) for name, value in self.config_overrides.items()}
+        object.__setattr__(self, "config_overrides", overrides)
         if self.flatness is not None:
             object.__setattr__(self, "flatness", resolve_component(self.flatness, Flatness, "flatness"))
         TrainingConfig().with_options(**_instantiate_overrides(self.config_overrides))
@@ -46,6 +48,14 @@ class Method:
     def apply_overrides(self, base_config: TrainingConfig) -> TrainingConfig:
         """The common training configuration with the overrides of this method."""
         return base_config.with_options(**_instantiate_overrides(self.config_overrides))
+
+
+def _to_spec(value: Any) -> Any:
+    """The specification of a class that a parser of arguments has read, without its arguments that are None."""
+    if not hasattr(value, "as_dict"):
+        return value
+    spec = value.as_dict()  # all defaults are filled in; params of an optimizer is None
+    return {**spec, "init_args": {name: v for name, v in spec.get("init_args", {}).items() if v is not None}}
 
 
 def _instantiate_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:

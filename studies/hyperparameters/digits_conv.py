@@ -1,11 +1,10 @@
-"""Selection of the hyperparameters in `configs/demo.yaml`, on validation data, first for plain training.
+"""Selection of the hyperparameters in `configs/digits-conv.yaml`, on validation data, first for plain training.
 
 Learning rate, weight decay and schedule are those with the lowest validation NLL of plain SWAG. With them, rho is the
 radius with the lowest validation NLL of flat SWAG; scales and dropout rate are those of plain training. The test
-split
-is not used.
+split is not used.
 
-    python -m studies.hyperparameters.demo            # about 15 minutes on two cores
+    python -m studies.hyperparameters.digits_conv     # about 15 minutes on two cores
 """
 
 import itertools
