@@ -37,7 +37,8 @@ def make_parser() -> ArgumentParser:
     )
     parser.epilog = describe_axes("compare", "posteriors")
     add_training_options(parser)
-    # An empty list stands for the default ones: jsonargparse would merge each entry that is given with the default one at its place.
+    # An empty list stands for the default ones, since jsonargparse would merge each entry that is given with the default
+    # one at its place.
     names = ", ".join(map(short_name, DEFAULT_POSTERIORS))
     parser.add_argument(
         "--posteriors",
@@ -93,12 +94,13 @@ def make_parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     """Run all fits, and write results, tables and the report."""
+    options.posteriors = options.posteriors or list(DEFAULT_POSTERIORS)
     check_before_loading(options)
     folder, dataset = Path(options.out), options.data.load(0)
     comparison = Comparison(
         source=options.data,
         model=make_model(options, dataset),
-        posteriors=options.posteriors or DEFAULT_POSTERIORS,
+        posteriors=options.posteriors,
         flatness=options.flatness,
         config=make_config(options, dataset),
         num_seeds=options.num_seeds,

@@ -27,7 +27,7 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def _expand_help(self, action: Action) -> str:
         text = (action.help or "").replace("%%", "%")
-        if not action.option_strings or action.default in (None, False, SUPPRESS) or action.nargs == 0:
+        if not action.option_strings or action.default in (None, False, SUPPRESS, []) or action.nargs == 0:
             return text
         return f"{text} (default: {format_default(action.default)})"
 
