@@ -37,7 +37,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.epilog = describe_axes("compare", "posteriors")
     add_training_options(parser)
-    # An empty list stands for the default ones, since jsonargparse would merge each entry that is given with the default
+    # An empty list stands for the default ones: jsonargparse would merge each entry that is given with the default
     # one at its place.
     names = ", ".join(map(short_name, DEFAULT_POSTERIORS))
     parser.add_argument(
