@@ -13,7 +13,7 @@ from gpu_cases import FLATNESSES, POSTERIORS, make_config, make_network
 from gpu_fit_checks import find_difference
 from gpu_noise import CommonNoise
 from gpu_report import Row
-from gpu_runner import Context
+from gpu_runner import Context, Skip
 
 from flatbayes import Categorical, FittedPosterior, fit
 from flatbayes.core.devices import treat_cpu_as_accelerator
@@ -34,7 +34,7 @@ def check_pairs(context: Context) -> Iterator[Row]:
     """
     differences, predictions, refused, errors = {}, {}, [], {}
     for posterior, flat in order_pairs():
-        if context.remaining() < 3:
+        if context.remaining() < (0.5 if context.is_cpu else 3):
             break
         pair = f"{posterior} x {flat}"
         outcomes = [run_pair(posterior, flat, "cpu")]
@@ -110,7 +110,13 @@ def run_gpu_tests(context: Context) -> Iterator[Row]:
     if context.is_cpu:
         command.append("--collect-only")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    seconds = max(1.0, context.remaining())
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, timeout=seconds, capture_output=True, text=True, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Skip(f"out of time: the tests were stopped after {seconds:.0f} s") from error
     lines = done.stdout.strip().splitlines()
     outcomes = [line for line in lines if line.startswith(("PASSED", "FAILED", "ERROR", "SKIPPED"))]
     yield {"outcomes": outcomes, "summary": lines[-1] if lines else ""}

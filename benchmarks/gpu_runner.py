@@ -26,6 +26,8 @@ from gpu_report import Report, Row
 
 FATAL_TEXTS = ("CUDA error", "CUDNN_STATUS", "device-side assert", "Triton Error [CUDA]")
 """Texts of errors after which a CUDA context may be unusable."""
+REFERENCE_SECONDS = 520.0
+"""Time of the whole command for which the limits of tasks are given."""
 MIN_TASK_SECONDS = 8.0
 """Smallest limit of a task, however short the whole command is."""
 GRACE_SECONDS = 6.0
@@ -221,10 +223,10 @@ def reset_device(device: str) -> None:
 def run_sections(
     sections: Mapping[str, tuple[float, Iterable[Task]]], worker: Worker, report: Report, seconds: float
 ) -> Iterator[tuple[str, str, Row]]:
-    """Run all sections, each until the sum of the budgets so far is spent; time that one leaves goes to the next.
+    """Run all sections; at the start of each, the time that is left is divided by the budgets of those to come.
 
     Args:
-        sections: Budget in seconds, and tasks, by name; budgets are scaled to `seconds`.
+        sections: Budget and tasks by name.
         worker: Runs the tasks.
         report: Gets the results.
         seconds: Limit of the whole, from now on.
@@ -232,16 +234,14 @@ def run_sections(
     Yields:
         Section, name of the task, and record, as each task ends.
     """
-    start, budget_sum = time.monotonic(), 0.0
-    total = sum(budget for budget, _ in sections.values())
-    scale = max(0.0, seconds - STOP_SECONDS - START_SECONDS) / total
-    last = start + scale * total
+    start, budgets_left = time.monotonic(), sum(budget for budget, _ in sections.values())
+    last = start + max(0.0, seconds - STOP_SECONDS - START_SECONDS)
     for section, (budget, tasks) in sections.items():
-        budget_sum += budget
-        end = start + scale * budget_sum
-        records: dict[str, Row] = {}
-        report.content["sections"][section] = {"budget_s": round(scale * budget, 1), "tasks": records}
         section_start = time.monotonic()
+        allowed = max(0.0, last - section_start) * budget / budgets_left
+        end, budgets_left = section_start + allowed, budgets_left - budget
+        records: dict[str, Row] = {}
+        report.content["sections"][section] = {"budget_s": round(allowed, 1), "tasks": records}
         for task in tasks:
             if time.monotonic() < end:
                 worker.start(last)
@@ -249,10 +249,8 @@ def run_sections(
             record: Row = {"status": "running", "result": {}}
             records[task.name] = record
             if now >= end:
-                record |= {
-                    "status": "skipped",
-                    "reason": f"the budget of the section is spent ({scale * budget:.0f} s)",
-                }
+                reason = f"the time of the section is spent ({allowed:.0f} s)"
+                record |= {"status": "skipped", "reason": reason}
             else:
                 report.write()
 
@@ -260,7 +258,7 @@ def run_sections(
                     record["result"].update(row)
                     report.write()
 
-                limit = max(task.limit * scale, MIN_TASK_SECONDS)
+                limit = max(task.limit * seconds / REFERENCE_SECONDS, MIN_TASK_SECONDS)
                 record |= worker.run(task, min(end, now + limit), keep, last)
             report.content["sections"][section]["elapsed_s"] = round(time.monotonic() - section_start, 1)
             report.content["elapsed_s"] = round(time.monotonic() - start, 1)

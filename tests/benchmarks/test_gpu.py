@@ -78,7 +78,7 @@ def test_a_section_past_its_budget_is_skipped_and_the_limit_holds(run, modules, 
     records = run({"first": ["hang", "succeed"], "second": ["repeat"], "third": ["hang", "fail"]}, 6.0)
     assert time.monotonic() - start < 6.0
     assert records["succeed"]["status"] == "skipped"
-    assert "the budget of the section is spent (1 s)" in records["succeed"]["reason"]
+    assert "the time of the section is spent (1 s)" in records["succeed"]["reason"]
     assert all(record["status"] == "skipped" and record["reason"] for record in records.values())
 
 
