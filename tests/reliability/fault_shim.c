@@ -1,5 +1,6 @@
 /* Fault injection for one process: from the n-th operation on files below a folder on, or only in it, operations of
- * the C library fail with an error number, or the process is killed. Loaded with LD_PRELOAD, armed by fault_arm. */
+ * the C library fail with an error number, or the process is killed. Loaded with LD_PRELOAD, armed by fault_arm.
+ * A full disk (ENOSPC) lets files be opened for reading and removed. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -9,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static char root[4096];
@@ -54,11 +56,21 @@ static int is_open_below(int descriptor) {
 }
 
 #define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
-#define WRITES(flags) ((flags) & (O_WRONLY | O_RDWR | O_CREAT))
+#define CAN_FAIL(flags) (fault_errno != ENOSPC || (flags) & (O_WRONLY | O_RDWR | O_CREAT))
 
 ssize_t write(int descriptor, const void *buffer, size_t size) {
     return is_open_below(descriptor) && strikes() ? -1 : NEXT(write)(descriptor, buffer, size);
 }
+ssize_t writev(int descriptor, const struct iovec *parts, int number) {
+    return is_open_below(descriptor) && strikes() ? -1 : NEXT(writev)(descriptor, parts, number);
+}
+ssize_t pwrite(int descriptor, const void *buffer, size_t size, off_t offset) {
+    return is_open_below(descriptor) && strikes() ? -1 : NEXT(pwrite)(descriptor, buffer, size, offset);
+}
+ssize_t pwrite64(int descriptor, const void *buffer, size_t size, off64_t offset) {
+    return is_open_below(descriptor) && strikes() ? -1 : NEXT(pwrite64)(descriptor, buffer, size, offset);
+}
+int fdatasync(int descriptor) { return is_open_below(descriptor) && strikes() ? -1 : NEXT(fdatasync)(descriptor); }
 int fsync(int descriptor) { return is_open_below(descriptor) && strikes() ? -1 : NEXT(fsync)(descriptor); }
 int rename(const char *from, const char *to) { return is_below(to) && strikes() ? -1 : NEXT(rename)(from, to); }
 int unlink(const char *path) { return fault_errno != ENOSPC && is_below(path) && strikes() ? -1 : NEXT(unlink)(path); }
@@ -70,7 +82,7 @@ int mkdir(const char *path, mode_t mode) { return is_below(path) && strikes() ? 
         va_start(list, flags);                                                              \
         mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(list, mode_t) : 0;             \
         va_end(list);                                                                       \
-        if (WRITES(flags) && is_below(path) && strikes()) return -1;                        \
+        if (CAN_FAIL(flags) && is_below(path) && strikes()) return -1;                        \
         return ((int (*)(const char *, int, ...))dlsym(RTLD_NEXT, #name))(path, flags, mode); \
     }
 #define OPENAT(name)                                                                        \
@@ -79,7 +91,7 @@ int mkdir(const char *path, mode_t mode) { return is_below(path) && strikes() ? 
         va_start(list, flags);                                                              \
         mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(list, mode_t) : 0;             \
         va_end(list);                                                                       \
-        if (WRITES(flags) && is_below(path) && strikes()) return -1;                        \
+        if (CAN_FAIL(flags) && is_below(path) && strikes()) return -1;                        \
         return ((int (*)(int, const char *, int, ...))dlsym(RTLD_NEXT, #name))(folder, path, flags, mode); \
     }
 OPEN(open)

@@ -1,8 +1,7 @@
 """Faults of single operations on files, in every verb that writes: run by `measure.py faults` or the tests.
 
-A library that is compiled here (`fault_shim.c`) lets the n-th `write`, `open` for writing, `rename`, `fsync`,
-`unlink` or `mkdir` below the folder fail with EIO, ENOSPC (and all that follow) or EINTR, or kills the process
-there. After each fault the artefact that was there, or the new one, loads and predicts the same numbers, and the same
+A library that is compiled here (`fault_shim.c`) lets the n-th `write`, `open`, `rename`, `fsync`, `unlink` or `mkdir`
+below the folder fail with EIO, ENOSPC (and all that follow) or EINTR, or kills the process there. After each fault the artefact that was there, or the new one, loads and predicts the same numbers, and the same
 command ends with the result of an undisturbed one.
 """
 
@@ -28,6 +27,7 @@ ERRORS = {
     "SIGKILL": (0, False),
 }
 """Error number, and whether all later operations fail too."""
+EXHAUSTIVE = ("evaluate", "shift", "predict")
 BATCH_NORM = ["--data=digits", "--data.train_size=60", "--model=convnet", "--model.width=2", "--batch_size=20",
               "--num_draws=2", "--collection.start_fraction=0", "--posterior.rank=2"]  # fmt: skip
 
@@ -41,7 +41,13 @@ def compile_shim(folder: Path) -> Path:
 
 
 def main(names: list[str], most: int, seed: int) -> dict[str, Any]:
-    """Inject at most `most` random faults into each command; this process must have been started with the shim."""
+    """Inject faults into each command; this process must have been started with the shim.
+
+    Args:
+        names: Cases; empty for all of them, those of `EXHAUSTIVE` with a fault at every operation.
+        most: Largest number of faults of a case, at random operations.
+        seed: Of the operations.
+    """
     from cases import COMPARE, FIT, Case, complaints, goes_on, whole
     from forked import call, run
 
@@ -52,8 +58,11 @@ def main(names: list[str], most: int, seed: int) -> dict[str, Any]:
     cases = {
         "fit, MLP": Case(FIT, []),
         "fit, BatchNorm": Case(fit_norm, []),
+        "evaluate, MLP": Case(["evaluate", "run", "--num_draws=3"], [FIT]),
         "evaluate, BatchNorm": Case(["evaluate", "run", "--num_draws=3"], [fit_norm]),
+        "shift, MLP": Case(["shift", "run", *shift], [FIT]),
         "shift, BatchNorm": Case(["shift", "run", *shift], [fit_norm]),
+        "predict, MLP": Case(["predict", "run", *predict], [FIT]),
         "predict, BatchNorm": Case(["predict", "run", *predict], [fit_norm]),
         "compare, MLP": Case(COMPARE, []),
     }
@@ -80,7 +89,7 @@ def main(names: list[str], most: int, seed: int) -> dict[str, Any]:
             faults = [(kind, number) for kind in ERRORS for number in range(num_operations)]
             random.shuffle(faults)
             ends: Counter[str] = Counter(operations=num_operations)
-            for kind, number in faults[:most]:
+            for kind, number in faults if not names and name.startswith(EXHAUSTIVE) else faults[:most]:
                 folder = Path(below) / "disturbed"
                 shutil.copytree(done.folder, folder)
                 arm = (shim, folder, number, *ERRORS[kind])
