@@ -226,3 +226,26 @@ def test_bytes_that_are_wrong_late_in_a_file(tmp_path, monkeypatch):
     path.write_bytes(b"a,y\n" + b"1,x\n2,z\n" * 300 + "3,ä\n".encode("cp1252"))
     with pytest.raises(ValueError, match=r"is not UTF-8: line 602 has the bytes"):
         Table(path=str(path), target="y").read()
+
+
+@pytest.mark.parametrize("text", ["x,y\n1,0\n{},1\n", "x,y\n{},1\n", "x,{}\n1,2\n"], ids=["last", "only", "header"])
+def test_values_that_are_too_long_are_refused(tmp_path, text):
+    path = tmp_path / "a.csv"
+    path.write_text(text.format("a" * 200_000))
+    with pytest.raises(
+        ValueError, match="a value of more than 131,072 characters|cannot be read after line 2"
+    ) as caught:
+        make_source(str(path), target="y").load(0)
+    assert len(str(caught.value)) < 500
+
+
+def test_long_lists_of_columns_and_long_values_are_shortened(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(",".join(f"c{number}" for number in range(2000)) + "\n" + "1," * 1999 + "1\n")
+    with pytest.raises(ValueError, match=r"'c29'\] and others") as caught:
+        make_source(str(path), target="y").load(0)
+    assert len(str(caught.value)) < 600
+    path.write_text("x,y\n" + "".join(f"{row},{row % 2}\n" for row in range(20)) + "a" * 10_000 + ",1\n")
+    with pytest.raises(ValueError, match=r"the first is 'a{80}\.\.\.' in line 22") as caught:
+        make_source(str(path), target="y").load(0)
+    assert len(str(caught.value)) < 500

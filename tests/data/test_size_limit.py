@@ -80,6 +80,35 @@ def write_npz(folder, shape=(4 * 10**7,), num_bytes=4 * 10**7, dtype="|u1"):
     return path
 
 
+def write_npz_header(folder):
+    """A header of zeros."""
+    path = folder / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in ("x.npy", "y.npy"):
+            with archive.open(name, "w") as stream:
+                stream.write(b"\x93NUMPY\x02\x00" + struct.pack("<I", 2 * 10**8))
+                for _ in range(200 if name == "x.npy" else 1):
+                    stream.write(bytes(10**6))
+    return path
+
+
+def write_columns(folder):
+    path = folder / "a.csv"
+    path.write_text(",".join(f"c{number}" for number in range(10**5)) + "\n" + "0," * (10**5 - 1) + "0\n")
+    return path
+
+
+def write_tiff(folder):
+    """Images of 8,000 x 8,000 pixels, four bytes each once read."""
+    stream = io.BytesIO()
+    Image.new("RGBA", (8000, 8000)).save(stream, "TIFF", compression="tiff_deflate")
+    for label in ("a", "b"):
+        (folder / label).mkdir()
+        for number in range(2):
+            (folder / label / f"{number}.tif").write_bytes(stream.getvalue())
+    return folder
+
+
 def encode_png(width, height):
     """A white image, of a few bytes for each row."""
 
@@ -150,6 +179,19 @@ REFUSED = {
     ),
     "one row": (lambda folder: write_npz(folder, (1, 4 * 10**7)), lambda path: predict(path), TOO_LARGE),
     "a header": (lambda folder: write_npz(folder, (10**15,)), train, "its content has another size"),
+    "a long header": (write_npz_header, train, "'x' has a header of 200000000 bytes"),
+    "a long header, to predict": (write_npz_header, predict, "'x' has a header of 200000000 bytes"),
+    "many columns": (
+        write_columns,
+        lambda path: train(path, target="c1"),
+        f"The reader of 100000 columns .*{TOO_LARGE}",
+    ),
+    "many columns, to predict": (write_columns, predict, f"The reader of 100000 columns .*{TOO_LARGE}"),
+    "one large TIFF": (
+        write_tiff,
+        lambda path: train(path, size=8),
+        TOO_LARGE,
+    ),
     "objects": (lambda folder: write_npz(folder, (5 * 10**6,), dtype="|O"), train, "holds Python objects"),
     "many large images": (
         write_images,

@@ -1,5 +1,6 @@
 """Names that a user writes: equal and similar names, and classes by their bare names."""
 
+import itertools
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 from types import ModuleType
@@ -7,6 +8,9 @@ from typing import TypeVar
 
 MIN_SIMILARITY = 0.64
 """Least similarity of a suggestion, from 0 to 1: twice the number of matching letters over the number of letters."""
+
+MAX_LISTED_NAMES, MAX_NAME_CHARS = 30, 80
+"""Largest number of names in a message, and of characters of a name."""
 
 BaseT = TypeVar("BaseT")
 
@@ -40,6 +44,22 @@ def format_suggestion(name: str, candidates: Iterable[str], prefix: str = "") ->
 def match_name(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate that equals a name in any letter case, or None."""
     return next((candidate for candidate in candidates if candidate.lower() == name.lower()), None)
+
+
+def format_names(names: Iterable[str]) -> str:
+    """A list of names for a message, shortened where a file has very many or very long ones.
+
+    >>> format_names(["a", "b"]), format_names(map(str, range(200)))[-16:]
+    ("['a', 'b']", "'29'] and others")
+    """
+    listed = list(itertools.islice(names, MAX_LISTED_NAMES + 1))
+    short = [shorten(name) for name in listed]
+    return f"{short[:MAX_LISTED_NAMES]}{' and others' if len(short) > MAX_LISTED_NAMES else ''}"
+
+
+def shorten(text: str) -> str:
+    """The first characters of a text from a file, for a message."""
+    return text if len(text) <= MAX_NAME_CHARS else f"{text[:MAX_NAME_CHARS]}..."
 
 
 def list_classes(module: ModuleType, base: type[BaseT]) -> dict[str, type[BaseT]]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.names import shorten
 from flatbayes.core.optional import require_package
 from flatbayes.data.checks import MISSING_WORDS, DataWarning, TaskType, holds_fractions, make_class_names, to_int64
 from flatbayes.data.csv_files import explain_words
@@ -243,7 +244,7 @@ def require_no_missing_words(labels: Sequence[object], name: str, file: TableFil
 
 def describe_label(row: int, name: str, file: TableFile | None, text: str = "") -> str:
     """Where a label is, counted from 1 as an editor shows it."""
-    return f"{text!r} in row {row + 1}" if file is None else file.describe_row(row, name)
+    return f"{shorten(text)!r} in row {row + 1}" if file is None else file.describe_row(row, name)
 
 
 def require_one_type(columns: Sequence[ArrowColumn], name: str) -> None:

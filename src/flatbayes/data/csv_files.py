@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flatbayes.core.names import shorten
 from flatbayes.core.optional import require_package
 from flatbayes.data.csv_format import (
     OPEN_QUOTE,
@@ -27,6 +28,8 @@ BLOCK_SIZE_BYTES = 2**20
 """Bytes that are read at a time; a line must fit into it."""
 BYTES_PER_VALUE = 16
 """Bytes of a value in memory: a number of 8 bytes and a copy of it. In the file it may be a single byte."""
+BYTES_PER_COLUMN = 10_000
+"""Bytes that pyarrow takes for a column of a CSV file, whatever the number of rows."""
 MAX_EXPLAINED_BYTES = 2**27
 """Bytes of a file in another encoding in which an error of decoding is located."""
 TRUE_WORDS, FALSE_WORDS = ("1", "True", "TRUE", "true"), ("0", "False", "FALSE", "false")
@@ -67,13 +70,16 @@ def read_csv_layout(path: Path, given: CsvFormat, expected: CsvFormat | None = N
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is empty or damaged, or its text is not certain.
+        ValueError: The file is empty or damaged, its text is not certain, or its columns do not fit into memory.
     """
     require_file(path)
     with wrap_read_errors(path), open_stream(path) as stream:
         sample = stream.read(BLOCK_SIZE_BYTES)
         is_complete = not stream.read(1)
-    return detect_layout(sample, is_complete=is_complete, name=str(path), given=given, expected=expected)
+    layout = detect_layout(sample, is_complete=is_complete, name=str(path), given=given, expected=expected)
+    num_columns = len(layout.column_names)
+    check_memory(BYTES_PER_COLUMN * num_columns, f"The reader of {num_columns} columns in {path}")
+    return layout
 
 
 def read_csv(path: Path, layout: CsvLayout) -> ArrowTable:
@@ -233,10 +239,16 @@ def iter_records(path: Path, layout: CsvLayout) -> Iterator[tuple[int, list[str]
         for _ in range(layout.num_header_lines):
             next(lines, "")
         reader, end = csv.reader(lines, delimiter=layout.separator), layout.num_header_lines
-        for record in reader:
-            line, end = end + 1, layout.num_header_lines + reader.line_num
-            if record:
-                yield line, record
+        try:
+            for record in reader:
+                line, end = end + 1, layout.num_header_lines + reader.line_num
+                if record:
+                    yield line, record
+        except csv.Error as error:
+            raise ValueError(
+                f"{path} cannot be read after line {end}: {error}. Check the quotes there, and leave out columns of "
+                "long texts."
+            ) from error
 
 
 def _iter_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
@@ -276,7 +288,7 @@ def explain_words(path: Path, layout: CsvLayout, name: str) -> str | None:
     advice = explain_word(first_word, layout.decimal) or " Encode it as numbers."
     return (
         f"Column {name!r} of {path} must hold numbers, and {words} of its {total} values are not numbers; the first "
-        f"is {first_word!r} in line {first_line}.{advice}"
+        f"is {shorten(first_word)!r} in line {first_line}.{advice}"
     )
 
 

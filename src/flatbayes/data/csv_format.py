@@ -149,6 +149,8 @@ def detect_layout(
     body = "".join(lines[comments:])
     records = parse_records(body, separator)
     if not records or (len(records) == 1 and is_complete):
+        for line in lines[comments:]:
+            check_value_length(line, separator, name)
         raise ValueError(f"{name} has no rows: give a line of column names, and a row below it for each example.")
     if is_complete and has_open_quote(io.StringIO(body, newline=""), separator):
         raise ValueError(OPEN_QUOTE.format(name))
@@ -245,6 +247,19 @@ def parse_records(text: str, separator: str, limit: int = NUM_SAMPLE_RECORDS) ->
     except csv.Error:  # such as a value that is too long
         pass
     return records
+
+
+def check_value_length(line: str, separator: str, name: str) -> None:
+    """Refuse a line with a value that Python's `csv` does not read.
+
+    Raises:
+        ValueError: A value is too long.
+    """
+    if len(line) > csv.field_size_limit() < max(map(len, line.split(separator))):
+        raise ValueError(
+            f"{name} has a value of more than {csv.field_size_limit():,} characters, which is no word and no number. "
+            "Check its quotes and its separator, and leave out columns of long texts."
+        )
 
 
 def has_open_quote(lines: Iterable[str], separator: str) -> bool:

@@ -9,6 +9,8 @@ from torch import Tensor
 from flatbayes.data.lazy_images import LazyImages
 from flatbayes.data.splits import DataSplits, Split
 
+FINGERPRINT_KEY = "data_fingerprint"
+"""Key of a configuration, or of the `info` of an artefact, with the fingerprint; absent in flatbayes 0.1."""
 MAX_HASHED_BYTES = 2**28
 """Of a larger tensor, evenly spaced rows are hashed."""
 MAX_HASHED_IMAGES = 256

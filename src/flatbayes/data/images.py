@@ -176,6 +176,7 @@ def _decode_picture(picture: PillowImage, name: str, layout: ImageLayout) -> np.
             f"{name} has color (mode {picture.mode}), and gray images were expected. Convert it to gray."
         )
     if picture.format == "TIFF":
+        check_memory(BYTES_PER_PIXEL * picture.width * picture.height, name)
         with wrap_decode_errors(name):
             picture.load()  # Pillow turns TIFF images itself
     orientation = read_orientation(picture)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatbayes.core.names import format_names
 from flatbayes.data.checks import check_finite
 from flatbayes.data.columns import extract_features
 from flatbayes.data.csv_files import CSV_SUFFIXES, get_table_suffix
@@ -149,7 +150,8 @@ class InputReader:
         names = [name for name in read_array_names(self.path) if name not in self.keep_columns]
         if "x" not in names and len(names) != 1:
             raise ValueError(
-                f"{self.path} needs an array 'x' of inputs, or only one array; it has {names}. Rename it."
+                f"{self.path} needs an array 'x' of inputs, or only one array; it has {format_names(names)}. Rename "
+                "it."
             )
         return "x" if "x" in names else names[0]
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.names import format_names
 from flatbayes.data.checks import TaskType, holds_fractions, make_class_names, to_int64
 from flatbayes.data.parquet import require_file
 from flatbayes.data.size_limit import check_memory
@@ -20,6 +21,8 @@ from flatbayes.data.splits import Split
 
 MAX_COMPRESSION_RATIO = 1100
 """Uncompressed bytes per compressed byte; the zip format reaches 1032."""
+MAX_HEADER_BYTES = 10_000
+"""Bytes of the type and shape of an array, as in NumPy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,8 @@ class Npz(DataSource):
         missing = [name for name in names if name not in available]
         if missing:
             raise ValueError(
-                f"{path} lacks the arrays {missing}. It has {available}. Name one of these, or add them."
+                f"{path} lacks the arrays {missing}. It has {format_names(available)}. Name one of these, or add "
+                "them."
             )
         arrays = read_arrays(path, names)
         is_regression = is_regression_array(arrays[self.targets], self.task, f"{self.targets!r} of {path}")
@@ -166,9 +170,11 @@ def _open_array(path: Path, name: str) -> Iterator[_ArrayStream]:
             version = np.lib.format.read_magic(stream)
             if version not in ((1, 0), (2, 0)):
                 raise ValueError(f"{name!r} is in version {version} of the format")
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
+            is_first = version == (1, 0)
+            header_size = int.from_bytes(cast(zipfile.ZipExtFile, stream).peek(4)[: 2 if is_first else 4], "little")
+            if header_size > MAX_HEADER_BYTES:  # NumPy compares it once it has read the header
+                raise ValueError(f"{name!r} has a header of {header_size} bytes")
+            read_header = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
             array = _ArrayStream(stream, *read_header(stream))
             if array.dtype.hasobject:
                 raise ValueError(f"{name!r} holds Python objects")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from flatbayes.core.names import format_names
 from flatbayes.core.optional import require_package
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.images import EncodedImage
@@ -167,8 +168,8 @@ def require_columns(path: Path, required: Sequence[str], available: Sequence[str
         similar = difflib.get_close_matches(missing[0].strip(), available, n=1)
         suggestion = f" Did you mean {similar[0]!r}?" if similar else ""
         raise ValueError(
-            f"{path} lacks the columns {missing}. It has {list(available)}. Name one of these, or add them."
-            f"{suggestion}"
+            f"{path} lacks the columns {format_names(missing)}. It has {format_names(available)}. Name one of these, "
+            f"or add them.{suggestion}"
         )
 
 
@@ -188,8 +189,9 @@ def infer_image_column(path: Path) -> str:
         return "img"
     if len(columns) != 1:
         raise ValueError(
-            f"The column of images of {path} is ambiguous: {columns} may hold encoded images, of the columns "
-            f"{read_schema(path).names}. Name it: image=... (on the command line, --data.image or --image_column)."
+            f"The column of images of {path} is ambiguous: {format_names(columns)} may hold encoded images, of the "
+            f"columns {format_names(read_schema(path).names)}. Name it: image=... (on the command line, --data.image "
+            "or --image_column)."
         )
     return columns[0]
 

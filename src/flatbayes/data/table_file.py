@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flatbayes.core.console import show_status
+from flatbayes.core.names import shorten
 from flatbayes.data.checks import DataWarning
 from flatbayes.data.csv_files import (
     CSV_SUFFIXES,
@@ -102,7 +103,7 @@ class TableFile:
         if self.layout is None:
             return f"in row {row + 1}"
         line, text = locate_row(self.path, self.layout, row, name)
-        return f"{text!r} in line {line}"
+        return f"{shorten(text)!r} in line {line}"
 
 
 def is_float(text: str) -> bool:
