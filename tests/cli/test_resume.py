@@ -1,5 +1,6 @@
 """Resuming of interrupted fits and comparisons."""
 
+import json
 import os
 import signal
 import subprocess
@@ -223,3 +224,30 @@ class TestEndOfTraining:
         assert run("--resume") == 2
         assert "have changed since its training" in capsys.readouterr().err
         assert run("--resume", "--allow_changed_data") == 0
+
+    def test_the_artefact_has_the_fingerprint_of_its_data(self, run, here, capsys):
+        assert run() == 0
+        config = json.loads((here / "run" / "config.json").read_text())
+        fingerprint = json.loads((here / "run" / "posterior.json").read_text())["info"]["data_fingerprint"]
+        assert fingerprint == {name: config["data_fingerprint"][name] for name in ("train", "val")}
+        del config["data_fingerprint"]
+        (here / "run" / "config.json").write_text(json.dumps(config))
+        assert main(["evaluate", "run"]) == 0
+        self.write_data(1)
+        assert main(["evaluate", "run"]) == 2
+        assert "have changed since its training" in capsys.readouterr().err
+
+    def test_each_run_of_a_diagnosis_is_compared_with_the_data(self, run, here, capsys):
+        assert run() == 0
+        (here / "run").rename(here / "first")
+        self.write_data(1)
+        assert run() == 0
+        assert main(["diagnose", "run", "first", "--num_draws", "1", "--max_examples", "8"]) == 2
+        assert "The data of first have changed since its training" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("damage", [{"info": 5}, {"info": None}, []])
+    def test_damaged_metadata_is_not_complete(self, run, here, capsys, damage):
+        assert run() == 0
+        (here / "run" / "posterior.json").write_text(json.dumps(damage))
+        assert run("--resume") == 2
+        assert "There is no checkpoint to continue from" in capsys.readouterr().err

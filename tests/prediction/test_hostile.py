@@ -115,8 +115,13 @@ ENTRIES = [
     ({"num_data": ["96"]}, "numbers of training examples"),
     ({"num_data": [0]}, "numbers of training examples"),
     ({"num_statistics_batches": 10**12}, "damaged: KeyError"),
-    ({"num_statistics_batches": True}, "'num_statistics_batches' is missing, or of another type"),
-    ({"info": []}, "'info' is missing, or of another type"),
+    ({"num_statistics_batches": True}, "'num_statistics_batches' must be a whole number, got 'True'"),
+    ({"num_statistics_batches": -1}, "'num_statistics_batches' must be a whole number, got '-1'"),
+    ({"info": []}, "'info' must be an object, got"),
+    ({"frozen": "layers.0.weight"}, "'frozen' must be a list of texts, got 'layers.0.weight'"),
+    ({"buffers": [1]}, "'buffers' must be a list of texts"),
+    ({"updated_buffers": ["a"]}, "'updated_buffers' must be a list with a list of texts or null"),
+    ({"interface": []}, "'interface' must be an object"),
     ({"info": {"model": {"class_path": "flatbayes.models.MLP", "init_args": []}}}, "does not say what its model is"),
     ({"schema": [3]}, "was written in schema"),
     ({"schema": 10**9}, "was written in schema"),
@@ -127,6 +132,58 @@ ENTRIES = [
 def test_invalid_entries_are_refused(folder, changes, match):
     write_sealed_metadata(folder, read_raw_metadata(folder) | changes)
     assert_refused(folder, match)
+
+
+INFO = [
+    ("feature_names", [1, 2, 3, 4]),
+    ("feature_names", {"a": 1}),
+    ("feature_names", None),
+    ("class_names", "abc"),
+    ("class_names", ["a", None, "c"]),
+    ("class_names", [["a"]]),
+    ("target_names", 3),
+    ("input_shape", "4"),
+    ("input_shape", [4.0]),
+    ("input_shape", [True]),
+    ("input_shape", [-4]),
+    ("input_shape", [10**9, 10**9]),
+    ("input_shape", [1] * 1000),
+    ("example_shape", {}),
+    ("inputs", "other"),
+    ("inputs", []),
+    ("csv_format", {"decimal": 1}),
+    ("csv_format", "comma"),
+    ("cost", {"gradients": "many"}),
+    ("cost", 3),
+    ("members", 1),
+    ("interrupted", True),
+    ("flatbayes", []),
+    ("model", "flatbayes.models.MLP"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), INFO, ids=[f"{key} {value}"[:40] for key, value in INFO])
+def test_entries_of_info_with_another_type_are_refused(folder, key, value):
+    metadata = read_raw_metadata(folder)
+    metadata["info"][key] = value
+    write_sealed_metadata(folder, metadata)
+    assert_refused(folder, f"posterior.json is damaged: the entry of 'info' '{key}' must be ")
+
+
+@pytest.mark.parametrize(("key", "value"), [("class_names", [0, 1, 2]), ("feature_names", "abcd"), ("cost", 1.5)])
+def test_what_could_not_be_loaded_is_not_saved(folder, tmp_path, key, value):
+    fitted = FittedPosterior.load(folder)
+    fitted.info[key] = value
+    with pytest.raises(ValueError, match=f"cannot be saved: the entry '{key}' must be "):
+        fitted.save(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    fitted.info |= {
+        "class_names": ("a", "b", "c"),
+        "feature_names": ["p", "q", "r", "s"],
+        "cost": {},
+        "own": [1, None],
+    }
+    assert FittedPosterior.load(fitted.save(tmp_path / "b")).info["class_names"] == ["a", "b", "c"]
 
 
 TEXTS = [

@@ -14,7 +14,7 @@ from flatbayes.core.console import PlainConsole
 from flatbayes.core.files import WriteError, read_json, replace_nonfinite
 from flatbayes.core.spec import instantiate
 from flatbayes.data import DataSource, DataSplits
-from flatbayes.data.fingerprint import compute_fingerprint
+from flatbayes.data.fingerprint import FINGERPRINT_KEY, compute_fingerprint
 from flatbayes.experiments.folder_lock import check_folder
 from flatbayes.experiments.run_folder import CONFIG_FILE, check_fingerprint
 from flatbayes.prediction import FittedPosterior
@@ -146,7 +146,27 @@ def load_run_data(source: DataSource, folder: Path, config: Mapping[str, Any], o
     """
     with explain_entry("data"):
         splits = source.load(config["seed"])
-    if not options.allow_changed_data:
-        remedy = "restore them, or give --allow_changed_data if rows of the training are not evaluated by that"
-        check_fingerprint(folder, config, {**compute_fingerprint(splits)}, remedy)
+    check_run_data(splits, {folder: config}, options)
     return splits
+
+
+def check_run_data(splits: DataSplits, configs: Mapping[Path, Mapping[str, Any]], options: Namespace) -> None:
+    """Compare data with those that runs were trained on, by their configurations and their artefacts.
+
+    Args:
+        splits: The data.
+        configs: Configurations of the runs by folder.
+        options: Options of the verb.
+
+    Raises:
+        ValueError: The content has changed, and `--allow_changed_data` is not given.
+    """
+    if options.allow_changed_data:
+        return
+    remedy = "restore them, or give --allow_changed_data if rows of the training are not evaluated by that"
+    current = compute_fingerprint(splits)
+    for folder, config in configs.items():
+        check_fingerprint(folder, config, {**current}, remedy)
+        stored = read_metadata(folder)["info"].get(FINGERPRINT_KEY, {})  # of training and validation data
+        trained = {name: checksum for name, checksum in stored.items() if name in current}
+        check_fingerprint(folder, {FINGERPRINT_KEY: trained}, {name: current[name] for name in trained}, remedy)

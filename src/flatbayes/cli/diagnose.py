@@ -10,6 +10,7 @@ from rich.table import Table
 
 from flatbayes.cli.artifacts import (
     check_result_folder,
+    check_run_data,
     console,
     load_on_device,
     load_run_data,
@@ -112,6 +113,7 @@ def run(options: Namespace) -> None:
         check_same_shapes(posteriors)
         check_steps(options.num_grid_points)
     dataset = load_run_data(source, Path(names[0]), first, options)
+    check_run_data(dataset, {Path(name): configs[name] for name in names[1:]}, options)
     split, num_available = subsample_split(dataset, options.split, options.max_examples, options.seed)
     sharpness = compare_sharpness(
         posteriors,

@@ -19,7 +19,7 @@ from flatbayes.core.accelerators import (
 )
 from flatbayes.core.files import JsonValue, list_temporary_files, read_json, remove_files, write_json
 from flatbayes.core.optional import get_version
-from flatbayes.data.fingerprint import explain_change
+from flatbayes.data.fingerprint import FINGERPRINT_KEY, explain_change
 from flatbayes.experiments.folder_lock import check_unlocked, lock_folder, update_lock
 from flatbayes.experiments.results import RESULTS_FILE, ComparisonResult
 from flatbayes.experiments.run_result import RunResult
@@ -46,8 +46,6 @@ ARTIFACT_FILES = (
     TUNING_FILE,
     STUDY_FILE,
 )
-FINGERPRINT_KEY = "data_fingerprint"
-"""Key of a configuration with the fingerprint of the data; absent from runs of flatbayes 0.1."""
 OTHER_FOLDER_ADVICE = "choose another folder (--out), or overwrite this one (--overwrite)"
 CONFIG_KEYS = ("data", "model", "posterior", "flatness", "config", "seed")
 CHECKPOINT_FOLDER, LOG_FOLDER = "checkpoints", "logs"
@@ -302,7 +300,8 @@ class RunFolder:
         if not path.is_file():
             return False
         metadata = read_json(path)
-        return isinstance(metadata, dict) and "interrupted" not in metadata.get("info", {})
+        info = metadata.get("info") if isinstance(metadata, dict) else None
+        return not (isinstance(info, dict) and "interrupted" in info)  # loading explains what is damaged
 
     @property
     def has_results(self) -> bool:

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypeAlias, TypedDict, cast
 
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
+from flatbayes.data.fingerprint import FINGERPRINT_KEY
 
 SCHEMA_VERSION = 5
 """Schema 3 adds the checksum of the metadata and the names of the parameters that were not trained; schema 4 the
@@ -24,6 +26,9 @@ OLD_TENSORS_FILE = "posterior.safetensors"
 TENSORS_FILE_PATTERN = re.compile(
     rf"{TENSORS_STEM}(-[0-9a-f]{{16}})?\.safetensors|{NORM_STEM}-[0-9a-f]{{16}}\.safetensors"
 )
+
+Check: TypeAlias = tuple[Callable[[Any], bool], str]
+"""Whether a value is valid, and the description of a valid one."""
 
 MAX_METADATA_BYTES = 2**24
 """Largest metadata that is read; the names of 100,000 classes take a tenth of it."""
@@ -66,15 +71,102 @@ class PosteriorMetadata(TypedDict):
     """Checksum of all other entries."""
 
 
-ENTRY_TYPES: dict[str, type | tuple[type, ...]] = {
-    "posterior": dict,
-    "likelihood": (dict, type(None)),
-    "num_data": list,
-    "num_statistics_batches": int,
-    "info": dict,
-    "sha256": str,
+MAX_AXES, MAX_EXAMPLE_ELEMENTS = 64, 2**28
+"""Largest numbers of axes and elements of the described shape of an example."""
+
+
+def _is_text_list(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_shape(value: object) -> bool:
+    if not isinstance(value, list) or len(value) > MAX_AXES or not all(map(_is_count, value)):
+        return False
+    return math.prod(value) <= MAX_EXAMPLE_ELEMENTS
+
+
+def _is_number_or_none(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+_TEXT: Check = (lambda value: isinstance(value, str), "a text")
+_TEXTS: Check = (_is_text_list, "a list of texts")
+_OBJECT: Check = (lambda value: isinstance(value, dict), "an object")
+_OPTIONAL_OBJECT: Check = (lambda value: isinstance(value, dict | None), "an object or null")
+_SHAPE: Check = (_is_shape, "a list of whole numbers, the shape of an example")
+
+REQUIRED_ENTRIES: dict[str, Check] = {
+    "posterior": _OBJECT,
+    "likelihood": _OPTIONAL_OBJECT,
+    "num_data": (lambda value: isinstance(value, list), "a list of whole numbers"),
+    "num_statistics_batches": (_is_count, "a whole number"),
+    "info": _OBJECT,
+    "sha256": _TEXT,
 }
-"""Types that are checked when an artefact is read."""
+"""What each entry must be, and its description."""
+OPTIONAL_ENTRIES: dict[str, Check] = {
+    "frozen": _TEXTS,
+    "buffers": _TEXTS,
+    "updated_buffers": (
+        lambda value: isinstance(value, list) and all(names is None or _is_text_list(names) for names in value),
+        "a list with a list of texts or null for each training run",
+    ),
+    "interface": _OBJECT,
+    "norm_sha256": _TEXT,
+    "norm_device": _TEXT,
+}
+INFO_ENTRIES: dict[str, Check] = {
+    "flatbayes": _TEXT,
+    "model": _OPTIONAL_OBJECT,
+    "class_names": _TEXTS,
+    "target_names": _TEXTS,
+    "feature_names": _TEXTS,
+    "input_shape": _SHAPE,
+    "example_shape": _SHAPE,
+    "inputs": (lambda value: value in ("converted", "floating"), "'converted' or 'floating'"),
+    "csv_format": (
+        lambda value: isinstance(value, dict) and _is_text_list([*value.values()]),
+        "an object of texts: encoding, separator, decimal",
+    ),
+    "cost": (
+        lambda value: isinstance(value, dict) and all(map(_is_number_or_none, value.values())),
+        "an object of numbers",
+    ),
+    FINGERPRINT_KEY: _OBJECT,
+    "members": _TEXT,
+    "interrupted": _TEXT,
+}
+"""Entries of `info` that flatbayes uses; a user may add others."""
+
+
+def check_entries(entries: Mapping[str, Any], checks: Mapping[str, Check], place: str) -> None:
+    """Check the entries that are there.
+
+    Args:
+        entries: The entries.
+        checks: What each must be.
+        place: Start of the message: where the entries are, and what is wrong in general.
+
+    Raises:
+        ValueError: An entry has another type or value.
+    """
+    for key, (is_valid, description) in checks.items():
+        if key in entries and not is_valid(entries[key]):
+            raise ValueError(f"{place} {key!r} must be {description}, got {str(entries[key])[:80]!r}.")
+
+
+def check_info(info: Mapping[str, Any]) -> None:
+    """Check the plain data of a posterior before they are saved.
+
+    Raises:
+        ValueError: An entry that flatbayes uses has another type.
+    """
+    place = "The plain data `info` of this posterior cannot be saved: the entry"
+    check_entries(replace_nonfinite(info), INFO_ENTRIES, place)
 
 
 def write_metadata(folder: Path, metadata: PosteriorMetadata) -> None:
@@ -120,9 +212,11 @@ def read_metadata(folder: Path) -> PosteriorMetadata:
         sealed_entries = {key: value for key, value in metadata.items() if key != "checksum"}
         if metadata.get("checksum") != compute_metadata_checksum(sealed_entries):
             raise ValueError(f"{path} is damaged: its checksum is not the one it was saved with.")
-    for key, entry_type in ENTRY_TYPES.items():
-        if key not in metadata or not isinstance(metadata[key], entry_type) or isinstance(metadata[key], bool):
-            raise ValueError(f"{path} is damaged: its entry {key!r} is missing, or of another type.")
+    for key, (_, description) in REQUIRED_ENTRIES.items():
+        if key not in metadata:
+            raise ValueError(f"{path} is damaged: its entry {key!r} is missing, {description}.")
+    check_entries(metadata, REQUIRED_ENTRIES | OPTIONAL_ENTRIES, f"{path} is damaged: its entry")
+    check_entries(metadata["info"], INFO_ENTRIES, f"{path} is damaged: the entry of 'info'")
     names = list_tensor_files(metadata)
     if not names or not all(isinstance(name, str) and TENSORS_FILE_PATTERN.fullmatch(name) for name in names):
         raise ValueError(f"{path} is damaged: its names of files are not those of an artefact.")

@@ -14,8 +14,14 @@ from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.optional import get_version
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
+<<<<<<< HEAD
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSplits, Standardize
+=======
+from flatbayes.core.spec import to_spec
+from flatbayes.data import DataSplits, Standardize, load_training_splits
+from flatbayes.data.fingerprint import FINGERPRINT_KEY
+>>>>>>> b4d66b7 (prediction: metadata of artefacts is checked by type, and has the fingerprint of the data; restoration in a file of its own)
 from flatbayes.data.splits import check_finite_splits
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Likelihood
@@ -167,11 +173,12 @@ class TrainingSetup:
         is_vectorized, reason = should_vectorize(factory, posterior.num_members)
         indices = range(posterior.num_members)
         info = {"flatbayes": get_version(), "model": model_spec}
+        fingerprint = training_data.fingerprint
         identity = {
             **info,
             **_describe_components(factory),
             "seed": factory.seed,
-            "data": training_data.fingerprint,
+            "data": fingerprint,
             "start": factory.warm_start.fingerprint(training_data.transform),
             "processes": world.size,
         }
@@ -179,7 +186,8 @@ class TrainingSetup:
         if members in ("auto", "vectorized"):
             info["members"] = "vectorized" if is_vectorized else f"one by one: {reason}"
         groups = [list(indices)] if is_vectorized else [[member] for member in indices]
-        return TrainingSetup(factory, fabric, world, groups, identity, training_data.info | info)
+        info |= training_data.info | {FINGERPRINT_KEY: fingerprint}
+        return TrainingSetup(factory, fabric, world, groups, identity, info)
 
     def make_fitted(self, states: Sequence[State], **info: Any) -> FittedPosterior:
         """The fitted posterior.

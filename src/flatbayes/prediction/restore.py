@@ -1,0 +1,221 @@
+"""Restoration of a fitted posterior from the metadata and tensors of an artefact, which nothing is trusted in.
+
+Class paths lead to exported classes of flatbayes only, arguments are bounded before a class is called, and building a
+network allocates at most a multiple of the stored tensors.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from flatbayes.core import State
+from flatbayes.core.input_trees import ModelInputs, flatten_tree, unflatten_tree
+from flatbayes.core.network_interface import NetworkInterface, OutputSelector, adapt_network
+from flatbayes.core.spec import instantiate
+from flatbayes.data import Standardize
+from flatbayes.likelihoods import Likelihood
+from flatbayes.posteriors import Posterior
+from flatbayes.prediction.limits import AllocationLimit, check_max_integer
+from flatbayes.prediction.metadata import PosteriorMetadata
+from flatbayes.prediction.network_tensors import (
+    MAX_INTEGER,
+    check_numbers,
+    find_tied_tensors,
+    freeze_parameters,
+    make_model_builder,
+    prepare_network,
+    select_required_numbers,
+)
+from flatbayes.prediction.sampling import DRAW_RULE, NetworkSampler, SampleId
+
+MAX_DEVICE_NAME_CHARS = 200
+
+
+def restore_sampler(
+    folder: Path,
+    metadata: PosteriorMetadata,
+    tensors: dict[str, Tensor],
+    norm_tensors: dict[str, Tensor],
+    model: nn.Module | Callable[[], nn.Module] | None,
+    likelihood: Likelihood | None,
+    output: OutputSelector | None,
+) -> NetworkSampler:
+    """Rebuild a posterior on the CPU.
+
+    Args:
+        folder: Folder of the artefact, for messages.
+        metadata: Its metadata, with entries of the right types.
+        tensors: Its tensors; emptied.
+        norm_tensors: Running statistics of draws.
+        model: The architecture, or a function that builds it; None for models of flatbayes.
+        likelihood: The likelihood of the fit; None to rebuild it from the metadata.
+        output: Selector of the network's output; None for that of the metadata.
+
+    Raises:
+        ValueError: The artefact is damaged, or does not fit the model.
+    """
+    with explain_damage(folder):
+        posterior = _restore_posterior(metadata["posterior"])
+        draw_rule = _check_draw_rule(metadata)
+        num_data = _check_num_data(metadata["num_data"], posterior)
+        statistics_inputs = [_pop_tree(tensors, f"inputs.{k}") for k in range(metadata["num_statistics_batches"])]
+        interface = NetworkInterface.parse(metadata.get("interface"), output)
+        transform = _restore_transform(pop_prefix(tensors, "standardize"))
+        norm_tensors |= pop_prefix(tensors, "draw")  # schemas 1 to 3 keep them with the weights
+        likelihood = likelihood or _restore_likelihood(metadata["likelihood"], tensors)
+    build_model = make_model_builder(model, metadata["info"])
+    states = []
+    for member, count in enumerate(num_data):
+        member_tensors = pop_prefix(tensors, f"run.{member}")
+        network = build_model(member_tensors)
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"`model` must be a network or build one, got {type(network).__name__}.")
+        if interface != NetworkInterface():
+            adapt_network(network, interface.output, inputs=interface.inputs)
+        with explain_damage(folder):
+            states.append(_restore_state(posterior, network, count, member_tensors, metadata, folder))
+            states[-1].updated_buffers = _parse_updated_buffers(metadata, member)
+    if tensors:
+        raise ValueError(f"{folder} is damaged: it holds tensors that belong to nothing, such as {min(tensors)!r}.")
+    sampler = NetworkSampler(
+        posterior, states, likelihood, transform, statistics_inputs, metadata["info"], draw_rule=draw_rule
+    )
+    if metadata["schema"] > 1:
+        with explain_damage(folder):
+            statistics = _parse_norm_statistics(norm_tensors, states)
+            sampler.add_norm_statistics(statistics, metadata.get("norm_device", "cpu")[:MAX_DEVICE_NAME_CHARS])
+    return sampler
+
+
+@contextmanager
+def explain_damage(folder: Path) -> Iterator[None]:
+    """Turn errors of damaged or hostile content into a ValueError that names the folder."""
+    try:
+        yield
+    except (SafetensorError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{folder} is damaged: {type(error).__name__} {str(error)[:500]}.") from error
+    except ValueError as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder} cannot be used: {str(error)[:500]}") from error
+
+
+def _restore_posterior(spec: dict[str, Any]) -> Posterior:
+    check_max_integer(spec, MAX_INTEGER)
+    posterior = instantiate(spec, package="flatbayes.posteriors", base_class=Posterior)
+    if not isinstance(posterior, Posterior):
+        raise TypeError("it names no posterior")
+    return posterior
+
+
+def _restore_state(
+    posterior: Posterior,
+    model: nn.Module,
+    num_data: int,
+    tensors: Mapping[str, Tensor],
+    metadata: PosteriorMetadata,
+    folder: Path,
+) -> State:
+    weights, statistics = _select_prefix(tensors, "model"), _select_prefix(tensors, "statistics")
+    if len(weights) + len(statistics) < len(tensors):
+        raise ValueError(f"{folder} is damaged: a run holds neither weights nor statistics in some of its tensors.")
+    buffer_names = {name for name in metadata.get("buffers") or () if isinstance(name, str)}
+    with AllocationLimit(tensors):
+        prepare_network(model, weights, buffer_names)
+        freeze_parameters(model, metadata.get("frozen"))
+        entries = model.state_dict()
+        weights |= {
+            name: weights[first]
+            for name, first in find_tied_tensors(entries).items()
+            if name not in weights and first in weights
+        }
+        check_numbers(select_required_numbers(model, weights))
+        state = posterior.init(model, None, num_data)
+    weights = {name: tensor for name, tensor in weights.items() if name in entries or name not in buffer_names}
+    try:
+        state.load_state_dict({"model": weights, "optimizer": None, "statistics": statistics})
+    except RuntimeError as error:
+        raise ValueError(
+            f"The posterior in {folder} was fitted to another architecture than {type(model).__name__}: {error}"
+        ) from error
+    state.model.eval()
+    return state
+
+
+def _parse_updated_buffers(metadata: PosteriorMetadata, member: int) -> frozenset[str] | None:
+    names = (metadata.get("updated_buffers") or {member: None})[member]  # unknown before version 0.2
+    return None if names is None else frozenset(map(str, names))
+
+
+def _parse_norm_statistics(tensors: Mapping[str, Tensor], states: list[State]) -> dict[SampleId, dict[str, Tensor]]:
+    norm_statistics: dict[SampleId, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        seed, member, draw, buffer_name = name.split(".", 3)
+        shape = dict(states[int(member)].model.named_buffers())[buffer_name].shape
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(shape)}.")
+        norm_statistics.setdefault((int(seed), int(member), int(draw)), {})[buffer_name] = tensor
+    return norm_statistics
+
+
+def _check_draw_rule(metadata: PosteriorMetadata) -> int:
+    draw_rule = metadata.get("draw_rule", 1)
+    if type(draw_rule) is not int or not 1 <= draw_rule <= DRAW_RULE:
+        raise ValueError(f"its rule of draws is {str(draw_rule)[:20]}, and this version knows 1 to {DRAW_RULE}.")
+    return draw_rule
+
+
+def _check_num_data(num_data: list[Any], posterior: Posterior) -> list[int]:
+    valid = all(type(count) is int and 0 < count < MAX_INTEGER for count in num_data)
+    if not 1 <= len(num_data) <= posterior.num_members or not valid:
+        raise ValueError(
+            f"its numbers of training examples are {str(num_data)[:80]}, for {posterior.num_members} runs."
+        )
+    return num_data
+
+
+def _restore_transform(tensors: Mapping[str, Tensor]) -> Standardize | None:
+    if not tensors:
+        return None
+    mean, std = tensors["mean"], tensors["std"]
+    if len(tensors) > 2 or mean.shape != std.shape or mean.ndim not in (1, 3) or not (std > 0).all():
+        raise ValueError("its standardisation of inputs is no mean and standard deviation.")
+    return Standardize(mean=mean, std=std)
+
+
+def _restore_likelihood(spec: dict[str, Any] | None, tensors: Mapping[str, Tensor]) -> Likelihood:
+    if spec is None:
+        raise ValueError("This artefact's likelihood contains user code, which is not saved: pass `likelihood`.")
+    check_max_integer(spec, sum(tensor.numel() for tensor in tensors.values()))  # every output has a bias
+    try:
+        likelihood = instantiate(spec, package="flatbayes.likelihoods", base_class=Likelihood)
+    except ValueError as error:
+        raise ValueError(f"{error} If this artefact's likelihood contains user code, pass `likelihood`.") from error
+    if not isinstance(likelihood, Likelihood):
+        raise TypeError("it names no likelihood")
+    return likelihood
+
+
+def _select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors whose name starts with a prefix and a dot, by the rest of their names."""
+    return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def pop_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """`_select_prefix`, and remove the tensors from the dictionary."""
+    selected = _select_prefix(tensors, prefix)
+    for name in selected:
+        del tensors[f"{prefix}.{name}"]
+    return selected
+
+
+def _pop_tree(tensors: dict[str, Tensor], name: str) -> ModelInputs:
+    """Inputs of one batch, which are removed from the dictionary."""
+    tree = unflatten_tree(tensors, name)
+    for path in flatten_tree(tree, name):
+        del tensors[path]
+    return tree
