@@ -1,8 +1,9 @@
 """Faults of single operations on files, in every verb that writes: run by `measure.py faults` or the tests.
 
 A library that is compiled here (`fault_shim.c`) lets the n-th `write`, `open`, `rename`, `fsync`, `unlink` or `mkdir`
-below the folder fail with EIO, ENOSPC (and all that follow) or EINTR, or kills the process there. After each fault the artefact that was there, or the new one, loads and predicts the same numbers, and the same
-command ends with the result of an undisturbed one.
+below the folder fail with EIO, ENOSPC (and all that follow) or EINTR, or kills the process there. After each fault
+the artefact that was there, or the new one, loads and predicts the same numbers, and the same command ends with the
+result of an undisturbed one.
 """
 
 import ctypes
@@ -73,22 +74,23 @@ def main(names: list[str], most: int, seed: int) -> dict[str, Any]:
             case = cases[name]
             done = whole(case, Path(below) / name.replace(", ", "-"))
             expected = predict_with_artefact(done.folder)
-            folder = Path(below) / "counted"
-            shutil.copytree(done.folder, folder)
+            folder, faults = Path(below) / "counted", []
+            for kind, (error, _) in ERRORS.items():
+                shutil.copytree(done.folder, folder)
 
-            def count_operations(words: list[str] = case.words, folder: Path = folder) -> int:
-                from flatbayes.cli import main as command
+                def count_operations(words: list[str] = case.words) -> int:
+                    from flatbayes.cli import main as command
 
-                code = command(words)
-                (Path(below) / "count").write_text(str(shim.fault_count()))
-                return code
+                    code = command(words)
+                    (Path(below) / "count").write_text(str(shim.fault_count()))
+                    return code
 
-            run(count_operations, folder, before=lambda folder=folder: _arm(shim, folder, 10**9, errno.EIO, False))
-            num_operations = int((Path(below) / "count").read_text())
-            shutil.rmtree(folder)
-            faults = [(kind, number) for kind in ERRORS for number in range(num_operations)]
+                count = (shim, folder, 10**9, error, False)
+                run(count_operations, folder, before=lambda arm=count: _arm(*arm))
+                faults += [(kind, number) for number in range(int((Path(below) / "count").read_text()))]
+                shutil.rmtree(folder)
             random.shuffle(faults)
-            ends: Counter[str] = Counter(operations=num_operations)
+            ends: Counter[str] = Counter(operations=len(faults))
             for kind, number in faults if not names and name.startswith(EXHAUSTIVE) else faults[:most]:
                 folder = Path(below) / "disturbed"
                 shutil.copytree(done.folder, folder)

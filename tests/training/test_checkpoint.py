@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import warnings
+import zipfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -342,3 +343,16 @@ def test_single_bits_of_a_checkpoint_are_protected(tmp_path):
         assert loaded["records"] == content["records"]
         assert (loaded["step"] == 1) == any("is damaged and skipped" in str(warning.message) for warning in caught)
     assert steps.count(1) > 150  # the others are in places that hold nothing, such as padding
+
+
+def test_checkpoints_that_expand_are_skipped(tmp_path):
+    manager = CheckpointManager(Checkpoints(tmp_path))
+    manager.save(0, 1, {"a": torch.zeros(3)})
+    path = tmp_path / "0000-0000000002.pt"
+    with zipfile.ZipFile(tmp_path / "0000-0000000001.pt") as source:
+        contents = {entry: source.read(entry) for entry in source.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry, content in contents.items():
+            archive.writestr(entry, content)
+    with pytest.warns(UserWarning, match="it is compressed, as checkpoints never are"):
+        assert manager.load_latest(0)["a"].tolist() == [0, 0, 0]

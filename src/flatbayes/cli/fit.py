@@ -25,8 +25,8 @@ from flatbayes.cli.parsing import new_parser
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.spec import to_spec
 from flatbayes.data import DataSplits, Standardize
-from flatbayes.data.fingerprint import compute_fingerprint
-from flatbayes.experiments.run_folder import FINGERPRINT_KEY, RunFolder, check_free_folder
+from flatbayes.data.fingerprint import FINGERPRINT_KEY, compute_fingerprint
+from flatbayes.experiments.run_folder import RunFolder, check_free_folder
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior, check_num_draws
 from flatbayes.training import (
@@ -206,7 +206,7 @@ def run(options: Namespace) -> None:
                 console.print(_describe_interruption(stop, folder.path), soft_wrap=True, style="yellow")
             raise
         except KeyboardInterrupt as stop:
-            stop.add_note(f"before the first step; {folder.path} holds no posterior. --resume starts again")
+            stop.add_note(_describe_early_stop(folder))
             raise
         if not world.is_main_process:
             return
@@ -260,6 +260,12 @@ def _describe_interruption(stop: Interrupted, folder: Path) -> str:
         f"stopped {stop.place}; the posterior fitted so far is in {folder} ({ability}). To continue: the same "
         f"command with --resume, which {start}."
     )
+
+
+def _describe_early_stop(folder: RunFolder) -> str:
+    if any(folder.checkpoint_folder.glob("*.pt")):  # of members that were trained in worker processes
+        return f"{folder.path} holds no posterior yet. --resume goes on from the checkpoints of its members"
+    return f"before the first step; {folder.path} holds no posterior. --resume starts again"
 
 
 def _make_callbacks(folder: RunFolder, options: Namespace) -> list[Callback]:

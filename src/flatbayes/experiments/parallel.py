@@ -1,6 +1,5 @@
 """Parallel execution of runs with joblib, with a progress bar."""
 
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
@@ -12,7 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flatbayes.core.console import PlainConsole
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.training.distributed.launch import get_process_layout
-from flatbayes.training.distributed.workers import ParallelBackend, parallel_backend, share_devices, start_worker
+from flatbayes.training.distributed.workers import (
+    ParallelBackend,
+    get_worker_options,
+    parallel_backend,
+    share_devices,
+)
 
 
 def execute_runs(
@@ -64,11 +68,9 @@ def execute_runs(
         ):
             task = bar.add_task("", total=len(unique), completed=len(unique) - len(missing), last="")
             order = "generator_unordered" if backend == "loky" else "list"  # joblib on Ray returns all at the end
-            # Workers of Ray are children of its own processes, which it ends.
-            initargs = (os.getpid(), device_queue)
-            watch = {"initializer": start_worker, "initargs": initargs} if backend == "loky" else {}
+            options = get_worker_options(device_queue)
             num_jobs = min(jobs or max_jobs, len(missing))
-            for run, reason in Parallel(n_jobs=num_jobs, return_as=order, **watch)(calls):
+            for run, reason in Parallel(n_jobs=num_jobs, return_as=order, **options)(calls):
                 bar.update(task, advance=1, last=run.name)
                 if reason is not None:
                     failures.append(f"{run.name}: {reason}")

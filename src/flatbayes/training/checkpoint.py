@@ -222,6 +222,8 @@ class CheckpointManager:
     def _read_file(self, path: Path) -> dict[str, Any] | None:
         try:
             with zipfile.ZipFile(path) as archive:  # torch writes the checksums, and does not compare them
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("it is compressed, as checkpoints never are")
                 if (record := archive.testzip()) is not None:
                     raise ValueError(f"the checksum of {record} is not the one it was saved with")
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

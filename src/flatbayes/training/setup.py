@@ -14,14 +14,9 @@ from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.optional import get_version
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
-<<<<<<< HEAD
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSplits, Standardize
-=======
-from flatbayes.core.spec import to_spec
-from flatbayes.data import DataSplits, Standardize, load_training_splits
 from flatbayes.data.fingerprint import FINGERPRINT_KEY
->>>>>>> b4d66b7 (prediction: metadata of artefacts is checked by type, and has the fingerprint of the data; restoration in a file of its own)
 from flatbayes.data.splits import check_finite_splits
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Likelihood

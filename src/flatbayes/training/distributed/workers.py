@@ -116,6 +116,25 @@ def default_num_jobs(accelerator: str = "auto") -> int:
     return count_accelerators(accelerator) or os.cpu_count() or 1
 
 
+def get_worker_options(device_queue: "DeviceQueue | None" = None) -> dict[str, Any]:
+    """Options of `joblib.Parallel` on its active backend: processes of this machine end with this process.
+
+    No temporary folder is made for large arrays, which a killed process would leave.
+
+    Args:
+        device_queue: Devices of this machine, of which each process takes one; Ray gives each task its devices.
+    """
+    from joblib.parallel import get_active_backend  # slow to import
+
+    options: dict[str, Any] = {"max_nbytes": None}
+    match type(get_active_backend()[0]).__name__:
+        case "LokyBackend":
+            options |= {"initializer": start_worker, "initargs": (os.getpid(), device_queue)}
+        case "MultiprocessingBackend":
+            options |= {"initializer": exit_with_parent, "initargs": (os.getpid(),)}
+    return options  # workers of Ray and Dask are children of their own processes, which end them
+
+
 def train_in_workers(
     factory: RunFactory, members: Sequence[int], checkpoints: Checkpoints | None
 ) -> dict[int, dict[str, Any]]:
@@ -132,18 +151,19 @@ def train_in_workers(
 
     if not members:
         return {}
-    active_backend, num_requested = get_active_backend()
+    _, num_requested = get_active_backend()
     accelerator = factory.config.distribution.accelerator
     num_jobs = min(len(members), num_requested if num_requested not in (None, 1) else default_num_jobs(accelerator))
-    calls = (delayed(train_member)(factory, member, checkpoints, os.getpid()) for member in members)
+    calls = (delayed(train_member)(factory, member, checkpoints) for member in members)
     try:
         with share_devices(accelerator) as device_queue:
-            # Not for one process, which is this one, nor on Ray, which gives each task its devices.
-            is_shared = device_queue is not None and num_jobs > 1 and isinstance(active_backend, LokyBackend)
-            options = {"initializer": start_worker, "initargs": (os.getpid(), device_queue)} if is_shared else {}
+            # One process is this one, and needs no queue.
+            options = get_worker_options(device_queue if num_jobs > 1 else None)
             results = Parallel(n_jobs=num_jobs, **options)(calls)
     except BrokenExecutor as error:
-        kept = "" if checkpoints is None else " Finished members are kept, and the same call continues with them."
+        kept = ""
+        if checkpoints is not None:
+            kept = f" Finished members are kept in {checkpoints.folder}, and the same call goes on with them."
         raise RuntimeError(
             "A process that trains members of the ensemble was killed, as happens when memory runs out."
             f'{kept} distribution.members="one_by_one" needs the least memory.'
@@ -154,7 +174,7 @@ def train_in_workers(
 def exit_with_parent(parent_id: int) -> None:
     """End this worker process soon after the process that started it has ended, in whatever way.
 
-    Workers on other machines, and tasks that run in the process of the caller, are not affected.
+    A process with another parent is not affected.
 
     Args:
         parent_id: Identifier of the process that started it.
@@ -186,9 +206,8 @@ def start_worker(parent_id: int, device_queue: DeviceQueue | None = None) -> Non
         device_queue.take_device()
 
 
-def train_member(factory: RunFactory, member: int, checkpoints: Checkpoints | None, parent_id: int) -> dict[str, Any]:
+def train_member(factory: RunFactory, member: int, checkpoints: Checkpoints | None) -> dict[str, Any]:
     """Train one member to its end on one device, and return its `GroupResult.state_dict`, in main memory."""
-    exit_with_parent(parent_id)
     factory = replace(factory, config=factory.config.with_options(distribution={"devices": 1}))
     fabric = make_fabric(factory.config)
     session = make_session(factory.config, fabric, CheckpointManager(checkpoints), member)
