@@ -113,7 +113,7 @@ def run(options: Namespace) -> None:
         check_same_shapes(posteriors)
         check_steps(options.num_grid_points)
     dataset = load_run_data(source, Path(names[0]), first, options)
-    check_run_data(dataset, {Path(name): configs[name] for name in names[1:]}, options)
+    check_run_data(dataset, {Path(name): c for name, c in configs.items() if c["seed"] == first["seed"]}, options)
     split, num_available = subsample_split(dataset, options.split, options.max_examples, options.seed)
     sharpness = compare_sharpness(
         posteriors,
