@@ -60,7 +60,7 @@ def test_resume_is_allowed_for_new_and_finished_runs(here, monkeypatch, capsys):
         "checkpoints", "config.json", "environment.json", "metrics.jsonl",
     }  # fmt: skip
     assert main([*FIT, "--out", "run"]) == 2
-    assert "--resume to go on with it" in capsys.readouterr().err
+    assert "go on with this run (--resume)" in capsys.readouterr().err
     assert main([*FIT, "--out", "run", "--resume", "--epochs", "4"]) == 2
     assert "differs in config" in capsys.readouterr().err
     assert main([*FIT, "--out", "run", "--resume", "--overwrite"]) == 2
