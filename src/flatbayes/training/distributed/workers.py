@@ -146,7 +146,6 @@ def train_in_workers(
         The `GroupResult.state_dict` of each member.
     """
     from joblib import Parallel, delayed  # slow to import
-    from joblib._parallel_backends import LokyBackend
     from joblib.parallel import get_active_backend
 
     if not members:
