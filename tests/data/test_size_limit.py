@@ -104,7 +104,7 @@ def write_tiff(folder):
     Image.new("RGBA", (8000, 8000)).save(stream, "TIFF", compression="tiff_deflate")
     for label in ("a", "b"):
         (folder / label).mkdir()
-        for number in range(2):
+        for number in range(8):
             (folder / label / f"{number}.tif").write_bytes(stream.getvalue())
     return folder
 
