@@ -123,7 +123,7 @@ def measure_fit(network: str, posterior: Posterior, flat: Flatness, **options: A
 
 
 def measure_prediction(network: str, fitted: FittedPosterior) -> dict[str, Cost]:
-    """Cost of a draw the first time, with its BatchNorm statistics; of the same draw again; and of a batch.
+    """Cost of a draw the first time, with its BatchNorm statistics; of the same draw again; of another batch.
 
     Args:
         network: One of `NETWORKS`, which was fitted.
@@ -137,14 +137,12 @@ def measure_prediction(network: str, fitted: FittedPosterior) -> dict[str, Cost]
             fitted.predict(inputs, num_draws * num_runs, batch_size=BATCH_SIZE, seed=seed, vectorized=False)
         return Cost.read(device)
 
-    few, many = predict(1, 1, seed=0), predict(3, 1, seed=1)
-    again, long = predict(3, 1, seed=1), predict(3, 3, seed=1)
-    few_again = predict(1, 1, seed=0)
-    divisor = 2 * num_runs
+    single, pair = predict(1, 1, seed=0), predict(2, 1, seed=1)
+    single_again, pair_again = predict(1, 1, seed=0), predict(2, 1, seed=1)
     return {
-        "first draw": (many - few) / divisor,
-        "repeated draw": (again - few_again) / divisor,
-        "batch": (long - again) / 2,
+        "first draw": (pair - single) / num_runs,
+        "repeated draw": (pair_again - single_again) / num_runs,
+        "batch": predict(1, 2, seed=0) - single_again,
     }
 
 

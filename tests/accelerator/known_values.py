@@ -19,14 +19,17 @@ def is_on_device(value: Any) -> bool:
 def make_values(tensor: Tensor) -> Tensor:
     """What the host reads of a tensor: its values if they are known.
 
-    Else True; positive numbers, that differ, of a vector; and log probabilities, which are equal, of a matrix.
+    Else True; positive numbers, that differ, of a vector; log probabilities, which are equal, of a matrix; and small
+    numbers of a larger tensor, such as the weights of a convolution.
     """
     values: Tensor | None = getattr(tensor, "known_values", None)
     if values is not None:
         return values.clone()
     if not tensor.dtype.is_floating_point:
         return torch.ones(tensor.shape, dtype=tensor.dtype)
-    if tensor.ndim > 1:
+    if tensor.ndim > 2:
+        return torch.full(tensor.shape, 1e-3, dtype=tensor.dtype)
+    if tensor.ndim == 2:
         return torch.full(tensor.shape, -math.log(max(1, tensor.shape[-1])), dtype=tensor.dtype)
     return torch.linspace(0.5, 1.5, tensor.numel()).reshape(tensor.shape).to(tensor.dtype)
 
@@ -54,7 +57,7 @@ def propagate_values(func: Any, args: Any, kwargs: Any, result: Any) -> None:
     if for_finite is not None:
         result.known_values = torch.tensor(for_finite).expand(result.shape)
         return
-    if not _are_known(func, args, kwargs, result):
+    if name.startswith("set_") or not _are_known(func, args, kwargs, result):
         _forget_values(result)  # it may be an argument that was changed in place
         return
     args, kwargs = tree_map(lambda leaf: leaf.known_values if is_on_device(leaf) else leaf, (args, kwargs))

@@ -29,7 +29,11 @@ STEPS_AND_PREDICTIONS = (
     "data/augment.py",
     "data/standardize.py",
     "flatness/*.py",
-    "likelihoods/*.py",
+    "likelihoods/categorical.py",
+    "likelihoods/custom.py",
+    "likelihoods/gaussian.py",
+    "likelihoods/labels.py",
+    "likelihoods/mixture.py",
     "posteriors/*.py",
     "prediction/fitted.py",
     "prediction/inputs.py",
@@ -46,7 +50,6 @@ STEPS_AND_PREDICTIONS = (
 CPU_ONLY = "runs for tensors on the CPU only"
 AT_THE_END = "runs once, after training"
 BEFORE = "runs once, before training"
-RESULTS = "writes results, which the host needs"
 MESSAGE = "locates a mistake for an error message"
 NUMBER = "converts a number of the host, not a tensor"
 INTEGER = "converts integers of NumPy for a seed"
@@ -61,14 +64,13 @@ REASONS = {
     "data/standardize.py:Standardize.fit": BEFORE,
     "flatness/ascent.py:Perturbation.*": CPU_ONLY,
     "flatness/msam.py:*": CPU_ONLY,
-    "likelihoods/*.py:*.columns": RESULTS,
     "likelihoods/gaussian.py:Gaussian.__post_init__": NUMBER,
     "likelihoods/gaussian.py:Gaussian.fit": BEFORE,
     "likelihoods/gaussian.py:Gaussian.prepare_targets": MESSAGE,
     "likelihoods/labels.py:*": "checks of targets, which are not made on an accelerator",
     "likelihoods/mixture.py:mixture_cdf": "scipy computes on the host",
     "likelihoods/mixture.py:mixture_quantile": NUMBER,
-    "posteriors/ggn.py:compute_example_vjps": "an index into a list of the host",
+    "posteriors/ggn.py:ExampleVjps.*": "an index into a list of the host",
     "posteriors/ggn.py:rounding_tolerance": NUMBER,
     "posteriors/laplace.py:*": AT_THE_END,
     "posteriors/linearised.py:_register_forward_mode_rules": "an example for a registration with torch",
@@ -81,6 +83,8 @@ REASONS = {
     "posteriors/sgvb.py:SGVB._get_prior_precision": NUMBER,
     "posteriors/snapshots.py:*": COUNT,
     "posteriors/swag.py:SWAG.*": COUNT,
+    "prediction/inputs.py:match_image_layout": "inputs of the user, before they are moved",
+    "prediction/inputs.py:find_nonfinite_rows": MESSAGE,
     "prediction/inputs.py:check_finite_predictions": MESSAGE,
     "prediction/outputs.py:*Summary.__init__": "buffers of a module, which are moved with it",
     "prediction/sampling.py:NetworkSampler._draw": "an order of the host",
