@@ -22,7 +22,13 @@ from flatbayes.likelihoods import Categorical
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.training import Checkpoints, History, TrainingConfig, fit
-from flatbayes.training.distributed.workers import exit_with_parent, parallel_backend
+from flatbayes.training.distributed.workers import (
+    default_num_jobs,
+    exit_with_parent,
+    get_worker_options,
+    parallel_backend,
+    share_devices,
+)
 from processes import CONFIG, data, smooth
 
 COMPARISON = Comparison(
@@ -143,3 +149,56 @@ def test_a_killed_worker_ends_in_a_message(monkeypatch):
     monkeypatch.setattr("joblib.Parallel.__call__", fail)
     with pytest.raises(RuntimeError, match="trains members of the ensemble was killed"):
         ensemble("workers")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets the number of CUDA devices of this machine."""
+    monkeypatch.delenv("FLATBAYES_ACCELERATOR", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    return lambda count: monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
+
+
+def test_there_is_one_process_per_gpu_or_per_core(machine):
+    machine(3)
+    assert default_num_jobs() == default_num_jobs("cuda") == 3
+    assert default_num_jobs("cpu") == os.cpu_count()
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, ["0", "1", "0", "1"]), ("4,GPU-7", ["4", "GPU-7"] * 2)])
+def test_workers_take_the_devices_in_turn(machine, monkeypatch, visible, expected):
+    machine(2)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with share_devices() as devices:
+        taken = []
+        for _ in expected:
+            taken.append(devices.take_device())
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == taken[-1]
+    assert taken == expected
+
+
+def test_one_device_or_none_is_not_divided(machine):
+    machine(1)
+    with share_devices() as devices:
+        assert devices is None
+    machine(2)
+    with share_devices("cpu") as devices:
+        assert devices is None
+
+
+def see_device(_):
+    time.sleep(0.5)  # long enough for the other worker to start
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_each_worker_sees_one_device(machine):
+    from joblib import Parallel, delayed
+
+    machine(2)
+    with share_devices() as devices:
+        seen = Parallel(n_jobs=2, **get_worker_options(devices))(delayed(see_device)(k) for k in range(4))
+    assert set(seen) == {"0", "1"}
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
