@@ -52,6 +52,12 @@ def test_the_tables_of_the_axes_in_the_readme_are_current():
     assert axes.render_axes() in axes.README.read_text(encoding="utf-8"), "run `python docs/hooks/axes.py`"
 
 
+def test_the_table_of_launches_is_current():
+    launches = load_hook("launches")
+    page = launches.PAGE.read_text(encoding="utf-8")
+    assert launches.insert_launches(page) == page, "run `python docs/hooks/launches.py`"
+
+
 def test_every_export_of_an_axis_is_in_its_table():
     load_hook("pages")
     import axes
