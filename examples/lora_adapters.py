@@ -80,7 +80,7 @@ arguments = TrainingArguments(
     logging_strategy="no",
     dataloader_pin_memory=False,
 )
-trainer = FlatTrainer(model, arguments, train_dataset=train, flatness=SAM(rho=0.05), swag=SWAG(rank=10))
+trainer = FlatTrainer(model, arguments, train_dataset=train, flatness=SAM(rho=0.05), posterior=SWAG(rank=10))
 trainer.train()
 
 # %% Thirty sets of adapters predict together; entropy is higher for words that are not in the training data

@@ -530,7 +530,7 @@ def test_too_few_snapshots_are_refused_before_the_first_step():
     before = module.net.weight.detach().clone()
     examples = DataLoader([{"x": x, "y": y} for x, y in zip(*data(), strict=True)], SIZE)
     for options in ({"max_steps": 2}, {"limit_train_batches": 1}):
-        with pytest.raises(ValueError, match=r"at least 2 snapshots.*start_fraction \(now 0.7\)"):
+        with pytest.raises(ValueError, match=r"at least 2 collected snapshots.*start_fraction \(now 0.7\)"):
             trainer(FlatCallback(SAM(), SWAG()), epochs=1, **options).fit(module, examples)
     with pytest.raises(ValueError, match=r"snapshots_per_epoch \(now 1\)"):
         trainer(FlatCallback(SAM(), SWAG(), snapshots_per_epoch=1), epochs=3).fit(module, examples)
@@ -573,8 +573,10 @@ def test_strategies_that_shard_the_weights_are_refused():
 def test_refuses():
     with pytest.raises(ValueError, match="manual optimization"):
         trainer(FlatCallback(SAM())).fit(ByHand(), loader())
-    with pytest.raises(ValueError, match="weight_decay"):
-        FlatCallback(SAM(), SWAG(prior_precision=1.0))
+    with pytest.raises(ValueError, match="prior is given twice"):
+        fitted(SAM(), swag=SWAG(prior_precision=1.0), epochs=3)
+    with pytest.raises(TypeError, match="'swag': it was renamed to posterior"):
+        FlatCallback(SAM(), swag=SWAG())
     with pytest.raises(ValueError, match="snapshots_per_epoch must be"):
         FlatCallback(SAM(), SWAG(), snapshots_per_epoch=0)
     with pytest.raises(ValueError, match="max_steps"):

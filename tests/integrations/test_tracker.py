@@ -4,10 +4,12 @@ import torch
 from torch import nn
 
 from flatbayes.core import TrainingProgress
+from flatbayes.integrations.fitted_posteriors import make_fitted_posterior
 from flatbayes.integrations.tracker import TrackerConfig, TrainingTracker
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import SWAG
 from flatbayes.prediction import FittedPosterior
+from flatbayes.training import CollectionConfig
 
 
 class Wrapper(nn.Module):
@@ -25,12 +27,13 @@ def make_network():
 
 
 def start_tracking(network):
-    config = TrackerConfig(SWAG(rank=2), start_fraction=0.0, snapshots_per_epoch=3, params="all", num_data=9)
-    return TrainingTracker.start_tracking(config, network, TrainingProgress(total_steps=6), 3, 9)
+    config = TrackerConfig(SWAG(rank=2), CollectionConfig(start_fraction=0.0, snapshots_per_epoch=3), num_data=9)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    return TrainingTracker.start_tracking(config, network, optimizer, TrainingProgress(total_steps=6), 3, 9)
 
 
 def take_steps(tracker, count):
-    network, x = tracker.state.model, torch.randn(9, 4)
+    network, x = tracker.steps.state.model, torch.randn(9, 4)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for _ in range(count):
         network.train()
@@ -48,7 +51,7 @@ def test_frozen_norms_keep_their_statistics_also_in_a_wrapper_and_after_a_resume
     resumed = start_tracking(network)
     resumed.load_state_dict(tracker.state_dict())
     for source in (tracker, resumed):
-        fitted = source.make_posterior(Categorical(3), wrap=Wrapper, statistics_inputs=[x])
+        fitted = make_fitted_posterior(source, Categorical(3), wrap=Wrapper, statistics_inputs=[x])
         fitted.save(tmp_path)
         for sampler in (fitted, FittedPosterior.load(tmp_path, lambda: Wrapper(make_network()))):
             sampler.norm_statistics.clear()

@@ -87,7 +87,7 @@ def arguments(folder, **options):
 
 
 def trained(folder, flatness=Plain(), kind=Ordered, model=None, resume=None, swag=None, data=None, **options):
-    extra = {} if kind is OrderedPlain else {"flatness": flatness, "swag": swag, "start_fraction": 0.5}
+    extra = {} if kind is OrderedPlain else {"flatness": flatness, "posterior": swag, "start_fraction": 0.5}
     if swag is not None:
         extra["snapshots_per_epoch"] = 1
     run = kind(model or bert(), arguments(folder, **options), train_dataset=data or examples(), **extra)
@@ -188,7 +188,7 @@ def test_swag_equals_a_loop_of_ones_own(tmp_path):
     run = trained(tmp_path, SAM(rho=0.2), swag=SWAG(rank=3), num_train_epochs=4)
     model, state = by_hand(SAM(rho=0.2), swag=SWAG(rank=3), epochs=4)
     assert_equal(run.model, model)
-    found = run._tracker.state.statistics
+    found = run._tracker.steps.state.statistics
     assert found["count"] == 2
     for name, tensor in state.statistics.items():
         assert torch.equal(found[name], tensor)
@@ -204,9 +204,9 @@ def test_resumes_bit_for_bit(flatness, at, tmp_path):
     assert_equal(whole.model, again.model)
     one, other = whole._tracker, again._tracker
     assert one.progress.step == other.progress.step == 24
-    assert int(one.state.statistics["count"]) == 2
-    for name, tensor in one.state.statistics.items():
-        assert torch.equal(other.state.statistics[name], tensor)
+    assert int(one.steps.state.statistics["count"]) == 2
+    for name, tensor in one.steps.state.statistics.items():
+        assert torch.equal(other.steps.state.statistics[name], tensor)
     assert one.progress.flatness_state.keys() == other.progress.flatness_state.keys()
 
 
@@ -260,7 +260,7 @@ def test_posterior_over_some_parameters(tmp_path):
         arguments(tmp_path),
         train_dataset=examples(),
         flatness=SAM(rho=0.05),
-        swag=SWAG(rank=2),
+        posterior=SWAG(rank=2),
         start_fraction=0.5,
         params=["classifier.*"],
     )
@@ -280,8 +280,8 @@ def test_posterior_over_some_parameters(tmp_path):
 
 
 def test_refuses(tmp_path):
-    with pytest.raises(ValueError, match="weight_decay"):
-        FlatTrainer(bert(), arguments(tmp_path), swag=SWAG(prior_precision=1.0))
+    with pytest.raises(TypeError, match="'swag': it was renamed to posterior"):
+        FlatTrainer(bert(), arguments(tmp_path), swag=SWAG())
     with pytest.raises(ValueError, match="start_fraction"):
         FlatTrainer(bert(), arguments(tmp_path), start_fraction=1.0)
     run = FlatTrainer(bert(), arguments(tmp_path), train_dataset=examples())
@@ -291,7 +291,7 @@ def test_refuses(tmp_path):
 
 @pytest.mark.parametrize("options", [{"num_train_epochs": 1}, {"num_train_epochs": 3}, {"max_steps": 5}], ids=str)
 def test_defaults_collect_enough_in_a_short_training(options, tmp_path):
-    run = FlatTrainer(bert(), arguments(tmp_path, **options), train_dataset=examples(), swag=SWAG(rank=2))
+    run = FlatTrainer(bert(), arguments(tmp_path, **options), train_dataset=examples(), posterior=SWAG(rank=2))
     run.train()
     ids = torch.stack([example["input_ids"] for example in examples()])
     assert run.make_posterior(Categorical(3)).predict(ids, 3).entropy.isfinite().all()
@@ -310,7 +310,7 @@ def test_an_optimizer_of_a_part_trains_as_if_the_rest_were_frozen(flatness, accu
             arguments(tmp_path, **options),
             train_dataset=examples(),
             flatness=flatness,
-            swag=SWAG(rank=2),
+            posterior=SWAG(rank=2),
             start_fraction=0.0,
             optimizers=(optimizer, None),
         )
@@ -349,8 +349,9 @@ def test_laplace_of_a_model_with_dictionaries_of_inputs(structure, predictive, f
 def test_too_few_snapshots_are_refused_before_the_first_step(options, extra, tmp_path):
     model = bert()
     before = model.classifier.weight.detach().clone()
-    run = FlatTrainer(model, arguments(tmp_path, **options), train_dataset=examples(), swag=SWAG(rank=2), **extra)
-    with pytest.raises(ValueError, match="needs at least 2 snapshots.*collects 1"):
+    options = {"args": arguments(tmp_path, **options), "train_dataset": examples(), **extra}
+    run = FlatTrainer(model, posterior=SWAG(rank=2), **options)
+    with pytest.raises(ValueError, match="needs at least 2 collected snapshots.*collects 1"):
         run.train()
     assert torch.equal(model.classifier.weight, before)
 

@@ -1,8 +1,8 @@
-"""Lightning callback for sharpness-aware training of any LightningModule, with collection of SWAG statistics.
+"""Lightning callback for sharpness-aware training of any LightningModule, with any posterior that one run can train.
 
 Module and Trainer stay unchanged, and are those of the package `lightning` or `pytorch_lightning`. During a fit the
 callback replaces two methods of the module: `training_step`, to record its arguments, and `optimizer_step`, to pass
-the optimizer the closure that the flatness makes.
+the optimizer the closure that the flatness makes. In it the `step` of the optimizer is that of the posterior.
 """
 
 import inspect
@@ -19,17 +19,19 @@ from flatbayes.core.components import resolve_component
 from flatbayes.core.optional import require_package
 from flatbayes.core.parameter_selection import ParameterSelection, only_optimized
 from flatbayes.core.randomness import RandomState
+from flatbayes.core.renames import explain_old_arguments
 from flatbayes.flatness import Flatness
+from flatbayes.integrations.fitted_posteriors import make_fitted_posterior
+from flatbayes.integrations.posterior_steps import override_methods, synchronize_gradients, uses_gradient_only
 from flatbayes.integrations.tracker import (
-    TrackerConfig,
     TrainingTracker,
     copy_batch,
     count_optimizer_steps,
     is_single_pass,
-    synchronize_gradients,
+    make_tracker_config,
 )
 from flatbayes.likelihoods import Likelihood
-from flatbayes.posteriors import SWAG
+from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
 
 with require_package("lightning"):
@@ -48,7 +50,6 @@ with require_package("lightning"):
         MicroBatchRecord,
         StepClosure,
         extract_loss,
-        override_methods,
     )
 
 
@@ -57,37 +58,45 @@ SUPPORTED_STRATEGIES = {"SingleDeviceStrategy", "DDPStrategy"}
 
 
 class FlatCallback(Callback):
-    """Sharpness-aware training of a LightningModule, with collection of SWAG statistics.
+    """Sharpness-aware training of a LightningModule, with a posterior.
 
     Args:
         flatness: The flatness.
-        swag: The posterior whose statistics are collected; None for the trained network alone.
-        start_fraction: Fraction of training after which snapshots are collected.
+        posterior: The posterior, which takes the steps with the optimizer of the module; None is `MAP()`, the trained
+            network alone.
+        start_fraction: Fraction of training, or of each cycle, after which snapshots are collected.
         snapshots_per_epoch: Snapshots collected per epoch from then on; None is one, or in a short training as many
             as give ten in total.
         params: The trainable parameters that the posterior is over: a kind, or a list of name patterns.
         network: Name of the submodule that the posterior is over and predicts with; empty for the module itself.
         num_data: Number of labelled training examples; None counts those of a pass over the training data loader,
             from its sampler and batch size.
+        num_cycles: Number of cycles of the learning rate of the module's scheduler; each ends with snapshots.
 
     Raises:
-        ValueError: An argument is out of range, or `swag` has a prior precision.
+        ValueError: An argument is out of range, the posterior does not go with the flatness, or it needs several
+            training runs.
     """
 
     def __init__(
         self,
         flatness: Flatness,
-        swag: SWAG | None = None,
+        posterior: Posterior | None = None,
         *,
         start_fraction: float = 0.7,
         snapshots_per_epoch: int | None = None,
         params: ParameterSelection = "all",
         network: str = "",
         num_data: int | None = None,
+        num_cycles: int = 1,
     ) -> None:
         self.flatness = resolve_component(flatness, Flatness, "flatness")
         self.network = network
-        self._tracker_config = TrackerConfig(swag, start_fraction, snapshots_per_epoch, params, num_data)
+        posterior = None if posterior is None else resolve_component(posterior, Posterior, "posterior")
+        self._tracker_config = make_tracker_config(
+            posterior, start_fraction, snapshots_per_epoch, params, num_data, num_cycles
+        )
+        self._tracker_config.check_flatness(self.flatness)
         self._tracker: TrainingTracker | None = None
         self._pending_state_dict: Mapping[str, Any] | None = None
         self._record = MicroBatchRecord()
@@ -97,11 +106,15 @@ class FlatCallback(Callback):
         """Replace the two methods.
 
         Raises:
-            ValueError: The module uses manual optimization or an iterator of batches, or its weights are sharded.
+            ValueError: The module uses manual optimization or an iterator of batches, its weights are sharded, or the
+                posterior does not go with the precision or the accumulation of gradients.
         """
         if stage != "fit":
             return
         check_supported(trainer, pl_module)
+        has_loss_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
+        self._tracker_config.check_flatness(self.flatness, has_loss_scaler=has_loss_scaler)
+        check_steps(self._tracker_config.posterior, trainer.accumulate_grad_batches, has_loss_scaler)
         training_step = pl_module.training_step
         methods = {
             "training_step": self._wrap_training_step(training_step, pl_module),
@@ -111,42 +124,46 @@ class FlatCallback(Callback):
 
     def teardown(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
         """Restore the methods."""
-        self._record.clear()
-        self._method_overrides.close()
+        self._restore()
 
     def on_exception(self, trainer: "Trainer", pl_module: "LightningModule", exception: BaseException) -> None:
-        """Restore the methods."""
-        self._record.clear()
-        self._method_overrides.close()
+        """Restore the methods, and the types of the layers."""
+        self._restore()
+        if self._tracker is not None:
+            self._tracker.stop_training()
+
+    def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Restore the types of the layers, and warn if too few snapshots have been collected."""
+        if self._tracker is not None:
+            self._tracker.finish_training()
 
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Start the tracker, or resume it from a checkpoint.
 
         Raises:
-            ValueError: SWAG is collected, and the training has too few snapshots, or no known number of steps.
+            ValueError: The posterior does not go with the network or the optimizer; or it needs snapshots, and the
+                training collects too few or has no known number of steps.
         """
         total_steps = _to_finite_int(trainer.estimated_stepping_batches)
         num_batches = _to_finite_int(trainer.num_training_batches)
-        if (
-            self._pending_state_dict is None
-            and self._tracker is not None
-            and trainer.global_step == self._tracker.progress.step
-        ):
-            self._tracker.progress.total_steps = total_steps  # another fit of the same module
-            self._tracker.check_collection()
-            return
-        network = pl_module.get_submodule(self.network)
+        earlier = self._tracker
+        is_continued = (
+            self._pending_state_dict is None and earlier is not None and trainer.global_step == earlier.progress.step
+        )
+        state_dict = earlier.state_dict() if earlier is not None and is_continued else self._pending_state_dict
         progress = TrainingProgress(step=trainer.global_step, total_steps=total_steps)
         accumulation_steps = trainer.accumulate_grad_batches
         self._tracker = TrainingTracker.start_tracking(
             self._tracker_config,
-            network,
+            pl_module.get_submodule(self.network),
+            trainer.optimizers[0],
             progress,
             None if num_batches is None else count_optimizer_steps(num_batches, accumulation_steps),
             self._tracker_config.count_examples(trainer.train_dataloader, num_batches),
+            trainer.train_dataloader,
         )
-        if self._pending_state_dict is not None:
-            self._tracker.load_state_dict(self._pending_state_dict)
+        if state_dict is not None:
+            self._tracker.load_state_dict(state_dict)
             self._pending_state_dict = None
         if not getattr(trainer, "fast_dev_run", False):  # a run of one batch that only tries out the code
             self._tracker.check_collection()
@@ -171,24 +188,40 @@ class FlatCallback(Callback):
         *,
         transform: Callable[[Tensor], Tensor] | None = None,
         statistics_inputs: Sequence[Tensor] = (),
+        train_loader: Any = None,
         info: Mapping[str, Any] | None = None,
     ) -> FittedPosterior:
-        """The fitted posterior, independent of later training.
+        """The fitted posterior, independent of later training. A Laplace approximation computes its curvature here.
+
+        If training was stopped before enough snapshots were collected, it is MAP, the trained network alone, and a
+        warning says so.
 
         Args:
             likelihood: Turns the outputs of `forward` into predictions.
             transform: Applied to inputs before the network.
-            statistics_inputs: Batches of training inputs, to re-estimate BatchNorm statistics of draws.
+            statistics_inputs: Batches of training inputs, to re-estimate BatchNorm statistics of draws; if there are
+                none, they are read from the loader.
+            train_loader: Batches of (inputs, targets) for `forward`, without augmentation, for the curvature; None
+                for those of training, in order.
             info: Plain data saved with the artefact.
 
         Raises:
-            RuntimeError: Training has not started.
+            RuntimeError: Training has not started, or has not collected enough snapshots yet.
         """
         if self._tracker is None:
             raise RuntimeError("There is no posterior before training: call trainer.fit with this callback first.")
-        return self._tracker.make_posterior(
-            likelihood, transform=transform, statistics_inputs=statistics_inputs, info=info
+        return make_fitted_posterior(
+            self._tracker,
+            likelihood,
+            transform=transform,
+            statistics_inputs=statistics_inputs,
+            loader=train_loader,
+            info=info,
         )
+
+    def _restore(self) -> None:
+        self._record.clear()
+        self._method_overrides.close()
 
     def _wrap_training_step(self, training_step: Callable[..., Any], module: "LightningModule") -> Callable[..., Any]:
         @wraps(training_step)
@@ -231,7 +264,8 @@ class FlatCallback(Callback):
                 with only_optimized(module, optimizer):
                     return self._compute_gradients(closure, trainer, module)
 
-            optimizer_step(epoch, batch_idx, optimizer, compute_gradients)
+            with tracker.steps.replace_optimizer_step(tracker.progress.step):
+                optimizer_step(epoch, batch_idx, optimizer, compute_gradients)
             self._record.clear()
             tracker.advance()
 
@@ -244,7 +278,7 @@ class FlatCallback(Callback):
         with strategy.block_backward_sync() if is_distributed else nullcontext():
             loss = closure()
         if is_distributed:
-            synchronize_gradients(module)
+            synchronize_gradients(module, () if self._tracker is None else self._tracker.steps.scales)
         return None if self._record.losses[-1] is None else loss  # None tells Lightning that the batch was skipped
 
 
@@ -270,6 +304,22 @@ def check_supported(trainer: "Trainer", module: "LightningModule") -> None:
         )
 
 
+def check_steps(posterior: Posterior, accumulation_steps: int, has_loss_scaler: bool) -> None:
+    """Check that Lightning computes all gradients of a step within the step, if the posterior needs this.
+
+    Raises:
+        ValueError: It computes them before.
+    """
+    if uses_gradient_only(posterior) or (accumulation_steps == 1 and not has_loss_scaler):
+        return
+    option = "precision='16-mixed'" if has_loss_scaler else f"accumulate_grad_batches={accumulation_steps}"
+    instead = "precision='bf16-mixed'" if has_loss_scaler else "accumulate_grad_batches=1 and larger batches"
+    raise ValueError(
+        f"{type(posterior).__name__} changes the network for every gradient, by weight samples, noise or its dropout "
+        f"rate, and with {option} Lightning computes gradients before the step. Use {instead}."
+    )
+
+
 def get_class_names(instance: object) -> set[str]:
     """Names of the class of an object and of its bases."""
     return {cls.__name__ for cls in type(instance).__mro__}
@@ -277,3 +327,6 @@ def get_class_names(instance: object) -> set[str]:
 
 def _to_finite_int(number: float | None) -> int | None:
     return int(number) if number is not None and 0 < number < float("inf") else None
+
+
+explain_old_arguments(__name__)

@@ -17,6 +17,7 @@ from torchmetrics import Metric, MetricCollection
 
 from flatbayes.core.context import get_batch_fraction
 from flatbayes.core.randomness import RandomState
+from flatbayes.integrations.posterior_steps import override_methods
 from flatbayes.integrations.tracker import copy_batch
 
 if TYPE_CHECKING:  # modules and trainers may be those of pytorch_lightning as well
@@ -137,19 +138,6 @@ def extract_loss(output: Any) -> Tensor | None:
 def get_weight_versions(module: nn.Module) -> list[tuple[int, int]]:
     """Address and version counter of every parameter, which change if the weights change."""
     return [(param.data_ptr(), param._version) for param in module.parameters()]
-
-
-@contextmanager
-def override_methods(module: nn.Module, **methods: Callable[..., Any]) -> Iterator[None]:
-    """Context in which methods of this one module are replaced."""
-    own = {name: vars(module)[name] for name in methods if name in vars(module)}
-    vars(module).update(methods)
-    try:
-        yield
-    finally:
-        for name in methods:
-            vars(module).pop(name, None)
-        vars(module).update(own)
 
 
 @contextmanager

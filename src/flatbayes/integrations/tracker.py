@@ -1,18 +1,18 @@
-"""Training tracker: state that flatness and posterior need in a training loop of another library."""
+"""Training tracker: drives a posterior in the training loop of another library, as `fit` drives it in its own."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NotRequired, TypedDict
 
-import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from flatbayes.core import State, TrainingProgress
+from flatbayes.core import TrainingProgress
 from flatbayes.core.buffers import clone_buffers, find_updated_buffers
-from flatbayes.core.networks import copy_network
 from flatbayes.core.parameter_selection import (
     ParameterSelection,
     check_selection,
@@ -20,63 +20,80 @@ from flatbayes.core.parameter_selection import (
     select_parameters,
 )
 from flatbayes.core.process_group import get_process_group_info
-from flatbayes.core.weights import trainable_parameters
-from flatbayes.likelihoods import Likelihood
-from flatbayes.posteriors import MAP, SWAG
-from flatbayes.prediction import FittedPosterior
-from flatbayes.training.distributed.gradient_averaging import all_reduce_gradients
+from flatbayes.core.spec import short_name
+from flatbayes.flatness import Flatness
+from flatbayes.integrations.posterior_steps import PosteriorSteps
+from flatbayes.posteriors import MAP, Posterior
+from flatbayes.training.compatibility import check_compatibility, check_snapshot_count
+from flatbayes.training.config import CollectionConfig, PrecisionConfig, TrainingConfig
 from flatbayes.training.loader_size import count_loader_examples
-from flatbayes.training.schedules import get_automatic_snapshots_per_epoch, is_collection_step
+from flatbayes.training.schedules import Cyclical, get_automatic_snapshots_per_epoch, is_collection_step
 
 
 class TrackerState(TypedDict):
-    """Checkpoint of a tracker: the training progress and the statistics of the posterior."""
+    """Checkpoint of a tracker: the training progress and the statistics of the posterior.
+
+    `optimizer_states` has the optimizer's state of standard deviations, as `index.name`.
+    """
 
     progress: dict[str, Any]
     statistics: dict[str, Tensor]
     updated_buffers: NotRequired[list[str] | None]
+    optimizer_states: NotRequired[dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class TrackerConfig:
-    """Which snapshots are collected, from when on, and of which parameters.
+    """Posterior, its parameters, and which snapshots are collected.
 
     Attributes:
-        swag: The posterior whose statistics are collected; None for the trained network alone.
-        start_fraction: Fraction of training after which snapshots are collected.
-        snapshots_per_epoch: Snapshots collected per epoch from then on; None is one, or in a short training as many
-            as give ten in total.
+        posterior: Takes the steps and collects snapshots.
+        collection: From when on snapshots are collected, and how many per epoch.
         params: The trainable parameters that the posterior is over; the others keep their trained values.
         num_data: Number of training examples; None counts those of a pass over the data loader, from its sampler.
+        num_cycles: Number of cycles of the user's learning rate, each of which ends with snapshots.
 
     Raises:
-        ValueError: A value is out of range, or `swag` has a prior precision.
+        ValueError: A value is out of range, or the posterior needs several training runs or all parameters.
     """
 
-    swag: SWAG | None
-    start_fraction: float
-    snapshots_per_epoch: int | None
-    params: ParameterSelection
-    num_data: int | None
+    posterior: Posterior
+    collection: CollectionConfig = CollectionConfig()
+    params: ParameterSelection = "all"
+    num_data: int | None = None
+    num_cycles: int = 1
 
     def __post_init__(self) -> None:
-        if self.swag is not None and self.swag.prior_precision is not None:
-            raise ValueError(
-                f"The optimizer of this loop does not apply prior_precision={self.swag.prior_precision}: give it a "
-                "weight_decay of the precision divided by the number of training examples instead."
-            )
-        if not 0 <= self.start_fraction < 1:
-            raise ValueError(
-                f"start_fraction is a fraction of training, at least 0 and below 1; got {self.start_fraction}."
-            )
-        if self.snapshots_per_epoch is not None and self.snapshots_per_epoch < 1:
-            raise ValueError(f"snapshots_per_epoch must be at least 1, got {self.snapshots_per_epoch}.")
+        posterior, name = self.posterior, type(self.posterior).__name__
         check_selection(self.params, "params")
+        Cyclical(self.num_cycles)
+        if posterior.num_members > 1:
+            raise ValueError(
+                f"A Trainer trains one network, and {name} needs {posterior.num_members} training runs from new "
+                "initial weights. Train each member with its posterior, and join the fitted posteriors with "
+                "flatbayes.integrations.join_posteriors."
+            )
+        is_joint = posterior.has_weight_distribution or posterior.requires_stationary_loss == "while_collecting"
+        if self.params != "all" and is_joint:
+            raise ValueError(
+                f"{name} updates all trainable weights together, so it cannot be restricted afterwards to "
+                f"params={self.params!r}. Set requires_grad to False on the other weights"
+                f"{', or use its own option params' if hasattr(posterior, 'params') else ''}."
+            )
 
-    @property
-    def posterior(self) -> SWAG | MAP:
-        """The posterior: `MAP()`, all mass on the trained network, where no snapshots are collected."""
-        return MAP() if self.swag is None else self.swag
+    def check_flatness(self, flatness: Flatness, *, has_loss_scaler: bool = False) -> None:
+        """Make the check of `fit` whether posterior, flatness and precision go together.
+
+        Args:
+            flatness: The flatness.
+            has_loss_scaler: Whether the loop scales the loss, for float16.
+
+        Raises:
+            ValueError: They do not.
+        """
+        precision = PrecisionConfig("16-mixed" if has_loss_scaler else "32-true")
+        config = TrainingConfig(schedule=Cyclical(self.num_cycles), collection=self.collection, precision=precision)
+        check_compatibility(self.posterior, flatness, config)
 
     def count_examples(self, loader: object, num_batches: int | None = None) -> int:
         """Number of training examples: `num_data`, or those of a pass over the loader; 1 where no posterior uses it.
@@ -88,7 +105,7 @@ class TrackerConfig:
         Raises:
             ValueError: There is no `num_data`, and the loader does not tell the number.
         """
-        if self.num_data is not None or self.swag is None:
+        if self.num_data is not None or self.posterior == MAP():
             return self.num_data or 1
         count = count_loader_examples(loader, get_process_group_info().size, num_batches)
         if count is None:
@@ -99,90 +116,171 @@ class TrackerConfig:
         return count
 
 
+def make_tracker_config(
+    posterior: Posterior | None,
+    start_fraction: float,
+    snapshots_per_epoch: int | None,
+    params: ParameterSelection,
+    num_data: int | None,
+    num_cycles: int,
+) -> TrackerConfig:
+    """The configuration from the arguments of the callback and of the mixin, which explain them.
+
+    Raises:
+        ValueError: As for `TrackerConfig`.
+    """
+    return TrackerConfig(
+        MAP() if posterior is None else posterior,
+        CollectionConfig(start_fraction, snapshots_per_epoch),
+        params,
+        num_data,
+        num_cycles,
+    )
+
+
 @dataclass
 class TrainingTracker:
-    """A running training: its progress and the statistics of the posterior.
+    """A running training: its progress, and the posterior that takes its steps.
 
     Attributes:
         config: Which snapshots are collected, and when.
-        state: The network that is trained, and the statistics of the posterior.
+        steps: The posterior with its state, whose network is the one that is trained.
         progress: Number of steps so far, and the state of the flatness.
         steps_per_epoch: Optimizer steps in an epoch.
+        loader: The training data loader.
         epoch_buffers: Buffers of the network at the start of the epoch.
+        has_ended: Whether training has ended.
     """
 
     config: TrackerConfig
-    state: State
+    steps: PosteriorSteps
     progress: TrainingProgress
     steps_per_epoch: int
+    loader: Any = field(default=None, repr=False)
     epoch_buffers: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    has_ended: bool = False
 
     @staticmethod
     def start_tracking(
         config: TrackerConfig,
         network: nn.Module,
+        optimizer: Optimizer,
         progress: TrainingProgress,
         steps_per_epoch: int | None,
         num_data: int,
+        loader: Any = None,
     ) -> "TrainingTracker":
         """A tracker with empty statistics.
 
         Args:
             config: Which snapshots are collected, and when.
             network: The network, on its training device.
+            optimizer: The optimizer of the loop.
             progress: Number of steps so far and in all.
             steps_per_epoch: Optimizer steps in an epoch; None if training has no epochs.
             num_data: Number of training examples.
+            loader: The training data loader, for what is computed on training examples after training.
 
         Raises:
-            ValueError: The network has no such parameters, or SWAG is collected and the number of steps is unknown.
+            ValueError: The posterior does not go with the network or the optimizer, or snapshots are collected and
+                the number of steps is unknown.
         """
-        if config.swag is not None and progress.total_steps is None:
-            raise ValueError("SWAG collects late in training, and the number of steps is unknown: set max_steps.")
+        if config.posterior.snapshot_requirements.max_used and progress.total_steps is None:
+            raise ValueError(
+                f"{type(config.posterior).__name__} collects snapshots late in training, and the number of steps is "
+                "unknown: set max_steps."
+            )
         with only_requires_grad(network, select_parameters(network, config.params, "params")):
-            state = config.posterior.init(network, None, num_data)
+            steps = PosteriorSteps.init(config.posterior, network, optimizer, num_data)
         steps_per_epoch = steps_per_epoch or progress.total_steps or 1
-        return TrainingTracker(config, state, progress, steps_per_epoch, clone_buffers(network))
+        return TrainingTracker(config, steps, progress, steps_per_epoch, loader, clone_buffers(network))
 
     def advance(self) -> None:
         """Count an optimizer step, and collect a snapshot if one is due."""
-        swag, step = self.config.swag, self.progress.step
+        state, step = self.steps.state, self.progress.step
         self.progress.advance()
         if self.progress.step % self.steps_per_epoch == 0:
-            self.state.updated_buffers = find_updated_buffers(self.state.model, self.epoch_buffers)
-            self.epoch_buffers = clone_buffers(self.state.model)
-        if swag is not None and self._is_collection_step(step):
-            with only_requires_grad(self.state.model, self._posterior_params()):
-                swag.collect(self.state)
+            state.updated_buffers = find_updated_buffers(state.model, self.epoch_buffers)
+            self.epoch_buffers = clone_buffers(state.model)
+        if self.config.posterior.snapshot_requirements.max_used and self._is_collection_step(step):
+            with only_requires_grad(state.model, self.select_posterior_params()):
+                self.config.posterior.collect(state)
 
     def check_collection(self) -> None:
         """Check before the first step that the steps ahead collect enough snapshots to draw from.
 
+        A warning says if they are fewer than half of those that the posterior can use.
+
         Raises:
-            ValueError: They collect fewer.
+            ValueError: There are too few to draw from.
         """
-        swag, progress, config = self.config.swag, self.progress, self.config
-        if swag is None or progress.total_steps is None:
+        posterior, progress, collection = self.config.posterior, self.progress, self.config.collection
+        useful = posterior.snapshot_requirements.max_used
+        if useful == 0 or progress.total_steps is None or progress.step >= progress.total_steps:
             return
-        required, num_collected = swag.snapshot_requirements[0], int(self.state.statistics["count"])
         # From the last step backwards, where the snapshots are: trainings of transformers have millions of steps.
         steps_ahead = range(progress.total_steps - 1, progress.step - 1, -1)
-        num_ahead = sum(1 for _ in islice(filter(self._is_collection_step, steps_ahead), required))
-        if steps_ahead and num_collected + num_ahead < required:
-            raise ValueError(
-                f"{type(swag).__name__} needs at least {required} snapshots of the weights, and this training of "
-                f"{progress.total_steps} steps collects {num_collected + num_ahead}. Lower start_fraction (now "
-                f"{config.start_fraction:g}), raise snapshots_per_epoch (now "
-                f"{config.snapshots_per_epoch or 'automatic'}), or train longer."
+        num_ahead = sum(1 for _ in islice(filter(self._is_collection_step, steps_ahead), useful))
+        message = check_snapshot_count(
+            posterior,
+            self.count_snapshots() + num_ahead,
+            f"training of {progress.total_steps} steps",
+            f"Lower start_fraction (now {collection.start_fraction:g}), raise snapshots_per_epoch (now "
+            f"{collection.snapshots_per_epoch or 'automatic'}), or train longer.",
+        )
+        if message is not None:
+            warnings.warn(message, stacklevel=2)
+
+    def finish_training(self) -> None:
+        """Restore the layers of the network, and warn if training ended too early to draw from the posterior."""
+        self.stop_training()
+        if self.lacks_snapshots() and self.stopped_early():
+            warnings.warn(
+                f"{self.explain_missing_snapshots()} The posterior that can be made is MAP, the trained network "
+                "alone. Lower start_fraction, or train without early stopping.",
+                stacklevel=2,
             )
+
+    def stop_training(self) -> None:
+        """Restore the layers of the network; training goes on with a new tracker only."""
+        self.steps.restore_layers()
+        self.has_ended = True
+
+    def count_snapshots(self) -> int:
+        """Number of snapshots collected so far."""
+        count = self.steps.state.statistics.get("count")
+        return 0 if count is None else int(count)
+
+    def lacks_snapshots(self) -> bool:
+        """Whether fewer snapshots have been collected than a draw needs."""
+        return self.count_snapshots() < self.config.posterior.snapshot_requirements.min_count
+
+    def stopped_early(self) -> bool:
+        """Whether training has ended between its first step and its last."""
+        return self.has_ended and 0 < self.progress.step < (self.progress.total_steps or 0)
+
+    def explain_missing_snapshots(self) -> str:
+        """One sentence on how many snapshots there are and how many a draw needs."""
+        return (
+            f"{short_name(self.config.posterior)} needs at least "
+            f"{self.config.posterior.snapshot_requirements.min_count} collected snapshots of the weights, and has "
+            f"collected {self.count_snapshots()} in {self.progress.step} of {self.progress.total_steps} steps."
+        )
 
     def state_dict(self) -> TrackerState:
         """What a checkpoint needs beside model and optimizer to resume training bit for bit."""
-        state = self.state.state_dict()
+        state = self.steps.state
+        optimizer_states = {
+            f"{index}.{name}": value
+            for index, scale in enumerate(self.steps.scales)
+            for name, value in self.steps.scale_states.get(scale, {}).items()
+            if isinstance(value, Tensor)
+        }
         return {
             "progress": self.progress.state_dict(),
-            "statistics": state["statistics"],
-            "updated_buffers": state["updated_buffers"],
+            "statistics": {name: tensor.detach() for name, tensor in state.statistics.items()},
+            "updated_buffers": None if state.updated_buffers is None else sorted(state.updated_buffers),
+            "optimizer_states": optimizer_states,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -194,77 +292,30 @@ class TrainingTracker:
         Raises:
             ValueError: The statistics do not belong to this posterior over these parameters.
         """
-        total_steps = self.progress.total_steps
+        total_steps, state = self.progress.total_steps, self.steps.state
         self.progress.load_state_dict(state_dict["progress" if "progress" in state_dict else "course"])
         self.progress.total_steps = total_steps
-        weights = self.state.model.state_dict()
-        self.state.load_state_dict({**state_dict, "model": weights, "optimizer": None})
+        weights = state.model.state_dict()
+        state.load_state_dict({**state_dict, "model": weights, "optimizer": None})
+        self.steps.scale_states = {scale: {} for scale in self.steps.scales}
+        for key, value in state_dict.get("optimizer_states", {}).items():
+            index, _, name = key.partition(".")
+            scale = self.steps.scales[int(index)]
+            on_device = value.to(scale.device) if value.shape == scale.shape else value
+            self.steps.scale_states[scale][name] = on_device
 
-    def make_posterior(
-        self,
-        likelihood: Likelihood,
-        *,
-        wrap: Callable[[nn.Module], nn.Module] | None = None,
-        transform: Callable[[Tensor], Tensor] | None = None,
-        statistics_inputs: Sequence[Tensor] = (),
-        info: Mapping[str, Any] | None = None,
-    ) -> FittedPosterior:
-        """The posterior at this step, independent of later training.
-
-        Parameters that are not trained are shared with the network; the others are copied.
-
-        Args:
-            likelihood: Turns outputs into predictions.
-            wrap: Makes a network that takes one tensor and returns outputs; None for a network that does so itself.
-            transform: Applied to inputs before the network.
-            statistics_inputs: Batches of training inputs, to re-estimate BatchNorm statistics of draws.
-            info: Plain data saved with the artefact.
-
-        Raises:
-            RuntimeError: Too few snapshots have been collected.
-        """
-        if self.config.swag is not None:
-            required, count = self.config.swag.snapshot_requirements[0], int(self.state.statistics["count"])
-            if count < required:
-                raise RuntimeError(
-                    f"{type(self.config.swag).__name__} needs at least {required} snapshots of the weights, and has "
-                    f"collected {count} in {self.progress.step} of {self.progress.total_steps} steps. Train longer, "
-                    "or lower start_fraction."
-                )
-        network, posterior_params = self.state.model, self._posterior_params()
-        shared = {id(param): param for param in network.parameters() if not param.requires_grad}
-        network_copy = copy_network(
-            network,
-            dict[int, Any](shared),
-            advice="The posterior is a copy of the network. Remove the attribute first.",
-        )
-        for name, param in network_copy.named_parameters():
-            if id(param) not in shared:
-                param.requires_grad_(name in posterior_params)
-                param.grad = None
-        model = (network_copy if wrap is None else wrap(network_copy)).eval()
-        statistics = {name: tensor.clone() for name, tensor in self.state.statistics.items()}
-        updated_buffers = self.state.updated_buffers
-        if updated_buffers is None:  # in the first epoch
-            updated_buffers = find_updated_buffers(network, self.epoch_buffers)
-        wrapped_names = {id(buffer): name for name, buffer in model.named_buffers()}
-        copies = dict(network_copy.named_buffers())
-        names = {wrapped_names[id(copies[name])] for name in updated_buffers if id(copies[name]) in wrapped_names}
-        state = State(model, None, self.state.num_data, statistics, self.state.cpu_statistics, frozenset(names))
-        return FittedPosterior(
-            self.config.posterior, [state], likelihood, transform, list(statistics_inputs), dict(info or {})
-        )
+    def select_posterior_params(self) -> dict[str, nn.Parameter]:
+        """The parameters that the posterior is over, by name."""
+        return select_parameters(self.steps.state.model, self.config.params, "params")
 
     def _is_collection_step(self, step: int) -> bool:
-        config, total_steps = self.config, self.progress.total_steps
+        collection, total_steps = self.config.collection, self.progress.total_steps
         if not total_steps:
             return False
-        num_epochs, start = total_steps / self.steps_per_epoch, config.start_fraction
-        per_epoch = config.snapshots_per_epoch or get_automatic_snapshots_per_epoch(num_epochs, start)
-        return is_collection_step(step, self.steps_per_epoch, total_steps, start, per_epoch)
-
-    def _posterior_params(self) -> dict[str, nn.Parameter]:
-        return select_parameters(self.state.model, self.config.params, "params")
+        start = collection.start_fraction
+        automatic = get_automatic_snapshots_per_epoch(total_steps / self.steps_per_epoch, start)
+        per_epoch = collection.snapshots_per_epoch or automatic
+        return is_collection_step(step, self.steps_per_epoch, total_steps, start, per_epoch, self.config.num_cycles)
 
 
 def copy_batch(batch: Any) -> Any:
@@ -286,17 +337,3 @@ def is_single_pass(batch: Any) -> bool:
 def count_optimizer_steps(num_batches: int, accumulation_steps: int) -> int:
     """Optimizer steps in an epoch, of which the last may have fewer micro-batches."""
     return -(-num_batches // accumulation_steps)
-
-
-def synchronize_gradients(model: nn.Module) -> None:
-    """Average gradients over the processes, and broadcast the buffers of the first one.
-
-    The flatness of each process perturbs the weights by the gradient of its own part of the batch, without
-    communication; only the final gradient is averaged, so a step costs the traffic of ordinary training. A missing
-    gradient counts as zero; a parameter without a gradient in any process keeps none. Buffers are those that
-    DistributedDataParallel broadcasts when gradients are synchronised.
-    """
-    process_group, params = get_process_group_info(), trainable_parameters(model)
-    if process_group.size > 1 and params:
-        all_reduce_gradients(torch.zeros((), device=params[0].device), params, 1)
-    process_group.broadcast_tensors(list(model.buffers()))

@@ -1,38 +1,49 @@
-"""Mixin for sharpness-aware training with any Trainer of transformers, with collection of SWAG statistics.
+"""Mixin for sharpness-aware training with any Trainer of transformers, with any posterior that one run can train.
 
 A Trainer passes the micro-batches of a step one by one. They are kept until the last one; then one closure runs all
 of them, several times if the flatness needs several gradients. All micro-batches are read before the first is run, so
 random numbers are drawn in the same order as without the mixin.
+
+The step of the posterior replaces that of the optimizer, after the Trainer has clipped the gradient. A variational
+posterior, which samples weights for every gradient, takes its whole step at the last micro-batch instead.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from flatbayes.core import TrainingProgress
+from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.components import resolve_component
 from flatbayes.core.files import atomic_write
 from flatbayes.core.optional import require_package
 from flatbayes.core.parameter_selection import ParameterSelection, only_optimized
+from flatbayes.core.renames import explain_old_arguments
 from flatbayes.flatness import Flatness, Plain
+from flatbayes.integrations.fitted_posteriors import make_fitted_posterior
 from flatbayes.integrations.model_inputs import Logits, MainInput
+from flatbayes.integrations.posterior_steps import (
+    is_optimizer_step,
+    override_methods,
+    synchronize_gradients,
+    uses_gradient_only,
+)
 from flatbayes.integrations.tracker import (
-    TrackerConfig,
     TrackerState,
     TrainingTracker,
     copy_batch,
     count_optimizer_steps,
     is_single_pass,
-    synchronize_gradients,
+    make_tracker_config,
 )
 from flatbayes.likelihoods import Likelihood
-from flatbayes.posteriors import SWAG
+from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
 
 with require_package("transformers"):
@@ -57,7 +68,7 @@ SUPPORTED_DISTRIBUTED_TYPES = (DistributedType.NO, DistributedType.MULTI_GPU, Di
 
 
 class FlatTrainerMixin(_TrainerBase):
-    """Mixin before a Trainer: sharpness-aware training, with collection of SWAG statistics.
+    """Mixin before a Trainer: sharpness-aware training, with a posterior.
 
     `class MyTrainer(FlatTrainerMixin, Seq2SeqTrainer)`; with the plain Trainer it is `FlatTrainer`. Overriding
     methods is the way in which transformers extends a Trainer; this is the only class of flatbayes that calls
@@ -66,32 +77,39 @@ class FlatTrainerMixin(_TrainerBase):
     Args:
         args: Positional arguments of the Trainer.
         flatness: The flatness.
-        swag: The posterior whose statistics are collected; None for the trained network alone.
-        start_fraction: Fraction of training after which snapshots are collected.
+        posterior: The posterior, which takes the steps with the optimizer of the Trainer; None is `MAP()`, the
+            trained network alone.
+        start_fraction: Fraction of training, or of each cycle, after which snapshots are collected.
         snapshots_per_epoch: Snapshots collected per epoch from then on; None is one, or in a short training as many
             as give ten in total.
         params: The trainable parameters that the posterior is over: a kind, or a list of name patterns.
         num_data: Number of labelled training examples; None counts those of a pass over the training data loader,
             from its sampler and batch size.
+        num_cycles: Number of cycles of the learning rate of the scheduler; each ends with snapshots.
         kwargs: Keyword arguments of the Trainer.
 
     Raises:
-        ValueError: An argument is out of range, `swag` has a prior precision, or the weights are sharded.
+        ValueError: An argument is out of range, the posterior does not go with the flatness or the precision or needs
+            several training runs, or the weights are sharded.
     """
 
     def __init__(
         self,
         *args: Any,
         flatness: Flatness = Plain(),
-        swag: SWAG | None = None,
+        posterior: Posterior | None = None,
         start_fraction: float = 0.7,
         snapshots_per_epoch: int | None = None,
         params: ParameterSelection = "all",
         num_data: int | None = None,
+        num_cycles: int = 1,
         **kwargs: Any,
     ) -> None:
         self.flatness = resolve_component(flatness, Flatness, "flatness")
-        self._tracker_config = TrackerConfig(swag, start_fraction, snapshots_per_epoch, params, num_data)
+        posterior = None if posterior is None else resolve_component(posterior, Posterior, "posterior")
+        self._tracker_config = make_tracker_config(
+            posterior, start_fraction, snapshots_per_epoch, params, num_data, num_cycles
+        )
         self._tracker: TrainingTracker | None = None
         self._resume_path: str | None = None
         self._micro_batches: list[dict[str, Any]] = []
@@ -102,13 +120,22 @@ class FlatTrainerMixin(_TrainerBase):
             raise ValueError(
                 f"{kind.value} is not supported, since it may shard the weights; use one process, or DDP."
             )
+        has_loss_scaler = getattr(self.accelerator, "scaler", None) is not None
+        self._tracker_config.check_flatness(self.flatness, has_loss_scaler=has_loss_scaler)
+        if has_loss_scaler and not is_optimizer_step(self._tracker_config.posterior):
+            raise ValueError(
+                f"{type(self._tracker_config.posterior).__name__} does more in a step than the optimizer, and with "
+                "fp16 the Trainer leaves the step to a loss scaler. Use bf16; instead of a prior_precision, the "
+                "weight decay of the optimizer can be the prior."
+            )
         self.add_callback(_TrackerCallback(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as the Trainer does; a checkpoint also restores SWAG statistics and the state of the flatness.
+        """Train as the Trainer does; a checkpoint also restores the states of posterior and flatness.
 
         Raises:
-            ValueError: SWAG is collected, and the training has too few snapshots to draw from.
+            ValueError: The posterior does not go with the model or the optimizer, or the training collects too few
+                snapshots to draw from.
             FileNotFoundError: The checkpoint was written by a Trainer without this mixin.
         """
         checkpoint = resume_from_checkpoint or None
@@ -148,15 +175,30 @@ class FlatTrainerMixin(_TrainerBase):
                 total += run_micro_batch(copy_batch(micro_batch))  # compute_loss may take it apart
             return total
 
-        progress = None if self._tracker is None else self._tracker.progress
+        tracker = self._tracker
+        if tracker is None or uses_gradient_only(tracker.config.posterior):
+            loss = self._compute_gradients(model, closure)
+        else:
+            loss = tracker.steps.step(lambda: self._compute_clipped_gradients(model, closure), tracker.progress.step)
+        self._micro_batches.clear()
+        return loss
+
+    def _compute_gradients(self, model: nn.Module, closure: Closure) -> Tensor:
+        tracker = self._tracker
+        progress, scales = (None, []) if tracker is None else (tracker.progress, tracker.steps.scales)
         is_distributed = self.accelerator.num_processes > 1
         # The flatness perturbs in each process by its own part of the batch; the final gradient is averaged.
         optimized = nullcontext() if self.optimizer is None else only_optimized(model, self.optimizer)
         with self.accelerator.no_sync(model) if is_distributed else nullcontext(), optimized:
             loss = self.flatness(closure, self.accelerator.unwrap_model(model), progress)()
         if is_distributed:
-            synchronize_gradients(model)
-        self._micro_batches.clear()
+            synchronize_gradients(model, scales)
+        return loss
+
+    def _compute_clipped_gradients(self, model: nn.Module, closure: Closure) -> Tensor:
+        loss = self._compute_gradients(model, closure)
+        if self.args.max_grad_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
         return loss
 
     def make_posterior(
@@ -165,27 +207,36 @@ class FlatTrainerMixin(_TrainerBase):
         *,
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         statistics_inputs: Sequence[Tensor] = (),
+        train_loader: Any = None,
         info: Mapping[str, Any] | None = None,
     ) -> FittedPosterior:
-        """The fitted posterior, independent of later training.
+        """The fitted posterior, independent of later training. A Laplace approximation computes its curvature here.
+
+        If training was stopped before enough snapshots were collected, it is MAP, the trained network alone, and a
+        warning says so.
 
         Args:
             likelihood: Turns logits into predictions.
             wrap: Makes a network that takes a tensor, or a dictionary of them, and returns logits out of the model;
                 None is `Logits`.
-            statistics_inputs: Batches of training inputs, to re-estimate BatchNorm statistics of draws.
+            statistics_inputs: Batches of training inputs, to re-estimate BatchNorm statistics of draws; if there are
+                none, they are read from the loader.
+            train_loader: Batches of inputs with labels, without augmentation, for the curvature; None for those of
+                training, in order.
             info: Plain data saved with the artefact.
 
         Raises:
-            RuntimeError: Training has not started.
+            RuntimeError: Training has not started, or has not collected enough snapshots yet.
         """
         if self._tracker is None:
             raise RuntimeError("There is no posterior before training: call train() first.")
         wrap_model = self._make_logits if wrap is None else wrap
-        return self._tracker.make_posterior(
+        return make_fitted_posterior(
+            self._tracker,
             likelihood,
             wrap=lambda model: wrap_model(_remove_autocast_wrapper(model)),
             statistics_inputs=statistics_inputs,
+            loader=train_loader,
             info=info,
         )
 
@@ -196,7 +247,7 @@ class FlatTrainerMixin(_TrainerBase):
 
 
 class FlatTrainer(FlatTrainerMixin, Trainer):
-    """The Trainer of transformers, sharpness-aware and with SWAG: see `FlatTrainerMixin`."""
+    """The Trainer of transformers, sharpness-aware and with a posterior: see `FlatTrainerMixin`."""
 
 
 class _TrackerCallback(TrainerCallback):
@@ -204,6 +255,7 @@ class _TrackerCallback(TrainerCallback):
 
     def __init__(self, trainer: FlatTrainerMixin) -> None:
         self.trainer = trainer
+        self.replaced_step = ExitStack()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
@@ -218,7 +270,13 @@ class _TrackerCallback(TrainerCallback):
         else:
             steps_per_epoch = count_optimizer_steps(num_batches, args.gradient_accumulation_steps)
         tracker = TrainingTracker.start_tracking(
-            config, model, progress, steps_per_epoch, config.count_examples(kwargs["train_dataloader"])
+            config,
+            model,
+            _unwrap_optimizer(trainer.optimizer),
+            progress,
+            steps_per_epoch,
+            config.count_examples(kwargs["train_dataloader"]),
+            kwargs["train_dataloader"],
         )
         trainer._tracker = tracker
         if trainer._resume_path is not None:
@@ -227,6 +285,23 @@ class _TrackerCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._micro_batches.clear()  # of an epoch that ended early
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        tracker = self.trainer._tracker
+        if tracker is None:
+            return
+        if uses_gradient_only(tracker.config.posterior):
+            context = tracker.steps.replace_optimizer_step(tracker.progress.step)
+        else:  # the last micro-batch has taken the step
+            context = override_methods(_unwrap_optimizer(self.trainer.optimizer), step=lambda closure=None: None)
+        self.replaced_step.enter_context(context)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.replaced_step.close()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer._tracker is not None:
+            self.trainer._tracker.finish_training()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer._tracker is not None:
@@ -245,10 +320,16 @@ def _remove_autocast_wrapper(model: nn.Module) -> nn.Module:
     return model
 
 
+def _unwrap_optimizer(optimizer: Any) -> Optimizer:
+    wrapped: Optimizer = getattr(optimizer, "optimizer", optimizer)  # that of accelerate has the user's inside
+    return wrapped
+
+
 def _save_tracker_state(path: Path, state_dict: TrackerState) -> None:
     progress = dict(state_dict["progress"])
     tensors = {f"flatness_state.{name}": tensor for name, tensor in progress.pop("flatness_state").items()}
-    tensors |= {f"statistics.{name}": tensor for name, tensor in state_dict["statistics"].items()}
+    for kind in ("statistics", "optimizer_states"):
+        tensors |= {f"{kind}.{name}": tensor for name, tensor in state_dict[kind].items()}
     with atomic_write(path) as temporary:
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         updated_buffers = json.dumps(state_dict.get("updated_buffers"))
@@ -267,8 +348,12 @@ def _load_tracker_state(path: Path) -> TrackerState:
         "progress": {**progress, "flatness_state": flatness_state},
         "statistics": _select_by_prefix(tensors, "statistics."),
         "updated_buffers": json.loads(metadata.get("updated_buffers", "null")),
+        "optimizer_states": _select_by_prefix(tensors, "optimizer_states."),
     }
 
 
 def _select_by_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+explain_old_arguments(__name__)

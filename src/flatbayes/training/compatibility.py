@@ -77,24 +77,42 @@ def check_collection(posterior: Posterior, config: TrainingConfig, steps_per_epo
     Raises:
         ValueError: There are too few snapshots to draw from.
     """
-    required, useful = posterior.snapshot_requirements
-    if useful == 0:
-        return None
-    num_snapshots = count_snapshots(config, steps_per_epoch)
     start, per_epoch = config.collection.start_fraction, config.collection.snapshots_per_epoch or "automatic"
     advice = (
         f"Lower collection.start_fraction (now {start:g}), raise collection.snapshots_per_epoch (now {per_epoch}), "
         "or train longer."
     )
+    if posterior.snapshot_requirements.max_used == 0:
+        return None
+    num_snapshots = count_snapshots(config, steps_per_epoch)
+    return check_snapshot_count(posterior, num_snapshots, f"configuration (epochs={config.epochs})", advice)
+
+
+def check_snapshot_count(posterior: Posterior, num_snapshots: int, training: str, advice: str) -> str | None:
+    """Check a number of snapshots against the requirements of the posterior.
+
+    Args:
+        posterior: Its `snapshot_requirements` are a smallest and a largest useful number.
+        num_snapshots: Number of snapshots that will be collected.
+        training: What collects them, for the message.
+        advice: What to do about too few, for the message.
+
+    Returns:
+        A message if there are fewer than half of the snapshots that the posterior can use, otherwise None.
+
+    Raises:
+        ValueError: There are too few snapshots to draw from.
+    """
+    required, useful = posterior.snapshot_requirements
     if num_snapshots < required:
         raise ValueError(
             f"{_format_name(posterior)} needs at least {required} collected snapshots before a draw, and this "
-            f"configuration (epochs={config.epochs}) collects {num_snapshots}. {advice}"
+            f"{training} collects {num_snapshots}. {advice}"
         )
     if num_snapshots < MIN_USEFUL_SNAPSHOT_FRACTION * useful:
         return (
-            f"{_format_name(posterior)} can use {useful} snapshots, and this configuration (epochs={config.epochs}) "
-            f"collects {num_snapshots}: the posterior will be estimated from few snapshots. {advice}"
+            f"{_format_name(posterior)} can use {useful} snapshots, and this {training} collects {num_snapshots}: "
+            f"the posterior will be estimated from few snapshots. {advice}"
         )
     return None
 

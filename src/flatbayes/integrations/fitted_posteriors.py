@@ -1,0 +1,175 @@
+"""Fitted posteriors of trainings in other libraries, and the join of several into an ensemble."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from flatbayes.core import State
+from flatbayes.core.buffers import find_updated_buffers, norm_layers
+from flatbayes.core.networks import copy_network
+from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
+from flatbayes.integrations.tracker import TrainingTracker
+from flatbayes.likelihoods import Likelihood
+from flatbayes.posteriors import MAP, Ensemble, Posterior
+from flatbayes.prediction import FittedPosterior
+from flatbayes.training.config import TrainingConfig
+from flatbayes.training.loader_data import LoaderData
+
+
+def make_fitted_posterior(
+    tracker: TrainingTracker,
+    likelihood: Likelihood,
+    *,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    statistics_inputs: Sequence[Tensor] = (),
+    loader: Any = None,
+    info: Mapping[str, Any] | None = None,
+) -> FittedPosterior:
+    """The posterior at the current step of a tracker, independent of later training.
+
+    Parameters that are not trained are shared with the network; the others are copied. A Laplace approximation
+    computes its curvature here.
+
+    Args:
+        tracker: The tracker.
+        likelihood: Turns outputs into predictions.
+        wrap: Makes a network that takes the inputs alone and returns outputs; None for a network that does so itself.
+        transform: Applied to inputs before the network.
+        statistics_inputs: Batches of training inputs, to re-estimate BatchNorm statistics of draws; if there are
+            none, they are read from the loader.
+        loader: Gives batches of (inputs, targets), or dictionaries with labels, that the network takes as they are;
+            None for those of training, in order.
+        info: Plain data saved with the artefact.
+
+    Raises:
+        RuntimeError: Too few snapshots have been collected, and training goes on or has done all of its steps.
+        ValueError: Training examples are needed, and the batches are not of this form.
+    """
+    posterior = tracker.config.posterior
+    if tracker.lacks_snapshots():
+        if not tracker.stopped_early():
+            raise RuntimeError(f"{tracker.explain_missing_snapshots()} Train longer, or lower start_fraction.")
+        posterior = MAP()
+        warnings.warn(
+            f"{tracker.explain_missing_snapshots()} The fitted posterior is MAP, the trained network alone.",
+            stacklevel=3,
+        )
+    state = copy_state(tracker, posterior, wrap)
+    data = LoaderData(make_ordered_loader(tracker.loader) if loader is None else loader, likelihood=likelihood)
+    device = next(state.model.parameters()).device
+    with seeded_rng(spawn_seed(Stream.FINALIZATION, tracker.progress.seed), state.model):
+        posterior.finalize(state, data.iter_examples(device), likelihood.loss)
+        needs_inputs = posterior.needs_norm_reestimation and norm_layers(state.model, state.updated_buffers)
+        if needs_inputs and not statistics_inputs and transform is None and data.loader is not None:
+            try:
+                statistics_inputs = data.sample_inputs(TrainingConfig(), 0)
+            except ValueError:  # the batches are not pairs; a prediction says that inputs are needed
+                statistics_inputs = ()
+    return FittedPosterior(posterior, [state], likelihood, transform, list(statistics_inputs), dict(info or {}))
+
+
+def copy_state(
+    tracker: TrainingTracker, posterior: Posterior, wrap: Callable[[nn.Module], nn.Module] | None
+) -> State:
+    """A state with a copy of the network, in its wrapper, and of the statistics.
+
+    Args:
+        tracker: Its state is copied.
+        posterior: The posterior of the tracker, or one without statistics.
+        wrap: Makes the network that is predicted with.
+    """
+    source, posterior_params = tracker.steps.state, tracker.select_posterior_params()
+    network = source.model
+    shared = {id(param): param for param in network.parameters() if not param.requires_grad}
+    network_copy = copy_network(
+        network,
+        dict[int, Any](shared),
+        advice="The posterior is a copy of the network. Remove the attribute first.",
+    )
+    for name, param in network_copy.named_parameters():
+        if id(param) not in shared:
+            param.requires_grad_(name in posterior_params)
+            param.grad = None
+    updated_buffers = source.updated_buffers
+    if updated_buffers is None:  # in the first epoch
+        updated_buffers = find_updated_buffers(network, tracker.epoch_buffers)
+    updated_ids = {id(buffer) for name, buffer in network_copy.named_buffers() if name in updated_buffers}
+    model = (network_copy if wrap is None else wrap(network_copy)).eval()
+    names = frozenset(name for name, buffer in model.named_buffers() if id(buffer) in updated_ids)
+    state = posterior.init(model, None, source.num_data)
+    # Names of statistics may contain names of parameters, which the wrapper changes; their order is the same.
+    values = dict(zip(state.statistics, source.statistics.values(), strict=True)) if state.statistics else {}
+    statistics = {name: tensor.detach().clone() for name, tensor in values.items()}
+    state.load_state_dict({"model": state.model.state_dict(), "optimizer": None, "statistics": statistics})
+    state.model.eval()
+    state.updated_buffers = names
+    return state
+
+
+def make_ordered_loader(loader: Any) -> Any:
+    """A loader of the same examples in order, all of them in every process; or the same one if it has its own order.
+
+    Args:
+        loader: A data loader; others are returned as they are.
+    """
+    plain_samplers = (SequentialSampler, RandomSampler, DistributedSampler)
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return loader
+    if not isinstance(loader.sampler, plain_samplers):  # it may select examples
+        return loader
+    batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    return DataLoader(loader.dataset, batch_size or 32, collate_fn=loader.collate_fn)
+
+
+def join_posteriors(fitted_posteriors: Sequence[FittedPosterior]) -> FittedPosterior:
+    """An ensemble of posteriors that were trained one by one, from different initial weights.
+
+    Args:
+        fitted_posteriors: Posteriors of the same kind, over networks of the same form, with the same likelihood.
+
+    Returns:
+        The posterior `Ensemble(member, size)`, whose members have the same weight.
+
+    Raises:
+        ValueError: There are none, or they differ in more than their weights.
+
+    Examples:
+        >>> from torch import nn
+        >>> from flatbayes import MAP, Categorical, FittedPosterior
+        >>> def fit_member():
+        ...     state = MAP().init(nn.Linear(4, 3), None, num_data=1)
+        ...     return FittedPosterior(MAP(), [state], Categorical(3))
+        >>> join_posteriors([fit_member(), fit_member()]).posterior
+        Ensemble(member=MAP(prior_precision=None), size=2)
+    """
+    if not fitted_posteriors:
+        raise ValueError("There are no posteriors to join.")
+    first = fitted_posteriors[0]
+    for name in ("posterior", "likelihood"):
+        kinds = {repr(getattr(fitted, name)) for fitted in fitted_posteriors}
+        if len(kinds) > 1:
+            raise ValueError(f"Members of an ensemble have the same {name}, got {', '.join(sorted(kinds))}.")
+    if any(fitted.transform is not first.transform for fitted in fitted_posteriors):
+        raise ValueError("Members of an ensemble have the same transform of the inputs: pass one object to all.")
+    shapes = [
+        {name: tensor.shape for name, tensor in state.model.state_dict().items()}
+        for fitted in fitted_posteriors
+        for state in fitted.states
+    ]
+    if any(other != shapes[0] for other in shapes):
+        raise ValueError("Members of an ensemble are networks of the same form, and the names or shapes differ.")
+    states = [state for fitted in fitted_posteriors for state in fitted.states]
+    posterior = Ensemble(first.posterior, len(fitted_posteriors))
+    return FittedPosterior(
+        posterior, states, first.likelihood, first.transform, first.statistics_inputs, dict(first.info)
+    )
