@@ -25,7 +25,7 @@ scale = Standardize(mean=torch.zeros(1, 1, 1), std=torch.full((1, 1, 1), 16.0))
 
 
 def show(name, fitted):
-    metrics = evaluate(fitted, data.test.inputs, data.test.targets).metrics
+    metrics = evaluate(fitted, data.test).metrics
     print(f"{name:32} accuracy {metrics['accuracy']:.3f}  NLL {metrics['nll']:.3f}  ECE {metrics['ece']:.3f}")
 
 

@@ -35,5 +35,5 @@ data = Digits(train_size=300).load(seed=0)
 num_weights = sum(weights.numel() for weights in MLP(data.input_shape, data.num_classes).parameters())
 for name, flatness in {"plain": Plain(), "SAM": SAM(rho=0.2), "cube": Cube(rho=0.2 / num_weights**0.5)}.items():
     fitted = fit(MLP, data, SWAG(rank=5), flatness, TrainingConfig(epochs=30))
-    metrics = evaluate(fitted, data.test.inputs, data.test.targets).metrics
+    metrics = evaluate(fitted, data.test).metrics
     print(f"{name}: accuracy {metrics['accuracy']:.3f}, NLL {metrics['nll']:.3f}")

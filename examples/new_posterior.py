@@ -59,5 +59,5 @@ config = TrainingConfig(epochs=24, schedule=Cyclical(num_cycles=4), collection=C
 for name, flatness in {"plain": Plain(), "flat": SAM(rho=0.1)}.items():
     fitted = fit(MLP, data, SnapshotEnsemble(), flatness, config)
     predictive = fitted.predict(data.test.inputs, num_draws=12)
-    nll = evaluate(fitted, data.test.inputs, data.test.targets, num_draws=12).metrics["nll"]
+    nll = evaluate(fitted, data.test, num_draws=12).metrics["nll"]
     print(f"{name}: NLL {nll:.3f}, mutual information {predictive.mutual_information.mean():.4f}")

@@ -16,7 +16,7 @@ predictive = fitted.predict(data.test.inputs, num_draws=30)
 correct = predictive.top_class == data.test.targets
 entropy = predictive.entropy
 print(f"entropy: correct {entropy[correct].mean():.3f}, misclassified {entropy[~correct].mean():.3f}")
-print(evaluate(fitted, data.test.inputs, data.test.targets).metrics)
+print(evaluate(fitted, data.test).metrics)
 
 # %% The artefact is a folder of data without code
 folder = fitted.save(Path(mkdtemp()) / "digits-swag")

@@ -17,7 +17,7 @@ data = source.load(seed=0)
 for posterior in (SWAG(rank=10), Ensemble(size=3)):
     for name, flatness in {"plain": Plain(), "flat": SAM(rho=0.003)}.items():  # plain, and a small radius
         fitted = fit(network, data, posterior, flatness, config)
-        metrics = evaluate(fitted, data.test.inputs, data.test.targets, num_draws=30).metrics
+        metrics = evaluate(fitted, data.test, num_draws=30).metrics
         text = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("nll", "rmse", "crps", "coverage_95"))
         print(f"{type(posterior).__name__}, {name}: {text}")
 

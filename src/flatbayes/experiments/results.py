@@ -145,14 +145,14 @@ class ComparisonResult:
         return folder / RESULTS_FILE
 
     @classmethod
-    def load(cls, folder: Path) -> "ComparisonResult":
+    def load(cls, folder: "Path | str") -> "ComparisonResult":
         """Read `results.json`.
 
         Raises:
             FileNotFoundError: The folder has no such file.
             ValueError: The file is damaged.
         """
-        return cls.from_dict(read_json(folder / RESULTS_FILE))
+        return cls.from_dict(read_json(Path(folder) / RESULTS_FILE))
 
     def __repr__(self) -> str:
         from flatbayes.reporting.queries import format_conclusion, select_family
