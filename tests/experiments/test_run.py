@@ -30,7 +30,7 @@ RUN = ExperimentRun(
 def test_the_cache_key_depends_on_the_version(monkeypatch):
     key = RUN.cache_key()
     assert key == replace(RUN).cache_key()
-    monkeypatch.setattr("flatbayes.experiments.run.version", lambda _: "0.0")
+    monkeypatch.setattr("flatbayes.experiments.run.get_version", lambda: "0.0")
     assert RUN.cache_key() != key
 
 

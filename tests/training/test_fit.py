@@ -174,8 +174,7 @@ def test_a_loader_of_the_users():
     assert fitted.states[0].num_data == 30
     assert len(fitted.statistics_inputs) == 3
     assert fitted.predict(data.test.inputs, 4).mean.shape == (30, 3)
-    with pytest.raises(ValueError, match="likelihood=Categorical"):
-        fit(make, loader, SWAG(rank=2), SAM(), SHORT)
+    assert fit(make, loader, SWAG(rank=2), SAM(), SHORT).likelihood == Categorical(3)
 
 
 def test_a_loss_that_is_not_finite_names_the_epoch_and_what_to_try():

@@ -20,7 +20,8 @@ from flatbayes.core.spec import short_name
 from flatbayes.data import DataSource, DataSplits, load_test_split, match_input_format
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.diagnostics import SharpnessConfig
-from flatbayes.experiments import DEFAULT_POSTERIORS, Comparison, EvaluationConfig, Method
+from flatbayes.experiments import Comparison, EvaluationConfig, Method
+from flatbayes.experiments.comparison import DEFAULT_POSTERIORS
 from flatbayes.posteriors import Posterior
 from flatbayes.reporting import format_verdict, summary_tables, write_report
 from flatbayes.training.distributed.workers import ParallelBackend

@@ -1,7 +1,7 @@
 """Comparisons of flat with plain training over seeds: runs, paired statistics, selection and tuning."""
 
 from flatbayes.core.renames import explain_old_arguments
-from flatbayes.experiments.comparison import DEFAULT_POSTERIORS, Comparison, compare, write_results
+from flatbayes.experiments.comparison import Comparison, compare, write_results
 from flatbayes.experiments.evaluations import EvaluationConfig
 from flatbayes.experiments.method import Method
 from flatbayes.experiments.parallel import execute_runs
@@ -16,7 +16,6 @@ from flatbayes.experiments.tuning import default_ranges, is_higher_better, tune,
 from flatbayes.experiments.tuning_result import TuningResult
 
 __all__ = [
-    "DEFAULT_POSTERIORS",
     "Comparison",
     "ComparisonResult",
     "EvaluationConfig",

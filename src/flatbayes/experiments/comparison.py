@@ -241,7 +241,8 @@ def compare(
             starts from. With several processes it must be importable, or defined in a notebook.
         data: A source, such as `Digits()`; a path; a pair `(inputs, targets)` of arrays, tensors or data frames, or a
             map-style torch dataset, which are split at random by seed, with one test split for all seeds; or splits.
-        posteriors: The posteriors; by default `DEFAULT_POSTERIORS`, without the ensemble if the model is a network.
+        posteriors: The posteriors; by default MC-Dropout, SWAG-Diag, SWAG and, unless the model is a network, an
+            ensemble.
         flatness: Flatness of the flat runs.
         config: The training configuration.
         num_seeds: Number of seeds; the plain and the flat run of a pair share theirs.

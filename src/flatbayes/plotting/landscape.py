@@ -103,10 +103,7 @@ def log_levels(losses: Sequence[Sequence[float]], count: int = NUM_LEVELS) -> li
     """Levels in geometric progression from the smallest to the largest finite loss.
 
     Where a loss is not positive, the progression is that of the rise above the smallest loss, from a thousandth of
-    the range on.
-
-    >>> log_levels([[1.0, 100.0]], 3)
-    [1.0, 10.0, 100.0]
+    the range on. Three levels from 1 to 100 are 1, 10 and 100.
 
     Args:
         losses: Losses on the grid.

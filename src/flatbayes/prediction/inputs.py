@@ -99,7 +99,7 @@ def match_image_layout(inputs: Any, input_shape: object) -> Any:
     if not isinstance(inputs, Tensor | np.ndarray) or not isinstance(input_shape, list) or len(input_shape) != 3:
         return inputs
     shape = list(inputs.shape[1:])
-    if shape == input_shape or input_shape not in ([1, *shape], [*shape[-1:], *shape[:-1]]):
+    if input_shape in (shape, list(inputs.shape)) or input_shape not in ([1, *shape], [*shape[-1:], *shape[:-1]]):
         return inputs
     images = torch.as_tensor(inputs)
     return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
