@@ -89,7 +89,10 @@ class RandomState:
         """The state of every generator that an operation on these tensors can use."""
         if not torch.accelerator.is_available():
             return cls.capture_devices(())
-        return cls.capture_devices({t.device for t in tensors if not (t.is_cpu or t.is_meta)})
+        devices = {t.device for t in tensors if not (t.is_cpu or t.is_meta)}
+        if any(device.type == "cuda" for device in devices) and torch.cuda.is_current_stream_capturing():
+            return cls.capture_devices(())  # a graph is recorded, in which nothing is random
+        return cls.capture_devices(devices)
 
     @classmethod
     def capture_devices(cls, devices: Iterable[torch.device]) -> "RandomState":

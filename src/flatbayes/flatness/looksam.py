@@ -20,8 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
+from flatbayes.core.devices import is_accelerator
 from flatbayes.core.gradients import compute_some_gradients, dense_gradient, replace_gradient
 from flatbayes.core.norms import global_norm
+from flatbayes.core.tensor_lists import clone_tensors, group_tensors, zero_tensors
+from flatbayes.core.traversal import trainable_by_name
+from flatbayes.core.weights import flatten
 from flatbayes.flatness.ascent import Perturbation, check_radius, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness, require_progress
 from flatbayes.flatness.sam import euclidean_perturbation
@@ -71,15 +75,13 @@ class LookSAM(Flatness):
         progress = require_progress(progress, self)
 
         def flat_closure() -> Tensor:
-            params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            params = trainable_by_name(model)
             directions = progress.load_state(STATE_KIND, params)
             if progress.step % self.period == 0 or not directions:
                 return self._run_sam_step(closure, model, progress)
             fresh = compute_some_gradients(closure, model, progress)
             grads = {name: dense_gradient(param) for name, param in fresh.params.items()}
-            add_direction(
-                list(grads.values()), [directions.get(n, torch.zeros_like(g)) for n, g in grads.items()], self.alpha
-            )
+            add_direction(list(grads.values()), _complete(directions, grads), self.alpha)
             for name, param in fresh.params.items():
                 replace_gradient(param, grads[name])
             return fresh.loss
@@ -90,18 +92,17 @@ class LookSAM(Flatness):
         plain_grads: dict[str, Tensor] = {}
 
         def record_perturbation(weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
-            plain_grads.update((name, g.clone()) for name, g in zip(weights, grads, strict=True))
+            plain_grads.update(zip(weights, clone_tensors(grads), strict=True))
             return euclidean_perturbation(grads, self.rho)
 
         loss = gradient_at_perturbation(
             record_perturbation, closure, model, resample_noise=self.resample_noise, progress=progress
         )()
         if plain_grads:
-            params = dict(model.named_parameters())
+            params = trainable_by_name(model)
             flat_grads = [dense_gradient(params[name]) for name in plain_grads]
             stored = progress.load_state(STATE_KIND, {name: params[name] for name in plain_grads})
-            previous = [stored.get(name, torch.zeros_like(g)) for name, g in plain_grads.items()]
-            directions = orthogonal_direction(list(plain_grads.values()), flat_grads, previous)
+            directions = orthogonal_direction(list(plain_grads.values()), flat_grads, _complete(stored, plain_grads))
             progress.store_state(STATE_KIND, dict(zip(plain_grads, directions, strict=True)))
         return loss
 
@@ -123,12 +124,13 @@ def orthogonal_direction(
     flat = [f.to(g.dtype) for f, g in zip(flat_grads, wide, strict=True)]
     length = _inner_product(wide, wide)
     along = torch.where(length > 0, _inner_product(flat, wide) / length, 0.0)
-    rest = [f - along * g for f, g in zip(flat, wide, strict=True)]
+    rest = torch._foreach_sub(flat, torch._foreach_mul(wide, along))
     norm = global_norm(rest)
     scale = torch.where(norm.isfinite() & (norm > 0), 1 / norm, 0.0)
-    previous = [torch.zeros_like(r) for r in rest] if previous is None else previous
+    previous = zero_tensors(rest) if previous is None else previous
     kept = torch._foreach_mul(list(previous), torch.where(norm.isfinite(), 0.0, 1.0).to(previous[0].dtype))
-    return [torch.where(scale > 0, r * scale, k).to(k.dtype) for r, k in zip(rest, kept, strict=True)]
+    scaled = torch._foreach_mul(rest, scale)
+    return [torch.where(scale > 0, r, k).to(k.dtype) for r, k in zip(scaled, kept, strict=True)]
 
 
 def add_direction(grads: Sequence[Tensor], directions: Sequence[Tensor], alpha: float) -> None:
@@ -144,5 +146,17 @@ def add_direction(grads: Sequence[Tensor], directions: Sequence[Tensor], alpha: 
         torch._foreach_add_(list(grads), torch._foreach_mul(list(directions), length))
 
 
+def _complete(directions: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> list[Tensor]:
+    """The direction of each gradient, zeros where there is none."""
+    missing = {name: g for name, g in grads.items() if name not in directions}
+    zeros = dict(zip(missing, zero_tensors(list(missing.values())), strict=True))
+    return [directions[name] if name in directions else zeros[name] for name in grads]
+
+
 def _inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
+    products = torch._foreach_mul(list(left), list(right))
+    if any(is_accelerator(product) for product in products):
+        sums = [flatten([products[k] for k in group]).sum() for group in group_tensors(products)]
+    else:
+        sums = [product.sum() for product in products]
+    return torch.stack(sums).sum()

@@ -28,7 +28,9 @@ from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.devices import is_accelerator
 from flatbayes.core.gradients import compute_some_gradients, dense_gradient
 from flatbayes.core.norms import broadcast_per_network, global_norm
-from flatbayes.core.weights import perturb
+from flatbayes.core.tensor_lists import group_tensors, split_vector, zero_tensors
+from flatbayes.core.traversal import trainable_by_name
+from flatbayes.core.weights import flatten, perturb
 from flatbayes.flatness.ascent import Perturbation, check_radius
 from flatbayes.flatness.flatness import Flatness, require_progress
 
@@ -64,16 +66,16 @@ class MSAM(Flatness):
         progress = require_progress(progress, self)
 
         def flat_closure() -> Tensor:
-            params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            params = trainable_by_name(model)
             velocities = progress.load_state(STATE_KIND, params)
             perturbed = [params[name] for name in velocities]
             ahead = momentum_perturbation(list(velocities.values()), self.rho) if velocities else None
             with nullcontext() if ahead is None else perturb(perturbed, ahead.directions, ahead.scale):
                 fresh = compute_some_gradients(closure, model, progress)
             grads = {name: dense_gradient(param) for name, param in fresh.params.items()}
-            updated = {
-                name: velocities[name] if name in velocities else torch.zeros_like(g) for name, g in grads.items()
-            }
+            missing = {name: g for name, g in grads.items() if name not in velocities}
+            velocities |= dict(zip(missing, zero_tensors(list(missing.values())), strict=True))
+            updated = {name: velocities[name] for name in grads}
             accumulate_gradients(list(updated.values()), list(grads.values()), self.momentum)
             progress.store_state(STATE_KIND, updated)
             return fresh.loss
@@ -92,7 +94,9 @@ def accumulate_gradients(velocities: Sequence[Tensor], grads: Sequence[Tensor], 
     if not grads:
         return
     is_finite = global_norm(grads).isfinite()
-    if is_finite.ndim or any(is_accelerator(g) for g in grads):  # one network of several, or reading it would wait
+    if not is_finite.ndim and any(is_accelerator(g) for g in grads):  # reading it would wait
+        _accumulate_if(is_finite, velocities, grads, momentum)
+    elif is_finite.ndim:  # of each network
         conditions = [broadcast_per_network(is_finite, g) for g in grads]
         sums = torch._foreach_add(torch._foreach_mul(list(velocities), momentum), list(grads))
         pairs = zip(conditions, sums, velocities, strict=True)
@@ -100,6 +104,15 @@ def accumulate_gradients(velocities: Sequence[Tensor], grads: Sequence[Tensor], 
     elif bool(is_finite):
         torch._foreach_mul_(list(velocities), momentum)
         torch._foreach_add_(list(velocities), list(grads))
+
+
+def _accumulate_if(condition: Tensor, velocities: Sequence[Tensor], grads: Sequence[Tensor], momentum: float) -> None:
+    """`accumulate_gradients` without reading the condition, in few kernels."""
+    for group in group_tensors(grads):
+        members, sums = [grads[k] for k in group], [velocities[k] for k in group]
+        accepted = flatten(members).masked_fill_(condition.logical_not(), 0.0)
+        torch._foreach_mul_(sums, members[0].new_ones(()).masked_fill_(condition, momentum))
+        torch._foreach_add_(sums, split_vector(accepted, members))
 
 
 def momentum_perturbation(velocities: Sequence[Tensor], rho: float) -> Perturbation:

@@ -26,6 +26,7 @@ from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.closure import BatchClosure, clip_closure
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.engine import Engine
+from flatbayes.training.graph_capture import GraphedFlatness, record_cuda_graph
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.session import Session
 
@@ -56,6 +57,8 @@ def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]
     steps_per_epoch, validation_epochs = len(run.batches), config.validation_epochs()
     with session.open(run, callback) as (engine, state):
         flatness = session.distribute(run.flatness, engine)
+        if config.precision.cuda_graph:
+            flatness = GraphedFlatness(flatness, record_cuda_graph)
         for epoch in range(status.completed_epochs, config.epochs):
             engine.module.train()
             buffers = clone_buffers(engine.module)

@@ -29,6 +29,7 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, TrainingData
 from flatbayes.training.distributed.fsdp import check_fsdp
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
+from flatbayes.training.graph_capture import check_graph_capture
 from flatbayes.training.likelihood_inference import infer_loader_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_data import LoaderData
@@ -163,6 +164,7 @@ class TrainingSetup:
             raise ValueError(
                 "Members in workers are trained on one device each, and from data rather than from a loader."
             )
+        check_graph_capture(posterior, factory.flatness, config, fabric.device, world.size)
         if config.distribution.strategy == "fsdp":
             check_fsdp(posterior, config, world, checkpoints)
         is_vectorized, reason = should_vectorize(factory, posterior.num_members)

@@ -50,7 +50,7 @@ def run_trial(factory: RunFactory, fabric: "Fabric") -> None:
     stage, network = "the first step", None
     try:
         with seeded_rng(spawn_seed(Stream.MODEL_CHECK, factory.seed), None), warnings.catch_warnings(action="ignore"):
-            config = factory.config.with_options(**{"precision.compile": False})
+            config = factory.config.with_options(**{"precision.compile": False, "precision.cuda_graph": False})
             factory = replace(factory, config=config)
             inputs, targets = factory.training_data.example_batch
             inputs = map_tensors(lambda tensor: move_tensor(tensor, fabric.device), inputs)
