@@ -124,13 +124,15 @@ def orthogonal_direction(
     flat = [f.to(g.dtype) for f, g in zip(flat_grads, wide, strict=True)]
     length = _inner_product(wide, wide)
     along = torch.where(length > 0, _inner_product(flat, wide) / length, 0.0)
-    rest = torch._foreach_sub(flat, torch._foreach_mul(wide, along))
+    rest = list(torch._foreach_mul(wide, along))
+    torch._foreach_neg_(rest)
+    torch._foreach_add_(rest, flat)
     norm = global_norm(rest)
     scale = torch.where(norm.isfinite() & (norm > 0), 1 / norm, 0.0)
     previous = zero_tensors(rest) if previous is None else previous
     kept = torch._foreach_mul(list(previous), torch.where(norm.isfinite(), 0.0, 1.0).to(previous[0].dtype))
-    scaled = torch._foreach_mul(rest, scale)
-    return [torch.where(scale > 0, r, k).to(k.dtype) for r, k in zip(scaled, kept, strict=True)]
+    torch._foreach_mul_(rest, scale)
+    return [torch.where(scale > 0, r, k).to(k.dtype) for r, k in zip(rest, kept, strict=True)]
 
 
 def add_direction(grads: Sequence[Tensor], directions: Sequence[Tensor], alpha: float) -> None:
@@ -154,9 +156,10 @@ def _complete(directions: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> 
 
 
 def _inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    products = torch._foreach_mul(list(left), list(right))
-    if any(is_accelerator(product) for product in products):
-        sums = [flatten([products[k] for k in group]).sum() for group in group_tensors(products)]
-    else:
-        sums = [product.sum() for product in products]
+    if not any(is_accelerator(tensor) for tensor in left):
+        return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
+    sums = []
+    for group in group_tensors(left):
+        products = torch._foreach_mul([left[k] for k in group], [right[k] for k in group])
+        sums.append(flatten(products).sum())
     return torch.stack(sums).sum()
