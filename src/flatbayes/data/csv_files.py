@@ -9,14 +9,13 @@ from typing import Any
 
 from flatbayes.core.names import shorten
 from flatbayes.core.optional import require_package
+from flatbayes.data.csv_encoding import explain_decoding_error, find_decoding_error
 from flatbayes.data.csv_format import (
     OPEN_QUOTE,
     CsvFormat,
     CsvLayout,
     detect_layout,
-    explain_decoding_error,
     explain_word,
-    find_decoding_error,
     has_open_quote,
 )
 from flatbayes.data.parquet import ArrowTable, require_columns, require_file, wrap_read_errors
