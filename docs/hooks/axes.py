@@ -10,6 +10,8 @@ from pathlib import Path
 import flatbayes.flatness
 import flatbayes.posteriors
 from flatbayes import Flatness, Posterior, TrainingConfig
+from flatbayes.integrations.posterior_steps import uses_gradient_only
+from flatbayes.integrations.tracker import TrackerConfig
 from flatbayes.training.compatibility import check_compatibility
 
 README = Path(__file__).parents[2] / "README.md"
@@ -73,6 +75,40 @@ def render_refused_pairs() -> str:
     ]
     rows += [f"| {names} | {', '.join(kinds)} | {reason} |" for (names, reason), kinds in reasons.items()]
     return "\n".join(rows)
+
+
+def render_integrations() -> str:
+    """Table of the loops in which each posterior trains, and under which conditions."""
+    rows = ["| posterior | Lightning, transformers | own loop, Accelerate | conditions |", "|---|---|---|---|"]
+    for kind in list_methods(flatbayes.posteriors, Posterior):
+        posterior = kind()
+        try:
+            TrackerConfig(posterior)
+        except ValueError as error:
+            reason = str(error).split(". ")[0]
+            rows.append(f"| `{kind.__name__}` | refused | one loop per member | {reason}: use `join_posteriors` |")
+        else:
+            rows.append(f"| `{kind.__name__}` | yes | yes | {'; '.join(list_conditions(posterior)) or 'none'} |")
+    return "\n".join(rows)
+
+
+def list_conditions(posterior: Posterior) -> list[str]:
+    """What a posterior requires of the loops of Lightning and transformers."""
+    conditions = []
+    if posterior.requires_stationary_loss == "while_collecting":
+        conditions.append("`torch.optim.SGD` without momentum; no float16 with a loss scaler")
+    if not uses_gradient_only(posterior):
+        conditions.append("no weight decay; no float16 with a loss scaler; in Lightning `accumulate_grad_batches=1`")
+    if type(posterior).finalize is not Posterior.finalize:
+        conditions.append("one positive weight decay for all weights, no AdamW, or `prior_precision`")
+        conditions.append("the curvature is computed in `make_posterior`, from the training examples")
+    if type(posterior).check_model is not Posterior.check_model and posterior.snapshot_requirements.max_used == 0:
+        is_dropout = uses_gradient_only(posterior) and type(posterior).finalize is Posterior.finalize
+        conditions += ["dropout in the network; with `rate=` as for `SGVB`"] if is_dropout else []
+    if posterior.snapshot_requirements.min_count:
+        count = posterior.snapshot_requirements.min_count
+        conditions.append(f"at least {count} snapshot{'s' * (count > 1)} in the steps ahead")
+    return conditions
 
 
 def find_reason(message: str) -> str:

@@ -54,6 +54,7 @@ def render_renamed_options() -> str:
 MARKS: dict[str, Callable[[], str]] = {
     "<!-- axes -->": axes.render_axes,
     "<!-- examples -->": render_examples,
+    "<!-- integrations -->": axes.render_integrations,
     "<!-- refused pairs -->": axes.render_refused_pairs,
     "<!-- renamed objects -->": render_renamed_objects,
     "<!-- renamed arguments -->": render_renamed_arguments,

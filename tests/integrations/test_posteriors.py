@@ -163,21 +163,25 @@ def train_model(folder, posterior, optimizer, options, *, flatness=SAM(rho=0.1),
     return trainer
 
 
-def train_by_hand(posterior, make_optimizer, options, *, seeds, clip=None):
+def train_by_hand(posterior, make_optimizer, options, *, seeds, clip=None, accelerator=None):
     """The same training with the interface of a posterior."""
     network = Network()
     state = posterior.init(network, lambda params: make_optimizer(params, **options), BATCHES * SIZE)
     schedule = torch.optim.lr_scheduler.ExponentialLR(state.optimizer, 0.9)
     progress, (x, y) = TrainingProgress(total_steps=EPOCHS * BATCHES), make_data()
+    model, backward = state.model, torch.Tensor.backward
+    if accelerator is not None:
+        model, state.optimizer = accelerator.prepare(state.model, state.optimizer)
+        backward = accelerator.backward
     for epoch in range(EPOCHS):
         seeds(epoch)
         state.model.train()
         for inputs, targets in zip(x.split(SIZE), y.split(SIZE), strict=True):
 
             def closure(inputs=inputs, targets=targets):
-                state.model.zero_grad()
-                loss = F.cross_entropy(state.model(inputs), targets)
-                loss.backward()
+                state.optimizer.zero_grad()
+                loss = F.cross_entropy(model(inputs), targets)
+                backward(loss)
                 return loss.detach()
 
             flat_closure = SAM(rho=0.1)(closure, state.model, progress)
@@ -247,6 +251,18 @@ def test_transformers_take_the_steps_of_a_loop_of_ones_own(posterior, optimizer,
     loaded = FittedPosterior.load(fitted.save(tmp_path / "artefact"), Wrapper(Model()))
     x, _ = make_data()
     assert torch.equal(loaded.predict(x, 4).log_probs, fitted.predict(x, 4).log_probs)
+
+
+@pytest.mark.parametrize(("posterior", "optimizer", "options"), CASES, ids=[repr(case[0]) for case in CASES])
+def test_the_loop_of_accelerate(posterior, optimizer, options):
+    accelerate = pytest.importorskip("accelerate")
+    states = []
+    for accelerator in (None, accelerate.Accelerator(cpu=True)):
+        state = train_by_hand(posterior, optimizer, options, seeds=torch.manual_seed, accelerator=accelerator)
+        posterior.finalize(state, [make_data()], F.cross_entropy)
+        states.append(state)
+    assert_same(*states, prefix="")
+    check_predictions(FittedPosterior(posterior, [states[1]], Categorical(3), statistics_inputs=[make_data()[0]]))
 
 
 RESUMED = [case for index, case in enumerate(mark_cases(4)) if index in (3, 4, 6)]

@@ -108,9 +108,7 @@ class PosteriorSteps:
         assert optimizer is not None
         update = optimizer.step
 
-        def update_with_scales() -> (
-            None
-        ):  # only here, since the loop clips the gradients of the optimizer's parameters
+        def update_with_scales() -> None:  # only here: a loop may clip the gradients of all that is in the optimizer
             with include_params(optimizer, self.scales, self.scale_states):
                 update()
 
