@@ -62,7 +62,7 @@ MUTANTS = (
     Mutant("prediction/sampling.py", "make_generator(Stream.DRAW, *sample_id,",
            "make_generator(Stream.DRAW, *sample_id[::2],",
            f"{_FITTED}::test_members_have_draws_of_their_own"),
-    Mutant("prediction/sampling.py", "batch = batch if self.transform is None else self.transform(batch)",
+    Mutant("prediction/sampling.py", "batch = batch if transform is None else transform(batch)",
            "batch = batch",
            f"{_FITTED}::test_predicts_the_average_of_its_draws"),
     Mutant("prediction/fitted.py", "iter_chunks(inputs, batch_size,", "iter_chunks(inputs, 256,",
