@@ -9,7 +9,7 @@ from pathlib import Path
 
 import flatbayes.flatness
 import flatbayes.posteriors
-from flatbayes import Flatness, Posterior, TrainingConfig
+from flatbayes import Flatness, Laplace, MCDropout, Posterior, TrainingConfig
 from flatbayes.integrations.posterior_steps import uses_gradient_only
 from flatbayes.integrations.tracker import TrackerConfig
 from flatbayes.training.compatibility import check_compatibility
@@ -99,12 +99,11 @@ def list_conditions(posterior: Posterior) -> list[str]:
         conditions.append("`torch.optim.SGD` without momentum; no float16 with a loss scaler")
     if not uses_gradient_only(posterior):
         conditions.append("no weight decay; no float16 with a loss scaler; in Lightning `accumulate_grad_batches=1`")
-    if type(posterior).finalize is not Posterior.finalize:
-        conditions.append("one positive weight decay for all weights, no AdamW, or `prior_precision`")
+    if isinstance(posterior, Laplace):
+        conditions.append("one positive weight decay for all weights, not that of AdamW, or `prior_precision`")
         conditions.append("the curvature is computed in `make_posterior`, from the training examples")
-    if type(posterior).check_model is not Posterior.check_model and posterior.snapshot_requirements.max_used == 0:
-        is_dropout = uses_gradient_only(posterior) and type(posterior).finalize is Posterior.finalize
-        conditions += ["dropout in the network; with `rate=` as for `SGVB`"] if is_dropout else []
+    if isinstance(posterior, MCDropout):
+        conditions.append("dropout in the network; with `rate=` in Lightning `accumulate_grad_batches=1`")
     if posterior.snapshot_requirements.min_count:
         count = posterior.snapshot_requirements.min_count
         conditions.append(f"at least {count} snapshot{'s' * (count > 1)} in the steps ahead")

@@ -1,6 +1,7 @@
-"""Trains on two processes and writes down what each of them ends with; run by test_ranks.py."""
+"""Trains on two processes and writes down what each of them ends with; run by test_allreduce.py."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as lightning
@@ -9,10 +10,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from flatbayes import SAM, SWAG
+from flatbayes import LRT, SAM, SGHMC, SGVB, SWAG
 from flatbayes.integrations.lightning import FlatCallback
 
 FLAT, SIZE, EPOCHS, RATE = SAM(rho=0.3), 4, 2, 0.1
+MOMENTUM = partial(torch.optim.SGD, lr=RATE, momentum=0.9)
+NOISY = [
+    (SGHMC(max_snapshots=3), partial(torch.optim.SGD, lr=RATE)),
+    (SGVB(initial_std=0.1), partial(torch.optim.Adam, lr=0.01)),
+    (LRT(initial_std=0.1), partial(torch.optim.Adam, lr=0.01)),
+]
 
 
 def data():
@@ -26,9 +33,12 @@ def network(norm=None):
 
 
 class Module(lightning.LightningModule):
-    def __init__(self, norm=None):
+    def __init__(self, norm=None, optimizer=MOMENTUM):
         super().__init__()
-        self.net = network(norm)
+        self.net, self.optimizer = network(norm), optimizer
+
+    def on_train_start(self):
+        torch.manual_seed(self.trainer.global_rank)
 
     def training_step(self, batch, batch_idx):
         return F.cross_entropy(self.net(batch[0]), batch[1])
@@ -38,11 +48,11 @@ class Module(lightning.LightningModule):
         return DataLoader(TensorDataset(*data()), batch_size=SIZE, sampler=sampler)
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=RATE, momentum=0.9)
+        return self.optimizer(self.parameters())
 
 
-def train(folder, norm, accumulate):
-    module, callback = Module(norm), FlatCallback(FLAT, SWAG(rank=2), start_fraction=0.0, network="net")
+def train(folder, norm, accumulate, posterior=SWAG(rank=2), optimizer=MOMENTUM):
+    module, callback = Module(norm, optimizer), FlatCallback(FLAT, posterior, start_fraction=0.0, network="net")
     trainer = lightning.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
@@ -58,7 +68,8 @@ def train(folder, norm, accumulate):
     )
     trainer.fit(module)
     found = {"net": module.net.state_dict(), "statistics": callback.state_dict()["statistics"]}
-    torch.save(found, folder / f"{type(module.net[1]).__name__}-{accumulate}-{trainer.global_rank}.pt")
+    name = type(module.net[1]).__name__ if isinstance(posterior, SWAG) else type(posterior).__name__
+    torch.save(found, folder / f"{name}-{accumulate}-{trainer.global_rank}.pt")
     trainer.strategy.barrier()
 
 
@@ -67,3 +78,5 @@ if __name__ == "__main__":
     for accumulate in (1, 2):
         train(Path(sys.argv[1]), None, accumulate)
     train(Path(sys.argv[1]), nn.BatchNorm1d(8), 1)
+    for posterior, optimizer in NOISY:
+        train(Path(sys.argv[1]), None, 1, posterior, optimizer)

@@ -48,14 +48,32 @@ def simulated(accumulate):
 def test_ranks_agree(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
     subprocess.run([sys.executable, str(SCRIPT), str(tmp_path)], env=environment, timeout=200, check=True)
-    for name in ("LayerNorm-1", "LayerNorm-2", "BatchNorm1d-1"):
-        one, other = (torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in range(2))
-        assert one["statistics"]["count"] == 2
-        for kind in ("net", "statistics"):
-            for key, tensor in one[kind].items():
-                assert torch.equal(tensor, other[kind][key]), (name, kind, key)
-                assert tensor.isfinite().all()
+    for name in ("LayerNorm-1", "LayerNorm-2", "BatchNorm1d-1", "SGHMC-1", "SGVB-1", "LRT-1"):
+        statistics = assert_ranks_agree(tmp_path, name)["statistics"]
+        assert "raw_scale" in " ".join(statistics) or statistics["count"] == (4 if name == "LayerNorm-2" else 8)
     for accumulate in (1, 2):
         found = torch.load(tmp_path / f"LayerNorm-{accumulate}-0.pt", weights_only=True)["net"]
         for key, tensor in simulated(accumulate).state_dict().items():
             assert torch.allclose(found[key], tensor, atol=1e-6), (accumulate, key)
+
+
+@pytest.mark.slow
+def test_ranks_of_transformers_agree(tmp_path):
+    pytest.importorskip("transformers")
+    environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "RANK")}
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = SCRIPT.with_name("transformers_on_two_ranks.py")
+    command = [sys.executable, "-m", *launcher, str(script), str(tmp_path)]
+    subprocess.run(command, env=environment, timeout=200, check=True)
+    for name in ("SWAG", "SGHMC", "SGVB", "LRT"):
+        assert assert_ranks_agree(tmp_path, name)["num_data"] == 32
+
+
+def assert_ranks_agree(folder, name):
+    """Check that both processes end with the same; return it."""
+    first, second = (torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(2))
+    for kind in ("net", "statistics"):
+        for key, tensor in first[kind].items():
+            assert torch.equal(tensor, second[kind][key]), (name, kind, key)
+            assert tensor.isfinite().all()
+    return first
