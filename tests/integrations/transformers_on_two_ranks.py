@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 import transformers
-from on_two_ranks import FLAT, MOMENTUM, NOISY, data, network
 from torch import nn
 from torch.nn import functional as F
 
 from flatbayes import SWAG
 from flatbayes.integrations.transformers import FlatTrainer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from on_two_ranks import FLAT, MOMENTUM, NOISY, data, network  # noqa: E402
 
 
 class OtherSeeds(transformers.TrainerCallback):
