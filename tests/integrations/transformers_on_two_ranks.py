@@ -13,7 +13,7 @@ from flatbayes import SWAG
 from flatbayes.integrations.transformers import FlatTrainer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from on_two_ranks import FLAT, MOMENTUM, NOISY, data, network  # noqa: E402
+from on_two_ranks import FLAT, MOMENTUM, NOISY, data, network
 
 
 class OtherSeeds(transformers.TrainerCallback):
