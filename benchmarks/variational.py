@@ -71,7 +71,7 @@ def layer_works(layer: nn.Module, shape: tuple, estimator: str) -> dict[str, Wor
 def make_noisy_layer(layer: nn.Module, estimator: str) -> nn.Module:
     noisy_layer = VARIATIONAL_TYPES[type(layer)](*get_layer_arguments(layer))
     raws = [nn.Parameter(torch.full_like(p, std_to_raw(0.01))) for p in (noisy_layer.weight, noisy_layer.bias)]
-    noisy_layer.noise = LayerNoise(estimator, *(SoftplusScale.from_raw(raw) for raw in raws))
+    noisy_layer.noise = LayerNoise(estimator, *SoftplusScale.from_raws(raws, estimator))
     return noisy_layer
 
 
@@ -92,7 +92,9 @@ def make_pass(forward: Callable, inputs: torch.Tensor, module: nn.Module | None 
         for tensor in tensors:
             tensor.grad = None
         if scales:  # the softplus is part of the work, as in a step with one pass
-            module.noise = LayerNoise(noise.estimator, *(SoftplusScale.from_raw(scale.raw) for scale in scales))
+            module.noise = LayerNoise(
+                noise.estimator, *SoftplusScale.from_raws([scale.raw for scale in scales], noise.estimator)
+            )
         forward(inputs).backward(direction)
 
     return work
