@@ -17,6 +17,7 @@ from flatbayes.data import Digits
 from flatbayes.experiments import Comparison
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG
+from flatbayes.prediction import FittedPosterior
 from flatbayes.training import CollectionConfig, TrainingConfig, loop
 from support import find_tensors_file
 
@@ -251,3 +252,22 @@ class TestEndOfTraining:
         (here / "run" / "posterior.json").write_text(json.dumps(damage))
         assert run("--resume") == 2
         assert "There is no checkpoint to continue from" in capsys.readouterr().err
+
+
+def test_training_inputs_can_be_left_out_of_the_artefact(here, capsys):
+    """Also of one that another command has kept them in; the networks that were drawn can be drawn again."""
+    fit = [*FIT[:6], "convnet", "--model.width", "2", *FIT[9:], "--out", "run"]  # a network with BatchNorm
+    assert main(fit) == 0
+    with_inputs = FittedPosterior.load(here / "run")
+    assert with_inputs.statistics_inputs
+    assert main([*fit, "--resume", "--without_training_inputs"]) == 0
+    without = FittedPosterior.load(here / "run")
+    inputs = Digits().load(0).test.inputs[:8]
+    assert not without.statistics_inputs
+    assert torch.equal(without.predict(inputs, 3).mean, with_inputs.predict(inputs, 3).mean)
+    with pytest.raises(ValueError, match="BatchNorm"):
+        without.predict(inputs, 4)
+    assert main([*fit, "--overwrite", "--without_training_inputs"]) == 0
+    assert not FittedPosterior.load(here / "run").statistics_inputs
+    assert main(["evaluate", "run", "--num_draws", "3"]) == 0
+    assert len([*(here / "run").glob("*.safetensors")]) == 2  # weights, and statistics of the draws

@@ -62,6 +62,12 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="continue the run in --out if it was interrupted")
     add_changed_data_option(parser)
     parser.add_argument(
+        "--without_training_inputs",
+        action="store_true",
+        help="do not keep batches of training inputs in the artefact of a network with BatchNorm; networks that this "
+        "command has not drawn cannot be drawn later",
+    )
+    parser.add_argument(
         "--checkpoint_steps",
         type=int | None,
         default=None,
@@ -191,6 +197,8 @@ def run(options: Namespace) -> None:
             return
         checkpoints.remove()
         if folder.has_results:
+            if options.without_training_inputs and finished.statistics_inputs:
+                folder.save(finished, with_training_inputs=False)
             console.print(f"{folder.path} is complete: there is nothing to resume.", soft_wrap=True)
             return
         fitted = finished
@@ -219,8 +227,9 @@ def run(options: Namespace) -> None:
     except KeyboardInterrupt as stop:
         stop.add_note(f"the posterior is complete and saved in {folder.path}; its evaluation was stopped")
         raise
-    if len(fitted.norm_statistics) > num_cached:  # so that evaluate and predict need not estimate them again
-        folder.save(fitted)
+    if options.without_training_inputs or len(fitted.norm_statistics) > num_cached:
+        # With the statistics of the draws, so that evaluate and predict need not estimate them again.
+        folder.save(fitted, with_training_inputs=not options.without_training_inputs)
     console.print(
         f"saved    {folder.path}\nnext     flatbayes evaluate {folder.path}", highlight=False, soft_wrap=True
     )

@@ -308,9 +308,9 @@ class RunFolder:
         """Whether the folder holds results."""
         return (self.path / RESULTS_FILE).is_file()
 
-    def save(self, fitted: FittedPosterior) -> None:
-        """Write the fitted posterior."""
-        fitted.save(self.path)
+    def save(self, fitted: FittedPosterior, *, with_training_inputs: bool = True) -> None:
+        """Write the fitted posterior, with or without the batches of training inputs that it has."""
+        fitted.save(self.path, with_training_inputs=with_training_inputs)
 
     def add_result(self, run_result: RunResult) -> int:
         """Add the result of an evaluation to `results.json`, in place of an earlier one with the same settings.
