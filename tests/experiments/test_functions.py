@@ -125,3 +125,23 @@ def test_tuning_continues_in_its_folder(tmp_path):
     data = Arrays(FEATURES, LABELS)
     first = tune("MLP", data, MAP(), num_trials=1, **options)
     assert tune("MLP", data, MAP(), num_trials=2, **options).trials[:1] == first.trials
+
+
+def test_trials_of_a_network_with_other_weights_are_not_reused(tmp_path):
+    options = {"num_seeds": 1, "num_draws": 1, "folder": tmp_path, "config": {"epochs": 1}, "num_trials": 1}
+    network, data = nn.Linear(3, 2), Arrays(FEATURES, LABELS)
+    first = tune(network, data, MAP(), **options)
+    assert len(list(tmp_path.glob("runs/*.json"))) == 1
+    with torch.no_grad():
+        network.weight.zero_()
+    assert tune(network, data, MAP(), **options).best_run.cache_key() != first.best_run.cache_key()
+    assert len(list(tmp_path.glob("runs/*.json"))) == 2
+
+
+def test_runs_of_a_comparison_have_the_fingerprint_of_the_network():
+    networks = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    comparisons = [
+        Comparison(source=Arrays(FEATURES, LABELS), model=n, posteriors=[MAP()], num_seeds=1) for n in networks
+    ]
+    keys = [{run.cache_key() for run in comparison.list_runs()} for comparison in comparisons]
+    assert not keys[0] & keys[1]
