@@ -1,4 +1,4 @@
-"""Every public object shows itself: a short repr, a table in notebooks, a summary, plain data and a figure."""
+"""Every public object has a display: a short repr, a table in notebooks, a summary, plain data and a figure."""
 
 import json
 from functools import partial

@@ -1,4 +1,4 @@
-"""Sources of arrays, tensors, data frames and splits that are made already."""
+"""Sources of arrays, tensors, data frames and given splits."""
 
 from dataclasses import replace
 

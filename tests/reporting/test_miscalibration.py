@@ -1,4 +1,4 @@
-"""Words on posteriors whose predictions are badly calibrated."""
+"""Sentences that name the posteriors whose predictions are badly calibrated."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""How results show themselves: aligned text for terminals, and HTML tables for notebooks."""
+"""Display of results: aligned text for terminals, and HTML tables for notebooks."""
 
 from collections.abc import Mapping, Sequence
 from html import escape

@@ -108,7 +108,7 @@ class RandomState:
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Tensor], device: torch.device) -> "RandomState":
-        """The inverse of `state_dict`, on the device of this process, which may have another number than then.
+        """The inverse of `state_dict`; the device may have another number than when the state was saved.
 
         Args:
             state_dict: The states by name of device.

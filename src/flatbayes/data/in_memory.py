@@ -1,4 +1,4 @@
-"""Data sources of what a program holds in memory: arrays, tensors, data frames, and splits that are made already."""
+"""Data sources of what a program holds in memory: arrays, tensors, data frames, and given splits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -96,7 +96,7 @@ class Arrays(DataSource):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FixedSplits(DataSource):
-    """Splits that are made already: every seed gets the same ones.
+    """Given splits as a source: every seed gets the same ones.
 
     Attributes:
         splits: Training, validation and test split.
@@ -109,9 +109,7 @@ class FixedSplits(DataSource):
     def __post_init__(self) -> None:
         changed = [f.name for f in fields(DataSource) if getattr(self, f.name) != f.default]
         if changed:
-            raise ValueError(
-                f"The splits are made already: leave out {', '.join(changed)}, or give examples to split."
-            )
+            raise ValueError(f"The splits are given: leave out {', '.join(changed)}, or give examples to split.")
 
     def __eq__(self, other: object) -> bool:
         """Two sources are equal if they are the same object; comparing their content would take long."""

@@ -59,7 +59,7 @@ class Standardize:
         return standardize_inputs(inputs, self.mean, self.std)
 
     def to(self, device: torch.device | str) -> "Standardize":
-        """The same with its statistics on a device, where standardization then waits for no copy.
+        """The standardization with its statistics on a device, so that a call copies nothing to that device.
 
         Statistics in float64 stay where they are if the device has no float64.
         """

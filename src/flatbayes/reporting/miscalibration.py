@@ -1,4 +1,4 @@
-"""Words on bad calibration: which posteriors of a comparison are over- or underconfident beyond chance."""
+"""Sentences that name the posteriors of a comparison that are over- or underconfident beyond chance."""
 
 from dataclasses import dataclass
 from math import sqrt
