@@ -72,6 +72,7 @@ def two_devices(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setattr(torch, "get_device_module", lambda kind: module)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch, "Generator", lambda device="cpu": make())
     monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("it seeds devices that are not restored"))
     return module

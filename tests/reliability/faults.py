@@ -54,6 +54,9 @@ def main(names: list[str], most: int, seed: int) -> dict[str, Any]:
 
     keep = ["--checkpoint_steps=1", "--checkpoint_seconds=0", "--resume"]
     fit_norm = ["fit", *BATCH_NORM, "--epochs=3", *keep, "--out=run"]
+    data_and_model = [option for option in BATCH_NORM if not option.startswith("--posterior.")]
+    compare_norm = ["compare", *data_and_model, "--posteriors=[SWAG(rank=2)]", "--epochs=2", "--num_seeds=2",
+                    "--num_jobs=1", "--out=cmp"]  # fmt: skip
     shift = ["--num_draws=2", "--max_examples=16", "--corruptions=gaussian_noise"]
     predict = ["--input=new.npz", "--output=out.csv", "--overwrite", "--num_draws=3"]
     cases = {
@@ -66,6 +69,7 @@ def main(names: list[str], most: int, seed: int) -> dict[str, Any]:
         "predict, MLP": Case(["predict", "run", *predict], [FIT]),
         "predict, BatchNorm": Case(["predict", "run", *predict], [fit_norm]),
         "compare, MLP": Case(COMPARE, []),
+        "compare, BatchNorm": Case(compare_norm, []),
     }
     shim = ctypes.CDLL(os.environ["LD_PRELOAD"])
     random, bad, counts = Random(seed), [], {}

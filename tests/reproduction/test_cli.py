@@ -150,6 +150,7 @@ def test_the_fast_configuration_runs(cifar, tmp_path, capsys):
     assert main(["fit", *config, *small, "--out", str(tmp_path / "fast")]) == 0
     kept = json.loads((tmp_path / "fast" / "config.json").read_text())
     precision = {"mode": "bf16-mixed", "channels_last": True, "compile": False, "cudnn_benchmark": True}
+    precision |= {"cuda_graph": False}
     assert kept["config"]["precision"] == precision
     assert kept["flatness"]["init_args"]["before"]["class_path"] == "flatbayes.flatness.MSAM"
     assert kept["data"]["init_args"]["cutout"] == 8
