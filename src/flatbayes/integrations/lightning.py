@@ -92,7 +92,6 @@ class FlatCallback(Callback):
     ) -> None:
         self.flatness = resolve_component(flatness, Flatness, "flatness")
         self.network = network
-        posterior = None if posterior is None else resolve_component(posterior, Posterior, "posterior")
         self._tracker_config = make_tracker_config(
             posterior, start_fraction, snapshots_per_epoch, params, num_data, num_cycles
         )
@@ -144,21 +143,17 @@ class FlatCallback(Callback):
             ValueError: The posterior does not go with the network or the optimizer; or it needs snapshots, and the
                 training collects too few or has no known number of steps.
         """
-        total_steps = _to_finite_int(trainer.estimated_stepping_batches)
+        state_dict = self._pending_state_dict
+        if state_dict is None and self._tracker is not None and self._tracker.progress.step == trainer.global_step:
+            state_dict = self._tracker.state_dict()  # the same fit goes on
         num_batches = _to_finite_int(trainer.num_training_batches)
-        earlier = self._tracker
-        is_continued = (
-            self._pending_state_dict is None and earlier is not None and trainer.global_step == earlier.progress.step
-        )
-        state_dict = earlier.state_dict() if earlier is not None and is_continued else self._pending_state_dict
-        progress = TrainingProgress(step=trainer.global_step, total_steps=total_steps)
-        accumulation_steps = trainer.accumulate_grad_batches
+        total_steps = _to_finite_int(trainer.estimated_stepping_batches)
         self._tracker = TrainingTracker.start_tracking(
             self._tracker_config,
             pl_module.get_submodule(self.network),
             trainer.optimizers[0],
-            progress,
-            None if num_batches is None else count_optimizer_steps(num_batches, accumulation_steps),
+            TrainingProgress(step=trainer.global_step, total_steps=total_steps),
+            None if num_batches is None else count_optimizer_steps(num_batches, trainer.accumulate_grad_batches),
             self._tracker_config.count_examples(trainer.train_dataloader, num_batches),
             trainer.train_dataloader,
         )

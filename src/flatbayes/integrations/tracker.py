@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from flatbayes.core import TrainingProgress
 from flatbayes.core.buffers import clone_buffers, find_updated_buffers
+from flatbayes.core.components import resolve_component
 from flatbayes.core.parameter_selection import (
     ParameterSelection,
     check_selection,
@@ -23,23 +24,12 @@ from flatbayes.core.process_group import get_process_group_info
 from flatbayes.core.spec import short_name
 from flatbayes.flatness import Flatness
 from flatbayes.integrations.posterior_steps import PosteriorSteps
+from flatbayes.integrations.tracker_file import TrackerState
 from flatbayes.posteriors import MAP, Posterior
 from flatbayes.training.compatibility import check_compatibility, check_snapshot_count
 from flatbayes.training.config import CollectionConfig, PrecisionConfig, TrainingConfig
 from flatbayes.training.loader_size import count_loader_examples
 from flatbayes.training.schedules import Cyclical, get_automatic_snapshots_per_epoch, is_collection_step
-
-
-class TrackerState(TypedDict):
-    """Checkpoint of a tracker: the training progress and the statistics of the posterior.
-
-    `optimizer_states` has the optimizer's state of standard deviations, as `index.name`.
-    """
-
-    progress: dict[str, Any]
-    statistics: dict[str, Tensor]
-    updated_buffers: NotRequired[list[str] | None]
-    optimizer_states: NotRequired[dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -130,7 +120,7 @@ def make_tracker_config(
         ValueError: As for `TrackerConfig`.
     """
     return TrackerConfig(
-        MAP() if posterior is None else posterior,
+        MAP() if posterior is None else resolve_component(posterior, Posterior, "posterior"),
         CollectionConfig(start_fraction, snapshots_per_epoch),
         params,
         num_data,

@@ -8,7 +8,6 @@ The step of the posterior replaces that of the optimizer, after the Trainer has 
 posterior, which samples weights for every gradient, takes its whole step at the last micro-batch instead.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
@@ -21,7 +20,6 @@ from torch.optim import Optimizer
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.components import resolve_component
-from flatbayes.core.files import atomic_write
 from flatbayes.core.optional import require_package
 from flatbayes.core.parameter_selection import ParameterSelection, only_optimized
 from flatbayes.core.renames import explain_old_arguments
@@ -35,21 +33,19 @@ from flatbayes.integrations.posterior_steps import (
     uses_gradient_only,
 )
 from flatbayes.integrations.tracker import (
-    TrackerState,
     TrainingTracker,
     copy_batch,
     count_optimizer_steps,
     is_single_pass,
     make_tracker_config,
 )
+from flatbayes.integrations.tracker_file import TRACKER_FILE_NAME, load_tracker_state, save_tracker_state
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
 
 with require_package("transformers"):
     from accelerate.utils import DistributedType
-    from safetensors import safe_open
-    from safetensors.torch import save_file
     from transformers import Trainer, TrainerCallback
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
@@ -59,9 +55,6 @@ if TYPE_CHECKING:
     _TrainerBase = Trainer  # for mypy: the mixin calls methods of the Trainer that follows it
 else:
     _TrainerBase = object
-
-TRACKER_FILE_NAME = "flatbayes.safetensors"
-"""File of the tracker in the folder of a checkpoint."""
 
 SUPPORTED_DISTRIBUTED_TYPES = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 """Kinds of distributed training in which every process holds all weights."""
@@ -106,7 +99,6 @@ class FlatTrainerMixin(_TrainerBase):
         **kwargs: Any,
     ) -> None:
         self.flatness = resolve_component(flatness, Flatness, "flatness")
-        posterior = None if posterior is None else resolve_component(posterior, Posterior, "posterior")
         self._tracker_config = make_tracker_config(
             posterior, start_fraction, snapshots_per_epoch, params, num_data, num_cycles
         )
@@ -280,7 +272,7 @@ class _TrackerCallback(TrainerCallback):
         )
         trainer._tracker = tracker
         if trainer._resume_path is not None:
-            tracker.load_state_dict(_load_tracker_state(Path(trainer._resume_path) / TRACKER_FILE_NAME))
+            tracker.load_state_dict(load_tracker_state(Path(trainer._resume_path) / TRACKER_FILE_NAME))
         tracker.check_collection()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -310,7 +302,7 @@ class _TrackerCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.should_save and self.trainer._tracker is not None:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            _save_tracker_state(folder / TRACKER_FILE_NAME, self.trainer._tracker.state_dict())
+            save_tracker_state(folder / TRACKER_FILE_NAME, self.trainer._tracker.state_dict())
 
 
 def _remove_autocast_wrapper(model: nn.Module) -> nn.Module:
@@ -323,37 +315,6 @@ def _remove_autocast_wrapper(model: nn.Module) -> nn.Module:
 def _unwrap_optimizer(optimizer: Any) -> Optimizer:
     wrapped: Optimizer = getattr(optimizer, "optimizer", optimizer)  # that of accelerate has the user's inside
     return wrapped
-
-
-def _save_tracker_state(path: Path, state_dict: TrackerState) -> None:
-    progress = dict(state_dict["progress"])
-    tensors = {f"flatness_state.{name}": tensor for name, tensor in progress.pop("flatness_state").items()}
-    for kind in ("statistics", "optimizer_states"):
-        tensors |= {f"{kind}.{name}": tensor for name, tensor in state_dict[kind].items()}
-    with atomic_write(path) as temporary:
-        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        updated_buffers = json.dumps(state_dict.get("updated_buffers"))
-        save_file(copies, temporary, metadata={"progress": json.dumps(progress), "updated_buffers": updated_buffers})
-
-
-def _load_tracker_state(path: Path) -> TrackerState:
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        progress = json.loads(
-            metadata["progress" if "progress" in metadata else "course"]
-        )  # 0.1 wrote `course` and `kept.`
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    flatness_state = _select_by_prefix(tensors, "flatness_state.") or _select_by_prefix(tensors, "kept.")
-    return {
-        "progress": {**progress, "flatness_state": flatness_state},
-        "statistics": _select_by_prefix(tensors, "statistics."),
-        "updated_buffers": json.loads(metadata.get("updated_buffers", "null")),
-        "optimizer_states": _select_by_prefix(tensors, "optimizer_states."),
-    }
-
-
-def _select_by_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 explain_old_arguments(__name__)
