@@ -132,37 +132,21 @@ def load_source(config: Mapping[str, Any], torch_dataset: str | None, trusted: C
     return source
 
 
-def load_run_data(source: DataSource, folder: Path, config: Mapping[str, Any], options: Namespace) -> DataSplits:
-    """The splits of a run, after a comparison with the data that it was trained on.
+def load_run_data(source: DataSource, configs: Mapping[Path, Mapping[str, Any]], options: Namespace) -> DataSplits:
+    """The splits of runs, after a comparison with those that they were trained on, unless `--allow_changed_data`.
 
     Args:
-        source: Data source of the run.
-        folder: Folder of the run.
-        config: Its configuration.
+        source: Data source of the runs.
+        configs: Configurations of the runs by folder, of one seed.
         options: Options of the verb.
 
     Raises:
-        ValueError: The content has changed, and `--allow_changed_data` is not given.
+        ValueError: The content differs from that of a configuration or an artefact.
     """
     with explain_entry("data"):
-        splits = source.load(config["seed"])
-    check_run_data(splits, {folder: config}, options)
-    return splits
-
-
-def check_run_data(splits: DataSplits, configs: Mapping[Path, Mapping[str, Any]], options: Namespace) -> None:
-    """Compare data with those that runs were trained on, by their configurations and their artefacts.
-
-    Args:
-        splits: The data.
-        configs: Configurations of the runs by folder.
-        options: Options of the verb.
-
-    Raises:
-        ValueError: The content has changed, and `--allow_changed_data` is not given.
-    """
+        splits = source.load(next(iter(configs.values()))["seed"])
     if options.allow_changed_data:
-        return
+        return splits
     remedy = "restore them, or give --allow_changed_data if rows of the training are not evaluated by that"
     current = compute_fingerprint(splits)
     for folder, config in configs.items():
@@ -170,3 +154,4 @@ def check_run_data(splits: DataSplits, configs: Mapping[Path, Mapping[str, Any]]
         stored = read_metadata(folder)["info"].get(FINGERPRINT_KEY, {})  # of training and validation data
         trained = {name: checksum for name, checksum in stored.items() if name in current}
         check_fingerprint(folder, {FINGERPRINT_KEY: trained}, {name: current[name] for name in trained}, remedy)
+    return splits

@@ -64,7 +64,7 @@ def run(options: Namespace) -> None:
         model = _load_model(config["model"], options)
     with explain_entry("config"):
         training_config = _load_config(config)
-    dataset = load_run_data(source, folder.path, config, options)
+    dataset = load_run_data(source, {folder.path: config}, options)
     with explain_entry("flatness"):
         run_flatness = instantiate(config["flatness"], package="flatbayes.flatness")
     if not isinstance(run_flatness, Flatness):

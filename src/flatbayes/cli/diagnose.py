@@ -10,7 +10,6 @@ from rich.table import Table
 
 from flatbayes.cli.artifacts import (
     check_result_folder,
-    check_run_data,
     console,
     load_on_device,
     load_run_data,
@@ -112,8 +111,8 @@ def run(options: Namespace) -> None:
     if options.landscape:  # checked before the measurement, which may take hours
         check_same_shapes(posteriors)
         check_steps(options.num_grid_points)
-    dataset = load_run_data(source, Path(names[0]), first, options)
-    check_run_data(dataset, {Path(name): c for name, c in configs.items() if c["seed"] == first["seed"]}, options)
+    same_seed = {Path(name): config for name, config in configs.items() if config["seed"] == first["seed"]}
+    dataset = load_run_data(source, same_seed, options)
     split, num_available = subsample_split(dataset, options.split, options.max_examples, options.seed)
     sharpness = compare_sharpness(
         posteriors,

@@ -39,7 +39,7 @@ def run(options: Namespace) -> None:
     config = folder.read_config()
     fitted = load_on_device(folder.path, options.model, options.trust)
     source = load_source(config, options.data, options.trust)
-    split = getattr(load_run_data(source, folder.path, config, options), options.split)
+    split = getattr(load_run_data(source, {folder.path: config}, options), options.split)
     evaluate_run(
         fitted,
         folder,

@@ -24,10 +24,8 @@ def list_methods(axis: str) -> str:
     """
     lines = []
     for name in list_names(axis):
-        description = (
-            (inspect.getdoc(getattr(CLASS_OPTIONS[axis][0], name)) or "").split("\n\n")[0].replace("\n", " ")
-        )
-        sentence = description.split(". ")[0].removesuffix(".")
+        doc = inspect.getdoc(getattr(CLASS_OPTIONS[axis][0], name)) or ""
+        sentence = doc.split("\n\n")[0].replace("\n", " ").split(". ")[0].removesuffix(".")
         indent = " " * (NAME_WIDTH + 2)
         lines.append(fill(f"  {name:<{NAME_WIDTH}}{sentence}", LINE_WIDTH, subsequent_indent=indent))
     return "\n".join(lines)

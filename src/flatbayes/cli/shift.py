@@ -110,7 +110,7 @@ def run(options: Namespace) -> None:
     shape = fitted.info.get("input_shape")
     if isinstance(shape, list) and shape:
         _select_corruptions(options, tuple(shape))  # refuses unknown ones before data are read
-    dataset = load_run_data(source, folder.path, config, options)
+    dataset = load_run_data(source, {folder.path: config}, options)
     if dataset.is_regression:
         raise ValueError(f"Shift is evaluated for classifications only, and {folder.path} holds a regression.")
     test = _subsample_split(dataset.test, options)
