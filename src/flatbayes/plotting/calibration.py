@@ -32,12 +32,8 @@ def plot_reliability(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    with theme.use_axes(axes, 4.2, 4.2) as target:
-        with draw_diagonal(target):
-            draw_reliability_curve(target, confidence, accuracy, counts, intervals, flat=True)
-        target.set_xlabel("confidence (top probability)")
-        target.set_ylabel("accuracy")
-        target.set_title(title)
+    with _use_unit_square(axes, "confidence (top probability)", "accuracy", title) as target:
+        draw_reliability_curve(target, confidence, accuracy, counts, intervals, flat=True)
         return target
 
 
@@ -55,12 +51,8 @@ def plot_coverage(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    with theme.use_axes(axes, 4.2, 4.2) as target:
-        with draw_diagonal(target):
-            draw_coverage_curve(target, levels, coverage, flat=True)
-        target.set_xlabel("level of the central interval")
-        target.set_ylabel("targets inside")
-        target.set_title(title)
+    with _use_unit_square(axes, "level of the central interval", "targets inside", title) as target:
+        draw_coverage_curve(target, levels, coverage, flat=True)
         return target
 
 
@@ -125,6 +117,14 @@ def draw_diagonal(axes: "Axes") -> Iterator[None]:
 def set_unit_ticks(set_ticks: Any) -> None:
     """Ticks at the quarters from 0 to 1."""
     set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", ".25", ".5", ".75", "1"])
+
+
+@contextmanager
+def _use_unit_square(axes: "Axes | None", x_label: str, y_label: str, title: str) -> Iterator["Axes"]:
+    """Axes of a program or notebook, with a diagonal behind what is drawn inside."""
+    with theme.use_axes(axes, 4.2, 4.2) as target, draw_diagonal(target):
+        target.set(xlabel=x_label, ylabel=y_label, title=title)
+        yield target
 
 
 def _draw_intervals(
