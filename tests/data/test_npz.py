@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from flatbayes.data import Npz
-from flatbayes.data.npz import iter_array_chunks, read_array_shape, read_arrays, to_inputs
+from flatbayes.data.arrays import to_inputs
+from flatbayes.data.npz import iter_array_chunks, read_array_shape, read_arrays
 
 RANDOM = np.random.default_rng(0)
 

@@ -1,24 +1,17 @@
 """Data sources of what a program holds in memory: arrays, tensors, data frames, and given splits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.data.arrays import NamedArrays, make_raw_splits
 from flatbayes.data.checks import TaskType, make_class_names
-from flatbayes.data.npz import (
-    is_regression_array,
-    make_feature_names,
-    make_target_names,
-    to_inputs,
-    to_labels,
-    to_regression_targets,
-)
 from flatbayes.data.source import DataSource, RawSplits
-from flatbayes.data.splits import DataSplits, Split
+from flatbayes.data.splits import DataSplits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,12 +37,8 @@ class Arrays(DataSource):
     val: tuple[Any, Any] | None = None
     task: TaskType = None
 
-    def __eq__(self, other: object) -> bool:
-        """Two sources are equal if they are the same object; comparing their content would take long."""
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
+    __eq__ = object.__eq__  # equal if the same object: comparing the content would take long
+    __hash__ = object.__hash__
 
     def read(self) -> RawSplits:
         """Convert the arrays, without splitting them.
@@ -57,41 +46,29 @@ class Arrays(DataSource):
         Raises:
             ValueError: Inputs and targets differ in length, or are neither numbers nor texts.
         """
-        pairs = {"given": (self.inputs, self.targets), "test": self.test, "validation": self.val}
-        arrays = {name: to_array_pair(*pair, f"{name} examples") for name, pair in pairs.items() if pair is not None}
+        pairs = {"unsplit": (self.inputs, self.targets), "test": self.test, "val": self.val}
+        names = {"unsplit": "given examples", "test": "test examples", "val": "validation examples"}
+        arrays = {split: to_array_pair(*pair, names[split]) for split, pair in pairs.items() if pair is not None}
         targets = [array for _, array in arrays.values()]
         is_text = any(array.dtype.kind in "OUS" for array in targets)
         class_names: tuple[str, ...] = ()
         if is_text:
             class_names, targets = encode_texts(targets)
-        is_regression = not is_text and is_regression_array(targets[0], self.task, "The array of targets")
-        convert = to_regression_targets if is_regression else to_labels
-        splits = {
-            name: Split(
-                inputs=to_inputs(inputs, f"The inputs of the {name} examples"),
-                targets=convert(array, f"The targets of the {name} examples"),
+        named = {
+            split: NamedArrays(
+                inputs, array, f"The inputs of the {names[split]}", f"The targets of the {names[split]}"
             )
-            for (name, (inputs, _)), array in zip(arrays.items(), targets, strict=True)
+            for (split, (inputs, _)), array in zip(arrays.items(), targets, strict=True)
         }
-        unsplit = splits["given"]
-        columns = getattr(self.inputs, "columns", None)
-        features = make_feature_names(unsplit.input_tensor)
-        return RawSplits(
-            unsplit=unsplit,
-            test=splits.get("test"),
-            val=splits.get("validation"),
-            class_names=()
-            if is_regression
-            else class_names or make_class_names([split.targets for split in splits.values()]),
-            feature_names=features if columns is None else tuple(map(str, columns)),
-            target_names=self._name_targets(unsplit.targets) if is_regression else (),
+        raw = make_raw_splits(
+            named,
+            "classification" if is_text else self.task,
+            str(getattr(self.targets, "name", None) or "target"),
+            lambda labels: class_names or make_class_names(labels),
         )
-
-    def _name_targets(self, targets: Tensor) -> tuple[str, ...]:
-        columns = getattr(self.targets, "columns", None)
-        if columns is not None:
-            return tuple(map(str, columns))
-        return make_target_names(str(getattr(self.targets, "name", None) or "target"), targets)
+        target_names = raw.target_names and (_list_columns(self.targets) or raw.target_names)
+        feature_names = _list_columns(self.inputs) or raw.feature_names
+        return replace(raw, feature_names=feature_names, target_names=target_names)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,12 +88,8 @@ class FixedSplits(DataSource):
         if changed:
             raise ValueError(f"The splits are given: leave out {', '.join(changed)}, or give examples to split.")
 
-    def __eq__(self, other: object) -> bool:
-        """Two sources are equal if they are the same object; comparing their content would take long."""
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
+    __eq__ = object.__eq__  # equal if the same object: comparing the content would take long
+    __hash__ = object.__hash__
 
     def read(self) -> RawSplits:
         """All examples as raw splits."""
@@ -189,6 +162,11 @@ def encode_texts(targets: Sequence[np.ndarray]) -> tuple[tuple[str, ...], list[n
     names, codes = np.unique(flat.astype(str), return_inverse=True)
     ends = np.cumsum([len(array) for array in targets])[:-1]
     return tuple(names.tolist()), np.split(codes.astype(np.int64), ends)
+
+
+def _list_columns(values: Any) -> tuple[str, ...]:
+    """Names of the columns of a data frame; empty for an array."""
+    return tuple(map(str, getattr(values, "columns", ())))
 
 
 def _to_array(values: Any) -> np.ndarray:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.names import format_names
+from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import check_finite
 from flatbayes.data.columns import extract_features
 from flatbayes.data.csv_files import CSV_SUFFIXES, get_table_suffix
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.image_folder import iter_file_contents, list_image_files, scan_folder, warn_of_other_files
 from flatbayes.data.images import IMAGE_SUFFIXES, EncodedImage, ImageLayout, allocate_images, decode_image
-from flatbayes.data.npz import iter_array_chunks, read_array_names, read_array_shape, to_inputs
+from flatbayes.data.npz import iter_array_chunks, read_array_names, read_array_shape
 from flatbayes.data.parquet import (
     ArrowTable,
     count_rows,

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from flatbayes.core.names import format_names
-from flatbayes.data.checks import TaskType, holds_fractions, make_class_names, to_int64
+from flatbayes.data.arrays import NamedArrays, make_raw_splits
+from flatbayes.data.checks import TaskType
 from flatbayes.data.parquet import require_file
 from flatbayes.data.size_limit import check_memory
 from flatbayes.data.source import DataSource, RawSplits
-from flatbayes.data.splits import Split
 
 MAX_COMPRESSION_RATIO = 1100
 """Uncompressed bytes per compressed byte; the zip format reaches 1032."""
@@ -62,23 +60,12 @@ class Npz(DataSource):
                 "them."
             )
         arrays = read_arrays(path, names)
-        is_regression = is_regression_array(arrays[self.targets], self.task, f"{self.targets!r} of {path}")
-        convert_targets = to_regression_targets if is_regression else to_labels
-        splits = [
-            Split(
-                inputs=to_inputs(arrays[inputs], f"{inputs!r} of {path}"),
-                targets=convert_targets(arrays[targets], f"{targets!r} of {path}"),
-            )
-            for inputs, targets in zip(names[::2], names[1::2], strict=True)
-        ]
-        unsplit = splits[0]
-        return RawSplits(
-            unsplit=unsplit,
-            test=splits[1] if has_test else None,
-            class_names=() if is_regression else make_class_names([split.targets for split in splits]),
-            target_names=make_target_names(self.targets, unsplit.targets) if is_regression else (),
-            feature_names=make_feature_names(unsplit.input_tensor),
-        )
+        pairs = zip(("unsplit", "test"), names[::2], names[1::2], strict=False)
+        named = {
+            split: NamedArrays(arrays[inputs], arrays[targets], f"{inputs!r} of {path}", f"{targets!r} of {path}")
+            for split, inputs, targets in pairs
+        }
+        return make_raw_splits(named, self.task, self.targets)
 
 
 def read_array_names(path: Path) -> list[str]:
@@ -198,103 +185,3 @@ def _wrap_read_errors(path: Path) -> Iterator[None]:
         raise ValueError(
             f"{path} cannot be read as .npz: {error}. Write it again with numpy.savez, without object arrays."
         ) from error
-
-
-def to_inputs(array: np.ndarray, description: str) -> Tensor:
-    """Convert an array to features, [n, features], or images, [n, channels, height, width].
-
-    Images of uint8 keep their type. Features that float32 may round, and images that it rounds by more than a
-    thousandth of their standard deviation, are float64 until they are standardized. Other arrays become float32.
-
-    Args:
-        array: [n, features], [n, height, width], [n, channels, height, width] or [n, height, width, channels].
-        description: What the array is, for messages.
-
-    Raises:
-        ValueError: The array has another type or shape.
-    """
-    if array.dtype.kind not in "biuf" or array.ndim not in (2, 3, 4) or 0 in array.shape[1:]:
-        raise ValueError(
-            f"{description} must be numbers of the shape [n, features], [n, height, width], [n, channels, height, "
-            f"width] or [n, height, width, channels], got {array.dtype} of the shape {array.shape}."
-        )
-    if array.ndim == 3:
-        array = array[:, None]
-    elif array.ndim == 4 and array.shape[1] > 4:
-        if array.shape[3] > 4:
-            raise ValueError(
-                f"{description} has the shape {array.shape}, in which neither the second nor the last axis is one "
-                "of 1 to 4 channels. Reshape it to [n, channels, height, width]."
-            )
-        array = array.transpose(0, 3, 1, 2)
-    dtype: type[np.generic] = np.float32
-    if array.ndim == 2 or loses_precision(array):
-        dtype = choose_float_type(array.dtype)
-    if array.ndim == 4 and array.dtype == np.uint8:
-        dtype = np.uint8
-    with np.errstate(over="ignore"):  # check_finite refuses the infinity that an overflow gives
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
-
-
-def choose_float_type(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
-    """The smaller one of float32 and float64 that holds all numbers of this type (up to 2^53) without rounding."""
-    return np.float32 if np.can_cast(dtype, np.float32) else np.float64
-
-
-def loses_precision(array: np.ndarray) -> bool:
-    """Whether float32 rounds the largest number by more than a thousandth of the standard deviation of all."""
-    if choose_float_type(array.dtype) is np.float32 or not array.size:
-        return False
-    with np.errstate(over="ignore", invalid="ignore"):
-        spread = array.std(dtype=np.float64)
-        return bool(spread > 0 and np.spacing(np.abs(array).max().astype(np.float32)) > 1e-3 * spread)
-
-
-def is_regression_array(targets: np.ndarray, task: TaskType, description: str) -> bool:
-    """Whether an array holds regression targets: as `task` says, else if it holds fractions.
-
-    Raises:
-        ValueError: The array is ambiguous.
-    """
-    if task is None and targets.dtype.kind == "f" and targets.ndim in (1, 2):
-        return holds_fractions(targets[np.isfinite(targets)], description)
-    return task == "regression"
-
-
-def to_regression_targets(array: np.ndarray, description: str) -> Tensor:
-    """Convert an array to regression targets, [n] or [n, targets] (float32 or float64).
-
-    Raises:
-        ValueError: The array has another type or shape.
-    """
-    if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or 0 in array.shape[1:]:
-        raise ValueError(
-            f"{description} must be numbers of the shape [n] or [n, targets], got {array.dtype} of the shape "
-            f"{array.shape}. Convert it with astype('float32')."
-        )
-    return torch.from_numpy(array.astype(choose_float_type(array.dtype)))
-
-
-def make_target_names(name: str, targets: Tensor) -> tuple[str, ...]:
-    """Name regression targets: `name`, or `name_0`, `name_1` ... for several."""
-    return (name,) if targets.ndim == 1 else tuple(f"{name}_{column}" for column in range(targets.shape[1]))
-
-
-def make_feature_names(inputs: Tensor) -> tuple[str, ...]:
-    """Name features by their numbers; empty for images."""
-    return tuple(str(index) for index in range(inputs.shape[1])) if inputs.ndim == 2 else ()
-
-
-def to_labels(array: np.ndarray, description: str) -> Tensor:
-    """Convert an array to labels, [n] (int64).
-
-    Raises:
-        ValueError: The array is not of whole numbers, or not one-dimensional.
-    """
-    if array.dtype.kind not in "biu" or array.ndim != 1:
-        raise ValueError(
-            f"{description} must be whole numbers (integers) of the shape [n], one class for each example, got "
-            f"{array.dtype} of the shape {array.shape}. Convert it, for example with numpy.argmax or "
-            "astype('int64')."
-        )
-    return torch.from_numpy(to_int64(array, description))

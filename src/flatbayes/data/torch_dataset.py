@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -11,18 +12,10 @@ from torch.utils.data import Dataset, IterableDataset
 
 from flatbayes.core.console import track_progress
 from flatbayes.core.spec import class_path, import_object
+from flatbayes.data.arrays import NamedArrays, make_raw_splits
 from flatbayes.data.checks import TaskType, make_class_names
 from flatbayes.data.images import GRAY_MODES, HIGH_BIT_DEPTH_MODES, read_orientation, turn_upright
-from flatbayes.data.npz import (
-    is_regression_array,
-    make_feature_names,
-    make_target_names,
-    to_inputs,
-    to_labels,
-    to_regression_targets,
-)
 from flatbayes.data.source import DataSource, RawSplits
-from flatbayes.data.splits import Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,31 +69,11 @@ class TorchDataset(DataSource):
         """Read all examples of all splits."""
         name = self.dataset if isinstance(self.dataset, str) else type(self.dataset).__name__
         datasets = self._make_datasets()
-        examples = {split: read_examples(dataset, f"{split} of {name}") for split, dataset in datasets.items()}
-        is_regression = is_regression_array(examples["train"].targets, self.task, f"targets of {name}")
-        convert_targets = to_regression_targets if is_regression else to_labels
-        splits = {
-            split: Split(
-                inputs=to_inputs(arrays.inputs, f"inputs of {split} of {name}"),
-                targets=convert_targets(arrays.targets, f"targets of {split} of {name}"),
-            )
-            for split, arrays in examples.items()
+        arrays = {
+            "unsplit" if split == "train" else split: read_examples(dataset, f"{split} of {name}")
+            for split, dataset in datasets.items()
         }
-        unsplit = splits["train"]
-        class_names: tuple[str, ...] = ()
-        target_names: tuple[str, ...] = ()
-        if is_regression:
-            target_names = make_target_names("target", unsplit.targets)
-        else:
-            class_names = find_class_names(datasets["train"], [split.targets for split in splits.values()])
-        return RawSplits(
-            unsplit=unsplit,
-            val=splits.get("val"),
-            test=splits.get("test"),
-            class_names=class_names,
-            target_names=target_names,
-            feature_names=make_feature_names(unsplit.input_tensor),
-        )
+        return make_raw_splits(arrays, self.task, name_classes=partial(find_class_names, datasets["train"]))
 
     def _make_datasets(self) -> dict[str, Dataset[Any]]:
         """Datasets of the splits that exist, by "train", "val" and "test"."""
@@ -151,19 +124,7 @@ def list_parameters(factory: Callable[..., Any]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name != "self"]
 
 
-class ExampleArrays(NamedTuple):
-    """All examples of a dataset.
-
-    Attributes:
-        inputs: [n, features], [n, height, width], [n, channels, height, width] or [n, height, width, channels].
-        targets: [n] or [n, targets].
-    """
-
-    inputs: np.ndarray
-    targets: np.ndarray
-
-
-def read_examples(dataset: Dataset[Any], description: str) -> ExampleArrays:
+def read_examples(dataset: Dataset[Any], description: str) -> NamedArrays:
     """Read all items of a dataset in order.
 
     Args:
@@ -189,10 +150,12 @@ def read_examples(dataset: Dataset[Any], description: str) -> ExampleArrays:
                 f"Item {index} of {description} is a {type(item).__name__}, and a pair (input, target) was expected. "
                 "Wrap the dataset in one that returns pairs."
             )
-    return ExampleArrays(
-        inputs=_stack([_to_array(inputs) for inputs, _ in items], f"inputs of {description}"),
-        targets=_stack([_to_array(target) for _, target in items], f"targets of {description}"),
+    names = (f"inputs of {description}", f"targets of {description}")
+    inputs, targets = (
+        _stack([_to_array(value) for value in values], name)
+        for values, name in zip(zip(*items, strict=True), names, strict=True)
     )
+    return NamedArrays(inputs, targets, *names)
 
 
 def find_class_names(dataset: Dataset[Any], targets: Sequence[Tensor]) -> tuple[str, ...]:

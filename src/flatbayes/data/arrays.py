@@ -1,0 +1,166 @@
+"""Conversion of NumPy arrays to inputs and targets, and to examples that are not split yet."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatbayes.data.checks import TaskType, holds_fractions, make_class_names, to_int64
+from flatbayes.data.source import RawSplits
+from flatbayes.data.splits import Split
+
+
+class NamedArrays(NamedTuple):
+    """Inputs and targets of a split, and what they are, for messages.
+
+    Attributes:
+        inputs: Of a shape that `to_inputs` takes.
+        targets: [n] or [n, targets].
+        inputs_description: What the inputs are.
+        targets_description: What the targets are.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    inputs_description: str
+    targets_description: str
+
+
+def make_raw_splits(
+    arrays: Mapping[str, NamedArrays],
+    task: TaskType,
+    target_name: str = "target",
+    name_classes: Callable[[Sequence[Tensor]], tuple[str, ...]] = make_class_names,
+) -> RawSplits:
+    """Convert arrays to examples, without splitting them.
+
+    Args:
+        arrays: Arrays of `unsplit`, and of `test` and `val` where they exist.
+        task: classification or regression; None infers it from the targets of `unsplit`.
+        target_name: Name of the regression targets, which are numbered if there are several.
+        name_classes: Makes class names from the labels of each split.
+
+    Raises:
+        ValueError: An array has another type or shape.
+    """
+    first = arrays["unsplit"]
+    is_regression = is_regression_array(first.targets, task, first.targets_description)
+    convert_targets = to_regression_targets if is_regression else to_labels
+    splits = {
+        name: Split(
+            inputs=to_inputs(split.inputs, split.inputs_description),
+            targets=convert_targets(split.targets, split.targets_description),
+        )
+        for name, split in arrays.items()
+    }
+    unsplit = splits["unsplit"]
+    return RawSplits(
+        unsplit=unsplit,
+        test=splits.get("test"),
+        val=splits.get("val"),
+        class_names=() if is_regression else name_classes([split.targets for split in splits.values()]),
+        target_names=make_target_names(target_name, unsplit.targets) if is_regression else (),
+        feature_names=make_feature_names(unsplit.input_tensor),
+    )
+
+
+def to_inputs(array: np.ndarray, description: str) -> Tensor:
+    """Convert an array to features, [n, features], or images, [n, channels, height, width].
+
+    Images of uint8 keep their type. Features that float32 may round, and images that it rounds by more than a
+    thousandth of their standard deviation, are float64 until they are standardized. Other arrays become float32.
+
+    Args:
+        array: [n, features], [n, height, width], [n, channels, height, width] or [n, height, width, channels].
+        description: What the array is, for messages.
+
+    Raises:
+        ValueError: The array has another type or shape.
+    """
+    if array.dtype.kind not in "biuf" or array.ndim not in (2, 3, 4) or 0 in array.shape[1:]:
+        raise ValueError(
+            f"{description} must be numbers of the shape [n, features], [n, height, width], [n, channels, height, "
+            f"width] or [n, height, width, channels], got {array.dtype} of the shape {array.shape}."
+        )
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[1] > 4:
+        if array.shape[3] > 4:
+            raise ValueError(
+                f"{description} has the shape {array.shape}, in which neither the second nor the last axis is one "
+                "of 1 to 4 channels. Reshape it to [n, channels, height, width]."
+            )
+        array = array.transpose(0, 3, 1, 2)
+    dtype: type[np.generic] = np.float32
+    if array.ndim == 2 or loses_precision(array):
+        dtype = choose_float_type(array.dtype)
+    if array.ndim == 4 and array.dtype == np.uint8:
+        dtype = np.uint8
+    with np.errstate(over="ignore"):  # check_finite refuses the infinity that an overflow gives
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
+
+
+def choose_float_type(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
+    """The smaller one of float32 and float64 that holds all numbers of this type (up to 2^53) without rounding."""
+    return np.float32 if np.can_cast(dtype, np.float32) else np.float64
+
+
+def loses_precision(array: np.ndarray) -> bool:
+    """Whether float32 rounds the largest number by more than a thousandth of the standard deviation of all."""
+    if choose_float_type(array.dtype) is np.float32 or not array.size:
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = array.std(dtype=np.float64)
+        return bool(spread > 0 and np.spacing(np.abs(array).max().astype(np.float32)) > 1e-3 * spread)
+
+
+def is_regression_array(targets: np.ndarray, task: TaskType, description: str) -> bool:
+    """Whether an array holds regression targets: as `task` says, else if it holds fractions.
+
+    Raises:
+        ValueError: The array is ambiguous.
+    """
+    if task is None and targets.dtype.kind == "f" and targets.ndim in (1, 2):
+        return holds_fractions(targets[np.isfinite(targets)], description)
+    return task == "regression"
+
+
+def to_regression_targets(array: np.ndarray, description: str) -> Tensor:
+    """Convert an array to regression targets, [n] or [n, targets] (float32 or float64).
+
+    Raises:
+        ValueError: The array has another type or shape.
+    """
+    if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or 0 in array.shape[1:]:
+        raise ValueError(
+            f"{description} must be numbers of the shape [n] or [n, targets], got {array.dtype} of the shape "
+            f"{array.shape}. Convert it with astype('float32')."
+        )
+    return torch.from_numpy(array.astype(choose_float_type(array.dtype)))
+
+
+def make_target_names(name: str, targets: Tensor) -> tuple[str, ...]:
+    """Name regression targets: `name`, or `name_0`, `name_1` ... for several."""
+    return (name,) if targets.ndim == 1 else tuple(f"{name}_{column}" for column in range(targets.shape[1]))
+
+
+def make_feature_names(inputs: Tensor) -> tuple[str, ...]:
+    """Name features by their numbers; empty for images."""
+    return tuple(str(index) for index in range(inputs.shape[1])) if inputs.ndim == 2 else ()
+
+
+def to_labels(array: np.ndarray, description: str) -> Tensor:
+    """Convert an array to labels, [n] (int64).
+
+    Raises:
+        ValueError: The array is not of whole numbers, or not one-dimensional.
+    """
+    if array.dtype.kind not in "biu" or array.ndim != 1:
+        raise ValueError(
+            f"{description} must be whole numbers (integers) of the shape [n], one class for each example, got "
+            f"{array.dtype} of the shape {array.shape}. Convert it, for example with numpy.argmax or "
+            "astype('int64')."
+        )
+    return torch.from_numpy(to_int64(array, description))
