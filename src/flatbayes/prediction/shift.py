@@ -5,9 +5,8 @@ positive class of every detection metric. A temperature is fitted to validation 
 examples (Ashukha et al., ICLR 2020).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 from jaxtyping import Float
@@ -151,16 +150,7 @@ def evaluate_corruptions(
     """
     images = split.input_tensor
     white = infer_white_value(images)
-    predict = partial(
-        _predict_classes,
-        fitted,
-        num_draws=num_draws,
-        batch_size=batch_size,
-        seed=seed,
-        show_progress=show_progress,
-        precision=precision,
-        compiled=compiled,
-    )
+    predict = _make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
 
     def compute_row(name: str, severity: int, examples: Split) -> CorruptionMetrics:
         log_probs = predict(examples.inputs).log_probs.cpu()
@@ -213,16 +203,7 @@ def evaluate_ood(
             f"Test inputs have the shape {tuple(test_inputs.shape[1:])} and out-of-distribution inputs "
             f"{tuple(ood_inputs.shape[1:])}. Use flatbayes.data.match_input_format(ood_inputs, test_inputs)."
         )
-    predict = partial(
-        _predict_classes,
-        fitted,
-        num_draws=num_draws,
-        batch_size=batch_size,
-        seed=seed,
-        show_progress=show_progress,
-        precision=precision,
-        compiled=compiled,
-    )
+    predict = _make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
     uncertainties = [_compute_uncertainties(predict(inputs)) for inputs in (test_inputs, ood_inputs)]
     is_ood = cat([zeros(len(test_inputs)), ones(len(ood_inputs))]).bool()
     scores = {name: _detection_metrics(cat([u[name] for u in uncertainties]), is_ood) for name in uncertainties[0]}
@@ -258,16 +239,7 @@ def evaluate_recalibration(
     Raises:
         ValueError: The inputs do not fit the posterior, or a validation label has probability 0.
     """
-    predict = partial(
-        _predict_classes,
-        fitted,
-        num_draws=num_draws,
-        batch_size=batch_size,
-        seed=seed,
-        show_progress=show_progress,
-        precision=precision,
-        compiled=compiled,
-    )
+    predict = _make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
     val_log_probs, test_log_probs = (predict(split.inputs).log_probs.cpu() for split in (val, test))
     temperature = fit_temperature(val_log_probs, val.targets.cpu())
     labels = test.targets.cpu()
@@ -278,21 +250,40 @@ def evaluate_recalibration(
     )
 
 
-def _predict_classes(
-    fitted: FittedPosterior, inputs: Tensor | LazyImages, *, num_draws: int, **options: Any
-) -> CategoricalPredictive:
+def _make_predictor(
+    fitted: FittedPosterior,
+    num_draws: int,
+    batch_size: int,
+    seed: int,
+    show_progress: bool,
+    precision: PredictionPrecision | None,
+    compiled: bool,
+) -> Callable[[Tensor | LazyImages], CategoricalPredictive]:
+    """Function that predicts classes, with the options of an evaluation."""
     input_shape = fitted.info.get("input_shape")
-    if input_shape is not None and tuple(input_shape) != tuple(inputs.shape[1:]):
-        raise ValueError(
-            f"The posterior takes inputs of the shape {tuple(input_shape)}, got {tuple(inputs.shape[1:])}. Give "
-            "inputs like those of the training; flatbayes.data.match_input_format brings images into their shape."
+
+    def predict(inputs: Tensor | LazyImages) -> CategoricalPredictive:
+        if input_shape is not None and tuple(input_shape) != tuple(inputs.shape[1:]):
+            raise ValueError(
+                f"The posterior takes inputs of the shape {tuple(input_shape)}, got {tuple(inputs.shape[1:])}. Give "
+                "inputs like those of the training; flatbayes.data.match_input_format brings images into their shape."
+            )
+        predictive = fitted.predict(
+            inputs,
+            num_draws,
+            batch_size=batch_size,
+            seed=seed,
+            show_progress=show_progress,
+            precision=precision,
+            compiled=compiled,
         )
-    predictive = fitted.predict(inputs, num_draws, **options)
-    if not isinstance(predictive, CategoricalPredictive):
-        raise ValueError(
-            f"Shift is measured for classification, and this posterior predicts a {type(predictive).__name__}."
-        )
-    return predictive
+        if not isinstance(predictive, CategoricalPredictive):
+            raise ValueError(
+                f"Shift is measured for classification, and this posterior predicts a {type(predictive).__name__}."
+            )
+        return predictive
+
+    return predict
 
 
 def _compute_uncertainties(predictive: CategoricalPredictive) -> dict[str, Float[Tensor, " examples"]]:
