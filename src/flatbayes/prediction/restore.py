@@ -123,7 +123,7 @@ def _restore_state(
     weights, statistics = _select_prefix(tensors, "model"), _select_prefix(tensors, "statistics")
     if len(weights) + len(statistics) < len(tensors):
         raise ValueError(f"{folder} is damaged: a run holds neither weights nor statistics in some of its tensors.")
-    buffer_names = {name for name in metadata.get("buffers") or () if isinstance(name, str)}
+    buffer_names = set(metadata.get("buffers", ()))
     with AllocationLimit(tensors):
         prepare_network(model, weights, buffer_names)
         freeze_parameters(model, metadata.get("frozen"))
@@ -148,14 +148,15 @@ def _restore_state(
 
 def _parse_updated_buffers(metadata: PosteriorMetadata, member: int) -> frozenset[str] | None:
     names = (metadata.get("updated_buffers") or {member: None})[member]  # unknown before version 0.2
-    return None if names is None else frozenset(map(str, names))
+    return None if names is None else frozenset(names)
 
 
 def _parse_norm_statistics(tensors: Mapping[str, Tensor], states: list[State]) -> dict[SampleId, dict[str, Tensor]]:
     norm_statistics: dict[SampleId, dict[str, Tensor]] = {}
+    shapes = [{name: buffer.shape for name, buffer in state.model.named_buffers()} for state in states]
     for name, tensor in tensors.items():
         seed, member, draw, buffer_name = name.split(".", 3)
-        shape = dict(states[int(member)].model.named_buffers())[buffer_name].shape
+        shape = shapes[int(member)][buffer_name]
         if tensor.shape != shape:
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(shape)}.")
         norm_statistics.setdefault((int(seed), int(member), int(draw)), {})[buffer_name] = tensor
