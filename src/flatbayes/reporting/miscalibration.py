@@ -77,8 +77,8 @@ def describe_miscalibration(results: ComparisonResult) -> str:
         bad = {name: value for name, value in by_variant.items() if value is not None and value.direction}
         directions = {value.direction for value in bad.values()}
         if len(bad) == 2 and len(directions) == 1:
-            texts = [f"plain {bad['plain'].text}, flat {bad['flat'].text}"]
-            entries.append(f"{posterior}, plain and flat, {directions.pop()} ({texts[0]})")
+            text = f"plain {bad['plain'].text}, flat {bad['flat'].text}"
+            entries.append(f"{posterior}, plain and flat, {directions.pop()} ({text})")
         else:
             entries += [f"{posterior}, {name}, {value.direction} ({value.text})" for name, value in bad.items()]
     return f"Badly calibrated: {'; '.join(entries)}." if entries else ""

@@ -1,5 +1,7 @@
 """The table of a comparison in a notebook."""
 
+from itertools import groupby
+
 from flatbayes.core.display import format_html_table
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.reporting.formats import format_number, format_side
@@ -17,13 +19,12 @@ def to_html(results: ComparisonResult) -> str:
     """One row for each posterior and metric, with the better variant in bold, and the conclusion in words."""
     header = ("Posterior", "Metric", "Plain", "Flat", "Flat − plain [95 %]", "Better")
     rows = []
-    for index, row in enumerate(results.rows):
-        is_first = index == 0 or results.rows[index - 1].posterior != row.posterior
-        is_last = index + 1 == len(results.rows) or results.rows[index + 1].posterior != row.posterior
-        sides = [f"**{format_side(row, s)}**" if s == row.verdict else format_side(row, s) for s in SIDES]
-        label = row.posterior if is_first else ""
-        rows.append((label, row.metric, *sides, format_difference(row), VERDICT_WORDS[row.verdict]))
-        coverage = format_coverage(results, row.posterior) if is_last else None
+    for posterior, group in groupby(results.rows, key=lambda row: row.posterior):
+        for index, row in enumerate(group):
+            sides = [f"**{format_side(row, s)}**" if s == row.verdict else format_side(row, s) for s in SIDES]
+            label = "" if index else posterior
+            rows.append((label, row.metric, *sides, format_difference(row), VERDICT_WORDS[row.verdict]))
+        coverage = format_coverage(results, posterior)
         if coverage is not None:
             rows.append(("", "coverage_95", *map(format_number, coverage), "nominal 0.95", ""))
     caption = f"{format_flatnesses(results, 'Flat')} against Plain on {format_data(results)}"
