@@ -163,12 +163,7 @@ def _check_same_config(folder: Path, config: Mapping[str, JsonValue], extendable
     fixed_keys = [key for key in config if key not in extendable_keys]
     differing = [key for key in fixed_keys if not isinstance(present, dict) or present.get(key) != config[key]]
     if differing == [FINGERPRINT_KEY]:
-        check_fingerprint(
-            folder,
-            present,
-            config[FINGERPRINT_KEY],
-            "choose another folder (--out), or overwrite this one (--overwrite)",
-        )
+        check_fingerprint(folder, present, config[FINGERPRINT_KEY], OTHER_FOLDER_ADVICE)
     if differing:
         raise ValueError(
             f"{folder} already holds another run (it differs in {', '.join(differing)}): {OTHER_FOLDER_ADVICE}."
