@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from flatbayes.metrics.checks import check_probs
 
 ClosedSide = Literal["right", "left"]
+MIN_BIN_COUNT = 20
+"""Smallest number of predictions in a bin of a diagram; an accuracy of fewer is mostly noise."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ReliabilityBins:
         pairs = zip(self.accuracy, self.counts, strict=True)
         return tuple(wilson_interval(round(accuracy * count), count, level) for accuracy, count in pairs)
 
-    def merge(self, min_count: int) -> "ReliabilityBins":
+    def merge(self, min_count: int = MIN_BIN_COUNT) -> "ReliabilityBins":
         """Join neighbouring bins until each has at least `min_count` predictions, or all predictions are in one bin.
 
         Accuracy and confidence of a joined bin are those of its predictions. Bins are filled from the highest

@@ -38,9 +38,6 @@ if TYPE_CHECKING:  # optional packages
     import pandas as pd
     from matplotlib.axes import Axes
 
-MIN_BIN_COUNT = 20
-"""Smallest number of predictions in a bin of a diagram; an accuracy of fewer is mostly noise."""
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -115,7 +112,7 @@ class Evaluation:
         if isinstance(self.reliability, CoverageCurve):
             title = f"coverage of 95 % intervals {self.metrics['coverage_95']:.3f}"
             return plot_coverage(self.reliability.levels, self.reliability.coverage, title, ax)
-        bins = self.reliability.merge(MIN_BIN_COUNT)
+        bins = self.reliability.merge()
         intervals, title = bins.accuracy_intervals(), f"ECE {self.metrics['ece']:.3f}"
         return plot_reliability(bins.confidence, bins.accuracy, bins.counts, intervals, title, ax)
 

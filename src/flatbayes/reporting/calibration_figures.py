@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.experiments.run_result import RunResult
 from flatbayes.metrics import CoverageCurve, ReliabilityBins, wilson_interval
+from flatbayes.metrics.calibration import MIN_BIN_COUNT
 from flatbayes.plotting import theme
 from flatbayes.plotting.calibration import draw_coverage_curve, draw_diagonal, draw_reliability_curve, set_unit_ticks
 from flatbayes.plotting.theme import LINE_STYLES
@@ -18,8 +19,6 @@ if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
 
 LABEL_X = -0.105
-MIN_BIN_COUNT = 20
-"""Smallest number of predictions of one run in a bin of a diagram; an accuracy of fewer is mostly noise."""
 INTERVAL_OFFSET_PX = 1.6
 """Distance of the bar of an interval from the middle of its mark, so that plain and flat do not hide each other."""
 
