@@ -20,10 +20,11 @@ from flatbayes.cli.options import (
 )
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.files import atomic_write, write_json
-from flatbayes.core.spec import short_name, to_spec
+from flatbayes.core.spec import to_spec
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.experiments import ExperimentRun, TuningResult, default_ranges, is_higher_better, tune_hyperparameters
 from flatbayes.experiments.run_folder import TUNED_CONFIG_FILE, TUNING_FILE, clear_folder
+from flatbayes.experiments.tuning import check_counts
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import check_num_draws
 from flatbayes.training import dry_run
@@ -66,10 +67,7 @@ def run(options: Namespace) -> None:
     """Run the trials, print them, and write the best setting as a configuration for `fit --config`."""
     check_num_draws(options.num_draws)
     is_higher_better(options.metric)
-    if options.num_trials < 1 or options.num_seeds < 1:
-        raise ValueError(
-            f"num_trials and num_seeds must be at least 1, got {options.num_trials} and {options.num_seeds}."
-        )
+    check_counts(options.num_trials, options.num_seeds)
     check_before_loading(options)
     folder, dataset = Path(options.out), options.data.load(0)
     training_config = make_config(options, dataset)
@@ -108,10 +106,9 @@ def run(options: Namespace) -> None:
     with atomic_write(folder / TUNED_CONFIG_FILE) as temporary:
         temporary.write_text(yaml.safe_dump(_best_config(tuned.best_run), sort_keys=False), encoding="utf-8")
     write_json(folder / TUNING_FILE, {"settings": settings, "trials": tuned.trials})
-    console.print(_trials_table(tuned, options.metric))
-    best = f"{short_name(tuned.best_run.posterior)} x {short_name(tuned.best_run.flatness)}"
+    console.print(_trials_table(tuned))
     console.print(
-        f"best     {best}\nnext     flatbayes fit --config {folder / TUNED_CONFIG_FILE} --out FOLDER",
+        f"best     {tuned.best_name}\nnext     flatbayes fit --config {folder / TUNED_CONFIG_FILE} --out FOLDER",
         highlight=False,
         soft_wrap=True,
     )
@@ -131,21 +128,19 @@ def _best_config(best_run: ExperimentRun) -> dict[str, Any]:
     return specs | best_run.config.to_dict()
 
 
-def _trials_table(tuned: TuningResult, metric: str) -> Table:
-    names = [name for name in tuned.trials[0] if name != "score"]
+def _trials_table(tuned: TuningResult) -> Table:
     scores = [trial["score"] for trial in tuned.trials if trial["score"] is not None]
     low, high = min(scores), max(scores)
-    best = high if tuned.higher_is_better else low
     table = Table(title=f"{len(tuned.trials)} trials")
-    for name in (*names, metric):
+    for name in (*tuned.names, tuned.metric):
         table.add_column(name, justify="right")
     table.add_column(f"{low:.4f} … {high:.4f}", min_width=BAR_WIDTH)
-    for trial in sorted(tuned.trials, key=lambda trial: [trial[name] or 0.0 for name in names]):
+    for trial in sorted(tuned.trials, key=lambda trial: [trial[name] or 0.0 for name in tuned.names]):
         score = trial["score"]
-        values = [f"{trial[name]:.3g}" for name in names]
+        values = [f"{trial[name]:.3g}" for name in tuned.names]
         if score is None:
             table.add_row(*values, "diverged", "")
             continue
         filled = round(BAR_WIDTH * (score - low) / (high - low)) if high > low else 0
-        table.add_row(*values, f"{score:.4f}", "█" * filled + ("◀ best" if score == best else ""))
+        table.add_row(*values, f"{score:.4f}", "█" * filled + ("◀ best" if score == tuned.best_score else ""))
     return table

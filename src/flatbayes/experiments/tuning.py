@@ -157,6 +157,7 @@ def tune(
         RuntimeError: All trials failed.
         ImportError: Optuna is not installed.
     """
+    check_counts(num_trials, num_seeds)
     source = make_source(data)
     dataset = source.load(0)
     run = ExperimentRun(
@@ -170,8 +171,6 @@ def tune(
         data_fingerprint=compute_fingerprint(dataset),
         model_fingerprint=fingerprint_weights(model) if isinstance(model, nn.Module) else None,
     )
-    if num_trials < 1 or num_seeds < 1:
-        raise ValueError(f"num_trials and num_seeds must be at least 1, got {num_trials} and {num_seeds}.")
     dry_run(run.model, dataset, run.posterior, run.flatness, run.config)
     with nullcontext(folder) if folder is not None else TemporaryDirectory() as place:
         return tune_hyperparameters(
@@ -184,6 +183,16 @@ def tune(
             metric=metric,
             show_progress=sys.stderr.isatty() if show_progress is None else show_progress,
         )
+
+
+def check_counts(num_trials: int, num_seeds: int) -> None:
+    """Check the numbers of trials and of runs of each.
+
+    Raises:
+        ValueError: One of them is not positive.
+    """
+    if num_trials < 1 or num_seeds < 1:
+        raise ValueError(f"num_trials and num_seeds must be at least 1, got {num_trials} and {num_seeds}.")
 
 
 def check_ranges(run: ExperimentRun, ranges: Ranges) -> None:

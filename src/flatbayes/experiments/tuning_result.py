@@ -47,28 +47,34 @@ class TuningResult:
         scores = [trial["score"] for trial in self.trials if trial["score"] is not None]
         return max(scores) if self.higher_is_better else min(scores)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the tuned hyperparameters."""
+        return [name for name in self.trials[0] if name != "score"]
+
+    @property
+    def best_name(self) -> str:
+        """Posterior and flatness with the best hyperparameters, as text."""
+        return f"{short_name(self.posterior)} x {short_name(self.flatness)}"
+
     def __repr__(self) -> str:
-        best = f"{short_name(self.posterior)} x {short_name(self.flatness)}"
         score = f"{self.metric} {self.best_score:.4g} on validation data"
-        return f"<TuningResult: {best}, {score}, {len(self.trials)} trials>"
+        return f"<TuningResult: {self.best_name}, {score}, {len(self.trials)} trials>"
 
     def _repr_html_(self) -> str:
-        names = [name for name in self.trials[0] if name != "score"]
-        rows = [[*(f"{t[n]:.3g}" for n in names), format_number(t["score"])] for t in self._sort_trials()]
-        best = f"best: {short_name(self.posterior)} x {short_name(self.flatness)}"
-        return format_html_table(
-            "Trials, the best first", [*names, self.metric], rows[:10], [best], num_label_columns=0
-        )
+        rows = [[*(f"{t[n]:.3g}" for n in self.names), format_number(t["score"])] for t in self._sort_trials()]
+        header, notes = [*self.names, self.metric], [f"best: {self.best_name}"]
+        return format_html_table("Trials, the best first", header, rows[:10], notes, num_label_columns=0)
 
     def summary(self) -> str:
         """All trials, the best first, as a table in plain text."""
-        names = [name for name in self.trials[0] if name != "score"]
-        width = max(12, *(len(name) + 2 for name in names))
-        lines = ["".join(f"{name:>{width}}" for name in (*names, self.metric))]
+        width = max(12, *(len(name) + 2 for name in self.names))
+        lines = ["".join(f"{name:>{width}}" for name in (*self.names, self.metric))]
         for trial in self._sort_trials():
             score = "diverged" if trial["score"] is None else f"{trial['score']:.4f}"
-            lines.append("".join(f"{value:>{width}}" for value in (*(f"{trial[n]:.3g}" for n in names), score)))
-        return "\n".join([*lines, f"best: {short_name(self.posterior)} x {short_name(self.flatness)}"])
+            values = [*(f"{trial[name]:.3g}" for name in self.names), score]
+            lines.append("".join(f"{value:>{width}}" for value in values))
+        return "\n".join([*lines, f"best: {self.best_name}"])
 
     def to_pandas(self) -> "pd.DataFrame":
         """One row for each trial, in the order in which they ran.

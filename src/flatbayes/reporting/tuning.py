@@ -21,10 +21,9 @@ def plot_trials(result: TuningResult, name: str | None = None, axes: "Axes | Non
         ValueError: There is no such hyperparameter.
         ImportError: matplotlib is not installed.
     """
-    names = [key for key in result.trials[0] if key != "score"]
-    name = names[0] if name is None else name
-    if name not in names:
-        raise ValueError(f"The tuning has no hyperparameter {name!r}; it has {', '.join(names)}.")
+    name = result.names[0] if name is None else name
+    if name not in result.names:
+        raise ValueError(f"The tuning has no hyperparameter {name!r}; it has {', '.join(result.names)}.")
     values = [(trial[name] or 0.0, trial["score"]) for trial in result.trials]
     scores = {value: score for value, score in values if score is not None}
     best = next(value for value, score in scores.items() if score == result.best_score)
