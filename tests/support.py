@@ -36,6 +36,12 @@ AHEAD = [f for f in FLATNESSES if isinstance(f, flatness.MSAM)]  # aimed at what
 BALLS = [f for f in WITH_RADIUS if f not in AHEAD]  # aimed at the gradient that is there
 FLAT = [f for f in FLATNESSES if not isinstance(f, flatness.Plain)]
 
+LIGHTNING_WARNINGS = [
+    pytest.mark.filterwarnings(r"ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"),
+]
+"""Marks that ignore warnings of Lightning about data loaders without workers and about an old function."""
+
 CONFIGURED = [
     MAP(),
     MAP(prior_precision=2.0),

@@ -22,12 +22,9 @@ from flatbayes import (
     Plain,
     TrainingProgress,
 )
-from support import alternating_params
+from support import LIGHTNING_WARNINGS, alternating_params
 
-pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:.*does not have many workers:UserWarning"),
-    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"),
-]
+pytestmark = LIGHTNING_WARNINGS
 
 lightning = pytest.importorskip("lightning.pytorch")
 torchmetrics = pytest.importorskip("torchmetrics")

@@ -26,10 +26,10 @@ from flatbayes import (
     TrainingProgress,
 )
 from flatbayes.integrations import join_posteriors
+from support import LIGHTNING_WARNINGS
 
 pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:.*does not have many workers:UserWarning"),
-    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"),
+    *LIGHTNING_WARNINGS,
     pytest.mark.filterwarnings("ignore:.*estimated from few snapshots:UserWarning"),
 ]
 
