@@ -226,7 +226,8 @@ def iter_encoded_images(files: Sequence[Path], column: str, rows: np.ndarray | N
         if column not in image_columns:
             raise ValueError(
                 f"Column {column!r} of {path} holds no encoded images: expected binary or a struct with a "
-                f"field 'bytes', got {schema.field(column).type}. Columns that may hold them: {image_columns}."
+                f"field 'bytes', got {schema.field(column).type}. Columns that may hold them: "
+                f"{format_names(image_columns)}."
             )
         sizes = np.array(list_row_groups(path), dtype=np.int64)
         check_memory(2 * BYTES_PER_NUMBER * int(sizes.sum()), f"The list of the images in {path}")
