@@ -69,7 +69,7 @@ class NetworkSampler:
         default_factory=dict, init=False, repr=False, compare=False
     )
     """Statistics of draws on other kinds of devices, or estimated in another precision, by these two."""
-    _placed: tuple[tuple[Any, ...], Any, list[ModelInputs]] | None = field(
+    _device_copies: tuple[tuple[Any, ...], Any, list[ModelInputs]] | None = field(
         default=None, init=False, repr=False, compare=False
     )
     """Transform and statistics inputs, and copies of them on an accelerator."""
@@ -113,7 +113,7 @@ class NetworkSampler:
         for state in self.states:
             state.to(device)
         self._set_device_kind(previous_kind, describe_device(self.device))
-        self._placed = None
+        self._device_copies = None
         return self
 
     def add_norm_statistics(self, statistics: dict[SampleId, dict[str, Tensor]], device_kind: str) -> None:
@@ -130,20 +130,22 @@ class NetworkSampler:
             self.norm_statistics.clear()
             self.norm_statistics.update(self._other_statistics.pop((kind, None), {}))
 
-    def _get_placed(self) -> tuple[Callable[[Any], Any] | None, Sequence[ModelInputs]]:
+    def _get_device_copies(self) -> tuple[Callable[[Any], Any] | None, Sequence[ModelInputs]]:
         """The transform and the statistics inputs, on the accelerator of the networks if they are on one."""
         device = self.device
         if not is_accelerator(device):
             return self.transform, self.statistics_inputs
         source = (self.transform, self.statistics_inputs)
-        if self._placed is None or any(old is not new for old, new in zip(self._placed[0], source, strict=True)):
+        if self._device_copies is None or any(
+            old is not new for old, new in zip(self._device_copies[0], source, strict=True)
+        ):
             transform = self.transform.to(device) if isinstance(self.transform, Standardize) else self.transform
-            self._placed = (source, transform, place_batches(self.statistics_inputs, device))
-        return self._placed[1:]
+            self._device_copies = (source, transform, place_batches(self.statistics_inputs, device))
+        return self._device_copies[1:]
 
     def preprocess(self, batch: ModelInputs) -> Any:
         """Move a batch of raw inputs to the networks' device, apply the transform, and convert the precision."""
-        transform = self._get_placed()[0]
+        transform = self._get_device_copies()[0]
         if not isinstance(batch, Tensor):
             if isinstance(self.transform, Standardize):
                 raise ValueError(
@@ -246,7 +248,7 @@ class NetworkSampler:
                 "must be estimated on training data, and there is none here: pass `statistics_inputs`, some "
                 "batches of training inputs."
             )
-        batches = (self.preprocess(batch) for batch in self._get_placed()[1])
+        batches = (self.preprocess(batch) for batch in self._get_device_copies()[1])
         with preserve_rng(network):  # the statistics are estimated once, and predictions do not depend on when
             return reestimate_norm_statistics(network, batches, state.updated_buffers)
 
