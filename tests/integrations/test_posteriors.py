@@ -128,12 +128,11 @@ def make_loader():
     return DataLoader(TensorDataset(*make_data()), SIZE, generator=torch.Generator())
 
 
-def run_trainer(module, callback, epochs=EPOCHS, **options):
+def run_trainer(module, callback, epochs=EPOCHS, *, resume=None, callbacks=(), **options):
     settings = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
     settings |= {"enable_progress_bar": False, "enable_model_summary": False}
-    callbacks = [callback, *options.pop("callbacks", [])]
-    trainer = lightning.Trainer(max_epochs=epochs, callbacks=callbacks, **(settings | options))
-    trainer.fit(module, make_loader(), ckpt_path=options.pop("ckpt_path", None))
+    trainer = lightning.Trainer(max_epochs=epochs, callbacks=[callback, *callbacks], **(settings | options))
+    trainer.fit(module, make_loader(), ckpt_path=resume)
     return trainer
 
 
@@ -270,24 +269,14 @@ RESUMED = [case for index, case in enumerate(mark_cases(4)) if index in (3, 4, 6
 
 @pytest.mark.parametrize(("posterior", "optimizer", "options"), RESUMED)
 def test_lightning_resumes_bit_for_bit(posterior, optimizer, options, tmp_path):
-    def train(epochs, **settings):
+    def train(epochs, resume=None):
         callback = FlatCallback(SAM(rho=0.1), posterior, start_fraction=0.0, snapshots_per_epoch=3, network="net")
-        module = Module(optimizer, options)
-        return run_trainer(module, callback, epochs, **settings), callback
+        return run_trainer(Module(optimizer, options), callback, epochs, resume=resume), callback
 
     whole = train(2)[1]
     train(1)[0].save_checkpoint(tmp_path / "half.ckpt")
-    resumed = resume_training(posterior, optimizer, options, tmp_path / "half.ckpt")
+    resumed = train(2, tmp_path / "half.ckpt")[1]
     assert_same(resumed._tracker.steps.state, whole._tracker.steps.state, prefix="")
-
-
-def resume_training(posterior, optimizer, options, path):
-    callback = FlatCallback(SAM(rho=0.1), posterior, start_fraction=0.0, snapshots_per_epoch=3, network="net")
-    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    settings |= {"enable_progress_bar": False, "enable_model_summary": False}
-    trainer = lightning.Trainer(max_epochs=2, callbacks=[callback], **settings)
-    trainer.fit(Module(optimizer, options), make_loader(), ckpt_path=path)
-    return callback
 
 
 @pytest.mark.parametrize(("posterior", "optimizer", "options"), RESUMED)
