@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from flatbayes import MAP, SWAG, Categorical, DataSplits, Digits, Gaussian, Split, evaluate, fit
 from flatbayes.data import Arrays
 from flatbayes.training import History
+from flatbayes.training.likelihood_inference import infer_loader_likelihood
+from flatbayes.training.loader_data import LoaderData
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(48, 3)).astype(np.float32)
@@ -151,6 +153,21 @@ def test_wrong_validation_batches_are_refused_before_training():
     wrong = DataLoader(TensorDataset(torch.as_tensor(X), torch.as_tensor(Y) + 5), 16)
     with pytest.raises(ValueError, match="The validation data: Batch 0"):
         fit(nn.Linear(3, 2), DataLoader(DATASET, 16), MAP(), config=OPTIONS, val=wrong)
+
+
+def test_checks_of_loaders_change_no_random_state():
+    network, generators = nn.Linear(3, 2), [torch.Generator().manual_seed(seed) for seed in range(2)]
+    loader, val = (DataLoader(PRICED, 16, shuffle=True, generator=generator) for generator in generators)
+    states = [*(generator.get_state() for generator in generators), torch.get_rng_state()]
+    likelihood = infer_loader_likelihood(loader, network)
+    LoaderData(loader, val=val, likelihood=likelihood).check_batches()
+    after = [*(generator.get_state() for generator in generators), torch.get_rng_state()]
+    assert all(torch.equal(state, before) for state, before in zip(after, states, strict=True))
+
+
+def test_a_loader_without_batches_is_refused():
+    with pytest.raises(ValueError, match="smaller than batch_size=64"):
+        fit(nn.Linear(3, 2), DataLoader(DATASET, 64, drop_last=True), MAP(), config=OPTIONS)
 
 
 def test_data_frames_are_matched_by_name():

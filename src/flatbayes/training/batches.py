@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from flatbayes.core.accelerators import get_free_memory
 from flatbayes.core.input_trees import split_batch
 from flatbayes.core.process_group import ProcessGroupInfo
-from flatbayes.core.randomness import Stream, make_generator, spawn_seeds
+from flatbayes.core.randomness import Stream, make_generator, preserve_rng, spawn_seeds
 from flatbayes.data import LazyImages
 from flatbayes.likelihoods import Likelihood
 from flatbayes.training.loader_pass import convert_integers
@@ -264,6 +265,18 @@ class LoaderBatches:
         owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
         generators = [getattr(owner, "generator", None) for owner in owners]
         return list({id(generator): generator for generator in generators if generator is not None}.values())
+
+
+@contextmanager
+def preserve_loader(loader: Iterable[Any]) -> Iterator[None]:
+    """Inside, a loader can be read; at the end all random states that its batches depend on are as before."""
+    batches = LoaderBatches(loader)
+    random_state = batches.state_dict()
+    try:
+        with preserve_rng(None):
+            yield
+    finally:
+        batches.load_state_dict(random_state)
 
 
 def fits_on_device(tensor: Tensor, device: torch.device) -> bool:

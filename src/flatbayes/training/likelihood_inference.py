@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from flatbayes.core.input_trees import slice_examples, split_batch
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.networks import cast_inputs
-from flatbayes.core.randomness import preserve_rng
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
-from flatbayes.training.batches import LoaderBatches
+from flatbayes.training.batches import preserve_loader
+from flatbayes.training.data import NUM_CHECK_EXAMPLES
+from flatbayes.training.loader_pass import format_empty_loader
 from flatbayes.training.model_builder import ModelFactory, make_adapted_builder, make_model_builder
 
-NUM_EXAMPLES = 4
-"""Examples for which the network is called to count its outputs."""
 ADVICE = (
     "Pass likelihood=Categorical(num_classes) for classes, or likelihood=Gaussian.fit(targets) for numbers, of which "
     "a network predicts mean and raw scale (two outputs for each)."
@@ -38,18 +37,13 @@ def infer_loader_likelihood(
     Raises:
         ValueError: It is not clear what the targets are; the message says what to pass.
     """
-    batches = LoaderBatches(loader)
-    random_state = batches.state_dict()
-    try:
-        with preserve_rng(None):
-            inputs, targets = _read_first_batch(loader)
-            num_outputs = count_outputs(model, slice_examples(inputs, slice(NUM_EXAMPLES)), output)
-            if is_class_index(targets) and num_outputs > 1:
-                return Categorical(num_outputs)
-            if holds_fractions(targets) and num_outputs == 2 * targets[0].numel():
-                return Gaussian.fit(torch.cat([split_batch(batch)[1] for batch in loader]))
-    finally:
-        batches.load_state_dict(random_state)
+    with preserve_loader(loader):
+        inputs, targets = _read_first_batch(loader)
+        num_outputs = count_outputs(model, slice_examples(inputs, slice(NUM_CHECK_EXAMPLES)), output)
+        if is_class_index(targets) and num_outputs > 1:
+            return Categorical(num_outputs)
+        if holds_fractions(targets) and num_outputs == 2 * targets[0].numel():
+            return Gaussian.fit(torch.cat([split_batch(batch)[1] for batch in loader]))
     raise ValueError(
         f"The likelihood is not clear from targets of {targets.dtype} and shape {tuple(targets.shape)} and a network "
         f"with {num_outputs} {'output' if num_outputs == 1 else 'outputs'} for each example. {ADVICE}"
@@ -97,4 +91,4 @@ def holds_fractions(targets: Tensor) -> bool:
 def _read_first_batch(loader: Iterable[Any]) -> tuple[Any, Tensor]:
     for batch in loader:
         return split_batch(batch)
-    raise ValueError("The loader gives no batch. Check that the data are not empty or exhausted.")
+    raise ValueError(format_empty_loader(loader))

@@ -16,9 +16,9 @@ from flatbayes.core.buffers import eval_mode
 from flatbayes.core.input_trees import count_examples, map_tensors, slice_examples, split_batch
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo
-from flatbayes.core.randomness import Stream, preserve_rng, seeded_rng, spawn_seed
+from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.likelihoods import Categorical, Likelihood
-from flatbayes.training.batches import LoaderBatches, TrainingBatches
+from flatbayes.training.batches import LoaderBatches, TrainingBatches, preserve_loader
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, TrainingData
 from flatbayes.training.distributed.launch import get_fabric_process_group
@@ -52,13 +52,8 @@ class LoaderData(TrainingData):
     @cached_property
     def loader_pass(self) -> LoaderPass:
         """What one pass over the loader gives, which changes no random state."""
-        likelihood, batches = self.infer_likelihood(), LoaderBatches(self.loader)
-        random_state = batches.state_dict()
-        try:
-            with preserve_rng(None):
-                return read_pass(self.loader, likelihood, first_only=self.given_num_data is not None)
-        finally:
-            batches.load_state_dict(random_state)
+        with preserve_loader(self.loader):
+            return read_pass(self.loader, self.infer_likelihood(), first_only=self.given_num_data is not None)
 
     def count_data(self, world: ProcessGroupInfo) -> int:
         """Number of labelled examples that a pass gives, of all processes together.
@@ -120,7 +115,7 @@ class LoaderData(TrainingData):
         if self.val is None:
             return
         try:
-            with preserve_rng(None):
+            with preserve_loader(self.val):
                 read_pass(self.val, self.infer_likelihood())
         except ValueError as error:
             raise ValueError(f"The validation data: {error}") from error

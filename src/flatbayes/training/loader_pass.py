@@ -136,7 +136,7 @@ def read_pass(loader: Iterable[Any], likelihood: Likelihood, *, first_only: bool
         first_only: Read the first batch only.
 
     Raises:
-        ValueError: There are no batches, no labels, or a batch is none; the message says which batch.
+        ValueError: There are no batches or no labels, or a batch is malformed; the message says which.
     """
     num_data, num_batches, example_batch, smallest = 0, 0, None, None
     for index, batch in enumerate(loader):
@@ -156,12 +156,17 @@ def read_pass(loader: Iterable[Any], likelihood: Likelihood, *, first_only: bool
         if first_only and example_batch is not None:
             break
     if num_batches == 0:
-        size = getattr(loader, "batch_size", None)
-        drops = f": its data set is smaller than batch_size={size}" if getattr(loader, "drop_last", False) else ""
-        raise ValueError(
-            f"The loader gives no batch{drops}. Use a smaller batch_size or drop_last=False, or check that the data "
-            "are not empty or exhausted."
-        )
+        raise ValueError(format_empty_loader(loader))
     if example_batch is None:
         raise ValueError("None of the targets of the loader has a label. Training needs labelled examples.")
     return LoaderPass(num_data, num_batches, example_batch, smallest)
+
+
+def format_empty_loader(loader: Iterable[Any]) -> str:
+    """Message for a loader that gives no batch."""
+    size = getattr(loader, "batch_size", None)
+    drops = f": its data set is smaller than batch_size={size}" if getattr(loader, "drop_last", False) else ""
+    return (
+        f"The loader gives no batch{drops}. Use a smaller batch_size or drop_last=False, or check that the data are "
+        "not empty or exhausted."
+    )
