@@ -105,6 +105,14 @@ def test_validation_data_are_evaluated_while_training(kind):
     assert ("val_accuracy" in history.records[0]) == (kind != "numbers")
 
 
+def test_validation_by_class_probabilities_has_no_accuracy():
+    soft = torch.softmax(torch.as_tensor(X[:, :2]), -1)
+    loader, history = DataLoader(TensorDataset(torch.as_tensor(X), soft), 16), History()
+    fit(nn.Linear(3, 2), loader, MAP(), config=OPTIONS, likelihood=Categorical(2), val=loader, callback=history)
+    assert "val_nll" in history.records[-1]
+    assert "val_accuracy" not in history.records[-1]
+
+
 def test_validation_of_a_loader_is_that_of_the_same_splits():
     split = Split(inputs=torch.as_tensor(X), targets=torch.as_tensor(Y))
     names = {"class_names": ("a", "b"), "feature_names": ("x", "y", "z")}

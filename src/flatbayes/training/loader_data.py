@@ -168,7 +168,7 @@ class LoaderData(TrainingData):
     def make_validator(
         self, likelihood: Likelihood, world: ProcessGroupInfo
     ) -> Callable[[nn.Module], dict[str, float]] | None:
-        """Function that gives `val_nll` and, for classes, `val_accuracy` of a network in eval mode.
+        """Function that gives `val_nll` and, for class indices, `val_accuracy` of a network in eval mode.
 
         Every process reads all validation batches.
         """
@@ -178,6 +178,7 @@ class LoaderData(TrainingData):
 
         def validate(module: nn.Module) -> dict[str, float]:
             device, count, loss, num_right = next(module.parameters()).device, 0, 0.0, 0.0
+            has_classes = isinstance(likelihood, Categorical)
             with eval_mode(module), torch.no_grad(), seeded_rng(spawn_seed(Stream.VALIDATION), module):
                 for batch in val:
                     inputs, targets = self._prepare_batch(batch)
@@ -186,10 +187,10 @@ class LoaderData(TrainingData):
                     ready = cast_inputs(module, map_tensors(lambda tensor: move_tensor(tensor, device), inputs))
                     outputs, targets = module(ready), move_tensor(targets, device)
                     loss += float(likelihood.loss(outputs, targets)) * len(targets)
-                    if isinstance(likelihood, Categorical) and targets.ndim == 1:
+                    has_classes = has_classes and targets.ndim == 1  # class probabilities have no accuracy
+                    if has_classes:
                         num_right += float((outputs.argmax(-1) == targets).sum())
                     count += len(targets)
-            metrics = {"val_nll": loss / count}
-            return metrics | {"val_accuracy": num_right / count} if isinstance(likelihood, Categorical) else metrics
+            return {"val_nll": loss / count, **({"val_accuracy": num_right / count} if has_classes else {})}
 
         return validate
