@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.buffers import preserve_buffers
-from flatbayes.core.input_trees import map_tensors
+from flatbayes.core.input_trees import flatten_tree, map_tensors
 from flatbayes.core.randomness import RandomState
 from flatbayes.core.spec import short_name
 from flatbayes.core.tensor_lists import copy_values
@@ -31,7 +31,7 @@ NUM_WARM_UP_PASSES = 3
 ADVICE = "Set precision.cuda_graph to false."
 
 Record = Callable[[Closure], Closure]
-"""Records a step, and returns what repeats it on the same memory, and returns its loss."""
+"""Records a step, and makes a closure that repeats it on the same memory and returns its loss."""
 
 
 def check_graph_capture(
@@ -40,8 +40,8 @@ def check_graph_capture(
     """Refuse what a CUDA graph of the step cannot repeat, if the configuration asks for one.
 
     Args:
-        posterior: One without standard deviations of its own in the step.
-        flatness: One that does the same in every step.
+        posterior: It must not compute standard deviations in the step.
+        flatness: It must not depend on the progress of training.
         config: Training hyperparameters.
         device: Device of training.
         num_processes: Number of processes that train together.
@@ -132,7 +132,7 @@ class _RecordedStep:
         static = replace(
             closure,
             inputs=map_tensors(torch.clone, closure.inputs),
-            targets=map_tensors(torch.clone, closure.targets),
+            targets=closure.targets.clone(),
         )
         status, num_before = closure.run.status, closure.run.status.num_gradients
         step = flatness(static, module, progress)
@@ -198,12 +198,4 @@ def record_cuda_graph(step: Closure) -> Closure:
 
 
 def _list_tensors(closure: BatchClosure) -> list[Tensor]:
-    tensors = list[Tensor]()
-
-    def add(tensor: Tensor) -> Tensor:
-        tensors.append(tensor)
-        return tensor
-
-    for tree in (closure.inputs, closure.targets):
-        map_tensors(add, tree)
-    return tensors
+    return [*flatten_tree(closure.inputs, "").values(), closure.targets]
