@@ -17,7 +17,6 @@ from torch.utils.weak import TensorWeakRef
 from flatbayes.core.accelerators import check_one_device
 from flatbayes.core.progress import TrainingProgress
 from flatbayes.core.tensor_lists import zero_tensors
-from flatbayes.core.traversal import trainable_by_name
 from flatbayes.core.types import Closure
 
 
@@ -44,9 +43,7 @@ class _Mark(NamedTuple):
     is_placeholder: bool
 
 
-def compute_fresh_gradients(
-    closure: Closure, model: nn.Module, params: Mapping[str, nn.Parameter] | None = None
-) -> FreshGradients:
+def compute_fresh_gradients(closure: Closure, params: Mapping[str, nn.Parameter]) -> FreshGradients:
     """Call a closure, and determine the parameters of which it computed the gradient.
 
     A gradient is fresh if it is another tensor than before, or if the closure sets no gradient to None and this one
@@ -55,16 +52,11 @@ def compute_fresh_gradients(
 
     Args:
         closure: See `Closure`. A loss that is a number is accepted.
-        model: The module whose trainable parameters are considered.
-        params: The result of `trainable_by_name`, if the caller has it and has checked it.
+        params: The trainable parameters by name, which `check_trainable` has checked.
 
     Raises:
-        ValueError: The model has no trainable parameters, or complex ones.
         TypeError: The closure returns no loss.
     """
-    if params is None:
-        params = trainable_by_name(model)
-        check_trainable(params, model)
     marks = _mark_gradients(params)
     try:
         return _find_fresh_gradients(params, marks, check_loss(closure()))
@@ -78,20 +70,20 @@ def compute_some_gradients(
     closure: Closure,
     model: nn.Module,
     progress: TrainingProgress | None,
-    params: Mapping[str, nn.Parameter] | None = None,
+    params: Mapping[str, nn.Parameter],
 ) -> FreshGradients:
     """Call a closure as `compute_fresh_gradients` does, and check that it computed a gradient.
 
     Args:
         closure: See `Closure`.
-        model: The module whose trainable parameters are considered.
+        model: The module, for the message.
         progress: Progress of training.
-        params: The result of `trainable_by_name`, if the caller has it and has checked it.
+        params: Its trainable parameters by name, which `check_trainable` has checked.
 
     Raises:
         RuntimeError: No gradient is computed, and `may_lack_gradients` is False.
     """
-    fresh = compute_fresh_gradients(closure, model, params)
+    fresh = compute_fresh_gradients(closure, params)
     if not fresh.params and not may_lack_gradients(closure, progress):
         raise RuntimeError(format_missing_gradients(model))
     return fresh

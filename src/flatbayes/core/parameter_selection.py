@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from flatbayes.core.networks import check_materialized
+from flatbayes.core.traversal import list_parameters, trainable_by_name
 
 ParameterGroup = Literal["weights", "no_biases", "biases", "norms", "last_layer", "all"]
 """See `select_parameters`."""
@@ -62,7 +63,7 @@ def select_parameters(model: nn.Module, selection: ParameterSelection, option: s
             has lazy modules without weights.
     """
     check_materialized(model)
-    trainable = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    trainable = trainable_by_name(model)
     selected_ids = (
         _select_group_ids(model, selection)
         if isinstance(selection, str)
@@ -89,7 +90,7 @@ def only_requires_grad(model: nn.Module, params: Mapping[str, nn.Parameter]) -> 
         params: Some of its trainable parameters, by name.
     """
     kept_ids = {id(param) for param in params.values()}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in kept_ids and not is_lazy(p)]
+    others = [p for p in list_parameters(model) if p.requires_grad and id(p) not in kept_ids and not is_lazy(p)]
     try:
         for param in others:
             param.requires_grad_(False)

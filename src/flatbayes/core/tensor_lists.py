@@ -6,7 +6,7 @@ vector launch one kernel for many tensors, if these have one dtype and one devic
 weights would need a further copy of them, so the tensors are processed in groups of at most `MAX_GROUP_ENTRIES`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,13 @@ def zero_tensors(like: Sequence[Tensor]) -> list[Tensor]:
     for group in group_tensors(zeros, max_entries=sum(tensor.numel() for tensor in zeros)):
         torch._foreach_zero_([zeros[k] for k in group])
     return zeros
+
+
+def fill_with_zeros(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> list[Tensor]:
+    """The tensor of each name of `like`, in its order, and zeros like its tensor where there is none."""
+    missing = {name: tensor for name, tensor in like.items() if name not in tensors}
+    zeros = dict(zip(missing, zero_tensors(list(missing.values())), strict=True))
+    return [zeros[name] if name in zeros else tensors[name] for name in like]
 
 
 def full_tensors(like: Sequence[Tensor], value: float) -> list[Tensor]:

@@ -49,7 +49,7 @@ from flatbayes.core.parameter_selection import (
 )
 from flatbayes.core.randomness import RandomState, rewind_rng
 from flatbayes.core.tensor_lists import full_tensors, group_tensors
-from flatbayes.core.traversal import named_parameters
+from flatbayes.core.traversal import named_parameters, trainable_by_name
 from flatbayes.core.weights import axpy, perturb
 
 NO_GRADIENT_ERROR = "does not require grad"
@@ -173,7 +173,7 @@ def gradient_at_perturbation(
         if has_partial_passes:
             ascent_closure = partial(_run_partial_pass, closure, model, selected, ascent_batch_fraction)
         rng_state = RandomState.capture_devices_of(all_params.values())
-        fresh = _compute_ascent_gradients(ascent_closure, model, trainable, selected)
+        fresh = _compute_ascent_gradients(ascent_closure, trainable, selected)
         weights = {} if fresh is None else fresh.params
         if not weights and not may_lack_gradients(closure, progress):
             raise _make_unused_error(model, params, selected)
@@ -217,13 +217,12 @@ def _run_partial_pass(
 
 def _compute_ascent_gradients(
     closure: Closure,
-    model: nn.Module,
     trainable: Mapping[str, nn.Parameter],
     selected: Mapping[str, nn.Parameter] | None,
 ) -> FreshGradients | None:
     """Fresh gradients of the selected parameters; None if the loss does not depend on them."""
     try:
-        fresh = compute_fresh_gradients(closure, model, trainable)
+        fresh = compute_fresh_gradients(closure, trainable)
     except RuntimeError as error:
         if selected is None or NO_GRADIENT_ERROR not in str(error):
             raise
@@ -238,13 +237,12 @@ def _make_unused_error(
 ) -> Exception:
     if selected is None:
         return RuntimeError(format_missing_gradients(model))
-    trainable = {name: param for name, param in model.named_parameters() if param.requires_grad}
     last_layer_hint = "last_layer is the last module in the order of registration. " * (params == "last_layer")
     return ValueError(
         f"params={params!r} selects {format_names(selected)}, of which the closure computes no gradient: either the "
         "loss does not depend on them, or the optimizer whose zero_grad the closure calls does not have them. "
         f"{last_layer_hint}Select others by name, such as params=['head.*']; the trainable parameters are "
-        f"{format_names(trainable)}."
+        f"{format_names(trainable_by_name(model))}."
     )
 
 

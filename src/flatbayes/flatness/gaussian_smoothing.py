@@ -25,9 +25,9 @@ from torch.nn.parameter import is_lazy
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.context import num_vectorized
 from flatbayes.core.gradients import check_trainable, compute_some_gradients
-from flatbayes.core.parameter_selection import named_trainable
 from flatbayes.core.randomness import Stream, draw_normal, spawn_seed
-from flatbayes.core.weights import perturb, trainable_parameters
+from flatbayes.core.traversal import trainable_by_name
+from flatbayes.core.weights import perturb
 from flatbayes.flatness.flatness import Flatness, require_progress
 
 
@@ -64,12 +64,13 @@ class GaussianSmoothing(Flatness):
         progress = require_progress(progress, self)
 
         def flat_closure() -> Tensor:
-            check_trainable(named_trainable(model), model)
-            params = trainable_parameters(model)
-            is_initialized = not any(is_lazy(param) for param in params)
-            noise = draw_step_noise(params, self.seed, progress) if is_initialized else []
-            with perturb(params, noise, self.std) if is_initialized else nullcontext():
-                return compute_some_gradients(closure, model, progress).loss
+            params = trainable_by_name(model)
+            check_trainable(params, model)
+            tensors = list(params.values())
+            is_initialized = not any(is_lazy(param) for param in tensors)
+            noise = draw_step_noise(tensors, self.seed, progress) if is_initialized else []
+            with perturb(tensors, noise, self.std) if is_initialized else nullcontext():
+                return compute_some_gradients(closure, model, progress, params).loss
 
         return flat_closure
 

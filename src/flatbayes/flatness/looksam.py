@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.devices import is_accelerator
-from flatbayes.core.gradients import compute_some_gradients, dense_gradient, replace_gradient
+from flatbayes.core.gradients import check_trainable, compute_some_gradients, dense_gradient, replace_gradient
 from flatbayes.core.norms import global_norm
-from flatbayes.core.tensor_lists import clone_tensors, group_tensors, zero_tensors
+from flatbayes.core.tensor_lists import clone_tensors, fill_with_zeros, group_tensors, zero_tensors
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.core.weights import flatten
 from flatbayes.flatness.ascent import Perturbation, check_radius, gradient_at_perturbation
@@ -76,12 +76,13 @@ class LookSAM(Flatness):
 
         def flat_closure() -> Tensor:
             params = trainable_by_name(model)
+            check_trainable(params, model)
             directions = progress.load_state(STATE_KIND, params)
             if progress.step % self.period == 0 or not directions:
                 return self._run_sam_step(closure, model, progress)
-            fresh = compute_some_gradients(closure, model, progress)
+            fresh = compute_some_gradients(closure, model, progress, params)
             grads = {name: dense_gradient(param) for name, param in fresh.params.items()}
-            add_direction(list(grads.values()), _complete(directions, grads), self.alpha)
+            add_direction(list(grads.values()), fill_with_zeros(directions, grads), self.alpha)
             for name, param in fresh.params.items():
                 replace_gradient(param, grads[name])
             return fresh.loss
@@ -102,7 +103,8 @@ class LookSAM(Flatness):
             params = trainable_by_name(model)
             flat_grads = [dense_gradient(params[name]) for name in plain_grads]
             stored = progress.load_state(STATE_KIND, {name: params[name] for name in plain_grads})
-            directions = orthogonal_direction(list(plain_grads.values()), flat_grads, _complete(stored, plain_grads))
+            previous = fill_with_zeros(stored, plain_grads)
+            directions = orthogonal_direction(list(plain_grads.values()), flat_grads, previous)
             progress.store_state(STATE_KIND, dict(zip(plain_grads, directions, strict=True)))
         return loss
 
@@ -146,13 +148,6 @@ def add_direction(grads: Sequence[Tensor], directions: Sequence[Tensor], alpha: 
     if grads:
         length = (alpha * global_norm(grads)).to(grads[0].dtype)
         torch._foreach_add_(list(grads), torch._foreach_mul(list(directions), length))
-
-
-def _complete(directions: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> list[Tensor]:
-    """The direction of each gradient, zeros where there is none."""
-    missing = {name: g for name, g in grads.items() if name not in directions}
-    zeros = dict(zip(missing, zero_tensors(list(missing.values())), strict=True))
-    return [directions[name] if name in directions else zeros[name] for name in grads]
 
 
 def _inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

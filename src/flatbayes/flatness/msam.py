@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.devices import is_accelerator
-from flatbayes.core.gradients import compute_some_gradients, dense_gradient
+from flatbayes.core.gradients import check_trainable, compute_some_gradients, dense_gradient
 from flatbayes.core.norms import broadcast_per_network, global_norm
-from flatbayes.core.tensor_lists import group_tensors, split_vector, zero_tensors
+from flatbayes.core.tensor_lists import fill_with_zeros, group_tensors, split_vector
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.core.weights import flatten, perturb
 from flatbayes.flatness.ascent import Perturbation, check_radius
@@ -67,15 +67,14 @@ class MSAM(Flatness):
 
         def flat_closure() -> Tensor:
             params = trainable_by_name(model)
+            check_trainable(params, model)
             velocities = progress.load_state(STATE_KIND, params)
             perturbed = [params[name] for name in velocities]
             ahead = momentum_perturbation(list(velocities.values()), self.rho) if velocities else None
             with nullcontext() if ahead is None else perturb(perturbed, ahead.directions, ahead.scale):
-                fresh = compute_some_gradients(closure, model, progress)
+                fresh = compute_some_gradients(closure, model, progress, params)
             grads = {name: dense_gradient(param) for name, param in fresh.params.items()}
-            missing = {name: g for name, g in grads.items() if name not in velocities}
-            velocities |= dict(zip(missing, zero_tensors(list(missing.values())), strict=True))
-            updated = {name: velocities[name] for name in grads}
+            updated = dict(zip(grads, fill_with_zeros(velocities, grads), strict=True))
             accumulate_gradients(list(updated.values()), list(grads.values()), self.momentum)
             progress.store_state(STATE_KIND, updated)
             return fresh.loss
