@@ -253,36 +253,34 @@ def draw_normal(like: Iterable[Tensor], seeds: Iterable[int], *, stacked: bool =
     return [torch.stack(rows) for rows in zip(*noise, strict=True)] if stacked else noise[0]
 
 
-def iter_normal_noise(like: Sequence[Tensor]) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Draw standard normal noise for tensors from the global generators, group by group.
+def iter_normal_noise(
+    like: Sequence[Tensor], generators: Mapping[torch.device, torch.Generator] | None = None
+) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Draw standard normal noise for tensors, group by group.
 
     Args:
         like: Tensors whose shapes, dtypes and devices the noise has.
+        generators: The generator of each device; None for the global ones.
 
     Yields:
         Indices of tensors, and the noise of each. On an accelerator a group has one kernel.
     """
-    if not any(is_accelerator(t) for t in like):
-        yield from (([k], [torch.randn_like(t)]) for k, t in enumerate(like))
-        return
-    for group in group_tensors(like):
+    is_grouped = any(is_accelerator(t) for t in like)
+    for group in group_tensors(like) if is_grouped else [[k] for k in range(len(like))]:
         members = [like[k] for k in group]
         first, total = members[0], sum(t.numel() for t in members)
-        yield group, split_vector(torch.randn(total, device=first.device, dtype=first.dtype), members)
+        if generators is None and not is_grouped:
+            yield group, [torch.randn_like(first)]
+            continue
+        generator = None if generators is None else generators[first.device]
+        vector = torch.randn(total, generator=generator, device=first.device, dtype=first.dtype)
+        yield group, split_vector(vector, members)
 
 
 def _draw_network_normal(like: list[Tensor], seed: int) -> list[Tensor]:
     generators = {t.device: torch.Generator(t.device).manual_seed(seed) for t in like}
-    on_accelerator = any(is_accelerator(t) for t in like)
     noise = list(like)
-    for group in group_tensors(like) if on_accelerator else [[k] for k in range(len(like))]:
-        members = [like[k] for k in group]
-        vector = torch.randn(
-            sum(t.numel() for t in members),
-            generator=generators[members[0].device],
-            device=members[0].device,
-            dtype=members[0].dtype,
-        )
-        for k, values in zip(group, split_vector(vector, members), strict=True):
-            noise[k] = values
+    for group, values in iter_normal_noise(like, generators):
+        for k, value in zip(group, values, strict=True):
+            noise[k] = value
     return noise
