@@ -1,6 +1,5 @@
 """Independent training runs in parallel worker processes, on this machine or on a Ray cluster."""
 
-import itertools
 import os
 import threading
 import time
@@ -42,15 +41,16 @@ class DeviceQueue:
 
     def take_device(self) -> str:
         """Make the next device the only one that this process can see; it must not have used CUDA yet."""
-        for number in itertools.count():
+        number = 0
+        while True:
             try:
                 Path(self.folder, str(number)).touch(exist_ok=False)
+                break
             except FileExistsError:
-                continue
-            device = self.devices[number % len(self.devices)]
-            os.environ["CUDA_VISIBLE_DEVICES"] = device
-            return device
-        raise AssertionError("the numbers do not end")
+                number += 1
+        device = self.devices[number % len(self.devices)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+        return device
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def default_num_jobs(accelerator: str = "auto") -> int:
     return count_accelerators(accelerator) or os.cpu_count() or 1
 
 
-def get_worker_options(device_queue: "DeviceQueue | None" = None) -> dict[str, Any]:
+def get_worker_options(device_queue: DeviceQueue | None = None) -> dict[str, Any]:
     """Options of `joblib.Parallel` on its active backend: processes of this machine end with this process.
 
     No temporary folder is made for large arrays, which a killed process would leave.
@@ -156,7 +156,7 @@ def train_in_workers(
     calls = (delayed(train_member)(factory, member, checkpoints) for member in members)
     try:
         with share_devices(accelerator) as device_queue:
-            # One process is this one, and needs no queue.
+            # A single job runs in this process, which keeps its device.
             options = get_worker_options(device_queue if num_jobs > 1 else None)
             results = Parallel(n_jobs=num_jobs, **options)(calls)
     except BrokenExecutor as error:
