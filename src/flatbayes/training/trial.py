@@ -99,7 +99,7 @@ def run_trial(factory: RunFactory, fabric: "Fabric") -> None:
             f"The network cannot be used with {type(factory.posterior).__name__} and "
             f"{type(factory.flatness).__name__}. A trial on a few examples{shapes} before training shows that "
             f"{stage} ends in {type(error).__name__}: {error}"
-            f"{describe_dtypes(network, factory.training_data.example_batch[0], factory.config.precision.mode)}"
+            f"{describe_dtypes(network, example, factory.config.precision.mode)}"
         ) from error
 
 
