@@ -1,6 +1,7 @@
-"""Accelerators: which there are, which dtypes they lack, and networks that span several of them.
+"""Accelerators of a machine: which there are, their memory and precision, and the selection of one.
 
-Nothing here initializes a device: that takes hundreds of megabytes of its memory and forbids to fork.
+The functions that look for accelerators initialize none: that would take hundreds of megabytes of their memory, and
+rule out forked worker processes.
 """
 
 import math

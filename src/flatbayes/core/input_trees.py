@@ -78,8 +78,7 @@ def split_batch(batch: Any) -> tuple[Any, Tensor]:
             "dataset or collate_fn; several inputs may be a tuple or dictionary, ((first, second), targets)."
         )
     inputs, targets = make_inputs(batch[0]), batch[1]
-    targets = torch.as_tensor(targets) if isinstance(targets, np.ndarray) else targets
-    targets = torch.as_tensor(targets) if isinstance(targets, list | tuple) else targets
+    targets = torch.as_tensor(targets) if isinstance(targets, np.ndarray | list | tuple) else targets
     if not isinstance(targets, Tensor):
         raise ValueError(
             f"Inputs and targets of a batch must be tensors or arrays, got a {type(inputs).__name__} and a "
