@@ -10,14 +10,13 @@ from torch import nn
 from flatbayes.core import accelerators, process_group
 from flatbayes.core.accelerators import (
     ACCELERATOR_VARIABLE,
-    check_one_device,
     count_accelerators,
     describe_device,
     get_free_memory,
-    move_tensor,
     select_device,
 )
-from flatbayes.core.devices import treat_cpu_as_accelerator
+from flatbayes.core.devices import move_tensor, treat_cpu_as_accelerator
+from flatbayes.core.networks import check_one_device
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.flatness import SAM

@@ -10,24 +10,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from flatbayes.core.devices import has_float64
 
 ACCELERATOR_VARIABLE = "FLATBAYES_ACCELERATOR"
 """Environment variable with the device that `accelerator="auto"` and the commands use."""
-
-
-def move_tensor(tensor: Tensor, device: torch.device | str, *, non_blocking: bool = False) -> Tensor:
-    """The tensor on another device, as float32 if it is float64 and the device has none.
-
-    Args:
-        tensor: The tensor.
-        device: The device.
-        non_blocking: Do not wait for the end of a copy from pinned memory.
-    """
-    is_narrowed = tensor.dtype == torch.float64 and not has_float64(torch.device(device))
-    return tensor.to(device, torch.float32 if is_narrowed else tensor.dtype, non_blocking=non_blocking)
 
 
 def find_accelerator() -> str | None:
@@ -112,19 +99,3 @@ def get_float32_precision() -> dict[str, Any]:
     if hasattr(matmul, "fp32_precision"):  # torch refuses to read the older flags once these are set
         return {"matmul": matmul.fp32_precision, "convolutions": cudnn.conv.fp32_precision}
     return {"matmul": "tf32" if matmul.allow_tf32 else "ieee", "convolutions": "tf32" if cudnn.allow_tf32 else "ieee"}
-
-
-def check_one_device(network: nn.Module) -> None:
-    """Refuse a network whose parameters are on several devices.
-
-    Raises:
-        ValueError: They are.
-    """
-    devices = {param.device for param in network.parameters()}
-    if len(devices) > 1:
-        names = " and ".join(sorted(map(str, devices)))
-        raise ValueError(
-            f"The parameters of {type(network).__name__} are on several devices, {names}. A network must be on one: "
-            "perturbations and posteriors are computed over all of its weights together. Move it with "
-            "network.to(device), without device_map; for one that does not fit use distribution.strategy='fsdp'."
-        )

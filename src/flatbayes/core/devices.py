@@ -67,6 +67,18 @@ def to_double(tensor: Tensor) -> Tensor:
     return (tensor if has_float64(tensor) else tensor.cpu()).double()
 
 
+def move_tensor(tensor: Tensor, device: torch.device | str, *, non_blocking: bool = False) -> Tensor:
+    """The tensor on another device, as float32 if it is float64 and the device has none.
+
+    Args:
+        tensor: The tensor.
+        device: The device.
+        non_blocking: Do not wait for the end of a copy from pinned memory.
+    """
+    is_narrowed = tensor.dtype == torch.float64 and not has_float64(torch.device(device))
+    return tensor.to(device, torch.float32 if is_narrowed else tensor.dtype, non_blocking=non_blocking)
+
+
 @contextmanager
 def treat_cpu_as_accelerator(*, has_float64: bool = True) -> Iterator[None]:
     """A test aid: inside, tensors on the CPU take the code paths of an accelerator.

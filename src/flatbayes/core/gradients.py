@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import TensorWeakRef
 
-from flatbayes.core.accelerators import check_one_device
+from flatbayes.core.networks import check_one_device
 from flatbayes.core.progress import TrainingProgress
 from flatbayes.core.tensor_lists import zero_tensors
 from flatbayes.core.types import Closure

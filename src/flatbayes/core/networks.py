@@ -126,6 +126,22 @@ def find_lazy_tensor(network: nn.Module) -> str | None:
     return next((name for name, tensor in named if is_lazy(tensor)), None)
 
 
+def check_one_device(network: nn.Module) -> None:
+    """Refuse a network whose parameters are on several devices.
+
+    Raises:
+        ValueError: They are.
+    """
+    devices = {param.device for param in network.parameters()}
+    if len(devices) > 1:
+        names = " and ".join(sorted(map(str, devices)))
+        raise ValueError(
+            f"The parameters of {type(network).__name__} are on several devices, {names}. A network must be on one: "
+            "perturbations and posteriors are computed over all of its weights together. Move it with "
+            "network.to(device), without device_map; for one that does not fit use distribution.strategy='fsdp'."
+        )
+
+
 def check_materialized(network: nn.Module) -> None:
     """Refuse a network whose lazy modules have no weights yet.
 

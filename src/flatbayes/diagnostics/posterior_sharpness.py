@@ -13,8 +13,8 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from flatbayes.core.accelerators import move_tensor
 from flatbayes.core.console import PlainConsole
+from flatbayes.core.devices import move_tensor
 from flatbayes.core.display import format_entries, format_html_table, make_data_frame
 from flatbayes.core.input_trees import ModelInputs, count_examples, split_examples
 from flatbayes.data.checks import check_finite

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flatbayes.core.accelerators import move_tensor
+from flatbayes.core.devices import move_tensor
 from flatbayes.core.display import format_entries, format_html_table, make_data_frame
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatbayes.core import Closure, OptimizerFactory, State
-from flatbayes.core.accelerators import check_one_device
 from flatbayes.core.gradients import densify_gradients
+from flatbayes.core.networks import check_one_device
 from flatbayes.core.weights import trainable_parameters
 
 DEFAULT_ADAM = partial(torch.optim.Adam, lr=1e-3)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core.accelerators import move_tensor
+from flatbayes.core.devices import move_tensor
 from flatbayes.core.networks import copy_network
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
 from flatbayes.data import Standardize

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import State
-from flatbayes.core.accelerators import describe_device, move_tensor
+from flatbayes.core.accelerators import describe_device
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
-from flatbayes.core.devices import has_float64, is_accelerator
+from flatbayes.core.devices import has_float64, is_accelerator, move_tensor
 from flatbayes.core.input_trees import ModelInputs, map_tensors
 from flatbayes.core.network_interface import InputStructure, get_interface
 from flatbayes.core.networks import shared_dtype

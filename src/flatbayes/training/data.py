@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Examples
-from flatbayes.core.accelerators import move_tensor
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.devices import move_tensor
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core.accelerators import check_one_device
 from flatbayes.core.devices import has_float64
+from flatbayes.core.networks import check_one_device
 from flatbayes.core.norms import broadcast_per_network, global_norm
 from flatbayes.core.weights import promoted_dtype
 from flatbayes.training.config import TrainingConfig

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DistributedSampler, IterableDataset
 
 from flatbayes.core import Examples
-from flatbayes.core.accelerators import move_tensor
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.devices import move_tensor
 from flatbayes.core.input_trees import count_examples, map_tensors, slice_examples, split_batch
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from flatbayes.core import State
-from flatbayes.core.accelerators import move_tensor
 from flatbayes.core.buffers import clone_buffers, find_updated_buffers
+from flatbayes.core.devices import move_tensor
 from flatbayes.core.input_trees import ModelInputs, map_tensors
 from flatbayes.core.networks import shared_dtype
 from flatbayes.training.callbacks.callback import Callback, Record

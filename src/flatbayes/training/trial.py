@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import TrainingProgress
-from flatbayes.core.accelerators import move_tensor
+from flatbayes.core.devices import move_tensor
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, map_tensors
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
