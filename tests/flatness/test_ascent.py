@@ -103,6 +103,7 @@ def test_resampled_noise_uses_the_random_numbers_of_all_passes():
     assert not torch.equal(resampled["rng"], replayed["rng"])
 
 
+@pytest.mark.cpu_path  # on accelerators the passes go on: tests/flatness/test_nonfinite_gradients.py
 @pytest.mark.parametrize("flat", [SAM(ascent_batch_fraction=0.5), SAM(params="norms")], ids=str)
 def test_an_overflow_in_a_partial_pass_ends_the_step(flat):
     model = network()

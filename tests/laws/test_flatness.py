@@ -253,6 +253,7 @@ def test_a_zero_gradient_perturbs_nothing(flat):
     assert model.weight.grad.tolist() == [0, 0]
 
 
+@pytest.mark.cpu_path  # on accelerators the passes go on: tests/flatness/test_nonfinite_gradients.py
 @pytest.mark.parametrize("flat", FIRST_PASS_AT_WEIGHTS, ids=named(FIRST_PASS_AT_WEIGHTS))
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_ends_the_ascent(flat, bad):
