@@ -4,22 +4,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from gpu_cases import RATE, Setting, make_mlp, make_preresnet, make_vit
+from gpu_cases import make_vit
 from gpu_report import Row
 from gpu_runner import Context
 from gpu_step_checks import capture_step
 from gpu_timing import Work, measure_alternately, measure_median, measure_seconds
+from step import Setting, make_gradients, make_mlp, make_peer_step, make_preresnet, pytorch_optimizer
 from torch import nn
 from torch.nn import functional as F
 
 from flatbayes import ASAM, MSAM, SAM, ConvNet, Laplace, LookSAM, Plain, PreResNet
 from prediction import fitted as make_fitted
 from prediction import plain as make_forward_passes
-
-try:
-    import pytorch_optimizer
-except Exception:  # not installed, or its dependencies are broken
-    pytorch_optimizer = None
 
 MODES = ("eager", "graph", "compiled")
 OTHERS = {"ASAM": ASAM(), "MSAM": MSAM(), "LookSAM": LookSAM(period=5)}
@@ -31,7 +27,7 @@ def measure_steps(context: Context) -> Iterator[Row]:
     cases: dict[str, Make] = {"MLP 64-256-256-10, batch 64": make_mlp}
     if not context.is_cpu:
         cases |= {
-            "PreResNet-20, batch 128": partial(make_preresnet, 128),
+            "PreResNet-20, batch 128": partial(make_preresnet, 20, 128),
             "ViT 4 x 64, batch 128": partial(make_vit, 128),
         }
     results: dict[str, Row] = {}
@@ -58,39 +54,14 @@ def make_works(make: Make, device: str, mode: str) -> dict[str, Work]:
     if compiled:
         torch.compiler.reset()
     flats = {"plain": Plain(), "SAM": SAM()} | (OTHERS if mode == "eager" else {})
-    settings = {name: Setting(make, device, compiled=compiled) for name in flats}
-    works: dict[str, Work] = {name: settings[name].make_step(flat) for name, flat in flats.items()}
-    works["two gradients"] = make_gradients(Setting(make, device, compiled=compiled))
+    steps = {name: Setting(make, device, compiled=compiled).make_step(flat) for name, flat in flats.items()}
+    if mode == "graph":
+        return {name: capture_step(step, device) for name, step in steps.items()}
+    works: dict[str, Work] = dict(steps)
+    works["two gradients"] = make_gradients(Setting(make, device, compiled=compiled), 2)
     if pytorch_optimizer is not None:
         works["pytorch_optimizer"] = make_peer_step(Setting(make, device, compiled=compiled))
-    if mode != "graph":
-        return works
-    names = ("plain", "SAM")
-    return {name: capture_step(settings[name], works[name], device) for name in names}
-
-
-def make_gradients(setting: Setting) -> Work:
-    """Two gradients and an optimizer step: what no implementation of SAM can avoid."""
-
-    def work() -> None:
-        setting.closure()
-        setting.closure()
-        setting.optimizer.step()
-
-    return work
-
-
-def make_peer_step(setting: Setting) -> Work:
-    """SAM of pytorch_optimizer, used as documented."""
-    optimizer = pytorch_optimizer.SAM(setting.params, torch.optim.SGD, lr=RATE, momentum=0.9, rho=SAM().rho)
-
-    def work() -> None:
-        setting.closure()
-        optimizer.first_step(zero_grad=True)
-        F.cross_entropy(setting.network(setting.inputs), setting.targets).backward()
-        optimizer.second_step(zero_grad=True)
-
-    return work
+    return works
 
 
 def measure_draws(context: Context) -> Iterator[Row]:

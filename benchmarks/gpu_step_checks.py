@@ -8,31 +8,24 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from gpu_cases import (
-    FLATNESSES,
-    POSTERIORS,
-    Setting,
-    make_config,
-    make_mlp,
-    make_network,
-    make_preresnet,
-    make_splits,
-)
+from gpu_cases import FLATNESSES, POSTERIORS, make_config, make_network, make_splits
 from gpu_report import Row
 from gpu_runner import Context, Skip
-from memory import CASES, measure_peak
+from memory import CASES, measure_peak, take_steps
+from step import Setting, make_mlp, make_preresnet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatbayes import SAM, Plain, fit
-from flatbayes.core import TrainingProgress
+from flatbayes.core import Closure
 from flatbayes.training import Callback
+from flatbayes.training.graph_capture import NUM_WARM_UP_PASSES, record_cuda_graph
 
 PRECISIONS = ("32-true", "bf16-mixed")
 MAX_EXTRA_COPIES = 0.1
 NUM_STEPS = 5
 """Steps of a loop by hand, in the last of which methods for the end of a training are active."""
-GRAPH_STEPS = 5
+GRAPH_STEPS, GRAPH_RATE = 5, 0.02
 
 
 @contextlib.contextmanager
@@ -71,7 +64,7 @@ def check_host_waits(context: Context) -> Iterator[Row]:
     waits: dict[str, str] = {}
     for name, flat in FLATNESSES.items():
         if not flat.needs_weight_distribution:
-            step = Setting(partial(make_preresnet, 8), context.device).make_step(flat, NUM_STEPS)
+            step = Setting(partial(make_preresnet, 20, 8), context.device).make_step(flat, NUM_STEPS)
             step()
             with note_waits(waits, f"step, {name}"), forbid_host_waits(context.device):
                 for _ in range(NUM_STEPS - 1):
@@ -129,7 +122,7 @@ def check_memory(context: Context) -> Iterator[Row]:
         raise AssertionError(f"More memory than documented, in copies of the weights: {excess}")
 
 
-def measure_cuda_peak(posterior, flat, model: nn.Module, inputs: Tensor, steps: int = 4) -> float:
+def measure_cuda_peak(posterior, flat, model: nn.Module, inputs: Tensor) -> float:
     """Largest allocated memory beyond the weights over a few steps, in copies of the weights."""
     targets = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
     F.cross_entropy(model(inputs), targets).backward()  # allocates the workspace of the matrix library
@@ -139,33 +132,23 @@ def measure_cuda_peak(posterior, flat, model: nn.Module, inputs: Tensor, steps: 
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     copy = sum(param.numel() * param.element_size() for param in model.parameters())
-    momentum = 0.9 if type(posterior).__name__ in ("MAP", "SWAG") else 0.0
-    state = posterior.init(model, lambda params: torch.optim.SGD(params, lr=1e-4, momentum=momentum), 100)
-    progress = TrainingProgress(total_steps=steps)
-
-    def closure() -> Tensor:
-        state.optimizer.zero_grad()
-        loss = F.cross_entropy(state.model(inputs), targets)
-        loss.backward()
-        return loss.detach()
-
-    for _ in range(steps):
-        posterior.step(state, flat(closure, state.model, progress))
-        posterior.collect(state)
-        progress.advance()
+    take_steps(posterior, flat, model, inputs, targets)
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / copy
 
 
 def check_graph_capture(context: Context) -> Iterator[Row]:
-    """A whole step, captured by hand as a CUDA graph, gives the weights of eager steps."""
+    """A whole step of a manual loop, captured as a CUDA graph, gives the weights of eager steps.
+
+    The tests marked `gpu` check `fit` with `precision.cuda_graph`, which does not capture the update of the weights.
+    """
     differences = {}
     for name, flat in {"Plain": Plain(), "SAM": SAM()}.items():
-        eager, captured = Setting(make_mlp, context.device), Setting(make_mlp, context.device)
+        eager, captured = (Setting(make_mlp, context.device, rate=GRAPH_RATE) for _ in range(2))
         step = eager.make_step(flat)
-        for _ in range(3 + GRAPH_STEPS):
+        for _ in range(NUM_WARM_UP_PASSES + GRAPH_STEPS):
             step()
-        replay = capture_step(captured, captured.make_step(flat), context.device, warmups=3)
+        replay = capture_step(captured.make_step(flat), context.device)
         for _ in range(GRAPH_STEPS):
             replay()
         pairs = zip(eager.params, captured.params, strict=True)
@@ -177,22 +160,14 @@ def check_graph_capture(context: Context) -> Iterator[Row]:
         raise Skip("The eager steps ran; graph capture needs a CUDA device")
 
 
-def capture_step(setting: Setting, step, device: str, warmups: int = 3):
-    """A function that replays a step, after some eager steps; on the CPU the step itself.
+def capture_step(step: Closure, device: str) -> Closure:
+    """A function that replays a step, after `NUM_WARM_UP_PASSES` eager steps; on the CPU the step itself.
 
     Raises:
         RuntimeError: An operation of the step cannot be captured.
     """
-    if device != "cuda":
-        for _ in range(warmups):
-            step()
-        return step
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(warmups):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph):
+    if device == "cuda":
+        return record_cuda_graph(step)
+    for _ in range(NUM_WARM_UP_PASSES):
         step()
-    return graph.replay
+    return step

@@ -2,8 +2,7 @@
 
 torch's profiler records every allocation and release of tensors, so the numbers are exact and independent of the
 machine. Plain SGD with momentum needs a gradient and a momentum beside the weights. The inputs of the wide network
-are
-two images of 8 x 8 pixels, whose activations are negligible.
+are two images of 8 x 8 pixels, whose activations are negligible.
 """
 
 import json
@@ -57,22 +56,27 @@ def measure_peak(posterior, flatness, model, inputs) -> float:
     """Largest memory beyond the weights over a few steps, in copies of the weights."""
     targets = torch.zeros(len(inputs), dtype=torch.int64)
     copy = sum(param.numel() * param.element_size() for param in model.parameters())
-    momentum = 0.0 if isinstance(posterior, SGVB | LRT) else 0.9
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        state = posterior.init(model, lambda params: torch.optim.SGD(params, lr=1e-4, momentum=momentum), 100)
-        network, progress = state.model.train(), TrainingProgress(total_steps=STEPS)
-
-        def closure():
-            state.optimizer.zero_grad()
-            loss = F.cross_entropy(network(inputs), targets)
-            loss.backward()
-            return loss.detach()
-
-        for _ in range(STEPS):
-            posterior.step(state, flatness(closure, network, progress))
-            posterior.collect(state)
-            progress.advance()
+        take_steps(posterior, flatness, model, inputs, targets)
     return get_peak_bytes(recorded) / copy
+
+
+def take_steps(posterior, flatness, model, inputs, targets) -> None:
+    """A few steps of a manual loop, with a snapshot after each."""
+    momentum = 0.0 if isinstance(posterior, SGVB | LRT) else 0.9
+    state = posterior.init(model, lambda params: torch.optim.SGD(params, lr=1e-4, momentum=momentum), 100)
+    network, progress = state.model.train(), TrainingProgress(total_steps=STEPS)
+
+    def closure():
+        state.optimizer.zero_grad()
+        loss = F.cross_entropy(network(inputs), targets)
+        loss.backward()
+        return loss.detach()
+
+    for _ in range(STEPS):
+        posterior.step(state, flatness(closure, network, progress))
+        posterior.collect(state)
+        progress.advance()
 
 
 def get_peak_bytes(recorded: profile) -> int:

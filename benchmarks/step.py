@@ -5,6 +5,8 @@ parameters up, another down, weights restored from a copy), which does not resto
 dropout masks or avoid a second update of running statistics. pytorch_optimizer is measured if it is installed.
 """
 
+from collections.abc import Callable
+
 import torch
 from timing import Work, row, threads
 from torch import nn
@@ -39,42 +41,51 @@ CASES = {
 
 
 class Setting:
-    """A network with its optimizer."""
+    """A network with an optimizer and one batch, for the steps of a manual loop.
 
-    def __init__(self, make) -> None:
+    Args:
+        make: Makes the network and its inputs.
+        device: Device of both.
+        compiled: Compile the network.
+        rate: Learning rate.
+    """
+
+    def __init__(self, make, device: str = "cpu", *, compiled: bool = False, rate: float = RATE) -> None:
         torch.manual_seed(0)
-        self.model, self.inputs = make()
-        self.targets = torch.randint(0, 10, (len(self.inputs),))
+        model, inputs = make()
+        self.model, self.inputs = model.to(device), inputs.to(device)
+        self.targets = torch.randint(0, 10, (len(inputs),)).to(device)
+        self.network = torch.compile(self.model) if compiled else self.model
         self.params = list(self.model.parameters())
-        self.optimizer = torch.optim.SGD(self.params, lr=RATE, momentum=0.9)
+        self.optimizer = torch.optim.SGD(self.params, lr=rate, momentum=0.9)
 
     def closure(self) -> torch.Tensor:
+        """The gradient of the batch."""
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(self.inputs), self.targets)
+        loss = F.cross_entropy(self.network(self.inputs), self.targets)
         loss.backward()
         return loss.detach()
 
+    def make_step(self, flatness: Flatness, total_steps: int = 10**9) -> Callable[[], torch.Tensor]:
+        """A step of a manual loop with a flatness, which may depend on the number of steps."""
+        progress = TrainingProgress(total_steps=total_steps)
 
-def make_gradients(make, count: int) -> Work:
-    """`count` gradients, and an optimizer step."""
-    setting = Setting(make)
+        def step():
+            loss = flatness(self.closure, self.model, progress)()
+            self.optimizer.step()
+            progress.advance()
+            return loss
+
+        return step
+
+
+def make_gradients(setting: Setting, count: int) -> Work:
+    """`count` gradients, and an optimizer step: two are what no implementation of SAM can avoid."""
 
     def work():
         for _ in range(count):
             setting.closure()
         setting.optimizer.step()
-
-    return work
-
-
-def make_flat_step(make, flatness: Flatness) -> Work:
-    """A step of a manual loop."""
-    setting, progress = Setting(make), TrainingProgress(total_steps=10**9)
-
-    def work():
-        flatness(setting.closure, setting.model, progress)()
-        setting.optimizer.step()
-        progress.advance()
 
     return work
 
@@ -99,15 +110,14 @@ def make_wrapper_step(make) -> Work:
     return work
 
 
-def make_peer_step(make) -> Work:
+def make_peer_step(setting: Setting) -> Work:
     """SAM of pytorch_optimizer, used as documented."""
-    setting = Setting(make)
     optimizer = pytorch_optimizer.SAM(setting.params, torch.optim.SGD, lr=RATE, momentum=0.9, rho=RHO)
 
     def work():
         setting.closure()
         optimizer.first_step(zero_grad=True)
-        F.cross_entropy(setting.model(setting.inputs), setting.targets).backward()
+        F.cross_entropy(setting.network(setting.inputs), setting.targets).backward()
         optimizer.second_step(zero_grad=True)
 
     return work
@@ -121,16 +131,16 @@ def rows(quick: bool) -> list[dict]:
             with threads(count):
                 peers = {"wrapper": make_wrapper_step(make)}
                 if pytorch_optimizer is not None:
-                    peers["pytorch_optimizer"] = make_peer_step(make)
+                    peers["pytorch_optimizer"] = make_peer_step(Setting(make))
                 results.append(
                     row(
                         "step",
                         f"SAM, {case}",
-                        make_flat_step(make, SAM(RHO)),
-                        make_flat_step(make, Plain()),
+                        Setting(make).make_step(SAM(RHO)),
+                        Setting(make).make_step(Plain()),
                         rounds=3 if quick else rounds,
                         peers=peers,
-                        least=make_gradients(make, 2),
+                        least=make_gradients(Setting(make), 2),
                         target=target,
                         note="in plain steps",
                     )
@@ -149,8 +159,8 @@ def make_row(case: str, make, flatness: Flatness, rounds: int) -> dict:
     return row(
         "step",
         f"{label}, {case}",
-        make_flat_step(make, flatness),
-        make_flat_step(make, Plain()),
+        Setting(make).make_step(flatness),
+        Setting(make).make_step(Plain()),
         rounds=rounds,
         note=f"in plain steps; {flatness.gradients_per_step:g} gradients",
     )

@@ -2,8 +2,7 @@
 
 Every number is a ratio to a baseline measured at the same time: the median over rounds of the ratios of neighbouring
 measurements. On one thread the clock is the CPU time of the process, which other load does not affect; on several it
-is
-the wall-clock time.
+is the wall-clock time.
 """
 
 import statistics
