@@ -143,7 +143,8 @@ class PosteriorSteps:
         """Give the layers of the network their own types again."""
         for layer, own_type in self._original_types:
             layer.__class__ = own_type
-            vars(layer).pop("noise", None), vars(layer).pop("saved_means", None)
+            for name in ("noise", "saved_means"):  # of a layer of LRT
+                vars(layer).pop(name, None)
         self._original_types.clear()
 
     def _adopt_layers(self, network: nn.Module) -> None:
@@ -152,7 +153,6 @@ class PosteriorSteps:
             if type(layer) is not type(converted):
                 self._original_types.append((layer, type(layer)))
                 layer.__class__ = type(converted)
-                vars(layer).update(noise=None, saved_means=None)
         self.state.model = network
 
 
