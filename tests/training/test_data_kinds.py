@@ -173,6 +173,35 @@ def test_checks_of_loaders_change_no_random_state():
     assert all(torch.equal(state, before) for state, before in zip(after, states, strict=True))
 
 
+class CountingLoader:
+    def __init__(self, inputs, targets):
+        self.batches = list(DataLoader(TensorDataset(inputs, targets), 16))
+        self.num_read = 0
+
+    def __iter__(self):
+        for batch in self.batches:
+            self.num_read += 1
+            yield batch
+
+    def __len__(self):
+        return len(self.batches)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "likelihood", "num_passes"),
+    [
+        (X, Y, Categorical(2), 1),
+        (X.round().astype(np.int64), Y, Categorical(2), 1),
+        (X, PRICES, None, 2),
+    ],
+    ids=["floating inputs", "integer inputs", "scale of the targets"],
+)
+def test_a_loader_is_read_as_often_as_necessary_before_training(inputs, targets, likelihood, num_passes):
+    loader = CountingLoader(torch.as_tensor(inputs), torch.as_tensor(targets))
+    fit(nn.Linear(3, 2), loader, MAP(), config={"epochs": 1}, likelihood=likelihood)
+    assert loader.num_read == (num_passes + 1) * len(loader)
+
+
 def test_a_loader_without_batches_is_refused():
     with pytest.raises(ValueError, match="smaller than batch_size=64"):
         fit(nn.Linear(3, 2), DataLoader(DATASET, 64, drop_last=True), MAP(), config=OPTIONS)

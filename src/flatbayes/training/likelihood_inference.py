@@ -38,12 +38,16 @@ def infer_loader_likelihood(
         ValueError: It is not clear what the targets are; the message says what to pass.
     """
     with preserve_loader(loader):
-        inputs, targets = _read_first_batch(loader)
+        batches = iter(loader)
+        first = next(batches, None)
+        if first is None:
+            raise ValueError(format_empty_loader(loader))
+        inputs, targets = split_batch(first)
         num_outputs = count_outputs(model, slice_examples(inputs, slice(NUM_CHECK_EXAMPLES)), output)
         if is_class_index(targets) and num_outputs > 1:
             return Categorical(num_outputs)
         if holds_fractions(targets) and num_outputs == 2 * targets[0].numel():
-            return Gaussian.fit(torch.cat([split_batch(batch)[1] for batch in loader]))
+            return Gaussian.fit(torch.cat([targets, *(split_batch(batch)[1] for batch in batches)]))
     raise ValueError(
         f"The likelihood is not clear from targets of {targets.dtype} and shape {tuple(targets.shape)} and a network "
         f"with {num_outputs} {'output' if num_outputs == 1 else 'outputs'} for each example. {ADVICE}"
@@ -86,9 +90,3 @@ def is_class_index(targets: Tensor) -> bool:
 def holds_fractions(targets: Tensor) -> bool:
     """Whether these are floating-point numbers, some of them no whole numbers, one or several for each example."""
     return targets.is_floating_point() and targets.ndim <= 2 and bool((targets != targets.round()).any())
-
-
-def _read_first_batch(loader: Iterable[Any]) -> tuple[Any, Tensor]:
-    for batch in loader:
-        return split_batch(batch)
-    raise ValueError(format_empty_loader(loader))

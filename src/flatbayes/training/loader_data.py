@@ -1,7 +1,7 @@
 """Training data from a user's loader of ready batches."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,12 @@ class LoaderData(TrainingData):
         """What one pass over the loader gives, which changes no random state."""
         with preserve_loader(self.loader):
             return read_pass(self.loader, self.infer_likelihood(), first_only=self.given_num_data is not None)
+
+    def with_integer_conversion(self) -> "LoaderData":
+        """The same data with integer inputs converted; the loader is not read again."""
+        converted = replace(self, converts_integers=True)
+        vars(converted)["loader_pass"] = self.loader_pass
+        return converted
 
     def count_data(self, world: ProcessGroupInfo) -> int:
         """Number of labelled examples that a pass gives, of all processes together.
