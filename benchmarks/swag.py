@@ -10,7 +10,8 @@ import torch
 from timing import ratio, row, threads
 from torch import nn
 
-from flatbayes.core.weights import flatten, trainable_parameters
+from flatbayes.core.tensor_lists import flatten
+from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors import SWAG
 from flatbayes.posteriors.swag import block_size, gaussian_sample
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from flatbayes import MLP, SAM, Cyclical, Digits, Plain, Posterior, TrainingConfig, evaluate, fit
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.weights import flatten, swap_values, trainable_parameters, unflatten
+from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.optimization import init_state, step_optimizer
 from flatbayes.posteriors.posterior import SnapshotRequirements
 from flatbayes.training import CollectionConfig

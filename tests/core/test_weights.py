@@ -5,15 +5,8 @@ import torch
 from torch import nn
 
 from flatbayes.core.devices import is_accelerator
-from flatbayes.core.weights import (
-    flatten,
-    iter_blocks,
-    perturb,
-    swap_values,
-    trainable_parameters,
-    unflatten,
-    write_blockwise,
-)
+from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.weights import iter_blocks, perturb, swap_values, trainable_parameters, write_blockwise
 
 
 def params():

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from flatbayes.core.weights import flatten, unflatten
+from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.diagnostics import (
     HessianVectorProduct,
     LossSurface,

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatbayes.core.buffers import reestimate_norm_statistics, swap_buffers
-from flatbayes.core.weights import flatten, unflatten
+from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.diagnostics import (
     LossSurface,
     Plane,

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatbayes.core.weights import flatten, trainable_parameters, unflatten
+from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.weights import trainable_parameters
 from flatbayes.diagnostics import (
     HessianVectorProduct,
     LossSurface,

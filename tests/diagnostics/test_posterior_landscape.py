@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core.weights import flatten, trainable_parameters
+from flatbayes.core.tensor_lists import flatten
+from flatbayes.core.weights import trainable_parameters
 from flatbayes.data import Standardize
 from flatbayes.diagnostics import LossSurface, compute_draw_slices, compute_solution_plane, loss_at, plane_through
 from flatbayes.diagnostics.posterior_sharpness import prepare_batches

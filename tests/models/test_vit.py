@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatbayes.core.weights import flatten
+from flatbayes.core.tensor_lists import flatten
 from flatbayes.diagnostics import LossSurface
 from flatbayes.diagnostics.hessian import DOUBLE_BACKWARD, HessianVectorProduct, central_difference
 from flatbayes.flatness import SAM

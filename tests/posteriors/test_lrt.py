@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
 
 from flatbayes.core.context import get_weight_distribution
-from flatbayes.core.weights import flatten, trainable_parameters
+from flatbayes.core.tensor_lists import flatten
+from flatbayes.core.weights import trainable_parameters
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors.lrt import LRT, accumulate_kl_gradients, raw_scale_key
 from flatbayes.posteriors.sgvb import SGVB

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from flatbayes.core.context import get_weight_distribution
 from flatbayes.core.parameter_selection import select_parameters
-from flatbayes.core.weights import flatten, trainable_parameters, unflatten
+from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.weights import trainable_parameters
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors.sgvb import SGVB
 from flatbayes.posteriors.variational import gaussian_kl, raw_to_std, std_to_raw

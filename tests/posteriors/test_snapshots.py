@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core.weights import flatten, trainable_parameters
+from flatbayes.core.tensor_lists import flatten
+from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors.sghmc import SGHMC
 from flatbayes.posteriors.sgld import SGLD
 from flatbayes.posteriors.snapshots import select_snapshot_indices

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes.core.weights import flatten, trainable_parameters
+from flatbayes.core.tensor_lists import flatten
+from flatbayes.core.weights import trainable_parameters
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import (
     ASAM,

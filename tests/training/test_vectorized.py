@@ -8,7 +8,8 @@ from torch import nn
 
 from flatbayes.core import State
 from flatbayes.core.context import vectorized
-from flatbayes.core.weights import flatten, trainable_parameters
+from flatbayes.core.tensor_lists import flatten
+from flatbayes.core.weights import trainable_parameters
 from flatbayes.training.engine import clip_gradient_norm
 from flatbayes.training.vectorized import (
     VectorizedNetworks,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flatbayes.core.accelerators import list_initialized_accelerators
 from flatbayes.core.devices import is_accelerator
-from flatbayes.core.tensor_lists import group_tensors, split_vector
+from flatbayes.core.tensor_lists import group_tensors, unflatten
 
 
 class Stream(StrEnum):
@@ -274,7 +274,7 @@ def iter_normal_noise(
             continue
         generator = None if generators is None else generators[first.device]
         vector = torch.randn(total, generator=generator, device=first.device, dtype=first.dtype)
-        yield group, split_vector(vector, members)
+        yield group, unflatten(vector, members)
 
 
 def _draw_network_normal(like: list[Tensor], seed: int) -> list[Tensor]:

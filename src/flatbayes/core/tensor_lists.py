@@ -106,13 +106,18 @@ def full_tensors(like: Sequence[Tensor], value: float) -> list[Tensor]:
     for group in group_tensors(like, max_entries=sum(tensor.numel() for tensor in like)):
         members = [like[k] for k in group]
         vector = members[0].new_full((sum(tensor.numel() for tensor in members),), value)
-        for k, result in zip(group, split_vector(vector, members), strict=True):
+        for k, result in zip(group, unflatten(vector, members), strict=True):
             results[k] = result
     return results
 
 
-def split_vector(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a vector in the shapes of tensors, in order."""
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Copy all entries into one vector, in order."""
+    return torch.cat([to_local(tensor.detach()).reshape(-1) for tensor in tensors])
+
+
+def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of the vector in the shapes of `like`: the inverse of `flatten`."""
     pieces = vector.split([tensor.numel() for tensor in like])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
@@ -135,7 +140,7 @@ def map_elementwise(function: Callable[[Tensor], Tensor], tensors: Sequence[Tens
     results = list(tensors)
     for group in group_tensors(tensors):
         members = [tensors[k] for k in group]
-        vector = function(torch.cat([tensor.detach().reshape(-1) for tensor in members]))
-        for k, result in zip(group, split_vector(vector, members), strict=True):
+        vector = function(flatten(members))
+        for k, result in zip(group, unflatten(vector, members), strict=True):
             results[k] = result
     return results

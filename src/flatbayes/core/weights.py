@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flatbayes.core.devices import is_accelerator
 from flatbayes.core.norms import broadcast_per_network
-from flatbayes.core.tensor_lists import clone_tensors, copy_values, group_tensors, split_vector, to_local
+from flatbayes.core.tensor_lists import clone_tensors, copy_values, group_tensors, to_local, unflatten
 from flatbayes.core.traversal import list_parameters
 
 
@@ -182,16 +182,6 @@ def preserve(params: Sequence[Tensor]) -> Iterator[None]:
         with torch.no_grad():
             copy_values(params, saved)
         torch.clear_autocast_cache()
-
-
-def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Copy all entries into one vector, in order."""
-    return torch.cat([to_local(tensor.detach()).reshape(-1) for tensor in tensors])
-
-
-def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of the vector in the shapes of `like`: the inverse of `flatten`."""
-    return split_vector(vector, like)
 
 
 def iter_blocks(tensors: Sequence[Tensor], block_size: int) -> Iterator[tuple[slice, list[Tensor]]]:

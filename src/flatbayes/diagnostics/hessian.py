@@ -22,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flatbayes.core.devices import to_double
 from flatbayes.core.norms import global_norm
 from flatbayes.core.randomness import Stream, make_generator
-from flatbayes.core.weights import flatten, promoted_dtype, unflatten
+from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.weights import promoted_dtype
 from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.sharpness import mean_and_standard_error, sample_normal_like
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
 from flatbayes.core.devices import to_double
-from flatbayes.core.weights import flatten, swap_values, unflatten
+from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.weights import swap_values
 from flatbayes.diagnostics.loss_surface import LossSurface
 from flatbayes.diagnostics.sharpness import sample_normal_like
 from flatbayes.plotting import theme

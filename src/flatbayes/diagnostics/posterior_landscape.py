@@ -13,7 +13,8 @@ from torch import Tensor
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.devices import to_double
 from flatbayes.core.input_trees import ModelInputs
-from flatbayes.core.weights import flatten, trainable_parameters
+from flatbayes.core.tensor_lists import flatten
+from flatbayes.core.weights import trainable_parameters
 from flatbayes.diagnostics.landscape import (
     LossGrid,
     LossSlice,

@@ -23,9 +23,8 @@ from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.devices import is_accelerator
 from flatbayes.core.gradients import check_trainable, compute_some_gradients, dense_gradient, replace_gradient
 from flatbayes.core.norms import global_norm
-from flatbayes.core.tensor_lists import clone_tensors, fill_with_zeros, group_tensors, zero_tensors
+from flatbayes.core.tensor_lists import clone_tensors, fill_with_zeros, flatten, group_tensors, zero_tensors
 from flatbayes.core.traversal import trainable_by_name
-from flatbayes.core.weights import flatten
 from flatbayes.flatness.ascent import Perturbation, check_radius, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness, require_progress
 from flatbayes.flatness.sam import euclidean_perturbation

@@ -28,9 +28,9 @@ from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.devices import is_accelerator
 from flatbayes.core.gradients import check_trainable, compute_some_gradients, dense_gradient
 from flatbayes.core.norms import broadcast_per_network, global_norm
-from flatbayes.core.tensor_lists import fill_with_zeros, group_tensors, split_vector
+from flatbayes.core.tensor_lists import fill_with_zeros, flatten, group_tensors, unflatten
 from flatbayes.core.traversal import trainable_by_name
-from flatbayes.core.weights import flatten, perturb
+from flatbayes.core.weights import perturb
 from flatbayes.flatness.ascent import Perturbation, check_radius
 from flatbayes.flatness.flatness import Flatness, require_progress
 
@@ -111,7 +111,7 @@ def _accumulate_if(condition: Tensor, velocities: Sequence[Tensor], grads: Seque
         members, sums = [grads[k] for k in group], [velocities[k] for k in group]
         accepted = flatten(members).masked_fill_(condition.logical_not(), 0.0)
         torch._foreach_mul_(sums, members[0].new_ones(()).masked_fill_(condition, momentum))
-        torch._foreach_add_(sums, split_vector(accepted, members))
+        torch._foreach_add_(sums, unflatten(accepted, members))
 
 
 def momentum_perturbation(velocities: Sequence[Tensor], rho: float) -> Perturbation:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from flatbayes.core import Examples, LossFn
 from flatbayes.core.input_trees import ModelInputs, slice_examples
-from flatbayes.core.weights import promoted_dtype, unflatten
+from flatbayes.core.tensor_lists import unflatten
+from flatbayes.core.weights import promoted_dtype
 from flatbayes.posteriors.ggn import (
     ExampleVjps,
     check_finite_curvature,

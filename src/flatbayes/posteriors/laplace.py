@@ -31,7 +31,8 @@ from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.input_trees import ModelInputs, slice_examples, split_examples
 from flatbayes.core.networks import cast_inputs, check_materialized, check_real, differentiable_recurrence
-from flatbayes.core.weights import flatten, swap_values, unflatten
+from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.eigenbasis import CurvatureStructure, make_eigenbasis
 from flatbayes.posteriors.ggn import rounding_tolerance
 from flatbayes.posteriors.linearised import LinearisedNetwork

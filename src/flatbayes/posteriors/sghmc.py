@@ -35,7 +35,8 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, OptimizerFactory, State
-from flatbayes.core.weights import flatten, trainable_parameters, unflatten
+from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors.optimization import check_temperature, default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements
 from flatbayes.posteriors.prior_precision import check_prior_precision

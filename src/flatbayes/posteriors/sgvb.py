@@ -30,8 +30,8 @@ from flatbayes.core.context import weight_distribution
 from flatbayes.core.gradients import dense_gradient
 from flatbayes.core.networks import check_real
 from flatbayes.core.parameter_selection import ParameterSelection, check_selection, select_parameters
-from flatbayes.core.tensor_lists import clone_tensors, copy_values
-from flatbayes.core.weights import flatten, swap_values, trainable_parameters, unflatten
+from flatbayes.core.tensor_lists import clone_tensors, copy_values, flatten, unflatten
+from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import PriorPrecision, expand_precisions, resolve_prior_precisions

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from flatbayes.core import State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.networks import check_materialized, check_real
-from flatbayes.core.weights import flatten, swap_values, trainable_parameters, unflatten
+from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.weights import swap_values, trainable_parameters
 
 Storage = Literal["device", "cpu"]
 """Where snapshots are stored: on the device of the model, or in main memory."""

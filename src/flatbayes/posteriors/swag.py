@@ -28,7 +28,8 @@ from flatbayes.core.buffers import eval_mode
 from flatbayes.core.devices import is_accelerator
 from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.parameter_selection import ParameterSelection, check_selection, select_parameters
-from flatbayes.core.weights import flatten, iter_blocks, swap_values, trainable_parameters, unflatten, write_blockwise
+from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.weights import iter_blocks, swap_values, trainable_parameters, write_blockwise
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements
 from flatbayes.posteriors.prior_precision import check_prior_precision

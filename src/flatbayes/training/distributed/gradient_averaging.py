@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import RandomState, Stream, seeded_rng, spawn_seed
-from flatbayes.core.weights import flatten, unflatten
+from flatbayes.core.tensor_lists import flatten, unflatten
 
 MAX_BUCKET_ELEMENTS = 2**24
 """Largest number of elements in a message, which is a copy: it bounds the extra memory."""
