@@ -38,11 +38,12 @@ $(ORACLES): $(READY) tests/oracles/requirements.txt
 
 # A pretend accelerator, which exists for a whole process; then real numbers on the code paths of an accelerator.
 test-accelerator: $(READY)
-	$(BIN)/python -m pytest tests/accelerator -n 0
+	$(BIN)/python -m pytest tests/accelerator -n 0 -m "not slow"
 	$(BIN)/python -m pytest $(AS_ACCELERATOR) --as-accelerator -n 0 -m "not slow"
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest tests/accelerator -n 0
 
 lint: $(READY)
 	$(BIN)/ruff check .

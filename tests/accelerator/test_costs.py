@@ -7,9 +7,17 @@ from accelerator.measure import list_measured_pairs, measure_costs
 from accelerator.training import NETWORKS
 
 CASES = [(network, name) for network in NETWORKS for name in list_measured_pairs(network)]
+SAMPLE = ("MAP/Plain", "MAP/SAM", "SWAG/SAM", "SGVB/SAM", "LRT/SAM")
+"""Pairs that are measured on the slower networks in every run."""
 
 
-@pytest.mark.parametrize(("network", "name"), CASES, ids=lambda value: value)
+def mark_case(network, name):
+    """A case, marked slow unless it is in the sample or, with the MLP, has MAP or SAM."""
+    is_fast = name in SAMPLE or (network == "mlp" and (name.startswith("MAP/") or name.endswith("/SAM")))
+    return pytest.param(network, name, marks=() if is_fast else pytest.mark.slow, id=f"{network}-{name}")
+
+
+@pytest.mark.parametrize(("network", "name"), [mark_case(*case) for case in CASES])
 def test_no_more_launches_and_waits_than_committed(network, name, record_saving):
     budgets = read_budgets()
     messages = []
