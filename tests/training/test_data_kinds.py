@@ -236,3 +236,15 @@ def test_an_evaluation_without_targets_says_what_to_pass(data):
     fitted = fit("MLP", (X, Y), MAP(), config=OPTIONS)
     with pytest.raises(TypeError, match=r"evaluate\(fitted, "):
         evaluate(fitted, data)
+
+
+def test_unlabelled_examples_of_several_inputs_are_left_out():
+    fitted = fit(TwoInputs(), DataLoader(Dictionaries(), 16), MAP(), config=OPTIONS)
+    labels = np.where(np.arange(48) % 3 == 0, -100, Y)
+    rows = labels >= 0
+
+    def make_inputs(features):
+        return {"first": torch.as_tensor(features[:, :2]), "second": torch.as_tensor(features[:, 2:])}
+
+    expected = evaluate(fitted, make_inputs(X[rows]), Y[rows]).metrics
+    assert evaluate(fitted, make_inputs(X), labels).metrics == pytest.approx(expected)

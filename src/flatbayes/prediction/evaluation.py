@@ -30,7 +30,6 @@ from flatbayes.metrics import (
     reliability_bins,
 )
 from flatbayes.prediction.fitted import FittedPosterior
-from flatbayes.prediction.inputs import Inputs
 from flatbayes.prediction.labelled import LabelledBatches, encode_labels, select_examples
 from flatbayes.prediction.placement import PredictionPrecision
 
@@ -151,9 +150,15 @@ def evaluate(
         TypeError: There are no targets, or no metrics for this kind of prediction.
     """
     inputs, targets = select_examples(fitted, data, targets, batch_size)
+    is_labelled: Tensor | None = None
     if targets is not None:
-        targets = encode_labels(targets, fitted.info.get("class_names"))
-        inputs, targets = _prepare_examples(fitted.likelihood, inputs, targets)
+        targets, is_labelled = _prepare_targets(
+            fitted.likelihood, encode_labels(targets, fitted.info.get("class_names"))
+        )
+        is_sequence = isinstance(inputs, Tensor | LazyImages | np.ndarray) and len(inputs) == len(targets)
+        if is_labelled is not None and is_sequence:
+            inputs = inputs.subset(is_labelled) if isinstance(inputs, LazyImages) else inputs[is_labelled]
+            targets, is_labelled = targets[is_labelled], None
     predictive = fitted.predict(
         inputs,
         num_draws,
@@ -165,8 +170,8 @@ def evaluate(
     )
     if isinstance(inputs, LabelledBatches):
         targets, is_labelled = _prepare_targets(fitted.likelihood, inputs.targets)
-        if is_labelled is not None:
-            predictive, targets = predictive.select(is_labelled), targets[is_labelled]
+    if is_labelled is not None and len(is_labelled) == len(predictive.mean):
+        predictive, targets = predictive.select(is_labelled), targets[is_labelled]
     return _compute_metrics(predictive, targets, len(fitted.sample_ids(num_draws, seed)))
 
 
@@ -185,14 +190,6 @@ def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, T
     if not is_labelled.any():
         raise ValueError(f"All {len(targets)} labels are {likelihood.ignore_index}: there are no labelled examples.")
     return targets, is_labelled
-
-
-def _prepare_examples(likelihood: Likelihood, inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
-    """Examples that have a target, with class labels as class indices."""
-    targets, is_labelled = _prepare_targets(likelihood, targets)
-    if is_labelled is None or not isinstance(inputs, Tensor | LazyImages | np.ndarray) or len(targets) != len(inputs):
-        return inputs, targets
-    return inputs.subset(is_labelled) if isinstance(inputs, LazyImages) else inputs[is_labelled], targets[is_labelled]
 
 
 def _compute_metrics(predictive: Predictive, targets: Tensor, num_networks: int) -> Evaluation:
