@@ -155,10 +155,13 @@ def evaluate(
         targets, is_labelled = _prepare_targets(
             fitted.likelihood, encode_labels(targets, fitted.info.get("class_names"))
         )
-        if is_labelled is not None and isinstance(inputs, Tensor | LazyImages | np.ndarray):
-            if len(inputs) == len(targets):
-                inputs = inputs.subset(is_labelled) if isinstance(inputs, LazyImages) else inputs[is_labelled]
-                targets, is_labelled = targets[is_labelled], None
+        if (
+            is_labelled is not None
+            and isinstance(inputs, Tensor | LazyImages | np.ndarray)
+            and len(inputs) == len(targets)
+        ):
+            inputs = inputs.subset(is_labelled) if isinstance(inputs, LazyImages) else inputs[is_labelled]
+            targets, is_labelled = targets[is_labelled], None
     predictive = fitted.predict(
         inputs,
         num_draws,
