@@ -36,7 +36,7 @@ def test_no_failures(part):
 
 def test_faults_power_cuts_and_races():
     ends = ("ended well", "ended with a message", "killed")
-    assert f"| {sum(total('faults', end) for end in ends)} |" in PAGE
+    assert f"| {sum(total('faults', end) for end in ends):,} |" in PAGE
     assert f"| {total('power cuts', 'before the end') + total('power cuts', 'after the end')} |" in PAGE
     races = FOUND["races"]["counts"]
     assert f"| {races['commands']} in {races['rounds']} rounds |" in PAGE
