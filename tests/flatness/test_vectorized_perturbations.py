@@ -6,7 +6,7 @@ import torch
 from flatbayes.core.context import vectorized
 from flatbayes.core.norms import global_norm
 from flatbayes.flatness.asam import adaptive_perturbation, adaptive_scale
-from flatbayes.flatness.fisher_sam import fisher_perturbation, inverse_fisher
+from flatbayes.flatness.fisher_sam import fisher_perturbation, inverse_diagonal, relative_weight
 from flatbayes.flatness.sam import euclidean_perturbation
 
 NAMES = ("layer.weight", "layer.bias", "scale")
@@ -14,7 +14,9 @@ WEIGHTS = dict(zip(NAMES, [torch.randn(3, 4, 2), torch.randn(3, 4), torch.randn(
 RULES = {
     "SAM": lambda weights, grads: euclidean_perturbation(grads, 0.3),
     "ASAM": lambda weights, grads: adaptive_perturbation(grads, adaptive_scale(weights, 0.01), 0.3),
-    "FisherSAM": lambda weights, grads: fisher_perturbation(grads, inverse_fisher(grads, 1.5), 0.3),
+    "FisherSAM": lambda weights, grads: fisher_perturbation(
+        grads, lambda group: inverse_diagonal([grads[k] for k in group], relative_weight(grads, 1.5)), 0.3
+    ),
 }
 
 

@@ -29,7 +29,7 @@ from flatbayes.flatness import (
     RandomPerturbation,
 )
 from flatbayes.flatness.asam import adaptive_scale
-from flatbayes.flatness.fisher_sam import inverse_fisher
+from flatbayes.flatness.fisher_sam import inverse_diagonal, relative_weight
 from support import (
     BALLS,
     FLAT,
@@ -428,7 +428,9 @@ def _geometry(flat, model):
     """T, such that the perturbation e has norm ||e / T||, from the weights and gradients that `model` holds."""
     weights = dict(model.named_parameters())
     if isinstance(flat, FisherSAM):
-        return torch.cat([s.sqrt().flatten() for s in inverse_fisher([w.grad for w in weights.values()], flat.eta)])
+        grads = [w.grad for w in weights.values()]
+        inverse = inverse_diagonal(grads, relative_weight(grads, flat.eta))
+        return torch.cat([s.sqrt().flatten() for s in inverse])
     if isinstance(flat, PosteriorSAM):
         with distribute_all_weights(model):
             distributions = [get_weight_distribution(w) for w in weights.values()]

@@ -15,7 +15,7 @@ less. F is diagonal, from the squares of the batch's own gradient, with F⁻¹ r
     optimizer.step()
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,22 +74,7 @@ class FisherSAM(Flatness):
 
     def _compute_perturbation(self, grads: Sequence[Tensor]) -> Perturbation:
         weight = relative_weight(grads, self.eta)
-
-        def compute_group(group: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-            members = [grads[k] for k in group]
-            return fisher_directions(members, inverse_diagonal(members, weight))
-
-        return perturbation_in_groups(compute_group, grads, self.rho)
-
-
-def inverse_fisher(grads: Sequence[Tensor], eta: float) -> list[Tensor]:
-    """1 / (1 + eta g² / mean g²), elementwise, the mean over all tensors together.
-
-    Args:
-        grads: One gradient per tensor.
-        eta: Weight of the squared gradient.
-    """
-    return inverse_diagonal(grads, relative_weight(grads, eta))
+        return fisher_perturbation(grads, lambda group: inverse_diagonal([grads[k] for k in group], weight), self.rho)
 
 
 def relative_weight(grads: Sequence[Tensor], eta: float) -> Tensor:
@@ -123,29 +108,23 @@ def inverse_diagonal(grads: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
     return squares
 
 
-def fisher_perturbation(grads: Sequence[Tensor], inverse_diagonal: Sequence[Tensor], rho: float) -> Perturbation:
+def fisher_perturbation(
+    grads: Sequence[Tensor], compute_inverse: Callable[[list[int]], Sequence[Tensor]], rho: float
+) -> Perturbation:
     """Maximiser of <g, e> over eᵀ F e <= rho² for a diagonal F: e = rho F⁻¹ g / sqrt(gᵀ F⁻¹ g).
 
     Args:
         grads: One gradient per tensor.
-        inverse_diagonal: Diagonal of F⁻¹, positive, of the gradients' shapes.
+        compute_inverse: Computes the diagonal of F⁻¹, positive, of the tensors with the given indices.
         rho: Radius of the ellipsoid.
 
     Returns:
         One perturbation per tensor, zero for a zero gradient.
     """
-    directions, half = fisher_directions(grads, inverse_diagonal)
-    return Perturbation(directions, global_norm(half), rho)
 
+    def compute_group(group: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+        members, inverse = [grads[k] for k in group], list(compute_inverse(group))
+        half = torch._foreach_mul(members, torch._foreach_sqrt(inverse))  # its norm is that of F⁻¹ g in the metric F
+        return list(torch._foreach_mul(members, inverse)), list(half)
 
-def fisher_directions(
-    grads: Sequence[Tensor], inverse_diagonal: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """F⁻¹ g, and the tensors F^(-1/2) g whose norm is that of F⁻¹ g in the metric F.
-
-    Args:
-        grads: One gradient per tensor.
-        inverse_diagonal: Diagonal of F⁻¹.
-    """
-    half = torch._foreach_mul(list(grads), torch._foreach_sqrt(list(inverse_diagonal)))
-    return list(torch._foreach_mul(list(grads), list(inverse_diagonal))), list(half)
+    return perturbation_in_groups(compute_group, grads, rho)
