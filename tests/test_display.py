@@ -1,6 +1,9 @@
 """Every public object has a display: a short repr, a table in notebooks, a summary, plain data and a figure."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 
 import matplotlib as mpl
@@ -10,6 +13,7 @@ import torch
 
 from flatbayes import MLP, SAM, SWAG, Diabetes, Digits, Ensemble, FittedPosterior, evaluate, fit
 from flatbayes.diagnostics import LossGrid, LossSlice, SharpnessConfig, measure_posterior_sharpness
+from flatbayes.plotting import theme
 
 mpl.use("Agg")
 CONFIG = {"epochs": 3, "batch_size": 20}
@@ -144,3 +148,26 @@ def test_figures_are_drawn_into_given_axes(objects):
     assert objects["evaluation"].plot_reliability(ax=axes) is axes
     assert objects["sharpness"].plot(ax=axes) is axes
     assert len(plt.get_fignums()) == 1
+
+
+NOTEBOOK_BACKEND = """
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvas
+
+matplotlib.interactive(True)
+"""
+SHOW_FIGURE = """
+import runpy, sys, matplotlib
+
+with runpy.run_path(sys.argv[1])["use_axes"](None, 3, 3) as axes:
+    assert not axes.spines["top"].get_visible()
+assert matplotlib.is_interactive()
+"""
+
+
+def test_figures_leave_on_what_the_backend_of_a_notebook_switches_on(tmp_path):
+    """It is loaded with the first figure, and sets `interactive`: without it later figures are not shown."""
+    (tmp_path / "notebook_backend.py").write_text(NOTEBOOK_BACKEND)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MPLBACKEND": "module://notebook_backend"}
+    command = [sys.executable, "-c", SHOW_FIGURE, theme.__file__]
+    subprocess.run(command, env=environment, check=True, timeout=60)

@@ -84,10 +84,11 @@ def use_axes(axes: "Axes | None", width: float, height: float) -> Iterator["Axes
         return
     import matplotlib.pyplot as plt  # here, since it is slow to import
 
-    style: Any = RC_PARAMS | {"axes.facecolor": "white", "figure.facecolor": "white"}
+    # Outside the context: the first figure loads the backend, and in a notebook that sets `interactive` for good.
+    figure = plt.figure(figsize=(width, height), layout="constrained", facecolor="white")
+    style: Any = RC_PARAMS | {"axes.facecolor": "white"}
     with plt.rc_context(style):
-        _, axes = plt.subplots(figsize=(width, height), layout="constrained")
-        yield axes
+        yield figure.subplots()
 
 
 def style_axes(axes: "Axes", *, grid: Literal["both", "x", "y"] = "both") -> None:
