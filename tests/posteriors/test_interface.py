@@ -1,8 +1,6 @@
 """The interface of posteriors: three abstract methods, defaults for everything else, and delegation by ensembles."""
 
-import ast
 import inspect
-import textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +10,6 @@ import torch
 from torch import nn
 
 import flatbayes
-from flatbayes import Digits, TrainingConfig
 from flatbayes.core import State
 from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, Ensemble, Laplace, Posterior, presets
 from flatbayes.posteriors.posterior import SnapshotRequirements
@@ -126,19 +123,5 @@ def test_presets_hold_the_tuned_temperatures():
 
 
 @pytest.mark.parametrize("name", [name for name in flatbayes.posteriors.__all__ if name != "Posterior"])
-def test_method_files_open_with_pseudo_code_and_an_example_that_runs(name):
-    docstring = inspect.getmodule(getattr(flatbayes.posteriors, name)).__doc__
-    description, example = docstring.split("Example:\n")
-    assert "    draw: " in description
-    code = textwrap.dedent(example)
-    assert 2 <= len(ast.parse(code).body) <= 3
-    data = Digits(train_size=100).load(seed=0)
-    scope = {exported: getattr(flatbayes, exported) for exported in flatbayes.__all__}
-    scope |= {
-        "data": data,
-        "inputs": data.test.inputs[:8],
-        "MLP": partial(flatbayes.MLP, hidden=(8,)),
-        "fit": partial(flatbayes.fit, config=TrainingConfig(epochs=8, batch_size=25)),
-    }
-    exec(compile(code, name, "exec"), scope)
-    assert scope["fitted"].posterior.__class__.__name__ == name
+def test_method_files_open_with_pseudo_code(name):
+    assert "    draw: " in inspect.getmodule(getattr(flatbayes.posteriors, name)).__doc__

@@ -73,6 +73,12 @@ def certify(
     Raises:
         ValueError: The data are not a classification, or there are too few examples.
         RuntimeError: Training diverged, or something other than the weights of the network changed.
+
+    Examples:
+        >>> settings = CertificationConfig(prior_stds=(0.03,), epochs=1, num_draws=9, num_test_draws=9)
+        >>> result = certify(MLP, data, SAM(rho=0.05), config, settings)
+        >>> 0 < result.error.bound <= 1
+        True
     """
     if data.is_regression:
         raise ValueError(

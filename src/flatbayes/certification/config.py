@@ -25,6 +25,12 @@ class CertificationConfig:
         num_test_draws: Networks drawn for the estimates on the test split.
         min_probability: Probability s at which the cross entropy is truncated: min(-log p, log 1/s) / log 1/s lies
             in [0, 1].
+
+    Examples:
+        >>> settings = CertificationConfig(prior_stds=(0.01, 0.03), epochs=1, num_draws=9, num_test_draws=9)
+        >>> result = certify(MLP, data, SAM(rho=0.05), config, settings)
+        >>> result.prior_std in settings.prior_stds
+        True
     """
 
     prior_fraction: float = 0.5

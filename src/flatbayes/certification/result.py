@@ -25,6 +25,11 @@ class ErrorEstimates:
         gibbs_error: Mean error rate of networks drawn from the posterior.
         ensemble_error: Error rate of the average of their probabilities.
         prior_error: Error rate of the prior network.
+
+    Examples:
+        >>> settings = CertificationConfig(prior_stds=(0.03,), epochs=1, num_draws=9, num_test_draws=9)
+        >>> certify(MLP, data, SAM(rho=0.05), config, settings).test.num_data
+        898
     """
 
     num_data: int
@@ -49,6 +54,12 @@ class CertificationResult:
         holdout_bound: Held-out bound on the error rate of the prior network alone, from the bound set and with the
             same confidence.
         test: Estimates on the test split.
+
+    Examples:
+        >>> settings = CertificationConfig(prior_stds=(0.03,), epochs=1, num_draws=9, num_test_draws=9)
+        >>> result = certify(MLP, data, SAM(rho=0.05), config, settings)
+        >>> result.test.gibbs_error < result.error.bound
+        True
     """
 
     flatness: str
@@ -68,7 +79,13 @@ class CertificationResult:
 
 
 def format_statement(result: CertificationResult) -> str:
-    """The certified statement, its assumptions and its limitations, as one paragraph."""
+    """The certified statement, its assumptions and its limitations, as one paragraph.
+
+    Examples:
+        >>> settings = CertificationConfig(prior_stds=(0.03,), epochs=1, num_draws=9, num_test_draws=9)
+        >>> format_statement(certify(MLP, data, SAM(rho=0.05), config, settings))[:60]
+        'With probability at least 96.5%, over the 100 examples of th'
+    """
     error = result.error
     joint_confidence = max(0.0, 2 * error.confidence - 1)
     vacuous = "" if error.bound < 1 else " This bound is vacuous: no error rate exceeds 1."

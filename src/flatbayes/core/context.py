@@ -128,7 +128,7 @@ def subset_batch(*batch: ModelInputs) -> tuple[Any, ...]:
     """The first examples of a batch, in the number that `batch_fraction` sets; the whole batch outside of it.
 
     Examples:
-        >>> import torch
+        >>> from flatbayes.core.context import batch_fraction
         >>> inputs, targets = torch.zeros(8, 3), torch.zeros(8)
         >>> with batch_fraction(0.25):
         ...     [len(tensor) for tensor in subset_batch(inputs, targets)]

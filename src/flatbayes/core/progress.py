@@ -21,6 +21,18 @@ class TrainingProgress:
             vectorized network.
         flatness_state: Tensors that are kept between steps, by namespace and name.
         namespace: Prefix of the names in `flatness_state`; see `scope`.
+
+    Examples:
+        >>> progress, optimizer = (
+        ...     TrainingProgress(total_steps=3, seed=0),
+        ...     torch.optim.SGD(network.parameters()),
+        ... )
+        >>> for _ in range(3):
+        ...     loss = MSAM(rho=0.5)(closure, network, progress)()
+        ...     optimizer.step()
+        ...     progress.advance()
+        >>> progress.step, len(progress.flatness_state)
+        (3, 2)
     """
 
     step: int = 0

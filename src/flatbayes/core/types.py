@@ -36,6 +36,13 @@ class State:
         cpu_statistics: Names of the statistics that stay in main memory on whatever device the model is.
         updated_buffers: Names of the model's buffers that the last epoch of training changed, such as the running
             statistics of normalization layers that are not frozen; None if that is unknown.
+
+    Examples:
+        >>> posterior = SWAG(rank=2)
+        >>> state = posterior.init(network, torch.optim.SGD, num_data=12)
+        >>> loss = posterior.step(state, closure)
+        >>> sorted(state.statistics)
+        ['count', 'deviations', 'mean', 'sum_squares']
     """
 
     model: nn.Module

@@ -49,6 +49,13 @@ class ASAM(Flatness):
         params: The parameters that are perturbed: `norms`, those of normalisation layers (Mueller et al., NeurIPS
             2023), with a radius about ten times as large; `last_layer`, `weights`, `biases`, `no_biases`, `all`, or
             a list of name patterns. The ascent computes no other gradients.
+
+    Examples:
+        >>> flatness = ASAM(rho=0.5)
+        >>> fitted = fit(MLP, data, SWAG(rank=2), flatness, config)
+        >>> loss = flatness(closure, network)()  # in a loop of your own
+        >>> flatness.gradients_per_step
+        2.0
     """
 
     rho: float = 0.5

@@ -43,6 +43,13 @@ class FisherSAM(Flatness):
         eta: Weight of the squared gradient, relative to its mean over all weights, in the metric; 0 is `SAM`.
         ascent_steps: Number of ascent steps; each costs one gradient.
         resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+
+    Examples:
+        >>> flatness = FisherSAM(rho=0.05)
+        >>> fitted = fit(MLP, data, SWAG(rank=2), flatness, config)
+        >>> loss = flatness(closure, network)()  # in a loop of your own
+        >>> flatness.gradients_per_step
+        2
     """
 
     rho: float = 0.05

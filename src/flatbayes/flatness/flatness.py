@@ -22,6 +22,23 @@ class Flatness(ABC):
     A call of the new closure returns a loss and leaves the sharpness-aware gradient in `.grad`. Weights, training
     flags and the random state are then as one call of the given closure would leave them. Buffers advance once, in
     the first pass, and the loss is that of the first pass.
+
+    Examples:
+        >>> from flatbayes.core.weights import perturb
+        >>> class Noisy(Flatness):
+        ...     gradients_per_step = 1
+        ...
+        ...     def __call__(self, closure, model, progress=None):
+        ...         params = list(model.parameters())
+        ...
+        ...         def noisy_closure():
+        ...             with perturb(params, [torch.randn_like(param) for param in params], 0.01):
+        ...                 return closure()
+        ...
+        ...         return noisy_closure
+        >>> loss = Noisy()(closure, network)()
+        >>> network.weight.grad.shape
+        torch.Size([3, 4])
     """
 
     @property
@@ -63,7 +80,15 @@ class Flatness(ABC):
 
 @dataclass(frozen=True)
 class Plain(Flatness):
-    """The identity: ordinary training, the baseline of every comparison."""
+    """The identity: ordinary training, the baseline of every comparison.
+
+    Examples:
+        >>> flatness = Plain()
+        >>> fitted = fit(MLP, data, SWAG(rank=2), flatness, config)
+        >>> loss = flatness(closure, network)()  # in a loop of your own
+        >>> flatness.gradients_per_step
+        1
+    """
 
     gradients_per_step = 1
 

@@ -44,6 +44,14 @@ class GaussianSmoothing(Flatness):
         std: Standard deviation of the noise on each weight. The perturbation has a length of about std times the
             square root of the number of weights, so 0.05 divided by that root is as far as SAM goes.
         seed: Another seed gives other noise in an otherwise identical run; at least 0.
+
+    Examples:
+        >>> flatness = GaussianSmoothing(std=0.01)
+        >>> fitted = fit(MLP, data, SWAG(rank=2), flatness, config)
+        >>> progress = TrainingProgress(total_steps=100)  # of a loop of your own
+        >>> loss = flatness(closure, network, progress)()
+        >>> flatness.gradients_per_step
+        1
     """
 
     std: float = 0.005

@@ -36,6 +36,13 @@ class LESAM(Flatness):
         rho_max: Largest radius, in the norm over all trainable weights together.
         anneal: Fraction of training, at its end, over which the budget decreases to 0 along half a cosine wave.
         resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+
+    Examples:
+        >>> flatness = LESAM(loss_budget=0.05)
+        >>> fitted = fit(MLP, data, SWAG(rank=2), flatness, config)
+        >>> loss = flatness(closure, network)()  # in a loop of your own
+        >>> flatness.gradients_per_step
+        2.0
     """
 
     loss_budget: float = 0.05

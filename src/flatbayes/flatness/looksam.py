@@ -41,6 +41,14 @@ class LookSAM(Flatness):
         period: Number of steps from one SAM step to the next.
         alpha: Length of the added direction, relative to that of the plain gradient.
         resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+
+    Examples:
+        >>> flatness = LookSAM(rho=0.1, period=2)
+        >>> fitted = fit(MLP, data, SWAG(rank=2), flatness, config)
+        >>> progress = TrainingProgress(total_steps=100)  # of a loop of your own
+        >>> loss = flatness(closure, network, progress)()
+        >>> flatness.gradients_per_step
+        1.5
     """
 
     rho: float = 0.05

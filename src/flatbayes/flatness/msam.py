@@ -44,6 +44,14 @@ class MSAM(Flatness):
     Attributes:
         rho: Distance, in the norm over all trainable weights together; ten times the radius of SAM is usual.
         momentum: Fraction of the sum of gradients that is left after a step; that of the optimiser is usual.
+
+    Examples:
+        >>> flatness = MSAM(rho=0.5)
+        >>> fitted = fit(MLP, data, SWAG(rank=2), flatness, config)
+        >>> progress = TrainingProgress(total_steps=100)  # of a loop of your own
+        >>> loss = flatness(closure, network, progress)()
+        >>> flatness.gradients_per_step
+        1
     """
 
     rho: float = 0.5

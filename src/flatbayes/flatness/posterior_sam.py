@@ -50,6 +50,11 @@ class PosteriorSAM(Flatness):
             distribution.
         ascent_steps: Number of ascent steps; each costs one gradient.
         resample_noise: Draw new random numbers in the second pass instead of replaying those of the first.
+
+    Examples:
+        >>> fitted = fit(MLP, data, SGVB(temperature=0.1), PosteriorSAM(rho=1.0), config)
+        >>> fitted.predict(inputs, num_draws=30).mean.shape
+        torch.Size([898, 10])
     """
 
     rho: float = 3.0

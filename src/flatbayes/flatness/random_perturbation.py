@@ -36,6 +36,14 @@ class RandomPerturbation(Flatness):
         rho: Radius of the sphere, in the norm over all trainable weights together.
         seed: Another seed gives other directions in an otherwise identical run; at least 0.
         resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+
+    Examples:
+        >>> flatness = RandomPerturbation(rho=0.05)
+        >>> fitted = fit(MLP, data, SWAG(rank=2), flatness, config)
+        >>> progress = TrainingProgress(total_steps=100)  # of a loop of your own
+        >>> loss = flatness(closure, network, progress)()
+        >>> flatness.gradients_per_step
+        2.0
     """
 
     rho: float = 0.05

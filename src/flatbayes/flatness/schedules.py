@@ -29,6 +29,14 @@ class Periodic(Flatness):
     Attributes:
         flatness: The flatness that runs periodically.
         period: Number of steps from one of its steps to the next.
+
+    Examples:
+        >>> flatness = Periodic(SAM(rho=0.1), period=4)
+        >>> fitted = fit(MLP, data, SWAG(rank=2), flatness, config)
+        >>> progress = TrainingProgress(total_steps=100)  # of a loop of your own
+        >>> loss = flatness(closure, network, progress)()
+        >>> flatness.gradients_per_step
+        1.25
     """
 
     flatness: Flatness = SAM()
@@ -74,6 +82,14 @@ class Delayed(Flatness):
         flatness: The flatness of the last part.
         start: Fraction of training after which it begins.
         before: The flatness until then. It shares no state with the other one.
+
+    Examples:
+        >>> flatness = Delayed(SAM(rho=0.1), start=0.5)
+        >>> fitted = fit(MLP, data, SWAG(rank=2), flatness, config)
+        >>> progress = TrainingProgress(total_steps=100)  # of a loop of your own
+        >>> loss = flatness(closure, network, progress)()
+        >>> flatness.gradients_per_step
+        1.5
     """
 
     flatness: Flatness = SAM()

@@ -28,6 +28,15 @@ class Categorical(Likelihood):
         num_classes: Number of classes, the size of a network's output.
         ignore_index: Label of examples without a label. They do not contribute to losses, metrics and `num_data`.
             None if every example has a label, which makes a loss of few examples faster.
+
+    Examples:
+        >>> likelihood = Categorical(num_classes=3)
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> likelihood.loss(logits, torch.tensor([0, -100]))  # of the one example with a label
+        tensor(0.2395)
+        >>> likelihood.predictive([logits, -logits]).mean  # of two networks
+        tensor([[0.4252, 0.2874, 0.2874],
+                [0.3171, 0.3657, 0.3171]], dtype=torch.float64)
     """
 
     num_classes: int

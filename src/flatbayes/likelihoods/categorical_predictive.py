@@ -25,6 +25,13 @@ class CategoricalPredictive(Predictive):
         expected_entropy: Mean entropy of the networks' probabilities in nats: aleatoric uncertainty.
         variance_of_probs: Variance over the networks of each class probability.
         member_probs: Each network's probabilities, float32; None unless they are kept.
+
+    Examples:
+        >>> predictive = fitted.predict(inputs[:4])
+        >>> predictive.mean.shape, predictive.top_class.shape
+        (torch.Size([4, 10]), torch.Size([4]))
+        >>> bool((predictive.mutual_information <= predictive.entropy).all())
+        True
     """
 
     log_probs: Float[Tensor, "examples classes"]

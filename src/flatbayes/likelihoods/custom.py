@@ -20,6 +20,14 @@ class Custom(Likelihood):
             without prior, weight decay or KL, which belong to the posterior. Another loss works too, but a
             temperature of one then has no special meaning.
         output_likelihood: Makes predictions out of outputs.
+
+    Examples:
+        >>> weights = torch.tensor([1.0, 5.0])  # errors on the second class cost more
+        >>> likelihood = Custom(nn.CrossEntropyLoss(weights), Categorical(num_classes=2))
+        >>> x, y = torch.randn(40, 3), torch.arange(40) % 2
+        >>> fitted = fit(nn.Linear(3, 2), (x, y), MAP(), likelihood=likelihood, config=config)
+        >>> fitted.predict(x).mean.shape
+        torch.Size([40, 2])
     """
 
     loss_fn: Callable[[Tensor, Tensor], Tensor]

@@ -35,6 +35,13 @@ class Gaussian(Likelihood):
         scale: Divisor of each target in standardisation, one number per target; () for ones.
         floor: Smallest standard deviation of the noise, as a fraction of the scale. It bounds the density, and so the
             gradient, where a network fits some targets exactly.
+
+    Examples:
+        >>> likelihood = Gaussian.fit(torch.tensor([10.0, 20.0, 30.0]))
+        >>> likelihood.location, likelihood.num_outputs
+        ((20.0,), 2)
+        >>> likelihood.predictive([torch.zeros(1, 2), torch.zeros(1, 2)]).mean
+        tensor([20.], dtype=torch.float64)
     """
 
     num_targets: int = 1

@@ -29,6 +29,15 @@ class GaussianPredictive(Predictive):
     Attributes:
         member_means: Predicted mean of each network, float64; float32 on a device that has no float64.
         member_stds: Predicted standard deviation of the noise of each network, in the same dtype.
+
+    Examples:
+        >>> outputs = torch.tensor([[[0.0, 0.0]], [[2.0, 0.0]]])
+        >>> predictive = Gaussian().predictive(outputs)  # of two networks: mean, raw scale
+        >>> predictive.mean, predictive.epistemic
+        (tensor([1.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
+        >>> lower, upper = predictive.interval(0.95)
+        >>> bool(lower < predictive.mean < upper)
+        True
     """
 
     member_means: Float[Tensor, "draws examples ..."]

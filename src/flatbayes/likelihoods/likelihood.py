@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
 
 class Predictive(ABC):
-    """The equal mixture of the predictions of a posterior's networks, for a number of examples."""
+    """The equal mixture of the predictions of a posterior's networks, for a number of examples.
+
+    Examples:
+        >>> predictive = fitted.predict(inputs[:2])
+        >>> list(predictive.to_dict())[:3]
+        ['class', 'confidence', 'entropy']
+        >>> type(predictive).concatenate([predictive, predictive]).mean.shape
+        torch.Size([4, 10])
+    """
 
     @property
     @abstractmethod
@@ -120,6 +128,18 @@ class Likelihood(ABC):
 
     Attributes:
         has_predictive: Whether `predictive` can be called; False for a loss that only trains.
+
+    Examples:
+        >>> class Laplacian(Likelihood):
+        ...     num_outputs = 1
+        ...
+        ...     def loss(self, outputs, targets):
+        ...         return (outputs.squeeze(1) - targets).abs().mean()
+        ...
+        ...     def predictive(self, outputs, *, keep_members=False):
+        ...         raise NotImplementedError
+        >>> Laplacian().loss(torch.zeros(2, 1), torch.tensor([1.0, -3.0]))
+        tensor(2.)
     """
 
     has_predictive: ClassVar[bool] = True

@@ -31,6 +31,13 @@ class ReliabilityBins:
         counts: Number of predictions in each bin.
         confidence: Mean confidence in each bin, 0 if it is empty.
         accuracy: Fraction of right predictions in each bin, 0 if it is empty.
+
+    Examples:
+        >>> bins = reliability_bins(fitted.predict(inputs).mean, labels, num_bins=10)
+        >>> sum(bins.counts) == len(labels)
+        True
+        >>> min(bins.merge(min_count=20).counts) >= 20
+        True
     """
 
     edges: tuple[float, ...]
@@ -107,6 +114,12 @@ def reliability_bins(
 
     Raises:
         ValueError: The probabilities, labels or binning are invalid.
+
+    Examples:
+        >>> probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
+        >>> bins = reliability_bins(probs, torch.tensor([0, 1, 1, 1]), num_bins=4)
+        >>> bins.counts, bins.accuracy
+        ((0, 0, 2, 2), (0.0, 0.0, 0.5, 1.0))
     """
     _check_binning(num_bins, closed)
     confidence, right = _top_confidence(*check_probs(probs, labels))
@@ -139,6 +152,11 @@ def ece(
 
     Raises:
         ValueError: The probabilities, labels or binning are invalid.
+
+    Examples:
+        >>> probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
+        >>> round(ece(probs, torch.tensor([0, 1, 1, 1]), num_bins=10), 3)
+        0.15
     """
     bins = reliability_bins(probs, labels, num_bins, closed)
     gaps = zip(bins.counts, bins.accuracy, bins.confidence, strict=True)
@@ -160,6 +178,11 @@ def adaptive_ece(
 
     Raises:
         ValueError: The probabilities, labels or binning are invalid.
+
+    Examples:
+        >>> probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
+        >>> round(adaptive_ece(probs, torch.tensor([0, 1, 1, 1]), num_bins=2), 3)
+        0.15
     """
     _check_binning(num_bins, "right")
     confidence, right = _top_confidence(*check_probs(probs, labels))
@@ -189,6 +212,11 @@ def classwise_ece(
 
     Raises:
         ValueError: The probabilities, labels or binning are invalid.
+
+    Examples:
+        >>> probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
+        >>> round(classwise_ece(probs, torch.tensor([0, 1, 1, 1]), num_bins=2), 3)
+        0.25
     """
     _check_binning(num_bins, closed)
     probs, labels = check_probs(probs, labels)
@@ -210,6 +238,11 @@ def wilson_interval(hits: int, count: int, level: float = 0.95) -> tuple[float, 
 
     Raises:
         ValueError: The level is out of range, or there are more successes than trials.
+
+    Examples:
+        >>> lower, upper = wilson_interval(hits=8, count=10)
+        >>> round(lower, 3), round(upper, 3)
+        (0.49, 0.943)
     """
     if not 0 < level < 1:
         raise ValueError(f"The level of an interval lies between 0 and 1, got {level}. Try 0.95.")

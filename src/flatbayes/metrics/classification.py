@@ -23,6 +23,12 @@ def classification_metrics(
 
     Raises:
         ValueError: The log probabilities or labels are invalid.
+
+    Examples:
+        >>> log_probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]]).log()
+        >>> metrics = classification_metrics(log_probs, torch.tensor([0, 1, 1, 1]))
+        >>> {name: round(metrics[name], 3) for name in ("accuracy", "nll", "brier")}
+        {'accuracy': 0.75, 'nll': 0.4, 'brier': 0.25}
     """
     score = nll(log_probs, labels)  # first, because its error messages are about log probabilities
     probs = log_probs.detach().cpu().double().exp()
@@ -44,6 +50,11 @@ def accuracy(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " exa
 
     Raises:
         ValueError: The probabilities or labels are invalid.
+
+    Examples:
+        >>> probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
+        >>> accuracy(probs, torch.tensor([0, 1, 1, 1]))
+        0.75
     """
     probs, labels = check_probs(probs, labels)
     return float((probs.argmax(-1) == labels).double().mean())
@@ -61,6 +72,11 @@ def nll(log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " exam
 
     Raises:
         ValueError: The log probabilities or labels are invalid.
+
+    Examples:
+        >>> log_probs = torch.tensor([[0.9, 0.1], [0.6, 0.4]]).log()
+        >>> round(nll(log_probs, torch.tensor([0, 1])), 3)
+        0.511
     """
     log_probs, labels = check_log_probs(log_probs, labels)
     return float(log_probs.gather(1, labels[:, None]).abs().mean())  # abs: -log p without a negative zero
@@ -75,6 +91,11 @@ def brier_score(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " 
 
     Raises:
         ValueError: The probabilities or labels are invalid.
+
+    Examples:
+        >>> probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
+        >>> round(brier_score(probs, torch.tensor([0, 1, 1, 1])), 3)
+        0.25
     """
     probs, labels = check_probs(probs, labels)
     return float((probs - F.one_hot(labels, probs.shape[1])).square().sum(-1).mean())

@@ -12,6 +12,10 @@ class MetricDefinition(NamedTuple):
     Attributes:
         text: Name, definition and unit.
         higher_is_better: Direction; None if neither high nor low values are better.
+
+    Examples:
+        >>> MetricDefinition("Mean entropy in nats", higher_is_better=None).text
+        'Mean entropy in nats'
     """
 
     text: str
@@ -19,7 +23,12 @@ class MetricDefinition(NamedTuple):
 
 
 class MetricFamily(StrEnum):
-    """Tables of metrics beside the usual ones."""
+    """Tables of metrics beside the usual ones.
+
+    Examples:
+        >>> sorted(METRIC_FAMILIES[MetricFamily.OOD])[:2]
+        ['ood_aupr', 'ood_auroc']
+    """
 
     CALIBRATION = "Calibration"
     SHIFT = "Shift"

@@ -35,6 +35,10 @@ def auroc(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " examples"
 
     Raises:
         ValueError: The shapes do not match, or a score is NaN.
+
+    Examples:
+        >>> auroc(torch.tensor([0.9, 0.7, 0.3, 0.1]), torch.tensor([True, False, True, False]))
+        0.75
     """
     from sklearn.metrics import roc_auc_score
 
@@ -57,6 +61,13 @@ def aupr(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " examples"]
 
     Raises:
         ValueError: The shapes do not match, or a score is NaN.
+
+    Examples:
+        >>> round(
+        ...     aupr(torch.tensor([0.9, 0.7, 0.3, 0.1]), torch.tensor([True, False, True, False])),
+        ...     3,
+        ... )
+        0.833
     """
     from sklearn.metrics import average_precision_score
 
@@ -79,6 +90,14 @@ def fpr_at_tpr(scores: Float[Tensor, " examples"], positive: Bool[Tensor, " exam
 
     Raises:
         ValueError: The shapes do not match, a score is NaN, or `tpr` is out of range.
+
+    Examples:
+        >>> scores, positive = (
+        ...     torch.tensor([0.9, 0.7, 0.3, 0.1]),
+        ...     torch.tensor([True, False, True, False]),
+        ... )
+        >>> fpr_at_tpr(scores, positive, tpr=1.0)
+        0.5
     """
     from sklearn.metrics import roc_curve
 
@@ -103,6 +122,11 @@ def auroc_correct(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, 
 
     Raises:
         ValueError: The probabilities or labels are invalid.
+
+    Examples:
+        >>> probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
+        >>> auroc_correct(probs, torch.tensor([0, 1, 1, 1]))
+        1.0
     """
     probs, labels = check_probs(probs, labels)
     top = probs.argmax(-1)
@@ -123,6 +147,13 @@ def entropy_divergence(test_entropies: Float[Tensor, " test"], ood_entropies: Fl
 
     Raises:
         ValueError: Entropies are missing, negative or not finite.
+
+    Examples:
+        >>> test_entropies, ood_entropies = torch.full((100,), 0.1), torch.full((100,), 2.0)
+        >>> round(entropy_divergence(test_entropies, ood_entropies), 1)
+        41.4
+        >>> entropy_divergence(test_entropies, test_entropies)
+        0.0
     """
     p, q = _entropy_histogram(test_entropies, "test"), _entropy_histogram(ood_entropies, "out-of-distribution")
     return float(((p - q) * (p.log() - q.log())).sum())

@@ -29,6 +29,11 @@ class CoverageCurve:
         coverage: Fraction of the targets inside each interval, the mean over several targets.
         count: Number of targets.
         target_coverage: For several targets of an example, the coverage of each; empty for one.
+
+    Examples:
+        >>> curve = coverage_curve(torch.tensor([0.1, 0.4, 0.55, 0.98]), levels=(0.5, 0.9))
+        >>> curve.coverage
+        (0.5, 0.75)
     """
 
     levels: tuple[float, ...]
@@ -68,6 +73,20 @@ def regression_metrics(
 
     Raises:
         ValueError: Predictions or targets are not finite, or their shapes do not match.
+
+    Examples:
+        >>> predictive = Gaussian().predictive([torch.zeros(5, 2), torch.ones(5, 2)])
+        >>> targets = torch.zeros(5)
+        >>> metrics = regression_metrics(
+        ...     targets,
+        ...     means=predictive.member_means,
+        ...     stds=predictive.member_stds,
+        ...     log_density=predictive.log_prob(targets),
+        ...     pit=predictive.cdf(targets),
+        ...     interval=predictive.interval(0.95),
+        ... )
+        >>> metrics["rmse"]
+        0.5
     """
     error = rmse(means.mean(0), targets)  # first, because its error messages are about the targets
     return {
@@ -91,6 +110,19 @@ def metrics_per_target(
     """The metrics of each of several targets, in the target's unit; their means are those of `regression_metrics`.
 
     The arguments are those of `regression_metrics`. The NLL is left out, since it is that of all targets together.
+
+    Examples:
+        >>> predictive = Gaussian(num_targets=2).predictive([torch.zeros(5, 4), torch.ones(5, 4)])
+        >>> targets = torch.zeros(5, 2)
+        >>> metrics = metrics_per_target(
+        ...     targets,
+        ...     means=predictive.member_means,
+        ...     stds=predictive.member_stds,
+        ...     pit=predictive.cdf(targets),
+        ...     interval=predictive.interval(0.95),
+        ... )
+        >>> metrics["rmse"]
+        (0.5, 0.5)
     """
     columns = [
         regression_metrics(
@@ -116,6 +148,10 @@ def rmse(mean: Float[Tensor, "examples ..."], targets: Float[Tensor, "examples .
 
     Raises:
         ValueError: Predictions or targets are not finite, or their shapes do not match.
+
+    Examples:
+        >>> round(rmse(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0])), 3)
+        1.414
     """
     mean, targets = _check_finite(mean, "predicted means"), _check_finite(targets, "targets")
     _check_same_shape(mean, targets)
@@ -144,6 +180,15 @@ def crps(
 
     Raises:
         ValueError: Predictions or targets are not finite, or their shapes do not match.
+
+    Examples:
+        >>> means, stds, targets = (
+        ...     torch.tensor([[0.0], [2.0]]),
+        ...     torch.ones(2, 1),
+        ...     torch.tensor([1.0]),
+        ... )
+        >>> round(crps(means, stds, targets), 3)  # of a mixture of N(0, 1) and N(2, 1)
+        0.359
     """
     means, stds = _check_finite(means, "predicted means"), _check_finite(stds, "predicted standard deviations")
     targets = _check_finite(targets, "targets")
@@ -174,6 +219,11 @@ def coverage_curve(pit: Float[Tensor, "examples ..."], levels: Sequence[float] =
 
     Raises:
         ValueError: A value or a level is not a probability.
+
+    Examples:
+        >>> pit = torch.tensor([0.1, 0.4, 0.55, 0.98])  # of four predictions
+        >>> coverage_curve(pit, levels=(0.5, 0.9)).coverage  # of the 50 % and the 90 % intervals
+        (0.5, 0.75)
     """
     pit = _check_finite(pit, "values of the distribution function")
     if pit.min() < 0 or pit.max() > 1:
@@ -200,6 +250,13 @@ def miscalibration(pit: Float[Tensor, "examples ..."]) -> float:
 
     Raises:
         ValueError: A value is not a probability.
+
+    Examples:
+        >>> (
+        ...     round(miscalibration(torch.linspace(0, 1, 1001)), 3),
+        ...     miscalibration(torch.full((10,), 0.5)),
+        ... )
+        (0.001, 0.5)
     """
     curve = coverage_curve(pit)
     rows = curve.target_coverage or (curve.coverage,)
@@ -216,6 +273,10 @@ def interval_width(lower: Float[Tensor, "examples ..."], upper: Float[Tensor, "e
 
     Raises:
         ValueError: The ends are not finite, or their shapes do not match.
+
+    Examples:
+        >>> interval_width(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 4.0]))
+        2.0
     """
     lower, upper = _check_finite(lower, "lower ends"), _check_finite(upper, "upper ends")
     _check_same_shape(lower, upper)

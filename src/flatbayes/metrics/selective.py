@@ -23,6 +23,15 @@ def risk_coverage_curve(
 
     Raises:
         ValueError: The shapes do not match, there are no examples, or a value is NaN.
+
+    Examples:
+        >>> confidence, losses = (
+        ...     torch.tensor([0.9, 0.8, 0.7, 0.6]),
+        ...     torch.tensor([0.0, 0.0, 1.0, 0.0]),
+        ... )
+        >>> coverage, risk = risk_coverage_curve(confidence, losses)
+        >>> risk
+        tensor([0.0000, 0.0000, 0.3333, 0.2500], dtype=torch.float64)
     """
     confidence, losses = _check_confidence_losses(confidence, losses)
     _, group, counts = torch.unique(-confidence, return_inverse=True, return_counts=True)
@@ -40,6 +49,11 @@ def aurc(confidence: Float[Tensor, " examples"], losses: Float[Tensor, " example
 
     Raises:
         ValueError: The shapes do not match, there are no examples, or a value is NaN.
+
+    Examples:
+        >>> losses = torch.tensor([0.0, 0.0, 1.0, 0.0])  # the third is wrong
+        >>> round(aurc(torch.tensor([0.9, 0.8, 0.7, 0.6]), losses), 4)
+        0.1458
     """
     return float(risk_coverage_curve(confidence, losses)[1].mean())
 
@@ -53,6 +67,11 @@ def excess_aurc(confidence: Float[Tensor, " examples"], losses: Float[Tensor, " 
 
     Raises:
         ValueError: The shapes do not match, there are no examples, or a value is NaN.
+
+    Examples:
+        >>> losses = torch.tensor([0.0, 0.0, 1.0, 0.0])
+        >>> round(excess_aurc(torch.tensor([0.9, 0.8, 0.7, 0.6]), losses), 4)
+        0.0833
     """
     return max(aurc(confidence, losses) - aurc(-losses.cpu().double(), losses), 0.0)
 

@@ -19,6 +19,13 @@ class ConvNet(nn.Module):
 
     Raises:
         ValueError: The inputs are not images, a size is not positive, or the dropout rate is outside [0, 1).
+
+    Examples:
+        >>> model = ConvNet(input_shape=(1, 8, 8), num_classes=10, width=4)
+        >>> model(torch.randn(5, 1, 8, 8)).shape
+        torch.Size([5, 10])
+        >>> fit(ConvNet, data, MAP(), config=config).predict(inputs[:5]).mean.shape
+        torch.Size([5, 10])
     """
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int, width: int = 16, dropout: float = 0.0) -> None:

@@ -43,6 +43,11 @@ class DenseNet(nn.Module):
     Raises:
         ValueError: The inputs are not images, there is no network of this depth or stem, the growth is not positive,
             or the dropout rate is outside [0, 1).
+
+    Examples:
+        >>> model = DenseNet((3, 32, 32), num_classes=10, depth=121, growth=4)
+        >>> model(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

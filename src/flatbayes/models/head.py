@@ -17,6 +17,11 @@ def replace_head(model: nn.Module, num_outputs: int) -> nn.Module:
 
     Raises:
         ValueError: The network has no linear layer.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 1000))
+        >>> replace_head(model, num_outputs=10)(torch.randn(5, 1, 8, 8)).shape
+        torch.Size([5, 10])
     """
     name = find_head_name(model)
     if name is None:

@@ -24,6 +24,13 @@ class MLP(nn.Module):
     Raises:
         ValueError: A size is not positive, the dropout rate is outside [0, 1), or `constant_scale` is set and the
             number of outputs is odd.
+
+    Examples:
+        >>> model = MLP(input_shape=(8,), num_classes=2, hidden=(16,))
+        >>> model(torch.randn(5, 8)).shape
+        torch.Size([5, 2])
+        >>> fit(MLP, data, MAP(), config=config).predict(inputs[:5]).mean.shape
+        torch.Size([5, 10])
     """
 
     def __init__(

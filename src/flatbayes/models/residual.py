@@ -44,6 +44,11 @@ class PreResNet(nn.Module):
     Raises:
         ValueError: The inputs are not images, there is no network of this depth, or the dropout rate is
             outside [0, 1).
+
+    Examples:
+        >>> model = PreResNet((3, 32, 32), num_classes=10, depth=8)
+        >>> model(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int, depth: int = 20, dropout: float = 0.0) -> None:
@@ -86,6 +91,11 @@ class WideResNet(nn.Module):
     Raises:
         ValueError: The inputs are not images, there is no network of this depth, the width is not positive,
             or the dropout rate is outside [0, 1).
+
+    Examples:
+        >>> model = WideResNet((3, 32, 32), num_classes=10, depth=10, width=1)
+        >>> model(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

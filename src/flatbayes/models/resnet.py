@@ -37,6 +37,11 @@ class ResNet(nn.Module):
     Raises:
         ValueError: The inputs are not images, there is no network of this depth or stem, the width is not positive,
             or the dropout rate is outside [0, 1).
+
+    Examples:
+        >>> model = ResNet((3, 32, 32), num_classes=10, depth=10, width=8)
+        >>> model(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

@@ -29,6 +29,11 @@ class VGG(nn.Module):
     Raises:
         ValueError: The inputs are not images, there is no network of this depth, a size is not positive, or the
             dropout rate is outside [0, 1).
+
+    Examples:
+        >>> model = VGG((3, 32, 32), num_classes=10, depth=11, width=8)
+        >>> model(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

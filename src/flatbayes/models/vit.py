@@ -35,6 +35,11 @@ class ViT(nn.Module):
     Raises:
         ValueError: The inputs are not images or do not consist of whole patches, a size is not positive, dim is not a
             multiple of heads, there is no such pooling, or the dropout rate is outside [0, 1).
+
+    Examples:
+        >>> model = ViT((3, 32, 32), num_classes=10, dim=24, depth=2)
+        >>> model(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

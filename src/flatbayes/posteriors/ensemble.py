@@ -5,10 +5,6 @@
     draw: a draw of the member posterior from one of the states, in turn
 
 The member can be any posterior; with `SWAG()` the ensemble is MultiSWAG (Wilson & Izmailov, NeurIPS 2020).
-
-Example:
-    fitted = fit(MLP, data, Ensemble(SWAG(), size=5), SAM(rho=0.1))
-    print(fitted.predict(inputs, num_draws=30).mutual_information)
 """
 
 from contextlib import AbstractContextManager
@@ -30,6 +26,11 @@ class Ensemble(Posterior):
     Attributes:
         member: Posterior of each run.
         size: Number of runs.
+
+    Examples:
+        >>> fitted = fit(MLP, data, Ensemble(SWAG(rank=2), size=5), SAM(rho=0.1), config)
+        >>> fitted.predict(inputs, num_draws=30).mutual_information.shape
+        torch.Size([898])
     """
 
     member: Posterior = MAP()

@@ -10,10 +10,6 @@ The curvature is the generalised Gauss-Newton matrix (GGN): its diagonal, its Kr
 2018), or that of the last layer (Daxberger et al., NeurIPS 2021). With a flatness this is the Laplace approximation
 at a sharpness-aware solution: the curvature is that of the loss itself, since the sharpness-aware loss has a cusp at
 its minimum and no curvature there.
-
-Example:
-    fitted = fit(MLP, data, Laplace(temperature=0.03), SAM(rho=0.1))
-    print(fitted.predict(inputs, num_draws=30).mutual_information)
 """
 
 import math
@@ -74,6 +70,11 @@ class Laplace(Posterior):
             `prior_precision`, the covariance is proportional to T. 1 suits regression. Classifiers that fit their
             training data perfectly leave almost no curvature and need less; `flatbayes.posteriors.presets` has values
             to start from (0.03 for `last_layer`, 0.001 for `kron` and `diag`).
+
+    Examples:
+        >>> fitted = fit(MLP, data, Laplace(temperature=0.03), SAM(rho=0.1), config)
+        >>> fitted.predict(inputs, num_draws=5).mutual_information.shape
+        torch.Size([898])
     """
 
     structure: CurvatureStructure = "last_layer"

@@ -9,10 +9,6 @@ Objective and Gaussian are those of `SGVB`. The gradient has less variance, sinc
 examples of a batch (Kingma et al., NeurIPS 2015; Flipout: Wen et al., ICLR 2018). There is no weight sample for a
 flatness to perturb: it perturbs the means, with one perturbation for all noise of a batch, and so maximizes an
 expectation, where `SGVB` takes the expectation of a maximum.
-
-Example:
-    fitted = fit(MLP, data, LRT(temperature=0.1), SAM(rho=0.05))
-    print(fitted.predict(inputs, num_draws=30).mutual_information)
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -68,6 +64,11 @@ class LRT(Posterior):
         initial_std: Initial standard deviation of every weight; the initial means are the weights of the model.
         estimator: Noise in training. `local` samples every activation independently. `flipout` samples weights once
             per batch and gives each example random signs, so that positions of a convolution stay correlated.
+
+    Examples:
+        >>> fitted = fit(MLP, data, LRT(temperature=0.1), SAM(rho=0.1), config)
+        >>> fitted.predict(inputs, num_draws=30).mutual_information.shape
+        torch.Size([898])
     """
 
     prior_precision: PriorPrecision = field(default=1.0, hash=False)  # a mapping cannot be hashed

@@ -5,9 +5,7 @@
         w = optimizer(w, g)
     draw: w
 
-Example:
-    fitted = fit(MLP, data, MAP(), SAM(rho=0.1))
-    print(fitted.predict(inputs).confidence)
+All draws of a run are the same network.
 """
 
 from collections.abc import Iterator
@@ -31,6 +29,11 @@ class MAP(Posterior):
     Attributes:
         prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
             is the prior, with weight_decay = prior_precision / num_data.
+
+    Examples:
+        >>> fitted = fit(MLP, data, MAP(), SAM(rho=0.1), config)
+        >>> fitted.predict(inputs).confidence.shape
+        torch.Size([898])
     """
 
     prior_precision: float | None = None

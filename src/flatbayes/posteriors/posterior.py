@@ -44,6 +44,17 @@ class Posterior(ABC):
     A posterior is an immutable set of hyperparameters. Everything that a training run changes is in its `State`.
     A subclass implements `init`, `step` and `draw`. All other members have a default here, which the subclass
     overrides, with a property or a class attribute, where the default does not hold.
+
+    Examples:
+        >>> posterior = SWAG(rank=2)
+        >>> state = posterior.init(network, torch.optim.SGD, num_data=12)
+        >>> for _ in range(5):
+        ...     loss = posterior.step(state, SAM(rho=0.05)(closure, network))
+        ...     posterior.collect(state)
+        >>> with posterior.draw(state, torch.Generator().manual_seed(0)) as drawn:
+        ...     logits = drawn(examples)
+        >>> logits.shape
+        torch.Size([12, 3])
     """
 
     def __init_subclass__(cls) -> None:

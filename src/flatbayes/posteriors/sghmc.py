@@ -20,10 +20,6 @@ of the posterior. It is 1.08 times now, and 1.02 to 1.03 with 400 steps.
 
 The code published with flat-seeking Bayesian networks uses the name SGLD for SGD with momentum and noise of standard
 deviation 4e-6 falling to 5e-7; that is `presets.NEAR_NOISELESS_SGLD`, a nearly noiseless cold posterior.
-
-Example:
-    fitted = fit(MLP, data, SGHMC(friction=0.1, prior_precision=1.0), SAM(rho=0.1))
-    print(fitted.predict(inputs, num_draws=30).mutual_information)
 """
 
 import math
@@ -70,6 +66,11 @@ class SGHMC(Posterior):
         max_snapshots: Largest number of stored snapshots, each of the size of the network. When more are collected,
             every second is dropped, repeatedly, so that the stored ones stay evenly spaced.
         storage: Where snapshots are stored: with the model (`device`) or in main memory (`cpu`).
+
+    Examples:
+        >>> fitted = fit(MLP, data, SGHMC(friction=0.1, prior_precision=1.0), SAM(rho=0.1), config)
+        >>> fitted.predict(inputs, num_draws=30).mutual_information.shape
+        torch.Size([898])
     """
 
     friction: float = 0.1

@@ -10,10 +10,6 @@ For neural networks the method is known as Bayes by backprop (Blundell et al., I
 maximizes the evidence lower bound. A flatness perturbs the sampled weights while their noise is fixed, and the prior
 stays outside the maximum. The objective is then that of the variational form of the sharpness-aware posterior (Nguyen
 et al., NeurIPS 2023): E_q[max over the ball of L(w + e)] + temperature / num_data KL(q || prior).
-
-Example:
-    fitted = fit(MLP, data, SGVB(temperature=0.1), SAM(rho=0.05))
-    print(fitted.predict(inputs, num_draws=30).mutual_information)
 """
 
 from collections.abc import Iterator, Sequence
@@ -72,6 +68,11 @@ class SGVB(Posterior):
             those of the last module with any, in registration order. `all`: all. Or a list of name patterns, such as
             `["head.*", "*.bias"]`.
         prior_mean: Mean of the prior: `zero`, or `initial` for the initial weights, which suits a pretrained network.
+
+    Examples:
+        >>> fitted = fit(MLP, data, SGVB(temperature=0.1), SAM(rho=0.1), config)
+        >>> fitted.predict(inputs, num_draws=30).mutual_information.shape
+        torch.Size([898])
     """
 
     prior_precision: PriorPrecision = field(default=1.0, hash=False)  # mappings and lists cannot be hashed

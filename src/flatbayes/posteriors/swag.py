@@ -8,10 +8,6 @@
 
 A Gaussian with the mean of the late iterates and, as covariance, their variances plus a low-rank part from the last
 iterates. A flatness changes the iterates and nothing in this file.
-
-Example:
-    fitted = fit(MLP, data, SWAG(rank=20), SAM(rho=0.1))
-    print(fitted.predict(inputs, num_draws=30).mutual_information)
 """
 
 import math
@@ -53,6 +49,11 @@ class SWAG(Posterior):
             RMS norm). `biases`, `no_biases`: the biases among these, or the others. `norms`: those of normalization
             layers. `last_layer`: those of the last module with any, in registration order. `all`: all. Or a list of
             name patterns, such as `["head.*", "*.bias"]`. Only these parameters need memory for statistics.
+
+    Examples:
+        >>> fitted = fit(MLP, data, SWAG(rank=2), SAM(rho=0.1), config)
+        >>> fitted.predict(inputs, num_draws=30).mutual_information.shape
+        torch.Size([898])
     """
 
     rank: int = 20

@@ -20,19 +20,21 @@ from flatbayes.theory.divergences import (
     prior_scale_grid,
     select_prior_scale,
 )
-from flatbayes.theory.grid import (
-    GridPosterior,
+from flatbayes.theory.gibbs import (
     flatness_identity,
     gibbs_posterior,
-    grid_kl,
-    grid_points,
-    jeffreys_divergence,
     mean_sharpness,
-    normalize_density,
-    sample_cells,
     sharpness_aware_posterior,
     variational_objective,
     worst_loss,
+)
+from flatbayes.theory.grid import (
+    GridPosterior,
+    grid_kl,
+    grid_points,
+    jeffreys_divergence,
+    normalize_density,
+    sample_cells,
 )
 from flatbayes.theory.pac_bayes import (
     Certificate,

@@ -25,6 +25,11 @@ def worst_loss_expectation(mean: float, std: float, curvature: float, rho: float
         std: σ, positive.
         curvature: a, positive.
         rho: Radius ρ of the ball.
+
+    Examples:
+        >>> setting = {"mean": 1.0, "std": 0.5, "curvature": 2.0, "rho": 0.1}
+        >>> round(worst_loss_expectation(**setting), 4), round(worst_expected_loss(**setting), 4)
+        (1.4617, 1.46)
     """
     check_positive(std=std, curvature=curvature)
     check_radius(rho)
@@ -40,6 +45,10 @@ def worst_loss_expectation_gradient(mean: float, std: float, curvature: float, r
         std: σ, positive.
         curvature: a, positive.
         rho: Radius ρ of the ball.
+
+    Examples:
+        >>> [round(slope, 4) for slope in worst_loss_expectation_gradient(1.0, 0.5, 2.0, rho=0.1)]
+        [2.1909, 1.0216]
     """
     check_positive(std=std, curvature=curvature)
     check_radius(rho)
@@ -57,6 +66,10 @@ def worst_expected_loss(mean: float, std: float, curvature: float, rho: float) -
         std: σ, positive.
         curvature: a, positive.
         rho: Radius ρ of the ball.
+
+    Examples:
+        >>> round(worst_expected_loss(mean=1.0, std=0.5, curvature=2.0, rho=0.1), 4)
+        1.46
     """
     check_positive(std=std, curvature=curvature)
     check_radius(rho)
@@ -71,6 +84,10 @@ def worst_expected_loss_gradient(mean: float, std: float, curvature: float, rho:
         std: σ, positive.
         curvature: a, positive.
         rho: Radius ρ of the ball.
+
+    Examples:
+        >>> worst_expected_loss_gradient(mean=1.0, std=0.5, curvature=2.0, rho=0.5)
+        (3.0, 1.0)
     """
     check_positive(std=std, curvature=curvature)
     check_radius(rho)
@@ -86,6 +103,11 @@ class BestGaussian:
         mean: μ.
         std: σ.
         objective: λ V(μ, σ) + KL(N(μ, σ²) || N(0, s²)) there, the prior normalised.
+
+    Examples:
+        >>> gaussian = best_gaussian(1.0, 2.0, 3.0, rho=0.0, prior_std=1.0, objective="plain")
+        >>> gaussian.mean, gaussian.std
+        (1.5, 0.5)
     """
 
     mean: float
@@ -109,6 +131,12 @@ def best_gaussian(
         rho: Radius ρ of the ball; not used by "plain".
         prior_std: s.
         objective: No maximum, a maximum inside the expectation (W), or a maximum outside of it (M).
+
+    Examples:
+        >>> for objective in ("plain", "worst_loss_expectation"):
+        ...     print(round(best_gaussian(1.0, 2.0, 3.0, 0.5, 1.0, objective).std, 3))
+        0.5
+        0.399
     """
     check_positive(curvature=curvature, inverse_temperature=inverse_temperature, prior_std=prior_std)
     check_radius(rho)

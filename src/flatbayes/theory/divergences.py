@@ -17,6 +17,10 @@ def binary_kl(q: float, p: float) -> float:
     Args:
         q: Success probability of the first distribution.
         p: Success probability of the second one; the divergence is infinite where p is 0 or 1 and q is not.
+
+    Examples:
+        >>> round(binary_kl(0.1, 0.2), 4), binary_kl(0.1, 0.0)
+        (0.0367, inf)
     """
     check_probability("q", q)
     check_probability("p", p)
@@ -33,6 +37,10 @@ def inverse_kl(q: float, budget: float) -> float:
     Args:
         q: Empirical mean, in [0, 1].
         budget: Largest divergence, in nats.
+
+    Examples:
+        >>> round(inverse_kl(0.1, budget=0.05), 4)
+        0.2201
     """
     check_probability("q", q)
     if not budget >= 0:
@@ -55,6 +63,15 @@ def gaussian_kl(
         std: σ, of the same shape, positive.
         prior_mean: μ₀, of the same shape or one for all.
         prior_std: σ₀, likewise, positive.
+
+    Examples:
+        >>> round(
+        ...     gaussian_kl(
+        ...         torch.tensor([1.0]), torch.tensor([0.5]), prior_mean=0.0, prior_std=1.0
+        ...     ),
+        ...     4,
+        ... )
+        0.8181
     """
     mean, std, prior_mean, prior_std = _check_gaussians(mean, std, prior_mean, prior_std)
     ratio = (std / prior_std) ** 2
@@ -70,6 +87,13 @@ class PriorScale:
         scale: Standard deviation σ₀ of the selected prior.
         kl: KL(Q || N(μ₀, σ₀² I)), in nats.
         cost: log K for a grid of K scales.
+
+    Examples:
+        >>> prior = select_prior_scale(
+        ...     torch.zeros(100), torch.full((100,), 0.1), 0.0, scales=[0.01, 0.1, 1.0]
+        ... )
+        >>> prior.scale, round(prior.kl, 3), round(prior.complexity, 3)
+        (0.1, 0.0, 1.099)
     """
 
     scale: float
@@ -91,6 +115,10 @@ def prior_scale_grid(smallest: float, largest: float, num_scales: int) -> list[f
         smallest: First scale, positive.
         largest: Last scale.
         num_scales: K; one scale is a grid only if it is both smallest and largest.
+
+    Examples:
+        >>> [round(scale, 3) for scale in prior_scale_grid(0.01, 1.0, num_scales=3)]
+        [0.01, 0.1, 1.0]
     """
     if not 0 < smallest <= largest < math.inf:
         raise ValueError(f"scales must satisfy 0 < smallest <= largest < inf, got {smallest} and {largest}.")
@@ -122,6 +150,12 @@ def select_prior_scale(
         std: σ, of the same shape, positive.
         prior_mean: μ₀, of the same shape or one for all; independent of the data of the bound.
         scales: The grid, for example from `prior_scale_grid`; also independent of these data.
+
+    Examples:
+        >>> scales = prior_scale_grid(0.01, 1.0, num_scales=3)
+        >>> prior = select_prior_scale(torch.zeros(100), torch.full((100,), 0.1), 0.0, scales)
+        >>> round(prior.scale, 3), round(prior.cost, 3)
+        (0.1, 1.099)
     """
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise ValueError(f"scales must be at least one positive, finite standard deviation, got {list(scales)}.")

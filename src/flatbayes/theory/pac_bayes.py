@@ -34,6 +34,15 @@ def sharpness_bound(norm_squared: float, rho: float, num_params: int, num_data: 
         num_params: P.
         num_data: n, at least 2.
         delta: Probability δ over the sample that the bound fails.
+
+    Examples:
+        >>> round(
+        ...     sharpness_bound(
+        ...         norm_squared=10.0, rho=0.5, num_params=100, num_data=60_000, delta=0.05
+        ...     ),
+        ...     3,
+        ... )
+        0.054
     """
     if not 0 <= norm_squared < math.inf:
         raise ValueError(f"norm_squared must be finite and at least 0, got {norm_squared}.")
@@ -56,6 +65,10 @@ def norm_tail_probability(num_params: int, num_data: int) -> float:
     Args:
         num_params: P.
         num_data: n.
+
+    Examples:
+        >>> norm_tail_probability(num_params=100, num_data=1000) <= 1000**-0.5
+        True
     """
     if num_params < 1 or num_data < 1:
         raise ValueError(f"num_params and num_data must be at least 1, got {num_params} and {num_data}.")
@@ -74,6 +87,10 @@ def gibbs_error_bound(empirical_error: float, num_draws: int, delta_mc: float) -
         empirical_error: ê, mean error over the draws and the sample.
         num_draws: m.
         delta_mc: Probability δ' over the draws that the bound fails.
+
+    Examples:
+        >>> round(gibbs_error_bound(0.02, num_draws=1000, delta_mc=0.01), 4)
+        0.0379
     """
     check_probability("empirical_error", empirical_error)
     if num_draws < 1:
@@ -96,6 +113,13 @@ def betting_mean_bound(values: Float[Tensor, " draws"], delta: float) -> float:
     Args:
         values: x_1 .. x_m.
         delta: Probability that the bound fails.
+
+    Examples:
+        >>> errors = torch.full((100,), 0.05) + 0.001 * torch.randn(100)
+        >>> betting_mean_bound(errors, delta=0.01) < gibbs_error_bound(
+        ...     0.05, num_draws=100, delta_mc=0.01
+        ... )
+        True
     """
     values = values.double()
     if values.numel() == 0 or not bool(((values >= 0) & (values <= 1)).all()):
@@ -122,6 +146,10 @@ def holdout_bound(empirical_error: float, num_data: int, delta: float) -> float:
         empirical_error: ê, mean over the sample of an error in [0, 1].
         num_data: n.
         delta: Probability over the sample that the bound fails.
+
+    Examples:
+        >>> round(holdout_bound(0.02, num_data=1000, delta=0.05), 4)
+        0.0328
     """
     check_probability("empirical_error", empirical_error)
     if num_data < 1:
@@ -144,6 +172,11 @@ class Certificate:
         gibbs_error: Upper bound on the Gibbs predictor's error on the sample.
         complexity: (KL + log(2√n/δ)) / n, the divergence allowed between errors on the sample and on new data.
         bound: Upper bound on the Gibbs predictor's error rate on new data.
+
+    Examples:
+        >>> certificate = compute_certificate(0.02, 1000, 50.0, 10_000, delta=0.025, delta_mc=0.01)
+        >>> round(certificate.bound, 4), certificate.confidence
+        (0.0624, 0.965)
     """
 
     empirical_error: float
@@ -189,6 +222,11 @@ def compute_certificate(
         num_data: n.
         delta: Probability δ over the sample that the bound fails.
         delta_mc: Probability δ' over the draws that it fails.
+
+    Examples:
+        >>> certificate = compute_certificate(0.02, 1000, 50.0, 10_000, delta=0.025, delta_mc=0.01)
+        >>> round(certificate.gibbs_error, 4), round(certificate.bound, 4)
+        (0.0379, 0.0624)
     """
     gibbs_error = gibbs_error_bound(empirical_error, num_draws, delta_mc)
     return _make_certificate(empirical_error, num_draws, gibbs_error, kl, num_data, delta, delta_mc)
@@ -208,6 +246,12 @@ def compute_certificate_from_draws(
         num_data: n.
         delta: Probability δ over the sample that the bound fails.
         delta_mc: Probability δ' over the draws that it fails.
+
+    Examples:
+        >>> errors = torch.full((1000,), 0.02)
+        >>> certificate = compute_certificate_from_draws(errors, 50.0, 10_000, 0.025, 0.01)
+        >>> round(certificate.bound, 3)
+        0.047
     """
     gibbs_error = betting_mean_bound(errors, delta_mc)
     empirical_error = float(errors.double().mean())

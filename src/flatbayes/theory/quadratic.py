@@ -21,6 +21,10 @@ def isotropic_worst_loss(weights: Float[Tensor, "... params"], curvature: float,
         weights: w, one vector in the last dimension.
         curvature: a, at least 0.
         rho: Radius ρ of the ball.
+
+    Examples:
+        >>> isotropic_worst_loss(torch.tensor([3.0, 4.0]), curvature=2.0, rho=1.0)
+        tensor(36., dtype=torch.float64)
     """
     check_radius(rho)
     if not 0 <= curvature < math.inf:
@@ -40,6 +44,11 @@ def quadratic_worst_loss(
         weights: w.
         hessian: A, symmetric; it may be indefinite.
         rho: Radius ρ of the ball.
+
+    Examples:
+        >>> hessian = torch.diag(torch.tensor([1.0, 10.0]))
+        >>> round(quadratic_worst_loss(torch.tensor([1.0, 0.0]), hessian, rho=0.5), 3)
+        1.806
     """
     weights, hessian = weights.double(), hessian.double()
     worst = weights + worst_perturbation(hessian @ weights, hessian, rho)
@@ -64,6 +73,11 @@ def worst_perturbation(
 
     Raises:
         ValueError: A is not symmetric, shapes do not match, an entry is not finite, or ρ is negative or not finite.
+
+    Examples:
+        >>> gradient, hessian = torch.tensor([1.0, 0.0]), torch.diag(torch.tensor([1.0, 10.0]))
+        >>> worst_perturbation(gradient, hessian, rho=0.5).norm()
+        tensor(0.5000, dtype=torch.float64)
     """
     check_radius(rho)
     gradient, hessian = gradient.double(), hessian.double()
@@ -99,6 +113,10 @@ def soft_worst_loss(mean: float, curvature: float, variance: float) -> tuple[flo
 
     Returns:
         The maximum, and the d that attains it.
+
+    Examples:
+        >>> soft_worst_loss(mean=1.0, curvature=2.0, variance=0.25)
+        (2.0, 1.0)
     """
     if not (variance > 0 and curvature * variance < 1):
         raise ValueError(
@@ -119,6 +137,11 @@ class CuspPosterior:
         log_evidence: log Z.
         mean_abs: E|θ|.
         mean_square: E θ², the variance.
+
+    Examples:
+        >>> posterior = quadratic_posterior(1.0, 10.0, rho=0.5, prior_std=1.0)
+        >>> posterior.log_density(torch.tensor([-0.5, 0.0, 0.5])).round(decimals=2)
+        tensor([-2.7000,  1.1700, -2.7000], dtype=torch.float64)
     """
 
     precision: float
@@ -148,6 +171,10 @@ def quadratic_posterior(curvature: float, inverse_temperature: float, rho: float
         inverse_temperature: λ, positive.
         rho: Radius ρ of the ball; 0 gives the Gibbs posterior.
         prior_std: s.
+
+    Examples:
+        >>> [round(quadratic_posterior(1.0, 10.0, rho, 1.0).mean_square, 4) for rho in (0.0, 0.5)]
+        [0.0909, 0.0309]
     """
     check_positive(curvature=curvature, inverse_temperature=inverse_temperature, prior_std=prior_std)
     check_radius(rho)
@@ -172,6 +199,10 @@ def well_odds(first_curvature: float, second_curvature: float, inverse_temperatu
         second_curvature: Curvature a₂ of the well in the denominator.
         inverse_temperature: λ, positive.
         rho: Radius ρ of the ball; 0 gives the Gibbs posterior.
+
+    Examples:
+        >>> [f"{well_odds(100.0, 1.0, 10.0, rho):.0e}" for rho in (0.0, 0.3)]
+        ['1e-01', '7e-22']
     """
     check_positive(
         first_curvature=first_curvature, second_curvature=second_curvature, inverse_temperature=inverse_temperature
