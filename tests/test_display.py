@@ -8,6 +8,8 @@ from functools import partial
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -140,6 +142,20 @@ def test_figures_have_titles_labels_and_legends_where_they_need_some(objects):
     assert not figures["uncertain without images"].child_axes
     assert figures["band"].get_legend() is not None
     assert figures["sharpness"].get_legend() is not None
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.numpy, torch.Tensor.tolist, lambda values: pd.Series(values.numpy())])
+def test_figures_take_what_predict_and_evaluate_take(objects, kind):
+    digits, diabetes = Digits(train_size=40).load(seed=0), Diabetes(train_size=60).load(seed=0)
+    band = objects["predictive regression"].plot(kind(diabetes.test.inputs[:, 2]), kind(diabetes.test.targets))
+    assert len(band.lines) == 2  # mean and observed targets
+    given = objects["predictive"].plot(targets=kind(digits.test.targets))
+    words = [f"digit {k}" for k in range(10)]
+    named = objects["predictive"].plot(targets=[words[k] for k in digits.test.targets], names=np.array(words))
+    expected = [label.get_text().replace(", ", ", digit ") for label in given.get_yticklabels()]
+    assert [label.get_text() for label in named.get_yticklabels()] == expected
+    with pytest.raises(ValueError, match="'seven' is not the name of a class"):
+        objects["predictive"].plot(targets=["seven"], names=words)
 
 
 def test_figures_are_drawn_into_given_axes(objects):

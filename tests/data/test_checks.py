@@ -66,7 +66,7 @@ def test_labels_with_large_gaps_are_refused():
 
 def test_fractions_are_regression_targets():
     assert holds_fractions(np.array([0.0, 0.5]), "y")
-    with pytest.raises(ValueError, match="y holds whole numbers as float32: are they classes, or numbers to predict"):
+    with pytest.raises(ValueError, match="y: whole numbers as float32, which may be classes or numbers"):
         holds_fractions(np.array([0.0, 2.0], dtype=np.float32), "y")
 
 

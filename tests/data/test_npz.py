@@ -110,7 +110,7 @@ def test_whole_numbers_are_regression_targets_on_request(save):
     assert Npz(path=save(x=x, y=np.arange(4)), task="regression").read().unsplit.targets.tolist() == [0, 1, 2, 3]
     with pytest.raises(
         ValueError,
-        match=r"'y' of .*npz holds whole numbers as float64.* or set the option task of the data to regression",
+        match=r"'y' of .*npz: whole numbers as float64.* set the option task of the data to regression",
     ):
         Npz(path=save(x=x, y=np.arange(4.0))).read()
     with pytest.raises(ValueError, match=r"must be numbers of the shape \[n\] or \[n, targets\], got <U1"):

@@ -91,7 +91,7 @@ def test_whole_numbers_are_regression_targets_on_request(csv):
 def test_whole_numbers_as_floats_are_ambiguous(csv):
     with pytest.raises(
         ValueError,
-        match=r"Column 'y' holds whole numbers as float64.* or set the option task of the data to regression",
+        match=r"Column 'y': whole numbers as float64.* set the option task of the data to regression",
     ):
         Table(path=csv("a,y\n1,0.0\n2,1.0\n3,\n"), target="y").read()
 

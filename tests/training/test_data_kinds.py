@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from flatbayes import MAP, SWAG, Categorical, DataSplits, Digits, Gaussian, Split, evaluate, fit
+from flatbayes import MAP, SWAG, Categorical, Custom, DataSplits, Digits, Gaussian, Split, evaluate, fit
 from flatbayes.data import Arrays
 from flatbayes.training import History
 from flatbayes.training.likelihood_inference import infer_loader_likelihood
@@ -70,6 +70,20 @@ KINDS = {
     ),
     "dictionaries": (TwoInputs(), DataLoader(Dictionaries(), 16)),
 }
+
+
+COUNTS = np.round(PRICES)
+COUNTED = TensorDataset(torch.as_tensor(X), torch.as_tensor(COUNTS))
+GAUSSIAN = Gaussian.fit(torch.as_tensor(COUNTS))
+
+
+@pytest.mark.parametrize("likelihood", [GAUSSIAN, Gaussian, "gaussian", Custom(GAUSSIAN.loss, GAUSSIAN)])
+@pytest.mark.parametrize(
+    "data", [(X, COUNTS), (X, COUNTS.astype(int)), COUNTED], ids=["floats", "integers", "dataset"]
+)
+def test_a_gaussian_says_that_whole_numbers_are_a_regression(data, likelihood):
+    fitted = fit("MLP", data, MAP(), config=OPTIONS, likelihood=likelihood)
+    assert "rmse" in evaluate(fitted, data).metrics
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -190,8 +190,9 @@ def holds_fractions(values: NDArray[np.floating[Any]], description: str) -> bool
     """
     if np.array_equal(values, np.round(values)):
         raise ValueError(
-            f"{description} holds whole numbers as {values.dtype}: are they classes, or numbers to predict? Write "
-            "classes as whole numbers (integers), or set the option task of the data to regression."
+            f"{description}: whole numbers as {values.dtype}, which may be classes or numbers to predict. Write "
+            "classes as integers; for numbers set the option task of the data to regression, or pass "
+            "likelihood=Gaussian to fit."
         )
     return True
 

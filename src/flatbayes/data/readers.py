@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from flatbayes.data.checks import TaskType
 from flatbayes.data.csv_files import get_table_suffix
 from flatbayes.data.hub import is_hub_name
 from flatbayes.data.image_folder import ImageFolder, list_image_files
@@ -107,12 +108,13 @@ def _find_parquet_reader(path: str, file: Path) -> "partial[Any]":
     return partial(ImageParquet, path=path, image="img" if "img" in columns else columns[0])
 
 
-def load_training_splits(data: Any, val: Any = None) -> DataSplits:
+def load_training_splits(data: Any, val: Any = None, task: TaskType = None) -> DataSplits:
     """Read examples in memory, all of them for training; there is no test split.
 
     Args:
         data: A pair `(inputs, targets)` of arrays, tensors or data frames, or a map-style dataset of such pairs.
         val: Validation examples of the same kind; None for an empty validation split.
+        task: classification or regression; None infers it from the targets.
 
     Raises:
         TypeError: Data and validation data are of different kinds.
@@ -123,7 +125,7 @@ def load_training_splits(data: Any, val: Any = None) -> DataSplits:
             "val must be of the same kind as the data: a pair (inputs, targets) beside a pair, a dataset beside a "
             f"dataset; got a {type(val).__name__} beside a {type(data).__name__}."
         )
-    source = make_source(data) if val is None else make_source(data, val=val)
+    source = make_source(data, task=task) if val is None else make_source(data, task=task, val=val)
     raw = source.read()
     check_raw_splits(raw)
     train = take_all(raw.unsplit)

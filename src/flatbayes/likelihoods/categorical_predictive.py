@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flatbayes.likelihoods.labels import encode_labels, to_tensor
 from flatbayes.likelihoods.likelihood import Predictive
 
 if TYPE_CHECKING:  # slow to import
@@ -76,7 +77,7 @@ class CategoricalPredictive(Predictive):
     def plot(
         self,
         inputs: Any = None,
-        targets: Tensor | None = None,
+        targets: Any = None,
         *,
         names: Sequence[str] | None = None,
         num_examples: int = 8,
@@ -86,22 +87,25 @@ class CategoricalPredictive(Predictive):
 
         Args:
             inputs: The examples that were predicted; of shape (examples, channels, height, width) they are drawn.
-            targets: Class of each example; the right class is blue.
+            targets: Class of each example, as an index or, with `names`, as a name; the right class is blue.
             names: Names of the classes; None numbers them.
             num_examples: Largest number of examples.
             ax: Where to draw; by default new axes.
 
         Raises:
             ImportError: matplotlib is not installed.
+            ValueError: A target is not one of the names.
         """
         from flatbayes.plotting.predictions import plot_uncertain
+
+        names = [str(k) for k in range(self.log_probs.shape[1])] if names is None else list(map(str, names))
 
         return plot_uncertain(
             self.mean.cpu().numpy(),
             self.entropy.cpu().numpy(),
-            [str(k) for k in range(self.log_probs.shape[1])] if names is None else names,
-            None if inputs is None else np.asarray(torch.as_tensor(inputs).cpu()),
-            None if targets is None else targets.tolist(),
+            names,
+            None if inputs is None else to_tensor(inputs).cpu().numpy(),
+            None if targets is None else encode_labels(targets, names).tolist(),
             ax,
             num_examples=num_examples,
         )

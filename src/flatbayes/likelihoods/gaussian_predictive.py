@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flatbayes.likelihoods import mixture
+from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.likelihoods.likelihood import Predictive
 
 if TYPE_CHECKING:  # slow to import
@@ -131,7 +132,7 @@ class GaussianPredictive(Predictive):
     def plot(
         self,
         x: Any = None,
-        targets: Tensor | None = None,
+        targets: Any = None,
         *,
         target: int = 0,
         name: str = "target",
@@ -158,8 +159,8 @@ class GaussianPredictive(Predictive):
             select(self.mean),
             select(self.aleatoric.sqrt()),
             select(self.std),
-            None if x is None else np.asarray(torch.as_tensor(x).cpu(), dtype=float).reshape(-1),
-            None if targets is None else select(torch.as_tensor(targets)),
+            None if x is None else to_tensor(x).cpu().double().reshape(-1).numpy(),
+            None if targets is None else select(to_tensor(targets)),
             ax,
             target_name=name,
         )

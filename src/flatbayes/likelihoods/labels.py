@@ -1,5 +1,9 @@
 """Class labels of every dtype and shape as class indices, where that is unambiguous."""
 
+from typing import Any
+
+import numpy as np
+import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100
@@ -77,6 +81,44 @@ def check_class_indices(indices: Tensor, num_classes: int, ignore_index: int | N
         f"Labels must lie between 0 and {num_classes - 1} for {num_classes} classes, got {low} to {high}, and "
         f"{int(is_wrong.sum())} that are wrong. {advice}, and number the classes from 0."
     )
+
+
+def encode_labels(targets: Any, class_names: object) -> Tensor:
+    """Targets as a tensor; labels that are texts by the names of the classes of the training.
+
+    Args:
+        targets: Tensor, array, series or list.
+        class_names: Names of the classes in the order of their labels, if they are known.
+
+    Raises:
+        ValueError: A text is not the name of a class.
+    """
+    if isinstance(targets, Tensor):
+        return targets
+    array = np.asarray(targets)
+    if array.dtype.kind not in "OUS":
+        return to_tensor(array)
+    names = list(map(str, class_names)) if isinstance(class_names, list | tuple) else []
+    unknown = sorted({str(label) for label in array.ravel().tolist()} - set(names))
+    if unknown:
+        raise ValueError(
+            f"{', '.join(map(repr, unknown[:3]))} is not the name of a class of the training: "
+            f"{', '.join(map(repr, names)) or 'no names are known, pass class indices'}."
+        )
+    numbers = {name: index for index, name in enumerate(names)}
+    return torch.tensor([numbers[str(label)] for label in array.tolist()])
+
+
+def to_tensor(values: Any) -> Tensor:
+    """A tensor of what holds numbers.
+
+    Args:
+        values: Tensor, array, series or list.
+    """
+    if isinstance(values, Tensor):
+        return values
+    array = np.asarray(values)
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
 
 
 def _to_indices_or_probs(rows: Tensor, *, check_values: bool) -> Tensor:

@@ -19,6 +19,7 @@ from flatbayes.likelihoods import (
     Likelihood,
     Predictive,
 )
+from flatbayes.likelihoods.labels import encode_labels
 from flatbayes.metrics import (
     DEFINITIONS,
     CoverageCurve,
@@ -30,7 +31,7 @@ from flatbayes.metrics import (
     reliability_bins,
 )
 from flatbayes.prediction.fitted import FittedPosterior
-from flatbayes.prediction.labelled import LabelledBatches, encode_labels, select_examples
+from flatbayes.prediction.labelled import LabelledBatches, select_examples
 from flatbayes.prediction.placement import PredictionPrecision
 
 if TYPE_CHECKING:  # optional packages

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from flatbayes.core.input_trees import split_batch
 from flatbayes.data import DataSource, DataSplits, Split, is_array_pair, load_training_splits
+from flatbayes.data.checks import TaskType
+from flatbayes.likelihoods import Custom, Gaussian
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.inputs import Inputs
 
@@ -64,7 +66,7 @@ def select_examples(
             f"{type(data).__name__}."
         )
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and fitted.transform is not None:
-        split = load_training_splits(data).train  # converted as for the training
+        split = load_training_splits(data, task=infer_task(fitted.likelihood)).train  # converted as for the training
         return split.inputs, split.targets
     if isinstance(data, Dataset):
         return LabelledBatches(DataLoader(data, batch_size)), None
@@ -76,27 +78,13 @@ def select_examples(
     return LabelledBatches(data), None
 
 
-def encode_labels(targets: Any, class_names: object) -> Tensor:
-    """Targets as a tensor; labels that are texts by the names of the classes of the training.
+def infer_task(likelihood: object) -> TaskType:
+    """`regression` for a Gaussian; None where the targets tell.
 
     Args:
-        targets: Tensor, array, series or list.
-        class_names: Names of the classes in the order of their labels, if they are known.
-
-    Raises:
-        ValueError: A text is not the name of a class.
+        likelihood: A likelihood, its class or its name; None for none.
     """
-    if isinstance(targets, Tensor):
-        return targets
-    array = np.asarray(targets)
-    if array.dtype.kind not in "OUS":
-        return torch.as_tensor(array if array.flags.writeable else array.copy())
-    names = list(map(str, class_names)) if isinstance(class_names, list | tuple) else []
-    unknown = sorted({str(label) for label in array.ravel().tolist()} - set(names))
-    if unknown:
-        raise ValueError(
-            f"{', '.join(map(repr, unknown[:3]))} is not the name of a class of the training: "
-            f"{', '.join(map(repr, names)) or 'no names are known, pass class indices'}."
-        )
-    numbers = {name: index for index, name in enumerate(names)}
-    return torch.tensor([numbers[str(label)] for label in array.tolist()])
+    while isinstance(likelihood, Custom):
+        likelihood = likelihood.output_likelihood
+    name = likelihood if isinstance(likelihood, str) else getattr(likelihood, "__name__", type(likelihood).__name__)
+    return "regression" if name.lower() == Gaussian.__name__.lower() else None

@@ -14,6 +14,7 @@ from flatbayes.core.input_trees import count_examples, split_batch
 from flatbayes.data import DataSource, DataSplits, is_array_pair, load_training_splits
 from flatbayes.data.checks import check_finite
 from flatbayes.likelihoods import Likelihood
+from flatbayes.prediction.labelled import infer_task
 
 DATA_ADVICE = (
     "Pass data splits, a Dataset, a pair (inputs, targets) of tensors, arrays or data frames, or a DataLoader (or "
@@ -38,7 +39,7 @@ class LoaderPass:
     smallest_inputs: Any
 
 
-def normalize_data(data: Any, val: Any = None, batch_size: int = 1) -> Any:
+def normalize_data(data: Any, val: Any = None, batch_size: int = 1, likelihood: Any = None) -> Any:
     """Data of `fit` as splits, or as an iterable of batches with a length.
 
     Pairs of arrays and map-style datasets are read into memory. A loader of an iterable-style dataset needs no
@@ -48,6 +49,7 @@ def normalize_data(data: Any, val: Any = None, batch_size: int = 1) -> Any:
         data: What the user gave.
         val: Validation data that the user gave beside it.
         batch_size: Batch size for an iterable-style dataset.
+        likelihood: What the user gave; a Gaussian makes whole numbers regression targets.
 
     Raises:
         TypeError: They are none of these, or data and validation data are of different kinds.
@@ -60,7 +62,7 @@ def normalize_data(data: Any, val: Any = None, batch_size: int = 1) -> Any:
             raise TypeError("The splits have a validation split: leave out val, or replace it in the splits.")
         return data
     if is_array_pair(data) or (isinstance(data, Dataset) and not isinstance(data, IterableDataset)):
-        return load_training_splits(data, val)
+        return load_training_splits(data, val, infer_task(likelihood))
     if isinstance(data, DataLoader):
         return data
     if isinstance(data, DataSource):

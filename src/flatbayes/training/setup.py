@@ -70,7 +70,7 @@ def prepare_runs(
     """
     check_initial_weights(model, posterior, config, has_init=init is not None)
     check_compatibility(posterior, flatness, config)
-    examples: Any = normalize_data(data, val, config.batch_size)
+    examples: Any = normalize_data(data, val, config.batch_size, likelihood)
     if isinstance(examples, DataSplits):
         check_finite_splits(examples, ("train", "val"))
         training_data = make_training_data(examples, transform, num_data=num_data)
