@@ -121,3 +121,11 @@ def test_markdown_table_has_a_row_for_each_entry_and_bold_winners(results):
 def test_markdown_labels_are_literal(make_results, label, literal):
     results = make_results(seeds=2, posteriors=[label], metrics=["nll"], epochs=1)
     assert f"| {literal} |" in markdown_table(ComparisonResult.from_dict(results))
+
+
+def test_the_summary_is_text_in_a_notebook_too(results, monkeypatch):
+    """There a console of rich shows its output instead of writing it into the given file."""
+    comparison = ComparisonResult.from_dict(results)
+    in_terminal = comparison.summary()
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert comparison.summary() == in_terminal

@@ -100,7 +100,7 @@ def format_tables(results: ComparisonResult, width: int = 100) -> str:
     """
     from rich.console import Console
 
-    console = Console(width=width, file=StringIO(), color_system=None)
+    console = Console(width=width, file=StringIO(), color_system=None, force_jupyter=False)
     for table in summary_tables(results, width):
         console.print(table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
