@@ -7,6 +7,7 @@ Tests run these code paths without an accelerator: inside `treat_cpu_as_accelera
 
     is_accelerator(weights)             whether host code may not read a value of this tensor
     widest_float_dtype(weights)         float64, or float32 where there is none
+    iter_row_blocks(probs)              rows that fit the cache of a CPU; all rows of an accelerator
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from torch import Tensor
 
 DEVICES_WITHOUT_FLOAT64 = frozenset({"mps"})
 """Types of device whose tensors have at most float32: Apple's GPUs."""
+BLOCK_ELEMENTS = 2**16
+"""Number of values in a block of rows: 512 KiB in float64, which fits the cache of a core."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,20 @@ def move_tensor(tensor: Tensor, device: torch.device | str, *, non_blocking: boo
     """
     is_narrowed = tensor.dtype == torch.float64 and not has_float64(torch.device(device))
     return tensor.to(device, torch.float32 if is_narrowed else tensor.dtype, non_blocking=non_blocking)
+
+
+def iter_row_blocks(values: Tensor) -> Iterator[slice]:
+    """Slices of rows with at most `BLOCK_ELEMENTS` values, at least one row each; on an accelerator all rows at once.
+
+    Several operations on such a block read the memory once, and their intermediate results stay in the cache. On an
+    accelerator they would launch more kernels.
+
+    Args:
+        values: A tensor of at least one axis; the rows are along the first.
+    """
+    num_rows = len(values)
+    size = num_rows if is_accelerator(values) else BLOCK_ELEMENTS * num_rows // max(1, values.numel())
+    return (slice(start, min(start + max(1, size), num_rows)) for start in range(0, num_rows, max(1, size)))
 
 
 @contextmanager

@@ -6,16 +6,17 @@ confidences.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
-from flatbayes.metrics.checks import check_probs
+from flatbayes.metrics.checks import iter_log_probs, iter_probs
 
 ClosedSide = Literal["right", "left"]
 MIN_BIN_COUNT = 20
@@ -84,6 +85,11 @@ class ReliabilityBins:
         edges = (self.edges[0], *(self.edges[group[-1] + 1] for group in groups))
         return ReliabilityBins(edges, counts, average(self.confidence), average(self.accuracy))
 
+    def calibration_error(self) -> float:
+        """Expected calibration error: sum_b n_b / n |accuracy_b - confidence_b|."""
+        gaps = zip(self.counts, self.accuracy, self.confidence, strict=True)
+        return sum(count * abs(acc - conf) for count, acc, conf in gaps) / sum(self.counts)
+
     def to_dict(self) -> dict[str, Any]:
         """Lists by field name, ready for JSON."""
         return {
@@ -122,11 +128,22 @@ def reliability_bins(
         ((0, 0, 2, 2), (0.0, 0.0, 0.5, 1.0))
     """
     _check_binning(num_bins, closed)
-    confidence, right = _top_confidence(*check_probs(probs, labels))
-    edges = _bin_edges(num_bins)
-    counts, sums, hits = _sum_by_bin(confidence, right, num_bins, closed)
+    return bin_confidences(*top_predictions(probs, labels), num_bins, closed)
+
+
+def bin_confidences(
+    confidence: Float[Tensor, " examples"],
+    is_right: Float[Tensor, " examples"],
+    num_bins: int = 20,
+    closed: ClosedSide = "right",
+) -> ReliabilityBins:
+    """Bin predictions by confidence, from the values of `top_predictions`; arguments as in `reliability_bins`."""
+    bins = torch.bucketize(confidence, _bin_edges(num_bins)[1:-1], right=closed == "left")
+    counts = torch.bincount(bins, minlength=num_bins)
+    sums = torch.bincount(bins, weights=confidence, minlength=num_bins)
+    hits = torch.bincount(bins, weights=is_right, minlength=num_bins)
     return ReliabilityBins(
-        tuple(edges.tolist()),
+        tuple(_bin_edges(num_bins).tolist()),
         tuple(int(count) for count in counts),
         tuple((sums / counts.clamp_min(1)).tolist()),
         tuple((hits / counts.clamp_min(1)).tolist()),
@@ -158,9 +175,7 @@ def ece(
         >>> round(ece(probs, torch.tensor([0, 1, 1, 1]), num_bins=10), 3)
         0.15
     """
-    bins = reliability_bins(probs, labels, num_bins, closed)
-    gaps = zip(bins.counts, bins.accuracy, bins.confidence, strict=True)
-    return sum(count * abs(acc - conf) for count, acc, conf in gaps) / len(labels)
+    return reliability_bins(probs, labels, num_bins, closed).calibration_error()
 
 
 def adaptive_ece(
@@ -185,10 +200,16 @@ def adaptive_ece(
         0.15
     """
     _check_binning(num_bins, "right")
-    confidence, right = _top_confidence(*check_probs(probs, labels))
+    return equal_mass_error(*top_predictions(probs, labels), num_bins)
+
+
+def equal_mass_error(
+    confidence: Float[Tensor, " examples"], is_right: Float[Tensor, " examples"], num_bins: int = 20
+) -> float:
+    """The calibration error of `adaptive_ece`, from the values of `top_predictions`."""
     confidence, order = confidence.sort()
     _, group, counts = confidence.unique_consecutive(return_inverse=True, return_counts=True)
-    averaged = (torch.bincount(group, weights=right[order]) / counts)[group]
+    averaged = (torch.bincount(group, weights=is_right[order]) / counts)[group]
     bins = torch.arange(len(confidence)) * num_bins // len(confidence)
     gaps = torch.bincount(bins, weights=averaged - confidence)
     return float(gaps.abs().sum()) / len(confidence)
@@ -219,13 +240,38 @@ def classwise_ece(
         0.25
     """
     _check_binning(num_bins, closed)
-    probs, labels = check_probs(probs, labels)
-    truth = F.one_hot(labels, probs.shape[1]).double()
-    total = 0.0
-    for column, is_class in zip(probs.T, truth.T, strict=True):
-        _, sums, hits = _sum_by_bin(column.contiguous(), is_class.contiguous(), num_bins, closed)
-        total += float((hits - sums).abs().sum())
-    return total / probs.numel()
+    blocks = ((block, block_labels) for _, block, block_labels in iter_probs(probs, labels))
+    return _classwise_error(blocks, probs.shape[-1], num_bins, closed)
+
+
+def classwise_ece_of_log_probs(
+    log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]
+) -> float:
+    """`classwise_ece` with its default bins, from log probabilities."""
+    blocks = ((block, block_labels) for _, _, block, block_labels in iter_log_probs(log_probs, labels))
+    return _classwise_error(blocks, log_probs.shape[-1], 20, "right")
+
+
+def _classwise_error(
+    blocks: Iterable[tuple[Tensor, Tensor]], num_classes: int, num_bins: int, closed: ClosedSide
+) -> float:
+    """`classwise_ece` of checked blocks of probabilities and labels.
+
+    Few of many probabilities lie above the first bin, and only these are sorted into bins.
+    """
+    edges, num_examples = _bin_edges(num_bins), 0
+    gaps = torch.zeros(num_bins, num_classes, dtype=torch.float64)  # frequency minus probability, times examples
+    for probs, labels in blocks:
+        num_examples += len(labels)
+        is_above = probs >= edges[1] if closed == "left" else probs > edges[1]
+        is_above &= num_bins > 1
+        rows, classes = is_above.nonzero(as_tuple=True)
+        values = torch.cat([probs[torch.arange(len(labels)), labels], probs[rows, classes]])
+        bins = torch.bucketize(values, edges[1:-1], right=closed == "left")
+        weights = torch.cat([torch.ones(len(labels), dtype=torch.float64), -values[len(labels) :]])
+        gaps.index_put_((bins, torch.cat([labels, classes])), weights, accumulate=True)
+        gaps[0] -= probs.masked_fill_(is_above, 0.0).sum(0)
+    return float(gaps.abs().sum()) / (num_examples * num_classes)
 
 
 def wilson_interval(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
@@ -264,21 +310,34 @@ def _check_binning(num_bins: int, closed: str) -> None:
         raise ValueError(f"closed must be 'right' for bins (a, b] or 'left' for bins [a, b), got {closed!r}.")
 
 
-def _top_confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Confidence of each prediction, and 1.0 if it is right, else 0.0."""
-    top = probs.argmax(-1)
-    return probs.gather(1, top[:, None]).squeeze(1), (top == labels).double()
+def top_predictions(
+    probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]
+) -> tuple[Float[Tensor, " examples"], Float[Tensor, " examples"]]:
+    """Check predictions, and return the confidence of each, and 1 if it is right, else 0, as float64 on the CPU.
+
+    Args:
+        probs: Class probabilities.
+        labels: Index of the true class.
+
+    Raises:
+        ValueError: The probabilities or labels are invalid.
+    """
+    confidence, is_right = torch.empty(2, probs.shape[0] if probs.ndim else 0, dtype=torch.float64)
+    for rows, block, block_labels in iter_probs(probs, labels):
+        confidence[rows], is_right[rows] = find_top_class(block, block_labels)
+    return confidence, is_right
+
+
+def find_top_class(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability of the most probable class, the first of tied ones, and whether it is the label.
+
+    Args:
+        probs: Checked probabilities on the CPU, [examples, classes].
+        labels: Index of the true class.
+    """
+    top = torch.from_numpy(np.argmax(probs.numpy(), axis=1))  # several times as fast as torch.argmax
+    return probs.gather(1, top[:, None]).squeeze(1), top == labels
 
 
 def _bin_edges(num_bins: int) -> Tensor:
     return torch.arange(num_bins + 1, dtype=torch.float64) / num_bins
-
-
-def _sum_by_bin(values: Tensor, hits: Tensor, num_bins: int, closed: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, sum of the values and sum of the hits of each bin of equal width."""
-    bins = torch.bucketize(values, _bin_edges(num_bins)[1:-1], right=closed == "left")
-    return (
-        torch.bincount(bins, minlength=num_bins),
-        torch.bincount(bins, weights=values, minlength=num_bins),
-        torch.bincount(bins, weights=hits, minlength=num_bins),
-    )

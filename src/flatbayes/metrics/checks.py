@@ -1,7 +1,15 @@
-"""Validation of metric inputs, and their conversion to float64 on the CPU, so that results agree on all devices."""
+"""Validation of metric inputs, and their conversion to float64 on the CPU, so that results agree on all devices.
+
+Predictions are checked and converted in blocks of rows that fit the cache, so that a metric reads them once and takes
+hardly any memory beside them.
+"""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from flatbayes.core.devices import iter_row_blocks
 
 RANGE_TOLERANCE = 1e-6
 """Probabilities may exceed the range [0, 1] by this much."""
@@ -9,20 +17,70 @@ SUM_TOLERANCE = 1e-3
 """The sum of an example's probabilities may differ from 1 by this much."""
 
 
-def check_probs(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Check class probabilities and labels, and clamp the probabilities to [0, 1].
+def iter_probs(probs: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Check class probabilities and labels, and clamp the probabilities to [0, 1], block by block.
 
     Args:
         probs: Class probabilities of each example, [examples, classes].
         labels: Index of the true class of each example, [examples].
 
-    Returns:
-        Float64 and int64 tensors on the CPU.
+    Yields:
+        The rows of a block, its probabilities, and its labels: float64 and int64 on the CPU. The probabilities may be
+        changed, and are overwritten by the next block.
 
     Raises:
         ValueError: The probabilities or labels are invalid.
     """
-    probs = _check_matrix(probs, "probabilities")
+    probs, labels = _check_matrix(probs, "probabilities"), _check_labels(labels, probs)
+    buffer: Tensor | None = None
+    for rows in iter_row_blocks(probs):
+        buffer = _make_buffer(probs[rows]) if buffer is None else buffer
+        block = buffer[: rows.stop - rows.start].copy_(probs[rows])
+        low, high = map(float, block.aminmax())
+        # NaN fails every comparison.
+        if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE) or not _sum_to_one(block):
+            _refuse_probs(probs)
+        yield rows, block.clamp_(0, 1), labels[rows]
+
+
+def iter_log_probs(log_probs: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Check log probabilities and labels, and clamp the log probabilities to at most 0, block by block.
+
+    Args:
+        log_probs: Log probabilities of the classes of each example, [examples, classes]; -inf is allowed.
+        labels: Index of the true class of each example, [examples].
+
+    Yields:
+        The rows of a block, its log probabilities, its probabilities, and its labels: float64 and int64 on the CPU.
+        Both kinds of probabilities may be changed, and are overwritten by the next block.
+
+    Raises:
+        ValueError: The log probabilities or labels are invalid.
+    """
+    log_probs = _check_matrix(log_probs, "log probabilities")
+    labels = _check_labels(labels, log_probs)
+    buffers: tuple[Tensor, Tensor] | None = None
+    for rows in iter_row_blocks(log_probs):
+        if buffers is None:
+            buffers = _make_buffer(log_probs[rows]), _make_buffer(log_probs[rows])
+        block, probs = (buffer[: rows.stop - rows.start] for buffer in buffers)
+        is_in_range = float(block.copy_(log_probs[rows]).max()) <= RANGE_TOLERANCE
+        torch.exp(block.clamp_(max=0), out=probs)
+        if not is_in_range or not _sum_to_one(probs):
+            _refuse_log_probs(log_probs)
+        yield rows, block, probs, labels[rows]
+
+
+def _make_buffer(block: Tensor) -> Tensor:
+    return torch.empty(block.shape, dtype=torch.float64)
+
+
+def _sum_to_one(probs: Tensor) -> bool:
+    return bool(((probs.sum(-1) - 1).abs() <= SUM_TOLERANCE).all())
+
+
+def _refuse_probs(probs: Tensor) -> None:
+    """Raise the error that describes all probabilities."""
     if not probs.isfinite().all():
         raise ValueError(
             f"Probabilities must be finite, got {int((~probs.isfinite()).sum())} that are not. "
@@ -34,24 +92,11 @@ def check_probs(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             f"Probabilities must lie between 0 and 1, got values from {low:g} to {high:g}. "
             "If these are logits, pass logits.softmax(-1); if these are log probabilities, log_probs.exp()."
         )
-    _check_sums(probs.sum(-1), "Pass one probability for every class, or normalise them.")
-    return probs.clamp(0, 1), _check_labels(labels, probs)
+    _refuse_sums(probs.sum(-1, dtype=torch.float64), "Pass one probability for every class, or normalise them.")
 
 
-def check_log_probs(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Check log probabilities and labels, and clamp the log probabilities to at most 0.
-
-    Args:
-        log_probs: Log probabilities of the classes of each example, [examples, classes]; -inf is allowed.
-        labels: Index of the true class of each example, [examples].
-
-    Returns:
-        Float64 and int64 tensors on the CPU.
-
-    Raises:
-        ValueError: The log probabilities or labels are invalid.
-    """
-    log_probs = _check_matrix(log_probs, "log probabilities")
+def _refuse_log_probs(log_probs: Tensor) -> None:
+    """Raise the error that describes all log probabilities."""
     if log_probs.isnan().any():
         raise ValueError(
             f"Log probabilities must be numbers or -inf, got {int(log_probs.isnan().sum())} that are NaN. "
@@ -62,8 +107,14 @@ def check_log_probs(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             f"Log probabilities must be at most 0, got values up to {float(log_probs.max()):g}. "
             "If these are logits, pass logits.log_softmax(-1); if these are probabilities, probs.log()."
         )
-    _check_sums(log_probs.exp().sum(-1), "If these are logits, pass logits.log_softmax(-1).")
-    return log_probs.clamp(max=0), _check_labels(labels, log_probs)
+    _refuse_sums(log_probs.exp().sum(-1, dtype=torch.float64), "If these are logits, pass logits.log_softmax(-1).")
+
+
+def _refuse_sums(sums: Tensor, advice: str) -> None:
+    row = int((sums - 1).abs().argmax())
+    raise ValueError(
+        f"The probabilities of an example must sum to 1, got {float(sums[row]):g} for example {row}. {advice}"
+    )
 
 
 def _check_matrix(values: Tensor, name: str) -> Tensor:
@@ -72,16 +123,7 @@ def _check_matrix(values: Tensor, name: str) -> Tensor:
             f"Expected {name} of shape (examples, classes) with at least 1 example, got {values.dtype} of "
             f"shape {tuple(values.shape)}. Pass one row of floating-point numbers for each example."
         )
-    return values.detach().cpu().double()
-
-
-def _check_sums(sums: Tensor, advice: str) -> None:
-    errors = (sums - 1).abs()
-    if (errors > SUM_TOLERANCE).any():
-        row = int(errors.argmax())
-        raise ValueError(
-            f"The probabilities of an example must sum to 1, got {float(sums[row]):g} for example {row}. {advice}"
-        )
+    return values.detach().cpu()
 
 
 def _check_labels(labels: Tensor, probs: Tensor) -> Tensor:

@@ -1,12 +1,62 @@
 """Classification metrics: accuracy and proper scoring rules (NLL, Brier score) of class probabilities."""
 
+from dataclasses import dataclass
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
-from flatbayes.metrics.calibration import ece
-from flatbayes.metrics.checks import check_log_probs, check_probs
-from flatbayes.metrics.detection import auroc_correct
+from flatbayes.metrics.calibration import bin_confidences, find_top_class, top_predictions
+from flatbayes.metrics.checks import iter_log_probs, iter_probs
+from flatbayes.metrics.detection import auroc
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleScores:
+    """What the metrics of a classification need of each example: float64 vectors on the CPU.
+
+    Attributes:
+        confidence: Probability of the most probable class.
+        top_log_prob: Its logarithm, which orders examples whose confidence rounds to 1.
+        is_right: 1 if the most probable class is the label, else 0.
+        label_log_prob: Log probability of the label.
+        squared_error: sum_c (p_c - [y = c])^2.
+    """
+
+    confidence: Float[Tensor, " examples"]
+    top_log_prob: Float[Tensor, " examples"]
+    is_right: Float[Tensor, " examples"]
+    label_log_prob: Float[Tensor, " examples"]
+    squared_error: Float[Tensor, " examples"]
+
+    def metrics(self) -> dict[str, float]:
+        """All metrics of `CLASSIFICATION_METRICS`."""
+        return {
+            "accuracy": float(self.is_right.mean()),
+            "nll": float(self.label_log_prob.abs().mean()),  # abs: -log p without a negative zero
+            "ece": bin_confidences(self.confidence, self.is_right).calibration_error(),
+            "brier": float(self.squared_error.mean()),
+            "auroc_correct": auroc(self.confidence, self.is_right.bool()),
+        }
+
+
+def score_examples(log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> ExampleScores:
+    """Check predictions and compute the scores of each example, in one pass.
+
+    Args:
+        log_probs: Log of the averaged probabilities.
+        labels: Index of the true class.
+
+    Raises:
+        ValueError: The log probabilities or labels are invalid.
+    """
+    scores = ExampleScores(*torch.empty(5, log_probs.shape[0] if log_probs.ndim else 0, dtype=torch.float64))
+    for rows, block, probs, block_labels in iter_log_probs(log_probs, labels):
+        scores.top_log_prob[rows] = block.amax(-1)
+        scores.label_log_prob[rows] = block.gather(1, block_labels[:, None]).squeeze(1)
+        scores.confidence[rows], scores.is_right[rows] = find_top_class(probs, block_labels)
+        scores.squared_error[rows] = squared_errors(probs, block_labels)
+    return scores
 
 
 def classification_metrics(
@@ -30,15 +80,7 @@ def classification_metrics(
         >>> {name: round(metrics[name], 3) for name in ("accuracy", "nll", "brier")}
         {'accuracy': 0.75, 'nll': 0.4, 'brier': 0.25}
     """
-    score = nll(log_probs, labels)  # first, because its error messages are about log probabilities
-    probs = log_probs.detach().cpu().double().exp()
-    return {
-        "accuracy": accuracy(probs, labels),
-        "nll": score,
-        "ece": ece(probs, labels),
-        "brier": brier_score(probs, labels),
-        "auroc_correct": auroc_correct(probs, labels),
-    }
+    return score_examples(log_probs, labels).metrics()
 
 
 def accuracy(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
@@ -56,8 +98,7 @@ def accuracy(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " exa
         >>> accuracy(probs, torch.tensor([0, 1, 1, 1]))
         0.75
     """
-    probs, labels = check_probs(probs, labels)
-    return float((probs.argmax(-1) == labels).double().mean())
+    return float(top_predictions(probs, labels)[1].mean())
 
 
 def nll(log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
@@ -78,8 +119,9 @@ def nll(log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " exam
         >>> round(nll(log_probs, torch.tensor([0, 1])), 3)
         0.511
     """
-    log_probs, labels = check_log_probs(log_probs, labels)
-    return float(log_probs.gather(1, labels[:, None]).abs().mean())  # abs: -log p without a negative zero
+    blocks = iter_log_probs(log_probs, labels)
+    values = [block.gather(1, block_labels[:, None]) for _, block, _, block_labels in blocks]
+    return float(torch.cat(values).abs().mean())  # abs: -log p without a negative zero
 
 
 def brier_score(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
@@ -97,5 +139,16 @@ def brier_score(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " 
         >>> round(brier_score(probs, torch.tensor([0, 1, 1, 1])), 3)
         0.25
     """
-    probs, labels = check_probs(probs, labels)
-    return float((probs - F.one_hot(labels, probs.shape[1])).square().sum(-1).mean())
+    values = [squared_errors(block, block_labels) for _, block, block_labels in iter_probs(probs, labels)]
+    return float(torch.cat(values).mean())
+
+
+def squared_errors(probs: Tensor, labels: Tensor) -> Tensor:
+    """sum_c (p_c - [y = c])^2 of each example; the probabilities are overwritten.
+
+    Args:
+        probs: Class probabilities, [examples, classes].
+        labels: Index of the true class, [examples].
+    """
+    probs[torch.arange(len(labels)), labels] -= 1
+    return probs.square_().sum(-1)

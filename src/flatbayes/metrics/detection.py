@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flatbayes.metrics.checks import check_probs
+from flatbayes.metrics.calibration import top_predictions
 
 ENTROPY_EDGES_LOGSPACE = (-8.0, 0.5, 30)
 """log10 of the first and the last edge of the entropy histograms, and the number of edges."""
@@ -128,9 +128,8 @@ def auroc_correct(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, 
         >>> auroc_correct(probs, torch.tensor([0, 1, 1, 1]))
         1.0
     """
-    probs, labels = check_probs(probs, labels)
-    top = probs.argmax(-1)
-    return auroc(probs.gather(1, top[:, None]).squeeze(1), top == labels)
+    confidence, is_right = top_predictions(probs, labels)
+    return auroc(confidence, is_right.bool())
 
 
 def entropy_divergence(test_entropies: Float[Tensor, " test"], ood_entropies: Float[Tensor, " ood"]) -> float:

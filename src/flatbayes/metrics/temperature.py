@@ -2,19 +2,22 @@
 
 p_T(c) is proportional to p(c)^(1 / T), where p is the *averaged* prediction of all networks (Ashukha et al., ICLR
 2020). The accuracy does not change, and methods can be compared at their optimal temperature. T minimises the NLL of
-validation examples, which is convex in 1 / T, so bisection of its slope finds the minimum.
+validation examples, which is convex in 1 / T, so that the minimum is the root of its slope (Brent's method).
 """
 
 import math
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flatbayes.core.devices import to_double
-from flatbayes.metrics.checks import check_log_probs
+from flatbayes.core.devices import has_float64, iter_row_blocks
+from flatbayes.metrics.checks import iter_log_probs
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 """Range of the search."""
+ROOT_TOLERANCE = 1e-15
+"""Error of the logarithm of the temperature."""
 
 
 def fit_temperature(log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]) -> float:
@@ -39,29 +42,31 @@ def fit_temperature(log_probs: Float[Tensor, "examples classes"], labels: Int[Te
         ... )  # right in 8 of 10 cases
         tensor([0.8000, 0.2000], dtype=torch.float64)
     """
-    log_probs, labels = check_log_probs(log_probs, labels)
-    label_log_probs = log_probs.gather(1, labels[:, None]).squeeze(1)
-    impossible = int((label_log_probs == -math.inf).sum())
+    from scipy.optimize import brentq  # slow to import
+
+    impossible, spread = 0, 0.0
+    for _, block, _, block_labels in iter_log_probs(log_probs, labels):
+        margins = block - block.gather(1, block_labels[:, None])
+        impossible += int((~(margins < math.inf)).any(1).sum())  # minus the log of 0: inf, or NaN
+        spread = max(spread, float(margins.masked_fill_(block == -math.inf, 0.0).abs().max()))
     if impossible:
         raise ValueError(
             f"{impossible} labels have probability 0, so the NLL is infinite at every temperature. Pass log "
             "probabilities computed by log_softmax and logsumexp, not the logarithm of rounded probabilities."
         )
-    # Differences to the label's log probability keep the terms of the slope small for extreme predictions.
-    margins = log_probs - label_log_probs[:, None]
-    spread = margins[margins.isfinite()].abs().max()
-    if float(spread) <= 1e-12:
+    if spread <= 1e-12:
         return 1.0
-    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
-    if _nll_slope(margins, low) >= 0:
+    log_probs, labels = log_probs.detach().cpu(), labels.detach().cpu()
+
+    def slope(log_inverse_temperature: float) -> float:
+        return nll_slope(log_probs, labels, math.exp(log_inverse_temperature))
+
+    low, high = -math.log(MAX_TEMPERATURE), -math.log(MIN_TEMPERATURE)
+    if slope(low) >= 0:
         return MAX_TEMPERATURE
-    if _nll_slope(margins, high) <= 0:
+    if slope(high) <= 0:
         return MIN_TEMPERATURE
-    while True:
-        middle = math.sqrt(low * high)
-        if not low < middle < high:
-            return 1 / middle
-        low, high = (middle, high) if _nll_slope(margins, middle) < 0 else (low, middle)
+    return math.exp(-brentq(slope, low, high, xtol=ROOT_TOLERANCE, rtol=ROOT_TOLERANCE))
 
 
 def apply_temperature(
@@ -85,10 +90,27 @@ def apply_temperature(
         raise ValueError(
             f"A temperature must be positive and finite, got {temperature}. A temperature of 1 has no effect."
         )
-    return (to_double(log_probs.detach()) / temperature).log_softmax(-1)
+    log_probs = log_probs.detach() if has_float64(log_probs) else log_probs.detach().cpu()
+    scaled = torch.empty(log_probs.shape, dtype=torch.float64, device=log_probs.device)
+    for rows in iter_row_blocks(log_probs):
+        torch.log_softmax(log_probs[rows].double() / temperature, -1, out=scaled[rows])
+    return scaled
 
 
-def _nll_slope(margins: Tensor, inverse_temperature: float) -> float:
-    """Derivative of the NLL with respect to 1 / T: the mean over examples of sum_c p_T(c) (log p(c) - log p(y))."""
-    probs = (inverse_temperature * margins).softmax(-1)
-    return float((probs * margins.clamp_min(-1e300)).sum(-1).mean())
+def nll_slope(log_probs: Tensor, labels: Tensor, inverse_temperature: float) -> float:
+    """Derivative of the NLL with respect to 1 / T: the mean over examples of sum_c p_T(c) (log p(c) - log p(y)).
+
+    Args:
+        log_probs: Checked log probabilities on the CPU, [examples, classes].
+        labels: Index of the true class.
+        inverse_temperature: 1 / T.
+    """
+    slopes = torch.empty(len(labels), dtype=torch.float64)
+    for rows in iter_row_blocks(log_probs):
+        block = log_probs[rows].double()
+        # Differences to the label's log probability keep the terms of the slope small for extreme predictions.
+        margins = block - block.gather(1, labels[rows, None])
+        exps = (inverse_temperature * (block - block.amax(-1, keepdim=True))).exp_()
+        products = (exps * margins.clamp_min_(-1e300)).sum(-1)
+        slopes[rows] = products / exps.sum(-1)
+    return float(slopes.mean())

@@ -24,12 +24,12 @@ from flatbayes.metrics import (
     DEFINITIONS,
     CoverageCurve,
     ReliabilityBins,
-    classification_metrics,
     coverage_curve,
     metrics_per_target,
     regression_metrics,
-    reliability_bins,
 )
+from flatbayes.metrics.calibration import bin_confidences
+from flatbayes.metrics.classification import score_examples
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.labelled import LabelledBatches, select_examples
 from flatbayes.prediction.placement import PredictionPrecision
@@ -199,9 +199,8 @@ def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, T
 def _compute_metrics(predictive: Predictive, targets: Tensor, num_networks: int) -> Evaluation:
     match predictive:
         case CategoricalPredictive():
-            log_probs, labels = predictive.log_probs.cpu(), targets.cpu()
-            bins = reliability_bins(log_probs.exp(), labels)
-            return Evaluation(classification_metrics(log_probs, labels), bins, num_networks)
+            scores = score_examples(predictive.log_probs, targets)
+            return Evaluation(scores.metrics(), bin_confidences(scores.confidence, scores.is_right), num_networks)
         case GaussianPredictive():
             targets = _match_target_shape(targets.to(predictive.member_means), predictive.mean.shape)
             pit = predictive.cdf(targets)

@@ -15,17 +15,17 @@ from torch import Tensor, cat, ones, zeros
 from flatbayes.data import CIFAR10C, LazyImages, Split, corrupt_images, infer_white_value
 from flatbayes.likelihoods import CategoricalPredictive
 from flatbayes.metrics import (
-    adaptive_ece,
     apply_temperature,
     aupr,
     aurc,
     auroc,
     classification_metrics,
-    classwise_ece,
     entropy_divergence,
     fit_temperature,
     fpr_at_tpr,
 )
+from flatbayes.metrics.calibration import classwise_ece_of_log_probs, equal_mass_error
+from flatbayes.metrics.classification import score_examples
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.placement import PredictionPrecision
 
@@ -305,12 +305,10 @@ def _detection_metrics(scores: Tensor, is_ood: Tensor) -> DetectionMetrics:
 
 
 def _calibration_metrics(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
-    log_probs, labels = log_probs.cpu().double(), labels.cpu()
-    probs = log_probs.exp()
-    errors = (probs.argmax(-1) != labels).double()
+    scores = score_examples(log_probs, labels)
     return {
-        **classification_metrics(log_probs, labels),
-        "adaptive_ece": adaptive_ece(probs, labels),
-        "classwise_ece": classwise_ece(probs, labels),
-        "aurc": aurc(log_probs.amax(-1), errors),
+        **scores.metrics(),
+        "adaptive_ece": equal_mass_error(scores.confidence, scores.is_right),
+        "classwise_ece": classwise_ece_of_log_probs(log_probs, labels),
+        "aurc": aurc(scores.top_log_prob, 1 - scores.is_right),
     }
