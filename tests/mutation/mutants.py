@@ -25,6 +25,7 @@ _FITTED, _STATISTICS = "tests/prediction/test_fitted.py", "tests/experiments/tes
 _SELECTION = "tests/experiments/test_selection.py::test_the_best_plain_setting_and_then_the_best_radius"
 _PRUNED = f"{_CHECKPOINT}::test_old_checkpoints_are_pruned_and_all_removed"
 _DISAGREE = "tests/likelihoods/test_categorical.py::test_two_members_that_disagree"
+_UNDERFLOW = "tests/likelihoods/test_categorical.py::test_log_probabilities_are_exact_where_probabilities_underflow"
 
 MUTANTS = (
     Mutant("training/loop.py", "schedule.factor(progress.step,", "schedule.factor(progress.step + 1,",
@@ -67,9 +68,10 @@ MUTANTS = (
            f"{_FITTED}::test_predicts_the_average_of_its_draws"),
     Mutant("prediction/fitted.py", "iter_chunks(inputs, batch_size,", "iter_chunks(inputs, 256,",
            f"{_FITTED}::test_invalid_arguments_are_refused"),
-    Mutant("likelihoods/categorical.py", "torch.logaddexp(log_sum, log_probs, out=log_sum)", "log_sum += log_probs",
-           _DISAGREE),
-    Mutant("likelihoods/categorical.py", "sum_squares / count,", "sum_squares / (count - 1),", _DISAGREE),
+    Mutant("likelihoods/categorical_sums.py", "torch.logaddexp(log_probs, shifted - log_sums, out=log_probs)",
+           "log_probs += shifted - log_sums", _UNDERFLOW),
+    Mutant("likelihoods/categorical_sums.py", "_squared_deviations[rows].div_(self.count)",
+           "_squared_deviations[rows].div_(self.count - 1)", _DISAGREE),
     Mutant("prediction/outputs.py", "means.var(0, correction=0)", "means.var(0, correction=1)",
            "tests/prediction/test_deploy.py::test_moments_are_in_the_unit_of_the_targets"),
     Mutant("experiments/statistics.py", "[b - a for a, b in", "[a - b for a, b in",

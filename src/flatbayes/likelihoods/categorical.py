@@ -1,10 +1,8 @@
 """Categorical likelihood for classification: a softmax over the outputs of a network.
 
-The Bayesian model average is the mean of the networks' probabilities, not of their logits. Means are taken in log
-space and in float64, so that log probabilities are exact where the probabilities underflow.
+The Bayesian model average is the mean of the networks' probabilities, not of their logits (`categorical_sums.py`).
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,7 +13,8 @@ from torch.nn import functional as F
 
 from flatbayes.core import LossFn
 from flatbayes.core.devices import is_accelerator, to_double
-from flatbayes.likelihoods.categorical_predictive import CategoricalPredictive, categorical_entropy
+from flatbayes.likelihoods.categorical_predictive import CategoricalPredictive
+from flatbayes.likelihoods.categorical_sums import CategoricalSums
 from flatbayes.likelihoods.labels import IGNORE_INDEX, to_class_indices
 from flatbayes.likelihoods.likelihood import Likelihood
 
@@ -117,32 +116,15 @@ class Categorical(Likelihood):
         Raises:
             ValueError: The outputs are not one logit per class, or there are none.
         """
-        iterator = map(self._compute_log_probs, outputs)
-        log_sum = next(iterator, None)
-        if log_sum is None:
-            raise ValueError("There is no prediction without networks: ask for at least 1 draw.")
-        count, mean = 1, log_sum.exp()
-        entropies, sum_squares = categorical_entropy(log_sum, mean), torch.zeros_like(mean)
-        members = [mean.float()] if keep_members else []
-        for log_probs in iterator:
-            count, probs = count + 1, log_probs.exp()
-            torch.logaddexp(log_sum, log_probs, out=log_sum)
-            entropies += categorical_entropy(log_probs, probs)
-            deviation = probs - mean  # Welford's algorithm
-            mean.add_(deviation, alpha=1 / count)
-            sum_squares.addcmul_(deviation, deviation, value=1 - 1 / count)
+        sums, members = CategoricalSums(), list[Tensor]()
+        for logits in outputs:
+            self._check_outputs(logits)
+            sums.add(logits)
             if keep_members:
-                members.append(probs.float())
-        return CategoricalPredictive(
-            log_sum - math.log(count),
-            entropies / count,
-            sum_squares / count,
-            torch.stack(members) if keep_members else None,
-        )
-
-    def _compute_log_probs(self, logits: Tensor) -> Tensor:
-        self._check_outputs(logits)
-        return log_softmax(to_double(logits))
+                members.append(to_double(logits).softmax(-1).float())
+        if not sums.count:
+            raise ValueError("There is no prediction without networks: ask for at least 1 draw.")
+        return CategoricalPredictive(*sums.compute_means(), torch.stack(members) if keep_members else None)
 
     def _check_outputs(self, outputs: Tensor) -> None:
         if outputs.ndim != 2 or outputs.shape[1] != self.num_classes:
@@ -150,9 +132,3 @@ class Categorical(Likelihood):
                 f"The model gives outputs of shape {tuple(outputs.shape)}, but there are {self.num_classes} classes: "
                 f"expected (batch, {self.num_classes}). Change the size of its last layer, or the data."
             )
-
-
-def log_softmax(logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch classes"]:
-    """Log probabilities, in half the time of `torch.log_softmax` for few classes."""
-    shifted = logits - logits.amax(-1, keepdim=True)
-    return shifted - shifted.exp().sum(-1, keepdim=True).log()

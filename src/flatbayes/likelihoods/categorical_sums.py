@@ -1,0 +1,85 @@
+"""Sums over networks of their class probabilities and entropies, in float64.
+
+Probabilities are added as they are, which takes one exponential and no logarithm for each network, and in log space
+where they may underflow. Logits are converted a block at a time, so that intermediate results stay in the cache.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flatbayes.core.devices import is_accelerator, iter_row_blocks, to_double
+from flatbayes.likelihoods.categorical_predictive import categorical_entropy
+
+MIN_EXPONENT = -700.0
+"""Least difference of two logits of an example whose exponential is a normal number of float64."""
+
+
+class CategoricalSums:
+    """Sums over networks, which are added one after the other, for the same examples.
+
+    Attributes:
+        count: Number of networks.
+    """
+
+    count = 0
+    _probs: Tensor
+    _squared_deviations: Tensor
+    _entropies: Tensor
+    _log_probs: dict[int, Tensor]
+    """Logarithm of the sum of the probabilities of each block in log space, by its first row."""
+
+    def add(self, logits: Float[Tensor, "examples classes"]) -> None:
+        """Add the probabilities of a network.
+
+        Args:
+            logits: Its outputs.
+        """
+        if not self.count:
+            self._probs = to_double(logits[:0]).new_zeros(logits.shape)
+            self._squared_deviations = torch.zeros_like(self._probs)
+            self._entropies = self._probs.new_zeros(len(logits))
+            self._log_probs = {}
+        self.count += 1
+        for rows in iter_row_blocks(logits):
+            self._add_block(rows, logits[rows])
+
+    def _add_block(self, rows: slice, logits: Tensor) -> None:
+        # The largest of the block is at least that of an example. On an accelerator reading it would wait.
+        is_extreme = rows.start in self._log_probs or is_accelerator(logits)
+        is_extreme = is_extreme or float(logits.amin()) - float(logits.amax()) < MIN_EXPONENT
+        shifted = to_double(logits)
+        shifted = shifted - shifted.amax(-1, keepdim=True)
+        if is_extreme:
+            shifted.clamp_min_(torch.finfo(shifted.dtype).min)  # 0 log 0 = 0
+        probs = shifted.exp()
+        sums = probs.sum(-1, keepdim=True)
+        log_sums = sums.log()
+        dots = torch.linalg.vecdot(probs, shifted)
+        self._entropies[rows] += torch.addcdiv(log_sums.squeeze(-1), dots, sums.squeeze(-1), value=-1)
+        if is_extreme:
+            if rows.start not in self._log_probs:
+                self._log_probs[rows.start] = self._probs[rows].log()
+            log_probs = self._log_probs[rows.start]
+            torch.logaddexp(log_probs, shifted - log_sums, out=log_probs)
+        probs *= sums.reciprocal()
+        if self.count > 1:  # Welford's algorithm
+            deviation = torch.sub(probs, self._probs[rows], alpha=1 / (self.count - 1))
+            self._squared_deviations[rows].addcmul_(deviation, deviation, value=1 - 1 / self.count)
+        self._probs[rows] += probs
+
+    def compute_means(
+        self,
+    ) -> tuple[Float[Tensor, "examples classes"], Float[Tensor, " examples"], Float[Tensor, "examples classes"]]:
+        """Log of the mean probabilities, mean entropy, and variance of the probabilities, in place of the sums."""
+        for rows in iter_row_blocks(self._probs):
+            if rows.start in self._log_probs:
+                torch.sub(self._log_probs[rows.start], math.log(self.count), out=self._probs[rows])
+            else:
+                self._probs[rows].div_(self.count).log_()
+            self._squared_deviations[rows].div_(self.count)
+        # One network has no mutual information, to the last digit.
+        entropy = categorical_entropy(self._probs) if self.count == 1 else self._entropies / self.count
+        return self._probs, entropy, self._squared_deviations
