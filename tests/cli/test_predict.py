@@ -115,6 +115,25 @@ def test_predictions_for_tables_and_arrays(kind):
     assert result["class"] == [["cat", "dog", "owl"][k] for k in expected.top_class]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet", "npz"])
+def test_networks_are_drawn_once_for_thousands_of_rows_and_again_where_memory_ends(kind, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(3000, 3))
+    path = write(kind, pa.table({name: x[:, k] for k, name in enumerate("abc")}))
+    draws = []
+    sampled_network = FittedPosterior.sampled_network
+    monkeypatch.setattr(
+        FittedPosterior, "sampled_network", lambda *args: (draws.append(args[1]), sampled_network(*args))[1]
+    )
+    assert main(["predict", "classes", "--input", path, "--output", "one.parquet", *DRAWS]) == 0
+    assert len(draws) == 3
+    monkeypatch.setattr("flatbayes.prediction.inputs.MAX_CHUNK_BYTES", 300_000)  # for about 1,000 rows
+    assert main(["predict", "classes", "--input", path, "--output", "several.parquet", *DRAWS]) == 0
+    assert 3 + 3 * 2 <= len(draws) <= 3 + 3 * 4
+    one, several = read("one.parquet"), read("several.parquet")
+    assert one.keys() == several.keys()
+    np.testing.assert_allclose(one["probability_cat"], several["probability_cat"], rtol=1e-6, atol=1e-6)
+
+
 def test_regression_input_needs_no_target():
     table = pyarrow.csv.read_csv("numbers.csv")
     pyarrow.csv.write_csv(table.drop_columns(["y"]), "new.csv")

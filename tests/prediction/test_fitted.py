@@ -60,7 +60,8 @@ def test_arrays_loaders_and_generators_give_the_same(make, posterior):
         torch.testing.assert_close(fitted.predict(kind, 4, batch_size=8).log_probs, expected)
 
 
-def test_an_iterable_is_read_once_and_in_chunks(fitted):
+def test_an_iterable_is_read_once_and_in_chunks(fitted, monkeypatch):
+    monkeypatch.setattr("flatbayes.prediction.inputs.MAX_CHUNK_EXAMPLES", 128)
     read = []
 
     def endless():
@@ -149,14 +150,15 @@ def test_moving_keeps_the_predictions(fitted):
     assert torch.equal(fitted.to("cpu").predict(x, 3).log_probs, expected)
 
 
-def test_chunks_of_tensors_and_iterables():
+def test_chunks_of_tensors_and_iterables(monkeypatch):
     assert [[len(b) for b in chunk] for chunk in iter_chunks(torch.zeros(10, 2), 4)] == [[4, 4, 2]]
-    assert [[len(b) for b in chunk] for chunk in iter_chunks(iter([torch.zeros(3)] * 5), 4, 2)] == [
-        [3, 3],
-        [3, 3],
-        [3],
-    ]
+    assert [len(chunk) for chunk in iter_chunks(iter([torch.zeros(3, 2)] * 5), 4)] == [5]
     assert list(iter_chunks([], 4)) == []
+    monkeypatch.setattr("flatbayes.prediction.inputs.MAX_CHUNK_BYTES", 6 * (8 + 12))  # of 6 examples and predictions
+    for examples, sizes in ((torch.zeros(3, 2), [2, 2, 1]), (torch.zeros(7, 2), [1] * 5)):
+        assert [len(chunk) for chunk in iter_chunks(iter([examples] * 5), 4, predictive_bytes=12)] == sizes
+    monkeypatch.setattr("flatbayes.prediction.inputs.MAX_CHUNK_EXAMPLES", 3)
+    assert [len(chunk) for chunk in iter_chunks(iter([torch.zeros(1, 2)] * 5), 4)] == [3, 2]
 
 
 def test_drawing_from_a_network_without_norm_layers_needs_no_data():

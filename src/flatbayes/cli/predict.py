@@ -1,5 +1,6 @@
 """Verb `predict`: predictions with uncertainty for new inputs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from flatbayes.data.csv_format import CsvFormat
 from flatbayes.experiments.run_folder import CONFIG_FILE
 from flatbayes.likelihoods import Predictive
 from flatbayes.prediction import check_num_draws
+from flatbayes.prediction.inputs import count_chunk_examples
 
-BATCHES_PER_CHUNK = 4
-"""Batches in memory at a time; all networks are drawn again for every chunk."""
+BYTES_PER_FEATURE, BYTES_PER_PIXEL = 32, 2
+"""Of an input in memory: a feature as a column of a table, as float64, and copies of both; a pixel, and a copy."""
 
 
 def make_parser() -> ArgumentParser:
@@ -75,7 +77,9 @@ def run(options: Namespace) -> None:
     check_num_draws(options.num_draws)
     writer = PredictionWriter(target, escape_formulas=options.escape_formulas)
     fitted = load_on_device(Path(options.folder), options.model, options.trust)
-    inputs = make_input_reader(fitted.info, source, options)
+    num_networks = len(fitted.sample_ids(options.num_draws, options.seed))
+    predictive_bytes = fitted.likelihood.count_predictive_bytes(num_networks)
+    inputs = make_input_reader(fitted.info, source, options, predictive_bytes)
     count, total = 0, inputs.count_inputs()
     progress = Progress(console=PlainConsole(stderr=True), transient=True)
     with writer, progress:
@@ -101,13 +105,16 @@ def run(options: Namespace) -> None:
     console.print(f"{count} predictions in {target}", highlight=False, soft_wrap=True)
 
 
-def make_input_reader(info: Mapping[str, Any], source: Path, options: Namespace) -> InputReader:
+def make_input_reader(
+    info: Mapping[str, Any], source: Path, options: Namespace, predictive_bytes: int
+) -> InputReader:
     """Reader of the input file or folder, for the input shape and feature names in the artefact.
 
     Args:
         info: Metadata of the artefact.
         source: Input file or folder.
         options: Options of the verb.
+        predictive_bytes: Bytes of the prediction for an input.
 
     Raises:
         ValueError: The artefact has no input shape or feature names.
@@ -126,6 +133,7 @@ def make_input_reader(info: Mapping[str, Any], source: Path, options: Namespace)
         raise ValueError(
             f"{options.folder} does not say which columns of {source} are its features. Give a .npz file."
         )
+    input_bytes = math.prod(shape) * (BYTES_PER_FEATURE if len(shape) == 1 else BYTES_PER_PIXEL)
     resize, crop = read_image_options(Path(options.folder))
     return InputReader(
         path=source,
@@ -137,7 +145,7 @@ def make_input_reader(info: Mapping[str, Any], source: Path, options: Namespace)
         crop=crop,
         csv_format=CsvFormat(encoding=options.encoding, separator=options.separator, decimal=options.decimal),
         expected_csv_format=CsvFormat.from_dict(info.get("csv_format")),
-        chunk_size=BATCHES_PER_CHUNK * max(1, options.batch_size),
+        chunk_size=count_chunk_examples(input_bytes + predictive_bytes),
     )
 
 

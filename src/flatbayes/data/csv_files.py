@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ CSV_SUFFIXES = (".csv", ".tsv")
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".zst", ".lz4")
 BLOCK_SIZE_BYTES = 2**20
 """Bytes that are read at a time; a line must fit into it."""
+MAX_BATCH_BYTES = 2**26
+"""Bytes of the blocks that are joined to a batch of rows."""
 BYTES_PER_VALUE = 16
 """Bytes of a value in memory: a number of 8 bytes and a copy of it. In the file it may be a single byte."""
 BYTES_PER_COLUMN = 10_000
@@ -169,9 +172,30 @@ def iter_csv_batches(
         for name in names:
             types[name] = pa.bool_() if pa.types.is_boolean(schema.field(name).type) else pa.float64()
         with arrow_csv.open_csv(path, **_make_options(layout, types)) as stream:
-            for batch in stream:
-                for start in range(0, len(batch), size):
-                    yield batch.slice(start, size)
+            yield from rebatch_rows(stream, size, MAX_BATCH_BYTES)
+
+
+def rebatch_rows(batches: Iterable[ArrowTable], size: int, max_bytes: float = math.inf) -> Iterator[ArrowTable]:
+    """Concatenate and slice record batches to tables of `size` rows; the last may have fewer.
+
+    Args:
+        batches: The record batches.
+        size: Number of rows.
+        max_bytes: Bytes of record batches from which a table has fewer rows.
+    """
+    import pyarrow as pa  # optional; the batches come from pyarrow
+
+    pending, num_rows, num_bytes = list[ArrowTable](), 0, 0
+    for batch in batches:
+        pending.append(pa.Table.from_batches([batch]))
+        num_rows, num_bytes = num_rows + len(batch), num_bytes + batch.nbytes
+        is_large = num_bytes >= max_bytes
+        if num_rows >= size or is_large:
+            table, num_left = pa.concat_tables(pending), 0 if is_large else num_rows % size
+            yield from (table.slice(start, size) for start in range(0, num_rows - num_left, size))
+            pending, num_rows, num_bytes = [table.slice(num_rows - num_left)], num_left, 0
+    if num_rows:
+        yield pa.concat_tables(pending)
 
 
 def _make_options(layout: CsvLayout, column_types: dict[str, Any]) -> dict[str, Any]:

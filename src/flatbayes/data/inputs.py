@@ -1,6 +1,6 @@
 """Reader of new inputs for prediction, in chunks of bounded memory, from a file or a folder."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from flatbayes.core.names import format_names
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import check_finite
 from flatbayes.data.columns import extract_features
-from flatbayes.data.csv_files import CSV_SUFFIXES, get_table_suffix
+from flatbayes.data.csv_files import CSV_SUFFIXES, get_table_suffix, rebatch_rows
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.image_folder import iter_file_contents, list_image_files, scan_folder, warn_of_other_files
 from flatbayes.data.images import IMAGE_SUFFIXES, EncodedImage, ImageLayout, allocate_images, decode_image
@@ -142,7 +142,7 @@ class InputReader:
         images = self._decode_chunks(iter_encoded_images([path], image))
         if not self.keep_columns:
             return (({}, chunk) for chunk in images)
-        tables = _rebatch_rows(iter_record_batches(path, self.keep_columns, self.chunk_size), self.chunk_size)
+        tables = rebatch_rows(iter_record_batches(path, self.keep_columns, self.chunk_size), self.chunk_size)
         return (
             (_select_columns(table, self.keep_columns), chunk) for table, chunk in zip(tables, images, strict=True)
         )
@@ -221,18 +221,3 @@ def read_inputs(
 
 def _select_columns(table: ArrowTable, names: Sequence[str]) -> Columns:
     return {name: table.column(name) for name in names}
-
-
-def _rebatch_rows(batches: Iterable[ArrowTable], size: int) -> Iterator[ArrowTable]:
-    """Concatenate and slice record batches to tables of `size` rows; the last may have fewer."""
-    import pyarrow as pa  # optional; the batches come from pyarrow
-
-    pending: ArrowTable = None
-    for batch in batches:
-        table = pa.Table.from_batches([batch])
-        pending = table if pending is None else pa.concat_tables([pending, table])
-        while len(pending) >= size:
-            yield pending.slice(0, size)
-            pending = pending.slice(size)
-    if pending is not None and len(pending):
-        yield pending

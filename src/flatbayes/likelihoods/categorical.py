@@ -126,6 +126,10 @@ class Categorical(Likelihood):
             raise ValueError("There is no prediction without networks: ask for at least 1 draw.")
         return CategoricalPredictive(*sums.compute_means(), torch.stack(members) if keep_members else None)
 
+    def count_predictive_bytes(self, num_networks: int) -> int:
+        """Bytes of the sums and logits of an example, whatever the number of networks."""
+        return 64 * self.num_classes
+
     def _check_outputs(self, outputs: Tensor) -> None:
         if outputs.ndim != 2 or outputs.shape[1] != self.num_classes:
             raise ValueError(

@@ -61,3 +61,7 @@ class Custom(Likelihood):
     def predictive(self, outputs: Iterable[Tensor], *, keep_members: bool = False) -> Predictive:
         """The predictions of `output_likelihood`."""
         return self.output_likelihood.predictive(outputs, keep_members=keep_members)
+
+    def count_predictive_bytes(self, num_networks: int) -> int:
+        """The bytes of `output_likelihood`."""
+        return self.output_likelihood.count_predictive_bytes(num_networks)

@@ -187,3 +187,11 @@ class Likelihood(ABC):
             outputs: The outputs of each network for the same examples, shape (batch, num_outputs). Iterated once.
             keep_members: Also keep the predictions of each network.
         """
+
+    def count_predictive_bytes(self, num_networks: int) -> int:
+        """Bytes that `predictive` takes for an example, with intermediate results: here for all networks' outputs.
+
+        Args:
+            num_networks: Number of networks.
+        """
+        return 32 * self.num_outputs * num_networks

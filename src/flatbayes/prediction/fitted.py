@@ -159,7 +159,8 @@ class FittedPosterior(NetworkSampler):
             convert_data_frame(inputs, self.info.get("feature_names")), self.info.get("input_shape")
         )
         check_batch_axis(inputs, example_shape)
-        for batches in iter_chunks(inputs, batch_size, structure=self.input_structure):
+        predictive_bytes = self.likelihood.count_predictive_bytes(len(sample_ids))
+        for batches in iter_chunks(inputs, batch_size, self.input_structure, predictive_bytes):
             check_finite_inputs(batches, first_row, self.info.get("feature_names", ()))
             device = first_tensor(batches[0]).device if device is None else device
             num_examples = sum(map(count_examples, batches))

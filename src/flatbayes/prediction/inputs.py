@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -24,19 +23,27 @@ from flatbayes.data import LazyImages
 from flatbayes.data.checks import check_finite
 from flatbayes.likelihoods import Predictive
 
-BATCHES_PER_CHUNK = 32
+MAX_CHUNK_EXAMPLES, MAX_CHUNK_BYTES = 2**16, 2**28
+"""Largest chunk of examples that is in memory at once, with its predictions (256 MiB); all networks are drawn again
+for every chunk."""
 
 Inputs = Tensor | LazyImages | NDArray[np.generic] | Iterable[Any]
 """One tensor, array or LazyImages of all examples, or an iterable of batches: `inputs` or `(inputs, ...)`."""
 
 
+def count_chunk_examples(bytes_per_example: int) -> int:
+    """Number of examples of a chunk, at least 1.
+
+    Args:
+        bytes_per_example: Bytes of an example and of its prediction.
+    """
+    return max(1, min(MAX_CHUNK_EXAMPLES, MAX_CHUNK_BYTES // max(1, bytes_per_example)))
+
+
 def iter_chunks(
-    inputs: Inputs,
-    batch_size: int,
-    batches_per_chunk: int = BATCHES_PER_CHUNK,
-    structure: InputStructure = None,
+    inputs: Inputs, batch_size: int, structure: InputStructure = None, predictive_bytes: int = 0
 ) -> Iterator[Sequence[Any]]:
-    """Yield lists of batches of inputs.
+    """Yield lists of batches of inputs, which fit into the memory of a chunk if a batch does.
 
     A tensor or array forms one chunk, because it is in memory already. An iterable is read once.
 
@@ -44,8 +51,8 @@ def iter_chunks(
         inputs: The examples. If a batch of an iterable is a tuple or list, its first element holds the inputs and the
             others are ignored.
         batch_size: Examples per batch; batches of an iterable keep their size.
-        batches_per_chunk: Maximum number of batches of an iterable that are in memory at once.
         structure: Keys, or number, of the inputs of training, if they were more than a tensor.
+        predictive_bytes: Bytes of the prediction for an example.
 
     Raises:
         ValueError: `batch_size` is below 1, or a batch does not hold a tensor or array.
@@ -57,8 +64,16 @@ def iter_chunks(
         if count_examples(examples):
             yield split_examples(examples, batch_size)
         return
-    batches = iter(inputs.split(batch_size) if isinstance(inputs, LazyImages) else inputs)
-    while chunk := [to_inputs(batch, structure) for batch in islice(batches, batches_per_chunk)]:
+    chunk, num_examples = list[Any](), 0
+    for batch in inputs.split(batch_size) if isinstance(inputs, LazyImages) else inputs:
+        chunk.append(to_inputs(batch, structure))
+        size = count_examples(chunk[-1])
+        num_bytes = sum(tensor.nbytes for tensor in flatten_tree(chunk[-1], "inputs").values())
+        num_examples += size
+        if num_examples + size > count_chunk_examples(num_bytes // max(1, size) + predictive_bytes):
+            yield chunk
+            chunk, num_examples = [], 0
+    if chunk:
         yield chunk
 
 
