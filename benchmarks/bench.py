@@ -17,8 +17,8 @@ from rich.table import Table
 from flatbayes.core.files import read_json, write_json
 from flatbayes.experiments.run_folder import describe_environment
 
-MODULES = ("step", "loop", "memory", "prediction", "swag", "ensembles", "variational")
-PEERS = ("pytorch_optimizer", "bayesian_torch")
+MODULES = ("step", "loop", "memory", "prediction", "metrics", "streaming", "swag", "ensembles", "variational")
+PEERS = ("pytorch_optimizer", "bayesian_torch", "torchmetrics")
 
 
 def main() -> None:
