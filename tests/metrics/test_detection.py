@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from flatbayes.metrics import aupr, auroc, auroc_correct, entropy_divergence, fpr_at_tpr
 
@@ -52,6 +53,8 @@ def test_equal_their_definitions(seed, num, levels):
     for level in (0.5, 0.95, 1.0):
         expected = next(false for true, false in counts if true / num_positive >= level) / (num - num_positive)
         assert fpr_at_tpr(scores, positive, level) == pytest.approx(expected, abs=1e-12)
+    assert auroc(scores, positive) == roc_auc_score(positive, scores)  # to the last bit
+    assert aupr(scores, positive) == average_precision_score(positive, scores)
 
 
 def test_infinite_scores_are_ordered():
