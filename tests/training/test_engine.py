@@ -14,7 +14,10 @@ from flatbayes.flatness import SAM, Plain
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import MAP, SGVB, SWAG
 from flatbayes.training import CollectionConfig, TrainingConfig, fit
+from flatbayes.training.distributed import launch
+from flatbayes.training.distributed.launch import make_fabric
 from flatbayes.training.engine import Engine, clip_gradient_norm
+from flatbayes.training.fabric import FULL_PRECISIONS, SingleDevice
 
 SHORT = TrainingConfig(
     epochs=2,
@@ -94,9 +97,30 @@ def started(model, config=SHORT) -> Engine:
 def test_full_precision_on_one_device_calls_the_network_itself():
     model = nn.Linear(3, 2)
     engine = started(model)
-    assert engine.bypass_fabric
+    assert engine.fabric is None
     assert engine.network is model
-    assert not started(nn.Linear(3, 2), SHORT.with_options(precision={"mode": "bf16-mixed"})).bypass_fabric
+    assert started(nn.Linear(3, 2), SHORT.with_options(precision={"mode": "bf16-mixed"})).fabric is not None
+
+
+@pytest.mark.parametrize("mode", ["32-true", "64-true", "bf16-mixed"])
+@pytest.mark.parametrize("accelerator", ["auto", "cpu"])
+def test_one_device_is_that_of_fabric(mode, accelerator):
+    config = SHORT.with_options(precision={"mode": mode}, distribution={"accelerator": accelerator})
+    made, expected = make_fabric(config), Fabric(accelerator="cpu", devices=1, precision=mode)
+    assert isinstance(made, SingleDevice) == (mode in FULL_PRECISIONS)
+    assert (made.device, made.global_rank, made.world_size) == (expected.device, 0, 1)
+    model, tensor = nn.Linear(3, 2), torch.ones(2)
+    assert made.to_device(model) is expected.to_device(model) is model
+    assert made.to_device(tensor) is expected.to_device(tensor) is tensor
+
+
+@pytest.mark.parametrize("present", ["cuda", "mps", "xpu", None])
+@pytest.mark.parametrize("name", ["auto", "gpu", "cuda", "mps", "cpu"])
+def test_the_first_device_of_an_accelerator(monkeypatch, name, present):
+    monkeypatch.setattr(launch, "find_accelerator", lambda: present)
+    kind = present if name in ("auto", "gpu") else name
+    expected = torch.device(kind, 0) if kind in ("cuda", "mps") else torch.device("cpu")
+    assert launch.find_first_device(name) == expected
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,7 @@ from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.training.batches import ShuffledBatches, TrainingBatches, fits_on_device
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.distributed.launch import get_fabric_process_group
-
-if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
-    from lightning_fabric import Fabric
+from flatbayes.training.fabric import Fabric
 
 EVAL_BATCH_SIZE = 512
 NUM_CHECK_EXAMPLES = 4
@@ -61,7 +59,7 @@ class TrainingData(ABC):
         """Likelihood of the targets, if the data determine it."""
 
     @abstractmethod
-    def make_batches(self, config: TrainingConfig, seed: int, fabric: "Fabric") -> TrainingBatches:
+    def make_batches(self, config: TrainingConfig, seed: int, fabric: Fabric) -> TrainingBatches:
         """The batches of a training run; of several processes that train together, the share of this one."""
 
     @abstractmethod
@@ -148,7 +146,7 @@ class InMemoryData(TrainingData):
 
     is_replicated = True
 
-    def make_batches(self, config: TrainingConfig, seed: int, fabric: "Fabric") -> TrainingBatches:
+    def make_batches(self, config: TrainingConfig, seed: int, fabric: Fabric) -> TrainingBatches:
         """Shuffled and augmented batches, on the device if all examples fit there."""
         inputs, targets, augment = self.splits.train.inputs, self.splits.train.targets, self.splits.augment
         size, device, world = min(config.batch_size, len(inputs)), fabric.device, get_fabric_process_group(fabric)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,11 @@ from flatbayes.core.networks import check_one_device
 from flatbayes.core.norms import broadcast_per_network, global_norm
 from flatbayes.core.weights import promoted_dtype
 from flatbayes.training.config import TrainingConfig
+from flatbayes.training.fabric import FULL_PRECISIONS, Fabric, SingleDevice
 
-if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
-    from lightning_fabric import Fabric
+if TYPE_CHECKING:
+    import lightning_fabric
 
-FULL_PRECISIONS = ("32-true", "64-true")
 CLIP_EPSILON = 1e-6
 """Added to the norm that a clipped gradient is divided by."""
 
@@ -32,35 +32,35 @@ class Engine:
     """Runs one network with one optimizer.
 
     Attributes:
-        fabric: Device and precision.
+        device: The device of training.
+        fabric: Lightning Fabric, if it runs network, loss and optimizer; None in full precision.
         module: The network with the parameters that are trained.
         network: The callable network: wrapped, compiled, or the module itself.
         optimizer: The optimizer, wrapped if the network is.
         params: All tensors that the optimizer updates.
         base_lrs: Initial learning rate of each parameter group.
-        bypass_fabric: Whether network, loss and optimizer are called without Fabric.
     """
 
-    fabric: "Fabric"
+    device: torch.device
+    fabric: "lightning_fabric.Fabric | None"
     module: nn.Module
     network: nn.Module
     optimizer: torch.optim.Optimizer
     params: tuple[Tensor, ...]
     base_lrs: tuple[float, ...]
-    bypass_fabric: bool
 
     @staticmethod
     def create(
-        fabric: "Fabric", module: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig
+        fabric: Fabric, module: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig
     ) -> "Engine":
         """The engine for a configuration, with the parameters and learning rates of the optimizer."""
         params = tuple(param for group in optimizer.param_groups for param in group["params"])
         base_lrs = tuple(group["lr"] for group in optimizer.param_groups)
-        bypass_fabric = config.precision.mode in FULL_PRECISIONS
         network: nn.Module = torch.compile(module) if config.precision.compile else module  # type: ignore[assignment]
-        if not bypass_fabric:
-            network, optimizer = fabric.setup(network, optimizer)
-        return Engine(fabric, module, network, optimizer, params, base_lrs, bypass_fabric)
+        if isinstance(fabric, SingleDevice) or config.precision.mode in FULL_PRECISIONS:
+            return Engine(fabric.device, None, module, network, optimizer, params, base_lrs)
+        network, optimizer = fabric.setup(network, optimizer)
+        return Engine(fabric.device, fabric, module, network, optimizer, params, base_lrs)
 
     def set_learning_rate(self, factor: float) -> float:
         """Set each learning rate to a multiple of its initial value; return that of the first parameter group."""
@@ -75,20 +75,29 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of a loss."""
-        if self.bypass_fabric:
+        if self.fabric is None:
             loss.backward()
         else:
             self.fabric.backward(loss)
 
     def clip_gradients(self, max_norm: float) -> None:
         """Scale all gradients to a joint norm of at most `max_norm`, after removing the loss scale."""
-        if self.bypass_fabric:
+        if self.fabric is None:
             clip_gradient_norm(self.params, max_norm)
         else:
             self.fabric.clip_gradients(self.module, self.optimizer, max_norm=max_norm, error_if_nonfinite=False)
 
+    def scaler_state_dict(self) -> dict[str, Any]:
+        """State of the loss scale, for checkpoints; empty where there is none."""
+        return {} if self.fabric is None else self.fabric.strategy.precision.state_dict()
 
-def place_module(module: nn.Module, fabric: "Fabric", config: TrainingConfig) -> nn.Module:
+    def load_scaler_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the loss scale."""
+        if self.fabric is not None:
+            self.fabric.strategy.precision.load_state_dict(state_dict)
+
+
+def place_module(module: nn.Module, fabric: Fabric, config: TrainingConfig) -> nn.Module:
     """Move a module to the device, dtype and memory format of training.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -12,13 +12,11 @@ from flatbayes.prediction import NetworkSampler
 from flatbayes.prediction.inputs import find_nonfinite_rows
 from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.compatibility import check_finite_weights
+from flatbayes.training.fabric import Fabric
 from flatbayes.training.loop import train
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.session import Session
-
-if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
-    from lightning_fabric import Fabric
 
 NUM_CHECKED_DRAWS = 3
 
@@ -50,7 +48,7 @@ class GroupResult:
 
     @staticmethod
     def from_state_dict(
-        state_dict: Mapping[str, Any], factory: RunFactory, members: Sequence[int], fabric: "Fabric"
+        state_dict: Mapping[str, Any], factory: RunFactory, members: Sequence[int], fabric: Fabric
     ) -> "GroupResult":
         """The result from what `state_dict` returned."""
         states = [

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,8 @@ from flatbayes.training.batches import LoaderBatches, TrainingBatches, preserve_
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, TrainingData
 from flatbayes.training.distributed.launch import get_fabric_process_group
+from flatbayes.training.fabric import Fabric, SingleDevice
 from flatbayes.training.loader_pass import LoaderPass, convert_integers, read_pass, select_labelled
-
-if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
-    from lightning_fabric import Fabric
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +126,11 @@ class LoaderData(TrainingData):
 
     is_replicated = False  # a loader may shuffle
 
-    def make_batches(self, config: TrainingConfig, seed: int, fabric: "Fabric") -> TrainingBatches:
+    def make_batches(self, config: TrainingConfig, seed: int, fabric: Fabric) -> TrainingBatches:
         """The batches of the loader."""
         loader: Any = self.loader
         num_data = self.count_data(get_fabric_process_group(fabric))
-        if fabric.world_size > 1:
+        if not isinstance(fabric, SingleDevice) and fabric.world_size > 1:
             loader = fabric.setup_dataloaders(loader, move_to_device=False)
         return LoaderBatches(loader, num_data, self._count_batches(loader), self.likelihood, self.converts_integers)
 

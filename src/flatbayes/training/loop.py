@@ -89,8 +89,8 @@ def iter_batches(run: TrainingRun, engine: Engine, epoch: int) -> Iterator[tuple
     first_batch = run.status.progress.step - epoch * len(run.batches)
     dtype = shared_dtype(engine.module.parameters())
     for inputs, targets in run.batches.iter_epoch(epoch, first_batch):
-        inputs = map_tensors(lambda tensor: start_transfer(tensor, engine.fabric.device), inputs)
-        targets = start_transfer(targets, engine.fabric.device)
+        inputs = map_tensors(lambda tensor: start_transfer(tensor, engine.device), inputs)
+        targets = start_transfer(targets, engine.device)
         if run.batches.transform is not None:
             inputs = run.batches.transform(inputs)
         inputs = convert_inputs(inputs, dtype, run.config)

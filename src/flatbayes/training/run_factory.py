@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -18,12 +18,10 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import TrainingData
 from flatbayes.training.distributed.launch import get_fabric_process_group
 from flatbayes.training.engine import place_module
+from flatbayes.training.fabric import Fabric
 from flatbayes.training.run import RunStatus, TrainingRun
 from flatbayes.training.vectorized import VectorizedNetworks, stack_state, unstack_states, vectorize_loss
 from flatbayes.training.warm_start import WarmStart
-
-if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
-    from lightning_fabric import Fabric
 
 
 @dataclass(frozen=True)
@@ -57,13 +55,13 @@ class RunFactory:
         check_storable(network)
         return network
 
-    def create_run(self, members: Sequence[int], fabric: "Fabric") -> TrainingRun:
+    def create_run(self, members: Sequence[int], fabric: Fabric) -> TrainingRun:
         """The run of one member, or the vectorized run of several."""
         if len(members) == 1:
             return self.create_single_run(members[0], fabric)
         return self.create_vectorized_run(members, fabric)
 
-    def create_single_run(self, member: int, fabric: "Fabric") -> TrainingRun:
+    def create_single_run(self, member: int, fabric: Fabric) -> TrainingRun:
         """The run of one member."""
         # A sharded network computes in all processes at once, so each evaluates the whole validation split.
         is_sharded = self.config.distribution.strategy == "fsdp"
@@ -86,7 +84,7 @@ class RunFactory:
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=(member,))),
         )
 
-    def create_vectorized_run(self, members: Sequence[int], fabric: "Fabric") -> TrainingRun:
+    def create_vectorized_run(self, members: Sequence[int], fabric: Fabric) -> TrainingRun:
         """The vectorized run of several members.
 
         Raises:
@@ -122,7 +120,7 @@ class RunFactory:
             split_state=lambda stacked: unstack_states(stacked, stack, init_state),
         )
 
-    def restore_state(self, member: int, state_dict: Mapping[str, Any], fabric: "Fabric") -> State:
+    def restore_state(self, member: int, state_dict: Mapping[str, Any], fabric: Fabric) -> State:
         """The final state of a member.
 
         Args:

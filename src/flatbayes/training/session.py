@@ -7,7 +7,7 @@ network, `ShardedSession` over processes that hold shards.
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -26,10 +26,8 @@ from flatbayes.training.distributed.fsdp import gather_state, shard_module
 from flatbayes.training.distributed.gradient_averaging import make_synchronized_closure
 from flatbayes.training.distributed.launch import get_fabric_process_group
 from flatbayes.training.engine import Engine, place_module, set_cudnn_benchmark
+from flatbayes.training.fabric import Fabric
 from flatbayes.training.run import TrainingRun
-
-if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
-    from lightning_fabric import Fabric
 
 FlatnessFn = Callable[[BatchClosure, nn.Module, TrainingProgress], Closure]
 """Turns the closure of a batch into the closure that the posterior steps with."""
@@ -46,7 +44,7 @@ class Session:
         world: Rank and size of the process group.
     """
 
-    fabric: "Fabric"
+    fabric: Fabric
     manager: CheckpointManager
     run_index: int
     world: ProcessGroupInfo
@@ -174,7 +172,7 @@ class ShardedSession(ReplicatedSession):
         run.status.state = gather_state(state, run.init_state, module, self.world)
 
 
-def make_session(config: TrainingConfig, fabric: "Fabric", manager: CheckpointManager, run_index: int) -> Session:
+def make_session(config: TrainingConfig, fabric: Fabric, manager: CheckpointManager, run_index: int) -> Session:
     """The session for a configuration.
 
     Args:
@@ -204,7 +202,7 @@ def make_checkpoint(run: TrainingRun, engine: Engine, world: ProcessGroupInfo) -
         "state": None if status.state is None else status.state.state_dict(),
         **main,
         "others": others,  # what differs between processes
-        "scaler": engine.fabric.strategy.precision.state_dict(),
+        "scaler": engine.scaler_state_dict(),
         "completed_epochs": status.completed_epochs,
         "loss_sum": status.loss_sum,
         "num_gradients": status.num_gradients,
@@ -232,10 +230,10 @@ def restore_checkpoint(
         buffers[name].copy_(value)
     status.progress.load_state_dict(own["progress"])
     run.batches.load_state_dict(own["batches"])
-    engine.fabric.strategy.precision.load_state_dict(checkpoint["scaler"])
+    engine.load_scaler_state_dict(checkpoint["scaler"])
     status.completed_epochs, status.num_gradients = checkpoint["completed_epochs"], checkpoint["num_gradients"]
     loss_sum = checkpoint["loss_sum"]
-    status.loss_sum = loss_sum if isinstance(loss_sum, float) else loss_sum.to(engine.fabric.device)
+    status.loss_sum = loss_sum if isinstance(loss_sum, float) else loss_sum.to(engine.device)
     status.records = list(checkpoint["records"])
     # Last: nothing may draw random numbers after it.
-    RandomState.from_state_dict(own["random"], engine.fabric.device).restore()
+    RandomState.from_state_dict(own["random"], engine.device).restore()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -29,6 +29,7 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, TrainingData
 from flatbayes.training.distributed.fsdp import check_fsdp
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
+from flatbayes.training.fabric import Fabric
 from flatbayes.training.graph_capture import check_graph_capture
 from flatbayes.training.likelihood_inference import infer_loader_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
@@ -38,9 +39,6 @@ from flatbayes.training.model_builder import ModelFactory, describe_model, make_
 from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.vectorization_trial import should_vectorize
 from flatbayes.training.warm_start import PretrainedWeights, WarmStart
-
-if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
-    from lightning_fabric import Fabric
 
 
 def prepare_runs(
@@ -137,7 +135,7 @@ class TrainingSetup:
     """
 
     factory: RunFactory
-    fabric: "Fabric"
+    fabric: Fabric
     world: ProcessGroupInfo
     groups: Sequence[Sequence[int]]
     identity: dict[str, Any]

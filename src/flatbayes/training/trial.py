@@ -7,7 +7,6 @@ it is in the last pass over the data, in a draw or in a prediction.
 import dis
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +19,9 @@ from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.closure import clip_closure
 from flatbayes.training.engine import Engine, place_module
+from flatbayes.training.fabric import Fabric
 from flatbayes.training.loop import convert_inputs
 from flatbayes.training.run_factory import RunFactory, make_training_loss
-
-if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
-    from lightning_fabric import Fabric
 
 NUM_TRIAL_SNAPSHOTS = 3
 TRIAL_LEARNING_RATE = 1e-9
@@ -33,7 +30,7 @@ PASSED_ON = (OSError, MemoryError, torch.OutOfMemoryError)
 """Errors that say nothing about the network."""
 
 
-def run_trial(factory: RunFactory, fabric: "Fabric") -> None:
+def run_trial(factory: RunFactory, fabric: Fabric) -> None:
     """Take a step on a few examples, collect snapshots, finalize, draw and predict, and discard the network.
 
     There is no trial for several processes, whose gradients and weights belong together.

@@ -25,7 +25,7 @@ from flatbayes.training.checkpoint import CheckpointManager
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData
 from flatbayes.training.distributed.launch import get_process_layout, make_fabric
-from flatbayes.training.engine import FULL_PRECISIONS
+from flatbayes.training.fabric import FULL_PRECISIONS
 from flatbayes.training.loop import train
 from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.schedules import Constant

@@ -1,9 +1,9 @@
-"""Lightning Fabric for a training configuration, on one device or in a process group."""
+"""Device, precision and process group of a training configuration, by Lightning Fabric where it is needed."""
 
 import atexit
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,9 +15,10 @@ from flatbayes.core.names import format_suggestion
 from flatbayes.core.optional import import_fabric
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.training.config import TrainingConfig
+from flatbayes.training.fabric import FULL_PRECISIONS, Fabric, SingleDevice
 
-if TYPE_CHECKING:  # lightning_fabric takes a second to import: imported where it is used
-    from lightning_fabric import Fabric
+GPU_TYPES = ("cuda", "mps")
+"""Types of devices, besides the CPU, on which training runs."""
 
 
 def get_process_layout(config: TrainingConfig) -> tuple[int, int]:
@@ -72,8 +73,18 @@ def _has_float64(name: str) -> bool:
     return kind is None or has_float64(torch.device(kind))
 
 
-def make_fabric(config: TrainingConfig, *, launch: bool = False) -> "Fabric":
-    """Lightning Fabric with the devices and the precision of a configuration, in its process group if it has one.
+def find_first_device(name: str) -> torch.device:
+    """The device of a training in one process.
+
+    Args:
+        name: An accelerator of this machine, by its name in Fabric; auto and gpu are CUDA or an Apple GPU.
+    """
+    kind = find_accelerator() if name in ("auto", "gpu") else name
+    return torch.device(kind, 0) if kind in GPU_TYPES else torch.device("cpu")
+
+
+def make_fabric(config: TrainingConfig, *, launch: bool = False) -> Fabric:
+    """The devices and the precision of a configuration, in its process group if it has one.
 
     Args:
         config: Training hyperparameters.
@@ -84,6 +95,18 @@ def make_fabric(config: TrainingConfig, *, launch: bool = False) -> "Fabric":
             started alone.
     """
     check_accelerator(config)
+    devices, machines = get_process_layout(config)
+    accelerator, precision = choose_accelerator(config), config.precision.mode
+    if devices * machines == 1:
+        if precision in FULL_PRECISIONS:
+            return SingleDevice(find_first_device(accelerator))
+        return import_fabric().Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[no-any-return]
+    if not (launch or "LOCAL_RANK" in os.environ):
+        raise ValueError(
+            f"devices={devices} needs {devices} processes, and this program runs in one. Start it with `torchrun "
+            f"--nproc_per_node {devices}`, or use `flatbayes fit --distribution.devices {devices}`, which starts the "
+            "others."
+        )
     package = import_fabric()
     ddp_strategy: Any = import_fabric("strategies.ddp").DDPStrategy
 
@@ -97,18 +120,7 @@ def make_fabric(config: TrainingConfig, *, launch: bool = False) -> "Fabric":
         def setup_module(self, module: nn.Module) -> nn.Module:
             return module
 
-    devices, machines = get_process_layout(config)
-    accelerator, precision = choose_accelerator(config), config.precision.mode
-    if devices * machines == 1:
-        fabric: Fabric = package.Fabric(accelerator=accelerator, devices=1, precision=precision)
-        return fabric
-    if not (launch or "LOCAL_RANK" in os.environ):
-        raise ValueError(
-            f"devices={devices} needs {devices} processes, and this program runs in one. Start it with `torchrun "
-            f"--nproc_per_node {devices}`, or use `flatbayes fit --distribution.devices {devices}`, which starts the "
-            "others."
-        )
-    fabric = package.Fabric(
+    fabric: Any = package.Fabric(
         accelerator=accelerator,
         devices=devices,
         num_nodes=machines,
@@ -120,10 +132,10 @@ def make_fabric(config: TrainingConfig, *, launch: bool = False) -> "Fabric":
     if dist.get_backend() != "nccl":  # Fabric itself closes NCCL groups
         atexit.unregister(leave_process_group)
         atexit.register(leave_process_group)
-    return fabric
+    return fabric  # type: ignore[no-any-return]
 
 
-def get_fabric_process_group(fabric: "Fabric") -> ProcessGroupInfo:
+def get_fabric_process_group(fabric: Fabric) -> ProcessGroupInfo:
     """Rank and size of the process group of a launched Fabric."""
     return ProcessGroupInfo(fabric.global_rank, fabric.world_size)
 
