@@ -1,67 +1,6 @@
 """Sharpness-aware Bayesian posteriors for any PyTorch model."""
 
-from typing import NoReturn
-
-from flatbayes.core import Closure, State, TrainingProgress
-from flatbayes.core.renames import explain_name
-from flatbayes.data import (
-    CIFAR10,
-    CIFAR100,
-    UCI,
-    Arrays,
-    DataSource,
-    DataSplits,
-    Diabetes,
-    Digits,
-    ImageFolder,
-    ImageNet,
-    ImageParquet,
-    Npz,
-    Split,
-    Table,
-    TinyImageNet,
-    TorchDataset,
-)
-from flatbayes.distillation import distill
-from flatbayes.experiments import Comparison, ComparisonResult, TuningResult, compare, tune
-from flatbayes.flatness import (
-    ASAM,
-    LESAM,
-    MSAM,
-    SAM,
-    Delayed,
-    FisherSAM,
-    Flatness,
-    GaussianSmoothing,
-    LookSAM,
-    Periodic,
-    Plain,
-    PosteriorSAM,
-    RandomPerturbation,
-)
-from flatbayes.likelihoods import (
-    Categorical,
-    CategoricalPredictive,
-    Custom,
-    Gaussian,
-    GaussianPredictive,
-    Likelihood,
-    Predictive,
-)
-from flatbayes.models import MLP, VGG, ConvNet, DenseNet, PreResNet, ResNet, ViT, WideResNet
-from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
-from flatbayes.prediction import CompiledPosterior, FittedPosterior, evaluate, export_onnx, export_torch
-from flatbayes.training import (
-    Constant,
-    Cosine,
-    Cyclical,
-    Interrupted,
-    Polynomial,
-    Schedule,
-    SWALinear,
-    TrainingConfig,
-    fit,
-)
+from typing import TYPE_CHECKING
 
 __all__ = [
     "ASAM",
@@ -143,9 +82,87 @@ __all__ = [
     "tune",
 ]
 
+if TYPE_CHECKING:
+    from flatbayes.core import Closure, State, TrainingProgress
+    from flatbayes.data import (
+        CIFAR10,
+        CIFAR100,
+        UCI,
+        Arrays,
+        DataSource,
+        DataSplits,
+        Diabetes,
+        Digits,
+        ImageFolder,
+        ImageNet,
+        ImageParquet,
+        Npz,
+        Split,
+        Table,
+        TinyImageNet,
+        TorchDataset,
+    )
+    from flatbayes.distillation.distill import distill
+    from flatbayes.experiments import Comparison, ComparisonResult, TuningResult, compare, tune
+    from flatbayes.flatness import (
+        ASAM,
+        LESAM,
+        MSAM,
+        SAM,
+        Delayed,
+        FisherSAM,
+        Flatness,
+        GaussianSmoothing,
+        LookSAM,
+        Periodic,
+        Plain,
+        PosteriorSAM,
+        RandomPerturbation,
+    )
+    from flatbayes.likelihoods import (
+        Categorical,
+        CategoricalPredictive,
+        Custom,
+        Gaussian,
+        GaussianPredictive,
+        Likelihood,
+        Predictive,
+    )
+    from flatbayes.models import MLP, VGG, ConvNet, DenseNet, PreResNet, ResNet, ViT, WideResNet
+    from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
+    from flatbayes.prediction import CompiledPosterior, FittedPosterior, evaluate, export_onnx, export_torch
+    from flatbayes.training import (
+        Constant,
+        Cosine,
+        Cyclical,
+        Interrupted,
+        Polynomial,
+        Schedule,
+        SWALinear,
+        TrainingConfig,
+    )
+    from flatbayes.training.fit import fit
+else:
+    from flatbayes.core.lazy import export_lazily
 
-def __getattr__(name: str) -> NoReturn:
-    reason = explain_name(name)
-    if reason is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    raise ImportError(reason)  # an AttributeError would lose its message in `from flatbayes import ...`
+    __getattr__, __dir__ = export_lazily(
+        __name__,
+        {
+            "flatbayes.core": "Closure State TrainingProgress",
+            "flatbayes.data": "Arrays CIFAR10 CIFAR100 DataSource DataSplits Diabetes Digits ImageFolder ImageNet "
+            "ImageParquet Npz Split Table TinyImageNet TorchDataset UCI",
+            "flatbayes.distillation.distill": "distill",
+            "flatbayes.experiments": "Comparison ComparisonResult TuningResult compare tune",
+            "flatbayes.flatness": "ASAM Delayed FisherSAM Flatness GaussianSmoothing LESAM LookSAM MSAM Periodic "
+            "Plain PosteriorSAM RandomPerturbation SAM",
+            "flatbayes.likelihoods": "Categorical CategoricalPredictive Custom Gaussian GaussianPredictive "
+            "Likelihood Predictive",
+            "flatbayes.models": "ConvNet DenseNet MLP PreResNet ResNet VGG ViT WideResNet",
+            "flatbayes.posteriors": "Ensemble LRT Laplace MAP MCDropout Posterior SGHMC SGLD SGVB SWAG",
+            "flatbayes.prediction": "CompiledPosterior FittedPosterior evaluate export_onnx export_torch",
+            "flatbayes.training": "Constant Cosine Cyclical Interrupted Polynomial SWALinear Schedule TrainingConfig",
+            "flatbayes.training.fit": "fit",
+        },
+        "certification cli core data diagnostics distillation estimators experiments flatness integrations "
+        "likelihoods metrics models plotting posteriors prediction reporting theory training",
+    )

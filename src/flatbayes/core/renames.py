@@ -7,7 +7,7 @@ one.
 
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -119,16 +119,17 @@ def explain_option(option: str, command: str | None = None, path: str | None = N
     return f"{option} was renamed to {'' if '.' in new else f'{group}{dot}'}{new} in 0.2."
 
 
-def explain_old_arguments(package: str) -> None:
+def explain_old_arguments(package: str, exports: Collection[str] | None = None) -> None:
     """Let the classes and functions of a package answer an argument of version 0.1 with its new name.
 
     Args:
         package: Name of an imported package; what it exports is wrapped where an argument was renamed.
+        exports: Names that it has imported now; None for all that it has.
     """
     module = sys.modules[package]
     for path, names in {**RENAMED_ARGUMENTS, **RENAMED_PARAMETERS}.items():
         owner, _, name = path.rpartition(".")
-        if owner != package or name not in vars(module):
+        if owner != package or name not in (vars(module) if exports is None else exports):
             continue
         target = vars(module)[name]
         if isinstance(target, type) and "__init__" in vars(target):

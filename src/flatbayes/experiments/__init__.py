@@ -1,19 +1,6 @@
 """Comparisons of flat with plain training over seeds: runs, paired statistics, selection and tuning."""
 
-from flatbayes.core.renames import explain_old_arguments
-from flatbayes.experiments.comparison import Comparison, compare, write_results
-from flatbayes.experiments.evaluations import EvaluationConfig
-from flatbayes.experiments.method import Method
-from flatbayes.experiments.parallel import execute_runs
-from flatbayes.experiments.results import ComparisonResult, SummaryRow
-from flatbayes.experiments.run import ExperimentRun
-from flatbayes.experiments.run_folder import claim_folder
-from flatbayes.experiments.run_result import RunResult
-from flatbayes.experiments.selection import SelectionRecord, SelectionTrial, select_methods
-from flatbayes.experiments.statistics import PairedComparison, compare_pairs
-from flatbayes.experiments.summary import summarize_runs
-from flatbayes.experiments.tuning import default_ranges, is_higher_better, tune, tune_hyperparameters
-from flatbayes.experiments.tuning_result import TuningResult
+from typing import TYPE_CHECKING
 
 __all__ = [
     "Comparison",
@@ -40,4 +27,38 @@ __all__ = [
     "write_results",
 ]
 
-explain_old_arguments(__name__)
+if TYPE_CHECKING:
+    from flatbayes.experiments.comparison import Comparison, compare, write_results
+    from flatbayes.experiments.evaluations import EvaluationConfig
+    from flatbayes.experiments.method import Method
+    from flatbayes.experiments.parallel import execute_runs
+    from flatbayes.experiments.results import ComparisonResult, SummaryRow
+    from flatbayes.experiments.run import ExperimentRun
+    from flatbayes.experiments.run_folder import claim_folder
+    from flatbayes.experiments.run_result import RunResult
+    from flatbayes.experiments.selection import SelectionRecord, SelectionTrial, select_methods
+    from flatbayes.experiments.statistics import PairedComparison, compare_pairs
+    from flatbayes.experiments.summary import summarize_runs
+    from flatbayes.experiments.tuning import default_ranges, is_higher_better, tune, tune_hyperparameters
+    from flatbayes.experiments.tuning_result import TuningResult
+else:
+    from flatbayes.core.lazy import export_lazily
+
+    __getattr__, __dir__ = export_lazily(
+        __name__,
+        {
+            "flatbayes.experiments.comparison": "Comparison compare write_results",
+            "flatbayes.experiments.evaluations": "EvaluationConfig",
+            "flatbayes.experiments.method": "Method",
+            "flatbayes.experiments.parallel": "execute_runs",
+            "flatbayes.experiments.results": "ComparisonResult SummaryRow",
+            "flatbayes.experiments.run": "ExperimentRun",
+            "flatbayes.experiments.run_folder": "claim_folder",
+            "flatbayes.experiments.run_result": "RunResult",
+            "flatbayes.experiments.selection": "SelectionRecord SelectionTrial select_methods",
+            "flatbayes.experiments.statistics": "PairedComparison compare_pairs",
+            "flatbayes.experiments.summary": "summarize_runs",
+            "flatbayes.experiments.tuning": "default_ranges is_higher_better tune tune_hyperparameters",
+            "flatbayes.experiments.tuning_result": "TuningResult",
+        },
+    )
