@@ -11,10 +11,10 @@ from flatbayes.cli import main
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     from flatbayes.cli.completion import render_completion
-    from flatbayes.cli.main import VERBS
+    from flatbayes.cli.main import VERBS, load_verb
 
     path = tmp_path_factory.mktemp("completion") / "script.sh"
-    path.write_text(render_completion(VERBS))
+    path.write_text(render_completion({verb: load_verb(verb).make_parser() for verb in VERBS}))
     return path
 
 

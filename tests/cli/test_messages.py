@@ -11,7 +11,7 @@ import yaml
 
 from flatbayes.cli import main
 from flatbayes.cli.arguments import normalize_arguments
-from flatbayes.cli.main import VERBS
+from flatbayes.cli.main import VERBS, load_verb
 from flatbayes.core.spec import to_spec
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "hooks"))
@@ -63,7 +63,7 @@ BOGUS = {"posterior": "SWGA", "flatness": "SMA", "data": "digist", "model": "MPL
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_of_every_verb_answers_wrong_names_and_values(tmp_path, monkeypatch, verb):
     monkeypatch.chdir(tmp_path)
-    parser = VERBS[verb][0].make_parser()
+    parser = load_verb(verb).make_parser()
     folders = [] if verb in ("fit", "compare", "tune") else ["run"]
     commands = [["--nonsense", "3"]] + ([] if verb == "diagnose" else [["surplus"]])
     for action in parser._actions:

@@ -15,13 +15,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli.aliases import explain_renames
 from flatbayes.cli.signals import make_streams_safe, record_interrupts
 from flatbayes.core.console import PlainConsole
-from flatbayes.core.process_group import RemoteProcessError, get_process_group_info
-from flatbayes.data import DataWarning
 from flatbayes.experiments.folder_lock import unlock_folders
-from flatbayes.training import DivergenceWarning
 
 EXIT_BAD_INPUT = 2
 EXIT_SIGNAL = 128
@@ -85,9 +81,9 @@ def run_command(
         run((parse or parse_options)(parser, arguments))
     except KeyboardInterrupt as stop:
         return _report_interrupt(parser, stop, interrupts)
-    except RemoteProcessError:
-        return EXIT_BAD_INPUT  # the process that failed has printed the message
     except Exception as error:
+        if isinstance(error, _get_loaded_class("flatbayes.core.process_group", "RemoteProcessError")):
+            return EXIT_BAD_INPUT  # the process that failed has printed the message
         if interrupts:  # a library turned the KeyboardInterrupt into another error
             return _report_interrupt(parser, error, interrupts)
         if not isinstance(error, USER_ERRORS):
@@ -138,6 +134,8 @@ def explain_parser_error(text: str, arguments: Sequence[str]) -> str:
     message = re.sub(r"\.? Got value: (Namespace|NestedArg)\(.*", "", message)
     message = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", message).replace("typing.", "")
     message = re.sub(r'Parser key "([\w.]+)":', r"--\1:", message)
+    from flatbayes.cli.aliases import explain_renames  # here, since it imports torch
+
     return " ".join([message, *explain_renames(arguments, text)])
 
 
@@ -164,13 +162,23 @@ def _show_warning(
     parser: ArgumentParser, message: Warning | str, category: type[Warning], filename: str, lineno: int, *options: Any
 ) -> None:
     """Print warnings about data and training without the place in the code; others as Python does."""
-    if issubclass(category, DataWarning | DivergenceWarning):
+    names = {"flatbayes.data.checks": "DataWarning", "flatbayes.training.loop": "DivergenceWarning"}
+    if issubclass(category, tuple(_get_loaded_class(module, name) for module, name in names.items())):
         _print_error(parser, f"note: {message}")
     else:
         print(warnings.formatwarning(message, category, filename, lineno), end="", file=sys.stderr)  # noqa: T201
 
 
 def _print_error(parser: ArgumentParser, message: Any) -> None:
-    group = get_process_group_info()
-    prefix = parser.prog if group.size == 1 else f"{parser.prog}, process {group.rank}"
+    prefix = parser.prog
+    if "torch" in sys.modules:
+        from flatbayes.core.process_group import get_process_group_info
+
+        group = get_process_group_info()
+        prefix = parser.prog if group.size == 1 else f"{parser.prog}, process {group.rank}"
     PlainConsole(stderr=True).print(f"{prefix}: {message}", highlight=False, soft_wrap=True)
+
+
+def _get_loaded_class(module: str, name: str) -> type | tuple[()]:
+    """A class of a module that may not be loaded: then nothing is an instance, and torch need not be imported."""
+    return getattr(sys.modules[module], name) if module in sys.modules else ()

@@ -1,7 +1,8 @@
 """Script with which a shell completes verbs, options and class names; it answers without starting Python."""
 
 from collections.abc import Mapping
-from types import ModuleType
+
+from jsonargparse import ArgumentParser
 
 from flatbayes.cli.aliases import CLASS_OPTIONS, list_names
 from flatbayes.cli.class_signatures import ClassSignature
@@ -29,15 +30,15 @@ complete -o default -F _flatbayes flatbayes
 """
 
 
-def render_completion(verbs: Mapping[str, tuple[ModuleType, str]]) -> str:
+def render_completion(parsers: Mapping[str, ArgumentParser]) -> str:
     """The script for bash and zsh.
 
     Args:
-        verbs: Module of each verb, with `make_parser()`, and its line in the help.
+        parsers: Parser of each verb.
     """
     options = []
-    for verb, (module, _) in verbs.items():
-        table = OptionTable.create(verb, module.make_parser())
+    for verb, parser in parsers.items():
+        table = OptionTable.create(verb, parser)
         names = [*table.own_options(), "help"]
         for axis in table.class_options():
             package = CLASS_OPTIONS[axis][0].__name__
@@ -50,4 +51,4 @@ def render_completion(verbs: Mapping[str, tuple[ModuleType, str]]) -> str:
         for axis in CLASS_OPTIONS
         if axis not in ("source",)
     ]
-    return SCRIPT.format(verbs=" ".join(verbs), values="\n".join(values), options="\n".join(options))
+    return SCRIPT.format(verbs=" ".join(parsers), values="\n".join(values), options="\n".join(options))

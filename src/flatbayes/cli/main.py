@@ -1,22 +1,21 @@
-"""Command `flatbayes`: one parser with a subcommand for each verb."""
+"""Command `flatbayes`: one parser with a subcommand for each verb.
 
+The overview, the version and messages on the verb itself need no torch: what does is imported with the verb's module.
+"""
+
+import gc
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from types import ModuleType
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from flatbayes.cli import certify, compare, diagnose, evaluate, export, fit, predict, report, shift, tune
-from flatbayes.cli.aliases import RUN_FOLDER_VERBS, resolve_arguments
-from flatbayes.cli.arguments import normalize_arguments
 from flatbayes.cli.command import parse_options, run_command
-from flatbayes.cli.completion import render_completion
-from flatbayes.cli.help_text import print_class_help
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.optional import get_version
@@ -33,19 +32,19 @@ Compare flat and plain training on your data, fit a posterior, and predict with 
   flatbayes diagnose runs/x runs/y --landscape
 """
 
-VERBS: dict[str, tuple[ModuleType, str]] = {
-    "compare": (compare, "compare flat with plain training: several posteriors, over seeds"),
-    "fit": (fit, "fit one posterior and save it"),
-    "evaluate": (evaluate, "compute metrics of a fitted posterior on held-out data"),
-    "tune": (tune, "tune rho on validation data, for fit"),
-    "diagnose": (diagnose, "measure the sharpness of the loss around one run or several"),
-    "shift": (shift, "evaluate a fitted posterior on corrupted and out-of-distribution inputs"),
-    "predict": (predict, "predict for new inputs, with uncertainty"),
-    "export": (export, "write one file that predicts with uncertainty, for torch or ONNX"),
-    "certify": (certify, "prove a bound on the error rate, from the training data of a run"),
-    "report": (report, "write the HTML report of a comparison again"),
+VERBS = {
+    "compare": "compare flat with plain training: several posteriors, over seeds",
+    "fit": "fit one posterior and save it",
+    "evaluate": "compute metrics of a fitted posterior on held-out data",
+    "tune": "tune rho on validation data, for fit",
+    "diagnose": "measure the sharpness of the loss around one run or several",
+    "shift": "evaluate a fitted posterior on corrupted and out-of-distribution inputs",
+    "predict": "predict for new inputs, with uncertainty",
+    "export": "write one file that predicts with uncertainty, for torch or ONNX",
+    "certify": "prove a bound on the error rate, from the training data of a run",
+    "report": "write the HTML report of a comparison again",
 }
-"""Module of each verb, with `make_parser()` and `run(options)`, and its line in the help."""
+"""Verbs with their lines in the help; each is a module of this package, with `make_parser()` and `run(options)`."""
 
 MOVED_VERBS = {"paper": "python -m reproduction", "theory": "python -m studies.double_well"}
 """Verbs of flatbayes 0.1 that are commands of a checkout now, outside the installed package."""
@@ -68,10 +67,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else arguments
     if [*given] == ["--completion"]:
-        print(render_completion(VERBS), end="")  # noqa: T201
+        from flatbayes.cli.completion import render_completion
+
+        print(render_completion({verb: load_verb(verb).make_parser() for verb in VERBS}), end="")  # noqa: T201
         return 0
     with import_from_working_folder():
-        return run_command(_get_parser(), lambda options: _run_verb(options), arguments, parse=_parse_verb)
+        return run_command(build_parser({}), lambda options: _run_verb(options), arguments, parse=_parse_verb)
+
+
+@contextmanager
+def pause_garbage_collection() -> Iterator[None]:
+    """Context without garbage collection: the 10^5 objects of an import of torch stay, and are searched in vain."""
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            gc.enable()
 
 
 @contextmanager
@@ -88,39 +101,46 @@ def import_from_working_folder() -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def build_parser(fit_defaults: Mapping[str, Any] | None = None) -> ArgumentParser:
+def load_verb(verb: str) -> ModuleType:
+    """Import the module of a verb, and torch with it."""
+    return import_module(f"flatbayes.cli.{verb}")
+
+
+def build_parser(parsers: Mapping[str, ArgumentParser] | None = None) -> ArgumentParser:
     """The parser of `flatbayes`, with the verbs as subcommands.
 
     Args:
-        fit_defaults: Defaults of the verb `fit` to replace.
+        parsers: Parsers of verbs by name; None for those of all verbs. Other verbs are listed, without options.
     """
+    if parsers is None:
+        parsers = {verb: load_verb(verb).make_parser() for verb in VERBS}
     parser = new_parser("VERB ... (flatbayes VERB --help for its options)", OVERVIEW)
     parser.add_argument("--version", action="version", version=get_version())
     parser.add_argument("--completion", action="store_true", help="print a script of completions for bash and zsh")
     subcommands = parser.add_subcommands(title="verbs", metavar="VERB", required=True)
-    for name, (module, text) in VERBS.items():
-        verb_parser = module.make_parser()
-        if name == "fit" and fit_defaults:
-            verb_parser.set_defaults(dict(fit_defaults))
-        subcommands.add_subcommand(name, verb_parser, help=text)
+    for verb, text in VERBS.items():
+        subcommands.add_subcommand(verb, parsers[verb] if verb in parsers else new_parser(verb, text), help=text)
     return parser
 
 
 @cache
-def _get_parser() -> ArgumentParser:
-    return build_parser()
+def _get_parsers(verb: str) -> tuple[ArgumentParser, ArgumentParser]:
+    verb_parser = load_verb(verb).make_parser()
+    return build_parser({verb: verb_parser}), verb_parser
 
 
-@cache
-def _get_verb_parser(verb: str) -> ArgumentParser:
-    return VERBS[verb][0].make_parser()  # type: ignore[no-any-return]  # a module
-
-
+@pause_garbage_collection()
 def _parse_verb(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     arguments = _normalize_verb(arguments)
     verb = arguments[0]
-    if verb in VERBS:
-        arguments = [verb, *normalize_arguments(verb, _get_verb_parser(verb), arguments[1:])]
+    if verb not in VERBS:
+        return parse_options(parser, arguments)  # the parser prints help or version, and ends the program
+    from flatbayes.cli.aliases import resolve_arguments
+    from flatbayes.cli.arguments import normalize_arguments
+    from flatbayes.cli.help_text import print_class_help
+
+    parser, verb_parser = _get_parsers(verb)
+    arguments = [verb, *normalize_arguments(verb, verb_parser, arguments[1:])]
     resolved = resolve_arguments(arguments)
     requested = next((argument[2:] for argument in resolved if re.match(r"--[\w.]+\.help\b", argument)), None)
     if requested is not None:
@@ -128,7 +148,10 @@ def _parse_verb(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         print_class_help(parser, resolved, option.removesuffix(".help"), path.rpartition(".")[2])
     options = parse_options(parser, resolved)
     if options[options.subcommand].get("init"):  # known only after parsing, since a file may set it
-        parser = build_parser(fit.fine_tuning_defaults())
+        fit = load_verb("fit")
+        fit_parser = fit.make_parser()
+        fit_parser.set_defaults(fit.fine_tuning_defaults())
+        parser = build_parser({"fit": fit_parser})
         options = parse_options(parser, resolved)
     return _instantiate_options(parser, options)
 
@@ -152,7 +175,7 @@ def _normalize_verb(arguments: Sequence[str]) -> list[str]:
 
 
 def _run_verb(options: Namespace) -> None:
-    run: Callable[[Namespace], None] = VERBS[options.subcommand][0].run
+    run: Callable[[Namespace], None] = load_verb(options.subcommand).run
     try:
         run(options[options.subcommand])
     except KeyboardInterrupt as stop:
@@ -162,6 +185,8 @@ def _run_verb(options: Namespace) -> None:
 
 
 def _instantiate_options(parser: ArgumentParser, options: Namespace) -> Namespace:
+    from flatbayes.cli.aliases import RUN_FOLDER_VERBS
+
     # The model is built later, with the shapes of the data, and the optimizer once there are weights.
     verb = options[options.subcommand]
     deferred = {key: verb.pop(key) for key in ("model", "optimizer") if key in verb}

@@ -7,7 +7,6 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, get_loader, set_loader, set_parsing_settings
 from yaml.nodes import MappingNode, Node, SequenceNode
 
-from flatbayes.cli.aliases import resolve_value
 from flatbayes.core.spec import short_name
 
 LOADER_MODE = "bounded"
@@ -67,6 +66,8 @@ def load_bounded_yaml(text: str) -> Any:
         ValueError: With its aliases expanded the text has too many entries or contains itself; or a class name is
             unknown.
     """
+    from flatbayes.cli.aliases import resolve_value  # here, since it imports torch
+
     if "*" in text and "&" in text:
         _count_nodes(yaml.compose(text, Loader=yaml.SafeLoader), {}, ())
     return resolve_value(_load_yaml(text))
