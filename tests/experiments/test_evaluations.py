@@ -1,12 +1,13 @@
 """Additional evaluations of every run of a comparison."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
-from flatbayes.data import Diabetes, Digits
+from flatbayes.data import Diabetes, Digits, list_corruptions
 from flatbayes.diagnostics import measure_posterior_sharpness
 from flatbayes.experiments import Comparison, EvaluationConfig
 from flatbayes.experiments.run_result import RunDetails
@@ -14,7 +15,7 @@ from flatbayes.flatness import SAM
 from flatbayes.metrics import DEFINITIONS, HIGHER_IS_BETTER, METRIC_FAMILIES
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG
-from flatbayes.prediction import evaluate, evaluate_recalibration
+from flatbayes.prediction import FittedPosterior, evaluate, evaluate_recalibration
 from flatbayes.training import CollectionConfig, TrainingConfig, fit
 
 ALL = EvaluationConfig(
@@ -82,6 +83,27 @@ def test_the_numbers_are_those_of_the_functions():
     assert EvaluationConfig().compute_metrics(fitted, data, "test", 2, 0) == ({}, RunDetails())
     same = evaluate(fitted, data.test.inputs, data.test.targets, 2).metrics
     assert same == evaluate(fitted, data.test.inputs, data.test.targets, 2).metrics  # no state is left behind
+
+
+def test_all_evaluations_of_a_run_predict_the_same_inputs_once(monkeypatch):
+    evaluations = replace(ALL, severities=(5,), sharpness_rho=None)
+    run, predicted = replace(COMPARISON, evaluations=evaluations).list_runs()[0], []
+    stream = FittedPosterior.stream_predictions
+
+    def record(fitted, inputs, num_draws, **options):
+        if num_draws == run.num_draws:  # the trial before the training predicts too
+            predicted.append(inputs)
+        return stream(fitted, inputs, num_draws, **options)
+
+    monkeypatch.setattr(FittedPosterior, "stream_predictions", record)
+    shared = run.execute()
+    count = len(predicted)
+    # Test and validation split, a part of the test split, out-of-distribution inputs, corruptions.
+    assert count == 4 + len(list_corruptions(1, standard_only=True))
+    assert len({id(inputs) for inputs in predicted}) == count
+    monkeypatch.setattr(FittedPosterior, "share_predictions", lambda fitted: nullcontext())
+    assert run.execute().metrics == shared.metrics
+    assert len(predicted) == 2 * count + 2  # each evaluation for itself: the test split and its part twice
 
 
 def test_sharpness_is_measured_on_training_examples(monkeypatch):

@@ -1,5 +1,7 @@
 """Predictions as averages over draws, their inputs, and the statistics of draws."""
 
+import gc
+import weakref
 from collections import Counter
 
 import pytest
@@ -235,3 +237,23 @@ def list_member(fitted, seed, member, cycle):
 def first_snapshot(fitted, seed):
     with fitted.sampled_network((seed, 0, 0)) as network:
         return int(network.weight[0])
+
+
+def test_shared_predictions_are_those_of_the_same_inputs_draws_and_options(fitted):
+    x = inputs()
+    with fitted.share_predictions():
+        first = fitted.predict(x, 3)
+        with fitted.share_predictions():
+            assert fitted.predict(x, 3) is first
+        assert fitted.predict(x, 2) is not first
+        assert fitted.predict(x, 3, seed=1) is not first
+        assert fitted.predict(x.clone(), 3) is not first
+        x += 1.0
+        assert not torch.equal(fitted.predict(x, 3).log_probs, first.log_probs)
+        batches = [x[:8]]
+        assert len(fitted.predict(batches, 3).mean) == 8
+        kept = weakref.ref(fitted.predict(y := x.clone(), 3))
+        del y
+        gc.collect()
+        assert kept() is None  # with its inputs
+    assert fitted.predict(x, 3) is not fitted.predict(x, 3)

@@ -133,25 +133,26 @@ def run(options: Namespace) -> None:
         "examples": len(test),
         "corrupted_images": "files" if options.corrupted_folder else "made by flatbayes",
     }
-    recalibration = evaluate_recalibration(fitted, dataset.val, test, options.num_draws, **settings)
-    results["recalibrated"] = recalibration.to_dict()
-    console.print(temperature_table(recalibration))
-    if ood_inputs is not None:
-        name = short_name(options.ood) if options.ood is not None else "the classes left out"
-        evaluation = evaluate_ood(fitted, test.input_tensor, ood_inputs, options.num_draws, **settings)
-        results["ood"] = {"source": name, **evaluation.to_dict()}
-        console.print(ood_table(evaluation, name))
-    rows: Sequence[CorruptionMetrics] = ()
-    if names:
-        stored = None
-        if options.corrupted_folder is not None:
-            stored = CIFAR10C(path=str(options.corrupted_folder), max_examples=options.max_examples)
-        rows = evaluate_corruptions(
-            fitted, test, names, options.severities, options.num_draws, corruption_source=stored, **settings
-        )
-        results["corruptions"] = [row.to_dict() for row in rows]
-        console.print(corruption_table(rows))
-        console.print(severity_table(rows))
+    with fitted.share_predictions():
+        recalibration = evaluate_recalibration(fitted, dataset.val, test, options.num_draws, **settings)
+        results["recalibrated"] = recalibration.to_dict()
+        console.print(temperature_table(recalibration))
+        if ood_inputs is not None:
+            name = short_name(options.ood) if options.ood is not None else "the classes left out"
+            evaluation = evaluate_ood(fitted, test.input_tensor, ood_inputs, options.num_draws, **settings)
+            results["ood"] = {"source": name, **evaluation.to_dict()}
+            console.print(ood_table(evaluation, name))
+        rows: Sequence[CorruptionMetrics] = ()
+        if names:
+            stored = None
+            if options.corrupted_folder is not None:
+                stored = CIFAR10C(path=str(options.corrupted_folder), max_examples=options.max_examples)
+            rows = evaluate_corruptions(
+                fitted, test, names, options.severities, options.num_draws, corruption_source=stored, **settings
+            )
+            results["corruptions"] = [row.to_dict() for row in rows]
+            console.print(corruption_table(rows))
+            console.print(severity_table(rows))
     with tolerate_read_only():
         _write_results(results, rows, out_folder)
 

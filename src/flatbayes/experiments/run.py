@@ -132,8 +132,9 @@ class ExperimentRun:
             checkpoints=checkpoints,
         )
         split = getattr(data, self.split)
-        evaluation = evaluate(fitted, split.inputs, split.targets, self.num_draws, seed=self.seed)
-        metrics, details = self.evaluations.compute_metrics(fitted, data, self.split, self.num_draws, self.seed)
+        with fitted.share_predictions():
+            evaluation = evaluate(fitted, split.inputs, split.targets, self.num_draws, seed=self.seed)
+            metrics, details = self.evaluations.compute_metrics(fitted, data, self.split, self.num_draws, self.seed)
         first_member = [record for record in history.records if record["member"] == 0]
         columns = {
             name: tuple(record.get(name) for record in first_member) for name in ("epoch", "loss", "val_nll", "lr")

@@ -5,6 +5,7 @@ returns, and what is saved and loaded.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -34,6 +35,7 @@ from flatbayes.prediction.inputs import (
 )
 from flatbayes.prediction.placement import PredictionPrecision, autocast, place_batches, resolve_autocast_dtype
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
+from flatbayes.prediction.shared import PredictionCache
 from flatbayes.prediction.vmapped import StackedNetworks, should_vectorize, stack_networks
 
 
@@ -58,6 +60,8 @@ class FittedPosterior(NetworkSampler):
     _compiled_networks: dict[int, Callable[..., Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+
+    _prediction_cache: PredictionCache | None = field(default=None, init=False, repr=False, compare=False)
 
     def __repr__(self) -> str:
         texts = self._describe()
@@ -117,21 +121,41 @@ class FittedPosterior(NetworkSampler):
                 the precision, or `vectorized` or `compiled` is set and the draws are more than weights.
             RuntimeError: The posterior has collected nothing to draw from yet, or a prediction is not finite.
         """
-        stream = self.stream_predictions(
-            inputs,
-            num_draws,
-            batch_size=batch_size,
-            seed=seed,
-            keep_members=keep_members,
-            vectorized=vectorized,
-            show_progress=show_progress,
-            precision=precision,
-            compiled=compiled,
-        )
-        predictives = list(stream)
-        if not predictives:
-            raise ValueError("There is nothing to predict: the inputs are empty.")
-        return type(predictives[0]).concatenate(predictives)
+
+        def compute() -> Predictive:
+            stream = self.stream_predictions(
+                inputs,
+                num_draws,
+                batch_size=batch_size,
+                seed=seed,
+                keep_members=keep_members,
+                vectorized=vectorized,
+                show_progress=show_progress,
+                precision=precision,
+                compiled=compiled,
+            )
+            predictives = list(stream)
+            if not predictives:
+                raise ValueError("There is nothing to predict: the inputs are empty.")
+            return type(predictives[0]).concatenate(predictives)
+
+        if self._prediction_cache is None:
+            return compute()
+        options = (num_draws, batch_size, seed, keep_members, vectorized, precision, compiled)
+        return self._prediction_cache.get(inputs, options, compute)
+
+    @contextmanager
+    def share_predictions(self) -> Iterator[None]:
+        """Context in which `predict` computes once for the same inputs, draws and options, for several evaluations.
+
+        A prediction is kept as long as its inputs are. The posterior must not be changed inside.
+        """
+        outer = self._prediction_cache
+        self._prediction_cache = PredictionCache() if outer is None else outer
+        try:
+            yield
+        finally:
+            self._prediction_cache = outer
 
     def stream_predictions(
         self,

@@ -1,0 +1,33 @@
+"""Predictions that several evaluations of the same inputs share."""
+
+from collections.abc import Callable, Hashable
+
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from flatbayes.likelihoods import Predictive
+from flatbayes.prediction.inputs import Inputs
+
+
+class PredictionCache:
+    """Predictions by the object that holds the inputs, and by their options; kept as long as this object is."""
+
+    def __init__(self) -> None:
+        self._predictions = WeakIdKeyDictionary()
+
+    def get(self, inputs: Inputs, options: Hashable, compute: Callable[[], Predictive]) -> Predictive:
+        """The prediction for these inputs, computed if there is none, or the inputs have been written to.
+
+        Args:
+            inputs: Inputs of a prediction; iterables that are read once are not shared.
+            options: Everything else that the prediction depends on.
+            compute: Computes the prediction.
+        """
+        if not hasattr(inputs, "shape"):
+            return compute()
+        version = inputs._version if isinstance(inputs, Tensor) and not inputs.is_inference() else 0
+        predictions = self._predictions.setdefault(inputs, {})
+        if (options, version) not in predictions:
+            predictions[options, version] = compute()
+        prediction: Predictive = predictions[options, version]
+        return prediction
