@@ -29,7 +29,7 @@ class ErrorEstimates:
     Examples:
         >>> settings = CertificationConfig(prior_stds=(0.03,), epochs=1, num_draws=9, num_test_draws=9)
         >>> certify(MLP, data, SAM(rho=0.05), config, settings).test.num_data
-        898
+        100
     """
 
     num_data: int

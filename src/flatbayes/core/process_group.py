@@ -139,7 +139,13 @@ def move_tensors_to_cpu(value: T) -> T:
 
 
 def get_process_group_info() -> ProcessGroupInfo:
-    """Rank and size of this program's process group; a group of one if it has none."""
+    """Rank and size of this program's process group; a group of one if it has none.
+
+    Examples:
+        >>> world = get_process_group_info()
+        >>> world.rank, world.size
+        (0, 1)
+    """
     if dist.is_available() and dist.is_initialized():
         return ProcessGroupInfo(dist.get_rank(), dist.get_world_size())
     return ProcessGroupInfo()

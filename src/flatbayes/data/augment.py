@@ -14,6 +14,11 @@ class Augment:
         flip: Mirror each image left to right with probability 1/2.
         pad: Pad images with this many black pixels on each side, and crop a random window of the original size.
         cutout: Side in pixels of a black square around a random pixel; 0 for none.
+
+    Examples:
+        >>> augment = Augment(flip=True, pad=4, cutout=8)
+        >>> augment(torch.ones(5, 3, 32, 32), torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 3, 32, 32])
     """
 
     flip: bool

@@ -19,7 +19,23 @@ EXAMPLES_PER_CHUNK = 4096  # bounds the memory of the check for finite values
 
 
 class DataWarning(UserWarning):
-    """Data are read in a way that users may not expect: something is left out, or looks like a mistake."""
+    """Data are read in a way that users may not expect: something is left out, or looks like a mistake.
+
+    Examples:
+        >>> import warnings
+        >>> columns = {
+        ...     "Unnamed: 0": range(60),
+        ...     "age": [*range(30)] * 2,
+        ...     "answer": ["yes", "no"] * 30,
+        ... }
+        >>> with PredictionWriter("task.csv") as writer:
+        ...     writer.write({name: np.array(values) for name, values in columns.items()})
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always", DataWarning)
+        ...     splits = Table(path="task.csv", target="answer").load(seed=0)
+        >>> [str(warning.message)[:44] for warning in caught]
+        ["Column 'Unnamed: 0' of task.csv is left out:"]
+    """
 
 
 TaskType = Literal["classification", "regression"] | None

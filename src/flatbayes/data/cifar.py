@@ -23,6 +23,21 @@ class CIFAR10(DataSource):
             Hugging Face hub.
         flip: Mirror training images left to right at random.
         pad: Shift training images at random by up to this many pixels; the border is filled with black.
+
+    Examples:
+        >>> import io
+        >>> import pyarrow as pa
+        >>> import pyarrow.parquet as pq
+        >>> from PIL import Image
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (32, 32)).save(buffer, "png")
+        >>> table = pa.table(
+        ...     {"img": [{"bytes": buffer.getvalue()}] * 40, "label": [*range(10)] * 4}
+        ... )
+        >>> pq.write_table(table, "train.parquet")  # of the real data: 50,000 images
+        >>> pq.write_table(table, "test.parquet")
+        >>> CIFAR10(root=".").load(seed=0).train.inputs.shape
+        torch.Size([36, 3, 32, 32])
     """
 
     root: str | None = None
@@ -46,6 +61,19 @@ class CIFAR100(DataSource):
         labels: `fine` for the 100 classes, `coarse` for their 20 superclasses.
         flip: Mirror training images left to right at random.
         pad: Shift training images at random by up to this many pixels; the border is filled with black.
+
+    Examples:
+        >>> import io
+        >>> import pyarrow as pa
+        >>> import pyarrow.parquet as pq
+        >>> from PIL import Image
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (32, 32)).save(buffer, "png")
+        >>> columns = {"img": [{"bytes": buffer.getvalue()}] * 40, "coarse_label": [0, 1] * 20}
+        >>> pq.write_table(pa.table(columns), "train.parquet")  # of the real data: 50,000 images
+        >>> pq.write_table(pa.table(columns), "test.parquet")
+        >>> CIFAR100(root=".", labels="coarse").load(seed=0).train.inputs.shape
+        torch.Size([36, 3, 32, 32])
     """
 
     root: str | None = None

@@ -28,6 +28,13 @@ class CIFAR10C:
 
     Raises:
         ValueError: `max_examples` is below 1.
+
+    Examples:
+        >>> np.save("labels.npy", np.arange(4))  # of the real data: 10,000 labels
+        >>> np.save("fog.npy", np.zeros((5 * 4, 32, 32, 3), dtype=np.uint8))  # five severities
+        >>> images = CIFAR10C(path=".")
+        >>> images.corruption_names(), images.read_split("fog", severity=3).inputs.shape
+        (('fog',), torch.Size([4, 3, 32, 32]))
     """
 
     path: str

@@ -31,6 +31,12 @@ class ClassSplit(DataSource):
         source: The other source; all its options apply except `train_size`.
         classes: Numbers of the in-distribution classes, in the order of their new labels; empty for the first half.
         train_size: Number of training examples of these classes, a stratified subset; None for all.
+
+    Examples:
+        >>> source = ClassSplit(source=Digits(), classes=(0, 1, 2))
+        >>> splits = source.load(seed=0)
+        >>> splits.class_names, sorted(set(source.read_ood().targets.tolist()))
+        (('0', '1', '2'), [3, 4, 5, 6, 7, 8, 9])
     """
 
     source: DataSource = Digits()

@@ -32,6 +32,16 @@ class ImageFolder(DataSource):
         size: Resize all images to this height and width; None if all have one size.
         crop: Keep the aspect ratio of resized images, and crop the center.
         stream: Decode images when a batch needs them, for data that do not fit in memory.
+
+    Examples:
+        >>> from PIL import Image
+        >>> for name in ("cat", "dog"):
+        ...     Path("photos", name).mkdir(parents=True)
+        ...     for k in range(10):
+        ...         Image.new("RGB", (40, 32), (k, 0, 0)).save(f"photos/{name}/{k}.png")
+        >>> splits = ImageFolder(path="photos", size=16, crop=True).load(seed=0)
+        >>> splits.class_names, splits.train.inputs.shape
+        (('cat', 'dog'), torch.Size([14, 3, 16, 16]))
     """
 
     path: str

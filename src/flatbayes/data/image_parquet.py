@@ -37,6 +37,21 @@ class ImageParquet(DataSource):
         crop: Keep the aspect ratio of resized images, and crop the center.
         stream: Decode images when a batch needs them, for data that do not fit in memory. The encoded images are
             copied once to ~/.cache/flatbayes, or to the folder that the environment variable FLATBAYES_CACHE names.
+
+    Examples:
+        >>> import io
+        >>> import pyarrow as pa
+        >>> import pyarrow.parquet as pq
+        >>> from PIL import Image
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (24, 24)).save(buffer, "png")
+        >>> table = pa.table(
+        ...     {"image": [{"bytes": buffer.getvalue()}] * 40, "label": ["cat", "dog"] * 20}
+        ... )
+        >>> pq.write_table(table, "pets.parquet")
+        >>> splits = ImageParquet(path="pets.parquet", size=16).load(seed=0)
+        >>> splits.class_names, splits.input_shape
+        (('cat', 'dog'), (3, 16, 16))
     """
 
     path: str

@@ -26,6 +26,16 @@ class ImageNet(DataSource):
             examples.
         flip: Mirror training images left to right at random.
         pad: Shift training images at random by up to this many pixels; the border is filled with black.
+
+    Examples:
+        >>> from PIL import Image
+        >>> for name in ("train/n01440764", "train/n01443537", "val/n01440764", "val/n01443537"):
+        ...     Path(name).mkdir(parents=True)
+        ...     for k in range(10):  # the real data have 1,000 classes
+        ...         Image.new("RGB", (40, 32), (k, 0, 0)).save(f"{name}/{k}.JPEG")
+        >>> splits = ImageNet(root=".", size=32, val_size=0.5).load(seed=0)
+        >>> splits.train.inputs.shape, splits.test.inputs.shape
+        (torch.Size([10, 3, 32, 32]), torch.Size([20, 3, 32, 32]))
     """
 
     root: str | None = None
@@ -59,7 +69,7 @@ class ImageNet(DataSource):
 
 @dataclass(frozen=True, kw_only=True)
 class TinyImageNet(DataSource):
-    """100,000 training and 10,000 validation color images of 64 x 64 pixels in 200 classes.
+    r"""100,000 training and 10,000 validation color images of 64 x 64 pixels in 200 classes.
 
     The published validation images are the test split, since the labels of the published test images are not public.
 
@@ -69,6 +79,19 @@ class TinyImageNet(DataSource):
         stream: Decode images when a batch needs them; decoded, all are 1.4 GB.
         flip: Mirror training images left to right at random.
         pad: Shift training images at random by up to this many pixels; the border is filled with black.
+
+    Examples:
+        >>> from PIL import Image
+        >>> for name in ("train/n01443537/images", "train/n01629819/images", "val/images"):
+        ...     Path(name).mkdir(parents=True)
+        ...     for k in range(10):  # the real data have 200 classes
+        ...         Image.new("RGB", (64, 64), (k, 0, 0)).save(f"{name}/{k}.JPEG")
+        >>> lines = [f"{k}.JPEG\tn01443537" for k in range(5)] + [
+        ...     f"{k}.JPEG\tn01629819" for k in range(5, 10)
+        ... ]
+        >>> size = Path("val/val_annotations.txt").write_text("\n".join(lines))
+        >>> TinyImageNet(root=".").load(seed=0).test.inputs.shape
+        torch.Size([10, 3, 64, 64])
     """
 
     root: str | None = None

@@ -51,6 +51,21 @@ class InputReader:
         csv_format: Format of a CSV file, where it is not to be detected.
         expected_csv_format: Format of a CSV file whose text is not certain: that of the training data.
         chunk_size: Maximal number of inputs in a chunk.
+
+    Examples:
+        >>> with PredictionWriter("new.csv") as writer:
+        ...     writer.write(
+        ...         {"id": np.arange(2), "width": np.array([1.5, 0.5]), "height": np.ones(2)}
+        ...     )
+        >>> reader = InputReader(
+        ...     path=Path("new.csv"),
+        ...     input_shape=(2,),
+        ...     feature_names=("height", "width"),
+        ...     keep_columns=("id",),
+        ... )
+        >>> [inputs for kept_columns, inputs in reader.iter_chunks()]
+        [tensor([[1.0000, 1.5000],
+                [1.0000, 0.5000]], dtype=torch.float64)]
     """
 
     path: Path
@@ -209,6 +224,13 @@ def read_inputs(
     Raises:
         FileNotFoundError: There is nothing at the path.
         ValueError: Inputs have another format than those of the training, or are damaged, missing or not finite.
+
+    Examples:
+        >>> with PredictionWriter("new.csv") as writer:
+        ...     writer.write({"width": np.array([1.5, 0.5]), "height": np.ones(2)})
+        >>> [inputs for _, inputs in read_inputs("new.csv", (2,), ["height", "width"])]
+        [tensor([[1.0000, 1.5000],
+                [1.0000, 0.5000]], dtype=torch.float64)]
     """
     return InputReader(
         path=Path(path),

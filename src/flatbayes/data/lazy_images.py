@@ -31,6 +31,16 @@ class LazyImages:
         read_encoded: Yields the images with the given row numbers, in any order; called by one thread at a time.
         layout: Shape of the decoded images.
         rows: Row numbers of the images, [n].
+
+    Examples:
+        >>> from PIL import Image
+        >>> for name in ("photos/cat", "photos/dog"):
+        ...     Path(name).mkdir(parents=True)
+        ...     for k in range(10):
+        ...         Image.new("RGB", (16, 16), (k, 0, 0)).save(f"{name}/{k}.png")
+        >>> images = ImageFolder(path="photos", stream=True).load(seed=0).train.inputs
+        >>> type(images).__name__, len(images), images[:2].shape  # the last one decodes two images
+        ('LazyImages', 14, torch.Size([2, 3, 16, 16]))
     """
 
     read_encoded: Callable[[np.ndarray], Iterator[EncodedImage]]

@@ -37,6 +37,13 @@ class Npz(DataSource):
         test_targets: Name of the targets of the test split.
         task: classification or regression; None infers it from the array: integers are classes, fractions are
             regression targets.
+
+    Examples:
+        >>> np.savez(
+        ...     "task.npz", x=np.random.default_rng(0).normal(size=(60, 4)), y=np.arange(60) % 3
+        ... )
+        >>> Npz(path="task.npz").load(seed=0).input_shape
+        (4,)
     """
 
     path: str

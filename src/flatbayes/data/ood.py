@@ -25,12 +25,23 @@ def load_ood_inputs(source: DataSource, reference: Tensor | LazyImages) -> Tenso
 
     Raises:
         ValueError: The inputs cannot be converted to this format.
+
+    Examples:
+        >>> reference = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8)  # as CIFAR-10
+        >>> ood_inputs = load_ood_inputs(Digits(), reference)
+        >>> ood_inputs.shape[1:], ood_inputs.dtype
+        (torch.Size([3, 32, 32]), torch.uint8)
     """
     return match_input_format(load_test_split(source).input_tensor, reference)
 
 
 def load_test_split(source: DataSource) -> Split:
-    """Load the test split of a source; if the source has one of its own, other examples are not decoded."""
+    """Load the test split of a source; if the source has one of its own, other examples are not decoded.
+
+    Examples:
+        >>> load_test_split(Digits()).inputs.shape
+        torch.Size([898, 1, 8, 8])
+    """
     raw = source.read()
     return source.load(0).test if raw.test is None else take_all(raw.test)
 
@@ -49,6 +60,11 @@ def match_input_format(ood: Tensor, reference: Tensor | LazyImages) -> Tensor:
     Raises:
         ValueError: One input is an image and the other is not, the number of features differs, or the numbers of
             channels differ and neither is 1.
+
+    Examples:
+        >>> gray, color = torch.rand(5, 1, 28, 28), torch.rand(50, 3, 32, 32)
+        >>> match_input_format(gray, color).shape
+        torch.Size([5, 3, 32, 32])
     """
     if isinstance(reference, LazyImages):
         reference = reference[:IMAGES_PER_CHUNK]

@@ -38,6 +38,12 @@ class PredictionWriter:
     Raises:
         ValueError: The suffix is none of the three.
         ImportError: The package that writes this format is not installed.
+
+    Examples:
+        >>> with PredictionWriter("predictions.csv") as writer:
+        ...     writer.write(fitted.predict(inputs[:3]).columns())
+        >>> len(Path("predictions.csv").read_text().splitlines())
+        4
     """
 
     def __init__(self, path: str | Path, *, escape_formulas: bool = False) -> None:

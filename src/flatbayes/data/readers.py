@@ -34,6 +34,11 @@ def make_source(data: Any, **options: Any) -> DataSource:
         FileNotFoundError: There is nothing at the path.
         ValueError: No source reads it, or it is a table without a target.
         TypeError: It is none of these.
+
+    Examples:
+        >>> source = make_source((torch.randn(30, 4), torch.arange(30) % 3), val_size=0.2)
+        >>> type(source).__name__, len(source.load(seed=0).train)
+        ('Arrays', 19)
     """
     if isinstance(data, type) and issubclass(data, DataSource):
         return data(**options)
@@ -74,6 +79,13 @@ def find_reader(path: str) -> "partial[Any]":
     Raises:
         FileNotFoundError: There is nothing at the path.
         ValueError: No source reads it.
+
+    Examples:
+        >>> with PredictionWriter("task.csv") as writer:
+        ...     writer.write({"age": np.array([30, 40]), "answer": np.array(["yes", "no"])})
+        >>> reader = find_reader("task.csv")
+        >>> reader.func.__name__, reader(target="answer").path
+        ('Table', 'task.csv')
     """
     local_path = Path(path)
     if is_hub_name(path):
@@ -119,6 +131,11 @@ def load_training_splits(data: Any, val: Any = None, task: TaskType = None) -> D
     Raises:
         TypeError: Data and validation data are of different kinds.
         ValueError: The examples do not fit a task.
+
+    Examples:
+        >>> splits = load_training_splits((torch.randn(30, 4), torch.arange(30) % 3))
+        >>> len(splits.train), len(splits.val)
+        (30, 0)
     """
     if val is not None and is_array_pair(val) != is_array_pair(data):
         raise TypeError(

@@ -13,6 +13,11 @@ class Digits(DataSource):
     """1,797 grayscale images of handwritten digits, 8 x 8 pixels with values from 0 to 16.
 
     By default half of the images are the test split and 500 are for training: few enough for uncertainty to matter.
+
+    Examples:
+        >>> splits = Digits(train_size=100).load(seed=0)
+        >>> splits.train.inputs.shape, splits.num_classes
+        (torch.Size([100, 1, 8, 8]), 10)
     """
 
     train_size: int | None = 500
@@ -34,6 +39,11 @@ class Diabetes(DataSource):
     """442 patients with 10 unscaled measurements; the target is disease progression after one year (25 to 346).
 
     The data of Efron, Hastie, Johnstone & Tibshirani, "Least angle regression" (Ann. Statist. 2004).
+
+    Examples:
+        >>> splits = Diabetes().load(seed=0)
+        >>> splits.is_regression, splits.input_shape, len(splits.train)
+        (True, (10,), 283)
     """
 
     val_size: float = 0.2

@@ -40,6 +40,14 @@ class RawSplits:
         target_names: One name per regression target; empty for a classification.
         standard_splits: Published splits of `unsplit`; the seed selects one of them.
         csv_format: Format of the CSV file that the examples come from, if any.
+
+    Examples:
+        >>> points, labels = torch.randn(20, 2), torch.arange(20) % 2
+        >>> raw = RawSplits(
+        ...     unsplit=Split(inputs=points, targets=labels), class_names=("left", "right")
+        ... )
+        >>> raw.test is None  # the library splits off test examples
+        True
     """
 
     unsplit: Split | EncodedSplit
@@ -66,6 +74,18 @@ class DataSource(ABC):
         flip: Mirror training images left to right at random.
         pad: Shift training images at random by up to this many pixels; the border is filled with black.
         cutout: Side in pixels of a black square at a random position in each training image; 0 for none.
+
+    Examples:
+        >>> class TwoBlobs(DataSource):
+        ...     def read(self):
+        ...         labels = torch.arange(200) % 2
+        ...         points = torch.randn(200, 2) + 3 * labels[:, None]
+        ...         return RawSplits(
+        ...             unsplit=Split(inputs=points, targets=labels), class_names=("left", "right")
+        ...         )
+        >>> fitted = fit(MLP, TwoBlobs(val_size=0.2), SWAG(rank=2), SAM(rho=0.05), config)
+        >>> fitted.predict(torch.zeros(1, 2)).mean.shape
+        torch.Size([1, 2])
     """
 
     train_size: int | None = None

@@ -40,6 +40,11 @@ class Split:
             are `LazyImages`.
         targets: Class of each example, [n] (int64), counted from 0; or regression targets in their own unit, [n] or
             [n, targets] (float32 or float64).
+
+    Examples:
+        >>> split = Split(inputs=torch.randn(20, 2), targets=torch.arange(20) % 2)
+        >>> len(split.subsample(5, seed=0)), split.take(torch.tensor([0, 2])).targets
+        (5, tensor([0, 0]))
     """
 
     inputs: Tensor | LazyImages
@@ -145,6 +150,13 @@ class DataSplits:
 
     Raises:
         ValueError: Targets and their names do not match.
+
+    Examples:
+        >>> splits = Digits(train_size=200).load(seed=0)
+        >>> splits.input_shape, splits.num_classes, splits.is_regression
+        ((1, 8, 8), 10, False)
+        >>> len(splits.train), len(splits.val), len(splits.test)
+        (200, 360, 898)
     """
 
     train: Split

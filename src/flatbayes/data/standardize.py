@@ -17,6 +17,11 @@ class Standardize:
     Attributes:
         mean: Per channel, [channels, 1, 1], or per feature, [features].
         std: Same shape as `mean`; positive.
+
+    Examples:
+        >>> standardize = Standardize.fit(torch.tensor([[1.0, 10.0], [3.0, 30.0]]))
+        >>> standardize(torch.tensor([[2.0, 20.0]]))
+        tensor([[0., 0.]])
     """
 
     mean: Tensor

@@ -45,6 +45,14 @@ class Table(DataSource):
             file says so.
         separator: Character between values of a CSV file, or comma, semicolon, tab, pipe, space; None detects it.
         decimal: Decimal mark of a CSV file, a point or a comma; None detects it.
+
+    Examples:
+        >>> columns = {"id": range(60), "age": [*range(30)] * 2, "answer": ["yes", "no"] * 30}
+        >>> with PredictionWriter("task.csv") as writer:
+        ...     writer.write({name: np.array(values) for name, values in columns.items()})
+        >>> splits = Table(path="task.csv", target="answer", ignore=("id",)).load(seed=0)
+        >>> splits.class_names, splits.feature_names
+        (('no', 'yes'), ('age',))
     """
 
     path: str

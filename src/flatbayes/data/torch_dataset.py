@@ -40,6 +40,13 @@ class TorchDataset(DataSource):
         val_split: Value of its parameter `split` for validation examples; None draws `val_size` training examples.
         task: classification or regression; None infers it from the targets: integers are classes, fractions are
             regression targets.
+
+    Examples:
+        >>> from torch.utils.data import TensorDataset
+        >>> dataset = TensorDataset(torch.randn(60, 4), torch.arange(60) % 3)
+        >>> splits = TorchDataset(dataset, test_size=12).load(seed=0)
+        >>> len(splits.test), splits.num_classes
+        (12, 3)
     """
 
     import_path_fields: ClassVar[tuple[str, ...]] = ("dataset",)

@@ -28,6 +28,21 @@ class UCI(DataSource):
             uci in the folder that the environment variable FLATBAYES_DATA names.
         val_size: Validation examples, as a fraction (below 1) of the split's training examples, or as a number.
         test_size: Not used: the standard splits have test examples.
+
+    Examples:
+        >>> Path("toy").mkdir()
+        >>> np.savetxt("toy/data.txt", np.random.default_rng(0).normal(size=(20, 3)))
+        >>> numbers = {
+        ...     "features": [0, 1],
+        ...     "target": [2],
+        ...     "train_0": range(15),
+        ...     "test_0": range(15, 20),
+        ... }
+        >>> for name, rows in numbers.items():
+        ...     np.savetxt(f"toy/index_{name}.txt", list(rows), fmt="%d")
+        >>> size = Path("toy/n_splits.txt").write_text("1")
+        >>> len(UCI(root=".", name="toy").load(seed=0).test)
+        5
     """
 
     name: str

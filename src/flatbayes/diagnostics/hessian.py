@@ -43,6 +43,11 @@ class HessianVectorProduct:
     Attributes:
         method: Description of how products are computed, for the record.
         relative_error: Estimated relative error of the products; 0 by double backward.
+
+    Examples:
+        >>> hvp = HessianVectorProduct(surface)
+        >>> hvp.matvec(torch.ones(surface.num_params)).shape
+        torch.Size([15])
     """
 
     def __init__(self, surface: LossSurface) -> None:
@@ -151,6 +156,11 @@ class Curvature:
         method: Description of how Hessian-vector products were computed.
         product_error: Estimated relative error of the products, and so of the largest eigenvalue: 0 for exact ones,
             and that of the best step for central differences.
+
+    Examples:
+        >>> curvature = compute_curvature(surface, num_eigenvalues=2, num_trace_probes=10)
+        >>> len(curvature.eigenvalues), curvature.trace > 0
+        (2, True)
     """
 
     eigenvalues: tuple[float, ...]
@@ -173,6 +183,11 @@ def compute_curvature(
 
     Raises:
         RuntimeError: Lanczos did not converge.
+
+    Examples:
+        >>> curvature = compute_curvature(surface, num_eigenvalues=2, num_trace_probes=10)
+        >>> curvature.eigenvalues[0] >= curvature.eigenvalues[1]
+        True
     """
     products = HessianVectorProduct(surface)
     largest = largest_eigenvalues(products, num_eigenvalues, seed=seed)
@@ -194,6 +209,11 @@ def largest_eigenvalues(
     Raises:
         ValueError: `num_eigenvalues` is below 1.
         RuntimeError: Lanczos did not converge, or a product is not finite.
+
+    Examples:
+        >>> first, second = largest_eigenvalues(HessianVectorProduct(surface), num_eigenvalues=2)
+        >>> first >= second
+        True
     """
     if num_eigenvalues < 1:
         raise ValueError(f"num_eigenvalues must be at least 1, got {num_eigenvalues}.")
@@ -239,6 +259,11 @@ def estimate_trace(hvp: HessianVectorProduct, num_probes: int = 100, seed: int =
 
     Returns:
         Estimate and standard error.
+
+    Examples:
+        >>> trace, standard_error = estimate_trace(HessianVectorProduct(surface), num_probes=20)
+        >>> trace > 0
+        True
     """
     if num_probes < 2:
         raise ValueError(f"A standard error needs at least 2 probes, got {num_probes}.")

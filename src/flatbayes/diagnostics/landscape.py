@@ -37,6 +37,12 @@ class Plane:
         origin: Point at x = y = 0, all trainable weights in one vector.
         first: Direction of x.
         second: Direction of y.
+
+    Examples:
+        >>> origin, first, second = torch.zeros(3), torch.eye(3)[0], torch.eye(3)[1]
+        >>> plane = Plane(origin, first, second)
+        >>> plane.point_at(2.0, 1.0), plane.project(torch.tensor([2.0, 1.0, 3.0]))
+        (tensor([2., 1., 0.]), (2.0, 1.0, 3.0))
     """
 
     origin: Float[Tensor, " params"]
@@ -77,6 +83,11 @@ def plane_through(
 
     Raises:
         ValueError: The points lie on one line.
+
+    Examples:
+        >>> plane = plane_through(torch.zeros(3), 2 * torch.eye(3)[0], torch.ones(3))
+        >>> plane.project(2 * torch.eye(3)[0])
+        (2.0, 0.0, 0.0)
     """
     plane = span_plane(point_a, point_b, point_c)
     if plane is None:
@@ -124,6 +135,10 @@ def random_direction(surface: LossSurface, seed: int = 0, index: int = 0) -> Flo
         surface: Loss of the network.
         seed: Seed of the sequence of directions.
         index: Number of the direction in the sequence.
+
+    Examples:
+        >>> random_direction(surface, seed=0).shape
+        torch.Size([15])
     """
     return flatten(normalize_filters(sample_normal_like(surface.params, seed, index), surface.params))
 
@@ -136,6 +151,10 @@ def loss_at(surface: LossSurface, weights: Float[Tensor, " params"], norm_batche
         weights: Point of weight space, all trainable weights in one vector.
         norm_batches: Batches of inputs on which BatchNorm statistics are re-estimated at these weights; if empty, the
             statistics of the network are used, which belong to its own weights.
+
+    Examples:
+        >>> round(loss_at(surface, torch.zeros(surface.num_params)), 4)  # log 3
+        1.0986
     """
     with swap_values(surface.params, unflatten(weights, surface.params)):
         reestimate = norm_batches and norm_layers(surface.model, surface.updated_buffers)
@@ -156,6 +175,10 @@ class LossSlice:
     Attributes:
         distances: Positions, in units of the direction.
         losses: Loss at each position.
+
+    Examples:
+        >>> loss_slice = loss_along(surface, random_direction(surface), [-1.0, 0.0, 1.0])
+        >>> axes = loss_slice.plot()
     """
 
     distances: tuple[float, ...]
@@ -190,6 +213,10 @@ class LossGrid:
         losses: One row for each y.
         points: Named points: x, y and the distance from the plane.
         draws: Draws of each posterior by its name, each as x, y and the distance from the plane.
+
+    Examples:
+        >>> grid = compute_solution_plane({"SWAG": fitted}, inputs[:50], labels[:50], 2, num_steps=3)
+        >>> axes = grid.plot()
     """
 
     xs: tuple[float, ...]
@@ -243,6 +270,10 @@ def loss_along(
             its own norm.
         distances: Values of t.
         norm_batches: As in `loss_at`.
+
+    Examples:
+        >>> len(loss_along(surface, random_direction(surface), [-1.0, 0.0, 1.0]).losses)
+        3
     """
     weights = flatten(surface.params)
     return LossSlice(
@@ -267,6 +298,14 @@ def loss_over(
         ys: Coordinates of the rows.
         norm_batches: As in `loss_at`; needed for a plane through several networks with BatchNorm, since the running
             statistics of one network are wrong for the others.
+
+    Examples:
+        >>> plane = Plane(
+        ...     torch.zeros(15), random_direction(surface), random_direction(surface, index=1)
+        ... )
+        >>> grid = loss_over(surface, plane, xs=[-1.0, 0.0, 1.0], ys=[0.0, 1.0])
+        >>> len(grid.losses), len(grid.losses[0])
+        (2, 3)
     """
     losses = tuple(tuple(loss_at(surface, plane.point_at(float(x), float(y)), norm_batches) for x in xs) for y in ys)
     return LossGrid(tuple(float(x) for x in xs), tuple(float(y) for y in ys), losses, {}, {})

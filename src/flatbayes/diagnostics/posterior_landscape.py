@@ -59,6 +59,13 @@ def compute_draw_slices(
 
     Returns:
         The slices of each posterior by its name.
+
+    Examples:
+        >>> slices = compute_draw_slices(
+        ...     {"SWAG": fitted}, inputs[:50], labels[:50], num_slices=2, num_steps=5
+        ... )
+        >>> len(slices["SWAG"]), slices["SWAG"][0].distances
+        (2, (-1.0, -0.5, 0.0, 0.5, 1.0))
     """
     if num_slices < 1:
         raise ValueError(f"num_slices must be at least 1, got {num_slices}.")
@@ -107,6 +114,15 @@ def compute_solution_plane(
 
     Raises:
         ValueError: The networks have different shapes, or there are none.
+
+    Examples:
+        >>> plain = fit(MLP, data, SWAG(rank=2), Plain(), config)
+        >>> solutions = {"flat": fitted, "plain": plain}
+        >>> grid = compute_solution_plane(
+        ...     solutions, inputs[:50], labels[:50], num_draws=2, num_steps=3
+        ... )
+        >>> sorted(grid.points), len(grid.draws["flat"])
+        (['flat', 'plain'], 2)
     """
     if not fitted_posteriors:
         raise ValueError("compute_solution_plane needs at least one posterior, got none.")

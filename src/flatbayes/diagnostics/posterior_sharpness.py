@@ -79,6 +79,13 @@ class PosteriorSharpness:
         trained: Measures by name at the network at the end of training, for each member.
         draws: Measures by name at each network drawn.
         notes: Remarks on how the measures were computed.
+
+    Examples:
+        >>> settings = SharpnessConfig(ascent_steps=2, num_random_starts=0)
+        >>> sharpness = measure_posterior_sharpness(fitted, inputs, labels, settings, num_draws=1)
+        >>> len(sharpness.trained), len(sharpness.draws)
+        (1, 1)
+        >>> axes = sharpness.plot()
     """
 
     config: SharpnessConfig
@@ -182,6 +189,12 @@ def measure_posterior_sharpness(
     Raises:
         ValueError: There are no examples, the loss is not finite at some network, or a draw has no trainable weights.
         ImportError: `hessian` needs scipy, and it is not installed.
+
+    Examples:
+        >>> settings = SharpnessConfig(ascent_steps=2, num_random_starts=0)
+        >>> sharpness = measure_posterior_sharpness(fitted, inputs, labels, settings, num_draws=1)
+        >>> sorted(sharpness.draws[0])
+        ['adaptive', 'average', 'gradient_norm', 'loss', 'one_step', 'worst']
     """
     examples = prepare_batches(fitted, inputs, targets, batch_size)
     sample_ids = fitted.sample_ids(num_draws, seed)
@@ -237,6 +250,14 @@ def compare_sharpness(
 
     Raises:
         ValueError: No posterior is given, or one of them cannot be measured; the message says which.
+
+    Examples:
+        >>> plain = fit(MLP, data, SWAG(rank=2), Plain(), config)
+        >>> settings = SharpnessConfig(ascent_steps=2, num_random_starts=0)
+        >>> posteriors = {"flat": fitted, "plain": plain}
+        >>> sharpness = compare_sharpness(posteriors, inputs, labels, settings, num_draws=1)
+        >>> sorted(sharpness), len(sharpness["flat"].draws)
+        (['flat', 'plain'], 1)
     """
     if not fitted_posteriors:
         raise ValueError("compare_sharpness needs at least one posterior, got none.")

@@ -36,6 +36,14 @@ class SharpnessConfig:
         num_eigenvalues: Number of largest eigenvalues of the Hessian.
         num_trace_probes: Random vectors for the estimate of its trace.
         seed: Seed of directions and starts.
+
+    Examples:
+        >>> settings = SharpnessConfig(rho=0.1, ascent_steps=2, num_random_starts=0)
+        >>> sharpness = measure_posterior_sharpness(
+        ...     fitted, inputs[:50], labels[:50], settings, num_draws=2
+        ... )
+        >>> sharpness.config.rho
+        0.1
     """
 
     rho: float = 0.05
@@ -74,6 +82,11 @@ class Sharpness:
         average: Mean of L(w + e) - L(w) over the sphere ||e|| = rho.
         average_error: Standard error of `average`, over directions.
         adaptive: Largest increase found by ascents in ||e / |w||| <= adaptive_rho: also a lower bound.
+
+    Examples:
+        >>> sharpness = measure_sharpness(surface, SharpnessConfig(rho=0.1))
+        >>> sharpness.worst >= sharpness.one_step > 0
+        True
     """
 
     loss: float
@@ -94,6 +107,11 @@ def measure_sharpness(surface: LossSurface, sharpness_config: SharpnessConfig = 
 
     Raises:
         ValueError: The loss at the weights is not finite.
+
+    Examples:
+        >>> sharpness = measure_sharpness(surface, SharpnessConfig(rho=0.1))
+        >>> sharpness.worst >= sharpness.one_step
+        True
     """
     loss, grads = surface.gradient()
     if not math.isfinite(loss):
@@ -135,6 +153,10 @@ def one_step_gap(surface: LossSurface, rho: float) -> float:
 
     Returns:
         The gap; NaN if the gradient is not finite.
+
+    Examples:
+        >>> one_step_gap(surface, rho=0.1) > 0
+        True
     """
     check_radius(rho)
     loss, grads = surface.gradient()
@@ -156,6 +178,10 @@ def worst_gap(
         ascent_steps: Steps of each ascent; the first step from the weights gives `one_step_gap`.
         num_random_starts: Further ascents, from random points of the sphere.
         seed: Seed of these points.
+
+    Examples:
+        >>> worst_gap(surface, rho=0.1) >= one_step_gap(surface, rho=0.1)
+        True
     """
     check_radius(rho)
     starts = (sample_sphere(surface, rho, seed, k) for k in range(num_random_starts))
@@ -176,6 +202,10 @@ def adaptive_gap(
         ascent_steps: Steps of each ascent.
         num_random_starts: Further ascents, from random points of the ellipsoid.
         seed: Seed of these points.
+
+    Examples:
+        >>> adaptive_gap(surface, rho=0.5) >= 0
+        True
     """
     check_radius(rho)
     scale = [param.detach().abs() for param in surface.params]
@@ -199,6 +229,11 @@ def average_gap(surface: LossSurface, rho: float, num_directions: int = 10, seed
 
     Returns:
         Mean and standard error over directions.
+
+    Examples:
+        >>> mean, standard_error = average_gap(surface, rho=0.1, num_directions=20)
+        >>> mean > 0
+        True
     """
     check_radius(rho)
     loss, gaps = surface.loss(), []

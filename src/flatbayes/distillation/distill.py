@@ -62,6 +62,11 @@ def distill(
     Raises:
         ValueError: The student has the wrong number of outputs.
         TypeError: The likelihood is user-defined.
+
+    Examples:
+        >>> student = distill(fitted, MLP, data.train.inputs, config)
+        >>> sorted(student(inputs[:5]))
+        ['entropy', 'mean', 'mutual_information']
     """
     student = make_student(fitted.likelihood)
     if fitted.input_structure is not None:

@@ -43,6 +43,15 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
         n_features_in_: Number of features of an example.
         feature_names_in_: Names of the features, if the training data have names.
         n_iter_: Number of epochs trained.
+
+    Examples:
+        >>> from sklearn.datasets import load_iris
+        >>> x, y = load_iris(return_X_y=True)
+        >>> classifier = FlatBayesClassifier(
+        ...     SWAG(rank=2), SAM(rho=0.05), epochs=20, random_state=0
+        ... ).fit(x, y)
+        >>> classifier.predict_proba(x[:2]).shape, classifier.score(x, y) > 0.8
+        ((2, 3), True)
     """
 
     def __init__(

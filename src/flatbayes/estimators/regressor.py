@@ -45,6 +45,15 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
         n_features_in_: Number of features of an example.
         feature_names_in_: Names of the features, if the training data have names.
         n_iter_: Number of epochs trained.
+
+    Examples:
+        >>> from sklearn.datasets import load_diabetes
+        >>> x, y = load_diabetes(return_X_y=True)
+        >>> regressor = FlatBayesRegressor(
+        ...     SWAG(rank=2), SAM(rho=0.05), epochs=5, random_state=0
+        ... ).fit(x, y)
+        >>> regressor.predict(x[:2]).shape, regressor.predict_std(x[:2]).shape
+        ((2,), (2,))
     """
 
     def __init__(

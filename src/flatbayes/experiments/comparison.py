@@ -56,6 +56,14 @@ class Comparison:
         data_fingerprint: Fingerprint of the content of the source, by `compute_fingerprint`; by default the data are
             loaded for it.
         model_fingerprint: Fingerprint of the weights of a network, by `fingerprint_weights`; computed by default.
+
+    Examples:
+        >>> comparison = Comparison(
+        ...     source, MLP, [MAP()], config=config, num_seeds=2
+        ... )
+        >>> [run.name for run in comparison.list_runs()][:2]
+        ['MAP Plain seed 0', 'MAP SAM seed 0']
+        >>> results = comparison.run(Path("runs"), jobs=1)
     """
 
     source: DataSource
@@ -205,6 +213,11 @@ def write_results(
         config: The configuration, as plain data.
         runs: Results of the finished runs, plain and flat.
         failures: Names of the failed runs, with the reason.
+
+    Examples:
+        >>> again = write_results(Path(), {"data": "Digits"}, results.runs)
+        >>> len(again.rows) == len(results.rows), ComparisonResult.load(Path()).config["data"]
+        (True, 'Digits')
     """
     results = ComparisonResult(
         config=config,
@@ -263,6 +276,14 @@ def compare(
         ValueError: Model, data, a posterior, flatness and configuration do not go together, or the folder holds
             another comparison.
         RuntimeError: No pair of a plain and a flat run finished.
+
+    Examples:
+        >>> results = compare(
+        ...     MLP, source, [MAP()], config=config, num_seeds=2, num_jobs=1
+        ... )
+        >>> len(results.runs), results.failures  # plain and flat, for each seed
+        (4, ())
+        >>> axes = results.plot("nll")
     """
     if posteriors is None:
         posteriors = DEFAULT_POSTERIORS[:-1] if isinstance(model, nn.Module) else DEFAULT_POSTERIORS

@@ -46,6 +46,12 @@ class EvaluationConfig:
         severities: Severities of the corruptions, from 1 to 5.
         max_examples: Largest number of examples for corruptions, out-of-distribution inputs and sharpness.
         num_sharpness_draws: Networks drawn for sharpness.
+
+    Examples:
+        >>> evaluations = EvaluationConfig(shift=True, severities=(3,), max_examples=50)
+        >>> run = ExperimentRun(source, MLP, MAP(), SAM(), config, seed=0, evaluations=evaluations)
+        >>> run.execute().details.shift is None
+        False
     """
 
     calibration: bool = False

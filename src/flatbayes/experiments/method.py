@@ -21,6 +21,14 @@ class Method:
         config_overrides: The training options that differ from the common ones, by name; those of a group in a
             mapping, `{"collection": {"start_fraction": 0.5}}`, or under a dotted name.
         name: Label in the results, by default the posterior with its hyperparameters.
+
+    Examples:
+        >>> method = Method(MAP(), SAM(rho=0.2), {"batch_size": 16}, name="MAP, small batches")
+        >>> method.apply_overrides(config).batch_size
+        16
+        >>> results = compare(MLP, source, [method], config=config, num_seeds=1, num_jobs=1)
+        >>> [(run.posterior, run.flatness) for run in results.runs]
+        [('MAP, small batches', 'Plain'), ('MAP, small batches', 'SAM(rho=0.2)')]
     """
 
     posterior: Posterior

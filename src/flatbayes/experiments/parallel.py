@@ -43,6 +43,13 @@ def execute_runs(
         ValueError: A run is configured for several devices.
         ImportError: A package is missing.
         RuntimeError: A process was killed; finished runs are kept.
+
+    Examples:
+        >>> comparison = Comparison(
+        ...     source, MLP, [MAP()], config=config, num_seeds=2
+        ... )
+        >>> execute_runs(comparison.list_runs(), Path("runs"), jobs=1)  # no run failed
+        []
     """
     multi_device = [run.name for run in runs if prod(get_process_layout(run.config)) > 1]
     if multi_device:

@@ -36,6 +36,13 @@ class SummaryRow:
         family: Table that the metric belongs to; empty for the usual metrics.
         comparison: The paired statistics over seeds.
         p_holm: p-value adjusted for all comparisons in the table (Holm, 1979); None where there is no p-value.
+
+    Examples:
+        >>> row = results.rows[0]
+        >>> row.posterior, row.metric, row.comparison.num_seeds
+        ('MAP', 'accuracy', 2)
+        >>> row.verdict
+        'unknown'
     """
 
     posterior: str
@@ -101,6 +108,13 @@ class ComparisonResult:
         failures: Names of failed runs, with the reason.
         environment: Versions and hardware.
         version: Version of flatbayes that wrote the results.
+
+    Examples:
+        >>> print(results.summary().splitlines()[1].strip())
+        Posterior     Metric                   Plain             Flat  Difference  Better
+        >>> results.to_pandas().shape
+        (10, 18)
+        >>> path = results.report("report.html")
     """
 
     config: Mapping[str, JsonValue]

@@ -44,6 +44,14 @@ class ExperimentRun:
         evaluations: Additional evaluations.
         data_fingerprint: Fingerprint of the content of the source, so that results on other content are not reused.
         model_fingerprint: Fingerprint of the weights of a model that is a network, likewise.
+
+    Examples:
+        >>> run = ExperimentRun(
+        ...     source, MLP, SWAG(rank=2), SAM(rho=0.05), config, seed=0
+        ... )
+        >>> result = run.execute()
+        >>> sorted(result.metrics)
+        ['accuracy', 'auroc_correct', 'brier', 'ece', 'nll']
     """
 
     source: DataSource

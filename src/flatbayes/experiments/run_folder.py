@@ -127,6 +127,14 @@ def claim_folder(
     Raises:
         ValueError: The folder holds a run (with `resume`, one with another configuration), or the path is a file, or
             another process is writing there.
+
+    Examples:
+        >>> claim_folder(Path("runs"), {"posterior": "SWAG", "seed": 0})
+        >>> try:
+        ...     claim_folder(Path("runs"), {"posterior": "SWAG", "seed": 1})
+        ... except ValueError as error:
+        ...     print("refused")
+        refused
     """
     lock_folder(folder)
     if overwrite:

@@ -83,6 +83,11 @@ class RunResult:
         history: Training history, of an ensemble that of its first member.
         details: Intermediate quantities of additional evaluations.
         settings: Options of the evaluation that the metrics depend on, such as `num_draws`.
+
+    Examples:
+        >>> run = results.runs[0]
+        >>> run.posterior, run.flatness, run.seed, sorted(run.metrics)
+        ('MAP', 'Plain', 0, ['accuracy', 'auroc_correct', 'brier', 'ece', 'nll'])
     """
 
     posterior: str

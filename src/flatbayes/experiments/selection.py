@@ -33,6 +33,10 @@ class SelectionTrial:
         variant: Whether it was trained plain or flat.
         score: Mean of the metric over seeds; None where a run failed.
         is_best: Whether it was the best trial of its method and variant.
+
+    Examples:
+        >>> SelectionTrial("SWAG", "rank=2", "plain", score=0.31, is_best=True).variant
+        'plain'
     """
 
     method: str
@@ -51,6 +55,12 @@ class SelectionRecord:
         seeds: Seeds that scores are averaged over.
         trials: All trials in the order in which they ran.
         selected_methods: The selected methods, as plain data.
+
+    Examples:
+        >>> trial = SelectionTrial("SWAG", "rank=2", "plain", score=0.31, is_best=True)
+        >>> SelectionRecord("nll", seeds=(0, 1), trials=(trial,)).save(Path())
+        >>> SelectionRecord.load(Path()).trials[0].score
+        0.31
     """
 
     metric: str
@@ -138,6 +148,15 @@ def select_methods(
 
     Raises:
         RuntimeError: All trials of a method failed.
+
+    Examples:
+        >>> comparison = Comparison(
+        ...     source, MLP, [MAP()], config=config, num_seeds=1
+        ... )
+        >>> candidates = {"SWAG": [Method(SWAG(rank=2)), Method(SWAG(rank=4))]}
+        >>> methods = select_methods(comparison, candidates, [SAM(rho=0.05)], Path("runs"), jobs=1)
+        >>> methods[0].flatness.rho, len(SelectionRecord.load(Path("runs")).trials)
+        (0.05, 3)
     """
     higher_is_better = is_higher_better(metric)
     base = replace(comparison.with_fingerprints(), split="val", evaluations=EvaluationConfig())

@@ -38,6 +38,13 @@ class PairedComparison:
         num_flat_better: Number of seeds with which flat is better.
         num_plain_better: Number of seeds with which plain is better.
         winner: The better variant if there is an interval and it excludes zero, else `tie`.
+
+    Examples:
+        >>> comparison = compare_pairs(
+        ...     [0.31, 0.30, 0.33], [0.28, 0.28, 0.29], higher_is_better=False
+        ... )
+        >>> comparison.winner, comparison.num_flat_better, round(comparison.difference, 3)
+        ('flat', 3, -0.03)
     """
 
     plain: float
@@ -67,6 +74,13 @@ def compare_pairs(
         flat: Metric of the flat runs, for the same seeds in the same order.
         higher_is_better: Direction of the metric.
         confidence_level: Confidence level of the intervals.
+
+    Examples:
+        >>> comparison = compare_pairs(
+        ...     [0.31, 0.30, 0.33], [0.28, 0.28, 0.29], higher_is_better=False
+        ... )
+        >>> round(comparison.difference, 3), comparison.winner
+        (-0.03, 'flat')
     """
     differences = [b - a for a, b in zip(plain, flat, strict=True)]
     mean, sign = fmean(differences), 1 if higher_is_better else -1

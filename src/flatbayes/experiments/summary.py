@@ -27,6 +27,11 @@ def summarize_runs(
 
     Returns:
         The rows; posteriors and flatnesses in order of appearance, metrics in the order of `directions`.
+
+    Examples:
+        >>> rows = summarize_runs(results.runs, baseline="Plain", directions={"nll": False})
+        >>> [(row.posterior, row.metric) for row in rows]
+        [('MAP', 'nll'), ('SWAG(rank=2)', 'nll')]
     """
     metrics = {(run.posterior, run.flatness, run.seed): run.metrics for run in runs}
     pairs = dict.fromkeys((run.posterior, run.flatness) for run in runs if run.flatness != baseline)

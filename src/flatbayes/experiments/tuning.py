@@ -50,6 +50,11 @@ def default_ranges(run: ExperimentRun) -> Ranges:
 
     Raises:
         ValueError: The flatness has no radius.
+
+    Examples:
+        >>> run = ExperimentRun(source, MLP, SWAG(), SAM(rho=0.2), config, seed=0)
+        >>> default_ranges(run)["flatness.rho"][1]
+        4.0
     """
     rho = getattr(run.flatness, "rho", None)
     if not rho:
@@ -86,6 +91,15 @@ def tune_hyperparameters(
         ValueError: A name is not that of a hyperparameter, or a range is empty.
         RuntimeError: All trials failed.
         ImportError: Optuna is not installed.
+
+    Examples:
+        >>> run = ExperimentRun(source, MLP, SWAG(rank=2), SAM(), config, seed=0)
+        >>> ranges = {"flatness.rho": (0.01, 0.5)}
+        >>> tuned = tune_hyperparameters(
+        ...     run, ranges, num_trials=2, num_seeds=1, folder=Path("runs"), show_progress=False
+        ... )
+        >>> len(tuned.trials), 0.01 <= tuned.flatness.rho <= 0.5
+        (2, True)
     """
     check_ranges(run, ranges)
     maximize = is_higher_better(metric)
@@ -156,6 +170,14 @@ def tune(
         ValueError: Model, data, posterior, flatness and configuration do not go together, or a range is not valid.
         RuntimeError: All trials failed.
         ImportError: Optuna is not installed.
+
+    Examples:
+        >>> tuned = tune(
+        ...     MLP, source, SWAG(rank=2), SAM(), config, num_trials=2, num_seeds=1
+        ... )
+        >>> fitted = fit(MLP, data, tuned.posterior, tuned.flatness, config)
+        >>> tuned.names, len(tuned.trials)
+        (['flatness.rho'], 2)
     """
     check_counts(num_trials, num_seeds)
     source = make_source(data)
@@ -232,6 +254,10 @@ def is_higher_better(metric: str) -> bool:
 
     Raises:
         ValueError: The metric is unknown or has no direction.
+
+    Examples:
+        >>> is_higher_better("accuracy"), is_higher_better("nll")
+        (True, False)
     """
     if metric not in HIGHER_IS_BETTER:
         suggestion = format_suggestion(metric, HIGHER_IS_BETTER)

@@ -24,6 +24,14 @@ class TuningResult:
             training failed.
         higher_is_better: Direction of the score.
         metric: Metric on the validation split that the score is.
+
+    Examples:
+        >>> run = ExperimentRun(source, MLP, SWAG(), SAM(rho=0.2), config, seed=0)
+        >>> trials = [{"flatness.rho": 0.1, "score": 0.35}, {"flatness.rho": 0.2, "score": 0.31}]
+        >>> tuned = TuningResult(run, trials)
+        >>> tuned.names, tuned.best_score, tuned.flatness.rho
+        (['flatness.rho'], 0.31, 0.2)
+        >>> axes = tuned.plot()
     """
 
     best_run: ExperimentRun

@@ -54,7 +54,7 @@ class PosteriorSAM(Flatness):
     Examples:
         >>> fitted = fit(MLP, data, SGVB(temperature=0.1), PosteriorSAM(rho=1.0), config)
         >>> fitted.predict(inputs, num_draws=30).mean.shape
-        torch.Size([898, 10])
+        torch.Size([100, 10])
     """
 
     rho: float = 3.0

@@ -76,6 +76,25 @@ class FlatCallback(Callback):
     Raises:
         ValueError: An argument is out of range, the posterior does not go with the flatness, or it needs several
             training runs.
+
+    Examples:
+        >>> import lightning
+        >>> class Classifier(lightning.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.network = nn.Linear(4, 3)
+        ...
+        ...     def training_step(self, batch, batch_idx):
+        ...         return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+        ...
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        >>> loader = torch.utils.data.DataLoader([*zip(examples, classes)], batch_size=3)
+        >>> flat = FlatCallback(SAM(rho=0.05), SWAG(rank=2), network="network")
+        >>> trainer = lightning.Trainer(max_epochs=4, callbacks=[flat], accelerator="cpu", barebones=True)
+        >>> trainer.fit(Classifier(), loader)
+        >>> flat.make_posterior(Categorical(3)).predict(examples).mean.shape
+        torch.Size([12, 3])
     """
 
     def __init__(

@@ -147,6 +147,13 @@ class Logits(nn.Module):
     Attributes:
         tensor_refusal: Why a tensor does not determine the inputs of training, so that a dictionary is required; None
             if it does.
+
+    Examples:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> settings = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> network = Logits(BertForSequenceClassification(settings))
+        >>> network(torch.arange(1, 6)[None]).shape
+        torch.Size([1, 2])
     """
 
     def __init__(self, model: nn.Module, pad_token_id: int | None = None) -> None:

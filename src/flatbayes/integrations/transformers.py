@@ -84,6 +84,11 @@ class FlatTrainerMixin(_TrainerBase):
     Raises:
         ValueError: An argument is out of range, the posterior does not go with the flatness or the precision or needs
             several training runs, or the weights are sharded.
+
+    Examples:
+        >>> from transformers import Seq2SeqTrainer
+        >>> class FlatSeq2SeqTrainer(FlatTrainerMixin, Seq2SeqTrainer):
+        ...     pass  # takes `flatness=` and `posterior=` beside the arguments of a Seq2SeqTrainer
     """
 
     def __init__(
@@ -239,7 +244,23 @@ class FlatTrainerMixin(_TrainerBase):
 
 
 class FlatTrainer(FlatTrainerMixin, Trainer):
-    """The Trainer of transformers, sharpness-aware and with a posterior: see `FlatTrainerMixin`."""
+    """The Trainer of transformers, sharpness-aware and with a posterior: see `FlatTrainerMixin`.
+
+    Examples:
+        >>> from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
+        >>> settings = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> model = BertForSequenceClassification(settings)
+        >>> sentences = [{"input_ids": torch.arange(1, 6), "labels": k % 2} for k in range(12)]
+        >>> arguments = TrainingArguments("runs", max_steps=10, use_cpu=True, disable_tqdm=True)
+        >>> trainer = FlatTrainer(
+        ...     model, arguments, train_dataset=sentences, flatness=SAM(), posterior=SWAG(rank=2)
+        ... )
+        >>> output = trainer.train()
+        {'train_runtime': ...}
+        >>> tokens = {"input_ids": torch.arange(1, 6)[None]}
+        >>> trainer.make_posterior(Categorical(2)).predict(tokens).mean.shape
+        torch.Size([1, 2])
+    """
 
 
 class _TrackerCallback(TrainerCallback):

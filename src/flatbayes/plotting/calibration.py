@@ -10,6 +10,8 @@ from flatbayes.plotting.theme import LINE_STYLES, MARKER_STYLES
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
 
+__all__ = ["draw_coverage_curve", "draw_reliability_curve", "plot_coverage", "plot_reliability"]
+
 
 def plot_reliability(
     confidence: Sequence[float],
@@ -31,6 +33,13 @@ def plot_reliability(
 
     Raises:
         ImportError: matplotlib is not installed.
+
+    Examples:
+        >>> bins = evaluate(fitted, data.test, num_draws=5).reliability
+        >>> intervals = bins.accuracy_intervals()
+        >>> axes = plot_reliability(bins.confidence, bins.accuracy, bins.counts, intervals, "SWAG")
+        >>> axes.get_title()
+        'SWAG'
     """
     with _use_unit_square(axes, "confidence (top probability)", "accuracy", title) as target:
         draw_reliability_curve(target, confidence, accuracy, counts, intervals, flat=True)
@@ -50,6 +59,11 @@ def plot_coverage(
 
     Raises:
         ImportError: matplotlib is not installed.
+
+    Examples:
+        >>> axes = plot_coverage(levels=[0.5, 0.9], coverage=[0.4, 0.85], title="SWAG")
+        >>> axes.get_title()
+        'SWAG'
     """
     with _use_unit_square(axes, "level of the central interval", "targets inside", title) as target:
         draw_coverage_curve(target, levels, coverage, flat=True)
@@ -76,6 +90,13 @@ def draw_reliability_curve(
         intervals: Interval of each accuracy.
         flat: Whether to draw in the style of flat runs.
         interval_offset: Distance in CSS pixels of the bars to the right of the marks.
+
+    Examples:
+        >>> from matplotlib import pyplot as plt
+        >>> figure, axes = plt.subplots()
+        >>> draw_reliability_curve(
+        ...     axes, [0.6, 0.9], [0.5, 0.8], [40, 60], [(0.3, 0.7), (0.7, 0.9)], flat=True
+        ... )
     """
     axes.plot(confidence, accuracy, **LINE_STYLES[flat])
     _draw_intervals(axes, confidence, intervals, flat, interval_offset)
@@ -99,6 +120,13 @@ def draw_coverage_curve(axes: "Axes", levels: Sequence[float], coverage: Sequenc
         levels: Probability of each interval.
         coverage: Fraction of the targets inside.
         flat: Whether to draw in the style of flat runs.
+
+    Examples:
+        >>> from matplotlib import pyplot as plt
+        >>> figure, axes = plt.subplots()
+        >>> draw_coverage_curve(axes, levels=[0.5, 0.9], coverage=[0.4, 0.85], flat=False)
+        >>> len(axes.lines)
+        1
     """
     axes.plot(levels, coverage, markersize=4, **{**MARKER_STYLES[flat], **LINE_STYLES[flat]})
 

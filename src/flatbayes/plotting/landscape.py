@@ -11,6 +11,8 @@ from flatbayes.plotting.theme import LINE_STYLES, MARKER_STYLES
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
 
+__all__ = ["draw_plane", "draw_slices"]
+
 NUM_LEVELS = 12
 DASH_PATTERNS = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (6, 1.4, 1, 1.4)), (0, (3, 1.2)))
 """Line styles of runs that share a colour."""
@@ -28,6 +30,12 @@ def draw_slices(axes: "Axes", slices: Mapping[str, Sequence[Curve]], flat: Mappi
         axes: Where to draw.
         slices: Slices by the name of the posterior, all at the same distances.
         flat: Whether a posterior was trained flat, by its name.
+
+    Examples:
+        >>> from matplotlib import pyplot as plt
+        >>> figure, axes = plt.subplots()
+        >>> curve = ([-1.0, 0.0, 1.0], [0.9, 0.2, 0.8])
+        >>> draw_slices(axes, {"SWAG": [curve]}, flat={"SWAG": True})
     """
     for name, line_style in line_styles(slices, flat).items():
         for distances, losses in slices[name]:
@@ -70,6 +78,14 @@ def draw_plane(
 
     Raises:
         ValueError: No loss on the grid is finite.
+
+    Examples:
+        >>> from matplotlib import pyplot as plt
+        >>> figure, axes = plt.subplots()
+        >>> losses = [[1.0, 0.5, 1.0], [0.5, 0.1, 0.6], [1.0, 0.6, 1.2]]
+        >>> draw_plane(
+        ...     axes, [0, 1, 2], [0, 1, 2], losses, {"SWAG": (1.0, 1.0, 0.0)}, {}, {"SWAG": True}
+        ... )
     """
     _draw_contours(axes, xs, ys, losses, log_levels(losses))
     labels: set[str] = set()

@@ -11,6 +11,8 @@ from flatbayes.plotting import theme
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
 
+__all__ = ["plot_band", "plot_uncertain"]
+
 Numbers = NDArray[np.floating[Any]]
 IMAGE_CHANNELS = (1, 3, 4)
 MAX_CLASSES = 3
@@ -40,6 +42,14 @@ def plot_band(
 
     Raises:
         ImportError: matplotlib is not installed.
+
+    Examples:
+        >>> x = np.linspace(0, 1, 20)
+        >>> axes = plot_band(
+        ...     np.sin(x), np.full(20, 0.1), np.full(20, 0.2), x, target_name="height in m"
+        ... )
+        >>> axes.get_ylabel()
+        'height in m'
     """
     order = np.argsort(mean if x is None else x, kind="stable")
     position = np.arange(len(mean)) if x is None else x[order]
@@ -84,6 +94,13 @@ def plot_uncertain(
 
     Raises:
         ImportError: matplotlib is not installed.
+
+    Examples:
+        >>> predictive = fitted.predict(inputs[:20])
+        >>> names = data.class_names
+        >>> axes = plot_uncertain(
+        ...     predictive.mean.numpy(), predictive.entropy.numpy(), names, num_examples=3
+        ... )
     """
     rows = np.argsort(-entropy, kind="stable")[:num_examples]
     has_images = inputs is not None and inputs.ndim == 4 and inputs.shape[1] in IMAGE_CHANNELS

@@ -9,6 +9,8 @@ from flatbayes.plotting import theme
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
 
+__all__ = ["plot_measures"]
+
 
 def plot_measures(
     trained: Sequence[Mapping[str, float]],
@@ -26,6 +28,12 @@ def plot_measures(
 
     Raises:
         ImportError: matplotlib is not installed.
+
+    Examples:
+        >>> trained, draws = [{"loss": 0.2, "worst": 0.1}], [{"loss": 0.3, "worst": 0.2}] * 3
+        >>> axes = plot_measures(trained, draws, title="SWAG")
+        >>> axes.get_title()
+        'SWAG'
     """
     names = list(trained[0])
     with theme.use_axes(axes, 6.0, 1.2 + 0.4 * len(names)) as target:

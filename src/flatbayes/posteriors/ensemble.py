@@ -30,7 +30,7 @@ class Ensemble(Posterior):
     Examples:
         >>> fitted = fit(MLP, data, Ensemble(SWAG(rank=2), size=5), SAM(rho=0.1), config)
         >>> fitted.predict(inputs, num_draws=30).mutual_information.shape
-        torch.Size([898])
+        torch.Size([100])
     """
 
     member: Posterior = MAP()

@@ -68,7 +68,7 @@ class LRT(Posterior):
     Examples:
         >>> fitted = fit(MLP, data, LRT(temperature=0.1), SAM(rho=0.1), config)
         >>> fitted.predict(inputs, num_draws=30).mutual_information.shape
-        torch.Size([898])
+        torch.Size([100])
     """
 
     prior_precision: PriorPrecision = field(default=1.0, hash=False)  # a mapping cannot be hashed

@@ -33,7 +33,7 @@ class MAP(Posterior):
     Examples:
         >>> fitted = fit(MLP, data, MAP(), SAM(rho=0.1), config)
         >>> fitted.predict(inputs).confidence.shape
-        torch.Size([898])
+        torch.Size([100])
     """
 
     prior_precision: float | None = None

@@ -38,7 +38,7 @@ class MCDropout(Posterior):
     Examples:
         >>> fitted = fit(MLP, data, MCDropout(rate=0.1), SAM(rho=0.1), config)
         >>> fitted.predict(inputs, num_draws=30).mutual_information.shape
-        torch.Size([898])
+        torch.Size([100])
     """
 
     rate: float | None = None

@@ -70,7 +70,7 @@ class SGHMC(Posterior):
     Examples:
         >>> fitted = fit(MLP, data, SGHMC(friction=0.1, prior_precision=1.0), SAM(rho=0.1), config)
         >>> fitted.predict(inputs, num_draws=30).mutual_information.shape
-        torch.Size([898])
+        torch.Size([100])
     """
 
     friction: float = 0.1

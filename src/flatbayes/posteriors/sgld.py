@@ -61,7 +61,7 @@ class SGLD(Posterior):
     Examples:
         >>> fitted = fit(MLP, data, SGLD(prior_precision=1.0), SAM(rho=0.1), config)
         >>> fitted.predict(inputs, num_draws=30).mutual_information.shape
-        torch.Size([898])
+        torch.Size([100])
     """
 
     prior_precision: float | None = None

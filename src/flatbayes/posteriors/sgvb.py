@@ -72,7 +72,7 @@ class SGVB(Posterior):
     Examples:
         >>> fitted = fit(MLP, data, SGVB(temperature=0.1), SAM(rho=0.1), config)
         >>> fitted.predict(inputs, num_draws=30).mutual_information.shape
-        torch.Size([898])
+        torch.Size([100])
     """
 
     prior_precision: PriorPrecision = field(default=1.0, hash=False)  # mappings and lists cannot be hashed

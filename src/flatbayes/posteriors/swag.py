@@ -53,7 +53,7 @@ class SWAG(Posterior):
     Examples:
         >>> fitted = fit(MLP, data, SWAG(rank=2), SAM(rho=0.1), config)
         >>> fitted.predict(inputs, num_draws=30).mutual_information.shape
-        torch.Size([898])
+        torch.Size([100])
     """
 
     rank: int = 20

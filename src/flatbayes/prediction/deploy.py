@@ -41,6 +41,11 @@ class CompiledPosterior(nn.Module):
 
     Attributes:
         output_names: Names of the returned tensors, in order.
+
+    Examples:
+        >>> compiled = fitted.compile(num_draws=5)
+        >>> sorted(compiled(inputs[:4]))
+        ['entropy', 'mean', 'mutual_information']
     """
 
     def __init__(

@@ -26,6 +26,11 @@ def predict_distributed(
 
     Raises:
         ValueError: There are no inputs.
+
+    Examples:
+        >>> predictive = predict_distributed(fitted, inputs, num_draws=2)  # with torchrun
+        >>> predictive.mean.shape
+        torch.Size([100, 10])
     """
     world = get_process_group_info()
     if world.size == 1:

@@ -50,6 +50,12 @@ class Evaluation:
         num_networks: Number of networks that were averaged.
         target_metrics: For a regression with several targets, the metrics of each in its unit, whose means are in
             `metrics`; all but the NLL, which is that of all targets together. Empty otherwise.
+
+    Examples:
+        >>> evaluation = evaluate(fitted, data.test, num_draws=5)
+        >>> sorted(evaluation.metrics)
+        ['accuracy', 'auroc_correct', 'brier', 'ece', 'nll']
+        >>> axes = evaluation.plot_reliability()
     """
 
     metrics: dict[str, float]
@@ -149,6 +155,11 @@ def evaluate(
     Raises:
         ValueError: The targets do not match the predictions, or are missing or not finite.
         TypeError: There are no targets, or no metrics for this kind of prediction.
+
+    Examples:
+        >>> evaluation = evaluate(fitted, data.test, num_draws=5)
+        >>> sorted(evaluation.metrics), evaluation.num_networks
+        (['accuracy', 'auroc_correct', 'brier', 'ece', 'nll'], 5)
     """
     inputs, targets = select_examples(fitted, data, targets, batch_size)
     is_labelled: Tensor | None = None

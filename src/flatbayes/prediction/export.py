@@ -34,6 +34,11 @@ def export_torch(module: CompiledPosterior, path: str | Path, inputs: Tensor | N
 
     Raises:
         ValueError: The shape of the inputs is unknown, or the network cannot be exported.
+
+    Examples:
+        >>> path = export_torch(fitted.compile(num_draws=2), "digits.pt2", inputs[:2])
+        >>> sorted(torch.export.load(path).module()(inputs[:4]))
+        ['entropy', 'mean', 'mutual_information']
     """
     path = Path(path)
     program = export_program(module, inputs)
@@ -55,6 +60,12 @@ def export_onnx(module: CompiledPosterior, path: str | Path, inputs: Tensor | No
     Raises:
         ValueError: The shape of the inputs is unknown, or the network cannot be exported or is too large.
         ImportError: The extra `export` is not installed.
+
+    Examples:
+        >>> linear = fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, MAP(), config=config)
+        >>> path = export_onnx(linear.compile(), "digits.onnx")
+        >>> path.exists()
+        True
     """
     path = Path(path)
     with require_package("export"):
@@ -143,6 +154,12 @@ def onnx_difference(module: CompiledPosterior, path: str | Path, inputs: Tensor 
     Raises:
         ValueError: There are no inputs to compare on.
         ImportError: The extra `export` is not installed.
+
+    Examples:
+        >>> linear = fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data, MAP(), config=config)
+        >>> path = export_onnx(linear.compile(), "digits.onnx")
+        >>> onnx_difference(linear.compile(), path) < 1e-5
+        True
     """
     with require_package("export"):
         import onnxruntime

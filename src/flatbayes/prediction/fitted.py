@@ -53,6 +53,15 @@ class FittedPosterior(NetworkSampler):
         info: Plain data that is saved with the artefact: class names, the model's class path and the like.
         norm_statistics: Cache of re-estimated running statistics, which is saved with the artefact.
         draw_rule: `DRAW_RULE`; 1 for an artefact of an older schema, which draws the same networks as before.
+
+    Examples:
+        >>> predictive = fitted.predict(inputs, num_draws=10)
+        >>> predictive.mean.shape, predictive.mutual_information.shape
+        (torch.Size([100, 10]), torch.Size([100]))
+        >>> folder = fitted.save("digits")
+        >>> again = FittedPosterior.load(folder)
+        >>> torch.equal(again.predict(inputs, num_draws=10).mean, predictive.mean)
+        True
     """
 
     _stacked_networks: StackedNetworks | None = field(default=None, init=False, repr=False, compare=False)

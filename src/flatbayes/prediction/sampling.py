@@ -55,6 +55,13 @@ class NetworkSampler:
         norm_statistics: Cache of re-estimated running statistics, which is saved with the artefact: of draws on the
             kind of device where the networks are, in the precision of the weights.
         draw_rule: `DRAW_RULE`; 1 for an artefact of an older schema, which draws the same networks as before.
+
+    Examples:
+        >>> images = fitted.preprocess(inputs[:4])
+        >>> for sampled_network in fitted.sample_networks(2, seed=0):
+        ...     print(sampled_network(images).shape)
+        torch.Size([4, 10])
+        torch.Size([4, 10])
     """
 
     posterior: Posterior
@@ -258,6 +265,9 @@ def check_num_draws(num_draws: int) -> None:
 
     Raises:
         ValueError: `num_draws` is below 1 or above a million.
+
+    Examples:
+        >>> check_num_draws(30)
     """
     if num_draws < 1:
         raise ValueError(f"A prediction needs at least 1 draw, got num_draws={num_draws}.")

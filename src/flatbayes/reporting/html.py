@@ -46,6 +46,11 @@ def write_report(folder: Path | str, glossary: Glossary | None = None) -> Path:
         FileNotFoundError: The folder has no results.json.
         ValueError: results.json or selection.json is damaged.
         ImportError: matplotlib is not installed.
+
+    Examples:
+        >>> path = results.save(Path())
+        >>> write_report(Path()).name
+        'report.html'
     """
     folder = Path(folder)
     page = render_page(read_results(folder), glossary or default_glossary(), SelectionRecord.load(folder))

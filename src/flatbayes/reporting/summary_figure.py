@@ -37,6 +37,10 @@ def write_summary_figure(results: ComparisonResult, path: Path | str) -> Path:
 
     Raises:
         ImportError: matplotlib is not installed.
+
+    Examples:
+        >>> write_summary_figure(results, "summary.svg").name
+        'summary.svg'
     """
     return write_text(Path(path), draw_summary(results))
 

@@ -42,6 +42,10 @@ def summary_tables(results: ComparisonResult, width: int | None = None) -> "list
     Args:
         results: The results.
         width: Width in characters, as in `summary_table`.
+
+    Examples:
+        >>> [table.row_count for table in summary_tables(results, width=100)]
+        [10]
     """
     tables = []
     for name in ["", *list_families(results)]:
@@ -60,6 +64,12 @@ def summary_table(results: ComparisonResult, width: int | None = None) -> "Table
     Args:
         results: The results.
         width: Width in characters, at least 80; by default that of the terminal.
+
+    Examples:
+        >>> from rich.console import Console
+        >>> Console(width=100, quiet=True).print(summary_table(results))
+        >>> summary_table(results, width=100).row_count
+        10
     """
     from rich.text import Text
 
@@ -86,7 +96,12 @@ def summary_table(results: ComparisonResult, width: int | None = None) -> "Table
 
 
 def format_verdict(results: ComparisonResult) -> str:
-    """The conclusion in plain words, and a line on posteriors that are badly calibrated, if there are any."""
+    """The conclusion in plain words, and a line on posteriors that are badly calibrated, if there are any.
+
+    Examples:
+        >>> format_verdict(results)[:12]
+        'Over 2 seeds'
+    """
     lines = [format_conclusion(select_family(results)), describe_miscalibration(results)]
     return "\n".join(line for line in lines if line)
 
@@ -168,7 +183,12 @@ def _new_table(results: ComparisonResult, wide: bool) -> "Table":
 
 
 def markdown_table(results: ComparisonResult) -> str:
-    """The table of the usual metrics in GitHub's Markdown; the better variant of a significant row is bold."""
+    """The table of the usual metrics in GitHub's Markdown; the better variant of a significant row is bold.
+
+    Examples:
+        >>> markdown_table(results).splitlines()[0]
+        '| Posterior | Metric | Plain | Flat | Flat − plain [95 % interval] | Better |'
+    """
     lines = [
         "| Posterior | Metric | Plain | Flat | Flat − plain [95 % interval] | Better |",
         "|---|---|---:|---:|---:|---|",

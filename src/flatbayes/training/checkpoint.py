@@ -41,6 +41,13 @@ class Checkpoints:
             twentieth of it; 0 removes both limits.
         max_to_keep: Number of checkpoints that are kept.
         allow_changed_data: Continue although the content of the data has changed since the checkpoint.
+
+    Examples:
+        >>> checkpoints = Checkpoints(Path("checkpoints"))
+        >>> fitted = fit(
+        ...     MLP, data, MAP(), config=config, checkpoints=checkpoints
+        ... )  # again: continues
+        >>> checkpoints.remove()
     """
 
     folder: Path

@@ -48,6 +48,14 @@ class OptimizationConfig:
             not in history and metrics.
         clip_norm: Largest norm of the final gradient. None does not clip; the command line clips a regression at 1.
         accumulation_steps: Micro-batches that the batch of a step is split into, to save memory.
+
+    Examples:
+        >>> optimization = OptimizationConfig(
+        ...     label_smoothing=0.1, clip_norm=1.0, accumulation_steps=2
+        ... )
+        >>> settings = config.with_options(optimization=optimization)
+        >>> fit(MLP, data, MAP(), config=settings).predict(inputs).mean.shape
+        torch.Size([100, 10])
     """
 
     label_smoothing: float = 0.0
@@ -74,6 +82,14 @@ class CollectionConfig:
             as give ten in total.
         num_norm_batches: Batches of training inputs that are kept to re-estimate the BatchNorm statistics of drawn
             networks, if the posterior and the network need them.
+
+    Examples:
+        >>> settings = TrainingConfig(
+        ...     epochs=4, collection=CollectionConfig(start_fraction=0.5, snapshots_per_epoch=2)
+        ... )
+        >>> fitted = fit(MLP, data, SWAG(rank=2), config=settings)
+        >>> int(fitted.states[0].statistics["count"])
+        4
     """
 
     start_fraction: float = 0.7
@@ -103,6 +119,11 @@ class PrecisionConfig:
         cuda_graph: Record the passes of a step as one CUDA graph, which saves the time of launching kernels: it pays
             for small networks on a CUDA device. For networks without dropout, and a flatness that does the same in
             every step.
+
+    Examples:
+        >>> settings = config.with_options(precision=PrecisionConfig("bf16-mixed"))
+        >>> fit(MLP, data, MAP(), config=settings).predict(inputs).mean.shape
+        torch.Size([100, 10])
     """
 
     mode: Precision = "32-true"
@@ -129,6 +150,12 @@ class DistributionConfig:
             GPU, or per core if there is none; `vectorized`, stacked in one process with `torch.func.vmap`, an error
             if the result differs by more than rounding; or `auto`, vectorized where that works and the networks are
             small enough to gain from it.
+
+    Examples:
+        >>> distribution = DistributionConfig(accelerator="cpu", members="vectorized")
+        >>> settings = config.with_options(distribution=distribution)
+        >>> fit(MLP, data, Ensemble(size=3), config=settings).predict(inputs).mean.shape
+        torch.Size([100, 10])
     """
 
     accelerator: str = "auto"
@@ -163,6 +190,13 @@ class TrainingConfig:
         collection: Collection of weight snapshots.
         precision: Floating-point precision, memory layout and compilation.
         distribution: Devices and processes.
+
+    Examples:
+        >>> from functools import partial
+        >>> adam = partial(torch.optim.Adam, lr=0.001)
+        >>> settings = TrainingConfig(epochs=2, batch_size=32, optimizer=adam, schedule=Cosine())
+        >>> fit(MLP, data, MAP(), config=settings).predict(inputs).mean.shape
+        torch.Size([100, 10])
     """
 
     epochs: int = 60

@@ -37,6 +37,11 @@ def dry_run(
     Raises:
         ValueError: Model, data, posterior, flatness, configuration and trained weights do not go together, or the
             configuration collects too few snapshots to draw from.
+
+    Examples:
+        >>> dry_run(
+        ...     MLP, data, SWAG(rank=2), SAM(rho=0.05), config
+        ... )  # a ValueError where `fit` would refuse
     """
     factory, _ = prepare_runs(
         model, data, posterior, flatness, config, init=init, new_head=new_head, freeze=freeze, output=output

@@ -45,6 +45,14 @@ class Interrupted(KeyboardInterrupt):
         resume_step: Step of the checkpoint from which the same fit continues; None if it starts again.
         missing: Why the posterior cannot predict yet; empty if it can.
         signal_number: The signal, by which the process ends: SIGINT, SIGTERM or SIGHUP.
+
+    Examples:
+        >>> try:
+        ...     fitted = fit(MLP, data, MAP(), config=config)
+        ... except Interrupted as interruption:  # after Ctrl-C
+        ...     fitted = interruption.fitted
+        >>> fitted.predict(inputs).mean.shape
+        torch.Size([100, 10])
     """
 
     def __init__(
@@ -133,6 +141,14 @@ def fit(
         OSError: A checkpoint cannot be written; earlier ones remain valid.
         Interrupted: Ctrl-C was pressed; it holds what was fitted so far. With `checkpoints`, one of that step was
             written, and the same call continues from it.
+
+    Examples:
+        >>> fitted = fit(MLP, data, SWAG(rank=2), SAM(rho=0.05), config)
+        >>> fitted.predict(inputs).mean.shape
+        torch.Size([100, 10])
+        >>> x, y = np.random.rand(100, 4), np.array(["yes", "no"] * 50)
+        >>> fit(nn.Linear(4, 2), (x, y), MAP(), config=config).predict(x).mean.shape
+        torch.Size([100, 2])
     """
     config = resolve_config(config, TrainingConfig() if init is None else FINE_TUNING)
     posterior = resolve_component(posterior, Posterior, "posterior")

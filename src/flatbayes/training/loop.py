@@ -35,7 +35,13 @@ MAX_PLAUSIBLE_NLL = 1e3
 
 
 class DivergenceWarning(UserWarning):
-    """The loss at the end of a training is finite, and so large that the training has diverged."""
+    """The loss at the end of a training is finite, and so large that the training has diverged.
+
+    Examples:
+        >>> import warnings
+        >>> warnings.simplefilter("error", DivergenceWarning)  # stop where `fit` would only warn
+        >>> fitted = fit(MLP, data, MAP(), config=config)
+    """
 
 
 def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]:

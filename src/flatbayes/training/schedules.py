@@ -9,7 +9,16 @@ MIN_SNAPSHOTS = 10
 
 
 class Schedule(ABC):
-    """The learning rate over training, as a factor on the initial learning rate of the optimizer."""
+    """The learning rate over training, as a factor on the initial learning rate of the optimizer.
+
+    Examples:
+        >>> class Halves(Schedule):
+        ...     num_cycles = 1
+        ...
+        ...     def factor(self, step, total_steps):
+        ...         return 1.0 if step < total_steps / 2 else 0.5
+        >>> fitted = fit(MLP, data, MAP(), config=config.with_options(schedule=Halves()))
+    """
 
     @property
     @abstractmethod
@@ -27,6 +36,10 @@ class Constant(Schedule):
 
     Attributes:
         warmup: Fraction of training over which the rate first rises linearly from zero.
+
+    Examples:
+        >>> Constant(warmup=0.1).factor(step=5, total_steps=100)
+        0.6
     """
 
     warmup: float = 0.0
@@ -48,6 +61,10 @@ class Cosine(Schedule):
     Attributes:
         end_factor: The factor at the end.
         warmup: Fraction of training over which the rate first rises linearly from zero.
+
+    Examples:
+        >>> [round(Cosine().factor(step, total_steps=100), 2) for step in (0, 50, 100)]
+        [1.0, 0.5, 0.0]
     """
 
     end_factor: float = 0.0
@@ -74,6 +91,10 @@ class SWALinear(Schedule):
         decay_end: Fraction of training after which the rate is constant; snapshots are collected from here on.
         end_factor: The factor from there on, large enough for the iterates to explore.
         warmup: Fraction of training over which the rate first rises linearly from zero.
+
+    Examples:
+        >>> [round(SWALinear().factor(step, total_steps=100), 2) for step in (0, 50, 70, 100)]
+        [1.0, 0.7, 0.1, 0.1]
     """
 
     decay_start: float = 0.4
@@ -111,6 +132,10 @@ class Polynomial(Schedule):
     Attributes:
         power: Exponent of the decay.
         offset: Fraction of training after which the factor is 2^-power.
+
+    Examples:
+        >>> [round(Polynomial().factor(step, total_steps=100), 2) for step in (0, 50, 100)]
+        [1.0, 0.37, 0.27]
     """
 
     power: float = 0.55
@@ -139,6 +164,11 @@ class Cyclical(Schedule):
     Attributes:
         num_cycles: Number of waves.
         end_factor: The factor at the end of each.
+
+    Examples:
+        >>> schedule = Cyclical(num_cycles=2)
+        >>> [round(schedule.factor(step, total_steps=100), 2) for step in (0, 25, 49, 50)]
+        [1.0, 0.5, 0.0, 1.0]
     """
 
     num_cycles: int = 4

@@ -78,6 +78,12 @@ def corrupt_images(
     Raises:
         ValueError: There is no such corruption or severity, or the inputs are not images in this range.
         ImportError: Pillow, which compresses to JPEG, is not installed.
+
+    Examples:
+        >>> images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+        >>> corrupted = corrupt_images(images, "gaussian_noise", severity=3)
+        >>> corrupted.shape, corrupted.dtype
+        (torch.Size([4, 3, 32, 32]), torch.uint8)
     """
     if name not in CORRUPTIONS:
         raise ValueError(f"Unknown corruption {name!r}. Known: {', '.join(CORRUPTIONS)}.")
@@ -103,6 +109,10 @@ def list_corruptions(channels: int, *, standard_only: bool = False) -> tuple[str
     Args:
         channels: 3 for color images; others cannot be saturated.
         standard_only: List the 15 corruptions that results are usually averaged over.
+
+    Examples:
+        >>> list_corruptions(channels=3)[:3], len(list_corruptions(channels=1, standard_only=True))
+        (('gaussian_noise', 'shot_noise', 'impulse_noise'), 15)
     """
     return tuple(
         name
@@ -119,6 +129,10 @@ def infer_white_value(inputs: Tensor) -> float:
 
     Raises:
         ValueError: Values are negative, above 255 or not finite.
+
+    Examples:
+        >>> infer_white_value(torch.tensor([0, 9, 14]).reshape(1, 1, 1, 3))
+        16.0
     """
     low, high = (float(value) for value in inputs.aminmax()) if inputs.numel() else (0.0, 1.0)
     if not (low >= 0 and high <= WHITE_VALUES[-1]):

@@ -11,7 +11,19 @@ after a validation `val_nll` and, for classes, `val_accuracy`."""
 
 
 class Callback:
-    """Called during training. The base class does nothing."""
+    """Called during training. The base class does nothing.
+
+    Examples:
+        >>> class CountSteps(Callback):
+        ...     count = 0
+        ...
+        ...     def on_step_end(self, step, loss, lr):
+        ...         self.count += 1
+        >>> counter = CountSteps()
+        >>> fitted = fit(MLP, data, MAP(), config=config, callback=counter)
+        >>> counter.count
+        12
+    """
 
     def on_run_start(self, member: int, num_members: int, total_steps: int) -> None:
         """A run starts.
@@ -42,7 +54,15 @@ class Callback:
 
 
 class CallbackList(Callback):
-    """Passes every call on to several callbacks."""
+    """Passes every call on to several callbacks.
+
+    Examples:
+        >>> history, lines = History(), []
+        >>> callbacks = CallbackList([history, ConsoleLogger(lines.append)])
+        >>> fitted = fit(MLP, data, MAP(), config=config, callback=callbacks)
+        >>> len(history.records), len(lines)
+        (2, 2)
+    """
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._callbacks = callbacks
@@ -89,6 +109,12 @@ class History(MemberCallback):
 
     Attributes:
         records: The records, in order.
+
+    Examples:
+        >>> history = History()
+        >>> fitted = fit(MLP, data, MAP(), config=config, callback=history)
+        >>> [record["epoch"] for record in history.records]
+        [1, 2]
     """
 
     def __init__(self) -> None:

@@ -80,6 +80,12 @@ class ConsoleLogger(MemberCallback):
     Args:
         write: Writes a line.
         min_interval_seconds: Least time between two lines; the first and the last epoch of a run always have one.
+
+    Examples:
+        >>> lines = []
+        >>> fitted = fit(MLP, data, MAP(), config=config, callback=ConsoleLogger(lines.append))
+        >>> lines[0][:23]
+        'epoch 1, step 6 of 12: '
     """
 
     def __init__(self, write: Callable[[str], None], min_interval_seconds: float = 60.0) -> None:

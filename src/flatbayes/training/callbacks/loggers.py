@@ -76,6 +76,12 @@ class MetricLogger(MemberCallback):
     Args:
         loggers: Loggers that get the numbers.
         every_n_steps: Steps between two whose loss is logged; reading it waits for the device.
+
+    Examples:
+        >>> logger = make_logger("csv", Path("logs"))
+        >>> fitted = fit(MLP, data, MAP(), config=config, callback=MetricLogger([logger]))
+        >>> len(list(Path("logs").rglob("metrics.csv")))
+        1
     """
 
     def __init__(self, loggers: Sequence[Logger], every_n_steps: int = 50) -> None:
@@ -140,6 +146,10 @@ def make_logger(kind: LoggerKind, folder: Path) -> Logger:
     Raises:
         ImportError: The package of the logger is not installed.
         ValueError: The kind is unknown.
+
+    Examples:
+        >>> logger = make_logger("csv", Path("logs"))  # or tensorboard, or wandb
+        >>> fitted = fit(MLP, data, MAP(), config=config, callback=MetricLogger([logger]))
     """
     if kind == "csv":
         csv_logs = import_fabric("loggers.csv_logs")  # slow to import

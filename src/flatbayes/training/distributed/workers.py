@@ -83,6 +83,11 @@ def parallel_backend(backend: ParallelBackend, accelerator: str = "auto") -> Ite
 
     Raises:
         ImportError: The backend is Ray, and it is not installed.
+
+    Examples:
+        >>> with parallel_backend("loky") as num_jobs:
+        ...     num_jobs >= 1
+        True
     """
     if backend == "loky":
         yield default_num_jobs(accelerator)
