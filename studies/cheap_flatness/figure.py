@@ -12,20 +12,14 @@ from matplotlib.axes import Axes
 
 from flatbayes.core.files import read_json
 from flatbayes.plotting import theme
+from flatbayes.plotting.labels import label_points
 from flatbayes.reporting import svg
-from flatbayes.reporting.summary_figure import CARD_BORDER_COLOUR, WIDTH_PX
+from flatbayes.reporting.summary_figure import WIDE
 
 PANEL_HEIGHT, TOP_MARGIN = 330.0, 46.0
 AXES = {"gradients": "gradients a step", "time": "training time, plain = 1"}
 COST_SHIFT = 0.018
 """Shift between points of equal cost, as a fraction of the axis."""
-LABEL_POSITIONS = [
-    (dx, dy, side)
-    for far in range(7)
-    for dy in sorted({-11 * far, 11 * far})
-    for side, dx in (("left", 8), ("right", -8))
-]
-"""Candidate positions of a label, nearest first: offset from the mark in points, and horizontal alignment."""
 
 
 def draw_figure(results: Mapping[str, Any]) -> str:
@@ -36,9 +30,9 @@ def draw_figure(results: Mapping[str, Any]) -> str:
     """
     posteriors = list(dict.fromkeys(row["posterior"] for row in results["rows"]))
     height = TOP_MARGIN + PANEL_HEIGHT * len(posteriors) + 20
-    with svg.new_figure(WIDTH_PX, height) as figure:
+    with svg.new_figure(WIDE.width, height) as figure:
         figure.text(
-            24 / WIDTH_PX,
+            24 / WIDE.width,
             1 - 26 / height,
             f"Flatness by what it costs: {results['title']}",
             fontsize=15,
@@ -48,17 +42,17 @@ def draw_figure(results: Mapping[str, Any]) -> str:
             f"NLL gained over plain training on test data, mean and 95 % interval over {results['seeds']} seeds; "
             "dashed: plain, blue line: SAM"
         )
-        figure.text(24 / WIDTH_PX, 1 - 46 / height, note, fontsize=11, alpha=0.75)
+        figure.text(24 / WIDE.width, 1 - 46 / height, note, fontsize=11, alpha=0.75)
         for row, posterior in enumerate(posteriors):
             rows = [r for r in results["rows"] if r["posterior"] == posterior]
             for column, cost in enumerate(AXES):
                 left, wide = (74.0, 372.0) if column == 0 else (474.0, 362.0)
                 bottom = height - TOP_MARGIN - PANEL_HEIGHT - PANEL_HEIGHT * row
-                box = (left / WIDTH_PX, (bottom + 26) / height, wide / WIDTH_PX, (PANEL_HEIGHT - 44) / height)
+                box = (left / WIDE.width, (bottom + 26) / height, wide / WIDE.width, (PANEL_HEIGHT - 44) / height)
                 draw_panel(figure.add_axes(box), rows, cost, posterior if column == 0 else None)
         description = "; ".join(f"{r['posterior']} {r['mechanism']}: {r['gain']:.4f}" for r in results["rows"])
         label = f"NLL gained over plain by cost. {description}"
-        return svg.to_svg_file(figure, "cheap", label, radius=10, border=CARD_BORDER_COLOUR)
+        return svg.to_svg_file(figure, "cheap", label, card=True)
 
 
 def draw_panel(axes: Axes, rows: Sequence[Mapping[str, Any]], cost: str, name: str | None) -> None:
@@ -136,52 +130,17 @@ def write_labels(
         ends: Lower and upper ends of the bars.
         lines: Heights of horizontal lines.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
-    renderer = FigureCanvasAgg(axes.figure).get_renderer()
-    pixels = axes.transData.transform
+    pixels, inside = axes.transData.transform, axes.get_window_extent()
     taken = []
-    for x, row, (bottom, top) in zip(at, rows, ends, strict=True):
-        (left, low), (_, high), (_, middle) = pixels((x, bottom)), pixels((x, top)), pixels((x, row["gain"]))
+    for x, (bottom, top) in zip(at, ends, strict=True):
+        (left, low), (_, high) = pixels((x, bottom)), pixels((x, top))
         taken.append(Bbox.from_extents(left - 1.5, low, left + 1.5, high))
-        taken.append(Bbox.from_extents(left - 5, middle - 5, left + 5, middle + 5))
-    inside = axes.get_window_extent(renderer)
     for level in lines:
         _, y = pixels((0.0, level))
         taken.append(Bbox.from_extents(inside.x0, y - 1, inside.x1, y + 1))
-    for x, row in sorted(zip(at, rows, strict=True), key=lambda pair: -pair[1]["gain"]):
-        for dx, dy, side in LABEL_POSITIONS:
-            text = axes.annotate(
-                row["mechanism"],
-                (x, row["gain"]),
-                xytext=(dx, dy),
-                textcoords="offset points",
-                ha=side,
-                va="center",
-                fontsize=9.5,
-                zorder=6,
-            )
-            box = text.get_window_extent(renderer).padded(1.0)
-            free = not any(box.overlaps(other) for other in taken)
-            within = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-            if free and within:
-                break
-            text.remove()
-        else:
-            continue  # no free position: the label is left out
-        taken.append(box)
-        if abs(dy) > 12:
-            lead = {
-                "arrowstyle": "-",
-                "color": theme.INK,
-                "alpha": 0.35,
-                "linewidth": 0.7,
-                "shrinkA": 1,
-                "shrinkB": 4,
-            }
-            end = (dx, dy)
-            axes.annotate("", (x, row["gain"]), xytext=end, textcoords="offset points", arrowprops=lead, zorder=2)
+    label_points(axes, [(x, row["gain"], row["mechanism"]) for x, row in zip(at, rows, strict=True)], obstacles=taken)
 
 
 if __name__ == "__main__":

@@ -87,3 +87,8 @@ def test_the_table_of_the_demo_is_that_of_its_configuration():
     assert config["num_seeds"] == len(list_seeds(results))
     rhos = {m["name"]: m["flatness"]["init_args"]["rho"] for m in config["posteriors"]}
     assert {run.flatness for run in results.runs} == {"Plain", *(f"SAM(rho={rho})" for rho in rhos.values())}
+
+
+def test_the_figures_of_the_readme_are_those_of_the_demo():
+    for path, text in load_hook("figures").render_figures().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `python docs/hooks/figures.py`"

@@ -65,7 +65,7 @@ def test_solutions_are_named_and_their_distance_is_told():
 
 def test_both_axes_have_the_same_scale():
     _, _, width, height = map(float, ElementTree.fromstring(draw_plane(bowl(), {})).attrib["viewBox"].split())
-    inner_width, inner_height = width - 1.5 * 52, height - 1.2 * 52 - 24
+    inner_width, inner_height = width - 1.5 * 52, height - 1.2 * 52 - 24 - 26
     assert inner_height / inner_width == pytest.approx(2 / 3, rel=1e-3)
 
 
@@ -86,7 +86,7 @@ def test_slices_have_a_name_each_and_a_bold_mean():
 
 def test_losses_that_are_not_positive_are_drawn_on_a_plain_scale():
     some = {"x": [LossSlice((0.0, 1.0), (-1.0, 2.0))]}
-    assert "−1" in " ".join(words(draw_slices(some, {})))
+    assert "−0.6" in " ".join(words(draw_slices(some, {})))
 
 
 def test_dashes_tell_runs_of_one_colour_apart():

@@ -50,7 +50,7 @@ def format_html_table(
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     foot = "".join(f"<div>{escape(note)}</div>" for note in notes)
     return (
-        f'<div><table><caption style="text-align: left">{escape(caption)}</caption>'
+        f'<div><table><caption style="text-align: left; white-space: nowrap">{escape(caption)}</caption>'
         f"{f'<thead><tr>{head}</tr></thead>' if header else ''}<tbody>{body}</tbody></table>{foot}</div>"
     )
 

@@ -93,7 +93,7 @@ class TuningResult:
         return make_data_frame(self.trials)
 
     def plot(self, name: str | None = None, *, ax: "Axes | None" = None) -> "Axes":
-        """Draw the score of every trial against a hyperparameter, on a logarithmic axis.
+        """Draw the score of every trial against a hyperparameter.
 
         Args:
             name: The hyperparameter, by default the first.

@@ -41,7 +41,8 @@ def plot_reliability(
         >>> axes.get_title()
         'SWAG'
     """
-    with _use_unit_square(axes, "confidence (top probability)", "accuracy", title) as target:
+    heading = _join_lines(title, "below the dotted line: overconfident; bars: 95 %")
+    with _use_unit_square(axes, "confidence (top probability)", "accuracy", heading) as target:
         draw_reliability_curve(target, confidence, accuracy, counts, intervals, flat=True)
         return target
 
@@ -65,7 +66,8 @@ def plot_coverage(
         >>> axes.get_title()
         'SWAG'
     """
-    with _use_unit_square(axes, "level of the central interval", "targets inside", title) as target:
+    heading = _join_lines(title, "below the dotted line: intervals too narrow")
+    with _use_unit_square(axes, "level of the central interval", "targets inside", heading) as target:
         draw_coverage_curve(target, levels, coverage, flat=True)
         return target
 
@@ -150,9 +152,14 @@ def set_unit_ticks(set_ticks: Any) -> None:
 @contextmanager
 def _use_unit_square(axes: "Axes | None", x_label: str, y_label: str, title: str) -> Iterator["Axes"]:
     """Axes of a program or notebook, with a diagonal behind what is drawn inside."""
-    with theme.use_axes(axes, 4.2, 4.2) as target, draw_diagonal(target):
+    with theme.use_axes(axes, 4.2, 4.4) as target, draw_diagonal(target):
         target.set(xlabel=x_label, ylabel=y_label, title=title)
         yield target
+
+
+def _join_lines(*lines: str) -> str:
+    """The lines that are not empty."""
+    return "\n".join(filter(None, lines))
 
 
 def _draw_intervals(

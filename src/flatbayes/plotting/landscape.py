@@ -6,10 +6,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from flatbayes.plotting import theme
+from flatbayes.plotting.labels import label_points
+from flatbayes.plotting.scales import scale_axis
 from flatbayes.plotting.theme import LINE_STYLES, MARKER_STYLES
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
+    from matplotlib.text import Text
 
 __all__ = ["draw_plane", "draw_slices"]
 
@@ -42,11 +45,8 @@ def draw_slices(axes: "Axes", slices: Mapping[str, Sequence[Curve]], flat: Mappi
             axes.plot(distances, mask_nonfinite(losses), **line_style | {"linewidth": 0.8, "alpha": 0.3})
         mean = [fmean(column) for column in zip(*(losses for _, losses in slices[name]), strict=True)]
         axes.plot(slices[name][0][0], mask_nonfinite(mean), label=name, **line_style | {"linewidth": 2.2})
-    if all(loss > 0 for group in slices.values() for _, losses in group for loss in losses):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda loss, _: f"{loss:g}")
-        axes.yaxis.set_minor_formatter(lambda loss, _: "")
-    axes.set_xlabel("distance along filter-normalised random directions (1: noise as large as the weights)")
+    scale_axis(axes.yaxis, [loss for group in slices.values() for _, losses in group for loss in losses], 6)
+    axes.set_xlabel("distance along filter-normalised directions (1: norm of the weights)", fontsize=10)
     axes.set_ylabel("loss in nats")
     axes.set_title("Loss along random directions; thin: single draws, bold: mean")
     axes.legend(frameon=False)
@@ -87,7 +87,7 @@ def draw_plane(
         ...     axes, [0, 1, 2], [0, 1, 2], losses, {"SWAG": (1.0, 1.0, 0.0)}, {}, {"SWAG": True}
         ... )
     """
-    _draw_contours(axes, xs, ys, losses, log_levels(losses))
+    level_labels = _draw_contours(axes, xs, ys, losses, log_levels(losses))
     labels: set[str] = set()
     for name, coordinates in draws.items():
         colour = MARKER_STYLES[is_flat(name, flat)]["color"]
@@ -96,23 +96,26 @@ def draw_plane(
         shown = None if label in labels else label
         axes.plot(x_values, y_values, "o", color=colour, alpha=0.55, markersize=3.5, mew=0, zorder=3, label=shown)
         labels.add(label)
+    names = []
     for name, (x, y, distance) in points.items():
         label = f"solution, {'flat' if is_flat(name, flat) else 'plain'}"
         shown = None if label in labels else label
         axes.plot([x], [y], linestyle="none", markersize=8, label=shown, **MARKER_STYLES[is_flat(name, flat)])
         labels.add(label)
         suffix = f" ({distance:.2g} away)" if distance > 1e-3 * (xs[-1] - xs[0]) else ""
-        _annotate_point(axes, x, y, name + suffix)
+        names.append((x, y, name + suffix))
     axes.set_xlabel("distance in weight space")
     axes.set_ylabel("distance in weight space")
     axes.set_title("Loss in nats over the plane through the solutions")
     axes.set_aspect("equal")
     axes.set_xlim(xs[0], xs[-1])
     axes.set_ylim(ys[0], ys[-1])
-    if labels:
-        axes.legend(fontsize=9, loc="upper left", framealpha=0.8)
     theme.style_axes(axes)
     axes.grid(False)
+    if labels:
+        theme.add_legend_below(axes, fontsize=9, ncols=4)
+    background = {"facecolor": theme.PAGE, "edgecolor": "none", "alpha": 0.8, "pad": 1.2}
+    label_points(axes, names, level_labels, fontsize=10, bbox=background)
 
 
 def log_levels(losses: Sequence[Sequence[float]], count: int = NUM_LEVELS) -> list[float]:
@@ -169,8 +172,8 @@ def _draw_contours(
     ys: Sequence[float],
     losses: Sequence[Sequence[float]],
     levels: Sequence[float],
-) -> None:
-    """Bands that darken with the loss, a thin line at each level, and a number on every third line."""
+) -> "list[Text]":
+    """Bands that darken with the loss, a line at each level, and a number on every third line, which are returned."""
     red, green, blue = (int(theme.INK[k : k + 2], 16) / 255 for k in (1, 3, 5))
     shades = [(red, green, blue, 0.02 + 0.3 * k / len(levels)) for k in range(len(levels))]
     finite = [mask_nonfinite(row) for row in losses]
@@ -178,18 +181,13 @@ def _draw_contours(
     lines = axes.contour(
         xs, ys, finite, levels=list(levels), colors=[theme.INK], linewidths=0.6, alpha=0.55, zorder=1
     )
-    axes.clabel(lines, levels=list(levels)[1::3], fmt="%.2g", fontsize=8)
+    return list(axes.clabel(lines, levels=list(levels)[1::3], fmt=_level_format(levels), fontsize=8))
 
 
-def _annotate_point(axes: "Axes", x: float, y: float, text: str) -> None:
-    """Write a name above a mark, on a background that hides the contours."""
-    axes.annotate(
-        text,
-        (x, y),
-        xytext=(0, 9),
-        textcoords="offset points",
-        ha="center",
-        fontsize=10,
-        zorder=6,
-        bbox={"facecolor": theme.PAGE, "edgecolor": "none", "alpha": 0.8, "pad": 1.2},
-    )
+def _level_format(levels: Sequence[float]) -> str:
+    """Format with as many significant digits as neighbouring labels need to differ, at least two."""
+    labelled = list(levels)[1::3]
+    for digits in range(2, 7):
+        if len({f"{level:.{digits}g}" for level in labelled}) == len(labelled):
+            return f"%.{digits}g"
+    return "%.6g"

@@ -66,7 +66,8 @@ def plot_band(
             target.plot(position, targets[order], "o", color=theme.INK, markersize=3, alpha=0.7, label="observed")
         target.set_xlabel("examples, by predicted mean" if x is None else "input")
         target.set_ylabel(target_name)
-        target.legend(frameon=False, fontsize=9)
+        target.set_title(f"Predictions of {len(mean)} examples with 95 % intervals")
+        target.legend(fontsize=9, framealpha=0.7)
         theme.style_axes(target)
         return target
 
@@ -115,15 +116,18 @@ def plot_uncertain(
                 if probs[row, k] > 0.08:
                     target.text(left + probs[row, k] / 2, y, class_names[k], ha="center", va="center", fontsize=9)
                 left += float(probs[row, k])
-            true_class = "" if targets is None else f", {class_names[int(targets[row])]}"
-            labels.append(f"row {row}{true_class}")
+            true_class = "" if targets is None else f": {class_names[int(targets[row])]}"
+            labels.append(f"{row}{true_class}")
             if has_images and inputs is not None:
                 _draw_image(target, inputs[row], y)
         target.set_xlim(-0.14 if has_images else 0, 1)
         target.set_ylim(len(rows) - 0.5, -0.5)
         target.set_yticks(range(len(rows)), labels)
-        target.set_xlabel("probability")
+        target.set_xlabel("probability of the likeliest classes")
+        target.set_ylabel("example" if targets is None else "example and its class")
         target.set_title(f"The {len(rows)} most uncertain of {len(entropy)} examples")
+        if targets is not None:
+            _add_class_legend(target)
         theme.style_axes(target, grid="x")
         return target
 
@@ -135,3 +139,14 @@ def _draw_image(axes: "Axes", image: Numbers, y: float) -> None:
     inset = axes.inset_axes((-0.13, y - 0.4, 0.12, 0.8), transform=axes.transData)
     inset.imshow(pixels, cmap="gray", aspect="equal")
     inset.axis("off")
+
+
+def _add_class_legend(axes: "Axes") -> None:
+    """A key of the colours of the right class and of others, below the axes."""
+    from matplotlib.patches import Patch
+
+    handles = [
+        Patch(color=theme.FLAT, alpha=0.75, label="right class"),
+        Patch(color=theme.PLAIN, alpha=0.75, label="another class"),
+    ]
+    theme.add_legend_below(axes, handles=handles)

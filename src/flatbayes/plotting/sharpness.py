@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from flatbayes.plotting import theme
+from flatbayes.plotting.scales import scale_axis
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
@@ -47,8 +48,7 @@ def plot_measures(
             if y == 0:
                 for (artist, *_), label in ((dots, "draw"), (mean, "mean of draws"), (diamonds, "trained network")):
                     artist.set_label(label)
-        if all(measures[name] > 0 for name in names for measures in (*trained, *draws)):
-            target.set_xscale("log")
+        scale_axis(target.xaxis, [measures[name] for name in names for measures in (*trained, *draws)], 6)
         target.set_yticks(range(len(names)), names)
         target.set_ylim(len(names) - 0.5, -0.5)
         target.set_xlabel("value of the measure; losses and gaps in nats")

@@ -1,5 +1,6 @@
 """Reliability diagrams of classifications and coverage diagrams of regressions, pooled over seeds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -170,8 +171,11 @@ def _draw_counts(axes: "Axes", pooled: Mapping[bool, PooledBins | None]) -> None
     axes.set_ylabel("count")
     axes.yaxis.set_label_coords(LABEL_X, 0.5)
     axes.minorticks_off()
+    most = max((count for bins in pooled.values() if bins is not None for count in bins.bins.counts), default=1)
+    axes.set_yticks([1, 10 ** math.floor(math.log10(max(most, 1)))])
+    axes.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
+    axes.tick_params(labelsize=8)
     theme.style_axes(axes, grid="x")
-    axes.set_yticks([])
 
 
 def _write_metric(axes: "Axes", results: ComparisonResult, posterior: str, metric: str, label: str) -> None:

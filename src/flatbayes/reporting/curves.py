@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.experiments.run_result import RunResult
 from flatbayes.plotting import theme
+from flatbayes.plotting.scales import label_metric, scale_axis
 from flatbayes.plotting.theme import LINE_STYLES
 from flatbayes.reporting import queries, svg
 from flatbayes.reporting.svg import PANEL_WIDTH_PX, Panel
@@ -45,23 +46,23 @@ LEARNING_CURVES = CurveSpec(
     "Learning curves",
     "epoch",
     "epoch",
-    {"loss": "training loss", "val_nll": "validation NLL"},
+    {"loss": "training loss in nats", "val_nll": "validation NLL in nats"},
     lambda run: run.history,
 )
 SHIFT_CURVES = CurveSpec(
     "shift",
     "Corrupted images",
     "severity",
-    "severity",
-    {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"},
+    "severity of the corruption (0: none)",
+    {name: label_metric(name) for name in ("accuracy", "nll", "ece")},
     lambda run: run.details.shift,
 )
 LANDSCAPE_CURVES = CurveSpec(
     "landscape",
     "Slices of the training loss through draws",
     "distances",
-    "distance",
-    {"losses": "training loss along random directions"},
+    "distance (1: norm of the weights)",
+    {"losses": "training loss in nats along random directions"},
     lambda run: run.details.loss_slice,
 )
 
@@ -144,20 +145,6 @@ def draw_curves(axes: "Axes", variants: Mapping[bool, MeanCurve]) -> None:
             low = [mean - (sd or 0.0) for _, mean, sd in curve]
             high = [mean + (sd or 0.0) for _, mean, sd in curve]
             axes.fill_between(xs, low, high, color=LINE_STYLES[flat]["color"], alpha=0.16, linewidth=0, zorder=2)
-    scale_y_axis(axes, [point[1] for curve in variants.values() for point in curve])
+    scale_axis(axes.yaxis, [point[1] for curve in variants.values() for point in curve])
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     theme.style_axes(axes)
-
-
-def scale_y_axis(axes: "Axes", values: Sequence[float]) -> None:
-    """A logarithmic axis where the values are positive and span more than a factor of three, else a linear one."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-
-    if min(values) > 0 and max(values) > 3 * min(values):
-        axes.set_yscale("log")
-        axes.set_ylim(min(values) / 1.3, max(values) * 1.3)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if max(values) > 100 * min(values) else (1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(4))

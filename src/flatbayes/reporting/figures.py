@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.plotting import theme
+from flatbayes.plotting.scales import label_metric, scale_axis
 from flatbayes.plotting.theme import MARKER_STYLES, VERDICT_COLOURS
 from flatbayes.reporting import queries, svg
 from flatbayes.reporting.formats import ZERO_TOLERANCE, shorten_label
@@ -15,7 +16,7 @@ from flatbayes.reporting.svg import PANEL_WIDTH_PX, Panel
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
 
-ROW_HEIGHT_PX = 44.0
+ROW_HEIGHT_PX = 50.0
 EQUAL_HALF_RANGE = 0.01
 """Half the width of an axis on which all numbers are equal."""
 MIN_FIXED_POINT = 1e-3
@@ -28,7 +29,8 @@ def metric_panels(results: ComparisonResult, glossary: Glossary) -> list[Panel]:
     for index, metric in enumerate(queries.list_metrics(results)):
         label = f"{metric} of every posterior, plain and flat; the numbers are in the results table"
         draw = partial(draw_means, results=results, metric=metric)
-        panels.append(Panel(metric, glossary.direction(metric), row_figure(results, f"metric-{index}", label, draw)))
+        figure = row_figure(results, f"metric-{index}", label, draw, x_label=label_metric(metric))
+        panels.append(Panel(metric, glossary.direction(metric), figure))
     return panels
 
 
@@ -44,7 +46,8 @@ def difference_panels(results: ComparisonResult, glossary: Glossary, name: str =
     for index, metric in enumerate(queries.list_metrics(results)):
         label = f"Flat minus plain of {metric} with 95 % intervals; the numbers are in the results table"
         draw = partial(draw_difference, results=results, metric=metric)
-        figure = row_figure(results, f"{name}-{index}", label, draw, zero=True)
+        x_label = f"flat − plain: {label_metric(metric)}"
+        figure = row_figure(results, f"{name}-{index}", label, draw, x_label=x_label, zero=True)
         panels.append(Panel(metric, describe_direction(glossary, metric), figure))
     return panels
 
@@ -62,6 +65,7 @@ def row_figure(
     label: str,
     draw: Callable[["Axes", float, str], None],
     *,
+    x_label: str,
     zero: bool = False,
 ) -> str:
     """A figure with one row per posterior, its label above the row.
@@ -71,12 +75,13 @@ def row_figure(
         name: Prefix of ids, unique in the page.
         label: Description for screen readers.
         draw: Draws one row, given axes, the y coordinate of the row and the posterior.
+        x_label: What the horizontal axis shows, with its unit.
         zero: Draw a vertical line at zero.
     """
     labels = queries.list_posteriors(results)
-    height = ROW_HEIGHT_PX * len(labels) + 30
+    height = ROW_HEIGHT_PX * len(labels) + 46
     with svg.new_figure(PANEL_WIDTH_PX, height) as figure:
-        axes = figure.add_axes((16 / PANEL_WIDTH_PX, 24 / height, 1 - 32 / PANEL_WIDTH_PX, 1 - 26 / height))
+        axes = figure.add_axes((16 / PANEL_WIDTH_PX, 40 / height, 1 - 32 / PANEL_WIDTH_PX, 1 - 42 / height))
         for y, posterior in enumerate(labels):
             axes.axhline(y, color=theme.INK, alpha=0.13, linewidth=0.8, zorder=0)
             _write_label(axes, y, posterior)
@@ -84,7 +89,8 @@ def row_figure(
         if zero:
             axes.axvline(0.0, color=theme.INK, linewidth=1.1, alpha=0.75, zorder=1)
         theme.style_axes(axes, grid="x")
-        _format_row_axes(axes, len(labels))
+        _format_row_axes(axes, len(labels), zero=zero)
+        axes.set_xlabel(x_label, fontsize=10, alpha=0.75, labelpad=3)
         return svg.to_inline_svg(figure, name, label)
 
 
@@ -94,7 +100,7 @@ def _write_label(axes: "Axes", y: float, posterior: str) -> None:
         shorten_label(posterior),
         (0.0, y),
         xycoords=("axes fraction", "data"),
-        xytext=(-2, 12),
+        xytext=(-2, 14),
         textcoords="offset points",
         fontsize=10.5,
         va="bottom",
@@ -103,10 +109,8 @@ def _write_label(axes: "Axes", y: float, posterior: str) -> None:
     )
 
 
-def _format_row_axes(axes: "Axes", num_rows: int) -> None:
-    """First row on top with room for its label, and few ticks on the x axis."""
-    from matplotlib.ticker import MaxNLocator
-
+def _format_row_axes(axes: "Axes", num_rows: int, *, zero: bool) -> None:
+    """First row on top with room for its label, and few ticks on the x axis, which is linear for differences."""
     axes.set_ylim(num_rows - 0.6, -0.75)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -114,7 +118,9 @@ def _format_row_axes(axes: "Axes", num_rows: int) -> None:
     low, high = axes.dataLim.intervalx
     if high - low <= ZERO_TOLERANCE:  # the axis would span the rounding error of equal numbers
         axes.set_xlim(low - EQUAL_HALF_RANGE, high + EQUAL_HALF_RANGE)
-    axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
+    scale_axis(axes.xaxis, () if zero else (low, high))
+    if axes.get_xscale() == "log":
+        return
     if max(abs(low), abs(high)) < MIN_FIXED_POINT:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}".replace("-", "−"))
     else:
@@ -169,13 +175,30 @@ def plot_differences(results: ComparisonResult, metric: str, axes: "Axes | None"
     if metric not in metrics:
         raise ValueError(f"The comparison has no metric {metric!r}; it has {', '.join(metrics)}.")
     posteriors = [p for p in queries.list_posteriors(results) if queries.find_row(results, p, metric) is not None]
-    with theme.use_axes(axes, 6.0, 1.1 + 0.5 * len(posteriors)) as target:
+    with theme.use_axes(axes, 6.0, 1.5 + 0.5 * len(posteriors)) as target:
         for y, posterior in enumerate(posteriors):
             draw_difference(target, y, posterior, results=results, metric=metric)
         target.axvline(0.0, color=theme.INK, linewidth=1.1, alpha=0.75, zorder=1)
         target.set_yticks(range(len(posteriors)), [shorten_label(posterior) for posterior in posteriors])
         target.set_ylim(len(posteriors) - 0.4, -0.6)
-        target.set_xlabel(f"{metric}: {describe_direction(glossary, metric)}")
+        hint = f" ({describe_direction(glossary, metric)})" if metric in glossary.higher_is_better else ""
+        target.set_xlabel(f"flat − plain: {label_metric(metric)}{hint}")
+        _add_verdict_legend(target)
         target.set_title(f"{queries.format_title(results)} on {queries.format_data(results)}")
         theme.style_axes(target, grid="x")
         return target
+
+
+def _add_verdict_legend(axes: "Axes") -> None:
+    """A key of the marks and colours of verdicts, below the axes."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linewidth=2.6, label=label, **style)
+        for label, style in (
+            ("flat better", MARKER_STYLES[True]),
+            ("plain better", MARKER_STYLES[False]),
+            ("within noise", {"color": theme.TIE, "marker": "D"}),
+        )
+    ]
+    theme.add_legend_below(axes, handles=handles)

@@ -8,7 +8,7 @@ from flatbayes.plotting.landscape import log_levels
 from flatbayes.reporting import svg
 from flatbayes.reporting.formats import shorten_label
 
-WIDTH_PX, HEIGHT_PX, MARGIN_PX, TITLE_PX = 520.0, 420.0, 52.0, 24.0
+WIDTH_PX, HEIGHT_PX, MARGIN_PX, TITLE_PX, LEGEND_PX = 520.0, 420.0, 52.0, 24.0, 26.0
 
 
 def draw_slices(slices: Mapping[str, Sequence[LossSlice]], flat: Mapping[str, bool]) -> str:
@@ -41,8 +41,8 @@ def draw_plane(grid: LossGrid, flat: Mapping[str, bool]) -> str:
         ImportError: matplotlib is not installed.
     """
     levels, height = log_levels(grid.losses), _plane_height_px(grid)
-    left, bottom = 1.2 * MARGIN_PX, MARGIN_PX
-    width, axes_height = WIDTH_PX - 1.5 * MARGIN_PX, height - 1.2 * MARGIN_PX - TITLE_PX
+    left, bottom = 1.2 * MARGIN_PX, MARGIN_PX + LEGEND_PX
+    width, axes_height = WIDTH_PX - 1.5 * MARGIN_PX, height - 1.2 * MARGIN_PX - TITLE_PX - LEGEND_PX
     with svg.new_figure(WIDTH_PX, height) as figure:
         axes = figure.add_axes((left / WIDTH_PX, bottom / height, width / WIDTH_PX, axes_height / height))
         points = {shorten_label(name, 30): point for name, point in grid.points.items()}
@@ -55,4 +55,4 @@ def draw_plane(grid: LossGrid, flat: Mapping[str, bool]) -> str:
 def _plane_height_px(grid: LossGrid) -> float:
     """Height in CSS pixels at which both axes have the same scale, between 150 and 600 for the axes."""
     shape = (grid.ys[-1] - grid.ys[0]) / (grid.xs[-1] - grid.xs[0])
-    return 1.2 * MARGIN_PX + TITLE_PX + min(max((WIDTH_PX - 1.5 * MARGIN_PX) * shape, 150.0), 600.0)
+    return 1.2 * MARGIN_PX + TITLE_PX + LEGEND_PX + min(max((WIDTH_PX - 1.5 * MARGIN_PX) * shape, 150.0), 600.0)

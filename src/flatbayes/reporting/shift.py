@@ -1,12 +1,15 @@
 """Distribution shift of one posterior: tables for the terminal, and a figure of metrics against severity."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatbayes.core.files import write_text
 from flatbayes.plotting import theme
+from flatbayes.plotting.labels import label_line_ends
+from flatbayes.plotting.scales import label_metric, scale_axis
 from flatbayes.prediction import CorruptionMetrics, OODEvaluation, RecalibrationResult
 from flatbayes.reporting import queries, svg
 from flatbayes.reporting.formats import format_number
@@ -15,9 +18,10 @@ if TYPE_CHECKING:  # slow to import
     from matplotlib.axes import Axes
     from rich.table import Table
 
-PANEL_TITLES = {"accuracy": "accuracy", "nll": "NLL in nats", "ece": "ECE"}
-SHIFT_PANEL_WIDTH_PX, PANEL_GAP_PX, MARGIN_LEFT_PX, HEADING_HEIGHT_PX, HEIGHT_PX = 236.0, 52.0, 52.0, 72.0, 300.0
-WIDTH_PX = MARGIN_LEFT_PX + 3 * SHIFT_PANEL_WIDTH_PX + 2 * PANEL_GAP_PX + 20
+PANEL_METRICS = ("accuracy", "nll", "ece")
+WIDTH_PX, MARGIN_LEFT_PX, LABEL_WIDTH_PX, HEADING_HEIGHT_PX, PANEL_GAP_PX = 560.0, 60.0, 150.0, 76.0, 66.0
+MIN_PANEL_HEIGHT_PX, LABEL_HEIGHT_PX = 170.0, 11.5
+MEAN_LABEL = "mean"
 SCORE_NAMES = {
     "entropy": "entropy",
     "mutual_information": "mutual information",
@@ -28,9 +32,9 @@ RECALIBRATION_METRICS = ("nll", "ece", "adaptive_ece", "classwise_ece", "brier",
 
 
 def write_shift_figure(rows: Sequence[CorruptionMetrics], title: str, path: Path | str) -> Path:
-    """Draw accuracy, NLL and ECE against severity, as an SVG on a white card, and return its path.
+    """Draw accuracy, NLL and ECE against severity below each other, as an SVG on a card, and return its path.
 
-    A thin line for each corruption, a bold one for their mean; severity 0 is the clean data.
+    A thin line with its name for each corruption, a bold one for their mean; severity 0 is the clean data.
 
     Args:
         rows: Metrics by corruption and severity.
@@ -41,37 +45,48 @@ def write_shift_figure(rows: Sequence[CorruptionMetrics], title: str, path: Path
         ImportError: matplotlib is not installed.
     """
     curves = group_by_corruption(rows)
-    with svg.new_figure(WIDTH_PX, HEIGHT_PX) as figure:
-        figure.text(MARGIN_LEFT_PX / WIDTH_PX, 1 - 26 / HEIGHT_PX, title, fontsize=14, fontweight="bold")
+    panel_height = max(MIN_PANEL_HEIGHT_PX, LABEL_HEIGHT_PX * (len(curves) + 1))
+    height = HEADING_HEIGHT_PX + len(PANEL_METRICS) * (panel_height + PANEL_GAP_PX)
+    with svg.new_figure(WIDTH_PX, height) as figure:
+        lines = textwrap.wrap(title, 52)[:2]
+        figure.text(20 / WIDTH_PX, 1 - 16 / height, "\n".join(lines), fontsize=14, fontweight="bold", va="top")
         legend = f"{queries.format_count(len(curves), 'corruption')}: thin lines; their mean: bold"
-        figure.text(MARGIN_LEFT_PX / WIDTH_PX, 1 - 46 / HEIGHT_PX, legend, alpha=0.75)
-        for column, (metric, label) in enumerate(PANEL_TITLES.items()):
-            left = MARGIN_LEFT_PX + column * (SHIFT_PANEL_WIDTH_PX + PANEL_GAP_PX)
-            height = (HEIGHT_PX - HEADING_HEIGHT_PX - 44) / HEIGHT_PX
-            axes = figure.add_axes((left / WIDTH_PX, 44 / HEIGHT_PX, SHIFT_PANEL_WIDTH_PX / WIDTH_PX, height))
+        figure.text(20 / WIDTH_PX, 1 - (34 + 17 * (len(lines) - 1)) / height, legend, alpha=0.75, va="top")
+        for index, metric in enumerate(PANEL_METRICS):
+            bottom = height - HEADING_HEIGHT_PX - index * (panel_height + PANEL_GAP_PX) - panel_height
+            width = WIDTH_PX - MARGIN_LEFT_PX - LABEL_WIDTH_PX
+            axes = figure.add_axes(
+                (MARGIN_LEFT_PX / WIDTH_PX, bottom / height, width / WIDTH_PX, panel_height / height)
+            )
             draw_severities(axes, curves, metric)
-            axes.set_title(label, loc="left", pad=4)
+            axes.set_title(label_metric(metric), loc="left", pad=4)
         label = f"{title}: accuracy, NLL and ECE against severity"
-        return write_text(Path(path), svg.to_svg_file(figure, "shift", label, radius=10))
+        return write_text(Path(path), svg.to_svg_file(figure, "shift", label, card=True))
 
 
 def draw_severities(axes: "Axes", curves: Mapping[str, Mapping[int, CorruptionMetrics]], metric: str) -> None:
-    """Draw one metric of every corruption, and its mean over the corruptions that have the severity."""
+    """Draw one metric of every corruption with its name, and its mean over the corruptions that have the severity."""
     from matplotlib.ticker import MaxNLocator
 
     pooled: dict[int, list[float]] = {}
-    for points in curves.values():
+    ends: dict[str, tuple[float, float]] = {}
+    for name, points in curves.items():
         values = {severity: row.metrics[metric] for severity, row in points.items()}
         values = {severity: value for severity, value in values.items() if queries.is_finite_number(value)}
         axes.plot(list(values), list(values.values()), color=theme.TIE, alpha=0.45, linewidth=1.0, zorder=2)
+        if values:
+            ends[name.replace("_", " ")] = list(values.items())[-1]
         for severity, value in values.items():
             pooled.setdefault(severity, []).append(value)
     means = {severity: sum(values) / len(values) for severity, values in sorted(pooled.items())}
     axes.plot(list(means), list(means.values()), color=theme.FLAT, marker="o", markersize=5, linewidth=2.4, zorder=4)
-    axes.set_xlabel("severity")
+    axes.set_xlabel("severity of the corruption (0: none)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    scale_axis(axes.yaxis, [value for values in pooled.values() for value in values], 5)
     theme.style_axes(axes)
+    if means:
+        ends[MEAN_LABEL] = list(means.items())[-1]
+    label_line_ends(axes, ends, {MEAN_LABEL: {"color": theme.FLAT, "alpha": 1.0, "fontweight": "bold"}})
 
 
 def group_by_corruption(rows: Sequence[CorruptionMetrics]) -> dict[str, dict[int, CorruptionMetrics]]:

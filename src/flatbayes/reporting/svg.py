@@ -1,7 +1,8 @@
 """Reproducible SVG figures with matplotlib.
 
 The placeholder colours of `flatbayes.plotting.theme` become `currentColor` and CSS variables in a page, so that a
-figure follows the light or dark theme of the reader; in a file of its own they become fixed colours.
+figure follows the light or dark theme of the reader; in a file of its own they become fixed colours, and a style
+sheet in the file replaces them where the reader prefers dark pages. Programs that ignore it show the light figure.
 """
 
 import io
@@ -26,6 +27,9 @@ PAGE_COLOURS = {
     PAGE: "var(--page)",
 }
 FILE_COLOURS = {INK: "#1d2430", PLAIN: "#d55e00", FLAT: "#0072b2", TIE: "#6b7280", PAGE: "#ffffff"}
+DARK_FILE_COLOURS = {INK: "#e4e8ee", PLAIN: "#f0883e", FLAT: "#56b4e9", TIE: "#8a94a3", PAGE: "#12161c"}
+BORDER_COLOUR, DARK_BORDER_COLOUR = "#d5dae1", "#2c343f"
+"""Hairline around the background of a file."""
 
 FONT_FAMILY = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 ROOT_STYLE = {"style": "stroke-linejoin: round; stroke-linecap: butt"}
@@ -81,15 +85,14 @@ def to_inline_svg(figure: "Figure", name: str, label: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def to_svg_file(figure: "Figure", name: str, label: str, *, radius: float = 0.0, border: str | None = None) -> str:
-    """The figure as an SVG file with fixed colours on a white background.
+def to_svg_file(figure: "Figure", name: str, label: str, *, card: bool = False) -> str:
+    """The figure as an SVG file on a background of its own: white, or dark where the reader prefers dark pages.
 
     Args:
         figure: A figure of `new_figure`, inside its context.
         name: Prefix of every id.
         label: Description for screen readers.
-        radius: Radius of the corners of the background, in CSS pixels.
-        border: Colour of a hairline around the background; None for no line.
+        card: Whether the background has round corners and a hairline around it.
     """
     root = clean_svg(figure, name, FILE_COLOURS)
     _, _, width, height = root.attrib["viewBox"].split()
@@ -102,11 +105,26 @@ def to_svg_file(figure: "Figure", name: str, label: str, *, radius: float = 0.0,
         "aria-label": label,
         **ROOT_STYLE,
     }
-    inset = 0.0 if border is None else 0.5
+    inset = 0.5 if card else 0.0
     background = {"x": inset, "y": inset, "width": float(width) - 2 * inset, "height": float(height) - 2 * inset}
-    attributes = {key: f"{value:g}" for key, value in background.items()} | {"rx": f"{radius:g}", "fill": "#ffffff"}
-    root.insert(0, ElementTree.Element("rect", attributes | ({} if border is None else {"stroke": border})))
+    attributes = {key: f"{value:g}" for key, value in background.items()} | {"rx": "10" if card else "0"}
+    stroke = f"; stroke: {BORDER_COLOUR}" if card else ""
+    root.insert(0, ElementTree.Element("rect", attributes | {"style": f"fill: {FILE_COLOURS[PAGE]}{stroke}"}))
+    style = ElementTree.Element("style")
+    style.text = make_dark_style()
+    root.insert(0, style)
     return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def make_dark_style() -> str:
+    """Style sheet that replaces the fixed colours of a file where the reader prefers dark pages."""
+    colours = {FILE_COLOURS[name]: dark for name, dark in DARK_FILE_COLOURS.items()}
+    rules = [
+        f'[style*="{key}: {light}"] {{ {key}: {dark} !important }}'
+        for light, dark in (colours | {BORDER_COLOUR: DARK_BORDER_COLOUR}).items()
+        for key in ("fill", "stroke")
+    ]
+    return "@media (prefers-color-scheme: dark) {\n" + "\n".join(rules) + "\n}"
 
 
 def clean_svg(figure: "Figure", name: str, colours: Mapping[str, str]) -> ElementTree.Element:
