@@ -20,10 +20,13 @@ FIT = ["fit", "--data", "digits", "--data.train_size", "60", "--model", "mlp", "
 
 
 @pytest.fixture(autouse=True)
-def _default_handler():
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs in the background
+def _default_handlers():
+    """A job in the background ignores SIGINT, and one started by nohup ignores SIGHUP."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    previous = {number: signal.signal(number, handler) for number, handler in defaults.items()}
     yield
-    signal.signal(signal.SIGINT, previous)
+    for number, handler in previous.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
