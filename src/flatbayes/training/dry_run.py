@@ -1,20 +1,33 @@
-"""Dry run of a training: one step on a few examples, before anything is written or hours have passed."""
+"""Dry run of a training: one step on a few examples, before anything is written or hours have passed.
 
+`measure_step_seconds` takes a few steps on whole batches, to estimate how long a training will take.
+"""
+
+import statistics
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from flatbayes.core.network_interface import OutputSelector
+from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import DataSplits
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
+from flatbayes.training.callbacks.callback import Callback
+from flatbayes.training.checkpoint import CheckpointManager
 from flatbayes.training.compatibility import check_collection
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.distributed.launch import make_fabric
+from flatbayes.training.loop import train
 from flatbayes.training.model_builder import ModelFactory
 from flatbayes.training.run_factory import RunFactory
+from flatbayes.training.schedules import Constant
+from flatbayes.training.session import make_session
 from flatbayes.training.setup import prepare_runs
 from flatbayes.training.trial import run_trial
+from flatbayes.training.vectorization_trial import TruncatedBatches
 from flatbayes.training.warm_start import PretrainedWeights
 
 
@@ -63,3 +76,53 @@ def try_runs(factory: RunFactory, num_data: int) -> None:
     steps_per_epoch = max(1, num_data // min(config.batch_size, num_data))
     check_collection(factory.posterior, config, steps_per_epoch)
     run_trial(factory, make_fabric(config.with_options(**{"distribution.devices": 1})))
+
+
+def measure_step_seconds(
+    model: nn.Module | ModelFactory,
+    data: DataSplits,
+    posterior: Posterior,
+    flatness: Flatness,
+    config: TrainingConfig,
+) -> float:
+    """Seconds of a training step of one network on a batch: the median of a few steps, without the first.
+
+    The arguments are those of `fit`. The caller's random state does not change.
+
+    Raises:
+        ValueError, RuntimeError: The training cannot be set up, or fails.
+    """
+    config = config.with_options(
+        epochs=1,
+        schedule=Constant(),
+        num_validations=0,
+        validate_every_n_epochs=None,
+        precision={"compile": False, "cuda_graph": False},
+        distribution={"devices": 1, "members": "one_by_one"},
+    )
+    timer = StepTimer()
+    with preserve_rng(None):
+        factory, _ = prepare_runs(model, data, posterior, flatness, config)
+        fabric = make_fabric(config)
+        run = factory.create_single_run(0, fabric)
+        train(
+            replace(run, batches=TruncatedBatches(run.batches)),
+            make_session(config, fabric, CheckpointManager(), 0),
+            timer,
+        )
+    return statistics.median(end - start for start, end in zip(timer.times, timer.times[1:], strict=False))
+
+
+class StepTimer(Callback):
+    """Records the time at the end of every step.
+
+    Attributes:
+        times: Seconds, of a clock without a defined zero.
+    """
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, step: int, loss: Tensor, lr: float) -> None:
+        """Record the time."""
+        self.times.append(time.perf_counter())
