@@ -1,14 +1,17 @@
 """One run: what its cache key depends on, one thread, checkpoints, and equal runs executed once."""
 
+import math
 import warnings
 from dataclasses import replace
 from functools import partial
 
+import joblib
 import pytest
 import torch
 
 from flatbayes.data import DataWarning, Digits, Table
-from flatbayes.experiments import EvaluationConfig, ExperimentRun, execute_runs
+from flatbayes.experiments import EvaluationConfig, ExperimentRun, execute_runs, parallel
+from flatbayes.experiments.parallel import choose_num_jobs, estimate_seconds
 from flatbayes.experiments.run_result import RunDetails
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
@@ -123,6 +126,53 @@ def test_equal_runs_are_executed_once(tmp_path, monkeypatch):
     assert executed == ["MAP Plain seed 0", "MAP Plain seed 1"]
     assert execute_runs([RUN], tmp_path, jobs=1, show_progress=False) == []
     assert len(executed) == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "max_jobs", "expected"),
+    [
+        ([1.0, 1.0], 2, 1),  # 2 s here, 1 s and the start of the workers there
+        ([60.0, 60.0], 2, 2),
+        ([60.0, 0.1, 0.1], 2, 1),  # as long as its longest run
+        ([2.0] * 8, 64, 64),
+        ([math.nan, math.nan], 2, 2),
+        ([100.0, 100.0], 1, 1),
+    ],
+)
+def test_workers_are_started_where_they_save_time(seconds, max_jobs, expected):
+    assert choose_num_jobs(seconds, max_jobs) == expected
+
+
+def test_estimated_work_is_a_few_steps_times_their_number(monkeypatch):
+    flat = replace(RUN, flatness=SAM(), posterior=Ensemble(size=3))
+    measured = estimate_seconds([RUN, flat])
+    assert 0 < measured[0] < measured[1]
+    monkeypatch.setattr(parallel, "measure_step_seconds", lambda *arguments: 0.5)  # a gradient on 20 examples
+    num_test = len(RUN.load_data().test)
+    evaluation = 0.5 / 20 * 2 * num_test / 3
+    assert estimate_seconds([RUN, flat]) == pytest.approx([2 + evaluation, 2 * 2 * 3 + evaluation])
+    assert estimate_seconds([flat, RUN]) == pytest.approx([6 + evaluation / 2, 1 + evaluation / 2])
+    monkeypatch.undo()
+    assert all(map(math.isnan, estimate_seconds([replace(RUN, source=Digits(train_size=5000))] * 2)))
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(None, 1), (1e4, 2)])
+def test_the_default_number_of_processes_depends_on_the_work(tmp_path, monkeypatch, seconds, expected):
+    started = []
+
+    class SequentialParallel(joblib.Parallel):
+        def __init__(self, n_jobs, return_as, **options):
+            started.append(n_jobs)
+            super().__init__(n_jobs=1, return_as=return_as)
+
+    monkeypatch.setattr("joblib.Parallel", SequentialParallel)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    if seconds is not None:
+        monkeypatch.setattr(parallel, "estimate_seconds", lambda runs: [seconds] * len(runs))
+    state = torch.get_rng_state()
+    assert execute_runs([RUN, replace(RUN, seed=1)], tmp_path, show_progress=False) == []
+    assert started == [expected]
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_failures_are_sorted_by_name(tmp_path, monkeypatch):

@@ -81,7 +81,8 @@ def make_parser() -> ArgumentParser:
         "--num_jobs",
         type=int | None,
         default=None,
-        help="processes, spread over the GPUs; by default one per GPU, or one per core if there is none",
+        help="processes, spread over the GPUs; by default one per GPU, or without GPUs one per core where that saves "
+        "time",
     )
     parser.add_argument(
         "--backend",

@@ -179,8 +179,8 @@ class Comparison:
 
         Args:
             folder: Folder of the results; with `ray` on several machines, one that all of them can write to.
-            jobs: Number of processes, which are spread over the GPUs; by default one per GPU, or one per core if
-                there is none.
+            jobs: Number of processes, which are spread over the GPUs; by default one per GPU, or without GPUs one
+                per core where workers save more time than they need to start.
             show_progress: Show a progress bar; by default if standard error is a terminal.
             backend: How processes are started: `loky` on this machine, `ray` on those of a cluster.
 
@@ -265,7 +265,8 @@ def compare(
         folder: Folder of the results. If it holds finished runs of the same comparison, these are not repeated. None
             keeps nothing.
         overwrite: Delete the results in the folder first.
-        num_jobs: Number of processes, spread over the GPUs; by default one per GPU, or per core if there is none.
+        num_jobs: Number of processes, spread over the GPUs; by default one per GPU, or without GPUs one per core
+            where workers save more time than they need to start.
         backend: How processes are started: `loky` on this machine, `ray` on those of a cluster.
         show_progress: Show a progress bar; by default if standard error is a terminal.
 

@@ -1,13 +1,16 @@
-"""Parallel execution of runs with joblib, with a progress bar."""
+"""Parallel execution of runs with joblib, with a progress bar, where it is faster than one run after the other."""
 
+import math
 import sys
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from math import prod
 from pathlib import Path
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flatbayes.core.accelerators import count_accelerators
 from flatbayes.core.console import PlainConsole
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.training.distributed.launch import get_process_layout
@@ -17,6 +20,10 @@ from flatbayes.training.distributed.workers import (
     parallel_backend,
     share_devices,
 )
+from flatbayes.training.dry_run import measure_step_seconds
+
+WORKER_START_SECONDS = 4.0
+"""Time that a worker takes to start, to import torch and to take its first step, on a core of 2024."""
 
 
 def execute_runs(
@@ -31,8 +38,9 @@ def execute_runs(
     Args:
         runs: All runs; equal runs are executed once.
         folder: Folder of the results.
-        jobs: Number of processes, which are spread over the GPUs; by default one per GPU, or one per core if there is
-            none or the runs use the CPU.
+        jobs: Number of processes, which are spread over the GPUs; by default one per GPU. Without GPUs, or if the
+            runs use the CPU, it is one per core, or this process alone where workers would need longer to start
+            than they save: see `choose_num_jobs`.
         show_progress: Show a progress bar on standard error; by default if that is a terminal.
         backend: How processes are started: `loky` on this machine, `ray` on those of a cluster.
 
@@ -77,6 +85,8 @@ def execute_runs(
             order = "generator_unordered" if backend == "loky" else "list"  # joblib on Ray returns all at the end
             options = get_worker_options(device_queue)
             num_jobs = min(jobs or max_jobs, len(missing))
+            if jobs is None and num_jobs > 1 and backend == "loky" and not count_accelerators(accelerator):
+                num_jobs = choose_num_jobs(estimate_seconds(missing), num_jobs)
             for run, reason in Parallel(n_jobs=num_jobs, return_as=order, **options)(calls):
                 bar.update(task, advance=1, last=run.name)
                 if reason is not None:
@@ -87,6 +97,46 @@ def execute_runs(
             "same call or command goes on with them; one process (num_jobs 1) needs the least memory."
         ) from error
     return sorted(failures)
+
+
+def choose_num_jobs(seconds: Sequence[float], max_jobs: int) -> int:
+    """The number of processes with which runs end first: all that are allowed, or 1.
+
+    Workers start together and take `WORKER_START_SECONDS`, most of it to import torch. Later calls in the same
+    program use the same workers. They are not forked: a fork of a process in which torch has threads can hang, and
+    CUDA refuses it.
+
+    Args:
+        seconds: Time of each run in this process; NaN if it is not known.
+        max_jobs: Largest number of processes.
+    """
+    alone = sum(seconds)
+    together = WORKER_START_SECONDS + max(alone / max_jobs, *seconds)
+    return 1 if alone <= together else max_jobs
+
+
+def estimate_seconds(runs: Sequence[ExperimentRun]) -> list[float]:
+    """Time of runs on the CPU: that of a gradient, from a few training steps of the first run, times their gradients.
+
+    A prediction costs a third of a gradient for each network and example. NaN if the steps fail: the run reports why.
+    """
+    first, num_threads = runs[0], torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a run
+    try:
+        data = first.load_data()
+        seconds = measure_step_seconds(first.model, data, first.posterior, first.flatness, first.config)
+    except (RuntimeError, ValueError):
+        return [math.nan] * len(runs)
+    finally:
+        torch.set_num_threads(num_threads)
+    num_examples, num_evaluated = len(data.train), len(getattr(data, first.split))
+    per_example = seconds / first.flatness.gradients_per_step / min(first.config.batch_size, num_examples)
+
+    def count_gradients(run: ExperimentRun) -> float:
+        trained = run.config.epochs * num_examples * run.flatness.gradients_per_step * run.posterior.num_members
+        return trained + run.num_draws * num_evaluated / 3
+
+    return [per_example * count_gradients(run) for run in runs]
 
 
 def _progress_bar(show_progress: bool | None) -> Progress:

@@ -81,6 +81,11 @@ class ExperimentRun:
         text = json.dumps([get_version(), to_spec(self, allow_instances=True)["init_args"]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def load_data(self) -> DataSplits:
+        """The data splits of the seed; those of the last two calls are kept."""
+        fingerprint = None if self.data_fingerprint is None else str(self.data_fingerprint)
+        return _load_data(self.source, self.seed, fingerprint)
+
     def load_result(self, folder: Path) -> RunResult | None:
         """The cached result, None where there is no file or the file is damaged."""
         try:
@@ -111,8 +116,7 @@ class ExperimentRun:
         torch.set_num_threads(1)
         try:
             checkpoints = None if folder is None else self._checkpoint_manager(folder)
-            fingerprint = None if self.data_fingerprint is None else str(self.data_fingerprint)
-            data = _load_data(self.source, self.seed, fingerprint)
+            data = self.load_data()
             result = self._train_and_evaluate(data, checkpoints)
         finally:
             torch.set_num_threads(threads)

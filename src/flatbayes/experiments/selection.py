@@ -140,7 +140,7 @@ def select_methods(
         seeds: Seeds that scores are averaged over, by default all of the comparison. With one seed, the choice is for
             one split of the data, as in the protocol of the UCI data sets.
         metric: Metric that decides, in its own direction.
-        jobs: Number of processes; by default one per GPU, or one per core if there is none.
+        jobs: Number of processes; by default that of `execute_runs`.
         show_progress: Show a progress bar; by default if standard error is a terminal.
 
     Returns:
