@@ -51,6 +51,22 @@ def test_the_distribution_function_is_the_integral_of_the_density():
         assert cdf.item() == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize(("spread", "narrowest"), [(1.0, 0.1), (1e-3, 1.0), (100.0, 1e-3), (1e6, 1e-6)])
+def test_quantiles_of_narrow_and_distant_members_take_few_steps(spread, narrowest, monkeypatch):
+    """Their own mode, and the flat distribution function between modes; a bisection takes 64 steps."""
+    steps, cdf = [], mixture.mixture_cdf
+    monkeypatch.setattr(mixture, "mixture_cdf", lambda *args: (steps.append(args), cdf(*args))[1])
+    means, stds = members(3, draws=5, shape=(200,))
+    means, stds = means * spread, stds - 0.1 + narrowest
+    for probability in (0.025, 0.4, 0.975):
+        steps.clear()
+        quantiles = mixture.mixture_quantile(probability, means, stds)
+        assert len(steps) < 50
+        error = 1e-15 * (means.abs().amax(0) + 2 * stds.amax(0))  # rounding of the quantile
+        below, above = (cdf(quantiles + sign * 4 * error, means, stds) for sign in (-1, 1))
+        assert ((below <= probability + 1e-15) & (above >= probability - 1e-15)).all()
+
+
 @pytest.mark.parametrize("probability", [1e-6, 0.025, 0.5, 0.8, 0.999])
 def test_quantiles_invert_the_distribution_function(probability):
     means, stds = members(2, draws=7, shape=(3, 2))

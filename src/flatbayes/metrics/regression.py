@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flatbayes.core.devices import iter_row_blocks
+
 INTERVAL_LEVEL = 0.95
 """Probability of the interval of `coverage_95` and `width_95`."""
 COVERAGE_LEVELS = tuple(k / 20 for k in range(1, 20))
@@ -196,9 +198,13 @@ def crps(
     _check_same_shape(means, stds)
     if (stds < 0).any():
         raise ValueError(f"Standard deviations must not be negative, got {float(stds.min()):g}.")
-    scores = folded_normal_mean(targets - means, stds).mean(0)
-    for mean, std in zip(means, stds, strict=True):
-        scores = scores - folded_normal_mean(mean - means, torch.hypot(std, stds)).mean(0) / (2 * len(means))
+    scores, num_networks = torch.empty_like(targets), len(means)
+    for rows in iter_row_blocks(means.transpose(0, 1)):
+        mean, std = means[:, rows], stds[:, rows]
+        spread = folded_normal_mean(torch.zeros_like(std), math.sqrt(2) * std).sum(0)
+        for t in range(num_networks - 1):  # every pair once
+            spread += 2 * folded_normal_mean(mean[t] - mean[t + 1 :], torch.hypot(std[t], std[t + 1 :])).sum(0)
+        scores[rows] = folded_normal_mean(targets[rows] - mean, std).mean(0) - spread / (2 * num_networks**2)
     return float(scores.mean())
 
 
