@@ -174,6 +174,7 @@ class Comparison:
         jobs: int | None = None,
         show_progress: bool | None = None,
         backend: ParallelBackend = "loky",
+        share_trainings: bool = True,
     ) -> ComparisonResult:
         """Execute the runs that are not in the folder yet, and write `results.json`.
 
@@ -183,6 +184,7 @@ class Comparison:
                 per core where workers save more time than they need to start.
             show_progress: Show a progress bar; by default if standard error is a terminal.
             backend: How processes are started: `loky` on this machine, `ray` on those of a cluster.
+            share_trainings: Whether posteriors whose networks are trained alike share a training; see `compare`.
 
         Returns:
             The content of `results.json`; `failures` names the runs that failed, with the reason.
@@ -195,7 +197,9 @@ class Comparison:
         runs = comparison.list_runs()
         lock_folder(folder)
         try:
-            failures = execute_runs(runs, folder / "runs", jobs, show_progress, backend)
+            failures = execute_runs(
+                runs, folder / "runs", jobs, show_progress, backend, share_trainings=share_trainings
+            )
             results = (run.load_result(folder / "runs") for run in runs)
             finished = [result for result in results if result is not None]
             return write_results(folder, comparison.describe(), finished, failures)
@@ -246,6 +250,7 @@ def compare(
     num_jobs: int | None = None,
     backend: ParallelBackend = "loky",
     show_progress: bool | None = None,
+    share_trainings: bool = True,
 ) -> ComparisonResult:
     """Fit every posterior with plain and with flat training over seeds, and compare the pairs.
 
@@ -269,6 +274,9 @@ def compare(
             where workers save more time than they need to start.
         backend: How processes are started: `loky` on this machine, `ray` on those of a cluster.
         show_progress: Show a progress bar; by default if standard error is a terminal.
+        share_trainings: Whether posteriors whose networks are trained alike, such as MAP, SWAG of every rank, Laplace
+            and the first member of an ensemble, share a training. The results are the same without, which takes
+            longer and less memory: a shared training holds the snapshots of all its posteriors.
 
     Returns:
         The result, with `summary()`, `to_pandas()`, `plot()` and `report(path)`; `failures` names failed runs.
@@ -307,7 +315,9 @@ def compare(
         path = Path(place)
         if folder is not None:
             comparison.claim_folder(path, overwrite=overwrite)
-        results = comparison.run(path, jobs=num_jobs, show_progress=show_progress, backend=backend)
+        results = comparison.run(
+            path, jobs=num_jobs, show_progress=show_progress, backend=backend, share_trainings=share_trainings
+        )
     if not results.rows:
         raise RuntimeError("No pair of a plain and a flat run finished:\n" + "\n".join(results.failures))
     return results

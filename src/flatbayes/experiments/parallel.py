@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flatbayes.core.accelerators import count_accelerators
 from flatbayes.core.console import PlainConsole
-from flatbayes.experiments.run import ExperimentRun
+from flatbayes.experiments.run import ExperimentRun, group_runs, try_execute_together
 from flatbayes.training.distributed.launch import get_process_layout
 from flatbayes.training.distributed.workers import (
     ParallelBackend,
@@ -32,8 +32,12 @@ def execute_runs(
     jobs: int | None = None,
     show_progress: bool | None = None,
     backend: ParallelBackend = "loky",
+    *,
+    share_trainings: bool = True,
 ) -> list[str]:
     """Execute the runs whose results are not in the folder yet.
+
+    A process trains the networks that several runs need once, and evaluates these runs one after the other.
 
     Args:
         runs: All runs; equal runs are executed once.
@@ -43,6 +47,8 @@ def execute_runs(
             than they save: see `choose_num_jobs`.
         show_progress: Show a progress bar on standard error; by default if that is a terminal.
         backend: How processes are started: `loky` on this machine, `ray` on those of a cluster.
+        share_trainings: Whether runs whose networks are trained alike share a training. The results are the same
+            without; a process then holds the networks of one run at a time.
 
     Returns:
         Names of the failed runs, with the reason.
@@ -73,7 +79,8 @@ def execute_runs(
 
     accelerators = {run.config.distribution.accelerator for run in missing}
     accelerator = accelerators.pop() if len(accelerators) == 1 else "auto"
-    calls = (delayed(run.try_execute)(folder) for run in missing)
+    groups = group_runs(missing) if share_trainings else [[run] for run in missing]
+    calls = (delayed(try_execute_together)(group, folder) for group in groups)
     failures = []
     try:
         with (
@@ -84,13 +91,12 @@ def execute_runs(
             task = bar.add_task("", total=len(unique), completed=len(unique) - len(missing), last="")
             order = "generator_unordered" if backend == "loky" else "list"  # joblib on Ray returns all at the end
             options = get_worker_options(device_queue)
-            num_jobs = min(jobs or max_jobs, len(missing))
+            num_jobs = min(jobs or max_jobs, len(groups))
             if jobs is None and num_jobs > 1 and backend == "loky" and not count_accelerators(accelerator):
-                num_jobs = choose_num_jobs(estimate_seconds(missing), num_jobs)
-            for run, reason in Parallel(n_jobs=num_jobs, return_as=order, **options)(calls):
-                bar.update(task, advance=1, last=run.name)
-                if reason is not None:
-                    failures.append(f"{run.name}: {reason}")
+                num_jobs = choose_num_jobs(estimate_seconds(groups), num_jobs)
+            for outcomes in Parallel(n_jobs=num_jobs, return_as=order, **options)(calls):
+                bar.update(task, advance=len(outcomes), last=outcomes[-1][0].name)
+                failures += [f"{run.name}: {reason}" for run, reason in outcomes if reason is not None]
     except BrokenExecutor as error:
         raise RuntimeError(
             f"A process was killed, as happens when memory runs out. Finished runs are kept in {folder}, and the "
@@ -107,7 +113,7 @@ def choose_num_jobs(seconds: Sequence[float], max_jobs: int) -> int:
     CUDA refuses it.
 
     Args:
-        seconds: Time of each run in this process; NaN if it is not known.
+        seconds: Time of each group of runs in this process; NaN if it is not known.
         max_jobs: Largest number of processes.
     """
     alone = sum(seconds)
@@ -115,28 +121,32 @@ def choose_num_jobs(seconds: Sequence[float], max_jobs: int) -> int:
     return 1 if alone <= together else max_jobs
 
 
-def estimate_seconds(runs: Sequence[ExperimentRun]) -> list[float]:
-    """Time of runs on the CPU: that of a gradient, from a few training steps of the first run, times their gradients.
+def estimate_seconds(groups: Sequence[Sequence[ExperimentRun]]) -> list[float]:
+    """Time of each group of runs on the CPU: that of a gradient, from a few training steps, times their gradients.
 
     A prediction costs a third of a gradient for each network and example. NaN if the steps fail: the run reports why.
+
+    Args:
+        groups: Runs that share a training.
     """
-    first, num_threads = runs[0], torch.get_num_threads()
+    first, num_threads = groups[0][0], torch.get_num_threads()
     torch.set_num_threads(1)  # as in a run
     try:
         data = first.load_data()
         seconds = measure_step_seconds(first.model, data, first.posterior, first.flatness, first.config)
     except (RuntimeError, ValueError):
-        return [math.nan] * len(runs)
+        return [math.nan] * len(groups)
     finally:
         torch.set_num_threads(num_threads)
     num_examples, num_evaluated = len(data.train), len(getattr(data, first.split))
     per_example = seconds / first.flatness.gradients_per_step / min(first.config.batch_size, num_examples)
 
-    def count_gradients(run: ExperimentRun) -> float:
-        trained = run.config.epochs * num_examples * run.flatness.gradients_per_step * run.posterior.num_members
-        return trained + run.num_draws * num_evaluated / 3
+    def count_gradients(runs: Sequence[ExperimentRun]) -> float:
+        num_trained = max(run.posterior.num_members for run in runs)
+        trained = runs[0].config.epochs * num_examples * runs[0].flatness.gradients_per_step * num_trained
+        return trained + sum(run.num_draws for run in runs) * num_evaluated / 3
 
-    return [per_example * count_gradients(run) for run in runs]
+    return [per_example * count_gradients(runs) for runs in groups]
 
 
 def _progress_bar(show_progress: bool | None) -> Progress:

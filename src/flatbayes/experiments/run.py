@@ -1,11 +1,14 @@
-"""One run of a comparison: one posterior, flatness and seed, as a pure function of its configuration."""
+"""Runs of a comparison: each a posterior, flatness and seed, and a pure function of its configuration.
+
+Runs whose networks are trained alike are executed together, with one training.
+"""
 
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -19,12 +22,17 @@ from flatbayes.data import DataSource, DataSplits, DataWarning
 from flatbayes.experiments.evaluations import EvaluationConfig
 from flatbayes.experiments.run_result import RunCost, RunResult, TrainingHistory
 from flatbayes.flatness import Flatness
-from flatbayes.posteriors import Posterior
-from flatbayes.prediction import evaluate
-from flatbayes.training import Checkpoints, History, TrainingConfig, fit
+from flatbayes.posteriors import MAP, Posterior
+from flatbayes.prediction import FittedPosterior, evaluate
+from flatbayes.training import Checkpoints, TrainingConfig
+from flatbayes.training.callbacks.callback import Record
+from flatbayes.training.identity import describe_training
+from flatbayes.training.sharing import FitOutcome, fit_together
 
 CHECKPOINT_INTERVAL_SECONDS = 60.0
 """Smallest time between two checkpoints of a run; a shorter run is repeated from its start."""
+EVALUATION_FIELDS = ("posterior", "config", "num_draws", "split", "posterior_name", "evaluations")
+"""Fields of a run that its training does not depend on, or not on all of them."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,14 @@ class ExperimentRun:
 
     def cache_key(self) -> str:
         """Hash of the configuration and the version of flatbayes, the name of the result file."""
-        text = json.dumps([get_version(), to_spec(self, allow_instances=True)["init_args"]], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _hash_json([get_version(), to_spec(self, allow_instances=True)["init_args"]])
+
+    def training_key(self) -> str:
+        """Hash of what determines the training, with the version of flatbayes; runs with equal ones can share it."""
+        spec = to_spec(replace(self, posterior=MAP(), config=TrainingConfig()), allow_instances=True)["init_args"]
+        content = {name: value for name, value in spec.items() if name not in EVALUATION_FIELDS}
+        training = describe_training(self.posterior, self.config, partial(to_spec, allow_instances=True))
+        return _hash_json([get_version(), content, training])
 
     def load_data(self) -> DataSplits:
         """The data splits of the seed; those of the last two calls are kept."""
@@ -93,64 +107,30 @@ class ExperimentRun:
         except (FileNotFoundError, ValueError):
             return None
 
-    def try_execute(self, folder: Path) -> "tuple[ExperimentRun, str | None]":
-        """Execute; a failure becomes a message, so that one run does not stop the others.
-
-        Returns:
-            The run itself, and the error message or None.
-        """
-        try:
-            self.execute(folder)
-        except (RuntimeError, ValueError) as error:
-            self._checkpoint_manager(folder).remove()
-            return self, str(error)
-        return self, None
-
     def execute(self, folder: Path | None = None) -> RunResult:
         """Train and evaluate on one thread, so that the result does not depend on the number of parallel runs.
 
         Args:
             folder: Folder for the result and, while the run lasts, its checkpoints; None for neither.
         """
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            checkpoints = None if folder is None else self._checkpoint_manager(folder)
-            data = self.load_data()
-            result = self._train_and_evaluate(data, checkpoints)
-        finally:
-            torch.set_num_threads(threads)
-        if folder is not None:
-            write_json(folder / f"{self.cache_key()}.json", result.to_dict())
-            self._checkpoint_manager(folder).remove()
+        (result,) = execute_together([self], folder)
+        if isinstance(result, Exception):
+            raise result
         return result
 
-    def _checkpoint_manager(self, folder: Path) -> Checkpoints:
-        return Checkpoints(
-            folder / f"{self.cache_key()}.checkpoints", min_interval_seconds=CHECKPOINT_INTERVAL_SECONDS
-        )
+    def evaluate(self, fitted: FittedPosterior, data: DataSplits, records: Sequence[Record]) -> RunResult:
+        """Evaluate the posterior of this run.
 
-    def _train_and_evaluate(self, data: DataSplits, checkpoints: Checkpoints | None) -> RunResult:
-        history = History()
-        fitted = fit(
-            self.model,
-            data,
-            self.posterior,
-            self.flatness,
-            self.config,
-            seed=self.seed,
-            show_progress=False,
-            callback=history,
-            checkpoints=checkpoints,
-        )
+        Args:
+            fitted: The fitted posterior.
+            data: The data splits.
+            records: Records of the epochs of its first network.
+        """
         split = getattr(data, self.split)
         with fitted.share_predictions():
             evaluation = evaluate(fitted, split.inputs, split.targets, self.num_draws, seed=self.seed)
             metrics, details = self.evaluations.compute_metrics(fitted, data, self.split, self.num_draws, self.seed)
-        first_member = [record for record in history.records if record["member"] == 0]
-        columns = {
-            name: tuple(record.get(name) for record in first_member) for name in ("epoch", "loss", "val_nll", "lr")
-        }
+        columns = {name: tuple(record.get(name) for record in records) for name in ("epoch", "loss", "val_nll", "lr")}
         result = RunResult(
             posterior=self.posterior_name or short_name(self.posterior),
             flatness=short_name(self.flatness),
@@ -168,6 +148,83 @@ class ExperimentRun:
         return RunResult.from_dict(result.to_dict())  # as it is read back: numbers that are not finite become None
 
 
+def group_runs(runs: Sequence[ExperimentRun]) -> list[list[ExperimentRun]]:
+    """Runs that can share a training, in the order of the first run of each."""
+    groups: dict[str, list[ExperimentRun]] = {}
+    for run in runs:
+        exact = json.dumps(describe_training(run.posterior, run.config), sort_keys=True)
+        groups.setdefault(run.training_key() + exact, []).append(run)
+    return list(groups.values())
+
+
+def try_execute_together(runs: Sequence[ExperimentRun], folder: Path) -> list[tuple[ExperimentRun, str | None]]:
+    """Execute runs with one training; a failure becomes a message, so that one run does not stop the others.
+
+    Args:
+        runs: Runs that can share a training.
+        folder: Folder for results and checkpoints.
+
+    Returns:
+        Every run, and its error message or None.
+
+    Raises:
+        Exception: One that is no RuntimeError or ValueError, when all runs have ended.
+    """
+    results = execute_together(runs, folder)
+    for result in results:
+        if isinstance(result, Exception) and not isinstance(result, RuntimeError | ValueError):
+            raise result
+    return [
+        (run, str(result) if isinstance(result, Exception) else None)
+        for run, result in zip(runs, results, strict=True)
+    ]
+
+
+def execute_together(runs: Sequence[ExperimentRun], folder: Path | None = None) -> list[RunResult | Exception]:
+    """Execute runs with one training of every network, on one thread.
+
+    Args:
+        runs: Runs that can share a training.
+        folder: Folder for the results and, while the runs last, their checkpoints; None for neither.
+
+    Returns:
+        The result of every run, or its error.
+    """
+    first, threads = runs[0], torch.get_num_threads()
+    checkpoints = None
+    if folder is not None:
+        name = f"{first.training_key()}.checkpoints"
+        checkpoints = Checkpoints(folder / name, min_interval_seconds=CHECKPOINT_INTERVAL_SECONDS)
+    torch.set_num_threads(1)
+    results: list[RunResult | Exception] = []
+    try:
+        data = first.load_data()
+        methods = [(run.posterior, run.config) for run in runs]
+        outcomes = fit_together(first.model, data, methods, first.flatness, seed=first.seed, checkpoints=checkpoints)
+        for run in runs:
+            results.append(_try_evaluate(run, outcomes.pop(0), data))
+            if folder is not None and isinstance(results[-1], RunResult):
+                write_json(folder / f"{run.cache_key()}.json", results[-1].to_dict())
+    except OSError:  # the checkpoints stay valid
+        raise
+    except Exception as error:  # of data or training: no run has a result
+        results = [error] * len(runs)
+    finally:
+        torch.set_num_threads(threads)
+    if checkpoints is not None:
+        checkpoints.remove()
+    return results
+
+
+def _try_evaluate(run: ExperimentRun, outcome: FitOutcome, data: DataSplits) -> RunResult | Exception:
+    if outcome.fitted is None:
+        return outcome.error or RuntimeError("The posterior was not fitted.")
+    try:
+        return run.evaluate(outcome.fitted, data, outcome.records)
+    except Exception as error:  # the other runs are evaluated all the same
+        return error
+
+
 @lru_cache(maxsize=2)
 def _load_data(source: DataSource, seed: int, fingerprint: str | None) -> DataSplits:
     # Processes are reused: the fingerprint in the key makes them read a file again whose content has changed.
@@ -175,3 +232,7 @@ def _load_data(source: DataSource, seed: int, fingerprint: str | None) -> DataSp
         if fingerprint is not None:  # its computation has read the data, and has shown the warnings
             warnings.simplefilter("ignore", DataWarning)
         return source.load(seed)
+
+
+def _hash_json(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -14,17 +14,20 @@ Column = tuple[float | None, ...]
 
 @dataclass(frozen=True)
 class RunCost:
-    """Cost of the training of one run.
+    """Cost of the training of one run, as if it had been alone where several posteriors share the training.
 
     Attributes:
-        train_seconds: Wall-clock time.
-        gradients: Number of gradients of a batch.
-        peak_memory_mb: Peak memory in MiB.
+        train_seconds: Wall-clock time of the steps, and of the snapshots and the last pass over the data of this
+            posterior. Posteriors that share a training have the time of its steps each.
+        gradients: Number of gradients of a batch, likewise those of the whole training.
+        peak_memory_mb: Peak memory in MiB, of all posteriors of the training together.
+        num_posteriors: Number of posteriors that the training served; None of a training by `fit`.
     """
 
     train_seconds: float | None = None
     gradients: float | None = None
     peak_memory_mb: float | None = None
+    num_posteriors: float | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.core.spec import short_name
 from flatbayes.data import make_source
 from flatbayes.data.fingerprint import compute_fingerprint
-from flatbayes.experiments.run import ExperimentRun
+from flatbayes.experiments.run import ExperimentRun, try_execute_together
 from flatbayes.experiments.run_folder import STUDY_FILE
 from flatbayes.experiments.tuning_result import TuningResult
 from flatbayes.flatness import SAM, Flatness
@@ -296,7 +296,7 @@ def _score_trial(
     scores = []
     for seed in range(run.seed, run.seed + num_seeds):
         seed_run = replace(replace_hyperparameters(run, values), seed=seed, split="val")
-        _, reason = seed_run.try_execute(folder / "runs")
+        ((_, reason),) = try_execute_together([seed_run], folder / "runs")
         result = seed_run.load_result(folder / "runs")
         if result is not None and metric not in result.metrics:
             raise ValueError(f"These data have no metric {metric!r}; they have {', '.join(result.metrics)}.")

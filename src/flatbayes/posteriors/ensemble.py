@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.components import resolve_component
 from flatbayes.posteriors.map import MAP
-from flatbayes.posteriors.posterior import LossRequirement, Posterior, SnapshotRequirements
+from flatbayes.posteriors.posterior import LossRequirement, Posterior, SnapshotRequirements, Trajectory
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ class Ensemble(Posterior):
     def default_optimizer(self) -> OptimizerFactory:
         """The member's value."""
         return self.member.default_optimizer
+
+    @property
+    def trajectory(self) -> Trajectory | None:
+        """That of the member: the first one is trained as the member is alone."""
+        return self.member.trajectory
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Return the state of one run of the member."""

@@ -32,8 +32,14 @@ from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.eigenbasis import CurvatureStructure, make_eigenbasis
 from flatbayes.posteriors.ggn import rounding_tolerance
 from flatbayes.posteriors.linearised import LinearisedNetwork
-from flatbayes.posteriors.optimization import check_temperature, default_sgd, init_state, step_optimizer
-from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.optimization import (
+    check_temperature,
+    default_sgd,
+    init_state,
+    step_optimizer,
+    temper_precision,
+)
+from flatbayes.posteriors.posterior import Posterior, Trajectory
 
 PredictiveMode = Literal["linearised", "sampled"]
 """Network of a draw: the linearised network, or the network itself at sampled weights."""
@@ -100,6 +106,11 @@ class Laplace(Posterior):
     def default_optimizer(self) -> OptimizerFactory:
         """SGD with momentum, and with weight decay unless `prior_precision` is given."""
         return default_sgd(self.prior_precision)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """That of MAP with the prior at this temperature: the curvature is computed afterwards."""
+        return Trajectory.of("optimizer", prior_precision=temper_precision(self.prior_precision, self.temperature))
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Return a state of model, optimizer and empty statistics of the Gaussian; see `Posterior.init`.

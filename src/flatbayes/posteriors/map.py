@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
-from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.posterior import Posterior, Trajectory
 from flatbayes.posteriors.prior_precision import check_prior_precision
 
 
@@ -49,6 +49,11 @@ class MAP(Posterior):
     def default_optimizer(self) -> OptimizerFactory:
         """SGD with momentum, and with weight decay unless `prior_precision` is given."""
         return default_sgd(self.prior_precision)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """That of the optimizer, with the prior."""
+        return Trajectory.of("optimizer", prior_precision=self.prior_precision)
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Return a state of model and optimizer; see `Posterior.init`."""

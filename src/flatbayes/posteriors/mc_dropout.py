@@ -20,7 +20,7 @@ from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode, preserve_buffers
 from flatbayes.core.randomness import RandomState, Stream, draw_seed, make_generator, seeded_rng
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
-from flatbayes.posteriors.posterior import Posterior
+from flatbayes.posteriors.posterior import Posterior, Trajectory
 from flatbayes.posteriors.prior_precision import check_prior_precision
 
 
@@ -55,6 +55,11 @@ class MCDropout(Posterior):
     def default_optimizer(self) -> OptimizerFactory:
         """SGD with momentum, and with weight decay unless `prior_precision` is given."""
         return default_sgd(self.prior_precision)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """That of MAP, with dropout at this rate; None is that of MAP itself."""
+        return Trajectory.of("optimizer", prior_precision=self.prior_precision, dropout_rate=self.rate)
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Return a state of model and optimizer; see `Posterior.init`.

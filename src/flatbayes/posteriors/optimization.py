@@ -81,10 +81,16 @@ def step_optimizer(state: State, closure: Closure, prior_precision: float | None
     loss = closure()
     if not isinstance(state.optimizer, torch.optim.SparseAdam):
         densify_gradients(trainable_parameters(state.model))  # momentum, priors and weight decay concern every row
-    if prior_precision is not None:
-        add_prior_gradient(trainable_parameters(state.model), prior_precision * temperature, state.num_data)
+    precision = temper_precision(prior_precision, temperature)
+    if precision is not None:
+        add_prior_gradient(trainable_parameters(state.model), precision, state.num_data)
     state.optimizer.step()
     return loss
+
+
+def temper_precision(prior_precision: float | None, temperature: float) -> float | None:
+    """Return the precision of the prior whose gradient `step_optimizer` adds; None where it adds none."""
+    return None if prior_precision is None else prior_precision * temperature
 
 
 def add_prior_gradient(params: Sequence[nn.Parameter], prior_precision: float, num_data: int) -> None:

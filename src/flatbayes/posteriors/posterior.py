@@ -1,7 +1,9 @@
 """Abstract base class of posterior approximations: hyperparameters, with the training state held outside."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,6 +28,10 @@ RENAMED_MEMBERS = {
 """Members of version 0.1, all of them required there -> 0.2. A default would replace an override without notice."""
 
 
+TRAINING_MEMBERS = ("init", "step", "collect")
+"""A class that overrides one of them does not inherit the trajectory of its base class."""
+
+
 class SnapshotRequirements(NamedTuple):
     """Number of collected snapshots that a draw needs.
 
@@ -36,6 +42,36 @@ class SnapshotRequirements(NamedTuple):
 
     min_count: int
     max_used: int
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Weights that training visits, by what a posterior contributes to them.
+
+    Posteriors with equal trajectories are trained alike: with the same network, data, flatness, optimizer,
+    configuration and seed their weights are equal, bit for bit, at every step.
+
+    Attributes:
+        update: Name of the update rule of `step`.
+        hyperparameters: Values that the update depends on, by name. Without those that are None.
+        statistics: Names of the statistics that the update changes, such as a velocity.
+    """
+
+    update: str
+    hyperparameters: tuple[tuple[str, float], ...] = ()
+    statistics: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, update: str, *, statistics: Collection[str] = (), **hyperparameters: float | None) -> "Trajectory":
+        """The trajectory of an update rule.
+
+        Args:
+            update: Name of the rule; that of a rule of your own begins with the name of your package.
+            statistics: Names of the statistics that it changes.
+            hyperparameters: Values that it depends on; None if it does without.
+        """
+        values = sorted((name, float(value)) for name, value in hyperparameters.items() if value is not None)
+        return cls(update, tuple(values), frozenset(statistics))
 
 
 class Posterior(ABC):
@@ -65,6 +101,12 @@ class Posterior(ABC):
                 f"{cls.__name__} defines members of flatbayes 0.1. Rename "
                 f"{', '.join(f'{name} to {RENAMED_MEMBERS[name]}' for name in old_names)}."
             )
+        owners = {
+            name: next(k for k, base in enumerate(cls.__mro__) if name in vars(base))
+            for name in ("trajectory", *TRAINING_MEMBERS)
+        }
+        if min(owners[name] for name in TRAINING_MEMBERS) < owners["trajectory"]:
+            cls.trajectory = None  # type: ignore[assignment,method-assign]  # the inherited one is of another training
 
     @property
     def num_members(self) -> int:
@@ -106,6 +148,15 @@ class Posterior(ABC):
     def snapshot_requirements(self) -> SnapshotRequirements:
         """Number of snapshots that a draw needs. Default: (0, 0), no snapshots."""
         return SnapshotRequirements(0, 0)
+
+    @property
+    def trajectory(self) -> Trajectory | None:
+        """What the weights that training visits depend on, so that posteriors with equal ones share a training.
+
+        A posterior that has one promises that its `init` does not change the model, and that its `collect` changes
+        nothing but its own statistics and draws no random numbers. Default: None, the training is not shared.
+        """
+        return None
 
     def count_stored_snapshots(self, state: State) -> int:
         """Number of snapshots that the state holds, each of which `load_snapshot` gives. Default: 0.

@@ -33,8 +33,14 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import trainable_parameters
-from flatbayes.posteriors.optimization import check_temperature, default_sgd, init_state, step_optimizer
-from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements
+from flatbayes.posteriors.optimization import (
+    check_temperature,
+    default_sgd,
+    init_state,
+    step_optimizer,
+    temper_precision,
+)
+from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements, Trajectory
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.sgld import ZERO_TEMPERATURE_HINT, add_langevin_noise, check_plain_sgd
 from flatbayes.posteriors.snapshots import (
@@ -102,6 +108,17 @@ class SGHMC(Posterior):
     def default_optimizer(self) -> OptimizerFactory:
         """SGD without momentum, and with weight decay unless `prior_precision` is given."""
         return default_sgd(self.prior_precision, lr=0.1 * self.friction, momentum=0.0)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """That of the chain and its velocity: snapshots do not change it."""
+        return Trajectory.of(
+            "hamiltonian",
+            statistics=["velocity"],
+            friction=self.friction,
+            prior_precision=temper_precision(self.prior_precision, self.temperature),
+            temperature=self.temperature,
+        )
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Return a state of model, optimizer, empty snapshot storage and zero velocity; see `Posterior.init`.

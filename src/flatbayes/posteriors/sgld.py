@@ -23,8 +23,14 @@ from torch.optim import SGD, Optimizer
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.randomness import iter_normal_noise
 from flatbayes.core.weights import trainable_parameters
-from flatbayes.posteriors.optimization import check_temperature, default_sgd, init_state, step_optimizer
-from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements
+from flatbayes.posteriors.optimization import (
+    check_temperature,
+    default_sgd,
+    init_state,
+    step_optimizer,
+    temper_precision,
+)
+from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements, Trajectory
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.snapshots import (
     Storage,
@@ -90,6 +96,15 @@ class SGLD(Posterior):
     def default_optimizer(self) -> OptimizerFactory:
         """SGD without momentum, and with weight decay unless `prior_precision` is given."""
         return default_sgd(self.prior_precision, momentum=0.0)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """That of the chain: snapshots do not change it."""
+        return Trajectory.of(
+            "langevin",
+            prior_precision=temper_precision(self.prior_precision, self.temperature),
+            temperature=self.temperature,
+        )
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Return a state of model, optimizer and empty snapshot storage; see `Posterior.init`.

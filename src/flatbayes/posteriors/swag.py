@@ -27,7 +27,7 @@ from flatbayes.core.parameter_selection import ParameterSelection, check_selecti
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import iter_blocks, swap_values, trainable_parameters, write_blockwise
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
-from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements
+from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements, Trajectory
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.snapshots import Storage, check_storage_device, get_storage_device
 
@@ -90,6 +90,11 @@ class SWAG(Posterior):
     def default_optimizer(self) -> OptimizerFactory:
         """SGD with momentum, and with weight decay unless `prior_precision` is given."""
         return default_sgd(self.prior_precision)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """That of MAP: snapshots do not change the training."""
+        return Trajectory.of("optimizer", prior_precision=self.prior_precision)
 
     def init(self, model: nn.Module, make_optimizer: OptimizerFactory | None, num_data: int) -> State:
         """Return a state of model, optimizer and empty moments; see `Posterior.init`.

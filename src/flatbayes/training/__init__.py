@@ -14,8 +14,9 @@ from flatbayes.training.config import (
     TrainingConfig,
 )
 from flatbayes.training.dry_run import dry_run
-from flatbayes.training.fit import Interrupted, fit
+from flatbayes.training.fit import fit
 from flatbayes.training.loop import DivergenceWarning
+from flatbayes.training.members import Interrupted
 from flatbayes.training.schedules import Constant, Cosine, Cyclical, Polynomial, Schedule, SWALinear
 
 __all__ = [

@@ -9,7 +9,8 @@ import re
 import time
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,33 @@ class CheckpointManager:
         if is_writer:
             remove_files(list_temporary_files(checkpoints.folder))
         return manager
+
+    @staticmethod
+    def open_shared(
+        checkpoints: Checkpoints | None, identity: Mapping[str, Any], branches: Collection[str]
+    ) -> "CheckpointManager":
+        """The manager of a training that several posteriors share.
+
+        Args:
+            checkpoints: Folder and frequency. What the folder has of another training, or of this one without some of
+                the posteriors, is removed.
+            identity: Plain data that differ between trainings.
+            branches: Names of the posteriors.
+        """
+        if checkpoints is None:
+            return CheckpointManager()
+        path, stored = checkpoints.folder / IDENTITY_FILE, None
+        with suppress(FileNotFoundError, ValueError):
+            stored = read_json(path)
+        saved = stored.get("branches") if isinstance(stored, dict) else None
+        if not isinstance(saved, list) or not set(branches) <= set(map(str, saved)):
+            checkpoints.remove()
+            saved = sorted(branches)
+        try:
+            return CheckpointManager.open(checkpoints, {**identity, "branches": saved})
+        except ValueError:  # of another version, or on other content of the data
+            checkpoints.remove()
+            return CheckpointManager.open(checkpoints, {**identity, "branches": saved})
 
     def is_candidate_step(self, step: int, *, epoch_ended: bool) -> bool:
         """Whether a checkpoint may be written after this step, counted from 1, regardless of the time."""

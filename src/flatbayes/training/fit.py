@@ -1,19 +1,15 @@
 """Fit a posterior over the weights of a model to data."""
 
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from flatbayes.core import State
 from flatbayes.core.components import resolve_component
 from flatbayes.core.network_interface import OutputSelector
-from flatbayes.core.randomness import Stream, make_generator, preserve_rng
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Likelihood
@@ -23,58 +19,15 @@ from flatbayes.training.arguments import resolve_config, resolve_data, resolve_m
 from flatbayes.training.callbacks.callback import Callback, CallbackList
 from flatbayes.training.callbacks.console import ProgressBar
 from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
-from flatbayes.training.compatibility import check_collection
 from flatbayes.training.config import FINE_TUNING, TrainingConfig
 from flatbayes.training.cost import CostMeter
-from flatbayes.training.distributed.workers import train_in_workers
-from flatbayes.training.group import GroupResult, finalize_states, train_group
+from flatbayes.training.group import GroupResult
+from flatbayes.training.identity import describe_name
+from flatbayes.training.members import train_members
 from flatbayes.training.model_builder import ModelFactory
-from flatbayes.training.run import TrainingRun
-from flatbayes.training.session import Session, make_session
-from flatbayes.training.setup import TrainingSetup, describe_name, prepare_runs
+from flatbayes.training.setup import TrainingSetup, prepare_runs
 from flatbayes.training.trial import run_trial
 from flatbayes.training.warm_start import PretrainedWeights
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C, SIGTERM or SIGHUP.
-
-    Attributes:
-        fitted: The posterior fitted so far: the completed members, or the one that was being trained.
-        place: Where it was stopped.
-        resume_step: Step of the checkpoint from which the same fit continues; None if it starts again.
-        missing: Why the posterior cannot predict yet; empty if it can.
-        signal_number: The signal, by which the process ends: SIGINT, SIGTERM or SIGHUP.
-
-    Examples:
-        >>> try:
-        ...     fitted = fit(MLP, data, MAP(), config=config)
-        ... except Interrupted as interruption:  # after Ctrl-C
-        ...     fitted = interruption.fitted
-        >>> fitted.predict(inputs).mean.shape
-        torch.Size([100, 10])
-    """
-
-    def __init__(
-        self,
-        place: str,
-        fitted: FittedPosterior,
-        resume_step: int | None = None,
-        missing: str = "",
-        signal_number: int = signal.SIGINT,
-    ) -> None:
-        ability = f"cannot predict yet: {missing}" if missing else "can predict"
-        kept = (
-            "No checkpoint was kept, and the same fit starts again"
-            if resume_step is None
-            else f"The same fit with its checkpoints continues after step {resume_step}"
-        )
-        super().__init__(f"stopped {place}; the posterior so far (`fitted` of this exception) {ability}. {kept}.")
-        self.fitted = fitted
-        self.place = place
-        self.resume_step = resume_step
-        self.missing = missing
-        self.signal_number = signal_number
 
 
 def fit(
@@ -199,14 +152,16 @@ def train_prepared(
     is_shown = is_main and (sys.stderr.isatty() if show_progress is None else show_progress)
     with ProgressBar() if is_shown else nullcontext(Callback()) as bar:
         callbacks = CallbackList([bar, callback] if callback and is_main else [bar])
-        results = train_members(setup, manager, callbacks)
+        (results,) = train_members([setup], manager, callbacks)
+    if isinstance(results, Exception):
+        raise results
     states = [state for result in results for state in result.states]
     cost = {
         "train_seconds": manager.elapsed_seconds(),
         "gradients": sum(result.num_gradients for result in results),
         "peak_memory_mb": meter.peak_memory_mb(),
     }
-    fitted = setup.make_fitted(states, cost=cost, training=_describe_training(setup, results))
+    fitted = setup.make_fitted(states, cost=cost, training=describe_results(setup, results))
     if not factory.training_data.is_replicated:  # what was computed on different data in each process
         fitted.statistics_inputs = setup.world.broadcast(fitted.statistics_inputs)
         for state in states:
@@ -214,45 +169,7 @@ def train_prepared(
     return fitted
 
 
-def train_members(setup: TrainingSetup, manager: CheckpointManager, callback: Callback) -> list[GroupResult]:
-    """Train the members of an ensemble, or the only network, in order.
-
-    Args:
-        setup: The prepared fit.
-        manager: Checkpoints; members whose result is there are not trained again.
-        callback: Called after every step and epoch.
-
-    Raises:
-        Interrupted: Ctrl-C was pressed.
-    """
-    factory, config = setup.factory, setup.factory.config
-    results: list[GroupResult] = []
-    trained: dict[int, dict[str, Any]] = {}
-    if config.distribution.members == "workers" and len(setup.groups) > 1:
-        missing = [index for index in range(len(setup.groups)) if not manager.load_result(index)]
-        trained = train_in_workers(factory, missing, manager.checkpoints)
-    for index, members in enumerate(setup.groups):
-        run = factory.create_run(members, setup.fabric)
-        message = check_collection(factory.posterior, config, len(run.batches))
-        if message is not None and index == 0:
-            callback.on_message(message)
-        num_members = factory.posterior.num_members if len(members) == 1 else 1
-        callback.on_run_start(members[0], num_members, config.epochs * len(run.batches))
-        saved = trained.get(index) or setup.world.read_on_main(partial(manager.load_result, index))
-        if saved is not None:
-            callback.on_resume(saved["records"])
-            results.append(GroupResult.from_state_dict(saved, factory, members, setup.fabric))
-            continue
-        session = make_session(config, setup.fabric, manager, index)
-        try:
-            results.append(train_group(factory, run, session, callback))
-        except KeyboardInterrupt as stop:
-            number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
-            raise _make_interrupted(setup, results, run, session, members, number) from None
-    return results
-
-
-def _describe_training(setup: TrainingSetup, results: Sequence[GroupResult]) -> dict[str, Any]:
+def describe_results(setup: TrainingSetup, results: Sequence[GroupResult]) -> dict[str, Any]:
     """Flatness, epochs, seed, and the metrics of the last epoch, as plain data."""
     factory = setup.factory
     last = results[-1].records[-1] if results[-1].records else {}
@@ -262,42 +179,3 @@ def _describe_training(setup: TrainingSetup, results: Sequence[GroupResult]) -> 
         "seed": factory.seed,
         "last_epoch": {name: value for name, value in last.items() if name.startswith(("loss", "val_"))},
     }
-
-
-def _make_interrupted(
-    setup: TrainingSetup,
-    results: Sequence[GroupResult],
-    run: TrainingRun,
-    session: Session,
-    members: Sequence[int],
-    signal_number: int,
-) -> KeyboardInterrupt:
-    states = [state for result in results for state in result.states] or run.states
-    if not states:
-        return KeyboardInterrupt()
-    if (
-        not results and not run.status.is_trained
-    ):  # finalizing a trained run again would take as long as the first time
-        finalize_states(setup.factory, states, session)
-    trained = (
-        f"member {members[0] + 1} of {setup.factory.posterior.num_members}"
-        if len(members) == 1
-        else f"{len(members)} vectorized members"
-    )
-    status = run.status
-    place = (
-        f"after {status.completed_epochs} of {run.config.epochs} epochs of {trained}, after step "
-        f"{status.progress.step} of {status.progress.total_steps}"
-    )
-    resume_step = session.manager.find_latest_step(session.run_index)
-    missing = _find_obstacle(setup, states[0])
-    return Interrupted(place, setup.make_fitted(states, interrupted=place), resume_step, missing, signal_number)
-
-
-def _find_obstacle(setup: TrainingSetup, state: State) -> str:
-    """Why no network can be drawn from a state; empty if one can."""
-    try:
-        with preserve_rng(None), setup.factory.posterior.draw(state, make_generator(Stream.DRY_RUN)):
-            return ""
-    except (RuntimeError, ValueError, KeyError) as error:
-        return str(error)

@@ -1,18 +1,20 @@
-"""Training of one group of members: a run, its finalized states, and its result as plain data."""
+"""Training of one group of members: a run, its finalized states, and its results as plain data."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from flatbayes.core import State
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
+from flatbayes.posteriors import Posterior
 from flatbayes.prediction import NetworkSampler
 from flatbayes.prediction.inputs import find_nonfinite_rows
 from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.compatibility import check_finite_weights
 from flatbayes.training.fabric import Fabric
+from flatbayes.training.identity import describe_branch
 from flatbayes.training.loop import train
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.run_factory import RunFactory
@@ -23,17 +25,21 @@ NUM_CHECKED_DRAWS = 3
 
 @dataclass(frozen=True, eq=False)
 class GroupResult:
-    """Result of a training run.
+    """Result of a training run for one posterior.
 
     Attributes:
         states: Final state of each member.
         records: Records of all epochs.
         num_gradients: Forward and backward passes of a network.
+        seconds: Duration of the steps, and of the snapshots and the last pass over the data of this posterior.
+        num_branches: Number of posteriors that the run has served.
     """
 
     states: Sequence[State]
     records: Sequence[Record]
     num_gradients: float
+    seconds: float = 0.0
+    num_branches: int = 1
 
     def state_dict(self) -> dict[str, Any]:
         """The result as tensors and plain data."""
@@ -44,6 +50,8 @@ class GroupResult:
             ],
             "records": list(self.records),
             "num_gradients": self.num_gradients,
+            "run_seconds": self.seconds,
+            "num_branches": self.num_branches,
         }
 
     @staticmethod
@@ -55,11 +63,19 @@ class GroupResult:
             factory.restore_state(member, state, fabric)
             for member, state in zip(members, state_dict["states"], strict=True)
         ]
-        return GroupResult(states, state_dict["records"], state_dict["num_gradients"])
+        records, num_gradients = state_dict["records"], state_dict["num_gradients"]
+        seconds, num_branches = state_dict.get("run_seconds", 0.0), state_dict.get("num_branches", 1)
+        return GroupResult(states, records, num_gradients, seconds, num_branches)
 
 
-def train_group(factory: RunFactory, run: TrainingRun, session: Session, callback: Callback) -> GroupResult:
-    """Train a run to its end, finalize its states, and save the result.
+GroupOutcome = GroupResult | Exception
+"""Result of a run for one posterior, or why this posterior has none."""
+
+
+def train_group(
+    factory: RunFactory, run: TrainingRun, session: Session, callback: Callback
+) -> dict[str, GroupOutcome]:
+    """Train a run to its end, finalize the states of its posteriors, and save the results.
 
     Args:
         factory: The factory that made the run.
@@ -67,35 +83,102 @@ def train_group(factory: RunFactory, run: TrainingRun, session: Session, callbac
         session: Device, process group and checkpoints.
         callback: Called after every step and epoch.
 
+    Returns:
+        The result of every posterior by the name of its branch, or its error. The error of one posterior does not
+        change the results of the others.
+
     Raises:
-        RuntimeError: The loss, a weight, or a prediction with a draw is not finite.
+        RuntimeError: The loss or a weight is not finite.
         OSError: A checkpoint cannot be written.
+        Exception: That of the first posterior, if all have failed.
     """
-    states = train(run, session, callback)
-    for state in states:
+    states = {run.leader.name: train(run, session, callback)}
+    for state in states[run.leader.name]:
         check_finite_weights(state.model)
-    finalize_states(factory, states, session)
-    if session.world.size == 1:
-        check_finite_draws(factory, states)
-    result = GroupResult(states, run.status.records, run.status.num_gradients)
-    session.manager.save_result(session.run_index, result.state_dict())
-    return result
+    for branch in run.followers:  # before the first posterior is finalized
+        with branch.isolate():
+            states[branch.name] = [
+                make_independent(state, branch.posterior, factory, member, session.fabric)
+                for member, state in zip(run.status.progress.members, branch.states, strict=True)
+            ]
+    step_seconds = run.status.elapsed_seconds() - sum(branch.seconds for branch in run.branches)
+    outcomes: dict[str, GroupOutcome] = {}
+    for branch in run.branches:
+        if branch.error is None:
+            with branch.isolate():
+                finalize_states(factory, branch.posterior, states[branch.name], session)
+                if session.world.size == 1:
+                    check_finite_draws(factory, branch.posterior, states[branch.name])
+        run.check_branches()
+        status = run.status
+        outcomes[branch.name] = branch.error or GroupResult(
+            states[branch.name],
+            status.records,
+            status.num_gradients,
+            step_seconds + branch.seconds,
+            len(run.branches),
+        )
+    session.manager.save_result(session.run_index, describe_outcomes(outcomes))
+    return outcomes
 
 
-def finalize_states(factory: RunFactory, states: Sequence[State], session: Session) -> None:
-    """Run the posterior's last pass over the training data, such as the curvature of a Laplace approximation."""
+def make_independent(state: State, posterior: Posterior, factory: RunFactory, member: int, fabric: Fabric) -> State:
+    """The state with a network of its own, and with its own copies of the statistics that `step` changes.
+
+    Args:
+        state: State of a posterior that has not taken the steps.
+        posterior: The posterior.
+        factory: The factory that made the run.
+        member: Index of the member.
+        fabric: Device and precision.
+    """
+    shared = posterior.trajectory.statistics if posterior.trajectory else frozenset()
+    statistics = {name: x.clone() if name in shared else x for name, x in state.statistics.items()}
+    return replace(state, model=factory.copy_trained(state.model, member, fabric), statistics=statistics)
+
+
+def describe_outcomes(outcomes: Mapping[str, GroupOutcome]) -> dict[str, Any]:
+    """Tensors and plain data of the results of a run; those of the only posterior directly, as for `fit`."""
+    described = {
+        name: {"error": str(outcome)} if isinstance(outcome, Exception) else outcome.state_dict()
+        for name, outcome in outcomes.items()
+    }
+    return {"branches": described} if len(described) > 1 else next(iter(described.values()))
+
+
+def restore_outcome(
+    saved: Mapping[str, Any], factory: RunFactory, members: Sequence[int], fabric: Fabric
+) -> GroupOutcome:
+    """The result of one posterior from what `describe_outcomes` returned.
+
+    Args:
+        saved: Results of all posteriors of the run.
+        factory: The factory of this posterior.
+        members: Indices of the members.
+        fabric: Device and precision.
+    """
+    if "branches" in saved:
+        saved = saved["branches"][describe_branch(factory.posterior, factory.config)]
+    if "error" in saved:
+        return RuntimeError(saved["error"])
+    return GroupResult.from_state_dict(saved, factory, members, fabric)
+
+
+def finalize_states(factory: RunFactory, posterior: Posterior, states: Sequence[State], session: Session) -> None:
+    """Run a posterior's last pass over the training data, such as the curvature of a Laplace approximation."""
     for state in states:
         with seeded_rng(spawn_seed(Stream.FINALIZATION, factory.seed), state.model):
             examples = factory.training_data.iter_examples(session.fabric.device)
-            factory.posterior.finalize(state, examples, factory.likelihood.loss)
+            posterior.finalize(state, examples, factory.likelihood.loss)
 
 
 @torch.no_grad()
-def check_finite_draws(factory: RunFactory, states: Sequence[State]) -> None:
+def check_finite_draws(factory: RunFactory, posterior: Posterior, states: Sequence[State]) -> None:
     """Predict a few training examples with a few draws, which overflow after a divergence with finite weights.
 
     Args:
-        factory: Its posterior draws, and its training data has the examples.
+        factory: Its training data has the examples.
+        posterior: Draws the networks.
         states: Final state of each member.
 
     Raises:
@@ -104,7 +187,7 @@ def check_finite_draws(factory: RunFactory, states: Sequence[State]) -> None:
     if not factory.likelihood.has_predictive:
         return
     inputs, _ = factory.training_data.example_batch
-    sampler = NetworkSampler(factory.posterior, states, factory.likelihood, statistics_inputs=[inputs])
+    sampler = NetworkSampler(posterior, states, factory.likelihood, statistics_inputs=[inputs])
     networks = sampler.sample_networks(NUM_CHECKED_DRAWS * len(states))
     predictive = factory.likelihood.predictive(network(sampler.preprocess(inputs)) for network in networks)
     if len(find_nonfinite_rows(predictive)):

@@ -59,7 +59,7 @@ def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]
         RuntimeError: The loss is not finite.
         OSError: A checkpoint cannot be written.
     """
-    config, posterior, status, progress = run.config, run.posterior, run.status, run.status.progress
+    config, posterior, status, progress = run.config, run.leader.posterior, run.status, run.status.progress
     steps_per_epoch, validation_epochs = len(run.batches), config.validation_epochs()
     with session.open(run, callback) as (engine, state):
         flatness = session.distribute(run.flatness, engine)
@@ -73,8 +73,7 @@ def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]
                 closure = BatchClosure(run, engine, inputs, targets)
                 flat_closure = flatness(closure, engine.module, progress)  # the two axes meet here
                 loss = posterior.step(state, clip_closure(flat_closure, engine, config))
-                if config.is_collection_step(progress.step, steps_per_epoch):
-                    posterior.collect(state)
+                run.collect(progress.step)
                 status.loss_sum = status.loss_sum + loss
                 progress.advance()
                 callback.on_step_end(progress.step, loss.mean() if loss.ndim else loss, lr)
@@ -86,6 +85,8 @@ def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]
                 callback.on_epoch_end(record)
             session.save_checkpoint(run, engine, epoch_ended=True)
     session.gather(run, state)
+    for branch in run.followers:
+        branch.get_state().updated_buffers = state.updated_buffers
     status.is_trained = True
     return run.states
 

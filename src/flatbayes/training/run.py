@@ -1,6 +1,8 @@
 """A training run: its components, which do not change, and its status, which does."""
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ class RunStatus:
     """How far a training run has come.
 
     Attributes:
-        state: The posterior's state; None before training, and while it is sharded.
+        state: The state of the posterior that takes the steps; None before training, and while it is sharded.
         progress: Step counter, and the state of the flatness.
         completed_epochs: Number of epochs done.
         loss_sum: Sum of the losses of the current epoch.
@@ -26,6 +28,7 @@ class RunStatus:
             fraction.
         records: One record per epoch and network.
         is_trained: Whether training has ended.
+        previous_seconds: Duration of the run before it was interrupted.
     """
 
     state: State | None = None
@@ -35,6 +38,84 @@ class RunStatus:
     num_gradients: float = 0
     records: list[Record] = field(default_factory=list)
     is_trained: bool = False
+    previous_seconds: float = 0.0
+    _start_time: float = field(default_factory=time.monotonic)
+
+    def elapsed_seconds(self) -> float:
+        """Duration of the run in seconds, without the time between an interruption and its continuation."""
+        return self.previous_seconds + time.monotonic() - self._start_time
+
+
+@dataclass
+class Branch:
+    """A posterior that a training run serves, with its own snapshots and its own last pass over the data.
+
+    Attributes:
+        name: Tells the branches of a run from each other, also in its checkpoints.
+        posterior: Collects the snapshots.
+        config: Training hyperparameters; its `collection` says after which steps they are collected.
+        init_state: Makes the posterior's state before the first step from the module.
+        split_state: Splits the state into one state per network.
+        state: The state; None before training.
+        seconds: Time that this posterior alone has taken: its snapshots, and its last pass over the data.
+        error: Why this posterior failed; the run goes on for the others.
+    """
+
+    name: str
+    posterior: Posterior
+    config: TrainingConfig
+    init_state: Callable[[nn.Module], State]
+    split_state: Callable[[State], list[State]] = lambda state: [state]
+    state: State | None = None
+    seconds: float = 0.0
+    error: Exception | None = None
+
+    def follow(self, leader: State) -> None:
+        """Make a state for the weights of another one, which takes the steps.
+
+        Args:
+            leader: The state of a posterior of the same trajectory.
+        """
+        with self.isolate():
+            self.state = self.init_state(leader.model)
+            if self.state.model is not leader.model:
+                raise ValueError(f"{type(self.posterior).__name__} changes the model, so its training is not shared.")
+            self.state.optimizer = leader.optimizer
+            trajectory = self.posterior.trajectory
+            for name in trajectory.statistics if trajectory else ():
+                self.state.statistics[name] = leader.statistics[name]
+
+    def collect(self, step: int, steps_per_epoch: int) -> None:
+        """Record the current weights if the configuration says so after this step, counted from 0."""
+        if self.error is None and self.config.is_collection_step(step, steps_per_epoch):
+            with self.isolate():
+                self.posterior.collect(self.get_state())
+
+    def get_state(self) -> State:
+        """The state.
+
+        Raises:
+            RuntimeError: Training has not started.
+        """
+        if self.state is None:
+            raise RuntimeError("The training has not started, so there is no state.")
+        return self.state
+
+    @contextmanager
+    def isolate(self) -> Iterator[None]:
+        """Context in which an error fails this branch alone, and whose duration is its own."""
+        started = time.monotonic()
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+        finally:
+            self.seconds += time.monotonic() - started
+
+    @property
+    def states(self) -> list[State]:
+        """Current state of each network; empty before training has started."""
+        return [] if self.state is None else self.split_state(self.state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +124,7 @@ class TrainingRun:
 
     Attributes:
         module: Network to train, or several vectorized ones.
-        init_state: Makes the posterior's state before the first step from the module.
-        posterior: Takes the steps.
+        branches: The posteriors that the run serves, all of one trajectory. The first takes the steps.
         flatness: Computes the gradients.
         loss_fn: Training loss; with vectorized networks, one value per network.
         batches: Training data.
@@ -54,13 +134,11 @@ class TrainingRun:
         find_labelled: Which examples of a batch have a target, from its targets; None if all have one.
         loss_is_nll: Whether the loss is known to be a negative log likelihood in nats; those of users may have units.
         num_networks: Number of networks in the module.
-        split_state: Splits the state into one state per network.
         status: What changes during training.
     """
 
     module: nn.Module
-    init_state: Callable[[nn.Module], State]
-    posterior: Posterior
+    branches: Sequence[Branch]
     flatness: Flatness
     loss_fn: LossFn
     batches: TrainingBatches
@@ -70,10 +148,34 @@ class TrainingRun:
     find_labelled: Callable[[Tensor], Tensor | None] = lambda targets: None
     loss_is_nll: bool = True
     num_networks: int = 1
-    split_state: Callable[[State], list[State]] = lambda state: [state]
     status: RunStatus = field(default_factory=RunStatus)
 
     @property
+    def leader(self) -> Branch:
+        """The branch whose posterior takes the steps."""
+        return self.branches[0]
+
+    @property
+    def followers(self) -> list[Branch]:
+        """The other branches that have not failed."""
+        return [branch for branch in self.branches[1:] if branch.error is None]
+
+    @property
     def states(self) -> list[State]:
-        """Current state of each network; empty before training has started."""
-        return [] if self.status.state is None else self.split_state(self.status.state)
+        """Current state of each network of the first branch; empty before training has started."""
+        return [] if self.status.state is None else self.leader.split_state(self.status.state)
+
+    def collect(self, step: int) -> None:
+        """Let every posterior record the current weights if its configuration says so after this step.
+
+        Raises:
+            Exception: That of the first branch, once all have failed.
+        """
+        for branch in self.branches:
+            branch.collect(step, len(self.batches))
+        self.check_branches()
+
+    def check_branches(self) -> None:
+        """Raise the error of the first branch if all have failed."""
+        if self.leader.error is not None and all(branch.error for branch in self.branches):
+            raise self.leader.error

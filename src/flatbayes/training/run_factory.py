@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from flatbayes.core import LossFn, OptimizerFactory, State, TrainingProgress
+from flatbayes.core.networks import copy_network
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.flatness import Flatness
@@ -19,7 +20,8 @@ from flatbayes.training.data import TrainingData
 from flatbayes.training.distributed.launch import get_fabric_process_group
 from flatbayes.training.engine import place_module
 from flatbayes.training.fabric import Fabric
-from flatbayes.training.run import RunStatus, TrainingRun
+from flatbayes.training.identity import describe_branch
+from flatbayes.training.run import Branch, RunStatus, TrainingRun
 from flatbayes.training.vectorized import VectorizedNetworks, stack_state, unstack_states, vectorize_loss
 from flatbayes.training.warm_start import WarmStart
 
@@ -55,13 +57,21 @@ class RunFactory:
         check_storable(network)
         return network
 
-    def create_run(self, members: Sequence[int], fabric: Fabric) -> TrainingRun:
-        """The run of one member, or the vectorized run of several."""
-        if len(members) == 1:
-            return self.create_single_run(members[0], fabric)
-        return self.create_vectorized_run(members, fabric)
+    def create_run(
+        self, members: Sequence[int], fabric: Fabric, followers: Sequence["RunFactory"] = ()
+    ) -> TrainingRun:
+        """The run of one member, or the vectorized run of several.
 
-    def create_single_run(self, member: int, fabric: Fabric) -> TrainingRun:
+        Args:
+            members: Indices of the members.
+            fabric: Device and precision.
+            followers: Factories of other posteriors of the same trajectory, which the run serves too.
+        """
+        if len(members) == 1:
+            return self.create_single_run(members[0], fabric, followers)
+        return self.create_vectorized_run(members, fabric, followers)
+
+    def create_single_run(self, member: int, fabric: Fabric, followers: Sequence["RunFactory"] = ()) -> TrainingRun:
         """The run of one member."""
         # A sharded network computes in all processes at once, so each evaluates the whole validation split.
         is_sharded = self.config.distribution.strategy == "fsdp"
@@ -71,8 +81,7 @@ class RunFactory:
         may_lack_labels = isinstance(batches, LoaderBatches)
         return TrainingRun(
             module=self.init_network(member),
-            init_state=lambda module: self._init_state(module, batches.num_data),
-            posterior=self.posterior,
+            branches=[factory.make_branch(batches.num_data) for factory in (self, *followers)],
             flatness=self.flatness,
             loss_fn=make_training_loss(self.likelihood, self.config, all_labelled=not may_lack_labels),
             batches=batches,
@@ -84,7 +93,9 @@ class RunFactory:
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=(member,))),
         )
 
-    def create_vectorized_run(self, members: Sequence[int], fabric: Fabric) -> TrainingRun:
+    def create_vectorized_run(
+        self, members: Sequence[int], fabric: Fabric, followers: Sequence["RunFactory"] = ()
+    ) -> TrainingRun:
         """The vectorized run of several members.
 
         Raises:
@@ -98,16 +109,12 @@ class RunFactory:
         stack = VectorizedNetworks([place_module(self.init_network(k), fabric, config) for k in members])
         validate = self.training_data.make_validator(self.likelihood, get_fabric_process_group(fabric))
 
-        def init_state(network: nn.Module) -> State:
-            return self._init_state(network, batches.num_data)
-
         def validate_members(_: nn.Module) -> list[Mapping[str, float]]:
             return [] if validate is None else [validate(network) for network in stack.unstack()]
 
         return TrainingRun(
             module=stack,
-            init_state=lambda _: stack_state(stack, init_state, self._make_optimizer),
-            posterior=self.posterior,
+            branches=[factory.make_branch(batches.num_data, stack) for factory in (self, *followers)],
             flatness=self.flatness,
             loss_fn=vectorize_loss(make_training_loss(self.likelihood, config, all_labelled=True)),
             batches=VectorizedBatches([batches.with_seed(self._spawn_batches_seed(k)) for k in members]),
@@ -117,6 +124,27 @@ class RunFactory:
             loss_is_nll=isinstance(self.likelihood, Categorical | Gaussian),
             num_networks=len(members),
             status=RunStatus(progress=TrainingProgress(seed=self.seed, members=tuple(members))),
+        )
+
+    def make_branch(self, num_data: int, stack: VectorizedNetworks | None = None) -> Branch:
+        """The branch of a run for the posterior.
+
+        Args:
+            num_data: Number of training examples.
+            stack: The vectorized networks of the run, if it has several.
+        """
+
+        def init_state(network: nn.Module) -> State:
+            return self.posterior.init(network, self._make_optimizer, num_data)
+
+        name = describe_branch(self.posterior, self.config)
+        if stack is None:
+            return Branch(name, self.posterior, self.config, init_state)
+        return Branch(
+            name,
+            self.posterior,
+            self.config,
+            init_state=lambda _: stack_state(stack, init_state, self._make_optimizer),
             split_state=lambda stacked: unstack_states(stacked, stack, init_state),
         )
 
@@ -134,12 +162,18 @@ class RunFactory:
         state.model.eval()
         return state
 
+    def copy_trained(self, network: nn.Module, member: int, fabric: Fabric) -> nn.Module:
+        """A copy of a trained network: built anew, with the tensors of its state dict, where it cannot be copied."""
+        try:
+            return copy_network(network)
+        except ValueError:
+            copy = place_module(self.init_network(member), fabric, self.config).eval()
+            copy.load_state_dict(network.state_dict())
+            return copy
+
     @property
     def _make_optimizer(self) -> OptimizerFactory:
         return self.config.optimizer or self.posterior.default_optimizer
-
-    def _init_state(self, network: nn.Module, num_data: int) -> State:
-        return self.posterior.init(network, self._make_optimizer, num_data)
 
     def _spawn_batches_seed(self, member: int) -> int:
         return spawn_seed(Stream.BATCHES, self.seed, member)

@@ -27,7 +27,7 @@ from flatbayes.training.distributed.gradient_averaging import make_synchronized_
 from flatbayes.training.distributed.launch import get_fabric_process_group
 from flatbayes.training.engine import Engine, place_module, set_cudnn_benchmark
 from flatbayes.training.fabric import Fabric
-from flatbayes.training.run import TrainingRun
+from flatbayes.training.run import Branch, TrainingRun
 
 FlatnessFn = Callable[[BatchClosure, nn.Module, TrainingProgress], Closure]
 """Turns the closure of a batch into the closure that the posterior steps with."""
@@ -56,10 +56,12 @@ class Session:
         Returns:
             Context with the engine and the posterior's state. The caller's random state is restored at its end.
         """
-        state = run.init_state(self.place(run))
+        state = run.leader.state = run.leader.init_state(self.place(run))
         self.attach(run, state)
         engine = Engine.create(self.fabric, state.model, state.optimizer, run.config)  # type: ignore[arg-type]
         state.optimizer = engine.optimizer
+        for branch in run.followers:
+            branch.follow(state)
         run.status.progress.total_steps = run.config.epochs * len(run.batches)
         num_vectorized = run.num_networks if run.num_networks > 1 else 0
         is_alone = self.world.size == 1  # processes would have to agree on the step
@@ -169,7 +171,8 @@ class ShardedSession(ReplicatedSession):
     def gather(self, run: TrainingRun, state: State) -> None:
         """Gather the state from the shards of all processes, in a network that is not sharded."""
         module = place_module(run.module, self.fabric, run.config).eval()
-        run.status.state = gather_state(state, run.init_state, module, self.world)
+        run.leader.state = gather_state(state, run.leader.init_state, module, self.world)
+        run.status.state = run.leader.state
 
 
 def make_session(config: TrainingConfig, fabric: Fabric, manager: CheckpointManager, run_index: int) -> Session:
@@ -207,6 +210,8 @@ def make_checkpoint(run: TrainingRun, engine: Engine, world: ProcessGroupInfo) -
         "loss_sum": status.loss_sum,
         "num_gradients": status.num_gradients,
         "records": status.records,
+        "run_seconds": status.elapsed_seconds(),
+        "branches": {branch.name: _save_branch(branch) for branch in run.branches} if len(run.branches) > 1 else {},
     }
 
 
@@ -224,7 +229,11 @@ def restore_checkpoint(
     status = run.status
     own = checkpoint if world.is_main_process else checkpoint["others"][world.rank - 1]
     if status.state is not None:
-        status.state.load_state_dict(checkpoint["state"])
+        branches = checkpoint.get("branches", {})  # of a run of one posterior there are none
+        saved = branches.get(run.leader.name, {}).get("statistics", checkpoint["state"]["statistics"])
+        status.state.load_state_dict({**checkpoint["state"], "statistics": saved})
+        for branch in run.branches if branches else ():
+            _restore_branch(branches[branch.name], branch)
     buffers = dict(engine.module.named_buffers())
     for name, value in own["buffers"].items():
         buffers[name].copy_(value)
@@ -232,8 +241,27 @@ def restore_checkpoint(
     run.batches.load_state_dict(own["batches"])
     engine.load_scaler_state_dict(checkpoint["scaler"])
     status.completed_epochs, status.num_gradients = checkpoint["completed_epochs"], checkpoint["num_gradients"]
+    status.previous_seconds = checkpoint.get("run_seconds", 0.0)
     loss_sum = checkpoint["loss_sum"]
     status.loss_sum = loss_sum if isinstance(loss_sum, float) else loss_sum.to(engine.device)
     status.records = list(checkpoint["records"])
     # Last: nothing may draw random numbers after it.
     RandomState.from_state_dict(own["random"], engine.device).restore()
+
+
+def _save_branch(branch: Branch) -> dict[str, Any]:
+    """Statistics of a branch, which torch writes once if others share them, and its error as text."""
+    return {
+        "statistics": {} if branch.state is None else dict(branch.state.statistics),
+        "seconds": branch.seconds,
+        "error": None if branch.error is None else str(branch.error),
+    }
+
+
+def _restore_branch(saved: Mapping[str, Any], branch: Branch) -> None:
+    branch.seconds = saved["seconds"]
+    if saved["error"] is not None:
+        branch.error = RuntimeError(saved["error"])
+    elif branch.error is None:
+        for name, tensor in saved["statistics"].items():
+            branch.get_state().statistics[name].detach().copy_(tensor)

@@ -14,7 +14,6 @@ from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.optional import get_version
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
-from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSplits, Standardize
 from flatbayes.data.fingerprint import FINGERPRINT_KEY
 from flatbayes.data.splits import check_finite_splits
@@ -31,6 +30,7 @@ from flatbayes.training.distributed.fsdp import check_fsdp
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
 from flatbayes.training.fabric import Fabric
 from flatbayes.training.graph_capture import check_graph_capture
+from flatbayes.training.identity import describe_components
 from flatbayes.training.likelihood_inference import infer_loader_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_data import LoaderData
@@ -171,7 +171,7 @@ class TrainingSetup:
         fingerprint = training_data.fingerprint
         identity = {
             **info,
-            **_describe_components(factory),
+            **describe_components(factory),
             "seed": factory.seed,
             "data": fingerprint,
             "start": factory.warm_start.fingerprint(training_data.transform),
@@ -207,23 +207,3 @@ class TrainingSetup:
             statistics_inputs=inputs,
             info=self.info | info,
         )
-
-
-def _describe_components(factory: RunFactory) -> dict[str, Any]:
-    components = {"posterior": factory.posterior, "flatness": factory.flatness, "likelihood": factory.likelihood}
-    return {name: _describe_object(value) for name, value in {**components, **vars(factory.config)}.items()}
-
-
-def describe_name(value: Any) -> str:
-    """Name of an object with the arguments that differ from their defaults, or the name of its class alone."""
-    try:
-        return short_name(value)
-    except TypeError:  # an argument without an importable name
-        return type(value).__name__
-
-
-def _describe_object(value: Any) -> Any:
-    try:
-        return to_spec(value)
-    except TypeError:  # a lambda or an object without an importable name
-        return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -16,7 +16,7 @@ from flatbayes.core.process_group import move_tensors_to_cpu
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
 from flatbayes.training.distributed.launch import make_fabric
-from flatbayes.training.group import train_group
+from flatbayes.training.group import describe_outcomes, train_group
 from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.session import make_session
 
@@ -215,5 +215,5 @@ def train_member(factory: RunFactory, member: int, checkpoints: Checkpoints | No
     factory = replace(factory, config=factory.config.with_options(distribution={"devices": 1}))
     fabric = make_fabric(factory.config)
     session = make_session(factory.config, fabric, CheckpointManager(checkpoints), member)
-    result = train_group(factory, factory.create_single_run(member, fabric), session, Callback())
-    return move_tensors_to_cpu(result.state_dict())
+    outcomes = train_group(factory, factory.create_single_run(member, fabric), session, Callback())
+    return move_tensors_to_cpu(describe_outcomes(outcomes))

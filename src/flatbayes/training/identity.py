@@ -1,0 +1,71 @@
+"""Plain data that tell trainings from each other: for checkpoints, and to find posteriors that share a training."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from flatbayes.core.spec import short_name, to_spec
+from flatbayes.posteriors import Posterior
+from flatbayes.training.config import CollectionConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from flatbayes.training.run_factory import RunFactory
+
+
+def describe_components(factory: "RunFactory") -> dict[str, Any]:
+    """Posterior, flatness, likelihood and training options of a fit."""
+    components = {"posterior": factory.posterior, "flatness": factory.flatness, "likelihood": factory.likelihood}
+    return {name: describe_object(value) for name, value in {**components, **vars(factory.config)}.items()}
+
+
+def describe_exactly(value: Any) -> Any:
+    """Description of an object, or its identity in this process where it has none: that of no other object."""
+    try:
+        return to_spec(value)
+    except TypeError:
+        return f"{type(value).__module__}.{type(value).__qualname__} at {id(value)}"
+
+
+def describe_training(
+    posterior: Posterior, config: TrainingConfig, describe: Callable[[Any], Any] = describe_exactly
+) -> dict[str, Any]:
+    """What posterior and configuration contribute to the weights that training visits.
+
+    Fits for which this is equal share a training, if network, data, flatness, likelihood and seed are the same too.
+    The collection of snapshots is left out for posteriors that have a trajectory. For one that has none, and for an
+    ensemble that is trained in worker processes, the description is that of the whole fit.
+
+    Args:
+        posterior: The posterior.
+        config: Training hyperparameters.
+        describe: Describes the values.
+    """
+    trajectory = posterior.trajectory
+    if trajectory is None or (config.distribution.members == "workers" and posterior.num_members > 1):
+        return {"posterior": describe(posterior), "config": describe(config)}
+    config = replace(config, optimizer=config.optimizer or posterior.default_optimizer, collection=CollectionConfig())
+    options = {name: describe(value) for name, value in vars(config).items()}
+    update = {"update": trajectory.update, **dict(trajectory.hyperparameters)}
+    return {"trajectory": update, "config": options}
+
+
+def describe_branch(posterior: Posterior, config: TrainingConfig) -> str:
+    """What tells a posterior from the others of the same training: itself, and when its snapshots are collected."""
+    return json.dumps([describe_exactly(posterior), to_spec(config.collection)["init_args"]], sort_keys=True)
+
+
+def describe_name(value: Any) -> str:
+    """Name of an object with the arguments that differ from their defaults, or the name of its class alone."""
+    try:
+        return short_name(value)
+    except TypeError:  # an argument without an importable name
+        return type(value).__name__
+
+
+def describe_object(value: Any) -> Any:
+    """Description of an object, or the path of its class where it has none."""
+    try:
+        return to_spec(value)
+    except TypeError:  # a lambda or an object without an importable name
+        return f"{type(value).__module__}.{type(value).__qualname__}"

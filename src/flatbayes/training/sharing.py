@@ -1,0 +1,203 @@
+"""Several posteriors from one training: those that need the same networks share the steps that train them.
+
+    for each member that a posterior needs:
+        train it once; every posterior records snapshots after the steps that its own configuration says
+        for each posterior: finalize it on its own copy of the network
+
+Every posterior ends in the same numbers as with a training of its own. Memory is that of all of them together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from flatbayes.core import State
+from flatbayes.flatness import Flatness
+from flatbayes.posteriors import Posterior
+from flatbayes.prediction import FittedPosterior
+from flatbayes.training.callbacks.callback import Callback, Record
+from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
+from flatbayes.training.compatibility import check_collection, check_compatibility, check_initial_weights
+from flatbayes.training.config import TrainingConfig
+from flatbayes.training.cost import CostMeter
+from flatbayes.training.fit import describe_results
+from flatbayes.training.group import GroupResult
+from flatbayes.training.identity import describe_branch, describe_object, describe_training
+from flatbayes.training.members import train_members
+from flatbayes.training.model_builder import ModelFactory
+from flatbayes.training.setup import TrainingSetup, prepare_runs
+from flatbayes.training.trial import run_trial
+
+
+@dataclass(frozen=True)
+class FitOutcome:
+    """What became of one of several posteriors.
+
+    Attributes:
+        fitted: The fitted posterior; None if it failed.
+        records: Records of the epochs of its first network.
+        error: Why it failed.
+    """
+
+    fitted: FittedPosterior | None = None
+    records: Sequence[Record] = ()
+    error: Exception | None = None
+
+
+def fit_together(
+    model: nn.Module | ModelFactory,
+    data: Any,
+    methods: Sequence[tuple[Posterior, TrainingConfig]],
+    flatness: Flatness,
+    *,
+    seed: int = 0,
+    callback: Callback | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> list[FitOutcome]:
+    """Fit several posteriors with one training of every network, on one device.
+
+    An ensemble's member of an index is the same network as that of another ensemble, or for index 0 as that of a
+    single network, and is trained once.
+
+    Args:
+        model: As for `fit`.
+        data: As for `fit`.
+        methods: Posteriors with their configurations, which may differ in `collection` only. Their trainings must be
+            equal by `describe_training`.
+        flatness: Where gradients are taken.
+        seed: Seed of everything random.
+        callback: Called after every step and epoch.
+        checkpoints: As for `fit`. The same call, or one with some of the posteriors, continues from them; other
+            posteriors replace them.
+
+    Returns:
+        One outcome for each posterior, equal to that of `fit`; the error of one does not change the others.
+
+    Raises:
+        ValueError: The trainings of the posteriors differ.
+        Exception: What ended the training for all of them.
+    """
+    check_same_training(methods)
+    outcomes: dict[str, FitOutcome] = {}
+    setups: dict[str, TrainingSetup] = {}
+    for posterior, config in methods:
+        name = describe_branch(posterior, config)
+        if name in setups or name in outcomes:
+            continue
+        try:
+            setups[name] = prepare_setup(model, data, posterior, flatness, config, seed, [*setups.values()])
+        except Exception as error:  # the others are fitted all the same
+            outcomes[name] = FitOutcome(error=error)
+    if setups:
+        outcomes |= dict(zip(setups, train_setups([*setups.values()], callback, checkpoints), strict=True))
+    return [outcomes[describe_branch(*method)] for method in methods]
+
+
+def check_same_training(methods: Sequence[tuple[Posterior, TrainingConfig]]) -> None:
+    """Refuse posteriors that are trained in different ways.
+
+    Raises:
+        ValueError: The trainings of two posteriors differ.
+    """
+    first, *others = [describe_training(*method) for method in methods]
+    for (posterior, _), other in zip(methods[1:], others, strict=True):
+        if other != first:
+            raise ValueError(
+                f"{type(methods[0][0]).__name__} and {type(posterior).__name__} cannot share a training: their "
+                "trajectory, optimizer or configuration differs. Fit them one by one."
+            )
+
+
+def prepare_setup(
+    model: nn.Module | ModelFactory,
+    data: Any,
+    posterior: Posterior,
+    flatness: Flatness,
+    config: TrainingConfig,
+    seed: int,
+    prepared: Sequence[TrainingSetup] = (),
+) -> TrainingSetup:
+    """Prepare and try a fit as `fit` does.
+
+    Args:
+        model: As for `fit`.
+        data: As for `fit`.
+        posterior: The posterior.
+        flatness: The flatness.
+        config: Training hyperparameters.
+        seed: Seed of everything random.
+        prepared: Prepared fits of other posteriors, whose training data and likelihood are used.
+
+    Raises:
+        ValueError: As for `fit`.
+    """
+    if prepared:
+        check_initial_weights(model, posterior, config, has_init=False)
+        check_compatibility(posterior, flatness, config)
+        factory = replace(prepared[0].factory, posterior=posterior, config=config)
+        model_spec = prepared[0].info["model"]
+    else:
+        factory, model_spec = prepare_runs(model, data, posterior, flatness, config, seed=seed)
+    setup = TrainingSetup.create(factory, model_spec, None)
+    run_trial(factory, setup.fabric)
+    batches = factory.training_data.make_batches(config, seed, setup.fabric)
+    check_collection(posterior, config, len(batches))
+    return setup
+
+
+def train_setups(
+    setups: Sequence[TrainingSetup], callback: Callback | None, checkpoints: Checkpoints | None
+) -> list[FitOutcome]:
+    """Train the networks of prepared fits, and make their posteriors.
+
+    Args:
+        setups: The prepared fits.
+        callback: Called after every step and epoch.
+        checkpoints: Where to keep checkpoints.
+    """
+    manager = open_checkpoints(setups, checkpoints)
+    meter = CostMeter(setups[0].fabric.device)
+    results = train_members(setups, manager, callback or Callback())
+    peak_memory_mb = meter.peak_memory_mb()
+    return [
+        FitOutcome(error=result) if isinstance(result, Exception) else make_outcome(setup, result, peak_memory_mb)
+        for setup, result in zip(setups, results, strict=True)
+    ]
+
+
+def make_outcome(setup: TrainingSetup, results: Sequence[GroupResult], peak_memory_mb: float) -> FitOutcome:
+    """The outcome of a fit from the results of its trainings.
+
+    Args:
+        setup: The fit.
+        results: Its results, one for each training.
+        peak_memory_mb: Peak memory of the process in MiB.
+    """
+    cost = {
+        "train_seconds": sum(result.seconds for result in results),
+        "gradients": sum(result.num_gradients for result in results),
+        "peak_memory_mb": peak_memory_mb,
+        "num_posteriors": max(result.num_branches for result in results),
+    }
+    states: list[State] = [state for result in results for state in result.states]
+    fitted = setup.make_fitted(states, cost=cost, training=describe_results(setup, results))
+    return FitOutcome(fitted, [record for record in results[0].records if record.get("member", 0) == 0])
+
+
+def open_checkpoints(setups: Sequence[TrainingSetup], checkpoints: Checkpoints | None) -> CheckpointManager:
+    """The checkpoints of a training; those of other posteriors are removed.
+
+    Args:
+        setups: The fits.
+        checkpoints: Where to keep checkpoints.
+    """
+    factories = [setup.factory for setup in setups]
+    own = {"posterior", *vars(factories[0].config)}  # described by the training
+    identity: Mapping[str, Any] = {
+        **{name: value for name, value in setups[0].identity.items() if name not in own},
+        **describe_training(factories[0].posterior, factories[0].config, describe_object),
+    }
+    branches = [describe_branch(factory.posterior, factory.config) for factory in factories]
+    return CheckpointManager.open_shared(checkpoints, identity, branches)
