@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from flatbayes.data import Digits, Npz
-from flatbayes.experiments import Comparison, ComparisonResult, ExperimentRun
+from flatbayes.experiments import Comparison, ComparisonResult
+from flatbayes.experiments import run as run_module
 from flatbayes.experiments.folder_lock import unlock_folders
 from flatbayes.flatness import SAM, Plain, RandomPerturbation
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG, MCDropout
-from flatbayes.training import CollectionConfig, TrainingConfig, fit
+from flatbayes.training import CollectionConfig, TrainingConfig
+from flatbayes.training.sharing import fit_together
 
 SMALL = Comparison(
     source=Digits(train_size=60, val_size=40),
@@ -61,7 +63,7 @@ def test_results_have_every_run_and_the_documented_keys(finished):
 
 def test_finished_runs_are_loaded_without_training(finished, monkeypatch):
     folder, results = finished
-    monkeypatch.setattr(ExperimentRun, "try_execute", lambda *a: pytest.fail("a finished run was repeated"))
+    monkeypatch.setattr(run_module, "execute_together", lambda *a: pytest.fail("a finished run was repeated"))
     SMALL.claim_folder(folder, overwrite=False)
     assert SMALL.run(folder).runs == results.runs
 
@@ -156,12 +158,12 @@ def test_bad_comparisons_are_refused(changes, message):
 
 
 def test_a_failed_run_does_not_stop_the_others_and_is_repeated_by_the_next_call(tmp_path, monkeypatch):
-    def fit_or_fail(model, data, posterior, flatness, *args, **options):
+    def fit_or_fail(model, data, methods, flatness, **options):
         if isinstance(flatness, SAM) and options["seed"] == 1:
             raise RuntimeError("The loss is nan")
-        return fit(model, data, posterior, flatness, *args, **options)
+        return fit_together(model, data, methods, flatness, **options)
 
-    monkeypatch.setattr("flatbayes.experiments.run.fit", fit_or_fail)
+    monkeypatch.setattr("flatbayes.experiments.run.fit_together", fit_or_fail)
     results = replace(SMALL, posteriors=(MAP(),)).run(tmp_path, jobs=1)
     assert results.failures == ("MAP SAM(rho=0.1) seed 1: The loss is nan",)
     assert len(results.runs) == 3

@@ -11,13 +11,16 @@ import torch
 
 from flatbayes.data import DataWarning, Digits, Table
 from flatbayes.experiments import EvaluationConfig, ExperimentRun, execute_runs, parallel
+from flatbayes.experiments import run as run_module
 from flatbayes.experiments.parallel import choose_num_jobs, estimate_seconds
+from flatbayes.experiments.run import try_execute_together
 from flatbayes.experiments.run_result import RunDetails
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, Ensemble
 from flatbayes.prediction import evaluate
-from flatbayes.training import TrainingConfig, fit
+from flatbayes.training import TrainingConfig
+from flatbayes.training.sharing import fit_together
 
 RUN = ExperimentRun(
     source=Digits(train_size=40, val_size=20),
@@ -42,10 +45,10 @@ def test_a_run_has_one_thread_and_restores_the_number(monkeypatch):
 
     def fit_and_count(*args, **options):
         threads.append(torch.get_num_threads())
-        return fit(*args, **options)
+        return fit_together(*args, **options)
 
     before = torch.get_num_threads()
-    monkeypatch.setattr("flatbayes.experiments.run.fit", fit_and_count)
+    monkeypatch.setattr("flatbayes.experiments.run.fit_together", fit_and_count)
     try:
         torch.set_num_threads(2)
         RUN.execute()
@@ -100,8 +103,8 @@ def test_a_failed_run_leaves_no_checkpoints(tmp_path, monkeypatch, error):
         (checkpoints.folder / "0000.pt").write_text("")
         raise error("no")
 
-    monkeypatch.setattr("flatbayes.experiments.run.fit", fail)
-    assert RUN.try_execute(tmp_path) == (RUN, "no")
+    monkeypatch.setattr("flatbayes.experiments.run.fit_together", fail)
+    assert try_execute_together([RUN], tmp_path) == [(RUN, "no")]
     assert not list(tmp_path.iterdir())
 
 
@@ -110,17 +113,19 @@ def test_an_interrupted_run_keeps_its_checkpoints(tmp_path, monkeypatch):
         checkpoints.folder.mkdir(parents=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flatbayes.experiments.run.fit", interrupt)
+    monkeypatch.setattr("flatbayes.experiments.run.fit_together", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        RUN.try_execute(tmp_path)
+        try_execute_together([RUN], tmp_path)
     assert list(tmp_path.glob("*.checkpoints"))
 
 
 def test_equal_runs_are_executed_once(tmp_path, monkeypatch):
     executed = []
-    try_execute = ExperimentRun.try_execute
+    execute = run_module.execute_together
     monkeypatch.setattr(
-        ExperimentRun, "try_execute", lambda run, folder: (executed.append(run.name), try_execute(run, folder))[1]
+        run_module,
+        "execute_together",
+        lambda runs, folder: (executed.extend(run.name for run in runs), execute(runs, folder))[1],
     )
     assert execute_runs([RUN, replace(RUN), replace(RUN, seed=1)], tmp_path, jobs=1, show_progress=False) == []
     assert executed == ["MAP Plain seed 0", "MAP Plain seed 1"]
@@ -145,15 +150,17 @@ def test_workers_are_started_where_they_save_time(seconds, max_jobs, expected):
 
 def test_estimated_work_is_a_few_steps_times_their_number(monkeypatch):
     flat = replace(RUN, flatness=SAM(), posterior=Ensemble(size=3))
-    measured = estimate_seconds([RUN, flat])
+    measured = estimate_seconds([[RUN], [flat]])
     assert 0 < measured[0] < measured[1]
     monkeypatch.setattr(parallel, "measure_step_seconds", lambda *arguments: 0.5)  # a gradient on 20 examples
     num_test = len(RUN.load_data().test)
     evaluation = 0.5 / 20 * 2 * num_test / 3
-    assert estimate_seconds([RUN, flat]) == pytest.approx([2 + evaluation, 2 * 2 * 3 + evaluation])
-    assert estimate_seconds([flat, RUN]) == pytest.approx([6 + evaluation / 2, 1 + evaluation / 2])
+    assert estimate_seconds([[RUN], [flat]]) == pytest.approx([2 + evaluation, 2 * 2 * 3 + evaluation])
+    assert estimate_seconds([[flat], [RUN]]) == pytest.approx([6 + evaluation / 2, 1 + evaluation / 2])
+    shared = estimate_seconds([[RUN, replace(RUN, posterior=Ensemble(size=2))]])  # of two trainings
+    assert shared == pytest.approx([4 + 2 * evaluation])
     monkeypatch.undo()
-    assert all(map(math.isnan, estimate_seconds([replace(RUN, source=Digits(train_size=5000))] * 2)))
+    assert all(map(math.isnan, estimate_seconds([[replace(RUN, source=Digits(train_size=5000))]] * 2)))
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(None, 1), (1e4, 2)])
@@ -176,7 +183,7 @@ def test_the_default_number_of_processes_depends_on_the_work(tmp_path, monkeypat
 
 
 def test_failures_are_sorted_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(ExperimentRun, "try_execute", lambda run, folder: (run, "no"))
+    monkeypatch.setattr(run_module, "execute_together", lambda runs, folder: [RuntimeError("no") for _ in runs])
     runs = [replace(RUN, seed=seed) for seed in (2, 0, 1)]
     failures = execute_runs(runs, tmp_path, jobs=1, show_progress=False)
     assert failures == [f"MAP Plain seed {seed}: no" for seed in range(3)]
@@ -187,8 +194,8 @@ def test_the_data_split_has_the_seed_of_the_run(monkeypatch):
 
     def fit_and_record(model, data, *args, **options):
         inputs.append(data.train.inputs)
-        return fit(model, data, *args, **options)
+        return fit_together(model, data, *args, **options)
 
-    monkeypatch.setattr("flatbayes.experiments.run.fit", fit_and_record)
+    monkeypatch.setattr("flatbayes.experiments.run.fit_together", fit_and_record)
     replace(RUN, seed=3).execute()
     assert torch.equal(inputs[0], RUN.source.load(3).train.inputs)

@@ -8,6 +8,7 @@ import pytest
 
 from flatbayes.data import Digits
 from flatbayes.experiments import Comparison, ExperimentRun, Method, RunResult, SelectionRecord, select_methods
+from flatbayes.experiments import run as run_module
 from flatbayes.flatness import SAM
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP
@@ -26,9 +27,11 @@ FAST = {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.3}}
 
 def test_the_best_plain_setting_and_then_the_best_radius(tmp_path, monkeypatch):
     splits = []
-    try_execute = ExperimentRun.try_execute
+    execute = run_module.execute_together
     monkeypatch.setattr(
-        ExperimentRun, "try_execute", lambda run, folder: (splits.append(run.split), try_execute(run, folder))[1]
+        run_module,
+        "execute_together",
+        lambda runs, folder=None: (splits.extend(run.split for run in runs), execute(runs, folder))[1],
     )
     candidates = {"MAP": [Method(MAP(), config_overrides=SLOW), Method(MAP(), config_overrides=FAST)]}
     (selected,) = select_methods(COMMON, candidates, [SAM(rho=1e3), SAM(rho=0.05)], tmp_path, jobs=1)
@@ -42,7 +45,7 @@ def test_the_best_plain_setting_and_then_the_best_radius(tmp_path, monkeypatch):
     scores = [replace(run, split="val").execute().metrics["nll"] for run in _plain_runs(selected)]
     assert trials[1]["score"] == pytest.approx(sum(scores) / 2)
 
-    monkeypatch.setattr(ExperimentRun, "try_execute", lambda *a: pytest.fail("a finished run was repeated"))
+    monkeypatch.setattr(run_module, "execute_together", lambda *a: pytest.fail("a finished run was repeated"))
     assert select_methods(COMMON, candidates, [SAM(rho=1e3), SAM(rho=0.05)], tmp_path, jobs=1) == [selected]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from flatbayes.data import Digits
 from flatbayes.experiments import ExperimentRun, default_ranges, tune_hyperparameters
+from flatbayes.experiments import run as run_module
 from flatbayes.experiments.tuning import replace_hyperparameters
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
@@ -28,9 +29,11 @@ RUN = ExperimentRun(
 
 def test_trials_are_within_the_ranges_and_continue_an_earlier_call(tmp_path, monkeypatch):
     splits = []
-    try_execute = ExperimentRun.try_execute
+    execute = run_module.execute_together
     monkeypatch.setattr(
-        ExperimentRun, "try_execute", lambda run, folder: (splits.append(run.split), try_execute(run, folder))[1]
+        run_module,
+        "execute_together",
+        lambda runs, folder=None: (splits.extend(run.split for run in runs), execute(runs, folder))[1],
     )
     ranges = {"flatness.rho": (0.01, 50.0)}
     first = tune_hyperparameters(RUN, ranges, num_trials=3, num_seeds=1, folder=tmp_path, show_progress=False)

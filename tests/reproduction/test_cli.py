@@ -65,7 +65,7 @@ def test_a_table_is_compared_with_the_published_results(cifar, tmp_path, capsys,
     def no_more(*_):
         raise AssertionError("it was done already")
 
-    monkeypatch.setattr(ExperimentRun, "execute", no_more)
+    monkeypatch.setattr("flatbayes.experiments.run.execute_together", no_more)
     assert run_table(*asked, "--num_seeds", 2) == 0
     assert json.loads((out / "results.json").read_text())["published"] == results["published"]
     assert run_table(*asked, "--split", "val") == 2
@@ -73,14 +73,14 @@ def test_a_table_is_compared_with_the_published_results(cifar, tmp_path, capsys,
 
 
 def test_a_failed_cell_does_not_stop_the_others(cifar, tmp_path, capsys, monkeypatch):
-    whole = ExperimentRun.execute
+    evaluate = ExperimentRun.evaluate
 
-    def breaks(task, folder=None):
-        if task.posterior_name.endswith("mc-dropout"):
+    def evaluate_or_fail(run, *args):
+        if run.posterior_name.endswith("mc-dropout"):
             raise RuntimeError("no luck")
-        return whole(task, folder)
+        return evaluate(run, *args)
 
-    monkeypatch.setattr(ExperimentRun, "execute", breaks)
+    monkeypatch.setattr(ExperimentRun, "evaluate", evaluate_or_fail)
     out = tmp_path / "out"
     assert run_table("--data_root", cifar, "--cell_pattern", "preresnet164-m*-plain", "--out", out) == 2
     assert "preresnet164 mc-dropout Plain seed 0: no luck" in capsys.readouterr().err

@@ -8,19 +8,13 @@ import torch
 from torch import nn
 
 from flatbayes.data import Augment, DataSplits, Split
-from flatbayes.flatness import SAM, Plain
-from flatbayes.models import MLP
-from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.posteriors import MAP, SGHMC, SGLD, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.training import (
-    Callback,
-    Checkpoints,
     CollectionConfig,
     Cosine,
-    DistributionConfig,
     TrainingConfig,
     fit,
 )
-from flatbayes.training.identity import describe_training
 from flatbayes.training.sharing import fit_together
 from support import FLATNESSES, batch, explain_refusal, named
 
