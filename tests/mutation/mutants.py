@@ -39,7 +39,7 @@ MUTANTS = (
            f"{_FIT}::test_augmentation_and_order_have_independent_seeds"),
     Mutant("training/engine.py", 'group["lr"] = base_lr * factor', 'group["lr"] = self.base_lrs[0] * factor',
            f"{_FIT}::test_the_optimizer_steps_with_the_learning_rates_of_the_schedule"),
-    Mutant("training/loop.py", "is_collection_step(progress.step,", "is_collection_step(progress.step + 1,",
+    Mutant("training/run.py", "is_collection_step(step, steps", "is_collection_step(step + 1, steps",
            f"{_FIT}::test_snapshots_are_collected_after_the_configured_steps"),
     Mutant("training/loop.py", "status.loss_sum / len(run.batches)", "status.loss_sum / (len(run.batches) + 1)",
            f"{_FIT}::test_the_loss_of_an_epoch_is_the_mean_over_its_steps"),
@@ -83,6 +83,6 @@ MUTANTS = (
            _SELECTION),
     Mutant("experiments/tuning.py", 'seed=seed, split="val")', 'seed=seed, split="test")',
            "tests/experiments/test_tuning.py::test_trials_are_within_the_ranges_and_continue_an_earlier_call"),
-    Mutant("experiments/run.py", "_load_data(self.source, self.seed, ", "_load_data(self.source, 0, ",
+    Mutant("experiments/run.py", "_load_data(first.source, first.seed, ", "_load_data(first.source, 0, ",
            "tests/experiments/test_run.py::test_the_data_split_has_the_seed_of_the_run"),
 )  # fmt: skip
