@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> ArgumentParser:
     """The parser of the command.
 
-    Its options are the fields of TableConfig, and `--num_jobs`, `--dry_run`, `--out` and `--overwrite`.
+    Its options are the fields of TableConfig, and `--num_jobs`, `--share_trainings`, `--dry_run`, `--out` and
+    `--overwrite`.
     """
     parser = new_parser(
         "--table TABLE --out FOLDER [options]",
@@ -83,6 +84,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--num_jobs", type=int | None, default=None, help="parallel processes; by default one per core"
     )
+    parser.add_argument(
+        "--share_trainings", type=bool, default=True, help="train networks that several cells need once"
+    )
     parser.add_argument("--dry_run", action="store_true", help="list the cells and their cost, and stop")
     parser.add_argument("--out", type=Path | None, default=None, help="folder of the results")
     parser.add_argument("--overwrite", action="store_true", help="replace the content of the folder")
@@ -110,7 +114,7 @@ def run_table(options: Namespace) -> None:
     cells = config.cells * config.num_seeds
     runnable = [run for run, cell in zip(runs, cells, strict=True) if cell.name not in failing_cells]
     try:
-        failures += execute_runs(runnable, folder / "runs", options.num_jobs)
+        failures += execute_runs(runnable, folder / "runs", options.num_jobs, share_trainings=options.share_trainings)
     except KeyboardInterrupt:
         console.print(f"[yellow]finished runs are kept in {folder}; the same command resumes the rest[/yellow]")
         raise

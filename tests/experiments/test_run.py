@@ -10,17 +10,21 @@ import pytest
 import torch
 
 from flatbayes.data import DataWarning, Digits, Table
-from flatbayes.experiments import EvaluationConfig, ExperimentRun, execute_runs, parallel
+from flatbayes.experiments import Comparison, EvaluationConfig, ExperimentRun, execute_runs, parallel
 from flatbayes.experiments import run as run_module
+from flatbayes.experiments.comparison import DEFAULT_POSTERIORS
 from flatbayes.experiments.parallel import choose_num_jobs, estimate_seconds
-from flatbayes.experiments.run import try_execute_together
+from flatbayes.experiments.run import group_runs, try_execute_together
 from flatbayes.experiments.run_result import RunDetails
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
-from flatbayes.posteriors import MAP, Ensemble
+from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.prediction import evaluate
 from flatbayes.training import TrainingConfig
+from flatbayes.training import group as group_module
+from flatbayes.training.loop import train
 from flatbayes.training.sharing import fit_together
+from reproduction.table_config import TableConfig
 
 RUN = ExperimentRun(
     source=Digits(train_size=40, val_size=20),
@@ -199,3 +203,94 @@ def test_the_data_split_has_the_seed_of_the_run(monkeypatch):
     monkeypatch.setattr("flatbayes.experiments.run.fit_together", fit_and_record)
     replace(RUN, seed=3).execute()
     assert torch.equal(inputs[0], RUN.source.load(3).train.inputs)
+
+
+SHARED = [
+    replace(RUN, posterior=MAP()),
+    replace(RUN, posterior=SWAG(rank=2)),
+    replace(RUN, posterior=SWAG(rank=2), num_draws=3, split="val"),
+    replace(RUN, posterior=Ensemble(size=2)),
+    replace(RUN, posterior=Ensemble(size=3), config=RUN.config.with_options(**{"collection.num_norm_batches": 3})),
+    replace(RUN, posterior=MAP(), config=RUN.config.with_options(epochs=3)),
+    replace(RUN, posterior=MAP(), seed=1),
+    replace(RUN, posterior=MAP(), flatness=SAM()),
+    replace(RUN, posterior=MAP(), model=partial(MLP, hidden=(5,))),
+]
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Every training of a network, by the posterior that takes the steps."""
+    trained = []
+    monkeypatch.setattr(
+        group_module, "train", lambda run, *args: (trained.append(run.leader.posterior), train(run, *args))[1]
+    )
+    return trained
+
+
+def test_networks_that_several_runs_need_are_trained_once(tmp_path, trainings):
+    assert [len(group) for group in group_runs(SHARED)] == [5, 1, 1, 1, 1]
+    assert execute_runs(SHARED, tmp_path / "shared", jobs=1, show_progress=False) == []
+    assert len(trainings) == 3 + 4
+    trainings.clear()
+    alone = tmp_path / "alone"
+    assert execute_runs(SHARED, alone, jobs=1, show_progress=False, share_trainings=False) == []
+    assert len(trainings) == 3 + 5 + 4
+    for run in SHARED:
+        shared, result = run.load_result(tmp_path / "shared"), run.load_result(alone)
+        assert replace(shared, cost=result.cost) == result
+        assert shared.cost.gradients == result.cost.gradients
+    costs = [run.load_result(tmp_path / "shared").cost.num_posteriors for run in SHARED]
+    assert costs == [4, 4, 4, 4, 4, 1, 1, 1, 1]
+
+
+def test_only_the_missing_runs_of_a_training_are_executed(tmp_path, trainings):
+    SHARED[0].execute(tmp_path)
+    assert execute_runs(SHARED[:4], tmp_path, jobs=1, show_progress=False) == []
+    assert trainings == [MAP(), SWAG(rank=2), Ensemble(size=2)]
+    assert not list(tmp_path.glob("*.checkpoints"))
+
+
+def test_a_run_that_fails_leaves_the_results_of_those_that_share_its_training(tmp_path, monkeypatch):
+    evaluate_run = ExperimentRun.evaluate
+
+    def evaluate_or_fail(run, *args):
+        if run is SHARED[1]:
+            raise ValueError("no")
+        return evaluate_run(run, *args)
+
+    monkeypatch.setattr(ExperimentRun, "evaluate", evaluate_or_fail)
+    failures = execute_runs(SHARED[:3], tmp_path, jobs=1, show_progress=False)
+    assert failures == ["SWAG(rank=2) Plain seed 0: no"]
+    assert [run.load_result(tmp_path) is None for run in SHARED[:3]] == [False, True, False]
+
+
+def test_the_evaluations_of_a_trained_group_continue_without_training(tmp_path, monkeypatch, trainings):
+    def interrupt(run, *args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flatbayes.experiments.run.CHECKPOINT_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(ExperimentRun, "evaluate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        execute_runs(SHARED[:4], tmp_path, jobs=1, show_progress=False)
+    monkeypatch.undo()
+    (folder,) = tmp_path.glob("*.checkpoints")
+    assert len(trainings) == 2
+    monkeypatch.setattr(group_module, "train", lambda *args: pytest.fail("it was trained again"))
+    assert execute_runs(SHARED[1:4], tmp_path, jobs=1, show_progress=False) == []
+    assert not folder.exists()
+    monkeypatch.undo()
+    assert SHARED[1].load_result(tmp_path).metrics == SHARED[1].execute().metrics
+
+
+@pytest.mark.parametrize(
+    ("runs", "alone", "shared"),
+    [
+        (Comparison(Digits(), MLP, DEFAULT_POSTERIORS, num_seeds=1, data_fingerprint={}).list_runs(), 16, 12),
+        (TableConfig("cifar10", cell_pattern="wrn28x10-*").make_runs(), 18, 10),
+    ],
+    ids=["compare", "paper"],
+)
+def test_number_of_trainings(runs, alone, shared):
+    assert sum(run.posterior.num_members for run in runs) == alone
+    assert sum(max(run.posterior.num_members for run in group) for group in group_runs(runs)) == shared

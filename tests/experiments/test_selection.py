@@ -66,7 +66,7 @@ def select_by_accuracy(folder, monkeypatch, accuracy):
         value = accuracy(run.config.epochs, run.seed)
         return None if value is None else RunResult("MAP", "Plain", run.seed, {"accuracy": value})
 
-    monkeypatch.setattr("flatbayes.experiments.selection.execute_runs", lambda *args: [])
+    monkeypatch.setattr("flatbayes.experiments.selection.execute_runs", lambda *args, **options: [])
     monkeypatch.setattr(ExperimentRun, "load_result", load_result)
     candidates = {"MAP": [Method(MAP(), config_overrides={"epochs": epochs}) for epochs in (1, 3, 2)]}
     (selected,) = select_methods(COMMON, candidates, [SAM()], folder, metric="accuracy")

@@ -83,6 +83,6 @@ MUTANTS = (
            _SELECTION),
     Mutant("experiments/tuning.py", 'seed=seed, split="val")', 'seed=seed, split="test")',
            "tests/experiments/test_tuning.py::test_trials_are_within_the_ranges_and_continue_an_earlier_call"),
-    Mutant("experiments/run.py", "_load_data(first.source, first.seed, ", "_load_data(first.source, 0, ",
+    Mutant("experiments/run.py", "_load_data(self.source, self.seed, ", "_load_data(self.source, 0, ",
            "tests/experiments/test_run.py::test_the_data_split_has_the_seed_of_the_run"),
 )  # fmt: skip

@@ -90,6 +90,13 @@ def make_parser() -> ArgumentParser:
         default="loky",
         help="backend of the processes: loky on this machine, ray on the cluster at RAY_ADDRESS",
     )
+    parser.add_argument(
+        "--share_trainings",
+        type=bool,
+        default=True,
+        help="train networks that several posteriors need once; the results are the same without, with more time and "
+        "less memory",
+    )
     add_output_options(parser)
     return parser
 
@@ -114,7 +121,9 @@ def run(options: Namespace) -> None:
     comparison.check_compatibility(dataset)
     comparison.claim_folder(folder, overwrite=options.overwrite)
     try:
-        results = comparison.run(folder, jobs=options.num_jobs, backend=options.backend)
+        results = comparison.run(
+            folder, jobs=options.num_jobs, backend=options.backend, share_trainings=options.share_trainings
+        )
     except KeyboardInterrupt as stop:
         runs = comparison.list_runs()
         num_finished = sum(run.load_result(folder / "runs") is not None for run in runs)

@@ -189,6 +189,9 @@ def execute_together(runs: Sequence[ExperimentRun], folder: Path | None = None) 
 
     Returns:
         The result of every run, or its error.
+
+    Raises:
+        Exception: What ended the training, if it is no RuntimeError or ValueError; the checkpoints are kept.
     """
     first, threads = runs[0], torch.get_num_threads()
     checkpoints = None
@@ -205,9 +208,7 @@ def execute_together(runs: Sequence[ExperimentRun], folder: Path | None = None) 
             results.append(_try_evaluate(run, outcomes.pop(0), data))
             if folder is not None and isinstance(results[-1], RunResult):
                 write_json(folder / f"{run.cache_key()}.json", results[-1].to_dict())
-    except OSError:  # the checkpoints stay valid
-        raise
-    except Exception as error:  # of data or training: no run has a result
+    except (RuntimeError, ValueError) as error:  # of data or training: no run has a result
         results = [error] * len(runs)
     finally:
         torch.set_num_threads(threads)

@@ -126,6 +126,7 @@ def select_methods(
     metric: str = "nll",
     jobs: int | None = None,
     show_progress: bool | None = None,
+    share_trainings: bool = True,
 ) -> list[Method]:
     """For each method the candidate that is best when trained plain, and then the flatness that is best with it.
 
@@ -142,6 +143,8 @@ def select_methods(
         metric: Metric that decides, in its own direction.
         jobs: Number of processes; by default that of `execute_runs`.
         show_progress: Show a progress bar; by default if standard error is a terminal.
+        share_trainings: Whether settings whose networks are trained alike, such as ranks and scales of SWAG, share a
+            training; see `compare`.
 
     Returns:
         One method per name, with its flatness.
@@ -170,7 +173,13 @@ def select_methods(
             for name, pairs in settings.items()
             for index, pair in enumerate(pairs)
         }
-        execute_runs([run for group in runs.values() for run in group], folder / "runs", jobs, show_progress)
+        execute_runs(
+            [run for group in runs.values() for run in group],
+            folder / "runs",
+            jobs,
+            show_progress,
+            share_trainings=share_trainings,
+        )
         results = {key: [run.load_result(folder / "runs") for run in group] for key, group in runs.items()}
         scores = {
             key: [None if result is None else result.metrics[metric] for result in group]

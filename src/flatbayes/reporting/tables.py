@@ -77,7 +77,13 @@ def make_cost_table(results: ComparisonResult) -> Context | None:
             )
             cells += [format_cost(plain), format_cost(flat), format_ratio(flat, plain)]
         rows.append({"posterior": posterior, "cells": cells})
-    return {"names": [COST_LABELS[kind] for kind in kinds], "rows": rows} if kinds else None
+    caption = "Cost: mean over seeds, and the ratio flat / plain"
+    if any((run.cost.num_posteriors or 1) > 1 for run in results.runs):
+        caption += (
+            ". Posteriors that were trained together have the time and the gradients of the whole training each, and "
+            "the memory of all of them"
+        )
+    return {"names": [COST_LABELS[kind] for kind in kinds], "rows": rows, "caption": caption} if kinds else None
 
 
 def make_runs_table(results: ComparisonResult) -> Context:
