@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flatbayes.data import Digits, Npz
-from flatbayes.experiments import Comparison, ComparisonResult
+from flatbayes.experiments import Comparison, ComparisonResult, EvaluationConfig
 from flatbayes.experiments import run as run_module
 from flatbayes.experiments.folder_lock import unlock_folders
 from flatbayes.flatness import SAM, Plain, RandomPerturbation
@@ -150,6 +150,7 @@ def test_cache_keys_differ_between_runs():
         ({"posteriors": ()}, "at least one posterior"),
         ({"flatness": Plain()}, "against Plain"),
         ({"split": "all"}, "split must be test, val, train"),
+        ({"evaluations": EvaluationConfig(ood=SMALL.source)}, "inputs are those of the training data"),
     ],
 )
 def test_bad_comparisons_are_refused(changes, message):

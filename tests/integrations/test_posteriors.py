@@ -207,6 +207,8 @@ def assert_same(state, expected, *, prefix):
 
 
 def check_predictions(fitted):
+    assert "SAM(rho=0.1)" in fitted.summary()
+    assert " steps" in fitted.summary()
     predictive = fitted.predict(make_data()[0], num_draws=4)
     assert predictive.entropy.isfinite().all()
     assert (predictive.mutual_information > 1e-9).any() == fitted.posterior.stochastic

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from flatbayes.core import TrainingProgress
+from flatbayes.flatness import Plain
 from flatbayes.integrations.fitted_posteriors import make_fitted_posterior
 from flatbayes.integrations.tracker import TrackerConfig, TrainingTracker
 from flatbayes.likelihoods import Categorical
@@ -51,7 +52,7 @@ def test_frozen_norms_keep_their_statistics_also_in_a_wrapper_and_after_a_resume
     resumed = start_tracking(network)
     resumed.load_state_dict(tracker.state_dict())
     for source in (tracker, resumed):
-        fitted = make_fitted_posterior(source, Categorical(3), wrap=Wrapper, statistics_inputs=[x])
+        fitted = make_fitted_posterior(source, Categorical(3), flatness=Plain(), wrap=Wrapper, statistics_inputs=[x])
         fitted.save(tmp_path)
         for sampler in (fitted, FittedPosterior.load(tmp_path, lambda: Wrapper(make_network()))):
             sampler.norm_statistics.clear()

@@ -97,6 +97,11 @@ class Comparison:
             raise ValueError(f"split must be {', '.join(SPLIT_NAMES)}, got {self.split!r}.")
         if self.flatness == Plain():
             raise ValueError("A comparison sets a flatness against Plain: choose another one, such as SAM.")
+        if self.evaluations.ood is not None and self.evaluations.ood == self.source:
+            raise ValueError(
+                "The out-of-distribution inputs are those of the training data, which no score can tell apart. Give "
+                "another source; for a ClassSplit, one of its other classes."
+            )
 
     def with_fingerprints(self) -> "Comparison":
         """The comparison with fingerprints of data and network as they are now, unless it has them."""

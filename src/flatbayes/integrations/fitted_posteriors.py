@@ -17,18 +17,21 @@ from flatbayes.core import State
 from flatbayes.core.buffers import find_updated_buffers, norm_layers
 from flatbayes.core.networks import copy_network
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
+from flatbayes.flatness import Flatness
 from flatbayes.integrations.tracker import TrainingTracker
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import MAP, Ensemble, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.loader_data import LoaderData
+from flatbayes.training.setup import describe_name
 
 
 def make_fitted_posterior(
     tracker: TrainingTracker,
     likelihood: Likelihood,
     *,
+    flatness: Flatness,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     statistics_inputs: Sequence[Tensor] = (),
@@ -43,6 +46,7 @@ def make_fitted_posterior(
     Args:
         tracker: The tracker.
         likelihood: Turns outputs into predictions.
+        flatness: Of the training, for descriptions.
         wrap: Makes a network that takes the inputs alone and returns outputs; None for a network that does so itself.
         transform: Applied to inputs before the network.
         statistics_inputs: Batches of training inputs, to re-estimate BatchNorm statistics of draws; if there are
@@ -75,7 +79,9 @@ def make_fitted_posterior(
                 statistics_inputs = data.sample_inputs(TrainingConfig(), 0)
             except ValueError:  # the batches are not pairs; a prediction says that inputs are needed
                 statistics_inputs = ()
-    return FittedPosterior(posterior, [state], likelihood, transform, list(statistics_inputs), dict(info or {}))
+    training = {"flatness": describe_name(flatness), "steps": tracker.progress.step}
+    info = {"training": training, **(info or {})}
+    return FittedPosterior(posterior, [state], likelihood, transform, list(statistics_inputs), info)
 
 
 def copy_state(

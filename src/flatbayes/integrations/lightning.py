@@ -227,6 +227,7 @@ class FlatCallback(Callback):
         return make_fitted_posterior(
             self._tracker,
             likelihood,
+            flatness=self.flatness,
             transform=transform,
             statistics_inputs=statistics_inputs,
             loader=train_loader,

@@ -231,6 +231,7 @@ class FlatTrainerMixin(_TrainerBase):
         return make_fitted_posterior(
             self._tracker,
             likelihood,
+            flatness=self.flatness,
             wrap=lambda model: wrap_model(_remove_autocast_wrapper(model)),
             statistics_inputs=statistics_inputs,
             loader=train_loader,

@@ -27,6 +27,7 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
         "data": describe_data(states, info),
         "training": _join(
             _format_count(training.get("epochs"), "epoch"),
+            _format_count(training.get("steps"), "step"),
             f"seed {training['seed']}" if "seed" in training else "",
             f"{format_number(cost['train_seconds'])} s" if _is_number(cost.get("train_seconds")) else "",
             f"{cost['gradients']:,.0f} gradients" if _is_number(cost.get("gradients")) else "",
