@@ -23,8 +23,8 @@ from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import MAP, Ensemble, Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.config import TrainingConfig
+from flatbayes.training.identity import describe_name
 from flatbayes.training.loader_data import LoaderData
-from flatbayes.training.setup import describe_name
 
 
 def make_fitted_posterior(
