@@ -19,11 +19,9 @@ from flatbayes.posteriors.kfac import (
     add_factors,
     find_kfac_layers,
     get_matrix_shape,
-    record_layer_calls,
     split_columns,
-    unfold_inputs,
-    unfold_outputs,
 )
+from flatbayes.posteriors.layer_calls import record_layer_calls, unfold_inputs, unfold_outputs
 
 SIZE = 5
 
@@ -121,7 +119,7 @@ def test_factor_leaves_negative_curvature_out():
 
 def test_factor_of_a_loss_that_is_linear_or_ignores_an_output():
     outputs, targets = torch.randn(3, 2), torch.randn(3)
-    assert torch.equal(factorize_loss_hessian(outputs, targets, lambda o, y: o.mean()), torch.zeros(3, 2, 2))
+    assert torch.equal(factorize_loss_hessian(outputs, targets, lambda o, y: o.mean()), torch.zeros(3, 2, 1))
     factor = factorize_loss_hessian(outputs, targets, lambda o, y: (o[:, 0] - y).square().mean())
     expected = torch.tensor([[2.0, 0.0], [0.0, 0.0]]).expand(3, 2, 2)
     torch.testing.assert_close(factor @ factor.mT, expected)

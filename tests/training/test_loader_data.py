@@ -147,7 +147,7 @@ def test_laplace_has_the_precision_of_the_examples_of_a_sampler():
         for loader in (SUBSET, [(X[:9], Y[:9])])
     )
     assert subset["prior_precision"].item() == pytest.approx(0.9)
-    assert torch.allclose(subset["eigenvalues"], direct["eigenvalues"], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(subset["scale"], direct["scale"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -176,13 +176,13 @@ def test_examples_of_shares_and_of_shorter_epochs_are_counted():
 def test_the_curvature_is_that_of_the_labelled_examples():
     labels = torch.where(torch.arange(21) < 9, -100, Y)
     network, config = nn.Linear(4, 3), TrainingConfig(epochs=0)
-    eigenvalues = [
+    scales = [
         fit(network, loader, Laplace(prior_precision=1.0), Plain(), config, likelihood=Categorical(3))
         .states[0]
-        .statistics["eigenvalues"]
+        .statistics["scale"]
         for loader in (DataLoader(TensorDataset(X, labels), 7), DataLoader(TensorDataset(X[9:], Y[9:]), 12))
     ]
-    assert torch.allclose(*eigenvalues, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(*scales, rtol=1e-4, atol=1e-5)
 
 
 def test_micro_batches_are_weighted_by_their_labels():

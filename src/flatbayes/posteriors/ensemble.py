@@ -114,6 +114,10 @@ class Ensemble(Posterior):
         """Return a snapshot of this run."""
         return self.member.load_snapshot(state, index)
 
+    def convert_statistics(self, state: State, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Convert the statistics of this run as the member does."""
+        return self.member.convert_statistics(state, statistics)
+
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
         """Return a draw of the member from this run."""
         return self.member.draw(state, generator)

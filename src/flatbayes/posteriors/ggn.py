@@ -30,7 +30,7 @@ def factorize_loss_hessian(
     """Return S with S Sᵀ = H, the Hessian of each example's loss in its outputs, for any loss.
 
     Negative eigenvalues of H, which occur if the loss is not convex in the outputs, are set to zero: a Gaussian has
-    no variance for a direction of negative curvature.
+    no variance for a direction of negative curvature. Columns that are zero are left out, such as one for a softmax.
 
     Args:
         outputs: Outputs of the network for one batch; trailing dimensions are flattened.
@@ -42,15 +42,46 @@ def factorize_loss_hessian(
         total = loss_fn(leaf, targets) * len(leaf)
         slopes = torch.autograd.grad(total, leaf, create_graph=True)[0].flatten(1)
         if not slopes.requires_grad:  # the loss is linear in the outputs
-            return slopes.new_zeros(*slopes.shape, slopes.shape[1])
+            return slopes.new_zeros(*slopes.shape, 1)
         rows = [
             torch.autograd.grad(slope.sum(), leaf, retain_graph=True, materialize_grads=True)[0].flatten(1)
             for slope in slopes.unbind(1)
         ]
-    hessians = torch.stack(rows, 1).detach()
-    values, vectors = decompose_psd(hessians)
-    factor: Tensor = vectors * values.sqrt()[:, None, :]
-    return factor
+    return factorize_psd(torch.stack(rows, 1).detach())
+
+
+def factorize_psd(matrices: Float[Tensor, "batch size size"]) -> Float[Tensor, "batch size columns"]:
+    """Return S with S Sᵀ = H for symmetric positive semidefinite matrices H, up to rounding in double precision.
+
+    S is the Cholesky factor where it exists. Elsewhere it is that of an eigendecomposition, which takes ten times as
+    long, without the negative eigenvalues.
+
+    Args:
+        matrices: The matrices H.
+
+    Returns:
+        The factors, without the columns that are zero up to rounding for all matrices; at least one column.
+
+    Raises:
+        RuntimeError: A matrix is not finite.
+    """
+    check_finite_curvature(matrices)
+    exact = to_double(matrices)
+    exact = (exact + exact.mT) / 2
+    # A semidefinite matrix has a Cholesky factor in exact arithmetic, and after rounding if it is slightly shifted.
+    size = matrices.shape[-1]
+    rounding = size * torch.finfo(exact.dtype).eps * exact.diagonal(dim1=1, dim2=2).amax(1).clamp(min=0)
+    shifted = exact.clone()
+    shifted.diagonal(dim1=1, dim2=2).add_(rounding[:, None])
+    factors, errors = torch.linalg.cholesky_ex(shifted)
+    is_indefinite = errors != 0
+    if is_indefinite.any():
+        values, vectors = decompose_psd(exact[is_indefinite])
+        factors[is_indefinite] = vectors * values.sqrt()[:, None, :]
+    is_zero = (factors.square().amax(1) <= 10 * rounding[:, None]).all(0)
+    is_zero[0] = False
+    nonzero: Tensor = factors[:, :, ~is_zero].to(matrices)
+    return nonzero
 
 
 def decompose_psd(

@@ -8,23 +8,24 @@ positions. The block is exact where a, or the sum of g gᵀ, is the same for all
 networks with a squared loss.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from flatbayes.core import LossFn
 from flatbayes.core.input_trees import ModelInputs
 from flatbayes.posteriors.ggn import factorize_loss_hessian
-
-ConvolutionLayer = nn.Conv1d | nn.Conv2d | nn.Conv3d
-KfacLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-"""Layer types with Kronecker factors."""
+from flatbayes.posteriors.layer_calls import (
+    MatrixLayer,
+    get_layer_parameters,
+    record_layer_calls,
+    unfold_inputs,
+    unfold_outputs,
+)
 
 
 @dataclass
@@ -41,23 +42,19 @@ class KroneckerFactors:
     output_factor: Float[Tensor, "outputs outputs"]
     num_positions: int = 0
 
-    def add(self, inputs: Float[Tensor, "positions inputs"], gradients: Float[Tensor, "vectors outputs"]) -> None:
-        """Add the vectors a (`inputs`) and g (`gradients`) of a batch, one per row."""
-        inputs, gradients = inputs.to(self.input_factor.dtype), gradients.to(self.output_factor.dtype)
+    def add_inputs(self, inputs: Float[Tensor, "positions inputs"]) -> None:
+        """Add the vectors a of a batch, one per row."""
+        inputs = inputs.to(self.input_factor.dtype)
         self.input_factor.addmm_(inputs.T, inputs)
-        self.output_factor.addmm_(gradients.T, gradients)
         self.num_positions += len(inputs)
 
-
-@dataclass(frozen=True)
-class LayerCall:
-    """Inputs of one call of a layer, and its outputs, in which derivatives are taken."""
-
-    inputs: Tensor
-    outputs: Tensor
+    def add_gradients(self, gradients: Float[Tensor, "positions outputs"]) -> None:
+        """Add the vectors g of a batch for one column s, one per row."""
+        gradients = gradients.to(self.output_factor.dtype)
+        self.output_factor.addmm_(gradients.T, gradients)
 
 
-def find_kfac_layers(model: nn.Module) -> dict[str, KfacLayer]:
+def find_kfac_layers(model: nn.Module) -> dict[str, MatrixLayer]:
     """Return the linear and convolutional layers with trainable weights, by name.
 
     Other layers are left out if their trainable parameters are vectors (normalization, a noise scale).
@@ -65,7 +62,7 @@ def find_kfac_layers(model: nn.Module) -> dict[str, KfacLayer]:
     Raises:
         ValueError: Another layer has trainable weights, two layers share weights, or there is no such layer.
     """
-    layers: dict[str, KfacLayer] = {}
+    layers: dict[str, MatrixLayer] = {}
     owners: dict[int, str] = {}
     for name, layer in model.named_modules():
         label = _format_layer(name, layer)
@@ -94,18 +91,13 @@ def find_kfac_layers(model: nn.Module) -> dict[str, KfacLayer]:
     return layers
 
 
-def get_layer_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the layer's own trainable parameters by name: weight, then bias."""
-    return {key: param for key, param in layer.named_parameters(recurse=False) if param.requires_grad}
-
-
-def get_matrix_shape(layer: KfacLayer) -> tuple[int, int]:
+def get_matrix_shape(layer: MatrixLayer) -> tuple[int, int]:
     """Return (outputs, inputs) of the trainable matrix [weight, bias], with flattened kernels."""
     params = list(get_layer_parameters(layer).values())
     return len(params[0]), sum(param[0].numel() for param in params)
 
 
-def split_columns(matrix: Float[Tensor, "outputs inputs"], layer: KfacLayer) -> list[Tensor]:
+def split_columns(matrix: Float[Tensor, "outputs inputs"], layer: MatrixLayer) -> list[Tensor]:
     """Split the matrix [weight, bias] into tensors of the shapes of the layer's trainable parameters."""
     params = list(get_layer_parameters(layer).values())
     pieces = matrix.split([param[0].numel() for param in params], dim=1)
@@ -114,7 +106,7 @@ def split_columns(matrix: Float[Tensor, "outputs inputs"], layer: KfacLayer) -> 
 
 def add_factors(
     factors: Mapping[str, KroneckerFactors],
-    layers: Mapping[str, KfacLayer],
+    layers: Mapping[str, MatrixLayer],
     model: nn.Module,
     inputs: ModelInputs,
     targets: Tensor,
@@ -141,76 +133,19 @@ def add_factors(
                 f"{_format_layer(name, layer)} has trainable weights and was not called, so KFAC cannot see how they "
                 "are used. Use structure='diag', or set requires_grad to False on them."
             )
-    layer_outputs = [call.outputs for name in layers for call in calls[name]]
-    gradients_by_column = [
-        torch.autograd.grad(
+    layer_calls = [(name, call) for name in layers for call in calls[name]]
+    for name, call in layer_calls:
+        factors[name].add_inputs(unfold_inputs(layers[name], call.inputs))
+    layer_outputs = [call.outputs for _, call in layer_calls]
+    for column in factorize_loss_hessian(outputs, targets, loss_fn).unbind(2):
+        gradients = torch.autograd.grad(
             outputs, layer_outputs, column.view_as(outputs), retain_graph=True, materialize_grads=True
         )
-        for column in factorize_loss_hessian(outputs, targets, loss_fn).unbind(2)
-    ]
-    gradients_by_call = iter(zip(*gradients_by_column, strict=True))
-    for name, layer in layers.items():
-        for call in calls[name]:
-            gradients = [unfold_outputs(layer, gradient) for gradient in next(gradients_by_call)]
-            factors[name].add(unfold_inputs(layer, call.inputs), torch.cat(gradients))
+        for (name, _), gradient in zip(layer_calls, gradients, strict=True):
+            factors[name].add_gradients(unfold_outputs(layers[name], gradient))
 
 
-@contextmanager
-def record_layer_calls(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[LayerCall]]]:
-    """Record each call of the layers under the layer's name, with hooks that are removed at the end."""
-    calls: dict[str, list[LayerCall]] = {name: [] for name in layers}
-
-    def make_hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def record_call(layer: nn.Module, arguments: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
-            calls[name].append(LayerCall(arguments[0].detach().clone(), outputs))
-            return outputs.clone()  # an in-place activation must not change the recorded tensor or its graph
-
-        return record_call
-
-    handles = [layer.register_forward_hook(make_hook(name)) for name, layer in layers.items()]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.no_grad()
-def unfold_inputs(layer: KfacLayer, inputs: Tensor) -> Float[Tensor, "positions inputs"]:
-    """Return the vectors by which the layer's matrix [weight, bias] is multiplied, one row per position.
-
-    The image patches are computed by a convolution with unit kernels, each of which selects one pixel, so that
-    stride, padding and dilation are those of the layer.
-
-    Args:
-        layer: The layer.
-        inputs: Inputs of one call.
-    """
-    rows = inputs
-    if isinstance(layer, ConvolutionLayer):
-        unit_kernels = torch.eye(layer.weight[0].numel(), dtype=inputs.dtype, device=inputs.device)
-        values = {"weight": unit_kernels.view(-1, *layer.weight.shape[1:])}
-        if layer.bias is not None:
-            values["bias"] = unit_kernels.new_zeros(len(unit_kernels))
-        rows = unfold_outputs(layer, functional_call(layer, values, (inputs,)))
-    rows = rows.reshape(-1, rows.shape[-1])
-    params = get_layer_parameters(layer)
-    blocks = [rows] if "weight" in params else []
-    return torch.cat([*blocks, rows.new_ones(len(rows), 1)] if "bias" in params else blocks, 1)
-
-
-def unfold_outputs(layer: KfacLayer, outputs: Tensor) -> Float[Tensor, "positions outputs"]:
-    """Return outputs of the layer, or gradients in them, one row per position.
-
-    Args:
-        layer: The layer.
-        outputs: Tensor of the shape of its outputs.
-    """
-    channels_last = outputs.movedim(1, -1) if isinstance(layer, ConvolutionLayer) else outputs
-    return channels_last.reshape(-1, channels_last.shape[-1])
-
-
-def _is_supported(layer: nn.Module) -> TypeGuard[KfacLayer]:
+def _is_supported(layer: nn.Module) -> TypeGuard[MatrixLayer]:
     # Exact types: subclasses can use their weights in any way. So can parametrizations, which rename the parameters.
     is_plain_convolution = type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and layer.groups == 1
     if type(layer) is not nn.Linear and not is_plain_convolution:

@@ -25,11 +25,11 @@ from torch.optim import Optimizer
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.input_trees import ModelInputs, slice_examples, split_examples
+from flatbayes.core.input_trees import ModelInputs, slice_examples
 from flatbayes.core.networks import cast_inputs, check_materialized, check_real, differentiable_recurrence
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import swap_values
-from flatbayes.posteriors.eigenbasis import CurvatureStructure, make_eigenbasis
+from flatbayes.posteriors.curvature import CurvatureStructure, make_curvature
 from flatbayes.posteriors.ggn import rounding_tolerance
 from flatbayes.posteriors.linearised import LinearisedNetwork
 from flatbayes.posteriors.optimization import (
@@ -46,9 +46,6 @@ PredictiveMode = Literal["linearised", "sampled"]
 
 PriorTuning = Literal["none", "evidence"]
 """Whether the prior precision is chosen after training, and how."""
-
-MAX_EXAMPLES_PER_GRAPH = 64
-"""Largest number of examples in one autograd graph, whatever the batch size."""
 
 
 @dataclass(frozen=True)
@@ -121,16 +118,15 @@ class Laplace(Posterior):
         """
         check_materialized(model)
         state = init_state(model, make_optimizer, num_data, self.prior_precision)
-        basis = make_eigenbasis(self.structure, model)
-        check_real(basis.params.items(), "Laplace")
-        state.statistics = basis.allocate_statistics()
-        eigenvalues = state.statistics["eigenvalues"]
-        state.statistics |= {
-            "finished": torch.zeros((), dtype=torch.int64, device=eigenvalues.device),
-            "prior_precision": eigenvalues.new_tensor(self._resolve_prior_precision(state.optimizer, num_data)),
+        curvature = make_curvature(self.structure, model)
+        check_real(curvature.params.items(), "Laplace")
+        weights = flatten(list(curvature.params.values()))
+        state.statistics = curvature.allocate_statistics() | {
+            "finished": torch.zeros((), dtype=torch.int64, device=weights.device),
+            "prior_precision": weights.new_tensor(self._resolve_prior_precision(state.optimizer, num_data)),
         }
         if self.needs_norm_reestimation:
-            state.statistics["mean"] = torch.zeros_like(eigenvalues)
+            state.statistics["mean"] = torch.zeros_like(weights)
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
@@ -145,16 +141,16 @@ class Laplace(Posterior):
             ValueError: The network has an operation for which torch has no such derivative, or examples of a batch
                 change each other's outputs.
         """
-        basis = make_eigenbasis(self.structure, state.model)
-        for inputs, targets in _split_batches(examples, state.model, []):
+        curvature = make_curvature(self.structure, state.model)
+        for inputs, targets in _count_examples(examples, state.model, []):
             with eval_mode(state.model), differentiable_recurrence(state.model):
                 with torch.no_grad():
                     loss_fn(state.model(inputs), targets)  # an error of the network itself is not about Laplace
                     _check_independence(state.model, inputs)
                 try:
-                    basis.check(inputs, targets, loss_fn)
+                    curvature.check(inputs, targets, loss_fn)
                     if self.predictive == "linearised":
-                        offsets = {name: torch.zeros_like(param) for name, param in basis.params.items()}
+                        offsets = {name: torch.zeros_like(param) for name, param in curvature.params.items()}
                         with torch.no_grad():
                             LinearisedNetwork(state.model, offsets)(inputs)
                 except (RuntimeError, NotImplementedError) as error:
@@ -170,27 +166,31 @@ class Laplace(Posterior):
         Raises:
             ValueError: There are no examples, there is no prior, or the evidence has no maximum.
         """
-        statistics, basis = state.statistics, make_eigenbasis(self.structure, state.model)
+        statistics, curvature = state.statistics, make_curvature(self.structure, state.model)
         if self.tune == "none" and statistics["prior_precision"] <= 0:
             raise ValueError(
                 "Laplace has no prior: this state was created without an optimizer, whose weight decay could be the "
                 "prior. Set prior_precision, or tune='evidence' to choose it from the data."
             )
-        weights = flatten(list(basis.params.values()))
+        weights = flatten(list(curvature.params.values()))
         batch_sizes: list[int] = []
         with eval_mode(state.model), differentiable_recurrence(state.model):
-            curvature = basis.compute_statistics(_split_batches(examples, state.model, batch_sizes), loss_fn)
+            summed = curvature.compute_curvature(_count_examples(examples, state.model, batch_sizes), loss_fn)
         if sum(batch_sizes) == 0:
             raise ValueError("Laplace computes the curvature on the training examples, and got none.")
-        curvature["eigenvalues"] *= state.num_data / sum(batch_sizes)
+        factor, precision = state.num_data / sum(batch_sizes), statistics["prior_precision"]
         if self.tune == "evidence":
-            precision = maximize_evidence(curvature["eigenvalues"] / self.temperature, float(weights.square().sum()))
-            statistics["prior_precision"].fill_(precision)
-        for name, tensor in curvature.items():
+            eigenvalues = curvature.compute_eigenvalues(summed) * factor / self.temperature
+            precision.fill_(maximize_evidence(eigenvalues, float(weights.square().sum())))
+        for name, tensor in curvature.make_statistics(summed, factor, self.temperature, precision).items():
             statistics[name].copy_(tensor)
         if self.needs_norm_reestimation:
             statistics["mean"].copy_(weights)
         statistics["finished"].fill_(1)
+
+    def convert_statistics(self, state: State, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the square root of the covariance of a last layer where there is its eigendecomposition."""
+        return make_curvature(self.structure, state.model).convert_statistics(statistics, self.temperature)
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:
@@ -201,15 +201,17 @@ class Laplace(Posterior):
         Raises:
             RuntimeError: No curvature was computed since the last step.
         """
-        model, statistics, basis = state.model, state.statistics, make_eigenbasis(self.structure, state.model)
+        model, statistics, curvature = state.model, state.statistics, make_curvature(self.structure, state.model)
         if not statistics["finished"]:
             raise RuntimeError(
                 "Laplace needs the curvature at the end of training before a draw: call posterior.finalize(state, "
                 "examples, loss_fn) after the last step, as fit does."
             )
-        std = posterior_std(statistics["eigenvalues"], self.temperature, statistics["prior_precision"])
-        noise = torch.randn(std.shape, generator=generator, dtype=std.dtype, device=std.device)
-        offsets, params = basis.compute_offsets(statistics, std * noise), basis.params
+        params = curvature.params
+        precision = statistics["prior_precision"]
+        size = sum(param.numel() for param in params.values())
+        noise = torch.randn(size, generator=generator, dtype=precision.dtype, device=precision.device)
+        offsets = curvature.compute_offsets(statistics, noise, self.temperature)
         with eval_mode(model):
             if not self.needs_norm_reestimation:
                 offsets = [offset.to(param.dtype) for offset, param in zip(offsets, params.values(), strict=True)]
@@ -239,19 +241,6 @@ class Laplace(Posterior):
                 "prior_precision, or tune='evidence' to choose it from the data."
             )
         return num_data * max(decays) / self.temperature
-
-
-def posterior_std(
-    eigenvalues: Float[Tensor, " params"], temperature: float, prior_precision: Float[Tensor, ""]
-) -> Float[Tensor, " params"]:
-    """Return the standard deviations along the eigenvectors, 1 / sqrt(eigenvalue / temperature + prior_precision).
-
-    Args:
-        eigenvalues: Eigenvalues of the curvature of the summed loss.
-        temperature: Temperature of the posterior.
-        prior_precision: Prior precision of every weight.
-    """
-    return (eigenvalues / temperature + prior_precision).rsqrt()
 
 
 def maximize_evidence(eigenvalues: Float[Tensor, " params"], squared_norm: float) -> float:
@@ -305,13 +294,8 @@ def _check_independence(model: nn.Module, inputs: ModelInputs) -> None:
         )
 
 
-def _split_batches(
-    examples: Examples, model: nn.Module, batch_sizes: list[int]
-) -> Iterator[tuple[ModelInputs, Tensor]]:
-    """Yield chunks of at most `MAX_EXAMPLES_PER_GRAPH` examples, and append batch sizes to `batch_sizes`."""
+def _count_examples(examples: Examples, model: nn.Module, batch_sizes: list[int]) -> Examples:
+    """Yield the examples in the dtype of the network, and append batch sizes to `batch_sizes`."""
     for inputs, targets in examples:
         batch_sizes.append(len(targets))
-        converted = cast_inputs(model, inputs)
-        yield from zip(
-            split_examples(converted, MAX_EXAMPLES_PER_GRAPH), targets.split(MAX_EXAMPLES_PER_GRAPH), strict=True
-        )
+        yield cast_inputs(model, inputs), targets

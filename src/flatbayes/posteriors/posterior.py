@@ -228,6 +228,15 @@ class Posterior(ABC):
         """
         return
 
+    def convert_statistics(self, state: State, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the statistics of an artefact of an earlier version in the form of this one. Default: unchanged.
+
+        Args:
+            state: A state of this posterior, before the statistics are loaded.
+            statistics: Statistics of the artefact; untrusted.
+        """
+        return statistics
+
     @abstractmethod
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
         """Return a context in which the yielded module, in eval mode, is one network of the posterior.

@@ -135,6 +135,7 @@ def _restore_state(
         }
         check_numbers(select_required_numbers(model, weights))
         state = posterior.init(model, None, num_data)
+    statistics = posterior.convert_statistics(state, statistics)
     weights = {name: tensor for name, tensor in weights.items() if name in entries or name not in buffer_names}
     try:
         state.load_state_dict({"model": weights, "optimizer": None, "statistics": statistics})

@@ -1,0 +1,376 @@
+"""Three approximations of the curvature of a loss, diagonal, last layer and Kronecker factors, and their Gaussians.
+
+The diagonal and the Kronecker factors are kept as eigendecompositions. The curvature is diagonal in its eigenbasis,
+and so is its sum with an isotropic prior precision, so that another prior needs no new factorization. The matrix of a
+last layer, whose size is the square of the layer's, is factorized once, for the prior and the temperature of the fit.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flatbayes.core import Examples, LossFn
+from flatbayes.core.input_trees import ModelInputs, slice_examples, split_examples
+from flatbayes.core.linear_head import FeatureExtractor, extract_features
+from flatbayes.core.tensor_lists import unflatten
+from flatbayes.core.weights import promoted_dtype
+from flatbayes.posteriors.diagonal_ggn import DiagonalGgn
+from flatbayes.posteriors.ggn import (
+    ExampleVjps,
+    check_finite_curvature,
+    decompose_psd,
+    factorize_loss_hessian,
+    ggn_matrix,
+    iter_ggn_vectors,
+)
+from flatbayes.posteriors.kfac import (
+    KroneckerFactors,
+    add_factors,
+    find_kfac_layers,
+    get_matrix_shape,
+    split_columns,
+)
+from flatbayes.posteriors.last_layer import (
+    add_class_blocks,
+    compute_eigenvalues,
+    factorize_covariance,
+    symmetrize_blocks,
+)
+from flatbayes.posteriors.layer_calls import MatrixLayer, get_layer_parameters, unfold_inputs
+
+CurvatureStructure = Literal["diag", "kron", "last_layer"]
+"""Approximation of the curvature, see `Laplace`."""
+
+MAX_EXAMPLES_PER_GRAPH = 128
+"""Largest number of examples in one autograd graph, whatever the batch size."""
+MAX_EXAMPLES_PER_CALL = 256
+"""Largest number of examples in one call of the network without a graph."""
+
+
+class Curvature(ABC):
+    """Parameters with a distribution, and the curvature in them."""
+
+    @property
+    @abstractmethod
+    def params(self) -> dict[str, nn.Parameter]:
+        """Parameters by name, in the order of their coordinates."""
+
+    @abstractmethod
+    def allocate_statistics(self) -> dict[str, Tensor]:
+        """Return zeros in the names and shapes of `make_statistics`."""
+
+    @abstractmethod
+    def compute_curvature(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
+        """Return the curvature of the summed loss of the examples.
+
+        Args:
+            examples: Batches of inputs and targets; the model is in eval mode.
+            loss_fn: Mean loss of a batch.
+        """
+
+    @abstractmethod
+    def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
+        """Compute derivatives as in `compute_curvature` on one example, without a factorization."""
+
+    def compute_eigenvalues(self, curvature: Mapping[str, Tensor]) -> Float[Tensor, " params"]:
+        """Return the eigenvalues of the result of `compute_curvature`."""
+        return curvature["eigenvalues"]
+
+    def make_statistics(
+        self, curvature: Mapping[str, Tensor], factor: float, temperature: float, prior_precision: Tensor
+    ) -> dict[str, Tensor]:
+        """Return what draws need.
+
+        Args:
+            curvature: The result of `compute_curvature`.
+            factor: Number by which the curvature is multiplied.
+            temperature: Temperature of the posterior, by which it is divided.
+            prior_precision: Prior precision of every weight, which is added.
+        """
+        return {**curvature, "eigenvalues": curvature["eigenvalues"] * factor}
+
+    def convert_statistics(self, statistics: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
+        """Return statistics as `make_statistics` does, from those of an artefact of an earlier version."""
+        return statistics
+
+    @abstractmethod
+    def compute_offsets(
+        self, statistics: Mapping[str, Tensor], noise: Float[Tensor, " params"], temperature: float
+    ) -> list[Tensor]:
+        """Transform normal noise to offsets of the parameters.
+
+        Args:
+            statistics: The result of `make_statistics`, and the `prior_precision`.
+            noise: Standard normal numbers.
+            temperature: Temperature of the posterior.
+
+        Returns:
+            One tensor per parameter, in the order and shapes of `params`.
+        """
+
+
+def make_curvature(structure: CurvatureStructure, model: nn.Module) -> Curvature:
+    """Return the approximation of a structure for a model.
+
+    Raises:
+        ValueError: The model has no layer of the structure, or an unsupported one.
+    """
+    if structure == "diag":
+        return DiagonalCurvature(model)
+    if structure == "kron":
+        return KroneckerCurvature(model, find_kfac_layers(model))
+    return LastLayerCurvature(model, find_last_linear(model))
+
+
+def posterior_std(
+    eigenvalues: Float[Tensor, " params"], temperature: float, prior_precision: Float[Tensor, ""]
+) -> Float[Tensor, " params"]:
+    """Return the standard deviations along the eigenvectors, 1 / sqrt(eigenvalue / temperature + prior_precision).
+
+    Args:
+        eigenvalues: Eigenvalues of the curvature of the summed loss.
+        temperature: Temperature of the posterior.
+        prior_precision: Prior precision of every weight.
+    """
+    return (eigenvalues / temperature + prior_precision).rsqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalCurvature(Curvature):
+    """Exact diagonal of the GGN of any network; the basis is the standard basis.
+
+    Attributes:
+        model: The network.
+    """
+
+    model: nn.Module
+
+    @property
+    def params(self) -> dict[str, nn.Parameter]:
+        """All trainable parameters."""
+        return {name: param for name, param in self.model.named_parameters() if param.requires_grad}
+
+    def allocate_statistics(self) -> dict[str, Tensor]:
+        """Return zero eigenvalues."""
+        return {"eigenvalues": _allocate_zeros(self.params, _count_weights(self.params))}
+
+    def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
+        """Compute the diagonal of one example."""
+        self._compute_diagonal([(slice_examples(inputs, slice(1)), targets[:1])], loss_fn)
+
+    def compute_curvature(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
+        """Return the diagonal as eigenvalues."""
+        return {"eigenvalues": self._compute_diagonal(examples, loss_fn)}
+
+    def compute_offsets(
+        self, statistics: Mapping[str, Tensor], noise: Float[Tensor, " params"], temperature: float
+    ) -> list[Tensor]:
+        """Return the coordinates in the shapes of the parameters."""
+        return unflatten(_scale_noise(statistics, noise, temperature), list(self.params.values()))
+
+    def _compute_diagonal(self, examples: Examples, loss_fn: LossFn) -> Float[Tensor, " params"]:
+        total: DiagonalGgn | None = None
+        for inputs, targets in _split_batches(examples, MAX_EXAMPLES_PER_GRAPH):
+            if total is None:
+                total = DiagonalGgn.of(self.model, self.params, inputs, targets, loss_fn)
+            total.add(inputs, targets, loss_fn)
+        if total is None:
+            return self.allocate_statistics()["eigenvalues"]
+        diagonal = total.compute()
+        check_finite_curvature(diagonal)
+        return diagonal
+
+
+@dataclass(frozen=True, eq=False)
+class LastLayerCurvature(Curvature):
+    """Exact GGN of the last linear layer, as the square root `scale` of the covariance.
+
+    Attributes:
+        model: The network.
+        layer: Its last linear layer.
+    """
+
+    model: nn.Module
+    layer: nn.Linear
+
+    @property
+    def params(self) -> dict[str, nn.Parameter]:
+        """Weight and bias of the layer."""
+        return _collect_layer_parameters(self.model, [self.layer])
+
+    def allocate_statistics(self) -> dict[str, Tensor]:
+        """Return a zero `scale`, with the weights as rows."""
+        size = _count_weights(self.params)
+        return {"scale": _allocate_zeros(self.params, size, size)}
+
+    def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
+        """Compute features and the derivatives of the loss, or else vectors of the GGN, of one example."""
+        inputs, targets = slice_examples(inputs, slice(1)), targets[:1]
+        with extract_features(self.model, self.layer) as extractor:
+            outputs, features = self._compute_features(extractor, inputs)
+        if features is None:
+            next(iter_ggn_vectors(ExampleVjps(self.model, self.params), inputs, targets, loss_fn))
+        else:
+            factorize_loss_hessian(outputs, targets, loss_fn)
+
+    @torch.no_grad()
+    def compute_curvature(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
+        """Return the GGN."""
+        matrix, vjps = self.allocate_statistics()["scale"], ExampleVjps(self.model, self.params)
+        blocks: Tensor | None = None
+        for inputs, targets in _split_batches(examples, MAX_EXAMPLES_PER_CALL):
+            with extract_features(self.model, self.layer) as extractor:
+                outputs, features = self._compute_features(extractor, inputs)
+            if features is None:
+                matrix += ggn_matrix(vjps, inputs, targets, loss_fn)
+            else:
+                blocks = torch.zeros_like(matrix) if blocks is None else blocks
+                factor = factorize_loss_hessian(outputs, targets, loss_fn).to(matrix)
+                add_class_blocks(blocks, features.to(matrix), factor @ factor.mT)
+        if blocks is not None:
+            matrix += symmetrize_blocks(blocks, self.layer.out_features, "bias" in get_layer_parameters(self.layer))
+        return {"matrix": matrix}
+
+    def compute_eigenvalues(self, curvature: Mapping[str, Tensor]) -> Float[Tensor, " params"]:
+        """Return the eigenvalues of the GGN."""
+        return compute_eigenvalues(curvature["matrix"])
+
+    def make_statistics(
+        self, curvature: Mapping[str, Tensor], factor: float, temperature: float, prior_precision: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the square root of the covariance."""
+        return {"scale": factorize_covariance(curvature["matrix"] * (factor / temperature), prior_precision)}
+
+    def convert_statistics(self, statistics: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
+        """Return the square root from an eigendecomposition, whose draws are the same."""
+        if "eigenvectors" not in statistics:
+            return statistics
+        others = {name: tensor for name, tensor in statistics.items() if not name.startswith("eigen")}
+        std = posterior_std(statistics["eigenvalues"], temperature, statistics["prior_precision"])
+        return others | {"scale": statistics["eigenvectors"] * std}
+
+    def compute_offsets(
+        self, statistics: Mapping[str, Tensor], noise: Float[Tensor, " params"], temperature: float
+    ) -> list[Tensor]:
+        """Return the product of the square root and the noise."""
+        return unflatten(statistics["scale"] @ noise, list(self.params.values()))
+
+    def _compute_features(
+        self, extractor: FeatureExtractor | None, inputs: ModelInputs
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return outputs, and features with an appended 1 for the bias; None where the outputs are not W φ + bias."""
+        if extractor is None:
+            return torch.empty(0), None
+        outputs, features = extractor.compute(inputs)
+        if features is None or features.numel() != len(outputs) * features.shape[-1]:  # several positions
+            return outputs, None
+        return outputs, unfold_inputs(self.layer, features)
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerCurvature(Curvature):
+    """KFAC approximation of the GGN; the basis of a layer is the Kronecker product of those of its two factors.
+
+    Attributes:
+        model: The network.
+        layers: Its linear and convolutional layers, by name.
+    """
+
+    model: nn.Module
+    layers: Mapping[str, MatrixLayer]
+
+    @property
+    def params(self) -> dict[str, nn.Parameter]:
+        """Weights and biases of linear and convolutional layers."""
+        return _collect_layer_parameters(self.model, list(self.layers.values()))
+
+    def allocate_statistics(self) -> dict[str, Tensor]:
+        """Return zero eigenvalues, and for each layer the eigenvectors of its two factors as columns."""
+        statistics = {"eigenvalues": _allocate_zeros(self.params, _count_weights(self.params))}
+        for name, layer in self.layers.items():
+            num_rows, num_columns = get_matrix_shape(layer)
+            statistics[f"outputs.{name}"] = _allocate_zeros(self.params, num_rows, num_rows)
+            statistics[f"inputs.{name}"] = _allocate_zeros(self.params, num_columns, num_columns)
+        return statistics
+
+    def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
+        """Compute the factors of one example."""
+        add_factors(
+            self._allocate_factors(), self.layers, self.model, slice_examples(inputs, slice(1)), targets[:1], loss_fn
+        )
+
+    def compute_curvature(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
+        """Return the eigendecompositions; eigenvalues of a Kronecker product are products of the factors' ones."""
+        statistics, factors = dict[str, Tensor](), self._allocate_factors()
+        for inputs, targets in _split_batches(examples, MAX_EXAMPLES_PER_GRAPH):
+            add_factors(factors, self.layers, self.model, inputs, targets, loss_fn)
+        eigenvalues = []
+        for name, factor in factors.items():
+            input_values, statistics[f"inputs.{name}"] = decompose_psd(factor.input_factor)
+            output_values, statistics[f"outputs.{name}"] = decompose_psd(factor.output_factor / factor.num_positions)
+            eigenvalues.append(torch.outer(output_values, input_values).flatten())
+        return statistics | {"eigenvalues": torch.cat(eigenvalues)}
+
+    def compute_offsets(
+        self, statistics: Mapping[str, Tensor], noise: Float[Tensor, " params"], temperature: float
+    ) -> list[Tensor]:
+        """Return U_outputs C U_inputsᵀ for each layer, with C its coordinates as a matrix."""
+        shapes = [get_matrix_shape(layer) for layer in self.layers.values()]
+        coordinates = _scale_noise(statistics, noise, temperature)
+        pieces = coordinates.split([num_rows * num_columns for num_rows, num_columns in shapes])
+        offsets = []
+        for (name, layer), shape, piece in zip(self.layers.items(), shapes, pieces, strict=True):
+            matrix = statistics[f"outputs.{name}"] @ piece.view(shape) @ statistics[f"inputs.{name}"].T
+            offsets += split_columns(matrix, layer)
+        return offsets
+
+    def _allocate_factors(self) -> dict[str, KroneckerFactors]:
+        statistics = self.allocate_statistics()
+        return {
+            name: KroneckerFactors(statistics[f"inputs.{name}"], statistics[f"outputs.{name}"])
+            for name in self.layers
+        }
+
+
+def find_last_linear(model: nn.Module) -> nn.Linear:
+    """Return the last linear layer with trainable weights, in registration order.
+
+    Raises:
+        ValueError: There is none.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and get_layer_parameters(layer)]
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no torch.nn.Linear with trainable weights, which structure='last_layer' "
+            "needs. Use structure='kron' or 'diag'."
+        )
+    return layers[-1]
+
+
+def _scale_noise(statistics: Mapping[str, Tensor], noise: Tensor, temperature: float) -> Tensor:
+    """Return coordinates in the eigenbasis."""
+    return posterior_std(statistics["eigenvalues"], temperature, statistics["prior_precision"]) * noise
+
+
+def _split_batches(examples: Examples, size: int) -> Iterator[tuple[ModelInputs, Tensor]]:
+    """Yield batches of at most `size` examples."""
+    for inputs, targets in examples:
+        yield from zip(split_examples(inputs, size), targets.split(size), strict=True)
+
+
+def _collect_layer_parameters(model: nn.Module, layers: list[MatrixLayer]) -> dict[str, nn.Parameter]:
+    names = {id(param): name for name, param in model.named_parameters()}
+    return {names[id(param)]: param for layer in layers for param in get_layer_parameters(layer).values()}
+
+
+def _count_weights(params: Mapping[str, Tensor]) -> int:
+    return sum(param.numel() for param in params.values())
+
+
+def _allocate_zeros(params: Mapping[str, Tensor], *shape: int) -> Tensor:
+    return next(iter(params.values())).new_zeros(*shape, dtype=promoted_dtype(params.values()), requires_grad=False)
