@@ -1,6 +1,6 @@
 """Selection of trainable parameters, by group of layers or by name patterns."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
@@ -109,6 +109,18 @@ def only_optimized(model: nn.Module, optimizer: Optimizer) -> AbstractContextMan
     """
     optimized_ids = {id(param) for group in optimizer.param_groups for param in group["params"]}
     return only_requires_grad(model, {n: p for n, p in model.named_parameters() if id(p) in optimized_ids})
+
+
+def find_linear_owner(model: nn.Module, params: Iterable[nn.Parameter]) -> nn.Linear | None:
+    """The linear layer that has all of these parameters; None if there is none.
+
+    Args:
+        model: The network.
+        params: Some of its parameters.
+    """
+    ids = {id(param) for param in params}
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    return next((layer for layer in layers if ids <= {id(param) for param in layer.parameters(recurse=False)}), None)
 
 
 def match_names(names: Sequence[str], pattern: str) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Examples, LossFn
 from flatbayes.core.input_trees import ModelInputs, slice_examples, split_examples
-from flatbayes.core.linear_head import FeatureExtractor, extract_features
+from flatbayes.core.linear_head import extract_features
 from flatbayes.core.tensor_lists import unflatten
 from flatbayes.core.weights import promoted_dtype
 from flatbayes.posteriors.diagonal_ggn import DiagonalGgn
@@ -211,12 +211,11 @@ class LastLayerCurvature(Curvature):
     def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
         """Compute features and the derivatives of the loss, or else vectors of the GGN, of one example."""
         inputs, targets = slice_examples(inputs, slice(1)), targets[:1]
-        with extract_features(self.model, self.layer) as extractor:
-            outputs, features = self._compute_features(extractor, inputs)
-        if features is None:
+        computed = self._compute_features(inputs)
+        if computed is None:
             next(iter_ggn_vectors(ExampleVjps(self.model, self.params), inputs, targets, loss_fn))
         else:
-            factorize_loss_hessian(outputs, targets, loss_fn)
+            factorize_loss_hessian(computed[0], targets, loss_fn)
 
     @torch.no_grad()
     def compute_curvature(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
@@ -224,11 +223,11 @@ class LastLayerCurvature(Curvature):
         matrix, vjps = self.allocate_statistics()["scale"], ExampleVjps(self.model, self.params)
         blocks: Tensor | None = None
         for inputs, targets in _split_batches(examples, MAX_EXAMPLES_PER_CALL):
-            with extract_features(self.model, self.layer) as extractor:
-                outputs, features = self._compute_features(extractor, inputs)
-            if features is None:
+            computed = self._compute_features(inputs)
+            if computed is None:
                 matrix += ggn_matrix(vjps, inputs, targets, loss_fn)
             else:
+                outputs, features = computed
                 blocks = torch.zeros_like(matrix) if blocks is None else blocks
                 factor = factorize_loss_hessian(outputs, targets, loss_fn).to(matrix)
                 add_class_blocks(blocks, features.to(matrix), factor @ factor.mT)
@@ -260,15 +259,12 @@ class LastLayerCurvature(Curvature):
         """Return the product of the square root and the noise."""
         return unflatten(statistics["scale"] @ noise, list(self.params.values()))
 
-    def _compute_features(
-        self, extractor: FeatureExtractor | None, inputs: ModelInputs
-    ) -> tuple[Tensor, Tensor | None]:
+    def _compute_features(self, inputs: ModelInputs) -> tuple[Tensor, Tensor] | None:
         """Return outputs, and features with an appended 1 for the bias; None where the outputs are not W φ + bias."""
-        if extractor is None:
-            return torch.empty(0), None
-        outputs, features = extractor.compute(inputs)
-        if features is None or features.numel() != len(outputs) * features.shape[-1]:  # several positions
-            return outputs, None
+        with extract_features(self.model, self.layer) as extractor:
+            outputs, features = (None, None) if extractor is None else extractor.compute(inputs)
+        if outputs is None or features is None or features.numel() != len(outputs) * features.shape[-1]:
+            return None  # also with several positions
         return outputs, unfold_inputs(self.layer, features)
 
 

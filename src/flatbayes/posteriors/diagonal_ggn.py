@@ -208,7 +208,8 @@ def compute_factors(layer: nn.Module, inputs: Tensor) -> Tensor:
         return patches.reshape(len(inputs), layer.groups, layer.weight[0].numel(), num_positions)
     if isinstance(layer, nn.Linear):
         return arrange_positions(layer, inputs)[:, None]
-    unit = {key: torch.full_like(p, float(key == "weight")) for key, p in layer.named_parameters(recurse=False)}
+    parameters = layer.named_parameters(recurse=False)
+    unit = {key: torch.ones_like(p) if key == "weight" else torch.zeros_like(p) for key, p in parameters}
     return arrange_positions(layer, functional_call(layer, unit, (inputs,)))
 
 
@@ -258,7 +259,7 @@ def _select_agreeing_layers(
     params = [param for layer in candidates.values() for param in get_layer_parameters(layer).values()]
     layer_outputs = [call.outputs for name in candidates for call in calls[name]]
     factor = factorize_loss_hessian(outputs, targets, loss_fn)
-    weights = torch.arange(1, 1 + factor.shape[2]).cos().to(factor)
+    weights = torch.arange(1, 1 + factor.shape[2], device=factor.device).cos().to(factor)
     tolerance, differing = rounding_tolerance(outputs, *params), set[str]()
     for example in {0, batch_size - 1}:
         direction = torch.zeros_like(factor[:, :, 0])

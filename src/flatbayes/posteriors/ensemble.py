@@ -7,6 +7,7 @@
 The member can be any posterior; with `SWAG()` the ensemble is MultiSWAG (Wilson & Izmailov, NeurIPS 2020).
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -113,6 +114,16 @@ class Ensemble(Posterior):
     def load_snapshot(self, state: State, index: int) -> AbstractContextManager[nn.Module]:
         """Return a snapshot of this run."""
         return self.member.load_snapshot(state, index)
+
+    def find_varying_layer(self, state: State) -> nn.Linear | None:
+        """Return the layer in which the draws of this run differ."""
+        return self.member.find_varying_layer(state)
+
+    def draw_layer(
+        self, state: State, layer: nn.Linear, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the layer in several draws of the member from this run."""
+        return self.member.draw_layer(state, layer, generators)
 
     def convert_statistics(self, state: State, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Convert the statistics of this run as the member does."""

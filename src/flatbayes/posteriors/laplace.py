@@ -13,7 +13,7 @@ its minimum and no curvature there.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -29,7 +29,7 @@ from flatbayes.core.input_trees import ModelInputs, slice_examples
 from flatbayes.core.networks import cast_inputs, check_materialized, check_real, differentiable_recurrence
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import swap_values
-from flatbayes.posteriors.curvature import CurvatureStructure, make_curvature
+from flatbayes.posteriors.curvature import Curvature, CurvatureStructure, find_last_linear, make_curvature
 from flatbayes.posteriors.ggn import rounding_tolerance
 from flatbayes.posteriors.linearised import LinearisedNetwork
 from flatbayes.posteriors.optimization import (
@@ -188,6 +188,30 @@ class Laplace(Posterior):
             statistics["mean"].copy_(weights)
         statistics["finished"].fill_(1)
 
+    def find_varying_layer(self, state: State) -> nn.Linear | None:
+        """Return the last linear layer for `last_layer`, None for other structures."""
+        return find_last_linear(state.model) if self.structure == "last_layer" else None
+
+    @torch.no_grad()
+    def draw_layer(
+        self, state: State, layer: nn.Linear, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the layer in several draws, with one product for all of them; see `Posterior.draw_layer`."""
+        _check_finished(state)
+        curvature = make_curvature(self.structure, state.model)
+        noise, params = _draw_noise(state, curvature, generators), list(curvature.params.values())
+        means = unflatten(state.statistics["mean"], params) if self.needs_norm_reestimation else params
+        offsets = (noise @ state.statistics["scale"].T).split([param.numel() for param in params], 1)
+        drawn = {
+            id(param): mean + offset.view(-1, *param.shape).to(param.dtype)
+            for param, mean, offset in zip(params, means, offsets, strict=True)
+        }
+
+        def get_draws(param: Tensor) -> Tensor:
+            return drawn[id(param)] if id(param) in drawn else param.expand(len(generators), *param.shape)
+
+        return get_draws(layer.weight), None if layer.bias is None else get_draws(layer.bias)
+
     def convert_statistics(self, state: State, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the square root of the covariance of a last layer where there is its eigendecomposition."""
         return make_curvature(self.structure, state.model).convert_statistics(statistics, self.temperature)
@@ -201,16 +225,9 @@ class Laplace(Posterior):
         Raises:
             RuntimeError: No curvature was computed since the last step.
         """
+        _check_finished(state)
         model, statistics, curvature = state.model, state.statistics, make_curvature(self.structure, state.model)
-        if not statistics["finished"]:
-            raise RuntimeError(
-                "Laplace needs the curvature at the end of training before a draw: call posterior.finalize(state, "
-                "examples, loss_fn) after the last step, as fit does."
-            )
-        params = curvature.params
-        precision = statistics["prior_precision"]
-        size = sum(param.numel() for param in params.values())
-        noise = torch.randn(size, generator=generator, dtype=precision.dtype, device=precision.device)
+        params, noise = curvature.params, _draw_noise(state, curvature, [generator])[0]
         offsets = curvature.compute_offsets(statistics, noise, self.temperature)
         with eval_mode(model):
             if not self.needs_norm_reestimation:
@@ -241,6 +258,23 @@ class Laplace(Posterior):
                 "prior_precision, or tune='evidence' to choose it from the data."
             )
         return num_data * max(decays) / self.temperature
+
+
+def _check_finished(state: State) -> None:
+    if not state.statistics["finished"]:
+        raise RuntimeError(
+            "Laplace needs the curvature at the end of training before a draw: call posterior.finalize(state, "
+            "examples, loss_fn) after the last step, as fit does."
+        )
+
+
+def _draw_noise(
+    state: State, curvature: Curvature, generators: Sequence[torch.Generator]
+) -> Float[Tensor, "draws params"]:
+    precision, size = state.statistics["prior_precision"], sum(param.numel() for param in curvature.params.values())
+    return torch.stack(
+        [torch.randn(size, generator=g, dtype=precision.dtype, device=precision.device) for g in generators]
+    )
 
 
 def maximize_evidence(eigenvalues: Float[Tensor, " params"], squared_norm: float) -> float:

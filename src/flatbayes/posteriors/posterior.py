@@ -1,7 +1,7 @@
 """Abstract base class of posterior approximations: hyperparameters, with the training state held outside."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -227,6 +227,41 @@ class Posterior(ABC):
             loss_fn: Mean negative log likelihood, the one of training.
         """
         return
+
+    def find_varying_layer(self, state: State) -> nn.Linear | None:
+        """Return the linear layer in which alone the draws of a state differ. Default: None, they differ in more.
+
+        Where the outputs of the network are those of this layer, a prediction computes its inputs once for all draws.
+        A draw that is linearised in the weights is the network itself there.
+
+        Args:
+            state: The fitted state.
+        """
+        return None
+
+    def draw_layer(
+        self, state: State, layer: nn.Linear, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the weights of the layer in several draws, those of `draw` up to rounding. Default: draw each.
+
+        Args:
+            state: The fitted state.
+            layer: The result of `find_varying_layer`.
+            generators: Source of all randomness of each draw.
+
+        Returns:
+            Weights, shape (draws, outputs, inputs), and biases, shape (draws, outputs), if the layer has them.
+
+        Raises:
+            RuntimeError: The state has nothing to draw from yet.
+        """
+        weights, biases = list[Tensor](), list[Tensor]()
+        for generator in generators:
+            with self.draw(state, generator):
+                weights.append(layer.weight.detach().clone())
+                if layer.bias is not None:
+                    biases.append(layer.bias.detach().clone())
+        return torch.stack(weights), torch.stack(biases) if biases else None
 
     def convert_statistics(self, state: State, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the statistics of an artefact of an earlier version in the form of this one. Default: unchanged.

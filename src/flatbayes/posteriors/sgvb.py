@@ -25,7 +25,12 @@ from flatbayes.core.buffers import eval_mode
 from flatbayes.core.context import weight_distribution
 from flatbayes.core.gradients import dense_gradient
 from flatbayes.core.networks import check_real
-from flatbayes.core.parameter_selection import ParameterSelection, check_selection, select_parameters
+from flatbayes.core.parameter_selection import (
+    ParameterSelection,
+    check_selection,
+    find_linear_owner,
+    select_parameters,
+)
 from flatbayes.core.tensor_lists import clone_tensors, copy_values, flatten, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
@@ -132,6 +137,10 @@ class SGVB(Posterior):
         )
         copy_values(means, [param.detach() for param in params])
         return loss
+
+    def find_varying_layer(self, state: State) -> nn.Linear | None:
+        """Return the layer that `params` selects, if it is one linear layer."""
+        return find_linear_owner(state.model, select_parameters(state.model, self.params, "params").values())
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:

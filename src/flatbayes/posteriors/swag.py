@@ -23,7 +23,12 @@ from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.devices import is_accelerator
 from flatbayes.core.networks import check_materialized, check_real
-from flatbayes.core.parameter_selection import ParameterSelection, check_selection, select_parameters
+from flatbayes.core.parameter_selection import (
+    ParameterSelection,
+    check_selection,
+    find_linear_owner,
+    select_parameters,
+)
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import iter_blocks, swap_values, trainable_parameters, write_blockwise
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
@@ -138,6 +143,10 @@ class SWAG(Posterior):
                 deviations[(count - 1) % self.rank, block] = deviation
         if others:
             statistics["mean_of_others"].lerp_(flatten(others), 1 / count)
+
+    def find_varying_layer(self, state: State) -> nn.Linear | None:
+        """Return the layer that `params` selects, if it is one linear layer."""
+        return find_linear_owner(state.model, select_parameters(state.model, self.params, "params").values())
 
     @contextmanager
     def draw(self, state: State, generator: torch.Generator) -> Iterator[nn.Module]:

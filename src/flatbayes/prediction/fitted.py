@@ -4,6 +4,7 @@ The predictive is p(y | x) = 1 / M sum_m p(y | x, w_m), with M networks w_m draw
 returns, and what is saved and loaded.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -36,6 +37,7 @@ from flatbayes.prediction.inputs import (
 from flatbayes.prediction.placement import PredictionPrecision, autocast, place_batches, resolve_autocast_dtype
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
 from flatbayes.prediction.shared import PredictionCache
+from flatbayes.prediction.varying_layer import LayerDraws, find_varying_layers
 from flatbayes.prediction.vmapped import StackedNetworks, should_vectorize, stack_networks
 
 
@@ -66,6 +68,8 @@ class FittedPosterior(NetworkSampler):
 
     _stacked_networks: StackedNetworks | None = field(default=None, init=False, repr=False, compare=False)
     _can_vectorize: bool = field(default=True, init=False, repr=False, compare=False)
+    _layer_draws: LayerDraws | None = field(default=None, init=False, repr=False, compare=False)
+    _can_share_features: bool = field(default=True, init=False, repr=False, compare=False)
     _compiled_networks: dict[int, Callable[..., Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -88,7 +92,7 @@ class FittedPosterior(NetworkSampler):
 
     def to(self, device: torch.device | str) -> Self:
         """Move networks and statistics to another device, in place; see `NetworkSampler.to`."""
-        self._stacked_networks = None
+        self._stacked_networks = self._layer_draws = None
         return super().to(device)
 
     def predict(
@@ -118,7 +122,8 @@ class FittedPosterior(NetworkSampler):
             seed: The same seed draws the same networks.
             keep_members: Also keep the prediction of each network.
             vectorized: Predict with all networks in one call, equal up to rounding, and keep their weights for the
-                next call. None does so for a few examples and small networks, where drawing dominates the time.
+                next call. None does so for a few examples and small networks, where drawing dominates the time, and
+                for networks that differ in the last layer only, whose inputs are then computed once.
             show_progress: Show a progress bar on standard error.
             precision: Precision of the forward passes, and of the running statistics that are estimated for them:
                 that of the weights (None), that of the `training`, or mixed, `bf16-mixed` or `16-mixed`.
@@ -199,9 +204,11 @@ class FittedPosterior(NetworkSampler):
             num_examples = sum(map(count_examples, batches))
             batches = place_batches(batches, self.device)
             with explain_shapes(example_shape, batches):
-                outputs: Iterable[Tensor] | None = self._compute_vectorized_outputs(
-                    sample_ids, batches, vectorized, dtype
-                )
+                outputs: Iterable[Tensor] | None = None
+                if vectorized is not False:
+                    outputs = self._compute_layer_outputs(sample_ids, batches, dtype)
+                if outputs is None:
+                    outputs = self._compute_vectorized_outputs(sample_ids, batches, vectorized, dtype)
                 if outputs is None:
                     # A progress bar that is not shown would still start a thread.
                     ids = _track_draws(sample_ids) if show_progress else sample_ids
@@ -275,6 +282,20 @@ class FittedPosterior(NetworkSampler):
         fitted = cls(**{f.name: getattr(sampler, f.name) for f in fields(NetworkSampler) if f.init})
         fitted._other_statistics = sampler._other_statistics
         return fitted.to(device)
+
+    def _compute_layer_outputs(
+        self, sample_ids: list[SampleId], batches: Sequence[Any], dtype: torch.dtype | None
+    ) -> Iterator[Tensor] | None:
+        """Outputs of networks that differ in their last layer only; None for others."""
+        layers = find_varying_layers(self) if self._can_share_features else None
+        if layers is None:
+            return None
+        draws = self._layer_draws
+        if draws is None or draws.sample_ids != sample_ids or any(map(operator.is_not, draws.layers, layers)):
+            draws = self._layer_draws = LayerDraws(sample_ids, layers)
+        outputs = draws.compute_outputs(self, batches, dtype)
+        self._can_share_features = outputs is not None
+        return outputs
 
     def _compute_vectorized_outputs(
         self,

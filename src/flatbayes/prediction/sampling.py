@@ -227,15 +227,18 @@ class NetworkSampler:
     def _draw(self, sample_id: SampleId) -> AbstractContextManager[nn.Module]:
         seed, member, draw = sample_id
         state = self.states[member]
-        if self.draw_rule < DRAW_RULE:
-            generator = torch.Generator(self.device).manual_seed(spawn_unnamed_seed(*sample_id))
-            return self.posterior.draw(state, generator)
         num_snapshots = self.posterior.count_stored_snapshots(state)
-        if not num_snapshots:
-            return self.posterior.draw(state, make_generator(Stream.DRAW, *sample_id, device=self.device))
+        if self.draw_rule < DRAW_RULE or not num_snapshots:
+            return self.posterior.draw(state, self.make_draw_generator(sample_id))
         cycle, position = divmod(draw, num_snapshots)
         order = torch.randperm(num_snapshots, generator=make_generator(Stream.SNAPSHOT_ORDER, seed, member, cycle))
         return self.posterior.load_snapshot(state, int(order[position]))
+
+    def make_draw_generator(self, sample_id: SampleId) -> torch.Generator:
+        """The source of randomness of the draw of an identifier, in posteriors without stored snapshots."""
+        if self.draw_rule < DRAW_RULE:
+            return torch.Generator(self.device).manual_seed(spawn_unnamed_seed(*sample_id))
+        return make_generator(Stream.DRAW, *sample_id, device=self.device)
 
     def sample_networks(self, num_draws: int = 30, *, seed: int = 0) -> Iterator[nn.Module]:
         """Yield networks of the posterior one after the other; each is valid until the next is requested.

@@ -53,9 +53,7 @@ class StackedNetworks:
         """Whether the sampler would draw these networks for these identifiers now."""
         if autocast_dtype != self.autocast_dtype:
             return False
-        current_versions = tensor_versions(sampler)
-        same = all(a is b and v == w for (a, v), (b, w) in zip(self.source_versions, current_versions, strict=False))
-        return self.sample_ids == sample_ids and len(self.source_versions) == len(current_versions) and same
+        return self.sample_ids == sample_ids and are_current(self.source_versions, sampler)
 
     @torch.no_grad()
     def compute_outputs(self, batch: ModelInputs) -> Float[Tensor, "draws batch outputs"]:
@@ -102,6 +100,13 @@ def tensor_versions(sampler: NetworkSampler) -> TensorVersions:
         for tensor in [*(t for _, t in _list_named_tensors(state.model)), *state.statistics.values()]
     ]
     return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+
+
+def are_current(versions: TensorVersions, sampler: NetworkSampler) -> bool:
+    """Whether `tensor_versions` returns these now."""
+    current_versions = tensor_versions(sampler)
+    same = all(a is b and v == w for (a, v), (b, w) in zip(versions, current_versions, strict=False))
+    return len(versions) == len(current_versions) and same
 
 
 def should_vectorize(sampler: NetworkSampler, num_networks: int, batches: Sequence[ModelInputs]) -> bool:

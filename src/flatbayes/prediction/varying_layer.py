@@ -1,0 +1,130 @@
+"""Predictions of networks that differ in one linear layer: its inputs are computed once for all of them.
+
+A draw of a last-layer posterior then costs a product with the weights of the layer in place of a call of the network.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flatbayes.core.input_trees import ModelInputs
+from flatbayes.core.linear_head import extract_features
+from flatbayes.core.randomness import RandomState
+from flatbayes.prediction.placement import autocast
+from flatbayes.prediction.sampling import NetworkSampler, SampleId
+from flatbayes.prediction.vmapped import MAX_STACKED_ELEMENTS, TensorVersions, are_current, tensor_versions
+
+LayerWeights = tuple[Tensor, Tensor | None]
+"""Weights and biases of several draws, with the draws along the first axis."""
+
+
+@dataclass(eq=False)
+class LayerDraws:
+    """Draws of the layer of each training run, and the network that computes its inputs.
+
+    Attributes:
+        sample_ids: Identifiers of the networks.
+        layers: The layer of each run.
+        weights: Its draws, in the order of the identifiers of the run; None if they exceed `MAX_STACKED_ELEMENTS`.
+        source_versions: The tensors from which the layers were drawn; a later write to one makes the draws stale.
+    """
+
+    sample_ids: Sequence[SampleId]
+    layers: Sequence[nn.Linear]
+    weights: dict[int, LayerWeights] = field(default_factory=dict)
+    source_versions: TensorVersions = field(default_factory=list)
+
+    @torch.no_grad()
+    def compute_outputs(
+        self, sampler: NetworkSampler, batches: Sequence[ModelInputs], autocast_dtype: torch.dtype | None
+    ) -> Iterator[Tensor] | None:
+        """Outputs of each network, shape (examples, outputs), one after the other.
+
+        Args:
+            sampler: Draws the networks.
+            batches: Raw inputs.
+            autocast_dtype: Precision of the calls, from `resolve_autocast_dtype`.
+
+        Returns:
+            None if the outputs of a network are not those of the layer, or are random beside the draw.
+        """
+        if not are_current(self.source_versions, sampler):
+            self.weights.clear()
+        features: dict[int, tuple[Tensor, torch.Size]] = {}
+        for member, layer in enumerate(self.layers):
+            member_ids = [sample_id for sample_id in self.sample_ids if sample_id[1] == member]
+            member_features = _compute_features(sampler, member_ids[0], layer, batches, autocast_dtype)
+            if member_features is None:
+                return None
+            features[member] = member_features
+        self.source_versions = tensor_versions(sampler)  # a draw may have written weights and restored them
+        return self._iter_outputs(sampler, features, autocast_dtype)
+
+    @torch.no_grad()
+    def _iter_outputs(
+        self,
+        sampler: NetworkSampler,
+        features: dict[int, tuple[Tensor, torch.Size]],
+        autocast_dtype: torch.dtype | None,
+    ) -> Iterator[Tensor]:
+        size = sum(layer.weight.numel() for layer in self.layers)
+        num_draws = max(1, MAX_STACKED_ELEMENTS // size) * len(self.layers)
+        for start in range(0, len(self.sample_ids), num_draws):
+            block = self.sample_ids[start : start + num_draws]
+            weights = self.weights or {
+                member: _draw_layer(sampler, member, layer, block) for member, layer in enumerate(self.layers)
+            }
+            if len(block) == len(self.sample_ids):
+                self.weights, self.source_versions = weights, tensor_versions(sampler)
+            positions = dict.fromkeys(weights, 0)
+            for _, member, _ in block:
+                (drawn, biases), (inputs, shape), k = weights[member], features[member], positions[member]
+                positions[member] += 1
+                with autocast(sampler.device, autocast_dtype):
+                    outputs = F.linear(inputs, drawn[k], None if biases is None else biases[k])
+                yield outputs.view(shape)
+
+
+def find_varying_layers(sampler: NetworkSampler) -> list[nn.Linear] | None:
+    """The layer of each training run in which alone its draws differ; None if they differ in more."""
+    layers = [sampler.posterior.find_varying_layer(state) for state in sampler.states]
+    return [layer for layer in layers if layer is not None] if None not in layers else None
+
+
+def _draw_layer(
+    sampler: NetworkSampler, member: int, layer: nn.Linear, sample_ids: Sequence[SampleId]
+) -> LayerWeights:
+    generators = [sampler.make_draw_generator(sample_id) for sample_id in sample_ids if sample_id[1] == member]
+    return sampler.posterior.draw_layer(sampler.states[member], layer, generators)
+
+
+def _compute_features(
+    sampler: NetworkSampler,
+    sample_id: SampleId,
+    layer: nn.Linear,
+    batches: Sequence[ModelInputs],
+    autocast_dtype: torch.dtype | None,
+) -> tuple[Tensor, torch.Size] | None:
+    """Inputs of the layer, and the shape of the outputs of all batches."""
+    model = sampler.states[sample_id[1]].model
+    features, counts, shape = list[Tensor](), 0, torch.Size()
+    with (
+        sampler.sampled_network(sample_id, autocast_dtype),  # weights that all draws share, and running statistics
+        autocast(sampler.device, autocast_dtype),
+        extract_features(model, layer) as extractor,
+    ):
+        if extractor is None:
+            return None
+        before = RandomState.capture(model)
+        for batch in batches:
+            outputs, batch_features = extractor.compute(sampler.preprocess(batch))
+            if batch_features is None:
+                return None
+            features.append(batch_features)
+            counts, shape = counts + len(outputs), outputs.shape[1:]
+        if not before.equals(RandomState.capture(model)):
+            return None
+    return torch.cat(features), torch.Size((counts, *shape))
