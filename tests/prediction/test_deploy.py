@@ -110,6 +110,7 @@ def test_weights_that_all_draws_share_are_stored_once():
     size = sum(param.numel() for param in network().parameters())
     last = sum(param.numel() for param in network()[9].parameters())
     assert sum(param.numel() for param in module.parameters()) == size + 4 * last
+    assert len(module.networks) == 1  # the inputs of the last layer are computed once
     copied = copy.deepcopy(module).double()  # a move keeps what is shared shared
     assert sum(param.numel() for param in copied.parameters()) == size + 4 * last
 

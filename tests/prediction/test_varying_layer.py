@@ -62,8 +62,8 @@ def test_predictions_are_those_of_one_call_per_network_with_one_call(posterior, 
 @pytest.mark.parametrize("name", ["linearised", "SWAG"])
 def test_layers_are_drawn_once_for_many_calls_and_again_after_a_change(name, monkeypatch):
     fitted, x = fit_posterior(POSTERIORS[name]), batch(5, size=9)[0]
-    calls, original = [], varying_layer._draw_layer
-    monkeypatch.setattr(varying_layer, "_draw_layer", lambda *args: calls.append(1) or original(*args))
+    calls, original = [], varying_layer.draw_layer
+    monkeypatch.setattr(varying_layer, "draw_layer", lambda *args: calls.append(1) or original(*args))
     first = fitted.predict(x, 4).log_probs
     assert torch.equal(fitted.predict(x, 4).log_probs, first)
     assert len(calls) == 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.devices import move_tensor
+from flatbayes.core.linear_head import extract_features
 from flatbayes.core.networks import copy_network
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
 from flatbayes.data import Standardize
@@ -18,7 +19,8 @@ from flatbayes.posteriors.linearised import LinearisedNetwork
 from flatbayes.posteriors.variational_network import find_variational_layers
 from flatbayes.prediction.inputs import cast_floating
 from flatbayes.prediction.outputs import PredictiveSummary, SummaryTensors, make_summary
-from flatbayes.prediction.sampling import NetworkSampler, make_example_inputs
+from flatbayes.prediction.sampling import NetworkSampler, SampleId, make_example_inputs
+from flatbayes.prediction.varying_layer import StackedLayerNetwork, draw_layer, find_varying_layers
 
 COPY_ADVICE = "A compiled posterior holds a copy of every drawn network: remove the attribute, or use predict."
 NUM_PROBE_INPUTS = 8
@@ -73,7 +75,11 @@ class CompiledPosterior(nn.Module):
 
     def _predict(self, inputs: Tensor) -> SummaryTensors:
         preprocessed = self.preprocess(inputs)
-        predictions: SummaryTensors = self.summary([network(preprocessed) for network in self.networks])
+        outputs: list[Tensor] = []
+        for network in self.networks:
+            network_outputs = network(preprocessed)
+            outputs += network_outputs if isinstance(network, StackedLayerNetwork) else [network_outputs]
+        predictions: SummaryTensors = self.summary(outputs)
         return predictions
 
 
@@ -128,13 +134,40 @@ def compile_posterior(sampler: NetworkSampler, num_draws: int, seed: int) -> Com
             "fitted.predict, or sample_networks and torch.export for each network."
         )
     summary = make_summary(sampler.likelihood)
-    networks = []
-    for sample_id in sampler.sample_ids(num_draws, seed):
-        with sampler.sampled_network(sample_id) as network:
-            networks.append(_copy_fixed_network(sampler, network))
-    _tie_equal_parameters(networks)
+    sample_ids = sampler.sample_ids(num_draws, seed)
+    networks = _stack_last_layers(sampler, sample_ids)
+    if not networks:
+        for sample_id in sample_ids:
+            with sampler.sampled_network(sample_id) as network:
+                networks.append(_copy_fixed_network(sampler, network))
+        _tie_equal_parameters(networks)
     preprocess = InputPreprocessor(sampler.transform, sampler.dtype, sampler.device)
     return CompiledPosterior(preprocess, networks, summary, make_example_inputs(sampler)).to(sampler.device)
+
+
+@torch.no_grad()
+def _stack_last_layers(sampler: NetworkSampler, sample_ids: Sequence[SampleId]) -> list[nn.Module]:
+    """One network for each training run, with the outputs of all draws; empty if draws differ in more than a layer."""
+    networks = list[nn.Module]()
+    input_shape = sampler.info.get("input_shape")
+    for member, layer in enumerate(find_varying_layers(sampler) or ()):
+        first_id = next(sample_id for sample_id in sample_ids if sample_id[1] == member)
+        model = sampler.states[member].model
+        with sampler.sampled_network(first_id) as first:
+            copied = copy_network(model, advice=COPY_ADVICE)
+            probes = _make_probes(copied, input_shape, sampler.dtype)
+            with extract_features(model, layer) as extractor:
+                if probes is None or extractor is None or extractor.compute(probes)[1] is None:
+                    return []
+            name = next(name for name, module in model.named_modules() if module is layer)
+            stacked = StackedLayerNetwork(copied, name, draw_layer(sampler, member, layer, sample_ids)).eval()
+            try:
+                if not _are_close(first(probes), stacked(probes)[0]):
+                    return []
+            except RuntimeError:  # outputs are reshaped to a fixed number
+                return []
+        networks.append(stacked)
+    return networks
 
 
 def _copy_fixed_network(sampler: NetworkSampler, network: nn.Module) -> nn.Module:
@@ -177,11 +210,20 @@ def _have_equal_outputs(
     expected_network: nn.Module, network: nn.Module, input_shape: Sequence[int] | None, dtype: torch.dtype | None
 ) -> bool:
     """Whether two networks agree up to rounding on random inputs of this shape; False if the shape is unknown."""
+    probes = _make_probes(network, input_shape, dtype)
+    return probes is not None and _are_close(expected_network(probes), network(probes))
+
+
+def _make_probes(network: nn.Module, input_shape: Sequence[int] | None, dtype: torch.dtype | None) -> Tensor | None:
+    """Random inputs of this shape; None if it is unknown."""
     if not input_shape:
-        return False
+        return None
     weight = next(network.parameters())
     generator = make_generator(Stream.EXPORT_PROBES)
-    probes = torch.randn(NUM_PROBE_INPUTS, *input_shape, generator=generator).to(weight.device, dtype)
-    expected: Tensor = expected_network(probes)
-    outputs: Tensor = network(probes)
-    return bool(torch.allclose(outputs, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())))
+    return torch.randn(NUM_PROBE_INPUTS, *input_shape, generator=generator).to(weight.device, dtype)
+
+
+def _are_close(expected: Tensor, outputs: Tensor) -> bool:
+    return outputs.shape == expected.shape and torch.allclose(
+        outputs, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
+    )

@@ -219,6 +219,14 @@ class NetworkSampler:
             with swap_buffers(network, statistics):
                 yield network
 
+    def share_norm_statistics(self, sample_ids: Sequence[SampleId], autocast_dtype: torch.dtype | None) -> None:
+        """Use the running statistics of the first network for all, which have equal weights below these layers."""
+        cache = self._get_statistics_cache(autocast_dtype)
+        statistics = cache.get(sample_ids[0])
+        if statistics is not None:
+            for sample_id in sample_ids[: max(0, MAX_CACHED_DRAWS - len(cache))]:
+                cache.setdefault(sample_id, statistics)
+
     def _get_statistics_cache(self, autocast_dtype: torch.dtype | None) -> dict[SampleId, dict[str, Tensor]]:
         if autocast_dtype is None:
             return self.norm_statistics

@@ -59,6 +59,7 @@ class LayerDraws:
             member_features = _compute_features(sampler, member_ids[0], layer, batches, autocast_dtype)
             if member_features is None:
                 return None
+            sampler.share_norm_statistics(member_ids, autocast_dtype)
             features[member] = member_features
         self.source_versions = tensor_versions(sampler)  # a draw may have written weights and restored them
         return self._iter_outputs(sampler, features, autocast_dtype)
@@ -75,7 +76,7 @@ class LayerDraws:
         for start in range(0, len(self.sample_ids), num_draws):
             block = self.sample_ids[start : start + num_draws]
             weights = self.weights or {
-                member: _draw_layer(sampler, member, layer, block) for member, layer in enumerate(self.layers)
+                member: draw_layer(sampler, member, layer, block) for member, layer in enumerate(self.layers)
             }
             if len(block) == len(self.sample_ids):
                 self.weights, self.source_versions = weights, tensor_versions(sampler)
@@ -94,7 +95,36 @@ def find_varying_layers(sampler: NetworkSampler) -> list[nn.Linear] | None:
     return [layer for layer in layers if layer is not None] if None not in layers else None
 
 
-def _draw_layer(
+class StackedLayerNetwork(nn.Module):
+    """A network whose last layer has the outputs of all draws.
+
+    Args:
+        network: The network; its layer is replaced.
+        name: Name of the layer.
+        weights: Weights and biases of the draws.
+    """
+
+    def __init__(self, network: nn.Module, name: str, weights: LayerWeights) -> None:
+        super().__init__()
+        drawn, biases = weights
+        self.num_draws, num_outputs, num_inputs = drawn.shape
+        layer = nn.Linear(num_inputs, self.num_draws * num_outputs, biases is not None).to(drawn)
+        with torch.no_grad():
+            layer.weight.copy_(drawn.flatten(0, 1))
+            if biases is not None:
+                layer.bias.copy_(biases.flatten())
+        owner, _, attribute = name.rpartition(".")
+        if name:
+            setattr(network.get_submodule(owner), attribute, layer)
+        self.network = network if name else layer
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of each draw."""
+        outputs: Tensor = self.network(inputs)
+        return outputs.unflatten(-1, (self.num_draws, -1)).unbind(-2)
+
+
+def draw_layer(
     sampler: NetworkSampler, member: int, layer: nn.Linear, sample_ids: Sequence[SampleId]
 ) -> LayerWeights:
     generators = [sampler.make_draw_generator(sample_id) for sample_id in sample_ids if sample_id[1] == member]
