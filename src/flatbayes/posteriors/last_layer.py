@@ -97,7 +97,8 @@ def invert_triangle(triangle: Float[Tensor, "size size"]) -> Float[Tensor, "size
     size = len(triangle)
     if size <= MAX_TRIANGLE_SIZE:
         identity = torch.eye(size, dtype=triangle.dtype, device=triangle.device)
-        return torch.linalg.solve_triangular(triangle, identity, upper=True)
+        solution: Tensor = torch.linalg.solve_triangular(triangle, identity, upper=True)
+        return solution
     half = size // 2
     inverse = torch.zeros_like(triangle)
     inverse[:half, :half] = invert_triangle(triangle[:half, :half])

@@ -147,7 +147,7 @@ def compile_posterior(sampler: NetworkSampler, num_draws: int, seed: int) -> Com
 
 @torch.no_grad()
 def _stack_last_layers(sampler: NetworkSampler, sample_ids: Sequence[SampleId]) -> list[nn.Module]:
-    """One network for each training run, with the outputs of all draws; empty if draws differ in more than a layer."""
+    """One network for each run, with the outputs of all its draws; empty if these differ in more than a layer."""
     networks = list[nn.Module]()
     input_shape = sampler.info.get("input_shape")
     for member, layer in enumerate(find_varying_layers(sampler) or ()):

@@ -121,12 +121,14 @@ class StackedLayerNetwork(nn.Module):
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Outputs of each draw."""
         outputs: Tensor = self.network(inputs)
-        return outputs.unflatten(-1, (self.num_draws, -1)).unbind(-2)
+        by_draw: tuple[Tensor, ...] = outputs.unflatten(-1, (self.num_draws, -1)).unbind(-2)
+        return by_draw
 
 
 def draw_layer(
     sampler: NetworkSampler, member: int, layer: nn.Linear, sample_ids: Sequence[SampleId]
 ) -> LayerWeights:
+    """Weights of the layer of a training run in those of the draws that are its own."""
     generators = [sampler.make_draw_generator(sample_id) for sample_id in sample_ids if sample_id[1] == member]
     return sampler.posterior.draw_layer(sampler.states[member], layer, generators)
 
