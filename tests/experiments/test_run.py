@@ -20,8 +20,7 @@ from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SWAG, Ensemble
 from flatbayes.prediction import evaluate
-from flatbayes.training import TrainingConfig
-from flatbayes.training import group as group_module
+from flatbayes.training import TrainingConfig, recording
 from flatbayes.training.loop import train
 from flatbayes.training.sharing import fit_together
 from reproduction.table_config import TableConfig
@@ -129,7 +128,7 @@ def test_equal_runs_are_executed_once(tmp_path, monkeypatch):
     monkeypatch.setattr(
         run_module,
         "execute_together",
-        lambda runs, folder: (executed.extend(run.name for run in runs), execute(runs, folder))[1],
+        lambda runs, *args: (executed.extend(run.name for run in runs), execute(runs, *args))[1],
     )
     assert execute_runs([RUN, replace(RUN), replace(RUN, seed=1)], tmp_path, jobs=1, show_progress=False) == []
     assert executed == ["MAP Plain seed 0", "MAP Plain seed 1"]
@@ -187,7 +186,7 @@ def test_the_default_number_of_processes_depends_on_the_work(tmp_path, monkeypat
 
 
 def test_failures_are_sorted_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "execute_together", lambda runs, folder: [RuntimeError("no") for _ in runs])
+    monkeypatch.setattr(run_module, "execute_together", lambda runs, *args: [RuntimeError("no") for _ in runs])
     runs = [replace(RUN, seed=seed) for seed in (2, 0, 1)]
     failures = execute_runs(runs, tmp_path, jobs=1, show_progress=False)
     assert failures == [f"MAP Plain seed {seed}: no" for seed in range(3)]
@@ -223,7 +222,7 @@ def trainings(monkeypatch):
     """Every training of a network, by the posterior that takes the steps."""
     trained = []
     monkeypatch.setattr(
-        group_module, "train", lambda run, *args: (trained.append(run.leader.posterior), train(run, *args))[1]
+        recording, "train", lambda run, *args: (trained.append(run.leader.posterior), train(run, *args))[1]
     )
     return trained
 
@@ -276,7 +275,7 @@ def test_the_evaluations_of_a_trained_group_continue_without_training(tmp_path, 
     monkeypatch.undo()
     (folder,) = tmp_path.glob("*.checkpoints")
     assert len(trainings) == 2
-    monkeypatch.setattr(group_module, "train", lambda *args: pytest.fail("it was trained again"))
+    monkeypatch.setattr(recording, "train", lambda *args: pytest.fail("it was trained again"))
     assert execute_runs(SHARED[1:4], tmp_path, jobs=1, show_progress=False) == []
     assert not folder.exists()
     monkeypatch.undo()

@@ -31,7 +31,7 @@ def test_the_best_plain_setting_and_then_the_best_radius(tmp_path, monkeypatch):
     monkeypatch.setattr(
         run_module,
         "execute_together",
-        lambda runs, folder=None: (splits.extend(run.split for run in runs), execute(runs, folder))[1],
+        lambda runs, *args: (splits.extend(run.split for run in runs), execute(runs, *args))[1],
     )
     candidates = {"MAP": [Method(MAP(), config_overrides=SLOW), Method(MAP(), config_overrides=FAST)]}
     (selected,) = select_methods(COMMON, candidates, [SAM(rho=1e3), SAM(rho=0.05)], tmp_path, jobs=1)

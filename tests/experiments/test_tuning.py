@@ -13,8 +13,9 @@ from flatbayes.experiments import run as run_module
 from flatbayes.experiments.tuning import replace_hyperparameters
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
-from flatbayes.posteriors import MAP, SGVB, SWAG
-from flatbayes.training import Constant, TrainingConfig
+from flatbayes.posteriors import MAP, SGHMC, SGVB, SWAG, Ensemble, Laplace
+from flatbayes.training import Constant, TrainingConfig, recording
+from flatbayes.training.loop import train
 
 SGD = partial(torch.optim.SGD, lr=0.3)
 RUN = ExperimentRun(
@@ -33,7 +34,7 @@ def test_trials_are_within_the_ranges_and_continue_an_earlier_call(tmp_path, mon
     monkeypatch.setattr(
         run_module,
         "execute_together",
-        lambda runs, folder=None: (splits.extend(run.split for run in runs), execute(runs, folder))[1],
+        lambda runs, *args: (splits.extend(run.split for run in runs), execute(runs, *args))[1],
     )
     ranges = {"flatness.rho": (0.01, 50.0)}
     first = tune_hyperparameters(RUN, ranges, num_trials=3, num_seeds=1, folder=tmp_path, show_progress=False)
@@ -121,3 +122,28 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError, match=r"pip install 'flatbayes\[tune\]'"):
         tune_hyperparameters(RUN, default_ranges(RUN), num_trials=1, num_seeds=1, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("posterior", "ranges", "num_trainings"),
+    [
+        (SWAG(rank=2), {"posterior.rank": (2, 4), "posterior.scale": (0.1, 1.0)}, 2),
+        (Ensemble(SGHMC(max_snapshots=2), size=2), {"posterior.size": (2, 3)}, 6),
+        (Laplace(), {"posterior.temperature": (0.01, 1.0)}, 2),
+        (Laplace(), {"posterior.temperature": (0.01, 1.0), "flatness.rho": (0.01, 0.1)}, 6),
+    ],
+    ids=["SWAG", "size", "Laplace", "rho"],
+)
+def test_trials_with_the_same_training_train_once(tmp_path, monkeypatch, posterior, ranges, num_trainings):
+    trained = []
+    monkeypatch.setattr(recording, "train", lambda run, *args: (trained.append(run), train(run, *args))[1])
+    optimizer = partial(torch.optim.SGD, lr=0.05, weight_decay=1e-3)
+    run = replace(RUN, posterior=posterior, config=replace(RUN.config, optimizer=optimizer))
+    options = {"num_trials": 3, "num_seeds": 2, "show_progress": False}
+    shared = tune_hyperparameters(run, ranges, folder=tmp_path / "shared", **options)
+    assert len(trained) == num_trainings
+    alone = tune_hyperparameters(run, ranges, folder=tmp_path / "alone", share_trainings=False, **options)
+    assert shared.trials == alone.trials
+    values = {tuple(trial[name] for name in ranges) for trial in alone.trials}
+    if "posterior.size" not in ranges:
+        assert len(trained) == num_trainings + 2 * len(values)

@@ -53,6 +53,12 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--metric", type=str, default="nll", help="metric on the validation split that is optimized")
     parser.add_argument("--num_draws", type=int, default=30, help="networks averaged in a prediction")
     parser.add_argument(
+        "--share_trainings",
+        type=bool,
+        default=True,
+        help="train each seed once where no tuned number changes the training; the results are the same without",
+    )
+    parser.add_argument(
         "--storage",
         type=str | None,
         default=None,
@@ -99,6 +105,7 @@ def run(options: Namespace) -> None:
             storage=options.storage,
             metric=options.metric,
             show_progress=sys.stderr.isatty(),
+            share_trainings=options.share_trainings,
         )
     except KeyboardInterrupt as stop:
         stop.add_note(f"finished trials are kept in {options.storage or folder}; the same command does the others")

@@ -27,6 +27,7 @@ from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.training import Checkpoints, TrainingConfig
 from flatbayes.training.callbacks.callback import Record
 from flatbayes.training.identity import describe_training
+from flatbayes.training.recording import Recordings
 from flatbayes.training.sharing import FitOutcome, fit_together
 
 CHECKPOINT_INTERVAL_SECONDS = 60.0
@@ -157,12 +158,15 @@ def group_runs(runs: Sequence[ExperimentRun]) -> list[list[ExperimentRun]]:
     return list(groups.values())
 
 
-def try_execute_together(runs: Sequence[ExperimentRun], folder: Path) -> list[tuple[ExperimentRun, str | None]]:
+def try_execute_together(
+    runs: Sequence[ExperimentRun], folder: Path, recordings: Recordings | None = None
+) -> list[tuple[ExperimentRun, str | None]]:
     """Execute runs with one training; a failure becomes a message, so that one run does not stop the others.
 
     Args:
         runs: Runs that can share a training.
         folder: Folder for results and checkpoints.
+        recordings: Recordings of the trainings, as for `fit_together`.
 
     Returns:
         Every run, and its error message or None.
@@ -170,7 +174,7 @@ def try_execute_together(runs: Sequence[ExperimentRun], folder: Path) -> list[tu
     Raises:
         Exception: One that is no RuntimeError or ValueError, when all runs have ended.
     """
-    results = execute_together(runs, folder)
+    results = execute_together(runs, folder, recordings)
     for result in results:
         if isinstance(result, Exception) and not isinstance(result, RuntimeError | ValueError):
             raise result
@@ -180,12 +184,15 @@ def try_execute_together(runs: Sequence[ExperimentRun], folder: Path) -> list[tu
     ]
 
 
-def execute_together(runs: Sequence[ExperimentRun], folder: Path | None = None) -> list[RunResult | Exception]:
+def execute_together(
+    runs: Sequence[ExperimentRun], folder: Path | None = None, recordings: Recordings | None = None
+) -> list[RunResult | Exception]:
     """Execute runs with one training of every network, on one thread.
 
     Args:
         runs: Runs that can share a training.
         folder: Folder for the results and, while the runs last, their checkpoints; None for neither.
+        recordings: Recordings of the trainings, as for `fit_together`.
 
     Returns:
         The result of every run, or its error.
@@ -203,7 +210,15 @@ def execute_together(runs: Sequence[ExperimentRun], folder: Path | None = None) 
     try:
         data = first.load_data()
         methods = [(run.posterior, run.config) for run in runs]
-        outcomes = fit_together(first.model, data, methods, first.flatness, seed=first.seed, checkpoints=checkpoints)
+        outcomes = fit_together(
+            first.model,
+            data,
+            methods,
+            first.flatness,
+            seed=first.seed,
+            checkpoints=checkpoints,
+            recordings=recordings,
+        )
         for run in runs:
             results.append(_try_evaluate(run, outcomes.pop(0), data))
             if folder is not None and isinstance(results[-1], RunResult):

@@ -34,6 +34,7 @@ from flatbayes.metrics import HIGHER_IS_BETTER
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.training import TrainingConfig, dry_run
 from flatbayes.training.arguments import resolve_config, resolve_model
+from flatbayes.training.recording import Recordings
 
 if TYPE_CHECKING:
     import optuna  # an optional package
@@ -74,6 +75,7 @@ def tune_hyperparameters(
     storage: str | None = None,
     metric: str = "nll",
     show_progress: bool = True,
+    share_trainings: bool = True,
 ) -> TuningResult:
     """Run trials until there are `num_trials` of them, those of earlier calls included.
 
@@ -86,6 +88,8 @@ def tune_hyperparameters(
         storage: URL of a database for the study (SQLite, PostgreSQL, MySQL).
         metric: Metric that decides, in its own direction.
         show_progress: Show a progress bar on standard error.
+        share_trainings: Whether each seed is trained once where no tuned number changes the training, such as the
+            rank and the scale of SWAG; see `tune`.
 
     Raises:
         ValueError: A name is not that of a hyperparameter, or a range is empty.
@@ -102,6 +106,7 @@ def tune_hyperparameters(
         (2, True)
     """
     check_ranges(run, ranges)
+    recordings: dict[int, Recordings] | None = {} if share_trainings and is_training_fixed(run, ranges) else None
     maximize = is_higher_better(metric)
     make_folder(folder)
     name = _study_name(run, ranges, num_seeds, metric)
@@ -116,7 +121,9 @@ def tune_hyperparameters(
             disable=not show_progress,
         )
         for _ in steps:
-            study.optimize(lambda trial: _score_trial(trial, run, ranges, num_seeds, folder, metric), n_trials=1)
+            study.optimize(
+                lambda trial: _score_trial(trial, run, ranges, num_seeds, folder, metric, recordings), n_trials=1
+            )
         finished = _get_finished_trials(study)
         if not any(trial.values for trial in finished):
             reason = finished[-1].user_attrs.get("reason", "")
@@ -144,6 +151,7 @@ def tune(
     folder: str | Path | None = None,
     storage: str | None = None,
     show_progress: bool | None = None,
+    share_trainings: bool = True,
 ) -> TuningResult:
     """Tune the radius of a flatness, or any numbers of posterior and flatness, on validation data.
 
@@ -162,6 +170,9 @@ def tune(
         folder: Folder of runs and study, in which a further call continues; None keeps nothing.
         storage: URL of a database for the study; by default a file in the folder.
         show_progress: Show a progress bar; by default if standard error is a terminal.
+        share_trainings: Whether each seed is trained once where no tuned number changes the training: the rank and
+            the scale of SWAG, or the temperature of Laplace with a weight decay. The results are the same without,
+            which takes longer; the snapshots of one training per seed are kept in main memory.
 
     Returns:
         The result; `fit(model, data, result.posterior, result.flatness, config)` uses it.
@@ -204,6 +215,7 @@ def tune(
             storage=storage,
             metric=metric,
             show_progress=sys.stderr.isatty() if show_progress is None else show_progress,
+            share_trainings=share_trainings,
         )
 
 
@@ -273,6 +285,18 @@ def replace_hyperparameters(run: ExperimentRun, values: Mapping[str, float]) -> 
     return run
 
 
+def is_training_fixed(run: ExperimentRun, ranges: Ranges) -> bool:
+    """Whether the run has the same training with the lowest and with the highest values."""
+    try:
+        ends = [
+            replace_hyperparameters(run, dict(zip(ranges, values, strict=True)))
+            for values in zip(*ranges.values(), strict=True)
+        ]
+    except ValueError:
+        return False
+    return len({end.training_key() for end in ends}) == 1
+
+
 def _study_name(run: ExperimentRun, ranges: Ranges, num_seeds: int, metric: str) -> str:
     """Hash of everything that determines the scores."""
     sorted_ranges = {name: list(ends) for name, ends in sorted(ranges.items())}
@@ -281,7 +305,13 @@ def _study_name(run: ExperimentRun, ranges: Ranges, num_seeds: int, metric: str)
 
 
 def _score_trial(
-    trial: "optuna.Trial", run: ExperimentRun, ranges: Ranges, num_seeds: int, folder: Path, metric: str
+    trial: "optuna.Trial",
+    run: ExperimentRun,
+    ranges: Ranges,
+    num_seeds: int,
+    folder: Path,
+    metric: str,
+    recordings: dict[int, Recordings] | None,
 ) -> float:
     """Mean of the metric over seeds at the values that Optuna proposes."""
     import optuna
@@ -296,8 +326,11 @@ def _score_trial(
     scores = []
     for seed in range(run.seed, run.seed + num_seeds):
         seed_run = replace(replace_hyperparameters(run, values), seed=seed, split="val")
-        ((_, reason),) = try_execute_together([seed_run], folder / "runs")
-        result = seed_run.load_result(folder / "runs")
+        result, reason = seed_run.load_result(folder / "runs"), None
+        if result is None:  # whole numbers are proposed again
+            recorded = None if recordings is None else recordings.setdefault(seed, {})
+            ((_, reason),) = try_execute_together([seed_run], folder / "runs", recorded)
+            result = seed_run.load_result(folder / "runs")
         if result is not None and metric not in result.metrics:
             raise ValueError(f"These data have no metric {metric!r}; they have {', '.join(result.metrics)}.")
         score = None if result is None else result.metrics[metric]

@@ -15,7 +15,7 @@ from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.compatibility import check_finite_weights
 from flatbayes.training.fabric import Fabric
 from flatbayes.training.identity import describe_branch
-from flatbayes.training.loop import train
+from flatbayes.training.recording import Recording, record_or_replay
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.session import Session
@@ -73,7 +73,11 @@ GroupOutcome = GroupResult | Exception
 
 
 def train_group(
-    factory: RunFactory, run: TrainingRun, session: Session, callback: Callback
+    factory: RunFactory,
+    run: TrainingRun,
+    session: Session,
+    callback: Callback,
+    recording: Recording | None = None,
 ) -> dict[str, GroupOutcome]:
     """Train a run to its end, finalize the states of its posteriors, and save the results.
 
@@ -82,6 +86,7 @@ def train_group(
         run: The run of one member, or of several vectorized ones.
         session: Device, process group and checkpoints.
         callback: Called after every step and epoch.
+        recording: Recording of the training: made if it is empty, otherwise replayed in place of the training.
 
     Returns:
         The result of every posterior by the name of its branch, or its error. The error of one posterior does not
@@ -92,7 +97,7 @@ def train_group(
         OSError: A checkpoint cannot be written.
         Exception: That of the first posterior, if all have failed.
     """
-    states = {run.leader.name: train(run, session, callback)}
+    states = {run.leader.name: record_or_replay(run, session, callback, recording)}
     for state in states[run.leader.name]:
         check_finite_weights(state.model)
     for branch in run.followers:  # before the first posterior is finalized
@@ -102,6 +107,8 @@ def train_group(
                 for member, state in zip(run.status.progress.members, branch.states, strict=True)
             ]
     step_seconds = run.status.elapsed_seconds() - sum(branch.seconds for branch in run.branches)
+    if recording is not None and recording.final is None:
+        recording.finish(run, step_seconds)
     outcomes: dict[str, GroupOutcome] = {}
     for branch in run.branches:
         if branch.error is None:

@@ -13,6 +13,7 @@ from flatbayes.training.checkpoint import CheckpointManager
 from flatbayes.training.compatibility import check_collection
 from flatbayes.training.distributed.workers import train_in_workers
 from flatbayes.training.group import GroupOutcome, GroupResult, finalize_states, restore_outcome, train_group
+from flatbayes.training.recording import Recording, Recordings
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.session import Session, make_session
 from flatbayes.training.setup import TrainingSetup
@@ -63,7 +64,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 def train_members(
-    setups: Sequence[TrainingSetup], manager: CheckpointManager, callback: Callback
+    setups: Sequence[TrainingSetup],
+    manager: CheckpointManager,
+    callback: Callback,
+    recordings: Recordings | None = None,
 ) -> list[list[GroupResult] | Exception]:
     """Train the members of ensembles, or single networks, in order, and each of them once for all posteriors.
 
@@ -71,6 +75,7 @@ def train_members(
         setups: The prepared fits, whose trainings are equal by `describe_training`.
         manager: Checkpoints; members whose result is there are not trained again.
         callback: Called after every step and epoch.
+        recordings: Recordings of the trainings, which are replayed, or made and added; None to make none.
 
     Returns:
         The results of every fit, or its error. The error of one fit does not change the results of the others.
@@ -107,7 +112,8 @@ def train_members(
         else:
             session = make_session(factory.config, setups[0].fabric, manager, index)
             try:
-                by_name = train_group(users_setups[0].factory, run, session, callback)
+                recording = None if recordings is None else recordings.setdefault(tuple(members), Recording())
+                by_name = train_group(users_setups[0].factory, run, session, callback, recording)
             except KeyboardInterrupt as stop:
                 number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
                 raise _make_interrupted(users_setups[0], results[users[0]], run, session, members, number) from None

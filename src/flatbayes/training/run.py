@@ -135,6 +135,7 @@ class TrainingRun:
         loss_is_nll: Whether the loss is known to be a negative log likelihood in nats; those of users may have units.
         num_networks: Number of networks in the module.
         status: What changes during training.
+        record_snapshot: Called after every step with a snapshot, with the step and the first branch's state.
     """
 
     module: nn.Module
@@ -149,6 +150,7 @@ class TrainingRun:
     loss_is_nll: bool = True
     num_networks: int = 1
     status: RunStatus = field(default_factory=RunStatus)
+    record_snapshot: Callable[[int, State], None] | None = None
 
     @property
     def leader(self) -> Branch:
@@ -173,6 +175,8 @@ class TrainingRun:
         """
         for branch in self.branches:
             branch.collect(step, len(self.batches))
+        if self.record_snapshot is not None and self.config.is_collection_step(step, len(self.batches)):
+            self.record_snapshot(step, self.leader.get_state())
         self.check_branches()
 
     def check_branches(self) -> None:

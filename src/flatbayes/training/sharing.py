@@ -27,6 +27,7 @@ from flatbayes.training.group import GroupResult
 from flatbayes.training.identity import describe_branch, describe_object, describe_training
 from flatbayes.training.members import train_members
 from flatbayes.training.model_builder import ModelFactory
+from flatbayes.training.recording import Recordings
 from flatbayes.training.setup import TrainingSetup, prepare_runs
 from flatbayes.training.trial import run_trial
 
@@ -55,6 +56,7 @@ def fit_together(
     seed: int = 0,
     callback: Callback | None = None,
     checkpoints: Checkpoints | None = None,
+    recordings: Recordings | None = None,
 ) -> list[FitOutcome]:
     """Fit several posteriors with one training of every network, on one device.
 
@@ -71,6 +73,8 @@ def fit_together(
         callback: Called after every step and epoch.
         checkpoints: As for `fit`. The same call, or one with some of the posteriors, continues from them; other
             posteriors replace them.
+        recordings: Recordings of earlier trainings of the same networks with the same `collection`, to which those of
+            this call are added. Posteriors of a recorded trajectory are fitted without a training step.
 
     Returns:
         One outcome for each posterior, equal to that of `fit`; the error of one does not change the others.
@@ -91,7 +95,8 @@ def fit_together(
         except Exception as error:  # the others are fitted all the same
             outcomes[name] = FitOutcome(error=error)
     if setups:
-        outcomes |= dict(zip(setups, train_setups([*setups.values()], callback, checkpoints), strict=True))
+        trained = train_setups([*setups.values()], callback, checkpoints, recordings)
+        outcomes |= dict(zip(setups, trained, strict=True))
     return [outcomes[describe_branch(*method)] for method in methods]
 
 
@@ -148,7 +153,10 @@ def prepare_setup(
 
 
 def train_setups(
-    setups: Sequence[TrainingSetup], callback: Callback | None, checkpoints: Checkpoints | None
+    setups: Sequence[TrainingSetup],
+    callback: Callback | None,
+    checkpoints: Checkpoints | None,
+    recordings: Recordings | None,
 ) -> list[FitOutcome]:
     """Train the networks of prepared fits, and make their posteriors.
 
@@ -156,10 +164,11 @@ def train_setups(
         setups: The prepared fits.
         callback: Called after every step and epoch.
         checkpoints: Where to keep checkpoints.
+        recordings: Recordings of the trainings.
     """
     manager = open_checkpoints(setups, checkpoints)
     meter = CostMeter(setups[0].fabric.device)
-    results = train_members(setups, manager, callback or Callback())
+    results = train_members(setups, manager, callback or Callback(), recordings)
     peak_memory_mb = meter.peak_memory_mb()
     return [
         FitOutcome(error=result) if isinstance(result, Exception) else make_outcome(setup, result, peak_memory_mb)

@@ -1,0 +1,121 @@
+"""Recording of a training, from which further posteriors of the same trajectory are fitted without its steps.
+
+record: after every step with a snapshot, and after the last one, copy the tensors of the network
+replay: put each copy into the network, let the posteriors record it, and end with the last copy
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from flatbayes.core import State
+from flatbayes.training.callbacks.callback import Callback, Record
+from flatbayes.training.compatibility import count_snapshots
+from flatbayes.training.loop import train
+from flatbayes.training.run import TrainingRun
+from flatbayes.training.session import Session
+
+Tensors = dict[str, Tensor]
+"""Parameters and buffers of a network by name, in main memory."""
+
+
+@dataclass
+class Recording:
+    """What posteriors need of a training of one network, or of several vectorized ones; in main memory.
+
+    Attributes:
+        snapshots: Tensors of the network after each step with a snapshot, with the step, counted from 0.
+        final: Tensors after the last step; None before it, and if a part of the training was not recorded.
+        statistics: Statistics that the steps changed.
+        updated_buffers: Buffers that the last epoch changed.
+        records: Records of all epochs.
+        num_gradients: Forward and backward passes of a network.
+        seconds: Duration of the steps.
+    """
+
+    snapshots: list[tuple[int, Tensors]] = field(default_factory=list)
+    final: Tensors | None = None
+    statistics: Tensors = field(default_factory=dict)
+    updated_buffers: frozenset[str] | None = None
+    records: list[Record] = field(default_factory=list)
+    num_gradients: float = 0
+    seconds: float = 0.0
+
+    def add_snapshot(self, step: int, state: State) -> None:
+        """Record the network after a step."""
+        self.snapshots.append((step, copy_tensors(state)))
+
+    def finish(self, run: TrainingRun, seconds: float) -> None:
+        """Record the end of a run, unless it has continued from a checkpoint, before which nothing was recorded.
+
+        Args:
+            run: The run.
+            seconds: Duration of its steps.
+        """
+        if len(self.snapshots) < count_snapshots(run.config, len(run.batches)):
+            self.snapshots.clear()
+            return
+        state, trajectory = run.leader.get_state(), run.leader.posterior.trajectory
+        names = trajectory.statistics if trajectory else ()
+        self.statistics = {name: state.statistics[name].detach().cpu().clone() for name in names}
+        self.updated_buffers, self.records = state.updated_buffers, list(run.status.records)
+        self.num_gradients, self.seconds = run.status.num_gradients, seconds
+        self.final = copy_tensors(state)
+
+
+Recordings = dict[tuple[int, ...], Recording]
+"""Recordings of the trainings of a fit, by the members that were trained."""
+
+
+def record_or_replay(
+    run: TrainingRun,
+    session: Session,
+    callback: Callback,
+    recording: Recording | None = None,
+) -> list[State]:
+    """Train a run and record it, or replay its recording.
+
+    Args:
+        run: The run.
+        session: Device and checkpoints; those of a complete recording are not used.
+        callback: Called after every step and epoch; of a recording it gets the records of the epochs.
+        recording: The recording, empty before the first training; None to train without.
+
+    Returns:
+        The state of each network.
+    """
+    if recording is None:
+        return train(run, session, callback)
+    if recording.final is None:
+        recording.snapshots.clear()  # of a training that failed
+        return train(replace(run, record_snapshot=recording.add_snapshot), session, callback)
+    with session.open(run, callback) as (engine, state):
+        engine.module.train()
+        for step, tensors in recording.snapshots:
+            load_tensors(state, tensors)
+            run.collect(step)
+        load_tensors(state, recording.final)
+        for name, statistic in recording.statistics.items():
+            state.statistics[name].copy_(statistic)
+    status = run.status
+    for branch in (run.leader, *run.followers):
+        branch.get_state().updated_buffers = recording.updated_buffers
+    status.records, status.num_gradients = list(recording.records), recording.num_gradients
+    status.previous_seconds, status.is_trained = recording.seconds, True
+    callback.on_resume(status.records)
+    return run.states
+
+
+def copy_tensors(state: State) -> Tensors:
+    """Copies of the parameters and buffers of a state's network."""
+    tensors = {**dict(state.model.named_parameters()), **dict(state.model.named_buffers())}
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def load_tensors(state: State, tensors: Tensors) -> None:
+    """Put parameters and buffers into a state's network, in place."""
+    targets = {**dict(state.model.named_parameters()), **dict(state.model.named_buffers())}
+    for name, tensor in tensors.items():
+        targets[name].copy_(tensor)
