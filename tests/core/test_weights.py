@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flatbayes.core.devices import is_accelerator
-from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.tensor_lists import ReusableMemory, flatten, unflatten
 from flatbayes.core.weights import iter_blocks, perturb, swap_values, trainable_parameters, write_blockwise
 
 
@@ -146,3 +146,32 @@ def test_write_blockwise_works_for_any_memory_format(size, order):
         assert torch.equal(flatten(ps), values)
         raise KeyboardInterrupt
     assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
+
+
+@pytest.mark.cpu_path  # on accelerators the weights keep their memory
+@pytest.mark.parametrize("scale", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
+def test_perturbed_weights_overwrite_directions_on_request_only(scale):
+    ps = params()
+    before, directions = [p.detach().clone() for p in ps], [torch.ones_like(p) for p in ps]
+    with perturb(ps, list(directions), scale, memory=ReusableMemory()):
+        assert all(torch.equal(p, w + 0.5) for p, w in zip(ps, before, strict=True))
+    assert all((d == 1).all() for d in directions)
+    transposed = torch.ones(4, 3).T
+    directions = [transposed, directions[1]]
+    with perturb(ps, list(directions), scale, overwrite=True):
+        assert all(torch.equal(p, w + 0.5) for p, w in zip(ps, before, strict=True))
+        assert ps[1].data_ptr() == directions[1].data_ptr()
+        assert ps[0].is_contiguous()  # whatever the memory format of the direction
+    assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
+
+
+def test_memory_is_reused_for_the_same_layout_by_one_user_at_a_time():
+    memory, like = ReusableMemory(), [torch.randn(2, 3, 4, 4), torch.randn(5)]
+    first, second = memory.take(like), memory.take(like)
+    assert not {t.data_ptr() for t in first} & {t.data_ptr() for t in second}
+    memory.put(first)
+    assert memory.take(like) is first
+    for other in (like[:1], [like[0].double(), like[1]], [like[0].to(memory_format=torch.channels_last), like[1]]):
+        memory.put(first)
+        taken = memory.take(other)
+        assert [(t.dtype, t.shape, t.stride()) for t in taken] == [(t.dtype, t.shape, t.stride()) for t in other]

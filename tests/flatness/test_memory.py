@@ -9,7 +9,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from flatbayes.core import TrainingProgress, tensor_lists
 from flatbayes.core.devices import treat_cpu_as_accelerator
-from flatbayes.flatness import Plain
+from flatbayes.core.spec import short_name
+from flatbayes.flatness import LESAM, MSAM, SAM, Plain
 from support import FLAT, distribute_all_weights, innermost, named, peak_bytes
 
 COPIES_MORE = {"MSAM": 2.0, "LookSAM": 4.0}
@@ -50,3 +51,22 @@ def test_a_step_needs_one_copy_of_the_weights_more_than_a_plain_one(flat, as_acc
         more = measure_peak(flat, tmp_path) - plain
     assert plain == pytest.approx(2.0, abs=0.1)
     assert more < COPIES_MORE.get(type(innermost(flat)).__name__, 1.0) + 0.3
+
+
+@pytest.mark.cpu_path  # an accelerator's weights keep their memory
+@pytest.mark.parametrize("flat", [SAM(), LESAM(), MSAM(), SAM(ascent_steps=2)], ids=short_name)
+def test_perturbed_weights_have_the_same_memory_in_every_step(flat):
+    layer, progress, addresses, others = nn.Linear(50, 50), TrainingProgress(), [], []
+
+    def closure():
+        addresses.append(layer.weight.data_ptr())
+        others.append(torch.empty(50, 50))  # takes the memory that the last pass has freed
+        layer.zero_grad()
+        loss = layer(torch.ones(1, 50)).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    for _ in range(4):
+        flat(closure, layer, progress)()
+        progress.advance()
+    assert len(set(addresses)) == 2

@@ -17,36 +17,33 @@ from flatbayes.core.weights import swap_values
 @contextmanager
 def preserve_buffers(model: nn.Module) -> Iterator[None]:
     """Restore all buffers and training flags at the end, bit for bit."""
-    flags = [(module, module.training) for module in list_modules(model)]
+    modules = list_modules(model)
+    flags = [module.training for module in modules]
     places = [
         (module, name, buffer)
-        for module, _ in flags
+        for module in modules
         if module._buffers
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    buffers = [buffer for *_, buffer in places]
-    saved = clone_tensors(buffers) if buffers else []
+    saved = clone_tensors([buffer for *_, buffer in places]) if places else []
     try:
         yield
     finally:
-        _restore_training_flags(flags)
-        with torch.no_grad() if buffers else nullcontext():
-            copy_values(buffers, saved)
-            for module, name, buffer in places:
-                is_in_place = name in module._buffers and module._buffers[name] is buffer
-                if not is_in_place:  # it was replaced by another tensor
-                    setattr(module, name, buffer)
+        _restore_training_flags(modules, flags)
+        if places:
+            _restore_buffers(places, saved)
 
 
 @contextmanager
 def preserve_mode(model: nn.Module) -> Iterator[None]:
     """Restore the `training` flag of every module at the end."""
-    flags = [(module, module.training) for module in list_modules(model)]
+    modules = list_modules(model)
+    flags = [module.training for module in modules]
     try:
         yield
     finally:
-        _restore_training_flags(flags)
+        _restore_training_flags(modules, flags)
 
 
 @contextmanager
@@ -157,10 +154,19 @@ def swap_buffers(model: nn.Module, values: dict[str, Tensor]) -> AbstractContext
     return swap_values([buffers[name] for name in values], list(values.values()))
 
 
-def _restore_training_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
-    for module, flag in flags:
+def _restore_training_flags(modules: Sequence[nn.Module], flags: Sequence[bool]) -> None:
+    for module, flag in zip(modules, flags, strict=True):
         if module.training is not flag:  # setting an attribute of a module is slow
             module.training = flag
+
+
+@torch.no_grad()
+def _restore_buffers(places: Sequence[tuple[nn.Module, str, Tensor]], values: Sequence[Tensor]) -> None:
+    copy_values([buffer for *_, buffer in places], values)
+    for module, name, buffer in places:
+        is_in_place = name in module._buffers and module._buffers[name] is buffer
+        if not is_in_place:  # it was replaced by another tensor
+            setattr(module, name, buffer)
 
 
 def _differ(buffer: Tensor, previous: Tensor) -> bool:

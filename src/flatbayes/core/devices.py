@@ -10,7 +10,7 @@ Tests run these code paths without an accelerator: inside `treat_cpu_as_accelera
     iter_row_blocks(probs)              rows that fit the cache of a CPU; all rows of an accelerator
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -41,6 +41,11 @@ def is_accelerator(where: Tensor | torch.device) -> bool:
     """
     is_cpu = where.is_cpu if isinstance(where, Tensor) else where.type == "cpu"
     return not is_cpu or _override.cpu_is_accelerator
+
+
+def any_on_accelerator(tensors: Iterable[Tensor]) -> bool:
+    """Whether `is_accelerator` holds for any of the tensors."""
+    return _override.cpu_is_accelerator or not all(tensor.is_cpu for tensor in tensors)
 
 
 def has_float64(where: Tensor | torch.device) -> bool:

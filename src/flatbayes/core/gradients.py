@@ -5,14 +5,13 @@ of the others add up over the steps, or are left from a step in which the parame
 them would have nothing to do with the loss of the batch.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils.weak import TensorWeakRef
 
 from flatbayes.core.networks import check_one_device
 from flatbayes.core.progress import TrainingProgress
@@ -20,8 +19,7 @@ from flatbayes.core.tensor_lists import zero_tensors
 from flatbayes.core.types import Closure
 
 
-@dataclass(frozen=True)
-class FreshGradients:
+class FreshGradients(NamedTuple):
     """Result of one call of a closure.
 
     Attributes:
@@ -35,12 +33,18 @@ class FreshGradients:
     uncleared: list[nn.Parameter]
 
 
-class _Mark(NamedTuple):
-    """The gradient of a parameter before the call, without a reference that would keep its memory."""
+class _Marks(NamedTuple):
+    """The gradients of some parameters before the call, without references that would keep their memory.
 
-    grad: TensorWeakRef
-    version: int
-    is_placeholder: bool
+    Attributes:
+        grads: A weak reference to each gradient; None for a parameter of a lazy module, which has no shape.
+        versions: The version of each, which every change in place increments.
+        placeholders: Indices of the parameters that had no gradient, and got zeros.
+    """
+
+    grads: list[weakref.ref[Tensor] | None]
+    versions: list[int]
+    placeholders: set[int]
 
 
 def compute_fresh_gradients(closure: Closure, params: Mapping[str, nn.Parameter]) -> FreshGradients:
@@ -57,13 +61,17 @@ def compute_fresh_gradients(closure: Closure, params: Mapping[str, nn.Parameter]
     Raises:
         TypeError: The closure returns no loss.
     """
-    marks = _mark_gradients(params)
+    names, tensors = list(params), list(params.values())
+    marks = _mark_gradients(tensors)
     try:
-        return _find_fresh_gradients(params, marks, check_loss(closure()))
+        loss = check_loss(closure())
+        fresh, uncleared = _find_fresh_gradients(tensors, marks)
+        return FreshGradients(loss, {names[k]: tensors[k] for k in fresh}, [tensors[k] for k in uncleared])
     finally:
-        for name in [name for name, mark in marks.items() if mark.is_placeholder]:
-            if _has_same_gradient(params[name], marks[name]) and not _is_used(params[name], marks[name]):
-                params[name].grad = None
+        for k in marks.placeholders:
+            grad, mark = tensors[k].grad, marks.grads[k]
+            if mark is not None and mark() is grad and not _is_used(grad, marks.versions[k]):
+                tensors[k].grad = None
 
 
 def compute_some_gradients(
@@ -102,51 +110,47 @@ def may_lack_gradients(closure: Closure, progress: TrainingProgress | None) -> b
     return (progress is not None and progress.step > 0) or getattr(closure, "may_skip_batch", False)
 
 
-def _mark_gradients(params: Mapping[str, nn.Parameter]) -> dict[str, _Mark]:
-    """The gradients of the parameters that have a shape, with zeros for those that have none."""
-    missing = {name: param for name, param in params.items() if param.grad is None and not is_lazy(param)}
-    if missing:
-        for param, zeros in zip(missing.values(), zero_tensors(list(missing.values())), strict=True):
-            param.grad = zeros
-    marks = dict[str, _Mark]()
-    for name, param in params.items():
-        grad = param.grad
-        if grad is not None:
-            marks[name] = _Mark(TensorWeakRef(grad), grad._version, name in missing)
-    return marks
+def _mark_gradients(params: Sequence[nn.Parameter]) -> _Marks:
+    """Mark the gradients of the parameters that have a shape, with zeros for those that have none."""
+    grads = [param.grad for param in params]
+    placeholders = {k for k, grad in enumerate(grads) if grad is None and not is_lazy(params[k])}
+    if placeholders:
+        for k, zeros in zip(placeholders, zero_tensors([params[k] for k in placeholders]), strict=True):
+            params[k].grad = grads[k] = zeros
+    return _Marks(
+        [None if grad is None else weakref.ref(grad) for grad in grads],
+        [0 if grad is None else grad._version for grad in grads],
+        placeholders,
+    )
 
 
-def _has_same_gradient(param: nn.Parameter, mark: _Mark) -> bool:
-    return param.grad is not None and mark.grad() is param.grad
-
-
-def _is_used(param: nn.Parameter, mark: _Mark) -> bool:
-    num_changes = _count_changes(param, mark)
-    return num_changes > 1 or (num_changes == 1 and param.grad is not None and bool(param.grad.any()))
-
-
-def _count_changes(param: nn.Parameter, mark: _Mark) -> int:
-    return 0 if param.grad is None else param.grad._version - mark.version
-
-
-def _find_fresh_gradients(
-    params: Mapping[str, nn.Parameter], marks: Mapping[str, _Mark], loss: Tensor
-) -> FreshGradients:
-    unchanged = {name: mark for name, mark in marks.items() if _has_same_gradient(params[name], mark)}
-    if len(unchanged) < len(marks):  # the closure sets gradients to None: those that it leaves are not its own
-        fresh = {name: p for name, p in params.items() if p.grad is not None and name not in unchanged}
-        return FreshGradients(loss, fresh, [])
-    changes = {name: _count_changes(params[name], mark) for name, mark in unchanged.items()}
+def _find_fresh_gradients(params: Sequence[nn.Parameter], marks: _Marks) -> tuple[list[int], list[int]]:
+    """Indices of the parameters with a fresh gradient, and of those of them whose gradient is not zeroed."""
+    grads = [param.grad for param in params]
+    present = [k for k, grad in enumerate(grads) if grad is not None]
+    unchanged = {k for k in present if (mark := marks.grads[k]) is not None and mark() is grads[k]}
+    if len(unchanged) < len(grads) - marks.grads.count(None):
+        # the closure sets gradients to None: those that it leaves are not its own
+        return [k for k in present if k not in unchanged], []
+    changes = {k: _count_changes(grads[k], marks.versions[k]) for k in unchanged}
     num_changes = max(changes.values(), default=0)  # 0 also if a graph is replayed that writes into the same memory
-    fresh = {
-        name: p
-        for name, p in params.items()
-        if p.grad is not None
-        and (name not in marks or changes[name] == num_changes)
-        and not (name in marks and marks[name].is_placeholder and not _is_used(p, marks[name]))
-    }
-    uncleared = [p for name, p in fresh.items() if name in marks and (marks[name].is_placeholder or num_changes == 1)]
-    return FreshGradients(loss, fresh, uncleared)
+    fresh = [
+        k
+        for k in present
+        if changes.get(k, num_changes) == num_changes
+        and (k not in marks.placeholders or _is_used(grads[k], marks.versions[k]))
+    ]
+    return fresh, [k for k in fresh if k in unchanged and (k in marks.placeholders or num_changes == 1)]
+
+
+def _is_used(grad: Tensor | None, version: int) -> bool:
+    """Whether a placeholder was added to; a single change may also have set it to zero again."""
+    num_changes = _count_changes(grad, version)
+    return num_changes > 1 or (num_changes == 1 and grad is not None and bool(grad.any()))
+
+
+def _count_changes(grad: Tensor | None, version: int) -> int:
+    return 0 if grad is None else grad._version - version
 
 
 def check_trainable(params: Mapping[str, nn.Parameter], model: nn.Module) -> None:
@@ -155,7 +159,8 @@ def check_trainable(params: Mapping[str, nn.Parameter], model: nn.Module) -> Non
     Raises:
         ValueError: There are none, they are on several devices, or some are complex.
     """
-    if len({param.device for param in params.values()}) > 1:
+    devices = [param.device for param in params.values()]
+    if devices and devices.count(devices[0]) < len(devices):
         check_one_device(model)
     if not params:
         raise ValueError(
@@ -189,10 +194,11 @@ def check_loss(loss: object) -> Tensor:
 
 def dense_gradient(param: Tensor) -> Tensor:
     """The gradient of a parameter, dense and in its dtype; zeros if there is none."""
-    if param.grad is None:
+    grad = param.grad
+    if grad is None:
         return torch.zeros_like(param)
-    grad = param.grad.to_dense() if param.grad.is_sparse else param.grad
-    return grad if grad.dtype == param.dtype else grad.to(param.dtype)
+    grad = grad.to_dense() if grad.is_sparse else grad
+    return grad if grad.dtype is param.dtype else grad.to(param.dtype)
 
 
 def densify_gradients(params: Iterable[Tensor]) -> None:

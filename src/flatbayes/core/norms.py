@@ -33,8 +33,8 @@ def tensor_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
         exact = [(t if t.dtype in (torch.float32, torch.float64) else t.float()) for t in tensors]
         return [torch.linalg.vector_norm(t, dim=list(range(1, t.ndim))) if t.ndim > 1 else t.abs() for t in exact]
     tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
-    if all(t.dtype in (torch.float32, torch.float64) for t in tensors):
-        return list(torch._foreach_norm(list(tensors)))
+    if {t.dtype for t in tensors} <= {torch.float32, torch.float64}:
+        return list(torch._foreach_norm(tensors))
     return [torch.linalg.vector_norm(t if t.is_complex() else t.float()) for t in tensors]
 
 
@@ -44,8 +44,9 @@ def combine_norms(norms: Sequence[Tensor]) -> Tensor:
     Args:
         norms: The result of `tensor_norms`.
     """
-    dim = 0 if norms[0].ndim else None
-    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]), dim=dim)
+    if len({(n.dtype, n.device) for n in norms}) > 1:
+        norms = [n.to(norms[0]) for n in norms]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)), dim=0 if norms[0].ndim else None)
     return total
 
 

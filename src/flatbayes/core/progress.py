@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatbayes.core.tensor_lists import ReusableMemory
+
 
 @dataclass
 class TrainingProgress:
@@ -21,6 +23,7 @@ class TrainingProgress:
             vectorized network.
         flatness_state: Tensors that are kept between steps, by namespace and name.
         namespace: Prefix of the names in `flatness_state`; see `scope`.
+        memory: Memory for perturbed weights, which is no state: it is not saved.
 
     Examples:
         >>> progress, optimizer = (
@@ -41,6 +44,7 @@ class TrainingProgress:
     members: tuple[int, ...] = (0,)
     flatness_state: dict[str, Tensor] = field(default_factory=dict)
     namespace: str = ""
+    memory: ReusableMemory = field(default_factory=ReusableMemory, repr=False, compare=False)
 
     def advance(self) -> None:
         """Count one more step. Call it after the step of the optimiser."""

@@ -88,7 +88,7 @@ class RandomState:
     def capture_devices_of(cls, tensors: Iterable[Tensor]) -> "RandomState":
         """The state of every generator that an operation on these tensors can use."""
         if not torch.accelerator.is_available():
-            return cls.capture_devices(())
+            return cls(torch.get_rng_state(), {})
         devices = {t.device for t in tensors if not (t.is_cpu or t.is_meta)}
         if any(device.type == "cuda" for device in devices) and torch.cuda.is_current_stream_capturing():
             return cls.capture_devices(())  # a graph is recorded, in which nothing is random

@@ -18,6 +18,42 @@ MAX_GROUP_ENTRIES = 2**20
 the time in which it launches a kernel."""
 
 
+class ReusableMemory:
+    """Memory for one copy of the weights, which training reuses from step to step.
+
+    The C library's allocator returns memory of this size to the system, or finds other memory for it in every step;
+    both cost more than the arithmetic. The memory belongs to one user at a time.
+    """
+
+    def __init__(self) -> None:
+        self._tensors = list[Tensor]()
+
+    def take(self, like: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors with arbitrary values in the shapes and memory formats of others.
+
+        Args:
+            like: The other tensors.
+        """
+        tensors, self._tensors = self._tensors, []
+        if len(tensors) == len(like) and all(map(has_same_layout, tensors, like)):
+            return tensors
+        tensors.clear()  # before new memory is allocated
+        return [torch.empty_like(tensor, requires_grad=False) for tensor in like]
+
+    def put(self, tensors: list[Tensor]) -> None:
+        """Keep the memory of tensors that are not used any more for the next call of `take`."""
+        self._tensors = tensors
+
+    def release(self) -> None:
+        """Free the memory, where other large tensors follow."""
+        self._tensors = []
+
+
+def has_same_layout(tensor: Tensor, like: Tensor) -> bool:
+    """Whether a tensor has the dtype, shape and strides of another one."""
+    return tensor.dtype is like.dtype and tensor.shape == like.shape and tensor.stride() == like.stride()
+
+
 def group_tensors(tensors: Sequence[Tensor], max_entries: int | None = None) -> list[list[int]]:
     """Indices of tensors that are processed together: of one dtype and device, and in bounded number.
 

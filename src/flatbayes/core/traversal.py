@@ -17,7 +17,7 @@ def list_modules(model: nn.Module) -> list[nn.Module]:
             seen.add(module)
             modules.append(module)
             if module._modules:
-                stack += [child for child in reversed(list(module._modules.values())) if child is not None]
+                stack += [child for child in reversed(module._modules.values()) if child is not None]
     return modules
 
 
@@ -31,12 +31,13 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         prefix, module = stack.pop()
         if module not in seen:
             seen.add(module)
-            for name, param in module._parameters.items():
-                if param is not None and id(param) not in ids:
-                    ids.add(id(param))
-                    params[prefix + name] = param
+            if module._parameters:
+                for name, param in module._parameters.items():
+                    if param is not None and id(param) not in ids:
+                        ids.add(id(param))
+                        params[prefix + name] = param
             if module._modules:
-                children = reversed(list(module._modules.items()))
+                children = reversed(module._modules.items())
                 stack += [(f"{prefix}{name}.", child) for name, child in children if child is not None]
     return params
 

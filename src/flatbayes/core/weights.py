@@ -5,15 +5,23 @@ also after an exception.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core.devices import is_accelerator
+from flatbayes.core.devices import any_on_accelerator
 from flatbayes.core.norms import broadcast_per_network
-from flatbayes.core.tensor_lists import clone_tensors, copy_values, group_tensors, to_local, unflatten
+from flatbayes.core.tensor_lists import (
+    ReusableMemory,
+    clone_tensors,
+    copy_values,
+    group_tensors,
+    has_same_layout,
+    to_local,
+    unflatten,
+)
 from flatbayes.core.traversal import list_parameters
 
 
@@ -22,30 +30,47 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [param for param in list_parameters(model) if param.requires_grad]
 
 
-@contextmanager
-def perturb(params: Sequence[Tensor], directions: list[Tensor], scale: float | Tensor = 1.0) -> Iterator[None]:
-    """Inside, every parameter is `param + scale * direction`.
+def perturb(
+    params: Sequence[Tensor],
+    directions: list[Tensor],
+    scale: float | Tensor = 1.0,
+    *,
+    overwrite: bool = False,
+    memory: ReusableMemory | None = None,
+) -> AbstractContextManager[None]:
+    """A context inside which every parameter is `param + scale * direction`.
 
     Args:
         params: Tensors to perturb.
         directions: One direction per parameter, of its shape. The list is emptied, and directions that nothing else
-            holds are freed group by group while the copies of the weights are made, so that both together need the
+            holds are freed one by one while the perturbed weights are computed, so that both together need the
             memory of one copy; gradients can be freed before new ones are computed.
         scale: A number; or a tensor without dimensions, where reading it would wait for a device; or one number for
             each vectorized network.
+        overwrite: Whether the perturbed weights may be computed in the memory of the directions.
+        memory: Memory for them that is reused from call to call, where they do not overwrite the directions.
     """
+    pending = directions[::-1]
+    directions.clear()
+    if not can_swap_storage(params):
+        return _perturb_in_place(params, pending, scale)
+    if overwrite:
+        memory, pairs = None, zip(params, reversed(pending), strict=True)
+        outputs = [direction if has_same_layout(direction, param) else None for param, direction in pairs]
+    else:
+        outputs = [None] * len(params) if memory is None else [*memory.take(params)]
+    with torch.no_grad():
+        values = [add_scaled(param, pending.pop(), scale, out) for param, out in zip(params, outputs, strict=True)]
+    return swap_storage(params, values, memory)
+
+
+@contextmanager
+def _perturb_in_place(params: Sequence[Tensor], directions: list[Tensor], scale: float | Tensor) -> Iterator[None]:
+    """The context of `perturb` for parameters whose memory stays where it is; the directions are in reverse order."""
+    directions.reverse()
     groups = group_tensors(params)
     pending = [[directions[k] for k in group] for group in groups]
     directions.clear()
-    if can_swap_storage(params):
-        values = list(params)
-        for group in groups:
-            perturbed = axpy([params[k] for k in group], pending.pop(0), scale)
-            for k, value in zip(group, perturbed, strict=True):
-                values[k] = value
-        with swap_storage(params, values):
-            yield
-        return
     saved = list[tuple[list[Tensor], list[Tensor]]]()
     torch.clear_autocast_cache()  # see `preserve`
     try:
@@ -130,6 +155,24 @@ def axpy(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float | 
         return list(torch._foreach_add(list(params), list(directions), alpha=scale))
 
 
+def add_scaled(param: Tensor, direction: Tensor, scale: float | Tensor, out: Tensor | None = None) -> Tensor:
+    """`param + scale * direction`, computed without gradients enabled.
+
+    Args:
+        param: A tensor.
+        direction: A tensor of its shape.
+        scale: As for `perturb`.
+        out: Where to compute the result, such as the direction itself; None for new memory.
+    """
+    if direction.dtype is not param.dtype:
+        direction = direction.to(param.dtype)
+    if not isinstance(scale, Tensor):
+        return torch.add(param, direction, alpha=scale, out=out)
+    if scale.ndim:
+        return torch.addcmul(param, direction, broadcast_per_network(scale, direction).to(param.dtype), out=out)
+    return torch.add(param, direction * scale, out=out)
+
+
 def promoted_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
     """The dtype of `flatten(tensors)`: that to which all of theirs are promoted."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
@@ -141,22 +184,24 @@ def can_swap_storage(params: Sequence[Tensor]) -> bool:
     False where other code may rely on the memory: on accelerators, whose graphs record its address; where a parameter
     is a view of a larger tensor or has a class of its own; where two parameters share memory.
     """
+    if not params or any_on_accelerator(params):
+        return False
     own_their_memory = all(
-        not is_accelerator(param)
-        and type(param) in (nn.Parameter, Tensor)
-        and param.untyped_storage().nbytes() == param.numel() * param.element_size()
-        for param in params
+        type(param) in (nn.Parameter, Tensor) and param.untyped_storage().nbytes() == param.nbytes for param in params
     )
-    return own_their_memory and 0 < len(params) == len({param.data_ptr() for param in params})
+    return own_their_memory and len(params) == len({param.data_ptr() for param in params})
 
 
 @contextmanager
-def swap_storage(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+def swap_storage(
+    params: Sequence[Tensor], values: list[Tensor], memory: ReusableMemory | None = None
+) -> Iterator[None]:
     """Inside, parameters point to the memory of other tensors; afterwards to their own again.
 
     Args:
         params: Tensors for which `can_swap_storage` holds.
         values: Another tensor for each, of its shape and dtype.
+        memory: Gets the other tensors afterwards.
     """
     own_data = [param.data for param in params]
     torch.clear_autocast_cache()
@@ -168,6 +213,8 @@ def swap_storage(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator
         for param, value in zip(params, own_data, strict=True):
             param.data = value
         torch.clear_autocast_cache()
+        if memory is not None:
+            memory.put(values)
 
 
 @contextmanager
@@ -196,11 +243,12 @@ def iter_blocks(tensors: Sequence[Tensor], block_size: int) -> Iterator[tuple[sl
     """
     start, size, pieces = 0, 0, list[Tensor]()
     for tensor in tensors:
-        rest = to_local(tensor.detach()).reshape(-1)
-        while len(rest):
-            piece, rest = rest[: block_size - size], rest[block_size - size :]
-            pieces.append(piece)
-            size += len(piece)
+        vector = to_local(tensor.detach()).reshape(-1)
+        length, done = vector.numel(), 0
+        while done < length:
+            count = min(block_size - size, length - done)
+            pieces.append(vector if count == length else vector[done : done + count])
+            size, done = size + count, done + count
             if size == block_size:
                 yield slice(start, start + size), pieces
                 start, size, pieces = start + size, 0, []

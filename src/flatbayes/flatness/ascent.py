@@ -22,7 +22,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
@@ -69,11 +69,13 @@ class Perturbation:
         directions: One direction per tensor.
         norm: Their norm in the geometry of the ball, a tensor without dimensions, or one for each vectorized network.
         rho: The radius, a number or a tensor of the norm's shape.
+        owns_directions: Whether nothing else holds the directions, so that their memory may be overwritten.
     """
 
     directions: list[Tensor]
     norm: Tensor
     rho: float | Tensor
+    owns_directions: bool = False
 
     @property
     def is_finite(self) -> bool:
@@ -109,8 +111,8 @@ def perturbation_in_groups(
     """A perturbation that is computed group by group, so that intermediate results need the memory of one group.
 
     Args:
-        compute_group: Computes, for the indices of some tensors, their directions, and the tensors whose joint norm
-            is the norm of the directions in the geometry of the ball.
+        compute_group: Computes, for the indices of some tensors, their directions, in new memory, and the tensors
+            whose joint norm is the norm of the directions in the geometry of the ball.
         like: One tensor per direction, of its shape.
         rho: The radius.
     """
@@ -119,7 +121,7 @@ def perturbation_in_groups(
         group_directions, measured = compute_group(group)
         for k, direction, norm in zip(group, group_directions, tensor_norms(measured), strict=True):
             directions[k], norms[k] = direction, norm
-    return Perturbation(directions, combine_norms(norms), rho)
+    return Perturbation(directions, combine_norms(norms), rho, owns_directions=True)
 
 
 def gradient_at_perturbation(
@@ -163,6 +165,7 @@ def gradient_at_perturbation(
         TypeError: When the closure is called, and it returns no loss.
     """
     has_partial_passes = ascent_batch_fraction < 1 or params != "all"
+    memory = None if progress is None else progress.memory
 
     def flat_closure() -> Tensor:
         all_params = named_parameters(model)
@@ -193,7 +196,13 @@ def gradient_at_perturbation(
             perturbed = (
                 nullcontext()
                 if perturbation is None
-                else perturb(tensors, perturbation.directions, perturbation.scale)
+                else perturb(
+                    tensors,
+                    perturbation.directions,
+                    perturbation.scale,
+                    overwrite=perturbation.owns_directions,
+                    memory=memory,
+                )
             )
             with preserve_buffers(model), replayed, perturbed:
                 last_loss = (closure if is_final else ascent_closure)()
@@ -229,7 +238,7 @@ def _compute_ascent_gradients(
         return None
     if selected is None:
         return fresh
-    return replace(fresh, params={name: p for name, p in fresh.params.items() if name in selected})
+    return fresh._replace(params={name: p for name, p in fresh.params.items() if name in selected})
 
 
 def _make_unused_error(

@@ -77,7 +77,7 @@ class GaussianSmoothing(Flatness):
             tensors = list(params.values())
             is_initialized = not any(is_lazy(param) for param in tensors)
             noise = draw_step_noise(tensors, self.seed, progress) if is_initialized else []
-            with perturb(tensors, noise, self.std) if is_initialized else nullcontext():
+            with perturb(tensors, noise, self.std, overwrite=True) if is_initialized else nullcontext():
                 return compute_some_gradients(closure, model, progress, params).loss
 
         return flat_closure

@@ -79,7 +79,11 @@ class MSAM(Flatness):
             velocities = progress.load_state(STATE_KIND, params)
             perturbed = [params[name] for name in velocities]
             ahead = momentum_perturbation(list(velocities.values()), self.rho) if velocities else None
-            with nullcontext() if ahead is None else perturb(perturbed, ahead.directions, ahead.scale):
+            with (
+                nullcontext()
+                if ahead is None
+                else perturb(perturbed, ahead.directions, ahead.scale, memory=progress.memory)
+            ):
                 fresh = compute_some_gradients(closure, model, progress, params)
             grads = {name: dense_gradient(param) for name, param in fresh.params.items()}
             updated = dict(zip(grads, fill_with_zeros(velocities, grads), strict=True))

@@ -75,7 +75,7 @@ def random_perturbation(grads: Sequence[Tensor], noise: Sequence[Tensor], rho: f
     Args:
         grads: One gradient per tensor. They do not decide the direction, but a gradient that is not finite makes the
             norm NaN, so that the ascent ends as in SAM.
-        noise: z, one per tensor.
+        noise: z, one per tensor; its memory is the perturbation's afterwards.
         rho: Radius of the sphere.
     """
-    return Perturbation(list(noise), global_norm(noise) + 0 * global_norm(grads), rho)
+    return Perturbation(list(noise), global_norm(noise) + 0 * global_norm(grads), rho, owns_directions=True)

@@ -137,10 +137,14 @@ class SWAG(Posterior):
         mean, sum_squares, deviations = statistics["mean"], statistics["sum_squares"], statistics["deviations"]
         count = int(statistics["count"].add_(1))
         params, others = self._split_parameters(state.model)
-        for block, weights in iter_blocks(params, block_size(mean)):
-            deviation = update_moments(mean[block], sum_squares[block], torch.cat(weights), count)
-            if self.rank:
-                deviations[(count - 1) % self.rank, block] = deviation
+        oldest = deviations[(count - 1) % self.rank] if self.rank else None
+        is_same_kind = deviations.dtype == mean.dtype and deviations.device == mean.device
+        for block, weights in iter_blocks(params, snapshot_block_size(mean)):
+            row = None if oldest is None else oldest[block]
+            out = row if is_same_kind else None
+            deviation = update_moments(mean[block], sum_squares[block], torch.cat(weights), count, out)
+            if row is not None and row is not deviation:
+                row.copy_(deviation)
         if others:
             statistics["mean_of_others"].lerp_(flatten(others), 1 / count)
 
@@ -188,6 +192,7 @@ def update_moments(
     sum_squares: Float[Tensor, " params"],
     weights: Float[Tensor, " params"],
     count: int,
+    out: Float[Tensor, " params"] | None = None,
 ) -> Float[Tensor, " params"]:
     """Update `mean` and the sum of squared deviations in place, by Welford's algorithm.
 
@@ -198,11 +203,12 @@ def update_moments(
         sum_squares: Sum of their squared deviations from the mean.
         weights: The new snapshot.
         count: Number of snapshots including the new one.
+        out: Memory for the result, without which it gets new memory.
 
     Returns:
         Deviation of the new snapshot from the new mean (zero for the first snapshot).
     """
-    deviation = weights - mean
+    deviation = torch.sub(weights, mean, out=out)
     mean.add_(deviation, alpha=1 / count)
     shrinkage = 1 - 1 / count  # ratio of the deviations from the new and from the old mean
     sum_squares.addcmul_(deviation, deviation, value=shrinkage)
@@ -239,3 +245,8 @@ def gaussian_sample(
 def block_size(weights: Tensor) -> int:
     """Return the number of weights per block: on a CPU few enough that intermediate results stay in the cache."""
     return 2**22 if is_accelerator(weights) else 2**16
+
+
+def snapshot_block_size(weights: Tensor) -> int:
+    """The number of weights per block of a snapshot, which has fewer intermediate results than a draw."""
+    return 2**22 if is_accelerator(weights) else 2**19
