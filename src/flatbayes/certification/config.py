@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from flatbayes.core.display import format_fields
+
 
 @dataclass(frozen=True)
 class CertificationConfig:
@@ -45,6 +47,8 @@ class CertificationConfig:
     num_trial_draws: int = 50
     num_test_draws: int = 100
     min_probability: float = 1e-5
+
+    __repr__ = format_fields
 
     def __post_init__(self) -> None:
         for name in ("prior_fraction", "delta", "delta_mc", "min_probability"):

@@ -1,11 +1,46 @@
 """Display of results: aligned text for terminals, and HTML tables for notebooks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import fields
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 if TYPE_CHECKING:
     import pandas as pd  # an optional package
+
+MAX_ENTRIES = 6
+"""Entries of a collection that a repr shows in full; of a longer one it shows the number."""
+MAX_VALUE_CHARACTERS = 90
+"""Length of the repr of a field from which on it is cut."""
+
+
+def format_fields(instance: Any) -> str:
+    """The repr of a dataclass with large contents: arrays as their shape, networks as their class, collections cut.
+
+    Small fields are as in the repr that `dataclass` makes. Use it as `__repr__` of a class.
+    """
+    shown = [field.name for field in fields(instance) if field.repr]
+    values = [f"{name}={_format_field(getattr(instance, name))}" for name in shown]
+    return f"{type(instance).__qualname__}({', '.join(values)})"
+
+
+def _format_field(value: Any) -> str:
+    """A value in a few characters, on one line."""
+    if hasattr(value, "shape") and hasattr(value, "dtype") and len(value.shape):
+        return f"<{type(value).__name__} of shape {tuple(value.shape)}>"
+    if isinstance(value, nn.Module):
+        return f"<{type(value).__name__}>"
+    if isinstance(value, (Mapping, list, tuple, Set)) and len(value) > MAX_ENTRIES:
+        return f"<{type(value).__name__} of {len(value)} entries>"
+    if type(value) in (list, tuple):
+        inside = ", ".join(map(_format_field, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    if type(value) is dict:
+        return "{" + ", ".join(f"{key!r}: {_format_field(entry)}" for key, entry in value.items()) + "}"
+    text = " ".join(repr(value).split("\n"))
+    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 1]}…"
 
 
 def format_entries(title: str, entries: Mapping[str, str]) -> str:

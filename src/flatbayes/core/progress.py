@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatbayes.core.display import format_fields
 from flatbayes.core.tensor_lists import ReusableMemory
 
 
@@ -45,6 +46,8 @@ class TrainingProgress:
     flatness_state: dict[str, Tensor] = field(default_factory=dict)
     namespace: str = ""
     memory: ReusableMemory = field(default_factory=ReusableMemory, repr=False, compare=False)
+
+    __repr__ = format_fields
 
     def advance(self) -> None:
         """Count one more step. Call it after the step of the optimiser."""

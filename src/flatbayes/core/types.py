@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flatbayes.core.display import format_fields
 from flatbayes.core.input_trees import ModelInputs
 
 Closure = Callable[[], Tensor]
@@ -51,6 +52,8 @@ class State:
     statistics: dict[str, Tensor] = field(default_factory=dict)
     cpu_statistics: frozenset[str] = frozenset()
     updated_buffers: frozenset[str] | None = None
+
+    __repr__ = format_fields
 
     def to(self, device: torch.device | str) -> None:
         """Move the model, and the statistics that are held beside it, in place."""

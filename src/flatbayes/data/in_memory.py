@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.display import format_fields
 from flatbayes.data.arrays import NamedArrays, make_raw_splits
 from flatbayes.data.checks import TaskType, make_class_names
 from flatbayes.data.source import DataSource, RawSplits
@@ -42,6 +43,8 @@ class Arrays(DataSource):
     test: tuple[Any, Any] | None = None
     val: tuple[Any, Any] | None = None
     task: TaskType = None
+
+    __repr__ = format_fields
 
     __eq__ = object.__eq__  # equal if the same object: comparing the content would take long
     __hash__ = object.__hash__

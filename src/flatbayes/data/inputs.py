@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatbayes.core.display import format_fields
 from flatbayes.core.names import format_names
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import check_finite
@@ -78,6 +79,8 @@ class InputReader:
     csv_format: CsvFormat = CsvFormat()
     expected_csv_format: CsvFormat = CsvFormat()
     chunk_size: int = 1024
+
+    __repr__ = format_fields
 
     def __post_init__(self) -> None:
         if self.chunk_size < 1:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatbayes.core.display import format_fields
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data.images import EncodedImage, ImageLayout, allocate_images, decode_image
 from flatbayes.data.standardize import Standardize
@@ -46,6 +47,8 @@ class LazyImages:
     read_encoded: Callable[[np.ndarray], Iterator[EncodedImage]]
     layout: ImageLayout
     rows: Tensor
+
+    __repr__ = format_fields
 
     dtype = torch.uint8
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flatbayes.core.display import format_fields
 from flatbayes.data.augment import Augment
 from flatbayes.data.checks import check_finite, check_labels, check_targets
 from flatbayes.data.csv_format import CsvFormat
@@ -58,6 +59,8 @@ class RawSplits:
     target_names: tuple[str, ...] = ()
     standard_splits: tuple[TrainTestRows, ...] = ()
     csv_format: CsvFormat | None = None
+
+    __repr__ = format_fields
 
 
 @dataclass(frozen=True, kw_only=True)

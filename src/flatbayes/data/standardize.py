@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.devices import has_float64
+from flatbayes.core.display import format_fields
 
 EXAMPLES_PER_CHUNK = 1024  # bounds the memory of the float64 copies
 
@@ -26,6 +27,8 @@ class Standardize:
 
     mean: Tensor
     std: Tensor
+
+    __repr__ = format_fields
 
     @staticmethod
     def fit(inputs: Tensor) -> "Standardize":

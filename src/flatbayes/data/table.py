@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flatbayes.core.display import format_fields
 from flatbayes.core.optional import require_package
 from flatbayes.data.checks import DataWarning, TaskType
 from flatbayes.data.columns import (
@@ -62,6 +63,8 @@ class Table(DataSource):
     encoding: str | None = None
     separator: str | None = None
     decimal: str | None = None
+
+    __repr__ = format_fields
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from flatbayes.core.console import track_progress
+from flatbayes.core.display import format_fields
 from flatbayes.core.spec import class_path, import_object
 from flatbayes.data.arrays import NamedArrays, make_raw_splits
 from flatbayes.data.checks import TaskType, make_class_names
@@ -60,6 +61,8 @@ class TorchDataset(DataSource):
     test_split: str = "test"
     val_split: str | None = None
     task: TaskType = None
+
+    __repr__ = format_fields
 
     def __post_init__(self) -> None:
         super().__post_init__()

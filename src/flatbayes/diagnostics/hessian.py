@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatbayes.core.devices import to_double
+from flatbayes.core.display import format_fields
 from flatbayes.core.norms import global_norm
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.core.tensor_lists import flatten, unflatten
@@ -168,6 +169,8 @@ class Curvature:
     trace_error: float
     method: str
     product_error: float = 0.0
+
+    __repr__ = format_fields
 
 
 def compute_curvature(

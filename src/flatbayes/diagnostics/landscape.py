@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
 from flatbayes.core.devices import to_double
+from flatbayes.core.display import format_fields
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import swap_values
 from flatbayes.diagnostics.loss_surface import LossSurface
@@ -48,6 +49,8 @@ class Plane:
     origin: Float[Tensor, " params"]
     first: Float[Tensor, " params"]
     second: Float[Tensor, " params"]
+
+    __repr__ = format_fields
 
     def point_at(self, x: float, y: float) -> Float[Tensor, " params"]:
         """The weights at these coordinates."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from flatbayes.core.components import resolve_component
+from flatbayes.core.display import format_fields
 from flatbayes.core.files import JsonValue
 from flatbayes.core.networks import fingerprint_weights
 from flatbayes.core.spec import short_name, to_spec
@@ -77,6 +78,8 @@ class Comparison:
     evaluations: EvaluationConfig = EvaluationConfig()
     data_fingerprint: Mapping[str, str] | None = None
     model_fingerprint: str | None = None
+
+    __repr__ = format_fields
 
     def __post_init__(self) -> None:
         if self.num_seeds < 1:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flatbayes.core.components import resolve_component
+from flatbayes.core.display import format_fields
 from flatbayes.core.spec import instantiate, short_name
 from flatbayes.flatness import Flatness, Plain
 from flatbayes.posteriors import Posterior
@@ -35,6 +36,8 @@ class Method:
     flatness: Flatness | None = None
     config_overrides: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = None
+
+    __repr__ = format_fields
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "posterior", resolve_component(self.posterior, Posterior, "posterior"))

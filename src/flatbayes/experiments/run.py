@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from flatbayes.core.components import resolve_component
+from flatbayes.core.display import format_fields
 from flatbayes.core.files import read_json, write_json
 from flatbayes.core.optional import get_version
 from flatbayes.core.spec import short_name, to_spec
@@ -75,6 +76,8 @@ class ExperimentRun:
     evaluations: EvaluationConfig = EvaluationConfig()
     data_fingerprint: Mapping[str, str] | None = None
     model_fingerprint: str | None = None
+
+    __repr__ = format_fields
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "posterior", resolve_component(self.posterior, Posterior, "posterior"))

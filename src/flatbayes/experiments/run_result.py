@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TypeVar
 
+from flatbayes.core.display import format_fields
 from flatbayes.core.files import JsonValue, replace_nonfinite
 from flatbayes.diagnostics import LossSlice
 from flatbayes.experiments.json_reader import ObjectReader
@@ -106,6 +107,8 @@ class RunResult:
     history: TrainingHistory | None = None
     details: RunDetails = RunDetails()
     settings: Mapping[str, JsonValue] = field(default_factory=dict)
+
+    __repr__ = format_fields
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Plain data for JSON, without the fields that were not recorded."""

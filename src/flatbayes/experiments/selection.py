@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from flatbayes.core.display import format_fields
 from flatbayes.core.files import JsonValue, read_json, write_json
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.experiments.comparison import Comparison
@@ -67,6 +68,8 @@ class SelectionRecord:
     seeds: tuple[int, ...]
     trials: tuple[SelectionTrial, ...]
     selected_methods: tuple[JsonValue, ...] = ()
+
+    __repr__ = format_fields
 
     def save(self, folder: Path) -> None:
         """Write `selection.json`."""

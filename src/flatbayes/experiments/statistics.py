@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
+from flatbayes.core.display import format_fields
 from flatbayes.core.randomness import Stream, spawn_seed
 
 Winner = Literal["flat", "plain", "tie"]
@@ -60,6 +61,8 @@ class PairedComparison:
     num_flat_better: int
     num_plain_better: int
     winner: Winner
+
+    __repr__ = format_fields
 
 
 def compare_pairs(

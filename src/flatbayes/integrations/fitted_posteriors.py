@@ -162,9 +162,10 @@ def join_posteriors(fitted_posteriors: Sequence[FittedPosterior]) -> FittedPoste
         raise ValueError("There are no posteriors to join.")
     first = fitted_posteriors[0]
     for name in ("posterior", "likelihood"):
-        kinds = {repr(getattr(fitted, name)) for fitted in fitted_posteriors}
-        if len(kinds) > 1:
-            raise ValueError(f"Members of an ensemble have the same {name}, got {', '.join(sorted(kinds))}.")
+        values = [getattr(fitted, name) for fitted in fitted_posteriors]
+        if len({(type(value), repr(vars(value))) for value in values}) > 1:  # a repr leaves out long fields
+            kinds = sorted({repr(value) for value in values})
+            raise ValueError(f"Members of an ensemble have the same {name}, got {', '.join(kinds)}.")
     if any(fitted.transform is not first.transform for fitted in fitted_posteriors):
         raise ValueError("Members of an ensemble have the same transform of the inputs: pass one object to all.")
     shapes = [

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flatbayes.core.devices import is_accelerator, to_double, widest_float_dtype
+from flatbayes.core.display import format_fields
 from flatbayes.likelihoods import mixture
 from flatbayes.likelihoods.gaussian_predictive import GaussianPredictive
 from flatbayes.likelihoods.likelihood import Likelihood
@@ -48,6 +49,8 @@ class Gaussian(Likelihood):
     location: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
     floor: float = 0.01
+
+    __repr__ = format_fields
 
     def __post_init__(self) -> None:
         if self.num_targets < 1:

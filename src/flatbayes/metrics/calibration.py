@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from flatbayes.core.display import format_fields
 from flatbayes.metrics.checks import iter_log_probs, iter_probs
 
 ClosedSide = Literal["right", "left"]
@@ -45,6 +46,8 @@ class ReliabilityBins:
     counts: tuple[int, ...]
     confidence: tuple[float, ...]
     accuracy: tuple[float, ...]
+
+    __repr__ = format_fields
 
     def accuracy_intervals(self, level: float = 0.95) -> tuple[tuple[float, float], ...]:
         """Wilson score interval of the accuracy in each bin, (0, 1) if it is empty.

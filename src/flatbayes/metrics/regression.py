@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flatbayes.core.devices import iter_row_blocks
+from flatbayes.core.display import format_fields
 
 INTERVAL_LEVEL = 0.95
 """Probability of the interval of `coverage_95` and `width_95`."""
@@ -42,6 +43,8 @@ class CoverageCurve:
     coverage: tuple[float, ...]
     count: int
     target_coverage: tuple[tuple[float, ...], ...] = ()
+
+    __repr__ = format_fields
 
     def to_dict(self) -> dict[str, Any]:
         """Lists by field name, ready for JSON."""

@@ -66,6 +66,12 @@ class CompiledPosterior(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    def __repr__(self) -> str:
+        names = sorted({type(network).__name__ for network in self.networks})
+        return (
+            f"<CompiledPosterior: {len(self.networks)} x {', '.join(names)}; outputs {', '.join(self.output_names)}>"
+        )
+
     def forward(self, inputs: Tensor) -> SummaryTensors:
         """For classes `mean`, `entropy` and `mutual_information`; for numbers `mean`, `std` and `epistemic_std`."""
         if torch.compiler.is_compiling():

@@ -17,6 +17,7 @@ from flatbayes.core import State
 from flatbayes.core.accelerators import describe_device
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
 from flatbayes.core.devices import has_float64, is_accelerator, move_tensor
+from flatbayes.core.display import format_fields
 from flatbayes.core.input_trees import ModelInputs, map_tensors
 from flatbayes.core.network_interface import InputStructure, get_interface
 from flatbayes.core.networks import shared_dtype
@@ -80,6 +81,8 @@ class NetworkSampler:
         default=None, init=False, repr=False, compare=False
     )
     """Transform and statistics inputs, and copies of them on an accelerator."""
+
+    __repr__ = format_fields
 
     def __post_init__(self) -> None:
         if not self.states:

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, cat, ones, zeros
 
+from flatbayes.core.display import format_fields
 from flatbayes.data import CIFAR10C, LazyImages, Split, corrupt_images, infer_white_value
 from flatbayes.likelihoods import CategoricalPredictive
 from flatbayes.metrics import (
@@ -51,6 +52,8 @@ class CorruptionMetrics:
     corruption: str
     severity: int
     metrics: dict[str, float]
+
+    __repr__ = format_fields
 
     def to_dict(self) -> dict[str, Any]:
         """One flat row of a table, ready for JSON."""
@@ -99,6 +102,8 @@ class OODEvaluation:
     num_test: int
     num_ood: int
 
+    __repr__ = format_fields
+
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries by field name, ready for JSON."""
         return asdict(self)
@@ -122,6 +127,8 @@ class RecalibrationResult:
     temperature: float
     raw: dict[str, float]
     tempered: dict[str, float]
+
+    __repr__ = format_fields
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries by field name, ready for JSON."""

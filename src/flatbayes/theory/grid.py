@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from flatbayes.core.display import format_fields
 from flatbayes.theory.numerics import check_positive
 
 
@@ -33,6 +34,8 @@ class GridPosterior:
     log_density: Float[Tensor, "..."]
     cell_volume: float
     log_evidence: float
+
+    __repr__ = format_fields
 
     @property
     def cell_probabilities(self) -> Float[Tensor, "..."]:
