@@ -1,4 +1,4 @@
-"""What a browser makes of the site, on the screen of a small telephone."""
+"""What a browser makes of the site: on a small telephone, on a desktop, and opened from disk."""
 
 import re
 import threading
@@ -11,7 +11,7 @@ from browsing import BROWSER, opened
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium")
 
-WIDTH = 360
+WIDTH, DESKTOP_WIDTH = 360, 1280
 FRAMES = """<!doctype html><html><body>%s<pre id="found">not measured</pre><script>
 const scrolls = element => ["auto", "scroll", "hidden"].includes(getComputedStyle(element).overflowX);
 const inBox = (element, top) => element !== top && (scrolls(element) || inBox(element.parentElement, top));
@@ -28,6 +28,16 @@ addEventListener("load", () => setTimeout(() => {
 </script></body></html>"""
 
 
+CODE = """<!doctype html><html><body>%s<pre id="found">not measured</pre><script>
+const cut = frame => [...frame.contentDocument.querySelectorAll("article pre > code")]
+  .filter(code => code.scrollWidth > code.clientWidth + 1)
+  .map(code => `${frame.title}: ${code.textContent.slice(0, 60)}`);
+addEventListener("load", () => setTimeout(() => {
+  found.textContent = [...document.querySelectorAll("iframe")].flatMap(cut).join("\\n");
+}, 500));
+</script></body></html>"""
+
+
 class Silent(SimpleHTTPRequestHandler):
     def log_message(self, *_):
         """Nothing."""
@@ -39,6 +49,8 @@ def address(site):
     pages = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html") if path.name != "404.html")
     frames = "".join(f'<iframe src="{page}" title="{page}" width="{WIDTH}" height="700"></iframe>' for page in pages)
     (site / "frames.html").write_text(FRAMES % (frames, WIDTH, WIDTH), encoding="utf-8")
+    wide = frames.replace(f'width="{WIDTH}"', f'width="{DESKTOP_WIDTH}"')
+    (site / "code.html").write_text(CODE % wide, encoding="utf-8")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=site)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -46,6 +58,7 @@ def address(site):
         finally:
             server.shutdown()
             (site / "frames.html").unlink()
+            (site / "code.html").unlink()
 
 
 def test_the_console_is_silent_and_nothing_scrolls_sideways(address, tmp_path):
@@ -54,3 +67,16 @@ def test_the_console_is_silent_and_nothing_scrolls_sideways(address, tmp_path):
     assert said == []
     found = re.search(r'<pre id="found">(.*?)</pre>', document, re.DOTALL)[1].splitlines()
     assert found == [f"{page};0;" for page in pages]
+
+
+def test_no_code_is_cut_on_a_desktop(address, tmp_path):
+    document, _ = opened(f"{address[0]}/code.html", tmp_path, "virtual-time-budget=20000", timeout=120)
+    assert re.search(r'<pre id="found">(.*?)</pre>', document, re.DOTALL)[1] == ""
+
+
+def test_the_search_works_on_pages_from_disk(site, tmp_path):
+    page = (site / "index.html").as_uri()
+    document, said = opened(f"{page}?q=laplace", tmp_path, "virtual-time-budget=15000", timeout=120)
+    assert said == []
+    assert re.search(r"\d+ matching documents", document)
+    assert document.count("md-search-result__item") > 2
