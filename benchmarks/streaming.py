@@ -31,7 +31,7 @@ def rows(quick: bool) -> list[dict]:
     """Parquet and CSV, read alone, and predicted."""
     torch.manual_seed(0)
     results = []
-    num_rows, rounds = (2_000, 1) if quick else (100_000, 5)
+    num_rows, rounds = (2_000, 1) if quick else (30_000, 3)
     with tempfile.TemporaryDirectory() as folder, threads(1):
         posterior = fitted(lambda: mlp(256), (NUM_FEATURES,))
         paths = write_inputs(Path(folder), num_rows)
@@ -53,7 +53,7 @@ def rows(quick: bool) -> list[dict]:
                     f"{path.suffix[1:]}, MLP 64-256-256-10, {NUM_DRAWS} draws",
                     lambda path=path, target=target: predict(posterior, path, target),
                     lambda path=path, target=target: predict_by_hand(posterior, path, target),
-                    rounds=max(1, rounds - 2),
+                    rounds=rounds,
                     target=1.2,
                     note=BEFORE["predict", path.suffix],
                 )

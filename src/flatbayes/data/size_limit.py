@@ -12,6 +12,8 @@ VARIABLE = "FLATBAYES_MAX_DATA_GB"
 """Environment variable with the bound in gigabytes (10^9 bytes)."""
 SHARE_OF_MEMORY = 0.5
 """Bound without the variable, as a share of the memory that this process may still take."""
+UNMEASURED_BYTES = 2**24
+"""Size that is allowed without a measurement of the memory, which takes as long as the decoding of a small image."""
 CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -26,6 +28,8 @@ def check_memory(num_bytes: float, description: str, remedy: str = "") -> None:
     Raises:
         ValueError: They are larger than the bound.
     """
+    if num_bytes <= UNMEASURED_BYTES and not os.environ.get(VARIABLE):
+        return
     limit = get_memory_limit()
     if num_bytes > limit:
         source = "set by" if os.environ.get(VARIABLE) else "half of the memory of this process; for another, set"
