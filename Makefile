@@ -11,7 +11,7 @@ AS_ACCELERATOR := tests/flatness/test_memory.py tests/flatness/test_perturbation
 	tests/posteriors/test_swag.py tests/posteriors/test_samplers.py tests/posteriors/test_sgvb.py \
 	tests/posteriors/test_lrt.py tests/laws/test_flatness.py tests/laws/test_posteriors.py
 
-.PHONY: demo test test-accelerator test-minimal test-oracles test-all lint docs bench bench-quick bench-gpu bench-gpu-quick clean
+.PHONY: demo test test-accelerator test-minimal test-oracles test-all lint docs gallery bench bench-quick bench-gpu bench-gpu-quick clean
 
 demo: $(READY)
 	$(BIN)/flatbayes compare --config configs/demo.yaml --out runs/demo
@@ -53,6 +53,11 @@ lint: $(READY)
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The notebooks of docs/gallery, run again in an environment with pretrained weights; pages and pictures are committed.
+gallery: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gallery]"
+	$(BIN)/python docs/hooks/gallery.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py --out docs/results/benchmarks.json
