@@ -37,8 +37,9 @@ def spread_positions(values: Sequence[float], gap: float, low: float, high: floa
         low: Smallest position.
         high: Largest position.
 
-    >>> spread_positions([3.0, 0.0, 3.0], 1.0, 0.0, 10.0)
-    [2.5, 0.0, 3.5]
+    Examples:
+        >>> spread_positions([3.0, 0.0, 3.0], 1.0, 0.0, 10.0)
+        [2.5, 0.0, 3.5]
     """
     order = sorted(range(len(values)), key=lambda k: values[k])
     blocks: list[tuple[float, int]] = []  # mean of value - rank * gap, size

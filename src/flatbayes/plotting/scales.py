@@ -47,8 +47,9 @@ METRIC_LABELS = {
 def label_metric(metric: str) -> str:
     """Label of an axis that shows a metric, with its unit.
 
-    >>> label_metric("nll"), label_metric("my_own_metric")
-    ('NLL in nats', 'my own metric')
+    Examples:
+        >>> label_metric("nll"), label_metric("my_own_metric")
+        ('NLL in nats', 'my own metric')
     """
     return METRIC_LABELS.get(metric, metric.replace("_", " "))
 
