@@ -10,7 +10,6 @@ from pathlib import Path
 import flatbayes.flatness
 import flatbayes.posteriors
 from flatbayes import Flatness, Laplace, MCDropout, Posterior, TrainingConfig
-from flatbayes.integrations.posterior_steps import uses_gradient_only
 from flatbayes.integrations.tracker import TrackerConfig
 from flatbayes.training.compatibility import check_compatibility
 
@@ -97,7 +96,7 @@ def list_conditions(posterior: Posterior) -> list[str]:
     conditions = []
     if posterior.requires_stationary_loss == "while_collecting":
         conditions.append("`torch.optim.SGD` without momentum; no float16 with a loss scaler")
-    if not uses_gradient_only(posterior):
+    if not posterior.uses_gradient_only:
         conditions.append("no weight decay; no float16 with a loss scaler; in Lightning `accumulate_grad_batches=1`")
     if isinstance(posterior, Laplace):
         conditions.append("one positive weight decay for all weights, not that of AdamW, or `prior_precision`")

@@ -53,9 +53,9 @@ BEFORE = "runs once, before training"
 MESSAGE = "locates a mistake for an error message"
 NUMBER = "converts a number of the host, not a tensor"
 INTEGER = "converts integers of NumPy for a seed"
-COUNT = "reads the number of snapshots, once per snapshot or draw, not in other steps"
+COUNT = "reads the number of snapshots, which is in main memory"
 REASONS = {
-    "core/buffers.py:_differ": "once per epoch: which running statistics have changed",
+    "core/buffers.py:find_updated_buffers": "once per epoch: which running statistics have changed",
     "core/gradients.py:*_is_used": "in the first step only: which parameters take part in the loss",
     "core/gradients.py:check_loss": "a closure of the user that returns a number",
     "core/randomness.py:draw_seed": "the generator of a draw; those of flatbayes are on the CPU",

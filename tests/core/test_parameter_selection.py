@@ -1,6 +1,7 @@
 """Selection of parameters by group and by pattern, and the errors of empty selections."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -73,20 +74,20 @@ def test_parametrised_tensors_belong_to_their_layer():
 @pytest.mark.parametrize("selection", ["weights", "no_biases", "biases"])
 def test_an_empty_group_is_refused(selection):
     model = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.BatchNorm1d(3))
-    message = f"params='{selection}' selects none of the 2 trainable parameters of Sequential: 1.weight, 1.bias"
-    with pytest.raises(ValueError, match=message):
+    message = f"params='{selection}' selects none of the 2 trainable parameters of Sequential: ['1.weight', '1.bias']"
+    with pytest.raises(ValueError, match=re.escape(message)):
         SGVB(params=selection).init(model, None, 10)
 
 
 def test_a_pattern_without_match_is_refused_beside_others():
-    message = r"The pattern 'Head\.\*' of params matches none .* ModuleDict: conv\.weight, .*, head\.bias\."
+    message = r"The pattern 'Head\.\*' of params matches none .* ModuleDict: \['conv\.weight', .*, 'head\.bias'\]\."
     with pytest.raises(ValueError, match=message):
         SGVB(params=["*.bias", "Head.*"]).init(network(), None, 10)
 
 
 def test_long_lists_of_names_are_cut():
-    model = nn.ParameterList(torch.zeros(1) for _ in range(30))
-    with pytest.raises(ValueError, match="0, 1, .*, 19 and 10 more"):
+    model = nn.ParameterList(torch.zeros(1) for _ in range(40))
+    with pytest.raises(ValueError, match=r"'29'\] and 10 more"):
         select_parameters(model, ["x"], "params")
 
 

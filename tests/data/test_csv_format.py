@@ -243,7 +243,7 @@ def test_values_that_are_too_long_are_refused(tmp_path, text):
 def test_long_lists_of_columns_and_long_values_are_shortened(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(",".join(f"c{number}" for number in range(2000)) + "\n" + "1," * 1999 + "1\n")
-    with pytest.raises(ValueError, match=r"'c29'\] and others") as caught:
+    with pytest.raises(ValueError, match=r"'c29'\] and 19\d\d more") as caught:
         make_source(str(path), target="y").load(0)
     assert len(str(caught.value)) < 600
     path.write_text("x,y\n" + "".join(f"{row},{row % 2}\n" for row in range(20)) + "a" * 10_000 + ",1\n")

@@ -1,6 +1,7 @@
 """Every posterior in every loop: the loops of Lightning and transformers take the steps of a loop of one's own."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes import (
+    LESAM,
     LRT,
     MAP,
     MSAM,
@@ -18,10 +20,12 @@ from flatbayes import (
     SGVB,
     SWAG,
     Categorical,
+    Delayed,
     Ensemble,
     FittedPosterior,
     Laplace,
     MCDropout,
+    Periodic,
     PosteriorSAM,
     TrainingProgress,
 )
@@ -36,7 +40,8 @@ pytestmark = [
 lightning = pytest.importorskip("lightning.pytorch")
 transformers = pytest.importorskip("transformers")
 
-from flatbayes.integrations.lightning import FlatCallback  # noqa: E402
+from flatbayes.integrations.lightning import FlatCallback, check_steps  # noqa: E402
+from flatbayes.integrations.tracker import TrackerConfig  # noqa: E402
 from flatbayes.integrations.transformers import FlatTrainer  # noqa: E402
 
 SIZE, BATCHES, EPOCHS = 8, 3, 2
@@ -366,3 +371,52 @@ def test_posteriors_of_several_trainings_are_joined(tmp_path):
         join_posteriors([members[0], FittedPosterior(MAP(), members[1].states, Categorical(3))])
     with pytest.raises(ValueError, match="no posteriors"):
         join_posteriors([])
+
+
+WITH_LOSS_SCALER = [  # posterior, and whether Lightning and transformers train it with float16 and a loss scaler
+    (MAP(), True, True),
+    (SWAG(rank=2), True, True),
+    (Laplace(), True, True),
+    (MCDropout(), True, True),
+    (MAP(prior_precision=0.1), True, False),
+    (SGLD(temperature=0.1), False, False),
+    (SGHMC(temperature=0.1), False, False),
+    (SGVB(), False, False),
+    (LRT(), False, False),
+    (MCDropout(rate=0.3), False, False),
+]
+
+
+@pytest.fixture
+def _loss_scaler(monkeypatch):
+    """Trainers of transformers whose accelerator scales the loss, as with fp16 on a GPU."""
+    create = transformers.Trainer.create_accelerator_and_postprocess
+
+    def create_with_scaler(trainer):
+        create(trainer)
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+
+    monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", create_with_scaler)
+
+
+@pytest.mark.usefixtures("_loss_scaler")
+@pytest.mark.parametrize(("posterior", "in_lightning", "in_transformers"), WITH_LOSS_SCALER, ids=str)
+def test_float16_with_a_loss_scaler_is_refused_where_a_step_needs_more_than_scaled_gradients(
+    posterior, in_lightning, in_transformers, tmp_path
+):
+    arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with nullcontext() if in_transformers else pytest.raises(ValueError, match=r"fp16|16-mixed|float16"):
+        FlatTrainer(nn.Linear(2, 2), arguments, flatness=SAM(), posterior=posterior)
+    with nullcontext() if in_lightning else pytest.raises(ValueError, match=r"16-mixed|float16"):
+        TrackerConfig(posterior).check_flatness(SAM(), has_loss_scaler=True)
+        check_steps(posterior, 1, has_loss_scaler=True)
+
+
+@pytest.mark.usefixtures("_loss_scaler")
+def test_float16_with_a_loss_scaler_is_refused_for_a_flatness_in_units_of_the_loss(tmp_path):
+    arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="LESAM"):
+        FlatTrainer(nn.Linear(2, 2), arguments, flatness=LESAM())
+    for flatness in (LESAM(), Delayed(LESAM()), Delayed(before=LESAM()), Periodic(LESAM())):
+        with pytest.raises(ValueError, match="LESAM"):
+            TrackerConfig(MAP()).check_flatness(flatness, has_loss_scaler=True)

@@ -12,6 +12,7 @@ from flatbayes.posteriors import SWAG, MCDropout, Posterior
 from support import (
     FLAT,
     POSTERIORS,
+    Counted,
     advance,
     assert_same,
     batch,
@@ -201,3 +202,37 @@ def test_draw_before_collecting_is_refused():
 @pytest.mark.parametrize("posterior", POSTERIORS, ids=named(POSTERIORS))
 def test_has_weight_distribution_is_true_of_posteriors_that_set_one(posterior):
     assert posterior.has_weight_distribution == sets_weight_distribution(posterior)
+
+
+def take_step(posterior, *, is_precomputed):
+    """Weights after a step, with a gradient that is computed in the step or before; None if the step is refused."""
+    torch.manual_seed(0)
+    state = posterior.init(network(), posterior.default_optimizer, 10)
+    closure = Counted(state.model, *batch())
+    torch.manual_seed(1)
+    if is_precomputed:
+        loss = closure()
+        closure = lambda: loss  # noqa: E731
+    try:
+        posterior.step(state, closure)
+    except RuntimeError:  # LRT finds that the gradient did not pass through its noise
+        return None
+    return torch.cat([param.detach().flatten() for param in state.model.parameters()])
+
+
+@every
+def test_a_step_that_uses_the_gradient_only_takes_one_computed_before(posterior):
+    expected, weights = (take_step(posterior, is_precomputed=flag) for flag in (False, True))
+    assert (weights is not None and torch.equal(weights, expected)) is posterior.uses_gradient_only
+
+
+def test_a_subclass_with_another_step_does_not_inherit_that_it_uses_the_gradient_only():
+    class Twice(SWAG):
+        def step(self, state, closure):
+            closure()
+            return super().step(state, closure)
+
+    class Renamed(SWAG):
+        pass
+
+    assert (Twice().uses_gradient_only, Renamed().uses_gradient_only) == (False, True)

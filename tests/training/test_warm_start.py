@@ -160,8 +160,8 @@ def test_mismatches_are_listed_shortly(trained):
         match_weights(found, build((1, 8, 8), 10), new_head=False)
     for text in (
         "those of MLP",
-        "missing: layers.1.bias",
-        "not in the network: other.weight",
+        "missing: ['layers.1.bias']",
+        "not in the network: ['other.weight']",
         "Give the architecture",
     ):
         assert text in str(caught.value)

@@ -67,9 +67,18 @@ def find_updated_buffers(model: nn.Module, previous: Mapping[str, Tensor]) -> fr
         model: The network.
         previous: The result of `clone_buffers` at the earlier time.
     """
-    return frozenset(
-        name for name, buffer in model.named_buffers() if name not in previous or _differ(buffer, previous[name])
-    )
+    updated: set[str] = set()
+    flags_by_device: dict[torch.device, dict[str, Tensor]] = {}
+    for name, buffer in model.named_buffers():
+        other = previous.get(name)
+        if other is None or buffer.shape != other.shape or buffer.dtype != other.dtype:
+            updated.add(name)
+        else:
+            flags_by_device.setdefault(buffer.device, {})[name] = _are_equal(buffer, other)
+    for flags in flags_by_device.values():  # one read for all buffers of a device
+        are_equal = torch.stack(list(flags.values())).tolist()
+        updated.update(name for name, is_equal in zip(flags, are_equal, strict=True) if not is_equal)
+    return frozenset(updated)
 
 
 def norm_layers(model: nn.Module, updated_buffers: Collection[str] | None = None) -> list[_NormBase]:
@@ -169,10 +178,8 @@ def _restore_buffers(places: Sequence[tuple[nn.Module, str, Tensor]], values: Se
             setattr(module, name, buffer)
 
 
-def _differ(buffer: Tensor, previous: Tensor) -> bool:
-    """Whether any value differs; one that is not a number equals itself."""
-    if buffer.shape != previous.shape or buffer.dtype != previous.dtype:
-        return True
+def _are_equal(buffer: Tensor, previous: Tensor) -> Tensor:
+    """Whether all values are equal, on the device; one that is not a number equals itself."""
     if buffer.is_floating_point() and buffer.element_size() == 1:  # few operations support these dtypes
         buffer, previous = buffer.view(torch.uint8), previous.view(torch.uint8)
-    return not bool(((buffer == previous) | ((buffer != buffer) & (previous != previous))).all())
+    return ((buffer == previous) | ((buffer != buffer) & (previous != previous))).all()

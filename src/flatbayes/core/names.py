@@ -1,6 +1,5 @@
 """Names that a user writes: equal and similar names, and classes by their bare names."""
 
-import itertools
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 from types import ModuleType
@@ -46,15 +45,19 @@ def match_name(name: str, candidates: Iterable[str]) -> str | None:
     return next((candidate for candidate in candidates if candidate.lower() == name.lower()), None)
 
 
-def format_names(names: Iterable[str]) -> str:
-    """A list of names for a message, shortened where a file has very many or very long ones.
+def format_names(names: Iterable[str], limit: int = MAX_LISTED_NAMES) -> str:
+    """A list of names for a message, shortened where there are very many or very long ones.
 
-    >>> format_names(["a", "b"]), format_names(map(str, range(200)))[-16:]
-    ("['a', 'b']", "'29'] and others")
+    >>> format_names(["a", "b"]), format_names(map(str, range(200)))[-18:]
+    ("['a', 'b']", "'29'] and 170 more")
+
+    Args:
+        names: The names; a mapping has them as keys.
+        limit: Largest number of names; the others are counted.
     """
-    listed = list(itertools.islice(names, MAX_LISTED_NAMES + 1))
-    short = [shorten(name) for name in listed]
-    return f"{short[:MAX_LISTED_NAMES]}{' and others' if len(short) > MAX_LISTED_NAMES else ''}"
+    listed = list(names)
+    num_hidden = len(listed) - limit
+    return f"{[shorten(name) for name in listed[:limit]]}{f' and {num_hidden} more' if num_hidden > 0 else ''}"
 
 
 def shorten(text: str) -> str:

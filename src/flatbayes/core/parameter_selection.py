@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
+from flatbayes.core.names import format_names
 from flatbayes.core.networks import check_materialized
 from flatbayes.core.traversal import list_parameters, trainable_by_name
 
@@ -19,9 +20,6 @@ ParameterGroup = Literal["weights", "no_biases", "biases", "norms", "last_layer"
 
 ParameterSelection = ParameterGroup | list[str]
 """A group of parameters, or name patterns."""
-
-MAX_LISTED_NAMES = 20
-"""Largest number of names in an error message."""
 
 _NORM_TYPES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -126,17 +124,6 @@ def find_linear_owner(model: nn.Module, params: Iterable[nn.Parameter]) -> nn.Li
 def match_names(names: Sequence[str], pattern: str) -> list[str]:
     """The names that match a pattern, case-sensitive."""
     return [name for name in names if fnmatchcase(name, pattern)]
-
-
-def format_names(names: Mapping[str, object], limit: int = MAX_LISTED_NAMES) -> str:
-    """Join names for an error message.
-
-    Args:
-        names: Has the names as keys.
-        limit: Largest number of names; the others are counted.
-    """
-    shown, num_hidden = list(names)[:limit], len(names) - limit
-    return ", ".join(shown) + (f" and {num_hidden} more" if num_hidden > 0 else "")
 
 
 def named_trainable(model: nn.Module) -> dict[str, nn.Parameter]:

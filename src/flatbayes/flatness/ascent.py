@@ -40,10 +40,10 @@ from flatbayes.core.gradients import (
     format_missing_gradients,
     may_lack_gradients,
 )
+from flatbayes.core.names import format_names
 from flatbayes.core.norms import combine_norms, tensor_norms
 from flatbayes.core.parameter_selection import (
     ParameterSelection,
-    format_names,
     only_requires_grad,
     select_parameters,
 )

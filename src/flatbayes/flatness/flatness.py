@@ -60,6 +60,14 @@ class Flatness(ABC):
         """Whether the perturbation uses the standard deviations of a variational posterior; default False."""
         return False
 
+    @property
+    def depends_on_loss_scale(self) -> bool:
+        """Whether a loss times a constant has another perturbation, so that a loss scaler must not be used.
+
+        Default False.
+        """
+        return False
+
     @abstractmethod
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the sharpness-aware counterpart of a closure.

@@ -50,6 +50,8 @@ class LESAM(Flatness):
     anneal: float = 0.0
     resample_noise: bool = False
 
+    depends_on_loss_scale = True
+
     def __post_init__(self) -> None:
         check_radius(self.rho_max)
         if not 0 <= self.loss_budget < math.inf:

@@ -58,6 +58,11 @@ class Periodic(Flatness):
         return self.flatness.stationary_after if self.period == 1 else inf
 
     @property
+    def depends_on_loss_scale(self) -> bool:
+        """As for the inner flatness."""
+        return self.flatness.depends_on_loss_scale
+
+    @property
     def needs_weight_distribution(self) -> bool:
         """As for the inner flatness."""
         return self.flatness.needs_weight_distribution
@@ -111,6 +116,11 @@ class Delayed(Flatness):
     def stationary_after(self) -> float:
         """The start, if the gradients of the flatness are stationary by then."""
         return max(self.start, self.flatness.stationary_after)
+
+    @property
+    def depends_on_loss_scale(self) -> bool:
+        """Whether either part does."""
+        return self.flatness.depends_on_loss_scale or self.before.depends_on_loss_scale
 
     @property
     def needs_weight_distribution(self) -> bool:

@@ -22,7 +22,7 @@ from flatbayes.core.randomness import RandomState
 from flatbayes.core.renames import explain_old_arguments
 from flatbayes.flatness import Flatness
 from flatbayes.integrations.fitted_posteriors import make_fitted_posterior
-from flatbayes.integrations.posterior_steps import override_methods, synchronize_gradients, uses_gradient_only
+from flatbayes.integrations.posterior_steps import override_methods, synchronize_gradients
 from flatbayes.integrations.tracker import (
     TrainingTracker,
     copy_batch,
@@ -325,7 +325,7 @@ def check_steps(posterior: Posterior, accumulation_steps: int, has_loss_scaler: 
     Raises:
         ValueError: It computes them before.
     """
-    if uses_gradient_only(posterior) or (accumulation_steps == 1 and not has_loss_scaler):
+    if posterior.uses_gradient_only or (accumulation_steps == 1 and not has_loss_scaler):
         return
     option = "precision='16-mixed'" if has_loss_scaler else f"accumulate_grad_batches={accumulation_steps}"
     instead = "precision='bf16-mixed'" if has_loss_scaler else "accumulate_grad_batches=1 and larger batches"

@@ -19,25 +19,14 @@ from flatbayes.core import Closure, State
 from flatbayes.core.process_group import get_process_group_info
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
 from flatbayes.core.weights import trainable_parameters
-from flatbayes.posteriors import MAP, SGHMC, SGLD, SWAG, Laplace, MCDropout, Posterior
+from flatbayes.posteriors import Posterior
 from flatbayes.training.distributed.gradient_averaging import all_reduce_gradients, per_process_rng
-
-
-def uses_gradient_only(posterior: Posterior) -> bool:
-    """Whether a step needs nothing but the gradient at the weights, so that the loop may compute it before the step.
-
-    Variational posteriors sample weights for every gradient, and `MCDropout(rate=...)` sets rates around it. Nothing
-    is known of posteriors of users.
-    """
-    if type(posterior) is MCDropout:
-        return posterior.rate is None
-    return type(posterior) in (MAP, SWAG, Laplace, SGLD, SGHMC)
 
 
 def is_optimizer_step(posterior: Posterior) -> bool:
     """Whether a step is that of the optimizer alone: no prior is added, and no noise."""
     return (
-        uses_gradient_only(posterior)
+        posterior.uses_gradient_only
         and posterior.requires_stationary_loss != "while_collecting"
         and getattr(posterior, "prior_precision", None) is None
     )

@@ -30,7 +30,6 @@ from flatbayes.integrations.posterior_steps import (
     is_optimizer_step,
     override_methods,
     synchronize_gradients,
-    uses_gradient_only,
 )
 from flatbayes.integrations.tracker import (
     TrainingTracker,
@@ -173,7 +172,7 @@ class FlatTrainerMixin(_TrainerBase):
             return total
 
         tracker = self._tracker
-        if tracker is None or uses_gradient_only(tracker.config.posterior):
+        if tracker is None or tracker.config.posterior.uses_gradient_only:
             loss = self._compute_gradients(model, closure)
         else:
             loss = tracker.steps.step(lambda: self._compute_clipped_gradients(model, closure), tracker.progress.step)
@@ -304,7 +303,7 @@ class _TrackerCallback(TrainerCallback):
         tracker = self.trainer._tracker
         if tracker is None:
             return
-        if uses_gradient_only(tracker.config.posterior):
+        if tracker.config.posterior.uses_gradient_only:
             context = tracker.steps.replace_optimizer_step(tracker.progress.step)
         else:  # the last micro-batch has taken the step
             context = override_methods(_unwrap_optimizer(self.trainer.optimizer), step=lambda closure=None: None)

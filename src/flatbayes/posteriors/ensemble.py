@@ -73,6 +73,11 @@ class Ensemble(Posterior):
         return self.member.has_weight_distribution
 
     @property
+    def uses_gradient_only(self) -> bool:
+        """The member's value."""
+        return self.member.uses_gradient_only
+
+    @property
     def snapshot_requirements(self) -> SnapshotRequirements:
         """The member's value."""
         return self.member.snapshot_requirements

@@ -94,6 +94,8 @@ class Laplace(Posterior):
             raise ValueError(f"prior_precision must be positive and finite, got {self.prior_precision}.")
         check_temperature(self.temperature)
 
+    uses_gradient_only = True
+
     @property
     def needs_norm_reestimation(self) -> bool:
         """True if draws are networks at sampled weights."""

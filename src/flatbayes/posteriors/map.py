@@ -44,6 +44,7 @@ class MAP(Posterior):
     stochastic = False
     needs_norm_reestimation = False  # draws have the weights of training, and so its running statistics
     shardable = True
+    uses_gradient_only = True
 
     @property
     def default_optimizer(self) -> OptimizerFactory:

@@ -52,6 +52,11 @@ class MCDropout(Posterior):
     needs_norm_reestimation = False  # training ran with such masks, so its running statistics hold for draws
 
     @property
+    def uses_gradient_only(self) -> bool:
+        """Whether the model keeps its own rates: others are set around every gradient."""
+        return self.rate is None
+
+    @property
     def default_optimizer(self) -> OptimizerFactory:
         """SGD with momentum, and with weight decay unless `prior_precision` is given."""
         return default_sgd(self.prior_precision)

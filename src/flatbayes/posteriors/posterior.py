@@ -95,6 +95,8 @@ class Posterior(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if "step" in vars(cls) and "uses_gradient_only" not in vars(cls):
+            cls.uses_gradient_only = Posterior.uses_gradient_only  # type: ignore[method-assign]
         old_names = [name for name in RENAMED_MEMBERS if name in vars(cls)]
         if old_names:
             raise TypeError(
@@ -142,6 +144,16 @@ class Posterior(ABC):
     @property
     def has_weight_distribution(self) -> bool:
         """Whether weights have a Gaussian while they are trained, for `PosteriorSAM`. Default: False."""
+        return False
+
+    @property
+    def uses_gradient_only(self) -> bool:
+        """Whether a step needs nothing but the gradient at the current weights.
+
+        Then a loop such as that of Lightning may compute the gradient before the step, over several micro-batches.
+        It does not hold for weights that are sampled for every gradient. A subclass that overrides `step` without it
+        has the default. Default: False.
+        """
         return False
 
     @property

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core.parameter_selection import format_names, match_names, named_trainable
+from flatbayes.core.names import format_names
+from flatbayes.core.parameter_selection import match_names, named_trainable
 
 PriorPrecision = float | dict[str, float] | Literal["initial"]
 """One precision for all parameters, precisions by name pattern, or "initial": from each tensor's initial values."""

@@ -50,6 +50,7 @@ from flatbayes.posteriors.snapshots import (
     check_snapshot_options,
     count_stored_snapshots,
     draw_snapshot,
+    list_cpu_statistics,
     load_snapshot,
 )
 
@@ -93,6 +94,7 @@ class SGHMC(Posterior):
         check_snapshot_options(self.max_snapshots, self.storage)
 
     requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
+    uses_gradient_only = True
 
     @property
     def stochastic(self) -> bool:
@@ -129,7 +131,7 @@ class SGHMC(Posterior):
         state = init_state(model, make_optimizer, num_data, self.prior_precision)
         check_plain_sgd(state.optimizer, "SGHMC")
         state.statistics = allocate_snapshots(model, self.max_snapshots, self.storage)
-        state.cpu_statistics = frozenset(state.statistics if self.storage == "cpu" else ())
+        state.cpu_statistics = list_cpu_statistics(self.storage)
         state.statistics["velocity"] = torch.zeros_like(flatten(trainable_parameters(model)))
         return state
 

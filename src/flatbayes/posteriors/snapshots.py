@@ -46,9 +46,14 @@ def allocate_snapshots(model: nn.Module, max_snapshots: int, storage: Storage) -
     params = flatten(trainable_parameters(model))
     device = get_storage_device(storage, params.device)
     return {
-        "count": torch.zeros((), dtype=torch.int64, device=device),
+        "count": torch.zeros((), dtype=torch.int64, device="cpu"),  # read without waiting for a device
         "snapshots": torch.zeros(max_snapshots, params.numel(), dtype=params.dtype, device=device),
     }
+
+
+def list_cpu_statistics(storage: Storage) -> frozenset[str]:
+    """Names of the statistics of `allocate_snapshots` that are in main memory on whatever device the model is."""
+    return frozenset(["count", *(["snapshots"] if storage == "cpu" else ())])
 
 
 def add_snapshot(statistics: dict[str, Tensor], params: Sequence[Tensor]) -> None:

@@ -80,6 +80,7 @@ class SWAG(Posterior):
             raise ValueError(f"scale multiplies the covariance: it must be finite and at least 0, got {self.scale}.")
 
     shardable = True  # moments and deviations are elementwise
+    uses_gradient_only = True
 
     @property
     def stochastic(self) -> bool:
@@ -113,7 +114,7 @@ class SWAG(Posterior):
         params, others = self._split_parameters(model)
         weights = flatten(params)
         state.statistics = {
-            "count": torch.zeros((), dtype=torch.int64, device=weights.device),
+            "count": torch.zeros((), dtype=torch.int64, device="cpu"),  # read without waiting for a device
             "mean": torch.zeros_like(weights),
             "sum_squares": torch.zeros_like(weights),
             "deviations": torch.zeros(
@@ -124,7 +125,7 @@ class SWAG(Posterior):
         }
         if others:
             state.statistics["mean_of_others"] = torch.zeros_like(flatten(others))
-        state.cpu_statistics = frozenset(["deviations"] if self.storage == "cpu" else ())
+        state.cpu_statistics = frozenset(["count", *(["deviations"] if self.storage == "cpu" else ())])
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:

@@ -30,7 +30,7 @@ def check_compatibility(posterior: Posterior, flatness: Flatness, config: Traini
 
     Raises:
         ValueError: The gradients are not those of one loss, or not early enough; there are no standard deviations;
-            or the loss is scaled, and the posterior adds noise.
+            or the loss is scaled, and the posterior adds noise or the flatness depends on the scale.
     """
     if flatness.needs_weight_distribution and not posterior.has_weight_distribution:
         raise ValueError(
@@ -42,6 +42,11 @@ def check_compatibility(posterior: Posterior, flatness: Flatness, config: Traini
         raise ValueError(
             f"{short_name(posterior)} adds noise in every step, and the loss scaler of precision.mode 16-mixed "
             "leaves out steps whose gradient is not finite, but not their noise. Use bf16-mixed, which has none."
+        )
+    if config.precision.mode == "16-mixed" and flatness.depends_on_loss_scale:
+        raise ValueError(
+            f"{short_name(flatness)} compares gradients with the loss, and the loss scaler of precision.mode "
+            "16-mixed multiplies gradients. Use bf16-mixed, which has none."
         )
     requirement, stationary_after = posterior.requires_stationary_loss, flatness.stationary_after
     collection_start = config.collection.start_fraction / config.schedule.num_cycles  # in the first cycle

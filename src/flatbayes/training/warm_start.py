@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import State
+from flatbayes.core.names import format_names
 from flatbayes.core.networks import hash_tensors
-from flatbayes.core.parameter_selection import format_names, match_names, named_trainable
+from flatbayes.core.parameter_selection import match_names, named_trainable
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.data import Standardize
 from flatbayes.models.head import find_head_name
@@ -171,7 +172,9 @@ def match_weights(weights: Mapping[str, Tensor], network: nn.Module, *, new_head
         ],
     }
     if any(problems.values()):
-        listed = "; ".join(f"{problem}: {_summarize_names(names)}" for problem, names in problems.items() if names)
+        listed = "; ".join(
+            f"{problem}: {format_names(names, MAX_LISTED_NAMES)}" for problem, names in problems.items() if names
+        )
         is_head_only = not new_head and reshaped and reshaped <= head and not problems["missing"]
         advice = (
             "Only the last layer differs, as with another number of classes: new_head=True (--new_head) starts it "
@@ -201,11 +204,6 @@ def _strip_prefix(
             if below:
                 candidates.append(below)
     return weights
-
-
-def _summarize_names(names: Sequence[str]) -> str:
-    more = len(names) - MAX_LISTED_NAMES
-    return ", ".join(names[:MAX_LISTED_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _select_frozen(network: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
