@@ -167,9 +167,43 @@ def test_vectorized_members_and_those_of_workers_are_trained_beside_a_single_net
         assert_same(shared.fitted, fit(network, DATA, posterior, SAM(), config, seed=1, show_progress=False))
 
 
+REPLAYED = {
+    "optimizer": [(MAP(), CONFIG), (SWAG(rank=3), CONFIG), (Laplace("kron", "sampled"), CONFIG)],
+    "hamiltonian": [
+        (SGHMC(max_snapshots=2), replace(CONFIG, **CHAIN)),
+        (Ensemble(SGHMC(), size=3), replace(CONFIG, **CHAIN)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+def test_a_recorded_training_is_replayed_for_each_posterior(name):
+    recordings, num_steps = {}, []
+    for posterior, config in REPLAYED[name]:
+        counter = StepCounter()
+        (replayed,) = fit_group([(posterior, config)], SAM(), recordings=recordings, callback=counter)
+        assert_same(replayed.fitted, fit_alone(posterior, config, SAM()))
+        assert [record["epoch"] for record in replayed.records] == [1, 2, 3]
+        num_steps.append(counter.num_steps)
+    assert num_steps == ([9, 0, 0] if name == "optimizer" else [9, 18])
+
+
+def test_a_training_that_failed_is_recorded_again():
+    recordings = {}
+    with pytest.raises(ConnectionError):
+        fit_group([(SWAG(rank=2), CONFIG)], Plain(), recordings=recordings, callback=Stop(7))
+    for _ in range(2):
+        (outcome,) = fit_group([(SWAG(rank=2), CONFIG)], Plain(), recordings=recordings)
+        assert_same(outcome.fitted, fit_alone(SWAG(rank=2), CONFIG, Plain()))
+
+
 class OtherStep(MAP):
     def step(self, state, closure):
         return super().step(state, closure)
+
+
+class OtherOptimizer(MAP):
+    default_optimizer = SGD
 
 
 class OtherDraw(MAP):
@@ -193,6 +227,7 @@ class OtherDraw(MAP):
         ((MAP(), CONFIG), (OtherStep(), CONFIG)),
         ((Ensemble(OtherStep()), CONFIG), (MAP(), CONFIG)),
         ((MAP(), TrainingConfig()), (MAP(prior_precision=1.0), TrainingConfig())),
+        ((MAP(), TrainingConfig()), (OtherOptimizer(), TrainingConfig())),
         ((MAP(), CONFIG), (MAP(), replace(CONFIG, epochs=4))),
         ((MAP(), CONFIG), (MAP(), replace(CONFIG, batch_size=5))),
         ((MAP(), CONFIG), (MAP(), replace(CONFIG, schedule=Constant()))),
@@ -276,7 +311,13 @@ class Stop(Callback):
             raise ConnectionError("the plug was pulled")
 
 
-RESUMED = [(SWAG(rank=3), EARLY), (MAP(), CONFIG), (Laplace("kron", "sampled"), CONFIG), (Ensemble(size=2), CONFIG)]
+RESUMED = [
+    (SWAG(rank=3), EARLY),
+    (MAP(), CONFIG),
+    (Laplace("kron", "sampled"), CONFIG),
+    (Ensemble(size=2), CONFIG),
+    (SWAG(rank=2), replace(CONFIG, collection=CollectionConfig(start_fraction=0.1, snapshots_per_epoch=3))),
+]
 
 
 @pytest.mark.parametrize("after", [0, 4, 13, *(pytest.param(k, marks=pytest.mark.slow) for k in (9, 10, 17))])
@@ -293,7 +334,7 @@ def test_a_shared_training_continues_after_an_interruption(after, tmp_path):
         assert_same(shared.fitted, fit_alone(posterior, config, SAM()))
 
 
-@pytest.mark.parametrize("subset", [[1], [3], [2, 0]])
+@pytest.mark.parametrize("subset", [[1], [3], [2, 4]])
 def test_some_posteriors_continue_from_the_checkpoints_of_all(subset, tmp_path):
     checkpoints, methods = (
         Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0.0),

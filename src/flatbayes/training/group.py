@@ -107,7 +107,7 @@ def train_group(
                 for member, state in zip(run.status.progress.members, branch.states, strict=True)
             ]
     step_seconds = run.status.elapsed_seconds() - sum(branch.seconds for branch in run.branches)
-    if recording is not None and recording.final is None:
+    if recording is not None and not recording.is_complete:
         recording.finish(run, step_seconds)
     outcomes: dict[str, GroupOutcome] = {}
     for branch in run.branches:

@@ -1,7 +1,7 @@
 """Recording of a training, from which further posteriors of the same trajectory are fitted without its steps.
 
-record: after every step with a snapshot, and after the last one, copy the tensors of the network
-replay: put each copy into the network, let the posteriors record it, and end with the last copy
+The tensors of the network are copied after every step with a snapshot, of which the last step is one. A replay puts
+each copy into the network, and lets the posteriors record it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ class Recording:
 
     Attributes:
         snapshots: Tensors of the network after each step with a snapshot, with the step, counted from 0.
-        final: Tensors after the last step; None before it, and if a part of the training was not recorded.
+        is_complete: Whether the training has ended, and was recorded from its start.
         statistics: Statistics that the steps changed.
         updated_buffers: Buffers that the last epoch changed.
         records: Records of all epochs.
@@ -35,7 +35,7 @@ class Recording:
     """
 
     snapshots: list[tuple[int, Tensors]] = field(default_factory=list)
-    final: Tensors | None = None
+    is_complete: bool = False
     statistics: Tensors = field(default_factory=dict)
     updated_buffers: frozenset[str] | None = None
     records: list[Record] = field(default_factory=list)
@@ -54,14 +54,13 @@ class Recording:
             seconds: Duration of its steps.
         """
         if len(self.snapshots) < count_snapshots(run.config, len(run.batches)):
-            self.snapshots.clear()
             return
         state, trajectory = run.leader.get_state(), run.leader.posterior.trajectory
         names = trajectory.statistics if trajectory else ()
         self.statistics = {name: state.statistics[name].detach().cpu().clone() for name in names}
         self.updated_buffers, self.records = state.updated_buffers, list(run.status.records)
         self.num_gradients, self.seconds = run.status.num_gradients, seconds
-        self.final = copy_tensors(state)
+        self.is_complete = True
 
 
 Recordings = dict[tuple[int, ...], Recording]
@@ -87,15 +86,14 @@ def record_or_replay(
     """
     if recording is None:
         return train(run, session, callback)
-    if recording.final is None:
-        recording.snapshots.clear()  # of a training that failed
+    if not recording.is_complete:
+        recording.snapshots.clear()  # of a training that failed, or that a checkpoint continued
         return train(replace(run, record_snapshot=recording.add_snapshot), session, callback)
     with session.open(run, callback) as (engine, state):
         engine.module.train()
         for step, tensors in recording.snapshots:
             load_tensors(state, tensors)
             run.collect(step)
-        load_tensors(state, recording.final)
         for name, statistic in recording.statistics.items():
             state.statistics[name].copy_(statistic)
     status = run.status
