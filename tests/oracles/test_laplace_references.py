@@ -1,8 +1,10 @@
-"""Curvature and evidence of the Laplace approximation against curvlinops and laplace-torch, in double precision.
+"""Curvature and evidence of Laplace approximations against curvlinops, laplace-torch and BackPACK, in float64.
 
 The packages are not dependencies of the tests (their requirements conflict with the newest torch), so these tests are
 skipped where they are not installed.
 """
+
+import copy
 
 import pytest
 import torch
@@ -10,10 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from flatbayes.core.linear_head import extract_features
 from flatbayes.posteriors import Laplace
+from flatbayes.posteriors.curvature import LastLayerCurvature
+from flatbayes.posteriors.diagonal_ggn import DiagonalGgn
 from flatbayes.posteriors.ggn import ExampleVjps, ggn_diagonal, ggn_matrix
 from flatbayes.posteriors.kfac import KroneckerFactors, add_factors, find_kfac_layers, get_matrix_shape
-from flatbayes.posteriors.laplace import maximize_evidence, posterior_std
+from flatbayes.posteriors.laplace import maximize_evidence
 
 NUM_EXAMPLES = 7
 LAST_LAYER = "5."
@@ -29,6 +34,12 @@ def curvlinops():
 @pytest.fixture(scope="module")
 def laplace_torch():
     return pytest.importorskip("laplace", exc_type=ImportError)
+
+
+@pytest.fixture(scope="module")
+def backpack():
+    pytest.importorskip("backpack.extensions", exc_type=ImportError)
+    return pytest.importorskip("backpack", exc_type=ImportError)
 
 
 @pytest.fixture
@@ -147,6 +158,47 @@ def test_last_layer_covariance_equals_laplace_torch(laplace_torch, network, exam
     posterior = Laplace("last_layer", prior_precision=2.0, temperature=temperature)
     state = posterior.init(network, None, NUM_EXAMPLES)
     posterior.finalize(state, [examples], F.cross_entropy)
-    vectors = state.statistics["eigenvectors"]
-    std = posterior_std(state.statistics["eigenvalues"], temperature, state.statistics["prior_precision"])
-    torch.testing.assert_close((vectors * std.square()) @ vectors.T, expected, rtol=1e-5, atol=1e-6)
+    scale = state.statistics["scale"]
+    torch.testing.assert_close(scale @ scale.T, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_variance_of_draws_of_the_last_layer_equals_that_of_laplace_torch(laplace_torch, network, examples):
+    """The outputs of all draws together, from features that are computed once, against the linearised variance."""
+    reference = fit_reference(laplace_torch, network, examples)
+    reference.prior_precision = torch.tensor([2.0], dtype=torch.float64)
+    mean, variance = reference._glm_predictive_distribution(examples[0])
+
+    posterior = Laplace("last_layer", prior_precision=2.0)
+    state = posterior.init(network, None, NUM_EXAMPLES)
+    posterior.finalize(state, [examples], F.cross_entropy)
+    # The columns of the scale are the draws of the unit vectors: the sum of their squares is the variance.
+    columns = LastLayerCurvature(network, network[5])
+    with extract_features(network, network[5]) as extractor:
+        outputs, features = extractor.compute(examples[0])
+    torch.testing.assert_close(outputs, mean)
+    changes = []
+    for axis in torch.eye(len(state.statistics["scale"]), dtype=torch.float64):
+        weight, bias = columns.compute_offsets(state.statistics, axis, 1.0)
+        changes.append(F.linear(features, weight, bias))
+    stacked = torch.stack(changes)
+    torch.testing.assert_close(torch.einsum("kni,knj->nij", stacked, stacked), variance, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_diagonal_equals_backpack(backpack, network, examples, task):
+    """Of whole-batch backward passes, for convolutions and linear layers, in two batches."""
+    inputs, labels = examples
+    targets = labels if task == "classification" else F.one_hot(labels, 3).double()
+    loss_fn = F.cross_entropy if task == "classification" else regression_loss
+    module = nn.CrossEntropyLoss(reduction="sum") if task == "classification" else nn.MSELoss(reduction="sum")
+    extended, extended_loss = backpack.extend(copy.deepcopy(network)), backpack.extend(module)
+    with backpack.backpack(backpack.extensions.DiagGGNExact()):
+        extended_loss(extended(inputs), targets).backward()
+    expected = torch.cat([param.diag_ggn_exact.flatten() for param in extended.parameters()])
+
+    diagonal = DiagonalGgn.of(network, dict(network.named_parameters()), inputs, targets, loss_fn)
+    assert list(diagonal.layers) == ["0", "3", "5"]
+    assert not diagonal.others.params
+    for batch in zip(inputs.split(4), targets.split(4), strict=True):
+        diagonal.add(*batch, loss_fn)
+    torch.testing.assert_close(diagonal.compute(), expected)

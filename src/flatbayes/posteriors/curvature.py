@@ -52,7 +52,7 @@ MAX_EXAMPLES_PER_CALL = 256
 """Largest number of examples in one call of the network without a graph."""
 
 
-class Curvature(ABC):
+class CurvatureApproximation(ABC):
     """Parameters with a distribution, and the curvature in them."""
 
     @property
@@ -114,7 +114,7 @@ class Curvature(ABC):
         """
 
 
-def make_curvature(structure: CurvatureStructure, model: nn.Module) -> Curvature:
+def make_curvature(structure: CurvatureStructure, model: nn.Module) -> CurvatureApproximation:
     """Return the approximation of a structure for a model.
 
     Raises:
@@ -141,7 +141,7 @@ def posterior_std(
 
 
 @dataclass(frozen=True, eq=False)
-class DiagonalCurvature(Curvature):
+class DiagonalCurvature(CurvatureApproximation):
     """Exact diagonal of the GGN of any network; the basis is the standard basis.
 
     Attributes:
@@ -187,7 +187,7 @@ class DiagonalCurvature(Curvature):
 
 
 @dataclass(frozen=True, eq=False)
-class LastLayerCurvature(Curvature):
+class LastLayerCurvature(CurvatureApproximation):
     """Exact GGN of the last linear layer, as the square root `scale` of the covariance.
 
     Attributes:
@@ -269,7 +269,7 @@ class LastLayerCurvature(Curvature):
 
 
 @dataclass(frozen=True, eq=False)
-class KroneckerCurvature(Curvature):
+class KroneckerCurvature(CurvatureApproximation):
     """KFAC approximation of the GGN; the basis of a layer is the Kronecker product of those of its two factors.
 
     Attributes:

@@ -83,11 +83,15 @@ class DiagonalGgn:
             and get_layer_parameters(layer)
             and {key for key, _ in layer.named_parameters(recurse=False)} <= {"weight", "bias"}
         }
-        layers = _select_agreeing_layers(model, layers, inputs, targets, loss_fn)
+        outputs, calls = _call_model(model, layers, inputs)
+        layers = _select_agreeing_layers(layers, outputs, calls, factorize_loss_hessian(outputs, targets, loss_fn))
         owned_ids = {id(param) for layer in layers.values() for param in get_layer_parameters(layer).values()}
         dtype = promoted_dtype(params.values())
         totals = {name: torch.zeros_like(param, dtype=dtype, requires_grad=False) for name, param in params.items()}
         rest = {name: param for name, param in params.items() if id(param) not in owned_ids}
+        if layers and rest:  # the diagonal is zero for parameters that are not used
+            gradients = torch.autograd.grad(outputs.sum(), list(rest.values()), allow_unused=True)
+            rest = {name: rest[name] for name, grad in zip(rest, gradients, strict=True) if grad is not None}
         return cls(model, layers, totals, ExampleVjps(model, rest))
 
     def add(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
@@ -240,14 +244,22 @@ def _call_model(
 
 
 def _select_agreeing_layers(
-    model: nn.Module, layers: Mapping[str, nn.Module], inputs: ModelInputs, targets: Tensor, loss_fn: LossFn
+    layers: Mapping[str, nn.Module],
+    outputs: Tensor,
+    calls: Mapping[str, Sequence[LayerCall]],
+    factor: Float[Tensor, "batch outputs columns"],
 ) -> dict[str, nn.Module]:
     """Return the layers whose gradients for the first and the last example are those of autograd.
 
     They are not if a parameter is used outside of the layer, as a tied one is, or the first axis of the layer's
     inputs is not that of the examples.
+
+    Args:
+        layers: Layers by name.
+        outputs: Outputs of the network for a batch.
+        calls: Calls of the layers for the batch.
+        factor: Factor of the Hessians of the loss.
     """
-    outputs, calls = _call_model(model, layers, inputs)
     if not outputs.requires_grad or not calls:
         return {}
     batch_size = len(outputs)
@@ -258,7 +270,6 @@ def _select_agreeing_layers(
     }
     params = [param for layer in candidates.values() for param in get_layer_parameters(layer).values()]
     layer_outputs = [call.outputs for name in candidates for call in calls[name]]
-    factor = factorize_loss_hessian(outputs, targets, loss_fn)
     weights = torch.arange(1, 1 + factor.shape[2], device=factor.device).cos().to(factor)
     tolerance, differing = rounding_tolerance(outputs, *params), set[str]()
     for example in {0, batch_size - 1}:

@@ -29,7 +29,12 @@ from flatbayes.core.input_trees import ModelInputs, slice_examples
 from flatbayes.core.networks import cast_inputs, check_materialized, check_real, differentiable_recurrence
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import swap_values
-from flatbayes.posteriors.curvature import Curvature, CurvatureStructure, find_last_linear, make_curvature
+from flatbayes.posteriors.curvature import (
+    CurvatureApproximation,
+    CurvatureStructure,
+    find_last_linear,
+    make_curvature,
+)
 from flatbayes.posteriors.ggn import rounding_tolerance
 from flatbayes.posteriors.linearised import LinearisedNetwork
 from flatbayes.posteriors.optimization import (
@@ -271,7 +276,7 @@ def _check_finished(state: State) -> None:
 
 
 def _draw_noise(
-    state: State, curvature: Curvature, generators: Sequence[torch.Generator]
+    state: State, curvature: CurvatureApproximation, generators: Sequence[torch.Generator]
 ) -> Float[Tensor, "draws params"]:
     precision, size = state.statistics["prior_precision"], sum(param.numel() for param in curvature.params.values())
     return torch.stack(
