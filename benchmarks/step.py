@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatbayes import ASAM, MSAM, SAM, Flatness, GaussianSmoothing, LookSAM, Periodic, Plain, PreResNet
+from flatbayes import flatness as flatnesses
 from flatbayes.core import TrainingProgress
 
 try:
@@ -21,7 +22,17 @@ except Exception:  # not installed, or its dependencies are broken
     pytorch_optimizer = None
 
 RHO, RATE = 0.05, 1e-3
-OTHERS = (ASAM(), SAM(params="norms"), MSAM(), LookSAM(period=5), Periodic(SAM(), period=5), GaussianSmoothing())
+OTHERS = (
+    ASAM(),
+    flatnesses.FisherSAM(),
+    flatnesses.LESAM(),
+    flatnesses.RandomPerturbation(),
+    SAM(params="norms"),
+    MSAM(),
+    LookSAM(period=5),
+    Periodic(SAM(), period=5),
+    GaussianSmoothing(),
+)
 
 
 def make_mlp():
@@ -156,11 +167,23 @@ def make_row(case: str, make, flatness: Flatness, rounds: int) -> dict:
     if flatness == SAM(params="norms") and not has_norms:
         flatness = SAM(params="last_layer")
     label = type(flatness).__name__ + (f"({flatness.params})" if isinstance(flatness, SAM) else "")
+    period = getattr(flatness, "period", 1)
     return row(
         "step",
         f"{label}, {case}",
-        Setting(make).make_step(flatness),
-        Setting(make).make_step(Plain()),
+        repeat(Setting(make).make_step(flatness), period),
+        repeat(Setting(make).make_step(Plain()), period),
         rounds=rounds,
-        note=f"in plain steps; {flatness.gradients_per_step:g} gradients",
+        note=f"in plain steps; {flatness.gradients_per_step:g} gradients"
+        + f"; cycles of {period} steps" * (period > 1),
     )
+
+
+def repeat(work: Work, count: int) -> Work:
+    """A work that does another one several times: a median of single steps would leave out the expensive ones."""
+
+    def repeated():
+        for _ in range(count):
+            work()
+
+    return repeated
