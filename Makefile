@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
+# Tests start hundreds of processes: without bytecode each would compile the package again.
+export PYTHONDONTWRITEBYTECODE :=
 
 ORACLES := $(VENV)/.oracles
 AS_ACCELERATOR := tests/flatness/test_memory.py tests/flatness/test_perturbations.py tests/flatness/test_ascent.py \

@@ -14,7 +14,12 @@ from typing import Any
 import lightning_fabric  # noqa: F401  # once, before any fork
 import torch
 
+import flatbayes.cli.arguments  # noqa: F401
 from flatbayes.cli import main
+from flatbayes.cli.main import VERBS, load_verb
+
+for _verb in VERBS:  # once, before any fork
+    load_verb(_verb)
 
 OUT_OF_TIME = -1
 SPACE = 3 << 30
