@@ -1,6 +1,28 @@
+import numpy as np
+import pytest
 import torch
+from sklearn.datasets import load_diabetes, load_digits
 
-from flatbayes.data import Diabetes, Digits
+from flatbayes.data import Diabetes, Digits, sklearn_datasets
+
+
+def test_files_are_those_that_scikit_learn_reads():
+    digits, diabetes = Digits().read(), Diabetes().read()
+    images, labels = load_digits(return_X_y=True)
+    assert np.array_equal(digits.unsplit.inputs.flatten(1).numpy(), images)
+    assert np.array_equal(digits.unsplit.targets.numpy(), labels)
+    expected = load_diabetes(scaled=False)
+    assert np.array_equal(diabetes.unsplit.inputs.numpy(), expected.data)
+    assert np.array_equal(diabetes.unsplit.targets.numpy(), expected.target)
+    assert diabetes.feature_names == tuple(expected.feature_names)
+
+
+def test_a_missing_file_is_an_error(monkeypatch):
+    with pytest.raises(ImportError, match=r"none\.csv of scikit-learn is missing"):
+        sklearn_datasets.read_bundled_table("none.csv")
+    monkeypatch.setattr(sklearn_datasets, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install scikit-learn"):
+        Digits().read()
 
 
 def test_digits_are_the_published_images():

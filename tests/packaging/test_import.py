@@ -20,15 +20,15 @@ FIT = """
 import torch
 from flatbayes import *
 
-inputs = torch.arange(96.0).remainder(7).view(32, 3)
-targets = (inputs[:, 0] > 3).long()
+train = Digits(train_size=40).load(seed=0).train
+inputs, targets = train.inputs.float(), train.targets
 for posterior, options in (
     (SWAG(), {"epochs": 4}),
     (Ensemble(size=2), {"epochs": 2, "precision": {"mode": "64-true"}, "distribution": {"members": "auto"}}),
 ):
     fitted = fit(MLP, (inputs, targets), posterior, SAM(), TrainingConfig(**options))
     assert evaluate(fitted, inputs, targets).metrics["auroc_correct"] > 0
-    assert fitted.predict(inputs).mean.shape == (32, 2)
+    assert fitted.predict(inputs).mean.shape == (40, 10)
 """
 COMMANDS = """
 from contextlib import suppress

@@ -1,8 +1,15 @@
-"""Datasets that come with scikit-learn: `Digits` (classification) and `Diabetes` (regression)."""
+"""Datasets that come with scikit-learn: `Digits` (classification) and `Diabetes` (regression).
+
+Their files are read without an import of scikit-learn, which takes longer than a small training.
+"""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flatbayes.data.source import DataSource, RawSplits
 from flatbayes.data.splits import Split
@@ -26,11 +33,9 @@ class Digits(DataSource):
 
     def read(self) -> RawSplits:
         """Read all images as one unsplit set."""
-        from sklearn.datasets import load_digits  # slow to import
-
-        images, labels = load_digits(return_X_y=True)
-        inputs = torch.from_numpy(images.astype("uint8")).reshape(-1, 1, 8, 8)
-        split = Split(inputs=inputs, targets=torch.from_numpy(labels).long())
+        table = read_bundled_table("digits.csv.gz", delimiter=",")
+        inputs = torch.from_numpy(table[:, :-1].astype("uint8")).reshape(-1, 1, 8, 8)
+        split = Split(inputs=inputs, targets=torch.from_numpy(table[:, -1]).long())
         return RawSplits(unsplit=split, class_names=tuple(str(digit) for digit in range(10)))
 
 
@@ -50,8 +55,27 @@ class Diabetes(DataSource):
 
     def read(self) -> RawSplits:
         """Read all patients as one unsplit set."""
-        from sklearn.datasets import load_diabetes  # slow to import
+        inputs, targets = (read_bundled_table(f"diabetes_{name}.csv.gz") for name in ("data_raw", "target"))
+        split = Split(inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets))
+        return RawSplits(unsplit=split, feature_names=DIABETES_FEATURES, target_names=("progression",))
 
-        bunch = load_diabetes(scaled=False)
-        split = Split(inputs=torch.from_numpy(bunch.data), targets=torch.from_numpy(bunch.target))
-        return RawSplits(unsplit=split, feature_names=tuple(bunch.feature_names), target_names=("progression",))
+
+DIABETES_FEATURES = ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6")
+
+
+def read_bundled_table(name: str, delimiter: str | None = None) -> NDArray[np.float64]:
+    """Read a table of numbers that comes with scikit-learn.
+
+    Args:
+        name: File name.
+        delimiter: Text between numbers; None for spaces.
+
+    Raises:
+        ImportError: scikit-learn is not installed, or has no such file.
+    """
+    spec = find_spec("sklearn")  # without importing it
+    for folder in () if spec is None else spec.submodule_search_locations or ():
+        path = Path(folder, "datasets", "data", name)
+        if path.is_file():
+            return np.loadtxt(path, delimiter=delimiter)
+    raise ImportError(f"The data set {name} of scikit-learn is missing. Install it: pip install scikit-learn")
