@@ -17,7 +17,18 @@ from rich.table import Table
 from flatbayes.core.files import read_json, write_json
 from flatbayes.experiments.run_folder import describe_environment
 
-MODULES = ("step", "loop", "memory", "prediction", "metrics", "streaming", "swag", "ensembles", "variational")
+MODULES = (
+    "step",
+    "loop",
+    "memory",
+    "prediction",
+    "metrics",
+    "streaming",
+    "swag",
+    "ensembles",
+    "variational",
+    "startup",
+)
 PEERS = ("pytorch_optimizer", "bayesian_torch", "torchmetrics")
 
 
