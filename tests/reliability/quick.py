@@ -15,10 +15,10 @@ FEW = ["folder called '日本 ünï 🙂'", "no HOME", "no network", "only ASCII
 
 if __name__ == "__main__":
     found = {
-        "commands": commands("commands", 0, 8),
-        "configurations": commands("configurations", 6, 6),
+        "commands": commands("commands", 0, 16),
+        "configurations": commands("configurations", 0, 12),
         "hyperparameters": hyperparameters(),
-        "interruptions": interrupting(["fit"], 2, 0),
+        "interruptions": interrupting(["fit"], 3, 0),
         "writes": breaking(["fit"], 10**6, 30),
         "places": surroundings([name for name in PLACES if name in FEW]),
     }

@@ -30,7 +30,7 @@ def test_small_sample_of_each_disturbance():
     for kind in ("hyperparameters", "interruptions", "writes", "places"):
         assert result[kind]["bad"] == []
     assert result["hyperparameters"]["refused"] > 1000
-    assert result["interruptions"]["counts"]["fit"]["went on to the same end"] == 2
+    assert result["interruptions"]["counts"]["fit"]["went on to the same end"] == 3
     assert result["writes"]["counts"]["fit"]["ended with our message"] >= 3
     assert result["places"]["places"] == 7
 
