@@ -1,7 +1,7 @@
 """Decoding of encoded images (PNG, JPEG and others) to uint8 arrays of one layout.
 
-Pillow reads headers and decodes, except that torchvision decodes usual JPEG and PNG images where it is installed, in
-less time. The pixels are the same: both use libjpeg-turbo, with its exact transform, and libpng.
+Pillow reads headers and decodes, except that torchvision, where it is installed, decodes JPEG and PNG images that are
+neither scaled nor turned, in less time. The pixels are the same: both use libjpeg-turbo and libpng.
 """
 
 import io
@@ -203,11 +203,10 @@ def _decode_picture(picture: PillowImage, image: EncodedImage, layout: ImageLayo
             picture.draft(mode, compute_resize_size(layout))  # decodes a JPEG at a reduced size, which is faster
     check_memory(BYTES_PER_PIXEL * picture.width * picture.height, name)
     with wrap_decode_errors(name):
-        if picture.mode == mode and not layout.crop:
-            pixels = decode_fast(content, picture.format, mode, (picture.height, picture.width))
-            if pixels is not None and orientation == 1 and not layout.resize:
+        if picture.mode == mode and orientation == 1 and not layout.resize:
+            pixels = decode_fast(content, picture.format, mode, (height, width))
+            if pixels is not None:
                 return pixels
-            picture = picture if pixels is None else make_picture(pixels)
         picture = picture if picture.mode == mode else picture.convert(mode)
         picture = turn_upright(picture, orientation)
         if layout.crop:
@@ -254,13 +253,6 @@ def decode_fast(content: bytes, format_name: str, mode: str, size: tuple[int, in
         return None
     expected = (1 if mode == "L" else 3, *size)
     return pixels.numpy() if pixels.dtype == torch.uint8 and tuple(pixels.shape) == expected else None
-
-
-def make_picture(pixels: np.ndarray) -> PillowImage:
-    """An image of Pillow with these pixels, [channels, height, width]."""
-    from PIL import Image  # optional; the caller has opened the file with it
-
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 def compute_resize_size(layout: ImageLayout) -> tuple[int, int]:
