@@ -61,12 +61,15 @@ def fit_temperature(log_probs: Float[Tensor, "examples classes"], labels: Int[Te
     def slope(log_inverse_temperature: float) -> float:
         return nll_slope(log_probs, labels, math.exp(log_inverse_temperature))
 
-    low, high = -math.log(MAX_TEMPERATURE), -math.log(MIN_TEMPERATURE)
-    if slope(low) >= 0:
-        return MAX_TEMPERATURE
-    if slope(high) <= 0:
-        return MIN_TEMPERATURE
-    return math.exp(-brentq(slope, low, high, xtol=ROOT_TOLERANCE, rtol=ROOT_TOLERANCE))
+    # The interval grows from a temperature of 1, near which most minima are.
+    direction = 1 if slope(0.0) < 0 else -1
+    limit = -math.log(MIN_TEMPERATURE if direction > 0 else MAX_TEMPERATURE)
+    near, far = 0.0, 0.5 * direction
+    while slope(far) * direction <= 0:
+        if far == limit:
+            return MIN_TEMPERATURE if direction > 0 else MAX_TEMPERATURE
+        near, far = far, 3 * far if abs(3 * far) < abs(limit) else limit
+    return math.exp(-brentq(slope, near, far, xtol=ROOT_TOLERANCE, rtol=ROOT_TOLERANCE))
 
 
 def apply_temperature(
