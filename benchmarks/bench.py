@@ -28,8 +28,9 @@ MODULES = (
     "ensembles",
     "variational",
     "startup",
+    "laplace_approximation",
 )
-PEERS = ("pytorch_optimizer", "bayesian_torch", "torchmetrics")
+PEERS = ("pytorch_optimizer", "bayesian_torch", "torchmetrics", "laplace", "backpack")
 
 
 def main() -> None:

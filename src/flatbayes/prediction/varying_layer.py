@@ -80,13 +80,12 @@ class LayerDraws:
             }
             if len(block) == len(self.sample_ids):
                 self.weights, self.source_versions = weights, tensor_versions(sampler)
-            positions = dict.fromkeys(weights, 0)
+            outputs = {
+                member: _multiply(*features[member], *weights[member], autocast_dtype)
+                for member in range(len(weights))
+            }
             for _, member, _ in block:
-                (drawn, biases), (inputs, shape), k = weights[member], features[member], positions[member]
-                positions[member] += 1
-                with autocast(sampler.device, autocast_dtype):
-                    outputs = F.linear(inputs, drawn[k], None if biases is None else biases[k])
-                yield outputs.view(shape)
+                yield next(outputs[member])
 
 
 def find_varying_layers(sampler: NetworkSampler) -> list[nn.Linear] | None:
@@ -123,6 +122,22 @@ class StackedLayerNetwork(nn.Module):
         outputs: Tensor = self.network(inputs)
         by_draw: tuple[Tensor, ...] = outputs.unflatten(-1, (self.num_draws, -1)).unbind(-2)
         return by_draw
+
+
+@torch.no_grad()
+def _multiply(
+    features: Tensor, shape: torch.Size, weights: Tensor, biases: Tensor | None, autocast_dtype: torch.dtype | None
+) -> Iterator[Tensor]:
+    """Outputs of each draw of a layer, in this shape, with one product for as many draws as memory allows."""
+    num_draws = max(1, MAX_STACKED_ELEMENTS // max(1, shape.numel()))
+    for start in range(0, len(weights), num_draws):
+        block = slice(start, start + num_draws)
+        with autocast(features.device, autocast_dtype):
+            outputs = F.linear(
+                features, weights[block].flatten(0, 1), None if biases is None else biases[block].flatten()
+            )
+        for by_draw in outputs.unflatten(-1, (-1, weights.shape[1])).unbind(-2):
+            yield by_draw.reshape(shape)
 
 
 def draw_layer(
