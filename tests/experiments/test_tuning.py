@@ -129,8 +129,13 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     [
         (SWAG(rank=2), {"posterior.rank": (2, 4), "posterior.scale": (0.1, 1.0)}, 2),
         (Ensemble(SGHMC(max_snapshots=2), size=2), {"posterior.size": (2, 3)}, 6),
-        (Laplace(), {"posterior.temperature": (0.01, 1.0)}, 2),
-        (Laplace(), {"posterior.temperature": (0.01, 1.0), "flatness.rho": (0.01, 0.1)}, 6),
+        pytest.param(Laplace(), {"posterior.temperature": (0.01, 1.0)}, 2, marks=pytest.mark.slow),
+        pytest.param(
+            Laplace(),
+            {"posterior.temperature": (0.01, 1.0), "flatness.rho": (0.01, 0.1)},
+            6,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["SWAG", "size", "Laplace", "rho"],
 )

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 
-from flatbayes.core.spec import instantiate, to_spec
+from flatbayes.core.spec import instantiate, short_name, to_spec
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors import SWAG, MCDropout, Posterior
 from support import (
@@ -66,6 +66,23 @@ def test_radius_zero_is_plain_bit_for_bit(posterior, flat):
 @every
 def test_weight_distribution_is_set_exactly_where_declared(posterior):
     assert sets_weight_distribution(posterior) is posterior.has_weight_distribution
+
+
+@pytest.mark.parametrize("posterior", [p for p in POSTERIORS if p.trajectory], ids=short_name)
+def test_what_a_trajectory_promises(posterior):
+    """The model stays the one that was given, snapshots change only statistics, and steps only those declared."""
+    model = network()
+    state = posterior.init(model, descent(posterior), 36)
+    assert state.model is model
+    initial = {name: statistic.clone() for name, statistic in state.statistics.items()}
+    for k in range(3):
+        posterior.step(state, Counted(model, *batch(k)))
+    declared = posterior.trajectory.statistics
+    assert {n for n, x in state.statistics.items() if not torch.equal(x, initial[n])} == declared
+    before, velocity = snapshot(model), {name: state.statistics[name].clone() for name in declared}
+    posterior.collect(state)
+    assert_same(snapshot(model), before)
+    assert all(torch.equal(state.statistics[name], value) for name, value in velocity.items())
 
 
 @every

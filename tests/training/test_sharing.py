@@ -47,8 +47,7 @@ GROUPS = {
         (SWAG(rank=0, scale=1.0), EARLY),
         (SWAG(rank=2, params=["*.bias"], storage="cpu"), CONFIG),
         (MCDropout(), EARLY),
-        (Laplace(tune="evidence", temperature=0.5), CONFIG),
-        (Laplace("kron", "sampled"), CONFIG),
+        (Laplace("kron", "sampled", tune="evidence", temperature=0.5), CONFIG),
         (Ensemble(SWAG(rank=2), size=2), EARLY),
     ],
     "prior": [
@@ -279,8 +278,17 @@ class Failing(SWAG):
             self.fail("finalize")
 
 
-@pytest.mark.parametrize("place", ["init", "collect", "finalize"])
-@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(
+    ("place", "is_first"),
+    [
+        ("init", True),
+        ("collect", True),
+        ("finalize", False),
+        pytest.param("init", False, marks=pytest.mark.slow),
+        pytest.param("collect", False, marks=pytest.mark.slow),
+        pytest.param("finalize", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_posterior_that_fails_does_not_change_the_others(place, is_first):
     methods = [(Failing(place=place), CONFIG), (SWAG(rank=2), CONFIG), (MAP(), EARLY)]
     outcomes = fit_group(methods if is_first else methods[::-1], Plain())
@@ -320,7 +328,7 @@ RESUMED = [
 ]
 
 
-@pytest.mark.parametrize("after", [0, 4, 13, *(pytest.param(k, marks=pytest.mark.slow) for k in (9, 10, 17))])
+@pytest.mark.parametrize("after", [13, *(pytest.param(k, marks=pytest.mark.slow) for k in (0, 4, 9, 10, 17))])
 def test_a_shared_training_continues_after_an_interruption(after, tmp_path):
     checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0.0)
     methods = [*RESUMED, (Failing(), CONFIG)]
@@ -334,7 +342,7 @@ def test_a_shared_training_continues_after_an_interruption(after, tmp_path):
         assert_same(shared.fitted, fit_alone(posterior, config, SAM()))
 
 
-@pytest.mark.parametrize("subset", [[1], [3], [2, 4]])
+@pytest.mark.parametrize("subset", [[2, 4], *(pytest.param([k], marks=pytest.mark.slow) for k in (1, 3))])
 def test_some_posteriors_continue_from_the_checkpoints_of_all(subset, tmp_path):
     checkpoints, methods = (
         Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0.0),
