@@ -10,7 +10,7 @@ import torch
 from flatbayes.data import Digits
 from flatbayes.experiments import ExperimentRun, default_ranges, tune_hyperparameters
 from flatbayes.experiments import run as run_module
-from flatbayes.experiments.tuning import replace_hyperparameters
+from flatbayes.experiments.ranges import replace_hyperparameters
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SGHMC, SGVB, SWAG, Ensemble, Laplace

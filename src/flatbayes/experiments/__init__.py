@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from flatbayes.experiments.evaluations import EvaluationConfig
     from flatbayes.experiments.method import Method
     from flatbayes.experiments.parallel import execute_runs
+    from flatbayes.experiments.ranges import default_ranges
     from flatbayes.experiments.results import ComparisonResult, SummaryRow
     from flatbayes.experiments.run import ExperimentRun
     from flatbayes.experiments.run_folder import claim_folder
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from flatbayes.experiments.selection import SelectionRecord, SelectionTrial, select_methods
     from flatbayes.experiments.statistics import PairedComparison, compare_pairs
     from flatbayes.experiments.summary import summarize_runs
-    from flatbayes.experiments.tuning import default_ranges, is_higher_better, tune, tune_hyperparameters
+    from flatbayes.experiments.tuning import is_higher_better, tune, tune_hyperparameters
     from flatbayes.experiments.tuning_result import TuningResult
 else:
     from flatbayes.core.lazy import export_lazily
@@ -58,7 +59,8 @@ else:
             "flatbayes.experiments.selection": "SelectionRecord SelectionTrial select_methods",
             "flatbayes.experiments.statistics": "PairedComparison compare_pairs",
             "flatbayes.experiments.summary": "summarize_runs",
-            "flatbayes.experiments.tuning": "default_ranges is_higher_better tune tune_hyperparameters",
+            "flatbayes.experiments.ranges": "default_ranges",
+            "flatbayes.experiments.tuning": "is_higher_better tune tune_hyperparameters",
             "flatbayes.experiments.tuning_result": "TuningResult",
         },
     )

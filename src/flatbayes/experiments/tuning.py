@@ -7,9 +7,9 @@ database, so that it can be stopped, continued, and shared by several processes.
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -23,9 +23,15 @@ from flatbayes.core.files import explain_write_errors, make_folder
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.networks import fingerprint_weights
 from flatbayes.core.randomness import Stream, spawn_seed
-from flatbayes.core.spec import short_name
 from flatbayes.data import make_source
 from flatbayes.data.fingerprint import compute_fingerprint
+from flatbayes.experiments.ranges import (
+    Ranges,
+    check_ranges,
+    default_ranges,
+    is_training_fixed,
+    replace_hyperparameters,
+)
 from flatbayes.experiments.run import ExperimentRun, try_execute_together
 from flatbayes.experiments.run_folder import STUDY_FILE
 from flatbayes.experiments.tuning_result import TuningResult
@@ -38,31 +44,6 @@ from flatbayes.training.recording import Recordings
 
 if TYPE_CHECKING:
     import optuna  # an optional package
-
-Ranges = Mapping[str, tuple[float, float]]
-"""Lowest and highest value by name, such as `flatness.rho` or `posterior.temperature`; searched on a log scale."""
-
-RHO_RANGE_FACTORS = (0.1, 20.0)
-"""Default range of a radius, in units of the radius of the flatness."""
-
-
-def default_ranges(run: ExperimentRun) -> Ranges:
-    """The radius of the flatness of the run, from a tenth to twenty times its value.
-
-    Raises:
-        ValueError: The flatness has no radius.
-
-    Examples:
-        >>> run = ExperimentRun(source, MLP, SWAG(), SAM(rho=0.2), config, seed=0)
-        >>> default_ranges(run)["flatness.rho"][1]
-        4.0
-    """
-    rho = getattr(run.flatness, "rho", None)
-    if not rho:
-        raise ValueError(
-            f"{short_name(run.flatness)} has no radius to tune: choose another flatness, or give ranges."
-        )
-    return {"flatness.rho": (RHO_RANGE_FACTORS[0] * rho, RHO_RANGE_FACTORS[1] * rho)}
 
 
 def tune_hyperparameters(
@@ -229,38 +210,6 @@ def check_counts(num_trials: int, num_seeds: int) -> None:
         raise ValueError(f"num_trials and num_seeds must be at least 1, got {num_trials} and {num_seeds}.")
 
 
-def check_ranges(run: ExperimentRun, ranges: Ranges) -> None:
-    """Check that the names are those of numeric hyperparameters, and the ranges positive.
-
-    Raises:
-        ValueError: A name is not that of a hyperparameter, or a range is empty.
-    """
-    if not ranges:
-        raise ValueError("There is nothing to tune: give at least one range, such as flatness.rho.")
-    for name, (low, high) in ranges.items():
-        owner, _, attribute = name.partition(".")
-        if owner not in ("posterior", "flatness"):
-            raise ValueError(
-                f"{name!r} is neither of the posterior nor of the flatness: write the name of its axis before it, "
-                "such as flatness.rho."
-            )
-        component = getattr(run, owner)
-        values = {f.name: getattr(component, f.name) for f in fields(component)}
-        numeric = [
-            field
-            for field, value in values.items()
-            if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-        ]
-        if attribute not in numeric:
-            suggestion = format_suggestion(attribute, numeric, f"{owner}.")
-            raise ValueError(
-                f"{type(component).__name__} has no number {attribute!r} to tune. {suggestion}It has "
-                f"{', '.join(numeric)}."
-            )
-        if not 0 < low <= high < float("inf"):
-            raise ValueError(f"The range of {name} must satisfy 0 < low <= high, got {low} and {high}.")
-
-
 def is_higher_better(metric: str) -> bool:
     """Whether higher values of a metric are better.
 
@@ -275,26 +224,6 @@ def is_higher_better(metric: str) -> bool:
         suggestion = format_suggestion(metric, HIGHER_IS_BETTER)
         raise ValueError(f"Unknown metric {metric!r}. {suggestion}Known: {', '.join(HIGHER_IS_BETTER)}.")
     return HIGHER_IS_BETTER[metric]
-
-
-def replace_hyperparameters(run: ExperimentRun, values: Mapping[str, float]) -> ExperimentRun:
-    """The run with other hyperparameters, by names such as `flatness.rho`."""
-    for name, value in values.items():
-        owner, _, attribute = name.partition(".")
-        run = replace(run, **{owner: replace(getattr(run, owner), **{attribute: value})})
-    return run
-
-
-def is_training_fixed(run: ExperimentRun, ranges: Ranges) -> bool:
-    """Whether the run has the same training with the lowest and with the highest values."""
-    try:
-        ends = [
-            replace_hyperparameters(run, dict(zip(ranges, values, strict=True)))
-            for values in zip(*ranges.values(), strict=True)
-        ]
-    except ValueError:
-        return False
-    return len({end.training_key() for end in ends}) == 1
 
 
 def _study_name(run: ExperimentRun, ranges: Ranges, num_seeds: int, metric: str) -> str:
