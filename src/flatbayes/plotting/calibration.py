@@ -38,7 +38,7 @@ def plot_reliability(
         >>> bins = evaluate(fitted, data.test, num_draws=5).reliability
         >>> intervals = bins.accuracy_intervals()
         >>> axes = plot_reliability(bins.confidence, bins.accuracy, bins.counts, intervals, "SWAG")
-        >>> axes.get_title()
+        >>> axes.get_title().splitlines()[0]
         'SWAG'
     """
     heading = _join_lines(title, "below the dotted line: overconfident; bars: 95 %")
@@ -63,7 +63,7 @@ def plot_coverage(
 
     Examples:
         >>> axes = plot_coverage(levels=[0.5, 0.9], coverage=[0.4, 0.85], title="SWAG")
-        >>> axes.get_title()
+        >>> axes.get_title().splitlines()[0]
         'SWAG'
     """
     heading = _join_lines(title, "below the dotted line: intervals too narrow")

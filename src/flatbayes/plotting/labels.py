@@ -10,6 +10,8 @@ if TYPE_CHECKING:  # slow to import
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
+__all__ = ["label_line_ends", "label_points", "spread_positions"]
+
 POINTS_PER_INCH = 72.0
 LINE_SPACING = 1.2
 """Distance of two lines of text, relative to the font size."""
@@ -72,6 +74,14 @@ def label_line_ends(
         ends: Last point of each line, in data coordinates, by name.
         styles: Properties of the text of names that differ from the others.
         fontsize: Size of the text in points.
+
+    Examples:
+        >>> from matplotlib.figure import Figure
+        >>> axes = Figure().subplots()
+        >>> lines = axes.plot([0, 1], [[0.0, 0.1], [1.0, 0.9]])
+        >>> label_line_ends(axes, {"plain": (1, 0.1), "flat": (1, 0.9)}, {"flat": {"weight": "bold"}})
+        >>> [text.get_text() for text in axes.texts]
+        ['plain', 'flat']
     """
     figure: Any = axes.figure
     height = axes.get_position().height * figure.get_figheight() * POINTS_PER_INCH
@@ -123,6 +133,14 @@ def label_points(
         obstacles: Boxes in pixels that labels must not cross.
         fontsize: Size of the text in points.
         style: Further properties of the texts.
+
+    Examples:
+        >>> from matplotlib.figure import Figure
+        >>> axes = Figure().subplots()
+        >>> points = axes.scatter([0.2, 0.8], [0.1, 0.9])
+        >>> label_points(axes, [(0.2, 0.1, "plain"), (0.8, 0.9, "flat")])
+        >>> [text.get_text() for text in axes.texts]
+        ['flat', 'plain']
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # slow to import
     from matplotlib.axis import Axis
 
+__all__ = ["label_metric", "needs_log_scale", "scale_axis"]
+
 LOG_RATIO = 10.0
 """An axis is logarithmic where the largest value is more than this many times the smallest."""
 WIDE_LOG_RATIO = 100.0
@@ -58,6 +60,10 @@ def needs_log_scale(values: Iterable[float]) -> bool:
     """Whether values belong on a logarithmic axis: all positive, and the largest over `LOG_RATIO` times the smallest.
 
     Values that are not finite are left out.
+
+    Examples:
+        >>> needs_log_scale([0.01, 0.2, 3.0]), needs_log_scale([1.0, 9.0])
+        (True, False)
     """
     finite = [value for value in values if math.isfinite(value)]
     return bool(finite) and min(finite) > 0 and max(finite) > LOG_RATIO * min(finite)
@@ -70,6 +76,13 @@ def scale_axis(axis: "Axis", values: Iterable[float], num_ticks: int = 4) -> Non
         axis: The x axis or the y axis of axes.
         values: The values that are drawn on it.
         num_ticks: Largest number of intervals between ticks of a linear axis.
+
+    Examples:
+        >>> from matplotlib.figure import Figure
+        >>> axes = Figure().subplots()
+        >>> scale_axis(axes.yaxis, [0.01, 0.2, 3.0])
+        >>> axes.get_yscale()
+        'log'
     """
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 
