@@ -3,7 +3,7 @@
 import json
 import time
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 
 import pytest
 import torch
@@ -113,9 +113,15 @@ def list_facts(fitted):
     return states, fitted.info["cost"]["gradients"], fitted.info["training"]
 
 
-@cache
+FITS = {}
+
+
 def fit_alone(posterior, config, flat):
-    return fit(make_network, DATA, posterior, flat, config, seed=1, show_progress=False)
+    """The result of `fit`, computed once; lists of parameters cannot be hashed, so the key is a text."""
+    key = repr((posterior, config, flat))
+    if key not in FITS:
+        FITS[key] = fit(make_network, DATA, posterior, flat, config, seed=1, show_progress=False)
+    return FITS[key]
 
 
 def fit_group(methods, flat, **options):
