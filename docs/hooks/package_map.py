@@ -17,6 +17,11 @@ text { font-family: system-ui, sans-serif; fill: #1b2a2f }
 .name { font-weight: 600; font-size: 15px } .about { font-size: 11.5px } .layer { font-size: 12px; fill: #5b6b70 }
 rect { fill: #e6f2f1; stroke: #2a8a83; stroke-width: 1 }
 .background { fill: #ffffff; stroke: none }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e4e8ee } .layer { fill: #9aa5b4 }
+  rect { fill: #12303a; stroke: #3fb0a8 }
+  .background { fill: #12161c }
+}
 """
 
 
