@@ -5,6 +5,8 @@ import shutil
 import subprocess
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MAX_CODE_COLUMNS = 119
+"""Longest line of code of the site, which fits a screen of 1280 pixels."""
 FLAGS = (
     "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
     "disable-component-update disable-sync hide-scrollbars dump-dom enable-logging=stderr"

@@ -1,5 +1,6 @@
 """The built site: every link leads somewhere, nothing is loaded from elsewhere, and all that is exported is there."""
 
+import html
 import importlib
 import re
 from html.parser import HTMLParser
@@ -9,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import flatbayes
+from browsing import MAX_CODE_COLUMNS
 
 PACKAGES = sorted(
     path.parent.name for path in Path(flatbayes.__file__).parent.glob("*/__init__.py") if path.parent.name != "cli"
@@ -112,3 +114,14 @@ def test_docstrings_read_as_meant(pages):
 def test_every_example_is_on_its_page(pages, site):
     examples = Path(__file__).parents[2] / "examples"
     assert {path.stem for path in examples.glob("*.py")} <= pages[(site / "examples.html").resolve()].anchors
+
+
+def test_no_line_of_code_is_wider_than_a_desktop(pages):
+    long = [
+        f"{path.name}: {line}"
+        for path in pages
+        for block in re.findall(r"<pre[^>]*>(.*?)</pre>", path.read_text(encoding="utf-8"), re.DOTALL)
+        for line in html.unescape(re.sub(r"<[^>]+>", "", block)).splitlines()
+        if len(line) > MAX_CODE_COLUMNS
+    ]
+    assert long == []
