@@ -1,5 +1,7 @@
 """Every figure of every report can be read: labels, titles, units, and nothing written on top of something else."""
 
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from flatbayes.core.files import read_json
 from flatbayes.diagnostics import LossGrid, LossSlice
 from flatbayes.experiments import ComparisonResult
 from flatbayes.metrics import DEFINITIONS
-from flatbayes.plotting.scales import label_metric
+from flatbayes.plotting.labels import spread_positions
+from flatbayes.plotting.scales import label_metric, needs_log_scale, scale_axis
 from flatbayes.prediction import CorruptionMetrics
 from flatbayes.reporting import svg
 from flatbayes.reporting.calibration_figures import coverage_panels, reliability_panels
@@ -149,3 +152,46 @@ def test_the_check_finds_what_cannot_be_read():
     unlabelled.axes[0].set_yticks([])
     with pytest.raises(AssertionError):
         check_figure(unlabelled)
+
+
+@pytest.mark.parametrize(
+    ("values", "is_log"),
+    [
+        ([1.0, 10.0], False),
+        ([1.0, 10.1], True),
+        ([0.0, 100.0], False),
+        ([-1.0, 100.0], False),
+        ([1.0, math.inf, 5.0], False),
+        ([math.nan, 1e-3, 1.0], True),
+        ([], False),
+    ],
+)
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_axes_are_logarithmic_over_more_than_a_power_of_ten(name, values, is_log):
+    axes = Figure().subplots()
+    scale_axis(axes.xaxis if name == "x" else axes.yaxis, values)
+    scales = {"x": axes.get_xscale(), "y": axes.get_yscale()}
+    assert needs_log_scale(values) == is_log
+    assert scales == {"x": "linear", "y": "linear"} | {name: "log" if is_log else "linear"}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.2, 0.8], [0.2, 0.8]),
+        ([0.5, 0.5], [0.45, 0.55]),
+        ([0.5, 0.45, 0.55], [0.5, 0.4, 0.6]),
+        ([0.0, 0.0], [0.0, 0.1]),
+        ([1.0, 1.0, 0.99], [0.9, 1.0, 0.8]),
+    ],
+)
+def test_positions_are_spread_as_little_as_possible(values, expected):
+    assert spread_positions(values, 0.1, 0.0, 1.0) == pytest.approx(expected)
+
+
+def test_every_colour_of_a_file_has_a_dark_one(make_results):
+    text = draw_summary(ComparisonResult.from_dict(make_results(seeds=2, metrics=["nll"], epochs=2)))
+    style, drawing = re.search(r"<style>(.*?)</style>(.*)", text, re.DOTALL).groups()
+    assert style.startswith("@media (prefers-color-scheme: dark)")
+    for key, colour in set(re.findall(r"(fill|stroke): (#[0-9a-f]{6})", drawing)):
+        assert re.search(rf'\[style\*="{key}: {colour}"\] {{ {key}: #(?!{colour[1:]})', style), colour
