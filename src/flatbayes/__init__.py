@@ -25,6 +25,7 @@ __all__ = [
     "Comparison",
     "ComparisonResult",
     "CompiledPosterior",
+    "ConformalPosterior",
     "Constant",
     "ConvNet",
     "Cosine",
@@ -74,6 +75,7 @@ __all__ = [
     "ViT",
     "WideResNet",
     "compare",
+    "conformalize",
     "distill",
     "evaluate",
     "export_onnx",
@@ -130,7 +132,15 @@ if TYPE_CHECKING:
     )
     from flatbayes.models import MLP, VGG, ConvNet, DenseNet, PreResNet, ResNet, ViT, WideResNet
     from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
-    from flatbayes.prediction import CompiledPosterior, FittedPosterior, evaluate, export_onnx, export_torch
+    from flatbayes.prediction import (
+        CompiledPosterior,
+        ConformalPosterior,
+        FittedPosterior,
+        conformalize,
+        evaluate,
+        export_onnx,
+        export_torch,
+    )
     from flatbayes.training import (
         Constant,
         Cosine,
@@ -159,10 +169,11 @@ else:
             "Likelihood Predictive",
             "flatbayes.models": "ConvNet DenseNet MLP PreResNet ResNet VGG ViT WideResNet",
             "flatbayes.posteriors": "Ensemble LRT Laplace MAP MCDropout Posterior SGHMC SGLD SGVB SWAG",
-            "flatbayes.prediction": "CompiledPosterior FittedPosterior evaluate export_onnx export_torch",
+            "flatbayes.prediction": "CompiledPosterior ConformalPosterior FittedPosterior conformalize evaluate "
+            "export_onnx export_torch",
             "flatbayes.training": "Constant Cosine Cyclical Interrupted Polynomial SWALinear Schedule TrainingConfig",
             "flatbayes.training.fit": "fit",
         },
-        "certification cli core data diagnostics distillation estimators experiments flatness integrations "
-        "likelihoods metrics models plotting posteriors prediction reporting theory training",
+        "calibration certification cli core data diagnostics distillation estimators experiments flatness "
+        "integrations likelihoods metrics models plotting posteriors prediction reporting theory training",
     )

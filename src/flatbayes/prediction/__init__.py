@@ -1,6 +1,7 @@
 """Bayesian model averaging: predictions with uncertainty from a fitted posterior, their evaluation and deployment."""
 
 from flatbayes.core.renames import explain_old_arguments
+from flatbayes.prediction.conformal import ConformalPosterior, conformalize
 from flatbayes.prediction.deploy import CompiledPosterior
 from flatbayes.prediction.evaluation import Evaluation, evaluate
 from flatbayes.prediction.export import export_onnx, export_torch, onnx_difference
@@ -18,6 +19,7 @@ from flatbayes.prediction.shift import (
 
 __all__ = [
     "CompiledPosterior",
+    "ConformalPosterior",
     "CorruptionMetrics",
     "DetectionMetrics",
     "Evaluation",
@@ -26,6 +28,7 @@ __all__ = [
     "OODEvaluation",
     "RecalibrationResult",
     "check_num_draws",
+    "conformalize",
     "evaluate",
     "evaluate_corruptions",
     "evaluate_ood",

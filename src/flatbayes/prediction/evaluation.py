@@ -161,6 +161,37 @@ def evaluate(
         >>> sorted(evaluation.metrics), evaluation.num_networks
         (['accuracy', 'auroc_correct', 'brier', 'ece', 'nll'], 5)
     """
+    predictive, targets, _ = predict_labelled(
+        fitted,
+        data,
+        targets,
+        num_draws,
+        batch_size=batch_size,
+        seed=seed,
+        show_progress=show_progress,
+        precision=precision,
+        compiled=compiled,
+    )
+    return _compute_metrics(predictive, targets, len(fitted.sample_ids(num_draws, seed)))
+
+
+def predict_labelled(
+    fitted: FittedPosterior, data: Any, targets: Any, num_draws: int, *, batch_size: int, **options: Any
+) -> tuple[Predictive, Tensor, Tensor | None]:
+    """Predictions and targets of the labelled examples, and which of the examples have a label; None for all.
+
+    Args:
+        fitted: The posterior.
+        data: As for `evaluate`.
+        targets: As for `evaluate`.
+        num_draws: As for `evaluate`.
+        batch_size: As for `evaluate`.
+        **options: Other arguments of `FittedPosterior.predict`.
+
+    Raises:
+        ValueError: The targets do not match the predictions, or are missing.
+        TypeError: There are no targets.
+    """
     inputs, targets = select_examples(fitted, data, targets, batch_size)
     is_labelled: Tensor | None = None
     if targets is not None:
@@ -173,21 +204,14 @@ def evaluate(
             and len(inputs) == len(targets)
         ):
             inputs = inputs.subset(is_labelled) if isinstance(inputs, LazyImages) else inputs[is_labelled]
-            targets, is_labelled = targets[is_labelled], None
-    predictive = fitted.predict(
-        inputs,
-        num_draws,
-        batch_size=batch_size,
-        seed=seed,
-        show_progress=show_progress,
-        precision=precision,
-        compiled=compiled,
-    )
+            predictive = fitted.predict(inputs, num_draws, batch_size=batch_size, **options)
+            return predictive, targets[is_labelled], is_labelled
+    predictive = fitted.predict(inputs, num_draws, batch_size=batch_size, **options)
     if isinstance(inputs, LabelledBatches):
         targets, is_labelled = _prepare_targets(fitted.likelihood, inputs.targets)
     if is_labelled is not None and len(is_labelled) == len(predictive.mean):
         predictive, targets = predictive.select(is_labelled), targets[is_labelled]
-    return _compute_metrics(predictive, targets, len(fitted.sample_ids(num_draws, seed)))
+    return predictive, targets, is_labelled
 
 
 def _prepare_targets(likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, Tensor | None]:

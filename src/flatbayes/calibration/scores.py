@@ -1,0 +1,258 @@
+"""Nonconformity scores of split conformal prediction: the larger, the less a target agrees with the prediction.
+
+Classes, with probabilities p sorted from the largest, r(y) the rank of class y and u uniform on [0, 1):
+
+    LAC   1 - p(y)                                                    Sadinle et al., JASA 2019
+    APS   sum of p(c) over ranks below r(y), + u p(y)                 Romano et al., NeurIPS 2020
+    RAPS  APS + penalty max(0, r(y) - k_reg)                          Angelopoulos et al., ICLR 2021
+
+Numbers, with mean m, standard deviation s, and quantiles q of the mixture at (1 - level) / 2 and (1 + level) / 2:
+
+    NormalizedResidual  |y - m| / s                                   Lei et al., JASA 2018
+    QuantileResidual    max(q_low - y, y - q_high)                    CQR of Romano et al., NeurIPS 2019
+
+A prediction region is the set of all targets whose score is at most a threshold.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from flatbayes.calibration.quantiles import hash_to_uniforms
+from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
+from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+
+
+class ConformalScore(ABC):
+    """Nonconformity score of targets, and the region of the targets whose score is at most a threshold.
+
+    Examples:
+        >>> isinstance(LAC(), ConformalScore), isinstance(NormalizedResidual(), ConformalScore)
+        (True, True)
+    """
+
+    @abstractmethod
+    def compute_scores(self, predictive: Predictive, targets: Tensor, level: float) -> Tensor:
+        """Score of each target, float64 on the CPU, shape (examples,) or (examples, targets).
+
+        Args:
+            predictive: The predictions.
+            targets: Class indices or numbers, one row for each prediction.
+            level: Wanted coverage.
+
+        Raises:
+            TypeError: The score is not for predictions of this kind.
+        """
+
+    @abstractmethod
+    def predict_region(
+        self, predictive: Predictive, thresholds: Tensor, level: float
+    ) -> PredictionSets | PredictionIntervals:
+        """All targets whose score is at most the threshold.
+
+        Args:
+            predictive: The predictions.
+            thresholds: Shape (examples or 1, classes or 1), for numbers (examples or 1, targets).
+            level: Wanted coverage.
+
+        Raises:
+            TypeError: The score is not for predictions of this kind.
+        """
+
+
+class ClassScore(ConformalScore):
+    """Score of classes, computed for all classes at a time."""
+
+    @abstractmethod
+    def score_classes(self, log_probs: Float[Tensor, "examples classes"]) -> Float[Tensor, "examples classes"]:
+        """Score of every class.
+
+        Args:
+            log_probs: Log probabilities, float64 on the CPU.
+        """
+
+    def compute_scores(self, predictive: Predictive, targets: Int[Tensor, " examples"], level: float) -> Tensor:
+        """Scores of the true classes."""
+        scores = self.score_classes(self._get_log_probs(predictive).detach().cpu().double())
+        return scores.gather(1, targets.cpu().long()[:, None]).squeeze(1)
+
+    def predict_region(self, predictive: Predictive, thresholds: Tensor, level: float) -> PredictionSets:
+        """Sets of the classes whose score is at most the threshold."""
+        log_probs = self._get_log_probs(predictive)
+        members: Bool[Tensor, "examples classes"] = (
+            self.score_classes(log_probs.detach().cpu().double()) <= thresholds.cpu()
+        )
+        return PredictionSets(members.to(log_probs.device), log_probs.argmax(-1))
+
+    def _get_log_probs(self, predictive: Predictive) -> Tensor:
+        if not isinstance(predictive, CategoricalPredictive):
+            raise TypeError(
+                f"{type(self).__name__} is a score of classes, got a {type(predictive).__name__}. Use "
+                "NormalizedResidual or QuantileResidual for numbers."
+            )
+        return predictive.log_probs
+
+
+class NumberScore(ConformalScore):
+    """Score of numbers."""
+
+    def _get_numbers(self, predictive: Predictive) -> GaussianPredictive:
+        if not isinstance(predictive, GaussianPredictive):
+            raise TypeError(
+                f"{type(self).__name__} is a score of numbers, got a {type(predictive).__name__}. Use LAC, APS or "
+                "RAPS for classes."
+            )
+        return predictive
+
+
+@dataclass(frozen=True)
+class LAC(ClassScore):
+    """Least ambiguous sets: all classes whose probability is above a threshold.
+
+    The smallest sets on average for given probabilities; hard examples are covered less often than easy ones.
+
+    Examples:
+        >>> LAC().score_classes(torch.tensor([[0.7, 0.2, 0.1]]).log())
+        tensor([[0.3000, 0.8000, 0.9000]])
+    """
+
+    def score_classes(self, log_probs: Float[Tensor, "examples classes"]) -> Float[Tensor, "examples classes"]:
+        """1 - p(y)."""
+        return 1 - log_probs.exp()
+
+
+@dataclass(frozen=True)
+class APS(ClassScore):
+    """Adaptive prediction sets: the most probable classes, until their probabilities reach a sum.
+
+    Attributes:
+        randomized: Whether the probability of a class itself counts in part, so that the coverage is that of the
+            level; without it sets are larger. The random number is a function of the prediction and the seed.
+        seed: Seed of the random numbers.
+
+    Examples:
+        >>> APS(randomized=False).score_classes(torch.tensor([[0.7, 0.2, 0.1]]).log())
+        tensor([[0.7000, 0.9000, 1.0000]], dtype=torch.float64)
+    """
+
+    randomized: bool = True
+    seed: int = 0
+
+    def score_classes(self, log_probs: Float[Tensor, "examples classes"]) -> Float[Tensor, "examples classes"]:
+        """Sum of the probabilities of more probable classes, + u p(y)."""
+        return adaptive_scores(log_probs.exp(), self._draw_uniforms(log_probs), penalty=0.0, k_reg=0)
+
+    def _draw_uniforms(self, log_probs: Tensor) -> Tensor:
+        return hash_to_uniforms(log_probs, self.seed) if self.randomized else torch.ones(len(log_probs))
+
+
+@dataclass(frozen=True)
+class RAPS(APS):
+    """Regularised adaptive prediction sets: adaptive sets with a penalty on improbable classes.
+
+    Attributes:
+        penalty: Added to the score for every rank above `k_reg`; must not be chosen on the calibration examples.
+        k_reg: Number of classes without a penalty.
+
+    Examples:
+        >>> score = RAPS(penalty=0.1, randomized=False)
+        >>> score.score_classes(torch.tensor([[0.7, 0.2, 0.1]]).log())
+        tensor([[0.7000, 1.0000, 1.2000]], dtype=torch.float64)
+    """
+
+    penalty: float = 0.01
+    k_reg: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.penalty >= 0 or self.k_reg < 0:
+            raise ValueError(f"penalty and k_reg must be at least 0, got {self.penalty} and {self.k_reg}.")
+
+    def score_classes(self, log_probs: Float[Tensor, "examples classes"]) -> Float[Tensor, "examples classes"]:
+        """Sum of the probabilities of more probable classes, + u p(y), + the penalty."""
+        return adaptive_scores(log_probs.exp(), self._draw_uniforms(log_probs), self.penalty, self.k_reg)
+
+
+@dataclass(frozen=True)
+class NormalizedResidual(NumberScore):
+    """Residual in units of the predicted standard deviation: intervals mean ± threshold · std.
+
+    Examples:
+        >>> predictive = Gaussian().predictive([torch.zeros(2, 2)])
+        >>> NormalizedResidual().predict_region(predictive, torch.tensor([[2.0]]), 0.9).size
+        tensor([2.7767, 2.7767], dtype=torch.float64)
+    """
+
+    def compute_scores(self, predictive: Predictive, targets: Tensor, level: float) -> Tensor:
+        """|y - mean| / std."""
+        predictive = self._get_numbers(predictive)
+        return normalized_residuals(predictive.mean, predictive.std, targets.to(predictive.mean)).cpu().double()
+
+    def predict_region(self, predictive: Predictive, thresholds: Tensor, level: float) -> PredictionIntervals:
+        """Mean ± threshold · std."""
+        predictive = self._get_numbers(predictive)
+        half = match_targets(thresholds, predictive.mean) * predictive.std
+        return PredictionIntervals(predictive.mean - half, predictive.mean + half)
+
+
+@dataclass(frozen=True)
+class QuantileResidual(NumberScore):
+    """Distance outside the interval of the posterior: its ends are moved by the threshold, outwards or inwards.
+
+    Examples:
+        >>> predictive = Gaussian().predictive([torch.zeros(2, 2)])
+        >>> lower, upper = predictive.interval(0.9)
+        >>> intervals = QuantileResidual().predict_region(predictive, torch.tensor([[0.5]]), 0.9)
+        >>> bool((intervals.upper == upper + 0.5).all())
+        True
+    """
+
+    def compute_scores(self, predictive: Predictive, targets: Tensor, level: float) -> Tensor:
+        """max(q_low - y, y - q_high)."""
+        predictive = self._get_numbers(predictive)
+        lower, upper = predictive.interval(level)
+        return interval_residuals(lower, upper, targets.to(predictive.mean)).cpu().double()
+
+    def predict_region(self, predictive: Predictive, thresholds: Tensor, level: float) -> PredictionIntervals:
+        """From q_low - threshold to q_high + threshold; empty where these cross."""
+        predictive = self._get_numbers(predictive)
+        lower, upper = predictive.interval(level)
+        thresholds = match_targets(thresholds, lower)
+        return PredictionIntervals(lower - thresholds, upper + thresholds)
+
+
+def adaptive_scores(
+    probs: Float[Tensor, "examples classes"], uniforms: Float[Tensor, " examples"], penalty: float, k_reg: int
+) -> Float[Tensor, "examples classes"]:
+    """Sum of p(c) over ranks below r(y), + u p(y), + penalty max(0, r(y) - k_reg); equal p rank by class index.
+
+    Args:
+        probs: Class probabilities.
+        uniforms: u of each example.
+        penalty: Penalty for every rank above `k_reg`.
+        k_reg: Number of classes without a penalty.
+    """
+    ordered, classes = probs.double().sort(dim=1, descending=True, stable=True)
+    ranks = torch.arange(1, probs.shape[1] + 1, dtype=torch.float64)
+    scores = ordered.cumsum(1) - (1 - uniforms.double()[:, None]) * ordered
+    scores += penalty * (ranks - k_reg).clamp_min(0)
+    return torch.empty_like(scores).scatter_(1, classes, scores)
+
+
+def normalized_residuals(mean: Tensor, std: Tensor, targets: Tensor) -> Tensor:
+    """|y - m| / s, with 0 / 0 = 0."""
+    residuals = (targets - mean).abs()
+    return torch.where(residuals == 0, residuals, residuals / std)
+
+
+def interval_residuals(lower: Tensor, upper: Tensor, targets: Tensor) -> Tensor:
+    """max(q_low - y, y - q_high): negative inside the interval."""
+    return torch.maximum(lower - targets, targets - upper)
+
+
+def match_targets(thresholds: Float[Tensor, "rows targets"], values: Tensor) -> Tensor:
+    """Thresholds on the device of predictions, without the axis of targets where these have none."""
+    thresholds = thresholds.to(values)
+    return thresholds.squeeze(1) if values.ndim == 1 else thresholds

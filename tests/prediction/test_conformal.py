@@ -1,0 +1,68 @@
+"""Conformal prediction around fitted posteriors."""
+
+import pytest
+import torch
+
+from flatbayes import MAP, MLP, SWAG, Diabetes, Digits, Plain, TrainingConfig, conformalize, fit
+from flatbayes.calibration import APS, QuantileResidual
+from flatbayes.prediction import ConformalPosterior
+from flatbayes.training import OptimizationConfig
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = Digits(train_size=200, val_size=150, test_size=300).load(seed=0)
+    return data, fit(MLP, data, SWAG(rank=2), Plain(), TrainingConfig(epochs=3, batch_size=32))
+
+
+@pytest.fixture(scope="module")
+def patients():
+    data = Diabetes(val_size=100).load(seed=0)
+    config = TrainingConfig(epochs=3, optimization=OptimizationConfig(clip_norm=1.0))
+    return data, fit(MLP, data, MAP(), Plain(), config)
+
+
+@pytest.mark.parametrize("score", [None, APS()])
+def test_sets_of_a_posterior_are_those_of_its_predictions(digits, score, tmp_path):
+    data, fitted = digits
+    conformal = conformalize(fitted, data.val, num_draws=4, score=score, level=0.8, seed=3)
+    sets = conformal.predict(data.test.inputs)
+    predictive = fitted.predict(data.test.inputs, 4, seed=3)
+    assert torch.equal(sets.members, conformal.predictor.predict(predictive).members)
+    evaluation = conformal.evaluate(data.test)
+    assert evaluation.coverage == sets.contains(data.test.targets).double().mean()
+    assert evaluation.estimates[0].is_as_guaranteed
+    loaded = ConformalPosterior.load(conformal.save(tmp_path / "conformal.json"), fitted)
+    assert torch.equal(loaded.predict(data.test.inputs).members, sets.members)
+    assert "Guarantee: the set of a new example" in conformal.summary()
+
+
+def test_examples_without_a_label_and_loaders(digits):
+    data, fitted = digits
+    labels, groups = data.val.targets.clone(), ["even" if row % 2 == 0 else "odd" for row in range(150)]
+    labels[::3] = -100
+    partly = conformalize(fitted, data.val.inputs, labels, 4, groups=groups)
+    assert {name: t.num_examples for name, t in partly.predictor.thresholds.items()} == {"odd": 50, "even": 50}
+    kept = labels >= 0
+    kept_groups = [name for name, keep in zip(groups, kept.tolist(), strict=True) if keep]
+    same = conformalize(fitted, (data.val.inputs[kept], labels[kept]), num_draws=4, groups=kept_groups)
+    assert same.predictor == partly.predictor
+    batches = list(zip(data.val.inputs.split(40), labels.split(40), strict=True))
+    assert conformalize(fitted, batches, num_draws=4, groups=groups).predictor == partly.predictor
+    assert partly.evaluate(data.val.inputs, labels, groups).estimates[0].num_examples == 100
+
+
+@pytest.mark.parametrize("score", [None, QuantileResidual()])
+def test_intervals_of_a_regression(patients, score):
+    data, fitted = patients
+    conformal = conformalize(fitted, data.val, score=score)
+    evaluation, intervals = conformal.evaluate(data.test), conformal.predict(data.test.inputs)
+    assert evaluation.estimates[0].is_as_guaranteed
+    assert evaluation.mean_size == pytest.approx(float(intervals.size.double().mean()))
+    assert len(intervals.to_dict()["conformal_lower"]) == len(data.test.targets)
+
+
+def test_a_file_that_holds_something_else_is_refused(digits, tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(ValueError, match="does not hold thresholds written by ConformalPosterior.save"):
+        ConformalPosterior.load(tmp_path / "x.json", digits[1])
