@@ -21,6 +21,7 @@ import flatbayes
 MAX_LINES, COLUMNS = 12, 100
 NUM_ENTRIES, NUM_OBJECTS = 200, 20
 EXAMPLES = {
+    flatbayes.calibration.ConformalScore: flatbayes.calibration.LAC(),
     flatbayes.DataSource: flatbayes.Digits(),
     flatbayes.Flatness: flatbayes.SAM(),
     flatbayes.Likelihood: flatbayes.Gaussian(),

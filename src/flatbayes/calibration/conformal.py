@@ -24,7 +24,7 @@ from flatbayes.calibration.quantiles import (
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
 from flatbayes.calibration.scores import LAC, ConformalScore, NormalizedResidual
 from flatbayes.calibration.targets import check_length, check_targets, to_names
-from flatbayes.core.display import format_entries
+from flatbayes.core.display import format_entries, format_fields
 from flatbayes.likelihoods import CategoricalPredictive, Predictive
 
 RANGE_PROBABILITY = 0.95
@@ -51,6 +51,8 @@ class GroupThreshold:
     values: tuple[float, ...]
     num_examples: int
 
+    __repr__ = format_fields
+
 
 @dataclass(frozen=True)
 class ConformalPredictor:
@@ -76,6 +78,8 @@ class ConformalPredictor:
     grouping: Grouping
     thresholds: dict[str, GroupThreshold]
     allow_empty: bool = True
+
+    __repr__ = format_fields
 
     def predict(self, predictive: Predictive, groups: Any = None) -> PredictionSets | PredictionIntervals:
         """The region of each prediction.

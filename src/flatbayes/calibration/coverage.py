@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from textwrap import fill
 from typing import Any
 
-from flatbayes.core.display import format_entries
+from flatbayes.core.display import format_entries, format_fields
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class CoverageEstimate:
     coverage: float
     mean_size: float
     expected_range: tuple[float, float] | None
+
+    __repr__ = format_fields
 
     @property
     def is_as_guaranteed(self) -> bool | None:

@@ -181,8 +181,9 @@ class NormalizedResidual(NumberScore):
 
     Examples:
         >>> predictive = Gaussian().predictive([torch.zeros(2, 2)])
-        >>> NormalizedResidual().predict_region(predictive, torch.tensor([[2.0]]), 0.9).size
-        tensor([2.7767, 2.7767], dtype=torch.float64)
+        >>> intervals = NormalizedResidual().predict_region(predictive, torch.tensor([[2.0]]), 0.9)
+        >>> bool((intervals.upper == predictive.mean + 2 * predictive.std).all())
+        True
     """
 
     def compute_scores(self, predictive: Predictive, targets: Tensor, level: float) -> Tensor:
