@@ -1,6 +1,7 @@
 """Posteriors that share a training end in the same numbers, bit for bit, as with a training of their own."""
 
 import json
+import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from flatbayes.training import (
 )
 from flatbayes.training.compatibility import check_compatibility
 from flatbayes.training.identity import describe_training
+from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.sharing import fit_together
 from support import FLATNESSES, batch, named
 
@@ -307,10 +309,33 @@ def test_a_posterior_that_fails_does_not_change_the_others(place, is_first):
         fit_alone(Failing(place=place), CONFIG, Plain())
 
 
-def test_what_ends_the_training_ends_it_for_all():
+def test_what_ends_a_training_fails_the_posteriors_that_need_its_network():
     diverging = replace(CONFIG, optimizer=partial(torch.optim.SGD, lr=1e30))
-    with pytest.raises(RuntimeError, match=r"The loss is .* in epoch"):
-        fit_group([(MAP(), diverging), (SWAG(), replace(diverging, collection=EARLY.collection))], Plain())
+    outcomes = fit_group([(MAP(), diverging), (SWAG(), replace(diverging, collection=EARLY.collection))], Plain())
+    for outcome in outcomes:
+        with pytest.raises(RuntimeError, match=r"The loss is .* in epoch"):
+            raise outcome.error
+
+
+def test_a_second_member_that_diverges_does_not_change_the_posteriors_of_the_first(monkeypatch):
+    init_network = RunFactory.init_network
+
+    def init_or_spoil(factory, member):
+        network = init_network(factory, member)
+        if member == 1:
+            nn.init.constant_(network[-1].bias, math.nan)
+        return network
+
+    monkeypatch.setattr(RunFactory, "init_network", init_or_spoil)
+    ensemble, point = fit_group([(Ensemble(size=2), CONFIG), (MAP(), CONFIG)], Plain())
+    with pytest.raises(RuntimeError, match=r"The loss is nan in epoch 1 of 3"):
+        raise ensemble.error
+    assert_same(point.fitted, fit_alone(MAP(), CONFIG, Plain()))
+
+
+def test_every_posterior_has_its_own_error():
+    failing = [(Failing(place="collect"), CONFIG), (Failing(place="finalize"), CONFIG)]
+    assert [str(outcome.error) for outcome in fit_group(failing, Plain())] == ["at collect", "at finalize"]
 
 
 class Stop(Callback):

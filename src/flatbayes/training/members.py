@@ -82,7 +82,7 @@ def train_members(
 
     Raises:
         Interrupted: Ctrl-C was pressed.
-        Exception: That of the first fit, if all have failed in a training.
+        Exception: What ended a training, if it is neither an error of a posterior nor a RuntimeError or ValueError.
     """
     results: list[list[GroupResult]] = [[] for _ in setups]
     errors: dict[int, Exception] = {}
@@ -114,10 +114,14 @@ def train_members(
             try:
                 recording = None if recordings is None else recordings.setdefault(tuple(members), Recording())
                 by_name = train_group(users_setups[0].factory, run, session, callback, recording)
+                outcomes = [by_name[branch.name] for branch in run.branches]
             except KeyboardInterrupt as stop:
                 number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
                 raise _make_interrupted(users_setups[0], results[users[0]], run, session, members, number) from None
-            outcomes = [by_name[branch.name] for branch in run.branches]
+            except Exception as error:
+                if error is not run.leader.error and not isinstance(error, RuntimeError | ValueError):
+                    raise  # such as a full disk, which concerns the other fits too
+                outcomes = [branch.error or error for branch in run.branches]
         for k, outcome in zip(users, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 errors[k] = outcome

@@ -81,7 +81,7 @@ def fit_together(
 
     Raises:
         ValueError: The trainings of the posteriors differ.
-        Exception: What ended the training for all of them.
+        Exception: What ended a training, if it is neither an error of a posterior nor a RuntimeError or ValueError.
     """
     check_same_training(methods)
     outcomes: dict[str, FitOutcome] = {}
