@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import joblib
@@ -225,6 +225,23 @@ def trainings(monkeypatch):
         recording, "train", lambda run, *args: (trained.append(run.leader.posterior), train(run, *args))[1]
     )
     return trained
+
+
+@dataclass(frozen=True)
+class OwnOptimizer(MAP):
+    """A posterior that makes its optimizer from its own hyperparameters."""
+
+    lr: float = 0.1
+
+    @property
+    def default_optimizer(self):
+        return lambda params: torch.optim.SGD(params, lr=self.lr)
+
+
+def test_runs_share_no_training_where_an_optimizer_cannot_be_written_down(tmp_path):
+    runs = [replace(RUN, posterior=posterior) for posterior in (OwnOptimizer(), OwnOptimizer(lr=0.2), MAP())]
+    assert group_runs(runs) == [[run] for run in runs]
+    assert execute_runs(runs, tmp_path, jobs=1, show_progress=False) == []
 
 
 def test_networks_that_several_runs_need_are_trained_once(tmp_path, trainings):

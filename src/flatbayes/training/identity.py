@@ -33,19 +33,24 @@ def describe_training(
     """What posterior and configuration contribute to the weights that training visits.
 
     Fits for which this is equal share a training, if network, data, flatness, likelihood and seed are the same too.
-    The collection of snapshots is left out for posteriors that have a trajectory. For one that has none, and for an
-    ensemble that is trained in worker processes, the description is that of the whole fit.
+    The collection of snapshots is left out for posteriors that have a trajectory. For one that has none, with an
+    optimizer that cannot be written down as data, and for an ensemble that is trained in worker processes, the
+    description is that of the whole fit.
 
     Args:
         posterior: The posterior.
         config: Training hyperparameters.
         describe: Describes the values.
     """
-    trajectory = posterior.trajectory
+    trajectory, whole_fit = posterior.trajectory, {"posterior": describe(posterior), "config": describe(config)}
     if trajectory is None or (config.distribution.members == "workers" and posterior.num_members > 1):
-        return {"posterior": describe(posterior), "config": describe(config)}
-    config = replace(config, optimizer=config.optimizer or posterior.default_optimizer, collection=CollectionConfig())
-    options = {name: describe(value) for name, value in vars(config).items()}
+        return whole_fit
+    try:
+        optimizer = to_spec(config.optimizer or posterior.default_optimizer)
+    except TypeError:  # a lambda, of which a posterior may make a new one whenever it is asked
+        return whole_fit
+    config = replace(config, collection=CollectionConfig())
+    options = {name: optimizer if name == "optimizer" else describe(value) for name, value in vars(config).items()}
     update = {"update": trajectory.update, **dict(trajectory.hyperparameters)}
     return {"trajectory": update, "config": options}
 
