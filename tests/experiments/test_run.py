@@ -8,6 +8,7 @@ from functools import partial
 import joblib
 import pytest
 import torch
+from torch import nn
 
 from flatbayes.data import DataWarning, Digits, Table
 from flatbayes.experiments import Comparison, EvaluationConfig, ExperimentRun, execute_runs, parallel
@@ -242,6 +243,12 @@ def test_runs_share_no_training_where_an_optimizer_cannot_be_written_down(tmp_pa
     runs = [replace(RUN, posterior=posterior) for posterior in (OwnOptimizer(), OwnOptimizer(lr=0.2), MAP())]
     assert group_runs(runs) == [[run] for run in runs]
     assert execute_runs(runs, tmp_path, jobs=1, show_progress=False) == []
+
+
+def test_runs_of_different_networks_in_memory_share_no_training():
+    first, second = nn.Linear(64, 10), nn.Linear(64, 10)
+    runs = [replace(RUN, model=model, posterior=p) for model in (first, second) for p in (MAP(), SWAG(rank=2))]
+    assert group_runs(runs) == [runs[:2], runs[2:]]
 
 
 def test_networks_that_several_runs_need_are_trained_once(tmp_path, trainings):

@@ -27,7 +27,7 @@ from flatbayes.posteriors import MAP, Posterior
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.training import Checkpoints, TrainingConfig
 from flatbayes.training.callbacks.callback import Record
-from flatbayes.training.identity import describe_training
+from flatbayes.training.identity import describe_exactly, describe_training
 from flatbayes.training.recording import Recordings
 from flatbayes.training.sharing import FitOutcome, fit_together
 
@@ -156,8 +156,10 @@ def group_runs(runs: Sequence[ExperimentRun]) -> list[list[ExperimentRun]]:
     """Runs that can share a training, in the order of the first run of each."""
     groups: dict[str, list[ExperimentRun]] = {}
     for run in runs:
-        exact = json.dumps(describe_training(run.posterior, run.config), sort_keys=True)
-        groups.setdefault(run.training_key() + exact, []).append(run)
+        options = {name: value for name, value in vars(run).items() if name not in EVALUATION_FIELDS}
+        content = {name: describe_exactly(value) for name, value in options.items()}  # tells networks in memory apart
+        key = json.dumps([content, describe_training(run.posterior, run.config)], sort_keys=True)
+        groups.setdefault(key, []).append(run)
     return list(groups.values())
 
 
