@@ -249,7 +249,13 @@ def test_a_subclass_with_another_step_does_not_inherit_that_it_uses_the_gradient
             closure()
             return super().step(state, closure)
 
+    class Step:
+        step = Twice.step
+
+    class Mixed(Step, SWAG):
+        pass
+
     class Renamed(SWAG):
         pass
 
-    assert (Twice().uses_gradient_only, Renamed().uses_gradient_only) == (False, True)
+    assert [posterior().uses_gradient_only for posterior in (Twice, Mixed, Renamed)] == [False, False, True]

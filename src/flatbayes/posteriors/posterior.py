@@ -28,8 +28,14 @@ RENAMED_MEMBERS = {
 """Members of version 0.1, all of them required there -> 0.2. A default would replace an override without notice."""
 
 
-TRAINING_MEMBERS = ("init", "step", "collect")
-"""A class that overrides one of them does not inherit the trajectory of its base class."""
+DEPENDENT_MEMBERS = {
+    "uses_gradient_only": ("step",),
+    "trajectory": ("init", "step", "collect"),
+    "find_varying_layer": ("draw", "count_stored_snapshots", "load_snapshot"),
+    "draw_layer": ("draw",),
+}
+"""Member -> members that it describes. A class that overrides one of these has the default of the member, unless it
+overrides the member too: what it would inherit describes another training, or other draws."""
 
 
 class SnapshotRequirements(NamedTuple):
@@ -95,20 +101,20 @@ class Posterior(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "step" in vars(cls) and "uses_gradient_only" not in vars(cls):
-            cls.uses_gradient_only = Posterior.uses_gradient_only  # type: ignore[method-assign]
         old_names = [name for name in RENAMED_MEMBERS if name in vars(cls)]
         if old_names:
             raise TypeError(
                 f"{cls.__name__} defines members of flatbayes 0.1. Rename "
                 f"{', '.join(f'{name} to {RENAMED_MEMBERS[name]}' for name in old_names)}."
             )
-        owners = {
-            name: next(k for k, base in enumerate(cls.__mro__) if name in vars(base))
-            for name in ("trajectory", *TRAINING_MEMBERS)
-        }
-        if min(owners[name] for name in TRAINING_MEMBERS) < owners["trajectory"]:
-            cls.trajectory = None  # type: ignore[assignment,method-assign]  # the inherited one is of another training
+        for name, described in DEPENDENT_MEMBERS.items():
+            if min(map(cls._find_owner, described)) < cls._find_owner(name):
+                setattr(cls, name, vars(Posterior)[name])
+
+    @classmethod
+    def _find_owner(cls, name: str) -> int:
+        """Position in the method resolution order of the class that defines a member."""
+        return next(k for k, base in enumerate(cls.__mro__) if name in vars(base))
 
     @property
     def num_members(self) -> int:
@@ -244,7 +250,8 @@ class Posterior(ABC):
         """Return the linear layer in which alone the draws of a state differ. Default: None, they differ in more.
 
         Where the outputs of the network are those of this layer, a prediction computes its inputs once for all draws.
-        A draw that is linearised in the weights is the network itself there.
+        A draw that is linearised in the weights is the network itself there. A subclass that overrides `draw` without
+        this method has the default.
 
         Args:
             state: The fitted state.
