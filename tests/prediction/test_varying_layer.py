@@ -1,5 +1,8 @@
 """Predictions of networks that differ in their last layer only, against one call per network."""
 
+from contextlib import contextmanager
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -145,6 +148,35 @@ def test_a_tied_layer_and_a_layer_with_a_hook_are_not_shared():
     with extract_features(net, net[2]) as extractor:
         assert extractor is None
     assert all(param.requires_grad for param in net.parameters())
+
+
+@pytest.mark.parametrize("base", [Laplace, SWAG, SGVB])
+def test_draws_of_a_subclass_with_another_draw_are_its_own(base):
+    @dataclass(frozen=True)
+    class Twice(base):
+        @contextmanager
+        def draw(self, state, generator):
+            with super().draw(state, generator) as drawn:
+                yield nn.Sequential(drawn, Scale())
+
+    posterior = Twice(prior_precision=1.0) if base is Laplace else Twice(params="last_layer")
+    fitted, x = fit_posterior(posterior), batch(5, size=9)[0]
+    predictive, expected = (fitted.predict(x, 4, keep_members=True, vectorized=flag) for flag in (None, False))
+    assert torch.equal(predictive.member_probs, expected.member_probs)
+
+
+class Scale(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_weights_that_were_made_in_inference_mode(tmp_path):
+    x = batch(5, size=9)[0]
+    fit_posterior(POSTERIORS["linearised"]).save(tmp_path / "fitted")
+    with torch.inference_mode():
+        fitted = FittedPosterior.load(tmp_path / "fitted", model=network())
+        expected = fitted.predict(x, 4).mean
+    torch.testing.assert_close(fitted.predict(x, 4).mean, expected)
 
 
 def test_in_inference_mode_and_for_numbers():
