@@ -1,6 +1,7 @@
 """Categorical likelihood: averages of probabilities, uncertainty, and the loss."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -100,3 +101,22 @@ def test_nothing_to_average_is_an_error():
 
 def test_entropy_of_certainty_is_zero():
     assert categorical_entropy(torch.tensor([0.0, -math.inf])).item() == 0
+
+
+@pytest.mark.parametrize("masked", [[True], [True, True], [False, True], [True, False]])
+def test_a_class_with_the_logit_minus_infinity_has_probability_zero(masked):
+    """As a network that masks classes returns it."""
+    outputs = torch.tensor([[0.5, 1.0, -2.0], [0.0, 1.0, 3.0]]).repeat(len(masked), 1, 1)
+    outputs[torch.tensor(masked), 0, 1] = -math.inf
+    predictive = Categorical(3).predictive(outputs)
+    torch.testing.assert_close(predictive.log_probs, outputs.double().softmax(-1).mean(0).log())
+    entropies = categorical_entropy(outputs.double().log_softmax(-1))
+    torch.testing.assert_close(predictive.expected_entropy, entropies.mean(0))
+
+
+def test_outputs_may_have_a_gradient():
+    outputs = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictive = Categorical(3).predictive(outputs)
+    torch.testing.assert_close(predictive.log_probs, outputs.double().softmax(-1).mean(0).log())

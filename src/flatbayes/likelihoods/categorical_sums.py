@@ -49,15 +49,16 @@ class CategoricalSums:
     def _add_block(self, rows: slice, logits: Tensor) -> None:
         # The largest of the block is at least that of an example. On an accelerator reading it would wait.
         is_extreme = rows.start in self._log_probs or is_accelerator(logits)
-        is_extreme = is_extreme or float(logits.amin()) - float(logits.amax()) < MIN_EXPONENT
+        if not is_extreme:
+            low, high = map(float, logits.detach().aminmax())
+            is_extreme = low - high < MIN_EXPONENT
         shifted = to_double(logits)
         shifted = shifted - shifted.amax(-1, keepdim=True)
-        if is_extreme:
-            shifted.clamp_min_(torch.finfo(shifted.dtype).min)  # 0 log 0 = 0
         probs = shifted.exp()
         sums = probs.sum(-1, keepdim=True)
         log_sums = sums.log()
-        dots = torch.linalg.vecdot(probs, shifted)
+        finite = shifted.clamp_min(torch.finfo(shifted.dtype).min) if is_extreme else shifted  # 0 log 0 = 0
+        dots = torch.linalg.vecdot(probs, finite)
         self._entropies[rows] += torch.addcdiv(log_sums.squeeze(-1), dots, sums.squeeze(-1), value=-1)
         if is_extreme:
             if rows.start not in self._log_probs:
