@@ -3,9 +3,19 @@
 import pytest
 import torch
 
-from flatbayes.metrics import accuracy, auroc_correct, brier_score, classification_metrics, ece, nll, reliability_bins
+from flatbayes.metrics import (
+    accuracy,
+    adaptive_ece,
+    auroc_correct,
+    brier_score,
+    classification_metrics,
+    classwise_ece,
+    ece,
+    nll,
+    reliability_bins,
+)
 
-FROM_PROBS = [accuracy, brier_score, ece, reliability_bins, auroc_correct]
+FROM_PROBS = [accuracy, brier_score, ece, adaptive_ece, classwise_ece, reliability_bins, auroc_correct]
 FROM_LOG_PROBS = [nll, classification_metrics]
 PROBS = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
 LABELS = torch.tensor([0, 1])
@@ -29,6 +39,7 @@ def with_value(value, row=1):
         (PROBS.log(), r"log_probs\.exp"),
         (with_value(0.2), r"must sum to 1, got 1\.1 for example 1"),
         (PROBS[0], r"shape \(examples, classes\).* got torch.float32 of shape \(3,\)"),
+        (PROBS[0, 0], r"got torch.float32 of shape \(\)"),
         (PROBS[:0], "at least 1 example"),
         (torch.ones(2, 1, dtype=torch.int64), "got torch.int64"),
     ],
@@ -48,6 +59,7 @@ def test_invalid_probabilities_are_refused(metric, probs, message):
         (PROBS, r"at most 0.*probs\.log"),
         (torch.full((2, 3), -5.0), r"must sum to 1, got .* for example 0.*log_softmax"),
         (torch.full((2, 3), -float("inf")), "must sum to 1, got 0"),
+        (torch.tensor([[0.5, 0.5], [0.9, 0.1]]).bfloat16().log(), r"must sum to 1, got 1\.00174 for example 0"),
         (PROBS[0].log(), "got torch.float32 of shape"),
         (PROBS[:0].log(), "at least 1 example"),
     ],

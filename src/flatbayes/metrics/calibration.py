@@ -244,7 +244,7 @@ def classwise_ece(
     """
     _check_binning(num_bins, closed)
     blocks = ((block, block_labels) for _, block, block_labels in iter_probs(probs, labels))
-    return _classwise_error(blocks, probs.shape[-1], num_bins, closed)
+    return _classwise_error(blocks, probs.shape[-1] if probs.ndim else 0, num_bins, closed)
 
 
 def classwise_ece_of_log_probs(

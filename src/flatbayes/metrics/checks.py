@@ -5,6 +5,7 @@ hardly any memory beside them.
 """
 
 from collections.abc import Iterator
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def iter_probs(probs: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor, T
         low, high = map(float, block.aminmax())
         # NaN fails every comparison.
         if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE) or not _sum_to_one(block):
-            _refuse_probs(probs)
+            _refuse_probs(probs.double())
         yield rows, block.clamp_(0, 1), labels[rows]
 
 
@@ -67,7 +68,7 @@ def iter_log_probs(log_probs: Tensor, labels: Tensor) -> Iterator[tuple[slice, T
         is_in_range = float(block.copy_(log_probs[rows]).max()) <= RANGE_TOLERANCE
         torch.exp(block.clamp_(max=0), out=probs)
         if not is_in_range or not _sum_to_one(probs):
-            _refuse_log_probs(log_probs)
+            _refuse_log_probs(log_probs.double())
         yield rows, block, probs, labels[rows]
 
 
@@ -79,7 +80,7 @@ def _sum_to_one(probs: Tensor) -> bool:
     return bool(((probs.sum(-1) - 1).abs() <= SUM_TOLERANCE).all())
 
 
-def _refuse_probs(probs: Tensor) -> None:
+def _refuse_probs(probs: Tensor) -> NoReturn:
     """Raise the error that describes all probabilities."""
     if not probs.isfinite().all():
         raise ValueError(
@@ -92,10 +93,10 @@ def _refuse_probs(probs: Tensor) -> None:
             f"Probabilities must lie between 0 and 1, got values from {low:g} to {high:g}. "
             "If these are logits, pass logits.softmax(-1); if these are log probabilities, log_probs.exp()."
         )
-    _refuse_sums(probs.sum(-1, dtype=torch.float64), "Pass one probability for every class, or normalise them.")
+    _refuse_sums(probs.sum(-1), "Pass one probability for every class, or normalise them.")
 
 
-def _refuse_log_probs(log_probs: Tensor) -> None:
+def _refuse_log_probs(log_probs: Tensor) -> NoReturn:
     """Raise the error that describes all log probabilities."""
     if log_probs.isnan().any():
         raise ValueError(
@@ -107,10 +108,10 @@ def _refuse_log_probs(log_probs: Tensor) -> None:
             f"Log probabilities must be at most 0, got values up to {float(log_probs.max()):g}. "
             "If these are logits, pass logits.log_softmax(-1); if these are probabilities, probs.log()."
         )
-    _refuse_sums(log_probs.exp().sum(-1, dtype=torch.float64), "If these are logits, pass logits.log_softmax(-1).")
+    _refuse_sums(log_probs.exp().sum(-1), "If these are logits, pass logits.log_softmax(-1).")
 
 
-def _refuse_sums(sums: Tensor, advice: str) -> None:
+def _refuse_sums(sums: Tensor, advice: str) -> NoReturn:
     row = int((sums - 1).abs().argmax())
     raise ValueError(
         f"The probabilities of an example must sum to 1, got {float(sums[row]):g} for example {row}. {advice}"
