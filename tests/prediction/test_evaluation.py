@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from flatbayes.core import State
-from flatbayes.likelihoods import Gaussian
+from flatbayes.likelihoods import Categorical, Custom, Gaussian
 from flatbayes.likelihoods.likelihood import Likelihood
 from flatbayes.metrics import ReliabilityBins, coverage_curve, crps
 from flatbayes.posteriors import MAP
 from flatbayes.prediction import FittedPosterior, evaluate
+from flatbayes.prediction.labelled import infer_task
 from support import batch
 
 
@@ -65,3 +66,19 @@ def test_a_predictive_without_metrics_is_refused():
 
     with pytest.raises(TypeError, match="no metrics for a CustomPredictive yet"):
         evaluate(make_linear_posterior(CustomLikelihood()), torch.zeros(3, 1), torch.zeros(3))
+
+
+class ScaledGaussian(Gaussian):
+    """A likelihood of a user."""
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "task"),
+    [
+        *((likelihood, "regression") for likelihood in (Gaussian(), Gaussian, "gaussian", ScaledGaussian())),
+        (Custom(torch.nn.MSELoss(), ScaledGaussian()), "regression"),
+        *((likelihood, None) for likelihood in (None, "categorical", Categorical(2), Categorical)),
+    ],
+)
+def test_the_task_of_a_likelihood(likelihood, task):
+    assert infer_task(likelihood) == task

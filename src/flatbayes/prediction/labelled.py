@@ -86,5 +86,7 @@ def infer_task(likelihood: object) -> TaskType:
     """
     while isinstance(likelihood, Custom):
         likelihood = likelihood.output_likelihood
-    name = likelihood if isinstance(likelihood, str) else getattr(likelihood, "__name__", type(likelihood).__name__)
-    return "regression" if name.lower() == Gaussian.__name__.lower() else None
+    if isinstance(likelihood, str):
+        return "regression" if likelihood.lower() == Gaussian.__name__.lower() else None
+    likelihood_class = likelihood if isinstance(likelihood, type) else type(likelihood)
+    return "regression" if issubclass(likelihood_class, Gaussian) else None

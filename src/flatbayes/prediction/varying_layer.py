@@ -23,12 +23,13 @@ LayerWeights = tuple[Tensor, Tensor | None]
 
 @dataclass(eq=False)
 class LayerDraws:
-    """Draws of the layer of each training run, and the network that computes its inputs.
+    """Draws of the layer of each training run.
 
     Attributes:
         sample_ids: Identifiers of the networks.
         layers: The layer of each run.
-        weights: Its draws, in the order of the identifiers of the run; None if they exceed `MAX_STACKED_ELEMENTS`.
+        weights: Its draws by run, in the order of the identifiers of the run; empty if all draws together exceed
+            `MAX_STACKED_ELEMENTS`.
         source_versions: The tensors from which the layers were drawn; a later write to one makes the draws stale.
     """
 
