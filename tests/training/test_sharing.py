@@ -195,6 +195,15 @@ def test_a_recorded_training_is_replayed_for_each_posterior(name):
     assert num_steps == ([9, 0, 0] if name == "optimizer" else [9, 18])
 
 
+def test_a_replay_does_not_continue_from_a_checkpoint(tmp_path):
+    recordings, checkpoints = {}, Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0.0)
+    with pytest.raises(ConnectionError):
+        fit_group([(SWAG(rank=2), EARLY)], Plain(), checkpoints=checkpoints, callback=Stop(7))
+    fit_group([(SWAG(rank=3), EARLY)], Plain(), recordings=recordings)
+    (outcome,) = fit_group([(SWAG(rank=2), EARLY)], Plain(), checkpoints=checkpoints, recordings=recordings)
+    assert_same(outcome.fitted, fit_alone(SWAG(rank=2), EARLY, Plain()))
+
+
 def test_a_training_that_failed_is_recorded_again():
     recordings = {}
     with pytest.raises(ConnectionError):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flatbayes.core import State
 from flatbayes.training.callbacks.callback import Callback, Record
+from flatbayes.training.checkpoint import CheckpointManager
 from flatbayes.training.compatibility import count_snapshots
 from flatbayes.training.loop import train
 from flatbayes.training.run import TrainingRun
@@ -89,7 +90,7 @@ def record_or_replay(
     if not recording.is_complete:
         recording.snapshots.clear()  # of a training that failed, or that a checkpoint continued
         return train(replace(run, record_snapshot=recording.add_snapshot), session, callback)
-    with session.open(run, callback) as (engine, state):
+    with replace(session, manager=CheckpointManager()).open(run, callback) as (engine, state):
         engine.module.train()
         for step, tensors in recording.snapshots:
             load_tensors(state, tensors)
