@@ -274,6 +274,21 @@ def test_only_the_missing_runs_of_a_training_are_executed(tmp_path, trainings):
     assert not list(tmp_path.glob("*.checkpoints"))
 
 
+@pytest.mark.parametrize("share_trainings", [True, False])
+def test_runs_of_several_processes_have_checkpoints_of_their_own(tmp_path, monkeypatch, share_trainings):
+    folders = []
+
+    def fit_and_record(*args, checkpoints, **options):
+        folders.append(checkpoints.folder)
+        return fit_together(*args, checkpoints=checkpoints, **options)
+
+    monkeypatch.setattr(run_module, "fit_together", fit_and_record)
+    execute_runs(SHARED[:2], tmp_path, jobs=1, show_progress=False, share_trainings=share_trainings)
+    for rank in (3, 4):  # as processes do that tune in one folder
+        try_execute_together([replace(RUN, posterior=SWAG(rank=rank))], tmp_path)
+    assert len(set(folders)) == len(folders) == (3 if share_trainings else 4)
+
+
 def test_a_run_that_fails_leaves_the_results_of_those_that_share_its_training(tmp_path, monkeypatch):
     evaluate_run = ExperimentRun.evaluate
 

@@ -80,7 +80,8 @@ def execute_runs(
     accelerators = {run.config.distribution.accelerator for run in missing}
     accelerator = accelerators.pop() if len(accelerators) == 1 else "auto"
     groups = group_runs(missing) if share_trainings else [[run] for run in missing]
-    calls = (delayed(try_execute_together)(group, folder) for group in groups)
+    keys = [group[0].training_key() if share_trainings else None for group in groups]
+    calls = (delayed(try_execute_together)(group, folder, None, key) for group, key in zip(groups, keys, strict=True))
     failures = []
     try:
         with (

@@ -164,7 +164,7 @@ def group_runs(runs: Sequence[ExperimentRun]) -> list[list[ExperimentRun]]:
 
 
 def try_execute_together(
-    runs: Sequence[ExperimentRun], folder: Path, recordings: Recordings | None = None
+    runs: Sequence[ExperimentRun], folder: Path, recordings: Recordings | None = None, key: str | None = None
 ) -> list[tuple[ExperimentRun, str | None]]:
     """Execute runs with one training; a failure becomes a message, so that one run does not stop the others.
 
@@ -172,6 +172,7 @@ def try_execute_together(
         runs: Runs that can share a training.
         folder: Folder for results and checkpoints.
         recordings: Recordings of the trainings, as for `fit_together`.
+        key: Name of the checkpoints, as for `execute_together`.
 
     Returns:
         Every run, and its error message or None.
@@ -179,7 +180,7 @@ def try_execute_together(
     Raises:
         Exception: One that is no RuntimeError or ValueError, when all runs have ended.
     """
-    results = execute_together(runs, folder, recordings)
+    results = execute_together(runs, folder, recordings, key)
     for result in results:
         if isinstance(result, Exception) and not isinstance(result, RuntimeError | ValueError):
             raise result
@@ -190,7 +191,10 @@ def try_execute_together(
 
 
 def execute_together(
-    runs: Sequence[ExperimentRun], folder: Path | None = None, recordings: Recordings | None = None
+    runs: Sequence[ExperimentRun],
+    folder: Path | None = None,
+    recordings: Recordings | None = None,
+    key: str | None = None,
 ) -> list[RunResult | Exception]:
     """Execute runs with one training of every network, on one thread.
 
@@ -198,6 +202,8 @@ def execute_together(
         runs: Runs that can share a training.
         folder: Folder for the results and, while the runs last, their checkpoints; None for neither.
         recordings: Recordings of the trainings, as for `fit_together`.
+        key: Name of the checkpoints, by default that of the first result. The `training_key` lets any of the runs
+            continue from them, and no other process may then execute one of these runs in the folder.
 
     Returns:
         The result of every run, or its error.
@@ -208,7 +214,7 @@ def execute_together(
     first, threads = runs[0], torch.get_num_threads()
     checkpoints = None
     if folder is not None:
-        name = f"{first.training_key()}.checkpoints"
+        name = f"{key or first.cache_key()}.checkpoints"
         checkpoints = Checkpoints(folder / name, min_interval_seconds=CHECKPOINT_INTERVAL_SECONDS)
     torch.set_num_threads(1)
     results: list[RunResult | Exception] = []
