@@ -3,8 +3,7 @@
     python benchmarks/scaling.py docs/results/scaling.json docs/img/scaling.svg
 
 Log-log plots, on one thread. A line of slope one goes through the last point of each panel's first curve: a flatter
-curve
-has a fixed cost per call, a steeper one has tensors larger than a cache.
+curve has a fixed cost per call, a steeper one has tensors larger than a cache.
 """
 
 import statistics
@@ -13,17 +12,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from timing import seconds, threads
 from torch import nn
 from torch.nn import functional as F
 
 from flatbayes import MAP, MLP, SAM, SWAG, Ensemble, Plain, TrainingConfig, fit
-from flatbayes.core.files import write_json
+from flatbayes.core.files import write_json, write_text
 from flatbayes.data import DataSplits, Split
 from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.likelihoods import Categorical
+from flatbayes.plotting import theme
+from flatbayes.plotting.scales import scale_axis
 from flatbayes.prediction import FittedPosterior
+from flatbayes.reporting import svg
 from flatbayes.training import DistributionConfig
 
 WEIGHTS = (10**4, 10**5, 10**6, 10**7, 10**8)
@@ -151,18 +152,21 @@ PANELS = {
 }
 
 
-def draw_figure(panels: dict[str, Curves]) -> Figure:
-    """A panel per quantity."""
-    figure = Figure(figsize=(11, 6.4), layout="constrained")
-    for axes, (what, curves) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
-        for name, points in curves.items():
-            axes.loglog(*zip(*points, strict=True), "o-", label=name, markersize=4)
-        (x, y), (first, _) = next(iter(curves.values()))[-1], next(iter(curves.values()))[0]
-        axes.loglog([first, x], [y * first / x, y], ":", color="grey", label="slope 1")
-        axes.set(xlabel=what, ylabel="seconds", title=PANELS[what][1])
-        axes.legend(frameon=False, fontsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
+def draw_figure(panels: dict[str, Curves]) -> str:
+    """A panel per quantity, as an SVG file."""
+    with svg.new_figure(1000, 600) as figure:
+        figure.set_layout_engine("constrained")
+        for axes, (what, curves) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+            for name, points in curves.items():
+                axes.plot(*zip(*points, strict=True), "o-", label=name, markersize=4)
+            (x, y), (first, _) = next(iter(curves.values()))[-1], next(iter(curves.values()))[0]
+            axes.plot([first, x], [y * first / x, y], ":", color=theme.TIE, label="slope 1")
+            columns = zip(*(point for points in curves.values() for point in points), strict=True)
+            for axis, values in zip((axes.xaxis, axes.yaxis), columns, strict=True):
+                scale_axis(axis, values)
+            axes.set(xlabel=what, ylabel="seconds", title=PANELS[what][1])
+            axes.legend(frameon=False, fontsize=9)
+        return svg.to_svg_file(figure, "scaling", "Seconds by " + ", ".join(panels))
 
 
 def main(out: Path, figure_path: Path) -> None:
@@ -171,7 +175,7 @@ def main(out: Path, figure_path: Path) -> None:
     with threads(1):
         panels = {what: measure() for what, (measure, _) in PANELS.items()}
     write_json(out, {"environment": describe_environment(), "panels": panels})
-    draw_figure(panels).savefig(figure_path)
+    write_text(figure_path, draw_figure(panels))
 
 
 if __name__ == "__main__":

@@ -20,17 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
-from flatbayes.core.files import write_json
+from flatbayes.core.files import write_json, write_text
 from flatbayes.data import CIFAR10, DataSplits
 from flatbayes.flatness import SAM
 from flatbayes.metrics import classification_metrics
 from flatbayes.models import ConvNet
+from flatbayes.plotting import theme
 from flatbayes.posteriors import SWAG
 from flatbayes.prediction import FittedPosterior
+from flatbayes.reporting import svg
 from flatbayes.training import CollectionConfig, TrainingConfig, fit
 
 NUM_SEEDS, NUM_DRAWS, TRAIN_SIZE, TEST_SIZE, BATCH_SIZE = 4, 10, 3000, 2000, 64
@@ -61,7 +62,7 @@ def main(out: Path, figure_path: Path) -> None:
         "runs": runs,
     }
     write_json(out, results)
-    draw_curves(results["curve"]).savefig(figure_path)
+    write_text(figure_path, draw_curves(results["curve"]))
     print(json.dumps({key: results[key] for key in ("curve", "times")}, indent=2))
 
 
@@ -156,17 +157,18 @@ def measure_times(fitted: FittedPosterior, data: DataSplits) -> dict[str, float]
     }
 
 
-def draw_curves(curves: dict[str, dict[str, Any]]) -> Figure:
-    """A panel per metric: change from the full pass by k, and noise over seeds as a line."""
-    figure = Figure(figsize=(9, 3), layout="constrained")
+def draw_curves(curves: dict[str, dict[str, Any]]) -> str:
+    """A panel per metric: change from the full pass by k, and noise over seeds as a line; as an SVG file."""
     ks = [str(k) for k in BATCHES if k != "all"]
-    for axes, name in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
-        axes.plot(ks, [curves[name][k]["mean_move"] for k in ks], "o-", label="mean over seeds")
-        axes.plot(ks, [curves[name][k]["largest_move"] for k in ks], "o:", label="largest")
-        axes.axhline(curves[name]["seed_noise"], color="grey", label="noise over seeds (sd)")
-        axes.set(title=f"{name}: move from all batches", xlabel="batches", ylim=(0, None))
-    axes.legend(frameon=False)
-    return figure
+    with svg.new_figure(900, 300) as figure:
+        figure.set_layout_engine("constrained")
+        for axes, name in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
+            axes.plot(ks, [curves[name][k]["mean_move"] for k in ks], "o-", label="mean over seeds")
+            axes.plot(ks, [curves[name][k]["largest_move"] for k in ks], "o:", label="largest")
+            axes.axhline(curves[name]["seed_noise"], color=theme.TIE, label="sd over seeds")
+            axes.set(title=name, xlabel="batches", ylabel="change from all batches", ylim=(0, None))
+        axes.legend(frameon=False, fontsize=9)
+        return svg.to_svg_file(figure, "batches", "Change of metrics from all batches by the number of batches")
 
 
 if __name__ == "__main__":
