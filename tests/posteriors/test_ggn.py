@@ -67,7 +67,19 @@ def residual_net():
     return Residual(), torch.randn(SIZE, 2, 6)
 
 
-NETWORKS = pytest.mark.parametrize("make", [mlp, batch_norm_net, residual_net])
+def scaled_net():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.head = nn.Parameter(torch.tensor(1.5)), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(x) * self.scale
+
+    return Scaled(), torch.randn(SIZE, 4)
+
+
+NETWORKS = pytest.mark.parametrize("make", [mlp, batch_norm_net, residual_net, scaled_net])
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +103,7 @@ def softmax_hessians(outputs):
 def dense_ggn(net, params, x, hessians):
     """Sum of Jᵀ H J over examples, from the Jacobian of the whole batch at once."""
     jacobian = jacrev(lambda values: functional_call(net, values, (x,)))({n: p.detach() for n, p in params.items()})
-    flat = torch.cat([jacobian[name].flatten(2) for name in params], 2)
+    flat = torch.cat([jacobian[name][..., None].flatten(2) for name in params], 2)
     return torch.einsum("bip,bij,bjq->pq", flat, hessians, flat)
 
 

@@ -184,7 +184,7 @@ class ExampleVjps:
         # Dropout that is active in eval mode has one mask for each example.
         column_vjps = vmap(grad(project_outputs), in_dims=(None, None, 0), randomness="same")
         vjps = vmap(column_vjps, in_dims=(None, 0, 0), randomness="different")(values, inputs, directions.mT)
-        return torch.cat([vjps[name].flatten(2) for name in self.params], 2)
+        return torch.cat([vjps[name][..., None].flatten(2) for name in self.params], 2)  # a parameter may be a scalar
 
     def compute_by_loop(
         self, inputs: ModelInputs, directions: Float[Tensor, "batch outputs columns"]
