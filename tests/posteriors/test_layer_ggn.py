@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatbayes.posteriors import diagonal_ggn, last_layer
-from flatbayes.posteriors.curvature import LastLayerCurvature
+from flatbayes.posteriors.curvature import LastLayerCurvature, make_curvature
 from flatbayes.posteriors.diagonal_ggn import DiagonalGgn
 from flatbayes.posteriors.ggn import ExampleVjps, factorize_loss_hessian, factorize_psd, ggn_diagonal, ggn_matrix
 from flatbayes.posteriors.last_layer import factorize_covariance, invert_triangle
@@ -141,6 +141,18 @@ def test_diagonals_of_trainable_parameters_only():
     diagonal.add(x, y, F.cross_entropy)
     assert set(diagonal.layers) == {"0", "2", "4"}
     torch.testing.assert_close(diagonal.compute(), ggn_diagonal(ExampleVjps(net, params), x, y, F.cross_entropy))
+
+
+@pytest.mark.parametrize("structure", ["diag", "kron", "last_layer"])
+@pytest.mark.parametrize("position", [0, 1])
+def test_an_empty_batch_adds_nothing(structure, position):
+    x, y = torch.randn(SIZE, 4), torch.arange(SIZE) % 3
+    curvature = make_curvature(structure, nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)))
+    batches = [(x, y)]
+    expected = curvature.compute_curvature(batches, F.cross_entropy)
+    batches.insert(position, (x[:0], y[:0]))
+    for name, tensor in curvature.compute_curvature(batches, F.cross_entropy).items():
+        assert torch.equal(tensor, expected[name])
 
 
 LAST_LAYERS = {

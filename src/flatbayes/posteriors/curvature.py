@@ -354,9 +354,10 @@ def _scale_noise(statistics: Mapping[str, Tensor], noise: Tensor, temperature: f
 
 
 def _split_batches(examples: Examples, size: int) -> Iterator[tuple[ModelInputs, Tensor]]:
-    """Yield batches of at most `size` examples."""
+    """Yield batches of at least one and at most `size` examples."""
     for inputs, targets in examples:
-        yield from zip(split_examples(inputs, size), targets.split(size), strict=True)
+        if len(targets):
+            yield from zip(split_examples(inputs, size), targets.split(size), strict=True)
 
 
 def _collect_layer_parameters(model: nn.Module, layers: list[MatrixLayer]) -> dict[str, nn.Parameter]:
