@@ -3,12 +3,14 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from flatbayes.likelihoods import Categorical, CategoricalPredictive
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
+from flatbayes.likelihoods.labels import encode_labels
 
 
 def logits(seed, draws=5, examples=7, classes=4):
@@ -120,3 +122,9 @@ def test_outputs_may_have_a_gradient():
         warnings.simplefilter("error")
         predictive = Categorical(3).predictive(outputs)
     torch.testing.assert_close(predictive.log_probs, outputs.double().softmax(-1).mean(0).log())
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_labels_that_are_texts_keep_their_shape(shape):
+    labels = np.array(["dog", "cat", "dog"]).reshape(shape)
+    assert torch.equal(encode_labels(labels, ["cat", "dog"]), torch.tensor([1, 0, 1]).reshape(shape))

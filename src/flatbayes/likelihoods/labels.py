@@ -106,7 +106,7 @@ def encode_labels(targets: Any, class_names: object) -> Tensor:
             f"{', '.join(map(repr, names)) or 'no names are known, pass class indices'}."
         )
     numbers = {name: index for index, name in enumerate(names)}
-    return torch.tensor([numbers[str(label)] for label in array.tolist()])
+    return torch.tensor([numbers[str(label)] for label in array.ravel().tolist()]).reshape(array.shape)
 
 
 def to_tensor(values: Any) -> Tensor:
