@@ -224,3 +224,17 @@ def test_factors_of_definite_indefinite_and_zero_matrices_together():
     expected[1, 1, 1] = 0
     torch.testing.assert_close(factor @ factor.mT, expected)
     assert factorize_psd(torch.zeros(2, 3, 3)).shape == (2, 3, 1)
+
+
+@pytest.mark.parametrize("name", ["eigenvectors", "eigenvalues", "prior_precision"])
+@pytest.mark.parametrize("shape", [None, (10_000_000, 1)])
+def test_statistics_of_another_network_are_not_converted(name, shape):
+    """A small artefact must not become a large tensor by broadcasting."""
+    curvature = make_curvature("last_layer", nn.Linear(2, 1))
+    statistics = {"eigenvectors": torch.eye(3), "eigenvalues": torch.ones(3), "prior_precision": torch.tensor(1.0)}
+    assert curvature.convert_statistics(statistics, 1.0).keys() == {"scale", "prior_precision"}
+    if shape is None:
+        del statistics[name]
+    else:
+        statistics[name] = torch.ones(1).expand(shape)
+    assert curvature.convert_statistics(statistics, 1.0) is statistics

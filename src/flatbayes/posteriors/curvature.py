@@ -247,8 +247,10 @@ class LastLayerCurvature(CurvatureApproximation):
 
     def convert_statistics(self, statistics: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
         """Return the square root from an eigendecomposition, whose draws are the same."""
-        if "eigenvectors" not in statistics:
-            return statistics
+        size = _count_weights(self.params)
+        shapes = {"eigenvectors": (size, size), "eigenvalues": (size,), "prior_precision": ()}
+        if any(name not in statistics or statistics[name].shape != shape for name, shape in shapes.items()):
+            return statistics  # of this version, or not of this network
         others = {name: tensor for name, tensor in statistics.items() if not name.startswith("eigen")}
         std = posterior_std(statistics["eigenvalues"], temperature, statistics["prior_precision"])
         return others | {"scale": statistics["eigenvectors"] * std}
