@@ -74,6 +74,7 @@ __all__ = [
     "TuningResult",
     "ViT",
     "WideResNet",
+    "calibrate",
     "compare",
     "conformalize",
     "distill",
@@ -136,6 +137,7 @@ if TYPE_CHECKING:
         CompiledPosterior,
         ConformalPosterior,
         FittedPosterior,
+        calibrate,
         conformalize,
         evaluate,
         export_onnx,
@@ -169,8 +171,8 @@ else:
             "Likelihood Predictive",
             "flatbayes.models": "ConvNet DenseNet MLP PreResNet ResNet VGG ViT WideResNet",
             "flatbayes.posteriors": "Ensemble LRT Laplace MAP MCDropout Posterior SGHMC SGLD SGVB SWAG",
-            "flatbayes.prediction": "CompiledPosterior ConformalPosterior FittedPosterior conformalize evaluate "
-            "export_onnx export_torch",
+            "flatbayes.prediction": "CompiledPosterior ConformalPosterior FittedPosterior calibrate conformalize "
+            "evaluate export_onnx export_torch",
             "flatbayes.training": "Constant Cosine Cyclical Interrupted Polynomial SWALinear Schedule TrainingConfig",
             "flatbayes.training.fit": "fit",
         },

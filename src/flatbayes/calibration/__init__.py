@@ -1,7 +1,8 @@
-"""Conformal prediction: sets and intervals with a coverage that is guaranteed for any posterior."""
+"""Calibration of predictions on validation examples, and conformal prediction with guaranteed coverage."""
 
 from flatbayes.calibration.conformal import ConformalPredictor, GroupThreshold, fit_conformal
 from flatbayes.calibration.coverage import ConformalEvaluation, CoverageEstimate
+from flatbayes.calibration.maps import CalibrationMap, CalibrationMethod, fit_calibration
 from flatbayes.calibration.quantiles import conformal_quantile, conformal_rank
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
 from flatbayes.calibration.scores import APS, LAC, RAPS, ConformalScore, NormalizedResidual, QuantileResidual
@@ -11,6 +12,8 @@ __all__ = [
     "APS",
     "LAC",
     "RAPS",
+    "CalibrationMap",
+    "CalibrationMethod",
     "ConformalEvaluation",
     "ConformalPredictor",
     "ConformalScore",
@@ -22,6 +25,7 @@ __all__ = [
     "QuantileResidual",
     "conformal_quantile",
     "conformal_rank",
+    "fit_calibration",
     "fit_conformal",
 ]
 

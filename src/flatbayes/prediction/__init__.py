@@ -1,11 +1,13 @@
 """Bayesian model averaging: predictions with uncertainty from a fitted posterior, their evaluation and deployment."""
 
 from flatbayes.core.renames import explain_old_arguments
+from flatbayes.prediction.calibrated import replace_calibration
 from flatbayes.prediction.conformal import ConformalPosterior, conformalize
 from flatbayes.prediction.deploy import CompiledPosterior
 from flatbayes.prediction.evaluation import Evaluation, evaluate
 from flatbayes.prediction.export import export_onnx, export_torch, onnx_difference
 from flatbayes.prediction.fitted import FittedPosterior
+from flatbayes.prediction.recalibration import calibrate
 from flatbayes.prediction.sampling import NetworkSampler, check_num_draws
 from flatbayes.prediction.shift import (
     CorruptionMetrics,
@@ -27,6 +29,7 @@ __all__ = [
     "NetworkSampler",
     "OODEvaluation",
     "RecalibrationResult",
+    "calibrate",
     "check_num_draws",
     "conformalize",
     "evaluate",
@@ -36,6 +39,7 @@ __all__ = [
     "export_onnx",
     "export_torch",
     "onnx_difference",
+    "replace_calibration",
 ]
 
 explain_old_arguments(__name__)

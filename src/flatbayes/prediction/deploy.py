@@ -18,7 +18,7 @@ from flatbayes.data.standardize import standardize_inputs
 from flatbayes.posteriors.linearised import LinearisedNetwork
 from flatbayes.posteriors.variational_network import find_variational_layers
 from flatbayes.prediction.inputs import cast_floating
-from flatbayes.prediction.outputs import PredictiveSummary, SummaryTensors, make_summary
+from flatbayes.prediction.outputs import CalibratedSummary, PredictiveSummary, SummaryTensors, make_summary
 from flatbayes.prediction.sampling import NetworkSampler, SampleId, make_example_inputs
 from flatbayes.prediction.varying_layer import StackedLayerNetwork, draw_layer, find_varying_layers
 
@@ -140,6 +140,8 @@ def compile_posterior(sampler: NetworkSampler, num_draws: int, seed: int) -> Com
             "fitted.predict, or sample_networks and torch.export for each network."
         )
     summary = make_summary(sampler.likelihood)
+    if sampler.calibration is not None:
+        summary = CalibratedSummary(summary, sampler.calibration)
     sample_ids = sampler.sample_ids(num_draws, seed)
     networks = _stack_last_layers(sampler, sample_ids)
     if not networks:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flatbayes.calibration import CalibrationMap
 from flatbayes.core import State
 from flatbayes.core.display import format_number
 from flatbayes.core.spec import short_name
@@ -36,6 +37,7 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
             *(f"{name} {format_number(value)}" for name, value in _get_mapping(training, "last_epoch").items())
         ),
         "interrupted": str(info.get("interrupted", "")),
+        "calibration": CalibrationMap.from_dict(info["calibration"]).describe() if "calibration" in info else "",
         "prediction": describe_networks(posterior, states),
         "device": _describe_device(states),
     }

@@ -1,7 +1,7 @@
 """Evaluation of a fitted posterior on labelled examples: metrics and a reliability diagram."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from flatbayes.metrics import (
 )
 from flatbayes.metrics.calibration import bin_confidences
 from flatbayes.metrics.classification import score_examples
+from flatbayes.prediction.calibrated import replace_calibration
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.labelled import LabelledBatches, select_examples
 from flatbayes.prediction.placement import PredictionPrecision
@@ -50,6 +51,7 @@ class Evaluation:
         num_networks: Number of networks that were averaged.
         target_metrics: For a regression with several targets, the metrics of each in its unit, whose means are in
             `metrics`; all but the NLL, which is that of all targets together. Empty otherwise.
+        raw_metrics: For a posterior with a calibration, the metrics of its predictions without it. Empty otherwise.
 
     Examples:
         >>> evaluation = evaluate(fitted, data.test, num_draws=5)
@@ -62,19 +64,28 @@ class Evaluation:
     reliability: ReliabilityBins | CoverageCurve
     num_networks: int
     target_metrics: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    raw_metrics: dict[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name} {format_number(value)}" for name, value in self.metrics.items())
         return f"<Evaluation of {self.num_networks} {'network' if self.num_networks == 1 else 'networks'}: {values}>"
 
     def _repr_html_(self) -> str:
-        rows = [(DEFINITIONS.get(name, name), format_number(value)) for name, value in self.metrics.items()]
+        rows = [
+            (DEFINITIONS.get(name, name), format_number(value) + self._format_raw(name))
+            for name, value in self.metrics.items()
+        ]
         return format_html_table(f"Evaluation, networks averaged: {self.num_networks}", (), rows)
+
+    def _format_raw(self, name: str) -> str:
+        """The value without calibration, in brackets; nothing for a posterior without one."""
+        return f" (uncalibrated {format_number(self.raw_metrics[name])})" if name in self.raw_metrics else ""
 
     def summary(self) -> str:
         """The metrics with their definitions, as text."""
         entries = {
-            name: f"{format_number(value):>8}  {DEFINITIONS.get(name, '')}" for name, value in self.metrics.items()
+            name: f"{format_number(value):>8}{self._format_raw(name)}  {DEFINITIONS.get(name, '')}"
+            for name, value in self.metrics.items()
         }
         return format_entries(f"Evaluation, networks averaged: {self.num_networks}", entries)
 
@@ -83,6 +94,7 @@ class Evaluation:
         data: dict[str, Any] = replace_nonfinite(
             {
                 "metrics": dict(self.metrics),
+                "raw_metrics": dict(self.raw_metrics),
                 "num_networks": self.num_networks,
                 "reliability": self.reliability.to_dict(),
                 "target_metrics": {name: list(values) for name, values in self.target_metrics.items()},
@@ -161,8 +173,9 @@ def evaluate(
         >>> sorted(evaluation.metrics), evaluation.num_networks
         (['accuracy', 'auroc_correct', 'brier', 'ece', 'nll'], 5)
     """
+    calibration = fitted.calibration
     predictive, targets, _ = predict_labelled(
-        fitted,
+        fitted if calibration is None else replace_calibration(fitted, None),
         data,
         targets,
         num_draws,
@@ -172,7 +185,11 @@ def evaluate(
         precision=precision,
         compiled=compiled,
     )
-    return _compute_metrics(predictive, targets, len(fitted.sample_ids(num_draws, seed)))
+    evaluation = _compute_metrics(predictive, targets, len(fitted.sample_ids(num_draws, seed)))
+    if calibration is None:
+        return evaluation
+    calibrated = _compute_metrics(calibration.apply(predictive), targets, evaluation.num_networks)
+    return replace(calibrated, raw_metrics=evaluation.metrics)
 
 
 def predict_labelled(

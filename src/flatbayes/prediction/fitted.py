@@ -188,7 +188,7 @@ class FittedPosterior(NetworkSampler):
 
         An iterable is read once, whatever the number of draws. The arguments are those of `predict`.
         """
-        sample_ids, first_row = self.sample_ids(num_draws, seed), 0
+        sample_ids, first_row, calibration = self.sample_ids(num_draws, seed), 0, self.calibration
         dtype = resolve_autocast_dtype(precision, self.info, self.dtype)
         device: torch.device | None = None
         vectorized = False if compiled else vectorized
@@ -214,6 +214,7 @@ class FittedPosterior(NetworkSampler):
                     ids = _track_draws(sample_ids) if show_progress else sample_ids
                     outputs = (self._compute_outputs(sample_id, batches, dtype, compiled) for sample_id in ids)
                 predictive = self.likelihood.predictive(outputs, keep_members=keep_members)
+                predictive = predictive if calibration is None else calibration.apply(predictive)
             check_finite_predictions(predictive, first_row)
             first_row += num_examples
             yield predictive.to(device) if isinstance(predictive, Predictive) else predictive  # one of the user

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypeAlias, TypedDict, cast
 
+from flatbayes.calibration.maps import is_calibration
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 from flatbayes.data.fingerprint import FINGERPRINT_KEY
 
@@ -137,6 +138,7 @@ INFO_ENTRIES: dict[str, Check] = {
         "an object of numbers",
     ),
     FINGERPRINT_KEY: _OBJECT,
+    "calibration": (is_calibration, "a calibration written by flatbayes.calibrate"),
     "members": _TEXT,
     "interrupted": _TEXT,
 }

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flatbayes.calibration import CalibrationMap
+from flatbayes.calibration.maps import transform_log_probs
 from flatbayes.likelihoods import Categorical, Custom, Gaussian, Likelihood
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 
@@ -102,6 +104,39 @@ def rescale_moments(
 def promote_to_float32(outputs: Tensor) -> Tensor:
     """Convert to single precision unless the outputs are in double."""
     return outputs if outputs.dtype == torch.float64 else outputs.float()
+
+
+class CalibratedSummary(PredictiveSummary):
+    """Summary tensors with a calibration.
+
+    Args:
+        summary: The summary of the outputs.
+        calibration: The map of the predictions.
+    """
+
+    weights: Tensor
+    bias: Tensor
+
+    def __init__(self, summary: PredictiveSummary, calibration: CalibrationMap) -> None:
+        super().__init__()
+        self.summary, self.output_names = summary, summary.output_names
+        weights, bias = calibration.get_parameters()
+        self.register_buffer("weights", weights.float())
+        self.register_buffer("bias", bias.float())
+
+    def forward(self, outputs: Sequence[Tensor]) -> SummaryTensors:
+        """As `CalibrationMap.apply`: probabilities and entropies by the map, standard deviations by its factors."""
+        tensors = self.summary(outputs)
+        if "std" in tensors:
+            return {name: values if name == "mean" else self._scale(values) for name, values in tensors.items()}
+        mean = tensors["mean"]
+        log_probs = transform_log_probs(mean.log(), self.weights.to(mean), self.bias.to(mean))
+        entropy = categorical_entropy(log_probs)
+        information = torch.minimum(tensors["mutual_information"], entropy)
+        return {"mean": log_probs.exp(), "entropy": entropy, "mutual_information": information}
+
+    def _scale(self, values: Tensor) -> Tensor:
+        return values * (self.weights[0] if values.ndim == 1 else self.weights).to(values)
 
 
 def make_summary(likelihood: Likelihood) -> PredictiveSummary:

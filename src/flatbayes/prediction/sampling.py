@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from flatbayes.calibration import CalibrationMap
 from flatbayes.core import State
 from flatbayes.core.accelerators import describe_device
 from flatbayes.core.buffers import norm_layers, reestimate_norm_statistics, swap_buffers
@@ -102,6 +103,12 @@ class NetworkSampler:
     def input_structure(self) -> InputStructure:
         """Keys, or number, of the inputs of training; None for a tensor, or if it is not known."""
         return get_interface(self.states[0].model).inputs
+
+    @property
+    def calibration(self) -> CalibrationMap | None:
+        """The map that `flatbayes.calibrate` fitted, which every prediction applies; None without one."""
+        data = self.info.get("calibration")
+        return None if data is None else CalibrationMap.from_dict(data)
 
     def to(self, device: torch.device | str) -> Self:
         """Move networks and statistics to another device, in place.

@@ -1,0 +1,304 @@
+"""Calibration maps of predictions, fitted to validation examples: what a posterior predicts, corrected afterwards.
+
+Classes, with p the averaged probabilities of all networks:
+
+    temperature  p' = softmax(log p / T)               Guo et al., ICML 2017
+    vector       p' = softmax(w * log p + b)           Guo et al., ICML 2017
+    dirichlet    p' = softmax(W log p + b)             Kull et al., NeurIPS 2019
+
+Numbers: `scale` stretches every predictive distribution about its mean by one factor for each target. All minimise
+the NLL of the validation examples. `vector` and `dirichlet` do so with a normal prior around the identity, of the
+standard deviation 1 for every parameter, since few examples do not determine them. It replaces the penalty of Kull et
+al., whose weight is chosen by cross-validation, and its weight falls with the number of examples.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self, cast, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from flatbayes.calibration.targets import check_targets
+from flatbayes.core.devices import to_double
+from flatbayes.core.display import format_fields
+from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods.mixture import log_mean_density, normal_log_density
+from flatbayes.metrics import fit_temperature
+
+CalibrationMethod = Literal["temperature", "vector", "dirichlet", "scale"]
+"""Kinds of maps; `scale` is that of numbers."""
+MIN_LOG_PROB = -80.0
+"""Smallest log probability that `vector` and `dirichlet` tell from a smaller one, within the range of float32."""
+MAX_DIRICHLET_CLASSES = 100
+"""Largest number of classes of `dirichlet`, which has a parameter for every pair of classes."""
+MAX_SCALE = 100.0
+"""Largest factor of `scale`; the smallest is its inverse."""
+
+
+@dataclass(frozen=True)
+class CalibrationMap:
+    """A map of predictions to calibrated predictions; made by `fit_calibration`.
+
+    Attributes:
+        method: Kind of the map.
+        weights: 1 / T; w; the rows of W one after another; or the factor of each target.
+        bias: b; empty for `temperature` and `scale`.
+        num_examples: Number of validation examples.
+        nll_raw: Mean NLL of the validation examples without the map.
+        nll_calibrated: Mean NLL of the validation examples with the map, which was fitted to them.
+
+    Examples:
+        >>> validation = fitted.predict(data.val.inputs)
+        >>> calibration = fit_calibration(validation, data.val.targets)
+        >>> calibrated = calibration.apply(fitted.predict(inputs))
+        >>> calibrated.mean.shape, calibration.nll_calibrated <= calibration.nll_raw
+        (torch.Size([100, 10]), True)
+        >>> CalibrationMap.from_dict(calibration.to_dict()) == calibration
+        True
+    """
+
+    method: CalibrationMethod
+    weights: tuple[float, ...]
+    bias: tuple[float, ...]
+    num_examples: int
+    nll_raw: float
+    nll_calibrated: float
+
+    __repr__ = format_fields
+
+    def describe(self) -> str:
+        """Method, parameters where they are few, and NLL of the validation examples, as text."""
+        value = ""
+        if self.method == "temperature":
+            value = f" {1 / self.weights[0]:.4g}"
+        elif self.method == "scale":
+            value = f" {', '.join(f'{factor:.4g}' for factor in self.weights)}"
+        return (
+            f"{self.method}{value}, fitted to {self.num_examples} examples: their NLL {self.nll_raw:.4g} became "
+            f"{self.nll_calibrated:.4g}"
+        )
+
+    def get_parameters(self) -> tuple[Tensor, Tensor]:
+        """Weights and bias as float64 tensors: weights of 0 axes for a temperature, of 2 for `dirichlet`."""
+        weights, bias = (torch.tensor(values, dtype=torch.float64) for values in (self.weights, self.bias))
+        if self.method == "temperature":
+            return weights[0], bias
+        return weights.reshape(len(bias), -1) if self.method == "dirichlet" else weights, bias
+
+    def apply(self, predictive: Predictive) -> Predictive:
+        """The calibrated predictions.
+
+        For classes, the mutual information stays that of the networks, at most the entropy; predictions of single
+        networks and their variances are not changed. For numbers, means stay, and all standard deviations are scaled.
+
+        Args:
+            predictive: Predictions of the posterior for which the map was fitted.
+
+        Raises:
+            TypeError: The map is not for predictions of this kind.
+            ValueError: The map is for another number of classes or targets.
+        """
+        weights, bias = self.get_parameters()
+        if self.method != "scale" and isinstance(predictive, CategoricalPredictive):
+            _check_count(len(bias) or predictive.log_probs.shape[1], predictive.log_probs.shape[1], "classes")
+            log_probs = transform_log_probs(
+                predictive.log_probs, weights.to(predictive.log_probs), bias.to(predictive.log_probs)
+            )
+            information = predictive.mutual_information
+            calibrated = CategoricalPredictive(
+                log_probs, predictive.expected_entropy, predictive.variance_of_probs, predictive.member_probs
+            )
+            expected_entropy = (calibrated.entropy - information).clamp_min(0.0)
+            return CategoricalPredictive(
+                log_probs, expected_entropy, predictive.variance_of_probs, predictive.member_probs
+            )
+        if self.method == "scale" and isinstance(predictive, GaussianPredictive):
+            factors = weights.to(predictive.member_means)
+            num_targets = 1 if predictive.mean.ndim == 1 else predictive.mean.shape[1]
+            _check_count(len(factors), num_targets, "targets")
+            return scale_mixture(predictive, factors[0] if predictive.mean.ndim == 1 else factors)
+        raise TypeError(f"A calibration by {self.method!r} cannot be applied to a {type(predictive).__name__}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, from which `from_dict` makes an equal map."""
+        return asdict(self) | {"weights": list(self.weights), "bias": list(self.bias)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The map that `to_dict` described.
+
+        Args:
+            data: Result of `to_dict`.
+        """
+        return cls(**{**data, "weights": tuple(data["weights"]), "bias": tuple(data["bias"])})
+
+
+def is_calibration(data: object) -> bool:
+    """Whether data are those of a map, with as many finite numbers as its method has.
+
+    Args:
+        data: Read from a file.
+    """
+    if not isinstance(data, dict) or set(data) != {field.name for field in fields(CalibrationMap)}:
+        return False
+    method, weights, bias = data["method"], data["weights"], data["bias"]
+    if method not in get_args(CalibrationMethod) or not isinstance(weights, list) or not isinstance(bias, list):
+        return False
+    counts = {"temperature": (1, 0), "vector": (len(bias),) * 2, "dirichlet": (len(bias) ** 2, len(bias))}
+    numbers = [*weights, *bias, data["num_examples"], data["nll_raw"], data["nll_calibrated"]]
+    return (
+        bool(weights)
+        and (len(weights), len(bias)) == counts.get(method, (len(weights), 0))
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        and (method not in ("temperature", "scale") or min(weights) > 0)
+    )
+
+
+def fit_calibration(
+    predictive: Predictive, targets: Tensor, method: CalibrationMethod | None = None
+) -> CalibrationMap:
+    """Fit a calibration map to validation examples.
+
+    Args:
+        predictive: Predictions of examples that were not used for training.
+        targets: Their class indices or numbers.
+        method: None takes `temperature` for classes, which changes no decision, and `scale` for numbers.
+
+    Raises:
+        TypeError: There is no calibration for this kind of prediction.
+        ValueError: The method is not for this kind of prediction, or the targets do not match the predictions.
+
+    Examples:
+        >>> calibration = fit_calibration(
+        ...     fitted.predict(data.val.inputs), data.val.targets, "vector"
+        ... )
+        >>> len(calibration.weights), len(calibration.bias), calibration.num_examples
+        (10, 10, 100)
+    """
+    targets = check_targets(predictive, targets)
+    if isinstance(predictive, GaussianPredictive):
+        method = method or "scale"
+        if method != "scale":
+            raise ValueError(f"Predictions of numbers are calibrated by 'scale', got {method!r}.")
+        weights, bias = _fit_scales(predictive, targets), torch.zeros(0, dtype=torch.float64)
+    else:
+        method = method or "temperature"
+        log_probs = cast("CategoricalPredictive", predictive).log_probs.detach().cpu().double()
+        weights, bias = _fit_classes(log_probs, targets.cpu().long(), method)
+    numbers = tuple(weights.reshape(-1).tolist()), tuple(bias.tolist())
+    calibration = CalibrationMap(method, *numbers, len(targets), math.nan, math.nan)
+    losses = [mean_nll(values, targets) for values in (predictive, calibration.apply(predictive))]
+    return CalibrationMap(method, *numbers, len(targets), *losses)
+
+
+def transform_log_probs(
+    log_probs: Float[Tensor, "examples classes"], weights: Tensor, bias: Tensor
+) -> Float[Tensor, "examples classes"]:
+    """Log probabilities log_softmax(W log p + b), W a number without bias, a diagonal, or a matrix.
+
+    Args:
+        log_probs: log p.
+        weights: 1 / T with 0 axes, w with 1 axis, or W with 2 axes.
+        bias: b; not used for a temperature.
+    """
+    if weights.ndim == 0:
+        return torch.log_softmax(weights * log_probs, -1)
+    log_probs = log_probs.clamp_min(MIN_LOG_PROB)
+    scores = weights * log_probs if weights.ndim == 1 else log_probs @ weights.T
+    return torch.log_softmax(scores + bias, -1)
+
+
+def scale_mixture(predictive: GaussianPredictive, factors: Tensor) -> GaussianPredictive:
+    """Mixtures stretched about their mean: the distribution of m + factor (Y - m).
+
+    Args:
+        predictive: The mixtures.
+        factors: One factor, or one for each target.
+    """
+    mean = predictive.mean
+    return GaussianPredictive(mean + factors * (predictive.member_means - mean), factors * predictive.member_stds)
+
+
+def mean_nll(predictive: Predictive, targets: Tensor) -> float:
+    """Mean negative log likelihood.
+
+    Args:
+        predictive: Predictions of classes or numbers.
+        targets: Class indices or numbers.
+    """
+    if isinstance(predictive, CategoricalPredictive):
+        log_probs = predictive.log_probs.detach().cpu().double()
+        return -float(log_probs.gather(1, targets.cpu().long()[:, None]).mean())
+    predictive = cast("GaussianPredictive", predictive)
+    return -float(to_double(predictive.log_prob(targets)).mean())
+
+
+def _fit_classes(
+    log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"], method: str
+) -> tuple[Tensor, Tensor]:
+    num_classes = log_probs.shape[1]
+    if method == "temperature":
+        temperature = fit_temperature(log_probs, labels)
+        return torch.tensor(1 / temperature, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+    if method not in ("vector", "dirichlet"):
+        raise ValueError(
+            f"Predictions of classes are calibrated by 'temperature', 'vector' or 'dirichlet', got {method!r}."
+        )
+    if method == "dirichlet" and num_classes > MAX_DIRICHLET_CLASSES:
+        raise ValueError(
+            f"'dirichlet' has a parameter for every pair of {num_classes} classes; it is for at most "
+            f"{MAX_DIRICHLET_CLASSES} classes. Use 'temperature' or 'vector'."
+        )
+    ones = torch.ones(num_classes, dtype=torch.float64)
+    identity = ones if method == "vector" else torch.diag(ones)
+    weights, bias = identity.clone().requires_grad_(), torch.zeros_like(ones).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weights, bias], max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = penalized_nll(log_probs, labels, weights, bias, identity)
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return weights.detach(), bias.detach()
+
+
+def penalized_nll(log_probs: Tensor, labels: Tensor, weights: Tensor, bias: Tensor, identity: Tensor) -> Tensor:
+    """Mean NLL + (|W - I|^2 + |b|^2) / (2 n): the negative log posterior of n examples divided by n."""
+    losses = torch.nn.functional.nll_loss(transform_log_probs(log_probs, weights, bias), labels)
+    return losses + ((weights - identity).square().sum() + bias.square().sum()) / (2 * len(labels))
+
+
+def _fit_scales(predictive: GaussianPredictive, targets: Tensor) -> Tensor:
+    from scipy.optimize import minimize_scalar  # slow to import
+
+    count = len(targets)
+    means, stds = (
+        values.detach().cpu().double().reshape(len(values), count, -1)
+        for values in (predictive.member_means, predictive.member_stds)
+    )
+    targets = targets.detach().cpu().double().reshape(count, -1)
+    factors, limit = [], math.log(MAX_SCALE)
+    for k in range(targets.shape[1]):
+        mixture, values = GaussianPredictive(means[..., k], stds[..., k]), targets[:, k]
+
+        def compute_nll(log_factor: float, mixture: GaussianPredictive = mixture, values: Tensor = values) -> float:
+            scaled = scale_mixture(mixture, torch.tensor(math.exp(log_factor), dtype=torch.float64))
+            densities = normal_log_density(values, scaled.member_means, scaled.member_stds)
+            return -float(log_mean_density(densities).mean())
+
+        result = minimize_scalar(compute_nll, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-9})
+        factors.append(math.exp(result.x))
+    return torch.tensor(factors, dtype=torch.float64)
+
+
+def _check_count(expected: int, count: int, kind: str) -> None:
+    if expected != count:
+        raise ValueError(f"The calibration was fitted to predictions of {expected} {kind}, got {count} {kind}.")

@@ -1,0 +1,103 @@
+"""Calibration of fitted posteriors: all predictions, artefact, compiled posterior and evaluation have it."""
+
+import pytest
+import torch
+
+from flatbayes import (
+    MAP,
+    MLP,
+    SWAG,
+    Diabetes,
+    Digits,
+    FittedPosterior,
+    Plain,
+    TrainingConfig,
+    calibrate,
+    evaluate,
+    fit,
+)
+from flatbayes.core.files import read_json
+from flatbayes.prediction import replace_calibration
+from flatbayes.prediction.metadata import check_info
+from flatbayes.training import OptimizationConfig
+
+METHODS = ["temperature", "vector", "dirichlet", "scale"]
+
+
+@pytest.fixture(scope="module")
+def posteriors():
+    digits = Digits(train_size=200, val_size=150, test_size=200).load(seed=0)
+    classes = fit(MLP, digits, SWAG(rank=2), Plain(), TrainingConfig(epochs=3, batch_size=32))
+    patients = Diabetes(val_size=100).load(seed=0)
+    config = TrainingConfig(epochs=3, optimization=OptimizationConfig(clip_norm=1.0))
+    return {"classes": (digits, classes), "numbers": (patients, fit(MLP, patients, MAP(), Plain(), config))}
+
+
+@pytest.fixture(params=METHODS)
+def case(request, posteriors):
+    data, fitted = posteriors["numbers" if request.param == "scale" else "classes"]
+    return data, fitted, calibrate(fitted, data.val, num_draws=4, method=request.param)
+
+
+def test_every_prediction_is_calibrated(case):
+    data, fitted, calibrated = case
+    raw = fitted.predict(data.test.inputs, 4)
+    expected = calibrated.calibration.apply(raw)
+    predicted = calibrated.predict(data.test.inputs, 4)
+    streamed = list(calibrated.stream_predictions(data.test.inputs, 4))
+    for predictive in (predicted, type(raw).concatenate(streamed)):
+        torch.testing.assert_close(predictive.entropy, expected.entropy)
+        assert (predictive.entropy - raw.entropy).abs().max() > 1e-4
+    assert fitted.calibration is None
+    assert torch.equal(replace_calibration(calibrated, None).predict(data.test.inputs, 4).entropy, raw.entropy)
+    with calibrated.share_predictions():
+        calibrated.predict(data.test.inputs, 4)
+        assert torch.equal(replace_calibration(calibrated, None).predict(data.test.inputs, 4).entropy, raw.entropy)
+
+
+def test_a_calibration_is_not_fitted_to_calibrated_predictions(case):
+    data, _, calibrated = case
+    method = calibrated.calibration.method
+    assert calibrate(calibrated, data.val, num_draws=4, method=method).calibration == calibrated.calibration
+
+
+def test_the_artefact_has_the_calibration(case, tmp_path):
+    data, _, calibrated = case
+    loaded = FittedPosterior.load(calibrated.save(tmp_path / "artefact"))
+    assert loaded.calibration == calibrated.calibration
+    expected = calibrated.predict(data.test.inputs, 4)
+    assert torch.equal(loaded.predict(data.test.inputs, 4).entropy, expected.entropy)
+    assert calibrated.calibration.method in loaded.summary()
+    assert read_json(tmp_path / "artefact" / "posterior.json")["info"]["calibration"]["num_examples"] == len(
+        data.val.targets
+    )
+    with pytest.raises(ValueError, match="'calibration' must be a calibration written by"):
+        check_info({"calibration": calibrated.info["calibration"] | {"weights": []}})
+
+
+def test_the_compiled_posterior_has_the_calibration(case):
+    data, _, calibrated = case
+    expected = calibrated.predict(data.test.inputs, 4)
+    compiled = calibrated.compile(4)
+    tensors = compiled(data.test.inputs)
+    assert set(compiled.output_names) == set(tensors)
+    for name, values in tensors.items():
+        reference = expected.epistemic.sqrt() if name == "epistemic_std" else getattr(expected, name)
+        torch.testing.assert_close(values.double(), reference, rtol=1e-3, atol=1e-4)
+    traced = torch.export.export(compiled, (data.test.inputs[:3].float(),)).module()(data.test.inputs[:3].float())
+    for name, values in traced.items():
+        torch.testing.assert_close(values, tensors[name][:3], rtol=1e-4, atol=1e-5)
+
+
+def test_an_evaluation_has_the_metrics_without_calibration(case):
+    data, fitted, calibrated = case
+    raw, evaluation = evaluate(fitted, data.test, num_draws=4), evaluate(calibrated, data.test, num_draws=4)
+    assert evaluation.raw_metrics == raw.metrics
+    assert raw.raw_metrics == {}
+    assert evaluation.metrics["nll"] != raw.metrics["nll"]
+    assert evaluate(calibrated, data.val, num_draws=4).metrics["nll"] == pytest.approx(
+        calibrated.calibration.nll_calibrated
+    )
+    assert f"(uncalibrated {raw.metrics['nll']:.4g})" in evaluation.summary()
+    assert "uncalibrated" not in raw.summary()
+    assert evaluation.to_dict()["raw_metrics"] == raw.metrics
