@@ -39,7 +39,7 @@ STEPS_AND_PREDICTIONS = (
     "prediction/inputs.py",
     "prediction/outputs.py",
     "prediction/sampling.py",
-    "prediction/vmapped.py",
+    "prediction/drawn_networks.py",
     "training/batches.py",
     "training/closure.py",
     "training/engine.py",

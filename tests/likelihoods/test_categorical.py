@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from flatbayes.likelihoods import Categorical, CategoricalPredictive
+from flatbayes.likelihoods import Categorical, CategoricalPredictive, Gaussian
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 from flatbayes.likelihoods.labels import encode_labels
 
@@ -128,3 +128,13 @@ def test_outputs_may_have_a_gradient():
 def test_labels_that_are_texts_keep_their_shape(shape):
     labels = np.array(["dog", "cat", "dog"]).reshape(shape)
     assert torch.equal(encode_labels(labels, ["cat", "dog"]), torch.tensor([1, 0, 1]).reshape(shape))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0], ids=["usual", "extreme"])
+@pytest.mark.parametrize("likelihood", [Categorical(4), Gaussian(num_targets=2)], ids=str)
+def test_stacked_outputs_have_the_same_prediction(likelihood, scale):
+    outputs = scale * torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    outputs = outputs if isinstance(likelihood, Categorical) else outputs.clamp(-50, 50)
+    stacked, in_turn = likelihood.predictive(outputs), likelihood.predictive(iter(outputs))
+    for name, value in vars(in_turn).items():
+        torch.testing.assert_close(getattr(stacked, name), value, rtol=1e-12, atol=1e-14)

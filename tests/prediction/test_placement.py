@@ -12,6 +12,7 @@ from flatbayes.core.devices import treat_cpu_as_accelerator
 from flatbayes.likelihoods import Categorical, CategoricalPredictive, Gaussian, GaussianPredictive
 from flatbayes.posteriors import MAP, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.prediction import FittedPosterior, artefact, evaluate, placement, sampling
+from flatbayes.prediction.placement import PreprocessedBatches
 from support import batch, network
 
 X, Y = batch(3, size=20)
@@ -189,3 +190,45 @@ def test_inputs_are_copied_to_a_device_once_if_they_fit(make, monkeypatch):
         memory.free = 1.0
         fitted.predict(X, 3, vectorized=False)
         assert len(copies) == 2 + num_batches
+
+
+class WritesInputs(nn.Linear):
+    """A network that changes its input in place."""
+
+    def forward(self, x):
+        return super().forward(x.mul_(2))
+
+
+@pytest.mark.parametrize("transform", [None, lambda x: x + 1, lambda x: x + torch.rand(())], ids=["", "+1", "random"])
+@pytest.mark.parametrize("layer", [nn.Linear, WritesInputs])
+def test_inputs_are_preprocessed_once_and_every_network_sees_the_original(layer, transform):
+    calls, posterior, x = [], Ensemble(MAP(), size=3), torch.randn(5, 2)
+    states = [posterior.init(layer(2, 3).requires_grad_(True), None, 5) for _ in range(3)]
+
+    def count_calls(batch):
+        calls.append(len(batch))
+        return batch if transform is None else transform(batch)
+
+    fitted, before = FittedPosterior(posterior, states, Categorical(3), count_calls), x.clone()
+    probs = fitted.predict(x, batch_size=3, keep_members=True, vectorized=False).member_probs
+    is_repeated = layer is WritesInputs or (transform is not None and transform(x).ne(transform(x)).any())
+    assert calls == ([3, 2] * 3 if is_repeated else [3, 2])
+    assert torch.equal(x, before)
+    if transform is None or not transform(x).ne(transform(x)).any():
+        inputs = x if transform is None else transform(x)
+        for state, member_probs in zip(states, probs, strict=True):
+            torch.testing.assert_close(member_probs, state.model(inputs.clone()).softmax(-1).detach())
+
+
+def test_preprocessed_inputs_are_kept_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr(placement, "MAX_PREPROCESSED_BYTES", 2 * 3 * 4)  # one of two batches of three numbers
+    calls = []
+    batches = PreprocessedBatches([torch.zeros(3)] * 2, lambda batch: calls.append(1) or batch + 1.0, num_networks=3)
+    for _ in range(3):
+        assert [float(total) for total in batches.map(torch.sum)] == [3.0, 3.0]
+    assert len(calls) == 2
+    monkeypatch.setattr(placement, "MAX_PREPROCESSED_BYTES", 3 * 4)
+    batches = PreprocessedBatches([torch.zeros(3)] * 2, lambda batch: calls.append(1) or batch + 1.0, num_networks=3)
+    for _ in range(3):
+        list(batches.map(torch.sum))
+    assert len(calls) == 2 + 2 + 2

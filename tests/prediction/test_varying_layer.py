@@ -82,7 +82,7 @@ def test_layers_are_drawn_once_for_many_calls_and_again_after_a_change(name, mon
 def test_many_draws_are_made_in_blocks(monkeypatch):
     fitted, x = fit_posterior(POSTERIORS["ensemble"]), batch(5, size=9)[0]
     expected = fitted.predict(x, 10, keep_members=True).member_probs
-    monkeypatch.setattr(varying_layer, "MAX_STACKED_ELEMENTS", 3 * fitted.states[0].model[-1].weight.numel())
+    monkeypatch.setattr(varying_layer, "MAX_KEPT_ELEMENTS", 3 * fitted.states[0].model[-1].weight.numel())
     fitted._layer_draws = None
     torch.testing.assert_close(fitted.predict(x, 10, keep_members=True).member_probs, expected)
     assert not fitted._layer_draws.weights

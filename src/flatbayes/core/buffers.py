@@ -49,10 +49,14 @@ def preserve_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in eval mode; afterwards each module has the mode it had."""
-    with preserve_mode(model):
-        if any(module.training for module in list_modules(model)):
+    modules = list_modules(model)
+    flags = [module.training for module in modules]
+    try:
+        if any(flags):
             model.eval()
         yield
+    finally:
+        _restore_training_flags(modules, flags)
 
 
 def clone_buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -89,6 +93,8 @@ def norm_layers(model: nn.Module, updated_buffers: Collection[str] | None = None
         updated_buffers: Names of the buffers that training updated, without those of frozen layers, which are left
             out here; None if that is unknown, for all layers with running statistics and a momentum.
     """
+    if not any(isinstance(module, _NormBase) for module in list_modules(model)):
+        return []
     layers = {name: m for name, m in model.named_modules() if isinstance(m, _NormBase) and m.running_mean is not None}
     return [
         layer

@@ -3,13 +3,12 @@
 import copy
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
@@ -61,16 +60,62 @@ def call_with_tensors(network: nn.Module, tensors: Mapping[str, Tensor], inputs:
         tensors: Values by the first name of a parameter or buffer; the others keep theirs.
         inputs: Inputs of the network.
     """
-    named = (*network.named_parameters(), *network.named_buffers())
-    values = {id(tensor): tensors[name] for name, tensor in named if name in tensors}
-    places = {
-        f"{prefix}.{name}".removeprefix("."): values[id(tensor)]
-        for prefix, module in network.named_modules()
-        for name, tensor in (*module._parameters.items(), *module._buffers.items())
-        if id(tensor) in values
-    }
-    outputs: Tensor = functional_call(network, places, (inputs,), tie_weights=False)
+    if isinstance(network, torch.jit.ScriptModule | nn.DataParallel):
+        raise RuntimeError(f"A {type(network).__name__} has no other tensors: pass the module in it.")
+    outputs: Tensor
+    with replace_tensors(find_places(network, tensors)):
+        outputs = network(inputs)
     return outputs
+
+
+Place = tuple[dict[str, Any], str, Tensor]
+"""The parameters or the buffers of a module, a name among them, and another tensor."""
+
+
+def find_places(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[Place]:
+    """Where other tensors belong in a network; a tied tensor has several places.
+
+    Args:
+        network: The network.
+        tensors: Values by the first name of a parameter or buffer.
+    """
+    values, places = dict[int, Tensor | None](), list[Place]()
+    if type(network).named_parameters is not nn.Module.named_parameters:  # the class decides on the names
+        values = {id(param): tensors.get(name) for name, param in network.named_parameters()}
+    seen, stack = set[nn.Module](), [("", network)]
+    while stack:
+        prefix, module = stack.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        mappings: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for own in mappings:
+            for name, tensor in own.items():
+                if tensor is None:
+                    continue
+                value = values.setdefault(id(tensor), tensors.get(prefix + name))
+                if value is not None:
+                    places.append((own, name, value))
+        children = reversed(module._modules.items())
+        stack += [(f"{prefix}{name}.", child) for name, child in children if child is not None]
+    return places
+
+
+@contextmanager
+def replace_tensors(places: Sequence[Place]) -> Iterator[None]:
+    """Inside, a network has other tensors.
+
+    Args:
+        places: The result of `find_places`.
+    """
+    own_tensors = [own[name] for own, name, _ in places]
+    try:
+        for own, name, value in places:
+            own[name] = value
+        yield
+    finally:
+        for (own, name, _), tensor in zip(places, own_tensors, strict=True):
+            own[name] = tensor
 
 
 @contextmanager

@@ -117,6 +117,10 @@ class Categorical(Likelihood):
             ValueError: The outputs are not one logit per class, or there are none.
         """
         sums, members = CategoricalSums(), list[Tensor]()
+        if isinstance(outputs, Tensor) and len(outputs) and not keep_members:
+            self._check_outputs(outputs[0])
+            sums.add_stacked(outputs)
+            outputs = ()
         for logits in outputs:
             self._check_outputs(logits)
             sums.add(logits)

@@ -159,6 +159,9 @@ class Gaussian(Likelihood):
             ValueError: The outputs are not a mean and a raw scale for each target, or there are none.
         """
         means, stds = [], []
+        num_stacked = len(outputs) if isinstance(outputs, Tensor) else None
+        if isinstance(outputs, Tensor) and outputs.ndim == 3 and num_stacked:
+            outputs = [outputs.flatten(0, 1)]  # of all networks in a few operations
         for member_outputs in outputs:
             mean, std = self.split_outputs(to_double(member_outputs))
             location, scale = _location_scale_tensors(self.location, self.scale, mean.dtype, mean.device)
@@ -166,6 +169,9 @@ class Gaussian(Likelihood):
             stds.append((scale * std).reshape(len(mean), *self._target_shape))
         if not means:
             raise ValueError("There is no prediction without networks: ask for at least 1 draw.")
+        if num_stacked and len(means) == 1:
+            shape = (num_stacked, -1, *self._target_shape)
+            return GaussianPredictive(means[0].reshape(shape), stds[0].reshape(shape))
         return GaussianPredictive(torch.stack(means), torch.stack(stds))
 
     def split_outputs(self, outputs: Float[Tensor, "batch outputs"]) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from rich.progress import track
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.display import format_entries, format_html_table
-from flatbayes.core.input_trees import ModelInputs, count_examples, first_tensor
+from flatbayes.core.input_trees import count_examples, first_tensor
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.likelihoods import Likelihood, Predictive
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
 from flatbayes.prediction.description import describe_fitted
+from flatbayes.prediction.drawn_networks import DrawnNetworks, DrawSource, VectorizationError, should_vectorize
 from flatbayes.prediction.inputs import (
     Inputs,
     check_batch_axis,
@@ -34,11 +35,16 @@ from flatbayes.prediction.inputs import (
     iter_chunks,
     match_image_layout,
 )
-from flatbayes.prediction.placement import PredictionPrecision, autocast, place_batches, resolve_autocast_dtype
+from flatbayes.prediction.placement import (
+    PredictionPrecision,
+    PreprocessedBatches,
+    autocast,
+    place_batches,
+    resolve_autocast_dtype,
+)
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
 from flatbayes.prediction.shared import PredictionCache
 from flatbayes.prediction.varying_layer import LayerDraws, find_varying_layers
-from flatbayes.prediction.vmapped import StackedNetworks, should_vectorize, stack_networks
 
 
 @dataclass
@@ -66,7 +72,7 @@ class FittedPosterior(NetworkSampler):
         True
     """
 
-    _stacked_networks: StackedNetworks | None = field(default=None, init=False, repr=False, compare=False)
+    _drawn_networks: DrawnNetworks | None = field(default=None, init=False, repr=False, compare=False)
     _can_vectorize: bool = field(default=True, init=False, repr=False, compare=False)
     _layer_draws: LayerDraws | None = field(default=None, init=False, repr=False, compare=False)
     _can_share_features: bool = field(default=True, init=False, repr=False, compare=False)
@@ -92,7 +98,7 @@ class FittedPosterior(NetworkSampler):
 
     def to(self, device: torch.device | str) -> Self:
         """Move networks and statistics to another device, in place; see `NetworkSampler.to`."""
-        self._stacked_networks = self._layer_draws = None
+        self._drawn_networks = self._layer_draws = None
         return super().to(device)
 
     def predict(
@@ -112,7 +118,9 @@ class FittedPosterior(NetworkSampler):
 
         The networks run on their device, and predictions come back on that of the inputs: of the tensor, or of the
         first batch of an iterable, such as a loader; for an array and for images in files, on the CPU. Memory grows
-        with the number of examples, and with the number of draws only if `keep_members` is set.
+        with the number of examples, and with the number of draws if `keep_members` is set. Drawn networks are kept
+        for the next call with the same draws, if they have at most 2^24 weights and buffers together (64 MiB in
+        single precision), and drawn again after a change of the posterior or its states.
 
         Args:
             inputs: Raw examples, in the form of the training data: the transform is applied here.
@@ -121,9 +129,9 @@ class FittedPosterior(NetworkSampler):
             batch_size: Examples per forward pass; batches of an iterable keep their size.
             seed: The same seed draws the same networks.
             keep_members: Also keep the prediction of each network.
-            vectorized: Predict with all networks in one call, equal up to rounding, and keep their weights for the
-                next call. None does so for a few examples and small networks, where drawing dominates the time, and
-                for networks that differ in the last layer only, whose inputs are then computed once.
+            vectorized: Predict with all networks in one call, equal up to rounding. None does so for a few examples
+                and small networks, where starting the calls dominates the time, and for networks that differ in the
+                last layer only, whose inputs are then computed once.
             show_progress: Show a progress bar on standard error.
             precision: Precision of the forward passes, and of the running statistics that are estimated for them:
                 that of the weights (None), that of the `training`, or mixed, `bf16-mixed` or `16-mixed`.
@@ -203,16 +211,19 @@ class FittedPosterior(NetworkSampler):
             device = first_tensor(batches[0]).device if device is None else device
             num_examples = sum(map(count_examples, batches))
             batches = place_batches(batches, self.device)
+            prepared = PreprocessedBatches(batches, self.preprocess, len(sample_ids))
             with explain_shapes(example_shape, batches):
                 outputs: Iterable[Tensor] | None = None
                 if vectorized is not False:
-                    outputs = self._compute_layer_outputs(sample_ids, batches, dtype)
+                    outputs = self._compute_layer_outputs(sample_ids, prepared, dtype)
                 if outputs is None:
-                    outputs = self._compute_vectorized_outputs(sample_ids, batches, vectorized, dtype)
-                if outputs is None:
-                    # A progress bar that is not shown would still start a thread.
-                    ids = _track_draws(sample_ids) if show_progress else sample_ids
-                    outputs = (self._compute_outputs(sample_id, batches, dtype, compiled) for sample_id in ids)
+                    drawn = self._get_drawn_networks(sample_ids, dtype)
+                    if vectorized or (
+                        vectorized is None and self._can_vectorize and should_vectorize(drawn, num_examples)
+                    ):
+                        outputs = self._compute_vectorized_outputs(drawn, prepared, vectorized is True)
+                    if outputs is None:
+                        outputs = self._iter_outputs(drawn, prepared, compiled, show_progress)
                 predictive = self.likelihood.predictive(outputs, keep_members=keep_members)
                 predictive = predictive if calibration is None else calibration.apply(predictive)
             check_finite_predictions(predictive, first_row)
@@ -285,7 +296,7 @@ class FittedPosterior(NetworkSampler):
         return fitted.to(device)
 
     def _compute_layer_outputs(
-        self, sample_ids: list[SampleId], batches: Sequence[Any], dtype: torch.dtype | None
+        self, sample_ids: list[SampleId], batches: PreprocessedBatches, dtype: torch.dtype | None
     ) -> Iterator[Tensor] | None:
         """Outputs of networks that differ in their last layer only; None for others."""
         layers = find_varying_layers(self) if self._can_share_features else None
@@ -298,50 +309,45 @@ class FittedPosterior(NetworkSampler):
         self._can_share_features = outputs is not None
         return outputs
 
+    def _get_drawn_networks(self, sample_ids: list[SampleId], dtype: torch.dtype | None) -> DrawnNetworks:
+        """The networks of the last prediction, if they would be drawn again; otherwise new ones, not drawn yet."""
+        if self._drawn_networks is None or not self._drawn_networks.is_current(self, sample_ids, dtype):
+            self._drawn_networks = None  # before new memory is allocated
+            self._drawn_networks = DrawnNetworks(DrawSource(self), sample_ids, dtype)
+        return self._drawn_networks
+
     def _compute_vectorized_outputs(
-        self,
-        sample_ids: list[SampleId],
-        batches: Sequence[Any],
-        requested: bool | None,
-        dtype: torch.dtype | None,
+        self, drawn: DrawnNetworks, batches: PreprocessedBatches, is_requested: bool
     ) -> Tensor | None:
         """Outputs of all networks, shape (draws, examples, outputs), or None to call one network at a time."""
-        if requested is False or (
-            requested is None and not (self._can_vectorize and should_vectorize(self, len(sample_ids), batches))
-        ):
-            return None
-        if self._stacked_networks is None or not self._stacked_networks.is_current(self, sample_ids, dtype):
-            self._stacked_networks = stack_networks(self, sample_ids, dtype)
-        if self._stacked_networks is None:
-            self._can_vectorize = False
-            if requested:
-                raise ValueError(
-                    f"Draws of {type(self.posterior).__name__} are more than weights, and one call cannot predict "
-                    "with all of them: leave out vectorized=True."
-                )
-            return None
-        stacked = self._stacked_networks
         try:
-            return torch.cat([stacked.compute_outputs(self.preprocess(batch)) for batch in batches], dim=1)
-        except RuntimeError as error:
-            if requested and "vmap" in str(error):
-                raise ValueError(
-                    f"One call cannot predict with all draws of {type(stacked.network).__name__}: "
-                    f"{str(error).strip().splitlines()[0]} Leave out vectorized=True."
-                ) from error
-            if requested:
+            return drawn.compute_all_outputs(self, batches)
+        except VectorizationError:
+            self._can_vectorize = False
+            if is_requested:
                 raise
-            if "vmap" in str(error):  # vmap cannot trace the model; other errors are repeated by the plain call
-                self._stacked_networks, self._can_vectorize = None, False
-            return None
+        except RuntimeError:
+            if is_requested:
+                raise
+        return None  # other errors are repeated by the call of one network
+
+    def _iter_outputs(
+        self, drawn: DrawnNetworks, batches: PreprocessedBatches, compiled: bool, show_progress: bool
+    ) -> Iterator[Tensor]:
+        """Outputs of each network, which is kept for the next call if all fit the memory for that."""
+        positions, keep = range(len(drawn.sample_ids)), self.posterior.stochastic and drawn.fits_budget()
+        # A progress bar that is not shown would still start a thread.
+        for k in _track_draws(positions) if show_progress else positions:
+            yield self._compute_outputs(drawn, k, batches, compiled, keep)
+        drawn.source = DrawSource(self)  # draws have written weights and restored them
 
     @torch.no_grad()
     def _compute_outputs(
-        self, sample_id: SampleId, batches: Sequence[ModelInputs], dtype: torch.dtype | None, compiled: bool
+        self, drawn: DrawnNetworks, k: int, batches: PreprocessedBatches, compiled: bool, keep: bool
     ) -> Tensor:
-        with self.sampled_network(sample_id, dtype) as network, autocast(self.device, dtype):
-            forward = self._get_compiled(network, sample_id[1]) if compiled else network
-            return torch.cat([forward(self.preprocess(batch)) for batch in batches])
+        with drawn.open_network(self, k, keep=keep) as network, autocast(self.device, drawn.autocast_dtype):
+            forward = self._get_compiled(network, drawn.sample_ids[k][1]) if compiled else network
+            return torch.cat(list(batches.map(forward)))
 
     def _get_compiled(self, network: nn.Module, member: int) -> Callable[..., Tensor]:
         if network is not self.states[member].model:
@@ -354,5 +360,5 @@ class FittedPosterior(NetworkSampler):
         return self._compiled_networks[member]
 
 
-def _track_draws(sample_ids: Sequence[SampleId]) -> Iterable[SampleId]:
-    return track(sample_ids, "averaging networks", console=PlainConsole(stderr=True), transient=True)
+def _track_draws(positions: Sequence[int]) -> Iterable[int]:
+    return track(positions, "averaging networks", console=PlainConsole(stderr=True), transient=True)

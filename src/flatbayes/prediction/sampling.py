@@ -23,6 +23,7 @@ from flatbayes.core.input_trees import ModelInputs, map_tensors
 from flatbayes.core.network_interface import InputStructure, get_interface
 from flatbayes.core.networks import shared_dtype
 from flatbayes.core.randomness import Stream, make_generator, preserve_rng, seeded_rng, spawn_seed, spawn_unnamed_seed
+from flatbayes.core.traversal import list_parameters
 from flatbayes.data import Standardize
 from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
@@ -92,12 +93,12 @@ class NetworkSampler:
     @property
     def device(self) -> torch.device:
         """Device of the networks."""
-        return next(self.states[0].model.parameters()).device
+        return list_parameters(self.states[0].model)[0].device
 
     @property
     def dtype(self) -> torch.dtype | None:
         """Precision of the networks, to which floating-point inputs are converted; None if weights have several."""
-        return shared_dtype(self.states[0].model.parameters())
+        return shared_dtype(list_parameters(self.states[0].model))
 
     @property
     def input_structure(self) -> InputStructure:
@@ -162,20 +163,20 @@ class NetworkSampler:
 
     def preprocess(self, batch: ModelInputs) -> Any:
         """Move a batch of raw inputs to the networks' device, apply the transform, and convert the precision."""
-        transform = self._get_device_copies()[0]
+        transform, device = self._get_device_copies()[0], self.device
         if not isinstance(batch, Tensor):
             if isinstance(self.transform, Standardize):
                 raise ValueError(
                     "Inputs of several tensors cannot be standardized: prepare them before, transform=None."
                 )
-            batch = map_tensors(lambda tensor: move_tensor(tensor, self.device), batch)
+            batch = map_tensors(lambda tensor: move_tensor(tensor, device), batch)
             return cast_floating(batch if transform is None else transform(batch), self.dtype)
         if batch.dtype == torch.float64 and isinstance(self.transform, Standardize):  # not all devices have float64
             batch = self.transform(batch)
         else:
-            batch = move_tensor(batch, self.device)
+            batch = move_tensor(batch, device)
             batch = batch if transform is None else transform(batch)
-        return cast_floating(self._convert_integers(batch).to(self.device), self.dtype)
+        return cast_floating(self._convert_integers(batch).to(device), self.dtype)
 
     def _convert_integers(self, batch: Tensor) -> Tensor:
         """Integers as floating numbers, for a network that was trained on those."""

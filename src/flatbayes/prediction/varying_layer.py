@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatbayes.core.input_trees import ModelInputs
 from flatbayes.core.linear_head import extract_features
 from flatbayes.core.randomness import RandomState
-from flatbayes.prediction.placement import autocast
+from flatbayes.prediction.drawn_networks import MAX_KEPT_ELEMENTS, DrawSource
+from flatbayes.prediction.placement import PreprocessedBatches, autocast
 from flatbayes.prediction.sampling import NetworkSampler, SampleId
-from flatbayes.prediction.vmapped import MAX_STACKED_ELEMENTS, TensorVersions, are_current, tensor_versions
 
 LayerWeights = tuple[Tensor, Tensor | None]
 """Weights and biases of several draws, with the draws along the first axis."""
@@ -29,30 +28,30 @@ class LayerDraws:
         sample_ids: Identifiers of the networks.
         layers: The layer of each run.
         weights: Its draws by run, in the order of the identifiers of the run; empty if all draws together exceed
-            `MAX_STACKED_ELEMENTS`.
-        source_versions: The tensors from which the layers were drawn; a later write to one makes the draws stale.
+            `MAX_KEPT_ELEMENTS`.
+        source: What the layers were drawn from; a later change of it makes the draws stale.
     """
 
     sample_ids: Sequence[SampleId]
     layers: Sequence[nn.Linear]
     weights: dict[int, LayerWeights] = field(default_factory=dict)
-    source_versions: TensorVersions = field(default_factory=list)
+    source: DrawSource | None = None
 
     @torch.no_grad()
     def compute_outputs(
-        self, sampler: NetworkSampler, batches: Sequence[ModelInputs], autocast_dtype: torch.dtype | None
+        self, sampler: NetworkSampler, batches: PreprocessedBatches, autocast_dtype: torch.dtype | None
     ) -> Iterator[Tensor] | None:
         """Outputs of each network, shape (examples, outputs), one after the other.
 
         Args:
             sampler: Draws the networks.
-            batches: Raw inputs.
+            batches: The inputs.
             autocast_dtype: Precision of the calls, from `resolve_autocast_dtype`.
 
         Returns:
             None if the outputs of a network are not those of the layer, or are random beside the draw.
         """
-        if not are_current(self.source_versions, sampler):
+        if self.source is None or not self.source.is_current(sampler):
             self.weights.clear()
         features: dict[int, tuple[Tensor, torch.Size]] = {}
         for member, layer in enumerate(self.layers):
@@ -62,7 +61,7 @@ class LayerDraws:
                 return None
             sampler.share_norm_statistics(member_ids, autocast_dtype)
             features[member] = member_features
-        self.source_versions = tensor_versions(sampler)  # a draw may have written weights and restored them
+        self.source = DrawSource(sampler)  # a draw may have written weights and restored them
         return self._iter_outputs(sampler, features, autocast_dtype)
 
     @torch.no_grad()
@@ -73,14 +72,14 @@ class LayerDraws:
         autocast_dtype: torch.dtype | None,
     ) -> Iterator[Tensor]:
         size = sum(layer.weight.numel() for layer in self.layers)
-        num_draws = max(1, MAX_STACKED_ELEMENTS // size) * len(self.layers)
+        num_draws = max(1, MAX_KEPT_ELEMENTS // size) * len(self.layers)
         for start in range(0, len(self.sample_ids), num_draws):
             block = self.sample_ids[start : start + num_draws]
             weights = self.weights or {
                 member: draw_layer(sampler, member, layer, block) for member, layer in enumerate(self.layers)
             }
             if len(block) == len(self.sample_ids):
-                self.weights, self.source_versions = weights, tensor_versions(sampler)
+                self.weights, self.source = weights, DrawSource(sampler)
             outputs = {
                 member: _multiply(*features[member], *weights[member], autocast_dtype)
                 for member in range(len(weights))
@@ -130,7 +129,7 @@ def _multiply(
     features: Tensor, shape: torch.Size, weights: Tensor, biases: Tensor | None, autocast_dtype: torch.dtype | None
 ) -> Iterator[Tensor]:
     """Outputs of each draw of a layer, in this shape, with one product for as many draws as memory allows."""
-    num_draws = max(1, MAX_STACKED_ELEMENTS // max(1, shape.numel()))
+    num_draws = max(1, MAX_KEPT_ELEMENTS // max(1, shape.numel()))
     for start in range(0, len(weights), num_draws):
         block = slice(start, start + num_draws)
         with autocast(features.device, autocast_dtype):
@@ -153,7 +152,7 @@ def _compute_features(
     sampler: NetworkSampler,
     sample_id: SampleId,
     layer: nn.Linear,
-    batches: Sequence[ModelInputs],
+    batches: PreprocessedBatches,
     autocast_dtype: torch.dtype | None,
 ) -> tuple[Tensor, torch.Size] | None:
     """Inputs of the layer, and the shape of the outputs of all batches."""
@@ -167,8 +166,7 @@ def _compute_features(
         if extractor is None:
             return None
         before = RandomState.capture(model)
-        for batch in batches:
-            outputs, batch_features = extractor.compute(sampler.preprocess(batch))
+        for outputs, batch_features in batches.map(extractor.compute):
             if batch_features is None:
                 return None
             features.append(batch_features)

@@ -1,4 +1,7 @@
-"""Vectorised predictions against one call per network."""
+"""Drawn networks that are kept: vectorised predictions against one call per network, and repeated predictions."""
+
+import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +10,8 @@ from torch import nn
 from flatbayes.flatness import Plain
 from flatbayes.likelihoods import Categorical
 from flatbayes.posteriors import MAP, SWAG
-from flatbayes.prediction import FittedPosterior
+from flatbayes.prediction import FittedPosterior, drawn_networks
+from flatbayes.prediction.sampling import NetworkSampler
 from flatbayes.prediction.varying_layer import find_varying_layers
 from support import POSTERIORS, assert_same, batch, named, network, snapshot, train
 
@@ -55,6 +59,121 @@ def test_networks_are_drawn_once_for_many_calls(monkeypatch):
     first = fitted.predict(x, 4).log_probs
     monkeypatch.setattr(SWAG, "draw", lambda *_: pytest.fail("drawn again"))
     assert torch.equal(fitted.predict(x, 4).log_probs, first)
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS, ids=named(POSTERIORS))
+def test_a_repeated_prediction_has_the_same_bits_and_draws_nothing(posterior, monkeypatch):
+    fitted, x = fit_posterior(posterior), batch(5, size=20)[0]
+    is_kept = posterior.stochastic and draws_are_weights(fitted)
+    with monkeypatch.context() as patch:
+        patch.setattr(drawn_networks, "MAX_KEPT_ELEMENTS", 0)
+        expected = fitted.predict(x, 4, batch_size=8, vectorized=False).log_probs
+    before = [snapshot(state.model) for state in fitted.states]
+    assert torch.equal(fitted.predict(x, 4, batch_size=8, vectorized=False).log_probs, expected)
+    if is_kept:
+        monkeypatch.setattr(NetworkSampler, "_draw", lambda *_: pytest.fail("drawn again"))
+    assert torch.equal(fitted.predict(x, 4, batch_size=8, vectorized=False).log_probs, expected)
+    for state, then in zip(fitted.states, before, strict=True):
+        assert_same(snapshot(state.model), then)
+
+
+def test_networks_beyond_the_budget_are_drawn_again(monkeypatch):
+    fitted, x = fit_posterior(SWAG(rank=3)), batch(5, size=20)[0]
+    model = fitted.states[0].model
+    num_elements = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    draws = []
+    draw = NetworkSampler._draw
+    monkeypatch.setattr(NetworkSampler, "_draw", lambda self, key: draws.append(key) or draw(self, key))
+    for budget, num_draws in ((4 * num_elements, 4), (4 * num_elements - 1, 8)):
+        monkeypatch.setattr(drawn_networks, "MAX_KEPT_ELEMENTS", budget)
+        fitted, draws[:] = copy.deepcopy(fitted), []
+        fitted.predict(x, 4)
+        fitted.predict(x[:10], 4)
+        assert len(draws) == num_draws
+
+
+def replace_statistic(fitted):
+    fitted.states[0].statistics["mean"] = fitted.states[0].statistics["mean"] * 2
+
+
+def replace_values(fitted):
+    statistics = fitted.states[0].statistics
+    statistics["mean"].data = statistics["mean"] * 2
+
+
+def replace_posterior(fitted):
+    fitted.posterior = replace(fitted.posterior, scale=3.0)
+
+
+def replace_layer(fitted):
+    fitted.states[0].model[-1] = nn.Linear(*fitted.states[0].model[-1].weight.shape[::-1])
+
+
+def replace_state(fitted):
+    with torch.enable_grad():
+        fitted.states = fit_posterior(SWAG(rank=3)).states
+
+
+CHANGES = {
+    "statistic written": lambda fitted: fitted.states[0].statistics["mean"].mul_(2),
+    "statistic replaced": replace_statistic,
+    "statistic with other memory": replace_values,
+    "buffer written": lambda fitted: [b.add_(1.0) for b in fitted.states[0].model.buffers() if b.is_floating_point()],
+    "posterior": replace_posterior,
+    "draw rule": lambda fitted: setattr(fitted, "draw_rule", 1),
+    "state": replace_state,
+    "layer": replace_layer,
+}
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_what_networks_are_drawn_from_is_noticed(change, vectorized):
+    fitted, x = fit_posterior(SWAG(rank=3)), batch(5, size=6)[0]
+    first = fitted.predict(x, 4, vectorized=vectorized).log_probs
+    with torch.no_grad():
+        torch.manual_seed(0)
+        CHANGES[change](fitted)
+    fitted.norm_statistics.clear()
+    changed = fitted.predict(x, 4, vectorized=vectorized).log_probs
+    fitted._drawn_networks = None
+    assert torch.equal(fitted.predict(x, 4, vectorized=vectorized).log_probs, changed)
+    if change not in ("buffer written", "layer", "state"):  # SWAG sets all weights, and statistics are re-estimated
+        assert not torch.allclose(changed, first)
+
+
+class UnusualNetwork(nn.Module):
+    """Random numbers in eval mode; optionally a forward pass that changes weights, or one that counts its calls."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.layer = kind, nn.Linear(2, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        if self.kind == "writes weights" and not self.training:
+            with torch.no_grad():
+                self.layer.weight.mul_(0.5)
+        if self.kind == "counts":
+            self.calls += 1
+        return nn.functional.dropout(self.layer(x), 0.5, training=True)
+
+
+@pytest.mark.parametrize("kind", ["random", "writes weights", "counts"])
+def test_networks_with_side_effects_predict_the_same_again(kind, monkeypatch):
+    posterior = SWAG(rank=2)
+    state = posterior.init(UnusualNetwork(kind), None, 5)
+    for k in range(3):
+        with torch.no_grad():
+            state.model.layer.weight.add_(k)
+        posterior.collect(state)
+    fitted, x = FittedPosterior(posterior, [state], Categorical(3)), torch.ones(5, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(drawn_networks, "MAX_KEPT_ELEMENTS", 0)
+        expected = fitted.predict(x, 3, batch_size=2, vectorized=False).log_probs
+    for _ in range(3):
+        assert torch.equal(fitted.predict(x, 3, batch_size=2, vectorized=False).log_probs, expected)
+    assert state.model.calls == 4 * 3 * 3 * (kind == "counts")
 
 
 def test_a_stack_is_rebuilt_after_a_change_of_the_state():
