@@ -37,10 +37,9 @@ def export_lazily(
             return import_module(f"{package}.{name}")
         module = sys.modules[package]
         setattr(module, name, getattr(import_module(home_by_name[name]), name))
-        if home_by_name[name].startswith(f"{package}."):  # a package of packages exports what these have explained
-            from flatbayes.core.renames import explain_old_arguments
+        from flatbayes.core.renames import explain_old_arguments
 
-            explain_old_arguments(package, [name])
+        explain_old_arguments(package, [name])
         return vars(module)[name]
 
     def list_attributes() -> list[str]:
