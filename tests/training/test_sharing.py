@@ -5,6 +5,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from flatbayes.training import (
     Constant,
     Cosine,
     DistributionConfig,
+    Interrupted,
     TrainingConfig,
     fit,
 )
@@ -345,6 +347,13 @@ def test_a_second_member_that_diverges_does_not_change_the_posteriors_of_the_fir
 def test_every_posterior_has_its_own_error():
     failing = [(Failing(place="collect"), CONFIG), (Failing(place="finalize"), CONFIG)]
     assert [str(outcome.error) for outcome in fit_group(failing, Plain())] == ["at collect", "at finalize"]
+
+
+def test_an_interruption_remains_one_where_the_last_pass_over_the_data_fails():
+    callback = Callback()
+    callback.on_step_end = Mock(side_effect=KeyboardInterrupt)
+    with pytest.raises(Interrupted, match="cannot predict yet: at finalize"):
+        fit_group([(Failing(place="finalize"), CONFIG), (MAP(), CONFIG)], Plain(), callback=callback)
 
 
 class Stop(Callback):

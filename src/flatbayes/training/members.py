@@ -166,10 +166,12 @@ def _make_interrupted(
     states = [state for result in results for state in result.states] or run.states
     if not states:
         return KeyboardInterrupt()
-    if (
-        not results and not run.status.is_trained
-    ):  # finalizing a trained run again would take as long as the first time
-        finalize_states(setup.factory, setup.factory.posterior, states, session)
+    missing = ""
+    if not results and not run.status.is_trained:  # a trained run would take as long as the first time
+        try:
+            finalize_states(setup.factory, setup.factory.posterior, states, session)
+        except Exception as error:  # the caller must still learn of the interruption
+            missing = str(error)
     trained = (
         f"member {members[0] + 1} of {setup.factory.posterior.num_members}"
         if len(members) == 1
@@ -181,7 +183,7 @@ def _make_interrupted(
         f"{status.progress.step} of {status.progress.total_steps}"
     )
     resume_step = session.manager.find_latest_step(session.run_index)
-    missing = _find_obstacle(setup, states[0])
+    missing = missing or _find_obstacle(setup, states[0])
     return Interrupted(place, setup.make_fitted(states, interrupted=place), resume_step, missing, signal_number)
 
 
