@@ -15,6 +15,8 @@ MISSING_WORDS = frozenset(("", "na", "n/a", "#n/a", "#na", "nan", "-nan", "nat",
 """Labels in small letters, without surrounding spaces, that stand for a missing label."""
 MIN_EXAMPLES_OF_IDENTIFIERS = 10
 """Fewest examples in which classes that are numbers to predict, or identifiers, are noticed."""
+FEW_VALUES = 2**12
+"""Number of values that are checked one by one, in fewer operations than their extremes."""
 EXAMPLES_PER_CHUNK = 4096  # bounds the memory of the check for finite values
 
 
@@ -186,7 +188,8 @@ def _has_finite_extremes(inputs: Tensor) -> bool:
     if inputs.numel() == 0:
         return True
     values = inputs.detach().float() if inputs.element_size() == 1 else inputs.detach()  # torch compares no float8
-    return bool(torch.stack(torch.aminmax(values)).float().isfinite().all())
+    extremes = values if values.numel() <= FEW_VALUES else torch.stack(torch.aminmax(values))
+    return bool(extremes.float().isfinite().all())
 
 
 def describe_invalid_number(value: float) -> str:

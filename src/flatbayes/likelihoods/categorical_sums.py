@@ -37,7 +37,11 @@ class CategoricalSums:
         Args:
             logits: Its outputs.
         """
-        self._start(logits)
+        if not self.count:
+            self._probs = to_double(logits[:0]).new_zeros(logits.shape)
+            self._squared_deviations = torch.zeros_like(self._probs)
+            self._entropies = self._probs.new_zeros(len(logits))
+            self._log_probs = {}
         self.count += 1
         for rows in iter_row_blocks(logits):
             self._add_block(rows, logits[rows])
@@ -52,26 +56,15 @@ class CategoricalSums:
             for network_logits in logits:
                 self.add(network_logits)
             return
-        self._start(logits[0])
         self.count = len(logits)
-        shifted = to_double(logits)
-        shifted = shifted - shifted.amax(-1, keepdim=True)
-        is_extreme = is_accelerator(logits) or float(shifted.detach().amin()) < MIN_EXPONENT
-        log_probs = shifted.log_softmax(-1)
+        log_probs = to_double(logits).log_softmax(-1)
+        is_extreme = is_accelerator(logits) or float(log_probs.detach().amin()) < MIN_EXPONENT
         probs = log_probs.exp()
         finite = log_probs.clamp_min(torch.finfo(log_probs.dtype).min) if is_extreme else log_probs  # 0 log 0 = 0
-        self._probs += probs.sum(0)
-        self._entropies -= torch.linalg.vecdot(probs, finite).sum(0)
-        self._squared_deviations += (probs - self._probs / self.count).square_().sum(0)
-        if is_extreme:
-            self._log_probs[0] = log_probs.logsumexp(0)
-
-    def _start(self, logits: Tensor) -> None:
-        if not self.count:
-            self._probs = to_double(logits[:0]).new_zeros(logits.shape)
-            self._squared_deviations = torch.zeros_like(self._probs)
-            self._entropies = self._probs.new_zeros(len(logits))
-            self._log_probs = {}
+        self._probs = probs.sum(0)
+        self._entropies = torch.linalg.vecdot(probs, finite).sum(0).neg_()
+        self._squared_deviations = torch.sub(probs, self._probs, alpha=1 / self.count).square_().sum(0)
+        self._log_probs = {0: log_probs.logsumexp(0)} if is_extreme else {}
 
     def _add_block(self, rows: slice, logits: Tensor) -> None:
         # The largest of the block is at least that of an example. On an accelerator reading it would wait.
