@@ -167,6 +167,14 @@ def test_estimated_work_is_a_few_steps_times_their_number(monkeypatch):
     assert all(map(math.isnan, estimate_seconds([[replace(RUN, source=Digits(train_size=5000))]] * 2)))
 
 
+def test_the_estimate_of_the_work_does_not_warn_of_a_divergence():
+    diverging = replace(RUN, config=replace(RUN.config, optimizer=partial(torch.optim.SGD, lr=1e3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (seconds,) = estimate_seconds([[diverging]])
+    assert seconds > 0
+
+
 @pytest.mark.parametrize(("seconds", "expected"), [(None, 1), (1e4, 2)])
 def test_the_default_number_of_processes_depends_on_the_work(tmp_path, monkeypatch, seconds, expected):
     started = []

@@ -5,6 +5,7 @@
 
 import statistics
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -101,7 +102,7 @@ def measure_step_seconds(
         distribution={"devices": 1, "members": "one_by_one"},
     )
     timer = StepTimer()
-    with preserve_rng(None):
+    with preserve_rng(None), warnings.catch_warnings(action="ignore"):  # the training itself will warn
         factory, _ = prepare_runs(model, data, posterior, flatness, config)
         fabric = make_fabric(config)
         run = factory.create_single_run(0, fabric)
