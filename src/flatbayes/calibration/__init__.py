@@ -1,4 +1,4 @@
-"""Calibration of predictions on validation examples, and conformal prediction with guaranteed coverage."""
+"""Calibration on validation examples, conformal prediction, and selective prediction."""
 
 from flatbayes.calibration.conformal import ConformalPredictor, GroupThreshold, fit_conformal
 from flatbayes.calibration.coverage import ConformalEvaluation, CoverageEstimate
@@ -6,12 +6,14 @@ from flatbayes.calibration.maps import CalibrationMap, CalibrationMethod, fit_ca
 from flatbayes.calibration.quantiles import conformal_quantile, conformal_rank
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
 from flatbayes.calibration.scores import APS, LAC, RAPS, ConformalScore, NormalizedResidual, QuantileResidual
+from flatbayes.calibration.selective import AbstentionThreshold, fit_abstention
 from flatbayes.core.renames import explain_old_arguments
 
 __all__ = [
     "APS",
     "LAC",
     "RAPS",
+    "AbstentionThreshold",
     "CalibrationMap",
     "CalibrationMethod",
     "ConformalEvaluation",
@@ -25,6 +27,7 @@ __all__ = [
     "QuantileResidual",
     "conformal_quantile",
     "conformal_rank",
+    "fit_abstention",
     "fit_calibration",
     "fit_conformal",
 ]

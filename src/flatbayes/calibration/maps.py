@@ -14,7 +14,7 @@ al., whose weight is chosen by cross-validation, and its weight falls with the n
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, cast, get_args
 
 import torch
@@ -25,6 +25,7 @@ from flatbayes.calibration.targets import check_targets
 from flatbayes.core.devices import to_double
 from flatbayes.core.display import format_fields
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 from flatbayes.likelihoods.mixture import log_mean_density, normal_log_density
 from flatbayes.metrics import fit_temperature
 
@@ -108,13 +109,8 @@ class CalibrationMap:
                 predictive.log_probs, weights.to(predictive.log_probs), bias.to(predictive.log_probs)
             )
             information = predictive.mutual_information
-            calibrated = CategoricalPredictive(
-                log_probs, predictive.expected_entropy, predictive.variance_of_probs, predictive.member_probs
-            )
-            expected_entropy = (calibrated.entropy - information).clamp_min(0.0)
-            return CategoricalPredictive(
-                log_probs, expected_entropy, predictive.variance_of_probs, predictive.member_probs
-            )
+            expected_entropy = (categorical_entropy(log_probs) - information).clamp_min(0.0)
+            return replace(predictive, log_probs=log_probs, expected_entropy=expected_entropy)
         if self.method == "scale" and isinstance(predictive, GaussianPredictive):
             factors = weights.to(predictive.member_means)
             num_targets = 1 if predictive.mean.ndim == 1 else predictive.mean.shape[1]

@@ -1,12 +1,13 @@
 """Predictive distribution of a classification: the mean of the networks' probabilities."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class CategoricalPredictive(Predictive):
         expected_entropy: Mean entropy of the networks' probabilities in nats: aleatoric uncertainty.
         variance_of_probs: Variance over the networks of each class probability.
         member_probs: Each network's probabilities, float32; None unless they are kept.
+        abstain_below: Confidence below which the prediction abstains; None never abstains.
 
     Examples:
         >>> predictive = fitted.predict(inputs[:4])
@@ -39,6 +41,7 @@ class CategoricalPredictive(Predictive):
     expected_entropy: Float[Tensor, " examples"]
     variance_of_probs: Float[Tensor, "examples classes"]
     member_probs: Float[Tensor, "draws examples classes"] | None = None
+    abstain_below: float | None = None
 
     @property
     def mean(self) -> Float[Tensor, "examples classes"]:
@@ -69,6 +72,12 @@ class CategoricalPredictive(Predictive):
     def confidence(self) -> Float[Tensor, " examples"]:
         """Probability of the most probable class."""
         return self.log_probs.amax(-1).exp()
+
+    @property
+    def abstained(self) -> Bool[Tensor, " examples"]:
+        """Whether the confidence is below `abstain_below`."""
+        confidence = self.confidence
+        return confidence < (-torch.inf if self.abstain_below is None else self.abstain_below)
 
     def __repr__(self) -> str:
         num_examples, num_classes = self.log_probs.shape
@@ -113,14 +122,18 @@ class CategoricalPredictive(Predictive):
     def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
         """`class`, `confidence`, `entropy`, `mutual_information`, and `probability_<name>` for every class.
 
+        With `abstain_below` also `abstained`.
+
         Args:
             names: Names of the classes; None numbers them.
         """
         probs = self.mean.cpu().numpy()
         names = [str(k) for k in range(probs.shape[1])] if names is None else names
         top = self.top_class.cpu().numpy()
+        abstained = {} if self.abstain_below is None else {"abstained": self.abstained.cpu().numpy()}
         return {
             "class": np.asarray(names)[top],
+            **abstained,
             "confidence": self.confidence.cpu().numpy(),
             "entropy": self.entropy.cpu().numpy(),
             "mutual_information": self.mutual_information.cpu().numpy(),
@@ -130,7 +143,13 @@ class CategoricalPredictive(Predictive):
     def select(self, rows: Tensor) -> Self:
         """The predictions of some examples, by indices or a mask."""
         members = None if self.member_probs is None else self.member_probs[:, rows]
-        return type(self)(self.log_probs[rows], self.expected_entropy[rows], self.variance_of_probs[rows], members)
+        return type(self)(
+            self.log_probs[rows],
+            self.expected_entropy[rows],
+            self.variance_of_probs[rows],
+            members,
+            self.abstain_below,
+        )
 
     @classmethod
     def concatenate(cls, predictions: Sequence[Self]) -> Self:
@@ -141,7 +160,29 @@ class CategoricalPredictive(Predictive):
             torch.cat([p.expected_entropy for p in predictions]),
             torch.cat([p.variance_of_probs for p in predictions]),
             torch.cat(members, dim=1) if members else None,
+            predictions[0].abstain_below,
         )
+
+
+def set_abstention(predictive: Predictive, abstain_below: float) -> CategoricalPredictive:
+    """The predictions with a confidence below which they abstain.
+
+    Args:
+        predictive: Predictions of classes.
+        abstain_below: The confidence; infinity abstains always.
+
+    Raises:
+        TypeError: The predictions are not of classes.
+        ValueError: The confidence is NaN.
+    """
+    if not isinstance(predictive, CategoricalPredictive):
+        raise TypeError(
+            f"abstain_below is a confidence of classes, got a {type(predictive).__name__}. Compare predictive.std "
+            "with a threshold of your own."
+        )
+    if math.isnan(abstain_below):
+        raise ValueError("abstain_below must be a number, got NaN.")
+    return replace(predictive, abstain_below=abstain_below)
 
 
 def categorical_entropy(

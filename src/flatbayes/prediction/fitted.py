@@ -21,6 +21,7 @@ from flatbayes.core.input_trees import count_examples, first_tensor
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.likelihoods import Likelihood, Predictive
+from flatbayes.likelihoods.categorical_predictive import set_abstention
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
 from flatbayes.prediction.description import describe_fitted
@@ -113,6 +114,7 @@ class FittedPosterior(NetworkSampler):
         show_progress: bool = False,
         precision: PredictionPrecision | None = None,
         compiled: bool = False,
+        abstain_below: float | None = None,
     ) -> Predictive:
         """Average the predictions of networks drawn from the posterior.
 
@@ -137,6 +139,8 @@ class FittedPosterior(NetworkSampler):
                 that of the weights (None), that of the `training`, or mixed, `bf16-mixed` or `16-mixed`.
             compiled: Compile the network with torch.compile: slow at first, worth it for many predictions of a large
                 network. Random numbers, as of dropout, are then others.
+            abstain_below: For classes, the confidence below which predictions abstain (`predictive.abstained`); see
+                `flatbayes.calibration.fit_abstention`.
 
         Raises:
             ValueError: `num_draws` is out of range, the inputs are empty or not finite, the networks cannot be run in
@@ -155,6 +159,7 @@ class FittedPosterior(NetworkSampler):
                 show_progress=show_progress,
                 precision=precision,
                 compiled=compiled,
+                abstain_below=abstain_below,
             )
             predictives = list(stream)
             if not predictives:
@@ -163,7 +168,7 @@ class FittedPosterior(NetworkSampler):
 
         if self._prediction_cache is None:
             return compute()
-        options = (num_draws, batch_size, seed, keep_members, vectorized, precision, compiled)
+        options = (num_draws, batch_size, seed, keep_members, vectorized, precision, compiled, abstain_below)
         return self._prediction_cache.get(inputs, options, compute)
 
     @contextmanager
@@ -191,6 +196,7 @@ class FittedPosterior(NetworkSampler):
         show_progress: bool = False,
         precision: PredictionPrecision | None = None,
         compiled: bool = False,
+        abstain_below: float | None = None,
     ) -> Iterator[Predictive]:
         """Yield the predictions of `predict` one chunk of examples at a time, for inputs that exceed the memory.
 
@@ -226,6 +232,8 @@ class FittedPosterior(NetworkSampler):
                         outputs = self._iter_outputs(drawn, prepared, compiled, show_progress)
                 predictive = self.likelihood.predictive(outputs, keep_members=keep_members)
                 predictive = predictive if calibration is None else calibration.apply(predictive)
+            if abstain_below is not None:
+                predictive = set_abstention(predictive, abstain_below)
             check_finite_predictions(predictive, first_row)
             first_row += num_examples
             yield predictive.to(device) if isinstance(predictive, Predictive) else predictive  # one of the user
