@@ -211,9 +211,13 @@ def assert_same(state, expected, *, prefix):
         torch.testing.assert_close(tensor, other, rtol=0, atol=0)
 
 
-def check_predictions(fitted):
+def check_fitted(fitted):
     assert "SAM(rho=0.1)" in fitted.summary()
     assert " steps" in fitted.summary()
+    check_predictions(fitted)
+
+
+def check_predictions(fitted):
     predictive = fitted.predict(make_data()[0], num_draws=4)
     assert predictive.entropy.isfinite().all()
     assert (predictive.mutual_information > 1e-9).any() == fitted.posterior.stochastic
@@ -231,7 +235,7 @@ def test_lightning_takes_the_steps_of_a_loop_of_ones_own(posterior, optimizer, o
     assert_same(callback._tracker.steps.state, expected, prefix="")
     assert [type(child) for child in module.net.modules()] == types
     fitted = callback.make_posterior(Categorical(3))
-    check_predictions(fitted)
+    check_fitted(fitted)
     loaded = FittedPosterior.load(fitted.save(tmp_path), Network())
     x, _ = make_data()
     assert torch.equal(loaded.predict(x, 4).log_probs, fitted.predict(x, 4).log_probs)
@@ -253,7 +257,7 @@ def test_transformers_take_the_steps_of_a_loop_of_ones_own(posterior, optimizer,
     expected = train_by_hand(posterior, optimizer, options, seeds=seed, clip=0.5)
     assert_same(trainer._tracker.steps.state, expected, prefix="net.")
     fitted = trainer.make_posterior(Categorical(3), wrap=Wrapper)
-    check_predictions(fitted)
+    check_fitted(fitted)
     loaded = FittedPosterior.load(fitted.save(tmp_path / "artefact"), Wrapper(Model()))
     x, _ = make_data()
     assert torch.equal(loaded.predict(x, 4).log_probs, fitted.predict(x, 4).log_probs)

@@ -151,10 +151,10 @@ def test_posteriors_with_mappings_and_lists_are_hashable_and_serializable(poster
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"head.*": 1.0}, r"no pattern for body\.weight, body\.bias\. Add one, or '\*' at the end"),
+        ({"head.*": 1.0}, r"no pattern for \['body\.weight', 'body\.bias'\]\. Add one, or '\*' at the end"),
         (
             {"*": 1.0, "head.*": 2.0},
-            r"'head\.\*' of prior_precision applies to no .*: they are body\.weight, .* first",
+            r"'head\.\*' of prior_precision applies to no .*: they are \['body\.weight', .* first",
         ),
         ({"tail.*": 1.0, "*": 2.0}, r"'tail\.\*' of prior_precision applies to no parameter with a distribution"),
     ],
