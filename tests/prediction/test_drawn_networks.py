@@ -9,7 +9,7 @@ from torch import nn
 
 from flatbayes.flatness import Plain
 from flatbayes.likelihoods import Categorical
-from flatbayes.posteriors import MAP, SWAG
+from flatbayes.posteriors import MAP, SGVB, SWAG
 from flatbayes.prediction import FittedPosterior, drawn_networks
 from flatbayes.prediction.sampling import NetworkSampler
 from flatbayes.prediction.varying_layer import find_varying_layers
@@ -75,6 +75,18 @@ def test_a_repeated_prediction_has_the_same_bits_and_draws_nothing(posterior, mo
     assert torch.equal(fitted.predict(x, 4, batch_size=8, vectorized=False).log_probs, expected)
     for state, then in zip(fitted.states, before, strict=True):
         assert_same(snapshot(state.model), then)
+
+
+@pytest.mark.parametrize("posterior", [SWAG(rank=3), SGVB(), MAP()], ids=lambda posterior: type(posterior).__name__)
+def test_weights_that_were_made_in_inference_mode(posterior, tmp_path):
+    """torch counts no writes to their memory, also where a later draw points the parameter to other memory."""
+    fitted, x = fit_posterior(posterior), batch(5, size=9)[0]
+    expected = fitted.predict(x, 4).log_probs
+    fitted.save(tmp_path / "fitted")
+    with torch.inference_mode():
+        loaded = FittedPosterior.load(tmp_path / "fitted", model=network())
+        for _ in range(2):
+            torch.testing.assert_close(loaded.predict(x, 4).log_probs, expected)
 
 
 def test_networks_beyond_the_budget_are_drawn_again(monkeypatch):

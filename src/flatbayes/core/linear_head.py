@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flatbayes.core.input_trees import ModelInputs, map_tensors
 from flatbayes.core.parameter_selection import only_requires_grad
+from flatbayes.core.tensor_lists import count_writes
 
 
 class FeatureExtractor:
@@ -29,7 +30,7 @@ class FeatureExtractor:
 
     def record_call(self, layer: nn.Module, arguments: tuple[Tensor, ...], outputs: Tensor) -> None:
         """Forward hook of the layer."""
-        self.calls.append((arguments, outputs, outputs._version))
+        self.calls.append((arguments, outputs, count_writes(outputs)))
 
     def compute(self, inputs: ModelInputs) -> tuple[Tensor, Tensor | None]:
         """Call the network.
@@ -50,7 +51,7 @@ class FeatureExtractor:
             and outputs.numel() == layer_outputs.numel() > 0
             and outputs.is_contiguous()
             and layer_outputs.is_contiguous()
-            and layer_outputs._version == version
+            and count_writes(layer_outputs) == version
         )
         return outputs.detach(), None if features.requires_grad or not is_unchanged else features
 

@@ -54,6 +54,14 @@ def has_same_layout(tensor: Tensor, like: Tensor) -> bool:
     return tensor.dtype is like.dtype and tensor.shape == like.shape and tensor.stride() == like.stride()
 
 
+def count_writes(tensor: Tensor) -> int:
+    """Number of writes in place to a tensor; 0 if it or its memory was made in inference mode, which counts none."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return 0
+
+
 def group_tensors(tensors: Sequence[Tensor], max_entries: int | None = None) -> list[list[int]]:
     """Indices of tensors that are processed together: of one dtype and device, and in bounded number.
 

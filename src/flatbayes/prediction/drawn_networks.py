@@ -20,7 +20,7 @@ from flatbayes.core.buffers import eval_mode, find_updated_buffers
 from flatbayes.core.input_trees import ModelInputs
 from flatbayes.core.networks import Place, find_places, plain_attention, replace_tensors
 from flatbayes.core.randomness import RandomState, replay_rng
-from flatbayes.core.tensor_lists import copy_values, to_local
+from flatbayes.core.tensor_lists import copy_values, count_writes, to_local
 from flatbayes.core.traversal import list_modules, list_parameters, named_parameters
 from flatbayes.core.weights import can_swap_storage, swap_storage, swap_values
 from flatbayes.prediction.placement import PreprocessedBatches, autocast
@@ -63,7 +63,7 @@ class DrawSource:
         self._values = self._list_values()
         tensors = [value for value in self._values if isinstance(value, Tensor)]
         tensors += [param for model in models for param in list_parameters(model)]  # also of a class of its own
-        self._versioned = [tensor for tensor in tensors if not tensor.is_inference()]
+        self._tensors = tensors
         self._stored = [tensor for tensor in tensors if tensor.layout is torch.strided and to_local(tensor) is tensor]
         self.num_elements = sum(tensor.numel() for tensor in (*list_parameters(models[0]), *models[0].buffers()))
         self._versions, self._addresses = self._read_versions(), self._read_addresses()
@@ -83,7 +83,7 @@ class DrawSource:
         return [value for mapping in self._mappings for value in mapping.values()]
 
     def _read_versions(self) -> list[int]:
-        return [tensor._version for tensor in self._versioned]
+        return [count_writes(tensor) for tensor in self._tensors]
 
     def _read_addresses(self) -> list[int]:
         return [tensor.data_ptr() for tensor in self._stored]
@@ -253,11 +253,11 @@ class DrawnNetworks:
     @contextmanager
     def _check_writes(self, params: Sequence[Tensor]) -> Iterator[None]:
         """Keep no networks that change their own weights in a forward pass."""
-        before = _read_versions(params)
+        before = [count_writes(param) for param in params]
         try:
             yield
         finally:
-            if _read_versions(params) != before:
+            if [count_writes(param) for param in params] != before:
                 self._rows.clear()
                 self._places, self._columns, self.can_keep = [], [], False
 
@@ -304,7 +304,3 @@ def _arrange_tensors(tensors: dict[str, Tensor]) -> tuple[dict[str, _Slot], int]
         end = offset + tensor.numel() * size
         slots[name] = _Slot(offset, tensor.numel() * size, tensor.dtype, shape, strides)
     return slots, end + -end % ALIGNMENT
-
-
-def _read_versions(tensors: Sequence[Tensor]) -> list[int]:
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]

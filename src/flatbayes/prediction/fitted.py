@@ -297,7 +297,8 @@ class FittedPosterior(NetworkSampler):
             FileNotFoundError: There is no artefact.
             ValueError: The artefact is damaged, or does not fit the model.
         """
-        with preserve_rng(None):  # building a network draws initial weights
+        # Building a network draws initial weights; in inference mode torch does not count writes to them.
+        with preserve_rng(None), torch.inference_mode(False):
             sampler = load_posterior(Path(folder), model, likelihood, output)
         fitted = cls(**{f.name: getattr(sampler, f.name) for f in fields(NetworkSampler) if f.init})
         fitted._other_statistics = sampler._other_statistics

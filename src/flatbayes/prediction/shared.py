@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from flatbayes.core.tensor_lists import count_writes
 from flatbayes.likelihoods import Predictive
 from flatbayes.prediction.inputs import Inputs
 
@@ -25,7 +26,7 @@ class PredictionCache:
         """
         if not hasattr(inputs, "shape"):
             return compute()
-        version = inputs._version if isinstance(inputs, Tensor) and not inputs.is_inference() else 0
+        version = count_writes(inputs) if isinstance(inputs, Tensor) else 0
         predictions = self._predictions.setdefault(inputs, {})
         if (options, version) not in predictions:
             predictions[options, version] = compute()
