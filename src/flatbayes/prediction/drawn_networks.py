@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import vmap
 
-from flatbayes.core.buffers import eval_mode, find_updated_buffers
+from flatbayes.core.buffers import eval_mode
 from flatbayes.core.input_trees import ModelInputs
 from flatbayes.core.networks import Place, find_places, plain_attention, replace_tensors
 from flatbayes.core.randomness import RandomState, replay_rng
@@ -99,7 +99,7 @@ class _Row:
     """What belongs to a drawn network beside the values of its tensors.
 
     Attributes:
-        tensors: Parameters of the model, and buffers that it has with other values, which are swapped in.
+        tensors: Parameters of the model, and buffers that the draw wrote to, which are swapped in.
         indices: Their positions among all tensors.
         random_state: State of the generators before its forward passes.
     """
@@ -187,12 +187,12 @@ class DrawnNetworks:
             if member not in self._members:
                 self._members[member] = (named_parameters(model), dict(model.named_buffers()))
             params, buffers = self._members[member]
-            previous = {name: buffer.clone() for name, buffer in buffers.items()}
+            marks = _mark_tensors(buffers)
         with sampler.sampled_network(self.sample_ids[k], self.autocast_dtype) as network:
             if not (keep and self.can_keep):
                 yield network
                 return
-            self.can_keep = network is model and self._keep_row(k, model, previous)
+            self.can_keep = network is model and self._keep_row(k, model, marks)
             with self._check_writes(list(params.values())):
                 yield network
 
@@ -263,8 +263,8 @@ class DrawnNetworks:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _keep_row(self, k: int, model: nn.Module, previous: Mapping[str, Tensor]) -> bool:
-        """Copy a drawn network to its row. Returns whether that is possible."""
+    def _keep_row(self, k: int, model: nn.Module, marks: Mapping[str, tuple[int, int]]) -> bool:
+        """Copy a drawn network to its row, if that is possible; `marks` are those of its buffers before the draw."""
         params, buffers = self._members[self.sample_ids[k][1]]
         tensors = {**params, **buffers}
         values = list(tensors.values())
@@ -280,8 +280,8 @@ class DrawnNetworks:
         if [(t.dtype, t.shape) for t in values] != [(slot.dtype, slot.shape) for slot in self._slots.values()]:
             return False
         copy_values([column[k] for column in self._columns], values)
-        changed = find_updated_buffers(model, previous) if buffers else ()
-        indices = [j for j, name in enumerate(tensors) if name in params or name in changed]
+        current = _mark_tensors(buffers)
+        indices = [j for j, name in enumerate(tensors) if name in params or current[name] != marks[name]]
         self._rows[k] = _Row([values[j] for j in indices], indices, RandomState.capture(model))
         return True
 
@@ -289,6 +289,17 @@ class DrawnNetworks:
 def should_vectorize(drawn: DrawnNetworks, num_examples: int) -> bool:
     """Whether one vectorised call is likely to be faster than one call per network."""
     return num_examples <= MAX_VMAPPED_EXAMPLES and drawn.fits_budget()
+
+
+def _mark_tensors(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Address and number of writes of each tensor, by which a write is noticed without reading values of a device."""
+    return {
+        name: (
+            tensor.data_ptr() if tensor.layout is torch.strided and to_local(tensor) is tensor else 0,
+            count_writes(tensor),
+        )
+        for name, tensor in tensors.items()
+    }
 
 
 def _arrange_tensors(tensors: dict[str, Tensor]) -> tuple[dict[str, _Slot], int]:
