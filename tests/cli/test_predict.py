@@ -127,6 +127,7 @@ def test_networks_are_drawn_once_for_thousands_of_rows_and_again_where_memory_en
     assert main(["predict", "classes", "--input", path, "--output", "one.parquet", *DRAWS]) == 0
     assert len(draws) == 3
     monkeypatch.setattr("flatbayes.prediction.inputs.MAX_CHUNK_BYTES", 300_000)  # for about 1,000 rows
+    monkeypatch.setattr("flatbayes.prediction.drawn_networks.MAX_KEPT_ELEMENTS", 0)
     assert main(["predict", "classes", "--input", path, "--output", "several.parquet", *DRAWS]) == 0
     assert 3 + 3 * 2 <= len(draws) <= 3 + 3 * 4
     one, several = read("one.parquet"), read("several.parquet")
