@@ -165,6 +165,19 @@ def test_perturbed_weights_overwrite_directions_on_request_only(scale):
     assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
 
 
+@pytest.mark.cpu_path  # on accelerators the weights keep their memory
+def test_weights_are_restored_bit_for_bit_when_memory_is_reused():
+    ps, memory = params(), ReusableMemory()
+    before, addresses = [p.detach().clone() for p in ps], set()
+    for size in (1.0, 2.0, 3.0):
+        with perturb(ps, [torch.full_like(p, size) for p in ps], memory=memory):
+            assert all(torch.equal(p, w + size) for p, w in zip(ps, before, strict=True))
+            addresses.add(ps[0].data_ptr())
+        assert all(torch.equal(p, w) for p, w in zip(ps, before, strict=True))
+    assert len(addresses) == 1
+    assert ps[0].data_ptr() not in addresses
+
+
 def test_memory_is_reused_for_the_same_layout_by_one_user_at_a_time():
     memory, like = ReusableMemory(), [torch.randn(2, 3, 4, 4), torch.randn(5)]
     first, second = memory.take(like), memory.take(like)
