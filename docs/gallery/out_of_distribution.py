@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Inputs of a kind never seen in training
 #
-# **Your question:** *my classifier will meet things that belong to none of its classes. Does its uncertainty give
-# them away?*
+# **Your question:** *my classifier will get inputs that belong to none of its classes. Does its uncertainty
+# show which?*
 #
 # A network learns the digits 0 to 4 and is then shown 5 to 9, which it can only get wrong. The images come with
 # scikit-learn (8 x 8 pixels).

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Sentences, with adapters on a language model
 #
-# **Your question:** *I have a few hundred labelled sentences and a pretrained transformer. Which sentences does it
-# not understand?*
+# **Your question:** *I have a few hundred labelled sentences and a pretrained transformer. Which of its
+# predictions can I trust?*
 #
 # MiniLM (23 million weights) learns to tell good film reviews from bad ones. Adapters (LoRA) leave its own weights as
 # they are; the posterior is over the adapters and the new head.
