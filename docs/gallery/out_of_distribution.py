@@ -35,7 +35,7 @@ fitted = fit(network, data, posterior, SAM(), config)
 evaluate(fitted, data.test)
 
 # %% [markdown]
-# ## What the networks think of unknown digits
+# ## Entropy of unknown digits
 #
 # `predict` returns several measures of uncertainty; `entropy` is that of the averaged probabilities.
 
