@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A table with gaps and categories
 #
-# **Your question:** *some values of my table are missing, some columns are categories. Which predictions can I trust?*
+# **Your question:** *some values of my table are missing, some columns are categories. Which predictions are safe?*
 #
 # The sex of penguins is determined from a drop of blood. For some birds of this table it is not known. What can be
 # said about them from their measurements, and which answers are sure?
