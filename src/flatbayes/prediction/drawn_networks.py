@@ -6,7 +6,7 @@ where forward passes are so short that starting them dominates the time. Draws t
 masks, a linearised network) are not kept.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import is_
@@ -35,6 +35,9 @@ MAX_KEPT_ELEMENTS = 2**24
 ALIGNMENT = 64
 """Bytes. Memory of torch on a CPU starts at a multiple, on which the rounding of matrix products may depend."""
 
+TensorMark = tuple[int, int]
+"""Address of a tensor, 0 where it has none, and the number of writes to it."""
+
 
 class VectorizationError(ValueError):
     """One call cannot predict with all networks."""
@@ -61,12 +64,10 @@ class DrawSource:
         ]
         self._mappings += [state.statistics for state in sampler.states]
         self._values = self._list_values()
-        tensors = [value for value in self._values if isinstance(value, Tensor)]
-        tensors += [param for model in models for param in list_parameters(model)]  # also of a class of its own
-        self._tensors = tensors
-        self._stored = [tensor for tensor in tensors if tensor.layout is torch.strided and to_local(tensor) is tensor]
+        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
+        self._tensors += [param for model in models for param in list_parameters(model)]  # also of a class of its own
         self.num_elements = sum(tensor.numel() for tensor in (*list_parameters(models[0]), *models[0].buffers()))
-        self._versions, self._addresses = self._read_versions(), self._read_addresses()
+        self._marks = _mark_tensors(self._tensors)
 
     def is_current(self, sampler: NetworkSampler) -> bool:
         """Whether nothing of it has been replaced or written to since."""
@@ -75,18 +76,11 @@ class DrawSource:
             (len(objects), len(values)) == (len(self._objects), len(self._values))
             and all(map(is_, objects, self._objects))
             and all(map(is_, values, self._values))
-            and self._read_versions() == self._versions
-            and self._read_addresses() == self._addresses
+            and _mark_tensors(self._tensors) == self._marks
         )
 
     def _list_values(self) -> list[object]:
         return [value for mapping in self._mappings for value in mapping.values()]
-
-    def _read_versions(self) -> list[int]:
-        return [count_writes(tensor) for tensor in self._tensors]
-
-    def _read_addresses(self) -> list[int]:
-        return [tensor.data_ptr() for tensor in self._stored]
 
 
 def _list_objects(sampler: NetworkSampler) -> list[object]:
@@ -187,7 +181,7 @@ class DrawnNetworks:
             if member not in self._members:
                 self._members[member] = (named_parameters(model), dict(model.named_buffers()))
             params, buffers = self._members[member]
-            marks = _mark_tensors(buffers)
+            marks = _mark_tensors(buffers.values())
         with sampler.sampled_network(self.sample_ids[k], self.autocast_dtype) as network:
             if not (keep and self.can_keep):
                 yield network
@@ -263,7 +257,7 @@ class DrawnNetworks:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _keep_row(self, k: int, model: nn.Module, marks: Mapping[str, tuple[int, int]]) -> bool:
+    def _keep_row(self, k: int, model: nn.Module, marks: Sequence[TensorMark]) -> bool:
         """Copy a drawn network to its row, if that is possible; `marks` are those of its buffers before the draw."""
         params, buffers = self._members[self.sample_ids[k][1]]
         tensors = {**params, **buffers}
@@ -280,8 +274,9 @@ class DrawnNetworks:
         if [(t.dtype, t.shape) for t in values] != [(slot.dtype, slot.shape) for slot in self._slots.values()]:
             return False
         copy_values([column[k] for column in self._columns], values)
-        current = _mark_tensors(buffers)
-        indices = [j for j, name in enumerate(tensors) if name in params or current[name] != marks[name]]
+        current = _mark_tensors(buffers.values())
+        is_written = {name: new != old for name, new, old in zip(buffers, current, marks, strict=True)}
+        indices = [j for j, name in enumerate(tensors) if name in params or is_written[name]]
         self._rows[k] = _Row([values[j] for j in indices], indices, RandomState.capture(model))
         return True
 
@@ -291,15 +286,15 @@ def should_vectorize(drawn: DrawnNetworks, num_examples: int) -> bool:
     return num_examples <= MAX_VMAPPED_EXAMPLES and drawn.fits_budget()
 
 
-def _mark_tensors(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """Address and number of writes of each tensor, by which a write is noticed without reading values of a device."""
-    return {
-        name: (
+def _mark_tensors(tensors: Iterable[Tensor]) -> list[TensorMark]:
+    """The mark of each tensor, by which a write is noticed without reading values of a device."""
+    return [
+        (
             tensor.data_ptr() if tensor.layout is torch.strided and to_local(tensor) is tensor else 0,
             count_writes(tensor),
         )
-        for name, tensor in tensors.items()
-    }
+        for tensor in tensors
+    ]
 
 
 def _arrange_tensors(tensors: dict[str, Tensor]) -> tuple[dict[str, _Slot], int]:
