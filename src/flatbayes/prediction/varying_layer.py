@@ -61,7 +61,6 @@ class LayerDraws:
                 return None
             sampler.share_norm_statistics(member_ids, autocast_dtype)
             features[member] = member_features
-        self.source = DrawSource(sampler)  # a draw may have written weights and restored them
         return self._iter_outputs(sampler, features, autocast_dtype)
 
     @torch.no_grad()
@@ -79,7 +78,7 @@ class LayerDraws:
                 member: draw_layer(sampler, member, layer, block) for member, layer in enumerate(self.layers)
             }
             if len(block) == len(self.sample_ids):
-                self.weights, self.source = weights, DrawSource(sampler)
+                self.weights, self.source = weights, DrawSource(sampler)  # draws write weights and restore them
             outputs = {
                 member: _multiply(*features[member], *weights[member], autocast_dtype)
                 for member in range(len(weights))
