@@ -252,6 +252,11 @@ def test_shared_predictions_are_those_of_the_same_inputs_draws_and_options(fitte
         assert not torch.equal(fitted.predict(x, 3).log_probs, first.log_probs)
         batches = [x[:8]]
         assert len(fitted.predict(batches, 3).mean) == 8
+        with torch.inference_mode():  # which counts no writes
+            z = x.clone()
+            unchanged = fitted.predict(z, 3).log_probs
+            z += 1.0
+            assert not torch.equal(fitted.predict(z, 3).log_probs, unchanged)
         kept = weakref.ref(fitted.predict(y := x.clone(), 3))
         del y
         gc.collect()

@@ -175,7 +175,8 @@ class FittedPosterior(NetworkSampler):
     def share_predictions(self) -> Iterator[None]:
         """Context in which `predict` computes once for the same inputs, draws and options, for several evaluations.
 
-        A prediction is kept as long as its inputs are. The posterior must not be changed inside.
+        A prediction is kept as long as its inputs are. The posterior, and inputs that are arrays, must not be changed
+        inside; a change of a tensor is noticed.
         """
         outer = self._prediction_cache
         self._prediction_cache = PredictionCache() if outer is None else outer

@@ -20,11 +20,12 @@ class PredictionCache:
         """The prediction for these inputs, computed if there is none, or the inputs have been written to.
 
         Args:
-            inputs: Inputs of a prediction; iterables that are read once are not shared.
+            inputs: Inputs of a prediction. Not shared are those of iterables, which are read once, and tensors of
+                inference mode, to which writes are not counted.
             options: Everything else that the prediction depends on.
             compute: Computes the prediction.
         """
-        if not hasattr(inputs, "shape"):
+        if not hasattr(inputs, "shape") or (isinstance(inputs, Tensor) and inputs.is_inference()):
             return compute()
         version = count_writes(inputs) if isinstance(inputs, Tensor) else 0
         predictions = self._predictions.setdefault(inputs, {})
