@@ -148,7 +148,7 @@ def test_a_change_of_what_networks_are_drawn_from_is_noticed(change, vectorized)
         CHANGES[change](fitted)
     fitted.norm_statistics.clear()
     changed = fitted.predict(x, 4, vectorized=vectorized).log_probs
-    fitted._drawn_networks = None
+    fitted._runner.drawn_networks = None
     assert torch.equal(fitted.predict(x, 4, vectorized=vectorized).log_probs, changed)
     if change not in ("buffer written", "layer", "state"):  # SWAG sets all weights, and statistics are re-estimated
         assert not torch.allclose(changed, first)

@@ -83,9 +83,9 @@ def test_many_draws_are_made_in_blocks(monkeypatch):
     fitted, x = fit_posterior(POSTERIORS["ensemble"]), batch(5, size=9)[0]
     expected = fitted.predict(x, 10, keep_members=True).member_probs
     monkeypatch.setattr(varying_layer, "MAX_KEPT_ELEMENTS", 3 * fitted.states[0].model[-1].weight.numel())
-    fitted._layer_draws = None
+    fitted._runner.layer_draws = None
     torch.testing.assert_close(fitted.predict(x, 10, keep_members=True).member_probs, expected)
-    assert not fitted._layer_draws.weights
+    assert not fitted._runner.layer_draws.weights
 
 
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
@@ -134,7 +134,7 @@ def test_features_are_shared_only_if_the_outputs_are_those_of_the_layer(name):
     fitted = FittedPosterior(posterior, [state], Categorical(2 if name == "some outputs" else 3))
     expected = fitted.predict(x, 5, keep_members=True, vectorized=False).member_probs
     torch.testing.assert_close(fitted.predict(x, 5, keep_members=True).member_probs, expected, **SAME)
-    assert fitted._can_share_features == (name in SHARED)
+    assert fitted._runner.can_share_features == (name in SHARED)
 
 
 def test_a_tied_layer_and_a_layer_with_a_hook_are_not_shared():
@@ -189,5 +189,5 @@ def test_in_inference_mode_and_for_numbers():
     expected = fitted.predict(x, 5, vectorized=False)
     with torch.inference_mode():
         predictive = fitted.predict(x.clone(), 5)
-    assert isinstance(fitted._layer_draws, LayerDraws)
+    assert isinstance(fitted._runner.layer_draws, LayerDraws)
     torch.testing.assert_close(predictive.mean, expected.mean, **SAME)

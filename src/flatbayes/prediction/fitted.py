@@ -4,20 +4,17 @@ The predictive is p(y | x) = 1 / M sum_m p(y | x, w_m), with M networks w_m draw
 returns, and what is saved and loaded.
 """
 
-import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Self
 
 import torch
-from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
 
-from flatbayes.core.console import PlainConsole
 from flatbayes.core.display import format_entries, format_html_table
-from flatbayes.core.input_trees import count_examples, first_tensor
+from flatbayes.core.input_trees import first_tensor
 from flatbayes.core.network_interface import OutputSelector
 from flatbayes.core.randomness import preserve_rng
 from flatbayes.likelihoods import Likelihood, Predictive
@@ -25,7 +22,6 @@ from flatbayes.likelihoods.categorical_predictive import set_abstention
 from flatbayes.prediction.artefact import load_posterior, save_posterior
 from flatbayes.prediction.deploy import CompiledPosterior, compile_posterior
 from flatbayes.prediction.description import describe_fitted
-from flatbayes.prediction.drawn_networks import DrawnNetworks, DrawSource, VectorizationError, should_vectorize
 from flatbayes.prediction.inputs import (
     Inputs,
     check_batch_axis,
@@ -36,16 +32,15 @@ from flatbayes.prediction.inputs import (
     iter_chunks,
     match_image_layout,
 )
+from flatbayes.prediction.network_runner import NetworkRunner
 from flatbayes.prediction.placement import (
     PredictionPrecision,
     PreprocessedBatches,
-    autocast,
     place_batches,
     resolve_autocast_dtype,
 )
-from flatbayes.prediction.sampling import NetworkSampler, SampleId
+from flatbayes.prediction.sampling import NetworkSampler
 from flatbayes.prediction.shared import PredictionCache
-from flatbayes.prediction.varying_layer import LayerDraws, find_varying_layers
 
 
 @dataclass
@@ -73,14 +68,7 @@ class FittedPosterior(NetworkSampler):
         True
     """
 
-    _drawn_networks: DrawnNetworks | None = field(default=None, init=False, repr=False, compare=False)
-    _can_vectorize: bool = field(default=True, init=False, repr=False, compare=False)
-    _layer_draws: LayerDraws | None = field(default=None, init=False, repr=False, compare=False)
-    _can_share_features: bool = field(default=True, init=False, repr=False, compare=False)
-    _compiled_networks: dict[int, Callable[..., Tensor]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-
+    _runner: NetworkRunner = field(default_factory=NetworkRunner, init=False, repr=False, compare=False)
     _prediction_cache: PredictionCache | None = field(default=None, init=False, repr=False, compare=False)
 
     def __repr__(self) -> str:
@@ -99,7 +87,7 @@ class FittedPosterior(NetworkSampler):
 
     def to(self, device: torch.device | str) -> Self:
         """Move networks and statistics to another device, in place; see `NetworkSampler.to`."""
-        self._drawn_networks = self._layer_draws = None
+        self._runner.release()
         return super().to(device)
 
     def predict(
@@ -206,7 +194,6 @@ class FittedPosterior(NetworkSampler):
         sample_ids, first_row, calibration = self.sample_ids(num_draws, seed), 0, self.calibration
         dtype = resolve_autocast_dtype(precision, self.info, self.dtype)
         device: torch.device | None = None
-        vectorized = False if compiled else vectorized
         example_shape = self.info.get("input_shape") or self.info.get("example_shape")
         inputs = match_image_layout(
             convert_data_frame(inputs, self.info.get("feature_names")), self.info.get("input_shape")
@@ -216,27 +203,24 @@ class FittedPosterior(NetworkSampler):
         for batches in iter_chunks(inputs, batch_size, self.input_structure, predictive_bytes):
             check_finite_inputs(batches, first_row, self.info.get("feature_names", ()))
             device = first_tensor(batches[0]).device if device is None else device
-            num_examples = sum(map(count_examples, batches))
             batches = place_batches(batches, self.device)
             prepared = PreprocessedBatches(batches, self.preprocess, len(sample_ids))
             with explain_shapes(example_shape, batches):
-                outputs: Iterable[Tensor] | None = None
-                if vectorized is not False:
-                    outputs = self._compute_layer_outputs(sample_ids, prepared, dtype)
-                if outputs is None:
-                    drawn = self._get_drawn_networks(sample_ids, dtype)
-                    if vectorized or (
-                        vectorized is None and self._can_vectorize and should_vectorize(drawn, num_examples)
-                    ):
-                        outputs = self._compute_vectorized_outputs(drawn, prepared, vectorized is True)
-                    if outputs is None:
-                        outputs = self._iter_outputs(drawn, prepared, compiled, show_progress)
+                outputs = self._runner.compute_outputs(
+                    self,
+                    sample_ids,
+                    prepared,
+                    dtype,
+                    vectorized=vectorized,
+                    compiled=compiled,
+                    show_progress=show_progress,
+                )
                 predictive = self.likelihood.predictive(outputs, keep_members=keep_members)
                 predictive = predictive if calibration is None else calibration.apply(predictive)
             if abstain_below is not None:
                 predictive = set_abstention(predictive, abstain_below)
             check_finite_predictions(predictive, first_row)
-            first_row += num_examples
+            first_row += prepared.num_examples
             yield predictive.to(device) if isinstance(predictive, Predictive) else predictive  # one of the user
 
     def compile(self, num_draws: int = 30, *, seed: int = 0) -> CompiledPosterior:
@@ -304,71 +288,3 @@ class FittedPosterior(NetworkSampler):
         fitted = cls(**{f.name: getattr(sampler, f.name) for f in fields(NetworkSampler) if f.init})
         fitted._other_statistics = sampler._other_statistics
         return fitted.to(device)
-
-    def _compute_layer_outputs(
-        self, sample_ids: list[SampleId], batches: PreprocessedBatches, dtype: torch.dtype | None
-    ) -> Iterator[Tensor] | None:
-        """Outputs of networks that differ in their last layer only; None for others."""
-        layers = find_varying_layers(self) if self._can_share_features else None
-        if layers is None:
-            return None
-        draws = self._layer_draws
-        if draws is None or draws.sample_ids != sample_ids or any(map(operator.is_not, draws.layers, layers)):
-            draws = self._layer_draws = LayerDraws(sample_ids, layers)
-        outputs = draws.compute_outputs(self, batches, dtype)
-        self._can_share_features = outputs is not None
-        return outputs
-
-    def _get_drawn_networks(self, sample_ids: list[SampleId], dtype: torch.dtype | None) -> DrawnNetworks:
-        """The networks of the last prediction, if they would be drawn again; otherwise new ones, not drawn yet."""
-        if self._drawn_networks is None or not self._drawn_networks.is_current(self, sample_ids, dtype):
-            self._drawn_networks = None  # before new memory is allocated
-            self._drawn_networks = DrawnNetworks(DrawSource(self), sample_ids, dtype)
-        return self._drawn_networks
-
-    def _compute_vectorized_outputs(
-        self, drawn: DrawnNetworks, batches: PreprocessedBatches, is_requested: bool
-    ) -> Tensor | None:
-        """Outputs of all networks, shape (draws, examples, outputs), or None to call one network at a time."""
-        try:
-            return drawn.compute_all_outputs(self, batches)
-        except VectorizationError:
-            self._can_vectorize = False
-            if is_requested:
-                raise
-        except RuntimeError:
-            if is_requested:
-                raise
-        return None  # other errors are repeated by the call of one network
-
-    def _iter_outputs(
-        self, drawn: DrawnNetworks, batches: PreprocessedBatches, compiled: bool, show_progress: bool
-    ) -> Iterator[Tensor]:
-        """Outputs of each network, which is kept for the next call if all fit the memory for that."""
-        positions, keep = range(len(drawn.sample_ids)), self.posterior.stochastic and drawn.fits_budget()
-        # A progress bar that is not shown would still start a thread.
-        for k in _track_draws(positions) if show_progress else positions:
-            yield self._compute_outputs(drawn, k, batches, compiled, keep)
-        drawn.source = DrawSource(self)  # draws have written weights and restored them
-
-    @torch.no_grad()
-    def _compute_outputs(
-        self, drawn: DrawnNetworks, k: int, batches: PreprocessedBatches, compiled: bool, keep: bool
-    ) -> Tensor:
-        with drawn.open_network(self, k, keep=keep) as network, autocast(self.device, drawn.autocast_dtype):
-            forward = self._get_compiled(network, drawn.sample_ids[k][1]) if compiled else network
-            return torch.cat(list(batches.map(forward)))
-
-    def _get_compiled(self, network: nn.Module, member: int) -> Callable[..., Tensor]:
-        if network is not self.states[member].model:
-            raise ValueError(
-                f"A draw of {type(self.posterior).__name__} is a {type(network).__name__}, another module for every "
-                "draw, which is not compiled: leave out compiled=True."
-            )
-        if member not in self._compiled_networks:
-            self._compiled_networks[member] = torch.compile(network)
-        return self._compiled_networks[member]
-
-
-def _track_draws(positions: Sequence[int]) -> Iterable[int]:
-    return track(positions, "averaging networks", console=PlainConsole(stderr=True), transient=True)

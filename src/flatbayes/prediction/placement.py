@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flatbayes.core.accelerators import get_free_memory
 from flatbayes.core.devices import is_accelerator
-from flatbayes.core.input_trees import ModelInputs, flatten_tree, map_tensors
+from flatbayes.core.input_trees import ModelInputs, count_examples, flatten_tree, map_tensors
 from flatbayes.core.randomness import RandomState
 
 PredictionPrecision = Literal["training", "bf16-mixed", "16-mixed"]
@@ -34,12 +34,16 @@ class PreprocessedBatches:
         batches: Raw inputs. They are not changed.
         preprocess: Prepares a batch for the networks.
         num_networks: Number of networks.
+
+    Attributes:
+        num_examples: Number of examples of all batches.
     """
 
     def __init__(
         self, batches: Sequence[ModelInputs], preprocess: Callable[[ModelInputs], Any], num_networks: int
     ) -> None:
         self._batches, self._preprocess = batches, preprocess
+        self.num_examples = sum(map(count_examples, batches))
         self._bytes_left = MAX_PREPROCESSED_BYTES if num_networks > 1 else 0
         self._kept = dict[int, Any]()
         self._changed = set[int]()
