@@ -7,16 +7,14 @@ from flatbayes.prediction.deploy import CompiledPosterior
 from flatbayes.prediction.evaluation import Evaluation, evaluate
 from flatbayes.prediction.export import export_onnx, export_torch, onnx_difference
 from flatbayes.prediction.fitted import FittedPosterior
-from flatbayes.prediction.recalibration import calibrate
+from flatbayes.prediction.recalibration import RecalibrationResult, calibrate, evaluate_recalibration
 from flatbayes.prediction.sampling import NetworkSampler, check_num_draws
 from flatbayes.prediction.shift import (
     CorruptionMetrics,
     DetectionMetrics,
     OODEvaluation,
-    RecalibrationResult,
     evaluate_corruptions,
     evaluate_ood,
-    evaluate_recalibration,
 )
 
 __all__ = [

@@ -1,11 +1,10 @@
-"""Evaluation under distribution shift: corrupted images, out-of-distribution detection, and temperature scaling.
+"""Evaluation under distribution shift: corrupted images, and out-of-distribution detection.
 
 Corruptions and severities are those of Hendrycks and Dietterich (ICLR 2019). Out-of-distribution examples are the
-positive class of every detection metric. A temperature is fitted to validation examples and evaluated on test
-examples (Ashukha et al., ICLR 2020).
+positive class of every detection metric.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,20 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, cat, ones, zeros
 
 from flatbayes.core.display import format_fields
-from flatbayes.data import CIFAR10C, LazyImages, Split, corrupt_images, infer_white_value
+from flatbayes.data import CIFAR10C, Split, corrupt_images, infer_white_value
 from flatbayes.likelihoods import CategoricalPredictive
-from flatbayes.metrics import (
-    apply_temperature,
-    aupr,
-    aurc,
-    auroc,
-    classification_metrics,
-    entropy_divergence,
-    fit_temperature,
-    fpr_at_tpr,
-)
-from flatbayes.metrics.calibration import classwise_ece_of_log_probs, equal_mass_error
-from flatbayes.metrics.classification import score_examples
+from flatbayes.metrics import aupr, auroc, classification_metrics, entropy_divergence, fpr_at_tpr
+from flatbayes.prediction.evaluation import make_class_predictor
 from flatbayes.prediction.fitted import FittedPosterior
 from flatbayes.prediction.placement import PredictionPrecision
 
@@ -109,32 +98,6 @@ class OODEvaluation:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class RecalibrationResult:
-    """Metrics before and after temperature scaling.
-
-    Attributes:
-        temperature: The temperature that minimises the NLL of the validation examples.
-        raw: Metrics of the test examples at temperature 1.
-        tempered: Metrics of the test examples at the fitted temperature.
-
-    Examples:
-        >>> result = evaluate_recalibration(fitted, data.val, data.test, num_draws=2)
-        >>> result.tempered["accuracy"] == result.raw["accuracy"]
-        True
-    """
-
-    temperature: float
-    raw: dict[str, float]
-    tempered: dict[str, float]
-
-    __repr__ = format_fields
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested dictionaries by field name, ready for JSON."""
-        return asdict(self)
-
-
 def evaluate_corruptions(
     fitted: FittedPosterior,
     split: Split,
@@ -181,7 +144,7 @@ def evaluate_corruptions(
     """
     images = split.input_tensor
     white = infer_white_value(images)
-    predict = _make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
+    predict = make_class_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
 
     def compute_row(name: str, severity: int, examples: Split) -> CorruptionMetrics:
         log_probs = predict(examples.inputs).log_probs.cpu()
@@ -239,91 +202,12 @@ def evaluate_ood(
             f"Test inputs have the shape {tuple(test_inputs.shape[1:])} and out-of-distribution inputs "
             f"{tuple(ood_inputs.shape[1:])}. Use flatbayes.data.match_input_format(ood_inputs, test_inputs)."
         )
-    predict = _make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
+    predict = make_class_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
     uncertainties = [_compute_uncertainties(predict(inputs)) for inputs in (test_inputs, ood_inputs)]
     is_ood = cat([zeros(len(test_inputs)), ones(len(ood_inputs))]).bool()
     scores = {name: _detection_metrics(cat([u[name] for u in uncertainties]), is_ood) for name in uncertainties[0]}
     divergence = entropy_divergence(*(u["entropy"] for u in uncertainties))
     return OODEvaluation(scores, divergence, num_test=len(test_inputs), num_ood=len(ood_inputs))
-
-
-def evaluate_recalibration(
-    fitted: FittedPosterior,
-    val: Split,
-    test: Split,
-    num_draws: int = 30,
-    *,
-    batch_size: int = 256,
-    seed: int = 0,
-    show_progress: bool = False,
-    precision: PredictionPrecision | None = None,
-    compiled: bool = False,
-) -> RecalibrationResult:
-    """Fit a temperature to validation examples, and compute test metrics without and with it.
-
-    Args:
-        fitted: The posterior.
-        val: Raw validation examples, not used in training.
-        test: Raw test examples.
-        num_draws: Networks to average, as in `FittedPosterior.predict`.
-        batch_size: Examples per forward pass.
-        seed: The same seed draws the same networks.
-        show_progress: Show progress bars on standard error.
-        precision: As in `FittedPosterior.predict`.
-        compiled: As in `FittedPosterior.predict`.
-
-    Raises:
-        ValueError: The inputs do not fit the posterior, or a validation label has probability 0.
-
-    Examples:
-        >>> evaluate_recalibration(fitted, data.val, data.test, num_draws=2).temperature > 0
-        True
-    """
-    predict = _make_predictor(fitted, num_draws, batch_size, seed, show_progress, precision, compiled)
-    val_log_probs, test_log_probs = (predict(split.inputs).log_probs.cpu() for split in (val, test))
-    temperature = fit_temperature(val_log_probs, val.targets.cpu())
-    labels = test.targets.cpu()
-    return RecalibrationResult(
-        temperature,
-        raw=_calibration_metrics(test_log_probs, labels),
-        tempered=_calibration_metrics(apply_temperature(test_log_probs, temperature), labels),
-    )
-
-
-def _make_predictor(
-    fitted: FittedPosterior,
-    num_draws: int,
-    batch_size: int,
-    seed: int,
-    show_progress: bool,
-    precision: PredictionPrecision | None,
-    compiled: bool,
-) -> Callable[[Tensor | LazyImages], CategoricalPredictive]:
-    """Function that predicts classes, with the options of an evaluation."""
-    input_shape = fitted.info.get("input_shape")
-
-    def predict(inputs: Tensor | LazyImages) -> CategoricalPredictive:
-        if input_shape is not None and tuple(input_shape) != tuple(inputs.shape[1:]):
-            raise ValueError(
-                f"The posterior takes inputs of the shape {tuple(input_shape)}, got {tuple(inputs.shape[1:])}. Give "
-                "inputs like those of the training; flatbayes.data.match_input_format brings images into their shape."
-            )
-        predictive = fitted.predict(
-            inputs,
-            num_draws,
-            batch_size=batch_size,
-            seed=seed,
-            show_progress=show_progress,
-            precision=precision,
-            compiled=compiled,
-        )
-        if not isinstance(predictive, CategoricalPredictive):
-            raise ValueError(
-                f"Shift is measured for classification, and this posterior predicts a {type(predictive).__name__}."
-            )
-        return predictive
-
-    return predict
 
 
 def _compute_uncertainties(predictive: CategoricalPredictive) -> dict[str, Float[Tensor, " examples"]]:
@@ -342,13 +226,3 @@ def _detection_metrics(scores: Tensor, is_ood: Tensor) -> DetectionMetrics:
         aupr_in=aupr(-scores, ~is_ood),
         fpr95=fpr_at_tpr(scores, is_ood, 0.95),
     )
-
-
-def _calibration_metrics(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
-    scores = score_examples(log_probs, labels)
-    return {
-        **scores.metrics(),
-        "adaptive_ece": equal_mass_error(scores.confidence, scores.is_right),
-        "classwise_ece": classwise_ece_of_log_probs(log_probs, labels),
-        "aurc": aurc(scores.top_log_prob, 1 - scores.is_right),
-    }
