@@ -242,8 +242,8 @@ class ConformalPredictor:
     def _estimate(self, group: str, is_covered: Tensor, sizes: Tensor, name: str | None = None) -> CoverageEstimate:
         expected = None
         num_calibration = self.thresholds[group].num_examples if group in self.thresholds else 0
-        is_guaranteed = self.grouping != "none" or group == ALL
-        if is_guaranteed and is_covered.shape[1] == 1 and (group != ALL or self.grouping == "none"):
+        is_guaranteed = (self.grouping == "none") == (group == ALL)
+        if is_guaranteed and is_covered.shape[1] == 1:
             expected = sample_coverage_interval(num_calibration, len(is_covered), self.level, RANGE_PROBABILITY)
         coverage, size = (float(values.mean()) if len(values) else math.nan for values in (is_covered, sizes))
         return CoverageEstimate(name or group, len(is_covered), coverage, size, expected)

@@ -1,4 +1,4 @@
-"""Validation of targets and groups of conformal prediction."""
+"""Validation of the targets and groups of calibration examples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,11 +45,11 @@ def check_targets(predictive: Predictive, targets: Tensor) -> Tensor:
         targets: Class indices, or numbers.
 
     Raises:
-        TypeError: There are no conformal scores for this kind of prediction.
+        TypeError: The predictions are neither of classes nor of numbers.
         ValueError: There are no examples, the shapes do not match, or a target is not valid.
     """
     if not isinstance(predictive, CategoricalPredictive | GaussianPredictive):
-        raise TypeError(f"There is no conformal prediction for a {type(predictive).__name__} yet.")
+        raise TypeError(f"Predictions of classes or numbers can be calibrated, got a {type(predictive).__name__}.")
     shape = predictive.mean.shape[:1] if isinstance(predictive, CategoricalPredictive) else predictive.mean.shape
     targets = torch.as_tensor(targets)
     if not len(predictive.mean) or targets.shape not in (shape, (*shape, 1)):
