@@ -221,7 +221,7 @@ class FittedPosterior(NetworkSampler):
                 predictive = set_abstention(predictive, abstain_below)
             check_finite_predictions(predictive, first_row)
             first_row += prepared.num_examples
-            yield predictive.to(device) if isinstance(predictive, Predictive) else predictive  # one of the user
+            yield predictive.to(device) if isinstance(predictive, Predictive) else predictive  # a class of the user
 
     def compile(self, num_draws: int = 30, *, seed: int = 0) -> CompiledPosterior:
         """Compile one module that predicts as `predict(inputs, num_draws, seed=seed)` does, up to single precision.

@@ -22,6 +22,7 @@ from flatbayes.core.network_interface import InputStructure
 from flatbayes.data import LazyImages
 from flatbayes.data.checks import check_finite
 from flatbayes.likelihoods import Predictive
+from flatbayes.prediction.placement import count_bytes
 
 MAX_CHUNK_EXAMPLES, MAX_CHUNK_BYTES = 2**16, 2**28
 """Largest chunk of examples that is in memory at once, with its predictions (256 MiB); all networks are drawn again
@@ -43,7 +44,7 @@ def count_chunk_examples(bytes_per_example: int) -> int:
 def iter_chunks(
     inputs: Inputs, batch_size: int, structure: InputStructure = None, predictive_bytes: int = 0
 ) -> Iterator[Sequence[Any]]:
-    """Yield lists of batches of inputs, which fit into the memory of a chunk if a batch does.
+    """Yield chunks: lists of batches that take at most `MAX_CHUNK_BYTES` with their predictions, or of one batch.
 
     A tensor or array forms one chunk, because it is in memory already. An iterable is read once.
 
@@ -68,9 +69,8 @@ def iter_chunks(
     for batch in inputs.split(batch_size) if isinstance(inputs, LazyImages) else inputs:
         chunk.append(to_inputs(batch, structure))
         size = count_examples(chunk[-1])
-        num_bytes = sum(tensor.nbytes for tensor in flatten_tree(chunk[-1], "inputs").values())
         num_examples += size
-        if num_examples + size > count_chunk_examples(num_bytes // max(1, size) + predictive_bytes):
+        if num_examples + size > count_chunk_examples(count_bytes(chunk[-1]) // max(1, size) + predictive_bytes):
             yield chunk
             chunk, num_examples = [], 0
     if chunk:

@@ -76,7 +76,7 @@ class PreprocessedBatches:
         return inputs, inputs if before.equals(RandomState.capture_devices(())) else None
 
     def _keep(self, k: int, batch: ModelInputs, inputs: Any) -> None:
-        num_bytes = 0 if _share_memory(inputs, batch) else _count_bytes(inputs)
+        num_bytes = 0 if _share_memory(inputs, batch) else count_bytes(inputs)
         if num_bytes <= self._bytes_left:
             self._bytes_left -= num_bytes
             self._kept[k] = inputs
@@ -86,7 +86,12 @@ def _list_tensors(inputs: Any) -> list[Tensor]:
     return [inputs] if isinstance(inputs, Tensor) else list(flatten_tree(inputs, "inputs").values())
 
 
-def _count_bytes(inputs: Any) -> int:
+def count_bytes(inputs: Any) -> int:
+    """Memory of the inputs of a batch.
+
+    Args:
+        inputs: A tensor, or a tree of tensors.
+    """
     return sum(tensor.nbytes for tensor in _list_tensors(inputs))
 
 
@@ -137,7 +142,7 @@ def place_batches(batches: Sequence[ModelInputs], device: torch.device) -> list[
     Every draw reads them again, and a copy to an accelerator takes as long as a pass of a small network. Features in
     float64 stay, since they are standardized first, and not all devices have float64.
     """
-    if not is_accelerator(device) or sum(map(_count_bytes, batches)) > MAX_PLACED_FRACTION * get_free_memory(device):
+    if not is_accelerator(device) or sum(map(count_bytes, batches)) > MAX_PLACED_FRACTION * get_free_memory(device):
         return list(batches)
 
     def place(tensor: Tensor) -> Tensor:

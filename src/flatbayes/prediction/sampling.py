@@ -231,7 +231,7 @@ class NetworkSampler:
                 yield network
 
     def share_norm_statistics(self, sample_ids: Sequence[SampleId], autocast_dtype: torch.dtype | None) -> None:
-        """Use the running statistics of the first network for all, which have equal weights below these layers."""
+        """Use the running statistics of the first network for all: weights below BatchNorm layers are equal."""
         cache = self._get_statistics_cache(autocast_dtype)
         statistics = cache.get(sample_ids[0])
         if statistics is not None:
