@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 from flatbayes.experiments import ComparisonResult, RunResult
@@ -12,6 +13,7 @@ from flatbayes.reporting import svg
 from flatbayes.reporting.calibration_figures import (
     PooledBins,
     coverage_panels,
+    draw_counts,
     draw_reliability,
     pool_coverage,
     pool_reliability,
@@ -151,3 +153,10 @@ def test_bins_with_few_predictions_are_joined_in_diagrams():
         axes = figure.add_axes((0, 0, 1, 1))
         draw_reliability(axes, {True: pooled})
         assert len(axes.lines[1].get_xdata()) == 1
+
+
+@pytest.mark.parametrize(("largest", "ticks"), [(0, [1]), (1, [1]), (7, [1, 7]), (10, [1, 10]), (2500, [1, 1000])])
+def test_the_ticks_of_the_count_axis_differ(largest, ticks):
+    axes = Figure().subplots()
+    draw_counts(axes, {False: None, True: pool_reliability([bins_run((0, 0, 0, largest), (0.0,) * 4)])})
+    assert axes.get_yticks().tolist() == ticks

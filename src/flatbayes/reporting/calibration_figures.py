@@ -116,7 +116,7 @@ def _reliability_figure(
         axes = figure.add_axes((0.135, 0.285, 0.845, 0.695))
         count_axes = figure.add_axes((0.135, 0.115, 0.845, 0.145))
         draw_reliability(axes, pooled)
-        _draw_counts(count_axes, pooled)
+        draw_counts(count_axes, pooled)
         axes.set_ylabel("accuracy")
         axes.yaxis.set_label_coords(LABEL_X, 0.5)
         axes.tick_params(labelbottom=False)
@@ -158,8 +158,13 @@ def draw_reliability(axes: "Axes", pooled: Mapping[bool, PooledBins | None]) -> 
                 draw_reliability_curve(axes, *merged.points(), merged.intervals(), flat=flat, interval_offset=offset)
 
 
-def _draw_counts(axes: "Axes", pooled: Mapping[bool, PooledBins | None]) -> None:
-    """Number of predictions in each bin, on a logarithmic scale."""
+def draw_counts(axes: "Axes", pooled: Mapping[bool, PooledBins | None]) -> None:
+    """Draw the number of predictions in each bin, on a logarithmic scale.
+
+    Args:
+        axes: Where to draw.
+        pooled: Bins of the plain (False) and the flat (True) runs.
+    """
     for flat, bins in pooled.items():
         if bins is not None:
             style: dict[str, Any] = {"fill": True, "alpha": 0.25} if flat else {"linewidth": 1.0, "alpha": 0.9}
@@ -171,8 +176,8 @@ def _draw_counts(axes: "Axes", pooled: Mapping[bool, PooledBins | None]) -> None
     axes.set_ylabel("count")
     axes.yaxis.set_label_coords(LABEL_X, 0.5)
     axes.minorticks_off()
-    most = max((count for bins in pooled.values() if bins is not None for count in bins.bins.counts), default=1)
-    axes.set_yticks([1, 10 ** math.floor(math.log10(max(most, 1)))])
+    largest = max((1, *(count for bins in pooled.values() if bins is not None for count in bins.bins.counts)))
+    axes.set_yticks(sorted({1, largest if largest < 10 else 10 ** math.floor(math.log10(largest))}))
     axes.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
     axes.tick_params(labelsize=8)
     theme.style_axes(axes, grid="x")
