@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from flatbayes.plotting import theme
 
 if TYPE_CHECKING:  # slow to import
@@ -30,11 +32,10 @@ LEADER_OFFSET_PT = 12.0
 def spread_positions(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions at least `gap` apart and in the order of the values, with the least squared distance from them.
 
-    They are within [low, high] where there is room for all. Neighbours that are too close are pooled into a block
-    around the mean of their wishes, as in isotonic regression.
+    They are within [low, high] where there is room for all. Without the gaps, this is isotonic regression.
 
     Args:
-        values: Wished positions.
+        values: Preferred positions.
         gap: Least distance of two positions.
         low: Smallest position.
         high: Largest position.
@@ -43,20 +44,14 @@ def spread_positions(values: Sequence[float], gap: float, low: float, high: floa
         >>> spread_positions([3.0, 0.0, 3.0], 1.0, 0.0, 10.0)
         [2.5, 0.0, 3.5]
     """
-    order = sorted(range(len(values)), key=lambda k: values[k])
-    blocks: list[tuple[float, int]] = []  # mean of value - rank * gap, size
-    for rank, index in enumerate(order):
-        mean, size = values[index] - rank * gap, 1
-        while blocks and blocks[-1][0] > mean:
-            other, count = blocks.pop()
-            mean, size = (mean * size + other * count) / (size + count), size + count
-        blocks.append((mean, size))
-    top = max(low, high - gap * (len(values) - 1))
-    starts = [min(max(mean, low), top) for mean, size in blocks for _ in range(size)]
-    positions = [0.0] * len(values)
-    for rank, index in enumerate(order):
-        positions[index] = starts[rank] + rank * gap
-    return positions
+    from scipy.optimize import isotonic_regression  # slow to import
+
+    order = np.argsort(values, kind="stable")
+    offsets = gap * np.arange(len(values))
+    starts = isotonic_regression(np.asarray(values, dtype=float)[order] - offsets).x
+    positions = np.empty(len(values))
+    positions[order] = starts.clip(low, max(low, high - gap * (len(values) - 1))) + offsets
+    return [float(position) for position in positions]
 
 
 def label_line_ends(
