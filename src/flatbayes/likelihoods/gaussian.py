@@ -158,21 +158,21 @@ class Gaussian(Likelihood):
         Raises:
             ValueError: The outputs are not a mean and a raw scale for each target, or there are none.
         """
-        means, stds = [], []
-        num_stacked = len(outputs) if isinstance(outputs, Tensor) else None
-        if isinstance(outputs, Tensor) and outputs.ndim == 3 and num_stacked:
-            outputs = [outputs.flatten(0, 1)]  # of all networks in a few operations
-        for member_outputs in outputs:
-            mean, std = self.split_outputs(to_double(member_outputs))
-            location, scale = _location_scale_tensors(self.location, self.scale, mean.dtype, mean.device)
-            means.append((location + scale * mean).reshape(len(mean), *self._target_shape))
-            stds.append((scale * std).reshape(len(mean), *self._target_shape))
-        if not means:
+        if isinstance(outputs, Tensor) and outputs.ndim == 3 and len(outputs):
+            means, stds = self._predict_normal(outputs.flatten(0, 1))  # of all networks in a few operations
+            shape = (*outputs.shape[:2], *self._target_shape)
+            return GaussianPredictive(means.reshape(shape), stds.reshape(shape))
+        members = [self._predict_normal(member_outputs) for member_outputs in outputs]
+        if not members:
             raise ValueError("There is no prediction without networks: ask for at least 1 draw.")
-        if num_stacked and len(means) == 1:
-            shape = (num_stacked, -1, *self._target_shape)
-            return GaussianPredictive(means[0].reshape(shape), stds[0].reshape(shape))
-        return GaussianPredictive(torch.stack(means), torch.stack(stds))
+        return GaussianPredictive(*(torch.stack(tensors) for tensors in zip(*members, strict=True)))
+
+    def _predict_normal(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of a network's predictions in the unit of the targets."""
+        mean, std = self.split_outputs(to_double(outputs))
+        location, scale = _location_scale_tensors(self.location, self.scale, mean.dtype, mean.device)
+        shape = (len(mean), *self._target_shape)
+        return (location + scale * mean).reshape(shape), (scale * std).reshape(shape)
 
     def split_outputs(self, outputs: Float[Tensor, "batch outputs"]) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of standardised targets, each of shape (batch, targets).
