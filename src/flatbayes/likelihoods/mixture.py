@@ -1,7 +1,7 @@
 """Equal mixtures of one-dimensional Gaussians: density, CDF, quantiles and entropy.
 
-The members of a mixture are along the first axis. `mixture_quantile` is a root to rounding, `mixture_entropy` has no
-closed form and is integrated numerically; everything else is exact.
+The members of a mixture are along the first axis. `mixture_quantile` and `mixture_entropy` have no closed
+form: the first is found to rounding, the second is integrated numerically. Everything else is exact.
 """
 
 import math
@@ -18,7 +18,7 @@ Values = Float[Tensor, "*batch"]
 MAX_ROOT_STEPS = 128
 """Steps to a quantile; every second one halves the interval or the step at least, and 64 halvings reach rounding."""
 ROOT_TOLERANCE = 2.0
-"""Error of a quantile or of its probability, in units of rounding, at which it is found."""
+"""Largest error of a quantile, or of its probability, at which the search ends, in units of rounding."""
 GRID_HALF_WIDTH_STDS, MIN_NODES_PER_MEMBER, NUM_GRID_NODES = 8.0, 13, 256
 """Grid of the entropy: half width around each member in standard deviations, fewest nodes of each, nodes of all."""
 MAX_INTEGRATION_VALUES = 2**17
@@ -94,8 +94,8 @@ def _find_quantiles(probability: float, means: Tensor, stds: Tensor) -> Tensor:
         low, high = torch.where(error < 0, quantile, low), torch.where(error < 0, high, quantile)
         newton = quantile - error / density
         is_good = (newton > low) & (newton < high) & (2 * (newton - quantile).abs() < last_step.abs())
-        following = torch.where(is_exact, quantile, torch.where(is_good, newton, low + 0.5 * (high - low)))
-        last_step, quantile = following - quantile, following
+        next_quantile = torch.where(is_exact, quantile, torch.where(is_good, newton, low + 0.5 * (high - low)))
+        last_step, quantile = next_quantile - quantile, next_quantile
     return quantile
 
 
