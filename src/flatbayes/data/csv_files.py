@@ -2,9 +2,9 @@
 
 import csv
 import io
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from flatbayes.data.csv_format import (
     explain_word,
     has_open_quote,
 )
-from flatbayes.data.parquet import ArrowTable, require_columns, require_file, wrap_read_errors
+from flatbayes.data.parquet import ArrowTable, rebatch_rows, require_columns, require_file, wrap_read_errors
 from flatbayes.data.size_limit import check_memory, get_memory_limit
 
 CSV_SUFFIXES = (".csv", ".tsv")
@@ -34,29 +34,6 @@ BYTES_PER_COLUMN = 10_000
 """Bytes that pyarrow takes for a column of a CSV file, whatever the number of rows."""
 MAX_EXPLAINED_BYTES = 2**27
 """Bytes of a file in another encoding in which an error of decoding is located."""
-TRUE_WORDS, FALSE_WORDS = ("1", "True", "TRUE", "true"), ("0", "False", "FALSE", "false")
-MISSING_NUMBERS = frozenset(
-    [
-        "",
-        "#N/A",
-        "#N/A N/A",
-        "#NA",
-        "-1.#IND",
-        "-1.#QNAN",
-        "-NaN",
-        "-nan",
-        "1.#IND",
-        "1.#QNAN",
-        "N/A",
-        "NA",
-        "NULL",
-        "NaN",
-        "n/a",
-        "nan",
-        "null",
-    ]
-)
-"""What pyarrow reads as a missing number."""
 
 
 def get_table_suffix(path: Path) -> str:
@@ -173,29 +150,6 @@ def iter_csv_batches(
             types[name] = pa.bool_() if pa.types.is_boolean(schema.field(name).type) else pa.float64()
         with arrow_csv.open_csv(path, **_make_options(layout, types)) as stream:
             yield from rebatch_rows(stream, size, MAX_BATCH_BYTES)
-
-
-def rebatch_rows(batches: Iterable[ArrowTable], size: int, max_bytes: float = math.inf) -> Iterator[ArrowTable]:
-    """Concatenate and slice record batches to tables of `size` rows; the last may have fewer.
-
-    Args:
-        batches: The record batches.
-        size: Number of rows.
-        max_bytes: Bytes of record batches from which a table has fewer rows.
-    """
-    import pyarrow as pa  # optional; the batches come from pyarrow
-
-    pending, num_rows, num_bytes = list[ArrowTable](), 0, 0
-    for batch in batches:
-        pending.append(pa.Table.from_batches([batch]))
-        num_rows, num_bytes = num_rows + len(batch), num_bytes + batch.nbytes
-        is_large = num_bytes >= max_bytes
-        if num_rows >= size or is_large:
-            table, num_left = pa.concat_tables(pending), 0 if is_large else num_rows % size
-            yield from (table.slice(start, size) for start in range(0, num_rows - num_left, size))
-            pending, num_rows, num_bytes = [table.slice(num_rows - num_left)], num_left, 0
-    if num_rows:
-        yield pa.concat_tables(pending)
 
 
 def _make_options(layout: CsvLayout, column_types: dict[str, Any]) -> dict[str, Any]:
@@ -318,7 +272,7 @@ def explain_words(path: Path, layout: CsvLayout, name: str) -> str | None:
 def is_number(text: str, decimal: str) -> bool:
     """Whether pyarrow reads a text as a number, a boolean, or a missing number."""
     text = text.strip()
-    if text in MISSING_NUMBERS or text in TRUE_WORDS or text in FALSE_WORDS:
+    if text in list_number_words():
         return True
     if "_" in text or (decimal == "," and "." in text):
         return False
@@ -327,6 +281,15 @@ def is_number(text: str, decimal: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+@cache
+def list_number_words() -> frozenset[str]:
+    """List the words that pyarrow reads as a missing number or a boolean."""
+    from pyarrow import csv as arrow_csv
+
+    options = arrow_csv.ConvertOptions()
+    return frozenset((*options.null_values, *options.true_values, *options.false_values))
 
 
 def _explain_bytes(path: Path, layout: CsvLayout) -> str | None:

@@ -14,7 +14,7 @@ from flatbayes.core.names import format_names
 from flatbayes.data.arrays import to_inputs
 from flatbayes.data.checks import check_finite
 from flatbayes.data.columns import extract_features
-from flatbayes.data.csv_files import CSV_SUFFIXES, get_table_suffix, rebatch_rows
+from flatbayes.data.csv_files import CSV_SUFFIXES, get_table_suffix
 from flatbayes.data.csv_format import CsvFormat
 from flatbayes.data.image_folder import iter_file_contents, list_image_files, scan_folder, warn_of_other_files
 from flatbayes.data.images import IMAGE_SUFFIXES, EncodedImage, ImageLayout, allocate_images, decode_image
@@ -26,6 +26,7 @@ from flatbayes.data.parquet import (
     iter_encoded_images,
     iter_record_batches,
     read_schema,
+    rebatch_rows,
     require_columns,
     require_file,
 )

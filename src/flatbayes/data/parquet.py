@@ -2,9 +2,10 @@
 
 import difflib
 import json
+import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,29 @@ def iter_record_batches(
         groups = None if row_groups is None else list(row_groups)
         size = limit_batch_size(path, file.metadata, set(columns), size)
         yield from file.iter_batches(batch_size=size, columns=list(columns), row_groups=groups)
+
+
+def rebatch_rows(batches: Iterable[ArrowTable], size: int, max_bytes: float = math.inf) -> Iterator[ArrowTable]:
+    """Concatenate and slice record batches to tables of `size` rows; the last may have fewer.
+
+    Args:
+        batches: The record batches.
+        size: Number of rows.
+        max_bytes: Bytes of record batches from which a table has fewer rows.
+    """
+    import pyarrow as pa  # optional; the batches come from pyarrow
+
+    pending, num_rows, num_bytes = list[ArrowTable](), 0, 0
+    for batch in batches:
+        pending.append(pa.Table.from_batches([batch]))
+        num_rows, num_bytes = num_rows + len(batch), num_bytes + batch.nbytes
+        is_large = num_bytes >= max_bytes
+        if num_rows >= size or is_large:
+            table, num_left = pa.concat_tables(pending), 0 if is_large else num_rows % size
+            yield from (table.slice(start, size) for start in range(0, num_rows - num_left, size))
+            pending, num_rows, num_bytes = [table.slice(num_rows - num_left)], num_left, 0
+    if num_rows:
+        yield pa.concat_tables(pending)
 
 
 def require_columns(path: Path, required: Sequence[str], available: Sequence[str]) -> None:
