@@ -16,7 +16,7 @@ MISSING_WORDS = frozenset(("", "na", "n/a", "#n/a", "#na", "nan", "-nan", "nat",
 MIN_EXAMPLES_OF_IDENTIFIERS = 10
 """Fewest examples in which classes that are numbers to predict, or identifiers, are noticed."""
 FEW_VALUES = 2**12
-"""Number of values that are checked one by one, in fewer operations than their extremes."""
+"""Up to this number of values each is checked, in fewer operations than their extremes take."""
 EXAMPLES_PER_CHUNK = 4096  # bounds the memory of the check for finite values
 
 

@@ -236,7 +236,7 @@ def load_fast_decoders() -> Mapping[str, Callable[[Tensor, str], Tensor]]:
 
 
 def decode_fast(content: bytes, format_name: str, mode: str, size: tuple[int, int]) -> np.ndarray | None:
-    """Decode an image with torchvision, [channels, height, width]; None if only Pillow can, or knows what is wrong.
+    """Decode an image with torchvision, [channels, height, width]; None if it fails, and Pillow is to try.
 
     Args:
         content: The content of the file.
