@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timing import seconds
+from timing import make_row, seconds
 from torch import nn
 
 from flatbayes.data import DataSplits, Split
@@ -65,18 +65,15 @@ def row(name: str, size: int, flat: Flatness, rounds: int) -> dict[str, Any]:
         one_by_one.append(seconds(partial(train_all, [[member] for member in range(size)])))
     ours, baseline = (statistics.median(times[1:]) / STEPS for times in (vectorized, one_by_one))
     as_one, _ = should_vectorize(runs, size)
-    return {
-        "group": "ensembles",
-        "case": f"{name}, {size} networks, {type(flat).__name__}",
-        "threads": torch.get_num_threads(),
-        "ours": ours,
-        "baseline": baseline,
-        "ratio": ours / baseline,
-        "limit": None,
-        "target": TARGETS.get(name),
-        "peers": {},
-        "note": f"vectorized compared with one by one; auto takes {'vectorized' if as_one else 'one by one'}",
-    }
+    return make_row(
+        "ensembles",
+        f"{name}, {size} networks, {type(flat).__name__}",
+        ours / baseline,
+        ours=ours,
+        baseline=baseline,
+        target=TARGETS.get(name),
+        note=f"vectorized compared with one by one; auto takes {'vectorized' if as_one else 'one by one'}",
+    )
 
 
 def prepared(model: Callable[..., nn.Module], data: DataSplits, size: int, flat: Flatness) -> RunFactory:

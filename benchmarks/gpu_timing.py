@@ -1,12 +1,11 @@
 """Alternating time measurements on a device: CUDA events on a GPU; on the CPU as in `timing.py`."""
 
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
+from timing import Work, seconds
 
-Work = Callable[[], object]
 MIN_SECONDS = 5e-3
 """Seconds of a measurement; shorter calls are repeated."""
 
@@ -14,11 +13,7 @@ MIN_SECONDS = 5e-3
 def measure_seconds(work: Work, device: str, calls: int = 1) -> float:
     """Seconds of one call, the mean of several in a row, from the first kernel to the end of the last."""
     if device != "cuda":
-        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter  # other load of the machine
-        start = clock()
-        for _ in range(calls):
-            work()
-        return (clock() - start) / calls
+        return seconds(work, calls)
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     first.record()

@@ -20,6 +20,7 @@ from flatbayes.likelihoods import Categorical
 from flatbayes.models import ConvNet
 from flatbayes.posteriors import Laplace
 from flatbayes.prediction import FittedPosterior
+from prediction import mlp
 
 NUM_DRAWS, BATCH_SIZE = 30, 128
 PRIOR_PRECISION = 1.0
@@ -27,8 +28,7 @@ PRIOR_PRECISION = 1.0
 
 def make_mlp(num_classes: int) -> nn.Module:
     """Two hidden layers of 256 units."""
-    layers = [nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, num_classes)]
-    return nn.Sequential(*layers).eval()
+    return mlp(256, num_classes).eval()
 
 
 def make_conv_net(num_classes: int) -> nn.Module:

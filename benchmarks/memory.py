@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from timing import make_row
 from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -96,31 +97,20 @@ def get_peak_bytes(recorded: profile) -> int:
 def rows(quick: bool) -> list[dict]:
     """Every case."""
     results = [
-        make_row(name, measure_peak(posterior, flatness, *make_dense_case()), expected, target)
+        make_memory_row(name, measure_peak(posterior, flatness, *make_dense_case()), expected, target)
         for name, (posterior, flatness, expected, target) in list(CASES.items())[: 2 if quick else None]
     ]
     return results + [
-        make_row(
+        make_memory_row(
             f"SWAG of rank 20, SAM, {name}",
             measure_peak(posterior, SAM(), *make_wide_case(depth, width)),
             expected,
-            None,
         )
         for name, (depth, width, posterior, expected) in list(WIDE.items())[: 1 if quick else None]
     ]
 
 
-def make_row(case: str, ratio: float, expected: float, target: float | None) -> dict:
+def make_memory_row(case: str, ratio: float, expected: float, target: float | None = None) -> dict:
     """A row of the common table."""
-    return {
-        "group": "memory",
-        "case": case,
-        "threads": 1,
-        "ours": None,
-        "baseline": None,
-        "ratio": ratio,
-        "limit": expected,
-        "target": target,
-        "peers": {},
-        "note": "copies of the weights, in addition to the weights",
-    }
+    note = "copies of the weights, in addition to the weights"
+    return make_row("memory", case, ratio, limit=expected, target=target, note=note)

@@ -10,15 +10,15 @@ import math
 import torch
 from memory import get_peak_bytes
 from sklearn.metrics import roc_auc_score
-from timing import row, threads
-from torch import Tensor, nn
+from timing import make_row, row, threads
+from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from flatbayes.likelihoods import Categorical, mixture
 from flatbayes.metrics import adaptive_ece, classification_metrics, classwise_ece, crps, fit_temperature
 from flatbayes.prediction import evaluate
-from prediction import fitted
+from prediction import fitted, mlp, plain
 
 NUM_BINS = 20
 BEFORE = {
@@ -62,15 +62,15 @@ def rows(quick: bool) -> list[dict]:
     }
     with threads(1):
         results = [
-            make_row("metrics", name, *works, rounds=rounds, target=2.0, note=f"{size[0]} x {size[1]}")
+            measure_case("metrics", name, *works, rounds=rounds, target=2.0, note=f"{size[0]} x {size[1]}")
             for name, works in cases.items()
         ]
         results += [make_memory_row(name, works, log_probs) for name, works in cases.items() if "tenth" not in name]
         return results + regression_rows(quick, rounds) + predictive_rows(quick, rounds)
 
 
-def make_row(group: str, case: str, ours, baseline, peers, **options) -> dict:
-    """A row, with the ratio of version 0.1 in the note."""
+def measure_case(group: str, case: str, ours, baseline, peers, **options) -> dict:
+    """Measure a case, with the ratio before the blocks in the note."""
     before = f"before {BEFORE[case]}" if case in BEFORE else ""
     note = "; ".join(filter(None, (options.pop("note", ""), before)))
     return row(group, case, ours, baseline, peers=peers, note=note, **options)
@@ -86,18 +86,15 @@ def make_memory_row(case: str, works, values: Tensor) -> dict:
         return 1 + get_peak_bytes(recorded) / values.nbytes
 
     key = f"memory of {case}"
-    return {
-        "group": "memory",
-        "case": case,
-        "threads": 1,
-        "ours": None,
-        "baseline": None,
-        "ratio": measure(ours),
-        "limit": 1.0,
-        "target": 1.5,
-        "peers": {"by hand": measure(by_hand)} | {name: measure(work) for name, work in peers.items()},
-        "note": f"in probabilities; before {BEFORE[key]}" if key in BEFORE else "in probabilities",
-    }
+    return make_row(
+        "memory",
+        case,
+        measure(ours),
+        limit=1.0,
+        target=1.5,
+        peers={name: measure(work) for name, work in {"by hand": by_hand, **peers}.items()},
+        note=f"in probabilities; before {BEFORE[key]}" if key in BEFORE else "in probabilities",
+    )
 
 
 def make_predictions(num_examples: int, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -198,17 +195,19 @@ def regression_rows(quick: bool, rounds: int) -> list[dict]:
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return low
 
-    note, works = f"{num_examples} examples, 30 networks", {"rounds": rounds}
+    note = f"{num_examples} examples, 30 networks"
     return [
-        make_row("regression", "crps", lambda: crps(means, stds, targets), crps_by_hand, {}, note=note, **works),
-        make_row(
+        measure_case(
+            "regression", "crps", lambda: crps(means, stds, targets), crps_by_hand, {}, note=note, rounds=rounds
+        ),
+        measure_case(
             "regression",
             "quantile, against a bisection",
             lambda: mixture.mixture_quantile(0.025, means, stds),
             quantile_by_hand,
             {},
             note=note,
-            **works,
+            rounds=rounds,
         ),
     ]
 
@@ -220,7 +219,7 @@ def predictive_rows(quick: bool, rounds: int) -> list[dict]:
     for num_examples, num_classes, count in sizes:
         outputs = [3 * torch.randn(num_examples, num_classes) for _ in range(count)]
         results.append(
-            make_row(
+            measure_case(
                 "predictive",
                 f"{count} networks, {num_examples} x {num_classes}, against the mean of softmax",
                 lambda outputs=outputs: Categorical(outputs[0].shape[1]).predictive(iter(outputs)),
@@ -231,23 +230,15 @@ def predictive_rows(quick: bool, rounds: int) -> list[dict]:
             )
         )
     num_examples, num_classes, draws = (50, 20, 2) if quick else (2000, 1000, 10)
-    layers = [nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, num_classes)]
-    posterior = fitted(lambda: nn.Sequential(*layers), (64,))
+    posterior = fitted(lambda: mlp(256, num_classes), (64,))
     posterior.likelihood = Categorical(num_classes)
     inputs, labels = torch.randn(num_examples, 64), torch.randint(num_classes, (num_examples,))
-    network = posterior.states[0].model
-
-    @torch.no_grad()
-    def forward_passes() -> None:
-        for _ in range(draws):
-            torch.cat([network(batch) for batch in inputs.split(256)])
-
     results.append(
-        make_row(
+        measure_case(
             "evaluate",
             f"MLP 64-256-256-{num_classes}, {draws} draws, in forward passes",
             lambda: evaluate(posterior, inputs, labels, draws),
-            forward_passes,
+            plain(posterior, inputs.split(256), draws),
             {},
             rounds=rounds,
             target=2.3,

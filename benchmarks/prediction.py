@@ -19,9 +19,9 @@ from flatbayes.prediction import FittedPosterior
 NUM_DRAWS, NUM_CLASSES = 30, 10
 
 
-def mlp(width: int) -> nn.Module:
+def mlp(width: int, num_classes: int = NUM_CLASSES) -> nn.Module:
     """A network of 64 inputs and two hidden layers."""
-    layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, NUM_CLASSES)]
+    layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, num_classes)]
     return nn.Sequential(*layers)
 
 

@@ -8,7 +8,6 @@ Set FLATBAYES_BEFORE to the `src` folder of another version to measure it beside
 
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from timing import Work
+from timing import Work, make_row, summarize
 
 import flatbayes
 
@@ -78,10 +77,12 @@ def rows(quick: bool) -> list[dict]:
         ("compare, 2 tiny runs", compare, alone, 1.05, "in wall-clock times with one process", time.perf_counter),
     ]
     with tempfile.TemporaryDirectory() as folder:
-        return [make_row(*case, rounds=1 if quick else 7, folder=folder) for case in (cases[:3] if quick else cases)]
+        return [
+            measure_start(*case, rounds=1 if quick else 7, folder=folder) for case in (cases[:3] if quick else cases)
+        ]
 
 
-def make_row(
+def measure_start(
     case: str,
     ours: list[str],
     baseline: list[str],
@@ -104,22 +105,17 @@ def make_row(
             work()
             if k:
                 times[name].append(clock() - start)
-    ratios = {
-        name: statistics.median(time / base for time, base in zip(times[name], times["baseline"], strict=True))
-        for name in works
-    }
-    return {
-        "group": "start",
-        "case": case,
-        "threads": 1,
-        "ours": statistics.median(times["ours"]),
-        "baseline": statistics.median(times["baseline"]),
-        "ratio": ratios["ours"],
-        "limit": None,
-        "target": target,
-        "peers": {"before": ratios["before"]} if before else {},
-        "note": note,
-    }
+    seconds, ratios = summarize(times)
+    return make_row(
+        "start",
+        case,
+        ratios["ours"],
+        ours=seconds["ours"],
+        baseline=seconds["baseline"],
+        target=target,
+        peers={"before": ratios["before"]} if before else None,
+        note=note,
+    )
 
 
 def start_python(arguments: list[str], folder: str, source: str | None = None) -> Work:

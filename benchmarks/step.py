@@ -157,11 +157,11 @@ def rows(quick: bool) -> list[dict]:
                     )
                 )
                 if count == 1:
-                    results += [make_row(case, make, flatness, 3 if quick else rounds) for flatness in OTHERS]
+                    results += [measure_flatness(case, make, flatness, 3 if quick else rounds) for flatness in OTHERS]
     return results
 
 
-def make_row(case: str, make, flatness: Flatness, rounds: int) -> dict:
+def measure_flatness(case: str, make, flatness: Flatness, rounds: int) -> dict:
     """A row of a flatness other than SAM of all parameters."""
     has_norms = any(isinstance(module, nn.BatchNorm2d) for module in make()[0].modules())
     if flatness == SAM(params="norms") and not has_norms:

@@ -7,7 +7,7 @@ is the wall-clock time.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -46,6 +46,11 @@ def measure_alternately(works: Mapping[str, Work], rounds: int) -> tuple[dict[st
     for _ in range(rounds):
         for name, work in works.items():
             measurements[name].append(seconds(work, calls[name]))
+    return summarize(measurements)
+
+
+def summarize(measurements: Mapping[str, Sequence[float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of each work, and the median over rounds of its ratio to the work `baseline`."""
     ratios = {
         name: statistics.median(time / base for time, base in zip(times, measurements["baseline"], strict=True))
         for name, times in measurements.items()
@@ -88,15 +93,53 @@ def row(
     """
     works = {"baseline": baseline, "ours": ours, **(peers or {}), **({"least": least} if least else {})}
     seconds_by_name, ratios = measure_alternately(works, rounds)
+    return make_row(
+        group,
+        case,
+        ratios["ours"],
+        ours=seconds_by_name["ours"],
+        baseline=seconds_by_name["baseline"],
+        limit=ratios["least"] if least else limit,
+        target=target,
+        peers={name: ratios[name] for name in peers or {}},
+        note=note,
+    )
+
+
+def make_row(
+    group: str,
+    case: str,
+    ratio: float,
+    *,
+    ours: float | None = None,
+    baseline: float | None = None,
+    limit: float | None = None,
+    target: float | None = None,
+    peers: Mapping[str, float] | None = None,
+    note: str = "",
+) -> dict:
+    """A row of the table from numbers, for the current number of threads.
+
+    Args:
+        group: Name of the group of rows.
+        case: Name of the case.
+        ratio: The number to compare: time or memory relative to the baseline.
+        ours: Seconds of flatbayes; None for a row of memory.
+        baseline: Seconds of the baseline.
+        limit: The smallest possible ratio, if it is known.
+        target: The ratio to reach.
+        peers: Ratios of other libraries.
+        note: What a reader must know.
+    """
     return {
         "group": group,
         "case": case,
         "threads": torch.get_num_threads(),
-        "ours": seconds_by_name["ours"],
-        "baseline": seconds_by_name["baseline"],
-        "ratio": ratios["ours"],
-        "limit": ratios["least"] if least else limit,
+        "ours": ours,
+        "baseline": baseline,
+        "ratio": ratio,
+        "limit": limit,
         "target": target,
-        "peers": {name: ratios[name] for name in peers or {}},
+        "peers": dict(peers or {}),
         "note": note,
     }
