@@ -20,7 +20,6 @@ class RunStatus:
     """How far a training run has come.
 
     Attributes:
-        state: The state of the posterior that takes the steps; None before training, and while it is sharded.
         progress: Step counter, and the state of the flatness.
         completed_epochs: Number of epochs done.
         loss_sum: Sum of the losses of the current epoch.
@@ -28,16 +27,17 @@ class RunStatus:
             fraction.
         records: One record per epoch and network.
         is_trained: Whether training has ended.
+        is_sharded: Whether this process holds only a shard of the state of the posterior that takes the steps.
         previous_seconds: Duration of the run before it was interrupted.
     """
 
-    state: State | None = None
     progress: TrainingProgress = field(default_factory=TrainingProgress)
     completed_epochs: int = 0
     loss_sum: Tensor | float = 0.0
     num_gradients: float = 0
     records: list[Record] = field(default_factory=list)
     is_trained: bool = False
+    is_sharded: bool = False
     previous_seconds: float = 0.0
     _start_time: float = field(default_factory=time.monotonic)
 
@@ -164,8 +164,8 @@ class TrainingRun:
 
     @property
     def states(self) -> list[State]:
-        """Current state of each network of the first branch; empty before training has started."""
-        return [] if self.status.state is None else self.leader.split_state(self.status.state)
+        """Current state of each network of the first branch; empty before training, and while it is sharded."""
+        return [] if self.status.is_sharded else self.leader.states
 
     def collect(self, step: int) -> None:
         """Let every posterior record the current weights if its configuration says so after this step.

@@ -57,7 +57,6 @@ class Session:
             Context with the engine and the posterior's state. The caller's random state is restored at its end.
         """
         state = run.leader.state = run.leader.init_state(self.place(run))
-        self.attach(run, state)
         engine = Engine.create(self.fabric, state.model, state.optimizer, run.config)  # type: ignore[arg-type]
         state.optimizer = engine.optimizer
         for branch in run.followers:
@@ -81,10 +80,6 @@ class Session:
     def place(self, run: TrainingRun) -> nn.Module:
         """The module on the device of training."""
         return place_module(run.module, self.fabric, run.config)
-
-    def attach(self, run: TrainingRun, state: State) -> None:
-        """Make the state visible in the status of the run."""
-        run.status.state = state
 
     def distribute(self, flatness: Flatness, engine: Engine) -> FlatnessFn:
         """The flatness, with gradients averaged over the processes."""
@@ -157,12 +152,10 @@ class ShardedSession(ReplicatedSession):
 
     def place(self, run: TrainingRun) -> nn.Module:
         """A sharded copy of the module on the device of training."""
+        run.status.is_sharded = True
         module = place_module(copy_network(run.module), self.fabric, run.config)
         self.world.broadcast_tensors([*module.parameters(), *module.buffers()])
         return shard_module(module, self.world, self.fabric.device)
-
-    def attach(self, run: TrainingRun, state: State) -> None:
-        """Nothing: shards are not visible outside the session."""
 
     def get_unsynchronized(self, engine: Engine) -> tuple[Any, ...]:
         """None: the backward pass of a sharded module averages its gradients."""
@@ -172,7 +165,7 @@ class ShardedSession(ReplicatedSession):
         """Gather the state from the shards of all processes, in a network that is not sharded."""
         module = place_module(run.module, self.fabric, run.config).eval()
         run.leader.state = gather_state(state, run.leader.init_state, module, self.world)
-        run.status.state = run.leader.state
+        run.status.is_sharded = False
 
 
 def make_session(config: TrainingConfig, fabric: Fabric, manager: CheckpointManager, run_index: int) -> Session:
@@ -202,7 +195,7 @@ def make_checkpoint(run: TrainingRun, engine: Engine, world: ProcessGroupInfo) -
     }
     main, *others = world.all_gather(own)
     return {
-        "state": None if status.state is None else status.state.state_dict(),
+        "state": None if status.is_sharded else run.leader.get_state().state_dict(),
         **main,
         "others": others,  # what differs between processes
         "scaler": engine.scaler_state_dict(),
@@ -228,10 +221,10 @@ def restore_checkpoint(
     """
     status = run.status
     own = checkpoint if world.is_main_process else checkpoint["others"][world.rank - 1]
-    if status.state is not None:
+    if not status.is_sharded:
         branches = checkpoint.get("branches", {})  # of a run of one posterior there are none
         saved = branches.get(run.leader.name, {}).get("statistics", checkpoint["state"]["statistics"])
-        status.state.load_state_dict({**checkpoint["state"], "statistics": saved})
+        run.leader.get_state().load_state_dict({**checkpoint["state"], "statistics": saved})
         for branch in run.branches if branches else ():
             _restore_branch(branches[branch.name], branch)
     buffers = dict(engine.module.named_buffers())
