@@ -116,7 +116,6 @@ def train_group(
                 finalize_states(factory, branch.posterior, states[branch.name], session)
                 if session.world.size == 1:
                     check_finite_draws(factory, branch.posterior, states[branch.name])
-        run.check_branches()
         status = run.status
         outcomes[branch.name] = branch.error or GroupResult(
             states[branch.name],
@@ -125,6 +124,7 @@ def train_group(
             step_seconds + branch.seconds,
             len(run.branches),
         )
+    run.check_branches()
     session.manager.save_result(session.run_index, describe_outcomes(outcomes))
     return outcomes
 

@@ -91,7 +91,7 @@ def fit_together(
         if name in setups or name in outcomes:
             continue
         try:
-            setups[name] = prepare_setup(model, data, posterior, flatness, config, seed, [*setups.values()])
+            setups[name] = prepare_setup(model, data, posterior, flatness, config, seed, next(iter(setups.values()), None))
         except Exception as error:  # the others are fitted all the same
             outcomes[name] = FitOutcome(error=error)
     if setups:
@@ -122,7 +122,7 @@ def prepare_setup(
     flatness: Flatness,
     config: TrainingConfig,
     seed: int,
-    prepared: Sequence[TrainingSetup] = (),
+    first: TrainingSetup | None = None,
 ) -> TrainingSetup:
     """Prepare and try a fit as `fit` does.
 
@@ -133,16 +133,16 @@ def prepare_setup(
         flatness: The flatness.
         config: Training hyperparameters.
         seed: Seed of everything random.
-        prepared: Prepared fits of other posteriors, whose training data and likelihood are used.
+        first: Prepared fit of another posterior, whose training data and likelihood are used.
 
     Raises:
         ValueError: As for `fit`.
     """
-    if prepared:
+    if first is not None:
         check_initial_weights(model, posterior, config, has_init=False)
         check_compatibility(posterior, flatness, config)
-        factory = replace(prepared[0].factory, posterior=posterior, config=config)
-        model_spec = prepared[0].info["model"]
+        factory = replace(first.factory, posterior=posterior, config=config)
+        model_spec = first.info["model"]
     else:
         factory, model_spec = prepare_runs(model, data, posterior, flatness, config, seed=seed)
     setup = TrainingSetup.create(factory, model_spec, None)
