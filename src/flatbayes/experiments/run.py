@@ -7,7 +7,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from flatbayes.data import DataSource, DataSplits, DataWarning
 from flatbayes.experiments.evaluations import EvaluationConfig
 from flatbayes.experiments.run_result import RunCost, RunResult, TrainingHistory
 from flatbayes.flatness import Flatness
-from flatbayes.posteriors import MAP, Posterior
+from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.training import Checkpoints, TrainingConfig
 from flatbayes.training.callbacks.callback import Record
@@ -34,7 +34,8 @@ from flatbayes.training.sharing import FitOutcome, fit_together
 CHECKPOINT_INTERVAL_SECONDS = 60.0
 """Smallest time between two checkpoints of a run; a shorter run is repeated from its start."""
 EVALUATION_FIELDS = ("posterior", "config", "num_draws", "split", "posterior_name", "evaluations")
-"""Fields of a run that its training does not depend on, or not on all of them."""
+"""Fields of a run that are compared apart: evaluation does not change a training, and of posterior and configuration
+only what `describe_training` returns does."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class ExperimentRun:
 
     def training_key(self) -> str:
         """Hash of what determines the training, with the version of flatbayes; runs with equal ones can share it."""
-        spec = to_spec(replace(self, posterior=MAP(), config=TrainingConfig()), allow_instances=True)["init_args"]
+        spec = to_spec(self, allow_instances=True)["init_args"]
         content = {name: value for name, value in spec.items() if name not in EVALUATION_FIELDS}
         training = describe_training(self.posterior, self.config, partial(to_spec, allow_instances=True))
         return _hash_json([get_version(), content, training])
