@@ -146,8 +146,8 @@ class CheckpointManager:
         """The manager of a training that several posteriors share.
 
         Args:
-            checkpoints: Folder and frequency. What the folder has of another training, or of this one without some of
-                the posteriors, is removed.
+            checkpoints: Folder and frequency. Checkpoints of another training, or of this training without some of
+                the posteriors, are removed.
             identity: Plain data that differ between trainings.
             branches: Names of the posteriors.
         """

@@ -1,7 +1,7 @@
-"""Device, precision and process group of a training: Lightning Fabric, or its substitute where it does nothing.
+"""Device, precision and process group of a training: Lightning Fabric, or a substitute.
 
 To import Fabric takes up to three seconds, since it imports torchmetrics, and with it whatever of transformers,
-matplotlib and scipy is installed. One process in full precision needs nothing of it.
+matplotlib and scipy is installed. One process in full precision does not need it, and uses `SingleDevice`.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ FULL_PRECISIONS = ("32-true", "64-true")
 
 @dataclass(frozen=True)
 class SingleDevice:
-    """One process with one device in full precision, under the names of Lightning Fabric.
+    """One process with one device in full precision; its attributes have the names of those of Lightning Fabric.
 
     Attributes:
         device: The device.

@@ -145,7 +145,7 @@ def make_independent(state: State, posterior: Posterior, factory: RunFactory, me
 
 
 def describe_outcomes(outcomes: Mapping[str, GroupOutcome]) -> dict[str, Any]:
-    """Tensors and plain data of the results of a run; those of the only posterior directly, as for `fit`."""
+    """Tensors and plain data of the results of a run, by branch; for a single posterior those of its result alone."""
     described = {
         name: {"error": str(outcome)} if isinstance(outcome, Exception) else outcome.state_dict()
         for name, outcome in outcomes.items()

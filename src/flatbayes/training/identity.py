@@ -1,4 +1,4 @@
-"""Plain data that tell trainings from each other: for checkpoints, and to find posteriors that share a training."""
+"""Plain data by which trainings are compared: for checkpoints, and to find posteriors that share a training."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def describe_components(factory: "RunFactory") -> dict[str, Any]:
 
 
 def describe_exactly(value: Any) -> Any:
-    """Description of an object, or its identity in this process where it has none: that of no other object."""
+    """Description of an object; where it has none, its class and its address in this process, which are its alone."""
     try:
         return to_spec(value)
     except TypeError:
@@ -56,7 +56,7 @@ def describe_training(
 
 
 def describe_branch(posterior: Posterior, config: TrainingConfig) -> str:
-    """What tells a posterior from the others of the same training: itself, and when its snapshots are collected."""
+    """Name of a posterior within a training: its description, and after which steps its snapshots are collected."""
     return json.dumps([describe_exactly(posterior), to_spec(config.collection)["init_args"]], sort_keys=True)
 
 

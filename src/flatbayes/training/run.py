@@ -51,7 +51,7 @@ class Branch:
     """A posterior that a training run serves, with its own snapshots and its own last pass over the data.
 
     Attributes:
-        name: Tells the branches of a run from each other, also in its checkpoints.
+        name: Distinguishes the branches of a run, also in its checkpoints.
         posterior: Collects the snapshots.
         config: Training hyperparameters; its `collection` says after which steps they are collected.
         init_state: Makes the posterior's state before the first step from the module.
@@ -71,10 +71,10 @@ class Branch:
     error: Exception | None = None
 
     def follow(self, leader: State) -> None:
-        """Make a state for the weights of another one, which takes the steps.
+        """Make the state, with the network and the optimizer of the posterior that takes the steps.
 
         Args:
-            leader: The state of a posterior of the same trajectory.
+            leader: The state of that posterior, which has the same trajectory.
         """
         with self.isolate():
             self.state = self.init_state(leader.model)

@@ -34,12 +34,12 @@ from flatbayes.training.trial import run_trial
 
 @dataclass(frozen=True)
 class FitOutcome:
-    """What became of one of several posteriors.
+    """Result of the fit of one of several posteriors: the fitted posterior, or an error.
 
     Attributes:
-        fitted: The fitted posterior; None if it failed.
+        fitted: The fitted posterior; None if the fit failed.
         records: Records of the epochs of its first network.
-        error: Why it failed.
+        error: Why the fit failed; None if it did not.
     """
 
     fitted: FittedPosterior | None = None
@@ -90,8 +90,9 @@ def fit_together(
         name = describe_branch(posterior, config)
         if name in setups or name in outcomes:
             continue
+        first = next(iter(setups.values()), None)
         try:
-            setups[name] = prepare_setup(model, data, posterior, flatness, config, seed, next(iter(setups.values()), None))
+            setups[name] = prepare_setup(model, data, posterior, flatness, config, seed, first)
         except Exception as error:  # the others are fitted all the same
             outcomes[name] = FitOutcome(error=error)
     if setups:
