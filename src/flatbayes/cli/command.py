@@ -180,5 +180,5 @@ def _print_error(parser: ArgumentParser, message: Any) -> None:
 
 
 def _get_loaded_class(module: str, name: str) -> type | tuple[()]:
-    """A class of a module that may not be loaded: then nothing is an instance, and torch need not be imported."""
+    """A class for `isinstance`; an empty tuple while its module is not loaded, so that this does not import torch."""
     return getattr(sys.modules[module], name) if module in sys.modules else ()

@@ -1,6 +1,6 @@
 """Command `flatbayes`: one parser with a subcommand for each verb.
 
-The overview, the version and messages on the verb itself need no torch: what does is imported with the verb's module.
+The overview, the version and messages on the verb itself need no torch, which is imported with the verb's module.
 """
 
 import gc
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def pause_garbage_collection() -> Iterator[None]:
-    """Context without garbage collection: the 10^5 objects of an import of torch stay, and are searched in vain."""
+    """Context without garbage collection, which would search the 10^5 objects of an import of torch and free none."""
     is_enabled = gc.isenabled()
     gc.disable()
     try:

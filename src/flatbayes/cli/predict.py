@@ -22,7 +22,7 @@ from flatbayes.prediction import check_num_draws
 from flatbayes.prediction.inputs import count_chunk_examples
 
 BYTES_PER_FEATURE, BYTES_PER_PIXEL = 32, 2
-"""Of an input in memory: a feature as a column of a table, as float64, and copies of both; a pixel, and a copy."""
+"""Memory of an input: a feature is held in a table and as float64, with a copy of each; a pixel has one copy."""
 
 
 def make_parser() -> ArgumentParser:
