@@ -123,7 +123,7 @@ def choose_num_jobs(seconds: Sequence[float], max_jobs: int) -> int:
 
 
 def estimate_seconds(groups: Sequence[Sequence[ExperimentRun]]) -> list[float]:
-    """Time of each group of runs on the CPU: that of a gradient, from a few training steps, times their gradients.
+    """Time of each group of runs on the CPU: that of a gradient, from a few training steps, times their number.
 
     A prediction costs a third of a gradient for each network and example. NaN if the steps fail: the run reports why.
 

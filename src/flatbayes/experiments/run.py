@@ -34,8 +34,8 @@ from flatbayes.training.sharing import FitOutcome, fit_together
 CHECKPOINT_INTERVAL_SECONDS = 60.0
 """Smallest time between two checkpoints of a run; a shorter run is repeated from its start."""
 EVALUATION_FIELDS = ("posterior", "config", "num_draws", "split", "posterior_name", "evaluations")
-"""Fields of a run that are compared apart: evaluation does not change a training, and of posterior and configuration
-only what `describe_training` returns does."""
+"""Fields that are left out of the key of a training: those of the evaluation, and those of which `describe_training`
+selects what determines the training."""
 
 
 @dataclass(frozen=True)
