@@ -8,6 +8,7 @@ last layer, whose size is the square of the layer's, is factorized once, for the
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -15,14 +16,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flatbayes.core import Examples, LossFn
-from flatbayes.core.input_trees import ModelInputs, slice_examples, split_examples
+from flatbayes.core.input_trees import ModelInputs, split_examples
 from flatbayes.core.linear_head import extract_features
 from flatbayes.core.tensor_lists import unflatten
-from flatbayes.core.weights import promoted_dtype
+from flatbayes.core.traversal import trainable_by_name
 from flatbayes.posteriors.diagonal_ggn import DiagonalGgn
 from flatbayes.posteriors.ggn import (
     ExampleVjps,
+    allocate_zeros,
     check_finite_curvature,
+    count_weights,
     decompose_psd,
     factorize_loss_hessian,
     ggn_matrix,
@@ -39,9 +42,10 @@ from flatbayes.posteriors.last_layer import (
     add_class_blocks,
     compute_eigenvalues,
     factorize_covariance,
+    find_last_linear,
     symmetrize_blocks,
 )
-from flatbayes.posteriors.layer_calls import MatrixLayer, get_layer_parameters, unfold_inputs
+from flatbayes.posteriors.layer_calls import MatrixLayer, get_layer_parameters, name_layer_parameters, unfold_inputs
 
 CurvatureStructure = Literal["diag", "kron", "last_layer"]
 """Approximation of the curvature, see `Laplace`."""
@@ -73,9 +77,15 @@ class CurvatureApproximation(ABC):
             loss_fn: Mean loss of a batch.
         """
 
-    @abstractmethod
     def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
-        """Compute derivatives as in `compute_curvature` on one example, without a factorization."""
+        """Compute derivatives as in `compute_curvature`, without a factorization.
+
+        Args:
+            inputs: A batch of one example.
+            targets: Its target.
+            loss_fn: Mean loss of a batch.
+        """
+        self.compute_curvature([(inputs, targets)], loss_fn)
 
     def compute_eigenvalues(self, curvature: Mapping[str, Tensor]) -> Float[Tensor, " params"]:
         """Return the eigenvalues of the result of `compute_curvature`."""
@@ -150,40 +160,33 @@ class DiagonalCurvature(CurvatureApproximation):
 
     model: nn.Module
 
-    @property
+    @cached_property
     def params(self) -> dict[str, nn.Parameter]:
         """All trainable parameters."""
-        return {name: param for name, param in self.model.named_parameters() if param.requires_grad}
+        return trainable_by_name(self.model)
 
     def allocate_statistics(self) -> dict[str, Tensor]:
         """Return zero eigenvalues."""
-        return {"eigenvalues": _allocate_zeros(self.params, _count_weights(self.params))}
-
-    def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
-        """Compute the diagonal of one example."""
-        self._compute_diagonal([(slice_examples(inputs, slice(1)), targets[:1])], loss_fn)
+        return {"eigenvalues": allocate_zeros(self.params, count_weights(self.params))}
 
     def compute_curvature(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
         """Return the diagonal as eigenvalues."""
-        return {"eigenvalues": self._compute_diagonal(examples, loss_fn)}
-
-    def compute_offsets(
-        self, statistics: Mapping[str, Tensor], noise: Float[Tensor, " params"], temperature: float
-    ) -> list[Tensor]:
-        """Return the coordinates in the shapes of the parameters."""
-        return unflatten(_scale_noise(statistics, noise, temperature), list(self.params.values()))
-
-    def _compute_diagonal(self, examples: Examples, loss_fn: LossFn) -> Float[Tensor, " params"]:
         total: DiagonalGgn | None = None
         for inputs, targets in _split_batches(examples, MAX_EXAMPLES_PER_GRAPH):
             if total is None:
                 total = DiagonalGgn.of(self.model, self.params, inputs, targets, loss_fn)
             total.add(inputs, targets, loss_fn)
         if total is None:
-            return self.allocate_statistics()["eigenvalues"]
+            return self.allocate_statistics()
         diagonal = total.compute()
         check_finite_curvature(diagonal)
-        return diagonal
+        return {"eigenvalues": diagonal}
+
+    def compute_offsets(
+        self, statistics: Mapping[str, Tensor], noise: Float[Tensor, " params"], temperature: float
+    ) -> list[Tensor]:
+        """Return the coordinates in the shapes of the parameters."""
+        return unflatten(_scale_noise(statistics, noise, temperature), list(self.params.values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,19 +201,18 @@ class LastLayerCurvature(CurvatureApproximation):
     model: nn.Module
     layer: nn.Linear
 
-    @property
+    @cached_property
     def params(self) -> dict[str, nn.Parameter]:
         """Weight and bias of the layer."""
-        return _collect_layer_parameters(self.model, [self.layer])
+        return name_layer_parameters(self.model, [self.layer])
 
     def allocate_statistics(self) -> dict[str, Tensor]:
         """Return a zero `scale`, with the weights as rows."""
-        size = _count_weights(self.params)
-        return {"scale": _allocate_zeros(self.params, size, size)}
+        size = count_weights(self.params)
+        return {"scale": allocate_zeros(self.params, size, size)}
 
     def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
-        """Compute features and the derivatives of the loss, or else vectors of the GGN, of one example."""
-        inputs, targets = slice_examples(inputs, slice(1)), targets[:1]
+        """Compute features and the derivatives of the loss, or else vectors of the GGN."""
         computed = self._compute_features(inputs)
         if computed is None:
             next(iter_ggn_vectors(ExampleVjps(self.model, self.params), inputs, targets, loss_fn))
@@ -247,7 +249,7 @@ class LastLayerCurvature(CurvatureApproximation):
 
     def convert_statistics(self, statistics: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
         """Return the square root from an eigendecomposition, whose draws are the same."""
-        size = _count_weights(self.params)
+        size = count_weights(self.params)
         shapes = {"eigenvectors": (size, size), "eigenvalues": (size,), "prior_precision": ()}
         if any(name not in statistics or statistics[name].shape != shape for name, shape in shapes.items()):
             return statistics  # of this version, or not of this network
@@ -282,25 +284,23 @@ class KroneckerCurvature(CurvatureApproximation):
     model: nn.Module
     layers: Mapping[str, MatrixLayer]
 
-    @property
+    @cached_property
     def params(self) -> dict[str, nn.Parameter]:
         """Weights and biases of linear and convolutional layers."""
-        return _collect_layer_parameters(self.model, list(self.layers.values()))
+        return name_layer_parameters(self.model, self.layers.values())
 
     def allocate_statistics(self) -> dict[str, Tensor]:
         """Return zero eigenvalues, and for each layer the eigenvectors of its two factors as columns."""
-        statistics = {"eigenvalues": _allocate_zeros(self.params, _count_weights(self.params))}
+        statistics = {"eigenvalues": allocate_zeros(self.params, count_weights(self.params))}
         for name, layer in self.layers.items():
             num_rows, num_columns = get_matrix_shape(layer)
-            statistics[f"outputs.{name}"] = _allocate_zeros(self.params, num_rows, num_rows)
-            statistics[f"inputs.{name}"] = _allocate_zeros(self.params, num_columns, num_columns)
+            statistics[f"outputs.{name}"] = allocate_zeros(self.params, num_rows, num_rows)
+            statistics[f"inputs.{name}"] = allocate_zeros(self.params, num_columns, num_columns)
         return statistics
 
     def check(self, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn) -> None:
-        """Compute the factors of one example."""
-        add_factors(
-            self._allocate_factors(), self.layers, self.model, slice_examples(inputs, slice(1)), targets[:1], loss_fn
-        )
+        """Compute the Kronecker factors."""
+        add_factors(self._allocate_factors(), self.layers, self.model, inputs, targets, loss_fn)
 
     def compute_curvature(self, examples: Examples, loss_fn: LossFn) -> dict[str, Tensor]:
         """Return the eigendecompositions; eigenvalues of a Kronecker product are products of the factors' ones."""
@@ -335,21 +335,6 @@ class KroneckerCurvature(CurvatureApproximation):
         }
 
 
-def find_last_linear(model: nn.Module) -> nn.Linear:
-    """Return the last linear layer with trainable weights, in registration order.
-
-    Raises:
-        ValueError: There is none.
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and get_layer_parameters(layer)]
-    if not layers:
-        raise ValueError(
-            f"{type(model).__name__} has no torch.nn.Linear with trainable weights, which structure='last_layer' "
-            "needs. Use structure='kron' or 'diag'."
-        )
-    return layers[-1]
-
-
 def _scale_noise(statistics: Mapping[str, Tensor], noise: Tensor, temperature: float) -> Tensor:
     """Return coordinates in the eigenbasis."""
     return posterior_std(statistics["eigenvalues"], temperature, statistics["prior_precision"]) * noise
@@ -360,16 +345,3 @@ def _split_batches(examples: Examples, size: int) -> Iterator[tuple[ModelInputs,
     for inputs, targets in examples:
         if len(targets):
             yield from zip(split_examples(inputs, size), targets.split(size), strict=True)
-
-
-def _collect_layer_parameters(model: nn.Module, layers: list[MatrixLayer]) -> dict[str, nn.Parameter]:
-    names = {id(param): name for name, param in model.named_parameters()}
-    return {names[id(param)]: param for layer in layers for param in get_layer_parameters(layer).values()}
-
-
-def _count_weights(params: Mapping[str, Tensor]) -> int:
-    return sum(param.numel() for param in params.values())
-
-
-def _allocate_zeros(params: Mapping[str, Tensor], *shape: int) -> Tensor:
-    return next(iter(params.values())).new_zeros(*shape, dtype=promoted_dtype(params.values()), requires_grad=False)

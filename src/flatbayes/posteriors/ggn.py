@@ -255,7 +255,7 @@ def ggn_diagonal(
         targets: Targets of the batch.
         loss_fn: Mean loss of a batch.
     """
-    total = _allocate_total(vjps.params, 1)
+    total = allocate_zeros(vjps.params, count_weights(vjps.params))
     for vectors in iter_ggn_vectors(vjps, inputs, targets, loss_fn):
         total += vectors.square().sum(0)
     return total
@@ -265,7 +265,8 @@ def ggn_matrix(
     vjps: ExampleVjps, inputs: ModelInputs, targets: Tensor, loss_fn: LossFn
 ) -> Float[Tensor, "params params"]:
     """Return the exact GGN of the summed loss of a batch; arguments as for `ggn_diagonal`."""
-    total = _allocate_total(vjps.params, 2)
+    size = count_weights(vjps.params)
+    total = allocate_zeros(vjps.params, size, size)
     for vectors in iter_ggn_vectors(vjps, inputs, targets, loss_fn):
         total.addmm_(vectors.T, vectors)
     return total
@@ -279,7 +280,7 @@ def iter_ggn_vectors(
     with plain_attention():
         outputs = vjps.model(inputs)
     factor = factorize_loss_hessian(outputs, targets, loss_fn)
-    size = sum(param.numel() for param in vjps.params.values())
+    size = count_weights(vjps.params)
     num_columns = max(1, min(factor.shape[2], MAX_VECTOR_ENTRIES // size))
     num_examples = max(1, MAX_VECTOR_ENTRIES // (size * num_columns))
     for input_chunk, factor_chunk in zip(
@@ -294,6 +295,11 @@ def rounding_tolerance(*tensors: Tensor) -> float:
     return float(4 * max(torch.finfo(tensor.dtype).eps for tensor in tensors if tensor.is_floating_point()) ** 0.5)
 
 
-def _allocate_total(params: Mapping[str, Tensor], num_axes: int) -> Tensor:
-    size = sum(param.numel() for param in params.values())
-    return next(iter(params.values())).new_zeros([size] * num_axes, dtype=promoted_dtype(params.values()))
+def count_weights(params: Mapping[str, Tensor]) -> int:
+    """Return the number of entries of all parameters together."""
+    return sum(param.numel() for param in params.values())
+
+
+def allocate_zeros(params: Mapping[str, Tensor], *shape: int) -> Tensor:
+    """Return zeros on the device of the parameters, in the dtype to which all of theirs are promoted."""
+    return next(iter(params.values())).new_zeros(shape, dtype=promoted_dtype(params.values()))

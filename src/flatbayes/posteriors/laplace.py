@@ -1,9 +1,9 @@
 """Laplace approximation (MacKay 1992): a Gaussian around a trained network, with the inverse curvature as covariance.
 
     train w as for MAP
-    after training: eigenvalues, eigenvectors = eigendecomposition of the GGN of the summed loss at w
-    std = 1 / sqrt(eigenvalues / temperature + prior_precision)
-    offset = eigenvectors (std * N(0, I))
+    after training: G = GGN of the summed loss at w
+    covariance = A Aᵀ = (G / temperature + prior_precision I)⁻¹
+    offset = A N(0, I)
     draw: f(x; w) + J(x) offset (linearised), or the network at w + offset (sampled)
 
 The curvature is the generalised Gauss-Newton matrix (GGN): its diagonal, its Kronecker factors (Ritter et al., ICLR
@@ -29,13 +29,9 @@ from flatbayes.core.input_trees import ModelInputs, slice_examples
 from flatbayes.core.networks import cast_inputs, check_materialized, check_real, differentiable_recurrence
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import swap_values
-from flatbayes.posteriors.curvature import (
-    CurvatureApproximation,
-    CurvatureStructure,
-    find_last_linear,
-    make_curvature,
-)
-from flatbayes.posteriors.ggn import rounding_tolerance
+from flatbayes.posteriors.curvature import CurvatureApproximation, CurvatureStructure, make_curvature
+from flatbayes.posteriors.ggn import count_weights, rounding_tolerance
+from flatbayes.posteriors.last_layer import find_last_linear
 from flatbayes.posteriors.linearised import LinearisedNetwork
 from flatbayes.posteriors.optimization import (
     check_temperature,
@@ -155,7 +151,7 @@ class Laplace(Posterior):
                     loss_fn(state.model(inputs), targets)  # an error of the network itself is not about Laplace
                     _check_independence(state.model, inputs)
                 try:
-                    curvature.check(inputs, targets, loss_fn)
+                    curvature.check(slice_examples(inputs, slice(1)), targets[:1], loss_fn)
                     if self.predictive == "linearised":
                         offsets = {name: torch.zeros_like(param) for name, param in curvature.params.items()}
                         with torch.no_grad():
@@ -278,7 +274,7 @@ def _check_finished(state: State) -> None:
 def _draw_noise(
     state: State, curvature: CurvatureApproximation, generators: Sequence[torch.Generator]
 ) -> Float[Tensor, "draws params"]:
-    precision, size = state.statistics["prior_precision"], sum(param.numel() for param in curvature.params.values())
+    precision, size = state.statistics["prior_precision"], count_weights(curvature.params)
     return torch.stack(
         [torch.randn(size, generator=g, dtype=precision.dtype, device=precision.device) for g in generators]
     )

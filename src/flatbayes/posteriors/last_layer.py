@@ -7,13 +7,29 @@ gradients nor the vectors Jᵀ s, which have as many entries as the matrix [W, b
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatbayes.core.devices import to_double
 from flatbayes.posteriors.ggn import MAX_VECTOR_ENTRIES, check_finite_curvature, decompose_psd
+from flatbayes.posteriors.layer_calls import get_layer_parameters
 
 MAX_TRIANGLE_SIZE = 256
 """Largest triangular matrix that is inverted by substitution."""
+
+
+def find_last_linear(model: nn.Module) -> nn.Linear:
+    """Return the last linear layer with trainable weights, in registration order.
+
+    Raises:
+        ValueError: There is none.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and get_layer_parameters(layer)]
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no torch.nn.Linear with trainable weights, which structure='last_layer' "
+            "needs. Use structure='kron' or 'diag'."
+        )
+    return layers[-1]
 
 
 def add_class_blocks(

@@ -5,7 +5,7 @@ linear layer, or a patch of the image. The gradient in the matrix is the sum ove
 gradient in the output at that position.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,12 @@ def record_layer_calls(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, li
 def get_layer_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
     """Return the layer's own trainable parameters by name: weight, then bias."""
     return {key: param for key, param in layer.named_parameters(recurse=False) if param.requires_grad}
+
+
+def name_layer_parameters(model: nn.Module, layers: Iterable[nn.Module]) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters of several layers, by their first names in the network."""
+    names = {id(param): name for name, param in model.named_parameters()}
+    return {names[id(param)]: param for layer in layers for param in get_layer_parameters(layer).values()}
 
 
 @torch.no_grad()
