@@ -51,9 +51,14 @@ def allocate_snapshots(model: nn.Module, max_snapshots: int, storage: Storage) -
     }
 
 
-def list_cpu_statistics(storage: Storage) -> frozenset[str]:
-    """Names of the statistics of `allocate_snapshots` that are in main memory on whatever device the model is."""
-    return frozenset(["count", *(["snapshots"] if storage == "cpu" else ())])
+def list_cpu_statistics(storage: Storage, stored: str = "snapshots") -> frozenset[str]:
+    """Names of the statistics that are in main memory on whatever device the model is.
+
+    Args:
+        storage: Where the snapshots are stored.
+        stored: Name of the statistic with the snapshots.
+    """
+    return frozenset(["count", *([stored] if storage == "cpu" else ())])
 
 
 def add_snapshot(statistics: dict[str, Tensor], params: Sequence[Tensor]) -> None:

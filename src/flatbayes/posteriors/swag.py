@@ -34,7 +34,7 @@ from flatbayes.core.weights import iter_blocks, swap_values, trainable_parameter
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements, Trajectory
 from flatbayes.posteriors.prior_precision import check_prior_precision
-from flatbayes.posteriors.snapshots import Storage, check_storage_device, get_storage_device
+from flatbayes.posteriors.snapshots import Storage, check_storage_device, get_storage_device, list_cpu_statistics
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class SWAG(Posterior):
         }
         if others:
             state.statistics["mean_of_others"] = torch.zeros_like(flatten(others))
-        state.cpu_statistics = frozenset(["count", *(["deviations"] if self.storage == "cpu" else ())])
+        state.cpu_statistics = list_cpu_statistics(self.storage, "deviations")
         return state
 
     def step(self, state: State, closure: Closure) -> Tensor:
