@@ -23,12 +23,14 @@ from flatbayes.posteriors.ggn import (
     ExampleVjps,
     factorize_loss_hessian,
     ggn_diagonal,
+    iter_vjps,
     rounding_tolerance,
 )
 from flatbayes.posteriors.layer_calls import (
     ConvolutionLayer,
     LayerCall,
     get_layer_parameters,
+    is_plain_layer,
     record_layer_calls,
     view_patches,
 )
@@ -79,9 +81,7 @@ class DiagonalGgn:
         layers = {
             name: layer
             for name, layer in model.named_modules()
-            if type(layer) in SUPPORTED_TYPES
-            and get_layer_parameters(layer)
-            and {key for key, _ in layer.named_parameters(recurse=False)} <= {"weight", "bias"}
+            if is_plain_layer(layer, SUPPORTED_TYPES) and get_layer_parameters(layer)
         }
         outputs, calls = _call_model(model, layers, inputs)
         layers = _select_agreeing_layers(layers, outputs, calls, factorize_loss_hessian(outputs, targets, loss_fn))
@@ -112,12 +112,8 @@ class DiagonalGgn:
         outputs, calls = _call_model(self.model, self.layers, inputs)
         sums = {name: SquareSum(self.layers[name], layer_calls) for name, layer_calls in calls.items()}
         layer_outputs = [call.outputs for layer_calls in calls.values() for call in layer_calls]
-        for column in factorize_loss_hessian(outputs, targets, loss_fn).unbind(2):
-            gradients = iter(
-                torch.autograd.grad(
-                    outputs, layer_outputs, column.view_as(outputs), retain_graph=True, materialize_grads=True
-                )
-            )
+        for vjps in iter_vjps(outputs, layer_outputs, factorize_loss_hessian(outputs, targets, loss_fn)):
+            gradients = iter(vjps)
             for name, square_sum in sums.items():
                 square_sum.add([next(gradients) for _ in calls[name]])
         names = {id(param): name for name, param in self.model.named_parameters()}
@@ -275,9 +271,7 @@ def _select_agreeing_layers(
     for example in {0, batch_size - 1}:
         direction = torch.zeros_like(factor[:, :, 0])
         direction[example] = factor[example] @ weights
-        derivatives = torch.autograd.grad(
-            outputs, params + layer_outputs, direction.view_as(outputs), retain_graph=True, materialize_grads=True
-        )
+        (derivatives,) = iter_vjps(outputs, params + layer_outputs, direction[:, :, None])
         expected, gradients = iter(derivatives[: len(params)]), iter(derivatives[len(params) :])
         for name, layer in candidates.items():
             factors = _join_positions([compute_factors(layer, call.inputs) for call in calls[name]])

@@ -6,7 +6,7 @@ the curvature of the network itself; for a softmax it is the Fisher information.
 products of the vectors Jᵀ s, one for each column s of S. Each vector needs one backward pass.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -228,20 +228,31 @@ class ExampleVjps:
                     "torch.nn.Linear in order of registration: remove a layer that is not used, or register it "
                     "first; or use structure='diag'."
                 )
-            columns = [
-                torch.autograd.grad(
-                    outputs, leaves, column.reshape(outputs.shape), retain_graph=True, materialize_grads=True
-                )
-                for column in directions.unbind(2)
-            ]
         # The gradient of an embedding may be sparse.
-        vectors = [torch.cat([g.to_dense().flatten() for g in gradients]) for gradients in columns]
+        vjps = iter_vjps(outputs, leaves, directions)
+        vectors = [torch.cat([g.to_dense().flatten() for g in gradients]) for gradients in vjps]
         return outputs.detach(), torch.stack(vectors)
 
     def _detach_parameters(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return all parameters of the model, and those in which derivatives are taken, without their graph."""
         constants = {name: param.detach() for name, param in self.model.named_parameters()}
         return constants, {name: param.detach() for name, param in self.params.items()}
+
+
+def iter_vjps(
+    outputs: Tensor, tensors: Sequence[Tensor], directions: Float[Tensor, "batch outputs columns"]
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield for each column s the gradients of its product with the outputs of a batch, by one backward pass.
+
+    Args:
+        outputs: Outputs of a network, with their graph.
+        tensors: Tensors in which derivatives are taken; the gradient in one that is not used is zero.
+        directions: Vectors in the space of the outputs, several for each example.
+    """
+    for column in directions.unbind(2):
+        yield torch.autograd.grad(
+            outputs, tensors, column.reshape(outputs.shape), retain_graph=True, materialize_grads=True
+        )
 
 
 def ggn_diagonal(

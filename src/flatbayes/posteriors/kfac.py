@@ -10,7 +10,7 @@ networks with a squared loss.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import TypeGuard, get_args
 
 import torch
 from jaxtyping import Float
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from flatbayes.core import LossFn
 from flatbayes.core.input_trees import ModelInputs
-from flatbayes.posteriors.ggn import factorize_loss_hessian
+from flatbayes.posteriors.ggn import factorize_loss_hessian, iter_vjps
 from flatbayes.posteriors.layer_calls import (
     MatrixLayer,
     get_layer_parameters,
+    is_plain_layer,
     record_layer_calls,
     unfold_inputs,
     unfold_outputs,
@@ -137,20 +138,13 @@ def add_factors(
     for name, call in layer_calls:
         factors[name].add_inputs(unfold_inputs(layers[name], call.inputs))
     layer_outputs = [call.outputs for _, call in layer_calls]
-    for column in factorize_loss_hessian(outputs, targets, loss_fn).unbind(2):
-        gradients = torch.autograd.grad(
-            outputs, layer_outputs, column.view_as(outputs), retain_graph=True, materialize_grads=True
-        )
+    for gradients in iter_vjps(outputs, layer_outputs, factorize_loss_hessian(outputs, targets, loss_fn)):
         for (name, _), gradient in zip(layer_calls, gradients, strict=True):
             factors[name].add_gradients(unfold_outputs(layers[name], gradient))
 
 
 def _is_supported(layer: nn.Module) -> TypeGuard[MatrixLayer]:
-    # Exact types: subclasses can use their weights in any way. So can parametrizations, which rename the parameters.
-    is_plain_convolution = type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and layer.groups == 1
-    if type(layer) is not nn.Linear and not is_plain_convolution:
-        return False
-    return {key for key, _ in layer.named_parameters(recurse=False)} <= {"weight", "bias"}
+    return is_plain_layer(layer, get_args(MatrixLayer)) and getattr(layer, "groups", 1) == 1
 
 
 def _format_layer(name: str, layer: nn.Module) -> str:

@@ -5,7 +5,7 @@ linear layer, or a patch of the image. The gradient in the matrix is the sum ove
 gradient in the output at that position.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +49,18 @@ def record_layer_calls(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, li
     finally:
         for handle in handles:
             handle.remove()
+
+
+def is_plain_layer(layer: nn.Module, types: Collection[type[nn.Module]]) -> bool:
+    """Return whether a layer is of one of the types exactly, with no other parameters than weight and bias.
+
+    A subclass can use its weights in any way. So can a parametrization, which renames the parameters.
+
+    Args:
+        layer: The layer.
+        types: Types of layers.
+    """
+    return type(layer) in types and {key for key, _ in layer.named_parameters(recurse=False)} <= {"weight", "bias"}
 
 
 def get_layer_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
