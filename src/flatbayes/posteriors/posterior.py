@@ -25,7 +25,7 @@ RENAMED_MEMBERS = {
     "moves_weights": "needs_norm_reestimation",
     "needs_one_loss": "requires_stationary_loss",
 }
-"""Members of version 0.1, all of them required there -> 0.2. A default would replace an override without notice."""
+"""Members of version 0.1 -> 0.2. A class with an old name would get the default of the new one without notice."""
 
 
 DEPENDENT_MEMBERS = {
@@ -34,8 +34,8 @@ DEPENDENT_MEMBERS = {
     "find_varying_layer": ("draw", "count_stored_snapshots", "load_snapshot"),
     "draw_layer": ("draw",),
 }
-"""Member -> members that it describes. A class that overrides one of these has the default of the member, unless it
-overrides the member too: what it would inherit describes another training, or other draws."""
+"""Member -> members whose behaviour it describes. A subclass that overrides one of the latter and not the former gets
+the default of the former: the inherited value describes the training or the draws of the base class."""
 
 
 class SnapshotRequirements(NamedTuple):
@@ -177,7 +177,7 @@ class Posterior(ABC):
         return None
 
     def count_stored_snapshots(self, state: State) -> int:
-        """Number of snapshots that the state holds, each of which `load_snapshot` gives. Default: 0.
+        """Number of snapshots in the state, which `load_snapshot` can select. Default: 0.
 
         A prediction uses every snapshot once before it repeats one. A subclass with another `draw` overrides this.
         """
@@ -247,11 +247,11 @@ class Posterior(ABC):
         return
 
     def find_varying_layer(self, state: State) -> nn.Linear | None:
-        """Return the linear layer in which alone the draws of a state differ. Default: None, they differ in more.
+        """Return the linear layer that has all weights in which draws of a state differ. Default: None, no layer.
 
         Where the outputs of the network are those of this layer, a prediction computes its inputs once for all draws.
-        A draw that is linearised in the weights is the network itself there. A subclass that overrides `draw` without
-        this method has the default.
+        They are linear in its weights, so that a draw that is linearised in them is a network with other weights. A
+        subclass that overrides `draw` without this method has the default.
 
         Args:
             state: The fitted state.
@@ -261,7 +261,7 @@ class Posterior(ABC):
     def draw_layer(
         self, state: State, layer: nn.Linear, generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the weights of the layer in several draws, those of `draw` up to rounding. Default: draw each.
+        """Return the layer's weights in several draws, those of `draw` up to rounding. Default: one `draw` for each.
 
         Args:
             state: The fitted state.
