@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.core.devices import is_accelerator
+from flatbayes.core.devices import any_on_accelerator
 from flatbayes.core.gradients import check_trainable, compute_some_gradients, dense_gradient, replace_gradient
 from flatbayes.core.norms import global_norm
 from flatbayes.core.tensor_lists import clone_tensors, fill_with_zeros, flatten, group_tensors, zero_tensors
@@ -159,7 +159,7 @@ def add_direction(grads: Sequence[Tensor], directions: Sequence[Tensor], alpha: 
 
 
 def _inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    if not any(is_accelerator(tensor) for tensor in left):
+    if not any_on_accelerator(left):
         return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
     sums = []
     for group in group_tensors(left):

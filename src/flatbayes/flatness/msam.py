@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.core.devices import is_accelerator
+from flatbayes.core.devices import any_on_accelerator
 from flatbayes.core.gradients import check_trainable, compute_some_gradients, dense_gradient
 from flatbayes.core.norms import broadcast_per_network, global_norm
 from flatbayes.core.tensor_lists import fill_with_zeros, flatten, group_tensors, unflatten
@@ -105,7 +105,7 @@ def accumulate_gradients(velocities: Sequence[Tensor], grads: Sequence[Tensor], 
     if not grads:
         return
     is_finite = global_norm(grads).isfinite()
-    if not is_finite.ndim and any(is_accelerator(g) for g in grads):  # reading it would wait
+    if not is_finite.ndim and any_on_accelerator(grads):  # reading it would wait
         _accumulate_if(is_finite, velocities, grads, momentum)
     elif is_finite.ndim:  # of each network
         conditions = [broadcast_per_network(is_finite, g) for g in grads]
