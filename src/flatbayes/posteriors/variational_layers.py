@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatbayes.core.devices import is_accelerator
+from flatbayes.core.devices import any_on_accelerator
 from flatbayes.core.tensor_lists import map_elementwise
 from flatbayes.posteriors.variational import raw_to_std
 
@@ -58,7 +58,7 @@ class SoftplusScale:
             estimator: How activations are sampled: `local` needs variances.
         """
         stds, slopes = map_elementwise(raw_to_std, raws), map_elementwise(torch.sigmoid, raws)
-        if estimator != "local" or not any(is_accelerator(raw) for raw in raws):
+        if estimator != "local" or not any_on_accelerator(raws):
             return [SoftplusScale(*values) for values in zip(raws, stds, slopes, strict=True)]
         variances, variance_slopes = torch._foreach_mul(stds, stds), list(torch._foreach_mul(slopes, stds))
         torch._foreach_mul_(variance_slopes, 2.0)
