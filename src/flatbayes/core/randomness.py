@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.accelerators import list_initialized_accelerators
-from flatbayes.core.devices import is_accelerator
+from flatbayes.core.devices import any_on_accelerator
 from flatbayes.core.tensor_lists import group_tensors, unflatten
 
 
@@ -265,7 +265,7 @@ def iter_normal_noise(
     Yields:
         Indices of tensors, and the noise of each. On an accelerator a group has one kernel.
     """
-    is_grouped = any(is_accelerator(t) for t in like)
+    is_grouped = any_on_accelerator(like)
     for group in group_tensors(like) if is_grouped else [[k] for k in range(len(like))]:
         members = [like[k] for k in group]
         first, total = members[0], sum(t.numel() for t in members)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core.devices import is_accelerator
+from flatbayes.core.devices import any_on_accelerator
 
 MAX_GROUP_ENTRIES = 2**20
 """Largest number of entries of a group of several tensors: 4 MiB in float32, which an accelerator processes in about
@@ -179,7 +179,7 @@ def map_elementwise(function: Callable[[Tensor], Tensor], tensors: Sequence[Tens
     Returns:
         One result per tensor.
     """
-    if not any(is_accelerator(tensor) for tensor in tensors):
+    if not any_on_accelerator(tensors):
         return [function(tensor) for tensor in tensors]
     results = list(tensors)
     for group in group_tensors(tensors):

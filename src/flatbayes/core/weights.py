@@ -143,11 +143,11 @@ def axpy(params: Sequence[Tensor], directions: Sequence[Tensor], scale: float | 
         directions: One direction per tensor, of its shape.
         scale: As for `perturb`.
     """
-    directions = [d if d.dtype == p.dtype else d.to(p.dtype) for p, d in zip(params, directions, strict=True)]
+    pairs = zip(params, directions, strict=True)
     with torch.no_grad():
         if isinstance(scale, Tensor) and scale.ndim:
-            pairs = zip(params, directions, strict=True)
-            return [torch.addcmul(param, d, broadcast_per_network(scale, d).to(d.dtype)) for param, d in pairs]
+            return [add_scaled(param, direction, scale) for param, direction in pairs]
+        directions = [d if d.dtype is p.dtype else d.to(p.dtype) for p, d in pairs]
         if isinstance(scale, Tensor):
             steps = list(torch._foreach_mul(directions, scale.to(directions[0].device, promoted_dtype(directions))))
             torch._foreach_add_(steps, list(params))
