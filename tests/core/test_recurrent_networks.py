@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatbayes.certification.prior import FrozenNetwork
-from flatbayes.core.networks import differentiable_recurrence, plain_recurrence
+from flatbayes.core.network_calls import differentiable_recurrence, plain_recurrence
 from flatbayes.diagnostics import LossSurface, SharpnessConfig, compute_curvature, measure_sharpness
 from flatbayes.posteriors import Laplace
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.networks import cast_inputs, differentiable_recurrence
+from flatbayes.core.network_calls import differentiable_recurrence
+from flatbayes.core.networks import cast_inputs
 from flatbayes.core.randomness import Stream, make_generator
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import Flatness

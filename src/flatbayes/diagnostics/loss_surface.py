@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flatbayes.core import Examples, LossFn
 from flatbayes.core.buffers import preserve_buffers
 from flatbayes.core.input_trees import ModelInputs
-from flatbayes.core.networks import differentiable_recurrence
+from flatbayes.core.network_calls import differentiable_recurrence
 from flatbayes.core.randomness import RandomState, replay_rng
 from flatbayes.core.weights import perturb, trainable_parameters
 

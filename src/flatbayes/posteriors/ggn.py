@@ -17,7 +17,7 @@ from torch.func import grad, vmap
 from flatbayes.core import LossFn
 from flatbayes.core.devices import to_double
 from flatbayes.core.input_trees import ModelInputs, map_tensors, split_examples
-from flatbayes.core.networks import call_with_tensors, plain_attention
+from flatbayes.core.network_calls import call_with_tensors, plain_attention
 from flatbayes.core.weights import promoted_dtype
 
 MAX_VECTOR_ENTRIES = 2**24

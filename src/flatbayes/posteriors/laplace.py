@@ -26,7 +26,8 @@ from torch.optim import Optimizer
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.input_trees import ModelInputs, slice_examples
-from flatbayes.core.networks import cast_inputs, check_materialized, check_real, differentiable_recurrence
+from flatbayes.core.network_calls import differentiable_recurrence
+from flatbayes.core.networks import cast_inputs, check_materialized, check_real
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.curvature import CurvatureApproximation, CurvatureStructure, make_curvature

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from flatbayes.core.input_trees import ModelInputs
-from flatbayes.core.networks import call_with_tensors, plain_attention, plain_recurrence
+from flatbayes.core.network_calls import call_with_tensors, plain_attention, plain_recurrence
 
 
 class LinearisedNetwork(nn.Module):

@@ -18,7 +18,7 @@ from torch.func import vmap
 
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.input_trees import ModelInputs
-from flatbayes.core.networks import Place, find_places, plain_attention, replace_tensors
+from flatbayes.core.network_calls import Place, find_places, plain_attention, replace_tensors
 from flatbayes.core.randomness import RandomState, replay_rng
 from flatbayes.core.tensor_lists import copy_values, count_writes, to_local
 from flatbayes.core.traversal import list_modules, list_parameters, named_parameters

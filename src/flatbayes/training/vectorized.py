@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from flatbayes.core import LossFn, OptimizerFactory, State
-from flatbayes.core.networks import call_with_tensors, copy_network
+from flatbayes.core.network_calls import call_with_tensors
+from flatbayes.core.networks import copy_network
 from flatbayes.core.weights import trainable_parameters
 
 
