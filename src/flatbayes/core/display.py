@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     import pandas as pd  # an optional package
 
 MAX_ENTRIES = 6
-"""Entries of a collection that a repr shows in full; of a longer one it shows the number."""
+"""Largest number of entries of a collection that a repr lists; of a larger one it gives the number."""
 MAX_VALUE_CHARACTERS = 90
-"""Length of the repr of a field from which on it is cut."""
+"""Largest length of the repr of a field; a longer one is cut."""
 
 
 def format_fields(instance: Any) -> str:
