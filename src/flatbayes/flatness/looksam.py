@@ -106,7 +106,7 @@ class LookSAM(Flatness):
         loss = gradient_at_perturbation(
             record_perturbation, closure, model, resample_noise=self.resample_noise, progress=progress
         )()
-        progress.memory.release()  # the projection needs more
+        progress.memory.release()  # the projection allocates several copies of the gradient
         if plain_grads:
             params = trainable_by_name(model)
             flat_grads = [dense_gradient(params[name]) for name in plain_grads]
