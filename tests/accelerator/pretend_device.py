@@ -296,8 +296,13 @@ def _apply_to_module(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Mod
 def _find_address(tensor: Tensor) -> int:
     """`Tensor.data_ptr`, which is the same for all fake tensors: one address per storage and offset."""
     if is_on_device(tensor):
-        return int(tensor.untyped_storage()._cdata + tensor.storage_offset() * tensor.element_size())
+        return tensor.untyped_storage().data_ptr() + tensor.storage_offset() * tensor.element_size()
     return torch._C.TensorBase.data_ptr(tensor)
+
+
+def _find_storage_address(storage: torch.UntypedStorage) -> int:
+    """`UntypedStorage.data_ptr`, with an address for the memory of fake tensors too."""
+    return int(storage._cdata if storage.device.type == "meta" else torch._C.StorageBase.data_ptr(storage))
 
 
 @contextmanager
@@ -312,6 +317,7 @@ def pretend_device(*, has_float64: bool = True) -> Iterator[PretendDevice]:
         stack.enter_context(patch.object(torch, "Generator", _Generator))
         stack.enter_context(patch.object(nn.Module, "_apply", _apply_to_module))
         stack.enter_context(patch.object(Tensor, "data_ptr", _find_address))
+        stack.enter_context(patch.object(torch.UntypedStorage, "data_ptr", _find_storage_address))
         stack.enter_context(patch.object(torch_optimizer, "_foreach_supported_types", list_types))
         torch._C._set_only_lift_cpu_tensors(True)  # else torch.tensor would initialise the device
         stack.callback(torch._C._set_only_lift_cpu_tensors, False)

@@ -17,7 +17,6 @@ def mark_case(network, name):
     return pytest.param(network, name, marks=() if is_fast else pytest.mark.slow, id=f"{network}-{name}")
 
 
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # every address of the device is 0
 @pytest.mark.parametrize(("network", "name"), [mark_case(*case) for case in CASES])
 def test_no_more_launches_and_waits_than_committed(network, name, record_saving):
     budgets = read_budgets()
