@@ -27,7 +27,7 @@ from flatbayes.core.display import format_fields
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 from flatbayes.likelihoods.mixture import log_mean_density, normal_log_density
-from flatbayes.metrics import fit_temperature
+from flatbayes.metrics import fit_temperature, nll
 
 CalibrationMethod = Literal["temperature", "vector", "dirichlet", "scale"]
 """Kinds of maps; `scale` is that of numbers."""
@@ -226,8 +226,7 @@ def mean_nll(predictive: Predictive, targets: Tensor) -> float:
         targets: Class indices or numbers.
     """
     if isinstance(predictive, CategoricalPredictive):
-        log_probs = predictive.log_probs.detach().cpu().double()
-        return -float(log_probs.gather(1, targets.cpu().long()[:, None]).mean())
+        return nll(predictive.log_probs, targets)
     predictive = cast("GaussianPredictive", predictive)
     return -float(to_double(predictive.log_prob(targets)).mean())
 
