@@ -2,52 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flatbayes.core.display import make_data_frame
-
-if TYPE_CHECKING:
-    import pandas as pd  # an optional package
-
-
-class PredictionRegion:
-    """What sets and intervals have in common: a table of one row for each example."""
-
-    def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
-        """One array of shape (examples,) for each quantity.
-
-        Args:
-            names: Names of the classes or targets; None numbers them.
-        """
-        raise NotImplementedError
-
-    def to_dict(self, names: Sequence[str] | None = None) -> dict[str, list[Any]]:
-        """The columns as lists, ready for JSON.
-
-        Args:
-            names: Names of the classes or targets; None numbers them.
-        """
-        return {name: column.tolist() for name, column in self.columns(names).items()}
-
-    def to_pandas(self, names: Sequence[str] | None = None) -> "pd.DataFrame":
-        """The columns as a data frame.
-
-        Args:
-            names: Names of the classes or targets; None numbers them.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        return make_data_frame(dict(self.columns(names)))
+from flatbayes.likelihoods import PredictionTable
 
 
 @dataclass(frozen=True, eq=False)
-class PredictionSets(PredictionRegion):
+class PredictionSets(PredictionTable):
     """A set of classes for each example, which may be empty.
 
     Attributes:
@@ -117,7 +83,7 @@ class PredictionSets(PredictionRegion):
 
 
 @dataclass(frozen=True, eq=False)
-class PredictionIntervals(PredictionRegion):
+class PredictionIntervals(PredictionTable):
     """An interval for each number, infinite where there were too few calibration examples.
 
     Attributes:

@@ -6,7 +6,7 @@ from flatbayes.likelihoods.categorical_predictive import CategoricalPredictive
 from flatbayes.likelihoods.custom import Custom
 from flatbayes.likelihoods.gaussian import Gaussian
 from flatbayes.likelihoods.gaussian_predictive import GaussianPredictive
-from flatbayes.likelihoods.likelihood import Likelihood, Predictive
+from flatbayes.likelihoods.likelihood import Likelihood, PredictionTable, Predictive
 
 __all__ = [
     "Categorical",
@@ -15,6 +15,7 @@ __all__ = [
     "Gaussian",
     "GaussianPredictive",
     "Likelihood",
+    "PredictionTable",
     "Predictive",
 ]
 

@@ -17,8 +17,47 @@ if TYPE_CHECKING:
     import pandas as pd  # an optional package
 
 
-class Predictive(ABC):
+class PredictionTable(ABC):
+    """Predictions as a table: one row for each example, one column for each quantity.
+
+    Examples:
+        >>> predictive = fitted.predict(inputs[:2])
+        >>> isinstance(predictive, PredictionTable), list(predictive.columns())[:2]
+        (True, ['class', 'confidence'])
+    """
+
+    @abstractmethod
+    def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
+        """One array of shape (examples,) for each quantity, as columns of a table.
+
+        Args:
+            names: Names of the targets or classes; None numbers them.
+        """
+
+    def to_dict(self, names: Sequence[str] | None = None) -> dict[str, list[Any]]:
+        """The columns of `columns` as lists, ready for JSON.
+
+        Args:
+            names: Names of the targets or classes; None numbers them.
+        """
+        return {name: column.tolist() for name, column in self.columns(names).items()}
+
+    def to_pandas(self, names: Sequence[str] | None = None) -> "pd.DataFrame":
+        """The columns of `columns` as a data frame, one row for each example.
+
+        Args:
+            names: Names of the targets or classes; None numbers them.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return make_data_frame(dict(self.columns(names)))
+
+
+class Predictive(PredictionTable):
     """The equal mixture of the predictions of a posterior's networks, for a number of examples.
+
+    Its quantities are the columns of a `PredictionTable`: `to_dict` and `to_pandas` give them.
 
     Examples:
         >>> predictive = fitted.predict(inputs[:2])
@@ -48,25 +87,6 @@ class Predictive(ABC):
     def mutual_information(self) -> Tensor:
         """Mutual information of target and network in nats: epistemic uncertainty, shape (examples,)."""
 
-    def to_dict(self, names: Sequence[str] | None = None) -> dict[str, list[Any]]:
-        """The columns of `columns` as lists, ready for JSON.
-
-        Args:
-            names: Names of the targets or classes; None numbers them.
-        """
-        return {name: column.tolist() for name, column in self.columns(names).items()}
-
-    def to_pandas(self, names: Sequence[str] | None = None) -> "pd.DataFrame":
-        """The columns of `columns` as a data frame, one row for each example.
-
-        Args:
-            names: Names of the targets or classes; None numbers them.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        return make_data_frame(dict(self.columns(names)))
-
     def summary(self) -> str:
         """Number of examples, and mean, lowest and highest value of every quantity, as text."""
         lines = {
@@ -89,14 +109,6 @@ class Predictive(ABC):
             for name, values in self.columns().items()
             if values.dtype.kind == "f" and not name.startswith("probability_")
         }
-
-    @abstractmethod
-    def columns(self, names: Sequence[str] | None = None) -> Mapping[str, NDArray[np.generic]]:
-        """One array of shape (examples,) for each quantity, as columns of a table.
-
-        Args:
-            names: Names of the targets or classes; None numbers them.
-        """
 
     def select(self, rows: Tensor) -> Self:
         """The predictions of some examples.
