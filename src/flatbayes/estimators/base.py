@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils import Tags, check_random_state
@@ -24,6 +23,7 @@ from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import SAM, Flatness
 from flatbayes.likelihoods import Predictive
+from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
@@ -215,8 +215,3 @@ def make_data_splits(
         augment=None,
         target_names=target_names,
     )
-
-
-def to_tensor(values: ArrayLike) -> Tensor:
-    """A tensor with a copy of an array, which may be read-only."""
-    return torch.from_numpy(np.array(values))

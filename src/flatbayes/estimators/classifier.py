@@ -9,8 +9,9 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, make_data_splits, to_tensor
+from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, make_data_splits
 from flatbayes.flatness import Flatness
+from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.posteriors import Posterior
 from flatbayes.training import TrainingConfig
 from flatbayes.training.model_builder import ModelFactory

@@ -10,9 +10,10 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, make_data_splits, to_tensor
+from flatbayes.estimators.base import FLOAT_TYPES, PosteriorEstimator, make_data_splits
 from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import GaussianPredictive
+from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.posteriors import Posterior
 from flatbayes.training import TrainingConfig
 from flatbayes.training.model_builder import ModelFactory

@@ -110,15 +110,12 @@ def encode_labels(targets: Any, class_names: object) -> Tensor:
 
 
 def to_tensor(values: Any) -> Tensor:
-    """A tensor of what holds numbers.
+    """Numbers as a tensor, with a copy of an array, which may be read-only.
 
     Args:
         values: Tensor, array, series or list.
     """
-    if isinstance(values, Tensor):
-        return values
-    array = np.asarray(values)
-    return torch.as_tensor(array if array.flags.writeable else array.copy())
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
 
 
 def _to_indices_or_probs(rows: Tensor, *, check_values: bool) -> Tensor:
