@@ -47,7 +47,7 @@ class CategoricalSums:
             self._add_block(rows, logits[rows])
 
     def add_stacked(self, logits: Float[Tensor, "networks examples classes"]) -> None:
-        """Add the probabilities of several networks: in a few operations, if they are the first and a block.
+        """Add the probabilities of several networks, in a few operations if they are the first and fit into a block.
 
         Args:
             logits: Their outputs.
@@ -67,7 +67,7 @@ class CategoricalSums:
         self._log_probs = {0: log_probs.logsumexp(0)} if is_extreme else {}
 
     def _add_block(self, rows: slice, logits: Tensor) -> None:
-        # The largest of the block is at least that of an example. On an accelerator reading it would wait.
+        # The largest of the block is at least that of an example. Reading it would wait for an accelerator.
         is_extreme = rows.start in self._log_probs or is_accelerator(logits)
         if not is_extreme:
             low, high = map(float, logits.detach().aminmax())

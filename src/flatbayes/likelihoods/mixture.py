@@ -89,7 +89,7 @@ def _find_quantiles(probability: float, means: Tensor, stds: Tensor) -> Tensor:
         error = mixture_cdf(quantile, means, stds) - probability
         density = normal_log_density(quantile, means, stds).exp().mean(0)
         is_exact = (error.abs() <= tolerance * (probability + density * scale)) | (high - low <= tolerance * scale)
-        if not is_accelerator(means) and bool(is_exact.all()):  # on an accelerator the answer would wait for it
+        if not is_accelerator(means) and bool(is_exact.all()):  # reading it would wait for an accelerator
             break
         low, high = torch.where(error < 0, quantile, low), torch.where(error < 0, high, quantile)
         newton = quantile - error / density
