@@ -13,7 +13,7 @@ from flatbayes.metrics.detection import auroc
 
 @dataclass(frozen=True, eq=False)
 class ExampleScores:
-    """What the metrics of a classification need of each example: float64 vectors on the CPU.
+    """Values of each example from which the metrics of a classification are computed: float64 vectors on the CPU.
 
     Attributes:
         confidence: Probability of the most probable class.
