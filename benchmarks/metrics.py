@@ -35,7 +35,7 @@ BEFORE = {
     "30 networks, 1000 x 10, against the mean of softmax": 0.90,
     "MLP 64-256-256-1000, 10 draws, in forward passes": 3.96,
 }
-"""Ratios before the blocks of version 0.2, measured in the same way."""
+"""Ratios before version 0.2, which computes metrics in blocks, measured in the same way."""
 
 
 def rows(quick: bool) -> list[dict]:
@@ -70,7 +70,7 @@ def rows(quick: bool) -> list[dict]:
 
 
 def measure_case(group: str, case: str, ours, baseline, peers, **options) -> dict:
-    """Measure a case, with the ratio before the blocks in the note."""
+    """Measure a case, with the ratio before version 0.2 in the note."""
     before = f"before {BEFORE[case]}" if case in BEFORE else ""
     note = "; ".join(filter(None, (options.pop("note", ""), before)))
     return row(group, case, ours, baseline, peers=peers, note=note, **options)
@@ -139,14 +139,14 @@ def compute_with_torchmetrics(log_probs: Tensor, labels: Tensor) -> list[float]:
 
 
 def adaptive_ece_by_hand(probs: Tensor, labels: Tensor) -> float:
-    """Without ties."""
+    """Calibration error over bins of equal mass, without averages over ties."""
     confidence, top = probs.max(-1)
     gaps = (top == labels).float() - confidence
     return sum(abs(float(part.sum())) for part in gaps[confidence.argsort()].tensor_split(NUM_BINS)) / len(labels)
 
 
 def classwise_ece_by_hand(probs: Tensor, labels: Tensor) -> float:
-    """A class at a time."""
+    """Mean calibration error of the classes, one class at a time."""
     total = 0.0
     for k in range(probs.shape[1]):
         column = probs[:, k]
@@ -156,7 +156,7 @@ def classwise_ece_by_hand(probs: Tensor, labels: Tensor) -> float:
 
 
 def fit_temperature_by_hand(log_probs: Tensor, labels: Tensor) -> float:
-    """The usual way, by L-BFGS, in float32."""
+    """Temperature by L-BFGS in float32, the usual method."""
     log_temperature = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], lr=1.0, max_iter=20, line_search_fn="strong_wolfe")
 
