@@ -166,6 +166,13 @@ def test_steps_and_predictions_name_devices_and_read_nothing(file):
     )
 
 
+def test_every_reason_and_every_pattern_of_files_is_needed():
+    sources = {file: (SOURCE / file).read_text(encoding="utf-8") for file in list_files()}
+    places = [f"{file}:{function}" for file, source in sources.items() for _, function, _ in find_calls(source)]
+    assert not [pattern for pattern in REASONS if not any(fnmatch(place, pattern) for place in places)]
+    assert not [pattern for pattern in STEPS_AND_PREDICTIONS if not any(fnmatch(file, pattern) for file in sources)]
+
+
 @pytest.mark.parametrize(
     ("source", "count"),
     [
