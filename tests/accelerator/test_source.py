@@ -41,6 +41,7 @@ STEPS_AND_PREDICTIONS = (
     "posteriors/*.py",
     "prediction/fitted.py",
     "prediction/inputs.py",
+    "prediction/network_runner.py",
     "prediction/outputs.py",
     "prediction/placement.py",
     "prediction/sampling.py",
