@@ -7,7 +7,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -17,18 +16,15 @@ from flatbayes.data import DataSplits
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.training.callbacks.callback import Callback
-from flatbayes.training.checkpoint import CheckpointManager
 from flatbayes.training.compatibility import check_collection
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.distributed.launch import make_fabric
-from flatbayes.training.loop import train
 from flatbayes.training.model_builder import ModelFactory
 from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.schedules import Constant
-from flatbayes.training.session import make_session
 from flatbayes.training.setup import prepare_runs
 from flatbayes.training.trial import run_trial
-from flatbayes.training.vectorization_trial import TruncatedBatches
+from flatbayes.training.vectorization_trial import train_few_steps
 from flatbayes.training.warm_start import PretrainedWeights
 
 
@@ -104,13 +100,7 @@ def measure_step_seconds(
     timer = StepTimer()
     with preserve_rng(None), warnings.catch_warnings(action="ignore"):  # the training itself will warn
         factory, _ = prepare_runs(model, data, posterior, flatness, config)
-        fabric = make_fabric(config)
-        run = factory.create_single_run(0, fabric)
-        train(
-            replace(run, batches=TruncatedBatches(run.batches)),
-            make_session(config, fabric, CheckpointManager(), 0),
-            timer,
-        )
+        train_few_steps(factory, [0], timer)
     return statistics.median(end - start for start, end in zip(timer.times, timer.times[1:], strict=False))
 
 

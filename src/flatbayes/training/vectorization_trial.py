@@ -73,10 +73,10 @@ def find_vectorization_obstacle(factory: RunFactory) -> str | None:
     trial = replace(factory, config=_make_trial_config(config))
     detector, members = RNGUsageDetector(), range(NUM_TRIAL_NETWORKS)
     try:
-        one_by_one = [_run_trial(trial, [member], detector)[0] for member in members]
+        one_by_one = [train_few_steps(trial, [member], detector)[0] for member in members]
         if detector.uses_rng:
             return "training uses random numbers (dropout, or a posterior with noise), which vectorized would differ"
-        vectorized = _run_trial(trial, members, Callback())
+        vectorized = train_few_steps(trial, members, Callback())
         initial = [trial.init_network(member).double().state_dict() for member in members]
     except Exception as error:  # whatever a user's components raise for stacked tensors
         return _format_exception(f"a trial of {NUM_TRIAL_STEPS} steps", error)
@@ -161,6 +161,23 @@ class TruncatedBatches(StatelessBatches):
         return islice((batch for k in count() for batch in self.batches.iter_epoch(k)), NUM_TRIAL_STEPS)
 
 
+def train_few_steps(factory: RunFactory, members: Sequence[int], callback: Callback) -> list[State]:
+    """Train on the first few batches, without checkpoints.
+
+    Args:
+        factory: Makes the run; its configuration has one epoch.
+        members: Indices of the members: one, or several that are vectorized.
+        callback: Called after every step.
+
+    Returns:
+        The state of each member.
+    """
+    session = make_session(factory.config, make_fabric(factory.config), CheckpointManager(), 0)
+    run = factory.create_run(members, session.fabric)
+    callback.on_run_start(members[0], 1, NUM_TRIAL_STEPS)
+    return train(replace(run, batches=TruncatedBatches(run.batches)), session, callback)
+
+
 def _make_trial_config(config: TrainingConfig) -> TrainingConfig:
     return config.with_options(
         epochs=1,
@@ -172,13 +189,6 @@ def _make_trial_config(config: TrainingConfig) -> TrainingConfig:
         precision={"mode": "64-true"},
         distribution={"accelerator": "cpu", "devices": 1},
     )
-
-
-def _run_trial(trial: RunFactory, members: Sequence[int], callback: Callback) -> list[State]:
-    session = make_session(trial.config, make_fabric(trial.config), CheckpointManager(), 0)
-    run = trial.create_run(members, session.fabric)
-    callback.on_run_start(members[0], 1, NUM_TRIAL_STEPS)
-    return train(replace(run, batches=TruncatedBatches(run.batches)), session, callback)
 
 
 def _find_no_speedup_reason(factory: RunFactory) -> str | None:
