@@ -66,3 +66,16 @@ def test_a_loss_scaler_and_noise_in_every_step_do_not_go_together():
             check_compatibility(posterior, SAM(), scaled)
     for posterior in (MAP(), SWAG(), SGVB(), Laplace()):
         check_compatibility(posterior, SAM(), scaled)
+
+
+def test_components_that_cannot_be_written_down_as_data_are_refused_by_the_name_of_their_class():
+    class OwnPosterior(SGLD):
+        pass
+
+    class OwnFlatness(MSAM):
+        pass
+
+    with pytest.raises(ValueError, match=r"^OwnPosterior does not go with OwnFlatness"):
+        check_compatibility(OwnPosterior(), OwnFlatness(), CONFIG)
+    with pytest.raises(ValueError, match=r"^OwnPosterior adds noise"):
+        check_compatibility(OwnPosterior(), SAM(), CONFIG.with_options(precision={"mode": "16-mixed"}))

@@ -21,13 +21,13 @@ from flatbayes.core.parameter_selection import (
     select_parameters,
 )
 from flatbayes.core.process_group import get_process_group_info
-from flatbayes.core.spec import short_name
 from flatbayes.flatness import Flatness
 from flatbayes.integrations.posterior_steps import PosteriorSteps
 from flatbayes.integrations.tracker_file import TrackerState
 from flatbayes.posteriors import MAP, Posterior
 from flatbayes.training.compatibility import check_compatibility, check_snapshot_count
 from flatbayes.training.config import CollectionConfig, PrecisionConfig, TrainingConfig
+from flatbayes.training.identity import describe_name
 from flatbayes.training.loader_size import count_loader_examples
 from flatbayes.training.schedules import Cyclical, get_automatic_snapshots_per_epoch, is_collection_step
 
@@ -252,7 +252,7 @@ class TrainingTracker:
     def explain_missing_snapshots(self) -> str:
         """One sentence on how many snapshots there are and how many a draw needs."""
         return (
-            f"{short_name(self.config.posterior)} needs at least "
+            f"{describe_name(self.config.posterior)} needs at least "
             f"{self.config.posterior.snapshot_requirements.min_count} collected snapshots of the weights, and has "
             f"collected {self.count_snapshots()} in {self.progress.step} of {self.progress.total_steps} steps."
         )

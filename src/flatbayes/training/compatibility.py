@@ -4,10 +4,10 @@ from math import inf
 
 from torch import nn
 
-from flatbayes.core.spec import short_name
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.training.config import TrainingConfig
+from flatbayes.training.identity import describe_name
 from flatbayes.training.model_builder import ModelFactory
 
 MIN_USEFUL_SNAPSHOT_FRACTION = 0.5
@@ -34,18 +34,18 @@ def check_compatibility(posterior: Posterior, flatness: Flatness, config: Traini
     """
     if flatness.needs_weight_distribution and not posterior.has_weight_distribution:
         raise ValueError(
-            f"{short_name(posterior)} does not go with {short_name(flatness)}: the flatness takes its geometry from "
-            "the standard deviations that a variational posterior has during training, and this posterior has none. "
-            "Use SGVB, LRT, or an Ensemble of them, or another flatness such as SAM or ASAM."
+            f"{describe_name(posterior)} does not go with {describe_name(flatness)}: the flatness takes its geometry "
+            "from the standard deviations that a variational posterior has during training, and this posterior has "
+            "none. Use SGVB, LRT, or an Ensemble of them, or another flatness such as SAM or ASAM."
         )
     if config.precision.mode == "16-mixed" and posterior.requires_stationary_loss == "while_collecting":
         raise ValueError(
-            f"{short_name(posterior)} adds noise in every step, and the loss scaler of precision.mode 16-mixed "
+            f"{describe_name(posterior)} adds noise in every step, and the loss scaler of precision.mode 16-mixed "
             "leaves out steps whose gradient is not finite, but not their noise. Use bf16-mixed, which has none."
         )
     if config.precision.mode == "16-mixed" and flatness.depends_on_loss_scale:
         raise ValueError(
-            f"{short_name(flatness)} compares gradients with the loss, and the loss scaler of precision.mode "
+            f"{describe_name(flatness)} compares gradients with the loss, and the loss scaler of precision.mode "
             "16-mixed multiplies gradients. Use bf16-mixed, which has none."
         )
     requirement, stationary_after = posterior.requires_stationary_loss, flatness.stationary_after
@@ -54,7 +54,7 @@ def check_compatibility(posterior: Posterior, flatness: Flatness, config: Traini
     if stationary_after <= latest:
         return
     message = (
-        f"{short_name(posterior)} does not go with {short_name(flatness)}: the posterior "
+        f"{describe_name(posterior)} does not go with {describe_name(flatness)}: the posterior "
         f"{REQUIREMENT_REASONS[requirement]}, and the gradients of this flatness are not those of "
     )
     if stationary_after < inf:
@@ -111,12 +111,12 @@ def check_snapshot_count(posterior: Posterior, num_snapshots: int, training: str
     required, useful = posterior.snapshot_requirements
     if num_snapshots < required:
         raise ValueError(
-            f"{_format_name(posterior)} needs at least {required} collected snapshots before a draw, and this "
+            f"{describe_name(posterior)} needs at least {required} collected snapshots before a draw, and this "
             f"{training} collects {num_snapshots}. {advice}"
         )
     if num_snapshots < MIN_USEFUL_SNAPSHOT_FRACTION * useful:
         return (
-            f"{_format_name(posterior)} can use {useful} snapshots, and this {training} collects {num_snapshots}: "
+            f"{describe_name(posterior)} can use {useful} snapshots, and this {training} collects {num_snapshots}: "
             f"the posterior will be estimated from few snapshots. {advice}"
         )
     return None
@@ -160,10 +160,3 @@ def check_finite_weights(network: nn.Module) -> None:
             "Some weights are not finite after the last step, whose loss is not computed. Try a lower learning rate, "
             "a smaller rho, or clipping (--optimization.clip_norm 1)."
         )
-
-
-def _format_name(posterior: Posterior) -> str:
-    try:
-        return short_name(posterior)
-    except TypeError:  # a user's class without an importable name
-        return type(posterior).__name__

@@ -18,12 +18,12 @@ from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.buffers import preserve_buffers
 from flatbayes.core.input_trees import flatten_tree, map_tensors
 from flatbayes.core.randomness import RandomState
-from flatbayes.core.spec import short_name
 from flatbayes.core.tensor_lists import copy_values
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
 from flatbayes.training.closure import BatchClosure
 from flatbayes.training.config import TrainingConfig
+from flatbayes.training.identity import describe_name
 
 NUM_WARM_UP_PASSES = 3
 """Calls before a step is recorded, in which libraries choose and load their kernels."""
@@ -59,9 +59,11 @@ def check_graph_capture(
     elif config.precision.mode == "16-mixed":
         reason = "the loss scaler of precision.mode 16-mixed differs between steps; use bf16-mixed"
     elif posterior.has_weight_distribution:
-        reason = f"{short_name(posterior)} computes standard deviations in every step, outside of the recorded passes"
+        reason = (
+            f"{describe_name(posterior)} computes standard deviations in every step, outside of the recorded passes"
+        )
     elif depends_on_progress(flatness):
-        reason = f"{short_name(flatness)} depends on the step of training, and a recorded step does not"
+        reason = f"{describe_name(flatness)} depends on the step of training, and a recorded step does not"
     if reason is not None:
         raise ValueError(f"The training step cannot be a CUDA graph: {reason}. {ADVICE}")
 
