@@ -3,20 +3,11 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.posteriors import Posterior
 from flatbayes.training.config import CollectionConfig, TrainingConfig
-
-if TYPE_CHECKING:
-    from flatbayes.training.run_factory import RunFactory
-
-
-def describe_components(factory: "RunFactory") -> dict[str, Any]:
-    """Posterior, flatness, likelihood and training options of a fit."""
-    components = {"posterior": factory.posterior, "flatness": factory.flatness, "likelihood": factory.likelihood}
-    return {name: describe_object(value) for name, value in {**components, **vars(factory.config)}.items()}
 
 
 def describe_exactly(value: Any) -> Any:

@@ -30,7 +30,7 @@ from flatbayes.training.distributed.fsdp import check_fsdp
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
 from flatbayes.training.fabric import Fabric
 from flatbayes.training.graph_capture import check_graph_capture
-from flatbayes.training.identity import describe_components
+from flatbayes.training.identity import describe_object
 from flatbayes.training.likelihood_inference import infer_loader_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_data import LoaderData
@@ -169,9 +169,10 @@ class TrainingSetup:
         indices = range(posterior.num_members)
         info = {"flatbayes": get_version(), "model": model_spec}
         fingerprint = training_data.fingerprint
+        components = {name: getattr(factory, name) for name in ("posterior", "flatness", "likelihood")}
         identity = {
             **info,
-            **describe_components(factory),
+            **{name: describe_object(value) for name, value in (components | vars(factory.config)).items()},
             "seed": factory.seed,
             "data": fingerprint,
             "start": factory.warm_start.fingerprint(training_data.transform),
