@@ -21,6 +21,7 @@ from torch import Tensor
 from flatbayes.core import State
 from flatbayes.core.files import atomic_write, write_json
 from flatbayes.core.randomness import Stream, seeded_rng, spawn_seed
+from flatbayes.diagnostics.mixing import effective_sample_size, split_r_hat
 from flatbayes.experiments.run_folder import describe_environment
 from flatbayes.posteriors import SGHMC, SGLD, SGVB, Posterior
 from flatbayes.posteriors.variational import raw_to_std
@@ -34,7 +35,6 @@ from flatbayes.theory import (
 )
 from studies.double_well.batched_chains import BatchedChains, make_closure, make_row_sam_closure
 from studies.double_well.loss import MultiWellLoss, make_sharp_and_flat_wells
-from studies.double_well.mixing import effective_sample_size, split_r_hat
 
 THEORY_FILE, DRAWS_FILE = "theory.json", "draws.safetensors"
 NUM_DATA = 1000

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
+from flatbayes.diagnostics.mixing import effective_sample_size
 from flatbayes.flatness import SAM, Plain
 from flatbayes.posteriors.presets import NEAR_NOISELESS_SGLD
 from flatbayes.posteriors.sghmc import SGHMC
 from flatbayes.posteriors.sgld import SGLD, noise_std
 from flatbayes.training.schedules import Constant, Cyclical, Polynomial, SWALinear
-from studies.double_well.mixing import effective_sample_size
 
 SAMPLERS = [SGLD(), SGHMC(), SGHMC(friction=0.4)]
 every = pytest.mark.parametrize("posterior", SAMPLERS, ids=["SGLD", "SGHMC-0.1", "SGHMC-0.4"])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from studies.double_well.mixing import (
+from flatbayes.diagnostics.mixing import (
     compute_autocovariances,
     effective_sample_size,
     rank_normalize,

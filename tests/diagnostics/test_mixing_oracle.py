@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from studies.double_well.mixing import effective_sample_size, split_r_hat
+from flatbayes.diagnostics.mixing import effective_sample_size, split_r_hat
 
 arviz_base = pytest.importorskip("arviz_stats.base", reason="the oracle arviz-stats is not installed")
 
