@@ -20,6 +20,7 @@ from flatbayes.metrics.definitions import (
     MetricFamily,
 )
 from flatbayes.metrics.detection import aupr, auroc, auroc_correct, entropy_divergence, fpr_at_tpr
+from flatbayes.metrics.distances import agreement, total_variation, wasserstein_distance
 from flatbayes.metrics.regression import (
     CoverageCurve,
     coverage_curve,
@@ -45,6 +46,7 @@ __all__ = [
     "ReliabilityBins",
     "accuracy",
     "adaptive_ece",
+    "agreement",
     "apply_temperature",
     "aupr",
     "aurc",
@@ -68,6 +70,8 @@ __all__ = [
     "reliability_bins",
     "risk_coverage_curve",
     "rmse",
+    "total_variation",
+    "wasserstein_distance",
     "wilson_interval",
 ]
 

@@ -72,6 +72,28 @@ def iter_log_probs(log_probs: Tensor, labels: Tensor) -> Iterator[tuple[slice, T
         yield rows, block, probs, labels[rows]
 
 
+def check_same_probs(probs: Tensor, other_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Check the class probabilities of two predictions of the same examples; returns them in float64 on the CPU.
+
+    Args:
+        probs: Class probabilities, [examples, classes].
+        other_probs: Other ones of the same shape.
+
+    Raises:
+        ValueError: They are invalid, or their shapes differ.
+    """
+    if probs.shape != other_probs.shape:
+        raise ValueError(
+            f"Predictions of the shape {tuple(probs.shape)} cannot be compared with others of the shape "
+            f"{tuple(other_probs.shape)}. Give predictions of the same examples in the same order."
+        )
+    labels = torch.zeros(len(probs), dtype=torch.int64)
+    first, second = (
+        torch.cat([block.clone() for _, block, _ in iter_probs(values, labels)]) for values in (probs, other_probs)
+    )
+    return first, second
+
+
 def _make_buffer(block: Tensor) -> Tensor:
     return torch.empty(block.shape, dtype=torch.float64)
 
