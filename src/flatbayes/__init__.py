@@ -177,5 +177,5 @@ else:
             "flatbayes.training.fit": "fit",
         },
         "calibration certification cli core data diagnostics distillation estimators experiments flatness "
-        "integrations likelihoods metrics models plotting posteriors prediction reporting theory training",
+        "integrations likelihoods metrics models plotting posteriors prediction reference reporting theory training",
     )

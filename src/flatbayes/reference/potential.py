@@ -1,0 +1,138 @@
+"""Potential of the posterior of a network: U(w) = n / T L^rho(w) + prior_precision / 2 ||w||^2, over a weight vector.
+
+L^rho(w) = max over ||e|| <= rho of L(w + e), where L is the mean negative log likelihood of all n training examples.
+By Danskin's theorem its gradient is that of L at the maximiser w + e. The maximiser is found by ascent with a step to
+the sphere (`maximize_loss`): the direction of e is that of the gradient at the point before. At a maximum on the
+sphere the gradient has the direction of e, so that the sine of the angle between them measures what is missing.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core import LossFn
+from flatbayes.core.tensor_lists import flatten, unflatten
+from flatbayes.core.weights import trainable_parameters
+from flatbayes.reference.config import ReferenceConfig
+
+LossGradient = Callable[[Tensor], tuple[float, Tensor]]
+"""w -> L(w) and its gradient."""
+
+
+class BallMaximum(NamedTuple):
+    """The largest loss that an ascent reaches in a ball.
+
+    Attributes:
+        loss: L(w + e).
+        gradient: Gradient of L at w + e.
+        residual: Sine of the angle between e and the gradient; 0 at a maximum on the sphere.
+    """
+
+    loss: float
+    gradient: Tensor
+    residual: float
+
+
+def maximize_loss(loss_gradient: LossGradient, position: Tensor, rho: float, num_steps: int) -> BallMaximum:
+    """Ascend to the largest loss in the ball: e = rho g / ||g||, g the gradient at the point before.
+
+    Args:
+        loss_gradient: L.
+        position: w.
+        rho: Radius of the ball; 0 returns L(w).
+        num_steps: Steps; one is that of SAM. Each takes one gradient.
+    """
+    loss, gradient = loss_gradient(position)
+    residual = 0.0
+    for _ in range(num_steps if rho > 0 else 0):
+        norm = float(gradient.norm())
+        if norm == 0:
+            break
+        direction = gradient / norm
+        loss, gradient = loss_gradient(position + rho * direction)
+        cosine = float(direction @ gradient) / max(float(gradient.norm()), 1e-30)
+        residual = max(0.0, 1 - cosine**2) ** 0.5
+    return BallMaximum(loss, gradient, residual)
+
+
+class NetworkPotential:
+    """U of a network, as a function of the vector of its trainable weights.
+
+    Attributes:
+        num_data: n.
+        num_gradients: Gradients that were computed.
+        residual_sum: Sum of the residuals of the maxima, for their mean over calls.
+        num_calls: Number of calls.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss_fn: LossFn,
+        inputs: Tensor,
+        targets: Tensor,
+        config: ReferenceConfig,
+        num_data: int | None = None,
+    ) -> None:
+        """Move the weights of the network into one vector.
+
+        Args:
+            network: The network, in the mode in which it is evaluated; its parameters become views of a vector.
+            loss_fn: Mean negative log likelihood of outputs and targets.
+            inputs: All training inputs, as the network takes them.
+            targets: Their targets.
+            config: Options of the density.
+            num_data: Number of labelled examples; by default that of the targets.
+        """
+        self.num_data = len(targets) if num_data is None else num_data
+        self.num_gradients = self.num_calls = 0
+        self.residual_sum = 0.0
+        self._network, self._loss_fn, self._inputs, self._targets = network, loss_fn, inputs, targets
+        self._config = config
+        self._params = trainable_parameters(network)
+        self._vector = flatten(self._params)
+        for param, view in zip(self._params, unflatten(self._vector, self._params), strict=True):
+            param.data = view
+
+    @property
+    def position(self) -> Tensor:
+        """A copy of the weights of the network."""
+        return self._vector.clone()
+
+    @contextmanager
+    def install(self, position: Tensor) -> Iterator[nn.Module]:
+        """Context in which the network has the weights of a vector, which stay there.
+
+        Args:
+            position: w.
+        """
+        self._vector.copy_(position)
+        yield self._network
+
+    def loss_gradient(self, position: Tensor) -> tuple[float, Tensor]:
+        """L(w) and its gradient.
+
+        Args:
+            position: w.
+        """
+        self.num_gradients += 1
+        with self.install(position) as network, torch.enable_grad():
+            loss = self._loss_fn(network(self._inputs), self._targets)
+            grads = torch.autograd.grad(loss, self._params, materialize_grads=True)
+        return float(loss.detach()), flatten(grads)
+
+    def __call__(self, position: Tensor) -> tuple[float, Tensor]:
+        """U(w) and its gradient.
+
+        Args:
+            position: w.
+        """
+        config = self._config
+        loss, gradient, residual = maximize_loss(self.loss_gradient, position, config.rho, config.ascent_steps)
+        self.num_calls, self.residual_sum = self.num_calls + 1, self.residual_sum + residual
+        scale, precision = self.num_data / config.temperature, config.prior_precision
+        value = scale * loss + 0.5 * precision * float(position @ position)
+        return value, gradient.mul_(scale).add_(position, alpha=precision)

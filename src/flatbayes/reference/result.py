@@ -1,0 +1,333 @@
+"""A reference: predictions of networks from long chains of the exact posterior, kept in one file."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flatbayes.core.display import format_entries, format_number
+from flatbayes.core.files import JsonValue, atomic_write, replace_nonfinite
+from flatbayes.core.optional import get_version
+from flatbayes.core.spec import instantiate, to_spec
+from flatbayes.data.fingerprint import explain_change
+from flatbayes.diagnostics.mixing import effective_sample_size, split_r_hat
+from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Likelihood, Predictive
+from flatbayes.metrics import agreement, total_variation, wasserstein_distance
+from flatbayes.reference.config import ReferenceConfig
+
+METADATA_KEY = "flatbayes_reference"
+SCHEMA = 1
+MAX_MIXING_QUANTITIES = 200
+"""Largest number of predicted quantities whose R-hat and effective sample size are computed."""
+
+
+@dataclass(frozen=True)
+class ReferenceDiagnostics:
+    """How well the chains of a reference have mixed.
+
+    Attributes:
+        r_hat_max: Largest split R-hat (rank-normalised) over predicted quantities; below about 1.05 is good.
+        r_hat_median: Their median.
+        ess_min: Smallest effective sample size over predicted quantities.
+        ess_median: Their median.
+        step_sizes: Tuned step size of each chain.
+        decoherence_lengths: Tuned decoherence length of each chain; of MCLMC.
+        energy_variances: Variance of the energy error for each weight, by chain; of MCLMC.
+        acceptances: Mean probability of acceptance by chain; of HMC.
+        mean_potentials: Mean of -log density of each chain after tuning, up to a constant.
+        num_divergent: Steps after tuning whose energy was not finite, over all chains.
+        ascent_residual: Mean sine of the angle between the perturbation and the gradient at it; 0 at an exact
+            maximum, None without a radius.
+        num_gradients: Gradients of all training examples, over all chains.
+        seconds: Wall-clock time.
+
+    Examples:
+        >>> diagnostics = sample_reference(MLP, data, reference_config).diagnostics
+        >>> len(diagnostics.step_sizes), diagnostics.num_divergent
+        (2, 0)
+    """
+
+    r_hat_max: float | None
+    r_hat_median: float | None
+    ess_min: float | None
+    ess_median: float | None
+    step_sizes: tuple[float, ...] = ()
+    decoherence_lengths: tuple[float | None, ...] = ()
+    energy_variances: tuple[float | None, ...] = ()
+    acceptances: tuple[float, ...] = ()
+    mean_potentials: tuple[float, ...] = ()
+    num_divergent: int = 0
+    ascent_residual: float | None = None
+    num_gradients: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Outputs of networks drawn from the exact posterior, and what they belong to.
+
+    Attributes:
+        outputs: Outputs of every network that was kept, for the examples of one split.
+        likelihood: Distribution of the targets given the outputs.
+        config: The density and the sampler.
+        model: Description of the network.
+        fingerprint: Fingerprints of the training split and of the split of the predictions.
+        split: Name of the split of the predictions.
+        seed: Seed of the data and of the chains.
+        num_weights: Trainable weights of the network.
+        num_data: Training examples.
+        diagnostics: How well the chains have mixed.
+        version: Version of flatbayes.
+
+    Examples:
+        >>> reference = sample_reference(MLP, data, reference_config)
+        >>> reference.predictive.mean.shape == (len(data.test), 10)
+        True
+        >>> sorted(reference.measure(reference.predictive))
+        ['agreement', 'total_variation']
+        >>> path = reference.save("reference.safetensors")
+        >>> Reference.load(path).config == reference.config
+        True
+    """
+
+    outputs: Float[Tensor, "chains draws examples outputs"]
+    likelihood: Likelihood
+    config: ReferenceConfig
+    model: JsonValue
+    fingerprint: Mapping[str, str]
+    split: str
+    seed: int
+    num_weights: int
+    num_data: int
+    diagnostics: ReferenceDiagnostics = field(repr=False)
+    version: str = get_version()
+
+    def __repr__(self) -> str:
+        chains, draws, examples, _ = self.outputs.shape
+        kind = f"rho {self.config.rho:g}" if self.config.rho else "plain"
+        return f"<Reference: {kind}, {chains} chains of {draws} draws, {examples} {self.split} examples>"
+
+    @property
+    def predictive(self) -> Predictive:
+        """The mixture of the predictions of all networks."""
+        return self.likelihood.predictive(self.outputs.flatten(0, 1))
+
+    def measure(self, predictive: Predictive) -> dict[str, float]:
+        """Distances of predictions of the same examples to those of the reference.
+
+        Args:
+            predictive: Predictions for the split of the reference.
+
+        Returns:
+            `agreement` and `total_variation` for classes, `wasserstein` for numbers.
+
+        Raises:
+            ValueError: The predictions are of other examples or targets.
+            TypeError: There is no distance for this kind of predictions.
+        """
+        return measure_distances(predictive, self.predictive)
+
+    def measure_noise(self) -> dict[str, float]:
+        """Distances of the predictions of the first half of the chains to those of the second half.
+
+        They bound what can be resolved: two exact posteriors with half as many draws each have these distances. With
+        one chain, the halves are those of the chain.
+        """
+        outputs = self.outputs if len(self.outputs) > 1 else self.outputs[0].chunk(2)[0][None]
+        halves = self.outputs.chunk(2) if len(outputs) > 1 else [half[None] for half in self.outputs[0].chunk(2)]
+        first, second = (self.likelihood.predictive(half.flatten(0, 1)) for half in halves)
+        return measure_distances(first, second)
+
+    def explain_mismatch(self, model: JsonValue, fingerprint: Mapping[str, str], split: str) -> str | None:
+        """Why predictions of another network or for other data cannot be compared with this; None if they can.
+
+        Args:
+            model: Description of the network by `describe_network`.
+            fingerprint: Fingerprints of the splits by name.
+            split: Name of the split of the predictions.
+        """
+        if split != self.split:
+            return f"it predicts the {self.split} split, and the comparison the {split} split"
+        change = explain_change(self.fingerprint, {name: fingerprint[name] for name in ("train", split)})
+        if change is not None:
+            return f"it was sampled with other data: {change}"
+        if model != self.model:
+            return f"it has another network: {json.dumps(self.model)} instead of {json.dumps(model)}"
+        return None
+
+    def summary(self) -> str:
+        """Density, network, sampler and diagnostics as text."""
+        config, diagnostics = self.config, self.diagnostics
+        noise = ", ".join(f"{name} {format_number(value)}" for name, value in self.measure_noise().items())
+        entries = {
+            "density": f"prior precision {config.prior_precision:g}, temperature {config.temperature:g}, "
+            f"rho {config.rho:g}, {self.num_data} training examples",
+            "network": f"{self.num_weights} weights",
+            "sampler": f"{config.sampler}, {config.num_chains} chains, seed {self.seed}, "
+            f"{diagnostics.num_gradients} gradients, {diagnostics.seconds:.0f} s",
+            "step size": ", ".join(f"{value:.3g}" for value in diagnostics.step_sizes),
+            "R-hat": f"median {_format(diagnostics.r_hat_median)}, largest {_format(diagnostics.r_hat_max)}",
+            "effective draws": f"median {_format(diagnostics.ess_median)}, smallest {_format(diagnostics.ess_min)}",
+            "potential": ", ".join(f"{value:.1f}" for value in diagnostics.mean_potentials),
+            "two halves": noise,
+        }
+        if config.sampler == "mclmc":
+            values = [value for value in diagnostics.energy_variances if value is not None]
+            entries["energy variance"] = ", ".join(f"{value:.2g}" for value in values) + " for each weight"
+            lengths = [value for value in diagnostics.decoherence_lengths if value is not None]
+            entries["decoherence"] = ", ".join(f"{value:.3g}" for value in lengths)
+        else:
+            entries["acceptance"] = ", ".join(f"{value:.2f}" for value in diagnostics.acceptances)
+        if diagnostics.ascent_residual is not None:
+            entries["ascent residual"] = f"{diagnostics.ascent_residual:.2g}"
+        if diagnostics.num_divergent:
+            entries["not finite"] = f"{diagnostics.num_divergent} steps"
+        return format_entries(repr(self), entries)
+
+    def describe(self) -> dict[str, JsonValue]:
+        """Everything but the outputs as plain data."""
+        description: dict[str, JsonValue] = replace_nonfinite(
+            {
+                "schema": SCHEMA,
+                "flatbayes": self.version,
+                "likelihood": to_spec(self.likelihood),
+                "config": asdict(self.config),
+                "model": self.model,
+                "fingerprint": dict(self.fingerprint),
+                "split": self.split,
+                "seed": self.seed,
+                "num_weights": self.num_weights,
+                "num_data": self.num_data,
+                "diagnostics": asdict(self.diagnostics),
+            }
+        )
+        return description
+
+    def save(self, path: str | Path) -> Path:
+        """Write the outputs and the description to a file of safetensors, and return its path.
+
+        Args:
+            path: The file.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        path = Path(path)
+        with atomic_write(path) as temporary:
+            metadata = {METADATA_KEY: json.dumps(self.describe())}
+            save_file({"outputs": self.outputs.contiguous()}, temporary, metadata=metadata)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Reference":
+        """Read a file of `save`.
+
+        Args:
+            path: The file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged, of a newer version, or no reference.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no reference {path}: `flatbayes reference --out {path}` writes one.")
+        try:
+            with safe_open(path, "pt") as file:
+                description = json.loads((file.metadata() or {})[METADATA_KEY])
+                outputs = file.get_tensor("outputs")
+            if description["schema"] > SCHEMA:
+                version = description["flatbayes"]
+                raise ValueError(f"{path} is from flatbayes {version}: upgrade flatbayes to read it.")
+            return cls._from_description(outputs, description)
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is no reference of flatbayes, or is damaged: {error}.") from error
+
+    @classmethod
+    def _from_description(cls, outputs: Tensor, description: Mapping[str, Any]) -> "Reference":
+        diagnostics: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in description["diagnostics"].items()
+        }
+        if outputs.ndim != 4:
+            raise KeyError("outputs of the shape (chains, draws, examples, outputs)")
+        return cls(
+            outputs=outputs,
+            likelihood=instantiate(description["likelihood"], package="flatbayes.likelihoods", base_class=Likelihood),
+            config=ReferenceConfig(**description["config"]),
+            model=description["model"],
+            fingerprint=description["fingerprint"],
+            split=description["split"],
+            seed=description["seed"],
+            num_weights=description["num_weights"],
+            num_data=description["num_data"],
+            diagnostics=ReferenceDiagnostics(**diagnostics),
+            version=description["flatbayes"],
+        )
+
+
+def measure_distances(predictive: Predictive, reference: Predictive) -> dict[str, float]:
+    """Distances of predictions to those of a reference, for the same examples.
+
+    Args:
+        predictive: The predictions.
+        reference: Those of the reference.
+
+    Raises:
+        ValueError: The predictions are of other examples or targets.
+        TypeError: There is no distance for these kinds of predictions.
+
+    Examples:
+        >>> predictive = fitted.predict(inputs)
+        >>> measure_distances(predictive, predictive)
+        {'agreement': 1.0, 'total_variation': 0.0}
+    """
+    match predictive, reference:
+        case CategoricalPredictive(), CategoricalPredictive():
+            return {
+                "agreement": agreement(predictive.mean, reference.mean),
+                "total_variation": total_variation(predictive.mean, reference.mean),
+            }
+        case GaussianPredictive(), GaussianPredictive():
+            parameters = (predictive.member_means, predictive.member_stds)
+            distance = wasserstein_distance(*parameters, reference.member_means, reference.member_stds)
+            return {"wasserstein": distance}
+        case _:
+            raise TypeError(
+                f"There is no distance of a {type(predictive).__name__} to a reference of "
+                f"{type(reference).__name__}: both must be predictions of classes, or both of numbers."
+            )
+
+
+def measure_mixing(predictions: Float[Tensor, "chains draws quantities"]) -> dict[str, float | None]:
+    """Largest and median R-hat, smallest and median effective sample size of predicted quantities.
+
+    Args:
+        predictions: The quantities by chain and draw; evenly spaced ones are used if there are many.
+
+    Returns:
+        Values by the names of `ReferenceDiagnostics`; None where all draws are equal.
+    """
+    count = predictions.shape[-1]
+    columns = torch.linspace(0, count - 1, min(count, MAX_MIXING_QUANTITIES)).long()
+    chains = [predictions[..., column] for column in columns]
+    r_hats = [value for chain in chains if math.isfinite(value := split_r_hat(chain, rank_normalized=True))]
+    sizes = [value for chain in chains if math.isfinite(value := effective_sample_size(chain))]
+    return {
+        "r_hat_max": max(r_hats, default=None),
+        "r_hat_median": float(torch.tensor(r_hats).median()) if r_hats else None,
+        "ess_min": min(sizes, default=None),
+        "ess_median": float(torch.tensor(sizes).median()) if sizes else None,
+    }
+
+
+def _format(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4g}"
