@@ -29,8 +29,17 @@ EXAMPLES = {
     flatbayes.Schedule: flatbayes.SWALinear(),
 }
 """Fields of abstract types."""
-SHOWN_ELSEWHERE = {"DataSplits", "Evaluation", "FittedPosterior", "LossGrid", "LossSlice", "TuningResult"}
-"""Classes whose repr needs consistent contents; instances are in test_display.py and tests/experiments."""
+SHOWN_ELSEWHERE = {
+    "DataSplits",
+    "Evaluation",
+    "FittedPosterior",
+    "LossGrid",
+    "LossSlice",
+    "Reference",
+    "TuningResult",
+}
+"""Classes whose repr needs consistent contents; instances are in test_display.py, tests/experiments and
+tests/reference."""
 
 
 def list_public_classes():

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flatbayes.core.display import format_entries, format_number
+from flatbayes.core.display import format_entries, format_fields, format_number
 from flatbayes.core.files import JsonValue, atomic_write, replace_nonfinite
 from flatbayes.core.optional import get_version
 from flatbayes.core.spec import instantiate, to_spec
@@ -68,6 +68,8 @@ class ReferenceDiagnostics:
     ascent_residual: float | None = None
     num_gradients: int = 0
     seconds: float = 0.0
+
+    __repr__ = format_fields
 
 
 @dataclass(frozen=True, eq=False)
