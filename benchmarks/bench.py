@@ -30,6 +30,8 @@ MODULES = (
     "startup",
     "laplace_approximation",
 )
+BEFORE = read_json(Path(__file__).parent / "before.json")
+"""Ratios of version 0.1, or of 0.2 before the change that a part measures, by part, threads and case."""
 PEERS = ("pytorch_optimizer", "bayesian_torch", "torchmetrics", "laplace", "backpack")
 
 
@@ -46,7 +48,7 @@ def main() -> None:
     results = read_json(options.out)["parts"] if options.out and options.out.exists() else {}
     for name in options.only:
         start = time.perf_counter()
-        rows = importlib.import_module(name).rows(options.quick)
+        rows = [add_before(name, row) for row in importlib.import_module(name).rows(options.quick)]
         about = {
             "date": time.strftime("%Y-%m-%d"),
             "environment": describe_environment(),
@@ -62,19 +64,33 @@ def main() -> None:
             console.print(f"without peers: {', '.join(missing)} (benchmarks/requirements-peers.txt)")
 
 
+def add_before(name: str, row: dict) -> dict:
+    """The row with its ratio at version 0.1, None if that was not measured, unless it has one."""
+    before = BEFORE.get(name, {}).get(str(row["threads"]), {})
+    return {"before": before.get(f"{row['group']}: {row['case']}")} | row
+
+
 def make_table(name: str, rows: list[dict]) -> Table:
     """Table of the rows of a benchmark."""
     table = Table(title=name, title_justify="left")
-    for column in ("case", "threads", "ours, ms", "ratio", "limit", "target", "peers", "note"):
+    for column in ("case", "threads", "ours, ms", "before", "ratio", "limit", "target", "peers", "note"):
         table.add_column(column, justify="left" if column in ("case", "peers", "note") else "right")
     for r in rows:
         milliseconds = "" if r["ours"] is None else f"{1e3 * r['ours']:.3g}"
-        limit, target = ("" if r[key] is None else f"{r[key]:.2f}" for key in ("limit", "target"))
+        before, limit, target = ("" if r[key] is None else f"{r[key]:.2f}" for key in ("before", "limit", "target"))
         peers = ", ".join(f"{peer} {value:.2f}" for peer, value in r["peers"].items())
         style = "" if r["target"] is None else "green" if r["ratio"] <= r["target"] else "yellow"
         ratio = f"[{style}]{r['ratio']:.2f}[/{style}]" if style else f"{r['ratio']:.2f}"
         table.add_row(
-            f"{r['group']}: {r['case']}", str(r["threads"]), milliseconds, ratio, limit, target, peers, r["note"]
+            f"{r['group']}: {r['case']}",
+            str(r["threads"]),
+            milliseconds,
+            before,
+            ratio,
+            limit,
+            target,
+            peers,
+            r["note"],
         )
     return table
 

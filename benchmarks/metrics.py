@@ -21,21 +21,6 @@ from flatbayes.prediction import evaluate
 from prediction import fitted, mlp, plain
 
 NUM_BINS = 20
-BEFORE = {
-    "all of classification_metrics": 17.0,
-    "adaptive_ece": 16.1,
-    "classwise_ece": 3.8,
-    "fit_temperature, a tenth of the examples": 8.6,
-    "memory of all of classification_metrics": 11.0,
-    "memory of adaptive_ece": 5.8,
-    "memory of classwise_ece": 7.0,
-    "crps": 1.22,
-    "quantile, against a bisection": 1.09,
-    "3 networks, 10000 x 1000, against the mean of softmax": 7.9,
-    "30 networks, 1000 x 10, against the mean of softmax": 0.90,
-    "MLP 64-256-256-1000, 10 draws, in forward passes": 3.96,
-}
-"""Ratios before version 0.2, which computes metrics in blocks, measured in the same way."""
 
 
 def rows(quick: bool) -> list[dict]:
@@ -62,18 +47,11 @@ def rows(quick: bool) -> list[dict]:
     }
     with threads(1):
         results = [
-            measure_case("metrics", name, *works, rounds=rounds, target=2.0, note=f"{size[0]} x {size[1]}")
-            for name, works in cases.items()
+            row("metrics", name, ours, by_hand, peers=peers, rounds=rounds, target=2.0, note=f"{size[0]} x {size[1]}")
+            for name, (ours, by_hand, peers) in cases.items()
         ]
         results += [make_memory_row(name, works, log_probs) for name, works in cases.items() if "tenth" not in name]
         return results + regression_rows(quick, rounds) + predictive_rows(quick, rounds)
-
-
-def measure_case(group: str, case: str, ours, baseline, peers, **options) -> dict:
-    """Measure a case, with the ratio before version 0.2 in the note."""
-    before = f"before {BEFORE[case]}" if case in BEFORE else ""
-    note = "; ".join(filter(None, (options.pop("note", ""), before)))
-    return row(group, case, ours, baseline, peers=peers, note=note, **options)
 
 
 def make_memory_row(case: str, works, values: Tensor) -> dict:
@@ -85,7 +63,6 @@ def make_memory_row(case: str, works, values: Tensor) -> dict:
             work()
         return 1 + get_peak_bytes(recorded) / values.nbytes
 
-    key = f"memory of {case}"
     return make_row(
         "memory",
         case,
@@ -93,7 +70,7 @@ def make_memory_row(case: str, works, values: Tensor) -> dict:
         limit=1.0,
         target=1.5,
         peers={name: measure(work) for name, work in {"by hand": by_hand, **peers}.items()},
-        note=f"in probabilities; before {BEFORE[key]}" if key in BEFORE else "in probabilities",
+        note="in probabilities",
     )
 
 
@@ -197,15 +174,12 @@ def regression_rows(quick: bool, rounds: int) -> list[dict]:
 
     note = f"{num_examples} examples, 30 networks"
     return [
-        measure_case(
-            "regression", "crps", lambda: crps(means, stds, targets), crps_by_hand, {}, note=note, rounds=rounds
-        ),
-        measure_case(
+        row("regression", "crps", lambda: crps(means, stds, targets), crps_by_hand, note=note, rounds=rounds),
+        row(
             "regression",
             "quantile, against a bisection",
             lambda: mixture.mixture_quantile(0.025, means, stds),
             quantile_by_hand,
-            {},
             note=note,
             rounds=rounds,
         ),
@@ -219,12 +193,12 @@ def predictive_rows(quick: bool, rounds: int) -> list[dict]:
     for num_examples, num_classes, count in sizes:
         outputs = [3 * torch.randn(num_examples, num_classes) for _ in range(count)]
         results.append(
-            measure_case(
+            row(
                 "predictive",
                 f"{count} networks, {num_examples} x {num_classes}, against the mean of softmax",
                 lambda outputs=outputs: Categorical(outputs[0].shape[1]).predictive(iter(outputs)),
                 lambda outputs=outputs: torch.stack([logits.softmax(-1) for logits in outputs]).mean(0),
-                {"by hand with entropies and variance": lambda outputs=outputs: predict_by_hand(outputs)},
+                peers={"by hand with entropies and variance": lambda outputs=outputs: predict_by_hand(outputs)},
                 rounds=rounds,
                 target=3.0 if num_classes >= 1000 else None,
             )
@@ -234,12 +208,11 @@ def predictive_rows(quick: bool, rounds: int) -> list[dict]:
     posterior.likelihood = Categorical(num_classes)
     inputs, labels = torch.randn(num_examples, 64), torch.randint(num_classes, (num_examples,))
     results.append(
-        measure_case(
+        row(
             "evaluate",
             f"MLP 64-256-256-{num_classes}, {draws} draws, in forward passes",
             lambda: evaluate(posterior, inputs, labels, draws),
             plain(posterior, inputs.split(256), draws),
-            {},
             rounds=rounds,
             target=2.3,
             note=f"{num_examples} examples",

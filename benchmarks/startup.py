@@ -3,7 +3,7 @@
 Every measurement is a new process, with bytecode of all modules. The clock is the CPU time of the process and its
 children; for the comparison, whose workers are the point, it is the wall-clock time.
 
-Set FLATBAYES_BEFORE to the `src` folder of another version to measure it beside this one, as the peer `before`.
+Set FLATBAYES_BEFORE to the `src` folder of another version to measure it beside this one, in the column `before`.
 """
 
 import os
@@ -106,16 +106,16 @@ def measure_start(
             if k:
                 times[name].append(clock() - start)
     seconds, ratios = summarize(times)
-    return make_row(
+    results = make_row(
         "start",
         case,
         ratios["ours"],
         ours=seconds["ours"],
         baseline=seconds["baseline"],
         target=target,
-        peers={"before": ratios["before"]} if before else None,
         note=note,
     )
+    return results | ({"before": ratios["before"]} if before else {})
 
 
 def start_python(arguments: list[str], folder: str, source: str | None = None) -> Work:

@@ -43,7 +43,6 @@ def rows(quick: bool) -> list[dict]:
                     lambda path=path: [len(inputs) for _, inputs in make_reader(path).iter_chunks()],
                     lambda path=path: [len(inputs) for inputs in read_by_hand(path)],
                     rounds=rounds,
-                    note=BEFORE["read", path.suffix],
                 )
             )
             target = Path(folder) / f"predictions{path.suffix}"
@@ -55,19 +54,9 @@ def rows(quick: bool) -> list[dict]:
                     lambda path=path, target=target: predict_by_hand(posterior, path, target),
                     rounds=rounds,
                     target=1.2,
-                    note=BEFORE["predict", path.suffix],
                 )
             )
     return results
-
-
-BEFORE = {
-    ("read", ".parquet"): "before 3.68",
-    ("predict", ".parquet"): "before 1.74",
-    ("read", ".csv"): "before 1.53",
-    ("predict", ".csv"): "before 2.17",
-}
-"""The ratios in chunks of 1,024 rows, as before version 0.2, measured in the same way."""
 
 
 def write_inputs(folder: Path, num_rows: int) -> list[Path]:

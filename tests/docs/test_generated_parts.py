@@ -1,6 +1,7 @@
 """Generated parts of the documentation are up to date."""
 
 import importlib.util
+import json
 import textwrap
 from pathlib import Path
 
@@ -56,6 +57,13 @@ def test_the_table_of_launches_is_current():
     launches = load_hook("launches")
     page = launches.PAGE.read_text(encoding="utf-8")
     assert launches.insert_launches(page) == page, "run `python docs/hooks/launches.py`"
+
+
+def test_the_tables_of_benchmarks_are_those_of_the_results():
+    benchmarks = load_hook("benchmarks")
+    page = benchmarks.PAGE.read_text(encoding="utf-8")
+    assert benchmarks.insert_tables(page) == page, "run `python docs/hooks/benchmarks.py`"
+    assert page.count("<!-- benchmark: ") == len(json.loads(benchmarks.RESULTS.read_text(encoding="utf-8"))["parts"])
 
 
 def test_every_export_of_an_axis_is_in_its_table():
