@@ -230,6 +230,8 @@ def run(options: Namespace) -> None:
     if options.without_training_inputs or len(fitted.norm_statistics) > num_cached:
         # With the statistics of the draws, so that evaluate and predict need not estimate them again.
         folder.save(fitted, with_training_inputs=not options.without_training_inputs)
+    if "radius" in fitted.info:
+        console.print(f"radius   {fitted.info['radius']['reason']}", highlight=False, soft_wrap=True)
     console.print(
         f"saved    {folder.path}\nnext     flatbayes evaluate {folder.path}", highlight=False, soft_wrap=True
     )

@@ -17,6 +17,7 @@ T = |w| + eta for tensors with `weight` in their name, and 1 for the others, suc
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from flatbayes.flatness.ascent import (
     gradient_at_perturbation,
     perturbation_in_groups,
 )
-from flatbayes.flatness.flatness import Flatness
+from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,19 @@ class ASAM(Flatness):
         2.0
     """
 
-    rho: float = 0.5
+    rho: Radius = 0.5
     eta: float = 0.01
     ascent_steps: int = 1
     resample_noise: bool = False
     ascent_batch_fraction: float = 1.0
     params: ParameterSelection = "all"
+
+    radius_field = "rho"
+
+    @property
+    def reference_radius(self) -> float:
+        """Ten times as large for the layers of normalisation."""
+        return super().reference_radius * (10 if self.params == "norms" else 1)
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
@@ -81,7 +89,7 @@ class ASAM(Flatness):
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure whose gradient is that of the worst loss in the adaptive ball."""
         return gradient_at_perturbation(
-            self._compute_perturbation,
+            partial(self._compute_perturbation, require_radius(self)),
             closure,
             model,
             ascent_steps=self.ascent_steps,
@@ -91,11 +99,11 @@ class ASAM(Flatness):
             progress=progress,
         )
 
-    def _compute_perturbation(self, weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
+    def _compute_perturbation(
+        self, rho: float, weights: Mapping[str, Tensor], grads: Sequence[Tensor]
+    ) -> Perturbation:
         items = list(weights.items())
-        return scaled_perturbation(
-            grads, lambda group: adaptive_scale(dict(items[k] for k in group), self.eta), self.rho
-        )
+        return scaled_perturbation(grads, lambda group: adaptive_scale(dict(items[k] for k in group), self.eta), rho)
 
 
 def adaptive_scale(weights: Mapping[str, Tensor], eta: float) -> list[Tensor]:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -255,14 +256,20 @@ def _make_unused_error(
     )
 
 
-def check_radius(rho: float) -> None:
-    """Check that a radius is finite and at least 0.
+def check_radius(radius: float | Literal["auto"], meaning: str = "rho is the radius of a ball") -> None:
+    """Check that the size of a perturbation is `auto`, or finite and at least 0.
+
+    Args:
+        radius: The value.
+        meaning: Start of the message.
 
     Raises:
         ValueError: It is not.
     """
-    if not 0 <= rho <= sys.float_info.max:  # also of integers that no float can hold
-        raise ValueError(f"rho is the radius of a ball: it must be finite and at least 0, got {rho}.")
+    if radius == "auto":
+        return
+    if isinstance(radius, str) or not 0 <= radius <= sys.float_info.max:  # also of integers that no float can hold
+        raise ValueError(f"{meaning}: it must be finite and at least 0, or 'auto', got {radius!r}.")
 
 
 def check_ascent_steps(ascent_steps: int) -> None:

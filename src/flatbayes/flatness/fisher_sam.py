@@ -31,7 +31,7 @@ from flatbayes.flatness.ascent import (
     gradient_at_perturbation,
     perturbation_in_groups,
 )
-from flatbayes.flatness.flatness import Flatness
+from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,12 @@ class FisherSAM(Flatness):
         2
     """
 
-    rho: float = 0.05
+    rho: Radius = 0.05
     eta: float = 1.0
     ascent_steps: int = 1
     resample_noise: bool = False
+
+    radius_field = "rho"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
@@ -70,8 +72,9 @@ class FisherSAM(Flatness):
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure whose gradient is that of the worst loss in the ellipsoid."""
+        rho = require_radius(self)
         return gradient_at_perturbation(
-            lambda _, grads: self._compute_perturbation(grads),
+            lambda _, grads: self._compute_perturbation(grads, rho),
             closure,
             model,
             ascent_steps=self.ascent_steps,
@@ -79,9 +82,9 @@ class FisherSAM(Flatness):
             progress=progress,
         )
 
-    def _compute_perturbation(self, grads: Sequence[Tensor]) -> Perturbation:
+    def _compute_perturbation(self, grads: Sequence[Tensor], rho: float) -> Perturbation:
         weight = relative_weight(grads, self.eta)
-        return fisher_perturbation(grads, lambda group: inverse_diagonal([grads[k] for k in group], weight), self.rho)
+        return fisher_perturbation(grads, lambda group: inverse_diagonal([grads[k] for k in group], weight), rho)
 
 
 def relative_weight(grads: Sequence[Tensor], eta: float) -> Tensor:

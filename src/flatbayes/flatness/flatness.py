@@ -9,11 +9,15 @@ A flatness maps a closure to a closure whose gradient is taken at other weights:
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
+
+Radius = float | Literal["auto"]
+"""Size of a perturbation, or `auto`: the trainings of flatbayes choose it on validation data."""
 
 
 class Flatness(ABC):
@@ -40,6 +44,26 @@ class Flatness(ABC):
         >>> network.weight.grad.shape
         torch.Size([3, 4])
     """
+
+    radius_field: ClassVar[str | None] = None
+    """Name of the field that is the size of the perturbation; None without such a field."""
+
+    @property
+    def radius(self) -> Radius | None:
+        """Size of the perturbation in the unit of this flatness; None if it has none."""
+        radius: Radius | None = None if self.radius_field is None else getattr(self, self.radius_field)
+        return radius
+
+    @property
+    def reference_radius(self) -> float:
+        """The usual size, from which a search starts: the default of the field."""
+        return float(getattr(type(self), str(self.radius_field)))
+
+    def with_radius(self, radius: Radius) -> "Flatness":
+        """This flatness with another size of the perturbation; `Plain()` for 0, which costs one gradient."""
+        if self.radius_field is None:
+            raise ValueError(f"{type(self).__name__} has no radius to set.")
+        return Plain() if radius == 0 else replace(self, **{self.radius_field: radius})  # type: ignore[type-var]  # a dataclass
 
     @property
     def gradients_per_step(self) -> float:
@@ -103,6 +127,26 @@ class Plain(Flatness):
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Return the closure unchanged."""
         return closure
+
+
+def require_radius(flatness: Flatness) -> float:
+    """Return the radius as a number.
+
+    Args:
+        flatness: A flatness with a radius.
+
+    Raises:
+        ValueError: It is `auto`, which a single step cannot choose.
+    """
+    radius, name = flatness.radius, flatness.radius_field
+    if radius is None or isinstance(radius, str):
+        kind = type(flatness).__name__
+        raise ValueError(
+            f"{kind}({name}='auto') has no number yet: `fit`, `compare`, the estimators and the command line choose "
+            "one on validation data. In a loop of your own, with Lightning or the Trainer give a number: "
+            f"{kind}({name}={flatness.reference_radius:g}), or that of a fit, fitted.info['radius']['value']."
+        )
+    return radius
 
 
 def require_progress(progress: TrainingProgress | None, flatness: Flatness) -> TrainingProgress:

@@ -17,7 +17,6 @@ one, and the gradients are those of one exact loss. With `SGLD` it is flatness-a
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import inf
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -28,7 +27,8 @@ from flatbayes.core.gradients import check_trainable, compute_some_gradients
 from flatbayes.core.randomness import Stream, draw_normal, spawn_seed
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.core.weights import perturb
-from flatbayes.flatness.flatness import Flatness, require_progress
+from flatbayes.flatness.ascent import check_radius
+from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,13 @@ class GaussianSmoothing(Flatness):
         1
     """
 
-    std: float = 0.005
+    std: Radius = 0.005
     seed: int = 0
 
+    radius_field = "std"
+
     def __post_init__(self) -> None:
-        if not 0 <= self.std < inf:
-            raise ValueError(f"std is a standard deviation: it must be finite and at least 0, got {self.std}.")
+        check_radius(self.std, "std is a standard deviation")
 
     gradients_per_step = 1
 
@@ -69,7 +70,7 @@ class GaussianSmoothing(Flatness):
         Raises:
             ValueError: The progress of training is not given.
         """
-        progress = require_progress(progress, self)
+        progress, std = require_progress(progress, self), require_radius(self)
 
         def flat_closure() -> Tensor:
             params = trainable_by_name(model)
@@ -77,7 +78,7 @@ class GaussianSmoothing(Flatness):
             tensors = list(params.values())
             is_initialized = not any(is_lazy(param) for param in tensors)
             noise = draw_step_noise(tensors, self.seed, progress) if is_initialized else []
-            with perturb(tensors, noise, self.std, overwrite=True) if is_initialized else nullcontext():
+            with perturb(tensors, noise, std, overwrite=True) if is_initialized else nullcontext():
                 return compute_some_gradients(closure, model, progress, params).loss
 
         return flat_closure

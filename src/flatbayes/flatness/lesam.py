@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
 from flatbayes.flatness.ascent import MIN_NORM, Perturbation, check_radius, gradient_at_perturbation
-from flatbayes.flatness.flatness import Flatness, require_training_fraction
+from flatbayes.flatness.flatness import Flatness, Radius, require_radius, require_training_fraction
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,17 @@ class LESAM(Flatness):
         2.0
     """
 
-    loss_budget: float = 0.05
+    loss_budget: Radius = 0.05
     rho_max: float = 0.5
     anneal: float = 0.0
     resample_noise: bool = False
 
+    radius_field = "loss_budget"
     depends_on_loss_scale = True
 
     def __post_init__(self) -> None:
         check_radius(self.rho_max)
-        if not 0 <= self.loss_budget < math.inf:
-            raise ValueError(
-                f"loss_budget is a rise of the loss: it must be finite and at least 0, got {self.loss_budget}."
-            )
+        check_radius(self.loss_budget, "loss_budget is a rise of the loss")
         if not 0 <= self.anneal <= 1:
             raise ValueError(f"anneal is a fraction of training, from 0 to 1; got {self.anneal}.")
 
@@ -72,9 +70,10 @@ class LESAM(Flatness):
         Raises:
             ValueError: The budget is annealed, and the progress of training is not given or has no total_steps.
         """
+        loss_budget = require_radius(self)
         decay = cosine_decay(require_training_fraction(progress, self), self.anneal) if self.anneal > 0 else 1.0
         return gradient_at_perturbation(
-            lambda _, grads: loss_equated_perturbation(grads, self.loss_budget * decay, self.rho_max),
+            lambda _, grads: loss_equated_perturbation(grads, loss_budget * decay, self.rho_max),
             closure,
             model,
             resample_noise=self.resample_noise,

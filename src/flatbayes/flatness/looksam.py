@@ -26,7 +26,7 @@ from flatbayes.core.norms import global_norm
 from flatbayes.core.tensor_lists import clone_tensors, fill_with_zeros, flatten, group_tensors, zero_tensors
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.flatness.ascent import Perturbation, check_radius, gradient_at_perturbation
-from flatbayes.flatness.flatness import Flatness, require_progress
+from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
 from flatbayes.flatness.sam import euclidean_perturbation
 
 STATE_KIND = "looksam"
@@ -51,10 +51,12 @@ class LookSAM(Flatness):
         1.5
     """
 
-    rho: float = 0.05
+    rho: Radius = 0.05
     period: int = 5
     alpha: float = 0.7
     resample_noise: bool = False
+
+    radius_field = "rho"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
@@ -80,6 +82,7 @@ class LookSAM(Flatness):
             ValueError: The progress of training is not given.
         """
         progress = require_progress(progress, self)
+        require_radius(self)
 
         def flat_closure() -> Tensor:
             params = trainable_by_name(model)
@@ -98,10 +101,11 @@ class LookSAM(Flatness):
 
     def _run_sam_step(self, closure: Closure, model: nn.Module, progress: TrainingProgress) -> Tensor:
         plain_grads: dict[str, Tensor] = {}
+        rho = require_radius(self)
 
         def record_perturbation(weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
             plain_grads.update(zip(weights, clone_tensors(grads), strict=True))
-            return euclidean_perturbation(grads, self.rho)
+            return euclidean_perturbation(grads, rho)
 
         loss = gradient_at_perturbation(
             record_perturbation, closure, model, resample_noise=self.resample_noise, progress=progress

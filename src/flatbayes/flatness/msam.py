@@ -32,7 +32,7 @@ from flatbayes.core.tensor_lists import fill_with_zeros, flatten, group_tensors,
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.core.weights import perturb
 from flatbayes.flatness.ascent import Perturbation, check_radius
-from flatbayes.flatness.flatness import Flatness, require_progress
+from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
 
 STATE_KIND = "msam"
 
@@ -54,8 +54,10 @@ class MSAM(Flatness):
         1
     """
 
-    rho: float = 0.5
+    rho: Radius = 0.5
     momentum: float = 0.9
+
+    radius_field = "rho"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
@@ -71,14 +73,14 @@ class MSAM(Flatness):
         Raises:
             ValueError: The progress of training is not given.
         """
-        progress = require_progress(progress, self)
+        progress, rho = require_progress(progress, self), require_radius(self)
 
         def flat_closure() -> Tensor:
             params = trainable_by_name(model)
             check_trainable(params, model)
             velocities = progress.load_state(STATE_KIND, params)
             perturbed = [params[name] for name in velocities]
-            ahead = momentum_perturbation(list(velocities.values()), self.rho) if velocities else None
+            ahead = momentum_perturbation(list(velocities.values()), rho) if velocities else None
             with (
                 nullcontext()
                 if ahead is None

@@ -27,7 +27,7 @@ from flatbayes.core.context import DiagonalGaussian, get_weight_distribution
 from flatbayes.core.tensor_lists import full_tensors
 from flatbayes.flatness.asam import scaled_perturbation
 from flatbayes.flatness.ascent import Perturbation, check_ascent_steps, check_radius, gradient_at_perturbation
-from flatbayes.flatness.flatness import Flatness
+from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 
 Geometry = Literal["std", "mean_over_std"]
 """What the axes of the ball are proportional to."""
@@ -57,10 +57,17 @@ class PosteriorSAM(Flatness):
         torch.Size([100, 10])
     """
 
-    rho: float = 3.0
+    rho: Radius = 3.0
     geometry: Geometry = "std"
     ascent_steps: int = 1
     resample_noise: bool = False
+
+    radius_field = "rho"
+
+    @property
+    def reference_radius(self) -> float:
+        """A thousandth with `mean_over_std`."""
+        return super().reference_radius * (1 if self.geometry == "std" else 1e-3)
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
@@ -81,13 +88,14 @@ class PosteriorSAM(Flatness):
         Raises:
             ValueError: When the closure is called, and no weight has a distribution.
         """
+        rho = require_radius(self)
         scale_fn = std_scale if self.geometry == "std" else mean_over_std_scale
 
         def compute_perturbation(weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
             params = list(weights.values())
             distributions = require_weight_distributions(params)
             return scaled_perturbation(
-                grads, lambda group: scale_fn([params[k] for k in group], [distributions[k] for k in group]), self.rho
+                grads, lambda group: scale_fn([params[k] for k in group], [distributions[k] for k in group]), rho
             )
 
         return gradient_at_perturbation(

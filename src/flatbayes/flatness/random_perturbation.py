@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
 from flatbayes.flatness.ascent import Perturbation, check_radius, gradient_at_perturbation
-from flatbayes.flatness.flatness import Flatness, require_progress
+from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
 from flatbayes.flatness.gaussian_smoothing import draw_step_noise
 
 
@@ -46,9 +46,11 @@ class RandomPerturbation(Flatness):
         2.0
     """
 
-    rho: float = 0.05
+    rho: Radius = 0.05
     seed: int = 0
     resample_noise: bool = False
+
+    radius_field = "rho"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
@@ -59,9 +61,9 @@ class RandomPerturbation(Flatness):
         Raises:
             ValueError: The progress of training is not given.
         """
-        progress = require_progress(progress, self)
+        progress, rho = require_progress(progress, self), require_radius(self)
         return gradient_at_perturbation(
-            lambda _, grads: random_perturbation(grads, draw_step_noise(grads, self.seed, progress), self.rho),
+            lambda _, grads: random_perturbation(grads, draw_step_noise(grads, self.seed, progress), rho),
             closure,
             model,
             resample_noise=self.resample_noise,

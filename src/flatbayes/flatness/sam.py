@@ -29,7 +29,7 @@ from flatbayes.flatness.ascent import (
     check_radius,
     gradient_at_perturbation,
 )
-from flatbayes.flatness.flatness import Flatness
+from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,18 @@ class SAM(Flatness):
         2.0
     """
 
-    rho: float = 0.05
+    rho: Radius = 0.05
     ascent_steps: int = 1
     resample_noise: bool = False
     ascent_batch_fraction: float = 1.0
     params: ParameterSelection = "all"
+
+    radius_field = "rho"
+
+    @property
+    def reference_radius(self) -> float:
+        """Ten times as large for the layers of normalisation."""
+        return super().reference_radius * (10 if self.params == "norms" else 1)
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
@@ -74,8 +81,9 @@ class SAM(Flatness):
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure whose gradient is that of the worst loss in the ball."""
+        rho = require_radius(self)
         return gradient_at_perturbation(
-            lambda _, grads: euclidean_perturbation(grads, self.rho),
+            lambda _, grads: euclidean_perturbation(grads, rho),
             closure,
             model,
             ascent_steps=self.ascent_steps,

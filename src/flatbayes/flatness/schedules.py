@@ -11,14 +11,20 @@ The last part of training is when SWAG collects its snapshots and when the optim
 (ICLR 2025) report that a few epochs of SAM at the end do about as well as SAM in the whole of training.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.components import resolve_component
-from flatbayes.flatness.flatness import Flatness, Plain, require_progress, require_training_fraction
+from flatbayes.flatness.flatness import (
+    Flatness,
+    Plain,
+    Radius,
+    require_progress,
+    require_training_fraction,
+)
 from flatbayes.flatness.sam import SAM
 
 
@@ -46,6 +52,20 @@ class Periodic(Flatness):
         object.__setattr__(self, "flatness", resolve_component(self.flatness, Flatness, "flatness"))
         if self.period < 1:
             raise ValueError(f"period must be at least 1, got {self.period}.")
+
+    @property
+    def radius(self) -> Radius | None:
+        """That of the inner flatness."""
+        return self.flatness.radius
+
+    @property
+    def reference_radius(self) -> float:
+        """That of the inner flatness."""
+        return self.flatness.reference_radius
+
+    def with_radius(self, radius: Radius) -> Flatness:
+        """The schedule of the inner flatness with another radius."""
+        return replace(self, flatness=self.flatness.with_radius(radius))
 
     @property
     def gradients_per_step(self) -> float:
@@ -104,8 +124,24 @@ class Delayed(Flatness):
     def __post_init__(self) -> None:
         for name in ("flatness", "before"):
             object.__setattr__(self, name, resolve_component(getattr(self, name), Flatness, "flatness", name))
+        if self.before.radius == "auto":
+            raise ValueError(f"Only the radius of `flatness` can be auto, and not that of `before`, {self.before}.")
         if not 0 <= self.start < 1:
             raise ValueError(f"start is a fraction of training, at least 0 and below 1; got {self.start}.")
+
+    @property
+    def radius(self) -> Radius | None:
+        """That of the inner flatness."""
+        return self.flatness.radius
+
+    @property
+    def reference_radius(self) -> float:
+        """That of the inner flatness."""
+        return self.flatness.reference_radius
+
+    def with_radius(self, radius: Radius) -> Flatness:
+        """The schedule of the inner flatness with another radius."""
+        return replace(self, flatness=self.flatness.with_radius(radius))
 
     @property
     def gradients_per_step(self) -> float:

@@ -94,6 +94,10 @@ def _is_number_or_none(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
+def _is_radius_choice(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("reason"), str)
+
+
 _TEXT: Check = (lambda value: isinstance(value, str), "a text")
 _TEXTS: Check = (_is_text_list, "a list of texts")
 _OBJECT: Check = (lambda value: isinstance(value, dict), "an object")
@@ -140,6 +144,7 @@ INFO_ENTRIES: dict[str, Check] = {
     FINGERPRINT_KEY: _OBJECT,
     "calibration": (is_calibration, "a calibration written by flatbayes.calibrate"),
     "members": _TEXT,
+    "radius": (_is_radius_choice, "an object with the reason of the choice of the radius, a text"),
     "interrupted": _TEXT,
 }
 """Entries of `info` that flatbayes uses; a user may add others."""

@@ -25,6 +25,8 @@ CHECKPOINT_SCHEMA = 3
 MAX_WRITE_TIME_FRACTION = 0.05
 """Largest fraction of the training time that writing checkpoints takes."""
 IDENTITY_FILE = "training.json"
+RADIUS_FILE = "radius.json"
+"""The choice of a radius on validation data."""
 CHECKPOINT_PATTERN = re.compile(r"(\d{4})(?:-(\d{10}))?\.pt")
 
 
@@ -72,7 +74,8 @@ class Checkpoints:
         """Remove all checkpoints; other files stay."""
         if self.folder.is_dir():
             temporary_files = list_temporary_files(self.folder)
-            remove_files([*_list_checkpoint_files(self.folder), *temporary_files, self.folder / IDENTITY_FILE])
+            plain_files = [self.folder / name for name in (IDENTITY_FILE, RADIUS_FILE)]
+            remove_files([*_list_checkpoint_files(self.folder), *temporary_files, *plain_files])
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
 
@@ -90,6 +93,7 @@ class CheckpointManager:
     checkpoints: Checkpoints | None = None
     is_writer: bool = True
     previous_seconds: float = 0.0
+    _preloaded: dict[int, dict[str, Any]] = field(default_factory=dict)
     _start_time: float = field(default_factory=lambda: time.monotonic())
     _last_write_time: float = field(default_factory=lambda: time.monotonic())
     _last_write_seconds: float = 0.0
@@ -203,12 +207,27 @@ class CheckpointManager:
             self._last_write_time = time.monotonic()
             self._last_write_seconds = self._last_write_time - started
 
+    def preload(self, run_index: int, content: dict[str, Any]) -> None:
+        """Let a run continue from this content instead of a file.
+
+        Args:
+            run_index: Index of the run within the fit.
+            content: As for `save`.
+        """
+        self._preloaded[run_index] = content
+
+    def is_preloaded(self, run_index: int) -> bool:
+        """Whether a run continues from content that is not in a file."""
+        return run_index in self._preloaded
+
     def load_latest(self, run_index: int) -> dict[str, Any] | None:
         """The content of the latest complete checkpoint of a run; None if there is none.
 
         Raises:
             ValueError: All checkpoints of the run are damaged.
         """
+        if run_index in self._preloaded:
+            return self._preloaded.pop(run_index)
         paths = self._list_run_checkpoints(run_index)
         for path in paths:
             content = self._read_file(path)

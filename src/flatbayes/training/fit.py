@@ -25,6 +25,7 @@ from flatbayes.training.group import GroupResult
 from flatbayes.training.identity import describe_name
 from flatbayes.training.members import train_members
 from flatbayes.training.model_builder import ModelFactory
+from flatbayes.training.pilot import resolve_radius
 from flatbayes.training.setup import TrainingSetup, prepare_runs
 from flatbayes.training.trial import run_trial
 from flatbayes.training.warm_start import PretrainedWeights
@@ -146,12 +147,13 @@ def train_prepared(
     Raises:
         ValueError, RuntimeError, OSError, Interrupted: As for `fit`.
     """
-    factory, is_main = setup.factory, setup.world.is_main_process
+    is_main = setup.world.is_main_process
     manager = CheckpointManager.open(checkpoints, setup.identity, is_writer=is_main)
     meter = CostMeter(setup.fabric.device)
     is_shown = is_main and (sys.stderr.isatty() if show_progress is None else show_progress)
     with ProgressBar() if is_shown else nullcontext(Callback()) as bar:
         callbacks = CallbackList([bar, callback] if callback and is_main else [bar])
+        (setup,) = resolve_radius([setup], manager, callbacks, bar)
         (results,) = train_members([setup], manager, callbacks)
     if isinstance(results, Exception):
         raise results
@@ -162,7 +164,7 @@ def train_prepared(
         "peak_memory_mb": meter.peak_memory_mb(),
     }
     fitted = setup.make_fitted(states, cost=cost, training=describe_results(setup, results))
-    if not factory.training_data.is_replicated:  # what was computed on different data in each process
+    if not setup.factory.training_data.is_replicated:  # what was computed on different data in each process
         fitted.statistics_inputs = setup.world.broadcast(fitted.statistics_inputs)
         for state in states:
             setup.world.broadcast_tensors(list(state.statistics.values()))

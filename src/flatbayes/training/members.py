@@ -89,7 +89,7 @@ def train_members(
     factory, groups = setups[0].factory, list_groups(setups)
     trained: dict[int, dict[str, Any]] = {}
     if factory.config.distribution.members == "workers" and len(groups) > 1:
-        missing = [index for index, _ in groups if not manager.load_result(index)]
+        missing = [index for index, _ in groups if not (manager.load_result(index) or manager.is_preloaded(index))]
         trained = train_in_workers(factory, missing, manager.checkpoints)
     for index, members in groups:
         users = [k for k, setup in enumerate(setups) if members in setup.groups and k not in errors]

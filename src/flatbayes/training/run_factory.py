@@ -39,6 +39,7 @@ class RunFactory:
         build_model: Builds a network.
         seed: Seed of everything random.
         warm_start: Pretrained weights and frozen parameters.
+        auto_flatness: The flatness before its radius is chosen on validation data; None if the radius is a number.
     """
 
     posterior: Posterior
@@ -49,6 +50,7 @@ class RunFactory:
     build_model: Callable[[], nn.Module]
     seed: int
     warm_start: WarmStart = WarmStart()
+    auto_flatness: Flatness | None = None
 
     def init_network(self, member: int) -> nn.Module:
         """A network with the initial weights of a member."""

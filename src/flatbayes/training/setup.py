@@ -36,6 +36,7 @@ from flatbayes.training.loader_checks import check_batch_size, check_loader_inpu
 from flatbayes.training.loader_data import LoaderData
 from flatbayes.training.loader_pass import normalize_data, normalize_validation
 from flatbayes.training.model_builder import ModelFactory, describe_model, make_adapted_builder, make_model_builder
+from flatbayes.training.radius import check_pilot, make_usual_flatness
 from flatbayes.training.run_factory import RunFactory
 from flatbayes.training.vectorization_trial import should_vectorize
 from flatbayes.training.warm_start import PretrainedWeights, WarmStart
@@ -67,7 +68,11 @@ def prepare_runs(
         ValueError: The arguments do not go together.
     """
     check_initial_weights(model, posterior, config, has_init=init is not None)
-    check_compatibility(posterior, flatness, config)
+    usual = make_usual_flatness(flatness)
+    auto_flatness = None if usual is flatness else flatness
+    check_compatibility(posterior, usual, config)
+    if auto_flatness is not None:
+        check_pilot(auto_flatness, posterior, config)
     examples: Any = normalize_data(data, val, config.batch_size, likelihood)
     if isinstance(examples, DataSplits):
         check_finite_splits(examples, ("train", "val"))
@@ -91,7 +96,9 @@ def prepare_runs(
     warm_start = WarmStart.from_init(init, build_model, posterior, new_head=new_head, freeze=freeze)
     if isinstance(examples, DataSplits) and transform is None and warm_start.transform is not None:
         training_data = make_training_data(examples, warm_start.transform)
-    factory = RunFactory(posterior, flatness, likelihood, training_data, config, build_model, seed, warm_start)
+    factory = RunFactory(
+        posterior, usual, likelihood, training_data, config, build_model, seed, warm_start, auto_flatness
+    )
     if isinstance(training_data, LoaderData):
         factory = check_loader_inputs(factory, training_data)
     elif isinstance(training_data, InMemoryData) and config.epochs:
@@ -178,6 +185,8 @@ class TrainingSetup:
             "start": factory.warm_start.fingerprint(training_data.transform),
             "processes": world.size,
         }
+        if factory.auto_flatness is not None:
+            identity["flatness"] = describe_object(factory.auto_flatness)
         info |= {"device": describe_device(fabric.device), "precision": config.precision.mode}
         if members in ("auto", "vectorized"):
             info["members"] = "vectorized" if is_vectorized else f"one by one: {reason}"

@@ -27,6 +27,8 @@ from flatbayes.training.group import GroupResult
 from flatbayes.training.identity import describe_branch, describe_object, describe_training
 from flatbayes.training.members import train_members
 from flatbayes.training.model_builder import ModelFactory
+from flatbayes.training.pilot import resolve_radius
+from flatbayes.training.radius import check_pilot
 from flatbayes.training.recording import Recordings
 from flatbayes.training.setup import TrainingSetup, prepare_runs
 from flatbayes.training.trial import run_trial
@@ -141,7 +143,9 @@ def prepare_setup(
     """
     if first is not None:
         check_initial_weights(model, posterior, config, has_init=False)
-        check_compatibility(posterior, flatness, config)
+        check_compatibility(posterior, first.factory.flatness, config)
+        if first.factory.auto_flatness is not None:
+            check_pilot(first.factory.auto_flatness, posterior, config)
         factory = replace(first.factory, posterior=posterior, config=config)
         model_spec = first.info["model"]
     else:
@@ -169,6 +173,7 @@ def train_setups(
     """
     manager = open_checkpoints(setups, checkpoints)
     meter = CostMeter(setups[0].fabric.device)
+    setups = resolve_radius(setups, manager, callback or Callback(), Callback())
     results = train_members(setups, manager, callback or Callback(), recordings)
     peak_memory_mb = meter.peak_memory_mb()
     return [

@@ -1,0 +1,130 @@
+"""Choice of a radius on validation data: which radii are tried, in which part of training, and which is taken."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flatbayes.core.files import JsonValue
+from flatbayes.flatness import Delayed, Flatness, Plain
+from flatbayes.posteriors import Posterior
+from flatbayes.training.compatibility import check_compatibility
+from flatbayes.training.config import TrainingConfig
+from flatbayes.training.identity import describe_name
+
+MAX_COST = 1.25
+"""Largest number of gradients of a training with its pilot, in those of the training with a fixed radius."""
+NUM_PILOT_RADII = 2
+"""Radii that are tried beside 0."""
+FACTOR = 4.0
+"""Factor between the two radii."""
+MAX_FRACTION = 0.5
+"""Largest fraction of training in which radii differ, for a flatness that costs many gradients."""
+
+
+@dataclass(frozen=True)
+class RadiusChoice:
+    """What a pilot has chosen, and why.
+
+    Attributes:
+        name: Name of the radius in the flatness.
+        value: The radius.
+        start: Fraction of training from which on it is used.
+        scores: Validation NLL by radius, of the first network; None where training diverged.
+        reason: Why the radius was chosen, as a sentence.
+    """
+
+    name: str
+    value: float
+    start: float
+    scores: tuple[tuple[float, float | None], ...]
+    reason: str
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """Plain data, for the metadata of an artefact."""
+        scores: list[JsonValue] = [[radius, score] for radius, score in self.scores]
+        return {"name": self.name, "value": self.value, "start": self.start, "scores": scores, "reason": self.reason}
+
+
+def compute_pilot_fraction(flatness: Flatness) -> float:
+    """Fraction of training, at its end, in which the radii of a pilot differ.
+
+    A plain training and `NUM_PILOT_RADII` repetitions of its last fraction t take 1 + t K g gradients a step, with g
+    those of the flatness; a training with a fixed radius takes G, which is less than g if the flatness is not used in
+    the whole of training. The fraction is the largest t with 1 + t K g <= `MAX_COST` G, and at most `MAX_FRACTION`.
+
+    Args:
+        flatness: The flatness.
+
+    Examples:
+        >>> compute_pilot_fraction(SAM()), compute_pilot_fraction(MSAM())
+        (0.375, 0.125)
+    """
+    active = flatness
+    while isinstance(active, Delayed):
+        active = active.flatness
+    budget = MAX_COST * flatness.gradients_per_step - 1
+    return min(MAX_FRACTION, max(0.0, budget) / (NUM_PILOT_RADII * active.gradients_per_step))
+
+
+def make_usual_flatness(flatness: Flatness) -> Flatness:
+    """The flatness with its usual radius, for checks and trials, if it is to be chosen; else the flatness itself."""
+    return flatness.with_radius(flatness.reference_radius) if flatness.radius == "auto" else flatness
+
+
+def check_pilot(flatness: Flatness, posterior: Posterior, config: TrainingConfig) -> None:
+    """Refuse a choice of the radius where no pilot is possible.
+
+    Args:
+        flatness: A flatness whose radius is to be chosen.
+        posterior: The posterior.
+        config: Training hyperparameters.
+
+    Raises:
+        ValueError: The configuration cannot go back to an earlier step, or the posterior needs the flatness earlier.
+    """
+    advice = f"Give the radius as a number, such as {flatness.reference_radius:g}."
+    if config.distribution.strategy == "fsdp" or config.precision.cuda_graph:
+        option = "distribution.strategy fsdp" if config.distribution.strategy == "fsdp" else "precision.cuda_graph"
+        raise ValueError(
+            f"The radius of {describe_name(flatness)} is chosen by a pilot, which goes back to an earlier step, and "
+            f"that is not possible with {option}. {advice}"
+        )
+    start = 1 - compute_pilot_fraction(flatness)
+    try:
+        check_compatibility(posterior, Delayed(make_usual_flatness(flatness), start), config)
+    except ValueError as error:
+        raise ValueError(
+            f"The pilot that chooses the radius of {describe_name(flatness)} trains plain before {start:g} of "
+            f"training. {error} {advice}"
+        ) from error
+
+
+def make_candidate(flatness: Flatness, radius: float, start: float) -> Flatness:
+    """Plain training for radius 0, otherwise the flatness with this radius from a fraction of training on."""
+    if radius == 0:
+        return Plain()
+    return Delayed(flatness.with_radius(radius), start) if start > 0 else flatness.with_radius(radius)
+
+
+def find_radius_name(flatness: Flatness) -> str:
+    """Name of the radius, also of the flatness within a schedule."""
+    inner = getattr(flatness, "flatness", None)
+    return find_radius_name(inner) if isinstance(inner, Flatness) else str(flatness.radius_field)
+
+
+def describe_choice(name: str, best: float, start: float, scores: Mapping[float, float | None]) -> str:
+    """Why a radius was chosen, as a sentence.
+
+    Args:
+        name: Name of the radius.
+        best: The radius.
+        start: Fraction of training from which on it is used.
+        scores: Validation NLL by radius.
+    """
+    texts = [
+        f"{radius:g}: {'diverged' if score is None else format(score, '.4f')}" for radius, score in scores.items()
+    ]
+    if best == 0:
+        return f"Flatness does not pay here: no {name} has a lower validation NLL than 0 ({', '.join(texts)})."
+    return (
+        f"{name} is {best:g}, from {start:.0%} of training on: it has the lowest validation NLL ({', '.join(texts)})."
+    )
