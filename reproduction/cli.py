@@ -15,7 +15,7 @@ from flatbayes.core.files import atomic_write, write_json
 from flatbayes.core.spec import short_name
 from flatbayes.experiments import claim_folder, execute_runs, write_results
 from flatbayes.reporting import write_report
-from flatbayes.training.config import Precision
+from flatbayes.training.config_groups import Precision
 from reproduction import (
     REFERENCES,
     TableConfig,

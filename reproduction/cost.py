@@ -52,7 +52,7 @@ def estimate_cost(cell: TableCell) -> TrainingCost:
     num_params = sum(param.numel() for param in network.parameters())
     num_perturbed = num_params if cell.flatness.gradients_per_step > 1 else 0
     num_elements = sum(tensor.numel() for tensor in tensors) + num_perturbed
-    steps = config.epochs * max(1, count_training_examples(cell.source) // config.batch_size)
+    steps = config.num_epochs * max(1, count_training_examples(cell.source) // config.batch_size)
     return TrainingCost(
         num_params=num_params,
         num_gradients=steps * cell.flatness.gradients_per_step * posterior.num_members,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flatbayes import flatness, posteriors
 from flatbayes.training import CollectionConfig, Cyclical, OptimizationConfig, TrainingConfig
 from flatbayes.training.compatibility import check_compatibility
-from flatbayes.training.config import PrecisionConfig
+from flatbayes.training.config_groups import PrecisionConfig
 from random_models import NUM_CLASSES, ModelSpec, Pick, pick_model
 
 SELECTIONS = ["weights", "no_biases", "biases", "norms", "last_layer", "all", ["head.*"], ["*weight"]]

@@ -43,7 +43,9 @@ preprocessing = make_column_transformer(
     (SimpleImputer(strategy="median", add_indicator=True), numbers),
     (OneHotEncoder(sparse_output=False), words),
 )
-pipeline = make_pipeline(preprocessing, FlatBayesClassifier(random_state=0))
+pipeline = make_pipeline(
+    preprocessing, FlatBayesClassifier(epochs=60, random_state=0)
+)
 pipeline.fit(X_train, y_train)
 accuracy = pipeline.score(X_test, y_test)
 print(f"right: {accuracy:.1%} of {len(y_test)} test birds")
@@ -98,7 +100,10 @@ print(f"of the others {unsure:.1%}.")
 
 # %% The difference flat minus plain of the NLL, with its 95 % interval
 data = preprocessing.transform(X), y
-posterior, config = SWAG(prior_precision=2.0), TrainingConfig(batch_size=32)
+posterior, config = (
+    SWAG(prior_precision=2.0),
+    TrainingConfig(epochs=60, batch_size=32),
+)
 comparison = compare(MLP, data, [posterior], SAM(), config, num_jobs=1)
 ax = comparison.plot()
 comparison

@@ -34,14 +34,14 @@ NUM_SEEDS, NUM_FOLDS = 3, 5
 HIDDEN = (64, 64)
 TABLES = {"breast cancer": load_breast_cancer, "wine": load_wine, "iris": load_iris}
 CLASSIFIERS: dict[str, Callable[[int], Any]] = {
-    "FlatBayesClassifier": lambda seed: FlatBayesClassifier(random_state=seed),
-    "plain training": lambda seed: FlatBayesClassifier(flatness=Plain(), random_state=seed),
+    "FlatBayesClassifier": lambda seed: FlatBayesClassifier(epochs=60, random_state=seed),
+    "plain training": lambda seed: FlatBayesClassifier(flatness=Plain(), epochs=60, random_state=seed),
     "MLPClassifier": lambda seed: standardize(MLPClassifier(HIDDEN, max_iter=300, random_state=seed)),
     "LogisticRegression": lambda seed: standardize(LogisticRegression(max_iter=1000)),
 }
 REGRESSORS: dict[str, Callable[[int], Any]] = {
-    "FlatBayesRegressor": lambda seed: FlatBayesRegressor(random_state=seed),
-    "plain training": lambda seed: FlatBayesRegressor(flatness=Plain(), random_state=seed),
+    "FlatBayesRegressor": lambda seed: FlatBayesRegressor(epochs=60, random_state=seed),
+    "plain training": lambda seed: FlatBayesRegressor(flatness=Plain(), epochs=60, random_state=seed),
     "MLPRegressor": lambda seed: TransformedTargetRegressor(
         standardize(MLPRegressor(hidden_layer_sizes=HIDDEN, max_iter=300, random_state=seed)),
         transformer=StandardScaler(),

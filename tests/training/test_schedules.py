@@ -8,10 +8,14 @@ from flatbayes.training.schedules import is_collection_step, select_evenly_space
 
 def test_a_short_training_collects_oftener_unless_it_is_told():
     def found(steps, **more):
-        config = TrainingConfig(**more)
+        config = TrainingConfig(**more).resolve_epochs(steps)
         return sum(config.is_collection_step(step, steps) for step in range(steps * config.epochs))
 
-    assert found(8) == 18
+    assert found(8, epochs=60) == 18
+    assert found(60) == 18  # the smallest number of epochs reaches the smallest number of steps
+    assert found(8) == 57  # of 375 epochs, one in two
+    assert found(1) == 100  # of 3,000 epochs, one in nine
+    assert found(1, collection=CollectionConfig(snapshots_per_epoch=1)) == 900
     assert found(100, epochs=10) == 12
     assert found(100, epochs=2) == 11
     assert found(8, epochs=2) == 5  # every step that there is

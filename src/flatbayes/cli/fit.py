@@ -64,8 +64,8 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--without_training_inputs",
         action="store_true",
-        help="do not keep batches of training inputs in the artefact of a network with BatchNorm; networks that this "
-        "command has not drawn cannot be drawn later",
+        help="keep no batches of training inputs in the artefact of a network with BatchNorm, which can then draw no "
+        "networks but those of this command",
     )
     parser.add_argument(
         "--checkpoint_steps",
@@ -110,7 +110,7 @@ def add_pretrained_options(parser: ArgumentParser) -> None:
 def fine_tuning_defaults() -> dict[str, Any]:
     """Defaults of the training options if `--init` is given."""
     spec = FINE_TUNING.to_dict()
-    return {name: spec[name] for name in ("epochs", "schedule", "collection")}
+    return {name: spec[name] for name in ("epochs", "min_epochs", "min_steps", "schedule", "collection")}
 
 
 def make_transform(options: Namespace, dataset: DataSplits) -> Standardize | None:
@@ -162,7 +162,7 @@ def run(options: Namespace) -> None:
         "model": to_spec(model),
         "posterior": to_spec(options.posterior),
         "flatness": to_spec(options.flatness),
-        "config": training_config.to_dict(),
+        "config": factory.config.to_dict(),
         "seed": options.seed,
         FINGERPRINT_KEY: {
             **{name: fingerprint[name] for name in ("train", "val")},

@@ -35,13 +35,17 @@ SYNONYMS = {
     "force": "overwrite",
     "gpus": "devices",
     "learning_rate": "lr",
+    "max_epochs": "epochs",
+    "max_steps": "min_steps",
     "method": "posterior",
     "network": "model",
     "num_epochs": "epochs",
     "num_samples": "num_draws",
+    "num_steps": "min_steps",
     "optimiser": "optimizer",
     "output": "out",
     "output_dir": "out",
+    "steps": "min_steps",
     "workers": "num_jobs",
 }
 """What other programs call an option -> its name here."""

@@ -55,7 +55,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
     flatness: Flatness | None
     model: ModelFactory | None
     hidden: tuple[int, ...]
-    epochs: int
+    epochs: int | None
     batch_size: int
     learning_rate: float | None
     config: TrainingConfig | None
@@ -115,7 +115,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         self.posterior_ = fit(
             model, data, posterior, flatness, config, seed=self.seed_, show_progress=bool(self.verbose)
         )
-        self.n_iter_ = config.epochs
+        self.n_iter_ = self.posterior_.info["training"]["epochs"]
 
     def _resolve_training_config(self, *, is_regression: bool) -> TrainingConfig:
         """The parameter `config`, or a configuration made of epochs, batch size and learning rate."""

@@ -28,7 +28,7 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
         flatness: The flatness; None is `SAM()`, and `Plain()` is ordinary training.
         model: A class or function that builds the network, as in `flatbayes.fit`; None is an `MLP`.
         hidden: Units of each hidden layer, for the `MLP` only.
-        epochs: Passes over the training data.
+        epochs: Passes over the training data; None: at least 60, and as many as give 3,000 steps.
         batch_size: Examples per step.
         learning_rate: Learning rate of the posterior's default optimizer; None is the default rate.
         config: A training configuration, which replaces the three parameters before.
@@ -62,7 +62,7 @@ class FlatBayesClassifier(ClassifierMixin, PosteriorEstimator):  # type: ignore[
         model: ModelFactory | None = None,
         *,
         hidden: tuple[int, ...] = (64, 64),
-        epochs: int = 60,
+        epochs: int | None = None,
         batch_size: int = 32,
         learning_rate: float | None = None,
         config: TrainingConfig | None = None,

@@ -144,7 +144,9 @@ def estimate_seconds(groups: Sequence[Sequence[ExperimentRun]]) -> list[float]:
 
     def count_gradients(runs: Sequence[ExperimentRun]) -> float:
         num_trained = max(run.posterior.num_members for run in runs)
-        trained = runs[0].config.epochs * num_examples * runs[0].flatness.gradients_per_step * num_trained
+        steps_per_epoch = max(1, num_examples // runs[0].config.batch_size)
+        num_epochs = runs[0].config.resolve_epochs(steps_per_epoch).num_epochs
+        trained = num_epochs * num_examples * runs[0].flatness.gradients_per_step * num_trained
         return trained + sum(run.num_draws for run in runs) * num_evaluated / 3
 
     return [per_example * count_gradients(runs) for runs in groups]

@@ -5,6 +5,7 @@ Runs whose networks are trained alike are executed together, with one training.
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from flatbayes.training.sharing import FitOutcome, fit_together
 
 CHECKPOINT_INTERVAL_SECONDS = 60.0
 """Smallest time between two checkpoints of a run; a shorter run is repeated from its start."""
+MAX_HISTORY_EPOCHS = 1000
+"""Number of epochs up to which the history of a result has every one."""
 EVALUATION_FIELDS = ("posterior", "config", "num_draws", "split", "posterior_name", "evaluations")
 """Fields that are left out of the key of a training: those of the evaluation, and those of which `describe_training`
 selects what determines the training."""
@@ -135,6 +138,7 @@ class ExperimentRun:
         with fitted.share_predictions():
             evaluation = evaluate(fitted, split.inputs, split.targets, self.num_draws, seed=self.seed)
             metrics, details = self.evaluations.compute_metrics(fitted, data, self.split, self.num_draws, self.seed)
+        records = thin_records(records)
         columns = {name: tuple(record.get(name) for record in records) for name in ("epoch", "loss", "val_nll", "lr")}
         result = RunResult(
             posterior=self.posterior_name or short_name(self.posterior),
@@ -151,6 +155,16 @@ class ExperimentRun:
             details=details,
         )
         return RunResult.from_dict(result.to_dict())  # as it is read back: numbers that are not finite become None
+
+
+def thin_records(records: Sequence[Record]) -> Sequence[Record]:
+    """Records for a result: all, or about `MAX_HISTORY_EPOCHS` evenly spaced ones and those with an evaluation.
+
+    Args:
+        records: Records of the epochs of a network. Where an epoch is one step, there are thousands.
+    """
+    every = math.ceil(len(records) / MAX_HISTORY_EPOCHS)
+    return [record for k, record in enumerate(records, 1) if k % every == 0 or "val_nll" in record]
 
 
 def group_runs(runs: Sequence[ExperimentRun]) -> list[list[ExperimentRun]]:

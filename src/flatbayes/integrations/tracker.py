@@ -26,7 +26,8 @@ from flatbayes.integrations.posterior_steps import PosteriorSteps
 from flatbayes.integrations.tracker_file import TrackerState
 from flatbayes.posteriors import MAP, Posterior
 from flatbayes.training.compatibility import check_compatibility, check_snapshot_count
-from flatbayes.training.config import CollectionConfig, PrecisionConfig, TrainingConfig
+from flatbayes.training.config import TrainingConfig
+from flatbayes.training.config_groups import CollectionConfig, PrecisionConfig
 from flatbayes.training.identity import describe_name
 from flatbayes.training.loader_size import count_loader_examples
 from flatbayes.training.schedules import Cyclical, get_automatic_snapshots_per_epoch, is_collection_step

@@ -7,7 +7,7 @@
 The member can be any posterior; with `SWAG()` the ensemble is MultiSWAG (Wilson & Izmailov, NeurIPS 2020).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.components import resolve_component
+from flatbayes.posteriors.draw_options import DrawOption
 from flatbayes.posteriors.map import MAP
 from flatbayes.posteriors.posterior import LossRequirement, Posterior, SnapshotRequirements, Trajectory
 
@@ -81,6 +82,11 @@ class Ensemble(Posterior):
     def snapshot_requirements(self) -> SnapshotRequirements:
         """The member's value."""
         return self.member.snapshot_requirements
+
+    @property
+    def draw_options(self) -> Mapping[str, DrawOption]:
+        """Those of the member."""
+        return {f"member.{name}": option for name, option in self.member.draw_options.items()}
 
     @property
     def default_optimizer(self) -> OptimizerFactory:

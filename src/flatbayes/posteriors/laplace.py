@@ -13,7 +13,7 @@ its minimum and no curvature there.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -31,6 +31,7 @@ from flatbayes.core.networks import cast_inputs, check_materialized, check_real
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.curvature import CurvatureApproximation, CurvatureStructure, make_curvature
+from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
 from flatbayes.posteriors.ggn import count_weights, rounding_tolerance
 from flatbayes.posteriors.last_layer import find_last_linear
 from flatbayes.posteriors.linearised import LinearisedNetwork
@@ -75,6 +76,8 @@ class Laplace(Posterior):
             `prior_precision`, the covariance is proportional to T. 1 suits regression. Classifiers that fit their
             training data perfectly leave almost no curvature and need less; `flatbayes.posteriors.presets` has values
             to start from (0.03 for `last_layer`, 0.001 for `kron` and `diag`).
+        scale: Factor on the covariance of the draws, which training does not depend on; `auto`: chosen on validation
+            examples after training, 1 without any.
 
     Examples:
         >>> fitted = fit(MLP, data, Laplace(temperature=0.03), SAM(rho=0.1), config)
@@ -87,6 +90,7 @@ class Laplace(Posterior):
     prior_precision: float | None = None
     tune: PriorTuning = "none"
     temperature: float = 1.0
+    scale: AutoFloat = 1.0
 
     def __post_init__(self) -> None:
         for name, kind in (("structure", CurvatureStructure), ("predictive", PredictiveMode), ("tune", PriorTuning)):
@@ -95,8 +99,14 @@ class Laplace(Posterior):
         if self.prior_precision is not None and not 0 < self.prior_precision < math.inf:
             raise ValueError(f"prior_precision must be positive and finite, got {self.prior_precision}.")
         check_temperature(self.temperature)
+        check_scale(self.scale)
 
     uses_gradient_only = True
+
+    @property
+    def draw_options(self) -> Mapping[str, DrawOption]:
+        """The scale of the covariance."""
+        return {"scale": COVARIANCE_SCALE}
 
     @property
     def needs_norm_reestimation(self) -> bool:
@@ -203,7 +213,7 @@ class Laplace(Posterior):
         """Return the layer in several draws, with one product for all of them; see `Posterior.draw_layer`."""
         _check_finished(state)
         curvature = make_curvature(self.structure, state.model)
-        noise, params = _draw_noise(state, curvature, generators), list(curvature.params.values())
+        noise, params = self._draw_noise(state, curvature, generators), list(curvature.params.values())
         means = unflatten(state.statistics["mean"], params) if self.needs_norm_reestimation else params
         offsets = (noise @ state.statistics["scale"].T).split([param.numel() for param in params], 1)
         drawn = {
@@ -231,7 +241,7 @@ class Laplace(Posterior):
         """
         _check_finished(state)
         model, statistics, curvature = state.model, state.statistics, make_curvature(self.structure, state.model)
-        params, noise = curvature.params, _draw_noise(state, curvature, [generator])[0]
+        params, noise = curvature.params, self._draw_noise(state, curvature, [generator])[0]
         offsets = curvature.compute_offsets(statistics, noise, self.temperature)
         with eval_mode(model):
             if not self.needs_norm_reestimation:
@@ -241,6 +251,14 @@ class Laplace(Posterior):
             weights = statistics["mean"] + flatten(offsets)
             with swap_values(list(params.values()), unflatten(weights, offsets)):
                 yield model
+
+    def _draw_noise(
+        self, state: State, curvature: CurvatureApproximation, generators: Sequence[torch.Generator]
+    ) -> Float[Tensor, "draws params"]:
+        """Return normal noise of variance `scale`, which offsets are linear in."""
+        precision, size = state.statistics["prior_precision"], count_weights(curvature.params)
+        noise = [torch.randn(size, generator=g, dtype=precision.dtype, device=precision.device) for g in generators]
+        return torch.stack(noise).mul_(math.sqrt(self.get_draw_option("scale")))
 
     def _resolve_prior_precision(self, optimizer: Optimizer | None, num_data: int) -> float:
         """Return the prior precision of training; 0 if it is loaded or tuned later."""
@@ -270,15 +288,6 @@ def _check_finished(state: State) -> None:
             "Laplace needs the curvature at the end of training before a draw: call posterior.finalize(state, "
             "examples, loss_fn) after the last step, as fit does."
         )
-
-
-def _draw_noise(
-    state: State, curvature: CurvatureApproximation, generators: Sequence[torch.Generator]
-) -> Float[Tensor, "draws params"]:
-    precision, size = state.statistics["prior_precision"], count_weights(curvature.params)
-    return torch.stack(
-        [torch.randn(size, generator=g, dtype=precision.dtype, device=precision.device) for g in generators]
-    )
 
 
 def maximize_evidence(eigenvalues: Float[Tensor, " params"], squared_norm: float) -> float:

@@ -11,7 +11,8 @@ flatness to perturb: it perturbs the means, with one perturbation for all noise 
 expectation, where `SGVB` takes the expectation of a maximum.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import get_args
@@ -24,6 +25,7 @@ from flatbayes.core.buffers import eval_mode
 from flatbayes.core.context import weight_distribution
 from flatbayes.core.tensor_lists import zero_tensors
 from flatbayes.core.weights import swap_values
+from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import PriorPrecision, resolve_prior_precisions
@@ -64,6 +66,8 @@ class LRT(Posterior):
         initial_std: Initial standard deviation of every weight; the initial means are the weights of the model.
         estimator: Noise in training. `local` samples every activation independently. `flipout` samples weights once
             per batch and gives each example random signs, so that positions of a convolution stay correlated.
+        scale: Factor on the covariance of the draws, which training does not depend on; `auto`: chosen on validation
+            examples after training, 1 without any.
 
     Examples:
         >>> fitted = fit(MLP, data, LRT(temperature=0.1), SAM(rho=0.1), config)
@@ -75,14 +79,21 @@ class LRT(Posterior):
     temperature: float = 1.0
     initial_std: float = 0.01
     estimator: NoiseEstimator = "local"
+    scale: AutoFloat = 1.0
 
     def __post_init__(self) -> None:
         check_variational_options(self.prior_precision, self.temperature, self.initial_std)
+        check_scale(self.scale)
         if self.estimator not in get_args(NoiseEstimator):
             raise ValueError(f"estimator must be {' or '.join(get_args(NoiseEstimator))}, got {self.estimator!r}.")
 
     requires_stationary_loss = "at_end"  # the method minimises a bound
     has_weight_distribution = True  # a Gaussian over each Bayesian weight
+
+    @property
+    def draw_options(self) -> Mapping[str, DrawOption]:
+        """The scale of the covariance."""
+        return {"scale": COVARIANCE_SCALE}
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
@@ -135,12 +146,12 @@ class LRT(Posterior):
 
         The caller re-estimates BatchNorm statistics.
         """
-        params, weights = _get_random_parameters(state), []
+        params, weights, factor = _get_random_parameters(state), [], math.sqrt(self.get_draw_option("scale"))
         with hold_means(state.model) as means:
             for name in params:
                 mean, raw = means[name], state.statistics[raw_scale_key(name)]
                 noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-                weights.append(mean + raw_to_std(raw) * noise)
+                weights.append(mean + raw_to_std(raw) * factor * noise)
             with swap_values(list(params.values()), weights), eval_mode(state.model):
                 yield state.model
 

@@ -7,7 +7,7 @@
 Training with dropout fits the variational family q(w) = w * mask with Bernoulli masks; a draw samples the masks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode, preserve_buffers
 from flatbayes.core.randomness import RandomState, Stream, draw_seed, make_generator, seeded_rng
+from flatbayes.posteriors.draw_options import AUTO, AutoFloat, DrawOption
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior, Trajectory
 from flatbayes.posteriors.prior_precision import check_prior_precision
@@ -34,6 +35,8 @@ class MCDropout(Posterior):
             in training, at rates of their own.
         prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
             is the prior, with weight_decay = prior_precision / num_data.
+        draw_rate: Rate of draws, in place of that of training (None). `auto`: chosen on validation examples after
+            training, that of training without any.
 
     Examples:
         >>> fitted = fit(MLP, data, MCDropout(rate=0.1), SAM(rho=0.1), config)
@@ -43,11 +46,14 @@ class MCDropout(Posterior):
 
     rate: float | None = None
     prior_precision: float | None = None
+    draw_rate: AutoFloat | None = None
 
     def __post_init__(self) -> None:
         check_prior_precision(self.prior_precision)
         if self.rate is not None and not 0 < self.rate < 1:
             raise ValueError(f"The dropout rate must lie strictly between 0 and 1, got {self.rate}.")
+        if self.draw_rate not in (None, AUTO) and (isinstance(self.draw_rate, str) or not 0 < self.draw_rate < 1):
+            raise ValueError(f"draw_rate must lie strictly between 0 and 1, or be 'auto'; got {self.draw_rate!r}.")
 
     needs_norm_reestimation = False  # training ran with such masks, so its running statistics hold for draws
 
@@ -55,6 +61,11 @@ class MCDropout(Posterior):
     def uses_gradient_only(self) -> bool:
         """Whether the model keeps its own rates: others are set around every gradient."""
         return self.rate is None
+
+    @property
+    def draw_options(self) -> Mapping[str, DrawOption]:
+        """The rate of draws."""
+        return {"draw_rate": DrawOption(None, (0.01, 0.05, 0.2, 0.5))}
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
@@ -119,7 +130,9 @@ class MCDropout(Posterior):
         """
         model = state.model
         updated_buffers, seed = state.updated_buffers or frozenset(), draw_seed(generator)
-        with eval_mode(model), preserve_buffers(model), set_dropout_rate(model, self.rate), seeded_rng(seed, model):
+        draw_rate = self.get_draw_option("draw_rate")
+        rate = self.rate if draw_rate is None else draw_rate
+        with eval_mode(model), preserve_buffers(model), set_dropout_rate(model, rate), seeded_rng(seed, model):
             model.train()  # by the model's own rules: what it freezes in training is frozen here
             for name, module in model.named_modules():
                 buffer_names = {f"{name}.{key}".removeprefix(".") for key in module._buffers}

@@ -1,15 +1,16 @@
 """Abstract base class of posterior approximations: hyperparameters, with the training state held outside."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.posteriors.draw_options import DrawOption, get_draw_option
 from flatbayes.posteriors.optimization import default_sgd
 
 LossRequirement = Literal["never", "at_end", "while_collecting"]
@@ -33,6 +34,7 @@ DEPENDENT_MEMBERS = {
     "trajectory": ("init", "step", "collect"),
     "find_varying_layer": ("draw", "count_stored_snapshots", "load_snapshot"),
     "draw_layer": ("draw",),
+    "draw_options": ("draw", "load_snapshot"),
 }
 """Member -> members whose behaviour it describes. A subclass that overrides one of the latter and not the former gets
 the default of the former: the inherited value describes the training or the draws of the base class."""
@@ -194,6 +196,18 @@ class Posterior(ABC):
             NotImplementedError: The posterior has no snapshots to choose from.
         """
         raise NotImplementedError(f"{type(self).__name__} does not draw stored snapshots.")
+
+    @property
+    def draw_options(self) -> Mapping[str, DrawOption]:
+        """Options that only draws depend on, by name. Default: none.
+
+        A user may set them to "auto": `fit` then tries candidates on the validation examples, without training.
+        """
+        return {}
+
+    def get_draw_option(self, name: str) -> Any:
+        """Return the value of one of the `draw_options`, and its default in place of "auto"."""
+        return get_draw_option(self.draw_options, self, name)
 
     @property
     def default_optimizer(self) -> OptimizerFactory:

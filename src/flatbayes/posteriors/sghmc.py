@@ -23,6 +23,7 @@ deviation 4e-6 falling to 5e-7; that is `presets.NEAR_NOISELESS_SGLD`, a nearly 
 """
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import trainable_parameters
+from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
 from flatbayes.posteriors.optimization import (
     check_temperature,
     default_sgd,
@@ -73,6 +75,9 @@ class SGHMC(Posterior):
         max_snapshots: Largest number of stored snapshots, each of the size of the network. When more are collected,
             every second is dropped, repeatedly, so that the stored ones stay evenly spaced.
         storage: Where snapshots are stored: with the model (`device`) or in main memory (`cpu`).
+        scale: Factor on the covariance of the draws: the distance of a snapshot from the mean of the stored ones is
+            multiplied by its square root. Training does not depend on it. `auto`: chosen on validation examples after
+            training, 1 without any.
 
     Examples:
         >>> fitted = fit(MLP, data, SGHMC(friction=0.1, prior_precision=1.0), SAM(rho=0.1), config)
@@ -85,6 +90,7 @@ class SGHMC(Posterior):
     temperature: float = 1.0
     max_snapshots: int = 30
     storage: Storage = "device"
+    scale: AutoFloat = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.friction <= 1:
@@ -92,6 +98,7 @@ class SGHMC(Posterior):
         check_prior_precision(self.prior_precision)
         check_temperature(self.temperature, ZERO_TEMPERATURE_HINT)
         check_snapshot_options(self.max_snapshots, self.storage)
+        check_scale(self.scale)
 
     requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
     uses_gradient_only = True
@@ -105,6 +112,11 @@ class SGHMC(Posterior):
     def snapshot_requirements(self) -> SnapshotRequirements:
         """At least one snapshot, and up to `max_snapshots`."""
         return SnapshotRequirements(1, self.max_snapshots)
+
+    @property
+    def draw_options(self) -> Mapping[str, DrawOption]:
+        """The scale of the covariance."""
+        return {"scale": COVARIANCE_SCALE}
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
@@ -161,7 +173,7 @@ class SGHMC(Posterior):
 
     def load_snapshot(self, state: State, index: int) -> AbstractContextManager[nn.Module]:
         """Return a context that yields the model with the weights of this snapshot."""
-        return load_snapshot(state, index)
+        return load_snapshot(state, index, self.get_draw_option("scale"))
 
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
         """Return a context that yields the model with the weights of a snapshot.
@@ -169,7 +181,7 @@ class SGHMC(Posterior):
         Raises:
             RuntimeError: No snapshot was collected.
         """
-        return draw_snapshot(state, generator, "SGHMC")
+        return draw_snapshot(state, generator, "SGHMC", self.get_draw_option("scale"))
 
 
 def velocity_scale(lr: float, previous_lr: float) -> float:

@@ -13,6 +13,7 @@ gradient is discontinuous where the gradient of L vanishes, so the error of a fi
 """
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from torch.optim import SGD, Optimizer
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.randomness import iter_normal_noise
 from flatbayes.core.weights import trainable_parameters
+from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
 from flatbayes.posteriors.optimization import (
     check_temperature,
     default_sgd,
@@ -64,6 +66,9 @@ class SGLD(Posterior):
         max_snapshots: Largest number of stored snapshots, each of the size of the network. When more are collected,
             every second is dropped, repeatedly, so that the stored ones stay evenly spaced.
         storage: Where snapshots are stored: with the model (`device`) or in main memory (`cpu`).
+        scale: Factor on the covariance of the draws: the distance of a snapshot from the mean of the stored ones is
+            multiplied by its square root. Training does not depend on it. `auto`: chosen on validation examples after
+            training, 1 without any.
 
     Examples:
         >>> fitted = fit(MLP, data, SGLD(prior_precision=1.0), SAM(rho=0.1), config)
@@ -75,11 +80,13 @@ class SGLD(Posterior):
     temperature: float = 1.0
     max_snapshots: int = 30
     storage: Storage = "device"
+    scale: AutoFloat = 1.0
 
     def __post_init__(self) -> None:
         check_prior_precision(self.prior_precision)
         check_temperature(self.temperature, ZERO_TEMPERATURE_HINT)
         check_snapshot_options(self.max_snapshots, self.storage)
+        check_scale(self.scale)
 
     requires_stationary_loss = "while_collecting"  # snapshots are samples of one density
     uses_gradient_only = True
@@ -93,6 +100,11 @@ class SGLD(Posterior):
     def snapshot_requirements(self) -> SnapshotRequirements:
         """At least one snapshot, and up to `max_snapshots`."""
         return SnapshotRequirements(1, self.max_snapshots)
+
+    @property
+    def draw_options(self) -> Mapping[str, DrawOption]:
+        """The scale of the covariance."""
+        return {"scale": COVARIANCE_SCALE}
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
@@ -136,7 +148,7 @@ class SGLD(Posterior):
 
     def load_snapshot(self, state: State, index: int) -> AbstractContextManager[nn.Module]:
         """Return a context that yields the model with the weights of this snapshot."""
-        return load_snapshot(state, index)
+        return load_snapshot(state, index, self.get_draw_option("scale"))
 
     def draw(self, state: State, generator: torch.Generator) -> AbstractContextManager[nn.Module]:
         """Return a context that yields the model with the weights of a snapshot.
@@ -144,7 +156,7 @@ class SGLD(Posterior):
         Raises:
             RuntimeError: No snapshot was collected.
         """
-        return draw_snapshot(state, generator, "SGLD")
+        return draw_snapshot(state, generator, "SGLD", self.get_draw_option("scale"))
 
 
 def noise_std(lr: float, temperature: float, num_data: int, friction: float) -> float:

@@ -12,7 +12,8 @@ stays outside the maximum. The objective is then that of the variational form of
 et al., NeurIPS 2023): E_q[max over the ball of L(w + e)] + temperature / num_data KL(q || prior).
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -33,6 +34,7 @@ from flatbayes.core.parameter_selection import (
 )
 from flatbayes.core.tensor_lists import clone_tensors, copy_values, flatten, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
+from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import PriorPrecision, expand_precisions, resolve_prior_precisions
@@ -73,6 +75,8 @@ class SGVB(Posterior):
             those of the last module with any, in registration order. `all`: all. Or a list of name patterns, such as
             `["head.*", "*.bias"]`.
         prior_mean: Mean of the prior: `zero`, or `initial` for the initial weights, which suits a pretrained network.
+        scale: Factor on the covariance of the draws, which training does not depend on; `auto`: chosen on validation
+            examples after training, 1 without any.
 
     Examples:
         >>> fitted = fit(MLP, data, SGVB(temperature=0.1), SAM(rho=0.1), config)
@@ -86,9 +90,11 @@ class SGVB(Posterior):
     num_samples: int = 1
     params: ParameterSelection = field(default="weights", hash=False)
     prior_mean: PriorMean = "zero"
+    scale: AutoFloat = 1.0
 
     def __post_init__(self) -> None:
         check_variational_options(self.prior_precision, self.temperature, self.initial_std)
+        check_scale(self.scale)
         check_selection(self.params, "params")
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {self.num_samples}.")
@@ -97,6 +103,11 @@ class SGVB(Posterior):
 
     requires_stationary_loss = "at_end"  # the method minimises a bound
     has_weight_distribution = True  # a Gaussian over each Bayesian weight
+
+    @property
+    def draw_options(self) -> Mapping[str, DrawOption]:
+        """The scale of the covariance."""
+        return {"scale": COVARIANCE_SCALE}
 
     @property
     def default_optimizer(self) -> OptimizerFactory:
@@ -147,7 +158,8 @@ class SGVB(Posterior):
         """Yield the model with weights from the Gaussian; the caller re-estimates BatchNorm statistics."""
         params, mean = self._get_random_parameters(state), state.statistics["mean"]
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        weights = mean + raw_to_std(state.statistics["raw_scale"]) * noise
+        std = raw_to_std(state.statistics["raw_scale"]) * math.sqrt(self.get_draw_option("scale"))
+        weights = mean + std * noise
         with swap_values(params, unflatten(weights, params)), eval_mode(state.model):
             yield state.model
 

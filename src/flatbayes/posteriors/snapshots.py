@@ -4,6 +4,7 @@ The number of snapshots to come is unknown, so the spacing doubles whenever the 
 `max_snapshots` networks, and at least half of the rows are in use once that many snapshots have been collected.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -80,13 +81,14 @@ def add_snapshot(statistics: dict[str, Tensor], params: Sequence[Tensor]) -> Non
 
 
 @contextmanager
-def draw_snapshot(state: State, generator: torch.Generator, method: str) -> Iterator[nn.Module]:
+def draw_snapshot(state: State, generator: torch.Generator, method: str, scale: float = 1.0) -> Iterator[nn.Module]:
     """Yield the model in eval mode with the weights of one snapshot, drawn uniformly.
 
     Args:
         state: State whose statistics include those of `allocate_snapshots`.
         generator: Source of randomness.
         method: Name of the posterior, for the error message.
+        scale: As for `load_snapshot`.
 
     Raises:
         RuntimeError: No snapshot was collected.
@@ -98,7 +100,7 @@ def draw_snapshot(state: State, generator: torch.Generator, method: str) -> Iter
             "train longer."
         )
     row = torch.multinomial(torch.ones(num_stored, device=generator.device), 1, generator=generator).item()
-    with load_snapshot(state, int(row)) as network:
+    with load_snapshot(state, int(row), scale) as network:
         yield network
 
 
@@ -108,15 +110,19 @@ def count_stored_snapshots(state: State) -> int:
 
 
 @contextmanager
-def load_snapshot(state: State, index: int) -> Iterator[nn.Module]:
+def load_snapshot(state: State, index: int, scale: float = 1.0) -> Iterator[nn.Module]:
     """Yield the model in eval mode with the weights of one snapshot.
 
     Args:
         state: State whose statistics include those of `allocate_snapshots`.
         index: Number of the snapshot, from 0 on.
+        scale: Factor on the covariance of the snapshots.
     """
     params, rows = trainable_parameters(state.model), state.statistics["snapshots"]
-    with swap_values(params, unflatten(rows[index], params)), eval_mode(state.model):
+    weights = rows[index]
+    if scale != 1:
+        weights = torch.lerp(rows[: count_stored_snapshots(state)].mean(0), weights, math.sqrt(scale))
+    with swap_values(params, unflatten(weights, params)), eval_mode(state.model):
         yield state.model
 
 

@@ -11,9 +11,9 @@ iterates. A flatness changes the iterates and nothing in this file.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ from flatbayes.core.parameter_selection import (
 )
 from flatbayes.core.tensor_lists import flatten, unflatten
 from flatbayes.core.weights import iter_blocks, swap_values, trainable_parameters, write_blockwise
+from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
 from flatbayes.posteriors.optimization import default_sgd, init_state, step_optimizer
 from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements, Trajectory
 from flatbayes.posteriors.prior_precision import check_prior_precision
@@ -43,8 +44,9 @@ class SWAG(Posterior):
 
     Attributes:
         rank: Number of iterates in the low-rank part of the covariance; 0 is SWAG-Diag.
-        scale: Factor on the covariance. Maddox et al. use 0.5 with a low-rank part and 1 for SWAG-Diag; 0 puts all
-            mass on the mean (stochastic weight averaging, SWA).
+        scale: Factor on the covariance of the draws. Maddox et al. use 0.5 with a low-rank part and 1 for SWAG-Diag;
+            0 puts all mass on the mean (stochastic weight averaging, SWA). `auto`: chosen on validation examples
+            after training, 0.5 without any.
         prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
             is the prior, with weight_decay = prior_precision / num_data.
         storage: Where deviations are stored: with the model (`device`) or in main memory (`cpu`).
@@ -62,7 +64,7 @@ class SWAG(Posterior):
     """
 
     rank: int = 20
-    scale: float = 0.5
+    scale: AutoFloat = 0.5
     prior_precision: float | None = None
     storage: Storage = "device"
     bfloat16: bool = False
@@ -76,8 +78,8 @@ class SWAG(Posterior):
             raise ValueError(
                 f"rank must be 0 (SWAG-Diag) or at least 2, since one deviation has no variance; got {self.rank}."
             )
-        if not 0 <= self.scale < math.inf:
-            raise ValueError(f"scale multiplies the covariance: it must be finite and at least 0, got {self.scale}.")
+        if self.scale != 0:
+            check_scale(self.scale)
 
     shardable = True  # moments and deviations are elementwise
     uses_gradient_only = True
@@ -85,7 +87,12 @@ class SWAG(Posterior):
     @property
     def stochastic(self) -> bool:
         """True unless the covariance is scaled to zero."""
-        return self.scale > 0
+        return bool(self.get_draw_option("scale") > 0)
+
+    @property
+    def draw_options(self) -> Mapping[str, DrawOption]:
+        """The scale of the covariance."""
+        return {"scale": replace(COVARIANCE_SCALE, default=0.5)}
 
     @property
     def snapshot_requirements(self) -> SnapshotRequirements:
@@ -169,11 +176,12 @@ class SWAG(Posterior):
             )
         deviations = statistics["deviations"][:count]
         z2 = torch.randn(len(deviations), generator=generator, dtype=mean.dtype, device=mean.device)
+        scale = self.get_draw_option("scale")
 
         def sample_block(block: slice) -> Tensor:
             block_mean, variance = mean[block], sum_squares[block] / count
             z1 = torch.randn(block_mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-            return gaussian_sample(block_mean, variance, deviations[:, block].to(block_mean), self.scale, z1, z2)
+            return gaussian_sample(block_mean, variance, deviations[:, block].to(block_mean), scale, z1, z2)
 
         averaged = swap_values(others, unflatten(statistics["mean_of_others"], others)) if others else nullcontext()
         with averaged, write_blockwise(params, sample_block, block_size(mean)), eval_mode(state.model):

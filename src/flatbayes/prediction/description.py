@@ -37,12 +37,31 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
         "last epoch": _join(
             *(f"{name} {format_number(value)}" for name, value in _get_mapping(training, "last_epoch").items())
         ),
+        "chosen": _describe_choices(training.get("draw_options")),
         "interrupted": str(info.get("interrupted", "")),
         "calibration": CalibrationMap.from_dict(info["calibration"]).describe() if "calibration" in info else "",
         "prediction": describe_networks(posterior, states),
         "device": _describe_device(states),
     }
     return {name: text for name, text in entries.items() if text}
+
+
+def _describe_choices(choices: Any) -> str:
+    """Options that were chosen on validation examples, with the NLL of the values that were compared."""
+    if not isinstance(choices, dict):
+        return ""
+    texts = []
+    for name, choice in choices.items():
+        losses = choice.get("val_nll", [])
+        compared = ", ".join(
+            f"{'as trained' if value is None else format_number(value)}: "
+            f"{'not finite' if loss is None else format_number(loss)}"
+            for value, loss in losses
+        )
+        value = "as trained" if choice["value"] is None else format_number(choice["value"])
+        reason = f"lowest validation NLL of {compared}" if losses else f"the default: {choice.get('reason')}"
+        texts.append(f"{name} {value} ({reason})")
+    return _join(*texts)
 
 
 def describe_network(states: Sequence[State], model: Any) -> str:

@@ -5,13 +5,12 @@ from flatbayes.training.callbacks.callback import Callback, CallbackList, Histor
 from flatbayes.training.callbacks.console import ConsoleLogger
 from flatbayes.training.callbacks.loggers import MetricLogger, make_logger
 from flatbayes.training.checkpoint import Checkpoints
-from flatbayes.training.config import (
-    FINE_TUNING,
+from flatbayes.training.config import FINE_TUNING, TrainingConfig
+from flatbayes.training.config_groups import (
     CollectionConfig,
     DistributionConfig,
     OptimizationConfig,
     PrecisionConfig,
-    TrainingConfig,
 )
 from flatbayes.training.dry_run import dry_run
 from flatbayes.training.fit import fit

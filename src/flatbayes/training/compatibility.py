@@ -70,7 +70,9 @@ def check_compatibility(posterior: Posterior, flatness: Flatness, config: Traini
 
 def count_snapshots(config: TrainingConfig, steps_per_epoch: int) -> int:
     """Number of snapshots that a run collects."""
-    return sum(config.is_collection_step(step, steps_per_epoch) for step in range(steps_per_epoch * config.epochs))
+    return sum(
+        config.is_collection_step(step, steps_per_epoch) for step in range(steps_per_epoch * config.num_epochs)
+    )
 
 
 def check_collection(posterior: Posterior, config: TrainingConfig, steps_per_epoch: int) -> str | None:
@@ -142,7 +144,7 @@ def check_initial_weights(
             f"{type(posterior).__name__} trains {posterior.num_members} networks from fresh initial weights, and was "
             "given one network. Pass its class, or a function that builds a new one."
         )
-    if config.epochs < 1 and not (has_init or is_network):
+    if config.epochs == 0 and not (has_init or is_network):
         raise ValueError(
             f"epochs must be at least 1, got {config.epochs}: without training there must be a trained network to "
             "start from, init."

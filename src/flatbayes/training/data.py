@@ -16,7 +16,7 @@ from flatbayes.core.devices import move_tensor
 from flatbayes.core.networks import cast_inputs
 from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import Stream, make_generator, seeded_rng, spawn_seed
-from flatbayes.data import DataSplits, LazyImages, Standardize
+from flatbayes.data import DataSplits, LazyImages, Split, Standardize
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.training.batches import ShuffledBatches, TrainingBatches, fits_on_device
@@ -59,6 +59,10 @@ class TrainingData(ABC):
         """Likelihood of the targets, if the data determine it."""
 
     @abstractmethod
+    def count_batches(self, config: TrainingConfig) -> int:
+        """Number of training steps of an epoch."""
+
+    @abstractmethod
     def make_batches(self, config: TrainingConfig, seed: int, fabric: Fabric) -> TrainingBatches:
         """The batches of a training run; of several processes that train together, the share of this one."""
 
@@ -80,6 +84,10 @@ class TrainingData(ABC):
         self, likelihood: Likelihood, world: ProcessGroupInfo
     ) -> Callable[[nn.Module], dict[str, float]] | None:
         """Function that evaluates a network on the validation split, if there is one; each process on its share."""
+
+    @abstractmethod
+    def sample_validation(self, max_examples: int) -> Any:
+        """Labelled validation examples for `evaluate`, at most so many of a split; None if there are none."""
 
     @property
     @abstractmethod
@@ -146,6 +154,10 @@ class InMemoryData(TrainingData):
 
     is_replicated = True
 
+    def count_batches(self, config: TrainingConfig) -> int:
+        """Number of full batches."""
+        return max(1, len(self.splits.train) // config.batch_size)
+
     def make_batches(self, config: TrainingConfig, seed: int, fabric: Fabric) -> TrainingBatches:
         """Shuffled and augmented batches, on the device if all examples fit there."""
         inputs, targets, augment = self.splits.train.inputs, self.splits.train.targets, self.splits.augment
@@ -183,6 +195,12 @@ class InMemoryData(TrainingData):
         count = min(len(inputs) // size, config.collection.num_norm_batches) * size
         generator = make_generator(Stream.NORM_BATCHES, seed)
         return list(inputs[torch.randperm(len(inputs), generator=generator)[:count]].split(size))
+
+    def sample_validation(self, max_examples: int) -> Split | None:
+        """The validation split, or evenly spaced examples of it."""
+        val = self.splits.val
+        every = math.ceil(len(val) / max_examples)
+        return (val if every == 1 else val.take(torch.arange(0, len(val), every))) if len(val) else None
 
     def make_validator(
         self, likelihood: Likelihood, world: ProcessGroupInfo

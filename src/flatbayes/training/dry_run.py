@@ -70,8 +70,7 @@ def try_runs(factory: RunFactory, num_data: int) -> None:
         ValueError: As for `dry_run`.
     """
     config = factory.config
-    steps_per_epoch = max(1, num_data // min(config.batch_size, num_data))
-    check_collection(factory.posterior, config, steps_per_epoch)
+    check_collection(factory.posterior, config, factory.training_data.count_batches(config))
     run_trial(factory, make_fabric(config.with_options(**{"distribution.devices": 1})))
 
 

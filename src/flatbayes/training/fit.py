@@ -163,7 +163,7 @@ def train_prepared(
         "gradients": sum(result.num_gradients for result in results),
         "peak_memory_mb": meter.peak_memory_mb(),
     }
-    fitted = setup.make_fitted(states, cost=cost, training=describe_results(setup, results))
+    fitted = setup.make_final(states, describe_results(setup, results), cost=cost)
     if not setup.factory.training_data.is_replicated:  # what was computed on different data in each process
         fitted.statistics_inputs = setup.world.broadcast(fitted.statistics_inputs)
         for state in states:

@@ -7,7 +7,8 @@ from typing import Any
 
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.posteriors import Posterior
-from flatbayes.training.config import CollectionConfig, TrainingConfig
+from flatbayes.training.config import TrainingConfig
+from flatbayes.training.config_groups import CollectionConfig
 
 
 def describe_exactly(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Training data from a user's loader of ready batches."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ from flatbayes.likelihoods import Categorical, Likelihood
 from flatbayes.training.batches import LoaderBatches, TrainingBatches, preserve_loader
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import NUM_CHECK_EXAMPLES, TrainingData
-from flatbayes.training.distributed.launch import get_fabric_process_group
+from flatbayes.training.distributed.launch import get_fabric_process_group, get_process_layout
 from flatbayes.training.fabric import Fabric, SingleDevice
 from flatbayes.training.loader_pass import LoaderPass, convert_integers, read_pass, select_labelled
 
@@ -126,6 +127,14 @@ class LoaderData(TrainingData):
 
     is_replicated = False  # a loader may shuffle
 
+    def count_batches(self, config: TrainingConfig) -> int:
+        """Number of batches of the loader, or of the share of a process of a loader that is divided among several."""
+        is_shared = isinstance(getattr(self.loader, "sampler", None), DistributedSampler) or isinstance(
+            getattr(self.loader, "dataset", None), IterableDataset
+        )
+        num_processes = 1 if is_shared else math.prod(get_process_layout(config))
+        return math.ceil(self._count_batches(self.loader) / num_processes)
+
     def make_batches(self, config: TrainingConfig, seed: int, fabric: Fabric) -> TrainingBatches:
         """The batches of the loader."""
         loader: Any = self.loader
@@ -168,6 +177,10 @@ class LoaderData(TrainingData):
         inputs = [split_batch(batch)[0] for batch in batches]
         inputs = [convert_integers(batch) for batch in inputs] if self.converts_integers else inputs
         return [batch for batch in inputs if count_examples(batch) > 1] or inputs
+
+    def sample_validation(self, max_examples: int) -> Iterable[Any] | None:
+        """All validation batches."""
+        return self.val
 
     def make_validator(
         self, likelihood: Likelihood, world: ProcessGroupInfo

@@ -61,15 +61,16 @@ def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]
     """
     config, posterior, status, progress = run.config, run.leader.posterior, run.status, run.status.progress
     steps_per_epoch, validation_epochs = len(run.batches), config.validation_epochs()
+    total_steps = config.num_epochs * steps_per_epoch
     with session.open(run, callback) as (engine, state):
         flatness = session.distribute(run.flatness, engine)
         if config.precision.cuda_graph:
             flatness = GraphedFlatness(flatness, record_cuda_graph)
-        for epoch in range(status.completed_epochs, config.epochs):
+        for epoch in range(status.completed_epochs, config.num_epochs):
             engine.module.train()
             buffers = clone_buffers(engine.module)
             for inputs, targets in iter_batches(run, engine, epoch):
-                lr = engine.set_learning_rate(config.schedule.factor(progress.step, config.epochs * steps_per_epoch))
+                lr = engine.set_learning_rate(config.schedule.factor(progress.step, total_steps))
                 closure = BatchClosure(run, engine, inputs, targets)
                 flat_closure = flatness(closure, engine.module, progress)  # the two axes meet here
                 loss = posterior.step(state, clip_closure(flat_closure, engine, config))
@@ -161,9 +162,9 @@ def finish_epoch(run: TrainingRun, engine: Engine, lr: float, *, validate: bool)
         record |= {"epoch": epoch, "step": status.progress.step, "loss": mean_loss, "lr": lr, **metrics[member]}
         status.records.append(record)
         yield record
-        if epoch == config.epochs and math.isnan(metrics[member].get("val_nll", 0.0)):
+        if epoch == config.num_epochs and math.isnan(metrics[member].get("val_nll", 0.0)):
             raise RuntimeError(_format_divergence(run, engine, "validation loss", math.nan, member, epoch))
-        if epoch == config.epochs and run.loss_is_nll:
+        if epoch == config.num_epochs and run.loss_is_nll:
             largest = max(mean_loss, metrics[member].get("val_nll", mean_loss))
             if largest > MAX_PLAUSIBLE_NLL:
                 text = _format_huge_loss(run, engine, largest, member)

@@ -104,7 +104,7 @@ def train_members(
             if message is not None and not results[k]:
                 callback.on_message(message)
         num_members = max(setup.factory.posterior.num_members for setup in users_setups)
-        total_steps = factory.config.epochs * len(run.batches)
+        total_steps = factory.config.num_epochs * len(run.batches)
         callback.on_run_start(members[0], num_members if len(members) == 1 else 1, total_steps)
         saved = trained.get(index) or setups[0].world.read_on_main(partial(manager.load_result, index))
         if saved is not None:

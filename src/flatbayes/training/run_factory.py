@@ -35,7 +35,7 @@ class RunFactory:
         flatness: Computes the gradients.
         likelihood: Distribution of the targets given the outputs.
         training_data: Training data.
-        config: Training hyperparameters.
+        config: Training hyperparameters; a number of epochs that depends on the data is resolved.
         build_model: Builds a network.
         seed: Seed of everything random.
         warm_start: Pretrained weights and frozen parameters.
@@ -51,6 +51,11 @@ class RunFactory:
     seed: int
     warm_start: WarmStart = WarmStart()
     auto_flatness: Flatness | None = None
+
+    def __post_init__(self) -> None:
+        if self.config.epochs is None:
+            config = self.config.resolve_epochs(self.training_data.count_batches(self.config))
+            object.__setattr__(self, "config", config)
 
     def init_network(self, member: int) -> nn.Module:
         """A network with the initial weights of a member."""

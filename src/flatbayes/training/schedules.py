@@ -3,9 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
 
 MIN_SNAPSHOTS = 10
 """Number of snapshots that an automatic `snapshots_per_epoch` collects at least, in trainings of enough steps."""
+
+MAX_SNAPSHOT_SPACING = 10**6
+"""Largest number of epochs between two snapshots that a fraction of a snapshot per epoch stands for."""
 
 
 class Schedule(ABC):
@@ -190,7 +195,7 @@ def is_collection_step(
     steps_per_epoch: int,
     total_steps: int,
     start_fraction: float,
-    snapshots_per_epoch: int,
+    snapshots_per_epoch: float,
     num_cycles: int = 1,
 ) -> bool:
     """Whether a snapshot is collected after a step.
@@ -200,15 +205,23 @@ def is_collection_step(
         steps_per_epoch: Number of steps of an epoch.
         total_steps: Number of steps of the training.
         start_fraction: Fraction of training, or of each cycle, before the first snapshot.
-        snapshots_per_epoch: Number of snapshots per epoch, evenly spaced, the last at its end.
+        snapshots_per_epoch: Number of snapshots per epoch, evenly spaced, the last at its end; below 1 at the end of
+            every few epochs, the last of which is the last epoch.
         num_cycles: Number of cycles of the learning rate; if there are several, each ends with a snapshot.
     """
     if num_cycles > 1 and step * num_cycles % total_steps + num_cycles >= total_steps:
         return True
     if step * num_cycles % total_steps + num_cycles <= start_fraction * total_steps:
         return False
-    within = step % steps_per_epoch + 1
-    return within * snapshots_per_epoch // steps_per_epoch > (within - 1) * snapshots_per_epoch // steps_per_epoch
+    snapshots, epochs = _to_ratio(snapshots_per_epoch)
+    remaining = -(-total_steps // steps_per_epoch) * steps_per_epoch - step - 1  # to the end of the last epoch
+    spacing = epochs * steps_per_epoch  # of that many snapshots
+    return -(-(remaining + 1) * snapshots // spacing) > -(-remaining * snapshots // spacing)
+
+
+@cache
+def _to_ratio(snapshots_per_epoch: float) -> tuple[int, int]:
+    return Fraction(snapshots_per_epoch).limit_denominator(MAX_SNAPSHOT_SPACING).as_integer_ratio()
 
 
 def get_automatic_snapshots_per_epoch(epochs: float, start_fraction: float) -> int:

@@ -61,7 +61,7 @@ class Session:
         state.optimizer = engine.optimizer
         for branch in run.followers:
             branch.follow(state)
-        run.status.progress.total_steps = run.config.epochs * len(run.batches)
+        run.status.progress.total_steps = run.config.num_epochs * len(run.batches)
         num_vectorized = run.num_networks if run.num_networks > 1 else 0
         is_alone = self.world.size == 1  # processes would have to agree on the step
         with (

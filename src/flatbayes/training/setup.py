@@ -28,6 +28,7 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.data import InMemoryData, TrainingData
 from flatbayes.training.distributed.fsdp import check_fsdp
 from flatbayes.training.distributed.launch import get_fabric_process_group, make_fabric
+from flatbayes.training.draw_choice import CHOICE_KEY, apply_choices, choose_draw_options
 from flatbayes.training.fabric import Fabric
 from flatbayes.training.graph_capture import check_graph_capture
 from flatbayes.training.identity import describe_object
@@ -101,7 +102,7 @@ def prepare_runs(
     )
     if isinstance(training_data, LoaderData):
         factory = check_loader_inputs(factory, training_data)
-    elif isinstance(training_data, InMemoryData) and config.epochs:
+    elif isinstance(training_data, InMemoryData) and factory.config.epochs:
         check_batch_size(factory, training_data)
     return factory, describe_model(model, model_arguments)
 
@@ -217,3 +218,20 @@ class TrainingSetup:
             statistics_inputs=inputs,
             info=self.info | info,
         )
+
+    def make_final(self, states: Sequence[State], training: dict[str, Any], **info: Any) -> FittedPosterior:
+        """The fitted posterior, with the draw options that are "auto" chosen on the validation examples.
+
+        Args:
+            states: Final state of each member.
+            training: Metadata of the training, to which the choice is added.
+            info: Further metadata.
+        """
+        fitted, factory = self.make_fitted(states, training=training, **info), self.factory
+        choices = self.world.read_on_main(
+            lambda: choose_draw_options(fitted, factory.training_data, can_predict=factory.likelihood.has_predictive)
+        )
+        if not choices:
+            return fitted
+        training[CHOICE_KEY] = choices
+        return apply_choices(fitted, choices)

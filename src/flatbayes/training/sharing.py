@@ -152,8 +152,8 @@ def prepare_setup(
         factory, model_spec = prepare_runs(model, data, posterior, flatness, config, seed=seed)
     setup = TrainingSetup.create(factory, model_spec, None)
     run_trial(factory, setup.fabric)
-    batches = factory.training_data.make_batches(config, seed, setup.fabric)
-    check_collection(posterior, config, len(batches))
+    batches = factory.training_data.make_batches(factory.config, seed, setup.fabric)
+    check_collection(posterior, factory.config, len(batches))
     return setup
 
 
@@ -197,7 +197,7 @@ def make_outcome(setup: TrainingSetup, results: Sequence[GroupResult], peak_memo
         "num_posteriors": max(result.num_branches for result in results),
     }
     states: list[State] = [state for result in results for state in result.states]
-    fitted = setup.make_fitted(states, cost=cost, training=describe_results(setup, results))
+    fitted = setup.make_final(states, describe_results(setup, results), cost=cost)
     return FitOutcome(fitted, [record for record in results[0].records if record.get("member", 0) == 0])
 
 

@@ -1,0 +1,94 @@
+"""Options of a posterior that only its draws depend on, so that `fit` can choose them on validation examples.
+
+    train once, with all draw options at their defaults
+    for each option that is "auto": for each candidate: NLL of the validation examples with draws at that value
+    keep the value with the lowest NLL
+
+This costs forward passes, and no training. `Posterior.draw_options` names the options of a posterior.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+AutoFloat = float | Literal["auto"]
+"""A number, or `auto`: chosen on validation examples after training."""
+
+AUTO: Literal["auto"] = "auto"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DrawOption:
+    """An option that only draws depend on.
+
+    Attributes:
+        default: The value of `auto` without validation examples, and until one is chosen.
+        candidates: Values to try, in ascending order. The geometric means of the best and its neighbours follow.
+    """
+
+    default: float | None
+    candidates: tuple[float, ...]
+
+
+COVARIANCE_SCALE = DrawOption(1.0, (0.001, 0.01, 0.1, 1.0, 10.0, 100.0))
+"""A factor on the covariance of the draws."""
+
+
+def check_scale(scale: AutoFloat, minimum: float = 0.0) -> None:
+    """Validate a factor on the covariance of the draws.
+
+    Args:
+        scale: The factor.
+        minimum: It must be above this number.
+
+    Raises:
+        ValueError: The factor is neither such a finite number nor `auto`.
+    """
+    if scale != AUTO and (isinstance(scale, str) or not minimum < scale < math.inf):
+        raise ValueError(
+            f"scale multiplies the covariance: it must be positive and finite, or 'auto'; got {scale!r}."
+        )
+
+
+def get_draw_option(options: Mapping[str, DrawOption], component: Any, name: str) -> Any:
+    """The value of an option, and its default in place of `auto`.
+
+    Args:
+        options: The draw options of a posterior.
+        component: The posterior.
+        name: Name of one of the options.
+    """
+    value = getattr(component, name)
+    return options[name].default if isinstance(value, str) and value == AUTO else value
+
+
+def list_auto_options(options: Mapping[str, DrawOption], component: Any) -> dict[str, DrawOption]:
+    """The options whose value is `auto`, by dotted name.
+
+    Args:
+        options: The draw options of a posterior, by dotted name.
+        component: The posterior.
+    """
+
+    def get_value(path: str) -> Any:
+        value = component
+        for name in path.split("."):
+            value = getattr(value, name)
+        return value
+
+    return {name: option for name, option in options.items() if get_value(name) == AUTO}
+
+
+def replace_option(component: T, path: str, value: Any) -> T:
+    """A copy of a dataclass with another value of a field, or of a field of a field.
+
+    Args:
+        component: A frozen dataclass.
+        path: Dotted name of the field, such as `member.scale`.
+        value: The new value.
+    """
+    name, dot, rest = path.partition(".")
+    new = replace_option(getattr(component, name), rest, value) if dot else value
+    return replace(component, **{name: new})  # type: ignore[type-var]  # every posterior is a dataclass

@@ -1,0 +1,168 @@
+"""Groups of training hyperparameters: loss and gradient, snapshots, precision, and devices."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+MAX_CONFIG_INT = 10**9
+"""Largest integer option; products of two of them are still exact as floats of 64 bits."""
+Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
+MemberTraining = Literal["one_by_one", "auto", "vectorized", "workers"]
+DistributedStrategy = Literal["ddp", "fsdp"]
+AscentScope = Literal["local", "synchronised"]
+
+
+def check_integer(name: str, value: int, minimum: int = 1) -> None:
+    """Refuse an integer option that is below `minimum` or above `MAX_CONFIG_INT`.
+
+    Raises:
+        ValueError: It is.
+    """
+    if not minimum <= value <= MAX_CONFIG_INT:
+        raise ValueError(f"{name} must be at least {minimum} and at most {MAX_CONFIG_INT}, got {value}.")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is not one of `choices`.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class OptimizationConfig:
+    """Loss and gradient of a step.
+
+    Attributes:
+        label_smoothing: Fraction of each target that is spread evenly over all classes; in the training loss only,
+            not in history and metrics.
+        clip_norm: Largest norm of the final gradient. None does not clip; the command line clips a regression at 1.
+        accumulation_steps: Micro-batches that the batch of a step is split into, to save memory.
+
+    Examples:
+        >>> optimization = OptimizationConfig(
+        ...     label_smoothing=0.1, clip_norm=1.0, accumulation_steps=2
+        ... )
+        >>> settings = config.with_options(optimization=optimization)
+        >>> fit(MLP, data, MAP(), config=settings).predict(inputs).mean.shape
+        torch.Size([100, 10])
+    """
+
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    accumulation_steps: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing is a fraction of the target, at least 0 and below 1; got {self.label_smoothing}."
+            )
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise ValueError(f"clip_norm must be positive and finite, got {self.clip_norm}.")
+        check_integer("accumulation_steps", self.accumulation_steps)
+
+
+@dataclass(frozen=True)
+class CollectionConfig:
+    """Collection of weight snapshots (SWAG, SGLD, SGHMC), and of data to re-estimate normalization statistics.
+
+    Attributes:
+        start_fraction: Fraction of training, or of each cycle of the schedule, after which snapshots are collected.
+        snapshots_per_epoch: Snapshots collected per epoch from then on; 0.5 is one in every second epoch. None is
+            one, or in a short training as many as give ten in total.
+        num_norm_batches: Batches of training inputs that are kept to re-estimate BatchNorm statistics of draws.
+
+    Examples:
+        >>> settings = TrainingConfig(
+        ...     epochs=4, collection=CollectionConfig(start_fraction=0.5, snapshots_per_epoch=2)
+        ... )
+        >>> fitted = fit(MLP, data, SWAG(rank=2), config=settings)
+        >>> int(fitted.states[0].statistics["count"])
+        4
+    """
+
+    start_fraction: float = 0.7
+    snapshots_per_epoch: float | None = None
+    num_norm_batches: int = 20
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start_fraction < 1:
+            raise ValueError(
+                f"start_fraction is a fraction of training, at least 0 and below 1; got {self.start_fraction}."
+            )
+        if self.snapshots_per_epoch is not None:
+            if not 0 < self.snapshots_per_epoch <= MAX_CONFIG_INT:
+                raise ValueError(
+                    f"snapshots_per_epoch must be positive and at most {MAX_CONFIG_INT}, got "
+                    f"{self.snapshots_per_epoch}."
+                )
+            if self.snapshots_per_epoch == int(self.snapshots_per_epoch):  # the same number, written in one way
+                object.__setattr__(self, "snapshots_per_epoch", int(self.snapshots_per_epoch))
+        check_integer("num_norm_batches", self.num_norm_batches)
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Floating-point precision, memory layout and compilation.
+
+    Attributes:
+        mode: Floating-point type of the forward and backward pass.
+        channels_last: Store images and convolutions with the channels innermost, which is faster on some devices.
+        compile: Compile the network with torch.compile: slow to start, for long runs of large networks.
+        cudnn_benchmark: Let cuDNN take the fastest algorithm for each shape of a convolution, on a CUDA device;
+            rounding then differs from run to run.
+        cuda_graph: Record the passes of a step as one CUDA graph, which is faster for small networks on a CUDA
+            device. For networks without dropout, and a flatness that does the same in every step.
+
+    Examples:
+        >>> settings = config.with_options(precision=PrecisionConfig("bf16-mixed"))
+        >>> fit(MLP, data, MAP(), config=settings).predict(inputs).mean.shape
+        torch.Size([100, 10])
+    """
+
+    mode: Precision = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+    cudnn_benchmark: bool = False
+    cuda_graph: bool = False
+
+
+@dataclass(frozen=True)
+class DistributionConfig:
+    """Devices and processes.
+
+    Attributes:
+        accelerator: Device to train on: auto, cpu, cuda or mps. `auto` is the value of the environment variable
+            FLATBAYES_ACCELERATOR, or else the GPU if there is one.
+        devices: Devices of a machine, one process each, that share the batch of a step; `auto` is one, or as many
+            as torchrun has started processes. See docs/distributed.md.
+        strategy: What each of several processes holds of the network: `ddp`, all of it; or `fsdp`, a shard, for
+            networks too large for one device (`MAP` and `SWAG`).
+        ascent_scope: Batch of the adversarial perturbation of several processes: `local`, the share of each, without
+            communication; or `synchronised`, the whole batch, like one process.
+        members: How the networks of an ensemble are trained: `one_by_one`; `workers`, in parallel processes, one per
+            GPU or core; `vectorized`, stacked in one process with `torch.func.vmap`, an error if the result differs
+            by more than rounding; or `auto`, vectorized where that works and is faster.
+
+    Examples:
+        >>> distribution = DistributionConfig(accelerator="cpu", members="vectorized")
+        >>> settings = config.with_options(distribution=distribution)
+        >>> fit(MLP, data, Ensemble(size=3), config=settings).predict(inputs).mean.shape
+        torch.Size([100, 10])
+    """
+
+    accelerator: str = "auto"
+    devices: int | Literal["auto"] = "auto"
+    strategy: DistributedStrategy = "ddp"
+    ascent_scope: AscentScope = "local"
+    members: MemberTraining = "one_by_one"
+
+    def __post_init__(self) -> None:
+        if self.devices != "auto" and (not isinstance(self.devices, int) or self.devices < 1):
+            raise ValueError(f"devices must be auto or a number of devices, at least 1, got {self.devices!r}.")
+        check_choice("strategy", self.strategy, get_args(DistributedStrategy))
+        check_choice("ascent_scope", self.ascent_scope, get_args(AscentScope))
+        check_choice("members", self.members, get_args(MemberTraining))

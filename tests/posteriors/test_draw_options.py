@@ -1,0 +1,122 @@
+"""Options that only draws depend on: what they do, and their choice on validation examples after training."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Plain, evaluate, fit
+from flatbayes.data import DataSplits, Split
+from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, list_auto_options, replace_option
+from flatbayes.prediction import FittedPosterior
+from flatbayes.training import CollectionConfig, TrainingConfig
+from flatbayes.training.sharing import fit_together
+
+CONFIG = TrainingConfig(epochs=2, batch_size=20, collection=CollectionConfig(0.0, 3), num_validations=0)
+SCALED = {
+    "SWAG": SWAG(rank=3),
+    "SWAG-Diag": SWAG(rank=0),
+    "last_layer": Laplace(),
+    "kron": Laplace(structure="kron"),
+    "diag": Laplace(structure="diag", predictive="sampled"),
+    "SGVB": SGVB(),
+    "LRT": LRT(),
+    "SGLD": SGLD(),
+    "SGHMC": SGHMC(),
+}
+AUTO = {name: replace(posterior, scale="auto") for name, posterior in SCALED.items()} | {
+    "MCDropout": MCDropout(rate=0.3, draw_rate="auto"),
+    "Ensemble": Ensemble(SWAG(scale="auto", rank=2), size=2),
+}
+
+
+def make_data(*, num_val=40, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(140, 4, generator=generator)
+    targets = (inputs[:, 0] + torch.randn(140, generator=generator) > 0).long()
+    val = slice(100 - num_val, 100)
+    rows = {"train": slice(60), "val": val, "test": slice(100, 140)}
+    return DataSplits(
+        **{name: Split(inputs=inputs[rows], targets=targets[rows]) for name, rows in rows.items()},
+        class_names=("no", "yes"),
+        feature_names=tuple("abcd"),
+        augment=None,
+    )
+
+
+def make_network():
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("posterior", SCALED.values(), ids=SCALED)
+def test_deviations_grow_with_the_root_of_the_scale(posterior):
+    data = make_data()
+    fitted = fit(nn.Linear(4, 2), data, posterior, Plain(), CONFIG)  # outputs are linear in its weights
+
+    def draw(scale):
+        scaled = replace(fitted, posterior=replace(posterior, scale=scale))
+        networks = scaled.sample_networks(3)
+        return torch.stack([network(data.val.inputs).detach() for network in networks])
+
+    one, four, nine = draw(1.0), draw(4.0), draw(9.0)
+    torch.testing.assert_close(nine - four, four - one, rtol=1e-3, atol=1e-5)
+    assert float((four - one).norm()) > 1e-4
+    if posterior.scale == 1:
+        assert torch.equal(one, torch.stack([n(data.val.inputs).detach() for n in fitted.sample_networks(3)]))
+
+
+@pytest.mark.parametrize("posterior", AUTO.values(), ids=AUTO)
+def test_auto_is_the_best_candidate_on_the_validation_examples(posterior, tmp_path):
+    data = make_data()
+    (outcome,) = fit_together(make_network, data, [(posterior, CONFIG)], Plain())
+    fitted = outcome.fitted
+    ((name, choice),) = fitted.info["training"]["draw_options"].items()
+    losses = dict(map(tuple, choice["val_nll"]))
+    assert choice["value"] == min(losses, key=losses.get)
+    assert len(losses) >= 4
+    assert not list_auto_options(fitted.posterior.draw_options, fitted.posterior)
+    assert evaluate(fitted, data.val).metrics["nll"] == pytest.approx(losses[choice["value"]])
+    assert f"{name} " in fitted.summary()
+    assert "lowest validation NLL" in fitted.summary()
+    given = fit(make_network, data, replace_option(posterior, name, choice["value"]), Plain(), CONFIG)
+    assert torch.equal(given.predict(data.test.inputs).mean, fitted.predict(data.test.inputs).mean)
+    loaded = FittedPosterior.load(fitted.save(tmp_path), make_network)
+    assert torch.equal(loaded.predict(data.test.inputs).mean, fitted.predict(data.test.inputs).mean)
+
+
+def test_the_test_split_is_not_read():
+    data, posterior = make_data(), SWAG(scale="auto", rank=2)
+    other = replace(data, test=replace(data.test, targets=1 - data.test.targets))
+    choices = [
+        fit(make_network, d, posterior, Plain(), CONFIG).info["training"]["draw_options"] for d in (data, other)
+    ]
+    assert choices[0] == choices[1]
+
+
+def test_without_validation_examples_the_default_is_used_and_the_summary_says_so():
+    data = make_data(num_val=0)
+    fitted = fit(make_network, data, SWAG(scale="auto", rank=2), Plain(), CONFIG)
+    assert fitted.posterior.scale == 0.5
+    assert "scale 0.5 (the default: no validation examples)" in fitted.summary()
+    arrays = fit(make_network, (data.train.inputs, data.train.targets), SWAG(scale="auto"), Plain(), CONFIG)
+    assert arrays.posterior.scale == 0.5
+
+
+def test_a_loader_has_validation_batches_too():
+    data = make_data()
+    loader = list(zip(data.train.inputs.split(10), data.train.targets.split(10), strict=True))
+    val = list(zip(data.val.inputs.split(10), data.val.targets.split(10), strict=True))
+    fitted = fit(make_network, loader, SWAG(scale="auto", rank=2), Plain(), CONFIG, val=val)
+    assert fitted.info["training"]["draw_options"]["scale"]["val_nll"]
+
+
+def test_values_are_checked():
+    for value in (-1.0, float("inf"), float("nan")):
+        for posterior in SCALED.values():
+            with pytest.raises(ValueError, match="scale multiplies the covariance"):
+                replace(posterior, scale=value)
+    with pytest.raises(ValueError, match="draw_rate"):
+        MCDropout(draw_rate=1.0)
+    assert MAP().draw_options == {}
+    assert COVARIANCE_SCALE.default == 1
