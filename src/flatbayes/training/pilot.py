@@ -198,7 +198,7 @@ class Pilot:
     def find_branch_step(self) -> str | None:
         """Set the steps, or return why no radius can be chosen."""
         run = self._create_run(Plain())
-        self.total_steps = run.config.epochs * len(run.batches)
+        self.total_steps = run.config.num_epochs * len(run.batches)
         if self.total_steps == 0:
             return "there is no training"
         if run.validate is None:
