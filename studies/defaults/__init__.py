@@ -1,0 +1,1 @@
+"""Benchmark of the defaults on small data sets, against the models of scikit-learn."""
