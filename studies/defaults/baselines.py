@@ -111,7 +111,7 @@ def fit_baseline(name: str, data: DataSplits, seed: int) -> Predictive:
 
 
 def make_model(name: str, arrays: Standardized) -> Any:
-    """A model with default options; the length of the kernel of a Gaussian process begins at the root of the columns."""
+    """A model with default options; the kernel of a Gaussian process starts at a length of sqrt(columns)."""
     kernel = ConstantKernel() * RBF(np.sqrt(arrays.inputs[0].shape[1]), (1e-2, 1e4))
     seed = arrays.seed
     makers: dict[tuple[str, bool], Callable[[], Any]] = {

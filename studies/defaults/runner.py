@@ -250,8 +250,8 @@ def fit_single_baseline(name: str, data: DataSplits, seed: int) -> tuple[str, Re
 def fit_estimator(name: str, data: TaskData, seed: int) -> tuple[str, Record]:
     """Record of an estimator with default parameters.
 
-    It has the training rows only, and makes its own split of them if it needs one. Tables with words and missing values
-    go through the encoding that users write in a pipeline.
+    It has the training rows only, and makes its own split of them if it needs one. Tables with words and missing
+    values go through the encoding that users write in a pipeline.
     """
     splits = data.splits
     kind = FlatBayesRegressor if splits.is_regression else FlatBayesClassifier
