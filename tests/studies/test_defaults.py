@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from flatbayes.core.files import read_json, write_json
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG
-from flatbayes.training import fit
+from flatbayes.training import TrainingConfig, fit
 from studies.defaults import baselines, runner
 from studies.defaults.page import FLAT, TaskResult, load_results, render_goals, write_page, write_summary
 from studies.defaults.runner import Job, measure, run_jobs
@@ -18,17 +19,22 @@ from studies.defaults.tasks import TASKS, select_tasks, truncate_task
 BY_NAME = {task.name: task for task in TASKS}
 
 
+@pytest.fixture(autouse=True)
+def short_training(monkeypatch):
+    monkeypatch.setattr(runner, "TrainingConfig", partial(TrainingConfig, epochs=10))
+
+
 def make_job(name, folder, only, num_rows=80):
     return Job(truncate_task(BY_NAME[name], num_rows), 0, folder, only)
 
 
 def test_benchmark_runs_resumes_and_renders_its_page(tmp_path):
     folder, summary, page = tmp_path / "runs", tmp_path / "summary.json", tmp_path / "page.md"
-    job = make_job("two-columns", folder, ("SWAG", "linear", "estimator", "truth"))
+    job = make_job("two-columns", folder, ("SWAG", "MAP", "linear", "truth"))
     assert run_jobs([job]) == []
     first = read_json(job.path)["records"]
-    assert set(first) == {"SWAG plain", "SWAG flat", "estimator plain", "estimator flat", "linear", "truth"} | (
-        {"SWAG auto"} if "auto" in runner.list_flatnesses() else set()
+    assert set(first) == {"SWAG plain", "SWAG flat", "MAP plain", "MAP flat", "linear", "truth"} | (
+        {"SWAG auto", "MAP auto"} if "auto" in runner.list_flatnesses() else set()
     )
     content = read_json(job.path)
     removed = content["records"].pop("SWAG flat")
@@ -47,10 +53,10 @@ def test_benchmark_runs_resumes_and_renders_its_page(tmp_path):
 
 
 def test_results_are_those_of_fit(tmp_path):
-    job = make_job("wide-numbers", tmp_path, ("SWAG", "MAP"))
+    job = make_job("wide-numbers", tmp_path, ("SWAG", "SGVB"))
     run_jobs([job])
     data = job.task.split(0).splits
-    fitted = fit(MLP, data, SWAG(), seed=0)
+    fitted = fit(MLP, data, SWAG(), config=TrainingConfig(epochs=10), seed=0)
     metrics = measure(fitted.predict(data.test.inputs, seed=0), data.test.targets)
     assert read_json(job.path)["records"]["SWAG flat"]["metrics"] == pytest.approx(metrics, rel=1e-9)
 
