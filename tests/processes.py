@@ -17,7 +17,7 @@ from flatbayes.core.process_group import RemoteProcessError, get_process_group_i
 from flatbayes.data import Augment, DataSplits, Split
 from flatbayes.flatness import ASAM, MSAM, SAM, GaussianSmoothing, LookSAM, Plain
 from flatbayes.likelihoods import Categorical
-from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.prediction.distributed import predict_distributed
 from flatbayes.training import (
     Callback,
@@ -141,6 +141,12 @@ SAME = {
         SGVB(),
         SAM(rho=0.5),
         ADAM.with_options(distribution={"ascent_scope": "synchronised"}, batch_size=15),
+    ),
+    "flat ivon": (
+        smooth,
+        IVON(prior_precision=1.0, beta2=0.9),
+        SAM(rho=0.5),
+        SLOW_SGD.with_options(distribution={"ascent_scope": "synchronised"}),
     ),
     "sgld": (smooth, SGLD(prior_precision=1.0), Plain(), SLOW_SGD),
     "sghmc": (smooth, SGHMC(prior_precision=1.0), Plain(), replace(SLOW_SGD, batch_size=15)),

@@ -45,7 +45,7 @@ class FitSpec:
 
 def pick_posterior(pick: Pick, *, may_nest: bool = True) -> Any:
     """A posterior with random valid options."""
-    kinds = ["MAP", "SWAG", "SGLD", "SGHMC", "SGVB", "LRT", "Laplace", "MCDropout"]
+    kinds = ["MAP", "SWAG", "SGLD", "SGHMC", "SGVB", "IVON", "LRT", "Laplace", "MCDropout"]
     match pick([*kinds, "Ensemble"] if may_nest else kinds):
         case "MAP":
             return posteriors.MAP(pick([None, 2.0]))
@@ -64,6 +64,9 @@ def pick_posterior(pick: Pick, *, may_nest: bool = True) -> Any:
             prior = pick([1.0, "initial", {"*bias": 2.0, "*": 0.5}])
             options = {"params": pick(SELECTIONS), "prior_mean": pick(["zero", "initial"])}
             return posteriors.SGVB(prior, pick([1.0, 0.1]), num_samples=pick([1, 2]), **options)
+        case "IVON":
+            options = {"num_samples": pick([1, 2]), "hessian_estimator": pick(["price", "gradsq"])}
+            return posteriors.IVON(pick([None, 2.0]), pick([1.0, 0.1]), params=pick(SELECTIONS), **options)
         case "LRT":
             return posteriors.LRT(pick([1.0, "initial"]), estimator=pick(["local", "flipout"]))
         case "Laplace":
@@ -151,7 +154,7 @@ def make_valid(spec: FitSpec) -> FitSpec:
         and set(model.blocks) <= {"linear", "residual", "gated", "convolution"}
     )
     match member:
-        case posteriors.SGLD() | posteriors.SGHMC():
+        case posteriors.SGLD() | posteriors.SGHMC() | posteriors.IVON():
             optimizer = make_sgd if member.prior_precision is not None else pick_other(optimizer, make_adam, None)
             optimizer = make_weakly_decayed_sgd if optimizer is make_decayed_sgd else optimizer
         case posteriors.LRT() if not has_only_kfac_layers or model.sharing != "none":

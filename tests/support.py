@@ -18,7 +18,7 @@ from flatbayes.core.buffers import eval_mode
 from flatbayes.core.context import get_weight_distribution, weight_distribution
 from flatbayes.core.spec import short_name
 from flatbayes.core.weights import trainable_parameters
-from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
 
 FLATNESSES = [getattr(flatness, name)() for name in flatness.__all__ if name != "Flatness"] + [
     flatness.SAM(rho=0.1, ascent_steps=3),
@@ -63,6 +63,8 @@ CONFIGURED = [
     SGVB(params="no_biases", num_samples=2),
     SGVB(params="last_layer"),
     SGVB(params=["9.*", "*.bias"], prior_precision={"*.bias": 2.0, "*": 0.5}),
+    IVON(),
+    IVON(prior_precision=2.0, beta2=0.9, num_samples=2, params="no_biases", clip_radius=0.5),
     LRT(),
     LRT(estimator="flipout", initial_std=0.1),
     LRT(prior_precision="initial"),
@@ -73,7 +75,7 @@ CONFIGURED = [
     Laplace("kron", "sampled", tune="evidence"),
     Ensemble(Laplace("last_layer", "sampled", tune="evidence"), size=2),
 ]
-OWN_DYNAMICS = (SGLD, SGHMC)
+OWN_DYNAMICS = (SGLD, SGHMC, IVON)
 DEFAULTS_OF_OTHERS = [
     getattr(posteriors, name)()
     for name in posteriors.__all__

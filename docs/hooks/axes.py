@@ -94,10 +94,15 @@ def render_integrations() -> str:
 def list_conditions(posterior: Posterior) -> list[str]:
     """What a posterior requires of the loops of Lightning and transformers."""
     conditions = []
-    if posterior.requires_stationary_loss == "while_collecting":
-        conditions.append("`torch.optim.SGD` without momentum; no float16 with a loss scaler")
+    options = getattr(posterior.default_optimizer, "keywords", {})
+    if options.get("momentum") == 0:
+        conditions.append("`torch.optim.SGD` without momentum")
+    if "weight_decay" not in options:
+        conditions.append("no weight decay")
+    if not (posterior.tolerates_skipped_steps and posterior.uses_gradient_only):
+        conditions.append("no float16 with a loss scaler")
     if not posterior.uses_gradient_only:
-        conditions.append("no weight decay; no float16 with a loss scaler; in Lightning `accumulate_grad_batches=1`")
+        conditions.append("in Lightning `accumulate_grad_batches=1`")
     if isinstance(posterior, Laplace):
         conditions.append("one positive weight decay for all weights, not that of AdamW, or `prior_precision`")
         conditions.append("the curvature is computed in `make_posterior`, from the training examples")

@@ -6,6 +6,7 @@ __all__ = [
     "ASAM",
     "CIFAR10",
     "CIFAR100",
+    "IVON",
     "LESAM",
     "LRT",
     "MAP",
@@ -132,7 +133,7 @@ if TYPE_CHECKING:
         Predictive,
     )
     from flatbayes.models import MLP, VGG, ConvNet, DenseNet, PreResNet, ResNet, ViT, WideResNet
-    from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
+    from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
     from flatbayes.prediction import (
         CompiledPosterior,
         ConformalPosterior,
@@ -170,7 +171,7 @@ else:
             "flatbayes.likelihoods": "Categorical CategoricalPredictive Custom Gaussian GaussianPredictive "
             "Likelihood Predictive",
             "flatbayes.models": "ConvNet DenseNet MLP PreResNet ResNet VGG ViT WideResNet",
-            "flatbayes.posteriors": "Ensemble LRT Laplace MAP MCDropout Posterior SGHMC SGLD SGVB SWAG",
+            "flatbayes.posteriors": "Ensemble IVON LRT Laplace MAP MCDropout Posterior SGHMC SGLD SGVB SWAG",
             "flatbayes.prediction": "CompiledPosterior ConformalPosterior FittedPosterior calibrate conformalize "
             "evaluate export_onnx export_torch",
             "flatbayes.training": "Constant Cosine Cyclical Interrupted Polynomial SWALinear Schedule TrainingConfig",

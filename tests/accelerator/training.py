@@ -60,6 +60,8 @@ POSTERIORS: dict[str, Posterior] = {
     "SGHMC": posteriors.SGHMC(),
     "SGVB": posteriors.SGVB(),
     "SGVB, 2 samples": posteriors.SGVB(num_samples=2),
+    "IVON": posteriors.IVON(),
+    "IVON, 2 samples": posteriors.IVON(num_samples=2, params="last_layer"),
     "LRT": posteriors.LRT(),
     "LRT, flipout": posteriors.LRT(estimator="flipout"),
     "Laplace": posteriors.Laplace(prior_precision=1.0),

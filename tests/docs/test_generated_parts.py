@@ -70,7 +70,7 @@ def test_every_export_of_an_axis_is_in_its_table():
     load_hook("pages")
     import axes
 
-    for name in ("SWAG", "SGVB", "Laplace", "MCDropout"):
+    for name in ("SWAG", "SGVB", "IVON", "Laplace", "MCDropout"):
         assert f"| `{name}` | yes | yes |" in axes.render_integrations()
     assert "| `Ensemble` | refused | one loop per member | A Trainer trains one network" in axes.render_integrations()
     for name in ("SWAG", "Laplace", "Ensemble", "SAM", "Delayed", "PosteriorSAM"):

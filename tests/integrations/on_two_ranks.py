@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from flatbayes import LRT, SAM, SGHMC, SGVB, SWAG
+from flatbayes import IVON, LRT, SAM, SGHMC, SGVB, SWAG
 from flatbayes.integrations.lightning import FlatCallback
 
 FLAT, SIZE, EPOCHS, RATE = SAM(rho=0.3), 4, 2, 0.1
@@ -18,6 +18,7 @@ MOMENTUM = partial(torch.optim.SGD, lr=RATE, momentum=0.9)
 NOISY = [
     (SGHMC(max_snapshots=3), partial(torch.optim.SGD, lr=RATE)),
     (SGVB(initial_std=0.1), partial(torch.optim.Adam, lr=0.01)),
+    (IVON(beta2=0.9), partial(torch.optim.SGD, lr=RATE)),
     (LRT(initial_std=0.1), partial(torch.optim.Adam, lr=0.01)),
 ]
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from flatbayes import (
+    IVON,
     LESAM,
     LRT,
     MAP,
@@ -54,6 +55,7 @@ CASES = [  # posterior, optimizer and its options
     (SGHMC(temperature=0.1, max_snapshots=4), torch.optim.SGD, SGD),
     (SGVB(initial_std=0.05), torch.optim.Adam, ADAM),
     (SGVB(num_samples=2), torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
+    (IVON(beta2=0.9), torch.optim.SGD, SGD),
     (LRT(initial_std=0.05), torch.optim.Adam, ADAM),
     (Laplace(), torch.optim.SGD, SGD),
     (Laplace(structure="kron", prior_precision=1.0), torch.optim.SGD, {"lr": 0.05}),
@@ -332,12 +334,13 @@ def test_refusals_before_the_first_step(tmp_path):
             FlatCallback(flatness, posterior)
         with pytest.raises(ValueError, match=words):
             train_model(tmp_path, posterior, torch.optim.SGD, SGD, flatness=flatness)
-    for posterior in (SGVB(), SGLD()):
+    for posterior in (SGVB(), IVON(), SGLD()):
         with pytest.raises(ValueError, match="cannot be restricted"):
             FlatCallback(SAM(), posterior, params=["net.*"])
     for posterior, optimizer, options, words in [
         (SGLD(), torch.optim.Adam, ADAM, "must be torch.optim.SGD.*got Adam"),
         (SGVB(), torch.optim.SGD, SGD, "prior is given twice"),
+        (IVON(), torch.optim.Adam, ADAM, "must be torch.optim.SGD.*got Adam"),
         (Laplace(), torch.optim.SGD, {"lr": 0.1}, "needs one prior"),
         (MCDropout(), torch.optim.SGD, SGD, None),
     ]:
@@ -351,7 +354,7 @@ def test_refusals_before_the_first_step(tmp_path):
             assert torch.equal(tensor, before[name])
 
 
-@pytest.mark.parametrize("posterior", [SGVB(), LRT(), MCDropout(rate=0.2)], ids=repr)
+@pytest.mark.parametrize("posterior", [SGVB(), IVON(), LRT(), MCDropout(rate=0.2)], ids=repr)
 def test_gradients_before_the_step_are_refused(posterior):
     with pytest.raises(ValueError, match=r"accumulate_grad_batches=2.*Use accumulate_grad_batches=1"):
         run_trainer(Module(torch.optim.Adam, ADAM), FlatCallback(SAM(), posterior), accumulate_grad_batches=2)
@@ -386,6 +389,7 @@ WITH_LOSS_SCALER = [  # posterior, and whether Lightning and transformers train 
     (SGLD(temperature=0.1), False, False),
     (SGHMC(temperature=0.1), False, False),
     (SGVB(), False, False),
+    (IVON(), False, False),
     (LRT(), False, False),
     (MCDropout(rate=0.3), False, False),
 ]

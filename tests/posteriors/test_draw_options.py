@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatbayes import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Plain, evaluate, fit
+from flatbayes import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Plain, evaluate, fit
 from flatbayes.data import DataSplits, Split
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, list_auto_options, replace_option
 from flatbayes.prediction import FittedPosterior
@@ -21,6 +21,7 @@ SCALED = {
     "kron": Laplace(structure="kron"),
     "diag": Laplace(structure="diag", predictive="sampled"),
     "SGVB": SGVB(),
+    "IVON": IVON(),
     "LRT": LRT(),
     "SGLD": SGLD(),
     "SGHMC": SGHMC(),

@@ -21,6 +21,7 @@ DEFAULTS = {
     "shardable": False,
     "requires_stationary_loss": "never",
     "has_weight_distribution": False,
+    "tolerates_skipped_steps": True,
     "uses_gradient_only": False,
     "snapshot_requirements": (0, 0),
 }
@@ -52,6 +53,7 @@ class Unusual(Minimal):
     shardable = True
     requires_stationary_loss = "at_end"
     has_weight_distribution = True
+    tolerates_skipped_steps = False
     uses_gradient_only = True
     snapshot_requirements = SnapshotRequirements(2, 7)
 

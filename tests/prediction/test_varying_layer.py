@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from flatbayes.core.linear_head import extract_features
 from flatbayes.flatness import Plain
 from flatbayes.likelihoods import Categorical, Gaussian
-from flatbayes.posteriors import SGVB, SWAG, Ensemble, Laplace
+from flatbayes.posteriors import IVON, SGVB, SWAG, Ensemble, Laplace
 from flatbayes.prediction import FittedPosterior, varying_layer
 from flatbayes.prediction.varying_layer import LayerDraws
 from support import assert_same, batch, network, snapshot, train
@@ -22,6 +22,7 @@ POSTERIORS = {
     "ensemble": Ensemble(Laplace(prior_precision=1.0), size=2),
     "SWAG": SWAG(rank=3, params="last_layer"),
     "SGVB": SGVB(params="last_layer"),
+    "IVON": IVON(params="last_layer"),
 }
 SAME = {"rtol": 1e-4, "atol": 1e-6}
 

@@ -20,7 +20,7 @@ import torch
 from flatbayes.data import Digits
 from flatbayes.flatness import SAM, Flatness, LookSAM, Plain
 from flatbayes.models import ConvNet
-from flatbayes.posteriors import LRT, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
+from flatbayes.posteriors import IVON, LRT, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
 from flatbayes.training import Checkpoints, DistributionConfig, History, TrainingConfig, fit
 
 MOMENTUM = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -29,6 +29,7 @@ PAIRS: dict[str, tuple[Posterior, Flatness, TrainingConfig]] = {
     "SWAG-LookSAM": (SWAG(rank=3), LookSAM(), TrainingConfig(optimizer=MOMENTUM)),
     "SGLD": (SGLD(max_snapshots=3, temperature=0.1), SAM(), TrainingConfig()),
     "SGVB": (SGVB(num_samples=1), SAM(), TrainingConfig()),
+    "IVON": (IVON(beta2=0.99), SAM(), TrainingConfig()),
     "LRT": (LRT(), Plain(), TrainingConfig()),
     "dropout": (MCDropout(rate=0.2), SAM(), TrainingConfig(optimizer=MOMENTUM)),
     "Laplace": (Laplace(prior_precision=1.0), SAM(), TrainingConfig(optimizer=MOMENTUM)),

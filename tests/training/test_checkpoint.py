@@ -71,7 +71,7 @@ def test_kills_change_nothing(kills, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["SGLD", "SGVB", "ensemble", "SWAG-LookSAM", "LRT", "dropout", "Laplace", "ensemble-together"]
+    "name", ["SGLD", "SGVB", "IVON", "ensemble", "SWAG-LookSAM", "LRT", "dropout", "Laplace", "ensemble-together"]
 )
 def test_nor_do_they_for_other_methods(name, tmp_path):
     kill_and_compare(name, tmp_path, 20)

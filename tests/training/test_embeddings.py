@@ -33,6 +33,7 @@ POSTERIORS = [
     posteriors.SGLD(prior_precision=1.0),
     posteriors.SGHMC(prior_precision=1.0),
     posteriors.SGVB(),
+    posteriors.IVON(),
     posteriors.MCDropout(),
     posteriors.Laplace("last_layer", prior_precision=1.0),
     posteriors.Laplace("diag", "sampled", prior_precision=1.0),

@@ -20,7 +20,7 @@ from flatbayes.flatness import (
     Plain,
     RandomPerturbation,
 )
-from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG
+from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG
 from flatbayes.training import TrainingConfig, fit, graph_capture, loop, setup
 from flatbayes.training.graph_capture import check_graph_capture
 
@@ -121,6 +121,7 @@ def test_a_training_on_the_cpu_is_refused_before_the_first_step():
         (MAP(), SAM(), {}, 2, "2 processes train together"),
         (MAP(), SAM(), {"precision.mode": "16-mixed"}, 1, "loss scaler"),
         (SGVB(), SAM(), {}, 1, "SGVB.* computes standard deviations"),
+        (IVON(), SAM(), {}, 1, "IVON.* computes standard deviations"),
         (LRT(), SAM(), {}, 1, "LRT.* computes standard deviations"),
         *(
             (MAP(), flatness, {}, 1, "depends on the step of training")

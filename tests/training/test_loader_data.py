@@ -20,6 +20,7 @@ from torch.utils.data import (
 )
 
 from flatbayes import (
+    IVON,
     LRT,
     MAP,
     SAM,
@@ -87,7 +88,7 @@ def test_num_data_is_what_a_pass_gives(loader, expected):
 
 
 @pytest.mark.parametrize(
-    "posterior", [Laplace(prior_precision=1.0), SGLD(), SGVB(), LRT()], ids=lambda p: type(p).__name__
+    "posterior", [Laplace(prior_precision=1.0), SGLD(), SGVB(), IVON(), LRT()], ids=lambda p: type(p).__name__
 )
 def test_posteriors_use_the_number_of_labelled_examples(posterior):
     labels = torch.where(torch.arange(21) < 9, -100, Y)
@@ -119,6 +120,7 @@ def take_step(posterior, num_data=None):
         MCDropout(prior_precision=2.0),
         Laplace(prior_precision=2.0),
         SGVB(prior_precision=2.0),  # the gradient of the KL divergence with regard to the mean
+        IVON(prior_precision=2.0),
         LRT(prior_precision=2.0),
     ],
     ids=lambda posterior: type(posterior).__name__,

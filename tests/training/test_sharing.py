@@ -14,7 +14,7 @@ from torch import nn
 from flatbayes.data import Augment, DataSplits, Split
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
-from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.training import (
     Callback,
     Checkpoints,
@@ -255,6 +255,7 @@ class OtherDraw(MAP):
         ((MAP(), CONFIG), (MAP(), CONFIG.with_options(**{"optimization.clip_norm": 1.0}))),
         ((MAP(), CONFIG), (MAP(), CONFIG.with_options(**{"precision.mode": "64-true"}))),
         ((MAP(), replace(CONFIG, optimizer=lambda p: SGD(p))), (MAP(), replace(CONFIG, optimizer=lambda p: SGD(p)))),
+        ((IVON(), CONFIG), (IVON(beta2=0.9), CONFIG)),
         ((SGVB(), CONFIG), (SGVB(), EARLY)),
     ],
     ids=lambda method: f"{method[0]}"[:40],

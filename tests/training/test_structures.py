@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from flatbayes import MAP, SAM, SWAG, FittedPosterior, Laplace, TrainingConfig, distill, evaluate, fit
 from flatbayes.core.network_interface import adapt_network
 from flatbayes.likelihoods import Categorical
-from flatbayes.posteriors import LRT, SGHMC, SGLD, SGVB, Ensemble, MCDropout, Posterior
+from flatbayes.posteriors import IVON, LRT, SGHMC, SGLD, SGVB, Ensemble, MCDropout, Posterior
 
 NUM_EXAMPLES, BATCH_SIZE = 24, 8
 CONFIG = TrainingConfig(epochs=2).with_options(collection={"start_fraction": 0.0})
@@ -27,6 +27,7 @@ POSTERIORS: list[Posterior] = [
     Laplace(structure="kron"),
     Laplace(structure="diag", predictive="sampled"),
     SGVB(),
+    IVON(),
     LRT(),
     MCDropout(),
     SGLD(),

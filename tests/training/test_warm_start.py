@@ -11,7 +11,7 @@ from torch import nn
 from flatbayes.data import DataSplits, Digits, Split, Standardize
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
-from flatbayes.posteriors import LRT, MAP, SGVB, SWAG, Ensemble, Laplace
+from flatbayes.posteriors import IVON, LRT, MAP, SGVB, SWAG, Ensemble, Laplace
 from flatbayes.posteriors.presets import LAPLACE_LAST_LAYER
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.training import FINE_TUNING, Checkpoints, CollectionConfig, TrainingConfig, fit
@@ -101,7 +101,7 @@ def test_the_centre_of_swag_is_its_mean():
     assert not torch.equal(found["0.weight"], state.model[0].weight)
 
 
-@pytest.mark.parametrize("posterior", [SGVB(), LRT(), Laplace(tune="evidence"), SWAG(rank=2)], ids=repr)
+@pytest.mark.parametrize("posterior", [SGVB(), IVON(), LRT(), Laplace(tune="evidence"), SWAG(rank=2)], ids=repr)
 def test_any_posterior_is_a_start(posterior, data, tmp_path):
     config = TrainingConfig(epochs=2, batch_size=20, collection=CollectionConfig(start_fraction=0.0))
     fit(build, data, posterior, Plain(), config).save(tmp_path)

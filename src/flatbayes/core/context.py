@@ -8,7 +8,7 @@ training loop do not refer to each other, so values that one of them sets and an
 field                  set by                  read by                                       default
 =====================  ======================  ============================================  ===============
 `batch_fraction`       the ascent loop         closures, through `subset_batch`              1: whole batch
-`weight_distributions` SGVB, LRT               PosteriorSAM                                  none
+`weight_distributions` SGVB, LRT, IVON         PosteriorSAM                                  none
 `num_vectorized`       the training loop       norms, perturbations and clipping             0: one network
 =====================  ======================  ============================================  ===============
 

@@ -37,8 +37,8 @@ Geometry = Literal["std", "mean_over_std"]
 class PosteriorSAM(Flatness):
     """Takes the gradient at the worst point of a ball with axes from the posterior's means and standard deviations.
 
-    For variational posteriors: `SGVB`, `LRT`, and ensembles of them. The second gradient treats the ball as fixed, so
-    standard deviations are not rewarded for making it small.
+    For variational posteriors: `SGVB`, `LRT`, `IVON`, and ensembles of them. The second gradient treats the ball as
+    fixed, so standard deviations are not rewarded for making it small.
 
     Attributes:
         rho: Radius. With `std` it has no unit: a shift by one standard deviation of one weight has length 1, and if
@@ -118,8 +118,8 @@ def require_weight_distributions(params: Iterable[Tensor]) -> list[DiagonalGauss
     if all(distribution is None for distribution in distributions):
         raise ValueError(
             "PosteriorSAM takes its geometry from the standard deviations that a variational posterior has during "
-            "training, and this one has none. Use it with SGVB, LRT, or an Ensemble of them; with others use SAM, "
-            "ASAM or FisherSAM."
+            "training, and this one has none. Use it with SGVB, LRT, IVON, or an Ensemble of them; with others use "
+            "SAM, ASAM or FisherSAM."
         )
     return distributions
 

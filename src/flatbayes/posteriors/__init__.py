@@ -2,6 +2,7 @@
 
 from flatbayes.core.renames import explain_old_arguments
 from flatbayes.posteriors.ensemble import Ensemble
+from flatbayes.posteriors.ivon import IVON
 from flatbayes.posteriors.laplace import Laplace
 from flatbayes.posteriors.lrt import LRT
 from flatbayes.posteriors.map import MAP
@@ -12,6 +13,6 @@ from flatbayes.posteriors.sgld import SGLD
 from flatbayes.posteriors.sgvb import SGVB
 from flatbayes.posteriors.swag import SWAG
 
-__all__ = ["LRT", "MAP", "SGHMC", "SGLD", "SGVB", "SWAG", "Ensemble", "Laplace", "MCDropout", "Posterior"]
+__all__ = ["IVON", "LRT", "MAP", "SGHMC", "SGLD", "SGVB", "SWAG", "Ensemble", "Laplace", "MCDropout", "Posterior"]
 
 explain_old_arguments(__name__)

@@ -74,6 +74,11 @@ class Ensemble(Posterior):
         return self.member.has_weight_distribution
 
     @property
+    def tolerates_skipped_steps(self) -> bool:
+        """The member's value."""
+        return self.member.tolerates_skipped_steps
+
+    @property
     def uses_gradient_only(self) -> bool:
         """The member's value."""
         return self.member.uses_gradient_only

@@ -23,15 +23,18 @@ DEFAULT_ADAM = partial(torch.optim.Adam, lr=1e-3)
 """Optimizer of most published results with variational inference."""
 
 
-def default_sgd(prior_precision: float | None, *, lr: float = 0.1, momentum: float = 0.9) -> OptimizerFactory:
-    """Return the optimizer of most published SWAG and SAM results, with weight decay 5e-4 unless a prior is given.
+def default_sgd(
+    prior_precision: float | None, *, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4
+) -> OptimizerFactory:
+    """Return SGD, by default that of most published SWAG and SAM results, without weight decay if a prior is given.
 
     Args:
         prior_precision: Prior precision of the posterior; None makes the weight decay the prior.
         lr: Learning rate.
         momentum: Momentum; 0 for samplers, which add their own dynamics.
+        weight_decay: Weight decay where `prior_precision` is None.
     """
-    weight_decay = 5e-4 if prior_precision is None else 0.0
+    weight_decay = weight_decay if prior_precision is None else 0.0
     return partial(torch.optim.SGD, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 

@@ -155,6 +155,16 @@ class Posterior(ABC):
         return False
 
     @property
+    def tolerates_skipped_steps(self) -> bool:
+        """Whether all that a step changes is left out with the optimizer's update, so that a loss scaler may skip it.
+
+        The loss scaler of float16 leaves out the update of a gradient that is not finite. Noise, or averages of
+        gradients in the statistics, would stay. Default: True, and False for `requires_stationary_loss`
+        "while_collecting", where steps add noise.
+        """
+        return self.requires_stationary_loss != "while_collecting"
+
+    @property
     def uses_gradient_only(self) -> bool:
         """Whether a step needs nothing but the gradient at the current weights.
 

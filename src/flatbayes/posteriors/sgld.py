@@ -197,12 +197,19 @@ def add_langevin_noise(optimizer: Optimizer | None, temperature: float, num_data
             torch._foreach_add_([params[k] for k in indices], noise, alpha=std)
 
 
-def check_plain_sgd(optimizer: Optimizer | None, method: str) -> None:
-    """Validate that the optimizer does plain gradient descent, for which the size of the noise is derived.
+def check_plain_sgd(
+    optimizer: Optimizer | None,
+    method: str,
+    reason: str = "adds noise to plain gradient descent",
+    advice: str = "for momentum use SGHMC, whose friction is 1 - momentum",
+) -> None:
+    """Validate that the optimizer does plain gradient descent, from which the update of the method is derived.
 
     Args:
         optimizer: The optimizer; None passes.
         method: Name of the posterior, for the error message.
+        reason: What the method does with the optimizer, for the error message.
+        advice: What to do about momentum, for the error message.
 
     Raises:
         ValueError: The optimizer is not torch.optim.SGD, or has momentum or dampening, or maximizes.
@@ -215,7 +222,6 @@ def check_plain_sgd(optimizer: Optimizer | None, method: str) -> None:
         refused = [type(optimizer).__name__]
     if refused:
         raise ValueError(
-            f"{method} adds noise to plain gradient descent, so its optimizer must be torch.optim.SGD with a "
-            f"learning rate and at most a weight decay; got {', '.join(refused)}. Use torch.optim.SGD(params, "
-            "lr=...); for momentum use SGHMC, whose friction is 1 - momentum."
+            f"{method} {reason}, so its optimizer must be torch.optim.SGD with a learning rate and at most a weight "
+            f"decay; got {', '.join(refused)}. Use torch.optim.SGD(params, lr=...); {advice}."
         )

@@ -13,7 +13,7 @@ et al., NeurIPS 2023): E_q[max over the ball of L(w + e)] + temperature / num_da
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -23,8 +23,6 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.context import weight_distribution
-from flatbayes.core.gradients import dense_gradient
 from flatbayes.core.networks import check_real
 from flatbayes.core.parameter_selection import (
     ParameterSelection,
@@ -32,7 +30,7 @@ from flatbayes.core.parameter_selection import (
     find_linear_owner,
     select_parameters,
 )
-from flatbayes.core.tensor_lists import clone_tensors, copy_values, flatten, unflatten
+from flatbayes.core.tensor_lists import copy_values, flatten, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
 from flatbayes.posteriors.optimization import DEFAULT_ADAM, init_state, step_optimizer
@@ -40,6 +38,7 @@ from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import PriorPrecision, expand_precisions, resolve_prior_precisions
 from flatbayes.posteriors.variational import (
     WeightPrecision,
+    average_sample_gradients,
     check_variational_options,
     convert_to_elbo_gradients,
     init_variational_optimizer,
@@ -187,8 +186,8 @@ class SGVB(Posterior):
         std = raw_to_std(raw_scale)
         random_ids = {id(param) for param in params}
         others = [param for param in trainable_parameters(state.model) if id(param) not in random_ids]
-        loss, (grad, raw_grad, *other_grads) = self._average_sample_gradients(
-            closure, params, others, means, mean, std
+        loss, (grad, raw_grad, *other_grads) = average_sample_gradients(
+            closure, params, others, mean, std, self.num_samples
         )
         convert_to_elbo_gradients(
             grad,
@@ -204,52 +203,3 @@ class SGVB(Posterior):
         for param, value in zip(params + others, unflatten(grad, params) + other_grads, strict=True):
             param.grad = value.to(param.dtype)
         return loss
-
-    def _average_sample_gradients(
-        self,
-        closure: Closure,
-        params: list[nn.Parameter],
-        others: list[nn.Parameter],
-        means: list[Tensor],
-        mean: Tensor,
-        std: Tensor,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Average loss and gradients over weight samples.
-
-        Args:
-            closure: See `Closure`.
-            params: Parameters with a distribution.
-            others: The other trainable parameters.
-            means: Means of `params`, views of `mean`.
-            mean: All means in one vector.
-            std: All standard deviations in one vector.
-
-        Returns:
-            The loss; and the gradient g in the sampled weights, g times the noise, and the gradients of `others`.
-        """
-        stds = unflatten(std, params)
-        losses: list[Tensor] = []
-        totals: tuple[Tensor, ...] = ()
-        for _ in range(self.num_samples):
-            noise = torch.randn_like(mean)
-            weights = torch.addcmul(mean, std, noise)
-            pieces = unflatten(weights, params)
-            with swap_values(params, pieces), weight_distribution(params, means, stds):
-                losses.append(closure())
-            copy_values(
-                pieces, _get_gradients(params)
-            )  # the memory of the sampled weights is free: the model has a copy
-            sampled = (weights, noise.mul_(weights), *clone_tensors(_get_gradients(others)))
-            if totals:
-                torch._foreach_add_(totals, sampled)
-            else:
-                totals = sampled
-        if self.num_samples == 1:
-            return losses[0], totals
-        torch._foreach_mul_(totals, 1 / self.num_samples)
-        return torch.stack(losses).mean(), totals
-
-
-def _get_gradients(params: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Return gradients, zeros where there is none, and leave `.grad` as it is."""
-    return [dense_gradient(param) for param in params]

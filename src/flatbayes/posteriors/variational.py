@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from flatbayes.core import OptimizerFactory
-from flatbayes.core.weights import trainable_parameters
+from flatbayes.core import Closure, OptimizerFactory
+from flatbayes.core.context import weight_distribution
+from flatbayes.core.gradients import dense_gradient
+from flatbayes.core.tensor_lists import clone_tensors, copy_values, unflatten
+from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.optimization import check_temperature, max_weight_decay
 from flatbayes.posteriors.prior_precision import PriorPrecision, check_prior_precision_spec
 
@@ -124,6 +127,60 @@ def convert_to_elbo_gradients(
     precision = [prior_precision] if isinstance(prior_precision, Tensor) else prior_precision
     add_kl_gradients([grad], [grad_times_noise], [distance], [std], precision, kl_weight)
     grad_times_noise.mul_(torch.sigmoid(raw))
+
+
+def average_sample_gradients(
+    closure: Closure,
+    params: Sequence[nn.Parameter],
+    others: Sequence[nn.Parameter],
+    mean: Float[Tensor, " params"],
+    std: Float[Tensor, " params"],
+    num_samples: int,
+    *,
+    squared: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Average loss and gradients over weights w = mean + std noise, with one call of the closure for each sample.
+
+    The noise is drawn here, once for each call, so that a closure that accumulates the gradient over micro-batches
+    has one sample of the weights for all of them. A parameter without a gradient counts as zero.
+
+    Args:
+        closure: See `Closure`.
+        params: Parameters with a distribution.
+        others: The other trainable parameters.
+        mean: All means in one vector.
+        std: All standard deviations in one vector.
+        num_samples: Number of samples.
+        squared: Whether the second result is g² instead of g times the noise.
+
+    Returns:
+        The loss; and the gradient g in the sampled weights, g times the noise, and the gradients of `others`.
+    """
+    means, stds = unflatten(mean, params), unflatten(std, params)
+    losses: list[Tensor] = []
+    totals: tuple[Tensor, ...] = ()
+    for _ in range(num_samples):
+        noise = torch.randn_like(mean)
+        weights = torch.addcmul(mean, std, noise)
+        pieces = unflatten(weights, params)
+        with swap_values(params, pieces), weight_distribution(params, means, stds):
+            losses.append(closure())
+        copy_values(pieces, _get_gradients(params))  # the memory of the sampled weights is free: the model has a copy
+        product = torch.square(weights, out=noise) if squared else noise.mul_(weights)
+        sampled = (weights, product, *clone_tensors(_get_gradients(others)))
+        if totals:
+            torch._foreach_add_(totals, sampled)
+        else:
+            totals = sampled
+    if num_samples == 1:
+        return losses[0], totals
+    torch._foreach_mul_(totals, 1 / num_samples)
+    return torch.stack(losses).mean(), totals
+
+
+def _get_gradients(params: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Return gradients, zeros where there is none, and leave `.grad` as it is."""
+    return [dense_gradient(param) for param in params]
 
 
 def check_variational_options(prior_precision: object, temperature: float, initial_std: float) -> None:

@@ -30,18 +30,19 @@ def check_compatibility(posterior: Posterior, flatness: Flatness, config: Traini
 
     Raises:
         ValueError: The gradients are not those of one loss, or not early enough; there are no standard deviations;
-            or the loss is scaled, and the posterior adds noise or the flatness depends on the scale.
+            or the loss is scaled, and the posterior needs every step or the flatness depends on the scale.
     """
     if flatness.needs_weight_distribution and not posterior.has_weight_distribution:
         raise ValueError(
             f"{describe_name(posterior)} does not go with {describe_name(flatness)}: the flatness takes its geometry "
             "from the standard deviations that a variational posterior has during training, and this posterior has "
-            "none. Use SGVB, LRT, or an Ensemble of them, or another flatness such as SAM or ASAM."
+            "none. Use SGVB, LRT, IVON, or an Ensemble of them, or another flatness such as SAM or ASAM."
         )
-    if config.precision.mode == "16-mixed" and posterior.requires_stationary_loss == "while_collecting":
+    if config.precision.mode == "16-mixed" and not posterior.tolerates_skipped_steps:
         raise ValueError(
-            f"{describe_name(posterior)} adds noise in every step, and the loss scaler of precision.mode 16-mixed "
-            "leaves out steps whose gradient is not finite, but not their noise. Use bf16-mixed, which has none."
+            f"{describe_name(posterior)} changes more than the optimizer in every step (noise, or averages of "
+            "gradients), and the loss scaler of precision.mode 16-mixed leaves out steps whose gradient is not "
+            "finite, but not these changes. Use bf16-mixed, which has none."
         )
     if config.precision.mode == "16-mixed" and flatness.depends_on_loss_scale:
         raise ValueError(

@@ -18,7 +18,7 @@ from flatbayes.core.process_group import ProcessGroupInfo, contiguous_slice
 from flatbayes.core.randomness import Stream, spawn_seed
 from flatbayes.data import Augment
 from flatbayes.flatness import SAM
-from flatbayes.posteriors import MAP, SGVB, Ensemble, MCDropout
+from flatbayes.posteriors import IVON, MAP, SGVB, Ensemble, MCDropout
 from flatbayes.training import DistributionConfig, fit
 from flatbayes.training.batches import ShuffledBatches
 from flatbayes.training.distributed.fsdp import check_fsdp
@@ -328,6 +328,7 @@ def test_a_recipe_says_what_it_cannot_do(options, message):
     ("posterior", "change", "message"),
     [
         (SGVB(), {}, "SGVB needs all weights in one process"),
+        (IVON(), {}, "IVON needs all weights in one process"),
         (Ensemble(MCDropout(), size=2), {}, "Ensemble needs all weights in one process"),
         (MAP(), {"distribution.ascent_scope": "local"}, "set ascent_scope='synchronised'"),
         (MAP(), {"batch_size": 15}, "15 examples do not divide by 2 processes"),
