@@ -22,6 +22,7 @@ __all__ = [
     "Arrays",
     "Categorical",
     "CategoricalPredictive",
+    "CheckReport",
     "Closure",
     "Comparison",
     "ComparisonResult",
@@ -76,6 +77,7 @@ __all__ = [
     "ViT",
     "WideResNet",
     "calibrate",
+    "check",
     "compare",
     "conformalize",
     "distill",
@@ -87,6 +89,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from flatbayes.checks import CheckReport, check
     from flatbayes.core import Closure, State, TrainingProgress
     from flatbayes.data import (
         CIFAR10,
@@ -161,6 +164,7 @@ else:
     __getattr__, __dir__ = export_lazily(
         __name__,
         {
+            "flatbayes.checks": "CheckReport check",
             "flatbayes.core": "Closure State TrainingProgress",
             "flatbayes.data": "Arrays CIFAR10 CIFAR100 DataSource DataSplits Diabetes Digits ImageFolder ImageNet "
             "ImageParquet Npz Split Table TinyImageNet TorchDataset UCI",
@@ -177,6 +181,6 @@ else:
             "flatbayes.training": "Constant Cosine Cyclical Interrupted Polynomial SWALinear Schedule TrainingConfig",
             "flatbayes.training.fit": "fit",
         },
-        "calibration certification cli core data diagnostics distillation estimators experiments flatness "
+        "calibration certification checks cli core data diagnostics distillation estimators experiments flatness "
         "integrations likelihoods metrics models plotting posteriors prediction reference reporting theory training",
     )

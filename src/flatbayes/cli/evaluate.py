@@ -3,11 +3,14 @@
 import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
+from flatbayes.checks import CheckReport
 from flatbayes.cli.artifacts import console, load_on_device, load_run_data, load_source, tolerate_read_only
+from flatbayes.cli.check import print_failures
 from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options
 from flatbayes.cli.parsing import new_parser
 from flatbayes.core.spec import short_name
@@ -64,8 +67,8 @@ def evaluate_run(
     *,
     precision: PredictionPrecision | None = None,
     compiled: bool = False,
-) -> None:
-    """Compute metrics on a split, print them, and add them to `results.json` of the run folder.
+) -> CheckReport:
+    """Compute metrics on a split, print them with the checks that fail, and add them to `results.json` of the folder.
 
     Earlier results of other settings stay in the file. A folder that is read-only gives a warning.
     The files of the posterior are not written: BatchNorm statistics that are estimated here stay in memory.
@@ -80,19 +83,21 @@ def evaluate_run(
         seed: Seed of the draws.
         precision: As in `FittedPosterior.predict`.
         compiled: As in `FittedPosterior.predict`.
+
+    Returns:
+        The self-checks on these examples.
     """
     config = folder.read_config()
-    evaluation = evaluate(
-        fitted,
-        split.inputs,
-        split.targets,
-        num_draws,
-        batch_size=batch_size,
-        seed=seed,
-        show_progress=sys.stderr.isatty(),
-        precision=precision,
-        compiled=compiled,
-    )
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "seed": seed,
+        "show_progress": sys.stderr.isatty(),
+        "precision": precision,
+        "compiled": compiled,
+    }
+    with fitted.share_predictions():
+        evaluation = evaluate(fitted, split.inputs, split.targets, num_draws, **options)
+        report = fitted.check(split.inputs, split.targets, num_draws, **options)
     result = RunResult(
         data=short_name(config["data"]),
         model=short_name(config["model"]),
@@ -120,6 +125,7 @@ def evaluate_run(
         for name, target_value in zip(names, evaluation.target_metrics.get(metric, ())):  # noqa: B905 - count has no end
             table.add_row(f"  {name}", f"{target_value:.4f}", "of this target, in its unit")
     console.print(table)
+    print_failures(report, folder.path)
     num_results = 0
     with tolerate_read_only():
         num_results = folder.add_result(result)
@@ -130,3 +136,4 @@ def evaluate_run(
             highlight=False,
             soft_wrap=True,
         )
+    return report

@@ -29,6 +29,7 @@ from flatbayes.data.fingerprint import FINGERPRINT_KEY, compute_fingerprint
 from flatbayes.experiments.run_folder import RunFolder, check_free_folder
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior, check_num_draws
+from flatbayes.prediction.metadata import update_info
 from flatbayes.training import (
     FINE_TUNING,
     Callback,
@@ -223,13 +224,16 @@ def run(options: Namespace) -> None:
         checkpoints.remove()
     num_cached = len(fitted.norm_statistics)
     try:
-        evaluate_run(fitted, folder, dataset.val, "val", options.num_draws, 256, 0)
+        report = evaluate_run(fitted, folder, dataset.val, "val", options.num_draws, 256, 0)
     except KeyboardInterrupt as stop:
         stop.add_note(f"the posterior is complete and saved in {folder.path}; its evaluation was stopped")
         raise
+    fitted.info["checks"] = report.to_dict()
     if options.without_training_inputs or len(fitted.norm_statistics) > num_cached:
         # With the statistics of the draws, so that evaluate and predict need not estimate them again.
         folder.save(fitted, with_training_inputs=not options.without_training_inputs)
+    else:
+        update_info(folder.path, {"checks": fitted.info["checks"]})
     if "radius" in fitted.info:
         console.print(f"radius   {fitted.info['radius']['reason']}", highlight=False, soft_wrap=True)
     console.print(

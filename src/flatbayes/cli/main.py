@@ -36,6 +36,7 @@ VERBS = {
     "compare": "compare flat with plain training: several posteriors, over seeds",
     "fit": "fit one posterior and save it",
     "evaluate": "compute metrics of a fitted posterior on held-out data",
+    "check": "check whether the uncertainty of a fitted posterior can be relied on",
     "tune": "tune rho on validation data, for fit",
     "diagnose": "measure the sharpness of the loss around one run or several",
     "shift": "evaluate a fitted posterior on corrupted and out-of-distribution inputs",
@@ -49,7 +50,7 @@ VERBS = {
 MOVED_VERBS = {"paper": "python -m reproduction", "theory": "python -m studies.double_well"}
 """Verbs of flatbayes 0.1 that are commands of a checkout now, outside the installed package."""
 
-VERBS_THAT_WRITE_LAST = ("evaluate", "shift", "predict", "export", "certify", "report")
+VERBS_THAT_WRITE_LAST = ("evaluate", "check", "shift", "predict", "export", "certify", "report")
 """Verbs whose output appears at the end, or not at all."""
 
 REQUIRED_CLASS_OPTIONS = ("data", "posterior", "posteriors", "flatness", "schedule")

@@ -1,4 +1,4 @@
-"""Sharpness, Hessian spectrum and loss landscape of fitted posteriors; nothing is modified."""
+"""Sharpness, Hessian spectrum and loss landscape of fitted posteriors, mixing of chains; nothing is modified."""
 
 from flatbayes.core.renames import explain_old_arguments
 from flatbayes.diagnostics.hessian import (
@@ -19,6 +19,7 @@ from flatbayes.diagnostics.landscape import (
     random_direction,
 )
 from flatbayes.diagnostics.loss_surface import LossSurface
+from flatbayes.diagnostics.mixing import effective_sample_size, split_r_hat
 from flatbayes.diagnostics.posterior_landscape import compute_draw_slices, compute_solution_plane
 from flatbayes.diagnostics.posterior_sharpness import (
     SHARPNESS_MEASURES,
@@ -53,6 +54,7 @@ __all__ = [
     "compute_curvature",
     "compute_draw_slices",
     "compute_solution_plane",
+    "effective_sample_size",
     "estimate_trace",
     "largest_eigenvalues",
     "loss_along",
@@ -63,6 +65,7 @@ __all__ = [
     "one_step_gap",
     "plane_through",
     "random_direction",
+    "split_r_hat",
     "worst_gap",
 ]
 

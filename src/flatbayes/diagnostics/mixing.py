@@ -54,6 +54,11 @@ def split_r_hat(chains: Float[Tensor, "chains draws"], rank_normalized: bool = F
     W is the mean variance within half chains and V the variance of all draws, estimated from W and from the variance
     of the means (Gelman & Rubin 1992). Vehtari et al. recommend less than 1.01.
 
+    Examples:
+        >>> chains = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+        >>> split_r_hat(chains) < 1.01, split_r_hat(chains + torch.arange(4)[:, None]) > 1.5
+        (True, True)
+
     Args:
         chains: The scalar, a row per chain, without burn-in.
         rank_normalized: Take the larger of R-hat of the normal scores of the draws' ranks, which is robust to heavy

@@ -40,6 +40,7 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
         "chosen": _describe_choices(training.get("draw_options")),
         "interrupted": str(info.get("interrupted", "")),
         "calibration": CalibrationMap.from_dict(info["calibration"]).describe() if "calibration" in info else "",
+        "checks": _describe_checks(info.get("checks")),
         "prediction": describe_networks(posterior, states),
         "device": _describe_device(states),
     }
@@ -97,6 +98,17 @@ def describe_networks(posterior: Posterior, states: Sequence[State]) -> str:
     num_snapshots = posterior.count_stored_snapshots(states[0])
     drawn = f"{num_snapshots} snapshots" if num_snapshots else "any number of draws"
     return drawn if num_members == 1 else f"{drawn} of each of {num_members} members"
+
+
+def _describe_checks(report: Any) -> str:
+    """Names of the checks that failed when the posterior was fitted; nothing for an artefact without checks."""
+    findings = report.get("findings") if isinstance(report, Mapping) else None
+    entries = (
+        [entry for entry in findings if isinstance(entry, Mapping)] if isinstance(findings, list | tuple) else []
+    )
+    failed = [str(entry.get("name")) for entry in entries if entry.get("passed") is False]
+    passed = f"{len(entries) - len(failed)} of {len(entries)} passed" if entries else ""
+    return _join(passed, f"failed: {', '.join(failed)}" if failed else "")
 
 
 def _describe_device(states: Sequence[State]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -41,6 +41,9 @@ from flatbayes.prediction.placement import (
 )
 from flatbayes.prediction.sampling import NetworkSampler
 from flatbayes.prediction.shared import PredictionCache
+
+if TYPE_CHECKING:
+    from flatbayes.checks import CheckReport
 
 
 @dataclass
@@ -222,6 +225,31 @@ class FittedPosterior(NetworkSampler):
             check_finite_predictions(predictive, first_row)
             first_row += prepared.num_examples
             yield predictive.to(device) if isinstance(predictive, Predictive) else predictive  # a class of the user
+
+    def check(self, data: Any, targets: Any = None, num_draws: int = 30, **options: Any) -> "CheckReport":
+        """Check whether the uncertainty can be relied on: `flatbayes.checks.check`, which has the arguments.
+
+        Args:
+            data: Labelled examples that were not used for training, in a form that `evaluate` takes.
+            targets: As for `evaluate`.
+            num_draws: Networks to average.
+            **options: Other arguments of `flatbayes.checks.check`.
+
+        Raises:
+            ValueError: The targets do not match the predictions, or are missing.
+            TypeError: There are no targets.
+        """
+        from flatbayes.checks import check  # above this package, and used here only
+
+        return check(self, data, targets, num_draws, **options)
+
+    @property
+    def checks(self) -> "CheckReport | None":
+        """The report that the command `fit` made on the validation split; None without one."""
+        from flatbayes.checks import CheckReport
+
+        data = self.info.get("checks")
+        return None if data is None else CheckReport.from_dict(data)
 
     def compile(self, num_draws: int = 30, *, seed: int = 0) -> CompiledPosterior:
         """Compile one module that predicts as `predict(inputs, num_draws, seed=seed)` does, up to single precision.

@@ -143,6 +143,7 @@ INFO_ENTRIES: dict[str, Check] = {
     ),
     FINGERPRINT_KEY: _OBJECT,
     "calibration": (is_calibration, "a calibration written by flatbayes.calibrate"),
+    "checks": _OBJECT,
     "members": _TEXT,
     "radius": (_is_radius_choice, "an object with the reason of the choice of the radius, a text"),
     "interrupted": _TEXT,
@@ -190,6 +191,25 @@ def write_metadata(folder: Path, metadata: PosteriorMetadata) -> None:
             "again. The large entry is `info`: take large values out of it, and keep them in a file of their own."
         )
     write_json(folder / METADATA_FILE, sealed)
+
+
+def update_info(folder: Path, entries: Mapping[str, Any]) -> None:
+    """Add entries to the plain data of an artefact, whose tensors stay as they are.
+
+    Args:
+        folder: Folder of the artefact.
+        entries: Values by name, in place of earlier ones.
+
+    Raises:
+        FileNotFoundError: There is no artefact.
+        ValueError: An entry that flatbayes uses has another type, or the metadata are damaged.
+        OSError: They cannot be written; they stay as they were.
+    """
+    metadata = read_metadata(folder)
+    metadata.pop("checksum", None)
+    metadata["info"] = {**metadata["info"], **entries}
+    check_info(metadata["info"])
+    write_metadata(folder, metadata)
 
 
 def read_metadata(folder: Path) -> PosteriorMetadata:

@@ -244,14 +244,24 @@ class NetworkSampler:
         return self._other_statistics.setdefault((describe_device(self.device), autocast_dtype), {})
 
     def _draw(self, sample_id: SampleId) -> AbstractContextManager[nn.Module]:
-        seed, member, draw = sample_id
-        state = self.states[member]
-        num_snapshots = self.posterior.count_stored_snapshots(state)
-        if self.draw_rule < DRAW_RULE or not num_snapshots:
+        state, index = self.states[sample_id[1]], self.snapshot_index(sample_id)
+        if index is None:
             return self.posterior.draw(state, self.make_draw_generator(sample_id))
+        return self.posterior.load_snapshot(state, index)
+
+    def snapshot_index(self, sample_id: SampleId) -> int | None:
+        """Number of the stored snapshot that an identifier selects; None where draws are not those of a chain.
+
+        Args:
+            sample_id: The identifier.
+        """
+        seed, member, draw = sample_id
+        num_snapshots = self.posterior.count_stored_snapshots(self.states[member])
+        if self.draw_rule < DRAW_RULE or not num_snapshots:
+            return None
         cycle, position = divmod(draw, num_snapshots)
         order = torch.randperm(num_snapshots, generator=make_generator(Stream.SNAPSHOT_ORDER, seed, member, cycle))
-        return self.posterior.load_snapshot(state, int(order[position]))
+        return int(order[position])
 
     def make_draw_generator(self, sample_id: SampleId) -> torch.Generator:
         """The source of randomness of the draw of an identifier, in posteriors without stored snapshots."""

@@ -22,6 +22,7 @@ from flatbayes.training.checkpoint import CheckpointManager, Checkpoints
 from flatbayes.training.config import FINE_TUNING, TrainingConfig
 from flatbayes.training.cost import CostMeter
 from flatbayes.training.group import GroupResult
+from flatbayes.training.history import summarize_history
 from flatbayes.training.identity import describe_name
 from flatbayes.training.members import train_members
 from flatbayes.training.model_builder import ModelFactory
@@ -172,7 +173,7 @@ def train_prepared(
 
 
 def describe_results(setup: TrainingSetup, results: Sequence[GroupResult]) -> dict[str, Any]:
-    """Flatness, epochs, seed, and the metrics of the last epoch, as plain data."""
+    """Flatness, epochs, seed, the metrics of the last epoch, and the losses by epoch, as plain data."""
     factory = setup.factory
     last = results[-1].records[-1] if results[-1].records else {}
     return {
@@ -180,4 +181,5 @@ def describe_results(setup: TrainingSetup, results: Sequence[GroupResult]) -> di
         "epochs": factory.config.epochs,
         "seed": factory.seed,
         "last_epoch": {name: value for name, value in last.items() if name.startswith(("loss", "val_"))},
+        "history": summarize_history([result.records for result in results]),
     }

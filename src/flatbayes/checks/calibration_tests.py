@@ -1,0 +1,151 @@
+"""Tests of the null hypothesis that targets are drawn from the predictive distributions.
+
+For classes the alternative is the family of tempered predictions p_T(c) ∝ p(c)^(1 / T), an exponential family in
+s = 1 - 1 / T with the sufficient statistic S = -sum_i log p_i(y_i), the summed NLL. Its cumulant function is
+K(s) = sum_i log sum_c p_i(c)^(1 - s), and its maximum likelihood estimate is temperature scaling. The p-value is that
+of the signed root of the likelihood ratio with the saddlepoint correction of Lugannani and Rice (Advances in Applied
+Probability 1980) in the form of Barndorff-Nielsen (Biometrika 1986), which is accurate in the tails and for few
+examples. For numbers the alternative is the family of standard deviations times a factor, whose test is exact.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from flatbayes.metrics.temperature import MIN_TEMPERATURE, apply_temperature, fit_temperature
+
+NEAR_ZERO = 1e-4
+"""Signed roots below this have no correction, which is then 0 / 0."""
+
+
+@dataclass(frozen=True)
+class TemperatureTest:
+    """Result of the test for classes.
+
+    Attributes:
+        temperature: Temperature of the largest likelihood; above 1 the predictions are overconfident.
+        nll_gain: Decrease of the mean NLL at this temperature.
+        p_value: Two-sided.
+    """
+
+    temperature: float
+    nll_gain: float
+    p_value: float
+
+
+def run_temperature_test(
+    log_probs: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]
+) -> TemperatureTest:
+    """Test whether labels are drawn from the predicted probabilities.
+
+    Args:
+        log_probs: Log of the averaged probabilities.
+        labels: Index of the true class.
+
+    >>> log_probs = torch.tensor([[0.99, 0.01]]).repeat(100, 1).log()
+    >>> run_temperature_test(log_probs, torch.tensor([0] * 80 + [1] * 20)).p_value < 1e-6
+    True
+    """
+    log_probs = log_probs.detach().double().cpu()
+    label_log_probs = log_probs.gather(1, labels[:, None].cpu())[:, 0]
+    if bool(label_log_probs.isneginf().any()):
+        return TemperatureTest(math.inf, math.inf, 0.0)
+    temperature = fit_temperature(log_probs, labels)
+    s = 1 - 1 / temperature
+    tempered = apply_temperature(log_probs, temperature)
+    gain = float((tempered.gather(1, labels[:, None].cpu())[:, 0] - label_log_probs).sum())
+    if temperature <= MIN_TEMPERATURE:  # every label is the most probable class: the probability of this is exact
+        return TemperatureTest(
+            temperature, gain / len(labels), min(1.0, 2 * math.exp(float(log_probs.amax(1).sum())))
+        )
+    finite = log_probs.masked_fill(log_probs.isneginf(), 0.0)  # times a probability of 0
+    probs = tempered.exp()
+    variance = ((probs * finite.square()).sum(1) - (probs * finite).sum(1).square()).clamp_min(0).sum()
+    root = math.copysign(math.sqrt(max(0.0, 2 * gain)), s)
+    corrected = correct_signed_root(root, s * math.sqrt(float(variance)))
+    return TemperatureTest(temperature, gain / len(labels), math.erfc(abs(corrected) / math.sqrt(2)))
+
+
+def correct_signed_root(root: float, standardized: float) -> float:
+    """Barndorff-Nielsen's r* = w + log(u / w) / w, standard normal to third order.
+
+    >>> correct_signed_root(2.0, 2.0)
+    2.0
+
+    Args:
+        root: w, the signed root of twice the log likelihood ratio.
+        standardized: u, the estimate times the root of its information, of the same sign.
+    """
+    if abs(root) < NEAR_ZERO or standardized == 0:
+        return root
+    return root + math.log(standardized / root) / root
+
+
+def run_scale_test(z_scores: Float[Tensor, " examples"]) -> tuple[float, float]:
+    """Root mean square of standardised residuals, and its two-sided p-value: n times its square is chi-square.
+
+    >>> scale, p_value = run_scale_test(torch.tensor([2.0, -2.0] * 20))
+    >>> scale, p_value < 1e-6
+    (2.0, True)
+
+    Args:
+        z_scores: Normal quantiles of the values of the predictive distribution function at the targets.
+    """
+    from scipy.stats import chi2  # slow to import
+
+    total, count = float(z_scores.double().square().sum()), len(z_scores)
+    return math.sqrt(total / count), _two_sided(chi2.cdf(total, count), chi2.sf(total, count))
+
+
+def run_coverage_test(num_covered: int, num_examples: int, level: float) -> float:
+    """Two-sided p-value of the number of targets in intervals of a level, which is binomial.
+
+    >>> round(run_coverage_test(72, 100, 0.95), 6), run_coverage_test(95, 100, 0.95) > 0.5
+    (0.0, True)
+
+    Args:
+        num_covered: Number of targets in their interval.
+        num_examples: Number of targets.
+        level: Probability of the interval.
+    """
+    from scipy.stats import binom
+
+    return _two_sided(binom.cdf(num_covered, num_examples, level), binom.sf(num_covered - 1, num_examples, level))
+
+
+def run_paired_test(differences: Float[Tensor, " examples"]) -> float:
+    """One-sided p-value of Student's t-test that the mean of the differences is not above zero.
+
+    >>> run_paired_test(torch.tensor([1.0, 1.1, 0.9])) < 0.01
+    True
+
+    Args:
+        differences: One for each example.
+    """
+    from scipy.stats import t as student
+
+    count = len(differences)
+    if count < 2:
+        return 1.0
+    mean, std = float(differences.mean()), float(differences.std())
+    if std == 0:
+        return 0.0 if mean > 0 else 1.0
+    return float(student.sf(mean / std * math.sqrt(count), count - 1))
+
+
+def compute_z_scores(cdf: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples ..."]:
+    """Normal quantiles of probability integral transforms, standard normal if the predictions are right.
+
+    >>> compute_z_scores(torch.tensor([0.5, 1.0], dtype=torch.float64)).tolist()
+    [0.0, 8.125890664701906]
+    """
+    smallest = torch.finfo(torch.float64).eps
+    scores: Tensor = torch.special.ndtri(cdf.double().clamp(smallest, 1 - smallest))
+    return scores
+
+
+def _two_sided(lower: float, upper: float) -> float:
+    return float(min(1.0, 2 * min(lower, upper)))

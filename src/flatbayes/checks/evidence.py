@@ -1,0 +1,162 @@
+"""What the checks look at: a fitted posterior, its predictions for labelled examples, and a few of the inputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatbayes.likelihoods import Categorical, CategoricalPredictive, Custom, Gaussian, GaussianPredictive, Predictive
+from flatbayes.posteriors import Ensemble, Posterior
+from flatbayes.prediction import FittedPosterior
+
+MAX_PROBES = 256
+"""Largest number of inputs for which a check makes predictions of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Input of a check.
+
+    Attributes:
+        fitted: The posterior.
+        predictive: Its predictions for the labelled examples.
+        targets: Their targets, as class indices or in the shape of the predictions.
+        inputs: Raw inputs of these examples, in the same order; None if they are not one tensor in memory.
+        num_draws: Networks to draw for a prediction.
+        seed: Seed of the draws.
+        batch_size: Examples per forward pass.
+    """
+
+    fitted: FittedPosterior
+    predictive: Predictive
+    targets: Tensor
+    inputs: Tensor | None
+    num_draws: int
+    seed: int = 0
+    batch_size: int = 256
+
+    @property
+    def num_networks(self) -> int:
+        """Number of networks that the predictions average."""
+        return len(self.fitted.sample_ids(self.num_draws, self.seed))
+
+    @property
+    def method(self) -> Posterior:
+        """The posterior of a member."""
+        return get_method(self.fitted.posterior)
+
+    @property
+    def probe_rows(self) -> Tensor:
+        """Indices of at most `MAX_PROBES` examples, evenly spaced."""
+        count = len(self.targets)
+        return torch.linspace(0, count - 1, min(count, MAX_PROBES)).long()
+
+    def predict(self, fitted: FittedPosterior, rows: Tensor, num_draws: int, *, keep_members: bool = False) -> Any:
+        """Predictions of a posterior for some of the examples.
+
+        Args:
+            fitted: The posterior.
+            rows: Indices of the examples.
+            num_draws: Networks to draw.
+            keep_members: As for `FittedPosterior.predict`.
+        """
+        assert self.inputs is not None
+        inputs = self.inputs[rows.to(self.inputs.device)]
+        return fitted.predict(
+            inputs, num_draws, batch_size=self.batch_size, seed=self.seed, keep_members=keep_members
+        )
+
+
+def get_method(posterior: Posterior) -> Posterior:
+    """The posterior of a member of an ensemble; any other as it is."""
+    return get_method(posterior.member) if isinstance(posterior, Ensemble) else posterior
+
+
+def compute_example_nll(predictive: Predictive, targets: Tensor) -> Tensor | None:
+    """Negative log likelihood of each example, shape (examples,); None for predictions of a user's class.
+
+    Args:
+        predictive: The predictions.
+        targets: Class indices, or numbers of the shape of the predictions.
+    """
+    match predictive:
+        case CategoricalPredictive():
+            log_probs = predictive.log_probs.cpu().double()
+            return -log_probs.gather(1, targets.cpu()[:, None])[:, 0]
+        case GaussianPredictive():
+            return -predictive.log_prob(targets.to(predictive.member_means)).cpu().double()
+        case _:
+            return None
+
+
+def unwrap_likelihood(likelihood: Any) -> Categorical | Gaussian | None:
+    """The likelihood in a wrapper of the user; None for one of the user."""
+    while isinstance(likelihood, Custom):
+        likelihood = likelihood.output_likelihood
+    return likelihood if isinstance(likelihood, Categorical | Gaussian) else None
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """Losses of a training by epoch.
+
+    Attributes:
+        epochs: Numbers of epochs, ascending.
+        losses: Mean training loss of each.
+        lrs: Learning rate at the end of each.
+        val_nlls: Validation NLL of each, of the network and not of the average; None where there was no validation.
+    """
+
+    epochs: tuple[float, ...]
+    losses: tuple[float, ...]
+    lrs: tuple[float, ...]
+    val_nlls: tuple[float | None, ...]
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """Sum of the learning rates up to the end of each epoch: the distance that gradient descent can go."""
+        lengths = [end - start for start, end in zip((0.0, *self.epochs), self.epochs, strict=False)]
+        rates = self.lrs if min(self.lrs) > 0 else [1.0] * len(self.lrs)
+        return tuple(accumulate(length * rate for length, rate in zip(lengths, rates, strict=True)))
+
+    @property
+    def is_cyclical(self) -> bool:
+        """Whether the learning rate rises again in the second half of the training."""
+        late = self.lrs[len(self.lrs) // 2 :]
+        return any(high > 1.5 * low for low, high in pairwise(late))
+
+    @property
+    def validated(self) -> list[int]:
+        """Indices of the epochs with a validation."""
+        return [k for k, value in enumerate(self.val_nlls) if value is not None]
+
+    @property
+    def validations(self) -> list[float]:
+        """Validation NLL of these."""
+        return [value for value in self.val_nlls if value is not None]
+
+    @classmethod
+    def read(cls, info: Mapping[str, Any]) -> "TrainingCurve | None":
+        """The curve of a fitted posterior; None if its artefact has none.
+
+        Args:
+            info: Plain data of the artefact, of any types.
+        """
+        training = info.get("training")
+        history = training.get("history") if isinstance(training, Mapping) else None
+        if not isinstance(history, Mapping):
+            return None
+        columns = [history.get(name) for name in ("epoch", "loss", "lr", "val_nll")]
+        if not all(isinstance(column, list | tuple) and column for column in columns):
+            return None
+        epochs, losses, lrs, val_nlls = (tuple(map(_to_number, column)) for column in columns if column)
+        if len({len(epochs), len(losses), len(lrs), len(val_nlls)}) > 1 or None in (*epochs, *losses, *lrs):
+            return None
+        return cls(epochs, losses, lrs, val_nlls)  # type: ignore[arg-type]
+
+
+def _to_number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

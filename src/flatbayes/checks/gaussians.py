@@ -1,0 +1,145 @@
+"""Gaussian posteriors: variational ones that are the prior or a point, Laplace approximations that are too wide."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flatbayes.checks.evidence import Evidence, get_method
+from flatbayes.checks.report import Finding, format_percent
+from flatbayes.checks.spread import measure_difference
+from flatbayes.core import State
+from flatbayes.core.tensor_lists import flatten
+from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods.categorical_predictive import categorical_entropy
+from flatbayes.posteriors import LRT, SGVB, Ensemble, Laplace, Posterior
+from flatbayes.posteriors.curvature import make_curvature
+from flatbayes.posteriors.laplace import PredictiveMode
+from flatbayes.posteriors.variational import raw_to_std
+from flatbayes.prediction import FittedPosterior
+
+MIN_INFORMATION = 0.02
+"""Smallest part of the uncertainty about a target that the inputs explain."""
+MAX_UNCHANGED_SHARE, UNCHANGED_LOG_RATIO = 0.9, 0.05
+"""Largest part of standard deviations that may be those at the start, up to this difference of logarithms."""
+MIN_STD = 1e-6
+NUM_DRAWS = 10
+"""Networks of each of the two predictives of a Laplace approximation."""
+MAX_DIFFERENCE = 0.1
+"""Largest mean distance of the two predictives: total variation of classes; standard deviations of numbers."""
+
+
+def check_collapse(evidence: Evidence) -> Finding | str:
+    """Whether a variational posterior is the prior, so that inputs explain nothing, or a point."""
+    method = evidence.method
+    if not isinstance(method, SGVB | LRT):
+        return "the posterior is not variational"
+    stds = torch.cat([collect_stds(method, state) for state in evidence.fitted.states])
+    unchanged = float(((stds / method.initial_std).log().abs() < UNCHANGED_LOG_RATIO).double().mean())
+    point = float((stds < MIN_STD).double().mean())
+    share = max(unchanged, point)
+    information = measure_explained(evidence.predictive)
+    if share <= MAX_UNCHANGED_SHARE and information is not None and information < MIN_INFORMATION:
+        return Finding(
+            "collapse",
+            False,
+            "The variational posterior has collapsed to the prior",
+            f"the inputs explain {format_percent(information)} of the uncertainty about the target",
+            information,
+            f"at least {format_percent(MIN_INFORMATION)}",
+            f"a lower temperature (now {method.temperature:g}), prior_precision='initial', or a smaller network",
+        )
+    place = f"below {MIN_STD:g}" if point > unchanged else f"still at initial_std, {method.initial_std:g}"
+    return Finding(
+        "collapse",
+        share <= MAX_UNCHANGED_SHARE,
+        "The variational posterior is a point",
+        f"{format_percent(share)} of the standard deviations are {place}",
+        share,
+        f"at most {format_percent(MAX_UNCHANGED_SHARE)}",
+        "train longer, or a larger learning rate: a step moves log standard deviations by one learning rate",
+    )
+
+
+def measure_explained(predictive: Predictive) -> float | None:
+    """Part of the uncertainty about a target that the inputs explain: 0 for a prediction that ignores them.
+
+    For classes H[mean p] - mean H[p] over the examples, as a part of H[mean p]; for numbers the variance of the
+    means, as a part of the whole variance.
+
+    Args:
+        predictive: Predictions for several examples.
+    """
+    if isinstance(predictive, CategoricalPredictive):
+        marginal = float(categorical_entropy(predictive.mean.mean(0).log()[None])[0])
+        return (marginal - float(predictive.entropy.mean())) / max(marginal, 1e-12)
+    if isinstance(predictive, GaussianPredictive):
+        between = predictive.mean.var(0, correction=0)
+        return float((between / (between + predictive.variance.mean(0))).mean())
+    return None
+
+
+def collect_stds(method: SGVB | LRT, state: State) -> Tensor:
+    """Standard deviations of all weights with a distribution, in one vector.
+
+    Args:
+        method: The posterior of the member.
+        state: Its state.
+    """
+    raws = [tensor for name, tensor in state.statistics.items() if name.startswith("raw_scale")]
+    return torch.cat([raw_to_std(raw.detach()).flatten().cpu() for raw in raws])
+
+
+def check_laplace_width(evidence: Evidence) -> Finding | str:
+    """Whether the linearised and the sampled predictive of a Laplace approximation agree."""
+    method = evidence.method
+    if not isinstance(method, Laplace):
+        return "the posterior is not a Laplace approximation"
+    if method.structure == "last_layer":
+        return "a network that is linear in its random weights has one predictive"
+    if evidence.inputs is None:
+        return "the inputs are not one tensor"
+    rows = evidence.probe_rows
+    modes: tuple[PredictiveMode, ...] = ("linearised", "sampled")
+    try:
+        predictives = [
+            evidence.predict(_replace_predictive(evidence.fitted, mode), rows, NUM_DRAWS) for mode in modes
+        ]
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        return f"the network has no other predictive ({str(error).splitlines()[0][:80]})"
+    distances = measure_difference(*predictives)
+    if distances is None:
+        return "there is no distance for this kind of prediction"
+    distance = float(distances.mean())
+    unit = "total variation" if isinstance(predictives[0], CategoricalPredictive) else "standard deviations"
+    return Finding(
+        "laplace_width",
+        distance <= MAX_DIFFERENCE,
+        "The Gaussian is wider than the region that it describes",
+        f"the linearised and the sampled predictive differ by {distance:.3g} on average, in {unit}",
+        distance,
+        f"at most {MAX_DIFFERENCE:g}",
+        f"a lower temperature (now {method.temperature:g}), a larger prior precision, or tune='evidence'",
+    )
+
+
+def _replace_predictive(fitted: FittedPosterior, mode: PredictiveMode) -> FittedPosterior:
+    """The posterior with another predictive, which shares its networks."""
+    states = []
+    for state in fitted.states:
+        method = get_method(fitted.posterior)
+        assert isinstance(method, Laplace)
+        params = make_curvature(method.structure, state.model).params.values()
+        mean = state.statistics.get("mean", flatten([param.detach() for param in params]))
+        states.append(replace(state, statistics={**state.statistics, "mean": mean}))
+    posterior = _set_mode(fitted.posterior, mode)
+    return FittedPosterior(
+        posterior, states, fitted.likelihood, fitted.transform, fitted.statistics_inputs, fitted.info
+    )
+
+
+def _set_mode(posterior: Posterior, mode: PredictiveMode) -> Posterior:
+    if isinstance(posterior, Ensemble):
+        return replace(posterior, member=_set_mode(posterior.member, mode))
+    assert isinstance(posterior, Laplace)
+    return replace(posterior, predictive=mode)

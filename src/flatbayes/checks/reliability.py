@@ -1,0 +1,106 @@
+"""Over- and underconfidence beyond chance, and the coverage of intervals."""
+
+from torch import Tensor
+
+from flatbayes.checks.calibration_tests import (
+    compute_z_scores,
+    run_coverage_test,
+    run_scale_test,
+    run_temperature_test,
+)
+from flatbayes.checks.evidence import Evidence
+from flatbayes.checks.report import Finding, format_percent
+from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive
+
+MAX_SCALE = 1.1
+"""Largest temperature, or factor on standard deviations, that does not matter; the smallest is its inverse."""
+COVERAGE_LEVELS = (0.95, 0.5)
+MAX_COVERAGE_ERRORS = (0.02, 0.05)
+"""Largest errors of the coverage at these levels that do not matter."""
+MIN_EXAMPLES = 20
+"""Smallest number of examples of a test."""
+TOO_FEW = f"a test needs at least {MIN_EXAMPLES} labelled examples"
+CALIBRATE = "calibrate(fitted, validation) corrects it for all predictions"
+
+
+def check_confidence(evidence: Evidence) -> Finding | str:
+    """Whether predictions are over- or underconfident: by a temperature, or by a factor on standard deviations."""
+    if len(evidence.targets) < MIN_EXAMPLES:
+        return TOO_FEW
+    predictive = evidence.predictive
+    if isinstance(predictive, CategoricalPredictive):
+        test = run_temperature_test(predictive.log_probs, evidence.targets)
+        scale, p_value, gain = test.temperature, test.p_value, test.nll_gain
+        meaning = f"a temperature of {scale:.3g} lowers the NLL by {gain:.3g} nats"
+    elif isinstance(predictive, GaussianPredictive):
+        scale, p_value = _test_worst_target(_compute_columns(predictive, evidence.targets))
+        meaning = f"the residuals are {scale:.3g} predicted standard deviations (root mean square)"
+    else:
+        return "there is no test for this kind of prediction"
+    word = "overconfident" if scale > 1 else "underconfident"
+    narrower = "a wider posterior, more weight decay, fewer epochs, or an Ensemble"
+    wider = "a lower temperature of the posterior, a smaller scale, or a lower dropout rate"
+    return Finding(
+        "confidence",
+        1 / MAX_SCALE <= scale <= MAX_SCALE,
+        f"Predictions are {word}",
+        meaning,
+        scale,
+        f"{1 / MAX_SCALE:.2f} to {MAX_SCALE:g}",
+        f"{CALIBRATE}; or {narrower if scale > 1 else wider}",
+        p_value,
+    )
+
+
+def check_coverage(evidence: Evidence) -> Finding | str:
+    """Whether central intervals contain as many targets as they should."""
+    predictive = evidence.predictive
+    if not isinstance(predictive, GaussianPredictive):
+        return "classes have no intervals; conformalize(fitted, validation) gives sets with a guarantee"
+    if len(evidence.targets) < MIN_EXAMPLES:
+        return TOO_FEW
+    cdf = predictive.cdf(evidence.targets.to(predictive.member_means)).cpu().double()
+    columns = cdf.reshape(len(cdf), -1).T
+    tests = [
+        (*measure_coverage(column, level), level, largest_error)
+        for column in columns
+        for level, largest_error in zip(COVERAGE_LEVELS, MAX_COVERAGE_ERRORS, strict=True)
+    ]
+    p_value, coverage, level, largest_error = min(tests)
+    return Finding(
+        "coverage",
+        all(abs(covered - nominal) <= limit for _, covered, nominal, limit in tests),
+        f"Intervals are too {'narrow' if coverage < level else 'wide'}",
+        f"{format_percent(level)} intervals cover {format_percent(coverage)} of {len(cdf)} targets",
+        coverage,
+        f"{format_percent(level - largest_error)} to {format_percent(level + largest_error)}",
+        f"{CALIBRATE}; conformalize(fitted, validation) gives intervals with a guarantee",
+        min(1.0, p_value * len(tests)),
+    )
+
+
+def measure_coverage(cdf: Tensor, level: float) -> tuple[float, float]:
+    """Two-sided p-value and fraction of targets in central intervals.
+
+    >>> measure_coverage(torch.linspace(0.01, 0.99, 50), 0.5)[1]
+    0.48
+
+    Args:
+        cdf: Predictive distribution function at the targets.
+        level: Probability of the interval.
+    """
+    num_covered = int(((cdf - 0.5).abs() <= level / 2).sum())
+    return run_coverage_test(num_covered, len(cdf), level), num_covered / len(cdf)
+
+
+def _compute_columns(predictive: GaussianPredictive, targets: Tensor) -> list[Tensor]:
+    """Standardised residuals of each target."""
+    scores = compute_z_scores(predictive.cdf(targets.to(predictive.member_means)).cpu())
+    return list(scores.reshape(len(scores), -1).T)
+
+
+def _test_worst_target(columns: list[Tensor]) -> tuple[float, float]:
+    """Scale and p-value of the target with the smallest p-value, which is multiplied by the number of targets."""
+    tests = [run_scale_test(column) for column in columns]
+    scale, p_value = min(tests, key=lambda test: test[1])
+    return scale, min(1.0, p_value * len(tests))

@@ -1,0 +1,173 @@
+"""Spread of the draws: networks that all predict the same, or whose average is worse than the central network.
+
+The epistemic uncertainty is the mutual information I of target and network. A regular model with d weights and n
+examples has about d / (2 n) nats of it, a small network with many examples hardly any: the draws are called one
+network where I is small beside the entropy and beside this number.
+"""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from flatbayes.checks.calibration_tests import run_paired_test
+from flatbayes.checks.evidence import Evidence, compute_example_nll, get_method
+from flatbayes.checks.report import Finding, format_percent
+from flatbayes.core import State
+from flatbayes.core.traversal import list_parameters
+from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
+from flatbayes.prediction import FittedPosterior
+
+MIN_SPREAD = 0.01
+"""Smallest mutual information as a part of the entropy, or of the variance."""
+MAX_EXPECTED_INFORMATION = 1.0
+"""Largest mutual information that is expected of many weights, in nats."""
+MAX_LOSS_OF_AVERAGE = 0.02
+"""Largest NLL of the average above that of the central network, in nats."""
+
+
+def check_one_network(evidence: Evidence) -> Finding | str:
+    """Whether the networks of a posterior differ in what they predict."""
+    if evidence.num_networks == 1:
+        return "the posterior is a single network"
+    spread = measure_spread(evidence.predictive)
+    if spread is None:
+        return "there is no mutual information for this kind of prediction"
+    information, share = spread
+    expected = expect_information(evidence.fitted)
+    return Finding(
+        "one_network",
+        share >= MIN_SPREAD or information >= MIN_SPREAD * expected,
+        "The draws are practically one network",
+        f"the differences of the {evidence.num_networks} networks are {format_percent(share)} of the uncertainty, a "
+        f"mutual information of {information:.2g} nats",
+        share,
+        f"at least {format_percent(MIN_SPREAD)}",
+        _suggest_wider(evidence.method),
+    )
+
+
+def measure_spread(predictive: Predictive) -> tuple[float, float] | None:
+    """Mean mutual information in nats, and the part of the uncertainty that the networks' differences are.
+
+    The part is that of the mean entropy for classes, and of the mean variance for numbers, where the information of
+    one network about a target is at least half of the ratio of the variances.
+
+    Args:
+        predictive: Predictions for some examples.
+    """
+    if isinstance(predictive, CategoricalPredictive):
+        information, entropy = float(predictive.mutual_information.mean()), float(predictive.entropy.mean())
+        return information, information / max(entropy, 1e-12)
+    if isinstance(predictive, GaussianPredictive):
+        ratio = predictive.epistemic / predictive.variance.clamp_min(1e-300)
+        return float(ratio.mean()) / 2, float(ratio.mean())
+    return None
+
+
+def expect_information(fitted: FittedPosterior) -> float:
+    """Mutual information of a regular model, d / (2 n) nats with d weights and n examples, at most 1."""
+    num_weights = sum(p.numel() for p in list_parameters(fitted.states[0].model) if p.requires_grad)
+    return min(MAX_EXPECTED_INFORMATION, num_weights / (2 * max(1, fitted.states[0].num_data)))
+
+
+def check_wide_posterior(evidence: Evidence) -> Finding | str:
+    """Whether the average over the draws predicts worse than the network at the centre of the posterior."""
+    centre = make_centre(evidence.fitted)
+    if centre is None:
+        return f"{type(evidence.method).__name__} has no central network"
+    if evidence.inputs is None:
+        return "the inputs are not one tensor"
+    rows = evidence.probe_rows
+    average = compute_example_nll(evidence.predictive.select(rows), evidence.targets[rows])
+    alone = compute_example_nll(evidence.predict(centre, rows, len(centre.states)), evidence.targets[rows])
+    if average is None or alone is None:
+        return "there is no NLL for this kind of prediction"
+    difference = average - alone
+    return Finding(
+        "wide_posterior",
+        float(difference.mean()) <= MAX_LOSS_OF_AVERAGE,
+        "The draws lie too far apart",
+        f"the NLL of the average of {evidence.num_networks} networks is {float(average.mean()):.4g}, and that of the "
+        f"central network {float(alone.mean()):.4g}",
+        float(difference.mean()),
+        f"at most {MAX_LOSS_OF_AVERAGE} nats more",
+        _suggest_narrower(evidence.method),
+        run_paired_test(difference),
+    )
+
+
+def make_centre(fitted: FittedPosterior) -> FittedPosterior | None:
+    """The posterior with all mass on the centre of each member; None where no single network is the centre.
+
+    Args:
+        fitted: The posterior, with which the result shares its networks.
+    """
+    posterior = _replace_method(fitted.posterior)
+    if posterior is None:
+        return None
+    states = fitted.states
+    if not isinstance(get_method(posterior), SWAG):  # the network of a state has the mean weights
+        states = [State(state.model, None, state.num_data, updated_buffers=state.updated_buffers) for state in states]
+    return FittedPosterior(
+        posterior, states, fitted.likelihood, fitted.transform, fitted.statistics_inputs, fitted.info
+    )
+
+
+def _replace_method(posterior: Posterior) -> Posterior | None:
+    match posterior:
+        case Ensemble():
+            member = _replace_method(posterior.member)
+            return None if member is None else replace(posterior, member=member)
+        case SWAG():
+            return replace(posterior, scale=0.0) if posterior.stochastic else None
+        case Laplace() | SGVB() | LRT() | MCDropout():
+            return MAP()
+        case _:
+            return None
+
+
+def _suggest_wider(posterior: Posterior) -> str:
+    match posterior:
+        case SWAG():
+            return (
+                f"a larger scale (now {posterior.scale:g}), a higher learning rate while snapshots are collected, or "
+                "an Ensemble of SWAG"
+            )
+        case MCDropout():
+            return "a higher dropout rate"
+        case Laplace():
+            return f"temperature 1 (now {posterior.temperature:g}), or tune='evidence'"
+        case SGVB() | LRT():
+            return f"more steps for the standard deviations, or temperature 1 (now {posterior.temperature:g})"
+        case SGLD() | SGHMC():
+            return f"a higher learning rate, more epochs, or temperature 1 (now {posterior.temperature:g})"
+        case _:
+            return "Ensemble, whose members start from different weights"
+
+
+def _suggest_narrower(posterior: Posterior) -> str:
+    match posterior:
+        case SWAG():
+            return f"a smaller scale (now {posterior.scale:g}), or a lower learning rate at the end"
+        case MCDropout():
+            return "a lower dropout rate"
+        case Laplace():
+            return f"a lower temperature (now {posterior.temperature:g}), or tune='evidence'"
+        case _:
+            return "a lower temperature, or more steps"
+
+
+def measure_difference(first: Predictive, second: Predictive) -> Tensor | None:
+    """Distance of two predictions for each example: total variation of classes, means in standard deviations.
+
+    Args:
+        first: Predictions.
+        second: Predictions for the same examples.
+    """
+    if isinstance(first, CategoricalPredictive) and isinstance(second, CategoricalPredictive):
+        return (first.mean - second.mean).abs().sum(-1) / 2
+    if isinstance(first, GaussianPredictive) and isinstance(second, GaussianPredictive):
+        distances = (first.mean - second.mean).abs() / second.std.clamp_min(1e-300)
+        return distances if distances.ndim == 1 else distances.amax(-1)
+    return None

@@ -1,0 +1,60 @@
+"""Verb `check`: self-checks of a fitted posterior on the data of its run."""
+
+import sys
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from flatbayes.checks import CheckReport
+from flatbayes.cli.artifacts import console, load_on_device, load_run_data, load_source
+from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options
+from flatbayes.cli.parsing import new_parser
+from flatbayes.experiments.run_folder import RunFolder
+from flatbayes.prediction import check_num_draws
+
+
+def make_parser() -> ArgumentParser:
+    """Options of `check`."""
+    parser = new_parser(
+        "check FOLDER [options]",
+        "Check whether the uncertainty of a fitted posterior can be relied on, and say what to try where it cannot. "
+        "Nothing is trained or written.",
+    )
+    add_run_options(parser)
+    add_data_path_option(parser)
+    parser.add_argument("--split", type=SplitName, default="val", help="split of the data to check on")
+    return parser
+
+
+def run(options: Namespace) -> None:
+    """Print the findings of all checks."""
+    check_num_draws(options.num_draws)
+    folder = RunFolder.open(Path(options.folder))
+    config = folder.read_config()
+    fitted = load_on_device(folder.path, options.model, options.trust)
+    source = load_source(config, options.data, options.trust)
+    split = getattr(load_run_data(source, {folder.path: config}, options), options.split)
+    report = fitted.check(
+        split.inputs,
+        split.targets,
+        options.num_draws,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        show_progress=sys.stderr.isatty(),
+        precision=options.precision,
+        compiled=options.compiled,
+    )
+    console.print(report.summary(), highlight=False, soft_wrap=True, markup=False)
+
+
+def print_failures(report: CheckReport, folder: Path) -> None:
+    """Print how many checks passed, and a line for each that failed.
+
+    Args:
+        report: The report.
+        folder: Folder of the run, for the command that explains more.
+    """
+    lines = [f"checks   {report.describe()}", *(f"         {line}" for line in report.format_failures())]
+    if report.failed:
+        lines.append(f"         all findings: flatbayes check {folder}")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
