@@ -88,7 +88,9 @@ def run_study(
     num_seeds = num_seeds or common.num_seeds
     runs: dict[str, list[ExperimentRun]] = {}
     for mechanism, grid in make_flatness_grids(all_radii[:num_radii], params).items():
-        methods = select_methods(common, candidates, grid, folder / "choice", seeds=selection_seeds, jobs=num_jobs)
+        methods = select_methods(
+            common, candidates, grid, folder / "choice", seeds=selection_seeds, jobs=num_jobs, num_extensions=0
+        )
         trials = read_json(folder / "choice" / "selection.json")
         write_json(folder / "choice" / f"{mechanism.replace('/', ' of ')}.json", trials)
         runs[mechanism] = replace(common, posteriors=methods, num_seeds=num_seeds).list_runs()

@@ -113,7 +113,7 @@ def select_and_write(
         folder: Folder for trials, `selection.json` and `config.yaml`.
         num_seeds: Number of seeds in the configuration that is written.
     """
-    methods = select_methods(common, candidates, [SAM(rho=rho) for rho in radii], folder)
+    methods = select_methods(common, candidates, [SAM(rho=rho) for rho in radii], folder, num_extensions=0)
     config = {
         "data": to_spec(common.source),
         "model": to_spec(common.model),

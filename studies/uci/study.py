@@ -96,7 +96,9 @@ def run_study(source: UCI, folder: Path, num_splits: int, num_jobs: int | None) 
     summary: Sequence[SummaryRow] = ()
     for split in range(num_splits):
         selection_dir = folder / f"select-{split}"
-        methods = select_methods(common, CANDIDATES, flatnesses, selection_dir, seeds=[split], jobs=num_jobs)
+        methods = select_methods(
+            common, CANDIDATES, flatnesses, selection_dir, seeds=[split], jobs=num_jobs, num_extensions=0
+        )
         final = replace(common, posteriors=methods, source=replace(source, val_size=FINAL_VAL_SIZE))
         runs += [run for run in final.list_runs() if run.seed == split]
         failures += execute_runs(runs, folder / "runs", num_jobs)

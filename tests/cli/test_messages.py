@@ -99,7 +99,7 @@ CONFIGS = [
     ({"precision": {"compile": "maybe"}}, "precision.compile must be true or false, got 'maybe'"),
     ({"precision": {"mod": "32-true"}}, "precision has no option mod. Did you mean mode?"),
     ({"precision": "16-mixed"}, "precision is a group of options"),
-    ({"flatness": {"class_path": "sam", "init_args": {"rho": "x"}}}, "rho of SAM must be a number, got 'x'"),
+    ({"flatness": {"class_path": "sam", "init_args": {"rho": "x"}}}, "rho of SAM must be a number or auto, got 'x'"),
     ({"flatness": {"roh": 0.1}}, "SAM has no option roh. Did you mean rho?"),
     ({"posterior": 3}, "posterior must be a name such as SWAG, got 3"),
     ({"posterior": {"ensemble": {"member": {"class_path": "swag", "init_args": {"rnk": 1}}}}},

@@ -9,9 +9,11 @@ import pytest
 from flatbayes.data import Digits
 from flatbayes.experiments import Comparison, ExperimentRun, Method, RunResult, SelectionRecord, select_methods
 from flatbayes.experiments import run as run_module
-from flatbayes.flatness import SAM
+from flatbayes.experiments.selection import extend_flatnesses
+from flatbayes.flatness import ASAM, LESAM, SAM
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP
+from flatbayes.reporting.selection import summarize_selection
 from flatbayes.training import Constant, TrainingConfig
 
 COMMON = Comparison(
@@ -34,7 +36,9 @@ def test_the_best_plain_setting_and_then_the_best_radius(tmp_path, monkeypatch):
         lambda runs, *args: (splits.extend(run.split for run in runs), execute(runs, *args))[1],
     )
     candidates = {"MAP": [Method(MAP(), config_overrides=SLOW), Method(MAP(), config_overrides=FAST)]}
-    (selected,) = select_methods(COMMON, candidates, [SAM(rho=1e3), SAM(rho=0.05)], tmp_path, jobs=1)
+    (selected,) = select_methods(
+        COMMON, candidates, [SAM(rho=1e3), SAM(rho=0.05)], tmp_path, jobs=1, num_extensions=0
+    )
     assert selected == Method(MAP(), SAM(rho=0.05), FAST, "MAP")
     assert set(splits) == {"val"}
 
@@ -46,7 +50,36 @@ def test_the_best_plain_setting_and_then_the_best_radius(tmp_path, monkeypatch):
     assert trials[1]["score"] == pytest.approx(sum(scores) / 2)
 
     monkeypatch.setattr(run_module, "execute_together", lambda *a: pytest.fail("a finished run was repeated"))
-    assert select_methods(COMMON, candidates, [SAM(rho=1e3), SAM(rho=0.05)], tmp_path, jobs=1) == [selected]
+    assert select_methods(COMMON, candidates, [SAM(rho=1e3), SAM(rho=0.05)], tmp_path, jobs=1, num_extensions=0) == [
+        selected
+    ]
+
+
+def test_radii_beyond_the_candidates_and_plain_training_are_tried(tmp_path):
+    candidates = {"MAP": [Method(MAP(), config_overrides=FAST)]}
+    (selected,) = select_methods(COMMON, candidates, [SAM(rho=2e3), SAM(rho=1e3)], tmp_path, jobs=1, num_extensions=1)
+    record = SelectionRecord.load(tmp_path)
+    assert [trial.setting.partition("rho=")[2] for trial in record.trials] == ["", "2000)", "1000)", "500)"]
+    assert selected.flatness.rho in (500, 1000)
+    assert record.list_unpaid() == ["MAP"]
+    assert "does not pay for MAP" in summarize_selection(record).text
+
+
+@pytest.mark.parametrize(
+    ("flatnesses", "best", "radius"),
+    [
+        ([SAM(rho=0.1), SAM(rho=0.2), SAM(rho=0.4)], 2, 0.8),
+        ([SAM(rho=0.1), SAM(rho=0.2), SAM(rho=0.4)], 1, None),
+        ([LESAM(loss_budget=0.4), LESAM(loss_budget=0.1)], 1, 0.025),
+        ([SAM(rho=1e-3), SAM(rho=1.0)], 1, 10.0),
+        ([SAM(rho=0.1)], 0, None),
+        ([SAM(rho=0.1), ASAM(rho=0.2)], 1, None),
+        ([SAM(rho="auto"), SAM(rho=0.2)], 1, None),
+    ],
+)
+def test_a_radius_beyond_the_candidates(flatnesses, best, radius):
+    further = extend_flatnesses(flatnesses, best)
+    assert (None if further is None else further.radius) == (None if radius is None else pytest.approx(radius))
 
 
 def _plain_runs(method):

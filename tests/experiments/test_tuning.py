@@ -10,8 +10,8 @@ import torch
 from flatbayes.data import Digits
 from flatbayes.experiments import ExperimentRun, default_ranges, tune_hyperparameters
 from flatbayes.experiments import run as run_module
-from flatbayes.experiments.ranges import replace_hyperparameters
-from flatbayes.flatness import SAM, Plain
+from flatbayes.experiments.ranges import extend_ranges, replace_hyperparameters
+from flatbayes.flatness import LESAM, SAM, Delayed, Plain
 from flatbayes.models import MLP
 from flatbayes.posteriors import MAP, SGHMC, SGVB, SWAG, Ensemble, Laplace
 from flatbayes.training import Constant, TrainingConfig, recording
@@ -41,16 +41,57 @@ def test_trials_are_within_the_ranges_and_continue_an_earlier_call(tmp_path, mon
     assert (len(first.trials), set(splits)) == (3, {"val"})
     assert all(0.01 <= trial["flatness.rho"] <= 50 for trial in first.trials)
     best = min(first.trials, key=lambda trial: trial["score"])
-    assert first.best_run == replace(RUN, flatness=SAM(rho=best["flatness.rho"]))
+    flat = SAM(rho=best["flatness.rho"])
+    plain_score = replace(RUN, flatness=Plain(), split="val").execute().metrics["nll"]
+    assert first.plain_score == pytest.approx(plain_score)
+    assert first.flatness_pays is (best["score"] < plain_score)
+    assert first.best_run == replace(RUN, flatness=flat if best["score"] < plain_score else Plain())
+    verdict = "pays here" if first.flatness_pays else "does not pay here"
+    assert f"Flatness {verdict}: plain training nll {plain_score:.4f}" in first.summary()
 
     more = tune_hyperparameters(RUN, ranges, num_trials=5, num_seeds=1, folder=tmp_path, show_progress=False)
     assert more.trials[:3] == first.trials
-    assert len({trial["flatness.rho"] for trial in more.trials}) == len(splits) == 5
+    assert len({trial["flatness.rho"] for trial in more.trials}) == len(splits) - 2 == 5  # and plain training, twice
     assert (
         tune_hyperparameters(RUN, ranges, num_trials=5, num_seeds=1, folder=tmp_path, show_progress=False).trials
         == more.trials
     )
-    assert len(splits) == 5
+    assert len(splits) == 7
+
+
+def test_a_radius_is_extended_at_an_edge_and_0_can_win(tmp_path):
+    options = {"num_seeds": 1, "num_trials": 6, "show_progress": False}
+    small = tune_hyperparameters(RUN, {"flatness.rho": (1e-6, 1.1e-6)}, folder=tmp_path / "a", **options)
+    assert any(trial["flatness.rho"] < 1e-6 or trial["flatness.rho"] > 1.1e-6 for trial in small.trials)
+    large = tune_hyperparameters(RUN, {"flatness.rho": (1e3, 2e3)}, folder=tmp_path / "b", **options)
+    assert large.flatness_pays is False
+    assert large.flatness == Plain()
+    assert large.best_score == large.plain_score
+    assert "Flatness does not pay here" in large.summary()
+    large.plot()
+    rank = replace(RUN, posterior=SWAG(rank=2), config=RUN.config.with_options(collection={"start_fraction": 0.0}))
+    other = tune_hyperparameters(rank, {"posterior.scale": (0.1, 0.2)}, folder=tmp_path / "c", **options)
+    assert other.flatness_pays is None
+    assert all(0.1 <= trial["posterior.scale"] <= 0.2 for trial in other.trials)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.5, 0.3, 0.2, 0.1], (0.025, 1.0)),
+        ([0.1, 0.3, 0.5, 1.0], (0.1, 4.0)),
+        ([0.1, 0.5, 0.3, 0.4], (0.1, 1.0)),
+        ([0.5, 0.3, 0.1], (0.1, 1.0)),  # too few
+        ([0.9, 0.5, 0.2, 0.1, 0.09, 0.08, 0.07, 0.026, *[0.0065 / 4**k for k in range(20)]], (0.1 / 4**3, 1.0)),
+    ],
+)
+def test_ranges_grow_where_the_best_value_is_at_an_edge(values, expected):
+    trials = [{"flatness.rho": value, "score": 10.0 - k} for k, value in enumerate(values)]
+    ranges, names = {"flatness.rho": (0.1, 1.0)}, ["flatness.rho"]
+    assert extend_ranges(ranges, trials, names, higher_is_better=False)["flatness.rho"] == pytest.approx(expected)
+    assert extend_ranges(ranges, trials, [], higher_is_better=False) == ranges
+    upside_down = [{**trial, "score": -trial["score"]} for trial in trials]
+    assert extend_ranges(ranges, upside_down, names, higher_is_better=True)["flatness.rho"] == pytest.approx(expected)
 
 
 def test_a_diverging_trial_has_no_score(tmp_path):
@@ -65,6 +106,15 @@ def test_hyperparameters_of_posterior_and_flatness_can_be_replaced():
     run = replace_hyperparameters(replace(RUN, posterior=SGVB()), {"posterior.temperature": 0.3, "flatness.rho": 0.2})
     assert (run.posterior, run.flatness) == (SGVB(temperature=0.3), SAM(rho=0.2))
     assert default_ranges(RUN) == {"flatness.rho": (pytest.approx(0.005), pytest.approx(1.0))}
+    for flat, name, low in [
+        (LESAM(), "flatness.loss_budget", 0.005),
+        (Delayed(SAM(rho=0.2)), "flatness.flatness.rho", 0.02),
+        (SAM(rho="auto"), "flatness.rho", 0.005),
+    ]:
+        run = replace(RUN, flatness=flat)
+        assert default_ranges(run)[name][0] == pytest.approx(low)
+        assert replace_hyperparameters(run, {name: 0.3}).flatness == flat.with_radius(0.3)
+        assert replace_hyperparameters(run, {name: 0.0}).flatness == Plain()
 
 
 @pytest.mark.parametrize(
@@ -94,9 +144,11 @@ def test_another_metric_is_another_study_in_its_own_direction(tmp_path):
     assert not by_nll.higher_is_better
     assert all(0 <= trial["score"] <= 1 for trial in by_accuracy.trials)
     best = max(by_accuracy.trials, key=lambda trial: trial["score"])
-    assert by_accuracy.best_run.flatness.rho in [
-        trial["flatness.rho"] for trial in by_accuracy.trials if trial["score"] == best["score"]
-    ]
+    if by_accuracy.flatness_pays:
+        radii = [t["flatness.rho"] for t in by_accuracy.trials if t["score"] == best["score"]]
+        assert by_accuracy.best_run.flatness.rho in radii
+    else:
+        assert by_accuracy.best_score >= best["score"]
     two_seeds = tune_hyperparameters(RUN, ranges, num_trials=1, num_seeds=2, folder=tmp_path, show_progress=False)
     (trial,) = two_seeds.trials
     tuned = replace_hyperparameters(RUN, {"flatness.rho": trial["flatness.rho"]})

@@ -46,9 +46,15 @@ def make_parser() -> ArgumentParser:
         type=dict[str, tuple[float, float]] | None,
         default=None,
         help='hyperparameters and their ranges, such as {"flatness.rho": [0.01, 1], "posterior.temperature": [0.01, '
-        "1]}; by default rho from a tenth to twenty times the value of the flatness",
+        "1]}; by default rho from a tenth to twenty times the value of the flatness, and "
+        "further where the best value is at an edge",
     )
-    parser.add_argument("--num_trials", type=int, default=20, help="total number of settings to try")
+    parser.add_argument(
+        "--num_trials",
+        type=int,
+        default=20,
+        help="total number of settings to try; with rho also plain training",
+    )
     parser.add_argument("--num_seeds", type=int, default=3, help="runs of each setting, averaged")
     parser.add_argument("--metric", type=str, default="nll", help="metric on the validation split that is optimized")
     parser.add_argument("--num_draws", type=int, default=30, help="networks averaged in a prediction")
@@ -112,8 +118,10 @@ def run(options: Namespace) -> None:
         raise
     with atomic_write(folder / TUNED_CONFIG_FILE) as temporary:
         temporary.write_text(yaml.safe_dump(_best_config(tuned.best_run), sort_keys=False), encoding="utf-8")
-    write_json(folder / TUNING_FILE, {"settings": settings, "trials": tuned.trials})
+    write_json(folder / TUNING_FILE, {"settings": settings, "trials": tuned.trials, "plain_score": tuned.plain_score})
     console.print(_trials_table(tuned))
+    for note in tuned.notes:
+        console.print(note, highlight=False, soft_wrap=True)
     console.print(
         f"best     {tuned.best_name}\nnext     flatbayes fit --config {folder / TUNED_CONFIG_FILE} --out FOLDER",
         highlight=False,

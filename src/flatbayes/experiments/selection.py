@@ -18,9 +18,12 @@ from flatbayes.experiments.results import RESULTS_SCHEMA
 from flatbayes.experiments.tuning import is_higher_better
 from flatbayes.experiments.upgrade import upgrade_selection
 from flatbayes.flatness import Flatness, Plain
+from flatbayes.metrics import HIGHER_IS_BETTER
 
 SELECTION_FILE = "selection.json"
 Variant = Literal["plain", "flat"]
+MAX_STEP = 10.0
+"""Largest factor between a radius and the one that is tried beyond it."""
 VARIANTS: tuple[Variant, ...] = ("plain", "flat")
 
 
@@ -74,6 +77,18 @@ class SelectionRecord:
     def save(self, folder: Path) -> None:
         """Write `selection.json`."""
         write_json(folder / SELECTION_FILE, {"schema": RESULTS_SCHEMA, **asdict(self)})
+
+    def list_unpaid(self) -> list[str]:
+        """The methods for which no flatness has a better score than plain training with the same setting."""
+        higher_is_better, names = HIGHER_IS_BETTER.get(self.metric), dict.fromkeys(t.method for t in self.trials)
+        if higher_is_better is None:
+            return []
+        sign = 1.0 if higher_is_better else -1.0
+        best = {(t.method, t.variant): sign * t.score for t in self.trials if t.is_best and t.score is not None}
+        pairs = {name: (best.get((name, "plain")), best.get((name, "flat"))) for name in names}
+        return [
+            name for name, (plain, flat) in pairs.items() if plain is not None and flat is not None and flat <= plain
+        ]
 
     @classmethod
     def load(cls, folder: Path) -> "SelectionRecord | None":
@@ -130,11 +145,14 @@ def select_methods(
     jobs: int | None = None,
     show_progress: bool | None = None,
     share_trainings: bool = True,
+    num_extensions: int = 2,
 ) -> list[Method]:
     """For each method the candidate that is best when trained plain, and then the flatness that is best with it.
 
     Settings that plain and flat runs share are tuned for the plain run; only the flatness is tuned for the flat run.
-    The test split is not used. Every trial is recorded in `selection.json`.
+    If the candidates for the flatness differ in the radius only, and the largest or smallest radius is the best,
+    further ones are tried. Plain training is the radius 0: `SelectionRecord.list_unpaid` names the methods for which
+    it is the best. The test split is not used. Every trial is recorded in `selection.json`.
 
     Args:
         comparison: Data, network, common training configuration, seeds and number of draws; the rest is not used.
@@ -148,6 +166,7 @@ def select_methods(
         show_progress: Show a progress bar; by default if standard error is a terminal.
         share_trainings: Whether settings whose networks are trained alike, such as ranks and scales of SWAG, share a
             training; see `compare`.
+        num_extensions: Largest number of radii beyond the smallest or largest candidate that are tried.
 
     Returns:
         One method per name, with its flatness.
@@ -188,21 +207,57 @@ def select_methods(
             key: [None if result is None else result.metrics[metric] for result in group]
             for key, group in results.items()
         }
-        trials = [
+        return [
             SelectionTrial(name, _describe_setting(*settings[name][index]), variant, _mean_if_complete(group))
             for (name, index), group in scores.items()
         ]
-        return _mark_best(trials, higher_is_better)
 
-    plain = run_variant({name: [(m, Plain()) for m in methods] for name, methods in candidates.items()}, "plain")
+    plain = _mark_best(
+        run_variant({name: [(m, Plain()) for m in methods] for name, methods in candidates.items()}, "plain"),
+        higher_is_better,
+    )
     best = {name: methods[_best_index(plain, name)] for name, methods in candidates.items()}
+    tried = {name: list(flatnesses) for name in best}
     flat = run_variant({name: [(method, f) for f in flatnesses] for name, method in best.items()}, "flat")
+    for _ in range(num_extensions):
+        marked = _mark_best(flat, higher_is_better)
+        further = {name: extend_flatnesses(tried[name], _best_index(marked, name)) for name in best}
+        settings = {name: [(best[name], f)] for name, f in further.items() if f is not None}
+        if not settings:
+            break
+        flat += run_variant(settings, "flat")
+        for name, pairs in settings.items():
+            tried[name] += [flatness for _, flatness in pairs]
+    flat = _mark_best(flat, higher_is_better)
     selected = [
-        replace(method, flatness=flatnesses[_best_index(flat, name)], name=name) for name, method in best.items()
+        replace(method, flatness=tried[name][_best_index(flat, name)], name=name) for name, method in best.items()
     ]
     specs = tuple(to_spec(method)["init_args"] for method in selected)
     SelectionRecord(metric, seeds, (*plain, *flat), specs).save(folder)
     return selected
+
+
+def extend_flatnesses(flatnesses: Sequence[Flatness], best: int) -> Flatness | None:
+    """A flatness with a radius beyond the smallest or largest one; None if the best one is neither of them.
+
+    Args:
+        flatnesses: Flatnesses of which two or more differ in the radius only.
+        best: Index of the best one.
+
+    Examples:
+        >>> extend_flatnesses([SAM(rho=0.1), SAM(rho=0.2)], best=1).rho
+        0.4
+    """
+    radii = [flatness.radius for flatness in flatnesses]
+    numbers = sorted({float(radius) for radius in radii if isinstance(radius, int | float) and radius > 0})
+    usual = [f if f.radius is None else f.with_radius(f.reference_radius) for f in flatnesses]
+    if len(numbers) < max(2, len(flatnesses)) or usual.count(usual[0]) < len(usual):
+        return None
+    if radii[best] == numbers[0]:
+        return flatnesses[best].with_radius(numbers[0] * max(numbers[0] / numbers[1], 1 / MAX_STEP))
+    if radii[best] == numbers[-1]:
+        return flatnesses[best].with_radius(numbers[-1] * min(numbers[-1] / numbers[-2], MAX_STEP))
+    return None
 
 
 def _mean_if_complete(scores: Sequence[float | None]) -> float | None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -29,6 +30,10 @@ from flatbayes.experiments.ranges import (
     Ranges,
     check_ranges,
     default_ranges,
+    extend_ranges,
+    find_edges,
+    find_radius_name,
+    get_hyperparameter,
     is_training_fixed,
     replace_hyperparameters,
 )
@@ -58,7 +63,10 @@ def tune_hyperparameters(
     show_progress: bool = True,
     share_trainings: bool = True,
 ) -> TuningResult:
-    """Run trials until there are `num_trials` of them, those of earlier calls included.
+    """Run trials until there are `num_trials` of them, those of earlier calls included; and one with radius 0.
+
+    If the radius is tuned, its range grows where the best value is at an edge, and plain training is tried too, with
+    the other numbers at their best values. If it has the best score, it is the result.
 
     Args:
         run: The run to tune; it is evaluated on the validation split.
@@ -88,7 +96,8 @@ def tune_hyperparameters(
     """
     check_ranges(run, ranges)
     recordings: dict[int, Recordings] | None = {} if share_trainings and is_training_fixed(run, ranges) else None
-    maximize = is_higher_better(metric)
+    maximize, radius_name = is_higher_better(metric), find_radius_name(run.flatness)
+    grown = [name for name in ranges if name == radius_name]
     make_folder(folder)
     name = _study_name(run, ranges, num_seeds, metric)
     with (
@@ -102,8 +111,18 @@ def tune_hyperparameters(
             disable=not show_progress,
         )
         for _ in steps:
+            current = extend_ranges(ranges, _list_trials(study), grown, higher_is_better=maximize)
             study.optimize(
-                lambda trial: _score_trial(trial, run, ranges, num_seeds, folder, metric, recordings), n_trials=1
+                partial(
+                    _score_trial,
+                    run=run,
+                    ranges=current,
+                    num_seeds=num_seeds,
+                    folder=folder,
+                    metric=metric,
+                    recordings=recordings,
+                ),
+                n_trials=1,
             )
         finished = _get_finished_trials(study)
         if not any(trial.values for trial in finished):
@@ -111,10 +130,17 @@ def tune_hyperparameters(
             raise RuntimeError(
                 f"All trials failed: lower the learning rate, or the ranges. The last reason: {reason}"
             )
-        trials: list[dict[str, float | None]] = [
-            {**trial.params, "score": trial.values[0] if trial.values else None} for trial in finished
-        ]
-        return TuningResult(replace_hyperparameters(run, study.best_params), trials, maximize, metric)
+        trials, best_run = _list_trials(study), replace_hyperparameters(run, study.best_params)
+        current = extend_ranges(ranges, trials, grown, higher_is_better=maximize)
+        tuned = TuningResult(
+            best_run, trials, maximize, metric, edges=find_edges(current, trials, higher_is_better=maximize)
+        )
+        if radius_name not in ranges or radius_name is None:
+            return tuned
+        plain_run = replace_hyperparameters(best_run, {radius_name: 0.0})
+        plain_score, _ = _score_run(plain_run, num_seeds, folder, metric, None)
+        tuned = replace(tuned, plain_score=plain_score, has_plain=True)
+        return tuned if tuned.flatness_pays else replace(tuned, best_run=plain_run)
 
 
 def tune(
@@ -143,8 +169,10 @@ def tune(
         flatness: The flatness.
         config: The training configuration.
         ranges: Lowest and highest value of each hyperparameter by name, such as `{"flatness.rho": (0.01, 1)}`; by
-            default the radius from a tenth to twenty times its value.
-        num_trials: Number of settings to try, those of earlier calls with the same folder included.
+            default the radius from a tenth to twenty times its value. The range of the radius grows where the best
+            value is at an edge.
+        num_trials: Number of settings to try, those of earlier calls with the same folder included. If the radius is
+            tuned, plain training is tried in addition, and is the result if it is the best.
         num_seeds: Runs of each setting, averaged.
         metric: Metric on the validation split that decides.
         num_draws: Networks averaged in a prediction.
@@ -247,14 +275,24 @@ def _score_trial(
 
     values: dict[str, float] = {}
     for name, (low, high) in ranges.items():
-        owner, _, attribute = name.partition(".")
-        if isinstance(getattr(getattr(run, owner), attribute), int):
+        if isinstance(get_hyperparameter(run, name), int):
             values[name] = trial.suggest_int(name, int(low), int(high), log=True)
         else:
             values[name] = trial.suggest_float(name, low, high, log=True)
+    score, reason = _score_run(replace_hyperparameters(run, values), num_seeds, folder, metric, recordings)
+    if score is None:
+        trial.set_user_attr("reason", reason)
+        raise optuna.TrialPruned(reason)
+    return score
+
+
+def _score_run(
+    run: ExperimentRun, num_seeds: int, folder: Path, metric: str, recordings: dict[int, Recordings] | None
+) -> tuple[float | None, str]:
+    """Mean of the metric over seeds; None and the reason if a training failed."""
     scores = []
     for seed in range(run.seed, run.seed + num_seeds):
-        seed_run = replace(replace_hyperparameters(run, values), seed=seed, split="val")
+        seed_run = replace(run, seed=seed, split="val")
         result, reason = seed_run.load_result(folder / "runs"), None
         if result is None:  # whole numbers are proposed again
             recorded = None if recordings is None else recordings.setdefault(seed, {})
@@ -264,10 +302,14 @@ def _score_trial(
             raise ValueError(f"These data have no metric {metric!r}; they have {', '.join(result.metrics)}.")
         score = None if result is None else result.metrics[metric]
         if score is None:
-            trial.set_user_attr("reason", reason or f"{metric} was not a number")
-            raise optuna.TrialPruned(reason)
+            return None, reason or f"{metric} was not a number"
         scores.append(score)
-    return fmean(scores)
+    return fmean(scores), ""
+
+
+def _list_trials(study: "optuna.Study") -> list[dict[str, float | None]]:
+    finished = _get_finished_trials(study)
+    return [{**trial.params, "score": trial.values[0] if trial.values else None} for trial in finished]
 
 
 def _get_finished_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":

@@ -1,6 +1,7 @@
 """Typed result of a tuning: its trials and the best hyperparameters."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flatbayes.core.display import format_html_table, format_number, make_data_frame
@@ -24,6 +25,9 @@ class TuningResult:
             training failed.
         higher_is_better: Direction of the score.
         metric: Metric on the validation split that the score is.
+        plain_score: Score of plain training with the other hyperparameters at their best; None if it failed.
+        has_plain: Whether plain training was tried.
+        edges: Hyperparameters whose best value is at the `low` or `high` edge of its range.
 
     Examples:
         >>> run = ExperimentRun(source, MLP, SWAG(), SAM(rho=0.2), config, seed=0)
@@ -38,6 +42,17 @@ class TuningResult:
     trials: list[dict[str, float | None]]
     higher_is_better: bool = False
     metric: str = "nll"
+    plain_score: float | None = None
+    has_plain: bool = False
+    edges: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def flatness_pays(self) -> bool | None:
+        """Whether a radius above 0 has a better score than plain training; None if plain training was not tried."""
+        if not self.has_plain:
+            return None
+        sign = 1.0 if self.higher_is_better else -1.0
+        return self.plain_score is None or sign * self._best_trial_score > sign * self.plain_score
 
     @property
     def posterior(self) -> Posterior:
@@ -51,9 +66,27 @@ class TuningResult:
 
     @property
     def best_score(self) -> float:
-        """Score of the best trial."""
+        """Score of the best trial, or of plain training if that is the best."""
+        return float(self.plain_score) if self.flatness_pays is False else self._best_trial_score  # type: ignore[arg-type]
+
+    @property
+    def _best_trial_score(self) -> float:
         scores = [trial["score"] for trial in self.trials if trial["score"] is not None]
         return max(scores) if self.higher_is_better else min(scores)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on plain training and on values at an edge of their range."""
+        notes = []
+        if self.flatness_pays is not None:
+            plain = "diverged" if self.plain_score is None else f"{self.metric} {self.plain_score:.4f}"
+            flat = f"with the best radius {self._best_trial_score:.4f}"
+            start = "Flatness pays here" if self.flatness_pays else "Flatness does not pay here"
+            notes.append(f"{start}: plain training {plain}, {flat}.")
+        if self.flatness_pays is not False:
+            edges = [f"{name} is best at the {edge} edge of its range" for name, edge in self.edges.items()]
+            notes += [f"{text}: continue with more trials, or with a wider range." for text in edges]
+        return notes
 
     @property
     def names(self) -> list[str]:
@@ -71,7 +104,7 @@ class TuningResult:
 
     def _repr_html_(self) -> str:
         rows = [[*(f"{t[n]:.3g}" for n in self.names), format_number(t["score"])] for t in self._sort_trials()]
-        header, notes = [*self.names, self.metric], [f"best: {self.best_name}"]
+        header, notes = [*self.names, self.metric], [f"best: {self.best_name}", *self.notes]
         return format_html_table("Trials, the best first", header, rows[:10], notes, num_label_columns=0)
 
     def summary(self) -> str:
@@ -82,7 +115,7 @@ class TuningResult:
             score = "diverged" if trial["score"] is None else f"{trial['score']:.4f}"
             values = [*(f"{trial[name]:.3g}" for name in self.names), score]
             lines.append("".join(f"{value:>{width}}" for value in values))
-        return "\n".join([*lines, f"best: {self.best_name}"])
+        return "\n".join([*lines, f"best: {self.best_name}", *self.notes])
 
     def to_pandas(self) -> "pd.DataFrame":
         """One row for each trial, in the order in which they ran.

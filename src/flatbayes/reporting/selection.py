@@ -35,7 +35,7 @@ def summarize_selection(record: SelectionRecord) -> SelectionSummary:
     """Text and tables of the section."""
     num_plain, num_flat = (sum(trial.variant == variant for trial in record.trials) for variant in ("plain", "flat"))
     return SelectionSummary(
-        text.describe_selection(record.metric, len(record.seeds), num_plain, num_flat),
+        text.describe_selection(record.metric, len(record.seeds), num_plain, num_flat, record.list_unpaid()),
         f"Validation {record.metric}",
         [_make_method_row(record, name) for name in queries.unique_values(trial.method for trial in record.trials)],
         record.trials,

@@ -1,5 +1,7 @@
 """Fixed texts of the report."""
 
+from collections.abc import Sequence
+
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.reporting.queries import format_count, list_seeds
 
@@ -39,7 +41,9 @@ FAMILY_TEXTS = {
 CURVES_TEXT = "Mean over seeds; the band is one standard deviation to each side."
 
 
-def describe_selection(metric: str, num_seeds: int, num_plain_trials: int, num_flat_trials: int) -> str:
+def describe_selection(
+    metric: str, num_seeds: int, num_plain_trials: int, num_flat_trials: int, unpaid: Sequence[str] = ()
+) -> str:
     """How hyperparameters were selected.
 
     Args:
@@ -47,13 +51,15 @@ def describe_selection(metric: str, num_seeds: int, num_plain_trials: int, num_f
         num_seeds: Seeds that scores are averaged over.
         num_plain_trials: Trials of plain training, of all methods.
         num_flat_trials: Trials of flat training, of all methods.
+        unpaid: Methods for which plain training has the best score.
     """
+    note = f" On validation data flatness does not pay for {', '.join(unpaid)}." if unpaid else ""
     return (
         f"Hyperparameters were selected on the validation split by {metric}, the mean over "
         f"{format_count(num_seeds, 'seed')}; the test split was not used. First, each method got the setting that is "
         f"best for plain training ({format_count(num_plain_trials, 'trial')} in all). The flat run has the same "
         f"setting, and only its flatness was selected ({format_count(num_flat_trials, 'trial')}): the shared "
-        "settings favour plain training."
+        f"settings favour plain training.{note}"
     )
 
 

@@ -28,10 +28,13 @@ def plot_trials(result: TuningResult, name: str | None = None, axes: "Axes | Non
         raise ValueError(f"The tuning has no hyperparameter {name!r}; it has {', '.join(result.names)}.")
     values = [(trial[name] or 0.0, trial["score"]) for trial in result.trials]
     finished = [(value, score) for value, score in values if score is not None and math.isfinite(score)]
-    best = [point for point in finished if point[1] == result.best_score]
+    best = [point for point in finished if point[1] == result.best_score and result.flatness_pays is not False]
     with theme.use_axes(axes, 5.0, 3.4) as target:
         target.plot(*zip(*finished, strict=True), "o", color=theme.TIE, markersize=5, label="trial")
-        target.plot(*zip(*best, strict=True), "o", color=theme.FLAT, markersize=8, label="best")
+        if best:
+            target.plot(*zip(*best, strict=True), "o", color=theme.FLAT, markersize=8, label="best")
+        if result.plain_score is not None:
+            target.axhline(result.plain_score, color=theme.PLAIN, linewidth=1, label="plain training")
         scale_axis(target.xaxis, [value for value, _ in values])
         scale_axis(target.yaxis, [score for _, score in finished])
         failed = [value for value, score in values if score is None]

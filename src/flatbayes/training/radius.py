@@ -55,6 +55,7 @@ def compute_pilot_fraction(flatness: Flatness) -> float:
         flatness: The flatness.
 
     Examples:
+        >>> from flatbayes.flatness import MSAM, SAM
         >>> compute_pilot_fraction(SAM()), compute_pilot_fraction(MSAM())
         (0.375, 0.125)
     """
