@@ -3,14 +3,16 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.isotonic import IsotonicRegression
 
 from flatbayes.calibration import CalibrationMap, fit_calibration
 from flatbayes.calibration.maps import is_calibration, mean_nll, penalized_nll, transform_log_probs
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive
 
-CLASS_METHODS = ["temperature", "vector", "dirichlet"]
+CLASS_METHODS = ["temperature", "vector", "dirichlet", "isotonic"]
 
 
 def make_predictive(log_probs):
@@ -50,7 +52,7 @@ def test_transformations_by_hand():
         assert mapped.exp()[0].tolist() == pytest.approx([1.0, 0.0, 0.0])
 
 
-@pytest.mark.parametrize("method", CLASS_METHODS)
+@pytest.mark.parametrize("method", ["temperature", "vector", "dirichlet"])
 def test_a_distortion_of_the_methods_kind_is_undone(method):
     true, targets = make_classes()
     scale = {"temperature": 2.0, "vector": torch.tensor([2.0, 0.5, 1.0]), "dirichlet": 1.0}[method]
@@ -120,9 +122,68 @@ def test_the_mutual_information_stays_that_of_the_networks():
     torch.testing.assert_close(sharper.mutual_information, torch.minimum(sharper.entropy, raw.mutual_information))
 
 
-@pytest.mark.parametrize("method", [*CLASS_METHODS, "scale"])
+@pytest.mark.parametrize("num_examples", [1, 7, 900])
+@pytest.mark.parametrize("num_targets", [None, 2])
+def test_quantiles_of_validation_targets_become_those_of_the_levels(num_examples, num_targets):
+    predictive, targets = make_numbers(num_targets, num_members=3, num_examples=num_examples)
+    calibration = fit_calibration(predictive, targets, "quantile")
+    pit = calibration.apply(predictive).cdf(targets).reshape(num_examples, -1)
+    num_levels = max(1, math.isqrt(num_examples))
+    for k in range(1, num_levels + 1):  # k / (K + 1) of the targets are below the quantile of that level
+        below = (pit < k / (num_levels + 1) - 1e-12).sum(0)
+        rank = k * (num_examples + 1) / (num_levels + 1)
+        assert ((below - rank).abs() <= 1).all(), (k, below, rank)
+    assert len(calibration.sizes) == (num_targets or 1)
+
+
+def test_a_skewed_error_is_recalibrated():
+    """Targets of an exponential distribution around the predictions of a standard normal one."""
+    generator = torch.Generator().manual_seed(0)
+    means = 5 * torch.randn(1, 4000, generator=generator, dtype=torch.float64)
+    predictive = GaussianPredictive(means, torch.ones_like(means))
+    errors = -torch.rand(4000, generator=generator, dtype=torch.float64).log()
+    targets, rows = means[0] + errors, torch.arange(4000) < 2000
+    calibration = fit_calibration(predictive.select(rows), targets[rows], "quantile")
+    fresh = calibration.apply(predictive.select(~rows))
+    low, high = fresh.interval(0.9)
+    exact = -torch.tensor([0.95, 0.05], dtype=torch.float64).log()
+    assert float((low - means[0, ~rows]).mean()) == pytest.approx(float(exact[0]), abs=0.05)
+    assert float((high - means[0, ~rows]).mean()) == pytest.approx(float(exact[1]), abs=0.25)
+    assert float((fresh.mean - means[0, ~rows]).mean()) == pytest.approx(1.0, abs=0.05)
+    scaled = fit_calibration(predictive.select(rows), targets[rows], "scale").apply(predictive.select(~rows))
+    assert mean_nll(fresh, targets[~rows]) < mean_nll(scaled, targets[~rows]) - 0.3
+    assert fresh.crps(targets[~rows]).mean() < 0.53  # 1/2 is that of the exponential distribution itself
+
+
+def test_isotonic_probabilities_are_regressions_of_one_class_against_the_rest():
+    log_probs, targets = make_classes(300)
+    distorted = (3 * log_probs).log_softmax(1)
+    calibration = fit_calibration(make_predictive(distorted), targets, "isotonic")
+    probs = distorted.exp().float().double()
+    columns = [
+        IsotonicRegression().fit_transform(probs[:, k].numpy(), (targets == k).double().numpy()) for k in range(3)
+    ]
+    expected = (300 * torch.tensor(np.array(columns)).T + probs) / 301
+    mapped = calibration.apply(make_predictive(distorted)).mean
+    torch.testing.assert_close(mapped, expected / expected.sum(1, keepdim=True), rtol=2e-3, atol=1e-5)
+    fresh, fresh_targets = make_classes(4000, seed=1)
+    raw = make_predictive((3 * fresh).log_softmax(1))
+    assert mean_nll(calibration.apply(raw), fresh_targets) < mean_nll(raw, fresh_targets) - 0.1
+
+
+def test_isotonic_probabilities_are_never_0_where_the_posterior_gives_a_class_a_chance():
+    log_probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9]], dtype=torch.float64).log()
+    calibration = fit_calibration(make_predictive(log_probs), torch.tensor([0, 0, 1]), "isotonic")
+    surprising = torch.tensor([[0.0, -50.0], [-0.1, math.log(1 - math.exp(-0.1))]], dtype=torch.float64)
+    mapped = calibration.apply(make_predictive(surprising)).log_probs
+    assert mapped.isfinite().all()
+    assert (mapped > surprising - math.log(2 * (3 + 1))).all()
+    torch.testing.assert_close(mapped.exp().sum(1), torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", [*CLASS_METHODS, "scale", "quantile"])
 def test_a_map_is_plain_data_and_damage_is_found(method):
-    if method == "scale":
+    if method in ("scale", "quantile"):
         predictive, targets = make_numbers(2)
     else:
         log_probs, targets = make_classes(50)
@@ -134,7 +195,11 @@ def test_a_map_is_plain_data_and_damage_is_found(method):
     assert method in calibration.describe()
     damages = [{"weights": []}, {"weights": [math.nan]}, {"bias": "x"}, {"method": "none"}, {"nll_raw": None}]
     damages += [{"bias": [1.0]}] if method != "scale" else []
-    damages += [{"weights": [-1.0]}]
+    damages += [{"weights": [-1.0]}] if method != "quantile" else [{"weights": data["weights"][::-1]}]
+    if method in ("isotonic", "quantile"):
+        damages += [{"sizes": [1]}, {"sizes": []}, {"bias": data["bias"][::-1]}, {"sizes": [*data["sizes"], 0]}]
+    else:
+        assert is_calibration({name: value for name, value in data.items() if name != "sizes"})
     for damage in damages:
         assert not is_calibration(data | damage), damage
     assert not is_calibration({"method": method})
@@ -143,9 +208,9 @@ def test_a_map_is_plain_data_and_damage_is_found(method):
 def test_wrong_input_is_refused():
     log_probs, targets = make_classes(20)
     classes, (numbers, values) = make_predictive(log_probs), make_numbers(None)
-    with pytest.raises(ValueError, match="calibrated by 'temperature', 'vector' or 'dirichlet', got 'scale'"):
+    with pytest.raises(ValueError, match="'temperature', 'vector', 'dirichlet' or 'isotonic', got 'scale'"):
         fit_calibration(classes, targets, "scale")
-    with pytest.raises(ValueError, match="calibrated by 'scale', got 'vector'"):
+    with pytest.raises(ValueError, match="calibrated by 'scale' or 'quantile', got 'vector'"):
         fit_calibration(numbers, values, "vector")
     with pytest.raises(ValueError, match="at most 100 classes"):
         fit_calibration(make_predictive(torch.zeros(2, 101).log_softmax(1)), torch.tensor([0, 1]), "dirichlet")

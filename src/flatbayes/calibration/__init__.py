@@ -1,5 +1,6 @@
 """Calibration on validation examples, conformal prediction, and selective prediction."""
 
+from flatbayes.calibration.adaptive import AdaptiveConformal
 from flatbayes.calibration.conformal import ConformalPredictor, GroupThreshold, fit_conformal
 from flatbayes.calibration.coverage import ConformalEvaluation, CoverageEstimate
 from flatbayes.calibration.maps import CalibrationMap, CalibrationMethod, fit_calibration
@@ -14,6 +15,7 @@ __all__ = [
     "LAC",
     "RAPS",
     "AbstentionThreshold",
+    "AdaptiveConformal",
     "CalibrationMap",
     "CalibrationMethod",
     "ConformalEvaluation",

@@ -13,7 +13,6 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from flatbayes.calibration import scores as score_types
 from flatbayes.calibration.coverage import ConformalEvaluation, CoverageEstimate
 from flatbayes.calibration.quantiles import (
     conformal_quantile,
@@ -22,7 +21,14 @@ from flatbayes.calibration.quantiles import (
     sample_coverage_interval,
 )
 from flatbayes.calibration.regions import PredictionIntervals, PredictionSets
-from flatbayes.calibration.scores import LAC, ConformalScore, NormalizedResidual
+from flatbayes.calibration.scores import (
+    LAC,
+    ConformalScore,
+    NormalizedResidual,
+    NumberScore,
+    get_score_data,
+    make_score,
+)
 from flatbayes.calibration.targets import check_length, check_targets, to_names
 from flatbayes.core.display import format_entries, format_fields
 from flatbayes.likelihoods import CategoricalPredictive, Predictive
@@ -135,7 +141,7 @@ class ConformalPredictor:
 
     def guarantee(self) -> str:
         """What is guaranteed, for this number of calibration examples, and the assumptions."""
-        region = "interval" if isinstance(self.score, score_types.NumberScore) else "set"
+        region = "interval" if isinstance(self.score, NumberScore) else "set"
         groups = list(self.thresholds.values())
         scope = {"none": "", "class": " whatever its class", "group": " whatever its group"}[self.grouping]
         several = " (for each target separately)" if len(groups[0].values) > 1 else ""
@@ -177,11 +183,8 @@ class ConformalPredictor:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, from which `from_dict` makes an equal predictor; None for infinity."""
-        if type(self.score).__module__ != score_types.__name__:
-            raise TypeError(f"A {type(self.score).__name__} is no score of flatbayes and cannot be written as data.")
         return {
-            "score": type(self.score).__name__,
-            "score_options": dict(vars(self.score)),
+            **get_score_data(self.score),
             "level": self.level,
             "grouping": self.grouping,
             "allow_empty": self.allow_empty,
@@ -204,9 +207,6 @@ class ConformalPredictor:
         Raises:
             ValueError: The score is unknown.
         """
-        kinds = {kind.__name__: kind for kind in SCORES}
-        if data["score"] not in kinds:
-            raise ValueError(f"Unknown score {data['score']!r}. Known: {', '.join(kinds)}.")
         thresholds = {
             name: GroupThreshold(
                 tuple(math.inf if value is None else float(value) for value in group["values"]),
@@ -214,8 +214,7 @@ class ConformalPredictor:
             )
             for name, group in data["thresholds"].items()
         }
-        score = kinds[data["score"]](**data["score_options"])
-        return cls(score, data["level"], data["grouping"], thresholds, data["allow_empty"])
+        return cls(make_score(data), data["level"], data["grouping"], thresholds, data["allow_empty"])
 
     def _select_thresholds(self, predictive: Predictive, groups: Any) -> Tensor:
         """Thresholds of the shape (examples or 1, classes or targets or 1)."""
@@ -247,16 +246,6 @@ class ConformalPredictor:
             expected = sample_coverage_interval(num_calibration, len(is_covered), self.level, RANGE_PROBABILITY)
         coverage, size = (float(values.mean()) if len(values) else math.nan for values in (is_covered, sizes))
         return CoverageEstimate(name or group, len(is_covered), coverage, size, expected)
-
-
-SCORES: tuple[type[ConformalScore], ...] = (
-    LAC,
-    score_types.APS,
-    score_types.RAPS,
-    NormalizedResidual,
-    score_types.QuantileResidual,
-)
-"""Scores that `ConformalPredictor.from_dict` knows."""
 
 
 def fit_conformal(

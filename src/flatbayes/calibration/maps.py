@@ -5,13 +5,17 @@ Classes, with p the averaged probabilities of all networks:
     temperature  p' = softmax(log p / T)               Guo et al., ICML 2017
     vector       p' = softmax(w * log p + b)           Guo et al., ICML 2017
     dirichlet    p' = softmax(W log p + b)             Kull et al., NeurIPS 2019
+    isotonic     p'_c = iso_c(p_c) / sum               Zadrozny & Elkan, KDD 2002
 
-Numbers: `scale` stretches every predictive distribution about its mean by one factor for each target. All minimise
-the NLL of the validation examples. `vector` and `dirichlet` do so with a normal prior around the identity, of the
-standard deviation 1 for every parameter, since few examples do not determine them. It replaces the penalty of Kull et
-al., whose weight is chosen by cross-validation, and its weight falls with the number of examples.
+Numbers: `scale` stretches every predictive distribution about its mean by one factor for each target; `quantile`
+replaces its distribution function F by R(F) (Kuleshov et al., ICML 2018). The last of each, which are in
+`flatbayes.calibration.isotonic`, are monotone functions; the others minimise the NLL of the validation examples.
+`vector` and `dirichlet` do so with a normal prior around the identity, of the standard deviation 1 for every parameter,
+since few examples do not determine them. It replaces the penalty of Kull et al., whose weight is chosen by
+cross-validation, and its weight falls with the number of examples.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -21,16 +25,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from flatbayes.calibration.isotonic import apply_isotonic, fit_isotonic, fit_quantile_curves, stack_curves
 from flatbayes.calibration.targets import check_targets
 from flatbayes.core.devices import to_double
 from flatbayes.core.display import format_fields
-from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
+from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive, RecalibratedPredictive
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
 from flatbayes.likelihoods.mixture import log_mean_density, normal_log_density
 from flatbayes.metrics import fit_temperature, nll
 
-CalibrationMethod = Literal["temperature", "vector", "dirichlet", "scale"]
-"""Kinds of maps; `scale` is that of numbers."""
+CalibrationMethod = Literal["temperature", "vector", "dirichlet", "isotonic", "scale", "quantile"]
+"""Kinds of maps; `scale` and `quantile` are those of numbers."""
+NUMBER_METHODS, MONOTONE_METHODS = ("scale", "quantile"), ("isotonic", "quantile")
 MIN_LOG_PROB = -80.0
 """Smallest log probability that `vector` and `dirichlet` tell from a smaller one, within the range of float32."""
 MAX_DIRICHLET_CLASSES = 100
@@ -45,11 +51,13 @@ class CalibrationMap:
 
     Attributes:
         method: Kind of the map.
-        weights: 1 / T; w; the rows of W one after another; or the factor of each target.
-        bias: b; empty for `temperature` and `scale`.
+        weights: 1 / T; w; the rows of W one after another; the factor of each target; or the knots of the monotone
+            functions of all classes or targets, one after another.
+        bias: b; empty for `temperature` and `scale`; for monotone functions the values at the knots.
         num_examples: Number of validation examples.
         nll_raw: Mean NLL of the validation examples without the map.
         nll_calibrated: Mean NLL of the validation examples with the map, which was fitted to them.
+        sizes: For `isotonic` and `quantile`, the number of knots of each class or target.
 
     Examples:
         >>> validation = fitted.predict(data.val.inputs)
@@ -67,6 +75,7 @@ class CalibrationMap:
     num_examples: int
     nll_raw: float
     nll_calibrated: float
+    sizes: tuple[int, ...] = ()
 
     __repr__ = format_fields
 
@@ -82,8 +91,16 @@ class CalibrationMap:
             f"{self.nll_calibrated:.4g}"
         )
 
+    def get_curves(self) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]:
+        """Knots and values of the monotone function of each class or target."""
+        ends = list(itertools.accumulate(self.sizes))
+        slices = [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
+        return tuple((self.weights[rows], self.bias[rows]) for rows in slices)
+
     def get_parameters(self) -> tuple[Tensor, Tensor]:
-        """Weights and bias as float64 tensors: weights of 0 axes for a temperature, of 2 for `dirichlet`."""
+        """Weights and bias as float64 tensors, for `transform_log_probs`."""
+        if self.method == "isotonic":
+            return stack_curves(self.get_curves())
         weights, bias = (torch.tensor(values, dtype=torch.float64) for values in (self.weights, self.bias))
         if self.method == "temperature":
             return weights[0], bias
@@ -93,7 +110,8 @@ class CalibrationMap:
         """The calibrated predictions.
 
         For classes, the mutual information stays that of the networks, at most the entropy; predictions of single
-        networks and their variances are not changed. For numbers, means stay, and all standard deviations are scaled.
+        networks and their variances are not changed. For numbers, `scale` keeps means and multiplies standard
+        deviations; `quantile` gives a `RecalibratedPredictive`, whose moments all differ.
 
         Args:
             predictive: Predictions of the posterior for which the map was fitted.
@@ -103,24 +121,28 @@ class CalibrationMap:
             ValueError: The map is for another number of classes or targets.
         """
         weights, bias = self.get_parameters()
-        if self.method != "scale" and isinstance(predictive, CategoricalPredictive):
-            _check_count(len(bias) or predictive.log_probs.shape[1], predictive.log_probs.shape[1], "classes")
+        if self.method not in NUMBER_METHODS and isinstance(predictive, CategoricalPredictive):
+            num_classes = predictive.log_probs.shape[1]
+            _check_count(len(bias) or num_classes, num_classes, "classes")
             log_probs = transform_log_probs(
                 predictive.log_probs, weights.to(predictive.log_probs), bias.to(predictive.log_probs)
             )
             information = predictive.mutual_information
             expected_entropy = (categorical_entropy(log_probs) - information).clamp_min(0.0)
             return replace(predictive, log_probs=log_probs, expected_entropy=expected_entropy)
-        if self.method == "scale" and isinstance(predictive, GaussianPredictive):
+        if self.method in NUMBER_METHODS and isinstance(predictive, GaussianPredictive):
+            num_targets = 1 if predictive.member_means.ndim == 2 else predictive.member_means.shape[2]
+            _check_count(len(self.sizes or weights), num_targets, "targets")
+            if self.method == "quantile":
+                return RecalibratedPredictive(predictive.member_means, predictive.member_stds, self.get_curves())
             factors = weights.to(predictive.member_means)
-            num_targets = 1 if predictive.mean.ndim == 1 else predictive.mean.shape[1]
-            _check_count(len(factors), num_targets, "targets")
-            return scale_mixture(predictive, factors[0] if predictive.mean.ndim == 1 else factors)
+            return scale_mixture(predictive, factors[0] if predictive.member_means.ndim == 2 else factors)
         raise TypeError(f"A calibration by {self.method!r} cannot be applied to a {type(predictive).__name__}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, from which `from_dict` makes an equal map."""
-        return asdict(self) | {"weights": list(self.weights), "bias": list(self.bias)}
+        lists = {"weights": list(self.weights), "bias": list(self.bias)}
+        return asdict(self) | lists | {"sizes": list(self.sizes)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -129,7 +151,8 @@ class CalibrationMap:
         Args:
             data: Result of `to_dict`.
         """
-        return cls(**{**data, "weights": tuple(data["weights"]), "bias": tuple(data["bias"])})
+        lists = {name: tuple(data.get(name, ())) for name in ("weights", "bias", "sizes")}
+        return cls(**{**data, **lists})
 
 
 def is_calibration(data: object) -> bool:
@@ -138,19 +161,33 @@ def is_calibration(data: object) -> bool:
     Args:
         data: Read from a file.
     """
-    if not isinstance(data, dict) or set(data) != {field.name for field in fields(CalibrationMap)}:
+    names = {field.name for field in fields(CalibrationMap)}
+    if not isinstance(data, dict) or set(data) | {"sizes"} != names:  # maps of 0.2 before `isotonic` have no sizes
         return False
-    method, weights, bias = data["method"], data["weights"], data["bias"]
-    if method not in get_args(CalibrationMethod) or not isinstance(weights, list) or not isinstance(bias, list):
+    method, weights, bias, sizes = data["method"], data["weights"], data["bias"], data.get("sizes", [])
+    if method not in get_args(CalibrationMethod) or not all(isinstance(v, list) for v in (weights, bias, sizes)):
         return False
+    numbers = [*weights, *bias, *sizes, data["num_examples"], data["nll_raw"], data["nll_calibrated"]]
+    if not weights or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        return False
+    if method in MONOTONE_METHODS:
+        return _are_curves(weights, bias, sizes, is_strict=method == "quantile")
     counts = {"temperature": (1, 0), "vector": (len(bias),) * 2, "dirichlet": (len(bias) ** 2, len(bias))}
-    numbers = [*weights, *bias, data["num_examples"], data["nll_raw"], data["nll_calibrated"]]
     return (
-        bool(weights)
+        not sizes
         and (len(weights), len(bias)) == counts.get(method, (len(weights), 0))
-        and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
         and (method not in ("temperature", "scale") or min(weights) > 0)
     )
+
+
+def _are_curves(knots: list[float], values: list[float], sizes: list[float], *, is_strict: bool) -> bool:
+    """Whether these are the knots and values of increasing functions, at least one knot each."""
+    if not all(isinstance(size, int) and size > 0 for size in sizes) or not sum(sizes) == len(knots) == len(values):
+        return False
+    starts = set(itertools.accumulate(sizes))
+    pairs = [k for k in range(1, len(knots)) if k not in starts]
+    rises = all(values[k] > values[k - 1] if is_strict else values[k] >= values[k - 1] for k in pairs)
+    return rises and all(knots[k] > knots[k - 1] for k in pairs)
 
 
 def fit_calibration(
@@ -177,29 +214,42 @@ def fit_calibration(
     targets = check_targets(predictive, targets)
     if isinstance(predictive, GaussianPredictive):
         method = method or "scale"
-        if method != "scale":
-            raise ValueError(f"Predictions of numbers are calibrated by 'scale', got {method!r}.")
-        weights, bias = _fit_scales(predictive, targets), torch.zeros(0, dtype=torch.float64)
+        if method not in NUMBER_METHODS:
+            raise ValueError(f"Predictions of numbers are calibrated by 'scale' or 'quantile', got {method!r}.")
+        if method == "quantile":
+            curves = fit_quantile_curves(predictive, targets)
+        else:
+            weights, bias = _fit_scales(predictive, targets), torch.zeros(0, dtype=torch.float64)
     else:
         method = method or "temperature"
-        log_probs = cast("CategoricalPredictive", predictive).log_probs.detach().cpu().double()
-        weights, bias = _fit_classes(log_probs, targets.cpu().long(), method)
-    numbers = tuple(weights.reshape(-1).tolist()), tuple(bias.tolist())
-    calibration = CalibrationMap(method, *numbers, len(targets), math.nan, math.nan)
-    losses = [mean_nll(values, targets) for values in (predictive, calibration.apply(predictive))]
-    return CalibrationMap(method, *numbers, len(targets), *losses)
+        log_probs, labels = cast("CategoricalPredictive", predictive).log_probs.detach().cpu().double(), targets.cpu()
+        if method == "isotonic":
+            curves = fit_isotonic(log_probs, labels)
+        else:
+            weights, bias = _fit_classes(log_probs, labels.long(), method)
+    sizes: tuple[int, ...] = ()
+    if method in MONOTONE_METHODS:
+        knots, values = ([number for curve in curves for number in curve[end]] for end in (0, 1))
+        sizes = tuple(len(curve[0]) for curve in curves)
+    else:
+        knots, values = weights.reshape(-1).tolist(), bias.tolist()
+    calibration = CalibrationMap(method, tuple(knots), tuple(values), len(targets), math.nan, math.nan, sizes)
+    losses = [mean_nll(candidate, targets) for candidate in (predictive, calibration.apply(predictive))]
+    return replace(calibration, nll_raw=losses[0], nll_calibrated=losses[1])
 
 
 def transform_log_probs(
     log_probs: Float[Tensor, "examples classes"], weights: Tensor, bias: Tensor
 ) -> Float[Tensor, "examples classes"]:
-    """Log probabilities log_softmax(W log p + b), W a number without bias, a diagonal, or a matrix.
+    """Log probabilities log_softmax(W log p + b), W a number without bias, a diagonal, or a matrix; or isotonic.
 
     Args:
         log_probs: log p.
-        weights: 1 / T with 0 axes, w with 1 axis, or W with 2 axes.
-        bias: b; not used for a temperature.
+        weights: 1 / T with 0 axes, w with 1 axis, or W with 2 axes; knots where the bias has 2 axes.
+        bias: b; not used for a temperature; with 2 axes values at the knots.
     """
+    if bias.ndim == 2:
+        return apply_isotonic(log_probs, weights, bias)
     if weights.ndim == 0:
         return torch.log_softmax(weights * log_probs, -1)
     log_probs = log_probs.clamp_min(MIN_LOG_PROB)
@@ -240,7 +290,8 @@ def _fit_classes(
         return torch.tensor(1 / temperature, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
     if method not in ("vector", "dirichlet"):
         raise ValueError(
-            f"Predictions of classes are calibrated by 'temperature', 'vector' or 'dirichlet', got {method!r}."
+            "Predictions of classes are calibrated by 'temperature', 'vector', 'dirichlet' or 'isotonic', got "
+            f"{method!r}."
         )
     if method == "dirichlet" and num_classes > MAX_DIRICHLET_CLASSES:
         raise ValueError(

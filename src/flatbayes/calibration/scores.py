@@ -15,7 +15,9 @@ A prediction region is the set of all targets whose score is at most a threshold
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -76,18 +78,26 @@ class ClassScore(ConformalScore):
 
     def compute_scores(self, predictive: Predictive, targets: Int[Tensor, " examples"], level: float) -> Tensor:
         """Scores of the true classes."""
-        scores = self.score_classes(self._get_log_probs(predictive).detach().cpu().double())
+        scores = self.score_classes(self.get_log_probs(predictive).detach().cpu().double())
         return scores.gather(1, targets.cpu().long()[:, None]).squeeze(1)
 
     def predict_region(self, predictive: Predictive, thresholds: Tensor, level: float) -> PredictionSets:
         """Sets of the classes whose score is at most the threshold."""
-        log_probs = self._get_log_probs(predictive)
+        log_probs = self.get_log_probs(predictive)
         members: Bool[Tensor, "examples classes"] = (
             self.score_classes(log_probs.detach().cpu().double()) <= thresholds.cpu()
         )
         return PredictionSets(members.to(log_probs.device), log_probs.argmax(-1))
 
-    def _get_log_probs(self, predictive: Predictive) -> Tensor:
+    def get_log_probs(self, predictive: Predictive) -> Tensor:
+        """Log probabilities of the classes.
+
+        Args:
+            predictive: The predictions.
+
+        Raises:
+            TypeError: The predictions are not of classes.
+        """
         if not isinstance(predictive, CategoricalPredictive):
             raise TypeError(
                 f"{type(self).__name__} is a score of classes, got a {type(predictive).__name__}. Use "
@@ -222,6 +232,39 @@ class QuantileResidual(NumberScore):
         lower, upper = predictive.interval(level)
         thresholds = match_targets(thresholds, lower)
         return PredictionIntervals(lower - thresholds, upper + thresholds)
+
+
+SCORES: tuple[type[ConformalScore], ...] = (LAC, APS, RAPS, NormalizedResidual, QuantileResidual)
+"""Scores that `make_score` knows."""
+
+
+def get_score_data(score: ConformalScore) -> dict[str, Any]:
+    """Name and options of a score, as plain data.
+
+    Args:
+        score: A score of this module.
+
+    Raises:
+        TypeError: The score is user-defined.
+    """
+    if type(score) not in SCORES:
+        raise TypeError(f"A {type(score).__name__} is no score of flatbayes and cannot be written as data.")
+    return {"score": type(score).__name__, "score_options": dict(vars(score))}
+
+
+def make_score(data: Mapping[str, Any]) -> ConformalScore:
+    """The score that `get_score_data` described.
+
+    Args:
+        data: Name and options; other entries are ignored.
+
+    Raises:
+        ValueError: The score is unknown.
+    """
+    kinds = {kind.__name__: kind for kind in SCORES}
+    if data["score"] not in kinds:
+        raise ValueError(f"Unknown score {data['score']!r}. Known: {', '.join(kinds)}.")
+    return kinds[data["score"]](**data["score_options"])
 
 
 def adaptive_scores(

@@ -19,7 +19,7 @@ from flatbayes.experiments.results import RESULTS_FILE
 from flatbayes.experiments.run_folder import RunFolder
 from flatbayes.experiments.run_result import RunCost, RunResult
 from flatbayes.metrics import DEFINITIONS
-from flatbayes.prediction import FittedPosterior, check_num_draws, evaluate
+from flatbayes.prediction import Evaluation, FittedPosterior, check_num_draws, evaluate
 from flatbayes.prediction.placement import PredictionPrecision
 
 
@@ -113,18 +113,13 @@ def evaluate_run(
             "num_draws": num_draws,
             "draw_seed": seed,
             **({} if precision is None else {"precision": precision}),
+            **({} if fitted.calibration is None else {"calibration": fitted.calibration.describe()}),
         },
+        raw_metrics=evaluation.raw_metrics,
     )
-    table = Table(title=f"{result.posterior} x {result.flatness} on {len(split)} {split_name} examples")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_column("definition")
-    for metric, value in evaluation.metrics.items():
-        table.add_row(metric, f"{value:.4f}", DEFINITIONS[metric])
-        names = fitted.info.get("target_names") or itertools.count()
-        for name, target_value in zip(names, evaluation.target_metrics.get(metric, ())):  # noqa: B905 - count has no end
-            table.add_row(f"  {name}", f"{target_value:.4f}", "of this target, in its unit")
-    console.print(table)
+    console.print(make_table(evaluation, result, len(split), fitted.info.get("target_names")))
+    if fitted.calibration is not None:
+        console.print(f"calibration: {fitted.calibration.describe()}", highlight=False, soft_wrap=True)
     print_failures(report, folder.path)
     num_results = 0
     with tolerate_read_only():
@@ -137,3 +132,28 @@ def evaluate_run(
             soft_wrap=True,
         )
     return report
+
+
+def make_table(evaluation: Evaluation, result: RunResult, num_examples: int, target_names: list[str] | None) -> Table:
+    """The metrics with their definitions; for a posterior with a calibration, also those without it.
+
+    Args:
+        evaluation: The metrics.
+        result: The same, with the names of method and split.
+        num_examples: Number of examples.
+        target_names: Names of several targets; None numbers them.
+    """
+    table = Table(title=f"{result.posterior} x {result.flatness} on {num_examples} {result.split} examples")
+    raw = evaluation.raw_metrics
+    table.add_column("metric")
+    for column in ("raw", "calibrated") if raw else ("value",):
+        table.add_column(column, justify="right")
+    table.add_column("definition")
+    for metric, value in evaluation.metrics.items():
+        values = [f"{raw[metric]:.4f}"] if raw else []
+        table.add_row(metric, *values, f"{value:.4f}", DEFINITIONS[metric])
+        names = target_names or itertools.count()
+        for name, target_value in zip(names, evaluation.target_metrics.get(metric, ())):  # noqa: B905 - count has no end
+            blanks = [""] if raw else []
+            table.add_row(f"  {name}", *blanks, f"{target_value:.4f}", "of this target, in its unit")
+    return table

@@ -87,6 +87,7 @@ class RunResult:
         history: Training history, of an ensemble that of its first member.
         details: Intermediate quantities of additional evaluations.
         settings: Options of the evaluation that the metrics depend on, such as `num_draws`.
+        raw_metrics: For a posterior with a calibration, the metrics without it; empty otherwise.
 
     Examples:
         >>> run = results.runs[0]
@@ -107,13 +108,15 @@ class RunResult:
     history: TrainingHistory | None = None
     details: RunDetails = RunDetails()
     settings: Mapping[str, JsonValue] = field(default_factory=dict)
+    raw_metrics: Mapping[str, float | None] = field(default_factory=dict)
 
     __repr__ = format_fields
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Plain data for JSON, without the fields that were not recorded."""
         data: dict[str, JsonValue] = replace_nonfinite(asdict(self))
-        return {key: value for key, value in data.items() if value is not None and (value or key != "settings")}
+        optional = ("settings", "raw_metrics")
+        return {key: value for key, value in data.items() if value is not None and (value or key not in optional)}
 
     @classmethod
     def from_dict(cls, data: JsonValue, place: str = "run") -> "RunResult":
@@ -164,6 +167,7 @@ class RunResult:
                 else None,
             ),
             settings=run.read_object("settings").data,
+            raw_metrics=run.read_metrics("raw_metrics") if "raw_metrics" in run else {},
         )
 
 

@@ -7,6 +7,7 @@ from flatbayes.likelihoods.custom import Custom
 from flatbayes.likelihoods.gaussian import Gaussian
 from flatbayes.likelihoods.gaussian_predictive import GaussianPredictive
 from flatbayes.likelihoods.likelihood import Likelihood, PredictionTable, Predictive
+from flatbayes.likelihoods.recalibrated_predictive import RecalibratedPredictive
 
 __all__ = [
     "Categorical",
@@ -17,6 +18,7 @@ __all__ = [
     "Likelihood",
     "PredictionTable",
     "Predictive",
+    "RecalibratedPredictive",
 ]
 
 explain_old_arguments(__name__)

@@ -6,6 +6,7 @@ form: the first is found to rounding, the second is integrated numerically. Ever
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -53,6 +54,59 @@ def mixture_cdf(values: Values, means: Members, stds: Members) -> Values:
     on_cpu = standardized if has_float64(standardized.device) else standardized.cpu()  # Apple's have no ndtr either
     member_cdfs: Tensor = torch.special.ndtr(on_cpu)
     return member_cdfs.mean(0).to(standardized.device)
+
+
+def mixture_score(values: Values, means: Members, stds: Members) -> Values:
+    """Normal score Phi^-1(P(Y <= y)), exact in both tails, where the probability rounds to 0 or 1.
+
+    It is computed on the CPU.
+
+    Args:
+        values: y, shape (*batch).
+        means: Means of the members, shape (draws, *batch).
+        stds: Standard deviations of the members, of that shape.
+    """
+    from scipy.special import ndtri_exp  # slow to import
+
+    # torch.special.ndtr rounds to 0 below -8.3 standard deviations, so this is done with logarithms.
+    lower, upper = (_log_cdf(distances / stds) for distances in (values - means, means - values))
+    score = torch.from_numpy(np.asarray(ndtri_exp(torch.minimum(lower, upper).detach().cpu().numpy())))
+    return torch.where(lower < upper, score, -score).to(stds)
+
+
+def _log_cdf(standardized: Members) -> Values:
+    log_cdfs: Tensor = torch.special.log_ndtr(standardized.detach().cpu().double())
+    return log_mean_density(log_cdfs)
+
+
+def mixture_quantile_of_score(score: Values, means: Members, stds: Members) -> Values:
+    """The y whose normal score this is, exact in both tails.
+
+    Newton's method for the score, which is a linear function of y for one member, with bisections as in
+    `mixture_quantile`.
+
+    Args:
+        score: One score for each mixture.
+        means: Means of the members, shape (draws, *batch).
+        stds: Standard deviations of the members, of that shape.
+    """
+    low, high = (means + score * stds).amin(0), (means + score * stds).amax(0)
+    quantile, last_step = low + 0.5 * (high - low), high - low
+    tolerance = ROOT_TOLERANCE * torch.finfo(means.dtype).eps * (means.abs() + score.abs() * stds).amax(0)
+    for _ in range(MAX_ROOT_STEPS):
+        current = mixture_score(quantile, means, stds)
+        error = current - score
+        log_density = log_mean_density(normal_log_density(quantile, means, stds))
+        slope = (log_density + current.square() / 2 + 0.5 * math.log(2 * math.pi)).exp()
+        is_exact = (error.abs() <= tolerance * slope) | (high - low <= tolerance)
+        if not is_accelerator(means) and bool(is_exact.all()):  # reading it would wait for an accelerator
+            break
+        low, high = torch.where(error < 0, quantile, low), torch.where(error < 0, high, quantile)
+        newton = quantile - error / slope
+        is_good = (newton > low) & (newton < high) & (2 * (newton - quantile).abs() < last_step.abs())
+        next_quantile = torch.where(is_exact, quantile, torch.where(is_good, newton, low + 0.5 * (high - low)))
+        last_step, quantile = next_quantile - quantile, next_quantile
+    return quantile
 
 
 def mixture_quantile(probability: float, means: Members, stds: Members) -> Values:

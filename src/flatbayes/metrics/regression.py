@@ -62,6 +62,8 @@ def regression_metrics(
     log_density: Float[Tensor, " examples"],
     pit: Float[Tensor, "examples ..."],
     interval: tuple[Float[Tensor, "examples ..."], Float[Tensor, "examples ..."]],
+    mean: Float[Tensor, "examples ..."] | None = None,
+    crps_values: Float[Tensor, "examples ..."] | None = None,
 ) -> dict[str, float]:
     """Compute all metrics of `REGRESSION_METRICS`.
 
@@ -72,6 +74,8 @@ def regression_metrics(
         log_density: Log density of the mixture at the targets.
         pit: Probability integral transform: distribution function of the mixture at the targets.
         interval: Lower and upper ends of the central 95 % interval of the mixture.
+        mean: Expected targets; None for those of the mixture.
+        crps_values: CRPS of each target; None computes that of the mixture.
 
     Returns:
         Values by name.
@@ -93,11 +97,12 @@ def regression_metrics(
         >>> metrics["rmse"]
         0.5
     """
-    error = rmse(means.mean(0), targets)  # first, because its error messages are about the targets
+    # The error comes first, because its messages are about the targets.
+    error = rmse(means.mean(0) if mean is None else mean, targets)
     return {
         "nll": _mean_nll(log_density),
         "rmse": error,
-        "crps": crps(means, stds, targets),
+        "crps": crps(means, stds, targets) if crps_values is None else float(crps_values.double().mean()),
         "miscalibration": miscalibration(pit),
         "coverage_95": coverage_curve(pit, (INTERVAL_LEVEL,)).coverage[0],
         "width_95": interval_width(*interval),
@@ -111,6 +116,8 @@ def metrics_per_target(
     stds: Float[Tensor, "draws examples targets"],
     pit: Float[Tensor, "examples targets"],
     interval: tuple[Float[Tensor, "examples targets"], Float[Tensor, "examples targets"]],
+    mean: Float[Tensor, "examples targets"] | None = None,
+    crps_values: Float[Tensor, "examples targets"] | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """The metrics of each of several targets, in the target's unit; their means are those of `regression_metrics`.
 
@@ -137,6 +144,8 @@ def metrics_per_target(
             log_density=targets.new_zeros(len(targets)),
             pit=pit[:, k],
             interval=(interval[0][:, k], interval[1][:, k]),
+            mean=None if mean is None else mean[:, k],
+            crps_values=None if crps_values is None else crps_values[:, k],
         )
         for k in range(targets.shape[1])
     ]

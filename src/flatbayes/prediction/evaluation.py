@@ -19,6 +19,7 @@ from flatbayes.likelihoods import (
     GaussianPredictive,
     Likelihood,
     Predictive,
+    RecalibratedPredictive,
 )
 from flatbayes.likelihoods.labels import encode_labels
 from flatbayes.metrics import (
@@ -304,18 +305,19 @@ def _compute_metrics(predictive: Predictive, targets: Tensor, num_networks: int)
             scores = score_examples(predictive.log_probs, targets)
             return Evaluation(scores.metrics(), bin_confidences(scores.confidence, scores.is_right), num_networks)
         case GaussianPredictive():
-            targets = _match_target_shape(targets.to(predictive.member_means), predictive.mean.shape)
+            targets = _match_target_shape(targets.to(predictive.member_means), predictive.member_means.shape[1:])
             pit = predictive.cdf(targets)
-            means, stds, interval = predictive.member_means, predictive.member_stds, predictive.interval(0.95)
-            log_density = predictive.log_prob(targets)
-            metrics = regression_metrics(
-                targets, means=means, stds=stds, log_density=log_density, pit=pit, interval=interval
-            )
-            target_metrics = (
-                metrics_per_target(targets, means=means, stds=stds, pit=pit, interval=interval)
-                if targets.ndim == 2 and targets.shape[1] > 1
-                else {}
-            )
+            quantities: dict[str, Any] = {
+                "means": predictive.member_means,
+                "stds": predictive.member_stds,
+                "pit": pit,
+                "interval": predictive.interval(0.95),
+            }
+            if isinstance(predictive, RecalibratedPredictive):  # no mixture any more
+                quantities |= {"mean": predictive.mean, "crps_values": predictive.crps(targets)}
+            metrics = regression_metrics(targets, log_density=predictive.log_prob(targets), **quantities)
+            is_joint = targets.ndim == 2 and targets.shape[1] > 1
+            target_metrics = metrics_per_target(targets, **quantities) if is_joint else {}
             return Evaluation(metrics, coverage_curve(pit), num_networks, target_metrics)
         case _:
             raise TypeError(f"There are no metrics for a {type(predictive).__name__} yet.")

@@ -112,6 +112,9 @@ class CalibratedSummary(PredictiveSummary):
     Args:
         summary: The summary of the outputs.
         calibration: The map of the predictions.
+
+    Raises:
+        ValueError: The map changes distribution functions, which the summary does not have.
     """
 
     weights: Tensor
@@ -119,6 +122,12 @@ class CalibratedSummary(PredictiveSummary):
 
     def __init__(self, summary: PredictiveSummary, calibration: CalibrationMap) -> None:
         super().__init__()
+        if calibration.method == "quantile":
+            raise ValueError(
+                "A calibration by 'quantile' changes distribution functions, and a compiled or exported posterior "
+                "has mean and standard deviation only. Use flatbayes.calibrate(fitted, data, method='scale'), or "
+                "flatbayes.prediction.replace_calibration(fitted, None) for the posterior without calibration."
+            )
         self.summary, self.output_names = summary, summary.output_names
         weights, bias = calibration.get_parameters()
         self.register_buffer("weights", weights.float())

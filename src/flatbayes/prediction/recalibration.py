@@ -68,7 +68,8 @@ def calibrate(
         data: Labelled validation examples in a form that `flatbayes.evaluate` takes, not used for training.
         targets: As for `flatbayes.evaluate`.
         num_draws: Networks to average.
-        method: `temperature` (None), `vector` or `dirichlet` for classes, `scale` (None) for numbers.
+        method: For classes `temperature` (None), `vector`, `dirichlet` or `isotonic`, for numbers `scale` (None) or
+            `quantile`.
         batch_size: Examples per forward pass.
         seed: The same seed draws the same networks.
 
