@@ -8,7 +8,7 @@ whose class has the probability that was predicted, so that no class gets probab
 
 Numbers (Kuleshov et al., ICML 2018): F' = R(F), with R the distribution function of the probabilities F_i(y_i) of
 the validation targets, which is monotone already, so that its isotonic regression is itself. It is taken at sqrt(n)
-levels and interpolated in normal scores, so that F' has a density, and finite quantiles beyond all validation targets.
+levels and interpolated in normal scores, so that F' has a density, and finite quantiles beyond all targets.
 """
 
 import math

@@ -10,7 +10,7 @@ Classes, with p the averaged probabilities of all networks:
 Numbers: `scale` stretches every predictive distribution about its mean by one factor for each target; `quantile`
 replaces its distribution function F by R(F) (Kuleshov et al., ICML 2018). The last of each, which are in
 `flatbayes.calibration.isotonic`, are monotone functions; the others minimise the NLL of the validation examples.
-`vector` and `dirichlet` do so with a normal prior around the identity, of the standard deviation 1 for every parameter,
+`vector` and `dirichlet` do so with a normal prior around the identity, of standard deviation 1 for every parameter,
 since few examples do not determine them. It replaces the penalty of Kull et al., whose weight is chosen by
 cross-validation, and its weight falls with the number of examples.
 """
