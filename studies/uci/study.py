@@ -25,7 +25,15 @@ from flatbayes.experiments import Comparison, Method, SummaryRow, execute_runs, 
 from flatbayes.flatness import SAM, Plain
 from flatbayes.models import MLP
 from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
-from flatbayes.training import CollectionConfig, Constant, Cosine, Schedule, SWALinear, TrainingConfig
+from flatbayes.training import (
+    CollectionConfig,
+    Constant,
+    Cosine,
+    OptimizationConfig,
+    Schedule,
+    SWALinear,
+    TrainingConfig,
+)
 
 RADII = (0.003, 0.03)
 DECAYS = (1e-4, 1e-3)
@@ -78,7 +86,11 @@ def make_config(num_data: int) -> TrainingConfig:
     batch_size = 32 if num_data < MIN_LARGE_DATA else 64
     epochs = math.ceil(NUM_STEPS / (num_data // batch_size))
     return TrainingConfig(
-        epochs=epochs, batch_size=batch_size, num_validations=0, collection=CollectionConfig(start_fraction=0.5)
+        epochs=epochs,
+        batch_size=batch_size,
+        num_validations=0,
+        optimization=OptimizationConfig(clip_norm=None, initial_noise=None),
+        collection=CollectionConfig(start_fraction=0.5),
     )
 
 

@@ -111,7 +111,7 @@ def run(options: Namespace) -> None:
         model=make_model(options, dataset),
         posteriors=options.posteriors,
         flatness=options.flatness,
-        config=make_config(options, dataset),
+        config=make_config(options),
         num_seeds=options.num_seeds,
         num_draws=options.num_draws,
         split=options.split,

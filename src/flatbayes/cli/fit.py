@@ -104,7 +104,7 @@ def add_pretrained_options(parser: ArgumentParser) -> None:
             f"--input_{name}",
             type=list[float] | None,
             default=None,
-            help=f"{name} for the standardization of inputs, per channel or feature; by default of the training data",
+            help=f"{name} for the standardization of inputs; by default of the training data",
         )
 
 
@@ -143,7 +143,7 @@ def run(options: Namespace) -> None:
     if not (options.resume or options.overwrite):
         check_free_folder(Path(options.out))
     dataset = options.data.load(options.seed)
-    model, training_config = make_model(options, dataset), make_config(options, dataset)
+    model, training_config = make_model(options, dataset), make_config(options)
     transform = make_transform(options, dataset)
     trained = {"init": options.init, "new_head": options.new_head and bool(options.init), "freeze": options.freeze}
     factory, model_spec = prepare_runs(

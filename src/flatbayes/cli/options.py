@@ -22,7 +22,6 @@ from flatbayes.training import TrainingConfig
 from flatbayes.training.compatibility import check_compatibility
 from flatbayes.training.distributed.launch import check_accelerator
 
-REGRESSION_CLIP_NORM = 1.0
 SplitName = Literal["test", "val", "train"]
 
 
@@ -144,7 +143,7 @@ def check_before_loading(options: Namespace) -> None:
         ValueError: A training option is invalid, the device is absent, posterior and flatness do not go together, or
             the output folder cannot be made.
     """
-    config = TrainingConfig(**{name: getattr(options, name) for name in TrainingConfig.__dataclass_fields__})
+    config = make_config(options)
     check_accelerator(config)
     for posterior in options.get("posteriors", None) or [options.posterior]:
         if isinstance(posterior, Posterior):
@@ -152,11 +151,9 @@ def check_before_loading(options: Namespace) -> None:
     check_folder(Path(options.out))
 
 
-def make_config(options: Namespace, dataset: DataSplits) -> TrainingConfig:
-    """Training configuration of the options; the gradients of a regression are clipped by default."""
-    config = TrainingConfig(**{name: getattr(options, name) for name in TrainingConfig.__dataclass_fields__})
-    needs_clipping = dataset.is_regression and config.optimization.clip_norm is None
-    return config.with_options(optimization={"clip_norm": REGRESSION_CLIP_NORM}) if needs_clipping else config
+def make_config(options: Namespace) -> TrainingConfig:
+    """Training configuration of the options."""
+    return TrainingConfig(**{name: getattr(options, name) for name in TrainingConfig.__dataclass_fields__})
 
 
 def make_model(options: Namespace, dataset: DataSplits) -> Any:

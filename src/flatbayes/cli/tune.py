@@ -82,7 +82,7 @@ def run(options: Namespace) -> None:
     check_counts(options.num_trials, options.num_seeds)
     check_before_loading(options)
     folder, dataset = Path(options.out), options.data.load(0)
-    training_config = make_config(options, dataset)
+    training_config = make_config(options)
     base_run = ExperimentRun(
         source=options.data,
         model=make_model(options, dataset),

@@ -27,7 +27,7 @@ from flatbayes.likelihoods.labels import to_tensor
 from flatbayes.models import MLP
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.prediction import FittedPosterior
-from flatbayes.training import OptimizationConfig, TrainingConfig, fit
+from flatbayes.training import TrainingConfig, fit
 from flatbayes.training.arguments import resolve_config
 from flatbayes.training.model_builder import ModelFactory
 
@@ -108,7 +108,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
 
     def _fit_posterior(self, data: DataSplits) -> None:
         """Fit the posterior, and set the attributes that all fitted estimators have."""
-        config = self._resolve_training_config(is_regression=data.is_regression)
+        config = self._resolve_training_config()
         self.seed_ = spawn_seed(Stream.ESTIMATOR, check_random_state(self.random_state).randint(MAX_RANDOM_SEED))
         model = partial(MLP, hidden=tuple(self.hidden)) if self.model is None else self.model
         posterior, flatness = self._get_component("posterior"), self._get_component("flatness")
@@ -117,7 +117,7 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         )
         self.n_iter_ = self.posterior_.info["training"]["epochs"]
 
-    def _resolve_training_config(self, *, is_regression: bool) -> TrainingConfig:
+    def _resolve_training_config(self) -> TrainingConfig:
         """The parameter `config`, or a configuration made of epochs, batch size and learning rate."""
         if self.config is not None:
             return resolve_config(self.config, TrainingConfig())
@@ -127,7 +127,6 @@ class PosteriorEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
             batch_size=self.batch_size,
             optimizer=optimizer if self.learning_rate is None else partial(optimizer, lr=self.learning_rate),
             num_validations=0,
-            optimization=OptimizationConfig(clip_norm=1.0 if is_regression else None),
         )
 
     def _get_component(self, name: str) -> Any:

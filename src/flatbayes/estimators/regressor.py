@@ -33,8 +33,7 @@ class FlatBayesRegressor(RegressorMixin, PosteriorEstimator):  # type: ignore[mi
         epochs: Passes over the training data; None: at least 60, and as many as give 3,000 steps.
         batch_size: Examples per step.
         learning_rate: Learning rate of the posterior's default optimizer; None is the default rate.
-        config: A training configuration, which replaces the three parameters before and the default clipping of
-            gradients at norm 1.
+        config: A training configuration, which replaces the three parameters before.
         num_draws: Networks averaged in a prediction.
         random_state: Seed of all random numbers, as in scikit-learn; with None every fit differs.
         verbose: Show a progress bar.

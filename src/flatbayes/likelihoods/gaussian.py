@@ -26,9 +26,9 @@ from flatbayes.likelihoods.likelihood import Likelihood
 class Gaussian(Likelihood):
     """Targets are numbers; outputs are the means, then the raw scales, of standardised targets.
 
-    target = location + scale * (mean + std * noise) with std = floor + softplus(raw scale). With the location and
-    scale of the training targets (`Gaussian.fit`), training does not depend on their unit; losses and predictions are
-    in the unit of the targets.
+    target = location + scale * (mean + std * noise) with std = floor + softplus(raw scale + offset). With the
+    location and scale of the training targets (`Gaussian.fit`), training does not depend on their unit; losses and
+    predictions are in the unit of the targets.
 
     Attributes:
         num_targets: Number of targets of each example; a network has twice as many outputs.
@@ -36,6 +36,8 @@ class Gaussian(Likelihood):
         scale: Divisor of each target in standardisation, one number per target; () for ones.
         floor: Smallest standard deviation of the noise, as a fraction of the scale. It bounds the density, and so the
             gradient, where a network fits some targets exactly.
+        initial_std: Standard deviation of the noise at raw scale 0, as a fraction of the scale, one number per
+            target, above the floor; it sets the offset. () is an offset of zero, a noise of 0.69 above the floor.
 
     Examples:
         >>> likelihood = Gaussian.fit(torch.tensor([10.0, 20.0, 30.0]))
@@ -49,6 +51,7 @@ class Gaussian(Likelihood):
     location: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
     floor: float = 0.01
+    initial_std: tuple[float, ...] = ()
 
     __repr__ = format_fields
 
@@ -67,6 +70,14 @@ class Gaussian(Likelihood):
             raise ValueError(f"scale must be positive, got {self.scale}: a constant target cannot be standardised.")
         if not 0 < self.floor < math.inf:
             raise ValueError(f"floor must be positive and finite, got {self.floor}.")
+        object.__setattr__(self, "initial_std", tuple(float(std) for std in self.initial_std))
+        if self.initial_std and not (
+            len(self.initial_std) == self.num_targets and self.floor < min(self.initial_std) < math.inf
+        ):
+            raise ValueError(
+                f"initial_std must be one number for each of {self.num_targets} targets, above the floor "
+                f"{self.floor}; got {self.initial_std}."
+            )
 
     @staticmethod
     def fit(targets: Float[Tensor, "examples ..."], floor: float = 0.01) -> "Gaussian":
@@ -191,11 +202,18 @@ class Gaussian(Likelihood):
                 "the data."
             )
         mean, raw = outputs.chunk(2, dim=1)
+        if self.initial_std:
+            raw = raw + raw.new_tensor([invert_softplus(std - self.floor) for std in self.initial_std])
         return mean, self.floor + F.softplus(raw)
 
     @property
     def _target_shape(self) -> tuple[int, ...]:
         return () if self.num_targets == 1 else (self.num_targets,)
+
+
+def invert_softplus(value: float) -> float:
+    """The x with log(1 + exp(x)) = value, for a positive value."""
+    return value + math.log(-math.expm1(-value))
 
 
 @lru_cache(maxsize=16)

@@ -93,7 +93,7 @@ def max_one(count: int | Tensor) -> int | Tensor:
 def clip_closure(closure: Closure, engine: Engine, config: TrainingConfig) -> Closure:
     """The closure followed by gradient clipping, if the configuration has any."""
     clip_norm = config.optimization.clip_norm
-    if clip_norm is None:
+    if clip_norm is None or clip_norm == "auto":
         if config.precision.mode != "16-mixed":
             return closure
         clip_norm = math.inf  # clipping removes the loss scale

@@ -12,6 +12,7 @@ from flatbayes.core.components import resolve_component
 from flatbayes.core.names import format_suggestion
 from flatbayes.core.renames import explain_option
 from flatbayes.core.spec import to_spec
+from flatbayes.likelihoods import Gaussian, Likelihood
 from flatbayes.training.config_groups import (
     CollectionConfig,
     DistributionConfig,
@@ -28,6 +29,7 @@ from flatbayes.training.schedules import (
     select_evenly_spaced_epochs,
 )
 
+REGRESSION_CLIP_NORM = 1.0
 MAX_AUTOMATIC_SNAPSHOTS = 100
 """Largest number of snapshots of a training whose number of epochs follows from `min_steps`."""
 
@@ -140,6 +142,18 @@ class TrainingConfig:
         if collection.snapshots_per_epoch is None and spacing > 1:
             collection = replace(collection, snapshots_per_epoch=1 / spacing)
         return replace(self, epochs=epochs, collection=collection)
+
+    def resolve_clip_norm(self, likelihood: Likelihood) -> Self:
+        """The configuration with a number or None for `optimization.clip_norm`.
+
+        Args:
+            likelihood: Distribution of the targets. The gradient of a Gaussian log density grows without bound as
+                the noise falls.
+        """
+        if self.optimization.clip_norm != "auto":
+            return self
+        clip_norm = REGRESSION_CLIP_NORM if isinstance(likelihood, Gaussian) else None
+        return replace(self, optimization=replace(self.optimization, clip_norm=clip_norm))
 
     @property
     def num_epochs(self) -> int:

@@ -39,8 +39,9 @@ class OptimizationConfig:
     Attributes:
         label_smoothing: Fraction of each target that is spread evenly over all classes; in the training loss only,
             not in history and metrics.
-        clip_norm: Largest norm of the final gradient. None does not clip; the command line clips a regression at 1.
+        clip_norm: Largest norm of the final gradient; None does not clip. `auto` is 1 for a Gaussian likelihood.
         accumulation_steps: Micro-batches that the batch of a step is split into, to save memory.
+        initial_noise: Noise of a regression at the start: `residuals` of a linear fit, or None for 0.7 of the targets'.
 
     Examples:
         >>> optimization = OptimizationConfig(
@@ -52,16 +53,20 @@ class OptimizationConfig:
     """
 
     label_smoothing: float = 0.0
-    clip_norm: float | None = None
+    clip_norm: float | Literal["auto"] | None = "auto"
     accumulation_steps: int = 1
+    initial_noise: Literal["residuals"] | None = "residuals"
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"label_smoothing is a fraction of the target, at least 0 and below 1; got {self.label_smoothing}."
             )
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise ValueError(f"clip_norm must be positive and finite, got {self.clip_norm}.")
+        clip_norm = self.clip_norm
+        if clip_norm not in (None, "auto") and (isinstance(clip_norm, str) or not 0 < clip_norm < math.inf):
+            raise ValueError(f"clip_norm must be positive and finite, or auto or None, got {clip_norm!r}.")
+        if self.initial_noise not in (None, "residuals"):
+            raise ValueError(f"initial_noise must be residuals or None, got {self.initial_noise!r}.")
         check_integer("accumulation_steps", self.accumulation_steps)
 
 
@@ -110,7 +115,7 @@ class PrecisionConfig:
 
     Attributes:
         mode: Floating-point type of the forward and backward pass.
-        channels_last: Store images and convolutions with the channels innermost, which is faster on some devices.
+        channels_last: Store images with the channels innermost, which is faster on some devices.
         compile: Compile the network with torch.compile: slow to start, for long runs of large networks.
         cudnn_benchmark: Let cuDNN take the fastest algorithm for each shape of a convolution, on a CUDA device;
             rounding then differs from run to run.
@@ -143,9 +148,9 @@ class DistributionConfig:
             networks too large for one device (`MAP` and `SWAG`).
         ascent_scope: Batch of the adversarial perturbation of several processes: `local`, the share of each, without
             communication; or `synchronised`, the whole batch, like one process.
-        members: How the networks of an ensemble are trained: `one_by_one`; `workers`, in parallel processes, one per
-            GPU or core; `vectorized`, stacked in one process with `torch.func.vmap`, an error if the result differs
-            by more than rounding; or `auto`, vectorized where that works and is faster.
+        members: Training of the networks of an ensemble: `one_by_one`; `workers`, processes, one per GPU or core;
+            `vectorized` with `torch.func.vmap`, an error if more than rounding differs; or `auto`, vectorized where
+            that works and is faster.
 
     Examples:
         >>> distribution = DistributionConfig(accelerator="cpu", members="vectorized")

@@ -53,9 +53,10 @@ class RunFactory:
     auto_flatness: Flatness | None = None
 
     def __post_init__(self) -> None:
-        if self.config.epochs is None:
-            config = self.config.resolve_epochs(self.training_data.count_batches(self.config))
-            object.__setattr__(self, "config", config)
+        config = self.config.resolve_clip_norm(self.likelihood)
+        if config.epochs is None:
+            config = config.resolve_epochs(self.training_data.count_batches(config))
+        object.__setattr__(self, "config", config)
 
     def init_network(self, member: int) -> nn.Module:
         """A network with the initial weights of a member."""

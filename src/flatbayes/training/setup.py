@@ -18,7 +18,7 @@ from flatbayes.data import DataSplits, Standardize
 from flatbayes.data.fingerprint import FINGERPRINT_KEY
 from flatbayes.data.splits import check_finite_splits
 from flatbayes.flatness import Flatness
-from flatbayes.likelihoods import Likelihood
+from flatbayes.likelihoods import Gaussian, Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training.arguments import resolve_likelihood
@@ -32,6 +32,7 @@ from flatbayes.training.draw_choice import CHOICE_KEY, apply_choices, choose_dra
 from flatbayes.training.fabric import Fabric
 from flatbayes.training.graph_capture import check_graph_capture
 from flatbayes.training.identity import describe_object
+from flatbayes.training.initial_noise import start_at_residuals
 from flatbayes.training.likelihood_inference import infer_loader_likelihood
 from flatbayes.training.loader_checks import check_batch_size, check_loader_inputs
 from flatbayes.training.loader_data import LoaderData
@@ -86,6 +87,9 @@ def prepare_runs(
             inferred = infer_loader_likelihood(training_data.loader, model, output)
         else:
             inferred = training_data.infer_likelihood()
+        starts_at_residuals = config.optimization.initial_noise == "residuals"
+        if isinstance(inferred, Gaussian) and isinstance(training_data, InMemoryData) and starts_at_residuals:
+            inferred = start_at_residuals(inferred, training_data.splits.train)
         likelihood = inferred if likelihood is None else resolve_likelihood(likelihood, inferred)
     if isinstance(training_data, LoaderData):
         training_data = replace(training_data, likelihood=likelihood)
