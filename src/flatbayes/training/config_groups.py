@@ -41,7 +41,7 @@ class OptimizationConfig:
             not in history and metrics.
         clip_norm: Largest norm of the final gradient; None does not clip. `auto` is 1 for a Gaussian likelihood.
         accumulation_steps: Micro-batches that the batch of a step is split into, to save memory.
-        initial_noise: Noise of a regression at the start: `residuals` of a linear fit, or None for 0.7 of the targets'.
+        initial_noise: Noise of a regression at the start: `residuals` of a linear fit; None is 0.7 of the targets'.
 
     Examples:
         >>> optimization = OptimizationConfig(
