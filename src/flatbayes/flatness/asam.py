@@ -29,6 +29,7 @@ from flatbayes.flatness.ascent import (
     Perturbation,
     check_ascent_batch_fraction,
     check_ascent_steps,
+    check_nuisance,
     check_radius,
     gradient_at_perturbation,
     perturbation_in_groups,
@@ -50,6 +51,8 @@ class ASAM(Flatness):
         params: The parameters that are perturbed: `norms`, those of normalisation layers (Mueller et al., NeurIPS
             2023), with a radius about ten times as large; `last_layer`, `weights`, `biases`, `no_biases`, `all`, or
             a list of name patterns. The ascent computes no other gradients.
+        nuisance: Name patterns of nuisance parameters, such as `*.raw_scale` for a learnt noise scale: they are not
+            perturbed, and their gradient is taken at the unperturbed weights.
 
     Examples:
         >>> flatness = ASAM(rho=0.5)
@@ -65,6 +68,7 @@ class ASAM(Flatness):
     resample_noise: bool = False
     ascent_batch_fraction: float = 1.0
     params: ParameterSelection = "all"
+    nuisance: list[str] | None = None
 
     radius_field = "rho"
 
@@ -75,6 +79,7 @@ class ASAM(Flatness):
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
+        check_nuisance(self.nuisance, self.ascent_batch_fraction)
         check_ascent_steps(self.ascent_steps)
         check_ascent_batch_fraction(self.ascent_batch_fraction)
         check_selection(self.params, "params")
@@ -96,6 +101,7 @@ class ASAM(Flatness):
             resample_noise=self.resample_noise,
             ascent_batch_fraction=self.ascent_batch_fraction,
             params=self.params,
+            nuisance=self.nuisance,
             progress=progress,
         )
 

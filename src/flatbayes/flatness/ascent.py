@@ -40,6 +40,7 @@ from flatbayes.core.gradients import (
     dense_gradient,
     format_missing_gradients,
     may_lack_gradients,
+    replace_gradient,
 )
 from flatbayes.core.names import format_names
 from flatbayes.core.norms import combine_norms, tensor_norms
@@ -134,6 +135,7 @@ def gradient_at_perturbation(
     resample_noise: bool = False,
     ascent_batch_fraction: float = 1.0,
     params: ParameterSelection = "all",
+    nuisance: Sequence[str] | None = None,
     progress: TrainingProgress | None = None,
 ) -> Closure:
     """Make a closure whose gradient is taken after `ascent_steps` steps of ascent.
@@ -153,6 +155,8 @@ def gradient_at_perturbation(
         ascent_batch_fraction: Fraction of the batch that the passes before the final one compute on; see
             `flatbayes.core.subset_batch`.
         params: The parameters that are perturbed. The passes before the final one compute no other gradients.
+        nuisance: Name patterns of parameters that are not perturbed, and whose gradient is that of the first pass,
+            at the unperturbed weights.
         progress: Progress of training. After the first step, a step whose loss does not depend on the selected
             parameters has no perturbation; in the first step, or without the progress, that is an error.
 
@@ -173,12 +177,15 @@ def gradient_at_perturbation(
         trainable = {name: param for name, param in all_params.items() if param.requires_grad}
         check_trainable(trainable, model)
         selected = None if params == "all" else select_parameters(model, params, "params")
+        fixed = select_parameters(model, list(nuisance), "nuisance") if nuisance else {}
         ascent_closure = closure
         if has_partial_passes:
-            ascent_closure = partial(_run_partial_pass, closure, model, selected, ascent_batch_fraction)
+            needed = None if selected is None else {**selected, **fixed}
+            ascent_closure = partial(_run_partial_pass, closure, model, needed, ascent_batch_fraction)
         rng_state = RandomState.capture_devices_of(all_params.values())
         fresh = _compute_ascent_gradients(ascent_closure, trainable, selected)
-        weights = {} if fresh is None else fresh.params
+        weights = {} if fresh is None else {name: p for name, p in fresh.params.items() if name not in fixed}
+        unperturbed_grads = {name: dense_gradient(p).clone() for name, p in fixed.items() if p.grad is not None}
         if not weights and not may_lack_gradients(closure, progress):
             raise _make_unused_error(model, params, selected)
         tensors = list(weights.values())
@@ -208,6 +215,8 @@ def gradient_at_perturbation(
             with preserve_buffers(model), replayed, perturbed:
                 last_loss = (closure if is_final else ascent_closure)()
             if is_final:
+                for name, grad in unperturbed_grads.items():
+                    replace_gradient(fixed[name], grad)
                 break
         return check_loss(last_loss) if fresh is None else fresh.loss
 
@@ -280,6 +289,21 @@ def check_ascent_steps(ascent_steps: int) -> None:
     """
     if ascent_steps < 1:
         raise ValueError(f"ascent_steps must be at least 1, got {ascent_steps}; for no ascent use Plain().")
+
+
+def check_nuisance(nuisance: Sequence[str] | None, ascent_batch_fraction: float = 1.0) -> None:
+    """Check that nuisance parameters are given by name patterns, and that the first pass has the whole batch.
+
+    Raises:
+        ValueError: They are not, or it has not.
+    """
+    if isinstance(nuisance, str) or nuisance == []:
+        raise ValueError(f"nuisance must be a list of name patterns, such as ['*.raw_scale'], got {nuisance!r}.")
+    if nuisance and ascent_batch_fraction < 1:
+        raise ValueError(
+            "The gradient of nuisance parameters is that of the first pass, which needs the whole batch: leave out "
+            f"ascent_batch_fraction, got {ascent_batch_fraction}, or nuisance."
+        )
 
 
 def check_ascent_batch_fraction(ascent_batch_fraction: float) -> None:

@@ -27,6 +27,7 @@ from flatbayes.core.norms import broadcast_per_network, global_norm
 from flatbayes.flatness.ascent import (
     Perturbation,
     check_ascent_steps,
+    check_nuisance,
     check_radius,
     gradient_at_perturbation,
     perturbation_in_groups,
@@ -43,6 +44,8 @@ class FisherSAM(Flatness):
         eta: Weight of the squared gradient, relative to its mean over all weights, in the metric; 0 is `SAM`.
         ascent_steps: Number of ascent steps; each costs one gradient.
         resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+        nuisance: Name patterns of nuisance parameters, such as `*.raw_scale` for a learnt noise scale: they are not
+            perturbed, and their gradient is taken at the unperturbed weights.
 
     Examples:
         >>> flatness = FisherSAM(rho=0.05)
@@ -56,11 +59,13 @@ class FisherSAM(Flatness):
     eta: float = 1.0
     ascent_steps: int = 1
     resample_noise: bool = False
+    nuisance: list[str] | None = None
 
     radius_field = "rho"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
+        check_nuisance(self.nuisance)
         check_ascent_steps(self.ascent_steps)
         if not 0 <= self.eta < float("inf"):
             raise ValueError(f"eta weighs the squared gradient: it must be finite and at least 0, got {self.eta}.")
@@ -79,6 +84,7 @@ class FisherSAM(Flatness):
             model,
             ascent_steps=self.ascent_steps,
             resample_noise=self.resample_noise,
+            nuisance=self.nuisance,
             progress=progress,
         )
 

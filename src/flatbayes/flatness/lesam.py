@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.flatness.ascent import MIN_NORM, Perturbation, check_radius, gradient_at_perturbation
+from flatbayes.flatness.ascent import MIN_NORM, Perturbation, check_nuisance, check_radius, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness, Radius, require_radius, require_training_fraction
 
 
@@ -36,6 +36,8 @@ class LESAM(Flatness):
         rho_max: Largest radius, in the norm over all trainable weights together.
         anneal: Fraction of training, at its end, over which the budget decreases to 0 along half a cosine wave.
         resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+        nuisance: Name patterns of nuisance parameters, such as `*.raw_scale` for a learnt noise scale: they are not
+            perturbed, and their gradient is taken at the unperturbed weights.
 
     Examples:
         >>> flatness = LESAM(loss_budget=0.05)
@@ -49,12 +51,14 @@ class LESAM(Flatness):
     rho_max: float = 0.5
     anneal: float = 0.0
     resample_noise: bool = False
+    nuisance: list[str] | None = None
 
     radius_field = "loss_budget"
     depends_on_loss_scale = True
 
     def __post_init__(self) -> None:
         check_radius(self.rho_max)
+        check_nuisance(self.nuisance)
         check_radius(self.loss_budget, "loss_budget is a rise of the loss")
         if not 0 <= self.anneal <= 1:
             raise ValueError(f"anneal is a fraction of training, from 0 to 1; got {self.anneal}.")
@@ -77,6 +81,7 @@ class LESAM(Flatness):
             closure,
             model,
             resample_noise=self.resample_noise,
+            nuisance=self.nuisance,
             progress=progress,
         )
 

@@ -23,9 +23,10 @@ from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.devices import any_on_accelerator
 from flatbayes.core.gradients import check_trainable, compute_some_gradients, dense_gradient, replace_gradient
 from flatbayes.core.norms import global_norm
+from flatbayes.core.parameter_selection import select_parameters
 from flatbayes.core.tensor_lists import clone_tensors, fill_with_zeros, flatten, group_tensors, zero_tensors
 from flatbayes.core.traversal import trainable_by_name
-from flatbayes.flatness.ascent import Perturbation, check_radius, gradient_at_perturbation
+from flatbayes.flatness.ascent import Perturbation, check_nuisance, check_radius, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
 from flatbayes.flatness.sam import euclidean_perturbation
 
@@ -41,6 +42,8 @@ class LookSAM(Flatness):
         period: Number of steps from one SAM step to the next.
         alpha: Length of the added direction, relative to that of the plain gradient.
         resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+        nuisance: Name patterns of nuisance parameters, such as `*.raw_scale` for a learnt noise scale: they are not
+            perturbed, and their gradient is taken at the unperturbed weights.
 
     Examples:
         >>> flatness = LookSAM(rho=0.1, period=2)
@@ -55,11 +58,13 @@ class LookSAM(Flatness):
     period: int = 5
     alpha: float = 0.7
     resample_noise: bool = False
+    nuisance: list[str] | None = None
 
     radius_field = "rho"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
+        check_nuisance(self.nuisance)
         if self.period < 1:
             raise ValueError(f"period must be at least 1, got {self.period}.")
         if not 0 <= self.alpha < inf:
@@ -92,7 +97,9 @@ class LookSAM(Flatness):
                 return self._run_sam_step(closure, model, progress)
             fresh = compute_some_gradients(closure, model, progress, params)
             grads = {name: dense_gradient(param) for name, param in fresh.params.items()}
-            add_direction(list(grads.values()), fill_with_zeros(directions, grads), self.alpha)
+            fixed = select_parameters(model, list(self.nuisance), "nuisance") if self.nuisance else {}
+            turned = {name: grad for name, grad in grads.items() if name not in fixed}
+            add_direction(list(turned.values()), fill_with_zeros(directions, turned), self.alpha)
             for name, param in fresh.params.items():
                 replace_gradient(param, grads[name])
             return fresh.loss
@@ -108,7 +115,12 @@ class LookSAM(Flatness):
             return euclidean_perturbation(grads, rho)
 
         loss = gradient_at_perturbation(
-            record_perturbation, closure, model, resample_noise=self.resample_noise, progress=progress
+            record_perturbation,
+            closure,
+            model,
+            resample_noise=self.resample_noise,
+            nuisance=self.nuisance,
+            progress=progress,
         )()
         progress.memory.release()  # the projection allocates several copies of the gradient
         if plain_grads:

@@ -26,7 +26,13 @@ from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.context import DiagonalGaussian, get_weight_distribution
 from flatbayes.core.tensor_lists import full_tensors
 from flatbayes.flatness.asam import scaled_perturbation
-from flatbayes.flatness.ascent import Perturbation, check_ascent_steps, check_radius, gradient_at_perturbation
+from flatbayes.flatness.ascent import (
+    Perturbation,
+    check_ascent_steps,
+    check_nuisance,
+    check_radius,
+    gradient_at_perturbation,
+)
 from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 
 Geometry = Literal["std", "mean_over_std"]
@@ -50,6 +56,8 @@ class PosteriorSAM(Flatness):
             distribution.
         ascent_steps: Number of ascent steps; each costs one gradient.
         resample_noise: Draw new random numbers in the second pass instead of replaying those of the first.
+        nuisance: Name patterns of nuisance parameters, such as `*.raw_scale` for a learnt noise scale: they are not
+            perturbed, and their gradient is taken at the unperturbed weights.
 
     Examples:
         >>> fitted = fit(MLP, data, SGVB(temperature=0.1), PosteriorSAM(rho=1.0), config)
@@ -61,6 +69,7 @@ class PosteriorSAM(Flatness):
     geometry: Geometry = "std"
     ascent_steps: int = 1
     resample_noise: bool = False
+    nuisance: list[str] | None = None
 
     radius_field = "rho"
 
@@ -71,6 +80,7 @@ class PosteriorSAM(Flatness):
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
+        check_nuisance(self.nuisance)
         check_ascent_steps(self.ascent_steps)
         if self.geometry not in get_args(Geometry):
             raise ValueError(f"geometry must be {' or '.join(get_args(Geometry))}, got {self.geometry!r}.")
@@ -104,6 +114,7 @@ class PosteriorSAM(Flatness):
             model,
             ascent_steps=self.ascent_steps,
             resample_noise=self.resample_noise,
+            nuisance=self.nuisance,
             progress=progress,
         )
 

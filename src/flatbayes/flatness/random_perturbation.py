@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.flatness.ascent import Perturbation, check_radius, gradient_at_perturbation
+from flatbayes.flatness.ascent import Perturbation, check_nuisance, check_radius, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
 from flatbayes.flatness.gaussian_smoothing import draw_step_noise
 
@@ -36,6 +36,8 @@ class RandomPerturbation(Flatness):
         rho: Radius of the sphere, in the norm over all trainable weights together.
         seed: Another seed gives other directions in an otherwise identical run; at least 0.
         resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+        nuisance: Name patterns of nuisance parameters, such as `*.raw_scale` for a learnt noise scale: they are not
+            perturbed, and their gradient is taken at the unperturbed weights.
 
     Examples:
         >>> flatness = RandomPerturbation(rho=0.05)
@@ -49,11 +51,13 @@ class RandomPerturbation(Flatness):
     rho: Radius = 0.05
     seed: int = 0
     resample_noise: bool = False
+    nuisance: list[str] | None = None
 
     radius_field = "rho"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
+        check_nuisance(self.nuisance)
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the closure whose gradient is taken at a random point; calls in the same step have the same point.
@@ -67,6 +71,7 @@ class RandomPerturbation(Flatness):
             closure,
             model,
             resample_noise=self.resample_noise,
+            nuisance=self.nuisance,
             progress=progress,
         )
 

@@ -26,6 +26,7 @@ from flatbayes.flatness.ascent import (
     Perturbation,
     check_ascent_batch_fraction,
     check_ascent_steps,
+    check_nuisance,
     check_radius,
     gradient_at_perturbation,
 )
@@ -46,6 +47,8 @@ class SAM(Flatness):
         params: The parameters that are perturbed: `norms`, those of normalisation layers (Mueller et al., NeurIPS
             2023), with a radius about ten times as large; `last_layer`, `weights`, `biases`, `no_biases`, `all`, or
             a list of name patterns. The ascent computes no other gradients.
+        nuisance: Name patterns of nuisance parameters, such as `*.raw_scale` for a learnt noise scale: they are not
+            perturbed, and their gradient is taken at the unperturbed weights.
 
     Examples:
         >>> flatness = SAM(rho=0.1)
@@ -60,6 +63,7 @@ class SAM(Flatness):
     resample_noise: bool = False
     ascent_batch_fraction: float = 1.0
     params: ParameterSelection = "all"
+    nuisance: list[str] | None = None
 
     radius_field = "rho"
 
@@ -70,6 +74,7 @@ class SAM(Flatness):
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
+        check_nuisance(self.nuisance, self.ascent_batch_fraction)
         check_ascent_steps(self.ascent_steps)
         check_ascent_batch_fraction(self.ascent_batch_fraction)
         check_selection(self.params, "params")
@@ -90,6 +95,7 @@ class SAM(Flatness):
             resample_noise=self.resample_noise,
             ascent_batch_fraction=self.ascent_batch_fraction,
             params=self.params,
+            nuisance=self.nuisance,
             progress=progress,
         )
 
