@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 import flatbayes
+from flatbayes.checks import check
 from flatbayes.core.files import read_json, replace_nonfinite, write_json
 from flatbayes.data import DataSplits
 from flatbayes.estimators import FlatBayesClassifier, FlatBayesRegressor
@@ -200,7 +201,18 @@ def evaluate_fitted(fitted: FittedPosterior, data: DataSplits, seed: int, num_dr
     val = measure(fitted.predict(data.val.inputs, num_draws, seed=seed), data.val.targets)
     cost = fitted.info["cost"]
     record: Record = {"metrics": metrics, "val": val, "seconds": cost["train_seconds"], "predict_seconds": seconds}
-    return record | {"gradients": cost["gradients"]}
+    record |= {"gradients": cost["gradients"], "epochs": fitted.info["training"]["epochs"]}
+    choices = fitted.info["training"].get("draw_options", {})
+    record["choices"] = {name: choice["value"] for name, choice in choices.items()}
+    if "radius" in fitted.info:
+        record["radius"] = fitted.info["radius"]
+    return record | {"failed_checks": list_failed_checks(fitted, data, seed, num_draws)}
+
+
+def list_failed_checks(fitted: FittedPosterior, data: DataSplits, seed: int, num_draws: int) -> list[str]:
+    """Names of the self-checks that fail on the validation rows."""
+    report = check(fitted, data.val, num_draws=num_draws, seed=seed)
+    return [finding.name for finding in report.findings if not finding.passed]
 
 
 def summarize_history(history: Sequence[tuple[float | None, float | None]]) -> Record:
