@@ -21,6 +21,7 @@ from flatbayes.metrics.definitions import (
 )
 from flatbayes.metrics.detection import aupr, auroc, auroc_correct, entropy_divergence, fpr_at_tpr
 from flatbayes.metrics.distances import agreement, total_variation, wasserstein_distance
+from flatbayes.metrics.ensemble_size import cross_fitted_nll, ensemble_equivalent, ensemble_nlls
 from flatbayes.metrics.regression import (
     CoverageCurve,
     coverage_curve,
@@ -56,8 +57,11 @@ __all__ = [
     "classification_metrics",
     "classwise_ece",
     "coverage_curve",
+    "cross_fitted_nll",
     "crps",
     "ece",
+    "ensemble_equivalent",
+    "ensemble_nlls",
     "entropy_divergence",
     "excess_aurc",
     "fit_temperature",

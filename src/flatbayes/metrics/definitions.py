@@ -30,6 +30,8 @@ class MetricFamily(StrEnum):
         ['ood_aupr', 'ood_auroc']
     """
 
+    LIKELIHOOD = "Calibrated likelihood"
+    REFERENCE = "Distance to the exact posterior"
     CALIBRATION = "Calibration"
     SHIFT = "Shift"
     OOD = "Out-of-distribution detection"
@@ -69,6 +71,37 @@ REGRESSION_METRICS: Mapping[str, MetricDefinition] = MappingProxyType(
 
 METRIC_FAMILIES: Mapping[MetricFamily, Mapping[str, MetricDefinition]] = MappingProxyType(
     {
+        MetricFamily.LIKELIHOOD: MappingProxyType(
+            {
+                "nll_calibrated": MetricDefinition(
+                    "NLL after temperature scaling, each half of the examples at the best temperature of the other"
+                ),
+                "dee": MetricDefinition(
+                    "Deep-ensemble equivalent: number of plain ensemble members with the same calibrated NLL, "
+                    "from 1 to the size of the ensemble of the comparison",
+                    True,
+                ),
+            }
+        ),
+        MetricFamily.REFERENCE: MappingProxyType(
+            {
+                "agreement": MetricDefinition(
+                    "Fraction of examples with the most probable class of the plain reference posterior", True
+                ),
+                "tv": MetricDefinition("Total variation distance to the plain reference posterior"),
+                "w1": MetricDefinition(
+                    "1-Wasserstein distance to the plain reference posterior, in the target's unit"
+                ),
+                "agreement_flat": MetricDefinition(
+                    "Fraction of examples with the most probable class of the sharpness-aware reference posterior",
+                    True,
+                ),
+                "tv_flat": MetricDefinition("Total variation distance to the sharpness-aware reference posterior"),
+                "w1_flat": MetricDefinition(
+                    "1-Wasserstein distance to the sharpness-aware reference posterior, in the target's unit"
+                ),
+            }
+        ),
         MetricFamily.CALIBRATION: MappingProxyType(
             {
                 "nll_scaled": MetricDefinition("NLL after temperature scaling on the validation split, in nats"),
