@@ -64,7 +64,7 @@ BOGUS = {"posterior": "SWGA", "flatness": "SMA", "data": "digist", "model": "MPL
 def test_every_option_of_every_verb_answers_wrong_names_and_values(tmp_path, monkeypatch, verb):
     monkeypatch.chdir(tmp_path)
     parser = load_verb(verb).make_parser()
-    folders = [] if verb in ("fit", "compare", "tune") else ["run"]
+    folders = [] if verb in ("fit", "compare", "tune", "reference") else ["run"]
     commands = [["--nonsense", "3"]] + ([] if verb == "diagnose" else [["surplus"]])
     for action in parser._actions:
         flag = next((text for text in action.option_strings if text.startswith("--")), "")

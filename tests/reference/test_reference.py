@@ -99,11 +99,11 @@ def test_descriptions_and_diagnostics(splits, reference):
 
 def test_distances(reference):
     predictive = reference.predictive
-    assert reference.measure(predictive) == {"agreement": 1.0, "total_variation": 0.0}
+    assert reference.measure(predictive) == {"agreement": 1.0, "tv": 0.0}
     noise = reference.measure_noise()
-    assert 0 < noise["agreement"] <= 1 > noise["total_variation"] > 0
+    assert 0 < noise["agreement"] <= 1 > noise["tv"] > 0
     one_chain = replace(reference, outputs=reference.outputs[:1])
-    assert 0 < one_chain.measure_noise()["total_variation"] < 1
+    assert 0 < one_chain.measure_noise()["tv"] < 1
     with pytest.raises(TypeError, match="both must be predictions of classes"):
         measure_distances(predictive, torch.zeros(3))
 

@@ -163,6 +163,7 @@ def _show_warning(
 ) -> None:
     """Print warnings about data and training without the place in the code; others as Python does."""
     names = {"flatbayes.data.checks": "DataWarning", "flatbayes.training.loop": "DivergenceWarning"}
+    names["flatbayes.reference.density"] = "ReferenceWarning"
     if issubclass(category, tuple(_get_loaded_class(module, name) for module, name in names.items())):
         _print_error(parser, f"note: {message}")
     else:

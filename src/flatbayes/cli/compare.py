@@ -22,6 +22,7 @@ from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.diagnostics import SharpnessConfig
 from flatbayes.experiments import Comparison, EvaluationConfig, Method
 from flatbayes.experiments.comparison import DEFAULT_POSTERIORS
+from flatbayes.experiments.references import ReferenceFile
 from flatbayes.posteriors import Posterior
 from flatbayes.reporting import format_verdict, summary_tables, write_report
 from flatbayes.training.distributed.workers import ParallelBackend
@@ -70,6 +71,14 @@ def make_parser() -> ArgumentParser:
         metavar="NAME",
         help="out-of-distribution data: also evaluate how well uncertainty detects them",
     )
+    parser.add_argument(
+        "--reference",
+        type=list[Path],
+        default=[],
+        metavar="FILE",
+        help="files of flatbayes reference, [plain.safetensors, flat.safetensors]: also measure the distance of "
+        "predictions to the exact posterior",
+    )
     parser.add_argument("--sharpness_rho", type=float, default=0.05, help="radius of the sharpness measures")
     parser.add_argument(
         "--max_examples", type=int, default=1000, help="largest number of examples for these evaluations"
@@ -116,6 +125,7 @@ def run(options: Namespace) -> None:
         num_draws=options.num_draws,
         split=options.split,
         evaluations=_select_evaluations(options, dataset),
+        references=list(map(ReferenceFile.open, options.reference)),
         data_fingerprint=compute_fingerprint(dataset),
     )
     comparison.check_compatibility(dataset)

@@ -42,6 +42,7 @@ VERBS = {
     "shift": "evaluate a fitted posterior on corrupted and out-of-distribution inputs",
     "predict": "predict for new inputs, with uncertainty",
     "export": "write one file that predicts with uncertainty, for torch or ONNX",
+    "reference": "sample the exact posterior of a small network, for compare",
     "certify": "prove a bound on the error rate, from the training data of a run",
     "report": "write the HTML report of a comparison again",
 }
@@ -50,7 +51,7 @@ VERBS = {
 MOVED_VERBS = {"paper": "python -m reproduction", "theory": "python -m studies.double_well"}
 """Verbs of flatbayes 0.1 that are commands of a checkout now, outside the installed package."""
 
-VERBS_THAT_WRITE_LAST = ("evaluate", "check", "shift", "predict", "export", "certify", "report")
+VERBS_THAT_WRITE_LAST = ("evaluate", "check", "shift", "predict", "export", "reference", "certify", "report")
 """Verbs whose output appears at the end, or not at all."""
 
 REQUIRED_CLASS_OPTIONS = ("data", "posterior", "posteriors", "flatness", "schedule")

@@ -25,8 +25,8 @@ from flatbayes.training.distributed.launch import check_accelerator
 SplitName = Literal["test", "val", "train"]
 
 
-def add_training_options(parser: ArgumentParser) -> None:
-    """Add the options of data, model, flatness and training, and `--config` for a file that sets them."""
+def add_data_options(parser: ArgumentParser) -> None:
+    """Add the options of data and model, and `--config` for a file that sets them."""
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_subclass_arguments(
         DataSource,
@@ -51,6 +51,13 @@ def add_training_options(parser: ArgumentParser) -> None:
         action="store_true",
         help="replace the last layer of a model of your own if its number of outputs differs from that of the data",
     )
+    for axis in ("data", "model"):
+        (parser.groups or {})[axis].title = axis
+
+
+def add_training_options(parser: ArgumentParser) -> None:
+    """Add the options of data, model, flatness and training, and `--config` for a file that sets them."""
+    add_data_options(parser)
     parser.add_argument(
         "--flatness",
         type=Flatness,
@@ -59,8 +66,7 @@ def add_training_options(parser: ArgumentParser) -> None:
     )
     parser.add_class_arguments(TrainingConfig, None)
     parser.set_defaults({"flatness": to_spec(SAM()), **_config_defaults()})
-    for axis, title in {"data": "data", "model": "model", "TrainingConfig": "training"}.items():
-        (parser.groups or {})[axis].title = title
+    (parser.groups or {})["TrainingConfig"].title = "training"
 
 
 def add_run_options(parser: ArgumentParser) -> None:

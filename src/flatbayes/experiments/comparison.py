@@ -16,10 +16,12 @@ from flatbayes.core.networks import fingerprint_weights
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSource, DataSplits, make_source
 from flatbayes.data.fingerprint import compute_fingerprint
+from flatbayes.experiments.calibrated_nll import add_ensemble_equivalents
 from flatbayes.experiments.evaluations import EvaluationConfig
 from flatbayes.experiments.folder_lock import lock_folder, unlock_folders
 from flatbayes.experiments.method import Method, build_methods
 from flatbayes.experiments.parallel import execute_runs
+from flatbayes.experiments.references import ReferenceFile, check_references
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.experiments.run_folder import claim_folder, describe_environment
@@ -36,7 +38,7 @@ from flatbayes.training.distributed.workers import ParallelBackend
 SPLIT_NAMES = ("test", "val", "train")
 FAMILY_BY_METRIC = {metric: family for family, metrics in METRIC_FAMILIES.items() for metric in metrics}
 DEFAULT_POSTERIORS: tuple[Posterior, ...] = (MCDropout(rate=0.1), SWAG(rank=0), SWAG(), Ensemble())
-EXTENDABLE_FIELDS = ("posteriors", "flatness", "num_seeds", "evaluations")
+EXTENDABLE_FIELDS = ("posteriors", "flatness", "num_seeds", "evaluations", "references")
 """Fields that may change when a comparison is continued in the same folder."""
 
 
@@ -54,6 +56,7 @@ class Comparison:
         num_draws: Networks averaged in a prediction.
         split: Split to evaluate on: test, or val to choose hyperparameters.
         evaluations: Additional evaluations.
+        references: Files of exact posteriors that the predictions are compared with, by `sample_reference`.
         data_fingerprint: Fingerprint of the content of the source, by `compute_fingerprint`; by default the data are
             loaded for it.
         model_fingerprint: Fingerprint of the weights of a network, by `fingerprint_weights`; computed by default.
@@ -76,6 +79,7 @@ class Comparison:
     num_draws: int = 30
     split: str = "test"
     evaluations: EvaluationConfig = EvaluationConfig()
+    references: Sequence[ReferenceFile] = ()
     data_fingerprint: Mapping[str, str] | None = None
     model_fingerprint: str | None = None
 
@@ -133,6 +137,7 @@ class Comparison:
             split=self.split,
             posterior_name=method.label,
             evaluations=self.evaluations,
+            references=self.references,
             data_fingerprint=self.data_fingerprint,
             model_fingerprint=self.model_fingerprint,
         )
@@ -154,9 +159,12 @@ class Comparison:
             dataset: The splits of seed 0, if they are loaded already.
 
         Raises:
-            ValueError: Model, data, a posterior, flatness and configuration do not go together.
+            ValueError: Model, data, a posterior, flatness and configuration do not go together, or a run has no
+                reference for its data and network.
         """
         dataset = self.source.load(0) if dataset is None else dataset
+        if self.references:
+            check_references(self.references, self.list_runs())
         for run in self.list_runs()[: 2 * len(self.posteriors)]:
             dry_run(run.model, dataset, run.posterior, run.flatness, run.config)
 
@@ -231,9 +239,11 @@ def write_results(
         >>> len(again.rows) == len(results.rows), ComparisonResult.load(Path()).config["data"]
         (True, 'Digits')
     """
+    runs, notes = add_ensemble_equivalents(runs, short_name(Plain()))
     results = ComparisonResult(
         config=config,
         runs=tuple(runs),
+        notes=notes,
         rows=summarize_runs(runs, short_name(Plain()), HIGHER_IS_BETTER, FAMILY_BY_METRIC),
         failures=tuple(failures),
         environment=describe_environment(config),
@@ -253,6 +263,7 @@ def compare(
     num_draws: int = 30,
     split: str = "test",
     evaluations: EvaluationConfig = EvaluationConfig(),
+    reference: Path | str | Sequence[Path | str] = (),
     folder: str | Path | None = None,
     overwrite: bool = False,
     num_jobs: int | None = None,
@@ -275,6 +286,9 @@ def compare(
         num_draws: Networks averaged in a prediction.
         split: Split to evaluate on: test, or val to choose hyperparameters.
         evaluations: Additional evaluations, such as corrupted images.
+        reference: Files of exact posteriors, by `flatbayes.reference.sample_reference`, whose predictions those of
+            every run are compared with: of the plain or the sharpness-aware posterior, or of both, for each data
+            split.
         folder: Folder of the results. If it holds finished runs of the same comparison, these are not repeated. None
             keeps nothing.
         overwrite: Delete the results in the folder first.
@@ -316,6 +330,7 @@ def compare(
         num_draws=num_draws,
         split=split,
         evaluations=evaluations,
+        references=list(map(ReferenceFile.open, [reference] if isinstance(reference, Path | str) else reference)),
         data_fingerprint=compute_fingerprint(dataset),
     ).with_fingerprints()
     comparison.check_compatibility(dataset)

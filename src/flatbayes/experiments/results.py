@@ -108,12 +108,13 @@ class ComparisonResult:
         failures: Names of failed runs, with the reason.
         environment: Versions and hardware.
         version: Version of flatbayes that wrote the results.
+        notes: Sentences on what was left out, and why.
 
     Examples:
         >>> print(results.summary().splitlines()[1].strip())
         Posterior     Metric                   Plain             Flat  Difference  Better
         >>> results.to_pandas().shape
-        (10, 18)
+        (12, 18)
         >>> path = results.report("report.html")
     """
 
@@ -123,6 +124,7 @@ class ComparisonResult:
     failures: tuple[str, ...] = ()
     environment: Mapping[str, JsonValue] = field(default_factory=dict)
     version: str = get_version()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Plain data for JSON."""
@@ -134,6 +136,7 @@ class ComparisonResult:
             "runs": [run.to_dict() for run in self.runs],
             "summary": [row.to_dict() for row in self.rows],
             "failures": list(self.failures),
+            "notes": list(self.notes),
         }
 
     @classmethod
@@ -149,6 +152,7 @@ class ComparisonResult:
             runs=tuple(RunResult.from_dict(run, place) for run, place in results.read_list("runs")),
             rows=tuple(SummaryRow.from_dict(row, place) for row, place in results.read_list("summary")),
             failures=tuple(str(failure) for failure, _ in results.read_list("failures", required=False)),
+            notes=tuple(str(note) for note, _ in results.read_list("notes", required=False)),
             environment=results.read_object("environment").data,
             version=results.read_text("flatbayes", ""),
         )

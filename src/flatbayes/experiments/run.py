@@ -8,7 +8,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from flatbayes.core.files import read_json, write_json
 from flatbayes.core.optional import get_version
 from flatbayes.core.spec import short_name, to_spec
 from flatbayes.data import DataSource, DataSplits, DataWarning
+from flatbayes.experiments.calibrated_nll import measure_likelihood
 from flatbayes.experiments.evaluations import EvaluationConfig
+from flatbayes.experiments.references import ReferenceFile, measure_distances_to
 from flatbayes.experiments.run_result import RunCost, RunResult, TrainingHistory
 from flatbayes.flatness import Flatness
 from flatbayes.posteriors import Posterior
@@ -36,7 +38,7 @@ CHECKPOINT_INTERVAL_SECONDS = 60.0
 """Smallest time between two checkpoints of a run; a shorter run is repeated from its start."""
 MAX_HISTORY_EPOCHS = 1000
 """Number of epochs up to which the history of a result has every one."""
-EVALUATION_FIELDS = ("posterior", "config", "num_draws", "split", "posterior_name", "evaluations")
+EVALUATION_FIELDS = ("posterior", "config", "num_draws", "split", "posterior_name", "evaluations", "references")
 """Fields that are left out of the key of a training: those of the evaluation, and those of which `describe_training`
 selects what determines the training."""
 
@@ -56,6 +58,7 @@ class ExperimentRun:
         split: Split that is evaluated on: train, val or test.
         posterior_name: Label of the posterior in the result, by default with its hyperparameters.
         evaluations: Additional evaluations.
+        references: Exact posteriors that the predictions are compared with.
         data_fingerprint: Fingerprint of the content of the source, so that results on other content are not reused.
         model_fingerprint: Fingerprint of the weights of a model that is a network, likewise.
 
@@ -65,7 +68,7 @@ class ExperimentRun:
         ... )
         >>> result = run.execute()
         >>> sorted(result.metrics)
-        ['accuracy', 'auroc_correct', 'brier', 'ece', 'nll']
+        ['accuracy', 'auroc_correct', 'brier', 'ece', 'nll', 'nll_calibrated']
     """
 
     source: DataSource
@@ -78,6 +81,7 @@ class ExperimentRun:
     split: str = "test"
     posterior_name: str | None = None
     evaluations: EvaluationConfig = EvaluationConfig()
+    references: Sequence[ReferenceFile] = ()
     data_fingerprint: Mapping[str, str] | None = None
     model_fingerprint: str | None = None
 
@@ -137,14 +141,16 @@ class ExperimentRun:
         split = getattr(data, self.split)
         with fitted.share_predictions():
             evaluation = evaluate(fitted, split.inputs, split.targets, self.num_draws, seed=self.seed)
+            likelihood, nlls = measure_likelihood(fitted, split, self.num_draws, self.seed)
             metrics, details = self.evaluations.compute_metrics(fitted, data, self.split, self.num_draws, self.seed)
+            distances = self._measure_distances(fitted, data)
         records = thin_records(records)
         columns = {name: tuple(record.get(name) for record in records) for name in ("epoch", "loss", "val_nll", "lr")}
         result = RunResult(
             posterior=self.posterior_name or short_name(self.posterior),
             flatness=short_name(self.flatness),
             seed=self.seed,
-            metrics=evaluation.metrics | metrics,
+            metrics=evaluation.metrics | likelihood | distances | metrics,
             data=short_name(self.source),
             model=short_name(self.model),
             split=self.split,
@@ -152,9 +158,16 @@ class ExperimentRun:
             num_networks=evaluation.num_networks,
             reliability=evaluation.reliability,
             history=TrainingHistory(**columns),
-            details=details,
+            details=replace(details, ensemble_nlls=nlls),
         )
         return RunResult.from_dict(result.to_dict())  # as it is read back: numbers that are not finite become None
+
+    def _measure_distances(self, fitted: FittedPosterior, data: DataSplits) -> dict[str, float]:
+        """Distances to the references of this split of the data; none if no references are given."""
+        if not self.references:
+            return {}
+        predictive = fitted.predict(getattr(data, self.split).inputs, self.num_draws, seed=self.seed)
+        return measure_distances_to(self.references, predictive, self.model, data, self.split)
 
 
 def thin_records(records: Sequence[Record]) -> Sequence[Record]:

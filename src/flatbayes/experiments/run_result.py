@@ -62,11 +62,13 @@ class RunDetails:
         calibration_temperature: Softmax temperature fitted to the validation split.
         shift: Metrics by severity of corruption.
         loss_slice: Mean training loss along random directions through draws.
+        ensemble_nlls: Of an ensemble of single networks, the calibrated NLL of 1, 2, ... of them.
     """
 
     calibration_temperature: float | None = None
     shift: SeverityCurve | None = None
     loss_slice: LossSlice | None = None
+    ensemble_nlls: Column = ()
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class RunResult:
     Examples:
         >>> run = results.runs[0]
         >>> run.posterior, run.flatness, run.seed, sorted(run.metrics)
-        ('MAP', 'Plain', 0, ['accuracy', 'auroc_correct', 'brier', 'ece', 'nll'])
+        ('MAP', 'Plain', 0, ['accuracy', 'auroc_correct', 'brier', 'ece', 'nll', 'nll_calibrated'])
     """
 
     posterior: str
@@ -165,6 +167,7 @@ class RunResult:
                 LossSlice(loss_slice.read_numbers("distances"), loss_slice.read_numbers("losses"))
                 if loss_slice
                 else None,
+                details.read_column("ensemble_nlls") if "ensemble_nlls" in details else (),
             ),
             settings=run.read_object("settings").data,
             raw_metrics=run.read_metrics("raw_metrics") if "raw_metrics" in run else {},

@@ -41,7 +41,7 @@ from flatbayes.experiments.run import ExperimentRun, try_execute_together
 from flatbayes.experiments.run_folder import STUDY_FILE
 from flatbayes.experiments.tuning_result import TuningResult
 from flatbayes.flatness import SAM, Flatness
-from flatbayes.metrics import HIGHER_IS_BETTER
+from flatbayes.metrics import HIGHER_IS_BETTER, METRIC_FAMILIES, MetricFamily
 from flatbayes.posteriors import SWAG, Posterior
 from flatbayes.training import TrainingConfig, dry_run
 from flatbayes.training.arguments import resolve_config, resolve_model
@@ -49,6 +49,9 @@ from flatbayes.training.recording import Recordings
 
 if TYPE_CHECKING:
     import optuna  # an optional package
+
+COMPARISON_METRICS = ("dee", *METRIC_FAMILIES[MetricFamily.REFERENCE])
+"""Metrics that a run alone does not have."""
 
 
 def tune_hyperparameters(
@@ -250,7 +253,8 @@ def is_higher_better(metric: str) -> bool:
     """
     if metric not in HIGHER_IS_BETTER:
         suggestion = format_suggestion(metric, HIGHER_IS_BETTER)
-        raise ValueError(f"Unknown metric {metric!r}. {suggestion}Known: {', '.join(HIGHER_IS_BETTER)}.")
+        known = [name for name in HIGHER_IS_BETTER if name not in COMPARISON_METRICS]
+        raise ValueError(f"Unknown metric {metric!r}. {suggestion}Known: {', '.join(known)}.")
     return HIGHER_IS_BETTER[metric]
 
 

@@ -94,7 +94,7 @@ class Reference:
         >>> reference.predictive.mean.shape == (len(data.test), 10)
         True
         >>> sorted(reference.measure(reference.predictive))
-        ['agreement', 'total_variation']
+        ['agreement', 'tv']
         >>> path = reference.save("reference.safetensors")
         >>> Reference.load(path).config == reference.config
         True
@@ -129,7 +129,7 @@ class Reference:
             predictive: Predictions for the split of the reference.
 
         Returns:
-            `agreement` and `total_variation` for classes, `wasserstein` for numbers.
+            `agreement` and `tv` (total variation) for classes, `w1` (1-Wasserstein distance) for numbers.
 
         Raises:
             ValueError: The predictions are of other examples or targets.
@@ -290,18 +290,18 @@ def measure_distances(predictive: Predictive, reference: Predictive) -> dict[str
     Examples:
         >>> predictive = fitted.predict(inputs)
         >>> measure_distances(predictive, predictive)
-        {'agreement': 1.0, 'total_variation': 0.0}
+        {'agreement': 1.0, 'tv': 0.0}
     """
     match predictive, reference:
         case CategoricalPredictive(), CategoricalPredictive():
             return {
                 "agreement": agreement(predictive.mean, reference.mean),
-                "total_variation": total_variation(predictive.mean, reference.mean),
+                "tv": total_variation(predictive.mean, reference.mean),
             }
         case GaussianPredictive(), GaussianPredictive():
             parameters = (predictive.member_means, predictive.member_stds)
             distance = wasserstein_distance(*parameters, reference.member_means, reference.member_stds)
-            return {"wasserstein": distance}
+            return {"w1": distance}
         case _:
             raise TypeError(
                 f"There is no distance of a {type(predictive).__name__} to a reference of "

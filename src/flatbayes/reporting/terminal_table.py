@@ -45,7 +45,7 @@ def summary_tables(results: ComparisonResult, width: int | None = None) -> "list
 
     Examples:
         >>> [table.row_count for table in summary_tables(results, width=100)]
-        [10]
+        [10, 2]
     """
     tables = []
     for name in ["", *list_families(results)]:
@@ -69,7 +69,7 @@ def summary_table(results: ComparisonResult, width: int | None = None) -> "Table
         >>> from rich.console import Console
         >>> Console(width=100, quiet=True).print(summary_table(results))
         >>> summary_table(results, width=100).row_count
-        10
+        12
     """
     from rich.text import Text
 
@@ -102,7 +102,7 @@ def format_verdict(results: ComparisonResult) -> str:
         >>> format_verdict(results)[:12]
         'Over 2 seeds'
     """
-    lines = [format_conclusion(select_family(results)), describe_miscalibration(results)]
+    lines = [format_conclusion(select_family(results)), describe_miscalibration(results), *results.notes]
     return "\n".join(line for line in lines if line)
 
 

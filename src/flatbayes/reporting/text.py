@@ -24,6 +24,11 @@ COVERAGE_TEXT = (
     "(overconfident), above it too wide."
 )
 FAMILY_TEXTS = {
+    "Calibrated likelihood": "NLL of each half of the examples at the temperature that is best for the other half, "
+    "averaged over random halves, so that methods are compared at their optimal temperatures (Ashukha et al., 2020); "
+    "and the number of networks of a plain deep ensemble of the same seed that reach the same.",
+    "Distance to the exact posterior": "Distance of the predictions to those of long full-batch chains of the exact "
+    "posterior, plain and sharpness-aware. Closeness is no better prediction in itself: compare it with the NLL.",
     "Calibration": "After temperature scaling on validation data, methods differ only in how they rank and "
     "distribute their confidence, which makes the comparison fair. AURC rewards lower confidence for wrong "
     "predictions.",
@@ -80,4 +85,5 @@ def explain_statistics(results: ComparisonResult) -> tuple[str, ...]:
         "nothing at all.",
         "The effect is Cohen's d of the paired differences, positive where flat is better: their mean divided by "
         "their standard deviation over seeds.",
+        *results.notes,
     )
