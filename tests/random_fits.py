@@ -82,7 +82,7 @@ def pick_posterior(pick: Pick, *, may_nest: bool = True) -> Any:
 def pick_flatness(pick: Pick, *, may_wrap: bool = True) -> Any:
     """A flatness with random valid options."""
     kinds = ["Plain", "SAM", "ASAM", "FisherSAM", "LESAM", "LookSAM", "MSAM", "RandomPerturbation"]
-    kinds += ["GaussianSmoothing", "PosteriorSAM"]
+    kinds += ["GaussianSmoothing", "PosteriorSAM", "FriendlySAM", "VaSSO", "WSAM", "GSAM", "StableSAM", "MSharpness"]
     name = pick([*kinds, "Delayed", "Periodic"] if may_wrap else kinds)
     if name in ("SAM", "ASAM"):
         part = {"ascent_batch_fraction": pick([1.0, 0.5]), "params": pick(["all", *SELECTIONS[:-3], ["head.*"]])}

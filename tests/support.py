@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatbayes import flatness, posteriors
-from flatbayes.core import TrainingProgress
+from flatbayes.core import TrainingProgress, subset_batch
 from flatbayes.core.buffers import eval_mode
 from flatbayes.core.context import get_weight_distribution, weight_distribution
 from flatbayes.core.spec import short_name
@@ -30,6 +30,7 @@ FLATNESSES = [getattr(flatness, name)() for name in flatness.__all__ if name != 
     flatness.LESAM(loss_budget=0.02, anneal=1.0),
     flatness.Periodic(flatness.ASAM(ascent_batch_fraction=0.5), period=2),
     flatness.Delayed(flatness.GaussianSmoothing(), start=0.5),
+    flatness.MSharpness(flatness.ASAM(ascent_batch_fraction=0.5), num_sub_batches=2),
 ]
 WITH_RADIUS = [f for f in FLATNESSES if any(field.name == "rho" for field in fields(f))]
 AHEAD = [f for f in FLATNESSES if isinstance(f, flatness.MSAM)]  # aimed at what earlier steps have seen
@@ -161,6 +162,7 @@ class Counted:
 
     def __call__(self) -> Tensor:
         self.calls += 1
+        subset_batch(torch.zeros(1))  # to MSharpness a batch of one example, which has one sub-batch
         self.model.zero_grad()
         loss = F.cross_entropy(self.model(self.inputs), self.targets)
         if self.seen is not None:

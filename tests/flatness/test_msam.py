@@ -8,7 +8,8 @@ from torch import nn
 
 from flatbayes.core import TrainingProgress
 from flatbayes.flatness import MSAM
-from flatbayes.flatness.msam import accumulate_gradients, momentum_perturbation
+from flatbayes.flatness.gradient_average import accumulate_gradients
+from flatbayes.flatness.msam import momentum_perturbation
 
 
 def vector(*values):

@@ -10,13 +10,14 @@ from torch.nn import functional as F
 from flatbayes.core import TrainingProgress, subset_batch
 from flatbayes.core.devices import treat_cpu_as_accelerator
 from flatbayes.core.weights import trainable_parameters
-from flatbayes.flatness import MSAM, LookSAM
+from flatbayes.flatness import MSAM, FriendlySAM, LookSAM, VaSSO
+from flatbayes.flatness.gradient_average import accumulate_gradients
 from flatbayes.flatness.looksam import orthogonal_direction
-from flatbayes.flatness.msam import accumulate_gradients
 from support import FLATNESSES, distribute_all_weights, named, network, snapshot
 
 PATHS = {"cpu": nullcontext, "accelerator": treat_cpu_as_accelerator}
 every_path = pytest.mark.parametrize("path", PATHS)
+WITH_STATE = [MSAM(), LookSAM(period=2), VaSSO(), FriendlySAM()]
 every_bad = pytest.mark.parametrize("bad", [math.nan, math.inf])
 
 
@@ -57,7 +58,7 @@ def test_the_gradient_of_the_step_is_not_finite_and_nothing_else_changes(flat, p
 
 
 @pytest.mark.cpu_path
-@pytest.mark.parametrize("flat", [MSAM(), LookSAM(period=2)], ids=named([MSAM(), LookSAM(period=2)]))
+@pytest.mark.parametrize("flat", WITH_STATE, ids=named(WITH_STATE))
 @every_path
 def test_training_goes_on_as_if_the_step_had_not_been(flat, path):
     results = []

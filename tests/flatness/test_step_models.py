@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatbayes.core import TrainingProgress
+from flatbayes.core import TrainingProgress, subset_batch
 from flatbayes.flatness import ASAM, SAM, Delayed, GaussianSmoothing
 from support import FLAT, distribute_all_weights, innermost, named
 
@@ -42,7 +42,8 @@ def make_closure(model, optimizer, inputs=X, *, seen=None, set_to_none=True, mic
             seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
         optimizer.zero_grad(set_to_none=set_to_none)
         total = torch.zeros(())
-        for x, y in zip(inputs.chunk(micro_batches), Y.chunk(micro_batches), strict=True):
+        x_batch, y_batch = subset_batch(inputs, Y)
+        for x, y in zip(x_batch.chunk(micro_batches), y_batch.chunk(micro_batches), strict=True):
             loss = F.cross_entropy(model(x), y) / micro_batches
             loss.backward()
             total += loss.detach()
@@ -197,7 +198,7 @@ def test_lazy_modules_train_in_a_loop(flat):
         optimizer.step()
         progress.advance()
         before = [p.detach().clone() for p in model.parameters()]
-    assert model[1].num_batches_tracked == 3
+    assert model[1].num_batches_tracked == 3 * getattr(flat, "num_sub_batches", 1)
 
 
 @every_flat
@@ -275,7 +276,8 @@ def test_a_loss_that_is_not_finite_leaves_the_weights(flat, value):
 
     def closure():
         model.zero_grad()
-        loss = F.cross_entropy(model(X), Y) * value
+        x, y = subset_batch(X, Y)
+        loss = F.cross_entropy(model(x), y) * value
         loss.backward()
         return loss.detach()
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from flatbayes import (
+    GSAM,
     MSAM,
     SAM,
     SWAG,
@@ -15,6 +16,7 @@ from flatbayes import (
     Plain,
     TrainingConfig,
     TrainingProgress,
+    VaSSO,
     fit,
 )
 from support import alternating_params
@@ -144,7 +146,7 @@ def assert_equal(one, other):
         assert torch.equal(ours[name], theirs[name]), name
 
 
-FLATNESSES = [SAM(rho=0.2), LookSAM(rho=0.2, period=2), MSAM(rho=0.2), Plain()]
+FLATNESSES = [SAM(rho=0.2), LookSAM(rho=0.2, period=2), MSAM(rho=0.2), GSAM(rho=0.2), VaSSO(rho=0.2), Plain()]
 
 
 @pytest.mark.parametrize(("flatness", "accumulate"), alternating_params(FLATNESSES, [1, 4]), ids=repr)

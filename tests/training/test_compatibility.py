@@ -2,13 +2,30 @@
 
 import pytest
 
-from flatbayes.flatness import ASAM, LESAM, MSAM, SAM, Delayed, GaussianSmoothing, LookSAM, Periodic, PosteriorSAM
+from flatbayes.flatness import (
+    ASAM,
+    GSAM,
+    LESAM,
+    MSAM,
+    SAM,
+    WSAM,
+    Delayed,
+    FriendlySAM,
+    GaussianSmoothing,
+    LookSAM,
+    MSharpness,
+    Periodic,
+    PosteriorSAM,
+    StableSAM,
+    VaSSO,
+)
 from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.training import CollectionConfig, Cyclical, TrainingConfig
 from flatbayes.training.compatibility import check_compatibility
 
 CONFIG = TrainingConfig(collection=CollectionConfig(start_fraction=0.6))
 NO_LOSS = [MSAM(), LookSAM(), Periodic(SAM()), LESAM(anneal=0.2), Delayed(MSAM(), 0.1)]
+NO_LOSS += [FriendlySAM(), VaSSO(), StableSAM(), GSAM(), MSharpness(GSAM())]
 LOSS = [
     SAM(ascent_batch_fraction=0.25),
     ASAM(params="norms"),
@@ -16,6 +33,8 @@ LOSS = [
     LESAM(),
     Delayed(SAM(), 0.6),
     Periodic(SAM(), 1),
+    WSAM(),
+    MSharpness(),
 ]
 
 

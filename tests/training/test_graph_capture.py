@@ -9,16 +9,22 @@ from flatbayes.core.weights import trainable_parameters
 from flatbayes.data import DataSplits, Split
 from flatbayes.flatness import (
     ASAM,
+    GSAM,
     LESAM,
     MSAM,
     SAM,
+    WSAM,
     Delayed,
     FisherSAM,
+    FriendlySAM,
     GaussianSmoothing,
     LookSAM,
+    MSharpness,
     Periodic,
     Plain,
     RandomPerturbation,
+    StableSAM,
+    VaSSO,
 )
 from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG
 from flatbayes.training import TrainingConfig, fit, graph_capture, loop, setup
@@ -27,6 +33,8 @@ from flatbayes.training.graph_capture import check_graph_capture
 GRAPHED = TrainingConfig(epochs=2, batch_size=16, num_validations=0).with_options(**{"precision.cuda_graph": True})
 EAGER = GRAPHED.with_options(**{"precision.cuda_graph": False})
 CUDA = torch.device("cuda")
+GRAPHABLE = [Plain(), SAM(), ASAM(), FisherSAM(), LESAM(), SAM(params="norms"), WSAM(), GSAM(), StableSAM()]
+GRAPHABLE += [MSharpness(num_sub_batches=2)]
 
 
 def data(size=58):  # the last batch of an epoch is smaller
@@ -133,6 +141,9 @@ def test_a_training_on_the_cpu_is_refused_before_the_first_step():
                 GaussianSmoothing(),
                 RandomPerturbation(),
                 LESAM(anneal=0.5),
+                VaSSO(),
+                FriendlySAM(),
+                MSharpness(VaSSO()),
             )
         ),
     ],
@@ -147,14 +158,14 @@ def test_what_differs_between_steps_is_refused(posterior, flatness, options, num
     )
 
 
-@pytest.mark.parametrize("flatness", [Plain(), SAM(), ASAM(), FisherSAM(), LESAM(), SAM(params="norms")], ids=str)
+@pytest.mark.parametrize("flatness", GRAPHABLE, ids=str)
 def test_what_is_the_same_in_every_step_is_accepted(flatness):
     check_graph_capture(MAP(), flatness, GRAPHED, CUDA, 1)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("flatness", [Plain(), SAM(), ASAM(), FisherSAM(), LESAM(), SAM(params="norms")], ids=str)
+@pytest.mark.parametrize("flatness", GRAPHABLE, ids=str)
 def test_a_cuda_graph_trains_as_eager_steps(flatness):
     options = {"distribution.accelerator": "cuda"}
     expected, _ = weights(SWAG(rank=2), flatness, EAGER.with_options(**options))

@@ -8,6 +8,7 @@ training loop do not refer to each other, so values that one of them sets and an
 field                  set by                  read by                                       default
 =====================  ======================  ============================================  ===============
 `batch_fraction`       the ascent loop         closures, through `subset_batch`              1: whole batch
+`sub_batch`            MSharpness              closures, through `subset_batch`              none: whole batch
 `weight_distributions` SGVB, LRT, IVON         PosteriorSAM                                  none
 `num_vectorized`       the training loop       norms, perturbations and clipping             0: one network
 =====================  ======================  ============================================  ===============
@@ -43,18 +44,49 @@ class DiagonalGaussian:
     std: Tensor
 
 
+@dataclass(eq=False)
+class SubBatch:
+    """One of several parts of a batch, of about equal size, and what the closure that computes on it reports.
+
+    Attributes:
+        index: Number of the part, from 0 on.
+        max_sub_batches: Number of parts of a large batch.
+        num_sub_batches: Number of parts of this batch, which have at least `MIN_ASCENT_EXAMPLES` examples each; 0
+            until `subset_batch` was called.
+        num_examples: Number of examples in the part; 0 until `subset_batch` was called.
+        weight: `num_examples`, divided by the number of examples in the batch.
+    """
+
+    index: int
+    max_sub_batches: int
+    num_sub_batches: int = 0
+    num_examples: int = 0
+    weight: float = 0.0
+
+    def select_rows(self, batch_size: int) -> slice:
+        """The rows of the part in a batch of this size. The first call stores the numbers."""
+        count = max(1, min(self.max_sub_batches, batch_size // MIN_ASCENT_EXAMPLES))
+        start, stop = (batch_size * k // count for k in (self.index, self.index + 1))
+        if self.num_sub_batches == 0:
+            self.num_sub_batches, self.num_examples = count, stop - start
+            self.weight = (stop - start) / batch_size
+        return slice(start, stop)
+
+
 @dataclass(frozen=True, eq=False)
 class ClosureContext:
     """What holds during a closure call.
 
     Attributes:
         batch_fraction: Fraction of its batch that a closure computes the loss on, above 0 and at most 1.
+        sub_batch: Part of the batch that closures take for the batch; None for the whole batch.
         weight_distributions: The distribution of each parameter that has one, by the identity of its tensor.
         num_vectorized: Number of networks that are stacked along the first dimension of every parameter and
             gradient; 0 if the parameters are those of one network.
     """
 
     batch_fraction: float = 1.0
+    sub_batch: SubBatch | None = None
     weight_distributions: Mapping[Tensor, DiagonalGaussian] = field(default_factory=dict)
     num_vectorized: int = 0
 
@@ -80,6 +112,17 @@ def batch_fraction(fraction: float) -> Iterator[None]:
         fraction: Above 0 and at most 1. It replaces the fraction of an outer context.
     """
     with _set_context(replace(_CONTEXT.get(), batch_fraction=fraction)):
+        yield
+
+
+@contextmanager
+def sub_batch(part: SubBatch) -> Iterator[None]:
+    """Closures that are called inside take a part of their batch for the batch.
+
+    Args:
+        part: The part. It replaces that of an outer context, and a `batch_fraction` is one of the part.
+    """
+    with _set_context(replace(_CONTEXT.get(), sub_batch=part)):
         yield
 
 
@@ -125,7 +168,7 @@ def num_vectorized() -> int:
 
 
 def subset_batch(*batch: ModelInputs) -> tuple[Any, ...]:
-    """The first examples of a batch, in the number that `batch_fraction` sets; the whole batch outside of it.
+    """The examples of a batch that `sub_batch` and `batch_fraction` select; the whole batch outside of both.
 
     Examples:
         >>> from flatbayes.core.context import batch_fraction
@@ -138,9 +181,12 @@ def subset_batch(*batch: ModelInputs) -> tuple[Any, ...]:
         batch: Tensors, or tuples and dictionaries of them, with one row per example, in random order.
 
     Returns:
-        The first rows of each: the fraction rounded up, and at least `MIN_ASCENT_EXAMPLES`.
+        The rows of the part, and of these the first: the fraction rounded up, and at least `MIN_ASCENT_EXAMPLES`.
     """
-    fraction = get_batch_fraction()
+    fraction, part = get_batch_fraction(), _CONTEXT.get().sub_batch
+    if part is not None:
+        rows = part.select_rows(count_examples(batch[0]))
+        batch = tuple(slice_examples(inputs, rows) for inputs in batch)
     if fraction == 1:
         return batch
     size = max(MIN_ASCENT_EXAMPLES, math.ceil(fraction * count_examples(batch[0])))

@@ -1,4 +1,4 @@
-"""Euclidean norms over all entries of many tensors, of one network or of each of several vectorized ones."""
+"""Euclidean norms and inner products over all entries of many tensors, of one network or of each vectorized one."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from flatbayes.core.context import num_vectorized
+from flatbayes.core.devices import any_on_accelerator
+from flatbayes.core.tensor_lists import flatten, group_tensors
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -48,6 +50,34 @@ def combine_norms(norms: Sequence[Tensor]) -> Tensor:
         norms = [n.to(norms[0]) for n in norms]
     total: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)), dim=0 if norms[0].ndim else None)
     return total
+
+
+def global_inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Sum of the products of all entries of all tensors, accumulated in at least float32.
+
+    Args:
+        left: Tensors.
+        right: As many, of the same shapes.
+
+    Returns:
+        A tensor without dimensions; inside `vectorized`, the product of each network, of shape (networks,).
+    """
+    if num_vectorized():
+        products = [_multiply(a, b) for a, b in zip(left, right, strict=True)]
+        return torch.stack([product.reshape(len(product), -1).sum(1) for product in products]).sum(0)
+    if not any_on_accelerator(left):
+        return torch.stack([_multiply(a, b).sum() for a, b in zip(left, right, strict=True)]).sum()
+    sums = []
+    for group in group_tensors(left):
+        pairs = torch._foreach_mul([left[k] for k in group], [right[k] for k in group])
+        vector = flatten(pairs)
+        sums.append(vector.sum(dtype=torch.promote_types(vector.dtype, torch.float32)))
+    return torch.stack(sums).sum()
+
+
+def _multiply(left: Tensor, right: Tensor) -> Tensor:
+    dtype = torch.promote_types(left.dtype, torch.float32)
+    return left.to(dtype) * right.to(dtype)
 
 
 def broadcast_per_network(values: Tensor, like: Tensor) -> Tensor:

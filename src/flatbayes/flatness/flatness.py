@@ -129,6 +129,41 @@ class Plain(Flatness):
         return closure
 
 
+class FlatnessWrapper(Flatness):
+    """A flatness that runs another one, its field `flatness`, and has its radius and its requirements."""
+
+    flatness: Flatness
+
+    @property
+    def radius(self) -> Radius | None:
+        """That of the inner flatness."""
+        return self.flatness.radius
+
+    @property
+    def reference_radius(self) -> float:
+        """That of the inner flatness."""
+        return self.flatness.reference_radius
+
+    def with_radius(self, radius: Radius) -> Flatness:
+        """The wrapper of the inner flatness with another radius."""
+        return replace(self, flatness=self.flatness.with_radius(radius))  # type: ignore[type-var]  # a dataclass
+
+    @property
+    def stationary_after(self) -> float:
+        """As for the inner flatness."""
+        return self.flatness.stationary_after
+
+    @property
+    def depends_on_loss_scale(self) -> bool:
+        """As for the inner flatness."""
+        return self.flatness.depends_on_loss_scale
+
+    @property
+    def needs_weight_distribution(self) -> bool:
+        """As for the inner flatness."""
+        return self.flatness.needs_weight_distribution
+
+
 def require_radius(flatness: Flatness) -> float:
     """Return the radius as a number.
 

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.core.devices import any_on_accelerator
 from flatbayes.core.gradients import check_trainable, compute_some_gradients, dense_gradient, replace_gradient
-from flatbayes.core.norms import global_norm
+from flatbayes.core.norms import broadcast_per_network, global_inner_product, global_norm
 from flatbayes.core.parameter_selection import select_parameters
-from flatbayes.core.tensor_lists import clone_tensors, fill_with_zeros, flatten, group_tensors, zero_tensors
+from flatbayes.core.tensor_lists import fill_with_zeros, zero_tensors
 from flatbayes.core.traversal import trainable_by_name
-from flatbayes.flatness.ascent import Perturbation, check_nuisance, check_radius, gradient_at_perturbation
+from flatbayes.flatness.ascent import check_nuisance, check_radius
 from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
+from flatbayes.flatness.gradient_combination import combine_gradients, spread_factor
 from flatbayes.flatness.sam import euclidean_perturbation
 
 STATE_KIND = "looksam"
@@ -107,30 +107,22 @@ class LookSAM(Flatness):
         return flat_closure
 
     def _run_sam_step(self, closure: Closure, model: nn.Module, progress: TrainingProgress) -> Tensor:
-        plain_grads: dict[str, Tensor] = {}
         rho = require_radius(self)
 
-        def record_perturbation(weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
-            plain_grads.update(zip(weights, clone_tensors(grads), strict=True))
-            return euclidean_perturbation(grads, rho)
+        def store_direction(plain: Mapping[str, Tensor], flat: Sequence[Tensor]) -> None:
+            previous = fill_with_zeros(progress.load_state(STATE_KIND, plain), plain)
+            directions = orthogonal_direction(list(plain.values()), flat, previous)
+            progress.store_state(STATE_KIND, dict(zip(plain, directions, strict=True)))
 
-        loss = gradient_at_perturbation(
-            record_perturbation,
+        return combine_gradients(
+            store_direction,
+            lambda _, grads: euclidean_perturbation(grads, rho),
             closure,
             model,
             resample_noise=self.resample_noise,
             nuisance=self.nuisance,
             progress=progress,
         )()
-        progress.memory.release()  # the projection allocates several copies of the gradient
-        if plain_grads:
-            params = trainable_by_name(model)
-            flat_grads = [dense_gradient(params[name]) for name in plain_grads]
-            stored = progress.load_state(STATE_KIND, {name: params[name] for name in plain_grads})
-            previous = fill_with_zeros(stored, plain_grads)
-            directions = orthogonal_direction(list(plain_grads.values()), flat_grads, previous)
-            progress.store_state(STATE_KIND, dict(zip(plain_grads, directions, strict=True)))
-        return loss
 
 
 def orthogonal_direction(
@@ -148,17 +140,20 @@ def orthogonal_direction(
     """
     wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads]
     flat = [f.to(g.dtype) for f, g in zip(flat_grads, wide, strict=True)]
-    length = _inner_product(wide, wide)
-    along = torch.where(length > 0, _inner_product(flat, wide) / length, 0.0)
-    rest = list(torch._foreach_mul(wide, along))
+    length = global_inner_product(wide, wide)
+    along = torch.where(length > 0, global_inner_product(flat, wide) / length, 0.0)
+    rest = list(torch._foreach_mul(wide, spread_factor(along, wide)))
     torch._foreach_neg_(rest)
     torch._foreach_add_(rest, flat)
     norm = global_norm(rest)
     scale = torch.where(norm.isfinite() & (norm > 0), 1 / norm, 0.0)
     previous = zero_tensors(rest) if previous is None else previous
-    kept = torch._foreach_mul(list(previous), torch.where(norm.isfinite(), 0.0, 1.0).to(previous[0].dtype))
-    torch._foreach_mul_(rest, scale)
-    return [torch.where(scale > 0, r, k).to(k.dtype) for r, k in zip(rest, kept, strict=True)]
+    is_kept = torch.where(norm.isfinite(), 0.0, 1.0)
+    kept = torch._foreach_mul(list(previous), spread_factor(is_kept, previous))
+    torch._foreach_mul_(rest, spread_factor(scale, rest))
+    return [
+        torch.where(broadcast_per_network(scale > 0, r), r, k).to(k.dtype) for r, k in zip(rest, kept, strict=True)
+    ]
 
 
 def add_direction(grads: Sequence[Tensor], directions: Sequence[Tensor], alpha: float) -> None:
@@ -170,15 +165,5 @@ def add_direction(grads: Sequence[Tensor], directions: Sequence[Tensor], alpha: 
         alpha: Relative length.
     """
     if grads:
-        length = (alpha * global_norm(grads)).to(grads[0].dtype)
-        torch._foreach_add_(list(grads), torch._foreach_mul(list(directions), length))
-
-
-def _inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    if not any_on_accelerator(left):
-        return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
-    sums = []
-    for group in group_tensors(left):
-        products = torch._foreach_mul([left[k] for k in group], [right[k] for k in group])
-        sums.append(flatten(products).sum())
-    return torch.stack(sums).sum()
+        length = alpha * global_norm(grads)
+        torch._foreach_add_(list(grads), torch._foreach_mul(list(directions), spread_factor(length, grads)))

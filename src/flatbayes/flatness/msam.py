@@ -21,18 +21,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf
 
-import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.core.devices import any_on_accelerator
 from flatbayes.core.gradients import check_trainable, compute_some_gradients, dense_gradient
-from flatbayes.core.norms import broadcast_per_network, global_norm
-from flatbayes.core.tensor_lists import fill_with_zeros, flatten, group_tensors, unflatten
+from flatbayes.core.norms import global_norm
+from flatbayes.core.tensor_lists import fill_with_zeros
 from flatbayes.core.traversal import trainable_by_name
 from flatbayes.core.weights import perturb
 from flatbayes.flatness.ascent import Perturbation, check_radius
 from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
+from flatbayes.flatness.gradient_average import accumulate_gradients
 
 STATE_KIND = "msam"
 
@@ -94,38 +93,6 @@ class MSAM(Flatness):
             return fresh.loss
 
         return flat_closure
-
-
-def accumulate_gradients(velocities: Sequence[Tensor], grads: Sequence[Tensor], momentum: float) -> None:
-    """Update the sum v <- momentum v + g in place, and leave it unchanged if the gradient is not finite.
-
-    Args:
-        velocities: v, one per tensor.
-        grads: g, one per tensor.
-        momentum: Fraction of v that is left.
-    """
-    if not grads:
-        return
-    is_finite = global_norm(grads).isfinite()
-    if not is_finite.ndim and any_on_accelerator(grads):  # reading it would wait
-        _accumulate_if(is_finite, velocities, grads, momentum)
-    elif is_finite.ndim:  # of each network
-        conditions = [broadcast_per_network(is_finite, g) for g in grads]
-        sums = torch._foreach_add(torch._foreach_mul(list(velocities), momentum), list(grads))
-        pairs = zip(conditions, sums, velocities, strict=True)
-        torch._foreach_copy_(list(velocities), [torch.where(condition, new, old) for condition, new, old in pairs])
-    elif bool(is_finite):
-        torch._foreach_mul_(list(velocities), momentum)
-        torch._foreach_add_(list(velocities), list(grads))
-
-
-def _accumulate_if(condition: Tensor, velocities: Sequence[Tensor], grads: Sequence[Tensor], momentum: float) -> None:
-    """`accumulate_gradients` without reading the condition, in few kernels."""
-    for group in group_tensors(grads):
-        members, sums = [grads[k] for k in group], [velocities[k] for k in group]
-        accepted = flatten(members).masked_fill_(condition.logical_not(), 0.0)
-        torch._foreach_mul_(sums, members[0].new_ones(()).masked_fill_(condition, momentum))
-        torch._foreach_add_(sums, unflatten(accepted, members))
 
 
 def momentum_perturbation(velocities: Sequence[Tensor], rho: float) -> Perturbation:

@@ -20,6 +20,7 @@ from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.components import resolve_component
 from flatbayes.flatness.flatness import (
     Flatness,
+    FlatnessWrapper,
     Plain,
     Radius,
     require_progress,
@@ -29,7 +30,7 @@ from flatbayes.flatness.sam import SAM
 
 
 @dataclass(frozen=True)
-class Periodic(Flatness):
+class Periodic(FlatnessWrapper):
     """Runs another flatness in every `period`-th step, the first one included, and plain steps between.
 
     Attributes:
@@ -54,20 +55,6 @@ class Periodic(Flatness):
             raise ValueError(f"period must be at least 1, got {self.period}.")
 
     @property
-    def radius(self) -> Radius | None:
-        """That of the inner flatness."""
-        return self.flatness.radius
-
-    @property
-    def reference_radius(self) -> float:
-        """That of the inner flatness."""
-        return self.flatness.reference_radius
-
-    def with_radius(self, radius: Radius) -> Flatness:
-        """The schedule of the inner flatness with another radius."""
-        return replace(self, flatness=self.flatness.with_radius(radius))
-
-    @property
     def gradients_per_step(self) -> float:
         """One, and the further ones of the flatness in its steps."""
         return 1 + (self.flatness.gradients_per_step - 1) / self.period
@@ -76,16 +63,6 @@ class Periodic(Flatness):
     def stationary_after(self) -> float:
         """Infinity, since the gradients alternate between two losses; with a period of 1, that of the flatness."""
         return self.flatness.stationary_after if self.period == 1 else inf
-
-    @property
-    def depends_on_loss_scale(self) -> bool:
-        """As for the inner flatness."""
-        return self.flatness.depends_on_loss_scale
-
-    @property
-    def needs_weight_distribution(self) -> bool:
-        """As for the inner flatness."""
-        return self.flatness.needs_weight_distribution
 
     def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
         """Make the flat closure in every `period`-th step, and return the closure unchanged in the others.

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from flatbayes.core import TrainingProgress
+from flatbayes.core import TrainingProgress, subset_batch
 from flatbayes.core.devices import move_tensor
 from flatbayes.core.input_trees import ModelInputs, flatten_tree, map_tensors
 from flatbayes.core.networks import shared_dtype
@@ -64,7 +64,8 @@ def run_trial(factory: RunFactory, fabric: Fabric) -> None:
 
             def closure() -> Tensor:
                 engine.zero_grad()
-                loss = loss_fn(engine.network(inputs), targets)
+                x, y = subset_batch(inputs, targets)
+                loss = loss_fn(engine.network(x), y)
                 engine.backward(loss)
                 return loss.detach()
 

@@ -1,0 +1,118 @@
+"""Gradients made of two: the plain one, at the weights, and the flat one, at the perturbed weights.
+
+    g = gradient at w
+    f = gradient at w + e
+    .grad = combine(g, f)
+
+The functions below are in place on f, which is `.grad` itself where that is possible. With vectorized networks every
+product and norm is that of each network.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flatbayes.core import Closure, TrainingProgress
+from flatbayes.core.gradients import dense_gradient, replace_gradient
+from flatbayes.core.norms import broadcast_per_network, global_inner_product, global_norm
+from flatbayes.core.tensor_lists import clone_tensors
+from flatbayes.core.traversal import trainable_by_name
+from flatbayes.core.weights import promoted_dtype
+from flatbayes.flatness.ascent import Perturbation, PerturbationFn, gradient_at_perturbation
+
+CombineFn = Callable[[Mapping[str, Tensor], Sequence[Tensor]], None]
+"""(plain gradients by name of the parameter, flat gradients) -> None; it changes the flat ones in place."""
+
+
+def combine_gradients(
+    combine_fn: CombineFn,
+    perturbation_fn: PerturbationFn,
+    closure: Closure,
+    model: nn.Module,
+    *,
+    resample_noise: bool = False,
+    progress: TrainingProgress | None = None,
+) -> Closure:
+    """Make a closure whose gradient is a function of the plain gradient and of that after one ascent step.
+
+    Args:
+        combine_fn: Computes the gradient of the step. It is not called if nothing is perturbed.
+        perturbation_fn: Computes the perturbation.
+        closure: The plain closure.
+        model: The module whose trainable parameters are perturbed.
+        resample_noise: Draw new random numbers in the second pass instead of replaying those of the first.
+        progress: Progress of training.
+    """
+
+    def combined_closure() -> Tensor:
+        plain_grads: dict[str, Tensor] = {}
+
+        def record_perturbation(weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
+            plain_grads.update(zip(weights, clone_tensors(grads), strict=True))
+            return perturbation_fn(weights, grads)
+
+        loss = gradient_at_perturbation(
+            record_perturbation, closure, model, resample_noise=resample_noise, progress=progress
+        )()
+        if plain_grads:
+            if progress is not None:
+                progress.memory.release()  # the combination may allocate copies of the gradient
+            params = trainable_by_name(model)
+            flat_grads = [dense_gradient(params[name]) for name in plain_grads]
+            with torch.no_grad():
+                combine_fn(plain_grads, flat_grads)
+            for name, grad in zip(plain_grads, flat_grads, strict=True):
+                replace_gradient(params[name], grad)
+        return loss
+
+    return combined_closure
+
+
+def extrapolate_gradient(grads: Sequence[Tensor], flat_grads: Sequence[Tensor], weight: float) -> None:
+    """F <- g + weight (f - g), in place; exactly f for a weight of 1, and exactly g where both are equal.
+
+    Args:
+        grads: g, one per tensor.
+        flat_grads: f, one per tensor.
+        weight: Weight of the flat gradient; above 1 beyond it.
+    """
+    torch._foreach_lerp_(list(flat_grads), list(grads), 1 - weight)
+
+
+def match_norm(grads: Sequence[Tensor], flat_grads: Sequence[Tensor]) -> None:
+    """F <- ||g|| f / ||f||, in place, norms over all tensors jointly; zero for a zero f.
+
+    Args:
+        grads: g, one per tensor.
+        flat_grads: f, one per tensor.
+    """
+    flat_norm = global_norm(flat_grads)
+    ratio = torch.where(flat_norm == 0, 0.0, global_norm(grads) / flat_norm)
+    torch._foreach_mul_(list(flat_grads), spread_factor(ratio, flat_grads))
+
+
+def subtract_orthogonal_part(grads: Sequence[Tensor], flat_grads: Sequence[Tensor], alpha: float) -> None:
+    """F <- f - alpha (g - (g·f / f·f) f), in place, products over all tensors jointly.
+
+    Args:
+        grads: g, one per tensor.
+        flat_grads: f, one per tensor.
+        alpha: Fraction of the part of g orthogonal to f.
+    """
+    length = global_inner_product(flat_grads, flat_grads)
+    along = torch.where(length == 0, 0.0, global_inner_product(grads, flat_grads) / length)
+    torch._foreach_mul_(list(flat_grads), spread_factor(1 + alpha * along, flat_grads))
+    torch._foreach_add_(list(flat_grads), list(grads), alpha=-alpha)
+
+
+def spread_factor(factor: Tensor, tensors: Sequence[Tensor]) -> Tensor | list[Tensor]:
+    """The second argument of `torch._foreach_mul` that multiplies all tensors by one factor.
+
+    Args:
+        factor: A tensor without dimensions, or the factor of every vectorized network.
+        tensors: The tensors.
+    """
+    if factor.ndim:
+        return [broadcast_per_network(factor, tensor).to(tensor.dtype) for tensor in tensors]
+    return factor.to(tensors[0].device, promoted_dtype(tensors))

@@ -1,0 +1,63 @@
+"""Stable SAM: the direction of the SAM gradient with the length of the plain gradient.
+
+Tan et al., 2024, arXiv 2401.07250. The gradient of SAM is longer than the plain one near a minimum, where the ball
+reaches up the walls, so that SAM needs smaller learning rates. Here steps are as long as those without a flatness.
+
+    g = gradient at w
+    f = gradient at w + rho * g / ||g||
+    .grad = ||g|| * f / ||f||
+
+    flat = StableSAM(rho=0.05)
+    loss = flat(closure, model)()
+    optimizer.step()
+"""
+
+from dataclasses import dataclass
+from math import inf
+
+from torch import nn
+
+from flatbayes.core import Closure, TrainingProgress
+from flatbayes.flatness.ascent import check_radius
+from flatbayes.flatness.flatness import Flatness, Radius, require_radius
+from flatbayes.flatness.gradient_combination import combine_gradients, match_norm
+from flatbayes.flatness.sam import euclidean_perturbation
+
+
+@dataclass(frozen=True)
+class StableSAM(Flatness):
+    """Takes the gradient of SAM at the length of the plain gradient, for large learning rates.
+
+    Attributes:
+        rho: Radius of the ball, in the norm over all trainable weights together.
+        resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+
+    Examples:
+        >>> flatness = StableSAM(rho=0.1)
+        >>> fitted = fit(MLP, data, SWAG(rank=2), flatness, config)
+        >>> loss = flatness(closure, network)()  # in a loop of your own
+        >>> flatness.gradients_per_step
+        2.0
+    """
+
+    rho: Radius = 0.05
+    resample_noise: bool = False
+
+    radius_field = "rho"
+
+    def __post_init__(self) -> None:
+        check_radius(self.rho)
+
+    stationary_after = inf  # a field of vectors that is not the gradient of a function
+
+    def __call__(self, closure: Closure, model: nn.Module, progress: TrainingProgress | None = None) -> Closure:
+        """Make the closure whose gradient has the direction of that of SAM."""
+        rho = require_radius(self)
+        return combine_gradients(
+            lambda plain, flat: match_norm(list(plain.values()), flat),
+            lambda _, grads: euclidean_perturbation(grads, rho),
+            closure,
+            model,
+            resample_noise=self.resample_noise,
+            progress=progress,
+        )
