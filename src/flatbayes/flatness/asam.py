@@ -39,7 +39,7 @@ from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 
 @dataclass(frozen=True)
 class ASAM(Flatness):
-    """Takes the gradient at the worst point of a ball whose axes are proportional to the weights.
+    """Gradient at the worst point of a ball scaled by the weights.
 
     Attributes:
         rho: Radius relative to the weights; ten times that of SAM is usual.

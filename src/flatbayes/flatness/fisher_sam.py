@@ -37,7 +37,7 @@ from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 
 @dataclass(frozen=True)
 class FisherSAM(Flatness):
-    """Takes the gradient at the worst point of an ellipsoid that is short where the squared gradient is large.
+    """Gradient at the worst point of a ball in the Fisher metric.
 
     Attributes:
         rho: Radius in the Fisher metric.

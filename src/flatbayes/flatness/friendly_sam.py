@@ -38,7 +38,7 @@ MIN_RELATIVE_NORM = 10.0
 
 @dataclass(frozen=True)
 class FriendlySAM(Flatness):
-    """Takes the gradient at the radius along the gradient of the batch minus an average of those before.
+    """Gradient along what is new in the gradient of the batch.
 
     Attributes:
         rho: Distance, in the norm over all trainable weights together.

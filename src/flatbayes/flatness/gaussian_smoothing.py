@@ -33,7 +33,7 @@ from flatbayes.flatness.flatness import Flatness, Radius, require_progress, requ
 
 @dataclass(frozen=True)
 class GaussianSmoothing(Flatness):
-    """Takes the one gradient of a step at weights with Gaussian noise, other noise in every step.
+    """One gradient a step, at weights with Gaussian noise.
 
     The noise is a pseudorandom function of the seeds, the member and the step: it does not use the random numbers of
     training, and is the same in a resumed run. It is on every trainable weight, also of layers that the optimizer

@@ -30,7 +30,7 @@ from flatbayes.flatness.sam import euclidean_perturbation
 
 @dataclass(frozen=True)
 class GSAM(Flatness):
-    """Takes the gradient of SAM minus the part of the plain gradient that is orthogonal to it.
+    """Gradient of SAM minus the part of the plain one orthogonal to it.
 
     Attributes:
         rho: Radius of the ball, in the norm over all trainable weights together.

@@ -27,7 +27,7 @@ from flatbayes.flatness.flatness import Flatness, Radius, require_radius, requir
 
 @dataclass(frozen=True)
 class LESAM(Flatness):
-    """Takes the gradient where the loss has risen by a given amount, to first order.
+    """Gradient where the loss has risen by a given amount.
 
     The amount is in units of the loss, so gradients must not be scaled: precision `16-mixed` cannot be used.
 

@@ -35,7 +35,7 @@ STATE_KIND = "looksam"
 
 @dataclass(frozen=True)
 class LookSAM(Flatness):
-    """Runs SAM in some steps, and adds the direction in which it last turned the gradient in the others.
+    """SAM in some steps, whose turn of the gradient the others reuse.
 
     Attributes:
         rho: Radius of the ball, in the norm over all trainable weights together.

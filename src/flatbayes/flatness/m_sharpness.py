@@ -41,7 +41,7 @@ from flatbayes.flatness.sam import SAM
 
 @dataclass(frozen=True)
 class MSharpness(FlatnessWrapper):
-    """Runs another flatness on every sub-batch of the batch, and averages the gradients.
+    """Another flatness on every sub-batch of the batch, averaged.
 
     The closure passes its batch through `flatbayes.core.subset_batch`, as that of `fit` does.
 

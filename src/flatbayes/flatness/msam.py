@@ -38,7 +38,7 @@ STATE_KIND = "msam"
 
 @dataclass(frozen=True)
 class MSAM(Flatness):
-    """Takes the one gradient of a step at a distance from the weights, against the sum of earlier gradients.
+    """One gradient a step, ahead of the weights along earlier ones.
 
     Attributes:
         rho: Distance, in the norm over all trainable weights together; ten times the radius of SAM is usual.

@@ -41,7 +41,7 @@ Geometry = Literal["std", "mean_over_std"]
 
 @dataclass(frozen=True)
 class PosteriorSAM(Flatness):
-    """Takes the gradient at the worst point of a ball with axes from the posterior's means and standard deviations.
+    """Gradient at the worst point of a ball scaled by the posterior.
 
     For variational posteriors: `SGVB`, `LRT`, `IVON`, and ensembles of them. The second gradient treats the ball as
     fixed, so standard deviations are not rewarded for making it small.

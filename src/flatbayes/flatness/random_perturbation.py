@@ -27,7 +27,7 @@ from flatbayes.flatness.gaussian_smoothing import draw_step_noise
 
 @dataclass(frozen=True)
 class RandomPerturbation(Flatness):
-    """Takes the gradient at a uniformly random point of the sphere around the weights, another one in every step.
+    """Gradient at a random point of a sphere, a control for SAM.
 
     The direction is a pseudorandom function of the seeds, the member and the step: it does not use the random numbers
     of training, and is the same in a resumed run.

@@ -35,7 +35,7 @@ from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 
 @dataclass(frozen=True)
 class SAM(Flatness):
-    """Takes the gradient at the worst point of a Euclidean ball around the weights.
+    """Gradient at the worst point of a Euclidean ball.
 
     Attributes:
         rho: Radius of the ball, in the norm over all trainable weights together.

@@ -31,7 +31,7 @@ from flatbayes.flatness.sam import SAM
 
 @dataclass(frozen=True)
 class Periodic(FlatnessWrapper):
-    """Runs another flatness in every `period`-th step, the first one included, and plain steps between.
+    """Another flatness in every `period`-th step, plain steps between.
 
     Attributes:
         flatness: The flatness that runs periodically.
@@ -78,7 +78,7 @@ class Periodic(FlatnessWrapper):
 
 @dataclass(frozen=True)
 class Delayed(Flatness):
-    """Runs another flatness in the last part of training, and plain training, or a cheaper flatness, before.
+    """Another flatness in the last part of training only.
 
     Attributes:
         flatness: The flatness of the last part.

@@ -26,7 +26,7 @@ from flatbayes.flatness.sam import euclidean_perturbation
 
 @dataclass(frozen=True)
 class StableSAM(Flatness):
-    """Takes the gradient of SAM at the length of the plain gradient, for large learning rates.
+    """Gradient of SAM at the length of the plain gradient.
 
     Attributes:
         rho: Radius of the ball, in the norm over all trainable weights together.

@@ -28,7 +28,7 @@ STATE_KIND = "vasso"
 
 @dataclass(frozen=True)
 class VaSSO(Flatness):
-    """Takes the gradient at the radius along an average of the gradients of this and earlier steps.
+    """Gradient along an average of the gradients of several steps.
 
     Attributes:
         rho: Distance, in the norm over all trainable weights together.

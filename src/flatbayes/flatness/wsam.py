@@ -29,7 +29,7 @@ from flatbayes.flatness.sam import euclidean_perturbation
 
 @dataclass(frozen=True)
 class WSAM(Flatness):
-    """Takes the gradient of the loss plus a weighted sharpness, the rise of the loss in the ball of SAM.
+    """Gradient of the loss plus a weighted rise of the loss in a ball.
 
     Attributes:
         rho: Radius of the ball, in the norm over all trainable weights together.

@@ -55,7 +55,7 @@ HessianEstimator = Literal["price", "gradsq"]
 
 @dataclass(frozen=True)
 class IVON(Posterior):
-    """A Gaussian with a mean and a standard deviation for every weight, fitted by natural-gradient steps.
+    """A Gaussian for every weight, by natural-gradient steps.
 
     The optimizer must be torch.optim.SGD without momentum: momentum and step sizes are those of IVON, and the
     learning rate is that of SGD with momentum times about two. Between steps the model has the mean weights.

@@ -53,7 +53,7 @@ PriorTuning = Literal["none", "evidence"]
 
 @dataclass(frozen=True)
 class Laplace(Posterior):
-    """A Gaussian around one trained network, with the inverse of the curvature as covariance.
+    """A Gaussian around one trained network, from its curvature.
 
     The curvature is computed once, after training, on all training examples and with the network in eval mode.
 

@@ -47,7 +47,7 @@ from flatbayes.posteriors.variational_network import (
 
 @dataclass(frozen=True)
 class LRT(Posterior):
-    """A Gaussian with a mean and a standard deviation for every weight, fitted with noise in activations.
+    """A Gaussian for every weight, with noise in activations.
 
     For models whose weights are in layers of type torch.nn.Linear, Conv1d, Conv2d and Conv3d; weights and biases of
     these layers have a distribution. `SGVB` supports any model. Other trainable parameters, such as those of

@@ -27,7 +27,7 @@ from flatbayes.posteriors.prior_precision import check_prior_precision
 
 @dataclass(frozen=True)
 class MCDropout(Posterior):
-    """The distribution over networks that random dropout masks make of one trained network.
+    """One trained network with random dropout masks.
 
     Attributes:
         rate: Dropout probability of every dropout layer of torch.nn in the model (of any dimension); None keeps the

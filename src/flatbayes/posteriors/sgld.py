@@ -53,7 +53,7 @@ ZERO_TEMPERATURE_HINT = (
 
 @dataclass(frozen=True)
 class SGLD(Posterior):
-    """Snapshots of a Langevin chain: gradient descent with Gaussian noise.
+    """Snapshots of a Langevin chain: gradient descent with noise.
 
     The optimizer must be torch.optim.SGD without momentum. The noise follows its current learning rate.
 

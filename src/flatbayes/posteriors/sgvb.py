@@ -52,7 +52,7 @@ PriorMean = Literal["zero", "initial"]
 
 @dataclass(frozen=True)
 class SGVB(Posterior):
-    """A Gaussian with a mean and a standard deviation for every weight, fitted by variational inference.
+    """A Gaussian for every weight, by variational inference.
 
     The optimizer must have no weight decay, since `prior_precision` is the prior; Adam is the usual choice. Between
     steps the model has the mean weights. Parameters without a distribution have no prior.
