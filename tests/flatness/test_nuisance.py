@@ -1,6 +1,7 @@
 """Nuisance parameters, such as a noise scale: not perturbed, with the gradient at the unperturbed weights."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,14 +12,19 @@ from flatbayes.core.spec import short_name
 from flatbayes.core.tensor_lists import clone_tensors
 from flatbayes.flatness import (
     ASAM,
+    GSAM,
     LESAM,
     SAM,
+    WSAM,
     Delayed,
     FisherSAM,
+    FriendlySAM,
     LookSAM,
     Periodic,
     PosteriorSAM,
     RandomPerturbation,
+    StableSAM,
+    VaSSO,
 )
 from support import Counted, batch, distribute_all_weights, network
 
@@ -33,6 +39,10 @@ KINDS = [
     LookSAM(rho=0.1, period=1),
     RandomPerturbation(rho=0.1),
     PosteriorSAM(rho=0.5),
+    VaSSO(rho=0.1),
+    FriendlySAM(rho=0.1),
+    WSAM(rho=0.1, gamma=0.5),
+    GSAM(rho=0.1, alpha=0.0),
 ]
 
 
@@ -126,6 +136,16 @@ def test_looksam_adds_no_direction_to_nuisance_parameters():
     Counted(plain, *batch(1))()
     for (name, param), other in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(param.grad, other.grad) is name.endswith(".bias"), name
+
+
+@pytest.mark.parametrize("flat", [WSAM(0.1), GSAM(0.1), StableSAM(0.1)], ids=short_name)
+def test_gradients_made_of_two_leave_that_of_the_nuisance_parameters_as_it_is(flat):
+    names = ["6.*", "*.bias"]
+    model, plain = network(torch.float64).eval(), network(torch.float64).eval()
+    replace(flat, nuisance=names)(Counted(model, *batch(dtype=torch.float64)), model, TrainingProgress())()
+    Counted(plain, *batch(dtype=torch.float64))()
+    equal = [torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), plain.parameters(), strict=True)]
+    assert equal == [name.startswith("6.") or name.endswith("bias") for name, _ in model.named_parameters()]
 
 
 @pytest.mark.parametrize("schedule", [Periodic(SAM(nuisance=NUISANCE), 1), Delayed(SAM(nuisance=NUISANCE), 0.0)])

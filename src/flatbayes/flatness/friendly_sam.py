@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
 from flatbayes.core.tensor_lists import fill_with_zeros
-from flatbayes.flatness.ascent import Perturbation, check_radius, gradient_at_perturbation
+from flatbayes.flatness.ascent import Perturbation, check_nuisance, check_radius, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
 from flatbayes.flatness.gradient_average import update_average
 
@@ -45,6 +45,8 @@ class FriendlySAM(Flatness):
         sigma: Factor on the average that is subtracted; 0 is `SAM`.
         momentum: Fraction of the average that is left after a step.
         resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+        nuisance: Name patterns of nuisance parameters, such as `*.raw_scale` for a learnt noise scale: they are not
+            perturbed, and their gradient is taken at the unperturbed weights.
 
     Examples:
         >>> flatness = FriendlySAM(rho=0.1)
@@ -59,11 +61,13 @@ class FriendlySAM(Flatness):
     sigma: float = 1.0
     momentum: float = 0.9
     resample_noise: bool = False
+    nuisance: list[str] | None = None
 
     radius_field = "rho"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
+        check_nuisance(self.nuisance)
         if not 0 <= self.sigma < inf:
             raise ValueError(f"sigma must be finite and at least 0, got {self.sigma}; 0 is SAM.")
         if not 0 <= self.momentum < 1:
@@ -89,7 +93,12 @@ class FriendlySAM(Flatness):
             return perturbation
 
         return gradient_at_perturbation(
-            compute_perturbation, closure, model, resample_noise=self.resample_noise, progress=progress
+            compute_perturbation,
+            closure,
+            model,
+            resample_noise=self.resample_noise,
+            nuisance=self.nuisance,
+            progress=progress,
         )
 
 

@@ -32,6 +32,7 @@ def combine_gradients(
     model: nn.Module,
     *,
     resample_noise: bool = False,
+    nuisance: Sequence[str] | None = None,
     progress: TrainingProgress | None = None,
 ) -> Closure:
     """Make a closure whose gradient is a function of the plain gradient and of that after one ascent step.
@@ -42,6 +43,7 @@ def combine_gradients(
         closure: The plain closure.
         model: The module whose trainable parameters are perturbed.
         resample_noise: Draw new random numbers in the second pass instead of replaying those of the first.
+        nuisance: Name patterns of parameters that are not perturbed, and keep the plain gradient.
         progress: Progress of training.
     """
 
@@ -53,7 +55,7 @@ def combine_gradients(
             return perturbation_fn(weights, grads)
 
         loss = gradient_at_perturbation(
-            record_perturbation, closure, model, resample_noise=resample_noise, progress=progress
+            record_perturbation, closure, model, resample_noise=resample_noise, nuisance=nuisance, progress=progress
         )()
         if plain_grads:
             if progress is not None:

@@ -22,7 +22,7 @@ from math import inf
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.flatness.ascent import check_radius
+from flatbayes.flatness.ascent import check_nuisance, check_radius
 from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 from flatbayes.flatness.gradient_combination import combine_gradients, subtract_orthogonal_part
 from flatbayes.flatness.sam import euclidean_perturbation
@@ -36,6 +36,8 @@ class GSAM(Flatness):
         rho: Radius of the ball, in the norm over all trainable weights together.
         alpha: Fraction of the orthogonal part that is subtracted; 0 is `SAM`.
         resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+        nuisance: Name patterns of nuisance parameters, such as `*.raw_scale` for a learnt noise scale: they are not
+            perturbed, and their gradient is taken at the unperturbed weights.
 
     Examples:
         >>> flatness = GSAM(rho=0.1, alpha=0.2)
@@ -48,11 +50,13 @@ class GSAM(Flatness):
     rho: Radius = 0.05
     alpha: float = 0.4
     resample_noise: bool = False
+    nuisance: list[str] | None = None
 
     radius_field = "rho"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
+        check_nuisance(self.nuisance)
         if not 0 <= self.alpha < inf:
             raise ValueError(f"alpha must be finite and at least 0, got {self.alpha}; 0 is SAM.")
 
@@ -70,5 +74,6 @@ class GSAM(Flatness):
             closure,
             model,
             resample_noise=self.resample_noise,
+            nuisance=self.nuisance,
             progress=progress,
         )

@@ -18,7 +18,7 @@ from math import inf
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.flatness.ascent import check_radius
+from flatbayes.flatness.ascent import check_nuisance, check_radius
 from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 from flatbayes.flatness.gradient_combination import combine_gradients, match_norm
 from flatbayes.flatness.sam import euclidean_perturbation
@@ -31,6 +31,8 @@ class StableSAM(Flatness):
     Attributes:
         rho: Radius of the ball, in the norm over all trainable weights together.
         resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+        nuisance: Name patterns of nuisance parameters, such as `*.raw_scale` for a learnt noise scale: they are not
+            perturbed, and their gradient is taken at the unperturbed weights.
 
     Examples:
         >>> flatness = StableSAM(rho=0.1)
@@ -42,11 +44,13 @@ class StableSAM(Flatness):
 
     rho: Radius = 0.05
     resample_noise: bool = False
+    nuisance: list[str] | None = None
 
     radius_field = "rho"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
+        check_nuisance(self.nuisance)
 
     stationary_after = inf  # a field of vectors that is not the gradient of a function
 
@@ -59,5 +63,6 @@ class StableSAM(Flatness):
             closure,
             model,
             resample_noise=self.resample_noise,
+            nuisance=self.nuisance,
             progress=progress,
         )

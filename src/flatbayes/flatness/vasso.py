@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
 from flatbayes.core.norms import global_norm
-from flatbayes.flatness.ascent import Perturbation, check_radius, gradient_at_perturbation
+from flatbayes.flatness.ascent import Perturbation, check_nuisance, check_radius, gradient_at_perturbation
 from flatbayes.flatness.flatness import Flatness, Radius, require_progress, require_radius
 from flatbayes.flatness.gradient_average import update_average
 
@@ -34,6 +34,8 @@ class VaSSO(Flatness):
         rho: Distance, in the norm over all trainable weights together.
         theta: Weight of the newest gradient in the average, above 0; 1 is `SAM`.
         resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+        nuisance: Name patterns of nuisance parameters, such as `*.raw_scale` for a learnt noise scale: they are not
+            perturbed, and their gradient is taken at the unperturbed weights.
 
     Examples:
         >>> flatness = VaSSO(rho=0.1, theta=0.4)
@@ -47,11 +49,13 @@ class VaSSO(Flatness):
     rho: Radius = 0.05
     theta: float = 0.9
     resample_noise: bool = False
+    nuisance: list[str] | None = None
 
     radius_field = "rho"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
+        check_nuisance(self.nuisance)
         if not 0 < self.theta <= 1:
             raise ValueError(f"theta must be above 0 and at most 1, got {self.theta}; 1 is SAM.")
 
@@ -73,7 +77,12 @@ class VaSSO(Flatness):
             return averaged_perturbation(grads, averages, rho)
 
         return gradient_at_perturbation(
-            compute_perturbation, closure, model, resample_noise=self.resample_noise, progress=progress
+            compute_perturbation,
+            closure,
+            model,
+            resample_noise=self.resample_noise,
+            nuisance=self.nuisance,
+            progress=progress,
         )
 
 

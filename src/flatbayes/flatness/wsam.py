@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.flatness.ascent import check_radius
+from flatbayes.flatness.ascent import check_nuisance, check_radius
 from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 from flatbayes.flatness.gradient_combination import combine_gradients, extrapolate_gradient
 from flatbayes.flatness.sam import euclidean_perturbation
@@ -35,6 +35,8 @@ class WSAM(Flatness):
         rho: Radius of the ball, in the norm over all trainable weights together.
         gamma: The weight of the sharpness is gamma / (1 - gamma): 0 is plain training and 0.5 `SAM`.
         resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.
+        nuisance: Name patterns of nuisance parameters, such as `*.raw_scale` for a learnt noise scale: they are not
+            perturbed, and their gradient is taken at the unperturbed weights.
 
     Examples:
         >>> flatness = WSAM(rho=0.05, gamma=0.8)
@@ -47,11 +49,13 @@ class WSAM(Flatness):
     rho: Radius = 0.05
     gamma: float = 0.9
     resample_noise: bool = False
+    nuisance: list[str] | None = None
 
     radius_field = "rho"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
+        check_nuisance(self.nuisance)
         if not 0 <= self.gamma < 1:
             raise ValueError(f"gamma must be at least 0 and below 1, got {self.gamma}; 0.5 is SAM.")
 
@@ -64,5 +68,6 @@ class WSAM(Flatness):
             closure,
             model,
             resample_noise=self.resample_noise,
+            nuisance=self.nuisance,
             progress=progress,
         )
