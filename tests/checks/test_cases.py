@@ -127,6 +127,8 @@ CASES = {
     ),
     "laplace_width": (lambda: fitted(Laplace("kron"), 5), lambda: fitted(Laplace("kron", temperature=1e-3), 5)),
     "norm_statistics": (stale_statistics, lambda: fitted(MAP(), 10, NormNet)),
+    "inputs_outside": (lambda: (well(), (1.5 * validation()[0], validation()[1])), well),
+    "duplicates": (lambda: (well(), classes()[0]), well),
 }
 
 

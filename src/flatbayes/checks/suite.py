@@ -11,6 +11,7 @@ from torch import Tensor
 from flatbayes.checks.chains import check_mixing
 from flatbayes.checks.evidence import Evidence
 from flatbayes.checks.gaussians import check_collapse, check_laplace_width
+from flatbayes.checks.inputs import check_duplicates, check_inputs_outside
 from flatbayes.checks.norm_statistics import check_norm_statistics
 from flatbayes.checks.reliability import check_confidence, check_coverage
 from flatbayes.checks.report import SIGNIFICANCE, CheckReport, Finding
@@ -57,6 +58,8 @@ CHECKS = (
     Check("collapse", check_collapse),
     Check("laplace_width", check_laplace_width, "20 networks, at most 256 examples"),
     Check("norm_statistics", check_norm_statistics, "one network, at most 256 examples"),
+    Check("inputs_outside", check_inputs_outside, "one network for images, at most 256 examples"),
+    Check("duplicates", check_duplicates),
 )
 """All checks, in the order in which they run."""
 

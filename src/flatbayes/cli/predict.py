@@ -21,6 +21,8 @@ from flatbayes.likelihoods import Predictive
 from flatbayes.prediction import check_num_draws
 from flatbayes.prediction.inputs import count_chunk_examples
 
+OUTSIDE_COLUMN = "outside_training"
+"""Column with whether an input is unlike all training inputs, where the artefact has statistics of these."""
 BYTES_PER_FEATURE, BYTES_PER_PIXEL = 32, 2
 """Memory of an input: a feature is held in a table and as float64, with a copy of each; a pixel has one copy."""
 
@@ -93,7 +95,10 @@ def run(options: Namespace) -> None:
                 precision=options.precision,
                 compiled=options.compiled,
             )
-            columns = predictive.columns(get_output_names(fitted.info, predictive))
+            columns = {**predictive.columns(get_output_names(fitted.info, predictive))}
+            distance = fitted.measure_input_distance(examples)
+            if distance is not None:
+                columns[OUTSIDE_COLUMN] = distance.is_outside.numpy()
             duplicates = kept_columns.keys() & columns.keys()
             if duplicates:
                 raise ValueError(

@@ -16,6 +16,7 @@ from flatbayes.prediction.shift import (
     evaluate_corruptions,
     evaluate_ood,
 )
+from flatbayes.prediction.training_inputs import InputDistance
 
 __all__ = [
     "CompiledPosterior",
@@ -24,6 +25,7 @@ __all__ = [
     "DetectionMetrics",
     "Evaluation",
     "FittedPosterior",
+    "InputDistance",
     "NetworkSampler",
     "OODEvaluation",
     "RecalibrationResult",

@@ -41,7 +41,7 @@ from flatbayes.prediction.network_tensors import (
     list_buffer_names,
     select_required_numbers,
 )
-from flatbayes.prediction.restore import explain_damage, pop_prefix, restore_sampler
+from flatbayes.prediction.restore import TRAINING_INPUTS_PREFIX, explain_damage, pop_prefix, restore_sampler
 from flatbayes.prediction.sampling import NetworkSampler
 
 MAX_READ_ATTEMPTS = 10
@@ -87,6 +87,9 @@ def save_posterior(sampler: NetworkSampler, folder: Path, *, with_training_input
     if interface != NetworkInterface():
         metadata["interface"] = interface.describe()
     tensors, norm_tensors = _collect_tensors(sampler, statistics_inputs), _collect_norm_statistics(sampler)
+    if sampler.training_inputs is not None and with_training_inputs:
+        statistics = sampler.training_inputs.to_tensors()
+        tensors |= {f"{TRAINING_INPUTS_PREFIX}.{name}": tensor for name, tensor in statistics.items()}
     replaced_files = _list_current_files(folder)
     metadata["tensors_file"], metadata["sha256"] = _write_tensors(folder, TENSORS_STEM, tensors)
     if norm_tensors:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flatbayes.core.display import format_entries, format_html_table
 from flatbayes.core.input_trees import first_tensor
@@ -39,8 +39,10 @@ from flatbayes.prediction.placement import (
     place_batches,
     resolve_autocast_dtype,
 )
+from flatbayes.prediction.representation import represent_inputs
 from flatbayes.prediction.sampling import NetworkSampler
 from flatbayes.prediction.shared import PredictionCache
+from flatbayes.prediction.training_inputs import InputDistance
 
 if TYPE_CHECKING:
     from flatbayes.checks import CheckReport
@@ -60,6 +62,7 @@ class FittedPosterior(NetworkSampler):
         info: Plain data that is saved with the artefact: class names, the model's class path and the like.
         norm_statistics: Cache of re-estimated running statistics, which is saved with the artefact.
         draw_rule: `DRAW_RULE`; 1 for an artefact of an older schema, which draws the same networks as before.
+        training_inputs: Statistics of the training inputs, to find inputs that are unlike them; None for none.
 
     Examples:
         >>> predictive = fitted.predict(inputs, num_draws=10)
@@ -243,6 +246,19 @@ class FittedPosterior(NetworkSampler):
 
         return check(self, data, targets, num_draws, **options)
 
+    def measure_input_distance(self, inputs: Tensor) -> InputDistance | None:
+        """How far inputs are from those of the training; None where the artefact has no statistics of these.
+
+        For images the network of the first member is run once; the statistics are of its last layer's inputs. They
+        are kept by a `fit` to data in memory, or to images in files, and not by one to a loader.
+
+        Args:
+            inputs: Raw inputs, a tensor in the form of the training data.
+        """
+        if self.training_inputs is None:
+            return None
+        return self.training_inputs.measure(inputs, lambda batch: represent_inputs(self, batch))
+
     @property
     def checks(self) -> "CheckReport | None":
         """The report that the command `fit` made on the validation split; None without one."""
@@ -278,8 +294,9 @@ class FittedPosterior(NetworkSampler):
 
         Args:
             folder: The folder; created if necessary.
-            with_training_inputs: False leaves these batches out, where training inputs must not be passed on. The
-                networks that have been drawn before can then be drawn again, and no others.
+            with_training_inputs: False leaves these batches out, and the statistics of the training inputs, where
+                training inputs must not be passed on. The networks that have been drawn before can then be drawn
+                again, and no others.
 
         Raises:
             TypeError: The transform or the posterior cannot be described by plain data.

@@ -31,8 +31,10 @@ from flatbayes.prediction.network_tensors import (
     select_required_numbers,
 )
 from flatbayes.prediction.sampling import DRAW_RULE, NetworkSampler, SampleId
+from flatbayes.prediction.training_inputs import TrainingInputs
 
 MAX_DEVICE_NAME_CHARS = 200
+TRAINING_INPUTS_PREFIX = "training_inputs"
 
 
 def restore_sampler(
@@ -65,6 +67,8 @@ def restore_sampler(
         statistics_inputs = [_pop_tree(tensors, f"inputs.{k}") for k in range(metadata["num_statistics_batches"])]
         interface = NetworkInterface.parse(metadata.get("interface"), output)
         transform = _restore_transform(pop_prefix(tensors, "standardize"))
+        statistics_tensors = pop_prefix(tensors, TRAINING_INPUTS_PREFIX)
+        training_inputs = TrainingInputs.from_tensors(statistics_tensors) if statistics_tensors else None
         norm_tensors |= pop_prefix(tensors, "draw")  # schemas 1 to 3 keep them with the weights
         likelihood = likelihood or _restore_likelihood(metadata["likelihood"], tensors)
     build_model = make_model_builder(model, metadata["info"])
@@ -82,7 +86,14 @@ def restore_sampler(
     if tensors:
         raise ValueError(f"{folder} is damaged: it holds tensors that belong to nothing, such as {min(tensors)!r}.")
     sampler = NetworkSampler(
-        posterior, states, likelihood, transform, statistics_inputs, metadata["info"], draw_rule=draw_rule
+        posterior,
+        states,
+        likelihood,
+        transform,
+        statistics_inputs,
+        metadata["info"],
+        draw_rule=draw_rule,
+        training_inputs=training_inputs,
     )
     if metadata["schema"] > 1:
         with explain_damage(folder):

@@ -29,6 +29,7 @@ from flatbayes.likelihoods import Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction.inputs import cast_floating
 from flatbayes.prediction.placement import autocast, place_batches
+from flatbayes.prediction.training_inputs import TrainingInputs
 
 SampleId = tuple[int, int, int]
 """(seed, member, draw): identifies one network; `member` is the index of its training run."""
@@ -58,6 +59,7 @@ class NetworkSampler:
         norm_statistics: Cache of re-estimated running statistics, which is saved with the artefact: of draws on the
             kind of device where the networks are, in the precision of the weights.
         draw_rule: `DRAW_RULE`; 1 for an artefact of an older schema, which draws the same networks as before.
+        training_inputs: Statistics of the training inputs, to find inputs that are unlike them; None for none.
 
     Examples:
         >>> images = fitted.preprocess(inputs[:4])
@@ -75,6 +77,7 @@ class NetworkSampler:
     info: dict[str, Any] = field(default_factory=dict)
     norm_statistics: dict[SampleId, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     draw_rule: int = DRAW_RULE
+    training_inputs: TrainingInputs | None = None
     _other_statistics: dict[tuple[str, torch.dtype | None], dict[SampleId, dict[str, Tensor]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

@@ -79,6 +79,11 @@ class TrainingData(ABC):
     def sample_inputs(self, config: TrainingConfig, seed: int) -> list[Any]:
         """Batches of training inputs, before the transform, to re-estimate normalization statistics."""
 
+    @property
+    def raw_inputs(self) -> Tensor | LazyImages | None:
+        """All training inputs before the transform; None for a loader, which is not read for them."""
+        return None
+
     @abstractmethod
     def make_validator(
         self, likelihood: Likelihood, world: ProcessGroupInfo
@@ -153,6 +158,11 @@ class InMemoryData(TrainingData):
         return Gaussian.fit(data.train.targets) if data.is_regression else Categorical(data.num_classes)
 
     is_replicated = True
+
+    @property
+    def raw_inputs(self) -> Tensor | LazyImages:
+        """Inputs of the training split."""
+        return self.splits.train.inputs
 
     def count_batches(self, config: TrainingConfig) -> int:
         """Number of full batches."""

@@ -21,6 +21,7 @@ from flatbayes.flatness import Flatness
 from flatbayes.likelihoods import Gaussian, Likelihood
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior
+from flatbayes.prediction.representation import fit_training_inputs
 from flatbayes.training.arguments import resolve_likelihood
 from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.compatibility import check_compatibility, check_initial_weights
@@ -214,7 +215,7 @@ class TrainingSetup:
         )
         with seeded_rng(spawn_seed(Stream.EXAMPLES, factory.seed), None):  # of a shuffled loader
             inputs = factory.training_data.sample_inputs(factory.config, factory.seed) if is_needed else ()
-        return FittedPosterior(
+        fitted = FittedPosterior(
             posterior=factory.posterior,
             states=states,
             likelihood=factory.likelihood,
@@ -222,6 +223,9 @@ class TrainingSetup:
             statistics_inputs=inputs,
             info=self.info | info,
         )
+        raw_inputs = factory.training_data.raw_inputs
+        fitted.training_inputs = None if raw_inputs is None else fit_training_inputs(fitted, raw_inputs)
+        return fitted
 
     def make_final(self, states: Sequence[State], training: dict[str, Any], **info: Any) -> FittedPosterior:
         """The fitted posterior, with the draw options that are "auto" chosen on the validation examples.
