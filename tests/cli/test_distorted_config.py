@@ -14,6 +14,7 @@ FIT = ["fit", "--data=digits", "--data.train_size=60", "--model=mlp", "--model.h
 FEW = ["--num_draws=1", "--max_examples=8"]
 VERBS = {
     "evaluate": ["--num_draws=1"],
+    "calibrate": ["--num_draws=1"],
     "shift": [*FEW, "--corruptions=none", "--overwrite"],
     "diagnose": [*FEW, "--overwrite"],
     "certify": ["--num_draws=9", "--num_trial_draws=2", "--num_test_draws=2", "--overwrite"],

@@ -48,6 +48,8 @@ ARGUMENTS = {
     "compare": ["--data", "digits", "--data.train_size", "60", "--epochs", "1", "--out", "runs/x"],
     "tune": ["--data", "digits", "--data.train_size", "60", "--epochs", "1", "--num_trials", "1", "--out", "runs/x"],
     "evaluate": ["runs/x"],
+    "calibrate": ["runs/x", "--num_draws", "1"],
+    "check": ["runs/x", "--num_draws", "2"],
     "predict": ["runs/x", "--input", "new.npz", "--output", "predictions.csv"],
     "export": ["runs/x", "--format", "torch", "--out", "x.pt2"],
     "diagnose": ["runs/x", "--num_draws", "1", "--max_examples", "8"],

@@ -100,6 +100,7 @@ def test_an_unknown_path_is_refused(capsys, tmp_path):
 VERBS = {
     "evaluate": ["--num_draws", "2"],
     "check": ["--num_draws", "2"],
+    "calibrate": ["--num_draws", "2"],
     "shift": ["--num_draws", "2", "--ood", "torch_datasets.Points"],
     "diagnose": ["--num_draws", "2"],
     "certify": ["--num_draws", "20", "--num_test_draws", "2"],

@@ -51,7 +51,7 @@ IN_MEMORY_SOURCES = (data.Arrays, data.FixedSplits)
 """Sources of what a program holds in memory, which no text can name."""
 DATA_FILE_SUFFIXES = (".csv", ".tsv", ".npz", ".parquet", ".gz", ".bz2", ".zst", ".lz4")
 
-RUN_FOLDER_VERBS = ("certify", "diagnose", "evaluate", "check", "shift")
+RUN_FOLDER_VERBS = ("calibrate", "certify", "diagnose", "evaluate", "check", "shift")
 """Verbs whose option `--data` repeats the dotted path of a run's torch dataset instead of naming a data source."""
 
 TORCH_DATASET_FIELDS = frozenset(f.name for f in fields(data.TorchDataset))

@@ -13,13 +13,15 @@ from flatbayes.cli.artifacts import console, load_on_device, load_run_data, load
 from flatbayes.cli.check import print_failures
 from flatbayes.cli.options import SplitName, add_data_path_option, add_run_options
 from flatbayes.cli.parsing import new_parser
+from flatbayes.cli.thresholds import Thresholds
 from flatbayes.core.spec import short_name
 from flatbayes.data import Split
 from flatbayes.experiments.results import RESULTS_FILE
-from flatbayes.experiments.run_folder import RunFolder
+from flatbayes.experiments.run_folder import THRESHOLDS_FILE, RunFolder
 from flatbayes.experiments.run_result import RunCost, RunResult
 from flatbayes.metrics import DEFINITIONS
 from flatbayes.prediction import Evaluation, FittedPosterior, check_num_draws, evaluate
+from flatbayes.prediction.evaluation import predict_labelled
 from flatbayes.prediction.placement import PredictionPrecision
 
 
@@ -120,6 +122,7 @@ def evaluate_run(
     console.print(make_table(evaluation, result, len(split), fitted.info.get("target_names")))
     if fitted.calibration is not None:
         console.print(f"calibration: {fitted.calibration.describe()}", highlight=False, soft_wrap=True)
+    print_thresholds(fitted, folder, split, split_name, **options)
     print_failures(report, folder.path)
     num_results = 0
     with tolerate_read_only():
@@ -132,6 +135,30 @@ def evaluate_run(
             soft_wrap=True,
         )
     return report
+
+
+def print_thresholds(
+    fitted: FittedPosterior, folder: RunFolder, split: Split, split_name: str, **options: Any
+) -> None:
+    """Print coverage and size of prediction regions, and the errors of accepted predictions, where there are any.
+
+    Args:
+        fitted: The posterior.
+        folder: Folder of the run, with the thresholds of `flatbayes calibrate` or without.
+        split: Labelled examples.
+        split_name: Their name; where thresholds were computed from it, nothing is printed.
+        **options: Options of the prediction; the draws are those of the thresholds.
+    """
+    if not (folder.path / THRESHOLDS_FILE).is_file():
+        return
+    thresholds = Thresholds.load(folder.path, fitted)
+    if thresholds.source == split_name:
+        return
+    options |= {"seed": thresholds.seed}
+    predictive, targets, _ = predict_labelled(fitted, split.inputs, split.targets, thresholds.num_draws, **options)
+    evaluations, lines = thresholds.evaluate(predictive, targets)
+    text = "\n".join([*(evaluation.summary() for evaluation in evaluations), *lines])
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def make_table(evaluation: Evaluation, result: RunResult, num_examples: int, target_names: list[str] | None) -> Table:

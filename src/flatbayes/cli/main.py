@@ -27,6 +27,7 @@ Compare flat and plain training on your data, fit a posterior, and predict with 
 
   flatbayes compare --data digits --out runs/demo
   flatbayes fit --data images/ --model PreResNet --posterior SWAG --flatness SAM --flatness.rho 0.1 --out runs/x
+  flatbayes calibrate runs/x
   flatbayes evaluate runs/x
   flatbayes predict runs/x --input new.parquet --output predictions.parquet
   flatbayes diagnose runs/x runs/y --landscape
@@ -37,6 +38,7 @@ VERBS = {
     "fit": "fit one posterior and save it",
     "evaluate": "compute metrics of a fitted posterior on held-out data",
     "check": "check whether the uncertainty of a fitted posterior can be relied on",
+    "calibrate": "calibrate a fitted posterior on validation data, for predict and evaluate",
     "tune": "tune rho on validation data, for fit",
     "diagnose": "measure the sharpness of the loss around one run or several",
     "shift": "evaluate a fitted posterior on corrupted and out-of-distribution inputs",
@@ -51,7 +53,17 @@ VERBS = {
 MOVED_VERBS = {"paper": "python -m reproduction", "theory": "python -m studies.double_well"}
 """Verbs of flatbayes 0.1 that are commands of a checkout now, outside the installed package."""
 
-VERBS_THAT_WRITE_LAST = ("evaluate", "check", "shift", "predict", "export", "reference", "certify", "report")
+VERBS_THAT_WRITE_LAST = (
+    "calibrate",
+    "evaluate",
+    "check",
+    "shift",
+    "predict",
+    "export",
+    "reference",
+    "certify",
+    "report",
+)
 """Verbs whose output appears at the end, or not at all."""
 
 REQUIRED_CLASS_OPTIONS = ("data", "posterior", "posteriors", "flatness", "schedule")

@@ -22,6 +22,7 @@ from flatbayes.training import TrainingConfig
 from flatbayes.training.compatibility import check_compatibility
 from flatbayes.training.distributed.launch import check_accelerator
 
+DEFAULT_NUM_DRAWS = 30
 SplitName = Literal["test", "val", "train"]
 
 
@@ -72,7 +73,7 @@ def add_training_options(parser: ArgumentParser) -> None:
 def add_run_options(parser: ArgumentParser) -> None:
     """Add the options of a run folder and of predictions with its posterior."""
     parser.add_argument("folder", type=Path, help="folder of a run")
-    parser.add_argument("--num_draws", type=int, default=30, help="networks to average")
+    parser.add_argument("--num_draws", type=int, default=DEFAULT_NUM_DRAWS, help="networks to average")
     parser.add_argument("--batch_size", type=int, default=256, help="examples in a forward pass")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     parser.add_argument(

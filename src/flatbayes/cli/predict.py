@@ -9,16 +9,18 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.progress import Progress
 
 from flatbayes.cli.artifacts import console, load_on_device
-from flatbayes.cli.options import add_run_options
+from flatbayes.cli.options import DEFAULT_NUM_DRAWS, add_run_options
 from flatbayes.cli.parsing import new_parser
+from flatbayes.cli.thresholds import Thresholds
 from flatbayes.core.console import PlainConsole
 from flatbayes.core.files import read_json
 from flatbayes.data import InputReader, PredictionWriter
 from flatbayes.data.csv_files import get_table_suffix
 from flatbayes.data.csv_format import CsvFormat
+from flatbayes.data.prediction_writer import to_text
 from flatbayes.experiments.run_folder import CONFIG_FILE
 from flatbayes.likelihoods import Predictive
-from flatbayes.prediction import check_num_draws
+from flatbayes.prediction import FittedPosterior, check_num_draws
 from flatbayes.prediction.inputs import count_chunk_examples
 
 OUTSIDE_COLUMN = "outside_training"
@@ -46,6 +48,33 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--keep_columns", type=list[str], default=[], help="columns (or arrays) of the input to pass on, such as [id]"
     )
+    add_input_options(parser)
+    parser.add_argument(
+        "--conformal",
+        type=float | None,
+        default=None,
+        help="add sets of classes, or intervals, with this coverage, from the thresholds of flatbayes calibrate",
+    )
+    parser.add_argument(
+        "--abstain_below", type=float | None, default=None, help="mark predictions of a lower confidence as abstained"
+    )
+    parser.add_argument(
+        "--risk",
+        type=float | None,
+        default=None,
+        help="mark predictions as abstained by the threshold that flatbayes calibrate computed for this error rate",
+    )
+    parser.add_argument(
+        "--escape_formulas",
+        action="store_true",
+        help="in CSV, put ' before texts that a spreadsheet would run as formulas: those that begin with = + - @",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file")
+    return parser
+
+
+def add_input_options(parser: ArgumentParser) -> None:
+    """Add the options of how a file of inputs is read."""
     parser.add_argument(
         "--image_column",
         type=str | None,
@@ -59,13 +88,6 @@ def make_parser() -> ArgumentParser:
             default=None,
             help=f"{name} of a CSV file, such as {example}; by default detected, else that of the training data",
         )
-    parser.add_argument(
-        "--escape_formulas",
-        action="store_true",
-        help="in CSV, put ' before texts that a spreadsheet would run as formulas: those that begin with = + - @",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the output file")
-    return parser
 
 
 def run(options: Namespace) -> None:
@@ -79,8 +101,13 @@ def run(options: Namespace) -> None:
     check_num_draws(options.num_draws)
     writer = PredictionWriter(target, escape_formulas=options.escape_formulas)
     fitted = load_on_device(Path(options.folder), options.model, options.trust)
+    thresholds = _load_thresholds(options, fitted)
     num_networks = len(fitted.sample_ids(options.num_draws, options.seed))
     predictive_bytes = fitted.likelihood.count_predictive_bytes(num_networks)
+    group_column = None if thresholds is None or options.conformal is None else thresholds.group_column
+    is_added = group_column is not None and group_column not in options.keep_columns
+    if is_added:
+        options.keep_columns = [*options.keep_columns, group_column]
     inputs = make_input_reader(fitted.info, source, options, predictive_bytes)
     count, total = 0, inputs.count_inputs()
     progress = Progress(console=PlainConsole(stderr=True), transient=True)
@@ -94,8 +121,16 @@ def run(options: Namespace) -> None:
                 seed=options.seed,
                 precision=options.precision,
                 compiled=options.compiled,
+                abstain_below=options.abstain_below,
             )
-            columns = {**predictive.columns(get_output_names(fitted.info, predictive))}
+            names = get_output_names(fitted.info, predictive)
+            columns = dict(predictive.columns(names))
+            if thresholds is not None and options.conformal is not None:
+                groups = None if group_column is None else to_text(kept_columns[group_column])
+                region = thresholds.get_conformal(options.conformal).predict(predictive, groups)
+                columns |= region.columns(names)
+            if is_added:
+                kept_columns = {name: values for name, values in kept_columns.items() if name != group_column}
             distance = fitted.measure_input_distance(examples)
             if distance is not None:
                 columns[OUTSIDE_COLUMN] = distance.is_outside.numpy()
@@ -108,6 +143,26 @@ def run(options: Namespace) -> None:
             count += len(examples)
             progress.update(task, completed=count)
     console.print(f"{count} predictions in {target}", highlight=False, soft_wrap=True)
+    if thresholds is not None:
+        lines = [] if options.conformal is None else [thresholds.get_conformal(options.conformal).guarantee()]
+        lines += [] if options.risk is None else [thresholds.get_abstention(options.risk).describe()]
+        console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+
+
+def _load_thresholds(options: Namespace, fitted: FittedPosterior) -> Thresholds | None:
+    """Thresholds of the run, if an option needs them; options of the draws become those that they hold for."""
+    if options.risk is not None and options.abstain_below is not None:
+        raise ValueError("--risk and --abstain_below both say when to abstain. Give one of them.")
+    if options.conformal is None and options.risk is None:
+        return None
+    thresholds = Thresholds.load(Path(options.folder), fitted)
+    thresholds.check_draws(options.num_draws, options.seed, (DEFAULT_NUM_DRAWS, 0))
+    options.num_draws, options.seed = thresholds.num_draws, thresholds.seed
+    if options.conformal is not None:
+        thresholds.get_conformal(options.conformal)
+    if options.risk is not None:
+        options.abstain_below = thresholds.get_abstention(options.risk).threshold
+    return thresholds
 
 
 def make_input_reader(

@@ -1,0 +1,187 @@
+"""Thresholds of a run: of conformal prediction and of abstention, in a file of the run folder.
+
+`flatbayes calibrate` writes them, `flatbayes predict` and `flatbayes evaluate` use them.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from flatbayes.calibration import AbstentionThreshold, ConformalEvaluation, ConformalPredictor
+from flatbayes.core.files import read_json, write_json
+from flatbayes.experiments.run_folder import THRESHOLDS_FILE
+from flatbayes.likelihoods import CategoricalPredictive, Predictive
+from flatbayes.prediction import FittedPosterior
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Thresholds for the predictions of one posterior with one calibration, number of draws and seed.
+
+    Attributes:
+        num_draws: Networks that predictions average.
+        seed: Seed of their draws.
+        source: Split or file of the examples that they were computed from.
+        calibration: Plain data of the calibration map; None without one.
+        conformal: Predictors by level, as text.
+        abstention: Thresholds of the confidence by risk, as text.
+        group_column: Column of the groups, if the predictors have thresholds by group.
+    """
+
+    num_draws: int
+    seed: int
+    source: str
+    calibration: dict[str, Any] | None
+    conformal: Mapping[str, ConformalPredictor]
+    abstention: Mapping[str, AbstentionThreshold]
+    group_column: str | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write them to the folder of a run.
+
+        Args:
+            folder: The folder.
+        """
+        abstention = {risk: asdict(rule) for risk, rule in self.abstention.items()}
+        for rule in abstention.values():
+            rule |= {name: None for name in ("threshold", "observed_risk") if not math.isfinite(rule[name])}
+        data = {
+            **{name: getattr(self, name) for name in ("num_draws", "seed", "source", "calibration", "group_column")},
+            "conformal": {level: predictor.to_dict() for level, predictor in self.conformal.items()},
+            "abstention": abstention,
+        }
+        write_json(folder / THRESHOLDS_FILE, data)
+
+    @classmethod
+    def load(cls, folder: Path, fitted: FittedPosterior) -> Self:
+        """Read the thresholds of a run.
+
+        Args:
+            folder: Folder of the run.
+            fitted: Its posterior.
+
+        Raises:
+            ValueError: There are none, they are damaged, or were computed for another calibration.
+        """
+        path = folder / THRESHOLDS_FILE
+        if not path.is_file():
+            raise ValueError(f"{folder} has no thresholds yet. Compute them: flatbayes calibrate {folder}.")
+        data = read_json(path)
+        try:
+            rules = {
+                risk: rule
+                | {"threshold": math.inf if rule["threshold"] is None else rule["threshold"]}
+                | {"observed_risk": math.nan if rule["observed_risk"] is None else rule["observed_risk"]}
+                for risk, rule in data["abstention"].items()
+            }
+            thresholds = cls(
+                num_draws=int(data["num_draws"]),
+                seed=int(data["seed"]),
+                source=str(data["source"]),
+                calibration=data["calibration"],
+                conformal={level: ConformalPredictor.from_dict(spec) for level, spec in data["conformal"].items()},
+                abstention={risk: AbstentionThreshold(**rule) for risk, rule in rules.items()},
+                group_column=data["group_column"],
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}: {error}). Write it again: flatbayes calibrate {folder}."
+            ) from error
+        if thresholds.calibration != fitted.info.get("calibration"):
+            raise ValueError(
+                f"{path} was computed for another calibration than that of the posterior. Compute both again: "
+                f"flatbayes calibrate {folder}."
+            )
+        return thresholds
+
+    def get_conformal(self, level: float) -> ConformalPredictor:
+        """The predictor of a level.
+
+        Args:
+            level: Wanted coverage.
+
+        Raises:
+            ValueError: No thresholds were computed for the level.
+        """
+        if f"{level:g}" not in self.conformal:
+            raise ValueError(
+                f"Thresholds were computed for the levels {', '.join(self.conformal) or 'of no region'}, not for "
+                f"{level:g}. Compute them: flatbayes calibrate FOLDER --conformal {level:g}."
+            )
+        return self.conformal[f"{level:g}"]
+
+    def get_abstention(self, risk: float) -> AbstentionThreshold:
+        """The threshold of the confidence for a risk.
+
+        Args:
+            risk: Wanted error rate of accepted predictions.
+
+        Raises:
+            ValueError: No threshold was computed for the risk.
+        """
+        if f"{risk:g}" not in self.abstention:
+            raise ValueError(
+                f"There are thresholds of the confidence for the risks {', '.join(self.abstention) or 'none'}, not "
+                f"for {risk:g}. Compute one: flatbayes calibrate FOLDER --risk {risk:g}."
+            )
+        return self.abstention[f"{risk:g}"]
+
+    def check_draws(self, num_draws: int, seed: int, defaults: tuple[int, int]) -> None:
+        """Refuse options of the draws other than those that the thresholds hold for.
+
+        Args:
+            num_draws: The option `--num_draws`.
+            seed: The option `--seed`.
+            defaults: Values of both where they are not given.
+
+        Raises:
+            ValueError: An option is given, and differs.
+        """
+        if (num_draws, seed) not in (defaults, (self.num_draws, self.seed)):
+            raise ValueError(
+                f"The thresholds hold for --num_draws {self.num_draws} --seed {self.seed}, got {num_draws} and "
+                f"{seed}. Leave both options out, or compute thresholds for yours with flatbayes calibrate."
+            )
+
+    def evaluate(self, predictive: Predictive, targets: Tensor) -> tuple[list[ConformalEvaluation], list[str]]:
+        """Coverage of the regions, and sentences on the errors of accepted predictions, on labelled examples.
+
+        Args:
+            predictive: Predictions with these draws.
+            targets: Class indices or numbers.
+        """
+        evaluations = [
+            predictor.evaluate(predictive, targets)
+            for predictor in self.conformal.values()
+            if predictor.grouping != "group"
+        ]
+        lines = list[str]()
+        if isinstance(predictive, CategoricalPredictive):
+            is_wrong = (predictive.top_class.cpu() != targets.cpu()).double()
+            confidence = predictive.confidence.cpu()
+            for risk, rule in self.abstention.items():
+                accepted = confidence >= rule.threshold
+                error = float(is_wrong[accepted].mean()) if bool(accepted.any()) else math.nan
+                lines.append(
+                    f"abstention for a risk of {risk}: {100 * float(accepted.double().mean()):.1f} % of "
+                    f"{len(targets)} examples accepted, {100 * error:.2f} % of them wrong"
+                )
+        return evaluations, lines
+
+
+def choose_rows(count: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random rows for a map, and the other rows, for thresholds.
+
+    Args:
+        count: Number of examples.
+        fraction: Fraction for the map.
+        generator: Source of randomness.
+    """
+    rows = torch.randperm(count, generator=generator)
+    size = round(fraction * count)
+    return rows[:size].sort().values, rows[size:].sort().values
