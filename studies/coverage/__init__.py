@@ -1,0 +1,1 @@
+"""Coverage of conformal prediction for every posterior, over random splits."""
