@@ -23,7 +23,7 @@ from studies.defaults import tables
 from studies.defaults.tables import Rows
 
 MAX_TRAIN, MAX_VAL, MAX_TEST = 2000, 500, 1000
-"""Largest splits, except for `large` tasks, which have 18,000 training rows."""
+"""Largest splits, except for `large` tasks, which have 12,000 training rows."""
 TEST_FRACTION, VAL_FRACTION = 0.25, 0.2
 
 
