@@ -14,7 +14,7 @@ from flatbayes.flatness import LESAM, MSAM, SAM, Delayed, Plain, PosteriorSAM
 from flatbayes.posteriors import MAP, SGLD, SGVB, SWAG, Ensemble
 from flatbayes.prediction import FittedPosterior
 from flatbayes.training import Callback, Checkpoints, TrainingConfig, fit, pilot
-from flatbayes.training.radius import MAX_COST, compute_pilot_fraction, make_candidate
+from flatbayes.training.radius import MAX_COST, MIN_GAIN, compute_pilot_fraction, make_candidate, select_radius
 from flatbayes.training.sharing import fit_together
 from support import FLATNESSES, named
 
@@ -68,7 +68,7 @@ def test_the_result_is_that_of_a_straight_training_with_the_best_radius(flat):
     scores = dict(map(tuple, record["scores"]))
     assert 0.0 in scores
     assert len(scores) == 3
-    assert record["value"] == min(scores, key=scores.get)
+    assert record["value"] == select_radius(scores)
     assert record["reason"] in fitted.summary()
 
     straight = make_candidate(flat, record["value"], record["start"])
@@ -106,6 +106,22 @@ def test_the_last_part_is_as_long_as_the_budget_allows(flat):
     assert fraction == 0.5 or cost == pytest.approx(MAX_COST * flat.gradients_per_step)
 
 
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({0.0: 0.5, 0.1: 0.4, 1.0: 0.3}, 1.0),
+        ({0.0: 0.5, 0.1: 0.4, 1.0: None}, 0.1),
+        ({0.0: 0.5, 0.1: 0.5 - 0.9 * MIN_GAIN, 1.0: 0.6}, 0.0),
+        ({0.0: 0.5, 0.1: 0.5 - 1.1 * MIN_GAIN, 1.0: 0.6}, 0.1),
+        ({0.0: 0.5, 0.1: 0.4, 1.0: 0.4}, 0.1),
+        ({0.0: None, 0.1: 9.0}, 0.1),
+        ({0.0: None, 0.1: None}, 0.0),
+    ],
+)
+def test_radius_0_is_taken_unless_another_gains_enough(scores, expected):
+    assert select_radius(scores) == expected
+
+
 @pytest.mark.parametrize("members", ["one_by_one", "vectorized", "workers"])
 def test_further_members_get_the_radius_of_the_first(members):
     config = CONFIG.with_options(**{"distribution.members": members})
@@ -134,13 +150,13 @@ def test_posteriors_of_one_training_get_what_they_get_alone():
 
 def test_a_divergent_radius_is_not_chosen(monkeypatch):
     def make_divergent(flat, radius, start):
-        return make_candidate(flat, 1e30 if radius == 0.05 else radius, start)
+        return make_candidate(flat, 1e30 if radius == 0.1 else radius, start)
 
     monkeypatch.setattr(pilot, "make_candidate", make_divergent)
     record = fit(Net, make_data(), MAP(), SAM(rho="auto"), CONFIG).info["radius"]
-    assert [0.05, None] in record["scores"]
-    assert record["value"] != 0.05
-    assert "0.05: diverged" in record["reason"]
+    assert [0.1, None] in record["scores"]
+    assert record["value"] != 0.1
+    assert "0.1: diverged" in record["reason"]
 
 
 def test_without_validation_data_the_usual_radius_is_used():

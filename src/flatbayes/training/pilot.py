@@ -1,15 +1,16 @@
 """Choice of the radius of a flatness on validation data, by a pilot that becomes the training: `rho="auto"`.
 
-The first network is trained plain. From the state at a step late in training it is trained again with one radius, and
-then with a larger or a smaller one:
+The first network is trained plain. From the state at a step late in training it is trained again with a moderate and
+with a large radius:
 
     plain:      w_0 -> ... -> w_branch -> ... -> w_end       radius 0
-    radius r:                 w_branch -> ... -> w_end       the usual radius of the flatness
-    radius r':                w_branch -> ... -> w_end       r times FACTOR if r is better than 0, else r / FACTOR
+    radius r:                 w_branch -> ... -> w_end       for each of RADIUS_FACTORS times the usual radius
 
-The end with the lowest validation NLL is the result of the training, so that nothing is trained twice. Further
+The end with the lowest validation NLL, or radius 0 if that is hardly higher, is the result of the training, so that nothing is trained twice. Further
 members of an ensemble are trained with its radius, from the same step on. The step is such that all gradients are
 together at most `MAX_COST` times those of the same training with a fixed radius.
+
+Where plain training stops early, so that gradients are left for a whole training, radii are tried in whole trainings.
 """
 
 import io
@@ -17,25 +18,28 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
 from typing import Any
 
 import torch
 
+from flatbayes.core import TrainingProgress
 from flatbayes.core.files import read_json, write_json
 from flatbayes.flatness import Flatness, Plain
 from flatbayes.training.callbacks.callback import Callback
 from flatbayes.training.checkpoint import RADIUS_FILE, CheckpointManager
+from flatbayes.training.config import TrainingConfig
 from flatbayes.training.loop import train
 from flatbayes.training.members import list_groups
 from flatbayes.training.radius import (
-    FACTOR,
-    NUM_PILOT_RADII,
+    MAX_COST,
+    RADIUS_FACTORS,
     RadiusChoice,
     compute_pilot_fraction,
     describe_choice,
     find_radius_name,
+    get_active_flatness,
     make_candidate,
+    select_radius,
 )
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.session import make_session
@@ -44,38 +48,52 @@ from flatbayes.training.setup import TrainingSetup
 
 @dataclass
 class PilotCheckpoints(CheckpointManager):
-    """States of a run after some steps, in main memory.
+    """States of a run at the branch and at the end, in main memory.
+
+    Early stopping makes a run shorter and takes it back; the state at the branch is then taken anew.
 
     Attributes:
-        steps: Numbers of steps after which the state is kept.
-        contents: Serialised states by the number of steps.
+        start: Fraction of training at which the branch is.
+        progress: Progress of the run.
+        branch: State at the first step from this fraction on; None before.
+        branch_progress: Step of that state, and the number of steps of the training.
+        end: State after the last step.
     """
 
-    steps: frozenset[int] = frozenset()
-    contents: dict[int, bytes] = field(default_factory=dict)
+    start: float = 1.0
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
+    branch: bytes | None = None
+    branch_progress: tuple[int, int] = (0, 0)
+    end: bytes | None = None
 
     def is_candidate_step(self, step: int, *, epoch_ended: bool) -> bool:
-        """Whether the state after this step, counted from 1, is kept."""
-        return step in self.steps
+        """Whether the state after this step, counted from 1, is that of the branch or of the end."""
+        total_steps = self.progress.total_steps or 0
+        is_end = step == total_steps
+        return is_end or (self.branch_progress[1] != total_steps and step >= self.start * total_steps)
 
     def is_due(self, step: int, *, epoch_ended: bool) -> bool:
-        """Whether the state after this step, counted from 1, is kept."""
-        return step in self.steps
+        """Whether the state after this step, counted from 1, is that of the branch or of the end."""
+        return self.is_candidate_step(step, epoch_ended=epoch_ended)
 
     def save(self, run_index: int, step: int, content: Mapping[str, Any]) -> None:
         """Keep a copy of the state."""
         buffer = io.BytesIO()
         torch.save(dict(content), buffer)
-        self.contents[step] = buffer.getvalue()
+        if step == self.progress.total_steps:
+            self.end = buffer.getvalue()
+        else:
+            self.branch, self.branch_progress = buffer.getvalue(), (step, self.progress.total_steps or 0)
 
     def load_latest(self, run_index: int) -> dict[str, Any] | None:
-        """The last state; None if there is none."""
-        return self.load(max(self.contents)) if self.contents else None
+        """The state at the branch, from which a run continues; None if there is none."""
+        return None if self.branch is None else load_state(self.branch)
 
-    def load(self, step: int) -> dict[str, Any]:
-        """The state after a step that is kept."""
-        content: dict[str, Any] = torch.load(io.BytesIO(self.contents[step]), map_location="cpu", weights_only=True)
-        return content
+
+def load_state(serialised: bytes) -> dict[str, Any]:
+    """The content of a checkpoint in main memory."""
+    content: dict[str, Any] = torch.load(io.BytesIO(serialised), map_location="cpu", weights_only=True)
+    return content
 
 
 def resolve_radius(
@@ -124,27 +142,21 @@ def choose_radius(
     flatness, (index, members) = setups[0].factory.auto_flatness or Plain(), list_groups(setups)[0]
     name, usual = find_radius_name(flatness), flatness.reference_radius
     pilot = Pilot(setups, flatness, index, members, progress)
-    obstacle = pilot.find_branch_step()
+    obstacle = pilot.find_obstacle()
+    if obstacle is None:
+        callback.on_message(f"A pilot chooses {name} on validation data, 0 among the values.")
+        obstacle = pilot.train_plain()
     if obstacle is not None:
         reason = f"{name} is {usual:g}, its usual value: {obstacle}."
         return RadiusChoice(name, usual, 0.0, (), reason)
-    callback.on_message(
-        f"A pilot chooses {name} on validation data: the last {1 - pilot.start:.0%} of the training of a network is "
-        f"run with 0 and {NUM_PILOT_RADII} other values."
-    )
-    plain, first = pilot.train_candidate(0.0), pilot.train_candidate(usual)
-    pilot.train_candidate(usual * FACTOR if order_score(first) < order_score(plain) else usual / FACTOR)
+    for factor in RADIUS_FACTORS:
+        if pilot.can_afford_candidate():
+            pilot.train_candidate(usual * factor)
     scores = {radius: pilot.outcomes[radius].score for radius in sorted(pilot.outcomes)}
-    best = min(scores, key=lambda radius: order_score(scores[radius]))
+    best = select_radius(scores)
     manager.preload(index, pilot.get_result(best))
-    return RadiusChoice(
-        name, best, pilot.start, tuple(scores.items()), describe_choice(name, best, pilot.start, scores)
-    )
-
-
-def order_score(score: float | None) -> float:
-    """A score to be minimised, infinity if training diverged."""
-    return math.inf if score is None else score
+    reason = describe_choice(name, best, pilot.start, scores)
+    return RadiusChoice(name, best, pilot.start, tuple(scores.items()), reason)
 
 
 @dataclass
@@ -166,6 +178,11 @@ class PilotOutcome:
     caught: Sequence[warnings.WarningMessage] = ()
 
 
+def stops_early(config: TrainingConfig) -> bool:
+    """Whether a training may end before its last epoch."""
+    return bool(getattr(config, "stops_early", False))
+
+
 @dataclass
 class Pilot:
     """Trainings of a group of members that differ in the radius.
@@ -176,8 +193,8 @@ class Pilot:
         index: Index of the run of the group.
         members: The members.
         progress: Called after every step.
-        branch_step: Step after which radii differ.
-        total_steps: Number of steps.
+        start: Fraction of training after which radii differ; 0 if they are tried in whole trainings.
+        num_steps: Number of steps without early stopping.
         outcomes: Finished trainings by radius.
     """
 
@@ -186,41 +203,68 @@ class Pilot:
     index: int
     members: Sequence[int]
     progress: Callback
-    branch_step: int = 0
-    total_steps: int = 0
+    start: float = 0.0
+    num_steps: int = 0
     outcomes: dict[float, PilotOutcome] = field(default_factory=dict)
 
     @property
-    def start(self) -> float:
-        """Fraction of training after which radii differ."""
-        return self.branch_step / self.total_steps
+    def budget(self) -> float:
+        """Largest number of gradients of the pilot."""
+        return MAX_COST * self.flatness.gradients_per_step * self.num_steps * len(self.members)
 
-    def find_branch_step(self) -> str | None:
-        """Set the steps, or return why no radius can be chosen."""
+    @property
+    def num_gradients(self) -> float:
+        """Number of gradients so far."""
+        plain, others = self.outcomes[0.0], [x for radius, x in self.outcomes.items() if radius]
+        return plain.num_gradients + sum(other.num_gradients - self._branch_gradients for other in others)
+
+    def find_obstacle(self) -> str | None:
+        """Why no radius can be chosen; None if one can. Sets the number of steps and the first fraction to try."""
         run = self._create_run(Plain())
-        self.total_steps = run.config.num_epochs * len(run.batches)
-        if self.total_steps == 0:
+        self.num_steps = run.config.num_epochs * len(run.batches)
+        self.start = 1 - compute_pilot_fraction(self.flatness)
+        if stops_early(run.config):  # which may go back from here, and is to see plain training before
+            self.start = max(self.start, run.config.collection.start_fraction)
+        if self.num_steps == 0:
             return "there is no training"
-        if run.validate is None:
-            return "there are no validation data to choose it on"
-        unit = 1 if run.batches.can_skip_batches else len(run.batches)  # else a run continues after an epoch only
-        self.branch_step = unit * ceil((1 - compute_pilot_fraction(self.flatness)) * self.total_steps / unit)
-        if not 0 < self.branch_step < self.total_steps:
-            return f"a training of {self.total_steps} steps is too short to repeat its end"
+        return "there are no validation data to choose it on" if run.validate is None else None
+
+    def train_plain(self) -> str | None:
+        """Train with radius 0, and return why no other radius can be tried; None if one can.
+
+        Raises:
+            RuntimeError: The training diverges before radii differ.
+        """
+        self.train_candidate(0.0)
+        checkpoints = self.outcomes[0.0].checkpoints
+        is_whole = (
+            stops_early(self.setups[0].factory.config) and self.num_gradients + self._max_cost(0.0) <= self.budget
+        )
+        if is_whole:
+            self.start = 0.0
+            return None
+        if checkpoints.branch is None:
+            return f"a training of {self.num_steps} steps is too short to repeat its end"
+        self.start = checkpoints.branch_progress[0] / checkpoints.branch_progress[1]
         return None
 
-    def train_candidate(self, radius: float) -> float | None:
-        """Train with a radius, and return the validation NLL of the first network; None if training diverges.
+    def can_afford_candidate(self) -> bool:
+        """Whether the largest cost of a further training is within the budget."""
+        return self.num_gradients + self._max_cost(self.start) <= self.budget * (1 + 1e-9)
+
+    def train_candidate(self, radius: float) -> None:
+        """Train with a radius.
 
         Raises:
             RuntimeError: Plain training diverges before radii differ.
         """
-        manager = PilotCheckpoints(steps=frozenset({self.branch_step, self.total_steps}))
-        if radius:
-            manager.contents[self.branch_step] = self.outcomes[0.0].checkpoints.contents[self.branch_step]
         run = self._create_run(make_candidate(self.flatness, radius, self.start))
+        manager = PilotCheckpoints(start=self.start or 1.0, progress=run.status.progress)
+        if radius and self.start > 0:
+            branch = self.outcomes[0.0].checkpoints
+            manager.branch, manager.branch_progress = branch.branch, branch.branch_progress
         session = make_session(run.config, self.setups[0].fabric, manager, self.index)
-        self.progress.on_run_start(self.members[0], 1, self.total_steps)
+        self.progress.on_run_start(self.members[0], 1, self.num_steps)
         score = None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -228,11 +272,10 @@ class Pilot:
                 train(run, session, self.progress)
                 score = self._validate(run)
             except (RuntimeError, ValueError):
-                if self.branch_step not in manager.contents:
+                if manager.branch is None and not radius:
                     raise
         status = run.status
         self.outcomes[radius] = PilotOutcome(score, manager, status.num_gradients, status.elapsed_seconds(), caught)
-        return score
 
     def get_result(self, radius: float) -> dict[str, Any]:
         """The state at the end of a training, with the cost of the whole pilot; its warnings are shown.
@@ -240,8 +283,8 @@ class Pilot:
         Raises:
             RuntimeError: All trainings have diverged.
         """
-        outcome, branch = self.outcomes[radius], self.outcomes[0.0].checkpoints.load(self.branch_step)
-        if self.total_steps not in outcome.checkpoints.contents:
+        outcome = self.outcomes[radius]
+        if outcome.checkpoints.end is None:
             raise RuntimeError(
                 "Every training of the pilot for the radius has diverged, with radius 0 too. Try a lower learning "
                 "rate, or clipping (--optimization.clip_norm 1)."
@@ -249,10 +292,25 @@ class Pilot:
         for warning in outcome.caught:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         others = [other for other in self.outcomes.values() if other is not outcome]
-        return outcome.checkpoints.load(self.total_steps) | {
-            "num_gradients": outcome.num_gradients + sum(x.num_gradients - branch["num_gradients"] for x in others),
-            "run_seconds": outcome.seconds + sum(x.seconds - branch["run_seconds"] for x in others),
+        shared = 0.0 if self.start == 0 else self._load_branch()["run_seconds"]
+        return load_state(outcome.checkpoints.end) | {
+            "num_gradients": self.num_gradients,
+            "run_seconds": outcome.seconds + sum(other.seconds - shared for other in others),
         }
+
+    @property
+    def _branch_gradients(self) -> float:
+        return 0.0 if self.start == 0 else float(self._load_branch()["num_gradients"])
+
+    def _load_branch(self) -> dict[str, Any]:
+        branch = self.outcomes[0.0].checkpoints.branch
+        assert branch is not None
+        return load_state(branch)
+
+    def _max_cost(self, start: float) -> float:
+        """Gradients of a training from a fraction on, without early stopping."""
+        active = get_active_flatness(self.flatness) if start > 0 else self.flatness
+        return (1 - start) * self.num_steps * len(self.members) * active.gradients_per_step
 
     def _validate(self, run: TrainingRun) -> float | None:
         assert run.validate is not None

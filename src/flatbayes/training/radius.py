@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 
 from flatbayes.core.files import JsonValue
 from flatbayes.flatness import Delayed, Flatness, Plain
@@ -12,10 +13,10 @@ from flatbayes.training.identity import describe_name
 
 MAX_COST = 1.25
 """Largest number of gradients of a training with its pilot, in those of the training with a fixed radius."""
-NUM_PILOT_RADII = 2
-"""Radii that are tried beside 0."""
-FACTOR = 4.0
-"""Factor between the two radii."""
+RADIUS_FACTORS = (2.0, 20.0)
+"""Radii that are tried beside 0, in units of the usual radius: from docs/results/radius-late.json."""
+MIN_GAIN = 0.02
+"""Nats by which a radius above 0 must have a lower validation NLL: less may be chance in a few hundred examples."""
 MAX_FRACTION = 0.5
 """Largest fraction of training in which radii differ, for a flatness that costs many gradients."""
 
@@ -47,8 +48,8 @@ class RadiusChoice:
 def compute_pilot_fraction(flatness: Flatness) -> float:
     """Fraction of training, at its end, in which the radii of a pilot differ.
 
-    A plain training and `NUM_PILOT_RADII` repetitions of its last fraction t take 1 + t K g gradients a step, with g
-    those of the flatness; a training with a fixed radius takes G, which is less than g if the flatness is not used in
+    A plain training and K repetitions of its last fraction t, one for each of `RADIUS_FACTORS`, take 1 + t K g gradients
+    a step, with g those of the flatness; a training with a fixed radius takes G, which is less than g if the flatness is not used in
     the whole of training. The fraction is the largest t with 1 + t K g <= `MAX_COST` G, and at most `MAX_FRACTION`.
 
     Args:
@@ -59,11 +60,15 @@ def compute_pilot_fraction(flatness: Flatness) -> float:
         >>> compute_pilot_fraction(SAM()), compute_pilot_fraction(MSAM())
         (0.375, 0.125)
     """
-    active = flatness
-    while isinstance(active, Delayed):
-        active = active.flatness
     budget = MAX_COST * flatness.gradients_per_step - 1
-    return min(MAX_FRACTION, max(0.0, budget) / (NUM_PILOT_RADII * active.gradients_per_step))
+    return min(
+        MAX_FRACTION, max(0.0, budget) / (len(RADIUS_FACTORS) * get_active_flatness(flatness).gradients_per_step)
+    )
+
+
+def get_active_flatness(flatness: Flatness) -> Flatness:
+    """The flatness of the last part of training."""
+    return get_active_flatness(flatness.flatness) if isinstance(flatness, Delayed) else flatness
 
 
 def make_usual_flatness(flatness: Flatness) -> Flatness:
@@ -106,6 +111,20 @@ def make_candidate(flatness: Flatness, radius: float, start: float) -> Flatness:
     return Delayed(flatness.with_radius(radius), start) if start > 0 else flatness.with_radius(radius)
 
 
+def select_radius(scores: Mapping[float, float | None]) -> float:
+    """The radius with the lowest validation NLL; 0 if no other is lower by `MIN_GAIN`.
+
+    Args:
+        scores: Validation NLL by radius, 0 among them; None where training diverged.
+
+    Examples:
+        >>> select_radius({0.0: 0.31, 0.1: 0.27, 1.0: 0.28}), select_radius({0.0: 0.31, 0.1: 0.30})
+        (0.1, 0.0)
+    """
+    costs = {radius: inf if score is None else score + MIN_GAIN * (radius > 0) for radius, score in scores.items()}
+    return min(sorted(costs), key=costs.__getitem__)
+
+
 def find_radius_name(flatness: Flatness) -> str:
     """Name of the radius, also of the flatness within a schedule."""
     inner = getattr(flatness, "flatness", None)
@@ -125,7 +144,7 @@ def describe_choice(name: str, best: float, start: float, scores: Mapping[float,
         f"{radius:g}: {'diverged' if score is None else format(score, '.4f')}" for radius, score in scores.items()
     ]
     if best == 0:
-        return f"Flatness does not pay here: no {name} has a lower validation NLL than 0 ({', '.join(texts)})."
-    return (
-        f"{name} is {best:g}, from {start:.0%} of training on: it has the lowest validation NLL ({', '.join(texts)})."
-    )
+        joined = ", ".join(texts)
+        return f"Flatness does not pay here: no {name} has a validation NLL {MIN_GAIN:g} lower than that of 0 ({joined})."
+    place = f", from {start:.0%} of training on" if start else ""
+    return f"{name} is {best:g}{place}: it has the lowest validation NLL ({', '.join(texts)})."
