@@ -48,9 +48,10 @@ class RadiusChoice:
 def compute_pilot_fraction(flatness: Flatness) -> float:
     """Fraction of training, at its end, in which the radii of a pilot differ.
 
-    A plain training and K repetitions of its last fraction t, one for each of `RADIUS_FACTORS`, take 1 + t K g gradients
-    a step, with g those of the flatness; a training with a fixed radius takes G, which is less than g if the flatness is not used in
-    the whole of training. The fraction is the largest t with 1 + t K g <= `MAX_COST` G, and at most `MAX_FRACTION`.
+    A plain training and K repetitions of its last fraction t, one for each of `RADIUS_FACTORS`, take 1 + t K g
+    gradients a step, with g those of the flatness. A training with a fixed radius takes G, which is less than g if the
+    flatness is not used in the whole of training. The fraction is the largest t with 1 + t K g <= `MAX_COST` G, and at
+    most `MAX_FRACTION`.
 
     Args:
         flatness: The flatness.
@@ -145,6 +146,6 @@ def describe_choice(name: str, best: float, start: float, scores: Mapping[float,
     ]
     if best == 0:
         joined = ", ".join(texts)
-        return f"Flatness does not pay here: no {name} has a validation NLL {MIN_GAIN:g} lower than that of 0 ({joined})."
+        return f"Flatness does not pay here: no {name} has a validation NLL {MIN_GAIN:g} below that of 0 ({joined})."
     place = f", from {start:.0%} of training on" if start else ""
     return f"{name} is {best:g}{place}: it has the lowest validation NLL ({', '.join(texts)})."
