@@ -6,9 +6,10 @@ with a large radius:
     plain:      w_0 -> ... -> w_branch -> ... -> w_end       radius 0
     radius r:                 w_branch -> ... -> w_end       for each of RADIUS_FACTORS times the usual radius
 
-The end with the lowest validation NLL, or radius 0 if that is hardly higher, is the result of the training, so that
-nothing is trained twice. Further members of an ensemble are trained with its radius, from the same step on. The step is
-such that all gradients are together at most `MAX_COST` times those of the same training with a fixed radius.
+The end with the lowest validation NLL, or radius 0 if that is hardly higher, is the result of the training, so
+that nothing is trained twice. Further members of an ensemble are trained with its radius, from the same step on.
+The step is such that all gradients are together at most `MAX_COST` times those of the same training with a fixed
+radius.
 
 Where plain training stops early, so that gradients are left for a whole training, radii are tried in whole trainings.
 """

@@ -49,9 +49,9 @@ def compute_pilot_fraction(flatness: Flatness) -> float:
     """Fraction of training, at its end, in which the radii of a pilot differ.
 
     A plain training and K repetitions of its last fraction t, one for each of `RADIUS_FACTORS`, take 1 + t K g
-    gradients a step, with g those of the flatness. A training with a fixed radius takes G, which is less than g if the
-    flatness is not used in the whole of training. The fraction is the largest t with 1 + t K g <= `MAX_COST` G, and at
-    most `MAX_FRACTION`.
+    gradients a step, with g those of the flatness. A training with a fixed radius takes G, which is less than g if
+    the flatness is not used in the whole of training. The fraction is the largest t with 1 + t K g <= `MAX_COST`
+    G, and at most `MAX_FRACTION`.
 
     Args:
         flatness: The flatness.
