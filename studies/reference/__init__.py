@@ -1,0 +1,1 @@
+"""Distance of every posterior to the exact one, and whether closeness goes with a better NLL."""

@@ -1,0 +1,101 @@
+"""Tables of the study for docs/reference.md, between its marks.
+
+python -m studies.reference.page    # reads docs/results/reference-*.json
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flatbayes.core.files import read_json, write_text
+from studies.reference.study import compare_distances, rank_correlation
+
+DOCS = Path(__file__).parents[2] / "docs"
+START, END = "<!-- tables of studies/reference -->", "<!-- end of the tables -->"
+COLUMNS = {
+    "agreement": "agreement",
+    "tv": "TV",
+    "w1": "W1",
+    "agreement_flat": "agreement (s.-a.)",
+    "tv_flat": "TV (s.-a.)",
+    "w1_flat": "W1 (s.-a.)",
+    "nll": "NLL",
+    "nll_calibrated": "calibrated NLL",
+    "dee": "DEE",
+}
+
+
+def render_task(results: Mapping[str, Any]) -> str:
+    """Section of one data set: the references, and all methods by their distance to the sharpness-aware one."""
+    rows = results["rows"]
+    names = [name for name in COLUMNS if any(name in row["metrics"] for row in rows)]
+    distance = "tv_flat" if "tv_flat" in names else "w1_flat"
+    seeds = sorted({row["seeds"] for row in rows})
+    lines = [
+        f"### {results['title']}",
+        "",
+        f"Prior precision {results['prior_precision']:g}, temperature 1, radius {results['rho']:g}; "
+        f"{' or '.join(map(str, seeds))} seeds, {results['epochs']} epochs. Sorted by the distance to the "
+        "sharpness-aware reference (s.-a.).",
+        "",
+        f"| method | flatness | {' | '.join(COLUMNS[name] for name in names)} |",
+        f"|---|---|{'---:|' * len(names)}",
+    ]
+    for kind, reference in results["references"].items():
+        other = results["distance_of_references"]
+        own = {name + ("_flat" if kind == "flat" else ""): value for name, value in reference["noise"].items()}
+        cross = {name + ("" if kind == "flat" else "_flat"): value for name, value in other.items()}
+        values = {**own, **cross, **reference["metrics"]}
+        cells = [f"{values[name]:.3f}" if name in values else "" for name in names]
+        label = "plain" if kind == "plain" else "sharpness-aware"
+        lines.append(f"| **exact** ({label}; own column: two halves) | | {' | '.join(cells)} |")
+    for row in sorted(rows, key=lambda row: row["metrics"].get(distance, {"mean": float("inf")})["mean"]):
+        cells = [format_metric(row["metrics"].get(name)) for name in names]
+        lines.append(f"| {row['posterior']} | {'SAM' if row['flat'] else 'Plain'} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *describe_closeness(rows, distance)])
+
+
+def format_metric(value: Mapping[str, float | None] | None) -> str:
+    """Mean and standard deviation."""
+    if value is None:
+        return ""
+    return f"{value['mean']:.3f}" if value["sd"] is None else f"{value['mean']:.3f} ± {value['sd']:.3f}"
+
+
+def describe_closeness(rows: list[dict[str, Any]], distance: str) -> list[str]:
+    """Sentences on what brings methods closer, and on whether closeness goes with a better NLL."""
+    lines = []
+    plain, flat = ([row for row in rows if row["flat"] is is_flat] for is_flat in (False, True))
+    for text, group, name in (
+        ("SAM runs and the sharpness-aware reference", flat, distance),
+        ("plain runs and the plain reference", plain, distance.removesuffix("_flat")),
+    ):
+        for score in ("nll", "nll_calibrated"):
+            result = rank_correlation(group, name, score)
+            if result is not None:
+                lines.append(
+                    f"* {text}: rank correlation of distance and {COLUMNS[score]} over {result['methods']} methods "
+                    f"{result['correlation']:+.2f} (p = {result['p_value']:.2g}); positive means that closer methods "
+                    "predict better."
+                )
+    moved = compare_distances(rows)
+    closer, farther = ([row["posterior"] for row in moved if row["closer"] == side] for side in ("flat", "plain"))
+    lines.append(
+        f"* SAM brings {', '.join(closer) or 'no method'} closer to the sharpness-aware reference than plain "
+        f"training (95 % paired interval), and takes {', '.join(farther) or 'none'} farther away; the other "
+        "differences are within noise."
+    )
+    return lines
+
+
+def update_page() -> None:
+    """Write the tables into docs/reference.md."""
+    page = DOCS / "reference.md"
+    results = [read_json(path) for path in sorted((DOCS / "results").glob("reference-*.json"))]
+    before, rest = page.read_text(encoding="utf-8").split(START)
+    tables = "\n\n".join(map(render_task, results))
+    write_text(page, f"{before}{START}\n\n{tables}\n\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    update_page()
