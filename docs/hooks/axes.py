@@ -4,16 +4,27 @@
 """
 
 import inspect
+import re
 from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+
+import torch
+from torch import Tensor, nn
 
 import flatbayes.flatness
 import flatbayes.posteriors
-from flatbayes import Flatness, Laplace, MCDropout, Posterior, TrainingConfig
+from flatbayes import MLP, Closure, Flatness, Laplace, MCDropout, Posterior, TrainingConfig, TrainingProgress
 from flatbayes.integrations.tracker import TrackerConfig
 from flatbayes.training.compatibility import check_compatibility
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+REPOSITORY = "https://github.com/flatbayes/flatbayes/blob/main"
+TEST_FOLDERS = ("posteriors", "flatness", "exact")
+GENERAL_TESTS = ("test_draw_options", "test_nuisance", "test_schedules")
+"""Files that name many methods, and are about something else."""
 START, END = "<!-- axes, written by docs/hooks/axes.py -->", "<!-- end of axes -->"
 
 
@@ -49,6 +60,99 @@ def render_flatness() -> str:
         for kind in list_methods(flatbayes.flatness, Flatness)
     ]
     return "\n".join(["| flatness | gradient | gradients a step |", "|---|---|---|", *rows])
+
+
+def render_methods() -> str:
+    """Table of all methods: axis, gradients a step, memory, the tests of their mathematics, when to use them."""
+    rows = ["| method | axis | gradients a step | memory | exact test | use it |", "|---|---|---:|---:|---|---|"]
+    for package, base in ((flatbayes.posteriors, Posterior), (flatbayes.flatness, Flatness)):
+        axis = package.__name__.rpartition(".")[2]
+        for kind in list_methods(package, base):
+            gradients, memory = measure_posterior(kind()) if base is Posterior else measure_flatness(kind())
+            path = find_exact_test(kind)
+            test = f"[{path.stem}]({REPOSITORY}/{path.relative_to(ROOT).as_posix()})"
+            cells = (f"`{kind.__name__}`", axis, f"{gradients:.3g}", f"{memory:.3g}", test, find_usage(kind))
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def measure_posterior(posterior: Posterior) -> tuple[float, float]:
+    """Gradients of a step, and tensors that a training keeps beside weights and gradients, in copies of the weights.
+
+    Of all members together, with the default optimizer, after a step and as many snapshots as are stored.
+
+    Args:
+        posterior: The posterior, with its default options.
+    """
+    torch.manual_seed(0)
+    network, calls = make_network(dropout=0.1), [0]
+    num_weights = count_entries(network.parameters())
+    state = posterior.init(network, posterior.default_optimizer, 100)
+    closure, model = make_closure(state.model, calls), state.model
+    posterior.step(state, closure)
+    for _ in range(posterior.snapshot_requirements.max_used or 0):
+        posterior.collect(state)
+    optimizer_states = [] if state.optimizer is None else state.optimizer.state.values()
+    kept = count_entries(value for entry in optimizer_states for value in entry.values())
+    kept += count_entries(state.statistics.values()) + count_entries(model.parameters()) - num_weights
+    return calls[0] * posterior.num_members, posterior.num_members * (kept / num_weights + 1) - 1
+
+
+def measure_flatness(flatness: Flatness) -> tuple[float, float]:
+    """Gradients of a step, and tensors that it keeps between steps, in copies of the weights.
+
+    Args:
+        flatness: The flatness, with its default options.
+    """
+    torch.manual_seed(0)
+    network, progress = make_network(), TrainingProgress()
+    with suppress(ValueError, RuntimeError):  # a flatness for variational posteriors only
+        for _ in range(2):
+            flatness(make_closure(network, [0]), network, progress)()
+            progress.step += 1
+    kept = count_entries(progress.flatness_state.values())
+    return flatness.gradients_per_step, kept / count_entries(network.parameters())
+
+
+def make_network(dropout: float = 0.0) -> nn.Module:
+    """A network that is large enough for counters and the like not to count."""
+    return MLP((10,), 10, hidden=(200, 200), dropout=dropout)
+
+
+def make_closure(network: nn.Module, calls: list[int]) -> Closure:
+    """A closure on a few examples, which counts its calls."""
+    inputs, targets = torch.randn(20, 10), torch.arange(20) % 10
+
+    def closure() -> Tensor:
+        calls[0] += 1
+        network.zero_grad()
+        loss = nn.functional.cross_entropy(network(inputs), targets)
+        loss.backward()
+        return loss.detach()
+
+    return closure
+
+
+def count_entries(tensors: Iterable[object]) -> int:
+    """Number of entries of all tensors."""
+    return sum(tensor.numel() for tensor in tensors if isinstance(tensor, Tensor))
+
+
+def find_exact_test(kind: type) -> Path:
+    """The file of tests of the method's module, or else the one that names the method most often."""
+    paths = [path for folder in TEST_FOLDERS for path in sorted((ROOT / "tests" / folder).glob("test_*.py"))]
+    own = [path for path in paths if path.stem == f"test_{kind.__module__.rpartition('.')[2]}"]
+    if own:
+        return own[0]
+    paths = [path for path in paths if path.stem not in GENERAL_TESTS]
+    return max(paths, key=lambda path: len(re.findall(rf"\b{kind.__name__}\b", path.read_text(encoding="utf-8"))))
+
+
+def find_usage(kind: type) -> str:
+    """When to use a method: the paragraph `Use it ...` of its docstring, without these words; empty without one."""
+    paragraphs = (inspect.getdoc(kind) or "").split("\n\n")
+    usage = next((text for text in paragraphs if text.startswith("Use it ")), "Use it ")
+    return usage.removeprefix("Use it ").replace("\n", " ").removesuffix(".")
 
 
 def render_refused_pairs() -> str:

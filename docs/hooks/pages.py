@@ -55,6 +55,7 @@ MARKS: dict[str, Callable[[], str]] = {
     "<!-- axes -->": axes.render_axes,
     "<!-- examples -->": render_examples,
     "<!-- integrations -->": axes.render_integrations,
+    "<!-- methods -->": axes.render_methods,
     "<!-- refused pairs -->": axes.render_refused_pairs,
     "<!-- renamed objects -->": render_renamed_objects,
     "<!-- renamed arguments -->": render_renamed_arguments,

@@ -53,6 +53,30 @@ def test_the_tables_of_the_axes_in_the_readme_are_current():
     assert axes.render_axes() in axes.README.read_text(encoding="utf-8"), "run `python docs/hooks/axes.py`"
 
 
+def test_the_table_of_methods():
+    """Every method has its cost, a test that names it, and a paragraph `Use it ...` in the docstring of its class."""
+    load_hook("pages")
+    import axes
+
+    header, _, *lines = axes.render_methods().splitlines()
+    rows = {cells[0].strip("`"): cells for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in lines)}
+    posteriors, flatness = axes.flatbayes.posteriors, axes.flatbayes.flatness
+    methods = [*axes.list_methods(posteriors, axes.Posterior), *axes.list_methods(flatness, axes.Flatness)]
+    assert set(rows) == {kind.__name__ for kind in methods}
+    assert header.count("|") == 7
+    for kind in methods:
+        name, _, _, _, test, usage = rows[kind.__name__]
+        assert usage, f"{name}: write a paragraph `Use it ...` after the first one of its docstring"
+        path = HOOKS.parents[1] / test.partition("/blob/main/")[2].rstrip(")")
+        assert kind.__name__ in path.read_text(encoding="utf-8"), f"no test names {name}"
+    assert rows["MAP"][2:4] == ["1", "1"]  # the momentum of SGD
+    assert rows["SWAG"][3] == "23"  # momentum, mean, squares and twenty deviations
+    assert rows["SGLD"][3] == "30"
+    assert rows["Ensemble"][2:4] == ["5", "9"]  # four more networks, and five momenta
+    assert rows["SAM"][2:4] == ["2", "0"]
+    assert rows["MSAM"][2:4] == ["1", "1"]
+
+
 def test_the_table_of_launches_is_current():
     launches = load_hook("launches")
     page = launches.PAGE.read_text(encoding="utf-8")

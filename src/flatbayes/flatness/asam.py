@@ -41,6 +41,8 @@ from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 class ASAM(Flatness):
     """Gradient at the worst point of a ball scaled by the weights.
 
+    Use it where layers have weights of different scale, as without normalisation.
+
     Attributes:
         rho: Radius relative to the weights; ten times that of SAM is usual.
         eta: Added to |w|, so that weights at zero can be perturbed too.

@@ -39,6 +39,8 @@ from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 class FisherSAM(Flatness):
     """Gradient at the worst point of a ball in the Fisher metric.
 
+    Use it where the outputs, not the weights, should change by a bounded amount.
+
     Attributes:
         rho: Radius in the Fisher metric.
         eta: Weight of the squared gradient, relative to its mean over all weights, in the metric; 0 is `SAM`.

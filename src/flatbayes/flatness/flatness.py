@@ -114,6 +114,8 @@ class Flatness(ABC):
 class Plain(Flatness):
     """The identity: ordinary training, the baseline of every comparison.
 
+    Use it as the baseline of every flatness.
+
     Examples:
         >>> flatness = Plain()
         >>> fitted = fit(MLP, data, SWAG(rank=2), flatness, config)

@@ -40,6 +40,8 @@ MIN_RELATIVE_NORM = 10.0
 class FriendlySAM(Flatness):
     """Gradient along what is new in the gradient of the batch.
 
+    Use it where batches are small, and the direction of the whole data set should not be perturbed.
+
     Attributes:
         rho: Distance, in the norm over all trainable weights together.
         sigma: Factor on the average that is subtracted; 0 is `SAM`.

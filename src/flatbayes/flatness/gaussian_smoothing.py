@@ -35,6 +35,8 @@ from flatbayes.flatness.flatness import Flatness, Radius, require_progress, requ
 class GaussianSmoothing(Flatness):
     """One gradient a step, at weights with Gaussian noise.
 
+    Use it for flatness at one gradient a step in a sampler or a variational posterior.
+
     The noise is a pseudorandom function of the seeds, the member and the step: it does not use the random numbers of
     training, and is the same in a resumed run. It is on every trainable weight, also of layers that the optimizer
     does not have; set requires_grad to False on those. Lazy modules have no weights before the first forward pass, so

@@ -32,6 +32,8 @@ from flatbayes.flatness.sam import euclidean_perturbation
 class GSAM(Flatness):
     """Gradient of SAM minus the part of the plain one orthogonal to it.
 
+    Use it to lower the sharpness without raising the loss.
+
     Attributes:
         rho: Radius of the ball, in the norm over all trainable weights together.
         alpha: Fraction of the orthogonal part that is subtracted; 0 is `SAM`.

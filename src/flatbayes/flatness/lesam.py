@@ -29,6 +29,8 @@ from flatbayes.flatness.flatness import Flatness, Radius, require_radius, requir
 class LESAM(Flatness):
     """Gradient where the loss has risen by a given amount.
 
+    Use it to give the rise of the loss in place of a radius.
+
     The amount is in units of the loss, so gradients must not be scaled: precision `16-mixed` cannot be used.
 
     Attributes:

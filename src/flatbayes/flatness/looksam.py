@@ -37,6 +37,8 @@ STATE_KIND = "looksam"
 class LookSAM(Flatness):
     """SAM in some steps, whose turn of the gradient the others reuse.
 
+    Use it to save most second gradients, after a check of its stability on your data.
+
     Attributes:
         rho: Radius of the ball, in the norm over all trainable weights together.
         period: Number of steps from one SAM step to the next.

@@ -43,6 +43,8 @@ from flatbayes.flatness.sam import SAM
 class MSharpness(FlatnessWrapper):
     """Another flatness on every sub-batch of the batch, averaged.
 
+    Use it to have the perturbation of small batches in a large batch.
+
     The closure passes its batch through `flatbayes.core.subset_batch`, as that of `fit` does.
 
     Attributes:

@@ -40,6 +40,8 @@ STATE_KIND = "msam"
 class MSAM(Flatness):
     """One gradient a step, ahead of the weights along earlier ones.
 
+    Use it for flatness at one gradient a step with an optimizer.
+
     Attributes:
         rho: Distance, in the norm over all trainable weights together; ten times the radius of SAM is usual.
         momentum: Fraction of the sum of gradients that is left after a step; that of the optimiser is usual.

@@ -43,6 +43,8 @@ Geometry = Literal["std", "mean_over_std"]
 class PosteriorSAM(Flatness):
     """Gradient at the worst point of a ball scaled by the posterior.
 
+    Use it with a variational posterior whose standard deviations should set the ball.
+
     For variational posteriors: `SGVB`, `LRT`, `IVON`, and ensembles of them. The second gradient treats the ball as
     fixed, so standard deviations are not rewarded for making it small.
 

@@ -29,6 +29,8 @@ from flatbayes.flatness.gaussian_smoothing import draw_step_noise
 class RandomPerturbation(Flatness):
     """Gradient at a random point of a sphere, a control for SAM.
 
+    Use it as a control: what it gains is not due to the worst direction.
+
     The direction is a pseudorandom function of the seeds, the member and the step: it does not use the random numbers
     of training, and is the same in a resumed run.
 

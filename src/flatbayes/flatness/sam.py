@@ -37,6 +37,8 @@ from flatbayes.flatness.flatness import Flatness, Radius, require_radius
 class SAM(Flatness):
     """Gradient at the worst point of a Euclidean ball.
 
+    Use it first: its radius is the only number to tune.
+
     Attributes:
         rho: Radius of the ball, in the norm over all trainable weights together.
         ascent_steps: Number of ascent steps; each costs one gradient.

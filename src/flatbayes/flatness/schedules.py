@@ -33,6 +33,8 @@ from flatbayes.flatness.sam import SAM
 class Periodic(FlatnessWrapper):
     """Another flatness in every `period`-th step, plain steps between.
 
+    Use it to take the second gradient in some steps only.
+
     Attributes:
         flatness: The flatness that runs periodically.
         period: Number of steps from one of its steps to the next.
@@ -79,6 +81,8 @@ class Periodic(FlatnessWrapper):
 @dataclass(frozen=True)
 class Delayed(Flatness):
     """Another flatness in the last part of training only.
+
+    Use it to save time: most of the gain of its flatness at 1.3 gradients a step.
 
     Attributes:
         flatness: The flatness of the last part.

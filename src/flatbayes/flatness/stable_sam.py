@@ -28,6 +28,8 @@ from flatbayes.flatness.sam import euclidean_perturbation
 class StableSAM(Flatness):
     """Gradient of SAM at the length of the plain gradient.
 
+    Use it at large learning rates, where SAM becomes unstable.
+
     Attributes:
         rho: Radius of the ball, in the norm over all trainable weights together.
         resample_noise: Draw new dropout masks in the second pass instead of replaying those of the first.

@@ -30,6 +30,8 @@ STATE_KIND = "vasso"
 class VaSSO(Flatness):
     """Gradient along an average of the gradients of several steps.
 
+    Use it where small batches make the direction of the ascent noisy.
+
     Attributes:
         rho: Distance, in the norm over all trainable weights together.
         theta: Weight of the newest gradient in the average, above 0; 1 is `SAM`.

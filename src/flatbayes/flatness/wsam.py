@@ -31,6 +31,8 @@ from flatbayes.flatness.sam import euclidean_perturbation
 class WSAM(Flatness):
     """Gradient of the loss plus a weighted rise of the loss in a ball.
 
+    Use it to weight the sharpness against the loss.
+
     Attributes:
         rho: Radius of the ball, in the norm over all trainable weights together.
         gamma: The weight of the sharpness is gamma / (1 - gamma): 0 is plain training and 0.5 `SAM`.

@@ -25,6 +25,8 @@ from flatbayes.posteriors.posterior import LossRequirement, Posterior, SnapshotR
 class Ensemble(Posterior):
     """An equal mixture of independent runs. A state is one run of the member, to which every method delegates.
 
+    Use it where there is time for several trainings; the strongest baseline.
+
     Attributes:
         member: Posterior of each run.
         size: Number of runs.

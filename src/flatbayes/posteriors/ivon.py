@@ -57,6 +57,8 @@ HessianEstimator = Literal["price", "gradsq"]
 class IVON(Posterior):
     """A Gaussian for every weight, by natural-gradient steps.
 
+    Use it for variational inference at the cost of one gradient a step and no second parameter vector to train.
+
     The optimizer must be torch.optim.SGD without momentum: momentum and step sizes are those of IVON, and the
     learning rate is that of SGD with momentum times about two. Between steps the model has the mean weights.
 

@@ -55,6 +55,8 @@ PriorTuning = Literal["none", "evidence"]
 class Laplace(Posterior):
     """A Gaussian around one trained network, from its curvature.
 
+    Use it for a trained network that must not change.
+
     The curvature is computed once, after training, on all training examples and with the network in eval mode.
 
     Attributes:

@@ -49,6 +49,8 @@ from flatbayes.posteriors.variational_network import (
 class LRT(Posterior):
     """A Gaussian for every weight, with noise in activations.
 
+    Use it in place of `SGVB` where the layers are linear or convolutional: its gradients have less noise.
+
     For models whose weights are in layers of type torch.nn.Linear, Conv1d, Conv2d and Conv3d; weights and biases of
     these layers have a distribution. `SGVB` supports any model. Other trainable parameters, such as those of
     normalization layers, are trained as numbers and have no prior. The optimizer must have no weight decay, since

@@ -26,6 +26,8 @@ from flatbayes.posteriors.prior_precision import check_prior_precision
 class MAP(Posterior):
     """A point estimate: one trained network.
 
+    Use it where one network must suffice, and as the baseline of every posterior.
+
     Attributes:
         prior_precision: Precision of a Gaussian prior over all trainable weights. None: the optimizer's weight decay
             is the prior, with weight_decay = prior_precision / num_data.

@@ -29,6 +29,8 @@ from flatbayes.posteriors.prior_precision import check_prior_precision
 class MCDropout(Posterior):
     """One trained network with random dropout masks.
 
+    Use it with a network that has dropout, without a change of its training.
+
     Attributes:
         rate: Dropout probability of every dropout layer of torch.nn in the model (of any dimension); None keeps the
             rates of the model. Attention, recurrent layers, stochastic depth and calls of functional dropout drop as

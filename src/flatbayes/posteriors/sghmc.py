@@ -61,6 +61,8 @@ from flatbayes.posteriors.snapshots import (
 class SGHMC(Posterior):
     """Snapshots of a Langevin chain with momentum.
 
+    Use it as `SGLD`, where momentum is needed to move far enough.
+
     The optimizer must be torch.optim.SGD without momentum, which is added here. The noise follows its current
     learning rate.
 

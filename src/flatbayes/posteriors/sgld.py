@@ -55,6 +55,8 @@ ZERO_TEMPERATURE_HINT = (
 class SGLD(Posterior):
     """Snapshots of a Langevin chain: gradient descent with noise.
 
+    Use it as a sampler that is exact for small learning rates, to check other posteriors.
+
     The optimizer must be torch.optim.SGD without momentum. The noise follows its current learning rate.
 
     Attributes:

@@ -54,6 +54,9 @@ PriorMean = Literal["zero", "initial"]
 class SGVB(Posterior):
     """A Gaussian for every weight, by variational inference.
 
+    Use it for a distribution of every weight and a KL divergence, such as that of a certificate, with time to
+    tune.
+
     The optimizer must have no weight decay, since `prior_precision` is the prior; Adam is the usual choice. Between
     steps the model has the mean weights. Parameters without a distribution have no prior.
 

@@ -42,6 +42,8 @@ from flatbayes.posteriors.snapshots import Storage, check_storage_device, get_st
 class SWAG(Posterior):
     """A Gaussian fitted to the iterates of late training.
 
+    Use it first: one training, any model, memory for `rank + 2` copies of the weights.
+
     Attributes:
         rank: Number of iterates in the low-rank part of the covariance; 0 is SWAG-Diag.
         scale: Factor on the covariance of the draws. Maddox et al. use 0.5 with a low-rank part and 1 for SWAG-Diag;
