@@ -1,0 +1,91 @@
+"""The study of distances to exact posteriors: methods, candidates and tables."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import flatbayes.posteriors
+from flatbayes import Ensemble, Posterior
+from flatbayes.experiments import RunResult
+from flatbayes.posteriors.optimization import max_weight_decay
+from flatbayes.reference.density import find_density
+from studies.reference.page import describe_closeness, format_metric, render_task
+from studies.reference.study import (
+    LR_FACTORS,
+    compare_distances,
+    list_posteriors,
+    make_candidates,
+    rank_correlation,
+    summarize,
+)
+
+
+def make_runs():
+    """Four methods, three seeds: SAM is closer for A and B, and the NLL grows with the distance."""
+    runs = []
+    for index, name in enumerate("ABCD"):
+        for seed in range(3):
+            for flatness, shift in (("Plain", 0.02), ("SAM", 0.0)):
+                distance = 0.1 * (index + 1) + (shift if index < 2 else -shift) + 0.001 * seed * (flatness == "SAM")
+                metrics = {"tv": distance + 0.01, "tv_flat": distance, "nll": 2 * distance, "nll_calibrated": None}
+                runs.append(RunResult(name, flatness, seed, metrics))
+    return runs
+
+
+def test_every_exported_posterior_takes_part_with_the_same_density():
+    posteriors = list_posteriors(7.0)
+    kinds = {getattr(flatbayes.posteriors, name) for name in flatbayes.posteriors.__all__} - {Posterior}
+    assert {type(posterior) for posterior in posteriors.values()} == {k for k in kinds if isinstance(k, type)}
+    for label, posterior in posteriors.items():
+        methods = make_candidates(posterior, label, 7.0, 100)
+        assert len(methods) == len(LR_FACTORS)
+        assert {method.label for method in methods} == {label}
+        for method in methods:
+            config = method.apply_overrides(flatbayes.TrainingConfig())
+            assert find_density(posterior, config, 100) == pytest.approx((7.0, 1.0))
+            weight = [nn.Parameter(torch.zeros(1))]
+            member = posterior.member if isinstance(posterior, Ensemble) else posterior
+            if getattr(member, "prior_precision", None) is not None:
+                assert max_weight_decay(config.optimizer(weight)) == 0
+
+
+def test_summary_and_differences():
+    rows = summarize(make_runs())
+    assert len(rows) == 8
+    assert rows[0]["metrics"]["tv_flat"]["mean"] == pytest.approx(0.12)
+    assert "nll_calibrated" not in rows[0]["metrics"]
+    moved = {row["posterior"]: row for row in compare_distances(rows)}
+    assert moved["A"]["difference"] == pytest.approx(-0.019)
+    assert [moved[name]["closer"] for name in "ABCD"] == ["flat", "flat", "plain", "plain"]
+
+
+def test_rank_correlation():
+    rows = [row for row in summarize(make_runs()) if row["flat"]]
+    assert rank_correlation(rows, "tv_flat")["correlation"] == pytest.approx(1.0)
+    assert rank_correlation(rows[:3], "tv_flat") is None
+    assert rank_correlation(rows, "tv_flat", "nll_calibrated") is None
+
+
+def test_table_and_conclusion():
+    rows = summarize(make_runs())
+    reference = {"metrics": {"nll": 0.3}, "noise": {"agreement": 0.99, "tv": 0.02}}
+    results = {
+        "title": "toy",
+        "prior_precision": 1.0,
+        "rho": 0.1,
+        "epochs": 3,
+        "references": {"plain": reference, "flat": reference},
+        "distance_of_references": {"agreement": 0.9, "tv": 0.2},
+        "rows": rows,
+    }
+    text = render_task(results)
+    assert "3 seeds" in text
+    lines = [line for line in text.splitlines() if line.startswith("| ") and "exact" not in line]
+    assert [line.split("|")[1].strip() for line in lines[1:]] == ["A", "A", "B", "B", "C", "C", "D", "D"]
+    assert "| **exact** (plain; own column: two halves) | | 0.020 | 0.200 | 0.300 |" in text
+    conclusion = "\n".join(describe_closeness(rows, "tv_flat"))
+    assert "SAM brings A, B closer" in conclusion
+    assert "takes C, D farther" in conclusion
+    assert format_metric({"mean": math.pi, "sd": None}) == "3.142"
