@@ -139,8 +139,8 @@ def run_paired_test(differences: Float[Tensor, " examples"]) -> float:
 def compute_z_scores(cdf: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples ..."]:
     """Normal quantiles of probability integral transforms, standard normal if the predictions are right.
 
-    >>> compute_z_scores(torch.tensor([0.5, 1.0], dtype=torch.float64)).tolist()
-    [0.0, 8.125890664701906]
+    >>> [round(score, 3) for score in compute_z_scores(torch.tensor([0.5, 1.0], dtype=torch.float64)).tolist()]
+    [0.0, 8.126]
     """
     smallest = torch.finfo(torch.float64).eps
     scores: Tensor = torch.special.ndtri(cdf.double().clamp(smallest, 1 - smallest))

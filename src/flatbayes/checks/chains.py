@@ -96,7 +96,7 @@ def find_chance_r_hat(num_chains: int, num_draws: int) -> float:
     """Quantile of split R-hat of independent normal draws.
 
     >>> round(find_chance_r_hat(1, 10), 2), round(find_chance_r_hat(4, 1000), 3)
-    (1.75, 1.003)
+    (1.75, 1.002)
 
     Args:
         num_chains: Number of chains, each of which is split.

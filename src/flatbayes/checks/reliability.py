@@ -82,6 +82,7 @@ def check_coverage(evidence: Evidence) -> Finding | str:
 def measure_coverage(cdf: Tensor, level: float) -> tuple[float, float]:
     """Two-sided p-value and fraction of targets in central intervals.
 
+    >>> import torch
     >>> measure_coverage(torch.linspace(0.01, 0.99, 50), 0.5)[1]
     0.48
 

@@ -245,6 +245,7 @@ def extend_flatnesses(flatnesses: Sequence[Flatness], best: int) -> Flatness | N
         best: Index of the best one.
 
     Examples:
+        >>> from flatbayes.flatness import SAM
         >>> extend_flatnesses([SAM(rho=0.1), SAM(rho=0.2)], best=1).rho
         0.4
     """
