@@ -12,7 +12,7 @@ from flatbayes.core import State
 from flatbayes.core.tensor_lists import flatten
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
 from flatbayes.likelihoods.categorical_predictive import categorical_entropy
-from flatbayes.posteriors import LRT, SGVB, Ensemble, Laplace, Posterior
+from flatbayes.posteriors import IVON, LRT, SGVB, Ensemble, Laplace, Posterior
 from flatbayes.posteriors.curvature import make_curvature
 from flatbayes.posteriors.laplace import PredictiveMode
 from flatbayes.posteriors.variational import raw_to_std
@@ -22,7 +22,8 @@ MIN_INFORMATION = 0.02
 """Smallest part of the uncertainty about a target that the inputs explain."""
 MAX_UNCHANGED_SHARE, UNCHANGED_LOG_RATIO = 0.9, 0.05
 """Largest part of standard deviations that may be those at the start, up to this difference of logarithms."""
-MIN_STD = 1e-6
+MIN_RATIO = 1e-4
+"""Standard deviation, in units of that at the start, below which a weight is a number."""
 NUM_DRAWS = 10
 """Networks of each of the two predictives of a Laplace approximation."""
 MAX_DIFFERENCE = 0.1
@@ -32,12 +33,10 @@ MAX_DIFFERENCE = 0.1
 def check_collapse(evidence: Evidence) -> Finding | str:
     """Whether a variational posterior is the prior, so that inputs explain nothing, or a point."""
     method = evidence.method
-    if not isinstance(method, SGVB | LRT):
+    if not isinstance(method, SGVB | LRT | IVON):
         return "the posterior is not variational"
-    stds = torch.cat([collect_stds(method, state) for state in evidence.fitted.states])
-    unchanged = float(((stds / method.initial_std).log().abs() < UNCHANGED_LOG_RATIO).double().mean())
-    point = float((stds < MIN_STD).double().mean())
-    share = max(unchanged, point)
+    ratios = torch.cat([collect_std_ratios(method, state) for state in evidence.fitted.states])
+    share = float(((ratios.log().abs() < UNCHANGED_LOG_RATIO) | (ratios < MIN_RATIO)).double().mean())
     information = measure_explained(evidence.predictive)
     if share <= MAX_UNCHANGED_SHARE and information is not None and information < MIN_INFORMATION:
         return Finding(
@@ -49,15 +48,16 @@ def check_collapse(evidence: Evidence) -> Finding | str:
             f"at least {format_percent(MIN_INFORMATION)}",
             f"a lower temperature (now {method.temperature:g}), prior_precision='initial', or a smaller network",
         )
-    place = f"below {MIN_STD:g}" if point > unchanged else f"still at initial_std, {method.initial_std:g}"
     return Finding(
         "collapse",
         share <= MAX_UNCHANGED_SHARE,
-        "The variational posterior is a point",
-        f"{format_percent(share)} of the standard deviations are {place}",
+        "The variational posterior has not been learnt",
+        f"{format_percent(share)} of the standard deviations are those from which training started, or next to zero",
         share,
         f"at most {format_percent(MAX_UNCHANGED_SHARE)}",
-        "train longer, or a larger learning rate: a step moves log standard deviations by one learning rate",
+        "beta2 = 1 - 10 / steps"
+        if isinstance(method, IVON)
+        else "train longer, or a larger learning rate: a step moves log standard deviations by one learning rate",
     )
 
 
@@ -79,15 +79,18 @@ def measure_explained(predictive: Predictive) -> float | None:
     return None
 
 
-def collect_stds(method: SGVB | LRT, state: State) -> Tensor:
-    """Standard deviations of all weights with a distribution, in one vector.
+def collect_std_ratios(method: SGVB | LRT | IVON, state: State) -> Tensor:
+    """Standard deviations of all weights with a distribution, in units of those at the start, in one vector.
 
     Args:
         method: The posterior of the member.
         state: Its state.
     """
+    if isinstance(method, IVON):
+        decay, hessian = state.statistics["weight_decay"], state.statistics["hessian"]
+        return ((method.initial_hessian + decay) / (hessian + decay)).sqrt().cpu()
     raws = [tensor for name, tensor in state.statistics.items() if name.startswith("raw_scale")]
-    return torch.cat([raw_to_std(raw.detach()).flatten().cpu() for raw in raws])
+    return torch.cat([raw_to_std(raw.detach()).flatten().cpu() for raw in raws]) / method.initial_std
 
 
 def check_laplace_width(evidence: Evidence) -> Finding | str:
@@ -119,7 +122,7 @@ def check_laplace_width(evidence: Evidence) -> Finding | str:
         f"the linearised and the sampled predictive differ by {distance:.3g} on average, in {unit}",
         distance,
         f"at most {MAX_DIFFERENCE:g}",
-        f"a lower temperature (now {method.temperature:g}), a larger prior precision, or tune='evidence'",
+        f"scale='auto', or a smaller one (now {method.scale}), a larger prior precision, or tune='evidence'",
     )
 
 
@@ -132,10 +135,7 @@ def _replace_predictive(fitted: FittedPosterior, mode: PredictiveMode) -> Fitted
         params = make_curvature(method.structure, state.model).params.values()
         mean = state.statistics.get("mean", flatten([param.detach() for param in params]))
         states.append(replace(state, statistics={**state.statistics, "mean": mean}))
-    posterior = _set_mode(fitted.posterior, mode)
-    return FittedPosterior(
-        posterior, states, fitted.likelihood, fitted.transform, fitted.statistics_inputs, fitted.info
-    )
+    return replace(fitted, posterior=_set_mode(fitted.posterior, mode), states=states, norm_statistics={})
 
 
 def _set_mode(posterior: Posterior, mode: PredictiveMode) -> Posterior:

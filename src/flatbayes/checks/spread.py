@@ -12,16 +12,30 @@ from torch import Tensor
 from flatbayes.checks.calibration_tests import run_paired_test
 from flatbayes.checks.evidence import Evidence, compute_example_nll, get_method
 from flatbayes.checks.report import Finding, format_percent
-from flatbayes.core import State
 from flatbayes.core.traversal import list_parameters
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Predictive
-from flatbayes.posteriors import LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
+from flatbayes.posteriors import (
+    IVON,
+    LRT,
+    MAP,
+    SGHMC,
+    SGLD,
+    SGVB,
+    SWAG,
+    Ensemble,
+    Laplace,
+    MCDropout,
+    Posterior,
+)
+from flatbayes.posteriors.draw_options import replace_option
 from flatbayes.prediction import FittedPosterior
 
 MIN_SPREAD = 0.01
 """Smallest mutual information as a part of the entropy, or of the variance."""
 MAX_EXPECTED_INFORMATION = 1.0
 """Largest mutual information that is expected of many weights, in nats."""
+CENTRE_SCALE = 1e-12
+"""Factor on the covariance with which every draw is the centre."""
 MAX_LOSS_OF_AVERAGE = 0.02
 """Largest NLL of the average above that of the central network, in nats."""
 
@@ -103,59 +117,51 @@ def make_centre(fitted: FittedPosterior) -> FittedPosterior | None:
     Args:
         fitted: The posterior, with which the result shares its networks.
     """
-    posterior = _replace_method(fitted.posterior)
-    if posterior is None:
-        return None
-    states = fitted.states
-    if not isinstance(get_method(posterior), SWAG):  # the network of a state has the mean weights
-        states = [State(state.model, None, state.num_data, updated_buffers=state.updated_buffers) for state in states]
-    return FittedPosterior(
-        posterior, states, fitted.likelihood, fitted.transform, fitted.statistics_inputs, fitted.info
-    )
+    scales = [name for name in fitted.posterior.draw_options if name.rpartition(".")[2] == "scale"]
+    if scales and fitted.posterior.stochastic:
+        posterior = fitted.posterior
+        for name in scales:
+            posterior = replace_option(posterior, name, CENTRE_SCALE)
+        return replace(fitted, posterior=posterior, norm_statistics={})
+    if isinstance(get_method(fitted.posterior), MCDropout):  # the network without dropout
+        return replace(fitted, posterior=_replace_method(fitted.posterior, MAP()), norm_statistics={})
+    return None
 
 
-def _replace_method(posterior: Posterior) -> Posterior | None:
-    match posterior:
-        case Ensemble():
-            member = _replace_method(posterior.member)
-            return None if member is None else replace(posterior, member=member)
-        case SWAG():
-            return replace(posterior, scale=0.0) if posterior.stochastic else None
-        case Laplace() | SGVB() | LRT() | MCDropout():
-            return MAP()
-        case _:
-            return None
+def _replace_method(posterior: Posterior, method: Posterior) -> Posterior:
+    if isinstance(posterior, Ensemble):
+        return replace(posterior, member=_replace_method(posterior.member, method))
+    return method
 
 
 def _suggest_wider(posterior: Posterior) -> str:
+    option = _suggest_draw_option(posterior, "larger")
     match posterior:
         case SWAG():
+            return f"{option}, a higher learning rate while snapshots are collected, or an Ensemble of SWAG"
+        case SGVB() | LRT() | IVON():
             return (
-                f"a larger scale (now {posterior.scale:g}), a higher learning rate while snapshots are collected, or "
-                "an Ensemble of SWAG"
+                f"more steps for the standard deviations, {option}, or temperature 1 (now {posterior.temperature:g})"
             )
-        case MCDropout():
-            return "a higher dropout rate"
-        case Laplace():
-            return f"temperature 1 (now {posterior.temperature:g}), or tune='evidence'"
-        case SGVB() | LRT():
-            return f"more steps for the standard deviations, or temperature 1 (now {posterior.temperature:g})"
         case SGLD() | SGHMC():
-            return f"a higher learning rate, more epochs, or temperature 1 (now {posterior.temperature:g})"
+            return f"more epochs, a higher learning rate, {option}, or temperature 1 (now {posterior.temperature:g})"
+        case Laplace():
+            return f"{option}, temperature 1 (now {posterior.temperature:g}), or tune='evidence'"
         case _:
-            return "Ensemble, whose members start from different weights"
+            return option or "Ensemble, whose members start from different weights"
 
 
 def _suggest_narrower(posterior: Posterior) -> str:
-    match posterior:
-        case SWAG():
-            return f"a smaller scale (now {posterior.scale:g}), or a lower learning rate at the end"
-        case MCDropout():
-            return "a lower dropout rate"
-        case Laplace():
-            return f"a lower temperature (now {posterior.temperature:g}), or tune='evidence'"
-        case _:
-            return "a lower temperature, or more steps"
+    option = _suggest_draw_option(posterior, "smaller")
+    temperature = getattr(posterior, "temperature", None)
+    return option if temperature is None else f"{option}, or a lower temperature (now {temperature:g})"
+
+
+def _suggest_draw_option(posterior: Posterior, direction: str) -> str:
+    """The options that draws depend on, with their values; nothing for a posterior without."""
+    names = list(posterior.draw_options)
+    texts = [f"{name}='auto', or a {direction} one (now {getattr(posterior, name)})" for name in names]
+    return ", ".join(texts)
 
 
 def measure_difference(first: Predictive, second: Predictive) -> Tensor | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from flatbayes.checks import check
 from flatbayes.core.components import resolve_component
 from flatbayes.core.display import format_fields
 from flatbayes.core.files import read_json, write_json
@@ -141,6 +142,7 @@ class ExperimentRun:
         split = getattr(data, self.split)
         with fitted.share_predictions():
             evaluation = evaluate(fitted, split.inputs, split.targets, self.num_draws, seed=self.seed)
+            report = check(fitted, split.inputs, split.targets, self.num_draws, seed=self.seed)
             likelihood, nlls = measure_likelihood(fitted, split, self.num_draws, self.seed)
             metrics, details = self.evaluations.compute_metrics(fitted, data, self.split, self.num_draws, self.seed)
             distances = self._measure_distances(fitted, data)
@@ -159,6 +161,7 @@ class ExperimentRun:
             reliability=evaluation.reliability,
             history=TrainingHistory(**columns),
             details=replace(details, ensemble_nlls=nlls),
+            failed_checks={finding.name: finding.message for finding in report.failed},
         )
         return RunResult.from_dict(result.to_dict())  # as it is read back: numbers that are not finite become None
 

@@ -90,6 +90,7 @@ class RunResult:
         details: Intermediate quantities of additional evaluations.
         settings: Options of the evaluation that the metrics depend on, such as `num_draws`.
         raw_metrics: For a posterior with a calibration, the metrics without it; empty otherwise.
+        failed_checks: What the self-checks that failed say, by their names.
 
     Examples:
         >>> run = results.runs[0]
@@ -111,13 +112,14 @@ class RunResult:
     details: RunDetails = RunDetails()
     settings: Mapping[str, JsonValue] = field(default_factory=dict)
     raw_metrics: Mapping[str, float | None] = field(default_factory=dict)
+    failed_checks: Mapping[str, str] = field(default_factory=dict)
 
     __repr__ = format_fields
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Plain data for JSON, without the fields that were not recorded."""
         data: dict[str, JsonValue] = replace_nonfinite(asdict(self))
-        optional = ("settings", "raw_metrics")
+        optional = ("settings", "raw_metrics", "failed_checks")
         return {key: value for key, value in data.items() if value is not None and (value or key not in optional)}
 
     @classmethod
@@ -133,6 +135,7 @@ class RunResult:
         """
         run = ObjectReader(data, place)
         details, bins = run.read_object("details"), run.read_object("reliability")
+        checks = run.read_object("failed_checks")
         shift, history = details.read_object("shift"), run.read_object("history")
         loss_slice = details.read_object("loss_slice")
         reliability: ReliabilityBins | CoverageCurve | None = None
@@ -171,6 +174,7 @@ class RunResult:
             ),
             settings=run.read_object("settings").data,
             raw_metrics=run.read_metrics("raw_metrics") if "raw_metrics" in run else {},
+            failed_checks={name: checks.read_text(name) for name in checks.data},
         )
 
 

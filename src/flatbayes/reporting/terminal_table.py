@@ -6,6 +6,7 @@ from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 from flatbayes.experiments.results import ComparisonResult, SummaryRow, Verdict
+from flatbayes.reporting.failed_checks import describe_failed_checks
 from flatbayes.reporting.formats import Side, format_interval, format_number, format_side, format_signed, wrap_label
 from flatbayes.reporting.miscalibration import describe_miscalibration
 from flatbayes.reporting.queries import (
@@ -96,13 +97,18 @@ def summary_table(results: ComparisonResult, width: int | None = None) -> "Table
 
 
 def format_verdict(results: ComparisonResult) -> str:
-    """The conclusion in plain words, and a line on posteriors that are badly calibrated, if there are any.
+    """The conclusion in plain words, and lines on posteriors that are badly calibrated, and on checks that fail.
 
     Examples:
         >>> format_verdict(results)[:12]
         'Over 2 seeds'
     """
-    lines = [format_conclusion(select_family(results)), describe_miscalibration(results), *results.notes]
+    lines = [
+        format_conclusion(select_family(results)),
+        describe_miscalibration(results),
+        describe_failed_checks(results),
+        *results.notes,
+    ]
     return "\n".join(line for line in lines if line)
 
 

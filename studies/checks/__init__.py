@@ -1,0 +1,1 @@
+"""False and right alarms of the self-checks."""
