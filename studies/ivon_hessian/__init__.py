@@ -1,0 +1,1 @@
+"""The Hessian of IVON with and without flatness."""
