@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from flatbayes import flatness, posteriors
 from flatbayes.core import TrainingProgress, subset_batch
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.context import get_weight_distribution, weight_distribution
+from flatbayes.core.context import get_distribution
+from flatbayes.core.gaussians import weight_distribution
 from flatbayes.core.spec import short_name
 from flatbayes.core.weights import trainable_parameters
 from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
@@ -277,14 +278,12 @@ def needs_weight_distribution(flat) -> bool:
 
 
 def sets_weight_distribution(posterior) -> bool:
-    """Whether any parameter has a distribution while the posterior calls the closure."""
+    """Whether the posterior offers a distribution of the weights while it calls the closure."""
     state = posterior.init(network(), descent(posterior), 36)
     closure, has_distribution = Counted(state.model, *batch()), []
 
     def inspect_distributions() -> Tensor:
-        has_distribution.extend(
-            get_weight_distribution(param) is not None for param in trainable_parameters(state.model)
-        )
+        has_distribution.append(get_distribution() is not None)
         return closure()
 
     posterior.step(state, inspect_distributions)

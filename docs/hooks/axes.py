@@ -220,8 +220,8 @@ def list_conditions(posterior: Posterior) -> list[str]:
 
 def find_reason(message: str) -> str:
     """The reason of a refusal, in the words of a table."""
-    if "standard deviations" in message:
-        return "the perturbation needs the standard deviations of a variational posterior"
+    if "the Gaussian that" in message:
+        return "the perturbation needs a Gaussian of the weights during training"
     if "density" in message:
         return "a sampler needs gradients of one fixed loss while it collects"
     return "a variational objective needs gradients of one fixed loss"

@@ -2,9 +2,9 @@
 
     python -m studies.ivon_hessian docs/results/ivon-hessian.json
 
-Each training uses the defaults of `fit` and 500 digits. With `beta2` 0.99999 the Hessian keeps its initial value of 0.5
-in so few steps, and with 1 - 10 / steps it is an average of the last tenth of the training. Numbers are on validation
-examples, from which a setting can be chosen, and on test examples.
+Each training uses the defaults of `fit` and 500 digits. With `beta2` 0.99999 the Hessian keeps its initial value of
+0.5 in so few steps, and with 1 - 10 / steps it is an average of the last tenth of the training. Numbers are on
+validation examples, from which a setting can be chosen, and on test examples.
 """
 
 import sys

@@ -12,8 +12,8 @@ from flatbayes.core.context import (
     get_weight_distribution,
     num_vectorized,
     vectorized,
-    weight_distribution,
 )
+from flatbayes.core.gaussians import weight_distribution
 
 ROWS, LABELS = torch.arange(24).view(8, 3), torch.arange(8)
 

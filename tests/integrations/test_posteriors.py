@@ -55,11 +55,11 @@ CASES = [  # posterior, optimizer and its options
     (SGHMC(temperature=0.1, max_snapshots=4), torch.optim.SGD, SGD),
     (SGVB(initial_std=0.05), torch.optim.Adam, ADAM),
     (SGVB(num_samples=2), torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
-    (IVON(beta2=0.9), torch.optim.SGD, SGD),
     (LRT(initial_std=0.05), torch.optim.Adam, ADAM),
     (Laplace(), torch.optim.SGD, SGD),
     (Laplace(structure="kron", prior_precision=1.0), torch.optim.SGD, {"lr": 0.05}),
     (MCDropout(rate=0.3), torch.optim.SGD, SGD),
+    (IVON(beta2=0.9), torch.optim.SGD, SGD),
 ]
 
 
@@ -169,7 +169,7 @@ def train_model(folder, posterior, optimizer, options, *, flatness=SAM(rho=0.1),
     return trainer
 
 
-def train_by_hand(posterior, make_optimizer, options, *, seeds, clip=None, accelerator=None):
+def train_by_hand(posterior, make_optimizer, options, *, seeds, clip=None, accelerator=None, flatness=SAM(rho=0.1)):
     """The same training with the interface of a posterior."""
     network = Network()
     state = posterior.init(network, lambda params: make_optimizer(params, **options), BATCHES * SIZE)
@@ -190,7 +190,7 @@ def train_by_hand(posterior, make_optimizer, options, *, seeds, clip=None, accel
                 backward(loss)
                 return loss.detach()
 
-            flat_closure = SAM(rho=0.1)(closure, state.model, progress)
+            flat_closure = flatness(closure, state.model, progress)
 
             def clipped(flat_closure=flat_closure):
                 loss = flat_closure()
@@ -225,7 +225,7 @@ def check_predictions(fitted):
     assert (predictive.mutual_information > 1e-9).any() == fitted.posterior.stochastic
 
 
-@pytest.mark.parametrize(("posterior", "optimizer", "options"), mark_cases(3, 6, 8))
+@pytest.mark.parametrize(("posterior", "optimizer", "options"), mark_cases(3, 6, 8, 10))
 def test_lightning_takes_the_steps_of_a_loop_of_ones_own(posterior, optimizer, options, tmp_path):
     callback = FlatCallback(SAM(rho=0.1), posterior, start_fraction=0.0, snapshots_per_epoch=BATCHES, network="net")
     module = Module(optimizer, options)
@@ -263,6 +263,30 @@ def test_transformers_take_the_steps_of_a_loop_of_ones_own(posterior, optimizer,
     loaded = FittedPosterior.load(fitted.save(tmp_path / "artefact"), Wrapper(Model()))
     x, _ = make_data()
     assert torch.equal(loaded.predict(x, 4).log_probs, fitted.predict(x, 4).log_probs)
+
+
+@pytest.mark.parametrize("prior_precision", [None, 0.1])
+def test_gradients_before_the_step_have_the_distribution_of_swag(prior_precision, tmp_path):
+    """Loops that compute the gradient before the step give PosteriorSAM the covariance that the step would."""
+    posterior, flatness = SWAG(rank=2, prior_precision=prior_precision), PosteriorSAM(rho=2.0)
+    options = {"lr": 0.05, "momentum": 0.9}
+    callback = FlatCallback(flatness, posterior, start_fraction=0.0, snapshots_per_epoch=BATCHES, network="net")
+    run_trainer(Module(torch.optim.SGD, options), callback)
+    seeds = lambda epoch: torch.manual_seed(100 + epoch)  # noqa: E731
+    expected = train_by_hand(posterior, torch.optim.SGD, options, seeds=seeds, flatness=flatness)
+    assert_same(callback._tracker.steps.state, expected, prefix="")
+    trainer = train_model(tmp_path, posterior, torch.optim.SGD, options, flatness=flatness, max_grad_norm=0.0)
+
+    def seed(epoch):
+        if epoch == 0:
+            Network()
+            transformers.set_seed(5)
+        torch.empty((), dtype=torch.int64).random_()  # what the iterator of a DataLoader takes
+
+    expected = train_by_hand(posterior, torch.optim.SGD, options, seeds=seed, flatness=flatness)
+    assert_same(trainer._tracker.steps.state, expected, prefix="net.")
+    with pytest.raises(ValueError, match="cannot be restricted afterwards"):
+        FlatCallback(flatness, posterior, params=["net.*"])
 
 
 @pytest.mark.parametrize(("posterior", "optimizer", "options"), CASES, ids=[repr(case[0]) for case in CASES])
@@ -328,7 +352,7 @@ def test_refusals_before_the_first_step(tmp_path):
         FlatCallback(SAM(), Ensemble(SWAG()))
     for flatness, posterior, words in [
         (MSAM(), SGLD(), "does not go with MSAM"),
-        (PosteriorSAM(), SWAG(), "does not go with PosteriorSAM"),
+        (PosteriorSAM(), MAP(), "does not go with PosteriorSAM"),
     ]:
         with pytest.raises(ValueError, match=words):
             FlatCallback(flatness, posterior)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from flatbayes.core import TrainingProgress, subset_batch
-from flatbayes.core.context import get_weight_distribution, weight_distribution
+from flatbayes.core.context import get_weight_distribution
+from flatbayes.core.gaussians import weight_distribution
 from flatbayes.core.parameter_selection import select_parameters
 from flatbayes.core.randomness import RandomState
 from flatbayes.core.spec import instantiate, short_name, to_spec

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from flatbayes.data import Augment, DataSplits, Split
-from flatbayes.flatness import SAM, Plain
+from flatbayes.flatness import SAM, Plain, PosteriorSAM
 from flatbayes.models import MLP
 from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
 from flatbayes.training import (
@@ -227,6 +227,12 @@ class OtherOptimizer(MAP):
 class OtherDraw(MAP):
     def draw(self, state, generator):
         return super().draw(state, generator)
+
+
+def test_a_flatness_with_the_distribution_of_the_posterior_is_not_shared():
+    methods = [(SWAG(rank=2), CONFIG), (SWAG(rank=3), CONFIG)]
+    assert describe_training(*methods[0], SAM()) == describe_training(*methods[1], SAM())
+    assert describe_training(*methods[0], PosteriorSAM()) != describe_training(*methods[1], PosteriorSAM())
 
 
 @pytest.mark.parametrize(

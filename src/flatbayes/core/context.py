@@ -9,7 +9,7 @@ field                  set by                  read by                          
 =====================  ======================  ============================================  ===============
 `batch_fraction`       the ascent loop         closures, through `subset_batch`              1: whole batch
 `sub_batch`            MSharpness              closures, through `subset_batch`              none: whole batch
-`weight_distributions` SGVB, LRT, IVON         PosteriorSAM                                  none
+`weight_distribution`  SGVB, LRT, IVON, SWAG   PosteriorSAM                                  none
 `num_vectorized`       the training loop       norms, perturbations and clipping             0: one network
 =====================  ======================  ============================================  ===============
 
@@ -17,11 +17,12 @@ The context belongs to the thread (a `contextvars.ContextVar`), and an exception
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -73,6 +74,42 @@ class SubBatch:
         return slice(start, stop)
 
 
+class CovarianceProduct(NamedTuple):
+    """A product with the covariance Σ of the weights.
+
+    Attributes:
+        products: Σ v, one tensor for each of v; 0 for parameters without a distribution.
+        norm: sqrt(vᵀ Σ v), a tensor without dimensions, or one for each vectorized network.
+        is_new_memory: Whether nothing else holds the products.
+    """
+
+    products: list[Tensor]
+    norm: Tensor
+    is_new_memory: bool = True
+
+
+class WeightDistribution(ABC):
+    """The Gaussian that a posterior has for the weights during training, by products with its covariance."""
+
+    @property
+    def is_estimated(self) -> bool:
+        """False before the posterior has a distribution, for one that estimates it from the weights of training."""
+        return True
+
+    @abstractmethod
+    def get_marginal(self, param: Tensor) -> DiagonalGaussian | None:
+        """Mean and standard deviation of each weight of a parameter; None for one without a distribution."""
+
+    @abstractmethod
+    def multiply_covariance(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> CovarianceProduct:
+        """Multiply vectors, such as gradients, with the covariance.
+
+        Args:
+            params: Parameters, of which some may have no distribution.
+            vectors: One tensor for each, of its shape.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class ClosureContext:
     """What holds during a closure call.
@@ -80,14 +117,14 @@ class ClosureContext:
     Attributes:
         batch_fraction: Fraction of its batch that a closure computes the loss on, above 0 and at most 1.
         sub_batch: Part of the batch that closures take for the batch; None for the whole batch.
-        weight_distributions: The distribution of each parameter that has one, by the identity of its tensor.
+        weight_distribution: The distribution of the weights; None if there is none.
         num_vectorized: Number of networks that are stacked along the first dimension of every parameter and
             gradient; 0 if the parameters are those of one network.
     """
 
     batch_fraction: float = 1.0
     sub_batch: SubBatch | None = None
-    weight_distributions: Mapping[Tensor, DiagonalGaussian] = field(default_factory=dict)
+    weight_distribution: WeightDistribution | None = None
     num_vectorized: int = 0
 
 
@@ -127,17 +164,16 @@ def sub_batch(part: SubBatch) -> Iterator[None]:
 
 
 @contextmanager
-def weight_distribution(params: Sequence[Tensor], means: Sequence[Tensor], stds: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, the parameters have these Gaussian distributions; other parameters keep those of an outer context.
+def offer_distribution(distribution: WeightDistribution | None) -> Iterator[None]:
+    """Inside, the weights have this distribution; None leaves that of an outer context.
 
     Args:
-        params: The tensors that the model holds, whatever their current values are.
-        means: One tensor of means per parameter, of its shape.
-        stds: One tensor of standard deviations per parameter, of its shape.
+        distribution: The distribution of the tensors that the model holds, whatever their current values are.
     """
-    context = _CONTEXT.get()
-    inner = {param: DiagonalGaussian(mean, std) for param, mean, std in zip(params, means, stds, strict=True)}
-    with _set_context(replace(context, weight_distributions={**context.weight_distributions, **inner})):
+    if distribution is None:
+        yield
+        return
+    with _set_context(replace(_CONTEXT.get(), weight_distribution=distribution)):
         yield
 
 
@@ -157,9 +193,15 @@ def get_batch_fraction() -> float:
     return _CONTEXT.get().batch_fraction
 
 
+def get_distribution() -> WeightDistribution | None:
+    """The distribution of the weights; None outside of `offer_distribution`."""
+    return _CONTEXT.get().weight_distribution
+
+
 def get_weight_distribution(param: Tensor) -> DiagonalGaussian | None:
-    """The distribution of this very tensor; None outside of `weight_distribution`."""
-    return _CONTEXT.get().weight_distributions.get(param)
+    """Means and standard deviations of the weights of this very tensor; None if there are none."""
+    distribution = get_distribution()
+    return None if distribution is None else distribution.get_marginal(param)
 
 
 def num_vectorized() -> int:

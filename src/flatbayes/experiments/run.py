@@ -105,7 +105,9 @@ class ExperimentRun:
         """Hash of what determines the training, with the version of flatbayes; runs with equal ones can share it."""
         spec = to_spec(self, allow_instances=True)["init_args"]
         content = {name: value for name, value in spec.items() if name not in EVALUATION_FIELDS}
-        training = describe_training(self.posterior, self.config, partial(to_spec, allow_instances=True))
+        training = describe_training(
+            self.posterior, self.config, self.flatness, partial(to_spec, allow_instances=True)
+        )
         return _hash_json([get_version(), content, training])
 
     def load_data(self) -> DataSplits:
@@ -189,7 +191,7 @@ def group_runs(runs: Sequence[ExperimentRun]) -> list[list[ExperimentRun]]:
     for run in runs:
         options = {name: value for name, value in vars(run).items() if name not in EVALUATION_FIELDS}
         content = {name: describe_exactly(value) for name, value in options.items()}  # tells networks in memory apart
-        key = json.dumps([content, describe_training(run.posterior, run.config)], sort_keys=True)
+        key = json.dumps([content, describe_training(run.posterior, run.config, run.flatness)], sort_keys=True)
         groups.setdefault(key, []).append(run)
     return list(groups.values())
 

@@ -81,7 +81,7 @@ class Flatness(ABC):
 
     @property
     def needs_weight_distribution(self) -> bool:
-        """Whether the perturbation uses the standard deviations of a variational posterior; default False."""
+        """Whether the perturbation uses the Gaussian that a posterior has for the weights; default False."""
         return False
 
     @property

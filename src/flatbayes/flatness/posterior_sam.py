@@ -1,13 +1,14 @@
-"""SAM in the geometry of a variational posterior: the worst point of a ball that is wide where weights are uncertain.
+"""SAM in the geometry of a Gaussian posterior: the worst point of a ball that is wide where weights are uncertain.
 
-For a weight with the Gaussian N(mean, std²), a shift of its mean has the length |shift| / std in the Fisher metric of
-the Gaussian: a shift of length rho has the divergence KL(shifted || unshifted) = rho² / 2 in any units. In their code
-the authors of the sharpness-aware posterior (Nguyen et al., NeurIPS 2023) scale by |mean| / std instead.
+A shift e of the mean of N(mean, Σ) has the length sqrt(eᵀ Σ⁻¹ e) in the Fisher metric of the Gaussian: a shift of
+length rho has the divergence KL(shifted || unshifted) = rho² / 2 in any units. The worst shift of a linear loss needs
+products with Σ, and no inverse. In their code the authors of the sharpness-aware posterior (Nguyen et al., NeurIPS
+2023) scale by T = |mean| / std instead.
 
-    T = std, or |mean| / std        of the distribution that the posterior has for each weight
+    Σ = covariance of the distribution that the posterior has for the weights, or diag(T²)
     g = gradient at w
     repeat ascent_steps times:
-        e = rho * T² g / ||T g||
+        e = rho * Σ g / sqrt(gᵀ Σ g)
         g = gradient at w + e
     .grad = g
 
@@ -15,7 +16,7 @@ the authors of the sharpness-aware posterior (Nguyen et al., NeurIPS 2023) scale
     loss = posterior.step(state, flat(closure, state.model))
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -23,8 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, TrainingProgress
-from flatbayes.core.context import DiagonalGaussian, get_weight_distribution
-from flatbayes.core.tensor_lists import full_tensors
+from flatbayes.core.context import DiagonalGaussian, WeightDistribution, get_distribution
 from flatbayes.flatness.asam import scaled_perturbation
 from flatbayes.flatness.ascent import (
     Perturbation,
@@ -43,19 +43,23 @@ Geometry = Literal["std", "mean_over_std"]
 class PosteriorSAM(Flatness):
     """Gradient at the worst point of a ball scaled by the posterior.
 
-    Use it with a variational posterior whose standard deviations should set the ball.
+    Use it with a Gaussian posterior whose covariance should set the ball.
 
-    For variational posteriors: `SGVB`, `LRT`, `IVON`, and ensembles of them. The second gradient treats the ball as
-    fixed, so standard deviations are not rewarded for making it small.
+    For posteriors with a Gaussian during training: `SGVB`, `LRT`, `IVON`, `SWAG`, and ensembles of them. The second
+    gradient treats the ball as fixed, so standard deviations are not rewarded for making it small. `SWAG` has a
+    covariance from its second snapshot on, that of its snapshots so far; before, the gradient is that of `SAM` with
+    radius `initial_rho`.
 
     Attributes:
         rho: Radius. With `std` it has no unit: a shift by one standard deviation of one weight has length 1, and if
             all standard deviations are s the ball is that of `SAM` with radius rho s. With `mean_over_std` start at
             a thousandth of the default; the authors' code divides by standard deviations before the softplus, about
             -5 in place of 0.007, so its rho (0.0005) does not carry over.
-        geometry: `std`: the norm is ||e / std||, and weights without a distribution are not perturbed.
+        geometry: `std`: the norm is sqrt(eᵀ Σ⁻¹ e) with the covariance Σ of the posterior, ||e / std|| for
+            independent weights; weights without a distribution are not perturbed.
             `mean_over_std`: the norm is ||e / T|| with T = |mean| / std, and T = |w| for weights without a
             distribution.
+        initial_rho: Radius of `SAM` while the posterior has no distribution yet.
         ascent_steps: Number of ascent steps; each costs one gradient.
         resample_noise: Draw new random numbers in the second pass instead of replaying those of the first.
         nuisance: Name patterns of nuisance parameters, such as `*.raw_scale` for a learnt noise scale: they are not
@@ -69,6 +73,7 @@ class PosteriorSAM(Flatness):
 
     rho: Radius = 3.0
     geometry: Geometry = "std"
+    initial_rho: float = 0.05
     ascent_steps: int = 1
     resample_noise: bool = False
     nuisance: list[str] | None = None
@@ -82,6 +87,7 @@ class PosteriorSAM(Flatness):
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
+        check_radius(self.initial_rho)
         check_nuisance(self.nuisance)
         check_ascent_steps(self.ascent_steps)
         if self.geometry not in get_args(Geometry):
@@ -98,16 +104,21 @@ class PosteriorSAM(Flatness):
         """Make the closure whose gradient is that of the worst loss in the ball.
 
         Raises:
-            ValueError: When the closure is called, and no weight has a distribution.
+            ValueError: When the closure is called, and the weights have no distribution.
         """
         rho = require_radius(self)
-        scale_fn = std_scale if self.geometry == "std" else mean_over_std_scale
 
         def compute_perturbation(weights: Mapping[str, Tensor], grads: Sequence[Tensor]) -> Perturbation:
-            params = list(weights.values())
-            distributions = require_weight_distributions(params)
+            params, distribution = list(weights.values()), require_distribution()
+            if self.geometry == "std" or not distribution.is_estimated:
+                directions, norm, is_new = distribution.multiply_covariance(params, grads)
+                radius = rho if distribution.is_estimated or rho == 0 else self.initial_rho
+                return Perturbation(directions, norm, radius, owns_directions=is_new)
+            marginals = [distribution.get_marginal(param) for param in params]
             return scaled_perturbation(
-                grads, lambda group: scale_fn([params[k] for k in group], [distributions[k] for k in group]), rho
+                grads,
+                lambda group: mean_over_std_scale([params[k] for k in group], [marginals[k] for k in group]),
+                rho,
             )
 
         return gradient_at_perturbation(
@@ -121,35 +132,20 @@ class PosteriorSAM(Flatness):
         )
 
 
-def require_weight_distributions(params: Iterable[Tensor]) -> list[DiagonalGaussian | None]:
-    """The distribution of each parameter in the current closure context, None for those without one.
+def require_distribution() -> WeightDistribution:
+    """The distribution of the weights in the current closure context.
 
     Raises:
-        ValueError: No parameter has one.
+        ValueError: There is none.
     """
-    distributions = [get_weight_distribution(param) for param in params]
-    if all(distribution is None for distribution in distributions):
+    distribution = get_distribution()
+    if distribution is None:
         raise ValueError(
-            "PosteriorSAM takes its geometry from the standard deviations that a variational posterior has during "
-            "training, and this one has none. Use it with SGVB, LRT, IVON, or an Ensemble of them; with others use "
-            "SAM, ASAM or FisherSAM."
+            "PosteriorSAM takes its geometry from the Gaussian that a posterior has for the weights during training, "
+            "and this one has none. Use it with SGVB, LRT, IVON, SWAG, or an Ensemble of them; with others use SAM, "
+            "ASAM or FisherSAM."
         )
-    return distributions
-
-
-def std_scale(params: Sequence[Tensor], distributions: Sequence[DiagonalGaussian | None]) -> list[Tensor]:
-    """T: the standard deviation; 0, so that they are not perturbed, for parameters without a distribution.
-
-    Args:
-        params: The parameters.
-        distributions: The distribution of each, or None.
-    """
-    deterministic = [param for param, distribution in zip(params, distributions, strict=True) if distribution is None]
-    zeros = iter(full_tensors([param.detach() for param in deterministic], 0.0))
-    return [
-        next(zeros) if distribution is None else distribution.std.to(param.dtype)
-        for param, distribution in zip(params, distributions, strict=True)
-    ]
+    return distribution
 
 
 def mean_over_std_scale(params: Sequence[Tensor], distributions: Sequence[DiagonalGaussian | None]) -> list[Tensor]:

@@ -276,7 +276,7 @@ class FlatCallback(Callback):
             closure = self.flatness(step, module, tracker.progress)
 
             def compute_gradients() -> Tensor | None:
-                with only_optimized(module, optimizer):
+                with only_optimized(module, optimizer), tracker.offer_distribution():
                     return self._compute_gradients(closure, trainer, module)
 
             with tracker.steps.replace_optimizer_step(tracker.progress.step):

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from flatbayes.core import TrainingProgress
 from flatbayes.core.buffers import clone_buffers, find_updated_buffers
 from flatbayes.core.components import resolve_component
+from flatbayes.core.context import offer_distribution
 from flatbayes.core.parameter_selection import (
     ParameterSelection,
     check_selection,
@@ -64,7 +66,8 @@ class TrackerConfig:
                 "initial weights. Train each member with its posterior, and join the fitted posteriors with "
                 "flatbayes.integrations.join_posteriors."
             )
-        is_joint = posterior.has_weight_distribution or posterior.requires_stationary_loss == "while_collecting"
+        samples_weights = posterior.has_weight_distribution and not posterior.uses_gradient_only
+        is_joint = samples_weights or posterior.requires_stationary_loss == "while_collecting"
         if self.params != "all" and is_joint:
             raise ValueError(
                 f"{name} updates all trainable weights together, so it cannot be restricted afterwards to "
@@ -82,6 +85,12 @@ class TrackerConfig:
         Raises:
             ValueError: They do not.
         """
+        if flatness.needs_weight_distribution and self.params != "all":
+            raise ValueError(
+                f"{type(flatness).__name__} perturbs the weights by their distribution, so the posterior cannot be "
+                f"restricted afterwards to params={self.params!r}. Set requires_grad to False on the other weights, "
+                "or use the option params of the posterior."
+            )
         precision = PrecisionConfig("16-mixed" if has_loss_scaler else "32-true")
         config = TrainingConfig(schedule=Cyclical(self.num_cycles), collection=self.collection, precision=precision)
         check_compatibility(self.posterior, flatness, config)
@@ -185,6 +194,10 @@ class TrainingTracker:
             steps = PosteriorSteps.init(config.posterior, network, optimizer, num_data)
         steps_per_epoch = steps_per_epoch or progress.total_steps or 1
         return TrainingTracker(config, steps, progress, steps_per_epoch, loader, clone_buffers(network))
+
+    def offer_distribution(self) -> AbstractContextManager[None]:
+        """Context for gradients that are computed before the step, in which the weights have their distribution."""
+        return offer_distribution(self.config.posterior.make_weight_distribution(self.steps.state))
 
     def advance(self) -> None:
         """Count an optimizer step, and collect a snapshot if one is due."""

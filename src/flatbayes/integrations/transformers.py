@@ -185,7 +185,8 @@ class FlatTrainerMixin(_TrainerBase):
         is_distributed = self.accelerator.num_processes > 1
         # The flatness perturbs in each process by its own part of the batch; the final gradient is averaged.
         optimized = nullcontext() if self.optimizer is None else only_optimized(model, self.optimizer)
-        with self.accelerator.no_sync(model) if is_distributed else nullcontext(), optimized:
+        offered = nullcontext() if tracker is None else tracker.offer_distribution()
+        with self.accelerator.no_sync(model) if is_distributed else nullcontext(), optimized, offered:
             loss = self.flatness(closure, self.accelerator.unwrap_model(model), progress)()
         if is_distributed:
             synchronize_gradients(model, scales)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
 from flatbayes.core.components import resolve_component
+from flatbayes.core.context import WeightDistribution
 from flatbayes.posteriors.draw_options import DrawOption
 from flatbayes.posteriors.map import MAP
 from flatbayes.posteriors.posterior import LossRequirement, Posterior, SnapshotRequirements, Trajectory
@@ -74,6 +75,10 @@ class Ensemble(Posterior):
     def has_weight_distribution(self) -> bool:
         """As for the member."""
         return self.member.has_weight_distribution
+
+    def make_weight_distribution(self, state: State) -> WeightDistribution | None:
+        """Return that of the member."""
+        return self.member.make_weight_distribution(state)
 
     @property
     def tolerates_skipped_steps(self) -> bool:

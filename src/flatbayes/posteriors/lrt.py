@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
-from flatbayes.core.context import weight_distribution
+from flatbayes.core.gaussians import weight_distribution
 from flatbayes.core.tensor_lists import zero_tensors
 from flatbayes.core.weights import swap_values
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flatbayes.core import Closure, Examples, LossFn, OptimizerFactory, State
+from flatbayes.core.context import WeightDistribution
 from flatbayes.posteriors.draw_options import DrawOption, get_draw_option
 from flatbayes.posteriors.optimization import default_sgd
 
@@ -151,8 +152,19 @@ class Posterior(ABC):
 
     @property
     def has_weight_distribution(self) -> bool:
-        """Whether weights have a Gaussian while they are trained, for `PosteriorSAM`. Default: False."""
+        """Whether weights have a Gaussian during training, or in its course, for `PosteriorSAM`. Default: False."""
         return False
+
+    def make_weight_distribution(self, state: State) -> WeightDistribution | None:
+        """Return the distribution of the weights for gradients that a loop computes before the step. Default: None.
+
+        For posteriors with `has_weight_distribution` and `uses_gradient_only`. The step of a posterior offers its
+        distribution itself, by `flatbayes.core.context.offer_distribution`.
+
+        Args:
+            state: The state before the step.
+        """
+        return None
 
     @property
     def tolerates_skipped_steps(self) -> bool:

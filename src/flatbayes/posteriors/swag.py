@@ -11,9 +11,10 @@ iterates. A flatness changes the iterates and nothing in this file.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
+from flatbayes.core.context import CovarianceProduct, DiagonalGaussian, WeightDistribution, offer_distribution
 from flatbayes.core.devices import is_accelerator
+from flatbayes.core.gaussians import LowRankGaussian, UnknownDistribution
 from flatbayes.core.networks import check_materialized, check_real
 from flatbayes.core.parameter_selection import (
     ParameterSelection,
@@ -36,6 +39,9 @@ from flatbayes.posteriors.optimization import default_sgd, init_state, step_opti
 from flatbayes.posteriors.posterior import Posterior, SnapshotRequirements, Trajectory
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.snapshots import Storage, check_storage_device, get_storage_device, list_cpu_statistics
+
+MIN_SNAPSHOTS = 2
+"""Number of snapshots from which there is a variance."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class SWAG(Posterior):
         if self.scale != 0:
             check_scale(self.scale)
 
+    has_weight_distribution = True  # from the second snapshot on
     shardable = True  # moments and deviations are elementwise
     uses_gradient_only = True
 
@@ -139,7 +146,14 @@ class SWAG(Posterior):
 
     def step(self, state: State, closure: Closure) -> Tensor:
         """Do one optimizer step. Returns the loss of the batch."""
-        return step_optimizer(state, closure, self.prior_precision)
+        with offer_distribution(self.make_weight_distribution(state)):
+            return step_optimizer(state, closure, self.prior_precision)
+
+    def make_weight_distribution(self, state: State) -> WeightDistribution:
+        """Return the Gaussian of the snapshots so far; one that is not estimated yet before the second."""
+        if state.statistics["count"] < MIN_SNAPSHOTS:
+            return UnknownDistribution()
+        return SnapshotGaussian(self, state)
 
     def collect(self, state: State) -> None:
         """Update the moments with the current weights, and replace the oldest stored deviation."""
@@ -196,6 +210,34 @@ class SWAG(Posterior):
         params = list(select_parameters(model, self.params, "params").values())
         selected_ids = {id(param) for param in params}
         return params, [param for param in trainable_parameters(model) if id(param) not in selected_ids]
+
+
+@dataclass(frozen=True, eq=False)
+class SnapshotGaussian(WeightDistribution):
+    """The Gaussian of the snapshots so far, of which nothing is computed before it is asked for.
+
+    Attributes:
+        posterior: The posterior.
+        state: Its state, with at least two snapshots.
+    """
+
+    posterior: SWAG
+    state: State
+
+    def get_marginal(self, param: Tensor) -> DiagonalGaussian | None:
+        """Mean and standard deviation of each weight of a parameter."""
+        return self._gaussian.get_marginal(param)
+
+    def multiply_covariance(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> CovarianceProduct:
+        """Multiply vectors with the covariance of the draws."""
+        return self._gaussian.multiply_covariance(params, vectors)
+
+    @cached_property
+    def _gaussian(self) -> LowRankGaussian:
+        statistics, (params, _) = self.state.statistics, self.posterior._split_parameters(self.state.model)
+        count, scale = int(statistics["count"]), float(self.posterior.get_draw_option("scale"))
+        variance = statistics["sum_squares"] / count
+        return LowRankGaussian(params, statistics["mean"], variance, statistics["deviations"][:count], scale)
 
 
 def update_moments(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from flatbayes.core import Closure, OptimizerFactory
-from flatbayes.core.context import weight_distribution
+from flatbayes.core.gaussians import weight_distribution
 from flatbayes.core.gradients import dense_gradient
 from flatbayes.core.tensor_lists import clone_tensors, copy_values, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters

@@ -23,20 +23,20 @@ def check_compatibility(posterior: Posterior, flatness: Flatness, config: Traini
 
     Args:
         posterior: Its `requires_stationary_loss` says from when on gradients must be those of one loss, and its
-            `has_weight_distribution` whether weights have standard deviations during training.
+            `has_weight_distribution` whether weights have a Gaussian during training.
         flatness: Its `stationary_after` is the fraction of training from which gradients are those of one loss, and
-            its `needs_weight_distribution` says whether it uses the standard deviations.
+            its `needs_weight_distribution` says whether it uses the Gaussian.
         config: Its schedule and `collection.start_fraction` say when snapshots are collected.
 
     Raises:
-        ValueError: The gradients are not those of one loss, or not early enough; there are no standard deviations;
+        ValueError: The gradients are not those of one loss, or not early enough; the weights have no Gaussian;
             or the loss is scaled, and the posterior needs every step or the flatness depends on the scale.
     """
     if flatness.needs_weight_distribution and not posterior.has_weight_distribution:
         raise ValueError(
             f"{describe_name(posterior)} does not go with {describe_name(flatness)}: the flatness takes its geometry "
-            "from the standard deviations that a variational posterior has during training, and this posterior has "
-            "none. Use SGVB, LRT, IVON, or an Ensemble of them, or another flatness such as SAM or ASAM."
+            "from the Gaussian that a posterior has for the weights during training, and this posterior has none "
+            "then. Use SGVB, LRT, IVON, SWAG, or an Ensemble of them, or another flatness such as SAM or ASAM."
         )
     if config.precision.mode == "16-mixed" and not posterior.tolerates_skipped_steps:
         raise ValueError(

@@ -40,7 +40,7 @@ def check_graph_capture(
     """Refuse what a CUDA graph of the step cannot repeat, if the configuration asks for one.
 
     Args:
-        posterior: It must not compute standard deviations in the step.
+        posterior: It must not sample weights in the step.
         flatness: It must not depend on the progress of training.
         config: Training hyperparameters.
         device: Device of training.
@@ -58,10 +58,12 @@ def check_graph_capture(
         reason = f"{num_processes} processes train together, and their communication is not recorded"
     elif config.precision.mode == "16-mixed":
         reason = "the loss scaler of precision.mode 16-mixed differs between steps; use bf16-mixed"
-    elif posterior.has_weight_distribution:
+    elif posterior.has_weight_distribution and not posterior.uses_gradient_only:
         reason = (
             f"{describe_name(posterior)} computes standard deviations in every step, outside of the recorded passes"
         )
+    elif flatness.needs_weight_distribution:
+        reason = f"{describe_name(flatness)} follows a distribution that changes, and a recorded step does not"
     elif depends_on_progress(flatness):
         reason = f"{describe_name(flatness)} depends on the step of training, and a recorded step does not"
     if reason is not None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from flatbayes.core.spec import short_name, to_spec
+from flatbayes.flatness import Flatness, Plain
 from flatbayes.posteriors import Posterior
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.config_groups import CollectionConfig
@@ -20,22 +21,30 @@ def describe_exactly(value: Any) -> Any:
 
 
 def describe_training(
-    posterior: Posterior, config: TrainingConfig, describe: Callable[[Any], Any] = describe_exactly
+    posterior: Posterior,
+    config: TrainingConfig,
+    flatness: Flatness = Plain(),
+    describe: Callable[[Any], Any] = describe_exactly,
 ) -> dict[str, Any]:
     """What posterior and configuration contribute to the weights that training visits.
 
     Fits for which this is equal share a training, if network, data, flatness, likelihood and seed are the same too.
     The collection of snapshots is left out for posteriors that have a trajectory. For one that has none, with an
-    optimizer that cannot be written down as data, and for an ensemble that is trained in worker processes, the
-    description is that of the whole fit.
+    optimizer that cannot be written down as data, for an ensemble that is trained in worker processes, and for a
+    flatness that uses the distribution of the posterior, the description is that of the whole fit.
 
     Args:
         posterior: The posterior.
         config: Training hyperparameters.
+        flatness: The flatness.
         describe: Describes the values.
     """
     trajectory, whole_fit = posterior.trajectory, {"posterior": describe(posterior), "config": describe(config)}
-    if trajectory is None or (config.distribution.members == "workers" and posterior.num_members > 1):
+    if (
+        trajectory is None
+        or flatness.needs_weight_distribution
+        or (config.distribution.members == "workers" and posterior.num_members > 1)
+    ):
         return whole_fit
     try:
         optimizer = to_spec(config.optimizer or posterior.default_optimizer)

@@ -177,7 +177,7 @@ class TrainingSetup:
             )
         check_graph_capture(posterior, factory.flatness, config, fabric.device, world.size)
         if config.distribution.strategy == "fsdp":
-            check_fsdp(posterior, config, world, checkpoints)
+            check_fsdp(posterior, config, world, checkpoints, factory.flatness)
         is_vectorized, reason = should_vectorize(factory, posterior.num_members)
         indices = range(posterior.num_members)
         info = {"flatbayes": get_version(), "model": model_spec}

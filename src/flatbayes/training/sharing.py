@@ -85,7 +85,7 @@ def fit_together(
         ValueError: The trainings of the posteriors differ.
         Exception: What ended a training, if it is neither an error of a posterior nor a RuntimeError or ValueError.
     """
-    check_same_training(methods)
+    check_same_training(methods, flatness)
     outcomes: dict[str, FitOutcome] = {}
     setups: dict[str, TrainingSetup] = {}
     for posterior, config in methods:
@@ -103,13 +103,13 @@ def fit_together(
     return [outcomes[describe_branch(*method)] for method in methods]
 
 
-def check_same_training(methods: Sequence[tuple[Posterior, TrainingConfig]]) -> None:
+def check_same_training(methods: Sequence[tuple[Posterior, TrainingConfig]], flatness: Flatness) -> None:
     """Refuse posteriors that are trained in different ways.
 
     Raises:
         ValueError: The trainings of two posteriors differ.
     """
-    first, *others = [describe_training(*method) for method in methods]
+    first, *others = [describe_training(*method, flatness) for method in methods]
     for (posterior, _), other in zip(methods[1:], others, strict=True):
         if other != first:
             raise ValueError(
@@ -212,7 +212,7 @@ def open_checkpoints(setups: Sequence[TrainingSetup], checkpoints: Checkpoints |
     own = {"posterior", *vars(factories[0].config)}  # described by the training
     identity: Mapping[str, Any] = {
         **{name: value for name, value in setups[0].identity.items() if name not in own},
-        **describe_training(factories[0].posterior, factories[0].config, describe_object),
+        **describe_training(factories[0].posterior, factories[0].config, factories[0].flatness, describe_object),
     }
     branches = [describe_branch(factory.posterior, factory.config) for factory in factories]
     return CheckpointManager.open_shared(checkpoints, identity, branches)

@@ -13,6 +13,7 @@ from flatbayes.core import State
 from flatbayes.core.process_group import ProcessGroupInfo
 from flatbayes.core.tensor_lists import to_local
 from flatbayes.core.weights import trainable_parameters
+from flatbayes.flatness import Flatness, Plain
 from flatbayes.posteriors import Posterior
 from flatbayes.training.checkpoint import Checkpoints
 from flatbayes.training.config import TrainingConfig
@@ -25,16 +26,23 @@ MIN_TORCH_VERSION = "2.13"
 
 
 def check_fsdp(
-    posterior: Posterior, config: TrainingConfig, world: ProcessGroupInfo, checkpoints: Checkpoints | None = None
+    posterior: Posterior,
+    config: TrainingConfig,
+    world: ProcessGroupInfo,
+    checkpoints: Checkpoints | None = None,
+    flatness: Flatness = Plain(),
 ) -> None:
     """Refuse what sharded training does not support.
 
     Raises:
-        ValueError: The configuration, the posterior or the checkpoints cannot be used with `strategy="fsdp"`.
+        ValueError: Configuration, posterior, flatness or checkpoints cannot be used with `strategy="fsdp"`.
     """
     scope, size = config.distribution.ascent_scope, config.batch_size
     obstacles = {
         f"{type(posterior).__name__} needs all weights in one process": not posterior.shardable,
+        f"{type(flatness).__name__} needs the distribution of all weights in one process": (
+            flatness.needs_weight_distribution
+        ),
         "gradients are averaged in every pass; set ascent_scope='synchronised'": scope != "synchronised",
         f"{size} examples do not divide by {world.size} processes": size % world.size != 0,
         "the loss scale must be the same in all processes; use bf16-mixed": config.precision.mode == "16-mixed",
