@@ -2,7 +2,8 @@
 
 Each posterior is trained once for each data set. The pool is divided at random into calibration and test examples,
 200 times. Given the scores of the pool, if no two are equal, the number of covered test examples of a split is
-exactly beta-binomial, and splits are independent. So for each data set, posterior and score
+exactly beta-binomial, and splits are independent. Every data set, posterior and score has splits of its own, so that
+all results are independent. For each
 
 * the mean coverage over splits has the expectation k / (n + 1), k = ceil((n + 1) level), and a known variance;
 * the number of splits below their 95 % range is binomial.
@@ -11,6 +12,7 @@ Equal scores, as of saturated probabilities, make the coverage larger.
 """
 
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +39,7 @@ from flatbayes.calibration import (
 from flatbayes.core.files import read_json, write_json
 from flatbayes.data import UCI, load_training_splits
 from flatbayes.likelihoods import Predictive
-from flatbayes.posteriors import Posterior
+from flatbayes.posteriors import MCDropout, Posterior
 from flatbayes.training import CollectionConfig, OptimizationConfig
 
 LEVEL, NUM_SPLITS, NUM_TRAIN, MAX_POOL, NUM_DRAWS = 0.9, 200, 300, 800, 30
@@ -101,9 +103,10 @@ class CoverageResult:
 
 
 def list_posteriors() -> dict[str, Posterior]:
-    """Every posterior of `flatbayes.posteriors` with its default options."""
+    """Every posterior of `flatbayes.posteriors` with its default options; MC-Dropout with a rate, as it needs one."""
     kinds = {name: getattr(flatbayes.posteriors, name) for name in flatbayes.posteriors.__all__}
-    return {name: kind() for name, kind in sorted(kinds.items()) if kind is not Posterior}
+    posteriors = {name: kind() for name, kind in sorted(kinds.items()) if kind not in (Posterior, MCDropout)}
+    return {**posteriors, "MCDropout": MCDropout(rate=0.1)}
 
 
 def split_pool(data: tuple[Any, Any]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -139,9 +142,10 @@ def measure_coverage(
     num_test, rank = len(targets) - num_calibration, conformal_rank(num_calibration, LEVEL)
     distribution = betabinom(num_test, rank, num_calibration + 1 - rank)
     lowest = distribution.ppf((1 - RANGE) / 2)
+    key = zlib.crc32("/".join(names).encode())  # splits of their own, so that results are independent
     coverages, sizes = [], []
     for split in range(num_splits):
-        rows = torch.from_numpy(np.random.default_rng(split).permutation(len(targets)))
+        rows = torch.from_numpy(np.random.default_rng([split, key]).permutation(len(targets)))
         calibration, test = rows[:num_calibration], rows[num_calibration:]
         predictor = fit_conformal(predictive.select(calibration), targets[calibration], score, level=LEVEL)
         region = predictor.predict(predictive.select(test))

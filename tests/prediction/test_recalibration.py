@@ -1,4 +1,4 @@
-"""Calibration of fitted posteriors: all predictions, artefact, compiled posterior and evaluation have it."""
+"""Calibration of fitted posteriors: artefact and evaluation have it; test_calibration_siblings.py has predictions."""
 
 import pytest
 import torch
@@ -17,7 +17,6 @@ from flatbayes import (
     fit,
 )
 from flatbayes.core.files import read_json
-from flatbayes.prediction import replace_calibration
 from flatbayes.prediction.metadata import check_info
 from flatbayes.training import OptimizationConfig
 
@@ -40,22 +39,6 @@ def case(request, posteriors):
     return data, fitted, calibrate(fitted, data.val, num_draws=4, method=request.param)
 
 
-def test_every_prediction_is_calibrated(case):
-    data, fitted, calibrated = case
-    raw = fitted.predict(data.test.inputs, 4)
-    expected = calibrated.calibration.apply(raw)
-    predicted = calibrated.predict(data.test.inputs, 4)
-    streamed = list(calibrated.stream_predictions(data.test.inputs, 4))
-    for predictive in (predicted, type(predicted).concatenate(streamed)):
-        torch.testing.assert_close(predictive.entropy, expected.entropy)
-        assert (predictive.entropy - raw.entropy).abs().max() > 1e-4
-    assert fitted.calibration is None
-    assert torch.equal(replace_calibration(calibrated, None).predict(data.test.inputs, 4).entropy, raw.entropy)
-    with calibrated.share_predictions():
-        calibrated.predict(data.test.inputs, 4)
-        assert torch.equal(replace_calibration(calibrated, None).predict(data.test.inputs, 4).entropy, raw.entropy)
-
-
 def test_a_calibration_is_not_fitted_to_calibrated_predictions(case):
     data, _, calibrated = case
     method = calibrated.calibration.method
@@ -74,24 +57,6 @@ def test_the_artefact_has_the_calibration(case, tmp_path):
     )
     with pytest.raises(ValueError, match="'calibration' must be a calibration written by"):
         check_info({"calibration": calibrated.info["calibration"] | {"weights": []}})
-
-
-def test_the_compiled_posterior_has_the_calibration(case):
-    data, _, calibrated = case
-    expected = calibrated.predict(data.test.inputs, 4)
-    if calibrated.calibration.method == "quantile":
-        with pytest.raises(ValueError, match="'quantile' changes distribution functions"):
-            calibrated.compile(4)
-        return
-    compiled = calibrated.compile(4)
-    tensors = compiled(data.test.inputs)
-    assert set(compiled.output_names) == set(tensors)
-    for name, values in tensors.items():
-        reference = expected.epistemic.sqrt() if name == "epistemic_std" else getattr(expected, name)
-        torch.testing.assert_close(values.double(), reference, rtol=1e-3, atol=1e-4)
-    traced = torch.export.export(compiled, (data.test.inputs[:3].float(),)).module()(data.test.inputs[:3].float())
-    for name, values in traced.items():
-        torch.testing.assert_close(values, tensors[name][:3], rtol=1e-4, atol=1e-5)
 
 
 def test_an_evaluation_has_the_metrics_without_calibration(case):

@@ -147,7 +147,7 @@ def join_posteriors(fitted_posteriors: Sequence[FittedPosterior]) -> FittedPoste
         The posterior `Ensemble(member, size)`, whose members have the same weight.
 
     Raises:
-        ValueError: There are none, or they differ in more than their weights.
+        ValueError: There are none, they differ in more than their weights, or one has a calibration.
 
     Examples:
         >>> from torch import nn
@@ -161,6 +161,11 @@ def join_posteriors(fitted_posteriors: Sequence[FittedPosterior]) -> FittedPoste
     if not fitted_posteriors:
         raise ValueError("There are no posteriors to join.")
     first = fitted_posteriors[0]
+    if any(fitted.calibration is not None for fitted in fitted_posteriors):
+        raise ValueError(
+            "A calibration was fitted to the predictions of a member, not to those of the ensemble. Join posteriors "
+            "without one (flatbayes.prediction.replace_calibration(fitted, None)), and calibrate the ensemble."
+        )
     for name in ("posterior", "likelihood"):
         values = [getattr(fitted, name) for fitted in fitted_posteriors]
         if len({(type(value), repr(vars(value))) for value in values}) > 1:  # a repr leaves out long fields
