@@ -1,0 +1,86 @@
+"""Radii in the last part of training only, as in the pilot of `rho="auto"`, with the default training.
+
+FLATBAYES_DATA=... python -m studies.radius.late docs/results/radius-late.json
+"""
+
+import argparse
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flatbayes.core.files import read_json, write_json
+from flatbayes.data import DataSplits
+from flatbayes.flatness import SAM
+from flatbayes.models import MLP
+from flatbayes.posteriors import MAP
+from flatbayes.training import Callback, TrainingConfig
+from flatbayes.training.members import list_groups
+from flatbayes.training.pilot import Pilot
+from flatbayes.training.run import TrainingRun
+from flatbayes.training.setup import make_training_data
+from flatbayes.training.sharing import prepare_setup
+from studies.defaults.tasks import select_tasks
+
+RADII = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+@dataclass
+class EvaluatedPilot(Pilot):
+    """A pilot that also evaluates on test data, which decide nothing.
+
+    Attributes:
+        test: The test examples as validation examples.
+        test_scores: Test NLL of each training, in order.
+    """
+
+    test: DataSplits | None = None
+    test_scores: list[float] = field(default_factory=list)
+
+    def _validate(self, run: TrainingRun) -> float | None:
+        assert self.test is not None
+        factory = self.setups[0].factory
+        evaluate = make_training_data(self.test, factory.training_data.transform).make_validator(
+            factory.likelihood, self.setups[0].world
+        )
+        assert evaluate is not None
+        self.test_scores.append(evaluate(run.leader.get_state().model)["val_nll"])
+        return super()._validate(run)
+
+
+def run_task(data: DataSplits, seed: int) -> dict[str, Any]:
+    """Validation and test NLL of the weights, by radius."""
+    setup = prepare_setup(MLP, data, MAP(), SAM(rho="auto"), TrainingConfig(), seed)
+    index, members = list_groups([setup])[0]
+    test = DataSplits(**{**vars(data), "val": data.test})
+    pilot = EvaluatedPilot([setup], SAM(rho="auto"), index, members, Callback(), test=test)
+    assert (pilot.find_obstacle() or pilot.train_plain()) is None
+    scores = {}
+    for radius in (0.0, *RADII):
+        if radius:
+            pilot.train_candidate(radius)
+            pilot.outcomes[radius].checkpoints.end = None
+        val = pilot.outcomes[radius].score
+        scores[f"{radius:g}"] = [val, None if val is None else pilot.test_scores[-1]]
+    return scores
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    out = parser.parse_args().out
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    records: dict[str, Any] = read_json(out) if out.exists() else {}  # type: ignore[assignment]
+    for task in select_tasks(half="choice"):
+        if task.name not in records and not task.large:
+            records[task.name] = run_task(task.split(0).splits, 0)
+            write_json(out, records)
+            print(task.name, records[task.name], flush=True)
+
+
+if __name__ == "__main__":
+    main()
