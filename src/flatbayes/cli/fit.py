@@ -65,14 +65,14 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--without_training_inputs",
         action="store_true",
-        help="keep no batches of training inputs in the artefact of a network with BatchNorm, which can then draw no "
-        "networks but those of this command",
+        help="keep no training inputs in the artefact of a network with BatchNorm, which then draws only the networks "
+        "of this command",
     )
     parser.add_argument(
         "--checkpoint_steps",
         type=int | None,
         default=None,
-        help="steps between checkpoints within an epoch; by default they are written at the end of epochs only",
+        help="steps between checkpoints within an epoch; by default none are written there",
     )
     parser.add_argument("--checkpoint_seconds", type=float, default=30.0, help="minimum time between checkpoints")
     parser.add_argument(

@@ -29,6 +29,7 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
         "data": describe_data(states, info),
         "training": _join(
             _format_count(training.get("epochs"), "epoch"),
+            _describe_stop(training),
             _format_count(training.get("steps"), "step"),
             f"seed {training['seed']}" if "seed" in training else "",
             f"{format_number(cost['train_seconds'])} s" if _is_number(cost.get("train_seconds")) else "",
@@ -45,6 +46,15 @@ def describe_fitted(posterior: Posterior, states: Sequence[State], info: Mapping
         "device": _describe_device(states),
     }
     return {name: text for name, text in entries.items() if text}
+
+
+def _describe_stop(training: Mapping[str, Any]) -> str:
+    """Epochs at which early stopping ended the training of each member."""
+    epochs = [training.get(name) for name in ("best_epochs", "last_epochs")]
+    if not all(isinstance(values, list) for values in epochs):
+        return ""
+    best, last = (" ".join(map(str, values)) for values in epochs if isinstance(values, list))
+    return f"stopped after {last}, lowest validation NLL after {best}"
 
 
 def _describe_choices(choices: Any) -> str:

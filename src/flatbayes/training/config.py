@@ -44,13 +44,13 @@ class TrainingConfig:
         min_epochs: Fewest passes over the training data if `epochs` is None.
         min_steps: Fewest optimizer steps if `epochs` is None.
         batch_size: Examples per step, over all processes.
-        optimizer: Builds the optimizer from parameters: a class of torch.optim or your own, with its arguments.
+        optimizer: Builds the optimizer: a class of torch.optim or your own, with its arguments.
             Its weight decay is the prior unless the posterior has a prior_precision. By default SGD with lr 0.1, or
             Adam with lr 0.001 for variational inference.
         schedule: Learning rate over training.
-        num_validations: Evaluations on the validation split during training, for the history; 0 for never.
-        validate_every_n_epochs: Epochs between two evaluations, instead of `num_validations`; the last epoch is
-            evaluated too.
+        num_validations: Evaluations on the validation split during training; 0 for never.
+        validate_every_n_epochs: Epochs between two evaluations, instead of `num_validations`.
+        early_stopping: Collect snapshots from the weights of the lowest validation NLL on. None: if `epochs` is.
         optimization: Label smoothing, gradient clipping and accumulation.
         collection: Collection of weight snapshots.
         precision: Floating-point precision, memory layout and compilation.
@@ -72,6 +72,7 @@ class TrainingConfig:
     schedule: Schedule = SWALinear()
     num_validations: int = 20
     validate_every_n_epochs: int | None = None
+    early_stopping: bool | None = None
     optimization: OptimizationConfig = OptimizationConfig()
     collection: CollectionConfig = CollectionConfig()
     precision: PrecisionConfig = PrecisionConfig()
@@ -141,7 +142,8 @@ class TrainingConfig:
         spacing = math.ceil(round(epochs * (1 - collection.start_fraction)) / MAX_AUTOMATIC_SNAPSHOTS)
         if collection.snapshots_per_epoch is None and spacing > 1:
             collection = replace(collection, snapshots_per_epoch=1 / spacing)
-        return replace(self, epochs=epochs, collection=collection)
+        stops_early = self.early_stopping is None or self.early_stopping
+        return replace(self, epochs=epochs, collection=collection, early_stopping=stops_early)
 
     def resolve_clip_norm(self, likelihood: Likelihood) -> Self:
         """The configuration with a number or None for `optimization.clip_norm`.
@@ -154,6 +156,12 @@ class TrainingConfig:
             return self
         clip_norm = REGRESSION_CLIP_NORM if isinstance(likelihood, Gaussian) else None
         return replace(self, optimization=replace(self.optimization, clip_norm=clip_norm))
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the training stops early, if there are validation examples."""
+        is_wanted = self.epochs is None if self.early_stopping is None else self.early_stopping
+        return is_wanted and (self.num_validations > 0 or self.validate_every_n_epochs is not None)
 
     @property
     def num_epochs(self) -> int:

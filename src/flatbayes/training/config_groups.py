@@ -37,8 +37,7 @@ class OptimizationConfig:
     """Loss and gradient of a step.
 
     Attributes:
-        label_smoothing: Fraction of each target that is spread evenly over all classes; in the training loss only,
-            not in history and metrics.
+        label_smoothing: Fraction of each target that is spread evenly over all classes, in the training loss.
         clip_norm: Largest norm of the final gradient; None does not clip. `auto` is 1 for a Gaussian likelihood.
         accumulation_steps: Micro-batches that the batch of a step is split into, to save memory.
         initial_noise: Noise of a regression at the start: `residuals` of a linear fit; None is 0.7 of the targets'.
@@ -140,10 +139,10 @@ class DistributionConfig:
     """Devices and processes.
 
     Attributes:
-        accelerator: Device to train on: auto, cpu, cuda or mps. `auto` is the value of the environment variable
-            FLATBAYES_ACCELERATOR, or else the GPU if there is one.
-        devices: Devices of a machine, one process each, that share the batch of a step; `auto` is one, or as many
-            as torchrun has started processes. See docs/distributed.md.
+        accelerator: auto, cpu, cuda or mps. `auto` is the value of the environment variable FLATBAYES_ACCELERATOR,
+            or else the GPU if there is one.
+        devices: Devices, one process each, that share the batch of a step; `auto` is one, or as many as torchrun has
+            started processes.
         strategy: What each of several processes holds of the network: `ddp`, all of it; or `fsdp`, a shard, for
             networks too large for one device (`MAP` and `SWAG`).
         ascent_scope: Batch of the adversarial perturbation of several processes: `local`, the share of each, without

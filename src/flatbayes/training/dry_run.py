@@ -93,6 +93,7 @@ def measure_step_seconds(
         schedule=Constant(),
         num_validations=0,
         validate_every_n_epochs=None,
+        early_stopping=False,
         precision={"compile": False, "cuda_graph": False},
         distribution={"devices": 1, "members": "one_by_one"},
     )

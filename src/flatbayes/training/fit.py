@@ -172,6 +172,13 @@ def train_prepared(
     return fitted
 
 
+def describe_stop(results: Sequence[GroupResult]) -> dict[str, Any]:
+    """Epochs of the best evaluations of the members, and of their last snapshots, if training stopped early."""
+    epochs = [result.best_epoch for result in results]
+    last = [result.records[-1]["epoch"] for result in results if result.records]
+    return {} if all(epoch is None for epoch in epochs) else {"best_epochs": epochs, "last_epochs": last}
+
+
 def describe_results(setup: TrainingSetup, results: Sequence[GroupResult]) -> dict[str, Any]:
     """Flatness, epochs, seed, the metrics of the last epoch, and the losses by epoch, as plain data."""
     factory = setup.factory
@@ -179,6 +186,7 @@ def describe_results(setup: TrainingSetup, results: Sequence[GroupResult]) -> di
     return {
         "flatness": describe_name(factory.flatness),
         "epochs": factory.config.epochs,
+        **describe_stop(results),
         "seed": factory.seed,
         "last_epoch": {name: value for name, value in last.items() if name.startswith(("loss", "val_"))},
         "history": summarize_history([result.records for result in results]),

@@ -13,6 +13,7 @@ from flatbayes.prediction import NetworkSampler
 from flatbayes.prediction.inputs import find_nonfinite_rows
 from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.compatibility import check_finite_weights
+from flatbayes.training.early_stopping import has_best_weights
 from flatbayes.training.fabric import Fabric
 from flatbayes.training.identity import describe_branch
 from flatbayes.training.recording import Recording, record_or_replay
@@ -33,6 +34,7 @@ class GroupResult:
         num_gradients: Forward and backward passes of a network.
         seconds: Duration of the steps, and of the snapshots and the last pass over the data of this posterior.
         num_branches: Number of posteriors that the run has served.
+        best_epoch: Epoch of the best evaluation, with early stopping.
     """
 
     states: Sequence[State]
@@ -40,6 +42,7 @@ class GroupResult:
     num_gradients: float
     seconds: float = 0.0
     num_branches: int = 1
+    best_epoch: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The result as tensors and plain data."""
@@ -52,6 +55,7 @@ class GroupResult:
             "num_gradients": self.num_gradients,
             "run_seconds": self.seconds,
             "num_branches": self.num_branches,
+            "best_epoch": self.best_epoch,
         }
 
     @staticmethod
@@ -65,7 +69,7 @@ class GroupResult:
         ]
         records, num_gradients = state_dict["records"], state_dict["num_gradients"]
         seconds, num_branches = state_dict.get("run_seconds", 0.0), state_dict.get("num_branches", 1)
-        return GroupResult(states, records, num_gradients, seconds, num_branches)
+        return GroupResult(states, records, num_gradients, seconds, num_branches, state_dict.get("best_epoch"))
 
 
 GroupOutcome = GroupResult | Exception
@@ -106,6 +110,10 @@ def train_group(
                 make_independent(state, branch.posterior, factory, member, session.fabric)
                 for member, state in zip(run.status.progress.members, branch.states, strict=True)
             ]
+    if run.status.best is not None:
+        for branch in run.branches:
+            for state in states.get(branch.name, ()) if has_best_weights(branch.posterior) else ():
+                run.status.best.load_into(state, with_statistics=branch is run.leader)
     step_seconds = run.status.elapsed_seconds() - sum(branch.seconds for branch in run.branches)
     if recording is not None and not recording.is_complete:
         recording.finish(run, step_seconds)
@@ -123,6 +131,7 @@ def train_group(
             status.num_gradients,
             step_seconds + branch.seconds,
             len(run.branches),
+            None if status.best is None else status.best.epoch,
         )
     run.check_branches()
     session.manager.save_result(session.run_index, describe_outcomes(outcomes))

@@ -29,9 +29,10 @@ def describe_training(
     """What posterior and configuration contribute to the weights that training visits.
 
     Fits for which this is equal share a training, if network, data, flatness, likelihood and seed are the same too.
-    The collection of snapshots is left out for posteriors that have a trajectory. For one that has none, with an
-    optimizer that cannot be written down as data, for an ensemble that is trained in worker processes, and for a
-    flatness that uses the distribution of the posterior, the description is that of the whole fit.
+    The collection of snapshots is left out for posteriors that have a trajectory, except for its start where training
+    stops early. For a posterior that has none, with an optimizer that cannot be written down as data, for an ensemble
+    that is trained in worker processes, and for a flatness that uses the distribution of the posterior, the
+    description is that of the whole fit.
 
     Args:
         posterior: The posterior.
@@ -50,7 +51,8 @@ def describe_training(
         optimizer = to_spec(config.optimizer or posterior.default_optimizer)
     except TypeError:  # a lambda, of which a posterior may make a new one whenever it is asked
         return whole_fit
-    config = replace(config, collection=CollectionConfig())
+    collection = CollectionConfig(config.collection.start_fraction) if config.stops_early else CollectionConfig()
+    config = replace(config, collection=collection)
     options = {name: optimizer if name == "optimizer" else describe(value) for name, value in vars(config).items()}
     update = {"update": trajectory.update, **dict(trajectory.hyperparameters)}
     return {"trajectory": update, "config": options}

@@ -25,6 +25,7 @@ from flatbayes.core.networks import shared_dtype
 from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.closure import BatchClosure, clip_closure
 from flatbayes.training.config import TrainingConfig
+from flatbayes.training.early_stopping import list_validation_epochs
 from flatbayes.training.engine import Engine
 from flatbayes.training.graph_capture import GraphedFlatness, record_cuda_graph
 from flatbayes.training.run import TrainingRun
@@ -60,13 +61,14 @@ def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]
         OSError: A checkpoint cannot be written.
     """
     config, posterior, status, progress = run.config, run.leader.posterior, run.status, run.status.progress
-    steps_per_epoch, validation_epochs = len(run.batches), config.validation_epochs()
-    total_steps = config.num_epochs * steps_per_epoch
+    steps_per_epoch = len(run.batches)
     with session.open(run, callback) as (engine, state):
         flatness = session.distribute(run.flatness, engine)
         if config.precision.cuda_graph:
             flatness = GraphedFlatness(flatness, record_cuda_graph)
-        for epoch in range(status.completed_epochs, config.num_epochs):
+        while status.completed_epochs < (config := run.current_config).num_epochs:
+            epoch, total_steps = status.completed_epochs, config.num_epochs * steps_per_epoch
+            validates = epoch + 1 in list_validation_epochs(config, steps_per_epoch)
             engine.module.train()
             buffers = clone_buffers(engine.module)
             for inputs, targets in iter_batches(run, engine, epoch):
@@ -82,8 +84,10 @@ def train(run: TrainingRun, session: Session, callback: Callback) -> list[State]
                     session.save_checkpoint(run, engine, epoch_ended=False)
             state.updated_buffers = find_updated_buffers(engine.module, buffers)
             session.synchronize_buffers(engine.module, state.updated_buffers)
-            for record in finish_epoch(run, engine, lr, validate=epoch + 1 in validation_epochs):
+            for record in finish_epoch(run, engine, lr, validate=validates):
                 callback.on_epoch_end(record)
+            if validates and session.stop_early(run, engine):
+                callback.on_rollback(status.records, progress.total_steps or 0)
             session.save_checkpoint(run, engine, epoch_ended=True)
     session.gather(run, state)
     for branch in run.followers:
@@ -147,7 +151,7 @@ def finish_epoch(run: TrainingRun, engine: Engine, lr: float, *, validate: bool)
     Raises:
         RuntimeError: The mean loss, or the validation loss after the last epoch, is not finite.
     """
-    status, config = run.status, run.config
+    status, config = run.status, run.current_config
     epoch = status.completed_epochs + 1
     mean_losses = torch.as_tensor(status.loss_sum / len(run.batches)).reshape(-1).tolist()
     for member, mean_loss in enumerate(mean_losses):

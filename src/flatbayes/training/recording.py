@@ -13,6 +13,7 @@ from flatbayes.core import State
 from flatbayes.training.callbacks.callback import Callback, Record
 from flatbayes.training.checkpoint import CheckpointManager
 from flatbayes.training.compatibility import count_snapshots
+from flatbayes.training.early_stopping import BestWeights
 from flatbayes.training.loop import train
 from flatbayes.training.run import TrainingRun
 from flatbayes.training.session import Session
@@ -33,6 +34,8 @@ class Recording:
         records: Records of all epochs.
         num_gradients: Forward and backward passes of a network.
         seconds: Duration of the steps.
+        best: Weights of the best evaluation; None without early stopping.
+        best_epoch: Epoch after which early stopping has shortened the training; None if it has not.
     """
 
     snapshots: list[tuple[int, Tensors]] = field(default_factory=list)
@@ -42,6 +45,8 @@ class Recording:
     records: list[Record] = field(default_factory=list)
     num_gradients: float = 0
     seconds: float = 0.0
+    best: BestWeights | None = None
+    best_epoch: int | None = None
 
     def add_snapshot(self, step: int, state: State) -> None:
         """Record the network after a step."""
@@ -54,13 +59,14 @@ class Recording:
             run: The run.
             seconds: Duration of its steps.
         """
-        if len(self.snapshots) < count_snapshots(run.config, len(run.batches)):
+        if len(self.snapshots) < count_snapshots(run.current_config, len(run.batches)):
             return
         state, trajectory = run.leader.get_state(), run.leader.posterior.trajectory
         names = trajectory.statistics if trajectory else ()
         self.statistics = {name: state.statistics[name].detach().cpu().clone() for name in names}
         self.updated_buffers, self.records = state.updated_buffers, list(run.status.records)
         self.num_gradients, self.seconds = run.status.num_gradients, seconds
+        self.best, self.best_epoch = run.status.best, run.status.best_epoch
         self.is_complete = True
 
 
@@ -92,6 +98,7 @@ def record_or_replay(
         return train(replace(run, record_snapshot=recording.add_snapshot), session, callback)
     with replace(session, manager=CheckpointManager()).open(run, callback) as (engine, state):
         engine.module.train()
+        run.status.best, run.status.best_epoch = recording.best, recording.best_epoch
         for step, tensors in recording.snapshots:
             load_tensors(state, tensors)
             run.collect(step)

@@ -13,6 +13,7 @@ from flatbayes.posteriors import Posterior
 from flatbayes.training.batches import TrainingBatches
 from flatbayes.training.callbacks.callback import Record
 from flatbayes.training.config import TrainingConfig
+from flatbayes.training.early_stopping import BestWeights, shorten
 
 
 @dataclass
@@ -29,6 +30,9 @@ class RunStatus:
         is_trained: Whether training has ended.
         is_sharded: Whether this process holds only a shard of the state of the posterior that takes the steps.
         previous_seconds: Duration of the run before it was interrupted.
+        best: Weights of the best evaluation; None without early stopping.
+        best_epoch: Epoch after which early stopping has shortened the training; None if it has not.
+        shortened: The hyperparameters since then.
     """
 
     progress: TrainingProgress = field(default_factory=TrainingProgress)
@@ -39,6 +43,9 @@ class RunStatus:
     is_trained: bool = False
     is_sharded: bool = False
     previous_seconds: float = 0.0
+    best: BestWeights | None = None
+    best_epoch: int | None = None
+    shortened: TrainingConfig | None = None
     _start_time: float = field(default_factory=time.monotonic)
 
     def elapsed_seconds(self) -> float:
@@ -59,6 +66,7 @@ class Branch:
         state: The state; None before training.
         seconds: Time that this posterior alone has taken: its snapshots, and its last pass over the data.
         error: Why this posterior failed; the run goes on for the others.
+        shortened: The hyperparameters after early stopping has shortened the training; None before.
     """
 
     name: str
@@ -69,6 +77,7 @@ class Branch:
     state: State | None = None
     seconds: float = 0.0
     error: Exception | None = None
+    shortened: TrainingConfig | None = None
 
     def follow(self, leader: State) -> None:
         """Make the state, with the network and the optimizer of the posterior that takes the steps.
@@ -85,9 +94,12 @@ class Branch:
             for name in trajectory.statistics if trajectory else ():
                 self.state.statistics[name] = leader.statistics[name]
 
-    def collect(self, step: int, steps_per_epoch: int) -> None:
+    def collect(self, step: int, steps_per_epoch: int, best_epoch: int | None = None) -> None:
         """Record the current weights if the configuration says so after this step, counted from 0."""
-        if self.error is None and self.config.is_collection_step(step, steps_per_epoch):
+        if best_epoch is not None and self.shortened is None:
+            self.shortened = shorten(self.config, best_epoch, steps_per_epoch)
+        config = self.config if best_epoch is None or self.shortened is None else self.shortened
+        if self.error is None and config.is_collection_step(step, steps_per_epoch):
             with self.isolate():
                 self.posterior.collect(self.get_state())
 
@@ -153,6 +165,16 @@ class TrainingRun:
     record_snapshot: Callable[[int, State], None] | None = None
 
     @property
+    def current_config(self) -> TrainingConfig:
+        """The hyperparameters, as early stopping has shortened the training."""
+        status = self.status
+        if status.best_epoch is None:
+            return self.config
+        if status.shortened is None:
+            status.shortened = shorten(self.config, status.best_epoch, len(self.batches))
+        return status.shortened
+
+    @property
     def leader(self) -> Branch:
         """The branch whose posterior takes the steps."""
         return self.branches[0]
@@ -174,8 +196,8 @@ class TrainingRun:
             Exception: That of the first branch, once all have failed.
         """
         for branch in self.branches:
-            branch.collect(step, len(self.batches))
-        if self.record_snapshot is not None and self.config.is_collection_step(step, len(self.batches)):
+            branch.collect(step, len(self.batches), self.status.best_epoch)
+        if self.record_snapshot is not None and self.current_config.is_collection_step(step, len(self.batches)):
             self.record_snapshot(step, self.leader.get_state())
         self.check_branches()
 

@@ -25,6 +25,13 @@ from flatbayes.training.config import TrainingConfig
 from flatbayes.training.distributed.fsdp import gather_state, shard_module
 from flatbayes.training.distributed.gradient_averaging import make_synchronized_closure
 from flatbayes.training.distributed.launch import get_fabric_process_group
+from flatbayes.training.early_stopping import (
+    BestWeights,
+    count_first_epochs,
+    is_first_part_over,
+    pack_checkpoint,
+    unpack_checkpoint,
+)
 from flatbayes.training.engine import Engine, place_module, set_cudnn_benchmark
 from flatbayes.training.fabric import Fabric
 from flatbayes.training.run import Branch, TrainingRun
@@ -61,7 +68,7 @@ class Session:
         state.optimizer = engine.optimizer
         for branch in run.followers:
             branch.follow(state)
-        run.status.progress.total_steps = run.config.num_epochs * len(run.batches)
+        run.status.progress.total_steps = run.current_config.num_epochs * len(run.batches)
         num_vectorized = run.num_networks if run.num_networks > 1 else 0
         is_alone = self.world.size == 1  # processes would have to agree on the step
         with (
@@ -106,6 +113,32 @@ class Session:
             return
         if self.world.broadcast(self.manager.is_due(step, epoch_ended=epoch_ended)):  # by the main process's clock
             self.manager.save(self.run_index, step, make_checkpoint(run, engine, self.world))
+
+    def stop_early(self, run: TrainingRun, engine: Engine) -> bool:
+        """Compare the last evaluation with the best one, and go back to that if the first part of training is over.
+
+        Returns:
+            Whether training went back.
+        """
+        status, config = run.status, run.current_config
+        val_nll = status.records[-1].get("val_nll") if status.records else None
+        if not config.stops_early or run.num_networks > 1 or status.is_sharded or val_nll is None:
+            return False
+        epoch, best = status.completed_epochs, status.best or BestWeights()
+        first_epochs = count_first_epochs(config)
+        if best.update(float(val_nll), epoch, run.leader.get_state()):
+            is_first_part = epoch < first_epochs
+            status.best = None  # a checkpoint in a checkpoint
+            best.checkpoint = pack_checkpoint(make_checkpoint(run, engine, self.world)) if is_first_part else None
+            status.best = best
+        if best.checkpoint is None or not is_first_part_over(config, epoch, best.epoch):
+            return False
+        num_gradients = status.num_gradients
+        restore_checkpoint(unpack_checkpoint(best.checkpoint), run, engine, self.world)
+        best.checkpoint, status.best, status.best_epoch = None, best, best.epoch
+        status.num_gradients = num_gradients  # those of the epochs that are given up count
+        status.progress.total_steps = run.current_config.num_epochs * len(run.batches)
+        return True
 
     def gather(self, run: TrainingRun, state: State) -> None:
         """Gather the whole state after training."""
@@ -204,6 +237,8 @@ def make_checkpoint(run: TrainingRun, engine: Engine, world: ProcessGroupInfo) -
         "num_gradients": status.num_gradients,
         "records": status.records,
         "run_seconds": status.elapsed_seconds(),
+        "best": None if status.best is None else status.best.state_dict(),
+        "best_epoch": status.best_epoch,
         "branches": {branch.name: _save_branch(branch) for branch in run.branches} if len(run.branches) > 1 else {},
     }
 
@@ -235,6 +270,8 @@ def restore_checkpoint(
     engine.load_scaler_state_dict(checkpoint["scaler"])
     status.completed_epochs, status.num_gradients = checkpoint["completed_epochs"], checkpoint["num_gradients"]
     status.previous_seconds = checkpoint.get("run_seconds", 0.0)
+    best, status.best_epoch = checkpoint.get("best"), checkpoint.get("best_epoch")
+    status.best = None if best is None else BestWeights(**best)
     loss_sum = checkpoint["loss_sum"]
     status.loss_sum = loss_sum if isinstance(loss_sum, float) else loss_sum.to(engine.device)
     status.records = list(checkpoint["records"])

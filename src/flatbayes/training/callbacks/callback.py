@@ -49,6 +49,14 @@ class Callback:
     def on_resume(self, records: Sequence[Record]) -> None:
         """The run continues from a checkpoint, or is complete, with the records of these epochs."""
 
+    def on_rollback(self, records: Sequence[Record], total_steps: int) -> None:
+        """Early stopping went back to an earlier epoch; the later ones do not belong to the training.
+
+        Args:
+            records: Records of the run up to this epoch.
+            total_steps: Number of steps of the run from now on.
+        """
+
     def on_message(self, text: str) -> None:
         """There is something to report before the first step."""
 
@@ -86,6 +94,11 @@ class CallbackList(Callback):
         """Pass it on."""
         for callback in self._callbacks:
             callback.on_resume(records)
+
+    def on_rollback(self, records: Sequence[Record], total_steps: int) -> None:
+        """Pass it on."""
+        for callback in self._callbacks:
+            callback.on_rollback(records, total_steps)
 
     def on_message(self, text: str) -> None:
         """Pass it on."""
@@ -129,3 +142,8 @@ class History(MemberCallback):
         """Store them."""
         for record in records:
             self.on_epoch_end(record)
+
+    def on_rollback(self, records: Sequence[Record], total_steps: int) -> None:
+        """Store them in place of those of this member."""
+        self.records = [record for record in self.records if record["member"] != self._member]
+        self.on_resume(records)

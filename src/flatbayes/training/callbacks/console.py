@@ -69,6 +69,11 @@ class ProgressBar(Callback):
         for record in records[-1:]:
             self.on_epoch_end(record)
 
+    def on_rollback(self, records: Sequence[Record], total_steps: int) -> None:
+        """Set the bar back."""
+        self._progress.update(self._task, total=total_steps)
+        self.on_resume(records)
+
     def on_message(self, text: str) -> None:
         """Print it above the bar."""
         self._progress.console.print(text, style="yellow", soft_wrap=True)
@@ -122,6 +127,15 @@ class ConsoleLogger(MemberCallback):
             self._first_step = records[-1]["step"]
             epoch = records[-1]["epoch"]
             self._write(f"resuming after epoch {epoch}, step {self._first_step} of {self._total_steps}")
+
+    def on_rollback(self, records: Sequence[Record], total_steps: int) -> None:
+        """Write a line."""
+        self._total_steps, self._first_step = total_steps, records[-1]["step"]
+        self._start_time = time.monotonic()
+        self._write(
+            f"early stopping: validation NLL was lowest after epoch {records[-1]['epoch']}; training goes on from "
+            f"there, to step {total_steps}"
+        )
 
     def on_message(self, text: str) -> None:
         """Write it."""

@@ -45,6 +45,10 @@ class JSONLinesLogger(MemberCallback):
         """Write the records of this member, or of networks that are trained together."""
         self._rewrite(records)
 
+    def on_rollback(self, records: Sequence[Record], total_steps: int) -> None:
+        """Write these records in place of those of this member."""
+        self._rewrite(records)
+
     def _rewrite(self, records: Sequence[Record]) -> None:
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
         earlier = [line for line in lines if -1 < _parse_member(line) < self._member]

@@ -1,0 +1,181 @@
+"""Early stopping: back to the weights with the lowest validation NLL, before snapshots are collected.
+
+    first part of training (before `collection.start_fraction`): evaluate after 1, 2, 3, 4, 6, 8, 12 ... epochs
+    at its end, or once the best evaluation is long ago: go back to the best epoch, with optimizer and random state
+    the part with snapshots follows, shortened in proportion
+    a posterior without snapshots ends with the best weights of all evaluations; one with snapshots has the snapshots
+
+A training that is at its best when the first part ends goes on as without early stopping. Networks that memorise
+their training data have vanishing gradients: later iterates would be one network, and overconfident.
+"""
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatbayes.core import State
+from flatbayes.posteriors import Posterior
+from flatbayes.training.config import TrainingConfig
+from flatbayes.training.schedules import Schedule, select_evenly_spaced_epochs
+
+PATIENCE = 4
+"""The first part ends after this multiple of the epochs of the best evaluation, and not before `MIN_PATIENCE`."""
+MIN_PATIENCE = 0.25
+"""Fraction of the first part that is always trained."""
+MIN_COLLECTION_STEPS = 100
+"""Fewest steps of a shortened part with snapshots, unless the whole training would have fewer."""
+
+
+@dataclass
+class BestWeights:
+    """The evaluation with the lowest validation NLL so far.
+
+    Attributes:
+        val_nll: Its NLL.
+        epoch: Its epoch, counted from 1.
+        tensors: Parameters and buffers of the network.
+        statistics: Statistics of the posterior that takes the steps.
+        checkpoint: Everything from which training goes on; None once the first part has ended.
+    """
+
+    val_nll: float = math.inf
+    epoch: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    checkpoint: Tensor | None = None
+
+    def update(self, val_nll: float, epoch: int, state: State) -> bool:
+        """Keep copies of the weights if the NLL is lower than all before; return whether it is."""
+        if not val_nll < self.val_nll:
+            return False
+        named = {**dict(state.model.named_parameters()), **dict(state.model.named_buffers())}
+        self.val_nll, self.epoch = val_nll, epoch
+        self.tensors = {name: tensor.detach().clone() for name, tensor in named.items()}
+        self.statistics = {name: tensor.detach().clone() for name, tensor in state.statistics.items()}
+        return True
+
+    @torch.no_grad()
+    def load_into(self, state: State, *, with_statistics: bool) -> None:
+        """Put the weights into a state, in place.
+
+        Args:
+            state: State of a posterior that collects no snapshots.
+            with_statistics: Whether this is the posterior that takes the steps.
+        """
+        targets = {**dict(state.model.named_parameters()), **dict(state.model.named_buffers())}
+        for name, tensor in self.tensors.items():
+            targets[name].copy_(tensor)
+        for name, tensor in self.statistics.items() if with_statistics else ():
+            state.statistics[name].detach().copy_(tensor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Shortened(Schedule):
+    """The end of a schedule, stretched over the steps after `start_step`.
+
+    Attributes:
+        schedule: The schedule.
+        start_step: First step of the end.
+        start_fraction: Fraction of the schedule at which the end starts.
+    """
+
+    schedule: Schedule
+    start_step: int
+    start_fraction: float
+
+    num_cycles = 1
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """The factor at the corresponding fraction of the schedule."""
+        done = max(0.0, (step - self.start_step) / (total_steps - self.start_step))
+        return self.schedule.factor(round((self.start_fraction + (1 - self.start_fraction) * done) * 10**6), 10**6)
+
+
+def list_validation_epochs(config: TrainingConfig, steps_per_epoch: int) -> set[int]:
+    """Epochs after which the network is evaluated: those of the configuration, and for early stopping more at first.
+
+    Args:
+        config: Training hyperparameters.
+        steps_per_epoch: Optimizer steps in an epoch.
+    """
+    epochs = config.validation_epochs()
+    if not config.stops_early:
+        return epochs
+    powers = {k * 2**exponent for k in (2, 3) for exponent in range(31)}
+    epochs |= {epoch for epoch in powers | {1} if epoch <= config.num_epochs}
+    if isinstance(config.schedule, Shortened):
+        first = config.schedule.start_step // steps_per_epoch
+        return epochs | {first + epoch for epoch in select_evenly_spaced_epochs(config.num_epochs - first, 10)}
+    return epochs | {count_first_epochs(config)}
+
+
+def count_first_epochs(config: TrainingConfig) -> int:
+    """Number of epochs before snapshots are collected; 0 for a schedule with cycles, which each have such a part."""
+    if config.schedule.num_cycles > 1 or isinstance(config.schedule, Shortened):
+        return 0
+    return int(config.collection.start_fraction * config.num_epochs)
+
+
+def is_first_part_over(config: TrainingConfig, epoch: int, best_epoch: int) -> bool:
+    """Whether to go back to the best evaluation after this epoch, counted from 1.
+
+    Args:
+        config: Training hyperparameters.
+        epoch: The epoch.
+        best_epoch: Epoch of the best evaluation so far.
+    """
+    first_epochs = count_first_epochs(config)
+    is_late = epoch >= max(PATIENCE * best_epoch, MIN_PATIENCE * first_epochs)
+    return best_epoch < epoch <= first_epochs and (is_late or epoch == first_epochs)
+
+
+def shorten(config: TrainingConfig, best_epoch: int, steps_per_epoch: int) -> TrainingConfig:
+    """The configuration of a training that collects snapshots after the best epoch.
+
+    Args:
+        config: Training hyperparameters.
+        best_epoch: Epoch of the best evaluation, before the part with snapshots.
+        steps_per_epoch: Optimizer steps in an epoch.
+    """
+    collection, start = config.collection, config.collection.start_fraction
+    longest = config.num_epochs - count_first_epochs(config)
+    needed = max(best_epoch * (1 - start) / start, MIN_COLLECTION_STEPS / steps_per_epoch)
+    epochs = best_epoch + min(longest, math.ceil(round(needed, 6)))
+    per_epoch = collection.snapshots_per_epoch
+    return replace(
+        config,
+        epochs=epochs,
+        schedule=Shortened(config.schedule, best_epoch * steps_per_epoch, start),
+        collection=replace(
+            collection,
+            start_fraction=best_epoch / epochs,
+            snapshots_per_epoch=per_epoch if per_epoch is None or per_epoch >= 1 else None,
+        ),
+    )
+
+
+def has_best_weights(posterior: Posterior) -> bool:
+    """Whether a posterior ends with the best weights: it has no snapshots, whose weights would be others."""
+    return posterior.snapshot_requirements.max_used == 0
+
+
+def pack_checkpoint(content: Mapping[str, Any]) -> Tensor:
+    """A checkpoint as bytes in a tensor, independent of the tensors of the training."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+
+
+def unpack_checkpoint(packed: Tensor) -> dict[str, Any]:
+    """The content of a checkpoint."""
+    content: dict[str, Any] = torch.load(io.BytesIO(packed.numpy().tobytes()), map_location="cpu", weights_only=True)
+    return content

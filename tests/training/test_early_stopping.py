@@ -1,0 +1,176 @@
+"""Early stopping: the best weights of point methods, and snapshots from them on."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from flatbayes import LRT, MAP, SAM, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Plain, evaluate, fit
+from flatbayes.data import DataSplits, Split
+from flatbayes.training import (
+    Callback,
+    Checkpoints,
+    CollectionConfig,
+    Constant,
+    Cosine,
+    Cyclical,
+    History,
+    SWALinear,
+    TrainingConfig,
+)
+from flatbayes.training.early_stopping import (
+    Shortened,
+    count_first_epochs,
+    is_first_part_over,
+    list_validation_epochs,
+    shorten,
+)
+from flatbayes.training.sharing import fit_together
+
+CONFIG = TrainingConfig(min_epochs=40, min_steps=1, batch_size=20, optimizer=partial(torch.optim.SGD, lr=0.5))
+POSTERIORS = {
+    "MAP": MAP(),
+    "MCDropout": MCDropout(rate=0.1),
+    "Laplace": Laplace(tune="evidence"),
+    "SGVB": SGVB(temperature=0.001),
+    "LRT": LRT(temperature=0.001),
+    "SWAG": SWAG(rank=2),
+    "SGLD": SGLD(temperature=0.001),
+    "Ensemble": Ensemble(MAP(), size=2),
+}
+
+
+def make_data():
+    """Noisy labels, which networks memorise: the validation NLL rises soon."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(160, 10, generator=generator)
+    targets = (inputs[:, 0] + torch.randn(160, generator=generator) > 0).long()
+    rows = {"train": slice(60), "val": slice(60, 110), "test": slice(110, 160)}
+    return DataSplits(
+        **{name: Split(inputs=inputs[r], targets=targets[r]) for name, r in rows.items()},
+        class_names=("no", "yes"),
+        feature_names=tuple("abcdefghij"),
+        augment=None,
+    )
+
+
+def make_network():
+    return nn.Sequential(nn.Linear(10, 50), nn.ReLU(), nn.Dropout(0.1), nn.Linear(50, 2))
+
+
+class Validations(Callback):
+    """Validation NLL of all evaluations, also of epochs that are given up."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_epoch_end(self, record):
+        if "val_nll" in record:
+            self.losses.append(record["val_nll"])
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS.values(), ids=POSTERIORS)
+def test_overfitted_epochs_are_given_up(posterior):
+    data, validations = make_data(), Validations()
+    fitted = fit(make_network, data, posterior, Plain(), CONFIG, callback=validations)
+    whole = fit(make_network, data, posterior, Plain(), CONFIG.with_options(early_stopping=False))
+    training = fitted.info["training"]
+    assert max(training["last_epochs"]) < 40 == training["epochs"]
+    assert evaluate(fitted, data.val).metrics["nll"] < evaluate(whole, data.val).metrics["nll"]
+    if isinstance(posterior, MAP):
+        nll = evaluate(fitted, data.val).metrics["nll"]
+        assert nll == pytest.approx(min(validations.losses), rel=1e-5)  # of all evaluations
+    assert "best_epochs" not in whole.info["training"]
+
+
+def test_a_training_that_is_best_at_its_end_is_the_whole_training():
+    inputs = torch.randn(60, 3, generator=torch.Generator().manual_seed(1))
+    targets = (inputs[:, 0] > 0).long()
+    split = Split(inputs=inputs, targets=targets)  # validation examples that are the training examples
+    data = replace(make_data(), train=split, val=split, feature_names=("a", "b", "c"))
+    config = CONFIG.with_options(optimizer=partial(torch.optim.SGD, lr=0.01), batch_size=60)
+    stopped, whole = (
+        fit(lambda: nn.Linear(3, 2), data, SWAG(rank=2), Plain(), config.with_options(early_stopping=early))
+        for early in (True, False)
+    )
+    assert torch.equal(stopped.states[0].statistics["mean"], whole.states[0].statistics["mean"])
+
+
+def test_explicit_epochs_and_no_evaluations_turn_it_off():
+    assert TrainingConfig().stops_early
+    assert TrainingConfig().resolve_epochs(3).stops_early
+    assert TrainingConfig(epochs=60, early_stopping=True).stops_early
+    for config in (
+        TrainingConfig(epochs=60),
+        TrainingConfig(early_stopping=False),
+        TrainingConfig(num_validations=0),
+        TrainingConfig(early_stopping=False).resolve_epochs(3),
+    ):
+        assert not config.stops_early
+
+
+class Interrupt(Callback):
+    """Ends the training like a crash, once."""
+
+    def __init__(self, step):
+        self.count, self.step = 0, step
+
+    def on_step_end(self, step, loss, lr):
+        self.count += 1
+        if self.count == self.step:
+            raise OSError("stopped")
+
+
+@pytest.mark.parametrize("step", [7, 45, 70])
+def test_it_continues_from_a_checkpoint(tmp_path, step):
+    data, options = make_data(), {"posterior": SWAG(rank=2), "flatness": SAM(), "config": CONFIG}
+    reference = fit(make_network, data, **options)
+    checkpoints = Checkpoints(tmp_path, every_n_steps=1, min_interval_seconds=0.0)
+    with pytest.raises(OSError, match="stopped"):
+        fit(make_network, data, **options, checkpoints=checkpoints, callback=Interrupt(step))
+    again = fit(make_network, data, **options, checkpoints=checkpoints)
+    assert again.info["training"]["best_epochs"] == reference.info["training"]["best_epochs"]
+    assert torch.equal(again.states[0].statistics["mean"], reference.states[0].statistics["mean"])
+
+
+def test_posteriors_share_it():
+    data, recordings = make_data(), {}
+    methods = [(MAP(), CONFIG), (SWAG(rank=2), CONFIG), (Laplace(tune="evidence"), CONFIG)]
+    for _ in range(2):  # the second time from the recordings
+        outcomes = fit_together(make_network, data, methods, Plain(), recordings=recordings)
+        for (posterior, config), outcome in zip(methods, outcomes, strict=True):
+            alone = fit(make_network, data, posterior, Plain(), config)
+            assert torch.equal(outcome.fitted.predict(data.test.inputs).mean, alone.predict(data.test.inputs).mean), (
+                posterior
+            )
+    assert all(recording.is_complete for recording in recordings.values())
+
+
+def test_the_history_has_every_epoch_once():
+    history = History()
+    fit(make_network, make_data(), SWAG(rank=2), Plain(), CONFIG, callback=history)
+    epochs = [record["epoch"] for record in history.records]
+    assert epochs == sorted(set(epochs)) == list(range(1, len(epochs) + 1))
+
+
+def test_the_shortened_training():
+    config = TrainingConfig(epochs=100, early_stopping=True, schedule=SWALinear(end_factor=0.1))
+    assert count_first_epochs(config) == 70
+    assert count_first_epochs(replace(config, schedule=Cyclical())) == 0
+    assert {1, 2, 3, 4, 6, 8, 70, 100} <= list_validation_epochs(config, 10)
+    assert not is_first_part_over(config, 70, 70)
+    assert is_first_part_over(config, 70, 60)
+    assert [is_first_part_over(config, epoch, 5) for epoch in (17, 18, 20)] == [False, False, True]
+    short = shorten(config, 14, 50)
+    assert short.num_epochs == 20  # 14 : 6 as 70 : 30
+    assert [short.schedule.factor(step, 1000) for step in (700, 999)] == [0.1, 0.1]
+    assert next(step for step in range(1000) if short.is_collection_step(step, 50)) >= 700
+    tiny = shorten(config, 1, 2)
+    assert tiny.num_epochs == 31  # at most as long as in the whole training
+    wave = shorten(replace(config, schedule=Cosine()), 14, 50).schedule
+    assert wave.factor(700, 1000) == pytest.approx(Cosine().factor(70, 100), abs=1e-5)
+    assert Shortened(Constant(), 10, 0.5).factor(12, 20) == 1
+    fraction = replace(config, collection=CollectionConfig(snapshots_per_epoch=0.1))
+    assert shorten(fraction, 14, 50).collection.snapshots_per_epoch is None
