@@ -65,8 +65,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--without_training_inputs",
         action="store_true",
-        help="keep no training inputs in the artefact of a network with BatchNorm, which then draws only the networks "
-        "of this command",
+        help="keep no training inputs in the artefact of a network with BatchNorm: it draws no further networks",
     )
     parser.add_argument(
         "--checkpoint_steps",
