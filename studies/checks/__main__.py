@@ -28,6 +28,7 @@ from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive
 from flatbayes.posteriors import Posterior
 from flatbayes.prediction import FittedPosterior, evaluate
 from flatbayes.training.sharing import fit_together
+from studies.checks.summary import format_counts
 from studies.defaults.tasks import TaskData, select_tasks
 
 GROUPS: tuple[tuple[Posterior, ...], ...] = ((MAP(), SWAG(), Laplace()), (Ensemble(size=3),), (SGVB(),), (SGLD(),))
@@ -78,9 +79,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.checks", description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--half", choices=("choice", "held-out"))
+    parser.add_argument("--summary", action="store_true", help="print the counts of the rows that there are")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = read_json(options.out) if options.out.exists() else []
+    if options.summary:
+        print(format_counts([row for row in rows if options.half in (None, row["half"])]))
+        return
     done = {row["task"] for row in rows}
     for task in select_tasks(half=options.half):
         if task.name in done or task.large:

@@ -38,7 +38,7 @@ def check_too_few_steps(evidence: Evidence) -> Finding | str:
     fall, share = measure_late_fall([curve.times[k] for k in rows], values)
     return Finding(
         "too_few_steps",
-        fall <= MIN_FALL_NATS or share <= MAX_LATE_FALL,
+        fall <= MIN_FALL_NATS or share <= MAX_LATE_FALL or values[-1] > min(values) + MIN_FALL_NATS,
         "The training is too short",
         f"in the last fifth of its learning rates the {quantity} {'fell' if fall > 0 else 'rose'} by {abs(fall):.3g} "
         f"nats{f', {format_percent(share)} of the whole fall' if fall > 0 else ''}",
