@@ -95,7 +95,7 @@ REASONS = {
     "prediction/inputs.py:find_nonfinite_rows": MESSAGE,
     "prediction/inputs.py:check_finite_predictions": MESSAGE,
     "prediction/outputs.py:*Summary.__init__": "buffers of a module, which are moved with it",
-    "prediction/sampling.py:NetworkSampler._draw": "an order of the host",
+    "prediction/sampling.py:NetworkSampler.snapshot_index": "an order of the host",
     "prediction/sampling.py:make_example_inputs": "inputs of the host for an export",
     "training/batches.py:LoaderBatches.*": "random state of NumPy, on the host",
     "training/batches.py:ShuffledBatches.shuffle_indices": "once per epoch: the order is that of the CPU everywhere",

@@ -59,8 +59,8 @@ def find_worst_layer(current: dict[str, Tensor], estimated: dict[str, Tensor]) -
     layers = []
     for key in (name for name in estimated if name.endswith("running_mean")):
         stem = key.removesuffix("running_mean")
-        mean, variance = (estimated[stem + kind].double() for kind in ("running_mean", "running_var"))
-        old_mean, old_variance = (current[stem + kind].double() for kind in ("running_mean", "running_var"))
+        mean, variance = (estimated[stem + kind].cpu().double() for kind in ("running_mean", "running_var"))
+        old_mean, old_variance = (current[stem + kind].cpu().double() for kind in ("running_mean", "running_var"))
         smallest = torch.finfo(torch.float32).tiny
         is_dead = (variance <= smallest) | (old_variance <= smallest)  # channels that are constant
         ratios = (variance.clamp_min(smallest) / old_variance.clamp_min(smallest)).log().abs()

@@ -25,7 +25,7 @@ MAX_ROWS = 4000
 MAX_GRAM_ROWS = 500
 """The same for inputs with more features than this."""
 MAX_HASHES = 1024
-MAX_HASHED_ELEMENTS = 2**26
+MAX_HASHED_ELEMENTS = 2**25
 """Rows of larger data are not hashed."""
 MIN_ROWS = 10
 FAR_QUANTILE = 0.95
@@ -268,7 +268,7 @@ def hash_rows(inputs: Tensor) -> Int[Tensor, " rows"]:
         inputs: Shape [rows, ...].
     """
     hashes = []
-    size = max(1, MAX_HASHED_ELEMENTS // 16 // max(1, inputs[:1].numel()))
+    size = max(1, MAX_HASHED_ELEMENTS // 8 // max(1, inputs[:1].numel()))
     for block in inputs.detach().split(size):
         words = (block.cpu().float().flatten(1) + 0.0).contiguous().view(torch.int32).long()  # -0 becomes 0
         factors = _mix(torch.arange(1, words.shape[1] + 1) * HASH_FACTORS[0]) | 1
