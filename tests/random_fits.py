@@ -45,7 +45,7 @@ class FitSpec:
 
 def pick_posterior(pick: Pick, *, may_nest: bool = True) -> Any:
     """A posterior with random valid options."""
-    kinds = ["MAP", "SWAG", "SGLD", "SGHMC", "SGVB", "IVON", "LRT", "Laplace", "MCDropout"]
+    kinds = ["MAP", "SWAG", "SGLD", "SGHMC", "SGVB", "IVON", "BSAM", "LRT", "Laplace", "MCDropout"]
     match pick([*kinds, "Ensemble"] if may_nest else kinds):
         case "MAP":
             return posteriors.MAP(pick([None, 2.0]))
@@ -64,6 +64,10 @@ def pick_posterior(pick: Pick, *, may_nest: bool = True) -> Any:
             prior = pick([1.0, "initial", {"*bias": 2.0, "*": 0.5}])
             options = {"params": pick(SELECTIONS), "prior_mean": pick(["zero", "initial"])}
             return posteriors.SGVB(prior, pick([1.0, 0.1]), num_samples=pick([1, 2]), **options)
+        case "BSAM":
+            return posteriors.BSAM(
+                pick([0.01, 0.0]), pick([None, 2.0]), pick([1.0, 0.1]), num_sub_batches=pick([1, 2])
+            )
         case "IVON":
             options = {"num_samples": pick([1, 2]), "hessian_estimator": pick(["price", "gradsq"])}
             return posteriors.IVON(pick([None, 2.0]), pick([1.0, 0.1]), params=pick(SELECTIONS), **options)
@@ -154,7 +158,7 @@ def make_valid(spec: FitSpec) -> FitSpec:
         and set(model.blocks) <= {"linear", "residual", "gated", "convolution"}
     )
     match member:
-        case posteriors.SGLD() | posteriors.SGHMC() | posteriors.IVON():
+        case posteriors.SGLD() | posteriors.SGHMC() | posteriors.IVON() | posteriors.BSAM():
             optimizer = make_sgd if member.prior_precision is not None else pick_other(optimizer, make_adam, None)
             optimizer = make_weakly_decayed_sgd if optimizer is make_decayed_sgd else optimizer
         case posteriors.LRT() if not has_only_kfac_layers or model.sharing != "none":
@@ -176,6 +180,8 @@ def make_valid(spec: FitSpec) -> FitSpec:
         optimizer = make_sgd
     if getattr(flat, "params", "all") in ("norms", "biases"):
         flat = replace(flat, params="all")
+    if member.perturbs_weights:
+        flat = flatness.Plain()
     posterior = posteriors.Ensemble(member, 2) if is_ensemble else member
     has_batch_norm = model.norm.startswith("batch")
     return replace(

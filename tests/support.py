@@ -19,7 +19,7 @@ from flatbayes.core.context import get_distribution
 from flatbayes.core.gaussians import weight_distribution
 from flatbayes.core.spec import short_name
 from flatbayes.core.weights import trainable_parameters
-from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
+from flatbayes.posteriors import BSAM, IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout
 
 FLATNESSES = [getattr(flatness, name)() for name in flatness.__all__ if name != "Flatness"] + [
     flatness.SAM(rho=0.1, ascent_steps=3),
@@ -77,7 +77,7 @@ CONFIGURED = [
     Laplace("kron", "sampled", tune="evidence"),
     Ensemble(Laplace("last_layer", "sampled", tune="evidence"), size=2),
 ]
-OWN_DYNAMICS = (SGLD, SGHMC, IVON)
+OWN_DYNAMICS = (SGLD, SGHMC, IVON, BSAM)
 DEFAULTS_OF_OTHERS = [
     getattr(posteriors, name)()
     for name in posteriors.__all__
@@ -294,6 +294,8 @@ def explain_refusal(posterior, flat, config) -> str | None:
     """Return the expected error message of a pair that is refused; None for all others."""
     if needs_weight_distribution(flat) and not sets_weight_distribution(posterior):
         return "this posterior has none"
+    if posterior.perturbs_weights and not isinstance(flat, flatness.Plain):
+        return "second gradient at perturbed weights itself"
     start = config.collection.start_fraction if posterior.requires_stationary_loss == "while_collecting" else 1.0
     if posterior.requires_stationary_loss != "never" and flat.stationary_after > start:
         return f"does not go with {type(flat).__name__}.*one loss"

@@ -222,6 +222,8 @@ def find_reason(message: str) -> str:
     """The reason of a refusal, in the words of a table."""
     if "the Gaussian that" in message:
         return "the perturbation needs a Gaussian of the weights during training"
+    if "second gradient" in message:
+        return "the posterior takes its second gradient at perturbed weights itself"
     if "density" in message:
         return "a sampler needs gradients of one fixed loss while it collects"
     return "a variational objective needs gradients of one fixed loss"

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 __all__ = [
     "ASAM",
+    "BSAM",
     "CIFAR10",
     "CIFAR100",
     "GSAM",
@@ -148,7 +149,20 @@ if TYPE_CHECKING:
         Predictive,
     )
     from flatbayes.models import MLP, VGG, ConvNet, DenseNet, PreResNet, ResNet, ViT, WideResNet
-    from flatbayes.posteriors import IVON, LRT, MAP, SGHMC, SGLD, SGVB, SWAG, Ensemble, Laplace, MCDropout, Posterior
+    from flatbayes.posteriors import (
+        BSAM,
+        IVON,
+        LRT,
+        MAP,
+        SGHMC,
+        SGLD,
+        SGVB,
+        SWAG,
+        Ensemble,
+        Laplace,
+        MCDropout,
+        Posterior,
+    )
     from flatbayes.prediction import (
         CompiledPosterior,
         ConformalPosterior,
@@ -188,7 +202,7 @@ else:
             "flatbayes.likelihoods": "Categorical CategoricalPredictive Custom Gaussian GaussianPredictive "
             "Likelihood Predictive",
             "flatbayes.models": "ConvNet DenseNet MLP PreResNet ResNet VGG ViT WideResNet",
-            "flatbayes.posteriors": "Ensemble IVON LRT Laplace MAP MCDropout Posterior SGHMC SGLD SGVB SWAG",
+            "flatbayes.posteriors": "BSAM Ensemble IVON LRT Laplace MAP MCDropout Posterior SGHMC SGLD SGVB SWAG",
             "flatbayes.prediction": "CompiledPosterior ConformalPosterior FittedPosterior calibrate conformalize "
             "evaluate export_onnx export_torch",
             "flatbayes.training": "Constant Cosine Cyclical Interrupted Polynomial SWALinear Schedule TrainingConfig",

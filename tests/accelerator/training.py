@@ -66,6 +66,7 @@ POSTERIORS: dict[str, Posterior] = {
     "SGHMC": posteriors.SGHMC(),
     "SGVB": posteriors.SGVB(),
     "SGVB, 2 samples": posteriors.SGVB(num_samples=2),
+    "BSAM": posteriors.BSAM(num_sub_batches=2),
     "IVON": posteriors.IVON(),
     "IVON, 2 samples": posteriors.IVON(num_samples=2, params="last_layer"),
     "LRT": posteriors.LRT(),

@@ -21,6 +21,7 @@ DEFAULTS = {
     "shardable": False,
     "requires_stationary_loss": "never",
     "has_weight_distribution": False,
+    "perturbs_weights": False,
     "tolerates_skipped_steps": True,
     "uses_gradient_only": False,
     "snapshot_requirements": (0, 0),
@@ -53,6 +54,7 @@ class Unusual(Minimal):
     shardable = True
     requires_stationary_loss = "at_end"
     has_weight_distribution = True
+    perturbs_weights = True
     tolerates_skipped_steps = False
     uses_gradient_only = True
     snapshot_requirements = SnapshotRequirements(2, 7)

@@ -1,6 +1,7 @@
 """Axis A: what is done with the gradients, and how networks are drawn afterwards."""
 
 from flatbayes.core.renames import explain_old_arguments
+from flatbayes.posteriors.bsam import BSAM
 from flatbayes.posteriors.ensemble import Ensemble
 from flatbayes.posteriors.ivon import IVON
 from flatbayes.posteriors.laplace import Laplace
@@ -13,6 +14,19 @@ from flatbayes.posteriors.sgld import SGLD
 from flatbayes.posteriors.sgvb import SGVB
 from flatbayes.posteriors.swag import SWAG
 
-__all__ = ["IVON", "LRT", "MAP", "SGHMC", "SGLD", "SGVB", "SWAG", "Ensemble", "Laplace", "MCDropout", "Posterior"]
+__all__ = [
+    "BSAM",
+    "IVON",
+    "LRT",
+    "MAP",
+    "SGHMC",
+    "SGLD",
+    "SGVB",
+    "SWAG",
+    "Ensemble",
+    "Laplace",
+    "MCDropout",
+    "Posterior",
+]
 
 explain_old_arguments(__name__)

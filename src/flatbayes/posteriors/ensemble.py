@@ -81,6 +81,11 @@ class Ensemble(Posterior):
         return self.member.make_weight_distribution(state)
 
     @property
+    def perturbs_weights(self) -> bool:
+        """The member's value."""
+        return self.member.perturbs_weights
+
+    @property
     def tolerates_skipped_steps(self) -> bool:
         """The member's value."""
         return self.member.tolerates_skipped_steps

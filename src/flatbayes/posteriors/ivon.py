@@ -29,7 +29,6 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from flatbayes.core import Closure, OptimizerFactory, State
 from flatbayes.core.buffers import eval_mode
@@ -43,7 +42,13 @@ from flatbayes.core.parameter_selection import (
 from flatbayes.core.tensor_lists import copy_values, flatten, unflatten
 from flatbayes.core.weights import swap_values, trainable_parameters
 from flatbayes.posteriors.draw_options import COVARIANCE_SCALE, AutoFloat, DrawOption, check_scale
-from flatbayes.posteriors.optimization import check_temperature, default_sgd, init_state, step_optimizer
+from flatbayes.posteriors.optimization import (
+    check_temperature,
+    default_sgd,
+    init_state,
+    resolve_weight_decay,
+    step_optimizer,
+)
 from flatbayes.posteriors.posterior import Posterior
 from flatbayes.posteriors.prior_precision import check_prior_precision
 from flatbayes.posteriors.sgld import check_plain_sgd
@@ -161,7 +166,9 @@ class IVON(Posterior):
             "mean": mean,
             "hessian": torch.full_like(mean, self.initial_hessian),
             "momentum": mean.new_zeros(sum(param.numel() for param in [*params, *others])),
-            "weight_decay": mean.new_tensor(self._resolve_weight_decay(state.optimizer, num_data)),
+            "weight_decay": mean.new_tensor(
+                resolve_weight_decay(state, self.prior_precision, self.temperature, "IVON")
+            ),
             "step": torch.zeros((), dtype=torch.int64, device="cpu"),  # read without waiting for a device
         }
         return state
@@ -238,19 +245,6 @@ class IVON(Posterior):
         params = list(select_parameters(model, self.params, "params").values())
         random_ids = {id(param) for param in params}
         return params, [param for param in trainable_parameters(model) if id(param) not in random_ids]
-
-    def _resolve_weight_decay(self, optimizer: Optimizer | None, num_data: int) -> float:
-        """Return d, the prior precision times temperature / num_data; 0 if it is loaded later."""
-        if self.prior_precision is not None:
-            return self.prior_precision * self.temperature / num_data
-        decays = {0.0} if optimizer is None else {float(g.get("weight_decay", 0.0)) for g in optimizer.param_groups}
-        if len(decays) > 1:
-            raise ValueError(
-                "IVON needs one prior for all weights, and the optimizer has weight_decay="
-                f"{' and '.join(map(str, sorted(decays)))}. Set one weight_decay, or set it to 0 and set "
-                "prior_precision."
-            )
-        return decays.pop()
 
 
 def gaussian_std(

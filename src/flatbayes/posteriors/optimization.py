@@ -107,6 +107,30 @@ def max_weight_decay(optimizer: Optimizer) -> float:
     return max(float(group.get("weight_decay", 0.0)) for group in optimizer.param_groups)
 
 
+def resolve_weight_decay(state: State, prior_precision: float | None, temperature: float, method: str) -> float:
+    """Return the weight decay of a prior that is one for all weights; 0 for a state that is only drawn from.
+
+    Args:
+        state: The state, whose optimizer has the weight decay where `prior_precision` is None.
+        prior_precision: Prior precision of the posterior.
+        temperature: Temperature of the posterior.
+        method: Name of the posterior, for the error message.
+
+    Raises:
+        ValueError: The optimizer has different weight decays.
+    """
+    if prior_precision is not None:
+        return prior_precision * temperature / state.num_data
+    groups = [] if state.optimizer is None else state.optimizer.param_groups
+    decays = {float(group.get("weight_decay", 0.0)) for group in groups} or {0.0}
+    if len(decays) > 1:
+        raise ValueError(
+            f"{method} needs one prior for all weights, and the optimizer has weight_decay="
+            f"{' and '.join(map(str, sorted(decays)))}. Set one weight_decay, or set it to 0 and set prior_precision."
+        )
+    return decays.pop()
+
+
 def check_temperature(temperature: float, hint: str = "") -> None:
     """Validate a temperature.
 

@@ -167,6 +167,14 @@ class Posterior(ABC):
         return None
 
     @property
+    def perturbs_weights(self) -> bool:
+        """Whether a step takes gradients at perturbed weights itself, so that it goes with `Plain` only.
+
+        Default: False.
+        """
+        return False
+
+    @property
     def tolerates_skipped_steps(self) -> bool:
         """Whether all that a step changes is left out with the optimizer's update, so that a loss scaler may skip it.
 

@@ -4,7 +4,7 @@ from math import inf
 
 from torch import nn
 
-from flatbayes.flatness import Flatness
+from flatbayes.flatness import Flatness, Plain
 from flatbayes.posteriors import Posterior
 from flatbayes.training.config import TrainingConfig
 from flatbayes.training.identity import describe_name
@@ -29,14 +29,20 @@ def check_compatibility(posterior: Posterior, flatness: Flatness, config: Traini
         config: Its schedule and `collection.start_fraction` say when snapshots are collected.
 
     Raises:
-        ValueError: The gradients are not those of one loss, or not early enough; the weights have no Gaussian;
-            or the loss is scaled, and the posterior needs every step or the flatness depends on the scale.
+        ValueError: The posterior perturbs the weights itself; the gradients are not those of one loss, or not early
+            enough; the weights have no Gaussian; or the loss is scaled, and the posterior needs every step or the
+            flatness depends on the scale.
     """
     if flatness.needs_weight_distribution and not posterior.has_weight_distribution:
         raise ValueError(
             f"{describe_name(posterior)} does not go with {describe_name(flatness)}: the flatness takes its geometry "
             "from the Gaussian that a posterior has for the weights during training, and this posterior has none "
             "then. Use SGVB, LRT, IVON, SWAG, or an Ensemble of them, or another flatness such as SAM or ASAM."
+        )
+    if posterior.perturbs_weights and not isinstance(flatness, Plain):
+        raise ValueError(
+            f"{describe_name(posterior)} does not go with {describe_name(flatness)}: the posterior takes its second "
+            "gradient at perturbed weights itself. Use Plain, or IVON with this flatness or with PosteriorSAM."
         )
     if config.precision.mode == "16-mixed" and not posterior.tolerates_skipped_steps:
         raise ValueError(
