@@ -12,6 +12,7 @@ from flatbayes.training.config_groups import (
     OptimizationConfig,
     PrecisionConfig,
 )
+from flatbayes.training.cross_conformal import CrossConformalPosterior, fit_cross_conformal
 from flatbayes.training.dry_run import dry_run
 from flatbayes.training.fit import fit
 from flatbayes.training.loop import DivergenceWarning
@@ -27,6 +28,7 @@ __all__ = [
     "ConsoleLogger",
     "Constant",
     "Cosine",
+    "CrossConformalPosterior",
     "Cyclical",
     "DistributionConfig",
     "DivergenceWarning",
@@ -41,6 +43,7 @@ __all__ = [
     "TrainingConfig",
     "dry_run",
     "fit",
+    "fit_cross_conformal",
     "make_logger",
 ]
 
