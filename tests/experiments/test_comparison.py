@@ -45,7 +45,7 @@ def finished(tmp_path_factory):
 def test_results_have_every_run_and_the_documented_keys(finished):
     folder, results = finished
     data = json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)  # no NaN in the file
-    assert set(data) == {"schema", "flatbayes", "environment", "config", "runs", "summary", "failures"}
+    assert set(data) == {"schema", "flatbayes", "environment", "config", "runs", "summary", "failures", "notes"}
     assert len(results.runs) == 2 * 2 * 2
     for run, run_data in zip(results.runs, data["runs"], strict=True):
         assert {"data", "model", "posterior", "flatness", "seed", "split", "metrics", "cost"} <= set(run_data)
@@ -57,7 +57,7 @@ def test_results_have_every_run_and_the_documented_keys(finished):
     assert {run.flatness for run in results.runs} == {"Plain", "SAM(rho=0.1)"}
     for row in data["summary"]:
         assert {"posterior", "metric", "plain", "flat", "difference", "interval", "winner"} <= set(row)
-    assert len(results.rows) == 2 * 5
+    assert len(results.rows) == 2 * 6
     assert ComparisonResult.load(folder) == results
 
 
