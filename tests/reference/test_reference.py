@@ -13,7 +13,7 @@ from flatbayes import MLP, Arrays, Digits, ResNet
 from flatbayes.data.fingerprint import compute_fingerprint
 from flatbayes.likelihoods import Likelihood
 from flatbayes.reference import Reference, ReferenceConfig, describe_network, measure_distances, sample_reference
-from flatbayes.reference.result import measure_mixing
+from flatbayes.reference.diagnostics import measure_mixing
 
 NETWORK = partial(MLP, hidden=(4,))
 SHORT = ReferenceConfig(num_chains=2, num_steps=40, num_draws=10, num_tuning_steps=30, num_descent_steps=20)
@@ -158,6 +158,18 @@ def test_networks_that_are_refused(splits):
         sample_reference(partial(MLP, hidden=(15_000,)), splits, SHORT)
     with pytest.raises(ValueError, match="split must be"):
         sample_reference(NETWORK, splits, SHORT, split="all")
+
+
+def test_problems(reference):
+    diagnostics = replace(reference.diagnostics, r_hat_max=1.02, ascent_residual=0.1)
+    assert diagnostics.list_problems() == []
+    assert "problem" not in replace(reference, diagnostics=diagnostics).summary()
+    bad = replace(diagnostics, r_hat_max=1.3, ascent_residual=0.5)
+    mixing, ascent = bad.list_problems()
+    assert "largest R-hat 1.3" in mixing
+    assert "residual 0.5" in ascent
+    assert "raise num_steps" in replace(reference, diagnostics=bad).summary()
+    assert len(replace(diagnostics, r_hat_max=None).list_problems()) == 1
 
 
 def test_mixing_of_chains_that_disagree():

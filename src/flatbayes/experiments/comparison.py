@@ -21,7 +21,7 @@ from flatbayes.experiments.evaluations import EvaluationConfig
 from flatbayes.experiments.folder_lock import lock_folder, unlock_folders
 from flatbayes.experiments.method import Method, build_methods
 from flatbayes.experiments.parallel import execute_runs
-from flatbayes.experiments.references import ReferenceFile, check_references
+from flatbayes.experiments.references import ReferenceFile, check_references, list_reference_problems
 from flatbayes.experiments.results import ComparisonResult
 from flatbayes.experiments.run import ExperimentRun
 from flatbayes.experiments.run_folder import claim_folder, describe_environment
@@ -218,13 +218,18 @@ class Comparison:
             )
             results = (run.load_result(folder / "runs") for run in runs)
             finished = [result for result in results if result is not None]
-            return write_results(folder, comparison.describe(), finished, failures)
+            notes = list_reference_problems(self.references)
+            return write_results(folder, comparison.describe(), finished, failures, notes)
         finally:
             unlock_folders(folder)
 
 
 def write_results(
-    folder: Path, config: Mapping[str, JsonValue], runs: Sequence[RunResult], failures: Sequence[str] = ()
+    folder: Path,
+    config: Mapping[str, JsonValue],
+    runs: Sequence[RunResult],
+    failures: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> ComparisonResult:
     """Summarize runs, write `results.json`, and return its content.
 
@@ -233,17 +238,18 @@ def write_results(
         config: The configuration, as plain data.
         runs: Results of the finished runs, plain and flat.
         failures: Names of the failed runs, with the reason.
+        notes: Sentences for the reader of the results.
 
     Examples:
         >>> again = write_results(Path(), {"data": "Digits"}, results.runs)
         >>> len(again.rows) == len(results.rows), ComparisonResult.load(Path()).config["data"]
         (True, 'Digits')
     """
-    runs, notes = add_ensemble_equivalents(runs, short_name(Plain()))
+    runs, omissions = add_ensemble_equivalents(runs, short_name(Plain()))
     results = ComparisonResult(
         config=config,
         runs=tuple(runs),
-        notes=notes,
+        notes=(*notes, *omissions),
         rows=summarize_runs(runs, short_name(Plain()), HIGHER_IS_BETTER, FAMILY_BY_METRIC),
         failures=tuple(failures),
         environment=describe_environment(config),

@@ -97,6 +97,19 @@ def find_references(
     return references
 
 
+def list_reference_problems(files: Sequence[ReferenceFile]) -> tuple[str, ...]:
+    """A sentence on each reference whose chains do not have the density that they should.
+
+    Args:
+        files: Files of references.
+    """
+    return tuple(
+        f"Distances to {file.path} are unreliable: {problem}."
+        for file in files
+        for problem in file.load().diagnostics.list_problems()
+    )
+
+
 def measure_distances_to(
     files: Sequence[ReferenceFile], predictive: Predictive, model: Model, data: DataSplits, split: str
 ) -> dict[str, float]:

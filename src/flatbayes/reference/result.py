@@ -1,75 +1,28 @@
 """A reference: predictions of networks from long chains of the exact posterior, kept in one file."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flatbayes.core.display import format_entries, format_fields, format_number
+from flatbayes.core.display import format_entries, format_number
 from flatbayes.core.files import JsonValue, atomic_write, replace_nonfinite
 from flatbayes.core.optional import get_version
 from flatbayes.core.spec import instantiate, to_spec
 from flatbayes.data.fingerprint import explain_change
-from flatbayes.diagnostics.mixing import effective_sample_size, split_r_hat
 from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive, Likelihood, Predictive
 from flatbayes.metrics import agreement, total_variation, wasserstein_distance
 from flatbayes.reference.config import ReferenceConfig
+from flatbayes.reference.diagnostics import ReferenceDiagnostics, format_optional
 
 METADATA_KEY = "flatbayes_reference"
 SCHEMA = 1
-MAX_MIXING_QUANTITIES = 200
-"""Largest number of predicted quantities whose R-hat and effective sample size are computed."""
-
-
-@dataclass(frozen=True)
-class ReferenceDiagnostics:
-    """How well the chains of a reference have mixed.
-
-    Attributes:
-        r_hat_max: Largest split R-hat (rank-normalised) over predicted quantities; below about 1.05 is good.
-        r_hat_median: Their median.
-        ess_min: Smallest effective sample size over predicted quantities.
-        ess_median: Their median.
-        step_sizes: Tuned step size of each chain.
-        decoherence_lengths: Tuned decoherence length of each chain; of MCLMC.
-        energy_variances: Variance of the energy error for each weight, by chain; of MCLMC.
-        acceptances: Mean probability of acceptance by chain; of HMC.
-        mean_potentials: Mean of -log density of each chain after tuning, up to a constant.
-        num_divergent: Steps after tuning whose energy was not finite, over all chains.
-        ascent_residual: Mean sine of the angle between the perturbation and the gradient at it; 0 at an exact
-            maximum, None without a radius.
-        num_gradients: Gradients of all training examples, over all chains.
-        seconds: Wall-clock time.
-
-    Examples:
-        >>> diagnostics = sample_reference(MLP, data, reference_config).diagnostics
-        >>> len(diagnostics.step_sizes), diagnostics.num_divergent
-        (2, 0)
-    """
-
-    r_hat_max: float | None
-    r_hat_median: float | None
-    ess_min: float | None
-    ess_median: float | None
-    step_sizes: tuple[float, ...] = ()
-    decoherence_lengths: tuple[float | None, ...] = ()
-    energy_variances: tuple[float | None, ...] = ()
-    acceptances: tuple[float, ...] = ()
-    mean_potentials: tuple[float, ...] = ()
-    num_divergent: int = 0
-    ascent_residual: float | None = None
-    num_gradients: int = 0
-    seconds: float = 0.0
-
-    __repr__ = format_fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,8 +129,8 @@ class Reference:
             "sampler": f"{config.sampler}, {config.num_chains} chains, seed {self.seed}, "
             f"{diagnostics.num_gradients} gradients, {diagnostics.seconds:.0f} s",
             "step size": ", ".join(f"{value:.3g}" for value in diagnostics.step_sizes),
-            "R-hat": f"median {_format(diagnostics.r_hat_median)}, largest {_format(diagnostics.r_hat_max)}",
-            "effective draws": f"median {_format(diagnostics.ess_median)}, smallest {_format(diagnostics.ess_min)}",
+            "R-hat": f"median {format_optional(diagnostics.r_hat_median)}, largest {format_optional(diagnostics.r_hat_max)}",
+            "effective draws": f"median {format_optional(diagnostics.ess_median)}, smallest {format_optional(diagnostics.ess_min)}",
             "potential": ", ".join(f"{value:.1f}" for value in diagnostics.mean_potentials),
             "two halves": noise,
         }
@@ -190,6 +143,8 @@ class Reference:
             entries["acceptance"] = ", ".join(f"{value:.2f}" for value in diagnostics.acceptances)
         if diagnostics.ascent_residual is not None:
             entries["ascent residual"] = f"{diagnostics.ascent_residual:.2g}"
+        for number, problem in enumerate(diagnostics.list_problems(), 1):
+            entries[f"problem {number}"] = problem
         if diagnostics.num_divergent:
             entries["not finite"] = f"{diagnostics.num_divergent} steps"
         return format_entries(repr(self), entries)
@@ -307,29 +262,3 @@ def measure_distances(predictive: Predictive, reference: Predictive) -> dict[str
                 f"There is no distance of a {type(predictive).__name__} to a reference of "
                 f"{type(reference).__name__}: both must be predictions of classes, or both of numbers."
             )
-
-
-def measure_mixing(predictions: Float[Tensor, "chains draws quantities"]) -> dict[str, float | None]:
-    """Largest and median R-hat, smallest and median effective sample size of predicted quantities.
-
-    Args:
-        predictions: The quantities by chain and draw; evenly spaced ones are used if there are many.
-
-    Returns:
-        Values by the names of `ReferenceDiagnostics`; None where all draws are equal.
-    """
-    count = predictions.shape[-1]
-    columns = torch.linspace(0, count - 1, min(count, MAX_MIXING_QUANTITIES)).long()
-    chains = [predictions[..., column] for column in columns]
-    r_hats = [value for chain in chains if math.isfinite(value := split_r_hat(chain, rank_normalized=True))]
-    sizes = [value for chain in chains if math.isfinite(value := effective_sample_size(chain))]
-    return {
-        "r_hat_max": max(r_hats, default=None),
-        "r_hat_median": float(torch.tensor(r_hats).median()) if r_hats else None,
-        "ess_min": min(sizes, default=None),
-        "ess_median": float(torch.tensor(sizes).median()) if sizes else None,
-    }
-
-
-def _format(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4g}"

@@ -25,8 +25,9 @@ from flatbayes.likelihoods import Categorical, Gaussian, Likelihood
 from flatbayes.posteriors import MAP
 from flatbayes.reference.chain import Chain, count_steps, run_chain
 from flatbayes.reference.config import ReferenceConfig
+from flatbayes.reference.diagnostics import ReferenceDiagnostics, measure_mixing
 from flatbayes.reference.potential import NetworkPotential
-from flatbayes.reference.result import Reference, ReferenceDiagnostics, measure_mixing
+from flatbayes.reference.result import Reference
 from flatbayes.training import TrainingConfig
 from flatbayes.training.arguments import resolve_model
 from flatbayes.training.run_factory import RunFactory
