@@ -62,9 +62,10 @@ class ReferenceDiagnostics:
         """Why the draws may not be those of the density, each with what to do; empty if nothing is known."""
         problems = []
         if self.r_hat_max is None or self.r_hat_max > MAX_R_HAT:
+            r_hat = format_optional(self.r_hat_max)
             problems.append(
-                f"its chains have not mixed (largest R-hat {format_optional(self.r_hat_max)}, above {MAX_R_HAT}): raise "
-                "num_steps and num_tuning_steps, or lower rho"
+                f"its chains have not mixed (largest R-hat {r_hat}, above {MAX_R_HAT}): raise num_steps and "
+                "num_tuning_steps, or lower rho"
             )
         if (self.ascent_residual or 0) > MAX_ASCENT_RESIDUAL:
             problems.append(

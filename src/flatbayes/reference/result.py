@@ -122,6 +122,8 @@ class Reference:
         """Density, network, sampler and diagnostics as text."""
         config, diagnostics = self.config, self.diagnostics
         noise = ", ".join(f"{name} {format_number(value)}" for name, value in self.measure_noise().items())
+        r_hats = [format_optional(value) for value in (diagnostics.r_hat_median, diagnostics.r_hat_max)]
+        sizes = [format_optional(value) for value in (diagnostics.ess_median, diagnostics.ess_min)]
         entries = {
             "density": f"prior precision {config.prior_precision:g}, temperature {config.temperature:g}, "
             f"rho {config.rho:g}, {self.num_data} training examples",
@@ -129,8 +131,8 @@ class Reference:
             "sampler": f"{config.sampler}, {config.num_chains} chains, seed {self.seed}, "
             f"{diagnostics.num_gradients} gradients, {diagnostics.seconds:.0f} s",
             "step size": ", ".join(f"{value:.3g}" for value in diagnostics.step_sizes),
-            "R-hat": f"median {format_optional(diagnostics.r_hat_median)}, largest {format_optional(diagnostics.r_hat_max)}",
-            "effective draws": f"median {format_optional(diagnostics.ess_median)}, smallest {format_optional(diagnostics.ess_min)}",
+            "R-hat": f"median {r_hats[0]}, largest {r_hats[1]}",
+            "effective draws": f"median {sizes[0]}, smallest {sizes[1]}",
             "potential": ", ".join(f"{value:.1f}" for value in diagnostics.mean_potentials),
             "two halves": noise,
         }
