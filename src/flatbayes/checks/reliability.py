@@ -15,7 +15,7 @@ from flatbayes.likelihoods import CategoricalPredictive, GaussianPredictive
 MAX_SCALE = 1.1
 """Largest temperature, or factor on standard deviations, that does not matter; the smallest is its inverse."""
 COVERAGE_LEVELS = (0.95, 0.5)
-MAX_COVERAGE_ERRORS = (0.02, 0.05)
+MAX_COVERAGE_ERRORS = (0.03, 0.1)
 """Largest errors of the coverage at these levels that do not matter."""
 MIN_EXAMPLES = 20
 """Smallest number of examples of a test."""
