@@ -10,6 +10,7 @@ from flatbayes.checks.calibration_tests import (
     compute_z_scores,
     correct_signed_root,
     run_coverage_test,
+    run_fractions_test,
     run_paired_test,
     run_scale_test,
     run_temperature_test,
@@ -73,6 +74,11 @@ def test_paired_test_is_that_of_scipy():
     assert run_paired_test(differences) == pytest.approx(expected)
     assert run_paired_test(torch.ones(1)) == run_paired_test(torch.zeros(5)) == 1
     assert run_paired_test(torch.ones(5)) == 0
+
+
+def test_fractions_test_is_that_of_fisher():
+    expected = stats.fisher_exact([[8, 32], [3, 57]], alternative="greater").pvalue
+    assert run_fractions_test(8, 40, 3, 60) == pytest.approx(expected)
 
 
 def test_z_scores_are_finite_normal_quantiles():

@@ -309,3 +309,10 @@ def test_centre_of_a_posterior():
         for posterior in (SGVB(), Laplace(), SGLD(), SWAG(rank=2))
     ]
     assert max(spread) < 1e-6
+
+
+def test_weights_of_early_stopping_are_not_those_of_the_end():
+    train, val = classes(0.4, 150)
+    config = TrainingConfig(epochs=40, batch_size=32, early_stopping=True)
+    stopped = fit(MLP, train, MAP(), Plain(), config, val=val, show_progress=False)
+    assert "early stopping" in stopped.check(*val).skipped["too_many_steps"]

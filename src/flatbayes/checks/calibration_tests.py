@@ -116,6 +116,23 @@ def run_coverage_test(num_covered: int, num_examples: int, level: float) -> floa
     return _two_sided(binom.cdf(num_covered, num_examples, level), binom.sf(num_covered - 1, num_examples, level))
 
 
+def run_fractions_test(num_first: int, first_size: int, num_second: int, second_size: int) -> float:
+    """One-sided p-value of Fisher's exact test that a fraction of a sample is not above that of another.
+
+    >>> round(run_fractions_test(3, 3, 0, 3), 6)  # 1 of the 20 ways to choose 3 of 6
+    0.05
+
+    Args:
+        num_first: Number of marked examples in the first sample.
+        first_size: Size of the first sample.
+        num_second: Number of marked examples in the second.
+        second_size: Size of the second.
+    """
+    from scipy.stats import hypergeom
+
+    return float(hypergeom.sf(num_first - 1, first_size + second_size, num_first + num_second, first_size))
+
+
 def run_paired_test(differences: Float[Tensor, " examples"]) -> float:
     """One-sided p-value of Student's t-test that the mean of the differences is not above zero.
 

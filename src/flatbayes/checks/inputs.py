@@ -1,9 +1,9 @@
 """Inputs that are unlike those of the training, and inputs that were used for it."""
 
-from flatbayes.checks.calibration_tests import run_coverage_test
+from flatbayes.checks.calibration_tests import run_fractions_test
 from flatbayes.checks.evidence import Evidence
 from flatbayes.checks.report import Finding, format_percent
-from flatbayes.prediction.training_inputs import FAR_QUANTILE
+from flatbayes.prediction.training_inputs import FAR_QUANTILE, MAX_ROWS
 
 MAX_OUTSIDE = 0.05
 """Largest fraction of inputs outside of the training data, and largest excess of inputs that are far."""
@@ -22,8 +22,11 @@ def check_inputs_outside(evidence: Evidence) -> Finding | str:
     if distance is None:
         return NO_STATISTICS
     far, outside = (float(flags.double().mean()) for flags in (distance.is_far, distance.is_outside))
-    count = len(distance.is_far)
-    p_values = [run_coverage_test(count - round(share * count), count, FAR_QUANTILE) for share in (far, outside)]
+    count, num_compared = len(distance.is_far), min(evidence.fitted.states[0].num_data, MAX_ROWS) // 2
+    p_values = [
+        run_fractions_test(round(share * count), count, round(expected * num_compared), num_compared)
+        for share, expected in ((far, 1 - FAR_QUANTILE), (outside, 0.0))
+    ]
     return Finding(
         "inputs_outside",
         max(far - (1 - FAR_QUANTILE), outside) <= MAX_OUTSIDE,

@@ -53,6 +53,9 @@ def check_too_many_steps(evidence: Evidence) -> Finding | str:
     curve = TrainingCurve.read(evidence.fitted.info)
     if curve is None:
         return NO_CURVE
+    posterior, training = evidence.fitted.posterior, evidence.fitted.info["training"]
+    if training.get("best_epochs") and not posterior.snapshot_requirements.max_used:
+        return "the weights are those of the lowest validation NLL (early stopping)"
     if len(curve.validated) < 3:
         return "there are fewer than three validations"
     rise, share, index = measure_rise(curve.validations)
@@ -65,7 +68,7 @@ def check_too_many_steps(evidence: Evidence) -> Finding | str:
         f"{format_percent(share)} of its fall before",
         share,
         f"at most {format_percent(MAX_RISE)}, or {MIN_RISE_NATS} nats",
-        f"about {best:g} epochs, more weight decay (a larger prior precision), or a larger rho",
+        f"early_stopping=True, about {best:g} epochs, more weight decay (a larger prior precision), or a larger rho",
     )
 
 
